@@ -1,0 +1,52 @@
+# Every target does its own set-up, into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup profile report check lint test bench clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(VENV)/.installed-dev ## what profile, check and bench need
+
+profile: $(VENV)/.installed ## MODEL=gpt2-xl [OPTIMIZERS=adamw,sm3] [DEVICE=auto|sim|cpu|cuda] [OUT=folder]
+	@$(if $(strip $(MODEL)),,echo "profile needs a model, as in: make profile MODEL=gpt2-xl" >&2; exit 2)
+	@$(BIN)/optprof profile $(MODEL) $(if $(OPTIMIZERS),--optimizers '$(OPTIMIZERS)') $(if $(DEVICE),--device $(DEVICE)) $(if $(OUT),--out '$(OUT)')
+
+report: $(VENV)/.installed ## RUN=runs/gpt2-xl, drawn again without measuring
+	@$(if $(strip $(RUN)),,echo "report needs a run, as in: make report RUN=runs/gpt2-xl" >&2; exit 2)
+	@$(BIN)/optprof report '$(RUN)'
+
+check: lint test ## format, lint, types, import contracts, tests
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: $(VENV)/.installed-dev ## the tests alone
+	$(BIN)/pytest
+
+bench: $(VENV)/.installed-dev ## the simulator against torch's MemTracker, a slice against the whole
+	$(BIN)/python tests/bench/simulator.py
+	$(BIN)/python tests/bench/slices.py
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+$(VENV)/.pip: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.pip pyproject.toml
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@

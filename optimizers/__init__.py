@@ -1,0 +1,25 @@
+"""Optimizers that keep little memory, beside torch's own, in one catalogue."""
+
+from .catalogue import Implementation, available, create, describe, implementations, option_defaults
+from .entry import Description
+from .lamb import LAMB
+from .lamb16 import LAMB16
+from .sgd_sai import SGDSaI
+from .sm3 import SM3
+from .spec import parse, parse_list
+
+__all__ = [
+    "LAMB",
+    "LAMB16",
+    "SM3",
+    "Description",
+    "Implementation",
+    "SGDSaI",
+    "available",
+    "create",
+    "describe",
+    "implementations",
+    "option_defaults",
+    "parse",
+    "parse_list",
+]

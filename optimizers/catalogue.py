@@ -1,0 +1,183 @@
+"""The catalogue: every optimizer by its name, made and described from text such as `sm3:momentum=0.9`.
+
+`module:Class` names any other subclass of torch.optim.Optimizer. Its module is looked for in the current directory last, so that a
+folder there never takes the place of an installed package.
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from .baselines import BASELINES
+from .entry import Description, Entry
+from .lamb import LAMB
+from .lamb16 import LAMB16
+from .sgd_sai import SGDSaI
+from .sm3 import SM3
+from .spec import parse
+
+Implementation = Literal["loop", "foreach"]
+
+_CATALOGUE: dict[str, Entry] = {
+    **BASELINES,
+    "lamb": Entry(
+        factory=LAMB,
+        description=Description(
+            summary="Adam's step, rescaled tensor by tensor to the norm of the weights",
+            paper="https://arxiv.org/abs/1904.00962",
+            state="two tensors like the parameter: 8 bytes a parameter in float32; a float32 step count, but for the preset cybertronai",
+            decided_by=("preset",),
+        ),
+    ),
+    "lamb16": Entry(
+        factory=LAMB16,
+        description=Description(
+            summary="LAMB with both moments in float8",
+            paper="https://github.com/vxst/LAMB16",
+            state="2 bytes a parameter and 8 a tensor",
+        ),
+    ),
+    "sgd-sai": Entry(
+        factory=SGDSaI,
+        description=Description(
+            summary="SGD with momentum, scaled once by the first gradient's signal-to-noise ratio",
+            paper="https://arxiv.org/abs/2412.11768",
+            state="one tensor like the parameter and a scalar: 4 bytes a parameter in float32; the scalar alone at momentum 0",
+            decided_by=("momentum",),
+        ),
+    ),
+    "sm3": Entry(
+        factory=SM3,
+        description=Description(
+            summary="Adagrad with one accumulator an axis",
+            paper="https://arxiv.org/abs/1901.11150",
+            state="4 bytes for each row, column and so on of a tensor; with momentum one tensor like the parameter on top",
+            decided_by=("momentum",),
+        ),
+    ),
+}
+
+# How a step is run, not what it computes.
+_RUNNING = ("foreach", "fused", "capturable", "differentiable")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Choice:
+    """An optimizer that was found and the options asked of it, each of which its constructor knows."""
+
+    name: str
+    factory: Callable[..., Optimizer]
+    known: Mapping[str, inspect.Parameter]
+    options: Mapping[str, Any]
+
+
+def available() -> tuple[str, ...]:
+    """The names in the catalogue, sorted."""
+    return tuple(sorted(_CATALOGUE))
+
+
+def describe(name: str) -> Description:
+    """What the catalogue says of one of its names; ValueError for any other."""
+    if name not in _CATALOGUE:
+        raise ValueError(_unknown("optimizer", name, available()))
+    return _CATALOGUE[name].description
+
+
+def implementations(spec: str) -> tuple[Implementation, ...]:
+    """The ways in which its step can be run."""
+    return ("loop", "foreach") if "foreach" in _choose(spec, {}).known else ("loop",)
+
+
+def option_defaults(spec: str, **options: Any) -> dict[str, Any]:
+    """Every hyper-parameter with its value: as given, else as the catalogue or the constructor sets it."""
+    choice = _choose(spec, options)
+    values = {name: known.default for name, known in choice.known.items() if known.default is not inspect.Parameter.empty}
+    return {name: value for name, value in {**values, **choice.options}.items() if name not in _RUNNING}
+
+
+def create(spec: str, params: ParamsT, *, implementation: Implementation | None = None, **options: Any) -> Optimizer:
+    """The optimizer that `spec` names, over `params`; `options` win over those in the text.
+
+    `implementation` says how the step is run, None leaves that to the optimizer. Raises ValueError, in one line, for a name, an option or a
+    value that does not fit.
+    """
+    choice = _choose(spec, options)
+    given = {**choice.options, **_running(choice, implementation)}
+    missing = [name for name, known in choice.known.items() if known.default is inspect.Parameter.empty and name not in given]
+    if missing:
+        raise ValueError(f"{choice.name} needs {', '.join(missing)}; write {choice.name}:{missing[0]}=VALUE")
+    try:
+        return choice.factory(params, **given)
+    except TypeError as error:
+        if not choice.options:
+            raise
+        # torch compares values before it looks at their types: momentum=fast ends in "'<=' not supported between ...".
+        written = ", ".join(f"{name}={value!r}" for name, value in choice.options.items())
+        raise ValueError(f"{choice.name} does not take {written}: {_one_line(error)}") from error
+
+
+def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
+    name, written = parse(spec)
+    entry = _CATALOGUE.get(name)
+    factory = entry.factory if entry else _load(name)
+    # The first parameter takes the parameters to optimize.
+    known = dict(list(inspect.signature(factory).parameters.items())[1:])
+    named = {key: value for key, value in known.items() if value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)}
+    given = {**(entry.options if entry else {}), **written, **options}
+    if not any(value.kind is value.VAR_KEYWORD for value in known.values()):
+        for key in given:
+            if key not in named:
+                raise ValueError(_unknown(f"option of {name}", key, named))
+    return _Choice(name=name, factory=factory, known=named, options=given)
+
+
+def _running(choice: _Choice, implementation: Implementation | None) -> dict[str, bool]:
+    if implementation is None:
+        return {}
+    clash = [name for name in ("foreach", "fused") if choice.options.get(name) is not None]
+    if clash:
+        raise ValueError(f"{choice.name} is asked for implementation {implementation!r} and for {clash[0]}; leave one out")
+    if implementation == "foreach" and "foreach" not in choice.known:
+        raise ValueError(f"{choice.name} has no foreach implementation; ask for loop")
+    running = {"foreach": implementation == "foreach", "fused": False}
+    return {name: value for name, value in running.items() if name in choice.known}
+
+
+def _load(name: str) -> type[Optimizer]:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ValueError(_unknown("optimizer", name, available()))
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
+    try:
+        imported = importlib.import_module(module)
+    except Exception as error:
+        hint = f"; an option is written {module}:{attribute}=VALUE" if module in _CATALOGUE else ""
+        raise ValueError(f"cannot import {module} for {name}: {_one_line(error)}{hint}") from error
+    if not hasattr(imported, attribute):
+        raise ValueError(_unknown(f"class in {module}", attribute, [key for key, value in vars(imported).items() if _is_optimizer(value)]))
+    found = getattr(imported, attribute)
+    if not _is_optimizer(found):
+        raise ValueError(f"{name} is {found!r}, not a subclass of torch.optim.Optimizer")
+    return found
+
+
+def _is_optimizer(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Optimizer)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _unknown(what: str, name: str, there: Collection[str]) -> str:
+    near = get_close_matches(name.lower(), there)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"no {what} is named {name!r}; {hint}there is {', '.join(there) or 'none'}"

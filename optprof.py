@@ -1,0 +1,176 @@
+"""optprof, the command line: what an optimizer costs, on your model."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+if TYPE_CHECKING:
+    from scenarios import Scenario
+
+RUNS = Path("runs")
+SOME_FAILED = 4
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names from `optprof list models`, or module:factory.")]
+Optimizers = Annotated[str, typer.Option("--optimizers", "-o", help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.")]
+Device = Annotated[str, typer.Option("--device", "-d", help="auto (simulate CUDA, and measure this machine), sim, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-B", help="Sequences or images in a batch.")]
+SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default="1024")]
+DType = Annotated[str, typer.Option(help="fp32 or bf16, for parameters and activations.")]
+Implementation = Annotated[str | None, typer.Option(help="loop or foreach.", show_default="what torch chooses on the device")]
+Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
+Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, 10 measured")]
+Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the run.", show_default="runs/MODEL")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
+
+
+@app.callback()
+def _main() -> None:
+    """What an optimizer costs: the bytes of its state, the peak it leads to, the time of its step."""
+
+
+@app.command()
+def profile(
+    models: Models,
+    optimizers: Optimizers = "adamw,sm3,lamb16,sgd-sai",
+    device: Device = "auto",
+    batch_size: BatchSize = 1,
+    sequence_length: SequenceLength = None,
+    dtype: DType = "fp32",
+    implementation: Implementation = None,
+    workload: Workload = "train",
+    steps: Steps = None,
+    seed: Seed = 0,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Profile optimizers on models, and write a report."""
+    with _one_line_errors(), _results_on_stdout() as stdout:
+        # The user's own module:Class and module:factory, behind everything that is installed.
+        sys.path.append(str(Path.cwd()))
+        import optimizers as catalogue
+        from profiler.plan import Comparison, plan
+        from profiler.runner import run
+        from profiler.store import RunStore, free_folder
+        from reports import terminal, write_report
+
+        scenarios = plan(
+            Comparison(
+                models=models,
+                optimizers=catalogue.parse_list(optimizers),
+                device=device,
+                workload=workload,
+                dtype=dtype,
+                batch_size=batch_size,
+                sequence_length=sequence_length,
+                implementation=implementation,
+                steps=steps,
+                seed=seed,
+            )
+        )
+        store = RunStore.create(out or free_folder(RUNS, "+".join(models).replace(":", ".")))
+        with _progress(len(scenarios)) as started:
+            records = run(scenarios, store, started)
+        page = write_report(store.folder)
+        if as_json:
+            print(
+                json.dumps({"run": str(store.folder), "report": str(page), "records": [r.to_dict() for r in records]}, indent=1),
+                file=stdout,
+            )
+        else:
+            terminal.render(records, stdout)
+    failed = sum(record.outcome != "ok" for record in records)
+    print(f"report: {page}", file=sys.stderr)
+    if failed:
+        print(f"{failed} of {len(records)} scenarios failed; the report lists why", file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]) -> None:
+    """Draw the report of a run again, from its records alone."""
+    with _one_line_errors():
+        from reports import write_report
+
+        print(write_report(run if run.exists() else RUNS / run))
+
+
+@app.command("list")
+def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers", help="What to list.")]) -> None:
+    """List the models or the optimizers that have a name here."""
+    with _one_line_errors():
+        if what == "models":
+            from scenarios import models
+
+            for name in models.available():
+                entry = models.describe(name)
+                print(f"{name:<14}{entry.parameter_count if entry else 0:>15,} parameters")
+        elif what == "optimizers":
+            import optimizers
+
+            for name in optimizers.available():
+                found = optimizers.describe(name)
+                print(f"{name:<10}{found.state:<36}{found.summary}")
+        else:
+            raise ValueError(f"nothing to list under {what!r}; ask for models or optimizers")
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Tell what a user can mend in one line, and end with status 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"optprof: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def _results_on_stdout() -> Iterator[TextIO]:
+    """The process's stdout for results alone: what anybody else prints, Python or not, goes to stderr."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
+        os.dup2(2, 1)
+        try:
+            with redirect_stdout(sys.stderr):
+                yield stdout
+        finally:
+            stdout.flush()
+            os.dup2(stdout.fileno(), 1)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int, "Scenario"], None]]:
+    """What is running and how far, on stderr: a bar on a terminal, a line a scenario elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+        task = bar.add_task("", total=total)
+
+        def started(place: int, scenario: "Scenario") -> None:
+            title = f"{scenario.model} {scenario.optimizer} {scenario.workload} on {scenario.device}"
+            bar.update(task, completed=place, description=title)
+            if not console.is_terminal:
+                print(f"[{place + 1}/{total}] {title}", file=sys.stderr)
+
+        yield started
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""How it is found: a scenario becomes a record, by simulation or by measurement.
+
+`simulate` and `measure` load torch when they are first asked for; `record`, `store` and `allocator` do without it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .record import Memory, Record
+
+if TYPE_CHECKING:
+    from .measurement import measure
+    from .simulation import simulate
+
+__all__ = ["Memory", "Record", "measure", "simulate"]
+
+_LATE = {"simulate": "simulation", "measure": "measurement"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        return getattr(import_module(f".{_LATE[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

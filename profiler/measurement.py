@@ -1,0 +1,144 @@
+"""Training measured for real on the CPU or on CUDA: seconds of each phase, bytes from the tensors and from CUDA's allocator."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import psutil
+import torch
+
+import optimizers
+from scenarios import Scenario, models
+from scenarios.workpiece import build
+
+from .environment import environment
+from .harness import Harness
+from .record import Memory, Record
+from .simulation import simulate
+from .slices import take_slice
+from .state import state_bytes
+
+TIME_LIMIT = 15.0
+SLICE_BUDGET = 768 << 20
+
+
+def measure(scenario: Scenario) -> Record:
+    """Real steps on the scenario's device: at most `scenario.steps` samples of each phase, in about 15 seconds.
+
+    On the CPU, what would not fit in half of the free memory is reduced: without room for activations only the optimizer's step runs,
+    without room for its state the step is timed on a slice of whole layers and scaled by parameters (origin "estimated").
+    Raises ValueError when the device is not there, torch.OutOfMemoryError when CUDA's memory does not suffice.
+    """
+    if scenario.device == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("no CUDA device on this machine; ask for --device sim or cpu")
+        return _measure_whole(scenario)
+    room = psutil.virtual_memory().available // 2
+    simulated = simulate(replace(scenario, device="sim", steps=2))
+    memory = simulated.memory
+    assert memory is not None
+    assert simulated.parameter_count is not None
+    if memory.peak_allocated is not None and memory.peak_allocated <= room:
+        return _measure_whole(scenario)
+    if memory.resident <= room:
+        return _measure_whole(replace(scenario, workload="state"))
+    return measure_slice(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=memory.resident / simulated.parameter_count)
+
+
+def _measure_whole(scenario: Scenario) -> Record:
+    """All of the model: whole training steps, or the optimizer's step alone."""
+    workpiece = build(scenario, scenario.device)
+    parameters = list(workpiece.model.parameters())
+    optimizer = _optimizer(scenario, parameters)
+    harness = Harness(scenario.device)
+    batch = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
+    gradients = 0
+
+    def train() -> None:
+        nonlocal gradients
+        with harness.phase("forward"):
+            loss = workpiece.loss(batch)
+        with harness.phase("backward"):
+            loss.backward()
+        gradients = _bytes(p.grad for p in parameters)
+        with harness.phase("step"):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    if scenario.workload == "train":
+        harness.sample(train, samples=scenario.steps, seconds=TIME_LIMIT)
+    else:
+        _fill_gradients(parameters)
+        gradients = _bytes(p.grad for p in parameters)
+        _sample_step(harness, optimizer, scenario)
+    return _record(scenario, harness, sum(p.numel() for p in parameters), memory=_memory(parameters, gradients, optimizer, harness))
+
+
+def measure_slice(scenario: Scenario, *, budget: int, bytes_per_parameter: float) -> Record:
+    """The optimizer's step on as many whole layers as fit in `budget` bytes, scaled by parameters to the whole model."""
+    scenario = replace(scenario, workload="state")
+    model = build(scenario, "meta").model
+    part = take_slice(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
+    parameters = [torch.nn.Parameter(torch.randn(p.shape, dtype=p.dtype)) for p in part.parameters]
+    _fill_gradients(parameters)
+    harness = Harness(scenario.device)
+    _sample_step(harness, _optimizer(scenario, parameters), scenario)
+    for samples in (harness.times, harness.warmup):
+        samples["step"] = [seconds / part.share for seconds in samples["step"]]
+    return _record(scenario, harness, sum(p.numel() for p in model.parameters()), measured_share=part.share)
+
+
+def _optimizer(scenario: Scenario, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options)
+
+
+def _fill_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+
+
+def _sample_step(harness: Harness, optimizer: torch.optim.Optimizer, scenario: Scenario) -> None:
+    def step() -> None:
+        with harness.phase("step"):
+            optimizer.step()
+
+    harness.sample(step, samples=scenario.steps, seconds=TIME_LIMIT)
+
+
+def _memory(parameters: list[torch.nn.Parameter], gradients: int, optimizer: torch.optim.Optimizer, harness: Harness) -> Memory:
+    state = state_bytes(optimizer)
+    peaks = harness.peak_by_phase
+    return Memory(
+        parameters=_bytes(parameters),
+        gradients=gradients,
+        optimizer_state=state.total,
+        state_by_key=state.by_key,
+        state_by_dtype=state.by_dtype,
+        optimizer_state_allocated=harness.allocated_by_step,
+        peak_allocated=max(peaks.values(), default=None),
+        peak_reserved=harness.peak_reserved,
+        peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
+        peak_by_category={},
+        peak_by_phase=peaks,
+    )
+
+
+def _record(
+    scenario: Scenario, harness: Harness, parameter_count: int, *, memory: Memory | None = None, measured_share: float | None = None
+) -> Record:
+    return Record(
+        scenario=scenario,
+        origin="measured" if measured_share is None else "estimated",
+        model_family=models.family_name(scenario.model),
+        parameter_count=parameter_count,
+        memory=memory,
+        times={phase: tuple(samples) for phase, samples in harness.times.items()},
+        warmup={phase: tuple(samples) for phase, samples in harness.warmup.items()},
+        measured_share=measured_share,
+        environment=environment(scenario.seed),
+    )
+
+
+def _bytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
+    return sum({s._cdata: s.nbytes() for tensor in tensors if tensor is not None for s in [tensor.untyped_storage()]}.values())

@@ -1,0 +1,83 @@
+"""Operations on meta tensors, run once for each combination of shapes: a model repeats its layers, an optimizer its parameters.
+
+Working out an output's shape takes torch up to half a millisecond; making a tensor of a known shape takes microseconds.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+
+_Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+
+
+class MetaCache:
+    """Runs operations and remembers the layouts of what they make."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What `func` returns for these arguments, possibly without running it."""
+        if not _makes_its_outputs(func):
+            return None if _only_writes(func) and _all_meta(args[0]) else func(*args, **kwargs)
+        try:
+            key = (func, _key(args), *((name, _key(value)) for name, value in kwargs.items()))
+            known = self._made.get(key)
+        except _NotCacheableError:
+            return func(*args, **kwargs)
+        if known is not None:
+            container, layouts = known
+            tensors = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts]
+            return tensors[0] if container is None else container(tensors)
+        result = func(*args, **kwargs)
+        outputs = [result] if isinstance(result, torch.Tensor) else result
+        if type(outputs) in (list, tuple) and all(map(_is_fresh, outputs)):
+            container = None if isinstance(result, torch.Tensor) else type(result)
+            self._made[key] = (container, [(output.shape, output.stride(), output.dtype) for output in outputs])
+        return result
+
+
+class _NotCacheableError(Exception):
+    """An argument decides more than shapes."""
+
+
+def _key(argument: Any) -> Any:
+    if isinstance(argument, torch.Tensor):
+        if argument.device.type != "meta":
+            raise _NotCacheableError
+        return argument.shape, argument.stride(), argument.dtype
+    if isinstance(argument, list | tuple):
+        return tuple(map(_key, argument))
+    # 1, 1.0 and True are equal, and lead to different dtypes.
+    return type(argument), argument
+
+
+def _all_meta(tensors: list[torch.Tensor]) -> bool:
+    return all(tensor.device.type == "meta" for tensor in tensors)
+
+
+def _is_fresh(output: Any) -> bool:
+    """Whether the tensor is all there is in its storage, as `empty_strided` would make it."""
+    if not isinstance(output, torch.Tensor) or output.device.type != "meta" or output.storage_offset():
+        return False
+    span = 1 + sum((size - 1) * stride for size, stride in zip(output.shape, output.stride(), strict=True)) if output.numel() else 0
+    return output.untyped_storage().nbytes() == span * output.element_size()
+
+
+@cache
+def _makes_its_outputs(func: Any) -> bool:
+    """Whether the operation writes nothing and returns new tensors only."""
+    schema = func._schema
+    written = any(argument.alias_info is not None for argument in (*schema.arguments, *schema.returns))
+    return func.namespace == "aten" and not written and schema.returns and schema.name not in _SHARING
+
+
+@cache
+def _only_writes(func: Any) -> bool:
+    """Whether the operation changes the values of a list of tensors and nothing else."""
+    return func._schema.name.startswith("aten::_foreach_") and not func._schema.returns
+
+
+# They return their argument's storage without saying so in their schema.
+_SHARING = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::lift"}

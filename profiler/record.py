@@ -1,0 +1,99 @@
+"""A record: what was found for one scenario, as plain data that JSON can hold.
+
+The field names are a contract with every report, script and gate that reads `records.jsonl`.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+from scenarios.spec import Scenario
+
+SCHEMA = 1
+
+Origin = Literal["measured", "simulated", "estimated"]
+Outcome = Literal["ok", "out-of-memory", "failed", "killed", "timeout"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes held while training; all counts are exact bytes.
+
+    The first three count tensors (shared storage once). `optimizer_state_allocated` counts the allocator's blocks that hold the state
+    when the last step ends; host tensors such as Adam's step counts have none. `peak_by_category` splits `peak_allocated` at its moment
+    and sums to it; `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is None or empty.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_state: int
+    state_by_key: Mapping[str, int]
+    state_by_dtype: Mapping[str, int]
+    optimizer_state_allocated: int | None = None
+    peak_allocated: int | None = None
+    peak_reserved: int | None = None
+    peak_phase: str | None = None
+    peak_by_category: Mapping[str, int]
+    peak_by_phase: Mapping[str, int]
+
+    @property
+    def resident(self) -> int:
+        """Bytes of the tensors that live from one step to the next."""
+        return self.parameters + self.gradients + self.optimizer_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was found: origin, outcome, bytes, seconds and the environment they were found in.
+
+    `model_family` is what a curve over model sizes may join ("gpt2"), None for a model that stands alone.
+    `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"). When `origin` is "estimated", the step was
+    timed on `measured_share` of the parameters and its samples divided by that share. `error` is one line when `outcome` is not "ok".
+    """
+
+    scenario: Scenario
+    origin: Origin
+    outcome: Outcome = "ok"
+    model_family: str | None = None
+    parameter_count: int | None = None
+    memory: Memory | None = None
+    times: Mapping[str, tuple[float, ...]] | None = None
+    warmup: Mapping[str, tuple[float, ...]] | None = None
+    measured_share: float | None = None
+    error: str | None = None
+    environment: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as JSON-ready data, `schema` first."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Record":
+        """The record that `to_dict` wrote; ValueError names what does not fit the schema."""
+        if not isinstance(data, dict):
+            raise ValueError(f"a record is a JSON object, got {type(data).__name__}")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(f"schema {SCHEMA} is read here, got {data.get('schema')!r}; use the optprof that wrote it")
+        found = _known(cls, data)
+        for name, allowed in (("origin", get_args(Origin)), ("outcome", get_args(Outcome))):
+            if found.get(name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found.get(name)!r}")
+        try:
+            found["scenario"] = Scenario(**_known(Scenario, found["scenario"]))
+            if found.get("memory") is not None:
+                found["memory"] = Memory(**_known(Memory, found["memory"]))
+            for name in ("times", "warmup"):
+                if found.get(name) is not None:
+                    found[name] = {phase: tuple(map(float, samples)) for phase, samples in found[name].items()}
+            return cls(**found)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"not a record: {error}") from error
+
+
+def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {item.name: data[item.name] for item in fields(kind) if item.name in data}

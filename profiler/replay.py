@@ -1,0 +1,76 @@
+"""A stream of events replayed through the allocator: peaks, whose phase they fall in, and what they are made of."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from .allocator import Block, CachingAllocator
+from .trace import Allocations, Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What the allocator's statistics say about a stream; all counts are exact bytes of blocks, tails included.
+
+    `peak_by_category` splits `peak_allocated` at the first moment it is reached, in `peak_phase`; `kept` is what the allocations that were
+    asked about occupy when the last "step" ends.
+    """
+
+    peak_allocated: int
+    peak_reserved: int
+    peak_phase: str
+    peak_by_category: Mapping[str, int]
+    peak_by_phase: Mapping[str, int]
+    kept: int
+
+
+def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int]) -> Replay:
+    """Run the segments through a fresh allocator; `keep` names the allocations whose blocks `kept` counts."""
+    allocator = CachingAllocator()
+    blocks: dict[int, Block] = {}
+    sizes: dict[int, int] = {}
+    peak_by_phase: dict[str, int] = {}
+    peak, peak_place, kept = 0, (0, 0), 0
+    for place, segment in enumerate(segments):
+        phase_peak = allocator.allocated_bytes
+        for index, event in enumerate(segment.events):
+            if event < 0:
+                allocator.free(blocks.pop(~event))
+                continue
+            block = allocator.malloc(allocations.nbytes[event])
+            blocks[event], sizes[event] = block, block.size
+            if allocator.allocated_bytes > phase_peak:
+                phase_peak = allocator.allocated_bytes
+                if phase_peak > peak:
+                    peak, peak_place = phase_peak, (place, index)
+        peak_by_phase[segment.phase] = max(peak_by_phase.get(segment.phase, 0), phase_peak)
+        if segment.phase == "step":
+            kept = sum(sizes[number] for number in keep if number in blocks)
+    return Replay(
+        peak_allocated=peak,
+        peak_reserved=allocator.peak_reserved_bytes,
+        peak_phase=segments[peak_place[0]].phase,
+        peak_by_category=_by_category(_live(segments, peak_place), sizes, allocations),
+        peak_by_phase=peak_by_phase,
+        kept=kept,
+    )
+
+
+def _live(segments: list[Segment], place: tuple[int, int]) -> set[int]:
+    """The allocations that are in use just after one event."""
+    last_segment, last_event = place
+    live: set[int] = set()
+    for segment in (*segments[:last_segment], Segment("build", segments[last_segment].events[: last_event + 1])):
+        for event in segment.events:
+            if event < 0:
+                live.remove(~event)
+            else:
+                live.add(event)
+    return live
+
+
+def _by_category(live: set[int], sizes: Mapping[int, int], allocations: Allocations) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for number in live:
+        found[allocations.categories[number]] += sizes[number]
+    return dict(found.most_common())

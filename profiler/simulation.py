@@ -1,0 +1,71 @@
+"""Training simulated without a GPU: traced on tensors without data, replayed through the allocator's model."""
+
+from functools import lru_cache
+
+import optimizers
+from scenarios import Scenario, models
+
+from .environment import environment
+from .record import Memory, Record
+from .replay import Replay, replay
+from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer
+
+
+def simulate(scenario: Scenario) -> Record:
+    """What training would hold on a CUDA device, exact to the byte; nothing of the model's size is allocated.
+
+    The model's part is traced once for scenarios that differ in their optimizer only. Raises ValueError for a scenario that cannot be
+    built, and trace.UntraceableError when the model's code needs the values of its activations.
+    """
+    model = _model_trace(
+        scenario.model, scenario.workload, scenario.dtype, scenario.batch_size, scenario.sequence_length, scenario.seed, scenario.steps
+    )
+    optimizer = trace_optimizer(
+        model,
+        lambda parameters: optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options),
+        clear=scenario.workload == "train",
+    )
+    segments = [model.build, optimizer.build]
+    for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
+        segments += of_model + of_optimizer
+    found = replay(segments, model.allocations + optimizer.allocations, optimizer.state_numbers)
+    return Record(
+        scenario=scenario,
+        origin="simulated",
+        model_family=models.family_name(scenario.model),
+        parameter_count=model.parameter_count,
+        memory=_memory(model, optimizer, found),
+        environment=environment(scenario.seed),
+    )
+
+
+@lru_cache(maxsize=2)
+def _model_trace(model: str, workload: str, dtype: str, batch_size: int, sequence_length: int | None, seed: int, steps: int) -> ModelTrace:
+    return trace_model(
+        Scenario(
+            model=model,
+            workload=workload,  # pyright: ignore[reportArgumentType]
+            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            seed=seed,
+            steps=steps,
+        )
+    )
+
+
+def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay) -> Memory:
+    last = {layout.number: layout.nbytes for layout in model.gradients[-1] if layout is not None}
+    return Memory(
+        parameters=sum({layout.number: layout.nbytes for layout, _ in model.parameters}.values()),
+        gradients=sum(last.values()),
+        optimizer_state=optimizer.state.total,
+        state_by_key=optimizer.state.by_key,
+        state_by_dtype=optimizer.state.by_dtype,
+        optimizer_state_allocated=found.kept,
+        peak_allocated=found.peak_allocated,
+        peak_reserved=found.peak_reserved,
+        peak_phase=found.peak_phase,
+        peak_by_category=found.peak_by_category,
+        peak_by_phase=found.peak_by_phase,
+    )

@@ -1,0 +1,80 @@
+"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same beside them."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .record import Record
+
+
+class RunStore:
+    """The records of one run, under `runs/NAME/`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.records_path = folder / "records.jsonl"
+        self.csv_path = folder / "records.csv"
+
+    @classmethod
+    def create(cls, folder: Path) -> "RunStore":
+        """A new, empty run; FileExistsError when the folder holds one already, OSError when it cannot be written."""
+        store = cls(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            store.records_path.touch(exist_ok=False)
+        except FileExistsError:
+            raise FileExistsError(f"{folder} already holds a run; name another folder with --out") from None
+        return store
+
+    def append(self, record: Record) -> None:
+        """Write one record as a line and see it onto the disk."""
+        with self.records_path.open("a", encoding="utf-8") as lines:
+            lines.write(record.to_json() + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+
+    def read(self) -> list[Record]:
+        """All records, in the order they were found; ValueError names the line that is none."""
+        if not self.records_path.is_file():
+            raise FileNotFoundError(f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl")
+        records = []
+        with self.records_path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    records.append(Record.from_dict(json.loads(line)))
+                except ValueError as error:
+                    raise ValueError(f"{self.records_path}, line {number}: {error}") from error
+        return records
+
+    def write_csv(self, records: Iterable[Record]) -> None:
+        """The same records as a table: one row a record, one column a field, nested names joined by dots."""
+        rows = [_flat(record.to_dict()) for record in records]
+        columns = dict.fromkeys(column for row in rows for column in row)
+        with self.csv_path.open("w", encoding="utf-8", newline="") as table:
+            writer = csv.DictWriter(table, fieldnames=list(columns))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def free_folder(parent: Path, name: str) -> Path:
+    """The first of NAME, NAME-2, NAME-3, ... under `parent` that holds no run."""
+    folder, number = parent / name, 1
+    while (folder / "records.jsonl").exists():
+        number += 1
+        folder = parent / f"{name}-{number}"
+    return folder
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, dict):
+            row |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            row[prefix + key] = " ".join(map(str, value))
+        else:
+            row[prefix + key] = value
+    return row

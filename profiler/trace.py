@@ -1,0 +1,227 @@
+"""What a program would allocate on a device, recorded from meta tensors: a stream of alloc and free events.
+
+Every operation runs on tensors that have shapes but no data, at full size. A storage that appears is an allocation; the moment when Python
+and autograd drop the last reference to it is its free, in the order in which a real run would free it. Operations on whole numbers that
+follow from the inputs (token ids, positions, masks) are computed for real beside the trace, so that code that branches on them takes its
+real branch.
+"""
+
+import traceback
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .metacache import MetaCache
+
+Phase = Literal["build", "forward", "backward", "step", "zero_grad"]
+Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "input"]
+
+_READ_BACK = torch.ops.aten._local_scalar_dense.default
+_LARGEST_VALUE = 1 << 22
+# The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
+_HOST_OUTPUTS = {torch.ops.aten._scaled_dot_product_efficient_attention.default: (2, 3)}
+
+
+class UntraceableError(ValueError):
+    """The program needs the values of device tensors, which a trace does not have."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it."""
+
+    phase: Phase
+    events: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Allocations:
+    """What was allocated, by number: bytes as requested, and what they were for."""
+
+    nbytes: list[int] = field(default_factory=list)
+    categories: list[Category] = field(default_factory=list)
+
+    def __add__(self, other: "Allocations") -> "Allocations":
+        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories)
+
+
+class Recorder(TorchDispatchMode):
+    """Records the allocations of everything that runs inside its phases.
+
+    `first` is the number of the first allocation, so that a second recording can go on where another ended.
+    `answer_read_backs` lets `.item()` on a device tensor return 1 (and counts it in `read_backs`) instead of raising UntraceableError.
+    """
+
+    def __init__(self, *, first: int = 0, answer_read_backs: bool = False) -> None:
+        super().__init__()
+        self.allocations = Allocations()
+        self.segments: list[Segment] = []
+        self.read_backs = 0
+        self._cache = MetaCache()
+        self._first = first
+        self._answer_read_backs = answer_read_backs
+        self._events: list[int] | None = None
+        self._category: Category = "temporary"
+        self._numbers: dict[int, int] = {}
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    @contextmanager
+    def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
+        """Record what runs inside as one segment; its allocations are of `category` until something names them better."""
+        segment = Segment(phase)
+        self.segments.append(segment)
+        self._events, self._category = segment.events, category
+        try:
+            with self:
+                yield
+        finally:
+            self._events = None
+        self._name_short_lived(segment)
+
+    def number(self, tensor: torch.Tensor) -> int:
+        """The number of the allocation that holds the tensor; KeyError for one that was never seen."""
+        return self._numbers[tensor.untyped_storage()._cdata]
+
+    def allocate(self, tensor: torch.Tensor, category: Category) -> int:
+        """Record a tensor that exists already as an allocation of the current phase; its number."""
+        self._see(tensor)
+        number = self.number(tensor)
+        self.name(number, category)
+        return number
+
+    def adopt(self, tensor: torch.Tensor, number: int) -> None:
+        """Know a tensor whose allocation another recording holds under `number`; only its free is recorded here."""
+        self._follow(tensor.untyped_storage(), number)
+
+    def name(self, number: int, category: Category) -> None:
+        """Say what an allocation was for."""
+        if number >= self._first:
+            self.allocations.categories[number - self._first] = category
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor lives on the recorded device; host tensors do not."""
+        return tensor.untyped_storage()._cdata in self._numbers
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is _READ_BACK:
+            return self._read_back(args[0])
+        result = self._cache.run(func, args, kwargs)
+        outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
+        on_host = _HOST_OUTPUTS.get(func, ())
+        wanted = False
+        for place, output in enumerate(outputs):
+            if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
+                self._see(output)
+                wanted = wanted or not (output.is_floating_point() or output.is_complex())
+        if wanted:
+            _compute_values(func, args, kwargs, outputs)
+        return result
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage._cdata in self._numbers or self._events is None:
+            return
+        nbytes = storage.nbytes()
+        if nbytes == 0:
+            return
+        number = self._first + len(self.allocations.nbytes)
+        self.allocations.nbytes.append(nbytes)
+        self.allocations.categories.append(self._category)
+        self._events.append(number)
+        self._follow(storage, number)
+
+    def _name_short_lived(self, segment: Segment) -> None:
+        """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""
+        freed = {~event for event in segment.events if event < 0}
+        for number in freed.intersection(segment.events):
+            if self.allocations.categories[number - self._first] == "activation":
+                self.name(number, "temporary")
+
+    def _follow(self, storage: torch.UntypedStorage, number: int) -> None:
+        key = storage._cdata
+
+        def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
+            del self._numbers[key], self._storages[key]
+            if self._events is not None:
+                self._events.append(~number)
+
+        self._numbers[key] = number
+        self._storages[key] = weakref.ref(storage, freed)
+
+    def _read_back(self, tensor: torch.Tensor) -> Any:
+        value = _value(tensor)
+        if value is not None:
+            return value.item()
+        if not self._answer_read_backs:
+            raise UntraceableError(
+                f"{_caller()} reads a tensor's value back from the device, which a simulation does not have; use --device cpu or cuda"
+            )
+        self.read_backs += 1
+        return True if tensor.dtype == torch.bool else 1
+
+
+def with_value(tensor: torch.Tensor) -> torch.Tensor:
+    """A meta tensor like this CPU tensor; whole numbers remember their values."""
+    twin = tensor.to("meta")
+    if not tensor.is_floating_point():
+        _remember(twin, tensor)
+    return twin
+
+
+class _UnknownError(Exception):
+    """An operand has no value."""
+
+
+def _value(tensor: torch.Tensor) -> torch.Tensor | None:
+    return tensor if tensor.device.type == "cpu" else getattr(tensor, "_traced_value", None)
+
+
+def _remember(tensor: Any, value: torch.Tensor | None) -> None:
+    tensor._traced_value = value
+
+
+def _compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Any]) -> None:
+    """Do on the host what `func` did on meta tensors, when the values of all operands are known and small."""
+    on_device = [output for output in outputs if isinstance(output, torch.Tensor) and output.device.type == "meta"]
+    try:
+        if max(output.numel() for output in on_device) > _LARGEST_VALUE:
+            raise _UnknownError
+        values = func(*tree_map(_known, args), **tree_map(_known, dict(kwargs)))
+    except _UnknownError:
+        # An output that had a value was written in place with something unknown.
+        for output in on_device:
+            _remember(output, None)
+        return
+    for output, value in zip(outputs, tree_leaves(values), strict=True):
+        if any(output is tensor for tensor in on_device):
+            _remember(output, value)
+
+
+def _known(operand: Any) -> Any:
+    """An operand as it is on the host; _UnknownError for a device tensor without a value."""
+    if isinstance(operand, torch.device):
+        return torch.device("cpu")
+    if not isinstance(operand, torch.Tensor):
+        return operand
+    value = _value(operand)
+    if value is None:
+        raise _UnknownError
+    return value
+
+
+def _caller() -> str:
+    """The innermost line of code outside of torch and of this file, as `file.py, line 12`."""
+    skipped = (str(Path(torch.__file__).parent), __file__)
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(skipped):
+            return f"{frame.filename}, line {frame.lineno},"
+    return "the program"

@@ -1,0 +1,191 @@
+"""Training traced in two recordings: the model's part once for all optimizers, the optimizer's part once each.
+
+A step is forward, backward, `step`, `zero_grad`. The model's recording stops where gradients stand; the optimizer's takes them over by
+their allocation numbers, so that laid end to end the two are the stream of one run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scenarios import Scenario
+from scenarios.workpiece import Workpiece, build
+
+from .kernels import cuda_kernels
+from .state import StateBytes, state_bytes, state_tensors
+from .trace import Allocations, Recorder, Segment, with_value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLayout:
+    """Where a tensor lies: its shape, and its place in the allocation `number` of `nbytes`."""
+
+    number: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "TensorLayout":
+        """The layout of a recorded tensor."""
+        return cls(
+            number=recorder.number(tensor),
+            nbytes=tensor.untyped_storage().nbytes(),
+            dtype=tensor.dtype,
+            shape=tuple(tensor.shape),
+            stride=tensor.stride(),
+            offset=int(tensor.storage_offset()),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelTrace:
+    """The model's part: allocations, what happens before the first step, and each step up to its gradients.
+
+    `parameters` pairs each parameter's layout with whether it is trained; `gradients` holds, step by step, the layout of each parameter's
+    gradient or None.
+    """
+
+    allocations: Allocations
+    build: Segment
+    steps: list[list[Segment]]
+    parameters: list[tuple[TensorLayout, bool]]
+    gradients: list[list[TensorLayout | None]]
+    parameter_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerTrace:
+    """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
+
+    `state_numbers` are the allocations that hold the state when the last step ends; `read_backs` counts the values that its steps read from
+    the device, each a synchronisation.
+    """
+
+    allocations: Allocations
+    build: Segment
+    steps: list[list[Segment]]
+    state: StateBytes
+    state_numbers: frozenset[int]
+    read_backs: int
+
+
+def trace_model(scenario: Scenario) -> ModelTrace:
+    """Build the scenario's model without data and record what the optimizer does not decide."""
+    workpiece = build(scenario, "meta")
+    recorder = Recorder()
+    parameters = list(workpiece.model.parameters())
+    with recorder.phase("build"):
+        for parameter in parameters:
+            recorder.allocate(parameter, "parameter")
+        batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
+    layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
+    steps = _train(recorder, workpiece, batch, scenario.steps) if batch else [_hold_gradients(recorder, parameters)]
+    return ModelTrace(
+        allocations=recorder.allocations,
+        build=recorder.segments[0],
+        steps=[segments for segments, _ in steps],
+        parameters=layouts,
+        gradients=[gradients for _, gradients in steps],
+        parameter_count=sum(p.numel() for p in parameters),
+    )
+
+
+def trace_optimizer(model: ModelTrace, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], *, clear: bool) -> OptimizerTrace:
+    """Record the optimizer that `make` builds, stepping on the gradients of the model's trace; `clear` runs zero_grad after each step."""
+    recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True)
+    storages: dict[int, torch.UntypedStorage] = {}
+    parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
+    with recorder.phase("build"):
+        optimizer = make(parameters)
+    steps = []
+    numbers: set[int] = set()
+    for gradients in model.gradients:
+        _set_gradients(recorder, parameters, gradients)
+        with recorder.phase("step"):
+            optimizer.step()
+        steps.append(recorder.segments[-1:])
+        numbers = {recorder.number(tensor) for _, tensor in state_tensors(optimizer) if recorder.holds(tensor)}
+        for number in numbers:
+            recorder.name(number, "optimizer_state")
+        if clear:
+            with recorder.phase("zero_grad"):
+                optimizer.zero_grad()
+            steps[-1] = recorder.segments[-2:]
+    return OptimizerTrace(
+        allocations=recorder.allocations,
+        build=recorder.segments[0],
+        steps=steps,
+        state=state_bytes(optimizer),
+        state_numbers=frozenset(numbers),
+        read_backs=recorder.read_backs,
+    )
+
+
+_Step = tuple[list[Segment], list[TensorLayout | None]]
+
+
+def _hold_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> _Step:
+    with recorder.phase("backward"):
+        for parameter in parameters:
+            if parameter.requires_grad:
+                parameter.grad = torch.empty_like(parameter)
+    return [recorder.segments[-1]], _gradients(recorder, parameters)
+
+
+def _enter(recorder: Recorder, workpiece: Workpiece) -> dict[str, Any]:
+    """Put the model's buffers and the batch on the recorded device; the batch as it is there."""
+    for buffer in workpiece.model.buffers():
+        recorder.allocate(buffer, "buffer")
+    batch = {}
+    for name, value in workpiece.batch.items():
+        if isinstance(value, torch.Tensor):
+            value = with_value(value) if value.device.type == "cpu" else value
+            recorder.allocate(value, "input")
+        batch[name] = value
+    return batch
+
+
+def _train(recorder: Recorder, workpiece: Workpiece, batch: dict[str, Any], steps: int) -> list[_Step]:
+    found = []
+    with cuda_kernels():
+        for _ in range(steps):
+            with recorder.phase("forward", "activation"):
+                loss = workpiece.loss(batch)
+            with recorder.phase("backward"):
+                loss.backward()
+                del loss
+            found.append((recorder.segments[-2:], _gradients(recorder, list(workpiece.model.parameters()))))
+            workpiece.model.zero_grad()
+    return found
+
+
+def _gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> list[TensorLayout | None]:
+    layouts = []
+    for parameter in parameters:
+        layout = None if parameter.grad is None else TensorLayout.of(parameter.grad, recorder)
+        if layout is not None:
+            recorder.name(layout.number, "gradient")
+        layouts.append(layout)
+    return layouts
+
+
+def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[TensorLayout | None]) -> None:
+    storages: dict[int, torch.UntypedStorage] = {}
+    for parameter, layout in zip(parameters, layouts, strict=True):
+        if layout is not None:
+            parameter.grad = _adopt(recorder, layout, storages)
+
+
+def _adopt(recorder: Recorder, layout: TensorLayout, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+    """A meta tensor that lies as the layout says, known to the recorder; `storages` lets tensors share what they shared."""
+    if layout.number not in storages:
+        storages[layout.number] = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+    tensor = torch.empty(0, dtype=layout.dtype, device="meta")
+    tensor.set_(storages[layout.number], layout.offset, layout.shape, layout.stride)
+    recorder.adopt(tensor, layout.number)
+    return tensor

@@ -1,0 +1,122 @@
+"""The catalogue of models: names, families and configurations, as data; nothing is built here and torch is not needed.
+
+The configurations are those of the published checkpoints; everything else is the default of transformers.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+DEFAULT_SEQUENCE_LENGTH = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """One model: its family, the transformers architecture and what its configuration sets.
+
+    `positions` is the longest sequence in tokens, None for a model that reads images (3 x 224 x 224).
+    `parameter_count` counts tied weights once.
+    """
+
+    name: str
+    family: str
+    architecture: Literal["gpt2", "llama", "vit", "resnet"]
+    config: Mapping[str, Any]
+    positions: int | None = None
+    parameter_count: int
+
+
+def _gpt2(name: str, parameter_count: int, *, width: int, layers: int, heads: int) -> ModelEntry:
+    config = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": 1024, "use_cache": False}
+    return ModelEntry(name=name, family="gpt2", architecture="gpt2", config=config, positions=1024, parameter_count=parameter_count)
+
+
+def _llama2(name: str, parameter_count: int, *, width: int, hidden: int, layers: int, heads: int) -> ModelEntry:
+    config = {
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "max_position_embeddings": 4096,
+        "use_cache": False,
+    }
+    return ModelEntry(name=name, family="llama2", architecture="llama", config=config, positions=4096, parameter_count=parameter_count)
+
+
+def _vit(name: str, parameter_count: int, *, width: int, layers: int, heads: int, patch: int) -> ModelEntry:
+    config = {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "patch_size": patch,
+        "num_labels": 1000,
+    }
+    return ModelEntry(name=name, family="vit", architecture="vit", config=config, parameter_count=parameter_count)
+
+
+def _resnet(name: str, parameter_count: int, *, block: str, depths: list[int], widths: list[int]) -> ModelEntry:
+    config = {"layer_type": block, "depths": depths, "hidden_sizes": widths, "num_labels": 1000}
+    return ModelEntry(name=name, family="resnet", architecture="resnet", config=config, parameter_count=parameter_count)
+
+
+_CATALOGUE = {
+    entry.name: entry
+    for entry in (
+        _gpt2("gpt2", 124_439_808, width=768, layers=12, heads=12),
+        _gpt2("gpt2-medium", 354_823_168, width=1024, layers=24, heads=16),
+        _gpt2("gpt2-large", 774_030_080, width=1280, layers=36, heads=20),
+        _gpt2("gpt2-xl", 1_557_611_200, width=1600, layers=48, heads=25),
+        _llama2("llama2-7b", 6_738_415_616, width=4096, hidden=11008, layers=32, heads=32),
+        _llama2("llama2-13b", 13_015_864_320, width=5120, hidden=13824, layers=40, heads=40),
+        _vit("vit-s16", 22_050_664, width=384, layers=12, heads=6, patch=16),
+        _vit("vit-b16", 86_567_656, width=768, layers=12, heads=12, patch=16),
+        _vit("vit-h14", 632_045_800, width=1280, layers=32, heads=16, patch=14),
+        _resnet("resnet18", 11_689_512, block="basic", depths=[2, 2, 2, 2], widths=[64, 128, 256, 512]),
+        _resnet("resnet50", 25_557_032, block="bottleneck", depths=[3, 4, 6, 3], widths=[256, 512, 1024, 2048]),
+    )
+}
+
+
+def available() -> tuple[str, ...]:
+    """The names of the catalogue, by family and size."""
+    return tuple(_CATALOGUE)
+
+
+def describe(name: str) -> ModelEntry | None:
+    """The catalogue's entry, or None for `module:factory`; ValueError with near names for a name that is neither."""
+    if ":" in name:
+        return None
+    if name not in _CATALOGUE:
+        near = get_close_matches(name.lower(), _CATALOGUE, n=3) or available()
+        raise ValueError(f"no model named {name!r}; did you mean {', '.join(near)}? (module:factory names your own)")
+    return _CATALOGUE[name]
+
+
+def family_name(name: str) -> str | None:
+    """The family that a catalogue's model belongs to; None for `module:factory`."""
+    entry = describe(name)
+    return entry.family if entry else None
+
+
+def family(name: str) -> tuple[str, ...]:
+    """The names of the model's family, the model itself among them, by size; just the name for `module:factory`."""
+    entry = describe(name)
+    if entry is None:
+        return (name,)
+    return tuple(other.name for other in _CATALOGUE.values() if other.family == entry.family)
+
+
+def sequence_length(name: str, requested: int | None) -> int | None:
+    """Tokens in a sequence: what was asked for, else 1024; None for images; ValueError when the model has fewer positions."""
+    entry = describe(name)
+    if entry is None:
+        return requested or DEFAULT_SEQUENCE_LENGTH
+    if entry.positions is None:
+        if requested is not None:
+            raise ValueError(f"{name} reads images and has no sequence length, got {requested}; leave it out")
+        return None
+    if requested is not None and requested > entry.positions:
+        raise ValueError(f"{name} has {entry.positions} positions, got a sequence length of {requested}; ask for at most that")
+    return requested or min(DEFAULT_SEQUENCE_LENGTH, entry.positions)

@@ -1,0 +1,187 @@
+"""Optimizers by name: what text means, what is made of it, and one clear line for what does not fit."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import optimizers
+
+ONE_LINE = r"^[^\n]*$"
+MINE = """
+from torch.optim import SGD
+
+class Mine(SGD):
+    def __init__(self, params, lr, *, foreach=None, fused=None):
+        super().__init__(params, lr, foreach=foreach, fused=fused)
+
+class Plain(SGD):
+    def __init__(self, params, **anything):
+        super().__init__(params, **anything)
+
+number = 3
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    for module in ("mine", "broken"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+
+
+def params() -> list[Parameter]:
+    return [Parameter(torch.ones(2, 3))]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("sm3", "sm3", {}),
+        (" sgd-sai : momentum = 0.5 ", "sgd-sai", {"momentum": 0.5}),
+        ("lamb:betas=(0.9, 0.99),lr=1e-3", "lamb", {"betas": (0.9, 0.99), "lr": 1e-3}),
+        ("adamw:amsgrad=true,foreach=None,fused=FALSE", "adamw", {"amsgrad": True, "foreach": None, "fused": False}),
+        ("lamb:preset=nvidia", "lamb", {"preset": "nvidia"}),
+        ("lamb:preset='nvidia'", "lamb", {"preset": "nvidia"}),
+        ("my.module:Class", "my.module:Class", {}),
+        ("my.module:Class:lr=-1,note='a,b:c'", "my.module:Class", {"lr": -1, "note": "a,b:c"}),
+        ("x:shape=[(1, 2), (3,)],names={'a': 1}", "x", {"shape": [(1, 2), (3,)], "names": {"a": 1}}),
+    ],
+)
+def test_text_is_read(text: str, name: str, options: dict[str, Any]) -> None:
+    assert optimizers.parse(text) == (name, options)
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":lr=1", "sm3:lr=", "sm3:lr=1,", "sm3:lr=1,momentum", "sm3:lr=1,lr=2", "sm3:betas=(0.9,lr=1", "sm3:2=3"]
+)
+def test_text_that_reads_as_nothing_is_refused_with_the_text(text: str) -> None:
+    with pytest.raises(ValueError, match=ONE_LINE) as caught:
+        optimizers.parse(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_list_is_split_between_names_not_between_options() -> None:
+    found = optimizers.parse_list("adamw, sm3:momentum=0.9,lr=0.1,lamb:betas=(0.9, 0.99), lr=1,my:Class,my:Class:lr=1")
+    assert found == ("adamw", "sm3:momentum=0.9,lr=0.1", "lamb:betas=(0.9, 0.99),lr=1", "my:Class", "my:Class:lr=1")
+
+
+@pytest.mark.parametrize("text", ["", "adamw,", "lr=0.1", "adamw,lr=0.1"])
+def test_a_list_with_nothing_between_its_commas_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"no optimizer is named|follows no other"):
+        optimizers.parse_list(text)
+
+
+def test_the_catalogue_is_sorted_and_every_name_is_described() -> None:
+    names = optimizers.available()
+    assert list(names) == sorted(names)
+    assert {"adam", "adamw", "lamb", "lamb16", "sgd", "sgd-sai", "sm3"} <= set(names)
+    for name in names:
+        description = optimizers.describe(name)
+        assert description.summary
+        assert description.state
+        assert description.paper.startswith("https://")
+        assert set(description.decided_by) <= set(optimizers.option_defaults(name))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+        ("sgd", torch.optim.SGD),
+        ("sgd-sai", optimizers.SGDSaI),
+        ("sm3", optimizers.SM3),
+        ("lamb", optimizers.LAMB),
+        ("lamb16", optimizers.LAMB16),
+    ],
+)
+def test_a_name_makes_its_class(name: str, kind: type) -> None:
+    assert type(optimizers.create(name, params())) is kind
+
+
+def test_options_by_keyword_win_over_those_in_the_text_and_those_over_the_catalogues() -> None:
+    assert optimizers.create("sgd", params()).defaults["momentum"] == 0.9
+    assert optimizers.create("sgd:momentum=0.5", params()).defaults["momentum"] == 0.5
+    assert optimizers.create("sgd:momentum=0.5", params(), momentum=0).defaults["momentum"] == 0
+    assert optimizers.option_defaults("sgd:momentum=0.5", lr=1)["momentum"] == 0.5
+
+
+def test_the_full_options_are_hyper_parameters_only() -> None:
+    assert optimizers.option_defaults("sm3:momentum=0.9") == {"lr": 0.1, "momentum": 0.9, "beta": 0.0, "eps": 1e-30, "maximize": False}
+
+
+def test_an_implementation_is_chosen_by_name() -> None:
+    assert optimizers.implementations("adamw") == ("loop", "foreach")
+    loop, foreach, free = (optimizers.create("adamw", params(), implementation=way).defaults for way in ("loop", "foreach", None))
+    assert (loop["foreach"], loop["fused"]) == (False, False)
+    assert (foreach["foreach"], foreach["fused"]) == (True, False)
+    assert (free["foreach"], free["fused"]) == (None, None)
+    assert optimizers.create("sm3", params(), implementation="foreach").defaults["foreach"] is True
+
+
+def test_an_optimizer_with_one_implementation_has_the_loop() -> None:
+    name = "torch.optim:LBFGS"
+    assert optimizers.implementations(name) == ("loop",)
+    optimizers.create(name, params(), implementation="loop")
+    with pytest.raises(ValueError, match="no foreach implementation"):
+        optimizers.create(name, params(), implementation="foreach")
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_class_of_the_current_directory_is_made() -> None:
+    made = optimizers.create("mine:Mine:lr=0.5", params(), implementation="foreach")
+    assert type(made).__name__ == "Mine"
+    assert made.defaults["lr"] == 0.5
+    assert optimizers.create("mine:Plain:lr=0.5", params()).defaults["lr"] == 0.5
+    assert sys.path[-1] == str(Path.cwd())
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("spec", "parts"),
+    [
+        ("sm4", ["'sm4'", "did you mean sm3", "adamw"]),
+        ("SGD_SaI", ["did you mean sgd-sai"]),
+        ("sm3:momentun=0.9", ["option of sm3", "'momentun'", "did you mean momentum"]),
+        ("sm3:xyzzy=1", ["'xyzzy'", "lr, momentum, beta, eps"]),
+        ("sm3:params=3", ["'params'"]),
+        ("sm3:momentum", ["an option is written sm3:momentum=VALUE"]),
+        ("adamw:lr=fast", ["adamw does not take lr='fast'"]),
+        ("adamw:foreach=true", ["implementation 'loop'", "foreach"]),
+        ("mine:Mine", ["mine:Mine needs lr", "mine:Mine:lr="]),
+        ("mine:number", ["mine:number is 3", "torch.optim.Optimizer"]),
+        ("mine:Nobody", ["class in mine", "'Nobody'", "Mine, Plain"]),
+        ("nowhere:Class", ["nowhere", "ModuleNotFoundError"]),
+        ("broken:Class", ["broken", "ZeroDivisionError"]),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(spec: str, parts: list[str]) -> None:
+    with pytest.raises(ValueError, match=ONE_LINE) as caught:
+        optimizers.create(spec, params(), implementation="loop")
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_an_unknown_name_has_no_description() -> None:
+    with pytest.raises(ValueError, match="did you mean lamb"):
+        optimizers.describe("lanb")
+
+
+def test_a_wrong_list_of_parameters_is_torchs_own_error() -> None:
+    with pytest.raises(TypeError, match="iterable of Tensors"):
+        optimizers.create("sm3", params()[0])  # pyright: ignore[reportArgumentType]
+
+
+def test_importing_prints_nothing() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import optimizers"], capture_output=True, check=True, cwd=Path(optimizers.__file__).parents[1]
+    )
+    assert (found.stdout, found.stderr) == (b"", b"")

@@ -1,0 +1,276 @@
+"""What holds for every optimizer of the catalogue, and for ours in other settings: a new one is tested from the day it has a name."""
+
+import copy
+import io
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.optimizer import Optimizer
+
+import optimizers
+
+OURS = ("lamb", "lamb16", "sgd-sai", "sm3")
+SETTINGS = ("sgd-sai:momentum=0", "sm3:momentum=0.9,beta=0.9", "lamb:preset=nvidia,weight_decay=0.1", "lamb:preset=cybertronai")
+EVERY = pytest.mark.parametrize("spec", [*optimizers.available(), *SETTINGS])
+EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+SHAPES = [(), (5,), (3, 4), (2, 3, 2, 2)]
+
+
+def parameters(dtype: torch.dtype = torch.float32, shapes: Iterable[tuple[int, ...]] = SHAPES, device: str = "cpu") -> list[Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in shapes]
+
+
+def take_steps(optimizer: Optimizer, params: Iterable[Parameter], steps: Iterable[int] = range(3)) -> None:
+    for step in steps:
+        generator = torch.Generator().manual_seed(100 + step)
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator).to(param)
+        optimizer.step()
+
+
+def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
+    for param, reference in zip(found, wanted, strict=True):
+        torch.testing.assert_close(param, reference, rtol=0, atol=0)
+
+
+@EVERY
+def test_loop_and_foreach_agree(spec: str) -> None:
+    found = {}
+    for implementation in optimizers.implementations(spec):
+        params = parameters(torch.float64)
+        optimizer = optimizers.create(spec, params, implementation=implementation)
+        take_steps(optimizer, params)
+        states = [value.double() for param in params for value in optimizer.state[param].values()]
+        found[implementation] = [*params, *states]
+    for loop, foreach in zip(*found.values(), strict=True):
+        torch.testing.assert_close(loop, foreach, rtol=1e-12, atol=1e-12)
+
+
+@EVERY
+@EACH_DTYPE
+@pytest.mark.parametrize("implementation", ["loop", "foreach"])
+def test_it_runs_on_tensors_without_data_and_so_never_reads_one_back(spec: str, dtype: torch.dtype, implementation: Any) -> None:
+    params = parameters(dtype, device="meta")
+    take_steps(optimizers.create(spec, params, implementation=implementation), params)
+
+
+@EVERY
+def test_a_saved_state_goes_on_bit_for_bit(spec: str) -> None:
+    params = [*parameters(), *parameters(torch.bfloat16)]
+    optimizer = optimizers.create(spec, params)
+    take_steps(optimizer, params)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    twins = copy.deepcopy(params)
+    loaded = optimizers.create(spec, twins)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for param, twin in zip(params, twins, strict=True):
+        assert layout(loaded.state[twin]) == layout(optimizer.state[param])
+    take_steps(optimizer, params, range(3, 6))
+    take_steps(loaded, twins, range(3, 6))
+    assert_equal(twins, params)
+
+
+def layout(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {key: (value.dtype, value.shape, value.device) for key, value in state.items()}
+
+
+@EVERY
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_a_copy_goes_on_alone(spec: str, way: str) -> None:
+    params = parameters()
+    optimizer = optimizers.create(spec, params)
+    take_steps(optimizer, params)
+    if way == "deepcopy":
+        twins, twin = copy.deepcopy((params, optimizer))
+    else:
+        file = io.BytesIO()
+        torch.save((params, optimizer), file)
+        file.seek(0)
+        twins, twin = torch.load(file, weights_only=False)
+    take_steps(optimizer, params, range(3, 6))
+    take_steps(twin, twins, range(3, 6))
+    assert_equal(twins, params)
+
+
+@EVERY
+def test_gradients_are_left_as_they_were(spec: str) -> None:
+    params = parameters()
+    optimizer = optimizers.create(spec, params, maximize=True)
+    take_steps(optimizer, params)
+    before = [(param.grad, param.grad._version, param.grad.clone()) for param in params if param.grad is not None]
+    optimizer.step()
+    for param, (grad, version, value) in zip(params, before, strict=True):
+        assert param.grad is grad
+        assert grad._version == version
+        assert torch.equal(grad, value)
+
+
+@EVERY
+def test_maximizing_is_minimizing_the_negative(spec: str) -> None:
+    up, down = parameters(), parameters()
+    ascent, descent = optimizers.create(spec, up, maximize=True), optimizers.create(spec, down)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for one, other in zip(up, down, strict=True):
+            other.grad = torch.randn_like(other)
+            one.grad = -other.grad
+        ascent.step()
+        descent.step()
+    assert_equal(up, down)
+
+
+@EVERY
+def test_it_prints_nothing(spec: str, capfd: pytest.CaptureFixture[str]) -> None:
+    params = parameters()
+    take_steps(optimizers.create(spec, params), params)
+    assert capfd.readouterr() == ("", "")
+
+
+@EVERY
+def test_the_closure_is_called_once_with_gradients_on_even_where_they_are_off(spec: str) -> None:
+    params = parameters()
+    optimizer = optimizers.create(spec, params)
+    losses = []
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = torch.stack([param.square().sum() for param in params]).sum()
+        loss.backward()
+        losses.append(loss)
+        return loss
+
+    with torch.no_grad():
+        assert optimizer.step(closure) is losses[0]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    assert len(losses) == 1
+
+
+@EVERY
+def test_a_step_bumps_the_versions_that_autograd_watches(spec: str) -> None:
+    params = parameters()
+    optimizer = optimizers.create(spec, params)
+    versions = [param._version for param in params]
+    take_steps(optimizer, params, [0])
+    assert all(param._version > version for param, version in zip(params, versions, strict=True))
+
+
+@EVERY
+def test_a_step_without_gradients_changes_nothing(spec: str) -> None:
+    params = parameters()
+    optimizer = optimizers.create(spec, params)
+    optimizer.step()
+    assert_equal(params, parameters())
+    assert not any(optimizer.state.values())
+
+
+@EVERY
+def test_a_frozen_parameter_stays_and_costs_nothing(spec: str) -> None:
+    frozen, *others = parameters()
+    frozen.requires_grad_(False)
+    optimizer = optimizers.create(spec, [frozen, *others])
+    take_steps(optimizer, others)
+    assert torch.equal(frozen, parameters()[0])
+    assert not optimizer.state.get(frozen)
+
+
+@EVERY
+def test_a_late_parameter_starts_as_if_it_were_alone(spec: str) -> None:
+    params, alone = parameters(), parameters()[-1:]
+    optimizer = optimizers.create(spec, params[:2])
+    take_steps(optimizer, params[:2])
+    optimizer.add_param_group({"params": params[2:]})
+    take_steps(optimizer, params[:3])
+    optimizer.zero_grad()
+    # Its first gradient comes after six steps of others.
+    take_steps(optimizer, params[-1:])
+    take_steps(optimizers.create(spec, alone), alone)
+    assert_equal(params[-1:], alone)
+
+
+@EVERY
+def test_an_empty_parameter_is_no_trouble(spec: str) -> None:
+    params = parameters(shapes=[(0,), (0, 3), (2, 3)])
+    take_steps(optimizers.create(spec, params), params)
+    assert params[-1].isfinite().all()
+
+
+@EVERY
+@pytest.mark.parametrize("implementation", ["loop", "foreach"])
+def test_the_memory_format_of_a_parameter_does_not_matter(spec: str, implementation: Any) -> None:
+    params = parameters(shapes=[(2, 3, 4, 5)])
+    others = [Parameter(param.detach().to(memory_format=torch.channels_last)) for param in params]
+    for each in (params, others):
+        take_steps(optimizers.create(spec, each, implementation=implementation), each)
+    torch.testing.assert_close(others, params, rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+def test_options_of_a_group_win(spec: str) -> None:
+    still, moving = parameters(), parameters()
+    optimizer = optimizers.create(spec, [{"params": still, "lr": 0.0}, {"params": moving}])
+    take_steps(optimizer, [*still, *moving])
+    assert_equal(still, parameters())
+    assert not any(torch.equal(param, start) for param, start in zip(moving, parameters(), strict=True))
+
+
+@EVERY
+@pytest.mark.parametrize("implementation", ["loop", "foreach"])
+def test_a_few_steps_lower_the_loss_of_a_convex_problem(spec: str, implementation: Any) -> None:
+    torch.manual_seed(0)
+    inputs, weight, bias = torch.randn(32, 4), Parameter(torch.ones(3, 4)), Parameter(torch.zeros(3))
+    targets = inputs @ torch.randn(4, 3) + 1
+    optimizer = optimizers.create(spec, [weight, bias], implementation=implementation, lr=0.01)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(inputs @ weight.T + bias, targets)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.95 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "option", "value"),
+    [
+        (optimizers.available(), "lr", -0.5),
+        (OURS, "lr", math.nan),
+        (("adam", "adamw", "lamb", "lamb16"), "betas", (0.9, 1.5)),
+        (("adam", "adamw", "lamb", "lamb16", "sm3", "sgd-sai"), "eps", -0.5),
+        (("lamb16",), "eps", 0.0),
+        (("adam", "adamw", "sgd", "lamb", "lamb16", "sgd-sai"), "weight_decay", -0.5),
+        (("sm3", "sgd-sai"), "momentum", 1.0),
+        (("sm3",), "beta", 1.0),
+        (("lamb16",), "trust_scale", -0.5),
+        (("lamb",), "preset", "peper"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_name(names: tuple[str, ...], option: str, value: Any) -> None:
+    wrong = value[1] if option == "betas" else value
+    options: dict[str, Any] = {option: value}
+    for name in names:
+        with pytest.raises(ValueError, match=str(wrong)):
+            optimizers.create(name, parameters(), **options)
+
+
+@EVERY
+def test_an_empty_list_of_parameters_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match="empty parameter list"):
+        optimizers.create(spec, [])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_sparse_gradients_and_complex_parameters_are_refused(name: str) -> None:
+    embedding, complex_one = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3, dtype=torch.complex64))
+    embedding.grad = torch.ones(3, 2).to_sparse()
+    complex_one.grad = torch.ones_like(complex_one)
+    for param, what in ((embedding, "sparse"), (complex_one, "complex")):
+        with pytest.raises(RuntimeError, match=f"does not support {what}"):
+            optimizers.create(name, [param]).step()

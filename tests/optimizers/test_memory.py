@@ -1,0 +1,103 @@
+"""The bytes of every optimizer: what its state keeps, by hand, and what a step of ours holds on top."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.optimizer import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import optimizers
+
+# Bytes of a parameter's state.
+STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
+    "adam": lambda p: 2 * p.nbytes + 4,
+    "adamw": lambda p: 2 * p.nbytes + 4,
+    "lamb": lambda p: 2 * p.nbytes + 4,
+    "lamb:preset=cybertronai": lambda p: 2 * p.nbytes,
+    "lamb:preset=nvidia,weight_decay=0.1": lambda p: 2 * p.nbytes + 4,
+    "lamb16": lambda p: 2 * p.numel() + 8,
+    "sgd": lambda p: p.nbytes,
+    "sgd-sai": lambda p: p.nbytes + p.itemsize,
+    "sgd-sai:momentum=0": lambda p: p.itemsize,
+    "sm3": lambda p: 4 * (sum(p.shape) if p.dim() else 1),
+    "sm3:momentum=0.9,beta=0.9": lambda p: 4 * (sum(p.shape) if p.dim() else 1) + p.nbytes,
+}
+
+
+def stepped(spec: str, params: list[Parameter], **options: Any) -> Optimizer:
+    optimizer = optimizers.create(spec, params, **options)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spec", sorted(STATE_BYTES.keys() | optimizers.available()))
+def test_state_costs_the_bytes_that_the_formula_says(spec: str, dtype: torch.dtype) -> None:
+    params = [Parameter(torch.ones(shape, dtype=dtype)) for shape in [(), (5,), (3, 4), (2, 3, 2, 2)]]
+    optimizer = stepped(spec, params)
+    for param in params:
+        assert sum(value.nbytes for value in optimizer.state[param].values()) == STATE_BYTES[spec](param)
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes that live at most among the tensors made inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.most = 0
+        self.seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        known = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known | self.seen:
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+
+        def free() -> None:
+            self.live -= nbytes
+            self.seen.discard(key)
+
+        self.seen.add(key)
+        self.live += nbytes
+        self.most = max(self.most, self.live)
+        weakref.finalize(storage, free)
+
+
+@pytest.mark.parametrize("implementation", ["loop", "foreach"])
+@pytest.mark.parametrize(
+    ("spec", "dtype", "tensors"),
+    [
+        ("sgd-sai", torch.float32, 0),
+        ("sm3", torch.float32, 1),
+        ("sm3:momentum=0.9", torch.float32, 1),
+        ("sm3:momentum=0.9", torch.bfloat16, 1.5),
+        ("lamb:weight_decay=0.1", torch.float32, 1),
+        ("lamb:preset=nvidia,weight_decay=0.1", torch.float32, 2),
+        ("lamb16:weight_decay=0.1", torch.float32, 3),
+        ("lamb16:weight_decay=0.1", torch.bfloat16, 3),
+    ],
+)
+def test_a_step_holds_few_temporaries_of_the_largest_parameters_size(
+    spec: str, dtype: torch.dtype, tensors: float, implementation: Any
+) -> None:
+    shapes = [(128, 128), *[(64, 64)] * 9, (64,)]
+    params = [Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape in shapes]
+    optimizer = stepped(spec, params, implementation=implementation)
+    with Peak() as peak:
+        optimizer.step()
+    scalars_and_axes = 4096
+    assert peak.most <= tensors * 4 * 128 * 128 + scalars_and_axes

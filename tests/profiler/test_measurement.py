@@ -1,0 +1,104 @@
+"""Real steps on the CPU: what is kept, what is reduced when memory is short, and what becomes of a scenario that fails."""
+
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from profiler import measure
+from profiler.runner import run
+from profiler.slices import take_slice
+from profiler.store import RunStore
+from scenarios import Scenario
+from scenarios.workpiece import build
+
+GIB = 1 << 30
+TINY = {"model": "resnet18", "optimizer": "sgd", "implementation": "loop", "device": "cpu", "steps": 3}
+
+
+def with_free_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available total")(nbytes, nbytes))
+
+
+def test_a_model_that_fits_is_trained_and_every_phase_timed():
+    found = measure(Scenario(**TINY))
+    assert (found.origin, found.scenario.workload) == ("measured", "train")
+    assert found.times is not None
+    assert {phase: len(samples) for phase, samples in found.times.items()} == {"forward": 3, "backward": 3, "step": 3}
+    assert found.warmup is not None
+    assert set(found.warmup) == set(found.times)
+    assert all(seconds > 0 for samples in found.times.values() for seconds in samples)
+
+
+def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):
+    with_free_memory(monkeypatch, 2 * 3 * 11_689_512 * 4 + 1000)
+    found = measure(Scenario(**TINY))
+    assert (found.origin, found.scenario.workload) == ("measured", "state")
+    assert found.times is not None
+    assert set(found.times) == {"step"}
+    assert found.memory is not None
+    assert found.memory.optimizer_state == 11_689_512 * 4
+
+
+def test_without_room_for_the_state_a_slice_is_timed_and_scaled(monkeypatch: pytest.MonkeyPatch):
+    with_free_memory(monkeypatch, 2 * GIB)
+    found = measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
+    layer = 12 * 1600**2 + 13 * 1600
+    assert found.origin == "estimated"
+    assert found.memory is None
+    assert found.measured_share == 2 * layer / 1_557_611_200
+    assert found.times is not None
+    assert set(found.times) == {"step"}
+
+
+def test_a_slice_is_whole_layers_within_the_budget_and_one_at_least():
+    model = build(Scenario(model="gpt2", workload="state"), "meta").model
+    layer = 12 * 768**2 + 13 * 768
+    for budget, layers in ((0, 1), (16 * layer * 5, 5), (16 * layer * 6 - 1, 5), (1 << 40, 12)):
+        part = take_slice(model, bytes_per_parameter=16, budget=budget)
+        assert sum(p.numel() for p in part.parameters) == layers * layer
+        assert part.share == layers * layer / 124_439_808
+
+
+def test_cuda_without_a_gpu_is_refused_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match="no CUDA device on this machine; ask for --device sim or cpu"):
+        measure(Scenario(model="gpt2", device="cuda"))
+
+
+@pytest.mark.gpu
+def test_cuda_measures_what_the_simulator_says_of_the_tensors():
+    if not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU")
+    found = measure(Scenario(model="gpt2", device="cuda", sequence_length=64)).memory
+    assert found is not None
+    assert found.optimizer_state == sum(
+        8 * p.numel() + 4 for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters()
+    )
+    assert found.peak_allocated is not None
+    assert found.peak_allocated > found.resident
+
+
+def test_a_scenario_that_fails_is_recorded_and_the_run_goes_on(tmp_path: Path):
+    store = RunStore.create(tmp_path / "run")
+    told: list[str] = []
+    scenarios = [Scenario(model="resnet18", optimizer=name, workload="state") for name in ("torch.optim:LBFGS", "sgd")]
+    scenarios[0] = Scenario(model="resnet18", optimizer="torch.optim:LBFGS", workload="state", implementation="loop")
+    records = run(scenarios, store, lambda place, scenario: told.append(f"{place} {scenario.optimizer}"))
+    assert [record.outcome for record in records] == ["failed", "ok"]
+    assert records[0].error is not None
+    assert "closure" in records[0].error
+    assert told == ["0 torch.optim:LBFGS", "1 sgd"]
+    assert store.read() == records
+
+
+def test_memory_that_runs_out_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(_: Scenario) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore advice")
+
+    monkeypatch.setattr("profiler.runner.simulate", full)
+    (record,) = run([Scenario(model="gpt2")], RunStore.create(tmp_path), lambda *_: None)
+    assert (record.outcome, record.error) == ("out-of-memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB")

@@ -1,0 +1,77 @@
+"""What a comparison takes: which scenarios, in which order, and what is refused before anything runs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from profiler.plan import Comparison, plan
+from scenarios import Scenario
+
+
+def summary(scenarios: list[Scenario]) -> list[tuple[str, str, str, str]]:
+    return [(s.device, s.workload, s.model, s.optimizer) for s in scenarios]
+
+
+def test_one_model_is_simulated_and_measured_and_its_family_gives_the_curve():
+    scenarios = plan(Comparison(models=["vit-b16"], optimizers=["adamw", "sm3"]))
+    assert summary(scenarios) == [
+        *(("sim", "train", "vit-b16", name) for name in ("adamw", "sm3")),
+        *(("sim", "state", model, name) for model in ("vit-s16", "vit-b16", "vit-h14") for name in ("adamw", "sm3")),
+        *(("cpu", "train", "vit-b16", name) for name in ("adamw", "sm3")),
+    ]
+    assert {s.implementation for s in scenarios if s.device == "sim"} == {"foreach"}
+    assert {s.implementation for s in scenarios if s.device == "cpu"} == {"loop"}
+
+
+def test_several_models_are_their_own_curve():
+    scenarios = plan(Comparison(models=["gpt2", "vit-s16"], optimizers=["sgd"], device="sim"))
+    assert summary(scenarios) == [("sim", work, model, "sgd") for work in ("train", "state") for model in ("gpt2", "vit-s16")]
+
+
+def test_the_state_alone_is_not_simulated_twice():
+    scenarios = plan(Comparison(models=["resnet18"], optimizers=["sgd"], device="sim", workload="state"))
+    assert summary(scenarios) == [("sim", "state", name, "sgd") for name in ("resnet18", "resnet50")]
+
+
+def test_a_scenario_says_every_hyper_parameter():
+    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["sm3:momentum=0.9"], device="cpu"))
+    assert scenario.options == {"lr": 0.1, "momentum": 0.9, "beta": 0.0, "eps": 1e-30, "maximize": False}
+    assert scenario.sequence_length == 1024
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"models": ["gpt3"]}, "no model named 'gpt3'; did you mean gpt2"),
+        ({"optimizers": ["adamv"]}, "no optimizer is named 'adamv'; did you mean adam"),
+        ({"optimizers": ["sm3:momentun=0.9"]}, "no option of sm3 is named 'momentun'; did you mean momentum"),
+        ({"optimizers": ["sm3:momentum=2"]}, "momentum.*2"),
+        ({"optimizers": ["torch.optim:Adaw"]}, "no class in torch.optim is named 'Adaw'"),
+        ({"optimizers": ["torch.optim:LBFGS"], "implementation": "foreach"}, "LBFGS has no foreach implementation"),
+        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, got 'fp8'"),
+        ({"device": "tpu"}, "device must be one of sim, cpu, cuda, got 'tpu'"),
+        ({"workload": "infer"}, "workload must be one of train, state, got 'infer'"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
+        ({"steps": 1}, "steps must be a whole number >= 2, got 1"),
+        ({"sequence_length": 2048}, "gpt2 has 1024 positions, got a sequence length of 2048"),
+        ({"models": ["resnet18"], "sequence_length": 8}, "resnet18 reads images and has no sequence length"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_runs(asked: dict[str, object], told: str):
+    with pytest.raises(ValueError, match=told):
+        plan(Comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **asked}))  # pyright: ignore[reportArgumentType]
+
+
+def test_options_that_json_cannot_hold_are_left_to_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "mine_with_a_function.py").write_text(
+        """
+import torch
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr=0.1, rule=len):
+        super().__init__(params, lr=lr)
+"""
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["mine_with_a_function:Mine"], device="cpu"))
+    assert scenario.options == {"lr": 0.1}

@@ -1,0 +1,128 @@
+"""The recorder, judged by hand-counted programs and by what torch.profiler saw when the same program ran for real."""
+
+import pytest
+import torch
+
+from profiler.kernels import cuda_kernels
+from profiler.trace import Recorder, UntraceableError, with_value
+
+
+def stream(recorder: Recorder) -> list[int]:
+    """Bytes of each event in order, negative for a free."""
+    nbytes = recorder.allocations.nbytes
+    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
+
+
+def test_allocations_and_frees_come_in_the_order_of_the_program():
+    recorder = Recorder()
+    with recorder.phase("forward"):
+        a = torch.empty(256, device="meta")
+        b = a + 1
+        c = b.view(16, 16)
+        del a, b
+        d = c.sum()
+        del c, d
+    assert stream(recorder) == [1024, 1024, -1024, 4, -1024, -4]
+
+
+def test_a_training_step_has_the_events_that_torch_profiler_saw_on_the_cpu():
+    def network() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Tanh(), torch.nn.Linear(128, 32))
+
+    def step(model: torch.nn.Module, x: torch.Tensor) -> None:
+        loss = model(x).exp().sum()
+        loss.backward()
+
+    model, x = network(), torch.randn(16, 64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
+        step(model, x)
+    with torch.device("meta"):
+        model, x = network(), torch.empty(16, 64)
+    recorder = Recorder()
+    with recorder.phase("build"):
+        for tensor in (*model.parameters(), x):
+            recorder.allocate(tensor, "parameter")
+    recorder.segments.clear()
+    with recorder.phase("forward"):
+        step(model, x)
+    assert real.profiler is not None
+    assert real.profiler.kineto_results is not None
+    events = real.profiler.kineto_results.events()
+    measured = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
+    assert stream(recorder) == measured
+
+
+def test_what_the_backward_pass_needs_is_an_activation_and_the_rest_of_the_forward_is_temporary():
+    x = torch.empty(1024, device="meta", requires_grad=True)
+    recorder = Recorder()
+    with recorder.phase("build"):
+        recorder.allocate(x, "input")
+    with recorder.phase("forward", "activation"):
+        loss = ((x * 2).exp() + 1).sum()
+    assert recorder.allocations.categories == ["input", "temporary", "activation", "temporary", "activation"]
+    assert loss.shape == ()
+
+
+def test_code_that_branches_on_positions_takes_its_real_branch():
+    recorder = Recorder()
+    tokens = torch.arange(8)
+    with recorder.phase("forward"):
+        positions = with_value(tokens) * 2
+        positions[3] = 0
+        assert bool((positions == torch.arange(0, 16, 2, device="meta")).all()) is False
+        assert int(positions.sum()) == 56 - 6
+
+
+def test_reading_back_an_activation_is_refused_with_the_line_that_does_it():
+    recorder = Recorder()
+    with recorder.phase("forward"), pytest.raises(UntraceableError, match=r"test_trace\.py, line \d+, reads a tensor's value back"):
+        torch.ones(4, device="meta").sum().item()
+
+
+def test_reading_back_in_an_optimizer_is_answered_and_counted():
+    recorder = Recorder(answer_read_backs=True)
+    with recorder.phase("step"):
+        assert torch.ones(4, device="meta").norm().item() == 1
+    assert recorder.read_backs == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel_bytes"),
+    [
+        # Memory-efficient attention: the output and 4 bytes a query for the backward pass. Its seed and offset are on the host.
+        (torch.float32, [2 * 4 * 64 * 32 * 4, 2 * 4 * 64 * 4]),
+        # Flash attention: the same in half precision, then the random state (16 B) and an unused number (8 B).
+        (torch.bfloat16, [2 * 4 * 64 * 32 * 2, 2 * 4 * 64 * 4, 16, 8]),
+    ],
+)
+def test_attention_takes_cuda_s_fused_kernel_and_never_holds_the_scores(dtype: torch.dtype, kernel_bytes: list[int]):
+    q = torch.empty(2, 4, 64, 32, dtype=dtype, device="meta", requires_grad=True)
+    recorder = Recorder()
+    with recorder.phase("build"):
+        recorder.allocate(q, "input")
+    with cuda_kernels(), recorder.phase("forward"):
+        out = torch.nn.functional.scaled_dot_product_attention(q, q, q, is_causal=True)
+    assert out.requires_grad
+    assert [size for size in stream(recorder)[1:] if size > 0] == kernel_bytes
+
+
+def test_dropout_keeps_one_byte_an_element():
+    x = torch.empty(1000, device="meta", requires_grad=True)
+    recorder = Recorder()
+    with recorder.phase("build"):
+        recorder.allocate(x, "input")
+    with cuda_kernels(), recorder.phase("forward"):
+        y = torch.nn.functional.dropout(x, 0.1)
+    assert stream(recorder)[1:] == [4000, 1000]
+    assert y.requires_grad
+
+
+def test_kernels_are_as_before_once_the_tracing_is_over():
+    x = torch.empty(8, device="meta")
+    with cuda_kernels():
+        pass
+    recorder = Recorder()
+    with recorder.phase("forward"):
+        torch.nn.functional.dropout(x, 0.1)
+    assert 32 in stream(recorder)
+    assert 8 not in stream(recorder)

@@ -1,0 +1,119 @@
+"""The catalogue's models, judged by the published parameter counts, and models of one's own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from scenarios import Scenario, models
+from scenarios.workpiece import build
+
+PUBLISHED = {
+    "gpt2": 124_439_808,
+    "gpt2-medium": 354_823_168,
+    "gpt2-large": 774_030_080,
+    "gpt2-xl": 1_557_611_200,
+    "llama2-7b": 6_738_415_616,
+    "llama2-13b": 13_015_864_320,
+    "vit-s16": 22_050_664,
+    "vit-b16": 86_567_656,
+    "vit-h14": 632_045_800,
+    "resnet18": 11_689_512,
+    "resnet50": 25_557_032,
+}
+
+
+def test_the_catalogue_is_what_is_promised():
+    assert models.available() == tuple(PUBLISHED)
+
+
+@pytest.mark.parametrize("name", models.available())
+def test_parameters_are_counted_exactly_with_tied_weights_once(name: str):
+    model = build(Scenario(model=name), "meta").model
+    entry = models.describe(name)
+    assert entry is not None
+    assert sum(p.numel() for p in model.parameters()) == entry.parameter_count == PUBLISHED[name]
+
+
+def test_a_model_for_real_has_the_dtype_and_is_in_training_mode():
+    workpiece = build(Scenario(model="resnet18", dtype="bf16", batch_size=2), "cpu")
+    assert {p.dtype for p in workpiece.model.parameters()} == {torch.bfloat16}
+    assert {p.device.type for p in workpiece.model.parameters()} == {"cpu"}
+    assert workpiece.model.training
+    assert workpiece.loss(workpiece.batch).isfinite()
+
+
+def test_the_seed_decides_weights_and_batch():
+    first, again, other = (build(Scenario(model="resnet18", seed=seed), "cpu") for seed in (1, 1, 2))
+    weights = [next(w.model.parameters()) for w in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(first.batch["labels"], again.batch["labels"])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_language_models_take_the_asked_for_tokens():
+    batch = build(Scenario(model="gpt2", batch_size=3, sequence_length=7), "meta").batch
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, 7)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"), [("gpt2-xl", "gpt2"), ("llama2-7b", "llama2"), ("vit-h14", "vit"), ("resnet18", "resnet"), ("mine:net", None)]
+)
+def test_a_model_belongs_to_a_family(name: str, family: str | None):
+    assert models.family_name(name) == family
+    assert name in models.family(name)
+
+
+def test_a_wrong_name_is_answered_with_near_ones():
+    with pytest.raises(ValueError, match=r"no model named 'GPT2-XXL'; did you mean gpt2-xl, .*\(module:factory names your own\)"):
+        models.describe("GPT2-XXL")
+
+
+@pytest.fixture
+def module_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "module_of_mine.py").write_text(
+        """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 2)
+    def forward(self, x):
+        return self.layer(x).sum()
+
+def bare(): return Net()
+def ready(): return Net(), {"x": torch.ones(3, 4)}
+def nothing(): return 7
+def listed(): return Net(), [1]
+"""
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return "module_of_mine"
+
+
+def test_a_factory_names_anybody_s_own_model(module_of_mine: str):
+    workpiece = build(Scenario(model=f"{module_of_mine}:ready"), "meta")
+    assert sum(p.numel() for p in workpiece.model.parameters()) == 10
+    assert workpiece.loss(workpiece.batch).device.type == "meta"
+    assert build(Scenario(model=f"{module_of_mine}:bare", workload="state"), "meta").batch == {}
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        ("bare", "gave no batch to train on; return"),
+        ("nothing", "must return a torch.nn.Module, or one and its batch, got int"),
+        ("listed", "must be a mapping of forward's arguments, got list"),
+        ("absent", "cannot be loaded: .*absent"),
+    ],
+)
+def test_a_factory_that_does_not_fit_is_told_why(module_of_mine: str, factory: str, told: str):
+    with pytest.raises(ValueError, match=told):
+        build(Scenario(model=f"{module_of_mine}:{factory}"), "meta")
+
+
+def test_a_module_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'"):
+        build(Scenario(model="no_such_module:net"), "meta")

@@ -1,0 +1,135 @@
+"""The command line, run as a user runs it: in a process of its own, in a folder of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+def optprof(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "optprof", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "chatty.py").write_text(
+        """
+import os, torch
+class Chatty(torch.optim.SGD):
+    def __init__(self, params, lr=0.1, momentum=0.9, foreach=None):
+        print("hello from Python")
+        super().__init__(params, lr=lr, momentum=momentum, foreach=foreach)
+    def step(self, closure=None):
+        os.write(1, b"hello from C")
+        return super().step(closure)
+"""
+    )
+    return folder, optprof(folder, "profile", "resnet18", "-o", "adamw,sm3,sm3:momentum=0.9,chatty:Chatty", "-d", "sim", "--json")
+
+
+def test_profile_leaves_a_run_and_prints_nothing_but_json(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+    folder, done = profiled
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert "hello from Python" in done.stderr
+    assert "hello from C" in done.stderr
+    run = folder / "runs" / "resnet18"
+    assert [path.name for path in sorted(run.iterdir())] == ["figures", "records.csv", "records.jsonl", "report.html"]
+    lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    assert told["records"] == lines
+    assert [(r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"]) for r in lines[:4]] == [
+        ("train", "resnet18", name) for name in ("adamw", "sm3", "sm3", "chatty:Chatty")
+    ]
+    assert {r["outcome"] for r in lines} == {"ok"}
+
+
+def test_progress_says_what_runs_and_how_far(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+    _, done = profiled
+    assert "[2/12] resnet18 sm3 train on sim" in done.stderr
+
+
+def test_report_draws_again_without_measuring(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+    folder, _ = profiled
+    page = folder / "runs" / "resnet18" / "report.html"
+    page.unlink()
+    done = optprof(folder, "report", "resnet18")
+    assert (done.returncode, done.stdout.strip()) == (0, str(Path("runs/resnet18/report.html")))
+    assert "resnet18" in page.read_text()
+
+
+def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+    folder, _ = profiled
+    done = optprof(folder, "profile", "resnet18", "-o", "sgd", "-d", "sim", "--workload", "state")
+    assert done.returncode == 0, done.stderr
+    assert (folder / "runs" / "resnet18-2" / "report.html").is_file()
+    assert "sgd" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("profile", "gpt3"), "optprof: no model named 'gpt3'; did you mean gpt2"),
+        (("profile", "gpt2", "-o", "adamv"), "optprof: no optimizer is named 'adamv'; did you mean adam"),
+        (("profile", "gpt2", "-o", "adamw:lrr=1"), "optprof: no option of adamw is named 'lrr'; did you mean lr"),
+        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, got 'fp8'"),
+        (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
+        (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: [Errno 20] Not a directory: 'file/run'"),
+        (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
+        (("list", "gpus"), "optprof: nothing to list under 'gpus'; ask for models or optimizers"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str):
+    (tmp_path / "file").touch()
+    done = optprof(tmp_path, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_scenario_that_fails_leaves_the_others_and_status_4(tmp_path: Path):
+    done = optprof(tmp_path, "profile", "resnet18", "-o", "sgd,torch.optim:LBFGS", "-d", "sim", "--workload", "state")
+    assert done.returncode == 4
+    assert "2 of 4 scenarios failed; the report lists why" in done.stderr
+    assert "closure" in (tmp_path / "runs" / "resnet18" / "report.html").read_text()
+
+
+def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
+    for name in ("optimizers", "profiler", "scenarios", "reports"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('decoy')")
+    console_script = Path(sys.executable).with_name("optprof")
+    if not console_script.exists():
+        pytest.skip("optprof is not installed beside this interpreter; make test installs it")
+    done = subprocess.run([console_script, "list", "optimizers"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_are_listed_with_what_they_mean(tmp_path: Path):
+    assert "gpt2-xl         1,557,611,200 parameters" in optprof(tmp_path, "list", "models").stdout
+    assert "sgd-sai" in optprof(tmp_path, "list", "optimizers").stdout
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path):
+    """Under half a second: torch alone would take longer to load."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "optprof", "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert time.perf_counter() - start < 5
+    assert not any(f" {name}\n" in done.stderr for name in ("torch", "transformers", "matplotlib", "numpy"))
