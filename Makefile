@@ -39,14 +39,17 @@ clean: ## remove .venv and caches; runs/ stays
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/.pip: constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
+	@echo "setting up $(VENV): python"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@echo "setting up $(VENV): optprof, torch, transformers"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@echo "setting up $(VENV): test tools"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
 	@touch $@

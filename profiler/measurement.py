@@ -1,5 +1,6 @@
 """Training measured for real on the CPU or on CUDA: seconds of each phase, bytes from the tensors and from CUDA's allocator."""
 
+import gc
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -25,12 +26,16 @@ def measure(scenario: Scenario) -> Record:
     """Real steps on the scenario's device: at most `scenario.steps` samples of each phase, in about 15 seconds.
 
     On the CPU, what would not fit in half of the free memory is reduced: without room for activations only the optimizer's step runs,
-    without room for its state the step is timed on a slice of whole layers and scaled by parameters (origin "estimated").
-    Raises ValueError when the device is not there, torch.OutOfMemoryError when CUDA's memory does not suffice.
+    without room for its state the step is timed on a slice of whole layers and scaled by parameters (origin "estimated"). The record keeps
+    the scenario as it was asked; its `times` tell which phases ran.
+    Raises ValueError when the device is not there, torch.OutOfMemoryError or MemoryError when memory does not suffice.
     """
     if scenario.device == "cuda":
         if not torch.cuda.is_available():
             raise ValueError("no CUDA device on this machine; ask for --device sim or cpu")
+        # What an earlier scenario of this process has left in the cache would count as reserved by this one.
+        gc.collect()
+        torch.cuda.empty_cache()
         return _measure_whole(scenario)
     room = psutil.virtual_memory().available // 2
     simulated = simulate(replace(scenario, device="sim", steps=2))
@@ -40,7 +45,7 @@ def measure(scenario: Scenario) -> Record:
     if memory.peak_allocated is not None and memory.peak_allocated <= room:
         return _measure_whole(scenario)
     if memory.resident <= room:
-        return _measure_whole(replace(scenario, workload="state"))
+        return replace(_measure_whole(replace(scenario, workload="state")), scenario=scenario)
     return measure_slice(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=memory.resident / simulated.parameter_count)
 
 
@@ -74,10 +79,12 @@ def _measure_whole(scenario: Scenario) -> Record:
 
 
 def measure_slice(scenario: Scenario, *, budget: int, bytes_per_parameter: float) -> Record:
-    """The optimizer's step on as many whole layers as fit in `budget` bytes, scaled by parameters to the whole model."""
-    scenario = replace(scenario, workload="state")
-    model = build(scenario, "meta").model
+    """The optimizer's step on as many whole layers as fit in `budget` bytes, one at least, scaled by parameters to the whole model."""
+    model = build(replace(scenario, workload="state"), "meta").model
     part = take_slice(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
+    needed, free = round(part.count * bytes_per_parameter), psutil.virtual_memory().available
+    if needed > free:
+        raise MemoryError(f"one layer of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB, {free >> 20} MiB are free")
     parameters = [torch.nn.Parameter(torch.randn(p.shape, dtype=p.dtype)) for p in part.parameters]
     _fill_gradients(parameters)
     harness = Harness(scenario.device)

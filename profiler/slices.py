@@ -12,6 +12,11 @@ class Slice:
     parameters: list[torch.nn.Parameter]
     share: float
 
+    @property
+    def count(self) -> int:
+        """How many parameters the slice has."""
+        return _count(self.parameters)
+
 
 def take_slice(model: torch.nn.Module, *, bytes_per_parameter: float, budget: int) -> Slice:
     """As many of the model's layers as fit in `budget` bytes at `bytes_per_parameter`, at least one."""

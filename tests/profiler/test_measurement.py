@@ -35,7 +35,7 @@ def test_a_model_that_fits_is_trained_and_every_phase_timed():
 def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 2 * 3 * 11_689_512 * 4 + 1000)
     found = measure(Scenario(**TINY))
-    assert (found.origin, found.scenario.workload) == ("measured", "state")
+    assert (found.origin, found.scenario) == ("measured", Scenario(**TINY))
     assert found.times is not None
     assert set(found.times) == {"step"}
     assert found.memory is not None
@@ -51,6 +51,12 @@ def test_without_room_for_the_state_a_slice_is_timed_and_scaled(monkeypatch: pyt
     assert found.measured_share == 2 * layer / 1_557_611_200
     assert found.times is not None
     assert set(found.times) == {"step"}
+
+
+def test_without_room_for_one_layer_memory_has_run_out(monkeypatch: pytest.MonkeyPatch):
+    with_free_memory(monkeypatch, 100 << 20)
+    with pytest.raises(MemoryError, match="one layer of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"):
+        measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
 
 
 def test_a_slice_is_whole_layers_within_the_budget_and_one_at_least():
