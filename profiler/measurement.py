@@ -120,7 +120,7 @@ def _memory(parameters: list[torch.nn.Parameter], gradients: int, optimizer: tor
         gradients=gradients,
         optimizer_state=state.total,
         state_by_key=state.by_key,
-        state_by_dtype=state.by_dtype,
+        state_by_key_dtype=state.by_key_dtype,
         optimizer_state_allocated=harness.allocated_by_step,
         peak_allocated=max(peaks.values(), default=None),
         peak_reserved=harness.peak_reserved,

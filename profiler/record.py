@@ -29,7 +29,7 @@ class Memory:
     gradients: int
     optimizer_state: int
     state_by_key: Mapping[str, int]
-    state_by_dtype: Mapping[str, int]
+    state_by_key_dtype: Mapping[str, Mapping[str, int]]
     optimizer_state_allocated: int | None = None
     peak_allocated: int | None = None
     peak_reserved: int | None = None

@@ -61,7 +61,7 @@ def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay) -> Memo
         gradients=sum(last.values()),
         optimizer_state=optimizer.state.total,
         state_by_key=optimizer.state.by_key,
-        state_by_dtype=optimizer.state.by_dtype,
+        state_by_key_dtype=optimizer.state.by_key_dtype,
         optimizer_state_allocated=found.kept,
         peak_allocated=found.peak_allocated,
         peak_reserved=found.peak_reserved,

@@ -10,10 +10,14 @@ import torch
 
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """Exact bytes of the state's tensors by key and by dtype, host tensors included; storage shared by two tensors counts once."""
+    """Exact bytes of the state's tensors by key and dtype, host tensors included; storage shared by two tensors counts once."""
 
-    by_key: Mapping[str, int]
-    by_dtype: Mapping[str, int]
+    by_key_dtype: Mapping[str, Mapping[str, int]]
+
+    @property
+    def by_key(self) -> dict[str, int]:
+        """Bytes of each key, whatever the dtype."""
+        return {key: sum(by_dtype.values()) for key, by_dtype in self.by_key_dtype.items()}
 
     @property
     def total(self) -> int:
@@ -31,16 +35,14 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     """The bytes of the optimizer's state as it is now."""
-    by_key: Counter[str] = Counter()
-    by_dtype: Counter[str] = Counter()
+    found: dict[str, Counter[str]] = {}
     seen: set[int] = set()
     for key, tensor in state_tensors(optimizer):
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
-            by_key[key] += storage.nbytes()
-            by_dtype[str(tensor.dtype).removeprefix("torch.")] += storage.nbytes()
-    return StateBytes(by_key=dict(by_key), by_dtype=dict(by_dtype))
+            found.setdefault(key, Counter())[str(tensor.dtype).removeprefix("torch.")] += storage.nbytes()
+    return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
 
 
 def _tensors(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor]]:

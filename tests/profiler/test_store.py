@@ -17,7 +17,7 @@ def record(**changes: object) -> Record:
         gradients=16,
         optimizer_state=36,
         state_by_key={"exp_avg": 16, "exp_avg_sq": 16, "step": 4},
-        state_by_dtype={"float32": 36},
+        state_by_key_dtype={"exp_avg": {"float32": 16}, "exp_avg_sq": {"float32": 16}, "step": {"float32": 4}},
         peak_by_category={},
         peak_by_phase={},
     )

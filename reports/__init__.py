@@ -1,0 +1,25 @@
+"""Reports: what a run found, as a page, pictures and tables. Reads records and nothing else."""
+
+from pathlib import Path
+
+__all__ = ["write_report"]
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html`, `figures/*.png` and `records.csv` beside a run's records; returns the page's path.
+
+    ValueError for a run without records, FileNotFoundError for a folder that is no run.
+    """
+    from profiler.store import RunStore
+
+    store = RunStore(folder)
+    records = store.read()
+
+    # matplotlib takes its time to load, and nothing but a report wants it.
+    from .figures import draw_all
+    from .page import render_page
+
+    page = folder / "report.html"
+    page.write_text(render_page(records, draw_all(records, folder / "figures")), encoding="utf-8")
+    store.write_csv(records)
+    return page

@@ -1,0 +1,153 @@
+"""Entries: the records of a run, joined into one line per optimizer and setting."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from profiler.record import Memory, Record
+from scenarios.spec import Scenario
+
+from .labels import OptimizerKey, labels, optimizer_key
+from .times import Spread
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What an optimizer is set to work on; only entries of one setting are compared."""
+
+    model: str
+    dtype: str
+    batch_size: int
+    sequence_length: int | None
+
+    @classmethod
+    def of(cls, scenario: Scenario) -> "Setting":
+        """The setting that a scenario asks for."""
+        return cls(model=scenario.model, dtype=scenario.dtype, batch_size=scenario.batch_size, sequence_length=scenario.sequence_length)
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """The setting but for its model, in words."""
+        length = () if self.sequence_length is None else (f"{self.sequence_length:,} tokens",)
+        return self.dtype, f"batch {self.batch_size}", *length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One optimizer in one setting: the record that tells its bytes and the record that tells its times, where there are such."""
+
+    setting: Setting
+    label: str
+    bytes_from: Record | None
+    times_from: Record | None
+
+    @property
+    def record(self) -> Record:
+        """The record that the entry stands on: that of its bytes if it has one."""
+        record = self.bytes_from or self.times_from
+        assert record is not None, "an entry is made from a record"
+        return record
+
+    @property
+    def scenario(self) -> Scenario:
+        """The scenario of that record."""
+        return self.record.scenario
+
+    @property
+    def origin(self) -> str:
+        """The origin of that record."""
+        return self.record.origin
+
+    @property
+    def memory(self) -> Memory | None:
+        """The bytes, None where no record tells them."""
+        return self.bytes_from.memory if self.bytes_from else None
+
+    @property
+    def state_bytes(self) -> int | None:
+        """Exact bytes of the optimizer's state."""
+        return self.memory.optimizer_state if self.memory else None
+
+    @property
+    def bytes_per_parameter(self) -> float | None:
+        """Bytes of state that the optimizer keeps for one parameter of the model."""
+        count = self.bytes_from.parameter_count if self.bytes_from else None
+        return self.state_bytes / count if count and self.state_bytes is not None else None
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that was allocated in a training step; the workload "state" has none to tell of."""
+        return self.memory.peak_allocated if self.memory and self.scenario.workload == "train" else None
+
+    @property
+    def step(self) -> Spread | None:
+        """The times of the optimizer's step."""
+        samples = (self.times_from.times or {}).get("step") if self.times_from else None
+        return Spread.of(samples) if samples else None
+
+
+def entries(records: Sequence[Record]) -> list[Entry]:
+    """One entry for each optimizer, setting and implementation whose bytes are known, in the order of the run.
+
+    Records of whole training steps make entries; the smaller records of workload "state" do so only in a run that has no others.
+    A time is set beside bytes of its own implementation if there are any, else beside the others. Failed records make none.
+    """
+    names = labels(records)
+    found = [record for record in records if record.outcome == "ok"]
+    subjects: dict[tuple[Setting, OptimizerKey], list[Record]] = {}
+    for record in [record for record in found if record.scenario.workload == "train"] or found:
+        subjects.setdefault((Setting.of(record.scenario), optimizer_key(record.scenario)), []).append(record)
+    order = {setting: number for number, setting in enumerate(dict.fromkeys(setting for setting, _ in subjects))}
+    unsorted = [entry for (setting, key), group in subjects.items() for entry in _joined(setting, names[key], group)]
+    return sorted(unsorted, key=lambda entry: order[entry.setting])
+
+
+def failures(records: Iterable[Record]) -> list[Record]:
+    """The records whose outcome is not ok."""
+    return [record for record in records if record.outcome != "ok"]
+
+
+def by_setting(entries: Iterable[Entry]) -> dict[Setting, list[Entry]]:
+    """The entries of each setting, in the order of the run."""
+    groups: dict[Setting, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.setting, []).append(entry)
+    return groups
+
+
+def setting_names(settings: Iterable[Setting]) -> dict[Setting, str]:
+    """A name for each setting: its model, and what differs between settings of that model."""
+    settings = list(dict.fromkeys(settings))
+    names = {}
+    for setting in settings:
+        rivals = [other for other in settings if other.model == setting.model]
+        telling = [trait for trait in setting.traits if any(trait not in other.traits for other in rivals)]
+        names[setting] = " · ".join((setting.model, *telling))
+    return names
+
+
+def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Entry]:
+    holding = [record for record in records if record.memory]
+    # A CPU tells no peaks: its bytes are used only where nothing else is known.
+    peaking = [record for record in holding if record.memory and record.memory.peak_allocated is not None]
+    with_bytes = _by_implementation(peaking or holding, lambda record: record.origin == "measured")
+    with_times = _by_implementation([record for record in records if record.times], lambda record: record.scenario.device == "cuda")
+    stray = next((record for implementation, record in with_times.items() if implementation not in with_bytes), None)
+    return [
+        Entry(
+            setting=setting,
+            label=f"{label}, {implementation}" if len(with_bytes) > 1 else label,
+            bytes_from=with_bytes.get(implementation),
+            times_from=with_times.get(implementation, stray),
+        )
+        for implementation in with_bytes or with_times
+    ]
+
+
+def _by_implementation(records: Iterable[Record], preferred: Callable[[Record], bool]) -> dict[str, Record]:
+    """The first preferred record of each implementation, or its first."""
+    chosen: dict[str, Record] = {}
+    for record in records:
+        held = chosen.get(record.scenario.implementation)
+        if held is None or (preferred(record) and not preferred(held)):
+            chosen[record.scenario.implementation] = record
+    return chosen

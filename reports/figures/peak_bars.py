@@ -1,0 +1,93 @@
+"""The picture of peaks: what a training step holds at its highest moment, stacked by category."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from ..findings import Findings, pictured
+from ..peaks import Peak, in_stack_order
+from ..style import MUTED, TRACK, block_colour
+from ..table import Table, text_table
+from ..units import bytes_text, gib
+from ..words import category_name, peak_text, phase_name
+from .canvas import Frame
+from .drawing import Drawing, render
+from .rows import BAR, Row, RowChart, linear_scale
+from .symbols import Key
+
+TITLE = "What the peak is made of"
+# A part below this share is thinner than a line, and no key explains it.
+VISIBLE = 0.002
+
+
+def draw_peaks(findings: Findings) -> Drawing | None:
+    """The picture, or None where no record tells a peak."""
+    rows, notes = pictured(findings.peaks, lambda row: row.entry.setting)
+    if not rows:
+        return None
+    return render(
+        lambda frame: _figure(findings, rows, frame),
+        name="peak",
+        title=TITLE,
+        sentence="The most that a training step holds at once, split by what holds it, and the phase in which that moment comes.",
+        alt="Stacked bars of peak memory. " + "; ".join(_spoken(findings, row) for row in rows) + ".",
+        table=_table(findings),
+        notes=notes,
+    )
+
+
+def _figure(findings: Findings, rows: Sequence[Peak], frame: Frame) -> Figure:
+    highest = [gib(max(row.allocated, row.reserved or 0)) for row in rows]
+    chart = RowChart(
+        frame,
+        [_row(findings, row) for row in rows],
+        title=TITLE,
+        context=findings.context,
+        axis="GiB",
+        scale=lambda axes, group: linear_scale(axes, max(highest[group])),
+        scale_groups=True,
+        legend=_legend(findings),
+    )
+    outline = {"facecolor": frame.colour(TRACK), "edgecolor": frame.colour(MUTED), "linewidth": 0.7}
+    for row, place in zip(rows, chart.places, strict=True):
+        if row.reserved is not None:
+            place.axes.barh(place.y, gib(row.reserved), 0.7 * BAR, **outline)
+        place.stack([(name, gib(count)) for name, count in row.parts])
+    return chart.canvas.figure
+
+
+def _legend(findings: Findings) -> list[Key]:
+    legend = [Key("block", category_name(name), block_colour(name)) for name in _categories(findings, VISIBLE)]
+    return [*legend, *([Key("outline", "reserved, not allocated")] if any(row.reserved for row in findings.peaks) else [])]
+
+
+def _categories(findings: Findings, least: float = 0) -> list[str]:
+    """The categories that hold at least that share of some peak."""
+    return in_stack_order({name for row in findings.peaks for name, count in row.parts if count >= least * row.allocated})
+
+
+def _row(findings: Findings, row: Peak) -> Row:
+    return Row(
+        group=findings.names[row.entry.setting],
+        mark=findings.marks[row.entry.label],
+        origin=row.entry.origin,
+        label=row.entry.label,
+        value=peak_text(row),
+    )
+
+
+def _spoken(findings: Findings, row: Peak) -> str:
+    parts = ", ".join(f"{category_name(name)} {bytes_text(count)}" for name, count in row.parts)
+    return f"{row.entry.label} on {findings.names[row.entry.setting]}: {peak_text(row)} ({parts})"
+
+
+def _table(findings: Findings) -> Table:
+    categories = _categories(findings)
+    head = ("optimizer", "model", "phase", "peak", "reserved", *map(category_name, categories))
+    rows = []
+    for row in findings.peaks:
+        parts, name = dict(row.parts), findings.names[row.entry.setting]
+        reserved = "" if row.reserved is None else bytes_text(row.reserved)
+        counts = [bytes_text(parts.get(category, 0)) for category in categories]
+        rows.append((row.entry.label, name, phase_name(row.phase), bytes_text(row.allocated), reserved, *counts))
+    return text_table(head, rows)

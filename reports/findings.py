@@ -1,0 +1,81 @@
+"""Findings: what a run found, worked out once for every table, picture and page that shows it."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from profiler.record import Record
+
+from .curves import Series, curves
+from .entries import Entry, Setting, entries, setting_names
+from .labels import OptimizerKey, labels
+from .peaks import Peak, peaks
+from .savings import Saving, savings
+from .style import Mark, marks
+from .times import Timing, timings
+from .units import count_text
+
+# A picture with more rows is no longer looked at.
+MOST_ROWS = 40
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """The records of a run and all that is derived from them; ValueError for a run without records."""
+
+    records: Sequence[Record]
+    entries: Sequence[Entry]
+    savings: Sequence[Saving]
+    curves: Sequence[Series]
+    peaks: Sequence[Peak]
+    timings: Sequence[Timing]
+    names: dict[Setting, str]
+    labels: dict[OptimizerKey, str]
+    marks: dict[str, Mark]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "Findings":
+        """What these records say."""
+        if not records:
+            raise ValueError("the run holds no records, so there is nothing to report; run `optprof profile MODEL` again")
+        found, called = entries(records), labels(records)
+        settings = [entry.setting for entry in found] + [Setting.of(record.scenario) for record in records]
+        return cls(
+            records=records,
+            entries=found,
+            savings=savings(found),
+            curves=curves(records),
+            peaks=peaks(found),
+            timings=timings(records),
+            names=setting_names([entry.setting for entry in found] or settings),
+            labels=called,
+            marks=marks([*called.values(), *(entry.label for entry in found)]),
+        )
+
+    @property
+    def models(self) -> list[str]:
+        """The models that were asked for, in the order of the run."""
+        return list(dict.fromkeys(setting.model for setting in self.names))
+
+    @property
+    def context(self) -> str:
+        """The settings in words: the model and its size if there is one, then what all settings share."""
+        settings = list(self.names)
+        shared = [trait for trait in settings[0].traits if all(trait in setting.traits for setting in settings)]
+        counts = {entry.record.parameter_count for entry in self.entries if entry.record.parameter_count}
+        size = [f"{count_text(count)} parameters" for count in counts] if len(counts) == 1 else []
+        return " · ".join([*(self.models if len(self.models) == 1 else []), *size, *shared])
+
+
+def pictured(rows: Sequence[Item], group: Callable[[Item], Hashable]) -> tuple[list[Item], tuple[str, ...]]:
+    """The rows that a picture shows, whole groups of them and never none of many; and a note where it leaves some to the table."""
+    groups: dict[Hashable, list[Item]] = {}
+    for row in rows:
+        groups.setdefault(group(row), []).append(row)
+    shown: list[Item] = []
+    for members in groups.values():
+        if not shown or len(shown) + len(members) <= MOST_ROWS:
+            shown += members[:MOST_ROWS]
+    return shown, () if len(shown) == len(rows) else (f"The picture shows {len(shown)} of {len(rows)} rows; the table has all.",)

@@ -1,0 +1,60 @@
+"""Labels: what an optimizer is called in a table or a picture, so that two that differ never share a name."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from profiler.record import Record
+from scenarios.spec import Scenario
+
+# Options that decide how many bytes an optimizer keeps; a table shows them, whatever their value.
+BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")
+# Without an entry, the usual momentum is none.
+USUAL_MOMENTUM = {"sgd": 0.9, "sgd-sai": 0.9}
+
+OptimizerKey = tuple[str, str]
+
+
+def optimizer_key(scenario: Scenario) -> OptimizerKey:
+    """What makes two scenarios ask for the same optimizer: its name and all its options."""
+    return scenario.optimizer, json.dumps(scenario.options, sort_keys=True, default=str)
+
+
+def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
+    """A label for each optimizer of a run: its name, then the options that change its bytes or tell it from its namesakes."""
+    options = {optimizer_key(record.scenario): record.scenario.options for record in records}
+    return {key: _label(key, options) for key in options}
+
+
+def byte_options(options: Mapping[str, Any]) -> str:
+    """The options that decide the bytes of the state: "momentum=0.9"; empty where there are none."""
+    return ", ".join(f"{name}={_plain(options[name])}" for name in BYTE_OPTIONS if name in options)
+
+
+def unusual_bytes(name: str, options: Mapping[str, Any]) -> list[str]:
+    """The options that make this optimizer keep more or less than it is known for."""
+    unusual = [option for option in ("amsgrad", "centered") if options.get(option)]
+    if (options.get("momentum", USUAL_MOMENTUM.get(name)) or 0) != USUAL_MOMENTUM.get(name, 0):
+        unusual.append("momentum")
+    return unusual
+
+
+def shortened(label: str, length: int = 40) -> str:
+    """The label, cut in its middle where it would not fit a picture."""
+    if len(label) <= length:
+        return label
+    return f"{label[: length // 2 - 1]}…{label[-(length // 2) :]}"
+
+
+def _label(key: OptimizerKey, options: Mapping[OptimizerKey, Mapping[str, Any]]) -> str:
+    name, own = key[0], options[key]
+    namesakes = [other for (other_name, _), other in options.items() if other_name == name]
+    missing = object()
+    differing = [option for option in own if any(other.get(option, missing) != own[option] for other in namesakes)]
+    shown = dict.fromkeys(option for option in (*unusual_bytes(name, own), *differing) if option in own)
+    text = ", ".join(f"{option}={_plain(own[option])}" for option in shown)
+    return f"{name} ({text})" if text else name
+
+
+def _plain(value: Any) -> str:
+    return f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)

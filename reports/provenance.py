@@ -1,0 +1,86 @@
+"""Provenance: what it takes to find the same again: command, versions, machine, commit, seed, time, samples."""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from profiler.record import Record
+
+from .units import DASH, bytes_text
+from .words import DEVICES
+
+ORIGINS = {
+    "measured": "a clock or an allocator on this machine said so.",
+    "simulated": "the optimizer's own step ran at full size on tensors without data, and its allocations were replayed through a model "
+    "of the CUDA caching allocator; no GPU was used.",
+    "estimated": "timed on a part of the model's parameters and scaled up to all of them; the share that was timed stands beside it.",
+}
+
+
+def commands(records: Sequence[Record]) -> list[str]:
+    """The command lines that made these records, ready for a shell."""
+    found = (record.environment.get("command") for record in records)
+    return _distinct(shlex.join(map(str, words)) if isinstance(words, list | tuple) else str(words) for words in found if words)
+
+
+def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """Names and values of what the records say about where they come from; what no record tells is left out."""
+    fields: list[tuple[str, Callable[[Record], str]]] = [
+        ("machine", lambda record: _machine(record.environment.get("machine"))),
+        ("threads", lambda record: _plain(record.environment.get("threads"))),
+        ("platform", lambda record: _plain(record.environment.get("platform"))),
+        ("Python", lambda record: _plain(record.environment.get("python"))),
+        ("versions", lambda record: _versions(record.environment.get("versions"))),
+        ("git commit", lambda record: _plain(record.environment.get("git_commit"))),
+        ("seed", lambda record: _plain(record.environment.get("seed", record.scenario.seed))),
+        ("steps", lambda record: f"{record.scenario.steps} on {DEVICES[record.scenario.device]}"),
+    ]
+    rows = [
+        ("time (UTC)", _times(records)),
+        *((name, "; ".join(_distinct(map(read, records)))) for name, read in fields),
+        ("warm-up samples", _sample_counts([record.warmup for record in records])),
+        ("samples kept", _sample_counts([record.times for record in records])),
+    ]
+    return [(name, text) for name, text in rows if text]
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(text for text in texts if text))
+
+
+def _plain(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _times(records: Sequence[Record]) -> str:
+    found = sorted(_distinct(_plain(record.environment.get("time")) for record in records))
+    return f"{found[0]} to {found[-1]}" if len(found) > 1 else "".join(found)
+
+
+def _machine(machine: Any) -> str:
+    if not isinstance(machine, Mapping):
+        return _plain(machine)
+    memory = machine.get("memory_bytes")
+    parts = [
+        _plain(machine.get("cpu")),
+        f"{machine['cores']} cores" if machine.get("cores") else "",
+        f"{bytes_text(memory)} of memory" if isinstance(memory, int) else "",
+        _plain(machine.get("gpu") or "no GPU"),
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _versions(versions: Any) -> str:
+    if not isinstance(versions, Mapping):
+        return _plain(versions)
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
+def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str:
+    """How many samples of each phase a record holds: step 9, forward 3 to 5, a sample being one pass."""
+    counts: dict[str, list[int]] = {}
+    for samples in found:
+        for phase, values in (samples or {}).items():
+            counts.setdefault(phase, []).append(len(values))
+    spans = {phase: dict.fromkeys((min(many), max(many))) for phase, many in counts.items()}
+    return ", ".join(f"{phase} {DASH.join(map(str, span))}" for phase, span in spans.items())

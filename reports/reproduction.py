@@ -1,0 +1,98 @@
+"""Reproduction: the published figures of the SGD-SaI paper beside ours.
+
+Its figure "speed_memory_growth" (arXiv 2412.11768) shows what the allocator holds for the state after one fp32 step on a fresh device:
+our `optimizer_state_allocated` under the workload "state".
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from profiler.record import Record
+
+from .labels import unusual_bytes
+from .units import gib
+
+# What gives our side of the figure, and the published optimizers that it runs.
+COMMAND = "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b --workload state --device sim"
+COMMAND_GIVES = ("adamw", "sgd-sai")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """One mark of the paper's figure; `extrapolated` ones were drawn dashed, not measured by its authors."""
+
+    model: str
+    optimizer: str
+    state_gib: float
+    extrapolated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduced:
+    """A published figure and ours, in exact bytes."""
+
+    published: Published
+    record: Record
+    allocated_bytes: int
+
+    @property
+    def difference_gib(self) -> float:
+        """Ours less theirs, in GiB."""
+        return gib(self.allocated_bytes) - self.published.state_gib
+
+    @property
+    def difference_percent(self) -> float:
+        """Ours less theirs, in per cent of theirs."""
+        return 100 * self.difference_gib / self.published.state_gib
+
+
+@cache
+def published() -> tuple[Published, ...]:
+    """The paper's figures, in the order of the file that ships with the package."""
+    text = (files("reports") / "data" / "sgd_sai_figure4.csv").read_text(encoding="utf-8")
+    rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
+    return tuple(
+        Published(
+            model=row["model"],
+            optimizer=row["optimizer"],
+            state_gib=float(row["state_gib"]),
+            extrapolated=row["extrapolated"] == "yes",
+        )
+        for row in rows
+    )
+
+
+def reproduction(records: Sequence[Record]) -> list[Reproduced]:
+    """The published figures that this run has a record for."""
+    ours = {(record.scenario.model, record.scenario.optimizer): record for record in reversed(records) if _comparable(record)}
+    rows = []
+    for row in published():
+        record = ours.get((row.model, row.optimizer))
+        if record and record.memory and record.memory.optimizer_state_allocated is not None:
+            rows.append(Reproduced(published=row, record=record, allocated_bytes=record.memory.optimizer_state_allocated))
+    return rows
+
+
+def not_reproduced(rows: Sequence[Reproduced]) -> dict[str, list[str]]:
+    """The published figures that have no row: the models, by optimizer."""
+    done = [row.published for row in rows]
+    missing: dict[str, list[str]] = {}
+    for row in published():
+        if row not in done:
+            missing.setdefault(row.optimizer, []).append(row.model)
+    return missing
+
+
+def _comparable(record: Record) -> bool:
+    scenario, memory = record.scenario, record.memory
+    return (
+        record.outcome == "ok"
+        and scenario.workload == "state"
+        and scenario.dtype == "fp32"
+        and memory is not None
+        and memory.optimizer_state_allocated is not None
+        and not unusual_bytes(scenario.optimizer, scenario.options)
+    )

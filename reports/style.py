@@ -1,0 +1,106 @@
+"""Style: the colours and marks of pictures and pages; an optimizer wears the same in all of them.
+
+Colours follow Okabe and Ito (colour-blind safe), darkened on white and lightened on black until they stand out; shapes say the same again.
+Filled marks are measured, hollow ones simulated or estimated.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Scheme = Literal["light", "dark"]
+
+
+@dataclass(frozen=True)
+class Colour:
+    """One colour, as it is on light and on dark paper."""
+
+    light: str
+    dark: str
+
+    def on(self, scheme: Scheme) -> str:
+        """The colour for that paper."""
+        return self.light if scheme == "light" else self.dark
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What an optimizer wears: a colour, matplotlib's name of a shape, and the shape as text, filled and hollow."""
+
+    colour: Colour
+    shape: str
+    filled: str
+    hollow: str
+
+    def glyph(self, origin: str) -> str:
+        """The shape as text, filled for what was measured."""
+        return self.filled if origin == "measured" else self.hollow
+
+
+PAPER = Colour("#ffffff", "#14171c")
+INK = Colour("#1d2229", "#e7eaee")
+MUTED = Colour("#5d6673", "#a2abb8")
+LINE = Colour("#d9dee5", "#333a45")
+TRACK = Colour("#edf0f4", "#242a33")
+
+MARKS = {
+    "adamw": Mark(Colour("#59636f", "#b6bfca"), "o", "●", "○"),
+    "sgd-sai": Mark(Colour("#0072b2", "#56b4e9"), "s", "■", "□"),
+    "sm3": Mark(Colour("#d55e00", "#ff8b3d"), "^", "▲", "△"),
+    "lamb16": Mark(Colour("#009e73", "#2ec79b"), "D", "◆", "◇"),
+    "lamb": Mark(Colour("#b3588d", "#e29ac5"), "v", "▼", "▽"),
+    "sgd": Mark(Colour("#b98300", "#f0c04a"), "p", "⬟", "⬠"),
+    "adam": Mark(Colour("#7d3c98", "#c39bd9"), "h", "⬢", "⬡"),
+    "adam-mini": Mark(Colour("#8a5a2b", "#cfa074"), "<", "◀", "◁"),
+    "prodigy": Mark(Colour("#a61e4d", "#f783ac"), ">", "▶", "▷"),
+}
+SPARE = (
+    Mark(Colour("#2b8a9e", "#66d0e3"), "*", "★", "☆"),
+    Mark(Colour("#6b7a00", "#c3d14f"), ">", "▶", "▷"),
+    Mark(Colour("#5c4fc4", "#a99ff5"), "<", "◀", "◁"),
+    Mark(Colour("#b3588d", "#e29ac5"), "h", "⬢", "⬡"),
+    Mark(Colour("#009e73", "#2ec79b"), "p", "⬟", "⬠"),
+    Mark(Colour("#0072b2", "#56b4e9"), "v", "▼", "▽"),
+    Mark(Colour("#8a5a2b", "#cfa074"), "s", "■", "□"),
+    Mark(Colour("#a61e4d", "#f783ac"), "D", "◆", "◇"),
+)
+
+# Quiet greys for what every optimizer pays, one strong colour for what this report is about; all carry dark type, on any paper.
+ON_BLOCK = "#14171c"
+CATEGORY_COLOURS = {
+    "parameter": "#98a3af",
+    "buffer": "#e3e7ec",
+    "gradient": "#c3cbd4",
+    "optimizer_state": "#cc79a7",
+    "activation": "#8ccdf2",
+    "temporary": "#f2d95c",
+    "input": "#4fc9a4",
+}
+PHASE_COLOURS = {"forward": "#c3cbd4", "backward": "#98a3af", "step": "#cc79a7"}
+OTHER_BLOCK = "#e69f00"
+
+
+def marks(labels: Iterable[str]) -> dict[str, Mark]:
+    """A mark for each label: the optimizer's own where it has one, else a spare one that its name decides, the same in every run."""
+    chosen: dict[str, Mark] = {}
+    # The shortest label of a name is its plain form, and the first to claim the name's own mark.
+    for label in sorted(dict.fromkeys(labels), key=lambda label: (len(label), label)):
+        own = MARKS.get(label.split(" (")[0].split(",")[0])
+        start = zlib.crc32(label.encode())
+        spare = [SPARE[(start + turn) % len(SPARE)] for turn in range(len(SPARE))]
+        chosen[label] = _free([*([own] if own else []), *spare], list(chosen.values()))
+    return chosen
+
+
+def _free(wanted: Sequence[Mark], taken: Sequence[Mark]) -> Mark:
+    """The first mark whose shape and colour are both free, else one that is not taken as a whole, else the first."""
+    shapes, colours = {mark.shape for mark in taken}, {mark.colour for mark in taken}
+    unlike = [mark for mark in wanted if mark.shape not in shapes and mark.colour not in colours]
+    return next(iter([*unlike, *(mark for mark in wanted if mark not in taken), *wanted]))
+
+
+def block_colour(name: str) -> Colour:
+    """The colour of a category of bytes or a phase of time."""
+    shade = CATEGORY_COLOURS.get(name) or PHASE_COLOURS.get(name, OTHER_BLOCK)
+    return Colour(shade, shade)

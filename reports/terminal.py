@@ -1,0 +1,83 @@
+"""Terminal: the summary of a run as one table a setting, readable at 80 columns."""
+
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from profiler.record import Record
+
+from .entries import Entry, by_setting, failures
+from .findings import Findings
+from .labels import shortened
+from .savings import BASELINE, Saving, without_baseline
+from .units import NOTHING, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
+from .verdict import sources
+from .words import conditions, listed, phase_name
+
+# Columns of text below which the table leaves the per cent to the page.
+WIDE = 96
+
+
+def render(records: Sequence[Record], output: Console | TextIO) -> None:
+    """Print the summary of a run; ValueError for a run without records."""
+    findings = Findings.of(records)
+    console = output if isinstance(output, Console) else Console(file=output)
+    for setting, group in by_setting(findings.entries).items():
+        console.print(_table(findings, " · ".join((setting.model, *setting.traits)), group, wide=console.width >= WIDE))
+        console.print()
+    for line in _remarks(findings):
+        console.print(Text(line, style="dim"))
+    for record in failures(records):
+        scenario = record.scenario
+        line = f"{record.outcome}: {scenario.optimizer} on {scenario.model} ({conditions(record)}): {record.error or 'no word why'}"
+        console.print(Text(line, style="red"))
+
+
+def _table(findings: Findings, title: str, group: Sequence[Entry], *, wide: bool) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table.add_column("optimizer", overflow="fold")
+    for name in ("state GiB", "B/param", f"vs {BASELINE}", *(["saved"] if wide else []), "peak GiB"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("in", no_wrap=True)
+    table.add_column("step", justify="right", no_wrap=True)
+    savings = {id(saving.entry): saving for saving in findings.savings}
+    for entry in group:
+        mark, saving = findings.marks[entry.label], savings.get(id(entry))
+        name = Text.assemble((f"{mark.glyph(entry.origin)} ", mark.colour.dark), shortened(entry.label, 40 if wide else 24))
+        share = [NOTHING if saving is None or saving.is_baseline else percent_text(saving.saved_bytes, saving.baseline_bytes)]
+        table.add_row(name, *_state_cells(entry), _factor_cell(saving), *(share if wide else []), *_peak_cells(entry), _step_cell(entry))
+    return table
+
+
+def _state_cells(entry: Entry) -> tuple[str, str]:
+    value = entry.bytes_per_parameter
+    state = NOTHING if entry.state_bytes is None else gib_text(entry.state_bytes)
+    return state, NOTHING if value is None else per_parameter_text(value)
+
+
+def _factor_cell(saving: Saving | None) -> str:
+    if saving is None:
+        return NOTHING
+    return factor_text(1 if saving.is_baseline else saving.factor)
+
+
+def _peak_cells(entry: Entry) -> tuple[str, str]:
+    if entry.memory is None or entry.peak_bytes is None:
+        return NOTHING, ""
+    return gib_text(entry.peak_bytes), phase_name(entry.memory.peak_phase)
+
+
+def _step_cell(entry: Entry) -> str:
+    if entry.step is None or entry.times_from is None:
+        return NOTHING
+    # A tilde marks what was not measured whole; the line below the tables says what it stands on.
+    return ("" if entry.times_from.origin == "measured" else "~") + seconds_text(entry.step.median)
+
+
+def _remarks(findings: Findings) -> list[str]:
+    lacking = [findings.names[setting] for setting in without_baseline(findings.entries)]
+    missing = [f"no {BASELINE} to compare with on {listed(lacking)}; add it to --optimizers"] if lacking else []
+    return sources(findings) + missing

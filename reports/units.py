@@ -1,0 +1,121 @@
+"""Units: the one place where bytes become GiB, seconds become ms and ratios become text for human eyes."""
+
+import math
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+NOTHING = DASH = "\u2013"
+MINUS, TIMES, INFINITE = "\u2212", "\u00d7", "\u221e"
+
+
+def gib(count: float) -> float:
+    """Bytes as GiB (2**30), not rounded."""
+    return count / GIB
+
+
+def gib_text(count: int) -> str:
+    """Bytes as GiB without the unit, for a column: 11.605, and 0.00853 where three decimals would hide the value."""
+    value = gib(count)
+    if value == 0:
+        return "0"
+    if abs(value) >= 1:
+        return _signed(f"{value:,.3f}")
+    return _signed(_significant(value, 3))
+
+
+def bytes_text(count: int) -> str:
+    """Bytes in the unit that suits them: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B."""
+    size = abs(count)
+    # Four digits in the unit below say more than 0.0something in the one above.
+    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if size >= unit:
+            digits = 3 if unit == GIB else 2 if size < 10 * unit else 1 if size < 100 * unit else 0
+            return _signed(f"{count / unit:,.{digits}f} {name}")
+    return _signed(f"{count} B")
+
+
+def exact_text(count: int) -> str:
+    """Every byte of it: 12,460,891,920 bytes."""
+    return _signed(f"{count:,} {'byte' if abs(count) == 1 else 'bytes'}")
+
+
+def per_parameter_text(value: float) -> str:
+    """Bytes a parameter: 8.00, and 0.00584 where two decimals would hide the value."""
+    if value == 0 or value >= 1:
+        return f"{value:.2f}"
+    return _significant(value, 3)
+
+
+def factor_text(value: float) -> str:
+    """How many times: 2.00 times, 13.4 times, 1,366 times, with the sign for times; infinite against nothing."""
+    if math.isinf(value):
+        return INFINITE
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}{TIMES}" if value >= 0.1 or value == 0 else f"{_significant(value, 2)}{TIMES}"
+
+
+def percent_text(part: float, whole: float) -> str:
+    """A share with as many digits as keep it from reading as all or nothing: 50.0 %, 99.9 %, 99.998 %; 100 % is all of it."""
+    if whole == 0:
+        return NOTHING
+    if part == 0 or part == whole:
+        return "0 %" if part == 0 else "100 %"
+    value, digits = 100 * part / whole, 1
+    while digits < 12 and abs(round(value, digits)) in (0.0, 100.0):
+        digits += 1
+    return _signed(f"{value:,.{digits}f} %")
+
+
+def seconds_text(seconds: float) -> str:
+    """A duration with three digits: 850 µs, 62.7 ms, 2.92 s."""
+    if seconds <= 0:
+        return "0 s"
+    for unit, name in ((1.0, "s"), (1e-3, "ms")):
+        # 0.9996 s would round to 1,000 ms.
+        if seconds >= 0.9995 * unit:
+            return f"{three_digits(seconds / unit)} {name}"
+    return f"{three_digits(seconds / 1e-6)} µs"
+
+
+def range_text(low: float, high: float) -> str:
+    """From one duration to another, the unit said once where it is one: 455 to 471 ms."""
+    first, last = seconds_text(low), seconds_text(high)
+    if first.split()[-1] == last.split()[-1]:
+        first = first.split()[0]
+    return f"{first} {DASH} {last}"
+
+
+def time_unit(longest: float) -> tuple[float, str]:
+    """The unit for an axis up to that many seconds: its length in seconds, and its name."""
+    return (1.0, "seconds") if longest >= 2 else (1e-3, "milliseconds") if longest >= 2e-3 else (1e-6, "microseconds")
+
+
+def count_text(count: int) -> str:
+    """Parameters in words of the field: 124 M, 1.56 B."""
+    for unit, name in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " K")):
+        if count >= 0.9995 * unit:
+            return three_digits(count / unit) + name
+    return str(count)
+
+
+def three_digits(value: float) -> str:
+    """A number with three digits, more where it has more before the point: 1.56, 10.9, 1,234."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def difference_text(value: float, digits: int = 2) -> str:
+    """A difference with its sign, +0.01 or -0.28; one that rounds to nothing has none."""
+    text = f"{value:+.{digits}f}"
+    return _signed(text) if float(text) else text[1:]
+
+
+def _significant(value: float, digits: int) -> str:
+    """The value in plain notation with that many significant digits, zeros at the end kept."""
+    decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:.{decimals}f}"
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS)

@@ -1,0 +1,101 @@
+"""Words: what was found as short phrases, the same in pictures, pages and on the terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from profiler.record import Record
+
+from .peaks import Peak
+from .savings import Saving
+from .times import Spread, Timing
+from .units import factor_text, gib_text, percent_text, range_text, seconds_text
+
+DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
+PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
+
+
+def saving_text(row: Saving) -> str:
+    """The saving: saves 5.803 GiB, 2.00 times, 50.0 %."""
+    if row.is_baseline:
+        return "the baseline"
+    size = f"{gib_text(abs(row.saved_bytes))} GiB"
+    amount = f"saves {size}" if row.saved_bytes > 0 else f"keeps {size} more" if row.saved_bytes else "saves nothing"
+    return f"{amount} · {factor_text(row.factor)} · {percent_text(row.saved_bytes, row.baseline_bytes)}"
+
+
+def against_text(row: Saving) -> str:
+    """The state set against the baseline's: 2.00 times smaller."""
+    if row.is_baseline:
+        return "the baseline"
+    if not row.state_bytes:
+        return "keeps nothing"
+    if row.saved_bytes == 0:
+        return "the same"
+    return f"{factor_text(row.factor)} smaller" if row.saved_bytes > 0 else f"{factor_text(1 / row.factor)} as large"
+
+
+def peak_text(row: Peak) -> str:
+    """The peak and its phase: 29.012 GiB in step · 29.338 reserved."""
+    phase = f" in {phase_name(row.phase)}" if row.phase else ""
+    reserved = f" · {gib_text(row.reserved)} reserved" if row.reserved is not None else ""
+    return f"{gib_text(row.allocated)} GiB{phase}{reserved}"
+
+
+def category_name(category: str) -> str:
+    """A category of bytes: parameters, optimizer state."""
+    plurals = {"parameter", "buffer", "gradient", "activation"}
+    if category == "temporary":
+        return "temporaries"
+    return category.replace("_", " ") + ("s" if category in plurals else "")
+
+
+def phase_name(phase: str | None) -> str:
+    """A phase: zero grad; empty for none."""
+    return (phase or "").replace("_", " ")
+
+
+def spread_text(spread: Spread) -> str:
+    """The median and the quartiles around it: 462 ms (455 to 471 ms)."""
+    if len(spread.samples) == 1:
+        return seconds_text(spread.median)
+    return f"{seconds_text(spread.median)} ({range_text(spread.lower, spread.upper)})"
+
+
+def origin_text(record: Record) -> str:
+    """The record's origin, and what an estimate stands on: estimated from 31.2 %."""
+    share = record.measured_share
+    return record.origin + (f" from {percent_text(share, 1)}" if record.origin == "estimated" and share else "")
+
+
+def step_text(timing: Timing) -> str:
+    """The step's time: 462 ms (455 to 471 ms), and where it comes from unless it was measured whole."""
+    note = "" if timing.record.origin == "measured" else f" · {origin_text(timing.record)}"
+    return spread_text(timing.step) + note
+
+
+def share_text(timing: Timing) -> str:
+    """The step's share of an iteration: step 23.1 % of 1.95 s."""
+    whole = timing.iteration
+    return f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
+
+
+def conditions(record: Record) -> str:
+    """Device and implementation of a record: CPU, loop."""
+    return f"{DEVICES[record.scenario.device]}, {record.scenario.implementation}"
+
+
+def source_text(record: Record) -> str:
+    """Where a record comes from: simulated for CUDA; estimated from 31.2 % on CPU."""
+    return f"{origin_text(record)} {PLACES[record.scenario.device]}"
+
+
+def shared(texts: Iterable[str]) -> str | None:
+    """The text that all of them are, None where they differ."""
+    different = set(texts)
+    return different.pop() if len(different) == 1 else None
+
+
+def listed(words: Sequence[str], most: int = 4) -> str:
+    """A list in a sentence: a, b and c; a number of them where they are many."""
+    if len(words) > most:
+        words = [*words[: most - 1], f"{len(words) - most + 1} more"]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -1,0 +1,95 @@
+"""Records by hand: small, whole numbers whose sums can be checked on paper."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from profiler.record import Memory, Record
+from scenarios.spec import Scenario
+
+ENVIRONMENT = {
+    "python": "3.11.7",
+    "platform": "Linux-6.1",
+    "machine": {"cpu": "A Processor", "cores": 2, "memory_bytes": 8 * 2**30, "gpu": None},
+    "versions": {"torch": "2.13.0", "optprof": "0.1.0"},
+    "command": ["optprof", "profile", "tiny", "-o", "adamw,sm3:momentum=0.0"],
+    "git_commit": "0123456789ab",
+    "seed": 7,
+    "time": "2025-11-21T01:32:05+00:00",
+    "threads": 2,
+}
+STATE_BYTES = {"adamw": 8_000, "sgd-sai": 4_000, "lamb16": 2_000, "sm3": 8}
+
+Make = Callable[..., Record]
+
+
+def memory(state: int, **changes: Any) -> Memory:
+    """A model of 1,000 fp32 parameters whose step peaks with one temporary as large as the parameters."""
+    parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": state, "temporary": 4_000}
+    whole = Memory(
+        parameters=4_000,
+        gradients=4_000,
+        optimizer_state=state,
+        state_by_key={"exp_avg": state},
+        state_by_key_dtype={"exp_avg": {"float32": state}},
+        optimizer_state_allocated=state + 512,
+        peak_allocated=12_000 + state,
+        peak_reserved=2**21,
+        peak_phase="step",
+        peak_by_category=parts,
+        peak_by_phase={"step": 12_000 + state},
+    )
+    return replace(whole, **changes)
+
+
+@pytest.fixture(scope="session")
+def simulated() -> Make:
+    """A simulated record of an optimizer on the model "tiny"."""
+
+    def make(optimizer: str = "adamw", *, options: Mapping[str, Any] | None = None, state: int | None = None, **changes: Any) -> Record:
+        asked = {name: changes.pop(name) for name in list(changes) if name in Scenario.__dataclass_fields__}
+        scenario = Scenario(**{"model": "tiny", "optimizer": optimizer, "options": options or {}, "sequence_length": 16} | asked)
+        held = memory(STATE_BYTES.get(optimizer, 6_000) if state is None else state)
+        found = {"origin": "simulated", "model_family": "tiny", "parameter_count": 1_000, "memory": held, "environment": ENVIRONMENT}
+        return Record(scenario=scenario, **(found | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def timed() -> Make:
+    """A record of step times on a CPU, whole or from a share of the parameters."""
+
+    def make(optimizer: str = "adamw", *, step: tuple[float, ...] = (0.2, 0.1, 0.3), share: float | None = None, **changes: Any) -> Record:
+        names = ("model", "options", "dtype")
+        asked = {"model": "tiny", "options": {}} | {name: changes.pop(name) for name in names if name in changes}
+        scenario = Scenario(optimizer=optimizer, device="cpu", implementation="loop", sequence_length=16, **asked)
+        found = {
+            "origin": "estimated" if share else "measured",
+            "measured_share": share,
+            "times": {"step": step},
+            "warmup": {"step": (0.9,)},
+            "environment": ENVIRONMENT,
+        }
+        return Record(scenario=scenario, **(found | changes))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def mixed(simulated: Make, timed: Make) -> list[Record]:
+    """A run with everything in it: simulated, measured, estimated and failed records, and two records that the SGD-SaI paper has too."""
+    two = [simulated(name, model=model, workload="state") for name in ("adamw", "sgd-sai") for model in ("gpt2-xl", "vit-h14")]
+    lost = simulated("lamb16", memory=None, outcome="out-of-memory", error="needs 26.1 GiB of 24 GiB")
+    return [
+        simulated("adamw"),
+        simulated("sm3", options={"momentum": 0.0}),
+        simulated("sm3", options={"momentum": 0.9}, state=4_008),
+        simulated("sgd-sai", options={"momentum": 0.9}),
+        *two,
+        timed("adamw", times={"forward": (0.1, 0.1), "backward": (0.2, 0.2), "step": (0.1, 0.1)}),
+        timed("sgd-sai", options={"momentum": 0.9}, share=0.25),
+        lost,
+    ]

@@ -1,0 +1,195 @@
+"""Arithmetic on records: entries, savings, curves, peaks, times and labels, against numbers worked out by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from reports.curves import curves
+from reports.entries import entries, failures, setting_names
+from reports.findings import Findings, pictured
+from reports.labels import labels
+from reports.peaks import peaks
+from reports.savings import savings, without_baseline
+from reports.times import Spread, timings
+from reports.verdict import cards, sources, verdict
+
+
+def names_of(records):
+    return list(labels(records).values())
+
+
+def test_an_optimizer_alone_goes_by_its_name(simulated):
+    assert names_of([simulated("adamw", options={"lr": 0.1, "amsgrad": False}), simulated("sm3", options={"momentum": 0.0})]) == [
+        "adamw",
+        "sm3",
+    ]
+
+
+def test_a_momentum_that_costs_bytes_stands_in_the_label(simulated):
+    assert names_of([simulated("sm3", options={"momentum": 0.9, "lr": 0.1})]) == ["sm3 (momentum=0.9)"]
+    assert names_of([simulated("sgd-sai", options={"momentum": 0.9})]) == ["sgd-sai"]
+
+
+def test_namesakes_are_told_apart_by_what_differs(simulated):
+    records = [simulated("adamw", options={"lr": lr, "betas": [0.9, 0.999]}) for lr in (0.1, 0.2)]
+    assert names_of(records) == ["adamw (lr=0.1)", "adamw (lr=0.2)"]
+
+
+def test_bytes_and_times_of_one_question_make_one_entry(simulated, timed):
+    (entry,) = entries([simulated("adamw"), timed("adamw")])
+    assert entry.state_bytes == 8_000
+    assert entry.bytes_per_parameter == 8.0
+    assert entry.peak_bytes == 20_000
+    assert entry.step is not None
+    assert entry.step.median == 0.2
+
+
+def test_two_implementations_make_two_entries_and_a_time_joins_its_own(simulated, timed):
+    records = [simulated("adamw"), simulated("adamw", implementation="loop"), timed("adamw")]
+    found = {entry.label: entry.step is not None for entry in entries(records)}
+    assert found == {"adamw, foreach": False, "adamw, loop": True}
+
+
+def test_bytes_measured_on_a_gpu_go_before_simulated_ones(simulated):
+    measured = simulated("adamw", device="cuda", origin="measured")
+    (entry,) = entries([simulated("adamw"), measured])
+    assert entry.bytes_from is measured
+
+
+def test_bytes_of_a_cpu_that_tells_no_peak_do_not_hide_the_simulated_peak(simulated, timed):
+    plain = simulated("adamw")
+    held = replace(plain.memory, peak_allocated=None, peak_reserved=None, peak_phase=None, peak_by_category={})
+    (entry,) = entries([plain, timed("adamw", memory=held, parameter_count=1_000)])
+    assert entry.peak_bytes == 20_000
+    assert entry.step is not None
+
+
+def test_the_family_on_the_curve_makes_no_entries_of_its_own(simulated):
+    found = entries([simulated("adamw"), simulated("adamw", model="small", workload="state")])
+    assert [entry.setting.model for entry in found] == ["tiny"]
+
+
+def test_a_run_of_states_alone_makes_entries_without_a_training_peak(simulated):
+    (entry,) = entries([simulated("adamw", workload="state")])
+    assert entry.state_bytes == 8_000
+    assert entry.peak_bytes is None
+
+
+def test_settings_are_named_by_what_tells_them_apart(simulated):
+    found = entries([simulated("adamw"), simulated("adamw", dtype="bf16"), simulated("adamw", model="other", sequence_length=None)])
+    assert list(setting_names([entry.setting for entry in found]).values()) == ["tiny · fp32", "tiny · bf16", "other"]
+
+
+def test_savings_are_bytes_factor_and_share(simulated):
+    rows = savings(entries([simulated("adamw"), simulated("sgd-sai"), simulated("sm3"), simulated("huge", state=12_000)]))
+    assert [row.saved_bytes for row in rows] == [0, 4_000, 7_992, -4_000]
+    assert [row.factor for row in rows] == [1, 2, 1_000, 8 / 12]
+    assert [row.share_kept for row in rows] == [1, 0.5, 0.001, 1.5]
+    assert [row.is_baseline for row in rows] == [True, False, False, False]
+
+
+def test_an_optimizer_without_state_saves_by_an_infinite_factor(simulated):
+    row = savings(entries([simulated("adamw"), simulated("sgd", state=0)]))[1]
+    assert row.factor == math.inf
+    assert row.saved_bytes == 8_000
+
+
+def test_the_plain_adamw_is_the_baseline_beside_one_with_amsgrad(simulated):
+    heavy = simulated("adamw", options={"amsgrad": True}, state=12_000)
+    rows = savings(entries([heavy, simulated("adamw", options={"amsgrad": False})]))
+    assert [(row.entry.label, row.is_baseline) for row in rows] == [("adamw (amsgrad=True)", False), ("adamw (amsgrad=False)", True)]
+    assert rows[0].saved_bytes == -4_000
+
+
+def test_only_what_shares_model_and_dtype_is_compared(simulated):
+    found = entries([simulated("adamw"), simulated("sm3", dtype="bf16")])
+    assert [row.entry.label for row in savings(found)] == ["adamw"]
+    assert [setting.dtype for setting in without_baseline(found)] == ["bf16"]
+
+
+def test_a_curve_joins_one_family_and_leaves_loners_alone(simulated):
+    records = [
+        simulated("adamw", model="large", parameter_count=4_000, state=32_000),
+        simulated("adamw"),
+        simulated("adamw", model="loner", model_family=None, parameter_count=2_000, state=16_000),
+    ]
+    found = {series.family: [(point.parameters, point.state_bytes) for point in series.points] for series in curves(records)}
+    assert found == {"tiny": [(1_000, 8_000), (4_000, 32_000)], None: [(2_000, 16_000)]}
+
+
+def test_a_measured_state_takes_the_place_of_a_simulated_one_on_the_curve(simulated):
+    (series,) = curves([simulated("adamw"), simulated("adamw", origin="measured", device="cuda", state=8_004)])
+    assert [(point.state_bytes, point.origin) for point in series.points] == [(8_004, "measured")]
+
+
+def test_series_that_coincide_get_lanes_of_their_own(simulated):
+    found = curves([simulated("sgd-sai"), simulated("lion", state=4_000), simulated("sm3"), simulated("adam-mini", state=4_050)])
+    assert [(series.label, series.lane) for series in found] == [("sgd-sai", 0), ("lion", 1), ("sm3", 0), ("adam-mini", 2)]
+
+
+def test_a_peak_is_split_in_the_order_of_a_stack_and_sums_up(simulated):
+    (peak,) = peaks(entries([simulated("adamw")]))
+    assert [name for name, _ in peak.parts] == ["parameter", "gradient", "optimizer_state", "temporary"]
+    assert sum(count for _, count in peak.parts) == peak.allocated == 20_000
+    assert peak.phase == "step"
+
+
+def test_a_peak_whose_parts_nobody_told_is_one_part(simulated):
+    record = simulated("adamw")
+    (peak,) = peaks(entries([replace(record, memory=replace(record.memory, peak_by_category={}))]))
+    assert peak.parts == (("allocated", 20_000),)
+
+
+def test_a_spread_has_median_and_inclusive_quartiles():
+    spread = Spread.of((5.0, 1.0, 2.0, 4.0, 3.0))
+    assert (spread.lower, spread.median, spread.upper) == (2.0, 3.0, 4.0)
+    assert (spread.smallest, spread.largest) == (1.0, 5.0)
+    assert spread.samples == (5.0, 1.0, 2.0, 4.0, 3.0)
+
+
+def test_one_sample_is_its_own_quartiles_and_none_is_an_error():
+    assert Spread.of((0.5,)).lower == 0.5
+    with pytest.raises(ValueError, match="at least one sample"):
+        Spread.of(())
+
+
+def test_an_iteration_is_the_sum_of_its_medians(timed):
+    whole, part = timings([timed(times={"forward": (1.0,), "backward": (2.0,), "step": (1.0, 3.0)}), timed("sm3")])
+    assert whole.iteration == 5.0
+    assert part.iteration is None
+
+
+def test_a_failed_record_is_listed_and_makes_no_entry(simulated):
+    lost = simulated("sm3", memory=None, outcome="failed", error="ValueError: no")
+    assert [entry.label for entry in entries([simulated("adamw"), lost])] == ["adamw"]
+    assert failures([simulated("adamw"), lost]) == [lost]
+
+
+def test_the_verdict_names_the_lightest_state_and_what_it_does_to_the_peak(simulated):
+    text = verdict(Findings.of([simulated("adamw"), simulated("sgd-sai"), simulated("sm3")]))
+    assert text.startswith("sm3 keeps the least state: 8 B, 1,000")
+    assert "the peak of a training step falls from" in text
+
+
+def test_the_verdict_does_without_a_baseline_and_without_bytes(simulated, timed):
+    assert verdict(Findings.of([simulated("sm3")])) == "sm3 keeps a state: 8 B."
+    assert verdict(Findings.of([timed("adamw")])) == ""
+
+
+def test_where_numbers_come_from_is_said_once_with_the_range_of_shares(simulated, timed):
+    records = [simulated("adamw"), simulated("sm3"), timed("adamw", share=0.02), timed("sm3", share=0.059)]
+    assert sources(Findings.of(records)) == ["bytes: simulated for CUDA, foreach", "step times: estimated from 2.0 % to 5.9 % on CPU, loop"]
+
+
+def test_of_many_models_the_largest_gets_the_cards(simulated):
+    records = [simulated("adamw", model=f"m{size}", parameter_count=size) for size in (10, 30, 20)]
+    (name,) = cards(Findings.of(records))
+    assert name == "m30, the largest of 3"
+
+
+def test_a_picture_shows_whole_groups_up_to_forty_rows_and_says_so():
+    rows, notes = pictured([(group, number) for group in "abcde" for number in range(15)], lambda row: row[0])
+    assert [group for group, _ in rows] == ["a"] * 15 + ["b"] * 15
+    assert notes == ("The picture shows 30 of 75 rows; the table has all.",)
+    assert pictured([("a", 1)], lambda row: row[0]) == ([("a", 1)], ())

@@ -1,0 +1,220 @@
+"""The page and the run folder: whole reports from records alone."""
+
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from profiler.store import RunStore
+from reports import write_report
+from reports.page import render_page
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes, and its text outside of the style sheet."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.words, self._styling = [], [], False
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._styling = tag == "style"
+
+    def handle_endtag(self, tag):
+        self._styling = self._styling and tag != "style"
+
+    def handle_data(self, data):
+        if data.strip() and not self._styling:
+            self.words.append(data.strip())
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(self.words)
+
+
+def write(folder, records):
+    """Write these records as a run and its report; returns the page's text."""
+    store = RunStore.create(folder)
+    for record in records:
+        store.append(record)
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def report(tmp_path):
+    return lambda records: write(tmp_path / "run", records)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs") / "mixed"
+
+
+@pytest.fixture(scope="module")
+def page(run, mixed):
+    return write(run, mixed)
+
+
+@pytest.fixture(scope="module")
+def elements(page):
+    return Elements(page)
+
+
+@pytest.mark.usefixtures("page")
+def test_a_report_is_a_page_pictures_and_a_table(run, mixed):
+    assert sorted(path.name for path in run.iterdir()) == ["figures", "records.csv", "records.jsonl", "report.html"]
+    assert (run / "records.csv").read_text(encoding="utf-8").count("\n") == len(mixed) + 1
+
+
+def test_a_mixed_run_fills_every_section(page):
+    for heading in (
+        "Verdict",
+        "State saved against AdamW",
+        "Optimizer state against model size",
+        "What the peak is made of",
+        "Time of the optimizer",
+        "The step&#39;s share of an iteration",
+        "All numbers",
+        "What the state is made of",
+        "Against the published figures",
+        "Without a result",
+        "How to repeat it",
+    ):
+        assert re.search(rf"<h2 id=[^>]*>{heading}", page), heading
+
+
+def test_the_numbers_of_the_main_table_have_their_exact_bytes(elements):
+    assert {"class": "number", "title": "8,000 bytes"} in elements.all("td")
+    assert "momentum=0.9" in elements.text
+    assert "estimated from 25.0 % on CPU" in elements.text
+    assert "foreach; step: loop" in elements.text
+
+
+def test_what_failed_is_listed_with_its_error(elements):
+    text = elements.text
+    assert "out-of-memory" in text
+    assert "needs 26.1 GiB of 24 GiB" in text
+
+
+def test_the_note_on_momentum_is_there_for_sm3_and_for_nobody_else(simulated):
+    with_sm3, without = (render_page([simulated("adamw"), simulated(name)], []) for name in ("sm3", "lamb16"))
+    assert "SM3 saves this much only without momentum" in with_sm3
+    assert "SM3 saves" not in without
+
+
+def test_published_figures_stand_beside_ours_and_the_rest_has_its_command(elements):
+    text = elements.text
+    assert "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b --workload state" in text
+    assert "adamw for vit-s16, llama2-7b; sgd-sai for vit-s16, llama2-7b" in text
+    assert "adam-mini, prodigy" in text
+    assert "GiB" in text
+
+
+def test_it_says_how_to_repeat_it(elements):
+    text = elements.text
+    for words in (
+        "optprof profile tiny -o adamw,sm3:momentum=0.0",
+        "A Processor, 2 cores, 8.000 GiB of memory, no GPU",
+        "torch 2.13.0",
+        "0123456789ab",
+        "2025-11-21T01:32:05+00:00",
+        "seed 7",
+        "step 1 samples kept",
+        "measured (filled marks)",
+    ):
+        assert words in text
+
+
+def test_an_environment_with_nothing_in_it_is_no_obstacle(simulated):
+    bare = replace(simulated("adamw"), environment={})
+    odd = replace(simulated("sm3"), environment={"machine": "a toaster", "versions": None, "command": "by hand", "time": None})
+    text = Elements(render_page([bare, odd], [])).text
+    assert "a toaster" in text
+    assert "by hand" in text
+
+
+def test_the_page_asks_the_network_for_nothing(page, elements):
+    assert not elements.all("script")
+    assert not elements.all("link")
+    addresses = [attributes[name] for _, attributes in elements.found for name in ("src", "srcset", "href") if name in attributes]
+    assert addresses
+    assert all(address.startswith("data:image/svg+xml;base64,") for address in addresses)
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "http" not in page
+
+
+def test_every_picture_has_words_and_a_dark_and_a_narrow_form(elements):
+    assert len(elements.all("picture")) == 5
+    assert all(len(image["alt"]) > 40 for image in elements.all("img"))
+    media = [source["media"] for source in elements.all("source")]
+    assert sum("prefers-color-scheme: dark" in query for query in media) == 10
+    assert sum("max-width" in query for query in media) == 10
+
+
+def test_tables_name_their_rows_and_columns_and_can_be_scrolled(elements):
+    assert {head.get("scope") for head in elements.all("th")} == {"row", "col"}
+    boxes = [box for box in elements.all("div") if box.get("class") == "scroll"]
+    assert len(boxes) == len(elements.all("table"))
+    assert all(box["tabindex"] == "0" and box["aria-label"] for box in boxes)
+
+
+def test_markup_in_names_and_errors_stays_text(simulated, report):
+    wicked = '<script>alert("1")</script>'
+    records = [
+        simulated("adamw", model=wicked, model_family=wicked),
+        simulated(f"m:{wicked}", model=wicked, options={"momentum": wicked}),
+        simulated("sm3", model=wicked, memory=None, outcome="failed", error=f"{wicked} & 'more'"),
+    ]
+    records = [replace(record, environment={"command": ["optprof", wicked], "platform": wicked}) for record in records]
+    page = report(records)
+    assert "<script" not in page
+    assert wicked in Elements(page).text
+    assert not Elements(page).all("script")
+
+
+def test_without_the_baseline_the_page_says_what_to_add(simulated, report):
+    text = Elements(report([simulated("sm3"), simulated("sgd-sai")])).text
+    assert "no adamw record for tiny" in text
+    assert "add adamw to --optimizers" in text
+    assert "State saved against AdamW" not in text
+
+
+def test_one_record_is_a_report(simulated, report):
+    text = Elements(report([simulated("adamw")])).text
+    assert "What an optimizer costs on tiny" in text
+    assert "7.81 KiB" in text
+
+
+def test_a_run_where_all_failed_still_says_why(simulated, report):
+    text = Elements(report([simulated("adamw", memory=None, outcome="killed", error="killed by signal 9")])).text
+    assert "No scenario of this run ended with a result" in text
+    assert "killed by signal 9" in text
+
+
+def test_an_empty_run_is_one_clear_line(report):
+    with pytest.raises(ValueError, match="the run holds no records"):
+        report([])
+
+
+def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no records\.jsonl"):
+        write_report(tmp_path)
+
+
+def test_reports_load_without_torch_and_matplotlib_waits_until_it_is_needed():
+    code = """
+import sys, reports, reports.terminal
+assert "matplotlib" not in sys.modules
+import reports.page
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,34 @@
+"""The terminal: the summary of a run as text."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from reports import terminal
+
+
+def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
+    stream = io.StringIO()
+    terminal.render(mixed, Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    adamw = next(line for line in lines if "adamw" in line and "GiB" not in line)
+    assert "8.00" in adamw
+    assert "100 ms" in adamw
+    assert "~200 ms" in stream.getvalue()
+    assert "out-of-memory: lamb16 on tiny" in stream.getvalue()
+    assert "saved" not in stream.getvalue()
+
+
+def test_a_wide_terminal_shows_the_per_cent_too_and_takes_brackets_as_they_are(simulated):
+    stream = io.StringIO()
+    records = [simulated("adamw", model="[red]m"), simulated("sm3", model="[red]m")]
+    terminal.render(records, Console(file=stream, width=100))
+    assert "[red]m" in stream.getvalue()
+    assert "99.9 %" in stream.getvalue()
+
+
+def test_the_terminal_refuses_an_empty_run():
+    with pytest.raises(ValueError, match="the run holds no records"):
+        terminal.render([], Console(file=io.StringIO()))
