@@ -118,7 +118,7 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers", 
 
             for name in optimizers.available():
                 found = optimizers.describe(name)
-                print(f"{name:<10}{found.state:<36}{found.summary}")
+                print(f"{name:<10}{found.summary}\n{'':<10}state: {found.state}")
         else:
             raise ValueError(f"nothing to list under {what!r}; ask for models or optimizers")
 

@@ -15,19 +15,19 @@ from .environment import environment
 from .harness import Harness
 from .record import Memory, Record
 from .simulation import simulate
-from .slices import take_slice
+from .slices import Slice, take_slices
 from .state import state_bytes
 
 TIME_LIMIT = 15.0
-SLICE_BUDGET = 768 << 20
+SLICE_BUDGET = 512 << 20
 
 
 def measure(scenario: Scenario) -> Record:
     """Real steps on the scenario's device: at most `scenario.steps` samples of each phase, in about 15 seconds.
 
     On the CPU, what would not fit in half of the free memory is reduced: without room for activations only the optimizer's step runs,
-    without room for its state the step is timed on a slice of whole layers and scaled by parameters (origin "estimated"). The record keeps
-    the scenario as it was asked; its `times` tell which phases ran.
+    without room for its state the step is timed on slices of the model and scaled by parameters (origin "estimated"). The record keeps the
+    scenario as it was asked; its `times` tell which phases ran.
     Raises ValueError when the device is not there, torch.OutOfMemoryError or MemoryError when memory does not suffice.
     """
     if scenario.device == "cuda":
@@ -46,7 +46,7 @@ def measure(scenario: Scenario) -> Record:
         return _measure_whole(scenario)
     if memory.resident <= room:
         return replace(_measure_whole(replace(scenario, workload="state")), scenario=scenario)
-    return measure_slice(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=memory.resident / simulated.parameter_count)
+    return measure_slices(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=memory.resident / simulated.parameter_count)
 
 
 def _measure_whole(scenario: Scenario) -> Record:
@@ -75,23 +75,50 @@ def _measure_whole(scenario: Scenario) -> Record:
         _fill_gradients(parameters)
         gradients = _bytes(p.grad for p in parameters)
         _sample_step(harness, optimizer, scenario)
-    return _record(scenario, harness, sum(p.numel() for p in parameters), memory=_memory(parameters, gradients, optimizer, harness))
+    return Record(
+        scenario=scenario,
+        origin="measured",
+        model_family=models.family_name(scenario.model),
+        parameter_count=sum(p.numel() for p in parameters),
+        memory=_memory(parameters, gradients, optimizer, harness),
+        times={phase: tuple(samples) for phase, samples in harness.times.items()},
+        warmup={phase: tuple(samples) for phase, samples in harness.warmup.items()},
+        environment=environment(scenario.seed),
+    )
 
 
-def measure_slice(scenario: Scenario, *, budget: int, bytes_per_parameter: float) -> Record:
-    """The optimizer's step on as many whole layers as fit in `budget` bytes, one at least, scaled by parameters to the whole model."""
+def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: float) -> Record:
+    """The optimizer's step on slices of the model that take `budget` bytes each, scaled by parameters to the whole model."""
     model = build(replace(scenario, workload="state"), "meta").model
-    part = take_slice(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
-    needed, free = round(part.count * bytes_per_parameter), psutil.virtual_memory().available
+    parts = take_slices(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
+    harnesses = [_measure_slice(scenario, part, round(part.count * bytes_per_parameter)) for part in parts]
+    parameter_count = sum(p.numel() for p in model.parameters())
+    return Record(
+        scenario=scenario,
+        origin="estimated",
+        model_family=models.family_name(scenario.model),
+        parameter_count=parameter_count,
+        times={"step": _scaled_sums([harness.times["step"] for harness in harnesses], parts)},
+        warmup={"step": _scaled_sums([harness.warmup["step"] for harness in harnesses], parts)},
+        measured_share=sum(part.count for part in parts) / parameter_count,
+        environment=environment(scenario.seed),
+    )
+
+
+def _measure_slice(scenario: Scenario, part: Slice, needed: int) -> Harness:
+    free = psutil.virtual_memory().available
     if needed > free:
-        raise MemoryError(f"one layer of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB, {free >> 20} MiB are free")
-    parameters = [torch.nn.Parameter(torch.randn(p.shape, dtype=p.dtype)) for p in part.parameters]
+        raise MemoryError(f"a slice of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB, {free >> 20} MiB are free")
+    parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors]
     _fill_gradients(parameters)
     harness = Harness(scenario.device)
     _sample_step(harness, _optimizer(scenario, parameters), scenario)
-    for samples in (harness.times, harness.warmup):
-        samples["step"] = [seconds / part.share for seconds in samples["step"]]
-    return _record(scenario, harness, sum(p.numel() for p in model.parameters()), measured_share=part.share)
+    return harness
+
+
+def _scaled_sums(samples: list[list[float]], parts: list[Slice]) -> tuple[float, ...]:
+    """Seconds for the whole model: sample by sample, each slice's times as often as the model has its kind."""
+    return tuple(sum(s * part.scale for s, part in zip(row, parts, strict=True)) for row in zip(*samples, strict=False))
 
 
 def _optimizer(scenario: Scenario, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -127,22 +154,6 @@ def _memory(parameters: list[torch.nn.Parameter], gradients: int, optimizer: tor
         peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
         peak_by_category={},
         peak_by_phase=peaks,
-    )
-
-
-def _record(
-    scenario: Scenario, harness: Harness, parameter_count: int, *, memory: Memory | None = None, measured_share: float | None = None
-) -> Record:
-    return Record(
-        scenario=scenario,
-        origin="measured" if measured_share is None else "estimated",
-        model_family=models.family_name(scenario.model),
-        parameter_count=parameter_count,
-        memory=memory,
-        times={phase: tuple(samples) for phase, samples in harness.times.items()},
-        warmup={phase: tuple(samples) for phase, samples in harness.warmup.items()},
-        measured_share=measured_share,
-        environment=environment(scenario.seed),
     )
 
 

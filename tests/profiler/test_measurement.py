@@ -9,7 +9,7 @@ import torch
 
 from profiler import measure
 from profiler.runner import run
-from profiler.slices import take_slice
+from profiler.slices import take_slices
 from profiler.store import RunStore
 from scenarios import Scenario
 from scenarios.workpiece import build
@@ -42,30 +42,47 @@ def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest
     assert found.memory.optimizer_state == 11_689_512 * 4
 
 
-def test_without_room_for_the_state_a_slice_is_timed_and_scaled(monkeypatch: pytest.MonkeyPatch):
+def test_without_room_for_the_state_slices_are_timed_and_scaled(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 2 * GIB)
     found = measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
-    layer = 12 * 1600**2 + 13 * 1600
     assert found.origin == "estimated"
     assert found.memory is None
-    assert found.measured_share == 2 * layer / 1_557_611_200
+    layer, room = 12 * 1600**2 + 13 * 1600, (512 << 20) / 12
+    rows = int(50257 * room / ((50257 + 1024 + 2) * 1600))
+    rest = rows * 1600 + int(1024 * rows / 50257) * 1600
+    assert found.measured_share == pytest.approx((layer + rest) / 1_557_611_200, rel=1e-3)
     assert found.times is not None
     assert set(found.times) == {"step"}
 
 
 def test_without_room_for_one_layer_memory_has_run_out(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 100 << 20)
-    with pytest.raises(MemoryError, match="one layer of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"):
+    with pytest.raises(MemoryError, match="a slice of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"):
         measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
 
 
-def test_a_slice_is_whole_layers_within_the_budget_and_one_at_least():
+def test_a_slice_has_whole_layers_within_the_budget_and_one_at_least():
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
     layer = 12 * 768**2 + 13 * 768
     for budget, layers in ((0, 1), (16 * layer * 5, 5), (16 * layer * 6 - 1, 5), (1 << 40, 12)):
-        part = take_slice(model, bytes_per_parameter=16, budget=budget)
-        assert sum(p.numel() for p in part.parameters) == layers * layer
-        assert part.share == layers * layer / 124_439_808
+        part = take_slices(model, bytes_per_parameter=16, budget=budget)[0]
+        assert (part.count, part.scale) == (layers * layer, 12 / layers)
+
+
+def test_what_is_in_no_layer_has_a_slice_of_its_own_with_as_many_rows_as_fit():
+    model = build(Scenario(model="gpt2", workload="state"), "meta").model
+    outside = (50257 + 1024 + 2) * 768
+    whole, half = (take_slices(model, bytes_per_parameter=16, budget=budget)[1] for budget in (16 * outside, 8 * outside))
+    assert (whole.count, whole.scale) == (outside, 1)
+    assert [tuple(shape) for shape, _ in half.tensors] == [(25128, 768), (512, 768), (384,), (384,)]
+    assert half.scale == outside / half.count
+
+
+def test_slices_scaled_up_are_the_whole_model():
+    for name in ("gpt2-xl", "llama2-7b", "vit-h14", "resnet50"):
+        model = build(Scenario(model=name, workload="state"), "meta").model
+        parts = take_slices(model, bytes_per_parameter=16, budget=512 << 20)
+        assert sum(part.count * part.scale for part in parts) == pytest.approx(sum(p.numel() for p in model.parameters()))
 
 
 def test_cuda_without_a_gpu_is_refused_in_one_line():
