@@ -1,7 +1,7 @@
 """A part of a model that stands for all of it, so that an optimizer's step can be timed where the model itself does not fit.
 
-Layers are alike, so a few whole ones stand for all. What is in no layer, embeddings above all, is unlike them (SM3 takes twice as long for an
-element of a large matrix), so it is timed beside them, with rows left out where it is too large.
+Layers are alike, so a few whole ones stand for all. What is in no layer, embeddings above all, is unlike them (SM3 takes several times as
+long for an element of a large matrix), so it is timed beside them, with rows left out where it is too large.
 """
 
 from collections.abc import Iterable
