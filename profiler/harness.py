@@ -12,6 +12,12 @@ WARM_UP_SECONDS = 1.0
 LEAST_SAMPLES = 3
 
 
+def require_cuda() -> None:
+    """ValueError on a machine without a CUDA device."""
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device on this machine; ask for --device sim or cpu")
+
+
 class Harness:
     """Runs one iteration again and again and keeps what it found.
 

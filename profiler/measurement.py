@@ -12,14 +12,14 @@ from scenarios import Scenario, models
 from scenarios.workpiece import build
 
 from .environment import environment
-from .harness import Harness
+from .harness import Harness, require_cuda
 from .record import Memory, Record
 from .simulation import simulate
 from .slices import Slice, take_slices
 from .state import state_bytes
 
 TIME_LIMIT = 15.0
-SLICE_BUDGET = 512 << 20
+SLICE_BUDGET = 384 << 20
 
 
 def measure(scenario: Scenario) -> Record:
@@ -31,8 +31,7 @@ def measure(scenario: Scenario) -> Record:
     Raises ValueError when the device is not there, torch.OutOfMemoryError or MemoryError when memory does not suffice.
     """
     if scenario.device == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("no CUDA device on this machine; ask for --device sim or cpu")
+        require_cuda()
         # What an earlier scenario of this process has left in the cache would count as reserved by this one.
         gc.collect()
         torch.cuda.empty_cache()

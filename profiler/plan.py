@@ -10,6 +10,8 @@ import optimizers
 from scenarios import Scenario, models
 from scenarios.spec import Device, DType, Implementation, Workload
 
+from .harness import require_cuda
+
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 10
 
@@ -50,6 +52,8 @@ def plan(comparison: Comparison) -> list[Scenario]:
 
 
 def _devices(asked: str) -> tuple[str, ...]:
+    if asked == "cuda":
+        require_cuda()
     if asked != "auto":
         return (asked,)
     return ("sim", "cuda" if torch.cuda.is_available() else "cpu")

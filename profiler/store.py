@@ -30,11 +30,14 @@ class RunStore:
         return store
 
     def append(self, record: Record) -> None:
-        """Write one record as a line and see it onto the disk."""
-        with self.records_path.open("a", encoding="utf-8") as lines:
-            lines.write(record.to_json() + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
+        """Write one record as a line and see it onto the disk; OSError names the file when that fails."""
+        try:
+            with self.records_path.open("a", encoding="utf-8") as lines:
+                lines.write(record.to_json() + "\n")
+                lines.flush()
+                os.fsync(lines.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.records_path)) from error
 
     def read(self) -> list[Record]:
         """All records, in the order they were found; ValueError names the line that is none."""

@@ -8,7 +8,7 @@ __all__ = ["write_report"]
 def write_report(folder: Path) -> Path:
     """Write `report.html`, `figures/*.png` and `records.csv` beside a run's records; returns the page's path.
 
-    ValueError for a run without records, FileNotFoundError for a folder that is no run.
+    ValueError for a run without records, FileNotFoundError for a folder that is no run, another OSError when it cannot be written.
     """
     from profiler.store import RunStore
 
@@ -20,6 +20,10 @@ def write_report(folder: Path) -> Path:
     from .page import render_page
 
     page = folder / "report.html"
-    page.write_text(render_page(records, draw_all(records, folder / "figures")), encoding="utf-8")
-    store.write_csv(records)
+    try:
+        page.write_text(render_page(records, draw_all(records, folder / "figures")), encoding="utf-8")
+        store.write_csv(records)
+    except OSError as error:
+        # A full disk alone would not say which.
+        raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
     return page

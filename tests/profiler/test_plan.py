@@ -4,9 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from profiler.plan import Comparison, plan
 from scenarios import Scenario
+
+
+@pytest.fixture(autouse=True)
+def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
 def summary(scenarios: list[Scenario]) -> list[tuple[str, str, str, str]]:
@@ -50,6 +56,7 @@ def test_a_scenario_says_every_hyper_parameter():
         ({"optimizers": ["torch.optim:Adaw"]}, "no class in torch.optim is named 'Adaw'"),
         ({"optimizers": ["torch.optim:LBFGS"], "implementation": "foreach"}, "LBFGS has no foreach implementation"),
         ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, got 'fp8'"),
+        ({"device": "cuda"}, "no CUDA device on this machine; ask for --device sim or cpu"),
         ({"device": "tpu"}, "device must be one of sim, cpu, cuda, got 'tpu'"),
         ({"workload": "infer"}, "workload must be one of train, state, got 'infer'"),
         ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
