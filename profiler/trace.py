@@ -1,14 +1,12 @@
 """What a program would allocate on a device, recorded from meta tensors: a stream of alloc and free events.
 
 Every operation runs on tensors that have shapes but no data, at full size. A storage that appears is an allocation; the moment when Python
-and autograd drop the last reference to it is its free, in the order in which a real run would free it. Operations on whole numbers that
-follow from the inputs (token ids, positions, masks) are computed for real beside the trace, so that code that branches on them takes its
-real branch.
+and autograd drop the last reference to it is its free, in the order in which a real run would free it.
 """
 
 import traceback
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +14,15 @@ from typing import Any, Literal
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from .metacache import MetaCache
+from .values import compute_values, value_of
 
 Phase = Literal["build", "forward", "backward", "step", "zero_grad"]
 Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "input"]
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
-_LARGEST_VALUE = 1 << 22
 # The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
 _HOST_OUTPUTS = {torch.ops.aten._scaled_dot_product_efficient_attention.default: (2, 3)}
 
@@ -123,21 +121,20 @@ class Recorder(TorchDispatchMode):
                 self._see(output)
                 wanted = wanted or not (output.is_floating_point() or output.is_complex())
         if wanted:
-            _compute_values(func, args, kwargs, outputs)
+            compute_values(func, args, kwargs, outputs)
         return result
 
     def _see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage._cdata in self._numbers or self._events is None:
             return
-        nbytes = storage.nbytes()
-        if nbytes == 0:
-            return
         number = self._first + len(self.allocations.nbytes)
-        self.allocations.nbytes.append(nbytes)
+        self.allocations.nbytes.append(storage.nbytes())
         self.allocations.categories.append(self._category)
-        self._events.append(number)
         self._follow(storage, number)
+        # A request for nothing never reaches the allocator.
+        if storage.nbytes():
+            self._events.append(number)
 
     def _name_short_lived(self, segment: Segment) -> None:
         """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""
@@ -147,18 +144,18 @@ class Recorder(TorchDispatchMode):
                 self.name(number, "temporary")
 
     def _follow(self, storage: torch.UntypedStorage, number: int) -> None:
-        key = storage._cdata
+        key, holds_bytes = storage._cdata, storage.nbytes() > 0
 
         def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._numbers[key], self._storages[key]
-            if self._events is not None:
+            if holds_bytes and self._events is not None:
                 self._events.append(~number)
 
         self._numbers[key] = number
         self._storages[key] = weakref.ref(storage, freed)
 
     def _read_back(self, tensor: torch.Tensor) -> Any:
-        value = _value(tensor)
+        value = value_of(tensor)
         if value is not None:
             return value.item()
         if not self._answer_read_backs:
@@ -167,55 +164,6 @@ class Recorder(TorchDispatchMode):
             )
         self.read_backs += 1
         return True if tensor.dtype == torch.bool else 1
-
-
-def with_value(tensor: torch.Tensor) -> torch.Tensor:
-    """A meta tensor like this CPU tensor; whole numbers remember their values."""
-    twin = tensor.to("meta")
-    if not tensor.is_floating_point():
-        _remember(twin, tensor)
-    return twin
-
-
-class _UnknownError(Exception):
-    """An operand has no value."""
-
-
-def _value(tensor: torch.Tensor) -> torch.Tensor | None:
-    return tensor if tensor.device.type == "cpu" else getattr(tensor, "_traced_value", None)
-
-
-def _remember(tensor: Any, value: torch.Tensor | None) -> None:
-    tensor._traced_value = value
-
-
-def _compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Any]) -> None:
-    """Do on the host what `func` did on meta tensors, when the values of all operands are known and small."""
-    on_device = [output for output in outputs if isinstance(output, torch.Tensor) and output.device.type == "meta"]
-    try:
-        if max(output.numel() for output in on_device) > _LARGEST_VALUE:
-            raise _UnknownError
-        values = func(*tree_map(_known, args), **tree_map(_known, dict(kwargs)))
-    except _UnknownError:
-        # An output that had a value was written in place with something unknown.
-        for output in on_device:
-            _remember(output, None)
-        return
-    for output, value in zip(outputs, tree_leaves(values), strict=True):
-        if any(output is tensor for tensor in on_device):
-            _remember(output, value)
-
-
-def _known(operand: Any) -> Any:
-    """An operand as it is on the host; _UnknownError for a device tensor without a value."""
-    if isinstance(operand, torch.device):
-        return torch.device("cpu")
-    if not isinstance(operand, torch.Tensor):
-        return operand
-    value = _value(operand)
-    if value is None:
-        raise _UnknownError
-    return value
 
 
 def _caller() -> str:

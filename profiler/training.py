@@ -15,7 +15,8 @@ from scenarios.workpiece import Workpiece, build
 
 from .kernels import cuda_kernels
 from .state import StateBytes, state_bytes, state_tensors
-from .trace import Allocations, Recorder, Segment, with_value
+from .trace import Allocations, Recorder, Segment
+from .values import with_value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,4 +85,4 @@ def _own(scenario: Scenario, device: str) -> Workpiece:
         raise ValueError(f"the batch of {scenario.model!r} must be a mapping of forward's arguments, got {type(batch).__name__}")
     if scenario.workload == "train" and not batch:
         raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
-    return Workpiece(model=model.to(DTYPES[scenario.dtype]).train(), batch=batch)
+    return Workpiece(model=model.to(device=device, dtype=DTYPES[scenario.dtype]).train(), batch=batch)

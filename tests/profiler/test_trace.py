@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from profiler.kernels import cuda_kernels
-from profiler.trace import Recorder, UntraceableError, with_value
+from profiler.trace import Recorder, UntraceableError
+from profiler.values import with_value
 
 
 def stream(recorder: Recorder) -> list[int]:
@@ -50,6 +51,15 @@ def test_a_training_step_has_the_events_that_torch_profiler_saw_on_the_cpu():
     events = real.profiler.kineto_results.events()
     measured = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
     assert stream(recorder) == measured
+
+
+def test_a_tensor_without_elements_is_known_and_takes_nothing():
+    recorder = Recorder()
+    with recorder.phase("build"):
+        empty = torch.nn.Parameter(torch.empty(0, 4, device="meta"))
+        assert recorder.allocations.nbytes[recorder.allocate(empty, "parameter")] == 0
+        del empty
+    assert stream(recorder) == []
 
 
 def test_what_the_backward_pass_needs_is_an_activation_and_the_rest_of_the_forward_is_temporary():
