@@ -54,14 +54,13 @@ class Recorder(TorchDispatchMode):
     """Records the allocations of everything that runs inside its phases.
 
     `first` is the number of the first allocation, so that a second recording can go on where another ended.
-    `answer_read_backs` lets `.item()` on a device tensor return 1 (and counts it in `read_backs`) instead of raising UntraceableError.
+    `answer_read_backs` lets `.item()` on a device tensor return 1 instead of raising UntraceableError.
     """
 
     def __init__(self, *, first: int = 0, answer_read_backs: bool = False) -> None:
         super().__init__()
         self.allocations = Allocations()
         self.segments: list[Segment] = []
-        self.read_backs = 0
         self._cache = MetaCache()
         self._first = first
         self._answer_read_backs = answer_read_backs
@@ -162,7 +161,6 @@ class Recorder(TorchDispatchMode):
             raise UntraceableError(
                 f"{_caller()} reads a tensor's value back from the device, which a simulation does not have; use --device cpu or cuda"
             )
-        self.read_backs += 1
         return True if tensor.dtype == torch.bool else 1
 
 

@@ -63,8 +63,7 @@ class ModelTrace:
 class OptimizerTrace:
     """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
 
-    `state_numbers` are the allocations that hold the state when the last step ends; `read_backs` counts the values that its steps read from
-    the device, each a synchronisation.
+    `state_numbers` are the allocations that hold the state when the last step ends.
     """
 
     allocations: Allocations
@@ -72,7 +71,6 @@ class OptimizerTrace:
     steps: list[list[Segment]]
     state: StateBytes
     state_numbers: frozenset[int]
-    read_backs: int
 
 
 def trace_model(scenario: Scenario) -> ModelTrace:
@@ -123,7 +121,6 @@ def trace_optimizer(model: ModelTrace, make: Callable[[list[torch.nn.Parameter]]
         steps=steps,
         state=state_bytes(optimizer),
         state_numbers=frozenset(numbers),
-        read_backs=recorder.read_backs,
     )
 
 

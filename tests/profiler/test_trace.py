@@ -89,11 +89,10 @@ def test_reading_back_an_activation_is_refused_with_the_line_that_does_it():
         torch.ones(4, device="meta").sum().item()
 
 
-def test_reading_back_in_an_optimizer_is_answered_and_counted():
+def test_reading_back_in_an_optimizer_is_answered():
     recorder = Recorder(answer_read_backs=True)
     with recorder.phase("step"):
         assert torch.ones(4, device="meta").norm().item() == 1
-    assert recorder.read_backs == 1
 
 
 @pytest.mark.parametrize(
