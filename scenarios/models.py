@@ -109,10 +109,13 @@ def family(name: str) -> tuple[str, ...]:
 
 
 def sequence_length(name: str, requested: int | None) -> int | None:
-    """Tokens in a sequence: what was asked for, else 1024; None for images; ValueError when the model has fewer positions."""
+    """Tokens in a sequence: what was asked for, else 1024; ValueError when the model has fewer positions.
+
+    None for images, and for `module:factory` unless it was asked for.
+    """
     entry = describe(name)
     if entry is None:
-        return requested or DEFAULT_SEQUENCE_LENGTH
+        return requested
     if entry.positions is None:
         if requested is not None:
             raise ValueError(f"{name} reads images and has no sequence length, got {requested}; leave it out")

@@ -1,8 +1,9 @@
 """What a scenario trains: the model, one batch, and the loss, built from configuration alone on any device."""
 
 import importlib
+import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,15 +70,26 @@ def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[st
     return {"input_ids": tokens, "labels": tokens}
 
 
+def _asked(scenario: Scenario, factory: Callable[..., Any]) -> dict[str, Any]:
+    takes = inspect.signature(factory).parameters
+    for name, usual in (("batch_size", 1), ("sequence_length", None)):
+        if name not in takes and getattr(scenario, name) != usual:
+            raise ValueError(f"model {scenario.model!r} takes no {name}, got {getattr(scenario, name)}; leave it out")
+    return {name: getattr(scenario, name) for name in ("batch_size", "sequence_length") if name in takes}
+
+
 def _own(scenario: Scenario, device: str) -> Workpiece:
-    """Call `module:factory`: it returns a model, or a model and its batch, a mapping of forward's arguments."""
+    """Call `module:factory`: it returns a model, or a model and its batch, a mapping of forward's arguments.
+
+    A factory that takes `batch_size` or `sequence_length` is given the scenario's.
+    """
     module_name, _, attribute = scenario.model.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model {scenario.model!r} cannot be loaded: {error}") from error
     with torch.device(device):
-        made = factory()
+        made = factory(**_asked(scenario, factory))
     model, batch = made if isinstance(made, tuple) else (made, {})
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model {scenario.model!r} must return a torch.nn.Module, or one and its batch, got {type(model).__name__}")

@@ -84,6 +84,7 @@ class Net(torch.nn.Module):
         return self.layer(x).sum()
 
 def bare(): return Net()
+def sized(batch_size, sequence_length=5): return Net(), {"x": torch.ones(batch_size, sequence_length)}
 def ready(): return Net(), {"x": torch.ones(3, 4)}
 def nothing(): return 7
 def listed(): return Net(), [1]
@@ -98,6 +99,13 @@ def test_a_factory_names_anybody_s_own_model(module_of_mine: str):
     assert sum(p.numel() for p in workpiece.model.parameters()) == 10
     assert workpiece.loss(workpiece.batch).device.type == "meta"
     assert build(Scenario(model=f"{module_of_mine}:bare", workload="state"), "meta").batch == {}
+
+
+def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(module_of_mine: str):
+    workpiece = build(Scenario(model=f"{module_of_mine}:sized", batch_size=3, sequence_length=4), "meta")
+    assert workpiece.batch["x"].shape == (3, 4)
+    with pytest.raises(ValueError, match="ready' takes no batch_size, got 3; leave it out"):
+        build(Scenario(model=f"{module_of_mine}:ready", batch_size=3), "meta")
 
 
 @pytest.mark.parametrize(
