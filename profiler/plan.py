@@ -9,6 +9,7 @@ import torch
 import optimizers
 from scenarios import Scenario, models
 from scenarios.spec import Device, DType, Implementation, Workload
+from scenarios.workpiece import load_factory
 
 from .harness import require_cuda
 
@@ -41,6 +42,9 @@ def plan(comparison: Comparison) -> list[Scenario]:
 
     Where a simulation is asked for, the state alone is simulated too, for one model's whole family, so that there is a curve over sizes.
     """
+    for name in comparison.models:
+        if models.describe(name) is None:
+            load_factory(name)
     found: list[Scenario] = []
     for device in _devices(comparison.device):
         for model in comparison.models:

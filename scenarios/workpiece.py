@@ -70,6 +70,15 @@ def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[st
     return {"input_ids": tokens, "labels": tokens}
 
 
+def load_factory(name: str) -> Callable[..., Any]:
+    """The function that `module:factory` names; ValueError when there is none."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
+
+
 def _asked(scenario: Scenario, factory: Callable[..., Any]) -> dict[str, Any]:
     takes = inspect.signature(factory).parameters
     for name, usual in (("batch_size", 1), ("sequence_length", None)):
@@ -83,11 +92,7 @@ def _own(scenario: Scenario, device: str) -> Workpiece:
 
     A factory that takes `batch_size` or `sequence_length` is given the scenario's.
     """
-    module_name, _, attribute = scenario.model.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model {scenario.model!r} cannot be loaded: {error}") from error
+    factory = load_factory(scenario.model)
     with torch.device(device):
         made = factory(**_asked(scenario, factory))
     model, batch = made if isinstance(made, tuple) else (made, {})

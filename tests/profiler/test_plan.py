@@ -50,6 +50,7 @@ def test_a_scenario_says_every_hyper_parameter():
     ("asked", "told"),
     [
         ({"models": ["gpt3"]}, "no model named 'gpt3'; did you mean gpt2"),
+        ({"models": ["no_such_module:net"]}, "model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'"),
         ({"optimizers": ["adamv"]}, "no optimizer is named 'adamv'; did you mean adam"),
         ({"optimizers": ["sm3:momentun=0.9"]}, "no option of sm3 is named 'momentun'; did you mean momentum"),
         ({"optimizers": ["sm3:momentum=2"]}, "momentum.*2"),
