@@ -16,12 +16,16 @@ import optimizers
 
 # Bytes of a parameter's state.
 STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
+    "adafactor": lambda p: p.itemsize * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2]) + 4 if p.dim() > 1 else p.nbytes + 4,
+    "adagrad": lambda p: p.nbytes + 4,
     "adam": lambda p: 2 * p.nbytes + 4,
     "adamw": lambda p: 2 * p.nbytes + 4,
     "lamb": lambda p: 2 * p.nbytes + 4,
     "lamb:preset=cybertronai": lambda p: 2 * p.nbytes,
     "lamb:preset=nvidia,weight_decay=0.1": lambda p: 2 * p.nbytes + 4,
     "lamb16": lambda p: 2 * p.numel() + 8,
+    "muon": lambda p: p.nbytes if p.dim() == 2 else 2 * p.nbytes + 4,
+    "rmsprop": lambda p: p.nbytes + 4,
     "sgd": lambda p: p.nbytes,
     "sgd-sai": lambda p: p.nbytes + p.itemsize,
     "sgd-sai:momentum=0": lambda p: p.itemsize,
@@ -39,7 +43,7 @@ def stepped(spec: str, params: list[Parameter], **options: Any) -> Optimizer:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec", sorted(STATE_BYTES.keys() | optimizers.available()))
+@pytest.mark.parametrize("spec", sorted(STATE_BYTES.keys() | optimizers.available("optprof", "torch")))
 def test_state_costs_the_bytes_that_the_formula_says(spec: str, dtype: torch.dtype) -> None:
     params = [Parameter(torch.ones(shape, dtype=dtype)) for shape in [(), (5,), (3, 4), (2, 3, 2, 2)]]
     optimizer = stepped(spec, params)
