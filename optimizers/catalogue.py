@@ -80,6 +80,7 @@ class _Choice:
     factory: Factory
     known: Mapping[str, inspect.Parameter]
     options: Mapping[str, Any]
+    is_foreign: bool
 
 
 def available(*packages: str) -> tuple[str, ...]:
@@ -131,8 +132,12 @@ def create(spec: str, params: ParamsT, *, implementation: Implementation | None 
         if not choice.options:
             raise
         # torch compares values before it looks at their types: momentum=fast ends in "'<=' not supported between ...".
-        written = ", ".join(f"{name}={value!r}" for name, value in choice.options.items())
-        raise ValueError(f"{choice.name} does not take {written}: {_one_line(error)}") from error
+        raise ValueError(_refusal(choice, error)) from error
+    except Exception as error:
+        # Other packages have kinds of their own for a value that does not fit.
+        if isinstance(error, ValueError) or not choice.is_foreign:
+            raise
+        raise ValueError(_refusal(choice, error)) from error
 
 
 def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
@@ -148,7 +153,13 @@ def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
         for key in given:
             if key not in named:
                 raise ValueError(_unknown(f"option of {name}", key, named))
-    return _Choice(name=name, factory=factory, known=named, options=given)
+    is_foreign = entry is not None and entry.package not in ("optprof", "torch")
+    return _Choice(name=name, factory=factory, known=named, options=given, is_foreign=is_foreign)
+
+
+def _refusal(choice: _Choice, error: Exception) -> str:
+    written = ", ".join(f"{name}={value!r}" for name, value in choice.options.items())
+    return f"{choice.name} does not take {written or 'these parameters'}: {_one_line(error)}"
 
 
 def _running(choice: _Choice, implementation: Implementation | None) -> dict[str, bool]:
