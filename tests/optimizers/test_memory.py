@@ -27,8 +27,8 @@ STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
     "muon": lambda p: p.nbytes if p.dim() == 2 else 2 * p.nbytes + 4,
     "rmsprop": lambda p: p.nbytes + 4,
     "sgd": lambda p: p.nbytes,
-    "sgd-sai": lambda p: p.nbytes + p.itemsize,
-    "sgd-sai:momentum=0": lambda p: p.itemsize,
+    "sgd-sai": lambda p: p.nbytes + 4,
+    "sgd-sai:momentum=0": lambda _: 4,
     "sm3": lambda p: 4 * (sum(p.shape) if p.dim() else 1),
     "sm3:momentum=0.9,beta=0.9": lambda p: 4 * (sum(p.shape) if p.dim() else 1) + p.nbytes,
 }

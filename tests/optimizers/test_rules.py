@@ -35,8 +35,10 @@ def expected(rule: Callable[..., Tensor], scale: Callable[[list[Tensor]], Any] =
 
 def sgd_sai(w: Tensor, grads: list[Tensor], lr: float, momentum: float, eps: float, weight_decay: float) -> Tensor:
     n, first = w.numel(), grads[0]
-    sigma = torch.sqrt(torch.sum((first - first.mean()) ** 2) / (n - 1)) if n > 1 else 0.0
-    r = torch.sqrt(torch.sum(first * first)) / (sigma + eps)
+    r = n**0.5
+    if n > 1:
+        sigma = torch.sqrt(torch.sum((first - first.mean()) ** 2) / (n - 1))
+        r = torch.sqrt(torch.sum(first * first)) / (sigma + eps)
     m = first
     for t, g in enumerate(grads):
         m = g if t == 0 else momentum * m + (1 - momentum) * g
