@@ -173,8 +173,10 @@ def descend(params: Tensors, directions: Tensors, lr: float | Tensor, scales: Te
 
 
 def _beside(param: Tensor, name: str, value: Any) -> Any:
-    """A loaded state on the device of its parameter; step counts stay on the host, as in torch."""
-    return value.to(param.device) if isinstance(value, Tensor) and name != "step" else value
+    """A loaded state on the device of its parameter; step counts stay on the host, as in torch, and become tensors where they are not."""
+    if name == "step":
+        return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float32)
+    return value.to(param.device) if isinstance(value, Tensor) else value
 
 
 def _beside_all(params: list[Tensor], lr: float | Tensor) -> float | Tensor:
