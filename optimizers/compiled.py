@@ -34,16 +34,16 @@ def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
     """The update of a bucket that suits, compiled with torch's inductor at the first of its kind."""
     param, grad, state = bucket.params[0], bucket.grads[0], bucket.states[0]
     shaped = {key: value for key, value in state.items() if value.shape == param.shape}
-    if all(tensor.is_contiguous() for tensor in (param, grad, *shaped.values())) and not optimizer.sees_axes:
-        param, grad = _flat(param), _flat(grad)
-        state = {**state, **{key: _flat(value) for key, value in shaped.items()}}
+    flat = not optimizer.sees_axes and all(tensor.is_contiguous() for tensor in (param, grad, *shaped.values()))
+    param, grad = _plain(param, flat), _plain(grad, flat)
+    state = {**state, **{key: _plain(value, flat) for key, value in shaped.items()}}
     # Options of the optimizer alone: a scheduler's notes in the group would be looked at too.
     options = {name: value for name, value in bucket.options.items() if name in optimizer.defaults}
     options["lr"] = _as_tensor(options["lr"], param.device)
     numbers: Any = {name: [_as_tensor(values[0], param.device)] for name, values in bucket.numbers.items()}
     kind = (param.device, param.dtype, tuple(size == 1 for size in param.shape), param.is_contiguous(), grad.is_contiguous())
     _compiled(type(optimizer), kind, BACKEND)([param], [grad], [state], options, numbers)
-    # A flat tensor is no view to autograd.
+    # What was updated is another tensor to autograd.
     torch.autograd.graph.increment_version(bucket.params[0])
 
 
@@ -62,9 +62,13 @@ def _compiled(owner: type[MultiTensorOptimizer], kind: Hashable, backend: str) -
     return torch.compile(update, fullgraph=True, dynamic=True, backend=backend)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """The same memory along one axis; not as a view, since torch.compile looks through a view at the shape of its base."""
-    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), (tensor.numel(),), (1,))
+def _plain(tensor: Tensor, flat: bool) -> Tensor:
+    """The same memory, as it is or along one axis.
+
+    Not a parameter, whose sizes torch.compile never takes for symbols, and not a view, which it follows to its base.
+    """
+    size, stride = ((tensor.numel(),), (1,)) if flat else (tensor.shape, tensor.stride())
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), size, stride)
 
 
 def _as_tensor(value: float | Tensor, device: torch.device) -> Tensor:
