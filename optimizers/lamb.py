@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import require_positive
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, Tensors, descend, real, require_betas, require_not_negative, whole
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, Tensors, descend, real, require_betas, require_not_negative
+from .sharded import whole
 
 # The choices in which the lineages of LAMB differ.
 PAPER = {"bias_correction": True, "max_weight_norm": inf, "max_grad_norm": inf, "trust_clip": inf, "adapts_without_decay": True}

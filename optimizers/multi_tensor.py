@@ -20,7 +20,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 from . import compiled
 from .checks import require_betas, require_fraction, require_not_negative
 
-__all__ = ["Bucket", "MultiTensorOptimizer", "Options", "State", "Tensors", "descend", "gradient", "real", "whole"]
+__all__ = ["Bucket", "MultiTensorOptimizer", "Options", "State", "Tensors", "descend", "gradient", "real"]
 __all__ += ["require_betas", "require_fraction", "require_not_negative"]
 
 Options = dict[str, Any]
@@ -153,11 +153,6 @@ def gradient(param: Tensor, options: Options) -> Tensor:
     """The direction to descend, real: the gradient, or its negative in a new tensor under `maximize`."""
     assert param.grad is not None
     return real(-param.grad if options["maximize"] else param.grad)
-
-
-def whole(scalar: Tensor) -> Tensor:
-    """A number worked out from a sharded tensor (DTensor) as one that every rank holds; any other as it is."""
-    return scalar.full_tensor() if hasattr(scalar, "full_tensor") else scalar  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def descend(params: Tensors, directions: Tensors, lr: float | Tensor, scales: Tensors | None = None) -> None:

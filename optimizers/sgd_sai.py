@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative, whole
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
 from .readback import may_be_zero
+from .sharded import is_sharded, whole
 
 
 class SGDSaI(MultiTensorOptimizer):
@@ -85,7 +86,7 @@ def _take_ratios(bucket: Bucket) -> None:
         if "gsnr" not in state:
             state["gsnr"] = _signal_to_noise(grad, bucket.options["eps"])
         # Every rank must decide alike for a sharded gradient, whose ratio they work out together.
-        elif may_be_zero(state["gsnr"], wait=hasattr(grad, "full_tensor")):
+        elif may_be_zero(state["gsnr"], wait=is_sharded(grad)):
             _take_ratio_if_zero(grad, state, bucket.options["eps"])
 
 

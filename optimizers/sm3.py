@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
+from .sharded import largest_along, placed_like
 
 
 class SM3(MultiTensorOptimizer):
@@ -76,11 +77,11 @@ class SM3(MultiTensorOptimizer):
             return
         lr, momentum, eps = (bucket.options[name] for name in ("lr", "momentum", "eps"))
         covers = [_cover(state) for state in bucket.states]
-        squares = [_smallest(cover, param.shape) for cover, param in zip(covers, bucket.params, strict=True)]
+        squares = [placed_like(_smallest(cover, param.shape), param) for cover, param in zip(covers, bucket.params, strict=True)]
         _take_in(squares, bucket.grads, bucket.options["beta"])
         for cover, square in zip(covers, squares, strict=True):
             for axis, accumulator in enumerate(cover):
-                accumulator.copy_(_largest_along(square, axis))
+                accumulator.copy_(placed_like(largest_along(square, axis), accumulator))
 
         torch._foreach_add_(squares, eps)
         torch._foreach_rsqrt_(squares)
@@ -100,9 +101,9 @@ def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Opti
     rows, values = grad.indices()[0], grad.values()
     squares = [_smallest([cover[0][rows], *cover[1:]], values.shape)]
     _take_in(squares, [values], options["beta"])
-    cover[0][rows] = _largest_along(squares[0], 0)
+    cover[0][rows] = largest_along(squares[0], 0)
     for axis, accumulator in enumerate(cover[1:], 1):
-        torch.maximum(accumulator, _largest_along(squares[0], axis), out=accumulator)
+        torch.maximum(accumulator, largest_along(squares[0], axis), out=accumulator)
     param.index_add_(0, rows, (values * (squares[0] + options["eps"]).rsqrt_() * -options["lr"]).to(param.dtype))
 
 
@@ -123,14 +124,9 @@ def _cover(state: State) -> list[Tensor]:
 def _zeros_along(param: Tensor, axis: int) -> Tensor:
     """An accumulator of zeros; of a sharded parameter (DTensor) each rank keeps what belongs to its shard."""
     dtype = torch.promote_types(param.dtype, torch.float32)
-    return torch.zeros_like(_largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.zeros_like(largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format)
 
 
 def _smallest(cover: list[Tensor], shape: torch.Size) -> Tensor:
     """A new tensor: for each element the smallest accumulator that covers it."""
     return reduce(torch.minimum, cover[1:], cover[0].expand(shape).clone() if len(cover) == 1 else cover[0])
-
-
-def _largest_along(square: Tensor, axis: int) -> Tensor:
-    others = [other for other in range(square.dim()) if other != axis]
-    return square.amax(others, keepdim=True) if others else square

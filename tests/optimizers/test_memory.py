@@ -23,7 +23,7 @@ STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
     "lamb": lambda p: 2 * p.nbytes + 4,
     "lamb:preset=cybertronai": lambda p: 2 * p.nbytes,
     "lamb:preset=nvidia,weight_decay=0.1": lambda p: 2 * p.nbytes + 4,
-    "lamb16": lambda p: 2 * p.numel() + 8,
+    "lamb16": lambda p: 2 * p.numel() + 12,
     "muon": lambda p: p.nbytes if p.dim() == 2 else 2 * p.nbytes + 4,
     "rmsprop": lambda p: p.nbytes + 4,
     "sgd": lambda p: p.nbytes,
