@@ -259,6 +259,7 @@ def test_a_few_steps_lower_the_loss_of_a_convex_problem(spec: str, implementatio
         (("sm3",), "beta", 1.0),
         (("lamb16",), "trust_scale", -0.5),
         (("lamb",), "preset", "peper"),
+        (("lamb",), "trust_clip", -0.5),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(names: tuple[str, ...], option: str, value: Any) -> None:
@@ -275,11 +276,9 @@ def test_an_empty_list_of_parameters_is_refused(spec: str) -> None:
         optimizers.create(spec, [])
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_sparse_gradients_and_complex_parameters_are_refused(name: str) -> None:
-    embedding, complex_one = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3, dtype=torch.complex64))
+@pytest.mark.parametrize("name", sorted({*OURS} - {"sm3"}))
+def test_sparse_gradients_are_refused_where_they_are_not_supported(name: str) -> None:
+    embedding = Parameter(torch.ones(3, 2))
     embedding.grad = torch.ones(3, 2).to_sparse()
-    complex_one.grad = torch.ones_like(complex_one)
-    for param, what in ((embedding, "sparse"), (complex_one, "complex")):
-        with pytest.raises(RuntimeError, match=f"does not support {what}"):
-            optimizers.create(name, [param]).step()
+    with pytest.raises(RuntimeError, match=r"does not support sparse gradients, got one of layout torch\.sparse_coo"):
+        optimizers.create(name, [embedding]).step()
