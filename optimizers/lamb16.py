@@ -23,6 +23,7 @@ largest element has a fixed place in the format, and rounding up or down alterna
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ _FIRST_TURN, _SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 _MOST_ELEMENTS = 2**17
 _LEAST_ELEMENTS = 2**11
 _SHARE = 8
+_MORE_THAN_IT_UNROLLS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,14 @@ class _Piece:
     grad: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    direction: Tensor
     thresholds: tuple[Tensor, Tensor] | None = None
+
+
+class _Scales(NamedTuple):
+    """What the stored moments are to be multiplied by."""
+
+    first: Tensor
+    second: Tensor
 
 
 class LAMB16(MultiTensorOptimizer):
@@ -70,8 +78,8 @@ class LAMB16(MultiTensorOptimizer):
     The trust phi is the original's in both. It grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi
     reaches 2; the clips let weights that start at 0 move, and keep single large elements out of it.
     A gradient with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step, as GradScaler does.
-    A step holds one float32 temporary as large as the largest parameter, and a few as large as a slice of it (an eighth, at most 2^17
-    elements). float8 has no multi-tensor operations, so that foreach works tensor by tensor; what is faster is `compiled`.
+    A step works on slices of a parameter, an eighth of it or 2^17 elements, and holds a few float32 temporaries of their size.
+    float8 has no multi-tensor operations, so that foreach works tensor by tensor; what is faster is `compiled`.
     """
 
     def __init__(
@@ -125,91 +133,87 @@ class LAMB16(MultiTensorOptimizer):
 
 
 def _update(param: Tensor, grad: Tensor, state: State, phases: list[float] | list[Tensor], options: Options) -> None:
-    direction = torch.empty_like(param, dtype=torch.float32)
-    whole = _Piece(param=param, grad=grad, exp_avg=state["exp_avg"], exp_avg_sq=state["exp_avg_sq"], direction=direction)
-    decoding = state["exp_avg_scale"].clone(), state["exp_avg_sq_scale"].clone()
-    # The new scales come before the first piece can be stored, and a second decoding costs less than float32 moments in between.
-    encoding = _new_scales(whole, decoding, options)
-    sums = [_store(piece, decoding, encoding, options) for piece in _pieces(whole, phases)]
-    weight, update = torch.stack([torch.stack(pair) for pair in sums]).sum(0).sqrt_().unbind()
+    whole = _Piece(param=param, grad=grad, exp_avg=state["exp_avg"], exp_avg_sq=state["exp_avg_sq"])
+    old = _Scales(state["exp_avg_scale"].clone(), state["exp_avg_sq_scale"].clone())
+    # What concerns the whole tensor comes before any of it can be stored. The moments are then worked out once more: that costs less than
+    # to keep them in float32.
+    found = [_measure(piece, old, options) for piece in _pieces(whole)]
+    first, second, weight, direction = torch.stack([torch.stack(each) for each in found]).unbind(1)
+    new = _new_scales(first, second, param.numel(), options)
     # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
-    trust = (weight * _USUAL_LR / (update * options["lr"])).pow_(options["trust_scale"]).clamp_(0.0, 2.0)
-    descend([param], [direction], options["lr"], [trust])
-    state["exp_avg_scale"].copy_(encoding[0])
-    state["exp_avg_sq_scale"].copy_(encoding[1])
+    ratio = weight.sum().sqrt_() * _USUAL_LR / (direction.sum().sqrt_() * options["lr"])
+    trust = _settled(ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0))
+    for piece in _pieces(whole, phases):
+        _advance(piece, old, new, trust, options)
+    state["exp_avg_scale"].copy_(new.first)
+    state["exp_avg_sq_scale"].copy_(new.second)
 
 
-def _new_scales(whole: _Piece, decoding: tuple[Tensor, Tensor], options: Options) -> tuple[Tensor, Tensor]:
-    firsts, seconds = [], []
-    for piece in _pieces(whole):
-        first, second = _first_moment(piece, decoding[0], options), _second_moment(piece, decoding[1], options)
-        if options["scale"] == "max":
-            firsts.append(first.abs_().amax())
-            seconds.append(second.amax())
-        else:
-            firsts.append(first.square_().clamp_max_(10.0).sum())
-            seconds.append(second.square_().clamp_max_(10.0).sum())
+def _measure(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the new moments what their scales need; of the weights and of the direction the squared size."""
+    first, second = _moments(piece, scales, options)
     if options["scale"] == "max":
-        largest = torch.stack(firsts).amax() / _LARGEST_FIRST, torch.stack(seconds).amax() / _LARGEST_SECOND
-        return largest[0].clamp_min_(_LEAST_SCALE), largest[1].clamp_min_(_LEAST_SCALE)
-    count, eps = whole.param.numel(), options["eps"]
-    return torch.stack(firsts).sum().sqrt_() / count + eps, torch.stack(seconds).sum().sqrt_() / count + eps
-
-
-def _store(piece: _Piece, decoding: tuple[Tensor, Tensor], encoding: tuple[Tensor, Tensor], options: Options) -> tuple[Tensor, Tensor]:
-    """Write a piece's new moments and its direction; the squared sizes of its weights and of its direction."""
-    eps = options["eps"]
-    first, second = _first_moment(piece, decoding[0], options), _second_moment(piece, decoding[1], options)
-    if piece.thresholds is None:
-        piece.exp_avg.copy_((first / encoding[0]).clamp_(-15.0, 15.0))
-        piece.exp_avg_sq.copy_(second.clamp_max(10.0).div_(encoding[1]))
+        needed = first.abs().amax(), second.amax()
     else:
-        piece.exp_avg.view(torch.uint8).copy_(encode_e4m3(first / encoding[0], piece.thresholds[0]))
-        piece.exp_avg_sq.view(torch.uint8).copy_(encode_e5m2(second / encoding[1], piece.thresholds[1]))
+        needed = first.square().clamp_max_(10.0).sum(), second.square().clamp_max_(10.0).sum()
+    direction = _direction(piece, first, second, scales, options)
+    weight = piece.param.float().square()
+    return *needed, weight.clamp_(options["eps"], 1.0).sum(), direction.square_().clamp_(options["eps"], 1.0).sum()
+
+
+def _new_scales(first: Tensor, second: Tensor, count: int, options: Options) -> _Scales:
+    if options["scale"] == "max":
+        scales = first.amax() / _LARGEST_FIRST, second.amax() / _LARGEST_SECOND
+        return _Scales(scales[0].clamp_min_(_LEAST_SCALE), scales[1].clamp_min_(_LEAST_SCALE))
+    return _Scales(first.sum().sqrt_() / count + options["eps"], second.sum().sqrt_() / count + options["eps"])
+
+
+def _advance(piece: _Piece, old: _Scales, new: _Scales, trust: Tensor, options: Options) -> None:
+    """Store the new moments and move the weights."""
+    first, second = _moments(piece, old, options)
+    if piece.thresholds is None:
+        piece.exp_avg.copy_((first / new.first).clamp_(-15.0, 15.0))
+        piece.exp_avg_sq.copy_(second.clamp_max(10.0).div_(new.second))
+    else:
+        piece.exp_avg.view(torch.uint8).copy_(encode_e4m3(first * _settled(new.first.reciprocal()), piece.thresholds[0]))
+        piece.exp_avg_sq.view(torch.uint8).copy_(encode_e5m2(second * _settled(new.second.reciprocal()), piece.thresholds[1]))
+    descend([piece.param], [_direction(piece, first, second, old, options)], options["lr"], [trust])
+
+
+def _settled(scalar: Tensor) -> Tensor:
+    """The scalar itself, but where a compiler would work it out anew for every element that it is applied to: that it holds what it reduces."""
+    return scalar.expand(_MORE_THAN_IT_UNROLLS).amax() if torch.compiler.is_compiling() else scalar
+
+
+def _moments(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor]:
+    """The new m and v, in float32."""
+    (beta1, beta2), grad = options["betas"], piece.grad.float()
+    first = decode_e4m3(piece.exp_avg).mul_(scales.first * beta1).add_(grad, alpha=1 - beta1)
+    second = decode_e5m2(piece.exp_avg_sq).mul_(scales.second * beta2).addcmul_(grad, grad, value=1 - beta2)
+    return first, second
+
+
+def _direction(piece: _Piece, first: Tensor, second: Tensor, scales: _Scales, options: Options) -> Tensor:
+    """r, in the place of m; v is overwritten too."""
+    if options["scale"] == "max":
         # What was stored as 0 may have been anything up to the least that could be: without it the quotient would leave all bounds.
-        second.clamp_min_(decoding[1] * _LEAST_SECOND)
-    direction = torch.div(first, second.sqrt_().add_(eps), out=piece.direction)
-    if options["weight_decay"]:
-        direction.add_(piece.param, alpha=options["weight_decay"])
-    return _squared_size(piece.param, eps), _squared_size(direction, eps)
-
-
-def _first_moment(piece: _Piece, scale: Tensor, options: Options) -> Tensor:
-    beta = options["betas"][0]
-    return decode_e4m3(piece.exp_avg).mul_(scale * beta).add_(piece.grad, alpha=1 - beta)
-
-
-def _second_moment(piece: _Piece, scale: Tensor, options: Options) -> Tensor:
-    beta, grad = options["betas"][1], piece.grad.float()
-    return decode_e5m2(piece.exp_avg_sq).mul_(scale * beta).addcmul_(grad, grad, value=1 - beta)
-
-
-def _squared_size(values: Tensor, eps: float) -> Tensor:
-    return values.float().square().clamp_(eps, 1.0).sum()
+        second.clamp_min_(scales.second * _LEAST_SECOND)
+    direction = first.div_(second.sqrt_().add_(options["eps"]))
+    return direction.add_(piece.param, alpha=options["weight_decay"]) if options["weight_decay"] else direction
 
 
 def _pieces(whole: _Piece, phases: list[float] | list[Tensor] | None = None) -> Iterator[_Piece]:
-    """A parameter in slices of some rows, or of some elements where it is contiguous; in one where a compiler does without temporaries."""
-    tensors = (whole.param, whole.grad, whole.exp_avg, whole.exp_avg_sq, whole.direction)
+    """Slices of some rows, or of some elements where all is contiguous; a single one where a compiler does without temporaries."""
+    tensors = [whole.param, whole.grad, whole.exp_avg, whole.exp_avg_sq]
     if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = tuple(tensor.view(-1) for tensor in tensors)
+        tensors = [tensor.view(-1) for tensor in tensors]
     count, rows = whole.param.numel(), tensors[0].shape[0]
     wanted = min(max(count // _SHARE, _LEAST_ELEMENTS), _MOST_ELEMENTS)
-    length = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count)
-    row = count // rows
-    thresholds = [
-        dither(min(count, PERIOD + length * row), phase, whole.param.device)
-        for dither, phase in zip((dither_e4m3, dither_e5m2), phases or (), strict=bool(phases))
-    ]
+    length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
+    makers = (dither_e4m3, dither_e5m2) if phases else ()
+    thresholds = [make(min(count, PERIOD + length * row), phase, whole.param.device) for make, phase in zip(makers, phases or ())]
     for start in range(0, rows, length):
-        param, grad, exp_avg, exp_avg_sq, direction = (tensor[start : start + length] for tensor in tensors)
-        first = start * row % PERIOD
-        chosen = tuple(each[first : first + param.numel()].view(param.shape) for each in thresholds)
-        yield _Piece(
-            param=param,
-            grad=grad,
-            exp_avg=exp_avg,
-            exp_avg_sq=exp_avg_sq,
-            direction=direction,
-            thresholds=chosen if len(chosen) == 2 else None,
-        )
+        param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
+        place = start * row % PERIOD
+        chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]
+        yield _Piece(param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, thresholds=(chosen[0], chosen[1]) if chosen else None)
