@@ -113,7 +113,11 @@ def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
         torch._foreach_mul_(squares, beta)
     torch._foreach_addcmul_(squares, grads, grads, value=1 - beta)
     for square in squares:
-        square.nan_to_num_(nan=0.0, posinf=torch.inf)
+        if torch.compiler.is_compiling():
+            # Several times faster there than nan_to_num, and several times slower here.
+            square.masked_fill_(square != square, 0.0)
+        else:
+            square.nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
 def _cover(state: State) -> list[Tensor]:
