@@ -17,8 +17,10 @@ from optimizers import LAMB, SM3, SGDSaI
 RANKS = 2
 SETTINGS: list[tuple[Any, dict[str, Any]]] = [
     (SGDSaI, {"lr": 1e-3}),
+    (SGDSaI, {"lr": torch.tensor(1e-3), "foreach": True}),
     (SM3, {"momentum": 0.9}),
-    (LAMB, {"weight_decay": 0.1}),
+    (SM3, {"foreach": True}),
+    (LAMB, {"weight_decay": 0.1, "foreach": True}),
     (LAMB, {"preset": "nvidia", "weight_decay": 0.1}),
 ]
 
