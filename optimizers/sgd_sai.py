@@ -27,8 +27,8 @@ class SGDSaI(MultiTensorOptimizer):
     The average starts with that same gradient, so that a step with zero gradients before it leaves no trace.
     The standard deviation is unbiased. Where it is 0, as for one element or for equal ones, the ratio is sqrt(n): what a gradient of zero
     mean has, where the quotient would be |g| / eps.
-    A step allocates nothing once the ratios are taken. Where torch.compile takes in the whole of `step`, that choice stays in the graph, which
-    reads every gradient once more; `compiled=True` does not.
+    A step allocates nothing once the ratios are taken. Where torch.compile takes in the whole of `step`, the choice stays in the graph,
+    which reads every gradient once more; `compiled=True` does not.
     """
 
     def __init__(
