@@ -30,9 +30,10 @@ lint: $(VENV)/.installed-dev
 test: $(VENV)/.installed-dev ## the tests alone
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed-dev ## the simulator against torch's MemTracker, a slice against the whole
+bench: $(VENV)/.installed-parity ## the simulator against MemTracker, a slice against the whole, our steps against the originals
 	$(BIN)/python tests/bench/simulator.py
 	$(BIN)/python tests/bench/slices.py
+	$(BIN)/python tests/bench/steps.py
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
@@ -52,4 +53,9 @@ $(VENV)/.installed: $(VENV)/.pip pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "setting up $(VENV): test tools"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group dev
+	@touch $@
+
+$(VENV)/.installed-parity: $(VENV)/.installed-dev
+	@echo "setting up $(VENV): the originals of our optimizers"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group parity
 	@touch $@

@@ -1,10 +1,10 @@
 """Optimizers that keep little memory, beside torch's own, in one catalogue."""
 
 from .catalogue import Implementation, available, create, describe, implementations, option_defaults
-from .entry import Description
+from .entry import Description, Entry
 from .lamb import LAMB
 from .lamb16 import LAMB16
-from .sgd_sai import SGDSaI
+from .sgd_sai import SGDBoost, SGDSaI
 from .sm3 import SM3
 from .spec import parse, parse_list
 
@@ -13,7 +13,9 @@ __all__ = [
     "LAMB16",
     "SM3",
     "Description",
+    "Entry",
     "Implementation",
+    "SGDBoost",
     "SGDSaI",
     "available",
     "create",

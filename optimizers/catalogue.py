@@ -1,32 +1,36 @@
 """The catalogue: every optimizer by its name, made and described from text such as `sm3:momentum=0.9`.
 
-`module:Class` names any other subclass of torch.optim.Optimizer. Its module is looked for in the current directory last, so that a
-folder there never takes the place of an installed package.
+Ours, torch's, those of the zoo whose package is installed, and those that other packages add by an entry point. `module:Class` names any
+other subclass of torch.optim.Optimizer. Its module is looked for in the current directory last, so that a folder there never takes the
+place of an installed package.
 """
 
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from . import plugins
 from .baselines import BASELINES
-from .entry import Description, Entry
+from .entry import Description, Entry, Factory
 from .lamb import LAMB
 from .lamb16 import LAMB16
 from .sgd_sai import SGDSaI
 from .sm3 import SM3
 from .spec import parse
+from .zoo import ZOO
 
-Implementation = Literal["loop", "foreach"]
+Implementation = Literal["loop", "foreach", "compiled"]
 
 _CATALOGUE: dict[str, Entry] = {
     **BASELINES,
+    **ZOO,
     "lamb": Entry(
         factory=LAMB,
         description=Description(
@@ -65,7 +69,7 @@ _CATALOGUE: dict[str, Entry] = {
 }
 
 # How a step is run, not what it computes.
-_RUNNING = ("foreach", "fused", "capturable", "differentiable")
+_RUNNING = ("foreach", "fused", "compiled", "capturable", "differentiable")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +77,35 @@ class _Choice:
     """An optimizer that was found and the options asked of it, each of which its constructor knows."""
 
     name: str
-    factory: Callable[..., Optimizer]
+    factory: Factory
     known: Mapping[str, inspect.Parameter]
     options: Mapping[str, Any]
+    is_foreign: bool
 
 
-def available() -> tuple[str, ...]:
-    """The names in the catalogue, sorted."""
-    return tuple(sorted(_CATALOGUE))
+def available(*packages: str) -> tuple[str, ...]:
+    """The names of what can be made here, sorted: of all, or of these packages, such as "optprof" or "torch"."""
+    named = {name: entry.package for name, entry in _CATALOGUE.items() if entry.is_installed}
+    added = {name: plugins.owner(points[0]) for name, points in plugins.found().items() if len(points) == 1 and name not in _CATALOGUE}
+    clashing = _CATALOGUE.keys() & plugins.found().keys()
+    return tuple(
+        sorted(name for name, package in {**named, **added}.items() if name not in clashing and package in (packages or {package}))
+    )
 
 
 def describe(name: str) -> Description:
-    """What the catalogue says of one of its names; ValueError for any other."""
-    if name not in _CATALOGUE:
+    """What the catalogue says of one of its names, whether its package is installed or not; ValueError for any other."""
+    entry = _find(name)
+    if entry is None:
         raise ValueError(_unknown("optimizer", name, available()))
-    return _CATALOGUE[name].description
+    return entry.description
 
 
 def implementations(spec: str) -> tuple[Implementation, ...]:
     """The ways in which its step can be run."""
-    return ("loop", "foreach") if "foreach" in _choose(spec, {}).known else ("loop",)
+    known = _choose(spec, {}).known
+    ways: tuple[Implementation, ...] = ("foreach", "compiled")
+    return ("loop", *(way for way in ways if way in known))
 
 
 def option_defaults(spec: str, **options: Any) -> dict[str, Any]:
@@ -119,35 +132,67 @@ def create(spec: str, params: ParamsT, *, implementation: Implementation | None 
         if not choice.options:
             raise
         # torch compares values before it looks at their types: momentum=fast ends in "'<=' not supported between ...".
-        written = ", ".join(f"{name}={value!r}" for name, value in choice.options.items())
-        raise ValueError(f"{choice.name} does not take {written}: {_one_line(error)}") from error
+        raise ValueError(_refusal(choice, error)) from error
+    except Exception as error:
+        # Other packages have kinds of their own for a value that does not fit.
+        if isinstance(error, ValueError) or not choice.is_foreign:
+            raise
+        raise ValueError(_refusal(choice, error)) from error
 
 
 def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
     name, written = parse(spec)
-    entry = _CATALOGUE.get(name)
-    factory = entry.factory if entry else _load(name)
+    entry = _find(name)
+    factory = _factory(name, entry) if entry else _load(name)
     # The first parameter takes the parameters to optimize.
     known = dict(list(inspect.signature(factory).parameters.items())[1:])
     named = {key: value for key, value in known.items() if value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)}
     given = {**(entry.options if entry else {}), **written, **options}
-    if not any(value.kind is value.VAR_KEYWORD for value in known.values()):
+    # What the constructors of the catalogue take beyond their named options ends in a group and does nothing: it is a slip of the pen.
+    if entry or not any(value.kind is value.VAR_KEYWORD for value in known.values()):
         for key in given:
             if key not in named:
                 raise ValueError(_unknown(f"option of {name}", key, named))
-    return _Choice(name=name, factory=factory, known=named, options=given)
+    is_foreign = entry is not None and entry.package not in ("optprof", "torch")
+    return _Choice(name=name, factory=factory, known=named, options=given, is_foreign=is_foreign)
+
+
+def _refusal(choice: _Choice, error: Exception) -> str:
+    written = ", ".join(f"{name}={value!r}" for name, value in choice.options.items())
+    return f"{choice.name} does not take {written or 'these parameters'}: {_one_line(error)}"
 
 
 def _running(choice: _Choice, implementation: Implementation | None) -> dict[str, bool]:
     if implementation is None:
         return {}
-    clash = [name for name in ("foreach", "fused") if choice.options.get(name) is not None]
+    if implementation not in get_args(Implementation):
+        raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, got {implementation!r}")
+    clash = [name for name in ("foreach", "fused", "compiled") if choice.options.get(name) is not None]
     if clash:
         raise ValueError(f"{choice.name} is asked for implementation {implementation!r} and for {clash[0]}; leave one out")
-    if implementation == "foreach" and "foreach" not in choice.known:
-        raise ValueError(f"{choice.name} has no foreach implementation; ask for loop")
-    running = {"foreach": implementation == "foreach", "fused": False}
+    if implementation != "loop" and implementation not in choice.known:
+        raise ValueError(f"{choice.name} has no {implementation} implementation; ask for loop")
+    running = {"foreach": implementation == "foreach", "fused": False, "compiled": implementation == "compiled"}
     return {name: value for name, value in running.items() if name in choice.known}
+
+
+def _find(name: str) -> Entry | None:
+    """The entry of a name, None where there is none; ValueError where two packages claim it or where one cannot be loaded."""
+    added = plugins.found().get(name, ())
+    if len(added) + (name in _CATALOGUE) > 1:
+        ours = [_CATALOGUE[name].package] if name in _CATALOGUE else []
+        claims = ", ".join([*ours, *(f"{plugins.owner(point)} ({point.value})" for point in added)])
+        raise ValueError(f"{name} is the name of several optimizers, by {claims}; write module:Class for the one that you mean")
+    return plugins.load(added[0]) if added else _CATALOGUE.get(name)
+
+
+def _factory(name: str, entry: Entry) -> Factory:
+    if not entry.is_installed:
+        raise ValueError(f"{name} needs the package {entry.package}, which is not installed; pip install {entry.installed_by}")
+    try:
+        return entry.load()
+    except Exception as error:
+        raise ValueError(f"cannot load {name} from {entry.package}: {_one_line(error)}") from error
 
 
 def _load(name: str) -> type[Optimizer]:

@@ -1,10 +1,14 @@
 """An entry of the catalogue: what makes the optimizer, and what people should know of it."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from torch.optim.optimizer import Optimizer
+
+Factory = Callable[..., Optimizer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +23,26 @@ class Description:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A constructor, the options that the catalogue sets unless told otherwise, and a description."""
+    """A constructor, the options that the catalogue sets unless told otherwise, and a description.
 
-    factory: Callable[..., Optimizer]
+    `factory` may be text, `module:name`, which is imported when the optimizer is first made. `package` is the package that it comes from,
+    `installed_by` what pip is told to get that.
+    """
+
+    factory: Factory | str
     description: Description
     options: Mapping[str, Any] = field(default_factory=dict)
+    package: str = "optprof"
+    installed_by: str = ""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the package is there, which is found without importing it."""
+        return not self.installed_by or find_spec(self.package) is not None
+
+    def load(self) -> Factory:
+        """The constructor; ImportError or AttributeError where it cannot be had."""
+        if not isinstance(self.factory, str):
+            return self.factory
+        module, _, name = self.factory.partition(":")
+        return getattr(importlib.import_module(module), name)

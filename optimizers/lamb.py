@@ -13,29 +13,24 @@ For a parameter w with gradient g, squares and roots taken element by element:
 # pyright: reportPrivateImportUsage=false
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, Tensors, require_betas, require_not_negative
+from .checks import require_positive
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, Tensors, descend, real, require_betas, require_not_negative
+from .sharded import whole
 
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """The choices in which the lineages of LAMB differ."""
-
-    bias_correction: bool = True
-    max_weight_norm: float | None = None
-    max_grad_norm: float | None = None
-    adapts_without_decay: bool = True
-
-
+# The choices in which the lineages of LAMB differ.
+PAPER = {"bias_correction": True, "max_weight_norm": inf, "max_grad_norm": inf, "trust_clip": inf, "adapts_without_decay": True}
 PRESETS = {
-    "paper": Preset(),
-    "cybertronai": Preset(bias_correction=False, max_weight_norm=10.0),
-    "nvidia": Preset(max_grad_norm=1.0, adapts_without_decay=False),
+    "paper": PAPER,
+    "cybertronai": {**PAPER, "bias_correction": False, "max_weight_norm": 10.0},
+    "nvidia": {**PAPER, "max_grad_norm": 1.0, "adapts_without_decay": False},
 }
 
 
@@ -43,66 +38,92 @@ class LAMB(MultiTensorOptimizer):
     """Adam with layer-wise adaptation, for large batches.
 
     `preset` names the lineage: "paper"; "cybertronai" (no bias correction, the weight norm clamped at 10); "nvidia" (the gradients of the
-    whole optimizer clipped to a norm of 1 first, phi = 1 for parameters without weight decay).
-    Keeps `exp_avg` and `exp_avg_sq`, like the parameter, and where the bias is corrected `step`, a float32 scalar on the host.
+    whole optimizer clipped to a norm of 1 first, phi = 1 for parameters without weight decay). What a preset chooses can be chosen apart;
+    None leaves it to the preset, and math.inf lifts a limit:
+    `bias_correction`, whether m and v are divided as above; `max_weight_norm`, the most that |w| counts for; `max_grad_norm`, for the
+    gradients of all parameters together; `trust_clip`, the most that phi may be (1 in NVLAMB); `adapts_without_decay`, whether phi is taken
+    where the weight decay is 0.
+    Keeps `exp_avg` and `exp_avg_sq`, like the parameter, and where the bias is corrected `step`, a float32 scalar on the host. Norms are
+    taken in float32 or wider.
     A step holds one temporary as large as the bucket's parameters, two where gradients are clipped.
     """
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
         *,
         preset: str = "paper",
+        bias_correction: bool | None = None,
+        max_weight_norm: float | None = None,
+        max_grad_norm: float | None = None,
+        trust_clip: float | None = None,
+        adapts_without_decay: bool | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         require_not_negative({"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay})
         require_betas(betas)
+        require_positive({"max_weight_norm": max_weight_norm, "max_grad_norm": max_grad_norm, "trust_clip": trust_clip})
         if preset not in PRESETS:
             raise ValueError(f"Invalid preset: {preset!r}, must be one of {', '.join(PRESETS)}")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "preset": preset, "maximize": maximize, "foreach": foreach})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "preset": preset}
+        limits = {"max_weight_norm": max_weight_norm, "max_grad_norm": max_grad_norm, "trust_clip": trust_clip}
+        choices = {"bias_correction": bias_correction, **limits, "adapts_without_decay": adapts_without_decay}
+        super().__init__(params, {**defaults, **choices, "maximize": maximize, "foreach": foreach, "compiled": compiled})
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        state = {key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")}
-        if PRESETS[options["preset"]].bias_correction:
-            # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
-            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        return state
+        del options
+        return {key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")}
 
     def _buckets(self) -> Iterator[Bucket]:
-        """The buckets, with gradients clipped where the preset asks for it."""
+        """The buckets, with gradients clipped where that is chosen."""
         norm = None
         for bucket in super()._buckets():
-            limit = PRESETS[bucket.options["preset"]].max_grad_norm
-            if limit is not None:
+            limit = _choices(bucket.options)["max_grad_norm"]
+            if limit < inf:
                 norm = self._gradient_norm() if norm is None else norm
-                factor = (limit / norm).clamp(max=1.0).to(bucket.grads[0])
+                factor = (limit / norm).clamp(max=1.0).to(bucket.grads[0].device, bucket.grads[0].dtype, non_blocking=True)
                 bucket = replace(bucket, grads=torch._foreach_mul(bucket.grads, factor))
             yield bucket
 
     def _gradient_norm(self) -> Tensor:
         params = [param for group in self.param_groups for param in group["params"]]
-        return torch.nn.utils.get_total_norm([param.grad for param in params if param.grad is not None])
+        norms = [norm for param in params if param.grad is not None for norm in _norms([param.grad])]
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms]))
+
+    def _prepare(self, bucket: Bucket) -> Bucket:
+        """Count the step, and work out what it divides the moments by."""
+        if not _choices(bucket.options)["bias_correction"]:
+            return bucket
+        for state in bucket.states:
+            # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
+            state.setdefault("step", torch.tensor(0.0, dtype=torch.float32, device="cpu"))
+        counts = bucket.state("step")
+        torch._foreach_add_(counts, 1.0)
+        steps = counts if torch.compiler.is_compiling() else [count.item() for count in counts]
+        beta1, beta2 = bucket.options["betas"]
+        return replace(bucket, numbers={"first": [1 - beta1**step for step in steps], "second": [1 - beta2**step for step in steps]})
 
     def _update(self, bucket: Bucket) -> None:
-        lr, weight_decay = bucket.options["lr"], bucket.options["weight_decay"]
-        preset = PRESETS[bucket.options["preset"]]
-        directions = _adam_directions(bucket, corrected=preset.bias_correction)
+        weight_decay, choices = bucket.options["weight_decay"], _choices(bucket.options)
+        directions = _adam_directions(bucket)
         if weight_decay:
             torch._foreach_add_(directions, bucket.params, alpha=weight_decay)
-        if weight_decay or preset.adapts_without_decay:
-            ratios = _trust_ratios(bucket.params, directions, preset.max_weight_norm)
-            torch._foreach_addcmul_(bucket.params, directions, ratios, value=-lr)
-        else:
-            torch._foreach_add_(bucket.params, directions, alpha=-lr)
+        adapts = weight_decay or choices["adapts_without_decay"]
+        descend(bucket.params, directions, bucket.options["lr"], _trust_ratios(bucket.params, directions, choices) if adapts else None)
 
 
-def _adam_directions(bucket: Bucket, *, corrected: bool) -> Tensors:
+def _choices(options: Options) -> dict[str, Any]:
+    """The preset, but for what was chosen apart."""
+    return {name: value if options[name] is None else options[name] for name, value in PRESETS[options["preset"]].items()}
+
+
+def _adam_directions(bucket: Bucket) -> Tensors:
     """Take the gradients into both moments; m^ / (sqrt(v^) + eps)."""
     (beta1, beta2), eps = bucket.options["betas"], bucket.options["eps"]
     moments, squares = bucket.state("exp_avg"), bucket.state("exp_avg_sq")
@@ -111,24 +132,25 @@ def _adam_directions(bucket: Bucket, *, corrected: bool) -> Tensors:
     torch._foreach_addcmul_(squares, bucket.grads, bucket.grads, value=1 - beta2)
 
     directions = torch._foreach_sqrt(squares)
-    if corrected:
-        counts = bucket.state("step")
-        torch._foreach_add_(counts, 1.0)
-        steps = [count.item() for count in counts]
-        torch._foreach_div_(directions, [(1 - beta2**step) ** 0.5 for step in steps])
-        torch._foreach_add_(directions, eps)
-        torch._foreach_mul_(directions, [1 - beta1**step for step in steps])
-    else:
-        torch._foreach_add_(directions, eps)
+    if bucket.numbers:
+        torch._foreach_div_(directions, [correction**0.5 for correction in bucket.numbers["second"]])
+    torch._foreach_add_(directions, eps)
+    if bucket.numbers:
+        torch._foreach_mul_(directions, bucket.numbers["first"])
     # The quotient takes the place of its denominator, which saves a tensor.
     torch._foreach_reciprocal_(directions)
     torch._foreach_mul_(directions, moments)
     return directions
 
 
-def _trust_ratios(params: Tensors, directions: Tensors, max_weight_norm: float | None) -> Tensors:
-    weight_norms, direction_norms = (torch.stack(torch._foreach_norm(tensors)) for tensors in (params, directions))
-    if max_weight_norm is not None:
-        weight_norms.clamp_(max=max_weight_norm)
+def _trust_ratios(params: Tensors, directions: Tensors, choices: dict[str, Any]) -> Tensors:
+    weight_norms, direction_norms = (torch.stack(_norms(tensors)) for tensors in (params, directions))
+    weight_norms = weight_norms.clamp(max=choices["max_weight_norm"])
     ratios = torch.where((weight_norms != 0) & (direction_norms != 0), weight_norms / direction_norms, 1.0)
-    return ratios.unbind()
+    return ratios.clamp(max=choices["trust_clip"]).unbind()
+
+
+def _norms(tensors: Tensors) -> list[Tensor]:
+    """In float32 or wider: a sum of squares overflows in half precision."""
+    dtype = torch.promote_types(real(tensors[0]).dtype, torch.float32)
+    return [whole(norm) for norm in torch._foreach_norm([real(tensor) for tensor in tensors], dtype=dtype)]

@@ -4,115 +4,216 @@ https://github.com/vxst/LAMB16. For a parameter w of n elements with gradient g,
 
     m    = beta1 s_m q_m + (1 - beta1) g              q_m in float8_e4m3fn, s_m one float32 for the tensor
     v    = beta2 s_v q_v + (1 - beta2) g^2            q_v in float8_e5m2, s_v likewise
-    s_m <- size(m, 0, 10) + eps;   q_m <- clip(m / s_m, -15, 15)
-    s_v <- size(v, 0, 10) + eps;   q_v <- clip(v, 0, 10) / s_v
     r    = m / (sqrt(v) + eps) + weight_decay w
-    phi  = clip((size(w, eps, 1) / size(r, eps, 1) * 0.001 / lr)^trust_scale, 0, 2)
+    phi  = clip((size(w) / size(r) * 0.001 / lr)^trust_scale, 0, 2)       size(x) = sqrt(sum(clip(x^2, eps, 1)))
     w   <- w - lr phi r
 
-where size(x, least, most) = sqrt(sum(clip(x^2, least, most))) / n.
+The moments are stored over a scale of the new ones, by the original ("upstream") with its clips and rounded to nearest:
+
+    s_m <- sqrt(sum(min(m^2, 10))) / n + eps;   q_m <- clip(m / s_m, -15, 15)
+    s_v <- sqrt(sum(min(v^2, 10))) / n + eps;   q_v <- min(v, 10) / s_v
+
+That holds for some 200 elements: with more the first moment saturates, and the second overflows at an outlier. By default ("max") the
+largest element has a fixed place in the format, and rounding up or down alternates so that the stored moments are right on average:
+
+    s_m <- max(|m|) / 256;    q_m <- m / s_m, dithered
+    s_v <- max(v) / 32768;    q_v <- v / s_v, dithered
+    r    = m / (sqrt(max(v, least)) + eps) + weight_decay w               least = the smallest float8_e5m2 above 0, over the old s_v
 """
 
-# pyright: reportPrivateImportUsage=false
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, Tensors, require_betas, require_not_negative
+from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_betas, require_not_negative
+
+SCALES = ("max", "upstream")
 
 _USUAL_LR = 1e-3
+# The largest elements at powers of 2, which round to themselves, with room above for what rounding adds.
+_LARGEST_FIRST, _LARGEST_SECOND = 2.0**8, 2.0**15
+_LEAST_SECOND = 2.0**-16
+_LEAST_SCALE = 1e-30
+# Irrational, so that at no element the roundings ever come back in the same order.
+_FIRST_TURN, _SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
+
+# Elements worked on at a time: they and their temporaries stay in a processor's cache, and are few beside a parameter.
+_MOST_ELEMENTS = 2**17
+_LEAST_ELEMENTS = 2**11
+_SHARE = 8
+_MORE_THAN_IT_UNROLLS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Piece:
+    """A parameter, or some rows of it, with its gradient and moments, and of its rounding the thresholds."""
+
+    param: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    thresholds: tuple[Tensor, Tensor] | None = None
+
+
+class _Scales(NamedTuple):
+    """What the stored moments are to be multiplied by."""
+
+    first: Tensor
+    second: Tensor
 
 
 class LAMB16(MultiTensorOptimizer):
     """LAMB in 2 bytes a parameter; the update is computed in float32 whatever the parameter's dtype.
 
+    `scale` says what the stored moments are divided by: "max", their largest element, at any size of tensor; "upstream" gives the numbers
+    of the original.
     Keeps `exp_avg` (float8_e4m3fn) and `exp_avg_sq` (float8_e5m2), shaped like the parameter, and two float32 scalars, `exp_avg_scale` and
-    `exp_avg_sq_scale`.
-    The adaptive trust grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi reaches 2.
-    A step holds three float32 temporaries as large as the bucket's parameters.
+    `exp_avg_sq_scale`; a moment is its tensor times its scale. With "max" also `step`, a float32 scalar on the host, from which the rounding
+    follows: no random numbers are drawn, and every rank and every resumed run rounds alike.
+    The trust phi is the original's in both. It grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi
+    reaches 2; the clips let weights that start at 0 move, and keep single large elements out of it.
+    A gradient with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step, as GradScaler does.
+    A step works on slices of a parameter, an eighth of it or 2^17 elements, and holds a few float32 temporaries of their size.
+    float8 has no multi-tensor operations, so that foreach works tensor by tensor; what is faster is `compiled`.
     """
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-6,
         weight_decay: float = 0.0,
         trust_scale: float = 0.382,
         *,
+        scale: str = "max",
         maximize: bool = False,
         foreach: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         require_not_negative({"learning rate": lr, "weight_decay value": weight_decay, "trust_scale value": trust_scale})
         require_betas(betas)
         if not eps > 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps}, must be > 0, since the moments are divided by scales that it keeps from 0")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "trust_scale": trust_scale}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach})
+            raise ValueError(f"Invalid epsilon value: {eps}, must be > 0, since it keeps sizes and scales from 0")
+        if scale not in SCALES:
+            raise ValueError(f"Invalid scale: {scale!r}, must be one of {', '.join(SCALES)}")
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "trust_scale": trust_scale, "scale": scale}
+        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled})
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        del options
-        return {
+        state = {
             "exp_avg": torch.zeros_like(param, dtype=torch.float8_e4m3fn, memory_format=torch.preserve_format),
             "exp_avg_sq": torch.zeros_like(param, dtype=torch.float8_e5m2, memory_format=torch.preserve_format),
-            "exp_avg_scale": param.new_ones((), dtype=torch.float32),
-            "exp_avg_sq_scale": param.new_ones((), dtype=torch.float32),
+            "exp_avg_scale": param.new_zeros((), dtype=torch.float32),
+            "exp_avg_sq_scale": param.new_zeros((), dtype=torch.float32),
         }
+        if options["scale"] == "max":
+            # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+        return state
+
+    def _prepare(self, bucket: Bucket) -> Bucket:
+        if bucket.options["scale"] == "upstream":
+            return bucket
+        counts = bucket.state("step")
+        torch._foreach_add_(counts, 1.0)
+        steps = [count.item() for count in counts]
+        turns = {"first": _FIRST_TURN, "second": _SECOND_TURN}
+        return replace(bucket, numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()})
 
     def _update(self, bucket: Bucket) -> None:
-        lr, eps, weight_decay, trust_scale = (bucket.options[name] for name in ("lr", "eps", "weight_decay", "trust_scale"))
-        directions = _first_moments(bucket)
-        torch._foreach_div_(directions, _second_moment_roots(bucket))
-        if weight_decay:
-            torch._foreach_add_(directions, bucket.params, alpha=weight_decay)
-        weights, updates = (torch.stack(_sizes(tensors, eps, 1.0)) for tensors in (bucket.params, directions))
-        # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
-        trust = (weights * _USUAL_LR / (updates * lr)).pow_(trust_scale).clamp_(0.0, 2.0)
-        torch._foreach_addcmul_(bucket.params, directions, trust.unbind(), value=-lr)
+        for index, (param, grad, state) in enumerate(zip(bucket.params, bucket.grads, bucket.states, strict=True)):
+            phases = [numbers[index] for numbers in bucket.numbers.values()]
+            _update(param, grad, state, phases, bucket.options)
 
 
-def _first_moments(bucket: Bucket) -> Tensors:
-    """The new m, of which the state keeps a quantised copy."""
-    beta1, eps = bucket.options["betas"][0], bucket.options["eps"]
-    quantised, scales = bucket.state("exp_avg"), bucket.state("exp_avg_scale")
-    moments = _decode(quantised, scales, beta1)
-    torch._foreach_add_(moments, bucket.grads, alpha=1 - beta1)
-    torch._foreach_copy_(scales, torch._foreach_add(_sizes(moments, 0.0, 10.0), eps))
-    scaled = torch._foreach_div(moments, scales)
-    torch._foreach_clamp_min_(scaled, -15.0)
-    torch._foreach_clamp_max_(scaled, 15.0)
-    torch._foreach_copy_(quantised, scaled)
-    return moments
+def _update(param: Tensor, grad: Tensor, state: State, phases: list[float] | list[Tensor], options: Options) -> None:
+    whole = _Piece(param=param, grad=grad, exp_avg=state["exp_avg"], exp_avg_sq=state["exp_avg_sq"])
+    old = _Scales(state["exp_avg_scale"].clone(), state["exp_avg_sq_scale"].clone())
+    # What concerns the whole tensor comes before any of it can be stored. The moments are then worked out once more: that costs less than
+    # to keep them in float32.
+    found = [_measure(piece, old, options) for piece in _pieces(whole)]
+    first, second, weight, direction = torch.stack([torch.stack(each) for each in found]).unbind(1)
+    new = _new_scales(first, second, param.numel(), options)
+    # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
+    ratio = weight.sum().sqrt_() * _USUAL_LR / (direction.sum().sqrt_() * options["lr"])
+    trust = _settled(ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0))
+    for piece in _pieces(whole, phases):
+        _advance(piece, old, new, trust, options)
+    state["exp_avg_scale"].copy_(new.first)
+    state["exp_avg_sq_scale"].copy_(new.second)
 
 
-def _second_moment_roots(bucket: Bucket) -> Tensors:
-    """sqrt(v) + eps for the new v, of which the state keeps a quantised copy."""
-    beta2, eps = bucket.options["betas"][1], bucket.options["eps"]
-    quantised, scales = bucket.state("exp_avg_sq"), bucket.state("exp_avg_sq_scale")
-    squares = _decode(quantised, scales, beta2)
-    torch._foreach_addcmul_(squares, bucket.grads, bucket.grads, value=1 - beta2)
-    torch._foreach_copy_(scales, torch._foreach_add(_sizes(squares, 0.0, 10.0), eps))
-    scaled = torch._foreach_clamp_max(squares, 10.0)
-    torch._foreach_div_(scaled, scales)
-    torch._foreach_copy_(quantised, scaled)
-    torch._foreach_sqrt_(squares)
-    torch._foreach_add_(squares, eps)
-    return squares
+def _measure(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the new moments what their scales need; of the weights and of the direction the squared size."""
+    first, second = _moments(piece, scales, options)
+    if options["scale"] == "max":
+        needed = first.abs().amax(), second.amax()
+    else:
+        needed = first.square().clamp_max_(10.0).sum(), second.square().clamp_max_(10.0).sum()
+    direction = _direction(piece, first, second, scales, options)
+    weight = piece.param.float().square()
+    return *needed, weight.clamp_(options["eps"], 1.0).sum(), direction.square_().clamp_(options["eps"], 1.0).sum()
 
 
-def _decode(quantised: Tensors, scales: Tensors, beta: float) -> Tensors:
-    """beta * scale * q, in float32."""
-    decoded = [tensor.float() for tensor in quantised]
-    torch._foreach_mul_(decoded, torch._foreach_mul(scales, beta))
-    return decoded
+def _new_scales(first: Tensor, second: Tensor, count: int, options: Options) -> _Scales:
+    if options["scale"] == "max":
+        scales = first.amax() / _LARGEST_FIRST, second.amax() / _LARGEST_SECOND
+        return _Scales(scales[0].clamp_min_(_LEAST_SCALE), scales[1].clamp_min_(_LEAST_SCALE))
+    return _Scales(first.sum().sqrt_() / count + options["eps"], second.sum().sqrt_() / count + options["eps"])
 
 
-def _sizes(tensors: Tensors, least: float, most: float) -> Tensors:
-    """sqrt(sum(clip(x^2, least, most))) / n, as the norm of clip(|x|, sqrt(least), sqrt(most))."""
-    clipped = torch._foreach_abs([tensor.float() for tensor in tensors])
-    if least:
-        torch._foreach_clamp_min_(clipped, least**0.5)
-    torch._foreach_clamp_max_(clipped, most**0.5)
-    return torch._foreach_div(torch._foreach_norm(clipped), [float(tensor.numel()) for tensor in tensors])
+def _advance(piece: _Piece, old: _Scales, new: _Scales, trust: Tensor, options: Options) -> None:
+    """Store the new moments and move the weights."""
+    first, second = _moments(piece, old, options)
+    if piece.thresholds is None:
+        piece.exp_avg.copy_((first / new.first).clamp_(-15.0, 15.0))
+        piece.exp_avg_sq.copy_(second.clamp_max(10.0).div_(new.second))
+    else:
+        piece.exp_avg.view(torch.uint8).copy_(encode_e4m3(first * _settled(new.first.reciprocal()), piece.thresholds[0]))
+        piece.exp_avg_sq.view(torch.uint8).copy_(encode_e5m2(second * _settled(new.second.reciprocal()), piece.thresholds[1]))
+    descend([piece.param], [_direction(piece, first, second, old, options)], options["lr"], [trust])
+
+
+def _settled(scalar: Tensor) -> Tensor:
+    """The scalar itself, but where a compiler would work it out anew for every element that it is applied to: that it holds what it reduces."""
+    return scalar.expand(_MORE_THAN_IT_UNROLLS).amax() if torch.compiler.is_compiling() else scalar
+
+
+def _moments(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor]:
+    """The new m and v, in float32."""
+    (beta1, beta2), grad = options["betas"], piece.grad.float()
+    first = decode_e4m3(piece.exp_avg).mul_(scales.first * beta1).add_(grad, alpha=1 - beta1)
+    second = decode_e5m2(piece.exp_avg_sq).mul_(scales.second * beta2).addcmul_(grad, grad, value=1 - beta2)
+    return first, second
+
+
+def _direction(piece: _Piece, first: Tensor, second: Tensor, scales: _Scales, options: Options) -> Tensor:
+    """r, in the place of m; v is overwritten too."""
+    if options["scale"] == "max":
+        # What was stored as 0 may have been anything up to the least that could be: without it the quotient would leave all bounds.
+        second.clamp_min_(scales.second * _LEAST_SECOND)
+    direction = first.div_(second.sqrt_().add_(options["eps"]))
+    return direction.add_(piece.param, alpha=options["weight_decay"]) if options["weight_decay"] else direction
+
+
+def _pieces(whole: _Piece, phases: list[float] | list[Tensor] | None = None) -> Iterator[_Piece]:
+    """Slices of some rows, or of some elements where all is contiguous; a single one where a compiler does without temporaries."""
+    tensors = [whole.param, whole.grad, whole.exp_avg, whole.exp_avg_sq]
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = [tensor.view(-1) for tensor in tensors]
+    count, rows = whole.param.numel(), tensors[0].shape[0]
+    wanted = min(max(count // _SHARE, _LEAST_ELEMENTS), _MOST_ELEMENTS)
+    length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
+    makers = (dither_e4m3, dither_e5m2) if phases else ()
+    thresholds = [make(min(count, PERIOD + length * row), phase, whole.param.device) for make, phase in zip(makers, phases or ())]
+    for start in range(0, rows, length):
+        param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
+        place = start * row % PERIOD
+        chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]
+        yield _Piece(param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, thresholds=(chosen[0], chosen[1]) if chosen else None)

@@ -1,32 +1,47 @@
 """Multi-tensor stepping: what our optimizers share, so that each of their files holds only its mathematics.
 
-An update is written once, over lists of tensors. The loop passes it one tensor at a time. Foreach passes buckets: parameters of one device
-and dtype, together no larger than the largest of them, so that the temporaries of an update never outgrow those of the loop.
+An update is written once, over lists of tensors, and run in one of three ways. The loop passes it one tensor at a time. Foreach passes
+buckets: parameters of one device and dtype, together no larger than the largest of them, so that the temporaries of an update never outgrow
+those of the loop. Compiled, the update of one tensor goes through torch.compile (see `compiled`).
 """
 
+# pyright: reportPrivateImportUsage=false
+
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer
+from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
+
+from . import compiled
+from .checks import require_betas, require_fraction, require_not_negative
+
+__all__ = ["Bucket", "MultiTensorOptimizer", "Options", "State", "Tensors", "descend", "gradient", "real"]
+__all__ += ["require_betas", "require_fraction", "require_not_negative"]
 
 Options = dict[str, Any]
 State = dict[str, Tensor]
 Tensors = list[Tensor] | tuple[Tensor, ...]
+Numbers = dict[str, list[float] | list[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """Parameters that are updated together, with their gradients, their states and the options of their group."""
+    """Parameters that are updated together, with their gradients, their states and the options of their group.
+
+    The learning rate in the options is a float or a 0-dim tensor beside the parameters. `numbers` are those that change from step to step,
+    one a parameter: floats, or 0-dim tensors where the update is compiled, so that it is not compiled anew for each.
+    """
 
     params: list[Tensor]
     grads: list[Tensor]
     states: list[State]
     options: Options
+    numbers: Numbers = field(default_factory=dict)
 
     def state(self, key: str) -> list[Tensor]:
         """One state of every parameter."""
@@ -34,14 +49,39 @@ class Bucket:
 
 
 class MultiTensorOptimizer(Optimizer):
-    """An optimizer whose options live in its parameter groups and whose update takes a bucket of parameters."""
+    """An optimizer whose options live in its parameter groups and whose update takes a bucket of parameters.
+
+    A learning rate may be a tensor of one element, in every way of running. A complex parameter is seen as the real one that
+    torch.view_as_real gives, and so is its state. `foreach=None` is settled as torch settles it. There is no `capturable`, no `fused`
+    and no `differentiable`: step counts stay on the host, and a CUDA graph cannot hold a step.
+    """
+
+    takes_sparse = False
+    # Whether an update asks for the axes of a tensor; where it does not, every tensor can be passed as a flat one.
+    sees_axes = False
+
+    def __init__(self, params: ParamsT, defaults: Options) -> None:
+        if defaults.get("compiled") and defaults.get("foreach"):
+            raise ValueError("compiled=True and foreach=True are two ways to run one step; leave one out")
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a state, an older one too: options that it does not know are set to their defaults."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         """The state of a parameter at its first gradient."""
         raise NotImplementedError
 
+    def _prepare(self, bucket: Bucket) -> Bucket:
+        """What the host does for a bucket before its update, such as counting steps."""
+        return bucket
+
     def _update(self, bucket: Bucket) -> None:
-        """Update the parameters of a bucket and their states, in place."""
+        """Update the parameters of a bucket and their states, in place; reads nothing else, and so is compiled once for all instances."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -52,7 +92,11 @@ class MultiTensorOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for bucket in self._buckets():
-            self._update(bucket)
+            prepared = self._prepare(bucket)
+            if prepared.options.get("compiled") and compiled.suits(prepared):
+                compiled.update(self, prepared)
+            else:
+                self._update(prepared)
         return loss
 
     def _buckets(self) -> Iterator[Bucket]:
@@ -60,23 +104,21 @@ class MultiTensorOptimizer(Optimizer):
             # A parameter without elements has nothing to update, and no largest element or mean to ask for.
             params = [param for param in group["params"] if param.grad is not None and param.numel()]
             for param in params:
-                self._require_dense_and_real(param)
+                self._require_known_layout(param)
                 if not self.state[param]:
-                    self.state[param] = self._initial_state(param, group)
-            for chosen in _partition(params, group["foreach"]):
+                    self.state[param] = self._initial_state(real(param), group)
+            for chosen in _partition(params, group):
                 yield Bucket(
-                    params=chosen,
+                    params=[real(param) for param in chosen],
                     grads=[gradient(param, group) for param in chosen],
                     states=[self.state[param] for param in chosen],
-                    options=group,
+                    options={**group, "lr": _beside_all(chosen, group["lr"])},
                 )
 
-    def _require_dense_and_real(self, param: Tensor) -> None:
-        name = type(self).__name__
-        if param.grad is not None and param.grad.layout is not torch.strided:
-            raise RuntimeError(f"{name} does not support sparse gradients, got one of layout {param.grad.layout}")
-        if param.is_complex():
-            raise RuntimeError(f"{name} does not support complex parameters, got one of {param.dtype}")
+    def _require_known_layout(self, param: Tensor) -> None:
+        assert param.grad is not None
+        if param.grad.layout is not torch.strided and not (self.takes_sparse and param.grad.is_sparse):
+            raise RuntimeError(f"{type(self).__name__} does not support sparse gradients, got one of layout {param.grad.layout}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, each tensor in the dtype it was saved in; torch alone would cast it to its parameter's."""
@@ -102,45 +144,58 @@ class MultiTensorOptimizer(Optimizer):
                 hook.remove()
 
 
-def require_not_negative(values: Mapping[str, float]) -> None:
-    """ValueError for the first value below 0."""
-    for name, value in values.items():
-        if not value >= 0.0:
-            raise ValueError(f"Invalid {name}: {value}, must be >= 0")
-
-
-def require_fraction(values: Mapping[str, float]) -> None:
-    """ValueError for the first value outside [0, 1)."""
-    for name, value in values.items():
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"Invalid {name}: {value}, must be in [0, 1)")
-
-
-def require_betas(betas: tuple[float, float]) -> None:
-    """ValueError for the first decay rate outside [0, 1)."""
-    require_fraction({f"beta parameter at index {index}": beta for index, beta in enumerate(betas)})
+def real(tensor: Tensor) -> Tensor:
+    """A view of a complex tensor as a real one, with an axis of two more; any other tensor itself."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def gradient(param: Tensor, options: Options) -> Tensor:
-    """The direction to descend: the gradient, or its negative in a new tensor under `maximize`."""
+    """The direction to descend, real: the gradient, or its negative in a new tensor under `maximize`."""
     assert param.grad is not None
-    return -param.grad if options["maximize"] else param.grad
+    return real(-param.grad if options["maximize"] else param.grad)
+
+
+def descend(params: Tensors, directions: Tensors, lr: float | Tensor, scales: Tensors | None = None) -> None:
+    """Subtract lr * scale * direction from every parameter, in one pass over it, whether the learning rate is a float or a tensor."""
+    if isinstance(lr, Tensor):
+        # A factor of the product, not value=: that would read the learning rate back to the host.
+        factors = [-lr] * len(params) if scales is None else torch._foreach_mul(scales, -lr)
+        torch._foreach_addcmul_(params, directions, factors)
+    elif scales is None:
+        torch._foreach_add_(params, directions, alpha=-lr)
+    else:
+        torch._foreach_addcmul_(params, directions, scales, value=-lr)
 
 
 def _beside(param: Tensor, name: str, value: Any) -> Any:
-    """A loaded state on the device of its parameter; step counts stay on the host, as in torch."""
-    return value.to(param.device) if isinstance(value, Tensor) and name != "step" else value
+    """A loaded state on the device of its parameter; step counts stay on the host, as in torch, and become tensors where they are not."""
+    if name == "step":
+        return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float32)
+    return value.to(param.device) if isinstance(value, Tensor) else value
 
 
-def _partition(params: list[Tensor], foreach: bool | None) -> Iterator[list[Tensor]]:
-    if foreach is None:
-        foreach = all(param.is_cuda and type(param) in (Tensor, torch.nn.Parameter) for param in params)
-    if not foreach:
-        yield from ([param] for param in params)
+def _beside_all(params: list[Tensor], lr: float | Tensor) -> float | Tensor:
+    return lr.reshape(()).to(params[0].device, non_blocking=True) if isinstance(lr, Tensor) else lr
+
+
+def _partition(params: list[Tensor], options: Options) -> Iterator[list[Tensor]]:
+    sparse = [param for param in params if param.grad is not None and param.grad.is_sparse]
+    dense = [param for param in params if param.grad is not None and not param.grad.is_sparse]
+    yield from ([param] for param in sparse)
+    if options.get("compiled"):
+        # The largest first: what is compiled is tuned to the first tensor that it sees.
+        yield from ([param] for param in sorted(dense, key=Tensor.numel, reverse=True))
         return
-    alike: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
-    for param in params:
-        alike[param.device, param.dtype].append(param)
+    foreach = options["foreach"]
+    if foreach is None:
+        _, foreach = _default_to_fused_or_foreach(dense, differentiable=False, use_fused=False)
+    if not foreach:
+        yield from ([param] for param in dense)
+        return
+    alike: defaultdict[tuple[type[Tensor], torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for param in dense:
+        kind = torch.nn.Parameter if type(param) is Tensor else type(param)
+        alike[kind, param.device, param.dtype].append(param)
     for tensors in alike.values():
         yield from _fill(tensors)
 

@@ -1,9 +1,9 @@
 """SGD-SaI: SGD with momentum, each tensor's learning rate scaled once by its first gradient's signal-to-noise ratio.
 
 "No More Adam: Learning Rate Scaling at Initialization is All You Need", https://arxiv.org/abs/2412.11768.
-For a parameter w with gradients g_t:
+For a parameter w of n elements with gradients g_t, counted from the first that is not zero:
 
-    r   = |g_1| / (std(g_1) + eps)                    taken once and kept
+    r   = |g_1| / (std(g_1) + eps)                    taken once and kept; sqrt(n) where std(g_1) is 0
     m_1 = g_1,  m_t = momentum m_{t-1} + (1 - momentum) g_t
     w   <- (1 - lr weight_decay) w - lr r m_t
 """
@@ -14,39 +14,57 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, gradient, require_fraction, require_not_negative
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
+from .readback import may_be_zero
+from .sharded import is_sharded, whole
 
 
 class SGDSaI(MultiTensorOptimizer):
     """SGD whose step is scaled, tensor by tensor, by the signal-to-noise ratio of the first gradient (g-SNR).
 
-    Keeps `gsnr`, a scalar, and with momentum `momentum_buffer`, like the parameter. A parameter's g-SNR is taken at its own first gradient,
-    however late that comes. The standard deviation is unbiased, and 0 for a tensor of one element, whose ratio is therefore |g| / eps.
-    A step allocates nothing once the state is there.
+    Keeps `gsnr`, a scalar in float32 or wider, and with momentum `momentum_buffer`, like the parameter. A parameter's g-SNR is taken at its
+    own first gradient that is not zero, however late that comes, and never again; until then `gsnr` is 0 and the parameter only decays.
+    The average starts with that same gradient, so that a step with zero gradients before it leaves no trace.
+    The standard deviation is unbiased. Where it is 0, as for one element or for equal ones, the ratio is sqrt(n): what a gradient of zero
+    mean has, where the quotient would be |g| / eps.
+    A step allocates nothing once the ratios are taken. Where torch.compile takes in the whole of `step`, the choice stays in the graph,
+    which reads every gradient once more; `compiled=True` does not.
     """
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         momentum: float = 0.9,
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         require_not_negative({"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay})
         require_fraction({"momentum value": momentum})
-        defaults = {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay, "maximize": maximize, "foreach": foreach}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled})
+
+    @torch.no_grad()
+    def warmup_step(self) -> None:
+        """Take the g-SNR from the present gradients where there is none yet, as `step` does by itself; any number of times."""
+        for bucket in self._buckets():
+            _take_ratios(bucket)
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        grad = gradient(param, options)
-        state = {"gsnr": _signal_to_noise(grad, options["eps"])}
-        if options["momentum"]:
-            state["momentum_buffer"] = torch.clone(grad, memory_format=torch.preserve_format)
-        return state
+        del param, options
+        return {}
+
+    def _prepare(self, bucket: Bucket) -> Bucket:
+        if bucket.options["momentum"]:
+            for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.empty_like(param, memory_format=torch.preserve_format).copy_(grad)
+        _take_ratios(bucket)
+        return bucket
 
     def _update(self, bucket: Bucket) -> None:
         lr, momentum, weight_decay = (bucket.options[name] for name in ("lr", "momentum", "weight_decay"))
@@ -57,9 +75,35 @@ class SGDSaI(MultiTensorOptimizer):
             torch._foreach_lerp_(directions, bucket.grads, 1 - momentum)
         if weight_decay:
             torch._foreach_mul_(bucket.params, 1 - lr * weight_decay)
-        torch._foreach_addcmul_(bucket.params, directions, bucket.state("gsnr"), value=-lr)
+        descend(bucket.params, directions, lr, bucket.state("gsnr"))
+
+
+SGDBoost = SGDSaI
+
+
+def _take_ratios(bucket: Bucket) -> None:
+    """Take the g-SNR of every parameter that has none, and start its average with the gradient that it is taken from."""
+    for grad, state in zip(bucket.grads, bucket.states, strict=True):
+        if "gsnr" not in state:
+            state["gsnr"] = _signal_to_noise(grad, bucket.options["eps"])
+        # Every rank must decide alike for a sharded gradient, whose ratio they work out together.
+        elif may_be_zero(state["gsnr"], wait=is_sharded(grad)):
+            _take_ratio_if_zero(grad, state, bucket.options["eps"])
+
+
+def _take_ratio_if_zero(grad: Tensor, state: State, eps: float) -> None:
+    """The same, with the choice made on the device."""
+    due = state["gsnr"] == 0
+    if "momentum_buffer" in state:
+        state["momentum_buffer"].copy_(torch.where(due, grad, state["momentum_buffer"]))
+    state["gsnr"].copy_(torch.where(due, _signal_to_noise(grad, eps), state["gsnr"]))
 
 
 def _signal_to_noise(grad: Tensor, eps: float) -> Tensor:
-    noise = grad.std() if grad.numel() > 1 else grad.new_zeros(())
-    return torch.linalg.vector_norm(grad) / (noise + eps)
+    """The g-SNR as a scalar; 0 for a gradient of zeros."""
+    count, dtype = grad.numel(), torch.promote_types(grad.dtype, torch.float32)
+    signal = whole(torch.linalg.vector_norm(grad, dtype=dtype))
+    noise = whole(grad.std()).to(dtype) if count > 1 else torch.zeros_like(signal)
+    # Equal elements show a noise of this size, since their mean is rounded.
+    silent = noise <= torch.finfo(grad.dtype).eps * signal
+    return torch.where(silent, count**0.5 * (signal != 0), signal / (noise + eps))

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, require_fraction, require_not_negative
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
+from .sharded import largest_along, placed_like
 
 
 class SM3(MultiTensorOptimizer):
@@ -29,42 +30,58 @@ class SM3(MultiTensorOptimizer):
     Keeps `accumulator_0` .. `accumulator_{k-1}` of shape [1, .., d_i, .., 1], one scalar where there is no axis; in float32 or wider, since
     sums of squares stop growing in half precision. With momentum also `momentum_buffer`, like the parameter.
     With beta > 0 the accumulators forget, as the authors define it; torch-SM3 takes the maximum with the old ones and never does.
+    A square that is not a number is left out of every maximum: the accumulators of others do not see it.
+
+    A sparse gradient of rows, such as an embedding's, touches those rows alone: an absent row keeps its weights and its accumulator, with
+    beta > 0 too, and momentum is left out. A parameter whose first gradient is sparse keeps the accumulator of its rows and no other.
     A step holds one float32 temporary as large as the bucket's parameters, and for half precision with momentum a copy of it in that.
     """
+
+    takes_sparse = True
+    sees_axes = True
 
     def __init__(
         self,
         params: ParamsT,
-        lr: float = 0.1,
+        lr: float | Tensor = 0.1,
         momentum: float = 0.0,
         beta: float = 0.0,
         eps: float = 1e-30,
         *,
         maximize: bool = False,
         foreach: bool | None = None,
+        compiled: bool = False,
     ) -> None:
         require_not_negative({"learning rate": lr, "epsilon value": eps})
         require_fraction({"momentum value": momentum, "beta value": beta})
-        defaults = {"lr": lr, "momentum": momentum, "beta": beta, "eps": eps, "maximize": maximize, "foreach": foreach}
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "momentum": momentum, "beta": beta, "eps": eps}
+        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled})
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        dtype = torch.promote_types(param.dtype, torch.float32)
-        state = {key: param.new_zeros(shape, dtype=dtype) for key, shape in _cover_shapes(param).items()}
-        if options["momentum"]:
-            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return state
+        del options
+        axes = max(param.dim(), 1)
+        if param.grad is not None and param.grad.is_sparse:
+            axes = 1
+        return {f"accumulator_{axis}": _zeros_along(param, axis) for axis in range(axes)}
+
+    def _prepare(self, bucket: Bucket) -> Bucket:
+        if bucket.options["momentum"] and not bucket.grads[0].is_sparse:
+            for param, state in zip(bucket.params, bucket.states, strict=True):
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return bucket
 
     def _update(self, bucket: Bucket) -> None:
-        lr, momentum, beta, eps = (bucket.options[name] for name in ("lr", "momentum", "beta", "eps"))
-        covers = [[state[key] for key in _cover_shapes(param)] for param, state in zip(bucket.params, bucket.states, strict=True)]
-        squares = [_smallest(cover) for cover in covers]
-        if beta:
-            torch._foreach_mul_(squares, beta)
-        torch._foreach_addcmul_(squares, bucket.grads, bucket.grads, value=1 - beta)
+        if bucket.grads[0].is_sparse:
+            _update_rows(bucket.params[0], bucket.grads[0], _cover(bucket.states[0]), bucket.options)
+            return
+        lr, momentum, eps = (bucket.options[name] for name in ("lr", "momentum", "eps"))
+        covers = [_cover(state) for state in bucket.states]
+        squares = [placed_like(_smallest(cover, param.shape), param) for cover, param in zip(covers, bucket.params, strict=True)]
+        _take_in(squares, bucket.grads, bucket.options["beta"])
         for cover, square in zip(covers, squares, strict=True):
             for axis, accumulator in enumerate(cover):
-                accumulator.copy_(_largest_along(square, axis))
+                accumulator.copy_(placed_like(largest_along(square, axis), accumulator))
 
         torch._foreach_add_(squares, eps)
         torch._foreach_rsqrt_(squares)
@@ -73,21 +90,47 @@ class SM3(MultiTensorOptimizer):
         if momentum:
             directions = bucket.state("momentum_buffer")
             torch._foreach_lerp_(directions, [new.to(old.dtype) for new, old in zip(squares, directions, strict=True)], 1 - momentum)
-        torch._foreach_add_(bucket.params, directions, alpha=-lr)
+        descend(bucket.params, directions, lr)
 
 
-def _cover_shapes(param: Tensor) -> dict[str, list[int]]:
-    """The accumulators by name: one an axis, of shape [1, .., d_i, .., 1]; a scalar where there is no axis."""
-    if param.dim() == 0:
-        return {"accumulator_0": []}
-    return {f"accumulator_{axis}": [size if other == axis else 1 for other in range(param.dim())] for axis, size in enumerate(param.shape)}
+def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Options) -> None:
+    """The update of the rows that a sparse gradient has: what the dense one does to them where the others are 0."""
+    if grad.sparse_dim() != 1:
+        raise RuntimeError(f"SM3 takes sparse gradients of rows, with one sparse dimension; got one with {grad.sparse_dim()}")
+    grad = grad.coalesce()
+    rows, values = grad.indices()[0], grad.values()
+    squares = [_smallest([cover[0][rows], *cover[1:]], values.shape)]
+    _take_in(squares, [values], options["beta"])
+    cover[0][rows] = largest_along(squares[0], 0)
+    for axis, accumulator in enumerate(cover[1:], 1):
+        torch.maximum(accumulator, largest_along(squares[0], axis), out=accumulator)
+    param.index_add_(0, rows, (values * (squares[0] + options["eps"]).rsqrt_() * -options["lr"]).to(param.dtype))
 
 
-def _smallest(cover: list[Tensor]) -> Tensor:
-    """A new tensor of the parameter's shape: for each element the smallest accumulator that covers it."""
-    return reduce(torch.minimum, cover[1:], cover[0].clone())
+def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
+    """Add the squares of the gradients; those that are not numbers count as 0."""
+    if beta:
+        torch._foreach_mul_(squares, beta)
+    torch._foreach_addcmul_(squares, grads, grads, value=1 - beta)
+    for square in squares:
+        if torch.compiler.is_compiling():
+            # Several times faster there than nan_to_num, and several times slower here.
+            square.masked_fill_(square != square, 0.0)
+        else:
+            square.nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
-def _largest_along(square: Tensor, axis: int) -> Tensor:
-    others = [other for other in range(square.dim()) if other != axis]
-    return square.amax(others, keepdim=True) if others else square
+def _cover(state: State) -> list[Tensor]:
+    """The accumulators, by axis."""
+    return [state[key] for key in sorted(state, key=lambda key: (len(key), key)) if key.startswith("accumulator_")]
+
+
+def _zeros_along(param: Tensor, axis: int) -> Tensor:
+    """An accumulator of zeros; of a sharded parameter (DTensor) each rank keeps what belongs to its shard."""
+    dtype = torch.promote_types(param.dtype, torch.float32)
+    return torch.zeros_like(largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _smallest(cover: list[Tensor], shape: torch.Size) -> Tensor:
+    """A new tensor: for each element the smallest accumulator that covers it."""
+    return reduce(torch.minimum, cover[1:], cover[0].expand(shape).clone() if len(cover) == 1 else cover[0])

@@ -23,6 +23,11 @@ class Plain(SGD):
     def __init__(self, params, **anything):
         super().__init__(params, **anything)
 
+class Compiled(SGD):
+    def __init__(self, params, lr=0.1, *, foreach=None, compiled=False):
+        super().__init__(params, lr, foreach=foreach)
+        self.defaults["compiled"] = compiled
+
 number = 3
 """
 
@@ -82,7 +87,10 @@ def test_a_list_with_nothing_between_its_commas_is_refused(text: str) -> None:
 def test_the_catalogue_is_sorted_and_every_name_is_described() -> None:
     names = optimizers.available()
     assert list(names) == sorted(names)
-    assert {"adam", "adamw", "lamb", "lamb16", "sgd", "sgd-sai", "sm3"} <= set(names)
+    assert optimizers.available("optprof") == ("lamb", "lamb16", "sgd-sai", "sm3")
+    assert optimizers.available("torch") == ("adafactor", "adagrad", "adam", "adamw", "muon", "rmsprop", "sgd")
+    assert {*optimizers.available("optprof", "torch")} <= set(names)
+    assert optimizers.available("nobody") == ()
     for name in names:
         description = optimizers.describe(name)
         assert description.summary
@@ -94,8 +102,11 @@ def test_the_catalogue_is_sorted_and_every_name_is_described() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
+        ("adafactor", torch.optim.Adafactor),
+        ("adagrad", torch.optim.Adagrad),
         ("adam", torch.optim.Adam),
         ("adamw", torch.optim.AdamW),
+        ("rmsprop", torch.optim.RMSprop),
         ("sgd", torch.optim.SGD),
         ("sgd-sai", optimizers.SGDSaI),
         ("sm3", optimizers.SM3),
@@ -127,12 +138,23 @@ def test_an_implementation_is_chosen_by_name() -> None:
     assert optimizers.create("sm3", params(), implementation="foreach").defaults["foreach"] is True
 
 
+@pytest.mark.usefixtures("mine")
+def test_an_optimizer_that_can_be_compiled_is_made_so_by_name() -> None:
+    assert optimizers.implementations("mine:Compiled") == ("loop", "foreach", "compiled")
+    made = {way: optimizers.create("mine:Compiled", params(), implementation=way).defaults for way in ("loop", "foreach", "compiled")}
+    assert [(made[way]["foreach"], made[way]["compiled"]) for way in made] == [(False, False), (True, False), (False, True)]
+    assert "compiled" not in optimizers.option_defaults("mine:Compiled")
+
+
 def test_an_optimizer_with_one_implementation_has_the_loop() -> None:
     name = "torch.optim:LBFGS"
     assert optimizers.implementations(name) == ("loop",)
     optimizers.create(name, params(), implementation="loop")
-    with pytest.raises(ValueError, match="no foreach implementation"):
-        optimizers.create(name, params(), implementation="foreach")
+    for way in ("foreach", "compiled"):
+        with pytest.raises(ValueError, match=f"no {way} implementation"):
+            optimizers.create(name, params(), implementation=way)
+    with pytest.raises(ValueError, match="must be one of loop, foreach, compiled, got 'fast'"):
+        optimizers.create(name, params(), implementation="fast")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.usefixtures("mine")
@@ -158,7 +180,7 @@ def test_a_class_of_the_current_directory_is_made() -> None:
         ("adamw:foreach=true", ["implementation 'loop'", "foreach"]),
         ("mine:Mine", ["mine:Mine needs lr", "mine:Mine:lr="]),
         ("mine:number", ["mine:number is 3", "torch.optim.Optimizer"]),
-        ("mine:Nobody", ["class in mine", "'Nobody'", "Mine, Plain"]),
+        ("mine:Nobody", ["class in mine", "'Nobody'", "Mine, Plain, Compiled"]),
         ("nowhere:Class", ["nowhere", "ModuleNotFoundError"]),
         ("broken:Class", ["broken", "ZeroDivisionError"]),
     ],
@@ -185,3 +207,130 @@ def test_importing_prints_nothing() -> None:
         [sys.executable, "-c", "import optimizers"], capture_output=True, check=True, cwd=Path(optimizers.__file__).parents[1]
     )
     assert (found.stdout, found.stderr) == (b"", b"")
+
+
+def test_muon_takes_the_matrices_and_adamw_the_rest_under_one_name() -> None:
+    shapes = [(4, 3), (4,), (2, 2, 2)]
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2}
+    both = [Parameter(torch.ones(shape)) for shape in shapes]
+    alone = [Parameter(torch.ones(shape)) for shape in shapes]
+    one = optimizers.create("muon", both, **options)
+    two = [
+        torch.optim.Muon(alone[:1], adjust_lr_fn="match_rms_adamw", **options),
+        torch.optim.AdamW(alone[1:], betas=(0.9, 0.95), **options),
+    ]
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for param, other in zip(both, alone, strict=True):
+            param.grad = torch.randn_like(param)
+            other.grad = param.grad.clone()
+        one.step()
+        for optimizer in two:
+            optimizer.step()
+    for param, other in zip(both, alone, strict=True):
+        torch.testing.assert_close(param, other, rtol=0, atol=0)
+    assert [(group["algorithm"], len(group["params"])) for group in one.param_groups] == [("muon", 1), ("adamw", 2)]
+
+
+def test_a_group_can_ask_for_adamw_where_muon_would_take_it() -> None:
+    embedding, weight = params() + params()
+    groups: list[dict[str, Any]] = [
+        {"params": [("embedding", embedding)], "algorithm": "adamw", "lr": 0.5},
+        {"params": [("weight", weight)]},
+    ]
+    optimizer = optimizers.create("muon", groups)
+    found = [(group["algorithm"], group["param_names"], group["lr"], group["eps"]) for group in optimizer.param_groups]
+    assert found == [("adamw", ["embedding"], 0.5, 1e-8), ("muon", ["weight"], 1e-3, 1e-7)]
+
+
+def test_muon_follows_a_learning_rate_set_after_it_was_loaded() -> None:
+    (param,) = params()
+    optimizer = optimizers.create("muon", [param])
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.param_groups[0]["lr"] = 0.0
+    param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert torch.equal(param, params()[0])
+
+
+PLUGIN = """
+from optimizers import Description, Entry
+from torch.optim import SGD
+
+class Mine(SGD):
+    '''SGD by another name.
+
+    More of it.
+    '''
+
+entry = Entry(
+    factory=Mine, options={"momentum": 0.5}, package="theirs",
+    description=Description(summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",)),
+)
+number = 3
+"""
+POINTS = """
+[optprof.optimizers]
+theirs = theirs:Mine
+theirs-described = theirs:entry
+theirs-absent = theirs:Nobody
+theirs-unimportable = nowhere:Mine
+theirs-number = theirs:number
+twice = theirs:Mine
+adamw = theirs:Mine
+"""
+
+
+def package(folder: Path, name: str, points: str) -> None:
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+@pytest.fixture
+def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two packages, of which the first adds optimizers and the second one more of a name that the first has."""
+    (tmp_path / "theirs.py").write_text(PLUGIN)
+    package(tmp_path, "theirs", POINTS)
+    package(tmp_path, "others", "[optprof.optimizers]\ntwice = others:Twice\n")
+    monkeypatch.delitem(sys.modules, "theirs", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_another_package_adds_an_optimizer_by_an_entry_point() -> None:
+    assert {"theirs", "theirs-described"} <= set(optimizers.available())
+    assert "theirs" in optimizers.available("theirs")
+    assert "theirs" not in sys.modules
+    assert optimizers.describe("theirs").summary == "SGD by another name."
+    made = optimizers.create("theirs:lr=0.5", params(), implementation="foreach")
+    assert (type(made).__name__, made.defaults["lr"], made.defaults["momentum"]) == ("Mine", 0.5, 0)
+    assert optimizers.describe("theirs-described").state == "4 bytes"
+    assert optimizers.create("theirs-described", params()).defaults["momentum"] == 0.5
+
+
+@pytest.mark.usefixtures("theirs")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("theirs-absent", "cannot load theirs-absent, which theirs adds as theirs:Nobody: AttributeError"),
+        ("theirs-unimportable", "cannot load theirs-unimportable, which theirs adds as nowhere:Mine: ModuleNotFoundError"),
+        ("theirs-number", "theirs-number, which theirs adds as theirs:number, is 3, not a subclass of torch.optim.Optimizer"),
+        ("twice", r"twice is the name of several optimizers, by (theirs \(theirs:Mine\), others|others \(others:Twice\), theirs)"),
+        ("adamw", r"adamw is the name of several optimizers, by torch, theirs \(theirs:Mine\); write module:Class"),
+    ],
+)
+def test_an_entry_point_that_is_broken_or_clashes_is_told_when_its_name_is_used(name: str, message: str) -> None:
+    assert optimizers.available()
+    assert optimizers.create("sm3", params())
+    for use in (optimizers.describe, optimizers.implementations, lambda spec: optimizers.create(spec, params())):
+        with pytest.raises(ValueError, match=message) as caught:
+            use(name)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("theirs")
+def test_a_name_that_clashes_is_not_offered() -> None:
+    assert not {"adamw", "twice"} & set(optimizers.available())
+    optimizers.create("torch.optim:AdamW", params())

@@ -16,9 +16,18 @@ import optimizers
 
 OURS = ("lamb", "lamb16", "sgd-sai", "sm3")
 SETTINGS = ("sgd-sai:momentum=0", "sm3:momentum=0.9,beta=0.9", "lamb:preset=nvidia,weight_decay=0.1", "lamb:preset=cybertronai")
-EVERY = pytest.mark.parametrize("spec", [*optimizers.available(), *SETTINGS])
+SPECS = (*optimizers.available("optprof", "torch"), *SETTINGS)
 EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 SHAPES = [(), (5,), (3, 4), (2, 3, 2, 2)]
+
+
+def every(**lacking: str) -> pytest.MarkDecorator:
+    """Every optimizer in every setting; `lacking` tells which of torch's own are known not to hold a point, and why."""
+    marks = {name: pytest.mark.xfail(reason=reason, strict=True) for name, reason in lacking.items()}
+    return pytest.mark.parametrize("spec", [pytest.param(spec, marks=marks.get(spec, ())) for spec in SPECS])
+
+
+EVERY = every()
 
 
 def parameters(dtype: torch.dtype = torch.float32, shapes: Iterable[tuple[int, ...]] = SHAPES, device: str = "cpu") -> list[Parameter]:
@@ -42,7 +51,7 @@ def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
 @EVERY
 def test_loop_and_foreach_agree(spec: str) -> None:
     found = {}
-    for implementation in optimizers.implementations(spec):
+    for implementation in ("loop", "foreach"):
         params = parameters(torch.float64)
         optimizer = optimizers.create(spec, params, implementation=implementation)
         take_steps(optimizer, params)
@@ -52,7 +61,7 @@ def test_loop_and_foreach_agree(spec: str) -> None:
         torch.testing.assert_close(loop, foreach, rtol=1e-12, atol=1e-12)
 
 
-@EVERY
+@every(adafactor="reads the norms of parameters and updates back")
 @EACH_DTYPE
 @pytest.mark.parametrize("implementation", ["loop", "foreach"])
 def test_it_runs_on_tensors_without_data_and_so_never_reads_one_back(spec: str, dtype: torch.dtype, implementation: Any) -> None:
@@ -100,7 +109,7 @@ def test_a_copy_goes_on_alone(spec: str, way: str) -> None:
     assert_equal(twins, params)
 
 
-@EVERY
+@every(muon="has no maximize")
 def test_gradients_are_left_as_they_were(spec: str) -> None:
     params = parameters()
     optimizer = optimizers.create(spec, params, maximize=True)
@@ -113,7 +122,7 @@ def test_gradients_are_left_as_they_were(spec: str) -> None:
         assert torch.equal(grad, value)
 
 
-@EVERY
+@every(muon="has no maximize")
 def test_maximizing_is_minimizing_the_negative(spec: str) -> None:
     up, down = parameters(), parameters()
     ascent, descent = optimizers.create(spec, up, maximize=True), optimizers.create(spec, down)
@@ -161,7 +170,7 @@ def test_a_step_bumps_the_versions_that_autograd_watches(spec: str) -> None:
     assert all(param._version > version for param, version in zip(params, versions, strict=True))
 
 
-@EVERY
+@every(adagrad="allocates its state when it is made")
 def test_a_step_without_gradients_changes_nothing(spec: str) -> None:
     params = parameters()
     optimizer = optimizers.create(spec, params)
@@ -170,7 +179,7 @@ def test_a_step_without_gradients_changes_nothing(spec: str) -> None:
     assert not any(optimizer.state.values())
 
 
-@EVERY
+@every(adagrad="allocates its state when it is made")
 def test_a_frozen_parameter_stays_and_costs_nothing(spec: str) -> None:
     frozen, *others = parameters()
     frozen.requires_grad_(False)
@@ -194,7 +203,7 @@ def test_a_late_parameter_starts_as_if_it_were_alone(spec: str) -> None:
     assert_equal(params[-1:], alone)
 
 
-@EVERY
+@every(adafactor="divides by the root of the number of elements")
 def test_an_empty_parameter_is_no_trouble(spec: str) -> None:
     params = parameters(shapes=[(0,), (0, 3), (2, 3)])
     take_steps(optimizers.create(spec, params), params)
@@ -240,7 +249,7 @@ def test_a_few_steps_lower_the_loss_of_a_convex_problem(spec: str, implementatio
 @pytest.mark.parametrize(
     ("names", "option", "value"),
     [
-        (optimizers.available(), "lr", -0.5),
+        (optimizers.available("optprof", "torch"), "lr", -0.5),
         (OURS, "lr", math.nan),
         (("adam", "adamw", "lamb", "lamb16"), "betas", (0.9, 1.5)),
         (("adam", "adamw", "lamb", "lamb16", "sm3", "sgd-sai"), "eps", -0.5),
@@ -250,6 +259,7 @@ def test_a_few_steps_lower_the_loss_of_a_convex_problem(spec: str, implementatio
         (("sm3",), "beta", 1.0),
         (("lamb16",), "trust_scale", -0.5),
         (("lamb",), "preset", "peper"),
+        (("lamb",), "trust_clip", -0.5),
     ],
 )
 def test_a_wrong_value_is_refused_by_name(names: tuple[str, ...], option: str, value: Any) -> None:
@@ -266,11 +276,9 @@ def test_an_empty_list_of_parameters_is_refused(spec: str) -> None:
         optimizers.create(spec, [])
 
 
-@pytest.mark.parametrize("name", OURS)
-def test_sparse_gradients_and_complex_parameters_are_refused(name: str) -> None:
-    embedding, complex_one = Parameter(torch.ones(3, 2)), Parameter(torch.ones(3, dtype=torch.complex64))
+@pytest.mark.parametrize("name", sorted({*OURS} - {"sm3"}))
+def test_sparse_gradients_are_refused_where_they_are_not_supported(name: str) -> None:
+    embedding = Parameter(torch.ones(3, 2))
     embedding.grad = torch.ones(3, 2).to_sparse()
-    complex_one.grad = torch.ones_like(complex_one)
-    for param, what in ((embedding, "sparse"), (complex_one, "complex")):
-        with pytest.raises(RuntimeError, match=f"does not support {what}"):
-            optimizers.create(name, [param]).step()
+    with pytest.raises(RuntimeError, match=r"does not support sparse gradients, got one of layout torch\.sparse_coo"):
+        optimizers.create(name, [embedding]).step()

@@ -16,15 +16,19 @@ import optimizers
 
 # Bytes of a parameter's state.
 STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
+    "adafactor": lambda p: p.itemsize * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2]) + 4 if p.dim() > 1 else p.nbytes + 4,
+    "adagrad": lambda p: p.nbytes + 4,
     "adam": lambda p: 2 * p.nbytes + 4,
     "adamw": lambda p: 2 * p.nbytes + 4,
     "lamb": lambda p: 2 * p.nbytes + 4,
     "lamb:preset=cybertronai": lambda p: 2 * p.nbytes,
     "lamb:preset=nvidia,weight_decay=0.1": lambda p: 2 * p.nbytes + 4,
-    "lamb16": lambda p: 2 * p.numel() + 8,
+    "lamb16": lambda p: 2 * p.numel() + 12,
+    "muon": lambda p: p.nbytes if p.dim() == 2 else 2 * p.nbytes + 4,
+    "rmsprop": lambda p: p.nbytes + 4,
     "sgd": lambda p: p.nbytes,
-    "sgd-sai": lambda p: p.nbytes + p.itemsize,
-    "sgd-sai:momentum=0": lambda p: p.itemsize,
+    "sgd-sai": lambda p: p.nbytes + 4,
+    "sgd-sai:momentum=0": lambda _: 4,
     "sm3": lambda p: 4 * (sum(p.shape) if p.dim() else 1),
     "sm3:momentum=0.9,beta=0.9": lambda p: 4 * (sum(p.shape) if p.dim() else 1) + p.nbytes,
 }
@@ -39,12 +43,52 @@ def stepped(spec: str, params: list[Parameter], **options: Any) -> Optimizer:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec", sorted(STATE_BYTES.keys() | optimizers.available()))
+@pytest.mark.parametrize("spec", sorted(STATE_BYTES.keys() | optimizers.available("optprof", "torch")))
 def test_state_costs_the_bytes_that_the_formula_says(spec: str, dtype: torch.dtype) -> None:
     params = [Parameter(torch.ones(shape, dtype=dtype)) for shape in [(), (5,), (3, 4), (2, 3, 2, 2)]]
     optimizer = stepped(spec, params)
     for param in params:
         assert sum(value.nbytes for value in optimizer.state[param].values()) == STATE_BYTES[spec](param)
+
+
+FLOAT32, TWO_AVERAGES = torch.float32, {"exp_avg": (torch.float32, 4, 20, 48, 96), "exp_avg_sq": (torch.float32, 4, 20, 48, 96)}
+STEP = {"step": (FLOAT32, 4, 4, 4, 4)}
+COVERS = {
+    "accumulator_0": (FLOAT32, 4, 20, 12, 8),
+    "accumulator_1": (FLOAT32, None, None, 16, 12),
+    "accumulator_2": (FLOAT32, None, None, None, 8),
+    "accumulator_3": (FLOAT32, None, None, None, 8),
+}
+# By key: the dtype, and the bytes for float32 parameters of shape (), (5,), (3, 4) and (2, 3, 2, 2).
+STATE_BY_KEY: dict[str, dict[str, tuple[Any, ...]]] = {
+    "adagrad": {"sum": (FLOAT32, 4, 20, 48, 96), **STEP},
+    "adam": {**TWO_AVERAGES, **STEP},
+    "adamw": {**TWO_AVERAGES, **STEP},
+    "lamb": {**TWO_AVERAGES, **STEP},
+    "lamb:preset=cybertronai": TWO_AVERAGES,
+    "lamb16": {
+        "exp_avg": (torch.float8_e4m3fn, 1, 5, 12, 24),
+        "exp_avg_sq": (torch.float8_e5m2, 1, 5, 12, 24),
+        "exp_avg_scale": (FLOAT32, 4, 4, 4, 4),
+        "exp_avg_sq_scale": (FLOAT32, 4, 4, 4, 4),
+        **STEP,
+    },
+    "rmsprop": {"square_avg": (FLOAT32, 4, 20, 48, 96), **STEP},
+    "sgd": {"momentum_buffer": (FLOAT32, 4, 20, 48, 96)},
+    "sgd-sai": {"gsnr": (FLOAT32, 4, 4, 4, 4), "momentum_buffer": (FLOAT32, 4, 20, 48, 96)},
+    "sgd-sai:momentum=0": {"gsnr": (FLOAT32, 4, 4, 4, 4)},
+    "sm3": COVERS,
+    "sm3:momentum=0.9": {**COVERS, "momentum_buffer": (FLOAT32, 4, 20, 48, 96)},
+}
+
+
+@pytest.mark.parametrize("spec", STATE_BY_KEY)
+def test_state_has_these_keys_dtypes_and_bytes(spec: str) -> None:
+    params = [Parameter(torch.ones(shape)) for shape in [(), (5,), (3, 4), (2, 3, 2, 2)]]
+    optimizer = stepped(spec, params)
+    for index, param in enumerate(params, 1):
+        found = {key: (value.dtype, value.nbytes) for key, value in optimizer.state[param].items()}
+        assert found == {key: (row[0], row[index]) for key, row in STATE_BY_KEY[spec].items() if row[index] is not None}
 
 
 class Peak(TorchDispatchMode):

@@ -1,0 +1,86 @@
+"""Muon for the matrices of a model and AdamW for the rest of it, as one optimizer.
+
+Torch's Muon takes matrices only, and a model has biases, norms and convolutions too. The usual remedy is two optimizers; this is the two in
+one, so that one state, one schedule and one measurement cover the model. https://kellerjordan.github.io/posts/muon/
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+from torch.optim import Muon as TorchMuon
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from .grouping import Group, groups_of, split
+
+
+class Muon(Optimizer):
+    """torch.optim.Muon on every 2-D parameter, torch.optim.AdamW on all others; neither is changed.
+
+    Embeddings and output layers are matrices too. Who wants them under AdamW, as Muon's author does, puts them into a group with
+    `algorithm="adamw"`. By default Muon's steps are scaled to AdamW's size (`adjust_lr_fn`), so that both go by one learning rate and one
+    weight decay. A group that is given becomes two, each with its `algorithm`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: tuple[float, float, float] = (3.4445, -4.775, 2.0315),
+        eps: float = 1e-7,
+        ns_steps: int = 5,
+        adjust_lr_fn: str | None = "match_rms_adamw",
+        betas: tuple[float, float] = (0.9, 0.95),
+        adamw_eps: float = 1e-8,
+        *,
+        foreach: bool | None = None,
+    ) -> None:
+        of_both: Group = {"lr": lr, "weight_decay": weight_decay}
+        of_muon: Group = {"momentum": momentum, "nesterov": nesterov, "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps}
+        of_muon["adjust_lr_fn"] = adjust_lr_fn
+        # Torch checks the values, on a parameter that is thrown away.
+        TorchMuon([torch.empty(0, 0)], **of_both, **of_muon)
+        AdamW([torch.empty(0)], **of_both, betas=betas, eps=adamw_eps)
+        super().__init__(groups_of(params), {**of_both, **of_muon, "betas": betas, "adamw_eps": adamw_eps, "foreach": foreach})
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group, as one for each of the two algorithms."""
+        matrices, others = split(param_group, lambda param: param.ndim == 2 and param_group.get("algorithm") != "adamw")
+        if matrices["params"]:
+            super().add_param_group({**matrices, "algorithm": "muon"})
+        if others["params"]:
+            super().add_param_group({"eps": self.defaults["adamw_eps"], **others, "algorithm": "adamw"})
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update every parameter that has a gradient; what `closure`, called once with gradients enabled, returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for inner in self._inner:
+            inner.step()
+        return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        """The two optimizers, over the very groups and the very state of this one."""
+        self._inner: list[Optimizer] = []
+        for kind, algorithm in _ALGORITHMS.items():
+            groups = [group for group in self.param_groups if group["algorithm"] == kind]
+            if groups:
+                inner = algorithm(groups)
+                inner.state = self.state
+                self._inner.append(inner)
+
+
+_ALGORITHMS: dict[str, Callable[..., Optimizer]] = {"muon": TorchMuon, "adamw": AdamW}

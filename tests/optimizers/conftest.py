@@ -1,0 +1,40 @@
+"""Our optimizers in the settings in which torch's conformance tests are run."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.optim.optimizer import Optimizer
+
+from optimizers import LAMB, LAMB16, SM3, SGDSaI
+
+SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
+    "sgd-sai": (SGDSaI, {"lr": 1e-4}),
+    "sgd-sai tensor lr": (SGDSaI, {"lr": torch.tensor(1e-4)}),
+    "sgd-sai momentum=0 maximize": (SGDSaI, {"lr": 1e-4, "momentum": 0.0, "maximize": True}),
+    "sgd-sai weight_decay": (SGDSaI, {"lr": 1e-4, "weight_decay": 0.9}),
+    "sm3": (SM3, {}),
+    "sm3 tensor lr": (SM3, {"lr": torch.tensor(0.01), "momentum": 0.9}),
+    "sm3 beta maximize": (SM3, {"lr": 0.01, "beta": 0.9, "momentum": 0.5, "maximize": True}),
+    "lamb": (LAMB, {}),
+    "lamb tensor lr": (LAMB, {"lr": torch.tensor(0.001), "weight_decay": 0.1}),
+    "lamb cybertronai maximize": (LAMB, {"preset": "cybertronai", "maximize": True}),
+    "lamb nvidia weight_decay": (LAMB, {"preset": "nvidia", "weight_decay": 0.1}),
+    "lamb16": (LAMB16, {}),
+    "lamb16 tensor lr": (LAMB16, {"lr": torch.tensor(0.001), "weight_decay": 0.1}),
+    "lamb16 maximize": (LAMB16, {"maximize": True}),
+}
+
+
+@pytest.fixture(params=SETTINGS)
+def setting(request: pytest.FixtureRequest) -> partial[Any]:
+    """One of ours with its options; called with parameters it makes the optimizer."""
+    factory, options = SETTINGS[request.param]
+    return partial(factory, **options)
+
+
+@pytest.fixture(params=["loop", "foreach"])
+def ours(setting: partial[Any], request: pytest.FixtureRequest) -> partial[Any]:
+    """The same, in each way to run it."""
+    return partial(setting, foreach=request.param == "foreach")

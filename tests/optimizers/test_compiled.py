@@ -1,0 +1,129 @@
+"""The compiled way to run a step: the numbers of the loop, from one compilation a kind of tensor."""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+from torch.optim.optimizer import Optimizer
+
+from optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled
+
+OURS = pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB, LAMB16])
+# Kinds by rank, by whether a matrix is square, and, below a size, the plain loop.
+SHAPES = [(256, 128), (160, 224), (128, 384), (192, 100), (20000,), (30000,), (7,), ()]
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The graphs that torch.compile makes in the test, run as they are: to compile them takes seconds."""
+    made: list[Any] = []
+
+    def keep(graph: Any, _: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "BACKEND", keep)
+    torch._dynamo.reset()
+    yield made
+    torch._dynamo.reset()
+
+
+def descend(factory: Any, steps: int = 4, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32, **options: Any) -> list[Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    params = [Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+    optimizer: Optimizer = factory(params, **options)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    for _ in range(steps):
+        for param in params:
+            param.grad = torch.randn(param.shape, generator=generator).to(dtype)
+        optimizer.step()
+        scheduler.step()
+    return params
+
+
+@pytest.mark.parametrize(
+    ("factory", "options", "most"),
+    [
+        (SGDSaI, {}, 1),
+        (SGDSaI, {"momentum": 0.0, "maximize": True}, 1),
+        (SM3, {}, 2),
+        (SM3, {"momentum": 0.9, "beta": 0.9}, 2),
+        (LAMB, {"weight_decay": 0.1}, 1),
+        (LAMB, {"preset": "cybertronai"}, 1),
+        (LAMB, {"preset": "nvidia", "weight_decay": 0.1}, 1),
+    ],
+)
+def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(graphs: list[Any], factory: Any, options: dict[str, Any], most: int) -> None:
+    found = descend(factory, compiled=True, **options)
+    assert 1 <= len(graphs) <= most
+    for param, reference in zip(found, descend(factory, foreach=False, **options), strict=True):
+        torch.testing.assert_close(param, reference, rtol=1e-5, atol=1e-5)
+    # Another optimizer of the class shares them.
+    count = len(graphs)
+    descend(factory, compiled=True, **options)
+    assert len(graphs) == count
+
+
+@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+def test_a_transposed_parameter_keeps_its_axes(graphs: list[Any], factory: Any) -> None:
+    results = []
+    for way in ({"foreach": False}, {"compiled": True}):
+        torch.manual_seed(0)
+        param = Parameter(torch.randn(100, 200).t())
+        optimizer = factory([param], **way)
+        for _ in range(3):
+            param.grad = torch.randn(200, 100)
+            optimizer.step()
+        results.append(param)
+    assert graphs
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+def test_a_compiled_step_bumps_the_version_that_autograd_watches(graphs: list[Any], factory: Any) -> None:
+    param = Parameter(torch.ones(128, 160))
+    param.grad = torch.ones_like(param)
+    before = param._version
+    factory([param], compiled=True).step()
+    assert graphs
+    assert param._version > before
+
+
+@OURS
+def test_compiled_and_foreach_exclude_each_other(factory: Any) -> None:
+    with pytest.raises(ValueError, match="compiled=True and foreach=True"):
+        factory([Parameter(torch.ones(1))], compiled=True, foreach=True)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any) -> None:
+    torch._dynamo.reset()
+    shapes = [(256, 128), (160, 224)]
+    found, wanted = descend(factory, shapes=shapes, compiled=True), descend(factory, shapes=shapes, foreach=False)
+    for param, reference in zip(found, wanted, strict=True):
+        torch.testing.assert_close(param, reference, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+@pytest.mark.parametrize("foreach", [False, True])
+def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(factory: Any, foreach: bool) -> None:
+    torch._dynamo.reset()
+    results = []
+    for whole in (False, True):
+        torch.manual_seed(0)
+        params = [Parameter(torch.randn(shape)) for shape in ((4, 3), (5,), ())]
+        optimizer = factory(params, foreach=foreach)
+        step = torch.compile(optimizer.step, fullgraph=True, backend="eager") if whole else optimizer.step
+        for index in range(4):
+            for param in params:
+                # What SGD-SaI's original gets wrong: it takes its ratio at each compiled step.
+                param.grad = torch.zeros_like(param) if index == 0 else torch.randn_like(param)
+            step()
+        results.append(params)
+    for param, reference in zip(*results, strict=True):
+        torch.testing.assert_close(param, reference)
