@@ -42,10 +42,11 @@ _LEAST_SCALE = 1e-30
 # Irrational, so that at no element the roundings ever come back in the same order.
 _FIRST_TURN, _SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 
-# Elements worked on at a time: they and their temporaries stay in a processor's cache, and are few beside a parameter.
-_MOST_ELEMENTS = 2**17
+# Elements worked on at a time. On a CPU they and their temporaries stay in its cache; elsewhere each piece costs launches, so that a piece is
+# as large a share of its parameter as keeps the temporaries below two copies of it.
+_MOST_ELEMENTS_ON_CPU = 2**17
 _LEAST_ELEMENTS = 2**11
-_SHARE = 8
+_SHARE = 3
 _MORE_THAN_IT_UNROLLS = 16
 
 
@@ -208,7 +209,8 @@ def _pieces(whole: _Piece, phases: list[float] | list[Tensor] | None = None) -> 
     if all(tensor.is_contiguous() for tensor in tensors):
         tensors = [tensor.view(-1) for tensor in tensors]
     count, rows = whole.param.numel(), tensors[0].shape[0]
-    wanted = min(max(count // _SHARE, _LEAST_ELEMENTS), _MOST_ELEMENTS)
+    most = _MOST_ELEMENTS_ON_CPU if whole.param.device.type == "cpu" else count
+    wanted = min(max(-(-count // _SHARE), _LEAST_ELEMENTS), most)
     length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
     makers = (dither_e4m3, dither_e5m2) if phases else ()
     thresholds = [make(min(count, PERIOD + length * row), phase, whole.param.device) for make, phase in zip(makers, phases or ())]

@@ -16,26 +16,35 @@ class MetaCache:
 
     def __init__(self) -> None:
         self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
+        self._written: set[Any] = set()
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What `func` returns for these arguments, possibly without running it."""
-        if not _makes_its_outputs(func):
-            return None if _only_writes(func) and _all_meta(args[0]) else func(*args, **kwargs)
+        makes, writes = _makes_its_outputs(func), _only_writes(func)
+        if not makes and not writes:
+            return func(*args, **kwargs)
         try:
             key = (func, _key(args), *((name, _key(value)) for name, value in kwargs.items()))
-            known = self._made.get(key)
         except _NotCacheableError:
             return func(*args, **kwargs)
-        if known is not None:
-            container, layouts = known
+        if key in self._written:
+            return args[0] if func._schema.returns else None
+        if key in self._made:
+            container, layouts = self._made[key]
             tensors = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts]
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
+        if writes:
+            self._written.add(key)
+        else:
+            self._remember(key, result)
+        return result
+
+    def _remember(self, key: Any, result: Any) -> None:
         outputs = [result] if isinstance(result, torch.Tensor) else result
         if type(outputs) in (list, tuple) and all(map(_is_fresh, outputs)):
             container = None if isinstance(result, torch.Tensor) else type(result)
             self._made[key] = (container, [(output.shape, output.stride(), output.dtype) for output in outputs])
-        return result
 
 
 class _NotCacheableError(Exception):
@@ -51,10 +60,6 @@ def _key(argument: Any) -> Any:
         return tuple(map(_key, argument))
     # 1, 1.0 and True are equal, and lead to different dtypes.
     return type(argument), argument
-
-
-def _all_meta(tensors: list[torch.Tensor]) -> bool:
-    return all(tensor.device.type == "meta" for tensor in tensors)
 
 
 def _is_fresh(output: Any) -> bool:
@@ -75,9 +80,14 @@ def _makes_its_outputs(func: Any) -> bool:
 
 @cache
 def _only_writes(func: Any) -> bool:
-    """Whether the operation changes the values of a list of tensors and nothing else."""
-    return func._schema.name.startswith("aten::_foreach_") and not func._schema.returns
+    """Whether the operation changes the values of its first argument and nothing else."""
+    schema = func._schema
+    if func.namespace != "aten" or torch.Tag.inplace_view in func.tags or schema.name in _RESIZING:
+        return False
+    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments]
+    return written[:1] == [True] and not any(written[1:]) and schema.name.endswith("_") and len(schema.returns) <= 1
 
 
 # They return their argument's storage without saying so in their schema.
 _SHARING = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::lift"}
+_RESIZING = {"aten::resize_", "aten::resize_as_", "aten::set_"}

@@ -54,7 +54,7 @@ class Recorder(TorchDispatchMode):
     """Records the allocations of everything that runs inside its phases.
 
     `first` is the number of the first allocation, so that a second recording can go on where another ended.
-    `answer_read_backs` lets `.item()` on a device tensor return 1 instead of raising UntraceableError.
+    `answer_read_backs` lets `.item()` on a device tensor return 1 instead of raising UntraceableError, and follows no values.
     """
 
     def __init__(self, *, first: int = 0, answer_read_backs: bool = False) -> None:
@@ -119,7 +119,7 @@ class Recorder(TorchDispatchMode):
             if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
                 self._see(output)
                 wanted = wanted or not (output.is_floating_point() or output.is_complex())
-        if wanted:
+        if wanted and not self._answer_read_backs:
             compute_values(func, args, kwargs, outputs)
         return result
 

@@ -46,6 +46,25 @@ def test_remembered_outputs_are_new_tensors_and_views_still_share_storage():
         assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
 
 
+def test_what_is_written_in_place_is_returned_and_a_change_of_shape_is_made():
+    cache = MetaCache()
+    x = torch.empty(3, 4, device="meta")
+    for _ in range(2):
+        assert cache.run(aten.mul_.Tensor, (x, 2.0), {}) is x
+        assert cache.run(aten._foreach_mul_.Scalar, ([x], 2.0), {}) is None
+    for shape in ((4, 3), (3, 4)):
+        assert cache.run(aten.t_.default, (x,), {}).shape == shape
+    for length in (5, 6, 5):
+        assert cache.run(aten.resize_.default, (x, [length]), {}).shape == (length,)
+
+
+def test_what_does_not_fit_is_refused_as_ever():
+    cache = MetaCache()
+    for _ in range(2):
+        with pytest.raises(RuntimeError):
+            cache.run(aten.mul_.Tensor, (torch.empty(3, device="meta"), torch.empty(2, device="meta")), {})
+
+
 def test_numbers_on_the_host_are_counted_for_real():
     cache = MetaCache()
     step = torch.zeros(())
