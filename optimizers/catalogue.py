@@ -36,8 +36,8 @@ _CATALOGUE: dict[str, Entry] = {
         description=Description(
             summary="Adam's step, rescaled tensor by tensor to the norm of the weights",
             paper="https://arxiv.org/abs/1904.00962",
-            state="two tensors like the parameter: 8 bytes a parameter in float32; a float32 step count, but for the preset cybertronai",
-            decided_by=("preset",),
+            state="two tensors like the parameter: 8 bytes a parameter in float32; a float32 step count where the bias is corrected",
+            decided_by=("preset", "bias_correction"),
         ),
     ),
     "lamb16": Entry(
@@ -45,7 +45,8 @@ _CATALOGUE: dict[str, Entry] = {
         description=Description(
             summary="LAMB with both moments in float8",
             paper="https://github.com/vxst/LAMB16",
-            state="2 bytes a parameter and 8 a tensor",
+            state="2 bytes a parameter and 12 a tensor, 8 with scale=upstream",
+            decided_by=("scale",),
         ),
     ),
     "sgd-sai": Entry(

@@ -36,14 +36,14 @@ def decode_e5m2(codes: Tensor) -> Tensor:
 
 
 def encode_e4m3(values: Tensor, thresholds: Tensor) -> Tensor:
-    """The values (magnitudes up to 448, overwritten) as the bytes of float8_e4m3fn; of thresholds, `dither(..., E4M3)`, a share rounds up."""
+    """The values (magnitudes up to 448, overwritten) as bytes of float8_e4m3fn, rounded up where they reach thresholds of dither_e4m3."""
     kept = values.mul_(_E4M3_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E4M3_TAIL)
     # The sign is 4 places too high, and a byte would cut it off.
     return kept.sub_(kept >> 11, alpha=2**7).to(torch.uint8)
 
 
 def encode_e5m2(values: Tensor, thresholds: Tensor) -> Tensor:
-    """The values (0 to 57344, overwritten) as the bytes of float8_e5m2; see encode_e4m3."""
+    """The values (0 to 57344, overwritten) as bytes of float8_e5m2, rounded up where they reach thresholds of dither_e5m2."""
     return values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E5M2_TAIL).to(torch.uint8)
 
 

@@ -140,8 +140,14 @@ def resnet18() -> nn.Module:
     """ResNet-18 with a first layer for small pictures."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    layers: dict[str, Any] = {"embedding_size": 64, "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"}
-    network: Any = ResNetForImageClassification(ResNetConfig(**layers, num_labels=10))
+    layers: dict[str, Any] = {
+        "embedding_size": 64,
+        "hidden_sizes": [64, 128, 256, 512],
+        "depths": [2, 2, 2, 2],
+        "layer_type": "basic",
+        "num_labels": 10,
+    }
+    network: Any = ResNetForImageClassification(ResNetConfig(**layers))
     network.resnet.embedder.embedder.convolution = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     network.resnet.embedder.pooler = nn.Identity()
     return _Logits(network)

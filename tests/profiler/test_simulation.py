@@ -31,7 +31,7 @@ STATE_BYTES = {
     "adam": lambda shape: 8 * shape.numel() + 4,
     "adamw": lambda shape: 8 * shape.numel() + 4,  # two float32 moments and a float32 step count
     "lamb": lambda shape: 8 * shape.numel() + 4,
-    "lamb16": lambda shape: 2 * shape.numel() + 8,  # two float8 moments and their float32 scales
+    "lamb16": lambda shape: 2 * shape.numel() + 12,  # two float8 moments, their float32 scales and a step count
     "muon": lambda shape: 4 * shape.numel() if len(shape) == 2 else 8 * shape.numel() + 4,
     "rmsprop": lambda shape: 4 * shape.numel() + 4,
     "sgd": lambda shape: 4 * shape.numel(),
