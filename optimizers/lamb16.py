@@ -50,7 +50,7 @@ FIRST_TURN, SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 # as large a share of its parameter as keeps the temporaries below two copies of it.
 _MOST_ELEMENTS_ON_CPU = 2**17
 _LEAST_ELEMENTS = 2**11
-_SHARE = 3
+_SHARE = 8
 _MORE_THAN_IT_UNROLLS = 16
 
 

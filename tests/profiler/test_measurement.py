@@ -93,8 +93,6 @@ def test_cuda_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.gpu
 def test_cuda_measures_what_the_simulator_says_of_the_tensors():
-    if not torch.cuda.is_available():
-        pytest.skip("this machine has no GPU")
     found = measure(Scenario(model="gpt2", device="cuda", sequence_length=64)).memory
     assert found is not None
     assert found.optimizer_state == sum(
