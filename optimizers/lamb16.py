@@ -46,8 +46,8 @@ _LEAST_SCALE = 1e-30
 # Irrational, so that at no element the roundings ever come back in the same order.
 FIRST_TURN, SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 
-# Elements worked on at a time. On a CPU they and their temporaries stay in its cache; elsewhere each piece costs launches, so that a piece is
-# as large a share of its parameter as keeps the temporaries below two copies of it.
+# Elements worked on at a time. On a CPU they and their temporaries stay in its cache; elsewhere each piece costs launches, so that a piece
+# is as large a share of its parameter as keeps the temporaries below two copies of it.
 _MOST_ELEMENTS_ON_CPU = 2**17
 _LEAST_ELEMENTS = 2**11
 _SHARE = 8
