@@ -46,11 +46,10 @@ _LEAST_SCALE = 1e-30
 # Irrational, so that at no element the roundings ever come back in the same order.
 FIRST_TURN, SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 
-# Elements worked on at a time. On a CPU they and their temporaries stay in its cache; elsewhere each piece costs launches, so that a piece
-# is as large a share of its parameter as keeps the temporaries below two copies of it.
-_MOST_ELEMENTS_ON_CPU = 2**17
-_LEAST_ELEMENTS = 2**11
-_SHARE = 8
+# Elements worked on at a time: with their temporaries they take less than the parameter, and in a processor's cache they stay.
+_SHARE = 4
+_LEAST_ELEMENTS = 2**12
+_MOST_ON_CPU = 2**17
 _MORE_THAN_IT_UNROLLS = 16
 
 
@@ -83,7 +82,7 @@ class LAMB16(MultiTensorOptimizer):
     The trust phi is the original's in both. It grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi
     reaches 2; the clips let weights that start at 0 move, and keep single large elements out of it.
     A gradient with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step, as GradScaler does.
-    A step works on slices of a parameter, an eighth of it or 2^17 elements, and holds a few float32 temporaries of their size.
+    A step works on slices, a quarter of a parameter or on a CPU 2^17 elements, and holds a few float32 temporaries of their size.
     float8 has no multi-tensor operations, so that foreach works tensor by tensor; what is faster is `compiled`.
     """
 
@@ -213,8 +212,8 @@ def _pieces(whole: _Piece, phases: Sequence[float | Tensor] = ()) -> Iterator[_P
     if all(tensor.is_contiguous() for tensor in tensors):
         tensors = [tensor.view(-1) for tensor in tensors]
     count, rows = whole.param.numel(), tensors[0].shape[0]
-    most = _MOST_ELEMENTS_ON_CPU if whole.param.device.type == "cpu" else count
-    wanted = min(max(-(-count // _SHARE), _LEAST_ELEMENTS), most)
+    wanted = max(count // _SHARE, _LEAST_ELEMENTS)
+    wanted = min(wanted, _MOST_ON_CPU) if whole.param.is_cpu else wanted
     length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
     reach = min(count, PERIOD + length * row)
     thresholds = [dither(reach, phase, whole.param.device) for dither, phase in zip((dither_e4m3, dither_e5m2), phases, strict=False)]

@@ -326,7 +326,7 @@ def test_a_scale_without_a_name_is_refused() -> None:
 @pytest.mark.parametrize("scale", ["max", "upstream"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("largest", [(256, 256), (2048, 4096)])
-def test_a_step_holds_less_than_two_float32_tensors_of_the_largest_parameters_size(
+def test_a_step_holds_at_most_two_float32_tensors_of_the_largest_parameters_size(
     largest: tuple[int, int], dtype: torch.dtype, scale: str, foreach: bool
 ) -> None:
     shapes: list[Any] = [largest, *[(128, 128)] * 4, (64,)]
