@@ -18,7 +18,7 @@ from profiler import simulate
 from scenarios import Scenario
 from scenarios.workpiece import build
 
-OPTIMIZERS = ("adamw", "sm3", "lamb16", "sgd-sai")
+OPTIMIZERS = ("adamw", "sm3", "sgd-sai", "lamb16")
 
 
 def seconds(run: Callable[[], object]) -> float:
