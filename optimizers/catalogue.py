@@ -26,7 +26,7 @@ from .sm3 import SM3
 from .spec import parse
 from .zoo import ZOO
 
-Implementation = Literal["loop", "foreach", "compiled"]
+Implementation = Literal["loop", "foreach", "fused", "compiled"]
 
 _CATALOGUE: dict[str, Entry] = {
     **BASELINES,
@@ -173,7 +173,7 @@ def _running(choice: _Choice, implementation: Implementation | None) -> dict[str
         raise ValueError(f"{choice.name} is asked for implementation {implementation!r} and for {clash[0]}; leave one out")
     if implementation != "loop" and implementation not in choice.known:
         raise ValueError(f"{choice.name} has no {implementation} implementation; ask for loop")
-    running = {"foreach": implementation == "foreach", "fused": False, "compiled": implementation == "compiled"}
+    running = {"foreach": implementation == "foreach", "fused": implementation == "fused", "compiled": implementation == "compiled"}
     return {name: value for name, value in running.items() if name in choice.known}
 
 
