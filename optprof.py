@@ -104,8 +104,8 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
 
 
 @app.command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers", help="What to list.")]) -> None:
-    """List the models or the optimizers that have a name here."""
+def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus", help="What to list.")]) -> None:
+    """List the models, the optimizers or the GPUs that have a name here."""
     with _one_line_errors():
         if what == "models":
             from scenarios import models
@@ -119,8 +119,14 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers", 
             for name in optimizers.available():
                 found = optimizers.describe(name)
                 print(f"{name:<10}{found.summary}\n{'':<10}state: {found.state}")
+        elif what == "gpus":
+            from scenarios import hardware
+
+            for gpu in map(hardware.describe, hardware.available()):
+                size = f"{gpu.memory_bytes / 2**30:.2f} GiB"
+                print(f"{gpu.name:<10}{gpu.title:<24}{size:>11}{gpu.bandwidth / 1e9:>7,.0f} GB/s  {', '.join(gpu.rates)}")
         else:
-            raise ValueError(f"nothing to list under {what!r}; ask for models or optimizers")
+            raise ValueError(f"nothing to list under {what!r}; ask for models, optimizers or gpus")
 
 
 @contextmanager

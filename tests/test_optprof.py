@@ -85,7 +85,7 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
         (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: [Errno 20] Not a directory: 'file/run'"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
-        (("list", "gpus"), "optprof: nothing to list under 'gpus'; ask for models or optimizers"),
+        (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers or gpus"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str):
@@ -118,6 +118,7 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
 def test_names_are_listed_with_what_they_mean(tmp_path: Path):
     assert "gpt2-xl         1,557,611,200 parameters" in optprof(tmp_path, "list", "models").stdout
     assert "sgd-sai" in optprof(tmp_path, "list", "optimizers").stdout
+    assert "rtx3090   GeForce RTX 3090          23.69 GiB    936 GB/s  fp32, tf32, bf16, fp16\n" in optprof(tmp_path, "list", "gpus").stdout
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path):

@@ -1,0 +1,247 @@
+"""The catalogue of GPUs: memory as the driver reports it, bandwidth and peak rates, as data with sources; torch is not needed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+# What a process occupies beside torch's memory pool: the CUDA context and the modules that a training step loads. An estimate, not part
+# of any catalogue: 426 MiB were seen after the first CUDA call alone (torch 2.10 for CUDA 13 on compute capability 8.9,
+# https://github.com/unslothai/unsloth-zoo/pull/1053), "around 400 MB" is the rule since CUDA 11.7 loads kernels one by one
+# (https://github.com/pytorch/pytorch/issues/109888), and the kernels of a step come on top.
+CONTEXT_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One GPU as a program sees it.
+
+    `memory_bytes` is what `torch.cuda.get_device_properties().total_memory` says on Linux: less than the card's label, and by some MiB
+    different from driver to driver; `memory_source` tells where this figure was printed. `bandwidth` is the peak of the device's memory
+    in bytes a second. `rates` are peak operations a second of dense matrix products by dtype, without sparsity and accumulated in fp32:
+    "fp32" is the ordinary arithmetic units', the others are the tensor cores'; a dtype without hardware has none. `source` names where
+    bandwidth and rates stand. `compute_capability` of an AMD device is what torch reports for its gfx number.
+    """
+
+    name: str
+    title: str
+    compute_capability: tuple[int, int]
+    memory_bytes: int
+    memory_source: str
+    bandwidth: float
+    rates: Mapping[str, float]
+    source: str
+
+    @property
+    def usable_bytes(self) -> int:
+        """Bytes that torch's memory pool can grow to: all but the context's."""
+        return self.memory_bytes - CONTEXT_BYTES
+
+    @property
+    def has_bf16(self) -> bool:
+        """Whether matrix products in bf16 have hardware."""
+        return "bf16" in self.rates
+
+    @property
+    def has_fp8(self) -> bool:
+        """Whether matrix products in fp8 have hardware."""
+        return "fp8" in self.rates
+
+
+_TERA = 1e12
+_XLA = "openxla/xla, xla/backends/gpu/target_config/specs"
+_GA102 = "https://images.nvidia.com/aem-dam/en-zz/Solutions/geforce/ampere/pdf/NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf"
+_ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+_A100 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
+_H200 = "https://resources.nvidia.com/en-us-data-center-overview-mc/en-us-data-center-overview/hpc-datasheet-sc23-h200"
+_HALVED = "halved: its rates are with sparsity"
+_V100 = "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf"
+
+
+def _tera(**rates: float) -> dict[str, float]:
+    """Rates by dtype, given in units of 10**12 operations a second."""
+    return {dtype: rate * _TERA for dtype, rate in rates.items()}
+
+
+_CATALOGUE = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu(
+            name="rtx3060",
+            title="GeForce RTX 3060, 12 GB",
+            compute_capability=(8, 6),
+            memory_bytes=12_587_106_304,
+            memory_source="deviceQuery under a driver for CUDA 12.4; older drivers gave up to 12,629,508,096, a newer one 11,901 MiB",
+            bandwidth=360e9,
+            rates=_tera(fp32=12.7, tf32=12.7, bf16=25.5, fp16=25.5),
+            source=f"28 multiprocessors at 1.777 GHz, https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/; "
+            f"operations a clock: {_GA102}",
+        ),
+        Gpu(
+            name="rtx3090",
+            title="GeForce RTX 3090",
+            compute_capability=(8, 6),
+            memory_bytes=25_438_126_080,
+            memory_source="torch 2.5 for CUDA 11.8, where nvidia-smi says 24,576 MiB; others 23.68 to 23.70 GiB "
+            "(https://github.com/3DTopia/OpenLRM/issues/42, https://github.com/Lightning-AI/lit-llama/issues/137)",
+            bandwidth=936e9,
+            rates=_tera(fp32=35.6, tf32=35.6, bf16=71, fp16=71),
+            source=_GA102,
+        ),
+        Gpu(
+            name="rtx4090",
+            title="GeForce RTX 4090",
+            compute_capability=(8, 9),
+            memory_bytes=25_250_627_584,
+            memory_source="torch 2.11 under driver 580; 25,386,352,640 under a driver for CUDA 12.4",
+            bandwidth=1008e9,
+            rates=_tera(fp32=82.6, tf32=82.6, bf16=165.2, fp16=165.2, fp8=330.3),
+            source=_ADA,
+        ),
+        Gpu(
+            name="rtx5090",
+            title="GeForce RTX 5090",
+            compute_capability=(12, 0),
+            memory_bytes=33_677_180_928,
+            memory_source="deviceQuery under driver 570, https://github.com/aikitoria/open-gpu-kernel-modules/issues/1",
+            bandwidth=1792e9,
+            rates=_tera(fp32=104.8, tf32=104.8, bf16=209.5, fp16=209.5, fp8=419),
+            source="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
+        ),
+        Gpu(
+            name="t4",
+            title="T4",
+            compute_capability=(7, 5),
+            memory_bytes=15_642_329_088,
+            memory_source="deviceQuery under a driver for CUDA 12.5; 15,843,721,216 under one for CUDA 11.2",
+            bandwidth=320e9,
+            rates=_tera(fp32=8.1, fp16=65),
+            source="https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf",
+        ),
+        Gpu(
+            name="v100-16",
+            title="V100 SXM2, 16 GB",
+            compute_capability=(7, 0),
+            memory_bytes=16_935_682_048,
+            memory_source=f"{_XLA}/v100.txtpb",
+            bandwidth=900e9,
+            rates=_tera(fp32=15.7, fp16=125),
+            source=_V100,
+        ),
+        Gpu(
+            name="v100-32",
+            title="V100 SXM2, 32 GB",
+            compute_capability=(7, 0),
+            memory_bytes=34_072_559_616,
+            memory_source="deviceQuery under a driver for CUDA 12.9; 34,089,730,048 under one for CUDA 11.4",
+            bandwidth=900e9,
+            rates=_tera(fp32=15.7, fp16=125),
+            source=_V100,
+        ),
+        Gpu(
+            name="a10",
+            title="A10",
+            compute_capability=(8, 6),
+            memory_bytes=23_696_375_808,
+            memory_source="deviceQuery under a driver for CUDA 12.8, with ECC",
+            bandwidth=600e9,
+            rates=_tera(fp32=31.2, tf32=62.5, bf16=125, fp16=125),
+            source="https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a10/pdf/a10-datasheet.pdf",
+        ),
+        Gpu(
+            name="l4",
+            title="L4",
+            compute_capability=(8, 9),
+            memory_bytes=23_612_293_120,
+            memory_source="deviceQuery under a driver for CUDA 12.0, with ECC; another says 22.03 GiB "
+            "(https://github.com/ArcInstitute/evo2/issues/190)",
+            bandwidth=300e9,
+            rates=_tera(fp32=30.3, tf32=60, bf16=121, fp16=121, fp8=242.5),
+            source=f"https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet, {_HALVED}",
+        ),
+        Gpu(
+            name="l40s",
+            title="L40S",
+            compute_capability=(8, 9),
+            memory_bytes=47_576_711_168,
+            memory_source="cuda-device-query under a driver for CUDA 12.4, with ECC; another says 44.42 GiB "
+            "(https://github.com/stepfun-ai/Step-Video-T2V/issues/8)",
+            bandwidth=864e9,
+            rates=_tera(fp32=91.6, tf32=183, bf16=362, fp16=362, fp8=733),
+            source="https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413",
+        ),
+        Gpu(
+            name="a100-40",
+            title="A100 SXM4, 40 GB",
+            compute_capability=(8, 0),
+            memory_bytes=42_298_834_944,
+            memory_source="deviceQuery under a driver for CUDA 12.2, https://github.com/bottlerocket-os/bottlerocket/pull/3873",
+            bandwidth=1555e9,
+            rates=_tera(fp32=19.5, tf32=156, bf16=312, fp16=312),
+            source=_A100,
+        ),
+        Gpu(
+            name="a100-80",
+            title="A100 SXM4, 80 GB",
+            compute_capability=(8, 0),
+            memory_bytes=85_100_068_864,
+            memory_source=f"{_XLA}/a100_sxm_80.txtpb, and deviceQuery under a driver for CUDA 12.5",
+            bandwidth=2039e9,
+            rates=_tera(fp32=19.5, tf32=156, bf16=312, fp16=312),
+            source=_A100,
+        ),
+        Gpu(
+            name="h100-80",
+            title="H100 SXM5, 80 GB",
+            compute_capability=(9, 0),
+            memory_bytes=84_942_979_072,
+            memory_source=f"{_XLA}/h100_sxm.txtpb; others differ by up to 14 MiB",
+            bandwidth=3.35e12,
+            rates=_tera(fp32=67, tf32=494.5, bf16=989.5, fp16=989.5, fp8=1979),
+            source=f"https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet, {_HALVED}",
+        ),
+        Gpu(
+            name="h200",
+            title="H200 SXM",
+            compute_capability=(9, 0),
+            memory_bytes=150_109_880_320,
+            memory_source="torch, total_memory=143,156 MB (rounded); the same bytes for H200 NVL",
+            bandwidth=4.8e12,
+            rates=_tera(fp32=67, tf32=494.5, bf16=989.5, fp16=989.5, fp8=1979),
+            source=f"{_H200}, {_HALVED}",
+        ),
+        Gpu(
+            name="b200",
+            title="B200 (HGX)",
+            compute_capability=(10, 0),
+            memory_bytes=191_514_411_008,
+            memory_source=f"{_XLA}/b200.txtpb; 178.35 GiB in https://github.com/pytorch/ao/pull/4002",
+            bandwidth=7.672e12,
+            rates=_tera(fp32=75, tf32=1100, bf16=2250, fp16=2250, fp8=4500),
+            source=f"https://resources.nvidia.com/en-us-blackwell-architecture/datasheet, {_HALVED}; bandwidth by the driver's "
+            "bus width and clock, https://github.com/pytorch/ao/pull/4002",
+        ),
+        Gpu(
+            name="mi300x",
+            title="AMD Instinct MI300X",
+            compute_capability=(9, 4),
+            memory_bytes=206_141_652_992,
+            memory_source="torch for ROCm, total_memory=196,592 MB",
+            bandwidth=5.3e12,
+            rates=_tera(fp32=163.4, tf32=653.7, bf16=1307.4, fp16=1307.4, fp8=2614.9),
+            source="https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf",
+        ),
+    )
+}
+
+
+def available() -> tuple[str, ...]:
+    """The names of the catalogue, from a desktop's cards to a data centre's."""
+    return tuple(_CATALOGUE)
+
+
+def describe(name: str) -> Gpu:
+    """The catalogue's entry; ValueError with near names when there is none."""
+    if name not in _CATALOGUE:
+        near = get_close_matches(name.lower().replace(" ", ""), _CATALOGUE, n=3, cutoff=0.5) or available()
+        raise ValueError(f"no GPU is named {name!r}; did you mean {', '.join(near)}?")
+    return _CATALOGUE[name]

@@ -1,0 +1,93 @@
+"""The catalogue of GPUs: every entry whole, sourced, and within what its label says."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from scenarios import hardware
+
+GIB = 2**30
+# The label on the box, in the units that vendors use for it: multiples of 2**30 bytes; HBM3E cards print 10**9.
+LABEL = {
+    "rtx3060": 12 * GIB,
+    "rtx3090": 24 * GIB,
+    "rtx4090": 24 * GIB,
+    "rtx5090": 32 * GIB,
+    "t4": 16 * GIB,
+    "v100-16": 16 * GIB,
+    "v100-32": 32 * GIB,
+    "a10": 24 * GIB,
+    "l4": 24 * GIB,
+    "l40s": 48 * GIB,
+    "a100-40": 40 * GIB,
+    "a100-80": 80 * GIB,
+    "h100-80": 80 * GIB,
+    "h200": 141 * GIB,
+    "b200": 192 * 10**9,
+    "mi300x": 192 * GIB,
+}
+# Memory clock (double data rate, in Hz) and bus width in bits, as deviceQuery prints them.
+CLOCK_AND_BUS = {
+    "rtx4090": (10_501e6, 384),
+    "rtx5090": (14_001e6, 512),
+    "t4": (5_001e6, 256),
+    "v100-16": (877e6, 4096),
+    "v100-32": (877e6, 4096),
+    "a100-40": (1_215e6, 5120),
+    "a100-80": (1_593e6, 5120),
+    "h100-80": (2_619e6, 5120),
+    "b200": (3_996e6, 7680),
+}
+
+
+def test_every_gpu_that_was_asked_for_is_there():
+    assert set(hardware.available()) == set(LABEL)
+
+
+@pytest.mark.parametrize("name", LABEL)
+def test_an_entry_says_where_each_figure_stands(name: str):
+    gpu = hardware.describe(name)
+    assert gpu.name == name
+    assert gpu.memory_source
+    assert "https://" in gpu.source
+
+
+@pytest.mark.parametrize("name", LABEL)
+def test_memory_is_the_label_less_what_driver_and_error_correction_keep(name: str):
+    gpu = hardware.describe(name)
+    assert 0.9 * LABEL[name] < gpu.memory_bytes < LABEL[name]
+    assert gpu.memory_bytes - gpu.usable_bytes == 512 * 2**20
+
+
+@pytest.mark.parametrize("name", CLOCK_AND_BUS)
+def test_bandwidth_is_clock_times_bus(name: str):
+    clock, bus = CLOCK_AND_BUS[name]
+    assert hardware.describe(name).bandwidth == pytest.approx(2 * clock * bus / 8, rel=0.005)
+
+
+def test_rates_rise_as_the_dtype_narrows():
+    for name in LABEL:
+        rates = hardware.describe(name).rates
+        found = [rates[dtype] for dtype in ("fp32", "tf32", "bf16", "fp8") if dtype in rates]
+        assert found == sorted(found), name
+        assert rates.get("bf16", rates["fp16"]) == rates["fp16"], name
+
+
+def test_what_a_chip_can_do_follows_its_compute_capability():
+    """bf16 came with 8.0, fp8 with 8.9."""
+    for name in LABEL:
+        gpu = hardware.describe(name)
+        assert gpu.has_bf16 == (gpu.compute_capability >= (8, 0)), name
+        assert gpu.has_fp8 == (gpu.compute_capability >= (8, 9)), name
+
+
+@pytest.mark.parametrize(("wrong", "near"), [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("tpu", "rtx3060")])
+def test_a_wrong_name_is_told_near_ones(wrong: str, near: str):
+    with pytest.raises(ValueError, match=rf"no GPU is named {re.escape(repr(wrong))}; did you mean .*\b{near}"):
+        hardware.describe(wrong)
+
+
+def test_the_catalogue_needs_no_torch():
+    subprocess.run([sys.executable, "-c", "import sys, scenarios.hardware; sys.exit('torch' in sys.modules)"], check=True)
