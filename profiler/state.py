@@ -1,11 +1,13 @@
 """Bytes of an optimizer's state, from the tensors that it holds."""
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MemberDescriptorType, ModuleType
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,14 @@ class StateBytes:
 
 
 def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in the optimizer's state with its key, nested containers included; the parameters themselves are not state."""
-    parameters = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    for key, tensor in _tensors(optimizer.state, key=""):
-        if id(tensor) not in parameters:
+    """Every tensor in the optimizer's state with its key; the parameters themselves and views of them are not state.
+
+    Tensors are found in containers and in attributes of objects (GaLore's projectors), in cycles too, but not in modules, which may be the
+    model. A tensor made of others (DTensor, torchao's low-bit states) counts as those.
+    """
+    of_parameters = {_storage(plain) for group in optimizer.param_groups for param in group["params"] for plain in _plain(param)}
+    for key, tensor in _tensors(optimizer.state, key="", seen=set()):
+        if _storage(tensor) not in of_parameters:
             yield key, tensor
 
 
@@ -38,20 +44,46 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     found: dict[str, Counter[str]] = {}
     seen: set[int] = set()
     for key, tensor in state_tensors(optimizer):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in seen:
-            seen.add(storage._cdata)
-            found.setdefault(key, Counter())[str(tensor.dtype).removeprefix("torch.")] += storage.nbytes()
+        if _storage(tensor) not in seen:
+            seen.add(_storage(tensor))
+            found.setdefault(key, Counter())[str(tensor.dtype).removeprefix("torch.")] += tensor.untyped_storage().nbytes()
     return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
 
 
-def _tensors(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
-        yield key, value
-    elif isinstance(value, Mapping):
-        for name, item in value.items():
+        for plain in _plain(value):
+            yield key, plain
+    elif id(value) not in seen:
+        seen.add(id(value))
+        for name, item in _members(value):
             # The outermost names are parameters; below them, the first text names the entry.
-            yield from _tensors(item, key or (name if isinstance(name, str) else ""))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item, key)
+            yield from _tensors(item, key or (name if isinstance(name, str) else ""), seen)
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that hold the data of a tensor: those that it is made of, else itself."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _members(value: Any) -> Iterator[tuple[Any, Any]]:
+    """What a container or an object holds, with its names."""
+    if isinstance(value, type | ModuleType | torch.nn.Module):
+        return
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from (("", item) for item in value)
+    yield from getattr(value, "__dict__", {}).items()
+    for kind in type(value).__mro__:
+        if "__slots__" in vars(kind):
+            slots = [name for name, member in vars(kind).items() if isinstance(member, MemberDescriptorType)]
+            yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))

@@ -1,0 +1,121 @@
+"""The bytes of a state wherever an optimizer hides it: in objects, in tensors made of others; counted by hand."""
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Linear, Parameter
+
+import optimizers
+from profiler.simulation import simulate
+from profiler.state import state_bytes, state_tensors
+from scenarios import Scenario
+from scenarios.workpiece import build
+
+
+class Slotted:
+    """An object that keeps its tensors in slots, one under a private name, and leaves one slot empty."""
+
+    __slots__ = ("__basis", "never_set", "vector")
+
+    def __init__(self) -> None:
+        self.__basis = torch.zeros(3, 5, dtype=torch.float16)  # 30 bytes
+        self.vector = torch.zeros(7)  # 28 bytes
+
+
+class LowBit(Tensor):
+    """A float32 tensor to look at, that is made of a byte an element and one scale."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor) -> "LowBit":
+        made = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        made.codes, made.scale = codes, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["codes", "scale"], None
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotImplementedError(f"{func} is no part of counting bytes")
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, Tensor], meta: None, outer_size: Any, outer_stride: Any) -> "LowBit":
+        del meta, outer_size, outer_stride
+        return cls(inner["codes"], inner["scale"])
+
+
+def holding(**entries: Any) -> torch.optim.Optimizer:
+    """An optimizer of one (4, 6) parameter whose state has these entries."""
+    param = Parameter(torch.zeros(4, 6))
+    optimizer = torch.optim.SGD([param])
+    optimizer.state[param].update(entries)
+    return optimizer
+
+
+def test_tensors_in_attributes_and_slots_of_objects_are_state() -> None:
+    projector = SimpleNamespace(rank=2, bases=(torch.zeros(4, 2), [torch.zeros(2, 6)]), kind=Slotted)
+    found = state_bytes(holding(projector=projector, slotted=Slotted(), exp_avg=torch.zeros(4, 2)))
+    assert found.by_key_dtype == {
+        "projector": {"float32": 4 * 8 + 4 * 12},
+        "slotted": {"float16": 30, "float32": 28},
+        "exp_avg": {"float32": 32},
+    }
+
+
+def test_a_tensor_made_of_others_costs_the_bytes_of_those() -> None:
+    moment = LowBit(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(1))
+    assert state_bytes(holding(moment=moment)).by_key_dtype == {"moment": {"uint8": 24, "float32": 4}}
+
+
+def test_an_object_that_holds_itself_is_walked_once() -> None:
+    ring = SimpleNamespace(tensor=torch.zeros(5))
+    ring.again = [ring, {"tensor": ring.tensor}]
+    assert state_bytes(holding(ring=ring, twin=ring)).total == 20
+
+
+def test_parameters_views_of_them_and_models_are_no_state() -> None:
+    optimizer = holding(model=Linear(3, 3), package=torch)
+    (param,) = optimizer.param_groups[0]["params"]
+    optimizer.state[param].update(param=param, flat=param.detach().view(-1), row=SimpleNamespace(row=param.data[1]))
+    assert list(state_tensors(optimizer)) == []
+
+
+def galore_state(shapes: Iterator[torch.Size], rank: int) -> dict[str, int]:
+    """Two moments: like the parameter, or of rank columns for the longer side of a matrix; a basis of rank rows for its shorter side."""
+    found = {"exp_avg": 0, "exp_avg_sq": 0, "projector": 0}
+    for shape in shapes:
+        projected = len(shape) == 2 and min(shape) > rank
+        moment = 4 * (max(shape) * rank if projected else shape.numel())
+        basis = 4 * min(shape) * rank if projected else 0
+        found = {"exp_avg": found["exp_avg"] + moment, "exp_avg_sq": found["exp_avg_sq"] + moment, "projector": found["projector"] + basis}
+    return found
+
+
+@pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="needs the extra zoo")
+def test_the_projection_of_galore_is_counted_on_real_tensors() -> None:
+    params = [Parameter(torch.randn(shape)) for shape in [(8, 12), (5,)]]
+    optimizer = optimizers.create("galore:rank=2", params)
+    for param in params:
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    # 12 x 2 and 5 numbers a moment, and the 2 x 8 of the projection.
+    assert state_bytes(optimizer).by_key == {"exp_avg": 4 * (24 + 5), "exp_avg_sq": 4 * (24 + 5), "projector": 4 * 16}
+
+
+@pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="needs the extra zoo")
+@pytest.mark.parametrize("name", ["galore", "fira", "apollo:rank=128"])
+def test_the_projection_is_counted_in_simulation(name: str) -> None:
+    spec, options = optimizers.parse(name)
+    memory = simulate(Scenario(model="gpt2", optimizer=spec, options=options, workload="state", implementation="loop")).memory
+    shapes = (p.shape for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters())
+    assert memory is not None
+    wanted = galore_state(shapes, rank=128)
+    assert {key: memory.state_by_key[key] for key in wanted} == wanted
