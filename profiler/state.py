@@ -33,10 +33,18 @@ def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch
     Tensors are found in containers and in attributes of objects (GaLore's projectors), in cycles too, but not in modules, which may be the
     model. A tensor made of others (DTensor, torchao's low-bit states) counts as those.
     """
+    for _, key, tensor in owned_state_tensors(optimizer):
+        yield key, tensor
+
+
+def owned_state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """As `state_tensors`, each with what its state is filed under: a parameter, in nearly every optimizer."""
     of_parameters = {_storage(plain) for group in optimizer.param_groups for param in group["params"] for plain in _plain(param)}
-    for key, tensor in _tensors(optimizer.state, key="", seen=set()):
-        if _storage(tensor) not in of_parameters:
-            yield key, tensor
+    seen = {id(optimizer.state)}
+    for owner, held in _members(optimizer.state):
+        for key, tensor in _tensors(held, owner if isinstance(owner, str) else "", seen):
+            if _storage(tensor) not in of_parameters:
+                yield owner, key, tensor
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
@@ -57,7 +65,7 @@ def _tensors(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, torch.
     elif id(value) not in seen:
         seen.add(id(value))
         for name, item in _members(value):
-            # The outermost names are parameters; below them, the first text names the entry.
+            # The first text names the entry.
             yield from _tensors(item, key or (name if isinstance(name, str) else ""), seen)
 
 

@@ -4,6 +4,7 @@ Every operation runs on tensors that have shapes but no data, at full size. A st
 and autograd drop the last reference to it is its free, in the order in which a real run would free it.
 """
 
+import sys
 import traceback
 import weakref
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .metacache import MetaCache
+from .sources import Source, Sources
 from .values import compute_values, value_of
 
 Phase = Literal["build", "forward", "backward", "step", "zero_grad"]
@@ -41,27 +43,30 @@ class Segment:
 
 @dataclass(frozen=True)
 class Allocations:
-    """What was allocated, by number: bytes as requested, and what they were for."""
+    """What was allocated, by number: bytes as requested, what they were for, and who asked for them."""
 
     nbytes: list[int] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
 
     def __add__(self, other: "Allocations") -> "Allocations":
-        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories)
+        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources)
 
 
 class Recorder(TorchDispatchMode):
     """Records the allocations of everything that runs inside its phases.
 
-    `first` is the number of the first allocation, so that a second recording can go on where another ended.
+    `model` gives the names of modules, parameters and buffers; `first` is the number of the first allocation, so that a second recording
+    can go on where another ended.
     `answer_read_backs` lets `.item()` on a device tensor return 1 instead of raising UntraceableError, and follows no values.
     """
 
-    def __init__(self, *, first: int = 0, answer_read_backs: bool = False) -> None:
+    def __init__(self, model: torch.nn.Module | None = None, *, first: int = 0, answer_read_backs: bool = False) -> None:
         super().__init__()
         self.allocations = Allocations()
         self.segments: list[Segment] = []
         self._cache = MetaCache()
+        self._sources = Sources(model)
         self._first = first
         self._answer_read_backs = answer_read_backs
         self._events: list[int] | None = None
@@ -75,8 +80,10 @@ class Recorder(TorchDispatchMode):
         segment = Segment(phase)
         self.segments.append(segment)
         self._events, self._category = segment.events, category
+        # Two frames up is the function whose `with` this is.
+        outermost = sys._getframe(2).f_code
         try:
-            with self:
+            with self._sources.followed(outermost), self:
                 yield
         finally:
             self._events = None
@@ -88,7 +95,7 @@ class Recorder(TorchDispatchMode):
 
     def allocate(self, tensor: torch.Tensor, category: Category) -> int:
         """Record a tensor that exists already as an allocation of the current phase; its number."""
-        self._see(tensor)
+        self._see(tensor, self._sources.holding(tensor))
         number = self.number(tensor)
         self.name(number, category)
         return number
@@ -97,10 +104,13 @@ class Recorder(TorchDispatchMode):
         """Know a tensor whose allocation another recording holds under `number`; only its free is recorded here."""
         self._follow(tensor.untyped_storage(), number)
 
-    def name(self, number: int, category: Category) -> None:
-        """Say what an allocation was for."""
-        if number >= self._first:
-            self.allocations.categories[number - self._first] = category
+    def name(self, number: int, category: Category, owner: str = "") -> None:
+        """Say what an allocation was for, and the path of what in the model it belongs to, if there is one."""
+        place = number - self._first
+        if place >= 0:
+            self.allocations.categories[place] = category
+            if owner:
+                self.allocations.sources[place] = self.allocations.sources[place]._replace(module=owner)
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor lives on the recorded device; host tensors do not."""
@@ -117,19 +127,21 @@ class Recorder(TorchDispatchMode):
         wanted = False
         for place, output in enumerate(outputs):
             if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
-                self._see(output)
+                self._see(output, func)
                 wanted = wanted or not (output.is_floating_point() or output.is_complex())
         if wanted and not self._answer_read_backs:
             compute_values(func, args, kwargs, outputs)
         return result
 
-    def _see(self, tensor: torch.Tensor) -> None:
+    def _see(self, tensor: torch.Tensor, source: Any) -> None:
+        """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._numbers or self._events is None:
             return
         number = self._first + len(self.allocations.nbytes)
         self.allocations.nbytes.append(storage.nbytes())
         self.allocations.categories.append(self._category)
+        self.allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
         self._follow(storage, number)
         # A request for nothing never reaches the allocator.
         if storage.nbytes():

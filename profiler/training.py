@@ -4,7 +4,7 @@ A step is forward, backward, `step`, `zero_grad`. The model's recording stops wh
 their allocation numbers, so that laid end to end the two are the stream of one run.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from scenarios import Scenario
 from scenarios.workpiece import Workpiece, build
 
 from .kernels import cuda_kernels
-from .state import StateBytes, state_bytes, state_tensors
+from .state import StateBytes, owned_state_tensors, state_bytes
 from .trace import Allocations, Recorder, Segment
 from .values import with_value
 
@@ -47,14 +47,15 @@ class TensorLayout:
 class ModelTrace:
     """The model's part: allocations, what happens before the first step, and each step up to its gradients.
 
-    `parameters` pairs each parameter's layout with whether it is trained; `gradients` holds, step by step, the layout of each parameter's
-    gradient or None.
+    `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
+    step, the layout of each parameter's gradient or None.
     """
 
     allocations: Allocations
     build: Segment
     steps: list[list[Segment]]
     parameters: list[tuple[TensorLayout, bool]]
+    names: list[str]
     gradients: list[list[TensorLayout | None]]
     parameter_count: int
 
@@ -76,7 +77,7 @@ class OptimizerTrace:
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
     workpiece = build(scenario, "meta")
-    recorder = Recorder()
+    recorder = Recorder(workpiece.model)
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
         for parameter in parameters:
@@ -89,6 +90,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         build=recorder.segments[0],
         steps=[segments for segments, _ in steps],
         parameters=layouts,
+        names=[name for name, _ in workpiece.model.named_parameters()],
         gradients=[gradients for _, gradients in steps],
         parameter_count=sum(p.numel() for p in parameters),
     )
@@ -108,9 +110,7 @@ def trace_optimizer(model: ModelTrace, make: Callable[[list[torch.nn.Parameter]]
         with recorder.phase("step"):
             optimizer.step()
         steps.append(recorder.segments[-1:])
-        numbers = {recorder.number(tensor) for _, tensor in state_tensors(optimizer) if recorder.holds(tensor)}
-        for number in numbers:
-            recorder.name(number, "optimizer_state")
+        numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
         if clear:
             with recorder.phase("zero_grad"):
                 optimizer.zero_grad()
@@ -122,6 +122,18 @@ def trace_optimizer(model: ModelTrace, make: Callable[[list[torch.nn.Parameter]]
         state=state_bytes(optimizer),
         state_numbers=frozenset(numbers),
     )
+
+
+def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> set[int]:
+    """The allocations that hold the state now, named as "exp_avg of h.0.mlp.weight"; `names` has the parameters' paths by their ids."""
+    numbers = set()
+    for owner, key, tensor in owned_state_tensors(optimizer):
+        if recorder.holds(tensor):
+            number = recorder.number(tensor)
+            path = names.get(id(owner))
+            recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
+            numbers.add(number)
+    return numbers
 
 
 _Step = tuple[list[Segment], list[TensorLayout | None]]

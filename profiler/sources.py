@@ -1,0 +1,119 @@
+"""Who asks for memory: the module, the operation and the line of Python behind an allocation.
+
+In the forward pass the modules that are running are known from their hooks. In the backward pass the autograd node that is running has the
+sequence number that it got in the forward pass, and the modules that ran between those numbers are known.
+"""
+
+import sys
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+_TORCH = str(Path(torch.__file__).parent)
+_OPTIMIZERS = str(Path(torch.optim.__file__).parent)
+_PROFILER = str(Path(__file__).parent)
+
+
+class Source(NamedTuple):
+    """Who asked: the path of a module or tensor in the model, an operation ("aten::addmm"), a line ("file.py:12"); "" is not known."""
+
+    module: str = ""
+    op: str = ""
+    line: str = ""
+
+
+class Sources:
+    """Tells who asks for memory while a program runs; `model` gives the names, and none are known without it."""
+
+    def __init__(self, model: torch.nn.Module | None = None) -> None:
+        named = (*model.named_modules(), *model.named_parameters(), *model.named_buffers()) if model is not None else ()
+        self._paths = {id(item): path for path, item in named}
+        self._running: list[str] = []
+        # The module that was innermost from each autograd sequence number on.
+        self._numbers: list[int] = []
+        self._modules: list[str] = []
+        self._known: dict[Source, Source] = {}
+        self._outermost: CodeType | None = None
+
+    @contextmanager
+    def followed(self, outermost: CodeType) -> Iterator[None]:
+        """Follow the modules that run inside; lines are looked for in what the function with the code `outermost` calls."""
+        self._outermost = outermost
+        handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave, always_call=True)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._running.clear()
+
+    def of(self, func: Any) -> Source:
+        """Who runs the operation `func` at this moment; to be asked while it is being dispatched."""
+        node = None if self._running else torch._C._current_autograd_node()
+        if node is not None:
+            return self._one(Source(self._module_of(node), _op(func)))
+        return self._one(Source(self._running[-1] if self._running else "", _op(func), self._line()))
+
+    def holding(self, tensor: torch.Tensor) -> Source:
+        """The source of a tensor that the model holds: the path of the parameter or buffer."""
+        return Source(self._paths.get(id(tensor), ""))
+
+    def _one(self, source: Source) -> Source:
+        """The source itself, one object for all that are equal."""
+        return self._known.setdefault(source, source)
+
+    def _enter(self, module: torch.nn.Module, _: Any) -> None:
+        self._running.append(self._paths.get(id(module), self._running[-1] if self._running else ""))
+        self._note()
+
+    def _leave(self, module: torch.nn.Module, _: Any, __: Any) -> None:
+        del module
+        self._running.pop()
+        self._note()
+
+    def _note(self) -> None:
+        self._numbers.append(torch._C._autograd._get_sequence_nr())  # pyright: ignore[reportAttributeAccessIssue]
+        self._modules.append(self._running[-1] if self._running else "")
+
+    def _module_of(self, node: Any) -> str:
+        # The node that hands a parameter its gradient belongs to no module, and has the highest number.
+        if isinstance(parameter := getattr(node, "variable", None), torch.Tensor):
+            return self._paths.get(id(parameter), "")
+        place = bisect_right(self._numbers, node._sequence_nr())
+        return self._modules[place - 1] if place else ""
+
+    def _line(self) -> str:
+        """The innermost line outside of torch (its optimizers aside) and of the profiler."""
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code is not self._outermost:
+            if not _passed_over(frame.f_code):
+                return _line_name(frame.f_code.co_filename, frame.f_lineno)
+            frame = frame.f_back
+        return ""
+
+
+@cache
+def _op(func: Any) -> str:
+    return func._schema.name
+
+
+@cache
+def _passed_over(code: CodeType) -> bool:
+    file = code.co_filename
+    return file.startswith((_TORCH, _PROFILER)) and not file.startswith(_OPTIMIZERS)
+
+
+@cache
+def _line_name(file: str, line: int) -> str:
+    """The line as "package/file.py:12": no record names a folder of the machine that made it."""
+    for folder in sorted(filter(None, sys.path), key=len, reverse=True):
+        if Path(file).is_relative_to(folder):
+            return f"{Path(file).relative_to(folder).as_posix()}:{line}"
+    return f"{Path(file).name}:{line}"
