@@ -1,99 +1,98 @@
 """The CUDA caching allocator of PyTorch 2.13, as a model: which block a request gets, and what the statistics then say.
 
-Facts from c10/core/AllocatorConfig.h and c10/cuda/CUDACachingAllocator.cpp. One device of unlimited memory, one stream, default options:
-best fit, splitting, merging and segment sizes; no release and retry, expandable segments or other settings.
+One device and one stream; docs/allocator.md lists what is modelled, what is not, and the sources.
 """
 
-from bisect import bisect_left, insort
+from .allocator_settings import AllocatorSettings
+from .blocks import Block, Pool
+from .expandable import ExpandableSegments
+from .out_of_memory import OutOfMemoryError
+from .segments import SMALL_REQUEST, SMALL_SEGMENT, Addresses, Ages, DeviceMemory, WholeSegments, segment_bytes
 
 MIN_BLOCK = 512
-SMALL_REQUEST = 1 << 20
-SMALL_SEGMENT = 2 << 20
-LARGE_SEGMENT = 20 << 20
-OWN_SEGMENT = 10 << 20
-SEGMENT_MULTIPLE = 2 << 20
-
-
-class Block:
-    """A run of bytes inside a segment; `size` is what the statistics count, `requested` what was asked for."""
-
-    __slots__ = ("allocated", "next", "offset", "pool", "previous", "requested", "segment", "size")
-
-    def __init__(self, pool: "_Pool", segment: int, offset: int, size: int) -> None:
-        self.pool = pool
-        self.segment = segment
-        self.offset = offset
-        self.size = size
-        self.requested = 0
-        self.allocated = False
-        self.previous: Block | None = None
-        self.next: Block | None = None
-
-    @property
-    def key(self) -> tuple[int, int, int]:
-        """The order of best fit: smallest first, then the oldest segment, then the lowest offset."""
-        return self.size, self.segment, self.offset
-
-
-class _Pool:
-    """The free blocks of one size class, in the order of best fit."""
-
-    def __init__(self, least_rest: int) -> None:
-        self.least_rest = least_rest
-        self.order: list[tuple[int, int, int]] = []
-        self.blocks: dict[tuple[int, int, int], Block] = {}
-
-    def add(self, block: Block) -> None:
-        key = block.key
-        insort(self.order, key)
-        self.blocks[key] = block
-
-    def remove(self, block: Block) -> None:
-        key = block.key
-        del self.order[bisect_left(self.order, key)]
-        del self.blocks[key]
-
-    def take(self, size: int) -> Block | None:
-        """The free block that fits `size` best, taken out of the pool; None when none does."""
-        place = bisect_left(self.order, (size,))
-        if place == len(self.order):
-            return None
-        return self.blocks.pop(self.order.pop(place))
+_DEFAULT = AllocatorSettings()
 
 
 class CachingAllocator:
     """Bytes in use and in hand on one simulated device.
 
-    All properties are exact bytes: `allocated_bytes` counts blocks with their unsplit tails (torch.cuda.memory_allocated),
-    `requested_bytes` what was asked for, `reserved_bytes` whole segments (torch.cuda.memory_reserved); the peaks are since the beginning.
+    `total` are the bytes of the device, None for one without end; `occupied` those that others hold, such as the CUDA context. `addresses`
+    orders free blocks of equal size: by the age of their segment, as from torch 2.13 on, or by address, as up to 2.11.
+
+    All counts are exact bytes: `allocated_bytes` counts blocks with their unsplit tails (torch.cuda.memory_allocated), `requested_bytes`
+    what was asked for, `reserved_bytes` whole segments (torch.cuda.memory_reserved), `inactive_split_bytes` free blocks beside others in
+    their segment; active bytes are the allocated ones, as there is one stream. Peaks are since the beginning. `retries` counts the
+    requests for which everything idle had to be given back.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        settings: AllocatorSettings = _DEFAULT,
+        *,
+        total: int | None = None,
+        occupied: int = 0,
+        addresses: Addresses | None = None,
+    ) -> None:
+        expandable, large = settings.expandable_segments, settings.large_segment_size
+        limit = int(settings.memory_fraction * total) if total is not None and settings.memory_fraction < 1 else None
+        self._settings = settings
+        self._device = DeviceMemory(total, occupied, limit)
+        addresses = addresses or Ages()
+        self._segments = ExpandableSegments(self._device, addresses) if expandable else WholeSegments(self._device, addresses, large)
         # The rest of a block stays a block of its own when it is worth keeping: 512 B in the small pool, more than 1 MiB in the large one.
-        self._small = _Pool(least_rest=MIN_BLOCK)
-        self._large = _Pool(least_rest=SMALL_REQUEST + 1)
-        self._segments = 0
+        unsplit = _DEFAULT.max_split_size if expandable else settings.max_split_size
+        self._small = Pool(least_rest=MIN_BLOCK, split_below=_DEFAULT.max_split_size, handle=SMALL_SEGMENT)
+        self._large = Pool(least_rest=MIN_BLOCK if expandable else SMALL_REQUEST + 1, split_below=unsplit, handle=large)
+        self._rounds = any(settings.divisions)
+        self._collects = limit is not None and settings.garbage_collection_threshold > 0
+        self._plain = not expandable and not self._collects and settings.max_split_size == _DEFAULT.max_split_size
+        self.retries = 0
         self.allocated_bytes = 0
         self.requested_bytes = 0
-        self.reserved_bytes = 0
         self.peak_allocated_bytes = 0
-        self.peak_reserved_bytes = 0
+        self.peak_requested_bytes = 0
+        self.peak_inactive_split_bytes = 0
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Bytes of all segments; of expandable ones what is mapped."""
+        return self._device.reserved
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """The most bytes that were reserved."""
+        return self._device.peak
+
+    @property
+    def inactive_split_bytes(self) -> int:
+        """Free bytes that cannot be given back; in expandable segments, whose pages can, none are counted."""
+        if self._settings.expandable_segments:
+            return 0
+        return self._device.reserved - self.allocated_bytes - self._small.idle - self._large.idle
 
     def malloc(self, nbytes: int) -> Block:
-        """The block that a request of `nbytes` gets; ValueError when nbytes < 1 (such a request never reaches CUDA's allocator)."""
+        """The block that a request of `nbytes` gets.
+
+        Raises OutOfMemoryError when the device is full, ValueError when nbytes < 1 (such a request never reaches CUDA's allocator).
+        """
         if nbytes < 1:
             raise ValueError(f"nbytes must be >= 1, got {nbytes}")
-        size = -(-nbytes // MIN_BLOCK) * MIN_BLOCK
+        size = self._rounded(nbytes) if self._rounds else -(-nbytes // MIN_BLOCK) * MIN_BLOCK
         pool = self._small if size <= SMALL_REQUEST else self._large
-        block = pool.take(size) or self._new_segment(pool, size)
-        if block.size - size >= pool.least_rest:
-            self._split(block, size)
+        block = self._search(pool, size) or self._obtain(pool, size, nbytes)
+        split = block.size - size >= pool.least_rest and size < pool.split_below
+        if split:
+            pool.add(block.split(size))
         block.allocated = True
         block.requested = nbytes
         self.requested_bytes += nbytes
         self.allocated_bytes += block.size
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
+        if self.requested_bytes > self.peak_requested_bytes:
+            self.peak_requested_bytes = self.requested_bytes
+        if split:
+            self._note_inactive()
         return block
 
     def free(self, block: Block) -> None:
@@ -103,41 +102,103 @@ class CachingAllocator:
         self.allocated_bytes -= block.size
         self.requested_bytes -= block.requested
         block.allocated = False
-        if block.previous is not None and not block.previous.allocated:
-            block.pool.remove(block.previous)
-            block = self._join(block.previous, block)
-        if block.next is not None and not block.next.allocated:
-            block.pool.remove(block.next)
-            block = self._join(block, block.next)
-        block.pool.add(block)
+        pool, low, high = block.pool, block.previous, block.next
+        if high is not None and not high.allocated and high.mapped:
+            pool.remove(high)
+            block.join_next()
+        if low is not None and not low.allocated and low.mapped:
+            pool.remove(low)
+            low.join_next()
+            block = low
+        pool.add(block)
+        if block.previous is not None or block.next is not None:
+            self._note_inactive()
 
-    def _new_segment(self, pool: _Pool, size: int) -> Block:
-        if size <= SMALL_REQUEST:
-            segment_size = SMALL_SEGMENT
-        elif size < OWN_SEGMENT:
-            segment_size = LARGE_SEGMENT
-        else:
-            segment_size = -(-size // SEGMENT_MULTIPLE) * SEGMENT_MULTIPLE
-        self._segments += 1
-        self.reserved_bytes += segment_size
-        self.peak_reserved_bytes = self.reserved_bytes
-        return Block(pool, self._segments, 0, segment_size)
+    def empty_cache(self) -> None:
+        """Give everything that is idle back to the device, as torch.cuda.empty_cache does."""
+        self._segments.release_idle(self._large)
+        self._segments.release_idle(self._small)
 
-    @staticmethod
-    def _split(block: Block, size: int) -> None:
-        """Cut the block to `size`; the rest becomes a free block behind it."""
-        rest = Block(block.pool, block.segment, block.offset + size, block.size - size)
-        rest.previous, rest.next = block, block.next
-        if block.next is not None:
-            block.next.previous = rest
-        block.next = rest
-        block.size = size
-        block.pool.add(rest)
+    def _note_inactive(self) -> None:
+        inactive = self.inactive_split_bytes
+        if inactive > self.peak_inactive_split_bytes:
+            self.peak_inactive_split_bytes = inactive
 
-    @staticmethod
-    def _join(low: Block, high: Block) -> Block:
-        low.size += high.size
-        low.next = high.next
-        if high.next is not None:
-            high.next.previous = low
-        return low
+    def _rounded(self, nbytes: int) -> int:
+        """The request, rounded up to a fraction of the power of two below it where the settings say so."""
+        power = 1 << (nbytes.bit_length() - 1)
+        divisions = self._settings.divisions[min(max(nbytes.bit_length() - 21, 0), len(self._settings.divisions) - 1)]
+        if divisions > 1 and nbytes > MIN_BLOCK * divisions:
+            return -(-nbytes // (power // divisions)) * (power // divisions)
+        return -(-nbytes // MIN_BLOCK) * MIN_BLOCK
+
+    def _search(self, pool: Pool, size: int) -> Block | None:
+        """The free block that fits best, taken out of the pool; None when none does."""
+        place = pool.place(size)
+        if self._plain:
+            return pool.pop(place) if place < len(pool.blocks) else None
+        if self._collects:
+            pool.searches += 1
+        if place == len(pool.blocks):
+            return None
+        if self._settings.expandable_segments:
+            place = _least_expandable(pool, place)
+        found, oversize = pool.blocks[place][0], self._settings.max_split_size
+        if size < oversize <= found:
+            return None
+        if size >= oversize and found >= size + self._settings.max_non_split_rounding:
+            return None
+        return pool.pop(place)
+
+    def _obtain(self, pool: Pool, size: int, nbytes: int) -> Block:
+        """A block from the device, which idle segments are given back to as far as that is needed."""
+        if self._collects:
+            self._collect()
+        block = self._ask_device(pool, size)
+        oversize = self._settings.max_split_size
+        if block is None and oversize < _DEFAULT.max_split_size and self._segments.release_oversize(pool, size, oversize):
+            block = self._ask_device(pool, size)
+        if block is None:
+            self.empty_cache()
+            self.retries += 1
+            block = self._ask_device(pool, size)
+        if block is None:
+            raise self._out_of_memory(size, nbytes)
+        return block
+
+    def _ask_device(self, pool: Pool, size: int) -> Block | None:
+        device = self._device
+        if device.limit is not None and device.reserved + segment_bytes(size, self._settings.large_segment_size) > device.limit:
+            return None
+        return self._segments.obtain(pool, size)
+
+    def _collect(self) -> None:
+        assert self._device.limit is not None
+        target = self._device.reserved - int(self._settings.garbage_collection_threshold * self._device.limit)
+        if target > 0:
+            self._segments.collect(self._large, target)
+
+    def _out_of_memory(self, size: int, nbytes: int) -> OutOfMemoryError:
+        device = self._device
+        assert device.total is not None
+        return OutOfMemoryError(
+            requested=nbytes,
+            tried=segment_bytes(size, self._settings.large_segment_size),
+            total=device.total,
+            free=device.total - device.occupied - device.reserved,
+            limit=device.limit,
+            allocated=self.allocated_bytes,
+            reserved=device.reserved,
+        )
+
+
+def _least_expandable(pool: Pool, place: int) -> int:
+    """The place of the best fit where a block in an expandable segment counts with the addresses that it could grow into."""
+    while place + 1 < len(pool.blocks) and _reach(pool.blocks[place + 1][3]) < _reach(pool.blocks[place][3]):
+        place += 1
+    return place
+
+
+def _reach(block: Block) -> int:
+    """Bytes of a block and of the addresses without memory behind it."""
+    return block.size + (block.next.size if block.next is not None and not block.next.mapped else 0)

@@ -1,0 +1,128 @@
+"""Expandable segments: ranges of addresses into which memory is mapped as it is needed."""
+
+from bisect import bisect_left, insort
+
+from .blocks import Block, Pool
+from .segments import ENDLESS, Addresses, DeviceMemory
+
+
+class ExpandableSegments:
+    """One range of addresses a pool, an eighth larger than the device, into which memory is mapped in handles of one size.
+
+    Where no run of a range is long enough any more, a further range is taken.
+    """
+
+    def __init__(self, device: DeviceMemory, addresses: Addresses) -> None:
+        self._device = device
+        self._addresses = addresses
+
+    def obtain(self, pool: Pool, size: int) -> Block | None:
+        """A block of at least `size`, free ones grown by fresh memory; None when the device is full. What was mapped till then stays."""
+        block = self._lowest_room(pool, size)
+        if not block.mapped:
+            grown = self._map(block, min(block.size, size))
+            if grown is None:
+                return None
+            block = grown
+        while block.size < size:
+            behind = block.next
+            assert behind is not None
+            grown = self._map(behind, min(size - block.size, behind.size))
+            if grown is None:
+                return None
+            block = grown
+        pool.remove(block)
+        return block
+
+    def release_idle(self, pool: Pool) -> None:
+        """Unmap every handle of the pool's segments that no block in use touches."""
+        for *_, block in list(pool.blocks):
+            self._unmap(block)
+
+    def release_oversize(self, pool: Pool, size: int, oversize: int) -> bool:
+        """Nothing: `max_split_size` releases whole segments only."""
+        del pool, size, oversize
+        return False
+
+    def collect(self, pool: Pool, target: int) -> None:
+        """Nothing: garbage collection passes expandable segments over."""
+
+    def _lowest_room(self, pool: Pool, size: int) -> Block:
+        """The first of the free and unmapped blocks, at the lowest address, that together have room for `size`."""
+        for *_, block in pool.unmapped:
+            first = block.previous if block.previous is not None and not block.previous.allocated else block
+            room, reached = 0, first
+            while reached is not None and not reached.allocated and room < size:
+                room += reached.size
+                reached = reached.next
+            if room >= size:
+                return first
+        return self._reserve(pool)
+
+    def _reserve(self, pool: Pool) -> Block:
+        handle = pool.handle
+        total = self._device.total
+        nbytes = ENDLESS // handle * handle if total is None else -(-(total + total // 8) // handle) * handle
+        block = Block(pool, self._addresses.take(nbytes), 0, nbytes)
+        block.mapped = False
+        insort(pool.unmapped, (block.segment, block.offset, block))
+        return block
+
+    def _map(self, block: Block, size: int) -> Block | None:
+        """Put memory behind the first `size` bytes of an unmapped block; the free block that holds them then, None without memory."""
+        handle = block.pool.handle
+        nbytes = -(-size // handle) * handle
+        if not self._device.take(nbytes):
+            return None
+        self._forget(block)
+        if nbytes < block.size:
+            rest = block.split(nbytes)
+            rest.mapped = False
+            insort(block.pool.unmapped, (rest.segment, rest.offset, rest))
+        block.mapped = True
+        if block.next is not None and block.next.mapped and not block.next.allocated:
+            block.pool.remove(block.next)
+            block.join_next()
+        before = block.previous
+        if before is not None and before.mapped and not before.allocated:
+            block.pool.remove(before)
+            before.join_next()
+            block = before
+        block.pool.add(block)
+        return block
+
+    def _unmap(self, block: Block) -> None:
+        """Take the memory from all handles that lie wholly inside a free block; its ends stay mapped."""
+        handle = block.pool.handle
+        start = -(-block.offset // handle) * handle
+        end = (block.offset + block.size) // handle * handle
+        if start >= end:
+            return
+        pool = block.pool
+        pool.remove(block)
+        if end < block.offset + block.size:
+            pool.add(block.split(end - block.offset))
+        if start > block.offset:
+            low, block = block, block.split(start - block.offset)
+            pool.add(low)
+        block.mapped = False
+        self._device.give_back(block.size)
+        self._merge_unmapped(block)
+
+    def _merge_unmapped(self, block: Block) -> None:
+        if block.next is not None and not block.next.mapped:
+            self._forget(block.next)
+            block.join_next()
+        before = block.previous
+        if before is not None and not before.mapped:
+            self._forget(before)
+            before.join_next()
+            block = before
+        if block.is_split:
+            insort(block.pool.unmapped, (block.segment, block.offset, block))
+        else:
+            self._addresses.give_back(block.segment, block.size)
+
+    def _forget(self, block: Block) -> None:
+        unmapped = block.pool.unmapped
+        del unmapped[bisect_left(unmapped, (block.segment, block.offset))]
