@@ -12,11 +12,32 @@ from torch.optim.optimizer import Optimizer
 import optimizers
 
 OURS = ("lamb", "lamb:preset=nvidia", "lamb16", "sgd-sai", "sgd-sai:momentum=0", "sm3", "sm3:momentum=0.9,beta=0.9")
-EVERY = pytest.mark.parametrize("spec", [*optimizers.available("torch"), *OURS])
-DIVIDES = pytest.mark.xfail(reason="divides by the number of elements, 0 in an empty tensor", strict=True)
-EVERY_WITH_EMPTY = pytest.mark.parametrize(
-    "spec", [*(pytest.param(name, marks=DIVIDES if name == "adafactor" else ()) for name in optimizers.available("torch")), *OURS]
-)
+ZOO, LOW_BIT = optimizers.available("pytorch_optimizer"), optimizers.available("bitsandbytes", "torchao")
+# Of rank 128, as they are unless asked, they would project none of the small matrices of these tests.
+LOW_RANK = tuple(f"{name}:rank=2" for name in ("apollo", "fira", "galore") if name in ZOO)
+SPECS = (*optimizers.available("torch"), *OURS, *ZOO, *LOW_BIT, *LOW_RANK)
+EMPTY = {
+    "adafactor": "divides by the number of elements, 0 in an empty tensor",
+    "scion": "divides by the number of elements, 0 in an empty tensor",
+}
+
+
+def every(lacking: dict[str, str]) -> pytest.MarkDecorator:
+    """Every optimizer; `lacking` tells which are known not to hold a point, and why."""
+    return pytest.mark.parametrize("spec", [pytest.param(spec, marks=_marks(spec, lacking)) for spec in SPECS])
+
+
+def every_way(lacking: dict[str, str]) -> pytest.MarkDecorator:
+    """Every optimizer, by its loop and by its foreach where it has one; a reason may be of "racs foreach" alone."""
+    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach") if way in optimizers.implementations(spec)]
+    given = [pytest.param(spec, way, marks=_marks(spec, lacking) or _marks(f"{spec} {way}", lacking)) for spec, way in ways]
+    return pytest.mark.parametrize(("spec", "implementation"), given)
+
+
+def _marks(name: str, lacking: dict[str, str]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(reason=lacking[name], strict=True)] if name in lacking else []
+
+
 SHAPES = [(), (1,), (0,), (5,), (1, 1), (3, 4), (4, 0), (2, 3, 2, 2)]
 
 
@@ -30,23 +51,32 @@ def take_steps(optimizer: Optimizer, params: list[Parameter], steps: range = ran
         generator = torch.Generator().manual_seed(100 + step)
         for param in params:
             param.grad = scale * torch.randn(param.shape, generator=generator).to(param)
+        torch.manual_seed(step)  # for those that draw a projection
         optimizer.step()
 
 
-@EVERY_WITH_EMPTY
+@every_way(
+    {
+        **EMPTY,
+        "racs foreach": "reshapes to rows of a length that an empty tensor does not have",
+        "soap": "spends its first step on its basis",
+    }
+)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("implementation", ["loop", "foreach"])
-def test_every_shape_moves_in_every_dtype(spec: str, dtype: torch.dtype, implementation: Any) -> None:
+def test_every_shape_moves_in_every_dtype(spec: str, dtype: torch.dtype, implementation: Any, request: pytest.FixtureRequest) -> None:
+    if spec.endswith("torchao") and dtype is torch.float64:
+        request.applymarker(pytest.mark.xfail(reason="updates a float32 copy of it", strict=True))
+    # Prodigy squares its guess of the learning rate, and half precision loses the square of its usual 1e-6.
+    options: dict[str, Any] = {"lr": 1.0, "d0": 0.5} if spec == "prodigy" else {"lr": 0.5}
     params = parameters(dtype)
-    take_steps(optimizers.create(spec, params, implementation=implementation, lr=0.5), params, range(1))
+    take_steps(optimizers.create(spec, params, implementation=implementation, **options), params, range(1))
     for param, start in zip(params, parameters(dtype), strict=True):
         assert param.dtype is dtype
         assert param.isfinite().all()
         assert not param.numel() or not torch.equal(param, start)
 
 
-@EVERY
-@pytest.mark.parametrize("implementation", ["loop", "foreach"])
+@every_way({"adan loop": "writes into the gradient", "schedule-free-adamw": "writes into the gradient"})
 def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any) -> None:
     found = []
     for transposed in (False, True):
@@ -56,6 +86,7 @@ def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any)
         for _ in range(3):
             grad = torch.randn(3, 4)
             param.grad = grad.t().contiguous().t() if transposed else grad
+            torch.manual_seed(1)  # for those that draw a projection
             optimizer.step()
         # A sum over all of one number's copies, as expand leaves them.
         param.grad = torch.ones(1, 1).expand(3, 4)
@@ -64,11 +95,11 @@ def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any)
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
-@EVERY
+@every({"prodigy": "finds one learning rate from all gradients together"})
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_gradient_that_is_not_finite_stays_with_its_tensor(spec: str, value: float) -> None:
     hit, other, alone = Parameter(torch.ones(3, 4)), Parameter(torch.ones(4, 3)), Parameter(torch.ones(4, 3))
-    optimizer, reference = optimizers.create(spec, [hit, other]), optimizers.create(spec, [alone])
+    optimizer, reference = optimizers.create(spec, [other, hit]), optimizers.create(spec, [alone])
     if spec == "lamb:preset=nvidia":
         pytest.skip("clips by the norm of all gradients together")
     for step in range(3):
@@ -76,12 +107,13 @@ def test_a_gradient_that_is_not_finite_stays_with_its_tensor(spec: str, value: f
         if step == 1:
             hit.grad[0, 0] = value
         other.grad, alone.grad = torch.ones(4, 3), torch.ones(4, 3)
-        optimizer.step()
-        reference.step()
+        for each in (optimizer, reference):
+            torch.manual_seed(step)  # for those that draw a projection
+            each.step()
     torch.testing.assert_close(other, alone, rtol=0, atol=0)
 
 
-@EVERY_WITH_EMPTY
+@every(EMPTY)
 def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -> None:
     plain, scaled = parameters(), parameters()
     reference, optimizer = optimizers.create(spec, plain), optimizers.create(spec, scaled)
@@ -95,7 +127,9 @@ def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -
             if step == 2 and twin.numel():
                 twin.grad.view(-1)[0] = torch.inf
         if step != 2:
+            torch.manual_seed(step)  # for those that draw a projection
             reference.step()
+        torch.manual_seed(step)
         scaler.step(optimizer)
         scaler.update()
     for param, twin in zip(plain, scaled, strict=True):
@@ -103,7 +137,7 @@ def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
-@EVERY
+@every({})
 def test_torch_distributed_checkpoint_gives_a_state_back_also_before_the_first_step(spec: str) -> None:
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
