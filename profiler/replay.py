@@ -1,7 +1,7 @@
 """A stream of events replayed through the allocator: peaks, whose phase they fall in, and what they are made of."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from .allocator import Block, CachingAllocator
@@ -16,6 +16,9 @@ class Replay:
 
     `peak_by_category` splits `peak_allocated` at the first moment it is reached, in `peak_phase`: just after event `peak_moment[1]` of
     segment `peak_moment[0]`. `kept` is what the allocations that were asked about occupy when the last "step" ends.
+
+    For a timeline: `segment_peaks` is the most that was allocated in each segment, `block_bytes` the block of each allocation by number,
+    and `reserved_changes` the reserved bytes after those events that changed them, by place of the segment and index of the event.
     """
 
     peak_allocated: int
@@ -25,6 +28,9 @@ class Replay:
     peak_by_category: Mapping[str, int]
     peak_by_phase: Mapping[str, int]
     kept: int
+    segment_peaks: Sequence[int]
+    block_bytes: Mapping[int, int]
+    reserved_changes: Mapping[int, Mapping[int, int]]
 
 
 def play(segment: Segment, allocations: Allocations, allocator: CachingAllocator, blocks: dict[int, Block]) -> Iterator[tuple[int, Block]]:
@@ -49,17 +55,23 @@ def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int
     blocks: dict[int, Block] = {}
     sizes: dict[int, int] = {}
     peak_by_phase: dict[str, int] = {}
-    peak, moment, kept = 0, (0, 0), 0
+    segment_peaks: list[int] = []
+    reserved_changes: dict[int, dict[int, int]] = {}
+    peak, moment, kept, reserved = 0, (0, 0), 0, 0
     for place, segment in enumerate(segments):
         phase_peak = allocator.allocated_bytes
         for index, (event, block) in enumerate(play(segment, allocations, allocator, blocks)):
             if event < 0:
                 continue
             sizes[event] = block.size
+            if allocator.reserved_bytes != reserved:
+                reserved = allocator.reserved_bytes
+                reserved_changes.setdefault(place, {})[index] = reserved
             if allocator.allocated_bytes > phase_peak:
                 phase_peak = allocator.allocated_bytes
                 if phase_peak > peak:
                     peak, moment = phase_peak, (place, index)
+        segment_peaks.append(phase_peak)
         peak_by_phase[segment.phase] = max(peak_by_phase.get(segment.phase, 0), phase_peak)
         if segment.phase == "step":
             kept = sum(sizes[number] for number in keep if number in blocks)
@@ -71,6 +83,9 @@ def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int
         peak_by_category=_by_category(live_at(segments, moment), sizes, allocations),
         peak_by_phase=peak_by_phase,
         kept=kept,
+        segment_peaks=segment_peaks,
+        block_bytes=sizes,
+        reserved_changes=reserved_changes,
     )
 
 

@@ -9,8 +9,9 @@ from scenarios import Scenario
 from .environment import environment
 from .measurement import measure
 from .record import Outcome, Record
-from .simulation import simulate
+from .simulation import run_simulation
 from .store import RunStore
+from .timeline import Timeline
 
 
 def run(scenarios: Sequence[Scenario], store: RunStore, started: Callable[[int, Scenario], None]) -> list[Record]:
@@ -18,21 +19,25 @@ def run(scenarios: Sequence[Scenario], store: RunStore, started: Callable[[int, 
     records = []
     for place, scenario in enumerate(scenarios):
         started(place, scenario)
-        record = _attempt(scenario)
+        record, timeline = _attempt(scenario)
+        if timeline is not None:
+            store.write_timeline(scenario, timeline)
         store.append(record)
         records.append(record)
     return records
 
 
-def _attempt(scenario: Scenario) -> Record:
-    find = simulate if scenario.device == "sim" else measure
+def _attempt(scenario: Scenario) -> tuple[Record, Timeline | None]:
     try:
-        return find(scenario)
+        if scenario.device != "sim":
+            return measure(scenario), None
+        found = run_simulation(scenario)
+        return found.record, found.timeline
     except (MemoryError, torch.OutOfMemoryError) as error:
-        return _without_result(scenario, "out-of-memory", error)
+        return _without_result(scenario, "out-of-memory", error), None
     except Exception as error:
         # Other people's models and optimizers run here: whatever they raise is this scenario's result, and the run goes on.
-        return _without_result(scenario, "failed", error)
+        return _without_result(scenario, "failed", error), None
 
 
 def _without_result(scenario: Scenario, outcome: Outcome, error: Exception) -> Record:

@@ -1,5 +1,6 @@
 """Training simulated without a GPU: traced on tensors without data, replayed through the allocator's model."""
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import optimizers
@@ -8,7 +9,20 @@ from scenarios import Scenario, models
 from .environment import environment
 from .record import Memory, Record
 from .replay import Replay, replay
+from .sampling import sample
+from .timeline import Timeline
+from .trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """A record and what it was read off: the stream of events, and the timeline of a whole training step where there is one."""
+
+    record: Record
+    segments: list[Segment]
+    allocations: Allocations
+    timeline: Timeline | None
 
 
 def simulate(scenario: Scenario) -> Record:
@@ -17,6 +31,11 @@ def simulate(scenario: Scenario) -> Record:
     The model's part is traced once for scenarios that differ in their optimizer only. Raises ValueError for a scenario that cannot be
     built, and trace.UntraceableError when the model's code needs the values of its activations.
     """
+    return run_simulation(scenario).record
+
+
+def run_simulation(scenario: Scenario) -> Simulation:
+    """As `simulate`, with the events and the timeline beside the record."""
     model = _model_trace(
         scenario.model, scenario.workload, scenario.dtype, scenario.batch_size, scenario.sequence_length, scenario.seed, scenario.steps
     )
@@ -25,11 +44,13 @@ def simulate(scenario: Scenario) -> Record:
         lambda parameters: optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options),
         clear=scenario.workload == "train",
     )
-    segments = [model.build, optimizer.build]
+    segments, steps = [model.build, optimizer.build], []
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
+        steps.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer
-    found = replay(segments, model.allocations + optimizer.allocations, optimizer.state_numbers)
-    return Record(
+    allocations = model.allocations + optimizer.allocations
+    found = replay(segments, allocations, optimizer.state_numbers)
+    record = Record(
         scenario=scenario,
         origin="simulated",
         model_family=models.family_name(scenario.model),
@@ -37,6 +58,8 @@ def simulate(scenario: Scenario) -> Record:
         memory=_memory(model, optimizer, found),
         environment=environment(scenario.seed),
     )
+    timeline = sample(segments, steps, allocations, found) if scenario.workload == "train" else None
+    return Simulation(record=record, segments=segments, allocations=allocations, timeline=timeline)
 
 
 @lru_cache(maxsize=2)

@@ -1,13 +1,20 @@
-"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same beside them."""
+"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same and timelines beside them."""
 
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable
+from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from scenarios.spec import Scenario
+
 from .record import Record
+from .timeline import Timeline
+from .timeline_file import MOST_BYTES, pack, unpack
 
 
 class RunStore:
@@ -17,6 +24,7 @@ class RunStore:
         self.folder = folder
         self.records_path = folder / "records.jsonl"
         self.csv_path = folder / "records.csv"
+        self.timelines_path = folder / "timelines"
 
     @classmethod
     def create(cls, folder: Path) -> "RunStore":
@@ -38,6 +46,26 @@ class RunStore:
                 os.fsync(lines.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.records_path)) from error
+
+    def write_timeline(self, scenario: Scenario, timeline: Timeline) -> None:
+        """Keep the timeline of a scenario's simulation as `timelines/NAME.json.gz`; OSError names the file when that fails."""
+        self.timelines_path.mkdir(exist_ok=True)
+        self._timeline_path(scenario).write_bytes(pack(timeline))
+
+    def read_timeline(self, scenario: Scenario) -> Timeline | None:
+        """The timeline of a scenario's simulation, None where there is none; ValueError names a file that is none."""
+        path = self._timeline_path(scenario)
+        if not path.is_file():
+            return None
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise ValueError(f"a timeline has at most {MOST_BYTES} bytes, got {path.stat().st_size}")
+            return unpack(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _timeline_path(self, scenario: Scenario) -> Path:
+        return self.timelines_path / f"{file_name(scenario)}.json.gz"
 
     def read(self) -> list[Record]:
         """All records, in the order they were found; ValueError names the line that is none."""
@@ -69,6 +97,13 @@ def free_folder(parent: Path, name: str) -> Path:
         number += 1
         folder = parent / f"{name}-{number}"
     return folder
+
+
+def file_name(scenario: Scenario) -> str:
+    """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e."""
+    digest = sha256(json.dumps(asdict(scenario), sort_keys=True, default=str).encode()).hexdigest()[:12]
+    words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
+    return f"{words[:80]}-{digest}"
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -44,7 +44,7 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(profiled: tuple[Path, 
     assert "hello from Python" in done.stderr
     assert "hello from C" in done.stderr
     run = folder / "runs" / "resnet18"
-    assert [path.name for path in sorted(run.iterdir())] == ["figures", "records.csv", "records.jsonl", "report.html"]
+    assert [path.name for path in sorted(run.iterdir())] == ["figures", "records.csv", "records.jsonl", "report.html", "timelines"]
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert told["records"] == lines
     assert [(r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"]) for r in lines[:4]] == [

@@ -119,6 +119,6 @@ def test_memory_that_runs_out_is_an_outcome(tmp_path: Path, monkeypatch: pytest.
     def full(_: Scenario) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore advice")
 
-    monkeypatch.setattr("profiler.runner.simulate", full)
+    monkeypatch.setattr("profiler.runner.run_simulation", full)
     (record,) = run([Scenario(model="gpt2")], RunStore.create(tmp_path), lambda *_: None)
     assert (record.outcome, record.error) == ("out-of-memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB")

@@ -1,0 +1,209 @@
+"""Timelines, judged by a hand-counted stream, by a second way to add up the events, and by the record of the same simulation."""
+
+import gzip
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from profiler.allocator import CachingAllocator
+from profiler.replay import play, replay
+from profiler.sampling import STRETCHES, sample
+from profiler.simulation import Simulation, run_simulation
+from profiler.sources import Source
+from profiler.store import RunStore, file_name
+from profiler.timeline import HeldBlock, Stretch, Timeline
+from profiler.timeline_file import pack, unpack
+from profiler.trace import Allocations, Category, Segment
+from scenarios import Scenario
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def simulation() -> Simulation:
+    return run_simulation(Scenario(model="gpt2", optimizer="adamw", sequence_length=64))
+
+
+@pytest.fixture(scope="module")
+def timeline(simulation: Simulation) -> Timeline:
+    assert simulation.timeline is not None
+    return simulation.timeline
+
+
+def by_hand() -> Timeline:
+    """A parameter of 4 MiB, an activation of 3 and temporaries of 12 and 14 in a step of two phases."""
+    allocations = Allocations(
+        [4 * MIB, 3 * MIB, 12 * MIB, 14 * MIB],
+        ["parameter", "activation", "temporary", "temporary"],
+        [Source("w"), Source("layer", "aten::mm", "model.py:3"), Source(), Source()],
+    )
+    segments = [Segment("build", [0]), Segment("forward", [1]), Segment("step", [2, ~2, 3, ~3, ~1])]
+    return sample(segments, [range(1, 3)], allocations, replay(segments, allocations, ()))
+
+
+def test_a_stream_counted_by_hand():
+    found = by_hand()
+    assert found.phases == (
+        Stretch(step=1, phase="forward", events=1, samples=2),
+        Stretch(step=1, phase="step", events=5, samples=6),
+    )
+    assert found.places == (0, 1, 0, 1, 2, 3, 4, 5)
+    assert found.categories == {
+        "parameter": (4 * MIB,) * 8,
+        "activation": (0, *(3 * MIB,) * 6, 0),
+        # 12 MiB get the 13 that are left of the segment: a rest of 1 MiB is not split off.
+        "temporary": (0, 0, 0, 13 * MIB, 0, 14 * MIB, 0, 0),
+    }
+    # 4, 3 and 12 MiB lie in one segment of 20; 14 MiB have one of their own.
+    assert found.reserved == (*(20 * MIB,) * 5, *(34 * MIB,) * 3)
+    assert found.fragmentation == (16 * MIB, 13 * MIB, 13 * MIB, 0, 13 * MIB, 13 * MIB, 27 * MIB, 30 * MIB)
+    assert (found.peak, found.peak_allocated, found.peak_stretch.phase) == (5, 21 * MIB, "step")
+    assert [(block.category, block.block_bytes, block.phase, block.step) for block in found.largest] == [
+        ("temporary", 14 * MIB, "step", 1),
+        ("parameter", 4 * MIB, "build", 0),
+        ("activation", 3 * MIB, "forward", 1),
+    ]
+    assert found.largest[2].module == "layer"
+    assert found.largest[2].op == "aten::mm"
+
+
+def test_the_peak_is_the_record_s(simulation: Simulation, timeline: Timeline):
+    memory = simulation.record.memory
+    assert memory is not None
+    assert timeline.peak_allocated == memory.peak_allocated
+    assert timeline.peak_stretch.phase == memory.peak_phase
+    assert {name: column[timeline.peak] for name, column in timeline.categories.items() if column[timeline.peak]} == memory.peak_by_category
+    assert max(timeline.reserved) == memory.peak_reserved
+    assert min(timeline.fragmentation) >= 0
+
+
+def test_every_sample_is_what_the_allocator_holds_at_that_event(simulation: Simulation, timeline: Timeline):
+    """The replay once more, from the first event to the last, with nothing but the allocator's own counters."""
+    allocator, blocks, course = CachingAllocator(), {}, {}
+    for place, segment in enumerate(simulation.segments):
+        course[place, 0] = allocator.allocated_bytes, allocator.reserved_bytes
+        for count, _ in enumerate(play(segment, simulation.allocations, allocator, blocks), start=1):
+            course[place, count] = allocator.allocated_bytes, allocator.reserved_bytes
+    # The two builds come before the first step; two steps are traced and both are shown.
+    segments = [place for place, stretch in enumerate(timeline.phases, start=2) for _ in range(stretch.samples)]
+    samples = list(zip(segments, timeline.places, strict=True))
+    assert [course[sample] for sample in samples] == list(zip(timeline.allocated, timeline.reserved, strict=True))
+    for place in dict.fromkeys(segments):
+        whole = [allocated for (at, _), (allocated, _) in course.items() if at == place]
+        kept = [allocated for at, allocated in zip(segments, timeline.allocated, strict=True) if at == place]
+        assert (max(kept), min(kept)) == (max(whole), min(whole))
+
+
+def test_a_thinned_timeline_keeps_the_summit_and_the_valley_of_every_stretch():
+    """100,000 events: a saw whose teeth are 1 MiB but for one of 7, and one gap."""
+    sizes = [MIB + 512] * 50_000
+    sizes[31_234] = 7 * MIB
+    categories: list[Category] = ["temporary"] * 50_001
+    allocations = Allocations([2 * MIB, *sizes], categories, [Source()] * 50_001)
+    teeth = [event for number in range(1, 50_001) for event in (number, ~number)]
+    segments = [Segment("build", [0]), Segment("step", teeth)]
+    found = sample(segments, [range(1, 2)], allocations, replay(segments, allocations, ()))
+    assert len(found.places) < 3 * STRETCHES
+    assert found.peak_allocated == 9 * MIB
+    assert found.places[found.peak] == 2 * 31_234 + 1
+    assert min(found.allocated) == 2 * MIB
+    size = 100_001 // STRETCHES + 1
+    for first in range(0, 100_001, size):
+        kept = {held for place, held in zip(found.places, found.allocated, strict=True) if first <= place < first + size}
+        assert len(kept) >= 2 or first + size > 100_000
+
+
+def test_the_first_and_the_last_step_are_shown_and_the_highest_one():
+    sizes = [2 * MIB, 8 * MIB, 2 * MIB, 2 * MIB]
+    allocations = Allocations(sizes, ["temporary"] * 4, [Source()] * 4)
+    segments = [Segment("build", []), *(Segment("step", [number, ~number]) for number in range(4))]
+    steps = [range(place, place + 1) for place in range(1, 5)]
+    found = sample(segments, steps, allocations, replay(segments, allocations, ()))
+    assert [stretch.step for stretch in found.phases] == [1, 2, 4]
+    assert found.peak_stretch.step == 2
+    assert found.reserved[-1] == 20 * MIB
+
+
+def test_the_largest_blocks_say_who_asked_for_them(timeline: Timeline):
+    blocks = timeline.largest
+    assert len(blocks) == 10
+    assert [block.block_bytes for block in blocks] == sorted((block.block_bytes for block in blocks), reverse=True)
+    embedding = 50_257 * 768 * 4
+    assert {(block.category, block.module, block.op) for block in blocks if block.requested_bytes == embedding} == {
+        ("parameter", "transformer.wte.weight", ""),
+        ("gradient", "transformer.wte", "aten::add"),
+        ("optimizer_state", "exp_avg of transformer.wte.weight", "aten::zeros_like"),
+        ("optimizer_state", "exp_avg_sq of transformer.wte.weight", "aten::zeros_like"),
+        ("temporary", "", "aten::_foreach_sqrt"),
+    }
+
+
+def test_a_file_gives_back_what_was_written_and_is_small(timeline: Timeline):
+    file = pack(timeline)
+    assert unpack(file) == timeline
+    assert pack(timeline) == file
+    assert len(file) < 100_000
+
+
+def test_a_run_folder_keeps_a_timeline_for_each_scenario(tmp_path: Any, timeline: Timeline):
+    store, scenario = RunStore.create(tmp_path / "run"), Scenario(model="a:b/../c", optimizer="sm3", options={"momentum": 0.9})
+    assert store.read_timeline(scenario) is None
+    store.write_timeline(scenario, timeline)
+    assert store.read_timeline(scenario) == timeline
+    assert store.read_timeline(replace(scenario, seed=1)) is None
+    assert [path.name for path in store.timelines_path.iterdir()] == [f"{file_name(scenario)}.json.gz"]
+    assert file_name(scenario).startswith("a-b-..-c-sm3-")
+
+
+def packed(**changes: Any) -> bytes:
+    data = json.loads(gzip.decompress(pack(by_hand())))
+    return gzip.compress(json.dumps(data | changes).encode())
+
+
+BROKEN = {
+    "no gzip": (b"hello", "not a timeline"),
+    "cut off": (pack(by_hand())[:-20], "not a timeline"),
+    "no JSON": (gzip.compress(b"{"), "not a timeline"),
+    "another kind": (gzip.compress(b"[]"), "schema 1"),
+    "another schema": (packed(schema=2), "schema 1"),
+    "a bomb": (gzip.compress(b"[" + b" " * (20 << 20) + b"]"), "at most"),
+    "a short column": (packed(reserved=[1]), "8 samples"),
+    "a column below zero": (packed(places=[0, 1, -1, 1, 1, 1, 1, -5]), "below 0"),
+    "a number that is none": (packed(peak=True), "whole number"),
+    "a fraction": (packed(reserved=[0.5] * 8), "whole number"),
+    "a peak beside the highest sample": (packed(peak=0), "holds most"),
+    "a peak out of range": (packed(peak=99), "holds most"),
+    "phases that are none": (packed(phases=[["forward"]]), "not a timeline"),
+    "too many phases": (packed(phases=[[1, "forward", 0, 0]] * 30_000 + [[1, "step", 8, 8]]), "at most"),
+    "blocks of another shape": (packed(largest=[{"module": "x"}]), "not a timeline"),
+    "no categories": (packed(categories={}), "holds most"),
+    "a name that is none": (packed(phases=[[1, 7, 8, 8]]), "a text"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_file_that_is_no_timeline_is_one_clear_line(name: str):
+    broken, words = BROKEN[name]
+    with pytest.raises(ValueError, match=words) as found:
+        unpack(broken)
+    assert "\n" not in str(found.value)
+
+
+def test_a_block_that_holds_no_texts_is_refused():
+    blocks = [HeldBlock(**{**vars(by_hand().largest[0]), "module": 3})]
+    with pytest.raises(ValueError, match="a text"):
+        unpack(packed(largest=[vars(block) for block in blocks]))
+
+
+def test_a_broken_file_in_a_run_folder_is_named(tmp_path: Any):
+    store, scenario = RunStore.create(tmp_path / "run"), Scenario(model="gpt2")
+    store.write_timeline(scenario, by_hand())
+    next(store.timelines_path.iterdir()).write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"gpt2-adamw-\w+\.json\.gz: not a timeline"):
+        store.read_timeline(scenario)
+
+
+def test_a_scenario_without_steps_has_no_timeline():
+    assert run_simulation(Scenario(model="gpt2", workload="state")).timeline is None
