@@ -1,7 +1,9 @@
-"""The kernels that CUDA would pick where a meta tensor would get others: fused attention and fused dropout."""
+"""The kernels that CUDA would pick where a meta tensor would get others: fused attention, fused dropout, fused optimizers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
 
 import torch
 
@@ -49,3 +51,25 @@ def _dropout(tensor: torch.Tensor, p: float, train: bool) -> torch.Tensor:
     if not train or p == 0 or tensor.numel() == 0:
         return tensor
     return torch.native_dropout(tensor, p, train)[0]
+
+
+@contextmanager
+def fused_on_meta() -> Iterator[None]:
+    """Inside, torch's optimizers with fused=True step on meta tensors too, which they refuse outside; the kernels are CUDA's."""
+    # torch.optim hides the module behind its package's namespace.
+    optimizer: Any = import_module("torch.optim.optimizer")
+    supported = optimizer._get_fused_kernels_supported_devices
+    library = torch.library.Library("aten", "IMPL")
+    for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
+        library.impl(overload, _writes_in_place, "Meta")
+    optimizer._get_fused_kernels_supported_devices = lambda: [*supported(), "meta"]
+    try:
+        yield
+    finally:
+        optimizer._get_fused_kernels_supported_devices = supported
+        library._destroy()
+
+
+def _writes_in_place(*args: object, **kwargs: object) -> None:
+    """Meta tensors have nothing to write; torch brings this for Adam's kernels, not for SGD's."""
+    del args, kwargs

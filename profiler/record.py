@@ -44,12 +44,31 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StepEstimate:
+    """What the optimizer's step would take on a GPU of the catalogue, worked out from its kernels; no clock has seen it.
+
+    `seconds` is the whole step; `floor_seconds` the least that any step with these results could take: `needed_bytes`, each tensor of
+    parameters, gradients and state that is read and each that is written, once, at the peak of the memory's bandwidth. `moved_bytes` is
+    what the kernels read and write, `launches` how many there are, `synchronisations` how often the host waits for the device.
+    """
+
+    gpu: str
+    seconds: float
+    floor_seconds: float
+    moved_bytes: int
+    needed_bytes: int
+    launches: int
+    synchronisations: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What was found: origin, outcome, bytes, seconds and the environment they were found in.
 
     `model_family` is what a curve over model sizes may join ("gpt2"), None for a model that stands alone.
     `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"). When `origin` is "estimated", the step was
-    timed on `measured_share` of the parameters and its samples divided by that share. `error` is one line when `outcome` is not "ok".
+    timed on `measured_share` of the parameters and its samples divided by that share. `estimate` is there where the scenario names a GPU
+    to simulate, and is an estimate whatever the origin. `error` is one line when `outcome` is not "ok".
     """
 
     scenario: Scenario
@@ -61,6 +80,7 @@ class Record:
     times: Mapping[str, tuple[float, ...]] | None = None
     warmup: Mapping[str, tuple[float, ...]] | None = None
     measured_share: float | None = None
+    estimate: StepEstimate | None = None
     error: str | None = None
     environment: Mapping[str, Any]
 
@@ -87,6 +107,8 @@ class Record:
             found["scenario"] = Scenario(**_known(Scenario, found["scenario"]))
             if found.get("memory") is not None:
                 found["memory"] = Memory(**_known(Memory, found["memory"]))
+            if found.get("estimate") is not None:
+                found["estimate"] = StepEstimate(**_known(StepEstimate, found["estimate"]))
             for name in ("times", "warmup"):
                 if found.get(name) is not None:
                     found[name] = {phase: tuple(map(float, samples)) for phase, samples in found[name].items()}

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import optimizers
-from scenarios import Scenario, models
+from scenarios import Scenario, hardware, models
 
 from .environment import environment
-from .record import Memory, Record
+from .estimate import estimate
+from .kernel_trace import trace_step
+from .record import Memory, Record, StepEstimate
 from .replay import Replay, replay
 from .sampling import sample
 from .timeline import Timeline
@@ -56,6 +58,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         model_family=models.family_name(scenario.model),
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found),
+        estimate=_estimate(scenario, model),
         environment=environment(scenario.seed),
     )
     timeline = sample(segments, steps, allocations, found) if scenario.workload == "train" else None
@@ -75,6 +78,18 @@ def _model_trace(model: str, workload: str, dtype: str, batch_size: int, sequenc
             steps=steps,
         )
     )
+
+
+def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
+    """The time of the optimizer's step on the GPU that the scenario names."""
+    if scenario.gpu is None:
+        return None
+    pairs = zip(model.parameters, model.gradients[-1], strict=True)
+    step = trace_step(
+        [(layout.shape, layout.dtype) for (layout, _), gradient in pairs if gradient is not None],
+        lambda parameters: optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options),
+    )
+    return estimate(step, hardware.describe(scenario.gpu))
 
 
 def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay) -> Memory:

@@ -161,3 +161,11 @@ def test_a_gradient_that_is_a_view_counts_the_storage_that_it_keeps_alive():
     """With one image, autograd gives ViT's class token a slice of the gradient of all 197 tokens, and keeps that whole."""
     found = memory(model="vit-s16", optimizer="sgd")
     assert found.gradients - found.parameters == 196 * 384 * 4
+
+
+def test_a_scenario_that_names_a_gpu_is_told_the_time_of_a_step():
+    found = simulate(Scenario(model="resnet18", optimizer="adamw", gpu="a100-80")).estimate
+    assert found is not None
+    assert found.needed_bytes == 28 * 11_689_512
+    assert found.floor_seconds == pytest.approx(28 * 11_689_512 / 2.039e12)
+    assert simulate(Scenario(model="resnet18", optimizer="adamw")).estimate is None

@@ -1,0 +1,65 @@
+"""Estimated step times: the roofline worked out by hand, and an A100's own times for a step that somebody measured."""
+
+import pytest
+import torch
+
+import optimizers
+from profiler.estimate import ACHIEVED_BANDWIDTH, LAUNCH_SECONDS, WAIT_SECONDS, estimate
+from profiler.kernel_trace import Kernel, StepTrace, trace_step
+from scenarios import hardware
+
+A100 = hardware.describe("a100-80")
+SECOND = round(ACHIEVED_BANDWIDTH * A100.bandwidth)  # bytes
+
+
+def seconds(*kernels: Kernel) -> float:
+    return estimate(StepTrace(kernels=list(kernels), needed_bytes=0), A100).seconds
+
+
+def test_a_large_kernel_takes_what_its_bytes_take():
+    assert seconds(Kernel(name="mul_", bytes=SECOND)) == pytest.approx(1 + LAUNCH_SECONDS)
+
+
+def test_large_kernels_hide_the_launches_behind_them():
+    assert seconds(*[Kernel(name="mul_", bytes=SECOND)] * 3) == pytest.approx(3 + LAUNCH_SECONDS)
+
+
+def test_small_kernels_take_what_their_launches_take():
+    assert seconds(*[Kernel(name="mul_", bytes=8)] * 1_000) == pytest.approx(1_000 * LAUNCH_SECONDS, rel=1e-3)
+    assert seconds(Kernel(name="_foreach_mul_", launches=1_000, bytes=8)) == pytest.approx(1_000 * LAUNCH_SECONDS, rel=1e-3)
+
+
+def test_a_host_that_waits_sends_nothing_meanwhile():
+    read_back = Kernel(name="_local_scalar_dense", bytes=4, waits=True)
+    large = Kernel(name="mul_", bytes=SECOND)
+    assert seconds(large, read_back, large) == pytest.approx(2 + 2 * LAUNCH_SECONDS + WAIT_SECONDS)
+
+
+def test_a_matrix_product_takes_what_its_arithmetic_takes():
+    assert seconds(Kernel(name="mm", bytes=1, flops=312 * 10**12, dtype=torch.bfloat16)) == pytest.approx(1, rel=1e-3)
+    assert seconds(Kernel(name="mm", bytes=1, flops=195 * 10**11)) == pytest.approx(1, rel=1e-3)
+
+
+def test_a_gpu_without_hardware_for_a_product_says_so():
+    product = StepTrace(kernels=[Kernel(name="mm", flops=1, dtype=torch.bfloat16)], needed_bytes=0)
+    with pytest.raises(ValueError, match="mm multiplies matrices in bf16, which t4 has no hardware for; it has fp32, fp16"):
+        estimate(product, hardware.describe("t4"))
+
+
+def test_the_floor_moves_what_is_needed_once_at_the_peak():
+    found = estimate(StepTrace(kernels=[Kernel(name="mul_", bytes=10)], needed_bytes=2_039 * 10**6), A100)
+    assert found.floor_seconds == pytest.approx(1e-3)
+    assert (found.gpu, found.moved_bytes, found.launches, found.synchronisations) == ("a100-80", 10, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("how", "measured", "low", "high"), [("loop", 647e-6, 0.9, 1.1), ("foreach", 575e-6, 0.75, 1.1), ("fused", 352e-6, 0.4, 1.1)]
+)
+def test_an_a100_took_as_long_for_ten_matrices(how: optimizers.Implementation, measured: float, low: float, high: float):
+    """AdamW over ten linear layers of 1024 x 1024, https://github.com/pytorch/pytorch/issues/120308; the launch cost is from its loop.
+
+    Of the fused step the host's own work, which is not in the estimate, is half.
+    """
+    make = lambda parameters: optimizers.create("adamw", parameters, implementation=how)  # noqa: E731
+    found = estimate(trace_step([((1024, 1024), torch.float32)] * 10, make), A100)
+    assert low < found.seconds / measured < high
