@@ -29,6 +29,7 @@ Workload = Annotated[str, typer.Option(help="train (whole steps) or state (param
 Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, 10 measured")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the run.", show_default="runs/MODEL")]
+Snapshot = Annotated[bool, typer.Option("--snapshot", help="Write snapshots/*.pickle of the simulated steps, for pytorch.org/memory_viz.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
 
 
@@ -50,6 +51,7 @@ def profile(
     steps: Steps = None,
     seed: Seed = 0,
     out: Out = None,
+    snapshot: Snapshot = False,
     as_json: AsJson = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
@@ -78,7 +80,7 @@ def profile(
         )
         store = RunStore.create(out or free_folder(RUNS, "+".join(models).replace(":", ".")))
         with _progress(len(scenarios)) as started:
-            records = run(scenarios, store, started)
+            records = run(scenarios, store, started, snapshots=snapshot)
         page = write_report(store.folder)
         if as_json:
             print(

@@ -9,30 +9,37 @@ from scenarios import Scenario
 from .environment import environment
 from .measurement import measure
 from .record import Outcome, Record
-from .simulation import run_simulation
+from .simulation import Simulation, run_simulation
+from .snapshot import write_snapshot
 from .store import RunStore
-from .timeline import Timeline
 
 
-def run(scenarios: Sequence[Scenario], store: RunStore, started: Callable[[int, Scenario], None]) -> list[Record]:
-    """The records of all scenarios, appended to `store` one by one; `started` is told the place of each scenario before it runs."""
+def run(
+    scenarios: Sequence[Scenario], store: RunStore, started: Callable[[int, Scenario], None], *, snapshots: bool = False
+) -> list[Record]:
+    """The records of all scenarios, appended to `store` one by one; `started` is told the place of each scenario before it runs.
+
+    `snapshots` leaves a pickle for memory_viz beside the record of every simulated training step.
+    """
     records = []
     for place, scenario in enumerate(scenarios):
         started(place, scenario)
-        record, timeline = _attempt(scenario)
-        if timeline is not None:
-            store.write_timeline(scenario, timeline)
+        record, simulation = _attempt(scenario)
+        if simulation is not None and simulation.timeline is not None:
+            store.write_timeline(scenario, simulation.timeline)
+            if snapshots:
+                write_snapshot(store.snapshot_path(scenario), simulation.segments, simulation.allocations)
         store.append(record)
         records.append(record)
     return records
 
 
-def _attempt(scenario: Scenario) -> tuple[Record, Timeline | None]:
+def _attempt(scenario: Scenario) -> tuple[Record, Simulation | None]:
     try:
         if scenario.device != "sim":
             return measure(scenario), None
         found = run_simulation(scenario)
-        return found.record, found.timeline
+        return found.record, found
     except (MemoryError, torch.OutOfMemoryError) as error:
         return _without_result(scenario, "out-of-memory", error), None
     except Exception as error:

@@ -64,6 +64,12 @@ class RunStore:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def snapshot_path(self, scenario: Scenario) -> Path:
+        """Where the snapshot of a scenario's simulation goes, in a folder that is there; OSError when it cannot be made."""
+        folder = self.folder / "snapshots"
+        folder.mkdir(exist_ok=True)
+        return folder / f"{file_name(scenario)}.pickle"
+
     def _timeline_path(self, scenario: Scenario) -> Path:
         return self.timelines_path / f"{file_name(scenario)}.json.gz"
 

@@ -122,3 +122,11 @@ def test_memory_that_runs_out_is_an_outcome(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("profiler.runner.run_simulation", full)
     (record,) = run([Scenario(model="gpt2")], RunStore.create(tmp_path), lambda *_: None)
     assert (record.outcome, record.error) == ("out-of-memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB")
+
+
+def test_snapshots_are_written_where_they_are_asked_for(tmp_path: Path):
+    scenarios = [Scenario(model="resnet18", optimizer="sgd"), Scenario(model="resnet18", optimizer="sgd", workload="state")]
+    for name, snapshots in (("with", True), ("without", False)):
+        run(scenarios, RunStore.create(tmp_path / name), lambda *_: None, snapshots=snapshots)
+    assert [path.parent.parent.name for path in tmp_path.rglob("*.pickle")] == ["with"]
+    assert len(list(tmp_path.rglob("*.json.gz"))) == 2
