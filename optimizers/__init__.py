@@ -1,6 +1,6 @@
 """Optimizers that keep little memory, beside torch's own, in one catalogue."""
 
-from .catalogue import Implementation, available, create, describe, implementations, option_defaults
+from .catalogue import Implementation, available, create, describe, goes_by_names, implementations, option_defaults
 from .entry import Description, Entry
 from .lamb import LAMB
 from .lamb16 import LAMB16
@@ -20,6 +20,7 @@ __all__ = [
     "available",
     "create",
     "describe",
+    "goes_by_names",
     "implementations",
     "option_defaults",
     "parse",

@@ -102,6 +102,12 @@ def describe(name: str) -> Description:
     return entry.description
 
 
+def goes_by_names(spec: str) -> bool:
+    """Whether the parameters' names decide what it keeps of them: give it `named_parameters()` then."""
+    entry = _find(parse(spec)[0])
+    return entry is not None and entry.goes_by_names
+
+
 def implementations(spec: str) -> tuple[Implementation, ...]:
     """The ways in which its step can be run."""
     known = _choose(spec, {}).known

@@ -26,7 +26,8 @@ class Entry:
     """A constructor, the options that the catalogue sets unless told otherwise, and a description.
 
     `factory` may be text, `module:name`, which is imported when the optimizer is first made. `package` is the package that it comes from,
-    `installed_by` what pip is told to get that.
+    `installed_by` what pip is told to get that. `goes_by_names` where the parameters' names decide what is kept of them, so that it should
+    be given `named_parameters()`.
     """
 
     factory: Factory | str
@@ -34,6 +35,7 @@ class Entry:
     options: Mapping[str, Any] = field(default_factory=dict)
     package: str = "optprof"
     installed_by: str = ""
+    goes_by_names: bool = False
 
     @property
     def is_installed(self) -> bool:

@@ -141,7 +141,9 @@ def _projected(params: ParamsT, rank: int, update_proj_gap: int, scale: float, p
     return groups
 
 
-def _of_pytorch_optimizer(factory: Any, summary: str, paper: str, state: str, decided_by: tuple[str, ...] = (), **options: Any) -> Entry:
+def _of_pytorch_optimizer(
+    factory: Any, summary: str, paper: str, state: str, decided_by: tuple[str, ...] = (), *, goes_by_names: bool = False
+) -> Entry:
     return Entry(
         factory=f"pytorch_optimizer:{factory}" if isinstance(factory, str) else factory,
         description=Description(
@@ -150,9 +152,9 @@ def _of_pytorch_optimizer(factory: Any, summary: str, paper: str, state: str, de
             state=state,
             decided_by=decided_by,
         ),
-        options=options,
         package="pytorch_optimizer",
         installed_by="'optprof[zoo]'",
+        goes_by_names=goes_by_names,
     )
 
 
@@ -174,6 +176,7 @@ ZOO: dict[str, Entry] = {
         "Adam with one second moment a block; the blocks are known by the parameters' names",
         "2406.16793",
         "one float32 tensor like the parameter and 8 bytes: 4 bytes a parameter, 8 for embeddings and output layers; 4 a head",
+        goes_by_names=True,
     ),
     "ademamix": _PO("AdEMAMix", "Adam with a second, slow average of the gradient", "2409.03137", _THREE),
     "adan": _PO("Adan", "Adam with Nesterov momentum, taken from the difference of two gradients", "2208.06677", _FOUR),

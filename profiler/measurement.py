@@ -7,12 +7,12 @@ from dataclasses import replace
 import psutil
 import torch
 
-import optimizers
 from scenarios import Scenario, models
 from scenarios.workpiece import build
 
 from .environment import environment
 from .harness import Harness, require_cuda
+from .optimizer import make_optimizer
 from .record import Memory, Record
 from .simulation import simulate
 from .slices import Slice, take_slices
@@ -53,7 +53,7 @@ def _measure_whole(scenario: Scenario) -> Record:
     """All of the model: whole training steps, or the optimizer's step alone."""
     workpiece = build(scenario, scenario.device)
     parameters = list(workpiece.model.parameters())
-    optimizer = _optimizer(scenario, parameters)
+    optimizer = make_optimizer(scenario, parameters, [name for name, _ in workpiece.model.named_parameters()])
     harness = Harness(scenario.device)
     batch = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
     gradients = 0
@@ -114,17 +114,13 @@ def _measure_slice(scenario: Scenario, part: Slice, needed: int) -> Harness:
     harness = Harness(scenario.device)
     # In a step on the whole model, every tensor has left the processor's cache since the last one.
     others = torch.zeros(OTHERS_BYTES, dtype=torch.uint8)
-    _sample_step(harness, _optimizer(scenario, parameters), scenario, before=lambda: others.add_(1))
+    _sample_step(harness, make_optimizer(scenario, parameters), scenario, before=lambda: others.add_(1))
     return harness
 
 
 def _scaled_sums(samples: list[list[float]], parts: list[Slice]) -> tuple[float, ...]:
     """Seconds for the whole model: sample by sample, each slice's times as often as the model has its kind."""
     return tuple(sum(s * part.scale for s, part in zip(row, parts, strict=True)) for row in zip(*samples, strict=False))
-
-
-def _optimizer(scenario: Scenario, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    return optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options)
 
 
 def _fill_gradients(parameters: list[torch.nn.Parameter]) -> None:

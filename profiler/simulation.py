@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-import optimizers
 from scenarios import Scenario, hardware, models
 
 from .environment import environment
 from .estimate import estimate
 from .kernel_trace import trace_step
+from .optimizer import make_optimizer
 from .record import Memory, Record, StepEstimate
 from .replay import Replay, replay
 from .sampling import sample
@@ -43,7 +43,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
     )
     optimizer = trace_optimizer(
         model,
-        lambda parameters: optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options),
+        lambda parameters: make_optimizer(scenario, parameters, model.names),
         clear=scenario.workload == "train",
     )
     segments, steps = [model.build, optimizer.build], []
@@ -84,10 +84,11 @@ def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
     """The time of the optimizer's step on the GPU that the scenario names."""
     if scenario.gpu is None:
         return None
-    pairs = zip(model.parameters, model.gradients[-1], strict=True)
+    triples = zip(model.names, model.parameters, model.gradients[-1], strict=True)
+    stepped = [(name, layout) for name, (layout, _), gradient in triples if gradient is not None]
     step = trace_step(
-        [(layout.shape, layout.dtype) for (layout, _), gradient in pairs if gradient is not None],
-        lambda parameters: optimizers.create(scenario.optimizer, parameters, implementation=scenario.implementation, **scenario.options),
+        [(layout.shape, layout.dtype) for _, layout in stepped],
+        lambda parameters: make_optimizer(scenario, parameters, [name for name, _ in stepped]),
     )
     return estimate(step, hardware.describe(scenario.gpu))
 

@@ -108,6 +108,26 @@ def family(name: str) -> tuple[str, ...]:
     return tuple(other.name for other in _CATALOGUE.values() if other.family == entry.family)
 
 
+# What an architecture's configuration calls the width of its hidden state and the number of its attention heads.
+_ATTENTION = {
+    "gpt2": ("n_embd", "n_head"),
+    "llama": ("hidden_size", "num_attention_heads"),
+    "vit": ("hidden_size", "num_attention_heads"),
+}
+
+
+def attention(name: str, config: Mapping[str, Any]) -> dict[str, int]:
+    """The model's width and number of attention heads, as `num_embeds` and `num_heads`, where `config` does not say otherwise.
+
+    Empty for a model without attention and for `module:factory`.
+    """
+    entry = describe(name)
+    if entry is None or entry.architecture not in _ATTENTION:
+        return {}
+    width, heads = ({**entry.config, **config}[key] for key in _ATTENTION[entry.architecture])
+    return {"num_embeds": width, "num_heads": heads}
+
+
 def sequence_length(name: str, requested: int | None) -> int | None:
     """Tokens in a sequence: what was asked for, else 1024; ValueError when the model has fewer positions.
 

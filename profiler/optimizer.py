@@ -1,0 +1,25 @@
+"""The optimizer of a scenario, made over the parameters of its model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import optimizers
+from scenarios import Scenario, models
+
+
+def make_optimizer(
+    scenario: Scenario, parameters: Sequence[torch.nn.Parameter], names: Sequence[str] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer over `parameters`; one that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads.
+
+    Raises ValueError for options that do not fit.
+    """
+    given: Any = parameters
+    options = dict(scenario.options)
+    if names is not None and optimizers.goes_by_names(scenario.optimizer):
+        given = list(zip(names, parameters, strict=True))
+        attention = models.attention(scenario.model, scenario.config)
+        options = {**options, **{name: value for name, value in attention.items() if options.get(name) is None}}
+    return optimizers.create(scenario.optimizer, given, implementation=scenario.implementation, **options)
