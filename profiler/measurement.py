@@ -38,7 +38,7 @@ def measure(scenario: Scenario) -> Record:
         torch.cuda.empty_cache()
         return _measure_whole(scenario)
     room = psutil.virtual_memory().available // 2
-    simulated = simulate(replace(scenario, device="sim", steps=2))
+    simulated = simulate(replace(scenario, device="sim", gpu=None, alloc_conf="", steps=2))
     memory = simulated.memory
     assert memory is not None
     assert simulated.parameter_count is not None

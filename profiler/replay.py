@@ -4,7 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .allocator import Block, CachingAllocator
+from .allocator import CachingAllocator
+from .blocks import Block
+from .out_of_memory import OutOfMemoryError, format_bytes
 from .trace import Allocations, Segment
 
 Moment = tuple[int, int]
@@ -15,7 +17,9 @@ class Replay:
     """What the allocator's statistics say about a stream; all counts are exact bytes of blocks, tails included.
 
     `peak_by_category` splits `peak_allocated` at the first moment it is reached, in `peak_phase`: just after event `peak_moment[1]` of
-    segment `peak_moment[0]`. `kept` is what the allocations that were asked about occupy when the last "step" ends.
+    segment `peak_moment[0]`. `kept` is what the allocations that were asked about occupy when the last "step" ends, None when none does.
+    When the device runs out of memory, `error` says so in one line, and everything else tells what came before: `last` is the last event
+    that was done.
 
     For a timeline: `segment_peaks` is the most that was allocated in each segment, `block_bytes` the block of each allocation by number,
     and `reserved_changes` the reserved bytes after those events that changed them, by place of the segment and index of the event.
@@ -27,7 +31,9 @@ class Replay:
     peak_phase: str
     peak_by_category: Mapping[str, int]
     peak_by_phase: Mapping[str, int]
-    kept: int
+    kept: int | None
+    last: Moment
+    error: str | None
     segment_peaks: Sequence[int]
     block_bytes: Mapping[int, int]
     reserved_changes: Mapping[int, Mapping[int, int]]
@@ -49,30 +55,38 @@ def play(segment: Segment, allocations: Allocations, allocator: CachingAllocator
         yield event, block
 
 
-def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int]) -> Replay:
-    """Run the segments through a fresh allocator; `keep` names the allocations whose blocks `kept` counts."""
-    allocator = CachingAllocator()
+def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int], allocator: CachingAllocator | None = None) -> Replay:
+    """Run the segments through a fresh allocator, by default one on a device without end; `keep` names what `kept` counts."""
+    allocator = allocator or CachingAllocator()
     blocks: dict[int, Block] = {}
     sizes: dict[int, int] = {}
     peak_by_phase: dict[str, int] = {}
     segment_peaks: list[int] = []
     reserved_changes: dict[int, dict[int, int]] = {}
-    peak, moment, kept, reserved = 0, (0, 0), 0, 0
+    peak, moment, last, reserved = 0, (0, -1), (0, -1), 0
+    kept, error = None, None
     for place, segment in enumerate(segments):
         phase_peak = allocator.allocated_bytes
-        for index, (event, block) in enumerate(play(segment, allocations, allocator, blocks)):
-            if event < 0:
-                continue
-            sizes[event] = block.size
-            if allocator.reserved_bytes != reserved:
-                reserved = allocator.reserved_bytes
-                reserved_changes.setdefault(place, {})[index] = reserved
-            if allocator.allocated_bytes > phase_peak:
-                phase_peak = allocator.allocated_bytes
-                if phase_peak > peak:
-                    peak, moment = phase_peak, (place, index)
+        index = -1
+        try:
+            for index, (event, block) in enumerate(play(segment, allocations, allocator, blocks)):
+                if event < 0:
+                    continue
+                sizes[event] = block.size
+                if allocator.reserved_bytes != reserved:
+                    reserved = allocator.reserved_bytes
+                    reserved_changes.setdefault(place, {})[index] = reserved
+                if allocator.allocated_bytes > phase_peak:
+                    phase_peak = allocator.allocated_bytes
+                    if phase_peak > peak:
+                        peak, moment = phase_peak, (place, index)
+        except OutOfMemoryError as failure:
+            error = _describe(failure, segments, place, segment.events[index + 1], allocations)
+        last = place, index
         segment_peaks.append(phase_peak)
         peak_by_phase[segment.phase] = max(peak_by_phase.get(segment.phase, 0), phase_peak)
+        if error is not None:
+            break
         if segment.phase == "step":
             kept = sum(sizes[number] for number in keep if number in blocks)
     return Replay(
@@ -83,17 +97,24 @@ def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int
         peak_by_category=_by_category(live_at(segments, moment), sizes, allocations),
         peak_by_phase=peak_by_phase,
         kept=kept,
+        last=last,
+        error=error,
         segment_peaks=segment_peaks,
         block_bytes=sizes,
         reserved_changes=reserved_changes,
     )
 
 
+def until(segments: list[Segment], moment: Moment) -> list[Segment]:
+    """The segments up to one event and with it."""
+    place, index = moment
+    return [*segments[:place], Segment(segments[place].phase, segments[place].events[: index + 1])]
+
+
 def live_at(segments: list[Segment], moment: Moment) -> set[int]:
     """The allocations that are in use just after one event."""
-    last_segment, last_event = moment
     live: set[int] = set()
-    for segment in (*segments[:last_segment], Segment("build", segments[last_segment].events[: last_event + 1])):
+    for segment in until(segments, moment):
         for event in segment.events:
             if event < 0:
                 live.remove(~event)
@@ -107,3 +128,16 @@ def _by_category(live: set[int], sizes: Mapping[int, int], allocations: Allocati
     for number in live:
         found[allocations.categories[number]] += sizes[number]
     return dict(found.most_common())
+
+
+def _describe(failure: OutOfMemoryError, segments: list[Segment], place: int, number: int, allocations: Allocations) -> str:
+    """One line: in which phase of which step the device ran out, what asked for how much, and torch's figures."""
+    phase = segments[place].phase
+    step = 1 + sum(segment.phase == "step" for segment in segments[:place])
+    source = allocations.sources[number]
+    asking = ", ".join(filter(None, (source.op, source.module)))
+    category = allocations.categories[number].replace("_", " ")
+    return (
+        f"out of memory in {phase}{'' if phase == 'build' else f' of step {step}'}, for {category} of {format_bytes(failure.requested)}"
+        f"{f' ({asking})' if asking else ''}: {failure}"
+    )

@@ -5,12 +5,14 @@ from functools import lru_cache
 
 from scenarios import Scenario, hardware, models
 
+from .allocator import CachingAllocator
+from .allocator_settings import AllocatorSettings
 from .environment import environment
 from .estimate import estimate
 from .kernel_trace import trace_step
 from .optimizer import make_optimizer
 from .record import Memory, Record, StepEstimate
-from .replay import Replay, replay
+from .replay import Replay, replay, until
 from .sampling import sample
 from .timeline import Timeline
 from .trace import Allocations, Segment
@@ -30,14 +32,16 @@ class Simulation:
 def simulate(scenario: Scenario) -> Record:
     """What training would hold on a CUDA device, exact to the byte; nothing of the model's size is allocated.
 
-    The model's part is traced once for scenarios that differ in their optimizer only. Raises ValueError for a scenario that cannot be
-    built, and trace.UntraceableError when the model's code needs the values of its activations.
+    The model's part is traced once for scenarios that differ in their optimizer only. A device that runs out of memory makes a record with
+    that outcome: tensors are counted as training would need them, allocated and reserved bytes up to that moment. Raises ValueError for a
+    scenario that cannot be built, and trace.UntraceableError when the model's code needs the values of its activations.
     """
     return run_simulation(scenario).record
 
 
 def run_simulation(scenario: Scenario) -> Simulation:
-    """As `simulate`, with the events and the timeline beside the record."""
+    """As `simulate`, with the events up to the end or the failure and the timeline beside the record."""
+    allocator = _allocator(scenario)
     model = _model_trace(
         scenario.model, scenario.workload, scenario.dtype, scenario.batch_size, scenario.sequence_length, scenario.seed, scenario.steps
     )
@@ -51,18 +55,30 @@ def run_simulation(scenario: Scenario) -> Simulation:
         steps.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer
     allocations = model.allocations + optimizer.allocations
-    found = replay(segments, allocations, optimizer.state_numbers)
+    found = replay(segments, allocations, optimizer.state_numbers, allocator)
+    segments = until(segments, found.last)
+    steps = [range(places.start, min(places.stop, len(segments))) for places in steps if places.start < len(segments)]
     record = Record(
         scenario=scenario,
         origin="simulated",
+        outcome="out-of-memory" if found.error else "ok",
         model_family=models.family_name(scenario.model),
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found),
         estimate=_estimate(scenario, model),
+        error=found.error,
         environment=environment(scenario.seed),
     )
-    timeline = sample(segments, steps, allocations, found) if scenario.workload == "train" else None
+    timeline = sample(segments, steps, allocations, found) if scenario.workload == "train" and steps else None
     return Simulation(record=record, segments=segments, allocations=allocations, timeline=timeline)
+
+
+def _allocator(scenario: Scenario) -> CachingAllocator:
+    """The allocator of the scenario's device, which a process enters with its CUDA context."""
+    settings = AllocatorSettings.parse(scenario.alloc_conf)
+    if scenario.gpu is None:
+        return CachingAllocator(settings)
+    return CachingAllocator(settings, total=hardware.describe(scenario.gpu).memory_bytes, occupied=hardware.CONTEXT_BYTES)
 
 
 @lru_cache(maxsize=2)
