@@ -24,7 +24,21 @@ Device = Annotated[str, typer.Option("--device", "-d", help="auto (simulate CUDA
 BatchSize = Annotated[int, typer.Option("--batch-size", "-B", help="Sequences or images in a batch.")]
 SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default="1024")]
 DType = Annotated[str, typer.Option(help="fp32 or bf16, for parameters and activations.")]
-Implementation = Annotated[str | None, typer.Option(help="loop or foreach.", show_default="what torch chooses on the device")]
+Amp = Annotated[str | None, typer.Option(help="bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.", show_default="off")]
+MicroBatches = Annotated[int, typer.Option(help="Batches whose gradients one step accumulates.")]
+ClipGradNorm = Annotated[float | None, typer.Option(help="Clip the gradients to this norm.", show_default="off")]
+KeepGradients = Annotated[bool, typer.Option("--keep-gradients", help="zero_grad(set_to_none=False): gradients are zeroed, not dropped.")]
+Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute each layer's activations in the backward pass.")]
+Attention = Annotated[str, typer.Option(help="sdpa (the fused kernel that CUDA picks) or eager.")]
+Lora = Annotated[int | None, typer.Option(help="Freeze the model, train LoRA adapters of this rank.", show_default="off")]
+ModelConfig = Annotated[
+    list[str] | None, typer.Option("--model-config", "-c", help="An entry of the model's configuration, as n_layer=24.")
+]
+Gpu = Annotated[str | None, typer.Option(help="The GPU to simulate.", show_default="one that never runs out")]
+AllocConf = Annotated[
+    str, typer.Option(envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="The allocator's options, as torch reads them.")
+]
+Implementation = Annotated[str | None, typer.Option(help="loop, foreach or fused.", show_default="what torch chooses on the device")]
 Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, 10 measured")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
@@ -45,7 +59,17 @@ def profile(
     device: Device = "auto",
     batch_size: BatchSize = 1,
     sequence_length: SequenceLength = None,
+    model_config: ModelConfig = None,
     dtype: DType = "fp32",
+    amp: Amp = None,
+    micro_batches: MicroBatches = 1,
+    clip_grad_norm: ClipGradNorm = None,
+    keep_gradients: KeepGradients = False,
+    checkpointing: Checkpointing = False,
+    attention: Attention = "sdpa",
+    lora: Lora = None,
+    gpu: Gpu = None,
+    alloc_conf: AllocConf = "",
     implementation: Implementation = None,
     workload: Workload = "train",
     steps: Steps = None,
@@ -63,6 +87,7 @@ def profile(
         from profiler.runner import run
         from profiler.store import RunStore, free_folder
         from reports import terminal, write_report
+        from scenarios.models import read_config
 
         scenarios = plan(
             Comparison(
@@ -70,9 +95,19 @@ def profile(
                 optimizers=catalogue.parse_list(optimizers),
                 device=device,
                 workload=workload,
+                config=read_config(model_config or ()),
                 dtype=dtype,
+                amp=amp,
                 batch_size=batch_size,
                 sequence_length=sequence_length,
+                micro_batches=micro_batches,
+                max_grad_norm=clip_grad_norm,
+                set_to_none=not keep_gradients,
+                checkpointing=checkpointing,
+                attention=attention,
+                lora_rank=lora,
+                gpu=gpu,
+                alloc_conf=alloc_conf,
                 implementation=implementation,
                 steps=steps,
                 seed=seed,

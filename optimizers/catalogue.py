@@ -111,7 +111,7 @@ def goes_by_names(spec: str) -> bool:
 def implementations(spec: str) -> tuple[Implementation, ...]:
     """The ways in which its step can be run."""
     known = _choose(spec, {}).known
-    ways: tuple[Implementation, ...] = ("foreach", "compiled")
+    ways: tuple[Implementation, ...] = ("foreach", "fused", "compiled")
     return ("loop", *(way for way in ways if way in known))
 
 

@@ -1,11 +1,13 @@
-"""The kernels that CUDA would pick where a meta tensor would get others: fused attention, fused dropout, fused optimizers."""
+"""The kernels that CUDA would pick where a meta tensor would get others: attention, dropout, lists of tensors at once, fused optimizers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
+from unittest import mock
 
 import torch
+from torch.utils import _foreach_utils
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -20,9 +22,18 @@ def cuda_kernels() -> Iterator[None]:
     library.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
     try:
-        yield
+        with foreach_on_meta():
+            yield
     finally:
         library._destroy()
+
+
+@contextmanager
+def foreach_on_meta() -> Iterator[None]:
+    """Inside, torch takes whole lists of meta tensors at once where it leaves the choice to the device, as in clipping."""
+    devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
+    with mock.patch.object(_foreach_utils, "_get_foreach_kernels_supported_devices", return_value=devices):
+        yield
 
 
 def _attention(

@@ -12,6 +12,7 @@ from scenarios.workpiece import build
 
 from .environment import environment
 from .harness import Harness, require_cuda
+from .iteration import Iteration
 from .optimizer import make_optimizer
 from .record import Memory, Record
 from .simulation import simulate
@@ -56,18 +57,15 @@ def _measure_whole(scenario: Scenario) -> Record:
     optimizer = make_optimizer(scenario, parameters, [name for name, _ in workpiece.model.named_parameters()])
     harness = Harness(scenario.device)
     batch = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
+    iteration = Iteration(scenario, workpiece, batch, optimizer, harness.phase, scenario.device)
     gradients = 0
 
     def train() -> None:
         nonlocal gradients
-        with harness.phase("forward"):
-            loss = workpiece.loss(batch)
-        with harness.phase("backward"):
-            loss.backward()
+        iteration.gradients()
         gradients = _bytes(p.grad for p in parameters)
-        with harness.phase("step"):
-            optimizer.step()
-        optimizer.zero_grad()
+        iteration.step()
+        optimizer.zero_grad(scenario.set_to_none)
 
     if scenario.workload == "train":
         harness.sample(train, samples=scenario.steps, seconds=TIME_LIMIT)
@@ -78,7 +76,7 @@ def _measure_whole(scenario: Scenario) -> Record:
     return Record(
         scenario=scenario,
         origin="measured",
-        model_family=models.family_name(scenario.model),
+        model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in parameters),
         memory=_memory(parameters, gradients, optimizer, harness),
         times={phase: tuple(samples) for phase, samples in harness.times.items()},
@@ -96,7 +94,7 @@ def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: floa
     return Record(
         scenario=scenario,
         origin="estimated",
-        model_family=models.family_name(scenario.model),
+        model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=parameter_count,
         times={"step": _scaled_sums([harness.times["step"] for harness in harnesses], parts)},
         warmup={"step": _scaled_sums([harness.warmup["step"] for harness in harnesses], parts)},

@@ -12,14 +12,15 @@ from scenarios import Scenario, models
 def make_optimizer(
     scenario: Scenario, parameters: Sequence[torch.nn.Parameter], names: Sequence[str] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer over `parameters`; one that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads.
+    """The optimizer over those `parameters` that are trained.
 
-    Raises ValueError for options that do not fit.
+    One that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads. Raises ValueError for options that do not
+    fit.
     """
-    given: Any = parameters
+    given: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
     options = dict(scenario.options)
     if names is not None and optimizers.goes_by_names(scenario.optimizer):
-        given = list(zip(names, parameters, strict=True))
+        given = [(name, parameter) for name, parameter in zip(names, parameters, strict=True) if parameter.requires_grad]
         attention = models.attention(scenario.model, scenario.config)
         options = {**options, **{name: value for name, value in attention.items() if options.get(name) is None}}
     return optimizers.create(scenario.optimizer, given, implementation=scenario.implementation, **options)

@@ -1,14 +1,14 @@
 """Which scenarios a comparison takes: every name checked before anything runs, in an order that traces each model once."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 
 import optimizers
 from scenarios import Scenario, models
-from scenarios.spec import Device, DType, Implementation, Workload
+from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import load_factory
 
 from .harness import require_cuda
@@ -29,9 +29,19 @@ class Comparison:
     optimizers: Sequence[str]
     device: str = "auto"
     workload: str = "train"
+    config: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "fp32"
+    amp: str | None = None
     batch_size: int = 1
     sequence_length: int | None = None
+    micro_batches: int = 1
+    max_grad_norm: float | None = None
+    set_to_none: bool = True
+    checkpointing: bool = False
+    attention: str = "sdpa"
+    lora_rank: int | None = None
+    gpu: str | None = None
+    alloc_conf: str = ""
     implementation: str | None = None
     steps: int | None = None
     seed: int = 0
@@ -40,7 +50,8 @@ class Comparison:
 def plan(comparison: Comparison) -> list[Scenario]:
     """The scenarios of a comparison; ValueError names the first model, optimizer or option that is wrong.
 
-    Where a simulation is asked for, the state alone is simulated too, for one model's whole family, so that there is a curve over sizes.
+    Where a simulation is asked for, the state alone is simulated too, for one model's whole family, so that there is a curve over sizes; a
+    model with a configuration of its own belongs to none.
     """
     for name in comparison.models:
         if models.describe(name) is None:
@@ -50,7 +61,7 @@ def plan(comparison: Comparison) -> list[Scenario]:
         for model in comparison.models:
             found += _scenarios(comparison, model, device)
         if device == "sim":
-            for model in _companions(comparison.models):
+            for model in comparison.models if comparison.config else _companions(comparison.models):
                 found += _scenarios(replace(comparison, workload="state", sequence_length=None), model, device)
     return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
 
@@ -75,13 +86,23 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
         optimizers.create(spec, [torch.nn.Parameter(torch.empty(1, 1, device="meta"))], implementation=implementation)
         yield Scenario(
             model=model,
+            config=comparison.config,
             optimizer=name,
             options={key: value for key, value in optimizers.option_defaults(spec).items() if _is_plain(value)},
             implementation=implementation,
             workload=cast(Workload, comparison.workload),
             dtype=cast(DType, comparison.dtype),
+            amp=cast(AutocastDType | None, comparison.amp),
             batch_size=comparison.batch_size,
-            sequence_length=models.sequence_length(model, comparison.sequence_length),
+            sequence_length=models.sequence_length(model, comparison.sequence_length, comparison.config),
+            micro_batches=comparison.micro_batches,
+            max_grad_norm=comparison.max_grad_norm,
+            set_to_none=comparison.set_to_none,
+            checkpointing=comparison.checkpointing,
+            attention=cast(Attention, comparison.attention),
+            lora_rank=comparison.lora_rank,
+            gpu=comparison.gpu,
+            alloc_conf=comparison.alloc_conf,
             device=cast(Device, device),
             seed=comparison.seed,
             steps=_default_steps(device) if comparison.steps is None else comparison.steps,

@@ -16,7 +16,7 @@ from .replay import Replay, replay, until
 from .sampling import sample
 from .timeline import Timeline
 from .trace import Allocations, Segment
-from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer
+from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +42,8 @@ def simulate(scenario: Scenario) -> Record:
 def run_simulation(scenario: Scenario) -> Simulation:
     """As `simulate`, with the events up to the end or the failure and the timeline beside the record."""
     allocator = _allocator(scenario)
-    model = _model_trace(
-        scenario.model, scenario.workload, scenario.dtype, scenario.batch_size, scenario.sequence_length, scenario.seed, scenario.steps
-    )
-    optimizer = trace_optimizer(
-        model,
-        lambda parameters: make_optimizer(scenario, parameters, model.names),
-        clear=scenario.workload == "train",
-    )
+    model = _model_trace(_Question(without_optimizer(scenario)))
+    optimizer = trace_optimizer(model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario)
     segments, steps = [model.build, optimizer.build], []
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
         steps.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
@@ -62,7 +56,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         scenario=scenario,
         origin="simulated",
         outcome="out-of-memory" if found.error else "ok",
-        model_family=models.family_name(scenario.model),
+        model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found),
         estimate=_estimate(scenario, model),
@@ -81,19 +75,22 @@ def _allocator(scenario: Scenario) -> CachingAllocator:
     return CachingAllocator(settings, total=hardware.describe(scenario.gpu).memory_bytes, occupied=hardware.CONTEXT_BYTES)
 
 
+class _Question:
+    """A scenario that can be looked up: equal where every field is."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Question) and self.scenario == other.scenario
+
+    def __hash__(self) -> int:
+        return hash(repr(self.scenario))
+
+
 @lru_cache(maxsize=2)
-def _model_trace(model: str, workload: str, dtype: str, batch_size: int, sequence_length: int | None, seed: int, steps: int) -> ModelTrace:
-    return trace_model(
-        Scenario(
-            model=model,
-            workload=workload,  # pyright: ignore[reportArgumentType]
-            dtype=dtype,  # pyright: ignore[reportArgumentType]
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            seed=seed,
-            steps=steps,
-        )
-    )
+def _model_trace(question: _Question) -> ModelTrace:
+    return trace_model(question.scenario)
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:

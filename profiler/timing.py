@@ -1,4 +1,7 @@
-"""Seconds by phase: a host clock where work is done when the call returns, events on the stream where it is not."""
+"""Seconds by phase: a host clock where work is done when the call returns, events on the stream where it is not.
+
+A phase that comes more than once between two collections counts as one, its times added up.
+"""
 
 import time
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ class HostClock:
         """Time what runs inside."""
         start = time.perf_counter()
         yield
-        self._seconds[name] = time.perf_counter() - start
+        self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def collect(self) -> dict[str, float]:
         """Seconds of each phase since the last call."""
@@ -30,7 +33,7 @@ class CudaClock:
     """Times phases by events on the current CUDA stream: what the device did, not when the host asked for it."""
 
     def __init__(self) -> None:
-        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
+        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -39,12 +42,12 @@ class CudaClock:
         start.record()
         yield
         end.record()
-        self._events[name] = (start, end)
+        self._events.setdefault(name, []).append((start, end))
 
     def collect(self) -> dict[str, float]:
         """Seconds of each phase since the last call, once the device has finished them."""
         torch.cuda.synchronize()
-        seconds = {name: start.elapsed_time(end) / 1000 for name, (start, end) in self._events.items()}
+        seconds = {name: sum(start.elapsed_time(end) for start, end in pairs) / 1000 for name, pairs in self._events.items()}
         self._events = {}
         return seconds
 

@@ -21,7 +21,7 @@ from .metacache import MetaCache
 from .sources import Source, Sources
 from .values import compute_values, value_of
 
-Phase = Literal["build", "forward", "backward", "step", "zero_grad"]
+Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
 Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "input"]
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default

@@ -1,21 +1,23 @@
 """Training traced in two recordings: the model's part once for all optimizers, the optimizer's part once each.
 
-A step is forward, backward, `step`, `zero_grad`. The model's recording stops where gradients stand; the optimizer's takes them over by
-their allocation numbers, so that laid end to end the two are the stream of one run.
+A step is forward, backward, clipping, `step`, `zero_grad`. The model's recording stops where gradients stand; the optimizer's takes them
+over by their allocation numbers, so that laid end to end the two are the stream of one run.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece, build
 
+from .iteration import Iteration
 from .kernels import cuda_kernels
 from .state import StateBytes, owned_state_tensors, state_bytes
-from .trace import Allocations, Recorder, Segment
+from .trace import Allocations, Phase, Recorder, Segment
 from .values import with_value
 
 
@@ -74,6 +76,13 @@ class OptimizerTrace:
     state_numbers: frozenset[int]
 
 
+def without_optimizer(scenario: Scenario) -> Scenario:
+    """The scenario with every field at its default that the model's trace does not depend on."""
+    usual = Scenario(model=scenario.model)
+    names = ("optimizer", "options", "implementation", "device", "alloc_conf")
+    return replace(scenario, **{name: getattr(usual, name) for name in names})
+
+
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
     workpiece = build(scenario, "meta")
@@ -84,7 +93,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
             recorder.allocate(parameter, "parameter")
         batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
     layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
-    steps = _train(recorder, workpiece, batch, scenario.steps) if batch else [_hold_gradients(recorder, parameters)]
+    steps = _train(recorder, scenario, workpiece, batch) if batch else [_hold_gradients(recorder, parameters)]
     return ModelTrace(
         allocations=recorder.allocations,
         build=recorder.segments[0],
@@ -96,8 +105,13 @@ def trace_model(scenario: Scenario) -> ModelTrace:
     )
 
 
-def trace_optimizer(model: ModelTrace, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], *, clear: bool) -> OptimizerTrace:
-    """Record the optimizer that `make` builds, stepping on the gradients of the model's trace; `clear` runs zero_grad after each step."""
+def trace_optimizer(
+    model: ModelTrace, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], scenario: Scenario
+) -> OptimizerTrace:
+    """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
+
+    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step.
+    """
     recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True)
     storages: dict[int, torch.UntypedStorage] = {}
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
@@ -111,9 +125,9 @@ def trace_optimizer(model: ModelTrace, make: Callable[[list[torch.nn.Parameter]]
             optimizer.step()
         steps.append(recorder.segments[-1:])
         numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
-        if clear:
+        if scenario.workload == "train":
             with recorder.phase("zero_grad"):
-                optimizer.zero_grad()
+                optimizer.zero_grad(scenario.set_to_none)
             steps[-1] = recorder.segments[-2:]
     return OptimizerTrace(
         allocations=recorder.allocations,
@@ -160,17 +174,23 @@ def _enter(recorder: Recorder, workpiece: Workpiece) -> dict[str, Any]:
     return batch
 
 
-def _train(recorder: Recorder, workpiece: Workpiece, batch: dict[str, Any], steps: int) -> list[_Step]:
+def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: dict[str, Any]) -> list[_Step]:
+    parameters = list(workpiece.model.parameters())
+    # It owns the gradients and is never stepped: what it would do is the other recording's.
+    owner = torch.optim.SGD([parameter for parameter in parameters if parameter.requires_grad], lr=0.0)
+
+    def phase(name: str) -> AbstractContextManager[None]:
+        return recorder.phase("forward", "activation") if name == "forward" else recorder.phase(cast(Phase, name))
+
     found = []
     with cuda_kernels():
-        for _ in range(steps):
-            with recorder.phase("forward", "activation"):
-                loss = workpiece.loss(batch)
-            with recorder.phase("backward"):
-                loss.backward()
-                del loss
-            found.append((recorder.segments[-2:], _gradients(recorder, list(workpiece.model.parameters()))))
-            workpiece.model.zero_grad()
+        iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
+        for _ in range(scenario.steps):
+            seen = len(recorder.segments)
+            iteration.gradients()
+            found.append((recorder.segments[seen:], _gradients(recorder, parameters)))
+            if scenario.set_to_none:
+                owner.zero_grad()
     return found
 
 
@@ -185,9 +205,11 @@ def _gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> list
 
 
 def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[TensorLayout | None]) -> None:
+    """Give each parameter its gradient, but for one that a zero_grad has left where it is to be."""
     storages: dict[int, torch.UntypedStorage] = {}
     for parameter, layout in zip(parameters, layouts, strict=True):
-        if layout is not None:
+        held = parameter.grad is not None and layout is not None and recorder.number(parameter.grad) == layout.number
+        if layout is not None and not held:
             parameter.grad = _adopt(recorder, layout, storages)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from profiler.record import Record
 
-from .labels import labels, optimizer_key
+from .labels import labels, model_traits, optimizer_key
 
 # Two series closer than this at every model they share would be drawn one over the other.
 COINCIDENT = 0.03
@@ -43,12 +43,12 @@ def curves(records: Sequence[Record]) -> list[Series]:
         point = _point(record)
         if point is None:
             continue
-        # A model without a family is a group of its own.
+        # A model without a family is a group of its own, and so is each part of it that is trained.
         group = (
             names[optimizer_key(record.scenario)],
             record.scenario.dtype,
             record.model_family,
-            "" if record.model_family else point.model,
+            " ".join(("" if record.model_family else point.model, *model_traits(record.scenario))),
         )
         points = groups.setdefault(group, {})
         # What was measured is drawn before what was simulated.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from profiler.record import Memory, Record
 from scenarios.spec import Scenario
 
-from .labels import OptimizerKey, labels, optimizer_key
+from .labels import OptimizerKey, labels, model_traits, optimizer_key, training_traits
 from .times import Spread
 
 
@@ -18,17 +18,26 @@ class Setting:
     dtype: str
     batch_size: int
     sequence_length: int | None
+    model_traits: tuple[str, ...] = ()
+    training_traits: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, scenario: Scenario) -> "Setting":
         """The setting that a scenario asks for."""
-        return cls(model=scenario.model, dtype=scenario.dtype, batch_size=scenario.batch_size, sequence_length=scenario.sequence_length)
+        return cls(
+            model=scenario.model,
+            dtype=scenario.dtype,
+            batch_size=scenario.batch_size,
+            sequence_length=scenario.sequence_length,
+            model_traits=model_traits(scenario),
+            training_traits=training_traits(scenario),
+        )
 
     @property
     def traits(self) -> tuple[str, ...]:
         """The setting but for its model, in words."""
         length = () if self.sequence_length is None else (f"{self.sequence_length:,} tokens",)
-        return self.dtype, f"batch {self.batch_size}", *length
+        return *self.model_traits, self.dtype, f"batch {self.batch_size}", *length, *self.training_traits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,27 @@ def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
     return {key: _label(key, options) for key in options}
 
 
+def model_traits(scenario: Scenario) -> tuple[str, ...]:
+    """What the scenario trains of its model, where that is not all of the published one: n_layer=24, LoRA of rank 8."""
+    rank = scenario.lora_rank
+    return (*(f"{key}={_plain(value)}" for key, value in scenario.config.items()), *((f"LoRA of rank {rank}",) if rank else ()))
+
+
+def training_traits(scenario: Scenario) -> tuple[str, ...]:
+    """How the scenario trains, where that is not torch's usual way: bf16 autocast, checkpointed, 4 micro-batches."""
+    named = (
+        (scenario.amp, f"{scenario.amp} autocast"),
+        (scenario.checkpointing, "checkpointed"),
+        (scenario.attention != "sdpa", f"{scenario.attention} attention"),
+        (scenario.micro_batches > 1, f"{scenario.micro_batches} micro-batches"),
+        (scenario.max_grad_norm, f"clipped to {scenario.max_grad_norm}"),
+        (not scenario.set_to_none, "gradients kept"),
+        (scenario.gpu, f"on {scenario.gpu}"),
+        (scenario.alloc_conf, scenario.alloc_conf),
+    )
+    return tuple(text for applies, text in named if applies)
+
+
 def byte_options(options: Mapping[str, Any]) -> str:
     """The options that decide the bytes of the state: "momentum=0.9"; empty where there are none."""
     return ", ".join(f"{name}={_plain(options[name])}" for name in BYTE_OPTIONS if name in options)

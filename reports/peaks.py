@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from .entries import Entry
 
 # The order of a stack: what the model brings first, then the optimizer's, then what comes and goes.
-CATEGORIES = ("parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "input")
+CATEGORIES = ("parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from .entries import Entry, failures
+from .entries import Entry, Setting, failures
 from .findings import Findings
 from .labels import byte_options
 from .reproduction import Reproduced
@@ -57,7 +57,7 @@ def failure_table(findings: Findings) -> Table:
     rows = []
     for record in failures(findings.records):
         scenario = record.scenario
-        where = f"{conditions(record)}, {scenario.workload}, {scenario.dtype}, batch {scenario.batch_size}"
+        where = ", ".join((conditions(record), scenario.workload, *Setting.of(scenario).traits))
         cells = (scenario.optimizer, scenario.model, where, record.outcome, record.error or NOTHING)
         rows.append(tuple(Cell(text=text) for text in cells))
     return Table(head=("optimizer", "model", "scenario", "outcome", "error"), rows=tuple(rows))

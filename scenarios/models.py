@@ -3,12 +3,15 @@
 The configurations are those of the published checkpoints; everything else is the default of transformers.
 """
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
 DEFAULT_SEQUENCE_LENGTH = 1024
+# What the architectures call the longest sequence.
+_POSITIONS = ("n_positions", "max_position_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +97,10 @@ def describe(name: str) -> ModelEntry | None:
     return _CATALOGUE[name]
 
 
-def family_name(name: str) -> str | None:
-    """The family that a catalogue's model belongs to; None for `module:factory`."""
+def family_name(name: str, config: Mapping[str, Any] | None = None) -> str | None:
+    """The family that a catalogue's model belongs to; None for `module:factory`, and for a model with a configuration of its own."""
     entry = describe(name)
-    return entry.family if entry else None
+    return entry.family if entry and not config else None
 
 
 def family(name: str) -> tuple[str, ...]:
@@ -128,8 +131,8 @@ def attention(name: str, config: Mapping[str, Any]) -> dict[str, int]:
     return {"num_embeds": width, "num_heads": heads}
 
 
-def sequence_length(name: str, requested: int | None) -> int | None:
-    """Tokens in a sequence: what was asked for, else 1024; ValueError when the model has fewer positions.
+def sequence_length(name: str, requested: int | None, config: Mapping[str, Any] | None = None) -> int | None:
+    """Tokens in a sequence: what was asked for, else 1024; ValueError when the model, with `config` laid over its own, has fewer positions.
 
     None for images, and for `module:factory` unless it was asked for.
     """
@@ -140,6 +143,33 @@ def sequence_length(name: str, requested: int | None) -> int | None:
         if requested is not None:
             raise ValueError(f"{name} reads images and has no sequence length, got {requested}; leave it out")
         return None
-    if requested is not None and requested > entry.positions:
-        raise ValueError(f"{name} has {entry.positions} positions, got a sequence length of {requested}; ask for at most that")
-    return requested or min(DEFAULT_SEQUENCE_LENGTH, entry.positions)
+    positions = next((config[key] for key in _POSITIONS if config and key in config), entry.positions)
+    if requested is not None and requested > positions:
+        raise ValueError(f"{name} has {positions} positions, got a sequence length of {requested}; ask for at most that")
+    return requested or min(DEFAULT_SEQUENCE_LENGTH, positions)
+
+
+def read_config(pairs: Iterable[str]) -> dict[str, Any]:
+    """What a configuration is to say instead, from texts such as `n_layer=24`; ValueError for one that does not read so.
+
+    Values are Python literals; true, false and none may be written in any case, and other words are strings.
+    """
+    config: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not key.isidentifier() or not value:
+            raise ValueError(f"a configuration entry is written key=value, as in n_layer=24, got {pair!r}")
+        if key in config:
+            raise ValueError(f"configuration entry {key!r} is given twice")
+        config[key] = _value(value)
+    return config
+
+
+def _value(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

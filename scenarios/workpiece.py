@@ -5,6 +5,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from . import models
 from .spec import Scenario
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +41,68 @@ def build(scenario: Scenario, device: str) -> Workpiece:
     """The scenario's model and batch on `device` ("meta" holds no data); weights and batch are random from the scenario's seed.
 
     Whole-number inputs (token ids, labels) are on the CPU and small: their values steer model code, and a caller moves them.
+    Raises ValueError for what the model does not take: an unknown configuration key, checkpointing, another attention.
     """
     torch.manual_seed(scenario.seed)
     entry = models.describe(scenario.model)
     if entry is None:
-        return _own(scenario, device)
-    model = _from_configuration(entry, DTYPES[scenario.dtype], device)
-    return Workpiece(model=model, batch=_batch(entry, scenario, device))
+        model, batch = _own(scenario, device)
+    else:
+        model, batch = _from_configuration(entry, scenario, device), _batch(entry, scenario, device)
+    if scenario.checkpointing:
+        _enable_checkpointing(scenario.model, model)
+    return Workpiece(model=model, batch=batch)
 
 
-def _from_configuration(entry: models.ModelEntry, dtype: torch.dtype, device: str) -> torch.nn.Module:
+def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: str) -> torch.nn.Module:
     import transformers
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    config = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
+    usual = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
+    for key in scenario.config:
+        if not hasattr(usual, key):
+            raise ValueError(f"{_unknown_key(key, list(usual.to_dict()))} in the configuration of {scenario.model}")
+    attention = {} if scenario.attention == "sdpa" else {"attn_implementation": scenario.attention}
+    if attention and entry.architecture == "resnet":
+        raise ValueError(f"{scenario.model} has no attention, got {scenario.attention!r}; leave it out")
     auto = transformers.AutoModelForImageClassification if entry.positions is None else transformers.AutoModelForCausalLM
-    with torch.device(device):
-        return auto.from_config(config, dtype=dtype).train()
+    try:
+        config = transformers.AutoConfig.for_model(entry.architecture, **{**entry.config, **scenario.config})
+        with torch.device(device):
+            return auto.from_config(config, dtype=DTYPES[scenario.dtype], **attention).train()
+    except Exception as error:
+        # transformers raises many kinds for values that do not go together.
+        if not scenario.config:
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{scenario.model} cannot be built with {dict(scenario.config)}: {reason}") from error
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    near = get_close_matches(key, known, n=3)
+    return f"no {key!r}{' (near: ' + ', '.join(near) + ')' if near else ''}"
+
+
+def _enable_checkpointing(name: str, model: torch.nn.Module) -> None:
+    """Recompute each layer in the backward pass, the way that does not re-enter autograd, as transformers' Trainer asks for."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable", None)
+    if enable is None:
+        raise ValueError(f"{name} has no method gradient_checkpointing_enable; give its class one, or leave checkpointing out")
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be checkpointed: {error}") from error
 
 
 def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[str, torch.Tensor]:
-    size = scenario.batch_size
+    size, config = scenario.batch_size, {**entry.config, **scenario.config}
     if entry.positions is None:
-        pixels = torch.randn(size, 3, 224, 224, dtype=DTYPES[scenario.dtype], device=device)
-        return {"pixel_values": pixels, "labels": torch.randint(entry.config["num_labels"], (size,))}
-    length = models.sequence_length(scenario.model, scenario.sequence_length)
+        side = config.get("image_size", 224)
+        pixels = torch.randn(size, config.get("num_channels", 3), side, side, dtype=DTYPES[scenario.dtype], device=device)
+        return {"pixel_values": pixels, "labels": torch.randint(config["num_labels"], (size,))}
+    length = models.sequence_length(scenario.model, scenario.sequence_length, scenario.config)
     assert length is not None
-    tokens = torch.randint(32_000, (size, length))
+    tokens = torch.randint(config.get("vocab_size", 32_000), (size, length))
     return {"input_ids": tokens, "labels": tokens}
 
 
@@ -81,16 +117,20 @@ def load_factory(name: str) -> Callable[..., Any]:
 
 def _asked(scenario: Scenario, factory: Callable[..., Any]) -> dict[str, Any]:
     takes = inspect.signature(factory).parameters
-    for name, usual in (("batch_size", 1), ("sequence_length", None)):
+    for name, usual in (("batch_size", 1), ("sequence_length", None), ("attention", "sdpa")):
         if name not in takes and getattr(scenario, name) != usual:
             raise ValueError(f"model {scenario.model!r} takes no {name}, got {getattr(scenario, name)}; leave it out")
-    return {name: getattr(scenario, name) for name in ("batch_size", "sequence_length") if name in takes}
+    for key in scenario.config:
+        if key not in takes:
+            raise ValueError(f"{_unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}")
+    sizes = {name: getattr(scenario, name) for name in ("batch_size", "sequence_length", "attention") if name in takes}
+    return {**sizes, **scenario.config}
 
 
-def _own(scenario: Scenario, device: str) -> Workpiece:
+def _own(scenario: Scenario, device: str) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """Call `module:factory`: it returns a model, or a model and its batch, a mapping of forward's arguments.
 
-    A factory that takes `batch_size` or `sequence_length` is given the scenario's.
+    A factory that takes `batch_size`, `sequence_length` or `attention` is given the scenario's, and the scenario's `config` as it is.
     """
     factory = load_factory(scenario.model)
     with torch.device(device):
@@ -102,4 +142,4 @@ def _own(scenario: Scenario, device: str) -> Workpiece:
         raise ValueError(f"the batch of {scenario.model!r} must be a mapping of forward's arguments, got {type(batch).__name__}")
     if scenario.workload == "train" and not batch:
         raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
-    return Workpiece(model=model.to(device=device, dtype=DTYPES[scenario.dtype]).train(), batch=batch)
+    return model.to(device=device, dtype=DTYPES[scenario.dtype]).train(), batch

@@ -130,12 +130,14 @@ def test_the_full_options_are_hyper_parameters_only() -> None:
 
 
 def test_an_implementation_is_chosen_by_name() -> None:
-    assert optimizers.implementations("adamw") == ("loop", "foreach")
+    assert optimizers.implementations("adamw") == ("loop", "foreach", "fused")
     loop, foreach, free = (optimizers.create("adamw", params(), implementation=way).defaults for way in ("loop", "foreach", None))
     assert (loop["foreach"], loop["fused"]) == (False, False)
     assert (foreach["foreach"], foreach["fused"]) == (True, False)
     assert (free["foreach"], free["fused"]) == (None, None)
+    assert optimizers.create("adamw", params(), implementation="fused").defaults["fused"] is True
     assert optimizers.create("sm3", params(), implementation="foreach").defaults["foreach"] is True
+    assert optimizers.implementations("sm3") == ("loop", "foreach", "compiled")
 
 
 @pytest.mark.usefixtures("mine")
@@ -150,10 +152,10 @@ def test_an_optimizer_with_one_implementation_has_the_loop() -> None:
     name = "torch.optim:LBFGS"
     assert optimizers.implementations(name) == ("loop",)
     optimizers.create(name, params(), implementation="loop")
-    for way in ("foreach", "compiled"):
+    for way in ("foreach", "fused", "compiled"):
         with pytest.raises(ValueError, match=f"no {way} implementation"):
             optimizers.create(name, params(), implementation=way)
-    with pytest.raises(ValueError, match="must be one of loop, foreach, compiled, got 'fast'"):
+    with pytest.raises(ValueError, match="must be one of loop, foreach, fused, compiled, got 'fast'"):
         optimizers.create(name, params(), implementation="fast")  # pyright: ignore[reportArgumentType]
 
 

@@ -46,6 +46,23 @@ def test_a_scenario_says_every_hyper_parameter():
     assert scenario.sequence_length == 1024
 
 
+def test_how_to_train_is_asked_of_every_scenario():
+    asked = {
+        "amp": "bf16",
+        "micro_batches": 4,
+        "max_grad_norm": 1.0,
+        "set_to_none": False,
+        "checkpointing": True,
+        "attention": "eager",
+        "lora_rank": 8,
+        "config": {"n_layer": 2},
+        "alloc_conf": "expandable_segments:True",
+    }
+    scenarios = plan(Comparison(models=["gpt2"], optimizers=["adamw"], **asked))  # pyright: ignore[reportArgumentType]
+    assert summary(scenarios) == [("sim", "train", "gpt2", "adamw"), ("sim", "state", "gpt2", "adamw"), ("cpu", "train", "gpt2", "adamw")]
+    assert all({name: getattr(scenario, name) for name in asked} == asked for scenario in scenarios)
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [

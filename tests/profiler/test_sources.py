@@ -103,7 +103,9 @@ def test_a_module_that_raises_leaves_no_trace():
 
 def test_state_is_called_by_its_key_and_its_parameter():
     model = trace_model(Scenario(model="gpt2", sequence_length=8))
-    found = trace_optimizer(model, lambda parameters: optimizers.create("adamw", parameters, implementation="foreach"), clear=True)
+    found = trace_optimizer(
+        model, lambda parameters: optimizers.create("adamw", parameters, implementation="foreach"), Scenario(model="gpt2")
+    )
     state = [source for source, of in zip(found.allocations.sources, found.allocations.categories, strict=True) if of == "optimizer_state"]
     assert {source.module for source in state} == {f"{key} of {name}" for key in ("exp_avg", "exp_avg_sq") for name in model.names}
     assert {source.op for source in state} == {"aten::zeros_like"}

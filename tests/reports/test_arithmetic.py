@@ -81,6 +81,32 @@ def test_settings_are_named_by_what_tells_them_apart(simulated):
     assert list(setting_names([entry.setting for entry in found]).values()) == ["tiny · fp32", "tiny · bf16", "other"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"amp": "bf16"}, "bf16 autocast"),
+        ({"checkpointing": True}, "checkpointed"),
+        ({"attention": "eager"}, "eager attention"),
+        ({"micro_batches": 4}, "4 micro-batches"),
+        ({"max_grad_norm": 1.0}, "clipped to 1.0"),
+        ({"set_to_none": False}, "gradients kept"),
+        ({"config": {"n_layer": 24}}, "n_layer=24"),
+        ({"lora_rank": 8}, "LoRA of rank 8"),
+        ({"gpu": "A100-80"}, "on A100-80"),
+        ({"alloc_conf": "expandable_segments:True"}, "expandable_segments:True"),
+    ],
+)
+def test_one_way_of_training_is_never_joined_with_another_and_is_told(simulated, asked: dict[str, object], told: str):
+    found = entries([simulated("adamw"), simulated("adamw", **asked)])
+    assert list(setting_names([entry.setting for entry in found]).values()) == ["tiny", f"tiny · {told}"]
+    assert told in found[1].setting.traits
+
+
+def test_a_model_trained_in_part_has_a_curve_of_its_own(simulated):
+    found = curves([simulated("adamw"), simulated("adamw", lora_rank=8, state=80)])
+    assert [[point.state_bytes for point in one.points] for one in found] == [[8_000], [80]]
+
+
 def test_savings_are_bytes_factor_and_share(simulated):
     rows = savings(entries([simulated("adamw"), simulated("sgd-sai"), simulated("sm3"), simulated("huge", state=12_000)]))
     assert [row.saved_bytes for row in rows] == [0, 4_000, 7_992, -4_000]

@@ -44,6 +44,44 @@ def test_a_model_for_real_has_the_dtype_and_is_in_training_mode():
     assert workpiece.loss(workpiece.batch).isfinite()
 
 
+def test_a_configuration_entry_takes_the_place_of_the_published_one():
+    model = build(Scenario(model="gpt2", config={"n_layer": 2, "n_positions": 64, "vocab_size": 100}, sequence_length=64), "meta").model
+    layer = 12 * 768**2 + 13 * 768
+    assert sum(p.numel() for p in model.parameters()) == 2 * layer + (100 + 64 + 2) * 768
+
+
+def test_positions_of_a_configuration_are_the_limit():
+    assert models.sequence_length("gpt2", None, {"n_positions": 64}) == 64
+    assert models.sequence_length("llama2-7b", 8192, {"max_position_embeddings": 8192}) == 8192
+    with pytest.raises(ValueError, match="gpt2 has 64 positions, got a sequence length of 65"):
+        models.sequence_length("gpt2", 65, {"n_positions": 64})
+
+
+def test_configuration_entries_are_read_from_text():
+    read = models.read_config(["n_layer=24", "activation_function = gelu_new", "attn_pdrop=0.0", "use_cache=False", "hidden_sizes=[1, 2]"])
+    assert read == {"n_layer": 24, "activation_function": "gelu_new", "attn_pdrop": 0.0, "use_cache": False, "hidden_sizes": [1, 2]}
+
+
+@pytest.mark.parametrize("pair", ["n_layer", "=3", "n_layer=", "n layer=3"])
+def test_a_configuration_entry_that_does_not_read_is_refused(pair: str):
+    with pytest.raises(ValueError, match="a configuration entry is written key=value"):
+        models.read_config([pair])
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"config": {"n_layers": 2}}, r"no 'n_layers' \(near: n_layer\) in the configuration of gpt2"),
+        ({"config": {"n_head": 7}}, "gpt2 cannot be built with {'n_head': 7}: "),
+        ({"model": "resnet18", "attention": "eager"}, "resnet18 has no attention, got 'eager'; leave it out"),
+        ({"model": "resnet18", "checkpointing": True}, "resnet18 cannot be checkpointed: "),
+    ],
+)
+def test_what_a_model_does_not_take_is_told(asked: dict[str, object], told: str):
+    with pytest.raises(ValueError, match=told):
+        build(Scenario(**{"model": "gpt2", **asked}), "meta")  # pyright: ignore[reportArgumentType]
+
+
 def test_the_seed_decides_weights_and_batch():
     first, again, other = (build(Scenario(model="resnet18", seed=seed), "cpu") for seed in (1, 1, 2))
     weights = [next(w.model.parameters()) for w in (first, again, other)]
@@ -88,6 +126,7 @@ def sized(batch_size, sequence_length=5): return Net(), {"x": torch.ones(batch_s
 def ready(): return Net(), {"x": torch.ones(3, 4)}
 def nothing(): return 7
 def listed(): return Net(), [1]
+def wide(width=4): return torch.nn.Linear(width, 1), {"input": torch.ones(2, width)}
 """
     )
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
@@ -120,6 +159,18 @@ def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(modul
 def test_a_factory_that_does_not_fit_is_told_why(module_of_mine: str, factory: str, told: str):
     with pytest.raises(ValueError, match=told):
         build(Scenario(model=f"{module_of_mine}:{factory}"), "meta")
+
+
+def test_a_factory_is_given_the_configuration_and_refuses_what_it_does_not_take(module_of_mine: str):
+    workpiece = build(Scenario(model=f"{module_of_mine}:wide", config={"width": 9}), "meta")
+    assert sum(p.numel() for p in workpiece.model.parameters()) == 10
+    for asked, told in (
+        ({"config": {"widht": 9}}, r"no 'widht' \(near: width\) among the arguments of model"),
+        ({"checkpointing": True}, "has no method gradient_checkpointing_enable"),
+        ({"attention": "eager"}, "takes no attention, got eager"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            build(Scenario(**{"model": f"{module_of_mine}:wide", **asked}), "meta")
 
 
 def test_a_module_that_is_not_there_is_named():

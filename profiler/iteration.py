@@ -1,0 +1,69 @@
+"""One training step as a scenario asks for it, the same code whether it is traced or measured."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from scenarios import Scenario
+from scenarios.workpiece import DTYPES, Workpiece
+
+
+class Iteration:
+    """Forward, backward and clipping, then the optimizer's step.
+
+    `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when gradients are clipped or unscaled.
+    `optimizer` owns the gradients; `device` is what autocast is asked for.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        workpiece: Workpiece,
+        batch: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer,
+        phase: Callable[[str], AbstractContextManager[None]],
+        device: str,
+    ) -> None:
+        self._scenario = scenario
+        self._workpiece = workpiece
+        self._batch = batch
+        self._optimizer = optimizer
+        self._phase = phase
+        self._autocast = torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
+        # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing else.
+        self._scaler = torch.amp.GradScaler("cpu", enabled=scenario.amp == "fp16")
+        self._scaled = False
+
+    def gradients(self) -> None:
+        """Run every micro-batch forward and backward and leave the gradients that the optimizer is to step on."""
+        if self._scaled:
+            self._scaler.update()
+        for _ in range(self._scenario.micro_batches):
+            with self._phase("forward"):
+                loss = self._loss()
+            with self._phase("backward"):
+                self._scaler.scale(loss).backward()
+                del loss
+        if self._scaler.is_enabled() or self._scenario.max_grad_norm is not None:
+            with self._phase("clip"):
+                self._clip()
+
+    def step(self) -> None:
+        """Take the optimizer's step; with a scaler this waits for the device, to learn whether a gradient is infinite."""
+        with self._phase("step"):
+            self._scaler.step(self._optimizer)
+
+    def _loss(self) -> torch.Tensor:
+        with self._autocast:
+            loss = self._workpiece.loss(self._batch)
+        count = self._scenario.micro_batches
+        return loss / count if count > 1 else loss
+
+    def _clip(self) -> None:
+        self._scaler.unscale_(self._optimizer)
+        self._scaled = self._scaler.is_enabled()
+        if self._scenario.max_grad_norm is not None:
+            parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self._scenario.max_grad_norm)

@@ -1,0 +1,96 @@
+"""A training step as people write it, judged by what torch.profiler saw when the same step ran for real on the CPU."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+import torch.utils.checkpoint
+
+from profiler.iteration import Iteration
+from profiler.kernels import foreach_on_meta
+from profiler.trace import Recorder
+from scenarios import Scenario
+from scenarios.workpiece import Workpiece
+
+
+class Network(torch.nn.Module):
+    """Three layers, each of which may be recomputed in the backward pass."""
+
+    def __init__(self, checkpointing: bool) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(64, 64) for _ in range(3)])
+        self.checkpointing = checkpointing
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            block = torch.nn.Sequential(layer, torch.nn.Tanh())
+            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+        return x.exp().sum()
+
+
+def iterate(scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any], phase: Any) -> None:
+    """Two whole training steps; SGD without momentum allocates nothing of its own."""
+    optimizer = torch.optim.SGD(model.parameters(), foreach=False)
+    iteration = Iteration(scenario, Workpiece(model=model, batch=batch), batch, optimizer, phase, "cpu")
+    for _ in range(2):
+        iteration.gradients()
+        iteration.step()
+        with phase("zero_grad"):
+            optimizer.zero_grad(scenario.set_to_none)
+
+
+def measured(scenario: Scenario) -> list[int]:
+    """Bytes of the CPU's allocations, negative for a free, but for what a device would not hold."""
+    model, x = Network(scenario.checkpointing), torch.randn(16, 64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
+        iterate(scenario, model, {"x": x}, lambda _: torch.profiler.record_function("phase"))
+    assert real.profiler is not None
+    assert real.profiler.kineto_results is not None
+    events = real.profiler.kineto_results.events()
+    found = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
+    random_state = torch.get_rng_state().nbytes
+    return without_scalars([size for size in found if abs(size) != random_state])
+
+
+def without_scalars(stream: list[int]) -> list[int]:
+    """On the CPU an operation with a Python number makes a tensor of it; on a device, none."""
+    return [size for size in stream if abs(size) > 8]
+
+
+def traced(scenario: Scenario) -> list[int]:
+    """The same from a recording."""
+    with torch.device("meta"):
+        model, x = Network(scenario.checkpointing), torch.empty(16, 64)
+    recorder = Recorder(answer_read_backs=True)
+    with recorder.phase("build"):
+        for tensor in (*model.parameters(), x):
+            recorder.allocate(tensor, "parameter")
+    recorder.segments.clear()
+
+    def phase(name: Any) -> AbstractContextManager[None]:
+        return recorder.phase(name)
+
+    with foreach_on_meta():
+        iterate(scenario, model, {"x": x}, phase)
+    nbytes = recorder.allocations.nbytes
+    events = [event for segment in recorder.segments for event in segment.events]
+    return without_scalars([nbytes[event] if event >= 0 else -nbytes[~event] for event in events])
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"micro_batches": 3},
+        {"set_to_none": False},
+        {"micro_batches": 2, "set_to_none": False},
+        {"checkpointing": True},
+        {"checkpointing": True, "micro_batches": 2},
+        {"max_grad_norm": 1.0},
+    ],
+)
+def test_the_events_are_those_of_a_real_run(asked: dict[str, Any]):
+    scenario = Scenario(model="gpt2", **asked)
+    assert traced(scenario) == measured(scenario)
