@@ -64,6 +64,11 @@ class RunStore:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
+    def read_timelines(self, records: Iterable[Record]) -> dict[str, Timeline]:
+        """The timelines that stand beside these records, by the `file_name` of their scenarios."""
+        found = {file_name(record.scenario): self.read_timeline(record.scenario) for record in records if record.origin == "simulated"}
+        return {name: timeline for name, timeline in found.items() if timeline is not None}
+
     def snapshot_path(self, scenario: Scenario) -> Path:
         """Where the snapshot of a scenario's simulation goes, in a folder that is there; OSError when it cannot be made."""
         folder = self.folder / "snapshots"

@@ -14,6 +14,7 @@ def write_report(folder: Path) -> Path:
 
     store = RunStore(folder)
     records = store.read()
+    timelines = store.read_timelines(records)
 
     # matplotlib takes its time to load, and nothing but a report wants it.
     from .figures import draw_all
@@ -21,7 +22,7 @@ def write_report(folder: Path) -> Path:
 
     page = folder / "report.html"
     try:
-        page.write_text(render_page(records, draw_all(records, folder / "figures")), encoding="utf-8")
+        page.write_text(render_page(records, draw_all(records, folder / "figures", timelines), timelines), encoding="utf-8")
         store.write_csv(records)
     except OSError as error:
         # A full disk alone would not say which.

@@ -1,11 +1,13 @@
 """Findings: what a run found, worked out once for every table, picture and page that shows it."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from profiler.record import Record
+from profiler.timeline import Timeline
 
+from .courses import Course, courses
 from .curves import Series, curves
 from .entries import Entry, Setting, entries, setting_names
 from .labels import OptimizerKey, labels
@@ -30,14 +32,15 @@ class Findings:
     savings: Sequence[Saving]
     curves: Sequence[Series]
     peaks: Sequence[Peak]
+    courses: Sequence[Course]
     timings: Sequence[Timing]
     names: dict[Setting, str]
     labels: dict[OptimizerKey, str]
     marks: dict[str, Mark]
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> "Findings":
-        """What these records say."""
+    def of(cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None) -> "Findings":
+        """What these records say, and the timelines of their scenarios by the names of their files."""
         if not records:
             raise ValueError("the run holds no records, so there is nothing to report; run `optprof profile MODEL` again")
         found, called = entries(records), labels(records)
@@ -48,6 +51,7 @@ class Findings:
             savings=savings(found),
             curves=curves(records),
             peaks=peaks(found),
+            courses=courses(found, timelines or {}),
             timings=timings(records),
             names=setting_names([entry.setting for entry in found] or settings),
             labels=called,

@@ -1,12 +1,13 @@
 """Page: one self-contained HTML file that opens offline and asks the network for nothing."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from profiler.record import Record
+from profiler.timeline import Timeline
 
 from .entries import Entry
 from .figures.drawing import Drawing
@@ -16,7 +17,7 @@ from .provenance import ORIGINS, commands, provenance
 from .reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduction
 from .savings import BASELINE, without_baseline
 from .style import INK, LINE, MUTED, PAPER, TRACK
-from .tables import failure_table, key_table, main_table, reproduction_table
+from .tables import block_tables, failure_table, key_table, main_table, reproduction_table
 from .verdict import cards, sources, verdict
 from .words import listed
 
@@ -30,9 +31,9 @@ IMPLEMENTATION_NOTE = (
 )
 
 
-def render_page(records: Sequence[Record], drawings: Sequence[Drawing]) -> str:
+def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timelines: Mapping[str, Timeline] | None = None) -> str:
     """The page of a run as HTML text; every word that comes from a record is escaped."""
-    findings = Findings.of(records)
+    findings = Findings.of(records, timelines)
     environment = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -48,6 +49,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing]) -> str:
         drawings=drawings,
         main=main_table(findings),
         keys=key_table(findings),
+        blocks=block_tables(findings),
         reproduction=_reproduction(records),
         failures=failure_table(findings),
         commands=commands(records),

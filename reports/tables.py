@@ -8,7 +8,7 @@ from .labels import byte_options
 from .reproduction import Reproduced
 from .table import Cell, Table
 from .units import NOTHING, bytes_text, difference_text, exact_text, gib_text, per_parameter_text, percent_text, range_text, seconds_text
-from .words import conditions, origin_text, phase_name, source_text
+from .words import category_name, conditions, course_text, origin_text, phase_name, source_text
 
 
 def main_table(findings: Findings) -> Table:
@@ -44,6 +44,26 @@ def key_table(findings: Findings) -> Table:
             rows.append((name, Cell(text=findings.names[entry.setting]), Cell(text=key), Cell(text=dtype), _bytes(count), share))
     head = ("optimizer", "model", "key", "dtype", "bytes", "share of the state")
     return _without_lone_model(findings, Table(head=head, rows=tuple(rows)))
+
+
+def block_tables(findings: Findings) -> list[tuple[str, Table]]:
+    """The largest blocks at each peak, under a line that names the optimizer and the moment."""
+    head = ("holds", "block", "asked for by", "operation", "line", "allocated in")
+    several = len(findings.names) > 1
+    found = []
+    for course in findings.courses:
+        where = f" on {findings.names[course.entry.setting]}" if several else ""
+        rows = [
+            (
+                Cell(text=category_name(block.category)),
+                _bytes(block.block_bytes),
+                *(Cell(text=text or NOTHING) for text in (block.module, block.op, block.line)),
+                Cell(text=f"{phase_name(block.phase)}, training step {block.step}" if block.step else phase_name(block.phase)),
+            )
+            for block in course.timeline.largest
+        ]
+        found.append((f"{course.entry.label}{where}: {course_text(course)}", Table(head=head, rows=tuple(rows))))
+    return found
 
 
 def reproduction_table(rows: Sequence[Reproduced]) -> Table:

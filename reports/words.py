@@ -4,10 +4,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from profiler.record import Record
 
+from .courses import Course
 from .peaks import Peak
 from .savings import Saving
 from .times import Spread, Timing
-from .units import factor_text, gib_text, percent_text, range_text, seconds_text
+from .units import bytes_text, factor_text, gib_text, percent_text, range_text, seconds_text
 
 DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
 PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
@@ -38,6 +39,24 @@ def peak_text(row: Peak) -> str:
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
     reserved = f" · {gib_text(row.reserved)} reserved" if row.reserved is not None else ""
     return f"{gib_text(row.allocated)} GiB{phase}{reserved}"
+
+
+def course_text(course: Course) -> str:
+    """The peak of a course: 29.656 GiB in step · 31.375 reserved."""
+    timeline = course.timeline
+    phase = phase_name(timeline.peak_stretch.phase)
+    return f"{gib_text(timeline.peak_allocated)} GiB in {phase} · {gib_text(max(timeline.reserved))} reserved"
+
+
+def fragmentation_text(course: Course) -> str:
+    """A sentence on the peak of a course: what the allocator has in hand beyond it."""
+    timeline = course.timeline
+    stretch, spare = timeline.peak_stretch, timeline.fragmentation[timeline.peak]
+    share = percent_text(spare, timeline.reserved[timeline.peak])
+    return (
+        f"{course.entry.label} holds most: {gib_text(timeline.peak_allocated)} GiB in {phase_name(stretch.phase)} of training step "
+        f"{stretch.step}, where {bytes_text(spare)} ({share}) of what is reserved is not in use."
+    )
 
 
 def category_name(category: str) -> str:

@@ -1,9 +1,10 @@
 """Figures: the pictures of a run, as PNG files and as SVG for pages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from profiler.record import Record
+from profiler.timeline import Timeline
 
 from ..findings import Findings
 from .drawing import Drawing
@@ -12,16 +13,17 @@ from .peak_bars import draw_peaks
 from .savings_bars import draw_savings
 from .size_curve import draw_sizes
 from .step_times import draw_steps
+from .timelines import draw_timelines
 
 __all__ = ["Drawing", "draw_all"]
 
-PICTURES = (draw_savings, draw_sizes, draw_peaks, draw_steps, draw_iterations)
 
-
-def draw_all(records: Sequence[Record], folder: Path) -> list[Drawing]:
-    """Draw every picture that these records have data for; each is written as a PNG file into the folder and returned."""
-    findings = Findings.of(records)
-    drawings = [drawing for draw in PICTURES if (drawing := draw(findings))]
+def draw_all(records: Sequence[Record], folder: Path, timelines: Mapping[str, Timeline] | None = None) -> list[Drawing]:
+    """Draw every picture that records and timelines have data for; each is written as a PNG file into the folder and returned."""
+    findings = Findings.of(records, timelines)
+    bars, times = (draw_savings, draw_sizes, draw_peaks), (draw_steps, draw_iterations)
+    drawn = [*(draw(findings) for draw in bars), *draw_timelines(findings), *(draw(findings) for draw in times)]
+    drawings = [drawing for drawing in drawn if drawing]
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in drawings:
         (folder / f"{drawing.name}.png").write_bytes(drawing.png)

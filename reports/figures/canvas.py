@@ -128,6 +128,8 @@ class Canvas:
             self.block(x, y + 0.02, KEY, KEY - 0.04, facecolor=self.frame.colour(TRACK), edgecolor=colour, linewidth=0.7)
         elif key.symbol == "tick":
             self.line((middle, middle), (y, y + KEY), key.colour, 0.2 * size)
+        elif key.symbol == "line":
+            self.line((x, x + KEY), (y + KEY / 2, y + KEY / 2), key.colour, 0.12 * size)
         else:
             style = shape_style(key.symbol, key.colour, filled=key.filled, scheme=self.frame.scheme, size=0.72 * size)
             self.mark(middle, y + KEY / 2, style)

@@ -11,7 +11,7 @@ OPTICAL_SIZE = {"^": 1.12, "v": 1.12, "D": 0.86, "*": 1.4, "p": 1.15, "h": 1.15,
 
 @dataclass(frozen=True)
 class Key:
-    """One item of a legend: a "block" of colour, an "outline", a "tick", or a mark by its shape."""
+    """One item of a legend: a "block" of colour, an "outline", a "tick", a "line", or a mark by its shape."""
 
     symbol: str
     text: str

@@ -1,0 +1,157 @@
+"""Timelines in reports: where a phase stands, which samples a picture shows, and what page and files say."""
+
+import random
+import re
+from dataclasses import replace
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import pytest
+
+from profiler.store import RunStore, file_name
+from profiler.timeline import HeldBlock, Stretch, Timeline
+from reports import write_report
+from reports.courses import Course, bands, courses, phases_held, thinned
+from reports.entries import entries
+from reports.figures import draw_all
+from reports.figures.curve import simplified, stairs
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def timeline():
+    """One step of three phases: 1 GiB of parameters, up to 2 of activations, and 3 of temporaries at the peak."""
+    block = HeldBlock(
+        block_bytes=3 * GIB, requested_bytes=3 * GIB, category="temporary", step=1, phase="backward",
+        module="h.3.mlp.c_fc", op="aten::addmm", line="model.py:12",
+    )  # fmt: skip
+    return Timeline(
+        steps=1,
+        phases=(
+            Stretch(step=1, phase="forward", events=2, samples=3),
+            Stretch(step=1, phase="backward", events=4, samples=2),
+            Stretch(step=1, phase="step", events=0, samples=1),
+        ),
+        places=(0, 1, 2, 1, 4, 0),
+        categories={
+            "parameter": (GIB,) * 6,
+            "activation": (0, GIB, 2 * GIB, 2 * GIB, 0, 0),
+            "temporary": (0, 0, 0, 3 * GIB, 0, 0),
+        },
+        reserved=(2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, 7 * GIB, 7 * GIB),
+        peak=3,
+        largest=(block, replace(block, category="parameter", step=0, phase="build", op="", line="", module="<b>wte</b>")),
+    )
+
+
+@pytest.fixture
+def run(tmp_path, simulated, timeline):
+    """A run of two optimizers, one of them with a timeline."""
+    store = RunStore.create(tmp_path / "run")
+    for record in (simulated("adamw"), simulated("sm3")):
+        store.append(record)
+    store.write_timeline(simulated("adamw").scenario, timeline)
+    return store
+
+
+def test_phases_stand_side_by_side_and_fill_the_width(timeline):
+    found = bands(timeline)
+    assert [(band.left, band.right) for band in found] == [(0, pytest.approx(1 / 3)), (pytest.approx(1 / 3), pytest.approx(2 / 3)),
+                                                           (pytest.approx(2 / 3), pytest.approx(1))]  # fmt: skip
+    assert [list(band.samples) for band in found] == [[0, 1, 2], [3, 4], [5]]
+
+
+def test_a_picture_keeps_the_highest_and_the_lowest_of_a_column(timeline):
+    assert [number for _, number in thinned(timeline, 1_000)] == [0, 1, 2, 3, 4, 5]
+    assert [number for _, number in thinned(timeline, 1)] == [0, 2, 3, 4, 5]
+    noise = random.Random(0)
+    held = tuple(noise.randrange(GIB) for _ in range(5_000))
+    long = replace(
+        timeline,
+        phases=(Stretch(step=1, phase="forward", events=4_999, samples=5_000),),
+        places=tuple(range(5_000)),
+        categories={"temporary": held},
+        reserved=(2 * GIB,) * 5_000,
+        peak=held.index(max(held)),
+    )
+    shown = [number for _, number in thinned(long, 100)]
+    assert len(shown) <= 2 * 101
+    for column in range(100):
+        of_column = range(-(-column * 4_999 // 100), min(-(-(column + 1) * 4_999 // 100), 5_000))
+        kept = [held[number] for number in shown if number in of_column]
+        assert {max(held[number] for number in of_column), min(held[number] for number in of_column)} <= set(kept)
+
+
+def test_what_a_phase_held_at_most(timeline, simulated):
+    course = Course(entry=entries([simulated("adamw")])[0], timeline=timeline)
+    assert [(held.stretch.phase, held.allocated, held.reserved, held.fragmentation) for held in phases_held(course)] == [
+        ("forward", 3 * GIB, 4 * GIB, GIB),
+        ("backward", 6 * GIB, 7 * GIB, 6 * GIB),
+        ("step", GIB, 7 * GIB, 6 * GIB),
+    ]
+
+
+def test_a_timeline_belongs_to_the_scenario_of_its_name(timeline, simulated):
+    found = entries([simulated("adamw"), simulated("sm3")])
+    assert [course.entry.label for course in courses(found, {file_name(simulated("sm3").scenario): timeline})] == ["sm3"]
+
+
+def test_a_value_is_kept_until_the_next_where_that_can_be_seen():
+    assert stairs([0, 0.5, 0.501], [1, 3, 2], 0.01) == [(0, 1), (0.5, 1), (0.5, 3), (0.501, 2), (1.0, 2)]
+
+
+def test_a_simplified_curve_is_nowhere_further_off_than_allowed():
+    noise = random.Random(1)
+    points = [(number / 999, noise.random() * (number % 97 == 0)) for number in range(1_000)]
+    kept = simplified(points, 1.0, 0.01)
+    assert len(kept) < 120
+    assert set(kept) <= set(points)
+    ends = [points.index(point) for point in kept]
+    for first, last in pairwise(ends):
+        start, end = complex(*points[first]), complex(*points[last])
+        for x, y in points[first:last]:
+            # Of a thousand points of the line, the nearest.
+            assert min(abs(complex(x, y) - (start + (end - start) * step / 1_000)) for step in range(1_001)) < 0.0101
+    assert simplified([(0, 0), (0.5, 0.5), (1, 1)], 1.0, 0.001) == [(0, 0), (1, 1)]
+    assert simplified([(0, 0), (0.5, 0.6), (1, 1)], 1.0, 0.001) == [(0, 0), (0.5, 0.6), (1, 1)]
+
+
+def test_the_report_shows_the_course_and_the_largest_blocks(run):
+    page = write_report(run.folder).read_text(encoding="utf-8")
+    assert re.search(r"<h2 id=[^>]*>Memory along the training step", page)
+    assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
+    assert "adamw: 6.000 GiB in backward · 7.000 reserved" in page
+    assert "adamw holds most: 6.000 GiB in backward of training step 1, where 1.000 GiB (14.3 %) of what is reserved is not in use." in page
+    for words in ("h.3.mlp.c_fc", "aten::addmm", "model.py:12", "backward, training step 1", 'title="3,221,225,472 bytes"'):
+        assert words in page
+    assert "<b>wte" not in page
+    assert (run.folder / "figures" / "timeline.png").stat().st_size > 10_000
+
+
+def test_without_timelines_the_report_is_as_it_was(tmp_path, simulated):
+    store = RunStore.create(tmp_path / "run")
+    store.append(simulated("adamw"))
+    page = write_report(store.folder).read_text(encoding="utf-8")
+    assert "Memory along" not in page
+    assert "largest blocks" not in page
+
+
+def test_each_setting_has_a_picture_of_its_own(tmp_path, simulated, timeline):
+    records = [simulated("adamw", model=model) for model in ("tiny", "small")]
+    timelines = {file_name(record.scenario): timeline for record in records}
+    drawings = {drawing.name: drawing for drawing in draw_all(records, tmp_path, timelines)}
+    assert drawings["timeline"].title.endswith("tiny")
+    assert drawings["timeline-2"].title.endswith("small")
+    forms = [getattr(drawings["timeline"], form) for form in ("light", "dark", "light_narrow", "dark_narrow")]
+    assert len(set(forms)) == 4
+    for form in forms:
+        assert ElementTree.fromstring(form).tag.endswith("svg")
+        assert "training step 1" in form
+        assert len(form) < 60_000
+
+
+def test_a_broken_timeline_is_one_clear_line(run):
+    next(run.timelines_path.iterdir()).write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match=r"tiny-adamw-\w+\.json\.gz: not a timeline"):
+        write_report(run.folder)
