@@ -74,6 +74,7 @@ class ExpandableSegments:
         nbytes = -(-size // handle) * handle
         if not self._device.take(nbytes):
             return None
+        self._addresses.map(block.segment + block.offset, nbytes)
         self._forget(block)
         if nbytes < block.size:
             rest = block.split(nbytes)
@@ -107,6 +108,7 @@ class ExpandableSegments:
             pool.add(low)
         block.mapped = False
         self._device.give_back(block.size)
+        self._addresses.unmap(block.segment + block.offset, block.size)
         self._merge_unmapped(block)
 
     def _merge_unmapped(self, block: Block) -> None:

@@ -28,7 +28,7 @@ def run(
         if simulation is not None and simulation.timeline is not None:
             store.write_timeline(scenario, simulation.timeline)
             if snapshots:
-                write_snapshot(store.snapshot_path(scenario), simulation.segments, simulation.allocations)
+                write_snapshot(store.snapshot_path(scenario), scenario, simulation.segments, simulation.allocations)
         store.append(record)
         records.append(record)
     return records

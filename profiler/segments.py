@@ -66,8 +66,26 @@ class Addresses(Protocol):
         """Let the addresses of a segment be used again."""
         ...
 
+    def map(self, address: int, nbytes: int) -> None:
+        """Learn that memory stands behind a run of addresses of an expandable segment."""
+        ...
 
-class Ages:
+    def unmap(self, address: int, nbytes: int) -> None:
+        """Learn that no memory stands behind it any more."""
+        ...
+
+
+class _Unheeding:
+    """What does not care where memory stands behind addresses."""
+
+    def map(self, address: int, nbytes: int) -> None:
+        """Nothing."""
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        """Nothing."""
+
+
+class Ages(_Unheeding):
     """Numbers segments in the order in which they are taken, which orders blocks of equal size from torch 2.13 on."""
 
     def __init__(self) -> None:
@@ -83,7 +101,7 @@ class Ages:
         """A number is never used again."""
 
 
-class LowestAddresses:
+class LowestAddresses(_Unheeding):
     """Addresses as a driver that always takes the lowest gap would give them out."""
 
     def __init__(self) -> None:

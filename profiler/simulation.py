@@ -14,6 +14,7 @@ from .optimizer import make_optimizer
 from .record import Memory, Record, StepEstimate
 from .replay import Replay, replay, until
 from .sampling import sample
+from .segments import Addresses
 from .timeline import Timeline
 from .trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
@@ -41,7 +42,7 @@ def simulate(scenario: Scenario) -> Record:
 
 def run_simulation(scenario: Scenario) -> Simulation:
     """As `simulate`, with the events up to the end or the failure and the timeline beside the record."""
-    allocator = _allocator(scenario)
+    allocator = simulated_allocator(scenario)
     model = _model_trace(_Question(without_optimizer(scenario)))
     optimizer = trace_optimizer(model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario)
     segments, steps = [model.build, optimizer.build], []
@@ -67,12 +68,13 @@ def run_simulation(scenario: Scenario) -> Simulation:
     return Simulation(record=record, segments=segments, allocations=allocations, timeline=timeline)
 
 
-def _allocator(scenario: Scenario) -> CachingAllocator:
-    """The allocator of the scenario's device, which a process enters with its CUDA context."""
+def simulated_allocator(scenario: Scenario, addresses: Addresses | None = None) -> CachingAllocator:
+    """The allocator of the scenario's device, which a process enters with its CUDA context; `addresses` says where segments lie."""
     settings = AllocatorSettings.parse(scenario.alloc_conf)
     if scenario.gpu is None:
-        return CachingAllocator(settings)
-    return CachingAllocator(settings, total=hardware.describe(scenario.gpu).memory_bytes, occupied=hardware.CONTEXT_BYTES)
+        return CachingAllocator(settings, addresses=addresses)
+    total = hardware.describe(scenario.gpu).memory_bytes
+    return CachingAllocator(settings, total=total, occupied=hardware.CONTEXT_BYTES, addresses=addresses)
 
 
 class _Question:

@@ -5,15 +5,19 @@ Sizes of events are the bytes that were asked for, as they are in torch's own; "
 """
 
 import pickle
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .allocator import CachingAllocator
+from scenarios import Scenario
+
+from .allocator_settings import AllocatorSettings
 from .blocks import Block
 from .replay import play
 from .segments import SMALL_SEGMENT
+from .simulation import simulated_allocator
 from .sources import Source
 from .trace import Allocations, Segment
 
@@ -25,96 +29,105 @@ PROTOCOL = 4
 _Frame = dict[str, Any]
 
 
-def write_snapshot(path: Path, segments: Sequence[Segment], allocations: Allocations) -> None:
-    """Replay the stream and write its snapshot as a pickle; OSError names the file when that fails."""
+def write_snapshot(path: Path, scenario: Scenario, segments: Sequence[Segment], allocations: Allocations) -> None:
+    """Replay the stream on the scenario's device and write its snapshot as a pickle; OSError names the file when that fails."""
     try:
         with path.open("wb") as file:
-            pickle.dump(snapshot(segments, allocations), file, protocol=PROTOCOL)
+            pickle.dump(snapshot(scenario, segments, allocations), file, protocol=PROTOCOL)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def snapshot(segments: Sequence[Segment], allocations: Allocations) -> dict[str, Any]:
+def snapshot(scenario: Scenario, segments: Sequence[Segment], allocations: Allocations) -> dict[str, Any]:
     """Every event of the stream, and the segments as they are when it ends."""
-    history = _History()
-    allocator = CachingAllocator(addresses=history)
+    history = _History(expandable=AllocatorSettings.parse(scenario.alloc_conf).expandable_segments)
+    allocator = simulated_allocator(scenario, history)
     blocks: dict[int, Block] = {}
     for segment in segments:
         for event, block in play(segment, allocations, allocator, blocks):
-            number = event if event >= 0 else ~event
-            category, source = allocations.categories[number], allocations.sources[number]
             if event >= 0:
-                history.allocate(number, block, category, _frames(source, segment.phase), segment.phase)
+                frames = _frames(allocations.sources[event], segment.phase)
+                history.allocate(event, block, allocations.categories[event], frames, segment.phase)
             else:
-                history.free(number)
+                history.free(~event)
     return {
-        "segments": [_segment(address, nbytes, history.held(address)) for address, nbytes in history.segments.items()],
+        "segments": history.segments(),
         "device_traces": [history.entries],
         "external_annotations": [],
-        "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": ""},
+        "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": scenario.alloc_conf},
     }
 
 
 class _History:
     """The entries of a device's trace, and what it holds; it also says where segments lie, each behind the last, none twice."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, expandable: bool) -> None:
         self.entries: list[dict[str, Any]] = []
-        self.segments: dict[int, int] = {}
+        self._expandable = expandable
         self._next = FIRST_ADDRESS
-        self._held: dict[int, dict[int, dict[str, Any]]] = {}
+        # Bytes of each run of memory and the block of each allocation that is in use, by address; the addresses of those by number.
+        self._runs: dict[int, int] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
         self._alive: dict[int, dict[str, Any]] = {}
 
     def take(self, nbytes: int) -> int:
         """The address of a new segment."""
         address = self._next
         self._next += nbytes
-        self.segments[address] = nbytes
-        self._held[address] = {}
-        self._note_segment("segment_alloc", address, nbytes)
+        if not self._expandable:
+            self._runs[address] = nbytes
+            self._note("segment_alloc", address, nbytes)
         return address
 
     def give_back(self, address: int, nbytes: int) -> None:
         """Let a segment go."""
-        del self.segments[address], self._held[address]
-        self._note_segment("segment_free", address, nbytes)
+        if not self._expandable:
+            del self._runs[address]
+            self._note("segment_free", address, nbytes)
+
+    def map(self, address: int, nbytes: int) -> None:
+        """Put memory behind addresses, joined with what stands behind their neighbours."""
+        self._note("segment_map", address, nbytes)
+        nbytes += self._runs.pop(address + nbytes, 0)
+        before = next((start for start, size in self._runs.items() if start + size == address), address)
+        self._runs[before] = self._runs.get(before, 0) + nbytes
+
+    def unmap(self, address: int, nbytes: int) -> None:
+        """Take memory from addresses, out of the run that they lie in."""
+        self._note("segment_unmap", address, nbytes)
+        start, size = next((start, size) for start, size in self._runs.items() if start <= address < start + size)
+        del self._runs[start]
+        for low, high in ((start, address), (address + nbytes, start + size)):
+            if low < high:
+                self._runs[low] = high - low
 
     def allocate(self, number: int, block: Block, category: str, frames: list[_Frame], phase: str) -> None:
         """Note that a block was handed out."""
         address = block.segment + block.offset
-        entry = {
-            "action": "alloc",
-            "addr": address,
-            "size": block.requested,
-            "stream": 0,
-            "frames": frames,
-            "category": category,
-            "user_metadata": _metadata(phase, block.size),
-        }
+        known = {"frames": frames, "category": category, "user_metadata": _metadata(phase, block.size)}
+        entry = {"action": "alloc", "addr": address, "size": block.requested, "stream": 0, **known}
         self.entries.append(entry)
-        self._alive[number] = {"segment": block.segment, "block_bytes": block.size, "entry": entry}
-        self._held[block.segment][address] = {
-            "address": address,
-            "size": block.size,
-            "requested_size": block.requested,
-            "state": "active_allocated",
-            "frames": frames,
-            "category": category,
-        }
+        self._alive[number] = entry
+        sizes = {"size": block.size, "requested_size": block.requested}
+        self._blocks[address] = {"address": address, **sizes, "state": "active_allocated", **known}
 
     def free(self, number: int) -> None:
         """Note that the block of an allocation came back."""
-        alive = self._alive.pop(number)
-        address = alive["entry"]["addr"]
-        del self._held[alive["segment"]][address]
-        for action in ("free_requested", "free_completed"):
-            self.entries.append({**alive["entry"], "action": action})
+        entry = self._alive.pop(number)
+        del self._blocks[entry["addr"]]
+        self.entries += [{**entry, "action": action} for action in ("free_requested", "free_completed")]
 
-    def held(self, address: int) -> list[dict[str, Any]]:
-        """The blocks in use of the segment at an address, in order."""
-        return [block for _, block in sorted(self._held[address].items())]
+    def segments(self) -> list[dict[str, Any]]:
+        """The segments as they are now, in the order of their addresses."""
+        held = [self._blocks[address] for address in sorted(self._blocks)]
+        starts = [block["address"] for block in held]
+        found = []
+        for address, nbytes in sorted(self._runs.items()):
+            inside = held[bisect_left(starts, address) : bisect_left(starts, address + nbytes)]
+            found.append(_segment(address, nbytes, inside, expandable=self._expandable))
+        return found
 
-    def _note_segment(self, action: str, address: int, nbytes: int) -> None:
+    def _note(self, action: str, address: int, nbytes: int) -> None:
         # The page stops at a snapshot that has categories and "unknown" not among them.
         entry = {"action": action, "addr": address, "size": nbytes, "stream": 0, "frames": [], "category": "unknown"}
         self.entries.append(entry)
@@ -133,7 +146,7 @@ def _frames(source: Source, phase: str) -> list[_Frame]:
     return [{"filename": filename, "line": number, "name": name} for filename, number, name in stack if name]
 
 
-def _segment(address: int, nbytes: int, held: list[dict[str, Any]]) -> dict[str, Any]:
+def _segment(address: int, nbytes: int, held: list[dict[str, Any]], *, expandable: bool) -> dict[str, Any]:
     """A segment with its blocks in use and what is free between them."""
     blocks, reached = [], address
     for block in [*held, None]:
@@ -155,7 +168,7 @@ def _segment(address: int, nbytes: int, held: list[dict[str, Any]]) -> dict[str,
         "stream": 0,
         "segment_type": "small" if nbytes == SMALL_SEGMENT else "large",
         "segment_pool_id": (0, 0),
-        "is_expandable": False,
+        "is_expandable": expandable,
         "frames": [],
         "blocks": blocks,
     }
