@@ -132,6 +132,72 @@ def profile(
 
 
 @app.command()
+def fit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `optprof list models`, or module:factory.")],
+    optimizers: Optimizers = "adamw,sm3,lamb16,sgd-sai",
+    gpu: Annotated[str | None, typer.Option(help="Names from `optprof list gpus`, as in rtx3090,a100-80.", show_default="all")] = None,
+    batch_size: BatchSize = 1,
+    sequence_length: SequenceLength = None,
+    model_config: ModelConfig = None,
+    dtype: DType = "fp32",
+    amp: Amp = None,
+    micro_batches: MicroBatches = 1,
+    clip_grad_norm: ClipGradNorm = None,
+    keep_gradients: KeepGradients = False,
+    checkpointing: Checkpointing = False,
+    attention: Attention = "sdpa",
+    lora: Lora = None,
+    alloc_conf: AllocConf = "",
+    implementation: Implementation = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page.", show_default="runs/MODEL-fit")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
+    with _one_line_errors(), _results_on_stdout() as stdout:
+        sys.path.append(str(Path.cwd()))
+        import optimizers as catalogue
+        from profiler.fitting import Fitting
+        from profiler.plan import Comparison, plan_fits
+        from reports import write_fit_page
+        from reports.fit_terminal import render_fits
+        from scenarios import hardware
+        from scenarios.models import read_config
+
+        comparison = Comparison(
+            models=[model],
+            optimizers=catalogue.parse_list(optimizers),
+            device="sim",
+            config=read_config(model_config or ()),
+            dtype=dtype,
+            amp=amp,
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            micro_batches=micro_batches,
+            max_grad_norm=clip_grad_norm,
+            set_to_none=not keep_gradients,
+            checkpointing=checkpointing,
+            attention=attention,
+            lora_rank=lora,
+            alloc_conf=alloc_conf,
+            implementation=implementation,
+            seed=seed,
+        )
+        scenarios = plan_fits(comparison, gpu.split(",") if gpu else hardware.available())
+        fitting, fits = Fitting(), []
+        with _progress(len(scenarios)) as started:
+            for place, scenario in enumerate(scenarios):
+                started(place, scenario)
+                fits.append(fitting.fit(scenario, [other for other in scenarios if other.gpu == scenario.gpu]))
+        page = write_fit_page(fits, out or RUNS / f"{model.replace(':', '.')}-fit", ["optprof", *sys.argv[1:]])
+        if as_json:
+            print(json.dumps({"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1), file=stdout)
+        else:
+            render_fits(fits, stdout)
+    print(f"report: {page}", file=sys.stderr)
+
+
+@app.command()
 def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]) -> None:
     """Draw the report of a run again, from its records alone."""
     with _one_line_errors():

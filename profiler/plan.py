@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 
 import optimizers
-from scenarios import Scenario, models
+from scenarios import Scenario, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import load_factory
 
@@ -64,6 +64,14 @@ def plan(comparison: Comparison) -> list[Scenario]:
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 found += _scenarios(replace(comparison, workload="state", sequence_length=None), model, device)
     return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
+
+
+def plan_fits(comparison: Comparison, gpus: Sequence[str]) -> list[Scenario]:
+    """The training steps of a comparison on each of these GPUs; ValueError names the first name or option that is wrong."""
+    for gpu in gpus:
+        hardware.describe(gpu)
+    asked = [scenario for scenario in plan(comparison) if scenario.workload == "train" and scenario.model in comparison.models]
+    return [replace(scenario, gpu=gpu) for gpu in dict.fromkeys(gpus) for scenario in asked]
 
 
 def _devices(asked: str) -> tuple[str, ...]:

@@ -1,8 +1,13 @@
 """Reports: what a run found, as a page, pictures and tables. Reads records and nothing else."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["write_report"]
+if TYPE_CHECKING:
+    from profiler.fits import Fit
+
+__all__ = ["write_fit_page", "write_report"]
 
 
 def write_report(folder: Path) -> Path:
@@ -27,4 +32,17 @@ def write_report(folder: Path) -> Path:
     except OSError as error:
         # A full disk alone would not say which.
         raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
+    return page
+
+
+def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str]) -> Path:
+    """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's path. ValueError for no answers."""
+    import json
+
+    from .fit_page import render_fit_page
+
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "report.html"
+    page.write_text(render_fit_page(fits, command), encoding="utf-8")
+    (folder / "fits.json").write_text(json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", encoding="utf-8")
     return page

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from profiler.record import Memory, Record
+from profiler.record import Memory, Record, StepEstimate
 from scenarios.spec import Scenario
 
 from .labels import OptimizerKey, labels, model_traits, optimizer_key, training_traits
@@ -92,6 +92,11 @@ class Entry:
         """The times of the optimizer's step."""
         samples = (self.times_from.times or {}).get("step") if self.times_from else None
         return Spread.of(samples) if samples else None
+
+    @property
+    def estimate(self) -> StepEstimate | None:
+        """What a step would take on the GPU that the scenario names, None where it names none."""
+        return self.bytes_from.estimate if self.bytes_from else None
 
 
 def entries(records: Sequence[Record]) -> list[Entry]:

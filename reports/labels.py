@@ -22,7 +22,12 @@ def optimizer_key(scenario: Scenario) -> OptimizerKey:
 
 def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
     """A label for each optimizer of a run: its name, then the options that change its bytes or tell it from its namesakes."""
-    options = {optimizer_key(record.scenario): record.scenario.options for record in records}
+    return scenario_labels(record.scenario for record in records)
+
+
+def scenario_labels(scenarios: Iterable[Scenario]) -> dict[OptimizerKey, str]:
+    """The same for scenarios that have no records."""
+    options = {optimizer_key(scenario): scenario.options for scenario in scenarios}
     return {key: _label(key, options) for key in options}
 
 

@@ -14,10 +14,10 @@ from .figures.drawing import Drawing
 from .findings import Findings
 from .icons import icon_path
 from .provenance import ORIGINS, commands, provenance
-from .reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduction
+from .reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
 from .savings import BASELINE, without_baseline
-from .style import INK, LINE, MUTED, PAPER, TRACK
-from .tables import block_tables, failure_table, key_table, main_table, reproduction_table
+from .style import INK, LINE, MUTED, PAPER, TRACK, Mark
+from .tables import block_tables, failure_table, key_table, main_table, reproduction_table, time_table
 from .verdict import cards, sources, verdict
 from .words import listed
 
@@ -34,11 +34,9 @@ IMPLEMENTATION_NOTE = (
 def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timelines: Mapping[str, Timeline] | None = None) -> str:
     """The page of a run as HTML text; every word that comes from a record is escaped."""
     findings = Findings.of(records, timelines)
-    environment = Environment(
-        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"data_uri": _data_uri, "icon_path": icon_path}
-    return environment.get_template("report.html.j2").render(
+    return styled_page(
+        "report.html.j2",
+        findings.marks,
         title=f"What an optimizer costs on {listed(findings.models)}",
         context=findings.context,
         sources=sources(findings),
@@ -55,8 +53,19 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         commands=commands(records),
         provenance=provenance(records),
         origins=ORIGINS,
-        marks=findings.marks,
-        classes={label: f"mark-{number}" for number, label in enumerate(findings.marks)},
+    )
+
+
+def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
+    """A template of this package filled in, every text escaped, with what the style of all pages asks for."""
+    environment = Environment(
+        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"data_uri": _data_uri, "icon_path": icon_path}
+    return environment.get_template(template).render(
+        **values,
+        marks=marks,
+        classes={label: f"mark-{number}" for number, label in enumerate(marks)},
         colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK},
     )
 
@@ -87,6 +96,7 @@ def _reproduction(records: Sequence[Record]) -> dict[str, Any]:
     missing = not_reproduced(rows)
     return {
         "table": reproduction_table(rows),
+        "times": time_table(reproduced_times(records)),
         "missing": "; ".join(f"{name} for {', '.join(missing[name])}" for name in COMMAND_GIVES if name in missing),
         "others": ", ".join(name for name in missing if name not in COMMAND_GIVES),
         "command": COMMAND,

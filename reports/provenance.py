@@ -13,7 +13,8 @@ ORIGINS = {
     "measured": "a clock or an allocator on this machine said so.",
     "simulated": "the optimizer's own step ran at full size on tensors without data, and its allocations were replayed through a model "
     "of the CUDA caching allocator; no GPU was used.",
-    "estimated": "timed on a part of the model's parameters and scaled up to all of them; the share that was timed stands beside it.",
+    "estimated": "timed on a part of the model's parameters and scaled up to all of them, that share beside it; or, for a GPU that was "
+    "not there, worked out from the bytes that the step's kernels move, their launches and the host's waits.",
 }
 
 

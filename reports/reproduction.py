@@ -1,7 +1,8 @@
 """Reproduction: the published figures of the SGD-SaI paper beside ours.
 
 Its figure "speed_memory_growth" (arXiv 2412.11768) shows what the allocator holds for the state after one fp32 step on a fresh device:
-our `optimizer_state_allocated` under the workload "state".
+our `optimizer_state_allocated` under the workload "state". Beside it stands the time of a step, which its authors took with a host clock
+that did not wait for the device.
 """
 
 import csv
@@ -17,6 +18,8 @@ from .units import gib
 
 # What gives our side of the figure, and the published optimizers that it runs.
 COMMAND = "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b --workload state --device sim"
+# The GPU that the figure was made on.
+PUBLISHED_GPU = "a100-80"
 COMMAND_GIVES = ("adamw", "sgd-sai")
 
 
@@ -27,6 +30,7 @@ class Published:
     model: str
     optimizer: str
     state_gib: float
+    step_seconds: float
     extrapolated: bool
 
 
@@ -59,6 +63,7 @@ def published() -> tuple[Published, ...]:
             model=row["model"],
             optimizer=row["optimizer"],
             state_gib=float(row["state_gib"]),
+            step_seconds=float(row["step_ms"]) / 1e3,
             extrapolated=row["extrapolated"] == "yes",
         )
         for row in rows
@@ -74,6 +79,21 @@ def reproduction(records: Sequence[Record]) -> list[Reproduced]:
         if record and record.memory and record.memory.optimizer_state_allocated is not None:
             rows.append(Reproduced(published=row, record=record, allocated_bytes=record.memory.optimizer_state_allocated))
     return rows
+
+
+def reproduced_times(records: Sequence[Record]) -> list[tuple[Published, Record]]:
+    """The published step times that this run has an estimate for, of any implementation, on the GPU of the figure."""
+    return [
+        (row, record)
+        for row in published()
+        for record in records
+        if (record.scenario.model, record.scenario.optimizer) == (row.model, row.optimizer)
+        and record.outcome == "ok"
+        and record.scenario.dtype == "fp32"
+        and record.estimate is not None
+        and record.estimate.gpu == PUBLISHED_GPU
+        and not unusual_bytes(record.scenario.optimizer, record.scenario.options)
+    ]
 
 
 def not_reproduced(rows: Sequence[Reproduced]) -> dict[str, list[str]]:

@@ -2,12 +2,25 @@
 
 from collections.abc import Callable, Sequence
 
+from profiler.record import Record, StepEstimate
+
 from .entries import Entry, Setting, failures
 from .findings import Findings
 from .labels import byte_options
-from .reproduction import Reproduced
+from .reproduction import Published, Reproduced
 from .table import Cell, Table
-from .units import NOTHING, bytes_text, difference_text, exact_text, gib_text, per_parameter_text, percent_text, range_text, seconds_text
+from .units import (
+    NOTHING,
+    bytes_text,
+    difference_text,
+    exact_text,
+    factor_text,
+    gib_text,
+    per_parameter_text,
+    percent_text,
+    range_text,
+    seconds_text,
+)
 from .words import category_name, conditions, course_text, origin_text, phase_name, source_text
 
 
@@ -26,6 +39,7 @@ def main_table(findings: Findings) -> Table:
         ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
         ("step, median", lambda entry: _number(entry.step.median if entry.step else None, seconds_text)),
         ("step, quartiles", lambda entry: _quartiles(entry)),
+        *(_estimate_columns() if any(entry.estimate for entry in findings.entries) else []),
         ("origin", lambda entry: Cell(text=_origin(entry))),
     ]
     rows = [tuple(show(entry) for _, show in columns) for entry in findings.entries]
@@ -72,6 +86,12 @@ def reproduction_table(rows: Sequence[Reproduced]) -> Table:
     return Table(head=head, rows=tuple(_reproduced(row) for row in rows))
 
 
+def time_table(rows: Sequence[tuple[Published, Record]]) -> Table:
+    """The published step times beside our estimates."""
+    head = ("model", "optimizer", "implementation", "published", "estimated", "estimated / published", "floor")
+    return Table(head=head, rows=tuple(_timed(row, record.estimate, record) for row, record in rows if record.estimate))
+
+
 def failure_table(findings: Findings) -> Table:
     """What ended without a result, and why."""
     rows = []
@@ -103,6 +123,35 @@ def _reproduced(row: Reproduced) -> tuple[Cell, ...]:
         Cell(text=f"{difference_text(row.difference_percent, 1)} %", number=True),
         Cell(text=origin_text(row.record)),
     )
+
+
+def _timed(row: Published, estimate: StepEstimate, record: Record) -> tuple[Cell, ...]:
+    published = seconds_text(row.step_seconds)
+    return (
+        Cell(text=row.model),
+        Cell(text=row.optimizer),
+        Cell(text=record.scenario.implementation),
+        Cell(text=f"{published}, extrapolated" if row.extrapolated else published, number=True),
+        Cell(text=seconds_text(estimate.seconds), number=True),
+        Cell(text=factor_text(estimate.seconds / row.step_seconds), number=True),
+        Cell(text=seconds_text(estimate.floor_seconds), number=True),
+    )
+
+
+def _estimate_columns() -> list[tuple[str, Callable[[Entry], Cell]]]:
+    """What the step would take on the GPU that was asked for."""
+
+    def column(show: Callable[[StepEstimate], str]) -> Callable[[Entry], Cell]:
+        return lambda entry: Cell(text=show(entry.estimate) if entry.estimate else NOTHING, number=True)
+
+    return [
+        ("on GPU", lambda entry: Cell(text=entry.estimate.gpu if entry.estimate else NOTHING)),
+        ("step there, estimated", column(lambda estimate: seconds_text(estimate.seconds))),
+        ("its floor", column(lambda estimate: seconds_text(estimate.floor_seconds))),
+        ("moved, GiB", column(lambda estimate: gib_text(estimate.moved_bytes))),
+        ("launches", column(lambda estimate: f"{estimate.launches:,}")),
+        ("waits", column(lambda estimate: f"{estimate.synchronisations:,}")),
+    ]
 
 
 def _implementation(entry: Entry) -> str:

@@ -43,12 +43,16 @@ def _table(findings: Findings, title: str, group: Sequence[Entry], *, wide: bool
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("in", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
+    gpu = next((entry.estimate.gpu for entry in group if entry.estimate), None)
+    if gpu:
+        table.add_column(f"on {gpu}", justify="right", no_wrap=True)
     savings = {id(saving.entry): saving for saving in findings.savings}
     for entry in group:
         mark, saving = findings.marks[entry.label], savings.get(id(entry))
         name = Text.assemble((f"{mark.glyph(entry.origin)} ", mark.colour.dark), shortened(entry.label, 40 if wide else 24))
         share = [NOTHING if saving is None or saving.is_baseline else percent_text(saving.saved_bytes, saving.baseline_bytes)]
-        table.add_row(name, *_state_cells(entry), _factor_cell(saving), *(share if wide else []), *_peak_cells(entry), _step_cell(entry))
+        bytes_cells = (*_state_cells(entry), _factor_cell(saving), *(share if wide else []), *_peak_cells(entry))
+        table.add_row(name, *bytes_cells, _step_cell(entry), *([_estimate_cell(entry)] if gpu else []))
     return table
 
 
@@ -75,6 +79,10 @@ def _step_cell(entry: Entry) -> str:
         return NOTHING
     # A tilde marks what was not measured whole; the line below the tables says what it stands on.
     return ("" if entry.times_from.origin == "measured" else "~") + seconds_text(entry.step.median)
+
+
+def _estimate_cell(entry: Entry) -> str:
+    return f"~{seconds_text(entry.estimate.seconds)}" if entry.estimate else NOTHING
 
 
 def _remarks(findings: Findings) -> list[str]:

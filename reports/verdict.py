@@ -9,7 +9,7 @@ from .entries import Entry, Setting, by_setting
 from .findings import Findings
 from .savings import BASELINE, Saving
 from .units import bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
-from .words import PLACES, against_text, conditions, origin_text, phase_name
+from .words import PLACES, against_text, conditions, listed, origin_text, phase_name
 
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
@@ -65,7 +65,9 @@ def sources(findings: Findings) -> list[str]:
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],
     }
-    return [f"{name}: {'; '.join(_sources(records))}" for name, records in found.items() if records]
+    gpus = dict.fromkeys(entry.estimate.gpu for entry in findings.entries if entry.estimate)
+    estimated = [f"step times on {listed(list(gpus))}: estimated from the bytes, launches and waits of the step's kernels"] if gpus else []
+    return [f"{name}: {'; '.join(_sources(records))}" for name, records in found.items() if records] + estimated
 
 
 def _sources(records: Sequence[Record]) -> list[str]:
@@ -106,11 +108,12 @@ def _card(findings: Findings, entry: Entry) -> Card:
     headline = (
         Line(name="state", text="not known") if state is None else Line(name="state", text=bytes_text(state), exact=exact_text(state))
     )
+    lines = _bytes_line(entry), _saving_line(findings, entry), _peak_line(entry), _step_line(entry), _estimate_line(entry)
     return Card(
         label=entry.label,
         origin=entry.origin,
         headline=headline,
-        lines=tuple(line for line in (_bytes_line(entry), _saving_line(findings, entry), _peak_line(entry), _step_line(entry)) if line),
+        lines=tuple(line for line in lines if line),
     )
 
 
@@ -139,3 +142,11 @@ def _step_line(entry: Entry) -> Line | None:
         return None
     record = entry.times_from
     return Line(name="step", text=seconds_text(entry.step.median), remark=f"{conditions(record)}, {origin_text(record)}")
+
+
+def _estimate_line(entry: Entry) -> Line | None:
+    found = entry.estimate
+    if found is None:
+        return None
+    remark = f"estimated, {entry.scenario.implementation}; no step takes less than {seconds_text(found.floor_seconds)}"
+    return Line(name=f"step on {found.gpu}", text=seconds_text(found.seconds), remark=remark)

@@ -85,6 +85,7 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
         (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: [Errno 20] Not a directory: 'file/run'"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
+        (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
         (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers or gpus"),
     ],
 )
@@ -134,3 +135,19 @@ def test_help_loads_nothing_heavy(tmp_path: Path):
     )
     assert time.perf_counter() - start < 5
     assert not any(f" {name}\n" in done.stderr for name in ("torch", "transformers", "matplotlib", "numpy"))
+
+
+def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
+    done = optprof(tmp_path, "fit", "resnet18", "-o", "adamw,sgd", "-B", "4096", "--gpu", "t4,a100-80", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["report"] == "runs/resnet18-fit/report.html"
+    assert (tmp_path / told["report"]).is_file()
+    assert [(found["scenario"]["gpu"], found["scenario"]["optimizer"]) for found in told["fits"]] == [
+        ("t4", "adamw"),
+        ("t4", "sgd"),
+        ("a100-80", "adamw"),
+        ("a100-80", "sgd"),
+    ]
+    assert not any(found["fits"] for found in told["fits"])
+    assert all(0 < found["largest_batch"] < 4096 and found["changes"] for found in told["fits"])

@@ -4,7 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from reports.reproduction import not_reproduced, published, reproduction
+from profiler.record import StepEstimate
+from reports.reproduction import not_reproduced, published, reproduced_times, reproduction
+from reports.tables import time_table
+from reports.units import factor_text
 
 
 def test_all_sixteen_published_figures_ship_with_the_package():
@@ -36,3 +39,13 @@ def test_what_has_no_record_is_listed_by_optimizer(simulated):
     assert missing["adamw"] == ["vit-s16", "llama2-7b"]
     assert missing["sgd-sai"] == ["vit-s16", "vit-h14", "gpt2-xl", "llama2-7b"]
     assert set(missing) == {"adamw", "sgd-sai", "adam-mini", "prodigy"}
+
+
+def test_a_published_step_time_is_set_beside_an_estimate_for_its_gpu(simulated):
+    def estimate(gpu):
+        return StepEstimate(gpu=gpu, seconds=0.069, floor_seconds=0.02, moved_bytes=8, needed_bytes=4, launches=1, synchronisations=0)
+
+    records = [simulated("adamw", model="gpt2-xl", estimate=estimate(gpu)) for gpu in ("a100-80", "h200")]
+    ((row, record),) = reproduced_times(records)
+    assert (row.step_seconds, record) == (0.138, records[0])
+    assert [cell.text for cell in time_table([(row, record)]).rows[0][3:6]] == ["138 ms", "69.0 ms", factor_text(0.5)]

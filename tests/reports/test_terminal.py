@@ -5,6 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
+from profiler.record import StepEstimate
 from reports import terminal
 
 
@@ -32,3 +33,14 @@ def test_a_wide_terminal_shows_the_per_cent_too_and_takes_brackets_as_they_are(s
 def test_the_terminal_refuses_an_empty_run():
     with pytest.raises(ValueError, match="the run holds no records"):
         terminal.render([], Console(file=io.StringIO()))
+
+
+def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
+    estimate = StepEstimate(
+        gpu="a100-80", seconds=0.07, floor_seconds=0.02, moved_bytes=80_000, needed_bytes=28_000, launches=8, synchronisations=0
+    )
+    stream = io.StringIO()
+    terminal.render([simulated("adamw", estimate=estimate)], Console(file=stream, width=80))
+    assert "on a100-80" in stream.getvalue()
+    assert "~70.0 ms" in stream.getvalue()
+    assert "step times on a100-80: estimated from the bytes" in stream.getvalue()

@@ -1,0 +1,128 @@
+"""The events of a training step at any batch size: traced at a few, and worked out from those where sizes grow in proportion.
+
+In a model whose code does the same whatever the batch, an allocation is a constant and a multiple of the batch. Whether that holds is seen,
+not assumed: a third trace must come out as the two before it foretell, event by event and byte by byte. Otherwise every size is traced.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+
+from scenarios import Scenario
+
+from .optimizer import make_optimizer
+from .trace import Allocations, Segment
+from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
+
+# One image or sequence often takes another path: a view where many take a copy.
+_ALONE, _FEW, _MORE, _MANY = 1, 2, 3, 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """The events of all phases in order, and the allocations that they name."""
+
+    segments: list[Segment]
+    allocations: Allocations
+
+
+class Streams:
+    """The streams of scenarios on a device without end, each model and each optimizer traced as seldom as can be."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Batches] = {}
+        self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
+
+    def of(self, scenario: Scenario) -> Stream:
+        """The stream of one scenario; ValueError as `simulate` raises it."""
+        asked = replace(without_optimizer(scenario), batch_size=1, gpu=None)
+        model = self._models.setdefault(repr(asked), _Batches(asked)).model(scenario.batch_size)
+        optimizer = self._optimizer(model, scenario)
+        segments = [model.build, optimizer.build]
+        for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
+            segments += of_model + of_optimizer
+        return Stream(segments=segments, allocations=model.allocations + optimizer.allocations)
+
+    def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
+        """The optimizer's trace, taken once for all models that hand it parameters and gradients that lie alike."""
+        asked = repr((scenario.optimizer, scenario.options, scenario.implementation, scenario.workload, scenario.set_to_none))
+        known = self._optimizers.setdefault(asked, [])
+        for other, trace in known:
+            if _lie(model) == _lie(other):
+                return _renumbered(trace, other, model)
+        trace = trace_optimizer(model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario)
+        known.append((model, trace))
+        return trace
+
+
+class _Batches:
+    """The traces of one scenario's model at any batch size."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._asked: set[int] = set()
+        self._traced = lru_cache(maxsize=8)(self._trace)
+
+    def model(self, batch: int) -> ModelTrace:
+        """The trace at this batch size."""
+        self._asked.add(batch)
+        # To trace the batch itself is the shorter way until there are more of them than a forecast needs.
+        if batch in (_ALONE, _FEW, _MORE, _MANY) or len(self._asked) <= 2 or not self._is_proportional:
+            return self._traced(batch)
+        return _foretold(self._traced(_FEW), self._traced(_MORE), batch)
+
+    def _trace(self, batch: int) -> ModelTrace:
+        return trace_model(replace(self._scenario, batch_size=batch))
+
+    @cached_property
+    def _is_proportional(self) -> bool:
+        few, more, many = map(self._traced, (_FEW, _MORE, _MANY))
+        if any(_events(few) != _events(other) or few.gradients != other.gradients for other in (more, many)):
+            return False
+        return _foretold(few, more, _MANY).allocations.nbytes == many.allocations.nbytes
+
+
+def _foretold(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
+    """The trace at `batch`, on the line through those of two and three."""
+    pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
+    sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
+    return replace(few, allocations=replace(few.allocations, nbytes=sizes))
+
+
+def _events(model: ModelTrace) -> list[Segment]:
+    return [model.build, *(segment for step in model.steps for segment in step)]
+
+
+def _handed(model: ModelTrace) -> list[TensorLayout | None]:
+    """The parameters and every step's gradients, as an optimizer gets them."""
+    return [*(layout for layout, _ in model.parameters), *(layout for gradients in model.gradients for layout in gradients)]
+
+
+def _numbers(model: ModelTrace) -> list[int]:
+    """The allocations that hold them, in the order in which they come."""
+    return list(dict.fromkeys(layout.number for layout in _handed(model) if layout is not None))
+
+
+def _lie(model: ModelTrace) -> tuple[object, ...]:
+    """All that an optimizer's trace depends on, whatever the numbers of the allocations."""
+    places = {number: place for place, number in enumerate(_numbers(model))}
+    layouts = [layout and replace(layout, number=places[layout.number]) for layout in _handed(model)]
+    return model.names, [trained for _, trained in model.parameters], layouts
+
+
+def _renumbered(trace: OptimizerTrace, old: ModelTrace, new: ModelTrace) -> OptimizerTrace:
+    """The trace as if it had been taken behind another model's."""
+    first, shift = len(old.allocations.nbytes), len(new.allocations.nbytes) - len(old.allocations.nbytes)
+    adopted = dict(zip(_numbers(old), _numbers(new), strict=True))
+
+    def now(number: int) -> int:
+        return number + shift if number >= first else adopted[number]
+
+    def moved(segment: Segment) -> Segment:
+        return Segment(segment.phase, [now(event) if event >= 0 else ~now(~event) for event in segment.events])
+
+    return replace(
+        trace,
+        build=moved(trace.build),
+        steps=[[moved(segment) for segment in step] for step in trace.steps],
+        state_numbers=frozenset(map(now, trace.state_numbers)),
+    )

@@ -1,0 +1,167 @@
+"""The search for what fits: every answer is a simulated training step on the GPU's own memory, none a formula.
+
+Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried in the order of what they cost.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from scenarios import Scenario, hardware
+from scenarios.hardware import CONTEXT_BYTES, Gpu
+
+from .allocator import CachingAllocator
+from .allocator_settings import AllocatorSettings
+from .batches import Stream, Streams
+from .fits import Change, Fit
+from .out_of_memory import OutOfMemoryError
+from .replay import play
+
+MOST_CHANGES = 3
+MOST_TOGETHER = 3
+# Where the search for a largest batch ends, for models whose step does not grow with it.
+LARGEST_BATCH = 1 << 20
+EXPANDABLE = "expandable_segments:True"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Peaks:
+    """Of a step on a device without end, the most that was reserved and the most that was asked for at once."""
+
+    reserved: int
+    requested: int
+
+
+class Fitting:
+    """Answers for scenarios on GPUs, each model traced once for all GPUs and optimizers that it is asked about with."""
+
+    def __init__(self) -> None:
+        self._streams = Streams()
+        self._peaks: dict[str, _Peaks] = {}
+
+    def fit(self, scenario: Scenario, others: Sequence[Scenario] = ()) -> Fit:
+        """Whether the scenario runs on the GPU that it names, with what it leaves, the largest batch and what would make it fit.
+
+        `others` are the same question to other optimizers, which may be the change that it takes. ValueError for an unknown GPU and for
+        what cannot be simulated.
+        """
+        assert scenario.gpu is not None
+        gpu = hardware.describe(scenario.gpu)
+        reason = _lacking(scenario, gpu)
+        if reason is not None:
+            return Fit(scenario=scenario, usable=gpu.usable_bytes, reason=reason)
+        left = self._left(scenario, gpu)
+        largest = self._largest_batch(scenario, gpu)
+        return Fit(
+            scenario=scenario,
+            usable=gpu.usable_bytes,
+            needed=self._peaks_of(scenario).reserved,
+            left=left,
+            largest_batch=largest,
+            changes=() if left is not None else tuple(self._changes(scenario, others, largest or 0, gpu)),
+        )
+
+    def _left(self, scenario: Scenario, gpu: Gpu) -> int | None:
+        """Bytes that torch has not reserved when the step is at its peak; None where it runs out."""
+        peaks = self._peaks_of(scenario)
+        if peaks.reserved <= gpu.usable_bytes:
+            return gpu.usable_bytes - peaks.reserved
+        if peaks.requested > gpu.usable_bytes:
+            return None
+        # In between it depends on what the allocator can give back in time.
+        allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf), total=gpu.memory_bytes, occupied=CONTEXT_BYTES)
+        try:
+            _run(self._streams.of(scenario), allocator)
+        except OutOfMemoryError:
+            return None
+        return gpu.usable_bytes - allocator.peak_reserved_bytes
+
+    def _peaks_of(self, scenario: Scenario) -> _Peaks:
+        key = repr(replace(scenario, gpu=None))
+        if key not in self._peaks:
+            allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf))
+            _run(self._streams.of(scenario), allocator)
+            self._peaks[key] = _Peaks(reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes)
+        return self._peaks[key]
+
+    def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int:
+        """The largest batch that fits, found by doubling and bisection; 0 for none."""
+
+        def fits(batch: int) -> bool:
+            return self._left(replace(scenario, batch_size=batch), gpu) is not None
+
+        return largest(fits, scenario.batch_size)
+
+    def _changes(self, scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu) -> Iterator[Change]:
+        """The cheapest changes under which it fits; none that holds another that is enough by itself."""
+        found: list[Mapping[str, Any]] = []
+        for change in candidates(scenario, others, batch, gpu):
+            if any(enough.items() <= change.items() for enough in found):
+                continue
+            try:
+                left = self._left(replace(scenario, **change), gpu)
+            except ValueError:
+                # Not every model can be checkpointed, not every optimizer run another way.
+                continue
+            if left is not None:
+                found.append(change)
+                yield Change(fields=change, left=left)
+            if len(found) == MOST_CHANGES:
+                return
+
+
+def largest(fits: Callable[[int], bool], start: int) -> int:
+    """The largest number for which `fits` holds, 0 for none: doubled from `start`, or halved, and bisected between."""
+    low, high = (start, 2 * start) if fits(start) else (0, start)
+    while low and high <= LARGEST_BATCH and fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu) -> list[dict[str, Any]]:
+    """Changes of a scenario, up to three together, the cheapest for its user first.
+
+    Nothing is lost by another setting of the allocator, which is tried by itself. A loop in place of foreach makes the optimizer's step
+    slower, a smaller batch whose gradients are accumulated the whole step, and recomputing activations by about a third. Another optimizer
+    asks for a learning rate of its own, and bf16 for weights rounds what they learn.
+    """
+    parts: list[tuple[int, dict[str, Any]]] = []
+    if scenario.implementation == "foreach":
+        parts.append((1, {"implementation": "loop"}))
+    if 0 < batch < scenario.batch_size:
+        parts.append((2, {"batch_size": batch, "micro_batches": scenario.micro_batches * -(-scenario.batch_size // batch)}))
+    if not scenario.checkpointing:
+        parts.append((4, {"checkpointing": True}))
+    for other in others:
+        if _optimizer_of(other) != _optimizer_of(scenario):
+            parts.append((8, {name: getattr(other, name) for name in ("optimizer", "options", "implementation")}))
+    if scenario.dtype == "fp32" and scenario.amp is None and gpu.has_bf16:
+        parts.append((16, {"dtype": "bf16"}))
+    together = (chosen for count in range(1, MOST_TOGETHER + 1) for chosen in combinations(parts, count))
+    apart = [chosen for chosen in together if len({name for _, part in chosen for name in part}) == sum(len(part) for _, part in chosen)]
+    apart.sort(key=lambda chosen: sum(cost for cost, _ in chosen))
+    free = [] if scenario.alloc_conf else [{"alloc_conf": EXPANDABLE}]
+    return free + [{name: value for _, part in chosen for name, value in part.items()} for chosen in apart]
+
+
+def _optimizer_of(scenario: Scenario) -> tuple[str, str]:
+    """What makes two scenarios ask for the same optimizer."""
+    return scenario.optimizer, repr(scenario.options)
+
+
+def _run(stream: Stream, allocator: CachingAllocator) -> None:
+    blocks: dict[int, Any] = {}
+    for segment in stream.segments:
+        for _ in play(segment, stream.allocations, allocator, blocks):
+            pass
+
+
+def _lacking(scenario: Scenario, gpu: Gpu) -> str | None:
+    """Why the GPU cannot run the scenario at any size; None where it can."""
+    if "bf16" in (scenario.dtype, scenario.amp) and not gpu.has_bf16:
+        return f"{gpu.name} has no hardware for bf16"
+    return None

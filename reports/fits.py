@@ -1,0 +1,125 @@
+"""Fits: what runs on which GPU, as words and tables; reads answers of `profiler.fits` and nothing else."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from profiler.fits import Change, Fit
+from scenarios.spec import Scenario
+
+from .entries import Setting
+from .labels import OptimizerKey, optimizer_key, scenario_labels
+from .style import Mark, marks
+from .table import Cell, Table
+from .units import NOTHING, bytes_text, exact_text, gib_text
+
+FITS, FAILS = "✓", "✗"
+LEGEND = f"{FITS} GiB left, largest batch · {FAILS} GiB short of what it would reserve, largest batch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitFindings:
+    """The answers for one model and setting, and the names that their optimizers go by; ValueError for none."""
+
+    fits: Sequence[Fit]
+    labels: dict[OptimizerKey, str]
+    marks: dict[str, Mark]
+
+    @classmethod
+    def of(cls, fits: Sequence[Fit]) -> "FitFindings":
+        """What these answers say."""
+        if not fits:
+            raise ValueError("there is no GPU or no optimizer to answer for; name one with --gpu or --optimizers")
+        labels = scenario_labels([fit.scenario for fit in fits])
+        return cls(fits=fits, labels=labels, marks=marks(labels.values()))
+
+    @property
+    def gpus(self) -> list[str]:
+        """The GPUs, in the order that they were asked for."""
+        return list(dict.fromkeys(fit.scenario.gpu or "" for fit in self.fits))
+
+    @property
+    def title(self) -> str:
+        """The model and its setting in words."""
+        setting = Setting.of(replace(self.fits[0].scenario, gpu=None))
+        return " · ".join((setting.model, *setting.traits))
+
+    def label(self, fit: Fit) -> str:
+        """What the optimizer of an answer is called."""
+        return self.labels[optimizer_key(fit.scenario)]
+
+    def at(self, gpu: str) -> list[Fit]:
+        """The answers for one GPU, in the order of the optimizers."""
+        return [fit for fit in self.fits if fit.scenario.gpu == gpu]
+
+
+def short_text(fit: Fit) -> str:
+    """Whether it fits, in a cell: what is left or lacking, and the largest batch."""
+    if fit.reason is not None:
+        return f"{FAILS} {fit.reason}"
+    size = gib_text(fit.left) if fit.left is not None else gib_text((fit.needed or 0) - fit.usable)
+    batch = "" if fit.largest_batch is None else f", {fit.largest_batch:,}"
+    return f"{FITS if fit.fits else FAILS} {size}{batch}"
+
+
+def change_text(change: Change, scenario: Scenario) -> str:
+    """A change in words: checkpointing + bf16 weights."""
+    words: dict[str, Callable[[], str]] = {
+        "alloc_conf": lambda: "expandable segments",
+        "implementation": lambda: f"the optimizer as a {change.fields['implementation']}" if "optimizer" not in change.fields else "",
+        "batch_size": lambda: f"batch {change.fields['batch_size']}, accumulated {change.fields['micro_batches']} times",
+        "micro_batches": lambda: "",
+        "checkpointing": lambda: "checkpointing",
+        "optimizer": lambda: f"{change.fields['optimizer']} for {scenario.optimizer}",
+        "options": lambda: "",
+        "dtype": lambda: f"{change.fields['dtype']} weights",
+    }
+    return " + ".join(filter(None, (words[name]() for name in change.fields)))
+
+
+def fit_table(findings: FitFindings) -> Table:
+    """One row a GPU and optimizer: the bytes, the largest batch and what would make it fit."""
+    head = (
+        "GPU",
+        "optimizer",
+        "fits",
+        "would reserve, GiB",
+        "usable, GiB",
+        "left, GiB",
+        "largest batch",
+        "cheapest changes that make it fit",
+    )
+    return Table(head=head, rows=tuple(_row(findings, fit) for fit in findings.fits))
+
+
+def overview_table(findings: FitFindings) -> Table:
+    """One row a GPU, one column an optimizer."""
+    rows = [(gpu, *(short_text(fit) for fit in findings.at(gpu))) for gpu in findings.gpus]
+    return Table(head=("GPU", *findings.labels.values()), rows=tuple(tuple(Cell(text=text) for text in row) for row in rows))
+
+
+def verdict(findings: FitFindings) -> str:
+    """For each optimizer, the smallest GPU that it runs on."""
+    said = []
+    for label in findings.labels.values():
+        fitting = [fit for fit in findings.fits if fit.fits and findings.label(fit) == label]
+        smallest = min(fitting, key=lambda fit: fit.usable, default=None)
+        said.append(f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'none of them'}")
+    return f"{'; '.join(said)}."
+
+
+def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
+    changes = "; ".join(f"{change_text(change, fit.scenario)} (leaves {bytes_text(change.left)})" for change in fit.changes)
+    return (
+        Cell(text=fit.scenario.gpu or NOTHING),
+        Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
+        Cell(text=fit.reason or ("yes" if fit.fits else "no")),
+        _gib(fit.needed),
+        _gib(fit.usable),
+        _gib(fit.left),
+        Cell(text=NOTHING if fit.largest_batch is None else f"{fit.largest_batch:,}", number=True),
+        Cell(text=changes or (NOTHING if fit.fits or fit.reason else "none was found")),
+    )
+
+
+def _gib(count: int | None) -> Cell:
+    return Cell(text=NOTHING, number=True) if count is None else Cell(text=gib_text(count), exact=exact_text(count), number=True)

@@ -1,0 +1,90 @@
+"""What fits, judged by the simulator itself, asked one scenario at a time: streams that were worked out, batches and changes."""
+
+from dataclasses import replace
+
+import pytest
+
+from profiler import simulate
+from profiler.batches import Streams
+from profiler.fitting import Fitting, candidates, largest
+from profiler.simulation import run_simulation
+from scenarios import Scenario, hardware
+
+RESNET = Scenario(model="resnet18", optimizer="adamw", gpu="t4", batch_size=512)
+GPT2 = Scenario(model="gpt2", config={"n_layer": 2}, sequence_length=64)
+
+
+@pytest.mark.parametrize("scenario", [GPT2, replace(GPT2, checkpointing=True), Scenario(model="resnet18"), Scenario(model="vit-s16")])
+def test_a_stream_that_is_worked_out_is_the_one_that_is_traced(scenario: Scenario):
+    streams = Streams()
+    for optimizer in ("adamw", "sgd"):
+        for batch in (2, 1, 4, 5, 23):
+            asked = replace(scenario, optimizer=optimizer, batch_size=batch)
+            found, traced = streams.of(asked), run_simulation(asked)
+            assert found.segments == traced.segments
+            assert found.allocations.nbytes == traced.allocations.nbytes
+
+
+@pytest.mark.parametrize("start", [1, 3, 64, 1_000])
+@pytest.mark.parametrize("most", [0, 1, 2, 63, 64, 65, 999])
+def test_the_largest_batch_is_the_last_that_fits(most: int, start: int):
+    asked: list[int] = []
+
+    def fits(batch: int) -> bool:
+        asked.append(batch)
+        return batch <= most
+
+    assert largest(fits, start) == most
+    assert len(asked) <= 22
+
+
+def test_the_largest_batch_fits_and_the_next_does_not():
+    found = Fitting().fit(RESNET)
+    assert found.fits
+    assert found.largest_batch is not None
+    assert found.largest_batch > 512
+    at, above = (simulate(replace(RESNET, batch_size=found.largest_batch + more)) for more in (0, 1))
+    assert (at.outcome, above.outcome) == ("ok", "out-of-memory")
+
+
+def test_what_is_left_is_what_torch_has_not_reserved():
+    found = Fitting().fit(RESNET)
+    memory = simulate(RESNET).memory
+    assert memory is not None
+    assert memory.peak_reserved is not None
+    assert found.left == hardware.describe("t4").memory_bytes - hardware.CONTEXT_BYTES - memory.peak_reserved
+    assert found.changes == ()
+
+
+def test_every_change_that_is_named_makes_it_fit():
+    too_large = replace(RESNET, batch_size=1_024)
+    found = Fitting().fit(too_large, [too_large, replace(too_large, optimizer="sgd")])
+    assert not found.fits
+    assert simulate(too_large).outcome == "out-of-memory"
+    assert found.changes
+    for change in found.changes:
+        assert simulate(replace(too_large, **change.fields)).outcome == "ok"
+    smaller = next(change.fields for change in found.changes if "batch_size" in change.fields)
+    assert smaller["batch_size"] * smaller["micro_batches"] >= 1_024
+
+
+def test_changes_come_in_the_order_of_what_they_cost():
+    asked = Scenario(model="gpt2", batch_size=8)
+    found = candidates(asked, [asked, replace(asked, optimizer="sm3")], 3, hardware.describe("a100-80"))
+    names = ["+".join(change) for change in found]
+    assert names[:4] == ["alloc_conf", "implementation", "batch_size+micro_batches", "implementation+batch_size+micro_batches"]
+    assert found[2] == {"batch_size": 3, "micro_batches": 3}
+    order = [names.index(name) for name in ("checkpointing", "optimizer+options+implementation", "dtype")]
+    assert order == sorted(order)
+    assert not any(len(change) > 6 for change in found)
+
+
+def test_a_gpu_without_bf16_is_told_apart_from_a_full_one():
+    found = Fitting().fit(replace(RESNET, dtype="bf16"))
+    assert (found.fits, found.reason, found.changes) == (False, "t4 has no hardware for bf16", ())
+    assert not any("dtype" in change for change in candidates(RESNET, [], 0, hardware.describe("t4")))
+
+
+def test_an_unknown_gpu_is_an_error():
+    with pytest.raises(ValueError, match="no GPU is named 'gtx'"):
+        Fitting().fit(replace(RESNET, gpu="gtx"))

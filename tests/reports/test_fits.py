@@ -1,0 +1,78 @@
+"""What fits, shown: the cells, the words of a change, the page and the terminal."""
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from profiler.fits import Change, Fit
+from reports import write_fit_page
+from reports.fit_terminal import render_fits
+from reports.fits import FitFindings, change_text, fit_table, overview_table, short_text, verdict
+from reports.units import NOTHING
+from scenarios.spec import Scenario
+
+GIB = 2**30
+COMMAND = ["optprof", "fit", "tiny & co"]
+
+
+def answer(optimizer: str, gpu: str, **found: object) -> Fit:
+    scenario = Scenario(model="tiny & co", optimizer=optimizer, batch_size=8, sequence_length=16, gpu=gpu)
+    return Fit(scenario=scenario, usable=14 * GIB, **found)  # pyright: ignore[reportArgumentType]
+
+
+FITS = [
+    answer("adamw", "t4", needed=20 * GIB, largest_batch=5, changes=(Change(fields={"checkpointing": True, "dtype": "bf16"}, left=GIB),)),
+    answer("sm3", "t4", needed=12 * GIB, left=2 * GIB, largest_batch=1_024),
+    answer("adamw", "v100-16", reason="v100-16 has no hardware for bf16"),
+    answer("sm3", "v100-16", needed=15 * GIB, left=0, largest_batch=8),
+]
+
+
+def test_a_cell_says_what_is_left_or_lacking_and_the_largest_batch():
+    assert [short_text(fit) for fit in FITS] == ["✗ 6.000, 5", "✓ 2.000, 1,024", "✗ v100-16 has no hardware for bf16", "✓ 0, 8"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"alloc_conf": "expandable_segments:True"}, "expandable segments"),
+        ({"implementation": "loop", "checkpointing": True}, "the optimizer as a loop + checkpointing"),
+        ({"batch_size": 2, "micro_batches": 4}, "batch 2, accumulated 4 times"),
+        ({"optimizer": "sm3", "options": {}, "implementation": "foreach", "dtype": "bf16"}, "sm3 for adamw + bf16 weights"),
+    ],
+)
+def test_a_change_is_told_in_words(fields: dict[str, object], text: str):
+    assert change_text(Change(fields=fields, left=0), FITS[0].scenario) == text
+
+
+def test_the_verdict_names_the_smallest_gpu():
+    assert verdict(FitFindings.of(FITS)) == "adamw fits none of them; sm3 fits from t4 on."
+
+
+def test_the_tables_have_a_row_a_gpu_and_a_row_an_answer():
+    findings = FitFindings.of(FITS)
+    assert [row[0].text for row in overview_table(findings).rows] == ["t4", "v100-16"]
+    rows = [[cell.text for cell in row] for row in fit_table(findings).rows]
+    assert rows[0] == ["t4", "adamw", "no", "20.000", "14.000", NOTHING, "5", "checkpointing + bf16 weights (leaves 1.000 GiB)"]
+    assert rows[1][2:] == ["yes", "12.000", "14.000", "2.000", "1,024", NOTHING]
+
+
+def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
+    page = write_fit_page(FITS, tmp_path / "run", COMMAND)
+    text = page.read_text()
+    assert "tiny &amp; co" in text
+    assert "tiny & co" not in text
+    assert "http" not in text.replace("https://", "", text.count("https://") if "src=" not in text else 0)
+    assert json.loads((tmp_path / "run" / "fits.json").read_text())[1]["left"] == 2 * GIB
+
+
+def test_the_terminal_shows_the_table_and_the_cheapest_changes():
+    stream = io.StringIO()
+    render_fits(FITS, Console(file=stream, width=80))
+    text = stream.getvalue()
+    assert "tiny & co · fp32 · batch 8 · 16 tokens" in text
+    assert "t4 adamw: checkpointing + bf16 weights (1.000 GiB)" in text
+    with pytest.raises(ValueError, match="no GPU or no optimizer"):
+        render_fits([], stream)
