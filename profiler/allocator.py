@@ -21,8 +21,9 @@ class CachingAllocator:
 
     All counts are exact bytes: `allocated_bytes` counts blocks with their unsplit tails (torch.cuda.memory_allocated), `requested_bytes`
     what was asked for, `reserved_bytes` whole segments (torch.cuda.memory_reserved), `inactive_split_bytes` free blocks beside others in
-    their segment; active bytes are the allocated ones, as there is one stream. Peaks are since the beginning. `retries` counts the
-    requests for which everything idle had to be given back.
+    their segment; active bytes are the allocated ones, as there is one stream. Peaks are since the beginning, and
+    `total_allocated_bytes` are the bytes of all blocks ever handed out. `retries` counts the requests for which everything idle had to be
+    given back.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class CachingAllocator:
         self.retries = 0
         self.allocated_bytes = 0
         self.requested_bytes = 0
+        self.total_allocated_bytes = 0
         self.peak_allocated_bytes = 0
         self.peak_requested_bytes = 0
         self.peak_inactive_split_bytes = 0
@@ -87,6 +89,7 @@ class CachingAllocator:
         block.requested = nbytes
         self.requested_bytes += nbytes
         self.allocated_bytes += block.size
+        self.total_allocated_bytes += block.size
         if self.allocated_bytes > self.peak_allocated_bytes:
             self.peak_allocated_bytes = self.allocated_bytes
         if self.requested_bytes > self.peak_requested_bytes:
@@ -118,6 +121,25 @@ class CachingAllocator:
         """Give everything that is idle back to the device, as torch.cuda.empty_cache does."""
         self._segments.release_idle(self._large)
         self._segments.release_idle(self._small)
+
+    def statistics(self) -> dict[str, int]:
+        """What torch.cuda.memory_stats would say, by its names, of the statistics that are kept here."""
+        return {
+            "allocated_bytes.all.current": self.allocated_bytes,
+            "allocated_bytes.all.peak": self.peak_allocated_bytes,
+            "allocated_bytes.all.allocated": self.total_allocated_bytes,
+            "allocated_bytes.all.freed": self.total_allocated_bytes - self.allocated_bytes,
+            "active_bytes.all.current": self.allocated_bytes,
+            "requested_bytes.all.current": self.requested_bytes,
+            "requested_bytes.all.peak": self.peak_requested_bytes,
+            "reserved_bytes.all.current": self._device.reserved,
+            "reserved_bytes.all.peak": self._device.peak,
+            "inactive_split_bytes.all.current": self.inactive_split_bytes,
+            "inactive_split_bytes.all.peak": self.peak_inactive_split_bytes,
+            "num_alloc_retries": self.retries,
+            "num_device_alloc": self._device.allocations,
+            "num_device_free": self._device.releases,
+        }
 
     def _note_inactive(self) -> None:
         inactive = self.inactive_split_bytes

@@ -1,0 +1,153 @@
+"""Golden recordings: what CUDA's caching allocator did in a run on a real GPU, as a small file, and how its history is read.
+
+The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size, cut into phases where a snapshot was
+taken. A recording keeps these three columns as torch gave them; what they mean is worked out by `stream`.
+"""
+
+import json
+import lzma
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+FORMAT = 1
+SUFFIX = ".json.xz"
+ACTIONS = ("alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "oom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One phase: the columns of its history, and torch.cuda.memory_stats and the driver's free bytes at its end.
+
+    `actions` has a digit for each entry, its place in ACTIONS.
+    """
+
+    name: str
+    actions: str
+    addresses: tuple[int, ...]
+    sizes: tuple[int, ...]
+    statistics: Mapping[str, int]
+    device_free: int
+
+    def entries(self) -> Iterator[tuple[str, int, int]]:
+        """Action, address and size of each entry."""
+        for digit, address, size in zip(self.actions, self.addresses, self.sizes, strict=True):
+            yield ACTIONS[int(digit)], address, size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """A run of a scenario on a GPU.
+
+    `total` and `free_before` are the driver's figures before the first allocation, with the CUDA context there already; `nvml_used` is what
+    NVML said of the device at the end, None without it. `state_bytes` are the optimizer's tensors by key.
+    """
+
+    scenario: Mapping[str, Any]
+    torch: str
+    driver: str | None
+    gpu: str
+    compute_capability: tuple[int, int]
+    total: int
+    free_before: int
+    nvml_used: int | None
+    versions: Mapping[str, str]
+    state_bytes: Mapping[str, int]
+    phases: tuple[Phase, ...]
+
+    def write(self, path: Path) -> None:
+        """Write the recording as compressed JSON."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
+        path.write_bytes(lzma.compress(text.encode(), preset=9))
+
+    @classmethod
+    def read(cls, path: Path) -> "Recording":
+        """The recording that `write` wrote; ValueError when it has another format."""
+        data = json.loads(lzma.decompress(path.read_bytes()))
+        if data.get("format") != FORMAT:
+            raise ValueError(f"{path} has format {data.get('format')!r}, {FORMAT} is read here; record it again")
+        phases = tuple(_phase(phase) for phase in data["phases"])
+        found = {item.name: data[item.name] for item in fields(cls)}
+        return cls(**{**found, "phases": phases, "compute_capability": tuple(data["compute_capability"])})
+
+
+def _phase(data: Mapping[str, Any]) -> Phase:
+    return Phase(**{**data, "addresses": tuple(data["addresses"]), "sizes": tuple(data["sizes"])})
+
+
+def cut(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
+    """The columns of each phase of a history: entries up to each "snapshot"; what follows the last one is left out.
+
+    ValueError where the history is not that of one stream and the usual pool, which is all that a replay follows.
+    """
+    phases = []
+    actions: list[str] = []
+    addresses: list[int] = []
+    sizes: list[int] = []
+    streams = set()
+    for entry in history:
+        action = entry["action"]
+        if action == "snapshot":
+            phases.append(("".join(actions), tuple(addresses), tuple(sizes)))
+            actions, addresses, sizes = [], [], []
+            continue
+        if action not in ACTIONS:
+            raise ValueError(f"history has an unknown action {action!r}; known are {', '.join(ACTIONS)}")
+        streams.add(entry["stream"])
+        if len(streams) > 1 or tuple(entry.get("pool_id", (0, 0))) != (0, 0):
+            raise ValueError("history has a second stream or a private pool; record a run without")
+        actions.append(str(ACTIONS.index(action)))
+        # Where memory ran out there is no address; torch tells what the device had left.
+        addresses.append(entry["device_free"] if action == "oom" else entry["addr"])
+        sizes.append(entry["size"])
+    return phases
+
+
+class Event(NamedTuple):
+    """What happened to an allocation: its number in order of time, what was asked for, where it lies, and bytes reserved by then."""
+
+    kind: Literal["alloc", "free", "oom"]
+    number: int
+    nbytes: int
+    address: int
+    reserved: int
+
+
+class Stream:
+    """The events of a recording, phase by phase."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        self._count = 0
+        self._leaving: int | None = None
+        self._reserved = 0
+
+    def read(self, entries: Iterable[tuple[str, int, int]]) -> Iterator[Event]:
+        """The events of one phase; ValueError when a block was freed late, as it is after use on another stream.
+
+        Segments are taken before the block that needs them is handed out, so that `reserved` is what torch says after each event.
+        """
+        for action, address, size in entries:
+            if action in ("segment_alloc", "segment_map"):
+                self._reserved += size
+            elif action in ("segment_free", "segment_unmap"):
+                self._reserved -= size
+            elif action == "alloc":
+                self._numbers[address] = self._count
+                yield Event("alloc", self._count, size, address, self._reserved)
+                self._count += 1
+            elif action == "free_requested":
+                self._leaving = address
+            elif action == "free_completed":
+                if address != self._leaving:
+                    raise ValueError(f"the block at {address:#x} was freed late; record a run on one stream")
+                yield Event("free", self._numbers.pop(address), size, address, self._reserved)
+            else:
+                yield Event("oom", -1, size, 0, self._reserved)
+
+
+def segment_addresses(phases: Iterable[Phase]) -> Iterator[int]:
+    """Where segments were taken, in order of time."""
+    for phase in phases:
+        yield from (address for action, address, _ in phase.entries() if action == "segment_alloc")

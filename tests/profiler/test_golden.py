@@ -1,0 +1,275 @@
+"""The simulator against recordings of real GPUs in tests/data/golden: the allocator event by event, and whole scenarios from nothing.
+
+How the recordings are read is tested on a history written by hand in the form that torch.cuda.memory._snapshot documents.
+"""
+
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import simulate
+from profiler.allocator import CachingAllocator
+from profiler.allocator_settings import AllocatorSettings
+from profiler.blocks import Block
+from profiler.out_of_memory import OutOfMemoryError
+from scenarios import Scenario
+
+TESTS = Path(__file__).parent.parent
+FOLDER = TESTS / "data" / "golden"
+MIB = 1 << 20
+
+
+def load(name: str) -> Any:
+    """A module of tests/golden, which is no package."""
+    spec = spec_from_file_location(name, TESTS / "golden" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+recording = load("recording")
+FILES = sorted(FOLDER.glob(f"*{recording.SUFFIX}"))
+golden = pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.name.removesuffix(recording.SUFFIX)) for path in FILES]
+    or [pytest.param(None, id="none", marks=pytest.mark.skip(reason="no GPU has recorded yet; run tests/golden/record.py on one"))],
+)
+
+
+class RecordedAddresses:
+    """The addresses that the driver gave: up to torch 2.12 they order free blocks of equal size."""
+
+    def __init__(self, addresses: Any) -> None:
+        self._addresses = addresses
+
+    def take(self, nbytes: int) -> int:
+        """The next segment's."""
+        del nbytes
+        return next(self._addresses)
+
+    def give_back(self, address: int, nbytes: int) -> None:
+        """The driver knows itself what it may give again."""
+
+
+def allocator_of(found: Any) -> CachingAllocator:
+    settings = AllocatorSettings.parse(found.scenario.get("alloc_conf", ""))
+    by_address = tuple(map(int, found.torch.split(".")[:2])) < (2, 13) and not settings.expandable_segments
+    addresses = RecordedAddresses(recording.segment_addresses(found.phases)) if by_address else None
+    return CachingAllocator(settings, total=found.total, occupied=found.total - found.free_before, addresses=addresses)
+
+
+def replay_exactly(found: Any) -> int:
+    """Give our allocator what torch's was asked for, and compare after every event; the number of events.
+
+    Torch's history tells the address of each block and what was reserved, not the sizes of blocks: those are compared through the
+    statistics at each phase's end, which hold the bytes of all blocks so far, their peak, and what lies free between them.
+    """
+    allocator = allocator_of(found)
+    stream = recording.Stream()
+    live: dict[int, Block] = {}
+    bases: dict[int, int] = {}
+    count = 0
+    for phase in found.phases:
+        for event in stream.read(phase.entries()):
+            count += 1
+            if event.kind == "oom":
+                with pytest.raises(OutOfMemoryError):
+                    allocator.malloc(event.nbytes)
+            elif event.kind == "free":
+                allocator.free(live.pop(event.number))
+            else:
+                block = live[event.number] = allocator.malloc(event.nbytes)
+                base = bases.setdefault(block.segment, event.address - block.offset)
+                assert base + block.offset == event.address, f"event {count}, in {phase.name}: block at another place"
+            assert allocator.reserved_bytes == event.reserved, f"event {count}, in {phase.name}"
+        ours = allocator.statistics()
+        assert ours == {name: phase.statistics[name] for name in ours}, f"at the end of {phase.name}"
+    return count
+
+
+@golden
+def test_a_recorded_stream_replays_exactly(path: Path):
+    assert replay_exactly(recording.Recording.read(path)) > 0
+
+
+@golden
+def test_a_scenario_simulated_from_nothing_meets_the_recorded_peaks(path: Path):
+    found = recording.Recording.read(path)
+    memory = simulate(Scenario(**{**found.scenario, "device": "sim"})).memory
+    assert memory is not None
+    assert memory.peak_allocated is not None
+    assert memory.peak_reserved is not None
+    assert memory.state_by_key == found.state_bytes
+    recorded = found.phases[-1].statistics
+    allocated, reserved = recorded["allocated_bytes.all.peak"], recorded["reserved_bytes.all.peak"]
+    assert memory.peak_allocated == pytest.approx(allocated, rel=0.01)
+    assert 0.995 * reserved <= memory.peak_reserved <= 1.02 * reserved
+
+
+def entry(action: str, size: int, addr: int | None = None, **more: int) -> dict[str, object]:
+    """One entry as torch.cuda.memory._snapshot documents it."""
+    place = {} if addr is None else {"addr": addr}
+    return {"action": action, "size": size, "stream": 0, "frames": [], "time_us": 1, "pool_id": (0, 0), **place, **more}
+
+
+BASE = 0x7F00_0000_0000
+LARGE = BASE + 64 * MIB
+# Worked out by hand: 1000 bytes get 1024 of a small segment; 9 MiB and then 11 of a segment of 20, of which 10.5 were asked for, the rest
+# being too small to split off; a segment of 30 is too large for the device.
+HISTORY = [
+    entry("segment_alloc", 2 * MIB, BASE),
+    entry("alloc", 1000, BASE),
+    entry("segment_alloc", 20 * MIB, LARGE),
+    entry("alloc", 9 * MIB, LARGE),
+    entry("snapshot", 0, 0),
+    entry("alloc", 10 * MIB + MIB // 2, LARGE + 9 * MIB),
+    entry("free_requested", 1000, BASE),
+    entry("free_completed", 1000, BASE),
+    entry("segment_free", 2 * MIB, BASE),
+    entry("oom", 30 * MIB, device_free=20 * MIB),
+    entry("free_requested", 9 * MIB, LARGE),
+    entry("free_completed", 9 * MIB, LARGE),
+    entry("snapshot", 0, 0),
+    entry("alloc", 512, BASE),
+]
+
+
+def by_hand() -> Any:
+    """A recording such as record.py makes of the history above, on a device with 40 MiB."""
+    of_build = {
+        "allocated_bytes.all.current": 9 * MIB + 1024,
+        "allocated_bytes.all.peak": 9 * MIB + 1024,
+        "allocated_bytes.all.allocated": 9 * MIB + 1024,
+        "allocated_bytes.all.freed": 0,
+        "active_bytes.all.current": 9 * MIB + 1024,
+        "requested_bytes.all.current": 9 * MIB + 1000,
+        "requested_bytes.all.peak": 9 * MIB + 1000,
+        "reserved_bytes.all.current": 22 * MIB,
+        "reserved_bytes.all.peak": 22 * MIB,
+        "inactive_split_bytes.all.current": 13 * MIB - 1024,
+        "inactive_split_bytes.all.peak": 13 * MIB - 1024,
+        "num_alloc_retries": 0,
+        "num_device_alloc": 2,
+        "num_device_free": 0,
+    }
+    of_forward = {
+        "allocated_bytes.all.current": 11 * MIB,
+        "allocated_bytes.all.peak": 20 * MIB + 1024,
+        "allocated_bytes.all.allocated": 20 * MIB + 1024,
+        "allocated_bytes.all.freed": 9 * MIB + 1024,
+        "active_bytes.all.current": 11 * MIB,
+        "requested_bytes.all.current": 10 * MIB + MIB // 2,
+        "requested_bytes.all.peak": 19 * MIB + MIB // 2 + 1000,
+        "reserved_bytes.all.current": 20 * MIB,
+        "reserved_bytes.all.peak": 22 * MIB,
+        "inactive_split_bytes.all.current": 9 * MIB,
+        "inactive_split_bytes.all.peak": 13 * MIB - 1024,
+        "num_alloc_retries": 1,
+        "num_device_alloc": 2,
+        "num_device_free": 1,
+    }
+    names, statistics = ("build", "forward"), (of_build, of_forward)
+    phases = tuple(
+        recording.Phase(name=name, actions=actions, addresses=addresses, sizes=sizes, statistics=of_phase, device_free=0)
+        for name, of_phase, (actions, addresses, sizes) in zip(names, statistics, recording.cut(HISTORY), strict=True)
+    )
+    return recording.Recording(
+        scenario={"model": "gpt2"},
+        torch="2.13.0+cu130",
+        driver="580.1",
+        gpu="by hand",
+        compute_capability=(9, 0),
+        total=45 * MIB,
+        free_before=40 * MIB,
+        nvml_used=None,
+        versions={},
+        state_bytes={},
+        phases=phases,
+    )
+
+
+def test_a_history_is_cut_into_phases_and_read_as_events():
+    found = by_hand()
+    assert [phase.actions for phase in found.phases] == ["3030", "0124712"]
+    stream = recording.Stream()
+    build, forward = (list(stream.read(phase.entries())) for phase in found.phases)
+    assert build == [("alloc", 0, 1000, BASE, 2 * MIB), ("alloc", 1, 9 * MIB, LARGE, 22 * MIB)]
+    assert forward == [
+        ("alloc", 2, 10 * MIB + MIB // 2, LARGE + 9 * MIB, 22 * MIB),
+        ("free", 0, 1000, BASE, 22 * MIB),
+        ("oom", -1, 30 * MIB, 0, 20 * MIB),
+        ("free", 1, 9 * MIB, LARGE, 20 * MIB),
+    ]
+    assert list(recording.segment_addresses(found.phases)) == [BASE, LARGE]
+
+
+def test_a_recording_comes_back_from_its_file_as_it_was(tmp_path: Path):
+    found = by_hand()
+    found.write(tmp_path / "one.json.xz")
+    assert recording.Recording.read(tmp_path / "one.json.xz") == found
+
+
+def test_the_history_written_by_hand_replays():
+    assert replay_exactly(by_hand()) == 6
+
+
+@pytest.mark.parametrize(("change", "message"), [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")])
+def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, message: str):
+    found = by_hand()
+    build = found.phases[0]
+    if change == "place":
+        object.__setattr__(found.phases[1], "addresses", (LARGE + 8 * MIB, *found.phases[1].addresses[1:]))
+    elif change == "reserved":
+        object.__setattr__(build, "sizes", (2 * MIB, 1000, 22 * MIB, 9 * MIB))
+    else:
+        object.__setattr__(build, "statistics", {**build.statistics, "allocated_bytes.all.peak": 10 * MIB})
+    with pytest.raises(AssertionError, match=message):
+        replay_exactly(found)
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        ([entry("alloc", 1, BASE), entry("alloc", 1, BASE + 512, stream=7)], "second stream or a private pool"),
+        ([{**entry("alloc", 1, BASE), "pool_id": (0, 3)}], "second stream or a private pool"),
+        ([entry("workspace_snapshot", 1, BASE)], "unknown action 'workspace_snapshot'"),
+    ],
+)
+def test_a_history_that_no_replay_could_follow_is_refused(spoiled: list[dict[str, object]], message: str):
+    with pytest.raises(ValueError, match=message):
+        recording.cut(spoiled)
+
+
+def test_a_block_that_waits_for_another_stream_is_refused():
+    entries = [("alloc", BASE, 512), ("alloc", BASE + 512, 512), ("free_requested", BASE, 512), ("free_completed", BASE + 512, 512)]
+    with pytest.raises(ValueError, match="was freed late"):
+        list(recording.Stream().read(entries))
+
+
+def test_the_list_to_record_covers_what_the_simulator_is_asked_for():
+    listed = load("record").listed()
+    # Thirteen setups with seven optimizers each, twice but for the ResNet, and one with expandable segments.
+    assert len(listed) == 13 * 7 * 2 - 7 + 1
+    assert {scenario.device for scenario in listed.values()} == {"cuda"}
+    precisions = {(scenario.dtype, scenario.amp) for scenario in listed.values() if scenario.model == "gpt2-medium"}
+    assert precisions == {("fp32", None), ("bf16", None), ("fp32", "bf16"), ("fp32", "fp16")}
+
+
+def test_without_a_gpu_nothing_is_recorded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    record = load("record")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["record.py"])
+    assert record.main() == 1
+    assert "recordings are made by a GPU" in capsys.readouterr().err
+
+
+def test_a_gpu_is_found_in_the_catalogue_by_what_torch_says_of_it():
+    record = load("record")
+    assert record.catalogue_name((9, 0), 84_942_979_072 - 10 * MIB) == "h100-80"
+    assert record.catalogue_name((9, 0), 150_109_880_320) == "h200"
+    assert record.catalogue_name((8, 6), 8 << 30) is None
