@@ -32,6 +32,7 @@ test: $(VENV)/.installed-dev ## the tests alone
 
 bench: $(VENV)/.installed-parity ## the simulator against MemTracker, a slice against the whole, our steps against the originals
 	$(BIN)/python tests/bench/simulator.py
+	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py
 	$(BIN)/python tests/bench/steps.py
 

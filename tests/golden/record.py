@@ -104,7 +104,8 @@ def record(scenario: Scenario) -> Recording:
         with recorder.phase("zero_grad"):
             optimizer.zero_grad(scenario.set_to_none)
     snapshot: dict[str, Any] = dict(torch.cuda.memory._snapshot())
-    history = snapshot["device_traces"][torch.cuda.current_device()]
+    # The last snapshot may stand in its own history.
+    columns = cut(snapshot["device_traces"][torch.cuda.current_device()])[: len(recorder.ends)]
     capability = torch.cuda.get_device_capability()
     properties = torch.cuda.get_device_properties(0)
     return Recording(
@@ -120,7 +121,7 @@ def record(scenario: Scenario) -> Recording:
         state_bytes=state_bytes(optimizer).by_key,
         phases=tuple(
             Phase(name=name, actions=actions, addresses=addresses, sizes=sizes, statistics=statistics, device_free=free)
-            for (name, statistics, free), (actions, addresses, sizes) in zip(recorder.ends, cut(history), strict=True)
+            for (name, statistics, free), (actions, addresses, sizes) in zip(recorder.ends, columns, strict=True)
         ),
     )
 
