@@ -48,7 +48,7 @@ class Fitting:
         """
         assert scenario.gpu is not None
         gpu = hardware.describe(scenario.gpu)
-        reason = _lacking(scenario, gpu)
+        reason = hardware.lacking(gpu, scenario)
         if reason is not None:
             return Fit(scenario=scenario, usable=gpu.usable_bytes, reason=reason)
         left = self._left(scenario, gpu)
@@ -158,10 +158,3 @@ def _run(stream: Stream, allocator: CachingAllocator) -> None:
     for segment in stream.segments:
         for _ in play(segment, stream.allocations, allocator, blocks):
             pass
-
-
-def _lacking(scenario: Scenario, gpu: Gpu) -> str | None:
-    """Why the GPU cannot run the scenario at any size; None where it can."""
-    if "bf16" in (scenario.dtype, scenario.amp) and not gpu.has_bf16:
-        return f"{gpu.name} has no hardware for bf16"
-    return None

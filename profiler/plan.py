@@ -63,6 +63,10 @@ def plan(comparison: Comparison) -> list[Scenario]:
         if device == "sim":
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 found += _scenarios(replace(comparison, workload="state", sequence_length=None), model, device)
+    for scenario in found:
+        reason = hardware.lacking(hardware.describe(scenario.gpu), scenario) if scenario.gpu else None
+        if reason:
+            raise ValueError(f"{reason}; ask for fp32, or for another GPU")
     return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
 
 

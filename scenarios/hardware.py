@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from .spec import Scenario
+
 # What a process occupies beside torch's memory pool: the CUDA context and the modules that a training step loads. An estimate, not part
 # of any catalogue: 426 MiB were seen after the first CUDA call alone (torch 2.10 for CUDA 13 on compute capability 8.9,
 # https://github.com/unslothai/unsloth-zoo/pull/1053), "around 400 MB" is the rule since CUDA 11.7 loads kernels one by one
@@ -242,6 +244,15 @@ def available() -> tuple[str, ...]:
 def describe(name: str) -> Gpu:
     """The catalogue's entry; ValueError with near names when there is none."""
     if name not in _CATALOGUE:
-        near = get_close_matches(name.lower().replace(" ", ""), _CATALOGUE, n=3, cutoff=0.5) or available()
+        text = name.lower().replace(" ", "")
+        begun = [known for known in _CATALOGUE if text and known.startswith(text)]
+        near = begun or get_close_matches(text, _CATALOGUE, n=3, cutoff=0.5) or available()
         raise ValueError(f"no GPU is named {name!r}; did you mean {', '.join(near)}?")
     return _CATALOGUE[name]
+
+
+def lacking(gpu: Gpu, scenario: Scenario) -> str | None:
+    """Why the GPU is not one to run the scenario on, whatever its memory; None where it is."""
+    if "bf16" in (scenario.dtype, scenario.amp) and not gpu.has_bf16:
+        return f"{gpu.name} has no hardware for bf16"
+    return None
