@@ -11,6 +11,7 @@ from scenarios import Scenario, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import load_factory
 
+from .allocator_settings import AllocatorSettings
 from .harness import require_cuda
 
 SIMULATED_STEPS = 2
@@ -48,7 +49,7 @@ class Comparison:
 
 
 def plan(comparison: Comparison) -> list[Scenario]:
-    """The scenarios of a comparison; ValueError names the first model, optimizer or option that is wrong.
+    """The scenarios of a comparison; ValueError names the first model, optimizer, option, GPU or allocator setting that is wrong.
 
     Where a simulation is asked for, the state alone is simulated too, for one model's whole family, so that there is a curve over sizes; a
     model with a configuration of its own belongs to none.
@@ -56,6 +57,9 @@ def plan(comparison: Comparison) -> list[Scenario]:
     for name in comparison.models:
         if models.describe(name) is None:
             load_factory(name)
+    if comparison.gpu is not None:
+        hardware.describe(comparison.gpu)
+    AllocatorSettings.parse(comparison.alloc_conf)
     found: list[Scenario] = []
     for device in _devices(comparison.device):
         for model in comparison.models:

@@ -81,6 +81,8 @@ def test_how_to_train_is_asked_of_every_scenario():
         ({"steps": 1}, "steps must be a whole number >= 2, got 1"),
         ({"sequence_length": 2048}, "gpt2 has 1024 positions, got a sequence length of 2048"),
         ({"models": ["resnet18"], "sequence_length": 8}, "resnet18 reads images and has no sequence length"),
+        ({"gpu": "rtx3009"}, "no GPU is named 'rtx3009'; did you mean rtx3090"),
+        ({"alloc_conf": "max_split_size:64"}, "alloc_conf has no setting 'max_split_size'; did you mean max_split_size_mb"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(asked: dict[str, object], told: str):
