@@ -10,7 +10,7 @@ from scenarios.spec import Scenario
 # Options that decide how many bytes an optimizer keeps; a table shows them, whatever their value.
 BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")
 # Without an entry, the usual momentum is none.
-USUAL_MOMENTUM = {"sgd": 0.9, "sgd-sai": 0.9}
+USUAL_MOMENTUM = {"muon": 0.95, "scion": 0.1, "sgd": 0.9, "sgd-sai": 0.9}
 
 OptimizerKey = tuple[str, str]
 

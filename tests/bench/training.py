@@ -3,6 +3,7 @@
 Run `python tests/bench/training.py` to draw the curves into docs/images/training.png; tests/optimizers/test_training.py asks for the marks.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import optimizers
 from optimizers.schedules import WarmUpAndDecay
+from reports.figures.spacing import spaced
+from reports.style import INK, LINE, MUTED, PAPER, Mark, marks
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "tests" / "data" / "genesis.txt"
@@ -141,6 +144,7 @@ def digits(width: int = 16, batch: int = 64, steps: int = 400) -> Task:
 TASKS = {"gpt": gpt, "digits": digits}
 TITLES = {"gpt": "GPT, 2 layers of width 32, on Genesis by letters", "digits": "MLP, 64-16-16-10, on scikit-learn's digits"}
 WINDOW = 20
+TICKS = (0.5, 0.6, 0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4)
 
 
 def train(task: Task, spec: str, *, seed: int = 0) -> Run:
@@ -164,36 +168,94 @@ def train(task: Task, spec: str, *, seed: int = 0) -> Run:
     return Run(losses=tuple(losses), final=final)
 
 
-def draw(path: Path) -> None:
-    """Draw the losses of every run, smoothed, one plot a task."""
-    import matplotlib
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """The runs of one optimizer on one task, one a seed."""
 
-    matplotlib.use("Agg")
+    optimizer: str
+    spec: str
+    runs: tuple[Run, ...]
+
+    @property
+    def final(self) -> float:
+        """The loss on all data at the end, mean of the runs."""
+        return mean(run.final for run in self.runs)
+
+    @property
+    def smooth(self) -> list[float]:
+        """The mean loss of every WINDOW steps in a row, from step WINDOW on."""
+        return torch.tensor([run.losses for run in self.runs]).mean(0).unfold(0, WINDOW, 1).mean(1).tolist()
+
+
+def train_all(name: str) -> list[Curve]:
+    """Every optimizer on one task, told as they go."""
+    task, curves = TASKS[name](), []
+    for optimizer, spec in SPECS[name].items():
+        curve = Curve(optimizer=optimizer, spec=spec, runs=tuple(train(task, spec, seed=seed) for seed in SEEDS[name]))
+        print(f"{name:<8}{spec:<48}{curve.final:.4f}", flush=True)
+        curves.append(curve)
+    return curves
+
+
+def draw(found: dict[str, list[Curve]], path: Path) -> None:
+    """The losses of every task, one plot each, in the colours that the optimizers wear in every report."""
     from matplotlib import pyplot
 
-    figure, plots = pyplot.subplots(1, len(TASKS), figsize=(11, 4), layout="constrained")
-    for plot, (name, make) in zip(plots, TASKS.items(), strict=True):
-        task = make()
-        for optimizer, spec in SPECS[name].items():
-            runs = [train(task, spec, seed=seed) for seed in SEEDS[name]]
-            losses = torch.tensor([run.losses for run in runs]).mean(0)
-            final = mean(run.final for run in runs)
-            smooth = losses.unfold(0, WINDOW, 1).mean(1)
-            label = f"{spec}: {final:.4f}"
-            plot.plot(range(WINDOW, task.steps + 1), smooth, label=label, color="black" if optimizer == "adamw" else None, linewidth=1.2)
-            print(f"{name:<8}{spec:<48}{final:.4f}", flush=True)
-        plot.set(yscale="log", xlabel="step", ylabel=f"loss, mean of {WINDOW} steps", title=TITLES[name])
-        plot.grid(alpha=0.3)
-        plot.legend(fontsize=7, title="loss on all data at the end", title_fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    from reports.figures.render import drawing
+
+    with drawing():
+        figure, plots = pyplot.subplots(1, len(found), figsize=(11, 4.2), layout="constrained", facecolor=PAPER.light)
+        for plot, (name, curves) in zip(plots, found.items(), strict=True):
+            _draw_task(plot, name, curves)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130, metadata={"Software": None})
+        pyplot.close(figure)
+
+
+def _draw_task(plot: Any, name: str, curves: list[Curve]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    worn = marks(curve.optimizer for curve in curves)
+    steps = range(WINDOW, WINDOW + len(curves[0].smooth))
+    for curve in curves:
+        colour, shape = worn[curve.optimizer].colour.light, worn[curve.optimizer].shape
+        plot.plot(steps, curve.smooth, color=colour, linewidth=1.5, marker=shape, markersize=5, markevery=(40, 80), markeredgecolor="white")
+    plot.set_yscale("log")
+    low, high = min(min(curve.smooth) for curve in curves), max(max(curve.smooth) for curve in curves)
+    plot.set(xlim=(0, steps[-1]), ylim=(low / 1.04, high * 1.04))
+    plot.yaxis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
+    plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    plot.yaxis.set_minor_locator(NullLocator())
+    _label_lines(plot, curves, worn)
+    plot.set_title(TITLES[name], loc="left", color=INK.light, fontsize=11)
+    plot.set_xlabel("step", color=MUTED.light)
+    plot.set_ylabel(f"loss, mean of {WINDOW} steps", color=MUTED.light)
+    plot.grid(axis="y", color=LINE.light, linewidth=0.7)
+    plot.tick_params(colors=MUTED.light, length=0)
+    plot.spines[["top", "right", "left"]].set_visible(False)
+    plot.spines["bottom"].set_color(LINE.light)
+
+
+def _label_lines(plot: Any, curves: list[Curve], worn: dict[str, Mark]) -> None:
+    """The name of each line at its end, with the loss on all data, moved apart where they would overlap."""
+    low, high = (math.log(limit) for limit in plot.get_ylim())
+    ends = [(math.log(curve.smooth[-1]) - low) / (high - low) for curve in curves]
+    places = spaced(ends, [0.062] * len(ends), 0, 1)
+    plot.text(1.045, max(places) + 0.07, "loss on all\ndata, at the end", transform=plot.transAxes, color=MUTED.light, fontsize=8.5)
+    for curve, end, place in zip(curves, ends, places, strict=True):
+        colour = worn[curve.optimizer].colour.light
+        plot.annotate(
+            "", (1, end), (1.035, place), "axes fraction", "axes fraction", {"arrowstyle": "-", "color": colour, "linewidth": 0.8}
+        )
+        text = f"{curve.optimizer}  {curve.final:.4f}"
+        plot.annotate(text, (1.045, place), xycoords="axes fraction", va="center", color=colour, fontsize=9.5, annotation_clip=False)
 
 
 def main() -> None:
     """Train everything and draw it."""
     torch.set_num_threads(1)
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else PICTURE
-    draw(path)
+    draw({name: train_all(name) for name in TASKS}, path)
     print(f"drawn into {path}")
 
 
