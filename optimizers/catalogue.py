@@ -1,17 +1,14 @@
 """The catalogue: every optimizer by its name, made and described from text such as `sm3:momentum=0.9`.
 
 Ours, torch's, those of the zoo whose package is installed, and those that other packages add by an entry point. `module:Class` names any
-other subclass of torch.optim.Optimizer. Its module is looked for in the current directory last, so that a folder there never takes the
-place of an installed package.
+other subclass of torch.optim.Optimizer that can be imported; the command line lets that be one of the current directory.
 """
 
 import importlib
 import inspect
-import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -206,8 +203,6 @@ def _load(name: str) -> type[Optimizer]:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(_unknown("optimizer", name, available()))
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
     try:
         imported = importlib.import_module(module)
     except Exception as error:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
+import optimizers
 from reports.curves import curves
 from reports.entries import entries, failures, setting_names
 from reports.findings import Findings, pictured
-from reports.labels import labels
+from reports.labels import USUAL_MOMENTUM, labels
 from reports.peaks import peaks
 from reports.savings import savings, without_baseline
 from reports.times import Spread, timings
@@ -29,6 +30,14 @@ def test_an_optimizer_alone_goes_by_its_name(simulated):
 def test_a_momentum_that_costs_bytes_stands_in_the_label(simulated):
     assert names_of([simulated("sm3", options={"momentum": 0.9, "lr": 0.1})]) == ["sm3 (momentum=0.9)"]
     assert names_of([simulated("sgd-sai", options={"momentum": 0.9})]) == ["sgd-sai"]
+
+
+def test_the_usual_momentum_is_that_of_the_catalogue(simulated):
+    usual = {name: optimizers.option_defaults(name).get("momentum") or 0 for name in optimizers.available()}
+    assert {name: momentum for name, momentum in usual.items() if momentum} == {
+        name: USUAL_MOMENTUM[name] for name in usual if name in USUAL_MOMENTUM
+    }
+    assert names_of([simulated("muon", options={"momentum": 0.95})]) == ["muon"]
 
 
 def test_namesakes_are_told_apart_by_what_differs(simulated):
