@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev
 test: $(VENV)/.installed-dev ## the tests alone
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed-parity ## the simulator against MemTracker, a slice against the whole, our steps against the originals
+bench: $(VENV)/.installed-parity ## the simulator against MemTracker, the allocator's speed, a slice against the whole, our steps against the originals
 	$(BIN)/python tests/bench/simulator.py
 	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py

@@ -133,11 +133,9 @@ def _by_category(live: set[int], sizes: Mapping[int, int], allocations: Allocati
 def _describe(failure: OutOfMemoryError, segments: list[Segment], place: int, number: int, allocations: Allocations) -> str:
     """One line: in which phase of which step the device ran out, what asked for how much, and torch's figures."""
     phase = segments[place].phase
-    step = 1 + sum(segment.phase == "step" for segment in segments[:place])
+    step = f"step {1 + sum(segment.phase == 'step' for segment in segments[:place])}"
+    where = {"build": "build", "step": step}.get(phase, f"{phase} of {step}")
     source = allocations.sources[number]
     asking = ", ".join(filter(None, (source.op, source.module)))
     category = allocations.categories[number].replace("_", " ")
-    return (
-        f"out of memory in {phase}{'' if phase == 'build' else f' of step {step}'}, for {category} of {format_bytes(failure.requested)}"
-        f"{f' ({asking})' if asking else ''}: {failure}"
-    )
+    return f"out of memory in {where}, for {category} of {format_bytes(failure.requested)}{f' ({asking})' if asking else ''}: {failure}"

@@ -15,6 +15,7 @@ from profiler.allocator import CachingAllocator
 from profiler.allocator_settings import AllocatorSettings
 from profiler.blocks import Block
 from profiler.out_of_memory import OutOfMemoryError
+from profiler.segments import LowestAddresses
 from scenarios import Scenario
 
 TESTS = Path(__file__).parent.parent
@@ -41,10 +42,11 @@ golden = pytest.mark.parametrize(
 )
 
 
-class RecordedAddresses:
+class RecordedAddresses(LowestAddresses):
     """The addresses that the driver gave: up to torch 2.12 they order free blocks of equal size."""
 
     def __init__(self, addresses: Any) -> None:
+        super().__init__()
         self._addresses = addresses
 
     def take(self, nbytes: int) -> int:
@@ -214,8 +216,45 @@ def test_a_recording_comes_back_from_its_file_as_it_was(tmp_path: Path):
     assert recording.Recording.read(tmp_path / "one.json.xz") == found
 
 
-def test_the_history_written_by_hand_replays():
-    assert replay_exactly(by_hand()) == 6
+@pytest.mark.parametrize("version", ["2.13.0+cu130", "2.11.0+cu126"])
+def test_the_history_written_by_hand_replays(version: str):
+    found = by_hand()
+    object.__setattr__(found, "torch", version)
+    assert replay_exactly(found) == 6
+
+
+def test_a_history_of_expandable_segments_replays():
+    """Handles of 2 and 20 MiB; 9, 10.5 and 5 MiB lie one behind the other, and the last one needs a second handle."""
+    history = [
+        entry("segment_map", 2 * MIB, BASE),
+        entry("alloc", 1000, BASE),
+        entry("segment_map", 20 * MIB, LARGE),
+        entry("alloc", 9 * MIB, LARGE),
+        entry("alloc", 10 * MIB + MIB // 2, LARGE + 9 * MIB),
+        entry("segment_map", 20 * MIB, LARGE + 20 * MIB),
+        entry("alloc", 5 * MIB, LARGE + 19 * MIB + MIB // 2),
+        entry("snapshot", 0, 0),
+    ]
+    ((actions, addresses, sizes),) = recording.cut(history)
+    held, asked, reserved = 24 * MIB + MIB // 2 + 1024, 24 * MIB + MIB // 2 + 1000, 42 * MIB
+    statistics = {
+        **{f"allocated_bytes.all.{name}": held for name in ("current", "peak", "allocated")},
+        **{f"requested_bytes.all.{name}": asked for name in ("current", "peak")},
+        **{f"reserved_bytes.all.{name}": reserved for name in ("current", "peak")},
+        **{f"inactive_split_bytes.all.{name}": 0 for name in ("current", "peak")},
+        "allocated_bytes.all.freed": 0,
+        "active_bytes.all.current": held,
+        "num_alloc_retries": 0,
+        "num_device_alloc": 3,
+        "num_device_free": 0,
+    }
+    build = recording.Phase(name="build", actions=actions, addresses=addresses, sizes=sizes, statistics=statistics, device_free=0)
+    found = by_hand()
+    object.__setattr__(found, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"})
+    object.__setattr__(found, "total", 85 * MIB)
+    object.__setattr__(found, "free_before", 80 * MIB)
+    object.__setattr__(found, "phases", (build,))
+    assert replay_exactly(found) == 4
 
 
 @pytest.mark.parametrize(("change", "message"), [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")])

@@ -41,7 +41,7 @@ def test_what_the_last_whole_step_kept_is_told_although_a_later_one_fails():
     segments = [Segment("step", [0]), Segment("step", [1])]
     found = replay(segments, stream(10 * MIB, 30 * MIB), [0, 1], CachingAllocator(total=32 * MIB))
     assert found.error is not None
-    assert found.error.startswith("out of memory in step of step 2")
+    assert found.error.startswith("out of memory in step 2, for")
     assert found.kept == 10 * MIB
 
 
@@ -77,7 +77,7 @@ def test_below_its_peak_a_step_runs_out_and_the_record_counts_what_it_would_need
     memory = memory_of(found)
     assert found.outcome == "out-of-memory"
     assert found.error is not None
-    assert found.error.startswith("out of memory in step of step 1, for ")
+    assert found.error.startswith("out of memory in step 1, for ")
     assert "\n" not in found.error
     assert (memory.parameters, memory.optimizer_state) == (endless.parameters, endless.optimizer_state)
     assert memory.peak_reserved is not None
