@@ -38,10 +38,9 @@ class Iteration:
 
     def gradients(self) -> None:
         """Run every micro-batch forward and backward and leave the gradients that the optimizer is to step on."""
-        if self._scaled:
-            self._scaler.update()
         for _ in range(self._scenario.micro_batches):
             with self._phase("forward"):
+                self._update_scale()
                 loss = self._loss()
             with self._phase("backward"):
                 self._scaler.scale(loss).backward()
@@ -54,6 +53,12 @@ class Iteration:
         """Take the optimizer's step; with a scaler this waits for the device, to learn whether a gradient is infinite."""
         with self._phase("step"):
             self._scaler.step(self._optimizer)
+
+    def _update_scale(self) -> None:
+        """Forget whether the last step's gradients were infinite, and scale accordingly."""
+        if self._scaled:
+            self._scaler.update()
+            self._scaled = False
 
     def _loss(self) -> torch.Tensor:
         with self._autocast:

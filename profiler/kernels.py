@@ -71,7 +71,7 @@ def fused_on_meta() -> Iterator[None]:
     optimizer: Any = import_module("torch.optim.optimizer")
     supported = optimizer._get_fused_kernels_supported_devices
     library = torch.library.Library("aten", "IMPL")
-    for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr"):
+    for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adagrad_", "_fused_adagrad_.tensor_lr"):
         library.impl(overload, _writes_in_place, "Meta")
     optimizer._get_fused_kernels_supported_devices = lambda: [*supported(), "meta"]
     try:
@@ -82,5 +82,5 @@ def fused_on_meta() -> Iterator[None]:
 
 
 def _writes_in_place(*args: object, **kwargs: object) -> None:
-    """Meta tensors have nothing to write; torch brings this for Adam's kernels, not for SGD's."""
+    """Meta tensors have nothing to write; torch brings this for Adam's kernels alone."""
     del args, kwargs

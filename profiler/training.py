@@ -5,7 +5,7 @@ over by their allocation numbers, so that laid end to end the two are the stream
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,8 +14,9 @@ import torch
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece, build
 
+from .autocast import cuda_autocast
 from .iteration import Iteration
-from .kernels import cuda_kernels
+from .kernels import cuda_kernels, fused_on_meta
 from .state import StateBytes, owned_state_tensors, state_bytes
 from .trace import Allocations, Phase, Recorder, Segment
 from .values import with_value
@@ -121,7 +122,7 @@ def trace_optimizer(
     numbers: set[int] = set()
     for gradients in model.gradients:
         _set_gradients(recorder, parameters, gradients)
-        with recorder.phase("step"):
+        with fused_on_meta(), recorder.phase("step"):
             optimizer.step()
         steps.append(recorder.segments[-1:])
         numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
@@ -183,7 +184,7 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
         return recorder.phase("forward", "activation") if name == "forward" else recorder.phase(cast(Phase, name))
 
     found = []
-    with cuda_kernels():
+    with cuda_kernels(), cuda_autocast() if scenario.amp else nullcontext():
         iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
         for _ in range(scenario.steps):
             seen = len(recorder.segments)

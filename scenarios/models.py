@@ -10,6 +10,8 @@ from difflib import get_close_matches
 from typing import Any, Literal
 
 DEFAULT_SEQUENCE_LENGTH = 1024
+# The layers that get adapters, by architecture: those that peft chooses for GPT-2 and Llama, and the same for ViT.
+ADAPTED = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "vit": ("q_proj", "v_proj")}
 # What the architectures call the longest sequence.
 _POSITIONS = ("n_positions", "max_position_embeddings")
 

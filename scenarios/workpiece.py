@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import logging
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -49,6 +50,9 @@ def build(scenario: Scenario, device: str) -> Workpiece:
         model, batch = _own(scenario, device)
     else:
         model, batch = _from_configuration(entry, scenario, device), _batch(entry, scenario, device)
+    if scenario.lora_rank is not None:
+        with torch.device(device):
+            model = _with_adapters(model, scenario, entry)
     if scenario.checkpointing:
         _enable_checkpointing(scenario.model, model)
     return Workpiece(model=model, batch=batch)
@@ -76,6 +80,21 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{scenario.model} cannot be built with {dict(scenario.config)}: {reason}") from error
+
+
+def _with_adapters(model: torch.nn.Module, scenario: Scenario, entry: models.ModelEntry | None) -> torch.nn.Module:
+    """The model frozen, with LoRA adapters of the scenario's rank where peft puts them for its architecture."""
+    if entry is None or entry.architecture not in models.ADAPTED:
+        raise ValueError(f"adapters go into {', '.join(models.ADAPTED)} models, got {scenario.model!r}; leave the rank out")
+    try:
+        import peft
+    except ImportError as error:
+        raise ValueError('LoRA needs the package peft, which is not installed; pip install "optprof[lora]"') from error
+    config = peft.LoraConfig(r=scenario.lora_rank, target_modules=list(models.ADAPTED[entry.architecture]))
+    with warnings.catch_warnings():
+        # peft finds out by itself that GPT-2 keeps its weights transposed, and asks transformers by an old name about checkpointing.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
+        return peft.get_peft_model(model, config).train()
 
 
 def _unknown_key(key: str, known: list[str]) -> str:

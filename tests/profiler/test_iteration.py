@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from itertools import groupby
 from typing import Any
 
 import pytest
 import torch
 import torch.utils.checkpoint
 
+from profiler.autocast import cuda_autocast
 from profiler.iteration import Iteration
 from profiler.kernels import foreach_on_meta
 from profiler.trace import Recorder
@@ -27,13 +29,13 @@ class Network(torch.nn.Module):
         for layer in self.layers:
             block = torch.nn.Sequential(layer, torch.nn.Tanh())
             x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
-        return x.exp().sum()
+        return x.float().sum()
 
 
-def iterate(scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any], phase: Any) -> None:
+def iterate(scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any], phase: Any, device: str) -> None:
     """Two whole training steps; SGD without momentum allocates nothing of its own."""
     optimizer = torch.optim.SGD(model.parameters(), foreach=False)
-    iteration = Iteration(scenario, Workpiece(model=model, batch=batch), batch, optimizer, phase, "cpu")
+    iteration = Iteration(scenario, Workpiece(model=model, batch=batch), batch, optimizer, phase, device)
     for _ in range(2):
         iteration.gradients()
         iteration.step()
@@ -45,18 +47,24 @@ def measured(scenario: Scenario) -> list[int]:
     """Bytes of the CPU's allocations, negative for a free, but for what a device would not hold."""
     model, x = Network(scenario.checkpointing), torch.randn(16, 64)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
-        iterate(scenario, model, {"x": x}, lambda _: torch.profiler.record_function("phase"))
+        iterate(scenario, model, {"x": x}, lambda _: torch.profiler.record_function("phase"), "cpu")
     assert real.profiler is not None
     assert real.profiler.kineto_results is not None
     events = real.profiler.kineto_results.events()
     found = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
     random_state = torch.get_rng_state().nbytes
-    return without_scalars([size for size in found if abs(size) != random_state])
+    return on_a_device([size for size in found if abs(size) != random_state])
 
 
-def without_scalars(stream: list[int]) -> list[int]:
-    """On the CPU an operation with a Python number makes a tensor of it; on a device, none."""
-    return [size for size in stream if abs(size) > 8]
+def on_a_device(stream: list[int]) -> list[int]:
+    """The stream without scalars: on the CPU an operation with a Python number makes a tensor of it."""
+    return in_order([size for size in stream if abs(size) > 8])
+
+
+def in_order(stream: list[int]) -> list[int]:
+    """Frees that nothing stands between, by size: when autocast ends, it drops its copies in the order of a hash table."""
+    runs = groupby(stream, key=lambda size: size < 0)
+    return [size for is_free, run in runs for size in (sorted(run) if is_free else run)]
 
 
 def traced(scenario: Scenario) -> list[int]:
@@ -72,11 +80,11 @@ def traced(scenario: Scenario) -> list[int]:
     def phase(name: Any) -> AbstractContextManager[None]:
         return recorder.phase(name)
 
-    with foreach_on_meta():
-        iterate(scenario, model, {"x": x}, phase)
+    with foreach_on_meta(), cuda_autocast():
+        iterate(scenario, model, {"x": x}, phase, "cuda")
     nbytes = recorder.allocations.nbytes
     events = [event for segment in recorder.segments for event in segment.events]
-    return without_scalars([nbytes[event] if event >= 0 else -nbytes[~event] for event in events])
+    return on_a_device([nbytes[event] if event >= 0 else -nbytes[~event] for event in events])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +97,11 @@ def traced(scenario: Scenario) -> list[int]:
         {"checkpointing": True},
         {"checkpointing": True, "micro_batches": 2},
         {"max_grad_norm": 1.0},
+        {"amp": "bf16"},
+        {"amp": "bf16", "checkpointing": True},
+        {"amp": "bf16", "micro_batches": 2, "set_to_none": False},
+        {"amp": "fp16"},
+        {"amp": "fp16", "max_grad_norm": 1.0, "checkpointing": True},
     ],
 )
 def test_the_events_are_those_of_a_real_run(asked: dict[str, Any]):

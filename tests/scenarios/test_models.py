@@ -50,6 +50,33 @@ def test_a_configuration_entry_takes_the_place_of_the_published_one():
     assert sum(p.numel() for p in model.parameters()) == 2 * layer + (100 + 64 + 2) * 768
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "made", "dtype"),
+    [
+        ("gpt2", 12, 768, 3 * 768, "fp32"),  # c_attn makes queries, keys and values at once
+        ("llama2-7b", 2 * 32, 4096, 4096, "bf16"),
+        ("vit-s16", 2 * 12, 384, 384, "fp32"),
+    ],
+)
+def test_adapters_of_a_rank_are_trained_and_nothing_else(name: str, layers: int, width: int, made: int, dtype: str):
+    model = build(Scenario(model=name, lora_rank=8, dtype=dtype), "meta").model  # pyright: ignore[reportArgumentType]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in trained) == layers * 8 * (width + made)
+    # peft keeps adapters in float32 over a model in half precision.
+    assert {p.dtype for p in trained} == {torch.float32}
+    entry = models.describe(name)
+    assert entry is not None
+    assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == entry.parameter_count
+
+
+def test_adapters_need_peft_and_a_model_that_they_fit(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ValueError, match="adapters go into gpt2, llama, vit models, got 'resnet18'; leave the rank out"):
+        build(Scenario(model="resnet18", lora_rank=8), "meta")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ValueError, match="LoRA needs the package peft, which is not installed; pip install \"optprof\\[lora\\]\""):
+        build(Scenario(model="gpt2", lora_rank=8), "meta")
+
+
 def test_positions_of_a_configuration_are_the_limit():
     assert models.sequence_length("gpt2", None, {"n_positions": 64}) == 64
     assert models.sequence_length("llama2-7b", 8192, {"max_position_embeddings": 8192}) == 8192

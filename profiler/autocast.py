@@ -1,0 +1,205 @@
+"""CUDA's autocast on meta tensors, which torch leaves as they are: the same lists of operations, the same copies of the weights.
+
+torch registers what autocast does with an operation under the dispatch key AutocastCUDA, for tensors on CUDA alone. Inside `cuda_autocast`
+the key holds for every tensor, and these kernels stand in its place; `torch.autocast("cuda")` then switches them on and off as ever, in a
+model's own code and in the recomputation of a checkpoint too. The lists: aten/src/ATen/autocast_mode.h and "Autocast Op Reference" in
+PyTorch's documentation.
+"""
+
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.utils.checkpoint
+from torch.utils._pytree import tree_leaves, tree_map
+
+# They run in the lower precision.
+LOWER = (
+    "_convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input conv_transpose3d.input "
+    "convolution cudnn_convolution cudnn_convolution_transpose prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm baddbmm "
+    "bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell "
+    "_scaled_dot_product_flash_attention scaled_dot_product_attention"
+).split()
+# They run in float32.
+FULL = (
+    "acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar softplus "
+    "layer_norm native_layer_norm rms_norm group_norm frobenius_norm.dim nuclear_norm nuclear_norm.dim cosine_similarity poisson_nll_loss "
+    "cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss margin_ranking_loss "
+    "multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm "
+    "logsumexp upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d _upsample_nearest_exact2d upsample_nearest3d "
+    "_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d "
+    "_upsample_bicubic2d_aa"
+).split()
+# They accumulate in float32 where the caller asks for no dtype.
+FULL_BY_DTYPE = "prod prod.dim_int softmax.int log_softmax.int cumprod cumsum sum sum.dim_IntList linalg_vector_norm".split()
+FULL_BY_DTYPE += "linalg_matrix_norm linalg_matrix_norm.str_ord".split()
+# The same, by an overload with a dtype.
+NORMS = {"norm.Scalar": "norm.ScalarOpt_dtype", "norm.ScalarOpt_dim": "norm.ScalarOpt_dim_dtype"}
+# They run in the widest dtype among their tensors.
+PROMOTE = "addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add".split()
+
+
+@contextmanager
+def cuda_autocast() -> Iterator[None]:
+    """Inside, `torch.autocast("cuda")` works on meta tensors, whether the machine has CUDA or not."""
+    casts = _Casts()
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        # Taking torch's place is what these are for, until the end.
+        warnings.filterwarnings("ignore", message="Warning only once for all operators")
+        for name, kernel in casts.kernels():
+            library.impl(name, kernel, "AutocastCUDA")
+    try:
+        with ExitStack() as stack:
+            for patch in _patches(casts):
+                stack.enter_context(patch)
+            stack.enter_context(torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastCUDA))
+            yield
+    finally:
+        library._destroy()
+
+
+def _patches(casts: "_Casts") -> Iterator[AbstractContextManager[Any]]:
+    """What stands between autocast and a machine without CUDA, or between a meta tensor and the word "cuda"."""
+    # Functions, as mock's own stand-ins would keep the tensors that they are called with.
+    yield mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", new=_never)
+    yield mock.patch.object(torch.cuda, "is_bf16_supported", new=_always)
+    yield mock.patch.object(torch, "clear_autocast_cache", new=casts.clear)
+    # A checkpoint notes the autocast of its tensors' device, to run again under the same.
+    yield mock.patch.object(torch.utils.checkpoint, "_infer_device_type", new=_cuda)
+    # transformers switches autocast off around rotary embeddings, but not for meta tensors.
+    for module in list(sys.modules.values()):
+        if module is not None and module.__name__.startswith("transformers.") and "maybe_autocast" in vars(module):
+            yield mock.patch.object(module, "maybe_autocast", new=_maybe_autocast)
+
+
+def _never() -> bool:
+    return False
+
+
+def _always(including_emulation: bool = True) -> bool:
+    del including_emulation
+    return True
+
+
+def _cuda(*tensors: object) -> str:
+    del tensors
+    return "cuda"
+
+
+def _maybe_autocast(device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **options: Any) -> AbstractContextManager[Any]:
+    """As transformers' own, for the simulated device."""
+    del device_type
+    on = enabled or torch.is_autocast_enabled("cuda")
+    return torch.autocast("cuda", dtype=dtype, enabled=enabled, **options) if on else nullcontext()
+
+
+Kernel = Callable[..., Any]
+
+
+class _Casts:
+    """The kernels of autocast, and the copies of weights that it keeps until it ends."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
+
+    def clear(self) -> None:
+        """Drop the copies; those that the backward pass needs live on in its graph."""
+        self._kept.clear()
+
+    def kernels(self) -> Iterator[tuple[str, Kernel]]:
+        """The kernel of each operation that autocast changes, by its name."""
+        for name in LOWER:
+            yield name, self._casting(_overload(name), lambda _: torch.get_autocast_dtype("cuda"))
+        for name in FULL:
+            yield name, self._casting(_overload(name), lambda _: torch.float32)
+        for name in PROMOTE:
+            yield name, self._casting(_overload(name), _widest)
+        for name in FULL_BY_DTYPE:
+            yield name, self._full_by_dtype(_overload(name))
+        for name, with_dtype in NORMS.items():
+            yield name, self._norm(_overload(name), _overload(with_dtype))
+
+    def _full_by_dtype(self, func: Any) -> Kernel:
+        """A kernel that lets `func` make float32 of lower precision, where the caller asks for no dtype."""
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            with _off():
+                if _is_low(args[0]) and kwargs.get("dtype") is None and len(args) <= _place_of_dtype(func):
+                    kwargs["dtype"] = torch.float32
+                return func(*args, **kwargs)
+
+        return kernel
+
+    def _norm(self, func: Any, with_dtype: Any) -> Kernel:
+        """As `_full_by_dtype`, for a `func` whose dtype is another overload's."""
+
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            with _off():
+                if not _is_low(args[0]):
+                    return func(*args, **kwargs)
+                return with_dtype(*args, **kwargs, dtype=torch.float32)
+
+        return kernel
+
+    def _casting(self, func: Any, dtype_of: Callable[[list[torch.Tensor]], torch.dtype]) -> Kernel:
+        def kernel(*args: Any, **kwargs: Any) -> Any:
+            with _off():
+                dtype = dtype_of([leaf for leaf in tree_leaves((args, kwargs)) if _is_castable(leaf)])
+                kwargs = {name: self._cast_all(value, dtype) for name, value in reversed(kwargs.items())}
+                # The compiler of torch's Linux builds evaluates arguments from the last to the first.
+                last_to_first = [self._cast_all(value, dtype) for value in reversed(args)]
+                return func(*reversed(last_to_first), **kwargs)
+
+        return kernel
+
+    def _cast_all(self, argument: Any, dtype: torch.dtype) -> Any:
+        return tree_map(lambda leaf: self._cast(leaf, dtype) if _is_castable(leaf) else leaf, argument)
+
+    def _cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor in `dtype`; a float32 weight is cast to the lower precision once for all that use it."""
+        if tensor.dtype == dtype:
+            return tensor
+        keeps = tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf and not tensor._is_view()
+        if not keeps or dtype != torch.get_autocast_dtype("cuda") or not torch.is_autocast_cache_enabled():
+            return tensor.to(dtype)
+        held = self._kept.get(id(tensor))
+        if held is not None and held[0]() is tensor:
+            return held[1]
+        copy = tensor.to(dtype)
+        self._kept[id(tensor)] = (weakref.ref(tensor), copy)
+        return copy
+
+
+def _overload(name: str) -> Any:
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload or "default")
+
+
+def _off() -> AbstractContextManager[None]:
+    """Inside, operations are as they are without autocast."""
+    return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA))
+
+
+def _is_castable(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.device.type == "meta" and leaf.is_floating_point() and leaf.dtype != torch.float64
+
+
+def _is_low(leaf: Any) -> bool:
+    return _is_castable(leaf) and leaf.dtype in (torch.float16, torch.bfloat16)
+
+
+def _widest(tensors: list[torch.Tensor]) -> torch.dtype:
+    lower = torch.get_autocast_dtype("cuda")
+    return lower if all(tensor.dtype == lower for tensor in tensors) else torch.float32
+
+
+def _place_of_dtype(func: Any) -> int:
+    """How many arguments stand before the dtype, which a caller may give by place."""
+    names = [argument.name for argument in func._schema.arguments]
+    return names.index("dtype")

@@ -1,0 +1,71 @@
+"""Ways of training, judged by bytes worked out by hand."""
+
+import pytest
+
+from profiler import Memory, simulate
+from scenarios import Scenario
+
+MIB = 1 << 20
+
+
+def memory(**asked: object) -> Memory:
+    found = simulate(Scenario(**{"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 2}, **asked})).memory  # pyright: ignore[reportArgumentType]
+    assert found is not None
+    return found
+
+
+def test_the_state_of_adapters_is_all_that_lora_keeps():
+    found = memory(lora_rank=8)
+    tensors = [8 * 768, 8 * 3 * 768] * 2
+    assert found.gradients == sum(4 * count for count in tensors)
+    assert found.optimizer_state == sum(8 * count + 4 for count in tensors)
+
+
+@pytest.mark.parametrize(("implementation", "steps_on_device"), [("foreach", 0), ("fused", 1)])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad"])
+def test_the_fused_kernel_keeps_its_step_counts_on_the_device(optimizer: str, implementation: str, steps_on_device: int):
+    found = memory(optimizer=optimizer, implementation=implementation, workload="state")
+    parameters = found.parameters // 4
+    count = 28  # tensors: two layers of 12, two embeddings, the last norm's two
+    moments = 1 if optimizer == "adagrad" else 2
+    assert found.optimizer_state == 4 * moments * parameters + 4 * count
+    assert found.optimizer_state_allocated is not None
+    on_host = memory(optimizer=optimizer, workload="state", implementation="foreach").optimizer_state_allocated
+    assert on_host is not None
+    assert found.optimizer_state_allocated == on_host + steps_on_device * count * 512
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_fused_kernel_needs_no_temporaries(optimizer: str):
+    found = memory(optimizer=optimizer, implementation="fused", workload="state")
+    assert "temporary" not in found.peak_by_category
+
+
+def test_an_optimizer_without_a_fused_kernel_says_so():
+    with pytest.raises(ValueError, match="sm3 has no fused implementation; ask for loop"):
+        memory(optimizer="sm3", implementation="fused")
+
+
+def test_gradients_that_are_kept_are_there_in_the_next_forward_pass():
+    dropped, kept = memory(), memory(set_to_none=False)
+    more = kept.peak_by_phase["forward"] - dropped.peak_by_phase["forward"]
+    assert dropped.gradients <= more < dropped.gradients + 30 * MIB  # in blocks with tails
+
+
+def test_gradients_of_earlier_micro_batches_are_there_in_the_next_forward_pass():
+    one, two = memory(), memory(micro_batches=2)
+    assert two.peak_by_phase["forward"] - one.peak_by_phase["forward"] >= one.gradients
+    assert two.gradients == one.gradients
+
+
+def test_checkpointing_keeps_the_input_of_each_layer_and_little_else():
+    """What the forward pass holds grows by a layer's input, 4 bytes x 512 tokens x 768, instead of by all that the layer computes."""
+    asked = {"sequence_length": 512, "optimizer": "sgd"}
+
+    def grown(**more: object) -> int:
+        small, large = (memory(**asked, config={"n_layer": layers}, **more) for layers in (2, 4))
+        return (large.peak_by_phase["forward"] - large.parameters * 2) - (small.peak_by_phase["forward"] - small.parameters * 2)
+
+    layer_input = 4 * 512 * 768
+    assert 2 * layer_input <= grown(checkpointing=True) < 6 * layer_input
+    assert grown() > 40 * layer_input
