@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
-from .sharded import largest_along, placed_like
+from .sharded import is_sharded, largest_along, placed_like
+
+_ROWS = 32
 
 
 class SM3(MultiTensorOptimizer):
@@ -81,7 +83,8 @@ class SM3(MultiTensorOptimizer):
         _take_in(squares, bucket.grads, bucket.options["beta"])
         for cover, square in zip(covers, squares, strict=True):
             for axis, accumulator in enumerate(cover):
-                accumulator.copy_(placed_like(largest_along(square, axis), accumulator))
+                largest = _largest_in_columns(square) if torch.compiler.is_compiling() and axis == 1 else largest_along(square, axis)
+                accumulator.copy_(placed_like(largest, accumulator))
 
         torch._foreach_add_(squares, eps)
         torch._foreach_rsqrt_(squares)
@@ -118,6 +121,16 @@ def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
             square.masked_fill_(square != square, 0.0)
         else:
             square.nan_to_num_(nan=0.0, posinf=torch.inf)
+
+
+def _largest_in_columns(square: Tensor) -> Tensor:
+    """The largest elements along axis 1, of a matrix by blocks of rows: a compiler goes down each column, through all of the memory."""
+    rows = square.shape[0]
+    blocks = rows // _ROWS
+    if square.dim() != 2 or is_sharded(square) or not blocks:
+        return largest_along(square, 1)
+    largest = square[: blocks * _ROWS].view(blocks, _ROWS, -1).amax(1).amax(0, keepdim=True)
+    return largest if rows % _ROWS == 0 else torch.maximum(largest, square[blocks * _ROWS :].amax(0, keepdim=True))
 
 
 def _cover(state: State) -> list[Tensor]:
