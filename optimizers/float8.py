@@ -19,32 +19,33 @@ PERIOD = 2**13
 _STRIDE = 0.0901699437
 
 
-def decode_e4m3(codes: Tensor) -> Tensor:
-    """The values of a float8_e4m3fn tensor, in float32."""
+def decode_e4m3(codes: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """The values of a float8_e4m3fn tensor, in `out` (float32); `spare`, an int16 tensor of that shape, is overwritten."""
     if torch.compiler.is_compiling() or not codes.is_cpu:
-        return codes.float()
+        return out.copy_(codes)
     # A float16 has one exponent bit more, which a negative code fills on its way to the left, and a bias that is 8 more.
-    bits = codes.view(torch.int8).to(torch.int16).mul_(2**7).bitwise_and_(~(1 << 14))
-    return bits.view(torch.float16).float().mul_(2.0**8)
+    spare.copy_(codes.view(torch.int8)).mul_(2**7).bitwise_and_(~(1 << 14))
+    return out.copy_(spare.view(torch.float16)).mul_(2.0**8)
 
 
-def decode_e5m2(codes: Tensor) -> Tensor:
-    """The values of a float8_e5m2 tensor, in float32."""
+def decode_e5m2(codes: Tensor, out: Tensor, spare: Tensor) -> Tensor:
+    """The values of a float8_e5m2 tensor, likewise."""
     if torch.compiler.is_compiling() or not codes.is_cpu:
-        return codes.float()
-    return codes.view(torch.int8).to(torch.int16).mul_(2**8).view(torch.float16).float()
+        return out.copy_(codes)
+    return out.copy_(spare.copy_(codes.view(torch.int8)).mul_(2**8).view(torch.float16))
 
 
-def encode_e4m3(values: Tensor, thresholds: Tensor) -> Tensor:
-    """The values (magnitudes up to 448, overwritten) as bytes of float8_e4m3fn, rounded up where they reach thresholds of dither_e4m3."""
+def encode_e4m3(values: Tensor, thresholds: Tensor, out: Tensor) -> None:
+    """Store float32 values (magnitudes up to 448, overwritten) as float8_e4m3fn, rounded up where they reach thresholds of dither_e4m3."""
+    negative = values.signbit()
     kept = values.mul_(_E4M3_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E4M3_TAIL)
     # The sign is 4 places too high, and a byte would cut it off.
-    return kept.sub_(kept >> 11, alpha=2**7).to(torch.uint8)
+    out.view(torch.uint8).copy_(kept.add_(negative, alpha=2**7))
 
 
-def encode_e5m2(values: Tensor, thresholds: Tensor) -> Tensor:
-    """The values (0 to 57344, overwritten) as bytes of float8_e5m2, rounded up where they reach thresholds of dither_e5m2."""
-    return values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E5M2_TAIL).to(torch.uint8)
+def encode_e5m2(values: Tensor, thresholds: Tensor, out: Tensor) -> None:
+    """Store float32 values (0 to 57344, overwritten) as float8_e5m2, rounded up where they reach thresholds of dither_e5m2."""
+    out.view(torch.uint8).copy_(values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E5M2_TAIL))
 
 
 def dither_e4m3(count: int, phase: float | Tensor, device: torch.device) -> Tensor:
@@ -59,8 +60,11 @@ def dither_e5m2(count: int, phase: float | Tensor, device: torch.device) -> Tens
 
 def _dither(count: int, phase: float | Tensor, places: int, device: torch.device) -> Tensor:
     turn = phase * 2**places
-    turn = turn.to(torch.int32) if isinstance(turn, Tensor) else int(turn)
-    index = torch.arange(count, dtype=torch.int32, device=device) & (PERIOD - 1)
+    turn = turn.to(device, torch.int32, non_blocking=True) if isinstance(turn, Tensor) else int(turn)
+    # A compiler works them out where they are used; else one period is, and then repeated.
+    compiling = torch.compiler.is_compiling()
+    index = torch.arange(count if compiling else min(count, PERIOD), dtype=torch.int32, device=device) & (PERIOD - 1)
     # Odd, so that no two of a period are the same.
     stride = int(_STRIDE * 2**places) | 1
-    return (index * stride + turn) & (2**places - 1)
+    thresholds = (index * stride + turn) & (2**places - 1)
+    return thresholds if compiling else thresholds.repeat(-(-count // PERIOD))[:count]

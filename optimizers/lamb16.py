@@ -35,6 +35,7 @@ from torch.optim.optimizer import ParamsT
 
 from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_betas, require_not_negative
+from .sharded import first_element, local, over_ranks
 
 SCALES = ("max", "upstream")
 
@@ -51,17 +52,22 @@ _SHARE = 4
 _LEAST_ELEMENTS = 2**12
 _MOST_ON_CPU = 2**17
 _MORE_THAN_IT_UNROLLS = 16
+_DITHERS = (dither_e4m3, dither_e5m2)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Piece:
-    """A parameter, or some rows of it, with its gradient and moments, and of its rounding the thresholds."""
+    """A parameter, or some rows of it, with its gradient and moments, of its rounding the thresholds, and room to work in.
+
+    `room` is float32 of the piece's shape: for both moments and for what is on the way.
+    """
 
     param: Tensor
     grad: Tensor
     exp_avg: Tensor
     exp_avg_sq: Tensor
-    thresholds: tuple[Tensor, Tensor] | None = None
+    thresholds: tuple[Tensor, Tensor] | None
+    room: tuple[Tensor, ...]
 
 
 class _Scales(NamedTuple):
@@ -126,7 +132,8 @@ class LAMB16(MultiTensorOptimizer):
             return bucket
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
-        steps = [count.item() for count in counts]
+        # In float64: a product with an irrational has little behind the point in float32.
+        steps = [count.double() if torch.compiler.is_compiling() else count.item() for count in counts]
         turns = {"first": FIRST_TURN, "second": SECOND_TURN}
         return replace(bucket, numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()})
 
@@ -137,51 +144,64 @@ class LAMB16(MultiTensorOptimizer):
 
 
 def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | Tensor], options: Options) -> None:
-    whole = _Piece(param=param, grad=grad, exp_avg=state["exp_avg"], exp_avg_sq=state["exp_avg_sq"])
-    old = _Scales(state["exp_avg_scale"].clone(), state["exp_avg_sq_scale"].clone())
+    scales = local(state["exp_avg_scale"]), local(state["exp_avg_sq_scale"])
+    old = _Scales(scales[0].clone(), scales[1].clone())
+    parts = [local(tensor) for tensor in (param, grad, state["exp_avg"], state["exp_avg_sq"])]
+    pieces = list(_pieces(parts, phases, first_element(param)))
     # What concerns the whole tensor comes before any of it can be stored. The moments are then worked out once more: that costs less than
     # to keep them in float32.
-    found = [_measure(piece, old, options) for piece in _pieces(whole)]
-    first, second, weight, direction = torch.stack([torch.stack(each) for each in found]).unbind(1)
-    new = _new_scales(first, second, param.numel(), options)
+    found = [_measure(piece, old, options) for piece in pieces] or [_nothing(scales[0])]
+    combine = torch.amax if options["scale"] == "max" else torch.sum
+    needed = over_ranks(combine(torch.stack([torch.stack(each[:2]) for each in found]), 0), param, combine)
+    weight, direction = over_ranks(torch.stack([torch.stack(each[2:]) for each in found]).sum(0), param, torch.sum).sqrt_().unbind()
+    new = _new_scales(needed, param.numel(), options)
     # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
-    ratio = weight.sum().sqrt_() * _USUAL_LR / (direction.sum().sqrt_() * options["lr"])
+    ratio = weight * _USUAL_LR / (direction * options["lr"])
     trust = _settled(ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0))
-    for piece in _pieces(whole, phases):
+    for piece in pieces:
         _advance(piece, old, new, trust, options)
-    state["exp_avg_scale"].copy_(new.first)
-    state["exp_avg_sq_scale"].copy_(new.second)
+    scales[0].copy_(new.first)
+    scales[1].copy_(new.second)
 
 
 def _measure(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the new moments what their scales need; of the weights and of the direction the squared size."""
     first, second = _moments(piece, scales, options)
+    spare = piece.room[2]
     if options["scale"] == "max":
-        needed = first.abs().amax(), second.amax()
+        least, largest = torch.aminmax(first)
+        needed = torch.maximum(-least, largest), second.amax()
     else:
-        needed = first.square().clamp_max_(10.0).sum(), second.square().clamp_max_(10.0).sum()
-    direction = _direction(piece, first, second, scales, options)
-    weight = piece.param.float().square()
-    return *needed, weight.clamp_(options["eps"], 1.0).sum(), direction.square_().clamp_(options["eps"], 1.0).sum()
+        needed = tuple(torch.mul(moment, moment, out=spare).clamp_max_(10.0).sum() for moment in (first, second))
+    weight = spare.copy_(piece.param).square_().clamp_(options["eps"], 1.0).sum()
+    direction = _direction(piece, scales, options).square_().clamp_(options["eps"], 1.0).sum()
+    return needed[0], needed[1], weight, direction
 
 
-def _new_scales(first: Tensor, second: Tensor, count: int, options: Options) -> _Scales:
+def _nothing(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a rank finds that holds no piece."""
+    zero = torch.zeros_like(like)
+    return zero, zero, zero, zero
+
+
+def _new_scales(needed: Tensor, count: int, options: Options) -> _Scales:
+    first, second = needed.unbind()
     if options["scale"] == "max":
-        scales = first.amax() / _LARGEST_FIRST, second.amax() / _LARGEST_SECOND
-        return _Scales(scales[0].clamp_min_(_LEAST_SCALE), scales[1].clamp_min_(_LEAST_SCALE))
-    return _Scales(first.sum().sqrt_() / count + options["eps"], second.sum().sqrt_() / count + options["eps"])
+        return _Scales((first / _LARGEST_FIRST).clamp_min_(_LEAST_SCALE), (second / _LARGEST_SECOND).clamp_min_(_LEAST_SCALE))
+    return _Scales(first.sqrt() / count + options["eps"], second.sqrt() / count + options["eps"])
 
 
 def _advance(piece: _Piece, old: _Scales, new: _Scales, trust: Tensor, options: Options) -> None:
     """Store the new moments and move the weights."""
     first, second = _moments(piece, old, options)
+    spare = piece.room[2]
     if piece.thresholds is None:
-        piece.exp_avg.copy_((first / new.first).clamp_(-15.0, 15.0))
-        piece.exp_avg_sq.copy_(second.clamp_max(10.0).div_(new.second))
+        piece.exp_avg.copy_(torch.div(first, new.first, out=spare).clamp_(-15.0, 15.0))
+        piece.exp_avg_sq.copy_(torch.clamp_max(second, 10.0, out=spare).div_(new.second))
     else:
-        piece.exp_avg.view(torch.uint8).copy_(encode_e4m3(first * _settled(new.first.reciprocal()), piece.thresholds[0]))
-        piece.exp_avg_sq.view(torch.uint8).copy_(encode_e5m2(second * _settled(new.second.reciprocal()), piece.thresholds[1]))
-    descend([piece.param], [_direction(piece, first, second, old, options)], options["lr"], [trust])
+        encode_e4m3(torch.mul(first, _settled(new.first.reciprocal()), out=spare), piece.thresholds[0], piece.exp_avg)
+        encode_e5m2(torch.mul(second, _settled(new.second.reciprocal()), out=spare), piece.thresholds[1], piece.exp_avg_sq)
+    descend([piece.param], [_direction(piece, old, options)], options["lr"], [trust])
 
 
 def _settled(scalar: Tensor) -> Tensor:
@@ -192,13 +212,16 @@ def _settled(scalar: Tensor) -> Tensor:
 def _moments(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor]:
     """The new m and v, in float32."""
     (beta1, beta2), grad = options["betas"], piece.grad.float()
-    first = decode_e4m3(piece.exp_avg).mul_(scales.first * beta1).add_(grad, alpha=1 - beta1)
-    second = decode_e5m2(piece.exp_avg_sq).mul_(scales.second * beta2).addcmul_(grad, grad, value=1 - beta2)
+    first, second, spare = piece.room
+    bits = spare.view(-1).view(torch.int16)[: spare.numel()].view(spare.shape)
+    decode_e4m3(piece.exp_avg, first, bits).mul_(scales.first * beta1).add_(grad, alpha=1 - beta1)
+    decode_e5m2(piece.exp_avg_sq, second, bits).mul_(scales.second * beta2).addcmul_(grad, grad, value=1 - beta2)
     return first, second
 
 
-def _direction(piece: _Piece, first: Tensor, second: Tensor, scales: _Scales, options: Options) -> Tensor:
+def _direction(piece: _Piece, scales: _Scales, options: Options) -> Tensor:
     """r, in the place of m; v is overwritten too."""
+    first, second, _ = piece.room
     if options["scale"] == "max":
         # What was stored as 0 may have been anything up to the least that could be: without it the quotient would leave all bounds.
         second.clamp_min_(scales.second * _LEAST_SECOND)
@@ -206,19 +229,31 @@ def _direction(piece: _Piece, first: Tensor, second: Tensor, scales: _Scales, op
     return direction.add_(piece.param, alpha=options["weight_decay"]) if options["weight_decay"] else direction
 
 
-def _pieces(whole: _Piece, phases: Sequence[float | Tensor] = ()) -> Iterator[_Piece]:
-    """Slices of some rows, or of some elements where all is contiguous; a single one where a compiler does without temporaries."""
-    tensors = [whole.param, whole.grad, whole.exp_avg, whole.exp_avg_sq]
+def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int) -> Iterator[_Piece]:
+    """Slices of some rows, or of some elements where all is contiguous; a single one where a compiler does without temporaries.
+
+    They work in the same room, one after the other. `first` is the place of their first element in the whole parameter, by which a shard
+    is rounded like the same rows elsewhere.
+    """
     if all(tensor.is_contiguous() for tensor in tensors):
         tensors = [tensor.view(-1) for tensor in tensors]
-    count, rows = whole.param.numel(), tensors[0].shape[0]
+    count, rows, device = tensors[0].numel(), tensors[0].shape[0], tensors[0].device
+    if not count:
+        return
     wanted = max(count // _SHARE, _LEAST_ELEMENTS)
-    wanted = min(wanted, _MOST_ON_CPU) if whole.param.is_cpu else wanted
+    wanted = min(wanted, _MOST_ON_CPU) if device.type == "cpu" else wanted
     length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
-    reach = min(count, PERIOD + length * row)
-    thresholds = [dither(reach, phase, whole.param.device) for dither, phase in zip((dither_e4m3, dither_e5m2), phases, strict=False)]
+    thresholds = [dither(min(first + count, PERIOD + length * row), phase, device) for dither, phase in zip(_DITHERS, phases, strict=False)]
+    room = [tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32) for _ in range(3)]
     for start in range(0, rows, length):
         param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
-        place = start * row % PERIOD
+        place = (first + start * row) % PERIOD
         chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]
-        yield _Piece(param=param, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, thresholds=(chosen[0], chosen[1]) if chosen else None)
+        yield _Piece(
+            param=param,
+            grad=grad,
+            exp_avg=exp_avg,
+            exp_avg_sq=exp_avg_sq,
+            thresholds=(chosen[0], chosen[1]) if chosen else None,
+            room=tuple(each if len(each) == len(param) else each[: len(param)] for each in room),
+        )

@@ -3,6 +3,8 @@
 Elementwise work needs no help: a DTensor does it shard by shard.
 """
 
+from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import torch
@@ -12,6 +14,32 @@ from torch import Tensor
 def whole(scalar: Tensor) -> Tensor:
     """A number worked out from a sharded tensor as one that every rank holds; any other as it is."""
     return scalar.full_tensor() if is_sharded(scalar) else scalar  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank holds of a sharded tensor, in the same memory; any other as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def first_element(tensor: Any) -> int:
+    """The place, row by row in the whole tensor, of the first element that this rank holds."""
+    if not is_sharded(tensor):
+        return 0
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return sum(offset * prod(tensor.shape[axis + 1 :]) for axis, offset in enumerate(offsets))
+
+
+def over_ranks(found: Tensor, like: Any, combine: Callable[..., Tensor]) -> Tensor:
+    """What each rank found on its share of `like`, combined (torch.sum or torch.amax) and given to every rank; of any other as it is."""
+    if not is_sharded(like):
+        return found
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    share = Partial("sum" if combine is torch.sum else "max")
+    parts = [placement if isinstance(placement, Replicate) else share for placement in like.placements]
+    return DTensor.from_local(found, like.device_mesh, parts, run_check=False).full_tensor()
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -81,8 +81,10 @@ def nearest(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def _rounded(first: Tensor, second: Tensor, thresholds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    codes = encode_e4m3(first, thresholds[0]), encode_e5m2(second, thresholds[1])
-    return codes[0].view(torch.float8_e4m3fn).float(), codes[1].view(torch.float8_e5m2).float()
+    codes = first.new_empty(first.shape, dtype=torch.float8_e4m3fn), second.new_empty(second.shape, dtype=torch.float8_e5m2)
+    encode_e4m3(first, thresholds[0], codes[0])
+    encode_e5m2(second, thresholds[1], codes[1])
+    return codes[0].float(), codes[1].float()
 
 
 def random(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:

@@ -109,7 +109,7 @@ def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any) -> None:
         torch.testing.assert_close(param, reference, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+@OURS
 @pytest.mark.parametrize("foreach", [False, True])
 def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(factory: Any, foreach: bool) -> None:
     torch._dynamo.reset()

@@ -22,6 +22,8 @@ SETTINGS: list[tuple[Any, dict[str, Any]]] = [
     (SM3, {"foreach": True}),
     (LAMB, {"weight_decay": 0.1, "foreach": True}),
     (LAMB, {"preset": "nvidia", "weight_decay": 0.1}),
+    (LAMB16, {"lr": 1e-2}),
+    (LAMB16, {"scale": "upstream"}),
 ]
 
 OURS: dict[str, Any] = {"LAMB": LAMB, "LAMB16": LAMB16, "SGDSaI": SGDSaI, "SM3": SM3}
