@@ -1,6 +1,6 @@
 """Which scenarios a comparison takes: every name checked before anything runs, in an order that traces each model once."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -9,7 +9,7 @@ import torch
 import optimizers
 from scenarios import Scenario, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
-from scenarios.workpiece import load_factory
+from scenarios.workpiece import build, load_factory
 
 from .allocator_settings import AllocatorSettings
 from .harness import require_cuda
@@ -67,11 +67,20 @@ def plan(comparison: Comparison) -> list[Scenario]:
         if device == "sim":
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 found += _scenarios(replace(comparison, workload="state", sequence_length=None), model, device)
-    for scenario in found:
+    _check(comparison, {scenario.model: scenario for scenario in found}.values())
+    return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
+
+
+def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
+    """Refuse what the GPU or one of the models, a scenario each, does not take."""
+    AllocatorSettings.parse(comparison.alloc_conf)
+    for scenario in scenarios:
         reason = hardware.lacking(hardware.describe(scenario.gpu), scenario) if scenario.gpu else None
         if reason:
             raise ValueError(f"{reason}; ask for fp32, or for another GPU")
-    return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
+        if comparison.config or comparison.lora_rank or comparison.checkpointing or comparison.attention != "sdpa":
+            # What a model does not take is found out by making it, without its weights.
+            build(scenario, "meta")
 
 
 def plan_fits(comparison: Comparison, gpus: Sequence[str]) -> list[Scenario]:

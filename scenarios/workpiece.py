@@ -52,7 +52,7 @@ def build(scenario: Scenario, device: str) -> Workpiece:
         model, batch = _from_configuration(entry, scenario, device), _batch(entry, scenario, device)
     if scenario.lora_rank is not None:
         with torch.device(device):
-            model = _with_adapters(model, scenario, entry)
+            model = _with_adapters(model, scenario.model, scenario.lora_rank)
     if scenario.checkpointing:
         _enable_checkpointing(scenario.model, model)
     return Workpiece(model=model, batch=batch)
@@ -82,15 +82,16 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
         raise ValueError(f"{scenario.model} cannot be built with {dict(scenario.config)}: {reason}") from error
 
 
-def _with_adapters(model: torch.nn.Module, scenario: Scenario, entry: models.ModelEntry | None) -> torch.nn.Module:
-    """The model frozen, with LoRA adapters of the scenario's rank where peft puts them for its architecture."""
+def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Module:
+    """The model frozen, with LoRA adapters of that rank where its architecture has them."""
+    entry = models.describe(name)
     if entry is None or entry.architecture not in models.ADAPTED:
-        raise ValueError(f"adapters go into {', '.join(models.ADAPTED)} models, got {scenario.model!r}; leave the rank out")
+        raise ValueError(f"adapters go into {', '.join(models.ADAPTED)} models, got {name!r}; leave the rank out")
     try:
         import peft
     except ImportError as error:
         raise ValueError('LoRA needs the package peft, which is not installed; pip install "optprof[lora]"') from error
-    config = peft.LoraConfig(r=scenario.lora_rank, target_modules=list(models.ADAPTED[entry.architecture]))
+    config = peft.LoraConfig(r=rank, target_modules=list(models.ADAPTED[entry.architecture]))
     with warnings.catch_warnings():
         # peft finds out by itself that GPT-2 keeps its weights transposed, and asks transformers by an old name about checkpointing.
         warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")

@@ -1,10 +1,11 @@
-"""CUDA's autocast on meta tensors, judged by torch's own list of operations and by hand; tests/profiler/test_iteration.py has the real run."""
+"""CUDA's autocast on meta tensors, judged by torch's own lists and by hand; test_iteration.py sets it beside a real run."""
 
 from typing import Any
 
 import pytest
 import torch
 from torch.testing._internal.autocast_test_lists import AutocastTestLists
+from torch.utils._pytree import tree_map
 
 from profiler import autocast
 from profiler.autocast import cuda_autocast
@@ -23,7 +24,7 @@ def test_every_operation_that_torch_casts_on_cuda_is_cast():
 
 
 def to_meta(values: Any) -> Any:
-    return torch.utils._pytree.tree_map(lambda value: value.to("meta") if isinstance(value, torch.Tensor) else value, values)
+    return tree_map(lambda value: value.to("meta") if isinstance(value, torch.Tensor) else value, values)
 
 
 LISTS = AutocastTestLists(torch.device("cpu"))

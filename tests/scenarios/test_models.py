@@ -73,7 +73,7 @@ def test_adapters_need_peft_and_a_model_that_they_fit(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="adapters go into gpt2, llama, vit models, got 'resnet18'; leave the rank out"):
         build(Scenario(model="resnet18", lora_rank=8), "meta")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match="LoRA needs the package peft, which is not installed; pip install \"optprof\\[lora\\]\""):
+    with pytest.raises(ValueError, match='LoRA needs the package peft, which is not installed; pip install "optprof\\[lora\\]"'):
         build(Scenario(model="gpt2", lora_rank=8), "meta")
 
 
