@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
+from profiler.record import Record
 from profiler.store import file_name
 from profiler.timeline import Stretch, Timeline
 
-from .entries import Entry
+from .entries import Entry, Setting
+from .labels import OptimizerKey, optimizer_key
 
 # Events have no duration: a phase is as wide as reads well, the same for every optimizer.
 WIDTHS = {"forward": 3.0, "backward": 3.0, "step": 3.0, "clip": 1.0, "zero_grad": 0.6}
@@ -15,10 +17,16 @@ WIDTHS = {"forward": 3.0, "backward": 3.0, "step": 3.0, "clip": 1.0, "zero_grad"
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """An entry and its timeline."""
+    """A record under its label, and its timeline; that of a device that ran out of memory ends where it did."""
 
-    entry: Entry
+    label: str
+    record: Record
     timeline: Timeline
+
+    @property
+    def setting(self) -> Setting:
+        """The setting that it is a course of."""
+        return Setting.of(self.record.scenario)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +50,14 @@ class PhaseHeld:
     fragmentation: int
 
 
-def courses(entries: Sequence[Entry], timelines: Mapping[str, Timeline]) -> list[Course]:
-    """The entries that have a timeline; `timelines` has them by the name of the scenario's files."""
-    found = ((entry, timelines.get(file_name(entry.bytes_from.scenario))) for entry in entries if entry.bytes_from)
-    return [Course(entry=entry, timeline=timeline) for entry, timeline in found if timeline is not None]
+def courses(
+    entries: Sequence[Entry], failed: Sequence[Record], labels: Mapping[OptimizerKey, str], timelines: Mapping[str, Timeline]
+) -> list[Course]:
+    """The records of the entries, and those that ran out of memory, that have a timeline under the name of their scenario's files."""
+    found = [(entry.label, entry.bytes_from) for entry in entries if entry.bytes_from]
+    found += [(labels[optimizer_key(record.scenario)], record) for record in failed if record.outcome == "out-of-memory"]
+    named = [(label, record, timelines.get(file_name(record.scenario))) for label, record in found]
+    return [Course(label=label, record=record, timeline=timeline) for label, record, timeline in named if timeline is not None]
 
 
 def bands(timeline: Timeline) -> list[Band]:

@@ -9,7 +9,7 @@ from profiler.timeline import Timeline
 
 from .courses import Course, courses
 from .curves import Series, curves
-from .entries import Entry, Setting, entries, setting_names
+from .entries import Entry, Setting, entries, failures, setting_names
 from .labels import OptimizerKey, labels
 from .peaks import Peak, peaks
 from .savings import Saving, savings
@@ -51,7 +51,7 @@ class Findings:
             savings=savings(found),
             curves=curves(records),
             peaks=peaks(found),
-            courses=courses(found, timelines or {}),
+            courses=courses(found, failures(records), called, timelines or {}),
             timings=timings(records),
             names=setting_names([entry.setting for entry in found] or settings),
             labels=called,
@@ -62,6 +62,10 @@ class Findings:
     def models(self) -> list[str]:
         """The models that were asked for, in the order of the run."""
         return list(dict.fromkeys(setting.model for setting in self.names))
+
+    def name_of(self, setting: Setting) -> str:
+        """The name of a setting; of one without results, its model."""
+        return self.names.get(setting, setting.model)
 
     @property
     def context(self) -> str:

@@ -63,10 +63,10 @@ def key_table(findings: Findings) -> Table:
 def block_tables(findings: Findings) -> list[tuple[str, Table]]:
     """The largest blocks at each peak, under a line that names the optimizer and the moment."""
     head = ("holds", "block", "asked for by", "operation", "line", "allocated in")
-    several = len(findings.names) > 1
+    several = len({course.setting for course in findings.courses}) > 1
     found = []
     for course in findings.courses:
-        where = f" on {findings.names[course.entry.setting]}" if several else ""
+        where = f" on {findings.name_of(course.setting)}" if several else ""
         rows = [
             (
                 Cell(text=category_name(block.category)),
@@ -76,7 +76,7 @@ def block_tables(findings: Findings) -> list[tuple[str, Table]]:
             )
             for block in course.timeline.largest
         ]
-        found.append((f"{course.entry.label}{where}: {course_text(course)}", Table(head=head, rows=tuple(rows))))
+        found.append((f"{course.label}{where}: {course_text(course)}", Table(head=head, rows=tuple(rows))))
     return found
 
 

@@ -42,10 +42,11 @@ def peak_text(row: Peak) -> str:
 
 
 def course_text(course: Course) -> str:
-    """The peak of a course: 29.656 GiB in step · 31.375 reserved."""
+    """The peak of a course: 29.656 GiB in step · 31.375 reserved; and whether the device ran out of memory."""
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
-    return f"{gib_text(timeline.peak_allocated)} GiB in {phase} · {gib_text(max(timeline.reserved))} reserved"
+    end = "out of memory: " if course.record.outcome == "out-of-memory" else ""
+    return f"{end}{gib_text(timeline.peak_allocated)} GiB in {phase} · {gib_text(max(timeline.reserved))} reserved"
 
 
 def fragmentation_text(course: Course) -> str:
@@ -54,7 +55,7 @@ def fragmentation_text(course: Course) -> str:
     stretch, spare = timeline.peak_stretch, timeline.fragmentation[timeline.peak]
     share = percent_text(spare, timeline.reserved[timeline.peak])
     return (
-        f"{course.entry.label} holds most: {gib_text(timeline.peak_allocated)} GiB in {phase_name(stretch.phase)} of training step "
+        f"{course.label} holds most: {gib_text(timeline.peak_allocated)} GiB in {phase_name(stretch.phase)} of training step "
         f"{stretch.step}, where {bytes_text(spare)} ({share}) of what is reserved is not in use."
     )
 

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ..courses import Band, Course, bands, phases_held, thinned
-from ..entries import by_setting
 from ..findings import Findings
 from ..labels import shortened
 from ..peaks import in_stack_order
@@ -35,12 +34,11 @@ TOLERANCE = 0.0025
 
 def draw_timelines(findings: Findings) -> list[Drawing]:
     """A picture for each setting whose steps have timelines."""
-    settings = list(by_setting(course.entry for course in findings.courses))
+    settings = list(dict.fromkeys(course.setting for course in findings.courses))
     drawings = []
     for number, setting in enumerate(settings[:MOST_PICTURES]):
-        found = [course for course in findings.courses if course.entry.setting == setting]
-        name = findings.names[setting]
-        title = f"{TITLE}: {name}" if len(settings) > 1 else TITLE
+        found = [course for course in findings.courses if course.setting == setting]
+        title = f"{TITLE}: {findings.name_of(setting)}" if len(settings) > 1 else TITLE
         drawings.append(_draw(findings, found, title, f"timeline-{number + 1}" if number else "timeline"))
     return drawings
 
@@ -56,7 +54,7 @@ def _draw(findings: Findings, found: Sequence[Course], title: str, name: str) ->
         sentence="What is in use after each allocation and free, by what holds it, and what the allocator has reserved for it. Phases are "
         "drawn as wide as reads well: events have no duration here.",
         alt="Stacked areas of memory along a training step. "
-        + "; ".join(f"{course.entry.label}: {course_text(course)}" for course in shown)
+        + "; ".join(f"{course.label}: {course_text(course)}" for course in shown)
         + ".",
         table=_table(found),
         notes=(fragmentation_text(highest), *((left_out,) if len(shown) < len(found) else ())),
@@ -68,7 +66,7 @@ def _figure(findings: Findings, shown: Sequence[Course], frame: Frame, title: st
     heading = (2.1 if wrapped else 1.2) * frame.line
     pitch = heading + HEIGHT + GAP
     body = len(shown) * pitch + 2.2 * frame.line
-    context = findings.context if len(findings.names) == 1 else findings.names[shown[0].entry.setting]
+    context = findings.context if list(findings.names) == [shown[0].setting] else findings.name_of(shown[0].setting)
     canvas = Canvas(frame, body=body, title=title, context=context, legend=_legend(shown), foot=ORIGINS)
     highest = max(gib(max(course.timeline.reserved)) for course in shown)
     for number, course in enumerate(shown):
@@ -96,9 +94,9 @@ def _legend(shown: Sequence[Course]) -> list[Key]:
 
 
 def _write_heading(canvas: Canvas, findings: Findings, course: Course, top: float, *, wrapped: bool) -> None:
-    frame, label = canvas.frame, course.entry.label
+    frame, label = canvas.frame, course.label
     baseline = top + 0.8 * frame.line
-    canvas.mark(0.07, baseline - 0.045, mark_style(findings.marks[label], course.entry.origin, frame.scheme, 0.75 * frame.size))
+    canvas.mark(0.07, baseline - 0.045, mark_style(findings.marks[label], course.record.origin, frame.scheme, 0.75 * frame.size))
     canvas.text(0.19, baseline, shortened(label), weight="bold")
     if wrapped:
         canvas.text(0.19, baseline + 0.93 * frame.line, course_text(course), size=frame.small)
@@ -107,7 +105,7 @@ def _write_heading(canvas: Canvas, findings: Findings, course: Course, top: floa
 
 
 def _heading_width(course: Course, frame: Frame) -> float:
-    return 0.6 + text_width(shortened(course.entry.label), frame.size, "bold") + text_width(course_text(course), frame.size)
+    return 0.6 + text_width(shortened(course.label), frame.size, "bold") + text_width(course_text(course), frame.size)
 
 
 def _scale(axes: Axes, highest: float, frame: Frame) -> None:
@@ -182,4 +180,4 @@ def _rows(course: Course) -> Iterator[tuple[str, ...]]:
     for held in phases_held(course):
         stretch = held.stretch
         sizes = map(bytes_text, (held.allocated, held.reserved, held.fragmentation))
-        yield (course.entry.label, str(stretch.step), phase_name(stretch.phase), f"{stretch.events:,}", *sizes)
+        yield (course.label, str(stretch.step), phase_name(stretch.phase), f"{stretch.events:,}", *sizes)

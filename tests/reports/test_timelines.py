@@ -11,10 +11,10 @@ import pytest
 from profiler.store import RunStore, file_name
 from profiler.timeline import HeldBlock, Stretch, Timeline
 from reports import write_report
-from reports.courses import Course, bands, courses, phases_held, thinned
-from reports.entries import entries
+from reports.courses import Course, bands, phases_held, thinned
 from reports.figures import draw_all
 from reports.figures.curve import simplified, stairs
+from reports.findings import Findings
 
 GIB = 2**30
 
@@ -84,7 +84,7 @@ def test_a_picture_keeps_the_highest_and_the_lowest_of_a_column(timeline):
 
 
 def test_what_a_phase_held_at_most(timeline, simulated):
-    course = Course(entry=entries([simulated("adamw")])[0], timeline=timeline)
+    course = Course(label="adamw", record=simulated("adamw"), timeline=timeline)
     assert [(held.stretch.phase, held.allocated, held.reserved, held.fragmentation) for held in phases_held(course)] == [
         ("forward", 3 * GIB, 4 * GIB, GIB),
         ("backward", 6 * GIB, 7 * GIB, 6 * GIB),
@@ -93,8 +93,20 @@ def test_what_a_phase_held_at_most(timeline, simulated):
 
 
 def test_a_timeline_belongs_to_the_scenario_of_its_name(timeline, simulated):
-    found = entries([simulated("adamw"), simulated("sm3")])
-    assert [course.entry.label for course in courses(found, {file_name(simulated("sm3").scenario): timeline})] == ["sm3"]
+    records = [simulated("adamw"), simulated("sm3")]
+    findings = Findings.of(records, {file_name(records[1].scenario): timeline})
+    assert [course.label for course in findings.courses] == ["sm3"]
+
+
+def test_a_device_that_ran_out_of_memory_shows_what_filled_it(tmp_path, simulated, timeline):
+    full = simulated("lamb16", model="huge", outcome="out-of-memory", error="out of memory in backward of step 1")
+    store = RunStore.create(tmp_path / "run")
+    for record in (simulated("adamw"), full):
+        store.append(record)
+        store.write_timeline(record.scenario, timeline)
+    page = write_report(store.folder).read_text(encoding="utf-8")
+    assert "lamb16 on huge: out of memory: 6.000 GiB in backward · 7.000 reserved" in page
+    assert "Memory along the training step: huge" in page
 
 
 def test_a_value_is_kept_until_the_next_where_that_can_be_seen():
