@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +39,7 @@ class Sources:
         # The module that was innermost from each autograd sequence number on.
         self._numbers: list[int] = []
         self._modules: list[str] = []
-        self._known: dict[Source, Source] = {}
+        self._known: dict[Any, Source] = {}
         self._outermost: CodeType | None = None
 
     @contextmanager
@@ -58,16 +58,21 @@ class Sources:
         """Who runs the operation `func` at this moment; to be asked while it is being dispatched."""
         node = None if self._running else torch._C._current_autograd_node()
         if node is not None:
-            return self._one(Source(self._module_of(node), _op(func)))
-        return self._one(Source(self._running[-1] if self._running else "", _op(func), self._line()))
+            module, frame, place = self._module_of(node), None, ()
+        else:
+            module, frame = self._running[-1] if self._running else "", self._frame()
+            place = (frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti) if frame else ()
+        # The number of a line takes long to work out, and operations repeat; they live as long as torch does.
+        key = module, id(func), place
+        source = self._known.get(key)
+        if source is None:
+            line = _line_name(frame.f_code.co_filename, frame.f_lineno) if frame else ""
+            source = self._known[key] = Source(module, func._schema.name, line)
+        return source
 
     def holding(self, tensor: torch.Tensor) -> Source:
         """The source of a tensor that the model holds: the path of the parameter or buffer."""
         return Source(self._paths.get(id(tensor), ""))
-
-    def _one(self, source: Source) -> Source:
-        """The source itself, one object for all that are equal."""
-        return self._known.setdefault(source, source)
 
     def _enter(self, module: torch.nn.Module, _: Any) -> None:
         self._running.append(self._paths.get(id(module), self._running[-1] if self._running else ""))
@@ -89,28 +94,21 @@ class Sources:
         place = bisect_right(self._numbers, node._sequence_nr())
         return self._modules[place - 1] if place else ""
 
-    def _line(self) -> str:
-        """The innermost line outside of torch (its optimizers aside) and of the profiler."""
+    def _frame(self) -> FrameType | None:
+        """The innermost frame outside of torch (its optimizers aside) and of the profiler."""
         frame = sys._getframe(1)
         while frame is not None and frame.f_code is not self._outermost:
-            if not _passed_over(frame.f_code):
-                return _line_name(frame.f_code.co_filename, frame.f_lineno)
+            if not _passed_over(frame.f_code.co_filename):
+                return frame
             frame = frame.f_back
-        return ""
+        return None
 
 
 @cache
-def _op(func: Any) -> str:
-    return func._schema.name
-
-
-@cache
-def _passed_over(code: CodeType) -> bool:
-    file = code.co_filename
+def _passed_over(file: str) -> bool:
     return file.startswith((_TORCH, _PROFILER)) and not file.startswith(_OPTIMIZERS)
 
 
-@cache
 def _line_name(file: str, line: int) -> str:
     """The line as "package/file.py:12": no record names a folder of the machine that made it."""
     for folder in sorted(filter(None, sys.path), key=len, reverse=True):
