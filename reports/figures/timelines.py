@@ -28,6 +28,7 @@ LEFT, RIGHT = 0.36, 0.03
 # Inches of a row's curve, and of the air below it.
 HEIGHT, GAP = 1.15, 0.14
 COLUMNS_PER_INCH = 26
+SHORT = {"forward": "fwd", "backward": "bwd"}
 # Inches that a curve may be off, a quarter of a screen's pixel.
 TOLERANCE = 0.0025
 
@@ -64,8 +65,11 @@ def _draw(findings: Findings, found: Sequence[Course], title: str, name: str) ->
 def _figure(findings: Findings, shown: Sequence[Course], frame: Frame, title: str) -> Figure:
     wrapped = any(_heading_width(course, frame) > frame.width for course in shown)
     heading = (2.1 if wrapped else 1.2) * frame.line
-    pitch = heading + HEIGHT + GAP
-    body = len(shown) * pitch + 2.2 * frame.line
+    # A run that ended early has other phases than the others: then each row has names of its own.
+    shapes = {tuple((stretch.step, stretch.phase) for stretch in course.timeline.phases) for course in shown}
+    names = 2.2 * frame.line
+    pitch = heading + HEIGHT + GAP + (names if len(shapes) > 1 else 0)
+    body = len(shown) * pitch + (names if len(shapes) == 1 else 0)
     context = findings.context if list(findings.names) == [shown[0].setting] else findings.name_of(shown[0].setting)
     canvas = Canvas(frame, body=body, title=title, context=context, legend=_legend(shown), foot=ORIGINS)
     highest = max(gib(max(course.timeline.reserved)) for course in shown)
@@ -76,8 +80,9 @@ def _figure(findings: Findings, shown: Sequence[Course], frame: Frame, title: st
         _scale(axes, highest, frame)
         _shade(axes, bands(course.timeline), frame)
         _fill(axes, course, frame)
-    _name_phases(canvas, bands(shown[-1].timeline), len(shown) * pitch - GAP)
-    canvas.text(0.02, body - 0.25 * frame.line, "GiB", colour=MUTED, size=frame.small)
+        if len(shapes) > 1 or course is shown[-1]:
+            _name_phases(canvas, bands(course.timeline), top + heading + HEIGHT)
+    canvas.text(0.02, body - GAP, "GiB", colour=MUTED, size=frame.small)
     return canvas.figure
 
 
@@ -153,13 +158,14 @@ def _fill(axes: Axes, course: Course, frame: Frame) -> None:
 
 
 def _name_phases(canvas: Canvas, found: Sequence[Band], top: float) -> None:
-    """The phases that have room for their name, and below them the training steps."""
+    """The phases that have room for their name or a short one, and below them the training steps."""
     frame = canvas.frame
     width = frame.width - LEFT - RIGHT
     for band in found:
-        name = phase_name(band.stretch.phase)
-        if text_width(name, frame.small) < width * (band.right - band.left) - 0.03:
-            _centre(canvas, name, band.left, band.right, top + 0.85 * frame.line)
+        name, room = phase_name(band.stretch.phase), width * (band.right - band.left) - 0.03
+        names = [text for text in (name, SHORT.get(name, name)) if text_width(text, frame.small) < room]
+        if names:
+            _centre(canvas, names[0], band.left, band.right, top + 0.85 * frame.line)
     for step, of_step in groupby(found, key=lambda band: band.stretch.step):
         members = list(of_step)
         _centre(canvas, f"training step {step}", members[0].left, members[-1].right, top + 1.8 * frame.line)

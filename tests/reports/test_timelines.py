@@ -163,6 +163,20 @@ def test_each_setting_has_a_picture_of_its_own(tmp_path, simulated, timeline):
         assert len(form) < 60_000
 
 
+def test_rows_with_other_phases_name_their_own(tmp_path, simulated, timeline):
+    short = replace(
+        timeline,
+        phases=(Stretch(step=1, phase="backward", events=5, samples=6),),
+        places=(0, 1, 2, 3, 4, 5),
+    )
+    records = [simulated("adamw"), simulated("sm3", outcome="out-of-memory", error="out of memory")]
+    names = [file_name(record.scenario) for record in records]
+    for timelines, count in (((timeline, timeline), 1), ((timeline, short), 2)):
+        drawn = draw_all(records, tmp_path, dict(zip(names, timelines, strict=True)))
+        form = next(drawing.light for drawing in drawn if drawing.name == "timeline")
+        assert form.count(">training step 1<") == count
+
+
 def test_a_broken_timeline_is_one_clear_line(run):
     next(run.timelines_path.iterdir()).write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match=r"tiny-adamw-\w+\.json\.gz: not a timeline"):
