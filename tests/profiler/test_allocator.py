@@ -197,6 +197,9 @@ def test_with_a_split_limit_a_full_device_first_gets_only_oversize_segments_back
         ("roundup_power2_divisions:4", 2048, 2048),  # not above 4 * 512: multiples of 512
         ("roundup_power2_divisions:4", 2049, 2560),
         ("roundup_power2_divisions:1", 1200 * KIB + 1, 1200 * KIB + 512),
+        # torch's own tests ask these two of a GPU (test_allocator_settings in test_cuda.py).
+        ("roundup_power2_divisions:[64:8,128:2,256:2,512:2,1024:1,>:1]", 84 * MIB, 88 * MIB),
+        ("roundup_power2_divisions:[64:8,128:2,256:2,512:2,1024:1,>:1]", 400 * MIB, 512 * MIB),
         ("roundup_power2_divisions:[2:2,>:1]", 3 * MIB + 1, 4 * MIB),
         ("roundup_power2_divisions:[2:2,>:1]", 4 * MIB + 1, 4 * MIB + 512),
         ("roundup_power2_divisions:[2:2,>:1]", 700 * KIB, 768 * KIB),  # the first entry holds for all that is smaller
