@@ -3,7 +3,7 @@
 One device and one stream; docs/allocator.md lists what is modelled, what is not, and the sources.
 """
 
-from .allocator_settings import AllocatorSettings
+from .allocator_settings import UNLIMITED, AllocatorSettings
 from .blocks import Block, Pool
 from .expandable import ExpandableSegments
 from .out_of_memory import OutOfMemoryError
@@ -41,12 +41,12 @@ class CachingAllocator:
         addresses = addresses or Ages()
         self._segments = ExpandableSegments(self._device, addresses) if expandable else WholeSegments(self._device, addresses, large)
         # The rest of a block stays a block of its own when it is worth keeping: 512 B in the small pool, more than 1 MiB in the large one.
-        unsplit = _DEFAULT.max_split_size if expandable else settings.max_split_size
-        self._small = Pool(least_rest=MIN_BLOCK, split_below=_DEFAULT.max_split_size, handle=SMALL_SEGMENT)
+        unsplit = UNLIMITED if expandable else settings.max_split_size
+        self._small = Pool(least_rest=MIN_BLOCK, split_below=UNLIMITED, handle=SMALL_SEGMENT)
         self._large = Pool(least_rest=MIN_BLOCK if expandable else SMALL_REQUEST + 1, split_below=unsplit, handle=large)
         self._rounds = any(settings.divisions)
         self._collects = limit is not None and settings.garbage_collection_threshold > 0
-        self._plain = not expandable and not self._collects and settings.max_split_size == _DEFAULT.max_split_size
+        self._plain = not expandable and not self._collects and settings.max_split_size == UNLIMITED
         self.retries = 0
         self.allocated_bytes = 0
         self.requested_bytes = 0
@@ -178,7 +178,7 @@ class CachingAllocator:
             self._collect()
         block = self._ask_device(pool, size)
         oversize = self._settings.max_split_size
-        if block is None and oversize < _DEFAULT.max_split_size and self._segments.release_oversize(pool, size, oversize):
+        if block is None and oversize < UNLIMITED and self._segments.release_oversize(pool, size, oversize):
             block = self._ask_device(pool, size)
         if block is None:
             self.empty_cache()

@@ -249,7 +249,7 @@ class PlainAllocator:
                 if [run.state for run in rng.runs] == ["free"]:
                     self.ranges.remove(rng)
                 continue
-            handle, runs = self.handle(rng.small), []
+            handle, runs, was_mapped = self.handle(rng.small), [], [run.state for run in rng.runs] != ["bare"]
             for run in rng.runs:
                 start, end = -(-run.start // handle) * handle, (run.start + run.size) // handle * handle
                 if run.state != "free" or start >= end:
@@ -259,7 +259,8 @@ class PlainAllocator:
                 runs += [Run(low, high - low, state) for low, high, state in pieces if high > low]
             rng.runs = runs
             self.merge(rng)
-            if [run.state for run in rng.runs] == ["bare"]:
+            # Addresses that never had memory stay for the next request.
+            if was_mapped and [run.state for run in rng.runs] == ["bare"]:
                 self.ranges.remove(rng)
 
     def release_oversize(self, small: bool, size: int) -> bool:
