@@ -22,7 +22,8 @@ class Memory:
 
     The first three count tensors (shared storage once). `optimizer_state_allocated` counts the allocator's blocks that hold the state
     when the last step ends; host tensors such as Adam's step counts have none. `peak_by_category` splits `peak_allocated` at its moment
-    and sums to it; `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is None or empty.
+    and sums to it; `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is None or empty. Where a
+    simulated device ran out of memory, tensors are counted as training would need them, and blocks as they were up to then.
     """
 
     parameters: int
