@@ -19,9 +19,10 @@ _ALONE, _FEW, _MORE, _MANY = 1, 2, 3, 7
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The events of all phases in order, and the allocations that they name."""
+    """The events of all phases in order, the place where the last step begins, and the allocations that they name."""
 
     segments: list[Segment]
+    last_step: int
     allocations: Allocations
 
 
@@ -37,10 +38,11 @@ class Streams:
         asked = replace(without_optimizer(scenario), batch_size=1, gpu=None)
         model = self._models.setdefault(repr(asked), _Batches(asked)).model(scenario.batch_size)
         optimizer = self._optimizer(model, scenario)
-        segments = [model.build, optimizer.build]
+        segments, last_step = [model.build, optimizer.build], 0
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
+            last_step = len(segments)
             segments += of_model + of_optimizer
-        return Stream(segments=segments, allocations=model.allocations + optimizer.allocations)
+        return Stream(segments=segments, last_step=last_step, allocations=model.allocations + optimizer.allocations)
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
         """The optimizer's trace, taken once for all models that hand it parameters and gradients that lie alike."""

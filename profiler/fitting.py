@@ -14,12 +14,15 @@ from scenarios.hardware import CONTEXT_BYTES, Gpu
 from .allocator import CachingAllocator
 from .allocator_settings import AllocatorSettings
 from .batches import Stream, Streams
+from .blocks import Block
 from .fits import Change, Fit
 from .out_of_memory import OutOfMemoryError
 from .replay import play
+from .trace import Segment
 
 MOST_CHANGES = 3
 MOST_TOGETHER = 3
+MOST_REPEATS = 6
 # Where the search for a largest batch ends, for models whose step does not grow with it.
 LARGEST_BATCH = 1 << 20
 EXPANDABLE = "expandable_segments:True"
@@ -27,7 +30,7 @@ EXPANDABLE = "expandable_segments:True"
 
 @dataclass(frozen=True, kw_only=True)
 class _Peaks:
-    """Of a step on a device without end, the most that was reserved and the most that was asked for at once."""
+    """Of training on a device without end, the most that was reserved and the most that was asked for at once."""
 
     reserved: int
     requested: int
@@ -154,7 +157,22 @@ def _optimizer_of(scenario: Scenario) -> tuple[str, str]:
 
 
 def _run(stream: Stream, allocator: CachingAllocator) -> None:
-    blocks: dict[int, Any] = {}
-    for segment in stream.segments:
-        for _ in play(segment, stream.allocations, allocator, blocks):
-            pass
+    """Run the stream, and its last step again until the allocator has no more to learn: a full device may run out in a later step."""
+    blocks: dict[int, Block] = {}
+
+    def run(segments: list[Segment]) -> None:
+        for segment in segments:
+            for _ in play(segment, stream.allocations, allocator, blocks):
+                pass
+
+    run(stream.segments[: stream.last_step])
+    held = set(blocks)
+    run(stream.segments[stream.last_step :])
+    for _ in range(MOST_REPEATS):
+        seen = allocator.peak_reserved_bytes, allocator.retries
+        # A step that leaves something behind is not the step that follows.
+        if set(blocks) != held:
+            return
+        run(stream.segments[stream.last_step :])
+        if (allocator.peak_reserved_bytes, allocator.retries) == seen:
+            return

@@ -12,8 +12,12 @@ from .style import Mark, marks
 from .table import Cell, Table
 from .units import NOTHING, bytes_text, exact_text, gib_text
 
-FITS, FAILS = "✓", "✗"
-LEGEND = f"{FITS} GiB left, largest batch · {FAILS} GiB short of what it would reserve, largest batch"
+FITS, TIGHT, FAILS = "✓", "≈", "✗"
+# What the simulator may be off by: a step that leaves less of what it needs may run out on the card.
+SPARE = 0.02
+LEGEND = (
+    f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve; then the largest batch"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,13 @@ def short_text(fit: Fit) -> str:
         return f"{FAILS} {fit.reason}"
     size = gib_text(fit.left) if fit.left is not None else gib_text((fit.needed or 0) - fit.usable)
     batch = "" if fit.largest_batch is None else f", {fit.largest_batch:,}"
-    return f"{FITS if fit.fits else FAILS} {size}{batch}"
+    return f"{_sign(fit)} {size}{batch}"
+
+
+def _sign(fit: Fit) -> str:
+    if fit.left is None:
+        return FAILS
+    return FITS if fit.left >= SPARE * (fit.usable - fit.left) else TIGHT
 
 
 def change_text(change: Change, scenario: Scenario) -> str:
@@ -112,7 +122,7 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     return (
         Cell(text=fit.scenario.gpu or NOTHING),
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
-        Cell(text=fit.reason or ("yes" if fit.fits else "no")),
+        Cell(text=fit.reason or {FITS: "yes", TIGHT: "yes, with less than 2 % to spare", FAILS: "no"}[_sign(fit)]),
         _gib(fit.needed),
         _gib(fit.usable),
         _gib(fit.left),

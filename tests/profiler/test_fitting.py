@@ -47,6 +47,14 @@ def test_the_largest_batch_fits_and_the_next_does_not():
     assert (at.outcome, above.outcome) == ("ok", "out-of-memory")
 
 
+def test_a_device_that_is_full_in_the_third_step_is_too_small():
+    """Two steps run in what a third has too little of, for what the second left lies in the way."""
+    asked = Scenario(model="llama2-7b", optimizer="sgd-sai", sequence_length=2048, checkpointing=True, gpu="a100-80")
+    assert simulate(asked).outcome == "ok"
+    assert simulate(replace(asked, steps=3)).outcome == "out-of-memory"
+    assert not Fitting().fit(asked).fits
+
+
 def test_what_is_left_is_what_torch_has_not_reserved():
     found = Fitting().fit(RESNET)
     memory = simulate(RESNET).memory

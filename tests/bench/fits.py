@@ -1,0 +1,57 @@
+"""Where the SGD-SaI paper's claims hold: full-precision GPT-2 1.5B on one RTX 3090, Llama2-7B on one A100-80GB (arXiv 2412.11768).
+
+Prints the table of docs/fit.md; takes a few minutes.
+"""
+
+from dataclasses import replace
+from itertools import product
+
+from profiler.fits import Fit
+from profiler.fitting import Fitting
+from profiler.plan import Comparison, plan_fits
+from scenarios import Scenario
+
+GIB = 2**30
+OPTIMIZERS = ("adamw", "sgd", "sgd-sai")
+GPT2 = [{"activation_function": name} for name in ("gelu_new", "gelu_pytorch_tanh")]
+
+
+def asked(model: str, gpu: str, sequence_length: int, **changes: object) -> list[Scenario]:
+    """The question to each optimizer; batch 1, fp32."""
+    comparison = Comparison(models=[model], optimizers=OPTIMIZERS, device="sim", sequence_length=sequence_length)
+    return plan_fits(replace(comparison, **changes), [gpu])  # pyright: ignore[reportArgumentType]
+
+
+def settings() -> list[list[Scenario]]:
+    """One group of questions a setting."""
+    small = [
+        asked("gpt2-xl", "rtx3090", length, config=config, checkpointing=checkpointing)
+        for length, config, checkpointing in product((512, 1024), GPT2, (False, True))
+    ]
+    large = [asked("llama2-7b", "a100-80", length, checkpointing=on) for length, on in product((512, 1024, 2048, 4096), (False, True))]
+    return small + large
+
+
+def row(found: Fit) -> str:
+    """One line of the table."""
+    scenario = found.scenario
+    activation = scenario.config.get("activation_function", "silu")
+    needed = "" if found.needed is None else f"{found.needed / GIB:.2f}"
+    left = "does not fit" if found.left is None else f"fits, {found.left / GIB:.2f} left"
+    checkpointing = "yes" if scenario.checkpointing else "no"
+    cells = (scenario.model, scenario.gpu, scenario.sequence_length, activation, checkpointing, scenario.optimizer, needed, left)
+    return f"| {' | '.join(map(str, cells))} | {found.largest_batch} |"
+
+
+def main() -> None:
+    """Print the table, a line as it is found."""
+    print("| model | GPU | sequence | activation | checkpointing | optimizer | would reserve, GiB | batch 1 | largest batch |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    fitting = Fitting()
+    for group in settings():
+        for scenario in group:
+            print(row(fitting.fit(scenario)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
