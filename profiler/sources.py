@@ -55,12 +55,13 @@ class Sources:
             self._running.clear()
 
     def of(self, func: Any) -> Source:
-        """Who runs the operation `func` at this moment; to be asked while it is being dispatched."""
+        """Who runs the operation `func` at this moment; to be asked by what `__torch_dispatch__` calls."""
         node = None if self._running else torch._C._current_autograd_node()
         if node is not None:
             module, frame, place = self._module_of(node), None, ()
         else:
-            module, frame = self._running[-1] if self._running else "", self._frame()
+            # The recorder's own frames are passed by: a frame that is looked at gets an object, which costs more than all the rest.
+            module, frame = self._running[-1] if self._running else "", self._innermost(sys._getframe(3))
             place = (frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti) if frame else ()
         # The number of a line takes long to work out, and operations repeat; they live as long as torch does.
         key = module, id(func), place
@@ -94,9 +95,8 @@ class Sources:
         place = bisect_right(self._numbers, node._sequence_nr())
         return self._modules[place - 1] if place else ""
 
-    def _frame(self) -> FrameType | None:
-        """The innermost frame outside of torch (its optimizers aside) and of the profiler."""
-        frame = sys._getframe(1)
+    def _innermost(self, frame: FrameType | None) -> FrameType | None:
+        """The frame, or the first that called it, that is outside of torch (its optimizers aside) and of the profiler."""
         while frame is not None and frame.f_code is not self._outermost:
             if not _passed_over(frame.f_code.co_filename):
                 return frame
