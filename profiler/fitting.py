@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+import optimizers
 from scenarios import Scenario, hardware
 from scenarios.hardware import CONTEXT_BYTES, Gpu
 
@@ -104,7 +105,7 @@ class Fitting:
                 continue
             try:
                 left = self._left(replace(scenario, **change), gpu)
-            except ValueError:
+            except (ValueError, RuntimeError):
                 # Not every model can be checkpointed, not every optimizer run another way.
                 continue
             if left is not None:
@@ -128,22 +129,23 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
 def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu) -> list[dict[str, Any]]:
     """Changes of a scenario, up to three together, the cheapest for its user first.
 
-    Nothing is lost by another setting of the allocator, which is tried by itself. A loop in place of foreach makes the optimizer's step
-    slower, a smaller batch whose gradients are accumulated the whole step, and recomputing activations by about a third. Another optimizer
-    asks for a learning rate of its own, and bf16 for weights rounds what they learn.
+    Nothing is lost by another setting of the allocator, which is tried by itself, nor by a fused optimizer where there is one. A loop in
+    place of foreach makes the optimizer's step slower, a smaller batch whose gradients are accumulated the whole step, and recomputing
+    activations by about a third. Another optimizer asks for a learning rate of its own, and bf16 for weights rounds what they learn.
     """
     parts: list[tuple[int, dict[str, Any]]] = []
     if scenario.implementation == "foreach":
-        parts.append((1, {"implementation": "loop"}))
+        known = optimizers.implementations(scenario.optimizer)
+        parts += [(cost, {"implementation": how}) for cost, how in ((1, "fused"), (2, "loop")) if how in known]
     if 0 < batch < scenario.batch_size:
-        parts.append((2, {"batch_size": batch, "micro_batches": scenario.micro_batches * -(-scenario.batch_size // batch)}))
+        parts.append((4, {"batch_size": batch, "micro_batches": scenario.micro_batches * -(-scenario.batch_size // batch)}))
     if not scenario.checkpointing:
-        parts.append((4, {"checkpointing": True}))
+        parts.append((8, {"checkpointing": True}))
     for other in others:
         if _optimizer_of(other) != _optimizer_of(scenario):
-            parts.append((8, {name: getattr(other, name) for name in ("optimizer", "options", "implementation")}))
+            parts.append((16, {name: getattr(other, name) for name in ("optimizer", "options", "implementation")}))
     if scenario.dtype == "fp32" and scenario.amp is None and gpu.has_bf16:
-        parts.append((16, {"dtype": "bf16"}))
+        parts.append((32, {"dtype": "bf16"}))
     together = (chosen for count in range(1, MOST_TOGETHER + 1) for chosen in combinations(parts, count))
     apart = [chosen for chosen in together if len({name for _, part in chosen for name in part}) == sum(len(part) for _, part in chosen)]
     apart.sort(key=lambda chosen: sum(cost for cost, _ in chosen))

@@ -20,7 +20,7 @@ def render_fits(fits: Sequence[Fit], output: Console | TextIO) -> None:
     console = output if isinstance(output, Console) else Console(file=output)
     console.print(_table(findings))
     console.print()
-    for line in (LEGEND, "simulated for CUDA, two training steps on the memory of each GPU"):
+    for line in (LEGEND, "simulated for CUDA, training steps on the memory of each GPU"):
         console.print(Text(line, style="dim"))
     lacking = [fit for fit in fits if fit.changes]
     if lacking:

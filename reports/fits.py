@@ -75,7 +75,7 @@ def change_text(change: Change, scenario: Scenario) -> str:
     """A change in words: checkpointing + bf16 weights."""
     words: dict[str, Callable[[], str]] = {
         "alloc_conf": lambda: "expandable segments",
-        "implementation": lambda: f"the optimizer as a {change.fields['implementation']}" if "optimizer" not in change.fields else "",
+        "implementation": lambda: "" if "optimizer" in change.fields else _run_as(change.fields["implementation"]),
         "batch_size": lambda: f"batch {change.fields['batch_size']}, accumulated {change.fields['micro_batches']} times",
         "micro_batches": lambda: "",
         "checkpointing": lambda: "checkpointing",
@@ -84,6 +84,10 @@ def change_text(change: Change, scenario: Scenario) -> str:
         "dtype": lambda: f"{change.fields['dtype']} weights",
     }
     return " + ".join(filter(None, (words[name]() for name in change.fields)))
+
+
+def _run_as(implementation: str) -> str:
+    return "the optimizer as a loop" if implementation == "loop" else f"the optimizer {implementation}"
 
 
 def fit_table(findings: FitFindings) -> Table:

@@ -140,7 +140,7 @@ def _fill(axes: Axes, course: Course, frame: Frame) -> None:
     unit = width / HEIGHT * axes.get_ylim()[1]
 
     def curve(held: Sequence[int]) -> list[tuple[float, float]]:
-        corners = stairs(places, [gib(count) for count in held], 2 / (COLUMNS_PER_INCH * width))
+        corners = stairs(places, [gib(count) for count in held], 1 / (COLUMNS_PER_INCH * width))
         return simplified(corners, unit, TOLERANCE / width)
 
     tops, areas = [0] * len(points), []

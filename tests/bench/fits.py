@@ -7,12 +7,12 @@ from dataclasses import replace
 from itertools import product
 
 from profiler.fits import Fit
-from profiler.fitting import Fitting
+from profiler.fitting import EXPANDABLE, Fitting
 from profiler.plan import Comparison, plan_fits
 from scenarios import Scenario
 
 GIB = 2**30
-OPTIMIZERS = ("adamw", "sgd", "sgd-sai")
+OPTIMIZERS = ("adamw", "sgd-sai")
 GPT2 = [{"activation_function": name} for name in ("gelu_new", "gelu_pytorch_tanh")]
 
 
@@ -32,25 +32,26 @@ def settings() -> list[list[Scenario]]:
     return small + large
 
 
-def row(found: Fit) -> str:
-    """One line of the table."""
+def row(found: Fit, expandable: Fit) -> str:
+    """One line of the table: as asked, and with expandable segments."""
     scenario = found.scenario
     activation = scenario.config.get("activation_function", "silu")
     needed = "" if found.needed is None else f"{found.needed / GIB:.2f}"
-    left = "does not fit" if found.left is None else f"fits, {found.left / GIB:.2f} left"
+    left = ["does not fit" if fit.left is None else f"{fit.left / GIB:.2f} left, up to {fit.largest_batch}" for fit in (found, expandable)]
     checkpointing = "yes" if scenario.checkpointing else "no"
-    cells = (scenario.model, scenario.gpu, scenario.sequence_length, activation, checkpointing, scenario.optimizer, needed, left)
-    return f"| {' | '.join(map(str, cells))} | {found.largest_batch} |"
+    cells = (scenario.model, scenario.gpu, scenario.sequence_length, activation, checkpointing, scenario.optimizer, needed, *left)
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
     """Print the table, a line as it is found."""
-    print("| model | GPU | sequence | activation | checkpointing | optimizer | would reserve, GiB | batch 1 | largest batch |")
+    print("| model | GPU | sequence | activation | checkpointing | optimizer | would reserve, GiB | batch 1 | with expandable segments |")
     print("|---|---|---|---|---|---|---|---|---|")
     fitting = Fitting()
     for group in settings():
         for scenario in group:
-            print(row(fitting.fit(scenario)), flush=True)
+            expandable = replace(scenario, alloc_conf=EXPANDABLE)
+            print(row(fitting.fit(scenario), fitting.fit(expandable)), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def test_a_cell_says_what_is_left_or_lacking_and_the_largest_batch():
     [
         ({"alloc_conf": "expandable_segments:True"}, "expandable segments"),
         ({"implementation": "loop", "checkpointing": True}, "the optimizer as a loop + checkpointing"),
+        ({"implementation": "fused"}, "the optimizer fused"),
         ({"batch_size": 2, "micro_batches": 4}, "batch 2, accumulated 4 times"),
         ({"optimizer": "sm3", "options": {}, "implementation": "foreach", "dtype": "bf16"}, "sm3 for adamw + bf16 weights"),
     ],
