@@ -88,7 +88,7 @@ class LAMB16(MultiTensorOptimizer):
     The trust phi is the original's in both. It grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi
     reaches 2; the clips let weights that start at 0 move, and keep single large elements out of it.
     A gradient with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step, as GradScaler does.
-    A step works on slices, a quarter of a parameter or on a CPU 2^17 elements, and holds a few float32 temporaries of their size.
+    A step works on slices, a quarter of the largest parameter or on a CPU 2^17 elements, with a few float32 temporaries of their size.
     float8 has no multi-tensor operations, so that foreach works tensor by tensor; what is faster is `compiled`.
     """
 
@@ -140,14 +140,15 @@ class LAMB16(MultiTensorOptimizer):
     def _update(self, bucket: Bucket) -> None:
         for index, (param, grad, state) in enumerate(zip(bucket.params, bucket.grads, bucket.states, strict=True)):
             phases = [numbers[index] for numbers in bucket.numbers.values()]
-            _update(param, grad, state, phases, bucket.options)
+            _update(param, grad, state, phases, bucket)
 
 
-def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | Tensor], options: Options) -> None:
+def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | Tensor], bucket: Bucket) -> None:
+    options = bucket.options
     scales = local(state["exp_avg_scale"]), local(state["exp_avg_sq_scale"])
     old = _Scales(scales[0].clone(), scales[1].clone())
     parts = [local(tensor) for tensor in (param, grad, state["exp_avg"], state["exp_avg_sq"])]
-    pieces = list(_pieces(parts, phases, first_element(param)))
+    pieces = list(_pieces(parts, phases, first_element(param), max(bucket.largest // _SHARE, _LEAST_ELEMENTS)))
     # What concerns the whole tensor comes before any of it can be stored. The moments are then worked out once more: that costs less than
     # to keep them in float32.
     found = [_measure(piece, old, options) for piece in pieces] or [_nothing(scales[0])]
@@ -229,8 +230,8 @@ def _direction(piece: _Piece, scales: _Scales, options: Options) -> Tensor:
     return direction.add_(piece.param, alpha=options["weight_decay"]) if options["weight_decay"] else direction
 
 
-def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int) -> Iterator[_Piece]:
-    """Slices of some rows, or of some elements where all is contiguous; a single one where a compiler does without temporaries.
+def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int, wanted: int) -> Iterator[_Piece]:
+    """Slices of about the wanted number of elements, whole rows where not all is contiguous; one where a compiler needs no temporaries.
 
     They work in the same room, one after the other. `first` is the place of their first element in the whole parameter, by which a shard
     is rounded like the same rows elsewhere.
@@ -240,7 +241,6 @@ def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int)
     count, rows, device = tensors[0].numel(), tensors[0].shape[0], tensors[0].device
     if not count:
         return
-    wanted = max(count // _SHARE, _LEAST_ELEMENTS)
     wanted = min(wanted, _MOST_ON_CPU) if device.type == "cpu" else wanted
     length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
     thresholds = [dither(min(first + count, PERIOD + length * row), phase, device) for dither, phase in zip(_DITHERS, phases, strict=False)]

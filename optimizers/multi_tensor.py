@@ -19,6 +19,7 @@ from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_forea
 
 from . import compiled
 from .checks import require_betas, require_fraction, require_not_negative
+from .sharded import local
 
 __all__ = ["Bucket", "MultiTensorOptimizer", "Options", "State", "Tensors", "descend", "gradient", "real"]
 __all__ += ["require_betas", "require_fraction", "require_not_negative"]
@@ -34,7 +35,8 @@ class Bucket:
     """Parameters that are updated together, with their gradients, their states and the options of their group.
 
     The learning rate in the options is a float or a 0-dim tensor beside the parameters. `numbers` are those that change from step to step,
-    one a parameter: floats, or 0-dim tensors where the update is compiled, so that it is not compiled anew for each.
+    one a parameter: floats, or 0-dim tensors where the update is compiled, so that it is not compiled anew for each. `largest` counts the
+    elements of the largest parameter of the step, which temporaries are measured by; a compiled update, which has none, is told 0.
     """
 
     params: list[Tensor]
@@ -42,6 +44,7 @@ class Bucket:
     states: list[State]
     options: Options
     numbers: Numbers = field(default_factory=dict)
+    largest: int = 0
 
     def state(self, key: str) -> list[Tensor]:
         """One state of every parameter."""
@@ -100,6 +103,8 @@ class MultiTensorOptimizer(Optimizer):
         return loss
 
     def _buckets(self) -> Iterator[Bucket]:
+        sizes = [local(param).numel() for group in self.param_groups for param in group["params"] if param.grad is not None]
+        largest = max(sizes, default=0)
         for group in self.param_groups:
             # A parameter without elements has nothing to update, and no largest element or mean to ask for.
             params = [param for param in group["params"] if param.grad is not None and param.numel()]
@@ -113,6 +118,7 @@ class MultiTensorOptimizer(Optimizer):
                     grads=[gradient(param, group) for param in chosen],
                     states=[self.state[param] for param in chosen],
                     options={**group, "lr": _beside_all(chosen, group["lr"])},
+                    largest=largest,
                 )
 
     def _require_known_layout(self, param: Tensor) -> None:
