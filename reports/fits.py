@@ -124,8 +124,8 @@ def verdict(findings: FitFindings) -> str:
 def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     changes = "; ".join(f"{change_text(change, fit.scenario)} (leaves {bytes_text(change.left)})" for change in fit.changes)
     return (
-        Cell(text=fit.scenario.gpu or NOTHING),
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
+        Cell(text=fit.scenario.gpu or NOTHING),
         Cell(text=fit.reason or {FITS: "yes", TIGHT: "yes, with less than 2 % to spare", FAILS: "no"}[_sign(fit)]),
         _gib(fit.needed),
         _gib(fit.usable),

@@ -6,7 +6,8 @@ import torch
 import optimizers
 from profiler.estimate import ACHIEVED_BANDWIDTH, LAUNCH_SECONDS, WAIT_SECONDS, estimate
 from profiler.kernel_trace import Kernel, StepTrace, trace_step
-from scenarios import hardware
+from scenarios import Scenario, hardware
+from scenarios.workpiece import build
 
 A100 = hardware.describe("a100-80")
 SECOND = round(ACHIEVED_BANDWIDTH * A100.bandwidth)  # bytes
@@ -63,3 +64,15 @@ def test_an_a100_took_as_long_for_ten_matrices(how: optimizers.Implementation, m
     make = lambda parameters: optimizers.create("adamw", parameters, implementation=how)  # noqa: E731
     found = estimate(trace_step([((1024, 1024), torch.float32)] * 10, make), A100)
     assert low < found.seconds / measured < high
+
+
+@pytest.mark.parametrize(("model", "published"), [("vit-s16", 12.4e-3), ("gpt2-xl", 68e-3)])
+def test_the_original_sgd_sai_waits_for_every_tensor_and_takes_about_as_long_as_its_paper_says(model: str, published: float):
+    """arXiv 2412.11768 timed it on an A100-80GB; that it reads a number back for each tensor made its clock wait for the device."""
+    original = pytest.importorskip("sgd_sai", reason="make bench installs it").SGD_sai
+    shapes = [p.shape for p in build(Scenario(model=model, workload="state"), "meta").model.parameters()]
+    found = estimate(trace_step([(shape, torch.float32) for shape in shapes], lambda params: original(params, lr=1e-3)), A100)
+    assert found.synchronisations == len(shapes)
+    # Beside the tensors, a scalar multiplied, negated and read back.
+    assert found.moved_bytes == sum(40 * shape.numel() + 8 + 8 + 4 for shape in shapes)
+    assert 0.8 < found.seconds / published < 1.05
