@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 
 from scenarios import Scenario
 
+from .kernel_memory import sized_for
 from .optimizer import make_optimizer
 from .trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
@@ -35,14 +36,15 @@ class Streams:
 
     def of(self, scenario: Scenario) -> Stream:
         """The stream of one scenario; ValueError as `simulate` raises it."""
-        asked = replace(without_optimizer(scenario), batch_size=1, gpu=None)
+        asked = replace(without_optimizer(scenario), batch_size=1)
         model = self._models.setdefault(repr(asked), _Batches(asked)).model(scenario.batch_size)
         optimizer = self._optimizer(model, scenario)
         segments, last_step = [model.build, optimizer.build], 0
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
             last_step = len(segments)
             segments += of_model + of_optimizer
-        return Stream(segments=segments, last_step=last_step, allocations=model.allocations + optimizer.allocations)
+        allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
+        return Stream(segments=segments, last_step=last_step, allocations=allocations)
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
         """The optimizer's trace, taken once for all models that hand it parameters and gradients that lie alike."""
@@ -108,7 +110,7 @@ def _lie(model: ModelTrace) -> tuple[object, ...]:
     """All that an optimizer's trace depends on, whatever the numbers of the allocations."""
     places = {number: place for place, number in enumerate(_numbers(model))}
     layouts = [layout and replace(layout, number=places[layout.number]) for layout in _handed(model)]
-    return model.names, [trained for _, trained in model.parameters], layouts
+    return model.names, model.workspaces, [trained for _, trained in model.parameters], layouts
 
 
 def _renumbered(trace: OptimizerTrace, old: ModelTrace, new: ModelTrace) -> OptimizerTrace:

@@ -73,7 +73,6 @@ def plan(comparison: Comparison) -> list[Scenario]:
 
 def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
     """Refuse what the GPU or one of the models, a scenario each, does not take."""
-    AllocatorSettings.parse(comparison.alloc_conf)
     for scenario in scenarios:
         reason = hardware.lacking(hardware.describe(scenario.gpu), scenario) if scenario.gpu else None
         if reason:

@@ -9,6 +9,7 @@ from .allocator import CachingAllocator
 from .allocator_settings import AllocatorSettings
 from .environment import environment
 from .estimate import estimate
+from .kernel_memory import sized_for
 from .kernel_trace import trace_step
 from .optimizer import make_optimizer
 from .record import Memory, Record, StepEstimate
@@ -49,7 +50,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
         steps.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer
-    allocations = model.allocations + optimizer.allocations
+    allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
     found = replay(segments, allocations, optimizer.state_numbers, allocator)
     segments = until(segments, found.last)
     steps = [range(places.start, min(places.stop, len(segments))) for places in steps if places.start < len(segments)]

@@ -7,7 +7,7 @@ and autograd drop the last reference to it is its free, in the order in which a 
 import sys
 import traceback
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .kernel_memory import MATRIX_PRODUCTS, TAKING, USUAL_WORKSPACE, temporaries
 from .metacache import MetaCache
 from .sources import Source, Sources
 from .values import compute_values, value_of
 
 Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
-Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "input"]
+Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input"]
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
 # The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
@@ -58,10 +59,19 @@ class Recorder(TorchDispatchMode):
 
     `model` gives the names of modules, parameters and buffers; `first` is the number of the first allocation, so that a second recording
     can go on where another ended.
-    `answer_read_backs` lets `.item()` on a device tensor return 1 instead of raising UntraceableError, and follows no values.
+    `answer_read_backs` lets `.item()` on a device tensor return 1, or False, instead of raising UntraceableError, and follows no values.
+    `workspaces`, the threads ("main", "autograd") that have one for cuBLAS already, asks for what CUDA's kernels take for themselves;
+    without it there are the operations' outputs alone.
     """
 
-    def __init__(self, model: torch.nn.Module | None = None, *, first: int = 0, answer_read_backs: bool = False) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module | None = None,
+        *,
+        first: int = 0,
+        answer_read_backs: bool = False,
+        workspaces: Iterable[str] | None = None,
+    ) -> None:
         super().__init__()
         self.allocations = Allocations()
         self.segments: list[Segment] = []
@@ -69,6 +79,7 @@ class Recorder(TorchDispatchMode):
         self._sources = Sources(model)
         self._first = first
         self._answer_read_backs = answer_read_backs
+        self.workspaces = None if workspaces is None else set(workspaces)
         self._events: list[int] | None = None
         self._category: Category = "temporary"
         self._numbers: dict[int, int] = {}
@@ -131,21 +142,39 @@ class Recorder(TorchDispatchMode):
                 wanted = wanted or not (output.is_floating_point() or output.is_complex())
         if wanted and not self._answer_read_backs:
             compute_values(func, args, kwargs, outputs)
+        if self.workspaces is not None and id(func) in TAKING and self._events is not None:
+            self._run_kernel(func, args, self.workspaces)
         return result
+
+    def _run_kernel(self, func: Any, args: Any, workspaces: set[str]) -> None:
+        """Record what the operation's kernel takes beside its outputs."""
+        if func in MATRIX_PRODUCTS:
+            # Autograd runs the backward pass in a thread of its own for the device, and each thread has its own handle of cuBLAS.
+            thread = "autograd" if self.segments[-1].phase == "backward" else "main"
+            if thread not in workspaces:
+                workspaces.add(thread)
+                self._request(USUAL_WORKSPACE, "workspace", func)
+        numbers = [self._request(nbytes, "temporary", func) for nbytes in temporaries(func, args)]
+        assert self._events is not None
+        self._events.extend(~number for number in reversed(numbers))
+
+    def _request(self, nbytes: int, category: Category, source: Any) -> int:
+        """Number a new allocation; `source` is the operation that asks for it, or a Source."""
+        number = self._first + len(self.allocations.nbytes)
+        self.allocations.nbytes.append(nbytes)
+        self.allocations.categories.append(category)
+        self.allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
+        # A request for nothing never reaches the allocator.
+        if nbytes and self._events is not None:
+            self._events.append(number)
+        return number
 
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
         storage = tensor.untyped_storage()
         if storage._cdata in self._numbers or self._events is None:
             return
-        number = self._first + len(self.allocations.nbytes)
-        self.allocations.nbytes.append(storage.nbytes())
-        self.allocations.categories.append(self._category)
-        self.allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
-        self._follow(storage, number)
-        # A request for nothing never reaches the allocator.
-        if storage.nbytes():
-            self._events.append(number)
+        self._follow(storage, self._request(storage.nbytes(), self._category, source))
 
     def _name_short_lived(self, segment: Segment) -> None:
         """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""
@@ -173,7 +202,8 @@ class Recorder(TorchDispatchMode):
             raise UntraceableError(
                 f"{_caller()} reads a tensor's value back from the device, which a simulation does not have; use --device cpu or cuda"
             )
-        return True if tensor.dtype == torch.bool else 1
+        # A condition on values is mostly a guard: a norm of zero, a number that is none.
+        return False if tensor.dtype == torch.bool else 1
 
 
 def _caller() -> str:

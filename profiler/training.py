@@ -51,7 +51,7 @@ class ModelTrace:
     """The model's part: allocations, what happens before the first step, and each step up to its gradients.
 
     `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
-    step, the layout of each parameter's gradient or None.
+    step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS.
     """
 
     allocations: Allocations
@@ -60,6 +60,7 @@ class ModelTrace:
     parameters: list[tuple[TensorLayout, bool]]
     names: list[str]
     gradients: list[list[TensorLayout | None]]
+    workspaces: frozenset[str]
     parameter_count: int
 
 
@@ -80,14 +81,14 @@ class OptimizerTrace:
 def without_optimizer(scenario: Scenario) -> Scenario:
     """The scenario with every field at its default that the model's trace does not depend on."""
     usual = Scenario(model=scenario.model)
-    names = ("optimizer", "options", "implementation", "device", "alloc_conf")
+    names = ("optimizer", "options", "implementation", "device", "gpu", "alloc_conf")
     return replace(scenario, **{name: getattr(usual, name) for name in names})
 
 
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
     workpiece = build(scenario, "meta")
-    recorder = Recorder(workpiece.model)
+    recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
         for parameter in parameters:
@@ -102,6 +103,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         parameters=layouts,
         names=[name for name, _ in workpiece.model.named_parameters()],
         gradients=[gradients for _, gradients in steps],
+        workspaces=frozenset(recorder.workspaces or ()),
         parameter_count=sum(p.numel() for p in parameters),
     )
 
@@ -113,7 +115,7 @@ def trace_optimizer(
 
     zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step.
     """
-    recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True)
+    recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True, workspaces=model.workspaces)
     storages: dict[int, torch.UntypedStorage] = {}
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
     with recorder.phase("build"):

@@ -1,0 +1,102 @@
+"""What CUDA's kernels take for themselves, judged by sizes worked out by hand from ATen's sources."""
+
+import pytest
+import torch
+
+from profiler import simulate
+from profiler.kernel_memory import workspace_bytes
+from profiler.kernels import cuda_kernels
+from profiler.trace import Recorder
+from scenarios import Scenario
+
+MIB = 1 << 20
+
+
+def stream(recorder: Recorder) -> list[int]:
+    """Bytes of each event in order, negative for a free."""
+    nbytes = recorder.allocations.nbytes
+    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "nbytes"),
+    [("t4", 8_519_680), ("v100-16", 8_519_680), ("rtx3090", 8_519_680), ("l40s", 8_519_680), ("h100-80", 32 * MIB), ("b200", 32 * MIB)],
+)
+def test_a_workspace_has_the_size_of_the_gpu_s_generation(gpu: str, nbytes: int):
+    assert workspace_bytes(gpu) == nbytes
+    found = simulate(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, gpu=gpu)).memory
+    assert found is not None
+    # One for the forward pass and one for autograd's thread; a small one takes up to a MiB more, when the block's rest is not split off.
+    assert 2 * nbytes <= found.peak_by_category["workspace"] <= 2 * (nbytes + MIB)
+
+
+def test_a_workspace_is_taken_by_the_first_product_of_a_thread_and_kept():
+    layer, x = torch.nn.Linear(64, 64, device="meta"), torch.empty(16, 64, device="meta")
+    recorder = Recorder(workspaces=())
+    with recorder.phase("build"):
+        for tensor in (*layer.parameters(), x):
+            recorder.allocate(tensor, "parameter")
+    for _ in range(2):
+        with recorder.phase("forward"):
+            loss = layer(x).sum()
+        with recorder.phase("backward"):
+            loss.backward()
+    places = [number for number, category in enumerate(recorder.allocations.categories) if category == "workspace"]
+    taken = [segment.phase for segment in recorder.segments for event in segment.events if event in places]
+    assert taken == ["forward", "backward"]
+    assert not any(~number in segment.events for segment in recorder.segments for number in places)
+
+
+def test_an_optimizer_s_product_uses_the_forward_pass_s_workspace():
+    trained, alone = (
+        simulate(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, optimizer="muon", workload=workload)).memory
+        for workload in ("train", "state")
+    )
+    assert trained is not None
+    assert alone is not None
+    assert (trained.peak_by_category["workspace"], alone.peak_by_category["workspace"]) == (64 * MIB, 32 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "taken"),
+    [
+        # float32: the output times its gradient, its sum over the width, and that laid out anew.
+        (torch.float32, [2 * 4 * 100 * 48 * 4, 2 * 4 * 100 * 4, 2 * 4 * 100 * 4]),
+        # Half precision: 128 rows instead of 100 and 64 columns instead of 48, in float32.
+        (torch.bfloat16, [2 * 4 * 128 * 4, 2 * 4 * 128 * 64 * 4]),
+    ],
+)
+def test_attention_s_backward_pass_takes_float32_sums(dtype: torch.dtype, taken: list[int]):
+    q, k, v = (torch.empty(2, 4, 100, 48, dtype=dtype, device="meta", requires_grad=True) for _ in range(3))
+    recorder = Recorder(workspaces=())
+    with recorder.phase("build"):
+        for tensor in (q, k, v):
+            recorder.allocate(tensor, "input")
+    with cuda_kernels():
+        with recorder.phase("forward"):
+            out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            loss = out.float().sum()
+        recorder.segments.clear()
+        with recorder.phase("backward"):
+            loss.backward()
+    events = stream(recorder)
+    first = next(place for place in range(len(events)) if events[place : place + len(taken)] == taken)
+    assert events[first + len(taken) : first + 2 * len(taken)] == [-nbytes for nbytes in reversed(taken)]
+
+
+def test_the_norms_of_a_list_take_a_number_for_each_chunk_of_its_longest_tensor():
+    gradients = [torch.empty(count, device="meta") for count in (10, 65_536, 200_000)]
+    recorder = Recorder(workspaces=())
+    with recorder.phase("clip"):
+        torch.ops.aten._foreach_norm.Scalar(gradients)
+    partial_sums = 3 * 4 * 4  # three tensors, four chunks of 65,536 in the longest, 4 bytes
+    assert stream(recorder)[3:5] == [partial_sums, -partial_sums]
+
+
+def test_without_being_asked_a_recording_holds_outputs_alone():
+    recorder = Recorder()
+    with recorder.phase("forward"):
+        x = torch.empty(4, 4, device="meta")
+        y = x @ x
+    assert stream(recorder) == [64, 64]
+    del x, y
