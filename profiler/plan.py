@@ -65,9 +65,12 @@ def plan(comparison: Comparison) -> list[Scenario]:
         for model in comparison.models:
             found += _scenarios(comparison, model, device)
         if device == "sim":
+            # The state of a model that the GPU has no room for is a point of the curve too.
+            alone = replace(comparison, workload="state", sequence_length=None, gpu=None)
             for model in comparison.models if comparison.config else _companions(comparison.models):
-                found += _scenarios(replace(comparison, workload="state", sequence_length=None), model, device)
-    _check(comparison, {scenario.model: scenario for scenario in found}.values())
+                if comparison.workload == "train" or model not in comparison.models:
+                    found += _scenarios(alone, model, device)
+    _check(comparison, {(scenario.model, scenario.gpu): scenario for scenario in found}.values())
     return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
 
 

@@ -40,6 +40,14 @@ def test_the_state_alone_is_not_simulated_twice():
     assert summary(scenarios) == [("sim", "state", name, "sgd") for name in ("resnet18", "resnet50")]
 
 
+@pytest.mark.parametrize("workload", ["train", "state"])
+def test_the_curve_is_not_cut_off_by_the_memory_of_a_gpu(workload: str):
+    scenarios = plan(Comparison(models=["gpt2"], optimizers=["sgd"], device="sim", workload=workload, gpu="rtx3090"))
+    assert scenarios[0].gpu == "rtx3090"
+    assert {s.gpu for s in scenarios[1:]} == {None}
+    assert {s.model for s in scenarios if s.workload == "state"} == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+
+
 def test_a_scenario_says_every_hyper_parameter():
     (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["sm3:momentum=0.9"], device="cpu"))
     assert scenario.options == {"lr": 0.1, "momentum": 0.9, "beta": 0.0, "eps": 1e-30, "maximize": False}
