@@ -43,6 +43,13 @@ def track(model: str, optimizer_name: str) -> None:
                 tracker.reset_mod_stats()
 
 
+def print_layers() -> None:
+    """How the simulation's time grows with the layers of a model: linearly, so that seconds a layer stay what they are."""
+    for layers in (12, 24, 48, 96):
+        taken = seconds(lambda layers=layers: simulate(Scenario(model="gpt2-xl", optimizer="adamw", config={"n_layer": layers})))
+        print(f"gpt2-xl with {layers} layers, adamw: {taken:6.2f} s, {1000 * taken / layers:5.1f} ms a layer", flush=True)
+
+
 def main() -> None:
     """Print seconds for each optimizer and the ratios."""
     model = sys.argv[1] if len(sys.argv) > 1 else "gpt2-xl"
@@ -54,6 +61,7 @@ def main() -> None:
     ours = seconds(lambda: [simulate(Scenario(model=model, optimizer=name, seed=1)) for name in OPTIMIZERS]) / len(OPTIMIZERS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"mean of the four, the model traced once: {ours:.2f} s an optimizer; this process so far {peak:.2f} GiB", flush=True)
+    print_layers()
     for name in OPTIMIZERS:
         theirs = seconds(lambda name=name: track(model, name))
         print(f"{name:<10} MemTracker {theirs:7.2f}   ratio {theirs / ours:6.1f}", flush=True)

@@ -69,3 +69,17 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_little_else():
     layer_input = 4 * 512 * 768
     assert 2 * layer_input <= grown(checkpointing=True) < 6 * layer_input
     assert grown() > 40 * layer_input
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "activation", "allocated", "reserved"),
+    [("sgd", "gelu_pytorch_tanh", 18.4, 22.3), ("adamw", "gelu_pytorch_tanh", 24.3, 28.1), ("sgd", "gelu_new", 20.9, 26.1)],
+)
+def test_gpt2_xl_peaks_where_an_earlier_trial_found_it(optimizer: str, activation: str, allocated: float, reserved: float):
+    """The trial counted tensors and blocks, not the workspaces of cuBLAS; its AdamW was the loop."""
+    asked = {"sequence_length": 1024, "config": {"activation_function": activation}, "implementation": "loop"}
+    found = memory(model="gpt2-xl", optimizer=optimizer, **asked)
+    assert found.peak_allocated is not None
+    assert found.peak_reserved is not None
+    assert (found.peak_allocated - 64 * MIB) / 2**30 == pytest.approx(allocated, rel=0.01)
+    assert found.peak_reserved / 2**30 == pytest.approx(reserved, rel=0.035)
