@@ -127,6 +127,6 @@ class Mine(torch.optim.SGD):
 def test_a_gpu_without_bf16_is_an_error_before_anything_runs():
     for asked in ({"dtype": "bf16"}, {"amp": "bf16"}):
         with pytest.raises(ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"):
-            plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))
+            plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no GPU is named 'tpu'"):
         plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="tpu"))
