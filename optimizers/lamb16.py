@@ -149,8 +149,8 @@ def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | 
     old = _Scales(scales[0].clone(), scales[1].clone())
     parts = [local(tensor) for tensor in (param, grad, state["exp_avg"], state["exp_avg_sq"])]
     pieces = list(_pieces(parts, phases, first_element(param), max(bucket.largest // _SHARE, _LEAST_ELEMENTS)))
-    # What concerns the whole tensor comes before any of it can be stored. The moments are then worked out once more: that costs less than
-    # to keep them in float32.
+    # What concerns the whole tensor comes before any of it can be stored. The moments of several pieces are then worked out once more:
+    # that costs less than to keep them in float32.
     found = [_measure(piece, old, options) for piece in pieces] or [_nothing(scales[0])]
     combine = torch.amax if options["scale"] == "max" else torch.sum
     needed = over_ranks(combine(torch.stack([torch.stack(each[:2]) for each in found]), 0), param, combine)
@@ -160,6 +160,8 @@ def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | 
     ratio = weight * _USUAL_LR / (direction * options["lr"])
     trust = _settled(ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0))
     for piece in pieces:
+        if len(pieces) > 1:
+            _take_in(piece, old, options)
         _advance(piece, old, new, trust, options)
     scales[0].copy_(new.first)
     scales[1].copy_(new.second)
@@ -167,8 +169,8 @@ def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | 
 
 def _measure(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Of the new moments what their scales need; of the weights and of the direction the squared size."""
-    first, second = _moments(piece, scales, options)
-    spare = piece.room[2]
+    _take_in(piece, scales, options)
+    first, second, spare = piece.room
     if options["scale"] == "max":
         least, largest = torch.aminmax(first)
         needed = torch.maximum(-least, largest), second.amax()
@@ -193,9 +195,8 @@ def _new_scales(needed: Tensor, count: int, options: Options) -> _Scales:
 
 
 def _advance(piece: _Piece, old: _Scales, new: _Scales, trust: Tensor, options: Options) -> None:
-    """Store the new moments and move the weights."""
-    first, second = _moments(piece, old, options)
-    spare = piece.room[2]
+    """Store the new moments, which stand in the room, and move the weights."""
+    first, second, spare = piece.room
     if piece.thresholds is None:
         piece.exp_avg.copy_(torch.div(first, new.first, out=spare).clamp_(-15.0, 15.0))
         piece.exp_avg_sq.copy_(torch.clamp_max(second, 10.0, out=spare).div_(new.second))
@@ -210,23 +211,24 @@ def _settled(scalar: Tensor) -> Tensor:
     return scalar.expand(_MORE_THAN_IT_UNROLLS).amax() if torch.compiler.is_compiling() else scalar
 
 
-def _moments(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor]:
-    """The new m and v, in float32."""
+def _take_in(piece: _Piece, scales: _Scales, options: Options) -> None:
+    """Put the new m and v into the room, in float32."""
     (beta1, beta2), grad = options["betas"], piece.grad.float()
     first, second, spare = piece.room
     bits = spare.view(-1).view(torch.int16)[: spare.numel()].view(spare.shape)
     decode_e4m3(piece.exp_avg, first, bits).mul_(scales.first * beta1).add_(grad, alpha=1 - beta1)
     decode_e5m2(piece.exp_avg_sq, second, bits).mul_(scales.second * beta2).addcmul_(grad, grad, value=1 - beta2)
-    return first, second
 
 
 def _direction(piece: _Piece, scales: _Scales, options: Options) -> Tensor:
-    """r, in the place of m; v is overwritten too."""
-    first, second, _ = piece.room
+    """r, from the m and v in the room, in what is left of it."""
+    first, second, spare = piece.room
     if options["scale"] == "max":
         # What was stored as 0 may have been anything up to the least that could be: without it the quotient would leave all bounds.
-        second.clamp_min_(scales.second * _LEAST_SECOND)
-    direction = first.div_(second.sqrt_().add_(options["eps"]))
+        torch.clamp_min(second, scales.second * _LEAST_SECOND, out=spare).sqrt_()
+    else:
+        torch.sqrt(second, out=spare)
+    direction = torch.div(first, spare.add_(options["eps"]), out=spare)
     return direction.add_(piece.param, alpha=options["weight_decay"]) if options["weight_decay"] else direction
 
 

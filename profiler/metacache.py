@@ -20,22 +20,24 @@ class MetaCache:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What `func` returns for these arguments, possibly without running it."""
-        makes, writes = _makes_its_outputs(func), _only_writes(func)
-        if not makes and not writes:
+        makes, writes, fills = _makes_its_outputs(func), _only_writes(func), _fills_out(func)
+        if not makes and not writes and not fills:
             return func(*args, **kwargs)
         try:
             key = (func, _key(args), *((name, _key(value)) for name, value in kwargs.items()))
         except _NotCacheableError:
             return func(*args, **kwargs)
         if key in self._written:
-            return args[0] if func._schema.returns else None
+            return kwargs["out"] if fills else args[0] if func._schema.returns else None
         if key in self._made:
             container, layouts = self._made[key]
             tensors = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts]
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
-        if writes:
-            self._written.add(key)
+        if writes or fills:
+            # An output of another shape was given the right one, and is of another kind than the key says.
+            if writes or key[-1] == ("out", _key(kwargs["out"])):
+                self._written.add(key)
         else:
             self._remember(key, result)
         return result
@@ -86,6 +88,14 @@ def _only_writes(func: Any) -> bool:
         return False
     written = [argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments]
     return written[:1] == [True] and not any(written[1:]) and schema.name.endswith("_") and len(schema.returns) <= 1
+
+
+@cache
+def _fills_out(func: Any) -> bool:
+    """Whether the operation writes what it works out into a tensor that it is given as `out`, and nothing else."""
+    schema = func._schema
+    written = [argument.name for argument in schema.arguments if argument.alias_info is not None and argument.alias_info.is_write]
+    return func.namespace == "aten" and written == ["out"] and schema.arguments[-1].name == "out" and len(schema.returns) == 1
 
 
 # They return their argument's storage without saying so in their schema.

@@ -52,6 +52,9 @@ def test_what_is_written_in_place_is_returned_and_a_change_of_shape_is_made():
     for _ in range(2):
         assert cache.run(aten.mul_.Tensor, (x, 2.0), {}) is x
         assert cache.run(aten._foreach_mul_.Scalar, ([x], 2.0), {}) is None
+        out = torch.empty(3, 4, device="meta")
+        assert cache.run(aten.mul.out, (x, 2.0), {"out": out}) is out
+        assert cache.run(aten.amax.out, (x, [0]), {"out": torch.empty(0, device="meta")}).shape == (4,)
     for shape in ((4, 3), (3, 4)):
         assert cache.run(aten.t_.default, (x,), {}).shape == shape
     for length in (5, 6, 5):
