@@ -12,11 +12,16 @@ from typing import Any
 
 import psutil
 
+from .malloc import keeps_freed_memory
+
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
 
 
 def environment(seed: int) -> dict[str, Any]:
-    """The environment of a record made now, as JSON-ready data; `threads` is torch's, `memory_bytes` the machine's."""
+    """The environment of a record made now, as JSON-ready data.
+
+    `threads` is torch's, `affinity` the processors that this process may run on, `memory_bytes` the machine's.
+    """
     import torch
 
     return {
@@ -24,8 +29,15 @@ def environment(seed: int) -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": seed,
         "threads": torch.get_num_threads(),
+        "affinity": _affinity(),
+        "keeps_freed_memory": keeps_freed_memory(),
         **_fixed(),
     }
+
+
+def _affinity() -> list[int] | None:
+    """The numbers of the processors that this process may run on; None where the system does not tell."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
 @lru_cache(maxsize=1)

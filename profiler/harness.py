@@ -1,15 +1,31 @@
-"""The harness around real steps: it times phases, reads CUDA's allocator at their ends, and keeps warm-up apart."""
+"""The harness around real steps: first it watches memory, then it warms up, then it times, and nothing else runs while it times."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from statistics import median
+from typing import Any
 
 import torch
 
+from .confidence import median_interval
+from .contention import Contention
+from .nvml import read_gpu
+from .nvml import warnings as gpu_warnings
+from .record import GpuReading
 from .timing import clock_for
 
+# Iterations that are watched and not timed: the first makes the state, the second is like all that follow.
+WATCHED = 2
 WARM_UP_SECONDS = 1.0
+WARM_UP_LIMIT = 10.0
+# Warm-up is over when the medians of the last three times and of the three before them are this close.
+STABLE, WINDOW = 0.05, 3
+# Samples are enough when the confidence interval of their median is this narrow on both sides; with six there first is one.
+NARROW = 0.02
 LEAST_SAMPLES = 3
+
+Phase = Callable[[str], AbstractContextManager[Any]]
 
 
 def require_cuda() -> None:
@@ -21,47 +37,84 @@ def require_cuda() -> None:
 class Harness:
     """Runs one iteration again and again and keeps what it found.
 
-    `times` and `warmup` hold raw seconds by phase. `peak_by_phase`, `peak_reserved` and `allocated_by_step` are bytes of CUDA's allocator
-    and stay empty on the CPU; `allocated_by_step` is what the first step left allocated: the blocks of the optimizer's state.
+    `times` and `warmup` hold raw seconds by phase. `gpu` is what its management library told before, between and after the samples, and
+    `warnings` what has spoiled them.
     """
 
     def __init__(self, device: str) -> None:
         self.times: dict[str, list[float]] = {}
         self.warmup: dict[str, list[float]] = {}
-        self.peak_by_phase: dict[str, int] = {}
-        self.peak_reserved: int | None = None
-        self.allocated_by_step: int | None = None
+        self.gpu: tuple[GpuReading, ...] = ()
+        self.warnings: tuple[str, ...] = ()
+        self._device = device
         self._clock = clock_for(device)
-        self._watch = self._on_cuda if device == "cuda" else self._clock.phase
+        self._phase: Phase = self._clock.phase
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time what runs inside and, on CUDA, note the most that it held."""
-        return self._watch(name)
-
-    def sample(self, iterate: Callable[[], None], *, samples: int, seconds: float) -> None:
-        """Warm up for a second, at least once, then run until there are `samples`, or three at least when `seconds` are over."""
-        warm = time.monotonic() + WARM_UP_SECONDS
-        while not self.warmup or time.monotonic() < warm:
-            iterate()
-            self._keep(self.warmup)
-        end = time.monotonic() + seconds
-        for count in range(samples):
-            if count >= LEAST_SAMPLES and time.monotonic() > end:
-                break
-            iterate()
-            self._keep(self.times)
+        """Do with what runs inside what is being done: watch it, or time it."""
+        return self._phase(name)
 
     @contextmanager
-    def _on_cuda(self, name: str) -> Iterator[None]:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        with self._clock.phase(name):
+    def handing_phases_to(self, watch: Phase) -> Iterator[None]:
+        """Let `watch` have the phases that come inside; none of them is timed."""
+        self._phase = watch
+        try:
             yield
-        self.peak_by_phase[name] = max(self.peak_by_phase.get(name, 0), torch.cuda.max_memory_allocated())
-        self.peak_reserved = max(self.peak_reserved or 0, torch.cuda.max_memory_reserved())
-        if name == "step" and self.allocated_by_step is None:
-            self.allocated_by_step = torch.cuda.memory_allocated() - before
+        finally:
+            self._phase = self._clock.phase
 
-    def _keep(self, samples: dict[str, list[float]]) -> None:
-        for phase, value in self._clock.collect().items():
-            samples.setdefault(phase, []).append(value)
+    def sample(self, iterate: Callable[[], None], *, samples: int, seconds: float) -> None:
+        """Warm up, then run until the medians are known well enough, there are `samples`, or `seconds` are over, three times at least."""
+        warnings = self._warm_up(iterate)
+        contention, readings = Contention(), [self._read_gpu()]
+        end = time.monotonic() + seconds
+        for count in range(samples):
+            if count >= LEAST_SAMPLES and (time.monotonic() > end or self._known_well()):
+                break
+            if count == LEAST_SAMPLES:
+                readings.append(self._read_gpu())
+            iterate()
+            _keep(self.times, self._clock.collect())
+        self.gpu = tuple(reading for reading in (*readings, self._read_gpu()) if reading)
+        found = [*warnings, contention.warning(), *gpu_warnings(self.gpu)]
+        self.warnings = tuple(warning for warning in found if warning)
+
+    def _warm_up(self, iterate: Callable[[], None]) -> list[str]:
+        """Iterate for a second and until times are stable, ten seconds at most; a warning where they were not."""
+        start = time.monotonic()
+        while True:
+            iterate()
+            _keep(self.warmup, self._clock.collect())
+            change = _change(max(self.warmup.values(), key=sum))
+            passed = time.monotonic() - start
+            if passed >= WARM_UP_SECONDS and change is not None and change <= STABLE:
+                return []
+            if passed >= WARM_UP_LIMIT:
+                return [] if change is None else [f"times still changed by {change:.0%} when the warm-up ended"]
+
+    def _known_well(self) -> bool:
+        """Whether the step and the whole iteration have medians with narrow intervals."""
+        return all(is_narrow(self.times[phase]) for phase in ("step", "iteration") if phase in self.times)
+
+    def _read_gpu(self) -> GpuReading | None:
+        return read_gpu() if self._device == "cuda" else None
+
+
+def is_narrow(samples: Sequence[float]) -> bool:
+    """Whether the 95 % confidence interval of the median lies within 2 % of it on both sides."""
+    interval = median_interval(samples)
+    middle = median(samples)
+    return interval is not None and max(interval.upper - middle, middle - interval.lower) <= NARROW * middle
+
+
+def _change(times: Sequence[float]) -> float | None:
+    """How far the last three times are from the three before them, by their medians; None while there are fewer."""
+    if len(times) < 2 * WINDOW:
+        return None
+    before, last = median(times[-2 * WINDOW : -WINDOW]), median(times[-WINDOW:])
+    return abs(last - before) / before
+
+
+def _keep(samples: dict[str, list[float]], collected: dict[str, Any]) -> None:
+    for phase, value in collected.items():
+        samples.setdefault(phase, []).append(value)

@@ -1,161 +1,162 @@
-"""Training measured for real on the CPU or on CUDA: seconds of each phase, bytes from the tensors and from CUDA's allocator."""
+"""Training measured for real on the CPU or on CUDA: bytes in iterations that are watched, then seconds in iterations that are not."""
 
 import gc
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import psutil
 import torch
 
 from scenarios import Scenario, models
-from scenarios.workpiece import build
 
+from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
 from .environment import environment
-from .harness import Harness, require_cuda
-from .iteration import Iteration
+from .harness import WATCHED, Harness, require_cuda
+from .kernel_trace import trace_step
+from .live_tensors import LiveTensors
+from .malloc import keep_freed_memory
 from .optimizer import make_optimizer
-from .record import Memory, Record
+from .record import Memory, Record, StateBlocks, StepOperation, Watched
 from .simulation import simulate
-from .slices import Slice, take_slices
+from .slice_timing import measure_slices
 from .state import state_bytes
+from .torch_profile import record_trace, with_bytes
+from .training_run import TrainingRun, storage_bytes
 
-TIME_LIMIT = 15.0
+TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
-OTHERS_BYTES = 256 << 20
 
 
-def measure(scenario: Scenario) -> Record:
-    """Real steps on the scenario's device: at most `scenario.steps` samples of each phase, in about 15 seconds.
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where a measurement leaves what is no record; None leaves it out.
+
+    `snapshot` is a pickle of CUDA's allocator for memory_viz, written when all goes well, `when_full` one that is written when memory runs
+    out. `trace` is a folder for torch.profiler's trace of a few iterations.
+    """
+
+    snapshot: Path | None = None
+    when_full: Path | None = None
+    trace: Path | None = None
+
+
+def measure(scenario: Scenario, simulated: Record | None = None, files: Files | None = None) -> Record:
+    """Real steps on the scenario's device: two that are watched, a warm-up, and at most `scenario.steps` that are timed.
+
+    Times end early when the 95 % confidence intervals of the medians of step and iteration are within 2 %, or after 30 seconds.
+    `simulated` is what `simulate(to_simulate(scenario))` says; without it, it is asked here where it is needed.
 
     On the CPU, what would not fit in half of the free memory is reduced: without room for activations only the optimizer's step runs,
     without room for its state the step is timed on slices of the model and scaled by parameters (origin "estimated"). The record keeps the
-    scenario as it was asked; its `times` tell which phases ran.
-    Raises ValueError when the device is not there, torch.OutOfMemoryError or MemoryError when memory does not suffice.
+    scenario as it was asked; its `times` tell which phases ran. The process keeps the memory that it frees from then on (`malloc`).
+    Raises ValueError when the device is not there or CUDA's allocator has started with other settings, torch.OutOfMemoryError or
+    MemoryError when memory does not suffice.
     """
+    files = files or Files()
     if scenario.device == "cuda":
         require_cuda()
+        apply_alloc_conf(scenario.alloc_conf)
         # What an earlier scenario of this process has left in the cache would count as reserved by this one.
         gc.collect()
         torch.cuda.empty_cache()
-        return _measure_whole(scenario)
+        with snapshot_when_full(files.when_full):
+            return _measure_whole(scenario, files)
     room = psutil.virtual_memory().available // 2
-    simulated = simulate(replace(scenario, device="sim", gpu=None, alloc_conf="", steps=2))
+    simulated = simulated or simulate(to_simulate(scenario))
     memory = simulated.memory
     assert memory is not None
     assert simulated.parameter_count is not None
     if memory.peak_allocated is not None and memory.peak_allocated <= room:
-        return _measure_whole(scenario)
+        return _measure_whole(scenario, files)
     if memory.resident <= room:
-        return replace(_measure_whole(replace(scenario, workload="state")), scenario=scenario)
-    return measure_slices(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=memory.resident / simulated.parameter_count)
+        return replace(_measure_whole(replace(scenario, workload="state"), files), scenario=scenario)
+    held = memory.resident / simulated.parameter_count
+    return measure_slices(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=held, seconds=TIME_LIMIT)
 
 
-def _measure_whole(scenario: Scenario) -> Record:
+def to_simulate(scenario: Scenario) -> Scenario:
+    """The simulated scenario that tells what a measured one needs: its tensors, on a device that never runs out."""
+    return replace(scenario, device="sim", gpu=None, alloc_conf="", steps=2)
+
+
+def _measure_whole(scenario: Scenario, files: Files) -> Record:
     """All of the model: whole training steps, or the optimizer's step alone."""
-    workpiece = build(scenario, scenario.device)
-    parameters = list(workpiece.model.parameters())
-    optimizer = make_optimizer(scenario, parameters, [name for name, _ in workpiece.model.named_parameters()])
     harness = Harness(scenario.device)
-    batch = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
-    iteration = Iteration(scenario, workpiece, batch, optimizer, harness.phase, scenario.device)
-    gradients = 0
-
-    def train() -> None:
-        nonlocal gradients
-        iteration.gradients()
-        gradients = _bytes(p.grad for p in parameters)
-        iteration.step()
-        optimizer.zero_grad(scenario.set_to_none)
-
-    if scenario.workload == "train":
-        harness.sample(train, samples=scenario.steps, seconds=TIME_LIMIT)
-    else:
-        _fill_gradients(parameters)
-        gradients = _bytes(p.grad for p in parameters)
-        _sample_step(harness, optimizer, scenario)
+    found = _watch_on_cuda(scenario, harness, files) if scenario.device == "cuda" else _watch_on_cpu(scenario, harness)
+    run, memory, watched = found
+    harness.sample(run.whole, samples=scenario.steps, seconds=TIME_LIMIT)
+    operations = _trace(scenario, harness, run, files.trace) if files.trace is not None else ()
     return Record(
         scenario=scenario,
         origin="measured",
         model_family=models.family_name(scenario.model, scenario.config),
-        parameter_count=sum(p.numel() for p in parameters),
-        memory=_memory(parameters, gradients, optimizer, harness),
+        parameter_count=sum(p.numel() for p in run.parameters),
+        memory=memory,
         times={phase: tuple(samples) for phase, samples in harness.times.items()},
         warmup={phase: tuple(samples) for phase, samples in harness.warmup.items()},
+        watched=replace(watched, gpu=harness.gpu, operations=operations, warnings=harness.warnings),
         environment=environment(scenario.seed),
     )
 
 
-def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: float) -> Record:
-    """The optimizer's step on slices of the model that take `budget` bytes each, scaled by parameters to the whole model."""
-    model = build(replace(scenario, workload="state"), "meta").model
-    parts = take_slices(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
-    harnesses = [_measure_slice(scenario, part, round(part.count * bytes_per_parameter)) for part in parts]
-    parameter_count = sum(p.numel() for p in model.parameters())
-    return Record(
-        scenario=scenario,
-        origin="estimated",
-        model_family=models.family_name(scenario.model, scenario.config),
-        parameter_count=parameter_count,
-        times={"step": _scaled_sums([harness.times["step"] for harness in harnesses], parts)},
-        warmup={"step": _scaled_sums([harness.warmup["step"] for harness in harnesses], parts)},
-        measured_share=sum(part.count for part in parts) / parameter_count,
-        environment=environment(scenario.seed),
-    )
+_Found = tuple[TrainingRun, Memory, Watched]
 
 
-def _measure_slice(scenario: Scenario, part: Slice, needed: int) -> Harness:
-    free = psutil.virtual_memory().available
-    if needed > free:
-        raise MemoryError(f"a slice of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB, {free >> 20} MiB are free")
-    parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors]
-    _fill_gradients(parameters)
-    harness = Harness(scenario.device)
-    # In a step on the whole model, every tensor has left the processor's cache since the last one.
-    others = torch.zeros(OTHERS_BYTES, dtype=torch.uint8)
-    _sample_step(harness, make_optimizer(scenario, parameters), scenario, before=lambda: others.add_(1))
-    return harness
+def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
+    run = TrainingRun(scenario, harness.phase)
+    watch = LiveTensors(run.model, run.batch)
+    with harness.handing_phases_to(watch.phase):
+        for _ in range(WATCHED):
+            run.iterate()
+            watch.name_state(run.optimizer)
+    # From here on, and not before: what was resident was so in a process as anybody runs it.
+    keep_freed_memory()
+    watched = Watched(samples=run.samples, tokens=run.tokens, memory=watch.levels(), tensors_at_peak=watch.at_peak())
+    return run, _memory(run, {}, None), watched
 
 
-def _scaled_sums(samples: list[list[float]], parts: list[Slice]) -> tuple[float, ...]:
-    """Seconds for the whole model: sample by sample, each slice's times as often as the model has its kind."""
-    return tuple(sum(s * part.scale for s, part in zip(row, parts, strict=True)) for row in zip(*samples, strict=False))
+def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found:
+    begin_history()
+    run, watch = TrainingRun(scenario, harness.phase), AllocatorWatch()
+    with harness.handing_phases_to(watch.phase):
+        for _ in range(WATCHED):
+            run.iterate()
+    end_history(files.snapshot)
+    blocks = state_blocks(run.optimizer, watch.allocated_by_step or 0)
+    levels = watch.levels()
+    watched = Watched(samples=run.samples, tokens=run.tokens, memory=levels, state_blocks=blocks)
+    peaks = {phase: counters["allocated"].peak for phase, counters in levels.items()}
+    memory = _memory(run, peaks, blocks)
+    return run, replace(memory, peak_reserved=max(counters["reserved"].peak for counters in levels.values())), watched
 
 
-def _fill_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    for parameter in parameters:
-        if parameter.requires_grad:
-            parameter.grad = torch.randn_like(parameter)
-
-
-def _sample_step(
-    harness: Harness, optimizer: torch.optim.Optimizer, scenario: Scenario, before: Callable[[], object] = lambda: None
-) -> None:
-    def step() -> None:
-        before()
-        with harness.phase("step"):
-            optimizer.step()
-
-    harness.sample(step, samples=scenario.steps, seconds=TIME_LIMIT)
-
-
-def _memory(parameters: list[torch.nn.Parameter], gradients: int, optimizer: torch.optim.Optimizer, harness: Harness) -> Memory:
-    state = state_bytes(optimizer)
-    peaks = harness.peak_by_phase
+def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | None) -> Memory:
+    state = state_bytes(run.optimizer)
     return Memory(
-        parameters=_bytes(parameters),
-        gradients=gradients,
+        parameters=storage_bytes(run.parameters),
+        gradients=run.gradients,
         optimizer_state=state.total,
         state_by_key=state.by_key,
         state_by_key_dtype=state.by_key_dtype,
-        optimizer_state_allocated=harness.allocated_by_step,
+        optimizer_state_allocated=None if blocks is None else blocks.allocated,
         peak_allocated=max(peaks.values(), default=None),
-        peak_reserved=harness.peak_reserved,
         peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
         peak_by_category={},
         peak_by_phase=peaks,
     )
 
 
-def _bytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({s._cdata: s.nbytes() for tensor in tensors if tensor is not None for s in [tensor.untyped_storage()]}.values())
+def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, folder: Path) -> tuple[StepOperation, ...]:
+    """The operations of a step, timed by torch.profiler, with the bytes that the same step moves on tensors without data."""
+    operations = record_trace(harness, run.iterate, scenario.optimizer, folder, scenario.device)
+    stepped = [(name, p) for name, p in zip(run.names, run.parameters, strict=True) if p.requires_grad]
+    step = trace_step(
+        [(tuple(p.shape), p.dtype) for _, p in stepped],
+        lambda parameters: make_optimizer(scenario, parameters, [name for name, _ in stepped]),
+    )
+    counted: Counter[str] = Counter()
+    for kernel in step.kernels:
+        counted[kernel.name] += kernel.bytes
+    return with_bytes(operations, counted)

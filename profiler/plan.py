@@ -15,7 +15,7 @@ from .allocator_settings import AllocatorSettings
 from .harness import require_cuda
 
 SIMULATED_STEPS = 2
-MEASURED_STEPS = 10
+MEASURED_STEPS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Comparison:
     """What a user asked for: models and optimizers to set side by side, and what holds for all of them.
 
     `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU). `implementation` None is torch's
-    default: foreach on CUDA and where it is simulated, the loop on the CPU. `steps` None is 2 simulated or 10 measured.
+    default: foreach on CUDA and where it is simulated, the loop on the CPU. `steps` None is 2 simulated or at most 100 measured.
     """
 
     models: Sequence[str]

@@ -5,7 +5,7 @@ The field names are a contract with every report, script and gate that reads `re
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from scenarios.spec import Scenario
@@ -63,13 +63,112 @@ class StepEstimate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """Bytes by one counter: when a phase ended, and the most while it ran."""
+
+    end: int
+    peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateBlocks:
+    """Why what the first step left allocated on CUDA is not what the state's tensors hold.
+
+    `delta` is what `memory_allocated` rose by. Of the tensors' bytes, `on_host` never reach the device; `rounding` is what the blocks of
+    the others are larger than their tensors. What is then left, `other`, is no state: workspaces, and what the step has freed.
+    """
+
+    tensors: int
+    on_host: int
+    rounding: int
+    delta: int
+
+    @property
+    def allocated(self) -> int:
+        """Bytes of the blocks that hold the state."""
+        return self.tensors - self.on_host + self.rounding
+
+    @property
+    def other(self) -> int:
+        """Bytes of the delta that are no block of the state; negative where the step has freed more than it left."""
+        return self.delta - self.allocated
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuReading:
+    """A GPU at one moment, as its management library tells it; None is what it does not tell.
+
+    `slowed_by` says in words what holds its clock down. `process_bytes` is what the driver counts for this process, CUDA's context too.
+    """
+
+    clock_mhz: int | None
+    memory_clock_mhz: int | None
+    temperature_celsius: int | None
+    slowed_by: tuple[str, ...]
+    other_processes: int
+    process_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOperation:
+    """What one kind of operation took in a single `step`, by torch.profiler: calls, and seconds of the device or, on the CPU, its own.
+
+    `bytes` is what its calls read and write if each tensor moves once, counted as for an estimate; None where that cannot be told.
+    """
+
+    name: str
+    calls: int
+    seconds: float
+    bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """What only a real run can tell, found in iterations that are not timed.
+
+    `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None for other models.
+    `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved", "requested" and "active", on the CPU
+    "tensors" (living tensors that operations have made) and "resident" (the process). `tensors_at_peak` splits the highest "tensors".
+    `gpu` was read before, between and after the timed iterations. `warnings` say what has spoiled the times.
+    """
+
+    samples: int | None = None
+    tokens: int | None = None
+    memory: Mapping[str, Mapping[str, Level]] = field(default_factory=dict)
+    tensors_at_peak: Mapping[str, int] = field(default_factory=dict)
+    state_blocks: StateBlocks | None = None
+    gpu: tuple[GpuReading, ...] = ()
+    operations: tuple[StepOperation, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Watched":
+        """The dataclass that `asdict` wrote."""
+        found = _known(cls, data)
+        levels = {phase: {name: Level(**level) for name, level in counters.items()} for phase, counters in found["memory"].items()}
+        blocks = found.get("state_blocks")
+        readings = ({**reading, "slowed_by": tuple(reading["slowed_by"])} for reading in found.get("gpu", ()))
+        return cls(
+            **{
+                **found,
+                "memory": levels,
+                "state_blocks": StateBlocks(**blocks) if blocks else None,
+                "gpu": tuple(GpuReading(**reading) for reading in readings),
+                "operations": tuple(StepOperation(**operation) for operation in found.get("operations", ())),
+                "warnings": tuple(map(str, found.get("warnings", ()))),
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What was found: origin, outcome, bytes, seconds and the environment they were found in.
 
     `model_family` is what a curve over model sizes may join ("gpt2"), None for a model that stands alone.
-    `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"). When `origin` is "estimated", the step was
-    timed on `measured_share` of the parameters and its samples divided by that share. `estimate` is there where the scenario names a GPU
-    to simulate, and is an estimate whatever the origin. `error` is one line when `outcome` is not "ok".
+    `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"; "iteration" is the whole of one). When
+    `origin` is "estimated", the step was timed on `measured_share` of the parameters and its samples divided by that share. `estimate` is
+    there where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is what real iterations showed
+    beside their times. `error` is one line when `outcome` is not "ok".
     """
 
     scenario: Scenario
@@ -82,6 +181,7 @@ class Record:
     warmup: Mapping[str, tuple[float, ...]] | None = None
     measured_share: float | None = None
     estimate: StepEstimate | None = None
+    watched: Watched | None = None
     error: str | None = None
     environment: Mapping[str, Any]
 
@@ -106,10 +206,11 @@ class Record:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found.get(name)!r}")
         try:
             found["scenario"] = Scenario(**_known(Scenario, found["scenario"]))
-            if found.get("memory") is not None:
-                found["memory"] = Memory(**_known(Memory, found["memory"]))
-            if found.get("estimate") is not None:
-                found["estimate"] = StepEstimate(**_known(StepEstimate, found["estimate"]))
+            readers = {"memory": lambda data: Memory(**_known(Memory, data)), "watched": Watched.from_dict}
+            readers["estimate"] = lambda data: StepEstimate(**_known(StepEstimate, data))
+            for name, read in readers.items():
+                if found.get(name) is not None:
+                    found[name] = read(found[name])
             for name in ("times", "warmup"):
                 if found.get(name) is not None:
                     found[name] = {phase: tuple(map(float, samples)) for phase, samples in found[name].items()}

@@ -58,6 +58,12 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
 
 
+def storages_of_state(optimizer: torch.optim.Optimizer) -> list[torch.UntypedStorage]:
+    """The storages that hold the state, each once."""
+    storages = [tensor.untyped_storage() for _, tensor in state_tensors(optimizer)]
+    return list({storage._cdata: storage for storage in storages}.values())
+
+
 def _tensors(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(value, torch.Tensor):
         for plain in _plain(value):

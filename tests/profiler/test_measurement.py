@@ -18,6 +18,12 @@ GIB = 1 << 30
 TINY = {"model": "resnet18", "optimizer": "sgd", "implementation": "loop", "device": "cpu", "steps": 3}
 
 
+@pytest.fixture(autouse=True)
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One iteration warms up."""
+    monkeypatch.setattr("profiler.harness.WARM_UP_LIMIT", 0.0)
+
+
 def with_free_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available total")(nbytes, nbytes))
 
@@ -26,10 +32,30 @@ def test_a_model_that_fits_is_trained_and_every_phase_timed():
     found = measure(Scenario(**TINY))
     assert (found.origin, found.scenario.workload) == ("measured", "train")
     assert found.times is not None
-    assert {phase: len(samples) for phase, samples in found.times.items()} == {"forward": 3, "backward": 3, "step": 3}
+    phases = ("forward", "backward", "step", "zero_grad", "iteration")
+    assert {phase: len(samples) for phase, samples in found.times.items()} == dict.fromkeys(phases, 3)
     assert found.warmup is not None
     assert set(found.warmup) == set(found.times)
     assert all(seconds > 0 for samples in found.times.values() for seconds in samples)
+
+
+def test_on_the_cpu_living_tensors_are_counted_by_what_they_are_for():
+    """SGD with momentum steps without a temporary larger than one tensor; the state is as large as the parameters."""
+    found = measure(Scenario(**{**TINY, "options": {"momentum": 0.9}})).watched
+    assert found is not None
+    assert (found.samples, found.tokens) == (1, None)
+    held = 4 * 11_689_512
+    buffers = sum(b.nbytes for b in build(Scenario(model="resnet18"), "meta").model.buffers())
+    batch = 4 * 3 * 224 * 224 + 8
+    ends = {phase: counters["tensors"].end for phase, counters in found.memory.items()}
+    # The loss is gone with the forward and backward passes; what the step ends with are parameters, gradients, state, buffers and batch.
+    assert ends["backward"] == ends["step"] == 3 * held + buffers + batch
+    assert ends["zero_grad"] == 2 * held + buffers + batch
+    at_peak = found.tensors_at_peak
+    assert sum(at_peak.values()) == max(counters["tensors"].peak for counters in found.memory.values())
+    assert (at_peak["parameter"], at_peak["optimizer_state"], at_peak["buffer"], at_peak["input"]) == (held, held, buffers, batch)
+    # The process holds all of it and more.
+    assert all(counters["resident"].peak >= counters["resident"].end > counters["tensors"].end for counters in found.memory.values())
 
 
 def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):

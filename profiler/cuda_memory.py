@@ -1,0 +1,115 @@
+"""CUDA's caching allocator while training really runs: its counters by phase, the state's blocks, its settings and snapshots."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .allocator_settings import AllocatorSettings
+from .record import Level, StateBlocks
+from .state import storages_of_state
+
+COUNTERS = ("allocated", "reserved", "requested", "active")
+# Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of Python a few thousand.
+MOST_EVENTS = 200_000
+
+# What torch read from the environment when it was loaded, or was told here since.
+_applied: str | None = None
+
+
+def apply_alloc_conf(conf: str) -> None:
+    """Give CUDA's allocator the scenario's settings; ValueError where CUDA has started with others, or torch does not take them."""
+    global _applied
+    if conf == (_applied if _applied is not None else _from_environment()):
+        return
+    if torch.cuda.is_initialized():
+        raise ValueError(f"alloc_conf {conf!r} must be set before CUDA starts; measure this scenario in a process of its own")
+    AllocatorSettings.parse(conf)
+    try:
+        torch._C._accelerator_setAllocatorSettings(conf)
+    except RuntimeError as error:
+        raise ValueError(f"torch {torch.__version__} does not take alloc_conf {conf!r}: {str(error).splitlines()[0]}") from error
+    _applied = conf
+
+
+class AllocatorWatch:
+    """Reads the allocator's counters at the end of each phase, their peaks within it, and what the first step leaves allocated."""
+
+    def __init__(self) -> None:
+        self._levels: dict[str, dict[str, Level]] = {}
+        self.allocated_by_step: int | None = None
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Watch what runs inside."""
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        yield
+        stats = torch.cuda.memory_stats()
+        held = self._levels.get(name, {})
+        self._levels[name] = {counter: _level(stats, counter, held.get(counter)) for counter in COUNTERS}
+        if name == "step" and self.allocated_by_step is None:
+            self.allocated_by_step = stats["allocated_bytes.all.current"] - before
+
+    def levels(self) -> dict[str, dict[str, Level]]:
+        """By phase and counter; the last time counts for the ends, all for the peaks."""
+        return self._levels
+
+
+def state_blocks(optimizer: torch.optim.Optimizer, delta: int) -> StateBlocks:
+    """The state's tensors set against the blocks that hold them, and against what the first step left allocated."""
+    sizes = _block_sizes()
+    storages = list(storages_of_state(optimizer))
+    on_device = [storage for storage in storages if storage.device.type == "cuda"]
+    blocks = sum(sizes[storage.data_ptr()] for storage in on_device if storage.data_ptr() in sizes)
+    held = sum(storage.nbytes() for storage in on_device)
+    total = sum(storage.nbytes() for storage in storages)
+    return StateBlocks(tensors=total, on_host=total - held, rounding=blocks - held, delta=delta)
+
+
+def begin_history() -> None:
+    """Record what is allocated from now on, with the lines of Python that ask for it."""
+    torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS, stacks="python")
+
+
+def end_history(snapshot: Path | None) -> None:
+    """Record no more; what there is goes into `snapshot`, for memory_viz."""
+    if snapshot is not None:
+        torch.cuda.memory._dump_snapshot(str(snapshot))
+    torch.cuda.memory._record_memory_history(None)
+
+
+@contextmanager
+def snapshot_when_full(path: Path | None) -> Iterator[None]:
+    """Write a snapshot where memory runs out inside, and let the exception go on; history ends with it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        end_history(path)
+        raise
+
+
+def _from_environment() -> str:
+    return os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
+
+
+def _level(stats: dict[str, int], counter: str, before: Level | None) -> Level:
+    peak = stats[f"{counter}_bytes.all.peak"]
+    return Level(end=stats[f"{counter}_bytes.all.current"], peak=max(peak, before.peak) if before else peak)
+
+
+def _block_sizes() -> dict[int, int]:
+    """The bytes of every block in use, by its address."""
+    return {address: size for segment in torch.cuda.memory_snapshot() for address, size in _blocks(segment)}
+
+
+def _blocks(segment: dict) -> Iterable[tuple[int, int]]:
+    address = segment["address"]
+    for block in segment["blocks"]:
+        if block["state"] == "active_allocated":
+            yield address, block["size"]
+        address += block["size"]

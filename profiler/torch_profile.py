@@ -1,0 +1,62 @@
+"""A few iterations under torch.profiler: a trace that Perfetto and TensorBoard open, and what the operations of a step take."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
+
+from .harness import Harness
+from .record import StepOperation
+
+# Iterations that the profiler sees and forgets, because its own first calls are slow, and those that it keeps.
+FORGOTTEN, KEPT = 1, 2
+MOST_OPERATIONS = 10
+
+
+def record_trace(harness: Harness, iterate: Callable[[], None], optimizer: str, folder: Path, device: str) -> list[StepOperation]:
+    """Run iterations, write their trace into the folder, and return what takes longest in a step, without bytes."""
+    step, found = f"Optimizer.step#{optimizer}", []
+    write = tensorboard_trace_handler(str(folder), worker_name=optimizer, use_gzip=True)
+
+    def finished(profiler: profile) -> None:
+        write(profiler)
+        found.extend(_operations(profiler.events() or (), step, on_device=device == "cuda"))
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    plan = schedule(wait=0, warmup=FORGOTTEN, active=KEPT, repeat=1)
+    with (
+        harness.handing_phases_to(lambda name: record_function(step if name == "step" else name)),
+        profile(activities=activities, schedule=plan, on_trace_ready=finished, record_shapes=True, profile_memory=True) as profiler,
+    ):
+        for _ in range(FORGOTTEN + KEPT):
+            iterate()
+            profiler.step()
+    return found
+
+
+def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[StepOperation]:
+    """The operations inside the ranges named `step`, longest first, per range."""
+    seconds: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    events = list(events)
+    ranges = [event.time_range for event in events if event.name == step and event.device_type.name == "CPU"]
+    for event in events:
+        inside = any(one.start <= event.time_range.start and event.time_range.end <= one.end for one in ranges)
+        if inside and event.name.startswith("aten::"):
+            name = event.name.removeprefix("aten::")
+            spent = event.self_device_time_total if on_device else event.self_cpu_time_total
+            seconds[name] += spent
+            calls[name] += 1
+    count = max(1, len(ranges))
+    return [
+        StepOperation(name=name, calls=calls[name] // count, seconds=spent * 1e-6 / count, bytes=None)
+        for name, spent in seconds.most_common(MOST_OPERATIONS)
+        if spent > 0
+    ]
+
+
+def with_bytes(operations: Iterable[StepOperation], counted: Mapping[str, int]) -> tuple[StepOperation, ...]:
+    """The operations with the bytes that are `counted` for each name in one step."""
+    return tuple(StepOperation(name=one.name, calls=one.calls, seconds=one.seconds, bytes=counted.get(one.name)) for one in operations)

@@ -1,0 +1,79 @@
+"""Training at hand: a scenario's model, batch and optimizer on a real device, and one iteration with them."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+from scenarios import Scenario
+from scenarios.workpiece import build
+
+from .iteration import Iteration
+from .optimizer import make_optimizer
+
+
+class TrainingRun:
+    """What a scenario trains, built on its device; `phase` opens each phase of an iteration by its name.
+
+    `gradients` is the bytes of the gradients that the last step was taken on.
+    """
+
+    def __init__(self, scenario: Scenario, phase: Callable[[str], AbstractContextManager[None]]) -> None:
+        workpiece = build(scenario, scenario.device)
+        self.model = workpiece.model
+        self.parameters = list(workpiece.model.parameters())
+        self.names = [name for name, _ in workpiece.model.named_parameters()]
+        self.optimizer = make_optimizer(scenario, self.parameters, self.names)
+        moved = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
+        self.batch: Mapping[str, Any] = moved
+        self.gradients = 0
+        self._scenario, self._phase = scenario, phase
+        self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
+        if scenario.workload == "state":
+            fill_gradients(self.parameters)
+
+    def iterate(self) -> None:
+        """One iteration, phase by phase; of the workload "state" the optimizer's step alone."""
+        if self._scenario.workload == "state":
+            self.gradients = storage_bytes(p.grad for p in self.parameters)
+            with self._phase("step"):
+                self.optimizer.step()
+            return
+        self._iteration.gradients()
+        self.gradients = storage_bytes(p.grad for p in self.parameters)
+        self._iteration.step()
+        with self._phase("zero_grad"):
+            self.optimizer.zero_grad(self._scenario.set_to_none)
+
+    def whole(self) -> None:
+        """One iteration as a phase of its own around the others; of the workload "state" there is nothing around the step."""
+        if self._scenario.workload == "state":
+            self.iterate()
+            return
+        with self._phase("iteration"):
+            self.iterate()
+
+    @property
+    def samples(self) -> int | None:
+        """The sequences or images that one iteration reads; None where the step runs alone."""
+        sizes = [value.shape[0] for value in self.batch.values() if isinstance(value, torch.Tensor) and value.dim()]
+        return sizes[0] * self._scenario.micro_batches if sizes and self._scenario.workload == "train" else None
+
+    @property
+    def tokens(self) -> int | None:
+        """The tokens that one iteration reads; None where the step runs alone, and for models that read no text."""
+        found = self.batch.get("input_ids")
+        return found.numel() * self._scenario.micro_batches if found is not None and self._scenario.workload == "train" else None
+
+
+def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Give every parameter that is trained a random gradient."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes of the tensors' storages, each counted once."""
+    return sum({s._cdata: s.nbytes() for tensor in tensors if tensor is not None for s in [tensor.untyped_storage()]}.values())

@@ -1,0 +1,168 @@
+"""CUDA measured without a GPU: the whole path runs on the CPU, and the test's own counters stand for the device's."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from profiler import cuda_memory, measure, measurement, training_run
+from profiler.cuda_memory import apply_alloc_conf, state_blocks
+from profiler.measurement import Files
+from profiler.record import StateBlocks
+from scenarios import Scenario
+
+SCENARIO = Scenario(model="resnet18", optimizer="sgd", implementation="loop", workload="state", device="cuda", steps=3)
+
+
+class Event:
+    """An event that is recorded 2 ms after the one before."""
+
+    def __init__(self, ticks: Iterator[int], *, enable_timing: bool) -> None:
+        assert enable_timing
+        self._ticks = ticks
+
+    def record(self) -> None:
+        self.at = next(self._ticks)
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 2.0 * (end.at - self.at)
+
+
+class Device:
+    """Counters that rise by one MiB in each step, 2 ms long, whose peak is another MiB higher."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps = 0
+        self.calls: list[str] = []
+        fakes = {
+            "is_available": lambda: True,
+            "is_initialized": lambda: False,
+            "empty_cache": lambda: None,
+            "synchronize": lambda: None,
+            "reset_peak_memory_stats": lambda: self.calls.append("reset"),
+            "memory_allocated": lambda: self.steps << 20,
+            "memory_stats": self.stats,
+            "memory_snapshot": list,
+            "get_device_name": lambda: "A GPU",
+            "Event": partial(Event, count()),
+        }
+        for name, fake in fakes.items():
+            monkeypatch.setattr(torch.cuda, name, fake)
+        monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", self.history)
+        monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_bytes(b"snapshot"))
+        monkeypatch.setattr(measurement, "TrainingRun", self.run)
+        monkeypatch.setattr("profiler.harness.read_gpu", lambda: None)
+
+    def run(self, scenario: Scenario, phase: Any) -> training_run.TrainingRun:
+        made = training_run.TrainingRun(replace(scenario, device="cpu"), phase)
+        step = made.optimizer.step
+
+        def counted() -> None:
+            step()
+            self.steps += 1
+
+        made.optimizer.step = counted  # pyright: ignore[reportAttributeAccessIssue]
+        return made
+
+    def stats(self) -> dict[str, int]:
+        held = {"allocated": self.steps << 20, "reserved": 20 << 20, "requested": (self.steps << 20) - 100, "active": self.steps << 20}
+        found = {}
+        for name, held_bytes in held.items():
+            found |= {f"{name}_bytes.all.current": held_bytes, f"{name}_bytes.all.peak": held_bytes + (1 << 20)}
+        return found
+
+    def history(self, enabled: Any = "all", **_: Any) -> None:
+        self.calls.append("history" if enabled else "no history")
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
+    monkeypatch.setattr("profiler.harness.WARM_UP_SECONDS", 0.0)
+    return Device(monkeypatch)
+
+
+def test_memory_is_watched_in_two_steps_and_then_left_alone(device: Device, tmp_path: Path):
+    found = measure(SCENARIO, files=Files(snapshot=tmp_path / "snapshot.pickle"))
+    assert device.calls == ["history", "reset", "reset", "no history"]
+    assert (tmp_path / "snapshot.pickle").read_bytes() == b"snapshot"
+    assert found.watched is not None
+    levels = found.watched.memory["step"]
+    assert {name: (level.end >> 20, level.peak >> 20) for name, level in levels.items()} == {
+        "allocated": (2, 3),
+        "reserved": (20, 21),
+        "requested": (1, 2),
+        "active": (2, 3),
+    }
+    assert found.memory is not None
+    assert (found.memory.peak_allocated, found.memory.peak_phase, found.memory.peak_reserved) == (3 << 20, "step", 21 << 20)
+    assert found.watched.state_blocks is not None
+    assert found.watched.state_blocks.delta == 1 << 20
+
+
+def test_times_are_those_between_events_on_the_stream(device: Device):
+    assert device.steps == 0
+    found = measure(SCENARIO)
+    assert found.times == {"step": (0.002, 0.002, 0.002)}
+
+
+def test_a_snapshot_is_written_where_memory_runs_out(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Full(training_run.TrainingRun):
+        def iterate(self) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(measurement, "TrainingRun", lambda scenario, phase: Full(replace(scenario, device="cpu"), phase))
+    path = tmp_path / "snapshots" / "full.pickle"
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(SCENARIO, files=Files(snapshot=tmp_path / "none.pickle", when_full=path))
+    assert path.read_bytes() == b"snapshot"
+    assert not (tmp_path / "none.pickle").exists()
+    assert device.calls == ["history", "no history"]
+
+
+def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pytest.MonkeyPatch):
+    told: list[str] = []
+    started = False
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    monkeypatch.setattr(cuda_memory, "_applied", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    apply_alloc_conf("")
+    apply_alloc_conf("expandable_segments:True")
+    started = True
+    apply_alloc_conf("expandable_segments:True")
+    assert told == ["expandable_segments:True"]
+    with pytest.raises(ValueError, match="must be set before CUDA starts; measure this scenario in a process of its own"):
+        apply_alloc_conf("max_split_size_mb:64")
+
+
+def test_what_the_environment_has_said_already_is_not_said_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setattr(cuda_memory, "_applied", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    apply_alloc_conf("expandable_segments:True")
+
+
+def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.MonkeyPatch):
+    """Two moments of 1,000 bytes in blocks of 1,024, the second behind a free one; a step count of 4 bytes stays on the host."""
+    first, second, steps = (
+        SimpleNamespace(device=torch.device(kind), data_ptr=lambda at=at: at, nbytes=lambda size=size: size)
+        for kind, at, size in (("cuda", 4096, 1000), ("cuda", 4096 + 1536, 1000), ("cpu", 4096, 4))
+    )
+    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda _: [first, second, steps])
+    blocks = [
+        {"size": 1024, "state": "active_allocated"},
+        {"size": 512, "state": "inactive"},
+        {"size": 1024, "state": "active_allocated"},
+    ]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}])
+    found = state_blocks(torch.optim.SGD([torch.zeros(1)]), delta=2048 + 8192)
+    assert found == StateBlocks(tensors=2004, on_host=4, rounding=48, delta=10_240)
+    # What is neither: a workspace of 8 KiB.
+    assert (found.allocated, found.other) == (2048, 8192)

@@ -1,0 +1,70 @@
+"""When warm-up and sampling end, with a clock that the test sets: no real time decides."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from profiler import harness as module
+from profiler.harness import Harness, is_narrow
+
+
+class Steps:
+    """An iteration that takes the given seconds one after another, the last for ever, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+        self.now, self.count = 0.0, 0
+        self._seconds = self._endless(seconds)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+        self.harness = Harness("cpu")
+
+    def __call__(self) -> None:
+        with self.harness.phase("step"):
+            self.count += 1
+            self.now += next(self._seconds)
+
+    @staticmethod
+    def _endless(seconds: tuple[float, ...]) -> Iterator[float]:
+        yield from seconds
+        while True:
+            yield seconds[-1]
+
+
+def test_warm_up_lasts_a_second_and_until_three_times_are_like_the_three_before(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, 0.9, 0.5, 0.3, 0.2, 0.2, 0.2, 0.1)
+    steps.harness.sample(steps, samples=3, seconds=10)
+    # The medians of threes beside each other: 0.5 0.2, 0.3 0.2, 0.2 0.1 three times, and after the eleventh 0.1 0.1.
+    assert steps.harness.warmup["step"] == pytest.approx([0.9, 0.5, 0.3, 0.2, 0.2, 0.2, *[0.1] * 5])
+    assert steps.harness.times["step"] == pytest.approx([0.1] * 3)
+
+
+def test_warm_up_that_never_settles_ends_after_ten_seconds_and_says_so(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, *(1.3**-place for place in range(80)))
+    monkeypatch.setattr(module, "WARM_UP_LIMIT", 4.0)
+    steps.harness.sample(steps, samples=2, seconds=1)
+    assert any("times still changed by 54% when the warm-up ended" in warning for warning in steps.harness.warnings)
+
+
+def test_sampling_ends_when_the_median_is_known_to_two_per_cent(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, 0.25)
+    steps.harness.sample(steps, samples=100, seconds=1_000)
+    assert len(steps.harness.times["step"]) == 6
+
+
+def test_sampling_ends_with_the_time_but_not_before_three_samples(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, 50.0)
+    steps.harness.sample(steps, samples=100, seconds=1)
+    assert len(steps.harness.times["step"]) == 3
+
+
+def test_noise_is_sampled_until_the_count_that_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, *[0.2, 0.21, 0.2, 0.21, 0.2, 0.21] * 20)
+    steps.harness.sample(steps, samples=9, seconds=1_000)
+    assert len(steps.harness.times["step"]) == 9
+
+
+@pytest.mark.parametrize(("spread", "narrow"), [(0.019, True), (0.021, False)])
+def test_narrow_is_two_per_cent_on_both_sides(spread: float, narrow: bool):
+    assert is_narrow([1 - spread, 1, 1, 1, 1, 1]) is narrow
+    assert is_narrow([1 + spread, 1, 1, 1, 1, 1]) is narrow

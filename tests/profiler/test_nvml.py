@@ -1,0 +1,92 @@
+"""What the GPU's management library tells, with a library of the test's own: no GPU is needed to have its answers read."""
+
+import os
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from profiler.nvml import read_gpu, warnings
+from profiler.record import GpuReading
+
+Process = namedtuple("Process", "pid usedGpuMemory")
+QUIET = GpuReading(clock_mhz=1980, memory_clock_mhz=3201, temperature_celsius=41, slowed_by=(), other_processes=0, process_bytes=3 << 30)
+
+
+class NVMLError(Exception):
+    """The library's own."""
+
+
+def library(monkeypatch: pytest.MonkeyPatch, processes: list[Process], reasons: int = 0) -> dict[str, Any]:
+    asked: dict[str, Any] = {}
+
+    def handle(uuid: str) -> str:
+        asked["uuid"] = uuid
+        return "handle"
+
+    def temperature(*_: Any) -> int:
+        raise NVMLError("not supported")
+
+    def shut_down() -> None:
+        asked["ended"] = True
+
+    fake = SimpleNamespace(
+        NVMLError=NVMLError,
+        NVML_CLOCK_SM=1,
+        NVML_CLOCK_MEM=2,
+        NVML_TEMPERATURE_GPU=0,
+        nvmlInit=lambda: None,
+        nvmlShutdown=shut_down,
+        nvmlDeviceGetHandleByUUID=handle,
+        nvmlDeviceGetComputeRunningProcesses=lambda _: processes,
+        nvmlDeviceGetCurrentClocksEventReasons=lambda _: reasons,
+        nvmlDeviceGetClockInfo=lambda _, kind: {1: 1980, 2: 3201}[kind],
+        nvmlDeviceGetTemperature=temperature,
+        nvmlClocksEventReasonSwPowerCap=0x4,
+        nvmlClocksEventReasonHwSlowdown=0x8,
+        nvmlClocksEventReasonGpuIdle=0x1,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(uuid=f"0000-{place}"))
+    return asked
+
+
+def test_the_device_of_torch_is_read_and_the_library_ended(monkeypatch: pytest.MonkeyPatch):
+    asked = library(monkeypatch, [Process(os.getpid(), 3 << 30)], reasons=0x1)
+    assert read_gpu() == replace(QUIET, temperature_celsius=None)
+    assert asked == {"uuid": "GPU-0000-1", "ended": True}
+
+
+def test_others_on_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, [Process(os.getpid(), 3 << 30), Process(1, 1 << 30), Process(2, None)], reasons=0x4 | 0x8)
+    found = read_gpu()
+    assert found is not None
+    assert (found.other_processes, found.slowed_by) == (2, ("a hardware slowdown", "its power limit"))
+
+
+def test_in_a_container_the_only_process_is_this_one(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, [Process(0, 3 << 30)])
+    found = read_gpu()
+    assert found is not None
+    assert (found.other_processes, found.process_bytes) == (0, 3 << 30)
+
+
+def test_without_the_library_or_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert read_gpu() is None
+
+
+def test_what_spoils_a_timing_is_said():
+    assert warnings((QUIET, QUIET)) == []
+    assert warnings((QUIET, replace(QUIET, clock_mhz=1890))) == []
+    found = warnings((QUIET, replace(QUIET, clock_mhz=1500, slowed_by=("its temperature",), other_processes=1)))
+    assert found == [
+        "the GPU was slowed down by its temperature",
+        "1 other process had memory on the GPU",
+        "the GPU's clock went from 1980 to 1500 MHz",
+    ]
