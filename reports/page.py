@@ -19,7 +19,7 @@ from .savings import BASELINE, without_baseline
 from .style import INK, LINE, MUTED, PAPER, TRACK, Mark
 from .tables import block_tables, failure_table, key_table, main_table, reproduction_table, time_table
 from .verdict import cards, sources, verdict
-from .words import listed
+from .words import listed, warning_lines
 
 SM3_NOTE = (
     "SM3 saves this much only without momentum, when it keeps one number for each row and each column of a weight. With momentum 0.9 "
@@ -46,6 +46,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         notes=_notes(findings),
         drawings=drawings,
         main=main_table(findings),
+        warnings=warning_lines(records),
         keys=key_table(findings),
         blocks=block_tables(findings),
         reproduction=_reproduction(records),

@@ -21,7 +21,7 @@ from .units import (
     range_text,
     seconds_text,
 )
-from .words import category_name, conditions, course_text, origin_text, phase_name, source_text
+from .words import category_name, conditions, course_text, interval_text, origin_text, phase_name, source_text, throughput_text
 
 
 def main_table(findings: Findings) -> Table:
@@ -38,7 +38,9 @@ def main_table(findings: Findings) -> Table:
         ("peak reserved, GiB", lambda entry: _gib(_peak_reserved(entry))),
         ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
         ("step, median", lambda entry: _number(entry.step.median if entry.step else None, seconds_text)),
+        ("step, 95 % interval", lambda entry: Cell(text=(interval_text(entry.step) if entry.step else "") or NOTHING, number=True)),
         ("step, quartiles", lambda entry: _quartiles(entry)),
+        *(_throughput_column() if any(map(_throughput, findings.entries)) else []),
         *(_estimate_columns() if any(entry.estimate for entry in findings.entries) else []),
         ("origin", lambda entry: Cell(text=_origin(entry))),
     ]
@@ -152,6 +154,14 @@ def _estimate_columns() -> list[tuple[str, Callable[[Entry], Cell]]]:
         ("launches", column(lambda estimate: f"{estimate.launches:,}")),
         ("waits", column(lambda estimate: f"{estimate.synchronisations:,}")),
     ]
+
+
+def _throughput_column() -> list[tuple[str, Callable[[Entry], Cell]]]:
+    return [("training", lambda entry: Cell(text=_throughput(entry) or NOTHING, number=True))]
+
+
+def _throughput(entry: Entry) -> str:
+    return throughput_text(entry.times_from) if entry.times_from else ""
 
 
 def _implementation(entry: Entry) -> str:

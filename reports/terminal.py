@@ -13,12 +13,14 @@ from .entries import Entry, by_setting, failures
 from .findings import Findings
 from .labels import shortened
 from .savings import BASELINE, Saving, without_baseline
-from .units import NOTHING, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
+from .units import NOTHING, around_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
 from .verdict import sources
-from .words import conditions, listed, phase_name
+from .words import conditions, listed, phase_name, throughput_text, warning_lines
 
 # Columns of text below which the table leaves the per cent to the page.
 WIDE = 96
+# And below which it leaves the confidence interval and the throughput there.
+ROOMY = 124
 
 
 def render(records: Sequence[Record], output: Console | TextIO) -> None:
@@ -26,7 +28,7 @@ def render(records: Sequence[Record], output: Console | TextIO) -> None:
     findings = Findings.of(records)
     console = output if isinstance(output, Console) else Console(file=output)
     for setting, group in by_setting(findings.entries).items():
-        console.print(_table(findings, " · ".join((setting.model, *setting.traits)), group, wide=console.width >= WIDE))
+        console.print(_table(findings, " · ".join((setting.model, *setting.traits)), group, width=console.width))
         console.print()
     for line in _remarks(findings):
         console.print(Text(line, style="dim"))
@@ -36,13 +38,20 @@ def render(records: Sequence[Record], output: Console | TextIO) -> None:
         console.print(Text(line, style="red"))
 
 
-def _table(findings: Findings, title: str, group: Sequence[Entry], *, wide: bool) -> Table:
+def _table(findings: Findings, title: str, group: Sequence[Entry], *, width: int) -> Table:
+    wide, roomy = width >= WIDE, width >= ROOMY
     table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     table.add_column("optimizer", overflow="fold")
     for name in ("state GiB", "B/param", f"vs {BASELINE}", *(["saved"] if wide else []), "peak GiB"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("in", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
+    throughput = roomy and any(entry.times_from and throughput_text(entry.times_from) for entry in group)
+    interval = roomy and any(entry.step and entry.step.interval for entry in group)
+    if interval:
+        table.add_column("95 %", justify="right", no_wrap=True)
+    if throughput:
+        table.add_column("training", justify="right", no_wrap=True)
     gpu = next((entry.estimate.gpu for entry in group if entry.estimate), None)
     if gpu:
         table.add_column(f"on {gpu}", justify="right", no_wrap=True)
@@ -52,7 +61,8 @@ def _table(findings: Findings, title: str, group: Sequence[Entry], *, wide: bool
         name = Text.assemble((f"{mark.glyph(entry.origin)} ", mark.colour.dark), shortened(entry.label, 40 if wide else 24))
         share = [NOTHING if saving is None or saving.is_baseline else percent_text(saving.saved_bytes, saving.baseline_bytes)]
         bytes_cells = (*_state_cells(entry), _factor_cell(saving), *(share if wide else []), *_peak_cells(entry))
-        table.add_row(name, *bytes_cells, _step_cell(entry), *([_estimate_cell(entry)] if gpu else []))
+        more = [*([_interval_cell(entry)] if interval else []), *([_throughput_cell(entry)] if throughput else [])]
+        table.add_row(name, *bytes_cells, _step_cell(entry), *more, *([_estimate_cell(entry)] if gpu else []))
     return table
 
 
@@ -81,6 +91,16 @@ def _step_cell(entry: Entry) -> str:
     return ("" if entry.times_from.origin == "measured" else "~") + seconds_text(entry.step.median)
 
 
+def _interval_cell(entry: Entry) -> str:
+    """How far the 95 % confidence interval reaches from the median."""
+    found = entry.step.interval if entry.step else None
+    return NOTHING if entry.step is None or found is None else around_text(found.lower, entry.step.median, found.upper)
+
+
+def _throughput_cell(entry: Entry) -> str:
+    return (throughput_text(entry.times_from) if entry.times_from else "") or NOTHING
+
+
 def _estimate_cell(entry: Entry) -> str:
     return f"~{seconds_text(entry.estimate.seconds)}" if entry.estimate else NOTHING
 
@@ -88,4 +108,4 @@ def _estimate_cell(entry: Entry) -> str:
 def _remarks(findings: Findings) -> list[str]:
     lacking = [findings.names[setting] for setting in without_baseline(findings.entries)]
     missing = [f"no {BASELINE} to compare with on {listed(lacking)}; add it to --optimizers"] if lacking else []
-    return sources(findings) + missing
+    return sources(findings) + missing + warning_lines(findings.records)

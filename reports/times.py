@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
+from profiler.confidence import Interval, median_interval
 from profiler.record import Record
 
 PHASES = ("forward", "backward", "step")
@@ -25,6 +26,11 @@ class Spread:
             raise ValueError("a spread needs at least one sample, got none")
         lower, _, upper = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (samples[0],) * 3
         return cls(samples=tuple(samples), median=median(samples), lower=lower, upper=upper)
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % confidence interval of the median; None for fewer than six samples."""
+        return median_interval(self.samples)
 
     @property
     def smallest(self) -> float:
@@ -51,10 +57,27 @@ class Timing:
 
     @property
     def iteration(self) -> float | None:
-        """Seconds of forward, backward and step together, by their medians; None where one of them was not timed."""
+        """Seconds of a whole iteration; where that was not timed, the medians of its passes and step together, None without one of them."""
+        if "iteration" in self.phases:
+            return self.phases["iteration"].median
         if any(phase not in self.phases for phase in PHASES):
             return None
         return sum(self.phases[phase].median for phase in PHASES)
+
+
+def tokens_per_second(record: Record) -> float | None:
+    """Tokens that training reads in a second, by the median iteration; None where that is not known."""
+    return _rate(record, record.watched.tokens if record.watched else None)
+
+
+def samples_per_second(record: Record) -> float | None:
+    """Sequences or images in a second, by the median iteration; None where that is not known."""
+    return _rate(record, record.watched.samples if record.watched else None)
+
+
+def _rate(record: Record, count: int | None) -> float | None:
+    seconds = (record.times or {}).get("iteration")
+    return count / median(seconds) if count and seconds else None
 
 
 def timings(records: Sequence[Record]) -> list[Timing]:

@@ -77,6 +77,16 @@ def seconds_text(seconds: float) -> str:
     return f"{three_digits(seconds / 1e-6)} µs"
 
 
+def rate_text(rate: float, what: str) -> str:
+    """How many in a second, with three digits: 231 tokens/s."""
+    return f"{three_digits(rate)} {what}/s"
+
+
+def around_text(lower: float, middle: float, upper: float) -> str:
+    """How far an interval reaches from its middle, on its longer side: \u00b12.1 %."""
+    return f"\u00b1{percent_text(max(upper - middle, middle - lower), middle)}"
+
+
 def range_text(low: float, high: float) -> str:
     """From one duration to another, the unit said once where it is one: 455 to 471 ms."""
     first, last = seconds_text(low), seconds_text(high)

@@ -7,8 +7,8 @@ from profiler.record import Record
 from .courses import Course
 from .peaks import Peak
 from .savings import Saving
-from .times import Spread, Timing
-from .units import bytes_text, factor_text, gib_text, percent_text, range_text, seconds_text
+from .times import Spread, Timing, samples_per_second, tokens_per_second
+from .units import around_text, bytes_text, factor_text, gib_text, percent_text, range_text, rate_text, seconds_text
 
 DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
 PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
@@ -96,6 +96,31 @@ def share_text(timing: Timing) -> str:
     """The step's share of an iteration: step 23.1 % of 1.95 s."""
     whole = timing.iteration
     return f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
+
+
+def interval_text(spread: Spread) -> str:
+    """The 95 % confidence interval of the median: 455 to 471 ms, and how far it reaches; empty without one."""
+    found = spread.interval
+    if found is None:
+        return ""
+    return f"{range_text(found.lower, found.upper)} ({around_text(found.lower, spread.median, found.upper)})"
+
+
+def throughput_text(record: Record) -> str:
+    """What training gets through: 231 tokens/s, or images or sequences; empty where no whole iteration was timed."""
+    tokens, samples = tokens_per_second(record), samples_per_second(record)
+    if tokens is not None:
+        return rate_text(tokens, "tokens")
+    return "" if samples is None else rate_text(samples, "samples")
+
+
+def warning_lines(records: Iterable[Record]) -> list[str]:
+    """What has spoiled times, with whose they are: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    found: dict[str, list[str]] = {}
+    for record in records:
+        for warning in record.watched.warnings if record.watched else ():
+            found.setdefault(f"{record.scenario.model} ({conditions(record)}): {warning}", []).append(record.scenario.optimizer)
+    return [f"times of {listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
 
 
 def conditions(record: Record) -> str:

@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 
 import optimizers
+from profiler.record import Watched
 from reports.curves import curves
 from reports.entries import entries, failures, setting_names
 from reports.findings import Findings, pictured
 from reports.labels import USUAL_MOMENTUM, labels
 from reports.peaks import peaks
 from reports.savings import savings, without_baseline
-from reports.times import Spread, timings
+from reports.times import Spread, samples_per_second, timings, tokens_per_second
 from reports.verdict import cards, sources, verdict
+from reports.words import interval_text, warning_lines
 
 
 def names_of(records):
@@ -228,3 +230,29 @@ def test_a_picture_shows_whole_groups_up_to_forty_rows_and_says_so():
     assert [group for group, _ in rows] == ["a"] * 15 + ["b"] * 15
     assert notes == ("The picture shows 30 of 75 rows; the table has all.",)
     assert pictured([("a", 1)], lambda row: row[0]) == ([("a", 1)], ())
+
+
+def test_throughput_is_tokens_by_the_median_iteration(timed):
+    watched = Watched(samples=2, tokens=32)
+    record = timed("adamw", times={"step": (0.1,), "iteration": (0.5, 4.0, 0.4)}, watched=watched)
+    assert (tokens_per_second(record), samples_per_second(record)) == (64, 4)
+    assert tokens_per_second(timed("adamw", watched=watched)) is None
+    assert tokens_per_second(timed("adamw", times={"iteration": (0.5,)})) is None
+
+
+def test_a_whole_iteration_that_was_timed_is_not_summed_up(timed):
+    times = {"forward": (0.1,), "backward": (0.2,), "step": (0.1,)}
+    (summed,), (whole,) = timings([timed(times=times)]), timings([timed(times={**times, "iteration": (0.5,)})])
+    assert (summed.iteration, whole.iteration) == (pytest.approx(0.4), 0.5)
+
+
+def test_the_interval_of_a_median_is_in_words():
+    spread = Spread.of((0.098, 0.1, 0.1, 0.1, 0.1, 0.103))
+    assert interval_text(spread) == "98.0 \u2013 103 ms (\u00b13.0 %)"
+    assert interval_text(Spread.of((0.1,) * 5)) == ""
+
+
+def test_warnings_say_whose_times_they_spoil(timed):
+    spoiled = Watched(warnings=("others were there",))
+    records = [timed("adamw", watched=spoiled), timed("sm3", watched=spoiled), timed("sgd", watched=Watched())]
+    assert warning_lines(records) == ["times of adamw and sm3 on tiny (CPU, loop): others were there"]

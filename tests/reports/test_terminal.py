@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from profiler.record import StepEstimate
+from profiler.record import StepEstimate, Watched
 from reports import terminal
 
 
@@ -44,3 +44,14 @@ def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
     assert "on a100-80" in stream.getvalue()
     assert "~70.0 ms" in stream.getvalue()
     assert "step times on a100-80: estimated from the bytes" in stream.getvalue()
+
+
+def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_through(timed):
+    times = {"step": (0.098, 0.1, 0.1, 0.1, 0.1, 0.103), "iteration": (0.5,)}
+    record = timed("adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",)))
+    stream = io.StringIO()
+    terminal.render([record], Console(file=stream, width=130))
+    adamw = next(line for line in stream.getvalue().splitlines() if "100 ms" in line)
+    assert "\u00b13.0 %" in adamw
+    assert "64.0 tokens/s" in adamw
+    assert "times of adamw on tiny (CPU, loop): others were there" in stream.getvalue()
