@@ -40,10 +40,13 @@ AllocConf = Annotated[
 ]
 Implementation = Annotated[str | None, typer.Option(help="loop, foreach or fused.", show_default="what torch chooses on the device")]
 Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
-Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, 10 measured")]
+Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, at most 100 measured")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the run.", show_default="runs/MODEL")]
-Snapshot = Annotated[bool, typer.Option("--snapshot", help="Write snapshots/*.pickle of the simulated steps, for pytorch.org/memory_viz.")]
+Snapshot = Annotated[
+    bool, typer.Option("--snapshot", help="Write snapshots/*.pickle of steps simulated or on CUDA, for pytorch.org/memory_viz.")
+]
+Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
 
 
@@ -76,6 +79,7 @@ def profile(
     seed: Seed = 0,
     out: Out = None,
     snapshot: Snapshot = False,
+    trace: Trace = False,
     as_json: AsJson = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
@@ -115,7 +119,7 @@ def profile(
         )
         store = RunStore.create(out or free_folder(RUNS, "+".join(models).replace(":", ".")))
         with _progress(len(scenarios)) as started:
-            records = run(scenarios, store, started, snapshots=snapshot)
+            records = run(scenarios, store, started, snapshots=snapshot, traces=trace)
         page = write_report(store.folder)
         if as_json:
             print(

@@ -6,8 +6,9 @@ import torch
 
 from scenarios import Scenario
 
+from .beside import files_beside
 from .environment import environment
-from .measurement import measure
+from .measurement import Files, measure
 from .record import Outcome, Record
 from .simulation import Simulation, run_simulation
 from .snapshot import write_snapshot
@@ -15,16 +16,22 @@ from .store import RunStore
 
 
 def run(
-    scenarios: Sequence[Scenario], store: RunStore, started: Callable[[int, Scenario], None], *, snapshots: bool = False
+    scenarios: Sequence[Scenario],
+    store: RunStore,
+    started: Callable[[int, Scenario], None],
+    *,
+    snapshots: bool = False,
+    traces: bool = False,
 ) -> list[Record]:
     """The records of all scenarios, appended to `store` one by one; `started` is told the place of each scenario before it runs.
 
-    `snapshots` leaves a pickle for memory_viz beside the record of every simulated training step.
+    `snapshots` leaves a pickle for memory_viz beside the record of every training step that is simulated or runs on CUDA, `traces` one of
+    torch.profiler's traces beside every measured one.
     """
     records = []
     for place, scenario in enumerate(scenarios):
         started(place, scenario)
-        record, simulation = _attempt(scenario)
+        record, simulation = _attempt(scenario, files_beside(store, scenario, snapshots=snapshots, traces=traces))
         if simulation is not None and simulation.timeline is not None:
             store.write_timeline(scenario, simulation.timeline)
             if snapshots:
@@ -34,10 +41,10 @@ def run(
     return records
 
 
-def _attempt(scenario: Scenario) -> tuple[Record, Simulation | None]:
+def _attempt(scenario: Scenario, files: Files) -> tuple[Record, Simulation | None]:
     try:
         if scenario.device != "sim":
-            return measure(scenario), None
+            return measure(scenario, files=files), None
         found = run_simulation(scenario)
         return found.record, found
     except (MemoryError, torch.OutOfMemoryError) as error:
