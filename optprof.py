@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scenarios import Scenario
 
 RUNS = Path("runs")
+GATE_STOPPED = 3
 SOME_FAILED = 4
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -48,6 +49,7 @@ Snapshot = Annotated[
 ]
 Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
 
 
 @app.callback()
@@ -202,12 +204,63 @@ def fit(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]) -> None:
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")],
+    markdown: Markdown = False,
+) -> None:
     """Draw the report of a run again, from its records alone."""
     with _one_line_errors():
-        from reports import write_report
+        from reports import run_markdown, write_report
 
-        print(write_report(run if run.exists() else RUNS / run))
+        print(run_markdown(_run(run)) if markdown else write_report(_run(run)))
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A", help="A run or a folder of runs: how it was.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="A run or a folder of runs: how it is now.")],
+    only: Annotated[str | None, typer.Option(help="regressed: show nothing else.", show_default="all")] = None,
+    fail_on: Annotated[
+        list[str] | None, typer.Option(help="Exit with 3 where this grew, as in 'state>0', 'peak>1%', 'step>5%'; can be given again.")
+    ] = None,
+    threshold: Annotated[str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")] = "5%",
+    across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare times of different machines too.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the comparison as a page too.")] = None,
+    markdown: Markdown = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say what changed from one run to another: bytes exactly, times beyond their noise."""
+    with _one_line_errors():
+        if only not in (None, "regressed"):
+            raise ValueError(f"--only takes regressed, got {only!r}")
+        if markdown and as_json:
+            raise ValueError("--markdown and --json both want stdout; ask for one of them")
+        from reports.comparing import Comparing
+
+        comparing = Comparing.of(_run(before), _run(after), fail_on or [], threshold=threshold, across_machines=across_machines)
+        if html:
+            comparing.write_page(html, ["optprof", *sys.argv[1:]], only_regressed=bool(only))
+            print(f"report: {html}", file=sys.stderr)
+        if as_json:
+            print(json.dumps(comparing.to_dict(only_regressed=bool(only)), indent=1, allow_nan=False))
+        elif markdown:
+            print(comparing.markdown(only_regressed=bool(only)))
+        else:
+            comparing.render(sys.stdout, only_regressed=bool(only))
+    if comparing.stopped:
+        print(f"stopped by a gate: {len(comparing.stopped)}", file=sys.stderr)
+        raise typer.Exit(GATE_STOPPED)
+
+
+@app.command("explain")
+def explain_metric(
+    metric: Annotated[str | None, typer.Argument(metavar="METRIC", help="state, peak, step, ...; all by default.")] = None,
+) -> None:
+    """Say what a figure means, how it was obtained, and what it leaves out."""
+    with _one_line_errors():
+        from reports.explain import METRICS, explain
+
+        print("\n\n".join(explain(name) for name in ([metric] if metric else METRICS)))
 
 
 @app.command("list")
@@ -234,6 +287,11 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gp
                 print(f"{gpu.name:<10}{gpu.title:<24}{size:>11}{gpu.bandwidth / 1e9:>7,.0f} GB/s  {', '.join(gpu.rates)}")
         else:
             raise ValueError(f"nothing to list under {what!r}; ask for models, optimizers or gpus")
+
+
+def _run(named: Path) -> Path:
+    """The folder of a run that is named by its path, or by its name under runs/."""
+    return named if named.exists() else RUNS / named
 
 
 @contextmanager

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from profiler.fits import Fit
 
-__all__ = ["write_fit_page", "write_report"]
+__all__ = ["run_markdown", "write_fit_page", "write_report"]
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report.html`, `figures/*.png` and `records.csv` beside a run's records; returns the page's path.
+    """Write `report.html`, `figures/*.png`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
     ValueError for a run without records, FileNotFoundError for a folder that is no run, another OSError when it cannot be written.
     """
+    import json
+
     from profiler.store import RunStore
 
     store = RunStore(folder)
@@ -29,10 +31,20 @@ def write_report(folder: Path) -> Path:
     try:
         page.write_text(render_page(records, draw_all(records, folder / "figures", timelines), timelines), encoding="utf-8")
         store.write_csv(records)
+        (folder / "records.json").write_text(json.dumps([record.to_dict() for record in records], indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         # A full disk alone would not say which.
         raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
     return page
+
+
+def run_markdown(folder: Path) -> str:
+    """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run."""
+    from profiler.store import RunStore
+
+    from .markdown import run_markdown
+
+    return run_markdown(RunStore(folder).read())
 
 
 def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str]) -> Path:

@@ -44,7 +44,14 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(profiled: tuple[Path, 
     assert "hello from Python" in done.stderr
     assert "hello from C" in done.stderr
     run = folder / "runs" / "resnet18"
-    assert [path.name for path in sorted(run.iterdir())] == ["figures", "records.csv", "records.jsonl", "report.html", "timelines"]
+    assert [path.name for path in sorted(run.iterdir())] == [
+        "figures",
+        "records.csv",
+        "records.json",
+        "records.jsonl",
+        "report.html",
+        "timelines",
+    ]
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert told["records"] == lines
     assert [(r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"]) for r in lines[:4]] == [
@@ -87,6 +94,11 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
         (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
         (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers or gpus"),
+        (("compare", "here", "there"), "optprof: no run in"),
+        (("compare", "here", "there", "--fail-on", "state>=0"), "optprof: a gate reads METRIC>NUMBER"),
+        (("compare", "here", "there", "--only", "same"), "optprof: --only takes regressed, got 'same'"),
+        (("compare", "here", "there", "--threshold", "5"), "optprof: a threshold reads NUMBER%"),
+        (("explain", "peek"), "optprof: no metric named 'peek'; did you mean peak?"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str):
@@ -151,3 +163,25 @@ def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
     ]
     assert not any(found["fits"] for found in told["fits"])
     assert all(0 < found["largest_batch"] < 4096 and found["changes"] for found in told["fits"])
+
+
+def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(profiled: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path):
+    folder, _ = profiled
+    run, more = folder / "runs" / "resnet18", tmp_path / "runs" / "more"
+    more.mkdir(parents=True)
+    lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    lines[0]["memory"]["optimizer_state"] += 4
+    (more / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = optprof(tmp_path, "compare", str(run), "more", "--fail-on", "state>0", "--only", "regressed", "--html", "pages/changed.html")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (3, "stopped by a gate: 1")
+    assert "state>0: resnet18 · adamw" in done.stdout
+    assert "resnet18 · adamw" in (tmp_path / "pages" / "changed.html").read_text()
+    done = optprof(tmp_path, "compare", str(run), "more", "--fail-on", "state>4", "--json")
+    assert (done.returncode, json.loads(done.stdout)["stopped"]) == (0, [])
+    done = optprof(tmp_path, "report", "more", "--markdown")
+    assert (done.returncode, done.stdout.splitlines()[1][:5]) == (0, "| ---")
+
+
+def test_explain_says_what_a_figure_means(tmp_path: Path):
+    assert "Storage that two tensors share counts once" in optprof(tmp_path, "explain", "state").stdout
+    assert optprof(tmp_path, "explain").stdout.count("leaves out: ") == 8

@@ -1,5 +1,6 @@
 """The page and the run folder: whole reports from records alone."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from profiler.record import Record
 from profiler.store import RunStore
 from reports import write_report
 from reports.page import render_page
@@ -70,7 +72,8 @@ def elements(page):
 
 @pytest.mark.usefixtures("page")
 def test_a_report_is_a_page_pictures_and_a_table(run, mixed):
-    assert sorted(path.name for path in run.iterdir()) == ["figures", "records.csv", "records.jsonl", "report.html"]
+    assert sorted(path.name for path in run.iterdir()) == ["figures", "records.csv", "records.json", "records.jsonl", "report.html"]
+    assert [Record.from_dict(data) for data in json.loads((run / "records.json").read_text(encoding="utf-8"))] == mixed
     assert (run / "records.csv").read_text(encoding="utf-8").count("\n") == len(mixed) + 1
 
 

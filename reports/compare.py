@@ -1,0 +1,187 @@
+"""Comparison: what changed from one set of records to another, scenario by scenario; arithmetic alone.
+
+Scenarios are matched when all their fields are equal. Bytes are compared exactly; a time differs only when the whole 95 % interval of its
+ratio lies beyond a threshold.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+from profiler.record import Record
+from profiler.store import RunStore, file_name
+from scenarios.spec import Scenario
+
+from .explain import METRICS
+from .ratios import Ratio
+from .units import percent_text
+
+Verdict = Literal["regressed", "improved", "same", "not compared"]
+THRESHOLD = Fraction(5, 100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One figure of one scenario on both sides: bytes, or median seconds; `note` says why it was not compared."""
+
+    metric: str
+    before: float
+    after: float
+    ratio: Ratio | None
+    verdict: Verdict
+    note: str = ""
+
+    def beyond(self, share: Fraction) -> bool:
+        """Whether the figure grew by more than that share of what it was, for a time with its whole interval."""
+        if self.verdict == "not compared":
+            return False
+        if METRICS[self.metric].kind == "bytes":
+            return Fraction(self.after) - Fraction(self.before) > share * Fraction(self.before)
+        return self.ratio is not None and _least(self.ratio) > 1 + share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The records of one scenario on both sides, and the changes from one to the other; none unless both ended well."""
+
+    before: Record
+    after: Record
+    changes: tuple[Change, ...]
+
+    @property
+    def scenario(self) -> Scenario:
+        """What was asked on both sides."""
+        return self.after.scenario
+
+    @property
+    def outcome_verdict(self) -> Verdict:
+        """Regressed where a scenario that ended well no longer does, improved where it does now."""
+        well = self.before.outcome == "ok", self.after.outcome == "ok"
+        return "same" if well[0] == well[1] else "regressed" if well[0] else "improved"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Two sets of records: the scenarios of both, those of one side only, and how many older records of a scenario were passed over."""
+
+    pairs: tuple[Pair, ...]
+    only_before: tuple[Record, ...]
+    only_after: tuple[Record, ...]
+    threshold: Fraction
+    superseded: int
+
+    @property
+    def scenarios(self) -> list[Scenario]:
+        """All scenarios of both sides."""
+        return [record.scenario for record in (*(pair.after for pair in self.pairs), *self.only_before, *self.only_after)]
+
+
+def read_side(path: Path) -> list[Record]:
+    """The records of a run, or of all runs right under a folder; FileNotFoundError where there are none, ValueError for a broken one."""
+    if (path / "records.jsonl").is_file():
+        return RunStore(path).read()
+    runs = sorted(lines.parent for lines in path.glob("*/records.jsonl"))
+    if not runs:
+        raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
+    return [record for run in runs for record in RunStore(run).read()]
+
+
+def compare(
+    before: Sequence[Record], after: Sequence[Record], *, threshold: Fraction = THRESHOLD, across_machines: bool = False
+) -> Compared:
+    """What changed, in the order of `after`; times of different machines are compared only when told. ValueError for an empty side."""
+    for side, records in (("first", before), ("second", after)):
+        if not records:
+            raise ValueError(f"the {side} side of the comparison has no records; profile something there first")
+    old, new = _latest(before), _latest(after)
+    return Compared(
+        pairs=tuple(_pair(old[key], new[key], threshold, across_machines) for key in new if key in old),
+        only_before=tuple(record for key, record in old.items() if key not in new),
+        only_after=tuple(record for key, record in new.items() if key not in old),
+        threshold=threshold,
+        superseded=len(before) - len(old) + len(after) - len(new),
+    )
+
+
+def _latest(records: Iterable[Record]) -> dict[str, Record]:
+    """The last record of each scenario, by the time that the records tell."""
+    in_time = sorted(records, key=lambda record: str(record.environment.get("time") or ""))
+    chosen = {file_name(record.scenario): record for record in in_time}
+    return {file_name(record.scenario): chosen[file_name(record.scenario)] for record in records}
+
+
+def _pair(before: Record, after: Record, threshold: Fraction, across_machines: bool) -> Pair:
+    changes: list[Change] = []
+    if before.outcome == after.outcome == "ok":
+        reason = _refusal(before, after, across_machines)
+        for metric in METRICS:
+            pair = _figure(before, metric), _figure(after, metric)
+            if pair[0] is not None and pair[1] is not None:
+                changes.append(_change(metric, pair[0], pair[1], threshold, reason))
+    return Pair(before=before, after=after, changes=tuple(changes))
+
+
+def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: str) -> Change:
+    if METRICS[metric].kind == "bytes":
+        verdict = "same" if before == after else "regressed" if after > before else "improved"
+        ratio = Ratio(value=after / before) if before else None
+        return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+    if metric == "estimate":
+        ratio = Ratio(value=after / before) if before > 0 else None
+        verdict = _judged(ratio, threshold) if ratio else "not compared"
+        return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+    ratio = None if reason or min(*before, *after) <= 0 else Ratio.of(before, after)
+    note = reason or ("a time of 0" if ratio is None else "too few samples" if ratio.low is None else "")
+    verdict = "not compared" if ratio is None or note else _judged(ratio, threshold)
+    return Change(metric=metric, before=median(before), after=median(after), ratio=ratio, verdict=verdict, note=note)
+
+
+def _judged(ratio: Ratio, threshold: Fraction) -> Verdict:
+    highest = ratio.value if ratio.high is None else ratio.high
+    return "regressed" if _least(ratio) > 1 + threshold else "improved" if highest < 1 - threshold else "same"
+
+
+def _least(ratio: Ratio) -> float:
+    return ratio.value if ratio.low is None else ratio.low
+
+
+def _figure(record: Record, metric: str) -> Any:
+    """Bytes, one estimate, or samples in seconds; None where the record does not tell."""
+    memory, kept = record.memory, METRICS[metric].field.partition(".")[2]
+    if metric == "estimate":
+        return record.estimate.seconds if record.estimate else None
+    if METRICS[metric].kind == "seconds":
+        return (record.times or {}).get(kept) or None
+    # The workload "state" takes no training step that could have a peak.
+    if memory is None or (metric in ("peak", "reserved") and record.scenario.workload != "train"):
+        return None
+    return getattr(memory, kept)
+
+
+def _refusal(before: Record, after: Record, across_machines: bool) -> str:
+    """Why the times of two records are not compared; empty where they are."""
+    if before.origin != after.origin:
+        return f"{before.origin} against {after.origin}"
+    if before.measured_share != after.measured_share:
+        return f"timed on {_share(before)} of the model against {_share(after)}"
+    if across_machines:
+        return ""
+    machines = _machine(before), _machine(after)
+    if None in machines:
+        return "the machine is not known"
+    return "" if machines[0] == machines[1] else "different machines"
+
+
+def _share(record: Record) -> str:
+    return percent_text(1 if record.measured_share is None else record.measured_share, 1)
+
+
+def _machine(record: Record) -> tuple[Any, ...] | None:
+    """What makes two machines the same for a clock: processor, cores, GPU and the threads that torch uses; None where it is not told."""
+    machine = record.environment.get("machine")
+    if not isinstance(machine, dict) or not machine.get("cpu"):
+        return None
+    return machine["cpu"], machine.get("cores"), machine.get("gpu"), record.environment.get("threads")

@@ -1,0 +1,201 @@
+"""A comparison as words and tables: one row a scenario and figure, the same on the terminal, in Markdown and on a page."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from profiler.record import Record
+from profiler.store import file_name
+from scenarios.spec import Scenario
+
+from .compare import Change, Compared, Pair
+from .entries import Setting
+from .explain import METRICS
+from .gate import Offence
+from .labels import optimizer_key, scenario_labels
+from .ratios import Ratio
+from .table import Cell, Table
+from .units import MINUS, NOTHING, TIMES, bytes_text, exact_text, factor_text, percent_text, seconds_text
+from .words import DEVICES
+
+HEAD = ("scenario", "figure", "before", "after", "difference", "ratio", "verdict")
+LEGEND = (
+    "Bytes are compared exactly. A time differs only when the whole 95 % interval of its ratio, in brackets, is more than {threshold} away "
+    "from 1; an estimate, which has no noise, when it is so itself."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What the scenarios of a comparison are called: by what tells them apart; `common` is what all of them share."""
+
+    names: dict[str, str]
+    common: str
+
+    @classmethod
+    def of(cls, scenarios: Sequence[Scenario]) -> "Names":
+        """Names for these scenarios, a different one for each."""
+        labels = scenario_labels(scenarios)
+        traits = {file_name(scenario): _traits(scenario) for scenario in scenarios}
+        shared = [trait for trait in next(iter(traits.values()), ()) if all(trait in others for others in traits.values())]
+        names = {}
+        for scenario in scenarios:
+            telling = [trait for trait in traits[file_name(scenario)] if trait not in shared]
+            names[file_name(scenario)] = " · ".join((scenario.model, labels[optimizer_key(scenario)], *telling))
+        return cls(names=names, common=" · ".join(shared))
+
+    def __getitem__(self, scenario: Scenario) -> str:
+        return self.names[file_name(scenario)]
+
+
+def comparison_table(compared: Compared, names: Names, *, only_regressed: bool = False) -> Table:
+    """Every figure of every scenario that both sides have; changed outcomes stand first in their scenario."""
+    rows = []
+    for pair in compared.pairs:
+        if pair.outcome_verdict != "same" and not (only_regressed and pair.outcome_verdict != "regressed"):
+            rows.append(outcome_row(pair, names))
+        rows += [change_row(pair, change, names) for change in pair.changes if change.verdict == "regressed" or not only_regressed]
+    return Table(head=HEAD, rows=tuple(rows))
+
+
+def by_scenario(table: Table) -> list[tuple[str, Table]]:
+    """A comparison's table, cut into one for each scenario, under its name."""
+    groups = groupby(table.rows, key=lambda row: row[0].text)
+    return [(name, Table(head=table.head[1:], rows=tuple(row[1:] for row in rows))) for name, rows in groups]
+
+
+def offence_table(found: Sequence[Offence], names: Names) -> Table:
+    """What the gates stop: the gate, then the row that it stops."""
+    rows = []
+    for offence in found:
+        row = change_row(offence.pair, offence.change, names) if offence.change else outcome_row(offence.pair, names)
+        rows.append((Cell(text=offence.gate.text), *row))
+    return Table(head=("gate", *HEAD), rows=tuple(rows))
+
+
+def one_side_table(compared: Compared, names: Names) -> Table:
+    """The scenarios that one side alone has."""
+    sides = (("before", compared.only_before), ("after", compared.only_after))
+    rows = [(Cell(text=names[record.scenario]), Cell(text=side), Cell(text=record.outcome)) for side, found in sides for record in found]
+    return Table(head=("scenario", "only", "outcome"), rows=tuple(rows))
+
+
+def unfinished_table(compared: Compared, names: Names) -> Table:
+    """The scenarios that ended well on neither side, with the last words of each."""
+    pairs = [pair for pair in compared.pairs if "ok" not in (pair.before.outcome, pair.after.outcome)]
+    rows = [(names[pair.scenario], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING) for pair in pairs]
+    return Table(head=("scenario", "before", "after", "error"), rows=tuple(tuple(Cell(text=text) for text in row) for row in rows))
+
+
+def summary(compared: Compared) -> str:
+    """The comparison in one sentence."""
+    regressed = sum(_has(pair, "regressed") for pair in compared.pairs)
+    improved = sum(_has(pair, "improved") for pair in compared.pairs)
+    parts = [f"{_many(len(compared.pairs), 'scenario')} on both sides", f"{regressed} regressed", f"{improved} improved"]
+    for side, found in (("before", compared.only_before), ("after", compared.only_after)):
+        parts += [f"{len(found)} only {side}"] if found else []
+    return ", ".join(parts)
+
+
+def remarks(compared: Compared) -> list[str]:
+    """What a reader must know beside the rows."""
+    threshold = percent_text(float(compared.threshold), 1)
+    older = _many(compared.superseded, "older record")
+    return [
+        LEGEND.format(threshold=threshold),
+        *([f"{older} of the same scenarios passed over: the last one of each side counts"] if compared.superseded else []),
+    ]
+
+
+def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
+    """One figure of one scenario."""
+    size = METRICS[change.metric].kind == "bytes"
+    show = _bytes_cell if size else _seconds_cell
+    return (
+        Cell(text=names[pair.scenario]),
+        Cell(text=METRICS[change.metric].title),
+        show(change.before),
+        show(change.after),
+        _difference(change, show) if change.verdict != "not compared" else Cell(text=NOTHING, number=True),
+        Cell(text=ratio_text(change.ratio) if change.ratio else NOTHING, number=True),
+        Cell(text=verdict_text(change)),
+    )
+
+
+def outcome_row(pair: Pair, names: Names) -> tuple[Cell, ...]:
+    """A scenario whose outcome changed, with its last words."""
+    error = f": {pair.after.error}" if pair.after.error else ""
+    nothing = (Cell(text=NOTHING, number=True),) * 2
+    outcomes = (Cell(text=pair.before.outcome, number=True), Cell(text=pair.after.outcome, number=True))
+    return Cell(text=names[pair.scenario]), Cell(text="outcome"), *outcomes, *nothing, Cell(text=f"{pair.outcome_verdict}{error}")
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """The ratio, and its interval where it has one: 1.050 times [1.021, 1.083]. Bytes that differ never read as 1."""
+    if ratio.low is None or ratio.high is None:
+        return _factor(ratio.value)
+    return f"{ratio.value:.3f}{TIMES} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def verdict_text(change: Change) -> str:
+    """The verdict in the words of the figure."""
+    if change.verdict == "not compared":
+        return f"not compared: {change.note}" if change.note else "not compared"
+    if METRICS[change.metric].kind == "bytes":
+        return {"regressed": "regressed: more", "improved": "improved: less", "same": "the same"}[change.verdict]
+    return {"regressed": "regressed: slower", "improved": "improved: faster", "same": "no difference shown"}[change.verdict]
+
+
+def _difference(change: Change, show: Callable[[float], Cell]) -> Cell:
+    difference = change.after - change.before
+    if difference == 0:
+        return Cell(text="0", number=True)
+    size, sign = show(abs(difference)), "+" if difference > 0 else MINUS
+    return Cell(text=sign + size.text, exact=sign + size.exact if size.exact else "", number=True)
+
+
+def _factor(value: float) -> str:
+    if value == 1:
+        return factor_text(1)
+    digits = 2
+    # A handful of bytes among gigabytes is a difference too.
+    while digits < 12 and round(value, digits) == 1:
+        digits += 1
+    return factor_text(value) if digits == 2 else f"{value:.{digits}f}{TIMES}"
+
+
+def _bytes_cell(count: float) -> Cell:
+    return Cell(text=bytes_text(int(count)), exact=exact_text(int(count)), number=True)
+
+
+def _seconds_cell(seconds: float) -> Cell:
+    return Cell(text=seconds_text(seconds), number=True)
+
+
+def _has(pair: Pair, verdict: str) -> bool:
+    return verdict == pair.outcome_verdict or any(change.verdict == verdict for change in pair.changes)
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
+
+
+def _traits(scenario: Scenario) -> tuple[str, ...]:
+    """All that the scenario asks for beside model and optimizer, in words."""
+    return (
+        *Setting.of(scenario).traits,
+        f"workload {scenario.workload}",
+        DEVICES[scenario.device],
+        scenario.implementation,
+        f"{scenario.steps} steps",
+        f"seed {scenario.seed}",
+    )
+
+
+def sides(records: Sequence[Record]) -> str:
+    """Where one side comes from: the commits and the versions of torch that its records tell."""
+    commits = dict.fromkeys(str(record.environment.get("git_commit") or "") for record in records)
+    versions = [record.environment.get("versions") for record in records]
+    torch = dict.fromkeys(str(found.get("torch")) for found in versions if isinstance(found, dict) and found.get("torch"))
+    named = [*(f"optprof at {commit}" for commit in commits if commit), *(f"torch {version}" for version in torch)]
+    return ", ".join(named) or "an environment that is not told"

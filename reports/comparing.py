@@ -1,0 +1,81 @@
+"""Comparing two sides of runs: read, compare, hold to the gates, and show in one of four ways."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from profiler.record import Record
+
+from .compare import Change, Compared, Pair, compare, read_side
+from .gate import Gate, Offence, offences, per_cent
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing:
+    """A comparison, and what the gates stop of it."""
+
+    compared: Compared
+    stopped: Sequence[Offence]
+
+    @classmethod
+    def of(cls, before: Path, after: Path, gates: Sequence[str], *, threshold: str = "5%", across_machines: bool = False) -> "Comparing":
+        """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read, OSError for a folder without runs."""
+        asked, share = [Gate.parse(text) for text in gates], per_cent(threshold)
+        compared = compare(read_side(before), read_side(after), threshold=share, across_machines=across_machines)
+        return cls(compared=compared, stopped=offences(compared, asked))
+
+    def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
+        """Print it for a terminal."""
+        from .compare_terminal import render_comparison
+
+        render_comparison(self.compared, self.stopped, output, only_regressed=only_regressed)
+
+    def markdown(self, *, only_regressed: bool = False) -> str:
+        """The same for a pull request."""
+        from .markdown import comparison_markdown
+
+        return comparison_markdown(self.compared, self.stopped, only_regressed=only_regressed)
+
+    def write_page(self, page: Path, command: Sequence[str], *, only_regressed: bool = False) -> None:
+        """Write it as one HTML file, over an older one; OSError when that cannot be written."""
+        from .compare_page import render_comparison_page
+
+        page.parent.mkdir(parents=True, exist_ok=True)
+        text = render_comparison_page(self.compared, self.stopped, command, only_regressed=only_regressed)
+        page.write_text(text, encoding="utf-8")
+
+    def to_dict(self, *, only_regressed: bool = False) -> dict[str, Any]:
+        """The same as JSON-ready data, `schema` first: bytes whole, times in seconds, a ratio with the ends of its interval."""
+        pairs = [_pair(pair, only_regressed) for pair in self.compared.pairs]
+        return {
+            "schema": SCHEMA,
+            "threshold": float(self.compared.threshold),
+            "superseded": self.compared.superseded,
+            "stopped": [_stopped(offence) for offence in self.stopped],
+            "pairs": [pair for pair in pairs if not only_regressed or pair["changes"] or pair["outcome"] == "regressed"],
+            "only_before": _scenarios(self.compared.only_before),
+            "only_after": _scenarios(self.compared.only_after),
+        }
+
+
+def _stopped(offence: Offence) -> dict[str, Any]:
+    change = asdict(offence.change) if offence.change else None
+    return {"gate": offence.gate.text, "scenario": asdict(offence.pair.scenario), "outcome": offence.pair.after.outcome, "change": change}
+
+
+def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
+    kept: list[Change] = [change for change in pair.changes if change.verdict == "regressed" or not only_regressed]
+    return {
+        "scenario": asdict(pair.scenario),
+        "outcome": pair.outcome_verdict,
+        "before": pair.before.outcome,
+        "after": pair.after.outcome,
+        "changes": [asdict(change) for change in kept],
+    }
+
+
+def _scenarios(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [{"scenario": asdict(record.scenario), "outcome": record.outcome} for record in records]

@@ -1,0 +1,83 @@
+"""Gates: what must not grow, as in state>0, peak>1% or step>5%, judged on a comparison."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from .compare import Change, Compared, Pair
+from .explain import METRICS, find
+from .units import GIB, KIB, MIB
+
+UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
+_EXPRESSION = re.compile(r"\s*([a-z-]+)\s*>\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*", re.ASCII)
+_PER_CENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A figure, and how much more of it is allowed: whole bytes, or a share of what it was."""
+
+    text: str
+    metric: str
+    allowed_bytes: Fraction | None = None
+    allowed_share: Fraction | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Gate":
+        """The gate of a text such as state>0, peak>64 MiB or step>5%; ValueError for any other."""
+        found = _EXPRESSION.fullmatch(text)
+        if found is None:
+            raise ValueError(f"a gate reads METRIC>NUMBER, as state>0, peak>64MiB or step>5%, got {text!r}")
+        metric, number, unit = found[1], Fraction(found[2]), found[3]
+        kind = find(metric).kind
+        if unit == "%":
+            return cls(text=text.strip(), metric=metric, allowed_share=number / 100)
+        if kind == "seconds":
+            raise ValueError(f"{metric} is a time and takes a per cent, as {metric}>5%, got {text!r}")
+        if unit and unit not in UNITS:
+            raise ValueError(f"bytes come in {', '.join(UNITS)} or as a per cent, got {unit!r} in {text!r}")
+        return cls(text=text.strip(), metric=metric, allowed_bytes=number * UNITS[unit or "B"])
+
+    def stops(self, change: Change) -> bool:
+        """Whether this figure grew by more than the gate allows."""
+        if self.allowed_bytes is not None:
+            return Fraction(change.after) - Fraction(change.before) > self.allowed_bytes
+        assert self.allowed_share is not None
+        return change.beyond(self.allowed_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offence:
+    """A scenario that a gate stops: the figure that grew, or None for a scenario that no longer ends well."""
+
+    gate: Gate
+    pair: Pair
+    change: Change | None
+
+
+def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
+    """What the gates stop, gate by gate; a scenario that no longer ends well is stopped by each.
+
+    ValueError for a gate that nothing can be held to: a gate that judges nothing must not pass.
+    """
+    return [offence for gate in gates for offence in _stopped(compared, gate)]
+
+
+def per_cent(text: str) -> Fraction:
+    """The share of a text such as 5%; ValueError for any other."""
+    found = _PER_CENT.fullmatch(text)
+    if found is None:
+        raise ValueError(f"a threshold reads NUMBER%, as 5%, got {text!r}")
+    return Fraction(found[1]) / 100
+
+
+def _stopped(compared: Compared, gate: Gate) -> list[Offence]:
+    lost = [Offence(gate=gate, pair=pair, change=None) for pair in compared.pairs if pair.outcome_verdict == "regressed"]
+    told = [(pair, change) for pair in compared.pairs for change in pair.changes if change.metric == gate.metric]
+    judged = [(pair, change) for pair, change in told if change.verdict != "not compared"]
+    if not judged and not lost:
+        reasons = ", ".join(dict.fromkeys(change.note for _, change in told if change.note))
+        why = f" ({reasons})" if reasons else ""
+        raise ValueError(f"{gate.text} has nothing to judge: no scenario has {METRICS[gate.metric].title} to compare on both sides{why}")
+    return lost + [Offence(gate=gate, pair=pair, change=change) for pair, change in judged if gate.stops(change)]

@@ -1,0 +1,123 @@
+"""What changed between two runs, on records whose sums can be checked on paper."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+
+from profiler.store import RunStore
+from reports.compare import Change, Compared, Pair, compare, read_side
+
+SLOW, QUICK = (1.00, 1.01, 1.02, 1.03, 1.04), (0.50, 0.51, 0.52, 0.53, 0.54)
+
+
+def change(compared: Compared, metric: str) -> Change:
+    (pair,) = compared.pairs
+    return next(found for found in pair.changes if found.metric == metric)
+
+
+def test_bytes_are_compared_to_the_last_one(simulated):
+    compared = compare([simulated(state=8_000)], [simulated(state=8_001)])
+    found = change(compared, "state")
+    assert (found.before, found.after, found.verdict) == (8_000, 8_001, "regressed")
+    assert change(compare([simulated(state=8_001)], [simulated(state=8_000)]), "state").verdict == "improved"
+    assert change(compare([simulated()], [simulated()]), "state").verdict == "same"
+
+
+def test_scenarios_match_only_when_all_that_was_asked_is_equal(simulated):
+    before = [simulated(), simulated(batch_size=2), simulated("sm3", options={"momentum": 0.0})]
+    after = [simulated(seed=1), simulated(batch_size=2), simulated("sm3", options={"momentum": 0.9})]
+    compared = compare(before, after)
+    assert [pair.scenario.batch_size for pair in compared.pairs] == [2]
+    assert [(r.scenario.optimizer, r.scenario.seed) for r in compared.only_before] == [("adamw", 0), ("sm3", 0)]
+    assert [(r.scenario.optimizer, r.scenario.seed) for r in compared.only_after] == [("adamw", 1), ("sm3", 0)]
+
+
+def test_a_time_differs_when_its_whole_interval_is_beyond_the_threshold(timed):
+    assert change(compare([timed(step=QUICK)], [timed(step=SLOW)]), "step").verdict == "regressed"
+    assert change(compare([timed(step=SLOW)], [timed(step=QUICK)]), "step").verdict == "improved"
+    # All ratios lie between 1.00 / 0.54 and 1.04 / 0.50.
+    assert change(compare([timed(step=QUICK)], [timed(step=SLOW)], threshold=Fraction(2)), "step").verdict == "same"
+
+
+def test_a_noisy_time_does_not_differ_however_far_its_median_moved(timed):
+    before, after = (1.0, 1.1, 1.2, 1.3, 9.0), (0.9, 1.0, 2.2, 2.3, 2.4)
+    found = change(compare([timed(step=before)], [timed(step=after)]), "step")
+    assert (found.before, found.after, found.verdict) == (1.2, 2.2, "same")
+
+
+def test_three_samples_are_too_few_to_judge(timed):
+    found = change(compare([timed(step=(1, 1, 1))], [timed(step=(9, 9, 9))]), "step")
+    assert (found.verdict, found.note) == ("not compared", "too few samples")
+
+
+def test_times_of_another_machine_are_refused_unless_told(timed):
+    here = timed(step=QUICK)
+    machine = here.environment["machine"] | {"cpu": "Another"}
+    there = replace(timed(step=SLOW), environment={**here.environment, "machine": machine})
+    found = change(compare([here], [there]), "step")
+    assert (found.verdict, found.note) == ("not compared", "different machines")
+    assert change(compare([here], [there], across_machines=True), "step").verdict == "regressed"
+
+
+def test_times_of_machines_that_no_record_tells_are_refused(timed):
+    unknown = replace(timed(step=QUICK), environment={})
+    assert change(compare([unknown], [unknown]), "step").note == "the machine is not known"
+
+
+def test_bytes_are_compared_across_machines(simulated):
+    there = replace(simulated(state=4_000), environment={})
+    assert change(compare([simulated()], [there]), "state").verdict == "improved"
+
+
+def test_measured_and_estimated_times_do_not_stand_side_by_side(timed):
+    found = change(compare([timed(step=QUICK)], [timed(step=SLOW, share=0.5)], across_machines=True), "step")
+    assert found.note == "measured against estimated"
+    found = change(compare([timed(step=QUICK, share=0.25)], [timed(step=SLOW, share=0.5)]), "step")
+    assert found.note == "timed on 25.0 % of the model against 50.0 %"
+
+
+def test_a_scenario_that_runs_out_of_memory_now_has_regressed(simulated):
+    lost = simulated(outcome="out-of-memory", error="needs 26 GiB of 24")
+
+    def only(before, after) -> Pair:
+        (pair,) = compare([before], [after]).pairs
+        return pair
+
+    assert (only(simulated(), lost).outcome_verdict, only(simulated(), lost).changes) == ("regressed", ())
+    assert only(lost, simulated()).outcome_verdict == "improved"
+    assert only(lost, lost).outcome_verdict == "same"
+
+
+def test_the_workload_state_has_no_peak_to_compare(simulated):
+    compared = compare([simulated(workload="state")], [simulated(workload="state")])
+    assert {found.metric for found in compared.pairs[0].changes} == {"state", "state-allocated"}
+
+
+def test_of_several_records_of_a_scenario_the_last_one_counts(simulated):
+    def at(hour: int, state: int):
+        return replace(simulated(state=state), environment={"time": f"2025-11-21T{hour:02}:00:00+00:00"})
+
+    compared = compare([at(9, 9), at(7, 7), at(8, 8)], [at(1, 9)])
+    assert change(compared, "state").before == 9
+    assert compared.superseded == 2
+
+
+def test_a_state_of_nothing_has_no_ratio(simulated):
+    found = change(compare([simulated(state=0)], [simulated(state=4)]), "state")
+    assert (found.ratio, found.verdict) == (None, "regressed")
+    assert found.beyond(Fraction(10**9))
+
+
+def test_a_side_without_records_is_one_clear_line(simulated):
+    with pytest.raises(ValueError, match="the second side of the comparison has no records"):
+        compare([simulated()], [])
+
+
+def test_a_side_is_a_run_or_a_folder_of_runs(simulated, tmp_path):
+    for name in ("one", "two"):
+        RunStore.create(tmp_path / name).append(simulated(model=name))
+    assert [record.scenario.model for record in read_side(tmp_path / "two")] == ["two"]
+    assert [record.scenario.model for record in read_side(tmp_path)] == ["one", "two"]
+    with pytest.raises(FileNotFoundError, match="no run in"):
+        read_side(tmp_path / "three")

@@ -1,0 +1,130 @@
+"""A comparison shown: terminal, Markdown, JSON and page say the same, and text stays text in all of them."""
+
+import io
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from profiler.store import RunStore
+from reports import run_markdown
+from reports.compare_terminal import render_comparison
+from reports.comparing import Comparing
+
+NASTY = "<script>alert('x')</script> | *bold* @somebody\nnext"
+
+
+@pytest.fixture
+def sides(simulated, timed, tmp_path) -> tuple[Path, Path]:
+    steps = (0.50, 0.51, 0.52, 0.53, 0.54)
+    before = [simulated(), simulated("sm3"), simulated("lamb16"), timed(step=steps), simulated("sgd")]
+    lost = simulated("lamb16", outcome="failed", error=NASTY, memory=None)
+    after = [simulated(state=8_004), simulated("sm3"), lost, timed(step=tuple(2 * step for step in steps)), simulated(NASTY)]
+    for name, records in (("before", before), ("after", after)):
+        store = RunStore.create(tmp_path / name)
+        for record in records:
+            store.append(record)
+    return tmp_path / "before", tmp_path / "after"
+
+
+@pytest.fixture
+def comparing(sides) -> Comparing:
+    return Comparing.of(sides[0], sides[1], ["state>0", "step>5%"])
+
+
+def terminal(comparing: Comparing, width: int = 80, **options: bool) -> str:
+    output = io.StringIO()
+    render_comparison(comparing.compared, comparing.stopped, Console(file=output, width=width), **options)
+    return output.getvalue()
+
+
+def test_the_terminal_shows_every_change_at_80_columns(comparing):
+    shown = terminal(comparing)
+    assert max(map(len, shown.split("stopped by a gate")[0].splitlines())) <= 80
+    # The third least and the third largest of 25 ratios: 1.02 / 0.54 and 1.08 / 0.51.
+    for words in ("regressed: more", "[1.889, 2.118]", "regressed: slower", "on one side only", "+4 B", "1.0005\u00d7"):
+        assert words in shown
+    assert "4 scenarios on both sides, 3 regressed, 0 improved, 1 only before, 1 only after" in " ".join(shown.split())
+
+
+def test_only_what_regressed_is_shown_when_asked(comparing):
+    shown = terminal(comparing, only_regressed=True)
+    assert "sm3" not in shown
+    assert "the same" not in shown
+    assert "on one side only" not in shown
+    kept = comparing.to_dict(only_regressed=True)["pairs"]
+    assert [pair["scenario"]["optimizer"] for pair in kept] == ["adamw", "lamb16", "adamw"]
+
+
+def test_what_the_gates_stop_is_named_with_its_gate(comparing):
+    lines = terminal(comparing, width=200).split("stopped by a gate")[1].splitlines()
+    stopped = [line.split(": ")[0] for line in lines if line]
+    assert stopped == ["state>0", "state>0", "step>5%", "step>5%"]
+
+
+def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
+    told = json.loads(json.dumps(comparing.to_dict(), allow_nan=False))
+    state, step = told["pairs"][0]["changes"][0], told["pairs"][3]["changes"][0]
+    assert (state["metric"], state["before"], state["after"], state["verdict"]) == ("state", 8_000, 8_004, "regressed")
+    assert step["ratio"]["low"] < step["ratio"]["value"] == 2 < step["ratio"]["high"]
+    assert [record["scenario"]["optimizer"] for record in told["only_before"]] == ["sgd"]
+    assert [stopped["gate"] for stopped in told["stopped"]] == ["state>0", "state>0", "step>5%", "step>5%"]
+
+
+def test_markdown_keeps_its_columns_whatever_a_record_says(comparing):
+    text = comparing.markdown()
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    for line in tables:
+        assert line.replace("\\|", "").count("|") in (4, 8, 9)
+    assert "<script>" not in text.replace("\\<", "")
+    assert "@somebody" not in text
+    assert "\\| \\*bold\\* &#64;somebody next" in text
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.headings: list[str] = []
+        self.links: list[str] = []
+        self._in_heading = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        self._in_heading = tag == "h2"
+
+    def handle_data(self, data: str) -> None:
+        if self._in_heading and data.strip():
+            self.headings.append(data.strip())
+
+
+def test_the_page_has_its_sections_and_no_script(comparing, tmp_path):
+    page = tmp_path / "pages" / "compare.html"
+    comparing.write_page(page, ["optprof", "compare", "a b", "<c>"])
+    elements = _Elements()
+    elements.feed(page.read_text(encoding="utf-8"))
+    assert elements.headings == ["Verdict", "Stopped by a gate", "All figures", "On one side only", "How to repeat it"]
+    assert "script" not in elements.tags
+    assert elements.links == []
+    assert "optprof compare &#39;a b&#39; &#39;&lt;c&gt;&#39;" in page.read_text(encoding="utf-8")
+
+
+def test_a_run_is_a_markdown_table_for_a_pull_request(sides):
+    text = run_markdown(sides[1])
+    assert "| adamw | tiny | 7.82 KiB | 8.00 | 1.00\u00d7 | 19.5 KiB | step | 1.04 s |" in text
+    assert "\\<script\\>" in text
+    assert "Without a result:" in text
+
+
+def test_comparing_and_explaining_load_no_torch_and_no_matplotlib(sides):
+    code = (
+        "import sys; from pathlib import Path; from reports.comparing import Comparing; from reports import explain\n"
+        "found = Comparing.of(Path(sys.argv[1]), Path(sys.argv[2]), []); found.render(sys.stdout); found.markdown()\n"
+        "assert not {'torch', 'matplotlib', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, *map(str, sides)], check=True, cwd=Path(__file__).parents[2], capture_output=True)

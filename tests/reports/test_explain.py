@@ -1,0 +1,34 @@
+"""The words on the figures, and that the page in the docs has the same."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from profiler.record import Memory, StepEstimate
+from reports.explain import METRICS, explain, find, metrics_page
+
+PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def test_the_docs_say_what_the_command_says():
+    assert PAGE.read_text(encoding="utf-8") == metrics_page(), "print(metrics_page(), end='') writes it again"
+
+
+def test_every_figure_names_a_field_of_the_record():
+    kept = {"memory": {item.name for item in fields(Memory)}, "estimate": {item.name for item in fields(StepEstimate)}}
+    kept["times"] = {"forward", "backward", "step"}
+    for metric in METRICS.values():
+        part, _, name = metric.field.partition(".")
+        assert name in kept[part]
+
+
+def test_a_figure_says_its_unit_where_it_comes_from_and_what_it_leaves_out():
+    lines = explain("state").splitlines()
+    assert lines[0] == "state: state"
+    assert [line.split(":")[0] for line in lines[1:]] == ["unit", "means", "obtained", "leaves out", "in a record"]
+
+
+def test_an_unknown_figure_names_a_near_one():
+    with pytest.raises(ValueError, match="no metric named 'peek'; did you mean peak"):
+        find("peek")

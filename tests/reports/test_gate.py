@@ -1,0 +1,86 @@
+"""Gates: how they are read, what they stop, and that none passes for want of anything to judge."""
+
+import re
+from fractions import Fraction
+
+import pytest
+
+from reports.compare import compare
+from reports.gate import Gate, offences, per_cent
+
+
+@pytest.mark.parametrize(
+    ("text", "metric", "allowed_bytes", "allowed_share"),
+    [
+        ("state>0", "state", 0, None),
+        ("peak > 64 MiB", "peak", 64 * 2**20, None),
+        ("reserved>0.5GiB", "reserved", 2**29, None),
+        ("state-allocated>512B", "state-allocated", 512, None),
+        ("peak>1%", "peak", None, Fraction(1, 100)),
+        ("step>0.1%", "step", None, Fraction(1, 1000)),
+    ],
+)
+def test_a_gate_is_read(text, metric, allowed_bytes, allowed_share):
+    assert Gate.parse(text) == Gate(text=text, metric=metric, allowed_bytes=allowed_bytes, allowed_share=allowed_share)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "a gate reads METRIC>NUMBER"),
+        ("state", "a gate reads METRIC>NUMBER"),
+        ("state>=0", "a gate reads METRIC>NUMBER"),
+        ("state<0", "a gate reads METRIC>NUMBER"),
+        ("state>-1", "a gate reads METRIC>NUMBER"),
+        ("state>1e3", "a gate reads METRIC>NUMBER"),
+        ("state>0 peak>0", "a gate reads METRIC>NUMBER"),
+        ("state>\u0661", "a gate reads METRIC>NUMBER"),
+        ("sate>0", "no metric named 'sate'; did you mean state?"),
+        ("state>5GB", "bytes come in B, KiB, MiB, GiB or as a per cent, got 'GB'"),
+        ("step>5", "step is a time and takes a per cent, as step>5%"),
+        ("step>5MiB", "step is a time and takes a per cent"),
+    ],
+)
+def test_what_is_no_gate_is_one_clear_line(text, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        Gate.parse(text)
+
+
+@pytest.mark.parametrize("text", ["5", "-5%", "five%", "nan%"])
+def test_a_threshold_is_a_per_cent(text):
+    assert per_cent("2.5%") == Fraction(1, 40)
+    with pytest.raises(ValueError, match="a threshold reads NUMBER%"):
+        per_cent(text)
+
+
+@pytest.mark.parametrize(
+    ("gate", "stopped"), [("state>0", True), ("state>79B", True), ("state>80B", False), ("state>0.99%", True), ("state>1%", False)]
+)
+def test_a_gate_stops_what_grew_by_more_than_it_allows(simulated, gate, stopped):
+    compared = compare([simulated(state=8_000)], [simulated(state=8_080)])
+    assert bool(offences(compared, [Gate.parse(gate)])) == stopped
+
+
+def test_a_saving_passes(simulated):
+    compared = compare([simulated(state=8_000)], [simulated(state=4_000)])
+    assert offences(compared, [Gate.parse("state>0"), Gate.parse("peak>0")]) == []
+
+
+def test_a_time_is_stopped_by_its_whole_interval(timed):
+    # Every ratio lies between 1.00 / 0.54 and 1.04 / 0.50.
+    compared = compare([timed(step=(0.50, 0.51, 0.52, 0.53, 0.54))], [timed(step=(1.00, 1.01, 1.02, 1.03, 1.04))])
+    assert offences(compared, [Gate.parse("step>80%")])
+    assert not offences(compared, [Gate.parse("step>100%")])
+
+
+def test_what_no_longer_ends_well_passes_no_gate(simulated):
+    compared = compare([simulated(), simulated("sm3")], [simulated(), simulated("sm3", outcome="failed", error="boom")])
+    (offence,) = offences(compared, [Gate.parse("state>0")])
+    assert (offence.pair.scenario.optimizer, offence.change) == ("sm3", None)
+
+
+def test_a_gate_with_nothing_to_judge_does_not_pass(simulated, timed):
+    with pytest.raises(ValueError, match="state>0 has nothing to judge"):
+        offences(compare([simulated()], [simulated(seed=1)]), [Gate.parse("state>0")])
+    with pytest.raises(ValueError, match="too few samples"):
+        offences(compare([timed()], [timed()]), [Gate.parse("step>5%")])

@@ -1,0 +1,65 @@
+"""The ratio of two lists of times, held to sums on paper, to printed tables and to scipy."""
+
+import itertools
+
+import pytest
+from scipy.stats import mannwhitneyu
+
+from reports.ratios import Ratio, mann_whitney_ways, ratios_outside
+
+
+def test_the_orders_of_two_and_two_are_counted_on_paper():
+    # aabb 0, abab 1, abba and baab 2, baba 3, bbaa 4.
+    assert mann_whitney_ways(2, 2) == [1, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(("first", "second", "critical"), [(4, 4, 0), (5, 5, 2), (9, 9, 17), (8, 10, 17), (20, 20, 127)])
+def test_the_ranks_are_the_critical_values_of_the_printed_tables(first: int, second: int, critical: int):
+    # Two-sided 5 %, as any table of the Mann-Whitney U prints them.
+    assert ratios_outside(first, second) == critical
+
+
+def test_three_and_three_are_too_few():
+    assert ratios_outside(3, 3) is None
+    assert Ratio.of((1.0, 1.0, 1.0), (2.0, 2.0, 2.0)) == Ratio(value=2.0)
+
+
+def test_beyond_what_is_counted_the_ranks_go_on_without_a_jump():
+    ranks = [ratios_outside(30, 30) or 0, ratios_outside(30, 31) or 0, ratios_outside(31, 31) or 0]
+    # 317 is printed for 30 and 30; each sample more adds some eleven.
+    assert ranks[0] == 317
+    assert all(9 <= later - sooner <= 13 for sooner, later in itertools.pairwise(ranks))
+
+
+def test_four_and_four_reach_from_the_least_ratio_to_the_largest():
+    ratio = Ratio.of((1.0, 2.0, 4.0, 8.0), (2.0, 4.0, 8.0, 16.0))
+    # Sixteen ratios of powers of two: one 1/4, two 1/2, three 1, four 2, three 4, two 8, one 16.
+    assert (ratio.value, ratio.low, ratio.high) == (2.0, 0.25, 16.0)
+
+
+def test_five_and_five_leave_two_ratios_out_at_either_end():
+    before, after = (1.0, 1.0, 1.0, 1.0, 2.0), (3.0, 3.0, 3.0, 3.0, 6.0)
+    # 25 ratios: four of 3/2, seventeen of 3 (16 and 6/2), four of 6.
+    assert Ratio.of(before, after) == Ratio(value=3.0, low=1.5, high=6.0)
+
+
+def test_the_interval_holds_exactly_the_factors_that_the_test_of_scipy_does_not_reject():
+    before = (1.00, 1.07, 1.13, 0.94, 1.21, 1.02, 0.98, 1.31)
+    after = (1.19, 1.28, 1.09, 1.41, 1.16, 1.23, 1.52)
+    ratio = Ratio.of(before, after)
+    assert ratio.low is not None
+    assert ratio.high is not None
+
+    def rejected(factor: float) -> bool:
+        return mannwhitneyu(after, [factor * sample for sample in before], method="exact").pvalue <= 0.05
+
+    assert rejected(0.999 * ratio.low)
+    assert not rejected(1.001 * ratio.low)
+    assert not rejected(0.999 * ratio.high)
+    assert rejected(1.001 * ratio.high)
+
+
+@pytest.mark.parametrize(("before", "after"), [((), (1.0,)), ((1.0,), ()), ((0.0,), (1.0,))])
+def test_without_samples_or_with_a_time_of_nothing_there_is_no_ratio(before: tuple[float, ...], after: tuple[float, ...]):
+    with pytest.raises(ValueError, match="a ratio needs"):
+        Ratio.of(before, after)
