@@ -103,6 +103,7 @@ def remarks(compared: Compared) -> list[str]:
     older = _many(compared.superseded, "older record")
     return [
         LEGEND.format(threshold=threshold),
+        *_warnings(compared),
         *([f"{older} of the same scenarios passed over: the last one of each side counts"] if compared.superseded else []),
     ]
 
@@ -144,6 +145,13 @@ def verdict_text(change: Change) -> str:
     if METRICS[change.metric].kind == "bytes":
         return {"regressed": "regressed: more", "improved": "improved: less", "same": "the same"}[change.verdict]
     return {"regressed": "regressed: slower", "improved": "improved: faster", "same": "no difference shown"}[change.verdict]
+
+
+def _warnings(compared: Compared) -> list[str]:
+    """What the records themselves say has spoiled their times, each said once a side."""
+    sides = (("before", [pair.before for pair in compared.pairs]), ("after", [pair.after for pair in compared.pairs]))
+    told = ((side, warning) for side, found in sides for record in found if record.watched for warning in record.watched.warnings)
+    return list(dict.fromkeys(f"times {side}: {warning}" for side, warning in told))
 
 
 def _difference(change: Change, show: Callable[[float], Cell]) -> Cell:

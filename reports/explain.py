@@ -85,6 +85,14 @@ METRICS: Mapping[str, Metric] = {
         obtained=f"{_STEPS}. Shown is the median.",
         leaves_out="Communication between devices. The optimizer does not take part in it: where it differs, the machine does.",
     ),
+    "iteration": Metric(
+        title="iteration",
+        kind="seconds",
+        field="times.iteration",
+        meaning="Time of a whole training iteration: forward, backward, the optimizer's step and zero_grad.",
+        obtained=f"{_STEPS}. Shown is the median.",
+        leaves_out="Loading data, logging, and communication between devices.",
+    ),
     "estimate": Metric(
         title="step on the GPU, estimated",
         kind="seconds",

@@ -4,14 +4,18 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from profiler.record import Watched
 from profiler.store import RunStore
 from reports import run_markdown
+from reports.compare import compare
+from reports.compare_tables import remarks
 from reports.compare_terminal import render_comparison
 from reports.comparing import Comparing
 
@@ -49,6 +53,12 @@ def test_the_terminal_shows_every_change_at_80_columns(comparing):
     for words in ("regressed: more", "[1.889, 2.118]", "regressed: slower", "on one side only", "+4 B", "1.0005\u00d7"):
         assert words in shown
     assert "4 scenarios on both sides, 3 regressed, 0 improved, 1 only before, 1 only after" in " ".join(shown.split())
+
+
+def test_what_has_spoiled_the_times_is_said_once(simulated, timed):
+    spoiled = replace(timed(), watched=Watched(warnings=("another process took 40 % of the processor",)))
+    compared = compare([spoiled, simulated()], [timed(), simulated()])
+    assert [line for line in remarks(compared) if "process" in line] == ["times before: another process took 40 % of the processor"]
 
 
 def test_only_what_regressed_is_shown_when_asked(comparing):

@@ -17,7 +17,7 @@ def test_the_docs_say_what_the_command_says():
 
 def test_every_figure_names_a_field_of_the_record():
     kept = {"memory": {item.name for item in fields(Memory)}, "estimate": {item.name for item in fields(StepEstimate)}}
-    kept["times"] = {"forward", "backward", "step"}
+    kept["times"] = {"forward", "backward", "step", "iteration"}
     for metric in METRICS.values():
         part, _, name = metric.field.partition(".")
         assert name in kept[part]

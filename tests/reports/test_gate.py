@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +78,12 @@ def test_what_no_longer_ends_well_passes_no_gate(simulated):
     compared = compare([simulated(), simulated("sm3")], [simulated(), simulated("sm3", outcome="failed", error="boom")])
     (offence,) = offences(compared, [Gate.parse("state>0")])
     assert (offence.pair.scenario.optimizer, offence.change) == ("sm3", None)
+
+
+def test_the_gates_of_the_docs_can_be_read():
+    page = Path(__file__).parents[2] / "docs" / "compare.md"
+    written = re.findall(r"--fail-on '([^']*)'", page.read_text(encoding="utf-8"))
+    assert {Gate.parse(text).metric for text in written} >= {"state", "peak", "step"}
 
 
 def test_a_gate_with_nothing_to_judge_does_not_pass(simulated, timed):
