@@ -48,6 +48,7 @@ Snapshot = Annotated[
     bool, typer.Option("--snapshot", help="Write snapshots/*.pickle of steps simulated or on CUDA, for pytorch.org/memory_viz.")
 ]
 Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
 
@@ -82,6 +83,7 @@ def profile(
     out: Out = None,
     snapshot: Snapshot = False,
     trace: Trace = False,
+    tensorboard: TensorBoard = False,
     as_json: AsJson = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
@@ -122,7 +124,7 @@ def profile(
         store = RunStore.create(out or free_folder(RUNS, "+".join(models).replace(":", ".")))
         with _progress(len(scenarios)) as started:
             records = run(scenarios, store, started, snapshots=snapshot, traces=trace)
-        page = write_report(store.folder)
+        page = write_report(store.folder, tensorboard=tensorboard)
         if as_json:
             print(
                 json.dumps({"run": str(store.folder), "report": str(page), "records": [r.to_dict() for r in records]}, indent=1),
@@ -207,12 +209,13 @@ def fit(
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")],
     markdown: Markdown = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
     with _one_line_errors():
         from reports import run_markdown, write_report
 
-        print(run_markdown(_run(run)) if markdown else write_report(_run(run)))
+        print(run_markdown(_run(run)) if markdown else write_report(_run(run), tensorboard=tensorboard))
 
 
 @app.command()

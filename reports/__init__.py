@@ -10,9 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["run_markdown", "write_fit_page", "write_report"]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, *, tensorboard: bool = False) -> Path:
     """Write `report.html`, `figures/*.png`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
+    `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name.
     ValueError for a run without records, FileNotFoundError for a folder that is no run, another OSError when it cannot be written.
     """
     import json
@@ -29,9 +30,14 @@ def write_report(folder: Path) -> Path:
 
     page = folder / "report.html"
     try:
-        page.write_text(render_page(records, draw_all(records, folder / "figures", timelines), timelines), encoding="utf-8")
+        drawings = draw_all(records, folder / "figures", timelines)
+        page.write_text(render_page(records, drawings, timelines), encoding="utf-8")
         store.write_csv(records)
         (folder / "records.json").write_text(json.dumps([record.to_dict() for record in records], indent=1) + "\n", encoding="utf-8")
+        if tensorboard:
+            from .tensorboard import write_tensorboard
+
+            write_tensorboard(records, drawings, folder / "tensorboard")
     except OSError as error:
         # A full disk alone would not say which.
         raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error

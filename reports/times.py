@@ -57,11 +57,11 @@ class Timing:
 
     @property
     def iteration(self) -> float | None:
-        """Seconds of a whole iteration; where that was not timed, the medians of its passes and step together, None without one of them."""
-        if "iteration" in self.phases:
-            return self.phases["iteration"].median
+        """Seconds of a whole iteration, or the medians of its passes and step together; None where one of those was not timed."""
         if any(phase not in self.phases for phase in PHASES):
             return None
+        if "iteration" in self.phases:
+            return self.phases["iteration"].median
         return sum(self.phases[phase].median for phase in PHASES)
 
 

@@ -1,0 +1,120 @@
+"""TensorBoard: a run as event files, from its records alone: times as scalars, scenarios as HParams, pictures as images."""
+
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from profiler.record import Record
+from profiler.store import file_name
+
+from .figures.drawing import Drawing
+from .times import Spread, samples_per_second, tokens_per_second
+
+METRICS: Mapping[str, str] = {
+    "state/bytes": "bytes of the optimizer's state",
+    "memory/peak_allocated_bytes": "most bytes allocated in a training step",
+    "step/median_seconds": "median time of the optimizer's step",
+    "training/tokens_per_second": "tokens a second",
+    "training/samples_per_second": "sequences or images a second",
+}
+_ASKED = ("model", "optimizer", "implementation", "workload", "device", "dtype", "batch_size", "sequence_length", "micro_batches", "steps")
+
+
+def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], folder: Path) -> Path:
+    """Write a folder that `tensorboard --logdir` opens: one run a scenario under `folder`, and the pictures under `folder/report`.
+
+    Earlier event files of those runs are replaced. ValueError when the package tensorboard is not installed, OSError when the folder cannot
+    be written.
+    """
+    try:
+        from tensorboard.plugins.hparams import summary_v2 as hparams
+    except ImportError as error:
+        raise ValueError('the package tensorboard is not installed; pip install "optprof[tensorboard]"') from error
+    # The last record of a scenario is the one that stands.
+    standing = {file_name(record.scenario): record for record in records if record.outcome == "ok"}
+    for name, record in standing.items():
+        trial = hparams.hparams_pb(_hparams(record), trial_id=name, start_time_secs=_time(record))
+        _write(folder / name, [(trial, 0), *_scalars(record)], _time(record))
+    last = max(map(_time, records), default=0.0)
+    asked = dict.fromkeys(name for record in standing.values() for name in _hparams(record))
+    experiment = hparams.hparams_config_pb(
+        [hparams.HParam(name) for name in asked],
+        [hparams.Metric(name, description=text) for name, text in METRICS.items()],
+        time_created_secs=last,
+    )
+    _write(folder / "report", [(experiment, 0), *((_image(drawing), 0) for drawing in drawings)], last)
+    return folder
+
+
+def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> None:
+    """One event file with these summaries, each with its step, in place of those that are there."""
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    writer = EventFileWriter(str(folder))
+    for summary, step in summaries:
+        writer.add_event(_message("event_pb2", "Event")(summary=summary, step=step, wall_time=time))
+    writer.close()
+
+
+def _hparams(record: Record) -> dict[str, str | float | bool]:
+    """What was asked; an option that is no number and no truth is a text."""
+    scenario = record.scenario
+    asked = {name: getattr(scenario, name) for name in _ASKED} | {f"options.{name}": value for name, value in scenario.options.items()}
+    found = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in asked.items() if value is not None}
+    return {**found, "origin": record.origin}
+
+
+def _scalars(record: Record) -> Iterable[tuple[Any, int]]:
+    """Every metric once, and every sample of every phase under its number."""
+    for name, value in metrics(record).items():
+        yield _scalar(name, value), 0
+    for phase, samples in (record.times or {}).items():
+        for number, seconds in enumerate(samples):
+            yield _scalar(f"seconds/{phase}", seconds), number
+    for phase, counters in (record.watched.memory if record.watched else {}).items():
+        for counter, level in counters.items():
+            yield _scalar(f"peak_bytes/{phase}/{counter}", level.peak), 0
+
+
+def metrics(record: Record) -> dict[str, float]:
+    """The numbers by which TensorBoard sets scenarios side by side, those that the record has."""
+    step = (record.times or {}).get("step")
+    values = (
+        record.memory.optimizer_state if record.memory else None,
+        record.memory.peak_allocated if record.memory else None,
+        Spread.of(step).median if step else None,
+        tokens_per_second(record),
+        samples_per_second(record),
+    )
+    return {name: float(value) for name, value in zip(METRICS, values, strict=True) if value is not None}
+
+
+def _scalar(tag: str, value: float) -> Any:
+    summary = _message("summary_pb2", "Summary")
+    return summary(value=[summary.Value(tag=tag, simple_value=value)])
+
+
+def _image(drawing: Drawing) -> Any:
+    # A PNG says its size in the first sixteen bytes of its first chunk, behind the signature.
+    width, height = struct.unpack(">II", drawing.png[16:24])
+    summary = _message("summary_pb2", "Summary")
+    image = summary.Image(encoded_image_string=drawing.png, width=width, height=height, colorspace=4)
+    return summary(value=[summary.Value(tag=drawing.name, image=image)])
+
+
+def _message(module: str, name: str) -> Any:
+    """A class of TensorBoard's protocol; protobuf makes them when they are loaded, where no type checker sees it."""
+    return getattr(import_module(f"tensorboard.compat.proto.{module}"), name)
+
+
+def _time(record: Record) -> float:
+    """When the record was made, in seconds since 1970; 0 where it does not say."""
+    try:
+        return datetime.fromisoformat(str(record.environment.get("time"))).timestamp()
+    except ValueError:
+        return 0.0

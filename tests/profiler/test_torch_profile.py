@@ -1,0 +1,48 @@
+"""Traces of real iterations: what torch.profiler wrote, and what the record says of a step's operations."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from profiler import measure
+from profiler.measurement import Files
+from profiler.record import Record
+from scenarios import Scenario
+
+SCENARIO = Scenario(model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3)
+PARAMETERS = 11_689_512
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
+    """A measurement with a trace, and the folder that TensorBoard is given."""
+    folder = tmp_path_factory.mktemp("tensorboard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("profiler.harness.WARM_UP_LIMIT", 0.0)
+        return measure(SCENARIO, files=Files(trace=folder / "resnet18-adamw")), folder
+
+
+def test_the_trace_has_two_iterations_with_their_phases(traced: tuple[Record, Path]):
+    (path,) = (traced[1] / "resnet18-adamw").glob("*.pt.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    named = [event["name"] for event in events if event.get("cat") == "user_annotation"]
+    for phase in ("forward", "backward", "Optimizer.step#adamw", "zero_grad"):
+        assert named.count(phase) == 2
+    assert sum(name.startswith("ProfilerStep#") for name in named) == 2
+
+
+def test_the_operations_of_a_step_have_times_and_the_bytes_of_their_tensors(traced: tuple[Record, Path]):
+    record, _ = traced
+    assert record.watched is not None
+    found = {operation.name: operation for operation in record.watched.operations}
+    # AdamW's loop, by tensor: weight decay and the second moment are multiplied in place, reading and writing fp32 twice each.
+    assert (found["mul_"].calls, found["mul_"].bytes) == (2 * 62, 2 * 8 * PARAMETERS)
+    # The square root reads the second moment and makes a tensor.
+    assert (found["sqrt"].calls, found["sqrt"].bytes) == (62, 8 * PARAMETERS)
+    # The second moment is read and written, the gradient read twice but there once.
+    assert found["addcmul_"].bytes == 3 * 4 * PARAMETERS
+    seconds = [operation.seconds for operation in record.watched.operations]
+    assert seconds == sorted(seconds, reverse=True)
+    assert Record.from_dict(json.loads(record.to_json())) == record
