@@ -74,10 +74,14 @@ class Harness:
             if count == LEAST_SAMPLES:
                 readings.append(self._read_gpu())
             iterate()
-            _keep(self.times, self._clock.collect())
+            self.keep_sample()
         self.gpu = tuple(reading for reading in (*readings, self._read_gpu()) if reading)
         found = [*warnings, contention.warning(), *gpu_warnings(self.gpu)]
         self.warnings = tuple(warning for warning in found if warning)
+
+    def keep_sample(self) -> None:
+        """Keep the phases that were timed since the last sample as one more."""
+        _keep(self.times, self._clock.collect())
 
     def _warm_up(self, iterate: Callable[[], None]) -> list[str]:
         """Iterate for a second and until times are stable, ten seconds at most; a warning where they were not."""
