@@ -5,9 +5,10 @@ The field names are a contract with every report, script and gate that reads `re
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
+from scenarios import schema
 from scenarios.spec import Scenario
 
 SCHEMA = 1
@@ -141,24 +142,6 @@ class Watched:
     operations: tuple[StepOperation, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> "Watched":
-        """The dataclass that `asdict` wrote."""
-        found = _known(cls, data)
-        levels = {phase: {name: Level(**level) for name, level in counters.items()} for phase, counters in found["memory"].items()}
-        blocks = found.get("state_blocks")
-        readings = ({**reading, "slowed_by": tuple(reading["slowed_by"])} for reading in found.get("gpu", ()))
-        return cls(
-            **{
-                **found,
-                "memory": levels,
-                "state_blocks": StateBlocks(**blocks) if blocks else None,
-                "gpu": tuple(GpuReading(**reading) for reading in readings),
-                "operations": tuple(StepOperation(**operation) for operation in found.get("operations", ())),
-                "warnings": tuple(map(str, found.get("warnings", ()))),
-            }
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -168,7 +151,8 @@ class Record:
     `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"; "iteration" is the whole of one). When
     `origin` is "estimated", the step was timed on `measured_share` of the parameters and its samples divided by that share. `estimate` is
     there where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is what real iterations showed
-    beside their times. `error` is one line when `outcome` is not "ok".
+    beside their times. `error` is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that the
+    scenario's process has printed.
     """
 
     scenario: Scenario
@@ -183,6 +167,7 @@ class Record:
     estimate: StepEstimate | None = None
     watched: Watched | None = None
     error: str | None = None
+    log: str | None = None
     environment: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
@@ -199,25 +184,8 @@ class Record:
         if not isinstance(data, dict):
             raise ValueError(f"a record is a JSON object, got {type(data).__name__}")
         if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema {SCHEMA} is read here, got {data.get('schema')!r}; use the optprof that wrote it")
-        found = _known(cls, data)
-        for name, allowed in (("origin", get_args(Origin)), ("outcome", get_args(Outcome))):
-            if found.get(name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {found.get(name)!r}")
+            raise ValueError(f"schema {SCHEMA} is read here, got {schema.shown(data.get('schema'))}; use the optprof that wrote it")
         try:
-            found["scenario"] = Scenario(**_known(Scenario, found["scenario"]))
-            readers = {"memory": lambda data: Memory(**_known(Memory, data)), "watched": Watched.from_dict}
-            readers["estimate"] = lambda data: StepEstimate(**_known(StepEstimate, data))
-            for name, read in readers.items():
-                if found.get(name) is not None:
-                    found[name] = read(found[name])
-            for name in ("times", "warmup"):
-                if found.get(name) is not None:
-                    found[name] = {phase: tuple(map(float, samples)) for phase, samples in found[name].items()}
-            return cls(**found)
-        except (AttributeError, KeyError, TypeError) as error:
+            return schema.read(cls, data)
+        except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
-
-
-def _known(kind: type, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {item.name: data[item.name] for item in fields(kind) if item.name in data}
