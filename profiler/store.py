@@ -1,56 +1,130 @@
-"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same and timelines beside them."""
+"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same and timelines beside them.
+
+One process at a time writes into it, and holds a lock on `records.jsonl` while it does. A write that is cut off leaves at most one torn
+line at the end: reading leaves it out, going on sets it aside as `records.torn`.
+"""
 
 import csv
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
+from scenarios import schema
 from scenarios.spec import Scenario
 
 from .record import Record
 from .timeline import Timeline
 from .timeline_file import MOST_BYTES, pack, unpack
 
+# What a run may hold, many times what it has: a record of gpt2-xl is 6 kB.
+MOST_LINE_BYTES = 16 << 20
+MOST_RECORDS = 100_000
+
 
 class RunStore:
-    """The records of one run, under `runs/NAME/`."""
+    """The records of one run, under `runs/NAME/`.
+
+    `torn` is what the last `read` or `resume` found behind the last whole line: the start of a record that nobody finished writing.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.records_path = folder / "records.jsonl"
         self.csv_path = folder / "records.csv"
         self.timelines_path = folder / "timelines"
+        self.torn_path = folder / "records.torn"
+        self.torn = b""
+        self._descriptor: int | None = None
 
     @classmethod
     def create(cls, folder: Path) -> "RunStore":
-        """A new, empty run; FileExistsError when the folder holds one already, OSError when it cannot be written."""
+        """A new, empty run, locked; FileExistsError when the folder holds one already, OSError when it cannot be written."""
         store = cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            store.records_path.touch(exist_ok=False)
+            store._open(os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            raise FileExistsError(f"{folder} already holds a run; name another folder with --out") from None
+            raise FileExistsError(f"{folder} already holds a run; name another folder with --out, or go on with --resume") from None
         return store
 
+    @classmethod
+    def create_free(cls, parent: Path, name: str) -> "RunStore":
+        """A new, empty run in the first of NAME, NAME-2, NAME-3, ... under `parent` that holds none."""
+        while True:
+            # Another process may take the folder between the look and the make.
+            with suppress(FileExistsError):
+                return cls.create(free_folder(parent, name))
+
+    @classmethod
+    def resume(cls, folder: Path) -> "RunStore":
+        """The run in the folder, locked, to be gone on with, or a new one; a torn last line is set aside as `records.torn`.
+
+        ValueError for a line that is no record, BlockingIOError while another process writes the run, OSError when it cannot be written.
+        """
+        store = cls(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        store._open(os.O_CREAT)
+        store.read()
+        if store.torn:
+            with store.torn_path.open("ab") as aside:
+                aside.write(store.torn + b"\n")
+            os.ftruncate(store._writable(), store.records_path.stat().st_size - len(store.torn))
+        return store
+
+    def close(self) -> None:
+        """Give the lock back; the run can still be read."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
     def append(self, record: Record) -> None:
-        """Write one record as a line and see it onto the disk; OSError names the file when that fails."""
+        """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line."""
+        descriptor = self._writable()
+        length = os.fstat(descriptor).st_size
         try:
-            with self.records_path.open("a", encoding="utf-8") as lines:
-                lines.write(record.to_json() + "\n")
-                lines.flush()
-                os.fsync(lines.fileno())
+            line = memoryview(record.to_json().encode() + b"\n")
+            while line:
+                line = line[os.write(descriptor, line) :]
+            os.fsync(descriptor)
         except OSError as error:
+            with suppress(OSError):
+                os.ftruncate(descriptor, length)
             raise OSError(error.errno, error.strerror, str(self.records_path)) from error
+
+    def _open(self, how: int) -> None:
+        self._descriptor = os.open(self.records_path, os.O_RDWR | os.O_APPEND | how, 0o666)
+        # Windows has no fcntl, and reads runs all the same.
+        import fcntl
+
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise BlockingIOError(f"another process is writing the run in {self.folder}; wait for it, or name another with --out") from None
+
+    def _writable(self) -> int:
+        if self._descriptor is None:
+            raise ValueError(f"the run in {self.folder} is open for reading; create or resume it to write")
+        return self._descriptor
 
     def write_timeline(self, scenario: Scenario, timeline: Timeline) -> None:
         """Keep the timeline of a scenario's simulation as `timelines/NAME.json.gz`; OSError names the file when that fails."""
         self.timelines_path.mkdir(exist_ok=True)
-        self._timeline_path(scenario).write_bytes(pack(timeline))
+        path = self._timeline_path(scenario)
+        part = path.with_suffix(".part")
+        try:
+            part.write_bytes(pack(timeline))
+            part.replace(path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def read_timeline(self, scenario: Scenario) -> Timeline | None:
         """The timeline of a scenario's simulation, None where there is none; ValueError names a file that is none."""
@@ -69,6 +143,12 @@ class RunStore:
         found = {file_name(record.scenario): self.read_timeline(record.scenario) for record in records if record.origin == "simulated"}
         return {name: timeline for name, timeline in found.items() if timeline is not None}
 
+    def log_path(self) -> Path:
+        """A file that is not there yet, for what the next scenario prints."""
+        folder = self.folder / "logs"
+        last = max((int(path.stem) for path in folder.glob("*.log") if path.stem.isdecimal()), default=0)
+        return folder / f"{last + 1:03}.log"
+
     def snapshot_path(self, scenario: Scenario) -> Path:
         """Where the snapshot of a scenario's simulation goes, in a folder that is there; OSError when it cannot be made."""
         folder = self.folder / "snapshots"
@@ -79,17 +159,31 @@ class RunStore:
         return self.timelines_path / f"{file_name(scenario)}.json.gz"
 
     def read(self) -> list[Record]:
-        """All records, in the order they were found; ValueError names the line that is none."""
+        """All records, in the order they were found; a torn last line is kept as `torn`. ValueError names the line that is no record."""
         if not self.records_path.is_file():
             raise FileNotFoundError(f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl")
-        records = []
-        with self.records_path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    records.append(Record.from_dict(json.loads(line)))
-                except ValueError as error:
-                    raise ValueError(f"{self.records_path}, line {number}: {error}") from error
+        records, self.torn = [], b""
+        for number, line in self._lines():
+            if not line.endswith(b"\n"):
+                self.torn = line
+                break
+            try:
+                records.append(Record.from_dict(schema.parse_json(line)))
+            except ValueError as error:
+                raise ValueError(f"{self.records_path}, line {number}: {error}") from error
         return records
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        with self.records_path.open("rb") as lines:
+            for number in range(1, MOST_RECORDS + 1):
+                line = lines.readline(MOST_LINE_BYTES + 1)
+                if not line:
+                    return
+                if len(line) > MOST_LINE_BYTES:
+                    raise ValueError(f"{self.records_path}, line {number}: a record has at most {MOST_LINE_BYTES} bytes, got more")
+                yield number, line
+            if lines.read(1):
+                raise ValueError(f"{self.records_path}: a run has at most {MOST_RECORDS} records, got more")
 
     def write_csv(self, records: Iterable[Record]) -> None:
         """The same records as a table: one row a record, one column a field, nested names joined by dots."""
@@ -103,11 +197,17 @@ class RunStore:
 
 def free_folder(parent: Path, name: str) -> Path:
     """The first of NAME, NAME-2, NAME-3, ... under `parent` that holds no run."""
-    folder, number = parent / name, 1
-    while (folder / "records.jsonl").exists():
-        number += 1
-        folder = parent / f"{name}-{number}"
-    return folder
+    return next(folder for folder in _folders(parent, name) if not (folder / "records.jsonl").exists())
+
+
+def last_folder(parent: Path, name: str) -> Path:
+    """The last of NAME, NAME-2, NAME-3, ... under `parent` that holds a run; NAME where none does."""
+    taken = takewhile(lambda folder: (folder / "records.jsonl").exists(), _folders(parent, name))
+    return max(enumerate(taken), default=(0, parent / name))[1]
+
+
+def _folders(parent: Path, name: str) -> Iterator[Path]:
+    return (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
 
 
 def file_name(scenario: Scenario) -> str:

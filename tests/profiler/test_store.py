@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from profiler.record import SCHEMA, Memory, Record
-from profiler.store import RunStore, free_folder
+from profiler.store import RunStore, free_folder, last_folder
 from scenarios import Scenario
 
 
@@ -68,8 +71,11 @@ def test_a_run_is_never_written_over(tmp_path: Path):
         ("{", "line 2: Expecting"),
         ("[]", "line 2: a record is a JSON object, got list"),
         ('{"schema": 9}', "line 2: schema 1 is read here, got 9"),
-        ('{"schema": 1, "origin": "guessed"}', "line 2: origin must be one of"),
-        ('{"schema": 1, "origin": "measured", "outcome": "ok"}', "line 2: not a record"),
+        ('{"schema": 1, "origin": "guessed"}', "line 2: not a record: no scenario"),
+        ('{"schema": 1, "scenario": {"model": "gpt2"}, "origin": "guessed"}', "line 2: not a record: origin must be one of measured, "),
+        ('{"schema": 1, "scenario": {"model": 2}}', "line 2: not a record: scenario.model must be a text, got 2"),
+        ('{"schema": 1, "scenario": {"model": "a", "config": {"a": NaN}}}', "line 2: NaN is no number of JSON"),
+        ("[" * 100_000, "line 2: lists or objects stand inside each other too deep"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str):
@@ -84,3 +90,65 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str)
 def test_a_folder_without_a_run_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no records\.jsonl in"):
         RunStore(tmp_path).read()
+
+
+def test_a_torn_last_line_is_left_out_by_readers_and_set_aside_by_who_goes_on(tmp_path: Path):
+    store = RunStore.create(tmp_path)
+    store.append(record())
+    store.close()
+    torn = record().to_json().encode()[:70]
+    with store.records_path.open("ab") as lines:
+        lines.write(torn)
+    reader = RunStore(tmp_path)
+    assert (reader.read(), reader.torn) == ([record()], torn)
+    again = RunStore.resume(tmp_path)
+    assert again.torn == torn
+    again.append(record(outcome="failed", memory=None, error="no luck"))
+    assert [each.outcome for each in again.read()] == ["ok", "failed"]
+    assert again.torn == b""
+    assert again.torn_path.read_bytes() == torn + b"\n"
+
+
+def test_two_processes_do_not_write_one_run(tmp_path: Path):
+    store = RunStore.create(tmp_path)
+    code = "import sys; from pathlib import Path; from profiler.store import RunStore; RunStore.resume(Path(sys.argv[1]))"
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    second = [sys.executable, "-c", code, str(tmp_path)]
+    refused = subprocess.run(second, capture_output=True, text=True, check=False, env=here)
+    assert f"another process is writing the run in {tmp_path}; wait for it" in refused.stderr
+    store.close()
+    assert subprocess.run(second, check=False, env=here).returncode == 0
+
+
+def test_a_full_disk_loses_no_record_and_leaves_no_part_of_one(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        store = RunStore.create(disk / "run")
+        large = record(environment={"padding": "x" * 9000})
+        for _ in range(written := 6):
+            store.append(large)
+        with pytest.raises(OSError, match=r"No space left on device: .*records.jsonl"):
+            store.append(large)
+        store.close()
+        again = RunStore.resume(disk / "run")
+        assert (len(again.read()), again.torn) == (written, b"")
+        again.close()
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_an_open_run_is_written_and_a_read_one_is_not(tmp_path: Path):
+    RunStore.create(tmp_path).close()
+    with pytest.raises(ValueError, match="open for reading"):
+        RunStore(tmp_path).append(record())
+
+
+def test_names_of_folders_are_counted_on_and_the_last_is_found_again(tmp_path: Path):
+    assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2"
+    made = [RunStore.create_free(tmp_path, "gpt2").folder.name for _ in range(11)]
+    assert made[:2] + made[-1:] == ["gpt2", "gpt2-2", "gpt2-11"]
+    assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2-11"
