@@ -18,10 +18,11 @@ def write_report(folder: Path, *, tensorboard: bool = False) -> Path:
     """
     import json
 
+    from profiler.resume import standing
     from profiler.store import RunStore
 
     store = RunStore(folder)
-    records = store.read()
+    records = standing(store.read())
     timelines = store.read_timelines(records)
 
     # matplotlib takes its time to load, and nothing but a report wants it.

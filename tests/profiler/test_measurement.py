@@ -1,16 +1,13 @@
 """Real steps on the CPU: what is kept, what is reduced when memory is short, and what becomes of a scenario that fails."""
 
 from collections import namedtuple
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
 from profiler import measure
-from profiler.runner import run
 from profiler.slices import take_slices
-from profiler.store import RunStore
 from scenarios import Scenario
 from scenarios.workpiece import build
 
@@ -126,33 +123,3 @@ def test_cuda_measures_what_the_simulator_says_of_the_tensors():
     )
     assert found.peak_allocated is not None
     assert found.peak_allocated > found.resident
-
-
-def test_a_scenario_that_fails_is_recorded_and_the_run_goes_on(tmp_path: Path):
-    store = RunStore.create(tmp_path / "run")
-    told: list[str] = []
-    scenarios = [Scenario(model="resnet18", optimizer=name, workload="state") for name in ("torch.optim:LBFGS", "sgd")]
-    scenarios[0] = Scenario(model="resnet18", optimizer="torch.optim:LBFGS", workload="state", implementation="loop")
-    records = run(scenarios, store, lambda place, scenario: told.append(f"{place} {scenario.optimizer}"))
-    assert [record.outcome for record in records] == ["failed", "ok"]
-    assert records[0].error is not None
-    assert "closure" in records[0].error
-    assert told == ["0 torch.optim:LBFGS", "1 sgd"]
-    assert store.read() == records
-
-
-def test_memory_that_runs_out_is_an_outcome(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def full(_: Scenario) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore advice")
-
-    monkeypatch.setattr("profiler.runner.run_simulation", full)
-    (record,) = run([Scenario(model="gpt2")], RunStore.create(tmp_path), lambda *_: None)
-    assert (record.outcome, record.error) == ("out-of-memory", "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB")
-
-
-def test_snapshots_are_written_where_they_are_asked_for(tmp_path: Path):
-    scenarios = [Scenario(model="resnet18", optimizer="sgd"), Scenario(model="resnet18", optimizer="sgd", workload="state")]
-    for name, snapshots in (("with", True), ("without", False)):
-        run(scenarios, RunStore.create(tmp_path / name), lambda *_: None, snapshots=snapshots)
-    assert [path.parent.parent.name for path in tmp_path.rglob("*.pickle")] == ["with"]
-    assert len(list(tmp_path.rglob("*.json.gz"))) == 2

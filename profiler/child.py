@@ -1,0 +1,174 @@
+"""The child's side of a run: a process that takes scenarios over a pipe and answers each with a record.
+
+Standard input brings a `Job` a line, a dictionary as a Python literal, and standard output takes a line of JSON for each. Before anything
+of the user's runs both are moved out of its way: what it prints goes to the job's log, what it reads is empty.
+"""
+
+import ast
+import json
+import os
+import signal
+import sys
+import traceback
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from scenarios import Scenario
+
+from .record import Outcome, Record
+from .store import RunStore
+
+if TYPE_CHECKING:
+    from .simulation import Simulation
+
+_CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory"
+_GPU_IS_FULL = "CUDA error: out of memory"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a child is to do: a scenario, where its log goes, and the run's folder for what is kept beside the record.
+
+    Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is what the simulation has said of a
+    scenario that is to be measured; `force` measures it even if it needs more than is free.
+    """
+
+    scenario: Scenario
+    log: str
+    folder: str | None = None
+    snapshots: bool = False
+    traces: bool = False
+    simulated: Record | None = None
+    force: bool = False
+
+    def to_line(self) -> bytes:
+        """The job as one line; a literal keeps tuples apart from lists, which JSON would not."""
+        return f"{asdict(self)!r}\n".encode()
+
+    @classmethod
+    def from_line(cls, line: bytes) -> "Job":
+        """The job that `to_line` wrote."""
+        data = ast.literal_eval(line.decode())
+        simulated = data["simulated"] and Record.from_dict({"schema": 1, **data["simulated"]})
+        return cls(**{**data, "scenario": Scenario(**data["scenario"]), "simulated": simulated})
+
+
+def main() -> None:
+    """Load torch, say so, and answer jobs until the parent closes the pipe or is gone."""
+    jobs, answers = _own_pipes()
+    waiting: SimpleQueue[bytes] = SimpleQueue()
+    Thread(target=_listen, args=(jobs, waiting), daemon=True).start()
+    # What takes seconds to load is loaded before the first job comes; torch._dynamo is what the first optimizer would load.
+    for module in ("torch", "torch._dynamo", "profiler.measurement", "profiler.simulation"):
+        import_module(module)
+    _answer(answers, {"ready": os.getpid()})
+    while True:
+        job = Job.from_line(waiting.get())
+        _print_to(job.log)
+        _answer(answers, _work(job))
+
+
+def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output under numbers that no user's code knows; in their place nothing, and standard error."""
+    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return jobs, answers
+
+
+def _listen(jobs: BinaryIO, waiting: SimpleQueue[bytes]) -> None:
+    for line in jobs:
+        waiting.put(line)
+    # The parent is done or dead, and nobody waits for what is under way; workers that the user's code has started end as well.
+    os.killpg(0, signal.SIGKILL)
+
+
+def _print_to(log: str) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    Path(log).parent.mkdir(exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+
+
+def _answer(answers: BinaryIO, data: dict[str, Any]) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    answers.write(json.dumps(data, allow_nan=False).encode() + b"\n")
+    answers.flush()
+
+
+def _work(job: Job) -> dict[str, Any]:
+    record, simulation = attempt(job)
+    try:
+        if job.folder is not None and simulation is not None:
+            _keep(job, RunStore(Path(job.folder)), simulation)
+    except OSError as error:
+        return {"storage": [error.errno, error.strerror, error.filename]}
+    return {"record": record.to_dict()}
+
+
+def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
+    from .snapshot import write_snapshot
+
+    if simulation.timeline is not None:
+        store.write_timeline(job.scenario, simulation.timeline)
+        if job.snapshots:
+            write_snapshot(store.snapshot_path(job.scenario), job.scenario, simulation.segments, simulation.allocations)
+
+
+def attempt(job: Job) -> "tuple[Record, Simulation | None]":
+    """The job's record, whatever happens, and the simulation that it was read off; what went wrong is printed whole."""
+    from .beside import files_beside
+    from .measurement import measure
+    from .preflight import require_room
+    from .simulation import run_simulation
+
+    scenario = job.scenario
+    try:
+        if scenario.device == "sim":
+            found = run_simulation(scenario)
+            return found.record, found
+        if not job.force:
+            require_room(scenario, job.simulated)
+        store = RunStore(Path(job.folder)) if job.folder is not None else None
+        files = files_beside(store, scenario, snapshots=job.snapshots, traces=job.traces) if store else None
+        return measure(scenario, job.simulated, files), None
+    except BaseException as error:
+        # Other people's models and optimizers run here: whatever they raise, SystemExit too, is this scenario's result.
+        traceback.print_exc()
+        return without_result(scenario, outcome_of(error), _one_line(error)), None
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What an exception makes of a scenario: memory that ran out, on the device or the host, or a failure."""
+    import torch
+
+    full = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    told = isinstance(error, RuntimeError) and (_CPU_IS_FULL in str(error) or _GPU_IS_FULL in str(error))
+    return "out-of-memory" if full or told else "failed"
+
+
+def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | None = None) -> Record:
+    """The record of a scenario that came to nothing; `error` is one line."""
+    from .environment import environment
+
+    return Record(
+        scenario=scenario,
+        origin="simulated" if scenario.device == "sim" else "measured",
+        outcome=outcome,
+        error=error,
+        log=log,
+        environment=environment(scenario.seed),
+    )
+
+
+def _one_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,0 +1,323 @@
+"""A run survives what runs in it: optimizers that fail, hang, die and print, and the death of either process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from profiler.child import Job, outcome_of
+from profiler.kernel_kills import kernel_kills
+from profiler.preflight import DoesNotFitError, require_room
+from profiler.record import Memory, Record
+from profiler.resume import pending, standing
+from profiler.runner import Crew, run
+from profiler.store import RunStore
+from scenarios import Scenario
+
+OWN = """
+import os, signal, subprocess, sys, time
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return self.layer(x).square().mean()
+
+def model():
+    return Model(), {"x": torch.ones(2, 8)}
+
+class Talks(torch.optim.SGD):
+    def step(self, closure=None):
+        print("hello from Python")
+        os.write(1, b"hello from C")
+        assert sys.stdin.read() == ""
+        super().step(closure)
+
+class Fails(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("no luck today")
+
+class Leaves(torch.optim.SGD):
+    def step(self, closure=None):
+        sys.exit(3)
+
+class Dies(torch.optim.SGD):
+    def step(self, closure=None):
+        print("last \\x1b[31mwords")
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+class Quits(torch.optim.SGD):
+    def step(self, closure=None):
+        os._exit(7)
+
+class Hangs(torch.optim.SGD):
+    def step(self, closure=None):
+        helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        with open(os.environ["OPTPROF_TEST_PIDS"], "w") as file:
+            file.write(f"{os.getpid()} {helper.pid}")
+        time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own(tmp_path_factory: pytest.TempPathFactory):
+    """A module of the user's own, where the children find it."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "owned.py").write_text(OWN)
+    sys.path.append(str(folder))
+    yield folder
+    sys.path.remove(str(folder))
+
+
+def scenario(optimizer: str = "sgd", **changes: object) -> Scenario:
+    name = optimizer if optimizer == "sgd" else f"owned:{optimizer}"
+    return Scenario(model="owned:model", optimizer=name, implementation="loop", **changes)  # pyright: ignore[reportArgumentType]
+
+
+def quietly(_place: int, _scenario: Scenario) -> None:
+    """Nobody is told."""
+
+
+def gone(pid: int) -> bool:
+    end = time.monotonic() + 60
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunStore, list[Record]]:
+    store = RunStore.create(tmp_path_factory.mktemp("troubled") / "run")
+    asked = [scenario(name) for name in ("Talks", "Fails", "Leaves", "sgd", "Dies", "Quits", "sgd")]
+    return store, run(asked, store, quietly)
+
+
+def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunStore, list[Record]]):
+    store, records = troubled
+    assert [record.outcome for record in records] == ["ok", "failed", "failed", "ok", "killed", "failed", "ok"]
+    assert store.read() == records
+    assert records[1].error == "RuntimeError: no luck today"
+    assert records[2].error == "SystemExit: 3"
+    assert records[4].error is not None
+    assert records[4].error.startswith("the process was ended by SIGSEGV; ")
+    assert records[4].error.endswith("last [31mwords")
+    assert records[5].error == "the process ended with status 7"
+
+
+def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore, list[Record]], capfd: pytest.CaptureFixture[str]):
+    store, records = troubled
+    logs = {record.scenario.optimizer: record.log for record in records}
+    assert logs["sgd"] is None
+    assert "hello from Python\nhello from C" in (store.folder / str(logs["owned:Talks"])).read_text()
+    failed = (store.folder / str(logs["owned:Fails"])).read_text()
+    assert failed.startswith("Traceback")
+    assert failed.endswith("RuntimeError: no luck today\n")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPTPROF_TEST_PIDS", str(tmp_path / "pids"))
+    store = RunStore.create(tmp_path / "run")
+    with Crew() as crew:
+        crew.simulator().wait_until_ready()
+        records = run([scenario("Hangs"), scenario()], store, quietly, crew=crew, timeout=60)
+    assert [record.outcome for record in records] == ["timeout", "ok"]
+    assert records[0].error == "no result after 60 s"
+    assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_each_measurement_has_a_process_of_its_own_and_a_killed_one_is_one_record(tmp_path: Path):
+    store = RunStore.create(tmp_path / "run")
+    asked = [scenario(device="cpu", seed=seed) for seed in range(3)]
+    seen: list[int] = []
+
+    class Watched(Crew):
+        def measurer(self):
+            worker = super().measurer()
+            seen.append(worker.pid)
+            if len(seen) == 2:
+                os.kill(worker.pid, signal.SIGKILL)
+            return worker
+
+    with Watched() as crew:
+        records = run(asked, store, quietly, crew=crew)
+    assert [record.outcome for record in records] == ["ok", "killed", "ok"]
+    assert records[1].error == "the process was ended by SIGKILL"
+    assert len(set(seen)) == 3
+    assert records[0].times is not None
+    assert not psutil.Process().children()
+
+
+def test_a_killed_simulator_costs_a_measurement_nothing(tmp_path: Path):
+    with Crew() as crew:
+        os.kill(crew.simulator().pid, signal.SIGKILL)
+        (record,) = run([scenario(device="cpu")], RunStore.create(tmp_path / "run"), quietly, crew=crew)
+    assert record.outcome == "ok"
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from profiler.runner import run
+from profiler.store import RunStore
+from scenarios import Scenario
+if __name__ == "__main__":
+    sys.path.append(sys.argv[2])
+    asked = [Scenario(model="owned:model", optimizer=name, implementation="loop") for name in ("sgd", "owned:Hangs")]
+    run(asked, RunStore.create(Path(sys.argv[1])), lambda *_: None)
+"""
+
+
+def test_a_killed_parent_leaves_what_was_finished_and_no_child(tmp_path: Path, own: Path):
+    pids = tmp_path / "pids"
+    here = str(Path(__file__).resolve().parent.parent.parent)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own)],
+        env={**os.environ, "OPTPROF_TEST_PIDS": str(pids), "PYTHONPATH": here},
+    )
+    end = time.monotonic() + 120
+    while not (pids.exists() and pids.read_text()):
+        assert parent.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert all(gone(int(pid)) for pid in pids.read_text().split())
+    store = RunStore.resume(tmp_path / "run")
+    assert [record.outcome for record in store.read()] == ["ok"]
+
+
+def test_a_run_without_a_disk_ends_in_one_error_and_keeps_its_records(tmp_path: Path):
+    """A limit on the size of files stands in for the disk: the second record does not fit."""
+    code = """
+import resource, signal, sys
+from pathlib import Path
+from profiler.record import Record
+from profiler.store import RunStore
+from scenarios import Scenario
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+record = Record(scenario=Scenario(model="gpt2"), origin="simulated", environment={"padding": "x" * 3000})
+store = RunStore.create(Path(sys.argv[1]))
+store.append(record)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+try:
+    store.append(record)
+except OSError as error:
+    print(error)
+"""
+    here = str(Path(__file__).resolve().parent.parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": here},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'run' / 'records.jsonl'}'\n"
+    store = RunStore(tmp_path / "run")
+    assert (len(store.read()), store.torn) == (1, b"")
+
+
+def test_a_job_comes_over_the_pipe_as_it_was():
+    asked = Scenario(model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu")
+    simulated = Record(scenario=asked, origin="simulated", environment={})
+    job = Job(scenario=asked, log="logs/001.log", simulated=simulated, force=True)
+    assert job.to_line().count(b"\n") == 1
+    assert Job.from_line(job.to_line()) == job
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (MemoryError(), "out-of-memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out-of-memory"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"), "out-of-memory"),
+        (RuntimeError("CUDA error: out of memory"), "out-of-memory"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "failed"),
+        (SystemExit(3), "failed"),
+    ],
+)
+def test_memory_that_runs_out_is_an_outcome_of_its_own(error: BaseException, outcome: str):
+    assert outcome_of(error) == outcome
+
+
+def test_a_cpu_without_the_memory_for_a_step_is_out_of_memory():
+    """A real refusal by torch's allocator: a simulated model is as large as you like, a measured one is not."""
+    with pytest.raises(RuntimeError) as told:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    assert outcome_of(told.value) == "out-of-memory"
+
+
+def simulated(peak: int) -> Record:
+    memory = Memory(
+        parameters=0, gradients=0, optimizer_state=0, state_by_key={}, state_by_key_dtype={}, peak_by_category={}, peak_by_phase={},
+        peak_allocated=peak,
+    )  # fmt: skip
+    return Record(scenario=Scenario(model="gpt2"), origin="simulated", memory=memory, environment={})
+
+
+def test_a_gpu_without_room_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
+    """The only figure that is made up is what CUDA says is free."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 30, 8 << 30))
+    asked = Scenario(model="gpt2", device="cuda")
+    require_room(asked, simulated(4 << 30))
+    require_room(asked, None)
+    require_room(Scenario(model="gpt2", device="cpu"), simulated(5 << 30))
+    with pytest.raises(DoesNotFitError, match=r"needs 5.00 GiB by simulation, and 4.00 GiB of 8.00 GiB are free; --force runs it"):
+        require_room(asked, simulated(5 << 30))
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/user/me\n", "cgroup/user/me/memory.events"),
+        ("0::/\n", "cgroup/memory.events"),
+        ("5:cpu:/x\n4:memory:/job\n0::/\n", "cgroup/memory/job/memory.oom_control"),
+        ("4:memory:/job\n", "cgroup/memory/memory.oom_control"),
+        ("", "proc/vmstat"),
+    ],
+)
+def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: str):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(groups)
+    assert kernel_kills(tmp_path / "proc", tmp_path / "cgroup") == 0
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert kernel_kills(tmp_path / "proc", tmp_path / "cgroup") == 2
+
+
+HERE = {"versions": {"optprof": "1", "torch": "2.13", "transformers": "5"}, "machine": {"cpu": "fast", "gpu": None}}
+
+
+def found(asked: Scenario, outcome: str = "ok", **environment: object) -> Record:
+    return Record(scenario=asked, origin="simulated", outcome=outcome, environment=HERE | environment)  # pyright: ignore[reportArgumentType]
+
+
+def test_going_on_skips_what_is_ok_with_the_same_scenario_and_environment():
+    asked = [Scenario(model="gpt2", seed=seed, options={"betas": (0.9, 0.99)}) for seed in range(4)]
+    written = [found(asked[0]), found(asked[1], "killed"), found(asked[2], versions={**HERE["versions"], "torch": "2.12"})]
+    records = [Record.from_dict(record.to_dict()) for record in written]
+    assert pending(asked, records, HERE) == asked[1:]
+
+
+def test_a_measurement_on_another_processor_is_taken_again_and_a_simulation_is_not():
+    asked = [Scenario(model="gpt2", device="cpu"), Scenario(model="gpt2", device="sim")]
+    records = [found(each, machine={"cpu": "slow", "gpu": None}) for each in asked]
+    assert pending(asked, records, HERE) == asked[:1]
+
+
+def test_the_last_record_of_a_scenario_stands():
+    first, other = Scenario(model="gpt2"), Scenario(model="gpt2-xl")
+    records = [found(first, "failed"), found(other), found(first)]
+    assert standing(records) == [records[2], records[1]]
