@@ -1,0 +1,75 @@
+"""A suite becomes scenarios, and a forecast of what running them holds and takes."""
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optimizers
+from scenarios import Scenario
+from scenarios.suites import Suite
+
+from .plan import Comparison, plan
+from .record import Record
+
+
+def sweep(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
+    """The scenarios of a suite, checked as `plan` checks; ValueError names what is wrong.
+
+    `allowed` are the names `module:Class` and `module:factory` that the command line has given: no others run, whatever the suite says.
+    """
+    found: dict[str, Scenario] = {}
+    for question in suite.questions:
+        _refuse_code(question, allowed)
+        given = {name: value for name, value in question.items() if name not in ("model", "optimizer")}
+        asked = Comparison(models=[question["model"]], optimizers=[question.get("optimizer", "adamw")], **given)
+        for scenario in plan(asked):
+            # plan adds the family's states, for a curve that a suite asks for itself.
+            if (scenario.model, scenario.workload) == (question["model"], asked.workload):
+                found.setdefault(repr(scenario), scenario)
+    return list(found.values())
+
+
+def _refuse_code(question: Mapping[str, Any], allowed: Collection[str]) -> None:
+    try:
+        optimizer, _ = optimizers.parse(question.get("optimizer", "adamw"))
+    except (RecursionError, MemoryError):
+        raise ValueError(f"cannot read the optimizer {question['optimizer'][:40]!r}") from None
+    for name in (question["model"], optimizer):
+        if ":" in name and name not in allowed:
+            raise ValueError(f"a suite runs no code of its own, got {name!r}; if you trust it, give --allow {name} beside the suite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What one scenario would hold and take: bytes by its simulation, None where that says nothing, and the seconds it has taken."""
+
+    scenario: Scenario
+    record: Record
+    simulation_seconds: float
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The most that the allocator would reserve."""
+        return self.record.memory.peak_reserved if self.record.memory else None
+
+    @property
+    def most_seconds(self) -> float:
+        """The time that running it takes: what its simulation took now and, where it is measured, what the harness allows for its times."""
+        from .harness import WARM_UP_LIMIT
+        from .measurement import TIME_LIMIT
+
+        return self.simulation_seconds + (0.0 if self.scenario.device == "sim" else WARM_UP_LIMIT + TIME_LIMIT)
+
+
+def forecast(
+    scenarios: Sequence[Scenario], simulate: Callable[[Scenario], Record], started: Callable[[int, Scenario], None]
+) -> list[Forecast]:
+    """Each scenario simulated, measured ones too, and nothing kept."""
+    found = []
+    for place, scenario in enumerate(scenarios):
+        started(place, scenario)
+        start = time.monotonic()
+        record = simulate(scenario)
+        found.append(Forecast(scenario=scenario, record=record, simulation_seconds=time.monotonic() - start))
+    return found
