@@ -2,20 +2,26 @@
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
 if TYPE_CHECKING:
+    from profiler.record import Record
+    from profiler.runner import Crew
+    from profiler.store import RunStore
     from scenarios import Scenario
 
 RUNS = Path("runs")
 GATE_STOPPED = 3
 SOME_FAILED = 4
+INTERRUPTED = 130
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -49,6 +55,10 @@ Snapshot = Annotated[
 ]
 Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there: skip what it has recorded as ok.")]
+Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds that a scenario may take.", show_default="no limit")]
+Force = Annotated[bool, typer.Option("--force", help="Measure on CUDA even what needs more memory than is free.")]
+NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
 
@@ -84,17 +94,16 @@ def profile(
     snapshot: Snapshot = False,
     trace: Trace = False,
     tensorboard: TensorBoard = False,
+    resume: Resume = False,
+    timeout: Timeout = None,
+    force: Force = False,
+    no_report: NoReport = False,
     as_json: AsJson = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
-    with _one_line_errors(), _results_on_stdout() as stdout:
-        # The user's own module:Class and module:factory, behind everything that is installed.
-        sys.path.append(str(Path.cwd()))
+    with _one_line_errors(), _results_on_stdout() as stdout, _crew() as crew:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
-        from profiler.runner import run
-        from profiler.store import RunStore, free_folder
-        from reports import terminal, write_report
         from scenarios.models import read_config
 
         scenarios = plan(
@@ -121,22 +130,60 @@ def profile(
                 seed=seed,
             )
         )
-        store = RunStore.create(out or free_folder(RUNS, "+".join(models).replace(":", ".")))
-        with _progress(len(scenarios)) as started:
-            records = run(scenarios, store, started, snapshots=snapshot, traces=trace)
-        page = write_report(store.folder, tensorboard=tensorboard)
-        if as_json:
-            print(
-                json.dumps({"run": str(store.folder), "report": str(page), "records": [r.to_dict() for r in records]}, indent=1),
-                file=stdout,
-            )
-        else:
-            terminal.render(records, stdout)
-    failed = sum(record.outcome != "ok" for record in records)
-    print(f"report: {page}", file=sys.stderr)
-    if failed:
-        print(f"{failed} of {len(records)} scenarios failed; the report lists why", file=sys.stderr)
-        raise typer.Exit(SOME_FAILED)
+        store = _open_run("+".join(models), out, resume)
+        records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
+        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json)
+    _exit_with(records)
+
+
+@app.command()
+def sweep(
+    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A name from `optprof list suites`, or a file that ends in .toml.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the scenarios, their memory and the time they take; run nothing.")
+    ] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(metavar="MODULE:NAME", help="Code of your own that the suite may run; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run.", show_default="runs/SUITE")] = None,
+    snapshot: Snapshot = False,
+    trace: Trace = False,
+    tensorboard: TensorBoard = False,
+    resume: Resume = False,
+    timeout: Timeout = None,
+    force: Force = False,
+    no_report: NoReport = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a suite: models x optimizers x options, as a file lists them."""
+    with _one_line_errors(), _results_on_stdout() as stdout, _crew() as crew:
+        from profiler.sweep import sweep as scenarios_of
+        from scenarios import suites
+
+        found = suites.load(suite)
+        scenarios = scenarios_of(found, allow or ())
+        if dry_run:
+            _forecast(scenarios, crew, stdout, timeout=timeout)
+            return
+        store = _open_run(found.name, out, resume)
+        records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
+        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json)
+    _exit_with(records)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which devices there are, what can be measured here, and what to install for more."""
+    from profiler.doctor import diagnose
+
+    section = ""
+    for finding in diagnose():
+        if finding.section != section:
+            print(f"{finding.section}:")
+            section = finding.section
+        print(f"  {'+' if finding.good else '-'} {finding.name:<18} {finding.found}")
+        if finding.advice:
+            print(f"    {'':<18} {finding.advice}")
 
 
 @app.command()
@@ -163,7 +210,7 @@ def fit(
 ) -> None:
     """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
     with _one_line_errors(), _results_on_stdout() as stdout:
-        sys.path.append(str(Path.cwd()))
+        _see_own_code()
         import optimizers as catalogue
         from profiler.fitting import Fitting
         from profiler.plan import Comparison, plan_fits
@@ -267,8 +314,8 @@ def explain_metric(
 
 
 @app.command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus", help="What to list.")]) -> None:
-    """List the models, the optimizers or the GPUs that have a name here."""
+def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus|suites", help="What to list.")]) -> None:
+    """List the models, the optimizers, the GPUs or the suites that have a name here."""
     with _one_line_errors():
         if what == "models":
             from scenarios import models
@@ -288,8 +335,108 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gp
             for gpu in map(hardware.describe, hardware.available()):
                 size = f"{gpu.memory_bytes / 2**30:.2f} GiB"
                 print(f"{gpu.name:<10}{gpu.title:<24}{size:>11}{gpu.bandwidth / 1e9:>7,.0f} GB/s  {', '.join(gpu.rates)}")
+        elif what == "suites":
+            from scenarios import suites
+
+            for suite in map(suites.load, suites.available()):
+                print(f"{suite.name:<12}{suite.description}")
         else:
-            raise ValueError(f"nothing to list under {what!r}; ask for models, optimizers or gpus")
+            raise ValueError(f"nothing to list under {what!r}; ask for models, optimizers, gpus or suites")
+
+
+def _see_own_code() -> None:
+    """Let the user's own module:Class and module:factory be found, behind everything that is installed."""
+    sys.path.append(str(Path.cwd()))
+
+
+@contextmanager
+def _crew() -> Iterator["Crew"]:
+    """The children of a run, of which the first loads torch while this process does."""
+    _see_own_code()
+    from profiler.runner import Crew
+
+    with Crew() as crew:
+        yield crew
+
+
+def _open_run(name: str, out: Path | None, resume: bool) -> "RunStore":
+    """The run to write into; what a run that was cut off has left is told."""
+    from profiler.store import RunStore, last_folder
+
+    name = name.replace(":", ".").replace("/", ".")
+    if not resume:
+        return RunStore.create(out) if out else RunStore.create_free(RUNS, name)
+    store = RunStore.resume(out or last_folder(RUNS, name))
+    if store.torn:
+        print(f"the last line was torn: its {len(store.torn)} bytes are set aside in {store.torn_path}", file=sys.stderr)
+    return store
+
+
+def _run_all(
+    scenarios: "Sequence[Scenario]", store: "RunStore", crew: "Crew", *, timeout: float | None, force: bool, snapshots: bool, traces: bool
+) -> "list[Record]":
+    """The records that stand when all scenarios have run, an earlier run's among them; Ctrl-C tells how to go on and ends with 130."""
+    from profiler.environment import environment
+    from profiler.resume import pending, standing
+    from profiler.runner import run
+
+    before = store.read()
+    waiting = pending(scenarios, before, environment(seed=0)) if before else list(scenarios)
+    if before:
+        print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
+    try:
+        with _progress(len(waiting)) as started:
+            run(waiting, store, started, crew=crew, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
+    except KeyboardInterrupt:
+        print(f"interrupted; what is finished is in {store.folder}; to go on:\n  {_going_on(store.folder)}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    return standing(store.read())
+
+
+def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, timeout: float | None) -> None:
+    from profiler.measurement import to_simulate
+    from profiler.runner import Runner
+    from profiler.store import RunStore
+    from profiler.sweep import forecast
+    from reports.forecasts import render_forecasts
+
+    with TemporaryDirectory() as folder, _progress(len(scenarios)) as started:
+        runner = Runner(crew=crew, store=RunStore(Path(folder)), timeout=timeout)
+        found = forecast(scenarios, lambda scenario: runner.find(to_simulate(scenario) if scenario.device != "sim" else scenario), started)
+    render_forecasts(found, stdout)
+
+
+def _going_on(folder: Path) -> str:
+    """This command, to be given again."""
+    out = [] if any(word == "--out" or word.startswith("--out=") for word in sys.argv) else ["--out", str(folder)]
+    return shlex.join(["optprof", *(word for word in sys.argv[1:] if word != "--resume"), *out, "--resume"])
+
+
+def _show(records: "Sequence[Record]", store: "RunStore", stdout: TextIO, *, report: bool, tensorboard: bool, as_json: bool) -> None:
+    from reports import terminal
+
+    page = None
+    if report:
+        from reports import write_report
+
+        page = write_report(store.folder, tensorboard=tensorboard)
+    if as_json:
+        told = {"run": str(store.folder), "report": page and str(page), "records": [record.to_dict() for record in records]}
+        print(json.dumps(told, indent=1), file=stdout)
+    else:
+        terminal.render(records, stdout)
+    print(f"report: {page}" if page else f"records: {store.records_path}; draw them with: optprof report {store.folder}", file=sys.stderr)
+    for record in records:
+        if record.outcome != "ok" and record.log:
+            scenario = record.scenario
+            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {store.folder / record.log}", file=sys.stderr)
+
+
+def _exit_with(records: "Sequence[Record]") -> None:
+    failed = sum(record.outcome != "ok" for record in records)
+    if failed:
+        print(f"{failed} of {len(records)} scenarios failed; the report lists why", file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
 
 
 def _run(named: Path) -> Path:
@@ -305,6 +452,9 @@ def _one_line_errors() -> Iterator[None]:
     except (ValueError, OSError) as error:
         print(f"optprof: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        print("optprof: interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextmanager

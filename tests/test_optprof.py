@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -42,16 +45,17 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(profiled: tuple[Path, 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert "hello from Python" in done.stderr
-    assert "hello from C" in done.stderr
     run = folder / "runs" / "resnet18"
     assert [path.name for path in sorted(run.iterdir())] == [
         "figures",
+        "logs",
         "records.csv",
         "records.json",
         "records.jsonl",
         "report.html",
         "timelines",
     ]
+    assert "hello from C" in (run / told["records"][3]["log"]).read_text()
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert told["records"] == lines
     assert [(r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"]) for r in lines[:4]] == [
@@ -93,7 +97,7 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: [Errno 20] Not a directory: 'file/run'"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
         (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
-        (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers or gpus"),
+        (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers, gpus or suites"),
         (("compare", "here", "there"), "optprof: no run in"),
         (("compare", "here", "there", "--fail-on", "state>=0"), "optprof: a gate reads METRIC>NUMBER"),
         (("compare", "here", "there", "--only", "same"), "optprof: --only takes regressed, got 'same'"),
@@ -117,6 +121,82 @@ def test_a_scenario_that_fails_leaves_the_others_and_status_4(tmp_path: Path):
     assert "closure" in (tmp_path / "runs" / "resnet18" / "report.html").read_text()
 
 
+TINY = """
+import os
+import time
+import torch
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return self.layer(x).square().mean()
+
+def build():
+    return Model(), {"x": torch.ones(2, 8)}
+
+class Slow(torch.optim.SGD):
+    def step(self, closure=None):
+        open("stepping", "w").close()
+        time.sleep(0 if os.path.exists("quick") else 600)
+"""
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    command = ["profile", "tiny:build", "-o", "sgd,tiny:Slow", "-d", "sim", "--workload", "train", "--no-report"]
+    cut_off = subprocess.Popen([sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (tmp_path / "stepping").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    cut_off.send_signal(signal.SIGINT)
+    _, told = cut_off.communicate(timeout=60)
+    assert cut_off.returncode == 130
+    going_on = f"optprof {' '.join(command)} --out runs/tiny.build --resume"
+    assert told.splitlines()[-2:] == ["interrupted; what is finished is in runs/tiny.build; to go on:", f"  {going_on}"]
+    assert not psutil.Process().children(recursive=True)
+
+    (tmp_path / "quick").touch()
+    with (tmp_path / "runs/tiny.build/records.jsonl").open("a") as lines:
+        lines.write('{"schema": 1, "scen')
+    done = optprof(tmp_path, *going_on.split()[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert "the last line was torn: its 19 bytes are set aside in runs/tiny.build/records.torn" in done.stderr
+    assert "1 of 4 scenarios are recorded in runs/tiny.build" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["report"] is None
+    assert [(record["scenario"]["optimizer"], record["outcome"]) for record in found["records"][:2]] == [("sgd", "ok"), ("tiny:Slow", "ok")]
+
+
+def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_path: Path):
+    for name in ("optimizers", "profiler", "scenarios", "reports", "torch", "json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('decoy')")
+    (tmp_path / "tiny.py").write_text(TINY)
+    code = "import sys; sys.path.pop(0); import optprof; optprof.main()"
+    arguments = ["profile", "tiny:build", "-o", "sgd", "-d", "cpu", "--no-report"]
+    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_measuring_wants_nothing_that_draws(tmp_path: Path):
+    """A GPU box has torch, transformers, typer, rich and psutil; whatever else is installed here cannot be imported there."""
+    (tmp_path / "site").mkdir()
+    blocked = "jinja2 matplotlib pandas plotly peft pytorch_optimizer scipy sklearn tensorboard"
+    (tmp_path / "site" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()}))\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "optprof", "profile", "gpt2", "-T", "8", "-o", "adamw,sm3", "-d", "sim", "--no-report"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert optprof(tmp_path, "report", "gpt2").returncode == 0
+
+
 def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
     for name in ("optimizers", "profiler", "scenarios", "reports"):
         (tmp_path / name).mkdir()
@@ -126,6 +206,57 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
         pytest.skip("optprof is not installed beside this interpreter; make test installs it")
     done = subprocess.run([console_script, "list", "optimizers"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(tmp_path: Path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "quick").touch()
+    (tmp_path / "mine.toml").write_text(
+        """
+        [[scenarios]]
+        model = "tiny:build"
+        optimizer = ["sgd", "tiny:Slow"]
+        micro_batches = [1, 2]
+        device = "sim"
+        """
+    )
+    refused = optprof(tmp_path, "sweep", "mine.toml", "--allow", "tiny:build")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("optprof: a suite runs no code of its own, got 'tiny:Slow'; if you trust it, give --allow tiny:Slow")
+    allowed = ["sweep", "mine.toml", "--allow", "tiny:build", "--allow", "tiny:Slow"]
+    forecast = optprof(tmp_path, *allowed, "--dry-run")
+    assert forecast.returncode == 0, forecast.stderr
+    assert "4 scenarios, " in forecast.stdout
+    assert "micro_batches" in forecast.stdout
+    assert not (tmp_path / "runs").exists()
+    done = optprof(tmp_path, *allowed, "--no-report", "--json")
+    assert done.returncode == 0, done.stderr
+    found = [record["scenario"] for record in json.loads(done.stdout)["records"]]
+    assert [(each["micro_batches"], each["optimizer"]) for each in found] == [(1, "sgd"), (1, "tiny:Slow"), (2, "sgd"), (2, "tiny:Slow")]
+
+
+def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path):
+    done = optprof(tmp_path, "doctor")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"torch              {torch.__version__}" in done.stdout
+    assert "devices:" in done.stdout
+
+
+def test_doctor_and_help_do_without_torch(tmp_path: Path):
+    """Blocked as a package that is not installed is: nothing of it can be found."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import sys\nclass Missing:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'numpy', 'psutil'): raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "optprof", "doctor"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "- torch              missing, for everything that is found\n                       pip install torch\n" in done.stdout
+    assert "- measure            nothing" in done.stdout
 
 
 def test_names_are_listed_with_what_they_mean(tmp_path: Path):
