@@ -14,7 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from profiler.record import Record
-    from profiler.runner import Crew
+    from profiler.running.runner import Crew
     from profiler.store import RunStore
     from scenarios import Scenario
 
@@ -157,7 +157,7 @@ def sweep(
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
     with _one_line_errors(), _results_on_stdout() as stdout, _crew() as crew:
-        from profiler.sweep import sweep as scenarios_of
+        from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
 
         found = suites.load(suite)
@@ -353,7 +353,7 @@ def _see_own_code() -> None:
 def _crew() -> Iterator["Crew"]:
     """The children of a run, of which the first loads torch while this process does."""
     _see_own_code()
-    from profiler.runner import Crew
+    from profiler.running.runner import Crew
 
     with Crew() as crew:
         yield crew
@@ -377,8 +377,8 @@ def _run_all(
 ) -> "list[Record]":
     """The records that stand when all scenarios have run, an earlier run's among them; Ctrl-C tells how to go on and ends with 130."""
     from profiler.environment import environment
-    from profiler.resume import pending, standing
-    from profiler.runner import run
+    from profiler.running.resume import pending, standing
+    from profiler.running.runner import run
 
     before = store.read()
     waiting = pending(scenarios, before, environment(seed=0)) if before else list(scenarios)
@@ -394,10 +394,10 @@ def _run_all(
 
 
 def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, timeout: float | None) -> None:
-    from profiler.measurement import to_simulate
-    from profiler.runner import Runner
+    from profiler.measuring.measurement import to_simulate
+    from profiler.running.runner import Runner
+    from profiler.running.sweep import forecast
     from profiler.store import RunStore
-    from profiler.sweep import forecast
     from reports.forecasts import render_forecasts
 
     with TemporaryDirectory() as folder, _progress(len(scenarios)) as started:

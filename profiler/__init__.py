@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from .record import Memory, Record
 
 if TYPE_CHECKING:
-    from .measurement import measure
+    from .measuring.measurement import measure
     from .simulation import simulate
 
 __all__ = ["Memory", "Record", "measure", "simulate"]
 
-_LATE = {"simulate": "simulation", "measure": "measurement"}
+_LATE = {"simulate": "simulation", "measure": "measuring.measurement"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,8 +11,8 @@ from scenarios import Scenario, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import build, load_factory
 
-from .allocator_settings import AllocatorSettings
-from .harness import require_cuda
+from .allocator.settings import AllocatorSettings
+from .measuring.harness import require_cuda
 
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 100

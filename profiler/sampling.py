@@ -5,7 +5,7 @@ from heapq import nlargest
 
 from .replay import Moment, Replay, live_at
 from .timeline import HeldBlock, Stretch, Timeline
-from .trace import Allocations, Segment
+from .tracing.trace import Allocations, Segment
 
 # Stretches of the shown steps that each keep their extremes; a picture has fewer pixels.
 STRETCHES = 4096

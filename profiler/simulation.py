@@ -5,19 +5,19 @@ from functools import lru_cache
 
 from scenarios import Scenario, hardware, models
 
-from .allocator import CachingAllocator
-from .allocator_settings import AllocatorSettings
+from .allocator.caching import CachingAllocator
+from .allocator.segments import Addresses
+from .allocator.settings import AllocatorSettings
 from .environment import environment
 from .estimate import estimate
-from .kernel_memory import sized_for
-from .kernel_trace import trace_step
 from .optimizer import make_optimizer
 from .record import Memory, Record, StepEstimate
 from .replay import Replay, replay, until
 from .sampling import sample
-from .segments import Addresses
 from .timeline import Timeline
-from .trace import Allocations, Segment
+from .tracing.kernel_memory import sized_for
+from .tracing.kernel_trace import trace_step
+from .tracing.trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
 
 

@@ -14,12 +14,12 @@ import torch
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece, build
 
-from .autocast import cuda_autocast
 from .iteration import Iteration
-from .kernels import cuda_kernels, fused_on_meta
 from .state import StateBytes, owned_state_tensors, state_bytes
-from .trace import Allocations, Phase, Recorder, Segment
-from .values import with_value
+from .tracing.autocast import cuda_autocast
+from .tracing.kernels import cuda_kernels, fused_on_meta
+from .tracing.trace import Allocations, Phase, Recorder, Segment
+from .tracing.values import with_value
 
 
 @dataclass(frozen=True, kw_only=True)

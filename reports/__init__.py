@@ -18,7 +18,7 @@ def write_report(folder: Path, *, tensorboard: bool = False) -> Path:
     """
     import json
 
-    from profiler.resume import standing
+    from profiler.running.resume import standing
     from profiler.store import RunStore
 
     store = RunStore(folder)

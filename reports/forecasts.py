@@ -13,7 +13,7 @@ from .units import NOTHING, gib_text
 from .words import DEVICES
 
 if TYPE_CHECKING:
-    from profiler.sweep import Forecast
+    from profiler.running.sweep import Forecast
     from scenarios import Scenario
 
 

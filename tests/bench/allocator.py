@@ -6,9 +6,9 @@ Run `python tests/bench/allocator.py [MODEL]`. Seconds are those of the processo
 import sys
 import time
 
-from profiler.allocator import CachingAllocator
-from profiler.allocator_settings import AllocatorSettings
-from profiler.blocks import Block
+from profiler.allocator.blocks import Block
+from profiler.allocator.caching import CachingAllocator
+from profiler.allocator.settings import AllocatorSettings
 from profiler.replay import play
 from profiler.simulation import Simulation, run_simulation
 from scenarios import Scenario

@@ -18,10 +18,10 @@ from typing import Any, cast
 
 import psutil
 
-from profiler.child import Job
-from profiler.runner import Crew, run
+from profiler.running.child import Job
+from profiler.running.runner import Crew, run
+from profiler.running.worker import Worker
 from profiler.store import RunStore
-from profiler.worker import Worker
 from scenarios import Scenario
 from scenarios.spec import Device
 

@@ -10,8 +10,8 @@ from statistics import median
 import torch
 
 import optimizers
-from profiler.measurement import SLICE_BUDGET
-from profiler.slices import take_slices
+from profiler.measuring.measurement import SLICE_BUDGET
+from profiler.measuring.slices import take_slices
 from scenarios import Scenario
 from scenarios.workpiece import build
 

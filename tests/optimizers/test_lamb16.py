@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from optimizers import LAMB16
 from optimizers.float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
-from profiler.trace import Recorder
+from profiler.tracing.trace import Recorder
 
 CPU = torch.device("cpu")
 

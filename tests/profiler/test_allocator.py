@@ -2,11 +2,11 @@
 
 import pytest
 
-from profiler.allocator import CachingAllocator
-from profiler.allocator_settings import AllocatorSettings
-from profiler.blocks import Block
-from profiler.out_of_memory import OutOfMemoryError
-from profiler.segments import LowestAddresses
+from profiler.allocator.blocks import Block
+from profiler.allocator.caching import CachingAllocator
+from profiler.allocator.out_of_memory import OutOfMemoryError
+from profiler.allocator.segments import LowestAddresses
+from profiler.allocator.settings import AllocatorSettings
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from profiler.allocator import CachingAllocator
-from profiler.allocator_settings import UNLIMITED, AllocatorSettings
-from profiler.blocks import Block, Pool
-from profiler.out_of_memory import OutOfMemoryError
-from profiler.segments import LowestAddresses
+from profiler.allocator.blocks import Block, Pool
+from profiler.allocator.caching import CachingAllocator
+from profiler.allocator.out_of_memory import OutOfMemoryError
+from profiler.allocator.segments import LowestAddresses
+from profiler.allocator.settings import UNLIMITED, AllocatorSettings
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -7,8 +7,8 @@ import torch
 from torch.testing._internal.autocast_test_lists import AutocastTestLists
 from torch.utils._pytree import tree_map
 
-from profiler import autocast
-from profiler.autocast import cuda_autocast
+from profiler.tracing import autocast
+from profiler.tracing.autocast import cuda_autocast
 from profiler.training import trace_model
 from scenarios import Scenario
 

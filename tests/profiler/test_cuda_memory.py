@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from profiler import cuda_memory, measure, measurement, training_run
-from profiler.cuda_memory import apply_alloc_conf, state_blocks
-from profiler.measurement import Files
+from profiler import measure
+from profiler.measuring import cuda_memory, measurement, training_run
+from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
+from profiler.measuring.measurement import Files
 from profiler.record import StateBlocks
 from scenarios import Scenario
 
@@ -57,7 +58,7 @@ class Device:
         monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", self.history)
         monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_bytes(b"snapshot"))
         monkeypatch.setattr(measurement, "TrainingRun", self.run)
-        monkeypatch.setattr("profiler.harness.read_gpu", lambda: None)
+        monkeypatch.setattr("profiler.measuring.harness.read_gpu", lambda: None)
 
     def run(self, scenario: Scenario, phase: Any) -> training_run.TrainingRun:
         made = training_run.TrainingRun(replace(scenario, device="cpu"), phase)
@@ -83,7 +84,7 @@ class Device:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr("profiler.harness.WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_SECONDS", 0.0)
     return Device(monkeypatch)
 
 

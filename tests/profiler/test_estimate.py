@@ -5,7 +5,7 @@ import torch
 
 import optimizers
 from profiler.estimate import ACHIEVED_BANDWIDTH, LAUNCH_SECONDS, WAIT_SECONDS, estimate
-from profiler.kernel_trace import Kernel, StepTrace, trace_step
+from profiler.tracing.kernel_trace import Kernel, StepTrace, trace_step
 from scenarios import Scenario, hardware
 from scenarios.workpiece import build
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from profiler import simulate
-from profiler.allocator import CachingAllocator
-from profiler.allocator_settings import AllocatorSettings
-from profiler.blocks import Block
-from profiler.out_of_memory import OutOfMemoryError
-from profiler.segments import LowestAddresses
+from profiler.allocator.blocks import Block
+from profiler.allocator.caching import CachingAllocator
+from profiler.allocator.out_of_memory import OutOfMemoryError
+from profiler.allocator.segments import LowestAddresses
+from profiler.allocator.settings import AllocatorSettings
 from scenarios import Scenario
 
 TESTS = Path(__file__).parent.parent

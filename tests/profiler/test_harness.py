@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from profiler import harness as module
-from profiler.harness import Harness, is_narrow
+from profiler.measuring import harness as module
+from profiler.measuring.harness import Harness, is_narrow
 
 
 class Steps:

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from profiler.autocast import cuda_autocast
 from profiler.iteration import Iteration
-from profiler.kernels import foreach_on_meta
-from profiler.trace import Recorder
+from profiler.tracing.autocast import cuda_autocast
+from profiler.tracing.kernels import foreach_on_meta
+from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from profiler import simulate
-from profiler.kernel_memory import workspace_bytes
-from profiler.kernels import cuda_kernels
-from profiler.trace import Recorder
+from profiler.tracing.kernel_memory import workspace_bytes
+from profiler.tracing.kernels import cuda_kernels
+from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 
 MIB = 1 << 20

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import optimizers
-from profiler.kernel_trace import KernelRecorder, StepTrace, trace_step
-from profiler.multi_tensor import launches
+from profiler.tracing.kernel_trace import KernelRecorder, StepTrace, trace_step
+from profiler.tracing.multi_tensor import launches
 
 SHAPES = [(512, 256), (256,), (300, 70)]
 COUNT = sum(torch.Size(shape).numel() for shape in SHAPES)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from profiler import measure
-from profiler.slices import take_slices
+from profiler.measuring.slices import take_slices
 from scenarios import Scenario
 from scenarios.workpiece import build
 
@@ -18,7 +18,7 @@ TINY = {"model": "resnet18", "optimizer": "sgd", "implementation": "loop", "devi
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """One iteration warms up."""
-    monkeypatch.setattr("profiler.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
 def with_free_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:

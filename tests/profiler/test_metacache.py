@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from profiler.metacache import MetaCache
+from profiler.tracing.metacache import MetaCache
 
 aten = torch.ops.aten
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from profiler.nvml import read_gpu, warnings
+from profiler.measuring.nvml import read_gpu, warnings
 from profiler.record import GpuReading
 
 Process = namedtuple("Process", "pid usedGpuMemory")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import optimizers
-from profiler.measurement import measure
+from profiler.measuring.measurement import measure
 from profiler.optimizer import make_optimizer
 from profiler.simulation import simulate
 from reports.reproduction import reproduction

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from profiler import Memory, Record, simulate
-from profiler.allocator import CachingAllocator
+from profiler.allocator.caching import CachingAllocator
 from profiler.replay import replay
-from profiler.runner import run
-from profiler.sources import Source
+from profiler.running.runner import run
 from profiler.store import RunStore
-from profiler.trace import Allocations, Segment
+from profiler.tracing.sources import Source
+from profiler.tracing.trace import Allocations, Segment
 from scenarios import Scenario, hardware
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -11,12 +11,12 @@ import psutil
 import pytest
 import torch
 
-from profiler.child import Job, outcome_of
-from profiler.kernel_kills import kernel_kills
-from profiler.preflight import DoesNotFitError, require_room
 from profiler.record import Memory, Record
-from profiler.resume import pending, standing
-from profiler.runner import Crew, run
+from profiler.running.child import Job, outcome_of
+from profiler.running.kernel_kills import kernel_kills
+from profiler.running.preflight import DoesNotFitError, require_room
+from profiler.running.resume import pending, standing
+from profiler.running.runner import Crew, run
 from profiler.store import RunStore
 from scenarios import Scenario
 
@@ -169,7 +169,7 @@ def test_a_killed_simulator_costs_a_measurement_nothing(tmp_path: Path):
 PARENT = """
 import sys
 from pathlib import Path
-from profiler.runner import run
+from profiler.running.runner import run
 from profiler.store import RunStore
 from scenarios import Scenario
 if __name__ == "__main__":

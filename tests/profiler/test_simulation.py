@@ -7,7 +7,7 @@ import torch
 
 import optimizers
 from profiler import Memory, simulate, simulation
-from profiler.measurement import measure
+from profiler.measuring.measurement import measure
 from profiler.training import ModelTrace, trace_model
 from scenarios import Scenario, models
 from scenarios.workpiece import build

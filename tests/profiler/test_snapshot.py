@@ -10,8 +10,8 @@ from torch.cuda import _memory_viz
 
 from profiler.simulation import Simulation, run_simulation
 from profiler.snapshot import snapshot, write_snapshot
-from profiler.sources import Source
-from profiler.trace import Allocations, Segment
+from profiler.tracing.sources import Source
+from profiler.tracing.trace import Allocations, Segment
 from scenarios import Scenario
 
 MIB = 1 << 20

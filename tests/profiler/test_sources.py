@@ -4,8 +4,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import optimizers
-from profiler.sources import Source
-from profiler.trace import Recorder
+from profiler.tracing.sources import Source
+from profiler.tracing.trace import Recorder
 from profiler.training import trace_model, trace_optimizer
 from scenarios import Scenario
 

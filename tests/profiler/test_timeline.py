@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from profiler.allocator import CachingAllocator
+from profiler.allocator.caching import CachingAllocator
 from profiler.replay import play, replay
 from profiler.sampling import STRETCHES, sample
 from profiler.simulation import Simulation, run_simulation
-from profiler.sources import Source
 from profiler.store import RunStore, file_name
 from profiler.timeline import HeldBlock, Stretch, Timeline
 from profiler.timeline_file import pack, unpack
-from profiler.trace import Allocations, Category, Segment
+from profiler.tracing.sources import Source
+from profiler.tracing.trace import Allocations, Category, Segment
 from scenarios import Scenario
 
 MIB = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from profiler import measure
-from profiler.measurement import Files
+from profiler.measuring.measurement import Files
 from profiler.record import Record
 from scenarios import Scenario
 
@@ -20,7 +20,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
     """A measurement with a trace, and the folder that TensorBoard is given."""
     folder = tmp_path_factory.mktemp("tensorboard")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("profiler.harness.WARM_UP_LIMIT", 0.0)
+        patch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
         return measure(SCENARIO, files=Files(trace=folder / "resnet18-adamw")), folder
 
 

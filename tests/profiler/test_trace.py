@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from profiler.kernels import cuda_kernels
-from profiler.trace import Recorder, UntraceableError
-from profiler.values import with_value
+from profiler.tracing.kernels import cuda_kernels
+from profiler.tracing.trace import Recorder, UntraceableError
+from profiler.tracing.values import with_value
 
 
 def stream(recorder: Recorder) -> list[int]:

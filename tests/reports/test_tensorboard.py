@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 
 from profiler import measure
-from profiler.measurement import Files
+from profiler.measuring.measurement import Files
 from profiler.record import Watched
 from profiler.store import RunStore, file_name
 from reports import write_report
@@ -139,7 +139,7 @@ def _check_pictures(server: Server, folder: Path) -> None:
 
 @pytest.mark.skipif(find_spec("torch_tb_profiler") is None, reason="needs torch-tb-profiler")
 def test_the_profiler_plugin_shows_the_trace_of_real_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("profiler.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
     scenario = Scenario(model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3)
     measure(scenario, files=Files(trace=tmp_path / "tensorboard" / "resnet18-adamw"))
     with serving(tmp_path / "tensorboard", tmp_path / "log") as server:

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 _TORCH = str(Path(torch.__file__).parent)
 _OPTIMIZERS = str(Path(torch.optim.__file__).parent)
-_PROFILER = str(Path(__file__).parent)
+_PROFILER = str(Path(__file__).parent.parent)
 
 
 class Source(NamedTuple):

@@ -8,11 +8,11 @@ import torch
 from scenarios import Scenario, models
 from scenarios.workpiece import build
 
-from .environment import environment
+from ..environment import environment
+from ..optimizer import make_optimizer
+from ..record import Record, Watched
 from .harness import Harness
 from .malloc import keep_freed_memory
-from .optimizer import make_optimizer
-from .record import Record, Watched
 from .slices import Slice, take_slices
 from .training_run import fill_gradients
 

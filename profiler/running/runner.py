@@ -14,10 +14,10 @@ from typing import Any
 
 from scenarios import Scenario
 
+from ..record import Outcome, Record
+from ..store import RunStore
 from .child import Job, without_result
 from .kernel_kills import kernel_kills
-from .record import Outcome, Record
-from .store import RunStore
 from .worker import ChildEndedError, Worker
 
 # Children that load side by side before a measurement, so that only every second one is waited for.
@@ -119,7 +119,7 @@ class Runner:
 
     def _simulated(self, job: Job) -> Record | None:
         """What the simulation says of a scenario that is to be measured; None where it says nothing, and measuring will tell why."""
-        from .measurement import to_simulate
+        from ..measuring.measurement import to_simulate
 
         asked = replace(job, scenario=to_simulate(job.scenario), folder=None)
         found = self._record(self.crew.simulator(), asked)

@@ -7,7 +7,7 @@ from typing import Any
 
 from scenarios import Scenario
 
-from .record import Record
+from ..record import Record
 
 # A figure found with another version of these may be another figure.
 VERSIONS = ("optprof", "torch", "transformers")

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from .confidence import median_interval
+from ..confidence import median_interval
+from ..record import GpuReading
 from .contention import Contention
 from .nvml import read_gpu
 from .nvml import warnings as gpu_warnings
-from .record import GpuReading
 from .timing import clock_for
 
 # Iterations that are watched and not timed: the first makes the state, the second is like all that follow.

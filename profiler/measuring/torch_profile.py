@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
 
+from ..record import StepOperation
 from .harness import Harness
-from .record import StepOperation
 
 # Iterations that the profiler sees and forgets, because its own first calls are slow, and those that it keeps.
 FORGOTTEN, KEPT = 1, 2

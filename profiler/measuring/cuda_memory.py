@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from .allocator_settings import AllocatorSettings
-from .record import Level, StateBlocks
-from .state import storages_of_state
+from ..allocator.settings import AllocatorSettings
+from ..record import Level, StateBlocks
+from ..state import storages_of_state
 
 COUNTERS = ("allocated", "reserved", "requested", "active")
 # Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of Python a few thousand.

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from scenarios import Scenario
 
-from .record import Outcome, Record
-from .store import RunStore
+from ..record import Outcome, Record
+from ..store import RunStore
 
 if TYPE_CHECKING:
-    from .simulation import Simulation
+    from ..simulation import Simulation
 
 _CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory"
 _GPU_IS_FULL = "CUDA error: out of memory"
@@ -63,7 +63,7 @@ def main() -> None:
     waiting: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(jobs, waiting), daemon=True).start()
     # What takes seconds to load is loaded before the first job comes; torch._dynamo is what the first optimizer would load.
-    for module in ("torch", "torch._dynamo", "profiler.measurement", "profiler.simulation"):
+    for module in ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulation"):
         import_module(module)
     _answer(answers, {"ready": os.getpid()})
     while True:
@@ -115,7 +115,7 @@ def _work(job: Job) -> dict[str, Any]:
 
 
 def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
-    from .snapshot import write_snapshot
+    from ..snapshot import write_snapshot
 
     if simulation.timeline is not None:
         store.write_timeline(job.scenario, simulation.timeline)
@@ -125,10 +125,10 @@ def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
 
 def attempt(job: Job) -> "tuple[Record, Simulation | None]":
     """The job's record, whatever happens, and the simulation that it was read off; what went wrong is printed whole."""
+    from ..measuring.measurement import measure
+    from ..simulation import run_simulation
     from .beside import files_beside
-    from .measurement import measure
     from .preflight import require_room
-    from .simulation import run_simulation
 
     scenario = job.scenario
     try:
@@ -157,7 +157,7 @@ def outcome_of(error: BaseException) -> Outcome:
 
 def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | None = None) -> Record:
     """The record of a scenario that came to nothing; `error` is one line."""
-    from .environment import environment
+    from ..environment import environment
 
     return Record(
         scenario=scenario,

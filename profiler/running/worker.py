@@ -18,7 +18,7 @@ MOST_ANSWER_BYTES = 16 << 20
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
 # The child imports from the places that the parent imports from: its own folder, where a user may have an `optimizers/`, is not put first.
-_BOOTSTRAP = "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from profiler.child import main; main()"
+_BOOTSTRAP = "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from profiler.running.child import main; main()"
 
 
 class ChildEndedError(Exception):

@@ -3,11 +3,11 @@
 One device and one stream; docs/allocator.md lists what is modelled, what is not, and the sources.
 """
 
-from .allocator_settings import UNLIMITED, AllocatorSettings
 from .blocks import Block, Pool
 from .expandable import ExpandableSegments
 from .out_of_memory import OutOfMemoryError
 from .segments import SMALL_REQUEST, SMALL_SEGMENT, Addresses, Ages, DeviceMemory, WholeSegments, segment_bytes
+from .settings import UNLIMITED, AllocatorSettings
 
 MIN_BLOCK = 512
 _DEFAULT = AllocatorSettings()

@@ -2,8 +2,8 @@
 
 from scenarios import Scenario
 
-from .measurement import Files
-from .store import RunStore, file_name
+from ..measuring.measurement import Files
+from ..store import RunStore, file_name
 
 
 def files_beside(store: RunStore, scenario: Scenario, *, snapshots: bool = False, traces: bool = False) -> Files:

@@ -9,8 +9,8 @@ import torch
 from scenarios import Scenario
 from scenarios.workpiece import build
 
-from .iteration import Iteration
-from .optimizer import make_optimizer
+from ..iteration import Iteration
+from ..optimizer import make_optimizer
 
 
 class TrainingRun:

@@ -9,8 +9,8 @@ import optimizers
 from scenarios import Scenario
 from scenarios.suites import Suite
 
-from .plan import Comparison, plan
-from .record import Record
+from ..plan import Comparison, plan
+from ..record import Record
 
 
 def sweep(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
@@ -56,8 +56,8 @@ class Forecast:
     @property
     def most_seconds(self) -> float:
         """The time that running it takes: what its simulation took now and, where it is measured, what the harness allows for its times."""
-        from .harness import WARM_UP_LIMIT
-        from .measurement import TIME_LIMIT
+        from ..measuring.harness import WARM_UP_LIMIT
+        from ..measuring.measurement import TIME_LIMIT
 
         return self.simulation_seconds + (0.0 if self.scenario.device == "sim" else WARM_UP_LIMIT + TIME_LIMIT)
 

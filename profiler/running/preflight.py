@@ -4,9 +4,9 @@ import torch
 
 from scenarios import Scenario
 
-from .cuda_memory import apply_alloc_conf
-from .out_of_memory import format_bytes
-from .record import Record
+from ..allocator.out_of_memory import format_bytes
+from ..measuring.cuda_memory import apply_alloc_conf
+from ..record import Record
 
 
 class DoesNotFitError(MemoryError):

@@ -8,10 +8,10 @@ from typing import Any, cast
 import torch
 from torch.utils._pytree import tree_leaves
 
-from .record import Level
+from ..record import Level
+from ..state import state_tensors
+from ..tracing.trace import Phase, Recorder
 from .resident import forget_peak, peak_bytes, resident_bytes
-from .state import state_tensors
-from .trace import Phase, Recorder
 
 
 class _LiveRecorder(Recorder):

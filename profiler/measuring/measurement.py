@@ -11,17 +11,17 @@ import torch
 
 from scenarios import Scenario, models
 
+from ..environment import environment
+from ..optimizer import make_optimizer
+from ..record import Memory, Record, StateBlocks, StepOperation, Watched
+from ..simulation import simulate
+from ..state import state_bytes
+from ..tracing.kernel_trace import trace_step
 from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
-from .environment import environment
 from .harness import WATCHED, Harness, require_cuda
-from .kernel_trace import trace_step
 from .live_tensors import LiveTensors
 from .malloc import keep_freed_memory
-from .optimizer import make_optimizer
-from .record import Memory, Record, StateBlocks, StepOperation, Watched
-from .simulation import simulate
 from .slice_timing import measure_slices
-from .state import state_bytes
 from .torch_profile import record_trace, with_bytes
 from .training_run import TrainingRun, storage_bytes
 

@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..state import state_tensors
 from .kernels import fused_on_meta
 from .metacache import MetaCache
 from .multi_tensor import launches
-from .state import state_tensors
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
 # They take memory and leave it as it is.

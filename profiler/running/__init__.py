@@ -1,0 +1,1 @@
+"""Runs that survive: a process for each scenario, and what goes on when one of them ends otherwise."""
