@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler import harness, measure, simulate
+from profiler import measure, simulate
+from profiler.measuring import harness
 from scenarios import Scenario
 
 SMALL = """
