@@ -5,6 +5,7 @@ well, because they share the trace of their model: 5 seconds for gpt2-xl, where 
 """
 
 import signal
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -103,17 +104,19 @@ class Runner:
         worker = self.crew.simulator()
         if measured:
             self.crew.prepare(min(_AHEAD, len(measured)))
-        record = self._record(worker, job)
+        record = self._record(worker, job, self.timeout)
         if record.memory is None:
             self.crew.dismiss_simulator()
         return record
 
     def _measure(self, job: Job, measured: Sequence[Scenario]) -> Record:
         self.crew.prepare(min(_AHEAD, 1 + len(measured)))
+        start = time.monotonic()
         simulated = self._simulated(job)
+        left = None if self.timeout is None else max(0.0, self.timeout - (time.monotonic() - start))
         worker = self.crew.measurer()
         try:
-            return self._record(worker, replace(job, simulated=simulated))
+            return self._record(worker, replace(job, simulated=simulated), left)
         finally:
             worker.end()
 
@@ -122,17 +125,17 @@ class Runner:
         from ..measuring.measurement import to_simulate
 
         asked = replace(job, scenario=to_simulate(job.scenario), folder=None)
-        found = self._record(self.crew.simulator(), asked)
+        found = self._record(self.crew.simulator(), asked, self.timeout)
         if found.memory is None:
             self.crew.dismiss_simulator()
             return None
         return found
 
-    def _record(self, worker: Worker, job: Job) -> Record:
+    def _record(self, worker: Worker, job: Job, timeout: float | None) -> Record:
         """The child's record of the job, or the record of how the child ended."""
         kills = kernel_kills()
         try:
-            answer = worker.ask(job, self.timeout)
+            answer = worker.ask(job, timeout)
         except TimeoutError:
             worker.end()
             return self._ended(job, "timeout", f"no result after {self.timeout:g} s")

@@ -61,16 +61,19 @@ class Worker:
         """Whether the child is still there."""
         return self._process.poll() is None
 
-    def wait_until_ready(self, end: float | None = None) -> None:
-        """Return when the child has loaded all it needs; ChildEndedError when it ends first, TimeoutError at `end` (time.monotonic)."""
+    def wait_until_ready(self) -> None:
+        """Return when the child has loaded all it needs; ChildEndedError when it ends first."""
         if not self._ready:
-            self._line(end)
+            self._line(None)
             self._ready = True
 
     def ask(self, job: Job, timeout: float | None = None) -> dict[str, Any]:
-        """The child's answer; ChildEndedError when it ends first, TimeoutError after `timeout` seconds, ValueError for no answer at all."""
+        """The child's answer; ChildEndedError when it ends first, TimeoutError after `timeout` seconds, ValueError for no answer at all.
+
+        The seconds count from when the child has loaded.
+        """
+        self.wait_until_ready()
         end = None if timeout is None else time.monotonic() + timeout
-        self.wait_until_ready(end)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(job.to_line())
