@@ -51,7 +51,7 @@ def warnings(readings: tuple[GpuReading, ...]) -> list[str]:
 def _library() -> Iterator[Any]:
     """The library, started and ended; None where it is not there."""
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports]
 
         pynvml.nvmlInit()
     except Exception:
