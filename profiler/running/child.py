@@ -73,10 +73,14 @@ def main() -> None:
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output under numbers that no user's code knows; in their place nothing, and standard error."""
+    """Standard input and output under numbers that no user's code knows; in their place nothing, and standard error.
+
+    A line printed is a line kept, in its place among what other languages print, however the process ends.
+    """
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     return jobs, answers
 
 

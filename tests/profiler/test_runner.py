@@ -52,7 +52,6 @@ class Leaves(torch.optim.SGD):
 class Dies(torch.optim.SGD):
     def step(self, closure=None):
         print("last \\x1b[31mwords")
-        sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGSEGV)
 
 class Quits(torch.optim.SGD):
@@ -70,12 +69,13 @@ class Hangs(torch.optim.SGD):
 
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory: pytest.TempPathFactory):
-    """A module of the user's own, where the children find it."""
+    """A module of the user's own, where the children find it, and a Python that buffers what they print."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "owned.py").write_text(OWN)
-    sys.path.append(str(folder))
-    yield folder
-    sys.path.remove(str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(folder)])
+        patch.delenv("PYTHONUNBUFFERED", raising=False)
+        yield folder
 
 
 def scenario(optimizer: str = "sgd", **changes: object) -> Scenario:
@@ -115,14 +115,18 @@ def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunSto
     assert records[5].error == "the process ended with status 7"
 
 
-def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore, list[Record]], capfd: pytest.CaptureFixture[str]):
+def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore, list[Record]]):
     store, records = troubled
     logs = {record.scenario.optimizer: record.log for record in records}
-    assert logs["sgd"] is None
+    assert logs["sgd"] is None, (store.folder / logs["sgd"]).read_text()
     assert "hello from Python\nhello from C" in (store.folder / str(logs["owned:Talks"])).read_text()
     failed = (store.folder / str(logs["owned:Fails"])).read_text()
     assert failed.startswith("Traceback")
     assert failed.endswith("RuntimeError: no luck today\n")
+
+
+def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    run([scenario("Talks"), scenario("Fails")], RunStore.create(tmp_path / "run"), quietly)
     assert capfd.readouterr() == ("", "")
 
 
