@@ -14,13 +14,13 @@ from importlib.resources import files
 from profiler.record import Record
 
 from .labels import unusual_bytes
-from .units import gib
+from .units import difference_text, gib
 
-# What gives our side of the figure, and the published optimizers that it runs.
-COMMAND = "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b --workload state --device sim"
+# What gives our side of the figure, and the published optimizers that it runs; the last two come with the extra "zoo".
+COMMAND = "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b -o adamw,sgd-sai,adam-mini,prodigy --workload state --device sim"
 # The GPU that the figure was made on.
 PUBLISHED_GPU = "a100-80"
-COMMAND_GIVES = ("adamw", "sgd-sai")
+COMMAND_GIVES = ("adamw", "sgd-sai", "adam-mini", "prodigy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,20 @@ def not_reproduced(rows: Sequence[Reproduced]) -> dict[str, list[str]]:
         if row not in done:
             missing.setdefault(row.optimizer, []).append(row.model)
     return missing
+
+
+def residuals(rows: Sequence[Reproduced]) -> str:
+    """In a sentence, how far ours are from the published figures that its authors measured; empty where the run has none of them."""
+    measured = [row for row in rows if not row.published.extrapolated]
+    if not measured:
+        return ""
+    low, high = (f"{difference_text(end([row.difference_percent for row in measured]), 1)} %" for end in (min, max))
+    furthest = max(measured, key=lambda row: abs(row.difference_gib))
+    where = f"{furthest.published.optimizer} on {furthest.published.model}"
+    return (
+        f"Of {len(measured)} measured figures ours differ by {low} to {high}, most by {difference_text(furthest.difference_gib)} GiB for "
+        f"{where}; the paper prints two decimals."
+    )
 
 
 def _comparable(record: Record) -> bool:

@@ -1,7 +1,7 @@
 """Savings: the state of each optimizer against the state of a baseline on the same model and dtype."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .entries import Entry, Setting, by_setting
@@ -66,3 +66,22 @@ def _reference(group: Sequence[Entry], baseline: str) -> Entry | None:
     candidates = [entry for entry in group if entry.scenario.optimizer == baseline and entry.state_bytes]
     candidates.sort(key=lambda entry: bool(unusual_bytes(baseline, entry.scenario.options)))
     return candidates[0] if candidates else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavingsMatrix:
+    """Savings as a map: a row a label, a column a setting; a cell that no record tells is not there."""
+
+    labels: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    cells: Mapping[tuple[str, Setting], Saving]
+
+
+def savings_matrix(savings: Sequence[Saving]) -> SavingsMatrix:
+    """The savings by label and setting, both in the order of the run."""
+    cells = {(saving.entry.label, saving.entry.setting): saving for saving in savings}
+    return SavingsMatrix(
+        labels=tuple(dict.fromkeys(label for label, _ in cells)),
+        settings=tuple(dict.fromkeys(setting for _, setting in cells)),
+        cells=cells,
+    )

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from profiler.record import StepEstimate
-from reports.reproduction import not_reproduced, published, reproduced_times, reproduction
+from reports.reproduction import not_reproduced, published, reproduced_times, reproduction, residuals
 from reports.tables import time_table
 from reports.units import factor_text
 
@@ -49,3 +49,16 @@ def test_a_published_step_time_is_set_beside_an_estimate_for_its_gpu(simulated):
     ((row, record),) = reproduced_times(records)
     assert (row.step_seconds, record) == (0.138, records[0])
     assert [cell.text for cell in time_table([(row, record)]).rows[0][3:6]] == ["138 ms", "69.0 ms", factor_text(0.5)]
+
+
+def test_the_residuals_are_told_for_what_the_authors_measured(simulated):
+    def ours(model, gib):
+        record = simulated("adamw", model=model, workload="state")
+        return replace(record, memory=replace(record.memory, optimizer_state_allocated=round(gib * 2**30)))
+
+    # Published: 4.86, 11.86, and 49.48 extrapolated.
+    rows = reproduction([ours("vit-h14", 4.84), ours("gpt2-xl", 11.96), ours("llama2-7b", 60.0)])
+    assert residuals(rows) == (
+        "Of 2 measured figures ours differ by \u22120.4 % to +0.8 %, most by +0.10 GiB for adamw on gpt2-xl; the paper prints two decimals."
+    )
+    assert residuals(reproduction([ours("llama2-7b", 60.0)])) == ""

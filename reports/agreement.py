@@ -1,0 +1,121 @@
+"""Agreement: what was simulated beside what was measured, wherever a run has both for the same question.
+
+Bytes of state are the same on every device and for every implementation. Peaks and blocks are compared on CUDA alone, and only where both
+records ran the step the same way; an estimated step time is set beside samples that were taken on the GPU that it is for.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+from typing import Literal
+
+from profiler.record import Record
+from scenarios.spec import Scenario
+
+from .labels import labels, optimizer_key
+from .units import percent_text
+
+Unit = Literal["bytes", "seconds"]
+BYTES = {
+    "state": "optimizer_state",
+    "state-allocated": "optimizer_state_allocated",
+    "peak": "peak_allocated",
+    "reserved": "peak_reserved",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """One figure of one question, simulated (or estimated) and measured; `metric` is a name of `explain.METRICS`."""
+
+    label: str
+    metric: str
+    unit: Unit
+    simulated: float
+    measured: float
+    simulated_from: Record
+    measured_from: Record
+
+    @property
+    def residual(self) -> float:
+        """What was simulated less what was measured, in bytes or seconds."""
+        return self.simulated - self.measured
+
+    @property
+    def percent(self) -> float | None:
+        """The residual in per cent of what was measured; None where that is nothing."""
+        return 100 * self.residual / self.measured if self.measured else None
+
+
+def agreements(records: Sequence[Record]) -> list[Agreement]:
+    """The figures that a run has both ways, in the order of the run; a measured record is set beside its first simulated one."""
+    names, found = labels(records), []
+    held = [record for record in records if record.outcome == "ok"]
+    for measured in held:
+        if measured.scenario.device == "sim" or measured.origin != "measured":
+            continue
+        same = [record for record in held if record.scenario.device == "sim" and _asks(record.scenario) == _asks(measured.scenario)]
+        found += _agreements(names[optimizer_key(measured.scenario)], measured, same)
+    return found
+
+
+def summary(found: Sequence[Agreement]) -> str:
+    """In a sentence, how many figures of bytes agree to the byte, and how far off the others are at most; empty for none."""
+    exact = [agreement for agreement in found if agreement.unit == "bytes"]
+    if not exact:
+        return ""
+    equal = sum(not agreement.residual for agreement in exact)
+    furthest = max(exact, key=lambda agreement: abs(agreement.percent or 0))
+    text = f"{equal} of {len(exact)} figures agree to the byte"
+    if not furthest.percent:
+        return f"{text}."
+    return f"{text}; the furthest off is {furthest.metric} of {furthest.label}, by {percent_text(furthest.residual, furthest.measured)}."
+
+
+def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
+    """The figures of a measured record that one of the simulated ones tells."""
+    alike = [record for record in simulated if record.scenario.implementation == measured.scenario.implementation]
+    found = []
+    for metric, field in BYTES.items():
+        candidates = simulated if metric == "state" else alike
+        value = getattr(measured.memory, field, None)
+        other = next((record for record in candidates if getattr(record.memory, field, None) is not None), None)
+        if value is None or other is None or (metric in ("peak", "reserved") and measured.scenario.workload != "train"):
+            continue
+        found.append(_agreement(label, metric, "bytes", getattr(other.memory, field), value, other, measured))
+    return [*found, *_times(label, measured, alike)]
+
+
+def _times(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
+    """The measured step beside its estimate, where the GPU that was asked for is the one that it ran on."""
+    samples = (measured.times or {}).get("step")
+    for record in simulated:
+        if samples and record.estimate and record.estimate.gpu == measured.scenario.gpu and ran_on(measured, record.estimate.gpu):
+            return [_agreement(label, "estimate", "seconds", record.estimate.seconds, median(samples), record, measured)]
+    return []
+
+
+def ran_on(record: Record, gpu: str) -> bool:
+    """Whether the device that the record names, "NVIDIA A100-SXM4-80GB", is of the kind that the catalogue's name begins with."""
+    machine = record.environment.get("machine")
+    device = str(machine.get("gpu") or "") if isinstance(machine, Mapping) else ""
+    return record.scenario.device == "cuda" and gpu.partition("-")[0] in device.lower().replace(" ", "")
+
+
+def _agreement(
+    label: str, metric: str, unit: Unit, simulated: float, measured: float, simulated_from: Record, measured_from: Record
+) -> Agreement:
+    return Agreement(
+        label=label,
+        metric=metric,
+        unit=unit,
+        simulated=simulated,
+        measured=measured,
+        simulated_from=simulated_from,
+        measured_from=measured_from,
+    )
+
+
+def _asks(scenario: Scenario) -> Scenario:
+    """What a simulated and a measured scenario of the same question share."""
+    return replace(scenario, device="sim", gpu=None, implementation="loop", steps=2, seed=0, alloc_conf="")

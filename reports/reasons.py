@@ -1,0 +1,99 @@
+"""Reasons: why a saving of state may not be seen, in sentences that are made from the records and from nothing else."""
+
+from .savings import BASELINE
+from .units import bytes_text, gib_text, percent_text
+from .visibility import Sight
+from .words import category_name, listed, phase_name
+
+# A part of a difference below this share of it explains nothing.
+TELLING = 0.05
+
+
+def reasons(sight: Sight) -> list[str]:
+    """The sentences of one optimizer, the saving first, then what hides it; empty where nothing is known but the state."""
+    found = (_saving(sight), _phases(sight), _foreach(sight), _rounding(sight), _fragmentation(sight), _driver(sight))
+    return [sentence for sentence in found if sentence]
+
+
+def _saving(sight: Sight) -> str:
+    label = sight.entry.label
+    if sight.allocated is None:
+        return ""
+    if sight.state_saved is None:
+        share = percent_text(sight.state, sight.allocated)
+        return f"The state of {label} is {share} of its peak: {bytes_text(sight.allocated - sight.state)} of the peak are something else."
+    falls = [f"the allocated peak {_falls(sight.allocated_saved)}", f"the reserved peak {_falls(sight.reserved_saved)}"]
+    return f"{label} keeps {_less(sight.state_saved)} state than {BASELINE}; {' and '.join(falls)}."
+
+
+def _phases(sight: Sight) -> str:
+    other = sight.baseline
+    if other is None or not sight.phase or not other.phase:
+        return f"Its peak lies in {phase_name(sight.phase)}." if sight.phase else ""
+    if sight.phase == other.phase:
+        where = f"Both peaks lie in {phase_name(sight.phase)}."
+    else:
+        where = f"Its peak lies in {phase_name(sight.phase)}, that of {BASELINE} in {phase_name(other.phase)}."
+    least = TELLING * abs(sight.state_saved or 0)
+    parts = [(name, count) for name, count in sight.moved if name != "optimizer_state" and abs(count) > least]
+    if not parts:
+        return where
+    told = [f"{bytes_text(abs(count))} {'more' if count > 0 else 'less'} of {category_name(name)}" for name, count in parts]
+    return f"{where} Apart from the state, its own holds {listed(told)}."
+
+
+def _foreach(sight: Sight) -> str:
+    costs = sight.foreach_costs
+    if costs is not None:
+        return f"As foreach the peak is {_than(costs)} as a loop."
+    held = dict(sight.parts).get("temporary", 0)
+    if sight.entry.scenario.implementation != "foreach" or sight.phase != "step" or not held:
+        return ""
+    return (
+        f"At that moment {bytes_text(held)} are temporaries of the step, which foreach takes for many tensors at once; "
+        "this run has no loop to compare with (--implementation loop)."
+    )
+
+
+def _rounding(sight: Sight) -> str:
+    more = sight.rounding
+    if not more:
+        return ""
+    if more < 0:
+        return f"The state's blocks are {bytes_text(-more)} smaller than its tensors: some of them are on the host."
+    return f"The blocks that hold the state are {bytes_text(more)} larger than its tensors, so memory_allocated counts that much more."
+
+
+def _fragmentation(sight: Sight) -> str:
+    spare = sight.fragmentation
+    if not spare or sight.reserved is None:
+        return ""
+    return (
+        f"The allocator has reserved {bytes_text(spare)} ({percent_text(spare, sight.reserved)}) more than is ever in use, and nvidia-smi "
+        "shows what is reserved."
+    )
+
+
+def _driver(sight: Sight) -> str:
+    if sight.driver is None or sight.reserved is None:
+        return ""
+    more = bytes_text(sight.driver - sight.reserved)
+    if sight.driver_is_read:
+        return f"The driver counted {gib_text(sight.driver)} GiB for the process, {more} more than the allocator had reserved."
+    return (
+        f"The driver would count about {gib_text(sight.driver)} GiB: CUDA's context takes some {more} beside what is reserved (estimated)."
+    )
+
+
+def _than(more: int) -> str:
+    return f"{bytes_text(more)} higher than" if more > 0 else f"{bytes_text(-more)} lower than" if more else "as high as"
+
+
+def _less(count: int) -> str:
+    return f"{bytes_text(count)} less" if count > 0 else f"{bytes_text(-count)} more" if count else "as much"
+
+
+def _falls(count: int | None) -> str:
+    if count is None:
+        return "is not known"
+    return f"falls by {bytes_text(count)}" if count > 0 else f"rises by {bytes_text(-count)}" if count else "stays"

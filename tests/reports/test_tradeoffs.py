@@ -1,0 +1,260 @@
+"""Arithmetic of the newer sections: Pareto front, savings matrix, room on GPUs, visibility and agreement, worked out by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from profiler.record import GpuReading, StepEstimate, Watched
+from reports.agreement import agreements, summary
+from reports.capacity import batch_range, rooms
+from reports.entries import entries
+from reports.pareto import front, tradeoffs
+from reports.reasons import reasons
+from reports.savings import savings, savings_matrix
+from reports.time_curves import time_curves
+from reports.visibility import sights
+from scenarios import hardware
+
+GIB = 2**30
+# Bytes that torch can take of the catalogue's T4: 15,642,329,088 less 512 MiB.
+T4 = 15_105_458_176
+
+
+def estimate(gpu: str, seconds: float) -> StepEstimate:
+    return StepEstimate(gpu=gpu, seconds=seconds, floor_seconds=0.01, moved_bytes=8, needed_bytes=4, launches=1, synchronisations=0)
+
+
+def holding(record, **memory):
+    return replace(record, memory=replace(record.memory, **memory))
+
+
+def test_the_front_is_what_no_other_point_beats_in_both():
+    assert front([(1, 9), (2, 5), (3, 5), (4, 1), (4, 2), (5, 1)]) == [True, True, False, True, False, False]
+
+
+def test_twins_are_on_the_front_together_and_a_lone_point_is_the_front():
+    assert front([(1, 1), (1, 1), (2, 2)]) == [True, True, False]
+    assert front([(3, 3)]) == [True]
+    assert front([]) == []
+
+
+def test_time_is_set_against_the_peak_within_one_setting(simulated, timed):
+    records = [simulated("adamw"), simulated("sgd-sai"), simulated("sm3"), timed("adamw", step=(0.2,)), timed("sgd-sai", step=(0.1,))]
+    found = tradeoffs(entries([*records, timed("sm3", step=(0.3,))]))
+    assert [(point.entry.label, point.seconds, point.bytes, point.on_front) for point in found] == [
+        ("adamw", 0.2, 20_000, False),
+        ("sgd-sai", 0.1, 16_000, True),
+        ("sm3", 0.3, 12_008, True),
+    ]
+    assert {(point.clock, point.origin, point.is_peak) for point in found} == {("cpu", "measured", True)}
+
+
+def test_samples_bring_their_interval_and_estimates_are_another_clock(simulated, timed):
+    step = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+    found = tradeoffs(entries([simulated("adamw", gpu=None, estimate=estimate("t4", 0.05)), timed("adamw", step=step)]))
+    assert [(point.clock, point.lower, point.upper) for point in found] == [("cpu", 0.1, 0.6), ("t4", None, None)]
+    assert all(point.on_front for point in found)
+
+
+def test_without_a_peak_everywhere_the_state_is_the_memory(simulated, timed):
+    records = [simulated(name, workload="state") for name in ("adamw", "sm3")] + [timed(name) for name in ("adamw", "sm3")]
+    records = [replace(record, scenario=replace(record.scenario, workload="state")) for record in records]
+    assert [(point.bytes, point.is_peak) for point in tradeoffs(entries(records))] == [(8_000, False), (8, False)]
+
+
+def test_the_savings_matrix_has_a_cell_for_every_optimizer_and_model_that_was_recorded(simulated):
+    records = [simulated("adamw"), simulated("sm3"), simulated("adamw", model="large", state=80_000), simulated("sgd-sai", model="large")]
+    matrix = savings_matrix(savings(entries(records)))
+    assert matrix.labels == ("adamw", "sm3", "sgd-sai")
+    assert [setting.model for setting in matrix.settings] == ["tiny", "large"]
+    assert {(label, setting.model): cell.factor for (label, setting), cell in matrix.cells.items()} == {
+        ("adamw", "tiny"): 1,
+        ("sm3", "tiny"): 1_000,
+        ("adamw", "large"): 1,
+        ("sgd-sai", "large"): 20,
+    }
+
+
+def test_a_peak_of_a_device_without_end_is_set_against_what_torch_can_take(simulated):
+    def answer(allocated: int, reserved: int) -> tuple[str, int | None]:
+        (room,) = rooms([holding(simulated("adamw"), peak_allocated=allocated, peak_reserved=reserved)], ["t4"])
+        assert room.usable == T4
+        return room.answer, room.left
+
+    assert answer(9 * GIB, 10 * GIB) == ("fits", T4 - 10 * GIB)
+    assert answer(9 * GIB, T4) == ("tight", 0)
+    # 2 % of what is reserved: 14_809_272_722 * 1.02 = 15_105_458_176.4, one byte less fits loosely.
+    assert answer(9 * GIB, 14_809_272_722) == ("tight", 296_185_454)
+    assert answer(9 * GIB, 14_809_272_721) == ("fits", 296_185_455)
+    assert answer(T4, T4 + 1) == ("unsure", -1)
+    assert answer(T4 + 1, T4 + 2) == ("fails", -2)
+
+
+def test_a_record_on_the_gpu_s_own_memory_decides_for_that_gpu_alone(simulated):
+    endless = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
+    own = holding(simulated("adamw", gpu="t4"), peak_allocated=13 * GIB, peak_reserved=14 * GIB)
+    lost = simulated("adamw", gpu="v100-16", outcome="out-of-memory", error="needs more")
+    found = {room.gpu: (room.answer, room.is_own, room.left) for room in rooms([endless, own, lost], ["t4", "v100-16", "a100-40"])}
+    assert found == {
+        "t4": ("tight", True, T4 - 14 * GIB),
+        "v100-16": ("fails", True, None),
+        "a100-40": ("fits", False, hardware.describe("a100-40").usable_bytes - 15 * GIB),
+    }
+
+
+def test_a_gpu_without_the_dtype_is_lacking_and_states_and_cpus_tell_nothing(simulated, timed):
+    (room,) = rooms([simulated("adamw", dtype="bf16")], ["t4"])
+    assert (room.answer, room.fits) == ("lacking", False)
+    assert "bf16" in room.reason
+    assert rooms([simulated("adamw", workload="state"), timed("adamw")], ["t4"]) == []
+    assert len(rooms([simulated("adamw")])) == len(hardware.available())
+    with pytest.raises(ValueError, match="no GPU is named"):
+        rooms([], ["t5"])
+
+
+def test_recorded_batches_bracket_the_largest(simulated):
+    def batches(**reserved: int):
+        records = [
+            holding(simulated("adamw", batch_size=int(batch[1:])), peak_allocated=held, peak_reserved=held)
+            for batch, held in reserved.items()
+        ]
+        found = rooms(records, ["t4"])
+        known = batch_range(found, found[0])
+        return known.fits, known.fails, known.largest
+
+    assert batches(b1=GIB) == (1, None, None)
+    assert batches(b1=GIB, b4=2 * GIB, b16=16 * GIB) == (4, 16, None)
+    assert batches(b4=2 * GIB, b5=16 * GIB) == (4, 5, 4)
+    assert batches(b1=16 * GIB) == (None, 1, 0)
+
+
+def test_batches_of_other_optimizers_and_settings_say_nothing(simulated):
+    small, large = (
+        holding(simulated("adamw", batch_size=size), peak_allocated=held, peak_reserved=held) for size, held in ((1, 1), (2, T4))
+    )
+    others = [simulated("sm3", batch_size=4), simulated("adamw", batch_size=8, dtype="bf16")]
+    found = rooms([small, large, *others], ["t4"])
+    assert batch_range(found, found[0]).fits == 2
+
+
+def test_a_sight_has_every_counter_beside_its_baseline_s(simulated):
+    lean = holding(simulated("sgd-sai"), peak_reserved=2**21 - 512, peak_phase="backward")
+    base, own = sights(entries([simulated("adamw"), lean]))
+    assert base.baseline is None
+    assert own.baseline is base
+    assert (own.state_saved, own.allocated_saved, own.reserved_saved, own.driver_saved) == (4_000, 4_000, 512, 512)
+    assert (own.rounding, own.fragmentation) == (512, 2**21 - 512 - 16_000)
+    assert (own.driver, own.driver_is_read) == (2**21 - 512 + hardware.CONTEXT_BYTES, False)
+    assert own.moved == (("optimizer_state", -4_000),)
+
+
+def test_the_parts_that_moved_sum_to_what_the_peak_is_higher(simulated):
+    parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": 4_000, "activation": 5_000}
+    lean = holding(simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts)
+    _, own = sights(entries([simulated("adamw"), lean]))
+    assert dict(own.moved) == {"optimizer_state": -4_000, "activation": 5_000, "temporary": -4_000}
+    assert sum(count for _, count in own.moved) == 17_000 - 20_000 == -(own.allocated_saved or 0)
+
+
+def test_foreach_is_held_against_its_own_loop(simulated):
+    loop = holding(simulated("adamw", implementation="loop"), peak_allocated=16_500)
+    found = sights(entries([simulated("adamw"), loop, simulated("sgd-sai")]))
+    assert [(sight.entry.label, sight.foreach_costs) for sight in found] == [
+        ("adamw, foreach", 3_500),
+        ("adamw, loop", None),
+        ("sgd-sai", None),
+    ]
+
+
+def test_the_driver_s_figure_is_the_most_that_was_read(simulated):
+    def reading(held: int | None) -> GpuReading:
+        return GpuReading(
+            clock_mhz=None, memory_clock_mhz=None, temperature_celsius=None, slowed_by=(), other_processes=0, process_bytes=held
+        )
+
+    watched = Watched(gpu=(reading(None), reading(3 * 2**20), reading(2**20)))
+    measured = simulated("adamw", device="cuda", origin="measured", watched=watched)
+    base, own = sights(entries([measured, simulated("sm3", device="cuda")]))
+    assert (base.driver, base.driver_is_read) == (3 * 2**20, True)
+    assert own.driver_saved is None
+    assert "The driver counted 0.00293 GiB for the process, 1.00 MiB more than the allocator had reserved." in reasons(base)
+
+
+def test_the_reasons_are_sentences_from_the_records(simulated):
+    parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": 4_000, "activation": 5_000}
+    lean = holding(simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts)
+    base, own = sights(entries([simulated("adamw"), lean]))
+    first, second = reasons(own)[:2]
+    assert first == "sgd-sai keeps 3.91 KiB less state than adamw; the allocated peak falls by 2.93 KiB and the reserved peak stays."
+    assert second == (
+        "Its peak lies in backward, that of adamw in step. Apart from the state, its own holds 4.88 KiB more of activations and 3.91 KiB less "
+        "of temporaries."
+    )
+    assert reasons(base)[0] == "The state of adamw is 40.0 % of its peak: 11.7 KiB of the peak are something else."
+    assert "3.91 KiB are temporaries of the step" in reasons(base)[2]
+    assert any("(estimated)" in sentence for sentence in reasons(base))
+
+
+def test_what_a_cpu_does_not_tell_makes_no_sentence(simulated):
+    bare = simulated("adamw", device="cpu", origin="measured")
+    bare = holding(
+        bare,
+        optimizer_state_allocated=None,
+        peak_allocated=None,
+        peak_reserved=None,
+        peak_phase=None,
+        peak_by_category={},
+        peak_by_phase={},
+    )
+    assert reasons(sights(entries([bare]))[0]) == []
+
+
+def test_the_same_question_simulated_and_measured_agrees_or_tells_by_how_much(simulated):
+    measured = holding(simulated("adamw", device="cuda", origin="measured", steps=100), peak_allocated=25_000)
+    found = agreements([simulated("adamw"), measured])
+    assert [(one.metric, one.simulated, one.measured, one.residual) for one in found] == [
+        ("state", 8_000, 8_000, 0),
+        ("state-allocated", 8_512, 8_512, 0),
+        ("peak", 20_000, 25_000, -5_000),
+        ("reserved", 2**21, 2**21, 0),
+    ]
+    assert found[2].percent == -20
+    assert summary(found) == "3 of 4 figures agree to the byte; the furthest off is peak of adamw, by \u221220.0 %."
+    assert summary(found[:2]) == "2 of 2 figures agree to the byte."
+    assert summary([]) == ""
+
+
+def test_another_implementation_agrees_on_the_state_alone_and_another_question_on_nothing(simulated):
+    measured = simulated("adamw", device="cpu", origin="measured", implementation="loop")
+    assert [one.metric for one in agreements([simulated("adamw"), measured])] == ["state"]
+    assert agreements([simulated("adamw", batch_size=2), measured]) == []
+    assert agreements([simulated("sm3"), measured, simulated("adamw", outcome="failed", memory=None, error="no")]) == []
+
+
+def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
+    def found(device: str):
+        environment = {"machine": {"gpu": device}}
+        asked = {"device": "cuda", "gpu": "a100-80", "times": {"step": (0.3, 0.1, 0.2)}, "environment": environment}
+        records = [simulated("adamw", gpu="a100-80", estimate=estimate("a100-80", 0.25)), simulated("adamw", origin="measured", **asked)]
+        return [(one.simulated, one.measured) for one in agreements(records) if one.unit == "seconds"]
+
+    assert found("NVIDIA A100-SXM4-80GB") == [(0.25, 0.2)]
+    assert found("NVIDIA GeForce RTX 3090") == []
+
+
+def test_times_against_size_are_joined_within_family_and_clock(timed, simulated):
+    def at(model: str, count: int, step: tuple[float, ...], **changes: object):
+        return timed("adamw", model=model, parameter_count=count, step=step, model_family="tiny", **changes)
+
+    records = [at("large", 4_000, (0.4,)), at("tiny", 1_000, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), share=0.5)]
+    records += [simulated("adamw", estimate=estimate("t4", 0.05)), timed("adamw", model="loner", parameter_count=2_000, step=(1.0,))]
+    found = [
+        (series.clock, series.family, [(point.parameters, point.seconds) for point in series.points]) for series in time_curves(records)
+    ]
+    assert found == [
+        ("cpu", "tiny", [(1_000, pytest.approx(0.35)), (4_000, 0.4)]),
+        ("t4", "tiny", [(1_000, 0.05)]),
+        ("cpu", None, [(2_000, 1.0)]),
+    ]
+    first = time_curves(records)[0].points[0]
+    assert (first.lower, first.upper, first.origin) == (0.1, 0.6, "estimated")
