@@ -37,7 +37,9 @@ class Setting:
     def traits(self) -> tuple[str, ...]:
         """The setting but for its model, in words."""
         length = () if self.sequence_length is None else (f"{self.sequence_length:,} tokens",)
-        return *self.model_traits, self.dtype, f"batch {self.batch_size}", *length, *self.training_traits
+        # A factory of one's own, module:factory, makes its batch as large as it likes unless it was asked for another.
+        batch = () if ":" in self.model and self.batch_size == 1 else (f"batch {self.batch_size}",)
+        return *self.model_traits, self.dtype, *batch, *length, *self.training_traits
 
 
 @dataclass(frozen=True, kw_only=True)

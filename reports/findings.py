@@ -10,12 +10,14 @@ from profiler.timeline import Timeline
 from .courses import Course, courses
 from .curves import Series, curves
 from .entries import Entry, Setting, entries, failures, setting_names
-from .labels import OptimizerKey, labels
+from .labels import OptimizerKey, labels, optimizer_key
+from .paces import Pace, paces
 from .peaks import Peak, peaks
 from .savings import Saving, savings
 from .style import Mark, marks
 from .times import Timing, timings
 from .units import count_text
+from .words import conditions, shared
 
 # A picture with more rows is no longer looked at.
 MOST_ROWS = 40
@@ -32,6 +34,7 @@ class Findings:
     savings: Sequence[Saving]
     curves: Sequence[Series]
     peaks: Sequence[Peak]
+    paces: Sequence[Pace]
     courses: Sequence[Course]
     timings: Sequence[Timing]
     names: dict[Setting, str]
@@ -51,6 +54,7 @@ class Findings:
             savings=savings(found),
             curves=curves(records),
             peaks=peaks(found),
+            paces=paces(found),
             courses=courses(found, failures(records), called, timelines or {}),
             timings=timings(records),
             names=setting_names([entry.setting for entry in found] or settings),
@@ -66,6 +70,20 @@ class Findings:
     def name_of(self, setting: Setting) -> str:
         """The name of a setting; of one without results, its model."""
         return self.names.get(setting, setting.model)
+
+    def setting_of(self, timing: Timing) -> str:
+        """The name of the setting that a timing was taken in."""
+        return self.name_of(Setting.of(timing.record.scenario))
+
+    def timing_label(self, timing: Timing) -> str:
+        """The optimizer of a timing; with device and implementation where the run's timings differ in them."""
+        label = self.labels[optimizer_key(timing.record.scenario)]
+        common = shared(conditions(other.record) for other in self.timings)
+        return label if common else f"{label} · {conditions(timing.record)}"
+
+    def colour_name(self, label: str) -> str:
+        """The name of a label's colour among those of a page: mark-3."""
+        return f"mark-{list(self.marks).index(label)}"
 
     @property
     def context(self) -> str:

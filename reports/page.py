@@ -1,23 +1,27 @@
 """Page: one self-contained HTML file that opens offline and asks the network for nothing."""
 
-import base64
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from profiler.record import Record
 from profiler.timeline import Timeline
 
-from .entries import Entry
+from .charts import charts
+from .data_tables import data_rows, estimate_table, memory_table, step_table
 from .figures.drawing import Drawing
 from .findings import Findings
 from .icons import icon_path
 from .provenance import ORIGINS, commands, provenance
 from .reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
 from .savings import BASELINE, without_baseline
-from .style import INK, LINE, MUTED, PAPER, TRACK, Mark
-from .tables import block_tables, failure_table, key_table, main_table, reproduction_table, time_table
+from .style import INK, LINE, MUTED, ON_BLOCK, PAPER, TRACK, Mark
+from .tables import block_tables, failure_table, key_table, reproduction_table, time_table
 from .verdict import cards, sources, verdict
 from .words import listed, warning_lines
 
@@ -25,15 +29,13 @@ SM3_NOTE = (
     "SM3 saves this much only without momentum, when it keeps one number for each row and each column of a weight. With momentum 0.9 "
     "it also keeps a buffer as large as the parameters, 4 more bytes a parameter in fp32 and 2 in bf16, and most of the saving is gone."
 )
-IMPLEMENTATION_NOTE = (
-    "Where the implementation column names two, bytes and time of a row are of different ones: foreach is what torch chooses on CUDA, the "
-    "loop what it chooses on a CPU."
-)
 
 
 def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timelines: Mapping[str, Timeline] | None = None) -> str:
     """The page of a run as HTML text; every word that comes from a record is escaped."""
     findings = Findings.of(records, timelines)
+    found = charts(findings, drawings)
+    graphs = {f"graph-{chart.name}-{number}": graph.data for chart in found for number, graph in enumerate(chart.graphs, 1)}
     return styled_page(
         "report.html.j2",
         findings.marks,
@@ -44,8 +46,11 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         cards=cards(findings),
         settings=len(findings.names),
         notes=_notes(findings),
-        drawings=drawings,
-        main=main_table(findings),
+        charts=found,
+        graphs=graphs,
+        plotly=plotly_script() if graphs else "",
+        tables={"memory": memory_table(findings), "steps": step_table(findings), "estimates": estimate_table(findings)},
+        data=data_rows(findings),
         warnings=warning_lines(records),
         keys=key_table(findings),
         blocks=block_tables(findings),
@@ -62,11 +67,13 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
     environment = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"data_uri": _data_uri, "icon_path": icon_path}
+    environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format}
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False, "separators": (",", ":")}
     return environment.get_template(template).render(
         **values,
         marks=marks,
-        classes={label: f"mark-{number}" for number, label in enumerate(marks)},
+        colour_names={label: f"mark-{number}" for number, label in enumerate(marks)},
+        on_block=ON_BLOCK,
         colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK},
     )
 
@@ -76,7 +83,6 @@ def _notes(findings: Findings) -> dict[str, str]:
     return {
         "baseline": _baseline_note(findings),
         "sm3": SM3_NOTE if any(entry.scenario.optimizer == "sm3" for entry in findings.entries) else "",
-        "implementation": IMPLEMENTATION_NOTE if any(map(_mixes_implementations, findings.entries)) else "",
     }
 
 
@@ -85,11 +91,6 @@ def _baseline_note(findings: Findings) -> str:
     if not lacking:
         return ""
     return f"This run has no {BASELINE} record for {listed(lacking)}, so there is nothing to compare with; add {BASELINE} to --optimizers."
-
-
-def _mixes_implementations(entry: Entry) -> bool:
-    records = [record for record in (entry.bytes_from, entry.times_from) if record]
-    return len({record.scenario.implementation for record in records}) > 1
 
 
 def _reproduction(records: Sequence[Record]) -> dict[str, Any]:
@@ -104,5 +105,10 @@ def _reproduction(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def _data_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+@cache
+def plotly_script() -> Markup:
+    """plotly's script, from its package; it holds nothing that ends a script element."""
+    package = find_spec("plotly")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the page's graphs need the package plotly; pip install plotly")
+    return Markup((Path(package.origin).parent / "package_data" / "plotly.min.js").read_text(encoding="utf-8"))

@@ -39,15 +39,15 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
     """A saving for each entry whose setting has the baseline, the baseline's own among them."""
     rows = []
     for group in by_setting(entries).values():
-        reference = _reference(group, baseline)
-        if reference is None or not reference.state_bytes:
+        standard = reference(group, baseline)
+        if standard is None or not standard.state_bytes:
             continue
         rows += [
             Saving(
                 entry=entry,
                 state_bytes=entry.state_bytes,
-                baseline_bytes=reference.state_bytes,
-                is_baseline=entry is reference,
+                baseline_bytes=standard.state_bytes,
+                is_baseline=entry is standard,
             )
             for entry in group
             if entry.state_bytes is not None
@@ -58,10 +58,10 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
 def without_baseline(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Setting]:
     """The settings whose entries have bytes but no baseline to be compared with."""
     groups = by_setting([entry for entry in entries if entry.state_bytes is not None])
-    return [setting for setting, group in groups.items() if _reference(group, baseline) is None]
+    return [setting for setting, group in groups.items() if reference(group, baseline) is None]
 
 
-def _reference(group: Sequence[Entry], baseline: str) -> Entry | None:
+def reference(group: Sequence[Entry], baseline: str) -> Entry | None:
     """The baseline's entry; of several, the one with its usual bytes."""
     candidates = [entry for entry in group if entry.scenario.optimizer == baseline and entry.state_bytes]
     candidates.sort(key=lambda entry: bool(unusual_bytes(baseline, entry.scenario.options)))

@@ -1,51 +1,15 @@
 """Tables: the numbers of a run as rows of text, each cell with its exact bytes where it shows rounded ones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from profiler.record import Record, StepEstimate
 
-from .entries import Entry, Setting, failures
+from .entries import Setting, failures
 from .findings import Findings
-from .labels import byte_options
 from .reproduction import Published, Reproduced
-from .table import Cell, Table
-from .units import (
-    NOTHING,
-    bytes_text,
-    difference_text,
-    exact_text,
-    factor_text,
-    gib_text,
-    per_parameter_text,
-    percent_text,
-    range_text,
-    seconds_text,
-)
-from .words import category_name, conditions, course_text, interval_text, origin_text, phase_name, source_text, throughput_text
-
-
-def main_table(findings: Findings) -> Table:
-    """Everything about every entry: bytes in GiB, times, and where they come from."""
-    columns: list[tuple[str, Callable[[Entry], Cell]]] = [
-        ("optimizer", lambda entry: Cell(text=entry.label, mark=entry.label, origin=entry.origin)),
-        ("model", lambda entry: Cell(text=findings.names[entry.setting])),
-        ("options that decide the bytes", lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING)),
-        ("implementation", lambda entry: Cell(text=_implementation(entry))),
-        ("state, GiB", lambda entry: _gib(entry.state_bytes)),
-        ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
-        ("state as allocated, GiB", lambda entry: _gib(entry.memory.optimizer_state_allocated if entry.memory else None)),
-        ("peak allocated, GiB", lambda entry: _gib(entry.peak_bytes)),
-        ("peak reserved, GiB", lambda entry: _gib(_peak_reserved(entry))),
-        ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
-        ("step, median", lambda entry: _number(entry.step.median if entry.step else None, seconds_text)),
-        ("step, 95 % interval", lambda entry: Cell(text=(interval_text(entry.step) if entry.step else "") or NOTHING, number=True)),
-        ("step, quartiles", lambda entry: _quartiles(entry)),
-        *(_throughput_column() if any(map(_throughput, findings.entries)) else []),
-        *(_estimate_columns() if any(entry.estimate for entry in findings.entries) else []),
-        ("origin", lambda entry: Cell(text=_origin(entry))),
-    ]
-    rows = [tuple(show(entry) for _, show in columns) for entry in findings.entries]
-    return _without_lone_model(findings, Table(head=tuple(name for name, _ in columns), rows=tuple(rows)))
+from .table import Cell, Table, bytes_cell, gib_cell
+from .units import NOTHING, difference_text, factor_text, percent_text, seconds_text
+from .words import category_name, conditions, course_text, origin_text, phase_name
 
 
 def key_table(findings: Findings) -> Table:
@@ -57,9 +21,9 @@ def key_table(findings: Findings) -> Table:
         for key, dtype, count in parts:
             share = Cell(text=percent_text(count, entry.state_bytes or count), number=True)
             name = Cell(text=entry.label, mark=entry.label, origin=entry.origin)
-            rows.append((name, Cell(text=findings.names[entry.setting]), Cell(text=key), Cell(text=dtype), _bytes(count), share))
+            rows.append((name, Cell(text=findings.names[entry.setting]), Cell(text=key), Cell(text=dtype), bytes_cell(count), share))
     head = ("optimizer", "model", "key", "dtype", "bytes", "share of the state")
-    return _without_lone_model(findings, Table(head=head, rows=tuple(rows)))
+    return without_lone_model(findings, Table(head=head, rows=tuple(rows)))
 
 
 def block_tables(findings: Findings) -> list[tuple[str, Table]]:
@@ -72,7 +36,7 @@ def block_tables(findings: Findings) -> list[tuple[str, Table]]:
         rows = [
             (
                 Cell(text=category_name(block.category)),
-                _bytes(block.block_bytes),
+                bytes_cell(block.block_bytes),
                 *(Cell(text=text or NOTHING) for text in (block.module, block.op, block.line)),
                 Cell(text=f"{phase_name(block.phase)}, training step {block.step}" if block.step else phase_name(block.phase)),
             )
@@ -105,7 +69,7 @@ def failure_table(findings: Findings) -> Table:
     return Table(head=("optimizer", "model", "scenario", "outcome", "error"), rows=tuple(rows))
 
 
-def _without_lone_model(findings: Findings, table: Table) -> Table:
+def without_lone_model(findings: Findings, table: Table) -> Table:
     """The table without the column "model" where there is only one."""
     if len(findings.names) > 1:
         return table
@@ -120,7 +84,7 @@ def _reproduced(row: Reproduced) -> tuple[Cell, ...]:
         Cell(text=row.published.model),
         Cell(text=row.published.optimizer),
         Cell(text=f"{published}, extrapolated" if row.published.extrapolated else published, number=True),
-        _gib(row.allocated_bytes),
+        gib_cell(row.allocated_bytes),
         Cell(text=difference_text(row.difference_gib), number=True),
         Cell(text=f"{difference_text(row.difference_percent, 1)} %", number=True),
         Cell(text=origin_text(row.record)),
@@ -138,63 +102,3 @@ def _timed(row: Published, estimate: StepEstimate, record: Record) -> tuple[Cell
         Cell(text=factor_text(estimate.seconds / row.step_seconds), number=True),
         Cell(text=seconds_text(estimate.floor_seconds), number=True),
     )
-
-
-def _estimate_columns() -> list[tuple[str, Callable[[Entry], Cell]]]:
-    """What the step would take on the GPU that was asked for."""
-
-    def column(show: Callable[[StepEstimate], str]) -> Callable[[Entry], Cell]:
-        return lambda entry: Cell(text=show(entry.estimate) if entry.estimate else NOTHING, number=True)
-
-    return [
-        ("on GPU", lambda entry: Cell(text=entry.estimate.gpu if entry.estimate else NOTHING)),
-        ("step there, estimated", column(lambda estimate: seconds_text(estimate.seconds))),
-        ("its floor", column(lambda estimate: seconds_text(estimate.floor_seconds))),
-        ("moved, GiB", column(lambda estimate: gib_text(estimate.moved_bytes))),
-        ("launches", column(lambda estimate: f"{estimate.launches:,}")),
-        ("waits", column(lambda estimate: f"{estimate.synchronisations:,}")),
-    ]
-
-
-def _throughput_column() -> list[tuple[str, Callable[[Entry], Cell]]]:
-    return [("training", lambda entry: Cell(text=_throughput(entry) or NOTHING, number=True))]
-
-
-def _throughput(entry: Entry) -> str:
-    return throughput_text(entry.times_from) if entry.times_from else ""
-
-
-def _implementation(entry: Entry) -> str:
-    """The implementation, and that of the times where it is another."""
-    timed = entry.times_from.scenario.implementation if entry.times_from else entry.scenario.implementation
-    return entry.scenario.implementation + (f"; step: {timed}" if timed != entry.scenario.implementation else "")
-
-
-def _origin(entry: Entry) -> str:
-    sources = {"bytes": entry.bytes_from, "step": entry.times_from}
-    return "; ".join(f"{name} {source_text(record)}" for name, record in sources.items() if record)
-
-
-def _peak_reserved(entry: Entry) -> int | None:
-    return entry.memory.peak_reserved if entry.memory and entry.peak_bytes is not None else None
-
-
-def _peak_phase(entry: Entry) -> str:
-    return phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
-
-
-def _quartiles(entry: Entry) -> Cell:
-    step = entry.step
-    return Cell(text=range_text(step.lower, step.upper) if step and len(step.samples) > 1 else NOTHING, number=True)
-
-
-def _gib(count: int | None) -> Cell:
-    return Cell(text=NOTHING, number=True) if count is None else Cell(text=gib_text(count), exact=exact_text(count), number=True)
-
-
-def _bytes(count: int) -> Cell:
-    return Cell(text=bytes_text(count), exact=exact_text(count), number=True)
-
-
-def _number(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(text=NOTHING if value is None else show(value), number=True)

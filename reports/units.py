@@ -1,6 +1,8 @@
 """Units: the one place where bytes become GiB, seconds become ms and ratios become text for human eyes."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -8,14 +10,44 @@ NOTHING = DASH = "\u2013"
 MINUS, TIMES, INFINITE = "\u2212", "\u00d7", "\u221e"
 
 
+@dataclass(frozen=True)
+class Units:
+    """Names for sizes, each `base` times the one before: KiB, MiB and GiB by 1,024, or kB, MB and GB by 1,000."""
+
+    base: int
+    names: tuple[str, str, str]
+
+    @property
+    def giga(self) -> str:
+        """The name of the largest: GiB."""
+        return self.names[2]
+
+
+BINARY = Units(2**10, ("KiB", "MiB", "GiB"))
+DECIMAL = Units(10**3, ("kB", "MB", "GB"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sized:
+    """A text that names sizes, as it reads in binary and in decimal units."""
+
+    binary: str
+    decimal: str
+
+    @classmethod
+    def of(cls, write: Callable[[Units], str]) -> "Sized":
+        """Both readings of what `write` writes."""
+        return cls(binary=write(BINARY), decimal=write(DECIMAL))
+
+
 def gib(count: float) -> float:
     """Bytes as GiB (2**30), not rounded."""
     return count / GIB
 
 
-def gib_text(count: int) -> str:
-    """Bytes as GiB without the unit, for a column: 11.605, and 0.00853 where three decimals would hide the value."""
-    value = gib(count)
+def gib_text(count: int, units: Units = BINARY) -> str:
+    """Bytes as GiB (or GB) without the unit, for a column: 11.605, and 0.00853 where three decimals would hide the value."""
+    value = count / units.base**3
     if value == 0:
         return "0"
     if abs(value) >= 1:
@@ -23,13 +55,14 @@ def gib_text(count: int) -> str:
     return _signed(_significant(value, 3))
 
 
-def bytes_text(count: int) -> str:
+def bytes_text(count: int, units: Units = BINARY) -> str:
     """Bytes in the unit that suits them: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B."""
     size = abs(count)
     # Four digits in the unit below say more than 0.0something in the one above.
-    for unit, name in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+    for power, name in ((3, units.names[2]), (2, units.names[1]), (1, units.names[0])):
+        unit = units.base**power
         if size >= unit:
-            digits = 3 if unit == GIB else 2 if size < 10 * unit else 1 if size < 100 * unit else 0
+            digits = 3 if power == 3 else 2 if size < 10 * unit else 1 if size < 100 * unit else 0
             return _signed(f"{count / unit:,.{digits}f} {name}")
     return _signed(f"{count} B")
 

@@ -8,8 +8,8 @@ from profiler.record import Record
 from .entries import Entry, Setting, by_setting
 from .findings import Findings
 from .savings import BASELINE, Saving
-from .units import bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
-from .words import PLACES, against_text, conditions, listed, origin_text, phase_name
+from .units import DECIMAL, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
+from .words import PLACES, against_text, conditions, listed, origin_text, pace_text, phase_name
 
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
@@ -17,12 +17,13 @@ MOST_SETTINGS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """One line of a card: what, how much, a remark below it, and the same to the byte where there is more to say."""
+    """One line of a card: what, how much, a remark below it, and the same to the byte and in powers of 1,000 where it is a size."""
 
     name: str
     text: str
     remark: str = ""
     exact: str = ""
+    decimal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,16 +106,18 @@ def _peak_falls(findings: Findings, entry: Entry) -> str:
 
 def _card(findings: Findings, entry: Entry) -> Card:
     state = entry.state_bytes
-    headline = (
-        Line(name="state", text="not known") if state is None else Line(name="state", text=bytes_text(state), exact=exact_text(state))
-    )
-    lines = _bytes_line(entry), _saving_line(findings, entry), _peak_line(entry), _step_line(entry), _estimate_line(entry)
+    headline = Line(name="state", text="not known") if state is None else _size_line("state", state)
+    lines = _bytes_line(entry), _saving_line(findings, entry), _peak_line(entry), _step_line(findings, entry), _estimate_line(entry)
     return Card(
         label=entry.label,
         origin=entry.origin,
         headline=headline,
         lines=tuple(line for line in lines if line),
     )
+
+
+def _size_line(name: str, count: int, remark: str = "") -> Line:
+    return Line(name=name, text=bytes_text(count), remark=remark, exact=exact_text(count), decimal=bytes_text(count, DECIMAL))
 
 
 def _bytes_line(entry: Entry) -> Line | None:
@@ -134,14 +137,15 @@ def _peak_line(entry: Entry) -> Line | None:
     if entry.memory is None or entry.peak_bytes is None:
         return None
     phase = f"in {phase_name(entry.memory.peak_phase)}" if entry.memory.peak_phase else ""
-    return Line(name="peak", text=bytes_text(entry.peak_bytes), remark=phase, exact=exact_text(entry.peak_bytes))
+    return _size_line("peak", entry.peak_bytes, phase)
 
 
-def _step_line(entry: Entry) -> Line | None:
+def _step_line(findings: Findings, entry: Entry) -> Line | None:
     if entry.step is None or entry.times_from is None:
         return None
-    record = entry.times_from
-    return Line(name="step", text=seconds_text(entry.step.median), remark=f"{conditions(record)}, {origin_text(record)}")
+    record, pace = entry.times_from, next((pace for pace in findings.paces if pace.entry is entry), None)
+    against = f"{pace_text(pace)} {BASELINE}'s; " if pace else ""
+    return Line(name="step", text=seconds_text(entry.step.median), remark=f"{against}{conditions(record)}, {origin_text(record)}")
 
 
 def _estimate_line(entry: Entry) -> Line | None:

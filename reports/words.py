@@ -5,20 +5,33 @@ from collections.abc import Iterable, Mapping, Sequence
 from profiler.record import Record
 
 from .courses import Course
+from .paces import Pace
 from .peaks import Peak
 from .savings import Saving
 from .times import Spread, Timing, samples_per_second, tokens_per_second
-from .units import around_text, bytes_text, factor_text, gib_text, percent_text, range_text, rate_text, seconds_text
+from .units import (
+    BINARY,
+    DASH,
+    Units,
+    around_text,
+    bytes_text,
+    factor_text,
+    gib_text,
+    percent_text,
+    range_text,
+    rate_text,
+    seconds_text,
+)
 
 DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
 PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
 
 
-def saving_text(row: Saving) -> str:
+def saving_text(row: Saving, units: Units = BINARY) -> str:
     """The saving: saves 5.803 GiB, 2.00 times, 50.0 %."""
     if row.is_baseline:
         return "the baseline"
-    size = f"{gib_text(abs(row.saved_bytes))} GiB"
+    size = f"{gib_text(abs(row.saved_bytes), units)} {units.giga}"
     amount = f"saves {size}" if row.saved_bytes > 0 else f"keeps {size} more" if row.saved_bytes else "saves nothing"
     return f"{amount} · {factor_text(row.factor)} · {percent_text(row.saved_bytes, row.baseline_bytes)}"
 
@@ -34,19 +47,27 @@ def against_text(row: Saving) -> str:
     return f"{factor_text(row.factor)} smaller" if row.saved_bytes > 0 else f"{factor_text(1 / row.factor)} as large"
 
 
-def peak_text(row: Peak) -> str:
+def pace_text(row: Pace) -> str:
+    """The time of the step against the baseline's, and the 95 % interval of that: 0.50 times (0.48 to 0.53 times)."""
+    if row.ratio.low is None or row.ratio.high is None:
+        return factor_text(row.ratio.value)
+    return f"{factor_text(row.ratio.value)} ({factor_text(row.ratio.low)} {DASH} {factor_text(row.ratio.high)})"
+
+
+def peak_text(row: Peak, units: Units = BINARY) -> str:
     """The peak and its phase: 29.012 GiB in step · 29.338 reserved."""
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
-    reserved = f" · {gib_text(row.reserved)} reserved" if row.reserved is not None else ""
-    return f"{gib_text(row.allocated)} GiB{phase}{reserved}"
+    reserved = f" · {gib_text(row.reserved, units)} reserved" if row.reserved is not None else ""
+    return f"{gib_text(row.allocated, units)} {units.giga}{phase}{reserved}"
 
 
-def course_text(course: Course) -> str:
+def course_text(course: Course, units: Units = BINARY) -> str:
     """The peak of a course: 29.656 GiB in step · 31.375 reserved; and whether the device ran out of memory."""
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
     end = "out of memory: " if course.record.outcome == "out-of-memory" else ""
-    return f"{end}{gib_text(timeline.peak_allocated)} GiB in {phase} · {gib_text(max(timeline.reserved))} reserved"
+    peak, reserved = timeline.peak_allocated, max(timeline.reserved)
+    return f"{end}{gib_text(peak, units)} {units.giga} in {phase} · {gib_text(reserved, units)} reserved"
 
 
 def fragmentation_text(course: Course) -> str:

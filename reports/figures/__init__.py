@@ -1,4 +1,4 @@
-"""Figures: the pictures of a run, as PNG files and as SVG for pages."""
+"""Figures: the pictures of a run, as PNG and SVG files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ __all__ = ["Drawing", "draw_all"]
 
 
 def draw_all(records: Sequence[Record], folder: Path, timelines: Mapping[str, Timeline] | None = None) -> list[Drawing]:
-    """Draw every picture that records and timelines have data for; each is written as a PNG file into the folder and returned."""
+    """Draw every picture that records and timelines have data for; each is written into the folder as PNG and SVG, and returned."""
     findings = Findings.of(records, timelines)
     bars, times = (draw_savings, draw_sizes, draw_peaks), (draw_steps, draw_iterations)
     drawn = [*(draw(findings) for draw in bars), *draw_timelines(findings), *(draw(findings) for draw in times)]
@@ -27,4 +27,5 @@ def draw_all(records: Sequence[Record], folder: Path, timelines: Mapping[str, Ti
     folder.mkdir(parents=True, exist_ok=True)
     for drawing in drawings:
         (folder / f"{drawing.name}.png").write_bytes(drawing.png)
+        (folder / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
     return drawings

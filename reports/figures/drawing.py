@@ -1,7 +1,7 @@
 """Drawing: one picture of a report in all its forms, with the words that go with it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
@@ -9,15 +9,13 @@ from ..table import Table
 from .canvas import Frame
 from .render import drawing, png, svg
 
-# A file shrinks to a paper's column and stays legible; a wide picture is half a page, a narrow one as wide as a phone.
+# A file shrinks to a paper's column and stays legible.
 FILE = Frame(width=4.6, size=9.0, titled=True)
-WIDE = Frame(width=5.5, size=9.0)
-NARROW = Frame(width=3.6, size=8.5)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A picture: PNG bytes for files, SVG text for pages (light and dark, wide and for a phone), and what it shows in words."""
+    """A picture: PNG bytes and SVG text, and what it shows in words."""
 
     name: str
     title: str
@@ -26,17 +24,15 @@ class Drawing:
     table: Table
     notes: tuple[str, ...]
     png: bytes
-    light: str
-    dark: str
-    light_narrow: str
-    dark_narrow: str
+    svg: str
 
 
 def render(
     draw: Callable[[Frame], Figure], *, name: str, title: str, sentence: str, alt: str, table: Table, notes: tuple[str, ...] = ()
 ) -> Drawing:
-    """Draw a picture in all its forms."""
+    """Draw a picture in both forms."""
     with drawing():
+        figure = draw(FILE)
         return Drawing(
             name=name,
             title=title,
@@ -44,9 +40,6 @@ def render(
             alt=alt,
             table=table,
             notes=notes,
-            png=png(draw(FILE)),
-            light=svg(draw(WIDE)),
-            dark=svg(draw(replace(WIDE, scheme="dark"))),
-            light_narrow=svg(draw(NARROW)),
-            dark_narrow=svg(draw(replace(NARROW, scheme="dark"))),
+            png=png(figure),
+            svg=svg(figure),
         )

@@ -13,7 +13,7 @@ from .canvas import Frame
 from .drawing import Drawing, render
 from .rows import RowChart, linear_scale
 from .symbols import Key
-from .timing_rows import axis_text, spoken, timing_row, timing_setting, timing_table
+from .timing_rows import axis_text, spoken, timing_row, timing_table
 
 TITLE = "The step's share of an iteration"
 
@@ -21,7 +21,7 @@ TITLE = "The step's share of an iteration"
 def draw_iterations(findings: Findings) -> Drawing | None:
     """The picture, or None where forward and backward were not timed."""
     whole = [timing for timing in findings.timings if timing.iteration]
-    timings, notes = pictured(whole, lambda timing: timing_setting(findings, timing))
+    timings, notes = pictured(whole, findings.setting_of)
     if not timings:
         return None
     return render(

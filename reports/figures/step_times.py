@@ -15,7 +15,7 @@ from .canvas import Frame
 from .drawing import Drawing, render
 from .rows import BAR, Place, Row, RowChart, linear_scale
 from .symbols import Key, mark_style
-from .timing_rows import axis_text, spoken, timing_row, timing_setting, timing_table
+from .timing_rows import axis_text, spoken, timing_row, timing_table
 
 TITLE = "Time of the optimizer's step"
 # Beyond this ratio a linear axis would press the fast ones together.
@@ -24,7 +24,7 @@ LOG_FROM = 10
 
 def draw_steps(findings: Findings) -> Drawing | None:
     """The picture, or None where no step was timed."""
-    timings, notes = pictured(findings.timings, lambda timing: timing_setting(findings, timing))
+    timings, notes = pictured(findings.timings, findings.setting_of)
     if not timings:
         return None
     return render(

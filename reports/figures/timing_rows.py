@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from ..entries import Setting
 from ..findings import Findings
 from ..labels import optimizer_key
 from ..table import Table, text_table
@@ -15,17 +14,8 @@ from .rows import Row
 def timing_row(findings: Findings, timing: Timing, value: str) -> Row:
     """The row of a timing; device and implementation stand in its label where the timings differ in them."""
     record = timing.record
-    label = findings.labels[optimizer_key(record.scenario)]
-    mark = findings.marks[label]
-    common = shared(conditions(other.record) for other in findings.timings)
-    name = label if common else f"{label} · {conditions(record)}"
-    return Row(group=timing_setting(findings, timing), mark=mark, origin=record.origin, label=name, value=value)
-
-
-def timing_setting(findings: Findings, timing: Timing) -> str:
-    """The name of the setting that a timing was taken in."""
-    setting = Setting.of(timing.record.scenario)
-    return findings.names.get(setting, setting.model)
+    mark = findings.marks[findings.labels[optimizer_key(record.scenario)]]
+    return Row(group=findings.setting_of(timing), mark=mark, origin=record.origin, label=findings.timing_label(timing), value=value)
 
 
 def spoken(findings: Findings, timing: Timing, value: str) -> str:

@@ -4,7 +4,6 @@ import random
 import re
 from dataclasses import replace
 from itertools import pairwise
-from xml.etree import ElementTree
 
 import pytest
 
@@ -155,12 +154,8 @@ def test_each_setting_has_a_picture_of_its_own(tmp_path, simulated, timeline):
     drawings = {drawing.name: drawing for drawing in draw_all(records, tmp_path, timelines)}
     assert drawings["timeline"].title.endswith("tiny")
     assert drawings["timeline-2"].title.endswith("small")
-    forms = [getattr(drawings["timeline"], form) for form in ("light", "dark", "light_narrow", "dark_narrow")]
-    assert len(set(forms)) == 4
-    for form in forms:
-        assert ElementTree.fromstring(form).tag.endswith("svg")
-        assert "training step 1" in form
-        assert len(form) < 60_000
+    assert "training step 1" in drawings["timeline"].svg
+    assert len(drawings["timeline"].svg) < 60_000
 
 
 def test_rows_with_other_phases_name_their_own(tmp_path, simulated, timeline):
@@ -173,7 +168,7 @@ def test_rows_with_other_phases_name_their_own(tmp_path, simulated, timeline):
     names = [file_name(record.scenario) for record in records]
     for timelines, count in (((timeline, timeline), 1), ((timeline, short), 2)):
         drawn = draw_all(records, tmp_path, dict(zip(names, timelines, strict=True)))
-        form = next(drawing.light for drawing in drawn if drawing.name == "timeline")
+        form = next(drawing.svg for drawing in drawn if drawing.name == "timeline")
         assert form.count(">training step 1<") == count
 
 

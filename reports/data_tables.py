@@ -1,0 +1,169 @@
+"""Data tables: every number of a run: as tables that fit a page, and as plain rows for a spreadsheet or a program."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from profiler.record import Record, StepEstimate
+
+from .entries import Entry, failures
+from .findings import Findings
+from .labels import byte_options, optimizer_key
+from .paces import Pace
+from .savings import BASELINE
+from .table import Cell, Table, gib_cell
+from .tables import without_lone_model
+from .units import NOTHING, per_parameter_text, range_text, seconds_text
+from .words import interval_text, pace_text, phase_name, source_text, throughput_text
+
+Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
+
+
+def memory_table(findings: Findings) -> Table:
+    """What each entry holds, and what has no result."""
+    columns: Columns = [
+        *_names(findings),
+        ("options for the bytes", lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING)),
+        ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
+        ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
+        ("state as allocated, GiB", lambda entry: gib_cell(entry.memory.optimizer_state_allocated if entry.memory else None)),
+        ("peak allocated, GiB", lambda entry: gib_cell(entry.peak_bytes)),
+        ("peak reserved, GiB", lambda entry: gib_cell(peak_reserved(entry))),
+        ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
+        ("origin", lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING)),
+    ]
+    table = _filled(columns, findings.entries)
+    failed = tuple(_failed(findings, record, len(columns)) for record in failures(findings.records))
+    return without_lone_model(findings, Table(head=table.head, rows=table.rows + failed))
+
+
+def step_table(findings: Findings) -> Table:
+    """How long the step of each entry takes, where it was timed."""
+    against = {id(pace.entry): pace for pace in findings.paces}
+    columns: Columns = [
+        *_names(findings, timed=True),
+        ("step, median", lambda entry: _number(entry.step.median if entry.step else None, seconds_text)),
+        ("95 % interval", lambda entry: Cell(text=(interval_text(entry.step) if entry.step else "") or NOTHING, number=True)),
+        ("quartiles", _quartiles),
+        (f"against {BASELINE}", lambda entry: _pace(against.get(id(entry)))),
+        *([("training", _throughput)] if any(_throughput(entry).text != NOTHING for entry in findings.entries) else []),
+        ("origin", lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING)),
+    ]
+    return without_lone_model(findings, _filled(columns, [entry for entry in findings.entries if entry.step]))
+
+
+def estimate_table(findings: Findings) -> Table:
+    """What the step would take on the GPU that was asked for."""
+
+    def column(read: Callable[[StepEstimate], float], show: Callable[[Any], str]) -> Callable[[Entry], Cell]:
+        return lambda entry: _number(read(entry.estimate) if entry.estimate else None, show)
+
+    columns: Columns = [
+        *_names(findings),
+        ("on GPU", lambda entry: Cell(text=entry.estimate.gpu if entry.estimate else NOTHING)),
+        ("step there, estimated", column(lambda estimate: estimate.seconds, seconds_text)),
+        ("its floor", column(lambda estimate: estimate.floor_seconds, seconds_text)),
+        ("moved, GiB", lambda entry: gib_cell(entry.estimate.moved_bytes if entry.estimate else None)),
+        ("launches", column(lambda estimate: estimate.launches, "{:,}".format)),
+        ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),
+    ]
+    return without_lone_model(findings, _filled(columns, [entry for entry in findings.entries if entry.estimate]))
+
+
+def data_rows(findings: Findings) -> list[dict[str, Any]]:
+    """A row for each of `memory_table`'s, in its order: exact bytes, seconds that are not rounded, None for what is not known."""
+    found = [_data(entry) for entry in findings.entries]
+    names = dict.fromkeys(found[0] if found else ())
+    return found + [names | _data_of_failure(findings, record) for record in failures(findings.records)]
+
+
+def peak_reserved(entry: Entry) -> int | None:
+    """The most bytes that a training step reserved."""
+    return entry.memory.peak_reserved if entry.memory and entry.peak_bytes is not None else None
+
+
+def _names(findings: Findings, *, timed: bool = False) -> Columns:
+    """The columns that say what a row is about: of its bytes, or of its times."""
+
+    def origin(entry: Entry) -> str:
+        return entry.times_from.origin if timed and entry.times_from else entry.origin
+
+    def implementation(entry: Entry) -> str:
+        record = entry.times_from if timed and entry.times_from else entry.record
+        return record.scenario.implementation
+
+    return [
+        ("optimizer", lambda entry: Cell(text=entry.label, mark=entry.label, origin=origin(entry))),
+        ("model", lambda entry: Cell(text=findings.names[entry.setting])),
+        ("implementation", lambda entry: Cell(text=implementation(entry))),
+    ]
+
+
+def _filled(columns: Columns, entries: Sequence[Entry]) -> Table:
+    rows = [tuple(show(entry) for _, show in columns) for entry in entries]
+    return Table(head=tuple(name for name, _ in columns), rows=tuple(rows))
+
+
+def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
+    label, scenario = findings.labels[optimizer_key(record.scenario)], record.scenario
+    named = (Cell(text=label, mark=label, origin=record.origin), Cell(text=scenario.model), Cell(text=scenario.implementation))
+    unknown = (Cell(text=byte_options(scenario.options) or NOTHING), *[Cell(text=NOTHING, number=True)] * (columns - 6))
+    return (*named, *unknown, Cell(text=phase_name(record.outcome)), Cell(text="no result"))
+
+
+def _data(entry: Entry) -> dict[str, Any]:
+    memory, step, timed, estimate = entry.memory, entry.step, entry.times_from, entry.estimate
+    return {
+        "optimizer": entry.label,
+        "model": entry.setting.model,
+        "setting": " · ".join(entry.setting.traits),
+        "outcome": "ok",
+        "parameters": entry.record.parameter_count,
+        "implementation": entry.scenario.implementation,
+        "bytes_origin": source_text(entry.bytes_from) if entry.bytes_from else None,
+        "state_bytes": entry.state_bytes,
+        "state_allocated_bytes": memory.optimizer_state_allocated if memory else None,
+        "peak_allocated_bytes": entry.peak_bytes,
+        "peak_reserved_bytes": peak_reserved(entry),
+        "peak_phase": _peak_phase(entry) or None,
+        "step_origin": source_text(timed) if timed else None,
+        "step_implementation": timed.scenario.implementation if timed else None,
+        "step_seconds": step.median if step else None,
+        "step_lower_seconds": step.interval.lower if step and step.interval else None,
+        "step_upper_seconds": step.interval.upper if step and step.interval else None,
+        "step_samples": len(step.samples) if step else None,
+        "gpu": estimate.gpu if estimate else None,
+        "gpu_step_seconds": estimate.seconds if estimate else None,
+        "error": None,
+    }
+
+
+def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
+    return {
+        "optimizer": findings.labels[optimizer_key(record.scenario)],
+        "model": record.scenario.model,
+        "outcome": record.outcome,
+        "parameters": record.parameter_count,
+        "implementation": record.scenario.implementation,
+        "error": record.error,
+    }
+
+
+def _peak_phase(entry: Entry) -> str:
+    return phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
+
+
+def _quartiles(entry: Entry) -> Cell:
+    step = entry.step
+    return Cell(text=range_text(step.lower, step.upper) if step and len(step.samples) > 1 else NOTHING, number=True)
+
+
+def _pace(pace: Pace | None) -> Cell:
+    return Cell(text=pace_text(pace) if pace else NOTHING, number=True, value=pace.ratio.value if pace else None)
+
+
+def _throughput(entry: Entry) -> Cell:
+    return Cell(text=(throughput_text(entry.times_from) if entry.times_from else "") or NOTHING, number=True)
+
+
+def _number(value: float | None, show: Callable[[float], str]) -> Cell:
+    return Cell(text=NOTHING if value is None else show(value), number=True, value=value)

@@ -1,0 +1,162 @@
+// Graphs: drawn by plotly from the page's JSON, in the reader's theme, units and axes.
+const graphs = JSON.parse(document.getElementById("graphs").textContent);
+const UNITS = { binary: 2 ** 30, decimal: 1e9 };
+
+// What the JSON leaves open: colours by name, exact bytes, and what is written in either unit.
+function filledIn(node, units, colours) {
+  if (typeof node === "string") return node.startsWith("@") ? colours.getPropertyValue(`--${node.slice(1)}`).trim() || node : node;
+  if (Array.isArray(node)) return node.map((each) => filledIn(each, units, colours));
+  if (node === null || typeof node !== "object") return node;
+  if ("bytes" in node) return node.bytes.map((count) => count / UNITS[units]);
+  if ("binary" in node) return node[units];
+  return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, filledIn(value, units, colours)]));
+}
+
+function drawn(element) {
+  const graph = graphs[element.id];
+  const section = element.closest("section");
+  const axes = section.querySelector(".controls input:checked")?.value ?? "log";
+  const hidden = new Set([...section.querySelectorAll('[aria-pressed="false"]')].map((button) => button.dataset.label));
+  const colours = getComputedStyle(root);
+  const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, chosen("units"), colours);
+  for (const trace of traces) trace.visible = !hidden.has(trace.label);
+  if (graph.logarithmic && axes === "linear") {
+    for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { type: "linear", rangemode: "tozero", tickvals: undefined, ticktext: undefined, exponentformat: "B" });
+  }
+  return { traces, layout: framed(graph, layout, element.clientWidth, (name) => colours.getPropertyValue(`--${name}`).trim()) };
+}
+
+function framed(graph, layout, width, colour) {
+  const axis = { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, tickcolor: colour("line"), automargin: true };
+  const names = columnNames(graph, layout, width, colour);
+  return {
+    ...layout,
+    xaxis: { ...axis, ...layout.xaxis, ...phaseTicks(graph, width) },
+    yaxis: { ...axis, ...layout.yaxis },
+    annotations: [...names, ...stepNames(graph, colour)],
+    shapes: [...columnLines(graph, colour), ...phaseShades(graph, colour)],
+    width,
+    height: graph.height,
+    margin: { l: 56, r: 16, t: names.length ? 84 : 12, b: graph.bands.length ? 44 : 52 },
+    font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("muted") },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    hoverlabel: { bgcolor: colour("paper"), bordercolor: colour("line"), font: { color: colour("ink"), size: 13 }, align: "left" },
+    hovermode: layout.hovermode ?? "closest",
+    showlegend: false,
+    // A finger that drags scrolls the page.
+    dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
+  };
+}
+
+function columnNames(graph, layout, width, colour) {
+  const places = graph.columns.map(([place, text]) => [layout.xaxis.type === "log" ? Math.log10(place) : place, text]);
+  const span = Math.max(...places.map(([place]) => place)) - Math.min(...places.map(([place]) => place));
+  let last = -Infinity;
+  return places
+    .sort((one, other) => one[0] - other[0])
+    .filter(([place]) => {
+      const room = !span || ((place - last) / span) * (width - 90) > 17;
+      if (room) last = place;
+      return room;
+    })
+    .map(([x, text]) => ({
+      x, text, y: 1, yref: "paper", textangle: -35, xanchor: "left", yanchor: "bottom", showarrow: false,
+      font: { size: 12, color: colour("muted") },
+    }));
+}
+
+function columnLines(graph, colour) {
+  const line = { color: colour("line"), width: 1 };
+  return graph.columns.map(([x]) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", layer: "below", line }));
+}
+
+// Phases that have room for their name or a short one are named below the axis.
+function phaseTicks(graph, width) {
+  if (!graph.bands.length) return {};
+  const named = graph.bands.map(({ left, right, name, short }) => {
+    const room = (right - left) * (width - 72);
+    return [(left + right) / 2, [name, short].find((text) => text.length * 7.2 < room) ?? ""];
+  });
+  return { tickvals: named.map(([place]) => place), ticktext: named.map(([, text]) => text), ticks: "" };
+}
+
+function phaseShades(graph, colour) {
+  const shades = graph.bands.filter((_, number) => number % 2).map(({ left, right }) => ({
+    type: "rect", x0: left, x1: right, y0: 0, y1: 1, yref: "paper", layer: "below", line: { width: 0 }, fillcolor: colour("track"),
+  }));
+  const starts = graph.bands.filter(({ step }, number) => number && step !== graph.bands[number - 1].step).map(({ left }) => ({
+    type: "line", x0: left, x1: left, y0: 0, y1: 1, yref: "paper", line: { color: colour("muted"), width: 1 },
+  }));
+  return [...shades, ...starts];
+}
+
+function stepNames(graph, colour) {
+  const steps = new Map();
+  for (const { step, left, right } of graph.bands) steps.set(step, [steps.get(step)?.[0] ?? left, right]);
+  return [...steps].map(([step, [left, right]]) => ({
+    x: (left + right) / 2, y: 0, yref: "paper", yshift: -24, yanchor: "top", showarrow: false, text: `training step ${step}`,
+    font: { size: 12, color: colour("muted") },
+  }));
+}
+
+function draw(element) {
+  const { traces, layout } = drawn(element);
+  Plotly.react(element, traces, layout, { displayModeBar: false, doubleClick: "reset", showTips: false });
+}
+
+const elements = [...document.querySelectorAll(".graph")];
+let waiting = [];
+
+// One graph at a time, so that the page answers in between.
+function drawNext() {
+  const element = waiting.shift();
+  if (!element) return;
+  draw(element);
+  setTimeout(drawNext);
+}
+
+function redraw() {
+  const idle = !waiting.length;
+  waiting = [...elements];
+  if (idle) drawNext();
+}
+
+function drawNow() {
+  waiting = [];
+  elements.forEach(draw);
+}
+
+document.addEventListener("redraw", redraw);
+document.addEventListener("change", ({ target }) => {
+  if (target.name.startsWith("axes-")) target.closest("section").querySelectorAll(".graph").forEach(draw);
+});
+document.addEventListener("click", ({ target }) => {
+  const button = target.closest("[aria-pressed]");
+  if (!button) return;
+  button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
+  button.closest("section").querySelectorAll(".graph").forEach(draw);
+});
+
+let lastWidth = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth !== lastWidth) redraw();
+  lastWidth = innerWidth;
+});
+
+// Paper is light, and narrower than most screens.
+let theme;
+addEventListener("beforeprint", () => {
+  theme = root.dataset.theme;
+  root.dataset.theme = "light";
+  root.classList.add("printing");
+  drawNow();
+});
+addEventListener("afterprint", () => {
+  root.classList.remove("printing");
+  if (theme) root.dataset.theme = theme;
+  else delete root.dataset.theme;
+  redraw();
+});
+
+redraw();

@@ -1,0 +1,97 @@
+// Tables: sorting by a column, filtering by words, and the rows that are left as CSV or JSON.
+const rows = JSON.parse(document.getElementById("rows").textContent);
+const sortable = [...document.querySelectorAll("table.sortable")];
+const bodies = sortable.map((table) => table.tBodies[0]);
+// The rows of the first table are those of the data, in the same order.
+const dataOf = new Map([...(bodies[0]?.rows ?? [])].map((row, number) => [row, rows[number]]));
+
+function sortKey(cell) {
+  return "value" in cell.dataset ? Number(cell.dataset.value) : cell.textContent.trim();
+}
+
+function compare(first, second) {
+  const numbers = [typeof first === "number", typeof second === "number"];
+  // What is not known stands last among numbers.
+  if (numbers[0] !== numbers[1]) return numbers[0] ? -1 : 1;
+  return numbers[0] ? first - second : first.localeCompare(second, "en", { numeric: true });
+}
+
+function sortBy(table, column) {
+  const head = table.tHead.rows[0].cells[column];
+  const rising = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
+  head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+  const known = (row) => "value" in row.cells[column].dataset;
+  const sorted = [...table.tBodies[0].rows].sort((one, other) => {
+    const order = compare(sortKey(one.cells[column]), sortKey(other.cells[column]));
+    return rising || known(one) !== known(other) ? order : -order;
+  });
+  table.tBodies[0].append(...sorted);
+}
+
+function makeSortable(table) {
+  [...table.tHead.rows[0].cells].forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    button.addEventListener("click", () => sortBy(table, column));
+    head.append(button);
+    head.setAttribute("aria-sort", "none");
+  });
+}
+
+function filterBy(text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  for (const body of bodies) {
+    for (const row of body.rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+  }
+  tell(words.length ? `${shownRows().length} of ${rows.length} rows` : "");
+}
+
+function shownRows() {
+  return [...(bodies[0]?.rows ?? [])].filter((row) => !row.hidden).map((row) => dataOf.get(row));
+}
+
+function csvOf(found) {
+  const names = Object.keys(rows[0] ?? {});
+  const written = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+  const lines = found.map((row) => names.map((name) => written(String(row[name] ?? ""))).join(","));
+  return [names.join(","), ...lines].join("\n") + "\n";
+}
+
+async function copyText(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    // Not every browser lets a page from the disk use the clipboard so.
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+}
+
+function save(text, name, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+function tell(text) {
+  document.getElementById("told").textContent = text;
+}
+
+sortable.forEach(makeSortable);
+document.getElementById("filter").addEventListener("input", ({ target }) => filterBy(target.value));
+document.getElementById("copy").addEventListener("click", async () => {
+  const found = shownRows();
+  await copyText(csvOf(found));
+  tell(`${found.length} ${found.length === 1 ? "row" : "rows"} copied`);
+});
+document.getElementById("download").addEventListener("click", () => {
+  save(JSON.stringify(shownRows(), null, 1) + "\n", "optprof.json", "application/json");
+});
