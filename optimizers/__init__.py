@@ -1,5 +1,6 @@
 """Optimizers that keep little memory, beside torch's own, in one catalogue."""
 
+from . import accumulation
 from .catalogue import Implementation, available, create, describe, goes_by_names, implementations, option_defaults
 from .entry import Description, Entry
 from .lamb import LAMB
@@ -17,6 +18,7 @@ __all__ = [
     "Implementation",
     "SGDBoost",
     "SGDSaI",
+    "accumulation",
     "available",
     "create",
     "describe",

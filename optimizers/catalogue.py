@@ -6,9 +6,8 @@ other subclass of torch.optim.Optimizer that can be imported; the command line l
 
 import importlib
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from torch.optim.optimizer import Optimizer, ParamsT
@@ -18,6 +17,7 @@ from .baselines import BASELINES
 from .entry import Description, Entry, Factory
 from .lamb import LAMB
 from .lamb16 import LAMB16
+from .options import defaults, known_options, one_line, refusal, require_complete, require_known, unknown
 from .sgd_sai import SGDSaI
 from .sm3 import SM3
 from .spec import parse
@@ -95,7 +95,7 @@ def describe(name: str) -> Description:
     """What the catalogue says of one of its names, whether its package is installed or not; ValueError for any other."""
     entry = _find(name)
     if entry is None:
-        raise ValueError(_unknown("optimizer", name, available()))
+        raise ValueError(unknown("optimizer", name, available()))
     return entry.description
 
 
@@ -115,8 +115,7 @@ def implementations(spec: str) -> tuple[Implementation, ...]:
 def option_defaults(spec: str, **options: Any) -> dict[str, Any]:
     """Every hyper-parameter with its value: as given, else as the catalogue or the constructor sets it."""
     choice = _choose(spec, options)
-    values = {name: known.default for name, known in choice.known.items() if known.default is not inspect.Parameter.empty}
-    return {name: value for name, value in {**values, **choice.options}.items() if name not in _RUNNING}
+    return {name: value for name, value in {**defaults(choice.known), **choice.options}.items() if name not in _RUNNING}
 
 
 def create(spec: str, params: ParamsT, *, implementation: Implementation | None = None, **options: Any) -> Optimizer:
@@ -127,21 +126,19 @@ def create(spec: str, params: ParamsT, *, implementation: Implementation | None 
     """
     choice = _choose(spec, options)
     given = {**choice.options, **_running(choice, implementation)}
-    missing = [name for name, known in choice.known.items() if known.default is inspect.Parameter.empty and name not in given]
-    if missing:
-        raise ValueError(f"{choice.name} needs {', '.join(missing)}; write {choice.name}:{missing[0]}=VALUE")
+    require_complete(choice.name, given, choice.known)
     try:
         return choice.factory(params, **given)
     except TypeError as error:
         if not choice.options:
             raise
         # torch compares values before it looks at their types: momentum=fast ends in "'<=' not supported between ...".
-        raise ValueError(_refusal(choice, error)) from error
+        raise ValueError(refusal(choice.name, choice.options, error)) from error
     except Exception as error:
         # Other packages have kinds of their own for a value that does not fit.
         if isinstance(error, ValueError) or not choice.is_foreign:
             raise
-        raise ValueError(_refusal(choice, error)) from error
+        raise ValueError(refusal(choice.name, choice.options, error)) from error
 
 
 def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
@@ -149,21 +146,13 @@ def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
     entry = _find(name)
     factory = _factory(name, entry) if entry else _load(name)
     # The first parameter takes the parameters to optimize.
-    known = dict(list(inspect.signature(factory).parameters.items())[1:])
-    named = {key: value for key, value in known.items() if value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)}
+    known, takes_others = known_options(factory)
     given = {**(entry.options if entry else {}), **written, **options}
     # What the constructors of the catalogue take beyond their named options ends in a group and does nothing: it is a slip of the pen.
-    if entry or not any(value.kind is value.VAR_KEYWORD for value in known.values()):
-        for key in given:
-            if key not in named:
-                raise ValueError(_unknown(f"option of {name}", key, named))
+    if entry or not takes_others:
+        require_known(name, given, known)
     is_foreign = entry is not None and entry.package not in ("optprof", "torch")
-    return _Choice(name=name, factory=factory, known=named, options=given, is_foreign=is_foreign)
-
-
-def _refusal(choice: _Choice, error: Exception) -> str:
-    written = ", ".join(f"{name}={value!r}" for name, value in choice.options.items())
-    return f"{choice.name} does not take {written or 'these parameters'}: {_one_line(error)}"
+    return _Choice(name=name, factory=factory, known=known, options=given, is_foreign=is_foreign)
 
 
 def _running(choice: _Choice, implementation: Implementation | None) -> dict[str, bool]:
@@ -196,20 +185,20 @@ def _factory(name: str, entry: Entry) -> Factory:
     try:
         return entry.load()
     except Exception as error:
-        raise ValueError(f"cannot load {name} from {entry.package}: {_one_line(error)}") from error
+        raise ValueError(f"cannot load {name} from {entry.package}: {one_line(error)}") from error
 
 
 def _load(name: str) -> type[Optimizer]:
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise ValueError(_unknown("optimizer", name, available()))
+        raise ValueError(unknown("optimizer", name, available()))
     try:
         imported = importlib.import_module(module)
     except Exception as error:
         hint = f"; an option is written {module}:{attribute}=VALUE" if module in _CATALOGUE else ""
-        raise ValueError(f"cannot import {module} for {name}: {_one_line(error)}{hint}") from error
+        raise ValueError(f"cannot import {module} for {name}: {one_line(error)}{hint}") from error
     if not hasattr(imported, attribute):
-        raise ValueError(_unknown(f"class in {module}", attribute, [key for key, value in vars(imported).items() if _is_optimizer(value)]))
+        raise ValueError(unknown(f"class in {module}", attribute, [key for key, value in vars(imported).items() if _is_optimizer(value)]))
     found = getattr(imported, attribute)
     if not _is_optimizer(found):
         raise ValueError(f"{name} is {found!r}, not a subclass of torch.optim.Optimizer")
@@ -218,13 +207,3 @@ def _load(name: str) -> type[Optimizer]:
 
 def _is_optimizer(found: Any) -> bool:
     return isinstance(found, type) and issubclass(found, Optimizer)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _unknown(what: str, name: str, there: Collection[str]) -> str:
-    near = get_close_matches(name.lower(), there)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"no {what} is named {name!r}; {hint}there is {', '.join(there) or 'none'}"

@@ -1,0 +1,21 @@
+"""Gradient quality control: wrappers of any optimizer that decide after each micro-batch whether to step."""
+
+from .accumulation import Accumulation
+from .catalogue import available, create, describe, option_defaults
+from .schedules import CosineTarget, NormWarmupScheduler
+from .wrappers import GradientNoiseScale, GradientNormRescaler, GradientNormThreshold, MetricHypothesisTest, ScheduledBatch
+
+__all__ = [
+    "Accumulation",
+    "CosineTarget",
+    "GradientNoiseScale",
+    "GradientNormRescaler",
+    "GradientNormThreshold",
+    "MetricHypothesisTest",
+    "NormWarmupScheduler",
+    "ScheduledBatch",
+    "available",
+    "create",
+    "describe",
+    "option_defaults",
+]
