@@ -63,19 +63,26 @@ class Harness:
         finally:
             self._phase = self._clock.phase
 
-    def sample(self, iterate: Callable[[], None], *, samples: int, seconds: float) -> None:
-        """Warm up, then run until the medians are known well enough, there are `samples`, or `seconds` are over, three times at least."""
-        warnings = self._warm_up(iterate)
-        contention, readings = Contention(), [self._read_gpu()]
-        end = time.monotonic() + seconds
-        for count in range(samples):
-            if count >= LEAST_SAMPLES and (time.monotonic() > end or self._known_well()):
-                break
-            if count == LEAST_SAMPLES:
-                readings.append(self._read_gpu())
-            iterate()
-            self.keep_sample()
-        self.gpu = tuple(reading for reading in (*readings, self._read_gpu()) if reading)
+    def sample(
+        self,
+        iterate: Callable[[], None],
+        *,
+        samples: int,
+        seconds: float,
+        alone: Callable[[], AbstractContextManager[Callable[[], None]]] | None = None,
+    ) -> None:
+        """Warm up, then run until the medians are known well enough, there are `samples`, or `seconds` are over, three times at least.
+
+        Where the step's median is not known by then, `alone` lets it run by itself, for half of the time once more.
+        """
+        warnings, contention = self._warm_up(iterate), Contention()
+        self._note_gpu()
+        self._collect(iterate, samples, seconds, ("step", "iteration"))
+        missing = samples - len(self.times["step"])
+        if alone is not None and missing > 0 and not self._known_well("step"):
+            with alone() as step:
+                self._collect(step, missing, seconds / 2, ("step",))
+        self._note_gpu()
         found = [*warnings, contention.warning(), *gpu_warnings(self.gpu)]
         self.warnings = tuple(warning for warning in found if warning)
 
@@ -96,12 +103,23 @@ class Harness:
             if passed >= WARM_UP_LIMIT:
                 return [] if change is None else [f"times still changed by {change:.0%} when the warm-up ended"]
 
-    def _known_well(self) -> bool:
-        """Whether the step and the whole iteration have medians with narrow intervals."""
-        return all(is_narrow(self.times[phase]) for phase in ("step", "iteration") if phase in self.times)
+    def _collect(self, iterate: Callable[[], None], samples: int, seconds: float, phases: Sequence[str]) -> None:
+        end = time.monotonic() + seconds
+        for count in range(samples):
+            if count >= LEAST_SAMPLES and (time.monotonic() > end or self._known_well(*phases)):
+                break
+            if count == LEAST_SAMPLES:
+                self._note_gpu()
+            iterate()
+            self.keep_sample()
 
-    def _read_gpu(self) -> GpuReading | None:
-        return read_gpu() if self._device == "cuda" else None
+    def _known_well(self, *phases: str) -> bool:
+        """Whether those of the phases that run have medians with narrow intervals."""
+        return all(is_narrow(self.times[phase]) for phase in phases if phase in self.times)
+
+    def _note_gpu(self) -> None:
+        reading = read_gpu() if self._device == "cuda" else None
+        self.gpu += (reading,) if reading else ()
 
 
 def is_narrow(samples: Sequence[float]) -> bool:

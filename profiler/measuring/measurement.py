@@ -45,7 +45,8 @@ class Files:
 def measure(scenario: Scenario, simulated: Record | None = None, files: Files | None = None) -> Record:
     """Real steps on the scenario's device: two that are watched, a warm-up, and at most `scenario.steps` that are timed.
 
-    Times end early when the 95 % confidence intervals of the medians of step and iteration are within 2 %, or after 30 seconds.
+    Times end early when the 95 % confidence intervals of the medians of step and iteration are within 2 %, or after 30 seconds; then the
+    step goes on alone for another 15 if its median is not known so well.
     `simulated` is what `simulate(to_simulate(scenario))` says; without it, it is asked here where it is needed.
 
     On the CPU, what would not fit in half of the free memory is reduced: without room for activations only the optimizer's step runs,
@@ -86,7 +87,7 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
     harness = Harness(scenario.device)
     found = _watch_on_cuda(scenario, harness, files) if scenario.device == "cuda" else _watch_on_cpu(scenario, harness)
     run, memory, watched = found
-    harness.sample(run.whole, samples=scenario.steps, seconds=TIME_LIMIT)
+    harness.sample(run.whole, samples=scenario.steps, seconds=TIME_LIMIT, alone=run.alone)
     operations = _trace(scenario, harness, run, files.trace) if files.trace is not None else ()
     return Record(
         scenario=scenario,

@@ -1,7 +1,7 @@
 """Training at hand: a scenario's model, batch and optimizer on a real device, and one iteration with them."""
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -53,6 +53,18 @@ class TrainingRun:
             return
         with self._phase("iteration"):
             self.iterate()
+
+    @property
+    def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
+        """Opens the step by itself; None where it always is, and where a scaler refuses to step twice on the same gradients."""
+        return None if self._scenario.workload == "state" or self._scenario.amp == "fp16" else self._step_alone
+
+    @contextmanager
+    def _step_alone(self) -> Iterator[Callable[[], None]]:
+        """The step, to be taken again and again on the gradients of one forward and backward."""
+        self._iteration.gradients()
+        yield self._iteration.step
+        self.optimizer.zero_grad(self._scenario.set_to_none)
 
     @property
     def samples(self) -> int | None:

@@ -1,7 +1,8 @@
 """When warm-up and sampling end, with a clock that the test sets: no real time decides."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 
@@ -62,6 +63,34 @@ def test_noise_is_sampled_until_the_count_that_was_asked_for(monkeypatch: pytest
     steps = Steps(monkeypatch, *[0.2, 0.21, 0.2, 0.21, 0.2, 0.21] * 20)
     steps.harness.sample(steps, samples=9, seconds=1_000)
     assert len(steps.harness.times["step"]) == 9
+
+
+def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_known(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, *[1.0, 1.2, 1.4] * 4, 1.0)
+    opened: list[str] = []
+
+    @contextmanager
+    def alone() -> Iterator[Callable[[], None]]:
+        opened.append("open")
+        yield steps
+        opened.append("closed")
+
+    def iterate() -> None:
+        with steps.harness.phase("iteration"):
+            steps()
+            steps.now += 9
+
+    steps.harness.sample(iterate, samples=100, seconds=25, alone=alone)
+    # Three iterations of 10 s and more, then eleven steps in half of 25 s: 1.2, 1.4, 1.0, 1.2, 1.4, 1.0, 1.2, 1.4, 1.0, 1.0, 1.0.
+    assert opened == ["open", "closed"]
+    assert len(steps.harness.times["iteration"]) == 3
+    assert len(steps.harness.times["step"]) == 14
+
+
+def test_a_step_that_is_known_is_not_run_alone(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, 0.25)
+    steps.harness.sample(steps, samples=100, seconds=1_000, alone=nullcontext)  # pyright: ignore[reportArgumentType]
+    assert len(steps.harness.times["step"]) == 6
 
 
 @pytest.mark.parametrize(("spread", "narrow"), [(0.019, True), (0.021, False)])
