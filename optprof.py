@@ -1,23 +1,33 @@
-"""optprof, the command line: what an optimizer costs, on your model."""
+"""optprof: what an optimizer costs, on your model. The commands, and `profile`, `watch` and `read_run` for programs and notebooks.
+
+Importing it loads neither torch nor anything that draws; what a command or a function needs is loaded when it is called.
+"""
 
 import json
-import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from reports.streams import progress, results_on_stdout
+
 if TYPE_CHECKING:
+    import torch
+
     from profiler.record import Record
     from profiler.running.runner import Crew
     from profiler.store import RunStore
+    from reports.run import Run
     from scenarios import Scenario
 
+__all__ = ["main", "profile", "read_run", "watch"]
+
+OPTIMIZERS = "adamw,sm3,lamb16,sgd-sai"
 RUNS = Path("runs")
 GATE_STOPPED = 3
 SOME_FAILED = 4
@@ -68,10 +78,10 @@ def _main() -> None:
     """What an optimizer costs: the bytes of its state, the peak it leads to, the time of its step."""
 
 
-@app.command()
-def profile(
+@app.command("profile")
+def _profile(
     models: Models,
-    optimizers: Optimizers = "adamw,sm3,lamb16,sgd-sai",
+    optimizers: Optimizers = OPTIMIZERS,
     device: Device = "auto",
     batch_size: BatchSize = 1,
     sequence_length: SequenceLength = None,
@@ -101,7 +111,7 @@ def profile(
     as_json: AsJson = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
-    with _one_line_errors(), _results_on_stdout() as stdout, _crew() as crew:
+    with _one_line_errors(), results_on_stdout() as stdout, _crew() as crew:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
         from scenarios.models import read_config
@@ -156,7 +166,7 @@ def sweep(
     as_json: AsJson = False,
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
-    with _one_line_errors(), _results_on_stdout() as stdout, _crew() as crew:
+    with _one_line_errors(), results_on_stdout() as stdout, _crew() as crew:
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
 
@@ -189,7 +199,7 @@ def doctor() -> None:
 @app.command()
 def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `optprof list models`, or module:factory.")],
-    optimizers: Optimizers = "adamw,sm3,lamb16,sgd-sai",
+    optimizers: Optimizers = OPTIMIZERS,
     gpu: Annotated[str | None, typer.Option(help="Names from `optprof list gpus`, as in rtx3090,a100-80.", show_default="all")] = None,
     batch_size: BatchSize = 1,
     sequence_length: SequenceLength = None,
@@ -209,7 +219,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
-    with _one_line_errors(), _results_on_stdout() as stdout:
+    with _one_line_errors(), results_on_stdout() as stdout:
         _see_own_code()
         import optimizers as catalogue
         from profiler.fitting import Fitting
@@ -240,7 +250,7 @@ def fit(
         )
         scenarios = plan_fits(comparison, gpu.split(",") if gpu else hardware.available())
         fitting, fits = Fitting(), []
-        with _progress(len(scenarios)) as started:
+        with progress(len(scenarios)) as started:
             for place, scenario in enumerate(scenarios):
                 started(place, scenario)
                 fits.append(fitting.fit(scenario, [other for other in scenarios if other.gpu == scenario.gpu]))
@@ -317,31 +327,9 @@ def explain_metric(
 def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus|suites", help="What to list.")]) -> None:
     """List the models, the optimizers, the GPUs or the suites that have a name here."""
     with _one_line_errors():
-        if what == "models":
-            from scenarios import models
+        from profiler.listing import listing
 
-            for name in models.available():
-                entry = models.describe(name)
-                print(f"{name:<14}{entry.parameter_count if entry else 0:>15,} parameters")
-        elif what == "optimizers":
-            import optimizers
-
-            for name in optimizers.available():
-                found = optimizers.describe(name)
-                print(f"{name:<10}{found.summary}\n{'':<10}state: {found.state}")
-        elif what == "gpus":
-            from scenarios import hardware
-
-            for gpu in map(hardware.describe, hardware.available()):
-                size = f"{gpu.memory_bytes / 2**30:.2f} GiB"
-                print(f"{gpu.name:<10}{gpu.title:<24}{size:>11}{gpu.bandwidth / 1e9:>7,.0f} GB/s  {', '.join(gpu.rates)}")
-        elif what == "suites":
-            from scenarios import suites
-
-            for suite in map(suites.load, suites.available()):
-                print(f"{suite.name:<12}{suite.description}")
-        else:
-            raise ValueError(f"nothing to list under {what!r}; ask for models, optimizers, gpus or suites")
+        print("\n".join(listing(what)))
 
 
 def _see_own_code() -> None:
@@ -385,7 +373,7 @@ def _run_all(
     if before:
         print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
     try:
-        with _progress(len(waiting)) as started:
+        with progress(len(waiting)) as started:
             run(waiting, store, started, crew=crew, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
     except KeyboardInterrupt:
         print(f"interrupted; what is finished is in {store.folder}; to go on:\n  {_going_on(store.folder)}", file=sys.stderr)
@@ -400,7 +388,7 @@ def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, 
     from profiler.store import RunStore
     from reports.forecasts import render_forecasts
 
-    with TemporaryDirectory() as folder, _progress(len(scenarios)) as started:
+    with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
         runner = Runner(crew=crew, store=RunStore(Path(folder)), timeout=timeout)
         found = forecast(scenarios, lambda scenario: runner.find(to_simulate(scenario) if scenario.device != "sim" else scenario), started)
     render_forecasts(found, stdout)
@@ -457,38 +445,56 @@ def _one_line_errors() -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from None
 
 
-@contextmanager
-def _results_on_stdout() -> Iterator[TextIO]:
-    """The process's stdout for results alone: what anybody else prints, Python or not, goes to stderr."""
-    sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
-        os.dup2(2, 1)
-        try:
-            with redirect_stdout(sys.stderr):
-                yield stdout
-        finally:
-            stdout.flush()
-            os.dup2(stdout.fileno(), 1)
+def profile(
+    models: str | Sequence[str],
+    optimizers: str | Sequence[str] = OPTIMIZERS,
+    *,
+    out: str | Path | None = None,
+    timeout: float | None = None,
+    force: bool = False,
+    **options: Any,
+) -> "Run":
+    """Profile optimizers on models as the command does, and return the run; `out` is a folder to keep it in.
+
+    `models` and `optimizers` are names with options, in a list or as the command line takes them; `options` are the other fields of
+    `profiler.plan.Comparison`: device, dtype, batch_size and so on. What fails is a record with its outcome. ValueError for a request that
+    cannot be met, FileExistsError for a folder that holds a run.
+    """
+    from profiler.running.asking import ask, comparison
+    from reports.run import Run
+
+    run = Run.temporary() if out is None else Run(folder=Path(out))
+    run.records = ask(comparison(models, optimizers, options), run.where, timeout=timeout, force=force)
+    return run
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, "Scenario"], None]]:
-    """What is running and how far, on stderr: a bar on a terminal, a line a scenario elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+def watch(
+    optimizer: "torch.optim.Optimizer",
+    *,
+    model: "torch.nn.Module | str | None" = None,
+    batch_size: int | None = None,
+    sequence_length: int | None = None,
+    out: str | Path | None = None,
+) -> "Iterator[Run]":
+    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks; `out` is a folder whose run they are added to.
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
-        task = bar.add_task("", total=total)
+    The run that it gives has its record when the block has ended, an exception's too. `profiler.measuring.watching.Watch` says what is read
+    and what is refused. OSError when the folder cannot be written.
+    """
+    from profiler.measuring.watching import Watch
+    from reports.run import Run
 
-        def started(place: int, scenario: "Scenario") -> None:
-            title = f"{scenario.model} {scenario.optimizer} {scenario.workload} on {scenario.device}"
-            bar.update(task, completed=place, description=title)
-            if not console.is_terminal:
-                print(f"[{place + 1}/{total}] {title}", file=sys.stderr)
+    run = Run() if out is None else Run.going_on(Path(out))
+    with Watch(optimizer, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
+        yield run
 
-        yield started
+
+def read_run(folder: str | Path) -> "Run":
+    """The run in a folder, to go on with in a notebook; FileNotFoundError where there is none."""
+    from reports.run import Run
+
+    return Run.read(folder)
 
 
 def main() -> None:

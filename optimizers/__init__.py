@@ -1,7 +1,7 @@
 """Optimizers that keep little memory, beside torch's own, in one catalogue."""
 
 from . import accumulation
-from .catalogue import Implementation, available, create, describe, goes_by_names, implementations, option_defaults
+from .catalogue import Implementation, available, create, describe, goes_by_names, implementations, name_of, option_defaults, options_of
 from .entry import Description, Entry
 from .lamb import LAMB
 from .lamb16 import LAMB16
@@ -24,7 +24,9 @@ __all__ = [
     "describe",
     "goes_by_names",
     "implementations",
+    "name_of",
     "option_defaults",
+    "options_of",
     "parse",
     "parse_list",
 ]

@@ -112,6 +112,19 @@ def implementations(spec: str) -> tuple[Implementation, ...]:
     return ("loop", *(way for way in ways if way in known))
 
 
+def name_of(optimizer: Optimizer) -> str:
+    """What an optimizer that somebody has made goes by here: its name for ours and torch's own classes, `module:Class` for all others."""
+    kind = type(optimizer)
+    return next((name for name, entry in _CATALOGUE.items() if entry.factory is kind), f"{kind.__module__}:{kind.__qualname__}")
+
+
+def options_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The hyper-parameters that it was made with, as far as it tells; how its step is run is none of them."""
+    name = name_of(optimizer)
+    known = option_defaults(name) if name in _CATALOGUE else optimizer.defaults
+    return {key: value for key, value in optimizer.defaults.items() if key in known and key not in _RUNNING}
+
+
 def option_defaults(spec: str, **options: Any) -> dict[str, Any]:
     """Every hyper-parameter with its value: as given, else as the catalogue or the constructor sets it."""
     choice = _choose(spec, options)

@@ -115,7 +115,7 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
             model=model,
             config=comparison.config,
             optimizer=name,
-            options={key: value for key, value in optimizers.option_defaults(spec).items() if _is_plain(value)},
+            options={key: value for key, value in optimizers.option_defaults(spec).items() if is_plain(value)},
             implementation=implementation,
             workload=cast(Workload, comparison.workload),
             dtype=cast(DType, comparison.dtype),
@@ -145,8 +145,8 @@ def _default_implementation(spec: str, device: str) -> str:
     return "foreach" if device != "cpu" and "foreach" in optimizers.implementations(spec) else "loop"
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
     """Whether JSON can hold the value; a default that it cannot hold is left to the optimizer."""
     if isinstance(value, list | tuple):
-        return all(map(_is_plain, value))
+        return all(map(is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

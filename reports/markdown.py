@@ -9,12 +9,10 @@ from .compare import Compared
 from .compare_tables import Names, comparison_table, offence_table, one_side_table, remarks, summary, unfinished_table
 from .findings import Findings
 from .gate import Offence
-from .savings import BASELINE
-from .table import Cell, Table
+from .summary import summary_table
+from .table import Table
 from .tables import failure_table
-from .units import NOTHING, bytes_text, factor_text, per_parameter_text, seconds_text
 from .verdict import sources
-from .words import phase_name
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~!&@$])")
 
@@ -23,7 +21,7 @@ def run_markdown(records: Sequence[Record]) -> str:
     """The summary of a run: one row an optimizer, then what ended without a result; ValueError for a run without records."""
     findings = Findings.of(records)
     failed = failure_table(findings)
-    parts = [markdown_table(_run_table(findings)) if findings.entries else "", *map(escaped, sources(findings))]
+    parts = [markdown_table(summary_table(findings)) if findings.entries else "", *map(escaped, sources(findings))]
     parts += ["Without a result:", markdown_table(failed)] if failed.rows else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -54,23 +52,3 @@ def escaped(text: str) -> str:
     """The text on one line, with nothing in it that Markdown or HTML would take for its own, and nobody called by an @."""
     # A backslash does not keep GitHub from calling a person by name; a character's number does.
     return _SPECIAL.sub(lambda found: "&#64;" if found[0] == "@" else f"\\{found[0]}", " ".join(text.split()))
-
-
-def _run_table(findings: Findings) -> Table:
-    savings = {id(saving.entry): saving for saving in findings.savings}
-    rows = []
-    for entry in findings.entries:
-        saving, value, step = savings.get(id(entry)), entry.bytes_per_parameter, entry.step
-        factor = NOTHING if saving is None else factor_text(1 if saving.is_baseline else saving.factor)
-        phase = phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
-        texts = (
-            NOTHING if entry.state_bytes is None else bytes_text(entry.state_bytes),
-            NOTHING if value is None else per_parameter_text(value),
-            factor,
-            NOTHING if entry.peak_bytes is None else bytes_text(entry.peak_bytes),
-        )
-        timed = Cell(text=seconds_text(step.median) if step else NOTHING, number=True)
-        named = Cell(text=entry.label), Cell(text=findings.names[entry.setting])
-        rows.append((*named, *(Cell(text=text, number=True) for text in texts), Cell(text=phase or NOTHING), timed))
-    head = ("optimizer", "model", "state", "bytes a parameter", f"smaller than {BASELINE}", "peak", "in", "step")
-    return Table(head=head, rows=tuple(rows))

@@ -147,7 +147,7 @@ def attempt(job: Job) -> "tuple[Record, Simulation | None]":
     except BaseException as error:
         # Other people's models and optimizers run here: whatever they raise, SystemExit too, is this scenario's result.
         traceback.print_exc()
-        return without_result(scenario, outcome_of(error), _one_line(error)), None
+        return without_result(scenario, outcome_of(error), one_line(error)), None
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -173,6 +173,7 @@ def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | 
     )
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """The exception's kind and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"

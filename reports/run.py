@@ -1,0 +1,125 @@
+"""Run: records in hand, as a notebook wants them: a data frame, a small table, a report."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from shutil import copytree, rmtree
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING
+from weakref import finalize
+
+from profiler.record import Record
+from profiler.running.resume import standing
+from profiler.store import RunStore
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from .table import Cell, Table
+
+
+@dataclass(kw_only=True)
+class Run:
+    """The records of a run, the latest of each scenario, and the folder that holds them where there is one.
+
+    A run that nobody gave a folder to keeps what lies beside its records, such as timelines, in a temporary one that goes when it does.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    folder: Path | None = None
+
+    @classmethod
+    def temporary(cls) -> "Run":
+        """A run without records, in a folder that is removed with it."""
+        folder = Path(mkdtemp(prefix="optprof-"))
+        run = cls(folder=folder / "run")
+        finalize(run, rmtree, folder, ignore_errors=True)
+        return run
+
+    @classmethod
+    def read(cls, folder: Path | str) -> "Run":
+        """The run in a folder; FileNotFoundError for a folder that is no run, ValueError for a line that is no record."""
+        return cls(records=standing(RunStore(Path(folder)).read()), folder=Path(folder))
+
+    @classmethod
+    def going_on(cls, folder: Path) -> "Run":
+        """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written."""
+        store = RunStore.resume(folder)
+        store.close()
+        return cls(records=standing(store.read()), folder=folder)
+
+    @property
+    def where(self) -> Path:
+        """The folder; ValueError where the run has none."""
+        if self.folder is None:
+            raise ValueError("the run is not kept in a folder; name one")
+        return self.folder
+
+    def add(self, record: Record) -> None:
+        """Take a record in, and write it into the folder where there is one."""
+        if self.folder is not None:
+            # Opened for this line alone: two watches may write to one folder.
+            store = RunStore.resume(self.folder)
+            try:
+                store.append(record)
+            finally:
+                store.close()
+        self.records = standing([*self.records, record])
+
+    def frame(self) -> "DataFrame":
+        """A row a record: what was asked and its main figures; bytes are exact (nullable) whole numbers, times are in seconds.
+
+        ValueError where pandas is not installed.
+        """
+        from .frame import frame
+
+        return frame(self.records)
+
+    def report(self, path: Path | str) -> Path:
+        """Write the records and all of their report into a folder, over an earlier report there; returns the page's path.
+
+        ValueError for a run without records, FileExistsError for a folder that holds other records.
+        """
+        from . import write_report
+
+        folder = Path(path)
+        if self.folder is None or folder.resolve() != self.folder.resolve():
+            self._copy_to(folder)
+        return write_report(folder)
+
+    def _copy_to(self, folder: Path) -> None:
+        """Leave the records in the folder, and the timelines that stand beside them."""
+        if not self.records:
+            raise ValueError("the run holds no records, so there is nothing to report")
+        lines = "".join(f"{record.to_json()}\n" for record in self.records)
+        target = RunStore(folder)
+        if target.records_path.exists() and target.records_path.read_text(encoding="utf-8") != lines:
+            raise FileExistsError(f"{folder} holds another run's records; name another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        target.records_path.write_text(lines, encoding="utf-8")
+        if self.folder is not None and RunStore(self.folder).timelines_path.is_dir():
+            copytree(RunStore(self.folder).timelines_path, target.timelines_path, dirs_exist_ok=True)
+
+    def _repr_html_(self) -> str:
+        """The summary of the run as a table, for a notebook."""
+        from .findings import Findings
+        from .summary import summary_table
+        from .tables import failure_table
+        from .verdict import sources
+
+        if not self.records:
+            return "<p>The run holds no records yet.</p>"
+        findings = Findings.of(self.records)
+        tables = [table for table in (summary_table(findings), failure_table(findings)) if table.rows]
+        return "".join([*map(_html_table, tables), *(f"<p>{escape(source)}</p>" for source in sources(findings))])
+
+
+def _html_table(table: "Table") -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_html_row, table.rows))}</tbody></table>"
+
+
+def _html_row(row: "Iterable[Cell]") -> str:
+    cells = ((f' title="{escape(cell.exact)}"' if cell.exact else "", escape(cell.text)) for cell in row)
+    return f"<tr>{''.join(f'<td{title}>{text}</td>' for title, text in cells)}</tr>"

@@ -1,0 +1,193 @@
+"""Watching somebody's own training: bytes counted by hand, times that a clock of the test's own has seen, and nothing left behind."""
+
+import gc
+import time
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+import optprof
+from optimizers import SM3
+from profiler.measuring.watching import Watch
+from profiler.store import RunStore
+
+
+def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, pause: float = 0.0) -> None:
+    for _ in range(steps):
+        model(torch.ones(4, 8)).square().mean().backward()
+        time.sleep(pause)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def layers() -> torch.nn.Module:
+    """Weights of 8 x 16 and 16 x 2, without biases: 160 parameters, 640 bytes."""
+    return torch.nn.Sequential(torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 2, bias=False))
+
+
+def test_a_loop_s_state_is_counted_to_the_byte():
+    model = layers()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with Watch(optimizer, model=model, batch_size=4) as seen:
+        train(model, optimizer, 5)
+    record, memory = seen.record, seen.record.memory
+    assert memory is not None
+    # Two moments of 640 bytes, and a float32 step count for each of the two weights.
+    assert (memory.optimizer_state, memory.state_by_key) == (1_288, {"exp_avg": 640, "exp_avg_sq": 640, "step": 8})
+    assert (memory.parameters, memory.gradients, record.parameter_count) == (640, 640, 160)
+    assert (record.origin, record.outcome, record.error) == ("measured", "ok", None)
+    scenario = record.scenario
+    assert (scenario.model, scenario.optimizer, scenario.implementation) == ("torch.nn.modules.container:Sequential", "adamw", "loop")
+    assert (scenario.device, scenario.dtype, scenario.batch_size, scenario.steps, scenario.options["lr"]) == ("cpu", "fp32", 4, 5, 1e-3)
+
+
+def test_ours_and_strangers_go_by_their_names():
+    model = layers()
+    with Watch(SM3(model.parameters())) as ours:
+        pass
+    with Watch(type("Mine", (torch.optim.SGD,), {})(model.parameters(), lr=0.1)) as theirs:
+        pass
+    assert ours.record.scenario.optimizer == "sm3"
+    assert ours.record.scenario.model == "own:model"
+    assert theirs.record.scenario.optimizer == f"{__name__}:Mine"
+
+
+def test_the_first_two_steps_are_the_warm_up_and_an_iteration_holds_what_the_loop_does():
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    start = time.perf_counter()
+    with Watch(optimizer) as seen:
+        train(model, optimizer, 6, pause=0.01)
+    passed = time.perf_counter() - start
+    times, warmup = seen.record.times, seen.record.warmup
+    assert times is not None
+    assert warmup is not None
+    assert {name: len(samples) for name, samples in times.items()} == {"step": 4, "iteration": 4}
+    assert {name: len(samples) for name, samples in warmup.items()} == {"step": 2, "iteration": 2}
+    assert all(0 < step < 0.01 <= iteration for step, iteration in zip(times["step"], times["iteration"], strict=True))
+    assert sum(times["iteration"]) + sum(warmup["iteration"]) <= passed
+
+
+def test_two_steps_are_a_warm_up_alone_and_none_are_a_record_too():
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with Watch(optimizer) as seen:
+        train(model, optimizer, 2)
+    assert (seen.record.times, list(seen.record.warmup or {})) == (None, ["step", "iteration"])
+    with Watch(optimizer) as idle:
+        pass
+    assert (idle.record.times, idle.record.warmup) == (None, None)
+    assert idle.record.memory is not None
+    assert idle.record.memory.optimizer_state == 640
+
+
+def test_a_process_that_grows_between_steps_is_seen_to():
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Watch(optimizer) as seen:
+        for _ in range(3):
+            held = torch.ones(32 << 20, dtype=torch.uint8)
+            train(model, optimizer, 1)
+            del held
+    watched = seen.record.watched
+    assert watched is not None
+    levels = {phase: counters["resident"] for phase, counters in watched.memory.items()}
+    assert list(levels) == ["between_steps", "step", "later_steps"]
+    assert levels["later_steps"].peak >= levels["later_steps"].end
+    assert levels["between_steps"].peak >= 32 << 20
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_behind(fails: bool):
+    model = layers()
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = dict(vars(optimizer))
+    seen = Watch(optimizer)
+    try:
+        with seen:
+            train(model, optimizer, 3)
+            if fails:
+                raise KeyError("mine")
+    except KeyError:
+        assert fails
+    assert vars(optimizer).keys() == before.keys()
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+    count = seen.record.scenario.steps
+    train(model, optimizer, 2)
+    assert seen.record.scenario.steps == count == 3
+    gone = weakref.ref(optimizer)
+    del optimizer, seen, before
+    gc.collect()
+    assert gone() is None
+
+
+def test_an_exception_goes_on_and_is_a_record(tmp_path: Path):
+    model = layers()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def trains_and_fails(error: BaseException) -> None:
+        with optprof.watch(optimizer, out=tmp_path):
+            train(model, optimizer, 1)
+            raise error
+
+    with pytest.raises(ZeroDivisionError):
+        trains_and_fails(ZeroDivisionError("by hand"))
+    with pytest.raises(MemoryError):
+        trains_and_fails(MemoryError())
+    lost, full = RunStore(tmp_path).read()
+    assert (lost.outcome, lost.error, lost.times) == ("failed", "ZeroDivisionError: by hand", None)
+    assert full.outcome == "out-of-memory"
+    assert lost.memory is not None
+    assert lost.memory.optimizer_state == 1_288
+
+
+def test_a_step_that_raises_and_is_caught_does_not_stop_the_watching():
+    model = layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def closure() -> float:
+        raise ValueError("no loss")
+
+    with Watch(optimizer) as seen:
+        with pytest.raises(ValueError, match="no loss"):
+            optimizer.step(closure)
+        train(model, optimizer, 4)
+    assert seen.record.scenario.steps == 4
+    assert len((seen.record.times or {})["step"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (torch.nn.Linear(2, 2), "watch takes a torch.optim.Optimizer, got Linear"),
+        (torch.optim.SGD([torch.zeros(2, dtype=torch.float64)], lr=0.1), "parameters in fp32 or bf16, got float64"),
+        (torch.optim.SGD([torch.zeros(2, device="meta")], lr=0.1), "got parameters on meta"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_before_training(optimizer: torch.optim.Optimizer, told: str):
+    with pytest.raises(ValueError, match=told):
+        Watch(optimizer)
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_state_s_blocks_and_the_allocator_s_peaks_are_seen():
+    model = torch.nn.Linear(1024, 1024, bias=False, device="cuda")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with Watch(optimizer, model=model) as seen:
+        for _ in range(5):
+            model(torch.ones(4, 1024, device="cuda")).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    memory, watched = seen.record.memory, seen.record.watched
+    assert memory is not None
+    assert watched is not None
+    assert (memory.optimizer_state, memory.optimizer_state_allocated) == (4 << 20, 4 << 20)
+    assert memory.peak_allocated is not None
+    assert memory.peak_allocated >= 12 << 20
+    assert memory.peak_reserved is not None
+    assert memory.peak_reserved >= memory.peak_allocated
+    assert seen.record.scenario.implementation == "foreach"
+    assert len((seen.record.times or {})["step"]) == 3
