@@ -37,6 +37,13 @@ def _gpt2(name: str, parameter_count: int, *, width: int, layers: int, heads: in
     return ModelEntry(name=name, family="gpt2", architecture="gpt2", config=config, positions=1024, parameter_count=parameter_count)
 
 
+def _tiny(name: str, parameter_count: int) -> ModelEntry:
+    """A GPT-2 that reads bytes, trained by nobody: everything that a run does, in seconds."""
+    config = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 256, "use_cache": False}
+    config |= {"bos_token_id": 0, "eos_token_id": 0}
+    return ModelEntry(name=name, family="tiny", architecture="gpt2", config=config, positions=256, parameter_count=parameter_count)
+
+
 def _llama2(name: str, parameter_count: int, *, width: int, hidden: int, layers: int, heads: int) -> ModelEntry:
     config = {
         "hidden_size": width,
@@ -80,6 +87,7 @@ _CATALOGUE = {
         _vit("vit-h14", 632_045_800, width=1280, layers=32, heads=16, patch=14),
         _resnet("resnet18", 11_689_512, block="basic", depths=[2, 2, 2, 2], widths=[64, 128, 256, 512]),
         _resnet("resnet50", 25_557_032, block="bottleneck", depths=[3, 4, 6, 3], widths=[256, 512, 1024, 2048]),
+        _tiny("tiny", 132_864),
     )
 }
 
