@@ -51,13 +51,28 @@ class PhaseHeld:
 
 
 def courses(
-    entries: Sequence[Entry], failed: Sequence[Record], labels: Mapping[OptimizerKey, str], timelines: Mapping[str, Timeline]
+    entries: Sequence[Entry], records: Sequence[Record], labels: Mapping[OptimizerKey, str], timelines: Mapping[str, Timeline]
 ) -> list[Course]:
-    """The records of the entries, and those that ran out of memory, that have a timeline under the name of their scenario's files."""
-    found = [(entry.label, entry.bytes_from) for entry in entries if entry.bytes_from]
-    found += [(labels[optimizer_key(record.scenario)], record) for record in failed if record.outcome == "out-of-memory"]
-    named = [(label, record, timelines.get(file_name(record.scenario))) for label, record in found]
-    return [Course(label=label, record=record, timeline=timeline) for label, record, timeline in named if timeline is not None]
+    """A course for each entry, and for each record that ran out of memory, that has a timeline under the name of a scenario's files.
+
+    An entry whose bytes were measured has the timeline of the simulation that asked the same.
+    """
+    traced = [(record, timelines[name]) for record in records if (name := file_name(record.scenario)) in timelines]
+    simulated = {_question(record): (record, timeline) for record, timeline in reversed(traced) if record.outcome == "ok"}
+    found = [
+        (entry.label, simulated[_question(entry.bytes_from)])
+        for entry in entries
+        if entry.bytes_from and _question(entry.bytes_from) in simulated
+    ]
+    found += [
+        (labels[optimizer_key(record.scenario)], (record, timeline)) for record, timeline in traced if record.outcome == "out-of-memory"
+    ]
+    return [Course(label=label, record=record, timeline=timeline) for label, (record, timeline) in found]
+
+
+def _question(record: Record) -> tuple[Setting, OptimizerKey, str]:
+    """What a simulation and a measurement have in common that ask the same."""
+    return Setting.of(record.scenario), optimizer_key(record.scenario), record.scenario.implementation
 
 
 def bands(timeline: Timeline) -> list[Band]:

@@ -107,7 +107,7 @@ def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...
     label, scenario = findings.labels[optimizer_key(record.scenario)], record.scenario
     named = (Cell(text=label, mark=label, origin=record.origin), Cell(text=scenario.model), Cell(text=scenario.implementation))
     unknown = (Cell(text=byte_options(scenario.options) or NOTHING), *[Cell(text=NOTHING, number=True)] * (columns - 6))
-    return (*named, *unknown, Cell(text=phase_name(record.outcome)), Cell(text="no result"))
+    return (*named, *unknown, Cell(text=NOTHING), Cell(text=record.outcome))
 
 
 def _data(entry: Entry) -> dict[str, Any]:

@@ -9,12 +9,14 @@ from profiler.timeline import Timeline
 
 from .courses import Course, courses
 from .curves import Series, curves
-from .entries import Entry, Setting, entries, failures, setting_names
+from .entries import Entry, Setting, entries, setting_names
 from .labels import OptimizerKey, labels, optimizer_key
 from .paces import Pace, paces
+from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
 from .savings import Saving, savings
 from .style import Mark, marks
+from .time_curves import TimeSeries, time_curves
 from .times import Timing, timings
 from .units import count_text
 from .words import conditions, shared
@@ -35,8 +37,10 @@ class Findings:
     curves: Sequence[Series]
     peaks: Sequence[Peak]
     paces: Sequence[Pace]
+    tradeoffs: Sequence[Tradeoff]
     courses: Sequence[Course]
     timings: Sequence[Timing]
+    time_curves: Sequence[TimeSeries]
     names: dict[Setting, str]
     labels: dict[OptimizerKey, str]
     marks: dict[str, Mark]
@@ -55,8 +59,10 @@ class Findings:
             curves=curves(records),
             peaks=peaks(found),
             paces=paces(found),
-            courses=courses(found, failures(records), called, timelines or {}),
+            tradeoffs=tradeoffs(found),
+            courses=courses(found, records, called, timelines or {}),
             timings=timings(records),
+            time_curves=time_curves(records),
             names=setting_names([entry.setting for entry in found] or settings),
             labels=called,
             marks=marks([*called.values(), *(entry.label for entry in found)]),

@@ -12,15 +12,22 @@ from markupsafe import Markup
 from profiler.record import Record
 from profiler.timeline import Timeline
 
+from .agreement import agreements
+from .agreement import summary as agreement_summary
+from .agreement_tables import agreement_table
 from .charts import charts
 from .data_tables import data_rows, estimate_table, memory_table, step_table
 from .figures.drawing import Drawing
 from .findings import Findings
+from .heat_map import heat_map
 from .icons import icon_path
 from .provenance import ORIGINS, commands, provenance
 from .reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
+from .room_tables import LEGEND as ROOMS_LEGEND
+from .room_tables import room_tables
 from .savings import BASELINE, without_baseline
-from .style import INK, LINE, MUTED, ON_BLOCK, PAPER, TRACK, Mark
+from .sight_tables import sight_tables
+from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
 from .tables import block_tables, failure_table, key_table, reproduction_table, time_table
 from .verdict import cards, sources, verdict
 from .words import listed, warning_lines
@@ -29,6 +36,9 @@ SM3_NOTE = (
     "SM3 saves this much only without momentum, when it keeps one number for each row and each column of a weight. With momentum 0.9 "
     "it also keeps a buffer as large as the parameters, 4 more bytes a parameter in fp32 and 2 in bf16, and most of the saving is gone."
 )
+
+# The charts that stand before and after the heat map.
+CHART_PLACES = (("savings",), ("state-by-size", "peak", "timeline", "step-time", "step-by-size", "iteration", "pareto"))
 
 
 def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timelines: Mapping[str, Timeline] | None = None) -> str:
@@ -46,7 +56,12 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         cards=cards(findings),
         settings=len(findings.names),
         notes=_notes(findings),
-        charts=found,
+        charts=[[chart for chart in found if chart.kind in kinds] for kinds in CHART_PLACES],
+        heat=heat_map(findings),
+        rooms=room_tables(findings),
+        rooms_legend=ROOMS_LEGEND,
+        sights=sight_tables(findings),
+        agreement=_agreement(records),
         graphs=graphs,
         plotly=plotly_script() if graphs else "",
         tables={"memory": memory_table(findings), "steps": step_table(findings), "estimates": estimate_table(findings)},
@@ -74,8 +89,13 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
         marks=marks,
         colour_names={label: f"mark-{number}" for number, label in enumerate(marks)},
         on_block=ON_BLOCK,
-        colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK},
+        colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK, "saves": SAVES, "costs": COSTS},
     )
+
+
+def _agreement(records: Sequence[Record]) -> dict[str, Any]:
+    found = agreements(records)
+    return {"table": agreement_table(found), "summary": agreement_summary(found)}
 
 
 def _notes(findings: Findings) -> dict[str, str]:

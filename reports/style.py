@@ -43,6 +43,9 @@ INK = Colour("#1d2229", "#e7eaee")
 MUTED = Colour("#5d6673", "#a2abb8")
 LINE = Colour("#d9dee5", "#333a45")
 TRACK = Colour("#edf0f4", "#242a33")
+# What a heat map fades to, for less and for more than the baseline.
+SAVES = Colour("#0072b2", "#56b4e9")
+COSTS = Colour("#d55e00", "#ff8b3d")
 
 MARKS = {
     "adamw": Mark(Colour("#59636f", "#b6bfca"), "o", "●", "○"),

@@ -51,13 +51,18 @@ def verdict(findings: Findings) -> str:
     return f"{keeps}, {factor_text(saving.factor)} smaller than {BASELINE}'s{_peak_falls(findings, least)}."
 
 
-def cards(findings: Findings) -> dict[str, list[Card]]:
-    """The cards of each setting, by its name; of many settings only the one with the largest model."""
+def headline_groups(findings: Findings) -> dict[str, Sequence[Entry]]:
+    """The entries of each setting, by its name; of many settings only the one with the largest model."""
     groups = {findings.names[setting]: group for setting, group in by_setting(findings.entries).items()}
-    if len(groups) > MOST_SETTINGS:
-        largest = _largest(findings)
-        groups = {f"{findings.names[largest[0].setting]}, the largest of {len(groups)}": largest}
-    return {name: [_card(findings, entry) for entry in group] for name, group in groups.items()}
+    if len(groups) <= MOST_SETTINGS:
+        return dict(groups)
+    largest = _largest(findings)
+    return {f"{findings.names[largest[0].setting]}, the largest of {len(groups)}": largest}
+
+
+def cards(findings: Findings) -> dict[str, list[Card]]:
+    """The cards of those entries, by the name of their setting."""
+    return {name: [_card(findings, entry) for entry in group] for name, group in headline_groups(findings).items()}
 
 
 def sources(findings: Findings) -> list[str]:

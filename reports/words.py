@@ -149,6 +149,11 @@ def conditions(record: Record) -> str:
     return f"{DEVICES[record.scenario.device]}, {record.scenario.implementation}"
 
 
+def clock_name(clock: str) -> str:
+    """What tells a time: a device's clock, or an estimate for a GPU of that name."""
+    return f"on {DEVICES[clock]}" if clock in DEVICES else f"estimated for {clock}"
+
+
 def source_text(record: Record) -> str:
     """Where a record comes from: simulated for CUDA; estimated from 31.2 % on CPU."""
     return f"{origin_text(record)} {PLACES[record.scenario.device]}"

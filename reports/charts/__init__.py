@@ -7,8 +7,10 @@ from ..findings import Findings
 from .bars import iteration_chart, peak_chart, savings_chart
 from .chart import Bar, BarGroup, Chart, Graph
 from .sizes import size_chart
+from .step_sizes import step_size_chart
 from .strips import step_chart
 from .timelines import timeline_chart
+from .tradeoffs import tradeoff_chart
 
 if TYPE_CHECKING:
     from ..figures.drawing import Drawing
@@ -26,6 +28,7 @@ _BODIES: Mapping[str, Callable[[Findings, Chart], Chart]] = {
 
 
 def charts(findings: Findings, drawings: "Sequence[Drawing]") -> list[Chart]:
-    """A chart for each picture that a page can draw, with the picture's words."""
+    """A chart for each picture that a page can draw, with the picture's words, then those that are no pictures."""
     wordy = [Chart.of(drawing) for drawing in drawings]
-    return [_BODIES[chart.kind](findings, chart) for chart in wordy if chart.kind in _BODIES]
+    pictured = [_BODIES[chart.kind](findings, chart) for chart in wordy if chart.kind in _BODIES]
+    return [*pictured, *filter(None, (step_size_chart(findings), tradeoff_chart(findings)))]

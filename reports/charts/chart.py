@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..style import Mark
 from ..table import Table
-from ..units import Sized, count_text
+from ..units import Sized, count_text, seconds_text
 
 if TYPE_CHECKING:
     from ..figures.drawing import Drawing
@@ -31,6 +31,8 @@ SYMBOLS: Mapping[str, str] = {
     "h": "hexagon2",
     "*": "star",
 }
+# Beyond this ratio 2 and 5 of each power of ten would crowd an axis.
+MANY_TIMES = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,9 +159,47 @@ def marker(mark: Mark, colour: str, origin: str, size: float) -> dict[str, Any]:
     }
 
 
+def error_bars(found: Sequence[tuple[float | None, float, float | None]], colour: str) -> dict[str, Any]:
+    """plotly's error bars for intervals around middles; where there is no interval there is no bar."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [0 if upper is None else upper - middle for _, middle, upper in found],
+        "arrayminus": [0 if lower is None else middle - lower for lower, middle, _ in found],
+        "color": colour,
+        "thickness": 1.4,
+        "width": 5,
+    }
+
+
 def count_ticks(counts: Iterable[int]) -> dict[str, Any]:
-    """Ticks for a logarithmic axis of parameters: 1, 2 and 5 of each power of ten between the least and the most, some beyond."""
-    least, most = min(counts := list(counts)) / 2, 2 * max(counts)
-    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)))
-    ticks = [digit * 10**power for power in powers for digit in (1, 2, 5) if least <= digit * 10**power <= most]
-    return {"tickvals": ticks, "ticktext": [re.sub(r"\.0+ ", " ", count_text(tick)) for tick in ticks]}
+    """Round numbers for a logarithmic axis of parameters, and how plotly is to write those of a linear one."""
+    ticks = _round_numbers(list(counts))
+    return {"tickvals": ticks, "ticktext": [re.sub(r"\.0+ ", " ", count_text(round(tick))) for tick in ticks], "exponentformat": "B"}
+
+
+def second_ticks(seconds: Sequence[float]) -> dict[str, Any]:
+    """The same for an axis of times."""
+    ticks = _round_numbers(seconds)
+    return {"tickvals": ticks, "ticktext": list(map(round_seconds_text, ticks)), "exponentformat": "SI", "ticksuffix": "s"}
+
+
+def giga_ticks(counts: Sequence[int]) -> dict[str, Any]:
+    """How plotly is to place and write sizes: on many powers of ten, those alone."""
+    return {"tickformat": ",~r", **({"dtick": 1} if max(counts) > MANY_TIMES * min(counts) else {"nticks": 7})}
+
+
+def round_seconds_text(seconds: float) -> str:
+    """A round duration without the zeros behind its point: 5 ms."""
+    number, unit = seconds_text(seconds).split()
+    return f"{float(number.replace(',', '')):g} {unit}"
+
+
+def _round_numbers(values: Sequence[float]) -> list[float]:
+    """1, 2 and 5 of each power of ten from half the least to twice the most value; of many powers the powers alone."""
+    least, most = min(values) / 2, 2 * max(values)
+    digits = (1,) if most > MANY_TIMES * least else (1, 2, 5)
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    # 5 * 10**-3 is 0.005, and 5 * 0.001 is not.
+    ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
+    return [tick for tick in ticks if least <= tick <= most]

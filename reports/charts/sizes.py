@@ -10,7 +10,7 @@ from ..curves import Point, Series
 from ..findings import Findings
 from ..labels import shortened
 from ..units import Sized, bytes_text, count_text, gib_text
-from .chart import Chart, Graph, count_ticks, marker, text
+from .chart import Chart, Graph, count_ticks, giga_ticks, marker, text
 
 # A GPU with less than this many times the memory of the line below has none of its own; lines so far above all states are left out.
 APART, FAR = 1.7, 8
@@ -20,6 +20,7 @@ def size_chart(findings: Findings, chart: Chart) -> Chart:
     """One trace a series; where it coincides with earlier ones its line is broken and its marks are smaller, so that all show."""
     series = [one for one in findings.curves if any(point.state_bytes for point in one.points)]
     points = [point for one in series for point in one.points if point.state_bytes]
+    states = [point.state_bytes for point in points]
     models = {point.model: point.parameters for point in points}
     traces = [*_capacities(points), *(_trace(findings, one) for one in sorted(series, key=lambda one: one.lane))]
     graph = Graph(
@@ -27,7 +28,7 @@ def size_chart(findings: Findings, chart: Chart) -> Chart:
         traces=traces,
         layout={
             "xaxis": {"type": "log", "title": {"text": "parameters of the model"}, **count_ticks(models.values())},
-            "yaxis": {"type": "log", "title": {"text": {"binary": "GiB of state", "decimal": "GB of state"}}, "tickformat": ",~r"},
+            "yaxis": {"type": "log", "title": {"text": {"binary": "GiB of state", "decimal": "GB of state"}}, **giga_ticks(states)},
         },
         height=520,
         columns=[(count, text(shortened(model, 24))) for model, count in models.items()],
@@ -39,7 +40,7 @@ def size_chart(findings: Findings, chart: Chart) -> Chart:
 def _trace(findings: Findings, series: Series) -> dict[str, Any]:
     mark, colour, lane = findings.marks[series.label], f"@{findings.colour_name(series.label)}", series.lane
     points = [point for point in series.points if point.state_bytes]
-    size, kept = 12 * 0.68**lane, marker(mark, colour, "", 0)
+    size, kept = max(12 * 0.68**lane, 6), marker(mark, colour, "", 0)
     return {
         "label": series.label,
         "mode": "lines+markers",

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from ..findings import Findings, pictured
 from ..labels import optimizer_key
 from ..times import Timing
-from ..units import Sized, seconds_text
+from ..units import Sized
 from ..words import step_text
 from .bars import grouped
-from .chart import Bar, Chart
+from .chart import Bar, Chart, round_seconds_text
 
 # Beyond this ratio a linear scale would press the fast ones together.
 LOG_FROM = 10
@@ -38,7 +38,7 @@ class Scale:
     def ticks(self) -> tuple[tuple[float, str], ...]:
         """The places of round times, and what they are called."""
         times = self._powers() if self.low else self._multiples()
-        return tuple((self.place(seconds), _round_text(seconds)) for seconds in times)
+        return tuple((self.place(seconds), round_seconds_text(seconds)) for seconds in times)
 
     def _powers(self) -> list[float]:
         decades = math.log10(self.high / self.low)
@@ -74,9 +74,3 @@ def _strip(findings: Findings, row: Timing, scale: Scale) -> Bar:
         whisker=(scale.place(step.interval.lower), scale.place(step.interval.upper)) if step.interval else None,
         median=scale.place(step.median),
     )
-
-
-def _round_text(seconds: float) -> str:
-    """A round duration without the zeros behind its point."""
-    number, unit = seconds_text(seconds).split()
-    return f"{float(number.replace(',', '')):g} {unit}"

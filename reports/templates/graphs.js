@@ -21,7 +21,9 @@ function drawn(element) {
   const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, chosen("units"), colours);
   for (const trace of traces) trace.visible = !hidden.has(trace.label);
   if (graph.logarithmic && axes === "linear") {
-    for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, { type: "linear", rangemode: "tozero", tickvals: undefined, ticktext: undefined, exponentformat: "B" });
+    // Round numbers were chosen for logarithmic axes.
+    const plain = { type: "linear", rangemode: "tozero", tickvals: undefined, ticktext: undefined, dtick: undefined };
+    for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, plain);
   }
   return { traces, layout: framed(graph, layout, element.clientWidth, (name) => colours.getPropertyValue(`--${name}`).trim()) };
 }
@@ -32,7 +34,8 @@ function framed(graph, layout, width, colour) {
   return {
     ...layout,
     xaxis: { ...axis, ...layout.xaxis, ...phaseTicks(graph, width) },
-    yaxis: { ...axis, ...layout.yaxis },
+    // With a standoff the title makes room for the longest tick.
+    yaxis: { ...axis, ...layout.yaxis, title: { standoff: 12, ...layout.yaxis.title } },
     annotations: [...names, ...stepNames(graph, colour)],
     shapes: [...columnLines(graph, colour), ...phaseShades(graph, colour)],
     width,

@@ -1,4 +1,4 @@
-// Switches: theme and units. Whoever draws listens for "redraw" on the document.
+// Switches: theme and units, and the list of contents. Whoever draws listens for "redraw" on the document.
 const root = document.documentElement;
 
 function chosen(name) {
@@ -34,3 +34,12 @@ document.addEventListener("change", ({ target }) => {
 });
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("redraw")));
+
+for (const heading of document.querySelectorAll("section > h2")) {
+  const link = document.createElement("a");
+  link.href = `#${heading.id}`;
+  link.textContent = heading.textContent;
+  const item = document.createElement("li");
+  item.append(link);
+  document.getElementById("contents").append(item);
+}

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from profiler.record import Memory, Record
+from profiler.timeline import HeldBlock, Stretch, Timeline
 from scenarios.spec import Scenario
 
 ENVIRONMENT = {
@@ -23,6 +24,7 @@ ENVIRONMENT = {
 STATE_BYTES = {"adamw": 8_000, "sgd-sai": 4_000, "lamb16": 2_000, "sm3": 8}
 
 Make = Callable[..., Record]
+GIB = 2**30
 
 
 def memory(state: int, **changes: Any) -> Memory:
@@ -93,3 +95,29 @@ def mixed(simulated: Make, timed: Make) -> list[Record]:
         timed("sgd-sai", options={"momentum": 0.9}, share=0.25),
         lost,
     ]
+
+
+@pytest.fixture(scope="session")
+def timeline() -> Timeline:
+    """One step of three phases: 1 GiB of parameters, up to 2 of activations, and 3 of temporaries at the peak."""
+    block = HeldBlock(
+        block_bytes=3 * GIB, requested_bytes=3 * GIB, category="temporary", step=1, phase="backward",
+        module="h.3.mlp.c_fc", op="aten::addmm", line="model.py:12",
+    )  # fmt: skip
+    return Timeline(
+        steps=1,
+        phases=(
+            Stretch(step=1, phase="forward", events=2, samples=3),
+            Stretch(step=1, phase="backward", events=4, samples=2),
+            Stretch(step=1, phase="step", events=0, samples=1),
+        ),
+        places=(0, 1, 2, 1, 4, 0),
+        categories={
+            "parameter": (GIB,) * 6,
+            "activation": (0, GIB, 2 * GIB, 2 * GIB, 0, 0),
+            "temporary": (0, 0, 0, 3 * GIB, 0, 0),
+        },
+        reserved=(2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, 7 * GIB, 7 * GIB),
+        peak=3,
+        largest=(block, replace(block, category="parameter", step=0, phase="build", op="", line="", module="<b>wte</b>")),
+    )

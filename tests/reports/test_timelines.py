@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from profiler.store import RunStore, file_name
-from profiler.timeline import HeldBlock, Stretch, Timeline
+from profiler.timeline import Stretch
 from reports import write_report
 from reports.courses import Course, bands, phases_held, thinned
 from reports.figures import draw_all
@@ -16,32 +16,6 @@ from reports.figures.curve import simplified, stairs
 from reports.findings import Findings
 
 GIB = 2**30
-
-
-@pytest.fixture(scope="module")
-def timeline():
-    """One step of three phases: 1 GiB of parameters, up to 2 of activations, and 3 of temporaries at the peak."""
-    block = HeldBlock(
-        block_bytes=3 * GIB, requested_bytes=3 * GIB, category="temporary", step=1, phase="backward",
-        module="h.3.mlp.c_fc", op="aten::addmm", line="model.py:12",
-    )  # fmt: skip
-    return Timeline(
-        steps=1,
-        phases=(
-            Stretch(step=1, phase="forward", events=2, samples=3),
-            Stretch(step=1, phase="backward", events=4, samples=2),
-            Stretch(step=1, phase="step", events=0, samples=1),
-        ),
-        places=(0, 1, 2, 1, 4, 0),
-        categories={
-            "parameter": (GIB,) * 6,
-            "activation": (0, GIB, 2 * GIB, 2 * GIB, 0, 0),
-            "temporary": (0, 0, 0, 3 * GIB, 0, 0),
-        },
-        reserved=(2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, 7 * GIB, 7 * GIB),
-        peak=3,
-        largest=(block, replace(block, category="parameter", step=0, phase="build", op="", line="", module="<b>wte</b>")),
-    )
 
 
 @pytest.fixture

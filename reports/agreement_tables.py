@@ -1,0 +1,42 @@
+"""Agreement tables: what was simulated beside what was measured, with the residual of each figure."""
+
+from collections.abc import Sequence
+
+from .agreement import Agreement
+from .explain import METRICS
+from .table import Cell, Table, bytes_cell
+from .units import MINUS, NOTHING, difference_text, exact_text, seconds_text
+from .words import conditions
+
+HEAD = ("figure", "optimizer", "model", "measured on", "simulated", "measured", "residual", "in per cent")
+
+
+def agreement_table(found: Sequence[Agreement]) -> Table:
+    """One row a figure that a run has both ways."""
+    return Table(head=HEAD, rows=tuple(map(_row, found)))
+
+
+def _row(row: Agreement) -> tuple[Cell, ...]:
+    scenario = row.measured_from.scenario
+    return (
+        Cell(text=METRICS[row.metric].title),
+        Cell(text=row.label),
+        Cell(text=scenario.model),
+        Cell(text=conditions(row.measured_from)),
+        _figure(row, row.simulated),
+        _figure(row, row.measured),
+        Cell(text=_residual(row), number=True),
+        Cell(text=NOTHING if row.percent is None else f"{difference_text(row.percent)} %", number=True),
+    )
+
+
+def _figure(row: Agreement, value: float) -> Cell:
+    return bytes_cell(int(value)) if row.unit == "bytes" else Cell(text=seconds_text(value), number=True)
+
+
+def _residual(row: Agreement) -> str:
+    """Bytes to the last one, as small residuals are what is looked for."""
+    if not row.residual:
+        return "0"
+    size = exact_text(abs(int(row.residual))) if row.unit == "bytes" else seconds_text(abs(row.residual))
+    return ("+" if row.residual > 0 else MINUS) + size

@@ -1,0 +1,58 @@
+"""Sight tables: state, allocated, reserved and the driver's figure of each optimizer side by side, and what hides a saving in words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .findings import Findings
+from .reasons import reasons
+from .table import Cell, Table, gib_cell
+from .units import NOTHING
+from .verdict import headline_groups
+from .visibility import Sight, sights
+from .words import phase_name
+
+HEAD = (
+    "optimizer",
+    "state, GiB",
+    "as allocated, GiB",
+    "peak allocated, GiB",
+    "peak reserved, GiB",
+    "driver, GiB",
+    "phase of the peak",
+    "state saved, GiB",
+    "peak lower by, GiB",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SightTable:
+    """The figures of one setting, and under each optimizer's label its sentences."""
+
+    table: Table
+    sentences: dict[str, list[str]]
+
+
+def sight_tables(findings: Findings) -> dict[str, SightTable]:
+    """What is known of the settings that the verdict is about, by their names; those of which no bytes are known are left out."""
+    found = {name: sights(group) for name, group in headline_groups(findings).items()}
+    return {name: _sight_table(group) for name, group in found.items() if group}
+
+
+def _sight_table(group: Sequence[Sight]) -> SightTable:
+    sentences = {sight.entry.label: reasons(sight) for sight in group}
+    return SightTable(table=_table(group), sentences={label: told for label, told in sentences.items() if told})
+
+
+def _table(found: Sequence[Sight]) -> Table:
+    return Table(head=HEAD, rows=tuple(map(_row, found)))
+
+
+def _row(sight: Sight) -> tuple[Cell, ...]:
+    label, sizes = sight.entry.label, (sight.state, sight.state_allocated, sight.allocated, sight.reserved, sight.driver)
+    return (
+        Cell(text=label, mark=label, origin=sight.entry.origin),
+        *map(gib_cell, sizes),
+        Cell(text=phase_name(sight.phase) or NOTHING),
+        gib_cell(sight.state_saved),
+        gib_cell(sight.allocated_saved),
+    )

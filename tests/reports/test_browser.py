@@ -1,0 +1,281 @@
+"""The pages in a browser, Debian's chromium: offline, by keyboard, in light and dark, on a phone and on paper."""
+
+import csv
+import io
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from profiler.store import RunStore
+from reports import write_report
+from reports.compare import compare
+from reports.compare_page import render_comparison_page
+from reports.units import NOTHING
+
+CHROMIUM = Path("/usr/bin/chromium")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+SECTIONS = (
+    "Verdict",
+    "State saved against AdamW",
+    "Savings heat map",
+    "Optimizer state against model size",
+    "What the peak is made of",
+    "Memory along the training step",
+    "Time of the optimizer's step",
+    "The step's share of an iteration",
+    "Time of the step against model size",
+    "Time against memory",
+    "What fits on which GPU",
+    "Why you may not see the saving",
+    "Simulated against measured",
+    "Against the published figures",
+    "Without a result",
+    "All numbers",
+    "What the state is made of",
+    "The largest blocks at the peak",
+    "How to repeat it",
+)
+
+
+def without_browser(reason):
+    if os.environ.get("OPTPROF_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"OPTPROF_REQUIRE_BROWSER is 1, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        without_browser("playwright is not installed; pip install playwright")
+    if not CHROMIUM.is_file():
+        without_browser(f"there is no {CHROMIUM}; apt-get install chromium")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=str(CHROMIUM))
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="module")
+def open_page(browser):
+    """Open a file in a window of its own; the page's `told` lists what it has asked for, logged or thrown."""
+
+    def open_page(path, viewport=DESKTOP, **options):
+        page = browser.new_context(viewport=viewport, **options).new_page()
+        page.told = []
+        page.on("request", lambda request: page.told.append(request.url) if request.url != path.as_uri() else None)
+        page.on("console", lambda message: page.told.append(message.text))
+        page.on("pageerror", lambda error: page.told.append(str(error)))
+        page.on("dialog", lambda dialog: page.told.append(dialog.message))
+        page.goto(path.as_uri())
+        page.wait_for_function("[...document.querySelectorAll('.graph')].every((graph) => graph.querySelector('.main-svg'))")
+        return page
+
+    return open_page
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, mixed, simulated, timed, timeline):
+    """A run with everything: two sizes of a family, optimizers that keep as much, and records of every origin and outcome."""
+    store = RunStore.create(tmp_path_factory.mktemp("runs") / "everything")
+    large = {"model": "tiny-large", "parameter_count": 10_000, "model_family": "tiny"}
+    more = [
+        simulated("adam-mini", state=4_000),
+        *(simulated(name, **large, state=state) for name, state in (("adamw", 80_000), ("adam-mini", 40_000))),
+        replace(timed("adamw", model="tiny-large", step=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)), parameter_count=10_000, model_family="tiny"),
+        simulated("adamw", device="cuda", origin="measured"),
+        simulated("prodigy", memory=None, outcome="failed", error="ValueError: no"),
+    ]
+    for record in [replace(record, parameter_count=1_000, model_family="tiny") if record.times else record for record in mixed] + more:
+        store.append(record)
+    store.write_timeline(mixed[0].scenario, timeline)
+    write_report(store.folder)
+    return store.folder
+
+
+@pytest.fixture(scope="module")
+def page(open_page, folder):
+    return open_page(folder / "report.html")
+
+
+def faults(page):
+    """What axe finds serious or critical: the rule and the elements that break it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] in ("serious", "critical")]
+
+
+def column(page, table, number):
+    return page.locator(f"table.sortable >> nth={table} >> tbody tr:not([hidden]) > :nth-child({number})").all_text_contents()
+
+
+def test_the_page_asks_for_nothing_and_complains_of_nothing(page):
+    assert page.told == []
+
+
+def test_every_section_is_there_and_says_what_it_shows(page):
+    assert page.locator("h2").all_text_contents() == list(SECTIONS)
+    assert page.locator("section").count() == len(SECTIONS)
+    assert all(len(text) > 20 for text in page.locator("section > h2 + p.says").all_text_contents())
+    assert page.locator("section > h2 + p.says").count() == len(SECTIONS)
+    assert page.locator("#contents a").all_text_contents() == list(SECTIONS)
+
+
+def test_what_failed_or_ran_out_of_memory_is_listed(page):
+    failures = page.locator("section", has=page.locator("#failures")).text_content()
+    assert "out-of-memory" in failures
+    assert "needs 26.1 GiB of 24 GiB" in failures
+    assert "ValueError: no" in failures
+    assert "out-of-memory" in column(page, 0, 11)
+
+
+def test_the_theme_can_be_chosen(page):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    line = "document.querySelector('.graph').layout.xaxis.gridcolor"
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+    light = page.evaluate(line)
+    page.get_by_label("dark").check(force=True)
+    assert page.evaluate(paper) == "rgb(20, 23, 28)"
+    page.wait_for_function(f"{line} !== '{light}'")
+    page.get_by_label("system").check(force=True)
+    assert page.evaluate(paper) == "rgb(255, 255, 255)"
+
+
+def test_units_change_everywhere(page):
+    assert column(page, 0, 5)[0] == "0.00000745"
+    page.get_by_label("GB", exact=True).check(force=True)
+    assert column(page, 0, 5)[0] == "0.00000800"
+    assert "state, GB" in page.locator("table.sortable >> nth=0 >> thead").text_content()
+    page.wait_for_function("document.querySelector('.graph').layout.yaxis.title.text === 'GB of state'")
+    assert page.evaluate("Math.max(...document.querySelector('.graph').data.at(-1).y)") == pytest.approx(4e-5)
+    page.get_by_label("GiB", exact=True).check(force=True)
+    assert column(page, 0, 5)[0] == "0.00000745"
+
+
+def test_axes_can_be_linear_and_optimizers_hidden(page):
+    section = page.locator("section", has=page.locator("#state-by-size"))
+    graph = section.locator(".graph")
+    assert graph.evaluate("(graph) => [graph.layout.xaxis.type, graph.layout.yaxis.type]") == ["log", "log"]
+    section.get_by_label("linear").check(force=True)
+    assert graph.evaluate("(graph) => [graph.layout.xaxis.type, graph.layout.yaxis.type]") == ["linear", "linear"]
+    section.get_by_label("logarithmic").check(force=True)
+    button = section.get_by_role("button", name="adam-mini")
+    button.press("Enter")
+    assert button.get_attribute("aria-pressed") == "false"
+    assert graph.evaluate("(graph) => graph.data.filter((trace) => !trace.visible).map((trace) => trace.label)") == ["adam-mini"]
+    button.press("Enter")
+    assert graph.evaluate("(graph) => graph.data.every((trace) => trace.visible)")
+
+
+def test_series_that_coincide_are_told_apart(page):
+    traces = page.evaluate("document.querySelector('.graph').data.filter((trace) => trace.label).map((trace) => [trace.label, trace])")
+    first, second = (next(trace for label, trace in traces if label == name) for name in ("sgd-sai", "adam-mini"))
+    assert first["marker"]["size"] > second["marker"]["size"]
+    assert first["marker"]["symbol"] != second["marker"]["symbol"]
+    assert first["line"]["dash"] != second["line"]["dash"]
+
+
+def test_measured_marks_are_filled_and_others_hollow(page):
+    colours = page.evaluate("document.querySelector('.graph').data.filter((trace) => trace.label === 'adamw').map((t) => t.marker)")
+    fills = {fill for marker in colours for fill in marker["color"]}
+    assert fills == {"#ffffff", colours[0]["line"]["color"]}
+
+
+def test_tables_are_sorted_by_keyboard_and_say_so(page):
+    button = page.locator("table.sortable >> nth=0").get_by_role("button", name="bytes a parameter")
+    head = button.locator("xpath=..")
+    assert head.get_attribute("aria-sort") == "none"
+    button.press("Enter")
+    rising = [text for text in column(page, 0, 6) if text != NOTHING]
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert rising == sorted(rising, key=float)
+    button.press("Enter")
+    falling = column(page, 0, 6)
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [text for text in falling if text != NOTHING] == rising[::-1]
+    # What is not known stands last, whichever way.
+    assert falling[-1] == NOTHING
+
+
+def test_filtered_rows_are_copied_and_saved_with_exact_numbers(page):
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator("#filter").fill("adam-mini simulated")
+    assert set(column(page, 0, 1)) == {"adam-mini"}
+    assert page.locator("#told").text_content() == f"2 of {page.evaluate('rows.length')} rows"
+    page.get_by_role("button", name="Copy as CSV").click()
+    page.wait_for_function("document.getElementById('told').textContent === '2 rows copied'")
+    copied = list(csv.DictReader(io.StringIO(page.evaluate("navigator.clipboard.readText()"))))
+    assert sorted(row["state_bytes"] for row in copied) == ["4000", "40000"]
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download JSON").click()
+    saved = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert sorted(row["peak_allocated_bytes"] for row in saved) == [16_000, 52_000]
+    page.locator("#filter").fill("")
+    assert len(column(page, 0, 1)) == page.evaluate("rows.length")
+
+
+def test_the_page_has_no_serious_accessibility_fault(page):
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    assert faults(page) == []
+
+
+def test_dark_follows_the_system_and_is_as_accessible(open_page, folder):
+    page = open_page(folder / "report.html", color_scheme="dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
+    assert faults(page) == []
+    assert page.told == []
+
+
+def test_a_phone_shows_all_without_scrolling_sideways(open_page, folder):
+    page = open_page(folder / "report.html", viewport=PHONE, has_touch=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert page.evaluate("Math.max(...[...document.querySelectorAll('.graph .main-svg')].map((svg) => svg.clientWidth))") <= PHONE["width"]
+    assert faults(page) == []
+
+
+def test_on_a_desktop_no_table_scrolls(page):
+    wide = "[...document.querySelectorAll('table.sortable')].filter((table) => table.scrollWidth > table.parentElement.clientWidth)"
+    assert page.evaluate(f"{wide}.length") == 0
+
+
+def test_paper_is_light_and_has_the_graphs(open_page, folder, tmp_path):
+    page = open_page(folder / "report.html", color_scheme="dark")
+    page.evaluate("addEventListener('beforeprint', () => { root.dataset.seen = document.querySelector('.graph').layout.xaxis.gridcolor; })")
+    page.pdf(path=tmp_path / "page.pdf", format="A4")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    assert page.evaluate("root.dataset.seen") == "#d9dee5"
+    page.wait_for_function("document.querySelector('.graph').layout.xaxis.gridcolor === '#333a45'")
+
+
+def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline):
+    wicked = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</script>${alert(3)}{{7*7}}%{x}"
+    store = RunStore.create(tmp_path / "run")
+    records = [
+        simulated("adamw", model=wicked, model_family=wicked),
+        simulated(f"m:{wicked}", model=wicked, options={"momentum": wicked}, state=3_000),
+        simulated("sm3", model=wicked, memory=None, outcome="failed", error=wicked),
+    ]
+    for record in records:
+        store.append(replace(record, environment={"command": ["optprof", wicked], "platform": wicked}))
+    store.write_timeline(records[0].scenario, replace(timeline, categories={wicked: timeline.allocated}))
+    page = open_page(write_report(store.folder))
+    page.mouse.move(
+        *page.evaluate("(({ x, y, width }) => [x + width / 2, y + 60])(document.querySelector('.graph').getBoundingClientRect())")
+    )
+    page.locator("#filter").fill("alert")
+    page.locator("table.sortable >> nth=0").get_by_role("button").first.click()
+    assert page.told == []
+    assert page.locator("img").count() == 0
+    assert wicked in page.locator("body").text_content()
+
+
+def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
+    path = tmp_path / "compare.html"
+    path.write_text(render_comparison_page(compare(mixed, mixed), [], ["optprof", "compare"]), encoding="utf-8")
+    page = open_page(path)
+    assert page.told == []
+    assert faults(page) == []
