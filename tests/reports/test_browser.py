@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -40,7 +41,7 @@ SECTIONS = (
 )
 
 
-def without_browser(reason):
+def without_browser(reason) -> NoReturn:
     if os.environ.get("OPTPROF_REQUIRE_BROWSER") == "1":
         pytest.fail(f"OPTPROF_REQUIRE_BROWSER is 1, but {reason}")
     pytest.skip(reason)
