@@ -3,6 +3,7 @@
 Importing it loads neither torch nor anything that draws; what a command or a function needs is loaded when it is called.
 """
 
+import errno
 import json
 import shlex
 import sys
@@ -381,6 +382,14 @@ def _run_all(
     return standing(store.read())
 
 
+def _one_line(error: Exception) -> str:
+    """What went wrong, of the system's errors with the file and what helps."""
+    if not isinstance(error, OSError) or error.filename is None:
+        return str(error)
+    helps = {errno.EROFS: "; name another folder with --out", errno.ENOSPC: "; make room, and go on with --resume"}
+    return f"{error.filename}: {error.strerror}{helps.get(error.errno or 0, '')}"
+
+
 def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, timeout: float | None) -> None:
     from profiler.measuring.measurement import to_simulate
     from profiler.running.runner import Runner
@@ -438,7 +447,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        print(f"optprof: {error}", file=sys.stderr)
+        print(f"optprof: {_one_line(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("optprof: interrupted", file=sys.stderr)

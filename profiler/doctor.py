@@ -114,8 +114,8 @@ def _measurable() -> str:
 
 
 def _free_memory() -> str:
-    memory = importlib.import_module("psutil").virtual_memory()
-    return f"{memory.available / 2**30:.2f} of {memory.total / 2**30:.2f} GiB free"
+    free = importlib.import_module("profiler.host_memory").free_bytes()
+    return f"{free / 2**30:.2f} of {importlib.import_module('psutil').virtual_memory().total / 2**30:.2f} GiB free"
 
 
 def _there(module: str) -> bool:

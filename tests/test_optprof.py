@@ -94,7 +94,7 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "gpt2", "-o", "adamw:lrr=1"), "optprof: no option of adamw is named 'lrr'; did you mean lr"),
         (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, got 'fp8'"),
         (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
-        (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: [Errno 20] Not a directory: 'file/run'"),
+        (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: file/run: Not a directory"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
         (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
         (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers, gpus or suites"),
@@ -257,6 +257,19 @@ def test_doctor_and_help_do_without_torch(tmp_path: Path):
     assert (done.returncode, done.stderr) == (0, "")
     assert "- torch              missing, for everything that is found\n                       pip install torch\n" in done.stdout
     assert "- measure            nothing" in done.stdout
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    try:
+        done = optprof(tmp_path, "profile", "tiny", "-d", "sim", "--out", str(disk / "run"))
+        assert (done.returncode, done.stderr) == (2, f"optprof: {disk / 'run'}: Read-only file system; name another folder with --out\n")
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_names_are_listed_with_what_they_mean(tmp_path: Path):

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from scenarios import Scenario, models
 
 from ..environment import environment
+from ..host_memory import free_bytes
 from ..optimizer import make_optimizer
 from ..record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulation import simulate
@@ -64,7 +64,7 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
         torch.cuda.empty_cache()
         with snapshot_when_full(files.when_full):
             return _measure_whole(scenario, files)
-    room = psutil.virtual_memory().available // 2
+    room = free_bytes() // 2
     simulated = simulated or simulate(to_simulate(scenario))
     memory = simulated.memory
     assert memory is not None

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-import psutil
 import torch
 
 from scenarios import Scenario, models
 from scenarios.workpiece import build
 
 from ..environment import environment
+from ..host_memory import free_bytes
 from ..optimizer import make_optimizer
 from ..record import Record, Watched
 from .harness import Harness
@@ -41,7 +41,7 @@ def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: floa
 
 
 def _measure_slice(scenario: Scenario, part: Slice, needed: int, seconds: float) -> Harness:
-    free = psutil.virtual_memory().available
+    free = free_bytes()
     if needed > free:
         raise MemoryError(f"a slice of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB, {free >> 20} MiB are free")
     parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors]

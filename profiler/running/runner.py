@@ -15,10 +15,10 @@ from typing import Any
 
 from scenarios import Scenario
 
+from ..host_memory import kernel_kills
 from ..record import Outcome, Record
 from ..store import RunStore
 from .child import Job, without_result
-from .kernel_kills import kernel_kills
 from .worker import ChildEndedError, Worker
 
 # Children that load side by side before a measurement, so that only every second one is waited for.

@@ -1,6 +1,7 @@
 """A run survives what runs in it: optimizers that fail, hang, die and print, and the death of either process."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import torch
 
 from profiler.record import Memory, Record
 from profiler.running.child import Job, outcome_of
-from profiler.running.kernel_kills import kernel_kills
 from profiler.running.preflight import DoesNotFitError, require_room
 from profiler.running.resume import pending, standing
 from profiler.running.runner import Crew, run
@@ -128,6 +128,15 @@ def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore,
 def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run([scenario("Talks"), scenario("Fails")], RunStore.create(tmp_path / "run"), quietly)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path):
+    store = RunStore.create(tmp_path / "run")
+    run([scenario(device="sim")], store, quietly, snapshots=True)
+    (path,) = (store.folder / "snapshots").iterdir()
+    told = pickle.loads(path.read_bytes())
+    assert {"segments", "device_traces"} <= told.keys()
+    assert any(entry["action"] == "alloc" for entry in told["device_traces"][0])
 
 
 def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,25 +287,6 @@ def test_a_gpu_without_room_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
     require_room(Scenario(model="gpt2", device="cpu"), simulated(5 << 30))
     with pytest.raises(DoesNotFitError, match=r"needs 5.00 GiB by simulation, and 4.00 GiB of 8.00 GiB are free; --force runs it"):
         require_room(asked, simulated(5 << 30))
-
-
-@pytest.mark.parametrize(
-    ("groups", "file"),
-    [
-        ("0::/user/me\n", "cgroup/user/me/memory.events"),
-        ("0::/\n", "cgroup/memory.events"),
-        ("5:cpu:/x\n4:memory:/job\n0::/\n", "cgroup/memory/job/memory.oom_control"),
-        ("4:memory:/job\n", "cgroup/memory/memory.oom_control"),
-        ("", "proc/vmstat"),
-    ],
-)
-def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: str):
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(groups)
-    assert kernel_kills(tmp_path / "proc", tmp_path / "cgroup") == 0
-    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-    (tmp_path / file).write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
-    assert kernel_kills(tmp_path / "proc", tmp_path / "cgroup") == 2
 
 
 HERE = {"versions": {"optprof": "1", "torch": "2.13", "transformers": "5"}, "machine": {"cpu": "fast", "gpu": None}}

@@ -1,0 +1,82 @@
+"""What the kernel grants, read from files as its documentation lays them out."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from profiler import host_memory
+from profiler.host_memory import free_bytes, free_in_group, kernel_kills
+
+
+def place(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
+    """The two trees that are read: one with the groups of a process, one with the groups' own files."""
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder / "proc", folder / "cgroup"
+
+
+@pytest.mark.parametrize(
+    ("groups", "file"),
+    [
+        ("0::/user/me\n", "cgroup/user/me/memory.events"),
+        ("0::/\n", "cgroup/memory.events"),
+        ("5:cpu:/x\n4:memory:/job\n0::/\n", "cgroup/memory/job/memory.oom_control"),
+        ("4:memory:/job\n", "cgroup/memory/memory.oom_control"),
+        ("", "proc/vmstat"),
+    ],
+)
+def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: str):
+    assert kernel_kills(*place(tmp_path, groups, {})) == 0
+    assert kernel_kills(*place(tmp_path, groups, {file: "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"})) == 2
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "free"),
+    [
+        ("0::/job\n", {"cgroup/job/memory.max": "4096\n", "cgroup/job/memory.current": "1024\n"}, 3072),
+        # Files that nobody has open for long are given up before a process is ended.
+        (
+            "0::/job\n",
+            {
+                "cgroup/job/memory.max": "4096",
+                "cgroup/job/memory.current": "4000",
+                "cgroup/job/memory.stat": "anon 1\ninactive_file 1000\n",
+            },
+            1096,
+        ),
+        # The tightest of the groups around it rules.
+        (
+            "0::/slice/job\n",
+            {
+                "cgroup/slice/job/memory.max": "max",
+                "cgroup/slice/job/memory.current": "10",
+                "cgroup/slice/memory.max": "100",
+                "cgroup/slice/memory.current": "60",
+            },
+            40,
+        ),
+        ("0::/host/only\n", {"cgroup/memory.max": "100", "cgroup/memory.current": "120"}, 0),
+        (
+            "4:memory:/job\n0::/\n",
+            {
+                "cgroup/memory/job/memory.limit_in_bytes": "500",
+                "cgroup/memory/job/memory.usage_in_bytes": "200",
+                "cgroup/memory/job/memory.stat": "inactive_file 7\ntotal_inactive_file 50\n",
+            },
+            350,
+        ),
+        ("0::/job\n", {"cgroup/job/memory.max": "max", "cgroup/job/memory.current": "10"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_control_group_may_take_what_its_limits_leave(tmp_path: Path, groups: str, files: dict[str, str], free: int | None):
+    assert free_in_group(*place(tmp_path, groups, files)) == free
+
+
+@pytest.mark.parametrize(("granted", "free"), [(None, 1000), (300, 300), (5000, 1000)])
+def test_the_less_of_machine_and_group_is_free(monkeypatch: pytest.MonkeyPatch, granted: int | None, free: int):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
+    monkeypatch.setattr(host_memory, "free_in_group", lambda: granted)
+    assert free_bytes() == free
