@@ -227,14 +227,14 @@ class Accumulation(Around):
     def _extra_state(self) -> dict[str, Any]:
         saved = {name: getattr(self, name) for name in self._saved}
         pending = self._sum.save(self._params()) if self.num_draws else None
-        return {**saved, "history": list(self.history), "target": self.target.state_dict(), "sum": pending}
+        return {**saved, "history": list(self.history), "target": self.target.settings(), "sum": pending}
 
     def _load_extra_state(self, extra: dict[str, Any] | None) -> None:
         params = self._params()
         self._begin_window(params)
         if extra is None:
             return
-        self.target.load_state_dict(extra["target"])
+        self.target.param_groups[0].update(extra["target"])
         for name in self._saved:
             setattr(self, name, extra[name])
         self.history = list(self.history)

@@ -28,5 +28,9 @@ class Target(Optimizer):
     def value(self, value: float) -> None:
         self.param_groups[0]["lr"] = value
 
+    def settings(self) -> dict[str, Any]:
+        """The number and what schedulers keep beside it."""
+        return {name: value for name, value in self.param_groups[0].items() if name != "params"}
+
     def step(self, closure: Any = None) -> Any:
         """Do nothing."""
