@@ -32,7 +32,8 @@ class SumInGradients:
     def require_kept(self, params: Params) -> None:
         """RuntimeError where the gradients that were marked have been replaced, as by `model.zero_grad()`."""
         grads = _dense(params)
-        if grads and not any(hasattr(grad, self._drawn) or grad.grad_fn is not None for grad in grads):
+        # DDP moves views of its buckets to new ones, and a gradient with a history is not added to in place.
+        if grads and not any(hasattr(grad, self._drawn) or grad._is_view() or grad.grad_fn is not None for grad in grads):
             raise RuntimeError(
                 "the gradients drawn since the last step were replaced or cleared by something other than this optimizer; "
                 "leave out model.zero_grad(), or pass buffered=True, which keeps the sum elsewhere"
