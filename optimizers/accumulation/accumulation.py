@@ -51,6 +51,8 @@ class Accumulation(Around):
     # The target's name in statistics, and what a checkpoint holds beside it and the sum.
     target_name = "target"
     _saved: tuple[str, ...] = (*_COUNTS, "num_draws", "history", "_weight", "_scale")
+    # Whether what is observed is the norm of the micro-batch's own gradient, which then tells whether that is finite.
+    _observes_gradient = False
     # GradScaler then hands its scale over instead of dividing .grad by it, and with it the draws before, once more at every draw.
     _step_supports_amp_scaling = True
 
@@ -122,6 +124,10 @@ class Accumulation(Around):
         self._record(observed, norm, scale)
         if self.num_draws < self.max_draws and not self._is_due():
             return False
+        if not math.isfinite(self.mean_norm()):
+            # Finite gradients may have a sum that is not.
+            self._drop_window(params)
+            return False
         self._step_with_mean(params)
         return True
 
@@ -129,7 +135,7 @@ class Accumulation(Around):
         """The norm of the mean of what was drawn since the last step."""
         if self._norm is None:
             norms = ranks.on_host([self._total_norm(self._sum.tensors(self._params()))])[0]
-            self._norm = max(norms) / self._worth()
+            self._norm = _agreed(norms) / self._worth()
         return self._norm
 
     def _params(self) -> list[Tensor]:
@@ -144,12 +150,11 @@ class Accumulation(Around):
         return ranks.norm_over_shards(norm) if self.distributed_mode == "sharded" else norm
 
     def _read(self, params: Sequence[Tensor]) -> tuple[float, Sequence[float], float]:
-        """The norm of what lies in .grad, infinite where a rank's is not finite; what each rank observed; the scale of the loss."""
+        """A norm of the gradients, infinite unless every rank's is finite; what each rank observed; the scale of the loss."""
         scale, observed = self._loss_scale(), self._observe()
-        asked = [number for number in (self._total_norm(fresh(params)), scale, observed) if number is not None]
-        norms, *others = ranks.on_host(asked)
-        norm = max(norms) if all(map(math.isfinite, norms)) else math.inf
-        return norm, others[-1] if observed is not None else (), others[0][0] if scale is not None else 1.0
+        norm_or_observed = observed if self._observes_gradient else self._total_norm(fresh(params))
+        norms, *others = ranks.on_host([number for number in (norm_or_observed, scale, observed) if number is not None])
+        return _agreed(norms), others[-1] if observed is not None else (), others[0][0] if scale is not None else 1.0
 
     def _loss_scale(self) -> Tensor | None:
         """The scale that a GradScaler left in .grad, None where there is none."""
@@ -172,7 +177,7 @@ class Accumulation(Around):
         self._sum.mark(params)
         # Where the scaler has changed its scale since, the draws before count in proportion.
         self._weight, self._scale = self._weight * (self._scale / scale) + 1, scale
-        self._norm = norm / self._worth()
+        self._norm = None if self._observes_gradient else norm / self._worth()
 
     def _drop(self, params: Sequence[Tensor]) -> None:
         """Forget a micro-batch that is not finite, and without buffers the window that it was added to."""
@@ -182,8 +187,11 @@ class Accumulation(Around):
         for param in params:
             param.grad = None
         if not self.buffered:
-            self.num_dropped += self.num_draws
-            self._begin_window(params)
+            self._drop_window(params)
+
+    def _drop_window(self, params: Sequence[Tensor]) -> None:
+        self.num_dropped += self.num_draws
+        self._begin_window(params)
 
     def _step_with_mean(self, params: Sequence[Tensor]) -> None:
         factor = self._factor()
@@ -258,6 +266,11 @@ class Accumulation(Around):
         super().__setstate__({**state, "_sum": SumInBuffers() if state["buffered"] else SumInGradients()})
         if saved is not None:
             self._sum.load(self._params(), saved)
+
+
+def _agreed(norms: Sequence[float]) -> float:
+    """The norm that all ranks go by: they may differ in the last bit, or in whether they are finite."""
+    return max(norms) if all(map(math.isfinite, norms)) else math.inf
 
 
 def _require_arguments(optimizer: Any, max_draws: Any, distributed_mode: Any) -> None:

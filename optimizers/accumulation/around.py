@@ -24,7 +24,7 @@ class Around(Optimizer):
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of the optimizer inside."""
-        return self.optimizer.param_groups
+        return self._groups()
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -51,6 +51,9 @@ class Around(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the optimizer inside."""
         self.optimizer.add_param_group(param_group)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return self.optimizer.param_groups
 
     def _extra_state(self) -> dict[str, Any]:
         """Plain data and tensors, none of which is the live one."""

@@ -26,11 +26,9 @@ __all__ = [
 
 
 class _AsDescribed(Accumulation):
-    """One group of all parameters, whose `lr` is the target."""
+    """What passes for an optimizer with one group of all parameters, whose `lr` is the target."""
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The target as a learning rate, over the parameters of every group of the optimizer inside."""
+    def _groups(self) -> list[dict[str, Any]]:
         self.target.param_groups[0]["params"] = self._params()
         return self.target.param_groups
 

@@ -127,6 +127,7 @@ class GradientNoiseScale(Accumulation):
             raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
         super().__init__(optimizer, tolerance, max_draws=max_draws, distributed_mode=distributed_mode, buffered=buffered)
         self.estimator, self.decay = estimator, decay
+        self._observes_gradient = not buffered
         # Averages over steps of tr(Sigma) and |G|^2, None before the first.
         self._noise: float | None = None
         self._signal: float | None = None

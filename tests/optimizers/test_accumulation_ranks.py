@@ -1,5 +1,7 @@
 """Accumulation in two processes: DDP, FSDP2 and plain shards, against one process that sees all batches; G9 of torch-gqc's defects."""
 
+# pyright: reportPrivateImportUsage=false
+
 import subprocess
 import sys
 from collections.abc import Callable
@@ -83,7 +85,7 @@ def check_replicated_and_sharded() -> None:
         for views in (False, True):
             check_like_one_process(DistributedDataParallel(model_of(), gradient_as_bucket_view=views), alone, buffered=buffered)
         sharded = model_of()
-        fully_shard(sharded[0])
+        fully_shard(sharded.get_submodule("0"))
         fully_shard(sharded)
         check_like_one_process(sharded, alone, buffered=buffered)
 

@@ -279,6 +279,14 @@ def test_g6_buffers_drop_a_bad_micro_batch_alone(bad: float) -> None:
     assert param.tolist() == [-2.0, -2.0]
 
 
+@BUFFERED
+def test_finite_gradients_with_a_sum_that_is_not_are_dropped(buffered: bool) -> None:
+    param, sgd = plain(1)
+    wrapper = GradientNoiseScale(sgd, tolerance=100, buffered=buffered)
+    assert [draw(wrapper, param, (3e38,)) for _ in range(2)] == [False, False]
+    assert (wrapper.num_dropped, wrapper.num_draws, param.item()) == (2, 0, 0.0)
+
+
 def test_g7_what_is_pending_is_in_the_checkpoint_and_the_checkpoint_is_not_alive() -> None:
     param, sgd = plain()
     wrapper = ScheduledBatch(sgd, 2)

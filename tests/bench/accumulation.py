@@ -1,0 +1,83 @@
+"""What does accumulation cost? A wrapper's draw on gpt2 on this CPU, beside the forward and backward pass that it follows.
+
+The mark: a draw takes less than 3 % of forward and backward. They are timed in turns in one process: a pass, then a draw of each wrapper on
+the gradients that it left. No draw steps. What the noise scale's hooks do in a backward pass is done by hand, as part of its draw.
+The interval is that of the median over the rounds' ratios. Run `python tests/bench/accumulation.py [ROUNDS]`.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+
+from optimizers import accumulation
+from optimizers.accumulation import Accumulation, GradientNoiseScale, MetricHypothesisTest
+from profiler.confidence import median_interval
+from profiler.measuring.malloc import keep_freed_memory
+from scenarios import Scenario
+from scenarios.workpiece import build
+
+ROUNDS, WARM_UP, SEQUENCE_LENGTH = 11, 2, 256
+MARK = 0.03
+SPECS = (
+    "gnts:threshold=1e-9,max_draws=10000",
+    "sbc:batch_size=10000,max_draws=10000",
+    "mht:error=1e-9,max_draws=10000",
+    "gns:tolerance=1e-9,max_draws=10000",
+    "gns:tolerance=1e-9,max_draws=10000,estimator=mccandlish",
+)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """The time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def draw(wrapper: Accumulation, parameters: list[torch.nn.Parameter]) -> None:
+    """One draw, with what a hook does for each gradient."""
+    if isinstance(wrapper, GradientNoiseScale):
+        for parameter in parameters:
+            assert parameter.grad is not None
+            wrapper._fresh_norms._see(parameter.grad)
+    assert not (wrapper.step(10.0) if isinstance(wrapper, MetricHypothesisTest) else wrapper.step())
+
+
+def main(rounds: int = ROUNDS) -> None:
+    """Print, for each wrapper, the time of a draw and its share of forward and backward."""
+    keep_freed_memory()
+    workpiece = build(Scenario(model="gpt2", batch_size=1, sequence_length=SEQUENCE_LENGTH, device="cpu"), "cpu")
+    parameters = list(workpiece.model.parameters())
+    wrappers = [accumulation.create(spec, torch.optim.SGD(parameters, lr=0.0)) for spec in SPECS]
+    for wrapper in wrappers:
+        if isinstance(wrapper, MetricHypothesisTest):
+            # Without one the first draw would step.
+            wrapper.running_mean = 1.0
+        if isinstance(wrapper, GradientNoiseScale):
+            # Hooks of several wrappers on one model would all run in the pass.
+            wrapper.close()
+            wrapper._fresh_norms.watch = lambda params: None  # noqa: ARG005  # pyright: ignore[reportAttributeAccessIssue]
+    passes, draws = [], [[] for _ in wrappers]
+    for index in range(WARM_UP + rounds):
+        taken = seconds(lambda: workpiece.loss(workpiece.batch).backward())
+        own = [seconds(lambda wrapper=wrapper: draw(wrapper, parameters)) for wrapper in wrappers]
+        if index >= WARM_UP:
+            passes.append(taken)
+            for samples, sample in zip(draws, own, strict=True):
+                samples.append(sample)
+    print(f"gpt2, 1 x {SEQUENCE_LENGTH} tokens: forward and backward {median(passes) * 1e3:.0f} ms, {torch.get_num_threads()} threads")
+    for spec, samples in zip(SPECS, draws, strict=True):
+        ratios = [own / taken for own, taken in zip(samples, passes, strict=True)]
+        interval = median_interval(ratios)
+        assert interval is not None
+        share = median(ratios)
+        name = spec.partition(":")[0] + (" mccandlish" if "mccandlish" in spec else "")
+        seen = f"{share:.2%} ({interval.lower:.2%} to {interval.upper:.2%})"
+        print(f"{name:<15} draw {median(samples) * 1e3:6.1f} ms = {seen} of it {'ok' if share < MARK else 'over 3 %'}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
