@@ -51,11 +51,14 @@ def agreements(records: Sequence[Record]) -> list[Agreement]:
     """The figures that a run has both ways, in the order of the run; a measured record is set beside its first simulated one."""
     names, found = labels(records), []
     held = [record for record in records if record.outcome == "ok"]
+    simulated: dict[str, list[Record]] = {}
+    for record in held:
+        if record.scenario.device == "sim":
+            simulated.setdefault(_asked(record.scenario), []).append(record)
     for measured in held:
-        if measured.scenario.device == "sim" or measured.origin != "measured":
-            continue
-        same = [record for record in held if record.scenario.device == "sim" and _asks(record.scenario) == _asks(measured.scenario)]
-        found += _agreements(names[optimizer_key(measured.scenario)], measured, same)
+        if measured.scenario.device != "sim" and measured.origin == "measured":
+            same = simulated.get(_asked(measured.scenario), [])
+            found += _agreements(names[optimizer_key(measured.scenario)], measured, same)
     return found
 
 
@@ -116,6 +119,6 @@ def _agreement(
     )
 
 
-def _asks(scenario: Scenario) -> Scenario:
-    """What a simulated and a measured scenario of the same question share."""
-    return replace(scenario, device="sim", gpu=None, implementation="loop", steps=2, seed=0, alloc_conf="")
+def _asked(scenario: Scenario) -> str:
+    """What a simulated and a measured scenario of the same question share, as a name for it."""
+    return repr(replace(scenario, device="sim", gpu=None, implementation="loop", steps=2, seed=0, alloc_conf=""))

@@ -57,6 +57,8 @@ def courses(
 
     An entry whose bytes were measured has the timeline of the simulation that asked the same.
     """
+    if not timelines:
+        return []
     traced = [(record, timelines[name]) for record in records if (name := file_name(record.scenario)) in timelines]
     simulated = {_question(record): (record, timeline) for record, timeline in reversed(traced) if record.outcome == "ok"}
     found = [

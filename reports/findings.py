@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 from profiler.record import Record
@@ -36,11 +37,8 @@ class Findings:
     savings: Sequence[Saving]
     curves: Sequence[Series]
     peaks: Sequence[Peak]
-    paces: Sequence[Pace]
-    tradeoffs: Sequence[Tradeoff]
     courses: Sequence[Course]
     timings: Sequence[Timing]
-    time_curves: Sequence[TimeSeries]
     names: dict[Setting, str]
     labels: dict[OptimizerKey, str]
     marks: dict[str, Mark]
@@ -58,15 +56,27 @@ class Findings:
             savings=savings(found),
             curves=curves(records),
             peaks=peaks(found),
-            paces=paces(found),
-            tradeoffs=tradeoffs(found),
             courses=courses(found, records, called, timelines or {}),
             timings=timings(records),
-            time_curves=time_curves(records),
             names=setting_names([entry.setting for entry in found] or settings),
             labels=called,
             marks=marks([*called.values(), *(entry.label for entry in found)]),
         )
+
+    @cached_property
+    def paces(self) -> list[Pace]:
+        """The time of each step against the baseline's."""
+        return paces(self.entries)
+
+    @cached_property
+    def tradeoffs(self) -> list[Tradeoff]:
+        """Time against memory."""
+        return tradeoffs(self.entries)
+
+    @cached_property
+    def time_curves(self) -> list[TimeSeries]:
+        """Times of the step against parameters."""
+        return time_curves(self.records)
 
     @property
     def models(self) -> list[str]:
