@@ -268,12 +268,21 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")],
     markdown: Markdown = False,
     tensorboard: TensorBoard = False,
+    style: Annotated[str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")] = "paper",
+    figure: Annotated[
+        str | None, typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records.")
+    ] = None,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
     with _one_line_errors():
-        from reports import run_markdown, write_report
+        from reports import run_markdown, write_figure, write_report
 
-        print(run_markdown(_run(run)) if markdown else write_report(_run(run), tensorboard=tensorboard))
+        if markdown:
+            print(run_markdown(_run(run)))
+        elif figure:
+            print(*write_figure(_run(run), figure, style=style), sep="\n")
+        else:
+            print(write_report(_run(run), tensorboard=tensorboard, style=style))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Which scenarios a comparison takes: every name checked before anything runs, in an order that traces each model once."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -149,4 +150,5 @@ def is_plain(value: object) -> bool:
     """Whether JSON can hold the value; a default that it cannot hold is left to the optimizer."""
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
-    return value is None or isinstance(value, bool | int | float | str)
+    # Prodigy's growth rate is infinite, which JSON has no number for.
+    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))

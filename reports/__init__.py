@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from profiler.fits import Fit
 
-__all__ = ["run_markdown", "write_fit_page", "write_report"]
+__all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
+
+# What a report writes into a run's folder.
+OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
 
 
-def write_report(folder: Path, *, tensorboard: bool = False) -> Path:
-    """Write `report.html`, `figures/*.png`, `records.csv` and `records.json` beside a run's records; returns the page's path.
+def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper") -> Path:
+    """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
-    `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name.
-    ValueError for a run without records, FileNotFoundError for a folder that is no run, another OSError when it cannot be written.
+    `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
+    ValueError for a run without records, another style, and a symbolic link where something is to be written; FileNotFoundError for a
+    folder that is no run, another OSError when it cannot be written.
     """
     import json
 
@@ -24,14 +28,15 @@ def write_report(folder: Path, *, tensorboard: bool = False) -> Path:
     store = RunStore(folder)
     records = standing(store.read())
     timelines = store.read_timelines(records)
+    _refuse_links(folder)
 
     # matplotlib takes its time to load, and nothing but a report wants it.
-    from .figures import draw_all
+    from .figures import draw_all, style_named
     from .page import render_page
 
-    page = folder / "report.html"
+    page, chosen = folder / "report.html", style_named(style)
     try:
-        drawings = draw_all(records, folder / "figures", timelines)
+        drawings = draw_all(records, folder / "figures", timelines, chosen)
         page.write_text(render_page(records, drawings, timelines), encoding="utf-8")
         store.write_csv(records)
         (folder / "records.json").write_text(json.dumps([record.to_dict() for record in records], indent=1) + "\n", encoding="utf-8")
@@ -47,11 +52,42 @@ def write_report(folder: Path, *, tensorboard: bool = False) -> Path:
 
 def run_markdown(folder: Path) -> str:
     """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run."""
+    from profiler.running.resume import standing
     from profiler.store import RunStore
 
     from .markdown import run_markdown
 
-    return run_markdown(RunStore(folder).read())
+    return run_markdown(standing(RunStore(folder).read()))
+
+
+def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:
+    """Write one picture of a run that no report has into its `figures/`, as PNG and SVG; returns the paths.
+
+    The only one is "sgd-sai-4", the SGD-SaI paper's figure beside the run's records. ValueError for another name or style, and for a run
+    that has nothing to draw it from.
+    """
+    from profiler.running.resume import standing
+    from profiler.store import RunStore
+
+    from .figures import draw_published, style_named, write_drawing
+    from .figures.published import NAME
+    from .reproduction import COMMAND
+
+    if name != NAME:
+        raise ValueError(f"no figure is named {name!r}; there is {NAME}")
+    records, chosen = standing(RunStore(folder).read()), style_named(style)
+    _refuse_links(folder)
+    drawing = draw_published(records, chosen)
+    if drawing is None:
+        raise ValueError(f"the run has none of the states that {NAME} shows; this gives them: {COMMAND}")
+    return write_drawing(drawing, folder / "figures")
+
+
+def _refuse_links(folder: Path) -> None:
+    """ValueError for a symbolic link where a report writes: it would write over what lies outside of the run."""
+    for path in (*(folder / name for name in OUTPUTS), *(folder / "figures").glob("*")):
+        if path.is_symlink():
+            raise ValueError(f"{path} is a symbolic link, and a report writes into its run alone; remove the link")
 
 
 def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str]) -> Path:

@@ -4,8 +4,9 @@ Bytes of state are the same on every device and for every implementation. Peaks 
 records ran the step the same way; an estimated step time is set beside samples that were taken on the GPU that it is for.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
@@ -16,6 +17,7 @@ from .labels import labels, optimizer_key
 from .units import percent_text
 
 Unit = Literal["bytes", "seconds"]
+_DIFFERING = ("device", "gpu", "implementation", "steps", "seed", "alloc_conf")
 BYTES = {
     "state": "optimizer_state",
     "state-allocated": "optimizer_state_allocated",
@@ -54,11 +56,10 @@ def agreements(records: Sequence[Record]) -> list[Agreement]:
     simulated: dict[str, list[Record]] = {}
     for record in held:
         if record.scenario.device == "sim":
-            simulated.setdefault(_asked(record.scenario), []).append(record)
-    for measured in held:
-        if measured.scenario.device != "sim" and measured.origin == "measured":
-            same = simulated.get(_asked(measured.scenario), [])
-            found += _agreements(names[optimizer_key(measured.scenario)], measured, same)
+            simulated.setdefault(_question(record.scenario), []).append(record)
+    for record in held:
+        if record.scenario.device != "sim" and record.origin == "measured":
+            found += _agreements(names[optimizer_key(record.scenario)], record, simulated.get(_question(record.scenario), ()))
     return found
 
 
@@ -119,6 +120,7 @@ def _agreement(
     )
 
 
-def _asked(scenario: Scenario) -> str:
-    """What a simulated and a measured scenario of the same question share, as a name for it."""
-    return repr(replace(scenario, device="sim", gpu=None, implementation="loop", steps=2, seed=0, alloc_conf=""))
+def _question(scenario: Scenario) -> str:
+    """What a simulated and a measured scenario of the same question share."""
+    shared = {name: value for name, value in vars(scenario).items() if name not in _DIFFERING}
+    return json.dumps(shared, sort_keys=True, default=str)

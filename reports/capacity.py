@@ -5,7 +5,7 @@ use at the peak and what was reserved for it, the answer depends on what the all
 GPU's own memory tells: a record that names the GPU, or `optprof fit`. The largest batch is told where several were recorded.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,12 +20,28 @@ Answer = Literal["fits", "tight", "unsure", "fails", "lacking"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchRange:
+    """What the recorded batches say of the largest one: the largest that fits and the smallest beyond it that fails, None for neither."""
+
+    fits: int | None = None
+    fails: int | None = None
+
+    @property
+    def largest(self) -> int | None:
+        """The largest batch where the records settle it: the next one was tried and does not fit; 0 where a batch of 1 does not."""
+        if self.fails is not None and self.fails == (self.fits or 0) + 1:
+            return self.fits or 0
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Room:
     """Whether one GPU has room for one record's training step; all counts are exact bytes.
 
     "tight" leaves less than 2 % of what is reserved; "unsure" has room for what is in use at the peak and not for all that was reserved
     around it; "lacking" is a GPU that cannot run it at any size, which `reason` explains. `left` is what torch would not have reserved,
-    below zero where it lacks that much. `is_own` tells that the record was found on this GPU's own memory, which decides.
+    below zero where it lacks that much. `is_own` tells that the record was found on this GPU's own memory, which decides. `batches` is what
+    the run's records of other batches say.
     """
 
     label: str
@@ -38,26 +54,12 @@ class Room:
     left: int | None
     is_own: bool
     reason: str = ""
+    batches: BatchRange = BatchRange()
 
     @property
     def fits(self) -> bool:
         """Whether the step runs."""
         return self.answer in ("fits", "tight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BatchRange:
-    """What the recorded batches say of the largest one: the largest that fits and the smallest beyond it that fails, None for neither."""
-
-    fits: int | None
-    fails: int | None
-
-    @property
-    def largest(self) -> int | None:
-        """The largest batch where the records settle it: the next one was tried and does not fit; 0 where a batch of 1 does not."""
-        if self.fails is not None and self.fails == (self.fits or 0) + 1:
-            return self.fits or 0
-        return None
 
 
 def rooms(records: Sequence[Record], gpus: Sequence[str] | None = None) -> list[Room]:
@@ -66,30 +68,47 @@ def rooms(records: Sequence[Record], gpus: Sequence[str] | None = None) -> list[
     Where a record was found on a GPU's own memory, it answers for that GPU in place of others of its setting. ValueError for an unknown
     GPU.
     """
-    asked = [hardware.describe(name).name for name in (hardware.available() if gpus is None else gpus)]
+    asked = [hardware.describe(name) for name in (hardware.available() if gpus is None else gpus)]
     names = labels(records)
-    questions: dict[_Question, list[Record]] = {}
-    for record in records:
-        for gpu in asked if _tells(record) else ():
-            if _own_gpu(record) in (None, gpu):
-                questions.setdefault(_question(record, gpu), []).append(record)
-    return [_room(names[optimizer_key(found[0].scenario)], found, key) for key, found in questions.items()]
+    questions: dict[tuple[_Question, str], list[Record]] = {}
+    for record in filter(_tells, records):
+        question, own = _Question.of(record), _own_gpu(record)
+        for gpu in asked:
+            if own in (None, gpu.name):
+                questions.setdefault((question, gpu.name), []).append(record)
+    catalogue = {gpu.name: gpu for gpu in asked}
+    found = {key: _room(names[key[0].optimizer], group, key[0].setting, catalogue[key[1]]) for key, group in questions.items()}
+    return _with_batches(found)
 
 
-def batch_range(found: Iterable[Room], room: Room) -> BatchRange:
-    """What the rooms of other batches say of the largest one on that GPU, all else being equal to `room`."""
-    alike = [(other.setting.batch_size, other) for other in found if _but_for_batch(other) == _but_for_batch(room)]
-    fitting = max((batch for batch, other in alike if other.fits), default=None)
-    failing = [batch for batch, other in alike if other.answer == "fails" and batch > (fitting or 0)]
+@dataclass(frozen=True)
+class _Question:
+    """What is asked of every GPU: the setting but for its GPU, the optimizer with its options, and how it is run."""
+
+    setting: Setting
+    optimizer: OptimizerKey
+    implementation: str
+
+    @classmethod
+    def of(cls, record: Record) -> "_Question":
+        scenario = replace(record.scenario, gpu=None)
+        return cls(Setting.of(scenario), optimizer_key(scenario), scenario.implementation)
+
+
+def _with_batches(found: Mapping[tuple[_Question, str], Room]) -> list[Room]:
+    """The rooms, each told what those of other batches say of the largest one on its GPU, all else being equal."""
+    alike: dict[tuple[_Question, str], list[Room]] = {}
+    keys = [(replace(question, setting=replace(question.setting, batch_size=1)), gpu) for question, gpu in found]
+    for key, room in zip(keys, found.values(), strict=True):
+        alike.setdefault(key, []).append(room)
+    ranges = {key: _batch_range(rooms) for key, rooms in alike.items()}
+    return [replace(room, batches=ranges[key]) for key, room in zip(keys, found.values(), strict=True)]
+
+
+def _batch_range(alike: Sequence[Room]) -> BatchRange:
+    fitting = max((room.setting.batch_size for room in alike if room.fits), default=None)
+    failing = [room.setting.batch_size for room in alike if room.answer == "fails" and room.setting.batch_size > (fitting or 0)]
     return BatchRange(fits=fitting, fails=min(failing, default=None))
-
-
-_Question = tuple[Setting, OptimizerKey, str, str]
-
-
-def _question(record: Record, gpu: str) -> _Question:
-    scenario = replace(record.scenario, gpu=None)
-    return Setting.of(scenario), optimizer_key(scenario), scenario.implementation, gpu
 
 
 def _own_gpu(record: Record) -> str | None:
@@ -106,9 +125,8 @@ def _tells(record: Record) -> bool:
     return record.outcome == "ok" and record.memory.peak_reserved is not None and record.memory.peak_allocated is not None
 
 
-def _room(label: str, records: Sequence[Record], question: _Question) -> Room:
+def _room(label: str, records: Sequence[Record], setting: Setting, gpu: hardware.Gpu) -> Room:
     """The answer of the record that knows best: one on the GPU's own memory, else a measured one, else the first."""
-    gpu = hardware.describe(question[3])
     record = min(records, key=lambda record: (_own_gpu(record) is None, record.origin != "measured"))
     memory = record.memory
     assert memory is not None, "a record that tells has its memory"
@@ -117,7 +135,7 @@ def _room(label: str, records: Sequence[Record], question: _Question) -> Room:
     reserved = memory.peak_reserved if record.outcome == "ok" else None
     return Room(
         label=label,
-        setting=question[0],
+        setting=setting,
         record=record,
         gpu=gpu.name,
         answer="lacking" if reason else _answer(memory.peak_allocated or 0, reserved, gpu.usable_bytes),
@@ -136,8 +154,3 @@ def _answer(allocated: int, reserved: int | None, usable: int) -> Answer:
     if reserved > usable:
         return "unsure"
     return "fits" if usable - reserved >= SPARE * reserved else "tight"
-
-
-def _but_for_batch(room: Room) -> tuple[Setting, OptimizerKey, str, str]:
-    scenario = room.record.scenario
-    return replace(room.setting, batch_size=1), optimizer_key(scenario), scenario.implementation, room.gpu

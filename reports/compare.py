@@ -83,7 +83,8 @@ def read_side(path: Path) -> list[Record]:
     """The records of a run, or of all runs right under a folder; FileNotFoundError where there are none, ValueError for a broken one."""
     if (path / "records.jsonl").is_file():
         return RunStore(path).read()
-    runs = sorted(lines.parent for lines in path.glob("*/records.jsonl"))
+    # A link to a run beside it, such as "latest", is that run and no other.
+    runs = sorted({lines.resolve(): lines.parent for lines in sorted(path.glob("*/records.jsonl"), reverse=True)}.values())
     if not runs:
         raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
     return [record for run in runs for record in RunStore(run).read()]

@@ -28,6 +28,7 @@ class Published:
     """One mark of the paper's figure; `extrapolated` ones were drawn dashed, not measured by its authors."""
 
     model: str
+    parameters: float
     optimizer: str
     state_gib: float
     step_seconds: float
@@ -61,6 +62,7 @@ def published() -> tuple[Published, ...]:
     return tuple(
         Published(
             model=row["model"],
+            parameters=float(row["parameters_billion"]) * 1e9,
             optimizer=row["optimizer"],
             state_gib=float(row["state_gib"]),
             step_seconds=float(row["step_ms"]) / 1e3,

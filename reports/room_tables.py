@@ -1,8 +1,8 @@
 """Room tables: which GPUs of the catalogue have room for a training step, a row a GPU and a column an optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from .capacity import Room, batch_range, rooms
+from .capacity import Room, rooms
 from .entries import setting_names
 from .findings import Findings
 from .fits import FAILS, FITS, TIGHT
@@ -21,24 +21,14 @@ MOST_TABLES = 4
 
 def room_tables(findings: Findings) -> dict[str, Table]:
     """A table for each setting whose peaks are known, by its name; the first few of many."""
-    peaking = [record for record in findings.records if record.memory and record.memory.peak_reserved is not None]
-    # Rooms of other models have no say in the tables that are shown.
-    models = list(dict.fromkeys(record.scenario.model for record in peaking))[:MOST_TABLES]
-    found = rooms([record for record in findings.records if record.scenario.model in models])
+    found = rooms(findings.records)
     names = setting_names(room.setting for room in found)
-    batches: dict[tuple[str, str, str], list[Room]] = {}
-    for room in found:
-        batches.setdefault(_about(room), []).append(room)
     shown = list(names.items())[:MOST_TABLES]
-    return {name: _table(batches, [room for room in found if room.setting == setting]) for setting, name in shown}
+    return {name: _table([room for room in found if room.setting == setting]) for setting, name in shown}
 
 
-def _about(room: Room) -> tuple[str, str, str]:
-    return room.gpu, room.label, room.setting.model
-
-
-def _table(batches: Mapping[tuple[str, str, str], Sequence[Room]], group: Sequence[Room]) -> Table:
-    cells = {(room.gpu, _column(group, room)): _cell(room, batches[_about(room)]) for room in group}
+def _table(group: Sequence[Room]) -> Table:
+    cells = {(room.gpu, _column(group, room)): _cell(room) for room in group}
     labels = list(dict.fromkeys(label for _, label in cells))
     usable = {room.gpu: room.usable for room in group}
     rows = [
@@ -54,10 +44,10 @@ def _column(group: Sequence[Room], room: Room) -> str:
     return f"{room.label}, {implementation}" if several else room.label
 
 
-def _cell(room: Room, batches: Sequence[Room]) -> Cell:
+def _cell(room: Room) -> Cell:
     if room.answer == "lacking":
         return Cell(text=f"{SIGNS[room.answer]} {room.reason}")
-    sign, largest = SIGNS[room.answer], batch_range(batches, room).largest
+    sign, largest = SIGNS[room.answer], room.batches.largest
     batch = "" if largest is None else f", batch {largest:,}"
     if room.left is None:
         return Cell(text=f"{sign} ran out{batch}")

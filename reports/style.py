@@ -87,9 +87,10 @@ OTHER_BLOCK = "#e69f00"
 def marks(labels: Iterable[str]) -> dict[str, Mark]:
     """A mark for each label: the optimizer's own where it has one, else a spare one that its name decides, the same in every run."""
     chosen: dict[str, Mark] = {}
-    # The shortest label of a name is its plain form, and the first to claim the name's own mark.
-    for label in sorted(dict.fromkeys(labels), key=lambda label: (len(label), label)):
-        own = MARKS.get(label.split(" (")[0].split(",")[0])
+    found = {label: MARKS.get(label.split(" (")[0].split(",")[0]) for label in labels}
+    # The shortest label of a name is its plain form, and the first to claim the name's own mark; nobody else takes one that is owned.
+    for label in sorted(found, key=lambda label: (found[label] is None, len(label), label)):
+        own = found[label]
         start = zlib.crc32(label.encode())
         spare = [SPARE[(start + turn) % len(SPARE)] for turn in range(len(SPARE))]
         chosen[label] = _free([*([own] if own else []), *spare], list(chosen.values()))

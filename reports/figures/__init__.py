@@ -7,25 +7,36 @@ from profiler.record import Record
 from profiler.timeline import Timeline
 
 from ..findings import Findings
-from .drawing import Drawing
+from .drawing import FOR_PAPER, STYLES, Drawing, Style, style_named
 from .iterations import draw_iterations
+from .pareto import draw_pareto
 from .peak_bars import draw_peaks
+from .published import draw_published
 from .savings_bars import draw_savings
 from .size_curve import draw_sizes
 from .step_times import draw_steps
 from .timelines import draw_timelines
 
-__all__ = ["Drawing", "draw_all"]
+__all__ = ["STYLES", "Drawing", "Style", "draw_all", "draw_published", "style_named", "write_drawing"]
 
 
-def draw_all(records: Sequence[Record], folder: Path, timelines: Mapping[str, Timeline] | None = None) -> list[Drawing]:
+def draw_all(
+    records: Sequence[Record], folder: Path, timelines: Mapping[str, Timeline] | None = None, style: Style = FOR_PAPER
+) -> list[Drawing]:
     """Draw every picture that records and timelines have data for; each is written into the folder as PNG and SVG, and returned."""
     findings = Findings.of(records, timelines)
     bars, times = (draw_savings, draw_sizes, draw_peaks), (draw_steps, draw_iterations)
-    drawn = [*(draw(findings) for draw in bars), *draw_timelines(findings), *(draw(findings) for draw in times)]
-    drawings = [drawing for drawing in drawn if drawing]
-    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [*(draw(findings, style) for draw in bars), *draw_timelines(findings, style), *(draw(findings, style) for draw in times)]
+    drawings = [drawing for drawing in [*drawn, *draw_pareto(findings, style)] if drawing]
     for drawing in drawings:
-        (folder / f"{drawing.name}.png").write_bytes(drawing.png)
-        (folder / f"{drawing.name}.svg").write_text(drawing.svg, encoding="utf-8")
+        write_drawing(drawing, folder)
     return drawings
+
+
+def write_drawing(drawing: Drawing, folder: Path) -> list[Path]:
+    """Write a picture into the folder as PNG and SVG, over an older one; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"]
+    written[0].write_bytes(drawing.png)
+    written[1].write_text(drawing.svg, encoding="utf-8")
+    return written

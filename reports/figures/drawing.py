@@ -9,8 +9,28 @@ from ..table import Table
 from .canvas import Frame
 from .render import drawing, png, svg
 
-# A file shrinks to a paper's column and stays legible.
-FILE = Frame(width=4.6, size=9.0, titled=True)
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """Where pictures are to be shown: their frame, and the pixels that an inch of it has as PNG."""
+
+    frame: Frame
+    pixels_per_inch: int
+
+
+# A paper's column is 3.35 inches wide; a slide is twice the frame's width, so its type is twice as large.
+STYLES = {
+    "paper": Style(frame=Frame(width=3.35, size=7.5, titled=True), pixels_per_inch=300),
+    "slides": Style(frame=Frame(width=6.4, size=9.5, titled=True), pixels_per_inch=300),
+}
+FOR_PAPER = STYLES["paper"]
+
+
+def style_named(name: str) -> Style:
+    """The style of that name; ValueError for a name that is none."""
+    if name not in STYLES:
+        raise ValueError(f"no style is named {name!r}; there is {' and '.join(STYLES)}")
+    return STYLES[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +48,19 @@ class Drawing:
 
 
 def render(
-    draw: Callable[[Frame], Figure], *, name: str, title: str, sentence: str, alt: str, table: Table, notes: tuple[str, ...] = ()
+    draw: Callable[[Frame], Figure],
+    style: Style,
+    *,
+    name: str,
+    title: str,
+    sentence: str,
+    alt: str,
+    table: Table,
+    notes: tuple[str, ...] = (),
 ) -> Drawing:
     """Draw a picture in both forms."""
     with drawing():
-        figure = draw(FILE)
+        figure = draw(style.frame)
         return Drawing(
             name=name,
             title=title,
@@ -40,6 +68,6 @@ def render(
             alt=alt,
             table=table,
             notes=notes,
-            png=png(figure),
+            png=png(figure, style.pixels_per_inch),
             svg=svg(figure),
         )

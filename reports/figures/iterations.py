@@ -10,7 +10,7 @@ from ..times import PHASES, Timing
 from ..units import time_unit
 from ..words import share_text
 from .canvas import Frame
-from .drawing import Drawing, render
+from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import RowChart, linear_scale
 from .symbols import Key
 from .timing_rows import axis_text, spoken, timing_row, timing_table
@@ -18,7 +18,7 @@ from .timing_rows import axis_text, spoken, timing_row, timing_table
 TITLE = "The step's share of an iteration"
 
 
-def draw_iterations(findings: Findings) -> Drawing | None:
+def draw_iterations(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     """The picture, or None where forward and backward were not timed."""
     whole = [timing for timing in findings.timings if timing.iteration]
     timings, notes = pictured(whole, findings.setting_of)
@@ -26,6 +26,7 @@ def draw_iterations(findings: Findings) -> Drawing | None:
         return None
     return render(
         lambda frame: _figure(findings, timings, frame),
+        style,
         name="iteration",
         title=TITLE,
         sentence="Forward, backward and the optimizer's step of one training iteration, by their medians.",

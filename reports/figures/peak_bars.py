@@ -11,7 +11,7 @@ from ..table import Table, text_table
 from ..units import bytes_text, gib
 from ..words import category_name, peak_text, phase_name
 from .canvas import Frame
-from .drawing import Drawing, render
+from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import BAR, Row, RowChart, linear_scale
 from .symbols import Key
 
@@ -20,13 +20,14 @@ TITLE = "What the peak is made of"
 VISIBLE = 0.002
 
 
-def draw_peaks(findings: Findings) -> Drawing | None:
+def draw_peaks(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     """The picture, or None where no record tells a peak."""
     rows, notes = pictured(findings.peaks, lambda row: row.entry.setting)
     if not rows:
         return None
     return render(
         lambda frame: _figure(findings, rows, frame),
+        style,
         name="peak",
         title=TITLE,
         sentence="The most that a training step holds at once, split by what holds it, and the phase in which that moment comes.",

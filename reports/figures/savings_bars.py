@@ -12,19 +12,20 @@ from ..table import Table, text_table
 from ..units import bytes_text, factor_text, gib_text, per_parameter_text, percent_text
 from ..words import saving_text
 from .canvas import Frame
-from .drawing import Drawing, render
+from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import BAR, Place, Row, RowChart
 
 TITLE = "State saved against AdamW"
 
 
-def draw_savings(findings: Findings) -> Drawing | None:
+def draw_savings(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     """The picture, or None where no setting has a baseline and something to compare with it."""
     rows, notes = pictured(findings.savings, lambda row: row.entry.setting)
     if all(row.is_baseline for row in rows):
         return None
     return render(
         lambda frame: _figure(findings, rows, frame),
+        style,
         name="savings",
         title=TITLE,
         sentence=f"How much less state each optimizer keeps than {BASELINE} for the same model, in bytes, as a factor and in per cent.",

@@ -12,14 +12,14 @@ from ..table import Table, text_table
 from ..units import bytes_text, count_text, gib
 from ..words import listed
 from .canvas import Frame
-from .drawing import Drawing, render
+from .drawing import FOR_PAPER, Drawing, Style, render
 from .log_plot import Label, LogPlot
 from .symbols import mark_style
 
 TITLE = "Optimizer state against model size"
 
 
-def draw_sizes(findings: Findings) -> Drawing | None:
+def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     """The picture, or None where no state holds a byte."""
     if not any(point.state_bytes for series in findings.curves for point in series.points):
         return None
@@ -27,6 +27,7 @@ def draw_sizes(findings: Findings) -> Drawing | None:
     note = f"A state of 0 bytes has no place on a logarithmic axis: {listed(list(empty))}." if empty else ""
     return render(
         lambda frame: _figure(findings, frame),
+        style,
         name="state-by-size",
         title=TITLE,
         sentence="How the state grows with the model. Both axes are logarithmic; a line joins models of one family only.",
@@ -55,9 +56,10 @@ def _draw(plot: LogPlot, series: Series, mark: Mark) -> None:
     line = (0, (4, 4 * lane)) if lane else "solid"
     x, y = [point.parameters for point in points], [gib(point.state_bytes) for point in points]
     plot.axes.plot(x, y, color=colour, linestyle=line, linewidth=1.6, zorder=2 + lane)
-    for point, across, up in zip(points, x, y, strict=True):
-        style = mark_style(mark, point.origin, frame.scheme, 7.5 * 0.62**lane)
-        plot.axes.plot(across, up, zorder=10 + lane, clip_on=False, **style)
+    for origin in dict.fromkeys(point.origin for point in points):
+        of_origin = [number for number, point in enumerate(points) if point.origin == origin]
+        style = mark_style(mark, origin, frame.scheme, 0.9 * 0.62**lane * frame.size)
+        plot.axes.plot([x[number] for number in of_origin], [y[number] for number in of_origin], zorder=10 + lane, clip_on=False, **style)
 
 
 def _labels(findings: Findings, series: Sequence[Series], length: int) -> list[Label]:

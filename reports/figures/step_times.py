@@ -12,7 +12,7 @@ from ..times import Spread, Timing
 from ..units import time_unit
 from ..words import step_text
 from .canvas import Frame
-from .drawing import Drawing, render
+from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import BAR, Place, Row, RowChart, linear_scale
 from .symbols import Key, mark_style
 from .timing_rows import axis_text, spoken, timing_row, timing_table
@@ -22,13 +22,14 @@ TITLE = "Time of the optimizer's step"
 LOG_FROM = 10
 
 
-def draw_steps(findings: Findings) -> Drawing | None:
+def draw_steps(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     """The picture, or None where no step was timed."""
     timings, notes = pictured(findings.timings, findings.setting_of)
     if not timings:
         return None
     return render(
         lambda frame: _figure(findings, timings, frame),
+        style,
         name="step-time",
         title=TITLE,
         sentence="How long one optimizer step takes: every sample as a mark, the quartiles as a band, the median as a line.",

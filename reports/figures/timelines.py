@@ -17,7 +17,7 @@ from ..units import bytes_text, gib
 from ..words import category_name, course_text, fragmentation_text, phase_name
 from .canvas import Canvas, Frame, text_width
 from .curve import simplified, stairs
-from .drawing import Drawing, render
+from .drawing import FOR_PAPER, Drawing, Style, render
 from .peak_bars import VISIBLE
 from .symbols import ORIGINS, Key, mark_style, shape_style
 
@@ -33,23 +33,24 @@ SHORT = {"forward": "fwd", "backward": "bwd"}
 TOLERANCE = 0.0025
 
 
-def draw_timelines(findings: Findings) -> list[Drawing]:
+def draw_timelines(findings: Findings, style: Style = FOR_PAPER) -> list[Drawing]:
     """A picture for each setting whose steps have timelines."""
     settings = list(dict.fromkeys(course.setting for course in findings.courses))
     drawings = []
     for number, setting in enumerate(settings[:MOST_PICTURES]):
         found = [course for course in findings.courses if course.setting == setting]
         title = f"{TITLE}: {findings.name_of(setting)}" if len(settings) > 1 else TITLE
-        drawings.append(_draw(findings, found, title, f"timeline-{number + 1}" if number else "timeline"))
+        drawings.append(_draw(findings, style, found, title, f"timeline-{number + 1}" if number else "timeline"))
     return drawings
 
 
-def _draw(findings: Findings, found: Sequence[Course], title: str, name: str) -> Drawing:
+def _draw(findings: Findings, style: Style, found: Sequence[Course], title: str, name: str) -> Drawing:
     shown = found[:MOST_ROWS]
     left_out = f"The picture shows {len(shown)} of {len(found)} optimizers; the table has all."
     highest = max(found, key=lambda course: course.timeline.peak_allocated)
     return render(
         lambda frame: _figure(findings, shown, frame, title),
+        style,
         name=name,
         title=title,
         sentence="What is in use after each allocation and free, by what holds it, and what the allocator has reserved for it. Phases are "

@@ -1,5 +1,6 @@
 """What a comparison takes: which scenarios, in which order, and what is refused before anything runs."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -130,3 +131,10 @@ def test_a_gpu_without_bf16_is_an_error_before_anything_runs():
             plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no GPU is named 'tpu'"):
         plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="tpu"))
+
+
+def test_an_option_that_json_has_no_number_for_is_left_to_the_optimizer():
+    pytest.importorskip("pytorch_optimizer")
+    (scenario,) = plan(Comparison(models=["vit-s16", "vit-b16"], optimizers=["prodigy"], device="sim", workload="state"))[:1]
+    assert "growth_rate" not in scenario.options
+    json.dumps(scenario.options, allow_nan=False)

@@ -138,3 +138,20 @@ def test_comparing_and_explaining_load_no_torch_and_no_matplotlib(sides):
         "assert not {'torch', 'matplotlib', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, *map(str, sides)], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+
+
+def test_markdown_shows_the_latest_record_of_a_scenario_alone(simulated, tmp_path):
+    store = RunStore.create(tmp_path)
+    for record in (simulated(outcome="failed", error="by hand", memory=None), simulated("sm3"), simulated()):
+        store.append(record)
+    shown = run_markdown(tmp_path)
+    assert "by hand" not in shown
+    assert shown.count("| adamw |") == 1
+
+
+def test_a_link_to_a_run_beside_it_is_no_second_run(simulated, tmp_path):
+    runs = tmp_path / "runs"
+    RunStore.create(runs / "first").append(simulated())
+    (runs / "latest").symlink_to(runs / "first")
+    compared = Comparing.of(runs, runs / "first", []).compared
+    assert (compared.superseded, len(compared.pairs)) == (0, 1)

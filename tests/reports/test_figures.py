@@ -6,8 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from reports.figures import draw_all
-from reports.figures.spacing import crowded, spaced, thinned
+from profiler.record import StepEstimate
+from profiler.store import RunStore
+from reports import write_figure, write_report
+from reports.figures import STYLES, draw_all, draw_published
+from reports.figures.spacing import Box, crowded, free_place, spaced, thinned
 from reports.icons import OUTLINES, icon_path
 from reports.style import MARKS, SPARE, marks
 
@@ -27,7 +30,7 @@ def size_of(png):
 
 
 def test_every_picture_of_a_mixed_run_is_written_as_a_large_png(drawings, folder):
-    assert sorted(drawings) == ["iteration", "peak", "savings", "state-by-size", "step-time"]
+    assert sorted(drawings) == ["iteration", "pareto", "peak", "savings", "state-by-size", "step-time"]
     assert {path.name for path in folder.iterdir()} == {f"{name}.{form}" for name in drawings for form in ("png", "svg")}
     for path in folder.glob("*.png"):
         width, height = size_of(path.read_bytes())
@@ -107,3 +110,74 @@ def test_every_shape_has_an_icon_of_its_own():
     shapes = {mark.shape for mark in (*MARKS.values(), *SPARE)}
     assert shapes == {"o", *OUTLINES}
     assert len({icon_path(shape) for shape in shapes}) == len(shapes)
+
+
+def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen(mixed, tmp_path):
+    found = {name: {drawing.name: drawing for drawing in draw_all(mixed, tmp_path / name, style=style)} for name, style in STYLES.items()}
+    widths = {name: {size_of(drawing.png)[0] for drawing in drawings.values()} for name, drawings in found.items()}
+    # 3.35 and 6.4 inches with a margin of 0.08 on both sides, at 300 pixels an inch.
+    assert widths == {"paper": {1_053}, "slides": {1_968}}
+    assert found["paper"].keys() == found["slides"].keys()
+    assert {'width="241.2pt"' in drawing.svg for drawing in found["paper"].values()} == {True}
+
+
+def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
+    RunStore.create(tmp_path).append(simulated("adamw"))
+    with pytest.raises(ValueError, match="no style is named 'poster'; there is paper and slides"):
+        write_report(tmp_path, style="poster")
+    with pytest.raises(ValueError, match="no figure is named 'sgd-sai-5'; there is sgd-sai-4"):
+        write_figure(tmp_path, "sgd-sai-5")
+    with pytest.raises(ValueError, match="the run has none of the states that sgd-sai-4 shows; this gives them: optprof profile vit-s16"):
+        write_figure(tmp_path, "sgd-sai-4")
+
+
+def test_the_paper_s_figure_has_its_numbers_and_ours(simulated, tmp_path):
+    def ours(model, optimizer, gib, **changes):
+        record = simulated(optimizer, model=model, workload="state", parameter_count=1_557_611_200, **changes)
+        return replace(record, memory=replace(record.memory, optimizer_state_allocated=round(gib * 2**30)))
+
+    estimate = StepEstimate(gpu="a100-80", seconds=0.07, floor_seconds=0.02, moved_bytes=8, needed_bytes=4, launches=1, synchronisations=0)
+    store = RunStore.create(tmp_path)
+    for record in (ours("gpt2-xl", "sgd-sai", 5.934), ours("gpt2-xl", "adamw", 11.871)):
+        store.append(record)
+    paths = write_figure(tmp_path, "sgd-sai-4", style="slides")
+    assert [path.name for path in paths] == ["sgd-sai-4.png", "sgd-sai-4.svg"]
+    text = paths[1].read_text()
+    for words in ("5.93 | 5.93", "11.86 | 11.87", "49.48* | \u2013", "6.52 | \u2013", "state, GiB"):
+        assert f">{words}<" in text
+    assert ">step, ms<" not in text
+    timed = draw_published([*store.read(), ours("gpt2-xl", "adamw", 11.871, gpu="a100-80", estimate=estimate)])
+    assert timed is not None
+    assert ">step, ms<" in timed.svg
+    assert draw_published([simulated("adamw")]) is None
+
+
+def test_time_against_memory_names_every_optimizer_and_its_front(simulated, timed, tmp_path):
+    records = [simulated("adamw"), simulated("sgd-sai"), timed("adamw", step=(0.2,)), timed("sgd-sai", step=(0.1,))]
+    found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
+    assert found["pareto"].alt.startswith("Time against memory. On the front: sgd-sai. adamw: 200 ms, 19.5 KiB")
+    assert ">sgd-sai<" in found["pareto"].svg
+    assert ">milliseconds, the step on CPU<" in found["pareto"].svg
+
+
+def test_a_name_is_written_where_it_covers_nothing_and_inside_the_picture():
+    bounds = Box(0, 0, 10, 10)
+    assert free_place((5, 5), 2, 1, 0.5, [], bounds) == Box(5.5, 4.5, 7.5, 5.5)
+    assert free_place((5, 5), 2, 1, 0.5, [Box(6, 4, 8, 6)], bounds) == Box(2.5, 4.5, 4.5, 5.5)
+    assert free_place((9.5, 5), 2, 1, 0.5, [], bounds) == Box(8, 4.5, 10, 5.5)
+
+
+def test_a_report_writes_over_nothing_that_lies_outside_of_its_run(simulated, tmp_path):
+    run, mine = tmp_path / "run", tmp_path / "mine.txt"
+    RunStore.create(run).append(simulated("adamw"))
+    mine.write_text("mine")
+    for name in ("report.html", "records.csv", "records.json", "figures", "figures/peak.png"):
+        link = run / name
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(mine)
+        with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
+            write_report(run)
+        link.unlink()
+    assert mine.read_text() == "mine"
+    (tmp_path / "linked").symlink_to(run)
+    assert write_report(tmp_path / "linked").is_file()

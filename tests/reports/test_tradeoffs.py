@@ -6,7 +6,7 @@ import pytest
 
 from profiler.record import GpuReading, StepEstimate, Watched
 from reports.agreement import agreements, summary
-from reports.capacity import batch_range, rooms
+from reports.capacity import rooms
 from reports.entries import entries
 from reports.pareto import front, tradeoffs
 from reports.reasons import reasons
@@ -118,8 +118,7 @@ def test_recorded_batches_bracket_the_largest(simulated):
             holding(simulated("adamw", batch_size=int(batch[1:])), peak_allocated=held, peak_reserved=held)
             for batch, held in reserved.items()
         ]
-        found = rooms(records, ["t4"])
-        known = batch_range(found, found[0])
+        known = rooms(records, ["t4"])[0].batches
         return known.fits, known.fails, known.largest
 
     assert batches(b1=GIB) == (1, None, None)
@@ -133,8 +132,7 @@ def test_batches_of_other_optimizers_and_settings_say_nothing(simulated):
         holding(simulated("adamw", batch_size=size), peak_allocated=held, peak_reserved=held) for size, held in ((1, 1), (2, T4))
     )
     others = [simulated("sm3", batch_size=4), simulated("adamw", batch_size=8, dtype="bf16")]
-    found = rooms([small, large, *others], ["t4"])
-    assert batch_range(found, found[0]).fits == 2
+    assert rooms([small, large, *others], ["t4"])[0].batches.fits == 2
 
 
 def test_a_sight_has_every_counter_beside_its_baseline_s(simulated):
