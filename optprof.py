@@ -44,6 +44,12 @@ SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tok
 DType = Annotated[str, typer.Option(help="fp32 or bf16, for parameters and activations.")]
 Amp = Annotated[str | None, typer.Option(help="bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.", show_default="off")]
 MicroBatches = Annotated[int, typer.Option(help="Batches whose gradients one step accumulates.")]
+Accumulate = Annotated[
+    str | None,
+    typer.Option(
+        help="Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts, gns, gnr, sbc.", show_default="off"
+    ),
+]
 ClipGradNorm = Annotated[float | None, typer.Option(help="Clip the gradients to this norm.", show_default="off")]
 KeepGradients = Annotated[bool, typer.Option("--keep-gradients", help="zero_grad(set_to_none=False): gradients are zeroed, not dropped.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute each layer's activations in the backward pass.")]
@@ -90,6 +96,7 @@ def _profile(
     dtype: DType = "fp32",
     amp: Amp = None,
     micro_batches: MicroBatches = 1,
+    accumulate: Accumulate = None,
     clip_grad_norm: ClipGradNorm = None,
     keep_gradients: KeepGradients = False,
     checkpointing: Checkpointing = False,
@@ -129,6 +136,7 @@ def _profile(
                 batch_size=batch_size,
                 sequence_length=sequence_length,
                 micro_batches=micro_batches,
+                accumulate=accumulate,
                 max_grad_norm=clip_grad_norm,
                 set_to_none=not keep_gradients,
                 checkpointing=checkpointing,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from optimizers.accumulation import Accumulation, MetricHypothesisTest
 from scenarios import Scenario
 from scenarios.workpiece import DTYPES, Workpiece
 
@@ -35,6 +36,8 @@ class Iteration:
         # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing else.
         self._scaler = torch.amp.GradScaler("cpu", enabled=scenario.amp == "fp16")
         self._scaled = False
+        # Of an accumulation's micro-batch.
+        self.last_loss: torch.Tensor | None = None
 
     def gradients(self) -> None:
         """Run every micro-batch forward and backward and leave the gradients that the optimizer is to step on."""
@@ -44,15 +47,21 @@ class Iteration:
                 loss = self._loss()
             with self._phase("backward"):
                 self._scaler.scale(loss).backward()
+                if isinstance(self._optimizer, Accumulation):
+                    self.last_loss = loss.detach()
                 del loss
-        if self._scaler.is_enabled() or self._scenario.max_grad_norm is not None:
+        if (self._scaler.is_enabled() and self._scenario.accumulate is None) or self._scenario.max_grad_norm is not None:
             with self._phase("clip"):
                 self._clip()
 
     def step(self) -> None:
         """Take the optimizer's step; with a scaler this waits for the device, to learn whether a gradient is infinite."""
         with self._phase("step"):
-            self._scaler.step(self._optimizer)
+            if isinstance(self._optimizer, MetricHypothesisTest):
+                self._scaler.step(self._optimizer, self.last_loss)
+            else:
+                self._scaler.step(self._optimizer)
+            self._scaled = self._scaler.is_enabled()
 
     def _update_scale(self) -> None:
         """Forget whether the last step's gradients were infinite, and scale accordingly."""

@@ -12,6 +12,7 @@ from scenarios import Scenario, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import build, load_factory
 
+from .accumulating import require_known
 from .allocator.settings import AllocatorSettings
 from .measuring.harness import require_cuda
 
@@ -37,6 +38,7 @@ class Comparison:
     batch_size: int = 1
     sequence_length: int | None = None
     micro_batches: int = 1
+    accumulate: str | None = None
     max_grad_norm: float | None = None
     set_to_none: bool = True
     checkpointing: bool = False
@@ -61,13 +63,15 @@ def plan(comparison: Comparison) -> list[Scenario]:
     if comparison.gpu is not None:
         hardware.describe(comparison.gpu)
     AllocatorSettings.parse(comparison.alloc_conf)
+    if comparison.accumulate is not None:
+        require_known(comparison.accumulate)
     found: list[Scenario] = []
     for device in _devices(comparison.device):
         for model in comparison.models:
             found += _scenarios(comparison, model, device)
         if device == "sim":
             # The state of a model that the GPU has no room for is a point of the curve too.
-            alone = replace(comparison, workload="state", sequence_length=None, gpu=None)
+            alone = replace(comparison, workload="state", sequence_length=None, gpu=None, accumulate=None)
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 if comparison.workload == "train" or model not in comparison.models:
                     found += _scenarios(alone, model, device)
@@ -124,6 +128,7 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
             batch_size=comparison.batch_size,
             sequence_length=models.sequence_length(model, comparison.sequence_length, comparison.config),
             micro_batches=comparison.micro_batches,
+            accumulate=comparison.accumulate,
             max_grad_norm=comparison.max_grad_norm,
             set_to_none=comparison.set_to_none,
             checkpointing=comparison.checkpointing,

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 from scenarios import Scenario, hardware, models
 
+from .accumulating import accumulating
 from .allocator.caching import CachingAllocator
 from .allocator.segments import Addresses
 from .allocator.settings import AllocatorSettings
@@ -45,7 +46,9 @@ def run_simulation(scenario: Scenario) -> Simulation:
     """As `simulate`, with the events up to the end or the failure and the timeline beside the record."""
     allocator = simulated_allocator(scenario)
     model = _model_trace(_Question(without_optimizer(scenario)))
-    optimizer = trace_optimizer(model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario)
+    optimizer = trace_optimizer(
+        model, lambda parameters: accumulating(scenario, make_optimizer(scenario, parameters, model.names)), scenario
+    )
     segments, steps = [model.build, optimizer.build], []
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
         steps.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))

@@ -14,6 +14,7 @@ import torch
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece, build
 
+from .accumulating import keeps_gradients, simulated_draws, simulated_step
 from .iteration import Iteration
 from .state import StateBytes, owned_state_tensors, state_bytes
 from .tracing.autocast import cuda_autocast
@@ -113,7 +114,8 @@ def trace_optimizer(
 ) -> OptimizerTrace:
     """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
 
-    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step.
+    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. An accumulation clears
+    them itself, each step of the model's trace being one of its draws.
     """
     recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True, workspaces=model.workspaces)
     storages: dict[int, torch.UntypedStorage] = {}
@@ -125,10 +127,10 @@ def trace_optimizer(
     for gradients in model.gradients:
         _set_gradients(recorder, parameters, gradients)
         with fused_on_meta(), recorder.phase("step"):
-            optimizer.step()
+            simulated_step(optimizer, simulated_draws(scenario))
         steps.append(recorder.segments[-1:])
         numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
-        if scenario.workload == "train":
+        if scenario.workload == "train" and scenario.accumulate is None:
             with recorder.phase("zero_grad"):
                 optimizer.zero_grad(scenario.set_to_none)
             steps[-1] = recorder.segments[-2:]
@@ -188,11 +190,12 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
     found = []
     with cuda_kernels(), cuda_autocast() if scenario.amp else nullcontext():
         iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
-        for _ in range(scenario.steps):
+        draws = simulated_draws(scenario)
+        for number in range(1, scenario.steps * draws + 1):
             seen = len(recorder.segments)
             iteration.gradients()
             found.append((recorder.segments[seen:], _gradients(recorder, parameters)))
-            if scenario.set_to_none:
+            if scenario.set_to_none and not (keeps_gradients(scenario) and number % draws):
                 owner.zero_grad()
     return found
 

@@ -44,6 +44,7 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
         (scenario.checkpointing, "checkpointed"),
         (scenario.attention != "sdpa", f"{scenario.attention} attention"),
         (scenario.micro_batches > 1, f"{scenario.micro_batches} micro-batches"),
+        (scenario.accumulate, f"accumulating by {scenario.accumulate}"),
         (scenario.max_grad_norm, f"clipped to {scenario.max_grad_norm}"),
         (not scenario.set_to_none, "gradients kept"),
         (scenario.gpu, f"on {scenario.gpu}"),

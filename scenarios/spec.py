@@ -25,6 +25,8 @@ class Scenario:
 
     A step is `micro_batches` times forward and backward of `batch_size` sequences of `sequence_length` tokens (None for models that read
     no text), gradients clipped to `max_grad_norm` where that is given, the optimizer's step, and zero_grad, with `set_to_none` or without.
+    With `accumulate`, a name of `optimizers.accumulation` with its options, each micro-batch is followed by the decision whether to step; a
+    measured course is then `steps` micro-batches of the text that comes with optprof.
     `dtype` is that of parameters and gradients; `amp` runs the forward pass of fp32 parameters under autocast, fp16 with a GradScaler.
     `checkpointing` recomputes a layer's activations in the backward pass; `lora_rank` freezes the model and trains adapters of that rank.
 
@@ -43,6 +45,7 @@ class Scenario:
     batch_size: int = 1
     sequence_length: int | None = None
     micro_batches: int = 1
+    accumulate: str | None = None
     max_grad_norm: float | None = None
     set_to_none: bool = True
     checkpointing: bool = False
@@ -68,8 +71,16 @@ class Scenario:
         norm = self.max_grad_norm
         if norm is not None and (not isinstance(norm, int | float) or isinstance(norm, bool) or not norm > 0):
             raise ValueError(f"max_grad_norm must be a number > 0, got {norm!r}")
+        if self.accumulate is not None:
+            self._check_accumulate()
         if self.amp is not None and self.dtype != "fp32":
             raise ValueError(f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp {self.amp!r}")
+
+    def _check_accumulate(self) -> None:
+        usual = {"workload": "train", "micro_batches": 1, "max_grad_norm": None, "set_to_none": True}
+        for name, value in usual.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"accumulate goes with {name} {value!r} alone, got {getattr(self, name)!r}")
 
 
 _CHOICES: dict[str, tuple[object, ...]] = {

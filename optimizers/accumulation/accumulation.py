@@ -131,6 +131,10 @@ class Accumulation(Around):
         self._step_with_mean(params)
         return True
 
+    def step_every(self, draws: int) -> None:
+        """Step after so many draws from now on, whatever the rule says: for simulations, in which numbers have no values."""
+        self.max_draws, self._is_due = draws, lambda: False
+
     def mean_norm(self) -> float:
         """The norm of the mean of what was drawn since the last step."""
         if self._norm is None:

@@ -65,9 +65,10 @@ class FreshNorms:
         """Hook every parameter that is trained and has no hook yet."""
         for param in params:
             if param.requires_grad and id(param) not in self._hooks:
-                self._hooks[id(param)] = param.register_hook(self._see)
+                self._hooks[id(param)] = param.register_hook(self.see)
 
-    def _see(self, gradient: Tensor) -> None:
+    def see(self, gradient: Tensor) -> None:
+        """Take the norm of a gradient as one of this micro-batch's."""
         with torch.no_grad():
             self._norms.append(total_norm([gradient]))
 

@@ -147,6 +147,12 @@ class GradientNoiseScale(Accumulation):
         if not self.buffered:
             self._fresh_norms.close()
 
+    def see_gradients(self) -> None:
+        """Take the norms of what lies in .grad as a micro-batch's own, as the hooks do, where no backward pass has called them."""
+        for param in self._params():
+            if param.grad is not None and not self.buffered:
+                self._fresh_norms.see(param.grad)
+
     def _observe(self) -> Tensor | None:
         if self.buffered:
             return None
@@ -154,7 +160,7 @@ class GradientNoiseScale(Accumulation):
         # Some may have been frozen until now.
         self._fresh_norms.watch(self._params())
         if norm is None:
-            raise RuntimeError("no gradient of this micro-batch came from backward(); set by hand they need buffered=True")
+            raise RuntimeError("no gradient of this micro-batch came from backward(); pass buffered=True where they are set by hand")
         return norm
 
     def _record(self, observed: Sequence[float], norm: float, scale: float) -> None:

@@ -37,12 +37,10 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def draw(wrapper: Accumulation, parameters: list[torch.nn.Parameter]) -> None:
+def draw(wrapper: Accumulation) -> None:
     """One draw, with what a hook does for each gradient."""
     if isinstance(wrapper, GradientNoiseScale):
-        for parameter in parameters:
-            assert parameter.grad is not None
-            wrapper._fresh_norms._see(parameter.grad)
+        wrapper.see_gradients()
     assert not (wrapper.step(10.0) if isinstance(wrapper, MetricHypothesisTest) else wrapper.step())
 
 
@@ -63,7 +61,7 @@ def main(rounds: int = ROUNDS) -> None:
     passes, draws = [], [[] for _ in wrappers]
     for index in range(WARM_UP + rounds):
         taken = seconds(lambda: workpiece.loss(workpiece.batch).backward())
-        own = [seconds(lambda wrapper=wrapper: draw(wrapper, parameters)) for wrapper in wrappers]
+        own = [seconds(lambda wrapper=wrapper: draw(wrapper)) for wrapper in wrappers]
         if index >= WARM_UP:
             passes.append(taken)
             for samples, sample in zip(draws, own, strict=True):
