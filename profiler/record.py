@@ -144,6 +144,29 @@ class Watched:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The mean loss on text that is never trained on, after so many micro-batches."""
+
+    micro_batches: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """How training on text went under an accumulation.
+
+    `draws` has the micro-batches of each optimizer step, in order, `losses` the loss of every micro-batch. `added_bytes` is the most that
+    the tensors of the accumulation's own have held between micro-batches, `dropped` the micro-batches that were lost for not being finite.
+    """
+
+    draws: tuple[int, ...]
+    losses: tuple[float, ...]
+    held_out: tuple[HeldOut, ...]
+    added_bytes: int
+    dropped: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What was found: origin, outcome, bytes, seconds and the environment they were found in.
 
@@ -151,7 +174,8 @@ class Record:
     `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"; "iteration" is the whole of one). When
     `origin` is "estimated", the step was timed on `measured_share` of the parameters and its samples divided by that share. `estimate` is
     there where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is what real iterations showed
-    beside their times. `error` is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that the
+    beside their times, `course` is there where the scenario asks to accumulate: its `times` are then by micro-batch, "draw" those of
+    decisions not to step. `error` is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that the
     scenario's process has printed.
     """
 
@@ -166,6 +190,7 @@ class Record:
     measured_share: float | None = None
     estimate: StepEstimate | None = None
     watched: Watched | None = None
+    course: Course | None = None
     error: str | None = None
     log: str | None = None
     environment: Mapping[str, Any]

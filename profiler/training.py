@@ -114,8 +114,8 @@ def trace_optimizer(
 ) -> OptimizerTrace:
     """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
 
-    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. An accumulation clears
-    them itself, each step of the model's trace being one of its draws.
+    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. For an accumulation
+    each step of the model's trace is a draw, and it clears the gradients itself.
     """
     recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True, workspaces=model.workspaces)
     storages: dict[int, torch.UntypedStorage] = {}

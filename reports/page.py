@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from profiler.record import Record
 from profiler.timeline import Timeline
 
+from .accumulation_tables import accumulation_tables
 from .agreement import agreements
 from .agreement import summary as agreement_summary
 from .agreement_tables import agreement_table
@@ -59,6 +60,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         notes=_notes(findings),
         charts=[[chart for chart in found if chart.kind in kinds] for kinds in CHART_PLACES],
         heat=heat_map(findings),
+        accumulations=accumulation_tables(records),
         rooms=room_tables(findings),
         rooms_legend=ROOMS_LEGEND,
         sights=sight_tables(findings),

@@ -17,6 +17,7 @@ from ..record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulation import simulate
 from ..state import state_bytes
 from ..tracing.kernel_trace import trace_step
+from .course import measure_course
 from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
 from .harness import WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
@@ -63,14 +64,18 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
         gc.collect()
         torch.cuda.empty_cache()
         with snapshot_when_full(files.when_full):
-            return _measure_whole(scenario, files)
+            return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
     room = free_bytes() // 2
     simulated = simulated or simulate(to_simulate(scenario))
     memory = simulated.memory
     assert memory is not None
     assert simulated.parameter_count is not None
     if memory.peak_allocated is not None and memory.peak_allocated <= room:
-        return _measure_whole(scenario, files)
+        return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
+    if scenario.accumulate is not None:
+        raise MemoryError(
+            f"a course needs {memory.peak_allocated} bytes, and half of what is free is {room}; nothing of it can be left out"
+        )
     if memory.resident <= room:
         return replace(_measure_whole(replace(scenario, workload="state"), files), scenario=scenario)
     held = memory.resident / simulated.parameter_count

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from optimizers.accumulation import Accumulation
 from scenarios import Scenario
 from scenarios.workpiece import build
 
+from ..accumulating import accumulating
 from ..iteration import Iteration
 from ..optimizer import make_optimizer
 
@@ -16,7 +18,7 @@ from ..optimizer import make_optimizer
 class TrainingRun:
     """What a scenario trains, built on its device; `phase` opens each phase of an iteration by its name.
 
-    `gradients` is the bytes of the gradients that the last step was taken on.
+    `gradients` is the bytes of the gradients that the last step was taken on, `loss` that of the last micro-batch drawn.
     """
 
     def __init__(self, scenario: Scenario, phase: Callable[[str], AbstractContextManager[None]]) -> None:
@@ -24,10 +26,11 @@ class TrainingRun:
         self.model = workpiece.model
         self.parameters = list(workpiece.model.parameters())
         self.names = [name for name, _ in workpiece.model.named_parameters()]
-        self.optimizer = make_optimizer(scenario, self.parameters, self.names)
+        self.optimizer = accumulating(scenario, make_optimizer(scenario, self.parameters, self.names))
         moved = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
         self.batch: Mapping[str, Any] = moved
         self.gradients = 0
+        self.loss = 0.0
         self._scenario, self._phase = scenario, phase
         self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
         if scenario.workload == "state":
@@ -45,6 +48,20 @@ class TrainingRun:
         self._iteration.step()
         with self._phase("zero_grad"):
             self.optimizer.zero_grad(self._scenario.set_to_none)
+
+    def draw(self, tokens: torch.Tensor) -> bool:
+        """One micro-batch of these tokens, and the accumulation's decision; whether it stepped."""
+        self.batch["input_ids"].copy_(tokens)
+        self.batch["labels"].copy_(tokens)
+        assert isinstance(self.optimizer, Accumulation)
+        before = self.optimizer.num_steps
+        with self._phase("iteration"):
+            self._iteration.gradients()
+            self.gradients = storage_bytes(p.grad for p in self.parameters)
+            self._iteration.step()
+        assert self._iteration.last_loss is not None
+        self.loss = float(self._iteration.last_loss)
+        return self.optimizer.num_steps > before
 
     def whole(self) -> None:
         """One iteration as a phase of its own around the others; of the workload "state" there is nothing around the step."""

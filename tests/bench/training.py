@@ -22,7 +22,7 @@ from reports.figures.spacing import spaced
 from reports.style import INK, LINE, MUTED, PAPER, Mark, marks
 
 ROOT = Path(__file__).parents[2]
-TEXT = ROOT / "tests" / "data" / "genesis.txt"
+TEXT = ROOT / "scenarios" / "data" / "genesis.txt"
 PICTURE = ROOT / "docs" / "images" / "training.png"
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from profiler.measuring.measurement import measure
 from profiler.plan import Comparison, plan
 from profiler.record import Memory, Record
 from profiler.simulation import simulate
@@ -59,3 +60,65 @@ def test_the_states_that_a_plan_adds_accumulate_nothing() -> None:
     assert [(scenario.workload, scenario.accumulate) for scenario in found] == [("train", "gnts"), ("state", None)]
     record = Record(scenario=found[0], origin="simulated", environment={})
     assert Record.from_dict(record.to_dict()) == record
+
+
+COURSE = Scenario(
+    model="tiny", device="cpu", sequence_length=16, batch_size=2, steps=12, options={"lr": 3e-3}, implementation="loop", accumulate="gnts"
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "draws", "added"),
+    [
+        ("sbc:batch_size=6,micro_batch_size=2", (3, 3, 3, 3), 0),
+        ("gnts:threshold=1e-6,max_draws=5", (5, 5), 0),
+        ("gnts:threshold=1e-6,max_draws=5,buffered=true", (5, 5), 4 * 132_864),
+        ("gnr", (1,) * 12, 0),
+        ("gns:tolerance=1e-9,max_draws=4", (4, 4, 4), 0),
+    ],
+)
+def test_a_course_records_each_draw_and_what_it_took(spec: str, draws: tuple[int, ...], added: int) -> None:
+    record = measure(replace(COURSE, accumulate=spec))
+    course, times = record.course, record.times
+    assert course is not None
+    assert times is not None
+    assert (course.draws, course.added_bytes, course.dropped) == (draws, added, 0)
+    assert len(course.losses) == len(times["iteration"]) == len(times["forward"]) == 12
+    assert (len(times["step"]), len(times.get("draw", ()))) == (len(draws), 12 - len(draws))
+    assert [reading.micro_batches for reading in course.held_out] == list(range(13))
+    assert record.watched is not None
+    assert record.watched.tokens == 32
+    assert record.memory is not None
+    assert record.memory.optimizer_state == 2 * 4 * 132_864 + 4 * len(net_tensors())
+    assert Record.from_dict(record.to_dict()) == record
+
+
+def net_tensors() -> list[str]:
+    """The parameters of the tiny model, a step count each."""
+    from scenarios.workpiece import build
+
+    return [name for name, _ in build(COURSE, "meta").model.named_parameters()]
+
+
+def test_a_course_learns_and_its_seed_decides_what_it_reads() -> None:
+    asked = replace(COURSE, steps=60, accumulate="mht:error=0.2")
+    first, again, other = (measure(replace(asked, seed=seed)).course for seed in (0, 0, 1))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert first.losses == again.losses != other.losses
+    assert first.held_out[-1].loss < first.held_out[0].loss - 0.5
+    assert len(first.held_out) == 21
+
+
+def test_a_model_that_reads_no_text_has_no_course() -> None:
+    with pytest.raises(ValueError, match="resnet18 reads other batches"):
+        measure(Scenario(model="resnet18", device="cpu", accumulate="gnts"))
+
+
+def test_a_scaler_s_course_is_unscaled_once() -> None:
+    course = measure(replace(COURSE, amp="fp16", accumulate="sbc:batch_size=4,micro_batch_size=2")).course
+    assert course is not None
+    # The scaler's first scale may be too large for fp16: what overflows is dropped.
+    assert sum(course.draws) + course.dropped >= 11
+    assert set(course.draws) <= {2}

@@ -1,0 +1,101 @@
+"""A course: real training on text, micro-batch by micro-batch, in which an accumulation decides when to step.
+
+Every micro-batch is other text, drawn by the seed: courses of one seed read the same. The last tenth of the text is held out, and
+its loss taken some twenty times, between micro-batches and outside their times.
+"""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from optimizers.accumulation import Accumulation
+from scenarios import Scenario, models, texts
+
+from ..environment import environment
+from ..record import Course, HeldOut, Memory, Record, Watched
+from ..state import state_bytes
+from .malloc import keep_freed_memory
+from .timing import clock_for
+from .training_run import TrainingRun, storage_bytes
+
+READINGS = 20
+# Tokens of held-out text that the model reads at once, where a micro-batch is smaller.
+AT_ONCE = 1024
+
+
+def measure_course(scenario: Scenario) -> Record:
+    """`scenario.steps` micro-batches of text, each timed in its phases: "draw" is a decision not to step, "step" one to step and the step.
+
+    Raises ValueError for a model that does not read text of this length.
+    """
+    keep_freed_memory()
+    clock = clock_for(scenario.device)
+    run = TrainingRun(scenario, clock.phase)
+    optimizer, reader = run.optimizer, _Reader(scenario, run)
+    assert isinstance(optimizer, Accumulation)
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    draws, losses, added = [], [], 0
+    held_out = [HeldOut(micro_batches=0, loss=reader.held_out_loss())]
+    for number in range(1, scenario.steps + 1):
+        stepped = run.draw(reader.draw())
+        for phase, seconds in clock.collect().items():
+            times["draw" if phase == "step" and not stepped else phase].append(seconds)
+        losses.append(run.loss)
+        draws += [optimizer.last_num_draws or 0] if stepped else []
+        added = max(added, optimizer.added_bytes)
+        if number * READINGS // scenario.steps > (number - 1) * READINGS // scenario.steps:
+            held_out.append(HeldOut(micro_batches=number, loss=reader.held_out_loss()))
+    return Record(
+        scenario=scenario,
+        origin="measured",
+        model_family=models.family_name(scenario.model, scenario.config),
+        parameter_count=sum(p.numel() for p in run.parameters),
+        memory=_memory(run),
+        times={phase: tuple(samples) for phase, samples in times.items()},
+        watched=Watched(samples=run.samples, tokens=run.tokens),
+        course=Course(draws=tuple(draws), losses=tuple(losses), held_out=tuple(held_out), added_bytes=added, dropped=optimizer.num_dropped),
+        environment=environment(scenario.seed),
+    )
+
+
+class _Reader:
+    """Text in micro-batches, and the loss on what is held out."""
+
+    def __init__(self, scenario: Scenario, run: TrainingRun) -> None:
+        shape = getattr(run.batch.get("input_ids"), "shape", None)
+        train, held_out = (torch.tensor(list(part)) for part in texts.split())
+        if shape is None or shape[1] > len(held_out):
+            raise ValueError(
+                f"accumulate trains on text in sequences of at most {len(held_out)} tokens; {scenario.model} reads other batches"
+            )
+        self._run, self._batch_size = run, shape[0]
+        self._windows = train.unfold(0, shape[1], 1)
+        self._held_out = held_out.unfold(0, shape[1], shape[1])
+        self._generator = torch.Generator().manual_seed(scenario.seed)
+
+    def draw(self) -> Tensor:
+        """Tokens of one micro-batch, (batch, length)."""
+        return self._windows[torch.randint(len(self._windows), (self._batch_size,), generator=self._generator)]
+
+    @torch.no_grad()
+    def held_out_loss(self) -> float:
+        """The mean loss over all of the held-out text, without dropout."""
+        model = self._run.model.eval()
+        parts = self._held_out.to(self._run.parameters[0].device).split(max(self._batch_size, AT_ONCE // self._held_out.shape[1]))
+        total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in parts)
+        model.train()
+        return total / len(self._held_out)
+
+
+def _memory(run: TrainingRun) -> Memory:
+    state = state_bytes(run.optimizer)
+    return Memory(
+        parameters=storage_bytes(run.parameters),
+        gradients=run.gradients,
+        optimizer_state=state.total,
+        state_by_key=state.by_key,
+        state_by_key_dtype=state.by_key_dtype,
+        peak_by_category={},
+        peak_by_phase={},
+    )

@@ -1,0 +1,103 @@
+"""Accumulation tables: what each way to accumulate learned at equal tokens, and how fast it went."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from profiler.record import Record
+
+from .accumulations import Accumulated, Range, accumulations, common_loss
+from .labels import model_traits
+from .table import Cell, Table, bytes_cell
+from .units import NOTHING, seconds_text, three_digits
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccumulationPart:
+    """The tables of one model and optimizer, and what must be known beside them."""
+
+    learned: Table
+    pace: Table
+    note: str
+
+
+def accumulation_tables(records: Sequence[Record]) -> dict[str, AccumulationPart]:
+    """The tables by model and optimizer; empty for a run without courses."""
+    parts: dict[str, AccumulationPart] = {}
+    for group in accumulations(records):
+        scenario = group[0].records[0].scenario
+        traits = [scenario.model, *model_traits(scenario), scenario.optimizer, f"{group[0].tokens:,} tokens", f"on {scenario.device}"]
+        name = " · ".join(traits)
+        parts[f"{name} ({len(parts) + 1})" if name in parts else name] = _part(group)
+    return parts
+
+
+def _part(group: Sequence[Accumulated]) -> AccumulationPart:
+    goal = common_loss(group)
+    lacking = [way for way in group if len(way.seeds) < len(group[0].seeds)]
+    seeds = ", ".join(map(str, group[0].seeds))
+    note = (
+        f"Losses are the mean of the seeds {seeds} with the lowest and the highest, on text that is not trained on. {goal:.3f} is the "
+        "lowest that all have reached. The own time is the median of a decision not to step."
+    )
+    if lacking:
+        note += f" Fewer seeds have {', '.join(way.spec for way in lacking)}."
+    dropped = sum(way.dropped for way in group)
+    if dropped:
+        note += f" {dropped} micro-batches were lost for not being finite."
+    return AccumulationPart(learned=_learned(group, goal), pace=_pace(group), note=note)
+
+
+def _learned(group: Sequence[Accumulated], goal: float) -> Table:
+    head = (
+        "accumulation",
+        "steps",
+        *(f"draws, quarter {number}" for number in (1, 2, 3, 4)),
+        "final loss",
+        "lowest loss",
+        f"tokens to {goal:.3f}",
+    )
+    return Table(
+        head=head,
+        rows=tuple(
+            (
+                Cell(text=way.spec),
+                _number(way.steps.mean, f"{way.steps.mean:,.0f}"),
+                *(_number(draws, NOTHING if draws is None else three_digits(draws)) for draws in way.draws),
+                _range(way.final_loss),
+                _range(way.best_loss),
+                _count(way.tokens_to(goal)),
+            )
+            for way in group
+        ),
+    )
+
+
+def _pace(group: Sequence[Accumulated]) -> Table:
+    head = ("accumulation", "tokens/s", "micro-batches/s", "steps/s", "own time a draw", "bytes added")
+    return Table(
+        head=head,
+        rows=tuple(
+            (
+                Cell(text=way.spec),
+                *(
+                    _number(rate, three_digits(rate))
+                    for rate in (way.tokens_per_second, way.micro_batches_per_second, way.steps_per_second)
+                ),
+                _number(way.draw_seconds, NOTHING if way.draw_seconds is None else seconds_text(way.draw_seconds)),
+                bytes_cell(way.added_bytes),
+            )
+            for way in group
+        ),
+    )
+
+
+def _number(value: float | None, text: str) -> Cell:
+    return Cell(text=text, number=True, value=value)
+
+
+def _range(found: Range) -> Cell:
+    return _number(found.mean, f"{found.mean:.3f} ({found.lowest:.3f} to {found.highest:.3f})")
+
+
+def _count(count: int | None) -> Cell:
+    return _number(count, NOTHING if count is None else f"{count:,}")
