@@ -1,0 +1,72 @@
+"""Courses of accumulation side by side: figures worked out by hand from records made up here."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from profiler.record import Course, HeldOut, Record, Watched
+from reports.accumulation_tables import accumulation_tables
+from reports.accumulations import accumulations, common_loss
+from reports.page import render_page
+from scenarios import Scenario
+
+
+def course(accumulate: str, seed: int, draws: Sequence[int], held_out: Sequence[float]) -> Record:
+    """Eight micro-batches of 100 tokens, half a second each."""
+    readings = tuple(HeldOut(micro_batches=4 * place, loss=loss) for place, loss in enumerate(held_out))
+    return Record(
+        scenario=Scenario(model="tiny", device="cpu", seed=seed, accumulate=accumulate, steps=8),
+        origin="measured",
+        times={"iteration": (0.5,) * 8, "draw": (0.002, 0.004, 0.003)},
+        watched=Watched(tokens=100),
+        course=Course(draws=tuple(draws), losses=(5.0,) * 8, held_out=readings, added_bytes=0, dropped=0),
+        environment={},
+    )
+
+
+RECORDS = [
+    course("sbc:batch_size=2", 0, (2, 2, 2, 2), (5.0, 4.0, 3.0)),
+    course("gnts:threshold=2", 0, (4, 1, 1, 2), (5.0, 3.0, 2.5)),
+    course("sbc:batch_size=2", 1, (2, 2, 2, 2), (5.0, 4.0, 3.4)),
+    course("gnts:threshold=2", 1, (4, 2), (5.0, 3.2, 2.7)),
+]
+
+
+def test_seeds_of_one_accumulation_are_one_row() -> None:
+    (group,) = accumulations(RECORDS)
+    fixed, waiting = group
+    assert (fixed.spec, fixed.seeds, fixed.tokens) == ("sbc:batch_size=2", (0, 1), 800)
+    assert fixed.draws == (2, 2, 2, 2)
+    # Steps end at 4, 5, 6, 8 and at 4, 6 of 8 micro-batches.
+    assert waiting.draws == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
+    assert waiting.steps.mean == 3
+    assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (pytest.approx(3.2), 3.0, 3.4)
+
+
+def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
+    (group,) = accumulations(RECORDS)
+    goal = common_loss(group)
+    assert goal == pytest.approx(3.2)
+    assert [way.tokens_to(goal) for way in group] == [800, 400]
+    assert group[0].tokens_to(1.0) is None
+
+
+def test_rates_are_of_all_courses_together() -> None:
+    waiting = accumulations(RECORDS)[0][1]
+    assert (waiting.micro_batches_per_second, waiting.tokens_per_second) == (2.0, 200.0)
+    assert waiting.steps_per_second == pytest.approx(6 / 8)
+    assert waiting.draw_seconds == 0.003
+
+
+def test_the_tables_say_which_seeds_are_missing() -> None:
+    (part,) = accumulation_tables(RECORDS[:3]).values()
+    assert "Fewer seeds have gnts:threshold=2." in part.note
+    assert [row[0].text for row in part.learned.rows] == ["sbc:batch_size=2", "gnts:threshold=2"]
+    assert part.learned.rows[0][6].text == "3.200 (3.000 to 3.400)"
+    assert not accumulation_tables([])
+
+
+def test_the_page_has_a_section_of_them() -> None:
+    page = render_page(RECORDS, [])
+    assert "When to step" in page
+    assert "tokens to 3.200" in page
