@@ -32,7 +32,7 @@ from .sight_tables import sight_tables
 from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
 from .tables import block_tables, failure_table, key_table, reproduction_table, time_table
 from .verdict import cards, sources, verdict
-from .words import listed, warning_lines
+from .words import listed
 
 SM3_NOTE = (
     "SM3 saves this much only without momentum, when it keeps one number for each row and each column of a weight. With momentum 0.9 "
@@ -69,7 +69,6 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         plotly=packed_plotly() if graphs else "",
         tables={"memory": memory_table(findings), "steps": step_table(findings), "estimates": estimate_table(findings)},
         data=data_rows(findings),
-        warnings=warning_lines(records),
         keys=key_table(findings),
         blocks=block_tables(findings),
         reproduction=_reproduction(records),

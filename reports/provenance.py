@@ -6,8 +6,9 @@ from typing import Any
 
 from profiler.record import Record
 
-from .units import DASH, bytes_text
-from .words import DEVICES
+from .times import Spread
+from .units import DASH, bytes_text, percent_text
+from .words import DEVICES, warning_lines
 
 ORIGINS = {
     "measured": "a clock or an allocator on this machine said so.",
@@ -41,6 +42,8 @@ def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
         *((name, "; ".join(_distinct(map(read, records)))) for name, read in fields),
         ("warm-up samples", _sample_counts([record.warmup for record in records])),
         ("samples kept", _sample_counts([record.times for record in records])),
+        ("noise", _noise(records)),
+        ("warnings", "; ".join(warning_lines(records))),
     ]
     return [(name, text) for name, text in rows if text]
 
@@ -85,3 +88,14 @@ def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str
             counts.setdefault(phase, []).append(len(values))
     spans = {phase: dict.fromkeys((min(many), max(many))) for phase, many in counts.items()}
     return ", ".join(f"{phase} {DASH.join(map(str, span))}" for phase, span in spans.items())
+
+
+def _noise(records: Sequence[Record]) -> str:
+    """How far the 95 % intervals of the medians of the step reach, from the narrowest to the widest."""
+    spreads = [Spread.of(record.times["step"]) for record in records if record.times and record.times.get("step")]
+    known = [(spread.median, spread.interval) for spread in spreads if spread.interval and spread.median > 0]
+    if not known:
+        return ""
+    reaches = sorted(max(found.upper - middle, middle - found.lower) / middle for middle, found in known)
+    span = dict.fromkeys(percent_text(reach, 1) for reach in (reaches[0], reaches[-1]))
+    return f"95 % intervals of the step's median reach {' to '.join(span)} to the longer side"

@@ -48,7 +48,7 @@ def _cell(room: Room) -> Cell:
     if room.answer == "lacking":
         return Cell(text=f"{SIGNS[room.answer]} {room.reason}")
     sign, largest = SIGNS[room.answer], room.batches.largest
-    batch = "" if largest is None else f", batch {largest:,}"
+    batch = f", batch {largest:,}" if largest else ""
     if room.left is None:
         return Cell(text=f"{sign} ran out{batch}")
     size = abs(room.left)

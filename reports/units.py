@@ -91,8 +91,8 @@ def percent_text(part: float, whole: float) -> str:
     """A share with as many digits as keep it from reading as all or nothing: 50.0 %, 99.9 %, 99.998 %; 100 % is all of it."""
     if whole == 0:
         return NOTHING
-    if part == 0 or part == whole:
-        return "0 %" if part == 0 else "100 %"
+    if part in (0, whole, -whole):
+        return "0 %" if part == 0 else _signed(f"{part / whole:.0%}".replace("%", " %"))
     value, digits = 100 * part / whole, 1
     while digits < 12 and abs(round(value, digits)) in (0.0, 100.0):
         digits += 1

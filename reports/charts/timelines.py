@@ -44,14 +44,14 @@ def _graph(course: Course, highest: int) -> Graph:
         alt=f"{course.label}: {course_text(course)}",
         traces=[*areas, _reserved(course, places, numbers), _peak(course, points)],
         layout={
-            "xaxis": {"range": [0, 1], "showgrid": False, "zeroline": False},
+            "xaxis": {"range": [0, 1], "showgrid": False, "unifiedhovertitle": {"text": "held at this event"}},
             "yaxis": {
                 "range": {"bytes": [0, 1.08 * highest]},
                 "title": {"text": {"binary": "GiB", "decimal": "GB"}},
                 "nticks": 5,
                 "tickformat": ",~r",
             },
-            "hovermode": "x",
+            "hovermode": "x unified",
         },
         height=230,
         heading=Heading(text=course.label, origin=course.record.origin, value=Sized.of(lambda units: course_text(course, units))),

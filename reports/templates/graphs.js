@@ -172,4 +172,11 @@ async function loadPlotly() {
   document.head.append(script);
 }
 
-if (elements.length) loadPlotly().then(redraw);
+function giveUp() {
+  for (const element of elements) {
+    element.style.minHeight = 0;
+    element.textContent = "This browser cannot unpack the script that draws here; the numbers are below.";
+  }
+}
+
+if (elements.length) loadPlotly().then(redraw, giveUp);

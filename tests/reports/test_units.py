@@ -55,6 +55,7 @@ def test_the_exact_count_is_there_to_the_byte():
         (0, 10, "0 %"),
         (1, 1_000_000, "0.0001 %"),
         (-4, 8, "\u221250.0 %"),
+        (-8, 8, "\u2212100 %"),
         (3, 0, units.NOTHING),
     ],
 )

@@ -1,0 +1,181 @@
+"""Charts and tables of the page: the numbers that they show, from records whose sums can be checked on paper."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from profiler.store import file_name
+from reports.charts.bars import peak_chart, savings_chart
+from reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
+from reports.charts.sizes import size_chart
+from reports.charts.step_sizes import step_size_chart
+from reports.charts.strips import Scale
+from reports.charts.timelines import timeline_chart
+from reports.charts.tradeoffs import tradeoff_chart
+from reports.data_tables import data_rows, memory_table, step_table
+from reports.findings import Findings
+from reports.heat_map import heat_map
+from reports.paces import paces
+from reports.provenance import provenance
+from reports.room_tables import room_tables
+from reports.sight_tables import sight_tables
+from reports.table import Table, gib_cell
+from reports.units import DECIMAL, NOTHING, TIMES, Sized, bytes_text, gib_text
+
+GIB = 2**30
+EMPTY = Table(head=(), rows=())
+
+
+def empty(name):
+    return Chart(name=name, title="", sentence="", alt="", table=EMPTY)
+
+
+def test_sizes_read_in_powers_of_1000_too():
+    assert gib_text(12_460_891_920, DECIMAL) == "12.461"
+    assert bytes_text(1_000_000, DECIMAL) == "1.00 MB"
+    assert Sized.of(lambda units: bytes_text(1024, units)) == Sized(binary="1.00 KiB", decimal="1.02 kB")
+    assert gib_cell(GIB).decimal == "1.074"
+    assert gib_cell(GIB).value == GIB
+    assert gib_cell(None).text == NOTHING
+
+
+def test_the_batch_of_ones_own_factory_is_not_claimed(simulated):
+    assert "batch 1" in Findings.of([simulated("adamw")]).context
+    own = Findings.of([simulated("adamw", model="module:factory", sequence_length=None)])
+    assert "batch" not in own.context
+    assert "batch 8" in Findings.of([simulated("adamw", model="module:factory", batch_size=8)]).context
+
+
+def test_a_step_is_set_against_the_baselines(simulated, timed):
+    records = [simulated("adamw"), simulated("sm3"), timed("adamw", step=(0.1, 0.2, 0.4)), timed("sm3", step=(0.2, 0.4, 0.8))]
+    (pace,) = paces(Findings.of(records).entries)
+    assert (pace.entry.label, pace.ratio.value, pace.ratio.low) == ("sm3", 2.0, None)
+    other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
+    assert paces(Findings.of(records[:3] + other).entries) == []
+    enough = [simulated("adamw"), timed("adamw", step=(1.0,) * 6), simulated("sm3"), timed("sm3", step=(3.0,) * 6)]
+    assert step_table(Findings.of(enough)).rows[1][5].text == f"3.00{TIMES} (3.00{TIMES} {NOTHING} 3.00{TIMES})"
+
+
+def test_the_heat_map_has_factor_and_per_cent(simulated):
+    records = [simulated("adamw"), simulated("sgd-sai"), simulated("prodigy", state=16_000), simulated("adamw", model="large")]
+    found = heat_map(Findings.of(records))
+    assert found.labels == ("adamw", "sgd-sai", "prodigy")
+    (tiny, cells), (large, alone) = found.rows
+    assert (tiny, large) == ("tiny", "large")
+    shown = [cell for cell in cells if cell]
+    assert [(cell.factor, cell.percent, cell.saves) for cell in shown] == [
+        (f"1.00{TIMES}", "the baseline", True),
+        (f"2.00{TIMES}", "50.0 %", True),
+        (f"0.50{TIMES}", "\u2212100 %", False),
+    ]
+    assert [cell.depth for cell in shown[1:]] == [pytest.approx(25.17, abs=0.01)] * 2
+    assert shown[1].exact == "4,000 bytes, 4,000 bytes less"
+    assert alone[1:] == (None, None)
+    assert heat_map(Findings.of([simulated("adamw")])).rows == ()
+
+
+def test_bars_are_shares_of_the_baseline(simulated):
+    (group,) = savings_chart(Findings.of([simulated("adamw"), simulated("sgd-sai")]), empty("savings")).groups
+    assert [bar.parts[1].width for bar in group.bars] == [100, 50]
+    assert [place for place, _ in group.ticks] == [0, 25, 50, 75, 100]
+
+
+def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
+    chart = peak_chart(Findings.of([simulated("adamw")]), empty("peak"))
+    (bar,) = chart.groups[0].bars
+    # 2 MiB reserved are the scale; 4,000 bytes each of parameters, gradients and temporaries, and 8,000 of state.
+    assert [part.width for part in bar.parts] == pytest.approx([100 * count / 2**21 for count in (4_000, 4_000, 8_000, 4_000)])
+    assert bar.outline == 100
+    assert [key.text for key in chart.block_keys][-1] == "reserved, not allocated"
+
+
+def test_a_graph_has_exact_bytes_and_is_json(simulated):
+    findings = Findings.of([simulated("adamw"), simulated("sm3"), simulated("adamw", model="b", parameter_count=2_000, state=16 * GIB)])
+    (graph,) = size_chart(findings, empty("state-by-size")).graphs
+    assert json.loads(json.dumps(graph.data, allow_nan=False))
+    adamw = next(trace for trace in graph.traces if trace.get("label") == "adamw")
+    assert adamw["x"] == [1_000, 2_000]
+    assert adamw["y"] == {"bytes": [8_000, 16 * GIB]}
+    named = [trace["text"][0] for trace in graph.traces if "text" in trace]
+    assert named == ["memory of rtx3060", "memory of l4", "memory of a100-40", "memory of h100-80"]
+
+
+def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
+    record = simulated("adamw")
+    findings = Findings.of([record], {file_name(record.scenario): timeline})
+    (graph,) = timeline_chart(findings, empty("timeline")).graphs
+    assert graph.traces[-1]["y"] == {"bytes": [6 * GIB]}
+    assert [band["name"] for band in graph.bands] == ["forward", "backward", "step"]
+    areas = [trace for trace in graph.traces if trace.get("stackgroup")]
+    assert {len(trace["x"]) for trace in areas} == {len(areas[0]["y"]["bytes"])}
+    assert max(map(sum, zip(*(trace["y"]["bytes"] for trace in areas), strict=True))) == 6 * GIB
+
+
+def test_a_measured_record_has_the_timeline_of_its_simulation(simulated, timeline):
+    traced, measured = simulated("adamw"), simulated("adamw", device="cuda", origin="measured")
+    findings = Findings.of([traced, measured], {file_name(traced.scenario): timeline})
+    assert findings.entries[0].origin == "measured"
+    assert [course.record.origin for course in findings.courses] == ["simulated"]
+
+
+def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simulated, timed):
+    sizes = [replace(timed("adamw", model=name), parameter_count=count) for name, count in (("tiny", 1_000), ("large", 5_000))]
+    one = Findings.of([simulated("adamw"), sizes[0]])
+    assert step_size_chart(one) is None
+    assert tradeoff_chart(one) is None
+    chart = step_size_chart(Findings.of([simulated("adamw"), *sizes]))
+    assert chart is not None
+    assert [trace["x"] for trace in chart.graphs[0].traces] == [[1_000], [5_000]]
+    both = tradeoff_chart(Findings.of([simulated("adamw"), simulated("sm3"), timed("adamw"), timed("sm3", step=(1.0,))]))
+    assert both is not None
+    front = both.graphs[0].traces[0]
+    assert front["x"] == [0.2, 1.0]
+    assert front["y"] == {"bytes": [20_000, 12_008]}
+
+
+def test_ticks_are_round():
+    assert count_ticks([124_000_000, 1_560_000_000])["ticktext"] == ["100 M", "200 M", "500 M", "1 B", "2 B"]
+    assert second_ticks([0.003, 0.09])["ticktext"] == ["2 ms", "5 ms", "10 ms", "20 ms", "50 ms", "100 ms"]
+    assert second_ticks([0.001, 9])["ticktext"] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s"]
+    assert giga_ticks([1, 1_000])["dtick"] == 1
+    assert Scale.of(0.1, 0.3).ticks[1] == (pytest.approx(100 * 0.1 / 0.315), "100 ms")
+    assert [text for _, text in Scale.of(0.01, 2.0).ticks] == ["10 ms", "20 ms", "50 ms", "100 ms", "200 ms", "500 ms", "1 s", "2 s"]
+
+
+def test_data_rows_are_exact_and_drop_nothing(simulated, timed):
+    lost = simulated("lamb16", memory=None, outcome="out-of-memory", error="needs more")
+    findings = Findings.of([simulated("adamw"), timed("adamw", step=(0.3, 0.1, 0.2)), lost])
+    first, last = data_rows(findings)
+    assert (first["state_bytes"], first["peak_allocated_bytes"], first["step_seconds"]) == (8_000, 20_000, 0.2)
+    assert (last["optimizer"], last["outcome"], last["error"], last["state_bytes"]) == ("lamb16", "out-of-memory", "needs more", None)
+    assert list(first) == list(last)
+    table = memory_table(findings)
+    assert [row[0].text for row in table.rows] == ["adamw", "lamb16"]
+    assert {len(row) for row in table.rows} == {len(table.head)}
+
+
+def test_rooms_say_what_is_left_or_short(simulated):
+    record = simulated("adamw")
+    assert record.memory is not None
+    large = replace(record, memory=replace(record.memory, peak_allocated=30 * GIB, peak_reserved=31 * GIB))
+    table = room_tables(Findings.of([large]))["tiny"]
+    cells = {row[0].text: row[2] for row in table.rows}
+    # What the catalogue's memory leaves beside 512 MiB, less 31 GiB.
+    assert cells["a100-40"].text == "\u2713 7.894"
+    assert cells["rtx3090"].text == "\u2717 7.809"
+    assert cells["v100-32"].text == "\u2248 0.233"
+    assert cells["rtx5090"].text == "? 0.136"
+    assert cells["rtx5090"].exact.endswith("short")
+
+
+def test_counters_stand_side_by_side(simulated):
+    (table,) = (found.table for found in sight_tables(Findings.of([simulated("adamw"), simulated("sgd-sai")])).values())
+    assert [cell.value for cell in table.rows[1][1:6]] == [4_000, 4_512, 16_000, 2**21, 2**21 + 2**29]
+    assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
+
+
+def test_noise_is_told_from_the_narrowest_interval_to_the_widest(timed):
+    records = [timed("adamw", step=(0.9, 1.0, 1.0, 1.0, 1.0, 1.1)), timed("sm3", step=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0))]
+    assert dict(provenance(records))["noise"] == "95 % intervals of the step's median reach 0 % to 10.0 % to the longer side"
+    assert "noise" not in dict(provenance([timed("adamw")]))
