@@ -20,8 +20,6 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
     ValueError for a run without records, another style, and a symbolic link where something is to be written; FileNotFoundError for a
     folder that is no run, another OSError when it cannot be written.
     """
-    import json
-
     from profiler.running.resume import standing
     from profiler.store import RunStore
 
@@ -39,7 +37,8 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
         drawings = draw_all(records, folder / "figures", timelines, chosen)
         page.write_text(render_page(records, drawings, timelines), encoding="utf-8")
         store.write_csv(records)
-        (folder / "records.json").write_text(json.dumps([record.to_dict() for record in records], indent=1) + "\n", encoding="utf-8")
+        lines = ",\n".join(record.to_json() for record in records)
+        (folder / "records.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         if tensorboard:
             from .tensorboard import write_tensorboard
 

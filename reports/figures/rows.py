@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -38,14 +38,15 @@ class Place:
 
     def stack(self, parts: Sequence[tuple[str, float]]) -> None:
         """A bar of blocks, each with its length written inside where there is room."""
-        left, inches = 0.0, (self.frame.width - INSET - RIGHT) / self.axes.get_xlim()[1]
-        for name, length in parts:
-            colour, edge = self.frame.colour(block_colour(name)), self.frame.colour(PAPER)
-            self.axes.barh(self.y, length, BAR, left, color=colour, edgecolor=edge, linewidth=0.5)
+        lengths = [length for _, length in parts]
+        lefts = list(accumulate(lengths, initial=0.0))[:-1]
+        colours = [self.frame.colour(block_colour(name)) for name, _ in parts]
+        edge, inches = self.frame.colour(PAPER), (self.frame.width - INSET - RIGHT) / self.axes.get_xlim()[1]
+        self.axes.barh([self.y] * len(parts), lengths, BAR, lefts, color=colours, edgecolor=edge, linewidth=0.5)
+        for left, length in zip(lefts, lengths, strict=True):
             text, size = three_digits(length), 0.83 * self.frame.size
             if length * inches > text_width(text, size) + 0.09:
                 self.axes.text(left + length / 2, self.y, text, size=size, color=ON_BLOCK, ha="center", va="center_baseline")
-            left += length
 
 
 class RowChart:
@@ -119,9 +120,8 @@ class RowChart:
         """The ticks' lines behind the bars, and not behind the words."""
         low, high = axes.get_xlim()
         ticks = list(axes.get_xticks())
-        for y in middles:
-            shown = [tick for tick in ticks if low <= tick <= high]
-            axes.vlines(shown, y - 0.75 * BAR, y + 0.75 * BAR, color=self.frame.colour(LINE), linewidth=0.7, zorder=0)
+        ends = [(tick, y - 0.75 * BAR, y + 0.75 * BAR) for y in middles for tick in ticks if low <= tick <= high]
+        axes.vlines(*zip(*ends, strict=True), color=self.frame.colour(LINE), linewidth=0.7, zorder=0)
         if low == 0 and 0 in ticks:
             axes.get_xticklabels()[ticks.index(0)].set_horizontalalignment("left")
 
