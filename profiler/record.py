@@ -5,7 +5,7 @@ The field names are a contract with every report, script and gate that reads `re
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any, Literal
 
 from scenarios import schema
@@ -201,7 +201,7 @@ class Record:
 
     def to_json(self) -> str:
         """The record as one line of JSON."""
-        return json.dumps(self.to_dict(), allow_nan=False)
+        return json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False, default=_fields)
 
     @classmethod
     def from_dict(cls, data: Any) -> "Record":
@@ -214,3 +214,10 @@ class Record:
             return schema.read(cls, data)
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """The fields of a part of a record, for JSON; `asdict` would copy every sample before."""
+    if is_dataclass(value):
+        return vars(value)
+    raise TypeError(f"a record holds plain data, got {type(value).__name__}")

@@ -23,7 +23,7 @@ from .units import count_text
 from .words import conditions, shared
 
 # A picture with more rows is no longer looked at.
-MOST_ROWS = 20
+MOST_ROWS = 16
 
 Item = TypeVar("Item")
 

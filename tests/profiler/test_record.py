@@ -115,3 +115,9 @@ def test_a_malformed_line_is_an_error_in_one_line_or_records(store: RunStore, da
     assert len(told) < 2000
     assert told.startswith(f"{store.records_path}, line ") == (not found)
     assert all(Record.from_dict(json.loads(record.to_json())) == record for record in found)
+
+
+def test_a_line_says_what_the_data_say():
+    line = Record.from_dict(WHOLE).to_json()
+    assert json.loads(line) == json.loads(json.dumps(WHOLE))
+    assert list(json.loads(line)) == list(WHOLE)

@@ -225,7 +225,7 @@ def test_of_many_models_the_largest_gets_the_cards(simulated):
     assert name == "m30, the largest of 3"
 
 
-def test_a_picture_shows_whole_groups_up_to_twenty_rows_and_says_so():
+def test_a_picture_shows_whole_groups_up_to_sixteen_rows_and_says_so():
     rows, notes = pictured([(group, number) for group in "abcde" for number in range(8)], lambda row: row[0])
     assert [group for group, _ in rows] == ["a"] * 8 + ["b"] * 8
     assert notes == ("The picture shows 16 of 40 rows; the table has all.",)
