@@ -10,12 +10,15 @@ from .labels import model_traits
 from .table import Cell, Table, bytes_cell
 from .units import NOTHING, seconds_text, three_digits
 
+EVERY = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccumulationPart:
     """The tables of one model and optimizer, and what must be known beside them."""
 
     learned: Table
+    losses: Table
     pace: Table
     note: str
 
@@ -44,7 +47,7 @@ def _part(group: Sequence[Accumulated]) -> AccumulationPart:
     dropped = sum(way.dropped for way in group)
     if dropped:
         note += f" {dropped} micro-batches were lost for not being finite."
-    return AccumulationPart(learned=_learned(group, goal), pace=_pace(group), note=note)
+    return AccumulationPart(learned=_learned(group, goal), losses=_losses(group), pace=_pace(group), note=note)
 
 
 def _learned(group: Sequence[Accumulated], goal: float) -> Table:
@@ -70,6 +73,14 @@ def _learned(group: Sequence[Accumulated], goal: float) -> Table:
             for way in group
         ),
     )
+
+
+def _losses(group: Sequence[Accumulated]) -> Table:
+    """The course of the loss, at every fourth reading and the last."""
+    tokens = list(group[0].losses)
+    shown = [*tokens[:-1:EVERY], tokens[-1]]
+    rows = ((Cell(text=way.spec), *(_number(way.losses[at], f"{way.losses[at]:.3f}") for at in shown)) for way in group)
+    return Table(head=("accumulation", *(f"{at:,} tokens" for at in shown)), rows=tuple(rows))
 
 
 def _pace(group: Sequence[Accumulated]) -> Table:

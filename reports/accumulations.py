@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, median
 
-from profiler.record import Course, HeldOut, Record
+from profiler.record import Course, Record
 
 QUARTERS = 4
 
@@ -66,13 +66,15 @@ class Accumulated:
         """The lowest loss on held-out text."""
         return Range.of([min(reading.loss for reading in _course(record).held_out) for record in self.records])
 
+    @property
+    def losses(self) -> dict[int, float]:
+        """The loss on held-out text, averaged over the seeds, by the tokens read until then."""
+        readings = zip(*(_course(record).held_out for record in self.records), strict=True)
+        return {taken[0].micro_batches * _tokens(self.records[0]): fmean(reading.loss for reading in taken) for taken in readings}
+
     def tokens_to(self, loss: float) -> int | None:
         """The tokens until the held-out loss, averaged over the seeds, is first at most this; None where it never is."""
-        courses = [_course(record).held_out for record in self.records]
-        for readings in zip(*courses, strict=True):
-            if fmean(reading.loss for reading in readings) <= loss:
-                return readings[0].micro_batches * _tokens(self.records[0])
-        return None
+        return next((tokens for tokens, reached in self.losses.items() if reached <= loss), None)
 
     @property
     def micro_batches_per_second(self) -> float:
@@ -123,11 +125,7 @@ def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
 
 def common_loss(group: Sequence[Accumulated]) -> float:
     """The lowest loss that every way of a group has reached on average over its seeds: what tokens are counted to."""
-    return max(min(fmean(r.loss for r in readings) for readings in zip(*_held_out(way), strict=True)) for way in group)
-
-
-def _held_out(way: Accumulated) -> list[tuple[HeldOut, ...]]:
-    return [_course(record).held_out for record in way.records]
+    return max(min(way.losses.values()) for way in group)
 
 
 def _course(record: Record) -> Course:

@@ -2,8 +2,10 @@
 
 from .accumulation import Accumulation
 from .catalogue import available, create, describe, option_defaults
+from .hypothesis_test import MetricHypothesisTest
+from .noise_scale import GradientNoiseScale
 from .schedules import CosineTarget, NormWarmupScheduler
-from .wrappers import GradientNoiseScale, GradientNormRescaler, GradientNormThreshold, MetricHypothesisTest, ScheduledBatch
+from .wrappers import GradientNormRescaler, GradientNormThreshold, ScheduledBatch
 
 __all__ = [
     "Accumulation",

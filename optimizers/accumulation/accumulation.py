@@ -76,6 +76,7 @@ class Accumulation(Around):
         self.last_num_draws: int | None = None
         self.last_grad_norm: float | None = None
         self.history: list[float] = []
+        self._heeds_rule = True
         self._sum = SumInBuffers() if buffered else SumInGradients()
         # The sum is worth `weight` draws of gradients in units of `scale`.
         self._weight, self._scale = 0.0, 1.0
@@ -122,7 +123,7 @@ class Accumulation(Around):
             return False
         self._draw(params, norm, scale)
         self._record(observed, norm, scale)
-        if self.num_draws < self.max_draws and not self._is_due():
+        if self.num_draws < self.max_draws and not (self._heeds_rule and self._is_due()):
             return False
         if not math.isfinite(self.mean_norm()):
             # Finite gradients may have a sum that is not.
@@ -133,7 +134,7 @@ class Accumulation(Around):
 
     def step_every(self, draws: int) -> None:
         """Step after so many draws from now on, whatever the rule says: for simulations, in which numbers have no values."""
-        self.max_draws, self._is_due = draws, lambda: False
+        self.max_draws, self._heeds_rule = draws, False
 
     @property
     def added_bytes(self) -> int:

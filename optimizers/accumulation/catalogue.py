@@ -9,7 +9,9 @@ from ..entry import Description
 from ..options import defaults, known_options, refusal, require_complete, require_known, unknown
 from ..spec import parse
 from .accumulation import Accumulation
-from .wrappers import GradientNoiseScale, GradientNormRescaler, GradientNormThreshold, MetricHypothesisTest, ScheduledBatch
+from .hypothesis_test import MetricHypothesisTest
+from .noise_scale import GradientNoiseScale
+from .wrappers import GradientNormRescaler, GradientNormThreshold, ScheduledBatch
 
 _PAPER = "https://pypi.org/project/torch-gqc/"
 _STATE = "no tensor; with buffered=true one in float32 like each parameter, 4 bytes a parameter"

@@ -11,9 +11,11 @@ from typing import Any
 from torch.optim.optimizer import Optimizer
 
 from .accumulation import Accumulation, DistributedMode
+from .hypothesis_test import MetricHypothesisTest
+from .noise_scale import GradientNoiseScale
 from .schedules import NormWarmupScheduler
 from .statistics import Aggregate
-from .wrappers import GradientNoiseScale, GradientNormRescaler, GradientNormThreshold, MetricHypothesisTest, ScheduledBatch
+from .wrappers import GradientNormRescaler, GradientNormThreshold, ScheduledBatch
 
 __all__ = [
     "NormWarmupScheduler",

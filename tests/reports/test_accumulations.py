@@ -49,6 +49,7 @@ def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
     assert goal == pytest.approx(3.2)
     assert [way.tokens_to(goal) for way in group] == [800, 400]
     assert group[0].tokens_to(1.0) is None
+    assert group[1].losses == {0: 5.0, 400: pytest.approx(3.1), 800: pytest.approx(2.6)}
 
 
 def test_rates_are_of_all_courses_together() -> None:
@@ -63,6 +64,7 @@ def test_the_tables_say_which_seeds_are_missing() -> None:
     assert "Fewer seeds have gnts:threshold=2." in part.note
     assert [row[0].text for row in part.learned.rows] == ["sbc:batch_size=2", "gnts:threshold=2"]
     assert part.learned.rows[0][6].text == "3.200 (3.000 to 3.400)"
+    assert part.losses.head == ("accumulation", "0 tokens", "800 tokens")
     assert not accumulation_tables([])
 
 
