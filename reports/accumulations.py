@@ -116,7 +116,7 @@ def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
     """The ways to accumulate in groups of equal model, optimizer and tokens, in the order of the run."""
     groups: dict[str, dict[str, list[Record]]] = {}
     for record in records:
-        if record.course and record.course.draws and record.times and record.watched and record.watched.tokens:
+        if record.course and record.times and record.watched and record.watched.tokens:
             scenario = replace(record.scenario, seed=0)
             ways = groups.setdefault(repr(replace(scenario, accumulate=None)), {})
             ways.setdefault(repr(scenario), []).append(record)
