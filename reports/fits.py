@@ -93,8 +93,8 @@ def _run_as(implementation: str) -> str:
 def fit_table(findings: FitFindings) -> Table:
     """One row a GPU and optimizer: the bytes, the largest batch and what would make it fit."""
     head = (
-        "GPU",
         "optimizer",
+        "GPU",
         "fits",
         "would reserve, GiB",
         "usable, GiB",

@@ -55,6 +55,7 @@ def test_the_verdict_names_the_smallest_gpu():
 def test_the_tables_have_a_row_a_gpu_and_a_row_an_answer():
     findings = FitFindings.of(FITS)
     assert [row[0].text for row in overview_table(findings).rows] == ["t4", "v100-16"]
+    assert fit_table(findings).head[:2] == ("optimizer", "GPU")
     rows = [[cell.text for cell in row] for row in fit_table(findings).rows]
     assert rows[0] == ["adamw", "t4", "no", "20.000", "14.000", NOTHING, "5", "checkpointing + bf16 weights (leaves 1.000 GiB)"]
     assert rows[1][2:] == ["yes", "12.000", "14.000", "2.000", "1,024", NOTHING]
