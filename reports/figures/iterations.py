@@ -44,6 +44,7 @@ def _figure(findings: Findings, timings: Sequence[Timing], frame: Frame) -> Figu
         [timing_row(findings, timing, share_text(timing)) for timing in timings],
         title=TITLE,
         context=findings.context,
+        grouped=len(findings.names) > 1,
         axis=axis_text(name, timings),
         scale=lambda axes, group: linear_scale(axes, max(lengths[group]) / unit),
         scale_groups=True,

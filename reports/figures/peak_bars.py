@@ -44,6 +44,7 @@ def _figure(findings: Findings, rows: Sequence[Peak], frame: Frame) -> Figure:
         [_row(findings, row) for row in rows],
         title=TITLE,
         context=findings.context,
+        grouped=len(findings.names) > 1,
         axis="GiB",
         scale=lambda axes, group: linear_scale(axes, max(highest[group])),
         scale_groups=True,

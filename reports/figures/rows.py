@@ -50,7 +50,10 @@ class Place:
 
 
 class RowChart:
-    """A canvas with a place for the bar of each row, in one scale for all groups of rows or in one for each."""
+    """A canvas with a place for the bar of each row, in one scale for all groups of rows or in one for each.
+
+    The name of each group stands over its rows where `grouped` says so: not in a run of one group, whose context tells it.
+    """
 
     def __init__(
         self,
@@ -62,11 +65,12 @@ class RowChart:
         axis: str,
         scale: Callable[[Axes, slice], None],
         scale_groups: bool = False,
+        grouped: bool = False,
         legend: Sequence[Key] = (),
     ) -> None:
         self.frame = frame
         self._rows, self._scale_axes = rows, scale
-        self._grouped = len({row.group for row in rows}) > 1
+        self._grouped = grouped
         self._wrapped = any(_natural_width(row, frame) > frame.width for row in rows)
         sizes = [len(list(group)) for _, group in groupby(rows, key=lambda row: row.group)]
         blocks = [[size] for size in sizes] if scale_groups else [sizes]

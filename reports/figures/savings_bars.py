@@ -42,6 +42,7 @@ def _figure(findings: Findings, rows: Sequence[Saving], frame: Frame) -> Figure:
         [_row(findings, row) for row in rows],
         title=TITLE,
         context=findings.context,
+        grouped=len(findings.names) > 1,
         axis=f"state kept, as a share of {BASELINE}'s",
         scale=lambda axes, _: _scale(axes, most),
     )

@@ -49,6 +49,7 @@ def _figure(findings: Findings, timings: Sequence[Timing], frame: Frame) -> Figu
         rows,
         title=TITLE,
         context=findings.context,
+        grouped=len(findings.names) > 1,
         axis=axis_text(name, timings),
         scale=lambda axes, _: _scale(axes, smallest / unit, largest / unit),
         legend=(Key("tick", "median", INK), Key("outline", "quartiles"), Key("o", "one sample")),

@@ -181,3 +181,12 @@ def test_a_report_writes_over_nothing_that_lies_outside_of_its_run(simulated, tm
     assert mine.read_text() == "mine"
     (tmp_path / "linked").symlink_to(run)
     assert write_report(tmp_path / "linked").is_file()
+
+
+def test_a_picture_that_shows_one_of_many_models_names_it(simulated, tmp_path):
+    names = [f"m:Opt{number}" for number in range(12)]
+    records = [simulated(name, model=model) for model in ("first", "second") for name in ("adamw", *names)]
+    found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
+    assert found["peak"].notes == ("The picture shows 13 of 26 rows; the table has all.",)
+    assert ">first<" in found["peak"].svg
+    assert ">second<" not in found["peak"].svg
