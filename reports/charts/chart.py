@@ -33,6 +33,8 @@ SYMBOLS: Mapping[str, str] = {
 }
 # Beyond this ratio 2 and 5 of each power of ten would crowd an axis.
 MANY_TIMES = 300
+# And below this one they are too few.
+FEW_TIMES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +175,15 @@ def error_bars(found: Sequence[tuple[float | None, float, float | None]], colour
 
 
 def count_ticks(counts: Iterable[int]) -> dict[str, Any]:
-    """Round numbers for a logarithmic axis of parameters, and how plotly is to write those of a linear one."""
-    ticks = _round_numbers(list(counts))
-    return {"tickvals": ticks, "ticktext": [re.sub(r"\.0+ ", " ", count_text(round(tick))) for tick in ticks], "exponentformat": "B"}
+    """The range and the round numbers of a logarithmic axis of parameters, and how plotly is to write those of a linear one."""
+    found = list(counts)
+    ticks = _round_numbers(found)
+    return {
+        "range": [math.log10(min(found) / 1.6), math.log10(1.6 * max(found))],
+        "tickvals": ticks,
+        "ticktext": [re.sub(r"\.0+ ", " ", count_text(round(tick))) for tick in ticks],
+        "exponentformat": "B",
+    }
 
 
 def second_ticks(seconds: Sequence[float]) -> dict[str, Any]:
@@ -185,8 +193,11 @@ def second_ticks(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 def giga_ticks(counts: Sequence[int]) -> dict[str, Any]:
-    """How plotly is to place and write sizes: on many powers of ten, those alone."""
-    return {"tickformat": ",~r", **({"dtick": 1} if max(counts) > MANY_TIMES * min(counts) else {"nticks": 7})}
+    """How plotly is to place and write sizes: on many powers of ten those alone, on some 2 and 5 of each too, on less than one a few."""
+    ratio = max(counts) / min(counts)
+    if 1 < ratio <= FEW_TIMES:
+        return {"tickformat": ",~r", "nticks": 7}
+    return {"tickformat": ",~r", "dtick": 1 if ratio > MANY_TIMES else "D2"}
 
 
 def round_seconds_text(seconds: float) -> str:

@@ -22,7 +22,7 @@ function drawn(element) {
   for (const trace of traces) trace.visible = !hidden.has(trace.label);
   if (graph.logarithmic && axes === "linear") {
     // Round numbers were chosen for logarithmic axes.
-    const plain = { type: "linear", rangemode: "tozero", tickvals: undefined, ticktext: undefined, dtick: undefined };
+    const plain = { type: "linear", rangemode: "tozero", range: undefined, tickvals: undefined, ticktext: undefined, dtick: undefined };
     for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, plain);
   }
   return { traces, layout: framed(graph, layout, element.clientWidth, (name) => colours.getPropertyValue(`--${name}`).trim()) };

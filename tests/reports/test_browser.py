@@ -283,6 +283,16 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
     assert wicked in page.locator("body").text_content()
 
 
+def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
+    store = RunStore.create(tmp_path / "run")
+    store.append(simulated("sm3"))
+    page = open_page(write_report(store.folder))
+    low, high = page.evaluate("document.querySelector('.graph')._fullLayout.xaxis.range")
+    assert low + 0.1 < 3 < high - 0.1
+    assert "no adamw record for tiny" in page.locator("body").text_content()
+    assert page.told == []
+
+
 def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
     path = tmp_path / "compare.html"
     path.write_text(render_comparison_page(compare(mixed, mixed), [], ["optprof", "compare"]), encoding="utf-8")

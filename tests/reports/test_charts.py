@@ -138,7 +138,10 @@ def test_ticks_are_round():
     assert count_ticks([124_000_000, 1_560_000_000])["ticktext"] == ["100 M", "200 M", "500 M", "1 B", "2 B"]
     assert second_ticks([0.003, 0.09])["ticktext"] == ["2 ms", "5 ms", "10 ms", "20 ms", "50 ms", "100 ms"]
     assert second_ticks([0.001, 9])["ticktext"] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s"]
+    assert count_ticks([1_000])["range"] == pytest.approx([2.796, 3.204], abs=0.001)
     assert giga_ticks([1, 1_000])["dtick"] == 1
+    assert giga_ticks([1, 10])["dtick"] == giga_ticks([1])["dtick"] == "D2"
+    assert "dtick" not in giga_ticks([2, 3])
     assert Scale.of(0.1, 0.3).ticks[1] == (pytest.approx(100 * 0.1 / 0.315), "100 ms")
     assert [text for _, text in Scale.of(0.01, 2.0).ticks] == ["10 ms", "20 ms", "50 ms", "100 ms", "200 ms", "500 ms", "1 s", "2 s"]
 
