@@ -12,6 +12,7 @@ import pytest
 from profiler.record import Record
 from profiler.store import RunStore
 from reports import write_report
+from reports.figures import draw_all
 from reports.page import render_page
 from reports.units import TIMES
 
@@ -195,6 +196,16 @@ def test_one_record_is_a_report(simulated, report):
     text = Elements(report([simulated("adamw")])).text
     assert "What an optimizer costs on tiny" in text
     assert "7.81 KiB" in text
+
+
+def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed, tmp_path):
+    names = ("adamw", "sgd-sai", "sm3", "lamb16", *(f"m:Opt{number}" for number in range(6)))
+    records = [make(name, model=f"model-{size}") for size in range(25) for name in names for make in (simulated, timed)]
+    assert len(records) == 500
+    page = render_page(records, draw_all(records, tmp_path))
+    assert len(page) < 6_000_000
+    memory = page[page.index("<h3>Memory</h3>") : page.index("<h3>Time of the step</h3>")]
+    assert memory.count("<tr>") == 1 + 250
 
 
 def test_a_run_where_all_failed_still_says_why(simulated, report):
