@@ -1,4 +1,4 @@
-"""Canvas: a picture laid out in inches from its top, in one frame (width and type size) and one colour scheme."""
+"""Canvas: a picture laid out in inches from its top, in one frame (width and type size), on white paper."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 from ..labels import shortened
-from ..style import INK, MUTED, PAPER, TRACK, Colour, Scheme
+from ..style import INK, MUTED, PAPER, TRACK, Colour
 from .symbols import Key, shape_style
 
 # Inches of a key's symbol, from its left edge to its text, and from the text to the next key.
@@ -23,12 +23,10 @@ KEY, KEY_TEXT, KEY_GAP = 0.11, 0.17, 0.18
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """How wide a picture is in inches, how large its type in points, and whether it carries its own title."""
+    """How wide a picture is in inches and how large its type in points."""
 
     width: float
     size: float
-    scheme: Scheme = "light"
-    titled: bool = False
 
     @property
     def line(self) -> float:
@@ -39,10 +37,6 @@ class Frame:
     def small(self) -> float:
         """The type size of what stands back, in points."""
         return 0.92 * self.size
-
-    def colour(self, colour: Colour) -> str:
-        """The colour in this frame's scheme."""
-        return colour.on(self.scheme)
 
 
 class Canvas:
@@ -55,14 +49,13 @@ class Canvas:
         self, frame: Frame, *, body: float, title: str, context: str, legend: Sequence[Key] = (), foot: Sequence[Key] = ()
     ) -> None:
         self.frame = frame
-        self._head = (2.9 * frame.line if frame.titled else 0.02) + legend_height(legend, frame)
+        self._head = 2.9 * frame.line + legend_height(legend, frame)
         self.height = self._head + body + legend_height(foot, frame)
         self.figure = Figure(figsize=(frame.width, self.height))
         FigureCanvasAgg(self.figure)
-        self.figure.patch.set_facecolor(frame.colour(PAPER))
-        if frame.titled:
-            self.text(0.02, 0.95 * frame.line - self._head, title, size=frame.size * 1.25, weight="bold")
-            self.text(0.02, 1.95 * frame.line - self._head, fitting(context, frame.size, frame.width), colour=MUTED)
+        self.figure.patch.set_facecolor(PAPER.light)
+        self.text(0.02, 0.95 * frame.line - self._head, title, size=frame.size * 1.25, weight="bold")
+        self.text(0.02, 1.95 * frame.line - self._head, fitting(context, frame.size, frame.width), colour=MUTED)
         self._write_keys(legend, -legend_height(legend, frame))
         self._write_keys(foot, body + 0.3 * frame.line)
 
@@ -80,12 +73,12 @@ class Canvas:
     ) -> None:
         """Write on a baseline that begins (or ends, or has its middle) at a point."""
         (across,), (up,) = self._places((x,), (y,))
-        look = {"color": self.frame.colour(colour), "size": size or self.frame.size, "weight": weight}
+        look = {"color": colour.light, "size": size or self.frame.size, "weight": weight}
         self.figure.text(across, up, text, ha=align, va="baseline", rotation=turn, rotation_mode="anchor", **look)
 
     def line(self, x: tuple[float, float], y: tuple[float, float], colour: Colour, width: float = 0.6) -> None:
         """A line of a width in points, behind everything else."""
-        shade = self.frame.colour(colour)
+        shade = colour.light
         self.figure.add_artist(Line2D(*self._places(x, y), color=shade, linewidth=width, zorder=-1, solid_capstyle="butt"))
 
     def mark(self, x: float, y: float, style: Mapping[str, Any]) -> None:
@@ -102,7 +95,7 @@ class Canvas:
         (x0, x1), (y1, y0) = self._places((left, right), (top, bottom))
         axes = self.figure.add_axes((x0, y0, x1 - x0, y1 - y0))
         axes.set_facecolor("none")
-        axes.tick_params(which="both", length=0, labelsize=self.frame.small, labelcolor=self.frame.colour(MUTED), pad=4)
+        axes.tick_params(which="both", length=0, labelsize=self.frame.small, labelcolor=MUTED.light, pad=4)
         for spine in axes.spines.values():
             spine.set_visible(False)
         return axes
@@ -121,17 +114,17 @@ class Canvas:
 
     def _draw_key(self, key: Key, x: float, y: float) -> None:
         """A key's symbol in a square with that upper left corner."""
-        colour, middle, size = self.frame.colour(key.colour), x + KEY / 2, self.frame.size
+        colour, middle, size = key.colour.light, x + KEY / 2, self.frame.size
         if key.symbol == "block":
             self.block(x, y, KEY, KEY, color=colour)
         elif key.symbol == "outline":
-            self.block(x, y + 0.02, KEY, KEY - 0.04, facecolor=self.frame.colour(TRACK), edgecolor=colour, linewidth=0.7)
+            self.block(x, y + 0.02, KEY, KEY - 0.04, facecolor=TRACK.light, edgecolor=colour, linewidth=0.7)
         elif key.symbol == "tick":
             self.line((middle, middle), (y, y + KEY), key.colour, 0.2 * size)
         elif key.symbol == "line":
             self.line((x, x + KEY), (y + KEY / 2, y + KEY / 2), key.colour, 0.12 * size)
         else:
-            style = shape_style(key.symbol, key.colour, filled=key.filled, scheme=self.frame.scheme, size=0.72 * size)
+            style = shape_style(key.symbol, key.colour, filled=key.filled, size=0.72 * size)
             self.mark(middle, y + KEY / 2, style)
 
 

@@ -20,8 +20,8 @@ class Style:
 
 # A paper's column is 3.35 inches wide; a slide is twice the frame's width, so its type is twice as large.
 STYLES = {
-    "paper": Style(frame=Frame(width=3.35, size=7.5, titled=True), pixels_per_inch=300),
-    "slides": Style(frame=Frame(width=6.4, size=9.5, titled=True), pixels_per_inch=300),
+    "paper": Style(frame=Frame(width=3.35, size=7.5), pixels_per_inch=300),
+    "slides": Style(frame=Frame(width=6.4, size=9.5), pixels_per_inch=300),
 }
 FOR_PAPER = STYLES["paper"]
 

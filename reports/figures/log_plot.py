@@ -75,7 +75,7 @@ class LogPlot:
     def _set_axes(self) -> None:
         self.axes.set(xscale="log", yscale="log", xlim=self._x, ylim=self._y)
         self.axes.set_axisbelow(True)
-        self.axes.grid(axis="y", color=self.frame.colour(LINE), linewidth=0.6)
+        self.axes.grid(axis="y", color=LINE.light, linewidth=0.6)
         _tick(self.axes.xaxis, self._x, lambda value: re.sub(r"\.0+ ", " ", count_text(round(value))))
         _tick(self.axes.yaxis, self._y, lambda value: f"{value:,.10g}")
 
@@ -107,7 +107,7 @@ class LogPlot:
         places = spaced(wanted, sizes, 0, top + HEIGHT + 0.1)
         for label, place, down in zip(labels, places, wanted, strict=True):
             self._line((self._right + 0.02, self._right + 0.14), (down, place))
-            self.canvas.mark(self._right + 0.22, place, mark_style(label.mark, label.origin, frame.scheme, 0.7 * frame.size))
+            self.canvas.mark(self._right + 0.22, place, mark_style(label.mark, label.origin, 0.7 * frame.size))
             for number, line in enumerate(label.text.split("\n")):
                 down = place + 0.36 * frame.size / 72 + (number - (label.lines - 1) / 2) * 0.85 * frame.line
                 self.canvas.text(self._right + 0.33, down, line, colour=INK if number == 0 else MUTED, size=frame.size)

@@ -50,7 +50,7 @@ def _figure(findings: Findings, rows: Sequence[Peak], frame: Frame) -> Figure:
         scale_groups=True,
         legend=_legend(findings),
     )
-    outline = {"facecolor": frame.colour(TRACK), "edgecolor": frame.colour(MUTED), "linewidth": 0.7}
+    outline = {"facecolor": TRACK.light, "edgecolor": MUTED.light, "linewidth": 0.7}
     for row, place in zip(rows, chart.places, strict=True):
         if row.reserved is not None:
             place.axes.barh(place.y, gib(row.reserved), 0.7 * BAR, **outline)

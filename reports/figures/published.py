@@ -125,14 +125,14 @@ def _figure(rows: Sequence[Reproduced], panels: Sequence[_Row], frame: Frame) ->
         left = canvas.axes(LEFT, middle - GUTTER / 2, top, top + HEIGHT)
         right = canvas.axes(middle + GUTTER / 2, frame.width - RIGHT, top, top + HEIGHT)
         for axes, dots in ((left, row.theirs), (right, row.ours)):
-            _scale(axes, [*row.theirs, *row.ours], frame)
+            _scale(axes, [*row.theirs, *row.ours])
             _draw(axes, dots, named, frame)
         right.set_yticklabels([])
     _write_numbers(canvas, numbers, named, 1.2 * frame.line + len(panels) * pitch)
     return canvas.figure
 
 
-def _scale(axes: Axes, dots: Sequence[_Dot], frame: Frame) -> None:
+def _scale(axes: Axes, dots: Sequence[_Dot]) -> None:
     """The same logarithmic axes for both sides."""
     for axis, values, limits in (
         (axes.xaxis, [dot.parameters for dot in dots], axes.set_xlim),
@@ -146,17 +146,17 @@ def _scale(axes: Axes, dots: Sequence[_Dot], frame: Frame) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:g} B" if value >= 1e9 else f"{value / 1e6:g} M"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_axisbelow(True)
-    axes.grid(color=frame.colour(LINE), linewidth=0.6)
+    axes.grid(color=LINE.light, linewidth=0.6)
 
 
 def _draw(axes: Axes, dots: Sequence[_Dot], named: dict[str, Mark], frame: Frame) -> None:
     """A line for each optimizer, and of optimizers that coincide the later marks smaller, so that all show."""
     for lane, name in enumerate(named):
         ordered = sorted((dot for dot in dots if dot.optimizer == name), key=lambda dot: dot.parameters)
-        colour = frame.colour(named[name].colour)
+        colour = named[name].colour.light
         axes.plot([dot.parameters for dot in ordered], [dot.value for dot in ordered], color=colour, linewidth=1.1, zorder=2)
         for dot in ordered:
-            style = mark_style(named[name], dot.origin, frame.scheme, (0.95 - 0.13 * lane) * frame.size)
+            style = mark_style(named[name], dot.origin, (0.95 - 0.13 * lane) * frame.size)
             axes.plot(dot.parameters, dot.value, zorder=3 + lane, **style)
 
 
@@ -182,7 +182,7 @@ def _write_numbers(canvas: Canvas, numbers: dict[str, dict[str, str]], named: di
         canvas.text(end, top + 0.8 * pitch, model, colour=MUTED, size=frame.small, align="right")
     for number, (name, cells) in enumerate(numbers.items(), 1):
         y = top + (number + 0.8) * pitch
-        canvas.mark(0.07, y - 0.035, mark_style(named[name], "measured", frame.scheme, 0.7 * frame.size))
+        canvas.mark(0.07, y - 0.035, mark_style(named[name], "measured", 0.7 * frame.size))
         canvas.text(0.16, y, name, size=frame.small)
         for end, model in zip(ends, models, strict=True):
             canvas.text(end, y, cells[model], colour=INK, size=0.92 * frame.small, align="right")

@@ -40,8 +40,8 @@ class Place:
         """A bar of blocks, each with its length written inside where there is room."""
         lengths = [length for _, length in parts]
         lefts = list(accumulate(lengths, initial=0.0))[:-1]
-        colours = [self.frame.colour(block_colour(name)) for name, _ in parts]
-        edge, inches = self.frame.colour(PAPER), (self.frame.width - INSET - RIGHT) / self.axes.get_xlim()[1]
+        colours = [block_colour(name).light for name, _ in parts]
+        edge, inches = PAPER.light, (self.frame.width - INSET - RIGHT) / self.axes.get_xlim()[1]
         self.axes.barh([self.y] * len(parts), lengths, BAR, lefts, color=colours, edgecolor=edge, linewidth=0.5)
         for left, length in zip(lefts, lengths, strict=True):
             text, size = three_digits(length), 0.83 * self.frame.size
@@ -113,7 +113,7 @@ class RowChart:
 
     def _write_row(self, row: Row, y: float) -> None:
         frame, baseline = self.frame, y + 0.8 * self.frame.line
-        self.canvas.mark(INSET + 0.05, baseline - 0.045, mark_style(row.mark, row.origin, frame.scheme, 0.75 * frame.size))
+        self.canvas.mark(INSET + 0.05, baseline - 0.045, mark_style(row.mark, row.origin, 0.75 * frame.size))
         self.canvas.text(INSET + 0.17, baseline, shortened(row.label), weight="bold")
         if self._wrapped:
             self.canvas.text(INSET + 0.17, baseline + 0.93 * frame.line, row.value, size=frame.small)
@@ -125,7 +125,7 @@ class RowChart:
         low, high = axes.get_xlim()
         ticks = list(axes.get_xticks())
         ends = [(tick, y - 0.75 * BAR, y + 0.75 * BAR) for y in middles for tick in ticks if low <= tick <= high]
-        axes.vlines(*zip(*ends, strict=True), color=self.frame.colour(LINE), linewidth=0.7, zorder=0)
+        axes.vlines(*zip(*ends, strict=True), color=LINE.light, linewidth=0.7, zorder=0)
         if low == 0 and 0 in ticks:
             axes.get_xticklabels()[ticks.index(0)].set_horizontalalignment("left")
 

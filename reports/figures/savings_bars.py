@@ -47,8 +47,8 @@ def _figure(findings: Findings, rows: Sequence[Saving], frame: Frame) -> Figure:
         scale=lambda axes, _: _scale(axes, most),
     )
     for row, place in zip(rows, chart.places, strict=True):
-        place.axes.barh(place.y, 1, BAR, color=frame.colour(TRACK))
-        place.axes.barh(place.y, row.share_kept, BAR, color=frame.colour(findings.marks[row.entry.label].colour))
+        place.axes.barh(place.y, 1, BAR, color=TRACK.light)
+        place.axes.barh(place.y, row.share_kept, BAR, color=findings.marks[row.entry.label].colour.light)
         _write_state(place, row, inside=row.share_kept > 0.7 * most)
     return chart.canvas.figure
 
@@ -68,7 +68,7 @@ def _write_state(place: Place, row: Saving, *, inside: bool) -> None:
         textcoords="offset points",
         ha="right" if inside else "left",
         va="center_baseline",
-        color=place.frame.colour(PAPER if inside else INK),
+        color=(PAPER if inside else INK).light,
         size=place.frame.small,
     )
 

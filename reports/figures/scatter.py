@@ -39,13 +39,13 @@ def draw_scatter(canvas: Canvas, dots: Sequence[Dot], line: Sequence[tuple[float
     frame, top = canvas.frame, 1.3 * canvas.frame.line
     axes = canvas.axes(LEFT, frame.width - RIGHT, top, top + HEIGHT)
     axes.set_axisbelow(True)
-    axes.grid(color=frame.colour(LINE), linewidth=0.6)
+    axes.grid(color=LINE.light, linewidth=0.6)
     _scale(axes, axes.xaxis, [end for dot in dots for end in (dot.x, dot.low, dot.high) if end is not None])
     _scale(axes, axes.yaxis, [dot.y for dot in dots])
     canvas.text(0.02, top - 0.5 * frame.line, up, colour=MUTED, size=frame.small)
     canvas.text(LEFT, top + HEIGHT + 1.95 * frame.line, across, colour=MUTED, size=frame.small)
     if len(line) > 1:
-        axes.plot(*zip(*line, strict=True), color=frame.colour(MUTED), linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
+        axes.plot(*zip(*line, strict=True), color=MUTED.light, linewidth=0.9, linestyle=(0, (3, 2)), zorder=1)
     places = [_inches(axes, dot, frame, top) for dot in dots]
     for number, (dot, place) in enumerate(zip(dots, places, strict=True)):
         _draw(axes, dot, frame, lane=sum(math.dist(place, other) < TWIN for other in places[:number]))
@@ -65,10 +65,10 @@ def scatter_body(frame: Frame) -> float:
 
 def _draw(axes: Axes, dot: Dot, frame: Frame, *, lane: int) -> None:
     """The dot; where it coincides with earlier ones it is smaller, so that all show."""
-    colour = frame.colour(dot.mark.colour)
+    colour = dot.mark.colour.light
     if dot.low is not None and dot.high is not None:
         axes.plot((dot.low, dot.high), (dot.y, dot.y), color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
-    axes.plot(dot.x, dot.y, zorder=3 + lane, clip_on=False, **mark_style(dot.mark, dot.origin, frame.scheme, 0.9 * 0.7**lane * frame.size))
+    axes.plot(dot.x, dot.y, zorder=3 + lane, clip_on=False, **mark_style(dot.mark, dot.origin, 0.9 * 0.7**lane * frame.size))
 
 
 def _name(canvas: Canvas, axes: Axes, dots: Sequence[Dot], top: float) -> None:
@@ -84,7 +84,7 @@ def _name(canvas: Canvas, axes: Axes, dots: Sequence[Dot], top: float) -> None:
         box = free_place(place, text_width(text, frame.size), 0.8 * frame.line, 0.85 * size, taken, bounds)
         taken.append(box)
         # The grid stops short of the name.
-        canvas.block(box.left, box.top, box.right - box.left, box.bottom - box.top, color=frame.colour(PAPER), zorder=0.5)
+        canvas.block(box.left, box.top, box.right - box.left, box.bottom - box.top, color=PAPER.light, zorder=0.5)
         canvas.text(box.left, box.bottom - 0.22 * frame.line, text, colour=INK)
 
 

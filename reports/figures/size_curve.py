@@ -52,13 +52,13 @@ def _draw(plot: LogPlot, series: Series, mark: Mark) -> None:
     """One series; where it coincides with earlier ones its line is broken and its marks are smaller, so that all show."""
     points = [point for point in series.points if point.state_bytes]
     frame, lane = plot.frame, series.lane
-    colour = frame.colour(mark.colour)
+    colour = mark.colour.light
     line = (0, (4, 4 * lane)) if lane else "solid"
     x, y = [point.parameters for point in points], [gib(point.state_bytes) for point in points]
     plot.axes.plot(x, y, color=colour, linestyle=line, linewidth=1.6, zorder=2 + lane)
     for origin in dict.fromkeys(point.origin for point in points):
         of_origin = [number for number, point in enumerate(points) if point.origin == origin]
-        style = mark_style(mark, origin, frame.scheme, 0.9 * 0.62**lane * frame.size)
+        style = mark_style(mark, origin, 0.9 * 0.62**lane * frame.size)
         plot.axes.plot([x[number] for number in of_origin], [y[number] for number in of_origin], zorder=10 + lane, clip_on=False, **style)
 
 

@@ -61,12 +61,12 @@ def _figure(findings: Findings, timings: Sequence[Timing], frame: Frame) -> Figu
 
 def _draw(place: Place, row: Row, step: Spread, unit: float) -> None:
     frame, axes, y = place.frame, place.axes, place.y
-    axes.plot(axes.get_xlim(), (y, y), color=frame.colour(TRACK), linewidth=1.2, zorder=0)
-    axes.barh(y, (step.upper - step.lower) / unit, BAR, step.lower / unit, color=frame.colour(row.mark.colour), alpha=0.3)
-    style = mark_style(row.mark, row.origin, frame.scheme, 0.5 * frame.size)
+    axes.plot(axes.get_xlim(), (y, y), color=TRACK.light, linewidth=1.2, zorder=0)
+    axes.barh(y, (step.upper - step.lower) / unit, BAR, step.lower / unit, color=row.mark.colour.light, alpha=0.3)
+    style = mark_style(row.mark, row.origin, 0.5 * frame.size)
     axes.plot([sample / unit for sample in step.samples], [y] * len(step.samples), clip_on=False, **style)
     median = step.median / unit
-    axes.plot((median, median), (y - 0.6 * BAR, y + 0.6 * BAR), color=frame.colour(INK), linewidth=0.17 * frame.size)
+    axes.plot((median, median), (y - 0.6 * BAR, y + 0.6 * BAR), color=INK.light, linewidth=0.17 * frame.size)
 
 
 def _scale(axes: Axes, smallest: float, largest: float) -> None:

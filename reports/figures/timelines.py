@@ -78,8 +78,8 @@ def _figure(findings: Findings, shown: Sequence[Course], frame: Frame, title: st
         top = number * pitch
         _write_heading(canvas, findings, course, top, wrapped=wrapped)
         axes = canvas.axes(LEFT, frame.width - RIGHT, top + heading, top + heading + HEIGHT)
-        _scale(axes, highest, frame)
-        _shade(axes, bands(course.timeline), frame)
+        _scale(axes, highest)
+        _shade(axes, bands(course.timeline))
         _fill(axes, course, frame)
         if len(shapes) > 1 or course is shown[-1]:
             _name_phases(canvas, bands(course.timeline), top + heading + HEIGHT)
@@ -102,7 +102,7 @@ def _legend(shown: Sequence[Course]) -> list[Key]:
 def _write_heading(canvas: Canvas, findings: Findings, course: Course, top: float, *, wrapped: bool) -> None:
     frame, label = canvas.frame, course.label
     baseline = top + 0.8 * frame.line
-    canvas.mark(0.07, baseline - 0.045, mark_style(findings.marks[label], course.record.origin, frame.scheme, 0.75 * frame.size))
+    canvas.mark(0.07, baseline - 0.045, mark_style(findings.marks[label], course.record.origin, 0.75 * frame.size))
     canvas.text(0.19, baseline, shortened(label), weight="bold")
     if wrapped:
         canvas.text(0.19, baseline + 0.93 * frame.line, course_text(course), size=frame.small)
@@ -114,23 +114,23 @@ def _heading_width(course: Course, frame: Frame) -> float:
     return 0.6 + text_width(shortened(course.label), frame.size, "bold") + text_width(course_text(course), frame.size)
 
 
-def _scale(axes: Axes, highest: float, frame: Frame) -> None:
+def _scale(axes: Axes, highest: float) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.06 * highest)
     axes.set_xticks([])
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_axisbelow(True)
-    axes.grid(axis="y", color=frame.colour(LINE), linewidth=0.6)
+    axes.grid(axis="y", color=LINE.light, linewidth=0.6)
 
 
-def _shade(axes: Axes, found: Sequence[Band], frame: Frame) -> None:
+def _shade(axes: Axes, found: Sequence[Band]) -> None:
     """Every second phase a little darker, and a line where a step begins."""
     for band in found[1::2]:
-        axes.axvspan(band.left, band.right, color=frame.colour(TRACK), linewidth=0, zorder=0)
+        axes.axvspan(band.left, band.right, color=TRACK.light, linewidth=0, zorder=0)
     for before, band in pairwise(found):
         if before.stretch.step != band.stretch.step:
-            axes.axvline(band.left, color=frame.colour(MUTED), linewidth=0.7, zorder=4)
+            axes.axvline(band.left, color=MUTED.light, linewidth=0.7, zorder=4)
 
 
 def _fill(axes: Axes, course: Course, frame: Frame) -> None:
@@ -150,11 +150,11 @@ def _fill(axes: Axes, course: Course, frame: Frame) -> None:
         areas.append((name, tops))
     # The highest first: each area hides what the one above it has below.
     for name, tops in reversed(areas):
-        axes.fill(*zip(*curve(tops), (1, 0), (0, 0), strict=True), color=frame.colour(block_colour(name)), linewidth=0, zorder=2)
+        axes.fill(*zip(*curve(tops), (1, 0), (0, 0), strict=True), color=block_colour(name).light, linewidth=0, zorder=2)
     reserved = curve([timeline.reserved[number] for _, number in points])
-    axes.plot(*zip(*reserved, strict=True), color=frame.colour(INK), linewidth=0.9, zorder=3, solid_joinstyle="miter")
+    axes.plot(*zip(*reserved, strict=True), color=INK.light, linewidth=0.9, zorder=3, solid_joinstyle="miter")
     peak = next(place for place, number in points if number == timeline.peak)
-    style = shape_style("v", INK, filled=True, scheme=frame.scheme, size=0.6 * frame.size)
+    style = shape_style("v", INK, filled=True, size=0.6 * frame.size)
     axes.plot(peak, gib(timeline.peak_allocated) + 0.035 * axes.get_ylim()[1], zorder=5, clip_on=False, **style)
 
 
