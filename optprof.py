@@ -234,7 +234,7 @@ def fit(
         from profiler.fitting import Fitting
         from profiler.plan import Comparison, plan_fits
         from reports import write_fit_page
-        from reports.fit_terminal import render_fits
+        from reports.fitting.terminal import render_fits
         from scenarios import hardware
         from scenarios.models import read_config
 
@@ -313,7 +313,7 @@ def compare(
             raise ValueError(f"--only takes regressed, got {only!r}")
         if markdown and as_json:
             raise ValueError("--markdown and --json both want stdout; ask for one of them")
-        from reports.comparing import Comparing
+        from reports.comparison.comparing import Comparing
 
         comparing = Comparing.of(_run(before), _run(after), fail_on or [], threshold=threshold, across_machines=across_machines)
         if html:

@@ -68,9 +68,9 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     from profiler.running.resume import standing
     from profiler.store import RunStore
 
+    from .arithmetic.reproduction import COMMAND
     from .figures import draw_published, style_named, write_drawing
     from .figures.published import NAME
-    from .reproduction import COMMAND
 
     if name != NAME:
         raise ValueError(f"no figure is named {name!r}; there is {NAME}")
@@ -93,7 +93,7 @@ def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str]) 
     """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's path. ValueError for no answers."""
     import json
 
-    from .fit_page import render_fit_page
+    from .fitting.page import render_fit_page
 
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"

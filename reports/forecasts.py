@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .labels import shortened
+from .arithmetic.labels import shortened
 from .units import NOTHING, gib_text
 from .words import DEVICES
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.record import Record
 
-from .times import Spread
+from .arithmetic.times import Spread
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,30 +8,27 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from profiler.record import Record
 from profiler.timeline import Timeline
 
-from .accumulation_tables import accumulation_tables
-from .agreement import agreements
-from .agreement import summary as agreement_summary
-from .agreement_tables import agreement_table
+from .arithmetic.agreement import agreements
+from .arithmetic.agreement import summary as agreement_summary
+from .arithmetic.findings import Findings
+from .arithmetic.provenance import ORIGINS, commands, provenance
+from .arithmetic.reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
+from .arithmetic.savings import BASELINE, without_baseline
 from .charts import charts
-from .data_tables import data_rows, estimate_table, memory_table, step_table
 from .figures.drawing import Drawing
-from .findings import Findings
-from .heat_map import heat_map
-from .icons import icon_path
-from .provenance import ORIGINS, commands, provenance
-from .reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
-from .room_tables import LEGEND as ROOMS_LEGEND
-from .room_tables import room_tables
-from .savings import BASELINE, without_baseline
-from .sight_tables import sight_tables
-from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
-from .tables import block_tables, failure_table, key_table, reproduction_table, time_table
-from .verdict import cards, sources, verdict
+from .html import styled_page
+from .tables.accumulation import accumulation_tables
+from .tables.agreement import agreement_table
+from .tables.data import data_rows, estimate_table, memory_table, step_table
+from .tables.heat_map import heat_map
+from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
+from .tables.room import LEGEND as ROOMS_LEGEND
+from .tables.room import room_tables
+from .tables.sight import sight_tables
+from .tables.verdict import cards, sources, verdict
 from .words import listed
 
 SM3_NOTE = (
@@ -76,22 +73,6 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         commands=commands(records),
         provenance=provenance(records),
         origins=ORIGINS,
-    )
-
-
-def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
-    """A template of this package filled in, every text escaped, with what the style of all pages asks for."""
-    environment = Environment(
-        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format}
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False, "separators": (",", ":")}
-    return environment.get_template(template).render(
-        **values,
-        marks=marks,
-        colour_names={label: f"mark-{number}" for number, label in enumerate(marks)},
-        on_block=ON_BLOCK,
-        colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK, "saves": SAVES, "costs": COSTS},
     )
 
 

@@ -1,8 +1,8 @@
 """Reasons: why a saving of state may not be seen, in sentences that are made from the records and from nothing else."""
 
-from .savings import BASELINE
+from .arithmetic.savings import BASELINE
+from .arithmetic.visibility import Sight
 from .units import bytes_text, gib_text, percent_text
-from .visibility import Sight
 from .words import category_name, listed, phase_name
 
 # A part of a difference below this share of it explains nothing.

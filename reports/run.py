@@ -16,7 +16,7 @@ from profiler.store import RunStore
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from .table import Cell, Table
+    from .tables.table import Cell, Table
 
 
 @dataclass(kw_only=True)
@@ -103,10 +103,10 @@ class Run:
 
     def _repr_html_(self) -> str:
         """The summary of the run as a table, for a notebook."""
-        from .findings import Findings
-        from .summary import summary_table
-        from .tables import failure_table
-        from .verdict import sources
+        from .arithmetic.findings import Findings
+        from .tables.overview import failure_table
+        from .tables.summary import summary_table
+        from .tables.verdict import sources
 
         if not self.records:
             return "<p>The run holds no records yet.</p>"

@@ -10,8 +10,8 @@ from typing import Any
 from profiler.record import Record
 from profiler.store import file_name
 
+from .arithmetic.times import Spread, samples_per_second, tokens_per_second
 from .figures.drawing import Drawing
-from .times import Spread, samples_per_second, tokens_per_second
 
 METRICS: Mapping[str, str] = {
     "state/bytes": "bytes of the optimizer's state",

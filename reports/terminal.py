@@ -9,13 +9,14 @@ from rich.text import Text
 
 from profiler.record import Record
 
-from .entries import Entry, by_setting, failures
-from .findings import Findings
-from .labels import shortened
-from .savings import BASELINE, Saving, without_baseline
+from .arithmetic.entries import Entry, by_setting, failures
+from .arithmetic.findings import Findings
+from .arithmetic.labels import shortened
+from .arithmetic.savings import BASELINE, Saving, without_baseline
+from .phrases import throughput_text
+from .tables.verdict import sources
 from .units import NOTHING, around_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
-from .verdict import sources
-from .words import conditions, listed, phase_name, throughput_text, warning_lines
+from .words import conditions, listed, phase_name, warning_lines
 
 # Columns of text below which the table leaves the per cent to the page.
 WIDE = 96

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ..findings import Findings
+from ..arithmetic.findings import Findings
 from .bars import iteration_chart, peak_chart, savings_chart
 from .chart import Bar, BarGroup, Chart, Graph
 from .sizes import size_chart

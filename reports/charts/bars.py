@@ -4,14 +4,15 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from itertools import accumulate, groupby
 
-from ..findings import Findings, pictured
-from ..labels import optimizer_key
-from ..peaks import Peak, in_stack_order
-from ..savings import BASELINE, Saving
+from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.labels import optimizer_key
+from ..arithmetic.peaks import Peak, in_stack_order
+from ..arithmetic.savings import BASELINE, Saving
+from ..arithmetic.times import PHASES, Timing
+from ..phrases import peak_text, saving_text, share_text
 from ..style import PHASE_COLOURS, block_colour
-from ..times import PHASES, Timing
 from ..units import Sized, gib_text, seconds_text
-from ..words import category_name, peak_text, saving_text, share_text
+from ..words import category_name
 from .chart import Bar, BarGroup, BlockKey, Chart, Part
 
 # A category below this share of every peak is thinner than a line, and no key explains it.

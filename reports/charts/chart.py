@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ..style import Mark
-from ..table import Table
+from ..tables.table import Table
 from ..units import Sized, count_text, seconds_text
 
 if TYPE_CHECKING:

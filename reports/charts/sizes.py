@@ -6,9 +6,9 @@ from typing import Any
 
 from scenarios import hardware
 
-from ..curves import Point, Series
-from ..findings import Findings
-from ..labels import shortened
+from ..arithmetic.curves import Point, Series
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import shortened
 from ..units import Sized, bytes_text, count_text, gib_text
 from .chart import Chart, Graph, count_ticks, giga_ticks, marker, text
 

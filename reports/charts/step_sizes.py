@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..findings import Findings
-from ..labels import shortened
-from ..table import Cell, Table
-from ..time_curves import TimePoint, TimeSeries
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import shortened
+from ..arithmetic.time_curves import TimePoint, TimeSeries
+from ..tables.table import Cell, Table
 from ..units import NOTHING, count_text, range_text, seconds_text
 from ..words import clock_name
 from .chart import Chart, Graph, Heading, count_ticks, error_bars, marker, second_ticks, text

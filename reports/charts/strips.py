@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass, replace
 
-from ..findings import Findings, pictured
-from ..labels import optimizer_key
-from ..times import Timing
+from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.labels import optimizer_key
+from ..arithmetic.times import Timing
+from ..phrases import step_text
 from ..units import Sized
-from ..words import step_text
 from .bars import grouped
 from .chart import Bar, Chart, round_seconds_text
 

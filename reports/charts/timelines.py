@@ -5,12 +5,13 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from ..courses import Band, Course, bands, thinned
-from ..findings import Findings
-from ..peaks import in_stack_order
+from ..arithmetic.courses import Band, Course, bands, thinned
+from ..arithmetic.findings import Findings
+from ..arithmetic.peaks import in_stack_order
+from ..phrases import course_text
 from ..style import block_colour
 from ..units import Sized
-from ..words import category_name, course_text, phase_name
+from ..words import category_name, phase_name
 from .bars import VISIBLE
 from .chart import BlockKey, Chart, Graph, Heading, text
 

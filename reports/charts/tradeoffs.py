@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..findings import Findings
-from ..pareto import Tradeoff
-from ..table import Cell, Table, bytes_cell
+from ..arithmetic.findings import Findings
+from ..arithmetic.pareto import Tradeoff
+from ..tables.table import Cell, Table, bytes_cell
 from ..units import Sized, bytes_text, seconds_text
 from ..words import clock_name
 from .chart import Chart, Graph, Heading, error_bars, giga_ticks, marker, second_ticks, text

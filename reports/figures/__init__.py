@@ -6,7 +6,7 @@ from pathlib import Path
 from profiler.record import Record
 from profiler.timeline import Timeline
 
-from ..findings import Findings
+from ..arithmetic.findings import Findings
 from .drawing import FOR_PAPER, STYLES, Drawing, Style, style_named
 from .iterations import draw_iterations
 from .pareto import draw_pareto

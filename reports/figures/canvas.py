@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
-from ..labels import shortened
+from ..arithmetic.labels import shortened
 from ..style import INK, MUTED, PAPER, TRACK, Colour
 from .symbols import Key, shape_style
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from ..table import Table
+from ..tables.table import Table
 from .canvas import Frame
 from .render import drawing, png, svg
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..findings import Findings, pictured
+from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.times import PHASES, Timing
+from ..phrases import share_text
 from ..style import block_colour
-from ..times import PHASES, Timing
 from ..units import time_unit
-from ..words import share_text
 from .canvas import Frame
 from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import RowChart, linear_scale

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from ..labels import shortened
+from ..arithmetic.labels import shortened
 from ..style import INK, LINE, MUTED, Mark
 from ..units import count_text
 from .canvas import Canvas, Frame, text_width

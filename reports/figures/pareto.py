@@ -5,9 +5,9 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure
 
-from ..findings import Findings
-from ..pareto import Tradeoff
-from ..table import Table, text_table
+from ..arithmetic.findings import Findings
+from ..arithmetic.pareto import Tradeoff
+from ..tables.table import Table, text_table
 from ..units import bytes_text, gib, range_text, seconds_text, time_unit
 from ..words import DEVICES
 from .canvas import Canvas, Frame

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..findings import Findings, pictured
-from ..peaks import Peak, in_stack_order
+from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.peaks import Peak, in_stack_order
+from ..phrases import peak_text
 from ..style import MUTED, TRACK, block_colour
-from ..table import Table, text_table
+from ..tables.table import Table, text_table
 from ..units import bytes_text, gib
-from ..words import category_name, peak_text, phase_name
+from ..words import category_name, phase_name
 from .canvas import Frame
 from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import BAR, Row, RowChart, linear_scale

@@ -9,9 +9,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from profiler.record import Record
 
-from ..reproduction import Reproduced, published, reproduced_times, reproduction, residuals
+from ..arithmetic.reproduction import Reproduced, published, reproduced_times, reproduction, residuals
 from ..style import INK, LINE, MUTED, Mark, marks
-from ..tables import reproduction_table
+from ..tables.overview import reproduction_table
 from ..units import NOTHING, gib
 from .canvas import Canvas, Frame, text_width
 from .drawing import FOR_PAPER, Drawing, Style, render

@@ -7,7 +7,7 @@ from itertools import accumulate, groupby
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..labels import shortened
+from ..arithmetic.labels import shortened
 from ..style import INK, LINE, MUTED, ON_BLOCK, PAPER, Mark, block_colour
 from ..units import three_digits
 from .canvas import Canvas, Frame, text_width

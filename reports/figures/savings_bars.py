@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..findings import Findings, pictured
-from ..savings import BASELINE, Saving
+from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.savings import BASELINE, Saving
+from ..phrases import saving_text
 from ..style import INK, PAPER, TRACK
-from ..table import Table, text_table
+from ..tables.table import Table, text_table
 from ..units import bytes_text, factor_text, gib_text, per_parameter_text, percent_text
-from ..words import saving_text
 from .canvas import Frame
 from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import BAR, Place, Row, RowChart

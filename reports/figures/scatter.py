@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from ..labels import shortened
+from ..arithmetic.labels import shortened
 from ..style import INK, LINE, MUTED, PAPER, Mark
 from .canvas import Canvas, Frame, text_width
 from .spacing import Box, free_place

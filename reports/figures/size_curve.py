@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from ..curves import Series
-from ..findings import Findings
-from ..labels import shortened
+from ..arithmetic.curves import Series
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import shortened
 from ..style import Mark
-from ..table import Table, text_table
+from ..tables.table import Table, text_table
 from ..units import bytes_text, count_text, gib
 from ..words import listed
 from .canvas import Frame

@@ -6,11 +6,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..findings import Findings, pictured
+from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.times import Spread, Timing
+from ..phrases import step_text
 from ..style import INK, TRACK
-from ..times import Spread, Timing
 from ..units import time_unit
-from ..words import step_text
 from .canvas import Frame
 from .drawing import FOR_PAPER, Drawing, Style, render
 from .rows import BAR, Place, Row, RowChart, linear_scale

@@ -7,14 +7,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ..courses import Band, Course, bands, phases_held, thinned
-from ..findings import Findings
-from ..labels import shortened
-from ..peaks import in_stack_order
+from ..arithmetic.courses import Band, Course, bands, phases_held, thinned
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import shortened
+from ..arithmetic.peaks import in_stack_order
+from ..phrases import course_text, fragmentation_text
 from ..style import INK, LINE, MUTED, TRACK, block_colour
-from ..table import Table, text_table
+from ..tables.table import Table, text_table
 from ..units import bytes_text, gib
-from ..words import category_name, course_text, fragmentation_text, phase_name
+from ..words import category_name, phase_name
 from .canvas import Canvas, Frame, text_width
 from .curve import simplified, stairs
 from .drawing import FOR_PAPER, Drawing, Style, render

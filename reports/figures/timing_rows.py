@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from ..findings import Findings
-from ..labels import optimizer_key
-from ..table import Table, text_table
-from ..times import PHASES, Timing
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import optimizer_key
+from ..arithmetic.times import PHASES, Timing
+from ..phrases import spread_text
+from ..tables.table import Table, text_table
 from ..units import range_text
-from ..words import conditions, origin_text, shared, spread_text
+from ..words import conditions, origin_text, shared
 from .rows import Row
 
 

@@ -9,7 +9,7 @@ import optimizers
 from profiler.measuring.measurement import measure
 from profiler.optimizer import make_optimizer
 from profiler.simulation import simulate
-from reports.reproduction import reproduction
+from reports.arithmetic.reproduction import reproduction
 from scenarios import Scenario
 from scenarios.workpiece import build
 

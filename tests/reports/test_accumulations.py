@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import pytest
 
 from profiler.record import Course, HeldOut, Record, Watched
-from reports.accumulation_tables import accumulation_tables
-from reports.accumulations import accumulations, common_loss
+from reports.arithmetic.accumulations import accumulations, common_loss
 from reports.page import render_page
+from reports.tables.accumulation import accumulation_tables
 from scenarios import Scenario
 
 

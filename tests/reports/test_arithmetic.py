@@ -7,15 +7,16 @@ import pytest
 
 import optimizers
 from profiler.record import Watched
-from reports.curves import curves
-from reports.entries import entries, failures, setting_names
-from reports.findings import Findings, pictured
-from reports.labels import USUAL_MOMENTUM, labels
-from reports.peaks import peaks
-from reports.savings import savings, without_baseline
-from reports.times import Spread, samples_per_second, timings, tokens_per_second
-from reports.verdict import cards, sources, verdict
-from reports.words import interval_text, warning_lines
+from reports.arithmetic.curves import curves
+from reports.arithmetic.entries import entries, failures, setting_names
+from reports.arithmetic.findings import Findings, pictured
+from reports.arithmetic.labels import USUAL_MOMENTUM, labels
+from reports.arithmetic.peaks import peaks
+from reports.arithmetic.savings import savings, without_baseline
+from reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
+from reports.phrases import interval_text
+from reports.tables.verdict import cards, sources, verdict
+from reports.words import warning_lines
 
 
 def names_of(records):

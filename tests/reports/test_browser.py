@@ -13,8 +13,8 @@ import pytest
 
 from profiler.store import RunStore
 from reports import write_report
-from reports.compare import compare
-from reports.compare_page import render_comparison_page
+from reports.comparison.compare import compare
+from reports.comparison.page import render_comparison_page
 from reports.units import NOTHING
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 
 from profiler.store import file_name
+from reports.arithmetic.findings import Findings
+from reports.arithmetic.paces import paces
+from reports.arithmetic.provenance import provenance
 from reports.charts.bars import peak_chart, savings_chart
 from reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
 from reports.charts.sizes import size_chart
@@ -13,14 +16,11 @@ from reports.charts.step_sizes import step_size_chart
 from reports.charts.strips import Scale
 from reports.charts.timelines import timeline_chart
 from reports.charts.tradeoffs import tradeoff_chart
-from reports.data_tables import data_rows, memory_table, step_table
-from reports.findings import Findings
-from reports.heat_map import heat_map
-from reports.paces import paces
-from reports.provenance import provenance
-from reports.room_tables import room_tables
-from reports.sight_tables import sight_tables
-from reports.table import Table, gib_cell
+from reports.tables.data import data_rows, memory_table, step_table
+from reports.tables.heat_map import heat_map
+from reports.tables.room import room_tables
+from reports.tables.sight import sight_tables
+from reports.tables.table import Table, gib_cell
 from reports.units import DECIMAL, NOTHING, TIMES, Sized, bytes_text, gib_text
 
 GIB = 2**30

@@ -6,7 +6,7 @@ from fractions import Fraction
 import pytest
 
 from profiler.store import RunStore
-from reports.compare import Change, Compared, Pair, compare, read_side
+from reports.comparison.compare import Change, Compared, Pair, compare, read_side
 
 SLOW, QUICK = (1.00, 1.01, 1.02, 1.03, 1.04), (0.50, 0.51, 0.52, 0.53, 0.54)
 

@@ -14,10 +14,10 @@ from rich.console import Console
 from profiler.record import Watched
 from profiler.store import RunStore
 from reports import run_markdown
-from reports.compare import compare
-from reports.compare_tables import remarks
-from reports.compare_terminal import render_comparison
-from reports.comparing import Comparing
+from reports.comparison.compare import compare
+from reports.comparison.comparing import Comparing
+from reports.comparison.tables import remarks
+from reports.comparison.terminal import render_comparison
 
 NASTY = "<script>alert('x')</script> | *bold* @somebody\nnext"
 
@@ -133,7 +133,7 @@ def test_a_run_is_a_markdown_table_for_a_pull_request(sides):
 
 def test_comparing_and_explaining_load_no_torch_and_no_matplotlib(sides):
     code = (
-        "import sys; from pathlib import Path; from reports.comparing import Comparing; from reports import explain\n"
+        "import sys; from pathlib import Path; from reports.comparison.comparing import Comparing; from reports import explain\n"
         "found = Comparing.of(Path(sys.argv[1]), Path(sys.argv[2]), []); found.render(sys.stdout); found.markdown()\n"
         "assert not {'torch', 'matplotlib', 'transformers'} & set(sys.modules)"
     )

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from profiler.fits import Change, Fit
 from reports import write_fit_page
-from reports.fit_terminal import render_fits
-from reports.fits import FitFindings, change_text, fit_table, overview_table, short_text, verdict
+from reports.fitting.fits import FitFindings, change_text, fit_table, overview_table, short_text, verdict
+from reports.fitting.terminal import render_fits
 from reports.units import NOTHING
 from scenarios.spec import Scenario
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reports.compare import compare
-from reports.gate import Gate, offences, per_cent
+from reports.comparison.compare import compare
+from reports.comparison.gate import Gate, offences, per_cent
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from profiler.record import StepEstimate
-from reports.reproduction import not_reproduced, published, reproduced_times, reproduction, residuals
-from reports.tables import time_table
+from reports.arithmetic.reproduction import not_reproduced, published, reproduced_times, reproduction, residuals
+from reports.tables.overview import time_table
 from reports.units import factor_text
 
 

@@ -10,10 +10,10 @@ import pytest
 from profiler.store import RunStore, file_name
 from profiler.timeline import Stretch
 from reports import write_report
-from reports.courses import Course, bands, phases_held, thinned
+from reports.arithmetic.courses import Course, bands, phases_held, thinned
+from reports.arithmetic.findings import Findings
 from reports.figures import draw_all
 from reports.figures.curve import simplified, stairs
-from reports.findings import Findings
 
 GIB = 2**30
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from profiler.record import GpuReading, StepEstimate, Watched
-from reports.agreement import agreements, summary
-from reports.capacity import rooms
-from reports.entries import entries
-from reports.pareto import front, tradeoffs
+from reports.arithmetic.agreement import agreements, summary
+from reports.arithmetic.capacity import rooms
+from reports.arithmetic.entries import entries
+from reports.arithmetic.pareto import front, tradeoffs
+from reports.arithmetic.savings import savings, savings_matrix
+from reports.arithmetic.time_curves import time_curves
+from reports.arithmetic.visibility import sights
 from reports.reasons import reasons
-from reports.savings import savings, savings_matrix
-from reports.time_curves import time_curves
-from reports.visibility import sights
 from scenarios import hardware
 
 GIB = 2**30

@@ -13,8 +13,8 @@ from typing import Literal
 from profiler.record import Record
 from scenarios.spec import Scenario
 
+from ..units import percent_text
 from .labels import labels, optimizer_key
-from .units import percent_text
 
 Unit = Literal["bytes", "seconds"]
 _DIFFERING = ("device", "gpu", "implementation", "steps", "seed", "alloc_conf")

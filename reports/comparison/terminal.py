@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from ..tables.table import Table
 from .compare import Compared
-from .compare_tables import Names, by_scenario, comparison_table, offence_table, one_side_table, remarks, summary, unfinished_table
 from .gate import Offence
-from .table import Table
+from .tables import Names, by_scenario, comparison_table, offence_table, one_side_table, remarks, summary, unfinished_table
 
 STYLES = {"regressed": "bold red", "improved": "green"}
 

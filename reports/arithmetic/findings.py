@@ -8,6 +8,9 @@ from typing import TypeVar
 from profiler.record import Record
 from profiler.timeline import Timeline
 
+from ..style import Mark, marks
+from ..units import count_text
+from ..words import conditions, shared
 from .courses import Course, courses
 from .curves import Series, curves
 from .entries import Entry, Setting, entries, setting_names
@@ -16,11 +19,8 @@ from .paces import Pace, paces
 from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
 from .savings import Saving, savings
-from .style import Mark, marks
 from .time_curves import TimeSeries, time_curves
 from .times import Timing, timings
-from .units import count_text
-from .words import conditions, shared
 
 # A picture with more rows is no longer looked at.
 MOST_ROWS = 16

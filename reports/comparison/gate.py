@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from ..explain import METRICS, find
+from ..units import GIB, KIB, MIB
 from .compare import Change, Compared, Pair
-from .explain import METRICS, find
-from .units import GIB, KIB, MIB
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _EXPRESSION = re.compile(r"\s*([a-z-]+)\s*>\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*", re.ASCII)

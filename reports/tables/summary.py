@@ -1,10 +1,10 @@
 """Summary: a run as one small table, a row an optimizer, for a pull request or a notebook."""
 
-from .findings import Findings
-from .savings import BASELINE
+from ..arithmetic.findings import Findings
+from ..arithmetic.savings import BASELINE
+from ..units import NOTHING, bytes_text, factor_text, per_parameter_text, seconds_text
+from ..words import phase_name
 from .table import Cell, Table
-from .units import NOTHING, bytes_text, factor_text, per_parameter_text, seconds_text
-from .words import phase_name
 
 
 def summary_table(findings: Findings) -> Table:

@@ -15,9 +15,9 @@ from profiler.record import Record
 from profiler.store import RunStore, file_name
 from scenarios.spec import Scenario
 
-from .explain import METRICS
-from .ratios import Ratio
-from .units import percent_text
+from ..arithmetic.ratios import Ratio
+from ..explain import METRICS
+from ..units import percent_text
 
 Verdict = Literal["regressed", "improved", "same", "not compared"]
 THRESHOLD = Fraction(5, 100)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from profiler.record import Record
 
-from .accumulations import Accumulated, Range, accumulations, common_loss
-from .labels import model_traits
+from ..arithmetic.accumulations import Accumulated, Range, accumulations, common_loss
+from ..arithmetic.labels import model_traits
+from ..units import NOTHING, seconds_text, three_digits
 from .table import Cell, Table, bytes_cell
-from .units import NOTHING, seconds_text, three_digits
 
 EVERY = 4
 

@@ -8,15 +8,15 @@ from profiler.record import Record
 from profiler.store import file_name
 from scenarios.spec import Scenario
 
+from ..arithmetic.entries import Setting
+from ..arithmetic.labels import optimizer_key, scenario_labels
+from ..arithmetic.ratios import Ratio
+from ..explain import METRICS
+from ..tables.table import Cell, Table
+from ..units import MINUS, NOTHING, TIMES, bytes_text, exact_text, factor_text, percent_text, seconds_text
+from ..words import DEVICES
 from .compare import Change, Compared, Pair
-from .entries import Setting
-from .explain import METRICS
 from .gate import Offence
-from .labels import optimizer_key, scenario_labels
-from .ratios import Ratio
-from .table import Cell, Table
-from .units import MINUS, NOTHING, TIMES, bytes_text, exact_text, factor_text, percent_text, seconds_text
-from .words import DEVICES
 
 HEAD = ("scenario", "figure", "before", "after", "difference", "ratio", "verdict")
 LEGEND = (

@@ -13,8 +13,8 @@ from importlib.resources import files
 
 from profiler.record import Record
 
+from ..units import difference_text, gib
 from .labels import unusual_bytes
-from .units import difference_text, gib
 
 # What gives our side of the figure, and the published optimizers that it runs; the last two come with the extra "zoo".
 COMMAND = "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b -o adamw,sgd-sai,adam-mini,prodigy --workload state --device sim"

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from profiler.fits import Fit
 from scenarios import hardware
 
+from ..arithmetic.provenance import ORIGINS
+from ..html import styled_page
+from ..tables.table import Cell, Table
+from ..units import bytes_text, exact_text, gib_text
 from .fits import LEGEND, FitFindings, fit_table, overview_table, verdict
-from .page import styled_page
-from .provenance import ORIGINS
-from .table import Cell, Table
-from .units import bytes_text, exact_text, gib_text
 
 
 def render_fit_page(fits: Sequence[Fit], command: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ class Comparing:
 
     def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
         """Print it for a terminal."""
-        from .compare_terminal import render_comparison
+        from .terminal import render_comparison
 
         render_comparison(self.compared, self.stopped, output, only_regressed=only_regressed)
 
@@ -41,7 +41,7 @@ class Comparing:
 
     def write_page(self, page: Path, command: Sequence[str], *, only_regressed: bool = False) -> None:
         """Write it as one HTML file, over an older one; OSError when that cannot be written."""
-        from .compare_page import render_comparison_page
+        from .page import render_comparison_page
 
         page.parent.mkdir(parents=True, exist_ok=True)
         text = render_comparison_page(self.compared, self.stopped, command, only_regressed=only_regressed)

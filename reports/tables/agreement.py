@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from .agreement import Agreement
-from .explain import METRICS
+from ..arithmetic.agreement import Agreement
+from ..explain import METRICS
+from ..units import MINUS, NOTHING, difference_text, exact_text, seconds_text
+from ..words import conditions
 from .table import Cell, Table, bytes_cell
-from .units import MINUS, NOTHING, difference_text, exact_text, seconds_text
-from .words import conditions
 
 HEAD = ("figure", "optimizer", "model", "measured on", "simulated", "measured", "residual", "in per cent")
 

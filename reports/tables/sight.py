@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .findings import Findings
-from .reasons import reasons
+from ..arithmetic.findings import Findings
+from ..arithmetic.visibility import Sight, sights
+from ..reasons import reasons
+from ..units import NOTHING
+from ..words import phase_name
 from .table import Cell, Table, gib_cell
-from .units import NOTHING
 from .verdict import headline_groups
-from .visibility import Sight, sights
-from .words import phase_name
 
 HEAD = (
     "optimizer",

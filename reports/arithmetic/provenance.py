@@ -6,9 +6,9 @@ from typing import Any
 
 from profiler.record import Record
 
+from ..units import DASH, bytes_text, percent_text
+from ..words import DEVICES, warning_lines
 from .times import Spread
-from .units import DASH, bytes_text, percent_text
-from .words import DEVICES, warning_lines
 
 ORIGINS = {
     "measured": "a clock or an allocator on this machine said so.",

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from profiler.record import Record, StepEstimate
 
-from .entries import Setting, failures
-from .findings import Findings
-from .reproduction import Published, Reproduced
+from ..arithmetic.entries import Setting, failures
+from ..arithmetic.findings import Findings
+from ..arithmetic.reproduction import Published, Reproduced
+from ..phrases import course_text
+from ..units import NOTHING, difference_text, factor_text, percent_text, seconds_text
+from ..words import category_name, conditions, origin_text, phase_name
 from .table import Cell, Table, bytes_cell, gib_cell
-from .units import NOTHING, difference_text, factor_text, percent_text, seconds_text
-from .words import category_name, conditions, course_text, origin_text, phase_name
 
 
 def key_table(findings: Findings) -> Table:

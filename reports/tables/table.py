@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .units import DECIMAL, NOTHING, bytes_text, exact_text, gib_text
+from ..units import DECIMAL, NOTHING, bytes_text, exact_text, gib_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from .capacity import Room, rooms
-from .entries import setting_names
-from .findings import Findings
-from .fits import FAILS, FITS, TIGHT
+from ..arithmetic.capacity import Room, rooms
+from ..arithmetic.entries import setting_names
+from ..arithmetic.findings import Findings
+from ..units import DECIMAL, NOTHING, exact_text, gib_text
+from ..words import FAILS, FITS, TIGHT
 from .table import Cell, Table, gib_cell
-from .units import DECIMAL, NOTHING, exact_text, gib_text
 
 UNSURE = "?"
 SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "lacking": FAILS}

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from .findings import Findings
-from .savings import Saving, savings_matrix
-from .units import exact_text, factor_text, percent_text
+from ..arithmetic.findings import Findings
+from ..arithmetic.savings import Saving, savings_matrix
+from ..units import exact_text, factor_text, percent_text
 
 # The deepest colour is of a state this many times smaller, or larger, than the baseline's.
 DEEPEST = 1000

@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 from profiler.fits import Change, Fit
 from scenarios.spec import Scenario
 
-from .entries import Setting
-from .labels import OptimizerKey, optimizer_key, scenario_labels
-from .style import Mark, marks
-from .table import Cell, Table
-from .units import NOTHING, bytes_text, exact_text, gib_text
+from ..arithmetic.capacity import SPARE
+from ..arithmetic.entries import Setting
+from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
+from ..style import Mark, marks
+from ..tables.table import Cell, Table
+from ..units import NOTHING, bytes_text, exact_text, gib_text
+from ..words import FAILS, FITS, TIGHT
 
-FITS, TIGHT, FAILS = "✓", "≈", "✗"
-# What the simulator may be off by: a step that leaves less of what it needs may run out on the card.
-SPARE = 0.02
 LEGEND = (
     f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve; then the largest batch"
 )

@@ -5,15 +5,16 @@ from typing import Any
 
 from profiler.record import Record, StepEstimate
 
-from .entries import Entry, failures
-from .findings import Findings
-from .labels import byte_options, optimizer_key
-from .paces import Pace
-from .savings import BASELINE
+from ..arithmetic.entries import Entry, failures
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import byte_options, optimizer_key
+from ..arithmetic.paces import Pace
+from ..arithmetic.savings import BASELINE
+from ..phrases import interval_text, pace_text, throughput_text
+from ..units import NOTHING, per_parameter_text, range_text, seconds_text
+from ..words import phase_name, source_text
+from .overview import without_lone_model
 from .table import Cell, Table, gib_cell
-from .tables import without_lone_model
-from .units import NOTHING, per_parameter_text, range_text, seconds_text
-from .words import interval_text, pace_text, phase_name, source_text, throughput_text
 
 Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
 

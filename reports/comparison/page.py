@@ -3,10 +3,10 @@
 import shlex
 from collections.abc import Sequence
 
+from ..html import styled_page
 from .compare import Compared
-from .compare_tables import Names, by_scenario, comparison_table, offence_table, one_side_table, remarks, sides, summary, unfinished_table
 from .gate import Offence
-from .page import styled_page
+from .tables import Names, by_scenario, comparison_table, offence_table, one_side_table, remarks, sides, summary, unfinished_table
 
 
 def render_comparison_page(compared: Compared, stopped: Sequence[Offence], command: Sequence[str], *, only_regressed: bool = False) -> str:

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from profiler.fits import Fit
 
+from ..arithmetic.labels import shortened
+from ..units import gib_text
 from .fits import LEGEND, FitFindings, change_text, short_text
-from .labels import shortened
-from .units import gib_text
 
 
 def render_fits(fits: Sequence[Fit], output: Console | TextIO) -> None:

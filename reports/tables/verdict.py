@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from profiler.record import Record
 
-from .entries import Entry, Setting, by_setting
-from .findings import Findings
-from .savings import BASELINE, Saving
-from .units import DECIMAL, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
-from .words import PLACES, against_text, conditions, listed, origin_text, pace_text, phase_name
+from ..arithmetic.entries import Entry, Setting, by_setting
+from ..arithmetic.findings import Findings
+from ..arithmetic.savings import BASELINE, Saving
+from ..phrases import against_text, pace_text
+from ..units import DECIMAL, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
+from ..words import PLACES, conditions, listed, origin_text, phase_name
 
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
