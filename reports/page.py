@@ -17,10 +17,11 @@ from .arithmetic.findings import Findings
 from .arithmetic.provenance import ORIGINS, commands, provenance
 from .arithmetic.reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
 from .arithmetic.savings import BASELINE, without_baseline
-from .charts import charts
+from .charts import Chart, charts
+from .charts.accumulation import accumulation_chart
 from .figures.drawing import Drawing
 from .html import styled_page
-from .tables.accumulation import accumulation_tables
+from .tables.accumulation import AccumulationPart, accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.data import data_rows, estimate_table, memory_table, step_table
 from .tables.heat_map import heat_map
@@ -44,7 +45,12 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
     """The page of a run as HTML text; every word that comes from a record is escaped."""
     findings = Findings.of(records, timelines)
     found = charts(findings, drawings)
-    graphs = {f"graph-{chart.name}-{number}": graph.data for chart in found for number, graph in enumerate(chart.graphs, 1)}
+    parts = _accumulations(findings)
+    graphs = {
+        f"graph-{chart.name}-{number}": graph.data
+        for chart in [*found, *(chart for _, chart in parts.values())]
+        for number, graph in enumerate(chart.graphs, 1)
+    }
     return styled_page(
         "report.html.j2",
         findings.marks,
@@ -57,7 +63,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         notes=_notes(findings),
         charts=[[chart for chart in found if chart.kind in kinds] for kinds in CHART_PLACES],
         heat=heat_map(findings),
-        accumulations=accumulation_tables(records),
+        accumulations=parts,
         rooms=room_tables(findings),
         rooms_legend=ROOMS_LEGEND,
         sights=sight_tables(findings),
@@ -74,6 +80,15 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         provenance=provenance(records),
         origins=ORIGINS,
     )
+
+
+def _accumulations(findings: Findings) -> dict[str, tuple[AccumulationPart, Chart]]:
+    """The tables and graphs of each model and optimizer that trained under accumulations, by its name."""
+    parts = accumulation_tables(findings.records)
+    return {
+        name: (part, accumulation_chart(findings, f"accumulation-{number}", name if len(parts) > 1 else "", part))
+        for number, (name, part) in enumerate(parts.items(), 1)
+    }
 
 
 def _agreement(records: Sequence[Record]) -> dict[str, Any]:

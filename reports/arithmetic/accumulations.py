@@ -6,8 +6,6 @@ from statistics import fmean, median
 
 from profiler.record import Course, Record
 
-QUARTERS = 4
-
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
@@ -49,11 +47,10 @@ class Accumulated:
         """The optimizer's steps in a course."""
         return Range.of([len(_course(record).draws) for record in self.records])
 
-    @property
-    def draws(self) -> tuple[float | None, ...]:
-        """The micro-batches of a step, as the mean of those steps that ended in each quarter of the course; None where none did."""
+    def draws(self, parts: int) -> tuple[float | None, ...]:
+        """The mean micro-batches of the steps that ended in each of so many parts of the course; None where none did."""
         return tuple(
-            _mean([draws for record in self.records for draws in _draws_in(_course(record), quarter)]) for quarter in range(QUARTERS)
+            _mean([draws for record in self.records for draws in _draws_in(_course(record), part, parts)]) for part in range(parts)
         )
 
     @property
@@ -67,14 +64,14 @@ class Accumulated:
         return Range.of([min(reading.loss for reading in _course(record).held_out) for record in self.records])
 
     @property
-    def losses(self) -> dict[int, float]:
-        """The loss on held-out text, averaged over the seeds, by the tokens read until then."""
+    def losses(self) -> dict[int, Range]:
+        """The loss on held-out text, over the seeds, by the tokens read until then."""
         readings = zip(*(_course(record).held_out for record in self.records), strict=True)
-        return {taken[0].micro_batches * _tokens(self.records[0]): fmean(reading.loss for reading in taken) for taken in readings}
+        return {taken[0].micro_batches * _tokens(self.records[0]): Range.of([reading.loss for reading in taken]) for taken in readings}
 
     def tokens_to(self, loss: float) -> int | None:
         """The tokens until the held-out loss, averaged over the seeds, is first at most this; None where it never is."""
-        return next((tokens for tokens, reached in self.losses.items() if reached <= loss), None)
+        return next((tokens for tokens, reached in self.losses.items() if reached.mean <= loss), None)
 
     @property
     def micro_batches_per_second(self) -> float:
@@ -125,7 +122,7 @@ def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
 
 def common_loss(group: Sequence[Accumulated]) -> float:
     """The lowest loss that every way of a group has reached on average over its seeds: what tokens are counted to."""
-    return max(min(way.losses.values()) for way in group)
+    return max(min(reached.mean for reached in way.losses.values()) for way in group)
 
 
 def _course(record: Record) -> Course:
@@ -138,12 +135,12 @@ def _tokens(record: Record) -> int:
     return record.watched.tokens or 0
 
 
-def _draws_in(course: Course, quarter: int) -> list[int]:
-    """The draws of the steps that ended in this quarter of the course's micro-batches."""
+def _draws_in(course: Course, part: int, parts: int) -> list[int]:
+    """The draws of the steps that ended in this one of the parts of the course's micro-batches."""
     found, ended = [], 0
     for draws in course.draws:
         ended += draws
-        if QUARTERS * (ended - 1) // len(course.losses) == quarter:
+        if parts * (ended - 1) // len(course.losses) == part:
             found.append(draws)
     return found
 

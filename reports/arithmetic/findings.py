@@ -11,6 +11,7 @@ from profiler.timeline import Timeline
 from ..style import Mark, marks
 from ..units import count_text
 from ..words import conditions, shared
+from .accumulations import accumulations
 from .courses import Course, courses
 from .curves import Series, curves
 from .entries import Entry, Setting, entries, setting_names
@@ -60,7 +61,9 @@ class Findings:
             timings=timings(records),
             names=setting_names([entry.setting for entry in found] or settings),
             labels=called,
-            marks=marks([*called.values(), *(entry.label for entry in found)]),
+            # Ways to accumulate have marks of their own: no picture shows them beside optimizers.
+            marks=marks(way.spec for group in accumulations(records) for way in group)
+            | marks([*called.values(), *(entry.label for entry in found)]),
         )
 
     @cached_property

@@ -11,12 +11,14 @@ from ..units import NOTHING, seconds_text, three_digits
 from .table import Cell, Table, bytes_cell
 
 EVERY = 4
+QUARTERS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class AccumulationPart:
     """The tables of one model and optimizer, and what must be known beside them."""
 
+    ways: Sequence[Accumulated]
     learned: Table
     losses: Table
     pace: Table
@@ -47,14 +49,14 @@ def _part(group: Sequence[Accumulated]) -> AccumulationPart:
     dropped = sum(way.dropped for way in group)
     if dropped:
         note += f" {dropped} micro-batches were lost for not being finite."
-    return AccumulationPart(learned=_learned(group, goal), losses=_losses(group), pace=_pace(group), note=note)
+    return AccumulationPart(ways=group, learned=_learned(group, goal), losses=_losses(group), pace=_pace(group), note=note)
 
 
 def _learned(group: Sequence[Accumulated], goal: float) -> Table:
     head = (
         "accumulation",
         "steps",
-        *(f"draws, quarter {number}" for number in (1, 2, 3, 4)),
+        *(f"draws, quarter {number}" for number in range(1, QUARTERS + 1)),
         "final loss",
         "lowest loss",
         f"tokens to {goal:.3f}",
@@ -65,7 +67,7 @@ def _learned(group: Sequence[Accumulated], goal: float) -> Table:
             (
                 Cell(text=way.spec),
                 _number(way.steps.mean, f"{way.steps.mean:,.0f}"),
-                *(_number(draws, NOTHING if draws is None else three_digits(draws)) for draws in way.draws),
+                *(_number(draws, NOTHING if draws is None else three_digits(draws)) for draws in way.draws(QUARTERS)),
                 _range(way.final_loss),
                 _range(way.best_loss),
                 _count(way.tokens_to(goal)),
@@ -79,7 +81,7 @@ def _losses(group: Sequence[Accumulated]) -> Table:
     """The course of the loss, at every fourth reading and the last."""
     tokens = list(group[0].losses)
     shown = [*tokens[:-1:EVERY], tokens[-1]]
-    rows = ((Cell(text=way.spec), *(_number(way.losses[at], f"{way.losses[at]:.3f}") for at in shown)) for way in group)
+    rows = ((Cell(text=way.spec), *(_number(way.losses[at].mean, f"{way.losses[at].mean:.3f}") for at in shown)) for way in group)
     return Table(head=("accumulation", *(f"{at:,} tokens" for at in shown)), rows=tuple(rows))
 
 

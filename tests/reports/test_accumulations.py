@@ -6,6 +6,8 @@ import pytest
 
 from profiler.record import Course, HeldOut, Record, Watched
 from reports.arithmetic.accumulations import accumulations, common_loss
+from reports.arithmetic.findings import Findings
+from reports.charts.accumulation import accumulation_chart
 from reports.page import render_page
 from reports.tables.accumulation import accumulation_tables
 from scenarios import Scenario
@@ -36,9 +38,9 @@ def test_seeds_of_one_accumulation_are_one_row() -> None:
     (group,) = accumulations(RECORDS)
     fixed, waiting = group
     assert (fixed.spec, fixed.seeds, fixed.tokens) == ("sbc:batch_size=2", (0, 1), 800)
-    assert fixed.draws == (2, 2, 2, 2)
+    assert fixed.draws(4) == (2, 2, 2, 2)
     # Steps end at 4, 5, 6, 8 and at 4, 6 of 8 micro-batches.
-    assert waiting.draws == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
+    assert waiting.draws(4) == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
     assert waiting.steps.mean == 3
     assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (pytest.approx(3.2), 3.0, 3.4)
 
@@ -49,7 +51,8 @@ def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
     assert goal == pytest.approx(3.2)
     assert [way.tokens_to(goal) for way in group] == [800, 400]
     assert group[0].tokens_to(1.0) is None
-    assert group[1].losses == {0: 5.0, 400: pytest.approx(3.1), 800: pytest.approx(2.6)}
+    assert {tokens: loss.mean for tokens, loss in group[1].losses.items()} == {0: 5.0, 400: pytest.approx(3.1), 800: pytest.approx(2.6)}
+    assert (group[1].losses[400].lowest, group[1].losses[400].highest) == (3.0, 3.2)
 
 
 def test_rates_are_of_all_courses_together() -> None:
@@ -72,3 +75,23 @@ def test_the_page_has_a_section_of_them() -> None:
     page = render_page(RECORDS, [])
     assert "When to step" in page
     assert "tokens to 3.200" in page
+
+
+def test_the_graphs_show_losses_and_draws_by_tokens() -> None:
+    findings = Findings.of(RECORDS)
+    (part,) = accumulation_tables(RECORDS).values()
+    losses, draws = accumulation_chart(findings, "accumulation-1", "", part).graphs
+    fixed, waiting = losses.traces
+    assert (fixed["label"], fixed["x"], fixed["y"]) == ("sbc:batch_size=2", [0, 400, 800], [5.0, 4.0, pytest.approx(3.2)])
+    # From 3.0 to 3.4 around 3.2, and from 3.0 to 3.2 around 3.1.
+    assert (fixed["error_y"]["arrayminus"][2], fixed["error_y"]["array"][2]) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert waiting["error_y"]["array"][1] == pytest.approx(0.1)
+    # The first steps ended with the fourth micro-batch of eight, the last that begins in the tenth of 24 parts.
+    assert draws.traces[1]["y"][0] == 4
+    assert draws.traces[1]["x"][0] == pytest.approx(800 * (3 * 24 // 8 + 0.5) / 24)
+    assert fixed["line"]["color"] != waiting["line"]["color"]
+
+
+def test_a_course_that_never_stepped_has_its_graphs() -> None:
+    page = render_page([course("gnts:threshold=0.1", 0, (), (5.0, 5.0, 5.0))], [])
+    assert "gnts:threshold=0.1: none" in page
