@@ -63,7 +63,8 @@ class Comparing:
 
 def _stopped(offence: Offence) -> dict[str, Any]:
     change = asdict(offence.change) if offence.change else None
-    return {"gate": offence.gate.text, "scenario": asdict(offence.pair.scenario), "outcome": offence.pair.after.outcome, "change": change}
+    outcome = offence.found.after.outcome if isinstance(offence.found, Pair) else None
+    return {"gate": offence.gate.text, "scenario": asdict(offence.found.scenario), "outcome": outcome, "change": change}
 
 
 def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:

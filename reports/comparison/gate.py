@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from profiler.record import Record
+
 from ..explain import METRICS, find
 from ..units import GIB, KIB, MIB
 from .compare import Change, Compared, Pair
@@ -49,15 +51,18 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Offence:
-    """A scenario that a gate stops: the figure that grew, or None for a scenario that no longer ends well."""
+    """A scenario that a gate stops: the figure that grew, or None for one that no longer ends well.
+
+    `found` is its records, or the first side's alone where the second does not have the scenario.
+    """
 
     gate: Gate
-    pair: Pair
-    change: Change | None
+    found: Pair | Record
+    change: Change | None = None
 
 
 def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
-    """What the gates stop, gate by gate; a scenario that no longer ends well is stopped by each.
+    """What the gates stop, gate by gate; a scenario that no longer ends well, or is no longer there, is stopped by each.
 
     ValueError for a gate that nothing can be held to: a gate that judges nothing must not pass.
     """
@@ -73,11 +78,13 @@ def per_cent(text: str) -> Fraction:
 
 
 def _stopped(compared: Compared, gate: Gate) -> list[Offence]:
-    lost = [Offence(gate=gate, pair=pair, change=None) for pair in compared.pairs if pair.outcome_verdict == "regressed"]
+    lost = [Offence(gate=gate, found=pair) for pair in compared.pairs if pair.outcome_verdict == "regressed"]
+    # An option with a new default is another scenario: what it costs must not pass for want of a counterpart.
+    lost += [Offence(gate=gate, found=record) for record in compared.only_before if record.outcome == "ok"]
     told = [(pair, change) for pair in compared.pairs for change in pair.changes if change.metric == gate.metric]
     judged = [(pair, change) for pair, change in told if change.verdict != "not compared"]
     if not judged and not lost:
         reasons = ", ".join(dict.fromkeys(change.note for _, change in told if change.note))
         why = f" ({reasons})" if reasons else ""
         raise ValueError(f"{gate.text} has nothing to judge: no scenario has {METRICS[gate.metric].title} to compare on both sides{why}")
-    return lost + [Offence(gate=gate, pair=pair, change=change) for pair, change in judged if gate.stops(change)]
+    return lost + [Offence(gate=gate, found=pair, change=change) for pair, change in judged if gate.stops(change)]

@@ -66,11 +66,7 @@ def by_scenario(table: Table) -> list[tuple[str, Table]]:
 
 def offence_table(found: Sequence[Offence], names: Names) -> Table:
     """What the gates stop: the gate, then the row that it stops."""
-    rows = []
-    for offence in found:
-        row = change_row(offence.pair, offence.change, names) if offence.change else outcome_row(offence.pair, names)
-        rows.append((Cell(text=offence.gate.text), *row))
-    return Table(head=("gate", *HEAD), rows=tuple(rows))
+    return Table(head=("gate", *HEAD), rows=tuple((Cell(text=offence.gate.text), *_offence_row(offence, names)) for offence in found))
 
 
 def one_side_table(compared: Compared, names: Names) -> Table:
@@ -126,9 +122,7 @@ def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
 def outcome_row(pair: Pair, names: Names) -> tuple[Cell, ...]:
     """A scenario whose outcome changed, with its last words."""
     error = f": {pair.after.error}" if pair.after.error else ""
-    nothing = (Cell(text=NOTHING, number=True),) * 2
-    outcomes = (Cell(text=pair.before.outcome, number=True), Cell(text=pair.after.outcome, number=True))
-    return Cell(text=names[pair.scenario]), Cell(text="outcome"), *outcomes, *nothing, Cell(text=f"{pair.outcome_verdict}{error}")
+    return _outcomes(names[pair.scenario], pair.before.outcome, pair.after.outcome, f"{pair.outcome_verdict}{error}")
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -145,6 +139,24 @@ def verdict_text(change: Change) -> str:
     if METRICS[change.metric].kind == "bytes":
         return {"regressed": "regressed: more", "improved": "improved: less", "same": "the same"}[change.verdict]
     return {"regressed": "regressed: slower", "improved": "improved: faster", "same": "no difference shown"}[change.verdict]
+
+
+def _offence_row(offence: Offence, names: Names) -> tuple[Cell, ...]:
+    if isinstance(offence.found, Record):
+        return _outcomes(names[offence.found.scenario], offence.found.outcome, "missing", "regressed: nobody asked for it again")
+    return change_row(offence.found, offence.change, names) if offence.change else outcome_row(offence.found, names)
+
+
+def _outcomes(name: str, before: str, after: str, verdict: str) -> tuple[Cell, ...]:
+    nothing = (Cell(text=NOTHING, number=True),) * 2
+    return (
+        Cell(text=name),
+        Cell(text="outcome"),
+        Cell(text=before, number=True),
+        Cell(text=after, number=True),
+        *nothing,
+        Cell(text=verdict),
+    )
 
 
 def _warnings(compared: Compared) -> list[str]:

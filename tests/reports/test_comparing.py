@@ -73,7 +73,8 @@ def test_only_what_regressed_is_shown_when_asked(comparing):
 def test_what_the_gates_stop_is_named_with_its_gate(comparing):
     lines = terminal(comparing, width=200).split("stopped by a gate")[1].splitlines()
     stopped = [line.split(": ")[0] for line in lines if line]
-    assert stopped == ["state>0", "state>0", "step>5%", "step>5%"]
+    # More state, or a slower step; one that no longer ends well, and one that is gone, at both gates.
+    assert stopped == ["state>0"] * 3 + ["step>5%"] * 3
 
 
 def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
@@ -82,7 +83,11 @@ def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
     assert (state["metric"], state["before"], state["after"], state["verdict"]) == ("state", 8_000, 8_004, "regressed")
     assert step["ratio"]["low"] < step["ratio"]["value"] == 2 < step["ratio"]["high"]
     assert [record["scenario"]["optimizer"] for record in told["only_before"]] == ["sgd"]
-    assert [stopped["gate"] for stopped in told["stopped"]] == ["state>0", "state>0", "step>5%", "step>5%"]
+    assert [(stopped["gate"], stopped["outcome"]) for stopped in told["stopped"][:3]] == [
+        ("state>0", "failed"),
+        ("state>0", None),
+        ("state>0", "ok"),
+    ]
 
 
 def test_markdown_keeps_its_columns_whatever_a_record_says(comparing):

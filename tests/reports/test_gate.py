@@ -77,7 +77,14 @@ def test_a_time_is_stopped_by_its_whole_interval(timed):
 def test_what_no_longer_ends_well_passes_no_gate(simulated):
     compared = compare([simulated(), simulated("sm3")], [simulated(), simulated("sm3", outcome="failed", error="boom")])
     (offence,) = offences(compared, [Gate.parse("state>0")])
-    assert (offence.pair.scenario.optimizer, offence.change) == ("sm3", None)
+    assert (offence.found.scenario.optimizer, offence.change) == ("sm3", None)
+
+
+def test_a_new_option_with_a_default_does_not_slip_past_a_gate(simulated):
+    before, after = [simulated(), simulated("mine:Sign")], [simulated(), simulated("mine:Sign", options={"ema": True}, state=9_000)]
+    (offence,) = offences(compare(before, after), [Gate.parse("state>0")])
+    assert (offence.found.scenario.optimizer, offence.found.scenario.options) == ("mine:Sign", {})
+    assert not offences(compare(before, [*before, simulated("sm3")]), [Gate.parse("state>0")])
 
 
 def test_the_gates_of_the_docs_can_be_read():
@@ -88,6 +95,6 @@ def test_the_gates_of_the_docs_can_be_read():
 
 def test_a_gate_with_nothing_to_judge_does_not_pass(simulated, timed):
     with pytest.raises(ValueError, match="state>0 has nothing to judge"):
-        offences(compare([simulated()], [simulated(seed=1)]), [Gate.parse("state>0")])
+        offences(compare([simulated(outcome="failed", error="boom")], [simulated(seed=1)]), [Gate.parse("state>0")])
     with pytest.raises(ValueError, match="too few samples"):
         offences(compare([timed()], [timed()]), [Gate.parse("step>5%")])
