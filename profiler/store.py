@@ -14,6 +14,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from itertools import count, takewhile
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 from scenarios import schema
@@ -63,14 +64,15 @@ class RunStore:
                 return cls.create(free_folder(parent, name))
 
     @classmethod
-    def resume(cls, folder: Path) -> "RunStore":
+    def resume(cls, folder: Path, *, patience: float = 0) -> "RunStore":
         """The run in the folder, locked, to be gone on with, or a new one; a torn last line is set aside as `records.torn`.
 
-        ValueError for a line that is no record, BlockingIOError while another process writes the run, OSError when it cannot be written.
+        `patience` is how many seconds another process may hold it. ValueError for a line that is no record, BlockingIOError while another
+        process writes the run, OSError when it cannot be written.
         """
         store = cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        store._open(os.O_CREAT)
+        store._open(os.O_CREAT, patience)
         store.read()
         if store.torn:
             with store.torn_path.open("ab") as aside:
@@ -98,16 +100,21 @@ class RunStore:
                 os.ftruncate(descriptor, length)
             raise OSError(error.errno, error.strerror, str(self.records_path)) from error
 
-    def _open(self, how: int) -> None:
+    def _open(self, how: int, patience: float = 0) -> None:
         self._descriptor = os.open(self.records_path, os.O_RDWR | os.O_APPEND | how, 0o666)
         # Windows has no fcntl, and reads runs all the same.
         import fcntl
 
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.close()
-            raise BlockingIOError(f"another process is writing the run in {self.folder}; wait for it, or name another with --out") from None
+        until = monotonic() + patience
+        while True:
+            try:
+                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if monotonic() >= until:
+                    break
+            sleep(0.02)
+        self.close()
+        raise BlockingIOError(f"another process is writing the run in {self.folder}; wait for it, or name another with --out")
 
     def _writable(self) -> int:
         if self._descriptor is None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from .tables.table import Cell, Table
 
+# Seconds that others may take to write a line of theirs into the same run.
+PATIENCE = 10.0
+
 
 @dataclass(kw_only=True)
 class Run:
@@ -45,7 +48,7 @@ class Run:
     @classmethod
     def going_on(cls, folder: Path) -> "Run":
         """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written."""
-        store = RunStore.resume(folder)
+        store = RunStore.resume(folder, patience=PATIENCE)
         store.close()
         return cls(records=standing(store.read()), folder=folder)
 
@@ -59,8 +62,8 @@ class Run:
     def add(self, record: Record) -> None:
         """Take a record in, and write it into the folder where there is one."""
         if self.folder is not None:
-            # Opened for this line alone: two watches may write to one folder.
-            store = RunStore.resume(self.folder)
+            # Opened for this line alone: the ranks of a training may write to one folder.
+            store = RunStore.resume(self.folder, patience=PATIENCE)
             try:
                 store.append(record)
             finally:

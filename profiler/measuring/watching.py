@@ -5,7 +5,7 @@ iterations are timed, and memory is watched as a whole. Nothing waits for the de
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from itertools import pairwise
@@ -89,11 +89,15 @@ class Watch:
     def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
         for hook in self._hooks:
             hook.remove()
-        if error is None:
+        try:
             self._phase.close()
-        # A phase that was cut short has seen nothing to compare with.
-        self._phase.pop_all()
-        self.record = self._find(error)
+            samples = self._seconds()
+        except RuntimeError:
+            # After some errors a device answers nothing more.
+            if error is None:
+                raise
+            samples = {}
+        self.record = self._find(samples, error)
         if self._keep is not None:
             self._keep(self.record)
 
@@ -118,16 +122,17 @@ class Watch:
         """Those of the model, or as many as the optimizer has."""
         return list(self._model.parameters()) if isinstance(self._model, torch.nn.Module) else _stepped(self._optimizer)
 
-    def _find(self, error: BaseException | None) -> Record:
-        samples = {} if error else self._seconds()
+    def _find(self, samples: Mapping[str, Sequence[float]], error: BaseException | None) -> Record:
         blocks = state_blocks(self._optimizer, self._delta or 0) if error is None and self._asked.device == "cuda" else None
+        # The size tells models of one class apart.
+        count = sum(parameter.numel() for parameter in self._parameters())
         explained = blocks if self._is_fresh and self._delta is not None else None
         return Record(
-            scenario=replace(self._asked, steps=max(2, self._steps)),
+            scenario=replace(self._asked, config={"parameters": count}),
             origin="measured",
             outcome=outcome_of(error) if error else "ok",
             error=one_line(error) if error else None,
-            parameter_count=sum(parameter.numel() for parameter in self._parameters()),
+            parameter_count=count,
             memory=self._memory(blocks),
             times={phase: tuple(seconds[WATCHED:]) for phase, seconds in samples.items() if seconds[WATCHED:]} or None,
             warmup={phase: tuple(seconds[:WATCHED]) for phase, seconds in samples.items() if seconds} or None,
