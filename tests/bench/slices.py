@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 import optimizers
+from profiler.measuring.malloc import keep_freed_memory
 from profiler.measuring.measurement import SLICE_BUDGET
 from profiler.measuring.slices import take_slices
 from scenarios import Scenario
@@ -37,6 +38,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 def main() -> None:
     """Print medians of the whole and of the slices scaled up, and how far they are apart."""
+    keep_freed_memory()
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
     for name, held in BYTES_PER_PARAMETER.items():
         parts = take_slices(model, bytes_per_parameter=held, budget=SLICE_BUDGET)
