@@ -33,8 +33,10 @@ class Iteration:
         self._optimizer = optimizer
         self._phase = phase
         self._autocast = torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
-        # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing else.
-        self._scaler = torch.amp.GradScaler("cpu", enabled=scenario.amp == "fp16")
+        # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing else. A course trains, and finds its
+        # scale itself; elsewhere values do not matter, and no step may be left out because the first scale was too large.
+        scale = 1.0 if scenario.accumulate is None else 2.0**16
+        self._scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scenario.amp == "fp16")
         self._scaled = False
         # Of an accumulation's micro-batch.
         self.last_loss: torch.Tensor | None = None

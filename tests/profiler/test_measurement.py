@@ -1,6 +1,9 @@
 """Real steps on the CPU: what is kept, what is reduced when memory is short, and what becomes of a scenario that fails."""
 
+import sys
 from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,6 +22,13 @@ TINY = {"model": "resnet18", "optimizer": "sgd", "implementation": "loop", "devi
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """One iteration warms up."""
     monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], int]:
+    """Writes a module of the user's own where it is found, by a name that no other test has."""
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    return lambda name, text: (tmp_path / f"{name}.py").write_text(text)
 
 
 def with_free_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
@@ -53,6 +63,29 @@ def test_on_the_cpu_living_tensors_are_counted_by_what_they_are_for():
     assert (at_peak["parameter"], at_peak["optimizer_state"], at_peak["buffer"], at_peak["input"]) == (held, held, buffers, batch)
     # The process holds all of it and more.
     assert all(counters["resident"].peak >= counters["resident"].end > counters["tensors"].end for counters in found.memory.values())
+
+
+STEEP = """
+import torch
+
+class Steep(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        return 100 * self.layer(x).float().sum()
+
+def build():
+    return Steep(), {"x": torch.ones(2, 8)}
+"""
+
+
+def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable[[str, str], int]):
+    """100 for each of two rows is no number of fp16 any more once it is multiplied by GradScaler's usual 65,536."""
+    own("steep_model", STEEP)
+    found = measure(Scenario(**{**TINY, "model": "steep_model:build", "optimizer": "adamw", "amp": "fp16"})).memory
+    assert found is not None
+    assert found.optimizer_state == 2 * 4 * (8 * 8 + 8) + 2 * 4
 
 
 def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):
