@@ -48,11 +48,12 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
 
     Times end early when the 95 % confidence intervals of the medians of step and iteration are within 2 %, or after 30 seconds; then the
     step goes on alone for another 15 if its median is not known so well.
-    `simulated` is what `simulate(to_simulate(scenario))` says; without it, it is asked here where it is needed.
+    `simulated` is the record of `to_simulate(scenario)`, one of a failure too; without it, it is asked here where it is needed.
 
     On the CPU, what would not fit in half of the free memory is reduced: without room for activations only the optimizer's step runs,
     without room for its state the step is timed on slices of the model and scaled by parameters (origin "estimated"). The record keeps the
-    scenario as it was asked; its `times` tell which phases ran. The process keeps the memory that it frees from then on (`malloc`).
+    scenario as it was asked; its `times` tell which phases ran. What cannot be simulated is taken to fit. The process keeps the memory that
+    it frees from then on (`malloc`).
     Raises ValueError when the device is not there or CUDA's allocator has started with other settings, torch.OutOfMemoryError or
     MemoryError when memory does not suffice.
     """
@@ -66,11 +67,9 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
         with snapshot_when_full(files.when_full):
             return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
     room = free_bytes() // 2
-    simulated = simulated or simulate(to_simulate(scenario))
-    memory = simulated.memory
-    assert memory is not None
-    assert simulated.parameter_count is not None
-    if memory.peak_allocated is not None and memory.peak_allocated <= room:
+    simulated = simulated or _simulated(scenario)
+    memory = simulated.memory if simulated else None
+    if memory is None or (memory.peak_allocated is not None and memory.peak_allocated <= room):
         return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
     if scenario.accumulate is not None:
         raise MemoryError(
@@ -78,6 +77,8 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
         )
     if memory.resident <= room:
         return replace(_measure_whole(replace(scenario, workload="state"), files), scenario=scenario)
+    assert simulated is not None
+    assert simulated.parameter_count is not None
     held = memory.resident / simulated.parameter_count
     return measure_slices(scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=held, seconds=TIME_LIMIT)
 
@@ -85,6 +86,14 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
 def to_simulate(scenario: Scenario) -> Scenario:
     """The simulated scenario that tells what a measured one needs: its tensors, on a device that never runs out."""
     return replace(scenario, device="sim", gpu=None, alloc_conf="", steps=2)
+
+
+def _simulated(scenario: Scenario) -> Record | None:
+    """What the simulation says; None of models and optimizers that do not run without data, whatever they raise."""
+    try:
+        return simulate(to_simulate(scenario))
+    except Exception:
+        return None
 
 
 def _measure_whole(scenario: Scenario, files: Files) -> Record:
@@ -157,12 +166,20 @@ def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | No
 def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, folder: Path) -> tuple[StepOperation, ...]:
     """The operations of a step, timed by torch.profiler, with the bytes that the same step moves on tensors without data."""
     operations = record_trace(harness, run.iterate, scenario.optimizer, folder, scenario.device)
+    return with_bytes(operations, _bytes_by_operation(scenario, run))
+
+
+def _bytes_by_operation(scenario: Scenario, run: TrainingRun) -> Mapping[str, int]:
+    """What the operations of a step move, as it is counted without data; empty for an optimizer that does not run so."""
     stepped = [(name, p) for name, p in zip(run.names, run.parameters, strict=True) if p.requires_grad]
-    step = trace_step(
-        [(tuple(p.shape), p.dtype) for _, p in stepped],
-        lambda parameters: make_optimizer(scenario, parameters, [name for name, _ in stepped]),
-    )
+    try:
+        step = trace_step(
+            [(tuple(p.shape), p.dtype) for _, p in stepped],
+            lambda parameters: make_optimizer(scenario, parameters, [name for name, _ in stepped]),
+        )
+    except Exception:
+        return {}
     counted: Counter[str] = Counter()
     for kernel in step.kernels:
         counted[kernel.name] += kernel.bytes
-    return with_bytes(operations, counted)
+    return counted

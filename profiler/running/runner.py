@@ -120,15 +120,14 @@ class Runner:
         finally:
             worker.end()
 
-    def _simulated(self, job: Job) -> Record | None:
-        """What the simulation says of a scenario that is to be measured; None where it says nothing, and measuring will tell why."""
+    def _simulated(self, job: Job) -> Record:
+        """What the simulation says of a scenario that is to be measured; a record without memory where it says nothing."""
         from ..measuring.measurement import to_simulate
 
         asked = replace(job, scenario=to_simulate(job.scenario), folder=None)
         found = self._record(self.crew.simulator(), asked, self.timeout)
         if found.memory is None:
             self.crew.dismiss_simulator()
-            return None
         return found
 
     def _record(self, worker: Worker, job: Job, timeout: float | None) -> Record:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -33,6 +34,25 @@ class Model(torch.nn.Module):
 
 def model():
     return Model(), {"x": torch.ones(2, 8)}
+
+class Looks(Model):
+    def forward(self, x):
+        loss = super().forward(x)
+        return loss if loss.item() >= 0 else -loss
+
+def looks():
+    return Looks(), {"x": torch.ones(2, 8)}
+
+class Counts(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data -= group["lr"] * torch.from_numpy(parameter.grad.numpy().copy())
+
+class Asks(torch.optim.SGD):
+    def step(self, closure=None):
+        print([name for name in os.environ if name.endswith("ALLOC_CONF")])
+        super().step(closure)
 
 class Talks(torch.optim.SGD):
     def step(self, closure=None):
@@ -175,6 +195,16 @@ def test_a_killed_simulator_costs_a_measurement_nothing(tmp_path: Path):
         os.kill(crew.simulator().pid, signal.SIGKILL)
         (record,) = run([scenario(device="cpu")], RunStore.create(tmp_path / "run"), quietly, crew=crew)
     assert record.outcome == "ok"
+
+
+@pytest.mark.parametrize(("model", "optimizer"), [("owned:looks", "sgd"), ("owned:model", "Counts")])
+def test_what_cannot_be_simulated_is_measured(tmp_path: Path, model: str, optimizer: str):
+    """A model that looks at its loss, and an optimizer that leaves torch: neither runs on tensors without data."""
+    asked = [replace(scenario(optimizer, device=device), model=model) for device in ("sim", "cpu")]
+    records = run(asked, RunStore.create(tmp_path / "run"), quietly, traces=True)
+    assert [record.outcome for record in records] == ["failed", "ok"]
+    assert records[1].memory is not None
+    assert records[1].memory.parameters == 4 * (8 * 8 + 8)
 
 
 PARENT = """
