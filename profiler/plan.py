@@ -13,7 +13,7 @@ from scenarios.spec import Attention, AutocastDType, Device, DType, Implementati
 from scenarios.workpiece import build, load_factory
 
 from .accumulating import require_known
-from .allocator.settings import AllocatorSettings
+from .allocator.settings import AllocatorSettings, from_environment
 from .measuring.harness import require_cuda
 
 SIMULATED_STEPS = 2
@@ -25,7 +25,8 @@ class Comparison:
     """What a user asked for: models and optimizers to set side by side, and what holds for all of them.
 
     `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU). `implementation` None is torch's
-    default: foreach on CUDA and where it is simulated, the loop on the CPU. `steps` None is 2 simulated or at most 100 measured.
+    default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what PYTORCH_ALLOC_CONF says where it is not
+    given. `steps` None is 2 simulated or at most 100 measured.
     """
 
     models: Sequence[str]
@@ -45,7 +46,7 @@ class Comparison:
     attention: str = "sdpa"
     lora_rank: int | None = None
     gpu: str | None = None
-    alloc_conf: str = ""
+    alloc_conf: str = field(default_factory=from_environment)
     implementation: str | None = None
     steps: int | None = None
     seed: int = 0

@@ -4,6 +4,7 @@ The text is a list such as `max_split_size_mb:128,expandable_segments:True`, as 
 and defaults are those of c10/core/AllocatorConfig.h of PyTorch 2.13.
 """
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+# What torch reads them from when it is loaded, the first that is set.
+VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 MIB = 1 << 20
 UNLIMITED = sys.maxsize
 # Divisions are set for sizes from 1 MiB on, one entry for each power of two; the first holds below it too, the last above it.
@@ -52,6 +55,16 @@ class AllocatorSettings:
             if found.get(name, UNLIMITED) < large:
                 raise ValueError(f"{key} must be >= large_segment_size_mb, which is {large // MIB}, got {found[name] // MIB}")
         return cls(**found)
+
+
+def from_environment() -> str:
+    """The text that torch finds in the environment; empty where there is none."""
+    return next((os.environ[name] for name in VARIABLES if os.environ.get(name)), "")
+
+
+def names(text: str) -> set[str]:
+    """The settings that a text gives; ValueError for a text that is no such list."""
+    return {key for key, _ in _pairs(text)}
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:

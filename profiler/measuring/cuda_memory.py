@@ -1,13 +1,12 @@
 """CUDA's caching allocator while training really runs: its counters by phase, the state's blocks, its settings and snapshots."""
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from ..allocator.settings import AllocatorSettings
+from ..allocator.settings import AllocatorSettings, from_environment, names
 from ..record import Level, StateBlocks
 from ..state import storages_of_state
 
@@ -20,13 +19,20 @@ _applied: str | None = None
 
 
 def apply_alloc_conf(conf: str) -> None:
-    """Give CUDA's allocator the scenario's settings; ValueError where CUDA has started with others, or torch does not take them."""
+    """Give CUDA's allocator the scenario's settings, all of them and no others.
+
+    ValueError where CUDA has started with others, torch does not take them, or it was told a setting before that is none of these.
+    """
     global _applied
-    if conf == (_applied if _applied is not None else _from_environment()):
+    told = from_environment() if _applied is None else _applied
+    if conf == told:
         return
     if torch.cuda.is_initialized():
         raise ValueError(f"alloc_conf {conf!r} must be set before CUDA starts; measure this scenario in a process of its own")
     AllocatorSettings.parse(conf)
+    # torch leaves some settings as they are when it is told others.
+    if left := names(told) - names(conf):
+        raise ValueError(f"torch was told {told!r}, and would keep {', '.join(sorted(left))} of it; say that in alloc_conf {conf!r} too")
     try:
         torch._C._accelerator_setAllocatorSettings(conf)
     except RuntimeError as error:
@@ -91,10 +97,6 @@ def snapshot_when_full(path: Path | None) -> Iterator[None]:
             path.parent.mkdir(parents=True, exist_ok=True)
         end_history(path)
         raise
-
-
-def _from_environment() -> str:
-    return os.environ.get("PYTORCH_ALLOC_CONF") or os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "")
 
 
 def _level(stats: dict[str, int], counter: str, before: Level | None) -> Level:

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from scenarios import schema
 
+from ..allocator.settings import VARIABLES
 from .child import Job
 
 MOST_ANSWER_BYTES = 16 << 20
@@ -42,6 +43,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._early,
             bufsize=0,
+            # Each scenario tells CUDA's allocator all of its settings; torch would keep others that it has found here.
+            env={name: value for name, value in os.environ.items() if name not in VARIABLES},
             # Ctrl-C on the terminal is the parent's to answer; and what the child starts can be ended with it.
             start_new_session=True,
         )

@@ -136,6 +136,8 @@ def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pyte
     monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
     apply_alloc_conf("")
     apply_alloc_conf("expandable_segments:True")
+    with pytest.raises(ValueError, match="would keep expandable_segments of it; say that in alloc_conf 'max_split_size_mb:64' too"):
+        apply_alloc_conf("max_split_size_mb:64")
     started = True
     apply_alloc_conf("expandable_segments:True")
     assert told == ["expandable_segments:True"]
@@ -148,6 +150,15 @@ def test_what_the_environment_has_said_already_is_not_said_again(monkeypatch: py
     monkeypatch.setattr(cuda_memory, "_applied", None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     apply_alloc_conf("expandable_segments:True")
+
+
+def test_what_the_environment_alone_has_said_is_not_passed_over(monkeypatch: pytest.MonkeyPatch):
+    """The scenario would run, and be recorded, with settings that it does not have."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setattr(cuda_memory, "_applied", None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match="torch was told 'expandable_segments:True', and would keep expandable_segments of it"):
+        apply_alloc_conf("")
 
 
 def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.MonkeyPatch):

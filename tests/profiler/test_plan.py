@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,12 @@ def test_how_to_train_is_asked_of_every_scenario():
     scenarios = plan(Comparison(models=["gpt2"], optimizers=["adamw"], **asked))  # pyright: ignore[reportArgumentType]
     assert summary(scenarios) == [("sim", "train", "gpt2", "adamw"), ("sim", "state", "gpt2", "adamw"), ("cpu", "train", "gpt2", "adamw")]
     assert all({name: getattr(scenario, name) for name in asked} == asked for scenario in scenarios)
+
+
+def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else_is(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    asked = Comparison(models=["resnet18"], optimizers=["sgd"], device="cpu")
+    assert [plan(each)[0].alloc_conf for each in (asked, replace(asked, alloc_conf=""))] == ["expandable_segments:True", ""]
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,14 @@ def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capf
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.setenv(name, "expandable_segments:True")
+    store = RunStore.create(tmp_path / "run")
+    (record,) = run([scenario("Asks")], store, quietly)
+    assert (store.folder / str(record.log)).read_text().startswith("[]\n")
+
+
 def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path):
     store = RunStore.create(tmp_path / "run")
     run([scenario(device="sim")], store, quietly, snapshots=True)
