@@ -32,6 +32,7 @@ _Frame = dict[str, Any]
 def write_snapshot(path: Path, scenario: Scenario, segments: Sequence[Segment], allocations: Allocations) -> None:
     """Replay the stream on the scenario's device and write its snapshot as a pickle; OSError names the file when that fails."""
     try:
+        path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
             pickle.dump(snapshot(scenario, segments, allocations), file, protocol=PROTOCOL)
     except OSError as error:

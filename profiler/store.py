@@ -157,10 +157,8 @@ class RunStore:
         return folder / f"{last + 1:03}.log"
 
     def snapshot_path(self, scenario: Scenario) -> Path:
-        """Where the snapshot of a scenario's simulation goes, in a folder that is there; OSError when it cannot be made."""
-        folder = self.folder / "snapshots"
-        folder.mkdir(exist_ok=True)
-        return folder / f"{file_name(scenario)}.pickle"
+        """Where the snapshot of a scenario goes."""
+        return self.folder / "snapshots" / f"{file_name(scenario)}.pickle"
 
     def _timeline_path(self, scenario: Scenario) -> Path:
         return self.timelines_path / f"{file_name(scenario)}.json.gz"

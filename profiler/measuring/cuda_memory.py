@@ -1,14 +1,16 @@
 """CUDA's caching allocator while training really runs: its counters by phase, the state's blocks, its settings and snapshots."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
 from ..allocator.settings import AllocatorSettings, from_environment, names
+from ..outcome import outcome_of
 from ..record import Level, StateBlocks
 from ..state import storages_of_state
+from .files import Files
 
 COUNTERS = ("allocated", "reserved", "requested", "active")
 # Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of Python a few thousand.
@@ -80,22 +82,24 @@ def begin_history() -> None:
     torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS, stacks="python")
 
 
-def end_history(snapshot: Path | None) -> None:
-    """Record no more; what there is goes into `snapshot`, for memory_viz."""
+def end_history(files: Files, snapshot: Path | None) -> None:
+    """Record no more; what there is goes into `snapshot`, one of the files, for memory_viz."""
     if snapshot is not None:
-        torch.cuda.memory._dump_snapshot(str(snapshot))
+        with files.writing(snapshot):
+            snapshot.parent.mkdir(parents=True, exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(snapshot))
     torch.cuda.memory._record_memory_history(None)
 
 
 @contextmanager
-def snapshot_when_full(path: Path | None) -> Iterator[None]:
-    """Write a snapshot where memory runs out inside, and let the exception go on; history ends with it."""
+def snapshot_when_full(files: Files) -> Iterator[None]:
+    """Write a snapshot where memory runs out inside, and let the exception go on, whatever it is; history ends with it."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        end_history(path)
+    except BaseException as error:
+        # A device in trouble may refuse this as well, and is not to hide what the trouble was.
+        with suppress(RuntimeError):
+            end_history(files, files.when_full if outcome_of(error) == "out-of-memory" else None)
         raise
 
 

@@ -3,7 +3,7 @@
 import gc
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ..state import state_bytes
 from ..tracing.kernel_trace import trace_step
 from .course import measure_course
 from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
+from .files import Files
 from .harness import WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
 from .malloc import keep_freed_memory
@@ -28,19 +29,6 @@ from .training_run import TrainingRun, storage_bytes
 
 TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Where a measurement leaves what is no record; None leaves it out.
-
-    `snapshot` is a pickle of CUDA's allocator for memory_viz, written when all goes well, `when_full` one that is written when memory runs
-    out. `trace` is a folder for torch.profiler's trace of a few iterations.
-    """
-
-    snapshot: Path | None = None
-    when_full: Path | None = None
-    trace: Path | None = None
 
 
 def measure(scenario: Scenario, simulated: Record | None = None, files: Files | None = None) -> Record:
@@ -54,8 +42,8 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
     without room for its state the step is timed on slices of the model and scaled by parameters (origin "estimated"). The record keeps the
     scenario as it was asked; its `times` tell which phases ran. What cannot be simulated is taken to fit. The process keeps the memory that
     it frees from then on (`malloc`).
-    Raises ValueError when the device is not there or CUDA's allocator has started with other settings, torch.OutOfMemoryError or
-    MemoryError when memory does not suffice.
+    `files` has what could not be written beside the record. Raises ValueError when the device is not there or CUDA's allocator has started
+    with other settings, torch.OutOfMemoryError or MemoryError when memory does not suffice.
     """
     files = files or Files()
     if scenario.device == "cuda":
@@ -64,7 +52,7 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
         # What an earlier scenario of this process has left in the cache would count as reserved by this one.
         gc.collect()
         torch.cuda.empty_cache()
-        with snapshot_when_full(files.when_full):
+        with snapshot_when_full(files):
             return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
     room = free_bytes() // 2
     simulated = simulated or _simulated(scenario)
@@ -102,7 +90,7 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
     found = _watch_on_cuda(scenario, harness, files) if scenario.device == "cuda" else _watch_on_cpu(scenario, harness)
     run, memory, watched = found
     harness.sample(run.whole, samples=scenario.steps, seconds=TIME_LIMIT, alone=run.alone)
-    operations = _trace(scenario, harness, run, files.trace) if files.trace is not None else ()
+    operations = _trace(scenario, harness, run, files, files.trace) if files.trace is not None else ()
     return Record(
         scenario=scenario,
         origin="measured",
@@ -138,7 +126,7 @@ def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found
     with harness.handing_phases_to(watch.phase):
         for _ in range(WATCHED):
             run.iterate()
-    end_history(files.snapshot)
+    end_history(files, files.snapshot)
     blocks = state_blocks(run.optimizer, watch.allocated_by_step or 0)
     levels = watch.levels()
     watched = Watched(samples=run.samples, tokens=run.tokens, memory=levels, state_blocks=blocks)
@@ -163,9 +151,9 @@ def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | No
     )
 
 
-def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, folder: Path) -> tuple[StepOperation, ...]:
+def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, files: Files, folder: Path) -> tuple[StepOperation, ...]:
     """The operations of a step, timed by torch.profiler, with the bytes that the same step moves on tensors without data."""
-    operations = record_trace(harness, run.iterate, scenario.optimizer, folder, scenario.device)
+    operations = record_trace(harness, run.iterate, scenario.optimizer, files, folder, scenario.device)
     return with_bytes(operations, _bytes_by_operation(scenario, run))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
 
 from ..record import StepOperation
+from .files import Files
 from .harness import Harness
 
 # Iterations that the profiler sees and forgets, because its own first calls are slow, and those that it keeps.
@@ -15,14 +16,19 @@ FORGOTTEN, KEPT = 1, 2
 MOST_OPERATIONS = 10
 
 
-def record_trace(harness: Harness, iterate: Callable[[], None], optimizer: str, folder: Path, device: str) -> list[StepOperation]:
+def record_trace(
+    harness: Harness, iterate: Callable[[], None], optimizer: str, files: Files, folder: Path, device: str
+) -> list[StepOperation]:
     """Run iterations, write their trace into the folder, and return what takes longest in a step, without bytes."""
     step, found = f"Optimizer.step#{optimizer}", []
     write = tensorboard_trace_handler(str(folder), worker_name=optimizer, use_gzip=True)
 
     def finished(profiler: profile) -> None:
-        write(profiler)
         found.extend(_operations(profiler.events() or (), step, on_device=device == "cuda"))
+        with files.writing(folder):
+            # torch's own way to say that this cannot be made is no OSError.
+            folder.mkdir(parents=True, exist_ok=True)
+            write(profiler)
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     plan = schedule(wait=0, warmup=FORGOTTEN, active=KEPT, repeat=1)

@@ -20,9 +20,9 @@ from scenarios import Scenario
 from scenarios.spec import Device, DType, Implementation
 
 from ..environment import environment
+from ..outcome import one_line, outcome_of
 from ..plan import is_plain
 from ..record import Level, Memory, Record, StateBlocks, Watched
-from ..running.child import one_line, outcome_of
 from ..state import state_bytes, state_tensors
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED

@@ -2,7 +2,7 @@
 
 from scenarios import Scenario
 
-from ..measuring.measurement import Files
+from ..measuring.files import Files
 from ..store import RunStore, file_name
 
 

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,14 +20,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from scenarios import Scenario
 
+from ..measuring.files import Files
+from ..outcome import one_line, outcome_of
 from ..record import Outcome, Record
 from ..store import RunStore
+from .beside import files_beside
 
 if TYPE_CHECKING:
     from ..simulation import Simulation
-
-_CPU_IS_FULL = "DefaultCPUAllocator: can't allocate memory"
-_GPU_IS_FULL = "CUDA error: out of memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,7 @@ def _listen(jobs: BinaryIO, waiting: SimpleQueue[bytes]) -> None:
 
 
 def _print_to(log: str) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     Path(log).parent.mkdir(exist_ok=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(descriptor, 1)
@@ -101,21 +101,28 @@ def _print_to(log: str) -> None:
     os.close(descriptor)
 
 
+def _flush() -> None:
+    """See what was printed into the log; a disk that has no room for it costs nothing else."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+
+
 def _answer(answers: BinaryIO, data: dict[str, Any]) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     answers.write(json.dumps(data, allow_nan=False).encode() + b"\n")
     answers.flush()
 
 
 def _work(job: Job) -> dict[str, Any]:
-    record, simulation = attempt(job)
-    try:
-        if job.folder is not None and simulation is not None:
-            _keep(job, RunStore(Path(job.folder)), simulation)
-    except OSError as error:
-        return {"storage": [error.errno, error.strerror, error.filename]}
-    return {"record": record.to_dict()}
+    store = RunStore(Path(job.folder)) if job.folder is not None else None
+    files = files_beside(store, job.scenario, snapshots=job.snapshots, traces=job.traces) if store else Files()
+    record, simulation = attempt(job, files)
+    if store and simulation:
+        with files.writing(store.timelines_path):
+            _keep(job, store, simulation)
+    lost = [[error.errno, error.strerror, error.filename] for error in files.errors]
+    return {"record": record.to_dict(), "lost": lost}
 
 
 def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
@@ -127,11 +134,10 @@ def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
             write_snapshot(store.snapshot_path(job.scenario), job.scenario, simulation.segments, simulation.allocations)
 
 
-def attempt(job: Job) -> "tuple[Record, Simulation | None]":
+def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
     """The job's record, whatever happens, and the simulation that it was read off; what went wrong is printed whole."""
     from ..measuring.measurement import measure
     from ..simulation import run_simulation
-    from .beside import files_beside
     from .preflight import require_room
 
     scenario = job.scenario
@@ -141,22 +147,12 @@ def attempt(job: Job) -> "tuple[Record, Simulation | None]":
             return found.record, found
         if not job.force:
             require_room(scenario, job.simulated)
-        store = RunStore(Path(job.folder)) if job.folder is not None else None
-        files = files_beside(store, scenario, snapshots=job.snapshots, traces=job.traces) if store else None
         return measure(scenario, job.simulated, files), None
     except BaseException as error:
         # Other people's models and optimizers run here: whatever they raise, SystemExit too, is this scenario's result.
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return without_result(scenario, outcome_of(error), one_line(error)), None
-
-
-def outcome_of(error: BaseException) -> Outcome:
-    """What an exception makes of a scenario: memory that ran out, on the device or the host, or a failure."""
-    import torch
-
-    full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    told = isinstance(error, RuntimeError) and (_CPU_IS_FULL in str(error) or _GPU_IS_FULL in str(error))
-    return "out-of-memory" if full or told else "failed"
 
 
 def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | None = None) -> Record:
@@ -171,9 +167,3 @@ def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | 
         log=log,
         environment=environment(scenario.seed),
     )
-
-
-def one_line(error: BaseException) -> str:
-    """The exception's kind and the first line of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

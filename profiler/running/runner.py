@@ -76,6 +76,14 @@ class Crew:
         return self._fresh.pop(0)
 
 
+class LostFileError(OSError):
+    """The run's folder did not take a file that belongs beside the `record`, which is whole."""
+
+    def __init__(self, record: Record, *told: Any) -> None:
+        super().__init__(*told)
+        self.record = record
+
+
 @dataclass(frozen=True, kw_only=True)
 class Runner:
     """What holds for all scenarios of a run; `timeout` is the seconds that one may take, its simulation included where it is measured."""
@@ -88,7 +96,10 @@ class Runner:
     force: bool = False
 
     def find(self, scenario: Scenario, following: Iterable[Scenario] = ()) -> Record:
-        """The scenario's record, not yet stored; OSError when the run's folder cannot be written. `following` is what children load for."""
+        """The scenario's record, not yet stored; `following` is what children load for.
+
+        LostFileError, with the record, when the run's folder cannot be written.
+        """
         job = Job(
             scenario=scenario,
             log=str(self.store.log_path()),
@@ -149,13 +160,14 @@ class Runner:
         return self._answered(job, answer)
 
     def _answered(self, job: Job, answer: dict[str, Any]) -> Record:
-        if "storage" in answer:
-            raise OSError(*answer["storage"])
         try:
             record = Record.from_dict(answer.get("record"))
         except ValueError as error:
             return self._ended(job, "failed", f"the process answered with no record: {error}")
-        return replace(record, scenario=job.scenario, log=self._log(job))
+        record = replace(record, scenario=job.scenario, log=self._log(job))
+        if lost := answer.get("lost"):
+            raise LostFileError(record, *lost[0])
+        return record
 
     def _ended(self, job: Job, outcome: Outcome, *words: str) -> Record:
         return without_result(job.scenario, outcome, "; ".join(filter(None, words)), self._log(job))
@@ -195,7 +207,11 @@ def run(
         runner = Runner(crew=children, store=store, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
         for place, scenario in enumerate(scenarios):
             started(place, scenario)
-            record = runner.find(scenario, scenarios[place + 1 : place + _AHEAD])
+            try:
+                record = runner.find(scenario, scenarios[place + 1 : place + _AHEAD])
+            except LostFileError as error:
+                store.append(error.record)
+                raise
             store.append(record)
             records.append(record)
     return records

@@ -14,7 +14,7 @@ import torch
 from profiler import measure
 from profiler.measuring import cuda_memory, measurement, training_run
 from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
-from profiler.measuring.measurement import Files
+from profiler.measuring.files import Files
 from profiler.record import StateBlocks
 from scenarios import Scenario
 
@@ -112,18 +112,44 @@ def test_times_are_those_between_events_on_the_stream(device: Device):
     assert found.times == {"step": (0.002, 0.002, 0.002)}
 
 
-def test_a_snapshot_is_written_where_memory_runs_out(device: Device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(
+    params=[torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), RuntimeError("CUDA error: out of memory")]
+)
+def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
+    """What is raised by a device that is full when the first iteration comes."""
+
     class Full(training_run.TrainingRun):
         def iterate(self) -> None:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            raise request.param
 
     monkeypatch.setattr(measurement, "TrainingRun", lambda scenario, phase: Full(replace(scenario, device="cpu"), phase))
+    return type(request.param)
+
+
+def test_a_snapshot_is_written_where_memory_runs_out(device: Device, full: type[Exception], tmp_path: Path):
     path = tmp_path / "snapshots" / "full.pickle"
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(full, match="out of memory"):
         measure(SCENARIO, files=Files(snapshot=tmp_path / "none.pickle", when_full=path))
     assert path.read_bytes() == b"snapshot"
     assert not (tmp_path / "none.pickle").exists()
     assert device.calls == ["history", "no history"]
+
+
+@pytest.mark.usefixtures("device")
+def test_a_snapshot_that_cannot_be_written_hides_no_lack_of_memory(full: type[Exception], tmp_path: Path):
+    (tmp_path / "file").touch()
+    files = Files(when_full=tmp_path / "file" / "full.pickle")
+    with pytest.raises(full, match="out of memory"):
+        measure(SCENARIO, files=files)
+    assert [error.filename for error in files.errors] == [str(tmp_path / "file")]
+
+
+def test_a_snapshot_that_cannot_be_written_costs_no_measurement(device: Device, tmp_path: Path):
+    (tmp_path / "file").touch()
+    files = Files(snapshot=tmp_path / "file" / "snapshot.pickle")
+    assert measure(SCENARIO, files=files).times
+    assert len(files.errors) == 1
+    assert device.calls[-1] == "no history"
 
 
 def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pytest.MonkeyPatch):

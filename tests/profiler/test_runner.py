@@ -13,8 +13,9 @@ import psutil
 import pytest
 import torch
 
+from profiler.outcome import outcome_of
 from profiler.record import Memory, Record
-from profiler.running.child import Job, outcome_of
+from profiler.running.child import Job
 from profiler.running.preflight import DoesNotFitError, require_room
 from profiler.running.resume import pending, standing
 from profiler.running.runner import Crew, run
@@ -167,6 +168,16 @@ def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path):
     assert any(entry["action"] == "alloc" for entry in told["device_traces"][0])
 
 
+@pytest.mark.parametrize(("device", "folder"), [("sim", "timelines"), ("cpu", "tensorboard")])
+def test_a_file_that_cannot_be_written_costs_no_record(tmp_path: Path, device: str, folder: str):
+    """Where a folder ought to be made, there is a file."""
+    store = RunStore.create(tmp_path / "run")
+    (store.folder / folder).touch()
+    with pytest.raises(OSError, match=folder):
+        run([scenario(device=device)] * 2, store, quietly, traces=True)
+    assert [record.outcome for record in store.read()] == ["ok"]
+
+
 def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPTPROF_TEST_PIDS", str(tmp_path / "pids"))
     store = RunStore.create(tmp_path / "run")
@@ -293,6 +304,7 @@ def test_a_job_comes_over_the_pipe_as_it_was():
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out-of-memory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"), "out-of-memory"),
         (RuntimeError("CUDA error: out of memory"), "out-of-memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out-of-memory"),
         (RuntimeError("CUDA error: device-side assert triggered"), "failed"),
         (SystemExit(3), "failed"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from profiler import measure
-from profiler.measuring.measurement import Files
+from profiler.measuring.files import Files
 from profiler.record import Record
 from scenarios import Scenario
 

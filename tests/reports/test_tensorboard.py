@@ -18,7 +18,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 
 from profiler import measure
-from profiler.measuring.measurement import Files
+from profiler.measuring.files import Files
 from profiler.record import Watched
 from profiler.store import RunStore, file_name
 from reports import write_report
