@@ -106,7 +106,7 @@ class GpuReading:
     memory_clock_mhz: int | None
     temperature_celsius: int | None
     slowed_by: tuple[str, ...]
-    other_processes: int
+    other_processes: int | None
     process_bytes: int | None
 
 
@@ -130,7 +130,7 @@ class Watched:
     `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None for other models.
     `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved", "requested" and "active", on the CPU
     "tensors" (living tensors that operations have made) and "resident" (the process). `tensors_at_peak` splits the highest "tensors".
-    `gpu` was read before, between and after the timed iterations. `warnings` say what has spoiled the times.
+    `gpu` was read while the timed iterations ran. `warnings` say what has spoiled the times.
     """
 
     samples: int | None = None

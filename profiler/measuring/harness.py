@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from statistics import median
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from ..confidence import median_interval
 from ..record import GpuReading
 from .contention import Contention
-from .nvml import read_gpu
+from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings
 from .timing import clock_for
 
@@ -21,9 +21,13 @@ WARM_UP_SECONDS = 1.0
 WARM_UP_LIMIT = 10.0
 # Warm-up is over when the medians of the last three times and of the three before them are this close.
 STABLE, WINDOW = 0.05, 3
+# Of the seconds for samples, those that a step may take alone once more.
+ALONE = 0.5
 # Samples are enough when the confidence interval of their median is this narrow on both sides; with six there first is one.
 NARROW = 0.02
 LEAST_SAMPLES = 3
+# The GPU is read beside the first samples, and then beside each tenth.
+GPU_EVERY = 10
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -37,8 +41,8 @@ def require_cuda() -> None:
 class Harness:
     """Runs one iteration again and again and keeps what it found.
 
-    `times` and `warmup` hold raw seconds by phase. `gpu` is what its management library told before, between and after the samples, and
-    `warnings` what has spoiled them.
+    `times` and `warmup` hold raw seconds by phase. `gpu` is what its management library told while samples ran, and `warnings` what has
+    spoiled them.
     """
 
     def __init__(self, device: str) -> None:
@@ -76,13 +80,14 @@ class Harness:
         Where the step's median is not known by then, `alone` lets it run by itself, for half of the time once more.
         """
         warnings, contention = self._warm_up(iterate), Contention()
-        self._note_gpu()
-        self._collect(iterate, samples, seconds, ("step", "iteration"))
+        with reading_gpu() if self._device == "cuda" else nullcontext(lambda: None) as read:
+            self._collect(iterate, samples, seconds, ("step", "iteration"), read)
         missing = samples - len(self.times["step"])
         if alone is not None and missing > 0 and not self._known_well("step"):
             with alone() as step:
-                self._collect(step, missing, seconds / 2, ("step",))
-        self._note_gpu()
+                # What led to the gradients is no sample.
+                self._clock.collect()
+                self._collect(step, missing, seconds * ALONE, ("step",), lambda: None)
         found = [*warnings, contention.warning(), *gpu_warnings(self.gpu)]
         self.warnings = tuple(warning for warning in found if warning)
 
@@ -101,25 +106,29 @@ class Harness:
             if passed >= WARM_UP_SECONDS and change is not None and change <= STABLE:
                 return []
             if passed >= WARM_UP_LIMIT:
-                return [] if change is None else [f"times still changed by {change:.0%} when the warm-up ended"]
+                return [_unsettled(change)]
 
-    def _collect(self, iterate: Callable[[], None], samples: int, seconds: float, phases: Sequence[str]) -> None:
+    def _collect(
+        self,
+        iterate: Callable[[], None],
+        samples: int,
+        seconds: float,
+        phases: Sequence[str],
+        read: Callable[[], GpuReading | None],
+    ) -> None:
         end = time.monotonic() + seconds
         for count in range(samples):
             if count >= LEAST_SAMPLES and (time.monotonic() > end or self._known_well(*phases)):
                 break
-            if count == LEAST_SAMPLES:
-                self._note_gpu()
             iterate()
+            # The device is at work on what was launched, and the events that end its phases are behind it already.
+            reading = read() if count < LEAST_SAMPLES or count % GPU_EVERY == 0 else None
+            self.gpu += (reading,) if reading else ()
             self.keep_sample()
 
     def _known_well(self, *phases: str) -> bool:
         """Whether those of the phases that run have medians with narrow intervals."""
         return all(is_narrow(self.times[phase]) for phase in phases if phase in self.times)
-
-    def _note_gpu(self) -> None:
-        reading = read_gpu() if self._device == "cuda" else None
-        self.gpu += (reading,) if reading else ()
 
 
 def is_narrow(samples: Sequence[float]) -> bool:
@@ -135,6 +144,12 @@ def _change(times: Sequence[float]) -> float | None:
         return None
     before, last = median(times[-2 * WINDOW : -WINDOW]), median(times[-WINDOW:])
     return abs(last - before) / before
+
+
+def _unsettled(change: float | None) -> str:
+    if change is None:
+        return f"the warm-up ended before {2 * WINDOW} iterations, too few to tell whether times had settled"
+    return f"times still changed by {change:.0%} when the warm-up ended"
 
 
 def _keep(samples: dict[str, list[float]], collected: dict[str, Any]) -> None:

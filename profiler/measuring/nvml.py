@@ -4,7 +4,7 @@ The package nvidia-ml-py is optional: without it, or without a driver, nothing i
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,21 +24,18 @@ _SPOILING = {
 }
 
 
-def read_gpu() -> GpuReading | None:
-    """The current CUDA device as it is now; None without nvidia-ml-py, a driver, or rights to ask."""
+@contextmanager
+def reading_gpu() -> Iterator[Callable[[], GpuReading | None]]:
+    """A function that reads the current CUDA device as it is then; it gives None without nvidia-ml-py, a driver, or rights to ask."""
     with _library() as nvml:
-        if nvml is None:
-            return None
-        try:
-            return _read(nvml, _handle(nvml))
-        except nvml.NVMLError:
-            return None
+        handle = _ask(nvml, _handle, nvml) if nvml else None
+        yield (lambda: _read(nvml, handle)) if handle is not None else lambda: None
 
 
 def warnings(readings: tuple[GpuReading, ...]) -> list[str]:
     """What in these readings, taken under load and in order, has spoiled the times between them."""
     found = [f"the GPU was slowed down by {reason}" for reason in dict.fromkeys(r for reading in readings for r in reading.slowed_by)]
-    others = max((reading.other_processes for reading in readings), default=0)
+    others = max((reading.other_processes or 0 for reading in readings), default=0)
     if others:
         found.append(f"{others} other process{'es' if others > 1 else ''} had memory on the GPU")
     clocks = [reading.clock_mhz for reading in readings if reading.clock_mhz]
@@ -70,28 +67,39 @@ def _handle(nvml: Any) -> Any:
 
 
 def _read(nvml: Any, handle: Any) -> GpuReading:
-    processes = {process.pid: process.usedGpuMemory for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)}
-    reasons = _ask(nvml, nvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
-    slowed = {words for name, words in _SPOILING.items() if reasons & _reason(nvml, name)}
-    own = processes.pop(os.getpid(), None)
+    reasons = _ask(nvml, _named(nvml, "nvmlDeviceGetCurrentClocks{}Reasons"), handle) or 0
+    slowed = {words for name, words in _SPOILING.items() if reasons & (_named(nvml, f"nvmlClocks{{}}Reason{name}") or 0)}
+    others, own = _processes(nvml, handle)
     return GpuReading(
         clock_mhz=_ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
         memory_clock_mhz=_ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
         temperature_celsius=_ask(nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
         slowed_by=tuple(sorted(slowed)),
-        # In a container every process, this one too, may have another number outside: then the one that is there is this one.
-        other_processes=len(processes) - (own is None and bool(processes)),
-        process_bytes=own if own is not None or len(processes) != 1 else next(iter(processes.values())),
+        other_processes=others,
+        process_bytes=own,
     )
 
 
+def _processes(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
+    """How many other processes are on the GPU, and the bytes of this one."""
+    listed = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    if listed is None:
+        return None, None
+    processes = {process.pid: process.usedGpuMemory for process in listed}
+    if os.getpid() in processes:
+        return len(processes) - 1, processes[os.getpid()]
+    # In a container every process, this one too, may have another number outside: then one of those that are there is this one.
+    return max(0, len(processes) - 1), next(iter(processes.values())) if len(processes) == 1 else None
+
+
 def _ask(nvml: Any, question: Any, *arguments: Any) -> Any:
-    """The answer; None where this GPU has none."""
+    """The answer; None where this GPU has none, or does not give it to everybody."""
     try:
         return question(*arguments)
     except nvml.NVMLError:
         return None
 
 
-def _reason(nvml: Any, name: str) -> int:
-    return getattr(nvml, f"nvmlClocksEventReason{name}", None) or getattr(nvml, f"nvmlClocksThrottleReason{name}", 0)
+def _named(nvml: Any, name: str) -> Any:
+    """What the library calls so since drivers speak of clock events, or as it did when they spoke of throttling; None where neither."""
+    return getattr(nvml, name.format("Event"), None) or getattr(nvml, name.format("Throttle"), None)

@@ -1,6 +1,7 @@
 """CUDA measured without a GPU: the whole path runs on the CPU, and the test's own counters stand for the device's."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -15,7 +16,7 @@ from profiler import measure
 from profiler.measuring import cuda_memory, measurement, training_run
 from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
 from profiler.measuring.files import Files
-from profiler.record import StateBlocks
+from profiler.record import GpuReading, StateBlocks
 from scenarios import Scenario
 
 SCENARIO = Scenario(model="resnet18", optimizer="sgd", implementation="loop", workload="state", device="cuda", steps=3)
@@ -40,12 +41,13 @@ class Device:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps = 0
+        self.idle = True
         self.calls: list[str] = []
         fakes = {
             "is_available": lambda: True,
             "is_initialized": lambda: False,
             "empty_cache": lambda: None,
-            "synchronize": lambda: None,
+            "synchronize": self.wait,
             "reset_peak_memory_stats": lambda: self.calls.append("reset"),
             "memory_allocated": lambda: self.steps << 20,
             "memory_stats": self.stats,
@@ -58,7 +60,17 @@ class Device:
         monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", self.history)
         monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_bytes(b"snapshot"))
         monkeypatch.setattr(measurement, "TrainingRun", self.run)
-        monkeypatch.setattr("profiler.measuring.harness.read_gpu", lambda: None)
+        monkeypatch.setattr("profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading))
+
+    def wait(self) -> None:
+        self.idle = True
+
+    def reading(self) -> GpuReading:
+        """Clocks at work and at rest."""
+        clock = 210 if self.idle else 1980
+        return GpuReading(
+            clock_mhz=clock, memory_clock_mhz=None, temperature_celsius=None, slowed_by=(), other_processes=0, process_bytes=None
+        )
 
     def run(self, scenario: Scenario, phase: Any) -> training_run.TrainingRun:
         made = training_run.TrainingRun(replace(scenario, device="cpu"), phase)
@@ -67,6 +79,7 @@ class Device:
         def counted() -> None:
             step()
             self.steps += 1
+            self.idle = False
 
         made.optimizer.step = counted  # pyright: ignore[reportAttributeAccessIssue]
         return made
@@ -110,6 +123,15 @@ def test_times_are_those_between_events_on_the_stream(device: Device):
     assert device.steps == 0
     found = measure(SCENARIO)
     assert found.times == {"step": (0.002, 0.002, 0.002)}
+
+
+def test_the_gpu_is_read_while_it_works(device: Device):
+    assert device.idle
+    found = measure(replace(SCENARIO, steps=30)).watched
+    assert found is not None
+    # Beside the first three samples; times that are all alike need no more than six.
+    assert [reading.clock_mhz for reading in found.gpu] == [1980] * 3
+    assert not any("clock" in warning for warning in found.warnings)
 
 
 @pytest.fixture(

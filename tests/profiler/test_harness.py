@@ -47,6 +47,14 @@ def test_warm_up_that_never_settles_ends_after_ten_seconds_and_says_so(monkeypat
     assert any("times still changed by 54% when the warm-up ended" in warning for warning in steps.harness.warnings)
 
 
+def test_warm_up_that_was_too_short_to_tell_says_so(monkeypatch: pytest.MonkeyPatch):
+    steps = Steps(monkeypatch, 3.0)
+    steps.harness.sample(steps, samples=2, seconds=1)
+    # Four steps of 3 s fill the ten seconds.
+    assert len(steps.harness.warmup["step"]) == 4
+    assert "the warm-up ended before 6 iterations, too few to tell whether times had settled" in steps.harness.warnings
+
+
 def test_sampling_ends_when_the_median_is_known_to_two_per_cent(monkeypatch: pytest.MonkeyPatch):
     steps = Steps(monkeypatch, 0.25)
     steps.harness.sample(steps, samples=100, seconds=1_000)
@@ -72,6 +80,8 @@ def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_kno
     @contextmanager
     def alone() -> Iterator[Callable[[], None]]:
         opened.append("open")
+        with steps.harness.phase("backward"):
+            steps.now += 5
         yield steps
         opened.append("closed")
 
@@ -83,8 +93,7 @@ def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_kno
     steps.harness.sample(iterate, samples=100, seconds=25, alone=alone)
     # Three iterations of 10 s and more, then eleven steps in half of 25 s: 1.2, 1.4, 1.0, 1.2, 1.4, 1.0, 1.2, 1.4, 1.0, 1.0, 1.0.
     assert opened == ["open", "closed"]
-    assert len(steps.harness.times["iteration"]) == 3
-    assert len(steps.harness.times["step"]) == 14
+    assert {phase: len(samples) for phase, samples in steps.harness.times.items()} == {"iteration": 3, "step": 14}
 
 
 def test_a_step_that_is_known_is_not_run_alone(monkeypatch: pytest.MonkeyPatch):

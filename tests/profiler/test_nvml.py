@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from profiler.measuring.nvml import read_gpu, warnings
+from profiler.measuring.nvml import reading_gpu, warnings
 from profiler.record import GpuReading
 
 Process = namedtuple("Process", "pid usedGpuMemory")
@@ -19,6 +19,11 @@ QUIET = GpuReading(clock_mhz=1980, memory_clock_mhz=3201, temperature_celsius=41
 
 class NVMLError(Exception):
     """The library's own."""
+
+
+def read_gpu() -> GpuReading | None:
+    with reading_gpu() as read:
+        return read()
 
 
 def library(monkeypatch: pytest.MonkeyPatch, processes: list[Process], reasons: int = 0) -> dict[str, Any]:
@@ -67,6 +72,43 @@ def test_others_on_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):
     found = read_gpu()
     assert found is not None
     assert (found.other_processes, found.slowed_by) == (2, ("a hardware slowdown", "its power limit"))
+
+
+def test_a_process_whose_bytes_are_not_told_is_this_one_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, [Process(os.getpid(), None), Process(1, 1 << 30)])
+    found = read_gpu()
+    assert found is not None
+    assert (found.other_processes, found.process_bytes) == (1, None)
+
+
+def test_without_the_right_to_see_processes_clocks_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, [])
+
+    def refuse(_: Any) -> list[Process]:
+        raise NVMLError("no permission")
+
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetComputeRunningProcesses", refuse)
+    assert read_gpu() == replace(QUIET, temperature_celsius=None, other_processes=None, process_bytes=None)
+
+
+def test_a_library_that_speaks_of_throttling_is_understood(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, [], reasons=0x4)
+    old = sys.modules["pynvml"]
+    for name in ("nvmlDeviceGetCurrentClocks{}Reasons", "nvmlClocks{}ReasonSwPowerCap"):
+        monkeypatch.setattr(old, name.format("Throttle"), getattr(old, name.format("Event")), raising=False)
+        monkeypatch.delattr(old, name.format("Event"))
+    found = read_gpu()
+    assert found is not None
+    assert found.slowed_by == ("its power limit",)
+
+
+def test_the_library_is_started_once_for_many_readings(monkeypatch: pytest.MonkeyPatch):
+    library(monkeypatch, [])
+    started: list[int] = []
+    monkeypatch.setattr(sys.modules["pynvml"], "nvmlInit", lambda: started.append(1))
+    with reading_gpu() as read:
+        assert read() == read() == read()
+    assert started == [1]
 
 
 def test_in_a_container_the_only_process_is_this_one(monkeypatch: pytest.MonkeyPatch):
