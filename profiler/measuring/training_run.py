@@ -73,8 +73,13 @@ class TrainingRun:
 
     @property
     def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
-        """Opens the step by itself; None where it always is, and where a scaler refuses to step twice on the same gradients."""
-        return None if self._scenario.workload == "state" or self._scenario.amp == "fp16" else self._step_alone
+        """Opens the step by itself; None where it always is, and where by itself it cannot be, or is not, what it is in an iteration.
+
+        A scaler refuses to step twice on the same gradients. On CUDA a step is launched while the backward pass still runs; behind nothing,
+        the device would wait for the host.
+        """
+        asked = self._scenario
+        return None if asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda" else self._step_alone
 
     @contextmanager
     def _step_alone(self) -> Iterator[Callable[[], None]]:
