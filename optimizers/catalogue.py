@@ -66,8 +66,8 @@ _CATALOGUE: dict[str, Entry] = {
     ),
 }
 
-# How a step is run, not what it computes.
-_RUNNING = ("foreach", "fused", "compiled", "capturable", "differentiable")
+# How a step is run, which `implementation` says, not what it computes.
+_RUNNING = ("foreach", "fused", "compiled")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,11 @@ def test_a_scenario_says_every_hyper_parameter():
     assert scenario.sequence_length == 1024
 
 
+def test_an_option_that_only_cuda_takes_is_not_passed_over():
+    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["adamw:capturable=true"], device="cpu"))
+    assert (scenario.options["capturable"], scenario.options["differentiable"]) == (True, False)
+
+
 def test_how_to_train_is_asked_of_every_scenario():
     asked = {
         "amp": "bf16",
