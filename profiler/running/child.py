@@ -67,8 +67,11 @@ def main() -> None:
     for module in ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulation"):
         import_module(module)
     _answer(answers, {"ready": os.getpid()})
+    here = Path.cwd()
     while True:
         job = Job.from_line(waiting.get())
+        # The last scenario may have gone elsewhere.
+        os.chdir(here)
         _print_to(job.log)
         _answer(answers, _work(job))
 

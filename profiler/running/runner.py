@@ -100,10 +100,11 @@ class Runner:
 
         LostFileError, with the record, when the run's folder cannot be written.
         """
+        # A scenario's code may change the directory that it runs in.
         job = Job(
             scenario=scenario,
-            log=str(self.store.log_path()),
-            folder=str(self.store.folder),
+            log=str(self.store.log_path().absolute()),
+            folder=str(self.store.folder.absolute()),
             snapshots=self.snapshots,
             traces=self.traces,
             force=self.force,
@@ -182,7 +183,7 @@ class Runner:
             with suppress(OSError):
                 path.parent.rmdir()
             return None
-        return str(path.relative_to(self.store.folder))
+        return str(path.relative_to(self.store.folder.absolute()))
 
 
 def run(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any, cast
 
 from scenarios import schema
@@ -36,7 +37,7 @@ class Worker:
     def __init__(self) -> None:
         # What it prints before its first job, such as why it cannot start.
         self._early = tempfile.TemporaryFile()  # noqa: SIM115
-        path = [place for place in sys.path if isinstance(place, str)]
+        path = [str(Path(place).absolute()) for place in sys.path if isinstance(place, str)]
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", _BOOTSTRAP, repr((path, sys.argv))],
             stdin=subprocess.PIPE,

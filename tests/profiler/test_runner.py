@@ -50,6 +50,12 @@ class Counts(torch.optim.SGD):
             for parameter in group["params"]:
                 parameter.data -= group["lr"] * torch.from_numpy(parameter.grad.numpy().copy())
 
+class Wanders(torch.optim.SGD):
+    def step(self, closure=None):
+        print("in", os.getcwd())
+        os.chdir("/")
+        super().step(closure)
+
 class Asks(torch.optim.SGD):
     def step(self, closure=None):
         print([name for name in os.environ if name.endswith("ALLOC_CONF")])
@@ -149,6 +155,16 @@ def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore,
 def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run([scenario("Talks"), scenario("Fails")], RunStore.create(tmp_path / "run"), quietly)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("device", ["sim", "cpu"])
+def test_a_scenario_that_changes_the_directory_is_in_nobody_s_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str):
+    """As hydra does; the run was named by a relative path, and both scenarios find the directory as it was."""
+    monkeypatch.chdir(tmp_path)
+    store = RunStore.create(Path("run"))
+    records = run([scenario("Wanders", device=device, seed=seed) for seed in range(2)], store, quietly, snapshots=True)
+    assert [record.outcome for record in records] == ["ok", "ok"]
+    assert all(Path("run", str(record.log)).read_text().startswith(f"in {tmp_path}\n") for record in records)
 
 
 def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
