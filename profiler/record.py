@@ -73,10 +73,11 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class StateBlocks:
-    """Why what the first step left allocated on CUDA is not what the state's tensors hold.
+    """Why what making the state left allocated on CUDA is not what the state's tensors hold.
 
-    `delta` is what `memory_allocated` rose by. Of the tensors' bytes, `on_host` never reach the device; `rounding` is what the blocks of
-    the others are larger than their tensors. What is then left, `other`, is no state: workspaces, and what the step has freed.
+    `delta` is what `memory_allocated` rose by in the first step, and the blocks of state that was there before it (Adagrad's). Of the
+    tensors' bytes, `on_host` never reach the device; `rounding` is what the blocks of the others are larger than their tensors. What is
+    then left, `other`, is no state: workspaces, and what the step has freed.
     """
 
     tensors: int

@@ -123,11 +123,12 @@ def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
 def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found:
     begin_history()
     run, watch = TrainingRun(scenario, harness.phase), AllocatorWatch()
+    made_before = state_blocks(run.optimizer, 0).allocated
     with harness.handing_phases_to(watch.phase):
         for _ in range(WATCHED):
             run.iterate()
     end_history(files, files.snapshot)
-    blocks = state_blocks(run.optimizer, watch.allocated_by_step or 0)
+    blocks = state_blocks(run.optimizer, made_before + (watch.allocated_by_step or 0))
     levels = watch.levels()
     watched = Watched(samples=run.samples, tokens=run.tokens, memory=levels, state_blocks=blocks)
     peaks = {phase: counters["allocated"].peak for phase, counters in levels.items()}

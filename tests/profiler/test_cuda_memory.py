@@ -119,6 +119,22 @@ def test_memory_is_watched_in_two_steps_and_then_left_alone(device: Device, tmp_
     assert found.watched.state_blocks.delta == 1 << 20
 
 
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize(("optimizer", "delta"), [("sgd", 1 << 20), ("adagrad", 2 << 20)])
+def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes(
+    optimizer: str, delta: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Whatever the state, it is in one block of one MiB, from when there is any; the first step allocates one MiB."""
+    storage = SimpleNamespace(device=torch.device("cuda"), data_ptr=lambda: 4096, nbytes=lambda: 1 << 20)
+    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda made: [storage] if made.state else [])
+    blocks = [{"size": 1 << 20, "state": "active_allocated"}]
+    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}])
+    found = measure(replace(SCENARIO, optimizer=optimizer)).watched
+    assert found is not None
+    assert found.state_blocks is not None
+    assert (found.state_blocks.delta, found.state_blocks.allocated) == (delta, 1 << 20)
+
+
 def test_times_are_those_between_events_on_the_stream(device: Device):
     assert device.steps == 0
     found = measure(SCENARIO)
