@@ -24,22 +24,24 @@ def render_forecasts(forecasts: "Sequence[Forecast]", output: Console | TextIO) 
     varied = _varied([each.scenario for each in forecasts])
     for name in ("model", "optimizer", "device", *varied):
         table.add_column(name, overflow="fold")
-    for name in ("reserved GiB", "at most s"):
+    for name in ("reserved GiB", "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in forecasts:
         scenario = each.scenario
         reserved = NOTHING if each.peak_bytes is None else gib_text(each.peak_bytes)
         values = (str(getattr(scenario, name)) for name in varied)
         texts = (scenario.model, shortened(_optimizer(each), 32), DEVICES[scenario.device], *values)
-        table.add_row(*map(Text, texts), reserved, f"{each.most_seconds:.1f}")
+        table.add_row(*map(Text, texts), reserved, "unknown" if each.seconds is None else f"{each.seconds:.1f}")
     console.print(table)
     for each in forecasts:
         if each.record.outcome != "ok":
             console.print(Text(f"{each.record.outcome}: {_optimizer(each)} on {each.scenario.model}: {each.record.error}", style="red"))
     console.print()
-    total = sum(each.most_seconds for each in forecasts)
-    console.print(Text(f"{len(forecasts)} scenarios, {total:.0f} s at most", style="dim"))
-    console.print(Text("memory simulated for CUDA; times are those of these simulations and the harness's limits", style="dim"))
+    known = [each.seconds for each in forecasts if each.seconds is not None]
+    courses = f", and courses: {len(forecasts) - len(known)}" if len(known) < len(forecasts) else ""
+    console.print(Text(f"{len(forecasts)} scenarios, {sum(known):.0f} s{courses}", style="dim"))
+    console.print(Text("memory simulated for CUDA; times are those of these simulations and the harness's limits;", style="dim"))
+    console.print(Text("loading, watched iterations, traces and what is under way at a limit come on top", style="dim"))
 
 
 def _varied(scenarios: "Sequence[Scenario]") -> list[str]:

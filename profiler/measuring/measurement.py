@@ -20,7 +20,7 @@ from ..tracing.kernel_trace import trace_step
 from .course import measure_course
 from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
 from .files import Files
-from .harness import WATCHED, Harness, require_cuda
+from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
 from .malloc import keep_freed_memory
 from .slice_timing import measure_slices
@@ -72,8 +72,17 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
 
 
 def to_simulate(scenario: Scenario) -> Scenario:
-    """The simulated scenario that tells what a measured one needs: its tensors, on a device that never runs out."""
-    return replace(scenario, device="sim", gpu=None, alloc_conf="", steps=2)
+    """The simulated scenario that tells what a measured one needs, on a device that never runs out."""
+    return replace(scenario, device="sim", gpu=None, steps=2)
+
+
+def most_seconds(scenario: Scenario) -> float | None:
+    """The harness's limits on warm-up and samples, one after another; None for a course, which ends with its micro-batches.
+
+    On top come loading, the watched iterations, a trace, and what is under way when a limit is reached.
+    """
+    # Slices warm up one after the other, two at most, and share the seconds for samples: that is less.
+    return None if scenario.accumulate is not None else WARM_UP_LIMIT + TIME_LIMIT * (1 + ALONE)
 
 
 def _simulated(scenario: Scenario) -> Record | None:

@@ -54,12 +54,12 @@ class Forecast:
         return self.record.memory.peak_reserved if self.record.memory else None
 
     @property
-    def most_seconds(self) -> float:
-        """The time that running it takes: what its simulation took now and, where it is measured, what the harness allows for its times."""
-        from ..measuring.harness import WARM_UP_LIMIT
-        from ..measuring.measurement import TIME_LIMIT
+    def seconds(self) -> float | None:
+        """The time that running it takes: what its simulation took now and, where it is measured, `most_seconds`; None for a course."""
+        from ..measuring.measurement import most_seconds
 
-        return self.simulation_seconds + (0.0 if self.scenario.device == "sim" else WARM_UP_LIMIT + TIME_LIMIT)
+        measuring = 0.0 if self.scenario.device == "sim" else most_seconds(self.scenario)
+        return None if measuring is None else self.simulation_seconds + measuring
 
 
 def forecast(
