@@ -87,8 +87,8 @@ def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
         if reason:
             raise ValueError(f"{reason}; ask for fp32, or for another GPU")
         if comparison.config or comparison.lora_rank or comparison.checkpointing or comparison.attention != "sdpa":
-            # What a model does not take is found out by making it, without its weights.
-            build(scenario, "meta")
+            # What a model does not take is found out by making it, without its weights; its batch holds data, however large it is.
+            build(replace(scenario, batch_size=1), "meta")
 
 
 def plan_fits(comparison: Comparison, gpus: Sequence[str]) -> list[Scenario]:

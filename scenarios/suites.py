@@ -36,6 +36,8 @@ _FIELDS: dict[str, Any] = {
     **{name: get_type_hints(Scenario)[name] for name in _LAST},
     "device": Literal["auto", *get_args(Device)],
 }
+# In a configuration from a file: a layer, and so an item of a list such as ResNet's depths, is a module to be made before anything runs.
+MOST_LAYERS, MOST_ITEMS, MOST_WHOLE = 1 << 10, 1 << 6, 1 << 20
 # In a configuration from a file a text is a plain word: no path, no address, no name of something to be fetched.
 _WORD = re.compile(r"[A-Za-z0-9_.+-]*")
 
@@ -141,7 +143,13 @@ def _check_config(config: Mapping[str, Any], where: str) -> None:
     for key, value in config.items():
         if not key.isidentifier() or key.startswith("_") or "implementation" in key:
             raise ValueError(f"{where} from a file cannot set {key[:40]!r}")
-        for each in value if isinstance(value, list) else [value]:
+        values = value if isinstance(value, list) else [value]
+        if len(values) > MOST_ITEMS:
+            raise ValueError(f"{where}.{key[:40]} from a file has at most {MOST_ITEMS} items, got {len(values)}")
+        most = MOST_LAYERS if "layer" in key or "depth" in key else MOST_WHOLE
+        for each in values:
+            if isinstance(each, int) and each > most:
+                raise ValueError(f"{where}.{key[:40]} from a file is at most {most}, got {each}")
             if not isinstance(each, bool | int | float | str) or (isinstance(each, str) and not _WORD.fullmatch(each)):
                 raise ValueError(f"{where}.{key[:40]} from a file is a number, true, false, a plain word or a list of them")
 

@@ -2,11 +2,14 @@
 
 from io import StringIO
 
+import pytest
+
 from profiler.measuring.measurement import to_simulate
 from profiler.record import Record
-from profiler.running.sweep import forecast
+from profiler.running.sweep import forecast, sweep
 from reports.forecasts import render_forecasts
 from scenarios import Scenario
+from scenarios.suites import read
 
 
 def simulate(scenario: Scenario) -> Record:
@@ -28,3 +31,25 @@ def test_a_forecast_adds_the_limits_of_what_is_measured_and_knows_no_end_of_a_co
 def test_what_is_simulated_of_a_measured_scenario_has_its_allocator():
     asked = Scenario(model="tiny", device="cuda", gpu="a100-80", alloc_conf="expandable_segments:True", steps=100)
     assert to_simulate(asked) == Scenario(model="tiny", alloc_conf="expandable_segments:True")
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "told"),
+    [
+        ("gpt2", "{n_layer = 1000000000}", "config.n_layer from a file is at most 1024, got 1000000000"),
+        ("llama2-7b", "{num_hidden_layers = 1025}", "config.num_hidden_layers from a file is at most 1024, got 1025"),
+        ("resnet18", "{depths = [2, 2, 2, 5000]}", "config.depths from a file is at most 1024, got 5000"),
+        ("gpt2", "{num_labels = 1000000000}", "config.num_labels from a file is at most 1048576, got 1000000000"),
+        ("resnet18", f"{{depths = {[1] * 65}}}", "config.depths from a file has at most 64 items, got 65"),
+    ],
+)
+def test_a_file_cannot_have_a_model_built_without_end(model: str, config: str, told: str):
+    text = f'[[scenarios]]\nmodel = "{model}"\ndevice = "sim"\nconfig = {config}'
+    with pytest.raises(ValueError, match=told):
+        sweep(read("mine", text.encode()), ())
+
+
+def test_a_file_s_batch_is_not_made_to_check_its_configuration():
+    text = '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 1000000000000\nconfig = {n_layer = 2}'
+    (found,) = sweep(read("mine", text.encode()), ())
+    assert found.batch_size == 10**12
