@@ -283,6 +283,7 @@ def report(
 ) -> None:
     """Draw the report of a run again, from its records alone."""
     with _one_line_errors():
+        from profiler.store import RunStore
         from reports import run_markdown, write_figure, write_report
 
         if markdown:
@@ -291,6 +292,8 @@ def report(
             print(*write_figure(_run(run), figure, style=style), sep="\n")
         else:
             print(write_report(_run(run), tensorboard=tensorboard, style=style))
+        if torn := RunStore(_run(run)).torn_line():
+            print(f"the last line was torn: its {len(torn)} bytes are left out; --resume sets them aside", file=sys.stderr)
 
 
 @app.command()
@@ -465,6 +468,14 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         print(f"optprof: {_one_line(error)}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    except ModuleNotFoundError as error:
+        from profiler.doctor import installed_by
+
+        module = (error.name or "").partition(".")[0]
+        if (advice := installed_by(module)) is None:
+            raise
+        print(f"optprof: {module} is not installed; {advice}", file=sys.stderr)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         print("optprof: interrupted", file=sys.stderr)

@@ -24,6 +24,10 @@ _PACKAGES = (
     ("psutil", "psutil", "what is free on this machine", "pip install psutil"),
     ("jinja2", "jinja2", "the page of a report", "pip install jinja2"),
     ("matplotlib", "matplotlib", "the figures of a report", "pip install matplotlib"),
+    ("plotly", "plotly", "the graphs of a report", "pip install plotly"),
+    ("nvidia-ml-py", "pynvml", "the GPU's clock, temperature and other processes", 'pip install "optprof[gpu]"'),
+    ("tensorboard", "tensorboard", "--tensorboard", 'pip install "optprof[tensorboard]"'),
+    ("torch-tb-profiler", "torch_tb_profiler", "the traces of --trace in TensorBoard", "pip install torch-tb-profiler"),
     ("peft", "peft", "--lora", 'pip install "optprof[lora]"'),
     ("pytorch-optimizer", "pytorch_optimizer", "more optimizers", 'pip install "optprof[zoo]"'),
 )
@@ -43,6 +47,11 @@ class Finding:
 def diagnose() -> list[Finding]:
     """All findings, section by section; nothing is measured, and what is broken is a finding too."""
     return [*_installed(), *_devices(), *_abilities()]
+
+
+def installed_by(module: str) -> str | None:
+    """What installs the package that is imported as `module`; None where optprof does not ask for it."""
+    return next((advice for _, imported, _, advice in _PACKAGES if imported == module), None)
 
 
 def _installed() -> Iterator[Finding]:
@@ -90,6 +99,19 @@ def _gpus() -> Iterator[Finding]:
             kinds = "bf16" if found.major >= 8 else "no bf16"
             text = f"{found.name}, {found.total_memory / 2**30:.2f} GiB, compute capability {found.major}.{found.minor}, {kinds}"
             yield Finding(section="devices", name=f"cuda:{number}", found=text)
+            yield _nvml(number)
+
+
+def _nvml(number: int) -> Finding:
+    """Whether the management library tells of this GPU."""
+    with importlib.import_module("torch").cuda.device(number), importlib.import_module("profiler.measuring.nvml").reading_gpu() as read:
+        reading = read()
+    if reading is None:
+        advice = "" if _there("pynvml") else 'pip install "optprof[gpu]"'
+        return Finding(section="devices", name="NVML", found=f"does not tell of cuda:{number}", good=False, advice=advice)
+    return Finding(
+        section="devices", name="NVML", found=f"tells of cuda:{number}: {reading.clock_mhz} MHz, {reading.temperature_celsius} °C"
+    )
 
 
 def _abilities() -> Iterator[Finding]:
@@ -98,8 +120,8 @@ def _abilities() -> Iterator[Finding]:
     needs = "" if torch else "pip install torch"
     yield Finding(section="here", name="simulate", found=f"CUDA's memory, {models}" if torch else "nothing", good=torch, advice=needs)
     yield Finding(section="here", name="measure", found=_measurable() if torch else "nothing", good=torch, advice=needs)
-    missing = [name for name in ("jinja2", "matplotlib") if not _there(name)]
-    found = f"measure with --no-report: {' and '.join(missing)} missing" if missing else "pages and figures"
+    missing = [name for name in ("jinja2", "matplotlib", "plotly") if not _there(name)]
+    found = f"measure with --no-report: {', '.join(missing)} missing" if missing else "pages and figures"
     yield Finding(
         section="here", name="report", found=found, good=not missing, advice=f"pip install {' '.join(missing)}" if missing else ""
     )

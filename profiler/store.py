@@ -178,6 +178,10 @@ class RunStore:
                 raise ValueError(f"{self.records_path}, line {number}: {error}") from error
         return records
 
+    def torn_line(self) -> bytes:
+        """What stands behind the last whole line, as `read` finds it, without reading the records."""
+        return self.records_path.read_bytes().rpartition(b"\n")[2]
+
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         with self.records_path.open("rb") as lines:
             for number in range(1, MOST_RECORDS + 1):

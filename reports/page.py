@@ -128,6 +128,6 @@ def packed_plotly() -> str:
     """plotly's script, from its package: gzip in base64, which browsers unpack, and a page is 3 MB smaller."""
     package = find_spec("plotly")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("the page's graphs need the package plotly; pip install plotly")
+        raise ModuleNotFoundError("the page's graphs need the package plotly; pip install plotly", name="plotly")
     script = Path(package.origin).parent / "package_data" / "plotly.min.js"
     return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()

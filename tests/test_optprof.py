@@ -160,6 +160,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     (tmp_path / "quick").touch()
     with (tmp_path / "runs/tiny.build/records.jsonl").open("a") as lines:
         lines.write('{"schema": 1, "scen')
+    told = optprof(tmp_path, "report", "tiny.build", "--markdown")
+    assert (told.returncode, told.stderr) == (0, "the last line was torn: its 19 bytes are left out; --resume sets them aside\n")
     done = optprof(tmp_path, *going_on.split()[1:], "--json")
     assert done.returncode == 0, done.stderr
     assert "the last line was torn: its 19 bytes are set aside in runs/tiny.build/records.torn" in done.stderr
@@ -184,17 +186,24 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_pat
 
 
 def test_measuring_wants_nothing_that_draws(tmp_path: Path):
-    """A GPU box has torch, transformers, typer, rich and psutil; whatever else is installed here cannot be imported there."""
+    """A GPU box has torch, transformers, typer, rich and psutil; whatever else is installed here cannot be imported there.
+
+    numpy comes with transformers, which loads it.
+    """
     (tmp_path / "site").mkdir()
-    blocked = "jinja2 matplotlib pandas plotly peft pytorch_optimizer scipy sklearn tensorboard"
+    blocked = "jinja2 matplotlib pandas plotly peft pynvml pytorch_optimizer scipy sklearn tensorboard torch_tb_profiler"
     (tmp_path / "site" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()}))\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
     done = subprocess.run(
-        [sys.executable, "-m", "optprof", "profile", "gpt2", "-T", "8", "-o", "adamw,sm3", "-d", "sim", "--no-report"],
+        [sys.executable, "-m", "optprof", "profile", "tiny", "-T", "8", "-o", "adamw,sm3", "-d", "auto", "--no-report", "--trace"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert optprof(tmp_path, "report", "gpt2").returncode == 0
+    lacking = subprocess.run(
+        [sys.executable, "-m", "optprof", "report", "tiny"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (lacking.returncode, lacking.stderr) == (2, "optprof: matplotlib is not installed; pip install matplotlib\n")
+    assert optprof(tmp_path, "report", "tiny").returncode == 0
 
 
 def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
@@ -206,6 +215,9 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
         pytest.skip("optprof is not installed beside this interpreter; make test installs it")
     done = subprocess.run([console_script, "list", "optimizers"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    command = ["profile", "tiny", "-T", "8", "-o", "sgd", "-d", "cpu", "--no-report"]
+    done = subprocess.run([console_script, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(tmp_path: Path):
@@ -270,6 +282,48 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
         assert (done.returncode, done.stderr) == (2, f"optprof: {disk / 'run'}: Read-only file system; name another folder with --out\n")
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_full_is_one_line_and_what_is_recorded_stays(tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    command = ["profile", "tiny", "-o", "sgd,adamw,sm3,lamb16", "-d", "sim", "--no-report", "--out", str(disk / "run")]
+    try:
+        # Room for a record or two, but not for four and their timelines.
+        (disk / "others").write_bytes(bytes((1 << 20) - 6 * 4096))
+        done = optprof(tmp_path, *command)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1].endswith(": No space left on device; make room, and go on with --resume")
+        kept = (disk / "run" / "records.jsonl").read_bytes()
+        assert kept == b"" or kept.endswith(b"\n")
+        (disk / "others").unlink()
+        done = optprof(tmp_path, *command, "--resume", "--json")
+        assert done.returncode == 0, done.stderr
+        assert [record["outcome"] for record in json.loads(done.stdout)["records"]] == ["ok"] * 8
+        assert (disk / "run" / "records.jsonl").read_bytes().startswith(kept)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on(tmp_path: Path):
+    (tmp_path / "tiny.py").write_text(TINY)
+    command = ["profile", "tiny:build", "-o", "sgd,tiny:Slow", "-d", "sim", "--no-report", "--out", "run"]
+    first = subprocess.Popen([sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 120
+    while not (tmp_path / "stepping").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    for more, told in (([], "run already holds a run"), (["--resume"], "another process is writing the run in run; wait for it")):
+        second = optprof(tmp_path, *command, *more)
+        assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+        assert second.stderr.startswith(f"optprof: {told}")
+    first.send_signal(signal.SIGINT)
+    first.communicate(timeout=60)
+    assert first.returncode == 130
+    (record,) = (tmp_path / "run" / "records.jsonl").read_text().splitlines()
+    assert json.loads(record)["outcome"] == "ok"
 
 
 def test_names_are_listed_with_what_they_mean(tmp_path: Path):

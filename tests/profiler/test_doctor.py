@@ -1,0 +1,38 @@
+"""What the doctor says of GPUs, with GPUs of the test's own."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from profiler.doctor import diagnose
+from profiler.record import GpuReading
+
+READING = GpuReading(
+    clock_mhz=1980, memory_clock_mhz=None, temperature_celsius=41, slowed_by=(), other_processes=0, process_bytes=None
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("read", "found", "good"),
+    [(lambda: READING, "tells of cuda:0: 1980 MHz, 41 °C", True), (lambda: None, "does not tell of cuda:0", False)],
+)
+def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
+    read: Callable[[], GpuReading | None], found: str, good: bool, monkeypatch: pytest.MonkeyPatch
+):
+    properties = SimpleNamespace(name="H200", major=9, minor=0, total_memory=140 << 30)
+    fakes = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_properties": lambda _: properties,
+        "device": lambda _: nullcontext(),
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr("profiler.measuring.nvml.reading_gpu", lambda: nullcontext(read))
+    gpu, nvml = (finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU")
+    assert gpu.found.startswith("H200, 140.00 GiB")
+    assert (nvml.found, nvml.good) == (found, good)
