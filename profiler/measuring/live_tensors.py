@@ -47,13 +47,14 @@ class LiveTensors:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Watch what runs inside."""
-        forget_peak()
+        told = forget_peak()
         with self._recorder.phase(cast(Phase, name), "activation" if name == "forward" else "temporary"):
             yield
         self._name_gradients()
-        end = resident_bytes()
-        before = self._resident.get(name)
-        self._resident[name] = Level(end=end, peak=max(end, peak_bytes() or 0, before.peak if before else 0))
+        end, before = resident_bytes(), self._resident.get(name)
+        # A peak that could not be forgotten is that of the process, not of the phase.
+        peak = max(end, (peak_bytes() or 0) if told else 0, before.peak if before else 0)
+        self._resident[name] = Level(end=end, peak=peak)
 
     def name_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell which tensors are the optimizer's state."""

@@ -88,6 +88,14 @@ def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable
     assert found.optimizer_state == 2 * 4 * (8 * 8 + 8) + 2 * 4
 
 
+def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("profiler.measuring.live_tensors.forget_peak", lambda: False)
+    monkeypatch.setattr("profiler.measuring.live_tensors.peak_bytes", lambda: 1 << 60)
+    found = measure(Scenario(**{**TINY, "workload": "state"})).watched
+    assert found is not None
+    assert found.memory["step"]["resident"].peak < 1 << 60
+
+
 def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 2 * 3 * 11_689_512 * 4 + 1000)
     found = measure(Scenario(**TINY))
