@@ -2,7 +2,8 @@
 
     python tests/bench/runs.py [--device cpu]
 
-Prints the outcomes, the records on disk, and the resident set after 20 scenarios and at the end.
+The kill comes at a random moment of the work. Prints the outcomes, the records on disk, and the resident set after 20 scenarios and at the
+end.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from threading import Timer
 from typing import Any, cast
 
 import psutil
@@ -34,6 +36,8 @@ class Tiny(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(8, 8)
     def forward(self, x):
+        # Long enough to be killed in.
+        time.sleep(0.1)
         return self.layer(x).square().mean()
 def build():
     return Tiny(), {"x": torch.ones(2, 8)}
@@ -41,11 +45,11 @@ def build():
 
 
 class Struck(Worker):
-    """A child that is sent SIGKILL just after it has been given a job that is marked."""
+    """A child that is sent SIGKILL some time after it has been given a job that is marked, and before it has ended that."""
 
     def _line(self, end: float | None) -> bytes:
         if self.marked:
-            os.kill(self.pid, signal.SIGKILL)
+            Timer(moments.uniform(0, 0.1), os.kill, (self.pid, signal.SIGKILL)).start()
         return super()._line(end)
 
     marked = False
@@ -56,6 +60,7 @@ class Struck(Worker):
         return super().ask(job, timeout)
 
 
+moments = random.Random(0)
 doomed = {random.Random(ten).randrange(10) + 10 * ten for ten in range(COUNT // 10)}
 
 

@@ -135,6 +135,17 @@ def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes
     assert (found.state_blocks.delta, found.state_blocks.allocated) == (delta, 1 << 20)
 
 
+def test_whole_steps_have_peaks_by_phase(device: Device):
+    found = measure(replace(SCENARIO, workload="train"))
+    assert found.memory is not None
+    # In the second iteration, which has the higher peaks, one step is behind it and its own is in the phases from "step" on.
+    peaks = {"forward": 2, "backward": 2, "step": 3, "zero_grad": 3}
+    assert (found.memory.peak_by_phase, found.memory.peak_phase) == ({phase: peak << 20 for phase, peak in peaks.items()}, "step")
+    assert found.times is not None
+    assert set(found.times) == {*peaks, "iteration"}
+    assert device.calls.count("reset") == 2 * len(peaks)
+
+
 def test_times_are_those_between_events_on_the_stream(device: Device):
     assert device.steps == 0
     found = measure(SCENARIO)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -80,6 +81,10 @@ class Dies(torch.optim.SGD):
     def step(self, closure=None):
         print("last \\x1b[31mwords")
         os.kill(os.getpid(), signal.SIGSEGV)
+
+class Killed(torch.optim.SGD):
+    def step(self, closure=None):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 class Quits(torch.optim.SGD):
     def step(self, closure=None):
@@ -223,6 +228,14 @@ def test_each_measurement_has_a_process_of_its_own_and_a_killed_one_is_one_recor
     assert len(set(seen)) == 3
     assert records[0].times is not None
     assert not psutil.Process().children()
+
+
+def test_a_child_that_the_kernel_has_killed_for_its_memory_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The kill is real; the kernel's count of its kills, which grows with it, is the test's."""
+    monkeypatch.setattr("profiler.running.runner.kernel_kills", count().__next__)
+    (record,) = run([scenario("Killed")], RunStore.create(tmp_path / "run"), quietly)
+    assert record.outcome == "out-of-memory"
+    assert str(record.error).startswith("the kernel ended the process")
 
 
 def test_a_killed_simulator_costs_a_measurement_nothing(tmp_path: Path):
