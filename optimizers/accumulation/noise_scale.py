@@ -24,8 +24,8 @@ class GradientNoiseScale(Accumulation):
     tr(Sigma) / |G|^2, the simple noise scale of https://arxiv.org/abs/1812.06162, from the norms of the micro-batches and of their mean.
     One window tells little of either part, so both are averaged over steps, as that paper does, the past with weight `decay`; statistics
     have the ratio as `noise_scale`.
-    The norms of micro-batches are taken by hooks as their gradients arrive, under DDP on every rank; with `buffered=True` without hooks,
-    which sharded parameters need. `close()` removes the hooks; they also go with the wrapper.
+    The norms of micro-batches are taken by hooks as their gradients arrive, in one backward pass for each `step`, under DDP on every rank;
+    with `buffered=True` without hooks, which sharded parameters need. `close()` removes the hooks; they also go with the wrapper.
     """
 
     target_name = "noise_tolerance"
@@ -52,34 +52,52 @@ class GradientNoiseScale(Accumulation):
         # Averages over steps of tr(Sigma) and |G|^2, None before the first.
         self._noise: float | None = None
         self._signal: float | None = None
+        self._set_hooks()
+
+    def _set_hooks(self) -> None:
+        self._fresh_norms = FreshNorms()
+        weakref.finalize(self, self._fresh_norms.close)
         self._watch()
 
     def _watch(self) -> None:
+        """Hook the parameters that are trained and have no hook yet."""
         if self.buffered:
             return
         if self.distributed_mode == "sharded" or any(map(is_sharded, self._params())):
             raise ValueError("GradientNoiseScale sees no micro-batch's own gradient of sharded parameters; pass buffered=True")
-        self._fresh_norms = FreshNorms()
         self._fresh_norms.watch(self._params())
-        weakref.finalize(self, self._fresh_norms.close)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the optimizer inside, and hooks to its parameters."""
+        super().add_param_group(param_group)
+        self._watch()
 
     def close(self) -> None:
         """Remove the hooks from the parameters; the wrapper is of no further use."""
-        if not self.buffered:
-            self._fresh_norms.close()
+        self._fresh_norms.close()
 
     def see_gradients(self) -> None:
         """Take the norms of what lies in .grad as a micro-batch's own, as the hooks do, where no backward pass has called them."""
         for param in self._params():
             if param.grad is not None and not self.buffered:
-                self._fresh_norms.see(param.grad)
+                self._fresh_norms.see(id(param), param.grad)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As `Accumulation.zero_grad`; the norms of gradients that it clears are forgotten."""
+        super().zero_grad(set_to_none)
+        if not self.num_draws:
+            self._fresh_norms.take()
+
+    def _begin_window(self, params: Sequence[Tensor]) -> None:
+        super()._begin_window(params)
+        self._fresh_norms.take()
 
     def _observe(self) -> Tensor | None:
         if self.buffered:
             return None
         norm = self._fresh_norms.take()
         # Some may have been frozen until now.
-        self._fresh_norms.watch(self._params())
+        self._watch()
         if norm is None:
             raise RuntimeError("no gradient of this micro-batch came from backward(); pass buffered=True where they are set by hand")
         return norm
@@ -120,4 +138,4 @@ class GradientNoiseScale(Accumulation):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a pickle or a copy, with hooks on its own parameters."""
         super().__setstate__(state)
-        self._watch()
+        self._set_hooks()

@@ -4,6 +4,7 @@
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,28 +55,34 @@ class FreshNorms:
     """The norm of each micro-batch's own gradient, taken by hooks before autograd adds it to the sum in `.grad`.
 
     A parameter counts from the first micro-batch that begins after it was watched. Under DDP a hook sees this rank's gradient, before it is
-    averaged. Gradients that do not come through autograd's accumulation, as those of FSDP2's shards, are not seen.
+    averaged. Gradients that do not come through autograd's accumulation, as those of FSDP2's shards, are not seen. One backward pass makes
+    a micro-batch: of the sum of two only a sum would know the norm.
     """
 
     def __init__(self) -> None:
         self._hooks: dict[int, RemovableHandle] = {}
-        self._norms: list[Tensor] = []
+        self._norms: dict[int, Tensor] = {}
 
     def watch(self, params: Iterable[Tensor]) -> None:
         """Hook every parameter that is trained and has no hook yet."""
         for param in params:
             if param.requires_grad and id(param) not in self._hooks:
-                self._hooks[id(param)] = param.register_hook(self.see)
+                self._hooks[id(param)] = param.register_hook(partial(self.see, id(param)))
 
-    def see(self, gradient: Tensor) -> None:
-        """Take the norm of a gradient as one of this micro-batch's."""
+    def see(self, key: int, gradient: Tensor) -> None:
+        """Take the norm of a gradient as this micro-batch's own of the parameter with this id; RuntimeError where it has one."""
+        if key in self._norms:
+            raise RuntimeError(
+                "a second backward pass before step(); take one for each step, clear what is not to count by the wrapper's zero_grad(), "
+                "or pass buffered=True"
+            )
         with torch.no_grad():
-            self._norms.append(total_norm([gradient]))
+            self._norms[key] = total_norm([gradient])
 
     def take(self) -> Tensor | None:
         """The norm over all gradients seen since this was last asked; None where there was none."""
-        norms, self._norms = self._norms, []
-        return total_norm(norms) if norms else None
+        norms, self._norms = self._norms, {}
+        return total_norm(norms.values()) if norms else None
 
     def close(self) -> None:
         """Remove every hook."""

@@ -351,6 +351,41 @@ def test_g8_a_gradient_set_by_hand_is_not_taken_for_a_micro_batch() -> None:
         GradientNoiseScale(sgd).step()
 
 
+def test_norms_go_with_the_gradients_that_are_cleared() -> None:
+    param, sgd = plain(1)
+    wrapper = GradientNoiseScale(sgd, tolerance=1e-9)
+    (9 * param).sum().backward()
+    wrapper.zero_grad()
+    draw(wrapper, param, (2,))
+    assert wrapper.history == [2.0]
+    (9 * param).sum().backward()
+    wrapper.load_state_dict(sgd.state_dict())
+    draw(wrapper, param, (3,))
+    assert wrapper.history == [3.0]
+
+
+def test_two_backward_passes_are_not_taken_for_one_micro_batch() -> None:
+    param, sgd = plain(1)
+    wrapper, buffered = GradientNoiseScale(sgd), GradientNoiseScale(SGD([param], lr=1.0), buffered=True)
+    param.sum().backward()
+    with pytest.raises(RuntimeError, match="a second backward pass before step"):
+        param.sum().backward()
+    wrapper.close()
+    param.grad = None
+    for _ in range(2):
+        param.sum().backward()
+    buffered.step()
+    assert buffered.history == [2.0]
+
+
+def test_a_group_that_is_added_is_watched_at_once() -> None:
+    frozen, late = Parameter(torch.ones(1), requires_grad=False), Parameter(torch.zeros(1))
+    wrapper = GradientNoiseScale(SGD([frozen], lr=1.0), tolerance=1e-9)
+    wrapper.add_param_group({"params": [late]})
+    draw(wrapper, late, (2,))
+    assert wrapper.history == [2.0]
+
+
 def test_g10_any_optimizer_is_wrapped_and_the_learning_rate_is_its_own() -> None:
     param = Parameter(torch.zeros(2))
     wrapper = GradientNormThreshold(Rprop([param], lr=0.5), 5.0)
