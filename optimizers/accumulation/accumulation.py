@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
+from ..sharded import is_sharded
 from . import ranks
 from .around import Around
 from .norms import total_norm
@@ -42,7 +43,8 @@ class Accumulation(Around):
     After `max_draws` draws there is a step whatever the rule says. Each draw reads the gradients once and waits once for the device, twice
     where a buffered rule asks for the norm of the sum.
     With torch.distributed initialised every rank must call `step`, and all decide alike. DDP's averaged gradients and FSDP2's DTensors are
-    understood as they are; `distributed_mode="sharded"` says that plain tensors are shards of whole ones (FSDP1, ZeRO).
+    understood as they are; `distributed_mode="sharded"` says that plain tensors are shards of whole ones (FSDP1, ZeRO). A rank without
+    gradients of its own calls `step` like the others.
     A GradScaler unscales once, at the step. Not supported: CUDA graphs and torch.compile of `step`, which decides on the host, and LBFGS,
     which asks for many gradients in one step.
     """
@@ -102,7 +104,7 @@ class Accumulation(Around):
     def step(self, closure: Callable[[], Any] | None = None) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Draw the micro-batch whose gradients are there, and step the optimizer inside if their mean is now good enough; whether it did.
 
-        `closure` is called once, with gradients enabled; what it returned is then in `loss`. Without gradients nothing is drawn.
+        `closure` is called once, with gradients enabled; what it returned is then in `loss`. Where no rank has gradients nothing is drawn.
         Raises RuntimeError where something else has cleared, replaced or unscaled the sum.
         """
         if closure is not None:
@@ -112,11 +114,13 @@ class Accumulation(Around):
         # A scheduler of the optimizer inside would warn that it steps before its optimizer.
         self.optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
         params = self._params()
-        if not fresh(params):
+        if not fresh(params) and ranks.count() == 1:
             return False
         if isinstance(self._sum, SumInGradients) and self.num_draws:
             self._sum.require_kept(params)
         norm, observed, scale = self._read(params)
+        if norm is None:
+            return False
         self.num_batches += 1
         if not math.isfinite(norm):
             self._drop(params)
@@ -156,14 +160,24 @@ class Accumulation(Around):
         return self._weight * self._scale
 
     def _total_norm(self, tensors: list[Tensor]) -> Tensor:
-        norm = total_norm(tensors)
-        return ranks.norm_over_shards(norm) if self.distributed_mode == "sharded" else norm
+        if self.distributed_mode == "replicated":
+            return self._norm_here(tensors)
+        # The norm of a DTensor is that of the whole already.
+        plain = self._norm_here([tensor for tensor in tensors if not is_sharded(tensor)])
+        return total_norm([ranks.norm_over_shards(plain), *filter(is_sharded, tensors)])
 
-    def _read(self, params: Sequence[Tensor]) -> tuple[float, Sequence[float], float]:
-        """A norm of the gradients, infinite unless every rank's is finite; what each rank observed; the scale of the loss."""
+    def _norm_here(self, tensors: list[Tensor]) -> Tensor:
+        return total_norm(tensors) if tensors else torch.zeros((), device=self._params()[0].device)
+
+    def _read(self, params: Sequence[Tensor]) -> tuple[float | None, Sequence[float], float]:
+        """A norm of the gradients, infinite unless all ranks' are finite, None where none has any; what each observed; the loss's scale."""
         scale, observed = self._loss_scale(), self._observe()
-        norm_or_observed = observed if self._observes_gradient else self._total_norm(fresh(params))
-        norms, *others = ranks.on_host([number for number in (norm_or_observed, scale, observed) if number is not None])
+        norm = observed if observed is not None and self._observes_gradient else self._total_norm(fresh(params))
+        # Alone, a rank without gradients has left before.
+        has_any = torch.full_like(norm, bool(fresh(params))) if ranks.count() > 1 else None
+        norms, *others = ranks.on_host([number for number in (norm, has_any, scale, observed) if number is not None])
+        if has_any is not None and not any(others.pop(0)):
+            return None, (), 1.0
         return _agreed(norms), others[-1] if observed is not None else (), others[0][0] if scale is not None else 1.0
 
     def _loss_scale(self) -> Tensor | None:

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
@@ -13,6 +14,7 @@ from . import rules
 from .accumulation import Accumulation, DistributedMode
 from .norms import FreshNorms
 from .statistics import Aggregate
+from .sums import fresh
 
 Estimator = Literal["norms", "mccandlish"]
 
@@ -98,6 +100,9 @@ class GradientNoiseScale(Accumulation):
         norm = self._fresh_norms.take()
         # Some may have been frozen until now.
         self._watch()
+        if norm is None and not fresh(self._params()):
+            # Other ranks have some.
+            return torch.zeros((), device=self._params()[0].device)
         if norm is None:
             raise RuntimeError("no gradient of this micro-batch came from backward(); pass buffered=True where they are set by hand")
         return norm

@@ -84,10 +84,12 @@ def check_replicated_and_sharded() -> None:
     for buffered in (False, True):
         for views in (False, True):
             check_like_one_process(DistributedDataParallel(model_of(), gradient_as_bucket_view=views), alone, buffered=buffered)
-        sharded = model_of()
-        fully_shard(sharded.get_submodule("0"))
-        fully_shard(sharded)
-        check_like_one_process(sharded, alone, buffered=buffered)
+        for mode in ("replicated", "sharded"):
+            # Either way: a DTensor's norm is that of the whole.
+            sharded = model_of()
+            fully_shard(sharded.get_submodule("0"))
+            fully_shard(sharded)
+            check_like_one_process(sharded, alone, buffered=buffered, distributed_mode=mode)
 
 
 def check_plain_shards() -> None:
@@ -129,6 +131,24 @@ def check_a_bad_rank() -> None:
     wrapper._warned.add("a micro-batch's gradient is not finite; it was dropped, and num_dropped counts what was")
     assert [draw(wrapper, param, float("nan") if bad and index == 1 else 1.0) for index in range(4)] == [False, False, False, True]
     assert (wrapper.num_dropped, float(param)) == (2, pytest.approx(-1e-3))
+
+
+def check_a_rank_without_gradients() -> None:
+    """It waits for nobody and nobody for it, whatever the rule; where no rank has any nothing is drawn."""
+    for make in (
+        lambda sgd: GradientNormThreshold(sgd, 1e-9),
+        lambda sgd: GradientNormThreshold(sgd, 1e-9, distributed_mode="sharded"),
+        lambda sgd: GradientNormThreshold(sgd, 1e-9, buffered=True),
+        lambda sgd: GradientNoiseScale(sgd, 1e-9),
+    ):
+        param = Parameter(torch.zeros(1))
+        wrapper = make(SGD([param]))
+        assert not wrapper.step()
+        if dist.get_rank() == 0:
+            (3 * param).sum().backward()
+        assert not wrapper.step()
+        assert (wrapper.num_batches, wrapper.num_draws, wrapper.mean_norm()) == (1, 1, 3.0)
+    assert wrapper.history == [3.0, 0.0]
 
 
 def check_refusals() -> None:
@@ -188,6 +208,7 @@ def run_rank(rank: int, folder: str) -> None:
         check_plain_shards()
         check_rules_that_gather()
         check_a_bad_rank()
+        check_a_rank_without_gradients()
         check_refusals()
         check_checkpoint(f"{folder}/checkpoint")
         # A rank that leaves while the other still talks to it would bring that one down.
