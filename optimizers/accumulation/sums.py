@@ -20,20 +20,28 @@ class SumInGradients:
 
     _drawn = "_drawn_by_accumulation"
 
+    def __init__(self) -> None:
+        self._marked = 0
+
     def tensors(self, params: Params) -> list[Tensor]:
         """The sum, one tensor for each parameter that had a gradient."""
         return fresh(params)
 
     def mark(self, params: Params) -> None:
         """Remember that these gradients hold draws."""
-        for grad in _dense(params)[:1]:
+        grads = _dense(params)
+        for grad in grads:
             setattr(grad, self._drawn, True)
+        self._marked = len(grads)
 
     def require_kept(self, params: Params) -> None:
-        """RuntimeError where the gradients that were marked have been replaced, as by `model.zero_grad()`."""
-        grads = _dense(params)
-        # DDP moves views of its buckets to new ones, and a gradient with a history is not added to in place.
-        if grads and not any(hasattr(grad, self._drawn) or grad._is_view() or grad.grad_fn is not None for grad in grads):
+        """RuntimeError where one of the gradients that were marked is gone or replaced, as by `model.zero_grad()`.
+
+        Not seen are those that are zeroed in place, and views: DDP moves its own from bucket to bucket.
+        """
+        # A gradient with a history is not added to in place.
+        kept = [grad for grad in _dense(params) if hasattr(grad, self._drawn) or grad._is_view() or grad.grad_fn is not None]
+        if len(kept) < self._marked:
             raise RuntimeError(
                 "the gradients drawn since the last step were replaced or cleared by something other than this optimizer; "
                 "leave out model.zero_grad(), or pass buffered=True, which keeps the sum elsewhere"

@@ -474,6 +474,19 @@ def test_a_sum_that_the_model_clears_is_missed_and_buffers_keep_theirs() -> None
     assert param.tolist() == [-2.0, 0.0]
 
 
+def test_a_part_of_the_sum_that_is_cleared_is_missed_too() -> None:
+    params = [Parameter(torch.zeros(1)) for _ in range(3)]
+    wrapper = ScheduledBatch(SGD(params, lr=1.0), 3)
+    (params[0] + params[1]).sum().backward()
+    wrapper.step()
+    # The third has its first gradient, which is no loss.
+    (params[0] + params[1] + params[2]).sum().backward()
+    wrapper.step()
+    params[1].grad = None
+    with pytest.raises(RuntimeError, match=r"model.zero_grad\(\)"):
+        draw(wrapper, params[0], (1,))
+
+
 def test_a_step_without_gradients_draws_nothing() -> None:
     param, sgd = plain()
     wrapper = ScheduledBatch(sgd, 1)
