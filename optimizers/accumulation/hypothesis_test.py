@@ -20,7 +20,8 @@ class MetricHypothesisTest(Accumulation):
 
     The metrics drawn since the last step and their running mean over all micro-batches are the sample of a t-interval, as in torch-gqc, so
     that the first micro-batch of all, which is its own running mean, steps at once. `rate` is the weight of the newest in that mean.
-    `step(metric)` takes the metric as a number or a 0-dim tensor; without one, the closure's loss is the metric.
+    `step(metric)` takes the metric as a number or a 0-dim tensor, `step(closure)` the loss that the closure returns. Trainer gives neither,
+    and is not supported.
     """
 
     target_name = "percent_error_threshold"
@@ -45,9 +46,11 @@ class MetricHypothesisTest(Accumulation):
         self._metric: float | Tensor | None = None
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, metric: float | Tensor | None = None, closure: Callable[[], Any] | None = None
+        self, metric: float | Tensor | Callable[[], Any] | None = None, closure: Callable[[], Any] | None = None
     ) -> bool:
         """As `Accumulation.step`, with the micro-batch's metric; ValueError where there is none."""
+        if callable(metric):
+            metric, closure = None, metric
         if metric is None and closure is None:
             raise ValueError("MetricHypothesisTest needs the micro-batch's metric: step(loss), or a closure that returns it")
         self._metric = metric.detach() if isinstance(metric, Tensor) else metric

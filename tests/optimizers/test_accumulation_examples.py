@@ -83,6 +83,22 @@ def test_trainer_steps_through_the_wrapper(tmp_path: Path) -> None:
     assert not all(map(torch.equal, before, known["model"].parameters()))
 
 
+def test_a_hypothesis_test_takes_its_closure_through_accelerate() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = nn.Linear(4, 3)
+    wrapper = accumulation.MetricHypothesisTest(torch.optim.SGD(model.parameters(), lr=0.1))
+    model, optimizer = accelerator.prepare(model, wrapper)
+
+    def closure() -> torch.Tensor:
+        loss = model(torch.ones(2, 4)).square().mean()
+        accelerator.backward(loss)
+        return loss
+
+    optimizer.step(closure)
+    assert (wrapper.num_steps, wrapper.running_mean) == (1, float(wrapper.loss))
+
+
 def test_accelerate_prepares_the_wrapper() -> None:
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)

@@ -445,6 +445,11 @@ def test_a_closure_s_loss_is_the_metric_of_a_hypothesis_test() -> None:
 
     assert wrapper.step(closure=closure)
     assert wrapper.running_mean == 2.0
+    assert not MetricHypothesisTest(sgd, error=1e-9, max_draws=2).step(torch.tensor(1.0))
+    # In the first place too, where torch's optimizers and accelerate have it.
+    other = MetricHypothesisTest(SGD([param], lr=0.0))
+    assert other.step(closure)
+    assert other.running_mean == float(other.loss)
 
 
 def test_zero_grad_keeps_what_was_drawn_and_says_so_once() -> None:
