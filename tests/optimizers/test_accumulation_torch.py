@@ -31,6 +31,13 @@ from optimizers.accumulation import (
 
 INF, NAN = float("inf"), float("nan")
 SPECS = ("gnr", "gns:buffered=true", "gns", "gnts", "gnts:buffered=true", "mht", "sbc:batch_size=2")
+ORIGINAL = {
+    "GNTS": lambda sgd: torch_gqc.OptimizerWrapperGNTS(sgd, 32),
+    "GNR": torch_gqc.OptimizerWrapperGNR,
+    "GNS": lambda sgd: torch_gqc.OptimizerWrapperGNS(sgd, max_batch_draws=32),
+    "MHT": lambda sgd: torch_gqc.OptimizerWrapperMHT(sgd, 32, "replicated", 0.1),
+    "SBC": lambda sgd: torch_gqc.OptimizerWrapperSBC(sgd, 2, 32),
+}
 BUFFERED = pytest.mark.parametrize("buffered", [False, True])
 
 
@@ -195,6 +202,43 @@ def test_g4_it_is_an_optimizer_that_schedulers_copies_and_pickles_take(buffered:
     for twin in copies:
         assert twin[1].param_groups[0]["lr"] == 0.05
         assert all(map(torch.equal, go_on(*twin), wanted))
+
+
+@pytest.mark.parametrize("name", [*SPECS, *ORIGINAL])
+def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -> None:
+    param, _ = plain(3)
+    inner = AdamW([param], lr=0.1)
+    wrapper = ORIGINAL[name](inner) if name in ORIGINAL else accumulation.create(name, inner)
+    wrapper.target.value *= 0.9
+    metric = [1.0] if isinstance(wrapper, MetricHypothesisTest) else []
+    for gradient in ((1, 2, 3), (3, 0, 1), (1, 1, 1)):
+        draw(wrapper, param, gradient, *metric)
+    for twin_param, twin in (copy.deepcopy((param, wrapper)), pickle.loads(pickle.dumps((param, wrapper)))):
+        assert type(twin) is type(wrapper)
+        assert twin.statistics() == wrapper.statistics()
+        assert twin.param_groups[0]["params"][0] is twin_param
+        torch.testing.assert_close(twin_param.grad, param.grad)
+    for gradient in ((2, 2, 2), (0, 1, 0), (5, 5, 5)):
+        assert draw(wrapper, param, gradient, *metric) == draw(twin, twin_param, gradient, *metric)
+    assert torch.equal(twin_param, param)
+
+
+@pytest.mark.parametrize("spec", ["gns:tolerance=0.05", "gns:tolerance=0.05,buffered=true", "gns:estimator=mccandlish", "mht:error=0.2"])
+def test_a_scaler_changes_no_decision(spec: str) -> None:
+    found = []
+    for scale in (None, 1024.0):
+        param, sgd = plain()
+        wrapper = accumulation.create(spec, sgd)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+        stepped = []
+        for gradient in ((2.0, 0.0), (3.0, 1.0), (1.0, 0.0), (4.0, 1.0), (2.0, 1.0), (2.0, 0.5)):
+            metric = [sum(gradient)] if isinstance(wrapper, MetricHypothesisTest) else []
+            scaler.scale((param * torch.tensor(gradient)).sum()).backward()
+            stepped.append(scaler.step(wrapper, *metric))
+            scaler.update()
+        found.append((stepped, param.tolist()))
+    assert found[0] == found[1]
+    assert set(found[0][0]) == {False, True}
 
 
 @BUFFERED
@@ -550,18 +594,10 @@ def test_the_names_of_the_original_drive_the_target_by_lr() -> None:
     ScheduledBatch(SGD([param]), 2).load_state_dict(state)
 
 
-@pytest.mark.parametrize(
-    "wrapper",
-    [
-        lambda sgd: torch_gqc.OptimizerWrapperGNTS(sgd, 32),
-        torch_gqc.OptimizerWrapperGNR,
-        lambda sgd: torch_gqc.OptimizerWrapperGNS(sgd, max_batch_draws=32),
-        lambda sgd: torch_gqc.OptimizerWrapperMHT(sgd, 32, "replicated", 0.1),
-    ],
-)
-def test_every_name_of_the_original_takes_its_arguments(wrapper: Any) -> None:
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_every_name_of_the_original_takes_its_arguments(name: str) -> None:
     param, sgd = plain()
-    made = wrapper(sgd)
+    made = ORIGINAL[name](sgd)
     metric = [1.0] if isinstance(made, MetricHypothesisTest) else []
     draw(made, param, (1, 0), *metric)
     assert draw(made, param, (1, 0), *metric)
