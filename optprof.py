@@ -122,6 +122,7 @@ def _profile(
     with _one_line_errors(), results_on_stdout() as stdout, _crew() as crew:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
+        from profiler.running.beside import require_iterations
         from scenarios.models import read_config
 
         scenarios = plan(
@@ -149,6 +150,7 @@ def _profile(
                 seed=seed,
             )
         )
+        require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run("+".join(models), out, resume)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json)
@@ -176,6 +178,7 @@ def sweep(
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
     with _one_line_errors(), results_on_stdout() as stdout, _crew() as crew:
+        from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
 
@@ -184,6 +187,7 @@ def sweep(
         if dry_run:
             _forecast(scenarios, crew, stdout, timeout=timeout)
             return
+        require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run(found.name, out, resume)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json)
