@@ -47,7 +47,7 @@ MicroBatches = Annotated[int, typer.Option(help="Batches whose gradients one ste
 Accumulate = Annotated[
     str | None,
     typer.Option(
-        help="Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts, gns, gnr, sbc.", show_default="off"
+        help="Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts, gns, gnr, sbc, mht.", show_default="off"
     ),
 ]
 ClipGradNorm = Annotated[float | None, typer.Option(help="Clip the gradients to this norm.", show_default="off")]

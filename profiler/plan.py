@@ -12,7 +12,7 @@ from scenarios import Scenario, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import build, load_factory
 
-from .accumulating import require_known
+from .accumulating import require_possible
 from .allocator.settings import AllocatorSettings, from_environment
 from .measuring.harness import require_cuda
 
@@ -64,8 +64,6 @@ def plan(comparison: Comparison) -> list[Scenario]:
     if comparison.gpu is not None:
         hardware.describe(comparison.gpu)
     AllocatorSettings.parse(comparison.alloc_conf)
-    if comparison.accumulate is not None:
-        require_known(comparison.accumulate)
     found: list[Scenario] = []
     for device in _devices(comparison.device):
         for model in comparison.models:
@@ -76,6 +74,8 @@ def plan(comparison: Comparison) -> list[Scenario]:
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 if comparison.workload == "train" or model not in comparison.models:
                     found += _scenarios(alone, model, device)
+    for scenario in found:
+        require_possible(scenario)
     _check(comparison, {(scenario.model, scenario.gpu): scenario for scenario in found}.values())
     return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
 

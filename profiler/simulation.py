@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from scenarios import Scenario, hardware, models
 
-from .accumulating import accumulating
+from .accumulating import accumulating, simulated_draws
 from .allocator.caching import CachingAllocator
 from .allocator.segments import Addresses
 from .allocator.settings import AllocatorSettings
@@ -49,10 +49,12 @@ def run_simulation(scenario: Scenario) -> Simulation:
     optimizer = trace_optimizer(
         model, lambda parameters: accumulating(scenario, make_optimizer(scenario, parameters, model.names)), scenario
     )
-    segments, steps = [model.build, optimizer.build], []
+    segments, places, draws = [model.build, optimizer.build], [], simulated_draws(scenario)
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
-        steps.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
+        places.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer
+    # An accumulation's draws up to its step are one step.
+    steps = [range(first.start, last.stop) for first, last in zip(places[::draws], places[draws - 1 :: draws], strict=True)]
     allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
     found = replay(segments, allocations, optimizer.state_numbers, allocator)
     segments = until(segments, found.last)

@@ -8,10 +8,12 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from optimizers.accumulation import Accumulation
 from scenarios import Scenario, models, texts
 
+from ..accumulating import target_schedule
 from ..environment import environment
 from ..record import Course, HeldOut, Memory, Record, Watched
 from ..state import state_bytes
@@ -32,7 +34,7 @@ def measure_course(scenario: Scenario) -> Record:
     keep_freed_memory()
     clock = clock_for(scenario.device)
     run = TrainingRun(scenario, clock.phase)
-    optimizer, reader = run.optimizer, _Reader(scenario, run)
+    optimizer, reader, scheduler = run.optimizer, _Reader(scenario, run), _scheduler(scenario, run)
     assert isinstance(optimizer, Accumulation)
     times: defaultdict[str, list[float]] = defaultdict(list)
     draws, losses, added = [], [], 0
@@ -44,6 +46,8 @@ def measure_course(scenario: Scenario) -> Record:
         losses.append(run.loss)
         draws += [optimizer.last_num_draws or 0] if stepped else []
         added = max(added, optimizer.added_bytes)
+        if scheduler is not None:
+            scheduler.step()
         if number * READINGS // scenario.steps > (number - 1) * READINGS // scenario.steps:
             held_out.append(HeldOut(micro_batches=number, loss=reader.held_out_loss()))
     return Record(
@@ -86,6 +90,13 @@ class _Reader:
         total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in parts)
         model.train()
         return total / len(self._held_out)
+
+
+def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
+    """What drives the target from micro-batch to micro-batch; None where it stays."""
+    schedule = target_schedule(scenario)
+    assert isinstance(run.optimizer, Accumulation)
+    return LambdaLR(run.optimizer.target, schedule) if schedule else None
 
 
 def _memory(run: TrainingRun) -> Memory:

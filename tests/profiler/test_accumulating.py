@@ -8,7 +8,10 @@ import pytest
 from profiler.measuring.measurement import measure
 from profiler.plan import Comparison, plan
 from profiler.record import Memory, Record
-from profiler.simulation import simulate
+from profiler.running.beside import require_iterations
+from profiler.running.sweep import Forecast
+from profiler.simulation import run_simulation, simulate
+from reports.page import render_page
 from scenarios import Scenario
 
 SMALL = Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1})
@@ -39,9 +42,26 @@ def test_a_rescaler_takes_the_memory_of_a_plain_step_and_buffers_a_gradient_more
     assert 0 < buffered.peak_allocated - fixed.peak_allocated <= plain.gradients
 
 
+@pytest.mark.parametrize("spec", ["gnts:max_draws=1", "sbc:batch_size=1"])
+def test_what_never_draws_twice_takes_the_memory_of_a_plain_step(spec: str) -> None:
+    assert memory(replace(SMALL, accumulate=spec)) == memory(replace(SMALL, accumulate="gnr"))
+
+
+def test_the_draws_of_a_window_are_one_step_of_the_timeline() -> None:
+    timeline = run_simulation(replace(SMALL, accumulate="gnts", steps=3)).timeline
+    assert timeline is not None
+    assert timeline.steps == 3
+    second = [stretch.phase for stretch in timeline.phases if stretch.step == timeline.phases[-1].step]
+    assert second == ["forward", "backward", "step"] * 2
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
+        ({"accumulate": "sbc:batch_size=8,micro_batch_size=4"}, "micro_batch_size is the batch size, 1, got 4"),
+        ({"accumulate": "gnts:final=0", "device": "cpu"}, "final must be > 0, got 0"),
+        ({"accumulate": "gnts:final=low", "device": "cpu"}, "final must be a number, got 'low'"),
+        ({"accumulate": "gnts:warmup_steps=200", "device": "cpu"}, "total_steps must be > warmup_steps, got 100 and 200"),
         ({"accumulate": "gnst"}, "gnts"),
         ({"accumulate": "gnts:threshold=0"}, "threshold: 0"),
         ({"accumulate": "gnts", "micro_batches": 2}, "micro_batches 1"),
@@ -51,7 +71,7 @@ def test_a_rescaler_takes_the_memory_of_a_plain_step_and_buffers_a_gradient_more
 )
 def test_an_accumulation_that_cannot_be_is_refused_before_anything_runs(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        plan(Comparison(models=["tiny"], optimizers=["adamw"], device="sim", **asked))
+        plan(Comparison(models=["tiny"], optimizers=["adamw"], **{"device": "sim", **asked}))
     assert said in str(caught.value)
 
 
