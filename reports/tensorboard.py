@@ -20,7 +20,20 @@ METRICS: Mapping[str, str] = {
     "training/tokens_per_second": "tokens a second",
     "training/samples_per_second": "sequences or images a second",
 }
-_ASKED = ("model", "optimizer", "implementation", "workload", "device", "dtype", "batch_size", "sequence_length", "micro_batches", "steps")
+_ASKED = (
+    "model",
+    "optimizer",
+    "implementation",
+    "workload",
+    "device",
+    "dtype",
+    "batch_size",
+    "sequence_length",
+    "micro_batches",
+    "accumulate",
+    "steps",
+    "seed",
+)
 
 
 def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], folder: Path) -> Path:

@@ -146,7 +146,8 @@ def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Ent
     # A CPU tells no peaks: its bytes are used only where nothing else is known.
     peaking = [record for record in holding if record.memory and record.memory.peak_allocated is not None]
     with_bytes = _by_implementation(peaking or holding, lambda record: record.origin == "measured")
-    with_times = _by_implementation([record for record in records if record.times], lambda record: record.scenario.device == "cuda")
+    timed = [record for record in records if record.times and record.course is None]
+    with_times = _by_implementation(timed, lambda record: record.scenario.device == "cuda")
     stray = next((record for implementation, record in with_times.items() if implementation not in with_bytes), None)
     return [
         Entry(

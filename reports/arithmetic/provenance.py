@@ -92,7 +92,8 @@ def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str
 
 def _noise(records: Sequence[Record]) -> str:
     """How far the 95 % intervals of the medians of the step reach, from the narrowest to the widest."""
-    spreads = [Spread.of(record.times["step"]) for record in records if record.times and record.times.get("step")]
+    steps = [(record.times or {}).get("step") for record in records if record.course is None]
+    spreads = [Spread.of(samples) for samples in steps if samples]
     known = [(spread.median, spread.interval) for spread in spreads if spread.interval and spread.median > 0]
     if not known:
         return ""

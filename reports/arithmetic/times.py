@@ -76,15 +76,16 @@ def samples_per_second(record: Record) -> float | None:
 
 
 def _rate(record: Record, count: int | None) -> float | None:
-    seconds = (record.times or {}).get("iteration")
+    # Few of a course's iterations step, and what its rates are is told with it.
+    seconds = (record.times or {}).get("iteration") if record.course is None else None
     return count / median(seconds) if count and seconds else None
 
 
 def timings(records: Sequence[Record]) -> list[Timing]:
-    """The timings of every record whose step was timed, in the order of the run."""
+    """The timings of every record whose step was timed, in the order of the run; a course of training has other times."""
     found = []
     for record in records:
         phases = {phase: Spread.of(samples) for phase, samples in (record.times or {}).items() if samples}
-        if record.outcome == "ok" and "step" in phases:
+        if record.outcome == "ok" and record.course is None and "step" in phases:
             found.append(Timing(record=record, phases=phases))
     return found
