@@ -146,22 +146,24 @@ class Watched:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The mean loss on text that is never trained on, after so many micro-batches."""
+    """The mean loss on text that is never trained on, after so many micro-batches; None where it was not finite."""
 
     micro_batches: int
-    loss: float
+    loss: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
     """How training on text went under an accumulation.
 
-    `draws` has the micro-batches of each optimizer step, in order, `losses` the loss of every micro-batch. `added_bytes` is the most that
+    `draws` has the micro-batches of each optimizer step, in order, `ended` the number, from 1, of the micro-batch that each step followed;
+    records of before have none. `losses` has the loss of every micro-batch, None where it was not finite. `added_bytes` is the most that
     the tensors of the accumulation's own have held between micro-batches, `dropped` the micro-batches that were lost for not being finite.
     """
 
     draws: tuple[int, ...]
-    losses: tuple[float, ...]
+    ended: tuple[int, ...] = ()
+    losses: tuple[float | None, ...]
     held_out: tuple[HeldOut, ...]
     added_bytes: int
     dropped: int

@@ -47,6 +47,12 @@ def owned_state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any,
                 yield owner, key, tensor
 
 
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Every tensor in containers and in attributes of objects, but not in modules, found as those of a state are."""
+    for _, tensor in _tensors(value, "", set()):
+        yield tensor
+
+
 def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
     """The bytes of the optimizer's state as it is now."""
     found: dict[str, Counter[str]] = {}

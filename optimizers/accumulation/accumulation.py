@@ -140,11 +140,6 @@ class Accumulation(Around):
         """Step after so many draws from now on, whatever the rule says: for simulations, in which numbers have no values."""
         self.max_draws, self._heeds_rule = draws, False
 
-    @property
-    def added_bytes(self) -> int:
-        """Bytes of the tensors that it keeps beside the gradients."""
-        return self._sum.nbytes if isinstance(self._sum, SumInBuffers) else 0
-
     def mean_norm(self) -> float:
         """The norm of the mean of what was drawn since the last step."""
         if self._norm is None:

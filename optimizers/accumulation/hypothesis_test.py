@@ -57,7 +57,7 @@ class MetricHypothesisTest(Accumulation):
         return super().step(closure)
 
     def _observe(self) -> Tensor:
-        metric = self.loss if self._metric is None else self._metric
+        metric, self._metric = self.loss if self._metric is None else self._metric, None
         try:
             number = torch.as_tensor(metric, dtype=torch.float64).detach()
         except (TypeError, ValueError, RuntimeError) as error:

@@ -86,11 +86,6 @@ class SumInBuffers:
         """The sum, one tensor for each parameter that had a gradient."""
         return [self._sums[param] for param in params if param in self._sums]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the buffers, on this rank."""
-        return sum(local(tensor).nbytes for tensor in self._sums.values())
-
     def add(self, params: Params, scale: float) -> None:
         """Move what the last backward pass left in `.grad` into the sum, divided by `scale`."""
         for param in params:

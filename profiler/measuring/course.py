@@ -1,10 +1,13 @@
 """A course: real training on text, micro-batch by micro-batch, in which an accumulation decides when to step.
 
 Every micro-batch is other text, drawn by the seed: courses of one seed read the same. The last tenth of the text is held out, and
-its loss taken some twenty times, between micro-batches and outside their times.
+its loss taken some twenty times, between micro-batches and outside their times. Nothing is run twice, so the times of the first tenth of
+the course are its warm-up.
 """
 
 from collections import defaultdict
+from collections.abc import Iterator
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -15,13 +18,17 @@ from scenarios import Scenario, models, texts
 
 from ..accumulating import target_schedule
 from ..environment import environment
-from ..record import Course, HeldOut, Memory, Record, Watched
-from ..state import state_bytes
+from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
+from ..state import state_bytes, tensors_in
+from .contention import Contention
 from .malloc import keep_freed_memory
+from .nvml import read_gpu
+from .nvml import warnings as gpu_warnings
 from .timing import clock_for
 from .training_run import TrainingRun, storage_bytes
 
 READINGS = 20
+WARM_UP_SHARE = 10
 # Tokens of held-out text that the model reads at once, where a micro-batch is smaller.
 AT_ONCE = 1024
 
@@ -29,27 +36,33 @@ AT_ONCE = 1024
 def measure_course(scenario: Scenario) -> Record:
     """`scenario.steps` micro-batches of text, each timed in its phases: "draw" is a decision not to step, "step" one to step and the step.
 
-    Raises ValueError for a model that does not read text of this length.
+    A loss that is not finite is None. Raises ValueError for a model that does not read text of this length.
     """
     keep_freed_memory()
     clock = clock_for(scenario.device)
     run = TrainingRun(scenario, clock.phase)
     optimizer, reader, scheduler = run.optimizer, _Reader(scenario, run), _scheduler(scenario, run)
     assert isinstance(optimizer, Accumulation)
+    warmup: defaultdict[str, list[float]] = defaultdict(list)
     times: defaultdict[str, list[float]] = defaultdict(list)
-    draws, losses, added = [], [], 0
+    draws, ended, losses, added = [], [], [], 0
     held_out = [HeldOut(micro_batches=0, loss=reader.held_out_loss())]
+    watch = _Watch(scenario)
     for number in range(1, scenario.steps + 1):
         stepped = run.draw(reader.draw())
         for phase, seconds in clock.collect().items():
-            times["draw" if phase == "step" and not stepped else phase].append(seconds)
-        losses.append(run.loss)
-        draws += [optimizer.last_num_draws or 0] if stepped else []
-        added = max(added, optimizer.added_bytes)
+            kept = warmup if number <= max(1, scenario.steps // WARM_UP_SHARE) else times
+            kept["draw" if phase == "step" and not stepped else phase].append(seconds)
+        losses.append(_finite(run.loss))
+        if stepped:
+            draws.append(optimizer.last_num_draws or 0)
+            ended.append(number)
+        added = max(added, storage_bytes(_own_tensors(optimizer)))
         if scheduler is not None:
             scheduler.step()
         if number * READINGS // scenario.steps > (number - 1) * READINGS // scenario.steps:
             held_out.append(HeldOut(micro_batches=number, loss=reader.held_out_loss()))
+            watch.look()
     return Record(
         scenario=scenario,
         origin="measured",
@@ -57,8 +70,16 @@ def measure_course(scenario: Scenario) -> Record:
         parameter_count=sum(p.numel() for p in run.parameters),
         memory=_memory(run),
         times={phase: tuple(samples) for phase, samples in times.items()},
-        watched=Watched(samples=run.samples, tokens=run.tokens),
-        course=Course(draws=tuple(draws), losses=tuple(losses), held_out=tuple(held_out), added_bytes=added, dropped=optimizer.num_dropped),
+        warmup={phase: tuple(samples) for phase, samples in warmup.items()},
+        watched=Watched(samples=run.samples, tokens=run.tokens, gpu=watch.gpu, warnings=watch.warnings()),
+        course=Course(
+            draws=tuple(draws),
+            ended=tuple(ended),
+            losses=tuple(losses),
+            held_out=tuple(held_out),
+            added_bytes=added,
+            dropped=optimizer.num_dropped,
+        ),
         environment=environment(scenario.seed),
     )
 
@@ -83,13 +104,30 @@ class _Reader:
         return self._windows[torch.randint(len(self._windows), (self._batch_size,), generator=self._generator)]
 
     @torch.no_grad()
-    def held_out_loss(self) -> float:
-        """The mean loss over all of the held-out text, without dropout."""
+    def held_out_loss(self) -> float | None:
+        """The mean loss over all of the held-out text, without dropout; None where it is not finite."""
         model = self._run.model.eval()
         parts = self._held_out.to(self._run.parameters[0].device).split(max(self._batch_size, AT_ONCE // self._held_out.shape[1]))
         total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in parts)
         model.train()
-        return total / len(self._held_out)
+        return _finite(total / len(self._held_out))
+
+
+class _Watch:
+    """What disturbs a course: other processes, from its making on, and on CUDA what the GPU tells at each look."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.gpu: tuple[GpuReading, ...] = ()
+        self._on_cuda, self._contention = scenario.device == "cuda", Contention()
+
+    def look(self) -> None:
+        """Read the GPU, where there is one that tells."""
+        reading = read_gpu() if self._on_cuda else None
+        self.gpu += (reading,) if reading else ()
+
+    def warnings(self) -> tuple[str, ...]:
+        """What has spoiled the times."""
+        return tuple(warning for warning in (self._contention.warning(), *gpu_warnings(self.gpu)) if warning)
 
 
 def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
@@ -97,6 +135,15 @@ def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
     schedule = target_schedule(scenario)
     assert isinstance(run.optimizer, Accumulation)
     return LambdaLR(run.optimizer.target, schedule) if schedule else None
+
+
+def _own_tensors(accumulation: Accumulation) -> Iterator[Tensor]:
+    """The tensors that the accumulation holds beside the optimizer inside."""
+    return tensors_in({name: value for name, value in vars(accumulation).items() if name != "optimizer"})
+
+
+def _finite(loss: float) -> float | None:
+    return loss if isfinite(loss) else None
 
 
 def _memory(run: TrainingRun) -> Memory:

@@ -28,7 +28,7 @@ def accumulation_chart(findings: Findings, name: str, about: str, part: Accumula
 
 
 def _losses(findings: Findings, ways: Sequence[Accumulated]) -> Graph:
-    ends = "; ".join(f"{way.spec}: {way.final_loss.mean:.3f}" for way in ways)
+    ends = "; ".join(f"{way.spec}: {way.final_loss.mean:.3f}" if way.final_loss else f"{way.spec}: not finite" for way in ways)
     return Graph(
         alt=f"Loss on held-out text against tokens, mean of the seeds, at the end {ends}.",
         traces=[_loss_trace(findings, way) for way in ways],

@@ -1,10 +1,12 @@
 """Accumulation in the profiler: what it adds to simulated memory, which is nothing, and courses of real training."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from profiler.accumulating import target_schedule
 from profiler.measuring.measurement import measure
 from profiler.plan import Comparison, plan
 from profiler.record import Memory, Record
@@ -90,7 +92,8 @@ COURSE = Scenario(
 @pytest.mark.parametrize(
     ("spec", "draws", "added"),
     [
-        ("sbc:batch_size=6,micro_batch_size=2", (3, 3, 3, 3), 0),
+        ("sbc:batch_size=6", (3, 3, 3, 3), 0),
+        ("mht:error=1e-9,max_draws=4", (1, 4, 4), 0),
         ("gnts:threshold=1e-6,max_draws=5", (5, 5), 0),
         ("gnts:threshold=1e-6,max_draws=5,buffered=true", (5, 5), 4 * 132_864),
         ("gnr", (1,) * 12, 0),
@@ -103,8 +106,13 @@ def test_a_course_records_each_draw_and_what_it_took(spec: str, draws: tuple[int
     assert course is not None
     assert times is not None
     assert (course.draws, course.added_bytes, course.dropped) == (draws, added, 0)
-    assert len(course.losses) == len(times["iteration"]) == len(times["forward"]) == 12
-    assert (len(times["step"]), len(times.get("draw", ()))) == (len(draws), 12 - len(draws))
+    assert course.ended == tuple(sum(draws[: place + 1]) for place in range(len(draws)))
+    # The times of the first tenth are its warm-up.
+    assert record.warmup is not None
+    assert len(course.losses) == 12
+    assert [(len(samples["iteration"]), len(samples["forward"])) for samples in (record.warmup, times)] == [(1, 1), (11, 11)]
+    decided = {phase: sum(len(samples.get(phase, ())) for samples in (record.warmup, times)) for phase in ("step", "draw")}
+    assert decided == {"step": len(draws), "draw": 12 - len(draws)}
     assert [reading.micro_batches for reading in course.held_out] == list(range(13))
     assert record.watched is not None
     assert record.watched.tokens == 32
@@ -127,8 +135,54 @@ def test_a_course_learns_and_its_seed_decides_what_it_reads() -> None:
     assert again is not None
     assert other is not None
     assert first.losses == again.losses != other.losses
-    assert first.held_out[-1].loss < first.held_out[0].loss - 0.5
+    before, after = first.held_out[0].loss, first.held_out[-1].loss
+    assert before is not None
+    assert after is not None
+    assert after < before - 0.5
     assert len(first.held_out) == 21
+
+
+def test_a_schedule_drives_the_target_over_the_course() -> None:
+    course = measure(replace(COURSE, accumulate="sbc:batch_size=2,final=3")).course
+    assert course is not None
+    # The batch goes from 2 to 6 samples in half a cosine: 2, 2.1, 2.3, 2.6, 3, 3.5, 4, 4.5, 5, 5.4, 5.7, 5.9.
+    assert (course.draws, course.ended) == ((1, 2, 2, 2, 3), (1, 3, 5, 7, 10))
+    assert target_schedule(COURSE) is None
+
+
+@pytest.mark.filterwarnings("ignore:a micro-batch's gradient")
+def test_a_course_that_diverges_is_recorded_and_shown() -> None:
+    record = measure(replace(COURSE, options={"lr": 1e30}, accumulate="sbc:batch_size=2"))
+    course = record.course
+    assert course is not None
+    assert course.losses[0] is not None
+    assert course.losses[-1] is None
+    assert course.held_out[-1].loss is None
+    assert course.dropped == 12 - len(course.draws) > 0
+    assert course.ended == tuple(range(1, len(course.draws) + 1))
+    assert Record.from_dict(json.loads(record.to_json())) == record
+    assert "Losses that are not finite are left out" in render_page([record], [])
+
+
+def test_a_record_of_before_is_read() -> None:
+    data = measure(replace(COURSE, steps=2)).to_dict()
+    del data["course"]["ended"]
+    course = Record.from_dict(data).course
+    assert course is not None
+    assert course.ended == ()
+
+
+def test_what_a_course_cannot_leave_is_refused_and_its_time_not_foretold() -> None:
+    simulated = replace(COURSE, device="sim")
+    require_iterations([simulated], snapshots=True, traces=True)
+    require_iterations([COURSE], snapshots=True, traces=False)
+    with pytest.raises(ValueError, match="leave out --trace"):
+        require_iterations([simulated, COURSE], snapshots=False, traces=True)
+    with pytest.raises(ValueError, match="leave out --snapshot"):
+        require_iterations([replace(COURSE, device="cuda")], snapshots=True, traces=False)
+    record = Record(scenario=simulated, origin="simulated", environment={})
+    known, unknown = (Forecast(scenario=asked, record=record, simulation_seconds=2.0) for asked in (simulated, COURSE))
+    assert (known.most_seconds, unknown.most_seconds) == (2.0, None)
 
 
 def test_a_model_that_reads_no_text_has_no_course() -> None:
@@ -137,7 +191,7 @@ def test_a_model_that_reads_no_text_has_no_course() -> None:
 
 
 def test_a_scaler_s_course_is_unscaled_once() -> None:
-    course = measure(replace(COURSE, amp="fp16", accumulate="sbc:batch_size=4,micro_batch_size=2")).course
+    course = measure(replace(COURSE, amp="fp16", accumulate="sbc:batch_size=4")).course
     assert course is not None
     # The scaler's first scale may be too large for fp16: what overflows is dropped.
     assert sum(course.draws) + course.dropped >= 11
