@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from profiler.record import Record
 
 from .arithmetic.findings import Findings
+from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
 from .tables.summary import summary_table
 from .tables.table import Table
@@ -15,10 +16,12 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~!&@$])")
 
 
 def run_markdown(records: Sequence[Record]) -> str:
-    """The summary of a run: one row an optimizer, then what ended without a result; ValueError for a run without records."""
+    """The summary of a run: a row an optimizer, then its accumulations and what has no result; ValueError for a run without records."""
     findings = Findings.of(records)
     failed = failure_table(findings)
     parts = [markdown_table(summary_table(findings)) if findings.entries else "", *map(escaped, sources(findings))]
+    for name, part in accumulation_tables(findings.records).items():
+        parts += [escaped(f"When to step: {name}"), markdown_table(part.summary)]
     parts += ["Without a result:", markdown_table(failed)] if failed.rows else []
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -14,6 +14,8 @@ from .arithmetic.findings import Findings
 from .arithmetic.labels import shortened
 from .arithmetic.savings import BASELINE, Saving, without_baseline
 from .phrases import throughput_text
+from .tables.accumulation import accumulation_tables
+from .tables.table import Table as Rows
 from .tables.verdict import sources
 from .units import NOTHING, around_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
 from .words import conditions, listed, phase_name, warning_lines
@@ -30,6 +32,9 @@ def render(records: Sequence[Record], output: Console | TextIO) -> None:
     console = output if isinstance(output, Console) else Console(file=output)
     for setting, group in by_setting(findings.entries).items():
         console.print(_table(findings, " · ".join((setting.model, *setting.traits)), group, width=console.width))
+        console.print()
+    for name, part in accumulation_tables(findings.records).items():
+        console.print(_plain_table(f"When to step: {name}", part.summary))
         console.print()
     for line in _remarks(findings):
         console.print(Text(line, style="dim"))
@@ -64,6 +69,16 @@ def _table(findings: Findings, title: str, group: Sequence[Entry], *, width: int
         bytes_cells = (*_state_cells(entry), _factor_cell(saving), *(share if wide else []), *_peak_cells(entry))
         more = [*([_interval_cell(entry)] if interval else []), *([_throughput_cell(entry)] if throughput else [])]
         table.add_row(name, *bytes_cells, _step_cell(entry), *more, *([_estimate_cell(entry)] if gpu else []))
+    return table
+
+
+def _plain_table(title: str, found: Rows) -> Table:
+    """A table of the page as it stands, numbers to the right."""
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for place, name in enumerate(found.head):
+        table.add_column(name, justify="right" if found.rows[0][place].number else "left", overflow="fold")
+    for row in found.rows:
+        table.add_row(*(Text(cell.text) for cell in row))
     return table
 
 

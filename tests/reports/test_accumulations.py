@@ -1,28 +1,38 @@
 """Courses of accumulation side by side: figures worked out by hand from records made up here."""
 
 from collections.abc import Sequence
+from io import StringIO
+from typing import Any
 
 import pytest
 
-from profiler.record import Course, HeldOut, Record, Watched
+from profiler.record import Course, HeldOut, Memory, Record, Watched
+from reports import terminal
 from reports.arithmetic.accumulations import accumulations, common_loss
+from reports.arithmetic.entries import entries
 from reports.arithmetic.findings import Findings
+from reports.arithmetic.times import timings, tokens_per_second
 from reports.charts.accumulation import accumulation_chart
+from reports.markdown import run_markdown
 from reports.page import render_page
 from reports.tables.accumulation import accumulation_tables
+from reports.units import NOTHING
 from scenarios import Scenario
 
 
-def course(accumulate: str, seed: int, draws: Sequence[int], held_out: Sequence[float]) -> Record:
+def course(
+    accumulate: str, seed: int, draws: Sequence[int], held_out: Sequence[float | None], ended: Sequence[int] = (), **more: Any
+) -> Record:
     """Eight micro-batches of 100 tokens, half a second each."""
     readings = tuple(HeldOut(micro_batches=4 * place, loss=loss) for place, loss in enumerate(held_out))
     return Record(
         scenario=Scenario(model="tiny", device="cpu", seed=seed, accumulate=accumulate, steps=8),
         origin="measured",
-        times={"iteration": (0.5,) * 8, "draw": (0.002, 0.004, 0.003)},
+        times={"iteration": (0.5,) * 8, "step": (0.01,), "draw": (0.002, 0.004, 0.003)},
         watched=Watched(tokens=100),
-        course=Course(draws=tuple(draws), losses=(5.0,) * 8, held_out=readings, added_bytes=0, dropped=0),
+        course=Course(draws=tuple(draws), ended=tuple(ended), losses=(5.0,) * 8, held_out=readings, added_bytes=0, dropped=0),
         environment={},
+        **more,
     )
 
 
@@ -42,12 +52,65 @@ def test_seeds_of_one_accumulation_are_one_row() -> None:
     # Steps end at 4, 5, 6, 8 and at 4, 6 of 8 micro-batches.
     assert waiting.draws(4) == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
     assert waiting.steps.mean == 3
+    assert fixed.final_loss is not None
     assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (pytest.approx(3.2), 3.0, 3.4)
+
+
+def test_steps_stand_where_they_ended_though_micro_batches_were_dropped() -> None:
+    ((way,),) = accumulations([course("gnts:threshold=2", 0, (2, 2), (5.0, 4.0, 3.0), ended=(2, 8))])
+    assert way.draws(4) == (2.0, None, None, 2.0)
+
+
+def test_differences_are_by_seed_with_a_t_interval() -> None:
+    (group,) = accumulations(RECORDS)
+    found = group[1].against(group[0])
+    assert found is not None
+    # -0.5 and -0.7: their mean, and 12.706 standard errors of 0.1.
+    assert (found.mean, found.low, found.high) == (pytest.approx(-0.6), pytest.approx(-1.8706), pytest.approx(0.6706))
+    (alone,) = accumulations(RECORDS[:2])
+    assert alone[1].against(alone[0]) is None
+
+
+def test_losses_that_are_not_finite_are_left_out_with_the_mean_over_the_seeds() -> None:
+    records = [*RECORDS[:3], course("gnts:threshold=2", 1, (4, 2), (5.0, 3.2, None))]
+    (group,) = accumulations(records)
+    assert group[1].final_loss is None
+    assert list(group[1].losses) == [0, 400]
+    assert group[1].best_loss is not None
+    assert group[1].best_loss.mean == pytest.approx((2.5 + 3.2) / 2)
+    assert common_loss(group) == pytest.approx(3.2)
+    (part,) = accumulation_tables(records).values()
+    assert "not finite are left out, and with them the mean: gnts:threshold=2." in part.note
+    assert [cell.text for cell in part.learned.rows[1][6:9]] == [NOTHING, NOTHING, "2.850 (2.500 to 3.200)"]
+    assert "gnts:threshold=2: not finite" in render_page(records, [])
+    lost = [course("gnts:threshold=2", 0, (), (None, None, None))]
+    assert common_loss(accumulations(lost)[0]) is None
+    assert "tokens to a common loss" in render_page(lost, [])
+
+
+def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
+    memory = Memory(
+        parameters=4, gradients=4, optimizer_state=8, state_by_key={}, state_by_key_dtype={}, peak_by_category={}, peak_by_phase={}
+    )
+    record = course("gnts:threshold=2", 0, (4, 2), (5.0, 3.2, 3.0), memory=memory)
+    assert not timings([record])
+    assert tokens_per_second(record) is None
+    (entry,) = entries([record])
+    assert (entry.state_bytes, entry.step) == (8, None)
+
+
+def test_the_terminal_and_markdown_have_a_short_table_of_them() -> None:
+    output = StringIO()
+    terminal.render(RECORDS, output)
+    for told in (output.getvalue(), run_markdown(RECORDS)):
+        assert "When to step: tiny" in told
+        assert "3.200 (3.000 to 3.400)" in told
 
 
 def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
     (group,) = accumulations(RECORDS)
     goal = common_loss(group)
+    assert goal is not None
     assert goal == pytest.approx(3.2)
     assert [way.tokens_to(goal) for way in group] == [800, 400]
     assert group[0].tokens_to(1.0) is None
@@ -65,6 +128,11 @@ def test_rates_are_of_all_courses_together() -> None:
 def test_the_tables_say_which_seeds_are_missing() -> None:
     (part,) = accumulation_tables(RECORDS[:3]).values()
     assert "Fewer seeds have gnts:threshold=2." in part.note
+    (other,) = accumulation_tables([RECORDS[0], *RECORDS[2:]]).values()
+    assert "seeds 0, 1" in other.note
+    assert "Fewer seeds have gnts:threshold=2." in other.note
+    (first,) = accumulation_tables([RECORDS[0], *RECORDS[1::2]]).values()
+    assert "Fewer seeds have sbc:batch_size=2." in first.note
     assert [row[0].text for row in part.learned.rows] == ["sbc:batch_size=2", "gnts:threshold=2"]
     assert part.learned.rows[0][6].text == "3.200 (3.000 to 3.400)"
     assert part.losses.head == ("accumulation", "0 tokens", "800 tokens")
