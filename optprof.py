@@ -343,9 +343,9 @@ def explain_metric(
 ) -> None:
     """Say what a figure means, how it was obtained, and what it leaves out."""
     with _one_line_errors():
-        from reports.explain import METRICS, explain
+        from reports.explain import FIGURES, explain
 
-        print("\n\n".join(explain(name) for name in ([metric] if metric else METRICS)))
+        print("\n\n".join(explain(name) for name in ([metric] if metric else FIGURES)))
 
 
 @app.command("list")

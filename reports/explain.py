@@ -14,7 +14,7 @@ class Metric:
     """A figure: its title, what kind of number it is, and what a reader should know of it; `field` is where a record holds it."""
 
     title: str
-    kind: Literal["bytes", "seconds"]
+    kind: Literal["bytes", "seconds", "micro-batches", "nats"]
     field: str
     meaning: str
     obtained: str
@@ -104,12 +104,35 @@ METRICS: Mapping[str, Metric] = {
     ),
 }
 
+_ASKED = "Recorded in a course of training, which --accumulate asks for: real training on the text that comes with optprof"
+# What is told of courses of training; `optprof compare` does not set these side by side.
+COURSE_METRICS: Mapping[str, Metric] = {
+    "draws": Metric(
+        title="draws per step",
+        kind="micro-batches",
+        field="course.draws",
+        meaning="The micro-batches whose mean gradient an optimizer's step was taken with.",
+        obtained=f"{_ASKED}. Every step's are kept, and the micro-batch after which it was taken (course.ended).",
+        leaves_out="Micro-batches that were dropped for not being finite (course.dropped).",
+    ),
+    "held-out-loss": Metric(
+        title="held-out loss",
+        kind="nats",
+        field="course.held_out",
+        meaning="The mean loss a byte on the last tenth of that text, which is never trained on.",
+        obtained=f"{_ASKED}. Taken some twenty times in a course, outside of its times. Shown is the mean over seeds, with the extremes.",
+        leaves_out="Other text, other lengths of training and other sizes of model: it ranks ways to step on this text alone.",
+    ),
+}
+# Everything that `optprof explain` knows.
+FIGURES: Mapping[str, Metric] = {**METRICS, **COURSE_METRICS}
+
 
 def explain(name: str) -> str:
     """A figure in words, a line each; ValueError for a name that is none."""
-    metric = find(name)
+    metric = _find(name, FIGURES)
     lines = (
-        ("unit", "exact bytes; GiB are 2**30 of them" if metric.kind == "bytes" else "seconds"),
+        ("unit", "exact bytes; GiB are 2**30 of them" if metric.kind == "bytes" else metric.kind),
         ("means", metric.meaning),
         ("obtained", metric.obtained),
         ("leaves out", metric.leaves_out),
@@ -119,11 +142,15 @@ def explain(name: str) -> str:
 
 
 def find(name: str) -> Metric:
-    """The figure of that name; ValueError names those that are there."""
-    if name not in METRICS:
-        near = get_close_matches(name, METRICS, 1)
-        raise ValueError(f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(METRICS)}")
-    return METRICS[name]
+    """The figure of that name that runs are compared by; ValueError names those that are there."""
+    return _find(name, METRICS)
+
+
+def _find(name: str, among: Mapping[str, Metric]) -> Metric:
+    if name not in among:
+        near = get_close_matches(name, among, 1)
+        raise ValueError(f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(among)}")
+    return among[name]
 
 
 def metrics_page() -> str:
@@ -133,9 +160,9 @@ def metrics_page() -> str:
         "",
         "`optprof explain METRIC` prints the same on the terminal; `optprof compare` and its gates go by",
     ]
-    parts += ["these names."]
-    for name in METRICS:
+    parts += [f"these names, but for {' and '.join(COURSE_METRICS)}."]
+    for name in FIGURES:
         _, *lines = explain(name).splitlines()
-        parts += ["", f"## {name}", "", f"*{METRICS[name].title}*", ""]
+        parts += ["", f"## {name}", "", f"*{FIGURES[name].title}*", ""]
         parts += [f"- **{head}**: {text}" for head, text in (line.split(": ", 1) for line in lines)]
     return "\n".join(parts) + "\n"
