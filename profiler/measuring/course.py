@@ -22,7 +22,7 @@ from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
 from ..state import state_bytes, tensors_in
 from .contention import Contention
 from .malloc import keep_freed_memory
-from .nvml import read_gpu
+from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings
 from .timing import clock_for
 from .training_run import TrainingRun, storage_bytes
@@ -50,6 +50,10 @@ def measure_course(scenario: Scenario) -> Record:
     watch = _Watch(scenario)
     for number in range(1, scenario.steps + 1):
         stepped = run.draw(reader.draw())
+        is_reading = number * READINGS // scenario.steps > (number - 1) * READINGS // scenario.steps
+        if is_reading:
+            # While the device is at work on what was launched.
+            watch.look()
         for phase, seconds in clock.collect().items():
             kept = warmup if number <= max(1, scenario.steps // WARM_UP_SHARE) else times
             kept["draw" if phase == "step" and not stepped else phase].append(seconds)
@@ -60,9 +64,8 @@ def measure_course(scenario: Scenario) -> Record:
         added = max(added, storage_bytes(_own_tensors(optimizer)))
         if scheduler is not None:
             scheduler.step()
-        if number * READINGS // scenario.steps > (number - 1) * READINGS // scenario.steps:
+        if is_reading:
             held_out.append(HeldOut(micro_batches=number, loss=reader.held_out_loss()))
-            watch.look()
     return Record(
         scenario=scenario,
         origin="measured",
@@ -122,7 +125,10 @@ class _Watch:
 
     def look(self) -> None:
         """Read the GPU, where there is one that tells."""
-        reading = read_gpu() if self._on_cuda else None
+        if not self._on_cuda:
+            return
+        with reading_gpu() as read:
+            reading = read()
         self.gpu += (reading,) if reading else ()
 
     def warnings(self) -> tuple[str, ...]:

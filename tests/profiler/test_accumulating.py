@@ -182,7 +182,7 @@ def test_what_a_course_cannot_leave_is_refused_and_its_time_not_foretold() -> No
         require_iterations([replace(COURSE, device="cuda")], snapshots=True, traces=False)
     record = Record(scenario=simulated, origin="simulated", environment={})
     known, unknown = (Forecast(scenario=asked, record=record, simulation_seconds=2.0) for asked in (simulated, COURSE))
-    assert (known.most_seconds, unknown.most_seconds) == (2.0, None)
+    assert (known.seconds, unknown.seconds) == (2.0, None)
 
 
 def test_a_model_that_reads_no_text_has_no_course() -> None:
