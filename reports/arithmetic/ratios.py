@@ -2,18 +2,20 @@
 
 The estimate is Hodges and Lehmann's (1963): the median of all ratios of a later sample to an earlier one. Its interval is read off the same
 sorted ratios at the ranks that the Mann-Whitney statistic gives (Moses). It holds where the two lists differ by a factor and their samples
-are independent of each other.
+are independent of each other. Of two long trainings all ratios would be 100 million, so the few ranks are found without the others.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist, median
+from statistics import NormalDist
 
 CONFIDENCE = 0.95
-# Up to so many samples together the Mann-Whitney distribution is counted out, beyond that it is as good as normal.
-COUNTED = 60
+# Up to so many samples together, or on one side, the Mann-Whitney distribution is counted out; beyond that it is as good as normal.
+COUNTED, COUNTED_SIDE = 60, 8
+# So many ratios are soon sorted.
+FEW = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +33,70 @@ class Ratio:
             raise ValueError(f"a ratio needs a sample on both sides, got {len(before)} and {len(after)}")
         if min(*before, *after) <= 0:
             raise ValueError(f"a ratio needs times > 0, got {min(*before, *after)}")
-        ratios = sorted(late / early for late in after for early in before)
+        ratios = _Ratios(before=sorted(before), after=sorted(after))
+        value = (ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2
         outside = ratios_outside(len(before), len(after))
         if outside is None:
-            return cls(value=median(ratios))
-        return cls(value=median(ratios), low=ratios[outside], high=ratios[-1 - outside])
+            return cls(value=value)
+        return cls(value=value, low=ratios[outside], high=ratios[len(ratios) - 1 - outside])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ratios:
+    """All ratios of `after` to `before`, which are sorted, as one sorted list that is never made."""
+
+    before: Sequence[float]
+    after: Sequence[float]
+
+    def __len__(self) -> int:
+        return len(self.before) * len(self.after)
+
+    def __getitem__(self, rank: int) -> float:
+        """The ratio of that rank, from 0: it lies from `low` to `high`, two ratios that come nearer until few are between them."""
+        low, high = self.after[0] / self.before[-1], self.after[-1] / self.before[0]
+        # For each of `after`, how many of `before`, from the first, make a ratio from `low` on, and how many one above `high`.
+        from_low, above_high = [len(self.before)] * len(self.after), [0] * len(self.after)
+        while sum(from_low) - sum(above_high) > FEW and low < high:
+            # Of two neighbouring numbers the middle is one of them.
+            middle = (low + high) / 2 if (low + high) / 2 < high else low
+            above = self._above(middle)
+            if len(self) - sum(above) > rank:
+                high, above_high = self._last_within(above), above
+            else:
+                low, from_low = self._first_beyond(above), above
+        if low == high:
+            return high
+        places = zip(self.after, above_high, from_low, strict=True)
+        between = sorted(late / early for late, first, last in places for early in self.before[first:last])
+        return between[rank - (len(self) - sum(from_low))]
+
+    def _above(self, value: float) -> list[int]:
+        """For each of `after`, how many of `before`, from the first, make a ratio above the value."""
+        found, place = [], 0
+        for late in self.after:
+            while place < len(self.before) and late / self.before[place] > value:
+                place += 1
+            found.append(place)
+        return found
+
+    def _last_within(self, above: Sequence[int]) -> float:
+        """The largest ratio that is not above the value."""
+        return max(late / self.before[place] for late, place in zip(self.after, above, strict=True) if place < len(self.before))
+
+    def _first_beyond(self, above: Sequence[int]) -> float:
+        """The smallest ratio that is."""
+        return min(late / self.before[place - 1] for late, place in zip(self.after, above, strict=True) if place)
 
 
 @lru_cache
 def ratios_outside(first: int, second: int) -> int | None:
     """How many of the sorted ratios lie outside the interval at either end; None where all of them cover less than 95 %."""
     most = (1 - CONFIDENCE) / 2
-    if first + second > COUNTED:
+    if first + second > COUNTED and min(first, second) > COUNTED_SIDE:
         deviation = math.sqrt(first * second * (first + second + 1) / 12)
         # Half a rank for the step from a count to a continuous distribution.
         return math.floor(first * second / 2 + NormalDist().inv_cdf(most) * deviation - 0.5)
-    ways, total, covered = mann_whitney_ways(first, second), math.comb(first + second, first), 0
+    ways, total, covered = mann_whitney_ways(min(first, second), max(first, second)), math.comb(first + second, first), 0
     for outside, count in enumerate(ways):
         covered += count
         if covered > most * total:

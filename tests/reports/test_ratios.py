@@ -3,6 +3,8 @@
 import itertools
 import math
 import random
+import tracemalloc
+from statistics import median
 
 import pytest
 from scipy.stats import mannwhitneyu
@@ -31,6 +33,44 @@ def test_beyond_what_is_counted_the_ranks_go_on_without_a_jump():
     # 317 is printed for 30 and 30; each sample more adds some eleven.
     assert ranks[0] == 317
     assert all(9 <= later - sooner <= 13 for sooner, later in itertools.pairwise(ranks))
+
+
+@pytest.mark.parametrize("few", range(1, 12))
+@pytest.mark.parametrize("many", [20, 60, 61, 5_000])
+def test_an_interval_never_reaches_beyond_its_ratios_or_its_own_middle(few: int, many: int):
+    outside = ratios_outside(few, many)
+    assert outside == ratios_outside(many, few)
+    assert outside is None or 0 <= outside < few * many / 2
+
+
+def test_one_sample_against_sixty_is_counted_out():
+    # One sample has 61 places among sixty, each as likely: the outermost one at either end leaves 59 of 61, 96.7 %, and two leave 93.4 %.
+    assert ratios_outside(1, 60) == 0
+    assert ratios_outside(1, 19) is None
+
+
+def test_long_lists_have_the_ratios_that_sorting_all_of_them_gives():
+    chance = random.Random(8)
+    before, after = ([round(chance.lognormvariate(0, 0.3), 2) for _ in range(count)] for count in (140, 111))
+    ratios = sorted(late / early for late in after for early in before)
+    outside = ratios_outside(140, 111)
+    assert outside is not None
+    assert Ratio.of(before, after) == Ratio(value=median(ratios), low=ratios[outside], high=ratios[-1 - outside])
+    assert Ratio.of([1.0] * 100, [3.0] * 100) == Ratio(value=3.0, low=3.0, high=3.0)
+
+
+def test_two_long_trainings_are_compared_in_little_memory():
+    chance = random.Random(9)
+    before, after = ([factor * math.exp(chance.gauss(0, 0.1)) for _ in range(2_000)] for factor in (1.0, 1.1))
+    tracemalloc.start()
+    ratio = Ratio.of(before, after)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert 1.08 < ratio.low < ratio.value < ratio.high < 1.12
+    # All four million ratios would be 128 MB.
+    assert most < 2_000_000
 
 
 def test_four_and_four_reach_from_the_least_ratio_to_the_largest():
