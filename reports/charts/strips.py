@@ -1,10 +1,11 @@
-"""Strips: every sample of each step's time along one scale, with quartiles, the median and its confidence interval."""
+"""Strips: the samples of each step's time along one scale, with quartiles, the median and its confidence interval."""
 
 import math
 from dataclasses import dataclass, replace
 
 from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.labels import optimizer_key
+from ..arithmetic.ranks import at_even_ranks
 from ..arithmetic.times import Timing
 from ..phrases import step_text
 from ..units import Sized
@@ -69,7 +70,7 @@ def _strip(findings: Findings, row: Timing, scale: Scale) -> Bar:
         mark=findings.labels[optimizer_key(row.record.scenario)],
         origin=row.record.origin,
         value=Sized(binary=value, decimal=value),
-        samples=tuple(map(scale.place, step.samples)),
+        samples=tuple(map(scale.place, at_even_ranks(step.samples))),
         band=(scale.place(step.lower), scale.place(step.upper)),
         whisker=(scale.place(step.interval.lower), scale.place(step.interval.upper)) if step.interval else None,
         median=scale.place(step.median),

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..arithmetic.findings import Findings, pictured
+from ..arithmetic.ranks import at_even_ranks, thinning_notes
 from ..arithmetic.times import Spread, Timing
 from ..phrases import step_text
 from ..style import INK, TRACK
@@ -35,7 +36,7 @@ def draw_steps(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
         sentence="How long one optimizer step takes: every sample as a mark, the quartiles as a band, the median as a line.",
         alt="Samples of step time. " + "; ".join(spoken(findings, timing, step_text(timing)) for timing in timings) + ".",
         table=timing_table(findings, findings.timings),
-        notes=notes,
+        notes=(*notes, *thinning_notes([timing.step.samples for timing in timings])),
     )
 
 
@@ -64,7 +65,8 @@ def _draw(place: Place, row: Row, step: Spread, unit: float) -> None:
     axes.plot(axes.get_xlim(), (y, y), color=TRACK.light, linewidth=1.2, zorder=0)
     axes.barh(y, (step.upper - step.lower) / unit, BAR, step.lower / unit, color=row.mark.colour.light, alpha=0.3)
     style = mark_style(row.mark, row.origin, 0.5 * frame.size)
-    axes.plot([sample / unit for sample in step.samples], [y] * len(step.samples), clip_on=False, **style)
+    samples = at_even_ranks(step.samples)
+    axes.plot([sample / unit for sample in samples], [y] * len(samples), clip_on=False, **style)
     median = step.median / unit
     axes.plot((median, median), (y - 0.6 * BAR, y + 0.6 * BAR), color=INK.light, linewidth=0.17 * frame.size)
 

@@ -208,6 +208,18 @@ def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed, tmp_path):
     assert memory.count("<tr>") == 1 + 250
 
 
+def test_long_trainings_make_no_long_page(simulated, timed, tmp_path):
+    names = ("adamw", "sgd-sai", "sm3", "lamb16")
+    short, long = (
+        [make(name) for name in names for make in (simulated, lambda name, count=count: timed(name, step=(0.1, 0.2, 0.3, 0.4) * count))]
+        for count in (50, 1_000)
+    )
+    pages = [render_page(records, draw_all(records, tmp_path)) for records in (short, long)]
+    assert len(pages[1]) - len(pages[0]) < 10_000
+    assert "Of more than 200 samples 200 are drawn" in pages[1]
+    assert "Of more than 200 samples" not in pages[0]
+
+
 def test_a_run_where_all_failed_still_says_why(simulated, report):
     text = Elements(report([simulated("adamw", memory=None, outcome="killed", error="killed by signal 9")])).text
     assert "No scenario of this run ended with a result" in text
