@@ -1,5 +1,7 @@
 """Phrases: what was found in a few words, the same in pictures, pages and on the terminal."""
 
+from collections.abc import Sequence
+
 from profiler.record import Record
 
 from .arithmetic.courses import Course
@@ -20,7 +22,7 @@ from .units import (
     rate_text,
     seconds_text,
 )
-from .words import origin_text, phase_name
+from .words import listed, origin_text, phase_name
 
 
 def saving_text(row: Saving, units: Units = BINARY) -> str:
@@ -75,6 +77,11 @@ def fragmentation_text(course: Course) -> str:
         f"{course.label} holds most: {gib_text(timeline.peak_allocated)} GiB in {phase_name(stretch.phase)} of training step "
         f"{stretch.step}, where {bytes_text(spare)} ({share}) of what is reserved is not in use."
     )
+
+
+def nothing_text(labels: Sequence[str]) -> str:
+    """A note on the optimizers that a logarithmic axis leaves out."""
+    return f"A state of 0 bytes has no place on a logarithmic axis: {listed(labels)}."
 
 
 def spread_text(spread: Spread) -> str:

@@ -24,6 +24,11 @@ class Tradeoff:
     is_peak: bool
     on_front: bool
 
+    @property
+    def shown_origin(self) -> str:
+        """The origin that the point's mark tells: that of the seconds, unless the bytes were not measured."""
+        return self.origin if self.entry.origin == "measured" else self.entry.origin
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Clocked:

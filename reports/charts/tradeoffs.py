@@ -1,10 +1,11 @@
 """Tradeoffs: time of the step against memory, with the front of those that no other optimizer beats in both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..arithmetic.findings import Findings
 from ..arithmetic.pareto import Tradeoff
+from ..phrases import nothing_text
 from ..tables.table import Cell, Table, bytes_cell
 from ..units import Sized, bytes_text, seconds_text
 from ..words import clock_name
@@ -12,28 +13,37 @@ from .chart import Chart, Graph, Heading, error_bars, giga_ticks, marker, second
 
 # A page with more graphs is no longer looked at.
 MOST_GRAPHS = 4
+# The name of a setting, and the clock.
+Group = tuple[str, str]
 
 
 def tradeoff_chart(findings: Findings) -> Chart | None:
     """A graph for each setting and clock that has two optimizers or more; None where there is none."""
-    groups: dict[tuple[str, str], list[Tradeoff]] = {}
+    groups: dict[Group, list[Tradeoff]] = {}
     for point in findings.tradeoffs:
         groups.setdefault((findings.names[point.entry.setting], point.clock), []).append(point)
     groups = {name: points for name, points in groups.items() if len({point.entry.label for point in points}) > 1}
     if not groups:
         return None
-    shown = dict(list(groups.items())[:MOST_GRAPHS])
-    note = f"The page draws {len(shown)} of {len(groups)} comparisons; the table has all."
+    drawn = {name: [point for point in points if point.bytes] for name, points in groups.items()}
+    shown = dict([(name, points) for name, points in drawn.items() if points][:MOST_GRAPHS])
     return Chart(
         name="pareto",
         title="Time against memory",
         sentence="Left is faster, down is smaller. The broken line joins the Pareto front: what no other optimizer beats in both.",
         alt="",
         table=_table(findings, [point for points in groups.values() for point in points]),
-        notes=(note,) if len(shown) < len(groups) else (),
+        notes=_notes(groups, shown),
         graphs=tuple(_graph(findings, setting, clock, points) for (setting, clock), points in shown.items()),
-        labels={point.entry.label: _origin(point) for points in shown.values() for point in points},
+        labels={point.entry.label: point.shown_origin for points in shown.values() for point in points},
     )
+
+
+def _notes(groups: Mapping[Group, Sequence[Tradeoff]], shown: Mapping[Group, Sequence[Tradeoff]]) -> tuple[str, ...]:
+    """What the graphs leave to the table."""
+    empty = dict.fromkeys(point.entry.label for points in groups.values() for point in points if not point.bytes)
+    few = f"The page draws {len(shown)} of {len(groups)} comparisons; the table has all."
+    return (*((nothing_text(list(empty)),) if empty else ()), *((few,) if len(shown) < len(groups) else ()))
 
 
 def _graph(findings: Findings, setting: str, clock: str, points: Sequence[Tradeoff]) -> Graph:
@@ -74,7 +84,7 @@ def _trace(findings: Findings, point: Tradeoff, number: int) -> dict[str, Any]:
         "x": [point.seconds],
         "y": {"bytes": [point.bytes]},
         "error_x": error_bars([(point.lower, point.seconds, point.upper)], colour),
-        "marker": marker(findings.marks[label], colour, _origin(point), 13),
+        "marker": marker(findings.marks[label], colour, point.shown_origin, 13),
         # Neighbours in time are named above and below by turns.
         "text": [text(label)],
         "textposition": "bottom center" if number % 2 else "top center",
@@ -99,11 +109,6 @@ def _by_time(points: Sequence[Tradeoff]) -> list[Tradeoff]:
     return sorted(points, key=lambda point: point.seconds)
 
 
-def _origin(point: Tradeoff) -> str:
-    """That of the seconds, unless the bytes were not measured."""
-    return point.origin if point.entry.origin == "measured" else point.entry.origin
-
-
 def _spoken(point: Tradeoff) -> str:
     front = ", on the Pareto front" if point.on_front else ""
     return f"{point.entry.label}: {seconds_text(point.seconds)} and {bytes_text(point.bytes)}{front}"
@@ -113,7 +118,7 @@ def _table(findings: Findings, points: Sequence[Tradeoff]) -> Table:
     head = ("optimizer", "model", "clock", "step", "origin of the time", "bytes", "which", "origin of the bytes", "on the front")
     rows = [
         (
-            Cell(text=point.entry.label, mark=point.entry.label, origin=_origin(point)),
+            Cell(text=point.entry.label, mark=point.entry.label, origin=point.shown_origin),
             Cell(text=findings.names[point.entry.setting]),
             Cell(text=clock_name(point.clock)),
             Cell(text=seconds_text(point.seconds), number=True),

@@ -53,7 +53,7 @@ def _figure(findings: Findings, group: Sequence[Tradeoff], frame: Frame, title: 
         Dot(
             label=point.entry.label,
             mark=findings.marks[point.entry.label],
-            origin=point.origin,
+            origin=point.shown_origin,
             x=point.seconds / unit,
             y=gib(point.bytes),
             low=point.lower and point.lower / unit,
@@ -95,7 +95,9 @@ def _table(group: Sequence[Tradeoff]) -> Table:
             bytes_text(point.bytes),
             "yes" if point.on_front else "no",
             point.origin,
+            point.entry.origin,
         )
         for point in group
     ]
-    return text_table(("optimizer", "step, median", "95 % interval", _memory(group), "on the front", "origin of the time"), rows)
+    head = ("optimizer", "step, median", "95 % interval", _memory(group), "on the front", "origin of the time", "origin of the bytes")
+    return text_table(head, rows)

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from ..arithmetic.curves import Series
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import shortened
+from ..phrases import nothing_text
 from ..style import Mark
 from ..tables.table import Table, text_table
 from ..units import bytes_text, count_text, gib
@@ -24,7 +25,6 @@ def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     if not any(point.state_bytes for series in findings.curves for point in series.points):
         return None
     empty = dict.fromkeys(series.label for series in findings.curves if any(not point.state_bytes for point in series.points))
-    note = f"A state of 0 bytes has no place on a logarithmic axis: {listed(list(empty))}." if empty else ""
     return render(
         lambda frame: _figure(findings, frame),
         style,
@@ -33,7 +33,7 @@ def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
         sentence="How the state grows with the model. Both axes are logarithmic; a line joins models of one family only.",
         alt="State in bytes against parameters. " + "; ".join(_spoken(series) for series in findings.curves) + ".",
         table=_table(findings.curves),
-        notes=(note,) if note else (),
+        notes=(nothing_text(list(empty)),) if empty else (),
     )
 
 

@@ -134,6 +134,27 @@ def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simul
     assert front["y"] == {"bytes": [20_000, 12_008]}
 
 
+def test_a_state_of_no_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(simulated, timed):
+    records = [simulated(name, state=state, workload="state") for name, state in (("adamw", 8_000), ("sgd", 0))]
+    records += [replace(timed(name), scenario=replace(timed(name).scenario, workload="state")) for name in ("adamw", "sgd")]
+    chart = tradeoff_chart(Findings.of(records))
+    assert chart is not None
+    assert [row[0].text for row in chart.table.rows] == ["adamw", "sgd"]
+    assert chart.notes == ("A state of 0 bytes has no place on a logarithmic axis: sgd.",)
+    assert [trace["label"] for trace in chart.graphs[0].traces if "label" in trace] == ["adamw"]
+    none = tradeoff_chart(Findings.of([record for record in records if record.scenario.optimizer == "sgd"]))
+    assert none is None
+
+
+def test_a_mark_is_filled_only_where_time_and_bytes_were_measured(simulated, timed):
+    def origins(*records):
+        return [point.shown_origin for point in Findings.of(records).tradeoffs]
+
+    assert origins(simulated("adamw"), timed("adamw")) == ["simulated"]
+    assert origins(simulated("adamw", device="cuda", origin="measured"), timed("adamw")) == ["measured"]
+    assert origins(simulated("adamw", device="cuda", origin="measured"), timed("adamw", share=0.5)) == ["estimated"]
+
+
 def test_ticks_are_round():
     assert count_ticks([124_000_000, 1_560_000_000])["ticktext"] == ["100 M", "200 M", "500 M", "1 B", "2 B"]
     assert second_ticks([0.003, 0.09])["ticktext"] == ["2 ms", "5 ms", "10 ms", "20 ms", "50 ms", "100 ms"]

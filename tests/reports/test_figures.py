@@ -158,6 +158,15 @@ def test_time_against_memory_names_every_optimizer_and_its_front(simulated, time
     assert found["pareto"].alt.startswith("Time against memory. On the front: sgd-sai. adamw: 200 ms, 19.5 KiB")
     assert ">sgd-sai<" in found["pareto"].svg
     assert ">milliseconds, the step on CPU<" in found["pareto"].svg
+    # Their bytes are simulated: no mark is filled.
+    assert f"fill: {MARKS['sgd-sai'].colour.light}" not in found["pareto"].svg
+
+
+def test_an_optimizer_without_state_has_its_place_beside_the_others(simulated, timed, tmp_path):
+    records = [simulated(name, state=state, workload="state") for name, state in (("adamw", 8_000), ("sgd", 0))]
+    records += [replace(timed(name), scenario=replace(timed(name).scenario, workload="state")) for name in ("adamw", "sgd")]
+    found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
+    assert "sgd: 200 ms, 0 B" in found["pareto"].alt
 
 
 def test_a_name_is_written_where_it_covers_nothing_and_inside_the_picture():
