@@ -21,6 +21,7 @@ from .charts import Chart, charts
 from .charts.accumulation import accumulation_chart
 from .figures.drawing import Drawing
 from .html import styled_page
+from .phrases import unlike_text
 from .tables.accumulation import AccumulationPart, accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.data import data_rows, estimate_table, memory_table, step_table
@@ -100,6 +101,7 @@ def _notes(findings: Findings) -> dict[str, str]:
     """What a reader must know beside the numbers, by the part of the page it belongs to; empty where there is nothing to say."""
     return {
         "baseline": _baseline_note(findings),
+        "unlike": unlike_text(findings.savings),
         "sm3": SM3_NOTE if any(entry.scenario.optimizer == "sm3" for entry in findings.entries) else "",
     }
 

@@ -7,7 +7,7 @@ from profiler.record import Record
 from .arithmetic.courses import Course
 from .arithmetic.paces import Pace
 from .arithmetic.peaks import Peak
-from .arithmetic.savings import Saving
+from .arithmetic.savings import BASELINE, Saving
 from .arithmetic.times import Spread, Timing, samples_per_second, tokens_per_second
 from .units import (
     BINARY,
@@ -32,6 +32,17 @@ def saving_text(row: Saving, units: Units = BINARY) -> str:
     size = f"{gib_text(abs(row.saved_bytes), units)} {units.giga}"
     amount = f"saves {size}" if row.saved_bytes > 0 else f"keeps {size} more" if row.saved_bytes else "saves nothing"
     return f"{amount} · {factor_text(row.factor)} · {percent_text(row.saved_bytes, row.baseline_bytes)}"
+
+
+def unlike_text(rows: Sequence[Saving]) -> str:
+    """Which optimizers are set against a baseline that runs its step another way; empty for none."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if not row.is_alike:
+            ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
+            found.setdefault(ways, []).append(row.entry.label)
+    told = [f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}" for (own, other), names in found.items()]
+    return f"The bytes of {'; '.join(told)}: the run has no {BASELINE} that runs its step the same way." if told else ""
 
 
 def against_text(row: Saving) -> str:

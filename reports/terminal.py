@@ -13,7 +13,7 @@ from .arithmetic.entries import Entry, by_setting, failures
 from .arithmetic.findings import Findings
 from .arithmetic.labels import shortened
 from .arithmetic.savings import BASELINE, Saving, without_baseline
-from .phrases import throughput_text
+from .phrases import throughput_text, unlike_text
 from .tables.accumulation import accumulation_tables
 from .tables.table import Table as Rows
 from .tables.verdict import sources
@@ -124,4 +124,5 @@ def _estimate_cell(entry: Entry) -> str:
 def _remarks(findings: Findings) -> list[str]:
     lacking = [findings.names[setting] for setting in without_baseline(findings.entries)]
     missing = [f"no {BASELINE} to compare with on {listed(lacking)}; add it to --optimizers"] if lacking else []
-    return sources(findings) + missing + warning_lines(findings.records)
+    unlike = unlike_text(findings.savings)
+    return sources(findings) + missing + ([unlike] if unlike else []) + warning_lines(findings.records)

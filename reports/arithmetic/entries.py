@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from profiler.record import Memory, Record, StepEstimate
 from scenarios.spec import Scenario
@@ -89,7 +90,7 @@ class Entry:
         """The most that was allocated in a training step; the workload "state" has none to tell of."""
         return self.memory.peak_allocated if self.memory and self.scenario.workload == "train" else None
 
-    @property
+    @cached_property
     def step(self) -> Spread | None:
         """The times of the optimizer's step."""
         samples = (self.times_from.times or {}).get("step") if self.times_from else None

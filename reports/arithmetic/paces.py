@@ -17,18 +17,19 @@ class Pace:
 
 
 def paces(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Pace]:
-    """A pace for each entry, but the baseline's own, whose step was timed on the same device and implementation as the baseline's."""
+    """A pace for each entry, but the baseline's own, whose step was timed on the same device and implementation as a baseline's."""
     rows = []
     for group in by_setting(entries).values():
-        standard = reference([entry for entry in group if entry.step], baseline)
-        for entry in group:
-            if standard and entry is not standard and entry.step and standard.step and _alike(entry, standard):
+        clocks = [(entry, _clock(entry)) for entry in group if entry.step]
+        for entry, clock in clocks:
+            standard = reference(entry, [other for other, theirs in clocks if theirs == clock], baseline)
+            if clock and standard and entry is not standard and entry.step and standard.step:
                 rows.append(Pace(entry=entry, ratio=Ratio.of(standard.step.samples, entry.step.samples)))
     return rows
 
 
-def _alike(entry: Entry, other: Entry) -> bool:
-    scenarios = [found.times_from.scenario for found in (entry, other) if found.times_from]
-    # A clock too coarse for a step tells 0, which is no times anything.
-    timed = all(found.step and found.step.smallest > 0 for found in (entry, other))
-    return timed and len({(scenario.device, scenario.implementation) for scenario in scenarios}) == 1
+def _clock(entry: Entry) -> tuple[str, str] | None:
+    """The device and the implementation that the step was timed on; None for a clock too coarse for it, whose 0 is no times anything."""
+    if entry.times_from is None or entry.step is None or entry.step.smallest <= 0:
+        return None
+    return entry.times_from.scenario.device, entry.times_from.scenario.implementation

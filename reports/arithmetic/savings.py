@@ -1,4 +1,7 @@
-"""Savings: the state of each optimizer against the state of a baseline on the same model and dtype."""
+"""Savings: the state of each optimizer against the state of a baseline on the same model and dtype.
+
+The baseline is one that runs its step the same way, as a loop, foreach or fused, where the run has it; else another, which is said.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,12 +15,22 @@ BASELINE = "adamw"
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """One optimizer's state beside the baseline's, in exact bytes."""
+    """One optimizer's state beside the baseline's, in exact bytes; `baseline` is the entry that it is set against, or the entry itself."""
 
     entry: Entry
+    baseline: Entry
     state_bytes: int
     baseline_bytes: int
-    is_baseline: bool
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the entry is what the others of its implementation are set against."""
+        return self.entry is self.baseline
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether both run their step the same way."""
+        return self.entry.scenario.implementation == self.baseline.scenario.implementation
 
     @property
     def saved_bytes(self) -> int:
@@ -39,33 +52,32 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
     """A saving for each entry whose setting has the baseline, the baseline's own among them."""
     rows = []
     for group in by_setting(entries).values():
-        standard = reference(group, baseline)
-        if standard is None or not standard.state_bytes:
-            continue
-        rows += [
-            Saving(
-                entry=entry,
-                state_bytes=entry.state_bytes,
-                baseline_bytes=standard.state_bytes,
-                is_baseline=entry is standard,
-            )
-            for entry in group
-            if entry.state_bytes is not None
-        ]
+        for entry in group:
+            standard = reference(entry, group, baseline)
+            if standard is not None and standard.state_bytes and entry.state_bytes is not None:
+                rows.append(Saving(entry=entry, baseline=standard, state_bytes=entry.state_bytes, baseline_bytes=standard.state_bytes))
     return rows
 
 
 def without_baseline(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Setting]:
     """The settings whose entries have bytes but no baseline to be compared with."""
     groups = by_setting([entry for entry in entries if entry.state_bytes is not None])
-    return [setting for setting, group in groups.items() if reference(group, baseline) is None]
+    return [setting for setting, group in groups.items() if not _candidates(group, baseline)]
 
 
-def reference(group: Sequence[Entry], baseline: str) -> Entry | None:
-    """The baseline's entry; of several, the one with its usual bytes."""
-    candidates = [entry for entry in group if entry.scenario.optimizer == baseline and entry.state_bytes]
-    candidates.sort(key=lambda entry: bool(unusual_bytes(baseline, entry.scenario.options)))
-    return candidates[0] if candidates else None
+def reference(entry: Entry, group: Sequence[Entry], baseline: str) -> Entry | None:
+    """The baseline's entry of the group that this one is set against: of several one with its usual bytes, of those one run alike."""
+    candidates = _candidates(group, baseline)
+    alike = entry.scenario.implementation
+    return min(candidates, key=lambda other: (_is_unusual(other), other.scenario.implementation != alike), default=None)
+
+
+def _candidates(group: Sequence[Entry], baseline: str) -> list[Entry]:
+    return [entry for entry in group if entry.scenario.optimizer == baseline and entry.state_bytes]
+
+
+def _is_unusual(entry: Entry) -> bool:
+    return bool(unusual_bytes(entry.scenario.optimizer, entry.scenario.options))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scenarios.hardware import CONTEXT_BYTES
 
@@ -83,13 +83,10 @@ class Sight:
 
 def sights(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Sight]:
     """A sight for each entry whose state is known, in the order of the run."""
-    references = {saving.entry.setting: saving.entry for saving in savings(entries, baseline) if saving.is_baseline}
-    found = []
-    for setting, group in by_setting(entries).items():
-        reference = references.get(setting)
-        of_reference = _sight(reference, group, None) if reference else None
-        found += [of_reference if entry is reference else _sight(entry, group, of_reference) for entry in group]
-    return [sight for sight in found if sight is not None]
+    references = {id(saving.entry): id(saving.baseline) for saving in savings(entries, baseline) if not saving.is_baseline}
+    plain = {id(entry): _sight(entry, group) for group in by_setting(entries).values() for entry in group}
+    known = ((sight, references.get(key)) for key, sight in plain.items() if sight is not None)
+    return [sight if reference is None else replace(sight, baseline=plain[reference]) for sight, reference in known]
 
 
 def foreach_costs(entry: Entry, group: Sequence[Entry]) -> int | None:
@@ -101,7 +98,7 @@ def foreach_costs(entry: Entry, group: Sequence[Entry]) -> int | None:
     return None if loop is None else entry.peak_bytes - loop
 
 
-def _sight(entry: Entry, group: Sequence[Entry], baseline: Sight | None) -> Sight | None:
+def _sight(entry: Entry, group: Sequence[Entry]) -> Sight | None:
     memory = entry.memory
     if memory is None:
         return None
@@ -109,7 +106,7 @@ def _sight(entry: Entry, group: Sequence[Entry], baseline: Sight | None) -> Sigh
     read = _driver_bytes(entry)
     return Sight(
         entry=entry,
-        baseline=baseline,
+        baseline=None,
         state=memory.optimizer_state,
         state_allocated=memory.optimizer_state_allocated,
         allocated=entry.peak_bytes,

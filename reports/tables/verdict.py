@@ -103,8 +103,8 @@ def _saving(findings: Findings, entry: Entry) -> Saving | None:
 
 
 def _peak_falls(findings: Findings, entry: Entry) -> str:
-    others = [saving.entry for saving in findings.savings if saving.is_baseline and saving.entry.setting == entry.setting]
-    before, after = (others[0].peak_bytes if others else None), entry.peak_bytes
+    saving = _saving(findings, entry)
+    before, after = (saving.baseline.peak_bytes if saving else None), entry.peak_bytes
     if before is None or after is None or after >= before:
         return ""
     return f"; the peak of a training step falls from {gib_text(before)} to {gib_text(after)} GiB"

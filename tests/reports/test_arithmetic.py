@@ -14,7 +14,7 @@ from reports.arithmetic.labels import USUAL_MOMENTUM, labels
 from reports.arithmetic.peaks import peaks
 from reports.arithmetic.savings import savings, without_baseline
 from reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
-from reports.phrases import interval_text
+from reports.phrases import interval_text, unlike_text
 from reports.tables.verdict import cards, sources, verdict
 from reports.words import warning_lines
 
@@ -138,6 +138,29 @@ def test_the_plain_adamw_is_the_baseline_beside_one_with_amsgrad(simulated):
     rows = savings(entries([heavy, simulated("adamw", options={"amsgrad": False})]))
     assert [(row.entry.label, row.is_baseline) for row in rows] == [("adamw (amsgrad=True)", False), ("adamw (amsgrad=False)", True)]
     assert rows[0].saved_bytes == -4_000
+
+
+def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
+    records = [simulated(name, implementation=way) for name in ("adamw", "sm3") for way in ("foreach", "loop")]
+    rows = savings(entries(records))
+    assert [(row.entry.label, row.baseline.label) for row in rows] == [
+        ("adamw, foreach", "adamw, foreach"),
+        ("adamw, loop", "adamw, loop"),
+        ("sm3, foreach", "adamw, foreach"),
+        ("sm3, loop", "adamw, loop"),
+    ]
+    assert unlike_text(rows) == ""
+    other = savings(entries([simulated("adamw"), simulated("sm3", implementation="loop")]))
+    assert unlike_text(other) == (
+        "The bytes of sm3 as loop against adamw as foreach: the run has no adamw that runs its step the same way."
+    )
+
+
+def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(simulated):
+    loop = {"implementation": "loop"}
+    low = replace(simulated("adamw", **loop), memory=replace(simulated("adamw").memory, peak_allocated=16 * 2**30))
+    text = verdict(Findings.of([simulated("adamw"), low, simulated("sm3", **loop)]))
+    assert "falls from 16.000 to 0.0000112 GiB" in text
 
 
 def test_only_what_shares_model_and_dtype_is_compared(simulated):

@@ -53,6 +53,9 @@ def test_a_step_is_set_against_the_baselines(simulated, timed):
     assert (pace.entry.label, pace.ratio.value, pace.ratio.low) == ("sm3", 2.0, None)
     other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
     assert paces(Findings.of(records[:3] + other).entries) == []
+    ways = [simulated(name, implementation=way) for name in ("adamw", "sm3") for way in ("foreach", "loop")]
+    found = paces(Findings.of([*ways, *records[2:], *other]).entries)
+    assert [(pace.entry.label, pace.ratio.value) for pace in found] == [("sm3, loop", 2.0)]
     enough = [simulated("adamw"), timed("adamw", step=(1.0,) * 6), simulated("sm3"), timed("sm3", step=(3.0,) * 6)]
     assert step_table(Findings.of(enough)).rows[1][5].text == f"3.00{TIMES} (3.00{TIMES} {NOTHING} 3.00{TIMES})"
 

@@ -154,6 +154,12 @@ def test_the_parts_that_moved_sum_to_what_the_peak_is_higher(simulated):
     assert sum(count for _, count in own.moved) == 17_000 - 20_000 == -(own.allocated_saved or 0)
 
 
+def test_a_sight_stands_beside_the_baseline_that_runs_its_step_the_same_way(simulated):
+    loop = holding(simulated("adamw", implementation="loop"), peak_allocated=16_500)
+    found = sights(entries([simulated("adamw"), loop, simulated("sgd-sai", implementation="loop")]))
+    assert [sight.allocated_saved for sight in found] == [None, None, 500]
+
+
 def test_foreach_is_held_against_its_own_loop(simulated):
     loop = holding(simulated("adamw", implementation="loop"), peak_allocated=16_500)
     found = sights(entries([simulated("adamw"), loop, simulated("sgd-sai")]))
