@@ -1,7 +1,8 @@
 """Agreement: what was simulated beside what was measured, wherever a run has both for the same question.
 
 Bytes of state are the same on every device and for every implementation. Peaks and blocks are compared on CUDA alone, and only where both
-records ran the step the same way; an estimated step time is set beside samples that were taken on the GPU that it is for.
+records ran the step the same way under the same settings of the allocator, on the memory of the same GPU where there is such a simulation;
+an estimated step time is set beside samples that were taken on the GPU that it is for.
 """
 
 import json
@@ -79,9 +80,11 @@ def summary(found: Sequence[Agreement]) -> str:
 def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
     """The figures of a measured record that one of the simulated ones tells."""
     alike = [record for record in simulated if record.scenario.implementation == measured.scenario.implementation]
+    placed = [record for record in alike if record.scenario.alloc_conf == measured.scenario.alloc_conf]
+    placed.sort(key=lambda record: record.scenario.gpu != measured.scenario.gpu)
     found = []
     for metric, field in BYTES.items():
-        candidates = simulated if metric == "state" else alike
+        candidates = simulated if metric == "state" else placed
         value = getattr(measured.memory, field, None)
         other = next((record for record in candidates if getattr(record.memory, field, None) is not None), None)
         if value is None or other is None or (metric in ("peak", "reserved") and measured.scenario.workload != "train"):

@@ -234,6 +234,18 @@ def test_another_implementation_agrees_on_the_state_alone_and_another_question_o
     assert agreements([simulated("sm3"), measured, simulated("adamw", outcome="failed", memory=None, error="no")]) == []
 
 
+def test_blocks_are_held_against_a_simulation_under_the_same_settings_of_the_same_gpu(simulated):
+    asked = {"device": "cuda", "origin": "measured", "gpu": "t4"}
+    other, endless, own = (
+        holding(simulated("adamw", **where), peak_allocated=peak)
+        for where, peak in (({"gpu": "t4", "alloc_conf": "expandable_segments:True"}, 1), ({}, 2), ({"gpu": "t4"}, 3))
+    )
+    peaks = [one.simulated for one in agreements([other, endless, own, simulated("adamw", **asked)]) if one.metric == "peak"]
+    assert peaks == [3]
+    assert [one.simulated for one in agreements([endless, simulated("adamw", **asked)]) if one.metric == "peak"] == [2]
+    assert [one.metric for one in agreements([other, simulated("adamw", **asked)])] == ["state"]
+
+
 def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
     def found(device: str):
         environment = {"machine": {"gpu": device}}
