@@ -14,7 +14,7 @@ from ..words import conditions, shared
 from .accumulations import accumulations
 from .courses import Course, courses
 from .curves import Series, curves
-from .entries import Entry, Setting, entries, setting_names
+from .entries import Entry, Setting, entries, failures, setting_names
 from .labels import OptimizerKey, labels, optimizer_key
 from .paces import Pace, paces
 from .pareto import Tradeoff, tradeoffs
@@ -50,7 +50,8 @@ class Findings:
         if not records:
             raise ValueError("the run holds no records, so there is nothing to report; run `optprof profile MODEL` again")
         found, called = entries(records), labels(records)
-        settings = [entry.setting for entry in found] + [Setting.of(record.scenario) for record in records]
+        # What failed is asked for too; the small records that only stand on the curve are not what the run is about.
+        asked = [entry.setting for entry in found] + [Setting.of(record.scenario) for record in failures(records)]
         return cls(
             records=records,
             entries=found,
@@ -59,7 +60,7 @@ class Findings:
             peaks=peaks(found),
             courses=courses(found, records, called, timelines or {}),
             timings=timings(records),
-            names=setting_names([entry.setting for entry in found] or settings),
+            names=setting_names(asked or [Setting.of(record.scenario) for record in records]),
             labels=called,
             # Ways to accumulate have marks of their own: no picture shows them beside optimizers.
             marks=marks(way.spec for group in accumulations(records) for way in group)
@@ -87,7 +88,7 @@ class Findings:
         return list(dict.fromkeys(setting.model for setting in self.names))
 
     def name_of(self, setting: Setting) -> str:
-        """The name of a setting; of one without results, its model."""
+        """The name of a setting; of one on the curve alone, its model."""
         return self.names.get(setting, setting.model)
 
     def setting_of(self, timing: Timing) -> str:

@@ -25,7 +25,7 @@ def savings_chart(findings: Findings, chart: Chart) -> Chart:
     most = max(1.0, *(row.share_kept for row in rows))
     shares = (0, 0.25, 0.5, 0.75, 1) if most <= 1.5 else (0, 1, most)
     ticks = tuple((100 * share / most, f"{100 * share:.0f} %") for share in shares)
-    groups = grouped([(findings.names[row.entry.setting], _saving(findings, row, most)) for row in rows], ticks)
+    groups = grouped(findings, [(findings.names[row.entry.setting], _saving(findings, row, most)) for row in rows], ticks)
     return replace(chart, groups=groups, block_keys=(BlockKey(colour="var(--track)", text=f"the state of {BASELINE}"),))
 
 
@@ -33,7 +33,7 @@ def peak_chart(findings: Findings, chart: Chart) -> Chart:
     """Each peak in blocks of what holds it; the peaks of one model are drawn in one scale."""
     rows, _ = pictured(findings.peaks, lambda row: row.entry.setting)
     scale = _largest((row.entry.setting, max(row.allocated, row.reserved or 0)) for row in rows)
-    groups = grouped([(findings.names[row.entry.setting], _peak(row, scale[row.entry.setting])) for row in rows])
+    groups = grouped(findings, [(findings.names[row.entry.setting], _peak(row, scale[row.entry.setting])) for row in rows])
     visible = {name for row in findings.peaks for name, count in row.parts if count >= VISIBLE * row.allocated}
     keys = [_block_key(name) for name in in_stack_order(visible)]
     if any(row.reserved for row in rows):
@@ -46,14 +46,14 @@ def iteration_chart(findings: Findings, chart: Chart) -> Chart:
     whole = [timing for timing in findings.timings if timing.iteration]
     rows, _ = pictured(whole, findings.setting_of)
     scale = _largest((findings.setting_of(row), _parts_seconds(row)) for row in rows)
-    groups = grouped([(findings.setting_of(row), _iteration(findings, row, scale[findings.setting_of(row)])) for row in rows])
+    groups = grouped(findings, [(findings.setting_of(row), _iteration(findings, row, scale[findings.setting_of(row)])) for row in rows])
     return replace(chart, groups=groups, block_keys=tuple(_block_key(phase) for phase in PHASES))
 
 
-def grouped(rows: Sequence[tuple[str, Bar]], ticks: Iterable[tuple[float, str]] = ()) -> tuple[BarGroup, ...]:
-    """The bars under the names of their groups; a lone group has no name."""
+def grouped(findings: Findings, rows: Sequence[tuple[str, Bar]], ticks: Iterable[tuple[float, str]] = ()) -> tuple[BarGroup, ...]:
+    """The bars under the names of their groups; in a run of one setting they need none."""
     groups = [(name, tuple(bar for _, bar in members)) for name, members in groupby(rows, key=lambda row: row[0])]
-    return tuple(BarGroup(name=name if len(groups) > 1 else "", bars=bars, ticks=tuple(ticks)) for name, bars in groups)
+    return tuple(BarGroup(name=name if len(findings.names) > 1 else "", bars=bars, ticks=tuple(ticks)) for name, bars in groups)
 
 
 def _saving(findings: Findings, row: Saving, most: float) -> Bar:

@@ -69,7 +69,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class BarGroup:
-    """Bars in one scale under one name, empty where there is one group only; `ticks` are places in per cent and their texts."""
+    """Bars in one scale under one name, empty where the run has one setting only; `ticks` are places in per cent and their texts."""
 
     name: str
     bars: tuple[Bar, ...]

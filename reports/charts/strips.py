@@ -59,7 +59,7 @@ def step_chart(findings: Findings, chart: Chart) -> Chart:
     """A row for each timing, all in one scale."""
     rows, _ = pictured(findings.timings, findings.setting_of)
     scale = Scale.of(min(row.step.smallest for row in rows), max(row.step.largest for row in rows))
-    groups = grouped([(findings.setting_of(row), _strip(findings, row, scale)) for row in rows], scale.ticks)
+    groups = grouped(findings, [(findings.setting_of(row), _strip(findings, row, scale)) for row in rows], scale.ticks)
     return replace(chart, groups=groups, explains_samples=True)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from profiler.record import Record, StepEstimate
 
-from ..arithmetic.entries import Entry, failures
+from ..arithmetic.entries import Entry, Setting, failures
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import byte_options, optimizer_key
 from ..arithmetic.paces import Pace
@@ -106,7 +106,8 @@ def _filled(columns: Columns, entries: Sequence[Entry]) -> Table:
 
 def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
     label, scenario = findings.labels[optimizer_key(record.scenario)], record.scenario
-    named = (Cell(text=label, mark=label, origin=record.origin), Cell(text=scenario.model), Cell(text=scenario.implementation))
+    name = findings.names[Setting.of(scenario)]
+    named = (Cell(text=label, mark=label, origin=record.origin), Cell(text=name), Cell(text=scenario.implementation))
     unknown = (Cell(text=byte_options(scenario.options) or NOTHING), *[Cell(text=NOTHING, number=True)] * (columns - 6))
     return (*named, *unknown, Cell(text=NOTHING), Cell(text=record.outcome))
 
@@ -140,8 +141,10 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
     return {
+    setting = Setting.of(record.scenario)
         "optimizer": findings.labels[optimizer_key(record.scenario)],
-        "model": record.scenario.model,
+        "model": setting.model,
+        "setting": " · ".join(setting.traits),
         "outcome": record.outcome,
         "parameters": record.parameter_count,
         "implementation": record.scenario.implementation,

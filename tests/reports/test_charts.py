@@ -182,6 +182,19 @@ def test_data_rows_are_exact_and_drop_nothing(simulated, timed):
     assert {len(row) for row in table.rows} == {len(table.head)}
 
 
+def test_a_model_whose_scenarios_all_failed_is_named_everywhere(simulated):
+    lost = simulated("adamw", model="large", dtype="bf16", memory=None, outcome="failed", error="no")
+    findings = Findings.of([simulated("adamw"), lost])
+    assert findings.models == ["tiny", "large"]
+    assert "fp32" not in findings.context
+    table = memory_table(findings)
+    assert [row[table.head.index("model")].text for row in table.rows] == ["tiny", "large"]
+    assert [row["setting"] for row in data_rows(findings)] == ["fp32 · batch 1 · 16 tokens", "bf16 · batch 1 · 16 tokens"]
+    twice = Findings.of([simulated("adamw"), simulated("adamw", dtype="bf16", memory=None, outcome="failed", error="no")])
+    assert [row[1].text for row in memory_table(twice).rows] == ["tiny · fp32", "tiny · bf16"]
+    assert [group.name for group in peak_chart(findings, empty("peak")).groups] == ["tiny"]
+
+
 def test_rooms_say_what_is_left_or_short(simulated):
     record = simulated("adamw")
     assert record.memory is not None
