@@ -10,6 +10,7 @@ from ..arithmetic.findings import Findings
 from ..arithmetic.labels import byte_options, optimizer_key
 from ..arithmetic.paces import Pace
 from ..arithmetic.savings import BASELINE
+from ..arithmetic.times import samples_per_second, tokens_per_second
 from ..phrases import interval_text, pace_text, throughput_text
 from ..units import NOTHING, per_parameter_text, range_text, seconds_text
 from ..words import phase_name, source_text
@@ -43,7 +44,7 @@ def step_table(findings: Findings) -> Table:
     columns: Columns = [
         *_names(findings, timed=True),
         ("step, median", lambda entry: _number(entry.step.median if entry.step else None, seconds_text)),
-        ("95 % interval", lambda entry: Cell(text=(interval_text(entry.step) if entry.step else "") or NOTHING, number=True)),
+        ("95 % interval", _interval),
         ("quartiles", _quartiles),
         (f"against {BASELINE}", lambda entry: _pace(against.get(id(entry)))),
         *([("training", _throughput)] if any(_throughput(entry).text != NOTHING for entry in findings.entries) else []),
@@ -140,8 +141,8 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 
 def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
-    return {
     setting = Setting.of(record.scenario)
+    return {
         "optimizer": findings.labels[optimizer_key(record.scenario)],
         "model": setting.model,
         "setting": " · ".join(setting.traits),
@@ -156,9 +157,14 @@ def _peak_phase(entry: Entry) -> str:
     return phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
 
 
+def _interval(entry: Entry) -> Cell:
+    found = entry.step.interval if entry.step else None
+    return _sorted(interval_text(entry.step) if entry.step else "", found.lower if found else None)
+
+
 def _quartiles(entry: Entry) -> Cell:
     step = entry.step
-    return Cell(text=range_text(step.lower, step.upper) if step and len(step.samples) > 1 else NOTHING, number=True)
+    return _sorted(range_text(step.lower, step.upper), step.lower) if step and len(step.samples) > 1 else _sorted("", None)
 
 
 def _pace(pace: Pace | None) -> Cell:
@@ -166,7 +172,16 @@ def _pace(pace: Pace | None) -> Cell:
 
 
 def _throughput(entry: Entry) -> Cell:
-    return Cell(text=(throughput_text(entry.times_from) if entry.times_from else "") or NOTHING, number=True)
+    record = entry.times_from
+    if record is None:
+        return _sorted("", None)
+    tokens = tokens_per_second(record)
+    return _sorted(throughput_text(record), samples_per_second(record) if tokens is None else tokens)
+
+
+def _sorted(text: str, value: float | None) -> Cell:
+    """Figures of more than one number, which are sorted by the first."""
+    return Cell(text=text or NOTHING, number=True, value=value)
 
 
 def _number(value: float | None, show: Callable[[float], str]) -> Cell:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from profiler.record import Watched
 from profiler.store import file_name
 from reports.arithmetic.findings import Findings
 from reports.arithmetic.paces import paces
@@ -193,6 +194,17 @@ def test_a_model_whose_scenarios_all_failed_is_named_everywhere(simulated):
     twice = Findings.of([simulated("adamw"), simulated("adamw", dtype="bf16", memory=None, outcome="failed", error="no")])
     assert [row[1].text for row in memory_table(twice).rows] == ["tiny · fp32", "tiny · bf16"]
     assert [group.name for group in peak_chart(findings, empty("peak")).groups] == ["tiny"]
+
+
+def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
+    step = (0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
+    times = {"step": step, "iteration": (2.0,)}
+    long, short = (timed("adamw", times=each, watched=Watched(tokens=32)) for each in (times, {"step": (10.0, 9.0)}))
+    table = step_table(Findings.of([simulated("adamw"), long]))
+    first = dict(zip(table.head, table.rows[0], strict=True))
+    assert (first["95 % interval"].value, first["quartiles"].value, first["training"].value) == (0.9, pytest.approx(1.025), 16.0)
+    second = dict(zip(table.head, step_table(Findings.of([simulated("adamw"), short])).rows[0], strict=False))
+    assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 
 def test_rooms_say_what_is_left_or_short(simulated):
