@@ -31,6 +31,7 @@ from .tables.room import LEGEND as ROOMS_LEGEND
 from .tables.room import room_tables
 from .tables.sight import sight_tables
 from .tables.verdict import cards, sources, verdict
+from .units import DECIMAL, Sized
 from .words import listed
 
 SM3_NOTE = (
@@ -58,7 +59,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         title=f"What an optimizer costs on {listed(findings.models)}",
         context=findings.context,
         sources=sources(findings),
-        verdict=verdict(findings),
+        verdict=Sized.of(lambda units: verdict(findings, units)),
         cards=cards(findings),
         settings=len(findings.names),
         notes=_notes(findings),
@@ -78,7 +79,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         reproduction=_reproduction(records),
         failures=failure_table(findings),
         commands=commands(records),
-        provenance=provenance(records),
+        provenance=_provenance(records),
         origins=ORIGINS,
     )
 
@@ -95,6 +96,11 @@ def _accumulations(findings: Findings) -> dict[str, tuple[AccumulationPart, Char
 def _agreement(records: Sequence[Record]) -> dict[str, Any]:
     found = agreements(records)
     return {"table": agreement_table(found), "summary": agreement_summary(found)}
+
+
+def _provenance(records: Sequence[Record]) -> list[tuple[str, Sized]]:
+    pairs = zip(provenance(records), provenance(records, DECIMAL), strict=True)
+    return [(name, Sized(binary=text, decimal=decimal)) for (name, text), (_, decimal) in pairs]
 
 
 def _notes(findings: Findings) -> dict[str, str]:

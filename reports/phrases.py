@@ -79,14 +79,14 @@ def course_text(course: Course, units: Units = BINARY) -> str:
     return f"{end}{gib_text(peak, units)} {units.giga} in {phase} · {gib_text(reserved, units)} reserved"
 
 
-def fragmentation_text(course: Course) -> str:
+def fragmentation_text(course: Course, units: Units = BINARY) -> str:
     """A sentence on the peak of a course: what the allocator has in hand beyond it."""
     timeline = course.timeline
     stretch, spare = timeline.peak_stretch, timeline.fragmentation[timeline.peak]
-    share = percent_text(spare, timeline.reserved[timeline.peak])
+    share, peak = percent_text(spare, timeline.reserved[timeline.peak]), f"{gib_text(timeline.peak_allocated, units)} {units.giga}"
     return (
-        f"{course.label} holds most: {gib_text(timeline.peak_allocated)} GiB in {phase_name(stretch.phase)} of training step "
-        f"{stretch.step}, where {bytes_text(spare)} ({share}) of what is reserved is not in use."
+        f"{course.label} holds most: {peak} in {phase_name(stretch.phase)} of training step "
+        f"{stretch.step}, where {bytes_text(spare, units)} ({share}) of what is reserved is not in use."
     )
 
 

@@ -40,9 +40,18 @@ class Sized:
         return cls(binary=write(BINARY), decimal=write(DECIMAL))
 
 
+# Text for a page: the same in all units, or as it reads in either.
+Words = str | Sized
+
+
 def gib(count: float) -> float:
     """Bytes as GiB (2**30), not rounded."""
     return count / GIB
+
+
+def gib_in(value: float, units: Units) -> float:
+    """GiB in the largest of those units, not rounded."""
+    return value * GIB / units.base**3
 
 
 def gib_text(count: int, units: Units = BINARY) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from profiler.record import Record
 
-from ..units import DASH, bytes_text, percent_text
+from ..units import BINARY, DASH, Units, bytes_text, percent_text
 from ..words import DEVICES, warning_lines
 from .times import Spread
 
@@ -25,10 +25,10 @@ def commands(records: Sequence[Record]) -> list[str]:
     return _distinct(shlex.join(map(str, words)) if isinstance(words, list | tuple) else str(words) for words in found if words)
 
 
-def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
+def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[str, str]]:
     """Names and values of what the records say about where they come from; what no record tells is left out."""
     fields: list[tuple[str, Callable[[Record], str]]] = [
-        ("machine", lambda record: _machine(record.environment.get("machine"))),
+        ("machine", lambda record: _machine(record.environment.get("machine"), units)),
         ("threads", lambda record: _plain(record.environment.get("threads"))),
         ("platform", lambda record: _plain(record.environment.get("platform"))),
         ("Python", lambda record: _plain(record.environment.get("python"))),
@@ -61,14 +61,14 @@ def _times(records: Sequence[Record]) -> str:
     return f"{found[0]} to {found[-1]}" if len(found) > 1 else "".join(found)
 
 
-def _machine(machine: Any) -> str:
+def _machine(machine: Any, units: Units) -> str:
     if not isinstance(machine, Mapping):
         return _plain(machine)
     memory = machine.get("memory_bytes")
     parts = [
         _plain(machine.get("cpu")),
         f"{machine['cores']} cores" if machine.get("cores") else "",
-        f"{bytes_text(memory)} of memory" if isinstance(memory, int) else "",
+        f"{bytes_text(memory, units)} of memory" if isinstance(memory, int) else "",
         _plain(machine.get("gpu") or "no GPU"),
     ]
     return ", ".join(part for part in parts if part)

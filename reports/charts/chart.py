@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..style import Mark
 from ..tables.table import Table
-from ..units import Sized, count_text, seconds_text
+from ..units import Sized, Words, count_text, seconds_text
 
 if TYPE_CHECKING:
     from ..figures.drawing import Drawing
@@ -125,7 +125,7 @@ class Chart:
     sentence: str
     alt: str
     table: Table
-    notes: tuple[str, ...] = ()
+    notes: tuple[Words, ...] = ()
     groups: tuple[BarGroup, ...] = ()
     graphs: tuple[Graph, ...] = ()
     block_keys: tuple[BlockKey, ...] = ()

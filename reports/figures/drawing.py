@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from ..tables.table import Table
+from ..units import Words
 from .canvas import Frame
 from .render import drawing, png, svg
 
@@ -42,7 +43,7 @@ class Drawing:
     sentence: str
     alt: str
     table: Table
-    notes: tuple[str, ...]
+    notes: tuple[Words, ...]
     png: bytes
     svg: str
 
@@ -56,7 +57,7 @@ def render(
     sentence: str,
     alt: str,
     table: Table,
-    notes: tuple[str, ...] = (),
+    notes: tuple[Words, ...] = (),
 ) -> Drawing:
     """Draw a picture in both forms."""
     with drawing():

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..arithmetic.findings import Findings
 from ..arithmetic.pareto import Tradeoff
-from ..tables.table import Table, text_table
+from ..tables.table import Table, bytes_cell, text_table
 from ..units import bytes_text, gib, range_text, seconds_text, time_unit
 from ..words import DEVICES
 from .canvas import Canvas, Frame
@@ -92,7 +92,7 @@ def _table(group: Sequence[Tradeoff]) -> Table:
             point.entry.label,
             seconds_text(point.seconds),
             "" if point.lower is None or point.upper is None else range_text(point.lower, point.upper),
-            bytes_text(point.bytes),
+            bytes_cell(point.bytes),
             "yes" if point.on_front else "no",
             point.origin,
             point.entry.origin,

@@ -8,7 +8,7 @@ from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.peaks import Peak, in_stack_order
 from ..phrases import peak_text
 from ..style import MUTED, TRACK, block_colour
-from ..tables.table import Table, text_table
+from ..tables.table import Table, bytes_cell, text_table
 from ..units import bytes_text, gib
 from ..words import category_name, phase_name
 from .canvas import Frame
@@ -90,7 +90,6 @@ def _table(findings: Findings) -> Table:
     rows = []
     for row in findings.peaks:
         parts, name = dict(row.parts), findings.names[row.entry.setting]
-        reserved = "" if row.reserved is None else bytes_text(row.reserved)
-        counts = [bytes_text(parts.get(category, 0)) for category in categories]
-        rows.append((row.entry.label, name, phase_name(row.phase), bytes_text(row.allocated), reserved, *counts))
+        counts = [bytes_cell(parts.get(category, 0)) for category in categories]
+        rows.append((row.entry.label, name, phase_name(row.phase), bytes_cell(row.allocated), bytes_cell(row.reserved), *counts))
     return text_table(head, rows)

@@ -9,7 +9,7 @@ from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.savings import BASELINE, Saving
 from ..phrases import saving_text
 from ..style import INK, PAPER, TRACK
-from ..tables.table import Table, text_table
+from ..tables.table import Table, bytes_cell, text_table
 from ..units import bytes_text, factor_text, gib_text, per_parameter_text, percent_text
 from .canvas import Frame
 from .drawing import FOR_PAPER, Drawing, Style, render
@@ -93,9 +93,9 @@ def _table(findings: Findings) -> Table:
         (
             row.entry.label,
             findings.names[row.entry.setting],
-            bytes_text(row.state_bytes),
+            bytes_cell(row.state_bytes),
             per_parameter_text(row.entry.bytes_per_parameter or 0),
-            bytes_text(row.saved_bytes),
+            bytes_cell(row.saved_bytes),
             factor_text(row.factor),
             percent_text(row.saved_bytes, row.baseline_bytes),
         )

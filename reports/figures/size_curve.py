@@ -9,7 +9,7 @@ from ..arithmetic.findings import Findings
 from ..arithmetic.labels import shortened
 from ..phrases import nothing_text
 from ..style import Mark
-from ..tables.table import Table, text_table
+from ..tables.table import Table, bytes_cell, text_table
 from ..units import bytes_text, count_text, gib
 from ..words import listed
 from .canvas import Frame
@@ -100,7 +100,7 @@ def _spoken(series: Series) -> str:
 
 def _table(series: Sequence[Series]) -> Table:
     rows = [
-        (one.label, one.dtype, point.model, count_text(point.parameters), bytes_text(point.state_bytes), point.origin)
+        (one.label, one.dtype, point.model, count_text(point.parameters), bytes_cell(point.state_bytes), point.origin)
         for one in series
         for point in one.points
     ]

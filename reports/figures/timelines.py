@@ -13,8 +13,8 @@ from ..arithmetic.labels import shortened
 from ..arithmetic.peaks import in_stack_order
 from ..phrases import course_text, fragmentation_text
 from ..style import INK, LINE, MUTED, TRACK, block_colour
-from ..tables.table import Table, text_table
-from ..units import bytes_text, gib
+from ..tables.table import Cell, Table, bytes_cell, text_table
+from ..units import Sized, gib
 from ..words import category_name, phase_name
 from .canvas import Canvas, Frame, text_width
 from .curve import simplified, stairs
@@ -60,7 +60,7 @@ def _draw(findings: Findings, style: Style, found: Sequence[Course], title: str,
         + "; ".join(f"{course.label}: {course_text(course)}" for course in shown)
         + ".",
         table=_table(found),
-        notes=(fragmentation_text(highest), *((left_out,) if len(shown) < len(found) else ())),
+        notes=(Sized.of(lambda units: fragmentation_text(highest, units)), *((left_out,) if len(shown) < len(found) else ())),
     )
 
 
@@ -184,8 +184,8 @@ def _table(found: Sequence[Course]) -> Table:
     return text_table(head, (row for course in found for row in _rows(course)))
 
 
-def _rows(course: Course) -> Iterator[tuple[str, ...]]:
+def _rows(course: Course) -> Iterator[tuple[str | Cell, ...]]:
     for held in phases_held(course):
         stretch = held.stretch
-        sizes = map(bytes_text, (held.allocated, held.reserved, held.fragmentation))
+        sizes = map(bytes_cell, (held.allocated, held.reserved, held.fragmentation))
         yield (course.label, str(stretch.step), phase_name(stretch.phase), f"{stretch.events:,}", *sizes)

@@ -8,7 +8,7 @@ from ..arithmetic.entries import Setting, failures
 from ..arithmetic.findings import Findings
 from ..arithmetic.reproduction import Published, Reproduced
 from ..phrases import course_text
-from ..units import NOTHING, difference_text, factor_text, percent_text, seconds_text
+from ..units import NOTHING, Sized, difference_text, factor_text, gib_in, percent_text, seconds_text
 from ..words import category_name, conditions, origin_text, phase_name
 from .table import Cell, Table, bytes_cell, gib_cell
 
@@ -27,7 +27,7 @@ def key_table(findings: Findings) -> Table:
     return without_lone_model(findings, Table(head=head, rows=tuple(rows)))
 
 
-def block_tables(findings: Findings) -> list[tuple[str, Table]]:
+def block_tables(findings: Findings) -> list[tuple[Sized, Table]]:
     """The largest blocks at each peak, under a line that names the optimizer and the moment."""
     head = ("holds", "block", "asked for by", "operation", "line", "allocated in")
     several = len({course.setting for course in findings.courses}) > 1
@@ -43,7 +43,8 @@ def block_tables(findings: Findings) -> list[tuple[str, Table]]:
             )
             for block in course.timeline.largest
         ]
-        found.append((f"{course.label}{where}: {course_text(course)}", Table(head=head, rows=tuple(rows))))
+        told = Sized.of(lambda units, course=course, where=where: f"{course.label}{where}: {course_text(course, units)}")
+        found.append((told, Table(head=head, rows=tuple(rows))))
     return found
 
 
@@ -80,13 +81,15 @@ def without_lone_model(findings: Findings, table: Table) -> Table:
 
 
 def _reproduced(row: Reproduced) -> tuple[Cell, ...]:
-    published = f"{row.published.state_gib:.2f}"
+    extrapolated = ", extrapolated" if row.published.extrapolated else ""
+    published = Sized.of(lambda units: f"{gib_in(row.published.state_gib, units):.2f}{extrapolated}")
+    difference = Sized.of(lambda units: difference_text(gib_in(row.difference_gib, units)))
     return (
         Cell(text=row.published.model),
         Cell(text=row.published.optimizer),
-        Cell(text=f"{published}, extrapolated" if row.published.extrapolated else published, number=True),
+        Cell(text=published.binary, decimal=published.decimal, number=True),
         gib_cell(row.allocated_bytes),
-        Cell(text=difference_text(row.difference_gib), number=True),
+        Cell(text=difference.binary, decimal=difference.decimal, number=True),
         Cell(text=f"{difference_text(row.difference_percent, 1)} %", number=True),
         Cell(text=origin_text(row.record)),
     )

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from ..arithmetic.capacity import Room, rooms
 from ..arithmetic.entries import setting_names
 from ..arithmetic.findings import Findings
-from ..units import DECIMAL, NOTHING, exact_text, gib_text
+from ..units import DECIMAL, NOTHING, Sized, exact_text, gib_text
 from ..words import FAILS, FITS, TIGHT
 from .table import Cell, Table, gib_cell
 
 UNSURE = "?"
 SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "lacking": FAILS}
-LEGEND = (
-    f"{FITS} GiB to spare; {TIGHT} the same, and less than 2 %; {FAILS} GiB short; {UNSURE} GiB short of what was reserved, with room for "
-    "what was in use, so that the allocator would have to give some back in time. The largest batch stands where the run settles it."
+LEGEND = Sized.of(
+    lambda units: (
+        f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga} short; {UNSURE} {units.giga} short of "
+        "what was reserved, with room for what was in use, so that the allocator would have to give some back in time. The largest batch "
+        "stands where the run settles it."
+    )
 )
 # A page with more tables is no longer read.
 MOST_TABLES = 4

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ..arithmetic.findings import Findings
 from ..arithmetic.visibility import Sight, sights
 from ..reasons import reasons
-from ..units import NOTHING
+from ..units import NOTHING, Sized
 from ..words import phase_name
 from .table import Cell, Table, gib_cell
 from .verdict import headline_groups
@@ -29,7 +29,7 @@ class SightTable:
     """The figures of one setting, and under each optimizer's label its sentences."""
 
     table: Table
-    sentences: dict[str, list[str]]
+    sentences: dict[str, Sized]
 
 
 def sight_tables(findings: Findings) -> dict[str, SightTable]:
@@ -39,8 +39,8 @@ def sight_tables(findings: Findings) -> dict[str, SightTable]:
 
 
 def _sight_table(group: Sequence[Sight]) -> SightTable:
-    sentences = {sight.entry.label: reasons(sight) for sight in group}
-    return SightTable(table=_table(group), sentences={label: told for label, told in sentences.items() if told})
+    sentences = {sight.entry.label: Sized.of(lambda units, sight=sight: " ".join(reasons(sight, units))) for sight in group}
+    return SightTable(table=_table(group), sentences={label: told for label, told in sentences.items() if told.binary})
 
 
 def _table(found: Sequence[Sight]) -> Table:

@@ -30,9 +30,9 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
 
 
-def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table of bare texts; those that begin with a figure are numbers."""
-    cells = [tuple(Cell(text=text, number=text[:1].isdigit()) for text in row) for row in rows]
+def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
+    """A table of bare texts, of which those that begin with a figure are numbers, and of cells as they are."""
+    cells = [tuple(Cell(text=each, number=each[:1].isdigit()) if isinstance(each, str) else each for each in row) for row in rows]
     return Table(head=tuple(head), rows=tuple(cells))
 
 

@@ -9,7 +9,7 @@ from ..arithmetic.entries import Entry, Setting, by_setting
 from ..arithmetic.findings import Findings
 from ..arithmetic.savings import BASELINE, Saving
 from ..phrases import against_text, pace_text
-from ..units import DECIMAL, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
+from ..units import BINARY, DECIMAL, Units, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
 from ..words import PLACES, conditions, listed, origin_text, phase_name
 
 # With more settings than these, the verdict is about the largest model alone.
@@ -37,19 +37,19 @@ class Card:
     lines: tuple[Line, ...]
 
 
-def verdict(findings: Findings) -> str:
+def verdict(findings: Findings, units: Units = BINARY) -> str:
     """The lightest state of the largest model in one sentence; empty where no state is known."""
     entries = [entry for entry in _largest(findings) if entry.state_bytes is not None]
     if not entries:
         return ""
     least = min(entries, key=lambda entry: entry.state_bytes or 0)
     if not least.state_bytes:
-        return f"{least.label} keeps no state at all{_peak_falls(findings, least)}."
-    keeps = f"{least.label} keeps {'the least state' if len(entries) > 1 else 'a state'}: {bytes_text(least.state_bytes)}"
+        return f"{least.label} keeps no state at all{_peak_falls(findings, least, units)}."
+    keeps = f"{least.label} keeps {'the least state' if len(entries) > 1 else 'a state'}: {bytes_text(least.state_bytes, units)}"
     saving = _saving(findings, least)
     if saving is None or saving.saved_bytes <= 0:
         return f"{keeps}."
-    return f"{keeps}, {factor_text(saving.factor)} smaller than {BASELINE}'s{_peak_falls(findings, least)}."
+    return f"{keeps}, {factor_text(saving.factor)} smaller than {BASELINE}'s{_peak_falls(findings, least, units)}."
 
 
 def headline_groups(findings: Findings) -> dict[str, Sequence[Entry]]:
@@ -102,12 +102,12 @@ def _saving(findings: Findings, entry: Entry) -> Saving | None:
     return next((saving for saving in findings.savings if saving.entry is entry), None)
 
 
-def _peak_falls(findings: Findings, entry: Entry) -> str:
+def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
     saving = _saving(findings, entry)
     before, after = (saving.baseline.peak_bytes if saving else None), entry.peak_bytes
     if before is None or after is None or after >= before:
         return ""
-    return f"; the peak of a training step falls from {gib_text(before)} to {gib_text(after)} GiB"
+    return f"; the peak of a training step falls from {gib_text(before, units)} to {gib_text(after, units)} {units.giga}"
 
 
 def _card(findings: Findings, entry: Entry) -> Card:

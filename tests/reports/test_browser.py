@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -164,6 +165,20 @@ def test_units_change_everywhere(page):
     assert page.evaluate("Math.max(...document.querySelector('.graph').data.at(-1).y)") == pytest.approx(4e-5)
     page.get_by_label("GiB", exact=True).check(force=True)
     assert column(page, 0, 5)[0] == "0.00000745"
+
+
+def test_in_gb_no_word_of_the_page_s_own_says_gib(page):
+    # The last words of a failure are quoted as they came, and so is what the published figure calls its unit.
+    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    page.get_by_label("GB", exact=True).check(force=True)
+    until(page, "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state'")
+    kept = "[...document.querySelectorAll('section')].filter((each) => !each.querySelector('#failures')).map((each) => each.innerText)"
+    lines = [line for text in page.evaluate(kept) for line in text.splitlines() if re.search("[KMG]iB", line)]
+    assert [line for line in lines if "The figure's “GB” are GiB" not in line] == []
+    published = page.locator("section", has=page.locator("#reproduction")).locator("td.number").all_text_contents()
+    # 11.86 GiB, the state of AdamW on gpt2-xl.
+    assert "12.73" in published
+    page.get_by_label("GiB", exact=True).check(force=True)
 
 
 def test_axes_can_be_linear_and_optimizers_hidden(page):
