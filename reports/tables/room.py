@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ..arithmetic.capacity import Room, rooms
+from ..arithmetic.capacity import BatchRange, Room, rooms
 from ..arithmetic.entries import setting_names
 from ..arithmetic.findings import Findings
 from ..units import DECIMAL, NOTHING, Sized, exact_text, gib_text
@@ -15,7 +15,7 @@ LEGEND = Sized.of(
     lambda units: (
         f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga} short; {UNSURE} {units.giga} short of "
         "what was reserved, with room for what was in use, so that the allocator would have to give some back in time. The largest batch "
-        "stands where the run settles it."
+        "stands where the run settles it, else the largest that it tried where it fits, as at least that."
     )
 )
 # A page with more tables is no longer read.
@@ -50,8 +50,7 @@ def _column(group: Sequence[Room], room: Room) -> str:
 def _cell(room: Room) -> Cell:
     if room.answer == "lacking":
         return Cell(text=f"{SIGNS[room.answer]} {room.reason}")
-    sign, largest = SIGNS[room.answer], room.batches.largest
-    batch = f", batch {largest:,}" if largest else ""
+    sign, batch = SIGNS[room.answer], _batch(room.batches)
     if room.left is None:
         return Cell(text=f"{sign} ran out{batch}")
     size = abs(room.left)
@@ -60,3 +59,12 @@ def _cell(room: Room) -> Cell:
         exact=f"{exact_text(size)} {'to spare' if room.left >= 0 else 'short'}",
         decimal=f"{sign} {gib_text(size, DECIMAL)}{batch}",
     )
+
+
+def _batch(known: BatchRange) -> str:
+    """The largest batch, or the largest that was tried; that a batch of 1 fits the cell says already."""
+    if known.largest:
+        return f", batch {known.largest:,}"
+    if known.fits in (None, 1):
+        return ""
+    return f", batch at least {known.fits:,}" + (f", below {known.fails:,}" if known.fails else "")

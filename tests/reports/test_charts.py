@@ -221,6 +221,21 @@ def test_rooms_say_what_is_left_or_short(simulated):
     assert cells["rtx5090"].exact.endswith("short")
 
 
+def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
+    def told(**reserved: int):
+        records = [simulated("adamw", batch_size=int(batch[1:])) for batch in reserved]
+        sizes = zip(records, reserved.values(), strict=True)
+        held = [replace(each, memory=replace(each.memory, peak_allocated=size, peak_reserved=size)) for each, size in sizes]
+        table = next(iter(room_tables(Findings.of(held)).values()))
+        return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
+
+    assert told(b1=GIB) == ""
+    assert told(b1=GIB, b4=2 * GIB) == "batch at least 4"
+    assert told(b1=GIB, b4=2 * GIB, b16=16 * GIB) == "batch at least 4, below 16"
+    assert told(b4=2 * GIB, b5=16 * GIB) == "batch 4"
+    assert told(b1=16 * GIB) == ""
+
+
 def test_counters_stand_side_by_side(simulated):
     (table,) = (found.table for found in sight_tables(Findings.of([simulated("adamw"), simulated("sgd-sai")])).values())
     assert [cell.value for cell in table.rows[1][1:6]] == [4_000, 4_512, 16_000, 2**21, 2**21 + 2**29]
