@@ -5,16 +5,21 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-# One word each that is not said again in every figure.
+# What is not said again in every figure.
+_BYTES = "exact bytes; GiB are 2**30 of them"
 _STEPS = "Raw samples after a warm-up that is kept apart: a host clock on the CPU, events on the stream on CUDA"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure: its title, what kind of number it is, and what a reader should know of it; `field` is where a record holds it."""
+    """A figure: its title, what kind of number it is, and what a reader should know of it; `field` is where a record holds it.
+
+    One without a kind has a `unit` of its own, and is not compared; `field` may name several, of which it is worked out.
+    """
 
     title: str
-    kind: Literal["bytes", "seconds", "micro-batches", "nats"]
+    kind: Literal["bytes", "seconds"] | None = None
+    unit: str = ""
     field: str
     meaning: str
     obtained: str
@@ -104,35 +109,88 @@ METRICS: Mapping[str, Metric] = {
     ),
 }
 
-_ASKED = "Recorded in a course of training, which --accumulate asks for: real training on the text that comes with optprof"
-# What is told of courses of training; `optprof compare` does not set these side by side.
-COURSE_METRICS: Mapping[str, Metric] = {
+
+_COURSE = "Recorded in a course of training, which --accumulate asks for: real training on the text that comes with optprof"
+# Everything that `optprof explain` knows; what comes after METRICS is shown by reports and not compared.
+FIGURES: Mapping[str, Metric] = {
+    **METRICS,
+    "bytes-a-parameter": Metric(
+        title="bytes a parameter",
+        unit="bytes",
+        field="memory.optimizer_state / parameter_count",
+        meaning="Bytes of state for each parameter of the model: 8 for AdamW in fp32, whatever the model's size.",
+        obtained="The state divided by all parameters of the model, those that are frozen among them.",
+        leaves_out="The parameters themselves and their gradients, 4 bytes each in fp32.",
+    ),
+    "driver": Metric(
+        title="the driver's figure",
+        unit=_BYTES,
+        field="watched.gpu.process_bytes",
+        meaning="What the driver counts for the process, as nvidia-smi shows it: what is reserved, and the CUDA context.",
+        obtained="On CUDA: the most that NVML told while timed iterations ran. Elsewhere the reserved peak and 512 MiB "
+        "for the context, an estimate.",
+        leaves_out="Other processes on the card, and whatever rose and fell between two readings.",
+    ),
+    "fragmentation": Metric(
+        title="fragmentation",
+        unit=_BYTES,
+        field="memory.peak_reserved - memory.peak_allocated",
+        meaning="Bytes that the allocator holds from the driver beyond the most that is ever in use.",
+        obtained="The reserved peak less the allocated one. Timelines tell it from event to event.",
+        leaves_out="What is lost inside of blocks, which are multiples of 512 bytes (state-allocated). The two peaks may lie at different "
+        "moments.",
+    ),
+    "throughput": Metric(
+        title="training",
+        unit="tokens a second; sequences or images a second for models that read no tokens",
+        field="watched.tokens / times.iteration",
+        meaning="What training gets through in a second.",
+        obtained="The tokens of one iteration divided by the median time of an iteration. There where whole iterations of the model were "
+        "timed.",
+        leaves_out="Loading data, and what a lower peak would allow: a larger batch.",
+    ),
+    "resident": Metric(
+        title="resident set",
+        unit=_BYTES,
+        field="watched.memory.PHASE.resident",
+        meaning="Bytes of the process that are in main memory, at the end of each phase and the most while it ran.",
+        obtained="On the CPU: read from the system by psutil while untimed iterations run.",
+        leaves_out="What the system has swapped out. Python, torch and freed memory that the C library keeps are in it, so it tells less "
+        "of an optimizer than its state does.",
+    ),
+    "largest-batch": Metric(
+        title="largest batch",
+        unit="sequences or images",
+        field="memory.peak_reserved and memory.peak_allocated of records of several batch sizes",
+        meaning="The largest batch whose training step a GPU has room for.",
+        obtained="From the batches that a run tried: settled where one fits and the next does not, else at least the largest that fits. "
+        "`optprof fit` searches for it on the GPU's own memory.",
+        leaves_out="Batches that nobody tried.",
+    ),
     "draws": Metric(
         title="draws per step",
-        kind="micro-batches",
+        unit="micro-batches",
         field="course.draws",
         meaning="The micro-batches whose mean gradient an optimizer's step was taken with.",
-        obtained=f"{_ASKED}. Every step's are kept, and the micro-batch after which it was taken (course.ended).",
+        obtained=f"{_COURSE}. Every step's are kept, and the micro-batch after which it was taken (course.ended).",
         leaves_out="Micro-batches that were dropped for not being finite (course.dropped).",
     ),
     "held-out-loss": Metric(
         title="held-out loss",
-        kind="nats",
+        unit="nats",
         field="course.held_out",
         meaning="The mean loss a byte on the last tenth of that text, which is never trained on.",
-        obtained=f"{_ASKED}. Taken some twenty times in a course, outside of its times. Shown is the mean over seeds, with the extremes.",
+        obtained=f"{_COURSE}. Taken some twenty times in a course, outside of its times. Shown is the mean over seeds, with the extremes.",
         leaves_out="Other text, other lengths of training and other sizes of model: it ranks ways to step on this text alone.",
     ),
 }
-# Everything that `optprof explain` knows.
-FIGURES: Mapping[str, Metric] = {**METRICS, **COURSE_METRICS}
 
 
 def explain(name: str) -> str:
     """A figure in words, a line each; ValueError for a name that is none."""
-    metric = _find(name, FIGURES)
+    metric = _named(name, FIGURES)
     lines = (
-        ("unit", "exact bytes; GiB are 2**30 of them" if metric.kind == "bytes" else metric.kind),
+        ("unit", metric.unit or (_BYTES if metric.kind == "bytes" else "seconds")),
         ("means", metric.meaning),
         ("obtained", metric.obtained),
         ("leaves out", metric.leaves_out),
@@ -142,15 +200,15 @@ def explain(name: str) -> str:
 
 
 def find(name: str) -> Metric:
-    """The figure of that name that runs are compared by; ValueError names those that are there."""
-    return _find(name, METRICS)
+    """The figure of that name, of those that can be compared; ValueError names those that are there."""
+    return _named(name, METRICS)
 
 
-def _find(name: str, among: Mapping[str, Metric]) -> Metric:
-    if name not in among:
-        near = get_close_matches(name, among, 1)
-        raise ValueError(f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(among)}")
-    return among[name]
+def _named(name: str, known: Mapping[str, Metric]) -> Metric:
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise ValueError(f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(known)}")
+    return known[name]
 
 
 def metrics_page() -> str:
@@ -159,10 +217,10 @@ def metrics_page() -> str:
         "# What the figures mean",
         "",
         "`optprof explain METRIC` prints the same on the terminal; `optprof compare` and its gates go by",
+        f"the first {len(METRICS)} names.",
     ]
-    parts += [f"these names, but for {' and '.join(COURSE_METRICS)}."]
-    for name in FIGURES:
+    for name, metric in FIGURES.items():
         _, *lines = explain(name).splitlines()
-        parts += ["", f"## {name}", "", f"*{FIGURES[name].title}*", ""]
+        parts += ["", f"## {name}", "", f"*{metric.title}*", ""]
         parts += [f"- **{head}**: {text}" for head, text in (line.split(": ", 1) for line in lines)]
     return "\n".join(parts) + "\n"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler.record import Course, Memory, StepEstimate
-from reports.explain import FIGURES, explain, find, metrics_page
+from profiler.record import Memory, StepEstimate
+from reports.explain import FIGURES, METRICS, explain, find, metrics_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
@@ -17,9 +17,8 @@ def test_the_docs_say_what_the_command_says():
 
 def test_every_figure_names_a_field_of_the_record():
     kept = {"memory": {item.name for item in fields(Memory)}, "estimate": {item.name for item in fields(StepEstimate)}}
-    kept["course"] = {item.name for item in fields(Course)}
     kept["times"] = {"forward", "backward", "step", "iteration"}
-    for metric in FIGURES.values():
+    for metric in METRICS.values():
         part, _, name = metric.field.partition(".")
         assert name in kept[part]
 
@@ -35,7 +34,9 @@ def test_an_unknown_figure_names_a_near_one():
         find("peek")
 
 
-def test_a_figure_of_courses_is_explained_and_not_compared_by():
-    assert explain("draws").splitlines()[1] == "unit: micro-batches"
-    with pytest.raises(ValueError, match="no metric named 'draws'"):
-        find("draws")
+@pytest.mark.parametrize(("name", "unit"), [("draws", "micro-batches"), ("driver", "exact bytes; GiB are 2**30 of them")])
+def test_what_reports_show_beside_them_is_explained_and_not_compared_by(name, unit):
+    assert list(FIGURES)[: len(METRICS)] == list(METRICS)
+    assert explain(name).splitlines()[1] == f"unit: {unit}"
+    with pytest.raises(ValueError, match=f"no metric named '{name}'"):
+        find(name)
