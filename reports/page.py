@@ -31,6 +31,7 @@ from .tables.room import LEGEND as ROOMS_LEGEND
 from .tables.room import room_tables
 from .tables.sight import sight_tables
 from .tables.verdict import cards, sources, verdict
+from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
 from .words import listed
 
@@ -69,6 +70,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         rooms=room_tables(findings),
         rooms_legend=ROOMS_LEGEND,
         sights=sight_tables(findings),
+        watched=watched_tables(findings),
         agreement=_agreement(records),
         graphs=graphs,
         plotly=packed_plotly() if graphs else "",

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from profiler.record import Level, Watched
 from profiler.store import RunStore
 from reports import write_report
 from reports.comparison.compare import compare
@@ -33,6 +34,7 @@ SECTIONS = (
     "Time against memory",
     "What fits on which GPU",
     "Why you may not see the saving",
+    "What the real runs showed",
     "Simulated against measured",
     "Against the published figures",
     "Without a result",
@@ -86,11 +88,13 @@ def folder(tmp_path_factory, mixed, simulated, timed, timeline):
     """A run with everything: two sizes of a family, optimizers that keep as much, and records of every origin and outcome."""
     store = RunStore.create(tmp_path_factory.mktemp("runs") / "everything")
     large = {"model": "tiny-large", "parameter_count": 10_000, "model_family": "tiny"}
+    watched = Watched(memory={"step": {"allocated": Level(end=80_000, peak=90_000)}})
     more = [
         simulated("adam-mini", state=4_000),
         *(simulated(name, **large, state=state) for name, state in (("adamw", 80_000), ("adam-mini", 40_000))),
         replace(timed("adamw", model="tiny-large", step=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)), parameter_count=10_000, model_family="tiny"),
         simulated("adamw", device="cuda", origin="measured"),
+        simulated("adamw", **large, state=80_000, device="cuda", origin="measured", watched=watched),
         simulated("prodigy", memory=None, outcome="failed", error="ValueError: no"),
     ]
     for record in [replace(record, parameter_count=1_000, model_family="tiny") if record.times else record for record in mixed] + more:

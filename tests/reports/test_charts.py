@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.record import Watched
+from profiler.record import Level, StateBlocks, StepOperation, Watched
 from profiler.store import file_name
 from reports.arithmetic.findings import Findings
 from reports.arithmetic.paces import paces
@@ -22,6 +22,7 @@ from reports.tables.heat_map import heat_map
 from reports.tables.room import room_tables
 from reports.tables.sight import sight_tables
 from reports.tables.table import Table, gib_cell
+from reports.tables.watched import watched_tables
 from reports.units import DECIMAL, NOTHING, TIMES, Sized, bytes_text, gib_text
 
 GIB = 2**30
@@ -240,6 +241,22 @@ def test_counters_stand_side_by_side(simulated):
     (table,) = (found.table for found in sight_tables(Findings.of([simulated("adamw"), simulated("sgd-sai")])).values())
     assert [cell.value for cell in table.rows[1][1:6]] == [4_000, 4_512, 16_000, 2**21, 2**21 + 2**29]
     assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
+
+
+def test_what_a_real_run_showed_is_told_in_tables(simulated):
+    watched = Watched(
+        memory={"forward": {"allocated": Level(end=GIB, peak=2 * GIB), "reserved": Level(end=3 * GIB, peak=3 * GIB)}},
+        state_blocks=StateBlocks(tensors=8_004, on_host=4, rounding=192, delta=9_216),
+        operations=(StepOperation(name="_foreach_mul_", calls=4, seconds=0.002, bytes=None),),
+    )
+    found = watched_tables(Findings.of([simulated("adamw", device="cuda", origin="measured", watched=watched), simulated("sm3")]))
+    assert list(found) == ["Memory by phase on CUDA", "What the first step left allocated", "The longest operations of a step"]
+    phases, blocks, operations = found.values()
+    assert phases.head[2:] == ("phase", "allocated at its end, GiB", "most allocated, GiB", "most reserved, GiB")
+    assert [cell.value for cell in phases.rows[0][3:]] == [GIB, 2 * GIB, 3 * GIB]
+    assert [cell.value for cell in blocks.rows[0][2:]] == [8_004, 4, 192, 8_192, 1_024, 9_216]
+    assert [cell.text for cell in operations.rows[0][2:]] == ["_foreach_mul_", "4", "2.00 ms", NOTHING]
+    assert watched_tables(Findings.of([simulated("adamw")])) == {}
 
 
 def test_noise_is_told_from_the_narrowest_interval_to_the_widest(timed):
