@@ -64,10 +64,14 @@ def pace_text(row: Pace) -> str:
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:
-    """The peak and its phase: 29.012 GiB in step · 29.338 reserved."""
+    """The peak and its phase: 29.012 GiB in step · 29.338 reserved; and what the parts are off by where they come from elsewhere."""
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
     reserved = f" · {gib_text(row.reserved, units)} reserved" if row.reserved is not None else ""
-    return f"{gib_text(row.allocated, units)} {units.giga}{phase}{reserved}"
+    whole = f"{gib_text(row.allocated, units)} {units.giga}{phase}{reserved}"
+    if row.parts_origin == row.entry.origin:
+        return whole
+    off = f", {bytes_text(abs(row.residual), units)} {'less' if row.residual > 0 else 'more'}" if row.residual else ""
+    return f"{row.entry.origin} {whole} · parts {row.parts_origin}: {gib_text(row.split, units)} in all{off}"
 
 
 def course_text(course: Course, units: Units = BINARY) -> str:

@@ -8,7 +8,7 @@ from profiler.record import Record
 from profiler.store import file_name
 from profiler.timeline import Stretch, Timeline
 
-from .entries import Entry, Setting
+from .entries import Entry, Setting, question
 from .labels import OptimizerKey, optimizer_key
 
 # Events have no duration: a phase is as wide as reads well, the same for every optimizer.
@@ -60,21 +60,16 @@ def courses(
     if not timelines:
         return []
     traced = [(record, timelines[name]) for record in records if (name := file_name(record.scenario)) in timelines]
-    simulated = {_question(record): (record, timeline) for record, timeline in reversed(traced) if record.outcome == "ok"}
+    simulated = {question(record): (record, timeline) for record, timeline in reversed(traced) if record.outcome == "ok"}
     found = [
-        (entry.label, simulated[_question(entry.bytes_from)])
+        (entry.label, simulated[question(entry.bytes_from)])
         for entry in entries
-        if entry.bytes_from and _question(entry.bytes_from) in simulated
+        if entry.bytes_from and question(entry.bytes_from) in simulated
     ]
     found += [
         (labels[optimizer_key(record.scenario)], (record, timeline)) for record, timeline in traced if record.outcome == "out-of-memory"
     ]
     return [Course(label=label, record=record, timeline=timeline) for label, (record, timeline) in found]
-
-
-def _question(record: Record) -> tuple[Setting, OptimizerKey, str]:
-    """What a simulation and a measurement have in common that ask the same."""
-    return Setting.of(record.scenario), optimizer_key(record.scenario), record.scenario.implementation
 
 
 def bands(timeline: Timeline) -> list[Band]:

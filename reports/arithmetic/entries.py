@@ -118,6 +118,11 @@ def entries(records: Sequence[Record]) -> list[Entry]:
     return sorted(unsorted, key=lambda entry: order[entry.setting])
 
 
+def question(record: Record) -> tuple[Setting, OptimizerKey, str]:
+    """What a simulation and a measurement have in common that ask the same."""
+    return Setting.of(record.scenario), optimizer_key(record.scenario), record.scenario.implementation
+
+
 def failures(records: Iterable[Record]) -> list[Record]:
     """The records whose outcome is not ok."""
     return [record for record in records if record.outcome != "ok"]

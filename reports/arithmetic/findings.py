@@ -57,7 +57,7 @@ class Findings:
             entries=found,
             savings=savings(found),
             curves=curves(records),
-            peaks=peaks(found),
+            peaks=peaks(found, records),
             courses=courses(found, records, called, timelines or {}),
             timings=timings(records),
             names=setting_names(asked or [Setting.of(record.scenario) for record in records]),

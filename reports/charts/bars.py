@@ -32,7 +32,7 @@ def savings_chart(findings: Findings, chart: Chart) -> Chart:
 def peak_chart(findings: Findings, chart: Chart) -> Chart:
     """Each peak in blocks of what holds it; the peaks of one model are drawn in one scale."""
     rows, _ = pictured(findings.peaks, lambda row: row.entry.setting)
-    scale = _largest((row.entry.setting, max(row.allocated, row.reserved or 0)) for row in rows)
+    scale = _largest((row.entry.setting, max(row.allocated, row.reserved or 0, row.split)) for row in rows)
     groups = grouped(findings, [(findings.names[row.entry.setting], _peak(row, scale[row.entry.setting])) for row in rows])
     visible = {name for row in findings.peaks for name, count in row.parts if count >= VISIBLE * row.allocated}
     keys = [_block_key(name) for name in in_stack_order(visible)]
@@ -72,7 +72,7 @@ def _peak(row: Peak, scale: float) -> Bar:
     return Bar(
         label=row.entry.label,
         mark=row.entry.label,
-        origin=row.entry.origin,
+        origin=row.parts_origin,
         value=Sized.of(lambda units: peak_text(row, units)),
         parts=_stacked(row.parts, texts, scale),
         outline=None if row.reserved is None else 100 * row.reserved / scale,

@@ -39,7 +39,7 @@ def draw_peaks(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
 
 
 def _figure(findings: Findings, rows: Sequence[Peak], frame: Frame) -> Figure:
-    highest = [gib(max(row.allocated, row.reserved or 0)) for row in rows]
+    highest = [gib(max(row.allocated, row.reserved or 0, row.split)) for row in rows]
     chart = RowChart(
         frame,
         [_row(findings, row) for row in rows],
@@ -73,7 +73,7 @@ def _row(findings: Findings, row: Peak) -> Row:
     return Row(
         group=findings.names[row.entry.setting],
         mark=findings.marks[row.entry.label],
-        origin=row.entry.origin,
+        origin=row.parts_origin,
         label=row.entry.label,
         value=peak_text(row),
     )
@@ -86,10 +86,12 @@ def _spoken(findings: Findings, row: Peak) -> str:
 
 def _table(findings: Findings) -> Table:
     categories = _categories(findings)
-    head = ("optimizer", "model", "phase", "peak", "reserved", *map(category_name, categories))
+    told = ("optimizer", "model", "origin", "phase", "peak", "reserved")
+    head = (*told, "parts", *map(category_name, categories), "peak less parts")
     rows = []
     for row in findings.peaks:
         parts, name = dict(row.parts), findings.names[row.entry.setting]
         counts = [bytes_cell(parts.get(category, 0)) for category in categories]
-        rows.append((row.entry.label, name, phase_name(row.phase), bytes_cell(row.allocated), bytes_cell(row.reserved), *counts))
+        whole = phase_name(row.phase), bytes_cell(row.allocated), bytes_cell(row.reserved)
+        rows.append((row.entry.label, name, row.entry.origin, *whole, row.parts_origin, *counts, bytes_cell(row.residual)))
     return text_table(head, rows)

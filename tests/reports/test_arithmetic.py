@@ -14,7 +14,7 @@ from reports.arithmetic.labels import USUAL_MOMENTUM, labels
 from reports.arithmetic.peaks import peaks
 from reports.arithmetic.savings import savings, without_baseline
 from reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
-from reports.phrases import interval_text, unlike_text
+from reports.phrases import interval_text, peak_text, unlike_text
 from reports.tables.verdict import cards, sources, verdict
 from reports.words import warning_lines
 
@@ -190,7 +190,8 @@ def test_series_that_coincide_get_lanes_of_their_own(simulated):
 
 
 def test_a_peak_is_split_in_the_order_of_a_stack_and_sums_up(simulated):
-    (peak,) = peaks(entries([simulated("adamw")]))
+    records = [simulated("adamw")]
+    (peak,) = peaks(entries(records), records)
     assert [name for name, _ in peak.parts] == ["parameter", "gradient", "optimizer_state", "temporary"]
     assert sum(count for _, count in peak.parts) == peak.allocated == 20_000
     assert peak.phase == "step"
@@ -198,8 +199,20 @@ def test_a_peak_is_split_in_the_order_of_a_stack_and_sums_up(simulated):
 
 def test_a_peak_whose_parts_nobody_told_is_one_part(simulated):
     record = simulated("adamw")
-    (peak,) = peaks(entries([replace(record, memory=replace(record.memory, peak_by_category={}))]))
+    records = [replace(record, memory=replace(record.memory, peak_by_category={}))]
+    (peak,) = peaks(entries(records), records)
     assert peak.parts == (("allocated", 20_000),)
+    assert (peak.parts_origin, peak.residual) == ("simulated", 0)
+
+
+def test_a_peak_measured_on_cuda_has_the_parts_of_its_simulation_and_what_they_are_off_by(simulated):
+    measured = simulated("adamw", device="cuda", origin="measured")
+    measured = replace(measured, memory=replace(measured.memory, peak_by_category={}, peak_allocated=2**30))
+    records = [measured, simulated("adamw", implementation="loop"), simulated("adamw", dtype="bf16"), simulated("adamw")]
+    peak = peaks(entries(records), records)[0]
+    assert [name for name, _ in peak.parts] == ["parameter", "gradient", "optimizer_state", "temporary"]
+    assert (peak.allocated, peak.split, peak.residual, peak.parts_origin) == (2**30, 20_000, 2**30 - 20_000, "simulated")
+    assert peak_text(peak) == "measured 1.000 GiB in step · 0.00195 reserved · parts simulated: 0.0000186 in all, 1,024 MiB less"
 
 
 def test_a_spread_has_median_and_inclusive_quartiles():
