@@ -30,13 +30,14 @@ lint: $(VENV)/.installed-dev
 test: $(VENV)/.installed-dev ## the tests alone
 	$(BIN)/pytest
 
-bench: $(VENV)/.installed-parity ## the simulator against MemTracker, the allocator's speed, a slice against the whole, 200 scenarios with kills, the harness's and accumulation's cost, our steps against the originals
+bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, steps
 	$(BIN)/python tests/bench/simulator.py
 	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py
 	$(BIN)/python tests/bench/runs.py
 	$(BIN)/python tests/bench/overhead.py
 	$(BIN)/python tests/bench/accumulation.py
+	$(BIN)/python tests/bench/report.py
 	$(BIN)/python tests/bench/steps.py
 
 clean: ## remove .venv and caches; runs/ stays
