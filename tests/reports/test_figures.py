@@ -76,7 +76,7 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
 
 def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulated, tmp_path):
     found = {drawing.name: drawing for drawing in draw_all([simulated("adamw"), simulated("sgd", state=0)], tmp_path)}
-    assert "sgd" in found["state-by-size"].notes[0]
+    assert "sgd" in str(found["state-by-size"].notes[0])
     assert "state-by-size" not in {drawing.name for drawing in draw_all([simulated("sgd", state=0)], tmp_path)}
 
 
