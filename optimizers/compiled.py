@@ -1,7 +1,8 @@
 """Compiled updates: one tensor's update through torch.compile, compiled once for a kind of tensor and not once for a tensor.
 
-Sizes are symbols, and where an update does not ask for axes a tensor is passed flat, so that all shapes are one kind. What changes from
-step to step comes in as 0-dim tensors. On a CPU torch.compile needs a C++ compiler.
+Sizes are symbols, and where an update does not ask for axes a tensor is passed flat, so that all shapes are one kind. Numbers, which may
+change from step to step, come in as 0-dim tensors; only what an update branches on, names, switches and options of 0, makes a kind of its
+own. On a CPU torch.compile needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
     param, grad = _plain(param, flat), _plain(grad, flat)
     state = {**state, **{key: _plain(value, flat) for key, value in shaped.items()}}
     # Options of the optimizer alone: a scheduler's notes in the group would be looked at too.
-    options = {name: value for name, value in bucket.options.items() if name in optimizer.defaults}
-    options["lr"] = _as_tensor(options["lr"], param.device)
+    options = {name: _as_tensors(value, param.device) for name, value in bucket.options.items() if name in optimizer.defaults}
+    options["lr"] = _as_tensor(bucket.options["lr"], param.device)
     numbers: Any = {name: [_as_tensor(values[0], param.device)] for name, values in bucket.numbers.items()}
-    kind = (param.device, param.dtype, tuple(size == 1 for size in param.shape), param.is_contiguous(), grad.is_contiguous())
+    layout = (param.device, param.dtype, tuple(size == 1 for size in param.shape), param.is_contiguous(), grad.is_contiguous())
+    kind = (*layout, *(_kind(options[name]) for name in sorted(options)))
     _compiled(type(optimizer), kind, BACKEND)([param], [grad], [state], options, numbers)
     # What was updated is another tensor to autograd.
     torch.autograd.graph.increment_version(bucket.params[0])
@@ -69,6 +71,21 @@ def _plain(tensor: Tensor, flat: bool) -> Tensor:
     """
     size, stride = ((tensor.numel(),), (1,)) if flat else (tensor.shape, tensor.stride())
     return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), size, stride)
+
+
+def _as_tensors(option: Any, device: torch.device) -> Any:
+    """An option with its numbers as tensors, but for 0, which updates leave out what it would scale."""
+    if isinstance(option, (list, tuple)):
+        return tuple(_as_tensors(each, device) for each in option)
+    is_number = isinstance(option, (int, float)) and not isinstance(option, bool)
+    return _as_tensor(option, device) if is_number and option else option
+
+
+def _kind(option: Any) -> Hashable:
+    """What is the same for all values of an option that are run by the same code."""
+    if isinstance(option, tuple):
+        return tuple(map(_kind, option))
+    return Tensor if isinstance(option, Tensor) else option
 
 
 def _as_tensor(value: float | Tensor, device: torch.device) -> Tensor:

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .checks import require_positive
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, Tensors, descend, real, require_betas, require_not_negative
+from .checks import require_betas, require_not_negative, require_positive
+from .foreach import Tensors, add_squares, average, beside, descend, is_set
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, real
 from .sharded import whole
 
 # The choices in which the lineages of LAMB differ.
@@ -87,14 +88,14 @@ class LAMB(MultiTensorOptimizer):
             limit = _choices(bucket.options)["max_grad_norm"]
             if limit < inf:
                 norm = self._gradient_norm() if norm is None else norm
-                factor = (limit / norm).clamp(max=1.0).to(bucket.grads[0].device, bucket.grads[0].dtype, non_blocking=True)
+                factor = beside((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(bucket.grads[0].dtype)
                 bucket = replace(bucket, grads=torch._foreach_mul(bucket.grads, factor))
             yield bucket
 
     def _gradient_norm(self) -> Tensor:
         params = [param for group in self.param_groups for param in group["params"]]
         norms = [norm for param in params if param.grad is not None for norm in _norms([param.grad])]
-        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device, non_blocking=True) for norm in norms]))
+        return torch.linalg.vector_norm(torch.stack([beside(norm, norms[0].device) for norm in norms]))
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         """Count the step, and work out what it divides the moments by."""
@@ -112,9 +113,9 @@ class LAMB(MultiTensorOptimizer):
     def _update(self, bucket: Bucket) -> None:
         weight_decay, choices = bucket.options["weight_decay"], _choices(bucket.options)
         directions = _adam_directions(bucket)
-        if weight_decay:
-            torch._foreach_add_(directions, bucket.params, alpha=weight_decay)
-        adapts = weight_decay or choices["adapts_without_decay"]
+        if is_set(weight_decay):
+            descend(directions, bucket.params, -weight_decay)
+        adapts = is_set(weight_decay) or choices["adapts_without_decay"]
         descend(bucket.params, directions, bucket.options["lr"], _trust_ratios(bucket.params, directions, choices) if adapts else None)
 
 
@@ -127,9 +128,9 @@ def _adam_directions(bucket: Bucket) -> Tensors:
     """Take the gradients into both moments; m^ / (sqrt(v^) + eps)."""
     (beta1, beta2), eps = bucket.options["betas"], bucket.options["eps"]
     moments, squares = bucket.state("exp_avg"), bucket.state("exp_avg_sq")
-    torch._foreach_lerp_(moments, bucket.grads, 1 - beta1)
+    average(moments, bucket.grads, 1 - beta1)
     torch._foreach_mul_(squares, beta2)
-    torch._foreach_addcmul_(squares, bucket.grads, bucket.grads, value=1 - beta2)
+    add_squares(squares, bucket.grads, 1 - beta2)
 
     directions = torch._foreach_sqrt(squares)
     if bucket.numbers:

@@ -33,8 +33,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .checks import require_betas, require_not_negative
 from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_betas, require_not_negative
+from .foreach import add_squares, descend, is_set
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .sharded import first_element, local, over_ranks
 
 SCALES = ("max", "upstream")
@@ -176,9 +178,14 @@ def _measure(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, 
         needed = torch.maximum(-least, largest), second.amax()
     else:
         needed = tuple(torch.mul(moment, moment, out=spare).clamp_max_(10.0).sum() for moment in (first, second))
-    weight = spare.copy_(piece.param).square_().clamp_(options["eps"], 1.0).sum()
-    direction = _direction(piece, scales, options).square_().clamp_(options["eps"], 1.0).sum()
+    weight = _squared_size(spare.copy_(piece.param), options)
+    direction = _squared_size(_direction(piece, scales, options), options)
     return needed[0], needed[1], weight, direction
+
+
+def _squared_size(values: Tensor, options: Options) -> Tensor:
+    """The sum of the clipped squares of values, which are overwritten."""
+    return values.square_().clamp_max_(1.0).clamp_min_(options["eps"]).sum()
 
 
 def _nothing(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -216,8 +223,8 @@ def _take_in(piece: _Piece, scales: _Scales, options: Options) -> None:
     (beta1, beta2), grad = options["betas"], piece.grad.float()
     first, second, spare = piece.room
     bits = spare.view(-1).view(torch.int16)[: spare.numel()].view(spare.shape)
-    decode_e4m3(piece.exp_avg, first, bits).mul_(scales.first * beta1).add_(grad, alpha=1 - beta1)
-    decode_e5m2(piece.exp_avg_sq, second, bits).mul_(scales.second * beta2).addcmul_(grad, grad, value=1 - beta2)
+    descend([decode_e4m3(piece.exp_avg, first, bits).mul_(scales.first * beta1)], [grad], beta1 - 1)
+    add_squares([decode_e5m2(piece.exp_avg_sq, second, bits).mul_(scales.second * beta2)], [grad], 1 - beta2)
 
 
 def _direction(piece: _Piece, scales: _Scales, options: Options) -> Tensor:
@@ -229,7 +236,9 @@ def _direction(piece: _Piece, scales: _Scales, options: Options) -> Tensor:
     else:
         torch.sqrt(second, out=spare)
     direction = torch.div(first, spare.add_(options["eps"]), out=spare)
-    return direction.add_(piece.param, alpha=options["weight_decay"]) if options["weight_decay"] else direction
+    if is_set(options["weight_decay"]):
+        descend([direction], [piece.param], -options["weight_decay"])
+    return direction
 
 
 def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int, wanted: int) -> Iterator[_Piece]:
@@ -244,10 +253,12 @@ def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int,
     if not count:
         return
     wanted = min(wanted, _MOST_ON_CPU) if device.type == "cpu" else wanted
-    length, row = rows if torch.compiler.is_compiling() else max(1, wanted * rows // count), count // rows
+    compiling = torch.compiler.is_compiling()
+    length, row = rows if compiling else max(1, wanted * rows // count), count // rows
     thresholds = [dither(min(first + count, PERIOD + length * row), phase, device) for dither, phase in zip(_DITHERS, phases, strict=False)]
     room = [tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32) for _ in range(3)]
-    for start in range(0, rows, length):
+    # Not a range of one, for which a compiler would take the size as a constant.
+    for start in (0,) if compiling else range(0, rows, length):
         param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
         place = (first + start * row) % PERIOD
         chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]

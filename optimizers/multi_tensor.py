@@ -18,15 +18,11 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
 
 from . import compiled
-from .checks import require_betas, require_fraction, require_not_negative
+from .foreach import beside
 from .sharded import local
-
-__all__ = ["Bucket", "MultiTensorOptimizer", "Options", "State", "Tensors", "descend", "gradient", "real"]
-__all__ += ["require_betas", "require_fraction", "require_not_negative"]
 
 Options = dict[str, Any]
 State = dict[str, Tensor]
-Tensors = list[Tensor] | tuple[Tensor, ...]
 Numbers = dict[str, list[float] | list[Tensor]]
 
 
@@ -35,8 +31,9 @@ class Bucket:
     """Parameters that are updated together, with their gradients, their states and the options of their group.
 
     The learning rate in the options is a float or a 0-dim tensor beside the parameters. `numbers` are those that change from step to step,
-    one a parameter: floats, or 0-dim tensors where the update is compiled, so that it is not compiled anew for each. `largest` counts the
-    elements of the largest parameter of the step, which temporaries are measured by; a compiled update, which has none, is told 0.
+    one a parameter. In a compiled update all numbers are 0-dim tensors, options but those of 0 too, so that it is not compiled anew for
+    each. `largest` counts the elements of the largest parameter of the step, which temporaries are measured by; a compiled update, which
+    has none, is told 0.
     """
 
     params: list[Tensor]
@@ -117,7 +114,7 @@ class MultiTensorOptimizer(Optimizer):
                     params=[real(param) for param in chosen],
                     grads=[gradient(param, group) for param in chosen],
                     states=[self.state[param] for param in chosen],
-                    options={**group, "lr": _beside_all(chosen, group["lr"])},
+                    options={**group, "lr": _scalar(group["lr"], chosen[0].device)},
                     largest=largest,
                 )
 
@@ -161,27 +158,8 @@ def gradient(param: Tensor, options: Options) -> Tensor:
     return real(-param.grad if options["maximize"] else param.grad)
 
 
-def descend(params: Tensors, directions: Tensors, lr: float | Tensor, scales: Tensors | None = None) -> None:
-    """Subtract lr * scale * direction from every parameter, in one pass over it, whether the learning rate is a float or a tensor."""
-    if isinstance(lr, Tensor):
-        # A factor of the product, not value=: that would read the learning rate back to the host.
-        factors = [-lr] * len(params) if scales is None else torch._foreach_mul(scales, -lr)
-        torch._foreach_addcmul_(params, directions, factors)
-    elif scales is None:
-        torch._foreach_add_(params, directions, alpha=-lr)
-    else:
-        torch._foreach_addcmul_(params, directions, scales, value=-lr)
-
-
-def _beside(param: Tensor, name: str, value: Any) -> Any:
-    """A loaded state on the device of its parameter; step counts stay on the host, as in torch, and become tensors where they are not."""
-    if name == "step":
-        return value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float32)
-    return value.to(param.device) if isinstance(value, Tensor) else value
-
-
-def _beside_all(params: list[Tensor], lr: float | Tensor) -> float | Tensor:
-    return lr.reshape(()).to(params[0].device, non_blocking=True) if isinstance(lr, Tensor) else lr
+def _scalar(value: float | Tensor, device: torch.device) -> float | Tensor:
+    return beside(value.reshape(()), device) if isinstance(value, Tensor) else value
 
 
 def _partition(params: list[Tensor], options: Options) -> Iterator[list[Tensor]]:

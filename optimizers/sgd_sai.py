@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
+from .checks import require_fraction, require_not_negative
+from .foreach import average, descend, is_set
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .readback import may_be_zero
 from .sharded import is_sharded, whole
 
@@ -69,11 +71,11 @@ class SGDSaI(MultiTensorOptimizer):
     def _update(self, bucket: Bucket) -> None:
         lr, momentum, weight_decay = (bucket.options[name] for name in ("lr", "momentum", "weight_decay"))
         directions = bucket.grads
-        if momentum:
+        if is_set(momentum):
             directions = bucket.state("momentum_buffer")
             # A new buffer holds this very gradient, which the average leaves as it is.
-            torch._foreach_lerp_(directions, bucket.grads, 1 - momentum)
-        if weight_decay:
+            average(directions, bucket.grads, 1 - momentum)
+        if is_set(weight_decay):
             torch._foreach_mul_(bucket.params, 1 - lr * weight_decay)
         descend(bucket.params, directions, lr, bucket.state("gsnr"))
 

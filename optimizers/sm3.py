@@ -20,7 +20,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, descend, require_fraction, require_not_negative
+from .checks import require_fraction, require_not_negative
+from .foreach import add_squares, average, descend, is_set
+from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .sharded import is_sharded, largest_along, placed_like
 
 _ROWS = 32
@@ -90,9 +92,9 @@ class SM3(MultiTensorOptimizer):
         torch._foreach_rsqrt_(squares)
         torch._foreach_mul_(squares, bucket.grads)
         directions = squares
-        if momentum:
+        if is_set(momentum):
             directions = bucket.state("momentum_buffer")
-            torch._foreach_lerp_(directions, [new.to(old.dtype) for new, old in zip(squares, directions, strict=True)], 1 - momentum)
+            average(directions, squares, 1 - momentum)
         descend(bucket.params, directions, lr)
 
 
@@ -112,9 +114,9 @@ def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Opti
 
 def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
     """Add the squares of the gradients; those that are not numbers count as 0."""
-    if beta:
+    if is_set(beta):
         torch._foreach_mul_(squares, beta)
-    torch._foreach_addcmul_(squares, grads, grads, value=1 - beta)
+    add_squares(squares, grads, 1 - beta)
     for square in squares:
         if torch.compiler.is_compiling():
             # Several times faster there than nan_to_num, and several times slower here.

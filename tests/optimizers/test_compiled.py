@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from torch.optim.optimizer import Optimizer
 
 from optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled
 
+WITH_A_COMPILER = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile on a CPU needs a C++ compiler"
+)
 OURS = pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB, LAMB16])
 # Kinds by rank, by whether a matrix is square, and, below a size, the plain loop.
 SHAPES = [(256, 128), (160, 224), (128, 384), (192, 100), (20000,), (30000,), (7,), ()]
@@ -54,6 +58,8 @@ def descend(factory: Any, steps: int = 4, shapes: Any = SHAPES, dtype: torch.dty
         (LAMB, {"weight_decay": 0.1}, 1),
         (LAMB, {"preset": "cybertronai"}, 1),
         (LAMB, {"preset": "nvidia", "weight_decay": 0.1}, 1),
+        (LAMB16, {"weight_decay": 0.1}, 1),
+        (LAMB16, {"scale": "upstream"}, 1),
     ],
 )
 def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(graphs: list[Any], factory: Any, options: dict[str, Any], most: int) -> None:
@@ -67,7 +73,68 @@ def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(graphs: list[Any],
     assert len(graphs) == count
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+@pytest.mark.parametrize(
+    ("factory", "options", "cycled"),
+    [
+        (SGDSaI, {}, lambda step: {"momentum": 0.8 + step / 100, "weight_decay": 0.01 * step + 0.01}),
+        (SM3, {}, lambda step: {"momentum": 0.8 + step / 100, "beta": 0.9 + step / 200, "eps": 1e-30 * 2**step}),
+        (LAMB, {}, lambda step: {"betas": (0.8 + step / 100, 0.99 + step / 2000), "max_weight_norm": 10.0 + step}),
+        (LAMB16, {}, lambda step: {"betas": (0.8 + step / 100, 0.99 + step / 2000), "trust_scale": 0.3 + step / 100}),
+    ],
+)
+def test_no_value_of_an_option_is_compiled_for_itself(graphs: list[Any], factory: Any, options: Any, cycled: Any) -> None:
+    # torch gives up at the ninth; OneCycleLR gives momentum another one at every step.
+    results = []
+    for way in ({"compiled": True}, {"foreach": False}):
+        torch.manual_seed(0)
+        param = Parameter(torch.randn(128, 160))
+        optimizer = factory([param], **options, **way)
+        for step in range(12):
+            optimizer.param_groups[0].update(cycled(step))
+            param.grad = torch.randn(128, 160)
+            optimizer.step()
+        results.append(param)
+    assert len(graphs) == 1
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+
+
+def test_momentum_that_a_scheduler_cycles_is_followed(graphs: list[Any]) -> None:
+    results = []
+    for way in ({"compiled": True}, {"foreach": False}):
+        torch.manual_seed(0)
+        param = Parameter(torch.randn(128, 160))
+        optimizer = SGDSaI([param], lr=1e-3, **way)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=20)
+        for _ in range(20):
+            param.grad = torch.randn(128, 160)
+            optimizer.step()
+            scheduler.step()
+        results.append(param)
+    assert len(graphs) == 1
+    torch.testing.assert_close(*results, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize(
+    ("factory", "options"), [(SGDSaI, {"lr": 1e-3}), (SM3, {"momentum": 0.9}), (LAMB, {"lr": 0.1}), (LAMB16, {"lr": 0.1})]
+)
+def test_what_is_compiled_gives_the_numbers_of_the_loop_in_every_dtype(
+    graphs: list[Any], factory: Any, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    shapes = [(256, 128)]
+    (start,) = descend(factory, steps=0, shapes=shapes, dtype=dtype)
+    (found,) = descend(factory, shapes=shapes, dtype=dtype, compiled=True, **options)
+    (wanted,) = descend(factory, shapes=shapes, dtype=dtype, foreach=False, **options)
+    assert len(graphs) == 1
+    # A compiler rounds to half precision at other places.
+    assert distance(found, wanted) <= 0.005 * distance(wanted, start)
+
+
+def distance(one: Parameter, other: Parameter) -> float:
+    return (one.double() - other.double()).abs().mean().item()
+
+
+@OURS
 def test_a_transposed_parameter_keeps_its_axes(graphs: list[Any], factory: Any) -> None:
     results = []
     for way in ({"foreach": False}, {"compiled": True}):
@@ -82,7 +149,7 @@ def test_a_transposed_parameter_keeps_its_axes(graphs: list[Any], factory: Any) 
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+@OURS
 def test_a_compiled_step_bumps_the_version_that_autograd_watches(graphs: list[Any], factory: Any) -> None:
     param = Parameter(torch.ones(128, 160))
     param.grad = torch.ones_like(param)
@@ -98,15 +165,39 @@ def test_compiled_and_foreach_exclude_each_other(factory: Any) -> None:
         factory([Parameter(torch.ones(1))], compiled=True, foreach=True)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile on a CPU needs a C++ compiler")
+@WITH_A_COMPILER
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
-@pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB])
+@OURS
 def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any) -> None:
     torch._dynamo.reset()
     shapes = [(256, 128), (160, 224)]
     found, wanted = descend(factory, shapes=shapes, compiled=True), descend(factory, shapes=shapes, foreach=False)
-    for param, reference in zip(found, wanted, strict=True):
-        torch.testing.assert_close(param, reference, rtol=1e-5, atol=1e-5)
+    apart = sum(
+        int((param - reference).abs().gt(1e-5 + 1e-5 * reference.abs()).sum()) for param, reference in zip(found, wanted, strict=True)
+    )
+    # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as either neighbour.
+    assert apart <= (10 if factory is LAMB16 else 0)
+
+
+@WITH_A_COMPILER
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize(("factory", "tensors"), [(SGDSaI, 0), (SM3, 0.1), (LAMB, 1), (LAMB16, 0)])
+def test_a_compiled_step_holds_few_temporaries(factory: Any, tensors: float) -> None:
+    param = Parameter(torch.randn(512, 256))
+    optimizer = factory([param], compiled=True)
+    for _ in range(2):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+        optimizer.step()
+    scalars = 4096
+    assert most_held(found) <= tensors * param.nbytes + scalars
+
+
+def most_held(found: Any) -> int:
+    """The bytes that lived at most among those that torch's allocator gave."""
+    changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate((event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())), initial=0))
 
 
 @OURS
