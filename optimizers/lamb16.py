@@ -27,7 +27,7 @@ within some 30 % (tests/bench/lamb16_accuracy.py):
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -55,6 +55,7 @@ _LEAST_ELEMENTS = 2**12
 _MOST_ON_CPU = 2**17
 _MORE_THAN_IT_UNROLLS = 16
 _DITHERS = (dither_e4m3, dither_e5m2)
+_FORMATS = {"exp_avg": torch.float8_e4m3fn, "exp_avg_sq": torch.float8_e5m2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +120,7 @@ class LAMB16(MultiTensorOptimizer):
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         state = {
-            "exp_avg": torch.zeros_like(param, dtype=torch.float8_e4m3fn, memory_format=torch.preserve_format),
-            "exp_avg_sq": torch.zeros_like(param, dtype=torch.float8_e5m2, memory_format=torch.preserve_format),
+            **{key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in _FORMATS.items()},
             "exp_avg_scale": param.new_zeros((), dtype=torch.float32),
             "exp_avg_sq_scale": param.new_zeros((), dtype=torch.float32),
         }
@@ -128,6 +128,23 @@ class LAMB16(MultiTensorOptimizer):
             # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
             state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         return state
+
+    def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
+        del param
+        return _FORMATS.get(name, torch.float32)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and copy.deepcopy take, with float8 as bytes: the format in which pickle itself keeps tensors does not know it."""
+        given = super().__getstate__()
+        states = given["state"].copy()
+        for param, state in states.items():
+            states[param] = {key: value.view(torch.uint8) if key in _FORMATS else value for key, value in state.items()}
+        return {**given, "state": states}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for held in self.state.values():
+            held.update({key: held[key].view(dtype) for key, dtype in _FORMATS.items() if key in held})
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         if bucket.options["scale"] == "upstream":

@@ -76,6 +76,10 @@ class MultiTensorOptimizer(Optimizer):
         """The state of a parameter at its first gradient."""
         raise NotImplementedError
 
+    def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
+        """The dtype that a state of a real parameter is kept in: a buffer of momentum in the parameter's, any other in float32 or wider."""
+        return param.dtype if name == "momentum_buffer" else torch.promote_types(param.dtype, torch.float32)
+
     def _prepare(self, bucket: Bucket) -> Bucket:
         """What the host does for a bucket before its update, such as counting steps."""
         return bucket
@@ -124,7 +128,7 @@ class MultiTensorOptimizer(Optimizer):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients, got one of layout {param.grad.layout}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, each tensor in the dtype it was saved in; torch alone would cast it to its parameter's."""
+        """Load a state, each tensor in the dtype in which it is kept here; torch alone would cast all to their parameter's."""
         given: dict[str, Any] = {}
 
         def set_aside(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +140,7 @@ class MultiTensorOptimizer(Optimizer):
             params = chain.from_iterable(group["params"] for group in self.param_groups)
             for key, param in zip(keys, params, strict=True):
                 if key in given["state"]:
-                    self.state[param] = {name: _beside(param, name, value) for name, value in given["state"][key].items()}
+                    self.state[param] = {name: self._loaded(param, name, value) for name, value in given["state"][key].items()}
 
         # After every hook that may change what is loaded, before every hook that may look at what was.
         hooks = (self.register_load_state_dict_pre_hook(set_aside), self.register_load_state_dict_post_hook(put_back, prepend=True))
@@ -145,6 +149,14 @@ class MultiTensorOptimizer(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _loaded(self, param: Tensor, name: str, value: Any) -> Any:
+        """A loaded state on the device of its parameter; step counts go to the host, as in torch, and become tensors where they are not."""
+        if name == "step":
+            return torch.as_tensor(value, dtype=torch.float32, device="cpu")
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(param.device, self._state_dtype(name, real(param.detach())) if value.is_floating_point() else value.dtype)
 
 
 def real(tensor: Tensor) -> Tensor:

@@ -127,6 +127,19 @@ def test_load_nontensor_step(ours: partial[Any]) -> None:
     assert {value.item() for state in optimizer.state.values() for name, value in state.items() if name == "step"} <= {4.0}
 
 
+@pytest.mark.gpu
+def test_a_step_count_that_comes_on_the_gpu_is_brought_to_the_host(ours: partial[Any]) -> None:
+    params = [Parameter(param.detach().cuda()) for param in params_of()]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer = stepped(ours, params)
+    old = copy.deepcopy(optimizer.state_dict())
+    for state in old["state"].values():
+        state.update({name: value.cuda() for name, value in state.items()})
+    optimizer.load_state_dict(old)
+    assert {state["step"].device.type for state in optimizer.state.values() if "step" in state} <= {"cpu"}
+
+
 def test_step_pre_hook_and_post_hook_and_all_hooks(ours: partial[Any]) -> None:
     calls: list[str] = []
     hooks = [

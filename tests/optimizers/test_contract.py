@@ -7,6 +7,7 @@ fails the test.
 import copy
 import io
 import math
+import pickle
 from collections.abc import Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
 import optimizers
@@ -130,6 +132,22 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: str) -> None:
     assert_equal(twins, params)
 
 
+@pytest.mark.parametrize(
+    ("saved", "own"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float64)]
+)
+@pytest.mark.parametrize("spec", [*OURS, *SETTINGS])
+def test_a_state_that_is_loaded_beside_another_dtype_is_kept_as_one_made_there(spec: str, saved: torch.dtype, own: torch.dtype) -> None:
+    params, twins, others = parameters(saved), parameters(own), parameters(own)
+    optimizer, loaded, made_there = (optimizers.create(spec, each) for each in (params, twins, others))
+    take_steps(optimizer, params)
+    loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    take_steps(made_there, others)
+    for twin, other in zip(twins, others, strict=True):
+        assert layout(loaded.state[twin]) == layout(made_there.state[other])
+    take_steps(loaded, twins, range(3, 6))
+    assert all(twin.isfinite().all() for twin in twins)
+
+
 def layout(state: Any) -> Any:
     """Dtype, shape and device of every tensor in a state, and whatever else it holds."""
     if isinstance(state, Tensor):
@@ -155,6 +173,27 @@ def test_a_copy_goes_on_alone(spec: str, way: str) -> None:
     take_steps(optimizer, params, range(3, 6))
     take_steps(twin, twins, range(3, 6))
     assert_equal(twins, params)
+
+
+@pytest.mark.parametrize("spec", [*OURS, *SETTINGS])
+def test_pickle_itself_takes_an_optimizer_and_its_scheduler(spec: str) -> None:
+    params = parameters()
+    optimizer = optimizers.create(spec, params)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    train(optimizer, scheduler, params, range(3))
+    twins, twin, other = pickle.loads(pickle.dumps((params, optimizer, scheduler)))
+    assert other.optimizer is twin
+    for param, same in zip(params, twins, strict=True):
+        assert layout(twin.state[same]) == layout(optimizer.state[param])
+    train(optimizer, scheduler, params, range(3, 6))
+    train(twin, other, twins, range(3, 6))
+    assert_equal(twins, params)
+
+
+def train(optimizer: Optimizer, scheduler: LRScheduler, params: list[Parameter], steps: range) -> None:
+    for step in steps:
+        take_steps(optimizer, params, [step])
+        scheduler.step()
 
 
 def assert_gradients_are_left(optimizer: Optimizer, params: list[Parameter]) -> None:
@@ -313,6 +352,7 @@ def test_a_few_steps_lower_the_loss_of_a_convex_problem(spec: str, implementatio
         (optimizers.available("optprof", "torch"), "lr", -0.5),
         (OURS, "lr", math.nan),
         (("adam", "adamw", "lamb", "lamb16"), "betas", (0.9, 1.5)),
+        (("lamb", "lamb16"), "betas", (0.9, 0.99, 1.5)),
         (("adam", "adamw", "lamb", "lamb16", "sm3", "sgd-sai"), "eps", -0.5),
         (("lamb16",), "eps", 0.0),
         (("adam", "adamw", "sgd", "lamb", "lamb16", "sgd-sai"), "weight_decay", -0.5),
