@@ -33,7 +33,7 @@ _CATALOGUE: dict[str, Entry] = {
         description=Description(
             summary="Adam's step, rescaled tensor by tensor to the norm of the weights",
             paper="https://arxiv.org/abs/1904.00962",
-            state="two tensors like the parameter: 8 bytes a parameter in float32; a float32 step count where the bias is corrected",
+            state="8 bytes a parameter, also in half precision; a float32 step count where the bias is corrected",
             decided_by=("preset", "bias_correction"),
         ),
     ),

@@ -44,9 +44,10 @@ class LAMB(MultiTensorOptimizer):
     `bias_correction`, whether m and v are divided as above; `max_weight_norm`, the most that |w| counts for; `max_grad_norm`, for the
     gradients of all parameters together; `trust_clip`, the most that phi may be (1 in NVLAMB); `adapts_without_decay`, whether phi is taken
     where the weight decay is 0.
-    Keeps `exp_avg` and `exp_avg_sq`, like the parameter, and where the bias is corrected `step`, a float32 scalar on the host. Norms are
-    taken in float32 or wider.
-    A step holds one temporary as large as the bucket's parameters, two where gradients are clipped.
+    Keeps `exp_avg` and `exp_avg_sq`, shaped like the parameter, and where the bias is corrected `step`, a float32 scalar on the host.
+    Moments, directions and norms are in float32 or wider: in bfloat16 0.999 v rounds back to v, which would never go down, and in float16
+    the squares of small gradients are 0.
+    A step holds one such temporary as large as the bucket's parameters, and where gradients are clipped a copy of those.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class LAMB(MultiTensorOptimizer):
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         del options
-        return {key: torch.zeros_like(param, memory_format=torch.preserve_format) for key in ("exp_avg", "exp_avg_sq")}
+        dtypes = {key: self._state_dtype(key, param) for key in ("exp_avg", "exp_avg_sq")}
+        return {key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in dtypes.items()}
 
     def _buckets(self) -> Iterator[Bucket]:
         """The buckets, with gradients clipped where that is chosen."""

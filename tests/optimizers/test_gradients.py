@@ -76,6 +76,20 @@ def test_every_shape_moves_in_every_dtype(spec: str, dtype: torch.dtype, impleme
         assert not param.numel() or not torch.equal(param, start)
 
 
+@pytest.mark.parametrize("implementation", ["loop", "foreach"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("spec", OURS)
+def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(spec: str, dtype: torch.dtype, implementation: Any) -> None:
+    params = [Parameter(torch.ones(8, dtype=dtype)) for _ in range(3)]
+    optimizer = optimizers.create(spec, params, implementation=implementation, lr=1e-2)
+    for _ in range(5):
+        params[0].grad, params[1].grad, params[2].grad = (torch.full_like(params[0], value) for value in (0.0, 1e-4, 1.0))
+        params[2].grad[:4] = torch.tensor([0.0, 1e-7, 1e-4, -1e-2])
+        optimizer.step()
+    for param in params:
+        assert param.isfinite().all()
+
+
 @every_way({"adan loop": "writes into the gradient", "schedule-free-adamw": "writes into the gradient"})
 def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any) -> None:
     found = []

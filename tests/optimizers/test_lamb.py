@@ -78,3 +78,23 @@ def test_bias_correction_can_come_later() -> None:
     optimizer.param_groups[0]["preset"] = "paper"
     optimizer.step()
     assert optimizer.state[param]["step"] == 1.0
+
+
+def test_the_second_moment_of_a_half_precision_parameter_fades() -> None:
+    # In bfloat16, 0.999 v rounds back to v: one large gradient would have made every later step small.
+    param = Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = LAMB([param])
+    for step in range(1000):
+        param.grad = torch.full_like(param, 8.0 if step == 0 else 0.0)
+        optimizer.step()
+    state = optimizer.state[param]
+    assert {state[key].dtype for key in ("exp_avg", "exp_avg_sq")} == {torch.float32}
+    torch.testing.assert_close(state["exp_avg_sq"], torch.full((4,), 0.001 * 64 * 0.999**999), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("small", [1e-4, 1e-7])
+def test_small_gradients_move_half_precision_as_large_ones_do(small: float, foreach: bool) -> None:
+    # The squares of both are 0 in float16, and m / eps has no bound there.
+    found = step([1.0] * 4, [small] * 4, dtype=torch.float16, lr=0.125, foreach=foreach)
+    torch.testing.assert_close(found, torch.full_like(found, -0.125))
