@@ -37,7 +37,8 @@ class SM3(MultiTensorOptimizer):
     A square that is not a number is left out of every maximum: the accumulators of others do not see it.
 
     A sparse gradient of rows, such as an embedding's, touches those rows alone: an absent row keeps its weights and its accumulator, with
-    beta > 0 too, and momentum is left out. A parameter whose first gradient is sparse keeps the accumulator of its rows and no other.
+    beta > 0 too, and momentum is left out. A parameter whose first gradient is sparse keeps the accumulator of its rows and no other;
+    after a dense one, such as the zeros of the step that torch.distributed.checkpoint makes before training, it has those of all axes.
     A step holds one float32 temporary as large as the bucket's parameters, and for half precision with momentum a copy of it in that.
     """
 
@@ -104,6 +105,8 @@ def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Opti
         raise RuntimeError(f"SM3 takes sparse gradients of rows, with one sparse dimension; got one with {grad.sparse_dim()}")
     grad = grad.coalesce()
     rows, values = grad.indices()[0], grad.values()
+    if not len(rows):
+        return
     squares = [_smallest([cover[0][rows], *cover[1:]], values.shape)]
     _take_in(squares, [values], options["beta"])
     cover[0][rows] = largest_along(squares[0], 0)

@@ -13,7 +13,7 @@ from optimizers import SM3
 
 def embed(param: Parameter, rows: list[int]) -> Tensor:
     """The sparse gradient of an embedding whose rows were looked up, with a weight of their own for each column."""
-    looked_up = torch.nn.functional.embedding(torch.tensor(rows), param, sparse=True)
+    looked_up = torch.nn.functional.embedding(torch.tensor(rows, dtype=torch.long), param, sparse=True)
     (grad,) = torch.autograd.grad((looked_up * torch.arange(1.0, 1 + param.shape[1])).sum(), param)
     return grad
 
@@ -62,6 +62,21 @@ def test_rows_that_are_absent_keep_weights_and_accumulators(beta: float) -> None
     assert torch.equal(param[0], first[0])  # pyright: ignore[reportPossiblyUnboundVariable]
     assert torch.equal(optimizer.state[param]["accumulator_0"][0], first[1])  # pyright: ignore[reportPossiblyUnboundVariable]
     assert torch.equal(param[2:], untouched)  # pyright: ignore[reportPossiblyUnboundVariable]
+
+
+@pytest.mark.parametrize("starts_dense", [False, True])
+def test_a_sparse_gradient_of_no_row_changes_nothing(starts_dense: bool) -> None:
+    param = Parameter(torch.ones(4, 2))
+    optimizer = SM3([param], beta=0.5)
+    first = embed(param, [0, 2])
+    for grad in (first.to_dense() if starts_dense else first, embed(param, [])):
+        before = param.detach().clone(), copy.deepcopy(optimizer.state[param])
+        param.grad = grad
+        optimizer.step()
+    assert torch.equal(param, before[0])  # pyright: ignore[reportPossiblyUnboundVariable]
+    assert set(optimizer.state[param]) == {"accumulator_0", "accumulator_1"} if starts_dense else {"accumulator_0"}
+    for key, value in before[1].items():  # pyright: ignore[reportPossiblyUnboundVariable]
+        assert torch.equal(optimizer.state[param][key], value)
 
 
 def test_an_embedding_and_dense_layers_train_together_with_momentum() -> None:
