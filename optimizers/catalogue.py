@@ -72,11 +72,12 @@ _RUNNING = ("foreach", "fused", "compiled")
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """An optimizer that was found and the options asked of it, each of which its constructor knows."""
+    """An optimizer that was found, the options asked of it, and those with what the catalogue sets; its constructor knows each."""
 
     name: str
     factory: Factory
     known: Mapping[str, inspect.Parameter]
+    asked: Mapping[str, Any]
     options: Mapping[str, Any]
     is_foreign: bool
 
@@ -143,15 +144,15 @@ def create(spec: str, params: ParamsT, *, implementation: Implementation | None 
     try:
         return choice.factory(params, **given)
     except TypeError as error:
-        if not choice.options:
+        if not choice.asked:
             raise
         # torch compares values before it looks at their types: momentum=fast ends in "'<=' not supported between ...".
-        raise ValueError(refusal(choice.name, choice.options, error)) from error
+        raise ValueError(refusal(choice.name, choice.asked, error)) from error
     except Exception as error:
         # Other packages have kinds of their own for a value that does not fit.
         if isinstance(error, ValueError) or not choice.is_foreign:
             raise
-        raise ValueError(refusal(choice.name, choice.options, error)) from error
+        raise ValueError(refusal(choice.name, choice.asked, error)) from error
 
 
 def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
@@ -160,12 +161,13 @@ def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
     factory = _factory(name, entry) if entry else _load(name)
     # The first parameter takes the parameters to optimize.
     known, takes_others = known_options(factory)
-    given = {**(entry.options if entry else {}), **written, **options}
+    asked = {**written, **options}
+    given = {**(entry.options if entry else {}), **asked}
     # What the constructors of the catalogue take beyond their named options ends in a group and does nothing: it is a slip of the pen.
     if entry or not takes_others:
         require_known(name, given, known)
     is_foreign = entry is not None and entry.package not in ("optprof", "torch")
-    return _Choice(name=name, factory=factory, known=known, options=given, is_foreign=is_foreign)
+    return _Choice(name=name, factory=factory, known=known, asked=asked, options=given, is_foreign=is_foreign)
 
 
 def _running(choice: _Choice, implementation: Implementation | None) -> dict[str, bool]:

@@ -29,5 +29,7 @@ def require_fraction(values: Mapping[str, float]) -> None:
 
 
 def require_betas(betas: tuple[float, float]) -> None:
-    """ValueError for the first decay rate outside [0, 1)."""
+    """ValueError where they are not two, and for the first decay rate outside [0, 1)."""
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas}, must be two decay rates")
     require_fraction({f"beta parameter at index {index}": beta for index, beta in enumerate(betas)})

@@ -47,7 +47,7 @@ def parse_list(text: str) -> tuple[str, ...]:
 def _value(text: str, whole: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what a literal in its form alone ends in
         if re.fullmatch(r"[\w./+-]+", text) is None:
             raise ValueError(f"cannot read the value {text!r} in {whole!r}; write a Python literal or a plain word") from None
     return _WORDS.get(text.lower(), text)

@@ -64,7 +64,12 @@ def test_text_is_read(text: str, name: str, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":lr=1", "sm3:lr=", "sm3:lr=1,", "sm3:lr=1,momentum", "sm3:lr=1,lr=2", "sm3:betas=(0.9,lr=1", "sm3:2=3"]
+    "text",
+    [
+        *("", ":lr=1", "sm3:lr=", "sm3:lr=1,", "sm3:lr=1,momentum", "sm3:lr=1,lr=2", "sm3:betas=(0.9,lr=1", "sm3:2=3", "sm3:lr={[1]:2}"),
+        pytest.param(f"sm3:lr={'(' * 10_000}", id="too many brackets"),
+        pytest.param(f"sm3:lr={'~' * 10_000}1", id="too deep"),
+    ],
 )
 def test_text_that_reads_as_nothing_is_refused_with_the_text(text: str) -> None:
     with pytest.raises(ValueError, match=ONE_LINE) as caught:
@@ -336,3 +341,9 @@ def test_an_entry_point_that_is_broken_or_clashes_is_told_when_its_name_is_used(
 def test_a_name_that_clashes_is_not_offered() -> None:
     assert not {"adamw", "twice"} & set(optimizers.available())
     optimizers.create("torch.optim:AdamW", params())
+
+
+def test_parameters_that_are_none_are_told_as_torch_tells_them() -> None:
+    # The catalogue sets momentum, which nobody wrote.
+    with pytest.raises(TypeError, match="params argument given to the optimizer should be an iterable"):
+        optimizers.create("sgd", torch.ones(3))
