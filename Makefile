@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-test: $(VENV)/.installed-dev ## the tests alone
+test: $(VENV)/.installed-parity ## the tests alone
 	$(BIN)/pytest
 
 bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, steps
