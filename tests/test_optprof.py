@@ -198,8 +198,9 @@ def test_measuring_wants_nothing_that_draws(tmp_path: Path):
     blocked = "jinja2 matplotlib pandas plotly peft pynvml pytorch_optimizer scipy sklearn tensorboard torch_tb_profiler"
     (tmp_path / "site" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()}))\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
+    command = ["profile", "tiny", "-T", "8", "-o", "adamw,sm3", "-d", "auto", "--no-report", "--trace", "--steps", "2"]
     done = subprocess.run(
-        [sys.executable, "-m", "optprof", "profile", "tiny", "-T", "8", "-o", "adamw,sm3", "-d", "auto", "--no-report", "--trace"],
+        [sys.executable, "-m", "optprof", *command],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -219,7 +220,7 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
         pytest.skip("optprof is not installed beside this interpreter; make test installs it")
     done = subprocess.run([console_script, "list", "optimizers"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    command = ["profile", "tiny", "-T", "8", "-o", "sgd", "-d", "cpu", "--no-report"]
+    command = ["profile", "tiny", "-T", "8", "-o", "sgd", "-d", "cpu", "--no-report", "--steps", "2"]
     done = subprocess.run([console_script, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
 
