@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from ..record import Level
 from ..state import state_tensors
 from ..tracing.trace import Phase, Recorder
-from .resident import forget_peak, peak_bytes, resident_bytes
+from .resident_watch import ResidentWatch
 
 
 class _LiveRecorder(Recorder):
@@ -32,7 +32,7 @@ class LiveTensors:
     def __init__(self, model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
         self._recorder = _LiveRecorder(model)
         self._model = model
-        self._resident: dict[str, Level] = {}
+        self._process = ResidentWatch()
         with self._recorder.phase("build"):
             for parameter in model.parameters():
                 self._recorder.allocate(parameter, "parameter")
@@ -47,14 +47,10 @@ class LiveTensors:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Watch what runs inside."""
-        told = forget_peak()
-        with self._recorder.phase(cast(Phase, name), "activation" if name == "forward" else "temporary"):
-            yield
-        self._name_gradients()
-        end, before = resident_bytes(), self._resident.get(name)
-        # A peak that could not be forgotten is that of the process, not of the phase.
-        peak = max(end, (peak_bytes() or 0) if told else 0, before.peak if before else 0)
-        self._resident[name] = Level(end=end, peak=peak)
+        with self._process.phase(name):
+            with self._recorder.phase(cast(Phase, name), "activation" if name == "forward" else "temporary"):
+                yield
+            self._name_gradients()
 
     def name_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell which tensors are the optimizer's state."""
@@ -68,7 +64,7 @@ class LiveTensors:
         for phase, totals in self._totals():
             before = found.get(phase, {}).get("tensors")
             peak = max([*totals, before.peak if before else 0])
-            found[phase] = {"tensors": Level(end=totals[-1], peak=peak), "resident": self._resident[phase]}
+            found[phase] = {"tensors": Level(end=totals[-1], peak=peak), **self._process.levels()[phase]}
         return found
 
     def at_peak(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""The resident set of this process by phase, for training whose tensors nobody counts one by one."""
+"""The resident set of this process by phase."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ class ResidentWatch:
         told = forget_peak()
         yield
         end, before = resident_bytes(), self._levels.get(name, {}).get("resident")
+        # A peak that could not be forgotten is that of the process, not of the phase.
         peak = max(end, (peak_bytes() or 0) if told else 0, before.peak if before else 0)
         self._levels[name] = {"resident": Level(end=end, peak=peak)}
 

@@ -89,8 +89,8 @@ def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable
 
 
 def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("profiler.measuring.live_tensors.forget_peak", lambda: False)
-    monkeypatch.setattr("profiler.measuring.live_tensors.peak_bytes", lambda: 1 << 60)
+    monkeypatch.setattr("profiler.measuring.resident_watch.forget_peak", lambda: False)
+    monkeypatch.setattr("profiler.measuring.resident_watch.peak_bytes", lambda: 1 << 60)
     found = measure(Scenario(**{**TINY, "workload": "state"})).watched
     assert found is not None
     assert found.memory["step"]["resident"].peak < 1 << 60
