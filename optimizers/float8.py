@@ -61,10 +61,11 @@ def dither_e5m2(count: int, phase: float | Tensor, device: torch.device) -> Tens
 def _dither(count: int, phase: float | Tensor, places: int, device: torch.device) -> Tensor:
     turn = phase * 2**places
     turn = turn.to(device, torch.int32, non_blocking=True) if isinstance(turn, Tensor) else int(turn)
-    # A compiler works them out where they are used; else one period is, and then repeated.
     compiling = torch.compiler.is_compiling()
-    index = torch.arange(count if compiling else min(count, PERIOD), dtype=torch.int32, device=device) & (PERIOD - 1)
+    # A compiler works them out where they are used; else one period is, and then repeated.
+    index = torch.arange(count if compiling else min(count, PERIOD), dtype=torch.int32, device=device)
+    index = index & (PERIOD - 1) if compiling else index
     # Odd, so that no two of a period are the same.
     stride = int(_STRIDE * 2**places) | 1
-    thresholds = (index * stride + turn) & (2**places - 1)
-    return thresholds if compiling else thresholds.repeat(-(-count // PERIOD))[:count]
+    thresholds = index.mul_(stride).add_(turn).bitwise_and_(2**places - 1)
+    return thresholds if len(thresholds) == count else thresholds.repeat(-(-count // PERIOD))[:count]

@@ -25,7 +25,7 @@ within some 30 % (tests/bench/lamb16_accuracy.py):
 
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -35,9 +35,9 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import require_betas, require_not_negative
 from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
-from .foreach import add_squares, descend, is_set
+from .foreach import Tensors, add_squares, descend, is_set, largest, sums
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
-from .sharded import first_element, local, over_ranks
+from .sharded import first_element, is_sharded, local, over_ranks
 
 SCALES = ("max", "upstream")
 
@@ -49,32 +49,41 @@ _LEAST_SCALE = 1e-30
 # Irrational, so that at no element the roundings ever come back in the same order.
 FIRST_TURN, SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 
-# Elements worked on at a time: with their temporaries they take less than the parameter, and in a processor's cache they stay.
+# Elements worked on at a time: with their temporaries they take less than two float32 tensors of the largest parameter's size, or half a
+# MiB, and in a processor's cache they stay.
 _SHARE = 4
-_LEAST_ELEMENTS = 2**12
+_LEAST_ELEMENTS = 2**14
 _MOST_ON_CPU = 2**17
 _MORE_THAN_IT_UNROLLS = 16
-_DITHERS = (dither_e4m3, dither_e5m2)
+_DITHERS, _ENCODINGS = (dither_e4m3, dither_e5m2), (encode_e4m3, encode_e5m2)
 _FORMATS = {"exp_avg": torch.float8_e4m3fn, "exp_avg_sq": torch.float8_e5m2}
+_SCALE_KEYS = ("exp_avg_scale", "exp_avg_sq_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Piece:
-    """A parameter, or some rows of it, with its gradient and moments, of its rounding the thresholds, and room to work in.
+class _Part:
+    """Some rows of a parameter, or several small ones, with their gradients, and one after the other the codes of their moments.
 
-    `room` is float32 of the piece's shape: for both moments and for what is on the way.
+    `thresholds` are those of their rounding. `room` is float32 of that size, for both moments and for what is on the way, and `views` the
+    same memory parameter by parameter.
     """
 
-    param: Tensor
-    grad: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    params: list[Tensor]
+    grads: list[Tensor]
+    codes: tuple[Tensor, Tensor]
     thresholds: tuple[Tensor, Tensor] | None
-    room: tuple[Tensor, ...]
+    room: tuple[Tensor, Tensor, Tensor]
+    views: tuple[Tensors, Tensors, Tensors]
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        """Numbers of the parameters as factors of the room."""
+        if len(self.params) == 1:
+            return numbers
+        return torch.cat([number.expand(len(param)) for number, param in zip(numbers.unbind(), self.params, strict=True)])
 
 
 class _Scales(NamedTuple):
-    """What the stored moments are to be multiplied by."""
+    """What the stored moments are to be multiplied by, one number a parameter."""
 
     first: Tensor
     second: Tensor
@@ -91,8 +100,8 @@ class LAMB16(MultiTensorOptimizer):
     The trust phi is the original's in both. It grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi
     reaches 2; the clips let weights that start at 0 move, and keep single large elements out of it.
     A gradient with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step, as GradScaler does.
-    A step works on slices, a quarter of the largest parameter or on a CPU 2^17 elements, with a few float32 temporaries of their size.
-    float8 has no multi-tensor operations, so that foreach works tensor by tensor; what is faster is `compiled`.
+    A step works on slices, a quarter of the largest parameter or on a CPU 2^17 elements, with a few float32 temporaries of their size; by
+    foreach, on as many small parameters at once. What is faster on large ones is `compiled`.
     """
 
     def __init__(
@@ -157,58 +166,55 @@ class LAMB16(MultiTensorOptimizer):
         return replace(bucket, numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()})
 
     def _update(self, bucket: Bucket) -> None:
-        for index, (param, grad, state) in enumerate(zip(bucket.params, bucket.grads, bucket.states, strict=True)):
-            phases = [numbers[index] for numbers in bucket.numbers.values()]
-            _update(param, grad, state, phases, bucket)
+        for pack in _packs(bucket):
+            _update(pack)
 
 
-def _update(param: Tensor, grad: Tensor, state: State, phases: Sequence[float | Tensor], bucket: Bucket) -> None:
+def _update(bucket: Bucket) -> None:
     options = bucket.options
-    scales = local(state["exp_avg_scale"]), local(state["exp_avg_sq_scale"])
-    old = _Scales(scales[0].clone(), scales[1].clone())
-    parts = [local(tensor) for tensor in (param, grad, state["exp_avg"], state["exp_avg_sq"])]
-    pieces = list(_pieces(parts, phases, first_element(param), max(bucket.largest // _SHARE, _LEAST_ELEMENTS)))
-    # What concerns the whole tensor comes before any of it can be stored. The moments of several pieces are then worked out once more:
+    held = [[local(scale) for scale in bucket.state(key)] for key in _SCALE_KEYS]
+    old = _Scales(*map(torch.stack, held))
+    parts = [_together(bucket)] if len(bucket.params) > 1 else list(_slices(bucket))
+    # What concerns a whole tensor comes before any of it can be stored. The moments of several slices are then worked out once more:
     # that costs less than to keep them in float32.
-    found = [_measure(piece, old, options) for piece in pieces] or [_nothing(scales[0])]
+    found = torch.stack([_measure(part, old, options) for part in parts] or [old.first.new_zeros(4, 1)])
     combine = torch.amax if options["scale"] == "max" else torch.sum
-    needed = over_ranks(combine(torch.stack([torch.stack(each[:2]) for each in found]), 0), param, combine)
-    weight, direction = over_ranks(torch.stack([torch.stack(each[2:]) for each in found]).sum(0), param, torch.sum).sqrt_().unbind()
-    new = _new_scales(needed, param.numel(), options)
+    needed = over_ranks(combine(found[:, :2], 0), bucket.params[0], combine)
+    weight, direction = over_ranks(found[:, 2:].sum(0), bucket.params[0], torch.sum).sqrt_().unbind()
+    new = _new_scales(needed, bucket.params[0].numel(), options)
     # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
     ratio = weight * _USUAL_LR / (direction * options["lr"])
     trust = _settled(ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0))
-    for piece in pieces:
-        if len(pieces) > 1:
-            _take_in(piece, old, options)
-        _advance(piece, old, new, trust, options)
-    scales[0].copy_(new.first)
-    scales[1].copy_(new.second)
+    for part in parts:
+        if len(parts) > 1:
+            _take_in(part, old, options)
+        _advance(part, old, new, trust, options)
+    if len(bucket.params) > 1:
+        for key, codes in zip(_FORMATS, parts[0].codes, strict=True):
+            homes = [tensor.view(torch.uint8).view(-1) for tensor in bucket.state(key)]
+            torch._foreach_copy_(homes, codes.view(torch.uint8).split([len(home) for home in homes]))
+    for scales, values in zip(held, new, strict=True):
+        torch._foreach_copy_(scales, values.unbind())
 
 
-def _measure(piece: _Piece, scales: _Scales, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the new moments what their scales need; of the weights and of the direction the squared size."""
-    _take_in(piece, scales, options)
-    first, second, spare = piece.room
+def _measure(part: _Part, scales: _Scales, options: Options) -> Tensor:
+    """Of the new moments what their scales need; of the weights and of the direction the squared size: 4 rows, a column a parameter."""
+    _take_in(part, scales, options)
+    first, second, spare = part.room
     if options["scale"] == "max":
-        least, largest = torch.aminmax(first)
-        needed = torch.maximum(-least, largest), second.amax()
+        needed = largest(part.views[0]), largest(part.views[1])
     else:
-        needed = tuple(torch.mul(moment, moment, out=spare).clamp_max_(10.0).sum() for moment in (first, second))
-    weight = _squared_size(spare.copy_(piece.param), options)
-    direction = _squared_size(_direction(piece, scales, options), options)
-    return needed[0], needed[1], weight, direction
+        needed = tuple([torch.mul(moment, moment, out=spare).clamp_max_(10.0).sum()] for moment in (first, second))
+    torch._foreach_copy_(part.views[2], part.params)
+    weight = _squared_size(part, options)
+    _direct(part, scales, options)
+    return torch.stack([torch.stack(each) for each in (*needed, weight, _squared_size(part, options))])
 
 
-def _squared_size(values: Tensor, options: Options) -> Tensor:
-    """The sum of the clipped squares of values, which are overwritten."""
-    return values.square_().clamp_max_(1.0).clamp_min_(options["eps"]).sum()
-
-
-def _nothing(like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a rank finds that holds no piece."""
-    zero = torch.zeros_like(like)
-    return zero, zero, zero, zero
+def _squared_size(part: _Part, options: Options) -> Tensors:
+    """The sums of the clipped squares of what is in the last of the room, which is overwritten."""
+    part.room[2].square_().clamp_(options["eps"], 1.0)
+    return sums(part.views[2])
 
 
 def _new_scales(needed: Tensor, count: int, options: Options) -> _Scales:
@@ -218,72 +224,126 @@ def _new_scales(needed: Tensor, count: int, options: Options) -> _Scales:
     return _Scales(first.sqrt() / count + options["eps"], second.sqrt() / count + options["eps"])
 
 
-def _advance(piece: _Piece, old: _Scales, new: _Scales, trust: Tensor, options: Options) -> None:
+def _advance(part: _Part, old: _Scales, new: _Scales, trust: Tensor, options: Options) -> None:
     """Store the new moments, which stand in the room, and move the weights."""
-    first, second, spare = piece.room
-    if piece.thresholds is None:
-        piece.exp_avg.copy_(torch.div(first, new.first, out=spare).clamp_(-15.0, 15.0))
-        piece.exp_avg_sq.copy_(torch.clamp_max(second, 10.0, out=spare).div_(new.second))
+    first, second, spare = part.room
+    if part.thresholds is None:
+        part.codes[0].copy_(torch.div(first, new.first, out=spare).clamp_(-15.0, 15.0))
+        part.codes[1].copy_(torch.clamp_max(second, 10.0, out=spare).div_(new.second))
     else:
-        encode_e4m3(torch.mul(first, _settled(new.first.reciprocal()), out=spare), piece.thresholds[0], piece.exp_avg)
-        encode_e5m2(torch.mul(second, _settled(new.second.reciprocal()), out=spare), piece.thresholds[1], piece.exp_avg_sq)
-    descend([piece.param], [_direction(piece, old, options)], options["lr"], [trust])
+        for encode, moment, scale, thresholds, codes in zip(_ENCODINGS, part.room, new, part.thresholds, part.codes, strict=False):
+            encode(torch.mul(moment, part.spread(_settled(scale.reciprocal())), out=spare), thresholds, codes)
+    _direct(part, old, options)
+    spare.mul_(part.spread(trust))
+    descend(part.params, part.views[2], options["lr"])
 
 
-def _settled(scalar: Tensor) -> Tensor:
-    """The scalar itself. A compiler would work it out anew for all that it is applied to, were it not the result of a reduction."""
-    return scalar.expand(_MORE_THAN_IT_UNROLLS).amax() if torch.compiler.is_compiling() else scalar
+def _settled(numbers: Tensor) -> Tensor:
+    """The numbers themselves. Were they no results of a reduction, a compiler would work them out anew for all that they are applied to."""
+    return numbers.expand(_MORE_THAN_IT_UNROLLS, -1).amax(0) if torch.compiler.is_compiling() else numbers
 
 
-def _take_in(piece: _Piece, scales: _Scales, options: Options) -> None:
+def _take_in(part: _Part, scales: _Scales, options: Options) -> None:
     """Put the new m and v into the room, in float32."""
-    (beta1, beta2), grad = options["betas"], piece.grad.float()
-    first, second, spare = piece.room
+    (beta1, beta2), grads = options["betas"], [grad.float() for grad in part.grads]
+    first, second, spare = part.room
     bits = spare.view(-1).view(torch.int16)[: spare.numel()].view(spare.shape)
-    descend([decode_e4m3(piece.exp_avg, first, bits).mul_(scales.first * beta1)], [grad], beta1 - 1)
-    add_squares([decode_e5m2(piece.exp_avg_sq, second, bits).mul_(scales.second * beta2)], [grad], 1 - beta2)
+    decode_e4m3(part.codes[0], first, bits).mul_(part.spread(scales.first * beta1))
+    descend(part.views[0], grads, beta1 - 1)
+    decode_e5m2(part.codes[1], second, bits).mul_(part.spread(scales.second * beta2))
+    add_squares(part.views[1], grads, 1 - beta2)
 
 
-def _direction(piece: _Piece, scales: _Scales, options: Options) -> Tensor:
-    """r, from the m and v in the room, in what is left of it."""
-    first, second, spare = piece.room
+def _direct(part: _Part, scales: _Scales, options: Options) -> None:
+    """Put r, from the m and v in the room, into what is left of it."""
+    first, second, spare = part.room
     if options["scale"] == "max":
         # What was stored as 0 may have been anything up to the least that could be: without it the quotient would leave all bounds.
-        torch.clamp_min(second, scales.second * _LEAST_SECOND, out=spare).sqrt_()
+        torch.clamp_min(second, part.spread(scales.second * _LEAST_SECOND), out=spare).sqrt_()
     else:
         torch.sqrt(second, out=spare)
-    direction = torch.div(first, spare.add_(options["eps"]), out=spare)
+    torch.div(first, spare.add_(options["eps"]), out=spare)
     if is_set(options["weight_decay"]):
-        descend([direction], [piece.param], -options["weight_decay"])
-    return direction
+        descend(part.views[2], part.params, -options["weight_decay"])
 
 
-def _pieces(tensors: list[Tensor], phases: Sequence[float | Tensor], first: int, wanted: int) -> Iterator[_Piece]:
-    """Slices of about the wanted number of elements, whole rows where not all is contiguous; one where a compiler needs no temporaries.
+def _packs(bucket: Bucket) -> Iterator[Bucket]:
+    """The parameters of a bucket one by one, but small ones together, as many as a slice has room for."""
+    most = _most_elements(bucket)
+    together: list[int] = []
+    taken = 0
+    for index, tensors in enumerate(zip(*_tensors(bucket), strict=True)):
+        count = tensors[0].numel()
+        alone = is_sharded(tensors[0]) or not all(tensor.is_contiguous() for tensor in tensors)
+        if alone or count > most or bucket.options["scale"] == "upstream" or torch.compiler.is_compiling():
+            yield bucket.chosen([index])
+            continue
+        if taken + count > most:
+            yield bucket.chosen(together)
+            together, taken = [], 0
+        together.append(index)
+        taken += count
+    if together:
+        yield bucket.chosen(together)
 
-    They work in the same room, one after the other. `first` is the place of their first element in the whole parameter, by which a shard
-    is rounded like the same rows elsewhere.
+
+def _most_elements(bucket: Bucket) -> int:
+    most = max(bucket.largest // _SHARE, _LEAST_ELEMENTS)
+    return min(most, _MOST_ON_CPU) if bucket.params[0].is_cpu else most
+
+
+def _tensors(bucket: Bucket) -> list[list[Tensor]]:
+    return [bucket.params, bucket.grads, *(bucket.state(key) for key in _FORMATS)]
+
+
+def _together(bucket: Bucket) -> _Part:
+    """All of a bucket of several parameters, each of them contiguous."""
+    params, grads, *moments = ([tensor.view(-1) for tensor in tensors] for tensors in _tensors(bucket))
+    counts = [len(param) for param in params]
+    codes = [torch.cat([tensor.view(torch.uint8) for tensor in each]).view(each[0].dtype) for each in moments]
+    thresholds: list[Tensor] = []
+    for dither, phases in zip(_DITHERS, bucket.numbers.values(), strict=True):
+        turned = {phase: dither(max(counts), phase, params[0].device) for phase in set(phases)}
+        thresholds.append(torch.cat([turned[phase][:count] for phase, count in zip(phases, counts, strict=True)]))
+    room = [params[0].new_empty(sum(counts), dtype=torch.float32) for _ in range(3)]
+    return _Part(
+        params=params,
+        grads=grads,
+        codes=(codes[0], codes[1]),
+        thresholds=(thresholds[0], thresholds[1]),
+        room=(room[0], room[1], room[2]),
+        views=(room[0].split(counts), room[1].split(counts), room[2].split(counts)),
+    )
+
+
+def _slices(bucket: Bucket) -> Iterator[_Part]:
+    """Slices of a parameter, whole rows where not all is contiguous; one where a compiler needs no temporaries.
+
+    They work in the same room, one after the other. A shard is rounded like the same rows elsewhere.
     """
+    first = first_element(bucket.params[0])
+    tensors = [local(each) for (each,) in _tensors(bucket)]
     if all(tensor.is_contiguous() for tensor in tensors):
         tensors = [tensor.view(-1) for tensor in tensors]
     count, rows, device = tensors[0].numel(), tensors[0].shape[0], tensors[0].device
     if not count:
         return
-    wanted = min(wanted, _MOST_ON_CPU) if device.type == "cpu" else wanted
     compiling = torch.compiler.is_compiling()
-    length, row = rows if compiling else max(1, wanted * rows // count), count // rows
+    length, row = rows if compiling else max(1, _most_elements(bucket) * rows // count), count // rows
+    phases = [phase for (phase,) in bucket.numbers.values()]
     thresholds = [dither(min(first + count, PERIOD + length * row), phase, device) for dither, phase in zip(_DITHERS, phases, strict=False)]
-    room = [tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32) for _ in range(3)]
+    whole = [tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32) for _ in range(3)]
     # Not a range of one, for which a compiler would take the size as a constant.
     for start in (0,) if compiling else range(0, rows, length):
         param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
         place = (first + start * row) % PERIOD
         chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]
-        yield _Piece(
-            param=param,
-            grad=grad,
-            exp_avg=exp_avg,
-            exp_avg_sq=exp_avg_sq,
+        room = [each if len(each) == len(param) else each[: len(param)] for each in whole]
+        yield _Part(
+            params=[param],
+            grads=[grad],
+            codes=(exp_avg, exp_avg_sq),
             thresholds=(chosen[0], chosen[1]) if chosen else None,
-            room=tuple(each if len(each) == len(param) else each[: len(param)] for each in room),
+            room=(room[0], room[1], room[2]),
+            views=([room[0]], [room[1]], [room[2]]),
         )

@@ -9,7 +9,7 @@ those of the loop. Compiled, the update of one tensor goes through torch.compile
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -46,6 +46,11 @@ class Bucket:
     def state(self, key: str) -> list[Tensor]:
         """One state of every parameter."""
         return [state[key] for state in self.states]
+
+    def chosen(self, indices: list[int]) -> "Bucket":
+        """The bucket of some of its parameters."""
+        lists: Any = {name: [getattr(self, name)[index] for index in indices] for name in ("params", "grads", "states")}
+        return replace(self, **lists, numbers={name: [values[index] for index in indices] for name, values in self.numbers.items()})
 
 
 class MultiTensorOptimizer(Optimizer):

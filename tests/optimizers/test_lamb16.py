@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizers import LAMB16
 from optimizers.float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
@@ -262,10 +263,63 @@ def test_rows_of_a_strided_parameter_are_rounded_like_those_of_a_contiguous_one(
     torch.testing.assert_close(params[1].detach(), params[0].detach(), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_small_tensors_packed_together_are_updated_bit_for_bit_as_one_by_one(weight_decay: float, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    # The largest is sliced, one is strided, and the sums of the others are more than one pack holds.
+    shapes = [(300, 256), (7,), (), (128, 70), (80, 96), (9000,), (3, 5, 2, 2), (1,)]
+    runs = []
+    for foreach in (False, True):
+        params = [Parameter(torch.randn(shape, generator=generator.manual_seed(1), dtype=dtype)) for shape in shapes]
+        params[4].data = params[4].data.T.contiguous().T
+        runs.append((params, LAMB16(params, weight_decay=weight_decay, foreach=foreach)))
+    for step in range(5):
+        for index, shape in enumerate(shapes):
+            # One has its first gradient late, and so is rounded in other turns than its neighbours.
+            late = index == 3 and step < 2
+            grad = torch.randn(shape, generator=generator, dtype=dtype)
+            for params, _ in runs:
+                params[index].grad = None if late else grad.clone()
+        for _, optimizer in runs:
+            optimizer.step()
+    (loop, by_loop), (packed, by_packs) = runs
+    for one, other in zip(loop, packed, strict=True):
+        assert torch.equal(one, other)
+        for key, value in by_loop.state[one].items():
+            assert value.float().equal(by_packs.state[other][key].float())
+
+
+class Operations(TorchDispatchMode):
+    """Counts what runs on tensors with data; a view is none."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_foreach_takes_a_fraction_of_the_operations_of_the_loop() -> None:
+    counts = []
+    for foreach in (False, True):
+        params = [Parameter(torch.empty(shape, device="meta")) for shape in [(50257, 768), *[(768, 2304), (768,), (768,)] * 24]]
+        for param in params:
+            param.grad = torch.empty_like(param)
+        optimizer = LAMB16(params, foreach=foreach)
+        optimizer.step()
+        with Operations() as operations:
+            optimizer.step()
+        counts.append(operations.count)
+    assert counts[1] < counts[0] / 5
+
+
+@pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("spoiler", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_spoils_its_tensor_alone(spoiler: float) -> None:
+def test_a_gradient_that_is_not_finite_spoils_its_tensor_alone(spoiler: float, foreach: bool) -> None:
     params = [Parameter(torch.ones(8)), Parameter(torch.ones(8))]
-    optimizer = LAMB16(params)
+    optimizer = LAMB16(params, foreach=foreach)
     for param in params:
         param.grad = torch.ones(8)
     params[0].grad = torch.tensor([spoiler] + [1.0] * 7)
