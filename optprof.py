@@ -235,8 +235,8 @@ def fit(
     with _one_line_errors(), results_on_stdout() as stdout:
         _see_own_code()
         import optimizers as catalogue
-        from profiler.fitting import Fitting
         from profiler.plan import Comparison, plan_fits
+        from profiler.simulating.fitting import Fitting
         from reports import write_fit_page
         from reports.fitting.terminal import render_fits
         from scenarios import hardware

@@ -10,11 +10,11 @@ from .record import Memory, Record
 
 if TYPE_CHECKING:
     from .measuring.measurement import measure
-    from .simulation import simulate
+    from .simulating.simulation import simulate
 
 __all__ = ["Memory", "Record", "measure", "simulate"]
 
-_LATE = {"simulate": "simulation", "measure": "measuring.measurement"}
+_LATE = {"simulate": "simulating.simulation", "measure": "measuring.measurement"}
 
 
 def __getattr__(name: str) -> Any:

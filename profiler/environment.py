@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from .measuring.malloc import keeps_freed_memory
+from .malloc import keeps_freed_memory
 
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
 

@@ -18,10 +18,10 @@ from scenarios import Scenario, models, texts
 
 from ..accumulating import target_schedule
 from ..environment import environment
+from ..malloc import keep_freed_memory
 from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
 from ..state import state_bytes, tensors_in
 from .contention import Contention
-from .malloc import keep_freed_memory
 from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings
 from .timing import clock_for

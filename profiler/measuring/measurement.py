@@ -12,9 +12,10 @@ from scenarios import Scenario, models
 
 from ..environment import environment
 from ..host_memory import free_bytes
+from ..malloc import keep_freed_memory
 from ..optimizer import make_optimizer
 from ..record import Memory, Record, StateBlocks, StepOperation, Watched
-from ..simulation import simulate
+from ..simulating.simulation import simulate
 from ..state import state_bytes
 from ..tracing.kernel_trace import trace_step
 from .course import measure_course
@@ -22,7 +23,6 @@ from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_hi
 from .files import Files
 from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
-from .malloc import keep_freed_memory
 from .slice_timing import measure_slices
 from .torch_profile import record_trace, with_bytes
 from .training_run import TrainingRun, storage_bytes

@@ -9,10 +9,10 @@ from scenarios.workpiece import build
 
 from ..environment import environment
 from ..host_memory import free_bytes
+from ..malloc import keep_freed_memory
 from ..optimizer import make_optimizer
 from ..record import Record, Watched
 from .harness import Harness
-from .malloc import keep_freed_memory
 from .slices import Slice, take_slices
 from .training_run import fill_gradients
 

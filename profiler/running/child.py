@@ -27,7 +27,7 @@ from ..store import RunStore
 from .beside import files_beside
 
 if TYPE_CHECKING:
-    from ..simulation import Simulation
+    from ..simulating.simulation import Simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def main() -> None:
     waiting: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(jobs, waiting), daemon=True).start()
     # What takes seconds to load is loaded before the first job comes; torch._dynamo is what the first optimizer would load.
-    for module in ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulation"):
+    for module in ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulating.simulation"):
         import_module(module)
     _answer(answers, {"ready": os.getpid()})
     here = Path.cwd()
@@ -129,7 +129,7 @@ def _work(job: Job) -> dict[str, Any]:
 
 
 def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
-    from ..snapshot import write_snapshot
+    from ..simulating.snapshot import write_snapshot
 
     if simulation.timeline is not None:
         store.write_timeline(job.scenario, simulation.timeline)
@@ -140,7 +140,7 @@ def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
 def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
     """The job's record, whatever happens, and the simulation that it was read off; what went wrong is printed whole."""
     from ..measuring.measurement import measure
-    from ..simulation import run_simulation
+    from ..simulating.simulation import run_simulation
     from .preflight import require_room
 
     scenario = job.scenario

@@ -15,7 +15,7 @@ import torch
 from optimizers import accumulation
 from optimizers.accumulation import Accumulation, GradientNoiseScale, MetricHypothesisTest
 from profiler.confidence import median_interval
-from profiler.measuring.malloc import keep_freed_memory
+from profiler.malloc import keep_freed_memory
 from scenarios import Scenario
 from scenarios.workpiece import build
 

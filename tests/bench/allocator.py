@@ -9,8 +9,8 @@ import time
 from profiler.allocator.blocks import Block
 from profiler.allocator.caching import CachingAllocator
 from profiler.allocator.settings import AllocatorSettings
-from profiler.replay import play
-from profiler.simulation import Simulation, run_simulation
+from profiler.simulating.replay import play
+from profiler.simulating.simulation import Simulation, run_simulation
 from scenarios import Scenario
 
 OPTIMIZERS = ("adamw", "sgd-sai", "lamb16")

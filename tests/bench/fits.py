@@ -7,8 +7,8 @@ from dataclasses import replace
 from itertools import product
 
 from profiler.fits import Fit
-from profiler.fitting import EXPANDABLE, Fitting
 from profiler.plan import Comparison, plan_fits
+from profiler.simulating.fitting import EXPANDABLE, Fitting
 from scenarios import Scenario
 
 GIB = 2**30

@@ -13,8 +13,8 @@ import torch
 
 import optimizers
 from profiler.confidence import median_interval
+from profiler.malloc import keep_freed_memory
 from profiler.measuring.harness import Harness
-from profiler.measuring.malloc import keep_freed_memory
 from scenarios import Scenario
 from scenarios.workpiece import build
 

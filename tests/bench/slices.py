@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 import optimizers
-from profiler.measuring.malloc import keep_freed_memory
+from profiler.malloc import keep_freed_memory
 from profiler.measuring.measurement import SLICE_BUDGET
 from profiler.measuring.slices import take_slices
 from scenarios import Scenario

@@ -12,7 +12,7 @@ from profiler.plan import Comparison, plan
 from profiler.record import Memory, Record
 from profiler.running.beside import require_iterations
 from profiler.running.sweep import Forecast
-from profiler.simulation import run_simulation, simulate
+from profiler.simulating.simulation import run_simulation, simulate
 from reports.page import render_page
 from scenarios import Scenario
 

@@ -7,9 +7,9 @@ import torch
 from torch.testing._internal.autocast_test_lists import AutocastTestLists
 from torch.utils._pytree import tree_map
 
+from profiler.simulating.training import trace_model
 from profiler.tracing import autocast
 from profiler.tracing.autocast import cuda_autocast
-from profiler.training import trace_model
 from scenarios import Scenario
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import optimizers
-from profiler.estimate import ACHIEVED_BANDWIDTH, LAUNCH_SECONDS, WAIT_SECONDS, estimate
+from profiler.simulating.estimate import ACHIEVED_BANDWIDTH, LAUNCH_SECONDS, WAIT_SECONDS, estimate
 from profiler.tracing.kernel_trace import Kernel, StepTrace, trace_step
 from scenarios import Scenario, hardware
 from scenarios.workpiece import build

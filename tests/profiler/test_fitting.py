@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from profiler import simulate
-from profiler.batches import Streams
-from profiler.fitting import Fitting, candidates, largest
-from profiler.simulation import run_simulation
+from profiler.simulating.batches import Streams
+from profiler.simulating.fitting import Fitting, candidates, largest
+from profiler.simulating.simulation import run_simulation
 from scenarios import Scenario, hardware
 
 RESNET = Scenario(model="resnet18", optimizer="adamw", gpu="t4", batch_size=512)

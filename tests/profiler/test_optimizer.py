@@ -8,7 +8,7 @@ import torch
 import optimizers
 from profiler.measuring.measurement import measure
 from profiler.optimizer import make_optimizer
-from profiler.simulation import simulate
+from profiler.simulating.simulation import simulate
 from reports.arithmetic.reproduction import reproduction
 from scenarios import Scenario
 from scenarios.workpiece import build

@@ -7,8 +7,8 @@ import pytest
 
 from profiler import Memory, Record, simulate
 from profiler.allocator.caching import CachingAllocator
-from profiler.replay import replay
 from profiler.running.runner import run
+from profiler.simulating.replay import replay
 from profiler.store import RunStore
 from profiler.tracing.sources import Source
 from profiler.tracing.trace import Allocations, Segment

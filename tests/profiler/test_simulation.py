@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import optimizers
-from profiler import Memory, simulate, simulation
+from profiler import Memory, simulate
 from profiler.measuring.measurement import measure
-from profiler.training import ModelTrace, trace_model
+from profiler.simulating import simulation
+from profiler.simulating.training import ModelTrace, trace_model
 from scenarios import Scenario, models
 from scenarios.workpiece import build
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from torch.cuda import _memory_viz
 
-from profiler.simulation import Simulation, run_simulation
-from profiler.snapshot import snapshot, write_snapshot
+from profiler.simulating.simulation import Simulation, run_simulation
+from profiler.simulating.snapshot import snapshot, write_snapshot
 from profiler.tracing.sources import Source
 from profiler.tracing.trace import Allocations, Segment
 from scenarios import Scenario

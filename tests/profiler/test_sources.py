@@ -4,9 +4,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import optimizers
+from profiler.simulating.training import trace_model, trace_optimizer
 from profiler.tracing.sources import Source
 from profiler.tracing.trace import Recorder
-from profiler.training import trace_model, trace_optimizer
 from scenarios import Scenario
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Linear, Parameter
 
 import optimizers
-from profiler.simulation import simulate
+from profiler.simulating.simulation import simulate
 from profiler.state import state_bytes, state_tensors
 from scenarios import Scenario
 from scenarios.workpiece import build

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from profiler.allocator.caching import CachingAllocator
-from profiler.replay import play, replay
-from profiler.sampling import STRETCHES, sample
-from profiler.simulation import Simulation, run_simulation
+from profiler.simulating.replay import play, replay
+from profiler.simulating.sampling import STRETCHES, sample
+from profiler.simulating.simulation import Simulation, run_simulation
 from profiler.store import RunStore, file_name
 from profiler.timeline import HeldBlock, Stretch, Timeline
 from profiler.timeline_file import pack, unpack

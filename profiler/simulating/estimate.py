@@ -8,8 +8,8 @@ import torch
 
 from scenarios.hardware import Gpu
 
-from .record import StepEstimate
-from .tracing.kernel_trace import Kernel, StepTrace
+from ..record import StepEstimate
+from ..tracing.kernel_trace import Kernel, StepTrace
 
 # Seconds of the host for one operation in Python with its launch: AdamW's loop over ten matrices of 4 MiB, 80 kernels, took 647 us on an
 # A100 (https://github.com/pytorch/pytorch/issues/120308).

@@ -5,20 +5,20 @@ from functools import lru_cache
 
 from scenarios import Scenario, hardware, models
 
-from .accumulating import accumulating, simulated_draws
-from .allocator.caching import CachingAllocator
-from .allocator.segments import Addresses
-from .allocator.settings import AllocatorSettings
-from .environment import environment
+from ..accumulating import accumulating, simulated_draws
+from ..allocator.caching import CachingAllocator
+from ..allocator.segments import Addresses
+from ..allocator.settings import AllocatorSettings
+from ..environment import environment
+from ..optimizer import make_optimizer
+from ..record import Memory, Record, StepEstimate
+from ..timeline import Timeline
+from ..tracing.kernel_memory import sized_for
+from ..tracing.kernel_trace import trace_step
+from ..tracing.trace import Allocations, Segment
 from .estimate import estimate
-from .optimizer import make_optimizer
-from .record import Memory, Record, StepEstimate
 from .replay import Replay, replay, until
 from .sampling import sample
-from .timeline import Timeline
-from .tracing.kernel_memory import sized_for
-from .tracing.kernel_trace import trace_step
-from .tracing.trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
 
 

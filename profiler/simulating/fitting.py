@@ -12,14 +12,14 @@ import optimizers
 from scenarios import Scenario, hardware
 from scenarios.hardware import CONTEXT_BYTES, Gpu
 
-from .allocator.blocks import Block
-from .allocator.caching import CachingAllocator
-from .allocator.out_of_memory import OutOfMemoryError
-from .allocator.settings import AllocatorSettings
+from ..allocator.blocks import Block
+from ..allocator.caching import CachingAllocator
+from ..allocator.out_of_memory import OutOfMemoryError
+from ..allocator.settings import AllocatorSettings
+from ..fits import Change, Fit
+from ..tracing.trace import Segment
 from .batches import Stream, Streams
-from .fits import Change, Fit
 from .replay import play
-from .tracing.trace import Segment
 
 MOST_CHANGES = 3
 MOST_TOGETHER = 3

@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 
+from ..timeline import HeldBlock, Stretch, Timeline
+from ..tracing.trace import Allocations, Segment
 from .replay import Moment, Replay, live_at
-from .timeline import HeldBlock, Stretch, Timeline
-from .tracing.trace import Allocations, Segment
 
 # Stretches of the shown steps that each keep their extremes; a picture has fewer pixels.
 STRETCHES = 4096

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from .allocator.blocks import Block
-from .allocator.caching import CachingAllocator
-from .allocator.out_of_memory import OutOfMemoryError, format_bytes
-from .tracing.trace import Allocations, Segment
+from ..allocator.blocks import Block
+from ..allocator.caching import CachingAllocator
+from ..allocator.out_of_memory import OutOfMemoryError, format_bytes
+from ..tracing.trace import Allocations, Segment
 
 Moment = tuple[int, int]
 

@@ -9,9 +9,9 @@ from functools import cached_property, lru_cache
 
 from scenarios import Scenario
 
-from .optimizer import make_optimizer
-from .tracing.kernel_memory import sized_for
-from .tracing.trace import Allocations, Segment
+from ..optimizer import make_optimizer
+from ..tracing.kernel_memory import sized_for
+from ..tracing.trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
 
 # One image or sequence often takes another path: a view where many take a copy.

@@ -13,13 +13,13 @@ from typing import Any
 
 from scenarios import Scenario
 
-from .allocator.blocks import Block
-from .allocator.segments import SMALL_SEGMENT
-from .allocator.settings import AllocatorSettings
+from ..allocator.blocks import Block
+from ..allocator.segments import SMALL_SEGMENT
+from ..allocator.settings import AllocatorSettings
+from ..tracing.sources import Source
+from ..tracing.trace import Allocations, Segment
 from .replay import play
 from .simulation import simulated_allocator
-from .tracing.sources import Source
-from .tracing.trace import Allocations, Segment
 
 # Where a 64-bit driver puts device memory, more or less.
 FIRST_ADDRESS = 0x7F00_0000_0000

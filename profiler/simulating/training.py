@@ -14,13 +14,13 @@ import torch
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece, build
 
-from .accumulating import keeps_gradients, simulated_draws, simulated_step
-from .iteration import Iteration
-from .state import StateBytes, owned_state_tensors, state_bytes
-from .tracing.autocast import cuda_autocast
-from .tracing.kernels import cuda_kernels, fused_on_meta
-from .tracing.trace import Allocations, Phase, Recorder, Segment
-from .tracing.values import with_value
+from ..accumulating import keeps_gradients, simulated_draws, simulated_step
+from ..iteration import Iteration
+from ..state import StateBytes, owned_state_tensors, state_bytes
+from ..tracing.autocast import cuda_autocast
+from ..tracing.kernels import cuda_kernels, fused_on_meta
+from ..tracing.trace import Allocations, Phase, Recorder, Segment
+from ..tracing.values import with_value
 
 
 @dataclass(frozen=True, kw_only=True)

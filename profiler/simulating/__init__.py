@@ -1,0 +1,1 @@
+"""Training without a device: what is traced, replayed through the allocator and read off it."""
