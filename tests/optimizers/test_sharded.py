@@ -4,6 +4,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+import optimizers
 from optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 RANKS = 2
@@ -27,6 +30,15 @@ SETTINGS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 OURS: dict[str, Any] = {"LAMB": LAMB, "LAMB16": LAMB16, "SGDSaI": SGDSaI, "SM3": SM3}
+# What DTensor does not take in torch 2.13: fused steps but Adam's, and changes in place of what is summed up over ranks.
+NOT_SHARDED = {
+    ("adafactor", "loop"),
+    ("adafactor", "foreach"),
+    ("adagrad", "fused"),
+    ("muon", "loop"),
+    ("muon", "foreach"),
+    ("sgd", "fused"),
+}
 # Of 7 rows one rank has 4 and the other 3, of 3 elements 2 and 1, of a single row all and nothing.
 UNEVEN = [(7, 5), (3,), (1, 4), (1,), (3, 2, 2, 2)]
 NEEDS_GLOO = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo")
@@ -148,12 +160,33 @@ def check_training(folder: str) -> None:
     check_untouched_by_an_early_checkpoint()
 
 
+def check_torch_s_own(folder: str) -> None:
+    for name in optimizers.available("torch"):
+        for way in optimizers.implementations(name):
+            if dist.get_rank() == 0:
+                print(name, way, flush=True)
+
+            def factory(params: Iterable[nn.Parameter], name: str = name, way: Any = way) -> Optimizer:
+                # Muon takes matrices alone.
+                taken = [param for param in params if name != "muon" or param.dim() == 2]
+                return optimizers.create(name, taken, implementation=way)
+
+            if (name, way) in NOT_SHARDED:
+                with pytest.raises((NotImplementedError, RuntimeError), match=r"sharding strategy|placement"):
+                    check_parity(factory, {})
+            else:
+                check_parity(factory, {})
+                check_checkpoint(factory, {}, f"{folder}/{name}-{way}")
+
+
 def run_rank(rank: int, folder: str, name: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
     torch.set_num_threads(1)
     try:
         if name == "training":
             check_training(folder)
+        elif name == "torch":
+            check_torch_s_own(folder)
         else:
             for foreach in (False, True):
                 check_uneven_shards(OURS[name], {"foreach": foreach})
@@ -173,6 +206,11 @@ def run_ranks(folder: Path, what: str) -> None:
 @NEEDS_GLOO
 def test_sharded_training_is_training_and_its_checkpoints_go_on(tmp_path: Path) -> None:
     run_ranks(tmp_path, "training")
+
+
+@NEEDS_GLOO
+def test_torch_s_own_are_sharded_as_docs_say(tmp_path: Path) -> None:
+    run_ranks(tmp_path, "torch")
 
 
 @NEEDS_GLOO
