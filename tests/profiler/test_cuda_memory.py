@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile
 
 from profiler import measure
-from profiler.measuring import cuda_memory, measurement, training_run
+from profiler.measuring import cuda_memory, measurement, torch_profile, training_run
 from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
 from profiler.measuring.files import Files
 from profiler.record import GpuReading, StateBlocks
@@ -199,6 +201,25 @@ def test_a_snapshot_that_cannot_be_written_costs_no_measurement(device: Device, 
     assert measure(SCENARIO, files=files).times
     assert len(files.errors) == 1
     assert device.calls[-1] == "no history"
+
+
+@pytest.mark.usefixtures("device")
+def test_a_trace_asks_for_kernels_and_tells_their_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Without CUDA torch can record no kernels; here each operation's take 7 us."""
+    asked: list[ProfilerActivity] = []
+
+    def on_the_cpu(*, activities: list[ProfilerActivity], **options: Any) -> profile:
+        asked.extend(activities)
+        return profile(activities=[ProfilerActivity.CPU], **options)
+
+    monkeypatch.setattr(torch_profile, "profile", on_the_cpu)
+    monkeypatch.setattr(FunctionEvent, "self_device_time_total", property(lambda _: 7.0))
+    found = measure(SCENARIO, files=Files(trace=tmp_path / "trace"))
+    assert asked == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    assert found.watched is not None
+    assert found.watched.operations
+    assert all(one.seconds == pytest.approx(one.calls * 7e-6) for one in found.watched.operations)
+    assert [file.suffixes[-2:] for file in (tmp_path / "trace").iterdir()] == [[".json", ".gz"]]
 
 
 def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pytest.MonkeyPatch):
