@@ -48,22 +48,6 @@ def add_squares(totals: Tensors, new: Tensors, weight: float | Tensor) -> None:
         torch._foreach_addcmul_(totals, new, new, value=weight)
 
 
-def largest(tensors: Tensors) -> Tensors:
-    """The largest magnitude of each."""
-    if len(tensors) > 1 and not tensors[0].is_cpu:
-        return torch._foreach_norm(tensors, float("inf"))
-    bounds = [torch.aminmax(tensor) for tensor in tensors]
-    return [torch.maximum(-least, most) for least, most in bounds]
-
-
-def sums(tensors: Tensors) -> Tensors:
-    """The sum of each, of which nothing is negative."""
-    if len(tensors) > 1 and not tensors[0].is_cpu:
-        return torch._foreach_norm(tensors, 1)
-    # A CPU's norm adds one by one, and loses four digits of a million numbers.
-    return [tensor.sum() for tensor in tensors]
-
-
 def beside(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device. Only the host waits for it: it would read what has not arrived."""
     return tensor.to(device, non_blocking=device.type != "cpu")

@@ -24,6 +24,7 @@ from torch.optim.optimizer import ParamsT
 from .checks import require_betas, require_not_negative, require_positive
 from .foreach import Tensors, add_squares, average, beside, descend, is_set
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, real
+from .reductions import l2_norms
 from .sharded import whole
 
 # The choices in which the lineages of LAMB differ.
@@ -104,8 +105,9 @@ class LAMB(MultiTensorOptimizer):
         if not _choices(bucket.options)["bias_correction"]:
             return bucket
         for state in bucket.states:
-            # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
-            state.setdefault("step", torch.tensor(0.0, dtype=torch.float32, device="cpu"))
+            if "step" not in state:
+                # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
+                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
         steps = counts if torch.compiler.is_compiling() else [count.item() for count in counts]
@@ -156,4 +158,4 @@ def _trust_ratios(params: Tensors, directions: Tensors, choices: dict[str, Any])
 def _norms(tensors: Tensors) -> list[Tensor]:
     """In float32 or wider: a sum of squares overflows in half precision."""
     dtype = torch.promote_types(real(tensors[0]).dtype, torch.float32)
-    return [whole(norm) for norm in torch._foreach_norm([real(tensor) for tensor in tensors], dtype=dtype)]
+    return [whole(norm) for norm in l2_norms([real(tensor) for tensor in tensors], dtype)]

@@ -35,8 +35,9 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import require_betas, require_not_negative
 from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
-from .foreach import Tensors, add_squares, descend, is_set, largest, sums
+from .foreach import Tensors, add_squares, descend, is_set
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
+from .reductions import largest, sums
 from .sharded import first_element, is_sharded, local, over_ranks
 
 SCALES = ("max", "upstream")

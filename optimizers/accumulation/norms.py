@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..reductions import l2_norms
 from ..sharded import is_sharded, local, over_ranks
 
 
@@ -38,7 +39,7 @@ def _norm_of_alike(tensors: list[Tensor]) -> Tensor:
     held = [elements for elements in map(_elements, tensors) if elements.numel()]
     dtype = torch.promote_types(torch.float32, tensors[0].real.dtype if tensors[0].is_complex() else tensors[0].dtype)
     if held:
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(held, 2, dtype)))
+        norm = torch.linalg.vector_norm(torch.stack(list(l2_norms(held, dtype))))
     else:
         norm = torch.zeros((), dtype=dtype, device=tensors[0].device)
     return over_ranks(norm.square(), tensors[0], torch.sum).sqrt() if is_sharded(tensors[0]) else norm
