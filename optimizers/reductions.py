@@ -18,6 +18,8 @@ _FEW, _ROW = 2**16, 2**10
 
 def largest(tensors: Tensors) -> Tensors:
     """The largest magnitude of each."""
+    if torch.compiler.is_compiling():
+        return [tensor.abs().amax() for tensor in tensors]
     if len(tensors) > 1 and not tensors[0].is_cpu:
         return torch._foreach_norm(tensors, float("inf"))
     bounds = [torch.aminmax(tensor) for tensor in tensors]
