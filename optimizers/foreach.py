@@ -28,6 +28,16 @@ def descend(params: Tensors, directions: Tensors, lr: float | Tensor, scales: Te
         torch._foreach_addcmul_(params, directions, scales, value=-lr)
 
 
+def add_number(tensors: Tensors, number: float | Tensor) -> None:
+    """Add a number to all elements."""
+    if isinstance(number, Tensor):
+        # _foreach_add_ would take it for a Scalar, whose value is compiled as a constant.
+        for tensor in tensors:
+            tensor.add_(number)
+    else:
+        torch._foreach_add_(tensors, number)
+
+
 def average(averages: Tensors, new: Tensors, weight: float | Tensor) -> None:
     """Move every average by a weight in [0, 1] towards what is new, which is first brought into its dtype."""
     new = [tensor.to(held.dtype) for tensor, held in zip(new, averages, strict=True)]

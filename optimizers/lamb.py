@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import require_betas, require_not_negative, require_positive
-from .foreach import Tensors, add_squares, average, beside, descend, is_set
+from .foreach import Tensors, add_number, add_squares, average, beside, descend, is_set
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, real
 from .reductions import l2_norms
 from .sharded import whole
@@ -139,7 +139,7 @@ def _adam_directions(bucket: Bucket) -> Tensors:
     directions = torch._foreach_sqrt(squares)
     if bucket.numbers:
         torch._foreach_div_(directions, [correction**0.5 for correction in bucket.numbers["second"]])
-    torch._foreach_add_(directions, eps)
+    add_number(directions, eps)
     if bucket.numbers:
         torch._foreach_mul_(directions, bucket.numbers["first"])
     # The quotient takes the place of its denominator, which saves a tensor.

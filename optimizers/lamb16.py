@@ -214,7 +214,7 @@ def _measure(part: _Part, scales: _Scales, options: Options) -> Tensor:
 
 def _squared_size(part: _Part, options: Options) -> Tensors:
     """The sums of the clipped squares of what is in the last of the room, which is overwritten."""
-    part.room[2].square_().clamp_(options["eps"], 1.0)
+    part.room[2].square_().clamp_max_(1.0).clamp_min_(options["eps"])
     return sums(part.views[2])
 
 

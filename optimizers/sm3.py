@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import require_fraction, require_not_negative
-from .foreach import add_squares, average, descend, is_set
+from .foreach import add_number, add_squares, average, descend, is_set
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .sharded import is_sharded, largest_along, placed_like
 
@@ -89,7 +89,7 @@ class SM3(MultiTensorOptimizer):
                 largest = _largest_in_columns(square) if torch.compiler.is_compiling() and axis == 1 else largest_along(square, axis)
                 accumulator.copy_(placed_like(largest, accumulator))
 
-        torch._foreach_add_(squares, eps)
+        add_number(squares, eps)
         torch._foreach_rsqrt_(squares)
         torch._foreach_mul_(squares, bucket.grads)
         directions = squares
