@@ -5,6 +5,7 @@ of the user's runs both are moved out of its way: what it prints goes to the job
 """
 
 import ast
+import gc
 import json
 import os
 import signal
@@ -64,8 +65,12 @@ def main() -> None:
     waiting: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(jobs, waiting), daemon=True).start()
     # What takes seconds to load is loaded before the first job comes; torch._dynamo is what the first optimizer would load.
+    # None of it becomes garbage, and to look for some again and again takes a tenth of the time.
+    gc.disable()
     for module in ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulating.simulation"):
         import_module(module)
+    gc.freeze()
+    gc.enable()
     _answer(answers, {"ready": os.getpid()})
     here = Path.cwd()
     while True:
