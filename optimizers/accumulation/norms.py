@@ -38,10 +38,7 @@ def _layout(tensor: Any) -> Hashable:
 def _norm_of_alike(tensors: list[Tensor]) -> Tensor:
     held = [elements for elements in map(_elements, tensors) if elements.numel()]
     dtype = torch.promote_types(torch.float32, tensors[0].real.dtype if tensors[0].is_complex() else tensors[0].dtype)
-    if held:
-        norm = torch.linalg.vector_norm(torch.stack(list(l2_norms(held, dtype))))
-    else:
-        norm = torch.zeros((), dtype=dtype, device=tensors[0].device)
+    norm = torch.linalg.vector_norm(torch.stack(l2_norms(held, dtype))) if held else torch.zeros((), dtype=dtype, device=tensors[0].device)
     return over_ranks(norm.square(), tensors[0], torch.sum).sqrt() if is_sharded(tensors[0]) else norm
 
 
