@@ -39,6 +39,7 @@ _CATALOGUE: dict[str, Entry] = {
     ),
     "lamb16": Entry(
         factory=LAMB16,
+        fused_on=("cpu",),
         description=Description(
             summary="LAMB with both moments in float8",
             paper="https://github.com/vxst/LAMB16",
@@ -57,6 +58,7 @@ _CATALOGUE: dict[str, Entry] = {
     ),
     "sm3": Entry(
         factory=SM3,
+        fused_on=("cpu",),
         description=Description(
             summary="Adagrad with one accumulator an axis",
             paper="https://arxiv.org/abs/1901.11150",
@@ -106,11 +108,12 @@ def goes_by_names(spec: str) -> bool:
     return entry is not None and entry.goes_by_names
 
 
-def implementations(spec: str) -> tuple[Implementation, ...]:
-    """The ways in which its step can be run."""
-    known = _choose(spec, {}).known
+def implementations(spec: str, device: str | None = None) -> tuple[Implementation, ...]:
+    """The ways in which its step can be run; on one type of device, such as "cpu" or "cuda", where that is given."""
+    known, entry = _choose(spec, {}).known, _find(parse(spec)[0])
     ways: tuple[Implementation, ...] = ("foreach", "fused", "compiled")
-    return ("loop", *(way for way in ways if way in known))
+    lacking = () if entry is None or (entry.fused_on and device in (None, *entry.fused_on)) else ("fused",)
+    return ("loop", *(way for way in ways if way in known and way not in lacking))
 
 
 def name_of(optimizer: Optimizer) -> str:

@@ -27,12 +27,14 @@ BACKEND = "inductor"
 
 
 def suits(bucket: Bucket) -> bool:
-    """Whether a bucket is worth it: one dense tensor of some size and with data, in a step that is not being compiled as a whole."""
-    if torch.compiler.is_compiling() or len(bucket.params) != 1:
-        return False
-    param, grad = bucket.params[0], bucket.grads[0]
-    plain = type(param) in (Tensor, torch.nn.Parameter) and not param.is_meta and not grad.is_sparse
-    return plain and param.numel() >= LEAST_ELEMENTS
+    """Whether a bucket is worth it: one plain tensor of some size."""
+    return len(bucket.params) == 1 and is_plain(bucket.params[0], bucket.grads[0]) and bucket.params[0].numel() >= LEAST_ELEMENTS
+
+
+def is_plain(param: Tensor, grad: Tensor) -> bool:
+    """Whether a tensor is dense and has data, in a step that is not being compiled as a whole."""
+    known = type(param) in (Tensor, torch.nn.Parameter) and not param.is_meta and not grad.is_sparse
+    return known and not torch.compiler.is_compiling()
 
 
 def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:

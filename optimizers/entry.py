@@ -27,7 +27,7 @@ class Entry:
 
     `factory` may be text, `module:name`, which is imported when the optimizer is first made. `package` is the package that it comes from,
     `installed_by` what pip is told to get that. `goes_by_names` where the parameters' names decide what is kept of them, so that it should
-    be given `named_parameters()`.
+    be given `named_parameters()`. `fused_on` has the types of devices on which its `fused`, if it has that option, can be asked for.
     """
 
     factory: Factory | str
@@ -36,6 +36,7 @@ class Entry:
     package: str = "optprof"
     installed_by: str = ""
     goes_by_names: bool = False
+    fused_on: tuple[str, ...] = ("cpu", "cuda")
 
     @property
     def is_installed(self) -> bool:

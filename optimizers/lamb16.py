@@ -25,14 +25,17 @@ within some 30 % (tests/bench/lamb16_accuracy.py):
 
 # pyright: reportPrivateImportUsage=false
 
+import ctypes
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import fused
 from .checks import require_betas, require_not_negative
 from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
 from .foreach import Tensors, add_squares, descend, is_set
@@ -59,6 +62,15 @@ _MORE_THAN_IT_UNROLLS = 16
 _DITHERS, _ENCODINGS = (dither_e4m3, dither_e5m2), (encode_e4m3, encode_e5m2)
 _FORMATS = {"exp_avg": torch.float8_e4m3fn, "exp_avg_sq": torch.float8_e5m2}
 _SCALE_KEYS = ("exp_avg_scale", "exp_avg_sq_scale")
+_KERNELS = Path(__file__).with_suffix(".cpp")
+
+
+class _Numbers(ctypes.Structure):
+    """What both kernels are told, by the names that they have there."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_float) for name in ("first_kept", "second_kept", "least", "first_taken", "second_taken", "eps", "weight_decay")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +130,7 @@ class LAMB16(MultiTensorOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         require_not_negative({"learning rate": lr, "weight_decay value": weight_decay, "trust_scale value": trust_scale})
         require_betas(betas)
@@ -125,8 +138,10 @@ class LAMB16(MultiTensorOptimizer):
             raise ValueError(f"Invalid epsilon value: {eps}, must be > 0, since it keeps sizes and scales from 0")
         if scale not in SCALES:
             raise ValueError(f"Invalid scale: {scale!r}, must be one of {', '.join(SCALES)}")
+        if fused and scale != "max":
+            raise ValueError(f"fused=True has kernels for scale='max' alone, got scale={scale!r}")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "trust_scale": trust_scale, "scale": scale}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled})
+        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled, "fused": fused})
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         state = {
@@ -170,6 +185,28 @@ class LAMB16(MultiTensorOptimizer):
         for pack in _packs(bucket):
             _update(pack)
 
+    def _update_fused(self, bucket: Bucket) -> None:
+        if not bucket.params:
+            return
+        options, (beta1, beta2) = bucket.options, bucket.options["betas"]
+        held = [bucket.state(key) for key in _SCALE_KEYS]
+        old = _Scales(*map(torch.stack, held))
+        measure, advance = (fused.kernel(_KERNELS, name, bucket.params[0].dtype) for name in ("measure", "advance"))
+        given: list[tuple[Any, ...]] = []
+        found = old.first.new_empty(len(bucket.params), 4)
+        kept = torch.stack([old.first * beta1, old.second * beta2, old.second * _LEAST_SECOND]).T.tolist()
+        for tensors, numbers, row in zip(zip(*_tensors(bucket), strict=True), kept, found, strict=True):
+            told = _Numbers(*numbers, 1 - beta1, 1 - beta2, options["eps"], options["weight_decay"])
+            given.append((*fused.addresses(*tensors), ctypes.c_int64(tensors[0].numel()), ctypes.byref(told), fused.threads(tensors[0])))
+            measure(*given[-1], *fused.addresses(row))
+        new = _new_scales(found[:, :2].T, 0, options)
+        told = torch.stack([new.first.reciprocal(), new.second.reciprocal(), _trust(found[:, 2:].T, options)]).T.tolist()
+        phases, lr = zip(*bucket.numbers.values(), strict=True), float(options["lr"])
+        for arguments, numbers, turns in zip(given, told, phases, strict=True):
+            advance(*arguments, *map(ctypes.c_float, numbers), *map(ctypes.c_double, turns), ctypes.c_double(lr))
+        for scales, values in zip(held, new, strict=True):
+            torch._foreach_copy_(scales, values.unbind())
+
 
 def _update(bucket: Bucket) -> None:
     options = bucket.options
@@ -181,11 +218,9 @@ def _update(bucket: Bucket) -> None:
     found = torch.stack([_measure(part, old, options) for part in parts] or [old.first.new_zeros(4, 1)])
     combine = torch.amax if options["scale"] == "max" else torch.sum
     needed = over_ranks(combine(found[:, :2], 0), bucket.params[0], combine)
-    weight, direction = over_ranks(found[:, 2:].sum(0), bucket.params[0], torch.sum).sqrt_().unbind()
+    sizes = over_ranks(found[:, 2:].sum(0), bucket.params[0], torch.sum)
     new = _new_scales(needed, bucket.params[0].numel(), options)
-    # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
-    ratio = weight * _USUAL_LR / (direction * options["lr"])
-    trust = _settled(ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0))
+    trust = _settled(_trust(sizes, options))
     for part in parts:
         if len(parts) > 1:
             _take_in(part, old, options)
@@ -196,6 +231,14 @@ def _update(bucket: Bucket) -> None:
             torch._foreach_copy_(homes, codes.view(torch.uint8).split([len(home) for home in homes]))
     for scales, values in zip(held, new, strict=True):
         torch._foreach_copy_(scales, values.unbind())
+
+
+def _trust(sizes: Tensor, options: Options) -> Tensor:
+    """phi, from the squared sizes of the weights and of the direction."""
+    weight, direction = sizes.sqrt().unbind()
+    # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
+    ratio = weight * _USUAL_LR / (direction * options["lr"])
+    return ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0)
 
 
 def _measure(part: _Part, scales: _Scales, options: Options) -> Tensor:

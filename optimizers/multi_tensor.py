@@ -2,7 +2,8 @@
 
 An update is written once, over lists of tensors, and run in one of three ways. The loop passes it one tensor at a time. Foreach passes
 buckets: parameters of one device and dtype, together no larger than the largest of them, so that the temporaries of an update never outgrow
-those of the loop. Compiled, the update of one tensor goes through torch.compile (see `compiled`).
+those of the loop. Compiled, the update of one tensor goes through torch.compile (see `compiled`). Some have kernels for a CPU as a fourth
+way (see `fused`).
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
 
-from . import compiled
+from . import compiled, fused
 from .foreach import beside
 from .sharded import local
 
@@ -57,8 +58,8 @@ class MultiTensorOptimizer(Optimizer):
     """An optimizer whose options live in its parameter groups and whose update takes a bucket of parameters.
 
     A learning rate may be a tensor of one element, in every way of running. A complex parameter is seen as the real one that
-    torch.view_as_real gives, and so is its state. `foreach=None` is settled as torch settles it. There is no `capturable`, no `fused`
-    and no `differentiable`: step counts stay on the host, and a CUDA graph cannot hold a step.
+    torch.view_as_real gives, and so is its state. `foreach=None` is settled as torch settles it. There is no `capturable` and no
+    `differentiable`: step counts stay on the host, and a CUDA graph cannot hold a step.
     """
 
     takes_sparse = False
@@ -66,9 +67,19 @@ class MultiTensorOptimizer(Optimizer):
     sees_axes = False
 
     def __init__(self, params: ParamsT, defaults: Options) -> None:
-        if defaults.get("compiled") and defaults.get("foreach"):
-            raise ValueError("compiled=True and foreach=True are two ways to run one step; leave one out")
+        ways = [f"{way}=True" for way in ("compiled", "foreach", "fused") if defaults.get(way)]
+        if len(ways) > 1:
+            raise ValueError(f"{' and '.join(ways)} are {'two' if len(ways) == 2 else 'three'} ways to run one step; leave one in")
         super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Take a group of parameters; RuntimeError where their step is to be fused on a device for which there is no kernel."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        elsewhere = [param.device for param in group["params"] if not (param.is_cpu or param.is_meta)]
+        if group.get("fused") and elsewhere:
+            self.param_groups.pop()
+            raise RuntimeError(f"fused=True: {type(self).__name__} has kernels for a CPU alone, got a parameter on {elsewhere[0]}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take a state, an older one too: options that it does not know are set to their defaults."""
@@ -93,6 +104,10 @@ class MultiTensorOptimizer(Optimizer):
         """Update the parameters of a bucket and their states, in place; reads nothing else, and so is compiled once for all instances."""
         raise NotImplementedError
 
+    def _update_fused(self, bucket: Bucket) -> None:
+        """The same by a kernel, for parameters that `fused` takes, or none."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient; what `closure`, called once with gradients enabled, returned."""
@@ -104,6 +119,13 @@ class MultiTensorOptimizer(Optimizer):
             prepared = self._prepare(bucket)
             if prepared.options.get("compiled") and compiled.suits(prepared):
                 compiled.update(self, prepared)
+            elif prepared.options.get("fused"):
+                taken, others = fused.divided(prepared)
+                self._update_fused(taken)
+                # What was updated is another tensor to autograd.
+                torch.autograd.graph.increment_version(taken.params)
+                for other in others:
+                    self._update(other)
             else:
                 self._update(prepared)
         return loss
@@ -187,10 +209,10 @@ def _partition(params: list[Tensor], options: Options) -> Iterator[list[Tensor]]
         # The largest first: what is compiled is tuned to the first tensor that it sees.
         yield from ([param] for param in sorted(dense, key=Tensor.numel, reverse=True))
         return
-    foreach = options["foreach"]
-    if foreach is None:
-        _, foreach = _default_to_fused_or_foreach(dense, differentiable=False, use_fused=False)
-    if not foreach:
+    together = options["foreach"] or options.get("fused")
+    if together is None:
+        _, together = _default_to_fused_or_foreach(dense, differentiable=False, use_fused=False)
+    if not together:
         yield from ([param] for param in dense)
         return
     alike: defaultdict[tuple[type[Tensor], torch.device, torch.dtype], list[Tensor]] = defaultdict(list)

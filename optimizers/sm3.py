@@ -14,18 +14,28 @@ For a parameter w of k axes with gradient g and accumulators mu_1 .. mu_k, squar
 
 # pyright: reportPrivateImportUsage=false
 
+import ctypes
 from functools import reduce
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from . import fused
 from .checks import require_fraction, require_not_negative
 from .foreach import add_number, add_squares, average, descend, is_set
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .sharded import is_sharded, largest_along, placed_like
 
 _ROWS = 32
+_KERNELS = Path(__file__).with_suffix(".cpp")
+
+
+class _Numbers(ctypes.Structure):
+    """What the kernel is told, by the names that it has there."""
+
+    _fields_ = tuple((name, ctypes.c_double) for name in ("lr", "momentum", "kept", "taken", "eps"))
 
 
 class SM3(MultiTensorOptimizer):
@@ -56,11 +66,12 @@ class SM3(MultiTensorOptimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         require_not_negative({"learning rate": lr, "epsilon value": eps})
         require_fraction({"momentum value": momentum, "beta value": beta})
         defaults = {"lr": lr, "momentum": momentum, "beta": beta, "eps": eps}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled})
+        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled, "fused": fused})
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         del options
@@ -97,6 +108,17 @@ class SM3(MultiTensorOptimizer):
             directions = bucket.state("momentum_buffer")
             average(directions, squares, 1 - momentum)
         descend(bucket.params, directions, lr)
+
+    def _update_fused(self, bucket: Bucket) -> None:
+        lr, momentum, beta, eps = (float(bucket.options[name]) for name in ("lr", "momentum", "beta", "eps"))
+        numbers = _Numbers(lr=lr, momentum=momentum, kept=beta or 1.0, taken=1 - beta, eps=eps)
+        for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
+            cover = _cover(state)
+            covers, sizes = (ctypes.c_void_p * len(cover))(), (ctypes.c_int64 * len(cover))()
+            covers[:], sizes[:] = [each.data_ptr() for each in cover], [each.numel() for each in cover]
+            given = fused.addresses(param, grad, state["momentum_buffer"] if momentum else None)
+            update = fused.kernel(_KERNELS, "update", param.dtype)
+            update(*given, covers, sizes, ctypes.c_int64(len(cover)), ctypes.byref(numbers), fused.threads(param))
 
 
 def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Options) -> None:

@@ -141,9 +141,7 @@ def _projected(params: ParamsT, rank: int, update_proj_gap: int, scale: float, p
     return groups
 
 
-def _of_pytorch_optimizer(
-    factory: Any, summary: str, paper: str, state: str, decided_by: tuple[str, ...] = (), *, goes_by_names: bool = False
-) -> Entry:
+def _of_pytorch_optimizer(factory: Any, summary: str, paper: str, state: str, decided_by: tuple[str, ...] = (), **more: Any) -> Entry:
     return Entry(
         factory=f"pytorch_optimizer:{factory}" if isinstance(factory, str) else factory,
         description=Description(
@@ -154,7 +152,7 @@ def _of_pytorch_optimizer(
         ),
         package="pytorch_optimizer",
         installed_by="'optprof[zoo]'",
-        goes_by_names=goes_by_names,
+        **more,
     )
 
 
@@ -193,6 +191,7 @@ ZOO: dict[str, Entry] = {
         "AdamW whose moments are kept in 8 bits",
         "2602.23349",
         "2 bytes a parameter and 4 for every 32 of them",
+        fused_on=(),
     ),
     "galore": _PO(galore, "AdamW on a low-rank projection of the gradient", "2403.03507", _LOW_RANK, ("rank", "update_proj_gap")),
     "lion": _PO("Lion", "the sign of an average of the gradient", "2302.06675", _ONE),

@@ -117,6 +117,11 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
         implementation = cast(Implementation, comparison.implementation or _default_implementation(spec, device))
         # An optimizer that refuses its options says so now, before anything has run.
         optimizers.create(spec, [torch.nn.Parameter(torch.empty(1, 1, device="meta"))], implementation=implementation)
+        kind = "cpu" if device == "cpu" else "cuda"
+        if implementation not in optimizers.implementations(spec, kind):
+            raise ValueError(
+                f"{spec} has no {implementation} implementation on {kind}; ask for --device cpu, or for another implementation"
+            )
         yield Scenario(
             model=model,
             config=comparison.config,

@@ -1,5 +1,6 @@
-"""What holds for every test: those marked `gpu` need a CUDA device and are skipped, with the reason, where there is none."""
+"""What holds for every test: those marked `gpu` or `compiler` are skipped, with the reason, where there is none."""
 
+import shutil
 import signal
 
 import pytest
@@ -10,8 +11,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+    lacking = {"gpu": "a CUDA device"} if not torch.cuda.is_available() else {}
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        lacking["compiler"] = "a C++ compiler"
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        for marker, what in lacking.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"needs {what}"))

@@ -135,7 +135,7 @@ def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: 
     """
     parts: list[tuple[int, dict[str, Any]]] = []
     if scenario.implementation == "foreach":
-        known = optimizers.implementations(scenario.optimizer)
+        known = optimizers.implementations(scenario.optimizer, "cuda")
         parts += [(cost, {"implementation": how}) for cost, how in ((1, "fused"), (2, "loop")) if how in known]
     if 0 < batch < scenario.batch_size:
         parts.append((4, {"batch_size": batch, "micro_batches": scenario.micro_batches * -(-scenario.batch_size // batch)}))

@@ -34,7 +34,22 @@ def setting(request: pytest.FixtureRequest) -> partial[Any]:
     return partial(factory, **options)
 
 
-@pytest.fixture(params=["loop", "foreach"])
-def ours(setting: partial[Any], request: pytest.FixtureRequest) -> partial[Any]:
+WAYS: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+
+
+def _ways(factory: type[Optimizer]) -> list[str]:
+    return [way for way in WAYS if way != "fused" or factory in (SM3, LAMB16)]
+
+
+@pytest.fixture(
+    params=[
+        pytest.param((name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else [])
+        for name, (factory, _) in SETTINGS.items()
+        for way in _ways(factory)
+    ]
+)
+def ours(request: pytest.FixtureRequest) -> partial[Any]:
     """The same, in each way to run it."""
-    return partial(setting, foreach=request.param == "foreach")
+    name, way = request.param
+    factory, options = SETTINGS[name]
+    return partial(factory, **options, **WAYS[way])

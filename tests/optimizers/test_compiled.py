@@ -1,6 +1,5 @@
 """The compiled way to run a step: the numbers of the loop, from one compilation a kind of tensor."""
 
-import shutil
 from collections.abc import Iterator
 from functools import partial
 from itertools import accumulate
@@ -14,9 +13,6 @@ from torch.optim.optimizer import Optimizer
 import optimizers
 from optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled
 
-WITH_A_COMPILER = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile on a CPU needs a C++ compiler"
-)
 OURS = pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB, LAMB16])
 # Kinds by rank, by whether a matrix is square, and, below a size, the plain loop.
 SHAPES = [(256, 128), (160, 224), (128, 384), (192, 100), (20000,), (30000,), (7,), ()]
@@ -169,7 +165,7 @@ def test_compiled_and_foreach_exclude_each_other(factory: Any) -> None:
         factory([Parameter(torch.ones(1))], compiled=True, foreach=True)
 
 
-@WITH_A_COMPILER
+@pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize(("factory", "options"), CYCLED)
 def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any, options: Any) -> None:
@@ -186,7 +182,7 @@ def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any, options: A
         assert apart <= (10 if factory is LAMB16 else 0)
 
 
-@WITH_A_COMPILER
+@pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize(("factory", "tensors"), [(SGDSaI, 0), (SM3, 0.1), (LAMB, 1), (LAMB16, 0)])
 def test_a_compiled_step_holds_few_temporaries(factory: Any, tensors: float) -> None:

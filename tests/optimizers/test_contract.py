@@ -48,6 +48,7 @@ READS_BACK = {
     "fira:rank=2": "reads the norm of the update back",
     "prodigy": "reads its learning rate back",
 }
+TORCHS_FUSED = tuple(f"{spec} fused" for spec in optimizers.available("torch") if "fused" in optimizers.implementations(spec, "cpu"))
 BY_GROUP = because(
     "counts steps by group: a late parameter is corrected as if it were as old as the others",
     *("adan", "ademamix", "apollo", "fira", "flash-adamw", "galore", "schedule-free-adamw", "soap", *LOW_RANK),
@@ -60,10 +61,15 @@ def every(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
 
 
 def every_way(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
-    """Every optimizer in every setting, by its loop and by its foreach where it has one; a reason may be of "racs loop" alone."""
-    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach") if way in optimizers.implementations(spec)]
-    given = [pytest.param(spec, way, marks=_marks(spec, *lacking, more) or _marks(f"{spec} {way}", *lacking)) for spec, way in ways]
+    """Every optimizer in every setting, by its loop, by its foreach and fused where it has them; a reason may be of "racs loop" alone."""
+    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach", "fused") if way in optimizers.implementations(spec, "cpu")]
+    marks = {pair: _marks(pair[0], *lacking, more) or _marks(" ".join(pair), *lacking) for pair in ways}
+    given = [pytest.param(*pair, marks=[*marks[pair], *_needing(pair[1])]) for pair in ways]
     return pytest.mark.parametrize(("spec", "implementation"), given)
+
+
+def _needing(way: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.compiler] if way == "fused" else []
 
 
 def _marks(name: str, *lacking: Reasons) -> list[pytest.MarkDecorator]:
@@ -107,7 +113,7 @@ def test_loop_and_foreach_agree(spec: str) -> None:
         torch.testing.assert_close(loop, foreach, rtol=1e-12, atol=1e-12)
 
 
-@every_way(READS_BACK, {"racs loop": "reads the norm of the update back"})
+@every_way(READS_BACK, because("refuses tensors without data", *TORCHS_FUSED), {"racs loop": "reads the norm of the update back"})
 @EACH_DTYPE
 def test_it_runs_on_tensors_without_data_and_so_never_reads_one_back(spec: str, dtype: torch.dtype, implementation: Any) -> None:
     params = parameters(dtype, device="meta")
@@ -307,7 +313,7 @@ def test_an_empty_parameter_is_no_trouble(spec: str) -> None:
     assert params[-1].isfinite().all()
 
 
-@EVERY_WAY
+@every_way(because("takes a gradient's elements as they lie in memory, in an order that need not be the parameter's", *TORCHS_FUSED))
 def test_the_memory_format_of_a_parameter_does_not_matter(spec: str, implementation: Any) -> None:
     params = parameters(shapes=[(2, 3, 4, 5)])
     others = [Parameter(param.detach().to(memory_format=torch.channels_last)) for param in params]

@@ -16,6 +16,7 @@ ZOO, LOW_BIT = optimizers.available("pytorch_optimizer"), optimizers.available("
 # Of rank 128, as they are unless asked, they would project none of the small matrices of these tests.
 LOW_RANK = tuple(f"{name}:rank=2" for name in ("apollo", "fira", "galore") if name in ZOO)
 SPECS = (*optimizers.available("torch"), *OURS, *ZOO, *LOW_BIT, *LOW_RANK)
+TORCHS_FUSED = tuple(f"{spec} fused" for spec in optimizers.available("torch") if "fused" in optimizers.implementations(spec, "cpu"))
 EMPTY = {
     "adafactor": "divides by the number of elements, 0 in an empty tensor",
     "scion": "divides by the number of elements, 0 in an empty tensor",
@@ -28,10 +29,15 @@ def every(lacking: dict[str, str]) -> pytest.MarkDecorator:
 
 
 def every_way(lacking: dict[str, str]) -> pytest.MarkDecorator:
-    """Every optimizer, by its loop and by its foreach where it has one; a reason may be of "racs foreach" alone."""
-    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach") if way in optimizers.implementations(spec)]
-    given = [pytest.param(spec, way, marks=_marks(spec, lacking) or _marks(f"{spec} {way}", lacking)) for spec, way in ways]
+    """Every optimizer, by its loop, by its foreach and fused where it has them; a reason may be of "racs foreach" alone."""
+    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach", "fused") if way in optimizers.implementations(spec, "cpu")]
+    marks = {pair: _marks(pair[0], lacking) or _marks(" ".join(pair), lacking) for pair in ways}
+    given = [pytest.param(*pair, marks=[*marks[pair], *_needing(pair[1])]) for pair in ways]
     return pytest.mark.parametrize(("spec", "implementation"), given)
+
+
+def _needing(way: str) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.compiler] if way == "fused" else []
 
 
 def _marks(name: str, lacking: dict[str, str]) -> list[pytest.MarkDecorator]:
@@ -90,7 +96,13 @@ def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(spec: str, d
         assert param.isfinite().all()
 
 
-@every_way({"adan loop": "writes into the gradient", "schedule-free-adamw": "writes into the gradient"})
+@every_way(
+    {
+        "adan loop": "writes into the gradient",
+        "schedule-free-adamw": "writes into the gradient",
+        **dict.fromkeys(TORCHS_FUSED, "takes a gradient's elements as they lie in memory, in an order that need not be the parameter's"),
+    }
+)
 def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any) -> None:
     found = []
     for transposed in (False, True):
