@@ -14,13 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .float8 import COMPILED_BY_BITS, FLOAT8
-
 if TYPE_CHECKING:
     from .multi_tensor import Bucket, MultiTensorOptimizer
 
-# What is used twice is worked out twice, however long it is: to keep it would take memory of a parameter's size.
-OPTIONS: dict[str, Any] = {"realize_opcount_threshold": 1000}
 # To call a compiled function costs what the plain one takes for about as many elements.
 LEAST_ELEMENTS = 2**14
 BACKEND = "inductor"
@@ -67,18 +63,16 @@ def _compiled(owner: type[MultiTensorOptimizer], kind: Hashable, backend: str) -
 
     # A code object of its own: torch counts compilations by code object, and gives up after eight.
     update.__code__ = update.__code__.replace(co_name=f"{owner.__name__}_{abs(hash(kind))}")
-    return torch.compile(update, fullgraph=True, dynamic=True, backend=backend, options=OPTIONS if backend == "inductor" else None)
+    return torch.compile(update, fullgraph=True, dynamic=True, backend=backend)
 
 
 def _plain(tensor: Tensor, flat: bool) -> Tensor:
     """The same memory, as it is or along one axis.
 
-    Not a parameter, whose sizes torch.compile never takes for symbols, and not a view, which it follows to its base. float8 goes as bytes
-    where it is decoded by its bits.
+    Not a parameter, whose sizes torch.compile never takes for symbols, and not a view, which it follows to its base.
     """
     size, stride = ((tensor.numel(),), (1,)) if flat else (tensor.shape, tensor.stride())
-    dtype = torch.uint8 if COMPILED_BY_BITS and tensor.is_cpu and tensor.dtype in FLOAT8 else tensor.dtype
-    return tensor.new_empty(0, dtype=dtype).set_(tensor.untyped_storage(), tensor.storage_offset(), size, stride)
+    return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), size, stride)
 
 
 def _as_tensors(option: Any, device: torch.device) -> Any:

@@ -4,8 +4,7 @@ A float8 is the head of a wider float: e5m2 of a float16, and either format of a
 a power of 2. To drop the tail is to round towards 0. To add a threshold below the last place that is kept, and then drop the tail, is to
 round up as often as the tail asks for, subnormal numbers included.
 
-On a CPU this takes a tenth of the time of torch's casts. It gives their numbers, but does not know NaN and infinity. Compiled for AVX2, for
-which torch casts float8 one by one, both ways are made of what it has instructions for.
+On a CPU this takes a tenth of the time of torch's casts. It gives their numbers, but does not know NaN and infinity.
 """
 
 import torch
@@ -15,12 +14,6 @@ from torch import Tensor
 _E4M3_TAIL, _E4M3_SHIFT = 20, 2.0**-120
 _E5M2_TAIL, _E5M2_SHIFT = 21, 2.0**-112
 
-# The least code that is no subnormal number, and what a code's exponent lacks as a float32's.
-_E4M3_NORMAL, _E4M3_BIAS = 2**3, 120
-_E5M2_NORMAL, _E5M2_BIAS = 2**2, 112
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-COMPILED_BY_BITS = torch.backends.cpu.get_cpu_capability() == "AVX2"
-
 # After so many elements the thresholds repeat. Steps of 1 / golden ratio^5 spread them evenly, and their products stay in an int32.
 PERIOD = 2**13
 _STRIDE = 0.0901699437
@@ -28,12 +21,8 @@ _STRIDE = 0.0901699437
 
 def decode_e4m3(codes: Tensor, out: Tensor, spare: Tensor) -> Tensor:
     """The values of a float8_e4m3fn tensor, in `out` (float32); `spare`, an int16 tensor of that shape, is overwritten."""
-    if torch.compiler.is_compiling() and codes.is_cpu and COMPILED_BY_BITS:
-        wide = codes.view(torch.uint8).to(torch.int32)
-        values = _widened(wide & 2**7 - 1, _E4M3_TAIL, _E4M3_NORMAL, _E4M3_BIAS)
-        return out.copy_(torch.where(wide < 2**7, values, -values))
     if torch.compiler.is_compiling() or not codes.is_cpu:
-        return out.copy_(codes.view(torch.float8_e4m3fn))
+        return out.copy_(codes)
     # A float16 has one exponent bit more, which a negative code fills on its way to the left, and a bias that is 8 more.
     spare.copy_(codes.view(torch.int8)).mul_(2**7).bitwise_and_(~(1 << 14))
     return out.copy_(spare.view(torch.float16)).mul_(2.0**8)
@@ -41,10 +30,8 @@ def decode_e4m3(codes: Tensor, out: Tensor, spare: Tensor) -> Tensor:
 
 def decode_e5m2(codes: Tensor, out: Tensor, spare: Tensor) -> Tensor:
     """The values of a float8_e5m2 tensor, none negative, likewise."""
-    if torch.compiler.is_compiling() and codes.is_cpu and COMPILED_BY_BITS:
-        return out.copy_(_widened(codes.view(torch.uint8).to(torch.int32), _E5M2_TAIL, _E5M2_NORMAL, _E5M2_BIAS))
     if torch.compiler.is_compiling() or not codes.is_cpu:
-        return out.copy_(codes.view(torch.float8_e5m2))
+        return out.copy_(codes)
     return out.copy_(spare.copy_(codes.view(torch.int8)).mul_(2**8).view(torch.float16))
 
 
@@ -53,24 +40,12 @@ def encode_e4m3(values: Tensor, thresholds: Tensor, out: Tensor) -> None:
     negative = values.signbit()
     kept = values.mul_(_E4M3_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E4M3_TAIL)
     # The sign is 4 places too high, and a byte would cut it off.
-    if torch.compiler.is_compiling():
-        kept = kept.float()
-        kept = torch.where(kept < 0, kept + (2**11 + 2**7), kept)
-    else:
-        kept.add_(negative, alpha=2**7)
-    out.view(torch.uint8).copy_(kept)
+    out.view(torch.uint8).copy_(kept.add_(negative, alpha=2**7))
 
 
 def encode_e5m2(values: Tensor, thresholds: Tensor, out: Tensor) -> None:
     """Store float32 values (0 to 57344, overwritten) as float8_e5m2, rounded up where they reach thresholds of dither_e5m2."""
-    kept = values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E5M2_TAIL)
-    out.view(torch.uint8).copy_(kept.float() if torch.compiler.is_compiling() else kept)
-
-
-def _widened(codes: Tensor, tail: int, normal: int, bias: int) -> Tensor:
-    """Codes without sign, in int32, as float32; subnormal ones as differences of normal numbers, with which arithmetic is not slow."""
-    values = ((codes << tail) + (bias << 23)).view(torch.float32)
-    return torch.where(codes < normal, (values - 2.0 ** (bias - 127)) * 2.0, values)
+    out.view(torch.uint8).copy_(values.mul_(_E5M2_SHIFT).view(torch.int32).add_(thresholds).bitwise_right_shift_(_E5M2_TAIL))
 
 
 def dither_e4m3(count: int, phase: float | Tensor, device: torch.device) -> Tensor:

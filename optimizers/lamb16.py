@@ -77,8 +77,8 @@ class _Numbers(ctypes.Structure):
 class _Part:
     """Some rows of a parameter, or several small ones, with their gradients, and one after the other the codes of their moments.
 
-    Codes are float8, or the same as bytes where they come from `compiled`. `thresholds` are those of their rounding. `room` is float32 of
-    that size, for both moments and for what is on the way, and `views` the same memory parameter by parameter.
+    `thresholds` are those of their rounding. `room` is float32 of that size, for both moments and for what is on the way, and `views` the
+    same memory parameter by parameter.
     """
 
     params: list[Tensor]
@@ -272,8 +272,8 @@ def _advance(part: _Part, old: _Scales, new: _Scales, trust: Tensor, options: Op
     """Store the new moments, which stand in the room, and move the weights."""
     first, second, spare = part.room
     if part.thresholds is None:
-        part.codes[0].view(torch.float8_e4m3fn).copy_(torch.div(first, new.first, out=spare).clamp_(-15.0, 15.0))
-        part.codes[1].view(torch.float8_e5m2).copy_(torch.clamp_max(second, 10.0, out=spare).div_(new.second))
+        part.codes[0].copy_(torch.div(first, new.first, out=spare).clamp_(-15.0, 15.0))
+        part.codes[1].copy_(torch.clamp_max(second, 10.0, out=spare).div_(new.second))
     else:
         for encode, moment, scale, thresholds, codes in zip(_ENCODINGS, part.room, new, part.thresholds, part.codes, strict=False):
             encode(torch.mul(moment, part.spread(_settled(scale.reciprocal())), out=spare), thresholds, codes)
