@@ -7,6 +7,7 @@ import torch
 
 import optimizers
 from scenarios import Scenario, models
+from scenarios.spec import Device, Implementation
 
 
 def make_optimizer(
@@ -15,8 +16,9 @@ def make_optimizer(
     """The optimizer over those `parameters` that are trained.
 
     One that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads. Raises ValueError for options that do not
-    fit.
+    fit, or a way to run it that its device does not have.
     """
+    require_implementation(scenario.optimizer, scenario.implementation, scenario.device)
     given: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
     options = dict(scenario.options)
     if names is not None and optimizers.goes_by_names(scenario.optimizer):
@@ -24,3 +26,10 @@ def make_optimizer(
         attention = models.attention(scenario.model, scenario.config)
         options = {**options, **{name: value for name, value in attention.items() if options.get(name) is None}}
     return optimizers.create(scenario.optimizer, given, implementation=scenario.implementation, **options)
+
+
+def require_implementation(spec: str, implementation: Implementation, device: Device) -> None:
+    """ValueError for a way to run an optimizer's step that there is elsewhere, but not on the device."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    if implementation in set(optimizers.implementations(spec)) - set(optimizers.implementations(spec, kind)):
+        raise ValueError(f"{spec} has no {implementation} implementation on {kind}; ask for loop, or for another device")

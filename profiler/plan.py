@@ -15,6 +15,7 @@ from scenarios.workpiece import build, load_factory
 from .accumulating import require_possible
 from .allocator.settings import AllocatorSettings, from_environment
 from .measuring.harness import require_cuda
+from .optimizer import require_implementation
 
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
@@ -117,11 +118,7 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
         implementation = cast(Implementation, comparison.implementation or _default_implementation(spec, device))
         # An optimizer that refuses its options says so now, before anything has run.
         optimizers.create(spec, [torch.nn.Parameter(torch.empty(1, 1, device="meta"))], implementation=implementation)
-        kind = "cpu" if device == "cpu" else "cuda"
-        if implementation not in optimizers.implementations(spec, kind):
-            raise ValueError(
-                f"{spec} has no {implementation} implementation on {kind}; ask for --device cpu, or for another implementation"
-            )
+        require_implementation(spec, implementation, cast(Device, device))
         yield Scenario(
             model=model,
             config=comparison.config,

@@ -103,7 +103,7 @@ def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else
         ({"alloc_conf": "nonsense:1"}, "nonsense"),
         ({"amp": "fp8"}, "amp must be one of None, bf16, fp16, got 'fp8'"),
         ({"amp": "bf16", "dtype": "bf16"}, "amp keeps its master weights in fp32, got dtype 'bf16' with amp 'bf16'"),
-        ({"implementation": "fused", "optimizers": ["sm3"]}, "sm3 has no fused implementation; ask for loop"),
+        ({"implementation": "fused", "optimizers": ["sm3"]}, "sm3 has no fused implementation on cuda; ask for loop"),
         ({"micro_batches": 0}, "micro_batches must be a whole number >= 1, got 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a number > 0, got 0.0"),
         ({"config": {"n_positions": 64}, "sequence_length": 65}, "gpt2 has 64 positions, got a sequence length of 65"),
