@@ -6,6 +6,7 @@ Nothing that is looked for is required: each finding stands alone, and torch is 
 import importlib
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -61,12 +62,21 @@ def _installed() -> Iterator[Finding]:
         there = _there(module)
         found = (_version(package) or "there") if there else "missing"
         yield Finding(section="installed", name=package, found=f"{found}, for {purpose}", good=there, advice="" if there else advice)
+    yield _compiler()
     old = _version("torch")
     if old and _numbers(old) < LEAST_TORCH:
         least = ".".join(map(str, LEAST_TORCH))
         yield Finding(
             section="installed", name="torch", found=f"{old} is older than {least}", good=False, advice=f'pip install "torch>={least}"'
         )
+
+
+def _compiler() -> Finding:
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    found = next(filter(None, map(shutil.which, wanted)), None)
+    text = f"{found or 'missing'}, for fused and compiled steps of ours on a CPU"
+    advice = "" if found else "install g++ or clang++, or set CXX"
+    return Finding(section="installed", name="C++ compiler", found=text, good=found is not None, advice=advice)
 
 
 def _devices() -> Iterator[Finding]:

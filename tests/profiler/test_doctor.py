@@ -36,3 +36,14 @@ def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
     gpu, nvml = (finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU")
     assert gpu.found.startswith("H200, 140.00 GiB")
     assert (nvml.found, nvml.good) == (found, good)
+
+
+@pytest.mark.parametrize(
+    ("compiler", "found", "advice"),
+    [("true", "/true, for fused", ""), ("no-such-compiler", "missing, for fused", "install g++ or clang++, or set CXX")],
+)
+def test_a_compiler_is_looked_for_where_a_fused_step_would(compiler: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", compiler)
+    (finding,) = (finding for finding in diagnose() if finding.name == "C++ compiler")
+    assert found in finding.found
+    assert (finding.good, finding.advice) == (not advice, advice)
