@@ -5,7 +5,6 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 #include <type_traits>
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -98,26 +97,37 @@ extern "C" void measure(const Weight* weights, const Weight* gradients, const ui
     found[3] = static_cast<float>(direction_size);
 }
 
-// The moments are multiplied by the inverse of their scales; the phases in [0, 1) turn the thresholds of their rounding.
+// The moments are multiplied by the inverse of their scales; the phases in [0, 1) turn the thresholds of their rounding. found: the sums of
+// the squares of the second ones, as they went in and as they come out.
 extern "C" void advance(Weight* __restrict weights, const Weight* __restrict gradients, uint8_t* __restrict first,
                         uint8_t* __restrict second, int64_t count, const Numbers* given, int threads, float first_inverse,
-                        float second_inverse, float trust, double first_phase, double second_phase, double lr) {
+                        float second_inverse, float trust, double first_phase, double second_phase, double lr, float* found) {
     const Numbers numbers = *given;
     const int32_t first_turn = e4m3.turn(first_phase), second_turn = e5m2.turn(second_phase);
     const Wide rate = static_cast<Wide>(lr);
-#pragma omp parallel for num_threads(threads)
+    double had = 0, has = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : had, has)
     for (int64_t start = 0; start < count; start += block) {
         const int32_t length = static_cast<int32_t>(std::min(block, count - start)), offset = start % period;
         Weight* const own_weights = weights + start;
         const Weight* const own_gradients = gradients + start;
         uint8_t *const own_first = first + start, *const own_second = second + start;
-#pragma omp simd
+        float block_had = 0, block_has = 0;
+#pragma omp simd reduction(+ : block_had, block_has)
         for (int32_t i = 0; i < length; ++i) {
             const Wide weight = own_weights[i];
             const Moments moments = take_in(own_first[i], own_second[i], own_gradients[i], numbers);
             own_first[i] = encode<e4m3>(moments.first * first_inverse, offset + i, first_turn);
-            own_second[i] = encode<e5m2>(moments.second * second_inverse, offset + i, second_turn);
+            const float scaled = moments.second * second_inverse;
+            own_second[i] = encode<e5m2>(scaled, offset + i, second_turn);
+            const float stored = decode<e5m2>(own_second[i]);
+            block_had += scaled * scaled;
+            block_has += stored * stored;
             own_weights[i] = weight - rate * (direct(moments, weight, numbers) * trust);
         }
+        had += block_had;
+        has += block_has;
     }
+    found[0] = static_cast<float>(had);
+    found[1] = static_cast<float>(has);
 }

@@ -46,25 +46,45 @@ def step_on(optimizer: torch.optim.Optimizer, param: Parameter, grad: Tensor) ->
 # The marks.
 
 
-@pytest.mark.parametrize("n", [10**2, 10**4, 10**5])
-def test_the_stored_moments_stay_right_under_heavy_tailed_gradients(n: int) -> None:
-    # Of a hundred elements one or two make the norm of v, and float8_e5m2 has them to a fifth: two seeds of twelve miss the mark there.
+# Of a hundred elements, or a thousand, a few make the norm of v, and float8_e5m2 has each of them to a fifth.
+@pytest.mark.parametrize(("n", "seeds"), [(10**2, 12), (10**3, 12), (10**4, 2), (10**5, 1)])
+def test_the_stored_moments_stay_right_under_heavy_tailed_gradients(n: int, seeds: int) -> None:
     steps = 1000
-    param = Parameter(torch.zeros(n))
-    optimizer = LAMB16([param])
-    first, second, earlier = torch.zeros(n), torch.zeros(n), torch.zeros(n)
-    for step, grad in enumerate(student(n, steps)):
-        if step == steps - 20:
-            earlier.copy_(param.detach())
-        first.lerp_(grad, 0.1)
-        second.mul_(0.999).addcmul_(grad, grad, value=0.001)
-        step_on(optimizer, param, grad)
-    m, v = decoded(optimizer.state[param])
-    assert torch.nn.functional.cosine_similarity(m.double(), first.double(), dim=0) >= 0.99
-    assert m.norm() / first.norm() == pytest.approx(1.0, abs=0.05)
-    assert v.norm() / second.norm() == pytest.approx(1.0, abs=0.1)
-    assert v.isfinite().all()
-    assert (param != earlier).all()
+    for seed in range(seeds):
+        param = Parameter(torch.zeros(n))
+        optimizer = LAMB16([param], foreach=False)
+        first, second, stuck = torch.zeros(n), torch.zeros(n), torch.ones(n, dtype=torch.bool)
+        for step, grad in enumerate(student(n, steps, seed)):
+            first.lerp_(grad, 0.1)
+            second.mul_(0.999).addcmul_(grad, grad, value=0.001)
+            earlier = param.detach().clone()
+            step_on(optimizer, param, grad)
+            if step >= steps - 20:
+                stuck &= param.detach() == earlier
+        m, v = decoded(optimizer.state[param])
+        assert torch.nn.functional.cosine_similarity(m.double(), first.double(), dim=0) >= 0.99
+        assert m.norm() / first.norm() == pytest.approx(1.0, abs=0.05)
+        assert v.norm() / second.norm() == pytest.approx(1.0, abs=0.1)
+        assert v.isfinite().all()
+        assert not stuck.any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 1000, 300_000])
+def test_rounding_does_not_change_the_norm_of_the_second_moment(n: int) -> None:
+    torch.manual_seed(0)
+    params = [Parameter(torch.randn(n)) for _ in range(3)]
+    optimizer = LAMB16(params)
+    second = [torch.zeros(n, dtype=torch.float64) for _ in params]
+    for _ in range(3):
+        for param, square in zip(params, second, strict=True):
+            param.grad = torch.randn(n)
+            square.mul_(0.999).addcmul_(param.grad.double(), param.grad.double(), value=0.001)
+        optimizer.step()
+        for param, square in zip(params, second, strict=True):
+            _, v = decoded(optimizer.state[param])
+            assert v.double().norm().item() == pytest.approx(square.norm().item(), rel=1e-5)
+            # What the next step begins from.
+            square.copy_(v)
 
 
 def test_an_outlier_freezes_no_coordinate() -> None:
