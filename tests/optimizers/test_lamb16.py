@@ -47,26 +47,29 @@ def step_on(optimizer: torch.optim.Optimizer, param: Parameter, grad: Tensor) ->
 
 
 # Of a hundred elements, or a thousand, a few make the norm of v, and float8_e5m2 has each of them to a fifth.
-@pytest.mark.parametrize(("n", "seeds"), [(10**2, 12), (10**3, 12), (10**4, 2), (10**5, 1)])
+@pytest.mark.parametrize(("n", "seeds"), [(10**2, 12), (10**3, 6), (10**4, 2), (10**5, 1)])
 def test_the_stored_moments_stay_right_under_heavy_tailed_gradients(n: int, seeds: int) -> None:
     steps = 1000
-    for seed in range(seeds):
-        param = Parameter(torch.zeros(n))
-        optimizer = LAMB16([param], foreach=False)
-        first, second, stuck = torch.zeros(n), torch.zeros(n), torch.ones(n, dtype=torch.bool)
-        for step, grad in enumerate(student(n, steps, seed)):
-            first.lerp_(grad, 0.1)
-            second.mul_(0.999).addcmul_(grad, grad, value=0.001)
-            earlier = param.detach().clone()
-            step_on(optimizer, param, grad)
-            if step >= steps - 20:
-                stuck &= param.detach() == earlier
-        m, v = decoded(optimizer.state[param])
-        assert torch.nn.functional.cosine_similarity(m.double(), first.double(), dim=0) >= 0.99
-        assert m.norm() / first.norm() == pytest.approx(1.0, abs=0.05)
-        assert v.norm() / second.norm() == pytest.approx(1.0, abs=0.1)
+    params = [Parameter(torch.zeros(n)) for _ in range(seeds)]
+    optimizer = LAMB16(params, foreach=True)
+    first, second, stuck = torch.zeros(seeds, n), torch.zeros(seeds, n), torch.ones(seeds, n, dtype=torch.bool)
+    for step, grads in enumerate(zip(*(student(n, steps, seed) for seed in range(seeds)), strict=True)):
+        earlier = torch.stack([param.detach() for param in params])
+        for param, grad in zip(params, grads, strict=True):
+            param.grad = grad
+        optimizer.step()
+        taken = torch.stack(grads)
+        first.lerp_(taken, 0.1)
+        second.mul_(0.999).addcmul_(taken, taken, value=0.001)
+        if step >= steps - 20:
+            stuck &= torch.stack([param.detach() for param in params]) == earlier
+    for param, m_wanted, v_wanted in zip(params, first.double(), second.double(), strict=True):
+        m, v = (moment.double() for moment in decoded(optimizer.state[param]))
+        assert torch.nn.functional.cosine_similarity(m, m_wanted, dim=0) >= 0.99
+        assert m.norm() / m_wanted.norm() == pytest.approx(1.0, abs=0.05)
+        assert v.norm() / v_wanted.norm() == pytest.approx(1.0, abs=0.1)
         assert v.isfinite().all()
-        assert not stuck.any()
+    assert not stuck.any()
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 1000, 300_000])
