@@ -186,8 +186,6 @@ class LAMB16(MultiTensorOptimizer):
             _update(pack)
 
     def _update_fused(self, bucket: Bucket) -> None:
-        if not bucket.params:
-            return
         options, (beta1, beta2) = bucket.options, bucket.options["betas"]
         held = [bucket.state(key) for key in _SCALE_KEYS]
         old = _Scales(*map(torch.stack, held))

@@ -105,7 +105,7 @@ class MultiTensorOptimizer(Optimizer):
         raise NotImplementedError
 
     def _update_fused(self, bucket: Bucket) -> None:
-        """The same by a kernel, for parameters that `fused` takes, or none."""
+        """The same by a kernel, for parameters that `fused` takes."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -121,9 +121,10 @@ class MultiTensorOptimizer(Optimizer):
                 compiled.update(self, prepared)
             elif prepared.options.get("fused"):
                 taken, others = fused.divided(prepared)
-                self._update_fused(taken)
-                # What was updated is another tensor to autograd.
-                torch.autograd.graph.increment_version(taken.params)
+                if taken.params:
+                    self._update_fused(taken)
+                    # What was updated is another tensor to autograd.
+                    torch.autograd.graph.increment_version(taken.params)
                 for other in others:
                     self._update(other)
             else:

@@ -1,7 +1,6 @@
 """The compiled way to run a step: the numbers of the loop, from one compilation a kind of tensor."""
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -221,10 +220,17 @@ def assert_compiled_as_a_whole(factory: Any, shapes: Any, fullgraph: bool) -> No
         torch.testing.assert_close(param, reference)
 
 
-@OURS
-@pytest.mark.parametrize("foreach", [False, True])
-def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(factory: Any, foreach: bool) -> None:
-    assert_compiled_as_a_whole(partial(factory, foreach=foreach), [(4, 3), (5,), ()], fullgraph=True)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        pytest.param(name, way, marks=[pytest.mark.compiler] if way == "fused" else [])
+        for name in optimizers.available("optprof")
+        for way in optimizers.implementations(name)
+        if way != "compiled"
+    ],
+)
+def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(name: str, way: Any) -> None:
+    assert_compiled_as_a_whole(lambda params: optimizers.create(name, params, implementation=way), [(4, 3), (5,), ()], fullgraph=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
