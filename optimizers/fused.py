@@ -24,7 +24,7 @@ from torch import Tensor
 from .compiled import is_plain
 
 if TYPE_CHECKING:
-    from .multi_tensor import Bucket
+    from .multi_tensor import Bucket, MultiTensorOptimizer, State
 
 _TYPES = {torch.float32: "float", torch.float64: "double", torch.bfloat16: "c10::BFloat16", torch.float16: "c10::Half"}
 _INSTRUCTIONS = {
@@ -36,9 +36,13 @@ _FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenm
 _SHARE = 2**14
 
 
-def divided(bucket: Bucket) -> tuple[Bucket, list[Bucket]]:
-    """Those parameters of a bucket that a kernel takes, and each of the others: a kernel takes what lies on a CPU in one piece."""
-    chosen = [_suits(*each) for each in zip(bucket.params, bucket.grads, bucket.states, strict=True)]
+def divided(optimizer: MultiTensorOptimizer, bucket: Bucket) -> tuple[Bucket, list[Bucket]]:
+    """Those parameters of a bucket that a kernel takes, and each of the others.
+
+    A kernel takes what lies on a CPU in one piece, with a state as it was made for this parameter: one that was turned into another dtype
+    since, or is of another shape, goes where torch looks after such things.
+    """
+    chosen = [_suits(optimizer, *each) for each in zip(bucket.params, bucket.grads, bucket.states, strict=True)]
     others = [bucket.chosen([index]) for index, is_chosen in enumerate(chosen) if not is_chosen]
     return bucket.chosen([index for index, is_chosen in enumerate(chosen) if is_chosen]) if others else bucket, others
 
@@ -58,9 +62,12 @@ def threads(param: Tensor) -> int:
     return max(1, min(torch.get_num_threads(), param.numel() // _SHARE))
 
 
-def _suits(param: Tensor, grad: Tensor, state: dict[str, Tensor]) -> bool:
-    alike = is_plain(param, grad) and param.is_cpu and param.dtype in _TYPES and grad.dtype == param.dtype
-    return alike and all(tensor.is_contiguous() for tensor in (param, grad, *state.values()))
+def _suits(optimizer: MultiTensorOptimizer, param: Tensor, grad: Tensor, state: State) -> bool:
+    if not (is_plain(param, grad) and param.is_cpu and param.dtype in _TYPES and grad.dtype == param.dtype and grad.shape == param.shape):
+        return False
+    whole = all(tensor.is_contiguous() for tensor in (param, grad, *state.values()))
+    known = all(tensor.dtype == optimizer._state_dtype(name, param) for name, tensor in state.items())
+    return whole and known and optimizer._covers(param, state)
 
 
 @functools.cache

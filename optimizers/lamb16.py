@@ -185,6 +185,9 @@ class LAMB16(MultiTensorOptimizer):
         for pack in _packs(bucket):
             _update(pack)
 
+    def _covers(self, param: Tensor, state: State) -> bool:
+        return all(state[key].shape == param.shape for key in _FORMATS)
+
     def _update_fused(self, bucket: Bucket) -> None:
         options, (beta1, beta2) = bucket.options, bucket.options["betas"]
         held = [bucket.state(key) for key in _SCALE_KEYS]

@@ -104,6 +104,10 @@ class MultiTensorOptimizer(Optimizer):
         """Update the parameters of a bucket and their states, in place; reads nothing else, and so is compiled once for all instances."""
         raise NotImplementedError
 
+    def _covers(self, param: Tensor, state: State) -> bool:
+        """Whether a state has the shapes of a parameter's, as a kernel needs it."""
+        raise NotImplementedError
+
     def _update_fused(self, bucket: Bucket) -> None:
         """The same by a kernel, for parameters that `fused` takes."""
         raise NotImplementedError
@@ -120,7 +124,7 @@ class MultiTensorOptimizer(Optimizer):
             if prepared.options.get("compiled") and compiled.suits(prepared):
                 compiled.update(self, prepared)
             elif prepared.options.get("fused"):
-                taken, others = fused.divided(prepared)
+                taken, others = fused.divided(self, prepared)
                 if taken.params:
                     self._update_fused(taken)
                     # What was updated is another tensor to autograd.

@@ -109,6 +109,11 @@ class SM3(MultiTensorOptimizer):
             average(directions, squares, 1 - momentum)
         descend(bucket.params, directions, lr)
 
+    def _covers(self, param: Tensor, state: State) -> bool:
+        # A parameter whose first gradient was sparse has the accumulator of its rows alone.
+        all_axes = [each.numel() for each in _cover(state)] == list(param.shape or [1])
+        return all_axes and state.get("momentum_buffer", param).shape == param.shape
+
     def _update_fused(self, bucket: Bucket) -> None:
         lr, momentum, beta, eps = (float(bucket.options[name]) for name in ("lr", "momentum", "beta", "eps"))
         numbers = _Numbers(lr=lr, momentum=momentum, kept=beta or 1.0, taken=1 - beta, eps=eps)

@@ -185,6 +185,49 @@ def test_sparse_gradients_are_taken_beside_it() -> None:
     torch.testing.assert_close(results[0], results[1])
 
 
+def test_a_parameter_with_the_accumulator_of_its_rows_alone_takes_dense_gradients_too() -> None:
+    results = []
+    for way in ({"foreach": False}, {"fused": True}):
+        torch.manual_seed(0)
+        param = Parameter(torch.randn(50, 4))
+        optimizer = SM3([param], **way)
+        param.grad = torch.sparse_coo_tensor(torch.tensor([[3, 9]]), torch.randn(2, 4), (50, 4), check_invariants=True)
+        optimizer.step()
+        param.grad = torch.randn(50, 4)
+        optimizer.step()
+        results.append([param.detach(), *optimizer.state[param].values()])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("later", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("factory", "options"), [(SM3, {"momentum": 0.9}), (LAMB16, {})])
+def test_parameters_may_change_their_dtype_beside_their_state(factory: Any, options: dict[str, Any], later: torch.dtype) -> None:
+    results = []
+    for way in ({"foreach": False}, {"fused": True}):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(40, 30)
+        optimizer = factory(model.parameters(), **options, **way)
+        for dtype in (torch.float32, later, later):
+            model.to(dtype)
+            for param in model.parameters():
+                param.grad = torch.randn(param.shape).to(dtype)
+            optimizer.step()
+        results.append([param.detach() for param in model.parameters()])
+    torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("factory", [SM3, LAMB16])
+def test_a_parameter_that_has_another_shape_than_its_state_is_refused(factory: Any) -> None:
+    param = Parameter(torch.randn(4, 3))
+    optimizer = factory([param], fused=True)
+    param.grad = torch.randn(4, 3)
+    optimizer.step()
+    param.data, param.grad = torch.randn(400, 30), None
+    param.grad = torch.randn(400, 30)
+    with pytest.raises(RuntimeError, match=r"size|shape"):
+        optimizer.step()
+
+
 @pytest.mark.parametrize("factory", [SM3, LAMB16])
 def test_a_fused_step_holds_no_temporaries_and_bumps_the_version_that_autograd_watches(factory: Any) -> None:
     optimizer, params = descend(factory, fused=True, shapes=[(512, 256)] * 3, steps=1)
