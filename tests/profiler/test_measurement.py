@@ -119,6 +119,15 @@ def test_without_room_for_the_state_slices_are_timed_and_scaled(monkeypatch: pyt
     assert set(found.times) == {"step"}
 
 
+@pytest.mark.compiler
+def test_a_step_that_is_fused_on_the_cpu_alone_is_known_to_have_no_room_too(monkeypatch: pytest.MonkeyPatch):
+    with_free_memory(monkeypatch, 2 * GIB)
+    found = measure(Scenario(**{**TINY, "model": "gpt2-xl", "optimizer": "lamb16", "implementation": "fused"}))
+    assert (found.origin, found.scenario.implementation) == ("estimated", "fused")
+    assert found.measured_share is not None
+    assert found.measured_share < 0.1
+
+
 def test_without_room_for_one_layer_memory_has_run_out(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 100 << 20)
     with pytest.raises(MemoryError, match="a slice of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"):
