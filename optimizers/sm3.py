@@ -49,7 +49,8 @@ class SM3(MultiTensorOptimizer):
     A sparse gradient of rows, such as an embedding's, touches those rows alone: an absent row keeps its weights and its accumulator, with
     beta > 0 too, and momentum is left out. A parameter whose first gradient is sparse keeps the accumulator of its rows and no other;
     after a dense one, such as the zeros of the step that torch.distributed.checkpoint makes before training, it has those of all axes.
-    A step holds one float32 temporary as large as the bucket's parameters, and for half precision with momentum a copy of it in that.
+    A step holds one float32 temporary as large as the bucket's parameters, and for half precision with momentum a copy of it in that; none
+    where it is `fused`.
     """
 
     takes_sparse = True
