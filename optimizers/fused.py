@@ -1,8 +1,8 @@
 """Fused updates: a tensor's update by a kernel in C++ that goes over its memory as few times as the rule allows, on a CPU.
 
 The source of a kernel stands beside the module whose rule it computes. It is compiled at its first use, for one dtype of parameters and for
-the instructions that torch has found on the machine, which takes two or three seconds, and kept for later processes in TORCH_EXTENSIONS_DIR,
-else in ~/.cache/torch_extensions.
+the instructions that torch has found on the machine, which takes two or three seconds, and is kept for later processes in
+TORCH_EXTENSIONS_DIR, else in ~/.cache/torch_extensions.
 """
 
 from __future__ import annotations
