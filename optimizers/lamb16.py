@@ -26,8 +26,7 @@ time v stays within 5 % of its value on average, each element within some 30 % (
 # pyright: reportPrivateImportUsage=false
 
 import ctypes
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +36,12 @@ from torch.optim.optimizer import ParamsT
 
 from . import fused
 from .checks import require_betas, require_not_negative
-from .float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
+from .float8 import decode_e4m3, decode_e5m2, encode_e4m3, encode_e5m2
 from .foreach import Tensors, add_squares, descend, is_set
+from .lamb16_parts import FORMATS, Part, packs, slices, tensors_of, together
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .reductions import largest, sums
-from .sharded import first_element, is_sharded, local, over_ranks
+from .sharded import local, over_ranks
 
 SCALES = ("max", "upstream")
 
@@ -53,14 +53,7 @@ _LEAST_SCALE = 1e-30
 # Irrational, so that at no element the roundings ever come back in the same order.
 FIRST_TURN, SECOND_TURN = 0.5698402909980532, 2.0**0.5 - 1
 
-# Elements worked on at a time: with their temporaries they take less than two float32 tensors of the largest parameter's size, or half a
-# MiB, and in a processor's cache they stay.
-_SHARE = 4
-_LEAST_ELEMENTS = 2**14
-_MOST_ON_CPU = 2**17
 _MORE_THAN_IT_UNROLLS = 16
-_DITHERS = (dither_e4m3, dither_e5m2)
-_FORMATS = {"exp_avg": torch.float8_e4m3fn, "exp_avg_sq": torch.float8_e5m2}
 _SCALE_KEYS = ("exp_avg_scale", "exp_avg_sq_scale")
 _KERNELS = Path(__file__).with_suffix(".cpp")
 
@@ -71,28 +64,6 @@ class _Numbers(ctypes.Structure):
     _fields_ = tuple(
         (name, ctypes.c_float) for name in ("first_kept", "second_kept", "least", "first_taken", "second_taken", "eps", "weight_decay")
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """Some rows of a parameter, or several small ones, with their gradients, and one after the other the codes of their moments.
-
-    `thresholds` are those of their rounding. `room` is float32 of that size, for both moments and for what is on the way, and `views` the
-    same memory parameter by parameter.
-    """
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    codes: tuple[Tensor, Tensor]
-    thresholds: tuple[Tensor, Tensor] | None
-    room: tuple[Tensor, Tensor, Tensor]
-    views: tuple[Tensors, Tensors, Tensors]
-
-    def spread(self, numbers: Tensor) -> Tensor:
-        """Numbers of the parameters as factors of the room."""
-        if len(self.params) == 1:
-            return numbers
-        return torch.cat([number.expand(len(param)) for number, param in zip(numbers.unbind(), self.params, strict=True)])
 
 
 class _Scales(NamedTuple):
@@ -145,7 +116,7 @@ class LAMB16(MultiTensorOptimizer):
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         state = {
-            **{key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in _FORMATS.items()},
+            **{key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in FORMATS.items()},
             "exp_avg_scale": param.new_zeros((), dtype=torch.float32),
             "exp_avg_sq_scale": param.new_zeros((), dtype=torch.float32),
         }
@@ -156,20 +127,20 @@ class LAMB16(MultiTensorOptimizer):
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
         del param
-        return _FORMATS.get(name, torch.float32)
+        return FORMATS.get(name, torch.float32)
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and copy.deepcopy take, with float8 as bytes: the format in which pickle itself keeps tensors does not know it."""
         given = super().__getstate__()
         states = given["state"].copy()
         for param, state in states.items():
-            states[param] = {key: value.view(torch.uint8) if key in _FORMATS else value for key, value in state.items()}
+            states[param] = {key: value.view(torch.uint8) if key in FORMATS else value for key, value in state.items()}
         return {**given, "state": states}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for held in self.state.values():
-            held.update({key: held[key].view(dtype) for key, dtype in _FORMATS.items() if key in held})
+            held.update({key: held[key].view(dtype) for key, dtype in FORMATS.items() if key in held})
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         if bucket.options["scale"] == "upstream":
@@ -182,11 +153,11 @@ class LAMB16(MultiTensorOptimizer):
         return replace(bucket, numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()})
 
     def _update(self, bucket: Bucket) -> None:
-        for pack in _packs(bucket):
+        for pack in packs(bucket):
             _update(pack)
 
     def _covers(self, param: Tensor, state: State) -> bool:
-        return all(state[key].shape == param.shape for key in _FORMATS)
+        return all(state[key].shape == param.shape for key in FORMATS)
 
     def _update_fused(self, bucket: Bucket) -> None:
         options, (beta1, beta2) = bucket.options, bucket.options["betas"]
@@ -196,7 +167,7 @@ class LAMB16(MultiTensorOptimizer):
         given: list[tuple[Any, ...]] = []
         found = old.first.new_empty(len(bucket.params), 4)
         kept = torch.stack([old.first * beta1, old.second * beta2, old.second * _LEAST_SECOND]).T.tolist()
-        for tensors, numbers, row in zip(zip(*_tensors(bucket), strict=True), kept, found, strict=True):
+        for tensors, numbers, row in zip(zip(*tensors_of(bucket), strict=True), kept, found, strict=True):
             told = ctypes.byref(_Numbers(*numbers, 1 - beta1, 1 - beta2, options["eps"], options["weight_decay"]))
             given.append((*fused.addresses(*tensors), ctypes.c_int64(tensors[0].numel()), told, fused.threads(tensors[0])))
             measure(*given[-1], *fused.addresses(row))
@@ -215,7 +186,7 @@ def _update(bucket: Bucket) -> None:
     options = bucket.options
     held = [[local(scale) for scale in bucket.state(key)] for key in _SCALE_KEYS]
     old = _Scales(*map(torch.stack, held))
-    parts = [_together(bucket)] if len(bucket.params) > 1 else list(_slices(bucket))
+    parts = [together(bucket)] if len(bucket.params) > 1 else list(slices(bucket))
     # What concerns a whole tensor comes before any of it can be stored. The moments of several slices are then worked out once more:
     # that costs less than to keep them in float32.
     found = torch.stack([_measure(part, old, options) for part in parts] or [old.first.new_zeros(4, 1)])
@@ -237,7 +208,7 @@ def _update(bucket: Bucket) -> None:
         found = torch.stack(squares or [old.first.new_zeros(2, 1)])
         new = _with_norm_kept(new, over_ranks(found.sum(0), bucket.params[0], torch.sum))
     if len(bucket.params) > 1:
-        for key, codes in zip(_FORMATS, parts[0].codes, strict=True):
+        for key, codes in zip(FORMATS, parts[0].codes, strict=True):
             homes = [tensor.view(torch.uint8).view(-1) for tensor in bucket.state(key)]
             torch._foreach_copy_(homes, codes.view(torch.uint8).split([len(home) for home in homes]))
     for scales, values in zip(held, new, strict=True):
@@ -252,7 +223,7 @@ def _trust(sizes: Tensor, options: Options) -> Tensor:
     return ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0)
 
 
-def _measure(part: _Part, scales: _Scales, options: Options) -> Tensor:
+def _measure(part: Part, scales: _Scales, options: Options) -> Tensor:
     """Of the new moments what their scales need; of the weights and of the direction the squared size: 4 rows, a column a parameter."""
     _take_in(part, scales, options)
     first, second, spare = part.room
@@ -266,7 +237,7 @@ def _measure(part: _Part, scales: _Scales, options: Options) -> Tensor:
     return torch.stack([torch.stack(each) for each in (*needed, weight, _squared_size(part, options))])
 
 
-def _squared_size(part: _Part, options: Options) -> Tensors:
+def _squared_size(part: Part, options: Options) -> Tensors:
     """The sums of the clipped squares of what is in the last of the room, which is overwritten."""
     part.room[2].square_().clamp_max_(1.0).clamp_min_(options["eps"])
     return sums(part.views[2])
@@ -286,21 +257,21 @@ def _with_norm_kept(scales: _Scales, squares: Tensor) -> _Scales:
     return _Scales(scales.first, scales.second * ((had + 1.0) / (has + 1.0)).sqrt_())
 
 
-def _advance(part: _Part, old: _Scales, trust: Tensor, options: Options) -> None:
+def _advance(part: Part, old: _Scales, trust: Tensor, options: Options) -> None:
     """Move the weights."""
     _direct(part, old, options)
     part.room[2].mul_(part.spread(trust))
     descend(part.params, part.views[2], options["lr"])
 
 
-def _store_as_upstream(part: _Part, new: _Scales) -> None:
+def _store_as_upstream(part: Part, new: _Scales) -> None:
     """Store the new moments, which stand in the room and are lost."""
     first, second, _ = part.room
     part.codes[0].copy_(first.div_(new.first).clamp_(-15.0, 15.0))
     part.codes[1].copy_(second.clamp_max_(10.0).div_(new.second))
 
 
-def _store(part: _Part, new: _Scales) -> Tensor:
+def _store(part: Part, new: _Scales) -> Tensor:
     """The same, dithered; the sums of the squares of the second moment over its scale, as it went in and as it comes out."""
     assert part.thresholds is not None
     first, second, spare = part.room
@@ -319,7 +290,7 @@ def _settled(numbers: Tensor) -> Tensor:
     return numbers.expand(_MORE_THAN_IT_UNROLLS, -1).amax(0) if torch.compiler.is_compiling() else numbers
 
 
-def _take_in(part: _Part, scales: _Scales, options: Options) -> None:
+def _take_in(part: Part, scales: _Scales, options: Options) -> None:
     """Put the new m and v into the room, in float32."""
     (beta1, beta2), grads = options["betas"], [grad.float() for grad in part.grads]
     first, second, spare = part.room
@@ -335,7 +306,7 @@ def _bits(spare: Tensor) -> Tensor:
     return spare.view(-1).view(torch.int16)[: spare.numel()].view(spare.shape)
 
 
-def _direct(part: _Part, scales: _Scales, options: Options) -> None:
+def _direct(part: Part, scales: _Scales, options: Options) -> None:
     """Put r, from the m and v in the room, into what is left of it."""
     first, second, spare = part.room
     if options["scale"] == "max":
@@ -346,85 +317,3 @@ def _direct(part: _Part, scales: _Scales, options: Options) -> None:
     torch.div(first, spare.add_(options["eps"]), out=spare)
     if is_set(options["weight_decay"]):
         descend(part.views[2], part.params, -options["weight_decay"])
-
-
-def _packs(bucket: Bucket) -> Iterator[Bucket]:
-    """The parameters of a bucket one by one, but small ones together, as many as a slice has room for."""
-    most = _most_elements(bucket)
-    together: list[int] = []
-    taken = 0
-    for index, tensors in enumerate(zip(*_tensors(bucket), strict=True)):
-        count = tensors[0].numel()
-        alone = is_sharded(tensors[0]) or not all(tensor.is_contiguous() for tensor in tensors)
-        if alone or count > most or bucket.options["scale"] == "upstream" or torch.compiler.is_compiling():
-            yield bucket.chosen([index])
-            continue
-        if taken + count > most:
-            yield bucket.chosen(together)
-            together, taken = [], 0
-        together.append(index)
-        taken += count
-    if together:
-        yield bucket.chosen(together)
-
-
-def _most_elements(bucket: Bucket) -> int:
-    most = max(bucket.largest // _SHARE, _LEAST_ELEMENTS)
-    return min(most, _MOST_ON_CPU) if bucket.params[0].is_cpu else most
-
-
-def _tensors(bucket: Bucket) -> list[list[Tensor]]:
-    return [bucket.params, bucket.grads, *(bucket.state(key) for key in _FORMATS)]
-
-
-def _together(bucket: Bucket) -> _Part:
-    """All of a bucket of several parameters, each of them contiguous."""
-    params, grads, *moments = ([tensor.view(-1) for tensor in tensors] for tensors in _tensors(bucket))
-    counts = [len(param) for param in params]
-    codes = [torch.cat([tensor.view(torch.uint8) for tensor in each]).view(each[0].dtype) for each in moments]
-    thresholds: list[Tensor] = []
-    for dither, phases in zip(_DITHERS, bucket.numbers.values(), strict=True):
-        turned = {phase: dither(max(counts), phase, params[0].device) for phase in set(phases)}
-        thresholds.append(torch.cat([turned[phase][:count] for phase, count in zip(phases, counts, strict=True)]))
-    room = [params[0].new_empty(sum(counts), dtype=torch.float32) for _ in range(3)]
-    return _Part(
-        params=params,
-        grads=grads,
-        codes=(codes[0], codes[1]),
-        thresholds=(thresholds[0], thresholds[1]),
-        room=(room[0], room[1], room[2]),
-        views=(room[0].split(counts), room[1].split(counts), room[2].split(counts)),
-    )
-
-
-def _slices(bucket: Bucket) -> Iterator[_Part]:
-    """Slices of a parameter, whole rows where not all is contiguous; one where a compiler needs no temporaries.
-
-    They work in the same room, one after the other. A shard is rounded like the same rows elsewhere.
-    """
-    first = first_element(bucket.params[0])
-    tensors = [local(each) for (each,) in _tensors(bucket)]
-    if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = [tensor.view(-1) for tensor in tensors]
-    count, rows, device = tensors[0].numel(), tensors[0].shape[0], tensors[0].device
-    if not count:
-        return
-    compiling = torch.compiler.is_compiling()
-    length, row = rows if compiling else max(1, _most_elements(bucket) * rows // count), count // rows
-    phases = [phase for (phase,) in bucket.numbers.values()]
-    thresholds = [dither(min(first + count, PERIOD + length * row), phase, device) for dither, phase in zip(_DITHERS, phases, strict=False)]
-    whole = [tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32) for _ in range(3)]
-    # Not a range of one, for which a compiler would take the size as a constant.
-    for start in (0,) if compiling else range(0, rows, length):
-        param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
-        place = (first + start * row) % PERIOD
-        chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]
-        room = [each if len(each) == len(param) else each[: len(param)] for each in whole]
-        yield _Part(
-            params=[param],
-            grads=[grad],
-            codes=(exp_avg, exp_avg_sq),
-            thresholds=(chosen[0], chosen[1]) if chosen else None,
-            room=(room[0], room[1], room[2]),
-            views=([room[0]], [room[1]], [room[2]]),
-        )
