@@ -19,11 +19,14 @@ class _LiveRecorder(Recorder):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        result = func(*args, **(kwargs or {}))
+        result = self._run(func, args, kwargs or {})
         for output in tree_leaves(result):
             if isinstance(output, torch.Tensor):
                 self._see(output, func)
         return result
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        return func(*args, **kwargs)
 
 
 class LiveTensors:

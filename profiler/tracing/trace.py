@@ -17,6 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .composed import PARTS
+from .in_place import InPlace
 from .kernel_memory import MATRIX_PRODUCTS, TAKING, USUAL_WORKSPACE, temporaries
 from .metacache import MetaCache
 from .sources import Source, Sources
@@ -76,6 +78,7 @@ class Recorder(TorchDispatchMode):
         self.allocations = Allocations()
         self.segments: list[Segment] = []
         self._cache = MetaCache()
+        self._in_place = InPlace()
         self._sources = Sources(model)
         self._first = first
         self._answer_read_backs = answer_read_backs
@@ -94,7 +97,7 @@ class Recorder(TorchDispatchMode):
         # Two frames up is the function whose `with` this is.
         outermost = sys._getframe(2).f_code
         try:
-            with self._sources.followed(outermost), self:
+            with self._sources.followed(outermost), self._in_place.followed(), self:
                 yield
         finally:
             self._events = None
@@ -132,7 +135,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _READ_BACK:
             return self._read_back(args[0])
-        result = self._cache.run(func, args, kwargs)
+        result = self._run(func, args, kwargs)
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
         on_host = _HOST_OUTPUTS.get(func, ())
         wanted = False
@@ -145,6 +148,25 @@ class Recorder(TorchDispatchMode):
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
             self._run_kernel(func, args, self.workspaces)
         return result
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run the operation, in place where autograd would, and return what it returns."""
+        written = self._in_place.instead_of(func, args)
+        if written is not None:
+            in_place, operands = written
+            self._compute(in_place, operands, kwargs)
+            return operands[0].detach()
+        result = self._compute(func, args, kwargs)
+        self._in_place.note(func, result)
+        return result
+
+    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what the operation makes: on meta tensors the layouts are looked up."""
+        parts = PARTS.get(func)
+        if parts is not None:
+            with self:
+                return parts(*args, **kwargs)
+        return self._cache.run(func, args, kwargs)
 
     def _run_kernel(self, func: Any, args: Any, workspaces: set[str]) -> None:
         """Record what the operation's kernel takes beside its outputs."""
@@ -172,9 +194,16 @@ class Recorder(TorchDispatchMode):
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
         storage = tensor.untyped_storage()
-        if storage._cdata in self._numbers or self._events is None:
+        if self._events is None or not self._is_new(storage):
             return
         self._follow(storage, self._request(storage.nbytes(), self._category, source))
+
+    def _is_new(self, storage: torch.UntypedStorage) -> bool:
+        """Return whether the storage has bytes that no allocation holds: it was empty before, or never seen."""
+        number = self._numbers.get(storage._cdata)
+        if number is None:
+            return True
+        return number >= self._first and not self.allocations.nbytes[number - self._first] and storage.nbytes() > 0
 
     def _name_short_lived(self, segment: Segment) -> None:
         """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""

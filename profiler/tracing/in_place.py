@@ -1,0 +1,185 @@
+"""Autograd's writes in place, which it replaces by copies while a dispatch mode or a meta tensor is in use.
+
+A tensor that may be a subclass must not lose its type, so autograd makes a new tensor for it where it
+writes into an existing one on a GPU (isTensorSubclassLike in ATen/TensorSubclassLikeUtils.h): where it
+sums the gradients of a tensor with several consumers, and in the backward pass of gather, index, max
+and some others. These functions find such a copy, so that a recorder can write in place instead.
+"""
+
+import sys
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.autograd.graph
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+_ADD = aten.add.Tensor
+_ZEROS = frozenset(map(id, (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)))
+# What a node of the graph writes into zeros of its own: value_selecting_reduction_backward in
+# ATen/native/ReduceOps.cpp, cummaxmin_backward, gather_backward, index_select_backward,
+# take_backward, index_backward, masked_select_backward and trace_backward.
+_INTO_ZEROS = {
+    aten.scatter.src: aten.scatter_.src,
+    aten.scatter_add.default: aten.scatter_add_.default,
+    aten.index_add.default: aten.index_add_.default,
+    aten.index_put.default: aten.index_put_.default,
+    aten.index_fill.int_Tensor: aten.index_fill_.int_Tensor,
+    aten.masked_scatter.default: aten.masked_scatter_.default,
+    aten.put.default: aten.put_.default,
+}
+# scatter_reduce_backward and index_reduce_backward count into zeros by a copy.
+_COPYING = ("ScatterReduceBackward0", "IndexReduceBackward0")
+# What a node writes into a result of its own in between, by the node's name: binary_cross_entropy_-
+# with_logits_backward in ATen/native/Loss.cpp; the others in torch/csrc/autograd/FunctionsManual.cpp.
+_INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
+    "BinaryCrossEntropyWithLogitsBackward0": {
+        aten.sub.Tensor: aten.sub_.Tensor,
+        aten.mul.Tensor: aten.mul_.Tensor,
+        aten.div.Scalar: aten.div_.Scalar,
+    },
+    "ClampBackward0": {aten.logical_and.default: aten.logical_and_.default},
+    "ClampBackward1": {aten.logical_and.default: aten.logical_and_.default},
+    "Atan2Backward0": {aten.masked_fill.Scalar: aten.masked_fill_.Scalar},
+}
+_CANDIDATES = frozenset(map(id, (_ADD, *_INTO_ZEROS, *(func for table in _INTO_TEMPORARIES.values() for func in table))))
+
+
+class InPlace:
+    """Follows a backward pass and finds the operations that autograd would have run in place."""
+
+    def __init__(self) -> None:
+        self._ended: int | None = None
+        self._zeros: weakref.ref[torch.Tensor] | None = None
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Follow every backward pass that begins inside."""
+        _alone()
+        begin = torch.autograd._engine_run_backward
+
+        def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+            for node in _inner_nodes(outputs):
+                node.register_hook(partial(self._end, node._sequence_nr()))
+            return begin(outputs, *args, **kwargs)
+
+        torch.autograd._engine_run_backward = run
+        try:
+            yield
+        finally:
+            torch.autograd._engine_run_backward = begin
+
+    def instead_of(self, func: Any, args: Any) -> tuple[Any, Any] | None:
+        """Return the operation that runs in place of `func`, with its arguments: it writes the first.
+
+        None where autograd itself takes a new tensor.
+        """
+        if id(func) not in _CANDIDATES or torch.is_grad_enabled():
+            return None
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return None
+        if func is _ADD and node._sequence_nr() == self._ended:
+            return self._accumulated(args)
+        name = node.name()
+        if func in _INTO_ZEROS and self._zeros is not None and self._zeros() is args[0]:
+            # Autograd hands its zeros on by value: only Python's references tell whose they are.
+            owned = _references(args[0]).python == _alone().python and name not in _COPYING
+            return (_INTO_ZEROS[func], args) if owned else None
+        in_place = _INTO_TEMPORARIES.get(name, {}).get(func)
+        if in_place is None:
+            return None
+        # What an earlier write of this node returned shares the storage of its operand.
+        owned = _references(args[0])._replace(storage=0) == _alone()._replace(storage=0)
+        return (in_place, args) if owned else None
+
+    def note(self, func: Any, result: Any) -> None:
+        """See what an operation has made."""
+        if id(func) in _ZEROS:
+            self._zeros = weakref.ref(result)
+
+    def _accumulated(self, args: Any) -> tuple[Any, Any] | None:
+        """The sum of two gradients of one tensor, written into the older one if nothing else uses it.
+
+        As `accumulate` in torch/csrc/autograd/input_buffer.cpp decides.
+        """
+        same = args[0].dtype == args[1].dtype and args[0].shape == args[1].shape
+        # No local name for the operand: it would be one more reference.
+        if same and _references(args[0]) == _alone() and _is_dense(args[0]):
+            return aten.add_.Tensor, args
+        return None
+
+    def _end(self, number: int, *_: object) -> None:
+        """Note that a node has run: until the next one, the engine hands on what it returned."""
+        self._ended = number
+
+
+def _inner_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
+    """Nodes of the graph that hand gradients on to others."""
+    nodes = [getattr(output, "node", None) or output.grad_fn for output in outputs]
+    seen = set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        edges = node.next_functions
+        if edges:
+            yield node
+            nodes += [next_node for next_node, _ in edges]
+
+
+class _References(NamedTuple):
+    """How often a tensor is referred to: from C++, its storage from C++, and the tensor from Python."""
+
+    tensor: int
+    storage: int
+    python: int
+
+
+def _references(tensor: torch.Tensor) -> _References:
+    storage = tensor.untyped_storage()
+    return _References(tensor._use_count(), torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(tensor))
+
+
+@cache
+def _alone() -> _References:
+    """The references of a gradient that the engine alone holds, as a dispatch mode sees it.
+
+    The mode's own references depend on the version of torch, so they are read off a small graph.
+    """
+    probe = _Probe()
+    x = torch.ones(2, requires_grad=True).exp()
+    loss = (x.exp() + x.exp()).sum()
+    with probe:
+        loss.backward()
+    return probe.found
+
+
+class _Probe(TorchDispatchMode):
+    """Reads the references of the first operand of the only sum of a backward pass."""
+
+    found: _References
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        if func is _ADD:
+            self.found = _references(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether the elements fill their part of the storage, none of them twice."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
