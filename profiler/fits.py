@@ -19,8 +19,12 @@ class Change:
 class Fit:
     """Whether a scenario's training step runs on the GPU that it names; all counts are exact bytes, all of them simulated.
 
-    `usable` is what torch can take of the GPU, `needed` the peak of what it would reserve on a device without end, and `left` what it
-    leaves of this one, None where it runs out. `largest_batch` is 0 where no batch fits and None where the model's batch cannot be chosen.
+    `usable` is what torch can take of the GPU, `needed` the peak of what it would reserve on an
+    unlimited device, and `left` what it leaves of this one, None where it runs out. All count the
+    largest workspaces that cuDNN may take for convolutions; `may_fit` is true where the step runs out
+    with them and not without them.
+
+    `largest_batch` is 0 where no batch fits and None where the model's batch cannot be chosen.
     `changes` are the cheapest that were found to make it fit, the cheapest first; `reason` says why a GPU cannot run it at any size.
     """
 
@@ -28,6 +32,7 @@ class Fit:
     usable: int
     needed: int | None = None
     left: int | None = None
+    may_fit: bool = False
     largest_batch: int | None = None
     changes: tuple[Change, ...] = ()
     reason: str | None = None

@@ -25,6 +25,11 @@ class Memory:
     when the last step ends; host tensors such as Adam's step counts have none. `peak_by_category` splits `peak_allocated` at its moment
     and sums to it; `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is None or empty. Where a
     simulated device ran out of memory, tensors are counted as training would need them, and blocks as they were up to then.
+
+    The simulated peaks of a model with convolutions are ranges. `peak_allocated` and `peak_reserved`
+    are their lower ends, without cuDNN's workspaces; `peak_allocated_upper` and `peak_reserved_upper`
+    are the peaks on an unlimited device when each workspace is as large as it may be. They are None
+    in measured records, for models without convolutions, and where the device ran out of memory.
     """
 
     parameters: int
@@ -35,6 +40,8 @@ class Memory:
     optimizer_state_allocated: int | None = None
     peak_allocated: int | None = None
     peak_reserved: int | None = None
+    peak_allocated_upper: int | None = None
+    peak_reserved_upper: int | None = None
     peak_phase: str | None = None
     peak_by_category: Mapping[str, int]
     peak_by_phase: Mapping[str, int]

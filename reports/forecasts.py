@@ -28,7 +28,9 @@ def render_forecasts(forecasts: "Sequence[Forecast]", output: Console | TextIO) 
         table.add_column(name, justify="right", no_wrap=True)
     for each in forecasts:
         scenario = each.scenario
-        reserved = NOTHING if each.peak_bytes is None else gib_text(each.peak_bytes)
+        reserved = NOTHING
+        if each.peak_bytes is not None:
+            reserved = gib_text(each.peak_bytes, upper=each.peak_upper)
         values = (str(getattr(scenario, name)) for name in varied)
         texts = (scenario.model, shortened(_optimizer(each), 32), DEVICES[scenario.device], *values)
         table.add_row(*map(Text, texts), reserved, "unknown" if each.seconds is None else f"{each.seconds:.1f}")

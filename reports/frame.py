@@ -29,6 +29,8 @@ COLUMNS: dict[str, str] = {
     "state_allocated_bytes": "Int64",
     "peak_allocated_bytes": "Int64",
     "peak_reserved_bytes": "Int64",
+    "peak_allocated_upper_bytes": "Int64",
+    "peak_reserved_upper_bytes": "Int64",
     "peak_phase": "",
     "peak_resident_bytes": "Int64",
     "step_seconds": "Float64",
@@ -60,6 +62,8 @@ def _row(record: Record) -> dict[str, Any]:
             "state_allocated_bytes": memory.optimizer_state_allocated,
             "peak_allocated_bytes": memory.peak_allocated,
             "peak_reserved_bytes": memory.peak_reserved,
+            "peak_allocated_upper_bytes": memory.peak_allocated_upper,
+            "peak_reserved_upper_bytes": memory.peak_reserved_upper,
             "peak_phase": memory.peak_phase,
         }
     row["peak_resident_bytes"] = _peak_resident(record)

@@ -66,8 +66,10 @@ def pace_text(row: Pace) -> str:
 def peak_text(row: Peak, units: Units = BINARY) -> str:
     """The peak and its phase: 29.012 GiB in step · 29.338 reserved; and what the parts are off by where they come from elsewhere."""
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
-    reserved = f" · {gib_text(row.reserved, units)} reserved" if row.reserved is not None else ""
-    whole = f"{gib_text(row.allocated, units)} {units.giga}{phase}{reserved}"
+    reserved = ""
+    if row.reserved is not None:
+        reserved = f" · {gib_text(row.reserved, units, row.reserved_upper)} reserved"
+    whole = f"{gib_text(row.allocated, units, row.allocated_upper)} {units.giga}{phase}{reserved}"
     if row.parts_origin == row.entry.origin:
         return whole
     off = f", {bytes_text(abs(row.residual), units)} {'less' if row.residual > 0 else 'more'}" if row.residual else ""
@@ -79,8 +81,11 @@ def course_text(course: Course, units: Units = BINARY) -> str:
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
     end = "out of memory: " if course.record.outcome == "out-of-memory" else ""
-    peak, reserved = timeline.peak_allocated, max(timeline.reserved)
-    return f"{end}{gib_text(peak, units)} {units.giga} in {phase} · {gib_text(reserved, units)} reserved"
+    memory = course.record.memory
+    upper = (memory.peak_allocated_upper, memory.peak_reserved_upper) if memory else (None, None)
+    peak = gib_text(timeline.peak_allocated, units, upper[0])
+    reserved = gib_text(max(timeline.reserved), units, upper[1])
+    return f"{end}{peak} {units.giga} in {phase} · {reserved} reserved"
 
 
 def fragmentation_text(course: Course, units: Units = BINARY) -> str:

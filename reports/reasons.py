@@ -77,7 +77,7 @@ def _fragmentation(sight: Sight, units: Units) -> str:
 def _driver(sight: Sight, units: Units) -> str:
     if sight.driver is None or sight.reserved is None:
         return ""
-    whole, more = f"{gib_text(sight.driver, units)} {units.giga}", bytes_text(sight.driver - sight.reserved, units)
+    whole, more = f"{gib_text(sight.driver, units, sight.driver_upper)} {units.giga}", bytes_text(sight.driver - sight.reserved, units)
     if sight.driver_is_read:
         return f"The driver counted {whole} for the process, {more} more than the allocator had reserved."
     return f"The driver would count about {whole}: CUDA's context takes some {more} beside what is reserved (estimated)."

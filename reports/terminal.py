@@ -97,7 +97,7 @@ def _factor_cell(saving: Saving | None) -> str:
 def _peak_cells(entry: Entry) -> tuple[str, str]:
     if entry.memory is None or entry.peak_bytes is None:
         return NOTHING, ""
-    return gib_text(entry.peak_bytes), phase_name(entry.memory.peak_phase)
+    return gib_text(entry.peak_bytes, upper=entry.peak_upper), phase_name(entry.memory.peak_phase)
 
 
 def _step_cell(entry: Entry) -> str:

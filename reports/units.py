@@ -54,8 +54,13 @@ def gib_in(value: float, units: Units) -> float:
     return value * GIB / units.base**3
 
 
-def gib_text(count: int, units: Units = BINARY) -> str:
-    """Bytes as GiB (or GB) without the unit, for a column: 11.605, and 0.00853 where three decimals would hide the value."""
+def gib_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
+    """Bytes as GiB (or GB) without the unit, for a column: 11.605, and 0.00853 where three decimals would hide the value.
+
+    With `upper` a range, 11.605 to 11.842, unless both ends read the same.
+    """
+    if upper is not None:
+        return _span(gib_text(count, units), gib_text(upper, units))
     value = count / units.base**3
     if value == 0:
         return "0"
@@ -64,8 +69,13 @@ def gib_text(count: int, units: Units = BINARY) -> str:
     return _signed(_significant(value, 3))
 
 
-def bytes_text(count: int, units: Units = BINARY) -> str:
-    """Bytes in the unit that suits them: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B."""
+def bytes_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
+    """Bytes in the unit that suits them: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B.
+
+    With `upper` a range, 11.605 to 11.842 GiB, unless both ends read the same.
+    """
+    if upper is not None:
+        return _span(bytes_text(count, units), bytes_text(upper, units))
     size = abs(count)
     # Four digits in the unit below say more than 0.0something in the one above.
     for power, name in ((3, units.names[2]), (2, units.names[1]), (1, units.names[0])):
@@ -76,8 +86,10 @@ def bytes_text(count: int, units: Units = BINARY) -> str:
     return _signed(f"{count} B")
 
 
-def exact_text(count: int) -> str:
-    """Every byte of it: 12,460,891,920 bytes."""
+def exact_text(count: int, upper: int | None = None) -> str:
+    """Every byte of it: 12,460,891,920 bytes; with `upper` a range."""
+    if upper is not None:
+        return _span(exact_text(count), exact_text(upper))
     return _signed(f"{count:,} {'byte' if abs(count) == 1 else 'bytes'}")
 
 
@@ -161,6 +173,14 @@ def difference_text(value: float, digits: int = 2) -> str:
     """A difference with its sign, +0.01 or -0.28; one that rounds to nothing has none."""
     text = f"{value:+.{digits}f}"
     return _signed(text) if float(text) else text[1:]
+
+
+def _span(low: str, high: str) -> str:
+    """A range of two texts, the unit said once where it is one."""
+    if low == high:
+        return low
+    number, _, unit = low.partition(" ")
+    return f"{number if high.endswith(f' {unit}') else low} to {high}"
 
 
 def _significant(value: float, digits: int) -> str:

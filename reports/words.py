@@ -7,7 +7,7 @@ from profiler.record import Record
 from .units import percent_text
 
 # Whether a training step fits on a GPU, in a cell.
-FITS, TIGHT, FAILS = "✓", "≈", "✗"
+FITS, TIGHT, UNSURE, FAILS = "✓", "≈", "?", "✗"
 DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
 PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
 

@@ -54,6 +54,11 @@ class Forecast:
         return self.record.memory.peak_reserved if self.record.memory else None
 
     @property
+    def peak_upper(self) -> int | None:
+        """The upper end of that where it is a range."""
+        return self.record.memory.peak_reserved_upper if self.record.memory else None
+
+    @property
     def seconds(self) -> float | None:
         """The time that running it takes: what its simulation took now and, where it is measured, `most_seconds`; None for a course."""
         from ..measuring.measurement import most_seconds

@@ -12,6 +12,7 @@ from scenarios import Scenario
 from ..optimizer import make_optimizer
 from ..tracing.kernel_memory import sized_for
 from ..tracing.trace import Allocations, Segment
+from .replay import with_workspaces
 from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
 
 # One image or sequence often takes another path: a view where many take a copy.
@@ -25,6 +26,13 @@ class Stream:
     segments: list[Segment]
     last_step: int
     allocations: Allocations
+
+    def with_workspaces(self) -> "Stream":
+        """The stream with the largest workspace of each convolution; itself where there is none."""
+        segments, allocations = with_workspaces(self.segments, self.allocations)
+        if segments is self.segments:
+            return self
+        return replace(self, segments=segments, allocations=allocations)
 
 
 class Streams:
@@ -82,18 +90,36 @@ class _Batches:
         few, more, many = map(self._traced, (_FEW, _MORE, _MANY))
         if any(_events(few) != _events(other) or few.gradients != other.gradients for other in (more, many)):
             return False
-        return _foretold(few, more, _MANY).allocations.nbytes == many.allocations.nbytes
+        foretold = _foretold(few, more, _MANY)
+        if _segments(foretold) != _segments(many):
+            return False
+        return foretold.allocations.nbytes == many.allocations.nbytes
 
 
 def _foretold(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
     """The trace at `batch`, on the line through those of two and three."""
-    pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
-    sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
-    return replace(few, allocations=replace(few.allocations, nbytes=sizes))
+
+    def at(low: int, high: int) -> int:
+        return low + (batch - _FEW) * (high - low)
+
+    def segment(low: Segment, high: Segment) -> Segment:
+        pairs = zip(low.convolutions, high.convolutions, strict=True)
+        convolutions = [(place, at(less, more)) for (place, less), (_, more) in pairs]
+        return replace(low, convolutions=convolutions)
+
+    sizes = list(map(at, few.allocations.nbytes, more.allocations.nbytes))
+    steps = [list(map(segment, *pair)) for pair in zip(few.steps, more.steps, strict=True)]
+    return replace(few, steps=steps, allocations=replace(few.allocations, nbytes=sizes))
 
 
-def _events(model: ModelTrace) -> list[Segment]:
+def _segments(model: ModelTrace) -> list[Segment]:
     return [model.build, *(segment for step in model.steps for segment in step)]
+
+
+def _events(model: ModelTrace) -> list[tuple[str, list[int], list[int]]]:
+    """All that happens, whatever the sizes."""
+    segments = _segments(model)
+    return [(each.phase, each.events, [at for at, _ in each.convolutions]) for each in segments]
 
 
 def _handed(model: ModelTrace) -> list[TensorLayout | None]:
@@ -122,7 +148,7 @@ def _renumbered(trace: OptimizerTrace, old: ModelTrace, new: ModelTrace) -> Opti
         return number + shift if number >= first else adopted[number]
 
     def moved(segment: Segment) -> Segment:
-        return Segment(segment.phase, [now(event) if event >= 0 else ~now(~event) for event in segment.events])
+        return replace(segment, events=[now(event) if event >= 0 else ~now(~event) for event in segment.events])
 
     return replace(
         trace,

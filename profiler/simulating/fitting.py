@@ -1,5 +1,7 @@
 """The search for what fits: every answer is a simulated training step on the GPU's own memory, none a formula.
 
+A step fits where it has room for the largest workspace that cuDNN may take for each convolution.
+
 Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried in the order of what they cost.
 """
 
@@ -56,19 +58,24 @@ class Fitting:
         if reason is not None:
             return Fit(scenario=scenario, usable=gpu.usable_bytes, reason=reason)
         left = self._left(scenario, gpu)
+        may_fit = left is None and self._left(scenario, gpu, workspaces=False) is not None
         largest = self._largest_batch(scenario, gpu)
         return Fit(
             scenario=scenario,
             usable=gpu.usable_bytes,
             needed=self._peaks_of(scenario).reserved,
             left=left,
+            may_fit=may_fit,
             largest_batch=largest,
             changes=() if left is not None else tuple(self._changes(scenario, others, largest or 0, gpu)),
         )
 
-    def _left(self, scenario: Scenario, gpu: Gpu) -> int | None:
-        """Bytes that torch has not reserved when the step is at its peak; None where it runs out."""
-        peaks = self._peaks_of(scenario)
+    def _left(self, scenario: Scenario, gpu: Gpu, *, workspaces: bool = True) -> int | None:
+        """Bytes that torch has not reserved when the step is at its peak; None where it runs out.
+
+        `workspaces` are cuDNN's for convolutions, at their largest.
+        """
+        peaks = self._peaks_of(scenario, workspaces=workspaces)
         if peaks.reserved <= gpu.usable_bytes:
             return gpu.usable_bytes - peaks.reserved
         if peaks.requested > gpu.usable_bytes:
@@ -76,16 +83,20 @@ class Fitting:
         # In between it depends on what the allocator can give back in time.
         allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf), total=gpu.memory_bytes, occupied=CONTEXT_BYTES)
         try:
-            _run(self._streams.of(scenario), allocator)
+            _run(self._stream(scenario, workspaces=workspaces), allocator)
         except OutOfMemoryError:
             return None
         return gpu.usable_bytes - allocator.peak_reserved_bytes
 
-    def _peaks_of(self, scenario: Scenario) -> _Peaks:
-        key = repr(replace(scenario, gpu=None))
+    def _stream(self, scenario: Scenario, *, workspaces: bool) -> Stream:
+        stream = self._streams.of(scenario)
+        return stream.with_workspaces() if workspaces else stream
+
+    def _peaks_of(self, scenario: Scenario, *, workspaces: bool = True) -> _Peaks:
+        key = repr((replace(scenario, gpu=None), workspaces))
         if key not in self._peaks:
             allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf))
-            _run(self._streams.of(scenario), allocator)
+            _run(self._stream(scenario, workspaces=workspaces), allocator)
             self._peaks[key] = _Peaks(reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes)
         return self._peaks[key]
 

@@ -17,7 +17,7 @@ from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
 from ..tracing.trace import Allocations, Segment
 from .estimate import estimate
-from .replay import Replay, replay, until
+from .replay import Replay, play, replay, until, with_workspaces
 from .sampling import sample
 from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
 
@@ -57,6 +57,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
     steps = [range(first.start, last.stop) for first, last in zip(places[::draws], places[draws - 1 :: draws], strict=True)]
     allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
     found = replay(segments, allocations, optimizer.state_numbers, allocator)
+    upper = None if found.error else _upper_peaks(segments, allocations, scenario)
     segments = until(segments, found.last)
     steps = [range(places.start, min(places.stop, len(segments))) for places in steps if places.start < len(segments)]
     record = Record(
@@ -65,7 +66,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         outcome="out-of-memory" if found.error else "ok",
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
-        memory=_memory(model, optimizer, found),
+        memory=_memory(model, optimizer, found, upper),
         estimate=_estimate(scenario, model),
         error=found.error,
         environment=environment(scenario.seed),
@@ -114,7 +115,23 @@ def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
     return estimate(step, hardware.describe(scenario.gpu))
 
 
-def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay) -> Memory:
+def _upper_peaks(segments: list[Segment], allocations: Allocations, scenario: Scenario) -> tuple[int, int] | None:
+    """Return the allocated and reserved peaks with cuDNN's largest workspaces; None for a model
+    without convolutions.
+
+    They are those of an unlimited device: on a full one cuDNN makes do with smaller workspaces.
+    """
+    filled, sized = with_workspaces(segments, allocations)
+    if filled is segments:
+        return None
+    allocator, blocks = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf)), {}
+    for segment in filled:
+        for _ in play(segment, sized, allocator, blocks):
+            pass
+    return allocator.peak_allocated_bytes, allocator.peak_reserved_bytes
+
+
+def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay, upper: tuple[int, int] | None) -> Memory:
     last = {layout.number: layout.nbytes for layout in model.gradients[-1] if layout is not None}
     return Memory(
         parameters=sum({layout.number: layout.nbytes for layout, _ in model.parameters}.values()),
@@ -125,6 +142,9 @@ def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay) -> Memo
         optimizer_state_allocated=found.kept,
         peak_allocated=found.peak_allocated,
         peak_reserved=found.peak_reserved,
+        # A block that is not split can make the peak without workspaces the higher one.
+        peak_allocated_upper=None if upper is None else max(upper[0], found.peak_allocated),
+        peak_reserved_upper=None if upper is None else max(upper[1], found.peak_reserved),
         peak_phase=found.peak_phase,
         peak_by_category=found.peak_by_category,
         peak_by_phase=found.peak_by_phase,

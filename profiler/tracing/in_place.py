@@ -14,10 +14,12 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.autograd.graph
+import torch.autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
+# The name under which backward() and grad() find the engine; it is not exported.
+_autograd: Any = torch.autograd
 
 _ADD = aten.add.Tensor
 _ZEROS = frozenset(map(id, (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)))
@@ -61,18 +63,18 @@ class InPlace:
     def followed(self) -> Iterator[None]:
         """Follow every backward pass that begins inside."""
         _alone()
-        begin = torch.autograd._engine_run_backward
+        begin = _autograd._engine_run_backward
 
         def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
             for node in _inner_nodes(outputs):
                 node.register_hook(partial(self._end, node._sequence_nr()))
             return begin(outputs, *args, **kwargs)
 
-        torch.autograd._engine_run_backward = run
+        _autograd._engine_run_backward = run
         try:
             yield
         finally:
-            torch.autograd._engine_run_backward = begin
+            _autograd._engine_run_backward = begin
 
     def instead_of(self, func: Any, args: Any) -> tuple[Any, Any] | None:
         """Return the operation that runs in place of `func`, with its arguments: it writes the first.
@@ -142,7 +144,7 @@ class _References(NamedTuple):
     python: int
 
 
-def _references(tensor: torch.Tensor) -> _References:
+def _references(tensor: Any) -> _References:
     storage = tensor.untyped_storage()
     return _References(tensor._use_count(), torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(tensor))
 

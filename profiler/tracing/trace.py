@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .composed import PARTS
+from .convolutions import CONVOLUTIONS, most_workspace
 from .in_place import InPlace
 from .kernel_memory import MATRIX_PRODUCTS, TAKING, USUAL_WORKSPACE, temporaries
 from .metacache import MetaCache
@@ -38,10 +39,15 @@ class UntraceableError(ValueError):
 
 @dataclass(frozen=True)
 class Segment:
-    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it."""
+    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it.
+
+    `convolutions` has, for each convolution that may take a workspace of cuDNN, the index of the
+    event that follows it and the most bytes of that workspace, which it gives back when it is done.
+    """
 
     phase: Phase
     events: list[int] = field(default_factory=list)
+    convolutions: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,10 @@ class Recorder(TorchDispatchMode):
             compute_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
             self._run_kernel(func, args, self.workspaces)
+        if self.workspaces is not None and id(func) in CONVOLUTIONS and self._events is not None:
+            most = most_workspace(func, args, outputs[0])
+            if most:
+                self.segments[-1].convolutions.append((len(self._events), most))
         return result
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:

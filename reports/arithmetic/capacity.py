@@ -3,6 +3,9 @@
 A peak that was found on a device without end, simulated or measured, is set against what torch can take of each GPU. Between what is in
 use at the peak and what was reserved for it, the answer depends on what the allocator can give back in time, and only a simulation on that
 GPU's own memory tells: a record that names the GPU, or `optprof fit`. The largest batch is told where several were recorded.
+
+A reserved peak that is a range counts by its upper end: nothing is said to fit whose convolutions may
+need more than there is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,9 +44,12 @@ class Room:
     """Whether one GPU has room for one record's training step; all counts are exact bytes.
 
     "tight" leaves less than 2 % of what is reserved; "unsure" has room for what is in use at the peak and not for all that was reserved
-    around it; "lacking" is a GPU that cannot run it at any size, which `reason` explains. `left` is what torch would not have reserved,
-    below zero where it lacks that much. `is_own` tells that the record was found on this GPU's own memory, which decides. `batches` is what
-    the run's records of other batches say.
+    around it or may be, with the largest workspaces of convolutions; "lacking" is a GPU that cannot run
+    it at any size, which `reason` explains.
+
+    `left` is what torch would not have reserved, below zero where it lacks that much. `is_own` tells
+    that the record was found on this GPU's own memory, which decides. `batches` is what the run's
+    records of other batches say.
     """
 
     label: str
@@ -135,6 +141,8 @@ def _room(label: str, records: Sequence[Record], setting: Setting, gpu: hardware
     reason = hardware.lacking(gpu, record.scenario)
     # Where the device ran out, what was reserved is only how far it came.
     reserved = memory.peak_reserved if record.outcome == "ok" else None
+    if reserved is not None and memory.peak_reserved_upper is not None:
+        reserved = memory.peak_reserved_upper
     return Room(
         label=label,
         setting=setting,

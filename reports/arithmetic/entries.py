@@ -90,6 +90,11 @@ class Entry:
         """The most that was allocated in a training step; the workload "state" has none to tell of."""
         return self.memory.peak_allocated if self.memory and self.scenario.workload == "train" else None
 
+    @property
+    def peak_upper(self) -> int | None:
+        """The upper end of that peak where it is a range, for what cuDNN's convolutions may take."""
+        return self.memory.peak_allocated_upper if self.memory and self.peak_bytes is not None else None
+
     @cached_property
     def step(self) -> Spread | None:
         """The times of the optimizer's step."""

@@ -16,11 +16,17 @@ CATEGORIES = ("parameter", "buffer", "gradient", "optimizer_state", "activation"
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """One entry's peak in exact bytes, split by category; `parts_origin` is where the parts come from, which may be a simulation."""
+    """One entry's peak in exact bytes, split by category; `parts_origin` is where the parts come from, which may be a simulation.
+
+    `allocated_upper` and `reserved_upper` are the upper ends of a simulated peak that is a range; the
+    parts are those of its lower end.
+    """
 
     entry: Entry
     allocated: int
     reserved: int | None
+    allocated_upper: int | None
+    reserved_upper: int | None
     phase: str | None
     parts: tuple[tuple[str, int], ...]
     parts_origin: str
@@ -50,6 +56,8 @@ def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:
                 entry=entry,
                 allocated=entry.peak_bytes,
                 reserved=entry.memory.peak_reserved,
+                allocated_upper=entry.peak_upper,
+                reserved_upper=entry.memory.peak_reserved_upper,
                 phase=entry.memory.peak_phase,
                 # Without a simulation it is a peak of one part.
                 parts=tuple((name, parts[name]) for name in in_stack_order(parts) if parts[name]) or (("allocated", entry.peak_bytes),),

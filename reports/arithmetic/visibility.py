@@ -15,7 +15,8 @@ from .savings import BASELINE, savings
 class Sight:
     """One entry's bytes as each counter shows them, and its setting's baseline, None for the baseline itself and where there is none.
 
-    `state` counts tensors, `state_allocated` the blocks that hold them, `allocated` and `reserved` are the peaks of a training step.
+    `state` counts tensors, `state_allocated` the blocks that hold them, `allocated` and `reserved` are the peaks of a training step,
+    `allocated_upper` and `reserved_upper` the upper ends of peaks that are ranges.
     `driver` is what the driver counts for the process, CUDA's context too: read on a GPU, or else (`driver_is_read` False) the reserved
     peak and the context that `scenarios.hardware` reckons with. What no record tells is None.
     """
@@ -26,6 +27,8 @@ class Sight:
     state_allocated: int | None
     allocated: int | None
     reserved: int | None
+    allocated_upper: int | None
+    reserved_upper: int | None
     driver: int | None
     driver_is_read: bool
     phase: str | None
@@ -53,6 +56,13 @@ class Sight:
         if self.baseline is None or self.baseline.driver_is_read != self.driver_is_read:
             return None
         return self._less("driver")
+
+    @property
+    def driver_upper(self) -> int | None:
+        """The upper end of the driver's figure where it is reckoned from a reserved peak that is a range."""
+        if self.reserved_upper is None or self.driver_is_read:
+            return None
+        return self.reserved_upper + CONTEXT_BYTES
 
     @property
     def rounding(self) -> int | None:
@@ -111,6 +121,8 @@ def _sight(entry: Entry, group: Sequence[Entry]) -> Sight | None:
         state_allocated=memory.optimizer_state_allocated,
         allocated=entry.peak_bytes,
         reserved=reserved,
+        allocated_upper=entry.peak_upper,
+        reserved_upper=None if reserved is None else memory.peak_reserved_upper,
         driver=read if read is not None or reserved is None else reserved + CONTEXT_BYTES,
         driver_is_read=read is not None,
         phase=memory.peak_phase if entry.peak_bytes is not None else None,

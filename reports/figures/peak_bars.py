@@ -92,6 +92,6 @@ def _table(findings: Findings) -> Table:
     for row in findings.peaks:
         parts, name = dict(row.parts), findings.names[row.entry.setting]
         counts = [bytes_cell(parts.get(category, 0)) for category in categories]
-        whole = phase_name(row.phase), bytes_cell(row.allocated), bytes_cell(row.reserved)
+        whole = phase_name(row.phase), bytes_cell(row.allocated, row.allocated_upper), bytes_cell(row.reserved, row.reserved_upper)
         rows.append((row.entry.label, name, row.entry.origin, *whole, row.parts_origin, *counts, bytes_cell(row.residual)))
     return text_table(head, rows)

@@ -12,11 +12,20 @@ from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
 from ..style import Mark, marks
 from ..tables.table import Cell, Table
 from ..units import NOTHING, bytes_text, exact_text, gib_text
-from ..words import FAILS, FITS, TIGHT
+from ..words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
-    f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve; then the largest batch"
+    f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve, "
+    f"{UNSURE} the same, and may fit with smaller workspaces for convolutions; then the largest batch"
 )
+
+
+_ANSWERS = {
+    FITS: "yes",
+    TIGHT: "yes, with less than 2 % to spare",
+    UNSURE: "perhaps, with smaller workspaces for convolutions",
+    FAILS: "no",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +75,7 @@ def short_text(fit: Fit) -> str:
 
 def _sign(fit: Fit) -> str:
     if fit.left is None:
-        return FAILS
+        return UNSURE if fit.may_fit else FAILS
     return FITS if fit.left >= SPARE * (fit.usable - fit.left) else TIGHT
 
 
@@ -125,7 +134,7 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     return (
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
         Cell(text=fit.scenario.gpu or NOTHING),
-        Cell(text=fit.reason or {FITS: "yes", TIGHT: "yes, with less than 2 % to spare", FAILS: "no"}[_sign(fit)]),
+        Cell(text=fit.reason or _ANSWERS[_sign(fit)]),
         _gib(fit.needed),
         _gib(fit.usable),
         _gib(fit.left),

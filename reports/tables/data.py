@@ -28,8 +28,8 @@ def memory_table(findings: Findings) -> Table:
         ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
         ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
         ("state as allocated, GiB", lambda entry: gib_cell(entry.memory.optimizer_state_allocated if entry.memory else None)),
-        ("peak allocated, GiB", lambda entry: gib_cell(entry.peak_bytes)),
-        ("peak reserved, GiB", lambda entry: gib_cell(peak_reserved(entry))),
+        ("peak allocated, GiB", lambda entry: gib_cell(entry.peak_bytes, entry.peak_upper)),
+        ("peak reserved, GiB", lambda entry: gib_cell(peak_reserved(entry), peak_reserved_upper(entry))),
         ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
         ("origin", lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING)),
     ]
@@ -83,6 +83,11 @@ def peak_reserved(entry: Entry) -> int | None:
     return entry.memory.peak_reserved if entry.memory and entry.peak_bytes is not None else None
 
 
+def peak_reserved_upper(entry: Entry) -> int | None:
+    """The upper end of that where it is a range."""
+    return entry.memory.peak_reserved_upper if entry.memory and entry.peak_bytes is not None else None
+
+
 def _names(findings: Findings, *, timed: bool = False) -> Columns:
     """The columns that say what a row is about: of its bytes, or of its times."""
 
@@ -127,6 +132,8 @@ def _data(entry: Entry) -> dict[str, Any]:
         "state_allocated_bytes": memory.optimizer_state_allocated if memory else None,
         "peak_allocated_bytes": entry.peak_bytes,
         "peak_reserved_bytes": peak_reserved(entry),
+        "peak_allocated_upper_bytes": entry.peak_upper,
+        "peak_reserved_upper_bytes": peak_reserved_upper(entry),
         "peak_phase": _peak_phase(entry) or None,
         "step_origin": source_text(timed) if timed else None,
         "step_implementation": timed.scenario.implementation if timed else None,

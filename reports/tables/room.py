@@ -6,15 +6,15 @@ from ..arithmetic.capacity import BatchRange, Room, rooms
 from ..arithmetic.entries import setting_names
 from ..arithmetic.findings import Findings
 from ..units import DECIMAL, NOTHING, Sized, exact_text, gib_text
-from ..words import FAILS, FITS, TIGHT
+from ..words import FAILS, FITS, TIGHT, UNSURE
 from .table import Cell, Table, gib_cell
 
-UNSURE = "?"
 SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "lacking": FAILS}
 LEGEND = Sized.of(
     lambda units: (
         f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga} short; {UNSURE} {units.giga} short of "
-        "what was reserved, with room for what was in use, so that the allocator would have to give some back in time. The largest batch "
+        "what was reserved, with room for what was in use, so that the allocator would have to give some back in time, or cuDNN to make do "
+        "with smaller workspaces for convolutions. The largest batch "
         "stands where the run settles it, else the largest that it tried where it fits, as at least that."
     )
 )

@@ -48,10 +48,14 @@ def _table(found: Sequence[Sight]) -> Table:
 
 
 def _row(sight: Sight) -> tuple[Cell, ...]:
-    label, sizes = sight.entry.label, (sight.state, sight.state_allocated, sight.allocated, sight.reserved, sight.driver)
+    label = sight.entry.label
     return (
         Cell(text=label, mark=label, origin=sight.entry.origin),
-        *map(gib_cell, sizes),
+        gib_cell(sight.state),
+        gib_cell(sight.state_allocated),
+        gib_cell(sight.allocated, sight.allocated_upper),
+        gib_cell(sight.reserved, sight.reserved_upper),
+        gib_cell(sight.driver, sight.driver_upper),
         Cell(text=phase_name(sight.phase) or NOTHING),
         gib_cell(sight.state_saved),
         gib_cell(sight.allocated_saved),

@@ -19,7 +19,7 @@ def summary_table(findings: Findings) -> Table:
             NOTHING if entry.state_bytes is None else bytes_text(entry.state_bytes),
             NOTHING if value is None else per_parameter_text(value),
             factor,
-            NOTHING if entry.peak_bytes is None else bytes_text(entry.peak_bytes),
+            NOTHING if entry.peak_bytes is None else bytes_text(entry.peak_bytes, upper=entry.peak_upper),
         )
         timed = Cell(text=seconds_text(step.median) if step else NOTHING, number=True)
         named = Cell(text=entry.label), Cell(text=findings.names[entry.setting])

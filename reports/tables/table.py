@@ -1,9 +1,9 @@
 """Table: heads and cells of text, for whoever shows them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..units import DECIMAL, NOTHING, bytes_text, exact_text, gib_text
+from ..units import BINARY, DECIMAL, NOTHING, Units, bytes_text, exact_text, gib_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,24 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Tab
     return Table(head=tuple(head), rows=tuple(cells))
 
 
-def gib_cell(count: int | None) -> Cell:
-    """Bytes as GiB, for a column whose head names the unit."""
-    if count is None:
-        return Cell(text=NOTHING, number=True)
-    return Cell(text=gib_text(count), exact=exact_text(count), decimal=gib_text(count, DECIMAL), number=True, value=count)
+def gib_cell(count: int | None, upper: int | None = None) -> Cell:
+    """Bytes as GiB, for a column whose head names the unit; with `upper` a range."""
+    return _size_cell(gib_text, count, upper)
 
 
-def bytes_cell(count: int | None) -> Cell:
-    """Bytes in the unit that suits them."""
+def bytes_cell(count: int | None, upper: int | None = None) -> Cell:
+    """Bytes in the unit that suits them; with `upper` a range."""
+    return _size_cell(bytes_text, count, upper)
+
+
+def _size_cell(write: Callable[[int, Units, int | None], str], count: int | None, upper: int | None) -> Cell:
+    """Bytes as `write` writes them, sorted by the lower end of a range."""
     if count is None:
         return Cell(text=NOTHING, number=True)
-    return Cell(text=bytes_text(count), exact=exact_text(count), decimal=bytes_text(count, DECIMAL), number=True, value=count)
+    return Cell(
+        text=write(count, BINARY, upper),
+        exact=exact_text(count, upper),
+        decimal=write(count, DECIMAL, upper),
+        number=True,
+        value=count,
+    )

@@ -12,6 +12,7 @@ from ..phrases import against_text, pace_text
 from ..units import BINARY, DECIMAL, Units, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
 from ..words import PLACES, conditions, listed, origin_text, phase_name
 
+RANGES = "peaks with convolutions: from no workspace of cuDNN to the largest of each"
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
@@ -67,14 +68,15 @@ def cards(findings: Findings) -> dict[str, list[Card]]:
 
 
 def sources(findings: Findings) -> list[str]:
-    """Where bytes and times come from: a line each, none for what the run does not have."""
+    """Where bytes and times come from, and why a peak is a range: a line each, none for what the run does not have."""
     found = {
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],
     }
     gpus = dict.fromkeys(entry.estimate.gpu for entry in findings.entries if entry.estimate)
     estimated = [f"step times on {listed(list(gpus))}: estimated from the bytes, launches and waits of the step's kernels"] if gpus else []
-    return [f"{name}: {'; '.join(_sources(records))}" for name, records in found.items() if records] + estimated
+    lines = [f"{name}: {'; '.join(_sources(records))}" for name, records in found.items() if records]
+    return lines + estimated + ([RANGES] if any(entry.peak_upper is not None for entry in findings.entries) else [])
 
 
 def _sources(records: Sequence[Record]) -> list[str]:
@@ -107,7 +109,8 @@ def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
     before, after = (saving.baseline.peak_bytes if saving else None), entry.peak_bytes
     if before is None or after is None or after >= before:
         return ""
-    return f"; the peak of a training step falls from {gib_text(before, units)} to {gib_text(after, units)} {units.giga}"
+    without = "" if entry.peak_upper is None else ", both without cuDNN's workspaces"
+    return f"; the peak of a training step falls from {gib_text(before, units)} to {gib_text(after, units)} {units.giga}{without}"
 
 
 def _card(findings: Findings, entry: Entry) -> Card:
@@ -122,8 +125,14 @@ def _card(findings: Findings, entry: Entry) -> Card:
     )
 
 
-def _size_line(name: str, count: int, remark: str = "") -> Line:
-    return Line(name=name, text=bytes_text(count), remark=remark, exact=exact_text(count), decimal=bytes_text(count, DECIMAL))
+def _size_line(name: str, count: int, remark: str = "", upper: int | None = None) -> Line:
+    return Line(
+        name=name,
+        text=bytes_text(count, upper=upper),
+        remark=remark,
+        exact=exact_text(count, upper),
+        decimal=bytes_text(count, DECIMAL, upper),
+    )
 
 
 def _bytes_line(entry: Entry) -> Line | None:
@@ -143,7 +152,7 @@ def _peak_line(entry: Entry) -> Line | None:
     if entry.memory is None or entry.peak_bytes is None:
         return None
     phase = f"in {phase_name(entry.memory.peak_phase)}" if entry.memory.peak_phase else ""
-    return _size_line("peak", entry.peak_bytes, phase)
+    return _size_line("peak", entry.peak_bytes, phase, entry.peak_upper)
 
 
 def _step_line(findings: Findings, entry: Entry) -> Line | None:

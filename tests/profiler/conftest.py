@@ -21,10 +21,11 @@ _TAKING = {
 @pytest.fixture
 def without_onednn() -> Iterator[None]:
     """Let the CPU multiply by torch's own kernels: oneDNN lays operands out anew, which no GPU does."""
-    enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    # torch.backends refuses to once torch's own test tools have been imported.
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
     yield
-    torch.backends.mkldnn.enabled = enabled
+    torch._C._set_mkldnn_enabled(enabled)
 
 
 @pytest.fixture

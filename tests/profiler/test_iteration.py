@@ -46,9 +46,7 @@ def iterate(scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any]
 def measured(scenario: Scenario) -> list[int]:
     """Bytes of the CPU's allocations, negative for a free, but for what a device would not hold."""
     model, x = Network(scenario.checkpointing), torch.randn(16, 64)
-    # Where a CPU multiplies bfloat16 itself, oneDNN lays operands out anew, which no device does.
-    plain = torch.backends.mkldnn.flags(enabled=False)
-    with plain, torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
         iterate(scenario, model, {"x": x}, lambda _: torch.profiler.record_function("phase"), "cpu")
     assert real.profiler is not None
     assert real.profiler.kineto_results is not None
@@ -106,6 +104,7 @@ def traced(scenario: Scenario) -> list[int]:
         {"amp": "fp16", "max_grad_norm": 1.0, "checkpointing": True},
     ],
 )
+@pytest.mark.usefixtures("without_onednn")
 def test_the_events_are_those_of_a_real_run(asked: dict[str, Any]):
     scenario = Scenario(model="gpt2", **asked)
     assert traced(scenario) == measured(scenario)

@@ -143,6 +143,8 @@ class Tied(nn.Module):
 class Chosen(nn.Module):
     """Several labels a sample, weighted, with values kept between two bounds."""
 
+    weight: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(24, 24)
