@@ -8,6 +8,7 @@ and some others. These functions find such a copy, so that a recorder can write 
 
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
@@ -66,7 +67,7 @@ class InPlace:
         begin = _autograd._engine_run_backward
 
         def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
-            for node in _inner_nodes(outputs):
+            for node in _adding_nodes(outputs):
                 node.register_hook(partial(self._end, node._sequence_nr()))
             return begin(outputs, *args, **kwargs)
 
@@ -121,19 +122,19 @@ class InPlace:
         self._ended = number
 
 
-def _inner_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
-    """Nodes of the graph that hand gradients on to others."""
+def _adding_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
+    """Nodes of the graph whose gradients are added to those of others."""
     nodes = [getattr(output, "node", None) or output.grad_fn for output in outputs]
-    seen = set()
+    edges: dict[Any, Any] = {}
     while nodes:
         node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        edges = node.next_functions
-        if edges:
+        if node is not None and node not in edges:
+            edges[node] = node.next_functions
+            nodes += [following for following, _ in edges[node]]
+    gradients = Counter(edge for following in edges.values() for edge in following)
+    for node, following in edges.items():
+        if any(gradients[edge] > 1 for edge in following):
             yield node
-            nodes += [next_node for next_node, _ in edges]
 
 
 class _References(NamedTuple):
