@@ -1,7 +1,8 @@
 """The events of a training step at any batch size: traced at a few, and worked out from those where sizes grow in proportion.
 
-In a model whose code does the same whatever the batch, an allocation is a constant and a multiple of the batch. Whether that holds is seen,
-not assumed: a third trace must come out as the two before it foretell, event by event and byte by byte. Otherwise every size is traced.
+In a model whose code does the same whatever the batch, an allocation is a constant and a multiple of the batch. So are the numbers
+that a kernel's own requests are worked out from. A third trace must come out as the two before it foretell, event by event and byte by
+byte; otherwise every size is traced.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from scenarios import Scenario
 
 from ..optimizer import make_optimizer
 from ..tracing.kernel_memory import sized_for
+from ..tracing.requests import USUAL_DEVICE
 from ..tracing.trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
 
@@ -43,7 +45,7 @@ class Streams:
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
             last_step = len(segments)
             segments += of_model + of_optimizer
-        allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
+        segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu)
         return Stream(segments=segments, last_step=last_step, allocations=allocations)
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
@@ -82,14 +84,18 @@ class _Batches:
         few, more, many = map(self._traced, (_FEW, _MORE, _MANY))
         if any(_events(few) != _events(other) or few.gradients != other.gradients for other in (more, many)):
             return False
-        return _foretold(few, more, _MANY).allocations.nbytes == many.allocations.nbytes
+        foretold = _foretold(few, more, _MANY).allocations
+        return (foretold.nbytes, foretold.requests) == (many.allocations.nbytes, many.allocations.requests)
 
 
 def _foretold(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
     """The trace at `batch`, on the line through those of two and three."""
     pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
     sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
-    return replace(few, allocations=replace(few.allocations, nbytes=sizes))
+    requests = {place: low.at(batch - _FEW, more.allocations.requests[place]) for place, low in few.allocations.requests.items()}
+    for place, request in requests.items():
+        sizes[place] = request.nbytes(USUAL_DEVICE)
+    return replace(few, allocations=replace(few.allocations, nbytes=sizes, requests=requests))
 
 
 def _events(model: ModelTrace) -> list[Segment]:

@@ -55,7 +55,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         segments += of_model + of_optimizer
     # An accumulation's draws up to its step are one step.
     steps = [range(first.start, last.stop) for first, last in zip(places[::draws], places[draws - 1 :: draws], strict=True)]
-    allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
+    segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu)
     found = replay(segments, allocations, optimizer.state_numbers, allocator)
     segments = until(segments, found.last)
     steps = [range(places.start, min(places.stop, len(segments))) for places in steps if places.start < len(segments)]

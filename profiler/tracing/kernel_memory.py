@@ -1,25 +1,24 @@
-"""Memory that CUDA's kernels take for themselves, which no output of an operation shows: workspaces that stay, temporaries that go.
+"""Memory that CUDA's kernels take for themselves, which no output of an operation shows.
 
 Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.md lists what is left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scenarios import hardware
+from .reductions import REDUCTIONS
+from .requests import Device, Kernel, Request, after_outputs, device_of
 
 if TYPE_CHECKING:
-    from .trace import Allocations
+    from .trace import Allocations, Segment
 
 # parseChosenWorkspaceSize in aten/src/ATen/cuda/CublasHandlePool.cpp, by the major compute capability; cublasLt uses the same memory.
 _WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
 _LARGE_WORKSPACE = 32 << 20
 _AMD_WORKSPACE = 128 << 20
-_AMD = (9, 4)
-USUAL_WORKSPACE = _LARGE_WORKSPACE
 
 aten = torch.ops.aten
 MATRIX_PRODUCTS = frozenset(
@@ -27,62 +26,83 @@ MATRIX_PRODUCTS = frozenset(
 )
 
 
+def _workspace(device: Device) -> tuple[int]:
+    if device.is_amd:
+        return (_AMD_WORKSPACE,)
+    return (_LARGE_WORKSPACE if device.compute_capability[0] >= 9 else _WORKSPACE,)
+
+
+WORKSPACE = Request(_workspace, (), 0)
+
+
 def workspace_bytes(gpu: str | None) -> int:
     """Bytes of cuBLAS's workspace on a GPU of the catalogue; without a name, on compute capability 9.0."""
-    if gpu is None:
-        return USUAL_WORKSPACE
-    capability = hardware.describe(gpu).compute_capability
-    if capability == _AMD:
-        return _AMD_WORKSPACE
-    return _LARGE_WORKSPACE if capability[0] >= 9 else _WORKSPACE
+    return WORKSPACE.nbytes(device_of(gpu))
 
 
-def sized_for(allocations: "Allocations", gpu: str | None) -> "Allocations":
-    """The allocations as they are on this GPU: a trace has the workspaces of compute capability 9.0."""
-    size = workspace_bytes(gpu)
-    pairs = zip(allocations.nbytes, allocations.categories, strict=True)
-    return replace(allocations, nbytes=[size if category == "workspace" else nbytes for nbytes, category in pairs])
-
-
-def temporaries(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """Bytes of what the operation holds beside its outputs while it runs, in the order in which it asks for them."""
-    found = _TEMPORARIES.get(func)
-    return [] if found is None else found(*args)
+def sized_for(segments: "Sequence[Segment]", allocations: "Allocations", gpu: str | None) -> "tuple[list[Segment], Allocations]":
+    """The stream as it is on this GPU, without the requests that its kernels do not make."""
+    device = device_of(gpu)
+    nbytes = list(allocations.nbytes)
+    for number, request in allocations.requests.items():
+        nbytes[number] = request.nbytes(device)
+    absent = {number for number in allocations.requests if not nbytes[number]}
+    absent |= {~number for number in absent}
+    if absent:
+        segments = [replace(segment, events=[event for event in segment.events if event not in absent]) for segment in segments]
+    return list(segments), replace(allocations, nbytes=nbytes)
 
 
 def _rounded(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _efficient_attention_backward(grad_out: torch.Tensor, *_: Any) -> list[int]:
+def _efficient_attention_backward(_: Device, numbers: int, rows: int, is_float: bool) -> list[int]:
     """_efficient_attention_backward in native/transformers/cuda/attention_backward.cu: the sum over output times its gradient.
 
     The half-precision kernels work it out themselves; in float32 the product, its sum and the sum laid out anew are tensors.
     """
-    delta = 4 * grad_out.numel() // grad_out.size(-1)
-    return [4 * grad_out.numel(), delta, delta] if grad_out.dtype == torch.float32 else [delta]
+    return [4 * numbers, 4 * rows, 4 * rows] if is_float else [0, 0, 4 * rows]
 
 
-def _flash_attention_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any) -> list[int]:
+def _of_efficient_attention_backward(_: Any, grad_out: torch.Tensor, *__: Any, **___: Any) -> tuple[int, int, bool]:
+    return grad_out.numel(), grad_out.numel() // grad_out.size(-1), grad_out.dtype == torch.float32
+
+
+def _flash_attention_backward(_: Device, heads: int, queries: int, width: int, repeated: int) -> list[int]:
     """mha_bwd in native/transformers/cuda/flash_attn/flash_api.cpp: float32 sums of the queries' gradients, and repeated keys."""
+    rows = heads * _rounded(queries, 128)
+    return [4 * rows, 4 * rows * _rounded(width, 32), repeated, repeated]
+
+
+def _of_flash_attention_backward(
+    _: Any, grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *__: Any, **___: Any
+) -> tuple[int, ...]:
     del grad_out
     batch, heads, queries, width = query.shape
-    rows = batch * heads * _rounded(queries, 128)
     repeated = 0 if key.size(1) == heads else batch * heads * key.size(2) * width * key.element_size()
-    return [4 * rows, 4 * rows * _rounded(width, 32), *([repeated] * 2 if repeated else [])]
+    return batch * heads, queries, width, repeated
 
 
-def _foreach_norm(tensors: list[torch.Tensor], *_: Any) -> list[int]:
+def _foreach_norm(_: Device, tensors: int, longest: int) -> list[int]:
     """foreach_tensor_norm_cuda in native/cuda/ForeachReduceOp.cu: a partial sum for each chunk of 65,536 numbers of the longest tensor."""
-    chunks = max(-(-tensor.numel() // 65_536) for tensor in tensors)
-    return [4 * len(tensors) * chunks]
+    return [4 * tensors * -(-longest // 65_536)]
 
 
-_TEMPORARIES: Mapping[Any, Callable[..., list[int]]] = {
-    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
-    aten._scaled_dot_product_flash_attention_backward.default: _flash_attention_backward,
-    aten._foreach_norm.Scalar: _foreach_norm,
+def _of_foreach_norm(_: Any, tensors: list[torch.Tensor], *__: Any, **___: Any) -> tuple[int, int]:
+    return len(tensors), max(tensor.numel() for tensor in tensors)
+
+
+KERNELS: Mapping[Any, Kernel] = {
+    **REDUCTIONS,
+    aten._scaled_dot_product_efficient_attention_backward.default: Kernel(
+        rule=_efficient_attention_backward, numbers=_of_efficient_attention_backward, order=after_outputs(3)
+    ),
+    aten._scaled_dot_product_flash_attention_backward.default: Kernel(
+        rule=_flash_attention_backward, numbers=_of_flash_attention_backward, order=after_outputs(4)
+    ),
+    aten._foreach_norm.Scalar: Kernel(rule=_foreach_norm, numbers=_of_foreach_norm, order=after_outputs(1)),
 }
 
 # Operations by identity: to hash one takes longer than to look its number up.
-TAKING = frozenset(map(id, (*MATRIX_PRODUCTS, *_TEMPORARIES)))
+TAKING = frozenset(map(id, (*MATRIX_PRODUCTS, *KERNELS)))

@@ -17,8 +17,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .kernel_memory import MATRIX_PRODUCTS, TAKING, USUAL_WORKSPACE, temporaries
+from .kernel_memory import KERNELS, MATRIX_PRODUCTS, TAKING, WORKSPACE
 from .metacache import MetaCache
+from .requests import USUAL_DEVICE, Request
 from .sources import Source, Sources
 from .values import compute_values, value_of
 
@@ -44,14 +45,20 @@ class Segment:
 
 @dataclass(frozen=True)
 class Allocations:
-    """What was allocated, by number: bytes as requested, what they were for, and who asked for them."""
+    """What was allocated, by number: bytes as requested, what they were for, and who asked for them.
+
+    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the usual one.
+    """
 
     nbytes: list[int] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    requests: dict[int, Request] = field(default_factory=dict)
 
     def __add__(self, other: "Allocations") -> "Allocations":
-        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources)
+        first = len(self.nbytes)
+        requests = self.requests | {first + number: request for number, request in other.requests.items()}
+        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources, requests)
 
 
 class Recorder(TorchDispatchMode):
@@ -132,6 +139,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _READ_BACK:
             return self._read_back(args[0])
+        seen = len(self._events or ())
         result = self._cache.run(func, args, kwargs)
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
         on_host = _HOST_OUTPUTS.get(func, ())
@@ -143,31 +151,36 @@ class Recorder(TorchDispatchMode):
         if wanted and not self._answer_read_backs:
             compute_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
-            self._run_kernel(func, args, self.workspaces)
+            self._run_kernel(func, args, kwargs, result, self._events, seen, self.workspaces)
         return result
 
-    def _run_kernel(self, func: Any, args: Any, workspaces: set[str]) -> None:
-        """Record what the operation's kernel takes beside its outputs."""
+    def _run_kernel(self, func: Any, args: Any, kwargs: Any, result: Any, events: list[int], seen: int, workspaces: set[str]) -> None:
+        """Record what the operation's kernel requests; its outputs are the events from `seen` on."""
         if func in MATRIX_PRODUCTS:
             # Autograd runs the backward pass in a thread of its own for the device, and each thread has its own handle of cuBLAS.
             thread = "autograd" if self.segments[-1].phase == "backward" else "main"
             if thread not in workspaces:
                 workspaces.add(thread)
-                self._request(USUAL_WORKSPACE, "workspace", func)
-        numbers = [self._request(nbytes, "temporary", func) for nbytes in temporaries(func, args)]
-        assert self._events is not None
-        self._events.extend(~number for number in reversed(numbers))
+                self._request(WORKSPACE, "workspace", func)
+            return
+        kernel = KERNELS[func]
+        numbers = [self._request(request, "temporary", func) for request in kernel.requests(result, args, kwargs)]
+        if numbers:
+            outputs = [event for event in events[seen:] if event not in numbers]
+            events[seen:] = kernel.events(outputs, numbers)
 
-    def _request(self, nbytes: int, category: Category, source: Any) -> int:
+    def _request(self, nbytes: int | Request, category: Category, source: Any) -> int:
         """Number a new allocation; `source` is the operation that asks for it, or a Source."""
-        number = self._first + len(self.allocations.nbytes)
-        self.allocations.nbytes.append(nbytes)
+        place = len(self.allocations.nbytes)
+        if isinstance(nbytes, Request):
+            self.allocations.requests[place] = nbytes
+        self.allocations.nbytes.append(nbytes.nbytes(USUAL_DEVICE) if isinstance(nbytes, Request) else nbytes)
         self.allocations.categories.append(category)
         self.allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
-        # A request for nothing never reaches the allocator.
+        # A request for nothing never reaches the allocator; a kernel's may be for something elsewhere.
         if nbytes and self._events is not None:
-            self._events.append(number)
-        return number
+            self._events.append(self._first + place)
+        return self._first + place
 
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from profiler import simulate
-from profiler.tracing.kernel_memory import workspace_bytes
+from profiler.tracing.kernel_memory import sized_for, workspace_bytes
 from profiler.tracing.kernels import cuda_kernels
 from profiler.tracing.trace import Recorder
 from scenarios import Scenario
@@ -14,8 +14,9 @@ MIB = 1 << 20
 
 def stream(recorder: Recorder) -> list[int]:
     """Bytes of each event in order, negative for a free."""
-    nbytes = recorder.allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
+    segments, allocations = sized_for(recorder.segments, recorder.allocations, None)
+    nbytes = allocations.nbytes
+    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in segments for event in segment.events]
 
 
 @pytest.mark.parametrize(

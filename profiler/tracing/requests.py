@@ -1,0 +1,126 @@
+"""What a kernel requests besides its outputs, kept so that a GPU and a batch size turn it into bytes.
+
+A trace is taken once for every GPU, and at a few batch sizes for all of them. Sizes that depend on the
+GPU, or that do not grow in proportion, are therefore recorded as a rule and the numbers it needs.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from scenarios import hardware
+
+_AMD = (9, 4)
+
+
+class Device(NamedTuple):
+    """The properties of a GPU that ATen's kernels look at."""
+
+    compute_capability: tuple[int, int]
+    multiprocessors: int
+    threads_per_multiprocessor: int
+
+    @property
+    def is_amd(self) -> bool:
+        """True where torch is built for ROCm."""
+        return self.compute_capability == _AMD
+
+    @property
+    def warp(self) -> int:
+        """Threads that run in step."""
+        return 64 if self.is_amd else 32
+
+
+# Compute capability 9.0 with 132 multiprocessors, an H100 SXM or an H200.
+USUAL_DEVICE = Device((9, 0), 132, 2048)
+
+
+def device_of(gpu: str | None) -> Device:
+    """The device of the catalogue's name; without a name, the usual one."""
+    if gpu is None:
+        return USUAL_DEVICE
+    found = hardware.describe(gpu)
+    return Device(found.compute_capability, found.multiprocessors, found.threads_per_multiprocessor)
+
+
+Rule = Callable[..., Sequence[int]]
+"""Bytes of each request of a kernel on a device: `rule(device, *numbers)`, always as many; 0 asks for nothing."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of a kernel: number `place` of those that the rule gives."""
+
+    rule: Rule
+    numbers: tuple[Any, ...]
+    place: int
+
+    def nbytes(self, device: Device) -> int:
+        """Bytes that are requested on this device."""
+        return _apply(self.rule, device, self.numbers)[self.place]
+
+    def at(self, step: int, other: "Request") -> "Request":
+        """The request so many steps from here on the line to another, whose numbers are one step on."""
+        return Request(self.rule, _on_line(self.numbers, other.numbers, step), self.place)
+
+
+@lru_cache(maxsize=1 << 16)
+def _apply(rule: Rule, device: Device, numbers: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(rule(device, *numbers))
+
+
+def _on_line(here: Any, there: Any, step: int) -> Any:
+    if isinstance(here, tuple) and len(here) == len(there):
+        return tuple(_on_line(low, high, step) for low, high in zip(here, there, strict=True))
+    return here + step * (there - here) if type(here) is type(there) is int else here
+
+
+# In the order of a kernel's requests: the place where its outputs are requested.
+OUTPUT = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """The requests of one operation: `numbers(result, *args, **kwargs)` are those that the rule needs, None without any.
+
+    `order` has a place for each request, its complement for when it is given back, and OUTPUT for each
+    output in turn; the last OUTPUT stands for all that are left. Most kernels request after
+    their outputs and give back in reverse: `after_outputs` and `before_outputs`.
+    """
+
+    rule: Rule
+    numbers: Callable[..., tuple[Any, ...] | None]
+    order: tuple[int | None, ...]
+
+    def requests(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Request]:
+        """The requests for these arguments, by place."""
+        numbers = self.numbers(result, *args, **kwargs)
+        if numbers is None:
+            return []
+        count = sum(step is not None and step >= 0 for step in self.order)
+        return [Request(self.rule, numbers, place) for place in range(count)]
+
+    def events(self, outputs: Sequence[int], taken: Sequence[int]) -> list[int]:
+        """The events of the outputs and the requests, by the numbers of their allocations."""
+        events: list[int] = []
+        left, marks = list(outputs), self.order.count(OUTPUT)
+        for step in self.order:
+            if step is not None:
+                events.append(taken[step] if step >= 0 else ~taken[~step])
+                continue
+            marks -= 1
+            count = 1 if marks else len(left)
+            events += left[:count]
+            del left[:count]
+        return events
+
+
+def after_outputs(count: int) -> tuple[int | None, ...]:
+    """The outputs, then so many requests, given back in reverse."""
+    return (OUTPUT, *range(count), *(~place for place in reversed(range(count))))
+
+
+def before_outputs(count: int) -> tuple[int | None, ...]:
+    """So many requests, then the outputs; the requests are given back in reverse."""
+    return (*range(count), OUTPUT, *(~place for place in reversed(range(count))))
