@@ -81,7 +81,6 @@ def staging(
 
     A tensor too large for 32-bit offsets is reduced in pieces, one after the other: the largest is given.
     """
-    arithmetic = Arithmetic(*arithmetic)
     if 0 in shape:
         return 0, 0, 0
     loop = _loop(shape, strides, dims, arithmetic)
@@ -304,6 +303,13 @@ def _index(result: torch.Tensor, tensor: torch.Tensor, dim: Any = None, *_: Any,
 def _logical(result: torch.Tensor, tensor: torch.Tensor, dim: Any = None, *_: Any, **__: Any) -> tuple[Any, ...]:
     """any and all (ReduceLogicKernel.cu): partial results in the input's dtype."""
     return 0, *_numbers(tensor, dim, _arithmetic(tensor.dtype, result.dtype, tensor.dtype.itemsize))
+
+
+def column_sums(device: Device, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that `sum(0)` of a contiguous matrix stages, and of its semaphores."""
+    half = dtype in _HALVES
+    arithmetic = _arithmetic(dtype, dtype, 4 if half else dtype.itemsize, vector=8 if half else 4)
+    return staging(device, (rows, columns), (columns, 1), 0, (0,), arithmetic)[1:]
 
 
 _BY_NUMBERS = {

@@ -72,7 +72,8 @@ def _apply(rule: Rule, device: Device, numbers: tuple[Any, ...]) -> tuple[int, .
 
 def _on_line(here: Any, there: Any, step: int) -> Any:
     if isinstance(here, tuple) and len(here) == len(there):
-        return tuple(_on_line(low, high, step) for low, high in zip(here, there, strict=True))
+        found = (_on_line(low, high, step) for low, high in zip(here, there, strict=True))
+        return tuple(found) if type(here) is tuple else type(here)(*found)
     return here + step * (there - here) if type(here) is type(there) is int else here
 
 

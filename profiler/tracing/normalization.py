@@ -1,0 +1,83 @@
+"""Memory that norms take on CUDA besides their outputs: sums over rows in parts, and statistics of groups.
+
+From ATen/native/cuda/layer_norm_kernel.cu and group_norm_kernel.cu.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from .reductions import column_sums
+from .requests import OUTPUT, Device, Kernel, after_outputs
+
+aten = torch.ops.aten
+_ROWS_IN_ONE_PASS = 65_536
+_MOST_BLOCKS = 32_768
+_ROWS_OF_A_BLOCK = 32
+
+
+def _layer_norm_backward(device: Device, rows: int, width: int, weight: torch.dtype, gradients: int) -> list[int]:
+    """LaunchGammaBetaBackwardCUDAKernel: with many short rows the gradients of weight and bias are summed in two passes."""
+    columns = device.warp
+    if rows <= _ROWS_IN_ONE_PASS or width // columns >= device.multiprocessors // 2:
+        return [0] * 4
+    parts = min(_MOST_BLOCKS // -(-width // columns), -(-rows // _ROWS_OF_A_BLOCK))
+    part = parts * width * weight.itemsize
+    return [part, part if gradients > 1 else 0, *column_sums(device, parts, width, weight)]
+
+
+def _of_layer_norm_backward(
+    result: Sequence[torch.Tensor | None], grad_out: torch.Tensor, tensor: torch.Tensor, shape: Sequence[int], *_: Any, **__: Any
+) -> tuple[Any, ...] | None:
+    del grad_out
+    gradients = [gradient for gradient in result[1:] if gradient is not None]
+    width = prod(shape)
+    return (tensor.numel() // width, width, gradients[0].dtype, len(gradients)) if gradients else None
+
+
+def _group_norm(_: Device, batch: int, channels: int, pixels: int) -> list[int]:
+    """GroupNormKernelImplInternal: each channel's factor and offset in float32."""
+    return [4 * batch * channels if pixels > 1 else 0] * 2
+
+
+def _of_group_norm(
+    _: Any, tensor: torch.Tensor, weight: Any, bias: Any, batch: int, channels: int, pixels: int, *__: Any, **___: Any
+) -> tuple[int, ...]:
+    del tensor, weight, bias
+    return batch, channels, pixels
+
+
+def _group_norm_backward(_: Device, batch: int, channels: int, groups: int, pixels: int) -> list[int]:
+    """GroupNormBackwardKernelImplInternal: each channel's two sums; then its factor, and two numbers of each group."""
+    if pixels == 1:
+        return [0, 0, 0, 4 * batch * groups, 4 * batch * groups]
+    return [*[4 * batch * channels] * 3, *[4 * batch * groups] * 2]
+
+
+def _of_group_norm_backward(
+    _: Any,
+    grad_out: Any,
+    tensor: Any,
+    mean: Any,
+    rstd: Any,
+    weight: Any,
+    batch: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    *__: Any,
+    **___: Any,
+) -> tuple[int, ...]:
+    del grad_out, tensor, mean, rstd, weight
+    return batch, channels, groups, pixels
+
+
+_LAYER_NORM = Kernel(rule=_layer_norm_backward, numbers=_of_layer_norm_backward, order=(OUTPUT, 0, 1, 2, 3, ~3, ~2, ~1, ~0))
+NORMS: Mapping[Any, Kernel] = {
+    aten.native_layer_norm_backward.default: _LAYER_NORM,
+    aten._fused_rms_norm_backward.default: _LAYER_NORM,
+    aten.native_group_norm.default: Kernel(rule=_group_norm, numbers=_of_group_norm, order=after_outputs(2)),
+    aten.native_group_norm_backward.default: Kernel(rule=_group_norm_backward, numbers=_of_group_norm_backward, order=after_outputs(5)),
+}
