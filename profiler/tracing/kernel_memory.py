@@ -12,7 +12,7 @@ import torch
 from .attention_memory import ATTENTION
 from .normalization import NORMS
 from .reductions import REDUCTIONS
-from .requests import Device, Kernel, Request, before_outputs, device_of
+from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
 from .sorting import SORTING
 
 if TYPE_CHECKING:
@@ -46,14 +46,15 @@ def workspace_bytes(gpu: str | None) -> int:
 def sized_for(segments: "Sequence[Segment]", allocations: "Allocations", gpu: str | None) -> "tuple[list[Segment], Allocations]":
     """The stream as it is on this GPU, without the requests that its kernels do not make."""
     device = device_of(gpu)
-    nbytes = list(allocations.nbytes)
-    for number, request in allocations.requests.items():
-        nbytes[number] = request.nbytes(device)
-    absent = {number for number in allocations.requests if not nbytes[number]}
+    if device != USUAL_DEVICE:
+        nbytes = list(allocations.nbytes)
+        for number, request in allocations.requests.items():
+            nbytes[number] = request.nbytes(device)
+        allocations = replace(allocations, nbytes=nbytes)
+    absent = {number for number in allocations.requests if not allocations.nbytes[number]}
     absent |= {~number for number in absent}
-    if absent:
-        segments = [replace(segment, events=[event for event in segment.events if event not in absent]) for segment in segments]
-    return list(segments), replace(allocations, nbytes=nbytes)
+    present = [replace(segment, events=[event for event in segment.events if event not in absent]) for segment in segments]
+    return present, allocations
 
 
 def _foreach_norm(_: Device, tensors: int, longest: int, item: int) -> list[int]:

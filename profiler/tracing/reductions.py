@@ -6,6 +6,7 @@ and `gpu_reduce_kernel` of ATen/native/cuda/Reduce.cuh and TensorIterator.cpp, t
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import prod
 from typing import Any, NamedTuple
 
@@ -200,6 +201,7 @@ def _block(device: Device, dim0: int, dim1: int, threads: int) -> tuple[int, int
     return min(low, threads // height), height
 
 
+@cache
 def _arithmetic(item: torch.dtype, output: torch.dtype, accumulator: int, *, vector: int = 4, in_output: bool = True) -> Arithmetic:
     in_half = item == output and item in _HALVES
     return Arithmetic(
@@ -219,8 +221,9 @@ aten = torch.ops.aten
 
 def _dims(tensor: torch.Tensor, dim: Any) -> tuple[int, ...]:
     """The reduced dimensions, counted from 0; none given are all."""
-    given = (dim,) if isinstance(dim, int) else tuple(dim or ())
-    return tuple(sorted(place % max(tensor.dim(), 1) for place in given)) or tuple(range(tensor.dim()))
+    dimensions = tensor.dim()
+    given = (dim,) if isinstance(dim, int) else dim or range(dimensions)
+    return tuple([place % dimensions if dimensions else 0 for place in given])
 
 
 def _numbers(tensor: torch.Tensor, dim: Any, arithmetic: Arithmetic) -> tuple[Any, ...]:

@@ -77,6 +77,12 @@ def _on_line(here: Any, there: Any, step: int) -> Any:
     return here + step * (there - here) if type(here) is type(there) is int else here
 
 
+@lru_cache(maxsize=1 << 16)
+def _requests(rule: Rule, numbers: tuple[Any, ...]) -> tuple[tuple[Request, ...], tuple[int, ...]]:
+    nbytes = _apply(rule, USUAL_DEVICE, numbers)
+    return tuple(Request(rule, numbers, place) for place in range(len(nbytes))), nbytes
+
+
 # In the order of a kernel's requests: the place where its outputs are requested.
 OUTPUT = None
 
@@ -94,13 +100,10 @@ class Kernel:
     numbers: Callable[..., tuple[Any, ...] | None]
     order: tuple[int | None, ...]
 
-    def requests(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Request]:
-        """The requests for these arguments, by place."""
+    def requests(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Request, ...], tuple[int, ...]]:
+        """The requests for these arguments, by place, and their bytes on the usual device."""
         numbers = self.numbers(result, *args, **kwargs)
-        if numbers is None:
-            return []
-        count = sum(step is not None and step >= 0 for step in self.order)
-        return [Request(self.rule, numbers, place) for place in range(count)]
+        return ((), ()) if numbers is None else _requests(self.rule, numbers)
 
     def events(self, outputs: Sequence[int], taken: Sequence[int]) -> list[int]:
         """The events of the outputs and the requests, by the numbers of their allocations."""

@@ -7,7 +7,7 @@ and autograd drop the last reference to it is its free, in the order in which a 
 import sys
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,26 +161,32 @@ class Recorder(TorchDispatchMode):
             thread = "autograd" if self.segments[-1].phase == "backward" else "main"
             if thread not in workspaces:
                 workspaces.add(thread)
-                self._request(WORKSPACE, "workspace", func)
+                events.append(self._first + len(self.allocations.nbytes))
+                self._add([WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func), [WORKSPACE])
             return
-        kernel = KERNELS[func]
-        numbers = [self._request(request, "temporary", func) for request in kernel.requests(result, args, kwargs)]
-        if numbers:
-            outputs = [event for event in events[seen:] if event not in numbers]
-            events[seen:] = kernel.events(outputs, numbers)
+        requests, nbytes = KERNELS[func].requests(result, args, kwargs)
+        if requests:
+            outputs = events[seen:]
+            first = self._first + len(self.allocations.nbytes)
+            self._add(nbytes, "temporary", self._sources.of(func), requests)
+            events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
 
-    def _request(self, nbytes: int | Request, category: Category, source: Any) -> int:
+    def _add(self, nbytes: Sequence[int], category: Category, source: Source, requests: Sequence[Request] = ()) -> None:
+        """Number new allocations, which are `requests` of a kernel if there are any."""
+        if requests:
+            self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
+        self.allocations.nbytes.extend(nbytes)
+        self.allocations.categories.extend([category] * len(nbytes))
+        self.allocations.sources.extend([source] * len(nbytes))
+
+    def _request(self, nbytes: int, category: Category, source: Any) -> int:
         """Number a new allocation; `source` is the operation that asks for it, or a Source."""
-        place = len(self.allocations.nbytes)
-        if isinstance(nbytes, Request):
-            self.allocations.requests[place] = nbytes
-        self.allocations.nbytes.append(nbytes.nbytes(USUAL_DEVICE) if isinstance(nbytes, Request) else nbytes)
-        self.allocations.categories.append(category)
-        self.allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
-        # A request for nothing never reaches the allocator; a kernel's may be for something elsewhere.
+        number = self._first + len(self.allocations.nbytes)
+        self._add([nbytes], category, source if isinstance(source, Source) else self._sources.of(source))
+        # A request for nothing never reaches the allocator.
         if nbytes and self._events is not None:
-            self._events.append(self._first + place)
-        return self._first + place
+            self._events.append(number)
+        return number
 
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
