@@ -37,23 +37,24 @@ def _of_layer_norm_backward(
     return (tensor.numel() // width, width, gradients[0].dtype, len(gradients)) if gradients else None
 
 
-def _group_norm(_: Device, batch: int, channels: int, pixels: int) -> list[int]:
-    """GroupNormKernelImplInternal: each channel's factor and offset in float32."""
-    return [4 * batch * channels if pixels > 1 else 0] * 2
+def _group_norm(_: Device, batch: int, channels: int, groups: int, pixels: int, is_half: bool, scaled: bool) -> list[int]:
+    """GroupNormKernelImplInternal: float32 statistics of half precision; each channel's factor and offset in float32."""
+    statistics = 4 * batch * groups if is_half else 0
+    factors = 4 * batch * channels if pixels > 1 and scaled else 0
+    return [statistics, statistics, factors, factors]
 
 
 def _of_group_norm(
-    _: Any, tensor: torch.Tensor, weight: Any, bias: Any, batch: int, channels: int, pixels: int, *__: Any, **___: Any
-) -> tuple[int, ...]:
-    del tensor, weight, bias
-    return batch, channels, pixels
+    _: Any, tensor: torch.Tensor, weight: Any, bias: Any, batch: int, channels: int, pixels: int, groups: int, *__: Any, **___: Any
+) -> tuple[Any, ...]:
+    scaled = weight is not None or bias is not None
+    return batch, channels, groups, pixels, tensor.element_size() == 2, scaled
 
 
-def _group_norm_backward(_: Device, batch: int, channels: int, groups: int, pixels: int) -> list[int]:
-    """GroupNormBackwardKernelImplInternal: each channel's two sums; then its factor, and two numbers of each group."""
-    if pixels == 1:
-        return [0, 0, 0, 4 * batch * groups, 4 * batch * groups]
-    return [*[4 * batch * channels] * 3, *[4 * batch * groups] * 2]
+def _group_norm_backward(_: Device, batch: int, channels: int, groups: int, pixels: int, scaled: bool) -> list[int]:
+    """GroupNormBackwardKernelImplInternal: each channel's two sums, two numbers of each group, each channel's factor."""
+    sums = 4 * batch * channels if pixels > 1 else 0
+    return [sums, sums, 4 * batch * groups, 4 * batch * groups, sums if scaled else 0]
 
 
 def _of_group_norm_backward(
@@ -69,15 +70,15 @@ def _of_group_norm_backward(
     groups: int,
     *__: Any,
     **___: Any,
-) -> tuple[int, ...]:
-    del grad_out, tensor, mean, rstd, weight
-    return batch, channels, groups, pixels
+) -> tuple[Any, ...]:
+    del grad_out, tensor, mean, rstd
+    return batch, channels, groups, pixels, weight is not None
 
 
 _LAYER_NORM = Kernel(rule=_layer_norm_backward, numbers=_of_layer_norm_backward, order=(OUTPUT, 0, 1, 2, 3, ~3, ~2, ~1, ~0))
 NORMS: Mapping[Any, Kernel] = {
     aten.native_layer_norm_backward.default: _LAYER_NORM,
     aten._fused_rms_norm_backward.default: _LAYER_NORM,
-    aten.native_group_norm.default: Kernel(rule=_group_norm, numbers=_of_group_norm, order=after_outputs(2)),
+    aten.native_group_norm.default: Kernel(rule=_group_norm, numbers=_of_group_norm, order=after_outputs(4)),
     aten.native_group_norm_backward.default: Kernel(rule=_group_norm_backward, numbers=_of_group_norm_backward, order=after_outputs(5)),
 }

@@ -176,7 +176,7 @@ class Recorder(TorchDispatchMode):
         if requests:
             self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
         self.allocations.nbytes.extend(nbytes)
-        self.allocations.categories.extend([category] * len(nbytes))
+        self.allocations.categories.extend(category for _ in nbytes)
         self.allocations.sources.extend([source] * len(nbytes))
 
     def _request(self, nbytes: int, category: Category, source: Any) -> int:

@@ -167,3 +167,19 @@ def test_the_layer_norm_of_fewer_rows_takes_nothing():
 def test_a_group_norm_takes_a_factor_and_an_offset_for_each_channel():
     found = stream(lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5), meta(8, 64, 16, 16), meta(64))
     assert found[3:] == [8 * 64 * 4] * 2 + [-8 * 64 * 4] * 2
+
+
+def test_a_group_norm_in_half_precision_takes_float32_statistics():
+    half = torch.bfloat16
+    found = stream(lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5), meta(8, 64, 16, 16, dtype=half), meta(64, dtype=half))
+    assert found[3:7] == [8 * 4 * 4] * 2 + [8 * 64 * 4] * 2
+
+
+def test_the_backward_pass_of_a_group_norm_takes_sums_of_channels_and_groups():
+    def run(x: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> object:
+        return aten.native_group_norm_backward(x, x, mean, mean, weight, 8, 64, 256, 4, [True, True, True])
+
+    found = stream(run, meta(8, 64, 16, 16), meta(8, 4), meta(64))
+    channels, groups = 8 * 64 * 4, 8 * 4 * 4
+    assert found[3:8] == [channels, channels, groups, groups, channels]
+    assert found[8:] == [-size for size in reversed(found[3:8])]
