@@ -14,7 +14,7 @@ from .requests import OUTPUT, Device, Kernel, after_outputs
 
 aten = torch.ops.aten
 _HALVES = (torch.float16, torch.bfloat16)
-# Multiprocessors whose blocks may take more shared memory than 99 KiB, by compute capability; the wider kernels need it.
+# Compute capabilities whose blocks may take more than 99 KiB of shared memory: wide kernels do.
 _LARGE_SHARED_MEMORY = ((8, 0), (9, 0), (10, 0))
 
 
@@ -23,7 +23,7 @@ def _rounded(number: int, multiple: int) -> int:
 
 
 class _Blocks(NamedTuple):
-    """Queries and keys of a block, and the widest head of the kernel; `in_registers` where they hold the keys' gradients."""
+    """Queries and keys of a block; `in_registers` where registers hold the gradients of keys."""
 
     queries: int
     keys: int
@@ -46,10 +46,11 @@ def _efficient_blocks(device: Device, width: int, is_half: bool) -> _Blocks:
 def _efficient_backward(
     device: Device, shape: tuple[int, int, int, int], keys: int, value_width: int, is_half: bool, copied: int
 ) -> list[int]:
-    """Bytes of: the gradient laid out anew; the output times its gradient, that summed, the sums laid out anew; the workspace.
+    """The gradient laid out anew; output times gradient, its sum, that laid out anew; a workspace.
 
-    In half precision the kernel works the sums out itself. The workspace has the queries' gradients in
-    float32, in whole blocks with four ints each, and those of keys and values where registers do not hold them.
+    In half precision the kernel works the sums out itself. The workspace has the queries' gradients
+    in float32, in whole blocks with four ints each, and those of keys and values where registers do
+    not hold them.
     """
     batch, heads, queries, width = shape
     rows = batch * heads * queries
@@ -73,7 +74,7 @@ def _of_efficient_backward(
 
 
 def _efficient_forward(_: Device, rows: int, width: int, is_half: bool) -> list[int]:
-    """The output in float32 where no block holds a row of it: heads wider than 128 in half precision."""
+    """The output in float32, for heads wider than 128 in half precision: no block holds a row."""
     return [4 * rows * width if is_half and width > 128 else 0]
 
 
@@ -85,7 +86,7 @@ def _of_efficient_forward(
 
 
 def _splits(device: Device, blocks: int, key_blocks: int) -> int:
-    """num_splits_heuristic: the fewest parts of the keys that fill the GPU's waves to 85 % of the best part's."""
+    """num_splits_heuristic: the fewest parts of the keys that fill the GPU to 85 % of the best."""
     places = 2 * device.multiprocessors
     if blocks >= 0.8 * places:
         return 1
@@ -118,7 +119,7 @@ def _of_flash_forward(
 
 
 def _flash_backward(_: Device, heads: int, queries: int, width: int, repeated: int) -> list[int]:
-    """mha_bwd: float32 sums of the queries' gradients, and the gradients of repeated keys and values."""
+    """mha_bwd: float32 sums of the queries' gradients; gradients of repeated keys and values."""
     rows = 4 * heads * _rounded(queries, 128)
     return [rows, rows * _padded(width), repeated, repeated]
 
@@ -137,7 +138,7 @@ def _of_flash_backward(_: Any, grad_out: torch.Tensor, query: torch.Tensor, key:
 def _cudnn_backward(_: Device, heads: int, queries: int, width: int, repeated: int) -> list[int]:
     """The workspace that cuDNN's frontend asks for in one: as flash, without rounding to blocks.
 
-    SDPA_backward_attributes' softmax_sum, dQ_accum, and dK_fullhead, dV_fullhead. A kernel of cuDNN may ask for more.
+    The backward node's softmax_sum, dQ_accum, dK_fullhead and dV_fullhead; kernels may need more.
     """
     return [4 * heads * queries * (1 + width) + 2 * repeated]
 

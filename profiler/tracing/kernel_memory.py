@@ -1,6 +1,7 @@
 """Memory that CUDA's kernels take for themselves, which no output of an operation shows.
 
-Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.md lists what is left out.
+Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.md lists what is
+left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +12,15 @@ import torch
 
 from .attention_memory import ATTENTION
 from .normalization import NORMS
-from .reductions import REDUCTIONS
+from .reducing_operations import REDUCTIONS
 from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
 from .sorting import SORTING
 
 if TYPE_CHECKING:
     from .trace import Allocations, Segment
 
-# parseChosenWorkspaceSize in aten/src/ATen/cuda/CublasHandlePool.cpp, by the major compute capability; cublasLt uses the same memory.
+# parseChosenWorkspaceSize in ATen/cuda/CublasHandlePool.cpp, by the major compute capability;
+# cublasLt uses the same memory.
 _WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
 _LARGE_WORKSPACE = 32 << 20
 _AMD_WORKSPACE = 128 << 20
@@ -39,7 +41,7 @@ WORKSPACE = Request(_workspace, (), 0)
 
 
 def workspace_bytes(gpu: str | None) -> int:
-    """Bytes of cuBLAS's workspace on a GPU of the catalogue; without a name, on compute capability 9.0."""
+    """Bytes of cuBLAS's workspace on a GPU of the catalogue; without a name, on the usual one."""
     return WORKSPACE.nbytes(device_of(gpu))
 
 
@@ -58,7 +60,7 @@ def sized_for(segments: "Sequence[Segment]", allocations: "Allocations", gpu: st
 
 
 def _foreach_norm(_: Device, tensors: int, longest: int, item: int) -> list[int]:
-    """foreach_tensor_norm_cuda in native/cuda/ForeachReduceOp.cu: a partial sum for each chunk of 65,536 numbers of the longest tensor."""
+    """foreach_tensor_norm_cuda (ForeachReduceOp.cu): a partial sum for each chunk of the longest."""
     return [item * tensors * -(-longest // 65_536)]
 
 

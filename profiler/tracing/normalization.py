@@ -1,4 +1,4 @@
-"""Memory that norms take on CUDA besides their outputs: sums over rows in parts, and statistics of groups.
+"""Memory that norms take on CUDA besides their outputs: sums in parts, statistics of groups.
 
 From ATen/native/cuda/layer_norm_kernel.cu and group_norm_kernel.cu.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .reductions import column_sums
+from .reducing_operations import column_sums
 from .requests import OUTPUT, Device, Kernel, after_outputs
 
 aten = torch.ops.aten
@@ -19,7 +19,7 @@ _ROWS_OF_A_BLOCK = 32
 
 
 def _layer_norm_backward(device: Device, rows: int, width: int, weight: torch.dtype, gradients: int) -> list[int]:
-    """LaunchGammaBetaBackwardCUDAKernel: with many short rows the gradients of weight and bias are summed in two passes."""
+    """LaunchGammaBetaBackwardCUDAKernel: sums over many short rows are made in two passes."""
     columns = device.warp
     if rows <= _ROWS_IN_ONE_PASS or width // columns >= device.multiprocessors // 2:
         return [0] * 4
@@ -38,7 +38,7 @@ def _of_layer_norm_backward(
 
 
 def _group_norm(_: Device, batch: int, channels: int, groups: int, pixels: int, is_half: bool, scaled: bool) -> list[int]:
-    """GroupNormKernelImplInternal: float32 statistics of half precision; each channel's factor and offset in float32."""
+    """GroupNormKernelImplInternal: statistics in float32; each channel's factor and offset."""
     statistics = 4 * batch * groups if is_half else 0
     factors = 4 * batch * channels if pixels > 1 and scaled else 0
     return [statistics, statistics, factors, factors]
@@ -52,7 +52,7 @@ def _of_group_norm(
 
 
 def _group_norm_backward(_: Device, batch: int, channels: int, groups: int, pixels: int, scaled: bool) -> list[int]:
-    """GroupNormBackwardKernelImplInternal: each channel's two sums, two numbers of each group, each channel's factor."""
+    """GroupNormBackwardKernelImplInternal: sums and factors of channels, numbers of groups."""
     sums = 4 * batch * channels if pixels > 1 else 0
     return [sums, sums, 4 * batch * groups, 4 * batch * groups, sums if scaled else 0]
 

@@ -1,7 +1,7 @@
-"""What a kernel requests besides its outputs, kept so that a GPU and a batch size turn it into bytes.
+"""Requests that a kernel makes besides its outputs, kept so that a GPU and a batch size give bytes.
 
-A trace is taken once for every GPU, and at a few batch sizes for all of them. Sizes that depend on the
-GPU, or that do not grow in proportion, are therefore recorded as a rule and the numbers it needs.
+A trace is taken once for every GPU, and at a few batch sizes for all of them. Sizes that depend on
+the GPU, or that do not grow in proportion, are recorded as a rule and the numbers that it needs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ def device_of(gpu: str | None) -> Device:
 
 
 Rule = Callable[..., Sequence[int]]
-"""Bytes of each request of a kernel on a device: `rule(device, *numbers)`, always as many; 0 asks for nothing."""
+"""Bytes of each request of a kernel: `rule(device, *numbers)`, always as many; 0 is no request."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Request:
         return _apply(self.rule, device, self.numbers)[self.place]
 
     def at(self, step: int, other: "Request") -> "Request":
-        """The request so many steps from here on the line to another, whose numbers are one step on."""
+        """The request so many steps further on the line to another, which is one step away."""
         return Request(self.rule, _on_line(self.numbers, other.numbers, step), self.place)
 
 
@@ -89,11 +89,11 @@ OUTPUT = None
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """The requests of one operation: `numbers(result, *args, **kwargs)` are those that the rule needs, None without any.
+    """The requests of one operation.
 
-    `order` has a place for each request, its complement for when it is given back, and OUTPUT for each
-    output in turn; the last OUTPUT stands for all that are left. Most kernels request after
-    their outputs and give back in reverse: `after_outputs` and `before_outputs`.
+    `numbers(result, *args, **kwargs)` gives what the rule needs, None where nothing is requested.
+    `order` has a place for each request, its complement for when it is given back, and OUTPUT for
+    each output in turn; the last OUTPUT stands for all that are left.
     """
 
     rule: Rule

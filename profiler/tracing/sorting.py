@@ -1,7 +1,8 @@
 """Memory of what sorts indices on CUDA: gradients of an embedding, and adding to indexed places.
 
-Indices that repeat are brought together before their rows are added. From ATen/native/cuda (Embedding.cu,
-EmbeddingBackwardKernel.cu, Indexing.cu), ATen/cuda/cub.cuh, and cub's dispatch_radix_sort.cuh.
+Indices that repeat are brought together before their rows are added. From ATen/native/cuda
+(Embedding.cu, EmbeddingBackwardKernel.cu, Indexing.cu), ATen/cuda/cub.cuh, and cub's
+dispatch_radix_sort.cuh.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,10 @@ _DIGIT_BITS = 8
 
 
 def sort_pairs_bytes(count: int, item: int, bits: int) -> int:
-    """Storage that DeviceRadixSort::SortPairs asks for: histograms of each pass, blocks' counts, and a second buffer.
+    """Bytes that DeviceRadixSort::SortPairs needs: histograms, counts of blocks, a second buffer.
 
-    Keys and values are as wide. Block sizes are those of compute capability 8.0, which two sizes recorded on others confirm.
+    Keys and values are as wide. The sizes of blocks are those of compute capability 8.0; two sizes
+    that were recorded, one on 9.0, agree with them.
     """
     if count <= _ONE_BLOCK[item]:
         return 1
@@ -38,17 +40,17 @@ def sort_pairs_bytes(count: int, item: int, bits: int) -> int:
 
 
 def _scan_bytes(count: int) -> int:
-    """Storage of a scan over longs: a state for each block of about 1,024 numbers, and 32 before the first."""
+    """Bytes that a scan over longs needs: a state for each block of about 1,024, and 32 more."""
     return _in_one((16 * (-(-count // 1024) + 32),))
 
 
 def _in_one(parts: Sequence[int]) -> int:
-    """cub::AliasTemporaries: each part from a multiple of 256 bytes on, wherever the whole begins."""
+    """cub::AliasTemporaries: each part begins at a multiple of 256 bytes, wherever all begins."""
     return sum(-(-part // 256) * 256 for part in parts) + 255
 
 
 def _embedding_backward(_: Device, count: int, rows: int, width: int, item: int, accumulator: int) -> list[int]:
-    """Sorted and original places, a range and the sort's storage; then segments of equal indices, cut into parts of ten rows."""
+    """Places before and after the sort, and its storage; then parts of ten rows and their sums."""
     if count <= _UNSORTED:
         return [0] * 14
     indices, segments = item * count, min(count, rows)
@@ -81,7 +83,7 @@ def _of_embedding_backward(
 
 
 def _index_put(_: Device, count: int, dimensions: int, values: int, bits: int) -> list[int]:
-    """The places as linear indices, worked out dimension by dimension, values laid out anew, and the sort of the places."""
+    """Linear indices, made dimension by dimension; values laid out anew; the sort of indices."""
     indices = _LONG * count
     more = indices if dimensions > 1 else 0
     return [indices, indices, more, more, values, indices, indices, indices, sort_pairs_bytes(count, _LONG, bits)]
@@ -102,7 +104,7 @@ def _of_index_put(
     count = prod(torch.broadcast_shapes(*(index.shape for index in given)))
     places = [place for place, index in enumerate(indices) if index is not None]
     kept = prod(size for place, size in enumerate(tensor.shape) if place not in places)
-    # Indices that others stand between are moved to the front, and all that is kept lies behind them.
+    # Indexed dimensions that others stand between are moved to the front: all others lie behind.
     adjacent = places[-1] - places[0] == len(places) - 1
     behind = prod(tensor.shape[places[-1] + 1 :]) if adjacent else kept
     laid_out = values.is_contiguous() and values.numel() == count * kept
