@@ -22,6 +22,7 @@ class Gpu:
     in bytes a second. `rates` are peak operations a second of dense matrix products by dtype, without sparsity and accumulated in fp32:
     "fp32" is the ordinary arithmetic units', the others are the tensor cores'; a dtype without hardware has none. `source` names where
     bandwidth and rates stand. `compute_capability` of an AMD device is what torch reports for its gfx number.
+    `multiprocessors` is what `multi_processor_count` says, compute units on AMD; `multiprocessors_source` tells who counted.
     """
 
     name: str
@@ -32,6 +33,13 @@ class Gpu:
     bandwidth: float
     rates: Mapping[str, float]
     source: str
+    multiprocessors: int
+    multiprocessors_source: str
+
+    @property
+    def threads_per_multiprocessor(self) -> int:
+        """The most threads that a multiprocessor holds at once."""
+        return _THREADS[self.compute_capability]
 
     @property
     def usable_bytes(self) -> int:
@@ -49,6 +57,19 @@ class Gpu:
         return "fp8" in self.rates
 
 
+# "Maximum number of resident threads per SM" by compute capability, CUDA C++ Programming Guide, table "Technical Specifications";
+# AMD: threads_per_core_limit in openxla/xla, mi300.txtpb.
+_THREADS = {
+    (7, 0): 2048,
+    (7, 5): 1024,
+    (8, 0): 2048,
+    (8, 6): 1536,
+    (8, 9): 1536,
+    (9, 0): 2048,
+    (9, 4): 2048,
+    (10, 0): 2048,
+    (12, 0): 1536,
+}
 _TERA = 1e12
 _XLA = "openxla/xla, xla/backends/gpu/target_config/specs"
 _GA102 = "https://images.nvidia.com/aem-dam/en-zz/Solutions/geforce/ampere/pdf/NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf"
@@ -77,6 +98,8 @@ _CATALOGUE = {
             rates=_tera(fp32=12.7, tf32=12.7, bf16=25.5, fp16=25.5),
             source=f"28 multiprocessors at 1.777 GHz, https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/; "
             f"operations a clock: {_GA102}",
+            multiprocessors=28,
+            multiprocessors_source="https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/",
         ),
         Gpu(
             name="rtx3090",
@@ -88,6 +111,8 @@ _CATALOGUE = {
             bandwidth=936e9,
             rates=_tera(fp32=35.6, tf32=35.6, bf16=71, fp16=71),
             source=_GA102,
+            multiprocessors=82,
+            multiprocessors_source=_GA102,
         ),
         Gpu(
             name="rtx4090",
@@ -98,6 +123,8 @@ _CATALOGUE = {
             bandwidth=1008e9,
             rates=_tera(fp32=82.6, tf32=82.6, bf16=165.2, fp16=165.2, fp8=330.3),
             source=_ADA,
+            multiprocessors=128,
+            multiprocessors_source=_ADA,
         ),
         Gpu(
             name="rtx5090",
@@ -108,6 +135,8 @@ _CATALOGUE = {
             bandwidth=1792e9,
             rates=_tera(fp32=104.8, tf32=104.8, bf16=209.5, fp16=209.5, fp8=419),
             source="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
+            multiprocessors=170,
+            multiprocessors_source="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
         ),
         Gpu(
             name="t4",
@@ -118,6 +147,8 @@ _CATALOGUE = {
             bandwidth=320e9,
             rates=_tera(fp32=8.1, fp16=65),
             source="https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf",
+            multiprocessors=40,
+            multiprocessors_source="deviceQuery under a driver for CUDA 11.0",
         ),
         Gpu(
             name="v100-16",
@@ -128,6 +159,8 @@ _CATALOGUE = {
             bandwidth=900e9,
             rates=_tera(fp32=15.7, fp16=125),
             source=_V100,
+            multiprocessors=80,
+            multiprocessors_source=f"{_XLA}/v100.txtpb",
         ),
         Gpu(
             name="v100-32",
@@ -138,6 +171,8 @@ _CATALOGUE = {
             bandwidth=900e9,
             rates=_tera(fp32=15.7, fp16=125),
             source=_V100,
+            multiprocessors=80,
+            multiprocessors_source=f"{_XLA}/v100.txtpb",
         ),
         Gpu(
             name="a10",
@@ -148,6 +183,8 @@ _CATALOGUE = {
             bandwidth=600e9,
             rates=_tera(fp32=31.2, tf32=62.5, bf16=125, fp16=125),
             source="https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a10/pdf/a10-datasheet.pdf",
+            multiprocessors=72,
+            multiprocessors_source=f"9,216 cores (data sheet) of 128 a multiprocessor ({_GA102})",
         ),
         Gpu(
             name="l4",
@@ -159,6 +196,8 @@ _CATALOGUE = {
             bandwidth=300e9,
             rates=_tera(fp32=30.3, tf32=60, bf16=121, fp16=121, fp8=242.5),
             source=f"https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet, {_HALVED}",
+            multiprocessors=58,
+            multiprocessors_source=f"7,424 cores (data sheet) of 128 a multiprocessor ({_ADA})",
         ),
         Gpu(
             name="l40s",
@@ -170,6 +209,8 @@ _CATALOGUE = {
             bandwidth=864e9,
             rates=_tera(fp32=91.6, tf32=183, bf16=362, fp16=362, fp8=733),
             source="https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413",
+            multiprocessors=142,
+            multiprocessors_source="torch, multi_processor_count=142",
         ),
         Gpu(
             name="a100-40",
@@ -180,6 +221,8 @@ _CATALOGUE = {
             bandwidth=1555e9,
             rates=_tera(fp32=19.5, tf32=156, bf16=312, fp16=312),
             source=_A100,
+            multiprocessors=108,
+            multiprocessors_source=f"{_XLA}/a100_sxm_40.txtpb",
         ),
         Gpu(
             name="a100-80",
@@ -190,6 +233,8 @@ _CATALOGUE = {
             bandwidth=2039e9,
             rates=_tera(fp32=19.5, tf32=156, bf16=312, fp16=312),
             source=_A100,
+            multiprocessors=108,
+            multiprocessors_source=f"{_XLA}/a100_sxm_80.txtpb",
         ),
         Gpu(
             name="h100-80",
@@ -200,6 +245,8 @@ _CATALOGUE = {
             bandwidth=3.35e12,
             rates=_tera(fp32=67, tf32=494.5, bf16=989.5, fp16=989.5, fp8=1979),
             source=f"https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet, {_HALVED}",
+            multiprocessors=132,
+            multiprocessors_source=f"{_XLA}/h100_sxm.txtpb",
         ),
         Gpu(
             name="h200",
@@ -210,6 +257,8 @@ _CATALOGUE = {
             bandwidth=4.8e12,
             rates=_tera(fp32=67, tf32=494.5, bf16=989.5, fp16=989.5, fp8=1979),
             source=f"{_H200}, {_HALVED}",
+            multiprocessors=132,
+            multiprocessors_source=f"{_XLA}/h200.txtpb",
         ),
         Gpu(
             name="b200",
@@ -221,6 +270,8 @@ _CATALOGUE = {
             rates=_tera(fp32=75, tf32=1100, bf16=2250, fp16=2250, fp8=4500),
             source=f"https://resources.nvidia.com/en-us-blackwell-architecture/datasheet, {_HALVED}; bandwidth by the driver's "
             "bus width and clock, https://github.com/pytorch/ao/pull/4002",
+            multiprocessors=148,
+            multiprocessors_source=f"{_XLA}/b200.txtpb",
         ),
         Gpu(
             name="mi300x",
@@ -231,6 +282,8 @@ _CATALOGUE = {
             bandwidth=5.3e12,
             rates=_tera(fp32=163.4, tf32=653.7, bf16=1307.4, fp16=1307.4, fp8=2614.9),
             source="https://www.amd.com/content/dam/amd/en/documents/instinct-tech-docs/data-sheets/amd-instinct-mi300x-data-sheet.pdf",
+            multiprocessors=304,
+            multiprocessors_source=f"{_XLA}/mi300.txtpb",
         ),
     )
 }

@@ -19,13 +19,13 @@ class _LiveRecorder(Recorder):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        result = self._run(func, args, kwargs or {})
+        func, args, result = self._operate(func, args, kwargs or {})
         for output in tree_leaves(result):
             if isinstance(output, torch.Tensor):
                 self._see(output, func)
         return result
 
-    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         return func(*args, **kwargs)
 
 

@@ -1,7 +1,8 @@
 """The events of a training step at any batch size: traced at a few, and worked out from those where sizes grow in proportion.
 
-In a model whose code does the same whatever the batch, an allocation is a constant and a multiple of the batch. Whether that holds is seen,
-not assumed: a third trace must come out as the two before it foretell, event by event and byte by byte. Otherwise every size is traced.
+In a model whose code does the same whatever the batch, an allocation is a constant and a multiple of the batch. So are the numbers
+that a kernel's own requests are worked out from. A third trace must come out as the two before it foretell, event by event and byte by
+byte; otherwise every size is traced.
 """
 
 from dataclasses import dataclass, replace
@@ -11,8 +12,8 @@ from scenarios import Scenario
 
 from ..optimizer import make_optimizer
 from ..tracing.kernel_memory import sized_for
+from ..tracing.requests import USUAL_DEVICE
 from ..tracing.trace import Allocations, Segment
-from .replay import with_workspaces
 from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
 
 # One image or sequence often takes another path: a view where many take a copy.
@@ -27,13 +28,6 @@ class Stream:
     last_step: int
     allocations: Allocations
 
-    def with_workspaces(self) -> "Stream":
-        """The stream with the largest workspace of each convolution; itself where there is none."""
-        segments, allocations = with_workspaces(self.segments, self.allocations)
-        if segments is self.segments:
-            return self
-        return replace(self, segments=segments, allocations=allocations)
-
 
 class Streams:
     """The streams of scenarios on a device without end, each model and each optimizer traced as seldom as can be."""
@@ -42,8 +36,11 @@ class Streams:
         self._models: dict[str, _Batches] = {}
         self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
 
-    def of(self, scenario: Scenario) -> Stream:
-        """The stream of one scenario; ValueError as `simulate` raises it."""
+    def of(self, scenario: Scenario, *, optional: bool = False) -> Stream:
+        """The stream of one scenario; ValueError as `simulate` raises it.
+
+        `optional` counts what a kernel may take or not, at its largest.
+        """
         asked = replace(without_optimizer(scenario), batch_size=1)
         model = self._models.setdefault(repr(asked), _Batches(asked)).model(scenario.batch_size)
         optimizer = self._optimizer(model, scenario)
@@ -51,7 +48,7 @@ class Streams:
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
             last_step = len(segments)
             segments += of_model + of_optimizer
-        allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
+        segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu, optional=optional)
         return Stream(segments=segments, last_step=last_step, allocations=allocations)
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
@@ -90,36 +87,22 @@ class _Batches:
         few, more, many = map(self._traced, (_FEW, _MORE, _MANY))
         if any(_events(few) != _events(other) or few.gradients != other.gradients for other in (more, many)):
             return False
-        foretold = _foretold(few, more, _MANY)
-        if _segments(foretold) != _segments(many):
-            return False
-        return foretold.allocations.nbytes == many.allocations.nbytes
+        foretold = _foretold(few, more, _MANY).allocations
+        return (foretold.nbytes, foretold.requests) == (many.allocations.nbytes, many.allocations.requests)
 
 
 def _foretold(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
     """The trace at `batch`, on the line through those of two and three."""
-
-    def at(low: int, high: int) -> int:
-        return low + (batch - _FEW) * (high - low)
-
-    def segment(low: Segment, high: Segment) -> Segment:
-        pairs = zip(low.convolutions, high.convolutions, strict=True)
-        convolutions = [(place, at(less, more)) for (place, less), (_, more) in pairs]
-        return replace(low, convolutions=convolutions)
-
-    sizes = list(map(at, few.allocations.nbytes, more.allocations.nbytes))
-    steps = [list(map(segment, *pair)) for pair in zip(few.steps, more.steps, strict=True)]
-    return replace(few, steps=steps, allocations=replace(few.allocations, nbytes=sizes))
+    pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
+    sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
+    requests = {place: low.at(batch - _FEW, more.allocations.requests[place]) for place, low in few.allocations.requests.items()}
+    for place, request in requests.items():
+        sizes[place] = request.nbytes(USUAL_DEVICE)
+    return replace(few, allocations=replace(few.allocations, nbytes=sizes, requests=requests))
 
 
-def _segments(model: ModelTrace) -> list[Segment]:
+def _events(model: ModelTrace) -> list[Segment]:
     return [model.build, *(segment for step in model.steps for segment in step)]
-
-
-def _events(model: ModelTrace) -> list[tuple[str, list[int], list[int]]]:
-    """All that happens, whatever the sizes."""
-    segments = _segments(model)
-    return [(each.phase, each.events, [at for at, _ in each.convolutions]) for each in segments]
 
 
 def _handed(model: ModelTrace) -> list[TensorLayout | None]:

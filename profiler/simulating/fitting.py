@@ -19,6 +19,7 @@ from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.settings import AllocatorSettings
 from ..fits import Change, Fit
+from ..tracing.requests import device_of
 from ..tracing.trace import Segment
 from .batches import Stream, Streams
 from .replay import play
@@ -58,7 +59,7 @@ class Fitting:
         if reason is not None:
             return Fit(scenario=scenario, usable=gpu.usable_bytes, reason=reason)
         left = self._left(scenario, gpu)
-        may_fit = left is None and self._left(scenario, gpu, workspaces=False) is not None
+        may_fit = left is None and self._left(scenario, gpu, optional=False) is not None
         largest = self._largest_batch(scenario, gpu)
         return Fit(
             scenario=scenario,
@@ -70,12 +71,12 @@ class Fitting:
             changes=() if left is not None else tuple(self._changes(scenario, others, largest or 0, gpu)),
         )
 
-    def _left(self, scenario: Scenario, gpu: Gpu, *, workspaces: bool = True) -> int | None:
+    def _left(self, scenario: Scenario, gpu: Gpu, *, optional: bool = True) -> int | None:
         """Bytes that torch has not reserved when the step is at its peak; None where it runs out.
 
-        `workspaces` are cuDNN's for convolutions, at their largest.
+        `optional` counts what a kernel may take or not, at its largest.
         """
-        peaks = self._peaks_of(scenario, workspaces=workspaces)
+        peaks = self._peaks_of(scenario, optional=optional)
         if peaks.reserved <= gpu.usable_bytes:
             return gpu.usable_bytes - peaks.reserved
         if peaks.requested > gpu.usable_bytes:
@@ -83,20 +84,16 @@ class Fitting:
         # In between it depends on what the allocator can give back in time.
         allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf), total=gpu.memory_bytes, occupied=CONTEXT_BYTES)
         try:
-            _run(self._stream(scenario, workspaces=workspaces), allocator)
+            _run(self._streams.of(scenario, optional=optional), allocator)
         except OutOfMemoryError:
             return None
         return gpu.usable_bytes - allocator.peak_reserved_bytes
 
-    def _stream(self, scenario: Scenario, *, workspaces: bool) -> Stream:
-        stream = self._streams.of(scenario)
-        return stream.with_workspaces() if workspaces else stream
-
-    def _peaks_of(self, scenario: Scenario, *, workspaces: bool = True) -> _Peaks:
-        key = repr((replace(scenario, gpu=None), workspaces))
+    def _peaks_of(self, scenario: Scenario, *, optional: bool = True) -> _Peaks:
+        key = repr((replace(scenario, gpu=None), device_of(scenario.gpu), optional))
         if key not in self._peaks:
             allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf))
-            _run(self._stream(scenario, workspaces=workspaces), allocator)
+            _run(self._streams.of(scenario, optional=optional), allocator)
             self._peaks[key] = _Peaks(reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes)
         return self._peaks[key]
 

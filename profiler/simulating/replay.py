@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from ..allocator.blocks import Block
 from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError, format_bytes
-from ..tracing.sources import Source
 from ..tracing.trace import Allocations, Segment
 
 Moment = tuple[int, int]
@@ -104,26 +103,6 @@ def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int
         block_bytes=sizes,
         reserved_changes=reserved_changes,
     )
-
-
-def with_workspaces(segments: list[Segment], allocations: Allocations) -> tuple[list[Segment], Allocations]:
-    """The stream in which each convolution takes the largest workspace that cuDNN may ask for.
-
-    The same objects where there is no convolution.
-    """
-    if not any(segment.convolutions for segment in segments):
-        return segments, allocations
-    first, sizes, found = len(allocations.nbytes), [], []
-    for segment in segments:
-        events, done = [], 0
-        for place, most in segment.convolutions:
-            number = first + len(sizes)
-            events += [*segment.events[done:place], number, ~number]
-            sizes.append(most)
-            done = place
-        found.append(Segment(segment.phase, events + segment.events[done:]))
-    count = len(sizes)
-    return found, allocations + Allocations(sizes, ["workspace"] * count, [Source()] * count)
 
 
 def until(segments: list[Segment], moment: Moment) -> list[Segment]:

@@ -17,7 +17,7 @@ from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
 from ..tracing.trace import Allocations, Segment
 from .estimate import estimate
-from .replay import Replay, play, replay, until, with_workspaces
+from .replay import Replay, play, replay, until
 from .sampling import sample
 from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
 
@@ -55,9 +55,9 @@ def run_simulation(scenario: Scenario) -> Simulation:
         segments += of_model + of_optimizer
     # An accumulation's draws up to its step are one step.
     steps = [range(first.start, last.stop) for first, last in zip(places[::draws], places[draws - 1 :: draws], strict=True)]
-    allocations = sized_for(model.allocations + optimizer.allocations, scenario.gpu)
+    upper = _upper_peaks(segments, model.allocations + optimizer.allocations, scenario)
+    segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu)
     found = replay(segments, allocations, optimizer.state_numbers, allocator)
-    upper = None if found.error else _upper_peaks(segments, allocations, scenario)
     segments = until(segments, found.last)
     steps = [range(places.start, min(places.stop, len(segments))) for places in steps if places.start < len(segments)]
     record = Record(
@@ -66,7 +66,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         outcome="out-of-memory" if found.error else "ok",
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
-        memory=_memory(model, optimizer, found, upper),
+        memory=_memory(model, optimizer, found, None if found.error else upper),
         estimate=_estimate(scenario, model),
         error=found.error,
         environment=environment(scenario.seed),
@@ -116,17 +116,16 @@ def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
 
 
 def _upper_peaks(segments: list[Segment], allocations: Allocations, scenario: Scenario) -> tuple[int, int] | None:
-    """Return the allocated and reserved peaks with cuDNN's largest workspaces; None for a model
-    without convolutions.
+    """Return the allocated and reserved peaks with every optional request at its largest; None without one.
 
-    They are those of an unlimited device: on a full one cuDNN makes do with smaller workspaces.
+    They are those of an unlimited device: on a full one kernels make do with less.
     """
-    filled, sized = with_workspaces(segments, allocations)
-    if filled is segments:
+    if not any(request.optional for request in allocations.requests.values()):
         return None
+    segments, allocations = sized_for(segments, allocations, scenario.gpu, optional=True)
     allocator, blocks = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf)), {}
-    for segment in filled:
-        for _ in play(segment, sized, allocator, blocks):
+    for segment in segments:
+        for _ in play(segment, allocations, allocator, blocks):
             pass
     return allocator.peak_allocated_bytes, allocator.peak_reserved_bytes
 

@@ -8,14 +8,12 @@ training steps of ResNet-50. Kernels by FFT may need more and are not counted: n
 has one.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-aten = torch.ops.aten
-_BACKWARD = aten.convolution_backward.default
-# By identity: to hash an operation takes longer than to look its number up.
-CONVOLUTIONS = frozenset(map(id, (aten.convolution.default, _BACKWARD)))
+from .requests import Device, Kernel, after_outputs
 
 # Offsets that a kernel works out before it runs; the recorded ones take 44,544 bytes at most.
 _OFFSETS = 64 << 10
@@ -26,25 +24,30 @@ _CHANNEL_BYTES = 16
 _TILES = {3: 4, 5: 9}
 
 
-def most_workspace(func: Any, args: tuple[Any, ...], result: Any) -> int:
-    """Bytes that cuDNN takes at most while this convolution runs; 0 where it does not run it.
+def _most(_: Device, nbytes: int) -> tuple[int]:
+    return (nbytes,)
 
-    The gradients of input and weight are worked out one after the other, within the same bound.
-    """
-    if func is _BACKWARD:
-        result, (source, weight), options = args[0], args[1:3], args[4:10]
-        if not any(args[10][:2]):
-            return 0
-    else:
-        (source, weight), options = args[:2], args[3:9]
+
+def _of_forward(result: torch.Tensor, source: torch.Tensor, weight: torch.Tensor, _: Any, *options: Any) -> tuple[int] | None:
+    return _of_convolution(source, weight, result, options)
+
+
+def _of_backward(_: Any, gradient: torch.Tensor, source: torch.Tensor, weight: torch.Tensor, __: Any, *options: Any) -> tuple[int] | None:
+    """The gradients of input and weight are worked out one after the other, within the same bound."""
+    wanted = options[-1]
+    return _of_convolution(source, weight, gradient, options[:-1]) if any(wanted[:2]) else None
+
+
+def _of_convolution(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, options: Sequence[Any]) -> tuple[int] | None:
+    """Bytes that cuDNN takes at most while this convolution runs; None where it does not run it."""
     stride, _, dilation, transposed, output_padding, groups = options
     if any(more >= step for more, step in zip(output_padding, stride, strict=False)):
-        return 0
+        return None
     if source.numel() == 0 or _is_native(source, weight, groups, transposed):
-        return 0
+        return None
     is_plain = groups == 1 and {*stride, *dilation} == {1}
     winograd = _winograd(source, weight, result) if is_plain else 0
-    return max(_copies(source, weight, result), winograd)
+    return (max(_copies(source, weight, result), winograd),)
 
 
 def _is_native(source: torch.Tensor, weight: torch.Tensor, groups: int, transposed: bool) -> bool:
@@ -90,3 +93,12 @@ def _winograd(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) 
     tiles, channels = source.size(0) * high * wide, source.size(1) + result.size(1)
     numbers = tiles * channels + source.size(1) * result.size(1)
     return (tile + side - 1) ** 2 * numbers * source.element_size()
+
+
+CONVOLUTIONS: Mapping[Any, Kernel] = {
+    func: Kernel(rule=_most, numbers=numbers, order=after_outputs(1), optional=True)
+    for func, numbers in (
+        (torch.ops.aten.convolution.default, _of_forward),
+        (torch.ops.aten.convolution_backward.default, _of_backward),
+    )
+}

@@ -1,25 +1,30 @@
-"""Memory that CUDA's kernels take for themselves, which no output of an operation shows: workspaces that stay, temporaries that go.
+"""Memory that CUDA's kernels take for themselves, which no output of an operation shows.
 
-Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.md lists what is left out.
+Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.md lists what is
+left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from scenarios import hardware
+from .attention_memory import ATTENTION
+from .convolutions import CONVOLUTIONS
+from .normalization import NORMS
+from .reducing_operations import REDUCTIONS
+from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
+from .sorting import SORTING
 
 if TYPE_CHECKING:
-    from .trace import Allocations
+    from .trace import Allocations, Segment
 
-# parseChosenWorkspaceSize in aten/src/ATen/cuda/CublasHandlePool.cpp, by the major compute capability; cublasLt uses the same memory.
+# parseChosenWorkspaceSize in ATen/cuda/CublasHandlePool.cpp, by the major compute capability;
+# cublasLt uses the same memory.
 _WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
 _LARGE_WORKSPACE = 32 << 20
 _AMD_WORKSPACE = 128 << 20
-_AMD = (9, 4)
-USUAL_WORKSPACE = _LARGE_WORKSPACE
 
 aten = torch.ops.aten
 MATRIX_PRODUCTS = frozenset(
@@ -27,62 +32,58 @@ MATRIX_PRODUCTS = frozenset(
 )
 
 
+def _workspace(device: Device) -> tuple[int]:
+    if device.is_amd:
+        return (_AMD_WORKSPACE,)
+    return (_LARGE_WORKSPACE if device.compute_capability[0] >= 9 else _WORKSPACE,)
+
+
+WORKSPACE = Request(_workspace, (), 0)
+
+
 def workspace_bytes(gpu: str | None) -> int:
-    """Bytes of cuBLAS's workspace on a GPU of the catalogue; without a name, on compute capability 9.0."""
-    if gpu is None:
-        return USUAL_WORKSPACE
-    capability = hardware.describe(gpu).compute_capability
-    if capability == _AMD:
-        return _AMD_WORKSPACE
-    return _LARGE_WORKSPACE if capability[0] >= 9 else _WORKSPACE
+    """Bytes of cuBLAS's workspace on a GPU of the catalogue; without a name, on the usual one."""
+    return WORKSPACE.nbytes(device_of(gpu))
 
 
-def sized_for(allocations: "Allocations", gpu: str | None) -> "Allocations":
-    """The allocations as they are on this GPU: a trace has the workspaces of compute capability 9.0."""
-    size = workspace_bytes(gpu)
-    pairs = zip(allocations.nbytes, allocations.categories, strict=True)
-    return replace(allocations, nbytes=[size if category == "workspace" else nbytes for nbytes, category in pairs])
+def sized_for(
+    segments: "Sequence[Segment]", allocations: "Allocations", gpu: str | None, *, optional: bool = False
+) -> "tuple[list[Segment], Allocations]":
+    """The stream as it is on this GPU, without the requests that its kernels do not make.
 
-
-def temporaries(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """Bytes of what the operation holds beside its outputs while it runs, in the order in which it asks for them."""
-    found = _TEMPORARIES.get(func)
-    return [] if found is None else found(*args)
-
-
-def _rounded(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
-
-
-def _efficient_attention_backward(grad_out: torch.Tensor, *_: Any) -> list[int]:
-    """_efficient_attention_backward in native/transformers/cuda/attention_backward.cu: the sum over output times its gradient.
-
-    The half-precision kernels work it out themselves; in float32 the product, its sum and the sum laid out anew are tensors.
+    `optional` keeps those that a kernel may make or not, at their largest.
     """
-    delta = 4 * grad_out.numel() // grad_out.size(-1)
-    return [4 * grad_out.numel(), delta, delta] if grad_out.dtype == torch.float32 else [delta]
+    device = device_of(gpu)
+    if device != USUAL_DEVICE:
+        nbytes = list(allocations.nbytes)
+        for number, request in allocations.requests.items():
+            nbytes[number] = request.nbytes(device)
+        allocations = replace(allocations, nbytes=nbytes)
+    absent = {
+        number for number, request in allocations.requests.items() if not allocations.nbytes[number] or (request.optional and not optional)
+    }
+    absent |= {~number for number in absent}
+    present = [replace(segment, events=[event for event in segment.events if event not in absent]) for segment in segments]
+    return present, allocations
 
 
-def _flash_attention_backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *_: Any) -> list[int]:
-    """mha_bwd in native/transformers/cuda/flash_attn/flash_api.cpp: float32 sums of the queries' gradients, and repeated keys."""
-    del grad_out
-    batch, heads, queries, width = query.shape
-    rows = batch * heads * _rounded(queries, 128)
-    repeated = 0 if key.size(1) == heads else batch * heads * key.size(2) * width * key.element_size()
-    return [4 * rows, 4 * rows * _rounded(width, 32), *([repeated] * 2 if repeated else [])]
+def _foreach_norm(_: Device, tensors: int, longest: int, item: int) -> list[int]:
+    """foreach_tensor_norm_cuda (ForeachReduceOp.cu): a partial sum for each chunk of the longest."""
+    return [item * tensors * -(-longest // 65_536)]
 
 
-def _foreach_norm(tensors: list[torch.Tensor], *_: Any) -> list[int]:
-    """foreach_tensor_norm_cuda in native/cuda/ForeachReduceOp.cu: a partial sum for each chunk of 65,536 numbers of the longest tensor."""
-    chunks = max(-(-tensor.numel() // 65_536) for tensor in tensors)
-    return [4 * len(tensors) * chunks]
+def _of_foreach_norm(_: Any, tensors: Sequence[torch.Tensor], *__: Any, **___: Any) -> tuple[int, int, int]:
+    return len(tensors), max(tensor.numel() for tensor in tensors), max(4, tensors[0].element_size())
 
 
-_TEMPORARIES: Mapping[Any, Callable[..., list[int]]] = {
-    aten._scaled_dot_product_efficient_attention_backward.default: _efficient_attention_backward,
-    aten._scaled_dot_product_flash_attention_backward.default: _flash_attention_backward,
-    aten._foreach_norm.Scalar: _foreach_norm,
+KERNELS: Mapping[Any, Kernel] = {
+    **REDUCTIONS,
+    **ATTENTION,
+    **CONVOLUTIONS,
+    **NORMS,
+    **SORTING,
+    aten._foreach_norm.Scalar: Kernel(rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)),
 }
 
 # Operations by identity: to hash one takes longer than to look its number up.
-TAKING = frozenset(map(id, (*MATRIX_PRODUCTS, *_TEMPORARIES)))
+TAKING = frozenset(map(id, (*MATRIX_PRODUCTS, *KERNELS)))

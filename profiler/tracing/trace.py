@@ -7,7 +7,7 @@ and autograd drop the last reference to it is its free, in the order in which a 
 import sys
 import traceback
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .composed import PARTS
-from .convolutions import CONVOLUTIONS, most_workspace
 from .in_place import InPlace
-from .kernel_memory import MATRIX_PRODUCTS, TAKING, USUAL_WORKSPACE, temporaries
+from .kernel_memory import KERNELS, MATRIX_PRODUCTS, TAKING, WORKSPACE
 from .metacache import MetaCache
+from .requests import USUAL_DEVICE, Request
 from .sources import Source, Sources
 from .values import compute_values, value_of
 
@@ -39,27 +39,28 @@ class UntraceableError(ValueError):
 
 @dataclass(frozen=True)
 class Segment:
-    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it.
-
-    `convolutions` has, for each convolution that may take a workspace of cuDNN, the index of the
-    event that follows it and the most bytes of that workspace, which it gives back when it is done.
-    """
+    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it."""
 
     phase: Phase
     events: list[int] = field(default_factory=list)
-    convolutions: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Allocations:
-    """What was allocated, by number: bytes as requested, what they were for, and who asked for them."""
+    """What was allocated, by number: bytes as requested, what they were for, and who asked for them.
+
+    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the usual one.
+    """
 
     nbytes: list[int] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    requests: dict[int, Request] = field(default_factory=dict)
 
     def __add__(self, other: "Allocations") -> "Allocations":
-        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources)
+        first = len(self.nbytes)
+        requests = self.requests | {first + number: request for number, request in other.requests.items()}
+        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources, requests)
 
 
 class Recorder(TorchDispatchMode):
@@ -141,7 +142,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _READ_BACK:
             return self._read_back(args[0])
-        result = self._run(func, args, kwargs)
+        seen = len(self._events or ())
+        func, args, result = self._operate(func, args, kwargs)
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
         on_host = _HOST_OUTPUTS.get(func, ())
         wanted = False
@@ -152,25 +154,21 @@ class Recorder(TorchDispatchMode):
         if wanted and not self._answer_read_backs:
             compute_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
-            self._run_kernel(func, args, self.workspaces)
-        if self.workspaces is not None and id(func) in CONVOLUTIONS and self._events is not None:
-            most = most_workspace(func, args, outputs[0])
-            if most:
-                self.segments[-1].convolutions.append((len(self._events), most))
+            self._run_kernel(func, args, kwargs, result, self._events, seen, self.workspaces)
         return result
+
+    def _operate(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """Run the operation, in place where autograd would; return what ran, its arguments and its result."""
+        written = self._in_place.instead_of(func, args)
+        if written is None:
+            result = self._run(func, args, kwargs)
+            self._in_place.note(func, result)
+            return func, args, result
+        func, args = written
+        self._run(func, args, kwargs)
+        return func, args, args[0].detach()
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run the operation, in place where autograd would, and return what it returns."""
-        written = self._in_place.instead_of(func, args)
-        if written is not None:
-            in_place, operands = written
-            self._compute(in_place, operands, kwargs)
-            return operands[0].detach()
-        result = self._compute(func, args, kwargs)
-        self._in_place.note(func, result)
-        return result
-
-    def _compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what the operation makes: on meta tensors the layouts are looked up."""
         parts = PARTS.get(func)
         if parts is not None:
@@ -178,24 +176,35 @@ class Recorder(TorchDispatchMode):
                 return parts(*args, **kwargs)
         return self._cache.run(func, args, kwargs)
 
-    def _run_kernel(self, func: Any, args: Any, workspaces: set[str]) -> None:
-        """Record what the operation's kernel takes beside its outputs."""
+    def _run_kernel(self, func: Any, args: Any, kwargs: Any, result: Any, events: list[int], seen: int, workspaces: set[str]) -> None:
+        """Record what the operation's kernel requests; its outputs are the events from `seen` on."""
         if func in MATRIX_PRODUCTS:
             # Autograd runs the backward pass in a thread of its own for the device, and each thread has its own handle of cuBLAS.
             thread = "autograd" if self.segments[-1].phase == "backward" else "main"
             if thread not in workspaces:
                 workspaces.add(thread)
-                self._request(USUAL_WORKSPACE, "workspace", func)
-        numbers = [self._request(nbytes, "temporary", func) for nbytes in temporaries(func, args)]
-        assert self._events is not None
-        self._events.extend(~number for number in reversed(numbers))
+                events.append(self._first + len(self.allocations.nbytes))
+                self._add([WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func), [WORKSPACE])
+            return
+        requests, nbytes = KERNELS[func].requests(result, args, kwargs)
+        if requests:
+            outputs = events[seen:]
+            first = self._first + len(self.allocations.nbytes)
+            self._add(nbytes, "temporary", self._sources.of(func), requests)
+            events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
+
+    def _add(self, nbytes: Sequence[int], category: Category, source: Source, requests: Sequence[Request] = ()) -> None:
+        """Number new allocations, which are `requests` of a kernel if there are any."""
+        if requests:
+            self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
+        self.allocations.nbytes.extend(nbytes)
+        self.allocations.categories.extend(category for _ in nbytes)
+        self.allocations.sources.extend([source] * len(nbytes))
 
     def _request(self, nbytes: int, category: Category, source: Any) -> int:
         """Number a new allocation; `source` is the operation that asks for it, or a Source."""
         number = self._first + len(self.allocations.nbytes)
-        self.allocations.nbytes.append(nbytes)
-        self.allocations.categories.append(category)
-        self.allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
+        self._add([nbytes], category, source if isinstance(source, Source) else self._sources.of(source))
         # A request for nothing never reaches the allocator.
         if nbytes and self._events is not None:
             self._events.append(number)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from profiler import Memory, Record, simulate
-from profiler.simulating.replay import with_workspaces
 from profiler.simulating.simulation import run_simulation
-from profiler.tracing.trace import Recorder
+from profiler.tracing.requests import USUAL_DEVICE
+from profiler.tracing.trace import Allocations, Recorder
 from scenarios import Scenario
 
 MIB = 1 << 20
@@ -69,7 +69,13 @@ def workspaces(layer: torch.nn.Module, *shape: int, dtype: torch.dtype = torch.f
         loss = layer(x).sum()
     with recorder.phase("backward"):
         loss.backward()
-    return {each.phase: [most for _, most in each.convolutions] for each in recorder.segments}
+    return {each.phase: optional_bytes(each.events, recorder.allocations) for each in recorder.segments}
+
+
+def optional_bytes(events: list[int], allocations: Allocations) -> list[int]:
+    """Bytes of what the kernels of these events may request or not."""
+    requests = allocations.requests
+    return [allocations.nbytes[event] for event in events if event in requests and requests[event].optional]
 
 
 def memory(**asked: object) -> Memory:
@@ -134,14 +140,15 @@ def test_the_recorded_resnet_lies_within_the_range():
     assert 1.0031 * found.peak_allocated <= found.peak_allocated_upper <= 1.05 * found.peak_allocated
     assert found.peak_reserved <= found.peak_reserved_upper
     scenario = Scenario(model="resnet50", optimizer="sgd", batch_size=32)
-    most = max(most for segment in run_simulation(scenario).segments for _, most in segment.convolutions)
+    allocations = run_simulation(scenario).allocations
+    most = max(request.nbytes(USUAL_DEVICE) for request in allocations.requests.values() if request.optional)
     assert 116_195_328 <= most <= 2 * 116_195_328
 
 
 def test_a_model_without_convolutions_has_no_range():
     asked = Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=8)
     found = run_simulation(asked)
-    assert with_workspaces(found.segments, found.allocations) == (found.segments, found.allocations)
+    assert not any(request.optional for request in found.allocations.requests.values())
     assert found.record.memory is not None
     assert found.record.memory.peak_allocated_upper is None
     assert found.record.memory.peak_reserved_upper is None

@@ -91,3 +91,33 @@ def test_a_wrong_name_is_told_near_ones(wrong: str, near: str):
 
 def test_the_catalogue_needs_no_torch():
     subprocess.run([sys.executable, "-c", "import sys, scenarios.hardware; sys.exit('torch' in sys.modules)"], check=True)
+
+
+# Cores by the vendors' data sheets; a multiprocessor has 64 of them on T4, V100, A100 and MI300X, else 128.
+CORES = {
+    "rtx3060": 3_584,
+    "rtx3090": 10_496,
+    "rtx4090": 16_384,
+    "rtx5090": 21_760,
+    "t4": 2_560,
+    "v100-16": 5_120,
+    "v100-32": 5_120,
+    "a10": 9_216,
+    "l4": 7_424,
+    "l40s": 18_176,
+    "a100-40": 6_912,
+    "a100-80": 6_912,
+    "h100-80": 16_896,
+    "h200": 16_896,
+    "b200": 18_944,
+    "mi300x": 19_456,
+}
+
+
+@pytest.mark.parametrize("name", hardware.available())
+def test_multiprocessors_are_as_many_as_the_cores_on_the_data_sheet_make(name: str):
+    gpu = hardware.describe(name)
+    few = gpu.compute_capability in ((7, 0), (7, 5), (8, 0), (9, 4))
+    assert gpu.multiprocessors * (64 if few else 128) == CORES[name]
+    assert gpu.multiprocessors_source
+    assert gpu.threads_per_multiprocessor in (1024, 1536, 2048)

@@ -1,0 +1,185 @@
+"""What kernels of attention, sorting and norms request, judged by recordings and by sizes worked out by hand from ATen's sources."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from profiler.tracing.kernel_memory import sized_for
+from profiler.tracing.sorting import sort_pairs_bytes
+from profiler.tracing.trace import Recorder
+
+aten = torch.ops.aten
+MIB = 1 << 20
+
+
+def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None = None) -> list[int]:
+    """Bytes of each event of what `run` does to tensors on this GPU, negative for a free."""
+    recorder = Recorder(workspaces=(), answer_read_backs=True)
+    with recorder.phase("build"):
+        for tensor in tensors:
+            recorder.allocate(tensor, "input")
+    with recorder.phase("forward"):
+        kept = run(*tensors)
+    segments, allocations = sized_for(recorder.segments[1:], recorder.allocations, gpu)
+    del kept
+    nbytes = allocations.nbytes
+    return [nbytes[event] if event >= 0 else -nbytes[~event] for event in segments[0].events]
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return meta(*shape, dtype=torch.int64)
+
+
+# Recorded on GPUs: a gradient of 10,000 rows is summed by index_put, and its storage for sorting 14 bits.
+@pytest.mark.parametrize(("batch", "length", "storage"), [(4, 128, 1), (4, 256, 1), (4, 1024, 72_191), (32, 256, 138_751)])
+def test_adding_to_indexed_rows_takes_the_six_buffers_that_were_recorded(batch: int, length: int, storage: int):
+    indices = 8 * batch * length
+    found = stream(
+        lambda rows, index, values: aten._index_put_impl_(rows, [index], values, True, True),
+        meta(10_000, 64),
+        tokens(batch, length),
+        meta(batch, length, 64),
+    )
+    sort = [indices, indices, indices, storage, -storage, -indices, -indices, -indices]
+    assert found == [indices, indices, -indices, *sort, -indices]
+
+
+def test_values_that_are_repeated_for_each_index_are_laid_out_anew():
+    found = stream(lambda rows, index, value: aten.index_put_(rows, [index], value, True), meta(100, 16), tokens(40), meta(16))
+    assert 40 * 16 * 4 in found
+    assert sum(found) == 0
+
+
+def test_setting_indexed_rows_takes_nothing():
+    assert stream(lambda rows, index, values: aten.index_put_(rows, [index], values), meta(100, 16), tokens(40), meta(40, 16)) == []
+
+
+def test_a_sort_of_all_64_bits_has_eight_histograms():
+    # 10,000 pairs of longs: 8 x 256 x 8, 3 blocks of 3,840 with 256 x 4, keys and values again, 8 x 4 in 256, and 255 to align.
+    assert sort_pairs_bytes(10_000, 8, 64) == 16_384 + 3_072 + 2 * 80_128 + 256 + 255
+
+
+def embedding_backward(count: int) -> list[int]:
+    return stream(lambda grad, index: aten.embedding_dense_backward(grad, index, 50_257, -1, False), meta(1, count, 1600), tokens(1, count))
+
+
+def test_few_indices_of_an_embedding_are_not_sorted():
+    assert embedding_backward(3072) == [50_257 * 1600 * 4]
+
+
+def test_many_indices_of_an_embedding_are_sorted_before_the_gradient_and_summed_in_parts_after_it():
+    found = embedding_backward(8192)
+    longs = 8 * 8192
+    # 8 x 256 x 8, 3 blocks' counts of 1,024 bytes, keys and values, 256 and 255.
+    sort = 16_384 + 3_072 + 2 * longs + 256 + 255
+    assert found[:8] == [longs, longs, longs, sort, -sort, -longs, 50_257 * 1600 * 4, longs]
+    # Parts of ten rows, and one for each of at most 8,192 different indices.
+    assert 4 * (819 + 8192) * 1600 in found
+    assert sum(found) == 50_257 * 1600 * 4
+
+
+HEADS = (2, 4, 100, 48)
+
+
+def attention_backward(dtype: torch.dtype, shape: tuple[int, ...], gpu: str) -> list[int]:
+    batch, heads, length, width = shape
+
+    def run(query: torch.Tensor, saved: torch.Tensor, seed: torch.Tensor) -> object:
+        grad = query.new_empty(batch, length, heads, width).transpose(1, 2)
+        return aten._scaled_dot_product_efficient_attention_backward(
+            grad, query, query, query, None, query, saved, seed, seed, 0.0, [True, True, True, False], True
+        )
+
+    found = stream(run, meta(*shape, dtype=dtype), meta(batch, heads, length), tokens(), gpu=gpu)
+    # Without the gradient that was handed in, and those that came out.
+    nbytes = batch * heads * length * width * dtype.itemsize
+    assert found[:4] == [nbytes] * 4
+    assert found[-1] == -nbytes
+    return found[4:-1]
+
+
+def test_efficient_attention_in_float32_sums_the_output_times_its_gradient_and_keeps_gradients_in_blocks():
+    product, rows = 2 * 4 * 100 * 48 * 4, 2 * 4 * 100 * 4
+    # 2 blocks of 64 queries for 100, one of 64 columns for 48; 64 x 64 numbers and four ints each.
+    workspace = 2 * 4 * 2 * (64 * 64 + 4) * 4
+    expected = [product, rows, rows, -rows, -product, workspace, -rows, -workspace]
+    assert attention_backward(torch.float32, HEADS, "h100-80") == expected
+
+
+def test_efficient_attention_in_half_precision_works_its_sums_out_itself():
+    rows, workspace = 2 * 4 * 100 * 4, 2 * 4 * 2 * (64 * 64 + 4) * 4
+    assert attention_backward(torch.bfloat16, HEADS, "h100-80") == [rows, workspace, -rows, -workspace]
+
+
+def test_wide_heads_on_a_small_multiprocessor_keep_the_keys_gradients_in_float32():
+    rows = 2 * 4 * 256 * 4
+    # Blocks of 64 x 64: 4 blocks of queries by 2 of 128 columns; 4 parts of 64 keys by 128 columns for keys and for values.
+    queries, keys = 4 * 2 * (64 * 64 + 4), 4 * 64 * 128
+    small = 2 * 4 * (queries + 2 * keys) * 4
+    assert attention_backward(torch.float16, (2, 4, 256, 128), "rtx4090")[1] == small
+    # Blocks of 128 x 128 hold them in registers: 2 blocks of queries by one of columns.
+    large = 2 * 4 * 2 * (128 * 128 + 4) * 4
+    assert attention_backward(torch.float16, (2, 4, 256, 128), "a100-80") == [rows, large, -rows, -large]
+
+
+def flash_forward(batch: int, heads: int, length: int, gpu: str, dropout: float = 0.0) -> list[int]:
+    query = meta(batch, heads, length, 64, dtype=torch.bfloat16)
+    found = stream(lambda q: aten._scaled_dot_product_flash_attention(q, q, q, dropout, True), query, gpu=gpu)
+    return [size for size in found if abs(size) > 2 * query.nbytes or abs(size) == 4 * 4 * heads * length]
+
+
+def test_flash_attention_with_few_heads_splits_the_keys():
+    # 12 heads of 16 blocks of 64 queries on 132 x 2 places: 0.73 of a wave. Two parts fill 1.45 of 2 as well, three are as many
+    # blocks of 256 keys as two, four fill 2.91 of 3.
+    sums, outputs = 4 * 4 * 12 * 1024, 4 * 4 * 12 * 1024 * 64
+    assert flash_forward(1, 12, 1024, "h100-80") == [sums, outputs, -outputs, -sums]
+    # On 108 x 2 places 192 blocks fill more than 0.8 of a wave; and no kernel drops what it splits.
+    assert flash_forward(1, 12, 1024, "a100-80") == []
+    assert flash_forward(1, 12, 1024, "h100-80", 0.1) == []
+
+
+def test_the_layer_norm_of_many_short_rows_sums_its_gradients_in_two_passes():
+    rows, width = 131_072, 768
+
+    def run(grad: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> object:
+        return aten.native_layer_norm_backward(grad, grad, [width], mean, mean, weight, weight, [True, True, True])
+
+    found = stream(run, meta(rows, width), meta(rows, 1), meta(width), gpu="h100-80")
+    # 24 blocks of 32 columns, and so 32,768 / 24 rows of blocks.
+    part = 1365 * width * 4
+    # The rest is their sum: 1,365 rows, 768 outputs: 342 values a thread, 22 blocks of 16 values, 6 blocks across.
+    staged = 4 * 768 * 22 * 32 * 4
+    assert found == [rows * width * 4, width * 4, width * 4, part, part, staged, 24, -24, -staged, -part, -part]
+
+
+def test_the_layer_norm_of_fewer_rows_takes_nothing():
+    def run(grad: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> object:
+        return aten.native_layer_norm_backward(grad, grad, [768], mean, mean, weight, weight, [True, True, True])
+
+    assert len(stream(run, meta(65_536, 768), meta(65_536, 1), meta(768))) == 3
+
+
+def test_a_group_norm_takes_a_factor_and_an_offset_for_each_channel():
+    found = stream(lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5), meta(8, 64, 16, 16), meta(64))
+    assert found[3:] == [8 * 64 * 4] * 2 + [-8 * 64 * 4] * 2
+
+
+def test_a_group_norm_in_half_precision_takes_float32_statistics():
+    half = torch.bfloat16
+    found = stream(lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5), meta(8, 64, 16, 16, dtype=half), meta(64, dtype=half))
+    assert found[3:7] == [8 * 4 * 4] * 2 + [8 * 64 * 4] * 2
+
+
+def test_the_backward_pass_of_a_group_norm_takes_sums_of_channels_and_groups():
+    def run(x: torch.Tensor, mean: torch.Tensor, weight: torch.Tensor) -> object:
+        return aten.native_group_norm_backward(x, x, mean, mean, weight, 8, 64, 256, 4, [True, True, True])
+
+    found = stream(run, meta(8, 64, 16, 16), meta(8, 4), meta(64))
+    channels, groups = 8 * 64 * 4, 8 * 4 * 4
+    assert found[3:8] == [channels, channels, groups, groups, channels]
+    assert found[8:] == [-size for size in reversed(found[3:8])]
