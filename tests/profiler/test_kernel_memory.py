@@ -72,7 +72,7 @@ def test_attention_s_backward_pass_takes_float32_sums(dtype: torch.dtype, taken:
     with recorder.phase("build"):
         for tensor in (q, k, v):
             recorder.allocate(tensor, "input")
-    with cuda_kernels():
+    with cuda_kernels((8, 0)):
         with recorder.phase("forward"):
             out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
             loss = out.float().sum()
