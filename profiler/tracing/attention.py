@@ -166,26 +166,26 @@ def _math(
     what the softmax holds.
     """
     dtype = query.dtype
+    wide = query, key, value
     if dtype in _HALF and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
-        query, key, value = query.float(), key.float(), value.float()
+        # They are there until the end, as are the expanded ones.
+        wide = query.float(), key.float(), value.float()
     factor = math.sqrt(query.size(-1) ** -0.5 if scale is None else abs(scale))
-    query = query * (-factor if scale is not None and scale < 0 else factor)
+    scaled = wide[0] * (-factor if scale is not None and scale < 0 else factor)
     if is_causal:
         square = (query.size(-2), key.size(-2))
-        mask = _additive(torch.ones(square, dtype=torch.bool, device="meta").tril(), query.dtype)
-    if enable_gqa:
-        key, value = _repeated(key, query), _repeated(value, query)
-    weights = torch.matmul(query, key.transpose(-2, -1) * factor)
+        mask = _additive(torch.ones(square, dtype=torch.bool, device="meta").tril(), scaled.dtype)
+    expanded = (_repeated(tensor, query) for tensor in wide[1:]) if enable_gqa else wide[1:]
+    keys, values = expanded
+    weights = torch.matmul(scaled, keys.transpose(-2, -1) * factor)
     if mask is not None:
         weights.add_(mask)
     weights = _SafeSoftmax.apply(weights)
     if dropout > 0:
         weights = torch.dropout(weights, dropout, True)
     # The second output, which nothing takes, is made first.
-    returned = weights.to(dtype)
-    output = torch.matmul(weights, value).to(dtype)
-    del returned
-    return output
+    _unused = weights.to(dtype)
+    return torch.matmul(weights, values).to(dtype)
 
 
 def _repeated(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -206,12 +206,14 @@ class _SafeSoftmax(torch.autograd.Function):
         masked = torch.isneginf(scores)
         masked_rows = masked.all(-1, keepdim=True)
         zero = torch.scalar_tensor(0.0, dtype=weights.dtype, device=weights.device)
-        output = torch.where(masked_rows, zero, weights)
-        ctx.save_for_backward(output)
-        return output
+        torch.where(masked_rows, zero, weights, out=weights)
+        # C++ frees the last first.
+        del zero, masked_rows, masked
+        ctx.save_for_backward(weights)
+        return weights
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
         """Return the scores' gradient."""
-        (output,) = ctx.saved_tensors
-        return aten._softmax_backward_data(gradients[0], output, -1, output.dtype)
+        (weights,) = ctx.saved_tensors
+        return aten._softmax_backward_data(gradients[0], weights, -1, weights.dtype)
