@@ -31,7 +31,7 @@ def attend(
     enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Run the operations that CUDA would run on a GPU of this compute capability."""
-    _validate(query, key, value, attn_mask, is_causal)
+    _validate(query, key, value, attn_mask)
     call = Call(
         query=Operand.of(query),
         key=Operand.of(key),
@@ -100,7 +100,6 @@ def _validate(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    is_causal: bool,
 ) -> None:
     """Refuse what validate_sdpa_input refuses and no operation behind it would."""
     dtypes = [tensor.dtype for tensor in (query, key, value)]
@@ -109,8 +108,6 @@ def _validate(
         raise RuntimeError(f"query, key and value must have one dtype, got {found}")
     if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
         raise RuntimeError(f"attn_mask must be bool, float32 or {query.dtype}, got {mask.dtype}")
-    if mask is not None and is_causal:
-        raise RuntimeError("attn_mask must be None with is_causal=True, got both")
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
@@ -172,6 +169,8 @@ def _math(
         wide = query.float(), key.float(), value.float()
     factor = math.sqrt(query.size(-1) ** -0.5 if scale is None else abs(scale))
     scaled = wide[0] * (-factor if scale is not None and scale < 0 else factor)
+    if is_causal and mask is not None:
+        raise RuntimeError("the math kernel takes attn_mask or is_causal=True, got both")
     if is_causal:
         square = (query.size(-2), key.size(-2))
         mask = _additive(torch.ones(square, dtype=torch.bool, device="meta").tril(), scaled.dtype)
