@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from scenarios import Scenario
+from scenarios import Scenario, hardware
 from scenarios.workpiece import Workpiece, build
 
 from ..accumulating import keeps_gradients, simulated_draws, simulated_step
@@ -19,6 +19,7 @@ from ..iteration import Iteration
 from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
+from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.trace import Allocations, Phase, Recorder, Segment
 from ..tracing.values import with_value
 
@@ -82,8 +83,21 @@ class OptimizerTrace:
 def without_optimizer(scenario: Scenario) -> Scenario:
     """The scenario with every field at its default that the model's trace does not depend on."""
     usual = Scenario(model=scenario.model)
-    names = ("optimizer", "options", "implementation", "device", "gpu", "alloc_conf")
-    return replace(scenario, **{name: getattr(usual, name) for name in names})
+    names = ("optimizer", "options", "implementation", "device", "alloc_conf")
+    defaults = {name: getattr(usual, name) for name in names}
+    return replace(scenario, **defaults, gpu=_first_alike(scenario.gpu))
+
+
+def _first_alike(gpu: str | None) -> str | None:
+    """Return the first GPU with this one's compute capability; None for what is assumed without one."""
+    wanted = _capability(gpu)
+    if wanted == USUAL_DEVICE.compute_capability:
+        return None
+    return next(name for name in hardware.available() if _capability(name) == wanted)
+
+
+def _capability(gpu: str | None) -> tuple[int, int]:
+    return device_of(gpu).compute_capability
 
 
 def trace_model(scenario: Scenario) -> ModelTrace:
@@ -188,7 +202,7 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
         return recorder.phase("forward", "activation") if name == "forward" else recorder.phase(cast(Phase, name))
 
     found = []
-    with cuda_kernels(), cuda_autocast() if scenario.amp else nullcontext():
+    with cuda_kernels(_capability(scenario.gpu)), cuda_autocast() if scenario.amp else nullcontext():
         iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
         draws = simulated_draws(scenario)
         for number in range(1, scenario.steps * draws + 1):

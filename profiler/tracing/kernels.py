@@ -1,7 +1,11 @@
-"""The kernels that CUDA would pick where a meta tensor would get others: attention, dropout, lists of tensors at once, fused optimizers."""
+"""The kernels that CUDA picks where a meta tensor would get others.
+
+Attention, grouped matrix products, dropout, lists of tensors at once, fused optimizers.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 from unittest import mock
@@ -9,18 +13,27 @@ from unittest import mock
 import torch
 from torch.utils import _foreach_utils
 
-_HALF = (torch.bfloat16, torch.float16)
+from .attention import attend, cudnn_attention
+from .attention_backend import Capability
+from .grouped_mm import grouped_mm
 
 
 @contextmanager
-def cuda_kernels() -> Iterator[None]:
-    """Inside, meta tensors take CUDA's path through `scaled_dot_product_attention` and `dropout`, forward and backward.
+def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[None]:
+    """Inside, meta tensors take CUDA's path on a GPU of this compute capability.
 
-    Attention: flash for half precision without a mask, memory-efficient otherwise. Dropout keeps a mask of one byte an element.
+    That is the path through `scaled_dot_product_attention`, `grouped_mm` and `dropout`, forward and
+    backward. Dropout keeps a mask of one byte an element.
     """
     library = torch.library.Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
+    library.impl("scaled_dot_product_attention", partial(attend, capability), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
+    # In the place of torch's own.
+    for name, kernel in (
+        ("_scaled_dot_product_cudnn_attention", cudnn_attention),
+        ("_grouped_mm", grouped_mm),
+    ):
+        library.impl(name, kernel, "Meta", allow_override=True)
     try:
         with foreach_on_meta():
             yield
@@ -34,28 +47,6 @@ def foreach_on_meta() -> Iterator[None]:
     devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
     with mock.patch.object(_foreach_utils, "_get_foreach_kernels_supported_devices", return_value=devices):
         yield
-
-
-def _attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    if query.dtype in _HALF and attn_mask is None:
-        return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-    if enable_gqa:
-        # The memory-efficient kernel wants as many key and value heads as query heads.
-        key, value = (tensor.repeat_interleave(query.size(-3) // tensor.size(-3), -3) for tensor in (key, value))
-    for_backward = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
-    return torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, value, attn_mask, for_backward, dropout_p, is_causal, scale=scale
-    )[0]
 
 
 def _dropout(tensor: torch.Tensor, p: float, train: bool) -> torch.Tensor:

@@ -7,6 +7,7 @@ import pytest
 from profiler import Memory, simulate
 from profiler.simulating.replay import replay
 from profiler.simulating.simulation import run_simulation
+from profiler.simulating.training import without_optimizer
 from scenarios import Scenario
 
 MIB = 1 << 20
@@ -92,3 +93,15 @@ def test_gpt2_xl_peaks_where_an_earlier_trial_found_it(optimizer: str, activatio
     assert whole is not None
     assert whole.peak_allocated is not None
     assert counted.peak_allocated <= whole.peak_allocated <= 1.005 * counted.peak_allocated
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [("h100-80", True), ("h200", True), ("t4", False)])
+def test_a_gpu_of_the_usual_capability_shares_the_trace_that_has_none(gpu: str, expected: bool):
+    asked = Scenario(model="gpt2", gpu=gpu)
+    assert (without_optimizer(asked) == without_optimizer(replace(asked, gpu=None))) is expected
+
+
+def test_flash_attention_keeps_a_random_state_and_a_t4_has_none_of_it():
+    flash, efficient = (memory(amp="fp16", sequence_length=32, gpu=gpu) for gpu in ("a100-40", "t4"))
+    layers, blocks = 2, 2  # the state and a number that nothing uses
+    assert flash.peak_by_phase["forward"] - efficient.peak_by_phase["forward"] == layers * blocks * 512
