@@ -39,6 +39,17 @@ SETUPS: tuple[dict[str, Any], ...] = (
     # Four layers of Llama2-7B hold 1.07 billion parameters.
     {"model": "llama2-7b", "config": {"num_hidden_layers": 4}, "dtype": "bf16"},
 )
+# What the setups have not: settings of the allocator, ways of training, and memory that runs out on every GPU of the catalogue.
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2_fp32_adamw_foreach_expandable_segments-True": {"model": "gpt2", "alloc_conf": "expandable_segments:True"},
+    "gpt2_fp32_adamw_foreach_two-micro-batches_clipped": {"model": "gpt2", "micro_batches": 2, "max_grad_norm": 1.0},
+    "gpt2_amp-fp16_adamw_foreach_clipped": {"model": "gpt2", "amp": "fp16", "max_grad_norm": 1.0},
+    "gpt2_fp32_adamw_foreach_gradients-kept": {"model": "gpt2", "set_to_none": False},
+    "gpt2_fp32_adamw_foreach_eager": {"model": "gpt2", "attention": "eager"},
+    "gpt2_fp32_adamw_foreach_eight-sequences": {"model": "gpt2", "batch_size": 8},
+    "llama2-7b_fp32_adamw_foreach": {"model": "llama2-7b", "config": {"num_hidden_layers": 4}},
+    "gpt2-xl_fp32_sgd_foreach_out-of-memory": {"model": "gpt2-xl", "optimizer": "sgd", "batch_size": 48},
+}
 
 
 def listed() -> dict[str, Scenario]:
@@ -50,14 +61,12 @@ def listed() -> dict[str, Scenario]:
         if not (checkpointing and setup["model"] == "resnet50")
         for optimizer in OPTIMIZERS
     ]
-    found.append(Scenario(device="cuda", model="gpt2", alloc_conf="expandable_segments:True"))
-    return {_name(scenario): scenario for scenario in found}
+    return {_name(scenario): scenario for scenario in found} | {name: Scenario(device="cuda", **other) for name, other in OTHERS.items()}
 
 
 def _name(scenario: Scenario) -> str:
     parts = [scenario.model, f"amp-{scenario.amp}" if scenario.amp else scenario.dtype, scenario.optimizer, scenario.implementation]
     parts += ["checkpointing"] if scenario.checkpointing else []
-    parts += [scenario.alloc_conf.replace(":", "-").replace(",", "-")] if scenario.alloc_conf else []
     return "_".join(parts)
 
 
@@ -192,6 +201,17 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
+    """Return the driver's version, from NVML or, without nvidia-ml-py, from nvidia-smi, which takes longer."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:
+        return _driver_of_smi()
+
+
+def _driver_of_smi() -> str | None:
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
@@ -205,7 +225,8 @@ def _nvml_used() -> int | None:
 
     try:
         return torch.cuda.device_memory_used()
-    except (ImportError, AttributeError, RuntimeError):
+    except Exception:
+        # NVML's errors are of its own kind, and none of them is worth a recording.
         return None
 
 

@@ -242,8 +242,8 @@ def test_a_block_that_waits_for_another_stream_is_refused():
 
 def test_the_list_to_record_covers_what_the_simulator_is_asked_for():
     listed = load("record").listed()
-    # Thirteen setups with seven optimizers each, twice but for the ResNet, and one with expandable segments.
-    assert len(listed) == 13 * 7 * 2 - 7 + 1
+    # Thirteen setups with seven optimizers each, twice but for the ResNet, and eight others.
+    assert len(listed) == 13 * 7 * 2 - 7 + 8
     assert {scenario.device for scenario in listed.values()} == {"cuda"}
     precisions = {(scenario.dtype, scenario.amp) for scenario in listed.values() if scenario.model == "gpt2-medium"}
     assert precisions == {("fp32", None), ("bf16", None), ("fp32", "bf16"), ("fp32", "fp16")}
