@@ -34,7 +34,8 @@ class Peak:
     @property
     def is_met(self) -> bool:
         """Return whether the deviation is within the worst that is allowed."""
-        return -MOST_LOW <= self.off <= WORST_OFF[self.name]
+        difference = self.simulated - self.recorded
+        return -MOST_LOW * self.recorded <= difference <= WORST_OFF[self.name] * self.recorded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -42,15 +43,29 @@ LEAST_SECONDS = 2.0
 class Campaign:
     """One run: its journal, its children, its time."""
 
-    def __init__(self, folder: Path, seconds: float, scratch: Path, *, rehearse: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        seconds: float,
+        scratch: Path,
+        *,
+        rehearse: bool = False,
+        most: int | None = None,
+    ) -> None:
         self.journal = Journal(folder)
         self.budget = Budget(seconds, SHARES, START)
-        self.rehearse = rehearse
+        self.most = most
         self.children = Children(self.journal, scratch, rehearse=rehearse)
 
     def say(self, words: str) -> None:
         """Print a line of progress."""
         print(f"{self.budget.elapsed:7.1f} s  {words}", flush=True)
+
+    def load(self) -> None:
+        """Load torch before any stage's time begins."""
+        self.children.probe()
+        way = "forks a child for each job" if self.children.forks else "loads torch for each job"
+        self.say(f"loaded torch; {way}")
 
     def stage(self, name: str, run: Callable[["Campaign", float], None]) -> None:
         """Run one stage until its deadline, whatever it raises."""
@@ -68,7 +83,7 @@ class Campaign:
     def run_jobs(self, jobs: Iterable[Job], end: float) -> None:
         """Run jobs until the deadline; those for which no time is left are noted by number."""
         left_out = 0
-        for job in jobs:
+        for job in islice(jobs, self.most):
             seconds = min(job.limit, end - time.monotonic())
             if seconds < LEAST_SECONDS:
                 left_out += 1
@@ -108,6 +123,7 @@ def main() -> int:
     parser.add_argument(
         "--only", default="", metavar="STAGES", help=f"of {', '.join(SHARES)}, by commas"
     )
+    parser.add_argument("--most", type=int, metavar="N", help="jobs of each stage; all unless said")
     parser.add_argument("--rehearse", action="store_true", help="tiny scenarios on a stand-in")
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -117,9 +133,12 @@ def main() -> int:
             f"no stage is named {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}"
         )
     with TemporaryDirectory() as scratch:
-        campaign = Campaign(asked.out, asked.seconds, Path(scratch), rehearse=asked.rehearse)
+        campaign = Campaign(
+            asked.out, asked.seconds, Path(scratch), rehearse=asked.rehearse, most=asked.most
+        )
         campaign.journal.note("campaign", seconds=asked.seconds, rehearsed=asked.rehearse)
         try:
+            campaign.load()
             for name, run in STAGES.items():
                 if name in wanted:
                     campaign.stage(name, run)

@@ -35,15 +35,16 @@ class Job:
 
 
 class Children:
-    """Runs jobs one after another; a zygote that is gone is started again."""
+    """Runs jobs one after another; a zygote that is gone is started again.
 
-    def __init__(
-        self, journal: Journal, scratch: Path, *, rehearse: bool, forks: bool = True
-    ) -> None:
+    `forks` is false where a fork cannot use CUDA: each job then has a process that loads torch.
+    """
+
+    def __init__(self, journal: Journal, scratch: Path, *, rehearse: bool) -> None:
         self._journal = journal
         self._log = scratch / "child.log"
         self._rehearse = rehearse
-        self._forks, self._probed = forks, False
+        self.forks, self._probed = True, False
         self._process: subprocess.Popen[bytes] | None = None
         self._loaded = False
         self._buffer = b""
@@ -61,7 +62,7 @@ class Children:
             "TOKENIZERS_PARALLELISM": "false",
         }
         script = Path(__file__).with_name("zygote.py")
-        options = ["--rehearse"] * self._rehearse + ["--alone"] * (not self._forks)
+        options = ["--rehearse"] * self._rehearse + ["--alone"] * (not self.forks)
         self._process = subprocess.Popen(
             [sys.executable, str(script), str(self._journal.folder), *options],
             stdin=subprocess.PIPE,
@@ -74,19 +75,20 @@ class Children:
     def run(self, job: Job, seconds: float) -> str:
         """Run one job for at most so many seconds; one word or line on how it ended."""
         start = time.monotonic()
-        if self._forks and not self._probed:
-            self._probe()
+        self.probe()
         ended = self._run(job, seconds)
         tail = {} if ended == "ok" else {"log": self._tail()}
         self._journal.note("ended", name=job.name, how=ended, seconds=_since(start), **tail)
         return ended
 
-    def _probe(self) -> None:
-        """Find out whether a fork can use CUDA; if not, load torch for each job instead."""
+    def probe(self) -> None:
+        """Find out, once, whether a fork can use CUDA; if not, load torch for each job instead."""
+        if self._probed or not self.forks:
+            return
         self._probed = True
         ended = self._run(Job(name="probe", task="probe"), PROBE_SECONDS)
         if ended != "ok":
-            self._forks = False
+            self.forks = False
             self._journal.note(
                 "zygote", problem=f"a fork cannot use CUDA: {ended}", log=self._tail()
             )
@@ -119,7 +121,7 @@ class Children:
         except (EOFError, OSError) as error:
             self.end()
             return f"lost its zygote: {error!r}"
-        if not self._forks:
+        if not self.forks:
             self.end()
         return "ok" if status == 0 else f"status {status}"
 
@@ -140,7 +142,7 @@ class Children:
 
     def _kill(self, pid: int) -> None:
         """End a child that takes too long, and the zygote where the child does not go."""
-        if pid and self._forks:
+        if pid and self.forks:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             with suppress(TimeoutError, EOFError):

@@ -160,6 +160,7 @@ def mechanisms() -> dict[str, set[str]]:
         tags = [scenario.model, scenario.dtype, scenario.optimizer, scenario.implementation]
         tags += [f"amp {scenario.amp}"] if scenario.amp else []
         tags += ["checkpointing"] if scenario.checkpointing else []
+        tags += [scenario.alloc_conf] if scenario.alloc_conf else []
         tags += [name.rpartition("_")[2]] if name in OTHERS else []
         for tag in tags:
             found.setdefault(tag, set()).add(name)
