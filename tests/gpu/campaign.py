@@ -24,7 +24,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent.parent), str(HERE.parent / "golden")]
 import gpu_tests  # noqa: E402
 import plan  # noqa: E402
 from budget import Budget  # noqa: E402
-from children import Children, Job  # noqa: E402
+from children import Children, Job, NoDeviceError  # noqa: E402
 from journal import Journal  # noqa: E402
 
 # Of the seconds that are left, what a stage gets beside those that follow it.
@@ -112,7 +112,7 @@ STAGES: dict[str, Callable[[Campaign, float], None]] = {
 
 
 def main() -> int:
-    """Run the stages and leave the folder; 0 even where some of them failed."""
+    """Run the stages and leave the folder; 0 even where some of them failed, 1 without a device."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,6 +142,9 @@ def main() -> int:
             for name, run in STAGES.items():
                 if name in wanted:
                     campaign.stage(name, run)
+        except NoDeviceError as error:
+            print(error, file=sys.stderr)
+            return 1
         finally:
             campaign.children.end()
         campaign.say("done")

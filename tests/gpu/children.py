@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from journal import Journal
+from zygote import NO_RESULT
 
 LOAD_SECONDS = 120.0
 PROBE_SECONDS = 30.0
@@ -32,6 +33,10 @@ class Job:
     task: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     limit: float = 20.0
+
+
+class NoDeviceError(RuntimeError):
+    """CUDA cannot be used on this machine."""
 
 
 class Children:
@@ -82,7 +87,10 @@ class Children:
         return ended
 
     def probe(self) -> None:
-        """Find out, once, whether a fork can use CUDA; if not, load torch for each job instead."""
+        """Find out, once, whether a fork can use CUDA; if not, load torch for each job instead.
+
+        NoDeviceError where no process can.
+        """
         if self._probed or not self.forks:
             return
         self._probed = True
@@ -123,7 +131,8 @@ class Children:
             return f"lost its zygote: {error!r}"
         if not self.forks:
             self.end()
-        return "ok" if status == 0 else f"status {status}"
+        words = {0: "ok", NO_RESULT: "no result, as its record says"}
+        return words.get(status, f"status {status}")
 
     def _send(self, job: Job) -> int:
         """Hand the job over and return its child's process id."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import plan
 import pytest
+import torch
 from budget import Budget
 from campaign import SHARES, STAGES, Campaign
 from children import Children, Job
@@ -64,6 +65,14 @@ def test_the_folder_has_few_files_of_plain_names(rehearsed: Path):
     assert len(files) <= MOST_FILES
     assert all(path.is_file() and path.stat().st_size <= MOST_BYTES for path in files)
     assert all(set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for path in files)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_without_a_gpu_the_campaign_ends_at_once_and_says_why(tmp_path: Path):
+    done = run("campaign.py", "--out", tmp_path, "--seconds", 100)
+    assert done.returncode == 1
+    assert done.stderr.startswith("no process can use CUDA: ")
+    assert Result(tmp_path).of_kind("stage") == []
 
 
 def test_a_rehearsal_is_absorbed_and_meets_its_own_simulation(rehearsed: Path, tmp_path: Path):

@@ -32,6 +32,8 @@ LOADED = (
     "tasks",
 )
 _PR_SET_PDEATHSIG = 1
+# The status of a job whose record says that its scenario came to nothing.
+NO_RESULT = 2
 
 
 def main() -> int:
@@ -94,7 +96,8 @@ def work(job: dict[str, Any], journal: Journal) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    return 0
+    ok = not isinstance(found, dict) or found.get("outcome", "ok") == "ok"
+    return 0 if ok else NO_RESULT
 
 
 def _print_to(log: str) -> None:
