@@ -16,8 +16,8 @@ from typing import Any
 from journal import Journal
 from zygote import NO_RESULT
 
-LOAD_SECONDS = 120.0
-PROBE_SECONDS = 30.0
+# Seconds for a first kernel, with the time in which torch loads from a cold disk.
+PROBE_SECONDS = 120.0
 # Seconds for a child that was killed to be gone, and for a fork.
 GRACE_SECONDS = 10.0
 _LOG_TAIL = 3000
@@ -94,13 +94,20 @@ class Children:
         if self._probed or not self.forks:
             return
         self._probed = True
-        ended = self._run(Job(name="probe", task="probe"), PROBE_SECONDS)
-        if ended != "ok":
-            self.forks = False
-            self._journal.note(
-                "zygote", problem=f"a fork cannot use CUDA: {ended}", log=self._tail()
-            )
-            self.end()
+        probe = Job(name="probe", task="probe")
+        ended = self._run(probe, PROBE_SECONDS)
+        if ended == "ok":
+            return
+        self._journal.note("zygote", problem=f"a fork cannot use CUDA: {ended}", log=self._tail())
+        self.end()
+        self.forks = False
+        for _ in range(2):
+            # Twice: a device that is refused by mistake would cost all that could come of it.
+            ended = self._run(probe, PROBE_SECONDS)
+            if ended == "ok":
+                return
+        last = self._tail().strip().splitlines()[-1:] or [ended]
+        raise NoDeviceError(f"no process can use CUDA: {last[0]}")
 
     def end(self) -> None:
         """End the zygote and whatever child it has; a second time does nothing."""
@@ -115,17 +122,20 @@ class Children:
         self._process = None
 
     def _run(self, job: Job, seconds: float) -> str:
-        pid = 0
+        pid, end = 0, time.monotonic() + seconds
         try:
             self.load()
             if not self._loaded:
-                self._journal.note("zygote", **self._answer(LOAD_SECONDS))
+                self._journal.note("zygote", **self._answer(seconds))
                 self._loaded = True
             pid = self._send(job)
-            status = self._answer(seconds)["status"]
+            status = self._answer(end - time.monotonic())["status"]
         except TimeoutError:
+            if not self._loaded:
+                # It goes on loading, for the next job.
+                return "did not start"
             self._kill(pid)
-            return f"killed after {seconds:.0f} s" if pid else "did not start"
+            return f"killed after {seconds:.0f} s"
         except (EOFError, OSError) as error:
             self.end()
             return f"lost its zygote: {error!r}"

@@ -9,12 +9,15 @@ import torch
 from place import PLACE
 from torch.nn import functional
 
+from profiler.environment import environment
+
 MIB = 1 << 20
 
 
 def device(say: Any) -> None:
     """Note versions and what torch says of the device."""
     say("torch", {"version": torch.__version__, "cuda": torch.version.cuda})
+    say.attempt("environment", environment, 0)
     say.attempt("cudnn", torch.backends.cudnn.version)
     say.attempt("properties", _properties)
     say.attempt("capability", lambda: list(torch.cuda.get_device_capability()))

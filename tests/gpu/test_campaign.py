@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import campaign
 import plan
 import pytest
-import torch
 from budget import Budget
 from campaign import SHARES, STAGES, Campaign
 from children import Children, Job
@@ -67,11 +67,20 @@ def test_the_folder_has_few_files_of_plain_names(rehearsed: Path):
     assert all(set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for path in files)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
-def test_without_a_gpu_the_campaign_ends_at_once_and_says_why(tmp_path: Path):
-    done = run("campaign.py", "--out", tmp_path, "--seconds", 100)
-    assert done.returncode == 1
-    assert done.stderr.startswith("no process can use CUDA: ")
+def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    tried: list[str] = []
+
+    def fails(_: Children, job: Job, seconds: float) -> str:
+        tried.append(f"{job.name}, {seconds:.0f} s")
+        return "status 1"
+
+    monkeypatch.setattr(Children, "_run", fails)
+    monkeypatch.setattr(sys, "argv", ["campaign.py", "--out", str(tmp_path)])
+    assert campaign.main() == 1
+    assert tried == ["probe, 120 s"] * 3
+    assert capsys.readouterr().err == "no process can use CUDA: status 1\n"
     assert Result(tmp_path).of_kind("stage") == []
 
 
@@ -117,13 +126,13 @@ def test_a_campaign_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: P
 def test_a_stage_that_raises_leaves_its_traceback_and_the_next_begins(tmp_path: Path):
     entered = []
 
-    def fails(campaign: Campaign, end: float) -> None:
-        del campaign, end
+    def fails(run: Campaign, end: float) -> None:
+        del run, end
         raise RuntimeError("the device is gone")
 
-    campaign = Campaign(tmp_path, 10, tmp_path, rehearse=True)
-    campaign.stage("constants", fails)
-    campaign.stage("recordings", lambda *_: entered.append("recordings"))
+    whole = Campaign(tmp_path, 10, tmp_path, rehearse=True)
+    whole.stage("constants", fails)
+    whole.stage("recordings", lambda *_: entered.append("recordings"))
     assert entered == ["recordings"]
     (failed,) = Result(tmp_path).of_kind("failed")
     assert "RuntimeError: the device is gone" in failed["traceback"]
