@@ -152,7 +152,9 @@ def write_comparison(
     say("|---|---|---|---|---|---|---|")
     rows = compare_records(result.records, result.gpu, bandwidth, say)
     say("\n## Marks\n")
-    met = all(one.is_met for one in compared) and len(compared) == len(recordings)
+    # Nothing to judge meets no mark.
+    met = bool(compared) and len(compared) == len(recordings)
+    met = met and all(one.is_met for one in compared)
     say(f"- {sum(one.is_met for one in compared)} of {len(recordings)} recordings meet theirs")
     for mark in marks(compared):
         words = (
@@ -160,9 +162,12 @@ def write_comparison(
         )
         say(f"- peak {mark['name']}, {mark['count']}: {words}: {_met(mark['met'])}")
         met = met and mark["met"]
-    if times := against.time_marks(rows):
+    times = against.time_marks(rows)
+    met = met and times is not None and times[2]
+    if times is None:
+        say("- step times: none to judge")
+    else:
         say(f"- step times: median {times[0]:.1%}, worst {times[1]:.1%}: {_met(times[2])}")
-        met = met and times[2]
     say("\n## What failed\n")
     for failure in result.failures():
         say(f"- {failure}")

@@ -46,7 +46,7 @@ class Children:
     """
 
     def __init__(self, journal: Journal, scratch: Path, *, rehearse: bool) -> None:
-        self._journal = journal
+        self.journal = journal
         self._log = scratch / "child.log"
         self._rehearse = rehearse
         self.forks, self._probed = True, False
@@ -69,7 +69,7 @@ class Children:
         script = Path(__file__).with_name("zygote.py")
         options = ["--rehearse"] * self._rehearse + ["--alone"] * (not self.forks)
         self._process = subprocess.Popen(
-            [sys.executable, str(script), str(self._journal.folder), *options],
+            [sys.executable, str(script), str(self.journal.folder), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -83,7 +83,7 @@ class Children:
         self.probe()
         ended = self._run(job, seconds)
         tail = {} if ended == "ok" else {"log": self._tail()}
-        self._journal.note("ended", name=job.name, how=ended, seconds=_since(start), **tail)
+        self.journal.note("ended", name=job.name, how=ended, seconds=_since(start), **tail)
         return ended
 
     def probe(self) -> None:
@@ -98,7 +98,7 @@ class Children:
         ended = self._run(probe, PROBE_SECONDS)
         if ended == "ok":
             return
-        self._journal.note("zygote", problem=f"a fork cannot use CUDA: {ended}", log=self._tail())
+        self.journal.note("zygote", problem=f"a fork cannot use CUDA: {ended}", log=self._tail())
         self.end()
         self.forks = False
         for _ in range(2):
@@ -126,7 +126,7 @@ class Children:
         try:
             self.load()
             if not self._loaded:
-                self._journal.note("zygote", **self._answer(seconds))
+                self.journal.note("zygote", **self._answer(seconds))
                 self._loaded = True
             pid = self._send(job)
             status = self._answer(end - time.monotonic())["status"]

@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+import absorb
 import campaign
 import plan
 import pytest
 from budget import Budget
 from campaign import SHARES, STAGES, Campaign
 from children import Children, Job
+from derived import derive
 from journal import MOST_BYTES, MOST_FILES, Journal
 from record import listed
 from result import Result
@@ -38,9 +40,9 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a campaign of two jobs a stage."""
+    """The folder of a campaign of one job a stage."""
     folder = tmp_path_factory.mktemp("campaign") / "out"
-    done = run("campaign.py", "--out", folder, "--seconds", 200, "--most", 2, "--rehearse")
+    done = run("campaign.py", "--out", folder, "--seconds", 200, "--most", 1, "--rehearse")
     assert done.returncode == 0, done.stderr
     assert "done" in done.stdout.splitlines()[-1]
     return folder
@@ -51,12 +53,12 @@ def test_every_stage_is_entered_and_all_of_its_jobs_end_well(rehearsed: Path):
     assert [line["name"] for line in result.of_kind("stage")] == list(STAGES)
     assert [line["name"] for line in result.of_kind("stage ended")] == list(STAGES)
     ended = result.of_kind("ended")
-    assert len(ended) == 2 * (len(STAGES) - 1)
+    assert len(ended) == len(STAGES) - 1
     assert {line["how"] for line in ended} == {"ok"}
     assert {line["status"] for line in result.of_kind("tests")} == {0}
     assert {record.outcome for record in result.records} == {"ok"}
-    assert len(result.records) == 4
-    assert len(list(result.recordings())) == 4
+    assert len(result.records) == 2
+    assert len(list(result.recordings())) == 2
     assert result.gpu == "h100-80"
 
 
@@ -93,18 +95,34 @@ def test_a_rehearsal_is_absorbed_and_meets_its_own_simulation(rehearsed: Path, t
     assert {path.name.removesuffix(".json.xz") for path in (tmp_path / "golden").iterdir()} == names
     folder = tmp_path / "results" / "h100-80"
     comparison = (folder / "comparison.md").read_text()
-    assert "4 of 4 recordings meet theirs" in comparison
-    assert "peak allocated, 4: median 0.000%, worst 0.000%, lowest +0.000%: met" in comparison
+    assert "2 of 2 recordings meet theirs" in comparison
+    assert "peak allocated, 2: median 0.000%, worst 0.000%, lowest +0.000%: met" in comparison
     assert "MISSED" in comparison
     assert (folder / "report.html").is_file()
     assert json.loads((folder / "constants.json").read_text())["compute_capability"] == [9, 0]
     assert "multiprocessors=132," in done.stdout
 
 
-def test_a_rehearsal_never_goes_into_the_repository(rehearsed: Path):
-    done = run("absorb.py", rehearsed)
-    assert done.returncode == 2
-    assert "this is a rehearsal" in done.stderr
+def test_a_campaign_that_was_cut_off_at_once_is_absorbed_and_meets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Journal(tmp_path).note("campaign", seconds=480, rehearsed=False)
+    (tmp_path / "recordings-1.jsonl").write_text('{"name": "gpt2", "xz": "cut o')
+    places = ["--golden", str(tmp_path / "golden"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["absorb.py", str(tmp_path), *places])
+    assert absorb.main() == 1
+    printed = capsys.readouterr().out
+    assert "0 of 0 recordings meet theirs" in printed
+    assert "step times: none to judge" in printed
+    assert list((tmp_path / "golden").iterdir()) == []
+
+
+def test_a_rehearsal_never_goes_into_the_repository(
+    rehearsed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["absorb.py", str(rehearsed)])
+    assert absorb.main() == 2
+    assert "this is a rehearsal" in capsys.readouterr().err
 
 
 def test_a_campaign_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: Path):
@@ -139,30 +157,46 @@ def test_a_stage_that_raises_leaves_its_traceback_and_the_next_begins(tmp_path: 
     assert Result(tmp_path).failures() == ["constants: RuntimeError: the device is gone"]
 
 
-@pytest.fixture
-def children(tmp_path: Path) -> Iterator[Children]:
-    made = Children(Journal(tmp_path), tmp_path, rehearse=True)
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
+    """Children that share a zygote."""
+    folder = tmp_path_factory.mktemp("children")
+    made = Children(Journal(folder), folder, rehearse=True)
     yield made
     made.end()
 
 
-def test_where_a_fork_cannot_use_cuda_each_job_loads_torch(children: Children, tmp_path: Path):
-    children.forks = False
-    assert children.run(Job(name="works", task="record", arguments=TINY), 60) == "ok"
-    assert [name for name, _ in Result(tmp_path).recordings()] == ["works"]
-    assert [line["name"] for line in Result(tmp_path).of_kind("done")] == ["works"]
-
-
-def test_a_job_that_fails_or_hangs_costs_only_itself(children: Children, tmp_path: Path):
+def test_a_job_that_fails_or_hangs_costs_only_itself(children: Children):
     unknown = {"scenario": {**TINY["scenario"], "optimizer": "no-such-thing"}}
     assert children.run(Job(name="fails", task="record", arguments=unknown), 60) == "status 1"
     slow = {**TINY, "seconds": 600.0}
     assert children.run(Job(name="hangs", task="measure", arguments=slow), 0.1).startswith("killed")
     assert children.run(Job(name="works", task="record", arguments=TINY), 60) == "ok"
-    result = Result(tmp_path)
-    (failed,) = result.of_kind("failed")
+    result = Result(children.journal.folder)
+    (failed,) = (line for line in result.of_kind("failed") if line["name"] == "fails")
     assert "no optimizer is named 'no-such-thing'" in failed["traceback"]
     assert [name for name, _ in result.recordings()] == ["works"]
+
+
+def test_every_group_of_constants_is_measured_but_for_what_only_a_driver_knows(children: Children):
+    for job in plan.constants():
+        assert children.run(job, 60) == "ok"
+    result = Result(children.journal.folder)
+    assert set(result.constants) == set(plan.CONSTANTS)
+    failed = {line["name"] for line in result.of_kind("failed")} - {"fails"}
+    assert failed <= {"device, cudnn", "device, nvidia-smi", "context, used before"}
+    constants = derive(result.constants)
+    wanted = {"copy_bandwidth", "launch_seconds", "foreach_seconds_per_tensor", "item_seconds"}
+    wanted |= {"kernel_gap_seconds", "workspace_bytes", "small_steps", "staging_bytes", "attention"}
+    assert wanted <= set(constants)
+
+
+def test_where_a_fork_cannot_use_cuda_each_job_loads_torch(tmp_path: Path):
+    children = Children(Journal(tmp_path), tmp_path, rehearse=True)
+    children.forks = False
+    assert children.run(Job(name="works", task="record", arguments=TINY), 60) == "ok"
+    assert [name for name, _ in Result(tmp_path).recordings()] == ["works"]
+    assert [line["name"] for line in Result(tmp_path).of_kind("done")] == ["works"]
 
 
 def test_a_line_that_was_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path: Path):
