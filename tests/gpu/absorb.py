@@ -100,7 +100,10 @@ def write_records(records: list[Record], folder: Path) -> None:
         return
     lines = "".join(f"{record.to_json()}\n" for record in records)
     (folder / "records.jsonl").write_text(lines, encoding="utf-8")
-    print(f"{len(records)} records: {write_report(folder)}")
+    try:
+        print(f"{len(records)} records: {write_report(folder)}")
+    except ImportError as error:
+        print(f"{len(records)} records, no report: {error}; optprof report {folder} writes it")
     for again in ("records.csv", "records.json"):
         # The same once more; `optprof report` writes them at any time.
         (folder / again).unlink(missing_ok=True)

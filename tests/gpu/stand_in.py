@@ -14,6 +14,7 @@ import torch
 from place import PLACE
 
 from profiler.allocator.blocks import Block
+from profiler.allocator.caching import CachingAllocator
 from profiler.allocator.out_of_memory import OutOfMemoryError
 from profiler.allocator.settings import AllocatorSettings
 from profiler.measuring import measurement, torch_profile
@@ -84,6 +85,9 @@ class Script:
         # Model and optimizer are built in one phase.
         self._ends: list[tuple[int, dict[str, int]]] = []
         for place, segment in enumerate(simulation.segments):
+            if scenario.batch_size > FITS and segment.phase == "forward":
+                self._run_out(allocator)
+                break
             for event, block in play(segment, allocations, allocator, blocks):
                 if event >= 0:
                     category = allocations.categories[event]
@@ -92,21 +96,16 @@ class Script:
                     self._history.free(~event)
             if place > 0:
                 self._ends.append((len(self._history.entries), allocator.statistics()))
-        self._allocator = allocator
         self._phase = 0
 
-    def run_out(self) -> None:
-        """Run out of memory in the phase that is under way: nothing of it has happened but that."""
-        del self._ends[self._phase :]
-        del self._history.entries[self._ends[-1][0] :]
-        # The device is as it was at the end of all, which the history does not tell of: a recording
-        # of this kind is read, and does not replay.
+    def _run_out(self, allocator: CachingAllocator) -> None:
+        """Ask for more than there is, as the first thing in a phase, which ends with it."""
         try:
-            self._allocator.malloc(1 << 50)
+            allocator.malloc(1 << 50)
         except OutOfMemoryError:
             entry = {"action": "oom", "size": 1 << 50, "device_free": 0, "stream": 0}
             self._history.entries.append(entry)
-        self._ends.append((len(self._history.entries), self._allocator.statistics()))
+        self._ends.append((len(self._history.entries), allocator.statistics()))
 
     def statistics(self) -> dict[str, int]:
         """Return the statistics at the end of the phase that is under way."""
@@ -167,7 +166,6 @@ def _loss_until_full(loss: Any) -> Any:
     def limited(self: workpiece.Workpiece, batch: Any) -> torch.Tensor:
         # While its own script is made, a scenario fits: nothing limits a trace.
         if _script and len(next(iter(batch.values()))) > FITS:
-            _script[0].run_out()
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 TiB")
         return loss(self, batch)
 

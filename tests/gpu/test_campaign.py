@@ -17,9 +17,11 @@ import pytest
 from budget import Budget
 from campaign import SHARES, STAGES, Campaign
 from children import Children, Job
+from comparison import compare
 from derived import derive
 from journal import MOST_BYTES, MOST_FILES, Journal
 from record import listed
+from replaying import replay_exactly
 from result import Result
 
 from scenarios import Scenario
@@ -176,6 +178,17 @@ def test_a_job_that_fails_or_hangs_costs_only_itself(children: Children):
     (failed,) = (line for line in result.of_kind("failed") if line["name"] == "fails")
     assert "no optimizer is named 'no-such-thing'" in failed["traceback"]
     assert [name for name, _ in result.recordings()] == ["works"]
+
+
+def test_a_scenario_that_runs_out_of_memory_is_recorded_up_to_there(children: Children):
+    (job,) = (job for job in plan.core_recordings() if job.name.endswith("out-of-memory"))
+    assert children.run(job, 60) == "ok"
+    found = dict(Result(children.journal.folder).recordings())[job.name]
+    assert found.ran_out
+    assert [phase.name for phase in found.phases] == ["build", "forward"]
+    assert replay_exactly(found) > 1
+    # The tiny model that took its place fits on every GPU.
+    assert not compare(job.name, found).same_end
 
 
 def test_every_group_of_constants_is_measured_but_for_what_only_a_driver_knows(children: Children):
