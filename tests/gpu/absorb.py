@@ -2,10 +2,10 @@
 
     python tests/gpu/absorb.py FOLDER
 
-Recordings go to tests/data/golden, records and their report to docs/results/GPU, where GPU is the
-name in the catalogue, with constants.json and comparison.md beside them. A folder that was cut off
-gives what it has. Run it with the torch and transformers of the recording (the journal names them)
-where a deviation is looked into: both change from version to version.
+Recordings in which each mechanism is there once go to tests/data/golden, records and their report
+to docs/results/GPU, where GPU is the name in the catalogue, with constants.json and comparison.md
+beside them. A folder that was cut off gives what it has. Where a deviation is looked into, run it
+with the torch and transformers of the recording, which the journal names: both change.
 """
 
 import argparse
@@ -21,30 +21,24 @@ sys.path[:0] = [str(HERE), str(ROOT), str(HERE.parent / "golden")]
 import against  # noqa: E402
 from comparison import Comparison, compare, marks  # noqa: E402
 from derived import catalogue_lines, derive  # noqa: E402
+from plan import CORE  # noqa: E402
 from recording import SUFFIX, Recording  # noqa: E402
 from result import Result  # noqa: E402
 
 from profiler.record import Record  # noqa: E402
 from scenarios import hardware  # noqa: E402
 
-# What all recordings of the repository may hold; those that have each mechanism once come first.
-MOST_BYTES = 6 << 20
 
-
-def keep(recordings: Iterable[tuple[str, Recording]], folder: Path) -> dict[str, Recording]:
-    """Write recordings until there are enough bytes of them, and return all by name."""
+def keep(recordings: Iterable[tuple[str, Recording]], folder: Path, *, everything: bool) -> None:
+    """Write the recordings that have each mechanism once, or all of them."""
     folder.mkdir(parents=True, exist_ok=True)
-    found, nbytes = {}, 0
+    count = nbytes = 0
     for name, recording in recordings:
-        found[name] = recording
-        packed = recording.pack(preset=9)
-        if nbytes + len(packed) > MOST_BYTES:
-            print(f"{name}: not kept, {MOST_BYTES} bytes are full")
-            continue
-        (folder / f"{name}{SUFFIX}").write_bytes(packed)
-        nbytes += len(packed)
-    print(f"{len(found)} recordings, {nbytes} bytes kept in {folder}")
-    return found
+        if everything or name in CORE:
+            packed = recording.pack(preset=9)
+            (folder / f"{name}{SUFFIX}").write_bytes(packed)
+            count, nbytes = count + 1, nbytes + len(packed)
+    print(f"{count} recordings, {nbytes} bytes, kept in {folder}")
 
 
 def compare_all(recordings: dict[str, Recording], say: Callable[[str], None]) -> list[Comparison]:
@@ -117,6 +111,9 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--golden", type=Path, default=ROOT / "tests" / "data" / "golden")
     parser.add_argument("--results", type=Path, default=ROOT / "docs" / "results")
+    parser.add_argument(
+        "--all", action="store_true", help="keep all recordings, not only the telling ones"
+    )
     asked = parser.parse_args()
     result = Result(asked.folder)
     if result.was_rehearsed and (
@@ -130,7 +127,8 @@ def main() -> int:
     (folder / "constants.json").write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
     peak = hardware.describe(result.gpu).bandwidth if result.gpu else None
     print(*catalogue_lines(constants, peak), sep="\n")
-    recordings = keep(result.recordings(), asked.golden)
+    recordings = dict(result.recordings())
+    keep(recordings.items(), asked.golden, everything=asked.all)
     write_records(result.records, folder)
     met = write_comparison(
         result, recordings, constants.get("copy_bandwidth"), folder / "comparison.md"

@@ -90,7 +90,7 @@ def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
 
 def test_a_rehearsal_is_absorbed_and_meets_its_own_simulation(rehearsed: Path, tmp_path: Path):
     places = ("--golden", tmp_path / "golden", "--results", tmp_path / "results")
-    done = run("absorb.py", rehearsed, *places)
+    done = run("absorb.py", rehearsed, *places, "--all")
     # The step times of a CPU are none of the GPU's.
     assert done.returncode == 1, done.stderr
     names = {name for name, _ in Result(rehearsed).recordings()}
