@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup profile report check lint test bench clean
+.PHONY: help setup profile report check lint test bench gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -39,6 +39,9 @@ bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or 
 	$(BIN)/python tests/bench/accumulation.py
 	$(BIN)/python tests/bench/report.py
 	$(BIN)/python tests/bench/steps.py
+
+gpu: ## [OUT=runs/gpu] [SECONDS=480], all that needs a CUDA device, in one run; from a plain checkout too (docs/gpu.md)
+	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/campaign.py --out '$(or $(OUT),runs/gpu)' --seconds $(or $(SECONDS),480)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

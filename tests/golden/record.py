@@ -4,7 +4,8 @@
     python tests/golden/record.py --only gpt2-xl     those whose name holds the text
     python tests/golden/record.py --list             their names
 
-One child process a scenario; a small file each under tests/data/golden. What does not fit on the GPU is passed over.
+One child process a scenario; a small file each under tests/data/golden. What does not fit on the GPU is passed over. `make gpu` takes the
+most telling ones in eight minutes (docs/gpu.md).
 """
 
 import argparse
@@ -12,12 +13,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from recording import SUFFIX, Phase, Recording, cut
 
@@ -26,6 +27,8 @@ from scenarios import Scenario, hardware
 FOLDER = Path(__file__).parent.parent / "data" / "golden"
 MOST_SECONDS = 1800
 DOES_NOT_FIT = 3
+# How the names of scenarios end that are to run out of memory.
+RUNS_OUT = "_out-of-memory"
 OPTIMIZERS: tuple[dict[str, Any], ...] = (
     *({"optimizer": "adamw", "implementation": how} for how in ("loop", "foreach", "fused")),
     *({"optimizer": name} for name in ("sgd-sai", "sm3", "lamb16", "adafactor")),
@@ -39,6 +42,17 @@ SETUPS: tuple[dict[str, Any], ...] = (
     # Four layers of Llama2-7B hold 1.07 billion parameters.
     {"model": "llama2-7b", "config": {"num_hidden_layers": 4}, "dtype": "bf16"},
 )
+# What the setups have not: settings of the allocator, ways of training, and memory that runs out on every GPU of the catalogue.
+OTHERS: dict[str, dict[str, Any]] = {
+    "gpt2_fp32_adamw_foreach_expandable_segments-True": {"model": "gpt2", "alloc_conf": "expandable_segments:True"},
+    "gpt2_fp32_adamw_foreach_two-micro-batches_clipped": {"model": "gpt2", "micro_batches": 2, "max_grad_norm": 1.0},
+    "gpt2_amp-fp16_adamw_foreach_clipped": {"model": "gpt2", "amp": "fp16", "max_grad_norm": 1.0},
+    "gpt2_fp32_adamw_foreach_gradients-kept": {"model": "gpt2", "set_to_none": False},
+    "gpt2_fp32_adamw_foreach_eager": {"model": "gpt2", "attention": "eager"},
+    "gpt2_fp32_adamw_foreach_eight-sequences": {"model": "gpt2", "batch_size": 8},
+    "llama2-7b_fp32_adamw_foreach": {"model": "llama2-7b", "config": {"num_hidden_layers": 4}},
+    "gpt2-xl_fp32_sgd_foreach_out-of-memory": {"model": "gpt2-xl", "optimizer": "sgd", "batch_size": 48},
+}
 
 
 def listed() -> dict[str, Scenario]:
@@ -50,64 +64,81 @@ def listed() -> dict[str, Scenario]:
         if not (checkpointing and setup["model"] == "resnet50")
         for optimizer in OPTIMIZERS
     ]
-    found.append(Scenario(device="cuda", model="gpt2", alloc_conf="expandable_segments:True"))
-    return {_name(scenario): scenario for scenario in found}
+    return {_name(scenario): scenario for scenario in found} | {name: Scenario(device="cuda", **other) for name, other in OTHERS.items()}
 
 
 def _name(scenario: Scenario) -> str:
     parts = [scenario.model, f"amp-{scenario.amp}" if scenario.amp else scenario.dtype, scenario.optimizer, scenario.implementation]
     parts += ["checkpointing"] if scenario.checkpointing else []
-    parts += [scenario.alloc_conf.replace(":", "-").replace(",", "-")] if scenario.alloc_conf else []
     return "_".join(parts)
 
 
 class PhaseRecorder:
-    """Notes what torch says at the end of each phase, and leaves a snapshot in the history to cut it by."""
+    """Notes at the end of each phase what torch says, and how long its history is by then."""
 
     def __init__(self) -> None:
-        self.ends: list[tuple[str, dict[str, int], int]] = []
+        self.ends: list[PhaseEnd] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Record what runs inside as one phase."""
+        """Record what runs inside as one phase; one that runs out of memory is kept up to there."""
         import torch
 
-        yield
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            # Here, and not later: the exception still holds the tensors of the code that raised it.
+            self._end(name)
+            raise
+        self._end(name)
+
+    def _end(self, name: str) -> None:
+        import torch
+
         torch.cuda.synchronize()
         statistics = {key: value for key, value in torch.cuda.memory_stats().items() if ".all." in key or key.startswith("num_")}
-        torch.cuda.memory._snapshot()
-        self.ends.append((name, statistics, torch.cuda.mem_get_info()[0]))
+        length = len(_history(torch.cuda.memory._snapshot()))
+        self.ends.append(PhaseEnd(name, statistics, torch.cuda.mem_get_info()[0], length))
 
 
-def record(scenario: Scenario) -> Recording:
-    """Train the scenario in this process, which must not have used the GPU before."""
+class PhaseEnd(NamedTuple):
+    """A phase when it has ended: its statistics, the driver's free bytes, and the length of the history."""
+
+    name: str
+    statistics: dict[str, int]
+    device_free: int
+    length: int
+
+
+def _history(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
     import torch
 
-    from profiler.iteration import Iteration
-    from profiler.optimizer import make_optimizer
-    from profiler.state import state_bytes
-    from scenarios.workpiece import build
+    return snapshot["device_traces"][torch.cuda.current_device()]
 
+
+def record(scenario: Scenario, device: str = "cuda") -> Recording:
+    """Train the scenario in this process, which must not have used the GPU before, until it has ended or memory runs out.
+
+    `device` is where the tensors are. ValueError where torch's allocator has not taken the scenario's settings.
+    """
+    import torch
+
+    from profiler.measuring.cuda_memory import apply_alloc_conf
+
+    apply_alloc_conf(scenario.alloc_conf)
     torch.cuda.init()
     free_before, total = torch.cuda.mem_get_info()
     torch.cuda.memory._record_memory_history("all", context=None, stacks="python")
     recorder = PhaseRecorder()
-    with recorder.phase("build"):
-        workpiece = build(scenario, "cuda")
-        batch = {name: value.to("cuda") if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
-        names = [name for name, _ in workpiece.model.named_parameters()]
-        optimizer = make_optimizer(scenario, list(workpiece.model.parameters()), names)
-    iteration = Iteration(scenario, workpiece, batch, optimizer, recorder.phase, "cuda")
-    for _ in range(scenario.steps):
-        iteration.gradients()
-        iteration.step()
-        with recorder.phase("zero_grad"):
-            optimizer.zero_grad(scenario.set_to_none)
+    state: Mapping[str, int] = {}
+    with suppress(torch.OutOfMemoryError):
+        state = _train(scenario, device, recorder)
     snapshot: dict[str, Any] = dict(torch.cuda.memory._snapshot())
-    # The last snapshot may stand in its own history.
-    columns = cut(snapshot["device_traces"][torch.cuda.current_device()])[: len(recorder.ends)]
+    _require_settings(scenario, snapshot)
+    columns = cut(_history(snapshot), [end.length for end in recorder.ends])
     capability = torch.cuda.get_device_capability()
     properties = torch.cuda.get_device_properties(0)
+    versions = {name: found for name in ("torch", "transformers", "optprof") if (found := _version(name))}
     return Recording(
         scenario={**asdict(scenario), "gpu": catalogue_name(capability, properties.total_memory)},
         torch=torch.__version__,
@@ -117,13 +148,44 @@ def record(scenario: Scenario) -> Recording:
         total=total,
         free_before=free_before,
         nvml_used=_nvml_used(),
-        versions={name: version(name) for name in ("torch", "transformers", "optprof")} | {"cuda": torch.version.cuda or ""},
-        state_bytes=state_bytes(optimizer).by_key,
+        versions=versions | {"cuda": torch.version.cuda or ""},
+        state_bytes=state,
         phases=tuple(
-            Phase(name=name, actions=actions, addresses=addresses, sizes=sizes, statistics=statistics, device_free=free)
-            for (name, statistics, free), (actions, addresses, sizes) in zip(recorder.ends, columns, strict=True)
+            Phase(name=end.name, actions=actions, addresses=addresses, sizes=sizes, statistics=end.statistics, device_free=end.device_free)
+            for end, (actions, addresses, sizes) in zip(recorder.ends, columns, strict=True)
         ),
     )
+
+
+def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[str, int]:
+    """Train from nothing, phase by phase; the bytes of the optimizer's state by key."""
+    import torch
+
+    from profiler.iteration import Iteration
+    from profiler.optimizer import make_optimizer
+    from profiler.state import state_bytes
+    from scenarios.workpiece import build
+
+    with recorder.phase("build"):
+        workpiece = build(scenario, device)
+        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
+        names = [name for name, _ in workpiece.model.named_parameters()]
+        optimizer = make_optimizer(scenario, list(workpiece.model.parameters()), names)
+    iteration = Iteration(scenario, workpiece, batch, optimizer, recorder.phase, device)
+    for _ in range(scenario.steps):
+        iteration.gradients()
+        iteration.step()
+        with recorder.phase("zero_grad"):
+            optimizer.zero_grad(scenario.set_to_none)
+    return state_bytes(optimizer).by_key
+
+
+def _require_settings(scenario: Scenario, snapshot: Mapping[str, Any]) -> None:
+    """ValueError where the allocator ran with other segments than the scenario asks for."""
+    asked = "expandable_segments:True" in scenario.alloc_conf
+    found = snapshot.get("allocator_settings", {}).get("expandable_segments", asked)
+    if bool(found) != asked:
+        raise ValueError(f"alloc_conf {scenario.alloc_conf!r} was asked for, and torch's allocator has expandable_segments {found}")
 
 
 def catalogue_name(capability: tuple[int, int], total_memory: int) -> str | None:
@@ -133,7 +195,26 @@ def catalogue_name(capability: tuple[int, int], total_memory: int) -> str | None
     return near.name if near is not None and abs(near.memory_bytes - total_memory) <= 0.05 * total_memory else None
 
 
+def _version(package: str) -> str | None:
+    """Return the package's version; None where it runs from a folder, or is missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def _driver() -> str | None:
+    """Return the driver's version, from NVML or, without nvidia-ml-py, from nvidia-smi, which takes longer."""
+    try:
+        import pynvml  # pyright: ignore[reportMissingImports]
+
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except Exception:
+        return _driver_of_smi()
+
+
+def _driver_of_smi() -> str | None:
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
@@ -147,17 +228,15 @@ def _nvml_used() -> int | None:
 
     try:
         return torch.cuda.device_memory_used()
-    except (ImportError, ModuleNotFoundError, RuntimeError):
+    except Exception:
+        # NVML's errors are of its own kind, and none of them is worth a recording.
         return None
 
 
 def run_child(asked: str, path: Path) -> int:
     """Record the scenario that the JSON text names, in this process; the exit status."""
-    import torch
-
-    try:
-        found = record(Scenario(**json.loads(asked)))
-    except torch.OutOfMemoryError:
+    found = record(Scenario(**json.loads(asked)))
+    if found.ran_out and not path.name.removesuffix(SUFFIX).endswith(RUNS_OUT):
         return DOES_NOT_FIT
     # Written under another name first: a file that is there is whole.
     draft = path.with_suffix(".part")
@@ -170,8 +249,6 @@ def record_in_child(name: str, scenario: Scenario) -> str:
     """Record one scenario in a fresh process; one word or line on what came of it."""
     path = FOLDER / f"{name}{SUFFIX}"
     environment = {key: value for key, value in os.environ.items() if key not in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
-    if scenario.alloc_conf:
-        environment["PYTORCH_CUDA_ALLOC_CONF"] = scenario.alloc_conf
     command = [sys.executable, __file__, "--child", json.dumps(asdict(scenario)), "--path", str(path)]
     try:
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=MOST_SECONDS, check=False)

@@ -1,13 +1,14 @@
 """Golden recordings: what CUDA's caching allocator did in a run on a real GPU, as a small file, and how its history is read.
 
-The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size, cut into phases where a snapshot was
-taken. A recording keeps these three columns as torch gave them; what they mean is worked out by `stream`.
+The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size, cut into phases by the history's length
+at the end of each. A recording keeps these three columns as torch gave them; what they mean is worked out by `stream`.
 """
 
 import json
 import lzma
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -56,15 +57,29 @@ class Recording:
     state_bytes: Mapping[str, int]
     phases: tuple[Phase, ...]
 
+    @property
+    def ran_out(self) -> bool:
+        """Return whether the device ran out of memory, which ends the last phase."""
+        return any(str(ACTIONS.index("oom")) in phase.actions for phase in self.phases)
+
     def write(self, path: Path) -> None:
         """Write the recording as compressed JSON."""
+        path.write_bytes(self.pack(preset=9))
+
+    def pack(self, *, preset: int) -> bytes:
+        """Return the recording as JSON under lzma's `preset`."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":"))
-        path.write_bytes(lzma.compress(text.encode(), preset=9))
+        return lzma.compress(text.encode(), preset=preset)
 
     @classmethod
     def read(cls, path: Path) -> "Recording":
         """The recording that `write` wrote; ValueError when it has another format."""
-        data = json.loads(lzma.decompress(path.read_bytes()))
+        return cls.unpack(path.read_bytes(), str(path))
+
+    @classmethod
+    def unpack(cls, packed: bytes, path: str) -> "Recording":
+        """Return the recording that `pack` made; `path` is its name in the ValueError for another format."""
+        data = json.loads(lzma.decompress(packed))
         if data.get("format") != FORMAT:
             raise ValueError(f"{path} has format {data.get('format')!r}, {FORMAT} is read here; record it again")
         phases = tuple(_phase(phase) for phase in data["phases"])
@@ -76,32 +91,43 @@ def _phase(data: Mapping[str, Any]) -> Phase:
     return Phase(**{**data, "addresses": tuple(data["addresses"]), "sizes": tuple(data["sizes"])})
 
 
-def cut(history: Iterable[Mapping[str, Any]]) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """The columns of each phase of a history: entries up to each "snapshot"; what follows the last one is left out.
+Columns = tuple[str, tuple[int, ...], tuple[int, ...]]
 
-    ValueError where the history is not that of one stream and the usual pool, which is all that a replay follows.
+
+def cut(history: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[Columns]:
+    """Return the columns of each phase; `ends` are the lengths of the history when the phases ended.
+
+    What follows the last end is left out, and so are the marks of the snapshots by which the lengths were found: torch leaves one in the
+    history for some. ValueError where the history is not that of one stream and the usual pool, which is all that a replay follows, or
+    shorter than it was.
     """
-    phases = []
+    if ends and len(history) < ends[-1]:
+        raise ValueError(f"history has {len(history)} entries, and had {ends[-1]}; record with room for all of them")
+    kept = history[: ends[-1]] if ends else []
+    if len({entry["stream"] for entry in kept if entry["action"] != "snapshot"}) > 1 or any(map(_is_private, kept)):
+        raise ValueError("history has a second stream or a private pool; record a run without")
+    return [_columns(history[start:end]) for start, end in pairwise([0, *ends])]
+
+
+def _is_private(entry: Mapping[str, Any]) -> bool:
+    return entry["action"] != "snapshot" and tuple(entry.get("pool_id", (0, 0))) != (0, 0)
+
+
+def _columns(entries: Iterable[Mapping[str, Any]]) -> Columns:
     actions: list[str] = []
     addresses: list[int] = []
     sizes: list[int] = []
-    streams = set()
-    for entry in history:
+    for entry in entries:
         action = entry["action"]
         if action == "snapshot":
-            phases.append(("".join(actions), tuple(addresses), tuple(sizes)))
-            actions, addresses, sizes = [], [], []
             continue
         if action not in ACTIONS:
             raise ValueError(f"history has an unknown action {action!r}; known are {', '.join(ACTIONS)}")
-        streams.add(entry["stream"])
-        if len(streams) > 1 or tuple(entry.get("pool_id", (0, 0))) != (0, 0):
-            raise ValueError("history has a second stream or a private pool; record a run without")
         actions.append(str(ACTIONS.index(action)))
         # Where memory ran out there is no address; torch tells what the device had left.
         addresses.append(entry["device_free"] if action == "oom" else entry["addr"])
         sizes.append(entry["size"])
-    return phases
+    return "".join(actions), tuple(addresses), tuple(sizes)
 
 
 class Event(NamedTuple):

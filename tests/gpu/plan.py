@@ -1,0 +1,167 @@
+"""Plan: the jobs of each stage, in the order of their worth."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from children import Job
+from record import OTHERS, listed
+
+from scenarios import Scenario
+
+CONSTANTS = (
+    "device",
+    "workspaces",
+    "bandwidth",
+    "launches",
+    "context",
+    "small-steps",
+    "reductions",
+    "attention",
+    "temporaries",
+)
+# Of the recordings, those in which each mechanism is there once, the short ones first.
+CORE = (
+    "gpt2_fp32_adamw_foreach",
+    "gpt2_fp32_adamw_loop",
+    "gpt2_fp32_adamw_fused",
+    "gpt2_fp32_sgd-sai_foreach",
+    "gpt2_fp32_sm3_foreach",
+    "gpt2_fp32_lamb16_foreach",
+    "gpt2_bf16_adamw_foreach",
+    "gpt2_amp-bf16_adamw_foreach",
+    "gpt2_amp-fp16_adamw_foreach",
+    "gpt2_fp32_adamw_foreach_checkpointing",
+    "gpt2_fp32_adamw_foreach_expandable_segments-True",
+    "resnet50_fp32_adamw_foreach",
+    "vit-b16_fp32_adamw_foreach",
+    "llama2-7b_bf16_adamw_foreach",
+    "gpt2-xl_fp32_sgd_foreach_out-of-memory",
+    "gpt2_fp32_adafactor_foreach",
+    "llama2-7b_fp32_adamw_foreach",
+    "gpt2_fp32_adamw_foreach_two-micro-batches_clipped",
+    "gpt2_amp-fp16_adamw_foreach_clipped",
+    "gpt2_fp32_adamw_foreach_gradients-kept",
+    "gpt2_fp32_adamw_foreach_eager",
+    "gpt2_fp32_adamw_foreach_eight-sequences",
+    "gpt2_bf16_adamw_fused",
+    "gpt2_bf16_lamb16_foreach",
+    "gpt2_bf16_sgd-sai_foreach",
+    "gpt2_amp-bf16_sm3_foreach",
+    "gpt2_amp-fp16_adamw_fused",
+    "gpt2_amp-bf16_adamw_foreach_checkpointing",
+    "resnet50_fp32_adamw_loop",
+    "resnet50_fp32_sgd-sai_foreach",
+    "vit-b16_fp32_lamb16_foreach",
+    "vit-b16_fp32_adamw_foreach_checkpointing",
+    "llama2-7b_bf16_sm3_foreach",
+    "llama2-7b_bf16_adamw_foreach_checkpointing",
+    "gpt2-medium_fp32_adamw_foreach",
+    "gpt2-medium_amp-bf16_adamw_foreach_checkpointing",
+    "gpt2-medium_bf16_adamw_loop",
+    "gpt2-xl_bf16_adamw_foreach",
+    "gpt2-xl_fp32_adamw_foreach",
+    "gpt2-xl_fp32_sgd-sai_foreach",
+)
+OURS = ("sgd-sai", "sm3", "lamb", "lamb16")
+_ONE_BILLION: dict[str, Any] = {"model": "llama2-7b", "config": {"num_hidden_layers": 4}}
+_OPTIMIZERS: tuple[dict[str, Any], ...] = (
+    *({"optimizer": "adamw", "implementation": how} for how in ("foreach", "loop", "fused")),
+    *({"optimizer": name} for name in OURS),
+)
+# The paper's claim: in float32 on 80 GB. Shorter sequences follow in case the longer do not fit.
+_CLAIMS: tuple[dict[str, Any], ...] = tuple(
+    {
+        "model": "llama2-7b",
+        "optimizer": "sgd-sai",
+        "checkpointing": True,
+        "sequence_length": length,
+    }
+    for length in (1024, 256)
+)
+
+
+def constants() -> Iterator[Job]:
+    """Yield the groups of constants."""
+    for name in CONSTANTS:
+        yield Job(name=name, task="constants", limit=25)
+
+
+def core_recordings() -> Iterator[Job]:
+    """Yield the recordings that have each mechanism once."""
+    scenarios = listed()
+    for name in CORE:
+        yield _recording(name, scenarios[name])
+
+
+def other_recordings() -> Iterator[Job]:
+    """Yield all other recordings, small models first."""
+    size = ("resnet50", "vit-b16", "gpt2_", "gpt2-medium", "llama2-7b", "gpt2-xl")
+    rest = {name: scenario for name, scenario in listed().items() if name not in CORE}
+    for begin in size:
+        for name, scenario in rest.items():
+            if name.startswith(begin):
+                yield _recording(name, scenario)
+
+
+def _recording(name: str, scenario: Scenario) -> Job:
+    return Job(name=name, task="record", arguments={"scenario": asdict(scenario)}, limit=40)
+
+
+def harness() -> Iterator[Job]:
+    """Yield whole training steps, measured; the paper's claim early, since it is one scenario."""
+    yield from (_measured({"model": "gpt2", **how}) for how in _OPTIMIZERS)
+    yield from (_measured(claim, limit=60, steps=5) for claim in _CLAIMS)
+    models: tuple[dict[str, Any], ...] = ({"model": "gpt2-xl"}, _ONE_BILLION)
+    for dtype in ("fp32", "bf16"):
+        for model in models if dtype == "fp32" else (*models, {"model": "gpt2"}):
+            yield from (_measured({**model, **how, "dtype": dtype}) for how in _OPTIMIZERS)
+
+
+def _measured(scenario: dict[str, Any], *, limit: float = 30, steps: int = 30) -> Job:
+    asked = Scenario(device="cuda", steps=steps, **scenario)
+    return _measuring(asked, seconds=1.0, limit=limit)
+
+
+def _measuring(asked: Scenario, *, seconds: float, limit: float, trace: bool = False) -> Job:
+    parts = (asked.model, asked.optimizer, asked.implementation, asked.dtype, asked.workload)
+    length = () if asked.sequence_length is None else (str(asked.sequence_length),)
+    return Job(
+        name=" ".join((*parts, *length)),
+        task="measure",
+        arguments={"scenario": asdict(asked), "seconds": seconds, "trace": trace},
+        limit=limit,
+    )
+
+
+def optimizer_steps() -> Iterator[Job]:
+    """Yield optimizer steps alone, then some of them with the times of their kernels."""
+    ways: tuple[dict[str, Any], ...] = (
+        *_OPTIMIZERS,
+        *({"optimizer": name, "implementation": "loop"} for name in OURS),
+        *({"optimizer": "sgd", "implementation": how} for how in ("foreach", "loop", "fused")),
+        {"optimizer": "adafactor"},
+    )
+    # So that no step is measured in a process that ran at other clocks, each has one of its own.
+    for model in ("gpt2-xl", "gpt2"):
+        for how in ways:
+            asked = Scenario(device="cuda", workload="state", steps=50, model=model, **how)
+            yield _measuring(asked, seconds=1.0, limit=25)
+    for how in _OPTIMIZERS:
+        asked = Scenario(device="cuda", workload="state", steps=6, model="gpt2", **how)
+        yield _measuring(asked, seconds=0.5, limit=25, trace=True)
+
+
+def mechanisms() -> dict[str, set[str]]:
+    """Return, by the mechanism, the core recordings that have it; a test wants none empty."""
+    found: dict[str, set[str]] = {}
+    for name in CORE:
+        scenario = listed()[name]
+        tags = [scenario.model, scenario.dtype, scenario.optimizer, scenario.implementation]
+        tags += [f"amp {scenario.amp}"] if scenario.amp else []
+        tags += ["checkpointing"] if scenario.checkpointing else []
+        tags += [scenario.alloc_conf] if scenario.alloc_conf else []
+        tags += [name.rpartition("_")[2]] if name in OTHERS else []
+        for tag in tags:
+            found.setdefault(tag, set()).add(name)
+    return found

@@ -1,0 +1,77 @@
+"""Result: a campaign's folder, read; one that was cut off has less in it."""
+
+import base64
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from journal import Journal
+from record import catalogue_name
+from recording import Recording
+
+from profiler.record import Record
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a campaign found."""
+
+    folder: Path
+
+    @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """The journal's lines; FileNotFoundError for a folder that is no campaign's."""
+        if not (self.folder / "journal.jsonl").is_file():
+            raise FileNotFoundError(f"no journal.jsonl in {self.folder}; name a campaign's folder")
+        return list(Journal(self.folder).lines("journal.jsonl"))
+
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        """Return the journal's lines of one kind."""
+        return [line for line in self.lines if line.get("kind") == kind]
+
+    @cached_property
+    def constants(self) -> dict[str, dict[str, Any]]:
+        """The constants by group and name."""
+        found: dict[str, dict[str, Any]] = {}
+        for line in self.of_kind("constant"):
+            found.setdefault(line["job"], {})[line["name"]] = line["value"]
+        return found
+
+    def recordings(self) -> Iterator[tuple[str, Recording]]:
+        """Yield the recordings by name, in the order in which they were taken."""
+        for line in Journal(self.folder).lines("recordings-*.jsonl"):
+            packed = base64.b64decode(line["xz"])
+            yield line["name"], Recording.unpack(packed, line["name"])
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The harness's records."""
+        return [Record.from_dict(line) for line in Journal(self.folder).lines("records.jsonl")]
+
+    @property
+    def gpu(self) -> str | None:
+        """The GPU's name in the catalogue; None where it has none, or nothing was found of it."""
+        of_device = self.constants.get("device", {})
+        properties, capability = of_device.get("properties"), of_device.get("capability")
+        if properties and capability:
+            return catalogue_name(tuple(capability), int(properties["total_memory"]))
+        return next((found.scenario["gpu"] for _, found in self.recordings()), None)
+
+    @property
+    def was_rehearsed(self) -> bool:
+        """Return whether a stand-in took the GPU's place."""
+        return any(line.get("rehearsed") for line in self.of_kind("campaign"))
+
+    def failures(self) -> list[str]:
+        """Return a line for each thing that failed, did not end well, or was not begun."""
+        told = [
+            f"{line['name']}: {line['traceback'].strip().splitlines()[-1]}"
+            for line in self.of_kind("failed")
+        ]
+        failed = {line["name"] for line in self.of_kind("failed")}
+        ended = [line for line in self.of_kind("ended") if line["how"] != "ok"]
+        told += [f"{line['name']}: {line['how']}" for line in ended if line["name"] not in failed]
+        told += [f"no time for {line['count']} more" for line in self.of_kind("left out")]
+        return told

@@ -1,0 +1,49 @@
+"""Steps over many small tensors, in which the device has next to nothing to do: Python's cost."""
+
+import time
+from typing import Any
+
+import torch
+from place import PLACE
+
+import optimizers
+
+# By the catalogue's names; torch's are here because the estimate needs one rule for all.
+WAYS: tuple[tuple[str, Any], ...] = (
+    *(("adamw", way) for way in ("loop", "foreach", "fused")),
+    *(("sgd", way) for way in ("loop", "foreach", "fused")),
+    *((name, way) for name in ("sgd-sai", "sm3", "lamb", "lamb16") for way in ("loop", "foreach")),
+    ("adafactor", "foreach"),
+)
+COUNTS = (1, 16, 128)
+WARM_UP, SAMPLES = 2, 9
+
+
+def small_steps(say: Any) -> None:
+    """Note seconds of the host, and with a wait, for a step over matrices of 8 x 8 and vectors."""
+    for name, way in WAYS:
+        say.attempt(f"step {name} {way}", _by_count, name, way)
+
+
+def _by_count(name: str, way: Any) -> dict[str, dict[str, list[float]]]:
+    return {str(count): _times(name, way, count) for count in COUNTS}
+
+
+def _times(name: str, way: Any, count: int) -> dict[str, list[float]]:
+    shapes = [(8, 8) if index % 2 == 0 else (8,) for index in range(count)]
+    parameters = [torch.nn.Parameter(torch.ones(shape, device=PLACE.device)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = optimizers.create(name, parameters, implementation=way)
+    found: dict[str, list[float]] = {"host": [], "waited": []}
+    samples = SAMPLES if PLACE.device == "cuda" else 1
+    for sample in range(WARM_UP + samples):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        optimizer.step()
+        launched = time.perf_counter()
+        torch.cuda.synchronize()
+        if sample >= WARM_UP:
+            found["host"].append(launched - start)
+            found["waited"].append(time.perf_counter() - start)
+    return found

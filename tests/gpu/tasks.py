@@ -1,0 +1,115 @@
+"""Tasks: what the children of a campaign do, given the journal, a job's name and arguments."""
+
+import base64
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import attention
+import footprint
+import speeds
+import steps
+import torch
+from journal import Journal
+from place import PLACE
+from record import record
+
+from profiler.measuring import harness, measurement
+from profiler.measuring.files import Files
+from profiler.running.child import Job, attempt
+from scenarios import Scenario
+
+WARM_UP_SECONDS, WARM_UP_LIMIT = 0.5, 1.5
+
+
+@dataclass(frozen=True)
+class Say:
+    """Notes constants one by one, so that what came before a failure is kept."""
+
+    journal: Journal
+    job: str
+
+    def __call__(self, name: str, value: Any) -> None:
+        """Note one constant."""
+        self.journal.note("constant", job=self.job, name=name, value=value)
+
+    def attempt(self, name: str, find: Callable[..., Any], *arguments: Any) -> None:
+        """Note what a function finds, or its traceback."""
+        try:
+            self(name, find(*arguments))
+        except Exception:
+            told = traceback.format_exc()[-2000:]
+            self.journal.note("failed", name=f"{self.job}, {name}", traceback=told)
+
+
+def probe(journal: Journal, name: str) -> float:
+    """Return what a kernel computes: in a forked process, it shows that the fork can use CUDA."""
+    del journal, name
+    torch.cuda.init()
+    return float(torch.ones(2, device=PLACE.device).sum())
+
+
+def constants(journal: Journal, name: str) -> None:
+    """Measure the constants of the group that the job is named after."""
+    GROUPS[name](Say(journal, name))
+
+
+def take_recording(journal: Journal, name: str, scenario: dict[str, Any]) -> dict[str, Any]:
+    """Record a scenario; a line of its own holds the recording, compressed and in base64."""
+    found = record(PLACE.prepare(Scenario(**scenario)), PLACE.device)
+    packed = found.pack(preset=6)
+    journal.append(journal.recordings(), name=name, xz=base64.b64encode(packed).decode())
+    statistics = found.phases[-1].statistics
+    peak, reserved = statistics["allocated_bytes.all.peak"], statistics["reserved_bytes.all.peak"]
+    return {
+        "peak_allocated": peak,
+        "peak_reserved": reserved,
+        "ran_out": found.ran_out,
+        "bytes": len(packed),
+    }
+
+
+def measure(
+    journal: Journal, name: str, scenario: dict[str, Any], seconds: float, trace: bool = False
+) -> dict[str, Any]:
+    """Measure a scenario as `optprof profile` does, in less time, and keep the record."""
+    del name
+    # The harness's own limits are for a run that has minutes.
+    measurement.TIME_LIMIT = seconds
+    harness.WARM_UP_SECONDS, harness.WARM_UP_LIMIT = WARM_UP_SECONDS, WARM_UP_LIMIT
+    asked = PLACE.prepare(Scenario(**scenario))
+    with TemporaryDirectory() as folder:
+        files = Files(trace=Path(folder)) if trace else Files()
+        found, _ = attempt(Job(scenario=asked, log="", force=True), files)
+    journal.append("records.jsonl", **found.to_dict())
+    step = (found.times or {}).get("step", ())
+    memory = found.memory
+    return {
+        "outcome": found.outcome,
+        "error": found.error,
+        "samples": len(step),
+        "step": sorted(step)[len(step) // 2] if step else None,
+        "peak_allocated": memory.peak_allocated if memory else None,
+    }
+
+
+GROUPS: dict[str, Callable[[Say], None]] = {
+    "device": footprint.device,
+    "context": footprint.context,
+    "workspaces": footprint.workspaces,
+    "reductions": footprint.reductions,
+    "temporaries": footprint.temporaries,
+    "attention": attention.table,
+    "bandwidth": speeds.bandwidth,
+    "launches": speeds.launches,
+    "small-steps": steps.small_steps,
+}
+TASKS: dict[str, Callable[..., Any]] = {
+    "probe": probe,
+    "constants": constants,
+    "record": take_recording,
+    "measure": measure,
+}

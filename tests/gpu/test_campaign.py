@@ -1,0 +1,270 @@
+"""The campaign, rehearsed: the CPU and a stand-in take CUDA's place, all else runs as on a GPU."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import absorb
+import campaign
+import plan
+import pytest
+from budget import Budget
+from campaign import SHARES, STAGES, Campaign
+from children import Children, Job
+from comparison import compare
+from derived import derive
+from journal import MOST_BYTES, MOST_FILES, Journal
+from record import listed
+from replaying import replay_exactly
+from result import Result
+
+from scenarios import Scenario
+
+HERE = Path(__file__).resolve().parent
+TINY = {"scenario": asdict(Scenario(model="gpt2", device="cuda"))}
+
+
+def command(script: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(HERE / script), *map(str, arguments)]
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a campaign of one job a stage."""
+    folder = tmp_path_factory.mktemp("campaign") / "out"
+    done = run("campaign.py", "--out", folder, "--seconds", 200, "--most", 1, "--rehearse")
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout.splitlines()[-1]
+    return folder
+
+
+def test_every_stage_is_entered_and_all_of_its_jobs_end_well(rehearsed: Path):
+    result = Result(rehearsed)
+    assert [line["name"] for line in result.of_kind("stage")] == list(STAGES)
+    assert [line["name"] for line in result.of_kind("stage ended")] == list(STAGES)
+    ended = result.of_kind("ended")
+    assert len(ended) == len(STAGES) - 1
+    assert {line["how"] for line in ended} == {"ok"}
+    assert {line["status"] for line in result.of_kind("tests")} == {0}
+    assert {record.outcome for record in result.records} == {"ok"}
+    assert len(result.records) == 2
+    assert len(list(result.recordings())) == 2
+    assert result.gpu == "h100-80"
+
+
+def test_the_folder_has_few_files_of_plain_names(rehearsed: Path):
+    files = list(rehearsed.iterdir())
+    assert len(files) <= MOST_FILES
+    assert all(path.is_file() and path.stat().st_size <= MOST_BYTES for path in files)
+    assert all(set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for path in files)
+
+
+def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    tried: list[str] = []
+
+    def fails(_: Children, job: Job, seconds: float) -> str:
+        tried.append(f"{job.name}, {seconds:.0f} s")
+        return "status 1"
+
+    monkeypatch.setattr(Children, "_run", fails)
+    monkeypatch.setattr(sys, "argv", ["campaign.py", "--out", str(tmp_path)])
+    assert campaign.main() == 1
+    assert tried == ["probe, 120 s"] * 3
+    assert capsys.readouterr().err == "no process can use CUDA: status 1\n"
+    assert Result(tmp_path).of_kind("stage") == []
+
+
+def test_a_rehearsal_is_absorbed_and_meets_its_own_simulation(rehearsed: Path, tmp_path: Path):
+    places = ("--golden", tmp_path / "golden", "--results", tmp_path / "results")
+    done = run("absorb.py", rehearsed, *places, "--all")
+    # The step times of a CPU are none of the GPU's.
+    assert done.returncode == 1, done.stderr
+    names = {name for name, _ in Result(rehearsed).recordings()}
+    assert {path.name.removesuffix(".json.xz") for path in (tmp_path / "golden").iterdir()} == names
+    folder = tmp_path / "results" / "h100-80"
+    comparison = (folder / "comparison.md").read_text()
+    assert "2 of 2 recordings meet theirs" in comparison
+    assert "peak allocated, 2: median 0.000%, worst 0.000%, lowest +0.000%: met" in comparison
+    assert "MISSED" in comparison
+    assert (folder / "report.html").is_file()
+    assert json.loads((folder / "constants.json").read_text())["compute_capability"] == [9, 0]
+    assert "multiprocessors=132," in done.stdout
+
+
+def test_a_campaign_that_was_cut_off_at_once_is_absorbed_and_meets_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    Journal(tmp_path).note("campaign", seconds=480, rehearsed=False)
+    (tmp_path / "recordings-1.jsonl").write_text('{"name": "gpt2", "xz": "cut o')
+    places = ["--golden", str(tmp_path / "golden"), "--results", str(tmp_path / "results")]
+    monkeypatch.setattr(sys, "argv", ["absorb.py", str(tmp_path), *places])
+    assert absorb.main() == 1
+    printed = capsys.readouterr().out
+    assert "0 of 0 recordings meet theirs" in printed
+    assert "step times: none to judge" in printed
+    assert list((tmp_path / "golden").iterdir()) == []
+
+
+def test_a_rehearsal_never_goes_into_the_repository(
+    rehearsed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["absorb.py", str(rehearsed)])
+    assert absorb.main() == 2
+    assert "this is a rehearsal" in capsys.readouterr().err
+
+
+def test_a_campaign_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: Path):
+    arguments = ("--out", tmp_path, "--seconds", 200, "--only", "recordings", "--rehearse")
+    process = subprocess.Popen(command("campaign.py", *arguments), stdout=subprocess.DEVNULL)
+    journal, end = Journal(tmp_path), time.monotonic() + 120
+    while len(list(journal.lines("recordings-*.jsonl"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    result = Result(tmp_path)
+    assert len(list(result.recordings())) >= 2
+    (zygote,) = result.of_kind("zygote")
+    while Path(f"/proc/{zygote['ready']}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{zygote['ready']}").exists()
+
+
+def test_a_stage_that_raises_leaves_its_traceback_and_the_next_begins(tmp_path: Path):
+    entered = []
+
+    def fails(run: Campaign, end: float) -> None:
+        del run, end
+        raise RuntimeError("the device is gone")
+
+    whole = Campaign(tmp_path, 10, tmp_path, rehearse=True)
+    whole.stage("constants", fails)
+    whole.stage("recordings", lambda *_: entered.append("recordings"))
+    assert entered == ["recordings"]
+    (failed,) = Result(tmp_path).of_kind("failed")
+    assert "RuntimeError: the device is gone" in failed["traceback"]
+    assert Result(tmp_path).failures() == ["constants: RuntimeError: the device is gone"]
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
+    """Children that share a zygote."""
+    folder = tmp_path_factory.mktemp("children")
+    made = Children(Journal(folder), folder, rehearse=True)
+    yield made
+    made.end()
+
+
+def test_a_job_that_fails_or_hangs_costs_only_itself(children: Children):
+    unknown = {"scenario": {**TINY["scenario"], "optimizer": "no-such-thing"}}
+    assert children.run(Job(name="fails", task="record", arguments=unknown), 60) == "status 1"
+    slow = {**TINY, "seconds": 600.0}
+    assert children.run(Job(name="hangs", task="measure", arguments=slow), 0.1).startswith("killed")
+    assert children.run(Job(name="works", task="record", arguments=TINY), 60) == "ok"
+    result = Result(children.journal.folder)
+    (failed,) = (line for line in result.of_kind("failed") if line["name"] == "fails")
+    assert "no optimizer is named 'no-such-thing'" in failed["traceback"]
+    assert [name for name, _ in result.recordings()] == ["works"]
+
+
+def test_a_scenario_that_runs_out_of_memory_is_recorded_up_to_there(children: Children):
+    (job,) = (job for job in plan.core_recordings() if job.name.endswith("out-of-memory"))
+    assert children.run(job, 60) == "ok"
+    found = dict(Result(children.journal.folder).recordings())[job.name]
+    assert found.ran_out
+    assert [phase.name for phase in found.phases] == ["build", "forward"]
+    assert replay_exactly(found) > 1
+    # The tiny model that took its place fits on every GPU.
+    assert not compare(job.name, found).same_end
+
+
+def test_every_group_of_constants_is_measured_but_for_what_only_a_driver_knows(children: Children):
+    for job in plan.constants():
+        assert children.run(job, 60) == "ok"
+    result = Result(children.journal.folder)
+    assert set(result.constants) == set(plan.CONSTANTS)
+    failed = {line["name"] for line in result.of_kind("failed")} - {"fails"}
+    assert failed <= {"device, cudnn", "device, nvidia-smi", "context, used before"}
+    constants = derive(result.constants)
+    wanted = {"copy_bandwidth", "launch_seconds", "foreach_seconds_per_tensor", "item_seconds"}
+    wanted |= {"kernel_gap_seconds", "workspace_bytes", "small_steps", "staging_bytes", "attention"}
+    assert wanted <= set(constants)
+
+
+def test_where_a_fork_cannot_use_cuda_each_job_loads_torch(tmp_path: Path):
+    children = Children(Journal(tmp_path), tmp_path, rehearse=True)
+    children.forks = False
+    assert children.run(Job(name="works", task="record", arguments=TINY), 60) == "ok"
+    assert [name for name, _ in Result(tmp_path).recordings()] == ["works"]
+    assert [line["name"] for line in Result(tmp_path).of_kind("done")] == ["works"]
+
+
+def test_a_line_that_was_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.note("first", value=1)
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(b'{"kind": "torn", "val')
+    journal.note("last", value=2)
+    assert [line["kind"] for line in journal.lines("journal.jsonl")] == ["first", "last"]
+
+
+def test_a_file_that_is_full_takes_no_more_and_recordings_go_on_in_the_next(tmp_path: Path):
+    journal = Journal(tmp_path)
+    with (tmp_path / "recordings-1.jsonl").open("wb") as file:
+        file.truncate(MOST_BYTES - 10)
+    with pytest.raises(ValueError, match=r"recordings-1.jsonl has 16777206 bytes, and no room"):
+        journal.append("recordings-1.jsonl", name="one")
+    assert journal.recordings() == "recordings-2.jsonl"
+
+
+def test_what_a_stage_leaves_of_its_time_goes_to_those_that_follow():
+    now = time.monotonic()
+    budget = Budget(100, {"one": 1, "two": 3}, now)
+    assert budget.deadline("one") - now == pytest.approx(97 / 4, abs=0.1)
+    assert budget.deadline("two") - now == pytest.approx(97, abs=0.1)
+    assert budget.left == pytest.approx(97, abs=0.1)
+
+
+def test_the_core_has_every_mechanism_and_the_rest_has_all_else():
+    core = [job.name for job in plan.core_recordings()]
+    rest = [job.name for job in plan.other_recordings()]
+    assert len(set(core)) == len(core) == 40
+    assert sorted(core + rest) == sorted(listed())
+    wanted = {"gpt2", "gpt2-medium", "gpt2-xl", "llama2-7b", "vit-b16", "resnet50"}
+    wanted |= {"fp32", "bf16", "amp bf16", "amp fp16", "checkpointing", "loop", "foreach", "fused"}
+    wanted |= {"sgd-sai", "sm3", "lamb16", "adafactor", "expandable_segments:True", "out-of-memory"}
+    assert wanted <= set(plan.mechanisms())
+
+
+def test_the_harness_asks_for_each_of_ours_in_both_dtypes_and_for_the_paper_s_claim():
+    asked = [job.arguments["scenario"] for job in plan.harness()]
+    for optimizer in plan.OURS:
+        for dtype in ("fp32", "bf16"):
+            models = {
+                one["model"]
+                for one in asked
+                if (one["optimizer"], one["dtype"]) == (optimizer, dtype)
+            }
+            assert models == {"gpt2", "gpt2-xl", "llama2-7b"}
+    claims = [one for one in asked if one["model"] == "llama2-7b" and not one["config"]]
+    assert {(one["optimizer"], one["dtype"], one["batch_size"]) for one in claims} == {
+        ("sgd-sai", "fp32", 1)
+    }
+    assert all(one["checkpointing"] for one in claims)
+
+
+def test_every_stage_has_a_share_of_the_time():
+    assert list(SHARES) == list(STAGES)
