@@ -76,6 +76,10 @@ class Pool:
             self.idle += block.size
         insort(self.blocks, (block.size, block.segment, block.offset, block))
 
+    def add_unmapped(self, block: Block) -> None:
+        """Hold a run of addresses without memory."""
+        insort(self.unmapped, (block.segment, block.offset, block))
+
     def remove(self, block: Block) -> None:
         """Let go of a block."""
         self.pop(bisect_left(self.blocks, (block.size, block.segment, block.offset)))

@@ -3,11 +3,14 @@
 One device and one stream; docs/allocator.md lists what is modelled, what is not, and the sources.
 """
 
+from collections.abc import Iterable
+
 from .blocks import Block, Pool
 from .expandable import ExpandableSegments
 from .out_of_memory import OutOfMemoryError
 from .segments import SMALL_REQUEST, SMALL_SEGMENT, Addresses, Ages, DeviceMemory, WholeSegments, segment_bytes
 from .settings import UNLIMITED, AllocatorSettings
+from .state import SegmentState
 
 MIN_BLOCK = 512
 _DEFAULT = AllocatorSettings()
@@ -38,7 +41,7 @@ class CachingAllocator:
         limit = int(settings.memory_fraction * total) if total is not None and settings.memory_fraction < 1 else None
         self._settings = settings
         self._device = DeviceMemory(total, occupied, limit)
-        addresses = addresses or Ages()
+        addresses = self._addresses = addresses or Ages()
         self._segments = ExpandableSegments(self._device, addresses) if expandable else WholeSegments(self._device, addresses, large)
         # The rest of a block stays a block of its own when it is worth keeping: 512 B in the small pool, more than 1 MiB in the large one.
         unsplit = UNLIMITED if expandable else settings.max_split_size
@@ -72,6 +75,33 @@ class CachingAllocator:
             return 0
         return self._device.reserved - self.allocated_bytes - self._small.idle - self._large.idle
 
+    def adopt(self, segments: Iterable[SegmentState]) -> list[Block]:
+        """Take over segments as they stand, such as a snapshot's, and return the blocks in use, in order.
+
+        Each counts as taken from the device now and lies where `addresses` puts it. Raises ValueError
+        where the device has no room for it, or where addresses lack memory without expandable segments.
+        """
+        expandable = self._settings.expandable_segments
+        used: list[Block] = []
+        for state in segments:
+            if state.mapped < state.size and not expandable:
+                raise ValueError(f"{state.size - state.mapped} bytes of a segment lack memory; that needs expandable_segments:True")
+            if not self._device.take(state.mapped):
+                raise ValueError(f"a segment of {state.mapped} bytes has no room on the device beside {self.reserved_bytes} reserved")
+            blocks = state.lay_out(self._small if state.pool == "small" else self._large, self._addresses.take(state.size))
+            used += [block for block in blocks if block.allocated]
+            for block in blocks:
+                if expandable and block.mapped:
+                    self._addresses.map(block.segment + block.offset, block.size)
+        allocated = sum(block.size for block in used)
+        self.allocated_bytes += allocated
+        self.total_allocated_bytes += allocated
+        self.requested_bytes += sum(block.requested for block in used)
+        self.peak_allocated_bytes = max(self.peak_allocated_bytes, self.allocated_bytes)
+        self.peak_requested_bytes = max(self.peak_requested_bytes, self.requested_bytes)
+        self._note_inactive()
+        return used
+
     def malloc(self, nbytes: int) -> Block:
         """The block that a request of `nbytes` gets.
 
@@ -79,7 +109,7 @@ class CachingAllocator:
         """
         if nbytes < 1:
             raise ValueError(f"nbytes must be >= 1, got {nbytes}")
-        size = self._rounded(nbytes) if self._rounds else -(-nbytes // MIN_BLOCK) * MIN_BLOCK
+        size = self.rounded(nbytes) if self._rounds else -(-nbytes // MIN_BLOCK) * MIN_BLOCK
         pool = self._small if size <= SMALL_REQUEST else self._large
         block = self._search(pool, size) or self._obtain(pool, size, nbytes)
         split = block.size - size >= pool.least_rest and size < pool.split_below
@@ -146,7 +176,7 @@ class CachingAllocator:
         if inactive > self.peak_inactive_split_bytes:
             self.peak_inactive_split_bytes = inactive
 
-    def _rounded(self, nbytes: int) -> int:
+    def rounded(self, nbytes: int) -> int:
         """The request, rounded up to a fraction of the power of two below it where the settings say so."""
         power = 1 << (nbytes.bit_length() - 1)
         divisions = self._settings.divisions[min(max(nbytes.bit_length() - 21, 0), len(self._settings.divisions) - 1)]

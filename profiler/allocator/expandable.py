@@ -1,6 +1,6 @@
 """Expandable segments: ranges of addresses into which memory is mapped as it is needed."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 
 from .blocks import Block, Pool
 from .segments import ENDLESS, Addresses, DeviceMemory
@@ -65,7 +65,7 @@ class ExpandableSegments:
         nbytes = ENDLESS // handle * handle if total is None else -(-(total + total // 8) // handle) * handle
         block = Block(pool, self._addresses.take(nbytes), 0, nbytes)
         block.mapped = False
-        insort(pool.unmapped, (block.segment, block.offset, block))
+        pool.add_unmapped(block)
         return block
 
     def _map(self, block: Block, size: int) -> Block | None:
@@ -79,7 +79,7 @@ class ExpandableSegments:
         if nbytes < block.size:
             rest = block.split(nbytes)
             rest.mapped = False
-            insort(block.pool.unmapped, (rest.segment, rest.offset, rest))
+            block.pool.add_unmapped(rest)
         block.mapped = True
         if block.next is not None and block.next.mapped and not block.next.allocated:
             block.pool.remove(block.next)
@@ -121,7 +121,7 @@ class ExpandableSegments:
             before.join_next()
             block = before
         if block.is_split:
-            insort(block.pool.unmapped, (block.segment, block.offset, block))
+            block.pool.add_unmapped(block)
         else:
             self._addresses.give_back(block.segment, block.size)
 

@@ -68,6 +68,8 @@ class _History:
         self._next = FIRST_ADDRESS
         # Bytes of each run of memory and the block of each allocation that is in use, by address; the addresses of those by number.
         self._runs: dict[int, int] = {}
+        # Where the pool of small requests got memory; it is always given that size at a time.
+        self._small: set[int] = set()
         self._blocks: dict[int, dict[str, Any]] = {}
         self._alive: dict[int, dict[str, Any]] = {}
 
@@ -77,6 +79,8 @@ class _History:
         self._next += nbytes
         if not self._expandable:
             self._runs[address] = nbytes
+            if nbytes == SMALL_SEGMENT:
+                self._small.add(address)
             self._note("segment_alloc", address, nbytes)
         return address
 
@@ -89,6 +93,8 @@ class _History:
     def map(self, address: int, nbytes: int) -> None:
         """Put memory behind addresses, joined with what stands behind their neighbours."""
         self._note("segment_map", address, nbytes)
+        if nbytes == SMALL_SEGMENT:
+            self._small.add(address)
         nbytes += self._runs.pop(address + nbytes, 0)
         before = next((start for start, size in self._runs.items() if start + size == address), address)
         self._runs[before] = self._runs.get(before, 0) + nbytes
@@ -125,7 +131,8 @@ class _History:
         found = []
         for address, nbytes in sorted(self._runs.items()):
             inside = held[bisect_left(starts, address) : bisect_left(starts, address + nbytes)]
-            found.append(_segment(address, nbytes, inside, expandable=self._expandable))
+            pool = "small" if address in self._small else "large"
+            found.append(_segment(address, nbytes, inside, pool, expandable=self._expandable))
         return found
 
     def _note(self, action: str, address: int, nbytes: int) -> None:
@@ -147,7 +154,7 @@ def _frames(source: Source, phase: str) -> list[_Frame]:
     return [{"filename": filename, "line": number, "name": name} for filename, number, name in stack if name]
 
 
-def _segment(address: int, nbytes: int, held: list[dict[str, Any]], *, expandable: bool) -> dict[str, Any]:
+def _segment(address: int, nbytes: int, held: list[dict[str, Any]], pool: str, *, expandable: bool) -> dict[str, Any]:
     """A segment with its blocks in use and what is free between them."""
     blocks, reached = [], address
     for block in [*held, None]:
@@ -167,7 +174,7 @@ def _segment(address: int, nbytes: int, held: list[dict[str, Any]], *, expandabl
         "active_size": allocated,
         "requested_size": sum(block["requested_size"] for block in held),
         "stream": 0,
-        "segment_type": "small" if nbytes == SMALL_SEGMENT else "large",
+        "segment_type": pool,
         "segment_pool_id": (0, 0),
         "is_expandable": expandable,
         "frames": [],
