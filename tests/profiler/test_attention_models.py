@@ -4,6 +4,7 @@ A real step holds what its path holds, whatever the device: where CUDA runs the 
 is made to. The fused kernels' outputs are alike on both.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from profiler import Memory, simulate
+from profiler.simulating.replay import replay
+from profiler.simulating.simulation import run_simulation
 from scenarios import Scenario
 from scenarios.workpiece import load_factory
 
@@ -150,17 +152,16 @@ def deepseek_by_math(batch_size: int = 1, sequence_length: int = TOKENS) -> Fact
     return ByMath(model), batch
 
 
-def simulated(factory: str, **asked: Any) -> Memory:
+def simulated(factory: str, **asked: Any) -> int:
+    """Bytes of tensors at the peak, without what CUDA's kernels request for themselves."""
     scenario = Scenario(model=f"{__name__}:{factory}", sequence_length=TOKENS, **asked)
-    memory = simulate(scenario).memory
-    assert memory is not None
-    return memory
-
-
-def kept(memory: Memory) -> int:
-    """Bytes at the peak without cuBLAS's workspaces, which a CPU has not."""
-    assert memory.peak_allocated is not None
-    return memory.peak_allocated - memory.peak_by_category["workspace"]
+    found = run_simulation(scenario)
+    requests = {event for number in found.allocations.requests for event in (number, ~number)}
+    return replay(
+        [replace(each, events=[event for event in each.events if event not in requests]) for each in found.segments],
+        found.allocations,
+        keep=(),
+    ).peak_allocated
 
 
 def loss_of(outputs: Any) -> torch.Tensor:
@@ -193,21 +194,21 @@ def measured(factory: str) -> int:
 
 @pytest.mark.parametrize("factory", ["masked", "biased", "mistral"])
 def test_a_fused_kernel_s_model_peaks_as_on_the_cpu(factory: str):
-    assert kept(simulated(factory)) == pytest.approx(measured(factory), rel=0.02)
+    assert simulated(factory) == pytest.approx(measured(factory), rel=0.02)
 
 
 @pytest.mark.parametrize("factory", ["broadcast", "grouped", "falcon", "mixtral", "qwen3_moe"])
 def test_the_math_kernel_s_model_peaks_as_on_the_cpu(factory: str):
     with sdpa_kernel(SDPBackend.MATH):
         real = measured(factory)
-    assert kept(simulated(factory)) == pytest.approx(real, rel=0.01)
+    assert simulated(factory) == pytest.approx(real, rel=0.01)
 
 
 @pytest.mark.parametrize("factory", ["masked", "deepseek"])
 def test_a_model_that_asks_for_the_math_kernel_peaks_as_on_the_cpu(factory: str):
-    found = kept(simulated(f"{factory}_by_math"))
+    found = simulated(f"{factory}_by_math")
     assert found == pytest.approx(measured(f"{factory}_by_math"), rel=0.01)
-    assert kept(simulated(factory)) < found
+    assert simulated(factory) < found
 
 
 @pytest.mark.parametrize(
@@ -220,4 +221,4 @@ def test_a_model_that_asks_for_the_math_kernel_peaks_as_on_the_cpu(factory: str)
 )
 @pytest.mark.parametrize("factory", ["mixtral", "qwen3_moe", "deepseek"])
 def test_they_all_train_in_half_precision(factory: str, asked: dict[str, Any]):
-    assert kept(simulated(factory, **asked)) > 0
+    assert simulated(factory, **asked) > 0
