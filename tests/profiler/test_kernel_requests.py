@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.sorting import sort_pairs_bytes
 from profiler.tracing.trace import Recorder
 
 aten = torch.ops.aten
@@ -44,6 +43,7 @@ def test_adding_to_indexed_rows_takes_the_six_buffers_that_were_recorded(batch: 
         meta(10_000, 64),
         tokens(batch, length),
         meta(batch, length, 64),
+        gpu="a100-80",
     )
     sort = [indices, indices, indices, storage, -storage, -indices, -indices, -indices]
     assert found == [indices, indices, -indices, *sort, -indices]
@@ -59,13 +59,13 @@ def test_setting_indexed_rows_takes_nothing():
     assert stream(lambda rows, index, values: aten.index_put_(rows, [index], values), meta(100, 16), tokens(40), meta(40, 16)) == []
 
 
-def test_a_sort_of_all_64_bits_has_eight_histograms():
-    # 10,000 pairs of longs: 8 x 256 x 8, 3 blocks of 3,840 with 256 x 4, keys and values again, 8 x 4 in 256, and 255 to align.
-    assert sort_pairs_bytes(10_000, 8, 64) == 16_384 + 3_072 + 2 * 80_128 + 256 + 255
-
-
 def embedding_backward(count: int) -> list[int]:
-    return stream(lambda grad, index: aten.embedding_dense_backward(grad, index, 50_257, -1, False), meta(1, count, 1600), tokens(1, count))
+    return stream(
+        lambda grad, index: aten.embedding_dense_backward(grad, index, 50_257, -1, False),
+        meta(1, count, 1600),
+        tokens(1, count),
+        gpu="a100-80",
+    )
 
 
 def test_few_indices_of_an_embedding_are_not_sorted():
