@@ -183,3 +183,36 @@ def test_the_gradient_of_scattered_features_looks_their_places_up():
     found = stream(lambda g, m: aten.masked_scatter_backward(g, m.expand_as(g), [50, 64]), grad, mask)
     numbers, places = 2 * 100 * 64, 8 * 3 * 50 * 64
     assert found == [numbers, *counted(numbers), places, *held(1023), -4, -numbers, 4 * 50 * 64, -places]
+
+
+def test_a_distance_is_a_product_of_norms_beside_the_numbers():
+    found = stream(lambda a, b: torch.cdist(a, b), meta(50, 8), meta(60, 8))
+    # Squares and their sums, ones; both operands with two more columns; distances; the workspace.
+    operands = {4 * 50 * 10, 4 * 60 * 10}
+    assert operands <= set(found)
+    assert found.count(4 * 50) == 2
+    assert found.count(4 * 60) == 2
+    assert [size for size in found if size > 0 and -size not in found] == [4 * 50 * 60, 32 << 20]
+
+
+def test_counting_what_is_not_zero_compares_casts_and_sums():
+    # One byte a number, and eight for the sum's own copy.
+    assert stream(lambda x: x.count_nonzero(), meta(30, 40)) == [1200, 8, *held(9600), -1200]
+    assert stream(lambda x: x.count_nonzero(1), meta(30, 40)) == [1200, 240, *held(9600), -1200]
+
+
+def test_the_median_of_all_is_a_sort():
+    found = stream(lambda x: x.median(), meta(30, 40))
+    assert found == [4800, 9600, *held(9600), -9600, 1, 4, -1, -4800]
+
+
+def test_one_sample_is_where_noise_is_largest():
+    assert stream(lambda x: x.multinomial(1), meta(4, 500)) == [32, *held(8000)]
+
+
+def test_several_samples_are_the_largest_of_the_noise():
+    assert stream(lambda x: x.multinomial(3), meta(4, 500)) == [96, *held(8000, 48)]
+
+
+def test_samples_with_replacement_take_the_shares_and_their_sums():
+    assert stream(lambda x: x.multinomial(3, replacement=True), meta(4, 500)) == [96, *held(8000, 8000)]
