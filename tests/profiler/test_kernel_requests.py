@@ -164,6 +164,25 @@ def test_the_layer_norm_of_fewer_rows_takes_nothing():
     assert len(stream(run, meta(65_536, 768), meta(65_536, 1), meta(768))) == 3
 
 
+def test_norms_and_softmax_lay_anew_what_is_not_contiguous():
+    nbytes = 2 * 8 * 25 * 4
+
+    def norm(x: torch.Tensor) -> object:
+        return aten.native_layer_norm(x.permute(0, 2, 1), [8], None, None, 1e-5)
+
+    def norm_backward(x: torch.Tensor, grad: torch.Tensor, mean: torch.Tensor) -> object:
+        return aten.native_layer_norm_backward(grad.permute(0, 2, 1), x.permute(0, 2, 1), [8], mean, mean, None, None, [True, False, False])
+
+    x, mean = meta(2, 8, 25), meta(2, 25, 1)
+    assert stream(norm, x) == [nbytes, nbytes, 200, 200, -nbytes]
+    assert stream(norm_backward, x, meta(2, 8, 25), mean) == [nbytes, nbytes, nbytes, -nbytes, -nbytes]
+    assert stream(lambda x: x.transpose(1, 2).softmax(-1), x) == [nbytes, nbytes, -nbytes]
+    assert stream(lambda x: x.softmax(-1), x) == [nbytes]
+    # The gradient of a sum is one number, expanded.
+    found = stream(lambda g, y: aten._log_softmax_backward_data(g.expand(2, 8, 25), y, -1, torch.float32), meta(1), x)
+    assert found == [nbytes, nbytes, -nbytes]
+
+
 def test_a_group_norm_takes_a_factor_and_an_offset_for_each_channel():
     found = stream(lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5), meta(8, 64, 16, 16), meta(64))
     assert found[3:] == [8 * 64 * 4] * 2 + [-8 * 64 * 4] * 2
