@@ -21,9 +21,11 @@ _UNSORTED = 3072
 _ROWS_PER_PART = 10
 
 
-def _embedding_backward(device: Device, count: int, rows: int, width: int, item: int, accumulator: int) -> list[int]:
+def _embedding_backward(
+    device: Device, unsorted: int, count: int, rows: int, width: int, item: int, accumulator: int, bits: int
+) -> list[int]:
     """Places before and after the sort, and its storage; then parts of ten rows and their sums."""
-    if count <= _UNSORTED:
+    if count <= unsorted:
         return [0] * 14
     indices, segments = item * count, min(count, rows)
     parts = count // _ROWS_PER_PART + segments
@@ -31,7 +33,7 @@ def _embedding_backward(device: Device, count: int, rows: int, width: int, item:
         indices,
         indices,
         indices,
-        sort_bytes(device, count, item, item, 8 * item),
+        sort_bytes(device, count, item, item, bits),
         indices,
         _LONG,
         indices,
@@ -51,7 +53,36 @@ def _of_embedding_backward(
     del padding_idx
     if scale_grad_by_freq:
         return None
-    return indices.numel(), num_weights, grad.size(-1), indices.element_size(), max(4, grad.element_size())
+    item = indices.element_size()
+    return _UNSORTED, indices.numel(), num_weights, grad.size(-1), item, max(4, grad.element_size()), 8 * item
+
+
+# Modes of a bag: 0 sums, 1 averages, 2 takes the largest.
+_MAX = 2
+
+
+def _of_bag_backward(
+    _: Any,
+    grad: torch.Tensor,
+    indices: torch.Tensor,
+    offsets: torch.Tensor,
+    offset2bag: torch.Tensor,
+    bag_size: torch.Tensor,
+    maximum_indices: torch.Tensor,
+    num_weights: int,
+    scale_grad_by_freq: bool,
+    mode: int,
+    sparse: bool,
+    per_sample_weights: torch.Tensor | None,
+    padding_idx: int = -1,
+) -> tuple[int, ...] | None:
+    """embedding_bag_backward_cuda_sum_avg: sorted by as many bits as rows have."""
+    del offsets, offset2bag, bag_size, maximum_indices, per_sample_weights
+    if scale_grad_by_freq or sparse or mode == _MAX:
+        return None
+    highest = num_weights if padding_idx >= 0 else num_weights - 1 - padding_idx
+    bits = max(1, highest.bit_length())
+    return 0, indices.numel(), num_weights, grad.size(-1), indices.element_size(), max(4, grad.element_size()), bits
 
 
 def _index_put(device: Device, count: int, dimensions: int, values: int, bits: int, mask: Mask | None) -> list[int]:
@@ -105,18 +136,15 @@ def _of_index_put(
     return count, len(places), 0 if laid_out else count * kept * values.element_size(), bits, mask
 
 
-_EMBEDDING = Kernel(
-    rule=_embedding_backward,
-    numbers=_of_embedding_backward,
-    order=(0, 1, 2, 3, ~3, ~2, OUTPUT, 4, 5, 6, 7, ~7, ~6, 8, 9, 10, ~10, 11, 12, 13, ~13, ~12, ~11, ~9, ~8, ~5, ~4, ~1, ~0),
-)
+_EMBEDDING_ORDER = (0, 1, 2, 3, ~3, ~2, OUTPUT, 4, 5, 6, 7, ~7, ~6, 8, 9, 10, ~10, 11, 12, 13, ~13, ~12, ~11, ~9, ~8, ~5, ~4, ~1, ~0)
 _INDEX_PUT = Kernel(
     rule=_index_put,
     numbers=_of_index_put,
     order=(OUTPUT, 9, 10, 11, ~11, 12, 13, ~13, ~10, ~9, 0, 1, ~0, 2, 3, ~2, ~3, ~12, 4, 5, 6, 7, 8, ~8, ~7, ~6, ~5, ~4, ~1),
 )
 SORTING: Mapping[Any, Kernel] = {
-    aten.embedding_dense_backward.default: _EMBEDDING,
+    aten.embedding_dense_backward.default: Kernel(rule=_embedding_backward, numbers=_of_embedding_backward, order=_EMBEDDING_ORDER),
+    aten._embedding_bag_backward.default: Kernel(rule=_embedding_backward, numbers=_of_bag_backward, order=_EMBEDDING_ORDER),
     aten.index_put.default: _INDEX_PUT,
     aten.index_put_.default: _INDEX_PUT,
     aten._index_put_impl_.default: _INDEX_PUT,

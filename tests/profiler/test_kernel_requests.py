@@ -83,6 +83,22 @@ def test_many_indices_of_an_embedding_are_sorted_before_the_gradient_and_summed_
     assert sum(found) == 50_257 * 1600 * 4
 
 
+def test_few_indices_of_bags_are_sorted_too_by_the_bits_of_a_row():
+    def run(weight: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        output = torch.nn.functional.embedding_bag(indices, weight, offsets, mode="sum")
+        (gradient,) = torch.autograd.grad(output, weight, torch.empty_like(output))
+        return gradient
+
+    found = stream(run, meta(1000, 64).requires_grad_(), tokens(2560), tokens(100), gpu="a100-80")
+    longs = 8 * 2560
+    # Ten bits: two histograms of 256 longs, one block's counts, keys and values, 256 and 255.
+    sort = 4096 + 1024 + 2 * longs + 256 + 255
+    start = found.index(sort) - 3
+    assert found[start : start + 8] == [longs, longs, longs, sort, -sort, -longs, 1000 * 64 * 4, longs]
+    # Parts of ten rows, and one for each of at most 1,000 different indices.
+    assert 4 * (256 + 1000) * 64 in found
+
+
 HEADS = (2, 4, 100, 48)
 
 
