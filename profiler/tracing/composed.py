@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 aten = torch.ops.aten
+# at::Reduction, as an operation's argument.
+_NONE, _MEAN = 0, 1
 
 
 def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> torch.Tensor:
@@ -61,12 +63,72 @@ def _multinomial(tensor: torch.Tensor, num_samples: int, replacement: bool = Fal
     return result
 
 
+def _binary_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, *_: Any, **__: Any) -> torch.Tensor:
+    """The steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
+
+    The output is made as large as the losses and given its shape of one number after that, which
+    leaves it all the memory.
+    """
+    output = tensor - target
+    if reduction == _NONE:
+        return output
+    reduce = torch.mean if reduction == _MEAN else torch.sum
+    return reduce(tensor - target, dim=[], out=output.resize_(()))
+
+
+def _huber_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, delta: float = 1.0) -> torch.Tensor:
+    """The steps of huber_loss in ATen/native/Loss.cpp."""
+    del target, delta
+    losses = torch.empty_like(tensor)
+    return losses if reduction == _NONE else losses.mean() if reduction == _MEAN else losses.sum()
+
+
+def _binary_cross_entropy(
+    tensor: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, reduction: int = 1
+) -> torch.Tensor:
+    """The steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
+
+    The output keeps the memory of the losses here too.
+    """
+    del target, weight
+    return _reduced_in_place(torch.empty_like(tensor), reduction)
+
+
+def _soft_margin_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1) -> torch.Tensor:
+    """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory as well."""
+    del target
+    return _reduced_in_place(-tensor, reduction)
+
+
+def _soft_margin_loss_backward(grad: torch.Tensor, tensor: torch.Tensor, target: torch.Tensor, reduction: int) -> torch.Tensor:
+    """The steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
+    del grad, reduction
+    negated = -target
+    product = negated * tensor
+    exponentials = torch.exp(product)
+    del product, negated
+    return target * exponentials
+
+
+def _reduced_in_place(losses: torch.Tensor, reduction: int) -> torch.Tensor:
+    if reduction == _NONE:
+        return losses
+    reduced = losses.mean() if reduction == _MEAN else losses.sum()
+    return losses.resize_(()).copy_(reduced)
+
+
 def _own_parts(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..., Any]:
     return partial(func._op_dk, getattr(torch._C.DispatchKey, key))
 
 
 PARTS: Mapping[Any, Callable[..., Any]] = {
     aten.logsumexp.default: _logsumexp,
+    aten.mse_loss.default: _binary_loss,
+    aten.smooth_l1_loss.default: _binary_loss,
+    aten.huber_loss.default: _huber_loss,
+    aten.binary_cross_entropy.default: _binary_cross_entropy,
+    aten.soft_margin_loss.default: _soft_margin_loss,
+    aten.soft_margin_loss_backward.default: _soft_margin_loss_backward,
     aten.median.default: _median,
     aten.count_nonzero.default: _count_nonzero,
     aten.count_nonzero.dim_IntList: _count_nonzero_in,
@@ -78,8 +140,6 @@ PARTS: Mapping[Any, Callable[..., Any]] = {
         for func in (
             aten.binary_cross_entropy_with_logits.default,
             aten._safe_softmax.default,
-            aten.soft_margin_loss.default,
-            aten.soft_margin_loss_backward.default,
             aten._euclidean_dist.default,
         )
     },
