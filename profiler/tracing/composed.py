@@ -141,6 +141,8 @@ PARTS: Mapping[Any, Callable[..., Any]] = {
             aten.binary_cross_entropy_with_logits.default,
             aten._safe_softmax.default,
             aten._euclidean_dist.default,
+            aten.isinf.default,
+            aten.dist.default,
         )
     },
 }

@@ -206,6 +206,20 @@ def test_the_median_of_all_is_a_sort():
     assert found == [4800, 9600, *held(9600), -9600, 1, 4, -1, -4800]
 
 
+def test_looking_for_infinity_takes_the_sizes_of_the_numbers():
+    assert stream(lambda x: x.isinf(), meta(30, 40)) == [4800, 1200, -4800]
+
+
+def test_the_distance_of_two_tensors_takes_their_difference():
+    assert stream(lambda x, y: torch.dist(x, y), meta(30, 40), meta(30, 40)) == [4800, 4, -4800]
+
+
+def test_the_norms_of_many_columns_are_staged_as_sums_are():
+    norms = stream(lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, 2, [0]), meta(10_000, 1024))
+    assert norms == stream(lambda x: x.sum(0), meta(10_000, 1024))
+    assert len(norms) > 1
+
+
 def test_one_sample_is_where_noise_is_largest():
     assert stream(lambda x: x.multinomial(1), meta(4, 500)) == [32, *held(8000)]
 
