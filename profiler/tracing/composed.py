@@ -95,7 +95,7 @@ def _binary_cross_entropy(
 
 
 def _soft_margin_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1) -> torch.Tensor:
-    """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory as well."""
+    """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory too."""
     del target
     return _reduced_in_place(-tensor, reduction)
 

@@ -20,7 +20,7 @@ _INT = 4
 
 
 class Mask(NamedTuple):
-    """A tensor whose nonzero places are looked up, how many there are, bytes of its laid out copy."""
+    """A tensor whose nonzero places are looked up, their number, and bytes of its contiguous copy."""
 
     numbers: int
     dimensions: int

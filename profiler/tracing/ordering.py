@@ -24,7 +24,7 @@ _MOST_OF_MODE = 2048
 
 
 class _Rows(NamedTuple):
-    """Rows to sort, which may have to be laid out anew, and the outputs too where they lie across."""
+    """Rows to sort, which may have to be laid out anew; so have outputs where rows lie across."""
 
     rows: int
     length: int

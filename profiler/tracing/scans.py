@@ -16,9 +16,13 @@ from .requests import Device, Kernel, after_outputs
 aten = torch.ops.aten
 
 
-def _scan(_: Device, cast: int, laid_out: int, copied: int, count: int, item: int) -> list[int]:
-    """The input in the output's dtype, output and input laid out anew, storage for `count`."""
-    return [cast, laid_out, copied, scan_bytes(count, item) if count else 0]
+def _scan(_: Device, cast: int, laid_out: int, copied: int, rows: int, length: int, item: int) -> list[int]:
+    """The input in the output's dtype, output and input laid out anew, storage for one row."""
+    return [cast, laid_out, copied, scan_bytes(length, item) if rows == 1 else 0]
+
+
+def _copy(_: Device, copied: int) -> list[int]:
+    return [copied]
 
 
 def _of_scan(result: torch.Tensor, tensor: torch.Tensor, dim: int, *_: Any, **__: Any) -> tuple[int, ...] | None:
@@ -29,16 +33,16 @@ def _of_scan(result: torch.Tensor, tensor: torch.Tensor, dim: int, *_: Any, **__
     laid_out = copied_bytes(result)
     # A cast keeps the strides of what is dense.
     copied = 0 if tensor.is_contiguous() else nbytes
-    is_one_row = tensor.numel() == tensor.size(dim)
-    return cast, laid_out, copied, tensor.numel() if is_one_row else 0, result.element_size()
+    length = tensor.size(dim)
+    return cast, laid_out, copied, tensor.numel() // length, length, result.element_size()
 
 
-def _of_scan_with_indices(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int, ...]:
-    return 0, 0, copied_bytes(tensor), 0, 0
+def _of_scan_with_indices(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int]:
+    return (copied_bytes(tensor),)
 
 
 _SCAN = Kernel(rule=_scan, numbers=_of_scan, order=after_outputs(4))
-_WITH_INDICES = Kernel(rule=_scan, numbers=_of_scan_with_indices, order=after_outputs(4))
+_WITH_INDICES = Kernel(rule=_copy, numbers=_of_scan_with_indices, order=after_outputs(1))
 SCANS: Mapping[Any, Kernel] = {
     aten.cumsum.default: _SCAN,
     aten.cumsum_.default: _SCAN,

@@ -86,7 +86,7 @@ def _of_bag_backward(
 
 
 def _index_put(device: Device, count: int, dimensions: int, values: int, bits: int, mask: Mask | None) -> list[int]:
-    """Places of a mask; linear indices, made dimension by dimension; values laid out anew; the sort.
+    """Linear indices, made dimension by dimension; values laid out anew; the sort; a mask's places.
 
     `count` is 0 where nothing is added up: the indices are used as they are.
     """

@@ -21,7 +21,7 @@ LOSSES = (
 
 
 def recorded(loss: Callable[..., torch.Tensor], reduction: str) -> list[int]:
-    """Bytes of each event of a loss over 50 x 8 numbers and of its gradient, negative for a free."""
+    """Bytes of each event of a loss over 50 x 8 numbers and its gradient, negative for a free."""
     recorder = Recorder(workspaces=())
     tensor, target = (torch.empty(50, 8, device="meta") for _ in range(2))
     with recorder.phase("build"):

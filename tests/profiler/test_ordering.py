@@ -1,4 +1,4 @@
-"""What CUDA's kernels request to sort, to scan and to look up masks, by sizes worked out by hand."""
+"""Requests of CUDA's kernels that sort, scan and look up masks, by sizes worked out by hand."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch.fx.experimental import _config
 
 from profiler.tracing.cub import scan_bytes, sort_bytes, sum_bytes
 from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.requests import device_of
+from profiler.tracing.requests import Request, device_of
 from profiler.tracing.trace import Recorder
 
 aten = torch.ops.aten
@@ -83,7 +83,7 @@ def test_the_largest_of_few_numbers_are_found_without_memory():
 
 
 def test_the_largest_of_a_long_row_are_found_by_several_blocks():
-    # 202,752 numbers are in flight on 132 multiprocessors: four a thread, 1,024 a block, 126 blocks.
+    # 202,752 threads on 132 multiprocessors: four numbers each, 1,024 a block, 126 blocks.
     found = stream(lambda x: x.topk(50), meta(1, 128_256), gpu="h100-80")
     scan = 1279
     assert found[2:7] == [4, 4, 8, 8, 126 * 256 * 2]
@@ -110,7 +110,7 @@ def test_a_mode_copies_rows_beyond_two_thousand():
     assert stream(lambda x: x.mode(0), meta(3, 40)) == [160, 320, *held(480)]
 
 
-# Up to 30,082 numbers random keys of 32 bits are different often enough: log2(n + (6 n^2 + 1) / 1.264).
+# Keys of 32 bits are different often enough while log2(n + (6 n^2 + 1) / 1.264) is at most 32.
 @pytest.mark.parametrize(("count", "key"), [(30_000, 4), (31_000, 8)])
 def test_a_permutation_is_a_sort_by_random_keys(count: int, key: int):
     bits = 32 if key == 4 else 33
@@ -125,6 +125,20 @@ def test_rows_are_summed_up_without_memory_and_one_row_with_a_state_for_each_blo
     assert stream(lambda x: x.cumprod(-1), meta(1, 1000)) == [4000, *held(1023)]
     assert stream(lambda x: x.logcumsumexp(0), meta(1000)) == [4000, *held(1023)]
     assert stream(lambda x: x.cumsum_(0), meta(1000)) == held(1023)
+
+
+def test_the_requests_of_a_third_batch_size_follow_from_two():
+    def requests(batch: int) -> list[Request]:
+        recorder = Recorder(workspaces=())
+        with recorder.phase("forward"):
+            # One row alone has storage; few rows are sorted in another way than many.
+            meta(batch, 5000).cumsum(1)
+            meta(100 * batch, 5000).sort()
+        return list(recorder.allocations.requests.values())
+
+    fitted = [low.at(4, high) for low, high in zip(requests(1), requests(2), strict=True)]
+    device = device_of(None)
+    assert [request.nbytes(device) for request in fitted] == [request.nbytes(device) for request in requests(5)]
 
 
 def test_booleans_are_cast_before_they_are_summed_up():
