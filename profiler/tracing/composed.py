@@ -26,20 +26,10 @@ def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> t
     return (tensor - largest).exp_().sum(dim, keepdim=keepdim).log_().add_(shift)
 
 
-def _own_parts(func: Any) -> Callable[..., Any]:
-    return partial(func._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd)
-
-
+_BINARY_CROSS_ENTROPY = aten.binary_cross_entropy_with_logits.default
 PARTS: Mapping[Any, Callable[..., Any]] = {
     aten.logsumexp.default: _logsumexp,
-    **{
-        func: _own_parts(func)
-        for func in (
-            aten.binary_cross_entropy_with_logits.default,
-            aten._safe_softmax.default,
-            aten.soft_margin_loss.default,
-            aten.soft_margin_loss_backward.default,
-        )
-    },
+    # torch's own parts, in ATen/native/Loss.cpp.
+    _BINARY_CROSS_ENTROPY: partial(_BINARY_CROSS_ENTROPY._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd),
 }
 """What runs an operation's parts; to be called where each of them is recorded."""
