@@ -4,6 +4,7 @@ The real steps run on the CPU without any dispatch mode, which would change what
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional
 
+from profiler.measuring.live_tensors import LiveTensors
 from profiler.tracing.kernels import foreach_on_meta
 from profiler.tracing.trace import Recorder
 from profiler.tracing.values import with_value
@@ -250,3 +252,26 @@ def test_the_recorded_events_are_those_of_a_real_step(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
     assert of_tensors(recorded(model, batch, set_to_none)) == of_tensors(real)
+
+
+class Reused(nn.Module):
+    """A tensor whose gradients are added up at the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4096))
+
+    def forward(self) -> torch.Tensor:
+        x = self.weight.exp()
+        return (x * 2).sum() + (x * 3).sum()
+
+
+def test_a_watched_step_holds_what_an_unwatched_one_does(cpu_events: Callable[[Callable[[], object]], list[int]]):
+    model = Reused()
+    train(model, {}, 2, set_to_none=True)
+    peak = model.weight.nbytes + max(accumulate(cpu_events(lambda: train(model, {}, 1, set_to_none=True))))
+    model.zero_grad()
+    live = LiveTensors(model, {})
+    with live.phase("forward"):
+        train(model, {}, 1, set_to_none=True)
+    assert live.levels()["forward"]["tensors"].peak == pytest.approx(peak, abs=64)
