@@ -14,19 +14,20 @@ import torch
 from torch.utils import _foreach_utils
 
 from .attention import attend, cudnn_attention
-from .attention_backend import Capability
+from .attention_backend import Call, Capability, Settings
 from .grouped_mm import grouped_mm
 
 
 @contextmanager
-def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[None]:
+def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Settings]]]:
     """Inside, meta tensors take CUDA's path on a GPU of this compute capability.
 
     That is the path through `scaled_dot_product_attention`, `grouped_mm` and `dropout`, forward and
-    backward. Dropout keeps a mask of one byte an element.
+    backward. Dropout keeps a mask of one byte an element. The set fills with the calls of attention.
     """
     library = torch.library.Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", partial(attend, capability), "AutogradMeta")
+    seen: set[tuple[Call, Settings]] = set()
+    library.impl("scaled_dot_product_attention", partial(attend, capability, seen), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
     # In the place of torch's own.
     for name, kernel in (
@@ -36,7 +37,7 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[None]:
         library.impl(name, kernel, "Meta", allow_override=True)
     try:
         with foreach_on_meta():
-            yield
+            yield seen
     finally:
         library._destroy()
 

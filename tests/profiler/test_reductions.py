@@ -121,7 +121,7 @@ def test_sizes_at_any_batch_are_worked_out_from_shapes_that_grow_with_it():
     for batch in (12, 13):
         fresh = Streams().of(Scenario(**{**vars(scenario), "batch_size": batch}))
         assert (fresh.segments, fresh.allocations.nbytes) == (alone[batch].segments, alone[batch].allocations.nbytes)
-    model = next(iter(streams._models.values()))
+    ((model,),) = streams._models.values()
     assert model._is_proportional
 
 
