@@ -6,7 +6,6 @@ import pytest
 
 from profiler import simulate
 from profiler.simulating.batches import Streams
-from profiler.simulating.batches import Streams
 from profiler.simulating.fitting import Fitting, candidates, largest
 from profiler.simulating.simulation import run_simulation
 from scenarios import Scenario, hardware
@@ -114,9 +113,9 @@ def test_an_unknown_gpu_is_an_error():
         Fitting().fit(replace(RESNET, gpu="gtx"))
 
 
-@pytest.mark.parametrize(("dtype", "traces"), [("fp32", 1), ("bf16", 3)])
+@pytest.mark.parametrize(("dtype", "traces"), [("fp32", 1), ("bf16", 2)])
 def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: str, traces: int):
-    """cuDNN's on an H100, flash on cards from 8.0 on, memory-efficient on a T4; in float32 that one everywhere."""
+    """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the memory-efficient kernel everywhere."""
     streams = Streams()
     for gpu in ("h100-80", "a100-80", "rtx4090", "t4", "h200"):
         streams.of(Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=16, dtype=dtype, gpu=gpu))
