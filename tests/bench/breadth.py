@@ -68,7 +68,7 @@ SMALL: Mapping[str, Any] = {
 }
 HEAD: Mapping[str, Any] = {"head_dim": 16}
 # They read whether the first or last token is padding, where they get no mask, by a list of places whose values a trace never sees.
-MASKED = ("big_bird", "megatron-bert", "rembert", "roformer")
+MASKED = ("big_bird", "megatron-bert", "reformer", "rembert", "roformer")
 # What some types need instead.
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
