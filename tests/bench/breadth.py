@@ -30,6 +30,7 @@ from profiler.optimizer import make_optimizer
 from profiler.simulating import simulation, training
 from profiler.simulating.simulation import run_simulation
 from profiler.state import state_bytes
+from profiler.tracing.grouped_mm import grouped_mm
 from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 from scenarios.workpiece import build
@@ -188,6 +189,15 @@ def scenario_of(name: str, optimizer: str) -> Scenario:
 
 
 @contextmanager
+def grouped_products(*_: Any) -> Iterator[set[Any]]:
+    """Inside, meta tensors have the grouped matrix products of every dtype, which torch gives them in bfloat16 alone."""
+    library = torch.library.Library("aten", "IMPL")
+    library.impl("_grouped_mm", grouped_mm, "Meta", allow_override=True)
+    yield set()
+    library._destroy()
+
+
+@contextmanager
 def as_on_the_cpu() -> Iterator[None]:
     """Inside, a simulation leaves out what CUDA alone does: kernels of its own, their workspaces and temporaries."""
 
@@ -196,7 +206,7 @@ def as_on_the_cpu() -> Iterator[None]:
         return Recorder(*args, **named)
 
     simulation._model_trace.cache_clear()
-    with mock.patch.object(training, "Recorder", recorder), mock.patch.object(training, "cuda_kernels", nullcontext):
+    with mock.patch.object(training, "Recorder", recorder), mock.patch.object(training, "cuda_kernels", grouped_products):
         yield
     simulation._model_trace.cache_clear()
 

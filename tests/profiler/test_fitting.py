@@ -1,6 +1,7 @@
 """What fits, judged by the simulator itself, asked one scenario at a time: streams that were worked out, batches and changes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_an_unknown_gpu_is_an_error():
 
 
 @pytest.mark.parametrize(("dtype", "traces"), [("fp32", 1), ("bf16", 2)])
-def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: str, traces: int):
+def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: Any, traces: int):
     """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the memory-efficient kernel everywhere."""
     streams = Streams()
     for gpu in ("h100-80", "a100-80", "rtx4090", "t4", "h200"):
