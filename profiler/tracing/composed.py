@@ -27,9 +27,9 @@ def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> t
 
 
 _BINARY_CROSS_ENTROPY = aten.binary_cross_entropy_with_logits.default
-PARTS: Mapping[Any, Callable[..., Any]] = {
-    aten.logsumexp.default: _logsumexp,
+PARTS: Mapping[int, Callable[..., Any]] = {
+    id(aten.logsumexp.default): _logsumexp,
     # torch's own parts, in ATen/native/Loss.cpp.
-    _BINARY_CROSS_ENTROPY: partial(_BINARY_CROSS_ENTROPY._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd),
+    id(_BINARY_CROSS_ENTROPY): partial(_BINARY_CROSS_ENTROPY._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd),
 }
-"""What runs an operation's parts; to be called where each of them is recorded."""
+"""What runs the parts of an operation, by its identity; to be called where each of them is recorded."""

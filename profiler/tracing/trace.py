@@ -32,7 +32,7 @@ _READ_BACK = torch.ops.aten._local_scalar_dense.default
 _COPY = torch.ops.aten._to_copy.default
 _INDEXING = frozenset(map(id, (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)))
 # The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
-_HOST_OUTPUTS = {torch.ops.aten._scaled_dot_product_efficient_attention.default: (2, 3)}
+_HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
 
 
 _ADVICE = "a simulation does not have the values; use --device cpu or cuda"
@@ -99,6 +99,7 @@ class Recorder(TorchDispatchMode):
         self._category: Category = "temporary"
         self._numbers: dict[int, int] = {}
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._empty: set[int] = set()
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
@@ -152,7 +153,7 @@ class Recorder(TorchDispatchMode):
         func, args, result = self._operate(func, args, kwargs)
         seen = len(self._events or ())
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
-        on_host = _HOST_OUTPUTS.get(func, ())
+        on_host = _HOST_OUTPUTS.get(id(func), ())
         for place, output in enumerate(outputs):
             if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
                 self._see(output, func)
@@ -180,7 +181,7 @@ class Recorder(TorchDispatchMode):
                 return run_on_values(func, args, kwargs)
             except UnknownError:
                 raise UntraceableError(f"{_caller()} makes a tensor whose size depends on values; {_ADVICE}") from None
-        parts = PARTS.get(func)
+        parts = PARTS.get(id(func))
         if parts is not None:
             with self:
                 return parts(*args, **kwargs)
@@ -205,27 +206,29 @@ class Recorder(TorchDispatchMode):
             if thread not in workspaces:
                 workspaces.add(thread)
                 events.append(self._first + len(self.allocations.nbytes))
-                self._add([WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func), [WORKSPACE])
+                self._add([WORKSPACE], [WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func))
             return
         requests, nbytes = KERNELS[func].requests(result, args, kwargs)
         if requests:
             outputs = events[seen:]
             first = self._first + len(self.allocations.nbytes)
-            self._add(nbytes, "temporary", self._sources.of(func), requests)
+            self._add(requests, nbytes, "temporary", self._sources.of(func))
             events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
 
-    def _add(self, nbytes: Sequence[int], category: Category, source: Source, requests: Sequence[Request] = ()) -> None:
-        """Number new allocations, which are `requests` of a kernel if there are any."""
-        if requests:
-            self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
+    def _add(self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source) -> None:
+        """Number the requests of a kernel."""
+        self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
         self.allocations.nbytes.extend(nbytes)
         self.allocations.categories.extend(category for _ in nbytes)
         self.allocations.sources.extend([source] * len(nbytes))
 
     def _request(self, nbytes: int, category: Category, source: Any) -> int:
         """Number a new allocation; `source` is the operation that asks for it, or a Source."""
-        number = self._first + len(self.allocations.nbytes)
-        self._add([nbytes], category, source if isinstance(source, Source) else self._sources.of(source))
+        allocations = self.allocations
+        number = self._first + len(allocations.nbytes)
+        allocations.nbytes.append(nbytes)
+        allocations.categories.append(category)
+        allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
         # A request for nothing never reaches the allocator.
         if nbytes and self._events is not None:
             self._events.append(number)
@@ -234,16 +237,10 @@ class Recorder(TorchDispatchMode):
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
         storage = tensor.untyped_storage()
-        if self._events is None or not self._is_new(storage):
+        key = storage._cdata
+        if self._events is None or (key in self._numbers and (key not in self._empty or not storage.nbytes())):
             return
         self._follow(storage, self._request(storage.nbytes(), self._category, source))
-
-    def _is_new(self, storage: torch.UntypedStorage) -> bool:
-        """Return whether the storage has bytes that no allocation holds: it was empty before, or never seen."""
-        number = self._numbers.get(storage._cdata)
-        if number is None:
-            return True
-        return number >= self._first and not self.allocations.nbytes[number - self._first] and storage.nbytes() > 0
 
     def _name_short_lived(self, segment: Segment) -> None:
         """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""
@@ -254,9 +251,12 @@ class Recorder(TorchDispatchMode):
 
     def _follow(self, storage: torch.UntypedStorage, number: int) -> None:
         key, holds_bytes = storage._cdata, storage.nbytes() > 0
+        # What has no bytes yet may be given some, by an operation that fills it.
+        (self._empty.discard if holds_bytes else self._empty.add)(key)
 
         def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._numbers[key], self._storages[key]
+            self._empty.discard(key)
             if holds_bytes and self._events is not None:
                 self._events.append(~number)
 

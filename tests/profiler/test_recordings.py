@@ -85,7 +85,6 @@ def weds(length: int, steps: int, **more: Any) -> dict[str, Any]:
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "weds_128_training": weds(128, steps=2),
     "weds_256_training": weds(256, steps=2),
-    "weds_512_training": weds(512, steps=6, amp="bf16"),
     "weds_1024_training": weds(1024, steps=6, amp="bf16"),
     # Gradients are summed up in place and never stepped on: the step of SGD without momentum takes nothing.
     "magma27": {
