@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 aten = torch.ops.aten
+# at::Reduction, as an operation's argument.
+_NONE, _MEAN = 0, 1
 
 
 def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> torch.Tensor:
@@ -26,10 +28,122 @@ def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> t
     return (tensor - largest).exp_().sum(dim, keepdim=keepdim).log_().add_(shift)
 
 
-_BINARY_CROSS_ENTROPY = aten.binary_cross_entropy_with_logits.default
-PARTS: Mapping[int, Callable[..., Any]] = {
-    id(aten.logsumexp.default): _logsumexp,
-    # torch's own parts, in ATen/native/Loss.cpp.
-    id(_BINARY_CROSS_ENTROPY): partial(_BINARY_CROSS_ENTROPY._op_dk, torch._C.DispatchKey.CompositeExplicitAutograd),
+def _median(tensor: torch.Tensor) -> torch.Tensor:
+    """The steps of median_impl in ATen/native/cuda/Sorting.cpp."""
+    numbers = tensor.flatten().sort()[0]
+    return torch.where(numbers[-1].isnan(), numbers[-1], numbers[(tensor.numel() - 1) // 2])
+
+
+def _count_nonzero(tensor: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+    return _count_nonzero_in(tensor, [] if dim is None else [dim])
+
+
+def _count_nonzero_in(tensor: torch.Tensor, dim: list[int]) -> torch.Tensor:
+    """The steps of count_nonzero_cuda in ATen/native/TensorAdvancedIndexing.cpp."""
+    return (tensor if tensor.dtype == torch.bool else tensor != 0).sum(dim)
+
+
+def _multinomial(tensor: torch.Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None) -> torch.Tensor:
+    """The steps of multinomial_out in ATen/native/Distributions.cpp, without the checks of values.
+
+    Samples with replacement, of which the kernel draws several, follow MultinomialKernel.cu.
+    """
+    del generator
+    result = torch.empty((*tensor.shape[:-1], num_samples), dtype=torch.int64, device=tensor.device)
+    if replacement and num_samples > 1:
+        shares = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        _sums = torch.cumsum(shares, -1)
+        return result
+    noise = torch.empty_like(tensor).exponential_()
+    torch.div(tensor, noise, out=noise)
+    if num_samples == 1:
+        torch.argmax(noise, -1, keepdim=True, out=result)
+    else:
+        torch.topk(noise, num_samples, out=(torch.empty_like(result, dtype=tensor.dtype), result))
+    return result
+
+
+def _binary_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, *_: Any, **__: Any) -> torch.Tensor:
+    """The steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
+
+    The output is made as large as the losses and given its shape of one number after that, which
+    leaves it all the memory.
+    """
+    output = tensor - target
+    if reduction == _NONE:
+        return output
+    reduce = torch.mean if reduction == _MEAN else torch.sum
+    return reduce(tensor - target, dim=[], out=output.resize_(()))
+
+
+def _huber_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, delta: float = 1.0) -> torch.Tensor:
+    """The steps of huber_loss in ATen/native/Loss.cpp."""
+    del target, delta
+    losses = torch.empty_like(tensor)
+    return losses if reduction == _NONE else losses.mean() if reduction == _MEAN else losses.sum()
+
+
+def _binary_cross_entropy(
+    tensor: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, reduction: int = 1
+) -> torch.Tensor:
+    """The steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
+
+    The output keeps the memory of the losses here too.
+    """
+    del target, weight
+    return _reduced_in_place(torch.empty_like(tensor), reduction)
+
+
+def _soft_margin_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1) -> torch.Tensor:
+    """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory as well."""
+    del target
+    return _reduced_in_place(-tensor, reduction)
+
+
+def _soft_margin_loss_backward(grad: torch.Tensor, tensor: torch.Tensor, target: torch.Tensor, reduction: int) -> torch.Tensor:
+    """The steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
+    del grad, reduction
+    negated = -target
+    product = negated * tensor
+    exponentials = torch.exp(product)
+    del product, negated
+    return target * exponentials
+
+
+def _reduced_in_place(losses: torch.Tensor, reduction: int) -> torch.Tensor:
+    if reduction == _NONE:
+        return losses
+    reduced = losses.mean() if reduction == _MEAN else losses.sum()
+    return losses.resize_(()).copy_(reduced)
+
+
+def _own_parts(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..., Any]:
+    return partial(func._op_dk, getattr(torch._C.DispatchKey, key))
+
+
+_PARTS: Mapping[Any, Callable[..., Any]] = {
+    aten.logsumexp.default: _logsumexp,
+    aten.mse_loss.default: _binary_loss,
+    aten.smooth_l1_loss.default: _binary_loss,
+    aten.huber_loss.default: _huber_loss,
+    aten.binary_cross_entropy.default: _binary_cross_entropy,
+    aten.soft_margin_loss.default: _soft_margin_loss,
+    aten.soft_margin_loss_backward.default: _soft_margin_loss_backward,
+    aten.median.default: _median,
+    aten.count_nonzero.default: _count_nonzero,
+    aten.count_nonzero.dim_IntList: _count_nonzero_in,
+    aten.multinomial.default: _multinomial,
+    # Below autograd nothing else takes it apart.
+    aten.matmul.default: _own_parts(aten.matmul.default, "CompositeImplicitAutograd"),
+    **{
+        func: _own_parts(func)
+        for func in (
+            aten.binary_cross_entropy_with_logits.default,
+            aten._euclidean_dist.default,
+            aten.isinf.default,
+            aten.dist.default,
+        )
+    },
 }
+PARTS = {id(func): run for func, run in _PARTS.items()}
 """What runs the parts of an operation, by its identity; to be called where each of them is recorded."""

@@ -12,9 +12,12 @@ import torch
 
 from .attention_memory import ATTENTION
 from .convolutions import CONVOLUTIONS
+from .masks import MASKS
 from .normalization import NORMS
+from .ordering import ORDERING
 from .reducing_operations import REDUCTIONS
 from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
+from .scans import SCANS
 from .sorting import SORTING
 
 if TYPE_CHECKING:
@@ -82,6 +85,9 @@ KERNELS: Mapping[Any, Kernel] = {
     **CONVOLUTIONS,
     **NORMS,
     **SORTING,
+    **ORDERING,
+    **SCANS,
+    **MASKS,
     aten._foreach_norm.Scalar: Kernel(rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)),
 }
 

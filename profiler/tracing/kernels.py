@@ -16,23 +16,28 @@ from torch.utils import _foreach_utils
 from .attention import attend, cudnn_attention
 from .attention_backend import Call, Capability, Settings
 from .grouped_mm import grouped_mm
+from .rms_norm import fused_rms_norm, fused_rms_norm_backward
 
 
 @contextmanager
 def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Settings]]]:
     """Inside, meta tensors take CUDA's path on a GPU of this compute capability.
 
-    That is the path through `scaled_dot_product_attention`, `grouped_mm` and `dropout`, forward and
-    backward. Dropout keeps a mask of one byte an element. The set fills with the calls of attention.
+    That is the path through `scaled_dot_product_attention`, `grouped_mm`, `dropout`, `rms_norm` and
+    `logsigmoid`, forward and backward. Dropout keeps a mask of one byte an element. The
+    set fills with the calls of attention.
     """
     library = torch.library.Library("aten", "IMPL")
     seen: set[tuple[Call, Settings]] = set()
     library.impl("scaled_dot_product_attention", partial(attend, capability, seen), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
+    library.impl("_fused_rms_norm", fused_rms_norm, "AutogradMeta")
+    library.impl("_fused_rms_norm_backward", fused_rms_norm_backward, "Meta")
     # In the place of torch's own.
     for name, kernel in (
         ("_scaled_dot_product_cudnn_attention", cudnn_attention),
         ("_grouped_mm", grouped_mm),
+        ("log_sigmoid_forward", _log_sigmoid),
     ):
         library.impl(name, kernel, "Meta", allow_override=True)
     try:
@@ -54,6 +59,11 @@ def _dropout(tensor: torch.Tensor, p: float, train: bool) -> torch.Tensor:
     if not train or p == 0 or tensor.numel() == 0:
         return tensor
     return torch.native_dropout(tensor, p, train)[0]
+
+
+def _log_sigmoid(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """log_sigmoid_forward_cuda in native/cuda/Activation.cpp: the CPU alone fills the buffer."""
+    return torch.empty_like(tensor), tensor.new_empty(0)
 
 
 @contextmanager

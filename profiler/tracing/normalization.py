@@ -1,6 +1,7 @@
-"""Memory that norms take on CUDA besides their outputs: sums in parts, statistics of groups.
+"""Memory that norms take on CUDA besides their outputs, and softmax, which norms by a sum.
 
-From ATen/native/cuda/layer_norm_kernel.cu and group_norm_kernel.cu.
+Operands laid out anew, sums in parts, statistics of groups. From ATen/native/cuda
+(layer_norm_kernel.cu, group_norm_kernel.cu, SoftMax.cu).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from typing import Any
 
 import torch
 
+from .masks import copied_bytes
 from .reducing_operations import column_sums
-from .requests import OUTPUT, Device, Kernel, after_outputs
+from .requests import OUTPUT, Device, Kernel, after_outputs, before_outputs
 
 aten = torch.ops.aten
 _ROWS_IN_ONE_PASS = 65_536
@@ -18,23 +20,51 @@ _MOST_BLOCKS = 32_768
 _ROWS_OF_A_BLOCK = 32
 
 
-def _layer_norm_backward(device: Device, rows: int, width: int, weight: torch.dtype, gradients: int) -> list[int]:
-    """LaunchGammaBetaBackwardCUDAKernel: sums over many short rows are made in two passes."""
+def _layer_norm_backward(
+    device: Device, copied: tuple[int, int], rows: int, width: int, weight: torch.dtype | None, gradients: int
+) -> list[int]:
+    """Tensor and gradient laid out anew; sums over many short rows are made in two passes.
+
+    LaunchGammaBetaBackwardCUDAKernel.
+    """
     columns = device.warp
-    if rows <= _ROWS_IN_ONE_PASS or width // columns >= device.multiprocessors // 2:
-        return [0] * 4
+    if weight is None or rows <= _ROWS_IN_ONE_PASS or width // columns >= device.multiprocessors // 2:
+        return [*copied, 0, 0, 0, 0]
     parts = min(_MOST_BLOCKS // -(-width // columns), -(-rows // _ROWS_OF_A_BLOCK))
     part = parts * width * weight.itemsize
-    return [part, part if gradients > 1 else 0, *column_sums(device, parts, width, weight)]
+    return [*copied, part, part if gradients > 1 else 0, *column_sums(device, parts, width, weight)]
 
 
 def _of_layer_norm_backward(
     result: Sequence[torch.Tensor | None], grad_out: torch.Tensor, tensor: torch.Tensor, shape: Sequence[int], *_: Any, **__: Any
 ) -> tuple[Any, ...] | None:
-    del grad_out
     gradients = [gradient for gradient in result[1:] if gradient is not None]
+    copied = (copied_bytes(tensor), copied_bytes(grad_out))
+    if not gradients and not any(copied):
+        return None
     width = prod(shape)
-    return (tensor.numel() // width, width, gradients[0].dtype, len(gradients)) if gradients else None
+    return copied, tensor.numel() // max(1, width), width, gradients[0].dtype if gradients else None, len(gradients)
+
+
+def _copies(_: Device, *copied: int) -> tuple[int, ...]:
+    return copied
+
+
+def _of_layer_norm(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int] | None:
+    """layer_norm_cuda: the tensor laid out anew."""
+    copied = copied_bytes(tensor)
+    return (copied,) if copied else None
+
+
+def _of_softmax(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int] | None:
+    """host_softmax in SoftMax.cu: the tensor laid out anew."""
+    return _of_layer_norm(_, tensor)
+
+
+def _of_softmax_backward(_: Any, grad: torch.Tensor, output: torch.Tensor, *__: Any, **___: Any) -> tuple[int, ...] | None:
+    """host_softmax_backward: gradient and output laid out anew."""
+    copied = (copied_bytes(grad), copied_bytes(output))
+    return copied if any(copied) else None
 
 
 def _group_norm(_: Device, batch: int, channels: int, groups: int, pixels: int, is_half: bool, scaled: bool) -> list[int]:
@@ -75,8 +105,17 @@ def _of_group_norm_backward(
     return batch, channels, groups, pixels, weight is not None
 
 
-_LAYER_NORM = Kernel(rule=_layer_norm_backward, numbers=_of_layer_norm_backward, order=(OUTPUT, 0, 1, 2, 3, ~3, ~2, ~1, ~0))
+_LAYER_NORM = Kernel(rule=_layer_norm_backward, numbers=_of_layer_norm_backward, order=(0, OUTPUT, 1, 2, 3, 4, 5, ~5, ~4, ~3, ~2, ~1, ~0))
+_LAYER_NORM_FORWARD = Kernel(rule=_copies, numbers=_of_layer_norm, order=before_outputs(1))
+_SOFTMAX = Kernel(rule=_copies, numbers=_of_softmax, order=after_outputs(1))
+_SOFTMAX_BACKWARD = Kernel(rule=_copies, numbers=_of_softmax_backward, order=after_outputs(2))
 NORMS: Mapping[Any, Kernel] = {
+    aten._softmax.default: _SOFTMAX,
+    aten._log_softmax.default: _SOFTMAX,
+    aten._softmax_backward_data.default: _SOFTMAX_BACKWARD,
+    aten._log_softmax_backward_data.default: _SOFTMAX_BACKWARD,
+    aten.native_layer_norm.default: _LAYER_NORM_FORWARD,
+    aten._fused_rms_norm.default: _LAYER_NORM_FORWARD,
     aten.native_layer_norm_backward.default: _LAYER_NORM,
     aten._fused_rms_norm_backward.default: _LAYER_NORM,
     aten.native_group_norm.default: Kernel(rule=_group_norm, numbers=_of_group_norm, order=after_outputs(4)),

@@ -141,7 +141,12 @@ _BY_NUMBERS = {
         aten.nansum.default,
     ),
     _multiplied: (aten.prod.default, aten.prod.dim_int, aten.prod.int_out),
-    _norm: (aten.linalg_vector_norm.default, aten.linalg_vector_norm.out),
+    _norm: (
+        aten.linalg_vector_norm.default,
+        aten.linalg_vector_norm.out,
+        aten.norm.Scalar,
+        aten.norm.ScalarOpt_dim,
+    ),
     _moments: (aten.var.correction, aten.std.correction, aten.var_mean.correction, aten.std_mean.correction),
     _extreme: (aten.amax.default, aten.amax.out, aten.amin.default, aten.amin.out),
     _extreme_of_all: (aten.max.default, aten.min.default),

@@ -1,8 +1,7 @@
 """Memory of what sorts indices on CUDA: gradients of an embedding, and adding to indexed places.
 
 Indices that repeat are brought together before their rows are added. From ATen/native/cuda
-(Embedding.cu, EmbeddingBackwardKernel.cu, Indexing.cu), ATen/cuda/cub.cuh, and cub's
-dispatch_radix_sort.cuh.
+(Embedding.cu, EmbeddingBackwardKernel.cu, Indexing.cu).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .cub import scan_bytes, sort_bytes, unique_by_key_bytes
+from .masks import Mask, nonzero
 from .requests import OUTPUT, Device, Kernel
 
 aten = torch.ops.aten
@@ -19,39 +20,12 @@ _LONG = 8
 _UNSORTED = 3072
 _ROWS_PER_PART = 10
 
-# Numbers that a block sorts, by the bytes of a key: one block alone, and one of many.
-_ONE_BLOCK = {4: 256 * 19, 8: 256 * 9}
-_BLOCK = {4: 384 * 17, 8: 384 * 10}
-_DIGIT_BITS = 8
 
-
-def sort_pairs_bytes(count: int, item: int, bits: int) -> int:
-    """Bytes that DeviceRadixSort::SortPairs needs: histograms, counts of blocks, a second buffer.
-
-    Keys and values are as wide. The sizes of blocks are those of compute capability 8.0; two sizes
-    that were recorded, one on 9.0, agree with them.
-    """
-    if count <= _ONE_BLOCK[item]:
-        return 1
-    passes, digits = -(-bits // _DIGIT_BITS), 1 << _DIGIT_BITS
-    second = count * item if passes > 1 else 0
-    parts = (passes * digits * _LONG, -(-count // _BLOCK[item]) * digits * 4, second, second, passes * 4)
-    return _in_one(parts)
-
-
-def _scan_bytes(count: int) -> int:
-    """Bytes that a scan over longs needs: a state for each block of about 1,024, and 32 more."""
-    return _in_one((16 * (-(-count // 1024) + 32),))
-
-
-def _in_one(parts: Sequence[int]) -> int:
-    """cub::AliasTemporaries: each part begins at a multiple of 256 bytes, wherever all begins."""
-    return sum(-(-part // 256) * 256 for part in parts) + 255
-
-
-def _embedding_backward(_: Device, count: int, rows: int, width: int, item: int, accumulator: int) -> list[int]:
+def _embedding_backward(
+    device: Device, unsorted: int, count: int, rows: int, width: int, item: int, accumulator: int, bits: int
+) -> list[int]:
     """Places before and after the sort, and its storage; then parts of ten rows and their sums."""
-    if count <= _UNSORTED:
+    if count <= unsorted:
         return [0] * 14
     indices, segments = item * count, min(count, rows)
     parts = count // _ROWS_PER_PART + segments
@@ -59,14 +33,14 @@ def _embedding_backward(_: Device, count: int, rows: int, width: int, item: int,
         indices,
         indices,
         indices,
-        sort_pairs_bytes(count, item, 8 * item),
+        sort_bytes(device, count, item, item, bits),
         indices,
         _LONG,
         indices,
-        _scan_bytes(count),
+        unique_by_key_bytes(count),
         item * segments,
         item * segments,
-        _scan_bytes(segments),
+        scan_bytes(segments, item),
         _LONG,
         item * parts,
         accumulator * parts * width,
@@ -79,14 +53,48 @@ def _of_embedding_backward(
     del padding_idx
     if scale_grad_by_freq:
         return None
-    return indices.numel(), num_weights, grad.size(-1), indices.element_size(), max(4, grad.element_size())
+    item = indices.element_size()
+    return _UNSORTED, indices.numel(), num_weights, grad.size(-1), item, max(4, grad.element_size()), 8 * item
 
 
-def _index_put(_: Device, count: int, dimensions: int, values: int, bits: int) -> list[int]:
-    """Linear indices, made dimension by dimension; values laid out anew; the sort of indices."""
+# Modes of a bag: 0 sums, 1 averages, 2 takes the largest.
+_MAX = 2
+
+
+def _of_bag_backward(
+    _: Any,
+    grad: torch.Tensor,
+    indices: torch.Tensor,
+    offsets: torch.Tensor,
+    offset2bag: torch.Tensor,
+    bag_size: torch.Tensor,
+    maximum_indices: torch.Tensor,
+    num_weights: int,
+    scale_grad_by_freq: bool,
+    mode: int,
+    sparse: bool,
+    per_sample_weights: torch.Tensor | None,
+    padding_idx: int = -1,
+) -> tuple[int, ...] | None:
+    """embedding_bag_backward_cuda_sum_avg: sorted by as many bits as rows have."""
+    del offsets, offset2bag, bag_size, maximum_indices, per_sample_weights
+    if scale_grad_by_freq or sparse or mode == _MAX:
+        return None
+    highest = num_weights if padding_idx >= 0 else num_weights - 1 - padding_idx
+    bits = max(1, highest.bit_length())
+    return 0, indices.numel(), num_weights, grad.size(-1), indices.element_size(), max(4, grad.element_size()), bits
+
+
+def _index_put(device: Device, count: int, dimensions: int, values: int, bits: int, mask: Mask | None) -> list[int]:
+    """Places of a mask; linear indices, made dimension by dimension; values laid out anew; the sort.
+
+    `count` is 0 where nothing is added up: the indices are used as they are.
+    """
+    found = [0] * 5 if mask is None else nonzero(device, mask)
     indices = _LONG * count
     more = indices if dimensions > 1 else 0
-    return [indices, indices, more, more, values, indices, indices, indices, sort_pairs_bytes(count, _LONG, bits)]
+    sort = sort_bytes(device, count, _LONG, _LONG, bits) if count else 0
+    return [indices, indices, more, more, values, indices, indices, indices, sort, *found]
 
 
 def _of_index_put(
@@ -97,33 +105,46 @@ def _of_index_put(
     accumulate: bool = False,
     *__: Any,
     **___: Any,
-) -> tuple[int, ...] | None:
+) -> tuple[Any, ...] | None:
     given = [index for index in indices if index is not None]
-    if not accumulate or not given or any(index.dtype in (torch.bool, torch.uint8) for index in given):
+    is_mask = [index.dtype in (torch.bool, torch.uint8) for index in given]
+    if not given or (any(is_mask) and len(given) > 1):
         return None
-    count = prod(torch.broadcast_shapes(*(index.shape for index in given)))
     places = [place for place, index in enumerate(indices) if index is not None]
+    if is_mask[0]:
+        places = list(range(places[0], places[0] + given[0].dim()))
+    elif not accumulate:
+        return None
+    if not accumulate and values.numel() == 1:
+        # canDispatchToMaskedFill in native/TensorAdvancedIndexing.cpp
+        return None
     kept = prod(size for place, size in enumerate(tensor.shape) if place not in places)
+    if is_mask[0]:
+        # The values tell how many places the mask has, unless they are repeated.
+        count = values.numel() // max(1, kept)
+        mask = Mask.of(given[0], count)
+    else:
+        count, mask = prod(torch.broadcast_shapes(*(index.shape for index in given))), None
+    if not accumulate:
+        return 0, 0, 0, 0, mask
     # Indexed dimensions that others stand between are moved to the front: all others lie behind.
     adjacent = places[-1] - places[0] == len(places) - 1
     behind = prod(tensor.shape[places[-1] + 1 :]) if adjacent else kept
     laid_out = values.is_contiguous() and values.numel() == count * kept
     highest = (tensor.numel() - 1) // max(1, behind)
-    return count, len(given), 0 if laid_out else count * kept * values.element_size(), max(1, highest.bit_length())
+    bits = max(1, highest.bit_length())
+    return count, len(places), 0 if laid_out else count * kept * values.element_size(), bits, mask
 
 
-_EMBEDDING = Kernel(
-    rule=_embedding_backward,
-    numbers=_of_embedding_backward,
-    order=(0, 1, 2, 3, ~3, ~2, OUTPUT, 4, 5, 6, 7, ~7, ~6, 8, 9, 10, ~10, 11, 12, 13, ~13, ~12, ~11, ~9, ~8, ~5, ~4, ~1, ~0),
-)
+_EMBEDDING_ORDER = (0, 1, 2, 3, ~3, ~2, OUTPUT, 4, 5, 6, 7, ~7, ~6, 8, 9, 10, ~10, 11, 12, 13, ~13, ~12, ~11, ~9, ~8, ~5, ~4, ~1, ~0)
 _INDEX_PUT = Kernel(
     rule=_index_put,
     numbers=_of_index_put,
-    order=(OUTPUT, 0, 1, ~0, 2, 3, ~2, ~3, 4, 5, 6, 7, 8, ~8, ~7, ~6, ~5, ~4, ~1),
+    order=(OUTPUT, 9, 10, 11, ~11, 12, 13, ~13, ~10, ~9, 0, 1, ~0, 2, 3, ~2, ~3, ~12, 4, 5, 6, 7, 8, ~8, ~7, ~6, ~5, ~4, ~1),
 )
 SORTING: Mapping[Any, Kernel] = {
-    aten.embedding_dense_backward.default: _EMBEDDING,
+    aten.embedding_dense_backward.default: Kernel(rule=_embedding_backward, numbers=_of_embedding_backward, order=_EMBEDDING_ORDER),
+    aten._embedding_bag_backward.default: Kernel(rule=_embedding_backward, numbers=_of_bag_backward, order=_EMBEDDING_ORDER),
     aten.index_put.default: _INDEX_PUT,
     aten.index_put_.default: _INDEX_PUT,
     aten._index_put_impl_.default: _INDEX_PUT,

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.sorting import sort_pairs_bytes
 from profiler.tracing.trace import Recorder
 
 aten = torch.ops.aten
@@ -44,6 +43,7 @@ def test_adding_to_indexed_rows_takes_the_six_buffers_that_were_recorded(batch: 
         meta(10_000, 64),
         tokens(batch, length),
         meta(batch, length, 64),
+        gpu="a100-80",
     )
     sort = [indices, indices, indices, storage, -storage, -indices, -indices, -indices]
     assert found == [indices, indices, -indices, *sort, -indices]
@@ -59,13 +59,13 @@ def test_setting_indexed_rows_takes_nothing():
     assert stream(lambda rows, index, values: aten.index_put_(rows, [index], values), meta(100, 16), tokens(40), meta(40, 16)) == []
 
 
-def test_a_sort_of_all_64_bits_has_eight_histograms():
-    # 10,000 pairs of longs: 8 x 256 x 8, 3 blocks of 3,840 with 256 x 4, keys and values again, 8 x 4 in 256, and 255 to align.
-    assert sort_pairs_bytes(10_000, 8, 64) == 16_384 + 3_072 + 2 * 80_128 + 256 + 255
-
-
 def embedding_backward(count: int) -> list[int]:
-    return stream(lambda grad, index: aten.embedding_dense_backward(grad, index, 50_257, -1, False), meta(1, count, 1600), tokens(1, count))
+    return stream(
+        lambda grad, index: aten.embedding_dense_backward(grad, index, 50_257, -1, False),
+        meta(1, count, 1600),
+        tokens(1, count),
+        gpu="a100-80",
+    )
 
 
 def test_few_indices_of_an_embedding_are_not_sorted():
@@ -81,6 +81,22 @@ def test_many_indices_of_an_embedding_are_sorted_before_the_gradient_and_summed_
     # Parts of ten rows, and one for each of at most 8,192 different indices.
     assert 4 * (819 + 8192) * 1600 in found
     assert sum(found) == 50_257 * 1600 * 4
+
+
+def test_few_indices_of_bags_are_sorted_too_by_the_bits_of_a_row():
+    def run(weight: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        output = torch.nn.functional.embedding_bag(indices, weight, offsets, mode="sum")
+        (gradient,) = torch.autograd.grad(output, weight, torch.empty_like(output))
+        return gradient
+
+    found = stream(run, meta(1000, 64).requires_grad_(), tokens(2560), tokens(100), gpu="a100-80")
+    longs = 8 * 2560
+    # Ten bits: two histograms of 256 longs, one block's counts, keys and values, 256 and 255.
+    sort = 4096 + 1024 + 2 * longs + 256 + 255
+    start = found.index(sort) - 3
+    assert found[start : start + 8] == [longs, longs, longs, sort, -sort, -longs, 1000 * 64 * 4, longs]
+    # Parts of ten rows, and one for each of at most 1,000 different indices.
+    assert 4 * (256 + 1000) * 64 in found
 
 
 HEADS = (2, 4, 100, 48)
@@ -162,6 +178,25 @@ def test_the_layer_norm_of_fewer_rows_takes_nothing():
         return aten.native_layer_norm_backward(grad, grad, [768], mean, mean, weight, weight, [True, True, True])
 
     assert len(stream(run, meta(65_536, 768), meta(65_536, 1), meta(768))) == 3
+
+
+def test_norms_and_softmax_lay_anew_what_is_not_contiguous():
+    nbytes = 2 * 8 * 25 * 4
+
+    def norm(x: torch.Tensor) -> object:
+        return aten.native_layer_norm(x.permute(0, 2, 1), [8], None, None, 1e-5)
+
+    def norm_backward(x: torch.Tensor, grad: torch.Tensor, mean: torch.Tensor) -> object:
+        return aten.native_layer_norm_backward(grad.permute(0, 2, 1), x.permute(0, 2, 1), [8], mean, mean, None, None, [True, False, False])
+
+    x, mean = meta(2, 8, 25), meta(2, 25, 1)
+    assert stream(norm, x) == [nbytes, nbytes, 200, 200, -nbytes]
+    assert stream(norm_backward, x, meta(2, 8, 25), mean) == [nbytes, nbytes, nbytes, -nbytes, -nbytes]
+    assert stream(lambda x: x.transpose(1, 2).softmax(-1), x) == [nbytes, nbytes, -nbytes]
+    assert stream(lambda x: x.softmax(-1), x) == [nbytes]
+    # The gradient of a sum is one number, expanded.
+    found = stream(lambda g, y: aten._log_softmax_backward_data(g.expand(2, 8, 25), y, -1, torch.float32), meta(1), x)
+    assert found == [nbytes, nbytes, -nbytes]
 
 
 def test_a_group_norm_takes_a_factor_and_an_offset_for_each_channel():
