@@ -28,6 +28,8 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[None]:
     library = torch.library.Library("aten", "IMPL")
     library.impl("scaled_dot_product_attention", partial(attend, capability), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
+    # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for it.
+    library.impl("mish_backward", torch.mul, "AutogradMeta")
     # In the place of torch's own.
     for name, kernel in (
         ("_scaled_dot_product_cudnn_attention", cudnn_attention),
