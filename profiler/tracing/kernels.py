@@ -33,6 +33,8 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Se
     library.impl("dropout", _dropout, "AutogradMeta")
     library.impl("_fused_rms_norm", fused_rms_norm, "AutogradMeta")
     library.impl("_fused_rms_norm_backward", fused_rms_norm_backward, "Meta")
+    # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for it.
+    library.impl("mish_backward", torch.mul, "AutogradMeta")
     # In the place of torch's own.
     for name, kernel in (
         ("_scaled_dot_product_cudnn_attention", cudnn_attention),
