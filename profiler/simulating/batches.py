@@ -11,8 +11,9 @@ from functools import cached_property, lru_cache
 from scenarios import Scenario
 
 from ..optimizer import make_optimizer
+from ..tracing.attention_backend import Call, Settings, depends_on
 from ..tracing.kernel_memory import sized_for
-from ..tracing.requests import USUAL_DEVICE
+from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.trace import Allocations, Segment
 from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
 
@@ -33,7 +34,7 @@ class Streams:
     """The streams of scenarios on a device without end, each model and each optimizer traced as seldom as can be."""
 
     def __init__(self) -> None:
-        self._models: dict[str, _Batches] = {}
+        self._models: dict[str, list[_Batches]] = {}
         self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
 
     def of(self, scenario: Scenario, *, optional: bool = False) -> Stream:
@@ -42,7 +43,7 @@ class Streams:
         `optional` counts what a kernel may take or not, at its largest.
         """
         asked = replace(without_optimizer(scenario), batch_size=1)
-        model = self._models.setdefault(repr(asked), _Batches(asked)).model(scenario.batch_size)
+        model = self._batches(asked).model(scenario.batch_size)
         optimizer = self._optimizer(model, scenario)
         segments, last_step = [model.build, optimizer.build], 0
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
@@ -50,6 +51,15 @@ class Streams:
             segments += of_model + of_optimizer
         segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu, optional=optional)
         return Stream(segments=segments, last_step=last_step, allocations=allocations)
+
+    def _batches(self, asked: Scenario) -> "_Batches":
+        """The model's traces, taken once for all GPUs on which attention takes the same kernels."""
+        known = self._models.setdefault(repr(replace(asked, gpu=None)), [])
+        for batches in known:
+            if batches.hold_for(asked.gpu):
+                return batches
+        known.append(_Batches(asked))
+        return known[-1]
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
         """The optimizer's trace, taken once for all models that hand it parameters and gradients that lie alike."""
@@ -69,6 +79,7 @@ class _Batches:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._asked: set[int] = set()
+        self._attention: set[tuple[Call, Settings]] = set()
         self._traced = lru_cache(maxsize=8)(self._trace)
 
     def model(self, batch: int) -> ModelTrace:
@@ -79,8 +90,14 @@ class _Batches:
             return self._traced(batch)
         return _foretold(self._traced(_FEW), self._traced(_MORE), batch)
 
+    def hold_for(self, gpu: str | None) -> bool:
+        """Return whether the traces that were taken would be the same on this GPU."""
+        return not depends_on(self._attention, device_of(gpu).compute_capability)
+
     def _trace(self, batch: int) -> ModelTrace:
-        return trace_model(replace(self._scenario, batch_size=batch))
+        trace = trace_model(replace(self._scenario, batch_size=batch))
+        self._attention |= trace.attention
+        return trace
 
     @cached_property
     def _is_proportional(self) -> bool:

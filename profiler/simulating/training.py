@@ -17,6 +17,7 @@ from scenarios.workpiece import Workpiece, build
 from ..accumulating import keeps_gradients, simulated_draws, simulated_step
 from ..iteration import Iteration
 from ..state import StateBytes, owned_state_tensors, state_bytes
+from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
 from ..tracing.requests import USUAL_DEVICE, device_of
@@ -53,7 +54,8 @@ class ModelTrace:
     """The model's part: allocations, what happens before the first step, and each step up to its gradients.
 
     `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
-    step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS.
+    step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls
+    for which a kernel was chosen, which may depend on the GPU.
     """
 
     allocations: Allocations
@@ -63,6 +65,7 @@ class ModelTrace:
     names: list[str]
     gradients: list[list[TensorLayout | None]]
     workspaces: frozenset[str]
+    attention: frozenset[tuple[Call, Settings]]
     parameter_count: int
 
 
@@ -110,7 +113,8 @@ def trace_model(scenario: Scenario) -> ModelTrace:
             recorder.allocate(parameter, "parameter")
         batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
     layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
-    steps = _train(recorder, scenario, workpiece, batch) if batch else [_hold_gradients(recorder, parameters)]
+    with cuda_kernels(_capability(scenario.gpu)) as attention:
+        steps = _train(recorder, scenario, workpiece, batch) if batch else [_hold_gradients(recorder, parameters)]
     return ModelTrace(
         allocations=recorder.allocations,
         build=recorder.segments[0],
@@ -119,6 +123,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         names=[name for name, _ in workpiece.model.named_parameters()],
         gradients=[gradients for _, gradients in steps],
         workspaces=frozenset(recorder.workspaces or ()),
+        attention=frozenset(attention),
         parameter_count=sum(p.numel() for p in parameters),
     )
 
@@ -202,7 +207,7 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
         return recorder.phase("forward", "activation") if name == "forward" else recorder.phase(cast(Phase, name))
 
     found = []
-    with cuda_kernels(_capability(scenario.gpu)), cuda_autocast() if scenario.amp else nullcontext():
+    with cuda_autocast() if scenario.amp else nullcontext():
         iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
         draws = simulated_draws(scenario)
         for number in range(1, scenario.steps * draws + 1):

@@ -20,6 +20,7 @@ _NO_KERNEL = "every backend that torch may use refuses this attention; allow SDP
 
 def attend(
     capability: Capability,
+    seen: set[tuple[Call, Settings]],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -30,7 +31,10 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Run the operations that CUDA would run on a GPU of this compute capability."""
+    """Run the operations that CUDA would run on a GPU of this compute capability.
+
+    `seen` is told what the choice of a kernel depended on.
+    """
     _validate(query, key, value, attn_mask)
     call = Call(
         query=Operand.of(query),
@@ -42,7 +46,9 @@ def attend(
         enable_gqa=enable_gqa,
         grad_enabled=torch.is_grad_enabled(),
     )
-    backend = choose(call, Settings.current(capability))
+    settings = Settings.current(capability)
+    seen.add((call, settings))
+    backend = choose(call, settings)
     if backend == "error":
         raise RuntimeError(_NO_KERNEL)
     mask = _additive(attn_mask, query.dtype)

@@ -4,8 +4,8 @@ The rules are in aten/src/ATen/native/transformers: cuda/sdp_utils.cpp and sdp_u
 one here names its function there. Nested tensors, float8 and FlashAttention 3 are left out.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -90,6 +90,11 @@ def choose(call: Call, settings: Settings) -> Backend | Literal["error"]:
         if backend in settings.enabled and _TAKES[backend](call, settings):
             return backend
     return "error"
+
+
+def depends_on(seen: Iterable[tuple[Call, Settings]], capability: Capability) -> bool:
+    """Return whether a GPU of this compute capability would choose otherwise for one of the calls."""
+    return any(choose(call, settings) != choose(call, replace(settings, capability=capability)) for call, settings in seen)
 
 
 def _preference(capability: Capability) -> tuple[Backend, ...]:

@@ -121,7 +121,7 @@ def _own_parts(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..
     return partial(func._op_dk, getattr(torch._C.DispatchKey, key))
 
 
-PARTS: Mapping[Any, Callable[..., Any]] = {
+_PARTS: Mapping[Any, Callable[..., Any]] = {
     aten.logsumexp.default: _logsumexp,
     aten.mse_loss.default: _binary_loss,
     aten.smooth_l1_loss.default: _binary_loss,
@@ -139,11 +139,11 @@ PARTS: Mapping[Any, Callable[..., Any]] = {
         func: _own_parts(func)
         for func in (
             aten.binary_cross_entropy_with_logits.default,
-            aten._safe_softmax.default,
             aten._euclidean_dist.default,
             aten.isinf.default,
             aten.dist.default,
         )
     },
 }
-"""What runs an operation's parts; to be called where each of them is recorded."""
+PARTS = {id(func): run for func, run in _PARTS.items()}
+"""What runs the parts of an operation, by its identity; to be called where each of them is recorded."""

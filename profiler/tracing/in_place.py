@@ -3,7 +3,8 @@
 A tensor that may be a subclass must not lose its type, so autograd makes a new tensor for it where it
 writes into an existing one on a GPU (isTensorSubclassLike in ATen/TensorSubclassLikeUtils.h): where it
 sums the gradients of a tensor with several consumers, and in the backward pass of gather, index, max
-and some others. These functions find such a copy, so that a recorder can write in place instead.
+and some others, and in a linear layer over a tensor that is not contiguous. These functions find
+such a copy, so that a recorder can write in place instead.
 """
 
 import sys
@@ -50,6 +51,8 @@ _INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
     "ClampBackward1": {aten.logical_and.default: aten.logical_and_.default},
     "Atan2Backward0": {aten.masked_fill.Scalar: aten.masked_fill_.Scalar},
 }
+# A linear layer adds its bias in place to a product of three dimensions or more that it could not flatten.
+_LINEAR = partial(aten.linear.default._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 _CANDIDATES = frozenset(map(id, (_ADD, *_INTO_ZEROS, *(func for table in _INTO_TEMPORARIES.values() for func in table))))
 
 
@@ -62,8 +65,10 @@ class InPlace:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Follow every backward pass that begins inside."""
+        """Follow every backward pass that begins inside, and let linear layers of meta tensors add their bias in place."""
         _alone()
+        library = torch.library.Library("aten", "IMPL")
+        library.impl("linear", _linear, "AutogradMeta")
         begin = _autograd._engine_run_backward
 
         def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -76,6 +81,7 @@ class InPlace:
             yield
         finally:
             _autograd._engine_run_backward = begin
+            library._destroy()
 
     def instead_of(self, func: Any, args: Any) -> tuple[Any, Any] | None:
         """Return the operation that runs in place of `func`, with its arguments: it writes the first.
@@ -113,13 +119,20 @@ class InPlace:
         """
         same = args[0].dtype == args[1].dtype and args[0].shape == args[1].shape
         # No local name for the operand: it would be one more reference.
-        if same and _references(args[0]) == _alone() and _is_dense(args[0]):
+        if same and _references(args[0]) == _alone() and is_dense(args[0]):
             return aten.add_.Tensor, args
         return None
 
     def _end(self, number: int, *_: object) -> None:
         """Note that a node has run: until the next one, the engine hands on what it returned."""
         self._ended = number
+
+
+def _linear(tensor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """linear in ATen/native/Linear.cpp, which asks only here whether it may write in place."""
+    if bias is None or tensor.dim() < 3 or tensor.is_contiguous():
+        return _LINEAR(tensor, weight, bias)
+    return torch.matmul(tensor, weight.t()).add_(bias)
 
 
 def _adding_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
@@ -176,7 +189,7 @@ class _Probe(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def is_dense(tensor: torch.Tensor) -> bool:
     """Return whether the elements fill their part of the storage, none of them twice."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

@@ -14,23 +14,27 @@ import torch
 from torch.utils import _foreach_utils
 
 from .attention import attend, cudnn_attention
-from .attention_backend import Capability
+from .attention_backend import Call, Capability, Settings
 from .grouped_mm import grouped_mm
 from .rms_norm import fused_rms_norm, fused_rms_norm_backward
 
 
 @contextmanager
-def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[None]:
+def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Settings]]]:
     """Inside, meta tensors take CUDA's path on a GPU of this compute capability.
 
     That is the path through `scaled_dot_product_attention`, `grouped_mm`, `dropout`, `rms_norm` and
-    `logsigmoid`, forward and backward. Dropout keeps a mask of one byte an element.
+    `logsigmoid`, forward and backward. Dropout keeps a mask of one byte an element. The
+    set fills with the calls of attention.
     """
     library = torch.library.Library("aten", "IMPL")
-    library.impl("scaled_dot_product_attention", partial(attend, capability), "AutogradMeta")
+    seen: set[tuple[Call, Settings]] = set()
+    library.impl("scaled_dot_product_attention", partial(attend, capability, seen), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
     library.impl("_fused_rms_norm", fused_rms_norm, "AutogradMeta")
     library.impl("_fused_rms_norm_backward", fused_rms_norm_backward, "Meta")
+    # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for it.
+    library.impl("mish_backward", torch.mul, "AutogradMeta")
     # In the place of torch's own.
     for name, kernel in (
         ("_scaled_dot_product_cudnn_attention", cudnn_attention),
@@ -40,7 +44,7 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[None]:
         library.impl(name, kernel, "Meta", allow_override=True)
     try:
         with foreach_on_meta():
-            yield
+            yield seen
     finally:
         library._destroy()
 

@@ -3,7 +3,6 @@
 Working out an output's shape takes torch up to half a millisecond; making a tensor of a known shape takes microseconds.
 """
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,14 +16,19 @@ class MetaCache:
     def __init__(self) -> None:
         self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
         self._written: set[Any] = set()
+        self._kinds: dict[int, tuple[bool, bool, bool]] = {}
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What `func` returns for these arguments, possibly without running it."""
-        makes, writes, fills = _makes_its_outputs(func), _only_writes(func), _fills_out(func)
+        # Operations by identity: to hash one takes longer than to look its number up, and they live as long as torch does.
+        kind = self._kinds.get(id(func))
+        if kind is None:
+            kind = self._kinds[id(func)] = _makes_its_outputs(func), _only_writes(func), _fills_out(func)
+        makes, writes, fills = kind
         if not makes and not writes and not fills:
             return func(*args, **kwargs)
         try:
-            key = (func, _key(args), *((name, _key(value)) for name, value in kwargs.items()))
+            key = (id(func), _key(args), *((name, _key(value)) for name, value in kwargs.items()))
         except _NotCacheableError:
             return func(*args, **kwargs)
         if key in self._written:
@@ -72,7 +76,6 @@ def _is_fresh(output: Any) -> bool:
     return output.untyped_storage().nbytes() == span * output.element_size()
 
 
-@cache
 def _makes_its_outputs(func: Any) -> bool:
     """Whether the operation writes nothing and returns new tensors only."""
     schema = func._schema
@@ -80,7 +83,6 @@ def _makes_its_outputs(func: Any) -> bool:
     return func.namespace == "aten" and not written and schema.returns and schema.name not in _SHARING
 
 
-@cache
 def _only_writes(func: Any) -> bool:
     """Whether the operation changes the values of its first argument and nothing else."""
     schema = func._schema
@@ -90,7 +92,6 @@ def _only_writes(func: Any) -> bool:
     return written[:1] == [True] and not any(written[1:]) and schema.name.endswith("_") and len(schema.returns) <= 1
 
 
-@cache
 def _fills_out(func: Any) -> bool:
     """Whether the operation writes what it works out into a tensor that it is given as `out`, and nothing else."""
     schema = func._schema

@@ -23,14 +23,19 @@ from .kernel_memory import KERNELS, MATRIX_PRODUCTS, TAKING, WORKSPACE
 from .metacache import MetaCache
 from .requests import USUAL_DEVICE, Request
 from .sources import Source, Sources
-from .values import compute_values, value_of
+from .values import SIZED_BY_VALUES, UnknownError, compute_values, has_values, run_on_values, value_of
 
 Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
 Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input"]
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
+_COPY = torch.ops.aten._to_copy.default
+_INDEXING = frozenset(map(id, (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)))
 # The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
-_HOST_OUTPUTS = {torch.ops.aten._scaled_dot_product_efficient_attention.default: (2, 3)}
+_HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
+
+
+_ADVICE = "a simulation does not have the values; use --device cpu or cuda"
 
 
 class UntraceableError(ValueError):
@@ -94,6 +99,7 @@ class Recorder(TorchDispatchMode):
         self._category: Category = "temporary"
         self._numbers: dict[int, int] = {}
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._empty: set[int] = set()
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
@@ -142,16 +148,16 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _READ_BACK:
             return self._read_back(args[0])
-        seen = len(self._events or ())
+        if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
+            return self._copy_back(args[0], kwargs)
         func, args, result = self._operate(func, args, kwargs)
+        seen = len(self._events or ())
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
-        on_host = _HOST_OUTPUTS.get(func, ())
-        wanted = False
+        on_host = _HOST_OUTPUTS.get(id(func), ())
         for place, output in enumerate(outputs):
             if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
                 self._see(output, func)
-                wanted = wanted or not (output.is_floating_point() or output.is_complex())
-        if wanted and not self._answer_read_backs:
+        if not self._answer_read_backs and has_values(func, args, outputs):
             compute_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
             self._run_kernel(func, args, kwargs, result, self._events, seen, self.workspaces)
@@ -160,21 +166,37 @@ class Recorder(TorchDispatchMode):
     def _operate(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """Run the operation, in place where autograd would; return what ran, its arguments and its result."""
         written = self._in_place.instead_of(func, args)
-        if written is None:
-            result = self._run(func, args, kwargs)
-            self._in_place.note(func, result)
-            return func, args, result
-        func, args = written
-        self._run(func, args, kwargs)
-        return func, args, args[0].detach()
+        func, args = written or (func, args)
+        if id(func) in _INDEXING:
+            # They are held until the operation's outputs are there, as the caller of this holds its arguments.
+            args = (args[0], self._without_masks(args[1]), *args[2:])
+        result = self._run(func, args, kwargs)
+        self._in_place.note(func, result)
+        return func, args, result if written is None else args[0].detach()
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what the operation makes: on meta tensors the layouts are looked up."""
-        parts = PARTS.get(func)
+        if id(func) in SIZED_BY_VALUES and args[0].is_meta:
+            try:
+                return run_on_values(func, args, kwargs)
+            except UnknownError:
+                raise UntraceableError(f"{_caller()} makes a tensor whose size depends on values; {_ADVICE}") from None
+        parts = PARTS.get(id(func))
         if parts is not None:
             with self:
                 return parts(*args, **kwargs)
         return self._cache.run(func, args, kwargs)
+
+    def _without_masks(self, indices: Any) -> Any:
+        """Return the indices with each mask as the places where it is true: expandTensors in ATen/native/IndexingUtils.h."""
+        if not any(isinstance(index, torch.Tensor) and index.is_meta and index.dtype == torch.bool for index in indices):
+            return indices
+        found = []
+        with self:
+            for index in indices:
+                is_mask = isinstance(index, torch.Tensor) and index.dtype == torch.bool
+                found += index.nonzero().unbind(1) if is_mask else [index]
+        return found
 
     def _run_kernel(self, func: Any, args: Any, kwargs: Any, result: Any, events: list[int], seen: int, workspaces: set[str]) -> None:
         """Record what the operation's kernel requests; its outputs are the events from `seen` on."""
@@ -184,27 +206,29 @@ class Recorder(TorchDispatchMode):
             if thread not in workspaces:
                 workspaces.add(thread)
                 events.append(self._first + len(self.allocations.nbytes))
-                self._add([WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func), [WORKSPACE])
+                self._add([WORKSPACE], [WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func))
             return
         requests, nbytes = KERNELS[func].requests(result, args, kwargs)
         if requests:
             outputs = events[seen:]
             first = self._first + len(self.allocations.nbytes)
-            self._add(nbytes, "temporary", self._sources.of(func), requests)
+            self._add(requests, nbytes, "temporary", self._sources.of(func))
             events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
 
-    def _add(self, nbytes: Sequence[int], category: Category, source: Source, requests: Sequence[Request] = ()) -> None:
-        """Number new allocations, which are `requests` of a kernel if there are any."""
-        if requests:
-            self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
+    def _add(self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source) -> None:
+        """Number the requests of a kernel."""
+        self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
         self.allocations.nbytes.extend(nbytes)
         self.allocations.categories.extend(category for _ in nbytes)
         self.allocations.sources.extend([source] * len(nbytes))
 
     def _request(self, nbytes: int, category: Category, source: Any) -> int:
         """Number a new allocation; `source` is the operation that asks for it, or a Source."""
-        number = self._first + len(self.allocations.nbytes)
-        self._add([nbytes], category, source if isinstance(source, Source) else self._sources.of(source))
+        allocations = self.allocations
+        number = self._first + len(allocations.nbytes)
+        allocations.nbytes.append(nbytes)
+        allocations.categories.append(category)
+        allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
         # A request for nothing never reaches the allocator.
         if nbytes and self._events is not None:
             self._events.append(number)
@@ -213,16 +237,10 @@ class Recorder(TorchDispatchMode):
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
         storage = tensor.untyped_storage()
-        if self._events is None or not self._is_new(storage):
+        key = storage._cdata
+        if self._events is None or (key in self._numbers and (key not in self._empty or not storage.nbytes())):
             return
         self._follow(storage, self._request(storage.nbytes(), self._category, source))
-
-    def _is_new(self, storage: torch.UntypedStorage) -> bool:
-        """Return whether the storage has bytes that no allocation holds: it was empty before, or never seen."""
-        number = self._numbers.get(storage._cdata)
-        if number is None:
-            return True
-        return number >= self._first and not self.allocations.nbytes[number - self._first] and storage.nbytes() > 0
 
     def _name_short_lived(self, segment: Segment) -> None:
         """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""
@@ -233,9 +251,12 @@ class Recorder(TorchDispatchMode):
 
     def _follow(self, storage: torch.UntypedStorage, number: int) -> None:
         key, holds_bytes = storage._cdata, storage.nbytes() > 0
+        # What has no bytes yet may be given some, by an operation that fills it.
+        (self._empty.discard if holds_bytes else self._empty.add)(key)
 
         def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._numbers[key], self._storages[key]
+            self._empty.discard(key)
             if holds_bytes and self._events is not None:
                 self._events.append(~number)
 
@@ -247,11 +268,20 @@ class Recorder(TorchDispatchMode):
         if value is not None:
             return value.item()
         if not self._answer_read_backs:
-            raise UntraceableError(
-                f"{_caller()} reads a tensor's value back from the device, which a simulation does not have; use --device cpu or cuda"
-            )
+            raise UntraceableError(f"{_caller()} reads a tensor's value back from the device; {_ADVICE}")
         # A condition on values is mostly a guard: a norm of zero, a number that is none.
         return False if tensor.dtype == torch.bool else 1
+
+    def _copy_back(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
+        """Return a tensor on the host."""
+        value = value_of(tensor)
+        if value is None:
+            raise UntraceableError(f"{_caller()} copies a tensor's values to the host; {_ADVICE}")
+        return value.to(dtype=kwargs.get("dtype") or value.dtype, copy=True)
+
+
+def _is_host(device: Any) -> bool:
+    return device is not None and torch.device(device).type == "cpu"
 
 
 def _caller() -> str:

@@ -13,7 +13,7 @@ import torch
 BENCH = Path(__file__).parent.parent / "bench" / "breadth.py"
 TWENTY = (
     "bart", "bert", "bloom", "codegen", "falcon", "gemma2", "gpt2", "gpt_bigcode", "gpt_neox", "gptj",
-    "llama", "mpt", "olmo2", "opt", "phi3", "qwen3", "xlnet", "dinov2", "segformer", "vit",
+    "llama", "mpt", "olmo2", "opt", "phi3", "qwen3", "xlnet", "deit", "dinov2", "vit",
 )  # fmt: skip
 
 

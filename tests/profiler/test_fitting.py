@@ -1,6 +1,7 @@
 """What fits, judged by the simulator itself, asked one scenario at a time: streams that were worked out, batches and changes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -111,3 +112,13 @@ def test_a_gpu_without_bf16_is_told_apart_from_a_full_one():
 def test_an_unknown_gpu_is_an_error():
     with pytest.raises(ValueError, match="no GPU is named 'gtx'"):
         Fitting().fit(replace(RESNET, gpu="gtx"))
+
+
+@pytest.mark.parametrize(("dtype", "traces"), [("fp32", 1), ("bf16", 2)])
+def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: Any, traces: int):
+    """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the memory-efficient kernel everywhere."""
+    streams = Streams()
+    for gpu in ("h100-80", "a100-80", "rtx4090", "t4", "h200"):
+        streams.of(Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=16, dtype=dtype, gpu=gpu))
+    ((*found,),) = streams._models.values()
+    assert len(found) == traces

@@ -1,6 +1,9 @@
 """Staging buffers of reductions: bytes that GPUs were recorded to take, and bytes worked out by hand from Reduce.cuh."""
 
+import json
 from collections.abc import Callable
+from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,5 +121,20 @@ def test_sizes_at_any_batch_are_worked_out_from_shapes_that_grow_with_it():
     for batch in (12, 13):
         fresh = Streams().of(Scenario(**{**vars(scenario), "batch_size": batch}))
         assert (fresh.segments, fresh.allocations.nbytes) == (alone[batch].segments, alone[batch].allocations.nbytes)
-    model = next(iter(streams._models.values()))
+    ((model,),) = streams._models.values()
     assert model._is_proportional
+
+
+RESULTS = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/constants.json"))
+
+
+@pytest.mark.parametrize("path", RESULTS or [pytest.param(None, marks=pytest.mark.skip(reason="no GPU has run make gpu"))])
+def test_sums_take_what_a_campaign_s_gpu_was_seen_to_take(path: Path):
+    """`make gpu` notes what a sum over rows holds beside its result; a block may be up to a MiB larger than the request."""
+    cases = json.loads(path.read_text())["staging_bytes"]
+    sums = {name: held for name, held in cases.items() if name.startswith("sum ")}
+    assert sums
+    for name, held in sums.items():
+        shape, dtype = name.removeprefix("sum ").split()
+        found = stream(lambda x: x.sum(0), meta(*map(int, shape.split("x")), dtype=getattr(torch, dtype)), path.parent.name)
+        assert 0 <= held - (max(accumulate(found)) - found[0]) < 2 << 20, name

@@ -4,6 +4,7 @@ The real steps run on the CPU without any dispatch mode, which would change what
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional
 
-from profiler.tracing.kernels import foreach_on_meta
+from profiler.measuring.live_tensors import LiveTensors
+from profiler.tracing.kernels import cuda_kernels
 from profiler.tracing.trace import Recorder
 from profiler.tracing.values import with_value
 
@@ -157,6 +159,34 @@ class Chosen(nn.Module):
         return loss(logits, targets, pos_weight=self.weight) + loss(logits * 2, targets)
 
 
+class Swapped(nn.Module):
+    """Layers over a batch whose dimensions are swapped, as nn.MultiheadAttention's are, or cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(24, 2, batch_first=True)
+        self.layer = nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, _ = self.attention(x, x, x)
+        return self.layer((x + y)[:, 1:]).square().mean()
+
+
+class Losses(nn.Module):
+    """Losses that are worked out for each element first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(24, 24)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y, target = functional.mish(self.layer(x)), x.sigmoid()
+        losses = [functional.mse_loss, functional.smooth_l1_loss, functional.huber_loss, functional.soft_margin_loss]
+        total = sum(loss(y, target) + loss(y, target, reduction="sum") for loss in losses)
+        likelihood = functional.binary_cross_entropy(y.sigmoid(), target)
+        return total + likelihood + functional.mse_loss(y, target, reduction="none").exp().mean()
+
+
 def transformer(name: str) -> nn.Module:
     """A model of transformers with two layers."""
     import transformers
@@ -216,7 +246,7 @@ def recorded(model: nn.Module, batch: dict[str, torch.Tensor], set_to_none: bool
         for tensor in batch.values():
             recorder.allocate(tensor, "input")
     recorder.segments.clear()
-    with foreach_on_meta(), recorder.phase("forward"):
+    with cuda_kernels(), recorder.phase("forward"):
         train(model, batch, 4, set_to_none)
     nbytes = recorder.allocations.nbytes
     return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
@@ -228,7 +258,7 @@ def of_tensors(stream: list[int]) -> list[int]:
     return [nbytes for nbytes in stream if abs(nbytes) > 8 and abs(nbytes) != random_state]
 
 
-MODULES = (Branches, Gathered, Indexed, Selected, Scattered, InPlaceNetwork, Views, Checkpointed, Tied, Chosen)
+MODULES = (Branches, Gathered, Indexed, Selected, Scattered, InPlaceNetwork, Views, Checkpointed, Tied, Chosen, Swapped, Losses)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -250,3 +280,26 @@ def test_the_recorded_events_are_those_of_a_real_step(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
     assert of_tensors(recorded(model, batch, set_to_none)) == of_tensors(real)
+
+
+class Reused(nn.Module):
+    """A tensor whose gradients are added up at the peak."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4096))
+
+    def forward(self) -> torch.Tensor:
+        x = self.weight.exp()
+        return (x * 2).sum() + (x * 3).sum()
+
+
+def test_a_watched_step_holds_what_an_unwatched_one_does(cpu_events: Callable[[Callable[[], object]], list[int]]):
+    model = Reused()
+    train(model, {}, 2, set_to_none=True)
+    peak = model.weight.nbytes + max(accumulate(cpu_events(lambda: train(model, {}, 1, set_to_none=True))))
+    model.zero_grad()
+    live = LiveTensors(model, {})
+    with live.phase("forward"):
+        train(model, {}, 1, set_to_none=True)
+    assert live.levels()["forward"]["tensors"].peak == pytest.approx(peak, abs=64)

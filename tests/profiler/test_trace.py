@@ -1,5 +1,7 @@
 """The recorder, judged by hand-counted programs and by what torch.profiler saw when the same program ran for real."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -83,10 +85,52 @@ def test_code_that_branches_on_positions_takes_its_real_branch():
         assert int(positions.sum()) == 56 - 6
 
 
+def test_what_a_known_mask_picks_has_its_real_size():
+    recorder = Recorder()
+    x = torch.empty(8, 100, device="meta", requires_grad=True)
+    places = with_value(torch.arange(8))
+    with recorder.phase("build"):
+        recorder.allocate(x, "input")
+    recorder.segments.clear()
+    with recorder.phase("forward"):
+        mask = places % 3 == 0
+        picked = x[mask]
+        assert picked.shape == (3, 100)
+        assert mask.nonzero().tolist() == [[0], [3], [6]]
+    # The remainder, the mask, where it is true, and what is picked; then where it is true once more.
+    assert stream(recorder) == [64, 8, -64, 24, 1200, -24, 24, -24]
+
+
+def test_masks_of_ones_are_known_until_something_unknown_is_written_into_them():
+    recorder = Recorder()
+    with recorder.phase("forward"):
+        mask = torch.ones(2, 4, device="meta")
+        mask[:, 1:] *= 0
+        assert bool(mask.sum() == 2)
+        mask[0] = torch.empty(4, device="meta")
+        with pytest.raises(UntraceableError, match=r"line \d+, reads a tensor's value back"):
+            bool(mask.sum() == 2)
+
+
+@pytest.mark.parametrize(
+    ("read", "words"),
+    [
+        (lambda x: x[x > 0], "makes a tensor whose size depends on values"),
+        (lambda x: x.nonzero(), "makes a tensor whose size depends on values"),
+        (lambda x: x.tolist(), "copies a tensor's values to the host"),
+        (lambda x: x.cpu(), "copies a tensor's values to the host"),
+    ],
+)
+def test_what_depends_on_activations_is_refused_in_one_line(read: Callable[[torch.Tensor], object], words: str):
+    recorder = Recorder()
+    with recorder.phase("forward"), pytest.raises(UntraceableError, match=rf"test_trace\.py, line \d+, {words}"):
+        read(torch.empty(4, device="meta"))
+
+
 def test_reading_back_an_activation_is_refused_with_the_line_that_does_it():
     recorder = Recorder()
     with recorder.phase("forward"), pytest.raises(UntraceableError, match=r"test_trace\.py, line \d+, reads a tensor's value back"):
-        torch.ones(4, device="meta").sum().item()
+        torch.empty(4, device="meta").sum().item()
 
 
 def test_reading_back_in_an_optimizer_is_answered():
