@@ -1,6 +1,6 @@
 """Memory that CUDA takes to find the places where a mask is set, and to fill them.
 
-How many there are hangs on values. The trace knows it from the output, or from what fills them.
+How many there are hangs on values. The trace knows it from them, or from what fills the places.
 From ATen/native/cuda (Nonzero.cu, IndexKernel.cpp, IndexKernel.cu), native/IndexingUtils.h and
 native/TensorAdvancedIndexing.cpp.
 """
@@ -51,15 +51,6 @@ def _of_nonzero(result: torch.Tensor, tensor: torch.Tensor) -> tuple[Mask]:
     return (Mask.of(tensor, result.size(0)),)
 
 
-def _of_index(result: torch.Tensor, tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> tuple[Mask] | None:
-    del tensor
-    given = [(place, index) for place, index in enumerate(indices) if index is not None]
-    if len(given) != 1 or given[0][1].dtype not in (torch.bool, torch.uint8):
-        return None
-    place, mask = given[0]
-    return (Mask.of(mask, result.size(place)),)
-
-
 def _masked_scatter(_: Device, numbers: int, copied: int) -> list[int]:
     """masked_scatter__cuda: sums over the mask, the mask laid out anew, the scan; the source."""
     return [_LONG * numbers, copied, scan_bytes(numbers, _LONG)]
@@ -77,7 +68,6 @@ def _of_masked_scatter_backward(_: Any, grad: torch.Tensor, mask: torch.Tensor, 
     return (Mask.of(mask.expand(grad.shape), prod(sizes)),)
 
 
-_INDEX = Kernel(rule=nonzero, numbers=_of_index, order=(0, 1, 2, ~2, 3, 4, ~4, ~1, ~0, OUTPUT, ~3))
 _SCATTER = Kernel(rule=_masked_scatter, numbers=_of_masked_scatter, order=(OUTPUT, 0, 1, 2, ~2, ~1, ~0))
 
 
@@ -89,7 +79,6 @@ def _without_places(device: Device, mask: Mask) -> list[int]:
 
 MASKS: Mapping[Any, Kernel] = {
     aten.nonzero.default: Kernel(rule=_without_places, numbers=_of_nonzero, order=(0, 1, 2, ~2, OUTPUT, 3, ~3, ~1, ~0)),
-    aten.index.Tensor: _INDEX,
     aten.masked_scatter.default: _SCATTER,
     aten.masked_scatter_.default: _SCATTER,
     aten.masked_scatter_backward.default: Kernel(

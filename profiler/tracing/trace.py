@@ -167,7 +167,7 @@ class Recorder(TorchDispatchMode):
         """Run the operation, in place where autograd would; return what ran, its arguments and its result."""
         written = self._in_place.instead_of(func, args)
         func, args = written or (func, args)
-        if id(func) in _INDEXING:
+        if id(func) in _INDEXING and not _fills(args):
             # They are held until the operation's outputs are there, as the caller of this holds its arguments.
             args = (args[0], self._without_masks(args[1]), *args[2:])
         result = self._run(func, args, kwargs)
@@ -282,6 +282,19 @@ class Recorder(TorchDispatchMode):
 
 def _is_host(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cpu"
+
+
+def _fills(args: Any) -> bool:
+    """Return whether values are written where a mask is set without the places' being needed.
+
+    One number is, by canDispatchToMaskedFill in ATen/native/TensorAdvancedIndexing.cpp. Of others the
+    trace does not know the places; how many there are follows from the values (masks.py).
+    """
+    if len(args) < 3:
+        return False
+    accumulates = len(args) > 3 and args[3]
+    is_one = args[2].numel() == 1 and not accumulates
+    return is_one or any(isinstance(index, torch.Tensor) and index.dtype == torch.bool and value_of(index) is None for index in args[1])
 
 
 def _caller() -> str:
