@@ -12,6 +12,7 @@ import torch
 
 from .attention_memory import ATTENTION
 from .convolutions import CONVOLUTIONS
+from .matrix_products import PRODUCTS
 from .normalization import NORMS
 from .reducing_operations import REDUCTIONS
 from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
@@ -27,9 +28,6 @@ _LARGE_WORKSPACE = 32 << 20
 _AMD_WORKSPACE = 128 << 20
 
 aten = torch.ops.aten
-MATRIX_PRODUCTS = frozenset(
-    {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default, aten.addmv.default}
-)
 
 
 def _workspace(device: Device) -> tuple[int]:
@@ -80,10 +78,11 @@ KERNELS: Mapping[Any, Kernel] = {
     **REDUCTIONS,
     **ATTENTION,
     **CONVOLUTIONS,
+    **PRODUCTS,
     **NORMS,
     **SORTING,
     aten._foreach_norm.Scalar: Kernel(rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)),
 }
 
 # Operations by identity: to hash one takes longer than to look its number up.
-TAKING = frozenset(map(id, (*MATRIX_PRODUCTS, *KERNELS)))
+TAKING = frozenset(map(id, KERNELS))
