@@ -13,6 +13,7 @@ import torch
 from .attention_memory import ATTENTION
 from .convolutions import CONVOLUTIONS
 from .masks import MASKS
+from .matrix_products import PRODUCTS
 from .normalization import NORMS
 from .ordering import ORDERING
 from .reducing_operations import REDUCTIONS
@@ -30,9 +31,6 @@ _LARGE_WORKSPACE = 32 << 20
 _AMD_WORKSPACE = 128 << 20
 
 aten = torch.ops.aten
-MATRIX_PRODUCTS = frozenset(
-    {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.mv.default, aten.addmv.default}
-)
 
 
 def _workspace(device: Device) -> tuple[int]:
@@ -83,6 +81,7 @@ KERNELS: Mapping[Any, Kernel] = {
     **REDUCTIONS,
     **ATTENTION,
     **CONVOLUTIONS,
+    **PRODUCTS,
     **NORMS,
     **SORTING,
     **ORDERING,
@@ -92,4 +91,4 @@ KERNELS: Mapping[Any, Kernel] = {
 }
 
 # Operations by identity: to hash one takes longer than to look its number up.
-TAKING = frozenset(map(id, (*MATRIX_PRODUCTS, *KERNELS)))
+TAKING = frozenset(map(id, KERNELS))

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 
 from .composed import PARTS
 from .in_place import InPlace
-from .kernel_memory import KERNELS, MATRIX_PRODUCTS, TAKING, WORKSPACE
+from .kernel_memory import KERNELS, TAKING, WORKSPACE
+from .matrix_products import PRODUCTS
 from .metacache import MetaCache
 from .requests import USUAL_DEVICE, Request
 from .sources import Source, Sources
@@ -200,20 +201,23 @@ class Recorder(TorchDispatchMode):
 
     def _run_kernel(self, func: Any, args: Any, kwargs: Any, result: Any, events: list[int], seen: int, workspaces: set[str]) -> None:
         """Record what the operation's kernel requests; its outputs are the events from `seen` on."""
-        if func in MATRIX_PRODUCTS:
-            # Autograd runs the backward pass in a thread of its own for the device, and each thread has its own handle of cuBLAS.
-            thread = "autograd" if self.segments[-1].phase == "backward" else "main"
-            if thread not in workspaces:
-                workspaces.add(thread)
-                events.append(self._first + len(self.allocations.nbytes))
-                self._add([WORKSPACE], [WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func))
-            return
+        if func in PRODUCTS:
+            self._take_workspace(func, events, workspaces)
         requests, nbytes = KERNELS[func].requests(result, args, kwargs)
         if requests:
             outputs = events[seen:]
             first = self._first + len(self.allocations.nbytes)
             self._add(requests, nbytes, "temporary", self._sources.of(func))
             events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
+
+    def _take_workspace(self, func: Any, events: list[int], workspaces: set[str]) -> None:
+        """Record cuBLAS's workspace where this thread has none yet."""
+        # Autograd runs the backward pass in a thread of its own for the device, and each thread has its own handle of cuBLAS.
+        thread = "autograd" if self.segments[-1].phase == "backward" else "main"
+        if thread not in workspaces:
+            workspaces.add(thread)
+            events.append(self._first + len(self.allocations.nbytes))
+            self._add([WORKSPACE], [WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func))
 
     def _add(self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source) -> None:
         """Number the requests of a kernel."""

@@ -116,9 +116,11 @@ def main() -> int:
     )
     asked = parser.parse_args()
     result = Result(asked.folder)
-    if result.was_rehearsed and (
-        asked.golden.is_relative_to(ROOT) or asked.results.is_relative_to(ROOT)
-    ):
+    try:
+        was_rehearsed = result.was_rehearsed
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    if was_rehearsed and (asked.golden.is_relative_to(ROOT) or asked.results.is_relative_to(ROOT)):
         print("this is a rehearsal: name folders outside of the repository", file=sys.stderr)
         return 2
     folder = asked.results / (result.gpu or "unknown-gpu")

@@ -45,14 +45,14 @@ class Campaign:
 
     def __init__(
         self,
-        folder: Path,
+        journal: Journal,
         seconds: float,
         scratch: Path,
         *,
         rehearse: bool = False,
         most: int | None = None,
     ) -> None:
-        self.journal = Journal(folder)
+        self.journal = journal
         self.budget = Budget(seconds, SHARES, START)
         self.most = most
         self.children = Children(self.journal, scratch, rehearse=rehearse)
@@ -126,17 +126,21 @@ def main() -> int:
     parser.add_argument("--most", type=int, metavar="N", help="jobs of each stage; all unless said")
     parser.add_argument("--rehearse", action="store_true", help="tiny scenarios on a stand-in")
     asked = parser.parse_args()
-    asked.out.mkdir(parents=True, exist_ok=True)
     wanted = [name.strip() for name in asked.only.split(",")] if asked.only else list(STAGES)
     if unknown := set(wanted) - set(STAGES):
         parser.error(
             f"no stage is named {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}"
         )
+    try:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        journal = Journal(asked.out)
+        journal.note("campaign", seconds=asked.seconds, rehearsed=asked.rehearse)
+    except OSError as error:
+        parser.error(f"nothing can be written to --out {asked.out}: {error.strerror}")
     with TemporaryDirectory() as scratch:
         campaign = Campaign(
-            asked.out, asked.seconds, Path(scratch), rehearse=asked.rehearse, most=asked.most
+            journal, asked.seconds, Path(scratch), rehearse=asked.rehearse, most=asked.most
         )
-        campaign.journal.note("campaign", seconds=asked.seconds, rehearsed=asked.rehearse)
         try:
             campaign.load()
             for name, run in STAGES.items():

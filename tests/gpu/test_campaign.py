@@ -71,6 +71,20 @@ def test_the_folder_has_few_files_of_plain_names(rehearsed: Path):
     assert all(set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for path in files)
 
 
+def test_what_cannot_be_written_or_read_is_one_line(tmp_path: Path):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    for done in (
+        run("campaign.py", "--out", file, "--rehearse"),
+        run("campaign.py", "--out", tmp_path / "new", "--rehearse", "--only", "stages"),
+        run("absorb.py", file),
+    ):
+        assert done.returncode == 2
+        assert ": error: " in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [file]
+
+
 def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
@@ -150,7 +164,7 @@ def test_a_stage_that_raises_leaves_its_traceback_and_the_next_begins(tmp_path: 
         del run, end
         raise RuntimeError("the device is gone")
 
-    whole = Campaign(tmp_path, 10, tmp_path, rehearse=True)
+    whole = Campaign(Journal(tmp_path), 10, tmp_path, rehearse=True)
     whole.stage("constants", fails)
     whole.stage("recordings", lambda *_: entered.append("recordings"))
     assert entered == ["recordings"]

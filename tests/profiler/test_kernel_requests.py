@@ -218,3 +218,48 @@ def test_the_backward_pass_of_a_group_norm_takes_sums_of_channels_and_groups():
     channels, groups = 8 * 64 * 4, 8 * 4 * 4
     assert found[3:8] == [channels, channels, groups, groups, channels]
     assert found[8:] == [-size for size in reversed(found[3:8])]
+
+
+def copies(product: Callable[..., object], *operands: torch.Tensor) -> list[int]:
+    """Bytes of each event of a product, without its result and cuBLAS's workspace, which are first."""
+    return stream(product, *operands)[2:]
+
+
+@pytest.mark.parametrize(
+    "readable",
+    [
+        meta(64, 32),
+        meta(32, 64).T,
+        meta(64, 100)[:, :32],
+        meta(128, 32)[::2],
+        meta(100, 64).T[:, :32],
+        meta(64, 1, 32)[:, 0],
+    ],
+)
+def test_a_product_reads_rows_or_columns_that_are_dense_where_they_lie(readable: torch.Tensor):
+    assert copies(torch.mm, readable, meta(32, 16)) == []
+    assert copies(torch.mv, readable, meta(32)) == []
+
+
+@pytest.mark.parametrize(
+    "operand", [meta(1, 1).expand(64, 32), meta(1, 32).expand(64, 32), meta(64, 64)[:, ::2]], ids=["expanded", "rows", "gaps"]
+)
+def test_a_product_copies_an_operand_that_is_expanded_or_has_gaps(operand: torch.Tensor):
+    copy = 64 * 32 * 4
+    assert copies(torch.mm, operand, meta(32, 16)) == [copy, -copy]
+    assert copies(torch.mm, meta(16, 64), operand) == [copy, -copy]
+    assert copies(torch.addmm, meta(16), operand, meta(32, 16)) == [copy, -copy]
+
+
+def test_a_product_copies_the_second_operand_first():
+    left, right = meta(1).expand(64, 32), meta(1).expand(32, 16)
+    assert copies(torch.mm, left, right) == [2048, 8192, -8192, -2048]
+
+
+def test_a_product_of_batches_reads_a_matrix_again_and_again_but_not_a_row():
+    other = meta(8, 32, 16)
+    for readable in (meta(64, 32).expand(8, 64, 32), meta(64, 8, 32).transpose(0, 1), meta(8, 32, 64).mT, meta(8, 1, 32)):
+        assert copies(torch.bmm, readable, other) == []
+    copy = 8 * 64 * 32 * 4
+    for operand in (meta(8, 1, 32).expand(8, 64, 32), meta(64, 32, 8).permute(2, 0, 1)):
+        assert copies(torch.bmm, operand, other) == [copy, -copy]

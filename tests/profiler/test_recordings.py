@@ -363,6 +363,10 @@ class Hostile:
         pytest.param(pickle.dumps([1, 2]), id="no snapshot"),
         pytest.param(pickle.dumps({"device_traces": [[]], "segments": []}), id="no events"),
         pytest.param(pickle.dumps({"device_traces": [[{"action": "alloc"}]], "segments": []}), id="an event without size"),
+        pytest.param(
+            pickle.dumps({"device_traces": [[{"action": "alloc", "stream": 0, "size": float("nan")}]], "segments": []}),
+            id="a size that is no number",
+        ),
     ],
 )
 def test_what_is_no_snapshot_is_refused_and_nothing_runs(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -381,6 +385,19 @@ def test_a_file_that_is_not_compressed_or_unpacks_to_too_much_is_refused(tmp_pat
     path.write_bytes(gzip.compress(bytes(2000)))
     with pytest.raises(snapshots.UnreadableError, match="unpacks to more than 1000 bytes"):
         snapshots.read(path, most_bytes=1000)
+    damaged = bytearray(gzip.compress(bytes(range(256)) * 100))
+    damaged[20:40] = b"x" * 20
+    path.write_bytes(damaged)
+    with pytest.raises(snapshots.UnreadableError, match="is not a gzip'd file"):
+        snapshots.read(path)
+
+
+@pytest.mark.parametrize("action", ["alloc", "free_completed", "segment_alloc"])
+def test_events_that_do_not_lead_to_what_the_snapshot_holds_are_refused(action: str):
+    entry = {"action": action, "stream": 0, "addr": 1 << 30, "size": 512}
+    snapshot = snapshots.Snapshot.of({"device_traces": [[entry]], "segments": []})
+    with pytest.raises(snapshots.UnsupportedError, match="do not belong together"):
+        snapshots.replay(snapshot)
 
 
 def test_an_allocator_goes_on_from_the_state_of_another():

@@ -7,6 +7,7 @@ from which our allocator is given the same requests; after each event it must ha
 import gzip
 import io
 import pickle
+import zlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,7 @@ def read(path: Path, most_bytes: int = MOST_BYTES) -> "Snapshot":
         with gzip.open(path) as file:
             # A pickle may claim any length; what it can read is limited by what is there.
             data = file.read(most_bytes + 1)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UnreadableError(f"{path.name} is not a gzip'd file: {error}") from error
     if len(data) > most_bytes:
         raise UnreadableError(f"{path.name} unpacks to more than {most_bytes} bytes")
@@ -124,7 +125,9 @@ class Snapshot:
                 runs={segment["address"]: _run(segment) for segment in segments},
                 held={address: held for segment in segments for address, held in _held(segment)},
             )
-        except (AttributeError, KeyError, TypeError) as error:
+        except UnreadableError:
+            raise
+        except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise UnreadableError(f"not a snapshot of torch.cuda.memory: {type(error).__name__}: {error}") from error
 
 
@@ -376,12 +379,17 @@ class MisplacedError(AssertionError):
 def replay(snapshot: Snapshot) -> Replayed:
     """Replay a snapshot from its start; AssertionError names the first event that our allocator does not explain.
 
+    UnsupportedError for one whose events do not lead to what it held at their end.
+
     Where nothing is ever placed behind an older block while it is in use, its tail is unknown. That CUDA's allocator
     passed the place over shows one: so large that what was free behind it did not do for the request.
     """
-    start = start_of(snapshot)
-    shown = ends_shown(snapshot, start)
-    least = block_sizes(snapshot, start, shown)
+    try:
+        start = start_of(snapshot)
+        shown = ends_shown(snapshot, start)
+        least = block_sizes(snapshot, start, shown)
+    except LookupError as error:
+        raise UnsupportedError(f"events and segments do not belong together: {error!r}") from error
     ends = dict(shown)
     while True:
         sizes = block_sizes(snapshot, start, ends)
