@@ -146,4 +146,4 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     },
 }
 PARTS = {id(func): run for func, run in _PARTS.items()}
-"""What runs the parts of an operation, by its identity; to be called where each of them is recorded."""
+"""Functions that run the parts of an operation, by its identity; to be called where each of them is recorded."""
