@@ -1,4 +1,4 @@
-"""What losses allocate in a trace, judged by the same losses run on the CPU."""
+"""Memory of losses in a trace, judged by the same losses run on the CPU."""
 
 from collections.abc import Callable
 
