@@ -81,4 +81,4 @@ PARTS: Mapping[Any, Callable[..., Any]] = {
         )
     },
 }
-"""What runs an operation's parts; to be called where each of them is recorded."""
+"""Functions that run an operation's parts; to be called where each of them is recorded."""

@@ -151,7 +151,7 @@ def _adding_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
 
 
 class _References(NamedTuple):
-    """How often a tensor is referred to: from C++, its storage from C++, and the tensor from Python."""
+    """Counts of references: to the tensor from C++, to its storage from C++, and to the tensor from Python."""
 
     tensor: int
     storage: int

@@ -48,7 +48,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Allocations:
-    """What was allocated, by number: bytes as requested, what they were for, and who asked for them.
+    """Allocations by number: bytes as requested, what they were for, and who asked for them.
 
     `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the usual one.
     """

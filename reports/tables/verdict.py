@@ -68,7 +68,7 @@ def cards(findings: Findings) -> dict[str, list[Card]]:
 
 
 def sources(findings: Findings) -> list[str]:
-    """Where bytes and times come from, and why a peak is a range: a line each, none for what the run does not have."""
+    """Lines on where bytes and times come from, and why a peak is a range: a line each, none for what the run does not have."""
     found = {
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],

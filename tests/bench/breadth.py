@@ -193,7 +193,7 @@ def as_on_the_cpu() -> Iterator[None]:
 
 
 def simulated(scenario: Scenario) -> tuple[Counts, set[str]]:
-    """What a simulation says, and the operations that it saw."""
+    """Counts of a simulation, and the operations that it saw."""
     found = run_simulation(scenario)
     memory, nbytes = found.record.memory, found.allocations.nbytes
     assert memory is not None
@@ -207,7 +207,7 @@ def simulated(scenario: Scenario) -> tuple[Counts, set[str]]:
 
 
 def measured(scenario: Scenario, operations: set[str]) -> Counts:
-    """What real steps on the CPU do, as torch.profiler sees the allocator; no mode that could change them is active.
+    """Counts of real steps on the CPU, as torch.profiler sees the allocator; no mode that could change them is active.
 
     The bytes are counted between `operations`: what a kernel of the CPU takes and gives back itself is no tensor of the program.
     """

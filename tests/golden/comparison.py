@@ -40,7 +40,7 @@ class Peak:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What came of one recording.
+    """A recording beside its simulation.
 
     `events` were replayed exactly; `replay` is the line that says where the replay differs, or
     None. Where the GPU ran out of memory there are no peaks to compare, and `same_end` says that

@@ -16,7 +16,7 @@ from profiler.record import Record
 
 @dataclass(frozen=True)
 class Result:
-    """What a campaign found."""
+    """The findings of a campaign."""
 
     folder: Path
 

@@ -72,7 +72,7 @@ class Graph:
 
 
 class Script:
-    """What torch would tell of the allocator, phase by phase, as our simulation of it goes."""
+    """Answers of torch about the allocator, phase by phase, as our simulation of it goes."""
 
     def __init__(self, scenario: Scenario) -> None:
         asked = replace(scenario, device="sim", gpu=GPU.name)

@@ -1,4 +1,4 @@
-"""What a real step on the CPU allocates, as torch.profiler sees it without any dispatch mode."""
+"""Allocations of a real step on the CPU, as torch.profiler sees them without any dispatch mode."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -51,7 +51,7 @@ def _without_temporaries(events: Any) -> list[int]:
     sums, convolutions = _ranges(events, {"aten::sum"}), _ranges(events, {"aten::convolution_backward"})
 
     def time(event: Any) -> int:
-        """When it would have been on a GPU: a convolution sums its bias's gradient at its end."""
+        """The time that it would have on a GPU: a convolution sums its bias's gradient at its end."""
         start = event.start_ns()
         ends = [end for begin, end in convolutions if begin <= start <= end]
         return ends[0] if ends and any(begin <= start <= end for begin, end in sums) else start

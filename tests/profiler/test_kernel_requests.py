@@ -1,4 +1,4 @@
-"""What kernels of attention, sorting and norms request, judged by recordings and by sizes worked out by hand from ATen's sources."""
+"""Requests of the kernels of attention, sorting, norms and products, judged by recordings and by sizes worked out from ATen's sources."""
 
 from collections.abc import Callable
 

@@ -173,7 +173,7 @@ class Aged(snapshots.Driver):
 
 
 def random_snapshot(seed: int, alloc_conf: str = "", events: int = 600) -> dict[str, Any]:
-    """What our simulator would record of a random program that holds some 40 blocks from 1 B to 40 MiB."""
+    """A snapshot as our simulator would record it of a random program that holds some 40 blocks from 1 B to 40 MiB."""
     rng = random.Random(seed)
     sizes: list[int] = []
     live: list[int] = []

@@ -68,7 +68,7 @@ def loads(data: bytes) -> Any:
 
 
 class Lane(NamedTuple):
-    """What never shares a block with another: the segments of one stream and one pool."""
+    """A place that shares no block with another: the segments of one stream and one pool."""
 
     stream: int
     pool: tuple[int, int]
@@ -151,7 +151,7 @@ def _held(segment: Mapping[str, Any]) -> Iterator[tuple[int, Held]]:
 
 @dataclass
 class State:
-    """What the device holds at some moment: runs of memory and blocks in use, by address."""
+    """Memory of the device at some moment: runs of memory and blocks in use, by address."""
 
     runs: dict[int, Run]
     held: dict[int, Held]
@@ -360,7 +360,7 @@ class Driver(LowestAddresses):
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """What a replay went through: events that were compared, and the most bytes allocated and reserved at once."""
+    """Totals of a replay: events that were compared, and the most bytes allocated and reserved at once."""
 
     events: int
     peak_allocated: int
