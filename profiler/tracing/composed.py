@@ -74,6 +74,7 @@ PARTS: Mapping[Any, Callable[..., Any]] = {
         for func in (
             aten.binary_cross_entropy_with_logits.default,
             aten._safe_softmax.default,
+            aten._euclidean_dist.default,
             aten.soft_margin_loss.default,
             aten.soft_margin_loss.out,
             aten.soft_margin_loss_backward.default,
