@@ -183,6 +183,7 @@ class Losses(nn.Module):
         y, target = functional.mish(self.layer(x)), x.sigmoid()
         losses = [functional.mse_loss, functional.smooth_l1_loss, functional.huber_loss, functional.soft_margin_loss]
         total = sum(loss(y, target) + loss(y, target, reduction="sum") for loss in losses)
+        total = total + torch.cdist(y.flatten(0, 1), target.flatten(0, 1)).mean()
         likelihood = functional.binary_cross_entropy(y.sigmoid(), target)
         return total + likelihood + functional.mse_loss(y, target, reduction="none").exp().mean()
 
