@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable
+from lzma import LZMAError
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -117,21 +118,24 @@ def main() -> int:
     asked = parser.parse_args()
     result = Result(asked.folder)
     try:
-        was_rehearsed = result.was_rehearsed
+        was_rehearsed, constants = result.was_rehearsed, derive(result.constants)
+        recordings, records = dict(result.recordings()), result.records
     except FileNotFoundError as error:
         parser.error(str(error))
+    except (KeyError, TypeError, ValueError, LZMAError) as error:
+        # Lines that were cut off are passed over; these are whole.
+        found = f"{type(error).__name__}: {error}"
+        parser.error(f"{asked.folder} has a line that no campaign writes ({found}); take it out")
     if was_rehearsed and (asked.golden.is_relative_to(ROOT) or asked.results.is_relative_to(ROOT)):
         print("this is a rehearsal: name folders outside of the repository", file=sys.stderr)
         return 2
     folder = asked.results / (result.gpu or "unknown-gpu")
     folder.mkdir(parents=True, exist_ok=True)
-    constants = derive(result.constants)
     (folder / "constants.json").write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
     peak = hardware.describe(result.gpu).bandwidth if result.gpu else None
     print(*catalogue_lines(constants, peak), sep="\n")
-    recordings = dict(result.recordings())
     keep(recordings.items(), asked.golden, everything=asked.all)
-    write_records(result.records, folder)
+    write_records(records, folder)
     met = write_comparison(
         result, recordings, constants.get("copy_bandwidth"), folder / "comparison.md"
     )

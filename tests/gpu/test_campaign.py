@@ -85,6 +85,25 @@ def test_what_cannot_be_written_or_read_is_one_line(tmp_path: Path):
     assert list(tmp_path.iterdir()) == [file]
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("journal.jsonl", {"kind": "constant"}),
+        ("recordings-1.jsonl", {"name": "gpt2", "xz": "AAAA"}),
+        ("records.jsonl", {"schema": 1}),
+    ],
+)
+def test_a_whole_line_that_no_campaign_writes_is_named(
+    tmp_path: Path, name: str, line: dict[str, object]
+):
+    (tmp_path / "journal.jsonl").write_text('{"kind": "campaign", "rehearsed": true}\n')
+    with (tmp_path / name).open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    done = run("absorb.py", tmp_path, "--golden", tmp_path, "--results", tmp_path)
+    assert done.returncode == 2
+    assert "has a line that no campaign writes" in done.stderr.strip().splitlines()[-1]
+
+
 def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
