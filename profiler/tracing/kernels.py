@@ -32,13 +32,13 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Se
     library.impl("scaled_dot_product_attention", partial(attend, capability, seen), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
     library.impl("_fused_rms_norm", fused_rms_norm, "AutogradMeta")
-    library.impl("_fused_rms_norm_backward", fused_rms_norm_backward, "Meta")
     # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for it.
     library.impl("mish_backward", torch.mul, "AutogradMeta")
     # In the place of torch's own.
     for name, kernel in (
         ("_scaled_dot_product_cudnn_attention", cudnn_attention),
         ("_grouped_mm", grouped_mm),
+        ("_fused_rms_norm_backward", fused_rms_norm_backward),
         ("log_sigmoid_forward", _log_sigmoid),
     ):
         library.impl(name, kernel, "Meta", allow_override=True)
