@@ -42,11 +42,6 @@ def _workspace(device: Device) -> tuple[int]:
 WORKSPACE = Request(_workspace, (), 0)
 
 
-def workspace_bytes(gpu: str | None) -> int:
-    """Bytes of cuBLAS's workspace on a GPU of the catalogue; without a name, on the usual one."""
-    return WORKSPACE.nbytes(device_of(gpu))
-
-
 def sized_for(
     segments: "Sequence[Segment]", allocations: "Allocations", gpu: str | None, *, optional: bool = False
 ) -> "tuple[list[Segment], Allocations]":

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from profiler import simulate
-from profiler.tracing.kernel_memory import sized_for, workspace_bytes
+from profiler.tracing.kernel_memory import WORKSPACE, sized_for
+from profiler.tracing.requests import device_of
 from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 
@@ -23,7 +24,7 @@ def stream(recorder: Recorder) -> list[int]:
     [("t4", 8_519_680), ("v100-16", 8_519_680), ("rtx3090", 8_519_680), ("l40s", 8_519_680), ("h100-80", 32 * MIB), ("b200", 32 * MIB)],
 )
 def test_a_workspace_has_the_size_of_the_gpu_s_generation(gpu: str, nbytes: int):
-    assert workspace_bytes(gpu) == nbytes
+    assert WORKSPACE.nbytes(device_of(gpu)) == nbytes
     found = simulate(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, gpu=gpu)).memory
     assert found is not None
     # One for the forward pass and one for autograd's thread; a small one takes up to a MiB more, when the block's rest is not split off.
