@@ -41,7 +41,9 @@ Optimizers = Annotated[str, typer.Option("--optimizers", "-o", help="Names and o
 Device = Annotated[str, typer.Option("--device", "-d", help="auto (simulate CUDA, and measure this machine), sim, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-B", help="Sequences or images in a batch.")]
 SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default="1024")]
-DType = Annotated[str, typer.Option(help="fp32 or bf16, for parameters and activations.")]
+DType = Annotated[
+    str | None, typer.Option(help="fp32, bf16, fp16 or fp64, for parameters and batch.", show_default="fp32, or what the factory made")
+]
 Amp = Annotated[str | None, typer.Option(help="bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.", show_default="off")]
 MicroBatches = Annotated[int, typer.Option(help="Batches whose gradients one step accumulates.")]
 Accumulate = Annotated[
@@ -93,7 +95,7 @@ def _profile(
     batch_size: BatchSize = 1,
     sequence_length: SequenceLength = None,
     model_config: ModelConfig = None,
-    dtype: DType = "fp32",
+    dtype: DType = None,
     amp: Amp = None,
     micro_batches: MicroBatches = 1,
     accumulate: Accumulate = None,
@@ -217,7 +219,7 @@ def fit(
     batch_size: BatchSize = 1,
     sequence_length: SequenceLength = None,
     model_config: ModelConfig = None,
-    dtype: DType = "fp32",
+    dtype: DType = None,
     amp: Amp = None,
     micro_batches: MicroBatches = 1,
     clip_grad_norm: ClipGradNorm = None,

@@ -35,7 +35,7 @@ class Comparison:
     device: str = "auto"
     workload: str = "train"
     config: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "fp32"
+    dtype: str | None = None
     amp: str | None = None
     batch_size: int = 1
     sequence_length: int | None = None
@@ -126,7 +126,7 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
             options={key: value for key, value in optimizers.option_defaults(spec).items() if is_plain(value)},
             implementation=implementation,
             workload=cast(Workload, comparison.workload),
-            dtype=cast(DType, comparison.dtype),
+            dtype=cast(DType | None, comparison.dtype),
             amp=cast(AutocastDType | None, comparison.amp),
             batch_size=comparison.batch_size,
             sequence_length=models.sequence_length(model, comparison.sequence_length, comparison.config),

@@ -30,6 +30,9 @@ class Memory:
     are their lower ends, without cuDNN's workspaces; `peak_allocated_upper` and `peak_reserved_upper`
     are the peaks on an unlimited device when each workspace is as large as it may be. They are None
     in measured records, for models without convolutions, and where the device ran out of memory.
+
+    `parameters_by_dtype` splits `parameters` by torch's names of dtypes, as {"float32": 512}; older
+    records leave it empty.
     """
 
     parameters: int
@@ -45,6 +48,7 @@ class Memory:
     peak_phase: str | None = None
     peak_by_category: Mapping[str, int]
     peak_by_phase: Mapping[str, int]
+    parameters_by_dtype: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def resident(self) -> int:

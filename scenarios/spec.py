@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Implementation = Literal["loop", "foreach", "fused"]
+Implementation = Literal["loop", "foreach", "fused", "compiled"]
 Workload = Literal["train", "state"]
-DType = Literal["fp32", "bf16"]
+DType = Literal["fp32", "bf16", "fp16", "fp64"]
 AutocastDType = Literal["bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
 Device = Literal["sim", "cpu", "cuda"]
@@ -27,7 +27,8 @@ class Scenario:
     no text), gradients clipped to `max_grad_norm` where that is given, the optimizer's step, and zero_grad, with `set_to_none` or without.
     With `accumulate`, a name of `optimizers.accumulation` with its options, each micro-batch is followed by the decision whether to step; a
     measured course is then `steps` micro-batches of the text that comes with optprof.
-    `dtype` is that of parameters and gradients; `amp` runs the forward pass of fp32 parameters under autocast, fp16 with a GradScaler.
+    `dtype` is that of parameters and gradients: fp32 for a model of the catalogue, and where it is None each parameter of `module:factory`
+    keeps the dtype that the factory gave it; `amp` runs the forward pass of fp32 parameters under autocast, fp16 with a GradScaler.
     `checkpointing` recomputes a layer's activations in the backward pass; `lora_rank` freezes the model and trains adapters of that rank.
 
     `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out. `alloc_conf` is a text as
@@ -40,7 +41,7 @@ class Scenario:
     options: Mapping[str, Any] = field(default_factory=dict)
     implementation: Implementation = "foreach"
     workload: Workload = "train"
-    dtype: DType = "fp32"
+    dtype: DType | None = None
     amp: AutocastDType | None = None
     batch_size: int = 1
     sequence_length: int | None = None
@@ -58,6 +59,8 @@ class Scenario:
     steps: int = 2
 
     def __post_init__(self) -> None:
+        if self.dtype is None and isinstance(self.model, str) and ":" not in self.model:
+            object.__setattr__(self, "dtype", "fp32")
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -73,7 +76,7 @@ class Scenario:
             raise ValueError(f"max_grad_norm must be a number > 0, got {norm!r}")
         if self.accumulate is not None:
             self._check_accumulate()
-        if self.amp is not None and self.dtype != "fp32":
+        if self.amp is not None and self.dtype not in (None, "fp32"):
             raise ValueError(f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp {self.amp!r}")
 
     def _check_accumulate(self) -> None:
@@ -86,7 +89,7 @@ class Scenario:
 _CHOICES: dict[str, tuple[object, ...]] = {
     "implementation": get_args(Implementation),
     "workload": get_args(Workload),
-    "dtype": get_args(DType),
+    "dtype": (None, *get_args(DType)),
     "amp": (None, *get_args(AutocastDType)),
     "set_to_none": (True, False),
     "checkpointing": (True, False),

@@ -14,7 +14,7 @@ import torch
 from . import models
 from .spec import Scenario
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
     try:
         config = transformers.AutoConfig.for_model(entry.architecture, **{**entry.config, **scenario.config})
         with torch.device(device):
-            return auto.from_config(config, dtype=DTYPES[scenario.dtype], **attention).train()
+            return auto.from_config(config, dtype=DTYPES[scenario.dtype or "fp32"], **attention).train()
     except Exception as error:
         # transformers raises many kinds for values that do not go together.
         if not scenario.config:
@@ -118,7 +118,7 @@ def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[st
     size, config = scenario.batch_size, {**entry.config, **scenario.config}
     if entry.positions is None:
         side = config.get("image_size", 224)
-        pixels = torch.randn(size, config.get("num_channels", 3), side, side, dtype=DTYPES[scenario.dtype], device=device)
+        pixels = torch.randn(size, config.get("num_channels", 3), side, side, dtype=DTYPES[scenario.dtype or "fp32"], device=device)
         return {"pixel_values": pixels, "labels": torch.randint(config["num_labels"], (size,))}
     length = models.sequence_length(scenario.model, scenario.sequence_length, scenario.config)
     assert length is not None
@@ -162,4 +162,4 @@ def _own(scenario: Scenario, device: str) -> tuple[torch.nn.Module, Mapping[str,
         raise ValueError(f"the batch of {scenario.model!r} must be a mapping of forward's arguments, got {type(batch).__name__}")
     if scenario.workload == "train" and not batch:
         raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
-    return model.to(device=device, dtype=DTYPES[scenario.dtype]).train(), batch
+    return model.to(device=device, dtype=DTYPES[scenario.dtype] if scenario.dtype else None).train(), batch

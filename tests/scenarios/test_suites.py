@@ -55,7 +55,7 @@ def test_a_suite_that_comes_with_optprof_says_what_it_asks(name: str):
         ("[[scenarios]]\nmodel = []", "scenarios 1, model is an empty list"),
         ("[[scenarios]]\nmodel = 'gpt2'\nbatch_size = '8'", "scenarios 1, batch_size must be a whole number, got '8'"),
         ("[[scenarios]]\nmodel = 'gpt2'\nbatch_size = 0", "batch_size must be a whole number >= 1, got 0"),
-        ("[[scenarios]]\nmodel = 'gpt2'\ndtype = 'fp8'", "scenarios 1, dtype must be one of fp32, bf16, got 'fp8'"),
+        ("[[scenarios]]\nmodel = 'gpt2'\ndtype = 'fp8'", "scenarios 1, dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         ("[[scenarios]]\nmodel = 'gpt2'\nmax_grad_norm = nan", "max_grad_norm must be finite, got nan"),
         ("[[scenarios]]\nmodel = 'gpt2'\nseed = [" + "1," * 2001 + "]", "a suite has at most 2000 scenarios, got 2001"),
         ("[[scenarios]]\nmodel = '" + "x" * 501 + "'", "scenarios 1, model has at most 500 letters, got 501"),
