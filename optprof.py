@@ -39,8 +39,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names from `optprof list models`, or module:factory.")]
 Optimizers = Annotated[str, typer.Option("--optimizers", "-o", help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.")]
 Device = Annotated[str, typer.Option("--device", "-d", help="auto (simulate CUDA, and measure this machine), sim, cpu or cuda.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-B", help="Sequences or images in a batch.")]
-SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default="1024")]
+_OWN = "or the factory's own"
+BatchSize = Annotated[int | None, typer.Option("--batch-size", "-B", help="Sequences or images in a batch.", show_default=f"1, {_OWN}")]
+SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default=f"1024, {_OWN}")]
 DType = Annotated[
     str | None, typer.Option(help="fp32, bf16, fp16 or fp64, for parameters and batch.", show_default="fp32, or what the factory made")
 ]
@@ -55,7 +56,7 @@ Accumulate = Annotated[
 ClipGradNorm = Annotated[float | None, typer.Option(help="Clip the gradients to this norm.", show_default="off")]
 KeepGradients = Annotated[bool, typer.Option("--keep-gradients", help="zero_grad(set_to_none=False): gradients are zeroed, not dropped.")]
 Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute each layer's activations in the backward pass.")]
-Attention = Annotated[str, typer.Option(help="sdpa (the fused kernel that CUDA picks) or eager.")]
+Attention = Annotated[str | None, typer.Option(help="sdpa (the fused kernel that CUDA picks) or eager.", show_default=f"sdpa, {_OWN}")]
 Lora = Annotated[int | None, typer.Option(help="Freeze the model, train LoRA adapters of this rank.", show_default="off")]
 ModelConfig = Annotated[
     list[str] | None, typer.Option("--model-config", "-c", help="An entry of the model's configuration, as n_layer=24.")
@@ -92,7 +93,7 @@ def _profile(
     models: Models,
     optimizers: Optimizers = OPTIMIZERS,
     device: Device = "auto",
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
     model_config: ModelConfig = None,
     dtype: DType = None,
@@ -102,7 +103,7 @@ def _profile(
     clip_grad_norm: ClipGradNorm = None,
     keep_gradients: KeepGradients = False,
     checkpointing: Checkpointing = False,
-    attention: Attention = "sdpa",
+    attention: Attention = None,
     lora: Lora = None,
     gpu: Gpu = None,
     alloc_conf: AllocConf = "",
@@ -216,7 +217,7 @@ def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `optprof list models`, or module:factory.")],
     optimizers: Optimizers = OPTIMIZERS,
     gpu: Annotated[str | None, typer.Option(help="Names from `optprof list gpus`, as in rtx3090,a100-80.", show_default="all")] = None,
-    batch_size: BatchSize = 1,
+    batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
     model_config: ModelConfig = None,
     dtype: DType = None,
@@ -225,7 +226,7 @@ def fit(
     clip_grad_norm: ClipGradNorm = None,
     keep_gradients: KeepGradients = False,
     checkpointing: Checkpointing = False,
-    attention: Attention = "sdpa",
+    attention: Attention = None,
     lora: Lora = None,
     alloc_conf: AllocConf = "",
     implementation: Implementation = None,

@@ -8,14 +8,15 @@ from typing import Any, cast
 import torch
 
 import optimizers
-from scenarios import Scenario, hardware, models
+from scenarios import Scenario, factories, hardware, models
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
-from scenarios.workpiece import build, load_factory
+from scenarios.workpiece import build
 
 from .accumulating import require_possible
 from .allocator.settings import AllocatorSettings, from_environment
 from .measuring.harness import require_cuda
 from .optimizer import require_implementation
+from .simulating.training import without_optimizer
 
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
@@ -27,7 +28,8 @@ class Comparison:
 
     `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU). `implementation` None is torch's
     default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what PYTORCH_ALLOC_CONF says where it is not
-    given. `steps` None is 2 simulated or at most 100 measured.
+    given. `steps` None is 2 simulated or at most 100 measured. `batch_size`, `sequence_length`, `attention` and `dtype` None are
+    the defaults of a factory of the user's; for a model of the catalogue they are 1, 1024 tokens, "sdpa" and "fp32".
     """
 
     models: Sequence[str]
@@ -37,14 +39,14 @@ class Comparison:
     config: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     amp: str | None = None
-    batch_size: int = 1
+    batch_size: int | None = None
     sequence_length: int | None = None
     micro_batches: int = 1
     accumulate: str | None = None
     max_grad_norm: float | None = None
     set_to_none: bool = True
     checkpointing: bool = False
-    attention: str = "sdpa"
+    attention: str | None = None
     lora_rank: int | None = None
     gpu: str | None = None
     alloc_conf: str = field(default_factory=from_environment)
@@ -61,7 +63,7 @@ def plan(comparison: Comparison) -> list[Scenario]:
     """
     for name in comparison.models:
         if models.describe(name) is None:
-            load_factory(name)
+            factories.load(name)
     if comparison.gpu is not None:
         hardware.describe(comparison.gpu)
     AllocatorSettings.parse(comparison.alloc_conf)
@@ -71,10 +73,12 @@ def plan(comparison: Comparison) -> list[Scenario]:
             found += _scenarios(comparison, model, device)
         if device == "sim":
             # The state of a model that the GPU has no room for is a point of the curve too.
-            alone = replace(comparison, workload="state", sequence_length=None, gpu=None, accumulate=None)
+            alone = replace(comparison, workload="state", gpu=None, accumulate=None)
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 if comparison.workload == "train" or model not in comparison.models:
-                    found += _scenarios(alone, model, device)
+                    # A smaller model of the family may have fewer positions; only a factory of the user's needs the length.
+                    asked = alone if models.describe(model) is None else replace(alone, sequence_length=None)
+                    found += _scenarios(asked, model, device)
     for scenario in found:
         require_possible(scenario)
     _check(comparison, {(scenario.model, scenario.gpu): scenario for scenario in found}.values())
@@ -83,13 +87,33 @@ def plan(comparison: Comparison) -> list[Scenario]:
 
 def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
     """Refuse what the GPU or one of the models, a scenario each, does not take."""
+    # What a model does not take is found out by making it, without its weights.
+    asked = comparison.config or comparison.lora_rank or comparison.checkpointing
+    makes = asked or comparison.attention not in (None, "sdpa")
     for scenario in scenarios:
-        reason = hardware.lacking(hardware.describe(scenario.gpu), scenario) if scenario.gpu else None
-        if reason:
+        gpu = hardware.describe(scenario.gpu) if scenario.gpu else None
+        own = gpu is not None and scenario.dtype is None and not gpu.has_bf16
+        dtypes = _dtypes(scenario) if makes or own else ()
+        if gpu and (reason := hardware.lacking(gpu, scenario, dtypes)):
             raise ValueError(f"{reason}; ask for fp32, or for another GPU")
-        if comparison.config or comparison.lora_rank or comparison.checkpointing or comparison.attention != "sdpa":
-            # What a model does not take is found out by making it, without its weights; its batch holds data, however large it is.
-            build(replace(scenario, batch_size=1), "meta")
+
+
+_made: dict[tuple[str, object], frozenset[str]] = {}
+
+
+def _dtypes(scenario: Scenario) -> frozenset[str]:
+    """Torch's names of the dtypes of the scenario's parameters; each model is made once for all optimizers and GPUs."""
+    asked = replace(without_optimizer(scenario), workload="state", gpu=None)
+    factory = None
+    if models.describe(scenario.model) is None:
+        factory = factories.load(scenario.model)
+    else:
+        # Its batch holds data, however large it is.
+        asked = replace(asked, batch_size=1)
+    key = repr(asked), factory
+    if key not in _made:
+        _made[key] = frozenset(str(parameter.dtype).removeprefix("torch.") for parameter in build(asked, "meta").model.parameters())
+    return _made[key]
 
 
 def plan_fits(comparison: Comparison, gpus: Sequence[str]) -> list[Scenario]:
@@ -113,6 +137,7 @@ def _companions(names: Sequence[str]) -> Sequence[str]:
 
 
 def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scenario]:
+    batch_size, sequence_length = _sizes(comparison, model)
     for spec in comparison.optimizers:
         name, _ = optimizers.parse(spec)
         implementation = cast(Implementation, comparison.implementation or _default_implementation(spec, device))
@@ -128,14 +153,14 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
             workload=cast(Workload, comparison.workload),
             dtype=cast(DType | None, comparison.dtype),
             amp=cast(AutocastDType | None, comparison.amp),
-            batch_size=comparison.batch_size,
-            sequence_length=models.sequence_length(model, comparison.sequence_length, comparison.config),
+            batch_size=batch_size,
+            sequence_length=sequence_length,
             micro_batches=comparison.micro_batches,
             accumulate=comparison.accumulate,
             max_grad_norm=comparison.max_grad_norm,
             set_to_none=comparison.set_to_none,
             checkpointing=comparison.checkpointing,
-            attention=cast(Attention, comparison.attention),
+            attention=cast(Attention | None, comparison.attention),
             lora_rank=comparison.lora_rank,
             gpu=comparison.gpu,
             alloc_conf=comparison.alloc_conf,
@@ -143,6 +168,17 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
             seed=comparison.seed,
             steps=_default_steps(device) if comparison.steps is None else comparison.steps,
         )
+
+
+def _sizes(comparison: Comparison, model: str) -> tuple[int, int | None]:
+    """The batch size and the tokens in a sequence, those of a factory of the user's where nobody asked."""
+    batch_size, length = comparison.batch_size, comparison.sequence_length
+    if models.describe(model) is None:
+        # A configuration may set them too.
+        sizes = {name: factories.own_size(model, name) for name in ("batch_size", "sequence_length")} | dict(comparison.config)
+        batch_size = sizes["batch_size"] if batch_size is None else batch_size
+        length = sizes["sequence_length"] if length is None else length
+    return 1 if batch_size is None else batch_size, models.sequence_length(model, length, comparison.config)
 
 
 def _default_steps(device: str) -> int:

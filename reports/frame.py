@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from profiler.record import Record
 
+from .arithmetic.labels import dtype_name
 from .arithmetic.times import Spread
 
 if TYPE_CHECKING:
@@ -53,9 +54,15 @@ def frame(records: Sequence[Record]) -> "DataFrame":
 
 def _row(record: Record) -> dict[str, Any]:
     scenario, memory = record.scenario, record.memory
-    asked = ("model", "optimizer", "options", "implementation", "device", "workload", "dtype", "batch_size", "sequence_length", "gpu")
+    asked = ("model", "optimizer", "options", "implementation", "device", "workload", "batch_size", "sequence_length", "gpu")
     row: dict[str, Any] = {name: getattr(scenario, name) for name in asked}
-    row |= {"origin": record.origin, "outcome": record.outcome, "parameters": record.parameter_count, "error": record.error}
+    row |= {
+        "dtype": dtype_name(scenario, memory),
+        "origin": record.origin,
+        "outcome": record.outcome,
+        "parameters": record.parameter_count,
+        "error": record.error,
+    }
     if memory is not None:
         row |= {
             "state_bytes": memory.optimizer_state,

@@ -10,6 +10,7 @@ from typing import Any
 from profiler.record import Record
 from profiler.store import file_name
 
+from .arithmetic.labels import dtype_name
 from .arithmetic.times import Spread, samples_per_second, tokens_per_second
 from .figures.drawing import Drawing
 
@@ -78,6 +79,7 @@ def _hparams(record: Record) -> dict[str, str | float | bool]:
     """What was asked; an option that is no number and no truth is a text."""
     scenario = record.scenario
     asked = {name: getattr(scenario, name) for name in _ASKED} | {f"options.{name}": value for name, value in scenario.options.items()}
+    asked["dtype"] = dtype_name(scenario, record.memory)
     found = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in asked.items() if value is not None}
     return {**found, "origin": record.origin}
 

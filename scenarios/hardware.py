@@ -1,6 +1,6 @@
 """The catalogue of GPUs: memory as the driver reports it, bandwidth and peak rates, as data with sources; torch is not needed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -304,8 +304,11 @@ def describe(name: str) -> Gpu:
     return _CATALOGUE[name]
 
 
-def lacking(gpu: Gpu, scenario: Scenario) -> str | None:
-    """Why the GPU is not one to run the scenario on, whatever its memory; None where it is."""
-    if "bf16" in (scenario.dtype, scenario.amp) and not gpu.has_bf16:
+def lacking(gpu: Gpu, scenario: Scenario, dtypes: Collection[str] = ()) -> str | None:
+    """Why the GPU is not one to run the scenario on, whatever its memory; None where it is.
+
+    `dtypes` are torch's names of those that a factory of the user's gave its parameters.
+    """
+    if ("bf16" in (scenario.dtype, scenario.amp) or "bfloat16" in dtypes) and not gpu.has_bf16:
         return f"{gpu.name} has no hardware for bf16"
     return None

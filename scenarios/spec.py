@@ -29,6 +29,7 @@ class Scenario:
     measured course is then `steps` micro-batches of the text that comes with optprof.
     `dtype` is that of parameters and gradients: fp32 for a model of the catalogue, and where it is None each parameter of `module:factory`
     keeps the dtype that the factory gave it; `amp` runs the forward pass of fp32 parameters under autocast, fp16 with a GradScaler.
+    `attention` is "sdpa" for a model of the catalogue; None leaves it to the factory.
     `checkpointing` recomputes a layer's activations in the backward pass; `lora_rank` freezes the model and trains adapters of that rank.
 
     `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out. `alloc_conf` is a text as
@@ -50,7 +51,7 @@ class Scenario:
     max_grad_norm: float | None = None
     set_to_none: bool = True
     checkpointing: bool = False
-    attention: Attention = "sdpa"
+    attention: Attention | None = None
     lora_rank: int | None = None
     device: Device = "sim"
     gpu: str | None = None
@@ -59,12 +60,11 @@ class Scenario:
     steps: int = 2
 
     def __post_init__(self) -> None:
-        if self.dtype is None and isinstance(self.model, str) and ":" not in self.model:
-            object.__setattr__(self, "dtype", "fp32")
+        self._settle()
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(str(one) for one in allowed if one is not None)}, got {value!r}")
         for name, (least, optional) in _LEAST.items():
             value = getattr(self, name)
             if value is None and optional:
@@ -79,6 +79,12 @@ class Scenario:
         if self.amp is not None and self.dtype not in (None, "fp32"):
             raise ValueError(f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp {self.amp!r}")
 
+    def _settle(self) -> None:
+        """Give a model of the catalogue what it has where None is asked for."""
+        for name, usual in _USUAL.items():
+            if getattr(self, name) is None and isinstance(self.model, str) and ":" not in self.model:
+                object.__setattr__(self, name, usual)
+
     def _check_accumulate(self) -> None:
         usual = {"workload": "train", "micro_batches": 1, "max_grad_norm": None, "set_to_none": True}
         for name, value in usual.items():
@@ -86,6 +92,7 @@ class Scenario:
                 raise ValueError(f"accumulate goes with {name} {value!r} alone, got {getattr(self, name)!r}")
 
 
+_USUAL = {"dtype": "fp32", "attention": "sdpa"}
 _CHOICES: dict[str, tuple[object, ...]] = {
     "implementation": get_args(Implementation),
     "workload": get_args(Workload),
@@ -93,7 +100,7 @@ _CHOICES: dict[str, tuple[object, ...]] = {
     "amp": (None, *get_args(AutocastDType)),
     "set_to_none": (True, False),
     "checkpointing": (True, False),
-    "attention": get_args(Attention),
+    "attention": (None, *get_args(Attention)),
     "device": get_args(Device),
 }
 # Whole numbers: the least that each may be, and whether it may be None.

@@ -1,17 +1,15 @@
 """What a scenario trains: the model, one batch, and the loss, built from configuration alone on any device."""
 
-import importlib
-import inspect
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from . import models
+from . import factories, models
+from .batches import map_tensors
 from .spec import Scenario
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -30,24 +28,35 @@ class Workpiece:
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
         """The scalar loss of one forward pass; TypeError when the model's output has none."""
         output = self.model(**batch)
-        loss = output if isinstance(output, torch.Tensor) else getattr(output, "loss", None)
+        loss = _loss_in(output)
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
+            shape = f" of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else ""
             raise TypeError(
-                f"{type(self.model).__name__} must return a scalar loss, or an object with one as .loss, got {type(output).__name__}"
+                f"{type(self.model).__name__} must return a scalar loss, or one as .loss, under the key 'loss' or first in a tuple, "
+                f"got {type(output).__name__}{shape}"
             )
         return loss
+
+
+def _loss_in(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        return cast(Mapping[str, Any], output).get("loss")
+    if isinstance(output, tuple | list) and output and not hasattr(output, "loss"):
+        return cast(Sequence[Any], output)[0]
+    return output if isinstance(output, torch.Tensor) else getattr(output, "loss", None)
 
 
 def build(scenario: Scenario, device: str) -> Workpiece:
     """The scenario's model and batch on `device` ("meta" holds no data); weights and batch are random from the scenario's seed.
 
-    Whole-number inputs (token ids, labels) are on the CPU and small: their values steer model code, and a caller moves them.
+    Whole-number inputs (token ids, labels) are on the CPU and small: their values steer model code, and a caller moves them,
+    as all of a factory's batch and a model's small tensors of whole numbers.
     Raises ValueError for what the model does not take: an unknown configuration key, checkpointing, another attention.
     """
     torch.manual_seed(scenario.seed)
     entry = models.describe(scenario.model)
     if entry is None:
-        model, batch = _own(scenario, device)
+        model, batch = _from_factory(scenario, device)
     else:
         model, batch = _from_configuration(entry, scenario, device), _batch(entry, scenario, device)
     if scenario.lora_rank is not None:
@@ -65,8 +74,8 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
     usual = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
     for key in scenario.config:
         if not hasattr(usual, key):
-            raise ValueError(f"{_unknown_key(key, list(usual.to_dict()))} in the configuration of {scenario.model}")
-    attention = {} if scenario.attention == "sdpa" else {"attn_implementation": scenario.attention}
+            raise ValueError(f"{factories.unknown_key(key, list(usual.to_dict()))} in the configuration of {scenario.model}")
+    attention = {} if scenario.attention in (None, "sdpa") else {"attn_implementation": scenario.attention}
     if attention and entry.architecture == "resnet":
         raise ValueError(f"{scenario.model} has no attention, got {scenario.attention!r}; leave it out")
     auto = transformers.AutoModelForImageClassification if entry.positions is None else transformers.AutoModelForCausalLM
@@ -98,11 +107,6 @@ def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Mod
         return peft.get_peft_model(model, config).train()
 
 
-def _unknown_key(key: str, known: list[str]) -> str:
-    near = get_close_matches(key, known, n=3)
-    return f"no {key!r}{' (near: ' + ', '.join(near) + ')' if near else ''}"
-
-
 def _enable_checkpointing(name: str, model: torch.nn.Module) -> None:
     """Recompute each layer in the backward pass, the way that does not re-enter autograd, as transformers' Trainer asks for."""
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable", None)
@@ -126,40 +130,18 @@ def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[st
     return {"input_ids": tokens, "labels": tokens}
 
 
-def load_factory(name: str) -> Callable[..., Any]:
-    """The function that `module:factory` names; ValueError when there is none."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
+def _from_factory(scenario: Scenario, device: str) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+    """The model and batch of `module:factory`, in the scenario's dtype where it has one.
 
-
-def _asked(scenario: Scenario, factory: Callable[..., Any]) -> dict[str, Any]:
-    takes = inspect.signature(factory).parameters
-    for name, usual in (("batch_size", 1), ("sequence_length", None), ("attention", "sdpa")):
-        if name not in takes and getattr(scenario, name) != usual:
-            raise ValueError(f"model {scenario.model!r} takes no {name}, got {getattr(scenario, name)}; leave it out")
-    for key in scenario.config:
-        if key not in takes:
-            raise ValueError(f"{_unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}")
-    sizes = {name: getattr(scenario, name) for name in ("batch_size", "sequence_length", "attention") if name in takes}
-    return {**sizes, **scenario.config}
-
-
-def _own(scenario: Scenario, device: str) -> tuple[torch.nn.Module, Mapping[str, Any]]:
-    """Call `module:factory`: it returns a model, or a model and its batch, a mapping of forward's arguments.
-
-    A factory that takes `batch_size`, `sequence_length` or `attention` is given the scenario's, and the scenario's `config` as it is.
+    A factory that takes the dtype is trusted with it.
     """
-    factory = load_factory(scenario.model)
-    with torch.device(device):
-        made = factory(**_asked(scenario, factory))
-    model, batch = made if isinstance(made, tuple) else (made, {})
-    if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"model {scenario.model!r} must return a torch.nn.Module, or one and its batch, got {type(model).__name__}")
-    if not isinstance(batch, Mapping):
-        raise ValueError(f"the batch of {scenario.model!r} must be a mapping of forward's arguments, got {type(batch).__name__}")
-    if scenario.workload == "train" and not batch:
-        raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
-    return model.to(device=device, dtype=DTYPES[scenario.dtype] if scenario.dtype else None).train(), batch
+    dtype = DTYPES[scenario.dtype] if scenario.dtype else None
+    model, batch = factories.call(scenario, device, dtype)
+    if dtype is not None and not factories.takes(scenario.model, "dtype"):
+
+        def converted(tensor: torch.Tensor) -> torch.Tensor:
+            # Complex numbers stay what they are: they have no counterpart in most of these dtypes.
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+        model, batch = model._apply(converted), map_tensors(converted, batch)
+    return model.train(), batch

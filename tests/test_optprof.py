@@ -94,7 +94,7 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "gpt3"), "optprof: no model named 'gpt3'; did you mean gpt2"),
         (("profile", "gpt2", "-o", "adamv"), "optprof: no optimizer is named 'adamv'; did you mean adam"),
         (("profile", "gpt2", "-o", "adamw:lrr=1"), "optprof: no option of adamw is named 'lrr'; did you mean lr"),
-        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, got 'fp8'"),
+        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
         (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: file/run: Not a directory"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),

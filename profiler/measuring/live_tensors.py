@@ -8,6 +8,8 @@ from typing import Any, cast
 import torch
 from torch.utils._pytree import tree_leaves
 
+from scenarios.batches import tensors_in
+
 from ..record import Level
 from ..state import state_tensors
 from ..tracing.trace import Phase, Recorder
@@ -43,9 +45,8 @@ class LiveTensors:
                     self._recorder.allocate(parameter.grad, "gradient")
             for buffer in model.buffers():
                 self._recorder.allocate(buffer, "buffer")
-            for value in batch.values():
-                if isinstance(value, torch.Tensor):
-                    self._recorder.allocate(value, "input")
+            for tensor in tensors_in(batch):
+                self._recorder.allocate(tensor, "input")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -8,6 +8,7 @@ import torch
 
 from optimizers.accumulation import Accumulation
 from scenarios import Scenario
+from scenarios.batches import map_tensors, tensors_in
 from scenarios.workpiece import build
 
 from ..accumulating import accumulating
@@ -27,8 +28,8 @@ class TrainingRun:
         self.parameters = list(workpiece.model.parameters())
         self.names = [name for name, _ in workpiece.model.named_parameters()]
         self.optimizer = accumulating(scenario, make_optimizer(scenario, self.parameters, self.names))
-        moved = {name: value.to(scenario.device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
-        self.batch: Mapping[str, Any] = moved
+        moved: Mapping[str, Any] = map_tensors(lambda tensor: tensor.to(scenario.device), workpiece.batch)
+        self.batch = moved
         self.gradients = 0
         self.loss = 0.0
         self._scenario, self._phase = scenario, phase
@@ -91,14 +92,16 @@ class TrainingRun:
     @property
     def samples(self) -> int | None:
         """The sequences or images that one iteration reads; None where the step runs alone."""
-        sizes = [value.shape[0] for value in self.batch.values() if isinstance(value, torch.Tensor) and value.dim()]
+        sizes = [tensor.shape[0] for tensor in tensors_in(self.batch) if tensor.dim()]
         return sizes[0] * self._scenario.micro_batches if sizes and self._scenario.workload == "train" else None
 
     @property
     def tokens(self) -> int | None:
         """The tokens that one iteration reads; None where the step runs alone, and for models that read no text."""
         found = self.batch.get("input_ids")
-        return found.numel() * self._scenario.micro_batches if found is not None and self._scenario.workload == "train" else None
+        if not isinstance(found, torch.Tensor) or self._scenario.workload != "train":
+            return None
+        return found.numel() * self._scenario.micro_batches
 
 
 def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

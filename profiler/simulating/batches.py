@@ -52,6 +52,12 @@ class Streams:
         segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu, optional=optional)
         return Stream(segments=segments, last_step=last_step, allocations=allocations)
 
+    def dtypes(self, scenario: Scenario) -> frozenset[str]:
+        """Torch's names of the dtypes of the scenario's parameters."""
+        asked = replace(without_optimizer(scenario), batch_size=1)
+        layouts = self._batches(asked).model(scenario.batch_size).parameters
+        return frozenset(str(layout.dtype).removeprefix("torch.") for layout, _ in layouts)
+
     def _batches(self, asked: Scenario) -> "_Batches":
         """The model's traces, taken once for all GPUs on which attention takes the same kernels."""
         known = self._models.setdefault(repr(replace(asked, gpu=None)), [])

@@ -5,13 +5,13 @@ A step fits where it has room for the largest workspace that cuDNN may take for 
 Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried in the order of what they cost.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import optimizers
-from scenarios import Scenario, hardware
+from scenarios import Scenario, factories, hardware
 from scenarios.hardware import CONTEXT_BYTES, Gpu
 
 from ..allocator.blocks import Block
@@ -55,7 +55,8 @@ class Fitting:
         """
         assert scenario.gpu is not None
         gpu = hardware.describe(scenario.gpu)
-        reason = hardware.lacking(gpu, scenario)
+        dtypes = self._streams.dtypes(scenario) if scenario.dtype is None else frozenset[str]()
+        reason = hardware.lacking(gpu, scenario, dtypes)
         if reason is not None:
             return Fit(scenario=scenario, usable=gpu.usable_bytes, reason=reason)
         left = self._left(scenario, gpu)
@@ -68,7 +69,7 @@ class Fitting:
             left=left,
             may_fit=may_fit,
             largest_batch=largest,
-            changes=() if left is not None else tuple(self._changes(scenario, others, largest or 0, gpu)),
+            changes=() if left is not None else tuple(self._changes(scenario, others, largest or 0, gpu, dtypes)),
         )
 
     def _left(self, scenario: Scenario, gpu: Gpu, *, optional: bool = True) -> int | None:
@@ -97,18 +98,23 @@ class Fitting:
             self._peaks[key] = _Peaks(reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes)
         return self._peaks[key]
 
-    def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int:
-        """The largest batch that fits, found by doubling and bisection; 0 for none."""
+    def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int | None:
+        """The largest batch that fits, found by doubling and bisection; 0 for none.
+
+        None for a factory that takes no batch size.
+        """
+        if ":" in scenario.model and not factories.takes(scenario.model, "batch_size"):
+            return None
 
         def fits(batch: int) -> bool:
             return self._left(replace(scenario, batch_size=batch), gpu) is not None
 
         return largest(fits, scenario.batch_size)
 
-    def _changes(self, scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu) -> Iterator[Change]:
+    def _changes(self, scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu, dtypes: Collection[str]) -> Iterator[Change]:
         """The cheapest changes under which it fits; none that holds another that is enough by itself."""
         found: list[Mapping[str, Any]] = []
-        for change in candidates(scenario, others, batch, gpu):
+        for change in candidates(scenario, others, batch, gpu, dtypes):
             if any(enough.items() <= change.items() for enough in found):
                 continue
             try:
@@ -134,8 +140,10 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
     return low
 
 
-def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu) -> list[dict[str, Any]]:
+def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu, dtypes: Collection[str] = ()) -> list[dict[str, Any]]:
     """Changes of a scenario, up to three together, the cheapest for its user first.
+
+    `dtypes` are torch's names of those that a factory of the user's gave its parameters.
 
     Nothing is lost by another setting of the allocator, which is tried by itself, nor by a fused optimizer where there is one. A loop in
     place of foreach makes the optimizer's step slower, a smaller batch whose gradients are accumulated the whole step, and recomputing
@@ -152,7 +160,7 @@ def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: 
     for other in others:
         if _optimizer_of(other) != _optimizer_of(scenario):
             parts.append((16, {name: getattr(other, name) for name in ("optimizer", "options", "implementation")}))
-    if scenario.dtype == "fp32" and scenario.amp is None and gpu.has_bf16:
+    if (scenario.dtype == "fp32" or set(dtypes) == {"float32"}) and scenario.amp is None and gpu.has_bf16:
         parts.append((32, {"dtype": "bf16"}))
     together = (chosen for count in range(1, MOST_TOGETHER + 1) for chosen in combinations(parts, count))
     apart = [chosen for chosen in together if len({name for _, part in chosen for name in part}) == sum(len(part) for _, part in chosen)]

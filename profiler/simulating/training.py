@@ -5,13 +5,15 @@ over by their allocation numbers, so that laid end to end the two are the stream
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 
 from scenarios import Scenario, hardware
+from scenarios.batches import map_tensors
+from scenarios.without_data import replace_tensors
 from scenarios.workpiece import Workpiece, build
 
 from ..accumulating import keeps_gradients, simulated_draws, simulated_step
@@ -106,6 +108,8 @@ def _capability(gpu: str | None) -> tuple[int, int]:
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
     workpiece = build(scenario, "meta")
+    # What a model keeps of whole numbers steers it as the batch's do.
+    replace_tensors(workpiece.model, with_value)
     recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
@@ -185,20 +189,20 @@ def _hold_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) ->
     return [recorder.segments[-1]], _gradients(recorder, parameters)
 
 
-def _enter(recorder: Recorder, workpiece: Workpiece) -> dict[str, Any]:
+def _enter(recorder: Recorder, workpiece: Workpiece) -> Mapping[str, Any]:
     """Put the model's buffers and the batch on the recorded device; the batch as it is there."""
     for buffer in workpiece.model.buffers():
         recorder.allocate(buffer, "buffer")
-    batch = {}
-    for name, value in workpiece.batch.items():
-        if isinstance(value, torch.Tensor):
-            value = with_value(value) if value.device.type == "cpu" else value
-            recorder.allocate(value, "input")
-        batch[name] = value
-    return batch
+
+    def enter(tensor: torch.Tensor) -> torch.Tensor:
+        entered = tensor if tensor.is_meta else with_value(tensor)
+        recorder.allocate(entered, "input")
+        return entered
+
+    return map_tensors(enter, workpiece.batch)
 
 
-def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: dict[str, Any]) -> list[_Step]:
+def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: Mapping[str, Any]) -> list[_Step]:
     parameters = list(workpiece.model.parameters())
     # It owns the gradients and is never stepped: what it would do is the other recording's.
     owner = torch.optim.SGD([parameter for parameter in parameters if parameter.requires_grad], lr=0.0)
@@ -207,7 +211,7 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
         return recorder.phase("forward", "activation") if name == "forward" else recorder.phase(cast(Phase, name))
 
     found = []
-    with cuda_autocast() if scenario.amp else nullcontext():
+    with cuda_autocast():
         iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
         draws = simulated_draws(scenario)
         for number in range(1, scenario.steps * draws + 1):

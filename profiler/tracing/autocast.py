@@ -18,6 +18,8 @@ import torch
 import torch.utils.checkpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
+from scenarios.factories import autocast_can_be_made
+
 
 def _names(text: str) -> tuple[str, ...]:
     """Those names whose operations this version of torch changes under autocast."""
@@ -62,6 +64,18 @@ PROMOTE = _names(
 )
 
 
+# Functions that take a device's type.
+_OF_A_DEVICE: tuple[tuple[Any, str], ...] = (
+    (torch.autocast, "__init__"),
+    (torch, "is_autocast_enabled"),
+    (torch, "set_autocast_enabled"),
+    (torch, "get_autocast_dtype"),
+    (torch, "set_autocast_dtype"),
+    (torch.amp, "is_autocast_available"),
+    (torch.amp.autocast_mode, "is_autocast_available"),
+)
+
+
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
     """Inside, `torch.autocast("cuda")` works on meta tensors, whether the machine has CUDA or not."""
@@ -85,8 +99,12 @@ def cuda_autocast() -> Iterator[None]:
 def _patches(casts: "_Casts") -> Iterator[AbstractContextManager[Any]]:
     """What stands between autocast and a machine without CUDA, or between a meta tensor and the word "cuda"."""
     # Functions, as mock's own stand-ins would keep the tensors that they are called with.
-    yield mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", new=_never)
-    yield mock.patch.object(torch.cuda, "is_bf16_supported", new=_always)
+    yield autocast_can_be_made()
+    # Models ask for the autocast of a tensor's device, which is "meta" here.
+    for owner, name in _OF_A_DEVICE:
+        yield mock.patch.object(owner, name, new=_to_cuda(getattr(owner, name)))
+    # custom_fwd casts the tensors that are on the device that it names.
+    yield mock.patch.object(torch.amp.autocast_mode, "_cast", new=_to_meta(torch.amp.autocast_mode._cast))
     yield mock.patch.object(torch, "clear_autocast_cache", new=casts.clear)
     # A checkpoint notes the autocast of its tensors' device, to run again under the same.
     yield mock.patch.object(torch.utils.checkpoint, "_infer_device_type", new=_cuda)
@@ -96,13 +114,26 @@ def _patches(casts: "_Casts") -> Iterator[AbstractContextManager[Any]]:
             yield mock.patch.object(module, "maybe_autocast", new=_maybe_autocast)
 
 
-def _never() -> bool:
-    return False
+def _to_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which takes "meta" for "cuda"."""
+
+    def asked(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(_cuda_for_meta, args), **{name: _cuda_for_meta(value) for name, value in kwargs.items()})
+
+    return asked
 
 
-def _always(including_emulation: bool = True) -> bool:
-    del including_emulation
-    return True
+def _cuda_for_meta(value: Any) -> Any:
+    return "cuda" if isinstance(value, str) and value == "meta" else value
+
+
+def _to_meta(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a value, a device's type and a dtype, which takes "cuda" for "meta"."""
+
+    def asked(value: Any, device_type: str, dtype: torch.dtype) -> Any:
+        return function(value, "meta" if device_type == "cuda" else device_type, dtype)
+
+    return asked
 
 
 def _cuda(*tensors: object) -> str:

@@ -11,6 +11,8 @@ import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 _LARGEST_VALUE = 1 << 22
+# A mask is often made of floating-point ones; images are larger, and steer nothing.
+_LARGEST_FLOATING = 1 << 16
 _CONSTANTS = frozenset(map(id, (torch.ops.aten.ones.default, torch.ops.aten.zeros.default, torch.ops.aten.full.default)))
 # Their outputs have as many elements as their operands' values say.
 SIZED_BY_VALUES = frozenset(
@@ -28,9 +30,9 @@ SIZED_BY_VALUES = frozenset(
 
 
 def with_value(tensor: torch.Tensor) -> torch.Tensor:
-    """A meta tensor like this CPU tensor; whole numbers remember their values."""
+    """A meta tensor like this CPU tensor; whole numbers and small tensors remember their values."""
     twin = tensor.to("meta")
-    if not tensor.is_floating_point():
+    if not tensor.is_floating_point() or tensor.numel() <= _LARGEST_FLOATING:
         _remember(twin, tensor)
     return twin
 

@@ -100,7 +100,7 @@ class _Question:
     @classmethod
     def of(cls, record: Record) -> "_Question":
         scenario = replace(record.scenario, gpu=None)
-        return cls(Setting.of(scenario), optimizer_key(scenario), scenario.implementation)
+        return cls(Setting.of(scenario, record.memory), optimizer_key(scenario), scenario.implementation)
 
 
 def _with_batches(found: Mapping[tuple[_Question, str], Room]) -> list[Room]:
@@ -138,7 +138,7 @@ def _room(label: str, records: Sequence[Record], setting: Setting, gpu: hardware
     record = min(records, key=lambda record: (_own_gpu(record) is None, record.origin != "measured"))
     memory = record.memory
     assert memory is not None, "a record that tells has its memory"
-    reason = hardware.lacking(gpu, record.scenario)
+    reason = hardware.lacking(gpu, record.scenario, memory.parameters_by_dtype)
     # Where the device ran out, what was reserved is only how far it came.
     reserved = memory.peak_reserved if record.outcome == "ok" else None
     if reserved is not None and memory.peak_reserved_upper is not None:

@@ -26,7 +26,7 @@ class Course:
     @property
     def setting(self) -> Setting:
         """The setting that it is a course of."""
-        return Setting.of(self.record.scenario)
+        return Setting.of(self.record.scenario, self.record.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

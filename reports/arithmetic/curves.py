@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from profiler.record import Record
 
-from .labels import labels, model_traits, optimizer_key
+from .labels import dtype_name, labels, model_traits, optimizer_key
 
 # Two series closer than this at every model they share would be drawn one over the other.
 COINCIDENT = 0.03
@@ -46,7 +46,7 @@ def curves(records: Sequence[Record]) -> list[Series]:
         # A model without a family is a group of its own, and so is each part of it that is trained.
         group = (
             names[optimizer_key(record.scenario)],
-            record.scenario.dtype,
+            dtype_name(record.scenario, record.memory),
             record.model_family,
             " ".join(("" if record.model_family else point.model, *model_traits(record.scenario))),
         )

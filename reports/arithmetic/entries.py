@@ -1,13 +1,13 @@
 """Entries: the records of a run, joined into one line per optimizer and setting."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from profiler.record import Memory, Record, StepEstimate
-from scenarios.spec import Scenario
+from scenarios.spec import DType, Scenario
 
-from .labels import OptimizerKey, labels, model_traits, optimizer_key, training_traits
+from .labels import OptimizerKey, dtype_name, labels, model_traits, optimizer_key, training_traits
 from .times import Spread
 
 
@@ -16,15 +16,16 @@ class Setting:
     """What an optimizer is set to work on; only entries of one setting are compared."""
 
     model: str
-    dtype: str
+    dtype: DType | None
     batch_size: int
     sequence_length: int | None
     model_traits: tuple[str, ...] = ()
     training_traits: tuple[str, ...] = ()
+    dtype_name: str = field(default="own", compare=False)
 
     @classmethod
-    def of(cls, scenario: Scenario) -> "Setting":
-        """The setting that a scenario asks for."""
+    def of(cls, scenario: Scenario, memory: Memory | None = None) -> "Setting":
+        """The setting that a scenario asks for; `memory` knows the dtypes that a factory chose."""
         return cls(
             model=scenario.model,
             dtype=scenario.dtype,
@@ -32,15 +33,16 @@ class Setting:
             sequence_length=scenario.sequence_length,
             model_traits=model_traits(scenario),
             training_traits=training_traits(scenario),
+            dtype_name=dtype_name(scenario, memory),
         )
 
     @property
     def traits(self) -> tuple[str, ...]:
         """The setting but for its model, in words."""
         length = () if self.sequence_length is None else (f"{self.sequence_length:,} tokens",)
-        # A factory of one's own, module:factory, makes its batch as large as it likes unless it was asked for another.
+        # A factory that takes no batch size makes its batch as large as it likes.
         batch = () if ":" in self.model and self.batch_size == 1 else (f"batch {self.batch_size}",)
-        return *self.model_traits, self.dtype, *batch, *length, *self.training_traits
+        return *self.model_traits, self.dtype_name, *batch, *length, *self.training_traits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def entries(records: Sequence[Record]) -> list[Entry]:
     found = [record for record in records if record.outcome == "ok"]
     subjects: dict[tuple[Setting, OptimizerKey], list[Record]] = {}
     for record in [record for record in found if record.scenario.workload == "train"] or found:
-        subjects.setdefault((Setting.of(record.scenario), optimizer_key(record.scenario)), []).append(record)
+        subjects.setdefault((_setting(record), optimizer_key(record.scenario)), []).append(record)
     order = {setting: number for number, setting in enumerate(dict.fromkeys(setting for setting, _ in subjects))}
     unsorted = [entry for (setting, key), group in subjects.items() for entry in _joined(setting, names[key], group)]
     return sorted(unsorted, key=lambda entry: order[entry.setting])
@@ -125,7 +127,11 @@ def entries(records: Sequence[Record]) -> list[Entry]:
 
 def question(record: Record) -> tuple[Setting, OptimizerKey, str]:
     """What a simulation and a measurement have in common that ask the same."""
-    return Setting.of(record.scenario), optimizer_key(record.scenario), record.scenario.implementation
+    return _setting(record), optimizer_key(record.scenario), record.scenario.implementation
+
+
+def _setting(record: Record) -> Setting:
+    return Setting.of(record.scenario, record.memory)
 
 
 def failures(records: Iterable[Record]) -> list[Record]:

@@ -51,7 +51,7 @@ class Findings:
             raise ValueError("the run holds no records, so there is nothing to report; run `optprof profile MODEL` again")
         found, called = entries(records), labels(records)
         # What failed is asked for too; the small records that only stand on the curve are not what the run is about.
-        asked = [entry.setting for entry in found] + [Setting.of(record.scenario) for record in failures(records)]
+        asked = [entry.setting for entry in found] + [Setting.of(record.scenario, record.memory) for record in failures(records)]
         return cls(
             records=records,
             entries=found,
@@ -60,7 +60,7 @@ class Findings:
             peaks=peaks(found, records),
             courses=courses(found, records, called, timelines or {}),
             timings=timings(records),
-            names=setting_names(asked or [Setting.of(record.scenario) for record in records]),
+            names=setting_names(asked or [Setting.of(record.scenario, record.memory) for record in records]),
             labels=called,
             # Ways to accumulate have marks of their own: no picture shows them beside optimizers.
             marks=marks(way.spec for group in accumulations(records) for way in group)

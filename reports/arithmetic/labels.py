@@ -4,13 +4,16 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from profiler.record import Record
-from scenarios.spec import Scenario
+from profiler.record import Memory, Record
+from scenarios.spec import DType, Scenario
 
 # Options that decide how many bytes an optimizer keeps; a table shows them, whatever their value.
 BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")
 # Without an entry, the usual momentum is none.
 USUAL_MOMENTUM = {"muon": 0.95, "scion": 0.1, "sgd": 0.9, "sgd-sai": 0.9}
+
+# Torch's names of dtypes and ours, in the order in which a mixed model's are told.
+_SHORT_DTYPES: Mapping[str, DType] = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 OptimizerKey = tuple[str, str]
 
@@ -42,7 +45,7 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
     named = (
         (scenario.amp, f"{scenario.amp} autocast"),
         (scenario.checkpointing, "checkpointed"),
-        (scenario.attention != "sdpa", f"{scenario.attention} attention"),
+        (scenario.attention not in (None, "sdpa"), f"{scenario.attention} attention"),
         (scenario.micro_batches > 1, f"{scenario.micro_batches} micro-batches"),
         (scenario.accumulate, f"accumulating by {scenario.accumulate}"),
         (scenario.max_grad_norm, f"clipped to {scenario.max_grad_norm}"),
@@ -51,6 +54,18 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
         (scenario.alloc_conf, scenario.alloc_conf),
     )
     return tuple(text for applies, text in named if applies)
+
+
+def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:
+    """The dtype of the scenario's parameters; of a factory's model those that it chose: "bf16", "fp32+bf16".
+
+    "own" where it chose and no record counts them.
+    """
+    if scenario.dtype is not None:
+        return scenario.dtype
+    held = dict(memory.parameters_by_dtype) if memory else {}
+    names = [short for name, short in _SHORT_DTYPES.items() if held.pop(name, None) is not None]
+    return "+".join((*names, *sorted(held))) or "own"
 
 
 def byte_options(options: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from profiler.record import Record
 
-from .labels import labels, model_traits, optimizer_key
+from .labels import dtype_name, labels, model_traits, optimizer_key
 from .times import Spread
 
 
@@ -44,7 +44,8 @@ def time_curves(records: Sequence[Record]) -> list[TimeSeries]:
         scenario = record.scenario
         for clock, point in _points(record):
             alone = " ".join(("" if record.model_family else point.model, *model_traits(scenario)))
-            key = names[optimizer_key(scenario)], scenario.dtype, scenario.implementation, clock, record.model_family, alone
+            dtype = dtype_name(scenario, record.memory)
+            key = names[optimizer_key(scenario)], dtype, scenario.implementation, clock, record.model_family, alone
             groups.setdefault(key, {}).setdefault(point.model, point)
     return [_series(key, sorted(points.values(), key=lambda point: point.parameters)) for key, points in groups.items()]
 

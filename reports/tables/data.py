@@ -112,7 +112,7 @@ def _filled(columns: Columns, entries: Sequence[Entry]) -> Table:
 
 def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
     label, scenario = findings.labels[optimizer_key(record.scenario)], record.scenario
-    name = findings.names[Setting.of(scenario)]
+    name = findings.names[Setting.of(scenario, record.memory)]
     named = (Cell(text=label, mark=label, origin=record.origin), Cell(text=name), Cell(text=scenario.implementation))
     unknown = (Cell(text=byte_options(scenario.options) or NOTHING), *[Cell(text=NOTHING, number=True)] * (columns - 6))
     return (*named, *unknown, Cell(text=NOTHING), Cell(text=record.outcome))
@@ -148,7 +148,7 @@ def _data(entry: Entry) -> dict[str, Any]:
 
 
 def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
-    setting = Setting.of(record.scenario)
+    setting = Setting.of(record.scenario, record.memory)
     return {
         "optimizer": findings.labels[optimizer_key(record.scenario)],
         "model": setting.model,

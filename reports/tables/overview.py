@@ -65,7 +65,7 @@ def failure_table(findings: Findings) -> Table:
     rows = []
     for record in failures(findings.records):
         scenario = record.scenario
-        where = ", ".join((conditions(record), scenario.workload, *Setting.of(scenario).traits))
+        where = ", ".join((conditions(record), scenario.workload, *Setting.of(scenario, record.memory).traits))
         cells = (scenario.optimizer, scenario.model, where, record.outcome, record.error or NOTHING)
         rows.append(tuple(Cell(text=text) for text in cells))
     return Table(head=("optimizer", "model", "scenario", "outcome", "error"), rows=tuple(rows))

@@ -124,7 +124,13 @@ def _measured(scenario: dict[str, Any], *, limit: float = 30, steps: int = 30) -
 
 
 def _measuring(asked: Scenario, *, seconds: float, limit: float, trace: bool = False) -> Job:
-    parts = (asked.model, asked.optimizer, asked.implementation, asked.dtype, asked.workload)
+    parts = (
+        asked.model,
+        asked.optimizer,
+        asked.implementation,
+        asked.dtype or "own",
+        asked.workload,
+    )
     length = () if asked.sequence_length is None else (str(asked.sequence_length),)
     return Job(
         name=" ".join((*parts, *length)),

@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from profiler.simulating.replay import replay
 from profiler.simulating.simulation import run_simulation
 from scenarios import Scenario
-from scenarios.workpiece import load_factory
+from scenarios.factories import load
 
 TOKENS, WIDTH, HEADS = 256, 128, 4
 SIZES: dict[str, Any] = {
@@ -170,7 +170,7 @@ def loss_of(outputs: Any) -> torch.Tensor:
 
 def measured(factory: str) -> int:
     """Bytes of the highest moment of two real steps, as torch.profiler sees them."""
-    model, batch = load_factory(f"{__name__}:{factory}")()
+    model, batch = load(f"{__name__}:{factory}")()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as real:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from scenarios import Scenario, models
+from scenarios.batches import map_tensors
 from scenarios.workpiece import build
 
 PUBLISHED = {
@@ -165,7 +166,8 @@ def wide(width=4): return torch.nn.Linear(width, 1), {"input": torch.ones(2, wid
 def test_a_factory_names_anybody_s_own_model(module_of_mine: str):
     workpiece = build(Scenario(model=f"{module_of_mine}:ready"), "meta")
     assert sum(p.numel() for p in workpiece.model.parameters()) == 10
-    assert workpiece.loss(workpiece.batch).device.type == "meta"
+    assert {p.device.type for p in workpiece.model.parameters()} == {"meta"}
+    assert workpiece.loss(map_tensors(lambda tensor: tensor.to("meta"), workpiece.batch)).device.type == "meta"
     assert build(Scenario(model=f"{module_of_mine}:bare", workload="state"), "meta").batch == {}
 
 

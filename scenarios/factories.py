@@ -1,0 +1,214 @@
+"""Factories: `module:factory`, code of the user's that returns a model, or a model and its batch."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from difflib import get_close_matches
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from .batches import by_name, map_tensors
+from .spec import Scenario
+from .without_data import ModulesOn, is_for_want_of_data, replace_tensors
+
+# What a factory is given where it takes an argument without a default and nobody asked for a value.
+_USUAL: Mapping[str, Any] = {"batch_size": 1, "sequence_length": None, "attention": "sdpa", "dtype": torch.float32}
+# Elements of a model's tensor of whole numbers that keeps its values.
+_MOST_STEERING = 1 << 22
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The function or class that `module:factory` or `path/file.py:factory` names; ValueError when there is none."""
+    place, _, attribute = name.rpartition(":")
+    try:
+        with autocast_can_be_made():
+            module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        found = reduce(getattr, attribute.split("."), module)
+    except (ImportError, AttributeError, ValueError, FileNotFoundError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
+    if not callable(found) or isinstance(found, torch.nn.Module):
+        raise ValueError(f"model {name!r} must be a function that returns a model, got {type(found).__name__}")
+    return found
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    """The module in a file, which finds its neighbours as a script does."""
+    path = path.resolve()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    found = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
+    if found is not None and found.origin == str(path):
+        return importlib.import_module(path.stem)
+    # Another module has the name.
+    if str(path) not in sys.modules:
+        spec = importlib.util.spec_from_file_location(str(path), path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[str(path)] = module
+    return sys.modules[str(path)]
+
+
+@contextmanager
+def autocast_can_be_made() -> Iterator[None]:
+    """Inside, `torch.autocast("cuda")` may be made on a machine without CUDA, to be entered in a simulation.
+
+    Models keep it as an attribute or decorate their `forward` with it; torch would switch it off for good.
+    """
+    missing = mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", new=_never)
+    supported = mock.patch.object(torch.cuda, "is_bf16_supported", new=_always)
+    with missing, supported:
+        yield
+
+
+def _never() -> bool:
+    return False
+
+
+def _always(including_emulation: bool = True) -> bool:
+    del including_emulation
+    return True
+
+
+def own_size(name: str, size: str) -> int | None:
+    """The default of `size` ("batch_size") in a factory's signature; None where it has none."""
+    parameter = _parameters(load(name)).get(size)
+    usual = None if parameter is None else parameter.default
+    return usual if isinstance(usual, int) and not isinstance(usual, bool) and usual > 0 else None
+
+
+def takes(name: str, argument: str) -> bool:
+    """Return whether a factory has an argument of that name."""
+    return argument in _parameters(load(name))
+
+
+def call(scenario: Scenario, device: str, dtype: torch.dtype | None) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+    """The model and the batch of the scenario's factory, the model on `device`.
+
+    The model's tensors have no data on "meta", except small ones of whole numbers: as with those of
+    the batch, their values steer model code, and a caller moves them. A factory that needs values
+    while it builds is called once more, on the CPU. ValueError for what a factory may not return.
+    """
+    factory = load(scenario.model)
+    arguments = _arguments(scenario, _parameters(factory), dtype)
+    before = torch.get_default_dtype()
+    try:
+        try:
+            return _made(scenario, factory, arguments, device, device)
+        except (RuntimeError, TypeError) as error:
+            if device != "meta" or not is_for_want_of_data(error):
+                raise
+        torch.manual_seed(scenario.seed)
+        return _made(scenario, factory, arguments, "cpu", device)
+    except (AssertionError, RuntimeError) as error:
+        if torch.cuda.is_available() or not any(word in str(error) for word in ("CUDA", "NVIDIA")):
+            raise
+        advice = "this machine has no CUDA; leave the device out, the model is moved to it"
+        raise ValueError(f"model {scenario.model!r} asks for CUDA ({_line_of(error)}); {advice}") from error
+    finally:
+        # A factory may have set its own.
+        torch.set_default_dtype(before)
+
+
+def _line_of(error: Exception) -> str:
+    """The innermost line outside of torch that an error was raised from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    others = str(Path(torch.__file__).parent), str(Path(__file__).parent)
+    own = [frame for frame in frames if not frame.filename.startswith(others)]
+    return f"{own[-1].filename}, line {own[-1].lineno}"
+
+
+def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        # Some functions that are written in C have no signature.
+        return {}
+
+
+def _arguments(scenario: Scenario, takes: Mapping[str, inspect.Parameter], dtype: torch.dtype | None) -> dict[str, Any]:
+    """What the factory is called with: sizes that it takes and the scenario has, and the configuration."""
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
+    asked = {"batch_size": scenario.batch_size, "sequence_length": scenario.sequence_length, "attention": scenario.attention}
+    given: dict[str, Any] = {}
+    for name, value in {**asked, "dtype": dtype}.items():
+        if name in takes:
+            required = takes[name].default is inspect.Parameter.empty
+            if value is not None or required:
+                given[name] = _USUAL[name] if value is None else value
+        elif name in asked and value not in (None, _USUAL[name]):
+            if not takes_all:
+                raise ValueError(f"model {scenario.model!r} takes no {name}, got {value}; leave it out")
+            given[name] = value
+    for key in scenario.config:
+        if key not in takes and not takes_all:
+            raise ValueError(f"{unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}")
+    given |= scenario.config
+    for name, parameter in takes.items():
+        by_keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if by_keyword and parameter.default is parameter.empty and name not in given:
+            raise ValueError(f"model {scenario.model!r} must be given {name!r}; say --model-config {name}=VALUE")
+    return given
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """Words for a key that is none of the known ones, with those that are near."""
+    near = get_close_matches(key, known, n=3)
+    return f"no {key!r}{' (near: ' + ', '.join(near) + ')' if near else ''}"
+
+
+def _made(
+    scenario: Scenario, factory: Callable[..., Any], arguments: Mapping[str, Any], built_on: str, device: str
+) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+    """Call the factory with its modules on `built_on`, and move the model to `device`."""
+    with autocast_can_be_made() if device == "meta" else nullcontext(), nullcontext() if built_on == "cpu" else ModulesOn(built_on):
+        made = factory(**arguments)
+    pair = made if isinstance(made, list | tuple) and len(made) == 2 else (made, {})
+    model: Any = pair[0]
+    if not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model {scenario.model!r} must return a torch.nn.Module, or one and its batch, got {type(model).__name__}")
+    batch = by_name(model, pair[1])
+    if batch is None:
+        kind = type(pair[1]).__name__
+        raise ValueError(
+            f"the batch of {scenario.model!r} must be a mapping of forward's arguments, or tensors for them in order, got {kind}"
+        )
+    if scenario.workload == "train" and not batch:
+        raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
+    _give_shapes(scenario.model, model, batch)
+    if device == "meta":
+        replace_tensors(model, _without_data)
+    else:
+        model = model.to(device=device)
+    return model, batch
+
+
+def _give_shapes(name: str, model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
+    """Run a lazy model once, as its users do before they make an optimizer."""
+    lazy = next(filter(is_lazy, model.parameters()), None)
+    if lazy is None:
+        return
+    if not batch:
+        raise ValueError(f"model {name!r} has lazy parameters and no batch to give them shapes; return (model, batch)")
+    device = lazy.device
+    with torch.no_grad():
+        model(**map_tensors(lambda tensor: tensor.to(device), batch))
+
+
+def _without_data(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on "meta", or itself where its values may steer the model."""
+    is_whole = not tensor.is_floating_point() and not tensor.is_complex()
+    return tensor if is_whole and tensor.numel() <= _MOST_STEERING else tensor.to("meta")
