@@ -211,4 +211,6 @@ def _give_shapes(name: str, model: torch.nn.Module, batch: Mapping[str, Any]) ->
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on "meta", or itself where its values may steer the model."""
     is_whole = not tensor.is_floating_point() and not tensor.is_complex()
-    return tensor if is_whole and tensor.numel() <= _MOST_STEERING else tensor.to("meta")
+    steers = is_whole and tensor.numel() <= _MOST_STEERING
+    # Only a trace knows how to follow a sparse one.
+    return tensor if steers or tensor.layout is not torch.strided else tensor.to("meta")

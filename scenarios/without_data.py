@@ -1,8 +1,9 @@
 """Models built without data, in code that builds other things with data.
 
-`torch.device("meta")` takes the data of masks, packed lengths and DataLoader batches too. Here only
-what is made inside the `__init__` of a module is without data, and only where it is large: small
-tables are often read while a model is built, as the rates of `torch.linspace(0, 0.1, depth)` are.
+`torch.device("meta")` takes the data of masks, packed lengths and DataLoader batches too. Here what
+is made inside the `__init__` of a module is without data, unless it is small: small tables are often
+read while a model is built, as the rates of `torch.linspace(0, 0.1, depth)` are. Elsewhere only what
+is very large has none.
 """
 
 import sys
@@ -19,6 +20,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Elements of a tensor that keeps its data inside `__init__`, and of one of whole numbers.
 _SMALL, _SMALL_WHOLE = 1 << 12, 1 << 16
+# Elements of a tensor that has data elsewhere: nobody reads so many, and a simulated batch may be large.
+_LARGE = 1 << 24
 # They write numbers, of which a tensor without data keeps none; on "meta" torch is slow to do nothing.
 _FILLS = frozenset(("normal_", "uniform_", "trunc_normal_", "constant_", "zeros_", "ones_", "zero_", "fill_"))
 # They are given their data, which exists already.
@@ -41,9 +44,8 @@ class ModulesOn(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in self._constructors and self._decides(kwargs) and _in_init(sys._getframe(1), self._outermost):
-            made = func(*args, **{**kwargs, "device": self._device})
-            return func(*args, **kwargs) if made.is_meta and _is_small(made) else made
+        if func in self._constructors and self._decides(kwargs):
+            return self._made(func, args, kwargs, in_init=_in_init(sys._getframe(1), self._outermost))
         if (
             getattr(func, "__name__", "") in _FILLS
             and isinstance(filled := args[0] if args else kwargs.get("tensor"), torch.Tensor)
@@ -57,6 +59,12 @@ class ModulesOn(TorchFunctionMode):
                 raise
             args, kwargs = tree_map_only(torch.Tensor, _without_data, (args, kwargs))
             return func(*args, **kwargs)
+
+    def _made(self, func: Any, args: Any, kwargs: Any, *, in_init: bool) -> torch.Tensor:
+        if self._device != "meta":
+            return func(*args, **({**kwargs, "device": self._device} if in_init else kwargs))
+        made = func(*args, **{**kwargs, "device": "meta"})
+        return func(*args, **kwargs) if _keeps_data(made, in_init=in_init) else made
 
     def _decides(self, kwargs: Any) -> bool:
         # A generator belongs to its device.
@@ -141,7 +149,10 @@ def _in_init(frame: FrameType | None, outermost: FrameType) -> bool:
     return False
 
 
-def _is_small(tensor: torch.Tensor) -> bool:
+def _keeps_data(tensor: torch.Tensor, *, in_init: bool) -> bool:
+    if not in_init:
+        return tensor.numel() <= _LARGE
+    # A lazy parameter begins without elements, and grows on its device.
     return 0 < tensor.numel() <= (_SMALL if tensor.is_floating_point() or tensor.is_complex() else _SMALL_WHOLE)
 
 

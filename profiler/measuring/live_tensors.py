@@ -8,8 +8,6 @@ from typing import Any, cast
 import torch
 from torch.utils._pytree import tree_leaves
 
-from scenarios.batches import tensors_in
-
 from ..record import Level
 from ..state import state_tensors
 from ..tracing.trace import Phase, Recorder
@@ -45,8 +43,9 @@ class LiveTensors:
                     self._recorder.allocate(parameter.grad, "gradient")
             for buffer in model.buffers():
                 self._recorder.allocate(buffer, "buffer")
-            for tensor in tensors_in(batch):
-                self._recorder.allocate(tensor, "input")
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    self._recorder.allocate(value, "input")
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

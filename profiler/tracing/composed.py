@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from .values import value_of
-
 aten = torch.ops.aten
 # at::Reduction, as an operation's argument.
 _NONE, _MEAN = 0, 1
@@ -123,14 +121,7 @@ def _own_parts(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..
     return partial(func._op_dk, getattr(torch._C.DispatchKey, key))
 
 
-def _pack_padded_sequence(tensor: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The copies of _pack_padded_sequence in ATen/native/PackedSequence.cpp, with lengths on the host."""
-    known = value_of(lengths)
-    return _own_parts(aten._pack_padded_sequence.default)(tensor, lengths if known is None else known, batch_first)
-
-
 _PARTS: Mapping[Any, Callable[..., Any]] = {
-    aten._pack_padded_sequence.default: _pack_padded_sequence,
     aten.logsumexp.default: _logsumexp,
     aten.mse_loss.default: _binary_loss,
     aten.smooth_l1_loss.default: _binary_loss,

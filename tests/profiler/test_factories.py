@@ -1,0 +1,346 @@
+"""Simulations of other people's models, judged by real steps of the same factories on the CPU."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from profiler import plan, simulate
+from profiler.accumulating import simulated_draws
+from profiler.plan import Comparison
+from profiler.simulating.fitting import Fitting
+from profiler.simulating.training import trace_model
+from scenarios import Scenario, factories
+from scenarios.workpiece import build
+
+BF16 = torch.bfloat16
+
+
+class Net(nn.Module):
+    """Two layers and a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x).relu()).square().mean()
+
+
+def plain(batch_size: int = 8):
+    return Net(), {"x": torch.randn(batch_size, 64)}
+
+
+class Mixed(nn.Module):
+    """A bf16 table below fp32 layers, and a fp64 norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(500, 64).to(BF16)
+        self.layer, self.norm = nn.Linear(64, 64), nn.LayerNorm(64, dtype=torch.float64)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.layer(self.table(ids).float()).double()).square().mean()
+
+
+def mixed(batch_size: int = 2):
+    return Mixed(), {"ids": torch.randint(500, (batch_size, 16))}
+
+
+class Quantized(nn.Module):
+    """A base of whole numbers with fp16 scales, and a trained adapter of complex numbers' real parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.base = nn.Parameter(torch.randint(-8, 8, (256, 256), dtype=torch.int8), requires_grad=False)
+        self.scale = nn.Parameter(torch.rand(256, 1, dtype=torch.float16), requires_grad=False)
+        self.adapter = nn.Parameter(torch.randn(256, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ (self.base * self.scale).float().t() * self.adapter).abs().square().mean()
+
+
+def quantized(batch_size: int = 2):
+    return Quantized(), {"x": torch.randn(batch_size, 256)}
+
+
+class Masked(nn.Module):
+    """Takes the elements of a mask, which may be of floating-point ones, and a branch on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.layer = nn.Embedding(500, 64), nn.Linear(64, 8)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        hidden = self.table(ids)
+        if not mask.all():
+            hidden, labels = hidden[mask.bool()], labels[mask.bool()]
+        return functional.cross_entropy(self.layer(hidden), labels)
+
+
+def masked(batch_size: int = 3):
+    mask = torch.ones(batch_size, 16)
+    mask[:, 11:] = 0
+    return Masked(), {"ids": torch.randint(500, (batch_size, 16)), "mask": mask, "labels": torch.randint(8, (batch_size, 16))}
+
+
+def masked_by_position(batch_size: int = 3):
+    model, batch = masked(batch_size)
+    return model, list(batch.values())
+
+
+class Steered(nn.Module):
+    """Goes as often through its layer as a buffer says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+        self.times: torch.Tensor
+        self.register_buffer("times", torch.tensor([3, 4]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(int(self.times.sum())):
+            x = self.layer(x)
+        return x.mean()
+
+
+def steered(batch_size: int = 2):
+    return Steered(), {"x": torch.randn(batch_size, 64)}
+
+
+def lazy(batch_size: int = 2):
+    return LazyLoss(), {"x": torch.randn(batch_size, 3, 9, 9)}
+
+
+class LazyLoss(nn.Module):
+    """Shapes that are known after one forward pass; its loss comes in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.layers(x).square().mean()}
+
+
+def nested(batch_size: int = 2):
+    x = torch.randn(batch_size, 64)
+    return Nested(), {"parts": {"x": [x, x + 1], "more": (torch.zeros(7),)}}
+
+
+class Nested(nn.Module):
+    """Reads a batch of two levels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, parts: Any) -> torch.Tensor:
+        return self.net(parts["x"][0]) + self.net(parts["x"][1]) + parts["more"][0].mean()
+
+
+def bytes_of(tensors: Any) -> int:
+    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+
+
+def asked(name: str, **options: Any) -> Scenario:
+    return Scenario(model=f"{__name__}:{name}", **{"optimizer": "adamw", "batch_size": 2, **options})
+
+
+@pytest.mark.parametrize("name", ["plain", "mixed", "quantized", "masked", "masked_by_position", "steered", "lazy", "nested"])
+def test_bytes_are_those_of_a_real_step(name: str):
+    found = simulate(asked(name)).memory
+    assert found is not None
+    work = build(asked(name), "cpu")
+    parameters = list(work.model.parameters())
+    optimizer = torch.optim.AdamW([parameter for parameter in parameters if parameter.requires_grad])
+    work.loss(work.batch).backward()
+    gradients = bytes_of(parameter.grad for parameter in parameters if parameter.grad is not None)
+    optimizer.step()
+    state = bytes_of(tensor for held in optimizer.state.values() for tensor in held.values())
+    assert (found.parameters, found.gradients, found.optimizer_state) == (bytes_of(parameters), gradients, state)
+
+
+def stream(scenario: Scenario) -> list[int]:
+    """Bytes of each event of the steps of a trace, scalars left out; frees are negative."""
+    trace = trace_model(scenario)
+    sizes, events = trace.allocations.nbytes, [event for step in trace.steps for segment in step for event in segment.events]
+    return [size for event in events if abs(size := sizes[event] if event >= 0 else -sizes[~event]) > 8]
+
+
+def test_a_model_takes_the_branch_that_it_takes_with_data():
+    allocations = trace_model(asked("steered")).allocations
+    outputs = [nbytes for nbytes, source in zip(allocations.nbytes, allocations.sources, strict=True) if source.op == "aten::addmm"]
+    # Seven times forward, in each of two steps.
+    assert outputs.count(2 * 64 * 4) == 2 * (3 + 4)
+    # Eleven of sixteen positions in two sequences, 64 floats each.
+    assert stream(asked("masked")).count(2 * 11 * 64 * 4) > 0
+
+
+class ByBlock(Net):
+    """Runs under an autocast of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=BF16):
+            return super().forward(x)
+
+
+class ByDevice(Net):
+    """Asks for the autocast of its tensor's device."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(x.device.type, dtype=BF16):
+            return super().forward(x)
+
+
+class ByDecorator(Net):
+    """Its autocast is made when the class is."""
+
+    with factories.autocast_can_be_made():
+        decorator = torch.autocast("cuda", dtype=BF16)
+
+    @decorator
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+class ByAttribute(Net):
+    """Its autocast is made when the model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.autocast = torch.autocast("cuda", dtype=BF16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with self.autocast:
+            return super().forward(x)
+
+
+class WithIsland(Net):
+    """Switches autocast off again before anything runs, by the name of its tensor's device."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=BF16), torch.autocast(x.device.type, enabled=False):
+            return super().forward(x)
+
+
+def by_block():
+    return ByBlock(), {"x": torch.randn(32, 64)}
+
+
+def by_device():
+    return ByDevice(), {"x": torch.randn(32, 64)}
+
+
+def by_decorator():
+    return ByDecorator(), {"x": torch.randn(32, 64)}
+
+
+def by_attribute():
+    return ByAttribute(), {"x": torch.randn(32, 64)}
+
+
+def with_island():
+    return WithIsland(), {"x": torch.randn(32, 64)}
+
+
+@pytest.mark.parametrize("name", ["by_block", "by_device", "by_decorator", "by_attribute"])
+def test_a_model_s_own_autocast_is_what_amp_does(name: str):
+    assert stream(asked(name, batch_size=1)) == stream(asked("plain", batch_size=32, amp="bf16"))
+    assert stream(asked("plain", batch_size=32)) != stream(asked("plain", batch_size=32, amp="bf16"))
+
+
+def test_an_island_without_autocast_is_in_full_precision():
+    assert stream(asked("with_island", batch_size=1)) == stream(asked("plain", batch_size=32))
+
+
+class Cubed(torch.autograd.Function):
+    """A function of one's own that computes in float32 under autocast."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        assert x.dtype == torch.float32
+        return 3 * x**2 * gradients[0]
+
+
+class Custom(Net):
+    """Hands bf16 to a function that wants float32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cuda", dtype=BF16):
+            return Cubed.apply(self.first(x)).mean()  # pyright: ignore
+
+
+def custom():
+    return Custom(), {"x": torch.randn(32, 64)}
+
+
+def test_a_function_of_ones_own_is_given_the_dtype_that_it_asks_for():
+    assert simulate(asked("custom", batch_size=1)).outcome == "ok"
+
+
+def large():
+    return nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(4))), {"input": torch.zeros(1, 4096)}
+
+
+def test_building_a_model_without_data_allocates_next_to_nothing(cpu_events: Callable[[Callable[[], object]], list[int]]):
+    taken = cpu_events(lambda: build(asked("large", batch_size=1), "meta"))
+    assert max(accumulate(taken), default=0) < 1 << 20
+
+
+def of_eight(batch_size: int = 8, sequence_length: int = 128):
+    return Net(), {"x": torch.randn(batch_size, sequence_length, 64)}
+
+
+def of_any_length(batch_size: int, sequence_length: int):
+    return Net(), {"x": torch.randn(batch_size, sequence_length, 64)}
+
+
+def test_a_plan_says_the_sizes_that_the_factory_will_have():
+    def sizes(**options: Any) -> set[tuple[int, int | None]]:
+        scenarios = plan.plan(Comparison(optimizers=["adamw"], device="sim", **options))
+        return {(scenario.batch_size, scenario.sequence_length) for scenario in scenarios}
+
+    assert sizes(models=[f"{__name__}:of_eight"]) == {(8, 128)}
+    assert sizes(models=[f"{__name__}:of_eight"], batch_size=2) == {(2, 128)}
+    assert sizes(models=[f"{__name__}:of_eight"], config={"batch_size": 3}) == {(3, 128)}
+    # The curve over sizes needs the length too, where the factory has none of its own.
+    assert sizes(models=[f"{__name__}:of_any_length"], sequence_length=5) == {(1, 5)}
+    assert sizes(models=["gpt2"], workload="state") == {(1, 1024)}
+
+
+def test_micro_batches_are_counted_by_the_factory_s_batch():
+    scenario, *_ = plan.plan(Comparison(models=[f"{__name__}:of_eight"], optimizers=["adamw"], device="sim", accumulate="sbc:batch_size=8"))
+    assert simulated_draws(scenario) == 1
+
+
+def test_each_model_is_made_once_for_all_optimizers(monkeypatch: pytest.MonkeyPatch):
+    made: list[str] = []
+    monkeypatch.setattr(plan, "build", lambda scenario, device: made.append(scenario.model) or build(scenario, device))
+    monkeypatch.setattr(plan, "_made", {})
+    for optimizer in ("adamw", "sm3", "sgd"):
+        plan.plan(Comparison(models=["tiny"], optimizers=[optimizer, "adam"], device="sim", checkpointing=True))
+    assert made == ["tiny"]
+
+
+def test_a_gpu_without_bf16_refuses_a_model_that_has_some():
+    with pytest.raises(ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"):
+        plan.plan(Comparison(models=[f"{__name__}:mixed"], optimizers=["adamw"], device="sim", gpu="t4"))
+    assert Fitting().fit(asked("mixed", gpu="t4")).reason == "t4 has no hardware for bf16"
+    assert Fitting().fit(asked("plain", gpu="t4")).reason is None
+
+
+def test_a_batch_that_cannot_be_chosen_has_no_largest():
+    assert Fitting().fit(asked("large", batch_size=1, workload="state", gpu="a100-40")).largest_batch is None

@@ -1,0 +1,294 @@
+"""Factories of other people's, judged by what a plain call of the same factory makes on the CPU."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from scenarios import Scenario, factories
+from scenarios.batches import map_tensors, tensors_in
+from scenarios.workpiece import build
+
+BF16, FP32 = torch.bfloat16, torch.float32
+
+
+class Net(nn.Module):
+    """A large weight and small ones."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, 256), nn.Linear(256, width)
+
+    def forward(self, x: torch.Tensor, y: Any = 0.0) -> torch.Tensor:
+        return (self.second(self.first(x).relu()) - y).square().mean()
+
+
+def sized(batch_size: int = 8, sequence_length: int = 128, attention: str = "flash"):
+    return Net(), {"x": torch.zeros(batch_size, sequence_length, 64), "y": float(attention == "flash")}
+
+
+def named_only(*, batch_size: int = 6):
+    return Net(), {"x": torch.zeros(batch_size, 64)}
+
+
+def anything(**options: Any):
+    return Net(options.get("width", 64)), {"x": torch.zeros(options.get("batch_size", 7), options.get("width", 64))}
+
+
+partly = functools.partial(named_only, batch_size=5)
+model = Net()
+
+
+def typed(dtype: torch.dtype, batch_size: int = 2):
+    # The scale keeps its own dtype, and the factory is trusted with that.
+    made = Net().to(dtype)
+    made.register_buffer("scale", torch.ones(3, dtype=torch.float64))
+    return made, {"x": torch.zeros(batch_size, 64, dtype=dtype)}
+
+
+def by_default_dtype():
+    torch.set_default_dtype(BF16)
+    return Net(), {"x": torch.zeros(2, 64)}
+
+
+class Read(nn.Module):
+    """Reads what it has just made, a little and a lot."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 0.1, 3)]
+        self.layer = nn.Linear(64, 64)
+        self.out = nn.Linear(64, int((torch.rand(count) >= 0).sum().item()) // count + 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.out(self.layer(x)).square().mean()
+
+
+def reads_little():
+    return Read(100), {"x": torch.zeros(2, 64)}
+
+
+def reads_much():
+    return Read(100_000), {"x": torch.zeros(2, 64)}
+
+
+class Mixed(nn.Module):
+    """Tables of known numbers meet weights without any; one weight has three names, and a list holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        slopes = torch.tensor([2.0**-power for power in range(8)])
+        self.register_buffer("bias", slopes[:, None] * torch.arange(5000.0))
+        self.register_buffer("places", torch.arange(64))
+        self.first, self.second = nn.Linear(512, 512, bias=False), nn.Linear(512, 512, bias=False)
+        self.second.weight = self.first.weight
+        self.scale = nn.Parameter(torch.ones(512), requires_grad=False)
+        self.held = [self.scale, self.first.weight]
+        self.recurrent = nn.LSTM(8, 8)
+        self.shift = torch.ones(512)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x) * self.held[0] + self.shift).mean() + self.recurrent(x[:, :8])[0].mean()
+
+
+def mixed():
+    return Mixed(), {"x": torch.zeros(2, 512)}
+
+
+def made_by_hand():
+    weight = nn.Parameter(torch.randn(64, 300))
+    net = nn.Module()
+    net.weights = nn.ParameterDict({"one": weight, "again": weight, "other": nn.Parameter(torch.zeros(300))})
+    return net, {"x": torch.zeros(2, 64)}
+
+
+def lazy():
+    layers = nn.Sequential(nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
+    return layers, (torch.zeros(2, 3, 16, 16),)
+
+
+def loaded(batch_size: int = 4):
+    data = torch.utils.data.TensorDataset(torch.randn(50, 64), torch.randn(50, 64))
+    return Net(), next(iter(torch.utils.data.DataLoader(data, batch_size=batch_size, shuffle=True)))
+
+
+def alone():
+    return Net(), torch.zeros(3, 64)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What a collate function may return."""
+
+    x: torch.Tensor
+    count: int
+
+
+def nested():
+    mask = torch.ones(4, 16)
+    mask[:, 10:] = 0
+    parts = {"ids": torch.arange(4), "deep": {"mask": mask}, "list": [torch.zeros(2), torch.zeros(3, dtype=torch.float64)]}
+    return Net(), {"x": parts, "y": Pair(torch.zeros(5), 7)}
+
+
+def on_cuda():
+    return Net().cuda(), {"x": torch.zeros(2, 64)}
+
+
+def of_three():
+    return Net(), {"x": torch.zeros(2, 64)}, 3
+
+
+def needs(width: int):
+    return Net(width)
+
+
+def made(name: str, device: str = "meta", **asked: Any):
+    return build(Scenario(model=f"{__name__}:{name}", **asked), device)
+
+
+def shapes(module: nn.Module) -> list[tuple[Any, ...]]:
+    """All that an optimizer and a trace can know of a model's tensors."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return [(name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, type(tensor)) for name, tensor in tensors]
+
+
+FACTORIES = ("reads_little", "reads_much", "mixed", "made_by_hand", "lazy", "loaded", "alone", "by_default_dtype", "sized")
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_model_without_data_is_the_model_that_the_factory_makes(name: str):
+    without, real = made(name), made(name, "cpu")
+    assert shapes(without.model) == shapes(real.model)
+    assert {parameter.device.type for parameter in without.model.parameters()} == {"meta"}
+    # named_parameters gives one of them, where several names are one parameter.
+    assert [name for name, _ in without.model.named_parameters()] == [name for name, _ in real.model.named_parameters()]
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_a_batch_has_the_data_that_the_factory_gave_it(name: str):
+    without, real = made(name), made(name, "cpu")
+    assert list(without.batch) == list(real.batch)
+    found = tensors_in(without.batch)
+    assert found
+    for tensor, expected in zip(found, tensors_in(real.batch), strict=True):
+        assert tensor.shape == expected.shape
+        assert tensor.device.type == "cpu"
+
+
+def test_a_model_s_lists_hold_what_the_model_holds():
+    module: Any = made("mixed").model
+    assert module.held[0] is module.scale
+    assert module.held[1] is module.first.weight
+    assert module.first.weight is module.second.weight
+    assert module.shift.is_meta
+
+
+def test_what_is_small_and_whole_keeps_its_values():
+    module: Any = made("mixed").model
+    assert torch.equal(module.places, torch.arange(64))
+
+
+def test_a_default_dtype_of_the_factory_s_own_ends_with_it():
+    assert {parameter.dtype for parameter in made("by_default_dtype").model.parameters()} == {BF16}
+    assert torch.get_default_dtype() == FP32
+
+
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_sizes_are_the_factory_s_where_nobody_asked(device: str):
+    assert factories.own_size(f"{__name__}:sized", "batch_size") == 8
+    batch = made("sized", device, batch_size=8).batch
+    assert batch["x"].shape == (8, 128, 64)
+    # Its own attention is none of ours, and stays.
+    assert batch["y"] == 1.0
+    asked = made("sized", device, batch_size=2, sequence_length=4, attention="eager").batch
+    assert asked["x"].shape == (2, 4, 64)
+    assert asked["y"] == 0.0
+
+
+@pytest.mark.parametrize(("name", "usual"), [("named_only", 6), ("partly", 5), ("Net", None), ("anything", None), ("needs", None)])
+def test_a_size_is_read_from_any_signature(name: str, usual: int | None):
+    assert factories.own_size(f"{__name__}:{name}", "batch_size") == usual
+
+
+def test_a_factory_that_takes_anything_is_given_what_was_asked():
+    assert made("anything").batch["x"].shape == (7, 64)
+    assert made("anything", batch_size=3, config={"width": 32}).batch["x"].shape == (3, 32)
+
+
+def test_a_class_is_a_factory():
+    module = made("Net", workload="state", config={"width": 16}).model
+    assert sum(parameter.numel() for parameter in module.parameters()) == 16 * 256 + 256 + 256 * 16 + 16
+
+
+def test_a_dtype_that_is_asked_for_is_that_of_model_and_batch():
+    workpiece = made("nested", dtype="bf16")
+    assert {parameter.dtype for parameter in workpiece.model.parameters()} == {BF16}
+    assert {tensor.dtype for tensor in tensors_in(workpiece.batch)} == {BF16, torch.int64}
+
+
+def test_a_factory_that_takes_the_dtype_is_trusted_with_it():
+    workpiece = made("typed", "cpu", dtype="bf16")
+    assert {parameter.dtype for parameter in workpiece.model.parameters()} == {BF16}
+    assert {buffer.dtype for buffer in workpiece.model.buffers()} == {torch.float64}
+    # It has to be given one, and nobody asked.
+    assert {parameter.dtype for parameter in made("typed").model.parameters()} == {FP32}
+
+
+def test_every_tensor_of_a_nested_batch_is_found_and_copied():
+    batch = made("nested").batch
+    moved = map_tensors(lambda tensor: tensor.to("meta"), batch)
+    assert [tensor.shape for tensor in tensors_in(moved)] == [(4,), (4, 16), (2,), (3,), (5,)]
+    assert all(tensor.is_meta for tensor in tensors_in(moved))
+    assert not any(tensor.is_meta for tensor in tensors_in(batch))
+    assert moved["y"].count == 7
+
+
+def test_batches_keep_their_types():
+    transformers = pytest.importorskip("transformers")
+    encoding = transformers.BatchEncoding({"input_ids": torch.ones(2, 3, dtype=torch.long)})
+    moved = map_tensors(lambda tensor: tensor.to("meta"), encoding)
+    assert type(moved) is type(encoding)
+    assert moved.input_ids.is_meta
+    packed = nn.utils.rnn.pack_sequence([torch.ones(3), torch.ones(2)])
+    assert map_tensors(lambda tensor: tensor.to("meta"), packed).batch_sizes.device.type == "cpu"
+
+
+def test_positions_become_the_names_of_forward():
+    assert list(made("loaded").batch) == ["x", "y"]
+    assert made("loaded", batch_size=4).batch["x"].shape == (4, 64)
+    assert list(made("alone").batch) == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("on_cuda", r"asks for CUDA \(.*test_factories.py, line \d+\); this machine has no CUDA; leave the device out"),
+        ("of_three", "must return a torch.nn.Module, or one and its batch, got tuple"),
+        ("needs", "must be given 'width'; say --model-config width=VALUE"),
+        ("model", "must be a function that returns a model, got Net"),
+    ],
+)
+def test_a_factory_that_cannot_be_called_is_told_why(name: str, told: str):
+    if name == "on_cuda" and torch.cuda.is_available():
+        pytest.skip("there is CUDA")
+    with pytest.raises(ValueError, match=told):
+        made(name, workload="state")
+
+
+def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = "import torch\nfrom neighbour_of_mine import WIDTH\ndef build(): return torch.nn.Linear(WIDTH, 1)\n"
+    (tmp_path / "json.py").write_text(text)
+    (tmp_path / "neighbour_of_mine.py").write_text("WIDTH = 9")
+    monkeypatch.setattr("sys.path", ["."])
+    monkeypatch.chdir(tmp_path)
+    # A module of Python's own has this name.
+    for name in (f"{tmp_path}/json.py:build", "./json.py:build", "json.py:build"):
+        module = build(Scenario(model=name, workload="state"), "meta").model
+        assert sum(parameter.numel() for parameter in module.parameters()) == 10
+    with pytest.raises(ValueError, match=r"model 'nothing.py:build' cannot be loaded: there is no file .*nothing.py"):
+        factories.load("nothing.py:build")
