@@ -101,7 +101,7 @@ class Fitting:
     def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int | None:
         """The largest batch that fits, found by doubling and bisection; 0 for none.
 
-        None for a factory that takes no batch size.
+        None for a factory that takes no batch size, or not every one.
         """
         if ":" in scenario.model and not factories.takes(scenario.model, "batch_size"):
             return None
@@ -109,7 +109,13 @@ class Fitting:
         def fits(batch: int) -> bool:
             return self._left(replace(scenario, batch_size=batch), gpu) is not None
 
-        return largest(fits, scenario.batch_size)
+        try:
+            return largest(fits, scenario.batch_size)
+        except Exception:
+            # A factory may refuse a size, such as an odd one.
+            if ":" not in scenario.model:
+                raise
+            return None
 
     def _changes(self, scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu, dtypes: Collection[str]) -> Iterator[Change]:
         """The cheapest changes under which it fits; none that holds another that is enough by itself."""

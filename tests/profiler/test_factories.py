@@ -342,5 +342,17 @@ def test_a_gpu_without_bf16_refuses_a_model_that_has_some():
     assert Fitting().fit(asked("plain", gpu="t4")).reason is None
 
 
+def of_even(batch_size: int = 8):
+    if batch_size % 2:
+        raise ValueError("an even batch, please")
+    return plain(batch_size)
+
+
+def test_a_factory_may_refuse_sizes_that_nobody_asked_for():
+    found = Fitting().fit(asked("of_even", gpu="t4"))
+    assert found.fits
+    assert found.largest_batch is None
+
+
 def test_a_batch_that_cannot_be_chosen_has_no_largest():
     assert Fitting().fit(asked("large", batch_size=1, workload="state", gpu="a100-40")).largest_batch is None
