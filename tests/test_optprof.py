@@ -94,7 +94,7 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "gpt3"), "optprof: no model named 'gpt3'; did you mean gpt2"),
         (("profile", "gpt2", "-o", "adamv"), "optprof: no optimizer is named 'adamv'; did you mean adam"),
         (("profile", "gpt2", "-o", "adamw:lrr=1"), "optprof: no option of adamw is named 'lrr'; did you mean lr"),
-        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, got 'fp8'"),
+        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
         (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: file/run: Not a directory"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
@@ -114,6 +114,50 @@ def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path, arguments: tuple
     assert done.stderr.startswith(told)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+BROKEN = """
+import torch
+
+class Numpy(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.numpy()
+
+class Early(torch.optim.SGD):
+    def __init__(self, params):
+        raise ZeroDivisionError("early")
+
+def build():
+    raise SystemExit("no data")
+"""
+
+
+def test_fit_answers_for_the_optimizers_that_can_be_simulated(tmp_path: Path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = optprof(tmp_path, "fit", "tiny", "-T", "16", "--gpu", "t4", "-o", "broken:Numpy,sgd")
+    assert done.returncode == 4
+    assert "✓" in done.stdout
+    assert "(broken.py, line 8)" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fit", "tiny", "--gpu", "t4", "-o", "broken:Early"), "ZeroDivisionError: early (broken.py, line 12)"),
+        (("profile", "broken:build", "-d", "sim", "--checkpointing"), "SystemExit: no data (broken.py, line 15)"),
+    ],
+)
+def test_what_the_users_code_raises_is_one_line_and_with_traceback_the_whole(tmp_path: Path, arguments: tuple[str, ...], told: str):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = optprof(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (2, f"optprof: {told}; --traceback shows the whole\n")
+    whole = optprof(tmp_path, *arguments, "--traceback")
+    assert whole.returncode == 2
+    assert whole.stderr.startswith("Traceback (most recent call last):")
+    assert whole.stderr.endswith(done.stderr)
 
 
 def test_a_scenario_that_fails_leaves_the_others_and_status_4(tmp_path: Path):

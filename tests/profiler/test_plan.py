@@ -94,7 +94,7 @@ def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else
         ({"optimizers": ["sm3:momentum=2"]}, "momentum.*2"),
         ({"optimizers": ["torch.optim:Adaw"]}, "no class in torch.optim is named 'Adaw'"),
         ({"optimizers": ["torch.optim:LBFGS"], "implementation": "foreach"}, "LBFGS has no foreach implementation"),
-        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, got 'fp8'"),
+        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         ({"device": "cuda"}, "no CUDA device on this machine; ask for --device sim or cpu"),
         ({"device": "tpu"}, "device must be one of sim, cpu, cuda, got 'tpu'"),
         ({"gpu": "rtx4080"}, "no GPU is named 'rtx4080'; did you mean"),
