@@ -101,7 +101,7 @@ def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else
         ({"gpu": "t4", "dtype": "bf16"}, "t4 has no hardware for bf16; ask for fp32"),
         ({"gpu": "v100-16", "amp": "bf16"}, "v100-16 has no hardware for bf16; ask for fp32"),
         ({"alloc_conf": "nonsense:1"}, "nonsense"),
-        ({"amp": "fp8"}, "amp must be one of None, bf16, fp16, got 'fp8'"),
+        ({"amp": "fp8"}, "amp must be one of bf16, fp16, got 'fp8'"),
         ({"amp": "bf16", "dtype": "bf16"}, "amp keeps its master weights in fp32, got dtype 'bf16' with amp 'bf16'"),
         ({"implementation": "fused", "optimizers": ["sm3"]}, "sm3 has no fused implementation on cuda; ask for loop"),
         ({"micro_batches": 0}, "micro_batches must be a whole number >= 1, got 0"),
