@@ -20,6 +20,7 @@ from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
+from ..tracing.recurrent import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.trace import Allocations, Phase, Recorder, Segment
 from ..tracing.values import with_value
@@ -109,8 +110,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
     recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
-        for parameter in parameters:
-            recorder.allocate(parameter, "parameter")
+        _place(recorder, workpiece.model)
         batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
     layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
     with cuda_kernels(_capability(scenario.gpu)) as attention:
@@ -172,6 +172,18 @@ def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Map
             recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
             numbers.add(number)
     return numbers
+
+
+def _place(recorder: Recorder, model: torch.nn.Module) -> None:
+    """Put the model's parameters on the recorded device, module by module."""
+    for path, module in model.named_modules():
+        parameters = list(module.parameters(recurse=False))
+        for parameter in parameters:
+            recorder.allocate(parameter, "parameter")
+        if isinstance(module, torch.nn.RNNBase):
+            flatten_parameters(module)
+            for parameter in parameters:
+                recorder.name(recorder.number(parameter), "parameter", path)
 
 
 _Step = tuple[list[Segment], list[TensorLayout | None]]

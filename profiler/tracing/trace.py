@@ -22,7 +22,8 @@ from .in_place import InPlace
 from .kernel_memory import KERNELS, TAKING, WORKSPACE
 from .matrix_products import PRODUCTS
 from .metacache import MetaCache
-from .requests import USUAL_DEVICE, Request
+from .recurrent import SPACE
+from .requests import USUAL_DEVICE, Request, between
 from .sources import Source, Sources
 from .values import SIZED_BY_VALUES, UnknownError, compute_values, has_values, run_on_values, value_of
 
@@ -151,6 +152,8 @@ class Recorder(TorchDispatchMode):
             return self._read_back(args[0])
         if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
             return self._copy_back(args[0], kwargs)
+        if func is SPACE:
+            return self._take(*args)
         func, args, result = self._operate(func, args, kwargs)
         seen = len(self._events or ())
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
@@ -209,6 +212,15 @@ class Recorder(TorchDispatchMode):
             first = self._first + len(self.allocations.nbytes)
             self._add(requests, nbytes, "temporary", self._sources.of(func))
             events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
+
+    def _take(self, least: int, most: int) -> torch.Tensor:
+        """Return memory of a size between two, recorded as a range where kernels' requests are."""
+        ranges = self.workspaces is not None
+        tensor = torch.empty(most if ranges else least, dtype=torch.uint8, device="meta")
+        self._see(tensor, SPACE)
+        if ranges and self._events is not None:
+            self.allocations.requests[self.number(tensor) - self._first] = between(least, most)
+        return tensor
 
     def _take_workspace(self, func: Any, events: list[int], workspaces: set[str]) -> None:
         """Record cuBLAS's workspace where this thread has none yet."""
