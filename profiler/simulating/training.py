@@ -22,7 +22,7 @@ from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
 from ..tracing.recurrent import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
-from ..tracing.trace import Allocations, Phase, Recorder, Segment
+from ..tracing.trace import Allocations, Phase, Recorder, Segment, UntraceableError
 from ..tracing.values import with_value
 
 
@@ -141,6 +141,7 @@ def trace_optimizer(
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
     with recorder.phase("build"):
         optimizer = make(parameters)
+    _refuse_compiled(optimizer)
     steps = []
     numbers: set[int] = set()
     for gradients in model.gradients:
@@ -160,6 +161,13 @@ def trace_optimizer(
         state=state_bytes(optimizer),
         state_numbers=frozenset(numbers),
     )
+
+
+def _refuse_compiled(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UntraceableError where ours would compile its updates, which on meta tensors it does not."""
+    if any(group.get("compiled") for group in optimizer.param_groups):
+        found = f"{type(optimizer).__name__} with compiled=True runs kernels that a simulation does not have"
+        raise UntraceableError(f"{found}; take another implementation, or use --device cpu or cuda")
 
 
 def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> set[int]:
