@@ -69,7 +69,9 @@ Gpu = Annotated[str | None, typer.Option(help="The GPU to simulate.", show_defau
 AllocConf = Annotated[
     str, typer.Option(envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="The allocator's options, as torch reads them.")
 ]
-Implementation = Annotated[str | None, typer.Option(help="loop, foreach, fused or compiled (measured only).", show_default="what torch chooses on the device")]
+Implementation = Annotated[
+    str | None, typer.Option(help="loop, foreach, fused or compiled (measured only).", show_default="what torch chooses on the device")
+]
 Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, at most 100 measured")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
