@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from reports.streams import progress, results_on_stdout
+from reports.streams import progress, results_on_stdout, survive_closed_pipes
 
 if TYPE_CHECKING:
     import torch
@@ -416,8 +416,8 @@ def explain_metric(
 
 
 @_command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus|suites", help="What to list.")]) -> None:
-    """List the models, the optimizers, the GPUs or the suites that have a name here."""
+def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list.")]) -> None:
+    """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
     from profiler.listing import listing
 
     print("\n".join(listing(what)))
@@ -591,6 +591,7 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
+    survive_closed_pipes()
     app()
 
 
