@@ -40,7 +40,7 @@ def render(records: Sequence[Record], output: Console | TextIO) -> None:
         console.print(Text(line, style="dim"))
     for record in failures(records):
         scenario = record.scenario
-        line = f"{record.outcome}: {scenario.optimizer} on {scenario.model} ({conditions(record)}): {record.error or 'no word why'}"
+        line = f"{record.outcome}: {scenario.optimizer} on {scenario.model} ({conditions(record)}): {record.error or 'no reason recorded'}"
         console.print(Text(line, style="red"))
 
 
