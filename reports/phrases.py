@@ -50,7 +50,7 @@ def missing_text(findings: Findings) -> str:
 
 def _missing(reason: str, names: str) -> str:
     if reason:
-        return f"On {names} {reason}, so that there is nothing to compare with."
+        return f"{reason} on {names}, so that there is nothing to compare with."
     return f"No {BASELINE} to compare with on {names}: add {BASELINE} to --optimizers."
 
 

@@ -52,18 +52,18 @@ def test_a_baseline_that_nobody_asked_for_is_to_be_added(simulated):
 )
 def test_a_baseline_that_came_to_nothing_is_not_to_be_added(simulated, outcome, verb):
     found = Findings.of([replace(simulated("adamw"), outcome=outcome, error="why"), simulated("sm3")])
-    assert missing_text(found) == f"On tiny adamw {verb}, so that there is nothing to compare with."
+    assert missing_text(found) == f"adamw {verb} on tiny, so that there is nothing to compare with."
 
 
 def test_each_setting_is_told_its_own_reason(simulated):
     lost = replace(simulated("adamw"), outcome="out-of-memory", error="why")
     text = missing_text(Findings.of([lost, simulated("sm3"), simulated("sm3", dtype="bf16")]))
     assert text == (
-        "On tiny · fp32 adamw ran out of memory, so that there is nothing to compare with. "
+        "adamw ran out of memory on tiny · fp32, so that there is nothing to compare with. "
         "No adamw to compare with on tiny · bf16: add adamw to --optimizers."
     )
 
 
 def test_a_baseline_without_state_is_not_to_be_added(simulated):
     text = missing_text(Findings.of([simulated("adamw", state=0), simulated("sm3")]))
-    assert text == "On tiny adamw kept no state, so that there is nothing to compare with."
+    assert text == "adamw kept no state on tiny, so that there is nothing to compare with."
