@@ -26,9 +26,9 @@ class Comparison:
     """What a user asked for: models and optimizers to set side by side, and what holds for all of them.
 
     `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU).
-    `implementation` None is what the optimizer's text says (sm3:fused=True), else torch's default:
-    foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what
-    PYTORCH_ALLOC_CONF says where it is not given. `steps` None is 2 simulated or at most 100 measured.
+    `implementation` None is what the optimizer's text says (sm3:fused=True), else torch's
+    default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what PYTORCH_ALLOC_CONF says where it is not
+    given. `steps` None is 2 simulated or at most 100 measured.
     """
 
     models: Sequence[str]

@@ -310,21 +310,6 @@ _CATALOGUE = {
 }
 
 
-def available() -> tuple[str, ...]:
-    """The names of the catalogue, from a desktop's cards to a data centre's."""
-    return tuple(_CATALOGUE)
-
-
-def describe(name: str) -> Gpu:
-    """The catalogue's entry; ValueError with near names when there is none."""
-    if name not in _CATALOGUE:
-        text = name.lower().replace(" ", "")
-        begun = [known for known in _CATALOGUE if text and known.startswith(text)]
-        near = begun or get_close_matches(text, _CATALOGUE, n=3, cutoff=0.5) or available()
-        raise ValueError(f"no GPU is named {name!r}; did you mean {', '.join(near)}?")
-    return _CATALOGUE[name]
-
-
 def name_of_device(device_name: str, total_bytes: int | None = None) -> str | None:
     """The catalogue's name of the device that calls itself so, None for any other.
 
@@ -344,6 +329,21 @@ def _words(device_name: str) -> list[str]:
 def _fits(gpu: Gpu, total_bytes: int | None) -> bool:
     """Return whether a device with so much memory may be this GPU; error correction takes up to a sixteenth."""
     return total_bytes is None or abs(total_bytes - gpu.memory_bytes) < 0.1 * gpu.memory_bytes
+
+
+def available() -> tuple[str, ...]:
+    """The names of the catalogue, from a desktop's cards to a data centre's."""
+    return tuple(_CATALOGUE)
+
+
+def describe(name: str) -> Gpu:
+    """The catalogue's entry; ValueError with near names when there is none."""
+    if name not in _CATALOGUE:
+        text = name.lower().replace(" ", "")
+        begun = [known for known in _CATALOGUE if text and known.startswith(text)]
+        near = begun or get_close_matches(text, _CATALOGUE, n=3, cutoff=0.5) or available()
+        raise ValueError(f"no GPU is named {name!r}; did you mean {', '.join(near)}?")
+    return _CATALOGUE[name]
 
 
 def lacking(gpu: Gpu, scenario: Scenario) -> str | None:
