@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from reports.streams import progress, results_on_stdout
+from reports.streams import progress, results_on_stdout, survive_closed_pipes
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,9 @@ Gpu = Annotated[str | None, typer.Option(help="The GPU to simulate.", show_defau
 AllocConf = Annotated[
     str, typer.Option(envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="The allocator's options, as torch reads them.")
 ]
-Implementation = Annotated[str | None, typer.Option(help="loop, foreach or fused.", show_default="what torch chooses on the device")]
+Implementation = Annotated[
+    str | None, typer.Option(help="loop, foreach, fused or compiled (measured only).", show_default="what torch chooses on the device")
+]
 Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, at most 100 measured")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
@@ -414,8 +416,8 @@ def explain_metric(
 
 
 @_command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus|suites", help="What to list.")]) -> None:
-    """List the models, the optimizers, the GPUs or the suites that have a name here."""
+def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list.")]) -> None:
+    """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
     from profiler.listing import listing
 
     print("\n".join(listing(what)))
@@ -589,6 +591,7 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
+    survive_closed_pipes()
     app()
 
 
