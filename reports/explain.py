@@ -53,7 +53,7 @@ METRICS: Mapping[str, Metric] = {
         meaning="The most bytes in the allocator's blocks at any moment of the training steps: parameters, gradients, state, activations "
         "and temporaries together.",
         obtained="Simulated: the training steps' allocations, traced without data and replayed through a model of CUDA's caching "
-        "allocator; for a model with convolutions a range, from no workspace of cuDNN to the largest of each "
+        "allocator; for a model with convolutions or recurrent layers a range, from the least that cuDNN takes to the most "
         "(memory.peak_allocated_upper), whose lower end is compared. On CUDA: max_memory_allocated.",
         leaves_out="What is reserved and not in use (reserved), the CUDA context, and what libraries take past the allocator. A saving of "
         "state shows in the peak only as far as the phase of the peak holds it. A CPU tells none, nor does the workload state.",
@@ -63,7 +63,7 @@ METRICS: Mapping[str, Metric] = {
         kind="bytes",
         field="memory.peak_reserved",
         meaning="The most bytes that the allocator held from the driver: the peak and the fragmentation around it. It decides what fits.",
-        obtained="Simulated by the same replay, with convolutions a range up to memory.peak_reserved_upper; on CUDA: max_memory_reserved.",
+        obtained="Simulated by the same replay, a range up to memory.peak_reserved_upper; on CUDA: max_memory_reserved.",
         leaves_out="The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU tells none.",
     ),
     "step": Metric(

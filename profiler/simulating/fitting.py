@@ -1,6 +1,6 @@
 """The search for what fits: every answer is a simulated training step on the GPU's own memory, none a formula.
 
-A step fits where it has room for the largest workspace that cuDNN may take for each convolution.
+A step fits where it has room for the most that cuDNN may take.
 
 Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried in the order of what they cost.
 """

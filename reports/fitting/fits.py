@@ -16,14 +16,14 @@ from ..words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
     f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve, "
-    f"{UNSURE} the same, and may fit with smaller workspaces for convolutions; then the largest batch"
+    f"{UNSURE} the same, and may fit with less memory for cuDNN; then the largest batch"
 )
 
 
 _ANSWERS = {
     FITS: "yes",
     TIGHT: "yes, with less than 2 % to spare",
-    UNSURE: "perhaps, with smaller workspaces for convolutions",
+    UNSURE: "perhaps, with less memory for cuDNN",
     FAILS: "no",
 }
 
