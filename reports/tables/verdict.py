@@ -12,7 +12,7 @@ from ..phrases import against_text, pace_text
 from ..units import BINARY, DECIMAL, Units, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
 from ..words import PLACES, conditions, listed, origin_text, phase_name
 
-RANGES = "peaks with convolutions or recurrent layers: from the least that cuDNN takes to the most"
+RANGES = "peaks of convolutions and RNNs: from the least that cuDNN takes to the most"
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
