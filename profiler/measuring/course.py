@@ -20,12 +20,12 @@ from ..accumulating import target_schedule
 from ..environment import environment
 from ..malloc import keep_freed_memory
 from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
-from ..state import state_bytes, tensors_in
+from ..state import bytes_by_dtype, state_bytes, storage_bytes, tensors_in
 from .contention import Contention
 from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings
 from .timing import clock_for
-from .training_run import TrainingRun, storage_bytes
+from .training_run import TrainingRun
 
 READINGS = 20
 WARM_UP_SHARE = 10
@@ -156,6 +156,7 @@ def _memory(run: TrainingRun) -> Memory:
     state = state_bytes(run.optimizer)
     return Memory(
         parameters=storage_bytes(run.parameters),
+        parameters_by_dtype=bytes_by_dtype(run.parameters),
         gradients=run.gradients,
         optimizer_state=state.total,
         state_by_key=state.by_key,

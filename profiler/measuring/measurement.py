@@ -17,7 +17,7 @@ from ..malloc import keep_freed_memory
 from ..optimizer import make_optimizer
 from ..record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulating.simulation import simulate
-from ..state import state_bytes
+from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from ..tracing.kernel_trace import trace_step
 from .course import measure_course
 from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
@@ -26,7 +26,7 @@ from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
 from .slice_timing import measure_slices
 from .torch_profile import record_trace, with_bytes
-from .training_run import TrainingRun, storage_bytes
+from .training_run import TrainingRun
 
 TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
@@ -155,6 +155,7 @@ def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | No
     state = state_bytes(run.optimizer)
     return Memory(
         parameters=storage_bytes(run.parameters),
+        parameters_by_dtype=bytes_by_dtype(run.parameters),
         gradients=run.gradients,
         optimizer_state=state.total,
         state_by_key=state.by_key,

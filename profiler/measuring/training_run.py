@@ -13,6 +13,7 @@ from scenarios.workpiece import build
 from ..accumulating import accumulating
 from ..iteration import Iteration
 from ..optimizer import make_optimizer
+from ..state import storage_bytes
 
 
 class TrainingRun:
@@ -106,8 +107,3 @@ def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)
-
-
-def storage_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({s._cdata: s.nbytes() for tensor in tensors if tensor is not None for s in [tensor.untyped_storage()]}.values())

@@ -1,6 +1,6 @@
-"""The bytes of a state wherever an optimizer hides it: in objects, in tensors made of others; counted by hand."""
+"""Bytes of tensors of every kind, and of a state wherever an optimizer hides it; counted by hand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.masked import masked_tensor
 from torch.nn import Linear, Parameter
+from torch.nn.parameter import UninitializedParameter
 
 import optimizers
 from profiler.simulating.simulation import simulate
-from profiler.state import state_bytes, state_tensors
+from profiler.state import bytes_by_dtype, state_bytes, state_tensors, storage_bytes
 from scenarios import Scenario
 from scenarios.workpiece import build
 
@@ -50,6 +52,47 @@ class LowBit(Tensor):
     def __tensor_unflatten__(cls, inner: dict[str, Tensor], meta: None, outer_size: Any, outer_stride: Any) -> "LowBit":
         del meta, outer_size, outer_stride
         return cls(inner["codes"], inner["scale"])
+
+
+def ragged(layout: torch.layout) -> Tensor:
+    """Six rows of three numbers, two of one sample and four of another."""
+    return torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("make", "nbytes"),
+    [
+        # Four numbers with two int64 indices each.
+        (lambda: torch.eye(4).to_sparse(), 4 * 4 + 2 * 4 * 8),
+        # Twice as many, before equal places are added up.
+        (lambda: torch.eye(4).to_sparse() + torch.eye(4).to_sparse(), 2 * (4 * 4 + 2 * 4 * 8)),
+        # One index a number, and one place more than there are rows or columns.
+        (lambda: torch.sparse_csr_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)), 3 * 4 + 3 * 8 + 4 * 8),
+        (lambda: torch.sparse_csc_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)), 3 * 4 + 3 * 8 + 4 * 8),
+        # Two blocks of four numbers.
+        (lambda: torch.sparse_bsr_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)), 2 * 4 * 4 + 2 * 8 + 3 * 8),
+        (lambda: torch.sparse_bsc_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)), 2 * 4 * 4 + 2 * 8 + 3 * 8),
+        # A (2, 2) tensor of sizes is no storage of a nested tensor; offsets of jagged ones are.
+        (lambda: ragged(torch.strided), 18 * 4),
+        (lambda: ragged(torch.jagged), 18 * 4 + 3 * 8),
+        (lambda: torch.ones(4, 4).to_mkldnn(), 16 * 4),
+        (lambda: masked_tensor(torch.ones(3), torch.tensor([True, False, True])), 3 * 4 + 3),
+        (lambda: LowBit(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(1)), 24 + 4),
+        (lambda: torch.quantize_per_tensor(torch.ones(5), 0.1, 0, torch.qint8), 5),
+        (UninitializedParameter, 0),
+        (lambda: None, 0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tensor_of_any_kind_costs_the_memory_behind_it(make: Callable[[], Tensor | None], nbytes: int) -> None:
+    tensor = make()
+    assert storage_bytes([tensor, tensor]) == nbytes
+
+
+def test_a_shared_storage_counts_once_under_one_dtype() -> None:
+    flat = torch.zeros(10)
+    rows = torch.eye(4, dtype=torch.float64).to_sparse()
+    assert bytes_by_dtype([flat, flat[2:], None, rows]) == {"float32": 40, "float64": 32, "int64": 64}
 
 
 def holding(**entries: Any) -> torch.optim.Optimizer:
