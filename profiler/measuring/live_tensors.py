@@ -57,7 +57,7 @@ class LiveTensors:
 
     def name_state(self, optimizer: torch.optim.Optimizer) -> None:
         """Tell which tensors are the optimizer's state."""
-        for _, tensor in state_tensors(optimizer):
+        for _, tensor in state_tensors(optimizer, [*self._model.parameters(), *self._model.buffers()]):
             if self._recorder.holds(tensor):
                 self._recorder.name(self._recorder.number(tensor), "optimizer_state")
 

@@ -152,7 +152,7 @@ def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found
 
 
 def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | None) -> Memory:
-    state = state_bytes(run.optimizer)
+    state = state_bytes(run.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),
         parameters_by_dtype=bytes_by_dtype(run.parameters),

@@ -64,6 +64,11 @@ class TrainingRun:
         self.loss = float(self._iteration.last_loss)
         return self.optimizer.num_steps > before
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors of the model, which are no state wherever an optimizer keeps them."""
+        return [*self.parameters, *self.model.buffers()]
+
     def whole(self) -> None:
         """One iteration as a phase of its own around the others; of the workload "state" there is nothing around the step."""
         if self._scenario.workload == "state":
