@@ -19,7 +19,7 @@ from ..record import Level
 from ..state import state_tensors
 from .resident_watch import ResidentWatch
 
-_MARK = "optprof phase "
+_MARK, _BUILD = "optprof phase ", "build"
 # The time, the address, and the bytes; negative for a free.
 _Event = tuple[int, int, int]
 
@@ -27,17 +27,15 @@ _Event = tuple[int, int, int]
 class LiveTensors:
     """Watches training on the CPU: bytes of living tensors, by category, and of the process that holds them.
 
-    `warning` says why nothing is known of tensors, where a profiler of the user's own is at work.
+    What is to be trained is built inside of `watching` and told to `begin`: torch does not report the
+    free of what it has not seen allocated. `warning` says why nothing is known of tensors, where a
+    profiler of the user's own is at work.
     """
 
-    def __init__(self, model: torch.nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    def __init__(self) -> None:
         self.warning: str | None = None
-        self._model, self._optimizer = model, optimizer
         self._process = ResidentWatch()
         self._history = _History()
-        self._history.hold("input", tensors_in(batch))
-        for category, tensors in self._lasting():
-            self._history.hold(category, tensors)
         self._phases: list[str] = []
         # What lies at which address when each phase ends.
         self._named: list[dict[int, str]] = []
@@ -60,14 +58,26 @@ class LiveTensors:
             return
         self._history.play(events, zip(self._phases, ends, self._named, strict=True))
 
+    def begin(self, model: torch.nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        """Count from here on, and what there is of these already."""
+        self._model, self._optimizer = model, optimizer
+        with self._marked(_BUILD):
+            self._history.hold("input", tensors_in(batch))
+            for category, tensors in self._lasting():
+                self._history.hold(category, tensors)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Watch what runs inside."""
-        with self._process.phase(name):
-            with record_function(f"{_MARK}{len(self._phases)}"):
-                self._phases.append(name)
-                yield
-            self._named.append({address: category for category, tensors in self._lasting() for address, _ in _places(tensors)})
+        with self._process.phase(name), self._marked(name):
+            yield
+
+    @contextmanager
+    def _marked(self, name: str) -> Iterator[None]:
+        with record_function(f"{_MARK}{len(self._phases)}"):
+            self._phases.append(name)
+            yield
+        self._named.append({address: category for category, tensors in self._lasting() for address, _ in _places(tensors)})
 
     def levels(self) -> dict[str, dict[str, Level]]:
         """By phase, bytes of living tensors ("tensors") and of the process ("resident"); the last time counts for the ends."""
@@ -99,7 +109,7 @@ class _History:
         # The allocation that is at an address now.
         self._numbers: dict[int, int] = {}
         # Of each phase the events: n >= 0 allocates number n, ~n frees it. Before the first stands what was there.
-        self._segments: list[tuple[str, list[int]]] = [("", [])]
+        self._segments: list[tuple[str, list[int]]] = [(_BUILD, [])]
 
     def hold(self, category: str, tensors: Iterable[torch.Tensor]) -> None:
         """Count tensors that are there before anything is watched."""
@@ -115,7 +125,8 @@ class _History:
             self._segments.append((phase, []))
             first = len(self._nbytes)
             while event is not None and event[0] <= end:
-                self._take(event, "activation" if phase == "forward" else "temporary", first)
+                if phase != _BUILD:
+                    self._take(event, "activation" if phase == "forward" else "temporary", first)
                 event = next(rest, None)
             for address, category in named.items():
                 if address in self._numbers:

@@ -131,11 +131,13 @@ _Found = tuple[TrainingRun, Memory, Watched]
 
 
 def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
-    run = TrainingRun(scenario, harness.phase)
-    watch = LiveTensors(run.model, run.batch, run.optimizer)
-    with watch.watching(), harness.handing_phases_to(watch.phase):
-        for _ in range(WATCHED):
-            run.iterate()
+    watch = LiveTensors()
+    with watch.watching():
+        run = TrainingRun(scenario, harness.phase)
+        watch.begin(run.model, run.batch, run.optimizer)
+        with harness.handing_phases_to(watch.phase):
+            for _ in range(WATCHED):
+                run.iterate()
     # From here on, and not before: what was resident was so in a process as anybody runs it.
     keep_freed_memory()
     watched = Watched(

@@ -9,6 +9,7 @@ from scenarios.workpiece import build
 
 from ..environment import environment
 from ..host_memory import free_bytes
+from ..iteration import require_step_alone
 from ..malloc import keep_freed_memory
 from ..optimizer import make_optimizer
 from ..record import Record, Watched
@@ -47,6 +48,7 @@ def _measure_slice(scenario: Scenario, part: Slice, needed: int, seconds: float)
     parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors]
     fill_gradients(parameters)
     optimizer = make_optimizer(scenario, parameters)
+    require_step_alone(scenario, optimizer)
     harness = Harness(scenario.device)
     # In a step on the whole model, every tensor has left the processor's cache since the last one.
     others = torch.zeros(OTHERS_BYTES, dtype=torch.uint8)

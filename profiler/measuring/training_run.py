@@ -11,7 +11,7 @@ from scenarios import Scenario
 from scenarios.workpiece import build
 
 from ..accumulating import accumulating
-from ..iteration import Iteration
+from ..iteration import Iteration, require_step_alone
 from ..optimizer import make_optimizer
 from ..state import storage_bytes
 
@@ -35,6 +35,7 @@ class TrainingRun:
         self._scenario, self._phase = scenario, phase
         self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
         if scenario.workload == "state":
+            require_step_alone(scenario, self.optimizer)
             fill_gradients(self.parameters)
 
     def iterate(self) -> None:
@@ -47,6 +48,8 @@ class TrainingRun:
         self._iteration.gradients()
         self.gradients = storage_bytes(p.grad for p in self.parameters)
         self._iteration.step()
+        if self._iteration.needs_closure:
+            self.gradients = storage_bytes(p.grad for p in self.parameters)
         with self._phase("zero_grad"):
             self.optimizer.zero_grad(self._scenario.set_to_none)
 
@@ -81,11 +84,13 @@ class TrainingRun:
     def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
         """Opens the step by itself; None where it always is, and where by itself it cannot be, or is not, what it is in an iteration.
 
-        A scaler refuses to step twice on the same gradients. On CUDA a step is launched while the backward pass still runs; behind nothing,
-        the device would wait for the host.
+        A scaler refuses to step twice on the same gradients, and a closure takes new ones. On CUDA a
+        step is launched while the backward pass still runs; behind nothing, the device would wait for
+        the host.
         """
         asked = self._scenario
-        return None if asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda" else self._step_alone
+        never = asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda"
+        return None if never or self._iteration.needs_closure else self._step_alone
 
     @contextmanager
     def _step_alone(self) -> Iterator[Callable[[], None]]:
