@@ -123,6 +123,8 @@ class Iteration:
         self._scaled = self._scaler.is_enabled()
         if self._scenario.max_grad_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            if any(p.grad is not None and p.grad.layout != torch.strided for p in parameters):
+                raise ValueError("torch clips no sparse gradients; leave out max_grad_norm, or make them dense")
             torch.nn.utils.clip_grad_norm_(parameters, self._scenario.max_grad_norm)
 
 

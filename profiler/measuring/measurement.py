@@ -27,7 +27,7 @@ from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
 from .slice_timing import measure_slices
 from .torch_profile import record_trace, with_bytes
-from .training_run import TrainingRun
+from .training_run import TrainingRun, has_sparse_layers
 
 TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
@@ -190,7 +190,12 @@ def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, files: Files,
 
 
 def _bytes_by_operation(scenario: Scenario, run: TrainingRun) -> Mapping[str, int]:
-    """What the operations of a step move, as it is counted without data; empty for an optimizer that does not run so."""
+    """What the operations of a step move, as it is counted without data; empty for an optimizer that does not run so.
+
+    Sparse gradients are left out: without data nobody knows how many rows they have.
+    """
+    if has_sparse_layers(run.model):
+        return {}
     stepped = [(name, p) for name, p in zip(run.names, run.parameters, strict=True) if p.requires_grad]
     try:
         step = trace_step(

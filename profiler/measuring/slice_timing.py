@@ -15,7 +15,7 @@ from ..optimizer import make_optimizer
 from ..record import Record, Watched
 from .harness import Harness
 from .slices import Slice, take_slices
-from .training_run import fill_gradients
+from .training_run import fill_gradients, has_sparse_layers
 
 OTHERS_BYTES = 256 << 20
 
@@ -23,6 +23,8 @@ OTHERS_BYTES = 256 << 20
 def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: float, seconds: float) -> Record:
     """The step on slices of the model that take `budget` bytes each, scaled by parameters to the whole; `seconds` of samples in all."""
     model = build(replace(scenario, workload="state"), "meta").model
+    if has_sparse_layers(model):
+        raise MemoryError(f"{scenario.model} does not fit, and with sparse gradients its step cannot be timed on parts of it")
     parts = take_slices(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
     keep_freed_memory()
     limit = seconds / len(parts)

@@ -36,7 +36,11 @@ class TrainingRun:
         self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
         if scenario.workload == "state":
             require_step_alone(scenario, self.optimizer)
-            fill_gradients(self.parameters)
+            if has_sparse_layers(self.model):
+                # Which rows have gradients, the batch decides.
+                self._iteration.gradients()
+            else:
+                fill_gradients(self.parameters)
 
     def iterate(self) -> None:
         """One iteration, phase by phase; of the workload "state" the optimizer's step alone."""
@@ -110,6 +114,11 @@ class TrainingRun:
         """The tokens that one iteration reads; None where the step runs alone, and for models that read no text."""
         found = self.batch.get("input_ids")
         return found.numel() * self._scenario.micro_batches if found is not None and self._scenario.workload == "train" else None
+
+
+def has_sparse_layers(model: torch.nn.Module) -> bool:
+    """Return whether a layer of the model leaves sparse gradients, as Embedding(sparse=True) does."""
+    return any(getattr(module, "sparse", False) is True for module in model.modules())
 
 
 def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
