@@ -43,6 +43,11 @@ def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
 
 def require_implementation(spec: str, implementation: Implementation, device: Device) -> None:
     """ValueError for a way to run an optimizer's step that there is elsewhere, but not on the device."""
+    name, _ = optimizers.parse(spec)
+    if implementation == "compiled" and device == "sim":
+        raise ValueError(
+            f"a compiled step of {name} cannot be simulated: what it allocates is not known; measure it with --device cpu or cuda"
+        )
     kind = "cpu" if device == "cpu" else "cuda"
     if implementation in set(optimizers.implementations(spec)) - set(optimizers.implementations(spec, kind)):
-        raise ValueError(f"{spec} has no {implementation} implementation on {kind}; ask for loop, or for another device")
+        raise ValueError(f"{name} has no {implementation} implementation on {kind}; ask for loop, or for another device")

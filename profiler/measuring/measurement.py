@@ -77,9 +77,9 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
 def to_simulate(scenario: Scenario) -> Scenario:
     """The simulated scenario that tells what a measured one needs, on a device that never runs out.
 
-    A step that is fused on the CPU alone is simulated as a loop, which holds a little more.
+    A step that is compiled, or fused on the CPU alone, is simulated as a loop, which holds a little more.
     """
-    there = optimizers.implementations(scenario.optimizer, "cuda")
+    there = {*optimizers.implementations(scenario.optimizer, "cuda")} - {"compiled"}
     how = scenario.implementation if scenario.implementation in there else "loop"
     return replace(scenario, device="sim", gpu=None, steps=2, implementation=how)
 

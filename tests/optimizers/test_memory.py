@@ -248,7 +248,7 @@ TRANSIENT: dict[str, tuple[int, ...]] = {
     "apollo:rank=32": (LARGEST + 2 * OTHER, LARGEST + 2 * OTHER),
     "came": (2 * LARGEST + OTHER, 2 * ALL),
     "fira:rank=32": (2 * LARGEST + 2 * OTHER, 2 * LARGEST + 2 * OTHER),
-    "flash-adamw": (7 * LARGEST + OTHER, 7 * LARGEST + OTHER),
+    "flash-adamw": (7 * LARGEST + OTHER,),
     "galore:rank=32": (LARGEST + 2 * OTHER, LARGEST + 2 * OTHER),
     "lion": (LARGEST + OTHER, ALL),
     "muon": (3 * LARGEST, 3 * LARGEST),
