@@ -134,8 +134,7 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     LBFGS says so in its signature, SAM and its kin in their code: `assert closure is not None`.
     """
     step = inspect.unwrap(type(optimizer).step)
-    name = next((name for name in inspect.signature(step).parameters if "closure" in name), None)
-    if _requires_closure(optimizer) or (name is not None and _insists_on(name, step)):
+    if _requires_closure(optimizer) or ("closure" in inspect.signature(step).parameters and _insists_on("closure", step)):
         return True
     return any(map(needs_closure, _inside(optimizer)))
 
@@ -155,7 +154,7 @@ def _require_closure_possible(scenario: Scenario) -> None:
 def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether the signature of a step, here or inside, says that there must be a closure."""
     parameters = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.values()
-    required = any("closure" in one.name and one.default is one.empty and one.kind is not one.VAR_KEYWORD for one in parameters)
+    required = any(one.name == "closure" and one.default is one.empty for one in parameters)
     return required or any(map(_requires_closure, _inside(optimizer)))
 
 
@@ -170,9 +169,9 @@ def _insists_on(name: str, step: Callable[..., Any]) -> bool:
     except (OSError, TypeError, SyntaxError):
         return False
     for statement in _always_run(tree.body[0]):
-        if isinstance(statement, ast.If) and _mentions(name, statement.test):
+        if isinstance(statement, ast.If) and _is_about(name, statement.test):
             return any(isinstance(one, ast.Raise) for one in (*statement.body, *statement.orelse))
-        if isinstance(statement, ast.Assert) and _mentions(name, statement.test):
+        if isinstance(statement, ast.Assert) and _is_about(name, statement.test):
             return True
         if isinstance(statement, ast.Assign | ast.Expr | ast.Return) and _calls(name, statement):
             return True
@@ -188,8 +187,9 @@ def _always_run(block: ast.AST) -> Iterator[ast.stmt]:
             yield statement
 
 
-def _mentions(name: str, node: ast.AST) -> bool:
-    return any(isinstance(one, ast.Name) and one.id == name for one in ast.walk(node))
+def _is_about(name: str, condition: ast.expr) -> bool:
+    """Return whether a condition is on the argument and on nothing else."""
+    return {one.id for one in ast.walk(condition) if isinstance(one, ast.Name)} - {"callable"} == {name}
 
 
 def _calls(name: str, statement: ast.stmt) -> bool:
