@@ -31,11 +31,12 @@ METRICS: Mapping[str, Metric] = {
         title="state",
         kind="bytes",
         field="memory.optimizer_state",
-        meaning="Bytes of every tensor that the optimizer keeps from one step to the next. Storage that two tensors share counts once.",
+        meaning="Bytes of every tensor that the optimizer keeps when the last step ends: in its state, its groups or its attributes, in "
+        "an optimizer inside of it, or hung on a parameter. Storage that two tensors share counts once.",
         obtained="Counted on the tensors that the optimizer's own step made, on PyTorch's meta device when simulated, on the device itself "
         "when measured. Exact to the byte, and the same on every machine.",
-        leaves_out="What the allocator rounds up (state-allocated), temporaries of the step, and copies of the weights that are kept "
-        "outside of the optimizer.",
+        leaves_out="Parameters, gradients and views of them, modules that the optimizer knows, what the allocator rounds up "
+        "(state-allocated), temporaries of the step, and what is kept where the optimizer does not reach.",
     ),
     "state-allocated": Metric(
         title="state as allocated",

@@ -149,7 +149,7 @@ def trace_optimizer(
         with fused_on_meta(), recorder.phase("step"):
             simulated_step(optimizer, simulated_draws(scenario))
         steps.append(recorder.segments[-1:])
-        numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
+        numbers = _name_state(recorder, optimizer, dict(zip(parameters, model.names, strict=True)))
         if scenario.workload == "train" and scenario.accumulate is None:
             with recorder.phase("zero_grad"):
                 optimizer.zero_grad(scenario.set_to_none)
@@ -158,7 +158,7 @@ def trace_optimizer(
         allocations=recorder.allocations,
         build=recorder.segments[0],
         steps=steps,
-        state=state_bytes(optimizer),
+        state=state_bytes(optimizer, parameters),
         state_numbers=frozenset(numbers),
     )
 
@@ -170,13 +170,13 @@ def _refuse_compiled(optimizer: torch.optim.Optimizer) -> None:
         raise UntraceableError(f"{found}; take another implementation, or use --device cpu or cuda")
 
 
-def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> set[int]:
-    """The allocations that hold the state now, named as "exp_avg of h.0.mlp.weight"; `names` has the parameters' paths by their ids."""
+def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:
+    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the paths of the model's parameters."""
     numbers = set()
-    for owner, key, tensor in owned_state_tensors(optimizer):
+    for owner, key, tensor in owned_state_tensors(optimizer, names):
         if recorder.holds(tensor):
             number = recorder.number(tensor)
-            path = names.get(id(owner))
+            path = names.get(owner) if isinstance(owner, torch.Tensor) else None
             recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
             numbers.add(number)
     return numbers
