@@ -12,8 +12,9 @@ from scenarios.batches import map_tensors, tensors_in
 from scenarios.workpiece import build
 
 from ..accumulating import accumulating
-from ..iteration import Iteration
+from ..iteration import Iteration, require_step_alone
 from ..optimizer import make_optimizer
+from ..state import storage_bytes
 
 
 class TrainingRun:
@@ -35,7 +36,12 @@ class TrainingRun:
         self._scenario, self._phase = scenario, phase
         self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
         if scenario.workload == "state":
-            fill_gradients(self.parameters)
+            require_step_alone(scenario, self.optimizer)
+            if has_sparse_layers(self.model):
+                # Which rows have gradients, the batch decides.
+                self._iteration.gradients()
+            else:
+                fill_gradients(self.parameters)
 
     def iterate(self) -> None:
         """One iteration, phase by phase; of the workload "state" the optimizer's step alone."""
@@ -47,6 +53,8 @@ class TrainingRun:
         self._iteration.gradients()
         self.gradients = storage_bytes(p.grad for p in self.parameters)
         self._iteration.step()
+        if self._iteration.needs_closure:
+            self.gradients = storage_bytes(p.grad for p in self.parameters)
         with self._phase("zero_grad"):
             self.optimizer.zero_grad(self._scenario.set_to_none)
 
@@ -64,6 +72,11 @@ class TrainingRun:
         self.loss = float(self._iteration.last_loss)
         return self.optimizer.num_steps > before
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors of the model, which are no state wherever an optimizer keeps them."""
+        return [*self.parameters, *self.model.buffers()]
+
     def whole(self) -> None:
         """One iteration as a phase of its own around the others; of the workload "state" there is nothing around the step."""
         if self._scenario.workload == "state":
@@ -76,11 +89,13 @@ class TrainingRun:
     def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
         """Opens the step by itself; None where it always is, and where by itself it cannot be, or is not, what it is in an iteration.
 
-        A scaler refuses to step twice on the same gradients. On CUDA a step is launched while the backward pass still runs; behind nothing,
-        the device would wait for the host.
+        A scaler refuses to step twice on the same gradients, and a closure takes new ones. On CUDA a
+        step is launched while the backward pass still runs; behind nothing, the device would wait for
+        the host.
         """
         asked = self._scenario
-        return None if asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda" else self._step_alone
+        never = asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda"
+        return None if never or self._iteration.needs_closure else self._step_alone
 
     @contextmanager
     def _step_alone(self) -> Iterator[Callable[[], None]]:
@@ -104,13 +119,13 @@ class TrainingRun:
         return found.numel() * self._scenario.micro_batches
 
 
+def has_sparse_layers(model: torch.nn.Module) -> bool:
+    """Return whether a layer of the model leaves sparse gradients, as Embedding(sparse=True) does."""
+    return any(getattr(module, "sparse", False) is True for module in model.modules())
+
+
 def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     """Give every parameter that is trained a random gradient."""
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)
-
-
-def storage_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({s._cdata: s.nbytes() for tensor in tensors if tensor is not None for s in [tensor.untyped_storage()]}.values())
