@@ -183,7 +183,7 @@ def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(modul
     [
         ("bare", "gave no batch to train on; return"),
         ("nothing", "must return a torch.nn.Module, or one and its batch, got int"),
-        ("listed", "must be a mapping of forward's arguments, got list"),
+        ("listed", "must be a mapping of forward's arguments, or tensors for them in order, got list"),
         ("absent", "cannot be loaded: .*absent"),
     ],
 )
