@@ -34,6 +34,9 @@ class Event:
     def record(self) -> None:
         self.at = next(self._ticks)
 
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
     def elapsed_time(self, end: "Event") -> float:
         return 2.0 * (end.at - self.at)
 
@@ -50,8 +53,10 @@ class Device:
             "is_initialized": lambda: False,
             "empty_cache": lambda: None,
             "synchronize": self.wait,
-            "reset_peak_memory_stats": lambda: self.calls.append("reset"),
-            "memory_allocated": lambda: self.steps << 20,
+            "current_device": lambda: 0,
+            "is_current_stream_capturing": lambda: False,
+            "reset_peak_memory_stats": lambda _: self.calls.append("reset"),
+            "memory_allocated": lambda _: self.steps << 20,
             "memory_stats": self.stats,
             "memory_snapshot": list,
             "get_device_name": lambda: "A GPU",
@@ -86,7 +91,7 @@ class Device:
         made.optimizer.step = counted  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
-    def stats(self) -> dict[str, int]:
+    def stats(self, _: int) -> dict[str, int]:
         held = {"allocated": self.steps << 20, "reserved": 20 << 20, "requested": (self.steps << 20) - 100, "active": self.steps << 20}
         found = {}
         for name, held_bytes in held.items():
@@ -128,7 +133,7 @@ def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes
 ):
     """Whatever the state, it is in one block of one MiB, from when there is any; the first step allocates one MiB."""
     storage = SimpleNamespace(device=torch.device("cuda"), data_ptr=lambda: 4096, nbytes=lambda: 1 << 20)
-    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda made: [storage] if made.state else [])
+    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda made, _: [storage] if made.state else [])
     blocks = [{"size": 1 << 20, "state": "active_allocated"}]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}])
     found = measure(replace(SCENARIO, optimizer=optimizer)).watched
@@ -263,7 +268,7 @@ def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.Mo
         SimpleNamespace(device=torch.device(kind), data_ptr=lambda at=at: at, nbytes=lambda size=size: size)
         for kind, at, size in (("cuda", 4096, 1000), ("cuda", 4096 + 1536, 1000), ("cpu", 4096, 4))
     )
-    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda _: [first, second, steps])
+    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda *_: [first, second, steps])
     blocks = [
         {"size": 1024, "state": "active_allocated"},
         {"size": 512, "state": "inactive"},
