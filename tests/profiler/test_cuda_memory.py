@@ -15,7 +15,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from profiler import measure
-from profiler.measuring import cuda_memory, measurement, torch_profile, training_run
+from profiler.measuring import cuda_memory, measurement, torch_profile, training_run, watching
 from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
 from profiler.measuring.files import Files
 from profiler.record import GpuReading, StateBlocks
@@ -151,6 +151,38 @@ def test_whole_steps_have_peaks_by_phase(device: Device):
     assert found.times is not None
     assert set(found.times) == {*peaks, "iteration"}
     assert device.calls.count("reset") == 2 * len(peaks)
+
+
+@pytest.mark.parametrize("gives_closure", [False, True])
+def test_a_loop_of_somebody_s_own_is_watched_on_the_device(device: Device, gives_closure: bool, monkeypatch: pytest.MonkeyPatch):
+    """A closure leaves three MiB allocated: they are no part of what the first step does."""
+    monkeypatch.setattr("profiler.measuring.live_subject._device", lambda _: "cuda")
+
+    class Counted(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            if closure is not None:
+                closure()
+            device.steps += 1
+
+    def closure() -> None:
+        device.steps += 3
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = Counted(model.parameters(), lr=0.1)
+    with watching.Watch(optimizer, model=model) as seen:
+        for _ in range(4):
+            optimizer.step(closure if gives_closure else None)
+    (record,) = seen.records
+    assert record.watched is not None
+    assert record.watched.warnings == ("no parameter had a gradient when Counted stepped",)
+    assert record.watched.state_blocks is not None
+    assert record.watched.state_blocks.delta == 1 << 20
+    assert record.memory is not None
+    # The end of the fourth step, and a MiB more.
+    assert (record.memory.peak_allocated, record.memory.peak_phase) == ((17 if gives_closure else 5) << 20, "later_steps")
+    # Two ms from event to event: a closure has one before and one behind it.
+    steps, iterations = (0.004, 0.008) if gives_closure else (0.002, 0.004)
+    assert record.times == {"step": (steps,) * 2, "iteration": (iterations,) * 2}
 
 
 def test_times_are_those_between_events_on_the_stream(device: Device):
