@@ -7,15 +7,18 @@ import errno
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from reports.streams import progress, results_on_stdout
+from reports.streams import progress, results_on_stdout, survive_closed_pipes
 
 if TYPE_CHECKING:
     import torch
@@ -30,6 +33,8 @@ __all__ = ["main", "profile", "read_run", "watch"]
 
 OPTIMIZERS = "adamw,sm3,lamb16,sgd-sai"
 RUNS = Path("runs")
+BROKEN = 1
+REFUSED = 2
 GATE_STOPPED = 3
 SOME_FAILED = 4
 INTERRUPTED = 130
@@ -64,7 +69,9 @@ Gpu = Annotated[str | None, typer.Option(help="The GPU to simulate.", show_defau
 AllocConf = Annotated[
     str, typer.Option(envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="The allocator's options, as torch reads them.")
 ]
-Implementation = Annotated[str | None, typer.Option(help="loop, foreach or fused.", show_default="what torch chooses on the device")]
+Implementation = Annotated[
+    str | None, typer.Option(help="loop, foreach, fused or compiled (measured only).", show_default="what torch chooses on the device")
+]
 Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
 Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, at most 100 measured")]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
@@ -79,7 +86,65 @@ Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds that a scena
 Force = Annotated[bool, typer.Option("--force", help="Measure on CUDA even what needs more memory than is free.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
+Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
+
+
+@contextmanager
+def _border(*, whole: bool) -> Iterator[None]:
+    """Turn what a command raises into one line and status 2; `whole` prints its traceback first.
+
+    A fault of ours, in which no code of the user's took part, asks to be reported and ends with 1.
+    """
+    try:
+        yield
+    except (typer.Exit, GeneratorExit):
+        raise
+    except KeyboardInterrupt:
+        print("optprof: interrupted", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    except BaseException as error:
+        if whole:
+            traceback.print_exc()
+        told, status = _told(error)
+        print(f"optprof: {told}", file=sys.stderr)
+        raise typer.Exit(status) from None
+
+
+def _told(error: BaseException) -> tuple[str, int]:
+    """The one line for an exception, and the exit status."""
+    from profiler.doctor import installed_by
+    from profiler.outcome import is_ours, one_line, user_line
+
+    missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0]
+    if missing and (advice := installed_by(missing)):
+        return f"{missing} is not installed; {advice}", REFUSED
+    if is_ours(error) and isinstance(error, Exception):
+        return _one_line(error), REFUSED
+    if user_line(error):
+        return f"{one_line(error)}; --traceback shows the whole", REFUSED
+    return f"{one_line(error)}: this is a fault of optprof; please report it with what --traceback prints", BROKEN
+
+
+def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command whose exceptions become one line, and give it the option --traceback."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        parameters = dict(signature(function).parameters)
+        takes = "traceback" in parameters
+        parameters.setdefault("traceback", Parameter("traceback", Parameter.KEYWORD_ONLY, default=False, annotation=Traceback))
+
+        @wraps(function)
+        def run(*arguments: Any, **options: Any) -> None:
+            with _border(whole=options["traceback"] if takes else options.pop("traceback")):
+                function(*arguments, **options)
+
+        run.__signature__ = Signature(list(parameters.values()))  # pyright: ignore[reportAttributeAccessIssue]
+        run.__annotations__ = {**function.__annotations__, "traceback": Traceback}
+        app.command(name)(run)
+        return run
+
+    return register
 
 
 @app.callback()
@@ -87,7 +152,7 @@ def _main() -> None:
     """What an optimizer costs: the bytes of its state, the peak it leads to, the time of its step."""
 
 
-@app.command("profile")
+@_command("profile")
 def _profile(
     models: Models,
     optimizers: Optimizers = OPTIMIZERS,
@@ -119,9 +184,10 @@ def _profile(
     force: Force = False,
     no_report: NoReport = False,
     as_json: AsJson = False,
+    traceback: Traceback = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
-    with _one_line_errors(), results_on_stdout() as stdout, _crew() as crew:
+    with results_on_stdout() as stdout, _crew() as crew:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
         from profiler.running.beside import require_iterations
@@ -155,11 +221,11 @@ def _profile(
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run("+".join(models), out, resume)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
-        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json)
+        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback)
     _exit_with(records)
 
 
-@app.command()
+@_command()
 def sweep(
     suite: Annotated[str, typer.Argument(metavar="SUITE", help="A name from `optprof list suites`, or a file that ends in .toml.")],
     dry_run: Annotated[
@@ -177,9 +243,10 @@ def sweep(
     force: Force = False,
     no_report: NoReport = False,
     as_json: AsJson = False,
+    traceback: Traceback = False,
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
-    with _one_line_errors(), results_on_stdout() as stdout, _crew() as crew:
+    with results_on_stdout() as stdout, _crew() as crew:
         from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
@@ -192,11 +259,11 @@ def sweep(
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run(found.name, out, resume)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
-        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json)
+        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback)
     _exit_with(records)
 
 
-@app.command()
+@_command()
 def doctor() -> None:
     """Say what is installed, which devices there are, what can be measured here, and what to install for more."""
     from profiler.doctor import diagnose
@@ -211,7 +278,7 @@ def doctor() -> None:
             print(f"    {'':<18} {finding.advice}")
 
 
-@app.command()
+@_command()
 def fit(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `optprof list models`, or module:factory.")],
     optimizers: Optimizers = OPTIMIZERS,
@@ -234,7 +301,7 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
-    with _one_line_errors(), results_on_stdout() as stdout:
+    with results_on_stdout() as stdout:
         _see_own_code()
         import optimizers as catalogue
         from profiler.plan import Comparison, plan_fits
@@ -264,20 +331,21 @@ def fit(
             seed=seed,
         )
         scenarios = plan_fits(comparison, gpu.split(",") if gpu else hardware.available())
-        fitting, fits = Fitting(), []
         with progress(len(scenarios)) as started:
-            for place, scenario in enumerate(scenarios):
-                started(place, scenario)
-                fits.append(fitting.fit(scenario, [other for other in scenarios if other.gpu == scenario.gpu]))
+            fits = Fitting().fit_all(scenarios, started)
         page = write_fit_page(fits, out or RUNS / f"{model.replace(':', '.')}-fit", ["optprof", *sys.argv[1:]])
         if as_json:
             print(json.dumps({"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1), file=stdout)
         else:
             render_fits(fits, stdout)
     print(f"report: {page}", file=sys.stderr)
+    failed = {found.scenario.optimizer for found in fits if found.error}
+    if failed:
+        print(f"not simulated: {', '.join(sorted(failed))}; the report says why", file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
 
 
-@app.command()
+@_command()
 def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")],
     markdown: Markdown = False,
@@ -288,21 +356,20 @@ def report(
     ] = None,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
-    with _one_line_errors():
-        from profiler.store import RunStore
-        from reports import run_markdown, write_figure, write_report
+    from profiler.store import RunStore
+    from reports import run_markdown, write_figure, write_report
 
-        if markdown:
-            print(run_markdown(_run(run)))
-        elif figure:
-            print(*write_figure(_run(run), figure, style=style), sep="\n")
-        else:
-            print(write_report(_run(run), tensorboard=tensorboard, style=style))
-        if torn := RunStore(_run(run)).torn_line():
-            print(f"the last line was torn: its {len(torn)} bytes are left out; --resume sets them aside", file=sys.stderr)
+    if markdown:
+        print(run_markdown(_run(run)))
+    elif figure:
+        print(*write_figure(_run(run), figure, style=style), sep="\n")
+    else:
+        print(write_report(_run(run), tensorboard=tensorboard, style=style))
+    if torn := RunStore(_run(run)).torn_line():
+        print(f"the last line was torn: its {len(torn)} bytes are left out; --resume sets them aside", file=sys.stderr)
 
 
-@app.command()
+@_command()
 def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="A run or a folder of runs: how it was.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="A run or a folder of runs: how it is now.")],
@@ -317,46 +384,43 @@ def compare(
     as_json: AsJson = False,
 ) -> None:
     """Say what changed from one run to another: bytes exactly, times beyond their noise."""
-    with _one_line_errors():
-        if only not in (None, "regressed"):
-            raise ValueError(f"--only takes regressed, got {only!r}")
-        if markdown and as_json:
-            raise ValueError("--markdown and --json both want stdout; ask for one of them")
-        from reports.comparison.comparing import Comparing
+    if only not in (None, "regressed"):
+        raise ValueError(f"--only takes regressed, got {only!r}")
+    if markdown and as_json:
+        raise ValueError("--markdown and --json both want stdout; ask for one of them")
+    from reports.comparison.comparing import Comparing
 
-        comparing = Comparing.of(_run(before), _run(after), fail_on or [], threshold=threshold, across_machines=across_machines)
-        if html:
-            comparing.write_page(html, ["optprof", *sys.argv[1:]], only_regressed=bool(only))
-            print(f"report: {html}", file=sys.stderr)
-        if as_json:
-            print(json.dumps(comparing.to_dict(only_regressed=bool(only)), indent=1, allow_nan=False))
-        elif markdown:
-            print(comparing.markdown(only_regressed=bool(only)))
-        else:
-            comparing.render(sys.stdout, only_regressed=bool(only))
+    comparing = Comparing.of(_run(before), _run(after), fail_on or [], threshold=threshold, across_machines=across_machines)
+    if html:
+        comparing.write_page(html, ["optprof", *sys.argv[1:]], only_regressed=bool(only))
+        print(f"report: {html}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(comparing.to_dict(only_regressed=bool(only)), indent=1, allow_nan=False))
+    elif markdown:
+        print(comparing.markdown(only_regressed=bool(only)))
+    else:
+        comparing.render(sys.stdout, only_regressed=bool(only))
     if comparing.stopped:
         print(f"stopped by a gate: {len(comparing.stopped)}", file=sys.stderr)
         raise typer.Exit(GATE_STOPPED)
 
 
-@app.command("explain")
+@_command("explain")
 def explain_metric(
     metric: Annotated[str | None, typer.Argument(metavar="METRIC", help="state, peak, step, ...; all by default.")] = None,
 ) -> None:
     """Say what a figure means, how it was obtained, and what it leaves out."""
-    with _one_line_errors():
-        from reports.explain import FIGURES, explain
+    from reports.explain import FIGURES, explain
 
-        print("\n\n".join(explain(name) for name in ([metric] if metric else FIGURES)))
+    print("\n\n".join(explain(name) for name in ([metric] if metric else FIGURES)))
 
 
-@app.command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|gpus|suites", help="What to list.")]) -> None:
-    """List the models, the optimizers, the GPUs or the suites that have a name here."""
-    with _one_line_errors():
-        from profiler.listing import listing
+@_command("list")
+def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list.")]) -> None:
+    """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
+    from profiler.listing import listing
 
-        print("\n".join(listing(what)))
+    print("\n".join(listing(what)))
 
 
 def _see_own_code() -> None:
@@ -435,7 +499,10 @@ def _going_on(folder: Path) -> str:
     return shlex.join(["optprof", *(word for word in sys.argv[1:] if word != "--resume"), *out, "--resume"])
 
 
-def _show(records: "Sequence[Record]", store: "RunStore", stdout: TextIO, *, report: bool, tensorboard: bool, as_json: bool) -> None:
+def _show(
+    records: "Sequence[Record]", store: "RunStore", stdout: TextIO, *, report: bool, tensorboard: bool, as_json: bool, logs: bool
+) -> None:
+    """Print the records and where their page is; `logs` prints what failed scenarios have printed."""
     from reports import terminal
 
     page = None
@@ -452,7 +519,10 @@ def _show(records: "Sequence[Record]", store: "RunStore", stdout: TextIO, *, rep
     for record in records:
         if record.outcome != "ok" and record.log:
             scenario = record.scenario
-            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {store.folder / record.log}", file=sys.stderr)
+            log = store.folder / record.log
+            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {log}", file=sys.stderr)
+            if logs:
+                print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
 
 
 def _exit_with(records: "Sequence[Record]") -> None:
@@ -465,27 +535,6 @@ def _exit_with(records: "Sequence[Record]") -> None:
 def _run(named: Path) -> Path:
     """The folder of a run that is named by its path, or by its name under runs/."""
     return named if named.exists() else RUNS / named
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Tell what a user can mend in one line, and end with status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        print(f"optprof: {_one_line(error)}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except ModuleNotFoundError as error:
-        from profiler.doctor import installed_by
-
-        module = (error.name or "").partition(".")[0]
-        if (advice := installed_by(module)) is None:
-            raise
-        print(f"optprof: {module} is not installed; {advice}", file=sys.stderr)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        print("optprof: interrupted", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
 
 
 def profile(
@@ -546,6 +595,7 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
+    survive_closed_pipes()
     app()
 
 

@@ -1,7 +1,18 @@
 """Optimizers that keep little memory, beside torch's own, in one catalogue."""
 
 from . import accumulation
-from .catalogue import Implementation, available, create, describe, goes_by_names, implementations, name_of, option_defaults, options_of
+from .catalogue import (
+    Implementation,
+    available,
+    create,
+    default_implementation,
+    describe,
+    goes_by_names,
+    implementations,
+    name_of,
+    option_defaults,
+    options_of,
+)
 from .entry import Description, Entry
 from .lamb import LAMB
 from .lamb16 import LAMB16
@@ -21,6 +32,7 @@ __all__ = [
     "accumulation",
     "available",
     "create",
+    "default_implementation",
     "describe",
     "goes_by_names",
     "implementations",

@@ -11,6 +11,8 @@ BASELINES = {
     "adafactor": Entry(
         factory=torch.optim.Adafactor,
         package="torch",
+        # To save memory, says torch: its foreach holds one more tensor of every parameter's size.
+        foreach_by_default=False,
         description=Description(
             summary="the square of the gradient averaged by rows and by columns, steps clipped to their size",
             paper="https://arxiv.org/abs/1804.04235",

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from . import plugins
@@ -68,20 +69,29 @@ _CATALOGUE: dict[str, Entry] = {
     ),
 }
 
-# How a step is run, which `implementation` says, not what it computes.
-_RUNNING = ("foreach", "fused", "compiled")
+# Options that say how a step is run, not what it computes; `implementation` names them too.
+_RUNNING: tuple[Implementation, ...] = ("foreach", "fused", "compiled")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Choice:
-    """An optimizer that was found, the options asked of it, and those with what the catalogue sets; its constructor knows each."""
+    """An optimizer that was found, the options requested of it, and those with what the catalogue sets.
+
+    Its constructor knows each. `ways` are the ways to run its step that can be set, in its constructor or later in its groups.
+    """
 
     name: str
+    entry: Entry | None
     factory: Factory
     known: Mapping[str, inspect.Parameter]
     asked: Mapping[str, Any]
     options: Mapping[str, Any]
-    is_foreign: bool
+    ways: tuple[Implementation, ...]
+
+    @property
+    def is_foreign(self) -> bool:
+        """Return whether a package other than torch brings it."""
+        return self.entry is not None and self.entry.package not in ("optprof", "torch")
 
 
 def available(*packages: str) -> tuple[str, ...]:
@@ -110,10 +120,33 @@ def goes_by_names(spec: str) -> bool:
 
 def implementations(spec: str, device: str | None = None) -> tuple[Implementation, ...]:
     """The ways in which its step can be run; on one type of device, such as "cpu" or "cuda", where that is given."""
-    known, entry = _choose(spec, {}).known, _find(parse(spec)[0])
-    ways: tuple[Implementation, ...] = ("foreach", "fused", "compiled")
-    lacking = () if entry is None or (entry.fused_on and device in (None, *entry.fused_on)) else ("fused",)
-    return ("loop", *(way for way in ways if way in known and way not in lacking))
+    choice = _choose(spec, {})
+    return ("loop", *(way for way in choice.ways if _has(choice.entry, way, device)))
+
+
+def default_implementation(spec: str, device: str) -> Implementation:
+    """How its step is run on a type of device unless a user says otherwise.
+
+    As its text or its constructor says. Where they leave it open, as torch settles it: foreach on CUDA
+    and the loop on a CPU; for Adafactor the loop on both.
+    """
+    choice = _choose(spec, {})
+    made = create(spec, [torch.nn.Parameter(torch.empty(1, 1, device="meta"))])
+    options = {**defaults(choice.known), **choice.options, **made.defaults}
+    for way in ("compiled", "fused"):
+        if options.get(way):
+            return way
+    foreach = options.get("foreach")
+    if foreach is None:
+        foreach = device != "cpu" and not _settles_on_loop(choice, options)
+    return "foreach" if foreach and "foreach" in choice.ways else "loop"
+
+
+def _settles_on_loop(choice: _Choice, options: Mapping[str, Any]) -> bool:
+    by_default = choice.entry is None or choice.entry.foreach_by_default
+    # Torch's fused is None unless somebody sets it, and False then chooses the loop. Ours is False by itself.
+    unfused = options.get("fused") is False and defaults(choice.known).get("fused", False) is None
+    return unfused or not by_default
 
 
 def name_of(optimizer: Optimizer) -> str:
@@ -142,10 +175,16 @@ def create(spec: str, params: ParamsT, *, implementation: Implementation | None 
     value that does not fit.
     """
     choice = _choose(spec, options)
-    given = {**choice.options, **_running(choice, implementation)}
+    written = [f"{way}=True" for way in _RUNNING if choice.options.get(way)]
+    if len(written) > 1:
+        raise ValueError(f"{choice.name} is given {' and '.join(written)}, which are ways to run one step; leave one in")
+    given = {**choice.options, **(_running(choice, implementation) if implementation else {})}
     require_complete(choice.name, given, choice.known)
     try:
-        return choice.factory(params, **given)
+        made = choice.factory(params, **given)
+        if implementation:
+            _set_hidden(made, choice, implementation)
+        return made
     except TypeError as error:
         if not choice.asked:
             raise
@@ -169,22 +208,59 @@ def _choose(spec: str, options: Mapping[str, Any]) -> _Choice:
     # What the constructors of the catalogue take beyond their named options ends in a group and does nothing: it is a slip of the pen.
     if entry or not takes_others:
         require_known(name, given, known)
-    is_foreign = entry is not None and entry.package not in ("optprof", "torch")
-    return _Choice(name=name, factory=factory, known=known, asked=asked, options=given, is_foreign=is_foreign)
+    named = {*known, *_inherited(factory)}
+    ways: tuple[Implementation, ...] = tuple(way for way in _RUNNING if {way} & named and _has(entry, way, None))
+    return _Choice(name=name, entry=entry, factory=factory, known=known, asked=asked, options=given, ways=ways)
 
 
-def _running(choice: _Choice, implementation: Implementation | None) -> dict[str, bool]:
-    if implementation is None:
-        return {}
+def _has(entry: Entry | None, way: Implementation, device: str | None) -> bool:
+    """Return whether a way that the options name is one that the step has on the device."""
+    if entry is None or way == "compiled":
+        return True
+    if way == "foreach":
+        return entry.has_foreach
+    return bool(entry.fused_on) and device in (None, *entry.fused_on)
+
+
+def _inherited(factory: Factory) -> set[str]:
+    """The choice of foreach that a class has from the class whose `step` it runs.
+
+    A class Mine(AdamW) hides it where its own constructor takes the parameters and a learning rate alone.
+    """
+    if not isinstance(factory, type):
+        return set()
+    # Torch wraps a step at the first instance of a class, in the namespace of that class.
+    step = inspect.unwrap(factory.step)
+    owner = next(kind for kind in reversed(factory.__mro__) if inspect.unwrap(vars(kind).get("step", type)) is step)
+    return {"foreach"} & inspect.signature(owner).parameters.keys()
+
+
+def _running(choice: _Choice, implementation: Implementation) -> dict[str, bool]:
+    """The options that have the step run in one way and in no other; ValueError for options that contradict it."""
     if implementation not in get_args(Implementation):
         raise ValueError(f"implementation must be one of {', '.join(get_args(Implementation))}, got {implementation!r}")
-    clash = [name for name in ("foreach", "fused", "compiled") if choice.options.get(name) is not None]
-    if clash:
-        raise ValueError(f"{choice.name} is asked for implementation {implementation!r} and for {clash[0]}; leave one out")
-    if implementation != "loop" and implementation not in choice.known:
+    for way in _RUNNING:
+        value = choice.options.get(way)
+        if value is not None and bool(value) != (way == implementation):
+            raise ValueError(f"{choice.name} is given {way}={value} and implementation {implementation!r}; leave one out")
+    if choice.entry is not None:
+        _require_way(choice, implementation)
+    return {way: way == implementation for way in _RUNNING if way in choice.known}
+
+
+def _require_way(choice: _Choice, implementation: Implementation, made: Optimizer | None = None) -> None:
+    """Raise ValueError for a way that the step does not have."""
+    # A class may choose by itself what it does not let others choose.
+    hidden = made is not None and implementation not in choice.known and made.defaults.get(implementation)
+    if implementation not in ("loop", *choice.ways) and not hidden:
         raise ValueError(f"{choice.name} has no {implementation} implementation; ask for loop")
-    running = {"foreach": implementation == "foreach", "fused": implementation == "fused", "compiled": implementation == "compiled"}
-    return {name: value for name, value in running.items() if name in choice.known}
+
+
+def _set_hidden(made: Optimizer, choice: _Choice, implementation: Implementation) -> None:
+    """Set the ways to run a step that a constructor does not name, in every group that has them."""
+    _require_way(choice, implementation, made)
+    for group in (made.defaults, *made.param_groups):
+        group.update({way: way == implementation for way in _RUNNING if way in group and way not in choice.known})
 
 
 def _find(name: str) -> Entry | None:

@@ -23,8 +23,13 @@ BACKEND = "inductor"
 
 
 def suits(bucket: Bucket) -> bool:
-    """Whether a bucket is worth it: one plain tensor of some size."""
-    return len(bucket.params) == 1 and is_plain(bucket.params[0], bucket.grads[0]) and bucket.params[0].numel() >= LEAST_ELEMENTS
+    """Return whether a bucket is one plain tensor large enough to be worth it.
+
+    Under a dispatch mode, which watches single operations, torch compiles nothing.
+    """
+    if len(bucket.params) != 1 or torch._C._len_torch_dispatch_stack():
+        return False
+    return is_plain(bucket.params[0], bucket.grads[0]) and bucket.params[0].numel() >= LEAST_ELEMENTS
 
 
 def is_plain(param: Tensor, grad: Tensor) -> bool:

@@ -27,7 +27,9 @@ class Entry:
 
     `factory` may be text, `module:name`, which is imported when the optimizer is first made. `package` is the package that it comes from,
     `installed_by` what pip is told to get that. `goes_by_names` where the parameters' names decide what is kept of them, so that it should
-    be given `named_parameters()`. `fused_on` has the types of devices on which its `fused`, if it has that option, can be asked for.
+    be given `named_parameters()`. `fused_on` has the types of devices on which its `fused`, if it has
+    that option, can be requested. `has_foreach` is False where its option `foreach` changes nothing,
+    `foreach_by_default` where `foreach=None` runs the loop on CUDA too.
     """
 
     factory: Factory | str
@@ -37,6 +39,8 @@ class Entry:
     installed_by: str = ""
     goes_by_names: bool = False
     fused_on: tuple[str, ...] = ("cpu", "cuda")
+    has_foreach: bool = True
+    foreach_by_default: bool = True
 
     @property
     def is_installed(self) -> bool:

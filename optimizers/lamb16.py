@@ -171,7 +171,7 @@ class LAMB16(MultiTensorOptimizer):
             told = ctypes.byref(_Numbers(*numbers, 1 - beta1, 1 - beta2, options["eps"], options["weight_decay"]))
             given.append((*fused.addresses(*tensors), ctypes.c_int64(tensors[0].numel()), told, fused.threads(tensors[0])))
             measure(*given[-1], *fused.addresses(row))
-        new = _new_scales(found[:, :2].T, 0, options)
+        new = _new_scales(found[:, :2].T, [param.numel() for param in bucket.params], options)
         factors = torch.stack([new.first.reciprocal(), new.second.reciprocal(), _trust(found[:, 2:].T, options)]).T.tolist()
         phases, lr = zip(*bucket.numbers.values(), strict=True), float(options["lr"])
         squares = torch.empty_like(found[:, :2])
@@ -193,7 +193,7 @@ def _update(bucket: Bucket) -> None:
     combine = torch.amax if options["scale"] == "max" else torch.sum
     needed = over_ranks(combine(found[:, :2], 0), bucket.params[0], combine)
     sizes = over_ranks(found[:, 2:].sum(0), bucket.params[0], torch.sum)
-    new = _new_scales(needed, bucket.params[0].numel(), options)
+    new = _new_scales(needed, [param.numel() for param in bucket.params], options)
     trust = _settled(_trust(sizes, options))
     squares: list[Tensor] = []
     for part in parts:
@@ -226,15 +226,21 @@ def _trust(sizes: Tensor, options: Options) -> Tensor:
 def _measure(part: Part, scales: _Scales, options: Options) -> Tensor:
     """Of the new moments what their scales need; of the weights and of the direction the squared size: 4 rows, a column a parameter."""
     _take_in(part, scales, options)
-    first, second, spare = part.room
+    first, second, _ = part.room
     if options["scale"] == "max":
         needed = largest(part.views[0]), largest(part.views[1])
     else:
-        needed = tuple([torch.mul(moment, moment, out=spare).clamp_max_(10.0).sum()] for moment in (first, second))
+        needed = tuple(_clipped_sums(part, moment) for moment in (first, second))
     torch._foreach_copy_(part.views[2], part.params)
     weight = _squared_size(part, options)
     _direct(part, scales, options)
     return torch.stack([torch.stack(each) for each in (*needed, weight, _squared_size(part, options))])
+
+
+def _clipped_sums(part: Part, moment: Tensor) -> Tensors:
+    """The sums of a moment's clipped squares; the last of the room is overwritten."""
+    torch.mul(moment, moment, out=part.room[2]).clamp_max_(10.0)
+    return sums(part.views[2])
 
 
 def _squared_size(part: Part, options: Options) -> Tensors:
@@ -243,11 +249,14 @@ def _squared_size(part: Part, options: Options) -> Tensors:
     return sums(part.views[2])
 
 
-def _new_scales(needed: Tensor, count: int, options: Options) -> _Scales:
+def _new_scales(needed: Tensor, counts: list[int], options: Options) -> _Scales:
     first, second = needed.unbind()
     if options["scale"] == "max":
         return _Scales((first / _LARGEST_FIRST).clamp_min_(_LEAST_SCALE), (second / _LARGEST_SECOND).clamp_min_(_LEAST_SCALE))
-    return _Scales(first.sqrt() / count + options["eps"], second.sqrt() / count + options["eps"])
+    first, second = (
+        torch.stack([norm / count for norm, count in zip(each.sqrt().unbind(), counts, strict=True)]) for each in (first, second)
+    )
+    return _Scales(first + options["eps"], second + options["eps"])
 
 
 def _with_norm_kept(scales: _Scales, squares: Tensor) -> _Scales:
@@ -267,8 +276,8 @@ def _advance(part: Part, old: _Scales, trust: Tensor, options: Options) -> None:
 def _store_as_upstream(part: Part, new: _Scales) -> None:
     """Store the new moments, which stand in the room and are lost."""
     first, second, _ = part.room
-    part.codes[0].copy_(first.div_(new.first).clamp_(-15.0, 15.0))
-    part.codes[1].copy_(second.clamp_max_(10.0).div_(new.second))
+    part.codes[0].copy_(first.div_(part.spread(new.first)).clamp_(-15.0, 15.0))
+    part.codes[1].copy_(second.clamp_max_(10.0).div_(part.spread(new.second)))
 
 
 def _store(part: Part, new: _Scales) -> Tensor:

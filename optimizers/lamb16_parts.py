@@ -51,7 +51,7 @@ def packs(bucket: Bucket) -> Iterator[Bucket]:
     for index, tensors in enumerate(zip(*tensors_of(bucket), strict=True)):
         count = tensors[0].numel()
         alone = is_sharded(tensors[0]) or not all(tensor.is_contiguous() for tensor in tensors)
-        if alone or count > most or bucket.options["scale"] == "upstream" or torch.compiler.is_compiling():
+        if alone or count > most or torch.compiler.is_compiling():
             yield bucket.chosen([index])
             continue
         if taken + count > most:
@@ -79,7 +79,8 @@ def together(bucket: Bucket) -> Part:
     counts = [len(param) for param in params]
     codes = [torch.cat([tensor.view(torch.uint8) for tensor in each]).view(each[0].dtype) for each in moments]
     thresholds: list[Tensor] = []
-    for dither, phases in zip(_DITHERS, bucket.numbers.values(), strict=True):
+    # The scale upstream rounds to nearest, and has no phases.
+    for dither, phases in zip(_DITHERS, bucket.numbers.values(), strict=False):
         turned = {phase: dither(max(counts), phase, params[0].device) for phase in set(phases)}
         thresholds.append(torch.cat([turned[phase][:count] for phase, count in zip(phases, counts, strict=True)]))
     room = [params[0].new_empty(sum(counts), dtype=torch.float32) for _ in range(3)]
@@ -87,7 +88,7 @@ def together(bucket: Bucket) -> Part:
         params=params,
         grads=grads,
         codes=(codes[0], codes[1]),
-        thresholds=(thresholds[0], thresholds[1]),
+        thresholds=(thresholds[0], thresholds[1]) if thresholds else None,
         room=(room[0], room[1], room[2]),
         views=(room[0].split(counts), room[1].split(counts), room[2].split(counts)),
     )

@@ -214,7 +214,8 @@ def _partition(params: list[Tensor], options: Options) -> Iterator[list[Tensor]]
         # The largest first: what is compiled is tuned to the first tensor that it sees.
         yield from ([param] for param in sorted(dense, key=Tensor.numel, reverse=True))
         return
-    together = options["foreach"] or options.get("fused")
+    # A kernel is handed all that it takes at once; fused=False leaves the choice where it was.
+    together = True if options.get("fused") else options["foreach"]
     if together is None:
         _, together = _default_to_fused_or_foreach(dense, differentiable=False, use_fused=False)
     if not together:

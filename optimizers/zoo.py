@@ -192,6 +192,8 @@ ZOO: dict[str, Entry] = {
         "2602.23349",
         "2 bytes a parameter and 4 for every 32 of them",
         fused_on=(),
+        # It batches what is not quantised, which is nothing.
+        has_foreach=False,
     ),
     "galore": _PO(galore, "AdamW on a low-rank projection of the gradient", "2403.03507", _LOW_RANK, ("rank", "update_proj_gap")),
     "lion": _PO("Lion", "the sign of an average of the gradient", "2302.06675", _ONE),

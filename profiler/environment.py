@@ -20,7 +20,8 @@ _PACKAGES = ("optprof", "torch", "transformers", "numpy")
 def environment(seed: int) -> dict[str, Any]:
     """The environment of a record made now, as JSON-ready data.
 
-    `threads` is torch's, `affinity` the processors that this process may run on, `memory_bytes` the machine's.
+    `threads` is torch's, `affinity` the processors that this process may run on, `memory_bytes` the
+    machine's and `gpu_memory_bytes` the device's, which older records do not have.
     """
     import torch
 
@@ -46,7 +47,7 @@ def _fixed() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total, "gpu": _gpu_name()},
+        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total, **_gpu()},
         "git_commit": _git_commit(),
     }
 
@@ -67,10 +68,12 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _gpu_name() -> str | None:
+def _gpu() -> dict[str, Any]:
     import torch
 
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    if not torch.cuda.is_available():
+        return {"gpu": None, "gpu_memory_bytes": None}
+    return {"gpu": torch.cuda.get_device_name(), "gpu_memory_bytes": torch.cuda.get_device_properties().total_memory}
 
 
 def _git_commit() -> str | None:

@@ -21,11 +21,12 @@ class Fit:
 
     `usable` is what torch can take of the GPU, `needed` the peak of what it would reserve on an
     unlimited device, and `left` what it leaves of this one, None where it runs out. All count the
-    largest workspaces that cuDNN may take for convolutions; `may_fit` is true where the step runs out
+    most that cuDNN may take for convolutions and recurrent layers; `may_fit` is true where the step runs out
     with them and not without them.
 
     `largest_batch` is 0 where no batch fits and None where the model's batch cannot be chosen.
-    `changes` are the cheapest that were found to make it fit, the cheapest first; `reason` says why a GPU cannot run it at any size.
+    `changes` are the cheapest that were found to make it fit, the cheapest first; `reason` says why a GPU cannot run it at any size,
+    `error` in one line why it could not be simulated.
     """
 
     scenario: Scenario
@@ -36,6 +37,7 @@ class Fit:
     largest_batch: int | None = None
     changes: tuple[Change, ...] = ()
     reason: str | None = None
+    error: str | None = None
 
     @property
     def fits(self) -> bool:

@@ -1,11 +1,14 @@
-"""One training step as a scenario asks for it, the same code whether it is traced or measured."""
+"""One training step as a scenario asks for it, the same code whether it is traced or measured.
+
+An optimizer that cannot step without a closure gets one, which runs the micro-batches.
+"""
 
 import ast
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any, cast
 
 import torch
 
@@ -18,7 +21,8 @@ class Iteration:
     """Forward, backward and clipping, then the optimizer's step.
 
     `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when gradients are clipped or unscaled.
-    `optimizer` owns the gradients; `device` is what autocast is asked for.
+    `optimizer` owns the gradients; `device` is what autocast is asked for. ValueError for an optimizer
+    that needs a closure with a scaler or an accumulation, which give it none.
     """
 
     def __init__(
@@ -30,6 +34,9 @@ class Iteration:
         phase: Callable[[str], AbstractContextManager[None]],
         device: str,
     ) -> None:
+        self.needs_closure = needs_closure(optimizer)
+        if self.needs_closure:
+            _require_closure_possible(scenario)
         self._scenario = scenario
         self._workpiece = workpiece
         self._batch = batch
@@ -41,18 +48,26 @@ class Iteration:
         scale = 1.0 if scenario.accumulate is None else 2.0**16
         self._scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scenario.amp == "fp16")
         self._scaled = False
-        # Of an accumulation's micro-batch.
+        # Of the last micro-batch.
         self.last_loss: torch.Tensor | None = None
 
     def gradients(self) -> None:
-        """Run every micro-batch forward and backward and leave the gradients that the optimizer is to step on."""
+        """Run every micro-batch forward and backward and leave the gradients that the optimizer is to step on.
+
+        LBFGS and whatever else insists on a closure takes all gradients from it; SAM perturbs the
+        weights by gradients that are there before.
+        """
+        if not (self.needs_closure and _requires_closure(self._optimizer)):
+            self._gradients()
+
+    def _gradients(self) -> None:
         for _ in range(self._scenario.micro_batches):
             with self._phase("forward"):
                 self._update_scale()
                 loss = self._loss()
             with self._phase("backward"):
                 self._scaler.scale(loss).backward()
-                if isinstance(self._optimizer, Accumulation):
+                if isinstance(self._optimizer, Accumulation) or self.needs_closure:
                     self.last_loss = loss.detach()
                 del loss
         if (self._scaler.is_enabled() and self._scenario.accumulate is None) or self._scenario.max_grad_norm is not None:
@@ -61,12 +76,35 @@ class Iteration:
 
     def step(self) -> None:
         """Take the optimizer's step; with a scaler this waits for the device, to learn whether a gradient is infinite."""
+        if self.needs_closure:
+            self._step_with_closure()
+            return
         with self._phase("step"):
             if isinstance(self._optimizer, MetricHypothesisTest):
                 self._scaler.step(self._optimizer, self.last_loss)
             else:
                 self._scaler.step(self._optimizer)
             self._scaled = self._scaler.is_enabled()
+
+    def _step_with_closure(self) -> None:
+        """Take a step in which what the closure does belongs to the phases of that, and not to the step's."""
+        with ExitStack() as step:
+
+            def closure() -> torch.Tensor:
+                step.close()
+                try:
+                    with self._phase("zero_grad"):
+                        self._optimizer.zero_grad(self._scenario.set_to_none)
+                    with torch.enable_grad():
+                        self._gradients()
+                finally:
+                    step.enter_context(self._phase("step"))
+                assert self.last_loss is not None
+                return self.last_loss
+
+            step.enter_context(self._phase("step"))
+            # torch's own types have closures return numbers, its documentation tensors.
+            self._optimizer.step(cast(Any, closure))
 
     def _update_scale(self) -> None:
         """Forget whether the last step's gradients were infinite, and scale accordingly."""
@@ -85,6 +123,8 @@ class Iteration:
         self._scaled = self._scaler.is_enabled()
         if self._scenario.max_grad_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+            if any(p.grad is not None and p.grad.layout != torch.strided for p in parameters):
+                raise ValueError("torch clips no sparse gradients; leave out max_grad_norm, or make them dense")
             torch.nn.utils.clip_grad_norm_(parameters, self._scenario.max_grad_norm)
 
 
@@ -93,18 +133,33 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 
     LBFGS says so in its signature, SAM and its kin in their code: `assert closure is not None`.
     """
-    inside = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
-    return _requires_argument(optimizer) or any(map(needs_closure, inside))
-
-
-def _requires_argument(optimizer: torch.optim.Optimizer) -> bool:
     step = inspect.unwrap(type(optimizer).step)
-    # The first is the optimizer itself.
-    parameters = list(inspect.signature(step).parameters.values())[1:]
-    closure = next((one for one in parameters if "closure" in one.name), None)
-    if closure is None:
-        return False
-    return closure.default is closure.empty or _insists_on(closure.name, step)
+    if _requires_closure(optimizer) or ("closure" in inspect.signature(step).parameters and _insists_on("closure", step)):
+        return True
+    return any(map(needs_closure, _inside(optimizer)))
+
+
+def require_step_alone(scenario: Scenario, optimizer: torch.optim.Optimizer) -> None:
+    """ValueError for an optimizer whose step runs the model, where there is nothing but the step."""
+    if needs_closure(optimizer):
+        raise ValueError(f"{scenario.optimizer} steps with a closure that runs the model; it cannot step alone, ask for workload train")
+
+
+def _require_closure_possible(scenario: Scenario) -> None:
+    for asked, option in ((scenario.amp == "fp16", "fp16 autocast"), (scenario.accumulate is not None, "accumulate")):
+        if asked:
+            raise ValueError(f"{scenario.optimizer} steps with a closure, which {option} cannot give it; leave out {option}")
+
+
+def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the signature of a step, here or inside, says that there must be a closure."""
+    parameters = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.values()
+    required = any(one.name == "closure" and one.default is one.empty for one in parameters)
+    return required or any(map(_requires_closure, _inside(optimizer)))
+
+
+def _inside(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    return [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
 
 
 def _insists_on(name: str, step: Callable[..., Any]) -> bool:
@@ -114,9 +169,9 @@ def _insists_on(name: str, step: Callable[..., Any]) -> bool:
     except (OSError, TypeError, SyntaxError):
         return False
     for statement in _always_run(tree.body[0]):
-        if isinstance(statement, ast.If) and _mentions(name, statement.test):
+        if isinstance(statement, ast.If) and _is_about(name, statement.test):
             return any(isinstance(one, ast.Raise) for one in (*statement.body, *statement.orelse))
-        if isinstance(statement, ast.Assert) and _mentions(name, statement.test):
+        if isinstance(statement, ast.Assert) and _is_about(name, statement.test):
             return True
         if isinstance(statement, ast.Assign | ast.Expr | ast.Return) and _calls(name, statement):
             return True
@@ -132,8 +187,9 @@ def _always_run(block: ast.AST) -> Iterator[ast.stmt]:
             yield statement
 
 
-def _mentions(name: str, node: ast.AST) -> bool:
-    return any(isinstance(one, ast.Name) and one.id == name for one in ast.walk(node))
+def _is_about(name: str, condition: ast.expr) -> bool:
+    """Return whether a condition is on the argument and on nothing else."""
+    return {one.id for one in ast.walk(condition) if isinstance(one, ast.Name)} - {"callable"} == {name}
 
 
 def _calls(name: str, statement: ast.stmt) -> bool:

@@ -1,44 +1,75 @@
 """Listings: the names that a user can give, with a few words on each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
+
+Row = tuple[str, ...]
 
 
 def listing(what: str) -> Iterator[str]:
-    """A line or two on each of the models, optimizers, gpus or suites; ValueError for anything else."""
+    """The lines on the models, optimizers and so on that have a name here, in columns; ValueError for anything else."""
     if what not in _LISTINGS:
-        raise ValueError(f"nothing to list under {what!r}; ask for models, optimizers, gpus or suites")
-    return _LISTINGS[what]()
+        raise ValueError(f"nothing to list under {what!r}; ask for {', '.join([*_LISTINGS][:-1])} or {[*_LISTINGS][-1]}")
+    sides, rows = _LISTINGS[what]
+    return _columns(sides, list(rows()))
 
 
-def _models() -> Iterator[str]:
+def _columns(sides: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The rows as lines, each column as wide as its longest cell; `sides` has < for a column set left, and > for right."""
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    for row in rows:
+        yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+
+
+def _models() -> Iterator[Row]:
     from scenarios import models
 
     for name in models.available():
         entry = models.describe(name)
-        yield f"{name:<14}{entry.parameter_count if entry else 0:>15,} parameters"
+        yield name, f"{entry.parameter_count if entry else 0:,}", "parameters"
 
 
-def _optimizers() -> Iterator[str]:
+def _optimizers() -> Iterator[Row]:
     import optimizers
 
     for name in optimizers.available():
-        found = optimizers.describe(name)
-        yield f"{name:<10}{found.summary}\n{'':<10}state: {found.state}"
+        try:
+            found = optimizers.describe(name)
+        except ValueError as error:
+            # Another package adds it and cannot load it; the others are listed all the same.
+            yield name, str(error)
+            continue
+        yield name, found.summary
+        yield "", f"state: {found.state}"
 
 
-def _gpus() -> Iterator[str]:
+def _accumulations() -> Iterator[Row]:
+    from optimizers import accumulation
+
+    for name in accumulation.available():
+        found = accumulation.describe(name)
+        yield name, found.summary
+        yield "", f"state: {found.state}"
+
+
+def _gpus() -> Iterator[Row]:
     from scenarios import hardware
 
     for gpu in map(hardware.describe, hardware.available()):
-        size = f"{gpu.memory_bytes / 2**30:.2f} GiB"
-        yield f"{gpu.name:<10}{gpu.title:<24}{size:>11}{gpu.bandwidth / 1e9:>7,.0f} GB/s  {', '.join(gpu.rates)}"
+        yield gpu.name, gpu.title, f"{gpu.memory_bytes / 2**30:.2f} GiB", f"{gpu.bandwidth / 1e9:,.0f} GB/s", ", ".join(gpu.rates)
 
 
-def _suites() -> Iterator[str]:
+def _suites() -> Iterator[Row]:
     from scenarios import suites
 
     for suite in map(suites.load, suites.available()):
-        yield f"{suite.name:<12}{suite.description}"
+        yield suite.name, suite.description
 
 
-_LISTINGS: dict[str, Callable[[], Iterator[str]]] = {"models": _models, "optimizers": _optimizers, "gpus": _gpus, "suites": _suites}
+_LISTINGS: dict[str, tuple[str, Callable[[], Iterator[Row]]]] = {
+    "models": ("<><", _models),
+    "optimizers": ("<<", _optimizers),
+    "accumulations": ("<<", _accumulations),
+    "gpus": ("<<>><", _gpus),
+    "suites": ("<<", _suites),
+}

@@ -13,7 +13,7 @@ from scenarios.spec import Device, Implementation
 def make_optimizer(
     scenario: Scenario, parameters: Sequence[torch.nn.Parameter], names: Sequence[str] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer over those `parameters` that are trained.
+    """The optimizer over those `parameters` that are trained, ready to train them.
 
     One that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads. Raises ValueError for options that do not
     fit, or a way to run it that its device does not have.
@@ -25,11 +25,29 @@ def make_optimizer(
         given = [(name, parameter) for name, parameter in zip(names, parameters, strict=True) if parameter.requires_grad]
         attention = models.attention(scenario.model, scenario.config)
         options = {**options, **{name: value for name, value in attention.items() if options.get(name) is None}}
-    return optimizers.create(scenario.optimizer, given, implementation=scenario.implementation, **options)
+    made = optimizers.create(scenario.optimizer, given, implementation=scenario.implementation, **options)
+    set_training(made, True)
+    return made
+
+
+def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
+    """Call `train()` or `eval()` of an optimizer that has them, as schedule-free ones do, or of one inside of it."""
+    switch = getattr(optimizer, "train" if is_training else "eval", None)
+    if callable(switch):
+        switch()
+        return
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.optim.Optimizer):
+            set_training(value, is_training)
 
 
 def require_implementation(spec: str, implementation: Implementation, device: Device) -> None:
     """ValueError for a way to run an optimizer's step that there is elsewhere, but not on the device."""
+    name, _ = optimizers.parse(spec)
+    if implementation == "compiled" and device == "sim":
+        raise ValueError(
+            f"a compiled step of {name} cannot be simulated: what it allocates is not known; measure it with --device cpu or cuda"
+        )
     kind = "cpu" if device == "cpu" else "cuda"
     if implementation in set(optimizers.implementations(spec)) - set(optimizers.implementations(spec, kind)):
-        raise ValueError(f"{spec} has no {implementation} implementation on {kind}; ask for loop, or for another device")
+        raise ValueError(f"{name} has no {implementation} implementation on {kind}; ask for loop, or for another device")

@@ -25,7 +25,8 @@ MEASURED_STEPS = 100
 class Comparison:
     """What a user asked for: models and optimizers to set side by side, and what holds for all of them.
 
-    `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU). `implementation` None is torch's
+    `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU).
+    `implementation` None is what the optimizer's text says (sm3:fused=True), else torch's
     default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what PYTORCH_ALLOC_CONF says where it is not
     given. `steps` None is 2 simulated or at most 100 measured.
     """
@@ -150,8 +151,8 @@ def _default_steps(device: str) -> int:
 
 
 def _default_implementation(spec: str, device: str) -> str:
-    """What torch chooses by itself."""
-    return "foreach" if device != "cpu" and "foreach" in optimizers.implementations(spec) else "loop"
+    """As the optimizer's text says, else as torch chooses by itself."""
+    return optimizers.default_implementation(spec, "cpu" if device == "cpu" else "cuda")
 
 
 def is_plain(value: object) -> bool:

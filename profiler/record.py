@@ -26,10 +26,10 @@ class Memory:
     and sums to it; `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is None or empty. Where a
     simulated device ran out of memory, tensors are counted as training would need them, and blocks as they were up to then.
 
-    The simulated peaks of a model with convolutions are ranges. `peak_allocated` and `peak_reserved`
-    are their lower ends, without cuDNN's workspaces; `peak_allocated_upper` and `peak_reserved_upper`
+    The simulated peaks of a model with convolutions or recurrent layers are ranges. `peak_allocated` and `peak_reserved`
+    are their lower ends, the least that cuDNN takes; `peak_allocated_upper` and `peak_reserved_upper`
     are the peaks on an unlimited device when each workspace is as large as it may be. They are None
-    in measured records, for models without convolutions, and where the device ran out of memory.
+    in measured records, for models without such layers, and where the device ran out of memory.
 
     `parameters_by_dtype` splits `parameters` by torch's names of dtypes, as {"float32": 512}; older
     records leave it empty.
@@ -140,9 +140,11 @@ class Watched:
     """What only a real run can tell, found in iterations that are not timed.
 
     `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None for other models.
-    `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved", "requested" and "active", on the CPU
-    "tensors" (living tensors that operations have made) and "resident" (the process). `tensors_at_peak` splits the highest "tensors".
-    `gpu` was read while the timed iterations ran. `warnings` say what has spoiled the times.
+    `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved",
+    "requested" and "active", on the CPU "tensors" (living tensors, and what kernels take for
+    themselves) and "resident" (the process). `tensors_at_peak` splits the highest "tensors". `gpu`
+    was read while the timed iterations ran. `warnings` say what has spoiled the times, and what
+    could not be watched.
     """
 
     samples: int | None = None

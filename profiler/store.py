@@ -195,7 +195,11 @@ class RunStore:
                 raise ValueError(f"{self.records_path}: a run has at most {MOST_RECORDS} records, got more")
 
     def write_csv(self, records: Iterable[Record]) -> None:
-        """The same records as a table: one row a record, one column a field, nested names joined by dots."""
+        """Write the same records as a table: a row a record, a column a field, nested names joined by dots.
+
+        None is an empty cell, a truth is true or false, and numbers in a list have blanks between them, with
+        nan for one that is missing. Every other list is JSON.
+        """
         rows = [_flat(record.to_dict()) for record in records]
         columns = dict.fromkeys(column for row in rows for column in row)
         with self.csv_path.open("w", encoding="utf-8", newline="") as table:
@@ -231,8 +235,14 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in data.items():
         if isinstance(value, dict):
             row |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            row[prefix + key] = " ".join(map(str, value))
         else:
-            row[prefix + key] = value
+            row[prefix + key] = _cell(value)
     return row
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, list | tuple) and all(each is None or type(each) in (int, float) for each in value):
+        return " ".join("nan" if each is None else str(each) for each in value)
+    return json.dumps(value, ensure_ascii=False)

@@ -31,11 +31,12 @@ METRICS: Mapping[str, Metric] = {
         title="state",
         kind="bytes",
         field="memory.optimizer_state",
-        meaning="Bytes of every tensor that the optimizer keeps from one step to the next. Storage that two tensors share counts once.",
+        meaning="Bytes of every tensor that the optimizer keeps when the last step ends: in its state, its groups or its attributes, in "
+        "an optimizer inside of it, or hung on a parameter. Storage that two tensors share counts once.",
         obtained="Counted on the tensors that the optimizer's own step made, on PyTorch's meta device when simulated, on the device itself "
         "when measured. Exact to the byte, and the same on every machine.",
-        leaves_out="What the allocator rounds up (state-allocated), temporaries of the step, and copies of the weights that are kept "
-        "outside of the optimizer.",
+        leaves_out="Parameters, gradients and views of them, modules that the optimizer knows, what the allocator rounds up "
+        "(state-allocated), temporaries of the step, and what is kept where the optimizer does not reach.",
     ),
     "state-allocated": Metric(
         title="state as allocated",
@@ -53,7 +54,7 @@ METRICS: Mapping[str, Metric] = {
         meaning="The most bytes in the allocator's blocks at any moment of the training steps: parameters, gradients, state, activations "
         "and temporaries together.",
         obtained="Simulated: the training steps' allocations, traced without data and replayed through a model of CUDA's caching "
-        "allocator; for a model with convolutions a range, from no workspace of cuDNN to the largest of each "
+        "allocator; for a model with convolutions or recurrent layers a range, from the least that cuDNN takes to the most "
         "(memory.peak_allocated_upper), whose lower end is compared. On CUDA: max_memory_allocated.",
         leaves_out="What is reserved and not in use (reserved), the CUDA context, and what libraries take past the allocator. A saving of "
         "state shows in the peak only as far as the phase of the peak holds it. A CPU tells none, nor does the workload state.",
@@ -63,7 +64,7 @@ METRICS: Mapping[str, Metric] = {
         kind="bytes",
         field="memory.peak_reserved",
         meaning="The most bytes that the allocator held from the driver: the peak and the fragmentation around it. It decides what fits.",
-        obtained="Simulated by the same replay, with convolutions a range up to memory.peak_reserved_upper; on CUDA: max_memory_reserved.",
+        obtained="Simulated by the same replay, a range up to memory.peak_reserved_upper; on CUDA: max_memory_reserved.",
         leaves_out="The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU tells none.",
     ),
     "step": Metric(

@@ -16,12 +16,11 @@ from .arithmetic.agreement import summary as agreement_summary
 from .arithmetic.findings import Findings
 from .arithmetic.provenance import ORIGINS, commands, provenance
 from .arithmetic.reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
-from .arithmetic.savings import BASELINE, without_baseline
 from .charts import Chart, charts
 from .charts.accumulation import accumulation_chart
 from .figures.drawing import Drawing
 from .html import styled_page
-from .phrases import unlike_text
+from .phrases import missing_text, unlike_text
 from .tables.accumulation import AccumulationPart, accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.data import data_rows, estimate_table, memory_table, step_table
@@ -108,17 +107,10 @@ def _provenance(records: Sequence[Record]) -> list[tuple[str, Sized]]:
 def _notes(findings: Findings) -> dict[str, str]:
     """What a reader must know beside the numbers, by the part of the page it belongs to; empty where there is nothing to say."""
     return {
-        "baseline": _baseline_note(findings),
+        "baseline": missing_text(findings),
         "unlike": unlike_text(findings.savings),
         "sm3": SM3_NOTE if any(entry.scenario.optimizer == "sm3" for entry in findings.entries) else "",
     }
-
-
-def _baseline_note(findings: Findings) -> str:
-    lacking = [findings.names[setting] for setting in without_baseline(findings.entries)]
-    if not lacking:
-        return ""
-    return f"This run has no {BASELINE} record for {listed(lacking)}, so there is nothing to compare with; add {BASELINE} to --optimizers."
 
 
 def _reproduction(records: Sequence[Record]) -> dict[str, Any]:

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from profiler.record import Record
 
 from .arithmetic.courses import Course
+from .arithmetic.entries import Setting, failures
+from .arithmetic.findings import Findings
 from .arithmetic.paces import Pace
 from .arithmetic.peaks import Peak
-from .arithmetic.savings import BASELINE, Saving
+from .arithmetic.savings import BASELINE, Saving, without_baseline
 from .arithmetic.times import Spread, Timing, samples_per_second, tokens_per_second
 from .units import (
     BINARY,
@@ -22,7 +24,7 @@ from .units import (
     rate_text,
     seconds_text,
 )
-from .words import listed, origin_text, phase_name
+from .words import OUTCOMES, listed, origin_text, phase_name
 
 
 def saving_text(row: Saving, units: Units = BINARY) -> str:
@@ -34,6 +36,24 @@ def saving_text(row: Saving, units: Units = BINARY) -> str:
     return f"{amount} · {factor_text(row.factor)} · {percent_text(row.saved_bytes, row.baseline_bytes)}"
 
 
+def missing_text(findings: Findings) -> str:
+    """Why some settings have no baseline to compare with; empty where all have one."""
+    reasons: dict[str, list[str]] = {}
+    for setting in without_baseline(findings.entries):
+        tried = [record for record in findings.records if Setting.of(record.scenario) == setting and record.scenario.optimizer == BASELINE]
+        # A failure says more than a success without bytes.
+        record = next(iter([*failures(tried), *tried]), None)
+        reason = f"{BASELINE} {OUTCOMES[record.outcome]}" if record else ""
+        reasons.setdefault(reason, []).append(findings.names[setting])
+    return " ".join(_missing(reason, listed(names)) for reason, names in reasons.items())
+
+
+def _missing(reason: str, names: str) -> str:
+    if reason:
+        return f"{reason} on {names}, so that there is nothing to compare with."
+    return f"No {BASELINE} to compare with on {names}: add {BASELINE} to --optimizers."
+
+
 def unlike_text(rows: Sequence[Saving]) -> str:
     """Which optimizers are set against a baseline that runs its step another way; empty for none."""
     found: dict[tuple[str, str], list[str]] = {}
@@ -42,7 +62,7 @@ def unlike_text(rows: Sequence[Saving]) -> str:
             ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
             found.setdefault(ways, []).append(row.entry.label)
     told = [f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}" for (own, other), names in found.items()]
-    return f"The bytes of {'; '.join(told)}: the run has no {BASELINE} that runs its step the same way." if told else ""
+    return f"The bytes of {'; '.join(told)}: the run has no result of {BASELINE} run the same way." if told else ""
 
 
 def against_text(row: Saving) -> str:

@@ -51,7 +51,7 @@ def _foreach(sight: Sight, units: Units) -> str:
         return ""
     return (
         f"At that moment {bytes_text(held, units)} are temporaries of the step, which foreach takes for many tensors at once; "
-        "this run has no loop to compare with (--implementation loop)."
+        "this run has no result of its loop to compare with (--implementation loop)."
     )
 
 

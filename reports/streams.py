@@ -1,27 +1,53 @@
-"""Streams: results alone on stdout, progress and all else on stderr."""
+"""Streams: results alone on stdout, progress and all else on stderr; a reader may leave either."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from scenarios import Scenario
+
+
+class _Pipe(io.FileIO):
+    """A descriptor whose reader may be gone: what is written then is lost, and the command goes on to its end."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            return memoryview(data).nbytes
+
+
+def survive_closed_pipes() -> None:
+    """Let stdout and stderr outlive their readers, as those of `optprof list gpus | head -1` leave."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        # Without a descriptor there is nothing to write to, and what stands in for it is somebody else's.
+        if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _text(stream.fileno(), stream.encoding, stream.errors, line_buffering=stream.line_buffering))
+
+
+def _text(descriptor: int, encoding: str, errors: str | None = None, *, line_buffering: bool = False) -> io.TextIOWrapper:
+    """Text on a descriptor, which stays open when the text is closed."""
+    pipe = io.BufferedWriter(_Pipe(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(pipe, encoding=encoding, errors=errors, line_buffering=line_buffering)
 
 
 @contextmanager
 def results_on_stdout() -> Iterator[TextIO]:
     """The process's stdout for results alone: what anybody else prints, Python or not, goes to stderr."""
     sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
-        os.dup2(2, 1)
-        try:
-            with redirect_stdout(sys.stderr):
-                yield stdout
-        finally:
-            stdout.flush()
-            os.dup2(stdout.fileno(), 1)
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with _text(descriptor, "utf-8") as stdout, redirect_stdout(sys.stderr):
+            yield stdout
+    finally:
+        os.dup2(descriptor, 1)
+        os.close(descriptor)
 
 
 @contextmanager

@@ -78,6 +78,7 @@ CATEGORY_COLOURS = {
     "optimizer_state": "#cc79a7",
     "activation": "#8ccdf2",
     "temporary": "#f2d95c",
+    "workspace": "#a893e3",
     "input": "#4fc9a4",
 }
 PHASE_COLOURS = {"forward": "#c3cbd4", "backward": "#98a3af", "step": "#cc79a7"}

@@ -12,13 +12,13 @@ from profiler.record import Record
 from .arithmetic.entries import Entry, by_setting, failures
 from .arithmetic.findings import Findings
 from .arithmetic.labels import shortened
-from .arithmetic.savings import BASELINE, Saving, without_baseline
-from .phrases import throughput_text, unlike_text
+from .arithmetic.savings import BASELINE, Saving
+from .phrases import missing_text, throughput_text, unlike_text
 from .tables.accumulation import accumulation_tables
 from .tables.table import Table as Rows
 from .tables.verdict import sources
 from .units import NOTHING, around_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
-from .words import conditions, listed, phase_name, warning_lines
+from .words import conditions, phase_name, warning_lines
 
 # Columns of text below which the table leaves the per cent to the page.
 WIDE = 96
@@ -40,7 +40,7 @@ def render(records: Sequence[Record], output: Console | TextIO) -> None:
         console.print(Text(line, style="dim"))
     for record in failures(records):
         scenario = record.scenario
-        line = f"{record.outcome}: {scenario.optimizer} on {scenario.model} ({conditions(record)}): {record.error or 'no word why'}"
+        line = f"{record.outcome}: {scenario.optimizer} on {scenario.model} ({conditions(record)}): {record.error or 'no reason recorded'}"
         console.print(Text(line, style="red"))
 
 
@@ -122,7 +122,5 @@ def _estimate_cell(entry: Entry) -> str:
 
 
 def _remarks(findings: Findings) -> list[str]:
-    lacking = [findings.names[setting] for setting in without_baseline(findings.entries)]
-    missing = [f"no {BASELINE} to compare with on {listed(lacking)}; add it to --optimizers"] if lacking else []
-    unlike = unlike_text(findings.savings)
-    return sources(findings) + missing + ([unlike] if unlike else []) + warning_lines(findings.records)
+    notes = [missing_text(findings), unlike_text(findings.savings)]
+    return sources(findings) + [note for note in notes if note] + warning_lines(findings.records)

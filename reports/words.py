@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from profiler.record import Record
+from profiler.record import Outcome, Record
 
 from .units import percent_text
 
@@ -10,11 +10,19 @@ from .units import percent_text
 FITS, TIGHT, UNSURE, FAILS = "✓", "≈", "?", "✗"
 DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
 PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
+# An outcome as a verb, after the name of an optimizer.
+OUTCOMES: Mapping[Outcome, str] = {
+    "ok": "kept no state",
+    "out-of-memory": "ran out of memory",
+    "failed": "failed",
+    "killed": "was killed",
+    "timeout": "took too long",
+}
 
 
 def category_name(category: str) -> str:
     """A category of bytes: parameters, optimizer state."""
-    plurals = {"parameter", "buffer", "gradient", "activation"}
+    plurals = {"parameter", "buffer", "gradient", "activation", "workspace"}
     if category == "temporary":
         return "temporaries"
     return category.replace("_", " ") + ("s" if category in plurals else "")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import dropwhile
 
 from .spec import Scenario
 
@@ -17,6 +18,7 @@ CONTEXT_BYTES = 512 << 20
 class Gpu:
     """One GPU as a program sees it.
 
+    `device_names` is what `torch.cuda.get_device_name()` may say, without the maker's name before it.
     `memory_bytes` is what `torch.cuda.get_device_properties().total_memory` says on Linux: less than the card's label, and by some MiB
     different from driver to driver; `memory_source` tells where this figure was printed. `bandwidth` is the peak of the device's memory
     in bytes a second. `rates` are peak operations a second of dense matrix products by dtype, without sparsity and accumulated in fp32:
@@ -27,6 +29,7 @@ class Gpu:
 
     name: str
     title: str
+    device_names: tuple[str, ...]
     compute_capability: tuple[int, int]
     memory_bytes: int
     memory_source: str
@@ -70,6 +73,8 @@ _THREADS = {
     (10, 0): 2048,
     (12, 0): 1536,
 }
+# Drivers before 2021 left out NVIDIA, and wrote Tesla before a data centre's cards.
+_MAKERS = ("nvidia", "tesla", "amd")
 _TERA = 1e12
 _XLA = "openxla/xla, xla/backends/gpu/target_config/specs"
 _GA102 = "https://images.nvidia.com/aem-dam/en-zz/Solutions/geforce/ampere/pdf/NVIDIA-ampere-GA102-GPU-Architecture-Whitepaper-V1.pdf"
@@ -91,6 +96,7 @@ _CATALOGUE = {
         Gpu(
             name="rtx3060",
             title="GeForce RTX 3060, 12 GB",
+            device_names=("GeForce RTX 3060",),
             compute_capability=(8, 6),
             memory_bytes=12_587_106_304,
             memory_source="deviceQuery under a driver for CUDA 12.4; older drivers gave up to 12,629,508,096, a newer one 11,901 MiB",
@@ -104,6 +110,7 @@ _CATALOGUE = {
         Gpu(
             name="rtx3090",
             title="GeForce RTX 3090",
+            device_names=("GeForce RTX 3090",),
             compute_capability=(8, 6),
             memory_bytes=25_438_126_080,
             memory_source="torch 2.5 for CUDA 11.8, where nvidia-smi says 24,576 MiB; others 23.68 to 23.70 GiB "
@@ -117,6 +124,7 @@ _CATALOGUE = {
         Gpu(
             name="rtx4090",
             title="GeForce RTX 4090",
+            device_names=("GeForce RTX 4090",),
             compute_capability=(8, 9),
             memory_bytes=25_250_627_584,
             memory_source="torch 2.11 under driver 580; 25,386,352,640 under a driver for CUDA 12.4",
@@ -129,6 +137,7 @@ _CATALOGUE = {
         Gpu(
             name="rtx5090",
             title="GeForce RTX 5090",
+            device_names=("GeForce RTX 5090",),
             compute_capability=(12, 0),
             memory_bytes=33_677_180_928,
             memory_source="deviceQuery under driver 570, https://github.com/aikitoria/open-gpu-kernel-modules/issues/1",
@@ -141,6 +150,7 @@ _CATALOGUE = {
         Gpu(
             name="t4",
             title="T4",
+            device_names=("T4",),
             compute_capability=(7, 5),
             memory_bytes=15_642_329_088,
             memory_source="deviceQuery under a driver for CUDA 12.5; 15,843,721,216 under one for CUDA 11.2",
@@ -153,6 +163,7 @@ _CATALOGUE = {
         Gpu(
             name="v100-16",
             title="V100 SXM2, 16 GB",
+            device_names=("V100-SXM2-16GB",),
             compute_capability=(7, 0),
             memory_bytes=16_935_682_048,
             memory_source=f"{_XLA}/v100.txtpb",
@@ -165,6 +176,7 @@ _CATALOGUE = {
         Gpu(
             name="v100-32",
             title="V100 SXM2, 32 GB",
+            device_names=("V100-SXM2-32GB",),
             compute_capability=(7, 0),
             memory_bytes=34_072_559_616,
             memory_source="deviceQuery under a driver for CUDA 12.9; 34,089,730,048 under one for CUDA 11.4",
@@ -177,6 +189,7 @@ _CATALOGUE = {
         Gpu(
             name="a10",
             title="A10",
+            device_names=("A10",),
             compute_capability=(8, 6),
             memory_bytes=23_696_375_808,
             memory_source="deviceQuery under a driver for CUDA 12.8, with ECC",
@@ -189,6 +202,7 @@ _CATALOGUE = {
         Gpu(
             name="l4",
             title="L4",
+            device_names=("L4",),
             compute_capability=(8, 9),
             memory_bytes=23_612_293_120,
             memory_source="deviceQuery under a driver for CUDA 12.0, with ECC; another says 22.03 GiB "
@@ -202,6 +216,7 @@ _CATALOGUE = {
         Gpu(
             name="l40s",
             title="L40S",
+            device_names=("L40S",),
             compute_capability=(8, 9),
             memory_bytes=47_576_711_168,
             memory_source="cuda-device-query under a driver for CUDA 12.4, with ECC; another says 44.42 GiB "
@@ -215,6 +230,7 @@ _CATALOGUE = {
         Gpu(
             name="a100-40",
             title="A100 SXM4, 40 GB",
+            device_names=("A100-SXM4-40GB",),
             compute_capability=(8, 0),
             memory_bytes=42_298_834_944,
             memory_source="deviceQuery under a driver for CUDA 12.2, https://github.com/bottlerocket-os/bottlerocket/pull/3873",
@@ -227,6 +243,7 @@ _CATALOGUE = {
         Gpu(
             name="a100-80",
             title="A100 SXM4, 80 GB",
+            device_names=("A100-SXM4-80GB",),
             compute_capability=(8, 0),
             memory_bytes=85_100_068_864,
             memory_source=f"{_XLA}/a100_sxm_80.txtpb, and deviceQuery under a driver for CUDA 12.5",
@@ -239,6 +256,7 @@ _CATALOGUE = {
         Gpu(
             name="h100-80",
             title="H100 SXM5, 80 GB",
+            device_names=("H100 80GB HBM3",),
             compute_capability=(9, 0),
             memory_bytes=84_942_979_072,
             memory_source=f"{_XLA}/h100_sxm.txtpb; others differ by up to 14 MiB",
@@ -251,6 +269,7 @@ _CATALOGUE = {
         Gpu(
             name="h200",
             title="H200 SXM",
+            device_names=("H200",),
             compute_capability=(9, 0),
             memory_bytes=150_109_880_320,
             memory_source="torch, total_memory=143,156 MB (rounded); the same bytes for H200 NVL",
@@ -263,6 +282,7 @@ _CATALOGUE = {
         Gpu(
             name="b200",
             title="B200 (HGX)",
+            device_names=("B200",),
             compute_capability=(10, 0),
             memory_bytes=191_514_411_008,
             memory_source=f"{_XLA}/b200.txtpb; 178.35 GiB in https://github.com/pytorch/ao/pull/4002",
@@ -276,6 +296,7 @@ _CATALOGUE = {
         Gpu(
             name="mi300x",
             title="AMD Instinct MI300X",
+            device_names=("Instinct MI300X", "Instinct MI300X VF"),
             compute_capability=(9, 4),
             memory_bytes=206_141_652_992,
             memory_source="torch for ROCm, total_memory=196,592 MB",
@@ -287,6 +308,27 @@ _CATALOGUE = {
         ),
     )
 }
+
+
+def name_of_device(device_name: str, total_bytes: int | None = None) -> str | None:
+    """The catalogue's name of the device that calls itself so, None for any other.
+
+    Each word of the name counts: an A100 80GB PCIe, an RTX 4090 D and a MIG slice are devices of their
+    own. Where the memory is known it must fit too, since an RTX 3060 of 8 GB has the name of one of 12.
+    """
+    words = _words(device_name)
+    return next((gpu.name for gpu in _CATALOGUE.values() if words in map(_words, gpu.device_names) and _fits(gpu, total_bytes)), None)
+
+
+def _words(device_name: str) -> list[str]:
+    """The words of a device's name, in small letters, without the maker's before them: a100, sxm4, 40gb."""
+    words = device_name.lower().replace("-", " ").split()
+    return list(dropwhile(_MAKERS.__contains__, words))
+
+
+def _fits(gpu: Gpu, total_bytes: int | None) -> bool:
+    """Return whether a device with so much memory may be this GPU; error correction takes up to a sixteenth."""
+    return total_bytes is None or abs(total_bytes - gpu.memory_bytes) < 0.1 * gpu.memory_bytes
 
 
 def available() -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Scenario:
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(str(each) for each in allowed if each is not None)}, got {value!r}")
         for name, (least, optional) in _LEAST.items():
             value = getattr(self, name)
             if value is None and optional:

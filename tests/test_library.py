@@ -106,7 +106,7 @@ def test_a_folder_in_which_a_run_is_refused_before_anything_is_trained(tmp_path:
     ("options", "told"),
     [
         ({"batchsize": 2}, "no option is named 'batchsize'; did you mean batch_size"),
-        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, got 'fp8'"),
+        ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         ({"device": "tpu"}, "device must be one of"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from profiler.listing import listing
 from reports.explain import FIGURES
 
 HERE = Path(__file__).resolve().parent.parent
@@ -94,12 +96,12 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
         (("profile", "gpt3"), "optprof: no model named 'gpt3'; did you mean gpt2"),
         (("profile", "gpt2", "-o", "adamv"), "optprof: no optimizer is named 'adamv'; did you mean adam"),
         (("profile", "gpt2", "-o", "adamw:lrr=1"), "optprof: no option of adamw is named 'lrr'; did you mean lr"),
-        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, got 'fp8'"),
+        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
         (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: file/run: Not a directory"),
         (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
         (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
-        (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers, gpus or suites"),
+        (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers, accumulations, gpus or suites"),
         (("compare", "here", "there"), "optprof: no run in"),
         (("compare", "here", "there", "--fail-on", "state>=0"), "optprof: a gate reads METRIC>NUMBER"),
         (("compare", "here", "there", "--only", "same"), "optprof: --only takes regressed, got 'same'"),
@@ -114,6 +116,50 @@ def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path, arguments: tuple
     assert done.stderr.startswith(told)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
+
+
+BROKEN = """
+import torch
+
+class Numpy(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad.numpy()
+
+class Early(torch.optim.SGD):
+    def __init__(self, params):
+        raise ZeroDivisionError("early")
+
+def build():
+    raise SystemExit("no data")
+"""
+
+
+def test_fit_answers_for_the_optimizers_that_can_be_simulated(tmp_path: Path):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = optprof(tmp_path, "fit", "tiny", "-T", "16", "--gpu", "t4", "-o", "broken:Numpy,sgd")
+    assert done.returncode == 4
+    assert "✓" in done.stdout
+    assert "(broken.py, line 8)" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fit", "tiny", "--gpu", "t4", "-o", "broken:Early"), "ZeroDivisionError: early (broken.py, line 12)"),
+        (("profile", "broken:build", "-d", "sim", "--checkpointing"), "SystemExit: no data (broken.py, line 15)"),
+    ],
+)
+def test_what_the_users_code_raises_is_one_line_and_with_traceback_the_whole(tmp_path: Path, arguments: tuple[str, ...], told: str):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    done = optprof(tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (2, f"optprof: {told}; --traceback shows the whole\n")
+    whole = optprof(tmp_path, *arguments, "--traceback")
+    assert whole.returncode == 2
+    assert whole.stderr.startswith("Traceback (most recent call last):")
+    assert whole.stderr.endswith(done.stderr)
 
 
 def test_a_scenario_that_fails_leaves_the_others_and_status_4(tmp_path: Path):
@@ -332,9 +378,43 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on
 
 
 def test_names_are_listed_with_what_they_mean(tmp_path: Path):
-    assert "gpt2-xl         1,557,611,200 parameters" in optprof(tmp_path, "list", "models").stdout
-    assert "sgd-sai" in optprof(tmp_path, "list", "optimizers").stdout
-    assert "rtx3090   GeForce RTX 3090          23.69 GiB    936 GB/s  fp32, tf32, bf16, fp16\n" in optprof(tmp_path, "list", "gpus").stdout
+    assert optprof(tmp_path, "list", "gpus").stdout == "".join(f"{line}\n" for line in listing("gpus"))
+    models, optimizers, gpus, ways = (list(listing(what)) for what in ("models", "optimizers", "gpus", "accumulations"))
+    assert "gpt2-xl       1,557,611,200  parameters" in models
+    assert "rtx3090  GeForce RTX 3090          23.69 GiB    936 GB/s  fp32, tf32, bf16, fp16" in gpus
+    assert "gnts  steps once the norm of the mean gradient is below a threshold" in ways
+    # No name runs into its description: what stands behind the names begins in one column.
+    for listed in (optimizers, gpus, ways):
+        assert len({re.match(r"(\S+ +| +)\S", line).end() for line in listed}) == 1  # pyright: ignore[reportOptionalMemberAccess]
+
+
+@pytest.mark.parametrize("arguments", [("list", "gpus"), ("explain",), ("--help",), ("list", "datasets")])
+def test_a_reader_that_leaves_changes_neither_status_nor_stderr(tmp_path: Path, arguments: tuple[str, ...]):
+    whole = optprof(tmp_path, *arguments)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "optprof", *arguments]
+    alone = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (alone.returncode, alone.stderr) == (whole.returncode, whole.stderr)
+    both = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=writer, timeout=60, check=False)
+    assert both.returncode == whole.returncode
+    os.close(writer)
+
+
+def test_a_run_goes_on_when_the_reader_of_its_results_leaves(tmp_path: Path):
+    code = """
+from reports.streams import results_on_stdout, survive_closed_pipes
+survive_closed_pipes()
+with results_on_stdout() as stdout:
+    print("result" * 9_999, file=stdout)
+print("behind")
+"""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path):

@@ -26,7 +26,8 @@ _WRAPPERS: dict[str, tuple[type[Accumulation], Description]] = {
         Description(
             summary="steps once the gradient noise scale is low for the micro-batches drawn",
             paper="https://arxiv.org/abs/1812.06162",
-            state=f"a scalar a parameter during a backward pass; {_STATE}",
+            state="a scalar a parameter during a backward pass; "
+            "with buffered=true a tensor in float32 like each parameter, 4 bytes a parameter",
             decided_by=("buffered",),
         ),
     ),

@@ -18,6 +18,7 @@ from scenarios import Scenario, models, texts
 from ..accumulating import target_schedule
 from ..environment import environment
 from ..malloc import keep_freed_memory
+from ..optimizer import set_training
 from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
 from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from .contention import Contention
@@ -109,9 +110,11 @@ class _Reader:
     def held_out_loss(self) -> float | None:
         """The mean loss over all of the held-out text, without dropout; None where it is not finite."""
         model = self._run.model.eval()
+        set_training(self._run.optimizer, False)
         parts = self._held_out.to(self._run.parameters[0].device).split(max(self._batch_size, AT_ONCE // self._held_out.shape[1]))
         total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in parts)
         model.train()
+        set_training(self._run.optimizer, True)
         return _finite(total / len(self._held_out))
 
 

@@ -1,6 +1,7 @@
 """Training measured for real on the CPU or on CUDA: bytes in iterations that are watched, then seconds in iterations that are not."""
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -26,7 +27,7 @@ from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
 from .slice_timing import measure_slices
 from .torch_profile import record_trace, with_bytes
-from .training_run import TrainingRun
+from .training_run import TrainingRun, has_sparse_layers
 
 TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
@@ -57,6 +58,7 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
             return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
     room = free_bytes() // 2
     simulated = simulated or _simulated(scenario)
+    _let_compile_anew()
     memory = simulated.memory if simulated else None
     if memory is None or (memory.peak_allocated is not None and memory.peak_allocated <= room):
         return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
@@ -75,9 +77,9 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
 def to_simulate(scenario: Scenario) -> Scenario:
     """The simulated scenario that tells what a measured one needs, on a device that never runs out.
 
-    A step that is fused on the CPU alone is simulated as a loop, which holds a little more.
+    A step that is compiled, or fused on the CPU alone, is simulated as a loop, which holds a little more.
     """
-    there = optimizers.implementations(scenario.optimizer, "cuda")
+    there = {*optimizers.implementations(scenario.optimizer, "cuda")} - {"compiled"}
     how = scenario.implementation if scenario.implementation in there else "loop"
     return replace(scenario, device="sim", gpu=None, steps=2, implementation=how)
 
@@ -99,6 +101,12 @@ def _simulated(scenario: Scenario) -> Record | None:
         return None
 
 
+def _let_compile_anew() -> None:
+    """Let torch.compile forget what it passed over in a simulation of this process; it would never compile it again."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 def _measure_whole(scenario: Scenario, files: Files) -> Record:
     """All of the model: whole training steps, or the optimizer's step alone."""
     harness = Harness(scenario.device)
@@ -114,7 +122,7 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
         memory=memory,
         times={phase: tuple(samples) for phase, samples in harness.times.items()},
         warmup={phase: tuple(samples) for phase, samples in harness.warmup.items()},
-        watched=replace(watched, gpu=harness.gpu, operations=operations, warnings=harness.warnings),
+        watched=replace(watched, gpu=harness.gpu, operations=operations, warnings=(*watched.warnings, *harness.warnings)),
         environment=environment(scenario.seed),
     )
 
@@ -123,15 +131,22 @@ _Found = tuple[TrainingRun, Memory, Watched]
 
 
 def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
-    run = TrainingRun(scenario, harness.phase)
-    watch = LiveTensors(run.model, run.batch)
-    with harness.handing_phases_to(watch.phase):
-        for _ in range(WATCHED):
-            run.iterate()
-            watch.name_state(run.optimizer)
+    watch = LiveTensors()
+    with watch.watching():
+        run = TrainingRun(scenario, harness.phase)
+        watch.begin(run.model, run.batch, run.optimizer)
+        with harness.handing_phases_to(watch.phase):
+            for _ in range(WATCHED):
+                run.iterate()
     # From here on, and not before: what was resident was so in a process as anybody runs it.
     keep_freed_memory()
-    watched = Watched(samples=run.samples, tokens=run.tokens, memory=watch.levels(), tensors_at_peak=watch.at_peak())
+    watched = Watched(
+        samples=run.samples,
+        tokens=run.tokens,
+        memory=watch.levels(),
+        tensors_at_peak=watch.at_peak(),
+        warnings=(watch.warning,) if watch.warning else (),
+    )
     return run, _memory(run, {}, None), watched
 
 
@@ -175,7 +190,12 @@ def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, files: Files,
 
 
 def _bytes_by_operation(scenario: Scenario, run: TrainingRun) -> Mapping[str, int]:
-    """What the operations of a step move, as it is counted without data; empty for an optimizer that does not run so."""
+    """What the operations of a step move, as it is counted without data; empty for an optimizer that does not run so.
+
+    Sparse gradients are left out: without data nobody knows how many rows they have.
+    """
+    if has_sparse_layers(run.model):
+        return {}
     stepped = [(name, p) for name, p in zip(run.names, run.parameters, strict=True) if p.requires_grad]
     try:
         step = trace_step(

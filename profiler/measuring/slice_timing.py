@@ -9,12 +9,13 @@ from scenarios.workpiece import build
 
 from ..environment import environment
 from ..host_memory import free_bytes
+from ..iteration import require_step_alone
 from ..malloc import keep_freed_memory
 from ..optimizer import make_optimizer
 from ..record import Record, Watched
 from .harness import Harness
 from .slices import Slice, take_slices
-from .training_run import fill_gradients
+from .training_run import fill_gradients, has_sparse_layers
 
 OTHERS_BYTES = 256 << 20
 
@@ -22,6 +23,8 @@ OTHERS_BYTES = 256 << 20
 def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: float, seconds: float) -> Record:
     """The step on slices of the model that take `budget` bytes each, scaled by parameters to the whole; `seconds` of samples in all."""
     model = build(replace(scenario, workload="state"), "meta").model
+    if has_sparse_layers(model):
+        raise MemoryError(f"{scenario.model} does not fit, and with sparse gradients its step cannot be timed on parts of it")
     parts = take_slices(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
     keep_freed_memory()
     limit = seconds / len(parts)
@@ -47,6 +50,7 @@ def _measure_slice(scenario: Scenario, part: Slice, needed: int, seconds: float)
     parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors]
     fill_gradients(parameters)
     optimizer = make_optimizer(scenario, parameters)
+    require_step_alone(scenario, optimizer)
     harness = Harness(scenario.device)
     # In a step on the whole model, every tensor has left the processor's cache since the last one.
     others = torch.zeros(OTHERS_BYTES, dtype=torch.uint8)

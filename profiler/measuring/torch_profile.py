@@ -43,7 +43,7 @@ def record_trace(
 
 
 def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[StepOperation]:
-    """The operations inside the ranges named `step`, longest first, per range."""
+    """The operations inside the ranges named `step`, longest first, per iteration; a closure cuts a step into several ranges."""
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     events = list(events)
@@ -55,9 +55,8 @@ def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[St
             spent = event.self_device_time_total if on_device else event.self_cpu_time_total
             seconds[name] += spent
             calls[name] += 1
-    count = max(1, len(ranges))
     return [
-        StepOperation(name=name, calls=calls[name] // count, seconds=spent * 1e-6 / count, bytes=None)
+        StepOperation(name=name, calls=calls[name] // KEPT, seconds=spent * 1e-6 / KEPT, bytes=None)
         for name, spent in seconds.most_common(MOST_OPERATIONS)
         if spent > 0
     ]

@@ -11,7 +11,7 @@ from scenarios import Scenario
 from scenarios.workpiece import build
 
 from ..accumulating import accumulating
-from ..iteration import Iteration
+from ..iteration import Iteration, require_step_alone
 from ..optimizer import make_optimizer
 from ..state import storage_bytes
 
@@ -35,7 +35,12 @@ class TrainingRun:
         self._scenario, self._phase = scenario, phase
         self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
         if scenario.workload == "state":
-            fill_gradients(self.parameters)
+            require_step_alone(scenario, self.optimizer)
+            if has_sparse_layers(self.model):
+                # Which rows have gradients, the batch decides.
+                self._iteration.gradients()
+            else:
+                fill_gradients(self.parameters)
 
     def iterate(self) -> None:
         """One iteration, phase by phase; of the workload "state" the optimizer's step alone."""
@@ -47,6 +52,8 @@ class TrainingRun:
         self._iteration.gradients()
         self.gradients = storage_bytes(p.grad for p in self.parameters)
         self._iteration.step()
+        if self._iteration.needs_closure:
+            self.gradients = storage_bytes(p.grad for p in self.parameters)
         with self._phase("zero_grad"):
             self.optimizer.zero_grad(self._scenario.set_to_none)
 
@@ -81,11 +88,13 @@ class TrainingRun:
     def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
         """Opens the step by itself; None where it always is, and where by itself it cannot be, or is not, what it is in an iteration.
 
-        A scaler refuses to step twice on the same gradients. On CUDA a step is launched while the backward pass still runs; behind nothing,
-        the device would wait for the host.
+        A scaler refuses to step twice on the same gradients, and a closure takes new ones. On CUDA a
+        step is launched while the backward pass still runs; behind nothing, the device would wait for
+        the host.
         """
         asked = self._scenario
-        return None if asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda" else self._step_alone
+        never = asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda"
+        return None if never or self._iteration.needs_closure else self._step_alone
 
     @contextmanager
     def _step_alone(self) -> Iterator[Callable[[], None]]:
@@ -105,6 +114,11 @@ class TrainingRun:
         """The tokens that one iteration reads; None where the step runs alone, and for models that read no text."""
         found = self.batch.get("input_ids")
         return found.numel() * self._scenario.micro_batches if found is not None and self._scenario.workload == "train" else None
+
+
+def has_sparse_layers(model: torch.nn.Module) -> bool:
+    """Return whether a layer of the model leaves sparse gradients, as Embedding(sparse=True) does."""
+    return any(getattr(module, "sparse", False) is True for module in model.modules())
 
 
 def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

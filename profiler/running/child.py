@@ -23,7 +23,7 @@ from scenarios import Scenario
 
 from ..measuring.files import Files
 from ..outcome import one_line, outcome_of
-from ..record import Outcome, Record
+from ..record import SCHEMA, Outcome, Record
 from ..store import RunStore
 from .beside import files_beside
 
@@ -55,7 +55,7 @@ class Job:
     def from_line(cls, line: bytes) -> "Job":
         """The job that `to_line` wrote."""
         data = ast.literal_eval(line.decode())
-        simulated = data["simulated"] and Record.from_dict({"schema": 1, **data["simulated"]})
+        simulated = data["simulated"] and Record.from_dict({"schema": SCHEMA, **data["simulated"]})
         return cls(**{**data, "scenario": Scenario(**data["scenario"]), "simulated": simulated})
 
 

@@ -1,6 +1,6 @@
 """The search for what fits: every answer is a simulated training step on the GPU's own memory, none a formula.
 
-A step fits where it has room for the largest workspace that cuDNN may take for each convolution.
+A step fits where it has room for the most that cuDNN may take.
 
 Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried in the order of what they cost.
 """
@@ -19,6 +19,7 @@ from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.settings import AllocatorSettings
 from ..fits import Change, Fit
+from ..outcome import is_ours, one_line
 from ..tracing.requests import device_of
 from ..tracing.trace import Segment
 from .batches import Stream, Streams
@@ -46,6 +47,30 @@ class Fitting:
     def __init__(self) -> None:
         self._streams = Streams()
         self._peaks: dict[str, _Peaks] = {}
+
+    def fit_all(self, scenarios: Sequence[Scenario], started: Callable[[int, Scenario], None]) -> list[Fit]:
+        """Answer for all scenarios; `started` is called with each one's place before it is simulated.
+
+        An optimizer whose code raises is simulated no further, and its answers say why. ValueError
+        where every optimizer has raised something.
+        """
+        fits: list[Fit] = []
+        errors: dict[tuple[str, str], Exception] = {}
+        for place, scenario in enumerate(scenarios):
+            started(place, scenario)
+            key = _optimizer_of(scenario)
+            if key not in errors:
+                try:
+                    fits.append(self.fit(scenario, [other for other in scenarios if other.gpu == scenario.gpu]))
+                    continue
+                except Exception as error:
+                    errors[key] = error
+            usable = hardware.describe(scenario.gpu or "").usable_bytes
+            fits.append(Fit(scenario=scenario, usable=usable, error=one_line(errors[key])))
+        if errors and all(fit.error for fit in fits):
+            first = next(iter(errors.values()))
+            raise ValueError(str(first) if is_ours(first) else one_line(first)) from first
+        return fits
 
     def fit(self, scenario: Scenario, others: Sequence[Scenario] = ()) -> Fit:
         """Whether the scenario runs on the GPU that it names, with what it leaves, the largest batch and what would make it fit.
@@ -113,8 +138,8 @@ class Fitting:
                 continue
             try:
                 left = self._left(replace(scenario, **change), gpu)
-            except (ValueError, RuntimeError):
-                # Not every model can be checkpointed, not every optimizer run another way.
+            except Exception:
+                # Not every model can be checkpointed, not every optimizer run another way or traced.
                 continue
             if left is not None:
                 found.append(change)

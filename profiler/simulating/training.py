@@ -20,8 +20,9 @@ from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
+from ..tracing.recurrent import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
-from ..tracing.trace import Allocations, Phase, Recorder, Segment
+from ..tracing.trace import Allocations, Phase, Recorder, Segment, UntraceableError
 from ..tracing.values import with_value
 
 
@@ -109,8 +110,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
     recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
-        for parameter in parameters:
-            recorder.allocate(parameter, "parameter")
+        _place(recorder, workpiece.model)
         batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
     layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
     with cuda_kernels(_capability(scenario.gpu)) as attention:
@@ -141,6 +141,7 @@ def trace_optimizer(
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
     with recorder.phase("build"):
         optimizer = make(parameters)
+    _refuse_compiled(optimizer)
     steps = []
     numbers: set[int] = set()
     for gradients in model.gradients:
@@ -162,6 +163,13 @@ def trace_optimizer(
     )
 
 
+def _refuse_compiled(optimizer: torch.optim.Optimizer) -> None:
+    """Raise UntraceableError where ours would compile its updates, which on meta tensors it does not."""
+    if any(group.get("compiled") for group in optimizer.param_groups):
+        found = f"{type(optimizer).__name__} with compiled=True runs kernels that a simulation does not have"
+        raise UntraceableError(f"{found}; take another implementation, or use --device cpu or cuda")
+
+
 def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:
     """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the paths of the model's parameters."""
     numbers = set()
@@ -172,6 +180,18 @@ def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Map
             recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
             numbers.add(number)
     return numbers
+
+
+def _place(recorder: Recorder, model: torch.nn.Module) -> None:
+    """Put the model's parameters on the recorded device, module by module."""
+    for path, module in model.named_modules():
+        parameters = list(module.parameters(recurse=False))
+        for parameter in parameters:
+            recorder.allocate(parameter, "parameter")
+        if isinstance(module, torch.nn.RNNBase):
+            flatten_parameters(module)
+            for parameter in parameters:
+                recorder.name(recorder.number(parameter), "parameter", path)
 
 
 _Step = tuple[list[Segment], list[TensorLayout | None]]

@@ -9,7 +9,7 @@ PyTorch's documentation.
 import sys
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
@@ -17,6 +17,8 @@ from unittest import mock
 import torch
 import torch.utils.checkpoint
 from torch.utils._pytree import tree_leaves, tree_map
+
+from .recurrent import halved
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -142,8 +144,22 @@ class _Casts:
             yield name, self._casting(_overload(name), _widest)
         for name in FULL_BY_DTYPE:
             yield name, self._full_by_dtype(_overload(name))
+        yield "_cudnn_rnn", self._recurrent
         for name, with_dtype in NORMS.items():
             yield name, self._norm(_overload(name), _overload(with_dtype))
+
+    def _recurrent(
+        self, tensor: torch.Tensor, weights: Sequence[torch.Tensor], stride: int, buffer: torch.Tensor | None, *arguments: Any
+    ) -> Any:
+        """Run cuDNN's recurrent layers in float16, whatever autocast's dtype: cudnn/AutocastRNN.cpp."""
+        with _off():
+            hx, cx, mode, hidden, projection, count, _, _, _, bidirectional, *_ = arguments
+            if _is_castable(weights[0]) and weights[0].dtype != torch.float16:
+                weights, buffer = halved(weights, stride, tensor.size(-1), mode, hidden, projection, count, bidirectional)
+            cx = self._cast(cx, torch.float16) if cx is not None and _is_castable(cx) else cx
+            hx = self._cast(hx, torch.float16) if _is_castable(hx) else hx
+            tensor = self._cast(tensor, torch.float16) if _is_castable(tensor) else tensor
+            return torch.ops.aten._cudnn_rnn(tensor, weights, stride, buffer, hx, cx, *arguments[2:])
 
     def _full_by_dtype(self, func: Any) -> Kernel:
         """A kernel that lets `func` make float32 of lower precision, where the caller asks for no dtype."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from . import recurrent
+
 aten = torch.ops.aten
 # at::Reduction, as an operation's argument.
 _NONE, _MEAN = 0, 1
@@ -133,6 +135,7 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     aten.count_nonzero.default: _count_nonzero,
     aten.count_nonzero.dim_IntList: _count_nonzero_in,
     aten.multinomial.default: _multinomial,
+    **recurrent.PARTS,
     # Below autograd nothing else takes it apart.
     aten.matmul.default: _own_parts(aten.matmul.default, "CompositeImplicitAutograd"),
     **{

@@ -47,17 +47,17 @@ def sized_for(
 ) -> "tuple[list[Segment], Allocations]":
     """The stream as it is on this GPU, without the requests that its kernels do not make.
 
-    `optional` keeps those that a kernel may make or not, at their largest.
+    `optional` counts those that a kernel may make or not at their largest, not at their least.
     """
     device = device_of(gpu)
-    if device != USUAL_DEVICE:
-        nbytes = list(allocations.nbytes)
-        for number, request in allocations.requests.items():
+    nbytes = list(allocations.nbytes)
+    for number, request in allocations.requests.items():
+        if request.optional and not optional:
+            nbytes[number] = request.least
+        elif device != USUAL_DEVICE:
             nbytes[number] = request.nbytes(device)
-        allocations = replace(allocations, nbytes=nbytes)
-    absent = {
-        number for number, request in allocations.requests.items() if not allocations.nbytes[number] or (request.optional and not optional)
-    }
+    allocations = replace(allocations, nbytes=nbytes)
+    absent = {number for number in allocations.requests if not nbytes[number]}
     absent |= {~number for number in absent}
     present = [replace(segment, events=[event for event in segment.events if event not in absent]) for segment in segments]
     return present, allocations

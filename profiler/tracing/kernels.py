@@ -16,6 +16,7 @@ from torch.utils import _foreach_utils
 from .attention import attend, cudnn_attention
 from .attention_backend import Call, Capability, Settings
 from .grouped_mm import grouped_mm
+from .recurrent import substitutes
 from .rms_norm import fused_rms_norm, fused_rms_norm_backward
 
 
@@ -23,8 +24,8 @@ from .rms_norm import fused_rms_norm, fused_rms_norm_backward
 def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Settings]]]:
     """Inside, meta tensors take CUDA's path on a GPU of this compute capability.
 
-    That is the path through `scaled_dot_product_attention`, `grouped_mm`, `dropout`, `rms_norm` and
-    `logsigmoid`, forward and backward. Dropout keeps a mask of one byte an element. The
+    That is the path through `scaled_dot_product_attention`, `grouped_mm`, `dropout`, `rms_norm`,
+    `logsigmoid` and recurrent layers, forward and backward. Dropout keeps a mask of one byte an element. The
     set fills with the calls of attention.
     """
     library = torch.library.Library("aten", "IMPL")
@@ -34,6 +35,8 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Se
     library.impl("_fused_rms_norm", fused_rms_norm, "AutogradMeta")
     # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for it.
     library.impl("mish_backward", torch.mul, "AutogradMeta")
+    for name, run, key in substitutes():
+        library.impl(name, run, key)
     # In the place of torch's own.
     for name, kernel in (
         ("_scaled_dot_product_cudnn_attention", cudnn_attention),

@@ -52,13 +52,14 @@ Rule = Callable[..., Sequence[int]]
 class Request:
     """One request of a kernel: number `place` of those that the rule gives.
 
-    A kernel may do without an `optional` one, or with less.
+    A kernel may do without an `optional` one, or with less, down to `least` bytes.
     """
 
     rule: Rule
     numbers: tuple[Any, ...]
     place: int
     optional: bool = False
+    least: int = 0
 
     def nbytes(self, device: Device) -> int:
         """Bytes that are requested on this device."""
@@ -66,7 +67,17 @@ class Request:
 
     def at(self, step: int, other: "Request") -> "Request":
         """The request so many steps further on the line to another, which is one step away."""
-        return replace(self, numbers=_on_line(self.numbers, other.numbers, step))
+        numbers = _on_line(self.numbers, other.numbers, step)
+        return replace(self, numbers=numbers, least=_on_line(self.least, other.least, step))
+
+
+def between(least: int, most: int) -> Request:
+    """A request of a size that is not known."""
+    return Request(_most, (most,), 0, optional=True, least=least)
+
+
+def _most(_: Device, nbytes: int) -> tuple[int]:
+    return (nbytes,)
 
 
 @lru_cache(maxsize=1 << 16)

@@ -17,12 +17,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from . import compiled
 from .composed import PARTS
 from .in_place import InPlace
 from .kernel_memory import KERNELS, TAKING, WORKSPACE
 from .matrix_products import PRODUCTS
 from .metacache import MetaCache
-from .requests import USUAL_DEVICE, Request
+from .recurrent import SPACE
+from .requests import USUAL_DEVICE, Request, between
 from .sources import Source, Sources
 from .values import SIZED_BY_VALUES, UnknownError, compute_values, has_values, run_on_values, value_of
 
@@ -36,6 +38,8 @@ _INDEXING = frozenset(map(id, (torch.ops.aten.index.Tensor, torch.ops.aten.index
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
 
 
+# What transformers compiles for attn_implementation="flex_attention".
+_FLEX_ATTENTION = ("flex_attention", "create_block_mask")
 _ADVICE = "a simulation does not have the values; use --device cpu or cuda"
 
 
@@ -111,7 +115,7 @@ class Recorder(TorchDispatchMode):
         # Two frames up is the function whose `with` this is.
         outermost = sys._getframe(2).f_code
         try:
-            with self._sources.followed(outermost), self._in_place.followed(), self:
+            with compiled.found(_refuse_compiled), self._sources.followed(outermost), self._in_place.followed(), self:
                 yield
         finally:
             self._events = None
@@ -151,6 +155,8 @@ class Recorder(TorchDispatchMode):
             return self._read_back(args[0])
         if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
             return self._copy_back(args[0], kwargs)
+        if func is SPACE:
+            return self._take(*args)
         func, args, result = self._operate(func, args, kwargs)
         seen = len(self._events or ())
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
@@ -209,6 +215,15 @@ class Recorder(TorchDispatchMode):
             first = self._first + len(self.allocations.nbytes)
             self._add(requests, nbytes, "temporary", self._sources.of(func))
             events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
+
+    def _take(self, least: int, most: int) -> torch.Tensor:
+        """Return memory of a size between two, recorded as a range where kernels' requests are."""
+        ranges = self.workspaces is not None
+        tensor = torch.empty(most if ranges else least, dtype=torch.uint8, device="meta")
+        self._see(tensor, SPACE)
+        if ranges and self._events is not None:
+            self.allocations.requests[self.number(tensor) - self._first] = between(least, most)
+        return tensor
 
     def _take_workspace(self, func: Any, events: list[int], workspaces: set[str]) -> None:
         """Record cuBLAS's workspace where this thread has none yet."""
@@ -288,6 +303,14 @@ def _is_host(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cpu"
 
 
+def _refuse_compiled(name: str, place: str) -> None:
+    """Raise for code that torch.compile would compile: UntraceableError."""
+    reason = "is compiled by torch.compile, whose kernels a simulation does not have"
+    if name in _FLEX_ATTENTION:
+        reason += "; compiled, flex attention holds no scores, and all of them as Python runs it"
+    raise UntraceableError(f"{place or _caller()} {name} {reason}; leave torch.compile out, or use --device cpu or cuda")
+
+
 def _fills(args: Any) -> bool:
     """Return whether values are written where a mask is set without the places' being needed.
 
@@ -302,8 +325,8 @@ def _fills(args: Any) -> bool:
 
 
 def _caller() -> str:
-    """The innermost line of code outside of torch and of this file, as `file.py, line 12`."""
-    skipped = (str(Path(torch.__file__).parent), __file__)
+    """The innermost line of code outside of torch and of this package, as `file.py, line 12`."""
+    skipped = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith(skipped):
             return f"{frame.filename}, line {frame.lineno},"

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Literal
 
 from profiler.record import Record
+from scenarios import hardware
 from scenarios.spec import Scenario
 
 from ..units import percent_text
@@ -81,6 +82,8 @@ def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> li
     """The figures of a measured record that one of the simulated ones tells."""
     alike = [record for record in simulated if record.scenario.implementation == measured.scenario.implementation]
     placed = [record for record in alike if record.scenario.alloc_conf == measured.scenario.alloc_conf]
+    if own := gpu_of(measured):
+        placed = [record for record in placed if record.scenario.gpu in (None, own)]
     placed.sort(key=lambda record: record.scenario.gpu != measured.scenario.gpu)
     found = []
     for metric, field in BYTES.items():
@@ -97,16 +100,18 @@ def _times(label: str, measured: Record, simulated: Sequence[Record]) -> list[Ag
     """The measured step beside its estimate, where the GPU that was asked for is the one that it ran on."""
     samples = (measured.times or {}).get("step")
     for record in simulated:
-        if samples and record.estimate and record.estimate.gpu == measured.scenario.gpu and ran_on(measured, record.estimate.gpu):
+        if samples and record.estimate and record.estimate.gpu == measured.scenario.gpu == gpu_of(measured):
             return [_agreement(label, "estimate", "seconds", record.estimate.seconds, median(samples), record, measured)]
     return []
 
 
-def ran_on(record: Record, gpu: str) -> bool:
-    """Whether the device that the record names, "NVIDIA A100-SXM4-80GB", is of the kind that the catalogue's name begins with."""
+def gpu_of(record: Record) -> str | None:
+    """The catalogue's name of the GPU that the record was measured on, None where it has none or none is known."""
     machine = record.environment.get("machine")
-    device = str(machine.get("gpu") or "") if isinstance(machine, Mapping) else ""
-    return record.scenario.device == "cuda" and gpu.partition("-")[0] in device.lower().replace(" ", "")
+    if record.scenario.device != "cuda" or not isinstance(machine, Mapping):
+        return None
+    memory = machine.get("gpu_memory_bytes")
+    return hardware.name_of_device(str(machine.get("gpu") or ""), memory if isinstance(memory, int) else None)
 
 
 def _agreement(

@@ -4,7 +4,7 @@ A peak that was found on a device without end, simulated or measured, is set aga
 use at the peak and what was reserved for it, the answer depends on what the allocator can give back in time, and only a simulation on that
 GPU's own memory tells: a record that names the GPU, or `optprof fit`. The largest batch is told where several were recorded.
 
-A reserved peak that is a range counts by its upper end: nothing is said to fit whose convolutions may
+A reserved peak that is a range counts by its upper end: nothing is said to fit whose layers in cuDNN may
 need more than there is.
 """
 
@@ -44,7 +44,7 @@ class Room:
     """Whether one GPU has room for one record's training step; all counts are exact bytes.
 
     "tight" leaves less than 2 % of what is reserved; "unsure" has room for what is in use at the peak and not for all that was reserved
-    around it or may be, with the largest workspaces of convolutions; "lacking" is a GPU that cannot run
+    around it or may be, with the most that cuDNN takes; "lacking" is a GPU that cannot run
     it at any size, which `reason` explains.
 
     `left` is what torch would not have reserved, below zero where it lacks that much. `is_own` tells

@@ -92,7 +92,7 @@ class Entry:
 
     @property
     def peak_upper(self) -> int | None:
-        """The upper end of that peak where it is a range, for what cuDNN's convolutions may take."""
+        """The upper end of that peak where it is a range, for what cuDNN may take."""
         return self.memory.peak_allocated_upper if self.memory and self.peak_bytes is not None else None
 
     @cached_property

@@ -1,6 +1,7 @@
 """Savings: the state of each optimizer against the state of a baseline on the same model and dtype.
 
-The baseline is one that runs its step the same way, as a loop, foreach or fused, where the run has it; else another, which is said.
+The baseline is one that runs its step the same way, as a loop, foreach, fused or compiled, where
+the run has it; else another, which is said.
 """
 
 import math

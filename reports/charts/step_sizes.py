@@ -1,6 +1,6 @@
 """Step sizes: time of the step against parameters, joined within a model family only, with the intervals of the medians."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..arithmetic.findings import Findings
@@ -11,7 +11,8 @@ from ..units import NOTHING, count_text, range_text, seconds_text
 from ..words import clock_name
 from .chart import Chart, Graph, Heading, count_ticks, error_bars, marker, second_ticks, text
 
-DASHES = {"loop": "dot", "foreach": "solid", "fused": "dash"}
+DASHES: Mapping[str, str] = {"loop": "dot", "foreach": "solid", "fused": "dash", "compiled": "dashdot"}
+DASH_NOTE = "Dotted lines are steps run as a loop, solid ones foreach, broken ones fused, broken ones with dots compiled."
 
 
 def step_size_chart(findings: Findings) -> Chart | None:
@@ -24,7 +25,7 @@ def step_size_chart(findings: Findings) -> Chart | None:
         return None
     shown = [series for found in clocks.values() for series in found]
     several = len({series.implementation for series in shown}) > 1
-    notes = ("Dotted lines are steps run as a loop, solid ones foreach, broken ones fused.",) if several else ()
+    notes = (DASH_NOTE,) if several else ()
     return Chart(
         name="step-by-size",
         title="Time of the step against model size",

@@ -218,4 +218,4 @@ def sides(records: Sequence[Record]) -> str:
     versions = [record.environment.get("versions") for record in records]
     torch = dict.fromkeys(str(found.get("torch")) for found in versions if isinstance(found, dict) and found.get("torch"))
     named = [*(f"optprof at {commit}" for commit in commits if commit), *(f"torch {version}" for version in torch)]
-    return ", ".join(named) or "an environment that is not told"
+    return ", ".join(named) or "environment unknown"

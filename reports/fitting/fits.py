@@ -16,14 +16,14 @@ from ..words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
     f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve, "
-    f"{UNSURE} the same, and may fit with smaller workspaces for convolutions; then the largest batch"
+    f"{UNSURE} the same, and may fit with less memory for cuDNN; then the largest batch"
 )
 
 
 _ANSWERS = {
     FITS: "yes",
     TIGHT: "yes, with less than 2 % to spare",
-    UNSURE: "perhaps, with smaller workspaces for convolutions",
+    UNSURE: "perhaps, with less memory for cuDNN",
     FAILS: "no",
 }
 
@@ -59,6 +59,11 @@ class FitFindings:
         """What the optimizer of an answer is called."""
         return self.labels[optimizer_key(fit.scenario)]
 
+    @property
+    def errors(self) -> dict[str, str]:
+        """By label, why an optimizer could not be simulated."""
+        return {self.label(fit): fit.error for fit in self.fits if fit.error is not None}
+
     def at(self, gpu: str) -> list[Fit]:
         """The answers for one GPU, in the order of the optimizers."""
         return [fit for fit in self.fits if fit.scenario.gpu == gpu]
@@ -66,6 +71,8 @@ class FitFindings:
 
 def short_text(fit: Fit) -> str:
     """Whether it fits, in a cell: what is left or lacking, and the largest batch."""
+    if fit.error is not None:
+        return f"{FAILS} not simulated"
     if fit.reason is not None:
         return f"{FAILS} {fit.reason}"
     size = gib_text(fit.left) if fit.left is not None else gib_text((fit.needed or 0) - fit.usable)
@@ -121,8 +128,10 @@ def overview_table(findings: FitFindings) -> Table:
 
 def verdict(findings: FitFindings) -> str:
     """For each optimizer, the smallest GPU that it runs on."""
-    said = []
+    said = [f"{label} could not be simulated: {error}" for label, error in findings.errors.items()]
     for label in findings.labels.values():
+        if label in findings.errors:
+            continue
         fitting = [fit for fit in findings.fits if fit.fits and findings.label(fit) == label]
         smallest = min(fitting, key=lambda fit: fit.usable, default=None)
         said.append(f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'none of them'}")
@@ -134,12 +143,12 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     return (
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
         Cell(text=fit.scenario.gpu or NOTHING),
-        Cell(text=fit.reason or _ANSWERS[_sign(fit)]),
+        Cell(text="not simulated" if fit.error else fit.reason or _ANSWERS[_sign(fit)]),
         _gib(fit.needed),
         _gib(fit.usable),
         _gib(fit.left),
         Cell(text=NOTHING if fit.largest_batch is None else f"{fit.largest_batch:,}", number=True),
-        Cell(text=changes or (NOTHING if fit.fits or fit.reason else "none was found")),
+        Cell(text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none was found")),
     )
 
 

@@ -22,6 +22,8 @@ def render_fits(fits: Sequence[Fit], output: Console | TextIO) -> None:
     console.print()
     for line in (LEGEND, "simulated for CUDA, training steps on the memory of each GPU"):
         console.print(Text(line, style="dim"))
+    for label, error in findings.errors.items():
+        console.print(Text(f"{label} could not be simulated: {error}"), soft_wrap=True)
     lacking = [fit for fit in fits if fit.changes]
     if lacking:
         console.print()

@@ -14,7 +14,7 @@ LEGEND = Sized.of(
     lambda units: (
         f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga} short; {UNSURE} {units.giga} short of "
         "what was reserved, with room for what was in use, so that the allocator would have to give some back in time, or cuDNN to make do "
-        "with smaller workspaces for convolutions. The largest batch "
+        "with less memory for cuDNN. The largest batch "
         "stands where the run settles it, else the largest that it tried where it fits, as at least that."
     )
 )

@@ -12,7 +12,7 @@ from ..phrases import against_text, pace_text
 from ..units import BINARY, DECIMAL, Units, bytes_text, exact_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
 from ..words import PLACES, conditions, listed, origin_text, phase_name
 
-RANGES = "peaks with convolutions: from no workspace of cuDNN to the largest of each"
+RANGES = "peaks of convolutions and RNNs: from the least that cuDNN takes to the most"
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
@@ -109,7 +109,7 @@ def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
     before, after = (saving.baseline.peak_bytes if saving else None), entry.peak_bytes
     if before is None or after is None or after >= before:
         return ""
-    without = "" if entry.peak_upper is None else ", both without cuDNN's workspaces"
+    without = "" if entry.peak_upper is None else ", both with the least that cuDNN takes"
     return f"; the peak of a training step falls from {gib_text(before, units)} to {gib_text(after, units)} {units.giga}{without}"
 
 

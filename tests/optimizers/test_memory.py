@@ -83,10 +83,11 @@ STATE_BY_KEY: dict[str, dict[str, tuple[str, Bytes]]] = {
     "adam-mini": float32(m=LIKE, v_mean=ONE, dimension=ONE),
     "adamw": {**TWO_AVERAGES, **float32(step=ONE)},
     "adamw:amsgrad=True": {**TWO_AVERAGES, **float32(max_exp_avg_sq=LIKE, step=ONE)},
-    "adamw4bit-torchao": {**TWO_AVERAGES, **float32(step=ONE)},
-    "adamw8bit-bnb": float32(state1=LIKE, state2=LIKE),
-    "adamw8bit-torchao": {**TWO_AVERAGES, **float32(step=ONE)},
-    "adamwfp8-torchao": {**TWO_AVERAGES, **float32(step=ONE)},
+    "adamw4bit-torchao": {**TWO_AVERAGES, **float32(step=ONE, lr=ONE)},
+    # Two tables of 256 numbers, which the states of larger tensors share.
+    "adamw8bit-bnb": float32(state1=LIKE, state2=LIKE, name2qmap=(2048, 2048, 2048, 2048)),
+    "adamw8bit-torchao": {**TWO_AVERAGES, **float32(step=ONE, lr=ONE)},
+    "adamwfp8-torchao": {**TWO_AVERAGES, **float32(step=ONE, lr=ONE)},
     "adan": {**TWO_AVERAGES, **float32(exp_avg_diff=LIKE, previous_grad=LIKE)},
     "ademamix": {**TWO_AVERAGES, **float32(exp_avg_slow=LIKE)},
     "apollo:rank=2": {**LOW_RANK, **float32(scaling_grad=(0, 0, 4, 0))},
@@ -151,7 +152,7 @@ def both_averages(**by_dtype: int) -> dict[str, dict[str, int]]:
     return {"exp_avg": by_dtype, "exp_avg_sq": by_dtype}
 
 
-CODES, SCALES, TABLE, STEP = 64 * 64, 64 * 64 // 256 * 4, 256 * 4, {"step": {"float32": 4}}
+CODES, SCALES, TABLE, STEP = 64 * 64, 64 * 64 // 256 * 4, 256 * 4, {"step": {"float32": 4}, "lr": {"float32": 4}}
 # Low-bit optimizers keep few numbers whole: here for a (64, 64) parameter, the smallest that they shorten.
 LOW_BIT: dict[str, dict[str, dict[str, int]]] = {
     "adamw4bit-torchao": {**both_averages(uint8=CODES // 2, float32=2 * SCALES + 16 * 4), **STEP},
@@ -247,7 +248,7 @@ TRANSIENT: dict[str, tuple[int, ...]] = {
     "apollo:rank=32": (LARGEST + 2 * OTHER, LARGEST + 2 * OTHER),
     "came": (2 * LARGEST + OTHER, 2 * ALL),
     "fira:rank=32": (2 * LARGEST + 2 * OTHER, 2 * LARGEST + 2 * OTHER),
-    "flash-adamw": (7 * LARGEST + OTHER, 7 * LARGEST + OTHER),
+    "flash-adamw": (7 * LARGEST + OTHER,),
     "galore:rank=32": (LARGEST + 2 * OTHER, LARGEST + 2 * OTHER),
     "lion": (LARGEST + OTHER, ALL),
     "muon": (3 * LARGEST, 3 * LARGEST),

@@ -74,7 +74,7 @@ def test_a_sparse_gradient_of_no_row_changes_nothing(starts_dense: bool) -> None
         param.grad = grad
         optimizer.step()
     assert torch.equal(param, before[0])  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert set(optimizer.state[param]) == {"accumulator_0", "accumulator_1"} if starts_dense else {"accumulator_0"}
+    assert set(optimizer.state[param]) == ({"accumulator_0", "accumulator_1"} if starts_dense else {"accumulator_0"})
     for key, value in before[1].items():  # pyright: ignore[reportPossiblyUnboundVariable]
         assert torch.equal(optimizer.state[param][key], value)
 

@@ -66,3 +66,4 @@ def test_the_simulated_state_is_that_of_real_steps(optimizer: str):
     assert real is not None
     assert simulated.state_by_key_dtype == real.state_by_key_dtype
     assert simulated.optimizer_state == real.optimizer_state
+    assert simulated.parameters_by_dtype == real.parameters_by_dtype == {"float32": 4 * (24 * 40 + 40 * 8)}

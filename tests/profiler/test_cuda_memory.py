@@ -60,6 +60,7 @@ class Device:
             "memory_stats": self.stats,
             "memory_snapshot": list,
             "get_device_name": lambda: "A GPU",
+            "get_device_properties": lambda: SimpleNamespace(total_memory=1 << 34),
             "Event": partial(Event, count()),
         }
         for name, fake in fakes.items():

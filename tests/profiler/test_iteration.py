@@ -162,6 +162,13 @@ class Replacing(Step):
         return closure()
 
 
+class Either(Step):
+    def step(self, closure: Any = None, metric: float | None = 1.0) -> Any:
+        if closure is None and metric is None:
+            raise ValueError("neither closure nor metric")
+        return metric if closure is None else closure()
+
+
 @pytest.mark.parametrize("kind", [Asserting, Raising, Calling, Around])
 def test_a_step_that_fails_without_a_closure_needs_one(kind: type[Step]) -> None:
     assert needs_closure(kind())
@@ -171,6 +178,6 @@ def test_lbfgs_says_in_its_signature_that_it_needs_a_closure() -> None:
     assert needs_closure(torch.optim.LBFGS([torch.nn.Parameter(torch.zeros(1))]))
 
 
-@pytest.mark.parametrize("kind", [Step, Asking, Replacing])
+@pytest.mark.parametrize("kind", [Step, Asking, Either, Replacing])
 def test_a_step_that_runs_without_a_closure_needs_none(kind: type[Step]) -> None:
     assert not needs_closure(kind())

@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from profiler.record import SCHEMA, Memory, Record
+from profiler.record import SCHEMA, Course, GpuReading, HeldOut, Memory, Record, Watched
 from profiler.store import RunStore, free_folder, last_folder
 from scenarios import Scenario
 
@@ -56,6 +57,33 @@ def test_the_table_has_a_column_for_every_field_of_any_record(tmp_path: Path):
         rows = list(csv.DictReader(table))
     assert [row["memory.state_by_key.exp_avg"] for row in rows] == ["16", "16"]
     assert [row["times.step"] for row in rows] == ["", "0.1 0.2"]
+
+
+def test_a_cell_of_the_table_is_plain(tmp_path: Path):
+    reading = GpuReading(
+        clock_mhz=1980, memory_clock_mhz=None, temperature_celsius=61, slowed_by=("heat",), other_processes=0, process_bytes=1
+    )
+    watched = Watched(gpu=(reading,), warnings=("slow, and “hot”",))
+    course = Course(draws=(2, 1), losses=(0.5, None, 2.0), held_out=(HeldOut(micro_batches=2, loss=None),), added_bytes=0, dropped=1)
+    scenario = Scenario(model="gpt2", options={"betas": (0.9, 0.99), "amsgrad": True, "sides": ("left", None), "deep": [[1, 2], [3]]})
+    environment = {"command": ["optprof", "profile", "a b"], "affinity": [0, 1], "keeps_freed_memory": False, "git_commit": None}
+    store = RunStore.create(tmp_path)
+    store.write_csv([record(scenario=scenario, watched=watched, course=course, environment=environment)])
+    with store.csv_path.open(encoding="utf-8", newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert {key.removeprefix("scenario.options."): row[key] for key in row if key.startswith("scenario.options.")} == {
+        "betas": "0.9 0.99",
+        "amsgrad": "true",
+        "sides": '["left", null]',
+        "deep": "[[1, 2], [3]]",
+    }
+    assert json.loads(row["watched.gpu"]) == [{**asdict(reading), "slowed_by": ["heat"]}]
+    assert json.loads(row["course.held_out"]) == [{"micro_batches": 2, "loss": None}]
+    assert row["watched.warnings"] == '["slow, and “hot”"]'
+    assert (row["course.losses"], row["course.draws"], row["course.ended"]) == ("0.5 nan 2.0", "2 1", "")
+    assert json.loads(row["environment.command"]) == environment["command"]
+    assert (row["environment.affinity"], row["environment.keeps_freed_memory"], row["environment.git_commit"]) == ("0 1", "false", "")
+    assert (row["scenario.set_to_none"], row["scenario.gpu"], row["log"]) == ("true", "", "")
 
 
 def test_a_run_is_never_written_over(tmp_path: Path):

@@ -308,7 +308,7 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
     page = open_page(write_report(store.folder))
     low, high = page.evaluate("document.querySelector('.graph')._fullLayout.xaxis.range")
     assert low + 0.1 < 3 < high - 0.1
-    assert "no adamw record for tiny" in page.locator("body").text_content()
+    assert "No adamw to compare with on tiny" in page.locator("body").text_content()
     assert page.told == []
 
 

@@ -83,8 +83,10 @@ def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulat
 def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_path):
     records = [simulated("adamw"), simulated("m:<b>&$x_1$", model="$\\frac{1$")]
     records = [replace(record, model_family=None) for record in records]
-    for drawing in draw_all(records, tmp_path):
-        ElementTree.fromstring(drawing.svg)
+    drawings = draw_all(records, tmp_path)
+    assert drawings
+    for drawing in drawings:
+        assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
 
 
 def test_labels_are_moved_apart_and_keep_their_order():

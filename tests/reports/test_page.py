@@ -187,8 +187,7 @@ def test_markup_in_names_and_errors_stays_text(simulated, report):
 
 def test_without_the_baseline_the_page_says_what_to_add(simulated, report):
     text = Elements(report([simulated("sm3"), simulated("sgd-sai")])).text
-    assert "no adamw record for tiny" in text
-    assert "add adamw to --optimizers" in text
+    assert "No adamw to compare with on tiny: add adamw to --optimizers." in text
     assert "State saved against AdamW" not in text
 
 

@@ -247,14 +247,31 @@ def test_blocks_are_held_against_a_simulation_under_the_same_settings_of_the_sam
 
 
 def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
-    def found(device: str):
-        environment = {"machine": {"gpu": device}}
-        asked = {"device": "cuda", "gpu": "a100-80", "times": {"step": (0.3, 0.1, 0.2)}, "environment": environment}
-        records = [simulated("adamw", gpu="a100-80", estimate=estimate("a100-80", 0.25)), simulated("adamw", origin="measured", **asked)]
+    def found(gpu: str, device: str, memory: int | None = None):
+        environment = {"machine": {"gpu": device, **({"gpu_memory_bytes": memory} if memory else {})}}
+        asked = {"device": "cuda", "gpu": gpu, "times": {"step": (0.3, 0.1, 0.2)}, "environment": environment}
+        records = [simulated("adamw", gpu=gpu, estimate=estimate(gpu, 0.25)), simulated("adamw", origin="measured", **asked)]
         return [(one.simulated, one.measured) for one in agreements(records) if one.unit == "seconds"]
 
-    assert found("NVIDIA A100-SXM4-80GB") == [(0.25, 0.2)]
-    assert found("NVIDIA GeForce RTX 3090") == []
+    assert found("a100-80", "NVIDIA A100-SXM4-80GB") == [(0.25, 0.2)]
+    assert found("rtx3060", "NVIDIA GeForce RTX 3060", 12_587_106_304) == [(0.25, 0.2)]
+    assert found("rtx3060", "NVIDIA GeForce RTX 3060", 8 * 2**30) == []
+    for gpu, device in (
+        ("a100-80", "NVIDIA GeForce RTX 3090"),
+        ("a10", "NVIDIA A100-SXM4-80GB"),
+        ("l4", "NVIDIA L40S"),
+        ("a100-40", "NVIDIA A100-SXM4-80GB"),
+        ("rtx3060", "NVIDIA GeForce RTX 3060 Ti"),
+    ):
+        assert found(gpu, device) == []
+
+
+def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_another(simulated):
+    environment = {"machine": {"gpu": "NVIDIA A100-SXM4-80GB"}}
+    measured = simulated("adamw", device="cuda", origin="measured", gpu="t4", environment=environment)
+    other, own = (holding(simulated("adamw", gpu=gpu), peak_allocated=peak) for gpu, peak in (("t4", 1), ("a100-80", 2)))
+    assert [one.simulated for one in agreements([other, own, measured]) if one.metric == "peak"] == [2]
+    assert [one.metric for one in agreements([other, measured])] == ["state"]
 
 
 def test_times_against_size_are_joined_within_family_and_clock(timed, simulated):

@@ -121,3 +121,77 @@ def test_multiprocessors_are_as_many_as_the_cores_on_the_data_sheet_make(name: s
     assert gpu.multiprocessors * (64 if few else 128) == CORES[name]
     assert gpu.multiprocessors_source
     assert gpu.threads_per_multiprocessor in (1024, 1536, 2048)
+
+
+# Names as nvidia-smi and torch print them, of old and of new drivers.
+CALLED = {
+    "rtx3060": ("NVIDIA GeForce RTX 3060", "GeForce RTX 3060"),
+    "rtx3090": ("NVIDIA GeForce RTX 3090", "GeForce RTX 3090"),
+    "rtx4090": ("NVIDIA GeForce RTX 4090",),
+    "rtx5090": ("NVIDIA GeForce RTX 5090",),
+    "t4": ("Tesla T4", "NVIDIA T4", "NVIDIA Tesla T4"),
+    "v100-16": ("Tesla V100-SXM2-16GB", "NVIDIA V100-SXM2-16GB"),
+    "v100-32": ("Tesla V100-SXM2-32GB", "NVIDIA V100-SXM2-32GB"),
+    "a10": ("NVIDIA A10", "A10"),
+    "l4": ("NVIDIA L4",),
+    "l40s": ("NVIDIA L40S",),
+    "a100-40": ("NVIDIA A100-SXM4-40GB", "A100-SXM4-40GB"),
+    "a100-80": ("NVIDIA A100-SXM4-80GB", "A100-SXM4-80GB"),
+    "h100-80": ("NVIDIA H100 80GB HBM3",),
+    "h200": ("NVIDIA H200",),
+    "b200": ("NVIDIA B200",),
+    "mi300x": ("AMD Instinct MI300X", "AMD Instinct MI300X VF"),
+}
+
+
+@pytest.mark.parametrize("name", LABEL)
+def test_a_device_is_known_by_the_name_that_it_gives_itself(name: str):
+    memory = hardware.describe(name).memory_bytes
+    for called in CALLED[name]:
+        assert hardware.name_of_device(called) == name
+        # Drivers differ by some MiB, and error correction that is off gives a sixteenth back.
+        assert [hardware.name_of_device(called, held) for held in (memory, memory - 50 * 2**20, memory * 17 // 16)] == [name] * 3
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        *("NVIDIA GeForce RTX 3060 Ti", "NVIDIA GeForce RTX 3060 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 3080"),
+        *("NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4080 SUPER"),
+        *("NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 5090 Laptop GPU", "NVIDIA GeForce RTX 2080 Super with Max-Q Design"),
+        *("NVIDIA T400 4GB", "NVIDIA T4G", "NVIDIA T1000", "Tesla T40 24GB"),
+        *("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB", "Tesla V100S-PCIE-32GB", "Tesla V100-SXM3-32GB", "Tesla V100-DGXS-32GB"),
+        *(
+            "NVIDIA A10G",
+            "NVIDIA A10M",
+            "NVIDIA A100-PCIE-40GB",
+            "NVIDIA A100 80GB PCIe",
+            "NVIDIA A100-SXM-64GB",
+            "NVIDIA A16",
+            "NVIDIA A1",
+        ),
+        *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA A100-SXM4-80GB MIG 7g.80gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "GRID A100-10C"),
+        *("NVIDIA L40", "NVIDIA L40G", "NVIDIA L20", "NVIDIA L2"),
+        *("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H100 64GB HBM2", "NVIDIA GH200 480GB", "NVIDIA H800", "NVIDIA H20"),
+        *("NVIDIA H200 NVL", "NVIDIA GB200", "NVIDIA B300 SXM6 AC", "NVIDIA B100", "NVIDIA GB10"),
+        *("NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX A6000", "Quadro RTX 6000", "Quadro T4", "NVIDIA RTX 4000 Ada Generation"),
+        *("AMD Instinct MI300A", "AMD Instinct MI325X", "AMD Instinct MI250X", "AMD Radeon RX 7900 XTX", "Instinct", "MI300X"),
+        *("", "NVIDIA", "NVIDIA Graphics Device", "Tesla", "40GB"),
+    ],
+)
+def test_a_device_of_another_kind_is_none_of_the_catalogue(called: str):
+    assert hardware.name_of_device(called) is None
+
+
+@pytest.mark.parametrize(
+    ("called", "memory"),
+    [
+        ("NVIDIA GeForce RTX 3060", 8 * GIB),
+        ("Tesla V100-SXM2-16GB", 32 * GIB),
+        ("NVIDIA A100-SXM4-80GB", 40 * GIB),
+        # One of eight partitions of an MI300X.
+        ("AMD Instinct MI300X", 24 * GIB),
+    ],
+)
+def test_a_device_with_other_memory_is_none_of_the_catalogue(called: str, memory: int):
+    assert hardware.name_of_device(called, memory) is None

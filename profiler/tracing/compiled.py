@@ -1,0 +1,55 @@
+"""Code that torch.compile would compile, found at the moment when it is about to run.
+
+A trace sees the operations that Python runs. What a compiler makes of them holds other memory, and
+torch itself runs compiled code uncompiled, without a word, while a dispatch mode is active.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+_TORCH = str(Path(torch.__file__).parent)
+
+
+@contextmanager
+def found(report: Callable[[str, str], None]) -> Iterator[None]:
+    """Inside, call `report` with the name of what is compiled and its place, "" in torch's code."""
+    eval_frame: Any = import_module("torch._dynamo.eval_frame")
+    of_stance = getattr(eval_frame, "_callback_from_stance", lambda callback: callback)
+    set_eval_frame = eval_frame.set_eval_frame
+
+    def guarded(callback: Any) -> Any:
+        # Compiled functions call this first of all. torch.compiler.set_stance may turn it off.
+        caller = sys._getframe(1)
+        if {"callback", "fn"} <= set(caller.f_code.co_freevars):
+            closure = caller.f_locals
+            if callable(of_stance(closure["callback"])):
+                report(*_described(closure["fn"]))
+        return set_eval_frame(callback)
+
+    # A compiled module warns about the hooks that a trace has on all modules.
+    quiet = mock.patch.object(eval_frame.OptimizedModule, "__call__", new=torch.nn.Module.__call__)
+    with quiet, mock.patch.object(eval_frame, "set_eval_frame", new=guarded):
+        yield
+
+
+def _described(compiled: Any) -> tuple[str, str]:
+    """The name of a function or module, and where its code begins."""
+    owner = getattr(compiled, "__self__", None)
+    if isinstance(owner, torch.nn.Module):
+        return type(owner).__name__, _place(type(owner).forward)
+    return getattr(compiled, "__qualname__", type(compiled).__name__), _place(compiled)
+
+
+def _place(function: Any) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or code.co_filename.startswith(_TORCH):
+        return ""
+    return f"{code.co_filename}, line {code.co_firstlineno},"

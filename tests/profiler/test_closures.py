@@ -1,0 +1,121 @@
+"""Optimizers that ask more of a training loop than `step()`: a closure, or `train()` before it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from profiler import measure
+from scenarios import Scenario
+
+OWN = """
+import time
+
+import torch
+from torch import nn
+
+
+class Slow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        time.sleep(0.01)
+        return (self.weight * x).square().sum()
+
+
+def slow(): return Slow(), {"x": torch.arange(1.0, 6.0)}
+
+
+class Searching(torch.optim.SGD):
+    def step(self, closure):
+        losses = [closure() for _ in range(3)]
+        assert all(isinstance(loss, torch.Tensor) and not loss.requires_grad for loss in losses)
+        return losses[-1]
+
+
+class Perturbing(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is not None
+        for group in self.param_groups:
+            for p in group["params"]:
+                assert p.grad is not None
+                p.add_(p.grad, alpha=1e-3)
+        closure()
+        super().step()
+
+
+class Scheduled(torch.optim.SGD):
+    modes = []
+
+    def train(self): self.modes.append("train")
+
+    def eval(self): self.modes.append("eval")
+
+    def step(self, closure=None):
+        assert self.modes[-1] == "train", "call train() before training"
+        return super().step(closure)
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closing.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+
+
+def asked(optimizer: str, **changes: Any) -> Scenario:
+    usual: dict[str, Any] = {"model": "closing:slow", "implementation": "loop", "device": "cpu", "steps": 2}
+    return Scenario(**{**usual, "optimizer": optimizer, **changes})
+
+
+@pytest.mark.parametrize(("optimizer", "passes"), [("closing:Searching", 3), ("closing:Perturbing", 2)])
+def test_what_a_closure_does_is_not_the_steps(optimizer: str, passes: int) -> None:
+    found = measure(asked(optimizer))
+    assert found.times is not None
+    for forward, step, iteration in zip(found.times["forward"], found.times["step"], found.times["iteration"], strict=True):
+        assert forward >= passes * 0.01
+        assert step < 0.01
+        assert iteration >= forward + step
+    assert found.memory is not None
+    assert found.memory.gradients == 20
+
+
+def test_the_history_of_lbfgs_is_measured() -> None:
+    """After two steps of two iterations each there are pairs of 20-byte differences, and one number for each."""
+    found = measure(asked("torch.optim:LBFGS", options={"max_iter": 2, "lr": 1e-3})).memory
+    assert found is not None
+    assert found.state_by_key["old_dirs"] == found.state_by_key["old_stps"] == 5 * found.state_by_key["ro"]
+    assert {key: found.state_by_key[key] for key in ("d", "prev_flat_grad")} == {"d": 20, "prev_flat_grad": 20}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"workload": "state"}, "steps with a closure that runs the model; it cannot step alone, ask for workload train"),
+        ({"amp": "fp16"}, "steps with a closure, which fp16 autocast cannot give it; leave out fp16 autocast"),
+        ({"accumulate": "gnr"}, "steps with a closure, which accumulate cannot give it; leave out accumulate"),
+    ],
+)
+def test_a_closure_that_cannot_be_given_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        measure(asked("closing:Perturbing", **changes))
+
+
+@pytest.mark.parametrize("workload", ["train", "state"])
+def test_an_optimizer_that_has_modes_is_told_to_train(workload: str) -> None:
+    found = measure(asked("closing:Scheduled", options={"momentum": 0.9}, workload=workload)).memory
+    assert found is not None
+    assert found.optimizer_state == 20
+
+
+def test_a_course_evaluates_with_the_weights_that_are_meant_for_it() -> None:
+    found = measure(asked("closing:Scheduled", model="tiny", accumulate="gnr", steps=4, sequence_length=32))
+    assert found.course is not None
+    import closing  # pyright: ignore[reportMissingImports]
+
+    readings = len(found.course.held_out)
+    assert closing.Scheduled.modes[-2 * readings :] == ["eval", "train"] * readings

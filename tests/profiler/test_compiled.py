@@ -1,0 +1,156 @@
+"""Models and optimizers that torch.compile would compile are refused, with the line of their code."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from profiler import simulate
+from profiler.tracing.trace import UntraceableError
+from scenarios import Scenario
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).relu()
+
+
+class Net(nn.Module):
+    """Two blocks and a function at their end."""
+
+    def __init__(self, end: Callable[[torch.Tensor], torch.Tensor] = torch.sin) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(Block(), Block())
+        self.end = end
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.blocks(x)).mean()
+
+
+# Not inductor, torch's own choice, which takes seconds to load.
+compile_eagerly: Any = partial(torch.compile, backend="eager")
+
+
+@compile_eagerly
+def sine(x: torch.Tensor) -> torch.Tensor:
+    return x.sin()
+
+
+@partial(compile_eagerly, fullgraph=True)
+def whole_sine(x: torch.Tensor) -> torch.Tensor:
+    return x.sin()
+
+
+def tangent(x: torch.Tensor) -> torch.Tensor:
+    return x.tan()
+
+
+plain_tangent: Any = torch.compiler.disable(tangent)
+
+
+def late_sine(x: torch.Tensor) -> torch.Tensor:
+    return compile_eagerly(torch.sin)(x)
+
+
+def eager_sine(x: torch.Tensor) -> torch.Tensor:
+    with torch.compiler.set_stance("force_eager"):
+        return sine(x)
+
+
+def _batch() -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(4, 8)}
+
+
+def top() -> Any:
+    return compile_eagerly(Net()), _batch()
+
+
+def part() -> Any:
+    model = Net()
+    model.blocks[1] = compile_eagerly(model.blocks[1])
+    return model, _batch()
+
+
+def in_place() -> Any:
+    model = Net()
+    model.blocks[1].compile(fullgraph=True, backend="eager")
+    return model, _batch()
+
+
+def function() -> Any:
+    return Net(sine), _batch()
+
+
+def whole() -> Any:
+    return Net(whole_sine), _batch()
+
+
+def late() -> Any:
+    return Net(late_sine), _batch()
+
+
+def plain() -> Any:
+    return Net(plain_tangent), _batch()
+
+
+def eager() -> Any:
+    return Net(eager_sine), _batch()
+
+
+def _line(function: Any) -> int:
+    return inspect.unwrap(function).__code__.co_firstlineno
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "line"),
+    [
+        ("top", "Net", _line(Net.forward)),
+        ("part", "Block", _line(Block.forward)),
+        ("in_place", "Block", _line(Block.forward)),
+        ("function", "sine", _line(sine)),
+        ("whole", "whole_sine", _line(whole_sine)),
+    ],
+)
+def test_what_is_compiled_is_named_with_its_line(model: str, name: str, line: int):
+    with pytest.raises(UntraceableError) as error:
+        simulate(Scenario(model=f"{__name__}:{model}"))
+    assert f"{__file__}, line {line}, {name} is compiled by torch.compile" in str(error.value)
+    assert str(error.value).endswith("leave torch.compile out, or use --device cpu or cuda")
+
+
+def test_code_of_torch_s_own_is_named_with_the_line_that_calls_it():
+    with pytest.raises(UntraceableError, match=rf"line {_line(late_sine) + 1}, .* is compiled"):
+        simulate(Scenario(model=f"{__name__}:late"))
+
+
+@pytest.mark.parametrize("model", ["plain", "eager"])
+def test_what_is_kept_from_the_compiler_is_traced(model: str):
+    assert simulate(Scenario(model=f"{__name__}:{model}")).outcome == "ok"
+
+
+def test_a_trace_that_was_refused_leaves_torch_compile_as_it_was():
+    with pytest.raises(UntraceableError):
+        simulate(Scenario(model=f"{__name__}:function"))
+    calls = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        del inputs
+        calls.append(graph)
+        return graph.forward
+
+    torch.compile(tangent, backend=count)(torch.ones(3))
+    assert len(calls) == 1
+
+
+def test_an_optimizer_that_compiles_its_updates_is_refused():
+    scenario = Scenario(model=f"{__name__}:plain", optimizer="sm3", implementation="compiled")
+    with pytest.raises(UntraceableError, match=r"SM3 with compiled=True .* take another implementation"):
+        simulate(scenario)

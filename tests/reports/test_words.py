@@ -1,0 +1,69 @@
+"""Whatever a record may hold has its word and its style in every report."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from profiler.record import Origin, Outcome
+from profiler.tracing.trace import Category, Phase
+from reports import words
+from reports.arithmetic.courses import WIDTHS
+from reports.arithmetic.findings import Findings
+from reports.arithmetic.peaks import CATEGORIES
+from reports.arithmetic.provenance import ORIGINS
+from reports.charts import step_sizes
+from reports.phrases import missing_text
+from reports.style import CATEGORY_COLOURS
+from scenarios.spec import Device, Implementation
+
+
+def test_every_implementation_has_a_dash_of_its_own():
+    assert step_sizes.DASHES.keys() == set(get_args(Implementation))
+    assert len({*step_sizes.DASHES.values()}) == len(step_sizes.DASHES)
+    assert all(name in step_sizes.DASH_NOTE for name in get_args(Implementation))
+
+
+def test_every_category_has_a_place_and_a_colour_of_its_own():
+    assert get_args(Category) == CATEGORIES
+    assert CATEGORY_COLOURS.keys() == set(get_args(Category))
+    assert len({*CATEGORY_COLOURS.values()}) == len(CATEGORY_COLOURS)
+
+
+def test_every_phase_of_a_step_has_a_width():
+    assert WIDTHS.keys() == set(get_args(Phase)) - {"build"}
+
+
+def test_every_origin_outcome_and_device_has_its_word():
+    assert ORIGINS.keys() == set(get_args(Origin))
+    assert words.OUTCOMES.keys() == set(get_args(Outcome))
+    assert words.DEVICES.keys() == words.PLACES.keys() == set(get_args(Device))
+
+
+def test_a_baseline_that_nobody_asked_for_is_to_be_added(simulated):
+    found = Findings.of([simulated("sm3"), simulated("sgd-sai")])
+    assert missing_text(found) == "No adamw to compare with on tiny: add adamw to --optimizers."
+    assert missing_text(Findings.of([simulated("adamw"), simulated("sm3")])) == ""
+
+
+@pytest.mark.parametrize(
+    ("outcome", "verb"),
+    [("out-of-memory", "ran out of memory"), ("failed", "failed"), ("killed", "was killed"), ("timeout", "took too long")],
+)
+def test_a_baseline_that_came_to_nothing_is_not_to_be_added(simulated, outcome, verb):
+    found = Findings.of([replace(simulated("adamw"), outcome=outcome, error="why"), simulated("sm3")])
+    assert missing_text(found) == f"adamw {verb} on tiny, so that there is nothing to compare with."
+
+
+def test_each_setting_is_told_its_own_reason(simulated):
+    lost = replace(simulated("adamw"), outcome="out-of-memory", error="why")
+    text = missing_text(Findings.of([lost, simulated("sm3"), simulated("sm3", dtype="bf16")]))
+    assert text == (
+        "adamw ran out of memory on tiny · fp32, so that there is nothing to compare with. "
+        "No adamw to compare with on tiny · bf16: add adamw to --optimizers."
+    )
+
+
+def test_a_baseline_without_state_is_not_to_be_added(simulated):
+    text = missing_text(Findings.of([simulated("adamw", state=0), simulated("sm3")]))
+    assert text == "adamw kept no state on tiny, so that there is nothing to compare with."
