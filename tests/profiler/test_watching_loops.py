@@ -281,7 +281,8 @@ def test_what_goes_wrong_in_the_watcher_is_noted_and_ends_no_training(place: str
     assert not torch.equal(before, model.weight)
     assert record.outcome == "ok"
     assert record.watched is not None
-    assert told in record.watched.warnings
+    # The place in the code stands behind it.
+    assert any(warning.startswith(told) for warning in record.watched.warnings)
     assert Record.from_dict(record.to_dict()).scenario.optimizer == "adamw"
 
 
