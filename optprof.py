@@ -564,22 +564,26 @@ def profile(
 @contextmanager
 def watch(
     optimizer: "torch.optim.Optimizer",
-    *,
-    model: "torch.nn.Module | str | None" = None,
+    *others: "torch.optim.Optimizer",
+    model: "torch.nn.Module | str | Sequence[torch.nn.Module | str | None] | None" = None,
     batch_size: int | None = None,
     sequence_length: int | None = None,
     out: str | Path | None = None,
 ) -> "Iterator[Run]":
-    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks; `out` is a folder whose run they are added to.
+    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of memory.
 
-    The run that it gives has its record when the block has ended, an exception's too. `profiler.measuring.watching.Watch` says what is read
-    and what is refused. OSError when the folder cannot be written.
+    A loop with several optimizers gives them all, and in a list the `model` of each where they are
+    different. `out` is a folder whose run the records are added to.
+
+    The run that it gives has the records, one of each optimizer, when the block has ended, also by
+    an exception. `profiler.measuring.watching.Watch` says what is read and what is refused. OSError
+    when the folder cannot be written.
     """
     from profiler.measuring.watching import Watch
     from reports.run import Run
 
     run = Run() if out is None else Run.going_on(Path(out))
-    with Watch(optimizer, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
+    with Watch(optimizer, *others, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
         yield run
 
 

@@ -11,7 +11,6 @@ from .catalogue import (
     implementations,
     name_of,
     option_defaults,
-    options_of,
 )
 from .entry import Description, Entry
 from .lamb import LAMB
@@ -38,7 +37,6 @@ __all__ = [
     "implementations",
     "name_of",
     "option_defaults",
-    "options_of",
     "parse",
     "parse_list",
 ]

@@ -155,13 +155,6 @@ def name_of(optimizer: Optimizer) -> str:
     return next((name for name, entry in _CATALOGUE.items() if entry.factory is kind), f"{kind.__module__}:{kind.__qualname__}")
 
 
-def options_of(optimizer: Optimizer) -> dict[str, Any]:
-    """The hyper-parameters that it was made with, as far as it tells; how its step is run is none of them."""
-    name = name_of(optimizer)
-    known = option_defaults(name) if name in _CATALOGUE else optimizer.defaults
-    return {key: value for key, value in optimizer.defaults.items() if key in known and key not in _RUNNING}
-
-
 def option_defaults(spec: str, **options: Any) -> dict[str, Any]:
     """Every hyper-parameter with its value: as given, else as the catalogue or the constructor sets it."""
     choice = _choose(spec, options)

@@ -41,8 +41,11 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         for accessor in parts:
             yield from plain_tensors(getattr(tensor, accessor)())
     elif is_traceable_wrapper_subclass(tensor):
-        for name in tensor.__tensor_flatten__()[0]:
-            yield from plain_tensors(getattr(tensor, name))
+        # A DTensor names its mesh too.
+        parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+        for part in parts:
+            if isinstance(part, torch.Tensor):
+                yield from plain_tensors(part)
     elif _is_hollow(tensor):
         # MaskedTensor and its like do not say what they are made of.
         yield from tensors_in(vars(tensor))

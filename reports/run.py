@@ -61,6 +61,7 @@ class Run:
 
     def add(self, record: Record) -> None:
         """Take a record in, and write it into the folder where there is one."""
+        self.records = standing([*self.records, record])
         if self.folder is not None:
             # Opened for this line alone: the ranks of a training may write to one folder.
             store = RunStore.resume(self.folder, patience=PATIENCE)
@@ -68,7 +69,6 @@ class Run:
                 store.append(record)
             finally:
                 store.close()
-        self.records = standing([*self.records, record])
 
     def frame(self) -> "DataFrame":
         """A row a record: what was asked and its main figures; bytes are exact (nullable) whole numbers, times are in seconds.

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -9,8 +10,9 @@ import torch
 from ..allocator.settings import AllocatorSettings, from_environment, names
 from ..outcome import outcome_of
 from ..record import Level, StateBlocks
-from ..state import storages_of_state
+from ..state import Tensors, storages_of_state
 from .files import Files
+from .phases import Counters, PhaseWatch
 
 COUNTERS = ("allocated", "reserved", "requested", "active")
 # Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of Python a few thousand.
@@ -42,34 +44,32 @@ def apply_alloc_conf(conf: str) -> None:
     _applied = conf
 
 
-class AllocatorWatch:
-    """Reads the allocator's counters at the end of each phase, their peaks within it, and what the first step leaves allocated."""
+class AllocatorWatch(PhaseWatch):
+    """The allocator's counters on the current device by phase, and what the first step leaves allocated."""
 
     def __init__(self) -> None:
-        self._levels: dict[str, dict[str, Level]] = {}
+        self._device = torch.cuda.current_device()
+        super().__init__(_counters_of(self._device))
         self.allocated_by_step: int | None = None
+
+    def allocated(self) -> int:
+        """Return the bytes that are allocated now."""
+        return torch.cuda.memory_allocated(self._device)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Watch what runs inside."""
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        yield
-        stats = torch.cuda.memory_stats()
-        held = self._levels.get(name, {})
-        self._levels[name] = {counter: _level(stats, counter, held.get(counter)) for counter in COUNTERS}
+        with super().phase(name):
+            before = self.allocated()
+            yield
         if name == "step" and self.allocated_by_step is None:
-            self.allocated_by_step = stats["allocated_bytes.all.current"] - before
-
-    def levels(self) -> dict[str, dict[str, Level]]:
-        """By phase and counter; the last time counts for the ends, all for the peaks."""
-        return self._levels
+            self.allocated_by_step = self.levels()[name]["allocated"].end - before
 
 
-def state_blocks(optimizer: torch.optim.Optimizer, delta: int) -> StateBlocks:
+def state_blocks(optimizer: torch.optim.Optimizer, delta: int, model: Tensors | None = None) -> StateBlocks:
     """The state's tensors set against the blocks that hold them, and against what the first step left allocated."""
     sizes = _block_sizes()
-    storages = list(storages_of_state(optimizer))
+    storages = storages_of_state(optimizer, model)
     on_device = [storage for storage in storages if storage.device.type == "cuda"]
     blocks = sum(sizes[storage.data_ptr()] for storage in on_device if storage.data_ptr() in sizes)
     held = sum(storage.nbytes() for storage in on_device)
@@ -103,9 +103,19 @@ def snapshot_when_full(files: Files) -> Iterator[None]:
         raise
 
 
-def _level(stats: dict[str, int], counter: str, before: Level | None) -> Level:
-    peak = stats[f"{counter}_bytes.all.peak"]
-    return Level(end=stats[f"{counter}_bytes.all.current"], peak=max(peak, before.peak) if before else peak)
+@cache
+def _counters_of(device: int) -> Counters:
+    return Counters(read=partial(_read, device), forget=partial(_forget, device))
+
+
+def _read(device: int) -> dict[str, Level]:
+    stats = torch.cuda.memory_stats(device)
+    return {counter: Level(end=stats[f"{counter}_bytes.all.current"], peak=stats[f"{counter}_bytes.all.peak"]) for counter in COUNTERS}
+
+
+def _forget(device: int) -> bool:
+    torch.cuda.reset_peak_memory_stats(device)
+    return True
 
 
 def _block_sizes() -> dict[int, int]:

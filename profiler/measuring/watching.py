@@ -1,230 +1,210 @@
-"""Watching anybody's own training: hooks around an optimizer's step, for as long as a `with` block lasts, and a record of what they saw.
+"""Watching anybody's own training loop inside a `with` block, and a record of each optimizer.
 
-The first two iterations are watched for memory, phase by phase, and their times are the warm-up; of all that follow the steps and the
-iterations are timed, and memory is watched as a whole. Nothing waits for the device before the end.
+Hooks around the steps do it. Until each optimizer has taken two steps, its warm-up, memory is
+watched phase by phase, and as a whole from then on. Nothing waits for the device before the end.
+What the watcher cannot do is noted in the record; it never ends the training.
 """
 
-from collections import Counter
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-from torch.utils.hooks import RemovableHandle
-
-import optimizers
-from scenarios import Scenario
-from scenarios.spec import Device, DType, Implementation
+from torch.optim.optimizer import Optimizer
 
 from ..environment import environment
 from ..outcome import one_line, outcome_of
-from ..plan import is_plain
 from ..record import Level, Memory, Record, StateBlocks, Watched
-from ..state import state_bytes, state_tensors, storage_bytes
+from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED
+from .live_model import model_config
+from .live_optimizer import hooked_optimizer
+from .live_steps import BETWEEN, STEP, LiveSteps
+from .live_subject import Model, Subject, subjects
 from .moments import moments_for
+from .phases import PhaseWatch, merged
 from .resident_watch import ResidentWatch
 
-# Steps whose times are kept; those of a long training are more than a median needs.
-MOST_SAMPLES = 10_000
-BETWEEN, STEP, LATER = "between_steps", "step", "later_steps"
-_DTYPES: dict[torch.dtype, DType] = {torch.float32: "fp32", torch.bfloat16: "bf16"}
-
-
-class _MemoryWatch(Protocol):
-    def phase(self, name: str) -> AbstractContextManager[None]: ...
-
-    def levels(self) -> dict[str, dict[str, Level]]: ...
+LATER, OTHER_STEPS = "later_steps", "other_steps"
 
 
 class Watch:
-    """A context manager around a training loop that calls `optimizer.step()`; `record` is there when the block has ended.
+    """A context manager around a training loop; `records` has one of each optimizer when it ends.
 
-    `model` is the module that is trained or a name for it; without it, only the optimizer's own parameters are counted. `batch_size` and
-    `sequence_length` are what the record is to tell of the batch; `keep` is given the record. On CUDA the peaks are the allocator's, which
-    are counted afresh from here on; on the CPU, where no allocator counts, they are the process's resident set.
+    `model` is the module that is trained or a name for it, or a list with one for each optimizer.
+    A record counts the parameters of its module; those that the optimizer steps where it has a name
+    alone, or shares the module with other optimizers. `batch_size` and `sequence_length` are what
+    the records are to say of the batch; `keep` is given each record.
 
-    An exception inside ends the watching and makes a record of what it was; it goes on to the caller. ValueError, on entering, for
-    parameters of another dtype than fp32 and bf16 or on another device than the CPU or the current CUDA device.
+    On CUDA the peaks are the allocator's, and start afresh here for everybody but other watches. On
+    the CPU, where no allocator counts, they are the process's resident set.
+
+    An exception inside ends the watching, is the records' outcome and goes on to the caller.
+    ValueError for what is no optimizer or no model, and for parameters on another device than the
+    CPU or the current CUDA device.
     """
 
-    record: Record
+    records: tuple[Record, ...]
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
-        *,
-        model: torch.nn.Module | str | None = None,
+        optimizer: Optimizer,
+        *others: Optimizer,
+        model: Model | Sequence[Model] = None,
         batch_size: int | None = None,
         sequence_length: int | None = None,
         keep: Callable[[Record], None] | None = None,
     ) -> None:
-        self._optimizer, self._model, self._keep = optimizer, model, keep
-        self._asked = _scenario(optimizer, model, batch_size, sequence_length)
-        self._watch: _MemoryWatch = AllocatorWatch() if self._asked.device == "cuda" else ResidentWatch()
-        self._moments = moments_for(self._asked.device)
-        self._phase = ExitStack()
-        self._hooks: list[RemovableHandle] = []
-        # The moments at which a step began and ended; the first pair is that of entering.
-        self._samples: list[tuple[Any, Any]] = []
-        self._started: Any = None
-        self._steps = self._gradients = 0
-        self._is_fresh = not any(True for _ in state_tensors(optimizer))
+        self._keep = keep
+        self._subjects = subjects([optimizer, *others], model, batch_size, sequence_length)
+        device = self._subjects[0].scenario.device
+        on_cuda = AllocatorWatch() if device == "cuda" else None
+        self._memory: PhaseWatch = on_cuda or ResidentWatch()
+        self._phase, self._is_later = ExitStack(), False
+        self._steps = [
+            LiveSteps(
+                hooked_optimizer(subject.optimizer),
+                parameters=subject.parameters,
+                moments=moments_for(device),
+                border=subject.border,
+                enter=partial(self._enter, place),
+                allocated=on_cuda and on_cuda.allocated,
+            )
+            for place, subject in enumerate(self._subjects)
+        ]
+        self._are_fresh = [subject.has_no_state() for subject in self._subjects]
 
     def __enter__(self) -> "Watch":
-        self._hooks = [
-            self._optimizer.register_step_pre_hook(lambda *_: self._before_step()),
-            self._optimizer.register_step_post_hook(lambda *_: self._after_step()),
-        ]
-        self._enter_phase(BETWEEN)
-        entered = self._moments.now()
-        self._samples.append((entered, entered))
+        for place, (subject, steps) in enumerate(zip(self._subjects, self._steps, strict=True)):
+            with subject.border.within("watch the steps"):
+                if place == 0:
+                    self._enter(place, BETWEEN)
+                steps.begin()
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        try:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        for steps in self._steps:
+            steps.end()
+        with self._subjects[0].border.within("watch the memory of each phase"):
             self._phase.close()
-            samples = self._seconds()
-        except RuntimeError:
-            # After some errors a device answers nothing more.
-            if error is None:
-                raise
-            samples = {}
-        self.record = self._find(samples, error)
-        if self._keep is not None:
-            self._keep(self.record)
+        self.records = tuple(self._record(place, error) for place in range(len(self._subjects)))
+        for record in self.records if self._keep is not None else ():
+            self._hand_over(record)
 
-    def _before_step(self) -> None:
-        if self._steps < WATCHED:
-            self._gradients = storage_bytes(parameter.grad for parameter in self._parameters())
-            self._enter_phase(STEP)
-        self._started = self._moments.now()
+    def _hand_over(self, record: Record) -> None:
+        assert self._keep is not None
+        try:
+            self._keep(record)
+        except Exception as error:
+            # The loop has ended well; what follows it may save the model.
+            warnings.warn(
+                f"the record of {record.scenario.optimizer} was not kept: {one_line(error)}",
+                stacklevel=5,
+            )
 
-    def _after_step(self) -> None:
-        if len(self._samples) <= MOST_SAMPLES:
-            self._samples.append((self._started, self._moments.now()))
-        self._steps += 1
-        if self._steps <= WATCHED:
-            self._enter_phase(BETWEEN if self._steps < WATCHED else LATER)
-
-    def _enter_phase(self, name: str) -> None:
+    def _enter(self, place: int, phase: str) -> None:
+        """Begin a phase of the loop; steps of each optimizer are a phase of their own."""
+        if self._is_later:
+            return
+        if phase == BETWEEN and all(steps.taken >= WATCHED for steps in self._steps):
+            phase, self._is_later = LATER, True
         self._phase.close()
-        self._phase.enter_context(self._watch.phase(name))
+        self._phase.enter_context(self._memory.phase(f"{STEP} {place}" if phase == STEP else phase))
 
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        """Those of the model, or as many as the optimizer has."""
-        return list(self._model.parameters()) if isinstance(self._model, torch.nn.Module) else _stepped(self._optimizer)
+    def _levels(self, place: int) -> dict[str, dict[str, Level]]:
+        """The loop's levels as one optimizer's record has them: its steps, and those of others."""
+        found: dict[str, dict[str, Level]] = {}
+        for phase, levels in self._memory.levels().items():
+            name, _, stepped = phase.partition(" ")
+            name = OTHER_STEPS if stepped and int(stepped) != place else name
+            found[name] = merged(found.get(name, {}), levels)
+        return found
 
-    def _find(self, samples: Mapping[str, Sequence[float]], error: BaseException | None) -> Record:
-        blocks = state_blocks(self._optimizer, self._delta or 0) if error is None and self._asked.device == "cuda" else None
-        # The size tells models of one class apart.
-        count = sum(parameter.numel() for parameter in self._parameters())
-        explained = blocks if self._is_fresh and self._delta is not None else None
+    def _record(self, place: int, error: BaseException | None) -> Record:
+        subject, steps, levels = self._subjects[place], self._steps[place], self._levels(place)
+        border, config, seconds, blocks = subject.border, {}, {}, None
+        with border.within("read the model"):
+            config = model_config(subject.model, subject.parameters()) | self._around(place)
+        with border.within("read the times"):
+            seconds = steps.seconds()
+        if error is None and steps.left_allocated is not None:
+            with border.within("find the state's blocks"):
+                blocks = state_blocks(subject.optimizer, steps.left_allocated, subject.tensors)
+        memory = None
+        with border.within("count the bytes of parameters and state"):
+            memory = _memory(subject, steps, levels, blocks)
+        failure = one_line(error) if error else _failure(subject, steps)
         return Record(
-            scenario=replace(self._asked, config={"parameters": count}),
+            scenario=replace(subject.scenario, config=config),
             origin="measured",
-            outcome=outcome_of(error) if error else "ok",
-            error=one_line(error) if error else None,
-            parameter_count=count,
-            memory=self._memory(blocks),
-            times={phase: tuple(seconds[WATCHED:]) for phase, seconds in samples.items() if seconds[WATCHED:]} or None,
-            warmup={phase: tuple(seconds[:WATCHED]) for phase, seconds in samples.items() if seconds} or None,
-            watched=Watched(memory=self._watch.levels(), state_blocks=explained),
+            outcome=outcome_of(error) if error else "failed" if failure else "ok",
+            error=failure,
+            parameter_count=config.get("parameters"),
+            memory=memory,
+            times={phase: tuple(samples[WATCHED:]) for phase, samples in seconds.items() if samples[WATCHED:]} or None,
+            warmup={phase: tuple(samples[:WATCHED]) for phase, samples in seconds.items() if samples} or None,
+            watched=Watched(
+                memory=levels,
+                state_blocks=blocks if self._are_fresh[place] else None,
+                warnings=border.notes(),
+            ),
             environment={**environment(seed=0), "seed": None},
         )
 
-    @property
-    def _delta(self) -> int | None:
-        """What the first step left allocated on CUDA; None where there was none."""
-        return self._watch.allocated_by_step if isinstance(self._watch, AllocatorWatch) else None
-
-    def _seconds(self) -> dict[str, list[float]]:
-        """Seconds of each step, and of each iteration: from the end of one step to that of the next, whatever the loop does between."""
-        seconds = self._moments.seconds
-        return {
-            "step": [seconds(start, end) for start, end in self._samples[1:]],
-            "iteration": [seconds(before, end) for (_, before), (_, end) in pairwise(self._samples)],
-        }
-
-    def _memory(self, blocks: StateBlocks | None) -> Memory:
-        state = state_bytes(self._optimizer)
-        levels = self._watch.levels()
-        peaks = {phase: counters["allocated"].peak for phase, counters in levels.items() if "allocated" in counters}
-        return Memory(
-            parameters=storage_bytes(self._parameters()),
-            gradients=self._gradients,
-            optimizer_state=state.total,
-            state_by_key=state.by_key,
-            state_by_key_dtype=state.by_key_dtype,
-            optimizer_state_allocated=None if blocks is None else blocks.allocated,
-            peak_allocated=max(peaks.values(), default=None),
-            peak_reserved=max((counters["reserved"].peak for counters in levels.values() if "reserved" in counters), default=None),
-            peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
-            peak_by_category={},
-            peak_by_phase=peaks,
-        )
+    def _around(self, place: int) -> dict[str, Any]:
+        """What the loop steps beside this optimizer, and which of several alike it is."""
+        others = [subject for number, subject in enumerate(self._subjects) if number != place]
+        is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
+        beside = {"beside": [subject.fingerprint for subject in others]} if others else {}
+        return beside | ({"place": place + 1} if is_alike else {})
 
 
-def _scenario(
-    optimizer: torch.optim.Optimizer, model: torch.nn.Module | str | None, batch_size: int | None, sequence_length: int | None
-) -> Scenario:
-    """The question that a training loop of one's own answers; ValueError for what cannot be watched."""
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ValueError(f"watch takes a torch.optim.Optimizer, got {type(optimizer).__name__}; give it the optimizer inside of that")
-    device = _device(_stepped(optimizer))
-    return Scenario(
-        model=_model_name(model),
-        optimizer=optimizers.name_of(optimizer),
-        options={name: value for name, value in optimizers.options_of(optimizer).items() if is_plain(value)},
-        implementation=_implementation(optimizer, device),
-        dtype=_dtype(_stepped(optimizer)),
-        batch_size=1 if batch_size is None else batch_size,
-        sequence_length=sequence_length,
-        device=device,
+def _failure(subject: Subject, steps: LiveSteps) -> str | None:
+    """Why a loop that ended well is no measurement; notes what spoils one."""
+    name = type(subject.optimizer).__name__
+    if steps.is_hidden:
+        subject.border.note("steps in a CUDA graph or in one graph of torch.compile run no hooks: they are not timed")
+    elif not steps.taken:
+        return f"no step of {name} was taken in this block: a GradScaler may have skipped them all"
+    elif steps.gradients == 0:
+        subject.border.note(f"no parameter had a gradient when {name} stepped")
+    return None
+
+
+def _memory(
+    subject: Subject,
+    steps: LiveSteps,
+    levels: Mapping[str, Mapping[str, Level]],
+    blocks: StateBlocks | None,
+) -> Memory | None:
+    """The bytes that are held now; None where the gradients could not be counted."""
+    if steps.gradients is None:
+        return None
+    state, parameters = state_bytes(subject.optimizer, subject.tensors), subject.parameters()
+    peaks = {phase: counters["allocated"].peak for phase, counters in levels.items() if "allocated" in counters}
+    return Memory(
+        parameters=storage_bytes(parameters),
+        parameters_by_dtype=bytes_by_dtype(parameters),
+        gradients=steps.gradients,
+        optimizer_state=state.total,
+        state_by_key=state.by_key,
+        state_by_key_dtype=state.by_key_dtype,
+        optimizer_state_allocated=None if blocks is None else blocks.allocated,
+        peak_allocated=max(peaks.values(), default=None),
+        peak_reserved=max(
+            (counters["reserved"].peak for counters in levels.values() if "reserved" in counters),
+            default=None,
+        ),
+        peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
+        peak_by_category={},
+        peak_by_phase=peaks,
     )
-
-
-def _model_name(model: torch.nn.Module | str | None) -> str:
-    """A name with a colon, as all models have that are somebody's own."""
-    if isinstance(model, torch.nn.Module):
-        return f"{type(model).__module__}:{type(model).__qualname__}"
-    return model if model and ":" in model else f"own:{model or 'model'}"
-
-
-def _device(parameters: Sequence[torch.nn.Parameter]) -> Device:
-    found = sorted({str(parameter.device) for parameter in parameters})
-    if found == ["cpu"]:
-        return "cpu"
-    if torch.cuda.is_available() and found == [f"cuda:{torch.cuda.current_device()}"]:
-        return "cuda"
-    raise ValueError(f"watch reads the CPU or the current CUDA device, got parameters on {', '.join(found)}; set that device first")
-
-
-def _dtype(parameters: Sequence[torch.nn.Parameter]) -> DType:
-    """The dtype of most of the elements."""
-    held: Counter[torch.dtype] = Counter()
-    for parameter in parameters:
-        held[parameter.dtype] += parameter.numel()
-    ((dtype, _),) = held.most_common(1)
-    if dtype not in _DTYPES:
-        raise ValueError(f"watch takes parameters in {' or '.join(_DTYPES.values())}, got {str(dtype).removeprefix('torch.')}")
-    return _DTYPES[dtype]
-
-
-def _implementation(optimizer: torch.optim.Optimizer, device: Device) -> Implementation:
-    """How the step is run: as the optimizer was told, else as torch chooses by itself."""
-    told = optimizer.defaults
-    if told.get("fused"):
-        return "fused"
-    chosen = "foreach" in told and told["foreach"] is None and device == "cuda"
-    return "foreach" if told.get("foreach") or chosen else "loop"
-
-
-def _stepped(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

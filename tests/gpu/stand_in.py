@@ -184,7 +184,7 @@ def _fakes() -> dict[str, Any]:
     return {
         **dict.fromkeys(("init", "synchronize", "empty_cache", "_sleep"), nothing),
         **dict.fromkeys(("reset_peak_memory_stats",), nothing),
-        **dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated"), lambda: 0),
+        **dict.fromkeys(("memory_allocated", "memory_reserved", "max_memory_allocated"), _no_bytes),
         "is_available": lambda: True,
         "is_initialized": lambda: False,
         "is_current_stream_capturing": lambda: False,
@@ -202,7 +202,11 @@ def _fakes() -> dict[str, Any]:
     }
 
 
-def _statistics() -> dict[str, int]:
+def _no_bytes(*_: Any) -> int:
+    return 0
+
+
+def _statistics(*_: Any) -> dict[str, int]:
     """Return the script's statistics; without one, zeros for all that a watch reads."""
     names = ("allocated", "reserved", "requested", "active")
     none = {f"{name}_bytes.all.{end}": 0 for name in names for end in ("current", "peak")}

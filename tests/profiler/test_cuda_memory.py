@@ -15,7 +15,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from profiler import measure
-from profiler.measuring import cuda_memory, measurement, torch_profile, training_run
+from profiler.measuring import cuda_memory, measurement, torch_profile, training_run, watching
 from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
 from profiler.measuring.files import Files
 from profiler.record import GpuReading, StateBlocks
@@ -34,6 +34,9 @@ class Event:
     def record(self) -> None:
         self.at = next(self._ticks)
 
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
     def elapsed_time(self, end: "Event") -> float:
         return 2.0 * (end.at - self.at)
 
@@ -50,8 +53,10 @@ class Device:
             "is_initialized": lambda: False,
             "empty_cache": lambda: None,
             "synchronize": self.wait,
-            "reset_peak_memory_stats": lambda: self.calls.append("reset"),
-            "memory_allocated": lambda: self.steps << 20,
+            "current_device": lambda: 0,
+            "is_current_stream_capturing": lambda: False,
+            "reset_peak_memory_stats": lambda _: self.calls.append("reset"),
+            "memory_allocated": lambda _: self.steps << 20,
             "memory_stats": self.stats,
             "memory_snapshot": list,
             "get_device_name": lambda: "A GPU",
@@ -87,7 +92,7 @@ class Device:
         made.optimizer.step = counted  # pyright: ignore[reportAttributeAccessIssue]
         return made
 
-    def stats(self) -> dict[str, int]:
+    def stats(self, _: int) -> dict[str, int]:
         held = {"allocated": self.steps << 20, "reserved": 20 << 20, "requested": (self.steps << 20) - 100, "active": self.steps << 20}
         found = {}
         for name, held_bytes in held.items():
@@ -129,7 +134,7 @@ def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes
 ):
     """Whatever the state, it is in one block of one MiB, from when there is any; the first step allocates one MiB."""
     storage = SimpleNamespace(device=torch.device("cuda"), data_ptr=lambda: 4096, nbytes=lambda: 1 << 20)
-    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda made: [storage] if made.state else [])
+    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda made, _: [storage] if made.state else [])
     blocks = [{"size": 1 << 20, "state": "active_allocated"}]
     monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}])
     found = measure(replace(SCENARIO, optimizer=optimizer)).watched
@@ -147,6 +152,38 @@ def test_whole_steps_have_peaks_by_phase(device: Device):
     assert found.times is not None
     assert set(found.times) == {*peaks, "iteration"}
     assert device.calls.count("reset") == 2 * len(peaks)
+
+
+@pytest.mark.parametrize("gives_closure", [False, True])
+def test_a_loop_of_somebody_s_own_is_watched_on_the_device(device: Device, gives_closure: bool, monkeypatch: pytest.MonkeyPatch):
+    """A closure leaves three MiB allocated: they are no part of what the first step does."""
+    monkeypatch.setattr("profiler.measuring.live_subject._device", lambda _: "cuda")
+
+    class Counted(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            if closure is not None:
+                closure()
+            device.steps += 1
+
+    def closure() -> None:
+        device.steps += 3
+
+    model = torch.nn.Linear(2, 2)
+    optimizer = Counted(model.parameters(), lr=0.1)
+    with watching.Watch(optimizer, model=model) as seen:
+        for _ in range(4):
+            optimizer.step(closure if gives_closure else None)
+    (record,) = seen.records
+    assert record.watched is not None
+    assert record.watched.warnings == ("no parameter had a gradient when Counted stepped",)
+    assert record.watched.state_blocks is not None
+    assert record.watched.state_blocks.delta == 1 << 20
+    assert record.memory is not None
+    # The end of the fourth step, and a MiB more.
+    assert (record.memory.peak_allocated, record.memory.peak_phase) == ((17 if gives_closure else 5) << 20, "later_steps")
+    # Two ms from event to event: a closure has one before and one behind it.
+    steps, iterations = (0.004, 0.008) if gives_closure else (0.002, 0.004)
+    assert record.times == {"step": (steps,) * 2, "iteration": (iterations,) * 2}
 
 
 def test_times_are_those_between_events_on_the_stream(device: Device):
@@ -264,7 +301,7 @@ def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.Mo
         SimpleNamespace(device=torch.device(kind), data_ptr=lambda at=at: at, nbytes=lambda size=size: size)
         for kind, at, size in (("cuda", 4096, 1000), ("cuda", 4096 + 1536, 1000), ("cpu", 4096, 4))
     )
-    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda _: [first, second, steps])
+    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda *_: [first, second, steps])
     blocks = [
         {"size": 1024, "state": "active_allocated"},
         {"size": 512, "state": "inactive"},

@@ -34,7 +34,7 @@ def test_a_loop_s_state_is_counted_to_the_byte():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     with Watch(optimizer, model=model, batch_size=4) as seen:
         train(model, optimizer, 5)
-    record, memory = seen.record, seen.record.memory
+    record, memory = seen.records[0], seen.records[0].memory
     assert memory is not None
     # Two moments of 640 bytes, and a float32 step count for each of the two weights.
     assert (memory.optimizer_state, memory.state_by_key) == (1_288, {"exp_avg": 640, "exp_avg_sq": 640, "step": 8})
@@ -51,9 +51,9 @@ def test_ours_and_strangers_go_by_their_names():
         pass
     with Watch(type("Mine", (torch.optim.SGD,), {})(model.parameters(), lr=0.1)) as theirs:
         pass
-    assert ours.record.scenario.optimizer == "sm3"
-    assert ours.record.scenario.model == "own:model"
-    assert theirs.record.scenario.optimizer == f"{__name__}:Mine"
+    assert ours.records[0].scenario.optimizer == "sm3"
+    assert ours.records[0].scenario.model == "own:model"
+    assert theirs.records[0].scenario.optimizer == f"{__name__}:Mine"
 
 
 def test_the_first_two_steps_are_the_warm_up_and_an_iteration_holds_what_the_loop_does():
@@ -63,7 +63,7 @@ def test_the_first_two_steps_are_the_warm_up_and_an_iteration_holds_what_the_loo
     with Watch(optimizer) as seen:
         train(model, optimizer, 6, pause=0.01)
     passed = time.perf_counter() - start
-    times, warmup = seen.record.times, seen.record.warmup
+    times, warmup = seen.records[0].times, seen.records[0].warmup
     assert times is not None
     assert warmup is not None
     assert {name: len(samples) for name, samples in times.items()} == {"step": 4, "iteration": 4}
@@ -77,12 +77,12 @@ def test_two_steps_are_a_warm_up_alone_and_none_are_a_record_too():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with Watch(optimizer) as seen:
         train(model, optimizer, 2)
-    assert (seen.record.times, list(seen.record.warmup or {})) == (None, ["step", "iteration"])
+    assert (seen.records[0].times, list(seen.records[0].warmup or {})) == (None, ["step", "iteration"])
     with Watch(optimizer) as idle:
         pass
-    assert (idle.record.times, idle.record.warmup) == (None, None)
-    assert idle.record.memory is not None
-    assert idle.record.memory.optimizer_state == 640
+    assert (idle.records[0].outcome, idle.records[0].times, idle.records[0].warmup) == ("failed", None, None)
+    assert idle.records[0].memory is not None
+    assert idle.records[0].memory.optimizer_state == 640
 
 
 def test_a_process_that_grows_between_steps_is_seen_to():
@@ -93,7 +93,7 @@ def test_a_process_that_grows_between_steps_is_seen_to():
             held = torch.ones(32 << 20, dtype=torch.uint8)
             train(model, optimizer, 1)
             del held
-    watched = seen.record.watched
+    watched = seen.records[0].watched
     assert watched is not None
     levels = {phase: counters["resident"] for phase, counters in watched.memory.items()}
     assert list(levels) == ["between_steps", "step", "later_steps"]
@@ -118,7 +118,7 @@ def test_nothing_is_left_behind(fails: bool):
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
     train(model, optimizer, 2)
-    assert len((seen.record.times or {})["step"]) == 1
+    assert len((seen.records[0].times or {})["step"]) == 1
     gone = weakref.ref(optimizer)
     del optimizer, seen, before
     gc.collect()
@@ -139,7 +139,9 @@ def test_an_exception_goes_on_and_is_a_record(tmp_path: Path):
     with pytest.raises(MemoryError):
         trains_and_fails(MemoryError())
     lost, full = RunStore(tmp_path).read()
-    assert (lost.outcome, lost.error) == ("failed", "ZeroDivisionError: by hand")
+    assert lost.outcome == "failed"
+    assert lost.error is not None
+    assert lost.error.startswith("ZeroDivisionError: by hand (test_watching.py, line ")
     assert full.outcome == "out-of-memory"
     assert lost.memory is not None
     assert lost.watched is not None
@@ -186,14 +188,13 @@ def test_a_step_that_raises_and_is_caught_does_not_stop_the_watching():
         with pytest.raises(ValueError, match="no loss"):
             optimizer.step(closure)
         train(model, optimizer, 4)
-    assert len((seen.record.times or {})["step"]) == 2
+    assert len((seen.records[0].times or {})["step"]) == 2
 
 
 @pytest.mark.parametrize(
     ("optimizer", "told"),
     [
         (torch.nn.Linear(2, 2), "watch takes a torch.optim.Optimizer, got Linear"),
-        (torch.optim.SGD([torch.zeros(2, dtype=torch.float64)], lr=0.1), "parameters in fp32 or bf16, got float64"),
         (torch.optim.SGD([torch.zeros(2, device="meta")], lr=0.1), "got parameters on meta"),
     ],
 )
@@ -211,7 +212,7 @@ def test_on_cuda_the_state_s_blocks_and_the_allocator_s_peaks_are_seen():
             model(torch.ones(4, 1024, device="cuda")).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    memory, watched = seen.record.memory, seen.record.watched
+    memory, watched = seen.records[0].memory, seen.records[0].watched
     assert memory is not None
     assert watched is not None
     assert (memory.optimizer_state, memory.optimizer_state_allocated) == (4 << 20, 4 << 20)
@@ -219,5 +220,5 @@ def test_on_cuda_the_state_s_blocks_and_the_allocator_s_peaks_are_seen():
     assert memory.peak_allocated >= 12 << 20
     assert memory.peak_reserved is not None
     assert memory.peak_reserved >= memory.peak_allocated
-    assert seen.record.scenario.implementation == "foreach"
-    assert len((seen.record.times or {})["step"]) == 3
+    assert seen.records[0].scenario.implementation == "foreach"
+    assert len((seen.records[0].times or {})["step"]) == 3

@@ -1,0 +1,189 @@
+"""The steps that an optimizer takes in somebody's own training loop, seen by hooks around them."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
+from itertools import pairwise
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.optim.optimizer import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ..state import storage_bytes
+from .border import Border
+from .harness import WATCHED
+from .moments import Moments
+
+# Steps whose times are kept; those of a long training are more than a median needs.
+MOST_SAMPLES = 10_000
+BETWEEN, STEP, CLOSURE = "between_steps", "step", "closure"
+
+# Torch puts one wrapper around every class's step, which runs the hooks.
+_HOOKING = Optimizer.profile_hook_step(lambda: None).__code__
+
+
+class LiveSteps:
+    """Times of an optimizer's steps, their gradients, and what the first leaves allocated.
+
+    A closure given to a step runs forward and backward passes: its time is no part of the step's,
+    and its memory another phase. `enter` is given each phase that begins; `allocated` reads the
+    device's allocator where there is one.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        parameters: Callable[[], Iterable[torch.nn.Parameter]],
+        moments: Moments,
+        border: Border,
+        enter: Callable[[str], None],
+        allocated: Callable[[], int] | None,
+    ) -> None:
+        self.taken = 0
+        # Steps that no hook has seen run.
+        self.is_hidden = False
+        self.gradients: int | None = 0
+        self.left_allocated: int | None = None
+        self._optimizer, self._parameters, self._moments = optimizer, parameters, moments
+        self._border, self._enter, self._allocated = border, enter, allocated
+        self._hooks: list[RemovableHandle] = []
+        # A step that torch.compile runs leaves its graph for these.
+        disable: Any = torch.compiler.disable
+        self._open, self._close = disable(self._open_step), disable(self._close_step)
+        # Of each step the moments at which it began, its closures began and ended, and it ended.
+        self._samples: list[Sequence[Any]] = []
+        self._current: list[Any] = []
+        self._rise = 0
+
+    def begin(self) -> None:
+        """Start to watch."""
+        self._hooks = [
+            self._optimizer.register_step_pre_hook(self._before_step),
+            self._optimizer.register_step_post_hook(self._after_step),
+        ]
+        # The first iteration starts here.
+        self._samples.append([self._moments.now()])
+
+    def end(self) -> None:
+        """Leave the optimizer as it was."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def seconds(self) -> dict[str, list[float]]:
+        """Seconds of each step and each iteration: from the end of one step to that of the next."""
+        between = self._moments.seconds
+        return {
+            "step": [
+                sum(between(start, end) for start, end in zip(moments[::2], moments[1::2], strict=True)) for moments in self._samples[1:]
+            ],
+            "iteration": [between(before[-1], after[-1]) for before, after in pairwise(self._samples)],
+        }
+
+    def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if torch.compiler.is_compiling() and _is_in_one_graph():
+            self.is_hidden = True
+            return None
+        return self._open(args, kwargs)
+
+    def _after_step(self, *_: Any) -> None:
+        if torch.compiler.is_compiling() and _is_in_one_graph():
+            return
+        self._close()
+
+    def _open_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+        """Begin a step; returns its arguments where one of them is a closure."""
+        with self._border.within("watch a step"):
+            if self._is_inner():
+                return None
+            if self._allocated is not None and torch.cuda.is_current_stream_capturing():
+                self.is_hidden, self._current = True, []
+                return None
+            self._current, self._rise = [], 0
+            self._count_gradients()
+            self._resume()
+            if len(args) > 1 and callable(args[1]):
+                return (args[0], self._aside(args[1]), *args[2:]), kwargs
+            if callable(kwargs.get("closure")):
+                return args, {**kwargs, "closure": self._aside(kwargs["closure"])}
+        return None
+
+    def _close_step(self) -> None:
+        if not self._current:
+            return
+        ended = self._moment()
+        with self._border.within("watch a step"):
+            if not self._is_inner():
+                self._finish(ended)
+
+    def _finish(self, ended: Any) -> None:
+        self._current.append(ended)
+        self._count_allocated(1)
+        if len(self._samples) <= MOST_SAMPLES and None not in self._current:
+            self._samples.append(self._current)
+        if self.taken == 0 and self._allocated is not None:
+            self.left_allocated = self._rise
+        self.taken += 1
+        self._current = []
+        self._change_phase(BETWEEN)
+
+    def _aside(self, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the closure, with its time and its memory kept apart from the step's."""
+
+        @wraps(closure)
+        def apart(*args: Any, **kwargs: Any) -> Any:
+            self._current.append(self._moment())
+            self._count_allocated(1)
+            self._change_phase(CLOSURE)
+            try:
+                return closure(*args, **kwargs)
+            finally:
+                self._count_gradients()
+                self._resume()
+
+        return apart
+
+    def _resume(self) -> None:
+        self._change_phase(STEP)
+        self._count_allocated(-1)
+        self._current.append(self._moment())
+
+    def _moment(self) -> Any:
+        with self._border.within("read the clock"):
+            return self._moments.now()
+
+    def _count_allocated(self, sign: int) -> None:
+        if self.taken == 0 and self._allocated is not None:
+            with self._border.within("read what the first step allocates"):
+                self._rise += sign * self._allocated()
+
+    def _change_phase(self, phase: str) -> None:
+        with self._border.within("watch the memory of each phase"):
+            self._enter(phase)
+
+    def _count_gradients(self) -> None:
+        """Count what the step is about to be taken on."""
+        if self.taken < WATCHED:
+            self.gradients = None
+            with self._border.within("count the bytes of the gradients"):
+                self.gradients = storage_bytes(parameter.grad for parameter in self._parameters())
+
+    def _is_inner(self) -> bool:
+        """Return whether this step is part of another, which calls the one of super()."""
+        frame: FrameType | None = sys._getframe(1)
+        around = 0
+        while frame is not None and around < 2:
+            around += frame.f_code is _HOOKING and frame.f_locals.get("self") is self._optimizer
+            frame = frame.f_back
+        return around > 1
+
+
+@torch.compiler.assume_constant_result
+def _is_in_one_graph() -> bool:
+    """Return whether torch.compile, which traces the caller, has to keep one graph."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    # A compiler that does not tell may refuse to break it.
+    return getattr(InstructionTranslator.current_tx(), "one_graph", True)
