@@ -15,7 +15,7 @@ from ..tracing.attention_backend import Call, Settings, depends_on
 from ..tracing.kernel_memory import sized_for
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.trace import Allocations, Segment
-from .training import ModelTrace, OptimizerTrace, TensorLayout, trace_model, trace_optimizer, without_optimizer
+from .training import Layout, ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
 
 # One image or sequence often takes another path: a view where many take a copy.
 _ALONE, _FEW, _MORE, _MANY = 1, 2, 3, 7
@@ -134,20 +134,20 @@ def _events(model: ModelTrace) -> list[Segment]:
     return [model.build, *(segment for step in model.steps for segment in step)]
 
 
-def _handed(model: ModelTrace) -> list[TensorLayout | None]:
+def _handed(model: ModelTrace) -> list[Layout | None]:
     """The parameters and every step's gradients, as an optimizer gets them."""
     return [*(layout for layout, _ in model.parameters), *(layout for gradients in model.gradients for layout in gradients)]
 
 
 def _numbers(model: ModelTrace) -> list[int]:
     """The allocations that hold them, in the order in which they come."""
-    return list(dict.fromkeys(layout.number for layout in _handed(model) if layout is not None))
+    return list(dict.fromkeys(part.number for layout in _handed(model) if layout is not None for part in layout.parts))
 
 
 def _lie(model: ModelTrace) -> tuple[object, ...]:
     """All that an optimizer's trace depends on, whatever the numbers of the allocations."""
     places = {number: place for place, number in enumerate(_numbers(model))}
-    layouts = [layout and replace(layout, number=places[layout.number]) for layout in _handed(model)]
+    layouts = [layout and layout.renumbered(places) for layout in _handed(model)]
     return model.names, model.workspaces, [trained for _, trained in model.parameters], layouts
 
 

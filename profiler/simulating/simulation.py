@@ -20,7 +20,7 @@ from ..tracing.trace import Allocations, Segment
 from .estimate import estimate
 from .replay import Replay, play, replay, until
 from .sampling import sample
-from .training import ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
+from .training import ModelTrace, OptimizerTrace, SparseLayout, trace_model, trace_optimizer, without_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +104,8 @@ def _model_trace(question: _Question) -> ModelTrace:
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
-    """The time of the optimizer's step on the GPU that the scenario names."""
-    if scenario.gpu is None:
+    """The time of the optimizer's step on the GPU that the scenario names; None for one on sparse gradients."""
+    if scenario.gpu is None or any(isinstance(layout, SparseLayout) for layout in model.gradients[-1]):
         return None
     triples = zip(model.names, model.parameters, model.gradients[-1], strict=True)
     stepped = [(name, layout) for name, (layout, _), gradient in triples if gradient is not None]
@@ -132,7 +132,7 @@ def _upper_peaks(segments: list[Segment], allocations: Allocations, scenario: Sc
 
 
 def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay, upper: tuple[int, int] | None) -> Memory:
-    last = {layout.number: layout.nbytes for layout in model.gradients[-1] if layout is not None}
+    last = {part.number: part.nbytes for layout in model.gradients[-1] if layout is not None for part in layout.parts}
     by_dtype: Counter[str] = Counter()
     for layout in {layout.number: layout for layout, _ in model.parameters}.values():
         by_dtype[str(layout.dtype).removeprefix("torch.")] += layout.nbytes

@@ -22,10 +22,12 @@ from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
+from ..tracing.layouts import data_of, made
 from ..tracing.recurrent import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
+from ..tracing.sparse import sparse_constructor
 from ..tracing.trace import Allocations, Phase, Recorder, Segment, UntraceableError
-from ..tracing.values import with_value
+from ..tracing.values import entries_of, remember_entries, with_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,57 @@ class TensorLayout:
             offset=int(tensor.storage_offset()),
         )
 
+    @property
+    def parts(self) -> tuple["TensorLayout", ...]:
+        """The layouts of the tensors that hold the data: this one."""
+        return (self,)
+
+    def renumbered(self, numbers: Mapping[int, int]) -> "TensorLayout":
+        """Return the layout in the allocation that has another number now."""
+        return replace(self, number=numbers[self.number])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLayout:
+    """Where a sparse tensor lies: its indices and values.
+
+    `entries` are the indices themselves, as bytes of the host, where they are known. Indices that are the
+    batch's are `lent`: they outlive the gradient.
+    """
+
+    indices: TensorLayout
+    values: TensorLayout
+    shape: tuple[int, ...]
+    coalesced: bool
+    entries: bytes | None
+    lent: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "SparseLayout":
+        """The layout of a recorded tensor."""
+        entries = entries_of(tensor)
+        indices, values = (TensorLayout.of(part, recorder) for part in data_of(tensor))
+        return cls(
+            indices=indices,
+            values=values,
+            shape=tuple(tensor.shape),
+            coalesced=tensor.is_coalesced(),
+            entries=None if entries is None else entries.contiguous().numpy().tobytes(),
+            lent=recorder.allocations.categories[indices.number] == "input",
+        )
+
+    @property
+    def parts(self) -> tuple[TensorLayout, ...]:
+        """The layouts of the tensors that hold the data."""
+        return self.indices, self.values
+
+    def renumbered(self, numbers: Mapping[int, int]) -> "SparseLayout":
+        """Return the layout in the allocations that have other numbers now."""
+        return replace(self, indices=self.indices.renumbered(numbers), values=self.values.renumbered(numbers))
+
+
+Layout = TensorLayout | SparseLayout
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTrace:
@@ -66,7 +119,7 @@ class ModelTrace:
     steps: list[list[Segment]]
     parameters: list[tuple[TensorLayout, bool]]
     names: list[str]
-    gradients: list[list[TensorLayout | None]]
+    gradients: list[list[Layout | None]]
     workspaces: frozenset[str]
     attention: frozenset[tuple[Call, Settings]]
     parameter_count: int
@@ -150,7 +203,7 @@ def trace_optimizer(
     numbers: set[int] = set()
     for gradients in model.gradients:
         _set_gradients(recorder, parameters, gradients)
-        with fused_on_meta(), recorder.phase("step"):
+        with fused_on_meta(), sparse_constructor(), recorder.phase("step"):
             simulated_step(optimizer, simulated_draws(scenario))
         steps.append(recorder.segments[-1:])
         numbers = _name_state(recorder, optimizer, dict(zip(parameters, model.names, strict=True)))
@@ -198,7 +251,7 @@ def _place(recorder: Recorder, model: torch.nn.Module) -> None:
                 recorder.name(recorder.number(parameter), "parameter", path)
 
 
-_Step = tuple[list[Segment], list[TensorLayout | None]]
+_Step = tuple[list[Segment], list[Layout | None]]
 
 
 def _hold_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> _Step:
@@ -238,35 +291,54 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
             seen = len(recorder.segments)
             iteration.gradients()
             found.append((recorder.segments[seen:], _gradients(recorder, parameters)))
-            if scenario.set_to_none and not (keeps_gradients(scenario) and number % draws):
-                owner.zero_grad()
+            if not (keeps_gradients(scenario) and number % draws):
+                # What is kept keeps its memory, but a sparse gradient of zeros has no entries.
+                owner.zero_grad(scenario.set_to_none)
     return found
 
 
-def _gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> list[TensorLayout | None]:
-    layouts = []
+def _gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> list[Layout | None]:
+    layouts: list[Layout | None] = []
     for parameter in parameters:
-        layout = None if parameter.grad is None else TensorLayout.of(parameter.grad, recorder)
+        layout = None if parameter.grad is None else _layout(parameter.grad, recorder)
         if layout is not None:
-            recorder.name(layout.number, "gradient")
+            for part in layout.parts[isinstance(layout, SparseLayout) and layout.lent :]:
+                recorder.name(part.number, "gradient")
         layouts.append(layout)
     return layouts
 
 
-def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[TensorLayout | None]) -> None:
+def _layout(gradient: torch.Tensor, recorder: Recorder) -> Layout:
+    return (SparseLayout if gradient.is_sparse else TensorLayout).of(gradient, recorder)
+
+
+def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[Layout | None]) -> None:
     """Give each parameter its gradient, but for one that a zero_grad has left where it is to be."""
     storages: dict[int, torch.UntypedStorage] = {}
     for parameter, layout in zip(parameters, layouts, strict=True):
-        held = parameter.grad is not None and layout is not None and recorder.number(parameter.grad) == layout.number
+        held = parameter.grad is not None and layout is not None and recorder.number(parameter.grad) == layout.parts[-1].number
         if layout is not None and not held:
-            parameter.grad = _adopt(recorder, layout, storages)
+            parameter.grad = _adopted(recorder, layout, storages)
 
 
-def _adopt(recorder: Recorder, layout: TensorLayout, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+def _adopted(recorder: Recorder, layout: Layout, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+    """Return a gradient that lies as the layout says."""
+    if isinstance(layout, TensorLayout):
+        return _adopt(recorder, layout, storages)
+    recorder.expect_sparse()
+    indices, values = _adopt(recorder, layout.indices, storages, freed=not layout.lent), _adopt(recorder, layout.values, storages)
+    gradient = made(indices, values, layout.shape, coalesced=layout.coalesced)
+    if layout.entries is not None:
+        entries = torch.frombuffer(bytearray(layout.entries), dtype=torch.int64) if layout.entries else torch.empty(0, dtype=torch.int64)
+        remember_entries(gradient, entries.view(layout.indices.shape))
+    return gradient
+
+
+def _adopt(recorder: Recorder, layout: TensorLayout, storages: dict[int, torch.UntypedStorage], *, freed: bool = True) -> torch.Tensor:
     """A meta tensor that lies as the layout says, known to the recorder; `storages` lets tensors share what they shared."""
     if layout.number not in storages:
         storages[layout.number] = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
     tensor = torch.empty(0, dtype=layout.dtype, device="meta")
     tensor.set_(storages[layout.number], layout.offset, layout.shape, layout.stride)
-    recorder.adopt(tensor, layout.number)
+    recorder.adopt(tensor, layout.number, freed=freed)
     return tensor

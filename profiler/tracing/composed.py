@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from . import recurrent
+from .ctc import CTC
 
 aten = torch.ops.aten
 # at::Reduction, as an operation's argument.
@@ -123,7 +124,59 @@ def _own_parts(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..
     return partial(func._op_dk, getattr(torch._C.DispatchKey, key))
 
 
+# Below autograd nothing else takes it apart.
+_SPARSE_BACKWARD = _own_parts(aten.embedding_sparse_backward.default, "CompositeImplicitAutograd")
+# A bag of an embedding that is averaged.
+_AVERAGED = 1
+
+
+def _embedding_bag_backward(
+    grad: torch.Tensor,
+    indices: torch.Tensor,
+    offsets: torch.Tensor,
+    bags: torch.Tensor,
+    sizes: torch.Tensor,
+    largest: torch.Tensor,
+    rows: int,
+    by_frequency: bool,
+    mode: int,
+    sparse: bool,
+    weights: torch.Tensor | None,
+    padding_idx: int = -1,
+) -> Any:
+    """The steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp; a dense gradient is made in one."""
+    del offsets, largest
+    if not sparse:
+        return NotImplemented
+    values = grad.index_select(0, bags)
+    if mode == _AVERAGED:
+        values *= (1 / sizes.to(values.dtype)).unsqueeze(1).index_select(0, bags)
+    if weights is not None:
+        values.mul_(weights.unsqueeze(1))
+    return _SPARSE_BACKWARD(values, indices, rows, padding_idx, by_frequency)
+
+
+def _masked_select(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The steps of masked_select_out_cuda_impl in ATen/native/cuda/IndexKernel.cpp."""
+    shape = torch.broadcast_shapes(tensor.shape, mask.shape) or (1,)
+    return tensor.expand(shape)[mask.expand(shape)]
+
+
+def _like_second(_: torch.Tensor, tensor: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
+    """The gradient of a margin loss, or of what torch samples, which has no meta kernel: its operand's shape."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _sample_dirichlet(concentration: torch.Tensor, generator: Any = None) -> torch.Tensor:
+    """The steps of _s_dirichlet_cuda in ATen/native/cuda/Distributions.cpp."""
+    del generator
+    result = torch.empty_like(concentration, memory_format=torch.contiguous_format)
+    _sums = result.sum(-1, keepdim=True)
+    return result
+
+
 _PARTS: Mapping[Any, Callable[..., Any]] = {
+    **CTC,
     aten.logsumexp.default: _logsumexp,
     aten.mse_loss.default: _binary_loss,
     aten.smooth_l1_loss.default: _binary_loss,
@@ -136,8 +189,16 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     aten.count_nonzero.dim_IntList: _count_nonzero_in,
     aten.multinomial.default: _multinomial,
     **recurrent.PARTS,
+    aten._embedding_bag_backward.default: _embedding_bag_backward,
+    aten.masked_select.default: _masked_select,
+    aten.multi_margin_loss_backward.default: _like_second,
+    aten.multilabel_margin_loss_backward.default: _like_second,
+    aten._standard_gamma_grad.default: _like_second,
+    aten._dirichlet_grad.default: _like_second,
+    aten._sample_dirichlet.default: _sample_dirichlet,
     # Below autograd nothing else takes it apart.
     aten.matmul.default: _own_parts(aten.matmul.default, "CompositeImplicitAutograd"),
+    aten.linear.default: _own_parts(aten.linear.default, "CompositeImplicitAutograd"),
     **{
         func: _own_parts(func)
         for func in (
@@ -149,4 +210,7 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     },
 }
 PARTS = {id(func): run for func, run in _PARTS.items()}
-"""Functions that run the parts of an operation, by its identity; to be called where each of them is recorded."""
+"""Functions that run the parts of an operation, by its identity; to be called where each of them is recorded.
+
+NotImplemented says that these arguments do not take it apart.
+"""

@@ -19,6 +19,8 @@ import torch
 import torch.autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .layouts import data_of
+
 aten = torch.ops.aten
 # The name under which backward() and grad() find the engine; it is not exported.
 _autograd: Any = torch.autograd
@@ -53,7 +55,10 @@ _INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
 }
 # A linear layer adds its bias in place to a product of three dimensions or more that it could not flatten.
 _LINEAR = partial(aten.linear.default._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
-_CANDIDATES = frozenset(map(id, (_ADD, *_INTO_ZEROS, *(func for table in _INTO_TEMPORARIES.values() for func in table))))
+# accumulateGrad in torch/csrc/autograd/functions/accumulate_grad.h copies a parameter's first sparse gradient
+# where others refer to its parts, as a dispatch mode does; else it takes the parts as they are.
+_COPY = aten.clone.default
+_CANDIDATES = frozenset(map(id, (_ADD, _COPY, *_INTO_ZEROS, *(func for table in _INTO_TEMPORARIES.values() for func in table))))
 
 
 class InPlace:
@@ -96,6 +101,9 @@ class InPlace:
         if func is _ADD and node._sequence_nr() == self._ended:
             return self._accumulated(args)
         name = node.name()
+        if func is _COPY:
+            taken = "AccumulateGrad" in name and args[0].is_sparse and all(part.is_contiguous() for part in data_of(args[0]))
+            return (aten.detach.default, args[:1]) if taken else None
         if func in _INTO_ZEROS and self._zeros is not None and self._zeros() is args[0]:
             # Autograd hands its zeros on by value: only Python's references tell whose they are.
             owned = _references(args[0]).python == _alone().python and name not in _COPYING
@@ -117,7 +125,7 @@ class InPlace:
 
         As `accumulate` in torch/csrc/autograd/input_buffer.cpp decides.
         """
-        same = args[0].dtype == args[1].dtype and args[0].shape == args[1].shape
+        same = args[0].dtype == args[1].dtype and args[0].shape == args[1].shape and args[0].layout is args[1].layout is torch.strided
         # No local name for the operand: it would be one more reference.
         if same and _references(args[0]) == _alone() and is_dense(args[0]):
             return aten.add_.Tensor, args

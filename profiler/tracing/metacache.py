@@ -70,7 +70,9 @@ def _key(argument: Any) -> Any:
 
 def _is_fresh(output: Any) -> bool:
     """Whether the tensor is all there is in its storage, as `empty_strided` would make it."""
-    if not isinstance(output, torch.Tensor) or output.device.type != "meta" or output.storage_offset():
+    if not isinstance(output, torch.Tensor) or output.device.type != "meta" or output.layout is not torch.strided:
+        return False
+    if output.storage_offset():
         return False
     span = 1 + sum((size - 1) * stride for size, stride in zip(output.shape, output.stride(), strict=True)) if output.numel() else 0
     return output.untyped_storage().nbytes() == span * output.element_size()

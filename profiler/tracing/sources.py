@@ -67,9 +67,17 @@ class Sources:
         key = module, id(func), place
         source = self._known.get(key)
         if source is None:
-            line = _line_name(frame.f_code.co_filename, frame.f_lineno) if frame else ""
+            line = f"{short_name(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else ""
             source = self._known[key] = Source(module, func._schema.name, line)
         return source
+
+    def running(self) -> str:
+        """Return what runs where no line of the program does: the backward pass of a module."""
+        node = torch._C._current_autograd_node()
+        if node is None:
+            return "the program"
+        module = self._module_of(node)
+        return f"the backward pass of {module}" if module else "the backward pass"
 
     def holding(self, tensor: torch.Tensor) -> Source:
         """The source of a tensor that the model holds: the path of the parameter or buffer."""
@@ -109,9 +117,9 @@ def _passed_over(file: str) -> bool:
     return file.startswith((_TORCH, _PROFILER)) and not file.startswith(_OPTIMIZERS)
 
 
-def _line_name(file: str, line: int) -> str:
-    """The line as "package/file.py:12": no record names a folder of the machine that made it."""
+def short_name(file: str) -> str:
+    """Return the file as "package/file.py": no record names a folder of the machine that made it."""
     for folder in sorted(filter(None, sys.path), key=len, reverse=True):
         if Path(file).is_relative_to(folder):
-            return f"{Path(file).relative_to(folder).as_posix()}:{line}"
-    return f"{Path(file).name}:{line}"
+            return Path(file).relative_to(folder).as_posix()
+    return Path(file).name

@@ -5,12 +5,11 @@ and autograd drop the last reference to it is its free, in the order in which a 
 """
 
 import sys
-import traceback
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -21,12 +20,26 @@ from . import compiled
 from .composed import PARTS
 from .in_place import InPlace
 from .kernel_memory import KERNELS, TAKING, WORKSPACE
+from .layouts import data_of, is_sparse
 from .matrix_products import PRODUCTS
 from .metacache import MetaCache
 from .recurrent import SPACE
 from .requests import USUAL_DEVICE, Request, between
 from .sources import Source, Sources
-from .values import SIZED_BY_VALUES, UnknownError, compute_values, has_values, run_on_values, value_of
+from .sparse import MAKING, PLAIN, RUN, UnknownCountError
+from .untraceable import REGISTER, refusal, require_followed, running_line, torch_checks_arguments, translated
+from .untraceable import UntraceableError as UntraceableError
+from .values import (
+    SIZED_BY_VALUES,
+    UnknownError,
+    compute_values,
+    entries_of,
+    has_values,
+    host_values,
+    remember_entries,
+    run_on_values,
+    value_of,
+)
 
 Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
 Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input"]
@@ -40,11 +53,6 @@ _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.defau
 
 # What transformers compiles for attn_implementation="flex_attention".
 _FLEX_ATTENTION = ("flex_attention", "create_block_mask")
-_ADVICE = "a simulation does not have the values; use --device cpu or cuda"
-
-
-class UntraceableError(ValueError):
-    """The program needs the values of device tensors, which a trace does not have."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,7 @@ class Recorder(TorchDispatchMode):
         self._numbers: dict[int, int] = {}
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._empty: set[int] = set()
+        self._is_sparse = False
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
@@ -115,26 +124,46 @@ class Recorder(TorchDispatchMode):
         # Two frames up is the function whose `with` this is.
         outermost = sys._getframe(2).f_code
         try:
-            with compiled.found(_refuse_compiled), self._sources.followed(outermost), self._in_place.followed(), self:
+            with (
+                compiled.found(_refuse_compiled),
+                self._sources.followed(outermost),
+                self._in_place.followed(),
+                host_values(),
+                self,
+            ):
                 yield
+        except Exception as error:
+            refused = translated(error)
+            if refused is None or refused is error:
+                raise
+            raise refused from error
         finally:
             self._events = None
         self._name_short_lived(segment)
 
     def number(self, tensor: torch.Tensor) -> int:
-        """The number of the allocation that holds the tensor; KeyError for one that was never seen."""
-        return self._numbers[tensor.untyped_storage()._cdata]
+        """The number of the allocation that holds the tensor, or a sparse one's values; KeyError for one that was never seen."""
+        return self._numbers[data_of(tensor)[-1].untyped_storage()._cdata]
 
     def allocate(self, tensor: torch.Tensor, category: Category) -> int:
         """Record a tensor that exists already as an allocation of the current phase; its number."""
-        self._see(tensor, self._sources.holding(tensor))
-        number = self.number(tensor)
-        self.name(number, category)
-        return number
+        source = self._sources.holding(tensor)
+        require_followed(tensor, source.module)
+        self._see(tensor, source)
+        for part in data_of(tensor):
+            self.name(self.number(part), category)
+        return self.number(tensor)
 
-    def adopt(self, tensor: torch.Tensor, number: int) -> None:
-        """Know a tensor whose allocation another recording holds under `number`; only its free is recorded here."""
-        self._follow(tensor.untyped_storage(), number)
+    def adopt(self, tensor: torch.Tensor, number: int, *, freed: bool = True) -> None:
+        """Know a tensor whose allocation another recording holds under `number`; only its free is recorded here.
+
+        Without `freed` the other recording keeps it.
+        """
+        self._follow(tensor.untyped_storage(), number, freed=freed)
+
+    def expect_sparse(self) -> None:
+        """Look for sparse tensors among what operations are given; without any this takes too long."""
+        self._is_sparse = True
 
     def name(self, number: int, category: Category, owner: str = "") -> None:
         """Say what an allocation was for, and the path of what in the model it belongs to, if there is one."""
@@ -146,13 +175,17 @@ class Recorder(TorchDispatchMode):
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor lives on the recorded device; host tensors do not."""
-        return tensor.untyped_storage()._cdata in self._numbers
+        return data_of(tensor)[-1].untyped_storage()._cdata in self._numbers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
         kwargs = kwargs or {}
+        if any(map(_unwraps_itself, types)):
+            # It runs the operation on what it is made of, which comes here again.
+            return NotImplemented
         if func is _READ_BACK:
             return self._read_back(args[0])
+        if self._is_sparse and any(map(is_sparse, tree_leaves((args, kwargs)))):
+            return self._run_sparse(func, args, kwargs)
         if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
             return self._copy_back(args[0], kwargs)
         if func is SPACE:
@@ -178,21 +211,65 @@ class Recorder(TorchDispatchMode):
             # They are held until the operation's outputs are there, as the caller of this holds its arguments.
             args = (args[0], self._without_masks(args[1]), *args[2:])
         result = self._run(func, args, kwargs)
+        if id(func) in MAKING and is_sparse(result):
+            remember_entries(result, value_of(args[MAKING[id(func)]]))
         self._in_place.note(func, result)
         return func, args, result if written is None else args[0].detach()
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what the operation makes: on meta tensors the layouts are looked up."""
-        if id(func) in SIZED_BY_VALUES and args[0].is_meta:
-            try:
+        try:
+            if id(func) in SIZED_BY_VALUES and args[0].is_meta:
                 return run_on_values(func, args, kwargs)
-            except UnknownError:
-                raise UntraceableError(f"{_caller()} makes a tensor whose size depends on values; {_ADVICE}") from None
-        parts = PARTS.get(id(func))
-        if parts is not None:
+            if parts := PARTS.get(id(func)):
+                with self:
+                    result = parts(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
+        except UnknownError:
+            raise refusal("makes a tensor whose size depends on values", otherwise=self._sources.running()) from None
+        try:
+            return self._cache.run(func, args, kwargs)
+        except NotImplementedError:
+            return self._run_without_kernel(func, args, kwargs)
+        except RuntimeError as error:
+            # What a kernel reads back itself.
+            if "meta tensors" not in str(error):
+                raise
+            return self._run_without_kernel(func, args, kwargs)
+
+    def _run_without_kernel(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operation makes that torch cannot follow without data: it is run on values that are known."""
+        try:
+            if func._schema.is_mutable:
+                raise UnknownError
+            return run_on_values(func, args, kwargs)
+        except (UnknownError, RuntimeError):
+            running = self._sources.running()
+            if func.namespace == "aten":
+                raise refusal(f"runs {func}, which torch cannot do without data", otherwise=running) from None
+            raise refusal(f"runs {func}, an operation of its own without a fake kernel", REGISTER, otherwise=running) from None
+
+    def _run_sparse(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation on sparse tensors by its parts, each of which is recorded."""
+        written = self._in_place.instead_of(func, args)
+        if id(func) in PLAIN or written:
+            result = args[0].detach() if written else func(*args, **kwargs)
+            if is_sparse(result):
+                remember_entries(result, entries_of(args[0]))
+            return result
+        run = RUN.get(id(func))
+        try:
+            if run is None:
+                raise NotImplementedError
             with self:
-                return parts(*args, **kwargs)
-        return self._cache.run(func, args, kwargs)
+                return run(*args, **kwargs)
+        except NotImplementedError:
+            action = f"runs {func} on a sparse tensor, which a simulation does not follow"
+            raise refusal(action, "use --device cpu or cuda", otherwise=self._sources.running()) from None
+        except UnknownCountError:
+            action = "merges equal entries of a sparse tensor, whose number depends on values"
+            raise refusal(action, otherwise=self._sources.running()) from None
 
     def _without_masks(self, indices: Any) -> Any:
         """Return the indices with each mask as the places where it is true: expandTensors in ATen/native/IndexingUtils.h."""
@@ -255,6 +332,11 @@ class Recorder(TorchDispatchMode):
 
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
         """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
+        if tensor.layout is not torch.strided:
+            self._is_sparse = True
+            for part in data_of(tensor):
+                self._see(part, source)
+            return
         storage = tensor.untyped_storage()
         key = storage._cdata
         if self._events is None or (key in self._numbers and (key not in self._empty or not storage.nbytes())):
@@ -268,26 +350,28 @@ class Recorder(TorchDispatchMode):
             if self.allocations.categories[number - self._first] == "activation":
                 self.name(number, "temporary")
 
-    def _follow(self, storage: torch.UntypedStorage, number: int) -> None:
+    def _follow(self, storage: torch.UntypedStorage, number: int, *, freed: bool = True) -> None:
         key, holds_bytes = storage._cdata, storage.nbytes() > 0
         # What has no bytes yet may be given some, by an operation that fills it.
         (self._empty.discard if holds_bytes else self._empty.add)(key)
 
-        def freed(_: weakref.ref[torch.UntypedStorage]) -> None:
+        def ended(_: weakref.ref[torch.UntypedStorage]) -> None:
             del self._numbers[key], self._storages[key]
             self._empty.discard(key)
-            if holds_bytes and self._events is not None:
+            if holds_bytes and freed and self._events is not None:
                 self._events.append(~number)
 
         self._numbers[key] = number
-        self._storages[key] = weakref.ref(storage, freed)
+        self._storages[key] = weakref.ref(storage, ended)
 
     def _read_back(self, tensor: torch.Tensor) -> Any:
         value = value_of(tensor)
         if value is not None:
             return value.item()
+        if tensor.dtype == torch.bool and torch_checks_arguments():
+            return True
         if not self._answer_read_backs:
-            raise UntraceableError(f"{_caller()} reads a tensor's value back from the device; {_ADVICE}")
+            raise refusal("reads a tensor's value back from the device", otherwise=self._sources.running())
         # A condition on values is mostly a guard: a norm of zero, a number that is none.
         return False if tensor.dtype == torch.bool else 1
 
@@ -295,8 +379,14 @@ class Recorder(TorchDispatchMode):
         """Return a tensor on the host."""
         value = value_of(tensor)
         if value is None:
-            raise UntraceableError(f"{_caller()} copies a tensor's values to the host; {_ADVICE}")
+            raise refusal("copies a tensor's values to the host", otherwise=self._sources.running())
         return value.to(dtype=kwargs.get("dtype") or value.dtype, copy=True)
+
+
+@cache
+def _unwraps_itself(kind: type) -> bool:
+    """Return whether a tensor of this class is made of others, by torch's protocol for such."""
+    return hasattr(kind, "__tensor_flatten__")
 
 
 def _is_host(device: Any) -> bool:
@@ -308,7 +398,9 @@ def _refuse_compiled(name: str, place: str) -> None:
     reason = "is compiled by torch.compile, whose kernels a simulation does not have"
     if name in _FLEX_ATTENTION:
         reason += "; compiled, flex attention holds no scores, and all of them as Python runs it"
-    raise UntraceableError(f"{place or _caller()} {name} {reason}; leave torch.compile out, or use --device cpu or cuda")
+    raise UntraceableError(
+        f"{place or running_line() or 'the program'} {name} {reason}; leave torch.compile out, or use --device cpu or cuda"
+    )
 
 
 def _fills(args: Any) -> bool:
@@ -322,12 +414,3 @@ def _fills(args: Any) -> bool:
     accumulates = len(args) > 3 and args[3]
     is_one = args[2].numel() == 1 and not accumulates
     return is_one or any(isinstance(index, torch.Tensor) and index.dtype == torch.bool and value_of(index) is None for index in args[1])
-
-
-def _caller() -> str:
-    """The innermost line of code outside of torch and of this package, as `file.py, line 12`."""
-    skipped = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(skipped):
-            return f"{frame.filename}, line {frame.lineno},"
-    return "the program"

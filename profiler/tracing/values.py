@@ -4,11 +4,17 @@ What follows from the inputs and from constants alone (token ids, positions, mas
 host, operation by operation, while its meta tensor is traced.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
+
+from .layouts import compressed, data_of, made
 
 _LARGEST_VALUE = 1 << 22
 # A mask is often made of floating-point ones; images are larger, and steer nothing.
@@ -31,10 +37,35 @@ SIZED_BY_VALUES = frozenset(
 
 def with_value(tensor: torch.Tensor) -> torch.Tensor:
     """A meta tensor like this CPU tensor; whole numbers and small tensors remember their values."""
+    if tensor.layout is torch.jagged:
+        offsets, values = data_of(tensor)
+        return torch.nested.nested_tensor_from_jagged(with_value(values), with_value(offsets))
+    if tensor.layout is not torch.strided:
+        return _sparse_twin(tensor)
     twin = tensor.to("meta")
     if not tensor.is_floating_point() or tensor.numel() <= _LARGEST_FLOATING:
         _remember(twin, tensor)
     return twin
+
+
+def _sparse_twin(sparse: torch.Tensor) -> torch.Tensor:
+    """Return a sparse meta tensor like this sparse tensor, whose entries it remembers."""
+    *indices, values = data_of(sparse)
+    if sparse.layout is not torch.sparse_coo:
+        return compressed([part.to("meta") for part in (*indices, values)], sparse.shape, sparse.layout)
+    twin = made(indices[0].to("meta"), values.to("meta"), sparse.shape, coalesced=sparse.is_coalesced())
+    remember_entries(twin, indices[0])
+    return twin
+
+
+def entries_of(sparse: torch.Tensor) -> torch.Tensor | None:
+    """Return the indices of a sparse tensor on the host, None where they are not known."""
+    return getattr(sparse, "_traced_entries", None)
+
+
+def remember_entries(sparse: Any, entries: torch.Tensor | None) -> None:
+    """Note the indices of a sparse meta tensor as they are on the host."""
+    sparse._traced_entries = entries
 
 
 class UnknownError(Exception):
@@ -53,8 +84,16 @@ def has_values(func: Any, args: Any, outputs: list[Any]) -> bool:
 
 
 def run_on_values(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return what an operation of SIZED_BY_VALUES makes, as meta tensors; UnknownError where a value is missing."""
-    return tree_map(with_value, func(*tree_map(_known, args), **tree_map(_known, dict(kwargs))))
+    """Return what an operation makes, as meta tensors that remember it; UnknownError where a value is missing."""
+    return tree_map(_remembered, func(*tree_map(_known, args), **tree_map(_known, dict(kwargs))))
+
+
+def _remembered(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    twin = value.to("meta")
+    _remember(twin, value)
+    return twin
 
 
 def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -105,3 +144,29 @@ def _known(operand: Any) -> Any:
     if value is None:
         raise UnknownError
     return value
+
+
+@contextmanager
+def host_values() -> Iterator[None]:
+    """Inside, a meta tensor that is made of numbers remembers them, and one that is formatted shows its value or nan."""
+    form = torch.Tensor.__format__
+
+    def formatted(tensor: torch.Tensor, spec: str) -> str:
+        if not tensor.is_meta or tensor.dim() or not spec:
+            return form(tensor, spec)
+        value = value_of(tensor)
+        unknown = math.nan if tensor.is_floating_point() else 0
+        return format(unknown if value is None else value.item(), spec)
+
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(torch.Tensor, "__format__", formatted))
+        for name in ("tensor", "as_tensor"):
+            patches.enter_context(mock.patch.object(torch, name, partial(_moved, getattr(torch, name))))
+        yield
+
+
+def _moved(make: Callable[..., torch.Tensor], data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
+    """Make a tensor of numbers on the host and move it to the device, as is done for a GPU: torch drops the numbers of a meta tensor."""
+    if device is None or torch.device(device).type != "meta" or isinstance(data, torch.Tensor) or kwargs.get("requires_grad"):
+        return make(data, *args, device=device, **kwargs)
+    return make(data, *args, device="cpu", **kwargs).to(device)

@@ -1,0 +1,141 @@
+"""Programs that a trace cannot follow, reported in one line with the place in the user's code."""
+
+import site
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterable, Iterator
+from functools import cache
+from itertools import islice, takewhile
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from optimizers.sharded import is_sharded
+
+from .sources import short_name
+
+_TORCH = str(Path(torch.__file__).parent)
+_DISTRIBUTIONS = str(Path(torch.__file__).parent / "distributions")
+_TRACING = str(Path(__file__).parent)
+_PROFILER = str(Path(__file__).parent.parent)
+_ROOT = Path(__file__).parent.parent.parent
+_SCENARIOS = str(_ROOT / "scenarios")
+_OPTIMIZERS = str(_ROOT / "optimizers")
+_SEE = "use --device cpu or cuda"
+ADVICE = f"a simulation does not have the values; {_SEE}"
+
+REGISTER = f"give it one by torch.library.register_fake, or {_SEE}"
+_NO_CUDA = "calls CUDA, which is not there while a step is simulated"
+_AVAILABLE = "use --device cuda, or ask torch.cuda.is_available() first"
+_TRITON = "starts a Triton kernel, which a simulation cannot run"
+_MIXED = "mixes tensors of the CPU with the device's"
+_NESTED = "makes a nested tensor of strided layout, which a simulation does not follow"
+_FLEX = "runs flex_attention, which a simulation does not follow"
+
+# Texts of torch and of others who come upon a tensor without data, or find no GPU, outside of any
+# operation that a recorder sees; and what to say instead.
+_TEXTS = (
+    ("to numpy", "turns a tensor into a numpy array", ADVICE),
+    ("is not on the expected device meta", _MIXED, "make them on one device, as device=x.device does"),
+    ("Torch not compiled with CUDA enabled", _NO_CUDA, _AVAILABLE),
+    ("Found no NVIDIA driver", _NO_CUDA, _AVAILABLE),
+    ("dummy base class", _NO_CUDA, _AVAILABLE),
+    ("no fake impl", "runs an operation of its own without a fake kernel", REGISTER),
+    ("NestedTensorImpl", _NESTED, "use layout=torch.jagged or --device cpu"),
+    ("FlexAttention is only", _FLEX, "use scaled_dot_product_attention, or --device cuda"),
+    ("active drivers", _TRITON, "use --device cuda"),
+    ("cannot be accessed from Triton", _TRITON, "use --device cuda"),
+)
+# What else torch says of them.
+_META = ("meta tensor", "Meta tensor", "meta device", "'meta'", "Meta' backend", "device type meta", "on meta", "device meta")
+
+
+class UntraceableError(ValueError):
+    """The program needs the values of device tensors, which a trace does not have."""
+
+
+def refusal(action: str, advice: str = ADVICE, *, otherwise: str = "the program") -> UntraceableError:
+    """Return the error for what the code that is running now does; `otherwise` names it where no line does."""
+    return UntraceableError(f"{running_line() or otherwise} {action}; {advice}")
+
+
+def running_line() -> str:
+    """Return the line of the program that is running, as "model.py, line 12,", or ""."""
+    return _place(_running())
+
+
+def translated(error: Exception) -> UntraceableError | None:
+    """Return the error to report for one that the program ended with, None where it is not about missing data."""
+    if isinstance(error, UntraceableError):
+        return error
+    text = str(error)
+    place = _place((frame.f_code.co_filename, line) for frame, line in _raised(error)) or "the program"
+    for words, action, advice in _TEXTS:
+        if words in text:
+            return UntraceableError(f"{place} {action}; {advice}")
+    if any(words in text for words in _META):
+        return UntraceableError(f"{place} does what needs a tensor's values; {ADVICE}")
+    return None
+
+
+def require_followed(tensor: torch.Tensor, path: str) -> None:
+    """Raise UntraceableError for a tensor of the model or the batch that a trace cannot hold."""
+    name = path or "a tensor of the batch"
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
+        raise UntraceableError(f"{name} has no shape before the first forward pass; let the factory run the model once")
+    if is_sharded(tensor):
+        raise UntraceableError(f"{name} is a DTensor, and a simulation has no ranks; leave the sharding out, or {_SEE}")
+    if is_traceable_wrapper_subclass(tensor) and tensor.layout is not torch.jagged:
+        raise UntraceableError(f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}")
+
+
+def torch_checks_arguments() -> bool:
+    """Return whether torch's distributions ask for a value, which they do to refuse arguments."""
+    return any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8))
+
+
+def _running() -> Iterator[tuple[str, int]]:
+    """Files and lines of the frames that are running, the innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+def _raised(error: Exception) -> list[tuple[FrameType, int]]:
+    return list(reversed(list(traceback.walk_tb(error.__traceback__))))
+
+
+def _place(frames: Iterable[tuple[str, int]]) -> str:
+    """Return the innermost line outside of torch, and the user's line that led to a library's.
+
+    What called the profiler is not part of the program.
+    """
+    program = takewhile(lambda frame: not _is_profiler(frame[0]), frames)
+    outside = [frame for frame in program if not frame[0].startswith((_TORCH, _TRACING, "<"))]
+    if not outside:
+        return ""
+    user = next((frame for frame in outside if not _is_library(frame[0])), None)
+    called = f" (called from {_line(user)})" if user not in (None, outside[0]) else ""
+    return f"{_line(outside[0])}{called}," if not called else f"{_line(outside[0])}{called}"
+
+
+def _line(frame: tuple[str, int] | None) -> str:
+    assert frame is not None
+    return f"{short_name(frame[0])}, line {frame[1]}"
+
+
+@cache
+def _is_profiler(file: str) -> bool:
+    return file.startswith((_PROFILER, _SCENARIOS)) and not file.startswith(_TRACING)
+
+
+@cache
+def _is_library(file: str) -> bool:
+    """Return whether a file was installed, comes with Python, or is our own."""
+    places = (*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_paths()["stdlib"], _OPTIMIZERS)
+    return "site-packages" in file or "dist-packages" in file or file.startswith(places)
