@@ -40,12 +40,12 @@ def origin_text(record: Record) -> str:
 
 
 def warning_lines(records: Iterable[Record]) -> list[str]:
-    """What has spoiled times, with whose they are: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    """What spoils measurements, and whose: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
     found: dict[str, list[str]] = {}
     for record in records:
         for warning in record.watched.warnings if record.watched else ():
             found.setdefault(f"{record.scenario.model} ({conditions(record)}): {warning}", []).append(record.scenario.optimizer)
-    return [f"times of {listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
+    return [f"{listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
 
 
 def conditions(record: Record) -> str:

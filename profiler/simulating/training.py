@@ -198,7 +198,6 @@ def trace_optimizer(
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
     with recorder.phase("build"):
         optimizer = make(parameters)
-    _refuse_compiled(optimizer)
     steps = []
     numbers: set[int] = set()
     for gradients in model.gradients:
@@ -218,13 +217,6 @@ def trace_optimizer(
         state=state_bytes(optimizer, parameters),
         state_numbers=frozenset(numbers),
     )
-
-
-def _refuse_compiled(optimizer: torch.optim.Optimizer) -> None:
-    """Raise UntraceableError where ours would compile its updates, which on meta tensors it does not."""
-    if any(group.get("compiled") for group in optimizer.param_groups):
-        found = f"{type(optimizer).__name__} with compiled=True runs kernels that a simulation does not have"
-        raise UntraceableError(f"{found}; take another implementation, or use --device cpu or cuda")
 
 
 def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:

@@ -80,7 +80,7 @@ def test_a_gpt2_of_one_layer_holds_a_copy_of_every_weight_that_is_multiplied(amp
 
 def test_parameters_gradients_and_state_stay_in_float32():
     trace = trace_model(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, amp="bf16"))
-    gradients = [layout for layout in trace.gradients[-1] if layout is not None]
+    gradients = [part for layout in trace.gradients[-1] if layout is not None for part in layout.parts]
     assert {layout.dtype for layout, _ in trace.parameters} == {layout.dtype for layout in gradients} == {FP32}
 
 

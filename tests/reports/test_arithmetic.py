@@ -290,4 +290,4 @@ def test_the_interval_of_a_median_is_in_words():
 def test_warnings_say_whose_times_they_spoil(timed):
     spoiled = Watched(warnings=("others were there",))
     records = [timed("adamw", watched=spoiled), timed("sm3", watched=spoiled), timed("sgd", watched=Watched())]
-    assert warning_lines(records) == ["times of adamw and sm3 on tiny (CPU, loop): others were there"]
+    assert warning_lines(records) == ["adamw and sm3 on tiny (CPU, loop): others were there"]

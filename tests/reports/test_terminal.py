@@ -54,4 +54,4 @@ def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_th
     adamw = next(line for line in stream.getvalue().splitlines() if "100 ms" in line)
     assert "\u00b13.0 %" in adamw
     assert "64.0 tokens/s" in adamw
-    assert "times of adamw on tiny (CPU, loop): others were there" in stream.getvalue()
+    assert "adamw on tiny (CPU, loop): others were there" in stream.getvalue()
