@@ -26,7 +26,7 @@ from ..tracing.layouts import data_of, made
 from ..tracing.recurrent import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.sparse import sparse_constructor
-from ..tracing.trace import Allocations, Phase, Recorder, Segment, UntraceableError
+from ..tracing.trace import Allocations, Phase, Recorder, Segment
 from ..tracing.values import entries_of, remember_entries, with_value
 
 
