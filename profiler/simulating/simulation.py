@@ -68,6 +68,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found, None if found.error else upper),
         estimate=_estimate(scenario, model),
+        warnings=optimizer.warnings,
         error=found.error,
         environment=environment(scenario.seed),
     )

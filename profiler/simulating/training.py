@@ -21,6 +21,7 @@ from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
 from ..tracing.requests import USUAL_DEVICE, device_of
+from ..tracing.samples import InitialValues, ReadBackError, Samples
 from ..tracing.trace import Allocations, Phase, Recorder, Segment
 from ..tracing.values import with_value
 
@@ -55,7 +56,8 @@ class ModelTrace:
 
     `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
     step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls
-    for which a kernel was chosen, which may depend on the GPU.
+    for which a kernel was chosen, which may depend on the GPU. `constants` has the number that every element of a parameter is at first,
+    as of a bias that begins at 0, or None.
     """
 
     allocations: Allocations
@@ -67,13 +69,15 @@ class ModelTrace:
     workspaces: frozenset[str]
     attention: frozenset[tuple[Call, Settings]]
     parameter_count: int
+    constants: list[float | None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerTrace:
     """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
 
-    `state_numbers` are the allocations that hold the state when the last step ends.
+    `state_numbers` are the allocations that hold the state when the last step ends. `warnings` say what
+    depends on values that a trace does not have.
     """
 
     allocations: Allocations
@@ -81,6 +85,7 @@ class OptimizerTrace:
     steps: list[list[Segment]]
     state: StateBytes
     state_numbers: frozenset[int]
+    warnings: tuple[str, ...] = ()
 
 
 def without_optimizer(scenario: Scenario) -> Scenario:
@@ -105,7 +110,9 @@ def _capability(gpu: str | None) -> tuple[int, int]:
 
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
-    workpiece = build(scenario, "meta")
+    initial = InitialValues()
+    with initial:
+        workpiece = build(scenario, "meta")
     recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
@@ -125,29 +132,97 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         workspaces=frozenset(recorder.workspaces or ()),
         attention=frozenset(attention),
         parameter_count=sum(p.numel() for p in parameters),
+        constants=[initial.constant(p) for p in parameters],
     )
 
 
-def trace_optimizer(
-    model: ModelTrace, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], scenario: Scenario
-) -> OptimizerTrace:
+_Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> OptimizerTrace:
     """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
 
     zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. For an accumulation
     each step of the model's trace is a draw, and it clears the gradients itself.
+
+    A step that reads values back is answered by Samples. Where these do not agree, it is traced with other answers too.
     """
-    recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True, workspaces=model.workspaces)
+    try:
+        return _trace_optimizer(model, make, scenario, Samples(None))
+    except ReadBackError:
+        pass
+    traces: list[OptimizerTrace] = []
+    lines: list[str] = []
+    errors: list[Exception] = []
+    trainings = [0]
+    for training in trainings:
+        samples = Samples(training)
+        try:
+            # Random numbers on the host are real, and the same each time.
+            with torch.random.fork_rng(devices=[]):
+                traces.append(_trace_optimizer(model, make, scenario, samples))
+        except Exception as error:
+            # A value that was made up may be none that a function takes.
+            if not samples.unknown:
+                raise
+            errors.append(error)
+        if training == 0:
+            lines = sorted(samples.unknown)
+            trainings += samples.others()
+    if not traces:
+        raise errors[0]
+    return replace(traces[0], warnings=_differences(traces, lines, len(model.allocations.nbytes)))
+
+
+def _differences(traces: list[OptimizerTrace], lines: list[str], first: int) -> tuple[str, ...]:
+    """Return a line on the bytes that differ between the traces; `lines` are those that read a value back."""
+    state = sorted({trace.state.total for trace in traces})
+    peaks = sorted({_peak(trace, first) for trace in traces})
+    if len(state) == len(peaks) == 1:
+        return ()
+    reader = lines[0].rpartition("/")[2]
+    reading = f"{reader} reads a value back" if len(lines) == 1 else f"{reader} and {len(lines) - 1} more read values back"
+    if len(state) > 1:
+        return (f"{reading}; the state could not be known, it is {_alternatives(state)}",)
+    return (f"{reading}; the step's peak could not be known, its allocations reach {_alternatives(peaks)}",)
+
+
+def _alternatives(counts: list[int]) -> str:
+    return " or ".join(f"{count:,} B" for count in counts)
+
+
+def _peak(trace: OptimizerTrace, first: int) -> int:
+    """Return the most bytes that the optimizer's own allocations, those from number `first` on, hold at once."""
+    total = peak = 0
+    for segment in (trace.build, *(segment for step in trace.steps for segment in step)):
+        for event in segment.events:
+            number = max(event, ~event) - first
+            if number >= 0:
+                total += trace.allocations.nbytes[number] if event >= 0 else -trace.allocations.nbytes[number]
+                peak = max(peak, total)
+    return peak
+
+
+def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
+    recorder = Recorder(first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces)
     storages: dict[int, torch.UntypedStorage] = {}
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
+    for parameter, constant in zip(parameters, model.constants, strict=True):
+        samples.fix(parameter, constant)
     with recorder.phase("build"):
         optimizer = make(parameters)
     steps = []
     numbers: set[int] = set()
     for gradients in model.gradients:
         _set_gradients(recorder, parameters, gradients)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                samples.renew(parameter.grad)
         with fused_on_meta(), recorder.phase("step"):
             simulated_step(optimizer, simulated_draws(scenario))
         steps.append(recorder.segments[-1:])
+        for parameter in parameters:
+            samples.settle(parameter)
         numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
         if scenario.workload == "train" and scenario.accumulate is None:
             with recorder.phase("zero_grad"):

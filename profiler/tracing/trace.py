@@ -5,13 +5,13 @@ and autograd drop the last reference to it is its free, in the order in which a 
 """
 
 import sys
-import traceback
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,6 +23,7 @@ from .kernel_memory import KERNELS, TAKING, WORKSPACE
 from .matrix_products import PRODUCTS
 from .metacache import MetaCache
 from .requests import USUAL_DEVICE, Request
+from .samples import EndlessError, Samples
 from .sources import Source, Sources
 from .values import SIZED_BY_VALUES, UnknownError, compute_values, has_values, run_on_values, value_of
 
@@ -31,6 +32,10 @@ Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activa
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
 _COPY = torch.ops.aten._to_copy.default
+_WRITE = torch.ops.aten.copy_.default
+_NONZERO = torch.ops.aten.nonzero.default
+# Elements of a tensor whose sampled values are put on the host; larger ones would take its memory.
+_LARGEST_COPY = 1 << 22
 _INDEXING = frozenset(map(id, (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)))
 # The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
@@ -74,7 +79,7 @@ class Recorder(TorchDispatchMode):
 
     `model` gives the names of modules, parameters and buffers; `first` is the number of the first allocation, so that a second recording
     can go on where another ended.
-    `answer_read_backs` lets `.item()` on a device tensor return 1, or False, instead of raising UntraceableError, and follows no values.
+    `samples` answer for `.item()` on a device tensor, instead of raising UntraceableError; no values are followed then.
     `workspaces`, the threads ("main", "autograd") that have one for cuBLAS already, asks for what CUDA's kernels take for themselves;
     without it there are the operations' outputs alone.
     """
@@ -84,7 +89,7 @@ class Recorder(TorchDispatchMode):
         model: torch.nn.Module | None = None,
         *,
         first: int = 0,
-        answer_read_backs: bool = False,
+        samples: Samples | None = None,
         workspaces: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +99,7 @@ class Recorder(TorchDispatchMode):
         self._in_place = InPlace()
         self._sources = Sources(model)
         self._first = first
-        self._answer_read_backs = answer_read_backs
+        self._samples = samples
         self.workspaces = None if workspaces is None else set(workspaces)
         self._events: list[int] | None = None
         self._category: Category = "temporary"
@@ -111,7 +116,7 @@ class Recorder(TorchDispatchMode):
         # Two frames up is the function whose `with` this is.
         outermost = sys._getframe(2).f_code
         try:
-            with self._sources.followed(outermost), self._in_place.followed(), self:
+            with self._sources.followed(outermost), self._in_place.followed(), _tensors_seen(self._samples), self:
                 yield
         finally:
             self._events = None
@@ -151,6 +156,8 @@ class Recorder(TorchDispatchMode):
             return self._read_back(args[0])
         if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
             return self._copy_back(args[0], kwargs)
+        if func is _WRITE and args[1].is_meta and not args[0].is_meta:
+            return args[0].copy_(self._copy_back(args[1], {}))
         func, args, result = self._operate(func, args, kwargs)
         seen = len(self._events or ())
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
@@ -158,7 +165,10 @@ class Recorder(TorchDispatchMode):
         for place, output in enumerate(outputs):
             if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
                 self._see(output, func)
-        if not self._answer_read_backs and has_values(func, args, outputs):
+        if self._samples is not None:
+            if id(func) not in PARTS:
+                self._samples.note(func, args, kwargs, outputs)
+        elif has_values(func, args, outputs):
             compute_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
             self._run_kernel(func, args, kwargs, result, self._events, seen, self.workspaces)
@@ -179,6 +189,9 @@ class Recorder(TorchDispatchMode):
         """Return what the operation makes: on meta tensors the layouts are looked up."""
         if id(func) in SIZED_BY_VALUES and args[0].is_meta:
             try:
+                if self._samples is not None and func is _NONZERO:
+                    count = self._samples.true_count(args[0], _caller)
+                    return torch.empty((count, args[0].dim()), dtype=torch.int64, device="meta")
                 return run_on_values(func, args, kwargs)
             except UnknownError:
                 raise UntraceableError(f"{_caller()} makes a tensor whose size depends on values; {_ADVICE}") from None
@@ -271,17 +284,47 @@ class Recorder(TorchDispatchMode):
         value = value_of(tensor)
         if value is not None:
             return value.item()
-        if not self._answer_read_backs:
+        if self._samples is None:
             raise UntraceableError(f"{_caller()} reads a tensor's value back from the device; {_ADVICE}")
-        # A condition on values is mostly a guard: a norm of zero, a number that is none.
-        return False if tensor.dtype == torch.bool else 1
+        return self._sampled(tensor).item()
 
     def _copy_back(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
         """Return a tensor on the host."""
         value = value_of(tensor)
         if value is None:
-            raise UntraceableError(f"{_caller()} copies a tensor's values to the host; {_ADVICE}")
+            if self._samples is None or tensor.numel() > _LARGEST_COPY:
+                raise UntraceableError(f"{_caller()} copies a tensor's values to the host; {_ADVICE}")
+            value = self._sampled(tensor)
         return value.to(dtype=kwargs.get("dtype") or value.dtype, copy=True)
+
+    def _sampled(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert self._samples is not None
+        try:
+            return self._samples.copy(tensor, _caller)
+        except EndlessError:
+            raise UntraceableError(f"{_caller()} reads values back again and again; {_ADVICE}") from None
+
+
+@contextmanager
+def _tensors_seen(samples: Samples | None) -> Iterator[None]:
+    """Inside, `torch.tensor` and its like copy to the device what they make, as on CUDA.
+
+    Of a meta tensor that they make themselves no dispatch mode hears.
+    """
+    if samples is None:
+        yield
+        return
+
+    def seen(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def made(*args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> torch.Tensor:
+            is_meta = device is not None and torch.device(device).type == "meta"
+            tensor = make(*args, device="cpu" if is_meta else device, **kwargs)
+            return (tensor.to("meta") if is_meta else tensor).requires_grad_(requires_grad)
+
+        return made
+
+    with mock.patch.object(torch, "tensor", seen(torch.tensor)):
+        yield
 
 
 def _is_host(device: Any) -> bool:
@@ -302,9 +345,9 @@ def _fills(args: Any) -> bool:
 
 
 def _caller() -> str:
-    """The innermost line of code outside of torch and of this file, as `file.py, line 12`."""
-    skipped = (str(Path(torch.__file__).parent), __file__)
-    for frame in reversed(traceback.extract_stack()):
-        if not frame.filename.startswith(skipped):
-            return f"{frame.filename}, line {frame.lineno},"
-    return "the program"
+    """The innermost line of code outside of torch and of this folder, as `file.py, line 12,`."""
+    skipped = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+    frame = sys._getframe(1)
+    while frame is not None and frame.f_code.co_filename.startswith(skipped):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}, line {frame.f_lineno}," if frame else "the program"

@@ -1,0 +1,489 @@
+"""Values that a step's tensors may have: a few numbers of each, in sixteen imagined trainings.
+
+A trace has shapes and no data, yet optimizers ask whether a parameter is zero, or a norm finite.
+Every operation is remembered with its operands. When a value is read back, they are run on a few
+numbers of each tensor, in trainings whose parameters and gradients differ in size and sign. What
+all trainings agree on is known: a step count, any(gradient), isnan(state).any(). Anything else
+is answered as in one of the trainings, and noted as unknown.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+TRAININGS = 16
+# Numbers of a tensor that are followed; of smaller tensors all are.
+_MOST = 8
+# In the later trainings half of the numbers of a parameter or gradient are 0, as rows of an embedding are.
+_SPARSE = slice(TRAININGS // 2, None)
+_MOST_OTHERS = 3
+_MOST_READ_BACKS = 100_000
+
+aten = torch.ops.aten
+
+
+class EndlessError(Exception):
+    """A program reads values back again and again."""
+
+
+class ReadBackError(BaseException):
+    """A value was read back, and none was followed. No Exception, so that the program that is traced does not catch it."""
+
+
+class _Operand(NamedTuple):
+    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at."""
+
+    value: "_Value"
+    numel: int
+
+
+class _Value:
+    """The numbers of a storage as one operation left them; without an operation, a parameter's or a gradient's."""
+
+    __slots__ = ("args", "dtype", "func", "kwargs", "numbers", "numel", "place")
+
+    def __init__(self, numel: int, dtype: torch.dtype, func: Any = None, args: Any = (), kwargs: Any = None, place: int = 0) -> None:
+        self.numel = numel
+        self.dtype = dtype
+        self.func = func
+        self.args = args
+        self.kwargs: Mapping[str, Any] = kwargs or {}
+        self.place = place
+        self.numbers: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """Numbers that are followed."""
+        return max(1, min(self.numel, _MOST))
+
+    def operands(self) -> list[_Operand]:
+        """The tensors that the operation was given, in lists too."""
+        found = []
+        for arg in (*self.args, *self.kwargs.values()):
+            members = arg if isinstance(arg, list) else (arg,)
+            found += [member for member in members if isinstance(member, _Operand)]
+        return found
+
+
+class Samples:
+    """Follows the values of a trace's tensors and answers for one of the trainings.
+
+    `unknown` has, by the line that read it, the trainings in which something read back is not as
+    in this one. With no training nothing is followed, which is faster, and a read-back raises ReadBackError.
+    """
+
+    def __init__(self, training: int | None = 0) -> None:
+        self.training = training
+        self.unknown: dict[str, set[int]] = {}
+        self._read_backs = 0
+        self._generator = torch.Generator().manual_seed(1)
+
+    def others(self) -> list[int]:
+        """Return a few trainings in which values are read back that are not as in this one, for every line that reads any."""
+        lines, found = list(self.unknown.values()), []
+        while lines and len(found) < _MOST_OTHERS:
+            found.append(max(range(TRAININGS), key=lambda training: sum(training in line for line in lines)))
+            lines = [line for line in lines if found[-1] not in line]
+        return found
+
+    def note(self, func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Any]) -> None:
+        """Remember what an operation on meta tensors has made or written."""
+        written = None if self.training is None else _written(func)
+        if written is None:
+            # A view shares its storage, whose value is as it was.
+            return
+        changed = (
+            outputs
+            if not written
+            else tree_leaves(
+                [
+                    args[place] if isinstance(place, int) else kwargs.get(place)
+                    for place in written
+                    if not isinstance(place, int) or place < len(args)
+                ]
+            )
+        )
+        if not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in changed):
+            return
+        operands = tuple(map(_operand, args))
+        named = {name: _operand(value) for name, value in kwargs.items()}
+        is_multi_tensor = func._schema.name.startswith("aten::_foreach_")
+        for place, tensor in enumerate(changed):
+            if not isinstance(tensor, Tensor) or not tensor.is_meta:
+                continue
+            if is_multi_tensor:
+                value = _Value(
+                    tensor.numel(),
+                    tensor.dtype,
+                    func,
+                    tuple(_member(arg, place) for arg in operands),
+                    {name: _member(arg, place) for name, arg in named.items()},
+                )
+            else:
+                value = _Value(tensor.numel(), tensor.dtype, func, operands, named, place)
+            _remember(tensor, value, bool(written))
+
+    def renew(self, tensor: Tensor) -> None:
+        """Take new values for a tensor, as for a gradient that is computed again."""
+        storage: Any = tensor.untyped_storage()
+        storage._sampled = None
+
+    def settle(self, tensor: Tensor) -> None:
+        """Forget how the values of a parameter came about, if it was written."""
+        if _value_of(tensor).func is not None:
+            self.renew(tensor)
+
+    def read(self, tensor: Tensor, line: Callable[[], str]) -> Any:
+        """Return the value of a tensor of one element; `line` tells who reads it."""
+        return self.copy(tensor, line).item()
+
+    def copy(self, tensor: Tensor, line: Callable[[], str]) -> Tensor:
+        """Return a meta tensor's values on the host, those that are not followed like those that are."""
+        numbers = self._numbers(tensor, line)
+        if tensor.numel() > len(numbers):
+            picked = torch.randint(len(numbers), tensor.shape, generator=self._generator)
+            is_constant = bool((numbers == numbers[0]).all()) or not numbers.is_floating_point()
+            # A matrix of a few numbers again and again would be singular.
+            sizes = 1.0 if is_constant else 0.5 + torch.rand(tensor.shape, generator=self._generator)
+            numbers = numbers[picked] * sizes
+        return numbers.reshape(tensor.shape).to(tensor.dtype)
+
+    def true_count(self, tensor: Tensor, line: Callable[[], str]) -> int:
+        """Return how many elements of a tensor are not 0."""
+        shares = (self._numbers(tensor, line) != 0).double()
+        return round(float(shares.mean()) * tensor.numel())
+
+    def fix(self, tensor: Tensor, number: float | None) -> None:
+        """Take the number for every element of a tensor; None for the values of a trained one."""
+        if number is not None:
+            value = _value_of(tensor)
+            value.numbers = _sampled(_of_kind(torch.full((1, 1), number), value.dtype), value.numel)
+
+    def constant(self, tensor: Tensor) -> float | None:
+        """Return the number that all elements are in every training; None where there is none."""
+        numbers = self._work_out(_value_of(tensor))
+        first = numbers[0, 0]
+        return first.item() if bool((numbers == first).all()) else None
+
+    def _numbers(self, tensor: Tensor, line: Callable[[], str]) -> Tensor:
+        """Return a tensor's numbers in this training, and note where others have other ones."""
+        if self.training is None:
+            raise ReadBackError
+        self._read_backs += 1
+        if self._read_backs > _MOST_READ_BACKS:
+            raise EndlessError
+        operand = _operand(tensor)
+        numbers = _sampled(self._work_out(operand.value), operand.numel)
+        own = numbers[self.training]
+        others = ((numbers != own) & ~(numbers.isnan() & own.isnan())).any(1).nonzero().flatten().tolist()
+        if others:
+            self.unknown.setdefault(line(), set()).update(others)
+        return own
+
+    def _work_out(self, value: _Value) -> Tensor:
+        """Return the numbers of a value, a row for each training; what it was made of is worked out first."""
+        waiting = [value]
+        while waiting:
+            last = waiting[-1]
+            missing = [operand.value for operand in last.operands() if operand.value.numbers is None]
+            if last.numbers is None and missing:
+                waiting += missing
+                continue
+            waiting.pop()
+            if last.numbers is None:
+                last.numbers = self._run(last)
+                last.args, last.kwargs = (), {}
+        assert value.numbers is not None
+        return value.numbers
+
+    def _run(self, value: _Value) -> Tensor:
+        rule = _rule(value.func)
+        try:
+            numbers = rule(value) if rule else None
+        except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
+            # What an operation does with a few numbers only is of no interest; its result is unknown.
+            numbers = None
+        if numbers is None:
+            numbers = self._any(value)
+        return _sampled(_of_kind(numbers, value.dtype), value.count)
+
+    def _any(self, value: _Value) -> Tensor:
+        """Return numbers of which nothing is known but that they are finite and, where there are many, of both signs."""
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
+
+        size = 10 ** (4 * torch.rand(TRAININGS, 1, generator=self._generator, dtype=torch.float64) - 2)
+        size[0] = 0.1
+        numbers = normal(TRAININGS, value.count)
+        if value.dtype == torch.bool:
+            numbers = numbers > 0
+            # A condition on values is mostly a guard.
+            numbers[0] = False
+            return numbers
+        # No number is 0 by chance.
+        numbers = numbers + 0.1 * numbers.sign()
+        if value.count == _MOST:
+            numbers[:, 0], numbers[:, 1] = numbers[:, 0].abs(), -numbers[:, 1].abs()
+            if value.func is None:
+                numbers[_SPARSE, 2::2] = 0
+        return (numbers * size) if value.dtype.is_floating_point or value.dtype.is_complex else (numbers * 8 * size).round()
+
+
+class InitialValues(TorchDispatchMode):
+    """Follows what the operations inside write into meta tensors, as a model does that is built without data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._samples = Samples()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self._samples.note(func, args, kwargs, tree_leaves(result))
+        return result
+
+    def constant(self, tensor: Tensor) -> float | None:
+        """Return the number that all elements of a tensor are in every training; None where there is none."""
+        return self._samples.constant(tensor)
+
+
+def _value_of(tensor: Tensor) -> _Value:
+    storage: Any = tensor.untyped_storage()
+    value = getattr(storage, "_sampled", None)
+    if value is None:
+        value = storage._sampled = _Value(storage.nbytes() // max(1, tensor.element_size()), tensor.dtype)
+    return value
+
+
+def _operand(arg: Any) -> Any:
+    """An argument without its memory: tensors as operands, lists of them too."""
+    if isinstance(arg, Tensor):
+        return _Operand(_value_of(arg) if arg.is_meta else _of_host(arg), arg.numel())
+    if isinstance(arg, list | tuple):
+        return [_operand(member) for member in arg]
+    return arg
+
+
+def _member(arg: Any, place: int) -> Any:
+    return (arg[place] if place < len(arg) else None) if isinstance(arg, list) else arg
+
+
+def _of_host(tensor: Tensor) -> _Value:
+    value = _Value(tensor.numel(), tensor.dtype)
+    few = tensor.detach().reshape(-1)[:_MOST] if tensor.numel() else torch.zeros(1)
+    value.numbers = _of_kind(few.clone(), tensor.dtype).expand(TRAININGS, -1)
+    return value
+
+
+def _remember(tensor: Tensor, value: _Value, writes: bool) -> None:
+    storage: Any = tensor.untyped_storage()
+    held = getattr(storage, "_sampled", None) if writes else None
+    if held is not None and held.numel > value.numel:
+        # A part of the storage was written.
+        value = _Value(held.numel, held.dtype, _MIXED, ([_Operand(value, value.numel), _Operand(held, held.numel)],))
+    storage._sampled = value
+
+
+def _of_kind(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers as the widest dtype of their kind: float64, int64 or bool."""
+    if dtype == torch.bool:
+        return numbers != 0
+    if numbers.is_complex():
+        numbers = numbers.real
+    whole = not (dtype.is_floating_point or dtype.is_complex)
+    return (
+        numbers.nan_to_num().to(torch.int64)
+        if whole and numbers.is_floating_point()
+        else numbers.to(torch.int64 if whole else torch.float64)
+    )
+
+
+def _sampled(numbers: Tensor, numel: int) -> Tensor:
+    """As many of the numbers as are followed of a tensor with `numel`.
+
+    Trainings choose others, so that a tensor whose numbers are not alike is not taken for one of them.
+    """
+    count, there = max(1, min(numel, _MOST)), numbers.shape[-1]
+    if numbers.shape[0] != TRAININGS:
+        numbers = numbers.expand(TRAININGS, -1)
+    if there == count:
+        return numbers
+    first = torch.arange(TRAININGS)[:, None] if count < there else torch.zeros(TRAININGS, 1, dtype=torch.int64)
+    return numbers.gather(1, (first + torch.arange(count)) % there)
+
+
+# The rules: how an operation makes the numbers of its output.
+
+_Rule = Callable[[_Value], Tensor | None]
+_MIXED = object()
+
+
+def _numbers_of(arg: Any, count: int) -> Any:
+    if isinstance(arg, _Operand):
+        assert arg.value.numbers is not None
+        return arg.value.numbers if arg.numel == 1 and arg.value.count == 1 else _sampled(arg.value.numbers, 1 if arg.numel == 1 else count)
+    return arg
+
+
+def _elementwise(value: _Value) -> Tensor:
+    """The operation on the numbers themselves."""
+    name = _name(value.func)
+    args, kwargs = value.args, {name: arg for name, arg in value.kwargs.items() if name not in ("out", "dtype", "device", "layout")}
+    if name in ("addcmul", "addcdiv") and len(args) > 3:
+        # Lists of tensors are given the factor by its place.
+        args, kwargs = args[:3], {"value": args[3]}
+    arguments = [_numbers_of(arg, value.count) for arg in args]
+    return getattr(aten, name)(*arguments, **{name: _numbers_of(arg, value.count) for name, arg in kwargs.items()})
+
+
+def _passed(value: _Value) -> Tensor | None:
+    """The numbers of the first operand, or of the second where the first is written."""
+    place = 1 if _name(value.func) == "copy" else 0
+    source = value.args[place]
+    if value.place:
+        # The places that a sort has found.
+        return None
+    return _mixed(value) if isinstance(source, list) else _numbers_of(source, value.count)
+
+
+def _mixed(value: _Value) -> Tensor:
+    """Some numbers of each member of a list."""
+    return torch.cat([member.value.numbers for member in value.args[0][:_MOST]], 1)
+
+
+def _constant(value: _Value) -> Tensor | None:
+    name = _name(value.func).removeprefix("new_").removesuffix("_like")
+    if name in ("zeros", "zero", "ones"):
+        return torch.full((1, 1), float(name == "ones"))
+    fill = value.args[0] if name == "scalar_tensor" else value.args[1]
+    return _numbers_of(fill, 1) if isinstance(fill, _Operand) else torch.full((1, 1), fill)
+
+
+def _reduced(value: _Value) -> Tensor | None:
+    """One reduction of all the numbers, for each element of the output."""
+    name, args = _name(value.func), value.args
+    operand = args[0]
+    numbers = _sampled(operand.value.numbers, operand.numel)
+    # How many numbers of the tensor one that is followed stands for.
+    share = operand.numel / max(1, value.numel) / numbers.shape[1]
+    if name in ("norm", "linalg_vector_norm"):
+        order = args[1] if len(args) > 1 and args[1] is not None else value.kwargs.get("ord", 2)
+        return torch.linalg.vector_norm(numbers, order, -1, keepdim=True) * share ** (1 / order)
+    if value.place:
+        # The places of the largest.
+        return None
+    found = _REDUCTIONS[name](numbers)[:, None]
+    if name not in ("sum", "nansum"):
+        return found
+    return found * share if value.dtype.is_floating_point else (found * share).round()
+
+
+_REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum(-1),
+    "nansum": lambda x: x.nansum(-1),
+    "mean": lambda x: x.mean(-1),
+    "prod": lambda x: x.prod(-1),
+    "max": lambda x: x.amax(-1),
+    "amax": lambda x: x.amax(-1),
+    "min": lambda x: x.amin(-1),
+    "amin": lambda x: x.amin(-1),
+    "any": lambda x: x.any(-1),
+    "all": lambda x: x.all(-1),
+    "var": lambda x: x.var(-1, correction=0),
+    "std": lambda x: x.std(-1, correction=0),
+    "median": lambda x: x.median(-1)[0],
+    "kthvalue": lambda x: x.median(-1)[0],
+}
+
+
+def _dot(value: _Value) -> Tensor:
+    first, second = (_sampled(operand.value.numbers, operand.numel) for operand in value.args[:2])
+    share = value.args[0].numel / first.shape[1]
+    return (first * second).sum(-1, keepdim=True) * share
+
+
+def _product(value: _Value) -> Tensor:
+    """A matrix product: numbers of both factors times each other, those of one with others of the second."""
+    bias = [] if _name(value.func) in ("mm", "bmm", "mv") else [_numbers_of(value.args[0], value.count)]
+    first, second = (_numbers_of(operand, _MOST) for operand in value.args[len(bias) : len(bias) + 2])
+    return sum(bias, _sampled(first * second.roll(1, 1), value.count))
+
+
+def _uniform(value: _Value) -> Tensor:
+    generator = torch.Generator().manual_seed(value.numel)
+    return torch.rand(TRAININGS, value.count, generator=generator, dtype=torch.float64)
+
+
+def _decomposed(value: _Value) -> Tensor | None:
+    """Of a decomposition by singular or eigenvalues those, which are positive for what optimizers decompose."""
+    if value.place != (1 if "svd" in _name(value.func) else 0):
+        return None
+    numbers = _numbers_of(value.args[0], value.count)
+    return numbers.abs()
+
+
+_RULES: Mapping[_Rule, tuple[str, ...]] = {
+    _passed: (
+        "copy", "_to_copy", "clone", "lift_fresh", "cat", "stack", "index_select", "gather", "index", "flip", "roll", "repeat",
+        "sort", "topk", "take", "view_copy", "expand_copy",
+    ),
+    _constant: (
+        "zeros", "zeros_like", "new_zeros", "zero", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill",
+        "scalar_tensor",
+    ),
+    _reduced: ("norm", "linalg_vector_norm", *_REDUCTIONS),
+    _dot: ("dot", "vdot"),
+    _product: ("mm", "bmm", "mv", "addmm", "baddbmm", "addmv"),
+    _elementwise: ("bitwise_and", "bitwise_or"),
+    _uniform: ("rand", "rand_like", "uniform"),
+    _decomposed: ("_linalg_svd", "_linalg_eigh"),
+}  # fmt: skip
+_BY_NAME: Mapping[str, _Rule] = {name: rule for rule, names in _RULES.items() for name in names}
+_OPERATORS = {"__iand__": "bitwise_and", "__and__": "bitwise_and", "__ior__": "bitwise_or", "__or__": "bitwise_or"}
+# They change no number, and do not say so in their schema.
+_SHARING = ("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift", "aten::set_", "aten::resize_", "aten::resize_as_")
+_found_rules: dict[int, _Rule | None] = {}
+_found_written: dict[int, tuple[int | str, ...] | None] = {}
+
+
+def _name(func: Any) -> str:
+    """An operation's name without what says that it writes, or takes lists."""
+    name = func._schema.name.removeprefix("aten::")
+    return _OPERATORS.get(name) or name.removeprefix("_foreach_").removesuffix("_")
+
+
+def _rule(func: Any) -> _Rule | None:
+    """How an operation's numbers are made; None where nothing is known of them."""
+    if func is None:
+        return None
+    if func is _MIXED:
+        return _mixed
+    rule = _found_rules.get(id(func))
+    if rule is None:
+        rule = _BY_NAME.get(_name(func)) if func.namespace == "aten" else None
+        if rule is None and (torch.Tag.pointwise in func.tags or "_foreach_" in func._schema.name):
+            rule = _elementwise
+        _found_rules[id(func)] = rule
+    return rule
+
+
+def _written(func: Any) -> tuple[int | str, ...] | None:
+    """Places and names of the arguments that an operation writes, () where it makes its outputs, None for a view."""
+    if id(func) not in _found_written:
+        schema = func._schema
+        aliases = [
+            (argument.name if argument.kwarg_only else place, argument.alias_info) for place, argument in enumerate(schema.arguments)
+        ]
+        written = tuple(place for place, alias in aliases if alias is not None and alias.is_write)
+        if torch.Tag.inplace_view in func.tags or schema.name in _SHARING:
+            found = None
+        else:
+            found = written or (None if any(alias is not None for _, alias in aliases) else ())
+        _found_written[id(func)] = found
+    return _found_written[id(func)]
