@@ -1,6 +1,9 @@
 """One training step as a scenario asks for it, the same code whether it is traced or measured."""
 
-from collections.abc import Callable, Mapping
+import ast
+import inspect
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -83,3 +86,58 @@ class Iteration:
         if self._scenario.max_grad_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self._scenario.max_grad_norm)
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer's step, or that of one inside of it, cannot run without a closure.
+
+    LBFGS says so in its signature, SAM and its kin in their code: `assert closure is not None`.
+    """
+    inside = [value for value in vars(optimizer).values() if isinstance(value, torch.optim.Optimizer)]
+    return _requires_argument(optimizer) or any(map(needs_closure, inside))
+
+
+def _requires_argument(optimizer: torch.optim.Optimizer) -> bool:
+    step = inspect.unwrap(type(optimizer).step)
+    # The first is the optimizer itself.
+    parameters = list(inspect.signature(step).parameters.values())[1:]
+    closure = next((one for one in parameters if "closure" in one.name), None)
+    if closure is None:
+        return False
+    return closure.default is closure.empty or _insists_on(closure.name, step)
+
+
+def _insists_on(name: str, step: Callable[..., Any]) -> bool:
+    """Return whether a function raises, or calls the argument unseen, where it is None."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(step)))
+    except (OSError, TypeError, SyntaxError):
+        return False
+    for statement in _always_run(tree.body[0]):
+        if isinstance(statement, ast.If) and _mentions(name, statement.test):
+            return any(isinstance(one, ast.Raise) for one in (*statement.body, *statement.orelse))
+        if isinstance(statement, ast.Assert) and _mentions(name, statement.test):
+            return True
+        if isinstance(statement, ast.Assign | ast.Expr | ast.Return) and _calls(name, statement):
+            return True
+    return False
+
+
+def _always_run(block: ast.AST) -> Iterator[ast.stmt]:
+    """Yield the statements of a function that run whatever is true, in order."""
+    for statement in getattr(block, "body", ()):
+        if isinstance(statement, ast.With):
+            yield from _always_run(statement)
+        else:
+            yield statement
+
+
+def _mentions(name: str, node: ast.AST) -> bool:
+    return any(isinstance(one, ast.Name) and one.id == name for one in ast.walk(node))
+
+
+def _calls(name: str, statement: ast.stmt) -> bool:
+    """Return whether a statement calls the argument, and not only under a condition."""
+    nodes = list(ast.walk(statement))
+    called = any(isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == name for one in nodes)
+    return called and not any(isinstance(one, ast.IfExp | ast.BoolOp | ast.Lambda) for one in nodes)

@@ -140,9 +140,11 @@ class Watched:
     """What only a real run can tell, found in iterations that are not timed.
 
     `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None for other models.
-    `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved", "requested" and "active", on the CPU
-    "tensors" (living tensors that operations have made) and "resident" (the process). `tensors_at_peak` splits the highest "tensors".
-    `gpu` was read while the timed iterations ran. `warnings` say what has spoiled the times.
+    `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved",
+    "requested" and "active", on the CPU "tensors" (living tensors, and what kernels take for
+    themselves) and "resident" (the process). `tensors_at_peak` splits the highest "tensors". `gpu`
+    was read while the timed iterations ran. `warnings` say what has spoiled the times, and what
+    could not be watched.
     """
 
     samples: int | None = None

@@ -1,13 +1,15 @@
-"""Bytes of an optimizer's state, from the tensors that it holds."""
+"""Bytes of tensors of any kind, and of an optimizer's state from the tensors that it holds."""
 
-from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MemberDescriptorType, ModuleType
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .reachable import plain_tensors, tensors_in, tensors_of_optimizer
+
+Tensors = Iterable[torch.Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,83 +29,84 @@ class StateBytes:
         return sum(self.by_key.values())
 
 
-def state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor in the optimizer's state with its key; the parameters themselves and views of them are not state.
+def storage_bytes(tensors: Tensors) -> int:
+    """Bytes of the tensors' storages, each counted once; None counts nothing."""
+    return sum(nbytes for _, nbytes in _sizes(tensors).values())
 
-    Tensors are found in containers and in attributes of objects (GaLore's projectors), in cycles too, but not in modules, which may be the
-    model. A tensor made of others (DTensor, torchao's low-bit states) counts as those.
+
+def bytes_by_dtype(tensors: Tensors) -> dict[str, int]:
+    """The same by torch's names of the dtypes that hold the data, as {"float32": 512}."""
+    found: Counter[str] = Counter()
+    for dtype, nbytes in _sizes(tensors).values():
+        found[_name(dtype)] += nbytes
+    return dict(found)
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that the optimizer keeps, with the first text on the way to it: "exp_avg", "masters".
+
+    It may be in the optimizer's state, groups or attributes, in an optimizer inside, or hang on a
+    parameter. Parameters, gradients and whatever shares their memory are not state. `model` has the
+    model's tensors, frozen ones and buffers too; without it they are the parameters in the groups.
+    A tensor made of others (DTensor, torchao's low-bit states) counts as those.
     """
-    for _, key, tensor in owned_state_tensors(optimizer):
+    for _, key, tensor in owned_state_tensors(optimizer, model):
         yield key, tensor
 
 
-def owned_state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any, str, torch.Tensor]]:
+def owned_state_tensors(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> Iterator[tuple[Any, str, torch.Tensor]]:
     """As `state_tensors`, each with what its state is filed under: a parameter, in nearly every optimizer."""
-    of_parameters = {_storage(plain) for group in optimizer.param_groups for param in group["params"] for plain in _plain(param)}
-    seen = {id(optimizer.state)}
-    for owner, held in _members(optimizer.state):
-        for key, tensor in _tensors(held, owner if isinstance(owner, str) else "", seen):
-            if _storage(tensor) not in of_parameters:
-                yield owner, key, tensor
+    trained = [param for group in optimizer.param_groups for param in group["params"]]
+    excluded = set(_sizes(_with_gradients(trained if model is None else model)))
+    # Where an optimizer's own copies are trained, their gradients are gradients too.
+    excluded |= set(_sizes(param.grad for param in trained))
+    for owner, key, tensor in tensors_of_optimizer(optimizer):
+        if _key(tensor) not in excluded:
+            yield owner, key, tensor
 
 
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in containers and in attributes of objects, but not in modules, found as those of a state are."""
-    for _, tensor in _tensors(value, "", set()):
-        yield tensor
-
-
-def state_bytes(optimizer: torch.optim.Optimizer) -> StateBytes:
+def state_bytes(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> StateBytes:
     """The bytes of the optimizer's state as it is now."""
     found: dict[str, Counter[str]] = {}
     seen: set[int] = set()
-    for key, tensor in state_tensors(optimizer):
-        if _storage(tensor) not in seen:
-            seen.add(_storage(tensor))
-            found.setdefault(key, Counter())[str(tensor.dtype).removeprefix("torch.")] += tensor.untyped_storage().nbytes()
+    for key, tensor in state_tensors(optimizer, model):
+        for storage, (dtype, nbytes) in _sizes([tensor]).items():
+            if storage not in seen:
+                seen.add(storage)
+                found.setdefault(key, Counter())[_name(dtype)] += nbytes
     return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
 
 
-def storages_of_state(optimizer: torch.optim.Optimizer) -> list[torch.UntypedStorage]:
+def storages_of_state(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> list[torch.UntypedStorage]:
     """The storages that hold the state, each once."""
-    storages = [tensor.untyped_storage() for _, tensor in state_tensors(optimizer)]
-    return list({storage._cdata: storage for storage in storages}.values())
+    storages = {_key(tensor): tensor for _, tensor in state_tensors(optimizer, model)}
+    return [tensor.untyped_storage() for tensor in storages.values() if torch._C._has_storage(tensor)]
 
 
-def _tensors(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        for plain in _plain(value):
-            yield key, plain
-    elif id(value) not in seen:
-        seen.add(id(value))
-        for name, item in _members(value):
-            # The first text names the entry.
-            yield from _tensors(item, key or (name if isinstance(name, str) else ""), seen)
-
-
-def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensors that hold the data of a tensor: those that it is made of, else itself."""
-    if not is_traceable_wrapper_subclass(tensor):
+def _with_gradients(tensors: Tensors) -> Iterator[torch.Tensor | None]:
+    """Yield each tensor and its gradients, also those that Megatron and Opacus hang beside `.grad`."""
+    for tensor in tensors:
         yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
+        if tensor is not None:
+            yield tensor.grad
+            yield from tensors_in({name: value for name, value in vars(tensor).items() if "grad" in name})
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _sizes(tensors: Tensors) -> dict[int, tuple[torch.dtype, int]]:
+    """The dtype and bytes of each storage."""
+    found: dict[int, tuple[torch.dtype, int]] = {}
+    for tensor in tensors:
+        for plain in () if tensor is None else plain_tensors(tensor):
+            # A layout of oneDNN's own has no storage, and may pad this.
+            has_storage = torch._C._has_storage(plain)
+            nbytes = plain.untyped_storage().nbytes() if has_storage else plain.numel() * plain.element_size()
+            found.setdefault(_key(plain), (plain.dtype, nbytes))
+    return found
 
 
-def _members(value: Any) -> Iterator[tuple[Any, Any]]:
-    """What a container or an object holds, with its names."""
-    if isinstance(value, type | ModuleType | torch.nn.Module):
-        return
-    if isinstance(value, Mapping):
-        yield from value.items()
-    elif isinstance(value, list | tuple | set | frozenset | deque):
-        yield from (("", item) for item in value)
-    yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        if "__slots__" in vars(kind):
-            slots = [name for name, member in vars(kind).items() if isinstance(member, MemberDescriptorType)]
-            yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
+def _key(plain: torch.Tensor) -> int:
+    return plain.untyped_storage()._cdata if torch._C._has_storage(plain) else id(plain)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

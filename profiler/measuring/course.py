@@ -6,7 +6,6 @@ the course are its warm-up.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
 from math import isfinite
 
 import torch
@@ -20,12 +19,12 @@ from ..accumulating import target_schedule
 from ..environment import environment
 from ..malloc import keep_freed_memory
 from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
-from ..state import state_bytes, tensors_in
+from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from .contention import Contention
 from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings
 from .timing import clock_for
-from .training_run import TrainingRun, storage_bytes
+from .training_run import TrainingRun
 
 READINGS = 20
 WARM_UP_SHARE = 10
@@ -61,7 +60,7 @@ def measure_course(scenario: Scenario) -> Record:
         if stepped:
             draws.append(optimizer.last_num_draws or 0)
             ended.append(number)
-        added = max(added, storage_bytes(_own_tensors(optimizer)))
+        added = max(added, _added_bytes(run, optimizer))
         if scheduler is not None:
             scheduler.step()
         if is_reading:
@@ -143,9 +142,9 @@ def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
     return LambdaLR(run.optimizer.target, schedule) if schedule else None
 
 
-def _own_tensors(accumulation: Accumulation) -> Iterator[Tensor]:
-    """The tensors that the accumulation holds beside the optimizer inside."""
-    return tensors_in({name: value for name, value in vars(accumulation).items() if name != "optimizer"})
+def _added_bytes(run: TrainingRun, accumulation: Accumulation) -> int:
+    """Bytes that the accumulation keeps beside the optimizer inside."""
+    return state_bytes(accumulation, run.tensors).total - state_bytes(accumulation.optimizer, run.tensors).total
 
 
 def _finite(loss: float) -> float | None:
@@ -153,9 +152,12 @@ def _finite(loss: float) -> float | None:
 
 
 def _memory(run: TrainingRun) -> Memory:
-    state = state_bytes(run.optimizer)
+    assert isinstance(run.optimizer, Accumulation)
+    # A sum that is pending is counted in `added_bytes`.
+    state = state_bytes(run.optimizer.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),
+        parameters_by_dtype=bytes_by_dtype(run.parameters),
         gradients=run.gradients,
         optimizer_state=state.total,
         state_by_key=state.by_key,

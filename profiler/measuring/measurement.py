@@ -1,6 +1,7 @@
 """Training measured for real on the CPU or on CUDA: bytes in iterations that are watched, then seconds in iterations that are not."""
 
 import gc
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from ..malloc import keep_freed_memory
 from ..optimizer import make_optimizer
 from ..record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulating.simulation import simulate
-from ..state import state_bytes
+from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from ..tracing.kernel_trace import trace_step
 from .course import measure_course
 from .cuda_memory import AllocatorWatch, apply_alloc_conf, begin_history, end_history, snapshot_when_full, state_blocks
@@ -26,7 +27,7 @@ from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
 from .slice_timing import measure_slices
 from .torch_profile import record_trace, with_bytes
-from .training_run import TrainingRun, storage_bytes
+from .training_run import TrainingRun
 
 TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
@@ -57,6 +58,7 @@ def measure(scenario: Scenario, simulated: Record | None = None, files: Files | 
             return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
     room = free_bytes() // 2
     simulated = simulated or _simulated(scenario)
+    _let_compile_anew()
     memory = simulated.memory if simulated else None
     if memory is None or (memory.peak_allocated is not None and memory.peak_allocated <= room):
         return _measure_whole(scenario, files) if scenario.accumulate is None else measure_course(scenario)
@@ -99,6 +101,12 @@ def _simulated(scenario: Scenario) -> Record | None:
         return None
 
 
+def _let_compile_anew() -> None:
+    """Let torch.compile forget what it passed over in a simulation of this process; it would never compile it again."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
+
+
 def _measure_whole(scenario: Scenario, files: Files) -> Record:
     """All of the model: whole training steps, or the optimizer's step alone."""
     harness = Harness(scenario.device)
@@ -114,7 +122,7 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
         memory=memory,
         times={phase: tuple(samples) for phase, samples in harness.times.items()},
         warmup={phase: tuple(samples) for phase, samples in harness.warmup.items()},
-        watched=replace(watched, gpu=harness.gpu, operations=operations, warnings=harness.warnings),
+        watched=replace(watched, gpu=harness.gpu, operations=operations, warnings=(*watched.warnings, *harness.warnings)),
         environment=environment(scenario.seed),
     )
 
@@ -124,14 +132,19 @@ _Found = tuple[TrainingRun, Memory, Watched]
 
 def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
     run = TrainingRun(scenario, harness.phase)
-    watch = LiveTensors(run.model, run.batch)
-    with harness.handing_phases_to(watch.phase):
+    watch = LiveTensors(run.model, run.batch, run.optimizer)
+    with watch.watching(), harness.handing_phases_to(watch.phase):
         for _ in range(WATCHED):
             run.iterate()
-            watch.name_state(run.optimizer)
     # From here on, and not before: what was resident was so in a process as anybody runs it.
     keep_freed_memory()
-    watched = Watched(samples=run.samples, tokens=run.tokens, memory=watch.levels(), tensors_at_peak=watch.at_peak())
+    watched = Watched(
+        samples=run.samples,
+        tokens=run.tokens,
+        memory=watch.levels(),
+        tensors_at_peak=watch.at_peak(),
+        warnings=(watch.warning,) if watch.warning else (),
+    )
     return run, _memory(run, {}, None), watched
 
 
@@ -152,9 +165,10 @@ def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found
 
 
 def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | None) -> Memory:
-    state = state_bytes(run.optimizer)
+    state = state_bytes(run.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),
+        parameters_by_dtype=bytes_by_dtype(run.parameters),
         gradients=run.gradients,
         optimizer_state=state.total,
         state_by_key=state.by_key,

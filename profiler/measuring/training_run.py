@@ -13,6 +13,7 @@ from scenarios.workpiece import build
 from ..accumulating import accumulating
 from ..iteration import Iteration
 from ..optimizer import make_optimizer
+from ..state import storage_bytes
 
 
 class TrainingRun:
@@ -63,6 +64,11 @@ class TrainingRun:
         self.loss = float(self._iteration.last_loss)
         return self.optimizer.num_steps > before
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The tensors of the model, which are no state wherever an optimizer keeps them."""
+        return [*self.parameters, *self.model.buffers()]
+
     def whole(self) -> None:
         """One iteration as a phase of its own around the others; of the workload "state" there is nothing around the step."""
         if self._scenario.workload == "state":
@@ -106,8 +112,3 @@ def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)
-
-
-def storage_bytes(tensors: Iterable[torch.Tensor | None]) -> int:
-    """Bytes of the tensors' storages, each counted once."""
-    return sum({s._cdata: s.nbytes() for tensor in tensors if tensor is not None for s in [tensor.untyped_storage()]}.values())

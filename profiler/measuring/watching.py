@@ -23,12 +23,11 @@ from ..environment import environment
 from ..outcome import one_line, outcome_of
 from ..plan import is_plain
 from ..record import Level, Memory, Record, StateBlocks, Watched
-from ..state import state_bytes, state_tensors
+from ..state import state_bytes, state_tensors, storage_bytes
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED
 from .moments import moments_for
 from .resident_watch import ResidentWatch
-from .training_run import storage_bytes
 
 # Steps whose times are kept; those of a long training are more than a median needs.
 MOST_SAMPLES = 10_000

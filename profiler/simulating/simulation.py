@@ -1,5 +1,6 @@
 """Training simulated without a GPU: traced on tensors without data, replayed through the allocator's model."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,7 +68,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found, None if found.error else upper),
-        estimate=_estimate(scenario, model),
+        estimate=None if optimizer.takes_closure else _estimate(scenario, model),
         warnings=optimizer.warnings,
         error=found.error,
         environment=environment(scenario.seed),
@@ -133,8 +134,12 @@ def _upper_peaks(segments: list[Segment], allocations: Allocations, scenario: Sc
 
 def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay, upper: tuple[int, int] | None) -> Memory:
     last = {layout.number: layout.nbytes for layout in model.gradients[-1] if layout is not None}
+    by_dtype: Counter[str] = Counter()
+    for layout in {layout.number: layout for layout, _ in model.parameters}.values():
+        by_dtype[str(layout.dtype).removeprefix("torch.")] += layout.nbytes
     return Memory(
-        parameters=sum({layout.number: layout.nbytes for layout, _ in model.parameters}.values()),
+        parameters=by_dtype.total(),
+        parameters_by_dtype=dict(by_dtype),
         gradients=sum(last.values()),
         optimizer_state=optimizer.state.total,
         state_by_key=optimizer.state.by_key,

@@ -7,6 +7,7 @@ over by their allocation numbers, so that laid end to end the two are the stream
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from scenarios import Scenario, hardware
 from scenarios.workpiece import Workpiece, build
 
 from ..accumulating import keeps_gradients, simulated_draws, simulated_step
-from ..iteration import Iteration
+from ..iteration import Iteration, needs_closure
 from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
@@ -77,7 +78,7 @@ class OptimizerTrace:
     """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
 
     `state_numbers` are the allocations that hold the state when the last step ends. `warnings` say what
-    depends on values that a trace does not have.
+    depends on values that a trace does not have. An optimizer that takes a closure was given one without the model's forward pass.
     """
 
     allocations: Allocations
@@ -85,6 +86,7 @@ class OptimizerTrace:
     steps: list[list[Segment]]
     state: StateBytes
     state_numbers: frozenset[int]
+    takes_closure: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -211,6 +213,12 @@ def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples
         samples.fix(parameter, constant)
     with recorder.phase("build"):
         optimizer = make(parameters)
+    takes_closure = needs_closure(optimizer)
+    if takes_closure and scenario.workload == "train":
+        raise ValueError(
+            f"{scenario.optimizer} takes a closure in step, which a simulated training step has not; "
+            "use --workload state, or --device cpu or cuda"
+        )
     steps = []
     numbers: set[int] = set()
     for gradients in model.gradients:
@@ -219,11 +227,14 @@ def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples
             if parameter.grad is not None:
                 samples.renew(parameter.grad)
         with fused_on_meta(), recorder.phase("step"):
-            simulated_step(optimizer, simulated_draws(scenario))
+            if takes_closure:
+                optimizer.step(partial(_close, parameters, samples))  # pyright: ignore[reportArgumentType]
+            else:
+                simulated_step(optimizer, simulated_draws(scenario))
         steps.append(recorder.segments[-1:])
         for parameter in parameters:
             samples.settle(parameter)
-        numbers = _name_state(recorder, optimizer, dict(zip(map(id, parameters), model.names, strict=True)))
+        numbers = _name_state(recorder, optimizer, dict(zip(parameters, model.names, strict=True)))
         if scenario.workload == "train" and scenario.accumulate is None:
             with recorder.phase("zero_grad"):
                 optimizer.zero_grad(scenario.set_to_none)
@@ -232,18 +243,28 @@ def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples
         allocations=recorder.allocations,
         build=recorder.segments[0],
         steps=steps,
-        state=state_bytes(optimizer),
+        state=state_bytes(optimizer, parameters),
         state_numbers=frozenset(numbers),
+        takes_closure=takes_closure,
     )
 
 
-def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[int, str]) -> set[int]:
-    """The allocations that hold the state now, named as "exp_avg of h.0.mlp.weight"; `names` has the parameters' paths by their ids."""
+def _close(parameters: list[torch.nn.Parameter], samples: Samples) -> torch.Tensor:
+    """Return a loss as a closure would, and leave new gradients where there were any."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+            samples.renew(parameter.grad)
+    return torch.randn((), device="meta")
+
+
+def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:
+    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the paths of the model's parameters."""
     numbers = set()
-    for owner, key, tensor in owned_state_tensors(optimizer):
+    for owner, key, tensor in owned_state_tensors(optimizer, names):
         if recorder.holds(tensor):
             number = recorder.number(tensor)
-            path = names.get(id(owner))
+            path = names.get(owner) if isinstance(owner, torch.Tensor) else None
             recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
             numbers.add(number)
     return numbers

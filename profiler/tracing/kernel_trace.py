@@ -87,7 +87,7 @@ def _trace_step(tensors: list[tuple[tuple[int, ...], torch.dtype]], make: _Make,
     with fused_on_meta(), recorder:
         optimizer.step()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        recorder.begin([*parameters, *gradients, *(tensor for _, tensor in state_tensors(optimizer))])
+        recorder.begin([*parameters, *gradients, *(tensor for _, tensor in state_tensors(optimizer, parameters))])
         optimizer.step()
     return recorder.found()
 

@@ -276,7 +276,8 @@ def _member(arg: Any, place: int) -> Any:
 
 def _of_host(tensor: Tensor) -> _Value:
     value = _Value(tensor.numel(), tensor.dtype)
-    few = tensor.detach().reshape(-1)[:_MOST] if tensor.numel() else torch.zeros(1)
+    # From all over the tensor: the first row of an embedding may be 0.
+    few = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // _MOST)][:_MOST] if tensor.numel() else torch.zeros(1)
     value.numbers = _of_kind(few.clone(), tensor.dtype).expand(TRAININGS, -1)
     return value
 

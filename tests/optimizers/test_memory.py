@@ -115,7 +115,8 @@ STATE_BY_KEY: dict[str, dict[str, tuple[str, Bytes]]] = {
     },
     "lion": float32(exp_avg=LIKE),
     "muon": float32(momentum_buffer=(0, 0, 48, 0), exp_avg=(4, 20, 0, 96), exp_avg_sq=(4, 20, 0, 96), step=(4, 4, 0, 4)),
-    "prodigy": {**TWO_AVERAGES, **float32(s=LIKE, p0=LIKE)},
+    # Two numbers are kept in each parameter group.
+    "prodigy": {**TWO_AVERAGES, **float32(s=LIKE, p0=LIKE, d_numerator=ONE, d_de_nom=ONE)},
     # Of four axes, the first is rows and all others are columns.
     "racs": float32(s=(4, 20, 12, 8), q=(4, 4, 16, 48), theta=ONE),
     "rmsprop": float32(square_avg=LIKE, step=ONE),

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from profiler.iteration import Iteration
+from profiler.iteration import Iteration, needs_closure
 from profiler.tracing.autocast import cuda_autocast
 from profiler.tracing.kernels import foreach_on_meta
 from profiler.tracing.samples import Samples
@@ -109,3 +109,69 @@ def traced(scenario: Scenario) -> list[int]:
 def test_the_events_are_those_of_a_real_run(asked: dict[str, Any]):
     scenario = Scenario(model="gpt2", **asked)
     assert traced(scenario) == measured(scenario)
+
+
+class Step(torch.optim.SGD):
+    """An optimizer to give other steps."""
+
+    def __init__(self) -> None:
+        super().__init__([torch.nn.Parameter(torch.zeros(1))])
+
+
+class Asserting(Step):
+    def step(self, closure: Any = None) -> Any:
+        assert closure is not None, "no closure"
+        return closure()
+
+
+class Raising(Step):
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            if closure is None:
+                raise RuntimeError("no closure")
+            return closure()
+
+
+class Calling(Step):
+    def step(self, closure: Any = None) -> Any:
+        closure = torch.enable_grad()(closure)
+        return closure()
+
+
+class Around(Step):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Asserting()
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+
+class Asking(Step):
+    def step(self, closure: Any = None) -> Any:
+        loss = None if closure is None else closure()
+        if closure is not None:
+            loss = closure()
+        return loss
+
+
+class Replacing(Step):
+    def step(self, closure: Any = None) -> Any:
+        if closure is None:
+            closure = float
+        return closure()
+
+
+@pytest.mark.parametrize("kind", [Asserting, Raising, Calling, Around])
+def test_a_step_that_fails_without_a_closure_needs_one(kind: type[Step]) -> None:
+    assert needs_closure(kind())
+
+
+def test_lbfgs_says_in_its_signature_that_it_needs_a_closure() -> None:
+    assert needs_closure(torch.optim.LBFGS([torch.nn.Parameter(torch.zeros(1))]))
+
+
+@pytest.mark.parametrize("kind", [Step, Asking, Replacing])
+def test_a_step_that_runs_without_a_closure_needs_none(kind: type[Step]) -> None:
+    assert not needs_closure(kind())

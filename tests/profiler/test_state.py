@@ -1,18 +1,25 @@
-"""The bytes of a state wherever an optimizer hides it: in objects, in tensors made of others; counted by hand."""
+"""Bytes of tensors of every kind, and of a state wherever an optimizer hides it; counted by hand."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import pytest
 import torch
 from torch import Tensor
+from torch.masked import masked_tensor
 from torch.nn import Linear, Parameter
+from torch.nn.parameter import UninitializedParameter
 
 import optimizers
+from optimizers.accumulation import GradientNormThreshold
 from profiler.simulating.simulation import simulate
-from profiler.state import state_bytes, state_tensors
+from profiler.state import bytes_by_dtype, state_bytes, state_tensors, storage_bytes
 from scenarios import Scenario
 from scenarios.workpiece import build
 
@@ -52,6 +59,47 @@ class LowBit(Tensor):
         return cls(inner["codes"], inner["scale"])
 
 
+def ragged(layout: torch.layout) -> Tensor:
+    """Six rows of three numbers, two of one sample and four of another."""
+    return torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("make", "nbytes"),
+    [
+        # Four numbers with two int64 indices each.
+        (lambda: torch.eye(4).to_sparse(), 4 * 4 + 2 * 4 * 8),
+        # Twice as many, before equal places are added up.
+        (lambda: torch.eye(4).to_sparse() + torch.eye(4).to_sparse(), 2 * (4 * 4 + 2 * 4 * 8)),
+        # One index a number, and one place more than there are rows or columns.
+        (lambda: torch.sparse_csr_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)), 3 * 4 + 3 * 8 + 4 * 8),
+        (lambda: torch.sparse_csc_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)), 3 * 4 + 3 * 8 + 4 * 8),
+        # Two blocks of four numbers.
+        (lambda: torch.sparse_bsr_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)), 2 * 4 * 4 + 2 * 8 + 3 * 8),
+        (lambda: torch.sparse_bsc_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)), 2 * 4 * 4 + 2 * 8 + 3 * 8),
+        # A (2, 2) tensor of sizes is no storage of a nested tensor; offsets of jagged ones are.
+        (lambda: ragged(torch.strided), 18 * 4),
+        (lambda: ragged(torch.jagged), 18 * 4 + 3 * 8),
+        (lambda: torch.ones(4, 4).to_mkldnn(), 16 * 4),
+        (lambda: masked_tensor(torch.ones(3), torch.tensor([True, False, True])), 3 * 4 + 3),
+        (lambda: LowBit(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(1)), 24 + 4),
+        (lambda: torch.quantize_per_tensor(torch.ones(5), 0.1, 0, torch.qint8), 5),
+        (UninitializedParameter, 0),
+        (lambda: None, 0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_tensor_of_any_kind_costs_the_memory_behind_it(make: Callable[[], Tensor | None], nbytes: int) -> None:
+    tensor = make()
+    assert storage_bytes([tensor, tensor]) == nbytes
+
+
+def test_a_shared_storage_counts_once_under_one_dtype() -> None:
+    flat = torch.zeros(10)
+    rows = torch.eye(4, dtype=torch.float64).to_sparse()
+    assert bytes_by_dtype([flat, flat[2:], None, rows]) == {"float32": 40, "float64": 32, "int64": 64}
+
+
 def holding(**entries: Any) -> torch.optim.Optimizer:
     """An optimizer of one (4, 6) parameter whose state has these entries."""
     param = Parameter(torch.zeros(4, 6))
@@ -86,6 +134,189 @@ def test_parameters_views_of_them_and_models_are_no_state() -> None:
     (param,) = optimizer.param_groups[0]["params"]
     optimizer.state[param].update(param=param, flat=param.detach().view(-1), row=SimpleNamespace(row=param.data[1]))
     assert list(state_tensors(optimizer)) == []
+
+
+def two_layers() -> list[Parameter]:
+    """Weights of 24 and 5 numbers in bfloat16: 96 and 20 bytes in float32."""
+    return [Parameter(torch.ones(4, 6, dtype=torch.bfloat16)), Parameter(torch.ones(5, dtype=torch.bfloat16))]
+
+
+MASTERS = 96 + 20
+
+
+class Plain(torch.optim.SGD):
+    """An optimizer without state, to which one of the functions below adds some."""
+
+    kept: Any
+    optim: Any
+
+
+def masters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [param.detach().float().clone() for group in optimizer.param_groups for param in group["params"]]
+
+
+def in_a_list_of_pairs(optimizer: Plain) -> None:
+    optimizer.kept = list(zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True))
+
+
+def in_a_dict_by_parameter(optimizer: Plain) -> None:
+    optimizer.kept = dict(zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True))
+
+
+def as_keys_of_a_dict(optimizer: Plain) -> None:
+    optimizer.kept = dict.fromkeys(masters_of(optimizer))
+
+
+def in_a_group(optimizer: Plain) -> None:
+    optimizer.param_groups[0]["kept"] = masters_of(optimizer)
+
+
+def in_a_partial_function(optimizer: Plain) -> None:
+    optimizer.kept = partial(print, masters_of(optimizer))
+
+
+def in_a_closure(optimizer: Plain) -> None:
+    masters = masters_of(optimizer)
+    optimizer.kept = lambda: masters
+
+
+def in_the_object_of_a_method(optimizer: Plain) -> None:
+    optimizer.kept = Keeper(masters_of(optimizer)).update
+
+
+class Keeper:
+    def __init__(self, masters: list[Tensor]) -> None:
+        self.masters = masters
+
+    def update(self) -> None:
+        """Do nothing."""
+
+    def hook(self, *_: Any) -> None:
+        """Do nothing after a step."""
+
+
+def hung_on_the_parameters(optimizer: Plain) -> None:
+    for param, master in zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True):
+        param.kept = master
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        in_a_list_of_pairs,
+        in_a_dict_by_parameter,
+        as_keys_of_a_dict,
+        in_a_group,
+        in_a_partial_function,
+        in_a_closure,
+        in_the_object_of_a_method,
+        hung_on_the_parameters,
+    ],
+)
+def test_copies_of_the_weights_are_state_wherever_they_are_kept(put: Callable[[Plain], None]) -> None:
+    optimizer = Plain(two_layers())
+    put(optimizer)
+    assert state_bytes(optimizer).by_key_dtype == {"kept": {"float32": MASTERS}}
+
+
+def test_the_state_of_an_optimizer_inside_keeps_its_names() -> None:
+    optimizer = Plain(two_layers())
+    optimizer.optim = inner = torch.optim.SGD(optimizer.param_groups[0]["params"], momentum=0.9)
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    inner.step()
+    assert state_bytes(optimizer).by_key_dtype == {"momentum_buffer": {"bfloat16": MASTERS // 2}}
+
+
+def test_copies_that_an_optimizer_inside_trains_are_state() -> None:
+    optimizer = Plain(two_layers())
+    optimizer.optim = inner = torch.optim.SGD(map(Parameter, masters_of(optimizer)), momentum=0.9)
+    for param in inner.param_groups[0]["params"]:
+        param.grad = torch.ones_like(param)
+    inner.step()
+    assert state_bytes(optimizer).by_key == {"momentum_buffer": MASTERS, "params": MASTERS}
+
+
+def test_copies_in_place_of_the_models_parameters_are_state_where_the_model_is_known() -> None:
+    params = two_layers()
+    optimizer = torch.optim.SGD([Parameter(param.detach().float()) for param in params])
+    assert state_bytes(optimizer).total == 0
+    assert state_bytes(optimizer, params).by_key == {"params": MASTERS}
+
+
+def test_frozen_parameters_and_buffers_of_a_known_model_are_no_state() -> None:
+    model = torch.nn.BatchNorm1d(5)
+    model.bias.requires_grad_(False)
+    optimizer = Plain([model.weight])
+    optimizer.kept = [*model.named_parameters(), *model.named_buffers()]
+    assert state_bytes(optimizer).total == 20 * 3 + 8
+    assert state_bytes(optimizer, [*model.parameters(), *model.buffers()]).total == 0
+
+
+def test_a_flat_buffer_is_no_state_while_gradients_lie_in_it() -> None:
+    param = Parameter(torch.zeros(5))
+    optimizer = Plain([param])
+    optimizer.kept = torch.zeros(8)
+    param.grad = optimizer.kept[:5]
+    assert state_bytes(optimizer).total == 0
+    param.grad = None
+    assert state_bytes(optimizer).by_key == {"kept": 32}
+
+
+def test_gradients_that_hang_on_a_parameter_are_no_state() -> None:
+    param: Any = Parameter(torch.zeros(5))
+    param.main_grad = torch.zeros(5)
+    optimizer = Plain([param])
+    optimizer.kept = [param.main_grad]
+    assert state_bytes(optimizer).total == 0
+
+
+def test_a_tensor_learning_rate_is_state() -> None:
+    assert state_bytes(torch.optim.SGD(two_layers(), lr=torch.tensor(0.1))).by_key == {"lr": 4}
+
+
+def test_what_the_training_loop_hangs_on_an_optimizer_is_no_state() -> None:
+    tensor = torch.zeros(5)
+    optimizer = Plain(two_layers())
+    optimizer.register_step_post_hook(Keeper([tensor]).hook)
+    optimizer.kept = (torch.amp.GradScaler("cpu"), weakref.ref(tensor), weakref.proxy(tensor), WeakValueDictionary({1: tensor}))
+    assert list(state_tensors(optimizer)) == []
+
+
+def test_the_pending_sum_of_an_accumulation_is_state() -> None:
+    params = two_layers()
+    wrapper = GradientNormThreshold(torch.optim.SGD(params), threshold=1e-9, buffered=True)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    assert not wrapper.step()
+    assert state_bytes(wrapper).by_key == {"_sum": MASTERS}
+
+
+def test_objects_nested_deeper_than_python_recurses_are_searched() -> None:
+    chain: list[Any] = [torch.zeros(5)]
+    for _ in range(100_000):
+        chain = [chain]
+    assert state_bytes(holding(chain=chain)).total == 20
+    # Freed link by link, since freeing a chain at once recurses as well.
+    while isinstance(chain[0], list):
+        chain = chain.pop()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
+def test_the_shard_of_a_zero_redundancy_optimizer_is_state(tmp_path: Path) -> None:
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    try:
+        params = [Parameter(torch.zeros(4, 6)), Parameter(torch.zeros(5))]
+        optimizer = ZeroRedundancyOptimizer(params, optimizer_class=torch.optim.AdamW, parameters_as_bucket_view=True)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        assert state_bytes(optimizer).by_key == {"exp_avg": 116, "exp_avg_sq": 116, "step": 8}
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def galore_state(shapes: Iterator[torch.Size], rank: int) -> dict[str, int]:

@@ -300,7 +300,7 @@ def test_a_watched_step_holds_what_an_unwatched_one_does(cpu_events: Callable[[C
     train(model, {}, 2, set_to_none=True)
     peak = model.weight.nbytes + max(accumulate(cpu_events(lambda: train(model, {}, 1, set_to_none=True))))
     model.zero_grad()
-    live = LiveTensors(model, {})
-    with live.phase("forward"):
+    live = LiveTensors(model, {}, torch.optim.SGD(model.parameters()))
+    with live.watching(), live.phase("forward"):
         train(model, {}, 1, set_to_none=True)
     assert live.levels()["forward"]["tensors"].peak == pytest.approx(peak, abs=64)
