@@ -32,12 +32,19 @@ def origin_text(record: Record) -> str:
 
 
 def warning_lines(records: Iterable[Record]) -> list[str]:
-    """What has spoiled times, with whose they are: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
-    found: dict[str, list[str]] = {}
+    """What has spoiled times or counts, with whose they are: times of adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    found: dict[tuple[str, str], list[str]] = {}
     for record in records:
-        for warning in record.watched.warnings if record.watched else ():
-            found.setdefault(f"{record.scenario.model} ({conditions(record)}): {warning}", []).append(record.scenario.optimizer)
-    return [f"times of {listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
+        for subject, warning in warnings_of(record):
+            where = f"{record.scenario.model} ({conditions(record)}): {warning}"
+            found.setdefault((subject, where), []).append(record.scenario.optimizer)
+    return [f"{subject} of {listed(list(dict.fromkeys(names)))} on {where}" for (subject, where), names in found.items()]
+
+
+def warnings_of(record: Record) -> list[tuple[str, str]]:
+    """The record's warnings, each with what it is about: times or memory."""
+    of_times = record.watched.warnings if record.watched else ()
+    return [*(("times", warning) for warning in of_times), *(("memory", warning) for warning in record.warnings)]
 
 
 def conditions(record: Record) -> str:

@@ -5,7 +5,7 @@ over by their allocation numbers, so that laid end to end the two are the stream
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -22,8 +22,8 @@ from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels, fused_on_meta
 from ..tracing.requests import USUAL_DEVICE, device_of
-from ..tracing.samples import InitialValues, ReadBackError, Samples
-from ..tracing.trace import Allocations, Phase, Recorder, Segment
+from ..tracing.samples import TRAININGS, InitialValues, ReadBackError, Samples
+from ..tracing.trace import Allocations, Phase, Recorder, Segment, UntraceableError
 from ..tracing.values import with_value
 
 
@@ -138,6 +138,8 @@ def trace_model(scenario: Scenario) -> ModelTrace:
     )
 
 
+# Peaks that differ by no more are not spoken of: a number more or less among tensors.
+_SLIGHT = 0.001
 _Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -153,44 +155,39 @@ def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> Optim
         return _trace_optimizer(model, make, scenario, Samples(None))
     except ReadBackError:
         pass
-    traces: list[OptimizerTrace] = []
-    lines: list[str] = []
-    errors: list[Exception] = []
-    trainings = [0]
-    for training in trainings:
+    error: Exception | None = None
+    for training in range(TRAININGS):
         samples = Samples(training)
         try:
-            # Random numbers on the host are real, and the same each time.
-            with torch.random.fork_rng(devices=[]):
-                traces.append(_trace_optimizer(model, make, scenario, samples))
-        except Exception as error:
+            first = _trace_optimizer(model, make, scenario, samples)
+            break
+        except UntraceableError:
+            raise
+        except Exception as raised:
             # A value that was made up may be none that a function takes.
             if not samples.unknown:
                 raise
-            errors.append(error)
-        if training == 0:
-            lines = sorted(samples.unknown)
-            trainings += samples.others()
-    if not traces:
-        raise errors[0]
-    return replace(traces[0], warnings=_differences(traces, lines, len(model.allocations.nbytes)))
+            error = error or raised
+    else:
+        raise error or AssertionError
+    others: list[OptimizerTrace] = []
+    for training in samples.others():
+        with suppress(Exception):
+            others.append(_trace_optimizer(model, make, scenario, Samples(training)))
+    return replace(first, warnings=_differences([first, *others], sorted(samples.unknown), len(model.allocations.nbytes)))
 
 
 def _differences(traces: list[OptimizerTrace], lines: list[str], first: int) -> tuple[str, ...]:
     """Return a line on the bytes that differ between the traces; `lines` are those that read a value back."""
     state = sorted({trace.state.total for trace in traces})
     peaks = sorted({_peak(trace, first) for trace in traces})
-    if len(state) == len(peaks) == 1:
+    if len(state) == 1 and peaks[-1] - peaks[0] <= _SLIGHT * peaks[-1]:
         return ()
     reader = lines[0].rpartition("/")[2]
-    reading = f"{reader} reads a value back" if len(lines) == 1 else f"{reader} and {len(lines) - 1} more read values back"
-    if len(state) > 1:
-        return (f"{reading}; the state could not be known, it is {_alternatives(state)}",)
-    return (f"{reading}; the step's peak could not be known, its allocations reach {_alternatives(peaks)}",)
-
-
-def _alternatives(counts: list[int]) -> str:
-    return " or ".join(f"{count:,} B" for count in counts)
+    reading = f"{reader} reads a value back" if len(lines) == 1 else f"{reader} and {len(lines) - 1} more lines read values back"
+    subject, counts = ("state", state) if len(state) > 1 else ("peak of the step's own allocations", peaks)
+    amounts = " or ".join(f"{count:,} B" for count in counts)
+    return (f"{reading}; the {subject} depends on {'it' if len(lines) == 1 else 'them'}: {amounts}, as far as was tried",)
 
 
 def _peak(trace: OptimizerTrace, first: int) -> int:
@@ -206,6 +203,12 @@ def _peak(trace: OptimizerTrace, first: int) -> int:
 
 
 def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
+    """Record the optimizer with answers from `samples`. Random numbers of the host are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        return _trace_steps(model, make, scenario, samples)
+
+
+def _trace_steps(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
     recorder = Recorder(first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces)
     storages: dict[int, torch.UntypedStorage] = {}
     parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
@@ -228,7 +231,8 @@ def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples
                 samples.renew(parameter.grad)
         with fused_on_meta(), recorder.phase("step"):
             if takes_closure:
-                optimizer.step(partial(_close, parameters, samples))  # pyright: ignore[reportArgumentType]
+                closure: Any = partial(_close, parameters, samples)
+                optimizer.step(closure)
             else:
                 simulated_step(optimizer, simulated_draws(scenario))
         steps.append(recorder.segments[-1:])

@@ -7,6 +7,7 @@ all trainings agree on is known: a step count, any(gradient), isnan(state).any()
 is answered as in one of the trainings, and noted as unknown.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ _MOST = 8
 # In the later trainings half of the numbers of a parameter or gradient are 0, as rows of an embedding are.
 _SPARSE = slice(TRAININGS // 2, None)
 _MOST_OTHERS = 3
-_MOST_READ_BACKS = 100_000
+# In one step.
+_MOST_READ_BACKS = 20_000
 
 aten = torch.ops.aten
 
@@ -35,10 +37,16 @@ class ReadBackError(BaseException):
 
 
 class _Operand(NamedTuple):
-    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at."""
+    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at; of a short storage also which."""
 
     value: "_Value"
     numel: int
+    places: Tensor | None = None
+
+    def numbers(self) -> Tensor:
+        """The numbers that are followed, a row for each training."""
+        assert self.value.numbers is not None
+        return _sampled(self.value.numbers, self.numel) if self.places is None else self.value.numbers[:, self.places]
 
 
 class _Value:
@@ -72,13 +80,13 @@ class _Value:
 class Samples:
     """Follows the values of a trace's tensors and answers for one of the trainings.
 
-    `unknown` has, by the line that read it, the trainings in which something read back is not as
-    in this one. With no training nothing is followed, which is faster, and a read-back raises ReadBackError.
+    `unknown` has, by the line that read, the trainings in which what it read is not as in this one,
+    and how often. With no training nothing is followed, which is faster, and a read-back raises ReadBackError.
     """
 
     def __init__(self, training: int | None = 0) -> None:
         self.training = training
-        self.unknown: dict[str, set[int]] = {}
+        self.unknown: dict[str, Counter[int]] = {}
         self._read_backs = 0
         self._generator = torch.Generator().manual_seed(1)
 
@@ -86,7 +94,7 @@ class Samples:
         """Return a few trainings in which values are read back that are not as in this one, for every line that reads any."""
         lines, found = list(self.unknown.values()), []
         while lines and len(found) < _MOST_OTHERS:
-            found.append(max(range(TRAININGS), key=lambda training: sum(training in line for line in lines)))
+            found.append(max(range(TRAININGS), key=lambda training: sum(line[training] for line in lines)))
             lines = [line for line in lines if found[-1] not in line]
         return found
 
@@ -131,6 +139,7 @@ class Samples:
         """Take new values for a tensor, as for a gradient that is computed again."""
         storage: Any = tensor.untyped_storage()
         storage._sampled = None
+        self._read_backs = 0
 
     def settle(self, tensor: Tensor) -> None:
         """Forget how the values of a parameter came about, if it was written."""
@@ -177,11 +186,12 @@ class Samples:
         if self._read_backs > _MOST_READ_BACKS:
             raise EndlessError
         operand = _operand(tensor)
-        numbers = _sampled(self._work_out(operand.value), operand.numel)
+        self._work_out(operand.value)
+        numbers = operand.numbers()
         own = numbers[self.training]
         others = ((numbers != own) & ~(numbers.isnan() & own.isnan())).any(1).nonzero().flatten().tolist()
         if others:
-            self.unknown.setdefault(line(), set()).update(others)
+            self.unknown.setdefault(line(), Counter()).update(others)
         return own
 
     def _work_out(self, value: _Value) -> Tensor:
@@ -218,17 +228,22 @@ class Samples:
             return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
 
         size = 10 ** (4 * torch.rand(TRAININGS, 1, generator=self._generator, dtype=torch.float64) - 2)
-        size[0] = 0.1
+        size[:2] = torch.tensor([[0.01], [100.0]])
         numbers = normal(TRAININGS, value.count)
         if value.dtype == torch.bool:
             numbers = numbers > 0
             # A condition on values is mostly a guard.
-            numbers[0] = False
+            numbers[0], numbers[1] = False, True
             return numbers
         # No number is 0 by chance.
         numbers = numbers + 0.1 * numbers.sign()
+        # In the first training most are small and positive, so that few functions refuse what is made
+        # of them. The second is its opposite, tensor for tensor.
+        numbers[0], numbers[1] = numbers[0].abs(), -numbers[1].abs()
         if value.count == _MOST:
             numbers[:, 0], numbers[:, 1] = numbers[:, 0].abs(), -numbers[:, 1].abs()
+            numbers[0, 1] *= 0.1
+            numbers[1, 0] *= 0.1
             if value.func is None:
                 numbers[_SPARSE, 2::2] = 0
         return (numbers * size) if value.dtype.is_floating_point or value.dtype.is_complex else (numbers * 8 * size).round()
@@ -264,10 +279,18 @@ def _value_of(tensor: Tensor) -> _Value:
 def _operand(arg: Any) -> Any:
     """An argument without its memory: tensors as operands, lists of them too."""
     if isinstance(arg, Tensor):
-        return _Operand(_value_of(arg) if arg.is_meta else _of_host(arg), arg.numel())
+        value = _value_of(arg) if arg.is_meta else _of_host(arg)
+        return _Operand(value, arg.numel(), _places(arg, value) if value.numel <= _MOST else None)
     if isinstance(arg, list | tuple):
         return [_operand(member) for member in arg]
     return arg
+
+
+def _places(tensor: Tensor, value: _Value) -> Tensor | None:
+    """Which numbers of a short storage a tensor looks at; None for all of them in their order."""
+    if not tensor.is_meta or (tensor.numel() == value.numel and tensor.is_contiguous()):
+        return None
+    return torch.arange(value.numel).as_strided(tensor.shape, tensor.stride(), int(tensor.storage_offset())).flatten()
 
 
 def _member(arg: Any, place: int) -> Any:
@@ -287,7 +310,8 @@ def _remember(tensor: Tensor, value: _Value, writes: bool) -> None:
     held = getattr(storage, "_sampled", None) if writes else None
     if held is not None and held.numel > value.numel:
         # A part of the storage was written.
-        value = _Value(held.numel, held.dtype, _MIXED, ([_Operand(value, value.numel), _Operand(held, held.numel)],))
+        places = _places(tensor, held) if held.numel <= _MOST else None
+        value = _Value(held.numel, held.dtype, _WRITTEN, (_Operand(value, value.numel), _Operand(held, held.numel), places))
     storage._sampled = value
 
 
@@ -322,14 +346,21 @@ def _sampled(numbers: Tensor, numel: int) -> Tensor:
 # The rules: how an operation makes the numbers of its output.
 
 _Rule = Callable[[_Value], Tensor | None]
-_MIXED = object()
+_WRITTEN = object()
 
 
 def _numbers_of(arg: Any, count: int) -> Any:
-    if isinstance(arg, _Operand):
-        assert arg.value.numbers is not None
-        return arg.value.numbers if arg.numel == 1 and arg.value.count == 1 else _sampled(arg.value.numbers, 1 if arg.numel == 1 else count)
-    return arg
+    return _sampled(arg.numbers(), 1 if arg.numel == 1 else count) if isinstance(arg, _Operand) else arg
+
+
+def _partly_written(value: _Value) -> Tensor:
+    """The numbers of a storage of which a part was written."""
+    new, old, places = value.args
+    if places is None:
+        return torch.cat([_sampled(operand.numbers(), _MOST // 2) for operand in (new, old)], 1)
+    numbers = old.numbers().clone()
+    numbers[:, places] = new.numbers()
+    return numbers
 
 
 def _elementwise(value: _Value) -> Tensor:
@@ -355,7 +386,7 @@ def _passed(value: _Value) -> Tensor | None:
 
 def _mixed(value: _Value) -> Tensor:
     """Some numbers of each member of a list."""
-    return torch.cat([member.value.numbers for member in value.args[0][:_MOST]], 1)
+    return torch.cat([member.numbers() for member in value.args[0][:_MOST]], 1)
 
 
 def _constant(value: _Value) -> Tensor | None:
@@ -370,7 +401,7 @@ def _reduced(value: _Value) -> Tensor | None:
     """One reduction of all the numbers, for each element of the output."""
     name, args = _name(value.func), value.args
     operand = args[0]
-    numbers = _sampled(operand.value.numbers, operand.numel)
+    numbers = operand.numbers()
     # How many numbers of the tensor one that is followed stands for.
     share = operand.numel / max(1, value.numel) / numbers.shape[1]
     if name in ("norm", "linalg_vector_norm"):
@@ -404,7 +435,7 @@ _REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def _dot(value: _Value) -> Tensor:
-    first, second = (_sampled(operand.value.numbers, operand.numel) for operand in value.args[:2])
+    first, second = (operand.numbers() for operand in value.args[:2])
     share = value.args[0].numel / first.shape[1]
     return (first * second).sum(-1, keepdim=True) * share
 
@@ -463,8 +494,8 @@ def _rule(func: Any) -> _Rule | None:
     """How an operation's numbers are made; None where nothing is known of them."""
     if func is None:
         return None
-    if func is _MIXED:
-        return _mixed
+    if func is _WRITTEN:
+        return _partly_written
     rule = _found_rules.get(id(func))
     if rule is None:
         rule = _BY_NAME.get(_name(func)) if func.namespace == "aten" else None

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 from unittest import mock
 
@@ -344,10 +345,24 @@ def _fills(args: Any) -> bool:
     return is_one or any(isinstance(index, torch.Tensor) and index.dtype == torch.bool and value_of(index) is None for index in args[1])
 
 
+_TRACING = str(Path(__file__).parent)
+_PROFILER = str(Path(__file__).parent.parent)
+_TORCH = str(Path(torch.__file__).parent)
+_TORCH_OPTIM = str(Path(torch.__file__).parent / "optim")
+
+
 def _caller() -> str:
-    """The innermost line of code outside of torch and of this folder, as `file.py, line 12,`."""
-    skipped = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(skipped):
+    """The innermost line of code outside of torch and of this package, or in torch's optimizers, as `file.py, line 12,`."""
+    frame: FrameType | None = sys._getframe(1)
+    found = None
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_PROFILER, _TORCH)):
+            found = frame
+            break
+        if name.startswith(_PROFILER) and not name.startswith(_TRACING):
+            # Further out is who asked for the trace.
+            break
+        found = found or (frame if name.startswith(_TORCH_OPTIM) else None)
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}, line {frame.f_lineno}," if frame else "the program"
+    return f"{found.f_code.co_filename}, line {found.f_lineno}," if found else "the program"
