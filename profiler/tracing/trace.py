@@ -6,7 +6,7 @@ and autograd drop the last reference to it is its free, in the order in which a 
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,7 +117,7 @@ class Recorder(TorchDispatchMode):
         # Two frames up is the function whose `with` this is.
         outermost = sys._getframe(2).f_code
         try:
-            with self._sources.followed(outermost), self._in_place.followed(), _tensors_seen(self._samples), self:
+            with self._sources.followed(outermost), self._in_place.followed(), _as_on_cuda(self._samples), self:
                 yield
         finally:
             self._events = None
@@ -190,11 +190,11 @@ class Recorder(TorchDispatchMode):
         """Return what the operation makes: on meta tensors the layouts are looked up."""
         if id(func) in SIZED_BY_VALUES and args[0].is_meta:
             try:
+                return run_on_values(func, args, kwargs)
+            except UnknownError:
                 if self._samples is not None and func is _NONZERO:
                     count = self._samples.true_count(args[0], _caller)
                     return torch.empty((count, args[0].dim()), dtype=torch.int64, device="meta")
-                return run_on_values(func, args, kwargs)
-            except UnknownError:
                 raise UntraceableError(f"{_caller()} makes a tensor whose size depends on values; {_ADVICE}") from None
         parts = PARTS.get(id(func))
         if parts is not None:
@@ -307,24 +307,28 @@ class Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _tensors_seen(samples: Samples | None) -> Iterator[None]:
-    """Inside, `torch.tensor` and its like copy to the device what they make, as on CUDA.
+def _as_on_cuda(samples: Samples | None) -> Iterator[None]:
+    """Inside, an optimizer's code finds two functions as they are on CUDA.
 
-    Of a meta tensor that they make themselves no dispatch mode hears.
+    `torch.tensor` copies to the device what it makes; of a meta tensor that it makes itself no
+    dispatch mode hears. `tensor.type` takes the name of a type that it has given.
     """
     if samples is None:
         yield
         return
+    make, cast = torch.tensor, torch.Tensor.type
 
-    def seen(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        def made(*args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> torch.Tensor:
-            is_meta = device is not None and torch.device(device).type == "meta"
-            tensor = make(*args, device="cpu" if is_meta else device, **kwargs)
-            return (tensor.to("meta") if is_meta else tensor).requires_grad_(requires_grad)
+    def made(*args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> torch.Tensor:
+        is_meta = device is not None and torch.device(device).type == "meta"
+        tensor = make(*args, device="cpu" if is_meta else device, **kwargs)
+        return (tensor.to("meta") if is_meta else tensor).requires_grad_(requires_grad)
 
-        return made
+    def typed(tensor: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(dtype, str) and dtype.startswith("torch.meta."):
+            dtype = getattr(torch, dtype.removeprefix("torch.meta.")).dtype
+        return cast(tensor, dtype, *args, **kwargs)
 
-    with mock.patch.object(torch, "tensor", seen(torch.tensor)):
+    with mock.patch.object(torch, "tensor", made), mock.patch.object(torch.Tensor, "type", typed):
         yield
 
 

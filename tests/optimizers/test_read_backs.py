@@ -178,7 +178,12 @@ def marks_one_of_a_few(state: dict[str, Any], parameter: Tensor, gradient: Tenso
         state["after"] = gradient.clone()
 
 
+def casts_by_a_types_name(state: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
+    state["cast"] = gradient.double().type(parameter.type())
+
+
 KNOWN = (
+    casts_by_a_types_name,
     keeps_where_not_zero, keeps_where_gradient_is_finite, drops_what_overflowed, begins_when_the_average_has_left_zero,
     counts_on_the_device, counts_with_a_tensor_of_a_number, compares_with_equal, reads_lists, guards_a_division,
     reads_what_foreach_made, takes_places, marks_one_of_a_few,
@@ -257,6 +262,14 @@ def test_a_value_that_a_function_does_not_take_is_not_the_simulations_end(monkey
     memory = simulate(replace(SCENARIO, model="read_back_model:number")).memory
     assert memory is not None
     assert memory.state_by_key == {"root": 8}
+
+
+def test_a_number_that_torch_tensor_makes_is_a_block_of_the_device(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Rule, "step_of", staticmethod(counts_with_a_tensor_of_a_number))
+    memory = simulate(replace(SCENARIO, steps=2)).memory
+    assert memory is not None
+    # Eight parameters; whole numbers of 8 bytes.
+    assert (memory.optimizer_state, memory.optimizer_state_allocated) == (8 * 8, 8 * 512)
 
 
 @pytest.mark.filterwarnings("ignore")
