@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from optimizers.accumulation import Accumulation
 from scenarios import Scenario, hardware
 from scenarios.workpiece import Workpiece, build
 
@@ -216,7 +217,8 @@ def _trace_steps(model: ModelTrace, make: _Make, scenario: Scenario, samples: Sa
         samples.fix(parameter, constant)
     with recorder.phase("build"):
         optimizer = make(parameters)
-    takes_closure = needs_closure(optimizer)
+    # Accumulations are given their metric.
+    takes_closure = needs_closure(optimizer) and not isinstance(optimizer, Accumulation)
     if takes_closure and scenario.workload == "train":
         raise ValueError(
             f"{scenario.optimizer} takes a closure in step, which a simulated training step has not; "
