@@ -4,8 +4,9 @@ A step is forward, backward, clipping, `step`, `zero_grad`. The model's recordin
 over by their allocation numbers, so that laid end to end the two are the stream of one run.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -156,33 +157,57 @@ def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> Optim
         return _trace_optimizer(model, make, scenario, Samples(None))
     except ReadBackError:
         pass
-    error: Exception | None = None
+    first, samples = _trace_answered(model, make, scenario)
+    trainings, lines, number = samples.others(), sorted(samples.unknown), len(model.allocations.nbytes)
+    # Two parameters of a kind show as well as all of them that nothing depends on what is not known.
+    tried = (samples.training or 0, *trainings) if trainings else ()
+    few = [_traced_or_none(_with_few_gradients(model), make, scenario, training) for training in tried]
+    if None not in few and not _differences(few, lines, number):
+        return first
+    others = [_traced_or_none(model, make, scenario, training) for training in trainings]
+    return replace(first, warnings=_differences([first, *others], lines, number))
+
+
+def _trace_answered(model: ModelTrace, make: _Make, scenario: Scenario) -> tuple[OptimizerTrace, Samples]:
+    """Return the trace with the answers of the first training whose values the step takes, and those answers."""
+    first_error: Exception | None = None
     for training in range(TRAININGS):
         samples = Samples(training)
         try:
-            first = _trace_optimizer(model, make, scenario, samples)
-            break
-        except UntraceableError:
-            raise
-        except Exception as raised:
+            return _trace_optimizer(model, make, scenario, samples), samples
+        except Exception as error:
             # A value that was made up may be none that a function takes.
-            if not samples.unknown:
+            if isinstance(error, UntraceableError) or not samples.unknown:
                 raise
-            error = error or raised
-    else:
-        raise error or AssertionError
-    others: list[OptimizerTrace] = []
-    for training in samples.others():
-        with suppress(Exception):
-            others.append(_trace_optimizer(model, make, scenario, Samples(training)))
-    return replace(first, warnings=_differences([first, *others], sorted(samples.unknown), len(model.allocations.nbytes)))
+            first_error = first_error or error
+    raise first_error or AssertionError
 
 
-def _differences(traces: list[OptimizerTrace], lines: list[str], first: int) -> tuple[str, ...]:
+def _traced_or_none(model: ModelTrace, make: _Make, scenario: Scenario, training: int) -> OptimizerTrace | None:
+    """Return a trace with the answers of a training; None where these are no values that the step takes."""
+    try:
+        return _trace_optimizer(model, make, scenario, Samples(training))
+    except Exception:
+        return None
+
+
+def _with_few_gradients(model: ModelTrace) -> ModelTrace:
+    """Return the model with gradients for no more than two parameters of a kind."""
+    seen: Counter[Any] = Counter()
+    few: list[bool] = []
+    for place, (layout, _) in enumerate(model.parameters):
+        kind = layout.dtype, layout.shape, layout.stride, model.constants[place]
+        seen[kind] += 1
+        few.append(seen[kind] <= 2)
+    steps = [[layout if kept else None for layout, kept in zip(step, few, strict=True)] for step in model.gradients]
+    return replace(model, gradients=steps)
+
+
+def _differences(traces: Sequence[OptimizerTrace | None], lines: list[str], first: int) -> tuple[str, ...]:
     """Return a line on the bytes that differ between the traces; `lines` are those that read a value back."""
-    state = sorted({trace.state.total for trace in traces})
-    peaks = sorted({_peak(trace, first) for trace in traces})
-    if len(state) == 1 and peaks[-1] - peaks[0] <= _SLIGHT * peaks[-1]:
+    state = sorted({trace.state.total for trace in traces if trace})
+    peaks = sorted({_peak(trace, first) for trace in traces if trace})
+    if not state or (len(state) == 1 and peaks[-1] - peaks[0] <= _SLIGHT * peaks[-1]):
         return ()
     reader = lines[0].rpartition("/")[2]
     reading = f"{reader} reads a value back" if len(lines) == 1 else f"{reader} and {len(lines) - 1} more lines read values back"
