@@ -9,23 +9,20 @@ is answered as in one of the trainings, and noted as unknown.
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-TRAININGS = 16
-# Numbers of a tensor that are followed; of smaller tensors all are.
-_MOST = 8
+from .sampled import MOST, TRAININGS, WRITTEN, Operand, Value, of_kind, rule_of, sampled
+
 # In the later trainings half of the numbers of a parameter or gradient are 0, as rows of an embedding are.
 _SPARSE = slice(TRAININGS // 2, None)
 _MOST_OTHERS = 3
 # In one step.
 _MOST_READ_BACKS = 20_000
-
-aten = torch.ops.aten
 
 
 class EndlessError(Exception):
@@ -34,47 +31,6 @@ class EndlessError(Exception):
 
 class ReadBackError(BaseException):
     """A value was read back, and none was followed. No Exception, so that the program that is traced does not catch it."""
-
-
-class _Operand(NamedTuple):
-    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at; of a short storage also which."""
-
-    value: "_Value"
-    numel: int
-    places: Tensor | None = None
-
-    def numbers(self) -> Tensor:
-        """The numbers that are followed, a row for each training."""
-        assert self.value.numbers is not None
-        return _sampled(self.value.numbers, self.numel) if self.places is None else self.value.numbers[:, self.places]
-
-
-class _Value:
-    """The numbers of a storage as one operation left them; without an operation, a parameter's or a gradient's."""
-
-    __slots__ = ("args", "dtype", "func", "kwargs", "numbers", "numel", "place")
-
-    def __init__(self, numel: int, dtype: torch.dtype, func: Any = None, args: Any = (), kwargs: Any = None, place: int = 0) -> None:
-        self.numel = numel
-        self.dtype = dtype
-        self.func = func
-        self.args = args
-        self.kwargs: Mapping[str, Any] = kwargs or {}
-        self.place = place
-        self.numbers: Tensor | None = None
-
-    @property
-    def count(self) -> int:
-        """Numbers that are followed."""
-        return max(1, min(self.numel, _MOST))
-
-    def operands(self) -> list[_Operand]:
-        """The tensors that the operation was given, in lists too."""
-        found = []
-        for arg in (*self.args, *self.kwargs.values()):
-            members = arg if isinstance(arg, list) else (arg,)
-            found += [member for member in members if isinstance(member, _Operand)]
-        return found
 
 
 class Samples:
@@ -124,7 +80,7 @@ class Samples:
             if not isinstance(tensor, Tensor) or not tensor.is_meta:
                 continue
             if is_multi_tensor:
-                value = _Value(
+                value = Value(
                     tensor.numel(),
                     tensor.dtype,
                     func,
@@ -132,7 +88,7 @@ class Samples:
                     {name: _member(arg, place) for name, arg in named.items()},
                 )
             else:
-                value = _Value(tensor.numel(), tensor.dtype, func, operands, named, place)
+                value = Value(tensor.numel(), tensor.dtype, func, operands, named, place)
             _remember(tensor, value, bool(written))
 
     def renew(self, tensor: Tensor) -> None:
@@ -170,7 +126,7 @@ class Samples:
         """Take the number for every element of a tensor; None for the values of a trained one."""
         if number is not None:
             value = _value_of(tensor)
-            value.numbers = _sampled(_of_kind(torch.full((1, 1), number), value.dtype), value.numel)
+            value.numbers = sampled(of_kind(torch.full((1, 1), number), value.dtype), value.numel)
 
     def constant(self, tensor: Tensor) -> float | None:
         """Return the number that all elements are in every training; None where there is none."""
@@ -194,7 +150,7 @@ class Samples:
             self.unknown.setdefault(line(), Counter()).update(others)
         return own
 
-    def _work_out(self, value: _Value) -> Tensor:
+    def _work_out(self, value: Value) -> Tensor:
         """Return the numbers of a value, a row for each training; what it was made of is worked out first."""
         waiting = [value]
         while waiting:
@@ -210,8 +166,8 @@ class Samples:
         assert value.numbers is not None
         return value.numbers
 
-    def _run(self, value: _Value) -> Tensor:
-        rule = _rule(value.func)
+    def _run(self, value: Value) -> Tensor:
+        rule = rule_of(value.func)
         try:
             numbers = rule(value) if rule else None
         except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
@@ -219,9 +175,9 @@ class Samples:
             numbers = None
         if numbers is None:
             numbers = self._any(value)
-        return _sampled(_of_kind(numbers, value.dtype), value.count)
+        return sampled(of_kind(numbers, value.dtype), value.count)
 
-    def _any(self, value: _Value) -> Tensor:
+    def _any(self, value: Value) -> Tensor:
         """Return numbers of which nothing is known but that they are finite and, where there are many, of both signs."""
 
         def normal(*shape: int) -> Tensor:
@@ -240,7 +196,7 @@ class Samples:
         # In the first training most are small and positive, so that few functions refuse what is made
         # of them. The second is its opposite, tensor for tensor.
         numbers[0], numbers[1] = numbers[0].abs(), -numbers[1].abs()
-        if value.count == _MOST:
+        if value.count == MOST:
             numbers[:, 0], numbers[:, 1] = numbers[:, 0].abs(), -numbers[:, 1].abs()
             numbers[0, 1] *= 0.1
             numbers[1, 0] *= 0.1
@@ -268,11 +224,11 @@ class InitialValues(TorchDispatchMode):
         return self._samples.constant(tensor)
 
 
-def _value_of(tensor: Tensor) -> _Value:
+def _value_of(tensor: Tensor) -> Value:
     storage: Any = tensor.untyped_storage()
     value = getattr(storage, "_sampled", None)
     if value is None:
-        value = storage._sampled = _Value(storage.nbytes() // max(1, tensor.element_size()), tensor.dtype)
+        value = storage._sampled = Value(storage.nbytes() // max(1, tensor.element_size()), tensor.dtype)
     return value
 
 
@@ -280,13 +236,13 @@ def _operand(arg: Any) -> Any:
     """An argument without its memory: tensors as operands, lists of them too."""
     if isinstance(arg, Tensor):
         value = _value_of(arg) if arg.is_meta else _of_host(arg)
-        return _Operand(value, arg.numel(), _places(arg, value) if value.numel <= _MOST else None)
+        return Operand(value, arg.numel(), _places(arg, value) if value.numel <= MOST else None)
     if isinstance(arg, list | tuple):
         return [_operand(member) for member in arg]
     return arg
 
 
-def _places(tensor: Tensor, value: _Value) -> Tensor | None:
+def _places(tensor: Tensor, value: Value) -> Tensor | None:
     """Which numbers of a short storage a tensor looks at; None for all of them in their order."""
     if not tensor.is_meta or (tensor.numel() == value.numel and tensor.is_contiguous()):
         return None
@@ -297,212 +253,27 @@ def _member(arg: Any, place: int) -> Any:
     return (arg[place] if place < len(arg) else None) if isinstance(arg, list) else arg
 
 
-def _of_host(tensor: Tensor) -> _Value:
-    value = _Value(tensor.numel(), tensor.dtype)
+def _of_host(tensor: Tensor) -> Value:
+    value = Value(tensor.numel(), tensor.dtype)
     # From all over the tensor: the first row of an embedding may be 0.
-    few = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // _MOST)][:_MOST] if tensor.numel() else torch.zeros(1)
-    value.numbers = _of_kind(few.clone(), tensor.dtype).expand(TRAININGS, -1)
+    few = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // MOST)][:MOST] if tensor.numel() else torch.zeros(1)
+    value.numbers = of_kind(few.clone(), tensor.dtype).expand(TRAININGS, -1)
     return value
 
 
-def _remember(tensor: Tensor, value: _Value, writes: bool) -> None:
+def _remember(tensor: Tensor, value: Value, writes: bool) -> None:
     storage: Any = tensor.untyped_storage()
     held = getattr(storage, "_sampled", None) if writes else None
     if held is not None and held.numel > value.numel:
         # A part of the storage was written.
-        places = _places(tensor, held) if held.numel <= _MOST else None
-        value = _Value(held.numel, held.dtype, _WRITTEN, (_Operand(value, value.numel), _Operand(held, held.numel), places))
+        places = _places(tensor, held) if held.numel <= MOST else None
+        value = Value(held.numel, held.dtype, WRITTEN, (Operand(value, value.numel), Operand(held, held.numel), places))
     storage._sampled = value
 
 
-def _of_kind(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers as the widest dtype of their kind: float64, int64 or bool."""
-    if dtype == torch.bool:
-        return numbers != 0
-    if numbers.is_complex():
-        numbers = numbers.real
-    whole = not (dtype.is_floating_point or dtype.is_complex)
-    return (
-        numbers.nan_to_num().to(torch.int64)
-        if whole and numbers.is_floating_point()
-        else numbers.to(torch.int64 if whole else torch.float64)
-    )
-
-
-def _sampled(numbers: Tensor, numel: int) -> Tensor:
-    """As many of the numbers as are followed of a tensor with `numel`.
-
-    Trainings choose others, so that a tensor whose numbers are not alike is not taken for one of them.
-    """
-    count, there = max(1, min(numel, _MOST)), numbers.shape[-1]
-    if numbers.shape[0] != TRAININGS:
-        numbers = numbers.expand(TRAININGS, -1)
-    if there == count:
-        return numbers
-    first = torch.arange(TRAININGS)[:, None] if count < there else torch.zeros(TRAININGS, 1, dtype=torch.int64)
-    return numbers.gather(1, (first + torch.arange(count)) % there)
-
-
-# The rules: how an operation makes the numbers of its output.
-
-_Rule = Callable[[_Value], Tensor | None]
-_WRITTEN = object()
-
-
-def _numbers_of(arg: Any, count: int) -> Any:
-    return _sampled(arg.numbers(), 1 if arg.numel == 1 else count) if isinstance(arg, _Operand) else arg
-
-
-def _partly_written(value: _Value) -> Tensor:
-    """The numbers of a storage of which a part was written."""
-    new, old, places = value.args
-    if places is None:
-        return torch.cat([_sampled(operand.numbers(), _MOST // 2) for operand in (new, old)], 1)
-    numbers = old.numbers().clone()
-    numbers[:, places] = new.numbers()
-    return numbers
-
-
-def _elementwise(value: _Value) -> Tensor:
-    """The operation on the numbers themselves."""
-    name = _name(value.func)
-    args, kwargs = value.args, {name: arg for name, arg in value.kwargs.items() if name not in ("out", "dtype", "device", "layout")}
-    if name in ("addcmul", "addcdiv") and len(args) > 3:
-        # Lists of tensors are given the factor by its place.
-        args, kwargs = args[:3], {"value": args[3]}
-    arguments = [_numbers_of(arg, value.count) for arg in args]
-    return getattr(aten, name)(*arguments, **{name: _numbers_of(arg, value.count) for name, arg in kwargs.items()})
-
-
-def _passed(value: _Value) -> Tensor | None:
-    """The numbers of the first operand, or of the second where the first is written."""
-    place = 1 if _name(value.func) == "copy" else 0
-    source = value.args[place]
-    if value.place:
-        # The places that a sort has found.
-        return None
-    return _mixed(value) if isinstance(source, list) else _numbers_of(source, value.count)
-
-
-def _mixed(value: _Value) -> Tensor:
-    """Some numbers of each member of a list."""
-    return torch.cat([member.numbers() for member in value.args[0][:_MOST]], 1)
-
-
-def _constant(value: _Value) -> Tensor | None:
-    name = _name(value.func).removeprefix("new_").removesuffix("_like")
-    if name in ("zeros", "zero", "ones"):
-        return torch.full((1, 1), float(name == "ones"))
-    fill = value.args[0] if name == "scalar_tensor" else value.args[1]
-    return _numbers_of(fill, 1) if isinstance(fill, _Operand) else torch.full((1, 1), fill)
-
-
-def _reduced(value: _Value) -> Tensor | None:
-    """One reduction of all the numbers, for each element of the output."""
-    name, args = _name(value.func), value.args
-    operand = args[0]
-    numbers = operand.numbers()
-    # How many numbers of the tensor one that is followed stands for.
-    share = operand.numel / max(1, value.numel) / numbers.shape[1]
-    if name in ("norm", "linalg_vector_norm"):
-        order = args[1] if len(args) > 1 and args[1] is not None else value.kwargs.get("ord", 2)
-        return torch.linalg.vector_norm(numbers, order, -1, keepdim=True) * share ** (1 / order)
-    if value.place:
-        # The places of the largest.
-        return None
-    found = _REDUCTIONS[name](numbers)[:, None]
-    if name not in ("sum", "nansum"):
-        return found
-    return found * share if value.dtype.is_floating_point else (found * share).round()
-
-
-_REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda x: x.sum(-1),
-    "nansum": lambda x: x.nansum(-1),
-    "mean": lambda x: x.mean(-1),
-    "prod": lambda x: x.prod(-1),
-    "max": lambda x: x.amax(-1),
-    "amax": lambda x: x.amax(-1),
-    "min": lambda x: x.amin(-1),
-    "amin": lambda x: x.amin(-1),
-    "any": lambda x: x.any(-1),
-    "all": lambda x: x.all(-1),
-    "var": lambda x: x.var(-1, correction=0),
-    "std": lambda x: x.std(-1, correction=0),
-    "median": lambda x: x.median(-1)[0],
-    "kthvalue": lambda x: x.median(-1)[0],
-}
-
-
-def _dot(value: _Value) -> Tensor:
-    first, second = (operand.numbers() for operand in value.args[:2])
-    share = value.args[0].numel / first.shape[1]
-    return (first * second).sum(-1, keepdim=True) * share
-
-
-def _product(value: _Value) -> Tensor:
-    """A matrix product: numbers of both factors times each other, those of one with others of the second."""
-    bias = [] if _name(value.func) in ("mm", "bmm", "mv") else [_numbers_of(value.args[0], value.count)]
-    first, second = (_numbers_of(operand, _MOST) for operand in value.args[len(bias) : len(bias) + 2])
-    return sum(bias, _sampled(first * second.roll(1, 1), value.count))
-
-
-def _uniform(value: _Value) -> Tensor:
-    generator = torch.Generator().manual_seed(value.numel)
-    return torch.rand(TRAININGS, value.count, generator=generator, dtype=torch.float64)
-
-
-def _decomposed(value: _Value) -> Tensor | None:
-    """Of a decomposition by singular or eigenvalues those, which are positive for what optimizers decompose."""
-    if value.place != (1 if "svd" in _name(value.func) else 0):
-        return None
-    numbers = _numbers_of(value.args[0], value.count)
-    return numbers.abs()
-
-
-_RULES: Mapping[_Rule, tuple[str, ...]] = {
-    _passed: (
-        "copy", "_to_copy", "clone", "lift_fresh", "cat", "stack", "index_select", "gather", "index", "flip", "roll", "repeat",
-        "sort", "topk", "take", "view_copy", "expand_copy",
-    ),
-    _constant: (
-        "zeros", "zeros_like", "new_zeros", "zero", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill",
-        "scalar_tensor",
-    ),
-    _reduced: ("norm", "linalg_vector_norm", *_REDUCTIONS),
-    _dot: ("dot", "vdot"),
-    _product: ("mm", "bmm", "mv", "addmm", "baddbmm", "addmv"),
-    _elementwise: ("bitwise_and", "bitwise_or"),
-    _uniform: ("rand", "rand_like", "uniform"),
-    _decomposed: ("_linalg_svd", "_linalg_eigh"),
-}  # fmt: skip
-_BY_NAME: Mapping[str, _Rule] = {name: rule for rule, names in _RULES.items() for name in names}
-_OPERATORS = {"__iand__": "bitwise_and", "__and__": "bitwise_and", "__ior__": "bitwise_or", "__or__": "bitwise_or"}
 # They change no number, and do not say so in their schema.
 _SHARING = ("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift", "aten::set_", "aten::resize_", "aten::resize_as_")
-_found_rules: dict[int, _Rule | None] = {}
 _found_written: dict[int, tuple[int | str, ...] | None] = {}
-
-
-def _name(func: Any) -> str:
-    """An operation's name without what says that it writes, or takes lists."""
-    name = func._schema.name.removeprefix("aten::")
-    return _OPERATORS.get(name) or name.removeprefix("_foreach_").removesuffix("_")
-
-
-def _rule(func: Any) -> _Rule | None:
-    """How an operation's numbers are made; None where nothing is known of them."""
-    if func is None:
-        return None
-    if func is _WRITTEN:
-        return _partly_written
-    rule = _found_rules.get(id(func))
-    if rule is None:
-        rule = _BY_NAME.get(_name(func)) if func.namespace == "aten" else None
-        if rule is None and (torch.Tag.pointwise in func.tags or "_foreach_" in func._schema.name):
-            rule = _elementwise
-        _found_rules[id(func)] = rule
-    return rule
 
 
 def _written(func: Any) -> tuple[int | str, ...] | None:
