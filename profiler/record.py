@@ -192,7 +192,8 @@ class Record:
     there where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is what real iterations showed
     beside their times, `course` is there where the scenario asks to accumulate: its `times` are then by micro-batch, "draw" those of
     decisions not to step. `error` is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that the
-    scenario's process has printed.
+    scenario's process has printed. `warnings` are lines on counts that could not be known, as where a
+    simulated step depends on values.
     """
 
     scenario: Scenario
@@ -207,6 +208,7 @@ class Record:
     estimate: StepEstimate | None = None
     watched: Watched | None = None
     course: Course | None = None
+    warnings: tuple[str, ...] = ()
     error: str | None = None
     log: str | None = None
     environment: Mapping[str, Any]

@@ -40,12 +40,17 @@ def origin_text(record: Record) -> str:
 
 
 def warning_lines(records: Iterable[Record]) -> list[str]:
-    """What spoils measurements, and whose: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    """What spoils measurements and counts, and whose: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
     found: dict[str, list[str]] = {}
     for record in records:
-        for warning in record.watched.warnings if record.watched else ():
+        for warning in warnings_of(record):
             found.setdefault(f"{record.scenario.model} ({conditions(record)}): {warning}", []).append(record.scenario.optimizer)
     return [f"{listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
+
+
+def warnings_of(record: Record) -> tuple[str, ...]:
+    """The record's warnings, of its counts and of what was watched."""
+    return record.warnings + (record.watched.warnings if record.watched else ())
 
 
 def conditions(record: Record) -> str:

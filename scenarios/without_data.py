@@ -22,8 +22,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 _SMALL, _SMALL_WHOLE = 1 << 12, 1 << 16
 # Elements of a tensor that has data elsewhere: nobody reads so many, and a simulated batch may be large.
 _LARGE = 1 << 24
-# They write numbers, of which a tensor without data keeps none; on "meta" torch is slow to do nothing.
-_FILLS = frozenset(("normal_", "uniform_", "trunc_normal_", "constant_", "zeros_", "ones_", "zero_", "fill_"))
+# They write random numbers, of which a tensor without data keeps none; on "meta" torch is slow to do nothing.
+_FILLS = frozenset(("normal_", "uniform_", "trunc_normal_"))
 # They are given their data, which exists already.
 _FROM_DATA = ("tensor", "as_tensor", "asarray", "nested_tensor")
 

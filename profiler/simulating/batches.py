@@ -14,8 +14,10 @@ from ..optimizer import make_optimizer
 from ..tracing.attention_backend import Call, Settings, depends_on
 from ..tracing.kernel_memory import sized_for
 from ..tracing.requests import USUAL_DEVICE, device_of
-from ..tracing.trace import Allocations, Segment
-from .training import Layout, ModelTrace, OptimizerTrace, trace_model, trace_optimizer, without_optimizer
+from ..tracing.stream import Allocations, Segment
+from .handover import Layout
+from .optimizer_trace import OptimizerTrace, trace_optimizer
+from .training import ModelTrace, trace_model, without_optimizer
 
 # One image or sequence often takes another path: a view where many take a copy.
 _ALONE, _FEW, _MORE, _MANY = 1, 2, 3, 7

@@ -21,7 +21,7 @@ from ..allocator.settings import AllocatorSettings
 from ..fits import Change, Fit
 from ..outcome import is_ours, one_line
 from ..tracing.requests import device_of
-from ..tracing.trace import Segment
+from ..tracing.stream import Segment
 from .batches import Stream, Streams
 from .replay import play
 

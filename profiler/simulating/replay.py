@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..allocator.blocks import Block
 from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError, format_bytes
-from ..tracing.trace import Allocations, Segment
+from ..tracing.stream import Allocations, Segment
 
 Moment = tuple[int, int]
 

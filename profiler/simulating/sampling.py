@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 
 from ..timeline import HeldBlock, Stretch, Timeline
-from ..tracing.trace import Allocations, Segment
+from ..tracing.stream import Allocations, Segment
 from .replay import Moment, Replay, live_at
 
 # Stretches of the shown steps that each keep their extremes; a picture has fewer pixels.

@@ -16,11 +16,13 @@ from ..record import Memory, Record, StepEstimate
 from ..timeline import Timeline
 from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
-from ..tracing.trace import Allocations, Segment
+from ..tracing.stream import Allocations, Segment
 from .estimate import estimate
+from .handover import SparseLayout
+from .optimizer_trace import OptimizerTrace, trace_optimizer
 from .replay import Replay, play, replay, until
 from .sampling import sample
-from .training import ModelTrace, OptimizerTrace, SparseLayout, trace_model, trace_optimizer, without_optimizer
+from .training import ModelTrace, trace_model, without_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ def run_simulation(scenario: Scenario) -> Simulation:
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found, None if found.error else upper),
-        estimate=_estimate(scenario, model),
+        estimate=None if optimizer.takes_closure else _estimate(scenario, model),
+        warnings=optimizer.warnings,
         error=found.error,
         environment=environment(scenario.seed),
     )

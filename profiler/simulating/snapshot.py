@@ -17,7 +17,7 @@ from ..allocator.blocks import Block
 from ..allocator.segments import SMALL_SEGMENT
 from ..allocator.settings import AllocatorSettings
 from ..tracing.sources import Source
-from ..tracing.trace import Allocations, Segment
+from ..tracing.stream import Allocations, Segment
 from .replay import play
 from .simulation import simulated_allocator
 

@@ -1,10 +1,10 @@
-"""Training traced in two recordings: the model's part once for all optimizers, the optimizer's part once each.
+"""The model's part of a training, traced once for all optimizers.
 
-A step is forward, backward, clipping, `step`, `zero_grad`. The model's recording stops where gradients stand; the optimizer's takes them
-over by their allocation numbers, so that laid end to end the two are the stream of one run.
+A step is forward, backward, clipping, `step`, `zero_grad`. This recording stops where gradients stand; the optimizer's (optimizer_trace.py)
+takes them over by their allocation numbers, so that laid end to end the two are the stream of one run.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -16,93 +16,18 @@ from scenarios.batches import map_tensors
 from scenarios.without_data import replace_tensors
 from scenarios.workpiece import Workpiece, build
 
-from ..accumulating import keeps_gradients, simulated_draws, simulated_step
+from ..accumulating import keeps_gradients, simulated_draws
 from ..iteration import Iteration
-from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
-from ..tracing.kernels import cuda_kernels, fused_on_meta
-from ..tracing.layouts import data_of, made
+from ..tracing.kernels import cuda_kernels
 from ..tracing.recurrent import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
-from ..tracing.sparse import sparse_constructor
-from ..tracing.trace import Allocations, Phase, Recorder, Segment
-from ..tracing.values import entries_of, remember_entries, with_value
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorLayout:
-    """Where a tensor lies: its shape, and its place in the allocation `number` of `nbytes`."""
-
-    number: int
-    nbytes: int
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "TensorLayout":
-        """The layout of a recorded tensor."""
-        return cls(
-            number=recorder.number(tensor),
-            nbytes=tensor.untyped_storage().nbytes(),
-            dtype=tensor.dtype,
-            shape=tuple(tensor.shape),
-            stride=tensor.stride(),
-            offset=int(tensor.storage_offset()),
-        )
-
-    @property
-    def parts(self) -> tuple["TensorLayout", ...]:
-        """The layouts of the tensors that hold the data: this one."""
-        return (self,)
-
-    def renumbered(self, numbers: Mapping[int, int]) -> "TensorLayout":
-        """Return the layout in the allocation that has another number now."""
-        return replace(self, number=numbers[self.number])
-
-
-@dataclass(frozen=True, kw_only=True)
-class SparseLayout:
-    """Where a sparse tensor lies: its indices and values.
-
-    `entries` are the indices themselves, as bytes of the host, where they are known. Indices that are the
-    batch's are `lent`: they outlive the gradient.
-    """
-
-    indices: TensorLayout
-    values: TensorLayout
-    shape: tuple[int, ...]
-    coalesced: bool
-    entries: bytes | None
-    lent: bool
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "SparseLayout":
-        """The layout of a recorded tensor."""
-        entries = entries_of(tensor)
-        indices, values = (TensorLayout.of(part, recorder) for part in data_of(tensor))
-        return cls(
-            indices=indices,
-            values=values,
-            shape=tuple(tensor.shape),
-            coalesced=tensor.is_coalesced(),
-            entries=None if entries is None else entries.contiguous().numpy().tobytes(),
-            lent=recorder.allocations.categories[indices.number] == "input",
-        )
-
-    @property
-    def parts(self) -> tuple[TensorLayout, ...]:
-        """The layouts of the tensors that hold the data."""
-        return self.indices, self.values
-
-    def renumbered(self, numbers: Mapping[int, int]) -> "SparseLayout":
-        """Return the layout in the allocations that have other numbers now."""
-        return replace(self, indices=self.indices.renumbered(numbers), values=self.values.renumbered(numbers))
-
-
-Layout = TensorLayout | SparseLayout
+from ..tracing.samples import InitialValues
+from ..tracing.stream import Allocations, Phase, Segment
+from ..tracing.trace import Recorder
+from ..tracing.values import with_value
+from .handover import Layout, SparseLayout, TensorLayout, layout_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +36,8 @@ class ModelTrace:
 
     `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
     step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls
-    for which a kernel was chosen, which may depend on the GPU.
+    for which a kernel was chosen, which may depend on the GPU. `constants` has the number that every element of a parameter is at first,
+    as of a bias that begins at 0, or None.
     """
 
     allocations: Allocations
@@ -123,20 +49,7 @@ class ModelTrace:
     workspaces: frozenset[str]
     attention: frozenset[tuple[Call, Settings]]
     parameter_count: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerTrace:
-    """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
-
-    `state_numbers` are the allocations that hold the state when the last step ends.
-    """
-
-    allocations: Allocations
-    build: Segment
-    steps: list[list[Segment]]
-    state: StateBytes
-    state_numbers: frozenset[int]
+    constants: list[float | None]
 
 
 def without_optimizer(scenario: Scenario) -> Scenario:
@@ -161,9 +74,11 @@ def _capability(gpu: str | None) -> tuple[int, int]:
 
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
-    workpiece = build(scenario, "meta")
-    # What a model keeps of whole numbers steers it as the batch's do.
-    replace_tensors(workpiece.model, with_value)
+    initial = InitialValues()
+    with initial:
+        workpiece = build(scenario, "meta")
+        # What a model keeps of whole numbers steers it as the batch's do.
+        replace_tensors(workpiece.model, with_value)
     recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
     with recorder.phase("build"):
@@ -182,53 +97,8 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         workspaces=frozenset(recorder.workspaces or ()),
         attention=frozenset(attention),
         parameter_count=sum(p.numel() for p in parameters),
+        constants=[initial.constant(p) for p in parameters],
     )
-
-
-def trace_optimizer(
-    model: ModelTrace, make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer], scenario: Scenario
-) -> OptimizerTrace:
-    """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
-
-    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. For an accumulation
-    each step of the model's trace is a draw, and it clears the gradients itself.
-    """
-    recorder = Recorder(first=len(model.allocations.nbytes), answer_read_backs=True, workspaces=model.workspaces)
-    storages: dict[int, torch.UntypedStorage] = {}
-    parameters = [torch.nn.Parameter(_adopt(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
-    with recorder.phase("build"):
-        optimizer = make(parameters)
-    steps = []
-    numbers: set[int] = set()
-    for gradients in model.gradients:
-        _set_gradients(recorder, parameters, gradients)
-        with fused_on_meta(), sparse_constructor(), recorder.phase("step"):
-            simulated_step(optimizer, simulated_draws(scenario))
-        steps.append(recorder.segments[-1:])
-        numbers = _name_state(recorder, optimizer, dict(zip(parameters, model.names, strict=True)))
-        if scenario.workload == "train" and scenario.accumulate is None:
-            with recorder.phase("zero_grad"):
-                optimizer.zero_grad(scenario.set_to_none)
-            steps[-1] = recorder.segments[-2:]
-    return OptimizerTrace(
-        allocations=recorder.allocations,
-        build=recorder.segments[0],
-        steps=steps,
-        state=state_bytes(optimizer, parameters),
-        state_numbers=frozenset(numbers),
-    )
-
-
-def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:
-    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the paths of the model's parameters."""
-    numbers = set()
-    for owner, key, tensor in owned_state_tensors(optimizer, names):
-        if recorder.holds(tensor):
-            number = recorder.number(tensor)
-            path = names.get(owner) if isinstance(owner, torch.Tensor) else None
-            recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
-            numbers.add(number)
-    return numbers
 
 
 def _place(recorder: Recorder, model: torch.nn.Module) -> None:
@@ -292,45 +162,9 @@ def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: 
 def _gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> list[Layout | None]:
     layouts: list[Layout | None] = []
     for parameter in parameters:
-        layout = None if parameter.grad is None else _layout(parameter.grad, recorder)
+        layout = None if parameter.grad is None else layout_of(parameter.grad, recorder)
         if layout is not None:
             for part in layout.parts[isinstance(layout, SparseLayout) and layout.lent :]:
                 recorder.name(part.number, "gradient")
         layouts.append(layout)
     return layouts
-
-
-def _layout(gradient: torch.Tensor, recorder: Recorder) -> Layout:
-    return (SparseLayout if gradient.is_sparse else TensorLayout).of(gradient, recorder)
-
-
-def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[Layout | None]) -> None:
-    """Give each parameter its gradient, but for one that a zero_grad has left where it is to be."""
-    storages: dict[int, torch.UntypedStorage] = {}
-    for parameter, layout in zip(parameters, layouts, strict=True):
-        held = parameter.grad is not None and layout is not None and recorder.number(parameter.grad) == layout.parts[-1].number
-        if layout is not None and not held:
-            parameter.grad = _adopted(recorder, layout, storages)
-
-
-def _adopted(recorder: Recorder, layout: Layout, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
-    """Return a gradient that lies as the layout says."""
-    if isinstance(layout, TensorLayout):
-        return _adopt(recorder, layout, storages)
-    recorder.expect_sparse()
-    indices, values = _adopt(recorder, layout.indices, storages, freed=not layout.lent), _adopt(recorder, layout.values, storages)
-    gradient = made(indices, values, layout.shape, coalesced=layout.coalesced)
-    if layout.entries is not None:
-        entries = torch.frombuffer(bytearray(layout.entries), dtype=torch.int64) if layout.entries else torch.empty(0, dtype=torch.int64)
-        remember_entries(gradient, entries.view(layout.indices.shape))
-    return gradient
-
-
-def _adopt(recorder: Recorder, layout: TensorLayout, storages: dict[int, torch.UntypedStorage], *, freed: bool = True) -> torch.Tensor:
-    """A meta tensor that lies as the layout says, known to the recorder; `storages` lets tensors share what they shared."""
-    if layout.number not in storages:
-        storages[layout.number] = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
-    tensor = torch.empty(0, dtype=layout.dtype, device="meta")
-    tensor.set_(storages[layout.number], layout.offset, layout.shape, layout.stride)
-    recorder.adopt(tensor, layout.number, freed=freed)
-    return tensor

@@ -6,7 +6,7 @@ torch itself runs compiled code uncompiled, without a word, while a dispatch mod
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -15,12 +15,16 @@ from unittest import mock
 
 import torch
 
+from .untraceable import UntraceableError, running_line
+
+# What transformers compiles for attn_implementation="flex_attention".
+_FLEX_ATTENTION = ("flex_attention", "create_block_mask")
 _TORCH = str(Path(torch.__file__).parent)
 
 
 @contextmanager
-def found(report: Callable[[str, str], None]) -> Iterator[None]:
-    """Inside, call `report` with the name of what is compiled and its place, "" in torch's code."""
+def refused() -> Iterator[None]:
+    """Inside, what is compiled raises UntraceableError when it is called."""
     eval_frame: Any = import_module("torch._dynamo.eval_frame")
     of_stance = getattr(eval_frame, "_callback_from_stance", lambda callback: callback)
     set_eval_frame = eval_frame.set_eval_frame
@@ -31,13 +35,22 @@ def found(report: Callable[[str, str], None]) -> Iterator[None]:
         if {"callback", "fn"} <= set(caller.f_code.co_freevars):
             closure = caller.f_locals
             if callable(of_stance(closure["callback"])):
-                report(*_described(closure["fn"]))
+                _refuse(*_described(closure["fn"]))
         return set_eval_frame(callback)
 
     # A compiled module warns about the hooks that a trace has on all modules.
     quiet = mock.patch.object(eval_frame.OptimizedModule, "__call__", new=torch.nn.Module.__call__)
     with quiet, mock.patch.object(eval_frame, "set_eval_frame", new=guarded):
         yield
+
+
+def _refuse(name: str, place: str) -> None:
+    reason = "is compiled by torch.compile, whose kernels a simulation does not have"
+    if name in _FLEX_ATTENTION:
+        reason += "; compiled, flex attention holds no scores, and all of them as Python runs it"
+    raise UntraceableError(
+        f"{place or running_line() or 'the program'} {name} {reason}; leave torch.compile out, or use --device cpu or cuda"
+    )
 
 
 def _described(compiled: Any) -> tuple[str, str]:

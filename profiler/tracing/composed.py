@@ -175,8 +175,25 @@ def _sample_dirichlet(concentration: torch.Tensor, generator: Any = None) -> tor
     return result
 
 
+def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """The steps of cuda_equal in ATen/native/cuda/Equal.cpp."""
+    if tensor.shape != other.shape or not tensor.numel():
+        return tensor.shape == other.shape
+    alike = tensor.stride() == other.stride() and tensor.dtype == other.dtype
+    same_place = tensor.storage_offset() == other.storage_offset()
+    if alike and same_place and tensor.untyped_storage()._cdata == other.untyped_storage()._cdata:
+        return True
+    return aten._local_scalar_dense((tensor == other).all())
+
+
+def _allclose(tensor: torch.Tensor, other: torch.Tensor, *args: Any) -> bool:
+    return aten._local_scalar_dense(aten.isclose.default.decompose(tensor, other, *args).all())
+
+
 _PARTS: Mapping[Any, Callable[..., Any]] = {
     **CTC,
+    aten.allclose.default: _allclose,
+    aten.equal.default: _equal,
     aten.logsumexp.default: _logsumexp,
     aten.mse_loss.default: _binary_loss,
     aten.smooth_l1_loss.default: _binary_loss,

@@ -6,7 +6,7 @@ left out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -20,9 +20,7 @@ from .reducing_operations import REDUCTIONS
 from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
 from .scans import SCANS
 from .sorting import SORTING
-
-if TYPE_CHECKING:
-    from .trace import Allocations, Segment
+from .stream import Allocations, Segment
 
 # parseChosenWorkspaceSize in ATen/cuda/CublasHandlePool.cpp, by the major compute capability;
 # cublasLt uses the same memory.
@@ -43,8 +41,8 @@ WORKSPACE = Request(_workspace, (), 0)
 
 
 def sized_for(
-    segments: "Sequence[Segment]", allocations: "Allocations", gpu: str | None, *, optional: bool = False
-) -> "tuple[list[Segment], Allocations]":
+    segments: Sequence[Segment], allocations: Allocations, gpu: str | None, *, optional: bool = False
+) -> tuple[list[Segment], Allocations]:
     """The stream as it is on this GPU, without the requests that its kernels do not make.
 
     `optional` counts those that a kernel may make or not at their largest, not at their least.

@@ -19,6 +19,7 @@ from ..state import state_tensors
 from .kernels import fused_on_meta
 from .metacache import MetaCache
 from .multi_tensor import launches
+from .samples import ReadBackError, Samples
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
 # They take memory and leave it as it is.
@@ -65,15 +66,24 @@ class StepTrace:
     needed_bytes: int
 
 
-def trace_step(
-    tensors: Iterable[tuple[tuple[int, ...], torch.dtype]], make: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
-) -> StepTrace:
+_Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+def trace_step(tensors: Iterable[tuple[tuple[int, ...], torch.dtype]], make: _Make) -> StepTrace:
     """The second step, when the state is there, of the optimizer that `make` builds over trained parameters of these shapes and dtypes."""
+    tensors = list(tensors)
+    try:
+        return _trace_step(tensors, make, Samples(None))
+    except ReadBackError:
+        return _trace_step(tensors, make, Samples())
+
+
+def _trace_step(tensors: list[tuple[tuple[int, ...], torch.dtype]], make: _Make, samples: Samples) -> StepTrace:
     parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in tensors]
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer = make(parameters)
-    recorder = KernelRecorder()
+    recorder = KernelRecorder(samples)
     with fused_on_meta(), recorder:
         optimizer.step()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -83,11 +93,12 @@ def trace_step(
 
 
 class KernelRecorder(TorchDispatchMode):
-    """Records what runs on meta tensors as kernels, from its beginning; a number that is read back from them is 1."""
+    """Records what runs on meta tensors as kernels, from its beginning; samples answer for numbers that are read back."""
 
-    def __init__(self) -> None:
+    def __init__(self, samples: Samples | None = None) -> None:
         super().__init__()
         self._cache = MetaCache()
+        self._samples = samples or Samples()
         self._begun = False
         self._kernels: list[Kernel] = []
 
@@ -110,8 +121,9 @@ class KernelRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is _READ_BACK and args[0].is_meta:
             self._kernels.append(Kernel(name="_local_scalar_dense", bytes=args[0].element_size(), waits=True))
-            return True if args[0].dtype == torch.bool else 1
+            return self._samples.read(args[0], str)
         result = self._cache.run(func, args, kwargs)
+        self._samples.note(func, args, kwargs, [result] if isinstance(result, torch.Tensor) else tree_leaves(result))
         operation = _operation(func)
         if operation.runs and self._begun:
             self._record(operation, args, kwargs, result)

@@ -3,10 +3,12 @@
 Attention, grouped matrix products, dropout, lists of tensors at once, fused optimizers.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -73,19 +75,33 @@ def _log_sigmoid(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def fused_on_meta() -> Iterator[None]:
-    """Inside, torch's optimizers with fused=True step on meta tensors too, which they refuse outside; the kernels are CUDA's."""
+    """Inside, torch's optimizers with fused=True step on meta tensors too, which they refuse outside; the kernels are CUDA's.
+
+    So do those with capturable=True.
+    """
     # torch.optim hides the module behind its package's namespace.
     optimizer: Any = import_module("torch.optim.optimizer")
-    supported = optimizer._get_fused_kernels_supported_devices
     library = torch.library.Library("aten", "IMPL")
     for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adagrad_", "_fused_adagrad_.tensor_lr"):
         library.impl(overload, _writes_in_place, "Meta")
-    optimizer._get_fused_kernels_supported_devices = lambda: [*supported(), "meta"]
-    try:
-        yield
-    finally:
-        optimizer._get_fused_kernels_supported_devices = supported
-        library._destroy()
+    with ExitStack() as patches:
+        for name in ("_get_fused_kernels_supported_devices", "_get_capturable_supported_devices"):
+            supported = getattr(optimizer, name)
+            for module in _holding(name, supported):
+                patches.enter_context(mock.patch.object(module, name, partial(_with_meta, supported)))
+        try:
+            yield
+        finally:
+            library._destroy()
+
+
+def _holding(name: str, function: Any) -> list[ModuleType]:
+    """Modules that have the function under this name; each of torch's optimizers imports it for itself."""
+    return [module for module in list(sys.modules.values()) if getattr(module, "__dict__", {}).get(name) is function]
+
+
+def _with_meta(supported: Callable[..., list[str]], *args: Any, **kwargs: Any) -> list[str]:
+    return [*supported(*args, **kwargs), "meta"]
 
 
 def _writes_in_place(*args: object, **kwargs: object) -> None:

@@ -7,10 +7,9 @@ and autograd drop the last reference to it is its free, in the order in which a 
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import compiled
 from .composed import PARTS
+from .host_reads import READS, HostReads, as_on_cuda, reading_line
 from .in_place import InPlace
 from .kernel_memory import KERNELS, TAKING, WORKSPACE
 from .layouts import data_of, is_sparse
@@ -25,10 +25,11 @@ from .matrix_products import PRODUCTS
 from .metacache import MetaCache
 from .recurrent import SPACE
 from .requests import USUAL_DEVICE, Request, between
+from .samples import Samples
 from .sources import Source, Sources
 from .sparse import MAKING, PLAIN, RUN, UnknownCountError
-from .untraceable import REGISTER, refusal, require_followed, running_line, torch_checks_arguments, translated
-from .untraceable import UntraceableError as UntraceableError
+from .stream import Allocations, Category, Phase, Segment
+from .untraceable import REGISTER, refusal, require_followed, translated
 from .values import (
     SIZED_BY_VALUES,
     UnknownError,
@@ -41,44 +42,10 @@ from .values import (
     value_of,
 )
 
-Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
-Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input"]
-
-_READ_BACK = torch.ops.aten._local_scalar_dense.default
-_COPY = torch.ops.aten._to_copy.default
+_NONZERO = torch.ops.aten.nonzero.default
 _INDEXING = frozenset(map(id, (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)))
 # The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
-
-
-# What transformers compiles for attn_implementation="flex_attention".
-_FLEX_ATTENTION = ("flex_attention", "create_block_mask")
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it."""
-
-    phase: Phase
-    events: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Allocations:
-    """Allocations by number: bytes as requested, what they were for, and who asked for them.
-
-    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the usual one.
-    """
-
-    nbytes: list[int] = field(default_factory=list)
-    categories: list[Category] = field(default_factory=list)
-    sources: list[Source] = field(default_factory=list)
-    requests: dict[int, Request] = field(default_factory=dict)
-
-    def __add__(self, other: "Allocations") -> "Allocations":
-        first = len(self.nbytes)
-        requests = self.requests | {first + number: request for number, request in other.requests.items()}
-        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources, requests)
 
 
 class Recorder(TorchDispatchMode):
@@ -86,7 +53,7 @@ class Recorder(TorchDispatchMode):
 
     `model` gives the names of modules, parameters and buffers; `first` is the number of the first allocation, so that a second recording
     can go on where another ended.
-    `answer_read_backs` lets `.item()` on a device tensor return 1, or False, instead of raising UntraceableError, and follows no values.
+    `samples` answer for `.item()` on a device tensor, instead of raising UntraceableError; no values are followed then.
     `workspaces`, the threads ("main", "autograd") that have one for cuBLAS already, asks for what CUDA's kernels take for themselves;
     without it there are the operations' outputs alone.
     """
@@ -96,7 +63,7 @@ class Recorder(TorchDispatchMode):
         model: torch.nn.Module | None = None,
         *,
         first: int = 0,
-        answer_read_backs: bool = False,
+        samples: Samples | None = None,
         workspaces: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
@@ -106,7 +73,8 @@ class Recorder(TorchDispatchMode):
         self._in_place = InPlace()
         self._sources = Sources(model)
         self._first = first
-        self._answer_read_backs = answer_read_backs
+        self._samples = samples
+        self._host_reads = HostReads(samples, self._sources.running)
         self.workspaces = None if workspaces is None else set(workspaces)
         self._events: list[int] | None = None
         self._category: Category = "temporary"
@@ -125,10 +93,11 @@ class Recorder(TorchDispatchMode):
         outermost = sys._getframe(2).f_code
         try:
             with (
-                compiled.found(_refuse_compiled),
+                compiled.refused(),
                 self._sources.followed(outermost),
                 self._in_place.followed(),
                 host_values(),
+                as_on_cuda() if self._samples is not None else nullcontext(),
                 self,
             ):
                 yield
@@ -182,12 +151,10 @@ class Recorder(TorchDispatchMode):
         if any(map(_unwraps_itself, types)):
             # It runs the operation on what it is made of, which comes here again.
             return NotImplemented
-        if func is _READ_BACK:
-            return self._read_back(args[0])
+        if func in READS and (read := self._host_reads.run(func, args, kwargs)) is not NotImplemented:
+            return read
         if self._is_sparse and any(map(is_sparse, tree_leaves((args, kwargs)))):
             return self._run_sparse(func, args, kwargs)
-        if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
-            return self._copy_back(args[0], kwargs)
         if func is SPACE:
             return self._take(*args)
         func, args, result = self._operate(func, args, kwargs)
@@ -197,11 +164,18 @@ class Recorder(TorchDispatchMode):
         for place, output in enumerate(outputs):
             if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
                 self._see(output, func)
-        if not self._answer_read_backs and has_values(func, args, outputs):
-            compute_values(func, args, kwargs, outputs)
+        self._note_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
             self._run_kernel(func, args, kwargs, result, self._events, seen, self.workspaces)
         return result
+
+    def _note_values(self, func: Any, args: Any, kwargs: Any, outputs: list[Any]) -> None:
+        """Keep what is needed to know the values of the outputs."""
+        if self._samples is not None:
+            if id(func) not in PARTS:
+                self._samples.note(func, args, kwargs, outputs)
+        elif has_values(func, args, outputs):
+            compute_values(func, args, kwargs, outputs)
 
     def _operate(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """Run the operation, in place where autograd would; return what ran, its arguments and its result."""
@@ -227,6 +201,9 @@ class Recorder(TorchDispatchMode):
                 if result is not NotImplemented:
                     return result
         except UnknownError:
+            if self._samples is not None and func is _NONZERO:
+                count = self._samples.true_count(args[0], reading_line)
+                return torch.empty((count, args[0].dim()), dtype=torch.int64, device="meta")
             raise refusal("makes a tensor whose size depends on values", otherwise=self._sources.running()) from None
         try:
             return self._cache.run(func, args, kwargs)
@@ -364,43 +341,11 @@ class Recorder(TorchDispatchMode):
         self._numbers[key] = number
         self._storages[key] = weakref.ref(storage, ended)
 
-    def _read_back(self, tensor: torch.Tensor) -> Any:
-        value = value_of(tensor)
-        if value is not None:
-            return value.item()
-        if tensor.dtype == torch.bool and torch_checks_arguments():
-            return True
-        if not self._answer_read_backs:
-            raise refusal("reads a tensor's value back from the device", otherwise=self._sources.running())
-        # A condition on values is mostly a guard: a norm of zero, a number that is none.
-        return False if tensor.dtype == torch.bool else 1
-
-    def _copy_back(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
-        """Return a tensor on the host."""
-        value = value_of(tensor)
-        if value is None:
-            raise refusal("copies a tensor's values to the host", otherwise=self._sources.running())
-        return value.to(dtype=kwargs.get("dtype") or value.dtype, copy=True)
-
 
 @cache
 def _unwraps_itself(kind: type) -> bool:
     """Return whether a tensor of this class is made of others, by torch's protocol for such."""
     return hasattr(kind, "__tensor_flatten__")
-
-
-def _is_host(device: Any) -> bool:
-    return device is not None and torch.device(device).type == "cpu"
-
-
-def _refuse_compiled(name: str, place: str) -> None:
-    """Raise for code that torch.compile would compile: UntraceableError."""
-    reason = "is compiled by torch.compile, whose kernels a simulation does not have"
-    if name in _FLEX_ATTENTION:
-        reason += "; compiled, flex attention holds no scores, and all of them as Python runs it"
-    raise UntraceableError(
-        f"{place or running_line() or 'the program'} {name} {reason}; leave torch.compile out, or use --device cpu or cuda"
-    )
 
 
 def _fills(args: Any) -> bool:

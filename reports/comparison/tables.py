@@ -14,7 +14,7 @@ from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
 from ..tables.table import Cell, Table
 from ..units import MINUS, NOTHING, TIMES, bytes_text, exact_text, factor_text, percent_text, seconds_text
-from ..words import DEVICES
+from ..words import DEVICES, warnings_of
 from .compare import Change, Compared, Pair
 from .gate import Offence
 
@@ -160,10 +160,10 @@ def _outcomes(name: str, before: str, after: str, verdict: str) -> tuple[Cell, .
 
 
 def _warnings(compared: Compared) -> list[str]:
-    """What the records themselves say has spoiled their times, each said once a side."""
+    """What the records themselves say has spoiled their times or counts, each said once a side."""
     sides = (("before", [pair.before for pair in compared.pairs]), ("after", [pair.after for pair in compared.pairs]))
-    told = ((side, warning) for side, found in sides for record in found if record.watched for warning in record.watched.warnings)
-    return list(dict.fromkeys(f"times {side}: {warning}" for side, warning in told))
+    told = ((side, warning) for side, found in sides for record in found for warning in warnings_of(record))
+    return list(dict.fromkeys(f"{side}: {warning}" for side, warning in told))
 
 
 def _difference(change: Change, show: Callable[[float], Cell]) -> Cell:

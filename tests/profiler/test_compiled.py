@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from profiler import simulate
-from profiler.tracing.trace import UntraceableError
+from profiler.tracing.untraceable import UntraceableError
 from scenarios import Scenario
 
 

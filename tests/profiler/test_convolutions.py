@@ -9,7 +9,8 @@ import torch
 from profiler import Memory, Record, simulate
 from profiler.simulating.simulation import run_simulation
 from profiler.tracing.requests import USUAL_DEVICE
-from profiler.tracing.trace import Allocations, Recorder
+from profiler.tracing.stream import Allocations
+from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 
 MIB = 1 << 20

@@ -12,6 +12,7 @@ import torch.utils.checkpoint
 from profiler.iteration import Iteration, needs_closure
 from profiler.tracing.autocast import cuda_autocast
 from profiler.tracing.kernels import foreach_on_meta
+from profiler.tracing.samples import Samples
 from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 from scenarios.workpiece import Workpiece
@@ -71,7 +72,7 @@ def traced(scenario: Scenario) -> list[int]:
     """The same from a recording."""
     with torch.device("meta"):
         model, x = Network(scenario.checkpointing), torch.empty(16, 64)
-    recorder = Recorder(answer_read_backs=True)
+    recorder = Recorder(samples=Samples())
     with recorder.phase("build"):
         for tensor in (*model.parameters(), x):
             recorder.allocate(tensor, "parameter")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from profiler.tracing.kernel_memory import sized_for
+from profiler.tracing.samples import Samples
 from profiler.tracing.trace import Recorder
 
 aten = torch.ops.aten
@@ -14,7 +15,7 @@ MIB = 1 << 20
 
 def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None = None) -> list[int]:
     """Bytes of each event of what `run` does to tensors on this GPU, negative for a free."""
-    recorder = Recorder(workspaces=(), answer_read_backs=True)
+    recorder = Recorder(workspaces=(), samples=Samples())
     with recorder.phase("build"):
         for tensor in tensors:
             recorder.allocate(tensor, "input")

@@ -8,6 +8,7 @@ import torch
 from profiler.tracing.cub import scan_bytes, sort_bytes, sum_bytes
 from profiler.tracing.kernel_memory import sized_for
 from profiler.tracing.requests import Request, device_of
+from profiler.tracing.samples import Samples
 from profiler.tracing.trace import Recorder
 from profiler.tracing.values import with_value
 
@@ -21,7 +22,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None = None) -> list[int]:
     """Bytes of each event of what `run` does to tensors on this GPU, negative for a free."""
-    recorder = Recorder(workspaces=(), answer_read_backs=True)
+    recorder = Recorder(workspaces=(), samples=Samples())
     with recorder.phase("build"):
         for tensor in tensors:
             recorder.allocate(tensor, "input")

@@ -11,7 +11,7 @@ from profiler.running.runner import run
 from profiler.simulating.replay import replay
 from profiler.store import RunStore
 from profiler.tracing.sources import Source
-from profiler.tracing.trace import Allocations, Segment
+from profiler.tracing.stream import Allocations, Segment
 from scenarios import Scenario, hardware
 
 MIB, GIB = 1 << 20, 1 << 30

@@ -27,7 +27,7 @@ from profiler.simulating.replay import play
 from profiler.simulating.simulation import Simulation, run_simulation, simulated_allocator
 from profiler.simulating.snapshot import snapshot
 from profiler.tracing.sources import Source
-from profiler.tracing.trace import Allocations, Segment
+from profiler.tracing.stream import Allocations, Segment
 from scenarios import Scenario
 
 TESTS = Path(__file__).parent.parent

@@ -21,7 +21,8 @@ from profiler.tracing.kernel_memory import sized_for
 from profiler.tracing.kernels import cuda_kernels
 from profiler.tracing.recurrent import SPACE, flatten_parameters
 from profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
-from profiler.tracing.trace import Recorder, Segment
+from profiler.tracing.stream import Segment
+from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 6, 8

@@ -11,7 +11,7 @@ from torch.cuda import _memory_viz
 from profiler.simulating.simulation import Simulation, run_simulation
 from profiler.simulating.snapshot import snapshot, write_snapshot
 from profiler.tracing.sources import Source
-from profiler.tracing.trace import Allocations, Segment
+from profiler.tracing.stream import Allocations, Segment
 from scenarios import Scenario
 
 MIB = 1 << 20

@@ -4,7 +4,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import optimizers
-from profiler.simulating.training import trace_model, trace_optimizer
+from profiler.simulating.optimizer_trace import trace_optimizer
+from profiler.simulating.training import trace_model
 from profiler.tracing.sources import Source
 from profiler.tracing.trace import Recorder
 from scenarios import Scenario

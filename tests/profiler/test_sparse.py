@@ -12,7 +12,8 @@ from torch import nn
 from profiler.optimizer import make_optimizer
 from profiler.simulating.simulation import simulate
 from profiler.state import state_bytes
-from profiler.tracing.trace import Recorder, UntraceableError
+from profiler.tracing.trace import Recorder
+from profiler.tracing.untraceable import UntraceableError
 from profiler.tracing.values import with_value
 from scenarios import Scenario
 
@@ -205,7 +206,7 @@ def test_ways_of_training_on_sparse_gradients_are_followed(monkeypatch: pytest.M
     assert memory.optimizer_state == 4 * (ROWS + 1 + WIDTH + 1)
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse invariant checks")
 @pytest.mark.parametrize("layout", ["coalesced", "as it came", "csr"])
 def test_a_product_with_a_sparse_matrix_of_the_batch_is_followed(monkeypatch: pytest.MonkeyPatch, layout: str):
     def build() -> tuple[nn.Module, dict[str, Any]]:

@@ -15,7 +15,7 @@ from profiler.store import RunStore, file_name
 from profiler.timeline import HeldBlock, Stretch, Timeline
 from profiler.timeline_file import pack, unpack
 from profiler.tracing.sources import Source
-from profiler.tracing.trace import Allocations, Category, Segment
+from profiler.tracing.stream import Allocations, Category, Segment
 from scenarios import Scenario
 
 MIB = 1 << 20

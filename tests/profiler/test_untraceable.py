@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from profiler.simulating.simulation import simulate
 from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.trace import Recorder, UntraceableError
+from profiler.tracing.trace import Recorder
+from profiler.tracing.untraceable import UntraceableError
 from profiler.tracing.values import with_value
 from scenarios import Scenario
 
@@ -72,8 +73,8 @@ def traced(run: Callable[[torch.Tensor, torch.Tensor], object]) -> tuple[Recorde
     [
         (lambda x, _: x.detach().numpy(), "turns a tensor into a numpy array"),
         (lambda x, _: np.asarray(x.detach()), "turns a tensor into a numpy array"),
-        (lambda x, _: torch.equal(x, x + 1), "runs aten.equal.default, which torch cannot do without data"),
-        (lambda x, _: torch.allclose(x, x), "runs aten.allclose.default, which torch cannot do without data"),
+        (lambda x, _: torch.equal(x, x + 1), "reads a tensor's value back"),
+        (lambda x, _: torch.allclose(x, x), "reads a tensor's value back"),
         (lambda x, _: torch.linalg.lstsq(x, x).solution, "runs aten.linalg_lstsq.default"),
         (lambda x, _: torch.ops.untraceable.twice(x.detach()), "an operation of its own without a fake kernel; give it one"),
         (lambda x, _: x.cuda(), "calls CUDA, which is not there while a step is simulated; use --device cuda"),

@@ -291,3 +291,11 @@ def test_warnings_say_whose_times_they_spoil(timed):
     spoiled = Watched(warnings=("others were there",))
     records = [timed("adamw", watched=spoiled), timed("sm3", watched=spoiled), timed("sgd", watched=Watched())]
     assert warning_lines(records) == ["adamw and sm3 on tiny (CPU, loop): others were there"]
+
+
+def test_warnings_of_counts_are_told_with_those_of_times(timed):
+    unsure = timed("adamw", watched=Watched(warnings=("others were there",)), warnings=("opt.py, line 3, reads a value back",))
+    assert warning_lines([unsure]) == [
+        "adamw on tiny (CPU, loop): opt.py, line 3, reads a value back",
+        "adamw on tiny (CPU, loop): others were there",
+    ]

@@ -58,7 +58,13 @@ def test_the_terminal_shows_every_change_at_80_columns(comparing):
 def test_what_has_spoiled_the_times_is_said_once(simulated, timed):
     spoiled = replace(timed(), watched=Watched(warnings=("another process took 40 % of the processor",)))
     compared = compare([spoiled, simulated()], [timed(), simulated()])
-    assert [line for line in remarks(compared) if "process" in line] == ["times before: another process took 40 % of the processor"]
+    assert [line for line in remarks(compared) if "process" in line] == ["before: another process took 40 % of the processor"]
+
+
+def test_what_a_count_depends_on_is_said_too(simulated):
+    unsure = replace(simulated(), warnings=("<b>.py, line 3, reads a value back",))
+    compared = compare([simulated()], [unsure])
+    assert "memory after: <b>.py, line 3, reads a value back" in remarks(compared)
 
 
 def test_only_what_regressed_is_shown_when_asked(comparing):

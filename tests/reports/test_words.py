@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from profiler.record import Origin, Outcome
-from profiler.tracing.trace import Category, Phase
+from profiler.tracing.stream import Category, Phase
 from reports import words
 from reports.arithmetic.courses import WIDTHS
 from reports.arithmetic.findings import Findings

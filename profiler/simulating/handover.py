@@ -1,0 +1,112 @@
+"""Where tensors lie, so that another recording can take them over by their allocation numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..tracing.layouts import data_of, made
+from ..tracing.trace import Recorder
+from ..tracing.values import entries_of, remember_entries
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorLayout:
+    """Where a tensor lies: its shape, and its place in the allocation `number` of `nbytes`."""
+
+    number: int
+    nbytes: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "TensorLayout":
+        """The layout of a recorded tensor."""
+        return cls(
+            number=recorder.number(tensor),
+            nbytes=tensor.untyped_storage().nbytes(),
+            dtype=tensor.dtype,
+            shape=tuple(tensor.shape),
+            stride=tensor.stride(),
+            offset=int(tensor.storage_offset()),
+        )
+
+    @property
+    def parts(self) -> tuple["TensorLayout", ...]:
+        """The layouts of the tensors that hold the data: this one."""
+        return (self,)
+
+    def renumbered(self, numbers: Mapping[int, int]) -> "TensorLayout":
+        """Return the layout in the allocation that has another number now."""
+        return replace(self, number=numbers[self.number])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLayout:
+    """Where a sparse tensor lies: its indices and values.
+
+    `entries` are the indices themselves, as bytes of the host, where they are known. Indices that are the
+    batch's are `lent`: they outlive the gradient.
+    """
+
+    indices: TensorLayout
+    values: TensorLayout
+    shape: tuple[int, ...]
+    coalesced: bool
+    entries: bytes | None
+    lent: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "SparseLayout":
+        """The layout of a recorded tensor."""
+        entries = entries_of(tensor)
+        indices, values = (TensorLayout.of(part, recorder) for part in data_of(tensor))
+        return cls(
+            indices=indices,
+            values=values,
+            shape=tuple(tensor.shape),
+            coalesced=tensor.is_coalesced(),
+            entries=None if entries is None else entries.contiguous().numpy().tobytes(),
+            lent=recorder.allocations.categories[indices.number] == "input",
+        )
+
+    @property
+    def parts(self) -> tuple[TensorLayout, ...]:
+        """The layouts of the tensors that hold the data."""
+        return self.indices, self.values
+
+    def renumbered(self, numbers: Mapping[int, int]) -> "SparseLayout":
+        """Return the layout in the allocations that have other numbers now."""
+        return replace(self, indices=self.indices.renumbered(numbers), values=self.values.renumbered(numbers))
+
+
+Layout = TensorLayout | SparseLayout
+
+
+def layout_of(gradient: torch.Tensor, recorder: Recorder) -> Layout:
+    """Return the layout of a recorded tensor, sparse or not."""
+    return (SparseLayout if gradient.is_sparse else TensorLayout).of(gradient, recorder)
+
+
+def adopted(recorder: Recorder, layout: Layout, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
+    """Return a tensor that lies as the layout says, known to the recorder; `storages` lets tensors share what they shared."""
+    if isinstance(layout, TensorLayout):
+        return _adopt(recorder, layout, storages)
+    recorder.expect_sparse()
+    indices, values = _adopt(recorder, layout.indices, storages, freed=not layout.lent), _adopt(recorder, layout.values, storages)
+    gradient = made(indices, values, layout.shape, coalesced=layout.coalesced)
+    if layout.entries is not None:
+        entries = torch.frombuffer(bytearray(layout.entries), dtype=torch.int64) if layout.entries else torch.empty(0, dtype=torch.int64)
+        remember_entries(gradient, entries.view(layout.indices.shape))
+    return gradient
+
+
+def _adopt(recorder: Recorder, layout: TensorLayout, storages: dict[int, torch.UntypedStorage], *, freed: bool = True) -> torch.Tensor:
+    if layout.number not in storages:
+        storages[layout.number] = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+    tensor = torch.empty(0, dtype=layout.dtype, device="meta")
+    tensor.set_(storages[layout.number], layout.offset, layout.shape, layout.stride)
+    recorder.adopt(tensor, layout.number, freed=freed)
+    return tensor

@@ -1,0 +1,211 @@
+"""The optimizer's part of a training, traced on the gradients that the model's part left."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from optimizers.accumulation import Accumulation
+from scenarios import Scenario
+
+from ..accumulating import simulated_draws, simulated_step
+from ..iteration import needs_closure
+from ..state import StateBytes, owned_state_tensors, state_bytes
+from ..tracing.kernels import fused_on_meta
+from ..tracing.samples import TRAININGS, ReadBackError, Samples
+from ..tracing.sparse import sparse_constructor
+from ..tracing.stream import Allocations, Segment
+from ..tracing.trace import Recorder
+from ..tracing.untraceable import UntraceableError
+from .handover import Layout, adopted
+from .training import ModelTrace
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerTrace:
+    """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
+
+    `state_numbers` are the allocations that hold the state when the last step ends. `warnings` say what
+    depends on values that a trace does not have. An optimizer that takes a closure was given one without the model's forward pass.
+    """
+
+    allocations: Allocations
+    build: Segment
+    steps: list[list[Segment]]
+    state: StateBytes
+    state_numbers: frozenset[int]
+    takes_closure: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+# Peaks that differ by no more are not spoken of: a number more or less among tensors.
+_SLIGHT = 0.001
+_Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> OptimizerTrace:
+    """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
+
+    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. For an accumulation
+    each step of the model's trace is a draw, and it clears the gradients itself.
+
+    A step that reads values back is answered by Samples. Where these do not agree, it is traced with other answers too.
+    """
+    try:
+        return _trace_optimizer(model, make, scenario, Samples(None))
+    except ReadBackError:
+        pass
+    first, samples = _trace_answered(model, make, scenario)
+    trainings, lines, number = samples.others(), sorted(samples.unknown), len(model.allocations.nbytes)
+    # Two parameters of a kind show as well as all of them that nothing depends on what is not known.
+    tried = (samples.training or 0, *trainings) if trainings else ()
+    few = [_traced_or_none(_with_few_gradients(model), make, scenario, training) for training in tried]
+    if None not in few and not _differences(few, lines, number):
+        return first
+    others = [_traced_or_none(model, make, scenario, training) for training in trainings]
+    return replace(first, warnings=_differences([first, *others], lines, number))
+
+
+def _trace_answered(model: ModelTrace, make: _Make, scenario: Scenario) -> tuple[OptimizerTrace, Samples]:
+    """Return the trace with the answers of the first training whose values the step takes, and those answers."""
+    first_error: Exception | None = None
+    for training in range(TRAININGS):
+        samples = Samples(training)
+        try:
+            return _trace_optimizer(model, make, scenario, samples), samples
+        except Exception as error:
+            # A value that was made up may be none that a function takes.
+            if isinstance(error, UntraceableError) or not samples.unknown:
+                raise
+            first_error = first_error or error
+    raise first_error or AssertionError
+
+
+def _traced_or_none(model: ModelTrace, make: _Make, scenario: Scenario, training: int) -> OptimizerTrace | None:
+    """Return a trace with the answers of a training; None where these are no values that the step takes."""
+    try:
+        return _trace_optimizer(model, make, scenario, Samples(training))
+    except Exception:
+        return None
+
+
+def _with_few_gradients(model: ModelTrace) -> ModelTrace:
+    """Return the model with gradients for no more than two parameters of a kind."""
+    seen: Counter[Any] = Counter()
+    few: list[bool] = []
+    for place, (layout, _) in enumerate(model.parameters):
+        kind = layout.dtype, layout.shape, layout.stride, model.constants[place]
+        seen[kind] += 1
+        few.append(seen[kind] <= 2)
+    steps = [[layout if kept else None for layout, kept in zip(step, few, strict=True)] for step in model.gradients]
+    return replace(model, gradients=steps)
+
+
+def _differences(traces: Sequence[OptimizerTrace | None], lines: list[str], first: int) -> tuple[str, ...]:
+    """Return a line on the bytes that differ between the traces; `lines` are those that read a value back."""
+    state = sorted({trace.state.total for trace in traces if trace})
+    peaks = sorted({_peak(trace, first) for trace in traces if trace})
+    if not state or (len(state) == 1 and peaks[-1] - peaks[0] <= _SLIGHT * peaks[-1]):
+        return ()
+    reader = lines[0].rpartition("/")[2]
+    reading = f"{reader} reads a value back" if len(lines) == 1 else f"{reader} and {len(lines) - 1} more lines read values back"
+    subject, counts = ("state", state) if len(state) > 1 else ("peak of the step's own allocations", peaks)
+    amounts = " or ".join(f"{count:,} B" for count in counts)
+    return (f"{reading}; the {subject} depends on {'it' if len(lines) == 1 else 'them'}: {amounts}, as far as was tried",)
+
+
+def _peak(trace: OptimizerTrace, first: int) -> int:
+    """Return the most bytes that the optimizer's own allocations, those from number `first` on, hold at once."""
+    total = peak = 0
+    for segment in (trace.build, *(segment for step in trace.steps for segment in step)):
+        for event in segment.events:
+            number = max(event, ~event) - first
+            if number >= 0:
+                total += trace.allocations.nbytes[number] if event >= 0 else -trace.allocations.nbytes[number]
+                peak = max(peak, total)
+    return peak
+
+
+def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
+    """Record the optimizer with answers from `samples`. Random numbers of the host are the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        return _trace_steps(model, make, scenario, samples)
+
+
+def _trace_steps(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
+    recorder = Recorder(first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces)
+    storages: dict[int, torch.UntypedStorage] = {}
+    parameters = [torch.nn.Parameter(adopted(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
+    for parameter, constant in zip(parameters, model.constants, strict=True):
+        samples.fix(parameter, constant)
+    with recorder.phase("build"):
+        optimizer = make(parameters)
+    # Accumulations are given their metric.
+    takes_closure = needs_closure(optimizer) and not isinstance(optimizer, Accumulation)
+    if takes_closure and scenario.workload == "train":
+        raise ValueError(
+            f"{scenario.optimizer} takes a closure in step, which a simulated training step has not; "
+            "use --workload state, or --device cpu or cuda"
+        )
+    steps = []
+    numbers: set[int] = set()
+    for gradients in model.gradients:
+        _set_gradients(recorder, parameters, gradients)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                samples.renew(parameter.grad)
+        with fused_on_meta(), sparse_constructor(), recorder.phase("step"):
+            if takes_closure:
+                closure: Any = partial(_close, parameters, samples)
+                optimizer.step(closure)
+            else:
+                simulated_step(optimizer, simulated_draws(scenario))
+        steps.append(recorder.segments[-1:])
+        for parameter in parameters:
+            samples.settle(parameter)
+        numbers = _name_state(recorder, optimizer, dict(zip(parameters, model.names, strict=True)))
+        if scenario.workload == "train" and scenario.accumulate is None:
+            with recorder.phase("zero_grad"):
+                optimizer.zero_grad(scenario.set_to_none)
+            steps[-1] = recorder.segments[-2:]
+    return OptimizerTrace(
+        allocations=recorder.allocations,
+        build=recorder.segments[0],
+        steps=steps,
+        state=state_bytes(optimizer, parameters),
+        state_numbers=frozenset(numbers),
+        takes_closure=takes_closure,
+    )
+
+
+def _close(parameters: list[torch.nn.Parameter], samples: Samples) -> torch.Tensor:
+    """Return a loss as a closure would, and leave new gradients where there were any."""
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+            samples.renew(parameter.grad)
+    return torch.randn((), device="meta")
+
+
+def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:
+    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the paths of the model's parameters."""
+    numbers = set()
+    for owner, key, tensor in owned_state_tensors(optimizer, names):
+        if recorder.holds(tensor):
+            number = recorder.number(tensor)
+            path = names.get(owner) if isinstance(owner, torch.Tensor) else None
+            recorder.name(number, "optimizer_state", f"{key} of {path}" if path else key)
+            numbers.add(number)
+    return numbers
+
+
+def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[Layout | None]) -> None:
+    """Give each parameter its gradient, but for one that a zero_grad has left where it is to be."""
+    storages: dict[int, torch.UntypedStorage] = {}
+    for parameter, layout in zip(parameters, layouts, strict=True):
+        held = parameter.grad is not None and layout is not None and recorder.number(parameter.grad) == layout.parts[-1].number
+        if layout is not None and not held:
+            parameter.grad = adopted(recorder, layout, storages)

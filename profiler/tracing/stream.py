@@ -1,0 +1,36 @@
+"""A stream of alloc and free events, as data: what a program allocates, phase by phase."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .requests import Request
+from .sources import Source
+
+Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
+Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The events of one phase, in order: n >= 0 allocates number n, ~n frees it."""
+
+    phase: Phase
+    events: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Allocations:
+    """Allocations by number: bytes as requested, what they were for, and who asked for them.
+
+    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the usual one.
+    """
+
+    nbytes: list[int] = field(default_factory=list)
+    categories: list[Category] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+    requests: dict[int, Request] = field(default_factory=dict)
+
+    def __add__(self, other: "Allocations") -> "Allocations":
+        first = len(self.nbytes)
+        requests = self.requests | {first + number: request for number, request in other.requests.items()}
+        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources, requests)
