@@ -1,10 +1,8 @@
 """What an exception makes of a scenario: its outcome, and the one line that says why and where."""
 
-import sys
-import sysconfig
 import traceback
-from pathlib import Path
 
+from .places import owner, short_name
 from .record import Outcome
 
 # What is raised, as a RuntimeError, where it is not torch's own OutOfMemoryError.
@@ -14,10 +12,6 @@ _FULL = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-_ROOT = Path(__file__).parents[1]
-_OURS = tuple(f"{_ROOT / name}" for name in ("optimizers/", "profiler/", "scenarios/", "reports/", "optprof.py"))
-_STANDARD = sysconfig.get_path("stdlib")
-_INSTALLED = ("/site-packages/", "/dist-packages/")
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -42,9 +36,9 @@ def one_line(error: BaseException) -> str:
 
 def is_ours(error: BaseException) -> bool:
     """Return whether our own code refuses something, by a ValueError or OSError that says what."""
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    last = next((file for file in reversed(files) if file.startswith(_OURS) or _is_foreign(file)), "")
-    return isinstance(error, ValueError | OSError) and last.startswith(_OURS)
+    owners = [owner(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    last = next((whose for whose in reversed(owners) if whose not in ("torch", "Python")), None)
+    return isinstance(error, ValueError | OSError) and last == "optprof"
 
 
 def user_line(error: BaseException) -> str | None:
@@ -54,16 +48,10 @@ def user_line(error: BaseException) -> str | None:
     torch's and Python's took part.
     """
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{Path(error.filename).name}, line {error.lineno}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_foreign(frame.filename)]
-    own = [frame for frame in frames if not any(part in frame.filename for part in _INSTALLED)]
-    innermost = (own or frames)[-1:]
-    return next((f"{Path(frame.filename).name}, line {frame.lineno}" for frame in innermost), None)
-
-
-def _is_foreign(file: str) -> bool:
-    """Return whether a file is neither ours nor torch's nor Python's own."""
-    installed = any(part in file for part in _INSTALLED)
-    torch = sys.modules.get("torch")
-    skipped = (*_OURS, "<", *(() if torch is None else (f"{Path(torch.__file__ or '').parent}/",)))
-    return not file.startswith(skipped) and (installed or not file.startswith(_STANDARD))
+        return f"{short_name(error.filename)}, line {error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    for whose in ("user", "package"):
+        for frame in reversed(frames):
+            if owner(frame.filename) == whose:
+                return f"{short_name(frame.filename)}, line {frame.lineno}"
+    return None

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from ..places import short_name
+
 _TORCH = str(Path(torch.__file__).parent)
 _OPTIMIZERS = str(Path(torch.optim.__file__).parent)
 _PROFILER = str(Path(__file__).parent.parent)
@@ -115,11 +117,3 @@ class Sources:
 @cache
 def _passed_over(file: str) -> bool:
     return file.startswith((_TORCH, _PROFILER)) and not file.startswith(_OPTIMIZERS)
-
-
-def short_name(file: str) -> str:
-    """Return the file as "package/file.py": no record names a folder of the machine that made it."""
-    for folder in sorted(filter(None, sys.path), key=len, reverse=True):
-        if Path(file).is_relative_to(folder):
-            return Path(file).relative_to(folder).as_posix()
-    return Path(file).name

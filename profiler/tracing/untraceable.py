@@ -1,11 +1,8 @@
 """Programs that a trace cannot follow, reported in one line with the place in the user's code."""
 
-import site
 import sys
-import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
-from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
 from types import FrameType
@@ -16,15 +13,13 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optimizers.sharded import is_sharded
 
-from .sources import short_name
+from ..places import owner, short_name
 
-_TORCH = str(Path(torch.__file__).parent)
-_DISTRIBUTIONS = str(Path(torch.__file__).parent / "distributions")
+_TORCH = Path(torch.__file__).parent
+_DISTRIBUTIONS, _OPTIMIZERS = f"{_TORCH / 'distributions'}/", f"{_TORCH / 'optim'}/"
 _TRACING = str(Path(__file__).parent)
-_PROFILER = str(Path(__file__).parent.parent)
-_ROOT = Path(__file__).parent.parent.parent
-_SCENARIOS = str(_ROOT / "scenarios")
-_OPTIMIZERS = str(_ROOT / "optimizers")
+_ROOT = Path(__file__).parents[2]
+_PROFILER = tuple(f"{_ROOT / name}/" for name in ("profiler", "scenarios"))
 _SEE = "use --device cpu or cuda"
 ADVICE = f"a simulation does not have the values; {_SEE}"
 
@@ -113,29 +108,22 @@ def _raised(error: Exception) -> list[tuple[FrameType, int]]:
 def _place(frames: Iterable[tuple[str, int]]) -> str:
     """Return the innermost line outside of torch, and the user's line that led to a library's.
 
-    What called the profiler is not part of the program.
+    What called the profiler is not part of the program. Of torch's code its optimizers count, where
+    no other does.
     """
-    program = takewhile(lambda frame: not _is_profiler(frame[0]), frames)
-    outside = [frame for frame in program if not frame[0].startswith((_TORCH, _TRACING, "<"))]
+    program = list(takewhile(lambda frame: not _is_profiler(frame[0]), frames))
+    outside = [frame for frame in program if owner(frame[0]) != "torch" and not frame[0].startswith((_TRACING, "<"))]
+    outside = outside or [frame for frame in program if frame[0].startswith(_OPTIMIZERS)]
     if not outside:
         return ""
-    user = next((frame for frame in outside if not _is_library(frame[0])), None)
-    called = f" (called from {_line(user)})" if user not in (None, outside[0]) else ""
-    return f"{_line(outside[0])}{called}," if not called else f"{_line(outside[0])}{called}"
+    user = next((frame for frame in outside if owner(frame[0]) == "user"), None)
+    called = f" (called from {_line(user)})" if user and user != outside[0] else ","
+    return _line(outside[0]) + called
 
 
-def _line(frame: tuple[str, int] | None) -> str:
-    assert frame is not None
+def _line(frame: tuple[str, int]) -> str:
     return f"{short_name(frame[0])}, line {frame[1]}"
 
 
-@cache
 def _is_profiler(file: str) -> bool:
-    return file.startswith((_PROFILER, _SCENARIOS)) and not file.startswith(_TRACING)
-
-
-@cache
-def _is_library(file: str) -> bool:
-    """Return whether a file was installed, comes with Python, or is our own."""
-    places = (*site.getsitepackages(), site.getusersitepackages(), sysconfig.get_paths()["stdlib"], _OPTIMIZERS)
-    return "site-packages" in file or "dist-packages" in file or file.startswith(places)
+    return file.startswith(_PROFILER) and not file.startswith(_TRACING)
