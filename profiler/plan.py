@@ -9,6 +9,7 @@ import torch
 
 import optimizers
 from scenarios import Scenario, factories, hardware, models
+from scenarios.settings import own_settings
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import build
 
@@ -113,7 +114,9 @@ def _dtypes(scenario: Scenario) -> frozenset[str]:
         asked = replace(asked, batch_size=1)
     key = repr(asked), factory
     if key not in _made:
-        _made[key] = frozenset(str(parameter.dtype).removeprefix("torch.") for parameter in build(asked, "meta").model.parameters())
+        with own_settings():
+            parameters = build(asked, "meta").model.parameters()
+        _made[key] = frozenset(str(parameter.dtype).removeprefix("torch.") for parameter in parameters)
     return _made[key]
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import inspect
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -104,23 +105,29 @@ def call(scenario: Scenario, device: str, dtype: torch.dtype | None) -> tuple[to
     """
     factory = load(scenario.model)
     arguments = _arguments(scenario, _parameters(factory), dtype)
-    before = torch.get_default_dtype()
+    _seed(scenario.seed)
     try:
         try:
             return _made(scenario, factory, arguments, device, device)
         except (RuntimeError, TypeError) as error:
             if device != "meta" or not is_for_want_of_data(error):
                 raise
-        torch.manual_seed(scenario.seed)
+        _seed(scenario.seed)
         return _made(scenario, factory, arguments, "cpu", device)
     except (AssertionError, RuntimeError) as error:
         if torch.cuda.is_available() or not any(word in str(error) for word in ("CUDA", "NVIDIA")):
             raise
         advice = "this machine has no CUDA; leave the device out, the model is moved to it"
         raise ValueError(f"model {scenario.model!r} asks for CUDA ({_line_of(error)}); {advice}") from error
-    finally:
-        # A factory may have set its own.
-        torch.set_default_dtype(before)
+
+
+def _seed(seed: int) -> None:
+    """Seed all that a factory and its model may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        # It takes 32 bits, and torch 64.
+        numpy.random.seed(seed % (1 << 32))
 
 
 def _line_of(error: Exception) -> str:
@@ -128,7 +135,7 @@ def _line_of(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     others = str(Path(torch.__file__).parent), str(Path(__file__).parent)
     own = [frame for frame in frames if not frame.filename.startswith(others)]
-    return f"{own[-1].filename}, line {own[-1].lineno}"
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
 
 
 def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

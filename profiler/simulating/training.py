@@ -13,6 +13,7 @@ import torch
 
 from scenarios import Scenario, hardware
 from scenarios.batches import map_tensors
+from scenarios.settings import TorchSettings, own_settings
 from scenarios.without_data import replace_tensors
 from scenarios.workpiece import Workpiece, build
 
@@ -37,7 +38,7 @@ class ModelTrace:
     `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
     step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls
     for which a kernel was chosen, which may depend on the GPU. `constants` has the number that every element of a parameter is at first,
-    as of a bias that begins at 0, or None.
+    as of a bias that begins at 0, or None. `settings` are torch's as the model's factory left them.
     """
 
     allocations: Allocations
@@ -50,6 +51,7 @@ class ModelTrace:
     attention: frozenset[tuple[Call, Settings]]
     parameter_count: int
     constants: list[float | None]
+    settings: TorchSettings
 
 
 def without_optimizer(scenario: Scenario) -> Scenario:
@@ -72,6 +74,7 @@ def _capability(gpu: str | None) -> tuple[int, int]:
     return device_of(gpu).compute_capability
 
 
+@own_settings()
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
     initial = InitialValues()
@@ -98,6 +101,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         attention=frozenset(attention),
         parameter_count=sum(p.numel() for p in parameters),
         constants=[initial.constant(p) for p in parameters],
+        settings=TorchSettings.now(),
     )
 
 

@@ -2,15 +2,18 @@
 
 import dataclasses
 import functools
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from scenarios import Scenario, factories
 from scenarios.batches import map_tensors, tensors_in
+from scenarios.settings import TorchSettings, own_settings
 from scenarios.workpiece import build
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -147,6 +150,7 @@ def needs(width: int):
     return Net(width)
 
 
+@own_settings()
 def made(name: str, device: str = "meta", **asked: Any):
     return build(Scenario(model=f"{__name__}:{name}", **asked), device)
 
@@ -193,9 +197,40 @@ def test_what_is_small_and_whole_keeps_its_values():
     assert torch.equal(module.places, torch.arange(64))
 
 
-def test_a_default_dtype_of_the_factory_s_own_ends_with_it():
-    assert {parameter.dtype for parameter in made("by_default_dtype").model.parameters()} == {BF16}
+def changes_settings():
+    torch.set_default_dtype(BF16)
+    torch.set_default_device("cpu")
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cudnn.enabled = False
+    return Net()
+
+
+def test_settings_of_the_factory_s_own_hold_until_its_training_ends():
+    asked = Scenario(model=f"{__name__}:changes_settings", workload="state")
+    before = TorchSettings.now()
+    with own_settings():
+        work = build(asked, "cpu")
+        assert {parameter.dtype for parameter in work.model.parameters()} == {BF16}
+        assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (BF16, False)
+    assert TorchSettings.now() == before
     assert torch.get_default_dtype() == FP32
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cudnn.enabled
+    assert torch.zeros(1, device="meta").device.type == "meta"
+
+
+def draws():
+    return Net(), {"x": torch.full((2, 64), random.random()), "y": float(np.random.rand())}
+
+
+def test_all_that_a_factory_draws_follows_the_seed():
+    first, again, other = (made("draws", seed=seed).batch for seed in (1, 1, 2))
+    assert torch.equal(first["x"], again["x"])
+    assert first["y"] == again["y"]
+    assert not torch.equal(first["x"], other["x"])
+    assert first["y"] != other["y"]
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
