@@ -27,6 +27,7 @@ from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.samples import InitialValues
 from ..tracing.stream import Allocations, Phase, Segment
 from ..tracing.trace import Recorder
+from ..tracing.untraceable import require_followed, require_modules_followed
 from ..tracing.values import with_value
 from .handover import Layout, SparseLayout, TensorLayout, layout_of
 
@@ -80,6 +81,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
     initial = InitialValues()
     with initial:
         workpiece = build(scenario, "meta")
+        require_modules_followed(workpiece.model)
         # What a model keeps of whole numbers steers it as the batch's do.
         replace_tensors(workpiece.model, with_value)
     recorder = Recorder(workpiece.model, workspaces=())
@@ -134,6 +136,7 @@ def _enter(recorder: Recorder, workpiece: Workpiece) -> Mapping[str, Any]:
         recorder.allocate(buffer, "buffer")
 
     def enter(tensor: torch.Tensor) -> torch.Tensor:
+        require_followed(tensor, "")
         entered = tensor if tensor.is_meta else with_value(tensor)
         recorder.allocate(entered, "input")
         return entered
