@@ -93,6 +93,8 @@ def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
     asked = comparison.config or comparison.lora_rank or comparison.checkpointing
     makes = asked or comparison.attention not in (None, "sdpa")
     for scenario in scenarios:
+        if models.describe(scenario.model) is None:
+            factories.arguments_of(scenario)
         gpu = hardware.describe(scenario.gpu) if scenario.gpu else None
         own = gpu is not None and scenario.dtype is None and not gpu.has_bf16
         dtypes = _dtypes(scenario) if makes or own else ()
