@@ -105,6 +105,14 @@ def mixed():
     return Mixed(), {"x": torch.zeros(2, 512)}
 
 
+def assigned():
+    # A weight without data is given some, and a small one that has data a part of one without.
+    made = Net()
+    made.first.weight.data = torch.from_numpy(np.ones((256, 64), dtype=np.float32))
+    made.second.bias.data = made.first.weight.data[0]
+    return made, {"x": torch.zeros(2, 64)}
+
+
 def made_by_hand():
     weight = nn.Parameter(torch.randn(64, 300))
     net = nn.Module()
@@ -223,7 +231,7 @@ def shapes(module: nn.Module) -> list[tuple[Any, ...]]:
     return [(name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, type(tensor)) for name, tensor in tensors]
 
 
-FACTORIES = ("reads_little", "reads_much", "mixed", "made_by_hand", "lazy", "loaded", "alone", "by_default_dtype", "sized")
+FACTORIES = ("reads_little", "reads_much", "mixed", "made_by_hand", "lazy", "loaded", "alone", "by_default_dtype", "sized", "assigned")
 
 
 @pytest.mark.parametrize("name", FACTORIES)
