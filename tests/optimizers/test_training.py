@@ -1,6 +1,7 @@
 """Ours train as AdamW does: a GPT that reads letters and an MLP on digits, to AdamW's loss within 5 % in as many steps.
 
-Each loss is that on all data after training, the mean of a few seeds. Learning rates, models and schedule are in tests/bench/training.py.
+Each loss is that on all data after training: of the GPT for one seed, of the MLP the mean of three. Learning rates, models and schedule
+are in tests/bench/training.py, which trains the GPT with more seeds.
 """
 
 import sys
@@ -45,7 +46,8 @@ def _one_thread() -> Iterator[None]:
 @lru_cache
 def final_loss(task: str, optimizer: str) -> float:
     made = training.TASKS[task]()
-    return mean(training.train(made, training.SPECS[task][optimizer], seed=seed).final for seed in training.SEEDS[task])
+    seeds = training.SEEDS[task][:1] if task == "gpt" else training.SEEDS[task]
+    return mean(training.train(made, training.SPECS[task][optimizer], seed=seed).final for seed in seeds)
 
 
 @pytest.mark.parametrize("name", optimizers.available("optprof"))

@@ -140,7 +140,7 @@ def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunSto
     assert [record.outcome for record in records] == ["ok", "failed", "failed", "ok", "killed", "failed", "ok"]
     assert store.read() == records
     assert records[1].error == "RuntimeError: no luck today (owned.py, line 49)"
-    assert records[2].error == "SystemExit: 3"
+    assert records[2].error == "SystemExit: 3 (owned.py, line 53)"
     assert records[4].error is not None
     assert records[4].error.startswith("the process was ended by SIGSEGV; ")
     assert records[4].error.endswith("last [31mwords")

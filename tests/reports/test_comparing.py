@@ -64,7 +64,7 @@ def test_what_has_spoiled_the_times_is_said_once(simulated, timed):
 def test_what_a_count_depends_on_is_said_too(simulated):
     unsure = replace(simulated(), warnings=("<b>.py, line 3, reads a value back",))
     compared = compare([simulated()], [unsure])
-    assert "memory after: <b>.py, line 3, reads a value back" in remarks(compared)
+    assert "after: <b>.py, line 3, reads a value back" in remarks(compared)
 
 
 def test_only_what_regressed_is_shown_when_asked(comparing):
