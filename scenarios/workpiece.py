@@ -31,6 +31,8 @@ class Workpiece:
         loss, name = _loss_in(output), type(self.model).__name__
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
             got = f"Tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(output).__name__
+            if loss is None and hasattr(output, "loss"):
+                got += " without a loss; give the batch its labels"
             raise TypeError(f"{name} must return a scalar loss, or one as .loss, under the key 'loss' or first in a tuple, got {got}")
         if not loss.requires_grad:
             raise ValueError(f"the loss of {name} follows from no trained parameter; leave detach() and no_grad() out of its way")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch.nn import functional
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -102,9 +103,16 @@ def require_followed(tensor: torch.Tensor, path: str) -> None:
         raise UntraceableError(f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}")
 
 
-def torch_checks_arguments() -> bool:
-    """Return whether torch's distributions ask for a value, which they do to refuse arguments."""
-    return any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8))
+def checked_argument() -> bool | None:
+    """Return what torch reads where its own code checks arguments that fit; None where no such code runs.
+
+    Distributions ask whether all are valid, `gaussian_nll_loss` whether any variance is not.
+    """
+    if any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8)):
+        return True
+    checking, others = functional.__file__, (_TRACING, str(_TORCH))
+    reader = next((file for file, _ in _running() if file == checking or not file.startswith(others)), None)
+    return False if reader == checking else None
 
 
 def _running() -> Iterator[tuple[str, int]]:

@@ -220,6 +220,14 @@ def test_printing_formatting_and_logging_a_tensor_just_works(caplog: pytest.LogC
         format(torch.empty((), device="meta"), ".3f")
 
 
+def test_a_loss_that_checks_its_arguments_is_followed():
+    _, loss = traced(lambda x, _: functional.gaussian_nll_loss(x, x, x.exp()))
+    assert isinstance(loss, torch.Tensor)
+    # Code of the user's that such a function calls is no check.
+    with pytest.raises(UntraceableError, match="reads a tensor's value back"):
+        traced(lambda x, _: functional.triplet_margin_with_distance_loss(x, x, x, distance_function=lambda a, b: (a - b) * bool(a.any())))
+
+
 def test_distributions_that_check_their_arguments_are_followed():
     _, sample = traced(lambda x, _: torch.distributions.Normal(x, x.exp()).rsample())
     assert isinstance(sample, torch.Tensor)

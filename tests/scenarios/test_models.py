@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -227,6 +228,7 @@ class Returning(torch.nn.Module):
         (torch.ones(4), r"Returning must return a scalar loss, .*, got Tensor of shape \(4,\)"),
         ({"loss": torch.ones(4)}, r"got Tensor of shape \(4,\)"),
         ({"logits": torch.ones(4)}, "got dict"),
+        (SimpleNamespace(loss=None), "got SimpleNamespace without a loss; give the batch its labels"),
         (3.0, "got float"),
         (torch.ones(4).mean(), "the loss of Returning follows from no trained parameter"),
     ],
