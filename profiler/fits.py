@@ -6,6 +6,9 @@ from typing import Any
 
 from scenarios.spec import Scenario
 
+# Where the search for a largest batch ends, for models whose step does not grow with it.
+LARGEST_BATCH = 1 << 20
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -24,7 +27,8 @@ class Fit:
     most that cuDNN may take for convolutions and recurrent layers; `may_fit` is true where the step runs out
     with them and not without them.
 
-    `largest_batch` is 0 where no batch fits and None where the model's batch cannot be chosen.
+    `largest_batch` is 0 where no batch fits and None where the model's batch cannot be chosen; from
+    LARGEST_BATCH on larger ones may fit.
     `changes` are the cheapest that were found to make it fit, the cheapest first; `reason` says why a GPU cannot run it at any size,
     `error` in one line why it could not be simulated.
     """

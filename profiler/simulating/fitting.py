@@ -18,7 +18,7 @@ from ..allocator.blocks import Block
 from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.settings import AllocatorSettings
-from ..fits import Change, Fit
+from ..fits import LARGEST_BATCH, Change, Fit
 from ..outcome import is_ours, one_line
 from ..tracing.requests import device_of
 from ..tracing.stream import Segment
@@ -28,8 +28,6 @@ from .replay import play
 MOST_CHANGES = 3
 MOST_TOGETHER = 3
 MOST_REPEATS = 6
-# Where the search for a largest batch ends, for models whose step does not grow with it.
-LARGEST_BATCH = 1 << 20
 EXPANDABLE = "expandable_segments:True"
 
 
@@ -161,10 +159,18 @@ class Fitting:
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
-    """The largest number for which `fits` holds, 0 for none: doubled from `start`, or halved, and bisected between."""
+    """The largest number for which `fits` holds, 0 for none: doubled from `start`, or halved, and bisected between.
+
+    LARGEST_BATCH, or a `start` above it, where that fits: the search ends there.
+    """
     low, high = (start, 2 * start) if fits(start) else (0, start)
-    while low and high <= LARGEST_BATCH and fits(high):
+    while 0 < low < LARGEST_BATCH:
+        high = min(high, LARGEST_BATCH)
+        if not fits(high):
+            break
         low, high = high, 2 * high
+    if low >= LARGEST_BATCH:
+        return low
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

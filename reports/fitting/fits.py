@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.fits import Change, Fit
+from profiler.fits import LARGEST_BATCH, Change, Fit
 from scenarios.spec import Scenario
 
 from ..arithmetic.capacity import SPARE
@@ -76,8 +76,12 @@ def short_text(fit: Fit) -> str:
     if fit.reason is not None:
         return f"{FAILS} {fit.reason}"
     size = gib_text(fit.left) if fit.left is not None else gib_text((fit.needed or 0) - fit.usable)
-    batch = "" if fit.largest_batch is None else f", {fit.largest_batch:,}"
+    batch = "" if fit.largest_batch is None else f", {_batch_text(fit.largest_batch)}"
     return f"{_sign(fit)} {size}{batch}"
+
+
+def _batch_text(batch: int) -> str:
+    return f"{'≥ ' if batch >= LARGEST_BATCH else ''}{batch:,}"
 
 
 def _sign(fit: Fit) -> str:
@@ -147,7 +151,7 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
         _gib(fit.needed),
         _gib(fit.usable),
         _gib(fit.left),
-        Cell(text=NOTHING if fit.largest_batch is None else f"{fit.largest_batch:,}", number=True),
+        Cell(text=NOTHING if fit.largest_batch is None else _batch_text(fit.largest_batch), number=True),
         Cell(text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none was found")),
     )
 

@@ -39,6 +39,22 @@ def test_the_largest_batch_is_the_last_that_fits(most: int, start: int):
     assert len(asked) <= 22
 
 
+@pytest.mark.parametrize(
+    ("start", "most", "found"),
+    [
+        (1, 1 << 30, 1 << 20),
+        (1000, 1 << 30, 1 << 20),
+        (3, (1 << 20) + 7, 1 << 20),
+        (3, (1 << 20) - 1, (1 << 20) - 1),
+        (1 << 21, 1 << 30, 1 << 21),
+    ],
+)
+def test_the_search_ends_at_a_batch_that_was_tried(start: int, most: int, found: int):
+    asked: list[int] = []
+    assert largest(lambda batch: asked.append(batch) or batch <= most, start) == found
+    assert found in asked
+
+
 def test_the_largest_batch_fits_and_the_next_does_not():
     asked = replace(GPT2, gpu="t4", batch_size=512)
     found = Fitting().fit(asked)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -32,6 +33,11 @@ FITS = [
 
 def test_a_cell_says_what_is_left_or_lacking_and_the_largest_batch():
     assert [short_text(fit) for fit in FITS] == ["✗ 6.000, 5", "✓ 2.000, 1,024", "✗ v100-16 has no hardware for bf16", "≈ 0, 8"]
+
+
+def test_a_batch_at_which_the_search_ended_is_told_as_the_least():
+    assert short_text(replace(FITS[1], largest_batch=1 << 20)) == "✓ 2.000, ≥ 1,048,576"
+    assert short_text(replace(FITS[1], largest_batch=(1 << 20) - 1)) == "✓ 2.000, 1,048,575"
 
 
 @pytest.mark.parametrize(
