@@ -6,6 +6,7 @@ What the watcher cannot do is noted in the record; it never ends the training.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -171,7 +172,8 @@ class Watch:
         """What the loop steps beside this optimizer, and which of several alike it is."""
         others = [subject for number, subject in enumerate(self._subjects) if number != place]
         is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
-        beside = {"beside": [subject.fingerprint for subject in others]} if others else {}
+        counts = sorted(Counter(subject.fingerprint for subject in others).items())
+        beside = {"beside": [name if count == 1 else f"{count} of {name}" for name, count in counts]} if others else {}
         return beside | ({"place": place + 1} if is_alike else {})
 
 
