@@ -13,6 +13,7 @@ from reports.arithmetic.findings import Findings
 from reports.arithmetic.peaks import CATEGORIES
 from reports.arithmetic.provenance import ORIGINS, provenance
 from reports.charts import step_sizes
+from reports.comparison.tables import Names
 from reports.phrases import missing_text
 from reports.style import CATEGORY_COLOURS
 from scenarios.spec import Device, Implementation
@@ -52,6 +53,7 @@ def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_o
     text = missing_text(Findings.of([watched]))
     assert text == "No adamw to compare with on train:Net: watch the loop with adamw, too."
     assert not {"steps", "seed"} & dict(provenance([watched])).keys()
+    assert Names.of([watched]).common == "own · 16 tokens · workload train · CPU · foreach"
 
 
 @pytest.mark.parametrize(
