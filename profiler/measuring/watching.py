@@ -140,7 +140,8 @@ class Watch:
         subject, steps, levels = self._subjects[place], self._steps[place], self._levels(place)
         border, config, seconds, blocks = subject.border, {}, {}, None
         with border.within("read the model"):
-            config = model_config(subject.model, subject.parameters()) | self._around(place)
+            stepped = stepped_parameters(subject.optimizer)
+            config = model_config(subject.model, subject.parameters(), stepped) | self._around(place)
         with border.within("read the times"):
             seconds = steps.seconds()
         if error is None and steps.left_allocated is not None:
