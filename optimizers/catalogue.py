@@ -280,9 +280,14 @@ def _load(name: str) -> type[Optimizer]:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(unknown("optimizer", name, available()))
+    if not all(map(str.isidentifier, module.split("."))):
+        raise ValueError(f"{module!r} is no module; an optimizer is NAME or module:Class, got {name!r}")
     try:
         imported = importlib.import_module(module)
-    except Exception as error:
+    except ModuleNotFoundError as error:
+        # What the module's own code raises is the user's, a module that it does not find too.
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
         hint = f"; an option is written {module}:{attribute}=VALUE" if module in _CATALOGUE else ""
         raise ValueError(f"cannot import {module} for {name}: {one_line(error)}{hint}") from error
     if not hasattr(imported, attribute):

@@ -22,7 +22,7 @@ class Iteration:
 
     `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when gradients are clipped or unscaled.
     `optimizer` owns the gradients; `device` is what autocast is asked for. ValueError for an optimizer
-    that needs a closure with a scaler or an accumulation, which give it none.
+    that needs a closure with a scaler or an accumulation, which give it none, and for fp16 weights under a scaler.
     """
 
     def __init__(
@@ -37,6 +37,8 @@ class Iteration:
         self.needs_closure = needs_closure(optimizer)
         if self.needs_closure:
             _require_closure_possible(scenario)
+        if scenario.amp == "fp16":
+            _require_scalable(workpiece.model)
         self._scenario = scenario
         self._workpiece = workpiece
         self._batch = batch
@@ -143,6 +145,14 @@ def require_step_alone(scenario: Scenario, optimizer: torch.optim.Optimizer) -> 
     """ValueError for an optimizer whose step runs the model, where there is nothing but the step."""
     if needs_closure(optimizer):
         raise ValueError(f"{scenario.optimizer} steps with a closure that runs the model; it cannot step alone, ask for workload train")
+
+
+def _require_scalable(model: torch.nn.Module) -> None:
+    """ValueError for a model that torch's GradScaler refuses to train."""
+    halves = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype == torch.float16]
+    if halves:
+        are = f" and {len(halves) - 1} more are" if halves[1:] else " is"
+        raise ValueError(f"amp fp16 scales no gradients in fp16, and {halves[0]}{are} fp16; say --dtype fp32, or leave amp out")
 
 
 def _require_closure_possible(scenario: Scenario) -> None:

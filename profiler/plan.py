@@ -9,6 +9,7 @@ import torch
 
 import optimizers
 from scenarios import Scenario, factories, hardware, models
+from scenarios.settings import own_settings
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
 from scenarios.workpiece import build
 
@@ -92,6 +93,8 @@ def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
     asked = comparison.config or comparison.lora_rank or comparison.checkpointing
     makes = asked or comparison.attention not in (None, "sdpa")
     for scenario in scenarios:
+        if models.describe(scenario.model) is None:
+            factories.arguments_of(scenario)
         gpu = hardware.describe(scenario.gpu) if scenario.gpu else None
         own = gpu is not None and scenario.dtype is None and not gpu.has_bf16
         dtypes = _dtypes(scenario) if makes or own else ()
@@ -113,7 +116,9 @@ def _dtypes(scenario: Scenario) -> frozenset[str]:
         asked = replace(asked, batch_size=1)
     key = repr(asked), factory
     if key not in _made:
-        _made[key] = frozenset(str(parameter.dtype).removeprefix("torch.") for parameter in build(asked, "meta").model.parameters())
+        with own_settings():
+            parameters = build(asked, "meta").model.parameters()
+        _made[key] = frozenset(str(parameter.dtype).removeprefix("torch.") for parameter in parameters)
     return _made[key]
 
 

@@ -38,10 +38,15 @@ def render(records: Sequence[Record], output: Console | TextIO) -> None:
         console.print()
     for line in _remarks(findings):
         console.print(Text(line, style="dim"))
-    for record in failures(records):
-        scenario = record.scenario
-        line = f"{record.outcome}: {scenario.optimizer} on {scenario.model} ({conditions(record)}): {record.error or 'no reason recorded'}"
+    # The state alone fails for the same reason as whole steps.
+    for line in dict.fromkeys(map(_failure, failures(records))):
         console.print(Text(line, style="red"))
+
+
+def _failure(record: Record) -> str:
+    scenario = record.scenario
+    subject = f"{scenario.optimizer} on {scenario.model} ({conditions(record)})"
+    return f"{record.outcome}: {subject}: {record.error or 'no reason recorded'}"
 
 
 def _table(findings: Findings, title: str, group: Sequence[Entry], *, width: int) -> Table:

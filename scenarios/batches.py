@@ -3,11 +3,12 @@
 import copy
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
@@ -49,18 +50,27 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return found
 
 
-def by_name(model: torch.nn.Module, batch: Any) -> Mapping[str, Any] | None:
-    """The batch as keyword arguments of the model's `forward`; None for one that cannot be that.
+def by_name(model: torch.nn.Module, batch: Any) -> Mapping[str, Any]:
+    """The batch as keyword arguments of the model's `forward`; ValueError, "must be ...", for one that cannot be that.
 
-    A tensor is forward's first argument, and a list or tuple, as a DataLoader gives it, the first ones.
+    A tensor or an object of tensors is forward's first argument. A list or tuple, as a DataLoader gives it,
+    is the first ones, or all of it the only one.
     """
     if isinstance(batch, Mapping):
         return cast(Mapping[str, Any], batch)
-    values = [batch] if isinstance(batch, torch.Tensor) else list(batch) if isinstance(batch, list | tuple) else []
+    if isinstance(batch, DataLoader | Iterator):
+        raise ValueError(f"must be one batch, got {type(batch).__name__}; return next(iter(...)) of it")
+    is_one = isinstance(batch, torch.Tensor | PackedSequence) or _is_object_of_tensors(batch)
+    values: list[Any] = [batch] if is_one else list(batch) if isinstance(batch, list | tuple) else []
+    if not tensors_in(values):
+        raise ValueError(f"must be a mapping of forward's arguments, or tensors for them in order, got {type(batch).__name__}")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD,)
     names = [name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds]
-    if not values or not tensors_in(values) or len(values) > len(names):
-        return None
+    if len(names) == 1 and len(values) > 1:
+        return {names[0]: batch}
+    if len(values) > len(names):
+        takes = f"takes {', '.join(names)}" if names else "names none"
+        raise ValueError(f"must be as many values as forward of {type(model).__name__} takes by name, got {len(values)}; it {takes}")
     return dict(zip(names, values, strict=False))
 
 

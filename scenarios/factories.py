@@ -3,10 +3,11 @@
 import importlib
 import importlib.util
 import inspect
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from difflib import get_close_matches
 from functools import reduce
 from pathlib import Path
@@ -28,29 +29,46 @@ _MOST_STEERING = 1 << 22
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function or class that `module:factory` or `path/file.py:factory` names; ValueError when there is none."""
+    """The function or class that `module:factory` or `path/file.py:factory` names; ValueError when there is none.
+
+    What the code of the module raises is the user's, and goes on.
+    """
     place, _, attribute = name.rpartition(":")
+    with autocast_can_be_made(), _without_arguments():
+        module = _module_of_file(name, Path(place)) if place.endswith(".py") else _module(name, place)
     try:
-        with autocast_can_be_made():
-            module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
         found = reduce(getattr, attribute.split("."), module)
-    except (ImportError, AttributeError, ValueError, FileNotFoundError) as error:
+    except AttributeError as error:
         raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
     if not callable(found) or isinstance(found, torch.nn.Module):
         raise ValueError(f"model {name!r} must be a function that returns a model, got {type(found).__name__}")
     return found
 
 
-def _module_of_file(path: Path) -> ModuleType:
-    """The module in a file, which finds its neighbours as a script does."""
+def _module(name: str, place: str) -> ModuleType:
+    if not all(map(str.isidentifier, place.split("."))):
+        raise ValueError(f"model {name!r} cannot be loaded: {place!r} is no module; write module:factory or path/file.py:factory")
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        # A module that it imports may be missing, too.
+        if not f"{place}.".startswith(f"{error.name}."):
+            raise
+        raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
+
+
+def _module_of_file(name: str, path: Path) -> ModuleType:
+    """The module in a file, which finds its neighbours as a script does, or as a module of its package."""
     path = path.resolve()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    found = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
-    if found is not None and found.origin == str(path):
-        return importlib.import_module(path.stem)
+        raise ValueError(f"model {name!r} cannot be loaded: there is no file {path}")
+    for dotted in _names_of(path):
+        folder = str(path.parents[dotted.count(".")])
+        if folder not in sys.path:
+            sys.path.append(folder)
+        found = importlib.util.find_spec(dotted)
+        if found is not None and found.origin == str(path):
+            return importlib.import_module(dotted)
     # Another module has the name.
     if str(path) not in sys.modules:
         spec = importlib.util.spec_from_file_location(str(path), path)
@@ -60,6 +78,21 @@ def _module_of_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
         sys.modules[str(path)] = module
     return sys.modules[str(path)]
+
+
+def _names_of(path: Path) -> list[str]:
+    """The names under which a file may be imported: in its packages, and alone."""
+    parts = [path.stem]
+    for folder in path.parents:
+        if not (folder / "__init__.py").is_file():
+            break
+        parts.insert(0, folder.name)
+    return [name for name in dict.fromkeys((".".join(parts), path.stem)) if all(map(str.isidentifier, name.split(".")))]
+
+
+def _without_arguments() -> AbstractContextManager[Any]:
+    """Inside, code finds no arguments on the command line: ours are not its own."""
+    return mock.patch.object(sys, "argv", sys.argv[:1])
 
 
 @contextmanager
@@ -103,24 +136,30 @@ def call(scenario: Scenario, device: str, dtype: torch.dtype | None) -> tuple[to
     while it builds is called once more, on the CPU. ValueError for what a factory may not return.
     """
     factory = load(scenario.model)
-    arguments = _arguments(scenario, _parameters(factory), dtype)
-    before = torch.get_default_dtype()
+    arguments = arguments_of(scenario, dtype)
+    _seed(scenario.seed)
     try:
         try:
             return _made(scenario, factory, arguments, device, device)
         except (RuntimeError, TypeError) as error:
             if device != "meta" or not is_for_want_of_data(error):
                 raise
-        torch.manual_seed(scenario.seed)
+        _seed(scenario.seed)
         return _made(scenario, factory, arguments, "cpu", device)
     except (AssertionError, RuntimeError) as error:
         if torch.cuda.is_available() or not any(word in str(error) for word in ("CUDA", "NVIDIA")):
             raise
         advice = "this machine has no CUDA; leave the device out, the model is moved to it"
         raise ValueError(f"model {scenario.model!r} asks for CUDA ({_line_of(error)}); {advice}") from error
-    finally:
-        # A factory may have set its own.
-        torch.set_default_dtype(before)
+
+
+def _seed(seed: int) -> None:
+    """Seed all that a factory and its model may draw from."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    if (numpy := sys.modules.get("numpy")) is not None:
+        # It takes 32 bits, and torch 64.
+        numpy.random.seed(seed % (1 << 32))
 
 
 def _line_of(error: Exception) -> str:
@@ -128,7 +167,7 @@ def _line_of(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     others = str(Path(torch.__file__).parent), str(Path(__file__).parent)
     own = [frame for frame in frames if not frame.filename.startswith(others)]
-    return f"{own[-1].filename}, line {own[-1].lineno}"
+    return f"{Path(own[-1].filename).name}, line {own[-1].lineno}"
 
 
 def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -139,8 +178,12 @@ def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _arguments(scenario: Scenario, takes: Mapping[str, inspect.Parameter], dtype: torch.dtype | None) -> dict[str, Any]:
-    """What the factory is called with: sizes that it takes and the scenario has, and the configuration."""
+def arguments_of(scenario: Scenario, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The arguments of the scenario's factory: sizes that it takes and the scenario has, and the configuration.
+
+    ValueError for what it does not take, and for what it needs and is not given.
+    """
+    takes = _parameters(load(scenario.model))
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     asked = {"batch_size": scenario.batch_size, "sequence_length": scenario.sequence_length, "attention": scenario.attention}
     given: dict[str, Any] = {}
@@ -157,11 +200,17 @@ def _arguments(scenario: Scenario, takes: Mapping[str, inspect.Parameter], dtype
         if key not in takes and not takes_all:
             raise ValueError(f"{unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}")
     given |= scenario.config
+    _require_all(scenario.model, takes, given)
+    return given
+
+
+def _require_all(model: str, takes: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
     for name, parameter in takes.items():
         by_keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if by_keyword and parameter.default is parameter.empty and name not in given:
-            raise ValueError(f"model {scenario.model!r} must be given {name!r}; say --model-config {name}=VALUE")
-    return given
+            if name == "self":
+                raise ValueError(f"model {model!r} is a method; name a function, a class or a static method")
+            raise ValueError(f"model {model!r} must be given {name!r}; say --model-config {name}=VALUE")
 
 
 def unknown_key(key: str, known: list[str]) -> str:
@@ -174,18 +223,18 @@ def _made(
     scenario: Scenario, factory: Callable[..., Any], arguments: Mapping[str, Any], built_on: str, device: str
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """Call the factory with its modules on `built_on`, and move the model to `device`."""
-    with autocast_can_be_made() if device == "meta" else nullcontext(), nullcontext() if built_on == "cpu" else ModulesOn(built_on):
+    autocast = autocast_can_be_made() if device == "meta" else nullcontext()
+    modules = nullcontext() if built_on == "cpu" else ModulesOn(built_on)
+    with autocast, _without_arguments(), modules:
         made = factory(**arguments)
     pair = made if isinstance(made, list | tuple) and len(made) == 2 else (made, {})
     model: Any = pair[0]
     if not isinstance(model, torch.nn.Module):
         raise ValueError(f"model {scenario.model!r} must return a torch.nn.Module, or one and its batch, got {type(model).__name__}")
-    batch = by_name(model, pair[1])
-    if batch is None:
-        kind = type(pair[1]).__name__
-        raise ValueError(
-            f"the batch of {scenario.model!r} must be a mapping of forward's arguments, or tensors for them in order, got {kind}"
-        )
+    try:
+        batch = by_name(model, pair[1])
+    except ValueError as error:
+        raise ValueError(f"the batch of {scenario.model!r} {error}") from error
     if scenario.workload == "train" and not batch:
         raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
     _give_shapes(scenario.model, model, batch)

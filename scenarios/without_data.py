@@ -27,6 +27,9 @@ _FILLS = frozenset(("normal_", "uniform_", "trunc_normal_"))
 # They are given their data, which exists already.
 _FROM_DATA = ("tensor", "as_tensor", "asarray", "nested_tensor")
 
+# The assignment to `tensor.data`.
+_SET_DATA: Any = vars(torch._C.TensorBase)["data"].__set__
+
 _HOLDERS = torch.Tensor, dict, list, tuple, set
 
 
@@ -57,6 +60,9 @@ class ModulesOn(TorchFunctionMode):
         except (RuntimeError, TypeError) as error:
             if not is_for_want_of_data(error) or not _is_mixed(args, kwargs):
                 raise
+            if func is _SET_DATA and not args[0].is_meta:
+                # What has data keeps it, whatever a copy of it is given.
+                raise
             args, kwargs = tree_map_only(torch.Tensor, _without_data, (args, kwargs))
             return func(*args, **kwargs)
 
@@ -72,8 +78,9 @@ class ModulesOn(TorchFunctionMode):
 
 
 def is_for_want_of_data(error: Exception) -> bool:
-    """Return whether an error comes from a tensor without data: torch names "meta" in all but one."""
-    return "meta" in str(error).lower() or "Tensor.__format__" in str(error)
+    """Return whether an error comes from a tensor without data: torch names "meta" in all but two."""
+    text = str(error)
+    return "meta" in text.lower() or "Tensor.__format__" in text or "have incompatible tensor type" in text
 
 
 def replace_tensors(model: torch.nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> None:

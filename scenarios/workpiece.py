@@ -26,15 +26,16 @@ class Workpiece:
     batch: Mapping[str, Any]
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The scalar loss of one forward pass; TypeError when the model's output has none."""
+        """The scalar loss of one forward pass; TypeError when the model's output has none, ValueError for one that trains nothing."""
         output = self.model(**batch)
-        loss = _loss_in(output)
+        loss, name = _loss_in(output), type(self.model).__name__
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            shape = f" of shape {tuple(output.shape)}" if isinstance(output, torch.Tensor) else ""
-            raise TypeError(
-                f"{type(self.model).__name__} must return a scalar loss, or one as .loss, under the key 'loss' or first in a tuple, "
-                f"got {type(output).__name__}{shape}"
-            )
+            got = f"Tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(output).__name__
+            if loss is None and hasattr(output, "loss"):
+                got += " without a loss; give the batch its labels"
+            raise TypeError(f"{name} must return a scalar loss, or one as .loss, under the key 'loss' or first in a tuple, got {got}")
+        if not loss.requires_grad:
+            raise ValueError(f"the loss of {name} follows from no trained parameter; leave detach() and no_grad() out of its way")
         return loss
 
 

@@ -11,6 +11,7 @@ import torch
 
 import optimizers
 from scenarios import Scenario, models
+from scenarios.settings import own_settings
 
 from ..environment import environment
 from ..host_memory import free_bytes
@@ -33,6 +34,7 @@ TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
 
 
+@own_settings()
 def measure(scenario: Scenario, simulated: Record | None = None, files: Files | None = None) -> Record:
     """Real steps on the scenario's device: two that are watched, a warm-up, and at most `scenario.steps` that are timed.
 

@@ -10,6 +10,7 @@ import torch
 
 from optimizers.accumulation import Accumulation
 from scenarios import Scenario
+from scenarios.settings import own_settings
 
 from ..accumulating import simulated_draws, simulated_step
 from ..iteration import needs_closure
@@ -46,6 +47,7 @@ _SLIGHT = 0.001
 _Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
+@own_settings()
 def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> OptimizerTrace:
     """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
 
@@ -54,6 +56,7 @@ def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> Optim
 
     A step that reads values back is answered by Samples. Where these do not agree, it is traced with other answers too.
     """
+    model.settings.apply()
     try:
         return _trace_optimizer(model, make, scenario, Samples(None))
     except ReadBackError:

@@ -13,6 +13,7 @@ import torch
 
 from scenarios import Scenario, hardware
 from scenarios.batches import map_tensors
+from scenarios.settings import TorchSettings, own_settings
 from scenarios.without_data import replace_tensors
 from scenarios.workpiece import Workpiece, build
 
@@ -26,6 +27,7 @@ from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.samples import InitialValues
 from ..tracing.stream import Allocations, Phase, Segment
 from ..tracing.trace import Recorder
+from ..tracing.untraceable import require_followed, require_modules_followed
 from ..tracing.values import with_value
 from .handover import Layout, SparseLayout, TensorLayout, layout_of
 
@@ -37,7 +39,7 @@ class ModelTrace:
     `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
     step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls
     for which a kernel was chosen, which may depend on the GPU. `constants` has the number that every element of a parameter is at first,
-    as of a bias that begins at 0, or None.
+    as of a bias that begins at 0, or None. `settings` are torch's as the model's factory left them.
     """
 
     allocations: Allocations
@@ -50,6 +52,7 @@ class ModelTrace:
     attention: frozenset[tuple[Call, Settings]]
     parameter_count: int
     constants: list[float | None]
+    settings: TorchSettings
 
 
 def without_optimizer(scenario: Scenario) -> Scenario:
@@ -72,11 +75,13 @@ def _capability(gpu: str | None) -> tuple[int, int]:
     return device_of(gpu).compute_capability
 
 
+@own_settings()
 def trace_model(scenario: Scenario) -> ModelTrace:
     """Build the scenario's model without data and record what the optimizer does not decide."""
     initial = InitialValues()
     with initial:
         workpiece = build(scenario, "meta")
+        require_modules_followed(workpiece.model)
         # What a model keeps of whole numbers steers it as the batch's do.
         replace_tensors(workpiece.model, with_value)
     recorder = Recorder(workpiece.model, workspaces=())
@@ -98,6 +103,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         attention=frozenset(attention),
         parameter_count=sum(p.numel() for p in parameters),
         constants=[initial.constant(p) for p in parameters],
+        settings=TorchSettings.now(),
     )
 
 
@@ -130,6 +136,7 @@ def _enter(recorder: Recorder, workpiece: Workpiece) -> Mapping[str, Any]:
         recorder.allocate(buffer, "buffer")
 
     def enter(tensor: torch.Tensor) -> torch.Tensor:
+        require_followed(tensor, "")
         entered = tensor if tensor.is_meta else with_value(tensor)
         recorder.allocate(entered, "input")
         return entered

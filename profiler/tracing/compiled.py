@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 
+from ..places import short_name
 from .untraceable import UntraceableError, running_line
 
 # What transformers compiles for attn_implementation="flex_attention".
@@ -55,7 +56,9 @@ def _refuse(name: str, place: str) -> None:
 
 def _described(compiled: Any) -> tuple[str, str]:
     """The name of a function or module, and where its code begins."""
-    owner = getattr(compiled, "__self__", None)
+    # A module of torch's own classes is wrapped in a function.
+    compiled = inspect.unwrap(compiled)
+    owner = getattr(compiled, "__self__", compiled)
     if isinstance(owner, torch.nn.Module):
         return type(owner).__name__, _place(type(owner).forward)
     return getattr(compiled, "__qualname__", type(compiled).__name__), _place(compiled)
@@ -65,4 +68,4 @@ def _place(function: Any) -> str:
     code = getattr(inspect.unwrap(function), "__code__", None)
     if code is None or code.co_filename.startswith(_TORCH):
         return ""
-    return f"{code.co_filename}, line {code.co_firstlineno},"
+    return f"{short_name(code.co_filename)}, line {code.co_firstlineno},"

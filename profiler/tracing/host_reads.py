@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from .samples import EndlessError, Samples
-from .untraceable import refusal, running_line, torch_checks_arguments
+from .untraceable import checked_argument, refusal, running_line
 from .values import value_of
 
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -44,8 +44,8 @@ class HostReads:
         value = value_of(tensor)
         if value is not None:
             return value.item()
-        if tensor.dtype == torch.bool and torch_checks_arguments():
-            return True
+        if tensor.dtype == torch.bool and (checked := checked_argument()) is not None:
+            return checked
         if self._samples is None:
             raise refusal("reads a tensor's value back from the device", otherwise=self._running())
         return self._sampled(tensor, self._samples).item()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch.nn import functional
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -77,20 +78,41 @@ def translated(error: Exception) -> UntraceableError | None:
     return None
 
 
+def require_modules_followed(model: torch.nn.Module) -> None:
+    """Raise UntraceableError for a module that on CUDA holds other memory than its operations show."""
+    for path, module in model.named_modules():
+        name = path or "the model"
+        if isinstance(module, torch.nn.parallel.DistributedDataParallel):
+            reason = "is in DistributedDataParallel, and a simulation has no ranks and no buckets"
+            raise UntraceableError(f"{name} {reason}; return the module that is inside, or {_SEE}")
+        if isinstance(module, torch.jit.ScriptModule):
+            reason = "is compiled by torch.jit, whose kernels a simulation does not have"
+            raise UntraceableError(f"{name} {reason}; leave torch.jit out, or {_SEE}")
+
+
 def require_followed(tensor: torch.Tensor, path: str) -> None:
     """Raise UntraceableError for a tensor of the model or the batch that a trace cannot hold."""
     name = path or "a tensor of the batch"
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         raise UntraceableError(f"{name} has no shape before the first forward pass; let the factory run the model once")
+    if tensor.is_nested and tensor.layout is torch.strided:
+        raise UntraceableError(f"{name} is a nested tensor of strided layout; use layout=torch.jagged or --device cpu")
     if is_sharded(tensor):
         raise UntraceableError(f"{name} is a DTensor, and a simulation has no ranks; leave the sharding out, or {_SEE}")
     if is_traceable_wrapper_subclass(tensor) and tensor.layout is not torch.jagged:
         raise UntraceableError(f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}")
 
 
-def torch_checks_arguments() -> bool:
-    """Return whether torch's distributions ask for a value, which they do to refuse arguments."""
-    return any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8))
+def checked_argument() -> bool | None:
+    """Return what torch reads where its own code checks arguments that fit; None where no such code runs.
+
+    Distributions ask whether all are valid, `gaussian_nll_loss` whether any variance is not.
+    """
+    if any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8)):
+        return True
+    checking, others = functional.__file__, (_TRACING, str(_TORCH))
+    reader = next((file for file, _ in _running() if file == checking or not file.startswith(others)), None)
+    return False if reader == checking else None
 
 
 def _running() -> Iterator[tuple[str, int]]:

@@ -146,9 +146,29 @@ def _known(operand: Any) -> Any:
     return value
 
 
+_GENERATOR = torch.Generator
+
+
+class _AnyGenerator(type):
+    """Takes every generator for an instance, those too that were made before the class stood in."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, _GENERATOR)
+
+
+class _HostGenerator(metaclass=_AnyGenerator):
+    """Makes the generators that a device has on the host: tensors without data take those."""
+
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return _GENERATOR("cpu" if torch.device(device).type == "meta" else device)
+
+
 @contextmanager
 def host_values() -> Iterator[None]:
-    """Inside, a meta tensor that is made of numbers remembers them, and one that is formatted shows its value or nan."""
+    """Inside, a meta tensor that is made of numbers remembers them, and one that is formatted shows its value or nan.
+
+    Random generators for "meta" can be made.
+    """
     form = torch.Tensor.__format__
 
     def formatted(tensor: torch.Tensor, spec: str) -> str:
@@ -160,6 +180,7 @@ def host_values() -> Iterator[None]:
 
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(torch.Tensor, "__format__", formatted))
+        patches.enter_context(mock.patch.object(torch, "Generator", _HostGenerator))
         for name in ("tensor", "as_tensor"):
             patches.enter_context(mock.patch.object(torch, name, partial(_moved, getattr(torch, name))))
         yield

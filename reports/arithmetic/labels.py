@@ -57,15 +57,13 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
 
 
 def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:
-    """The dtype of the scenario's parameters; of a factory's model those that it chose: "bf16", "fp32+bf16".
+    """The dtypes of the scenario's parameters, as a record counted them: "bf16", "fp32+bf16".
 
-    "own" where it chose and no record counts them.
+    Without a record the one that was asked for, "own" where a factory chooses.
     """
-    if scenario.dtype is not None:
-        return scenario.dtype
     held = dict(memory.parameters_by_dtype) if memory else {}
     names = [short for name, short in _SHORT_DTYPES.items() if held.pop(name, None) is not None]
-    return "+".join((*names, *sorted(held))) or "own"
+    return "+".join((*names, *sorted(held))) or scenario.dtype or "own"
 
 
 def byte_options(options: Mapping[str, Any]) -> str:

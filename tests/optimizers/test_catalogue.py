@@ -192,7 +192,7 @@ def test_a_class_of_ones_own_is_made_from_where_python_looks_for_modules() -> No
         ("mine:number", ["mine:number is 3", "torch.optim.Optimizer"]),
         ("mine:Nobody", ["class in mine", "'Nobody'", "Mine, Plain, Compiled"]),
         ("nowhere:Class", ["nowhere", "ModuleNotFoundError"]),
-        ("broken:Class", ["broken", "ZeroDivisionError"]),
+        ("./mine.py:Class", ["'./mine.py' is no module", "module:Class"]),
     ],
 )
 def test_what_does_not_fit_is_said_in_one_line(spec: str, parts: list[str]) -> None:
@@ -200,6 +200,13 @@ def test_what_does_not_fit_is_said_in_one_line(spec: str, parts: list[str]) -> N
         optimizers.create(spec, params(), implementation="loop")
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.usefixtures("mine")
+def test_what_a_module_raises_goes_on_with_its_line() -> None:
+    with pytest.raises(ZeroDivisionError) as caught:
+        optimizers.create("broken:Class", params())
+    assert Path(caught.traceback[-1].path).name == "broken.py"
 
 
 def test_an_unknown_name_has_no_description() -> None:

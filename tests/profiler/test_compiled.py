@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from profiler import simulate
+from profiler.places import short_name
 from profiler.tracing.untraceable import UntraceableError
 from scenarios import Scenario
 
@@ -122,11 +123,19 @@ def _line(function: Any) -> int:
 def test_what_is_compiled_is_named_with_its_line(model: str, name: str, line: int):
     with pytest.raises(UntraceableError) as error:
         simulate(Scenario(model=f"{__name__}:{model}"))
-    assert f"{__file__}, line {line}, {name} is compiled by torch.compile" in str(error.value)
+    assert f"{short_name(__file__)}, line {line}, {name} is compiled by torch.compile" in str(error.value)
     assert str(error.value).endswith("leave torch.compile out, or use --device cpu or cuda")
 
 
+def of_torch() -> Any:
+    model = Net()
+    model.blocks = compile_eagerly(nn.Sequential(nn.Linear(8, 8), nn.GELU()))
+    return model, _batch()
+
+
 def test_code_of_torch_s_own_is_named_with_the_line_that_calls_it():
+    with pytest.raises(UntraceableError, match=rf"line {_line(Net.forward) + 1}, Sequential is compiled"):
+        simulate(Scenario(model=f"{__name__}:of_torch"))
     with pytest.raises(UntraceableError, match=rf"line {_line(late_sine) + 1}, .* is compiled"):
         simulate(Scenario(model=f"{__name__}:late"))
 

@@ -15,6 +15,7 @@ from profiler.plan import Comparison
 from profiler.simulating.fitting import Fitting
 from profiler.simulating.training import trace_model
 from scenarios import Scenario, factories
+from scenarios.settings import own_settings
 from scenarios.workpiece import build
 
 BF16 = torch.bfloat16
@@ -143,6 +144,18 @@ class Nested(nn.Module):
         return self.net(parts["x"][0]) + self.net(parts["x"][1]) + parts["more"][0].mean()
 
 
+class Doubled(Net):
+    """Makes a table in its forward pass, in torch's default dtype."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + torch.rand(64, 64, device=x.device).cos().mean()
+
+
+def doubled(batch_size: int = 2):
+    torch.set_default_dtype(torch.float64)
+    return Doubled(), {"x": torch.randn(batch_size, 64)}
+
+
 def bytes_of(tensors: Any) -> int:
     return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
 
@@ -151,7 +164,8 @@ def asked(name: str, **options: Any) -> Scenario:
     return Scenario(model=f"{__name__}:{name}", **{"optimizer": "adamw", "batch_size": 2, **options})
 
 
-@pytest.mark.parametrize("name", ["plain", "mixed", "quantized", "masked", "masked_by_position", "steered", "lazy", "nested"])
+@pytest.mark.parametrize("name", ["plain", "mixed", "quantized", "masked", "masked_by_position", "steered", "lazy", "nested", "doubled"])
+@own_settings()
 def test_bytes_are_those_of_a_real_step(name: str):
     found = simulate(asked(name)).memory
     assert found is not None
@@ -163,6 +177,13 @@ def test_bytes_are_those_of_a_real_step(name: str):
     optimizer.step()
     state = bytes_of(tensor for held in optimizer.state.values() for tensor in held.values())
     assert (found.parameters, found.gradients, found.optimizer_state) == (bytes_of(parameters), gradients, state)
+
+
+def test_a_default_dtype_of_the_factory_s_own_is_that_of_its_training():
+    # A table of 64 x 64 doubles and its cosine.
+    events = stream(asked("doubled"))
+    assert events.count(64 * 64 * 8) == events.count(-64 * 64 * 8) == 2 * 2
+    assert torch.get_default_dtype() == torch.float32
 
 
 def stream(scenario: Scenario) -> list[int]:

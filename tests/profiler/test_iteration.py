@@ -1,7 +1,7 @@
 """A training step as people write it, judged by what torch.profiler saw when the same step ran for real on the CPU."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -182,3 +182,13 @@ def test_lbfgs_says_in_its_signature_that_it_needs_a_closure() -> None:
 @pytest.mark.parametrize("kind", [Step, Asking, Either, Replacing])
 def test_a_step_that_runs_without_a_closure_needs_none(kind: type[Step]) -> None:
     assert not needs_closure(kind())
+
+
+def test_fp16_weights_are_refused_where_a_scaler_would():
+    model = Network(checkpointing=False)
+    model.layers[0].requires_grad_(False).half()
+    # Frozen ones have no gradients to scale.
+    iterate(Scenario(model="tiny", amp="fp16"), model, {"x": torch.randn(2, 64)}, lambda _: nullcontext(), "cpu")
+    model.layers[1].half()
+    with pytest.raises(ValueError, match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; say"):
+        iterate(Scenario(model="tiny", amp="fp16"), model, {}, lambda _: nullcontext(), "cpu")

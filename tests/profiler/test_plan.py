@@ -98,11 +98,17 @@ def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else
     assert [plan(each)[0].alloc_conf for each in (asked, replace(asked, alloc_conf=""))] == ["expandable_segments:True", ""]
 
 
+def of_width(width: int):
+    return torch.nn.Linear(width, 1), {"input": torch.zeros(1, width)}
+
+
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
         ({"models": ["gpt3"]}, "no model named 'gpt3'; did you mean gpt2"),
         ({"models": ["no_such_module:net"]}, "model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'"),
+        ({"models": [f"{__name__}:of_width"]}, "test_plan:of_width' must be given 'width'; say --model-config width=VALUE"),
+        ({"models": [f"{__name__}:of_width"], "config": {"width": 3}, "sequence_length": 8}, "takes no sequence_length, got 8"),
         ({"optimizers": ["adamv"]}, "no optimizer is named 'adamv'; did you mean adam"),
         ({"optimizers": ["sm3:momentun=0.9"]}, "no option of sm3 is named 'momentun'; did you mean momentum"),
         ({"optimizers": ["sm3:momentum=2"]}, "momentum.*2"),

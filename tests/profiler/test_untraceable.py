@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from profiler.simulating.simulation import simulate
 from profiler.tracing.kernels import cuda_kernels
@@ -109,6 +110,58 @@ def test_an_operation_of_a_library_is_told_with_the_user_s_line_that_led_to_it(t
         traced(lambda x, _: routing_library.route(x))
 
 
+def test_random_numbers_of_a_generator_of_the_device_are_followed():
+    def draw(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        generator = torch.Generator(device=x.device).manual_seed(3)
+        assert isinstance(generator, torch.Generator)
+        assert isinstance(torch.default_generator, torch.Generator)
+        assert not isinstance(x, torch.Generator)
+        return x + torch.randn(x.shape, generator=generator, device=x.device)
+
+    recorder, _ = traced(draw)
+    # The input times 1, the random numbers and the sum.
+    assert recorder.allocations.nbytes[-3:] == [8 * 16 * 4] * 3
+    assert torch.Generator is type(torch.default_generator)
+
+
+class WithoutRanks(DistributedDataParallel):
+    """As DistributedDataParallel, made without the ranks that it asks for."""
+
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (WithoutRanks, "is in DistributedDataParallel"),
+        (torch.jit.script, "is compiled by torch.jit"),
+        (lambda module: torch.jit.trace(module, torch.zeros(2, 4)), "is compiled by torch.jit"),
+    ],
+)
+@pytest.mark.parametrize("workload", ["train", "state"])
+def test_a_module_whose_memory_is_not_its_operations_is_refused(
+    wrap: Callable[[nn.Module], nn.Module], words: str, workload: Any, monkeypatch: pytest.MonkeyPatch
+):
+    module = ModuleType("wrapped_model")
+    module.build = lambda: (wrap(nn.Linear(4, 4, device="cpu")), {"input": torch.zeros(4, 4)})  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "wrapped_model", module)
+    with pytest.raises(UntraceableError, match=rf"^the model {words}.*; (return|leave) .*--device cpu"):
+        simulate(Scenario(model="wrapped_model:build", workload=workload))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_batch_of_strided_layout_is_refused(monkeypatch: pytest.MonkeyPatch):
+    module = ModuleType("nested_model")
+    batch = torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(3, 4)])
+    module.build = lambda: (nn.Linear(4, 4), {"input": batch})  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "nested_model", module)
+    with pytest.raises(UntraceableError, match=r"^a tensor of the batch is a nested tensor of strided layout; use layout"):
+        simulate(Scenario(model="nested_model:build"))
+
+
 def test_an_error_of_the_user_s_own_is_not_taken_for_a_missing_value():
     def run(_: torch.Tensor, __: torch.Tensor) -> None:
         raise NotImplementedError("override me")
@@ -165,6 +218,14 @@ def test_printing_formatting_and_logging_a_tensor_just_works(caplog: pytest.LogC
     assert "device='meta'" in capsys.readouterr().out
     with pytest.raises(TypeError, match="unsupported format string"):
         format(torch.empty((), device="meta"), ".3f")
+
+
+def test_a_loss_that_checks_its_arguments_is_followed():
+    _, loss = traced(lambda x, _: functional.gaussian_nll_loss(x, x, x.exp()))
+    assert isinstance(loss, torch.Tensor)
+    # Code of the user's that such a function calls is no check.
+    with pytest.raises(UntraceableError, match="reads a tensor's value back"):
+        traced(lambda x, _: functional.triplet_margin_with_distance_loss(x, x, x, distance_function=lambda a, b: (a - b) * bool(a.any())))
 
 
 def test_distributions_that_check_their_arguments_are_followed():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from profiler.record import Watched
 from reports.arithmetic.curves import curves
 from reports.arithmetic.entries import entries, failures, setting_names
 from reports.arithmetic.findings import Findings, pictured
-from reports.arithmetic.labels import USUAL_MOMENTUM, labels
+from reports.arithmetic.labels import USUAL_MOMENTUM, dtype_name, labels
 from reports.arithmetic.peaks import peaks
 from reports.arithmetic.savings import savings, without_baseline
 from reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
@@ -159,6 +160,23 @@ def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(
     low = replace(simulated("adamw", **loop), memory=replace(simulated("adamw").memory, peak_allocated=16 * 2**30))
     text = verdict(Findings.of([simulated("adamw"), low, simulated("sm3", **loop)]))
     assert "falls from 16.000 to 0.0000112 GiB" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "told"),
+    [
+        (None, {"float32": 4, "bfloat16": 2}, "fp32+bf16"),
+        (None, {"complex64": 8, "int8": 1, "float16": 2}, "fp16+complex64+int8"),
+        # What has no counterpart in the dtype that was asked for stays as it is.
+        ("bf16", {"bfloat16": 2, "complex64": 8}, "bf16+complex64"),
+        ("bf16", {"bfloat16": 2}, "bf16"),
+        ("bf16", {}, "bf16"),
+        (None, {}, "own"),
+    ],
+)
+def test_a_model_s_dtypes_are_those_that_a_record_counted(simulated, asked: Any, held: dict[str, int], told: str):
+    record = simulated("adamw", model="mine:build", dtype=asked)
+    assert dtype_name(record.scenario, replace(record.memory, parameters_by_dtype=held)) == told
 
 
 def test_only_what_shares_model_and_dtype_is_compared(simulated):

@@ -55,3 +55,12 @@ def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_th
     assert "\u00b13.0 %" in adamw
     assert "64.0 tokens/s" in adamw
     assert "adamw on tiny (CPU, loop): others were there" in stream.getvalue()
+
+
+def test_a_failure_of_both_workloads_is_told_once(simulated):
+    told = {"memory": None, "outcome": "failed", "error": "KeyError: 'lr' (mine.py, line 12)"}
+    stream = io.StringIO()
+    records = [simulated("adamw"), *(simulated("sm3", workload=workload, **told) for workload in ("train", "state"))]
+    terminal.render([*records, simulated("sm3", **told | {"error": "another"})], Console(file=stream, width=200))
+    assert stream.getvalue().count("(mine.py, line 12)") == 1
+    assert stream.getvalue().count("another") == 1

@@ -2,15 +2,21 @@
 
 import dataclasses
 import functools
+import random
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from scenarios import Scenario, factories
-from scenarios.batches import map_tensors, tensors_in
+from scenarios.batches import by_name, map_tensors, tensors_in
+from scenarios.settings import TorchSettings, own_settings
 from scenarios.workpiece import build
 
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -99,6 +105,14 @@ def mixed():
     return Mixed(), {"x": torch.zeros(2, 512)}
 
 
+def assigned():
+    # A weight without data is given some, and a small one that has data a part of one without.
+    made = Net()
+    made.first.weight.data = torch.from_numpy(np.ones((256, 64), dtype=np.float32))
+    made.second.bias.data = made.first.weight.data[0]
+    return made, {"x": torch.zeros(2, 64)}
+
+
 def made_by_hand():
     weight = nn.Parameter(torch.randn(64, 300))
     net = nn.Module()
@@ -147,6 +161,66 @@ def needs(width: int):
     return Net(width)
 
 
+class OfOne(nn.Module):
+    """Takes all of its batch as one argument."""
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return torch.cat(list(batch)).sum()
+
+
+class OfAny(nn.Module):
+    """Takes its batch without naming anything."""
+
+    def forward(self, *batch: Any) -> torch.Tensor:
+        return torch.cat(list(batch)).sum()
+
+
+PACKED = nn.utils.rnn.pack_sequence([torch.zeros(3, 4), torch.zeros(2, 4)])
+TWO = (torch.zeros(2, 64), torch.zeros(2, 64))
+
+
+@pytest.mark.parametrize(
+    ("module", "batch", "names"),
+    [
+        (Net, TWO, ["x", "y"]),
+        (Net, TWO[0], ["x"]),
+        (Net, Pair(TWO[0], 7), ["x"]),
+        (Net, PACKED, ["x"]),
+        (OfOne, TWO, ["batch"]),
+        (OfOne, list(TWO), ["batch"]),
+        (OfOne, Pair(TWO[0], 7), ["batch"]),
+    ],
+)
+def test_a_batch_without_names_is_the_arguments_in_order(module: type[nn.Module], batch: Any, names: list[str]):
+    found = by_name(module(), batch)
+    assert list(found) == names
+    assert (list(found.values()) == list(batch)) if len(names) == 2 else (found[names[0]] is batch)
+
+
+def of_loader():
+    return Net(), DataLoader(TensorDataset(*TWO))
+
+
+def of_generator():
+    return Net(), (TWO for _ in range(3))
+
+
+def of_unnamed():
+    return OfAny(), TWO
+
+
+def of_too_many():
+    return Net(), (*TWO, TWO[0])
+
+
+class Models:
+    """A class of factories."""
+
+    def build(self):
+        return Net()
+
+
+@own_settings()
 def made(name: str, device: str = "meta", **asked: Any):
     return build(Scenario(model=f"{__name__}:{name}", **asked), device)
 
@@ -157,7 +231,7 @@ def shapes(module: nn.Module) -> list[tuple[Any, ...]]:
     return [(name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, type(tensor)) for name, tensor in tensors]
 
 
-FACTORIES = ("reads_little", "reads_much", "mixed", "made_by_hand", "lazy", "loaded", "alone", "by_default_dtype", "sized")
+FACTORIES = ("reads_little", "reads_much", "mixed", "made_by_hand", "lazy", "loaded", "alone", "by_default_dtype", "sized", "assigned")
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -193,9 +267,40 @@ def test_what_is_small_and_whole_keeps_its_values():
     assert torch.equal(module.places, torch.arange(64))
 
 
-def test_a_default_dtype_of_the_factory_s_own_ends_with_it():
-    assert {parameter.dtype for parameter in made("by_default_dtype").model.parameters()} == {BF16}
+def changes_settings():
+    torch.set_default_dtype(BF16)
+    torch.set_default_device("cpu")
+    torch.set_grad_enabled(False)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cudnn.enabled = False
+    return Net()
+
+
+def test_settings_of_the_factory_s_own_hold_until_its_training_ends():
+    asked = Scenario(model=f"{__name__}:changes_settings", workload="state")
+    before = TorchSettings.now()
+    with own_settings():
+        work = build(asked, "cpu")
+        assert {parameter.dtype for parameter in work.model.parameters()} == {BF16}
+        assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (BF16, False)
+    assert TorchSettings.now() == before
     assert torch.get_default_dtype() == FP32
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cudnn.enabled
+    assert torch.zeros(1, device="meta").device.type == "meta"
+
+
+def draws():
+    return Net(), {"x": torch.full((2, 64), random.random()), "y": float(np.random.rand())}
+
+
+def test_all_that_a_factory_draws_follows_the_seed():
+    first, again, other = (made("draws", seed=seed).batch for seed in (1, 1, 2))
+    assert torch.equal(first["x"], again["x"])
+    assert first["y"] == again["y"]
+    assert not torch.equal(first["x"], other["x"])
+    assert first["y"] != other["y"]
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
@@ -270,6 +375,11 @@ def test_positions_become_the_names_of_forward():
         ("on_cuda", r"asks for CUDA \(.*test_factories.py, line \d+\); this machine has no CUDA; leave the device out"),
         ("of_three", "must return a torch.nn.Module, or one and its batch, got tuple"),
         ("needs", "must be given 'width'; say --model-config width=VALUE"),
+        ("of_loader", r"of_loader' must be one batch, got DataLoader; return next\(iter"),
+        ("of_generator", "of_generator' must be one batch, got generator"),
+        ("of_unnamed", "as many values as forward of OfAny takes by name, got 2; it names none"),
+        ("of_too_many", "as many values as forward of Net takes by name, got 3; it takes x, y"),
+        ("Models.build", "Models.build' is a method; name a function, a class or a static method"),
         ("model", "must be a function that returns a model, got Net"),
     ],
 )
@@ -278,6 +388,39 @@ def test_a_factory_that_cannot_be_called_is_told_why(name: str, told: str):
         pytest.skip("there is CUDA")
     with pytest.raises(ValueError, match=told):
         made(name, workload="state")
+
+
+def test_a_file_of_a_package_finds_its_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    inner = tmp_path / "outer_of_mine" / "inner"
+    inner.mkdir(parents=True)
+    (inner.parent / "__init__.py").write_text("")
+    (inner.parent / "width.py").write_text("WIDTH = 9")
+    (inner / "__init__.py").write_text("")
+    text = "import torch\nfrom ..width import WIDTH\nimport beside_of_mine\ndef build(): return torch.nn.Linear(WIDTH, 1)\n"
+    (inner / "json.py").write_text(text)
+    (inner / "beside_of_mine.py").write_text("")
+    monkeypatch.setattr("sys.path", [*sys.path, str(inner)])
+    module = build(Scenario(model=f"{inner}/json.py:build", workload="state"), "meta").model
+    assert sum(parameter.numel() for parameter in module.parameters()) == 10
+
+
+@pytest.mark.parametrize("text", ["import no_such_module", "raise ValueError('none')", "open('no_such_file')", "torch.nothing"])
+def test_what_the_module_of_a_factory_raises_keeps_its_line(tmp_path: Path, text: str):
+    file = tmp_path / "raising_of_mine.py"
+    file.write_text(f"import torch\n{text}\n")
+    with pytest.raises(Exception, match=r"^(?!model)") as raised:
+        factories.load(f"{file}:build")
+    frames = traceback.extract_tb(raised.value.__traceback__)
+    assert [frame.lineno for frame in frames if frame.filename == str(file)] == [2]
+
+
+def test_a_factory_does_not_see_the_command_line_of_optprof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    file = tmp_path / "parsing_of_mine.py"
+    parse = "argparse.ArgumentParser().parse_args()"
+    file.write_text(f"import argparse, torch\n{parse}\ndef build():\n    {parse}\n    return torch.nn.Linear(9, 1)\n")
+    monkeypatch.setattr("sys.argv", ["optprof", "profile", "--device", "sim"])
+    assert build(Scenario(model=f"{file}:build", workload="state"), "meta").model
+    assert sys.argv[1:] == ["profile", "--device", "sim"]
 
 
 def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

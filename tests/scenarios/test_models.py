@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from scenarios import Scenario, models
 from scenarios.batches import map_tensors
-from scenarios.workpiece import build
+from scenarios.workpiece import Workpiece, build
 
 PUBLISHED = {
     "gpt2": 124_439_808,
@@ -207,3 +209,33 @@ def test_a_factory_is_given_the_configuration_and_refuses_what_it_does_not_take(
 def test_a_module_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'"):
         build(Scenario(model="no_such_module:net"), "meta")
+
+
+class Returning(torch.nn.Module):
+    """Returns what it is given, next to a weight that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, result: Any) -> Any:
+        return result
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [
+        (torch.ones(4), r"Returning must return a scalar loss, .*, got Tensor of shape \(4,\)"),
+        ({"loss": torch.ones(4)}, r"got Tensor of shape \(4,\)"),
+        ({"logits": torch.ones(4)}, "got dict"),
+        (SimpleNamespace(loss=None), "got SimpleNamespace without a loss; give the batch its labels"),
+        (3.0, "got float"),
+        (torch.ones(4).mean(), "the loss of Returning follows from no trained parameter"),
+    ],
+)
+def test_an_output_without_a_loss_to_train_on_is_told(output: Any, told: str):
+    model = Returning()
+    with pytest.raises((TypeError, ValueError), match=told):
+        Workpiece(model=model, batch={}).loss({"result": output})
+    loss = model.weight.mean()
+    assert Workpiece(model=model, batch={}).loss({"result": {"loss": loss}}) is loss
