@@ -131,7 +131,8 @@ def default_implementation(spec: str, device: str) -> Implementation:
     and the loop on a CPU; for Adafactor the loop on both.
     """
     choice = _choose(spec, {})
-    made = create(spec, [torch.nn.Parameter(torch.empty(1, 1, device="meta"))])
+    # With a value, which a constructor may read.
+    made = create(spec, [torch.nn.Parameter(torch.ones(1, 1))])
     options = {**defaults(choice.known), **choice.options, **made.defaults}
     for way in ("compiled", "fused"):
         if options.get(way):

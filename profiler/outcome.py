@@ -29,7 +29,7 @@ def one_line(error: BaseException) -> str:
     A ValueError or OSError that our code has raised says what it must by itself.
     """
     lines = str(error.msg if isinstance(error, SyntaxError) else error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0] if lines else ''}"
+    text = ": ".join([type(error).__name__, *lines[:1]])
     place = None if is_ours(error) else user_line(error)
     return f"{text} ({place})" if place else text
 

@@ -148,7 +148,7 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
         name, _ = optimizers.parse(spec)
         implementation = cast(Implementation, comparison.implementation or _default_implementation(spec, device))
         # An optimizer that refuses its options says so now, before anything has run.
-        optimizers.create(spec, [torch.nn.Parameter(torch.empty(1, 1, device="meta"))], implementation=implementation)
+        optimizers.create(spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation)
         require_implementation(spec, implementation, cast(Device, device))
         yield Scenario(
             model=model,

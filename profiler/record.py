@@ -213,6 +213,11 @@ class Record:
     log: str | None = None
     environment: Mapping[str, Any]
 
+    @property
+    def is_of_own_loop(self) -> bool:
+        """Return whether somebody's own training loop was watched, which asks for no steps and no seed."""
+        return self.origin == "measured" and self.environment.get("seed", 0) is None
+
     def to_dict(self) -> dict[str, Any]:
         """The record as JSON-ready data, `schema` first."""
         return {"schema": SCHEMA, **asdict(self)}

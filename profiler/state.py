@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .reachable import plain_tensors, tensors_in, tensors_of_optimizer
+from .reachable import gradients_of, plain_tensors, tensors_of_optimizer
 
 Tensors = Iterable[torch.Tensor | None]
 
@@ -47,7 +47,8 @@ def state_tensors(optimizer: torch.optim.Optimizer, model: Tensors | None = None
 
     It may be in the optimizer's state, groups or attributes, in an optimizer inside, or hang on a
     parameter. Parameters, gradients and whatever shares their memory are not state. `model` has the
-    model's tensors, frozen ones and buffers too; without it they are the parameters in the groups.
+    model's tensors, frozen ones and buffers too; without it they are the parameters in the groups, and
+    modules that the optimizer keeps are left out.
     A tensor made of others (DTensor, torchao's low-bit states) counts as those.
     """
     for _, key, tensor in owned_state_tensors(optimizer, model):
@@ -60,7 +61,7 @@ def owned_state_tensors(optimizer: torch.optim.Optimizer, model: Tensors | None 
     excluded = set(_sizes(_with_gradients(trained if model is None else model)))
     # Where an optimizer's own copies are trained, their gradients are gradients too.
     excluded |= set(_sizes(param.grad for param in trained))
-    for owner, key, tensor in tensors_of_optimizer(optimizer):
+    for owner, key, tensor in tensors_of_optimizer(optimizer, in_modules=model is not None):
         if _key(tensor) not in excluded:
             yield owner, key, tensor
 
@@ -84,12 +85,11 @@ def storages_of_state(optimizer: torch.optim.Optimizer, model: Tensors | None = 
 
 
 def _with_gradients(tensors: Tensors) -> Iterator[torch.Tensor | None]:
-    """Yield each tensor and its gradients, also those that Megatron and Opacus hang beside `.grad`."""
+    """Yield each tensor and its gradients."""
     for tensor in tensors:
         yield tensor
         if tensor is not None:
-            yield tensor.grad
-            yield from tensors_in({name: value for name, value in vars(tensor).items() if "grad" in name})
+            yield from gradients_of(tensor)
 
 
 def _sizes(tensors: Tensors) -> dict[int, tuple[torch.dtype, int]]:

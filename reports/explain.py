@@ -31,12 +31,13 @@ METRICS: Mapping[str, Metric] = {
         title="state",
         kind="bytes",
         field="memory.optimizer_state",
-        meaning="Bytes of every tensor that the optimizer keeps when the last step ends: in its state, its groups or its attributes, in "
-        "an optimizer inside of it, or hung on a parameter. Storage that two tensors share counts once.",
+        meaning="Bytes of every tensor and NumPy array that the optimizer keeps when the last step ends: in its state, its groups or "
+        "its attributes, in an optimizer or a module inside of it, or hung on a parameter. Storage that two tensors share counts once.",
         obtained="Counted on the tensors that the optimizer's own step made, on PyTorch's meta device when simulated, on the device itself "
         "when measured. Exact to the byte, and the same on every machine.",
-        leaves_out="Parameters, gradients and views of them, modules that the optimizer knows, what the allocator rounds up "
-        "(state-allocated), temporaries of the step, and what is kept where the optimizer does not reach.",
+        leaves_out="Parameters, gradients and views of them, the model, what the allocator rounds up (state-allocated), temporaries of "
+        "the step, and what is kept where the optimizer does not reach, as in a global table. A watched loop whose model is only a name "
+        "leaves out modules inside of the optimizer, too.",
     ),
     "state-allocated": Metric(
         title="state as allocated",

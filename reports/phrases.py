@@ -40,18 +40,21 @@ def missing_text(findings: Findings) -> str:
     """Why some settings have no baseline to compare with; empty where all have one."""
     reasons: dict[str, list[str]] = {}
     for setting in without_baseline(findings.entries):
-        tried = [record for record in findings.records if Setting.of(record.scenario) == setting and record.scenario.optimizer == BASELINE]
-        # A failure says more than a success without bytes.
-        record = next(iter([*failures(tried), *tried]), None)
-        reason = f"{BASELINE} {OUTCOMES[record.outcome]}" if record else ""
-        reasons.setdefault(reason, []).append(findings.names[setting])
-    return " ".join(_missing(reason, listed(names)) for reason, names in reasons.items())
+        alike = [record for record in findings.records if Setting.of(record.scenario) == setting]
+        reasons.setdefault(_missing(alike), []).append(findings.names[setting])
+    return " ".join(reason.format(listed(names)) for reason, names in reasons.items())
 
 
-def _missing(reason: str, names: str) -> str:
-    if reason:
-        return f"{reason} on {names}, so that there is nothing to compare with."
-    return f"No {BASELINE} to compare with on {names}: add {BASELINE} to --optimizers."
+def _missing(records: Sequence[Record]) -> str:
+    """Why records of one setting have no baseline; a pair of braces stands for the setting's name."""
+    tried = [record for record in records if record.scenario.optimizer == BASELINE]
+    # A failure says more than a success without bytes.
+    if record := next(iter([*failures(tried), *tried]), None):
+        return f"{BASELINE} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare with."
+    advice = (
+        f"watch the loop with {BASELINE}, too" if any(record.is_of_own_loop for record in records) else f"add {BASELINE} to --optimizers"
+    )
+    return f"No {BASELINE} to compare with on {{}}: {advice}."
 
 
 def unlike_text(rows: Sequence[Saving]) -> str:

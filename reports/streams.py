@@ -22,12 +22,26 @@ class _Pipe(io.FileIO):
 
 
 def survive_closed_pipes() -> None:
-    """Let stdout and stderr outlive their readers, as those of `optprof list gpus | head -1` leave."""
-    for name in ("stdout", "stderr"):
+    """Let stdout and stderr outlive their readers, as those of `optprof list gpus | head -1` leave.
+
+    What goes to a stream that the shell has closed, as `>&-` does, is lost. Its descriptor is taken, or
+    it would become that of the next file that is opened.
+    """
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            _open_on_nothing(number)
+            setattr(sys, name, _text(number, "utf-8"))
         stream = getattr(sys, name)
         # Without a descriptor there is nothing to write to, and what stands in for it is somebody else's.
         if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, _text(stream.fileno(), stream.encoding, stream.errors, line_buffering=stream.line_buffering))
+
+
+def _open_on_nothing(number: int) -> None:
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    if nothing != number:
+        os.dup2(nothing, number)
+        os.close(nothing)
 
 
 def _text(descriptor: int, encoding: str, errors: str | None = None, *, line_buffering: bool = False) -> io.TextIOWrapper:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -415,6 +416,23 @@ print("behind")
     done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_command_ends_well_where_the_shell_has_closed_a_stream(tmp_path: Path, closed: str):
+    code = """
+from reports.streams import results_on_stdout, survive_closed_pipes
+survive_closed_pipes()
+with open("file.txt", "w") as file:
+    with results_on_stdout() as stdout:
+        print("result", file=stdout)
+    print("behind")
+    file.write("alone")
+"""
+    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "file.txt").read_text() == "alone"
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path):

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import Any, cast
 
@@ -37,9 +37,19 @@ def model_name(model: nn.Module | str | None) -> str:
     return model if model and ":" in model else f"own:{model or 'model'}"
 
 
-def model_config(model: nn.Module | str | None, parameters: Sequence[nn.Parameter]) -> dict[str, Any]:
-    """Return what tells models of one name apart: size, mixed dtypes, wrappers, ranks."""
+def model_config(
+    model: nn.Module | str | None,
+    parameters: Sequence[nn.Parameter],
+    stepped: Iterable[nn.Parameter],
+) -> dict[str, Any]:
+    """Return what tells models of one name apart: size, the part trained, dtypes, wrappers, ranks."""
     config: dict[str, Any] = {"parameters": elements(parameters)}
+    trained = elements(parameter for parameter in stepped if parameter.requires_grad)
+    if trained != config["parameters"]:
+        config["trained"] = trained
+    if frozen := elements(parameter for parameter in parameters if not parameter.requires_grad):
+        # What is neither trained nor frozen has gradients that nobody steps on.
+        config["frozen"] = frozen
     if parameters_dtype(parameters) is None:
         config["dtypes"] = _dtypes(parameters)
     if isinstance(model, nn.Module):

@@ -92,6 +92,10 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
             "optimizer": optimizers.name_of(inside),
         }
     by_group = _options_by_group(optimizer)
+    if ":" in optimizers.name_of(optimizer):
+        kept = _kept_arguments(optimizer).items()
+        values = {name: value for name, value in kept if isinstance(value, bool | int | float | str)}
+        by_group |= {name: [values[name]] * len(optimizer.param_groups) for name in values if name not in by_group}
     # A group without parameters runs in no way.
     by_group["implementation"] = [_way(optimizer, group) for group in optimizer.param_groups if group["params"]]
     differing = {name for name, values in by_group.items() if any(value != values[0] for value in values)}
@@ -178,7 +182,7 @@ def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
     """The arguments of its constructor that are attributes of it, or entries of its groups."""
     found: dict[str, Any] = {}
     for name in sorted(_arguments(optimizer) - _OTHERS - {*_INSIDE, "defaults"}):
-        value = getattr(optimizer, name, optimizer.param_groups[0].get(name))
+        value = getattr(optimizer, name, getattr(optimizer, f"_{name}", optimizer.param_groups[0].get(name)))
         if value is not None:
             # A target that schedulers drive, or a member of an enumeration.
             found[name] = _plain(getattr(value, "value", value))

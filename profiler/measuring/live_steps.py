@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class LiveSteps:
         self.taken = 0
         # Steps that no hook has seen run.
         self.is_hidden = False
+        # The loop hands the step to torch.compile, of which the optimizer's groups know nothing.
+        self.is_compiled = False
         self.gradients: int | None = 0
         self.left_allocated: int | None = None
         self._optimizer, self._parameters, self._moments = optimizer, parameters, moments
@@ -56,6 +58,8 @@ class LiveSteps:
         # Of each step the moments at which it began, its closures began and ended, and it ended.
         self._samples: list[Sequence[Any]] = []
         self._current: list[Any] = []
+        # A step of super() has run inside of the current one.
+        self._has_inner = False
         self._rise = 0
 
     def begin(self) -> None:
@@ -70,6 +74,8 @@ class LiveSteps:
     def end(self) -> None:
         """Leave the optimizer as it was."""
         for hook in self._hooks:
+            if hook.id not in (hook.hooks_dict_ref() or ()):
+                self._border.note("the loop removed the hooks that watch steps: those that followed are not in the record")
             hook.remove()
 
     def seconds(self) -> dict[str, list[float]]:
@@ -83,9 +89,11 @@ class LiveSteps:
         }
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling() and _is_in_one_graph():
-            self.is_hidden = True
-            return None
+        if torch.compiler.is_compiling():
+            self.is_compiled = True
+            if _is_in_one_graph():
+                self.is_hidden = True
+                return None
         return self._open(args, kwargs)
 
     def _after_step(self, *_: Any) -> None:
@@ -96,31 +104,44 @@ class LiveSteps:
     def _open_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Begin a step; returns its arguments where one of them is a closure."""
         with self._border.within("watch a step"):
-            if self._is_inner():
+            if self._current and self._is_inner():
+                self._has_inner = True
                 return None
             if self._allocated is not None and torch.cuda.is_current_stream_capturing():
                 self.is_hidden, self._current = True, []
                 return None
-            self._current, self._rise = [], 0
+            self._current, self._rise, self._has_inner = [], 0, False
             self._count_gradients()
             self._resume()
-            if len(args) > 1 and callable(args[1]):
+            if self._is_closure(args[1:2]):
                 return (args[0], self._aside(args[1]), *args[2:]), kwargs
-            if callable(kwargs.get("closure")):
+            if self._is_closure([kwargs.get("closure")]):
                 return args, {**kwargs, "closure": self._aside(kwargs["closure"])}
         return None
+
+    def _is_closure(self, argument: Sequence[Any]) -> bool:
+        """Return whether a step is given a function, which can be replaced by another; notes what cannot."""
+        for given in argument:
+            if isinstance(given, FunctionType | MethodType | partial):
+                return True
+            if callable(given) and not isinstance(given, torch.nn.Module):
+                self._border.note(f"a step was given a {type(given).__name__}: what it called it for is in the step's time")
+        return False
 
     def _close_step(self) -> None:
         if not self._current:
             return
         ended = self._moment()
         with self._border.within("watch a step"):
-            if not self._is_inner():
+            if not (self._has_inner and self._is_inner()):
                 self._finish(ended)
 
     def _finish(self, ended: Any) -> None:
         self._current.append(ended)
         self._count_allocated(1)
+        if self.gradients == 0:
+            # The step has run the backward pass itself.
+            self._count_gradients()
         if len(self._samples) <= MOST_SAMPLES and None not in self._current:
             self._samples.append(self._current)
         if self.taken == 0 and self._allocated is not None:

@@ -29,7 +29,7 @@ class LiveTensors:
 
     What is to be trained is built inside of `watching` and told to `begin`: torch does not report the
     free of what it has not seen allocated. `warning` says why nothing is known of tensors, where a
-    profiler of the user's own is at work.
+    profiler of the user's own is at work, or what steps have left where nobody finds it.
     """
 
     def __init__(self) -> None:
@@ -57,6 +57,8 @@ class LiveTensors:
             self.warning = "a profiler inside of the training took over; memory of tensors was not watched"
             return
         self._history.play(events, zip(self._phases, ends, self._named, strict=True))
+        if unreached := self._history.unreached():
+            self.warning = f"steps have left {unreached:,} B where the optimizer does not reach; they are not in its state"
 
     def begin(self, model: torch.nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
         """Count from here on, and what there is of these already."""
@@ -89,7 +91,7 @@ class LiveTensors:
 
     def at_peak(self) -> dict[str, int]:
         """What the tensors are for at their highest point, which the bytes sum to."""
-        return {} if self.warning else self._history.at_peak()
+        return self._history.at_peak()
 
     def _lasting(self) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
         """Yield what training keeps, by category."""
@@ -146,7 +148,9 @@ class _History:
         return levels
 
     def at_peak(self) -> dict[str, int]:
-        """The bytes of each category where their sum is highest."""
+        """The bytes of each category where their sum is highest; none where nothing was played."""
+        if len(self._segments) == 1:
+            return {}
         held: Counter[str] = Counter()
         highest, total, best = -1, 0, {}
         for event in (event for _, events in self._segments for event in events):
@@ -157,6 +161,11 @@ class _History:
             if total > highest:
                 highest, best = total, dict(held)
         return {category: count for category, count in best.items() if count}
+
+    def unreached(self) -> int:
+        """The bytes that steps have left and nothing has a name for, as in a global table."""
+        made = {event for phase, events in self._segments if phase == "step" for event in events if event >= 0}
+        return sum(self._nbytes[number] for number in made & {*self._numbers.values()} if self._categories[number] == "temporary")
 
     def _take(self, event: _Event, category: str, first: int) -> None:
         _, address, nbytes = event

@@ -6,6 +6,7 @@ What the watcher cannot do is noted in the record; it never ends the training.
 """
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -13,6 +14,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch.optim.optimizer import Optimizer
 
 from ..environment import environment
@@ -22,7 +24,7 @@ from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED
 from .live_model import model_config
-from .live_optimizer import hooked_optimizer
+from .live_optimizer import hooked_optimizer, stepped_parameters
 from .live_steps import BETWEEN, STEP, LiveSteps
 from .live_subject import Model, Subject, subjects
 from .moments import moments_for
@@ -59,7 +61,7 @@ class Watch:
         sequence_length: int | None = None,
         keep: Callable[[Record], None] | None = None,
     ) -> None:
-        self._keep = keep
+        self._keep, self._is_used = keep, False
         self._subjects = subjects([optimizer, *others], model, batch_size, sequence_length)
         device = self._subjects[0].scenario.device
         on_cuda = AllocatorWatch() if device == "cuda" else None
@@ -79,6 +81,9 @@ class Watch:
         self._are_fresh = [subject.has_no_state() for subject in self._subjects]
 
     def __enter__(self) -> "Watch":
+        if self._is_used:
+            raise ValueError("a watch is of one block; make another for the next")
+        self._is_used = True
         for place, (subject, steps) in enumerate(zip(self._subjects, self._steps, strict=True)):
             with subject.border.within("watch the steps"):
                 if place == 0:
@@ -92,6 +97,8 @@ class Watch:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
+        # Closing a generator that trains ends the loop as it should.
+        error = None if isinstance(error, GeneratorExit) else error
         for steps in self._steps:
             steps.end()
         with self._subjects[0].border.within("watch the memory of each phase"):
@@ -133,7 +140,8 @@ class Watch:
         subject, steps, levels = self._subjects[place], self._steps[place], self._levels(place)
         border, config, seconds, blocks = subject.border, {}, {}, None
         with border.within("read the model"):
-            config = model_config(subject.model, subject.parameters()) | self._around(place)
+            stepped = stepped_parameters(subject.optimizer)
+            config = model_config(subject.model, subject.parameters(), stepped) | self._around(place)
         with border.within("read the times"):
             seconds = steps.seconds()
         if error is None and steps.left_allocated is not None:
@@ -143,8 +151,9 @@ class Watch:
         with border.within("count the bytes of parameters and state"):
             memory = _memory(subject, steps, levels, blocks)
         failure = one_line(error) if error else _failure(subject, steps)
+        scenario = replace(subject.scenario, config=config)
         return Record(
-            scenario=replace(subject.scenario, config=config),
+            scenario=replace(scenario, implementation="compiled") if steps.is_compiled else scenario,
             origin="measured",
             outcome=outcome_of(error) if error else "failed" if failure else "ok",
             error=failure,
@@ -164,7 +173,8 @@ class Watch:
         """What the loop steps beside this optimizer, and which of several alike it is."""
         others = [subject for number, subject in enumerate(self._subjects) if number != place]
         is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
-        beside = {"beside": [subject.fingerprint for subject in others]} if others else {}
+        counts = sorted(Counter(subject.fingerprint for subject in others).items())
+        beside = {"beside": [name if count == 1 else f"{count} of {name}" for name, count in counts]} if others else {}
         return beside | ({"place": place + 1} if is_alike else {})
 
 
@@ -172,12 +182,23 @@ def _failure(subject: Subject, steps: LiveSteps) -> str | None:
     """Why a loop that ended well is no measurement; notes what spoils one."""
     name = type(subject.optimizer).__name__
     if steps.is_hidden:
-        subject.border.note("steps in a CUDA graph or in one graph of torch.compile run no hooks: they are not timed")
+        subject.border.note("steps in a CUDA graph or in one graph of torch.compile run no hooks: neither they nor gradients are counted")
     elif not steps.taken:
-        return f"no step of {name} was taken in this block: a GradScaler may have skipped them all"
+        return f"{name}.step never ran in this block: a GradScaler may have skipped it, or the loop calls another method"
     elif steps.gradients == 0:
         subject.border.note(f"no parameter had a gradient when {name} stepped")
+    with subject.border.within("compare the parameters with the model's"):
+        if foreign := _foreign(subject):
+            subject.border.note(f"{foreign} of the parameters that {name} steps are not the model's: they count as its state")
     return None
+
+
+def _foreign(subject: Subject) -> int:
+    """The parameters that the optimizer steps outside of its model: copies, or those of before a swap."""
+    if not isinstance(subject.model, torch.nn.Module):
+        return 0
+    own = set(subject.model.parameters())
+    return sum(parameter not in own for parameter in stepped_parameters(subject.optimizer))
 
 
 def _memory(

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 from profiler.record import Record
 from scenarios import hardware
@@ -82,8 +82,9 @@ def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> li
     """The figures of a measured record that one of the simulated ones tells."""
     alike = [record for record in simulated if record.scenario.implementation == measured.scenario.implementation]
     placed = [record for record in alike if record.scenario.alloc_conf == measured.scenario.alloc_conf]
-    if own := gpu_of(measured):
-        placed = [record for record in placed if record.scenario.gpu in (None, own)]
+    if _device_name(measured):
+        # A card that the catalogue does not have is none of those that it has.
+        placed = [record for record in placed if record.scenario.gpu in (None, gpu_of(measured))]
     placed.sort(key=lambda record: record.scenario.gpu != measured.scenario.gpu)
     found = []
     for metric, field in BYTES.items():
@@ -107,11 +108,18 @@ def _times(label: str, measured: Record, simulated: Sequence[Record]) -> list[Ag
 
 def gpu_of(record: Record) -> str | None:
     """The catalogue's name of the GPU that the record was measured on, None where it has none or none is known."""
+    memory = _machine(record).get("gpu_memory_bytes")
+    return hardware.name_of_device(_device_name(record), memory if isinstance(memory, int) else None)
+
+
+def _device_name(record: Record) -> str:
+    """What the GPU calls itself; empty where none was at work or none is told."""
+    return str(_machine(record).get("gpu") or "") if record.scenario.device == "cuda" else ""
+
+
+def _machine(record: Record) -> Mapping[str, Any]:
     machine = record.environment.get("machine")
-    if record.scenario.device != "cuda" or not isinstance(machine, Mapping):
-        return None
-    memory = machine.get("gpu_memory_bytes")
-    return hardware.name_of_device(str(machine.get("gpu") or ""), memory if isinstance(memory, int) else None)
+    return machine if isinstance(machine, Mapping) else {}
 
 
 def _agreement(

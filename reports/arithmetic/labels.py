@@ -98,3 +98,11 @@ def _label(key: OptimizerKey, options: Mapping[OptimizerKey, Mapping[str, Any]])
 
 def _plain(value: Any) -> str:
     return f"({', '.join(map(str, value))})" if isinstance(value, list | tuple) else str(value)
+
+
+def columns(models: Iterable[tuple[int, str]]) -> dict[int, str]:
+    """Return the names of the models that have each number of parameters; one may have several."""
+    names: dict[int, dict[str, None]] = {}
+    for count, model in models:
+        names.setdefault(count, {})[model] = None
+    return {count: ", ".join(alike) for count, alike in names.items()}

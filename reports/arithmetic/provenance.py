@@ -35,7 +35,7 @@ def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[s
         ("versions", lambda record: _versions(record.environment.get("versions"))),
         ("git commit", lambda record: _plain(record.environment.get("git_commit"))),
         ("seed", lambda record: _plain(record.environment.get("seed", record.scenario.seed))),
-        ("steps", lambda record: f"{record.scenario.steps} on {DEVICES[record.scenario.device]}"),
+        ("steps", lambda record: "" if record.is_of_own_loop else f"{record.scenario.steps} on {DEVICES[record.scenario.device]}"),
     ]
     rows = [
         ("time (UTC)", _times(records)),

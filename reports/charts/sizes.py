@@ -8,7 +8,7 @@ from scenarios import hardware
 
 from ..arithmetic.curves import Point, Series
 from ..arithmetic.findings import Findings
-from ..arithmetic.labels import shortened
+from ..arithmetic.labels import columns, shortened
 from ..units import Sized, bytes_text, count_text, gib_text
 from .chart import Chart, Graph, count_ticks, giga_ticks, marker, text
 
@@ -21,17 +21,17 @@ def size_chart(findings: Findings, chart: Chart) -> Chart:
     series = [one for one in findings.curves if any(point.state_bytes for point in one.points)]
     points = [point for one in series for point in one.points if point.state_bytes]
     states = [point.state_bytes for point in points]
-    models = {point.model: point.parameters for point in points}
+    models = columns((point.parameters, point.model) for point in points)
     traces = [*_capacities(points), *(_trace(findings, one) for one in sorted(series, key=lambda one: one.lane))]
     graph = Graph(
         alt=chart.alt,
         traces=traces,
         layout={
-            "xaxis": {"type": "log", "title": {"text": "parameters of the model"}, **count_ticks(models.values())},
+            "xaxis": {"type": "log", "title": {"text": "parameters of the model"}, **count_ticks(models)},
             "yaxis": {"type": "log", "title": {"text": {"binary": "GiB of state", "decimal": "GB of state"}}, **giga_ticks(states)},
         },
         height=520,
-        columns=[(count, text(shortened(model, 24))) for model, count in models.items()],
+        columns=[(count, text(shortened(model, 24))) for count, model in models.items()],
         logarithmic=True,
     )
     return replace(chart, graphs=(graph,), labels={one.label: one.points[-1].origin for one in series})

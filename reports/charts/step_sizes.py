@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..arithmetic.findings import Findings
-from ..arithmetic.labels import shortened
+from ..arithmetic.labels import columns, shortened
 from ..arithmetic.time_curves import TimePoint, TimeSeries
 from ..tables.table import Cell, Table
 from ..units import NOTHING, count_text, range_text, seconds_text
@@ -45,12 +45,12 @@ def _graph(findings: Findings, clock: str, found: Sequence[TimeSeries]) -> Graph
         alt=f"Time of the step, {clock_name(clock)}, against parameters. " + "; ".join(map(_spoken, found)) + ".",
         traces=[_trace(findings, series) for series in found],
         layout={
-            "xaxis": {"type": "log", "title": {"text": "parameters of the model"}, **count_ticks(models.values())},
+            "xaxis": {"type": "log", "title": {"text": "parameters of the model"}, **count_ticks(models)},
             "yaxis": {"type": "log", "title": {"text": "time of the step"}, **second_ticks(seconds)},
         },
         height=460,
         heading=Heading(text=clock_name(clock)),
-        columns=[(count, text(shortened(model, 24))) for model, count in models.items()],
+        columns=[(count, text(shortened(model, 24))) for count, model in models.items()],
         logarithmic=True,
     )
 
@@ -78,8 +78,8 @@ def _trace(findings: Findings, series: TimeSeries) -> dict[str, Any]:
     }
 
 
-def _models(found: Sequence[TimeSeries]) -> dict[str, int]:
-    return {point.model: point.parameters for series in found for point in series.points}
+def _models(found: Sequence[TimeSeries]) -> dict[int, str]:
+    return columns((point.parameters, point.model) for series in found for point in series.points)
 
 
 def _spoken(series: TimeSeries) -> str:

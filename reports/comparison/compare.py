@@ -74,9 +74,9 @@ class Compared:
     superseded: int
 
     @property
-    def scenarios(self) -> list[Scenario]:
-        """All scenarios of both sides."""
-        return [record.scenario for record in (*(pair.after for pair in self.pairs), *self.only_before, *self.only_after)]
+    def records(self) -> list[Record]:
+        """A record of each scenario of both sides."""
+        return [*(pair.after for pair in self.pairs), *self.only_before, *self.only_after]
 
 
 def read_side(path: Path) -> list[Record]:

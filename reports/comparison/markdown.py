@@ -10,7 +10,7 @@ from .tables import Names, comparison_table, offence_table, one_side_table, rema
 
 def comparison_markdown(compared: Compared, stopped: Sequence[Offence], *, only_regressed: bool = False) -> str:
     """A comparison: what the gates stop first, then the figures, then the scenarios of one side."""
-    names = Names.of(compared.scenarios)
+    names = Names.of(compared.records)
     table = comparison_table(compared, names, only_regressed=only_regressed)
     stop = offence_table(stopped, names)
     parts = [f"**{escaped(summary(compared))}**", escaped(names.common)]

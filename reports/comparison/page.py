@@ -11,7 +11,7 @@ from .tables import Names, by_scenario, comparison_table, offence_table, one_sid
 
 def render_comparison_page(compared: Compared, stopped: Sequence[Offence], command: Sequence[str], *, only_regressed: bool = False) -> str:
     """The page as HTML text, every word of a record escaped; `command` are the words of the command line."""
-    names = Names.of(compared.scenarios)
+    names = Names.of(compared.records)
     before = [pair.before for pair in compared.pairs] + list(compared.only_before)
     after = [pair.after for pair in compared.pairs] + list(compared.only_after)
     return styled_page(

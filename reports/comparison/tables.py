@@ -33,10 +33,11 @@ class Names:
     common: str
 
     @classmethod
-    def of(cls, scenarios: Sequence[Scenario]) -> "Names":
-        """Names for these scenarios, a different one for each."""
+    def of(cls, records: Sequence[Record]) -> "Names":
+        """Names for the scenarios of these records, a different one for each."""
+        scenarios = [record.scenario for record in records]
         labels = scenario_labels(scenarios)
-        traits = {file_name(scenario): _traits(scenario) for scenario in scenarios}
+        traits = {file_name(record.scenario): _traits(record) for record in records}
         shared = [trait for trait in next(iter(traits.values()), ()) if all(trait in others for others in traits.values())]
         names = {}
         for scenario in scenarios:
@@ -200,15 +201,15 @@ def _many(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def _traits(scenario: Scenario) -> tuple[str, ...]:
-    """All that the scenario asks for beside model and optimizer, in words."""
+def _traits(record: Record) -> tuple[str, ...]:
+    """All that the record's scenario asks for beside model and optimizer, in words."""
+    scenario = record.scenario
     return (
         *Setting.of(scenario).traits,
         f"workload {scenario.workload}",
         DEVICES[scenario.device],
         scenario.implementation,
-        f"{scenario.steps} steps",
-        f"seed {scenario.seed}",
+        *(() if record.is_of_own_loop else (f"{scenario.steps} steps", f"seed {scenario.seed}")),
     )
 
 

@@ -18,7 +18,7 @@ STYLES = {"regressed": "bold red", "improved": "green"}
 def render_comparison(compared: Compared, stopped: Sequence[Offence], output: Console | TextIO, *, only_regressed: bool = False) -> None:
     """Print the comparison, then the rows that the gates stop."""
     console = output if isinstance(output, Console) else Console(file=output)
-    names = Names.of(compared.scenarios)
+    names = Names.of(compared.records)
     if names.common:
         console.print(Text(names.common, style="dim"))
         console.print()

@@ -41,7 +41,7 @@ class LogPlot:
         self,
         frame: Frame,
         *,
-        models: Mapping[str, int],
+        models: Mapping[int, str],
         heights: Sequence[float],
         labels: Sequence[Label],
         unit: str,
@@ -50,10 +50,10 @@ class LogPlot:
     ) -> None:
         self.frame = frame
         self._right = frame.width - 0.42 - max(_label_width(label, frame) for label in labels)
-        self._x = _limits(list(models.values()), 0.16)
+        self._x = _limits(list(models), 0.16)
         self._y = _limits(heights, 0.22)
-        names = [shortened(model, 24) for model in models]
-        self._tops = [self._across(count) for count in models.values()]
+        names = [shortened(model, 24) for model in models.values()]
+        self._tops = [self._across(count) for count in models]
         self._upright = crowded(self._tops, [text_width(name, frame.small) + 0.1 for name in names])
         top = 0.3 * frame.line + (max(text_width(name, frame.small) for name in names) + 0.22 if self._upright else 1.2 * frame.line)
         self.canvas = Canvas(frame, body=top + HEIGHT + 2.2 * frame.line, title=title, context=context, foot=ORIGINS)

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from ..arithmetic.curves import Series
 from ..arithmetic.findings import Findings
-from ..arithmetic.labels import shortened
+from ..arithmetic.labels import columns, shortened
 from ..phrases import nothing_text
 from ..style import Mark
 from ..tables.table import Table, bytes_cell, text_table
@@ -39,7 +39,7 @@ def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
 
 def _figure(findings: Findings, frame: Frame) -> Figure:
     series = [one for one in findings.curves if any(point.state_bytes for point in one.points)]
-    models = {point.model: point.parameters for one in series for point in one.points}
+    models = columns((point.parameters, point.model) for one in series for point in one.points)
     states = [gib(point.state_bytes) for one in series for point in one.points if point.state_bytes]
     labels = _labels(findings, series, 24 if frame.width > 5 else 15)
     plot = LogPlot(frame, models=models, heights=states, labels=labels, unit="GiB", title=TITLE, context=_context(findings))

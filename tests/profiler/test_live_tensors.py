@@ -57,6 +57,14 @@ class Early(torch.optim.SGD):
         self.masters = [p.detach().double() for group in self.param_groups for p in group["params"]]
 
 
+TABLE = {}
+
+class Hiding(torch.optim.SGD):
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            TABLE.setdefault(id(p), torch.zeros_like(p)).add_(p.grad)
+
 class Wasteful(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure=None):
@@ -95,6 +103,22 @@ def test_state_that_is_there_before_the_first_step_is_counted() -> None:
     assert found is not None
     assert found.tensors_at_peak["optimizer_state"] == 2 * WEIGHT
     assert found.memory["zero_grad"]["tensors"].end == 3 * WEIGHT + BUFFER + BATCH
+
+
+def test_state_where_the_optimizer_does_not_reach_is_told() -> None:
+    found = measured("live_models:Hiding")
+    assert found.watched is not None
+    assert found.memory is not None
+    assert found.memory.optimizer_state == 0
+    assert found.watched.warnings[0] == "steps have left 40,000 B where the optimizer does not reach; they are not in its state"
+    assert found.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sm3", "lamb16", "torch.optim:LBFGS", "live_models:Compiled"])
+def test_steps_that_keep_all_in_their_state_leave_nothing_else(optimizer: str) -> None:
+    found = measured(optimizer).watched
+    assert found is not None
+    assert not any("does not reach" in warning for warning in found.warnings)
 
 
 def test_what_a_kernel_takes_for_itself_is_counted() -> None:

@@ -32,6 +32,20 @@ def test_one_model_is_simulated_and_measured_and_its_family_gives_the_curve():
     assert {s.implementation for s in scenarios if s.device == "cpu"} == {"loop"}
 
 
+def test_a_constructor_that_reads_its_parameters_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    code = """
+import torch
+class Remembering(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, lr=lr)
+        self.first = [param.detach().numpy().copy() for group in self.param_groups for param in group["params"]]
+"""
+    (tmp_path / "remembering.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    (scenario,) = plan(Comparison(models=["tiny"], optimizers=["remembering:Remembering"], device="cpu"))
+    assert (scenario.implementation, scenario.options) == ("loop", {"lr": 0.1})
+
+
 def test_several_models_are_their_own_curve():
     scenarios = plan(Comparison(models=["gpt2", "vit-s16"], optimizers=["sgd"], device="sim"))
     assert summary(scenarios) == [("sim", work, model, "sgd") for work in ("train", "state") for model in ("gpt2", "vit-s16")]

@@ -2,13 +2,15 @@
 
 import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from importlib.util import find_spec
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 from weakref import WeakValueDictionary
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
@@ -180,6 +182,48 @@ def in_a_closure(optimizer: Plain) -> None:
     optimizer.kept = lambda: masters
 
 
+def in_the_defaults_of_a_function(optimizer: Plain) -> None:
+    weight, bias = masters_of(optimizer)
+
+    def keep(weight: Tensor = weight, *, bias: Tensor = bias) -> None:
+        del weight, bias
+
+    optimizer.kept = keep
+
+
+def in_a_cache(optimizer: Plain) -> None:
+    optimizer.kept = lru_cache(lambda: masters_of(optimizer))
+    optimizer.kept()
+
+
+def in_iterators(optimizer: Plain) -> None:
+    masters = masters_of(optimizer)
+    optimizer.kept = cycle(masters[:1]), iter(masters[1:])
+
+
+def in_a_generator(optimizer: Plain) -> None:
+    def step_by_step() -> Iterator[int]:
+        masters = masters_of(optimizer)
+        yield len(masters)
+
+    optimizer.kept = step_by_step()
+    next(optimizer.kept)
+
+
+def in_the_keys_of_a_dict(optimizer: Plain) -> None:
+    optimizer.kept = dict.fromkeys(enumerate(masters_of(optimizer)))
+
+
+def in_numpy_arrays(optimizer: Plain) -> None:
+    # A view keeps the array alive that it looks at.
+    optimizer.kept = [master.numpy().copy()[:1] for master in masters_of(optimizer)]
+
+
+def in_an_array_of_tensors(optimizer: Plain) -> None:
+    optimizer.kept = numpy.empty(2, object)
+    optimizer.kept[:] = masters_of(optimizer)
+
+
 def in_the_object_of_a_method(optimizer: Plain) -> None:
     optimizer.kept = Keeper(masters_of(optimizer)).update
 
@@ -209,6 +253,13 @@ def hung_on_the_parameters(optimizer: Plain) -> None:
         in_a_group,
         in_a_partial_function,
         in_a_closure,
+        in_the_defaults_of_a_function,
+        in_a_cache,
+        in_iterators,
+        in_a_generator,
+        in_the_keys_of_a_dict,
+        in_numpy_arrays,
+        in_an_array_of_tensors,
         in_the_object_of_a_method,
         hung_on_the_parameters,
     ],
@@ -217,6 +268,49 @@ def test_copies_of_the_weights_are_state_wherever_they_are_kept(put: Callable[[P
     optimizer = Plain(two_layers())
     put(optimizer)
     assert state_bytes(optimizer).by_key_dtype == {"kept": {"float32": MASTERS}}
+
+
+def test_arrays_of_dtypes_that_torch_does_not_have_are_counted_in_bytes() -> None:
+    optimizer = Plain(two_layers())
+    optimizer.kept = numpy.zeros((3, 5), "datetime64[s]"), numpy.zeros((2, 3), ">f4"), numpy.zeros((4, 6), order="F")
+    assert state_bytes(optimizer).by_key_dtype == {"kept": {"uint8": 15 * 8 + 6 * 4, "float64": 24 * 8}}
+
+
+def test_an_array_on_the_memory_of_a_parameter_is_no_state() -> None:
+    param = Parameter(torch.zeros(5))
+    optimizer = Plain([param])
+    optimizer.kept = [param.detach().numpy()[1:], param.untyped_storage()]
+    assert list(state_tensors(optimizer)) == []
+
+
+def test_a_storage_is_state() -> None:
+    assert state_bytes(holding(kept=torch.zeros(5).untyped_storage())).by_key == {"kept": 20}
+
+
+def test_what_a_class_keeps_for_its_optimizers_is_state() -> None:
+    class Sharing(Plain):
+        masters: ClassVar[list[Tensor]] = [torch.zeros(5)]
+
+    assert state_bytes(Sharing(two_layers())).by_key == {"masters": 20}
+
+
+def test_a_module_is_state_where_it_is_known_not_to_be_the_model() -> None:
+    model, average = Linear(3, 3), torch.nn.BatchNorm1d(5)
+    optimizer = Plain(model.parameters())
+    optimizer.kept = [model, average]
+    assert state_bytes(optimizer).total == 0
+    # Weight, bias, mean and variance, and the number of batches.
+    assert state_bytes(optimizer, model.parameters()).by_key == {"kept": 4 * 20 + 8}
+
+
+def test_locals_of_functions_that_led_to_a_kept_exception_are_no_state() -> None:
+    optimizer = Plain(two_layers())
+    batch = torch.zeros(5)
+    try:
+        raise ValueError(batch.numel())
+    except ValueError as error:
+        optimizer.kept = error
+    assert list(state_tensors(optimizer)) == []
 
 
 def test_the_state_of_an_optimizer_inside_keeps_its_names() -> None:
@@ -266,9 +360,10 @@ def test_a_flat_buffer_is_no_state_while_gradients_lie_in_it() -> None:
 def test_gradients_that_hang_on_a_parameter_are_no_state() -> None:
     param: Any = Parameter(torch.zeros(5))
     param.main_grad = torch.zeros(5)
+    param.prev_grad = torch.zeros(5)
     optimizer = Plain([param])
     optimizer.kept = [param.main_grad]
-    assert state_bytes(optimizer).total == 0
+    assert state_bytes(optimizer).by_key == {"prev_grad": 20}
 
 
 def test_a_tensor_learning_rate_is_state() -> None:

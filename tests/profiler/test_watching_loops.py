@@ -3,7 +3,7 @@
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -178,6 +178,112 @@ def test_accelerate_s_steps_are_those_that_it_takes():
     assert len(record.times["step"]) == 2
 
 
+class Calling(torch.optim.SGD):
+    """A step that is given a model or an object with attributes and calls it."""
+
+    def step(self, judge: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        assert isinstance(judge, torch.nn.Module | Judge)
+        judge(torch.ones(4, 8)).square().mean().backward()
+        super().step()
+        self.zero_grad()
+
+
+class Judge:
+    """A callable that is no function."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.model(batch)
+
+
+@pytest.mark.parametrize("is_module", [True, False])
+def test_a_step_gets_the_very_object_that_the_loop_gives_it(is_module: bool):
+    model = layer()
+    optimizer = Calling(model.parameters())
+    judge = model if is_module else Judge(model)
+    record = watched(optimizer, model, lambda *_: [optimizer.step(judge) for _ in range(4)])
+    assert record.times is not None
+    assert record.watched is not None
+    assert len(record.times["step"]) == 2
+    told = "a step was given a Judge: what it called it for is in the step's time"
+    assert (told in record.watched.warnings) is not is_module
+
+
+class BackwardItself(torch.optim.SGD):
+    """A step that runs the backward pass."""
+
+    def step(self, loss: torch.Tensor) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        self.zero_grad()
+        loss.backward()
+        super().step()
+
+
+def test_gradients_that_a_step_makes_itself_are_counted():
+    model = layer()
+    optimizer = BackwardItself(model.parameters())
+    record = watched(optimizer, model, lambda *_: [optimizer.step(loss(model)) for _ in range(3)])
+    assert record.memory is not None
+    assert record.watched is not None
+    assert (record.memory.gradients, record.watched.warnings) == (512, ())
+
+
+def test_hooks_that_the_loop_removes_are_told():
+    model = layer()
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def loop(*_: Any) -> None:
+        train(model, optimizer, 1)
+        optimizer._optimizer_step_post_hooks.clear()  # pyright: ignore[reportPrivateUsage]
+        train(model, optimizer, 3)
+
+    record = watched(optimizer, model, loop)
+    assert record.watched is not None
+    assert [warning[:37] for warning in record.watched.warnings] == ["the loop removed the hooks that watch"]
+
+
+def test_parameters_that_are_no_longer_the_models_are_told():
+    model = layer()
+    optimizer = torch.optim.SGD(model.parameters())
+
+    def loop(*_: Any) -> None:
+        train(model, optimizer)
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+
+    record = watched(optimizer, model, loop)
+    assert record.memory is not None
+    assert record.watched is not None
+    assert record.memory.state_by_key == {"params": 512}
+    assert record.watched.warnings == ("1 of the parameters that SGD steps are not the model's: they count as its state",)
+
+
+def test_a_generator_that_is_closed_has_trained_well():
+    model = layer()
+    optimizer = torch.optim.AdamW(model.parameters())
+    seen = Watch(optimizer, model=model)
+
+    def steps() -> Generator[int]:
+        with seen:
+            for number in range(100):
+                train(model, optimizer, 1)
+                yield number
+
+    training = steps()
+    assert [next(training) for _ in range(4)] == [0, 1, 2, 3]
+    training.close()
+    assert [(record.outcome, record.error) for record in seen.records] == [("ok", None)]
+
+
+def test_a_watch_is_used_once():
+    model = layer()
+    seen = Watch(torch.optim.AdamW(model.parameters()), model=model)
+    with seen:
+        pass
+    with pytest.raises(ValueError, match="make another"), seen:
+        pass
+
+
 class Plain(torch.optim.Optimizer):
     """A step that torch.compile takes as one graph."""
 
@@ -202,6 +308,7 @@ def test_a_compiled_step_is_watched_as_far_as_its_graph_allows(is_one_graph: boo
     assert record.outcome == "ok"
     assert record.watched is not None
     assert [len(samples) for samples in (record.times or {}).values()] == ([] if is_one_graph else [2, 2])
+    assert record.scenario.implementation == "compiled"
     assert ["one graph of torch.compile" in warning for warning in record.watched.warnings] == [True] * is_one_graph
 
 
@@ -224,7 +331,7 @@ def test_a_loop_without_a_step_is_no_measurement(loop: Callable[..., None], tmp_
     (record,) = run.records
     assert (record.outcome, record.times) == ("failed", None)
     assert record.error is not None
-    assert record.error.startswith("no step of AdamW was taken in this block: a GradScaler may have skipped them all")
+    assert record.error.startswith("AdamW.step never ran in this block: a GradScaler may have skipped it")
     assert record.error in run._repr_html_()
     assert record.error in run.report(tmp_path).read_text(encoding="utf-8")
 

@@ -249,6 +249,37 @@ def test_a_model_has_its_name_inside_of_wrappers_which_are_told(names: list[str]
     assert [scenario.config for scenario in found] == [{"parameters": 20} | ({"wrapped_by": names} if names else {})] * 2
 
 
+def test_the_part_of_a_model_that_is_trained_makes_scenarios_apart():
+    whole, head, frozen = Wide(), Wide(), Wide()
+    frozen.layer.weight.requires_grad_(False)
+    found = [
+        scenario_of(torch.optim.AdamW(parameters), model).config
+        for parameters, model in (
+            (whole.parameters(), whole),
+            ([head.layer.bias], head),
+            (frozen.parameters(), frozen),
+        )
+    ]
+    assert found == [
+        {"parameters": 20},
+        {"parameters": 20, "trained": 4},
+        {"parameters": 20, "trained": 4, "frozen": 16},
+    ]
+
+
+class Ranked(torch.optim.SGD):
+    """An optimizer with options that are in none of its groups."""
+
+    def __init__(self, params: Iterable[nn.Parameter], rank: int, decay: float = 0.5) -> None:
+        super().__init__(params, lr=0.1)
+        self.rank, self._decay = rank, decay
+
+
+def test_options_that_an_optimizer_keeps_in_attributes_make_scenarios_apart():
+    found = [scenario_of(Ranked(net().parameters(), **options)).options for options in ({"rank": 4}, {"rank": 8, "decay": 0.25})]
+    assert [(options["lr"], options["rank"], options["decay"]) for options in found] == [(0.1, 4, 0.5), (0.1, 8, 0.25)]
+
+
 def test_classes_that_torch_makes_of_a_module_s_own_are_looked_through():
     model = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
     assert type(model).__name__ == "ParametrizedLinear"

@@ -79,6 +79,22 @@ def test_one_watch_of_two_optimizers_gives_each_its_record_and_the_loop_s_memory
     assert len(optprof.read_run(tmp_path).records) == 2
 
 
+def test_the_order_in_which_optimizers_are_named_makes_no_other_scenario():
+    parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(4)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(4)
+    first, *others = (torch.optim.SGD([parameter], lr=rate) for parameter, rate in zip(parameters, (0.1, 0.2, 0.3, 0.2), strict=True))
+    found: list[Any] = []
+    for order in (others, others[::-1]):
+        with Watch(first, *order) as seen:
+            for optimizer in (first, *order):
+                optimizer.step()
+        found.append(seen.records[0].scenario)
+    assert found[0] == found[1]
+    # Those that are alike are counted.
+    assert sorted(name[:-7] for name in found[0].config["beside"]) == ["2 of sgd", "sgd"]
+
+
 def test_a_module_that_optimizers_share_is_divided_among_them():
     model = torch.nn.Linear(8, 16)
     first, second = torch.optim.SGD([model.weight], lr=0.1), torch.optim.SGD([model.bias], lr=0.1)

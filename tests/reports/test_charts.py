@@ -197,6 +197,15 @@ def test_a_model_whose_scenarios_all_failed_is_named_everywhere(simulated):
     assert [group.name for group in peak_chart(findings, empty("peak")).groups] == ["tiny"]
 
 
+def test_models_of_one_name_and_several_sizes_are_all_within_the_axis(simulated):
+    parts = [simulated("sm3", config={"parameters": count}, parameter_count=count, model_family=None) for count in (9_000, 100)]
+    other = simulated("sm3", model="other", parameter_count=100, model_family=None)
+    (graph,) = size_chart(Findings.of([*parts, other]), empty("state-by-size")).graphs
+    low, high = graph.layout["xaxis"]["range"]
+    assert (round(10**low * 1.6), round(10**high / 1.6)) == (100, 9_000)
+    assert graph.columns == [(9_000, "tiny"), (100, "tiny, other")]
+
+
 def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
     step = (0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
     times = {"step": step, "iteration": (2.0,)}

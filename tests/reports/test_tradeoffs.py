@@ -274,6 +274,16 @@ def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_anot
     assert [one.metric for one in agreements([other, measured])] == ["state"]
 
 
+@pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100 80GB PCIe"])
+def test_blocks_on_a_gpu_that_the_catalogue_lacks_are_held_against_no_gpu_of_it(simulated, device):
+    environment = {"machine": {"gpu": device}}
+    measured = simulated("adamw", device="cuda", origin="measured", environment=environment)
+    named = [holding(simulated("adamw", gpu=gpu), peak_allocated=1) for gpu in ("rtx3090", "a100-80")]
+    endless = holding(simulated("adamw"), peak_allocated=2)
+    assert [one.metric for one in agreements([*named, measured])] == ["state"]
+    assert [one.simulated for one in agreements([*named, endless, measured]) if one.metric == "peak"] == [2]
+
+
 def test_times_against_size_are_joined_within_family_and_clock(timed, simulated):
     def at(model: str, count: int, step: tuple[float, ...], **changes: object):
         return timed("adamw", model=model, parameter_count=count, step=step, model_family="tiny", **changes)

@@ -11,8 +11,9 @@ from reports import words
 from reports.arithmetic.courses import WIDTHS
 from reports.arithmetic.findings import Findings
 from reports.arithmetic.peaks import CATEGORIES
-from reports.arithmetic.provenance import ORIGINS
+from reports.arithmetic.provenance import ORIGINS, provenance
 from reports.charts import step_sizes
+from reports.comparison.tables import Names
 from reports.phrases import missing_text
 from reports.style import CATEGORY_COLOURS
 from scenarios.spec import Device, Implementation
@@ -44,6 +45,15 @@ def test_a_baseline_that_nobody_asked_for_is_to_be_added(simulated):
     found = Findings.of([simulated("sm3"), simulated("sgd-sai")])
     assert missing_text(found) == "No adamw to compare with on tiny: add adamw to --optimizers."
     assert missing_text(Findings.of([simulated("adamw"), simulated("sm3")])) == ""
+
+
+def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_ours(simulated):
+    environment = {"seed": None, "command": ["train.py"]}
+    watched = simulated("sm3", model="train:Net", device="cpu", origin="measured", environment=environment)
+    text = missing_text(Findings.of([watched]))
+    assert text == "No adamw to compare with on train:Net: watch the loop with adamw, too."
+    assert not {"steps", "seed"} & dict(provenance([watched])).keys()
+    assert Names.of([watched]).common == "own · 16 tokens · workload train · CPU · foreach"
 
 
 @pytest.mark.parametrize(
