@@ -22,7 +22,7 @@ from ..iteration import Iteration
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels
-from ..tracing.recurrent import flatten_parameters
+from ..tracing.recurrent_weights import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.samples import InitialValues
 from ..tracing.stream import Allocations, Phase, Segment

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from scenarios.factories import autocast_can_be_made
 
-from .recurrent import halved
+from .recurrent_weights import halved
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -11,20 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
+from .recurrent_cells import CELLS
 from .recurrent_memory import Layers, Mode, reserve, workspace
+from .recurrent_weights import MODES, NUMBERS, Tensors, Weights
 from .values import value_of
 
 aten = torch.ops.aten
-Tensors = Sequence[torch.Tensor]
-# cudnnRNNMode_t, by what torch calls the operation.
-_MODES: Mapping[str, Mode] = {"rnn_relu": "relu", "rnn_tanh": "tanh", "lstm": "lstm", "gru": "gru"}
-_NUMBERS = tuple(_MODES.values())
 # use_cudnn in native/RNN.cpp; cuDNN has taken bfloat16 since 9.13, which torch 2.13 comes with.
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-# CUDNN_TENSOR_DTYPES in torch/backends/cudnn: bfloat16 weights are laid together at every call.
-_FLATTENED = (torch.float64, torch.float32, torch.float16)
 # The random numbers' state of all dropout in cuDNN; "slightly over 2MB", says RNN.cpp. A state of
 # 48 bytes for each thread that an H100 holds at once takes 13 MB.
 _MOST_STATE = 16 << 20
@@ -43,101 +38,6 @@ SPACE = torch.ops.optprof.space.default
 """The operation that takes memory of a size between two, of which a recorder makes a range."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Weights:
-    """The tensors of a layer stack in cuDNN's buffer: matrices of all layers, then all biases.
-
-    `shapes` and `offsets` come in the order of nn.RNNBase._flat_weights.
-    """
-
-    shapes: tuple[tuple[int, ...], ...]
-    offsets: tuple[int, ...]
-    numel: int
-    stride: int
-
-    @classmethod
-    def of(cls, layers: Layers, *, has_biases: bool) -> "Weights":
-        """The layout, whose biases are there for cuDNN even where a model has none."""
-        shapes: list[tuple[int, ...]] = []
-        offsets: list[int] = []
-        end, biases_end = 0, layers.matrices
-        for matrices, gates in layers.weights():
-            for place, shape in enumerate(matrices):
-                if place == 2:
-                    # The projection comes last in torch's order.
-                    continue
-                shapes.append(shape)
-                offsets.append(end)
-                end += shape[0] * shape[1]
-            for _ in range(2):
-                if has_biases:
-                    shapes.append((gates,))
-                    offsets.append(biases_end)
-                biases_end += gates
-            for shape in matrices[2:]:
-                shapes.append(shape)
-                offsets.append(end)
-                end += shape[0] * shape[1]
-        stride = 2 * (1 + has_biases) + (layers.projection > 0)
-        return cls(shapes=tuple(shapes), offsets=tuple(offsets), numel=biases_end, stride=stride)
-
-    def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors in a buffer; none of them is a view to autograd, as get_parameters makes them."""
-        return [_within(buffer, offset, shape) for offset, shape in zip(self.offsets, self.shapes, strict=True)]
-
-    def buffer_of(self, weights: Tensors) -> torch.Tensor | None:
-        """The buffer in which the weights lie; None where they do not: try_get_weight_buf."""
-        storage = weights[0].untyped_storage()
-        held = storage.nbytes() // weights[0].element_size() >= self.numel
-        together = all(
-            weight.untyped_storage()._cdata == storage._cdata and weight.storage_offset() == offset
-            for weight, offset in zip(weights, self.offsets, strict=True)
-        )
-        if not held or not together:
-            return None
-        return _within(weights[0].detach(), 0, (self.numel,))
-
-
-def _within(buffer: Any, offset: int, shape: tuple[int, ...]) -> torch.Tensor:
-    return buffer.new_empty(0).set_(buffer.untyped_storage(), offset, shape)
-
-
-def flatten_parameters(module: nn.RNNBase) -> None:
-    """Lay a module's weights into one buffer, as nn.RNNBase does by that name on CUDA alone."""
-    weights = [getattr(module, name) for names in module._all_weights for name in names]
-    dtypes = {weight.dtype for weight in weights}
-    own = all(isinstance(weight, nn.Parameter) for weight in weights) and len(set(map(id, weights))) == len(weights)
-    if not own or len(dtypes) > 1 or dtypes.isdisjoint(_FLATTENED) or not torch.backends.cudnn.enabled:
-        return
-    layers = Layers(
-        mode=_mode_of(module),
-        inputs=module.input_size,
-        hidden=module.hidden_size,
-        projection=module.proj_size,
-        count=module.num_layers,
-        directions=1 + module.bidirectional,
-    )
-    layout = Weights.of(layers, has_biases=module.bias)
-    buffer = torch.zeros(layout.numel, dtype=weights[0].dtype, device="meta")
-    for weight, view in zip(weights, layout.views(buffer), strict=True):
-        weight.data = view
-
-
-def halved(
-    weights: Tensors, stride: int, inputs: int, mode: int, hidden: int, projection: int, count: int, bidirectional: bool
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return the weights in float16 and the buffer that they lie in: copy_weights_to_flat_buf_views."""
-    layers = Layers(mode=_NUMBERS[mode], inputs=inputs, hidden=hidden, projection=projection, count=count, directions=1 + bidirectional)
-    layout = Weights.of(layers, has_biases=stride >= 4)
-    buffer = torch.zeros(layout.numel, dtype=torch.float16, device="meta")
-    views = layout.views(buffer)
-    return [view.copy_(weight) for view, weight in zip(views, weights, strict=True)], buffer
-
-
-def _mode_of(module: nn.RNNBase) -> Mode:
-    return _MODES[module.mode.lower()]
-
-
 @dataclass(kw_only=True)
 class _Dropout:
     """The state of random numbers that all layers with dropout share, from the first on."""
@@ -154,15 +54,12 @@ class _Dropout:
 def substitutes() -> Iterator[tuple[str, Callable[..., Any], str]]:
     """Names of operations, what runs in their place on meta tensors, and its dispatch key."""
     dropout = _Dropout()
-    for name, mode in _MODES.items():
+    for name, mode in MODES.items():
         for overload, run in (("input", _padded), ("data", _packed)):
             own = getattr(getattr(aten, name), overload)
             steps = partial(own._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
             yield f"{name}.{overload}", partial(run, mode, dropout, steps), "AutogradMeta"
-    yield "lstm_cell", _lstm_cell, "AutogradMeta"
-    yield "gru_cell", _gru_cell, "AutogradMeta"
-    yield "_thnn_fused_gru_cell", _fused_gru_cell, "Meta"
-    yield "_thnn_fused_gru_cell_backward", _fused_gru_cell_backward, "Meta"
+    yield from CELLS
 
 
 def _padded(
@@ -240,7 +137,7 @@ def _run(
         layout.buffer_of(weights),
         hx,
         cx,
-        _NUMBERS.index(mode),
+        NUMBERS.index(mode),
         hidden,
         projection,
         count,
@@ -276,7 +173,7 @@ class _Call:
     ) -> "_Call":
         """Read off the arguments of an operation."""
         layers = Layers(
-            mode=_NUMBERS[mode],
+            mode=NUMBERS[mode],
             inputs=tensor.size(-1),
             hidden=hidden,
             projection=projection,
@@ -423,56 +320,3 @@ PARTS: Mapping[Any, Callable[..., Any]] = {
     aten._cudnn_rnn_backward.default: _cudnn_rnn_backward,
     aten._pack_padded_sequence.default: _pack,
 }
-
-
-def _lstm_cell(
-    tensor: torch.Tensor,
-    states: Tensors,
-    w_ih: torch.Tensor,
-    w_hh: torch.Tensor,
-    b_ih: torch.Tensor | None = None,
-    b_hh: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run LSTMCell in native/RNN.cpp as on CUDA: two products, then one kernel for the gates."""
-    hx, cx = states
-    of_input, of_hidden = torch.matmul(tensor, w_ih.t()), torch.matmul(hx, w_hh.t())
-    hy, cy, _ = aten._thnn_fused_lstm_cell(of_input, of_hidden, cx, b_ih, b_hh)
-    return hy, cy
-
-
-def _gru_cell(
-    tensor: torch.Tensor,
-    hx: torch.Tensor,
-    w_ih: torch.Tensor,
-    w_hh: torch.Tensor,
-    b_ih: torch.Tensor | None = None,
-    b_hh: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Run GRUCell in native/RNN.cpp as on CUDA."""
-    of_input, of_hidden = torch.matmul(tensor, w_ih.t()), torch.matmul(hx, w_hh.t())
-    return aten._thnn_fused_gru_cell(of_input, of_hidden, hx, b_ih, b_hh)[0]
-
-
-# Numbers that the kernel keeps for each of the hidden state: GRU_WORKSPACE_MULTIPLIER.
-_KEPT_BY_GRU = 5
-
-
-def _fused_gru_cell(
-    of_input: torch.Tensor,
-    of_hidden: torch.Tensor,
-    hx: torch.Tensor,
-    b_ih: torch.Tensor | None = None,
-    b_hh: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the outputs of _thnn_fused_gru_cell_cuda."""
-    del of_input, of_hidden, b_ih, b_hh
-    hy = torch.empty_like(hx, memory_format=torch.contiguous_format)
-    return hy, hx.new_empty((hx.size(0), hx.size(1) * _KEPT_BY_GRU))
-
-
-def _fused_gru_cell_backward(grad_hy: torch.Tensor, kept: torch.Tensor, has_bias: bool) -> tuple[torch.Tensor | None, ...]:
-    """Return the gradients of _thnn_fused_gru_cell_backward_cuda."""
-    batch, gates = kept.size(0), kept.size(1) // _KEPT_BY_GRU * 3
-    of_input, of_hidden = (kept.new_empty((batch, gates)) for _ in range(2))
-    biases = [kept.new_empty(gates) if has_bias else None for _ in range(2)]
-    return of_input, of_hidden, torch.empty_like(grad_hy, memory_format=torch.contiguous_format), *biases

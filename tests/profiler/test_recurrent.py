@@ -19,8 +19,9 @@ from profiler.simulating.training import trace_model
 from profiler.tracing.autocast import cuda_autocast
 from profiler.tracing.kernel_memory import sized_for
 from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.recurrent import SPACE, flatten_parameters
+from profiler.tracing.recurrent import SPACE
 from profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
+from profiler.tracing.recurrent_weights import flatten_parameters
 from profiler.tracing.stream import Segment
 from profiler.tracing.trace import Recorder
 from scenarios import Scenario
