@@ -48,6 +48,9 @@ _GRADIENTS = {
     "_saved_grad_shard",
     "_cpu_grad",
 }
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+# They hold nothing, or pass for what they refer to.
+_PASSED_BY = frozenset((int, float, complex, bool, str, bytes, type(None), *weakref.ProxyTypes))
 # The owner, the first text on the way, and what was found there.
 Found = tuple[Any, str, Any]
 
@@ -58,6 +61,9 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     A sparse tensor is made of its indices and values, a DTensor of the local shard, torchao's
     low-bit states of codes and scales. All have storages except those of an opaque layout.
     """
+    if type(tensor) in _PLAIN and tensor.layout is torch.strided:
+        yield tensor
+        return
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return
     if parts := _PARTS.get(tensor.layout):
@@ -113,8 +119,7 @@ def _reachable(roots: Iterable[Found], *, in_modules: bool) -> Iterator[tuple[An
             stack.pop()
             continue
         owner, key, value = found
-        if type(value) in weakref.ProxyTypes:
-            # It passes for what it refers to.
+        if type(value) in _PASSED_BY:
             continue
         if isinstance(value, torch.Tensor):
             yield from ((owner, key, plain) for plain in plain_tensors(value))
@@ -188,6 +193,10 @@ def gradients_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def _members(value: Any) -> Iterator[tuple[Any, Any]]:
     """Yield what a container or an object holds, with its names."""
+    if type(value) is dict:
+        # Most are: a parameter's state. They have nothing else.
+        yield from list(value.items())
+        return
     if isinstance(value, _NOT_SEARCHED):
         return
     if isinstance(value, Mapping):

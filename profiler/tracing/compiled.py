@@ -29,11 +29,16 @@ def refused() -> Iterator[None]:
     eval_frame: Any = import_module("torch._dynamo.eval_frame")
     of_stance = getattr(eval_frame, "_callback_from_stance", lambda callback: callback)
     set_eval_frame = eval_frame.set_eval_frame
+    # By the ids of dynamo's code objects: every operation under a dispatch mode comes here.
+    holds: dict[int, bool] = {}
 
     def guarded(callback: Any) -> Any:
         # Compiled functions call this first of all. torch.compiler.set_stance may turn it off.
         caller = sys._getframe(1)
-        if {"callback", "fn"} <= set(caller.f_code.co_freevars):
+        code = id(caller.f_code)
+        if code not in holds:
+            holds[code] = {"callback", "fn"} <= set(caller.f_code.co_freevars)
+        if holds[code]:
             closure = caller.f_locals
             if callable(of_stance(closure["callback"])):
                 _refuse(*_described(closure["fn"]))

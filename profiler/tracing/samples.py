@@ -131,7 +131,11 @@ class Samples:
 
     def constant(self, tensor: Tensor) -> float | None:
         """Return the number that all elements are in every training; None where there is none."""
-        numbers = self._work_out(_value_of(tensor))
+        value = _value_of(tensor)
+        if value.numbers is None and rule_of(value.func) is None:
+            # Anything, as random numbers are.
+            return None
+        numbers = self._work_out(value)
         first = numbers[0, 0]
         return first.item() if bool((numbers == first).all()) else None
 
