@@ -125,7 +125,7 @@ def implementations(spec: str, device: str | None = None) -> tuple[Implementatio
 
 
 def default_implementation(spec: str, device: str) -> Implementation:
-    """How its step is run on a type of device unless a user says otherwise.
+    """Return how its step runs on a type of device unless a user says otherwise.
 
     As its text or its constructor says. Where they leave it open, as torch settles it: foreach on CUDA
     and the loop on a CPU; for Adafactor the loop on both.

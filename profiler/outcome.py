@@ -1,4 +1,4 @@
-"""What an exception makes of a scenario: its outcome, and the one line that says why and where."""
+"""The outcome that an exception gives a scenario, and the one line that says why and where."""
 
 import traceback
 

@@ -40,7 +40,7 @@ def origin_text(record: Record) -> str:
 
 
 def warning_lines(records: Iterable[Record]) -> list[str]:
-    """What spoils measurements and counts, and whose: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    """List what spoils measurements and counts: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
     found: dict[str, list[str]] = {}
     for record in records:
         for warning in warnings_of(record):

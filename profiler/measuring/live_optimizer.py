@@ -190,7 +190,7 @@ def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _way(optimizer: Optimizer, group: Mapping[str, Any]) -> Implementation:
-    """How the step of a group runs; as torch settles it where the group leaves it open."""
+    """Return how the step of a group runs; torch settles it where the group leaves it open."""
     if group.get("compiled"):
         return "compiled"
     if group.get("fused"):

@@ -192,7 +192,7 @@ def _trace(scenario: Scenario, harness: Harness, run: TrainingRun, files: Files,
 
 
 def _bytes_by_operation(scenario: Scenario, run: TrainingRun) -> Mapping[str, int]:
-    """What the operations of a step move, as it is counted without data; empty for an optimizer that does not run so.
+    """Count what the operations of a step move, without data; empty for an optimizer that does not run so.
 
     Sparse gradients are left out: without data nobody knows how many rows they have.
     """

@@ -170,7 +170,7 @@ class Watch:
         )
 
     def _around(self, place: int) -> dict[str, Any]:
-        """What the loop steps beside this optimizer, and which of several alike it is."""
+        """Name the loop's other optimizers, and the place of this one among several alike."""
         others = [subject for number, subject in enumerate(self._subjects) if number != place]
         is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
         counts = sorted(Counter(subject.fingerprint for subject in others).items())

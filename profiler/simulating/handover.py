@@ -1,4 +1,4 @@
-"""Where tensors lie, so that another recording can take them over by their allocation numbers."""
+"""Layouts of tensors, by which another recording takes them over under their allocation numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from ..tracing.values import entries_of, remember_entries
 
 @dataclass(frozen=True, kw_only=True)
 class TensorLayout:
-    """Where a tensor lies: its shape, and its place in the allocation `number` of `nbytes`."""
+    """A tensor's shape, and its place in the allocation `number` of `nbytes`."""
 
     number: int
     nbytes: int
@@ -45,7 +45,7 @@ class TensorLayout:
 
 @dataclass(frozen=True, kw_only=True)
 class SparseLayout:
-    """Where a sparse tensor lies: its indices and values.
+    """The layouts of a sparse tensor's indices and values.
 
     `entries` are the indices themselves, as bytes of the host, where they are known. Indices that are the
     batch's are `lent`: they outlive the gradient.

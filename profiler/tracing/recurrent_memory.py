@@ -1,4 +1,4 @@
-"""What cuDNN's recurrent layers keep for the backward pass and take while they run, as ranges.
+"""Memory that cuDNN's recurrent layers keep for the backward pass and take while they run, as ranges.
 
 cudnnGetRNNTempSpaceSizes is closed, and its answer changes with the algorithm and the version. The
 lower end of what is kept is what the backward pass reads and no product of matrices could make

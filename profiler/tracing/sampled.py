@@ -230,7 +230,7 @@ def _name(func: Any) -> str:
 
 
 def rule_of(func: Any) -> Rule | None:
-    """How an operation's numbers are made; None where nothing is known of them."""
+    """Return the rule that makes an operation's numbers; None where nothing is known of them."""
     if func is None:
         return None
     if func is WRITTEN:

@@ -61,17 +61,7 @@ class Samples:
         if written is None:
             # A view shares its storage, whose value is as it was.
             return
-        changed = (
-            outputs
-            if not written
-            else tree_leaves(
-                [
-                    args[place] if isinstance(place, int) else kwargs.get(place)
-                    for place in written
-                    if not isinstance(place, int) or place < len(args)
-                ]
-            )
-        )
+        changed = _written_tensors(written, args, kwargs) if written else outputs
         if not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in changed):
             return
         operands = tuple(map(_operand, args))
@@ -227,6 +217,12 @@ class InitialValues(TorchDispatchMode):
     def constant(self, tensor: Tensor) -> float | None:
         """Return the number that all elements of a tensor are in every training; None where there is none."""
         return self._samples.constant(tensor)
+
+
+def _written_tensors(written: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:
+    """Return the arguments that an operation writes; `written` has their places and names."""
+    places = [place for place in written if not isinstance(place, int) or place < len(args)]
+    return tree_leaves([args[place] if isinstance(place, int) else kwargs.get(place) for place in places])
 
 
 def _value_of(tensor: Tensor) -> Value:

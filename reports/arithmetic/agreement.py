@@ -113,7 +113,7 @@ def gpu_of(record: Record) -> str | None:
 
 
 def _device_name(record: Record) -> str:
-    """What the GPU calls itself; empty where none was at work or none is told."""
+    """Return the name that the GPU gives itself; empty where none was at work or none is told."""
     return str(_machine(record).get("gpu") or "") if record.scenario.device == "cuda" else ""
 
 

@@ -161,7 +161,7 @@ def _outcomes(name: str, before: str, after: str, verdict: str) -> tuple[Cell, .
 
 
 def _warnings(compared: Compared) -> list[str]:
-    """What the records themselves say has spoiled their times or counts, each said once a side."""
+    """List what the records say has spoiled their times or counts, each once a side."""
     sides = (("before", [pair.before for pair in compared.pairs]), ("after", [pair.after for pair in compared.pairs]))
     told = ((side, warning) for side, found in sides for record in found for warning in warnings_of(record))
     return list(dict.fromkeys(f"{side}: {warning}" for side, warning in told))

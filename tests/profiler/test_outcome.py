@@ -87,7 +87,7 @@ def test_a_users_line_is_found_below_our_own(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_line_of_torch_is_no_line_of_the_users():
-    """What torch raises for a call of ours has no place; the tests are the user's code here."""
+    """An error of torch's for a call of ours has no place in torch; the tests are the user's code here."""
     place = user_line(error_of(lambda: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=-1.0)))
     assert place is not None
     assert "test_outcome.py, line " in place

@@ -1,4 +1,4 @@
-"""What a simulation says of a model that it cannot follow, and what it follows from the batch's values."""
+"""Models that a simulation refuses in one line, and values of the batch that it follows."""
 
 import logging
 import sys

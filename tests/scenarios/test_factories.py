@@ -136,7 +136,7 @@ def alone():
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """What a collate function may return."""
+    """A batch as a collate function may return it."""
 
     x: torch.Tensor
     count: int
