@@ -193,7 +193,8 @@ class Record:
     beside their times, `course` is there where the scenario asks to accumulate: its `times` are then by micro-batch, "draw" those of
     decisions not to step. `error` is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that the
     scenario's process has printed. `warnings` are lines on counts that could not be known, as where a
-    simulated step depends on values.
+    simulated step depends on values. `lost` names what belongs to this record and is not kept, with the
+    reason, as a timeline that did not fit on the disk.
     """
 
     scenario: Scenario
@@ -209,6 +210,7 @@ class Record:
     watched: Watched | None = None
     course: Course | None = None
     warnings: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
     error: str | None = None
     log: str | None = None
     environment: Mapping[str, Any]
