@@ -1,38 +1,53 @@
 """A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same and timelines beside them.
 
-One process at a time writes into it, and holds a lock on `records.jsonl` while it does. A write that is cut off leaves at most one torn
-line at the end: reading leaves it out, going on sets it aside as `records.torn`.
+One process at a time writes into it, and holds a lock on `records.jsonl` while it does. A write
+that is cut off leaves at most one torn line at the end: reading leaves it out, going on sets it
+aside as `records.torn`. What else cannot be read is left out too and named, until `repair` sets it
+aside. Nothing is followed or read that is not a file or folder of the run itself.
 """
 
 import csv
+import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from itertools import count, takewhile
-from pathlib import Path
-from time import monotonic, sleep
+from pathlib import Path, PurePath
 from typing import Any
 
-from scenarios import schema
 from scenarios.spec import Scenario
 
+from . import disk
+from .locked_lines import LockedLines
 from .record import Record
+from .record_lines import MOST_LINES, Line, parse_line, read_lines
 from .timeline import Timeline
 from .timeline_file import MOST_BYTES, pack, unpack
 
-# What a run may hold, many times what it has: a record of gpt2-xl is 6 kB.
-MOST_LINE_BYTES = 16 << 20
-MOST_RECORDS = 100_000
+# What stands beside the records, each below a folder of its own.
+FOLDERS = ("timelines", "logs", "snapshots", "tensorboard", "figures")
+# The end of a log is what tells why its scenario has failed.
+MOST_LOG_BYTES = 1 << 20
+_MOST_WARNINGS = 10
+_TIMELINE = ".json.gz"
+_ASIDE = ".damaged"
+
+
+class DamageWarning(UserWarning):
+    """A part of a run cannot be read, and is left out."""
 
 
 class RunStore:
     """The records of one run, under `runs/NAME/`.
 
-    `torn` is what the last `read` or `resume` found behind the last whole line: the start of a record that nobody finished writing.
+    `damaged_lines` names what the last `read` could not read, a line each, and `damaged_timelines`
+    says the same of `read_timelines`, by the names of the scenarios' files. `torn_bytes` is how
+    much of a torn last line `resume` has set aside.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,14 +56,17 @@ class RunStore:
         self.csv_path = folder / "records.csv"
         self.timelines_path = folder / "timelines"
         self.torn_path = folder / "records.torn"
-        self.torn = b""
-        self._descriptor: int | None = None
+        self.damaged_path = folder / "records.damaged"
+        self.torn_bytes = 0
+        self.damaged_lines: tuple[str, ...] = ()
+        self.damaged_timelines: Mapping[str, str] = {}
+        self._lines: LockedLines | None = None
 
     @classmethod
     def create(cls, folder: Path) -> "RunStore":
         """A new, empty run, locked; FileExistsError when the folder holds one already, OSError when it cannot be written."""
         store = cls(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder)
         try:
             store._open(os.O_CREAT | os.O_EXCL)
         except FileExistsError:
@@ -67,132 +85,232 @@ class RunStore:
     def resume(cls, folder: Path, *, patience: float = 0) -> "RunStore":
         """The run in the folder, locked, to be gone on with, or a new one; a torn last line is set aside as `records.torn`.
 
-        `patience` is how many seconds another process may hold it. ValueError for a line that is no record, BlockingIOError while another
-        process writes the run, OSError when it cannot be written.
+        `patience` is how many seconds another process may hold it. BlockingIOError while another process writes the run, OSError when it
+        cannot be written, ValueError for a link or a pipe in it.
         """
         store = cls(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        disk.make_folder(folder)
         store._open(os.O_CREAT, patience)
-        store.read()
-        if store.torn:
-            with store.torn_path.open("ab") as aside:
-                aside.write(store.torn + b"\n")
-            os.ftruncate(store._writable(), store.records_path.stat().st_size - len(store.torn))
+        store.torn_bytes = store._writable().set_torn_aside(store.torn_path)
+        return store
+
+    @classmethod
+    def open(cls, folder: Path) -> "RunStore":
+        """The run in the folder, locked, as it is; FileNotFoundError where there is none, and else as for `resume`."""
+        store = cls(folder)
+        try:
+            store._open(0)
+        except FileNotFoundError:
+            raise store._no_run() from None
         return store
 
     def close(self) -> None:
         """Give the lock back; the run can still be read."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
 
     def append(self, record: Record) -> None:
-        """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line."""
-        descriptor = self._writable()
-        length = os.fstat(descriptor).st_size
-        try:
-            line = memoryview(record.to_json().encode() + b"\n")
-            while line:
-                line = line[os.write(descriptor, line) :]
-            os.fsync(descriptor)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(descriptor, length)
-            raise OSError(error.errno, error.strerror, str(self.records_path)) from error
+        """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line.
+
+        ValueError for a record that could not be read again, and for one more than a run may have.
+        """
+        lines, line = self._writable(), record.to_json().encode() + b"\n"
+        parse_line(line)
+        if lines.count >= MOST_LINES:
+            raise ValueError(f"{self.records_path} has {MOST_LINES} records, and a run has no more; name another folder with --out")
+        # What an append that failed could not take back would swallow this line.
+        lines.set_torn_aside(self.torn_path)
+        lines.append(line)
 
     def _open(self, how: int, patience: float = 0) -> None:
-        self._descriptor = os.open(self.records_path, os.O_RDWR | os.O_APPEND | how, 0o666)
-        # Windows has no fcntl, and reads runs all the same.
-        import fcntl
+        self._require_own_folders()
+        try:
+            self._lines = LockedLines(self.records_path, how, patience=patience)
+        except BlockingIOError:
+            told = f"another process is writing the run in {self.folder}; wait for it, or name another with --out"
+            raise BlockingIOError(told) from None
 
-        until = monotonic() + patience
-        while True:
-            try:
-                return fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if monotonic() >= until:
-                    break
-            sleep(0.02)
-        self.close()
-        raise BlockingIOError(f"another process is writing the run in {self.folder}; wait for it, or name another with --out")
+    def _require_own_folders(self) -> None:
+        """ValueError where a link, or no folder, stands where the run's files go."""
+        for path in (self.folder / name for name in FOLDERS):
+            disk.require_no_link(path, below=self.folder)
+            if path.exists() and not path.is_dir():
+                raise ValueError(f"{path} is no folder; remove it")
 
-    def _writable(self) -> int:
-        if self._descriptor is None:
+    def _writable(self) -> LockedLines:
+        if self._lines is None:
             raise ValueError(f"the run in {self.folder} is open for reading; create or resume it to write")
-        return self._descriptor
+        return self._lines
+
+    def _no_run(self) -> FileNotFoundError:
+        return FileNotFoundError(f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl")
+
+    def repair(self) -> list[str]:
+        """Set aside what cannot be read of an open run, and close it; returns what was done, a line each.
+
+        The bytes of lines go to `records.damaged` and `records.torn`, a timeline beside itself.
+        """
+        lines = self._writable()
+        torn = lines.set_torn_aside(self.torn_path)
+        done = [f"records.jsonl: torn, its last {torn} bytes are set aside in {self.torn_path.name}"] if torn else []
+        records: list[Record] = []
+        damaged: list[Line] = []
+        for line in self._read():
+            records += line.records
+            damaged += [line] if line.damage else []
+        done += [f"{_told(line)}; set aside in {self.damaged_path.name}" for line in damaged]
+        self.read_timelines(records, all_files=True)
+        for name, reason in self.damaged_timelines.items():
+            done.append(f"timelines/{name}{_TIMELINE}: {reason}; set aside as {self.set_timeline_aside(name)}")
+        self.remove_parts()
+        if damaged:
+            lines.copy_aside(self.damaged_path, [(line.start, line.end) for line in damaged])
+            lines.rewrite((line.start, line.end, line.kept) for line in damaged)
+        self.close()
+        return done
+
+    def remove_parts(self) -> None:
+        """Remove the parts of files that killed processes have left."""
+        for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
+            disk.remove_parts(folder)
 
     def write_timeline(self, scenario: Scenario, timeline: Timeline) -> None:
         """Keep the timeline of a scenario's simulation as `timelines/NAME.json.gz`; OSError names the file when that fails."""
-        self.timelines_path.mkdir(exist_ok=True)
-        path = self._timeline_path(scenario)
-        part = path.with_suffix(".part")
-        try:
-            part.write_bytes(pack(timeline))
-            part.replace(path)
-        except OSError as error:
-            part.unlink(missing_ok=True)
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        disk.write_bytes(self._timeline_path(file_name(scenario)), pack(timeline, file_name(scenario)), below=self.folder)
 
     def read_timeline(self, scenario: Scenario) -> Timeline | None:
         """The timeline of a scenario's simulation, None where there is none; ValueError names a file that is none."""
-        path = self._timeline_path(scenario)
-        if not path.is_file():
+        return self._timeline(file_name(scenario))
+
+    def read_timelines(self, records: Iterable[Record], *, all_files: bool = False) -> dict[str, Timeline]:
+        """The timelines that stand beside these records, by the `file_name` of their scenarios.
+
+        `damaged_timelines` has those that cannot be read, or are not of their record; with
+        `all_files` also of files that belong to no record.
+        """
+        named = {file_name(record.scenario): record for record in records if record.origin == "simulated"}
+        names = dict.fromkeys([*named, *(self._timeline_names() if all_files else ())])
+        timelines: dict[str, Timeline] = {}
+        damaged: dict[str, str] = {}
+        for name in names:
+            try:
+                timeline = self._timeline(name, _peak(named.get(name)))
+                if timeline is not None:
+                    timelines[name] = timeline
+            except (OSError, ValueError) as error:
+                damaged[name] = self._reason(error, self._timeline_path(name))
+        self.damaged_timelines = damaged
+        return timelines
+
+    def lost_timelines(self, records: Iterable[Record]) -> set[str]:
+        """The names of timelines of these records that cannot be read, or were set aside."""
+        records = list(records)
+        timelines = self.read_timelines(records)
+        names = {file_name(record.scenario) for record in records} - timelines.keys()
+        return {name for name in names if name in self.damaged_timelines or self._is_aside(name)}
+
+    def set_timeline_aside(self, name: str) -> str:
+        """Rename a timeline that cannot be read, if it is there; returns its new name."""
+        path = self._timeline_path(name)
+        names = (f"{path.name}{_ASIDE}{'' if number == 1 else f'-{number}'}" for number in count(1))
+        aside = next(each for each in names if not os.path.lexists(path.with_name(each)))
+        with suppress(FileNotFoundError):
+            path.rename(path.with_name(aside))
+            disk.sync_folder(path.parent)
+        return aside
+
+    def _is_aside(self, name: str) -> bool:
+        path = self._timeline_path(name)
+        return os.path.lexists(path.with_name(path.name + _ASIDE))
+
+    def _timeline(self, name: str, peak: int | None = None) -> Timeline | None:
+        path = self._timeline_path(name)
+        try:
+            with disk.open_to_read(path, below=self.folder) as file:
+                packed = file.read(MOST_BYTES + 1)
+        except FileNotFoundError:
             return None
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise ValueError(f"a timeline has at most {MOST_BYTES} bytes, got {path.stat().st_size}")
-            return unpack(path.read_bytes())
+            if len(packed) > MOST_BYTES:
+                raise ValueError(f"a timeline has at most {MOST_BYTES} bytes, got more")
+            return unpack(packed, name, peak)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def read_timelines(self, records: Iterable[Record]) -> dict[str, Timeline]:
-        """The timelines that stand beside these records, by the `file_name` of their scenarios."""
-        found = {file_name(record.scenario): self.read_timeline(record.scenario) for record in records if record.origin == "simulated"}
-        return {name: timeline for name, timeline in found.items() if timeline is not None}
+    def _timeline_names(self) -> list[str]:
+        if not self.timelines_path.is_dir():
+            return []
+        return sorted(path.name.removesuffix(_TIMELINE) for path in self.timelines_path.iterdir() if path.name.endswith(_TIMELINE))
+
+    def _reason(self, error: OSError | ValueError, path: Path) -> str:
+        """What is wrong with a file, without the folder that it lies in."""
+        text = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}").removeprefix(":")
+        return " ".join(str(text).replace(f"{self.folder}{os.sep}", "").split())
 
     def log_path(self) -> Path:
         """A file that is not there yet, for what the next scenario prints."""
         folder = self.folder / "logs"
-        last = max((int(path.stem) for path in folder.glob("*.log") if path.stem.isdecimal()), default=0)
+        disk.require_no_link(folder, below=self.folder)
+        last = max((int(path.stem) for path in folder.glob("*.log") if re.fullmatch("[0-9]{1,9}", path.stem)), default=0)
         return folder / f"{last + 1:03}.log"
+
+    def read_log(self, record: Record) -> str:
+        """The end of what the record's scenario has printed; ValueError for a log that lies elsewhere."""
+        log = PurePath(record.log or "")
+        if log.is_absolute() or ".." in log.parts:
+            raise ValueError(f"the log of a run lies in its folder, got {str(log)!r}")
+        with disk.open_to_read(self.folder / log, below=self.folder) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - MOST_LOG_BYTES))
+            return file.read(MOST_LOG_BYTES).decode(errors="replace")
 
     def snapshot_path(self, scenario: Scenario) -> Path:
         """Where the snapshot of a scenario goes."""
         return self.folder / "snapshots" / f"{file_name(scenario)}.pickle"
 
-    def _timeline_path(self, scenario: Scenario) -> Path:
-        return self.timelines_path / f"{file_name(scenario)}.json.gz"
+    def _timeline_path(self, name: str) -> Path:
+        return self.timelines_path / f"{name}{_TIMELINE}"
 
     def read(self) -> list[Record]:
-        """All records, in the order they were found; a torn last line is kept as `torn`. ValueError names the line that is no record."""
-        if not self.records_path.is_file():
-            raise FileNotFoundError(f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl")
-        records, self.torn = [], b""
-        for number, line in self._lines():
-            if not line.endswith(b"\n"):
-                self.torn = line
-                break
-            try:
-                records.append(Record.from_dict(schema.parse_json(line)))
-            except ValueError as error:
-                raise ValueError(f"{self.records_path}, line {number}: {error}") from error
+        """All whole records, in the order they were found; `damaged_lines` names what is none.
+
+        FileNotFoundError for a folder without a run, ValueError for a link, a pipe, and for more
+        lines than a run has.
+        """
+        records: list[Record] = []
+        damaged: list[str] = []
+        for line in self._read():
+            records += line.records
+            if line.damage:
+                damaged.append(_told(line))
+        self.damaged_lines = tuple(damaged)
         return records
 
-    def torn_line(self) -> bytes:
-        """What stands behind the last whole line, as `read` finds it, without reading the records."""
-        return self.records_path.read_bytes().rpartition(b"\n")[2]
+    @property
+    def damage(self) -> tuple[str, ...]:
+        """What could not be read, a line each, with the files' names below the folder."""
+        timelines = (f"timelines/{name}{_TIMELINE}: {reason}" for name, reason in self.damaged_timelines.items())
+        return (*self.damaged_lines, *timelines)
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with self.records_path.open("rb") as lines:
-            for number in range(1, MOST_RECORDS + 1):
-                line = lines.readline(MOST_LINE_BYTES + 1)
-                if not line:
-                    return
-                if len(line) > MOST_LINE_BYTES:
-                    raise ValueError(f"{self.records_path}, line {number}: a record has at most {MOST_LINE_BYTES} bytes, got more")
-                yield number, line
-            if lines.read(1):
-                raise ValueError(f"{self.records_path}: a run has at most {MOST_RECORDS} records, got more")
+    def warn(self) -> None:
+        """Warn, in a line each, of a torn line that was set aside and of what could not be read."""
+        damage, torn = self.damage, self.torn_bytes
+        told = [f"the last line was torn: its {torn} bytes are set aside in {self.torn_path}"] if torn else []
+        told += [f"left out: {self.folder / each}" for each in damage[:_MOST_WARNINGS]]
+        told += [f"left out: {len(damage) - _MOST_WARNINGS} more"] if len(damage) > _MOST_WARNINGS else []
+        told += [f"optprof repair {self.folder} sets aside what cannot be read"] if damage else []
+        if told:
+            warnings.warn("\n".join(told), DamageWarning, stacklevel=3)
+
+    def _read(self) -> Iterator[Line]:
+        try:
+            with disk.open_to_read(self.records_path) as file:
+                yield from read_lines(file)
+        except FileNotFoundError:
+            raise self._no_run() from None
+        except ValueError as error:
+            path = f"{self.records_path}"
+            raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
 
     def write_csv(self, records: Iterable[Record]) -> None:
         """Write the same records as a table: a row a record, a column a field, nested names joined by dots.
@@ -202,21 +320,28 @@ class RunStore:
         """
         rows = [_flat(record.to_dict()) for record in records]
         columns = dict.fromkeys(column for row in rows for column in row)
-        with self.csv_path.open("w", encoding="utf-8", newline="") as table:
+        with disk.writing(self.csv_path) as file:
+            table = io.TextIOWrapper(file, encoding="utf-8", newline="")
             writer = csv.DictWriter(table, fieldnames=list(columns))
             writer.writeheader()
             writer.writerows(rows)
+            table.detach()
 
 
 def free_folder(parent: Path, name: str) -> Path:
     """The first of NAME, NAME-2, NAME-3, ... under `parent` that holds no run."""
-    return next(folder for folder in _folders(parent, name) if not (folder / "records.jsonl").exists())
+    return next(folder for folder in _folders(parent, name) if not _is_taken(folder))
 
 
 def last_folder(parent: Path, name: str) -> Path:
     """The last of NAME, NAME-2, NAME-3, ... under `parent` that holds a run; NAME where none does."""
-    taken = takewhile(lambda folder: (folder / "records.jsonl").exists(), _folders(parent, name))
+    taken = takewhile(_is_taken, _folders(parent, name))
     return max(enumerate(taken), default=(0, parent / name))[1]
+
+
+def _is_taken(folder: Path) -> bool:
+    """Return whether a folder holds a run, were it a broken link, or is none."""
+    return os.path.lexists(folder / "records.jsonl") or (os.path.lexists(folder) and not folder.is_dir())
 
 
 def _folders(parent: Path, name: str) -> Iterator[Path]:
@@ -228,6 +353,14 @@ def file_name(scenario: Scenario) -> str:
     digest = sha256(json.dumps(asdict(scenario), sort_keys=True, default=str).encode()).hexdigest()[:12]
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
     return f"{words[:80]}-{digest}"
+
+
+def _told(line: Line) -> str:
+    return f"records.jsonl, line {line.number}: {line.damage}"
+
+
+def _peak(record: Record | None) -> int | None:
+    return record.memory.peak_allocated if record and record.memory else None
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:

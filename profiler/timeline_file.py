@@ -9,19 +9,22 @@ from dataclasses import asdict, fields
 from itertools import accumulate, pairwise
 from typing import Any
 
+from scenarios import schema
+
 from .timeline import HeldBlock, Stretch, Timeline
 
 SCHEMA = 1
 
 # What a file may hold, many times what a timeline has.
 MOST_BYTES = 16 << 20
-MOST = {"samples": 200_000, "phases": 20_000, "blocks": 1_000}
+MOST = {"samples": 200_000, "phases": 20_000, "blocks": 1_000, "categories": 100}
 
 
-def pack(timeline: Timeline) -> bytes:
-    """The bytes of the file, the same for the same timeline."""
+def pack(timeline: Timeline, name: str = "") -> bytes:
+    """The bytes of the file, the same for the same timeline; `name` is the scenario's, for files."""
     data = {
         "schema": SCHEMA,
+        "of": name,
         "steps": timeline.steps,
         "phases": [list(asdict(stretch).values()) for stretch in timeline.phases],
         "places": _differences(timeline.places),
@@ -33,8 +36,12 @@ def pack(timeline: Timeline) -> bytes:
     return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)
 
 
-def unpack(packed: bytes) -> Timeline:
-    """The timeline that `pack` wrote; ValueError says in one line what is wrong with bytes that are none."""
+def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
+    """The timeline that `pack` wrote; ValueError says in one line what is wrong with bytes that are none.
+
+    One of another `name` is refused. Older files have no name, and are held to the record's `peak`
+    of allocated bytes.
+    """
     data = _parsed(packed)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise ValueError(f"a timeline of schema {SCHEMA} is read here, got {_shown(data)}; use the optprof that wrote it")
@@ -43,7 +50,7 @@ def unpack(packed: bytes) -> Timeline:
             steps=_whole(data["steps"]),
             phases=tuple(map(_stretch, _list(data["phases"]))),
             places=_column(data["places"]),
-            categories={name: _column(column) for name, column in data["categories"].items()},
+            categories={_text(name): _column(column) for name, column in data["categories"].items()},
             reserved=_column(data["reserved"]),
             peak=_whole(data["peak"]),
             largest=tuple(map(_block, _list(data["largest"]))),
@@ -51,25 +58,34 @@ def unpack(packed: bytes) -> Timeline:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a timeline: {error}") from error
     _check(found)
+    of = str(data.get("of") or "")
+    if (name and of and of != name) or (not of and peak not in (None, found.peak_allocated)):
+        other = _shown(of) if of else f"a record whose peak is {found.peak_allocated} bytes and not {peak}"
+        raise ValueError(f"the timeline of {other}")
     return found
 
 
 def _check(timeline: Timeline) -> None:
     """Raise ValueError unless the parts fit together."""
     samples = sum(stretch.samples for stretch in timeline.phases)
-    for name, count in (("samples", samples), ("phases", len(timeline.phases)), ("blocks", len(timeline.largest))):
+    counts = {"phases": len(timeline.phases), "blocks": len(timeline.largest), "categories": len(timeline.categories)}
+    for name, count in {"samples": samples, **counts}.items():
         if count > MOST[name]:
             raise ValueError(f"a timeline has at most {MOST[name]} {name}, got {count}")
     for name, column in {"places": timeline.places, "reserved": timeline.reserved, **timeline.categories}.items():
         if len(column) != samples:
-            raise ValueError(f"not a timeline: its phases have {samples} samples, its column {name!r} has {len(column)}")
-        if any(value < 0 for value in column):
-            raise ValueError(f"not a timeline: its column {name!r} falls below 0")
+            raise ValueError(f"not a timeline: its phases have {samples} samples, its column {_shown(name)} has {len(column)}")
+        if min(column, default=0) < 0:
+            raise ValueError(f"not a timeline: its column {_shown(name)} falls below 0")
+        if max(column, default=0) > schema.MOST_WHOLE:
+            raise ValueError(f"not a timeline: its column {_shown(name)} rises above {schema.MOST_WHOLE}")
     if timeline.peak not in range(len(timeline.allocated)) or timeline.peak_allocated != max(timeline.allocated):
         raise ValueError(f"not a timeline: sample {timeline.peak} is not where it holds most")
 
 
 def _parsed(packed: bytes) -> Any:
+    if not packed:
+        raise ValueError("not a timeline: an empty file")
     try:
         with gzip.open(io.BytesIO(packed)) as file:
             text = file.read(MOST_BYTES + 1)
@@ -109,14 +125,16 @@ def _list(value: Any) -> list[Any]:
 def _whole(value: Any) -> int:
     if type(value) is not int:
         raise TypeError(f"a whole number belongs here, got {_shown(value)}")
+    if not -schema.MOST_WHOLE <= value <= schema.MOST_WHOLE:
+        raise ValueError(f"a number is at most {schema.MOST_WHOLE}, got one of {value.bit_length()} bits")
     return value
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"a text belongs here, got {_shown(value)}")
-    return value
+    return schema.check(str, value, "a text of it")
 
 
 def _shown(value: Any) -> str:
-    return repr(value)[:40]
+    return schema.shown(value)

@@ -1,24 +1,33 @@
 """Which scenarios of a run are still to be done, and which of its records stand."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from scenarios import Scenario
 
 from ..record import Record
+from ..store import file_name
 
 # A figure found with another version of these may be another figure.
 VERSIONS = ("optprof", "torch", "transformers")
 
 
-def pending(scenarios: Iterable[Scenario], records: Sequence[Record], environment: Mapping[str, Any]) -> list[Scenario]:
-    """The scenarios without a record that is ok and was found in an environment like this one.
+def pending(
+    scenarios: Iterable[Scenario], records: Sequence[Record], environment: Mapping[str, Any], lost: Collection[str] = ()
+) -> list[Scenario]:
+    """The scenarios without a record that is ok, complete, and was found in an environment like this one.
 
     Environments are alike when their versions of optprof, torch and transformers are and, for what was measured, the processor or the GPU.
+    A record is complete when all that belongs to it was kept, and its timeline is none of the
+    `lost`, which are names of scenarios' files.
     """
-    done = {(_key(record.scenario), _place(record.scenario, record.environment)) for record in standing(records) if record.outcome == "ok"}
+    done = {
+        (_key(record.scenario), _place(record.scenario, record.environment))
+        for record in standing(records)
+        if record.outcome == "ok" and not record.lost and file_name(record.scenario) not in lost
+    }
     return [scenario for scenario in scenarios if (_key(scenario), _place(scenario, environment)) not in done]
 
 

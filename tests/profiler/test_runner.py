@@ -315,7 +315,7 @@ except OSError as error:
     )
     assert done.stdout == f"[Errno 27] File too large: '{tmp_path / 'run' / 'records.jsonl'}'\n"
     store = RunStore(tmp_path / "run")
-    assert (len(store.read()), store.torn) == (1, b"")
+    assert (len(store.read()), store.damage) == (1, ())
 
 
 def test_a_job_comes_over_the_pipe_as_it_was():

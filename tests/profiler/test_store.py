@@ -5,27 +5,45 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from pathlib import Path
+from time import sleep
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from profiler.record import SCHEMA, Course, GpuReading, HeldOut, Memory, Record, Watched
-from profiler.store import RunStore, free_folder, last_folder
+from profiler.record_lines import MOST_LINE_BYTES
+from profiler.running.resume import pending
+from profiler.store import RunStore, file_name, free_folder, last_folder
+from profiler.timeline import Stretch, Timeline
+from profiler.timeline_file import pack
 from scenarios import Scenario
+
+# 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
+EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))
+TIMELINE = Timeline(
+    steps=1, phases=(Stretch(step=1, phase="step", events=1, samples=1),), places=(0,), categories={"parameter": (4,)},
+    reserved=(4,), peak=0, largest=(),
+)  # fmt: skip
+
+
+MEMORY = Memory(
+    parameters=16,
+    gradients=16,
+    optimizer_state=36,
+    state_by_key={"exp_avg": 16, "exp_avg_sq": 16, "step": 4},
+    state_by_key_dtype={"exp_avg": {"float32": 16}, "exp_avg_sq": {"float32": 16}, "step": {"float32": 4}},
+    peak_by_category={},
+    peak_by_phase={},
+)
 
 
 def record(**changes: object) -> Record:
-    memory = Memory(
-        parameters=16,
-        gradients=16,
-        optimizer_state=36,
-        state_by_key={"exp_avg": 16, "exp_avg_sq": 16, "step": 4},
-        state_by_key_dtype={"exp_avg": {"float32": 16}, "exp_avg_sq": {"float32": 16}, "step": {"float32": 4}},
-        peak_by_category={},
-        peak_by_phase={},
-    )
-    values = {"scenario": Scenario(model="gpt2"), "origin": "simulated", "memory": memory, "environment": {"seed": 0}}
+    values = {"scenario": Scenario(model="gpt2"), "origin": "simulated", "memory": MEMORY, "environment": {"seed": 0}}
     return Record(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 
@@ -104,6 +122,10 @@ def test_a_run_is_never_written_over(tmp_path: Path):
         ('{"schema": 1, "scenario": {"model": 2}}', "line 2: not a record: scenario.model must be a text, got 2"),
         ('{"schema": 1, "scenario": {"model": "a", "config": {"a": NaN}}}', "line 2: NaN is no number of JSON"),
         ("[" * 100_000, "line 2: lists or objects stand inside each other too deep"),
+        ("", "line 2: blank"),
+        (" \t\r", "line 2: blank"),
+        ("\0" * 4096, "line 2: 4096 zero bytes"),
+        ("x" * (MOST_LINE_BYTES + 5), "line 2: a record has at most 16777216 bytes, got more"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str):
@@ -111,8 +133,10 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str)
     store.append(record())
     with store.records_path.open("a") as lines:
         lines.write(line + "\n")
-    with pytest.raises(ValueError, match=told):
-        store.read()
+    store.append(record(error="after it"))
+    assert store.read() == [record(), record(error="after it")]
+    (damage,) = store.damage
+    assert damage.startswith(f"records.jsonl, {told}")
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path):
@@ -128,12 +152,13 @@ def test_a_torn_last_line_is_left_out_by_readers_and_set_aside_by_who_goes_on(tm
     with store.records_path.open("ab") as lines:
         lines.write(torn)
     reader = RunStore(tmp_path)
-    assert (reader.read(), reader.torn) == ([record()], torn)
+    assert reader.read() == [record()]
+    assert reader.damage == ("records.jsonl, line 2: torn after 70 bytes, without an end of line",)
     again = RunStore.resume(tmp_path)
-    assert again.torn == torn
+    assert again.torn_bytes == 70
     again.append(record(outcome="failed", memory=None, error="no luck"))
     assert [each.outcome for each in again.read()] == ["ok", "failed"]
-    assert again.torn == b""
+    assert again.damage == ()
     assert again.torn_path.read_bytes() == torn + b"\n"
 
 
@@ -163,7 +188,7 @@ def test_a_full_disk_loses_no_record_and_leaves_no_part_of_one(tmp_path: Path):
             store.append(large)
         store.close()
         again = RunStore.resume(disk / "run")
-        assert (len(again.read()), again.torn) == (written, b"")
+        assert (len(again.read()), again.damage) == (written, ())
         again.close()
     finally:
         subprocess.run(["umount", disk], check=True)
@@ -180,3 +205,238 @@ def test_names_of_folders_are_counted_on_and_the_last_is_found_again(tmp_path: P
     made = [RunStore.create_free(tmp_path, "gpt2").folder.name for _ in range(11)]
     assert made[:2] + made[-1:] == ["gpt2", "gpt2-2", "gpt2-11"]
     assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2-11"
+
+
+LINES = [record(error=f"number {number}").to_json().encode() + b"\n" for number in range(5)]
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> tuple[int, int, bytes]:
+    """A stretch of a run's bytes, and what stands there instead."""
+    length = sum(map(len, LINES))
+    ends = [sum(map(len, LINES[: number + 1])) for number in range(5)]
+    start = draw(st.integers(0, length) | st.sampled_from(ends).map(lambda end: end - 1))
+    dropped = draw(st.sampled_from([0, 1, 1, 1, 2, 70]))
+    put = st.binary(max_size=3) | st.sampled_from([b"\n", b"\0", b" ", b"\xff", b"\n\n", b"\0" * 512, b'"', b"{", b'{"schema": '])
+    return start, min(start + dropped, length), draw(put)
+
+
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    return RunStore(tmp_path_factory.mktemp("fuzzed"))
+
+
+@settings(max_examples=EXAMPLES, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@given(mutation=mutations())
+def test_a_malformed_run_keeps_every_record_whose_line_is_whole(fuzzed: RunStore, mutation: tuple[int, int, bytes]):
+    start, end, put = mutation
+    whole = b"".join(LINES)
+    fuzzed.records_path.write_bytes(whole[:start] + put + whole[end:])
+    found = fuzzed.read()
+    place = 0
+    for number, line in enumerate(LINES):
+        touched = place <= start < place + len(line) or start < place < end
+        place += len(line)
+        assert touched or record(error=f"number {number}") in found, fuzzed.damage
+    assert found == sorted(found, key=lambda each: str(each.error)) or put
+    # A repair waits for the disk.
+    if fuzzed.damage and start % 4 == 0:
+        assert RunStore.open(fuzzed.folder).repair()
+        assert (fuzzed.read(), fuzzed.damage) == (found, ())
+
+
+def test_lines_that_lost_the_end_between_them_are_told_apart(tmp_path: Path):
+    (tmp_path / "records.jsonl").write_bytes(LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4])
+    store = RunStore.open(tmp_path)
+    assert [each.error for each in store.read()] == ["number 0", "number 2", "number 4"]
+    assert [each.split(":")[0] for each in store.damage] == ["records.jsonl, line 1", "records.jsonl, line 2"]
+    assert len(store.repair()) == 2
+    assert store.records_path.read_bytes() == LINES[0] + LINES[2] + LINES[4]
+    assert store.damaged_path.read_bytes() == LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4]
+
+
+def test_a_line_without_end_is_passed_over_in_little_memory(tmp_path: Path):
+    with (tmp_path / "records.jsonl").open("wb") as lines:
+        lines.write(LINES[0])
+        # A hole, which takes no room on the disk.
+        lines.seek(300 << 20, os.SEEK_CUR)
+        lines.write(b"\n" + LINES[1])
+    tracemalloc.start()
+    store = RunStore(tmp_path)
+    assert [each.error for each in store.read()] == ["number 0", "number 1"]
+    assert tracemalloc.get_traced_memory()[1] < 5 * MOST_LINE_BYTES
+    tracemalloc.stop()
+    assert store.damage == ("records.jsonl, line 2: a record has at most 16777216 bytes, got more",)
+
+
+def test_a_repair_keeps_the_damaged_bytes_and_the_whole_lines(tmp_path: Path):
+    (tmp_path / "records.jsonl").write_bytes(LINES[0] + b"\0\0\n" + LINES[1] + b"\xff{\n\n" + LINES[2] + LINES[3][:40])
+    (tmp_path / "records.jsonl").chmod(0o600)
+    store = RunStore.open(tmp_path)
+    store.write_timeline(record().scenario, TIMELINE)
+    foreign = store.timelines_path / "other.json.gz"
+    foreign.write_bytes(b"\x1f\x8b")
+    done = store.repair()
+    assert [each.split(";")[0].split(": ")[0] for each in done] == [
+        "records.jsonl",
+        *(f"records.jsonl, line {number}" for number in (2, 4, 5)),
+        "timelines/other.json.gz",
+    ]
+    assert store.records_path.read_bytes() == b"".join(LINES[:3])
+    assert store.records_path.stat().st_mode & 0o777 == 0o600
+    assert store.damaged_path.read_bytes() == b"\0\0\n" + b"\xff{\n" + b"\n"
+    assert store.torn_path.read_bytes() == LINES[3][:40] + b"\n"
+    assert (store.timelines_path / "other.json.gz.damaged").read_bytes() == b"\x1f\x8b"
+    assert store.read_timeline(record().scenario) == TIMELINE
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert RunStore.open(tmp_path).repair() == []
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_repair_waits_for_nobody_and_makes_no_run(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"no records\.jsonl in"):
+        RunStore.open(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    writer = RunStore.create(tmp_path)
+    with pytest.raises(BlockingIOError, match="another process is writing"):
+        RunStore.open(tmp_path)
+    writer.close()
+
+
+def test_a_writer_that_waited_for_a_repair_writes_into_the_repaired_file(tmp_path: Path):
+    (tmp_path / "records.jsonl").write_bytes(b"\n" + LINES[0])
+    store = RunStore.open(tmp_path)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(RunStore.resume, tmp_path, patience=30)
+        sleep(0.1)
+        assert not waiting.done()
+        store.repair()
+        writer = waiting.result(30)
+    writer.append(record(error="number 1"))
+    assert [each.error for each in store.read()] == ["number 0", "number 1"]
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "not a timeline: an empty file"),
+        (b"no", "not a timeline: Not a gzipped file"),
+        (pack(TIMELINE)[:-9], "not a timeline: "),
+        (pack(TIMELINE)[:30] + b"\xff\xff" + pack(TIMELINE)[32:], "not a timeline: "),
+        (pack(TIMELINE, "another"), "the timeline of 'another'"),
+        # Written by an older optprof, without a name.
+        (pack(TIMELINE), "the timeline of a record whose peak is 4 bytes and not 80"),
+        (b"\0" * ((16 << 20) + 1), "a timeline has at most 16777216 bytes, got more"),
+    ],
+)
+def test_a_timeline_that_cannot_be_read_costs_itself_alone(tmp_path: Path, data: bytes, told: str):
+    store = RunStore.create(tmp_path)
+    damaged, whole = (record(scenario=Scenario(model="gpt2", seed=seed), memory=replace(MEMORY, peak_allocated=80)) for seed in (1, 2))
+    for each in (damaged, whole):
+        store.write_timeline(each.scenario, TIMELINE)
+    name = file_name(damaged.scenario)
+    (store.timelines_path / f"{name}.json.gz").write_bytes(data)
+    assert store.read_timelines([damaged, whole]) == {file_name(whole.scenario): TIMELINE}
+    assert store.damage[0].startswith(f"timelines/{name}.json.gz: {told}")
+    assert store.lost_timelines([damaged, whole]) == {name}
+    store.set_timeline_aside(name)
+    assert (store.read_timelines([damaged, whole]).keys(), store.damage) == ({file_name(whole.scenario)}, ())
+    # Until it is made again.
+    assert store.lost_timelines([damaged, whole]) == {name}
+    store.write_timeline(damaged.scenario, TIMELINE)
+    assert store.lost_timelines([damaged, whole]) == set()
+
+
+def test_nothing_of_a_run_is_read_through_a_link_or_from_a_pipe(tmp_path: Path):
+    secret = tmp_path / "secret"
+    store = RunStore.create(secret)
+    store.append(record())
+    store.write_timeline(record().scenario, TIMELINE)
+    (secret / "logs").mkdir()
+    (secret / "logs" / "001.log").write_text("secret")
+    (run := tmp_path / "run").mkdir()
+    (run / "records.jsonl").symlink_to(secret / "records.jsonl")
+    for refused in (RunStore(run).read, lambda: RunStore.resume(run), lambda: RunStore.open(run), lambda: RunStore.create(run)):
+        with pytest.raises(ValueError, match=r"run/records\.jsonl is a symbolic link"):
+            refused()
+    assert RunStore.create_free(tmp_path, "run").folder == tmp_path / "run-2"
+    (run / "records.jsonl").unlink()
+    os.mkfifo(run / "records.jsonl")
+    for refused in (RunStore(run).read, lambda: RunStore.resume(run)):
+        with pytest.raises(ValueError, match=r"run/records\.jsonl is not a regular file"):
+            refused()
+    (run / "records.jsonl").unlink()
+    for name in ("timelines", "logs", "snapshots", "tensorboard", "figures"):
+        (run / name).symlink_to(secret / name)
+        for refused in (lambda: RunStore.resume(run), lambda: RunStore.create(run)):
+            with pytest.raises(ValueError, match=f"run/{name} is a symbolic link"):
+                refused()
+        (run / name).unlink()
+    RunStore.create(run).append(record())
+    (run / "timelines").symlink_to(secret / "timelines")
+    assert RunStore(run).read_timelines([record()]) == {}
+    (run / "timelines").unlink()
+    name = f"{file_name(record().scenario)}.json.gz"
+    (run / "timelines").mkdir()
+    os.mkfifo(run / "timelines" / name)
+    reader = RunStore(run)
+    assert reader.read_timelines([record()]) == {}
+    assert reader.damage == (f"timelines/{name}: is not a regular file; remove it, or name another",)
+
+
+@pytest.mark.parametrize("log", ["/etc/passwd", "../secret.log", "logs/../../secret.log", "logs/link.log"])
+def test_a_log_is_read_in_its_run_alone_and_its_end_at_most(tmp_path: Path, log: str):
+    store = RunStore.create(tmp_path / "run")
+    (tmp_path / "secret.log").write_text("secret")
+    (store.folder / "logs").mkdir()
+    (store.folder / "logs" / "link.log").symlink_to(tmp_path / "secret.log")
+    (store.folder / "logs" / "001.log").write_bytes(b"x" * (2 << 20) + b"the end \xff")
+    with pytest.raises(ValueError, match=r"in its folder|symbolic link"):
+        store.read_log(record(log=log))
+    told = store.read_log(record(log="logs/001.log"))
+    assert (len(told), told[-9:]) == (1 << 20, "the end \ufffd")
+
+
+def test_a_log_s_number_is_counted_on_whatever_else_lies_there(tmp_path: Path):
+    store = RunStore.create(tmp_path)
+    assert store.log_path().name == "001.log"
+    (tmp_path / "logs").mkdir()
+    for name in ("007.log", "mine.log", f"{'9' * 250}.log", "\u0663.log"):
+        (tmp_path / "logs" / name).touch()
+    assert store.log_path().name == "008.log"
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    store = RunStore.create(tmp_path)
+    store.append(record())
+    with pytest.raises(ValueError, match="error has at most 20000 letters"):
+        store.append(record(error="x" * 20_001))
+    monkeypatch.setattr("profiler.store.MOST_LINES", 2)
+    store.append(record())
+    with pytest.raises(ValueError, match="has 2 records, and a run has no more"):
+        store.append(record())
+    store.close()
+    again = RunStore.resume(tmp_path)
+    with pytest.raises(ValueError, match="has 2 records"):
+        again.append(record())
+    assert (len(again.read()), again.damage) == (2, ())
+
+
+def test_a_file_of_the_name_is_no_run_and_passed_over(tmp_path: Path):
+    (tmp_path / "gpt2").touch()
+    assert RunStore.create_free(tmp_path, "gpt2").folder == tmp_path / "gpt2-2"
+    assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2-2"
+    with pytest.raises(NotADirectoryError):
+        RunStore.create(tmp_path / "gpt2")
+
+
+def test_what_was_not_kept_is_done_again():
+    environment = {"versions": {"torch": "2"}, "machine": {}}
+    whole, lost, damaged = (
+        record(scenario=Scenario(model="gpt2", seed=seed), environment=environment, lost=lost)
+        for seed, lost in enumerate(((), ("timelines/a.json.gz: No space left on device",), ()))
+    )
+    asked = [each.scenario for each in (whole, lost, damaged)]
+    records = [whole, lost, damaged]
+    assert pending(asked, records, environment, {file_name(damaged.scenario)}) == asked[1:]
+    assert pending(asked, [*records, replace(lost, lost=())], environment) == []
