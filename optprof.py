@@ -8,13 +8,15 @@ import json
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from warnings import catch_warnings
 
 import typer
 
@@ -98,7 +100,9 @@ def _border(*, whole: bool) -> Iterator[None]:
     A fault of ours, in which no code of the user's took part, asks to be reported and ends with 1.
     """
     try:
-        yield
+        with catch_warnings():
+            warnings.showwarning = partial(_show_warning, set())
+            yield
     except (typer.Exit, GeneratorExit):
         raise
     except KeyboardInterrupt:
@@ -110,6 +114,17 @@ def _border(*, whole: bool) -> Iterator[None]:
         told, status = _told(error)
         print(f"optprof: {told}", file=sys.stderr)
         raise typer.Exit(status) from None
+
+
+def _show_warning(shown: set[str], message: Warning | str, category: type[Warning], file: str, line: int, *_: object) -> None:
+    """Print the lines of a warning of ours that are not `shown` yet, any other as Python does."""
+    if category.__module__.partition(".")[0] != "profiler":
+        sys.stderr.write(warnings.formatwarning(message, category, file, line))
+        return
+    for text in str(message).splitlines():
+        if text not in shown:
+            print(text, file=sys.stderr)
+            shown.add(text)
 
 
 def _told(error: BaseException) -> tuple[str, int]:
@@ -357,7 +372,6 @@ def report(
     ] = None,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
-    from profiler.store import RunStore
     from reports import run_markdown, write_figure, write_report
 
     if markdown:
@@ -366,8 +380,14 @@ def report(
         print(*write_figure(_run(run), figure, style=style), sep="\n")
     else:
         print(write_report(_run(run), tensorboard=tensorboard, style=style))
-    if torn := RunStore(_run(run)).torn_line():
-        print(f"the last line was torn: its {len(torn)} bytes are left out; --resume sets them aside", file=sys.stderr)
+
+
+@_command()
+def repair(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]) -> None:
+    """Set aside what cannot be read of a run: lines in records.damaged, timelines beside themselves."""
+    from profiler.store import RunStore
+
+    print("\n".join(RunStore.open(_run(run)).repair()) or "nothing is damaged")
 
 
 @_command()
@@ -403,6 +423,11 @@ def compare(
         comparing.render(sys.stdout, only_regressed=bool(only))
     if comparing.stopped:
         print(f"stopped by a gate: {len(comparing.stopped)}", file=sys.stderr)
+    if comparing.unjudged:
+        # The newest record may be what cannot be read.
+        more = f", and {len(comparing.unjudged) - 1} more" if len(comparing.unjudged) > 1 else ""
+        print(f"stopped by every gate, because it cannot be read: {comparing.unjudged[0]}{more}", file=sys.stderr)
+    if comparing.stopped or comparing.unjudged:
         raise typer.Exit(GATE_STOPPED)
 
 
@@ -440,15 +465,14 @@ def _crew() -> Iterator["Crew"]:
 
 
 def _open_run(name: str, out: Path | None, resume: bool) -> "RunStore":
-    """The run to write into; what a run that was cut off has left is told."""
+    """The run to write into; what a run that was cut off has left is set aside or removed."""
     from profiler.store import RunStore, last_folder
 
     name = name.replace(":", ".").replace("/", ".")
     if not resume:
         return RunStore.create(out) if out else RunStore.create_free(RUNS, name)
     store = RunStore.resume(out or last_folder(RUNS, name))
-    if store.torn:
-        print(f"the last line was torn: its {len(store.torn)} bytes are set aside in {store.torn_path}", file=sys.stderr)
+    store.remove_parts()
     return store
 
 
@@ -459,9 +483,14 @@ def _run_all(
     from profiler.environment import environment
     from profiler.running.resume import pending, standing
     from profiler.running.runner import run
+    from profiler.store import file_name
 
     before = store.read()
-    waiting = pending(scenarios, before, environment(seed=0)) if before else list(scenarios)
+    lost = store.lost_timelines(standing(before))
+    store.warn()
+    waiting = pending(scenarios, before, environment(seed=0), lost) if before else list(scenarios)
+    for name in lost & {file_name(scenario) for scenario in waiting}:
+        store.set_timeline_aside(name)
     if before:
         print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
     try:
@@ -520,10 +549,12 @@ def _show(
     for record in records:
         if record.outcome != "ok" and record.log:
             scenario = record.scenario
-            log = store.folder / record.log
-            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {log}", file=sys.stderr)
+            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {store.folder / record.log}", file=sys.stderr)
             if logs:
-                print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+                try:
+                    print(store.read_log(record), file=sys.stderr)
+                except (OSError, ValueError) as error:
+                    print(f"the log cannot be read: {error}", file=sys.stderr)
 
 
 def _exit_with(records: "Sequence[Record]") -> None:

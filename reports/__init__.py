@@ -18,7 +18,8 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
 
     `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
     ValueError for a run without records, another style, and a symbolic link where something is to be written; FileNotFoundError for a
-    folder that is no run, another OSError when it cannot be written.
+    folder that is no run, another OSError when it cannot be written. What cannot be read of the run is left out, named on the page, and
+    a DamageWarning.
     """
     from profiler.running.resume import standing
     from profiler.store import RunStore
@@ -26,6 +27,7 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
     store = RunStore(folder)
     records = standing(store.read())
     timelines = store.read_timelines(records)
+    store.warn()
     _refuse_links(folder)
 
     # matplotlib takes its time to load, and nothing but a report wants it.
@@ -35,7 +37,7 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
     page, chosen = folder / "report.html", style_named(style)
     try:
         drawings = draw_all(records, folder / "figures", timelines, chosen)
-        page.write_text(render_page(records, drawings, timelines), encoding="utf-8")
+        page.write_text(render_page(records, drawings, timelines, store.damage), encoding="utf-8")
         store.write_csv(records)
         lines = ",\n".join(record.to_json() for record in records)
         (folder / "records.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -50,13 +52,19 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
 
 
 def run_markdown(folder: Path) -> str:
-    """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run."""
+    """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run.
+
+    A DamageWarning for what cannot be read of it.
+    """
     from profiler.running.resume import standing
     from profiler.store import RunStore
 
     from .markdown import run_markdown
 
-    return run_markdown(standing(RunStore(folder).read()))
+    store = RunStore(folder)
+    records = standing(store.read())
+    store.warn()
+    return run_markdown(records)
 
 
 def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:
@@ -74,7 +82,9 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
 
     if name != NAME:
         raise ValueError(f"no figure is named {name!r}; there is {NAME}")
-    records, chosen = standing(RunStore(folder).read()), style_named(style)
+    store, chosen = RunStore(folder), style_named(style)
+    records = standing(store.read())
+    store.warn()
     _refuse_links(folder)
     drawing = draw_published(records, chosen)
     if drawing is None:

@@ -43,8 +43,16 @@ SM3_NOTE = (
 CHART_PLACES = (("savings",), ("state-by-size", "peak", "timeline", "step-time", "step-by-size", "iteration", "pareto"))
 
 
-def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timelines: Mapping[str, Timeline] | None = None) -> str:
-    """The page of a run as HTML text; every word that comes from a record is escaped."""
+def render_page(
+    records: Sequence[Record],
+    drawings: Sequence[Drawing],
+    timelines: Mapping[str, Timeline] | None = None,
+    damage: Sequence[str] = (),
+) -> str:
+    """The page of a run as HTML text; every word that comes from a record is escaped.
+
+    `damage` names what of the run could not be read.
+    """
     findings = Findings.of(records, timelines)
     found = charts(findings, drawings)
     parts = _accumulations(findings)
@@ -63,6 +71,8 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         cards=cards(findings),
         settings=len(findings.names),
         notes=_notes(findings),
+        damage=damage,
+        damaged_timelines=[each for each in damage if each.startswith("timelines/")],
         charts=[[chart for chart in found if chart.kind in kinds] for kinds in CHART_PLACES],
         heat=heat_map(findings),
         accumulations=parts,

@@ -4,14 +4,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from weakref import finalize
 
 from profiler.record import Record
 from profiler.running.resume import standing
-from profiler.store import RunStore
+from profiler.store import RunStore, file_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,15 +42,24 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path | str) -> "Run":
-        """The run in a folder; FileNotFoundError for a folder that is no run, ValueError for a line that is no record."""
-        return cls(records=standing(RunStore(Path(folder)).read()), folder=Path(folder))
+        """The run in a folder; FileNotFoundError for a folder that is no run, a DamageWarning for a line that is no record."""
+        store = RunStore(Path(folder))
+        records = standing(store.read())
+        store.warn()
+        return cls(records=records, folder=Path(folder))
 
     @classmethod
     def going_on(cls, folder: Path) -> "Run":
-        """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written."""
+        """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written.
+
+        A DamageWarning for a line that is no record, and for a torn one, which is set aside.
+        """
         store = RunStore.resume(folder, patience=PATIENCE)
+        store.remove_parts()
         store.close()
-        return cls(records=standing(store.read()), folder=folder)
+        records = standing(store.read())
+        store.warn()
+        return cls(records=records, folder=folder)
 
     @property
     def where(self) -> Path:
@@ -101,8 +110,13 @@ class Run:
             raise FileExistsError(f"{folder} holds another run's records; name another folder")
         folder.mkdir(parents=True, exist_ok=True)
         target.records_path.write_text(lines, encoding="utf-8")
-        if self.folder is not None and RunStore(self.folder).timelines_path.is_dir():
-            copytree(RunStore(self.folder).timelines_path, target.timelines_path, dirs_exist_ok=True)
+        if self.folder is not None:
+            source = RunStore(self.folder)
+            timelines = source.read_timelines(self.records)
+            source.warn()
+            for record in self.records:
+                if timeline := timelines.get(file_name(record.scenario)):
+                    target.write_timeline(record.scenario, timeline)
 
     def _repr_html_(self) -> str:
         """The summary of the run as a table, for a notebook."""

@@ -49,8 +49,9 @@ def warning_lines(records: Iterable[Record]) -> list[str]:
 
 
 def warnings_of(record: Record) -> tuple[str, ...]:
-    """The record's warnings, of its counts and of what was watched."""
-    return record.warnings + (record.watched.warnings if record.watched else ())
+    """The record's warnings, of its counts and of what was watched, and what of it was not kept."""
+    watched = record.watched.warnings if record.watched else ()
+    return record.warnings + watched + tuple(f"not kept: {lost}" for lost in record.lost)
 
 
 def conditions(record: Record) -> str:

@@ -212,7 +212,13 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     with (tmp_path / "runs/tiny.build/records.jsonl").open("a") as lines:
         lines.write('{"schema": 1, "scen')
     told = optprof(tmp_path, "report", "tiny.build", "--markdown")
-    assert (told.returncode, told.stderr) == (0, "the last line was torn: its 19 bytes are left out; --resume sets them aside\n")
+    assert (told.returncode, told.stderr.splitlines()) == (
+        0,
+        [
+            "left out: runs/tiny.build/records.jsonl, line 2: torn after 19 bytes, without an end of line",
+            "optprof repair runs/tiny.build sets aside what cannot be read",
+        ],
+    )
     done = optprof(tmp_path, *going_on.split()[1:], "--json")
     assert done.returncode == 0, done.stderr
     assert "the last line was torn: its 19 bytes are set aside in runs/tiny.build/records.torn" in done.stderr
@@ -220,6 +226,42 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     found = json.loads(done.stdout)
     assert found["report"] is None
     assert [(record["scenario"]["optimizer"], record["outcome"]) for record in found["records"][:2]] == [("sgd", "ok"), ("tiny:Slow", "ok")]
+
+
+def test_a_damaged_run_is_reported_held_to_no_gate_gone_on_with_and_repaired(tmp_path: Path):
+    command = ["profile", "tiny", "-T", "8", "-o", "sgd,adamw", "-d", "sim", "--workload", "train", "--out", "run", "--no-report"]
+    made = optprof(tmp_path, *command)
+    assert made.returncode == 0, made.stderr
+    lines = (tmp_path / "run" / "records.jsonl").read_bytes().splitlines(keepends=True)
+    assert [json.loads(line)["scenario"]["optimizer"] for line in lines[:2]] == ["sgd", "adamw"]
+    for path in (tmp_path / "run" / "timelines").glob("*-sgd-*"):
+        path.write_bytes(b"")
+    (tmp_path / "run" / "records.jsonl").write_bytes(lines[0] + b"\0" * 40 + b"\n" + lines[1] + lines[2][:50])
+    damage = ["records.jsonl, line 2: 40 zero bytes", "records.jsonl, line 4: torn after 50 bytes, without an end of line"]
+
+    report = optprof(tmp_path, "report", "run")
+    assert (report.returncode, report.stdout) == (0, "run/report.html\n")
+    (timeline,) = (path.name for path in (tmp_path / "run" / "timelines").glob("*-sgd-*"))
+    assert report.stderr.splitlines() == [
+        *(f"left out: run/{each}" for each in damage),
+        f"left out: run/timelines/{timeline}: not a timeline: an empty file",
+        "optprof repair run sets aside what cannot be read",
+    ]
+    gate = optprof(tmp_path, "compare", "run", "run", "--fail-on", "state>0")
+    assert gate.returncode == 3
+    assert "stopped by every gate, because it cannot be read: before: records.jsonl, line 2: 40 zero bytes, and 3 more" in gate.stderr
+
+    going_on = optprof(tmp_path, *command, "--resume")
+    assert going_on.returncode == 0, going_on.stderr
+    assert "1 of 4 scenarios are recorded in run" in going_on.stderr
+    assert [path.name for path in (tmp_path / "run" / "timelines").glob("*.damaged")] == [f"{timeline}.damaged"]
+    repaired = optprof(tmp_path, "repair", "run")
+    assert (repaired.returncode, repaired.stdout) == (0, f"{damage[0]}; set aside in records.damaged\n")
+    assert (tmp_path / "run" / "records.damaged").read_bytes() == b"\0" * 40 + b"\n"
+    assert (tmp_path / "run" / "records.torn").read_bytes() == lines[2][:50] + b"\n"
+    again = optprof(tmp_path, "repair", "run")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "nothing is damaged\n", "")
+    assert optprof(tmp_path, "report", "run", "--markdown").stderr == ""
 
 
 def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_path: Path):

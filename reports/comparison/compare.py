@@ -4,8 +4,11 @@ Scenarios are matched when all their fields are equal. Bytes are compared exactl
 ratio lies beyond a threshold.
 """
 
+import math
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from statistics import median
@@ -65,13 +68,17 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Two sets of records: the scenarios of both, those of one side only, and how many older records of a scenario were passed over."""
+    """Two sets of records: the scenarios of both, those of one side only, and how many older records of a scenario were passed over.
+
+    `damage` names what could not be read of either side.
+    """
 
     pairs: tuple[Pair, ...]
     only_before: tuple[Record, ...]
     only_after: tuple[Record, ...]
     threshold: Fraction
     superseded: int
+    damage: tuple[str, ...] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -79,21 +86,51 @@ class Compared:
         return [*(pair.after for pair in self.pairs), *self.only_before, *self.only_after]
 
 
-def read_side(path: Path) -> list[Record]:
-    """The records of a run, or of all runs right under a folder; FileNotFoundError where there are none, ValueError for a broken one."""
-    if (path / "records.jsonl").is_file():
-        return RunStore(path).read()
-    # A link to a run beside it, such as "latest", is that run and no other.
-    runs = sorted({lines.resolve(): lines.parent for lines in sorted(path.glob("*/records.jsonl"), reverse=True)}.values())
-    if not runs:
-        raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
-    return [record for run in runs for record in RunStore(run).read()]
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """The records of a side, of each scenario the newest last, and what could not be read of it."""
+
+    records: Sequence[Record]
+    damage: tuple[str, ...] = ()
+
+
+def read_side(path: Path) -> Side:
+    """The records of a run, or of all runs right under a folder; FileNotFoundError where there are none.
+
+    A run that cannot be read at all is a ValueError or OSError, and damage where others are beside it.
+    """
+    if os.path.lexists(path / "records.jsonl"):
+        store = RunStore(path)
+        return Side(records=store.read(), damage=store.damage)
+    runs: list[list[Record]] = []
+    damage: list[str] = []
+    for folder in _runs_under(path):
+        store = RunStore(folder)
+        try:
+            runs.append(store.read())
+            damage += (f"{folder.name}/{each}" for each in store.damage)
+        except (OSError, ValueError) as error:
+            damage.append(str(error).replace(f"{path}{os.sep}", ""))
+    return Side(records=_in_time(runs), damage=tuple(damage))
+
+
+def compare_sides(before: Side, after: Side, *, threshold: Fraction = THRESHOLD, across_machines: bool = False) -> Compared:
+    """Compare the records of both sides, as `compare` does, and say what could not be read of them."""
+    for side in (before, after):
+        if side.damage and not side.records:
+            raise ValueError(f"no record can be read: {side.damage[0]}")
+    compared = compare(before.records, after.records, threshold=threshold, across_machines=across_machines)
+    damage = [*(f"before: {each}" for each in before.damage), *(f"after: {each}" for each in after.damage)]
+    return replace(compared, damage=tuple(damage))
 
 
 def compare(
     before: Sequence[Record], after: Sequence[Record], *, threshold: Fraction = THRESHOLD, across_machines: bool = False
 ) -> Compared:
-    """What changed, in the order of `after`; times of different machines are compared only when told. ValueError for an empty side."""
+    """What changed, in the order of `after`; times of different machines are compared only when told. ValueError for an empty side.
+
+    Of several records of a scenario the last one of a side counts.
+    """
     for side, records in (("first", before), ("second", after)):
         if not records:
             raise ValueError(f"the {side} side of the comparison has no records; profile something there first")
@@ -107,11 +144,41 @@ def compare(
     )
 
 
+def _runs_under(path: Path) -> list[Path]:
+    """The folders of runs right under a folder, each once; FileNotFoundError where there are none."""
+    folders = sorted(path.iterdir(), reverse=True) if path.is_dir() else []
+    # A link to a run beside it, such as "latest", is that run and no other.
+    runs = {folder.resolve(): folder for folder in folders if os.path.lexists(folder / "records.jsonl")}
+    if not runs:
+        raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
+    return sorted(runs.values())
+
+
+def _in_time(runs: Sequence[Sequence[Record]]) -> list[Record]:
+    """The records of all runs, those of a scenario by the time of its last record in each run.
+
+    Within a run their order stands: the clock may have been set back, the file only grows.
+    """
+    grouped: dict[str, dict[int, list[Record]]] = {}
+    for number, records in enumerate(runs):
+        for record in records:
+            grouped.setdefault(file_name(record.scenario), {}).setdefault(number, []).append(record)
+    groups = (sorted(group.values(), key=lambda found: _time(found[-1])) for group in grouped.values())
+    return [record for group in groups for found in group for record in found]
+
+
+def _time(record: Record) -> float:
+    """Seconds since 1970 until the record was made; a record without a time is older than any with one."""
+    try:
+        moment = datetime.fromisoformat(str(record.environment.get("time")))
+    except ValueError:
+        return -math.inf
+    return (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+
+
 def _latest(records: Iterable[Record]) -> dict[str, Record]:
-    """The last record of each scenario, by the time that the records tell."""
-    in_time = sorted(records, key=lambda record: str(record.environment.get("time") or ""))
-    chosen = {file_name(record.scenario): record for record in in_time}
-    return {file_name(record.scenario): chosen[file_name(record.scenario)] for record in records}
+    """The last record of each scenario, in the order of the first."""
+    return {file_name(record.scenario): record for record in records}
 
 
 def _pair(before: Record, after: Record, threshold: Fraction, across_machines: bool) -> Pair:

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from profiler.record import Record
 
-from .compare import Change, Compared, Pair, compare, read_side
+from .compare import Change, Compared, Pair, compare_sides, read_side
 from .gate import Gate, Offence, offences, per_cent
 
 SCHEMA = 1
@@ -15,17 +15,22 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Comparing:
-    """A comparison, and what the gates stop of it."""
+    """A comparison, and what the gates stop of it.
+
+    Every gate is stopped by `unjudged`, lines that could not be read: one of them may be the newest
+    record of a scenario. Without gates there are none.
+    """
 
     compared: Compared
     stopped: Sequence[Offence]
+    unjudged: Sequence[str] = ()
 
     @classmethod
     def of(cls, before: Path, after: Path, gates: Sequence[str], *, threshold: str = "5%", across_machines: bool = False) -> "Comparing":
         """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read, OSError for a folder without runs."""
         asked, share = [Gate.parse(text) for text in gates], per_cent(threshold)
-        compared = compare(read_side(before), read_side(after), threshold=share, across_machines=across_machines)
-        return cls(compared=compared, stopped=offences(compared, asked))
+        compared = compare_sides(read_side(before), read_side(after), threshold=share, across_machines=across_machines)
+        return cls(compared=compared, stopped=offences(compared, asked), unjudged=compared.damage if asked else ())
 
     def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
         """Print it for a terminal."""
@@ -54,6 +59,7 @@ class Comparing:
             "schema": SCHEMA,
             "threshold": float(self.compared.threshold),
             "superseded": self.compared.superseded,
+            "damage": list(self.compared.damage),
             "stopped": [_stopped(offence) for offence in self.stopped],
             "pairs": [pair for pair in pairs if not only_regressed or pair["changes"] or pair["outcome"] == "regressed"],
             "only_before": _scenarios(self.compared.only_before),

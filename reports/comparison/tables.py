@@ -19,6 +19,8 @@ from .compare import Change, Compared, Pair
 from .gate import Offence
 
 HEAD = ("scenario", "figure", "before", "after", "difference", "ratio", "verdict")
+# What cannot be read is counted beyond so many lines.
+MOST_DAMAGE = 10
 LEGEND = (
     "Bytes are compared exactly. A time differs only when the whole 95 % interval of its ratio, in brackets, is more than {threshold} away "
     "from 1; an estimate, which has no noise, when it is so itself."
@@ -102,6 +104,8 @@ def remarks(compared: Compared) -> list[str]:
         LEGEND.format(threshold=threshold),
         *_warnings(compared),
         *([f"{older} of the same scenarios passed over: the last one of each side counts"] if compared.superseded else []),
+        *(f"left out, because it cannot be read: {each}" for each in compared.damage[:MOST_DAMAGE]),
+        *([f"left out: {len(compared.damage) - MOST_DAMAGE} more"] if len(compared.damage) > MOST_DAMAGE else []),
     ]
 
 

@@ -317,3 +317,8 @@ def test_warnings_of_counts_are_told_with_those_of_times(timed):
         "adamw on tiny (CPU, loop): opt.py, line 3, reads a value back",
         "adamw on tiny (CPU, loop): others were there",
     ]
+
+
+def test_what_of_a_record_was_not_kept_is_told_as_well(timed):
+    cut = replace(timed(), lost=("tensorboard/a: No space left on device",))
+    assert warning_lines([cut]) == ["adamw on tiny (CPU, loop): not kept: tensorboard/a: No space left on device"]

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import pytest
 
+from profiler.record import Record
 from profiler.store import RunStore
 from reports.comparison.compare import Change, Compared, Pair, compare, read_side
 
@@ -94,13 +95,59 @@ def test_the_workload_state_has_no_peak_to_compare(simulated):
     assert {found.metric for found in compared.pairs[0].changes} == {"state", "state-allocated"}
 
 
-def test_of_several_records_of_a_scenario_the_last_one_counts(simulated):
-    def at(hour: int, state: int):
-        return replace(simulated(state=state), environment={"time": f"2025-11-21T{hour:02}:00:00+00:00"})
+def at(record: Record, time: object) -> Record:
+    return replace(record, environment={"time": time})
 
-    compared = compare([at(9, 9), at(7, 7), at(8, 8)], [at(1, 9)])
-    assert change(compared, "state").before == 9
+
+def test_within_a_run_the_last_record_of_a_scenario_counts_whatever_its_clock_said(simulated):
+    times = ("2025-11-21T09:00:00+00:00", "2025-11-21T07:00:00+00:00", "2025-11-21T08:00:00+00:00")
+    records = [at(simulated(state=state), time) for state, time in zip((9, 7, 8), times, strict=True)]
+    compared = compare(records, [simulated(state=9)])
+    assert change(compared, "state").before == 8
     assert compared.superseded == 2
+
+
+NOON = "2025-11-21T12:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "newest"),
+    [
+        (("2025-11-21T01:00:00+00:00", "2025-11-21T02:00:00+00:00"), (NOON, NOON), 4),
+        # The clock of the second run was set back before its last record was made.
+        (("2025-11-21T01:00:00+00:00", "2025-11-21T02:00:00+00:00"), (NOON, "2025-11-21T01:30:00+00:00"), 2),
+        # Half past twelve in Berlin is before noon in London.
+        ((None, NOON), (None, "2025-11-21T12:30:00+01:00"), 2),
+        # What says no time is older than what does; of the same time the run of the later name counts.
+        ((None, NOON), (NOON, None), 2),
+        ((None, NOON), (NOON, "zzz"), 2),
+        ((None, NOON), (None, NOON.removesuffix("+00:00")), 4),
+    ],
+)
+def test_between_runs_the_record_that_was_made_last_counts(simulated, tmp_path, first, second, newest):
+    for name, times, states in (("a", first, (1, 2)), ("b", second, (3, 4))):
+        store = RunStore.create(tmp_path / name)
+        for state, time in zip(states, times, strict=True):
+            store.append(at(simulated(state=state), time))
+    compared = compare(read_side(tmp_path).records, [simulated(state=9)])
+    assert change(compared, "state").before == newest
+
+
+def test_a_damaged_line_of_any_run_of_a_side_is_named(simulated, tmp_path):
+    for name in ("one", "two", "three"):
+        RunStore.create(tmp_path / name).append(simulated(model=name))
+    with (tmp_path / "one" / "records.jsonl").open("a") as lines:
+        lines.write('{"sch')
+    (tmp_path / "two" / "records.jsonl").unlink()
+    (tmp_path / "two" / "records.jsonl").symlink_to("/etc/passwd")
+    side = read_side(tmp_path)
+    assert [record.scenario.model for record in side.records] == ["one", "three"]
+    assert [each.split(" is ")[0] for each in side.damage] == [
+        "one/records.jsonl, line 2: torn after 5 bytes, without an end of line",
+        "two/records.jsonl",
+    ]
+    with pytest.raises(ValueError, match=r"two/records\.jsonl is a symbolic link"):
+        read_side(tmp_path / "two")
 
 
 def test_a_state_of_nothing_has_no_ratio(simulated):
@@ -117,7 +164,7 @@ def test_a_side_without_records_is_one_clear_line(simulated):
 def test_a_side_is_a_run_or_a_folder_of_runs(simulated, tmp_path):
     for name in ("one", "two"):
         RunStore.create(tmp_path / name).append(simulated(model=name))
-    assert [record.scenario.model for record in read_side(tmp_path / "two")] == ["two"]
-    assert [record.scenario.model for record in read_side(tmp_path)] == ["one", "two"]
+    assert [record.scenario.model for record in read_side(tmp_path / "two").records] == ["two"]
+    assert [record.scenario.model for record in read_side(tmp_path).records] == ["one", "two"]
     with pytest.raises(FileNotFoundError, match="no run in"):
         read_side(tmp_path / "three")

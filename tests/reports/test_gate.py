@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from profiler.store import RunStore
 from reports.comparison.compare import compare
+from reports.comparison.comparing import Comparing
 from reports.comparison.gate import Gate, offences, per_cent
 
 
@@ -98,3 +100,29 @@ def test_a_gate_with_nothing_to_judge_does_not_pass(simulated, timed):
         offences(compare([simulated(outcome="failed", error="boom")], [simulated(seed=1)]), [Gate.parse("state>0")])
     with pytest.raises(ValueError, match="too few samples"):
         offences(compare([timed()], [timed()]), [Gate.parse("step>5%")])
+
+
+@pytest.mark.parametrize("tail", ['{"schema": 1, "scen', "\n", "\0" * 512 + "\n", '{"schema": 1}\n'])
+@pytest.mark.parametrize("damaged", ["before", "after"])
+def test_no_gate_passes_while_the_newest_record_may_be_one_that_cannot_be_read(simulated, tmp_path, tail, damaged):
+    for name in ("before", "after"):
+        store = RunStore.create(tmp_path / name)
+        store.append(simulated())
+        store.close()
+    with (tmp_path / damaged / "records.jsonl").open("a") as lines:
+        lines.write(tail)
+    told = Comparing.of(tmp_path / "before", tmp_path / "after", ["state>0"])
+    assert (told.stopped, [each.partition(": ")[0] for each in told.unjudged]) == ([], [damaged])
+    assert f"{damaged}: records.jsonl, line 2: " in told.markdown().replace("\\", "")
+    assert told.to_dict()["damage"] == list(told.unjudged)
+    assert Comparing.of(tmp_path / "before", tmp_path / "after", []).unjudged == ()
+    RunStore.open(tmp_path / damaged).repair()
+    assert Comparing.of(tmp_path / "before", tmp_path / "after", ["state>0"]).unjudged == ()
+
+
+def test_a_side_of_which_nothing_can_be_read_says_so(simulated, tmp_path):
+    RunStore.create(tmp_path / "run").append(simulated())
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "records.jsonl").write_text("{}\n")
+    with pytest.raises(ValueError, match=r"no record can be read: records\.jsonl, line 1: schema 1 is read here"):
+        Comparing.of(tmp_path / "run", tmp_path / "none", ["state>0"])

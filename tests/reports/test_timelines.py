@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from profiler.store import RunStore, file_name
+from profiler.store import DamageWarning, RunStore, file_name
 from profiler.timeline import Stretch
 from reports import write_report
 from reports.arithmetic.courses import Course, bands, phases_held, thinned
@@ -146,7 +146,12 @@ def test_rows_with_other_phases_name_their_own(tmp_path, simulated, timeline):
         assert form.count(">training step 1<") == count
 
 
-def test_a_broken_timeline_is_one_clear_line(run):
-    next(run.timelines_path.iterdir()).write_bytes(b"\x80\x04.")
-    with pytest.raises(ValueError, match=r"tiny-adamw-\w+\.json\.gz: not a timeline"):
-        write_report(run.folder)
+def test_a_broken_timeline_costs_itself_alone_and_is_named(run):
+    path = next(run.timelines_path.iterdir())
+    path.write_bytes(b"\x80\x04.")
+    with pytest.warns(DamageWarning, match=r"tiny-adamw-\w+\.json\.gz: not a timeline"):
+        page = write_report(run.folder).read_text(encoding="utf-8")
+    assert page.count(f"timelines/{path.name}: not a timeline: Not a gzipped file") == 2
+    assert str(run.folder) not in page
+    assert "Memory along the training step" not in page
+    assert ">sm3</strong>" in page
