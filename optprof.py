@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from reports.streams import progress, results_on_stdout, survive_closed_pipes
+from reports.streams import STDOUT, guard_streams, progress, results_on_stdout
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ GATE_STOPPED = 3
 SOME_FAILED = 4
 INTERRUPTED = 130
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names from `optprof list models`, or module:factory.")]
 Optimizers = Annotated[str, typer.Option("--optimizers", "-o", help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.")]
@@ -108,7 +108,7 @@ def _border(*, whole: bool) -> Iterator[None]:
         if whole:
             traceback.print_exc()
         told, status = _told(error)
-        print(f"optprof: {told}", file=sys.stderr)
+        print(f"optprof: {' '.join(told.splitlines())}", file=sys.stderr)
         raise typer.Exit(status) from None
 
 
@@ -478,7 +478,8 @@ def _one_line(error: Exception) -> str:
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     helps = {errno.EROFS: "; name another folder with --out", errno.ENOSPC: "; make room, and go on with --resume"}
-    return f"{error.filename}: {error.strerror}{helps.get(error.errno or 0, '')}"
+    help_ = "" if error.filename == STDOUT else helps.get(error.errno or 0, "")
+    return f"{error.filename}: {error.strerror}{help_}"
 
 
 def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, timeout: float | None) -> None:
@@ -596,8 +597,16 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
-    survive_closed_pipes()
-    app()
+    guard_streams()
+    try:
+        try:
+            app()
+        finally:
+            # What waits in the buffer may meet a full disk.
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"optprof: {_one_line(error)}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":
