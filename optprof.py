@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -529,6 +529,7 @@ def _show(
     force: bool,
 ) -> None:
     """Print the records and where their page is; `logs` prints what failed scenarios have printed."""
+    from profiler.disk import open_to_read
     from reports import terminal
 
     page = None
@@ -545,10 +546,13 @@ def _show(
     for record in records:
         if record.outcome != "ok" and record.log:
             scenario = record.scenario
-            log = store.folder / record.log
-            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {log}", file=sys.stderr)
+            # A record that somebody else has written could name any file.
+            log = store.folder / "logs" / Path(record.log).name
+            told = f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {log}"
+            print(" ".join(told.split()), file=sys.stderr)
             if logs:
-                print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+                with suppress(FileNotFoundError), open_to_read(log, below=store.folder) as file:
+                    print(file.read().decode(errors="replace"), file=sys.stderr)
 
 
 def _exit_with(records: "Sequence[Record]") -> None:

@@ -11,8 +11,10 @@ from unicodedata import category
 # Two of the invisible characters only join letters or keep them apart, in emoji and in Persian.
 _KEPT = "\n\t\u200c\u200d"
 _UNUSUAL = re.compile(r"[^\n\t -~]+")
-# A formula can begin a cell, or what a paste or a spreadsheet with another separator makes one.
-_FORMULA = re.compile(r"(^|[;\t\r\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])")
+# A formula begins a cell, or what a paste or a spreadsheet with another separator makes one.
+_FORMULA = r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]"
+_BEGINS = re.compile(rf"[\t\n]|{_FORMULA}")
+_BEGINS_WITHIN = re.compile(rf"([;\t\n])(?={_FORMULA})")
 
 
 def plain(text: str) -> str:
@@ -34,7 +36,8 @@ def spreadsheet_text(text: str) -> str:
     try:
         float(text)
     except ValueError:
-        return _FORMULA.sub(r"\1'", text)
+        text = _BEGINS_WITHIN.sub(r"\1'", text)
+        return f"'{text}" if _BEGINS.match(text) else text
     return text
 
 

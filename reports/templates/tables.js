@@ -60,8 +60,9 @@ function plain(text) {
 
 // Text that a spreadsheet would run, as a cell or as what begins one when it is pasted, has an apostrophe before it.
 function cellOf(value) {
-  const text = plain(String(value ?? ""));
-  const safe = typeof value === "string" ? text.replace(/(^|[;\t\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])/g, "$1'") : text;
+  if (typeof value !== "string") return String(value ?? "");
+  const text = plain(value).replace(/([;\t\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])/g, "$1'");
+  const safe = /^(?:[\t\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])/.test(text) ? `'${text}` : text;
   return /[",;\t\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
