@@ -133,4 +133,5 @@ def require_own_folder(folder: Path, *markers: str, force: bool = False) -> None
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     holds_files = any(not each.name.startswith(".") for each in folder.iterdir())
     if holds_files and not any((folder / marker).exists() for marker in markers):
-        raise FileExistsError(f"{folder} holds files and none of optprof's; name another folder, or give --force (in Python force=True)")
+        wanted = " or ".join(markers)
+        raise FileExistsError(f"{folder} holds files and no {wanted}; name another folder, or give --force (in Python force=True)")
