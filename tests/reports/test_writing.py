@@ -51,7 +51,7 @@ def mine(tmp_path: Path) -> Path:
 )
 @pytest.mark.usefixtures("run")
 def test_a_folder_of_other_files_is_refused(mine: Path, write: Callable[[Path], Any]):
-    with pytest.raises(FileExistsError, match="mine holds files and no (records|fits)"):
+    with pytest.raises(FileExistsError, match=r"mine holds files and no (records|fits)"):
         write(mine)
     assert [path.name for path in mine.iterdir()] == ["report.html"]
 
