@@ -290,8 +290,13 @@ class RunStore:
     @property
     def damage(self) -> tuple[str, ...]:
         """What could not be read, a line each, with the files' names below the folder."""
-        timelines = (f"timelines/{name}{_TIMELINE}: {reason}" for name, reason in self.damaged_timelines.items())
-        return (*self.damaged_lines, *timelines)
+        folder = self.timelines_path.name
+        timelines = (
+            # What is wrong with the folder is said once.
+            reason if reason.startswith(f"{folder} ") else f"{folder}/{name}{_TIMELINE}: {reason}"
+            for name, reason in self.damaged_timelines.items()
+        )
+        return (*self.damaged_lines, *dict.fromkeys(timelines))
 
     def warn(self) -> None:
         """Warn, in a line each, of a torn line that was set aside and of what could not be read."""

@@ -72,7 +72,7 @@ def render_page(
         settings=len(findings.names),
         notes=_notes(findings),
         damage=damage,
-        damaged_timelines=[each for each in damage if each.startswith("timelines/")],
+        damaged_timelines=[each for each in damage if each.startswith("timelines")],
         charts=[[chart for chart in found if chart.kind in kinds] for kinds in CHART_PLACES],
         heat=heat_map(findings),
         accumulations=parts,

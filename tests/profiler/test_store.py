@@ -374,7 +374,10 @@ def test_nothing_of_a_run_is_read_through_a_link_or_from_a_pipe(tmp_path: Path):
         (run / name).unlink()
     RunStore.create(run).append(record())
     (run / "timelines").symlink_to(secret / "timelines")
-    assert RunStore(run).read_timelines([record()]) == {}
+    reader = RunStore(run)
+    assert reader.read_timelines([record(), record(scenario=Scenario(model="gpt2", seed=1))]) == {}
+    (damage,) = reader.damage
+    assert damage.startswith("timelines is a symbolic link")
     (run / "timelines").unlink()
     name = f"{file_name(record().scenario)}.json.gz"
     (run / "timelines").mkdir()
