@@ -18,7 +18,7 @@ from .checks import require_fraction, require_not_negative
 from .foreach import average, descend, is_set
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .readback import may_be_zero
-from .reductions import l2_norms
+from .reductions import deviation, l2_norms, resolution
 from .sharded import is_sharded, whole
 
 
@@ -106,7 +106,7 @@ def _signal_to_noise(grad: Tensor, eps: float) -> Tensor:
     """The g-SNR as a scalar; 0 for a gradient of zeros."""
     count, dtype = grad.numel(), torch.promote_types(grad.dtype, torch.float32)
     signal = whole(l2_norms([grad], dtype)[0])
-    noise = whole(grad.std()).to(dtype) if count > 1 else torch.zeros_like(signal)
-    # Equal elements show a noise of this size, since their mean is rounded.
-    silent = noise <= torch.finfo(grad.dtype).eps * signal
+    noise = deviation(grad, dtype) if count > 1 else torch.zeros_like(signal)
+    # Equal elements show a noise up to this, since their mean is rounded.
+    silent = noise <= resolution(grad) / count**0.5 * signal
     return torch.where(silent, count**0.5 * (signal != 0), signal / (noise + eps))
