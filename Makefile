@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev
 test: $(VENV)/.installed-parity ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, steps, breadth
+bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, steps, breadth, opinfo
 	$(BIN)/python tests/bench/simulator.py
 	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py
@@ -40,6 +40,7 @@ bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or 
 	$(BIN)/python tests/bench/report.py
 	$(BIN)/python tests/bench/steps.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/breadth.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/opinfo.py
 
 gpu: ## [OUT=runs/gpu] [SECONDS=480], all that needs a CUDA device, in one run; from a plain checkout too (docs/gpu.md)
 	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/campaign.py --out '$(or $(OUT),runs/gpu)' --seconds $(or $(SECONDS),480)

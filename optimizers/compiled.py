@@ -41,6 +41,7 @@ def is_plain(param: Tensor, grad: Tensor) -> bool:
 def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
     """The update of a bucket that suits, compiled with torch's inductor at the first of its kind."""
     param, grad, state = bucket.params[0], bucket.grads[0], bucket.states[0]
+    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     shaped = {key: value for key, value in state.items() if value.shape == param.shape}
     flat = not optimizer.sees_axes and all(tensor.is_contiguous() for tensor in (param, grad, *shaped.values()))
     param, grad = _plain(param, flat), _plain(grad, flat)
@@ -52,8 +53,12 @@ def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
     layout = (param.device, param.dtype, tuple(size == 1 for size in param.shape), param.is_contiguous(), grad.is_contiguous())
     kind = (*layout, *(_kind(options[name]) for name in sorted(options)))
     _compiled(type(optimizer), kind, BACKEND)([param], [grad], [state], options, numbers)
-    # What was updated is another tensor to autograd.
-    torch.autograd.graph.increment_version(bucket.params[0])
+    note_changes(bucket.params)
+
+
+def note_changes(params: list[Tensor]) -> None:
+    """Tell autograd that parameters have changed; those of inference mode have no version."""
+    torch.autograd.graph.increment_version([param for param in params if not param.is_inference()])
 
 
 @functools.cache

@@ -12,7 +12,7 @@ For a parameter w with gradient g, squares and roots taken element by element:
 
 # pyright: reportPrivateImportUsage=false
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from math import inf
 from typing import Any
@@ -23,6 +23,7 @@ from torch.optim.optimizer import ParamsT
 
 from .checks import require_betas, require_not_negative, require_positive
 from .foreach import Tensors, add_number, add_squares, average, beside, descend, is_set
+from .loading import Shapes
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, real
 from .reductions import l2_norms
 from .sharded import whole
@@ -83,6 +84,15 @@ class LAMB(MultiTensorOptimizer):
         del options
         dtypes = {key: self._state_dtype(key, param) for key in ("exp_avg", "exp_avg_sq")}
         return {key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in dtypes.items()}
+
+    def _shapes(self, param: Tensor, options: Options) -> Shapes:
+        del options
+        return {"exp_avg": param.shape, "exp_avg_sq": param.shape, "step": ()}
+
+    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
+        del param, held
+        moments = {"exp_avg", "exp_avg_sq"}
+        return moments | {"step"} if _choices(options)["bias_correction"] else moments
 
     def _buckets(self) -> Iterator[Bucket]:
         """The buckets, with gradients clipped where that is chosen."""

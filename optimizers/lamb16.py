@@ -26,6 +26,7 @@ time v stays within 5 % of its value on average, each element within some 30 % (
 # pyright: reportPrivateImportUsage=false
 
 import ctypes
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,7 @@ from .checks import require_betas, require_not_negative
 from .float8 import decode_e4m3, decode_e5m2, encode_e4m3, encode_e5m2
 from .foreach import Tensors, add_squares, descend, is_set
 from .lamb16_parts import FORMATS, Part, packs, slices, tensors_of, together
+from .loading import Shapes
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .reductions import largest, sums
 from .sharded import local, over_ranks
@@ -115,15 +117,19 @@ class LAMB16(MultiTensorOptimizer):
         super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled, "fused": fused})
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        state = {
+        del options
+        return {
             **{key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in FORMATS.items()},
-            "exp_avg_scale": param.new_zeros((), dtype=torch.float32),
-            "exp_avg_sq_scale": param.new_zeros((), dtype=torch.float32),
+            **{key: param.new_zeros((), dtype=torch.float32) for key in _SCALE_KEYS},
         }
-        if options["scale"] == "max":
-            # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
-            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        return state
+
+    def _shapes(self, param: Tensor, options: Options) -> Shapes:
+        del options
+        return {**dict.fromkeys(FORMATS, param.shape), **dict.fromkeys(_SCALE_KEYS, ()), "step": ()}
+
+    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
+        del param, held
+        return {*FORMATS, *_SCALE_KEYS, *(["step"] if options["scale"] == "max" else [])}
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
         del param
@@ -144,7 +150,12 @@ class LAMB16(MultiTensorOptimizer):
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         if bucket.options["scale"] == "upstream":
-            return bucket
+            # There is no kernel for it, and a group may have come to it since it was made.
+            return replace(bucket, options={**bucket.options, "fused": False})
+        for state in bucket.states:
+            if "step" not in state:
+                # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
+                state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
         # In float64: a product with an irrational has little behind the point in float32.

@@ -11,15 +11,16 @@ way (see `fused`).
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _default_to_fused_or_foreach
+from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
 
 from . import compiled, fused
 from .foreach import beside
+from .lasting import lasting
+from .loading import Loading
 from .sharded import local
 
 Options = dict[str, Any]
@@ -54,7 +55,7 @@ class Bucket:
         return replace(self, **lists, numbers={name: [values[index] for index in indices] for name, values in self.numbers.items()})
 
 
-class MultiTensorOptimizer(Optimizer):
+class MultiTensorOptimizer(Loading):
     """An optimizer whose options live in its parameter groups and whose update takes a bucket of parameters.
 
     A learning rate may be a tensor of one element, in every way of running. A complex parameter is seen as the real one that
@@ -93,7 +94,7 @@ class MultiTensorOptimizer(Optimizer):
         raise NotImplementedError
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
-        """The dtype that a state of a real parameter is kept in: a buffer of momentum in the parameter's, any other in float32 or wider."""
+        """Return the parameter's dtype for a buffer of momentum, and float32 or wider for all else."""
         return param.dtype if name == "momentum_buffer" else torch.promote_types(param.dtype, torch.float32)
 
     def _prepare(self, bucket: Bucket) -> Bucket:
@@ -120,15 +121,15 @@ class MultiTensorOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for bucket in self._buckets():
-            prepared = self._prepare(bucket)
+            with lasting():
+                prepared = self._prepare(bucket)
             if prepared.options.get("compiled") and compiled.suits(prepared):
                 compiled.update(self, prepared)
             elif prepared.options.get("fused"):
                 taken, others = fused.divided(self, prepared)
                 if taken.params:
                     self._update_fused(taken)
-                    # What was updated is another tensor to autograd.
-                    torch.autograd.graph.increment_version(taken.params)
+                    compiled.note_changes(taken.params)
                 for other in others:
                     self._update(other)
             else:
@@ -144,7 +145,8 @@ class MultiTensorOptimizer(Optimizer):
             for param in params:
                 self._require_known_layout(param)
                 if not self.state[param]:
-                    self.state[param] = self._initial_state(real(param), group)
+                    with lasting():
+                        self.state[param] = self._initial_state(real(param), group)
             for chosen in _partition(params, group):
                 yield Bucket(
                     params=[real(param) for param in chosen],
@@ -158,37 +160,6 @@ class MultiTensorOptimizer(Optimizer):
         assert param.grad is not None
         if param.grad.layout is not torch.strided and not (self.takes_sparse and param.grad.is_sparse):
             raise RuntimeError(f"{type(self).__name__} does not support sparse gradients, got one of layout {param.grad.layout}")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, each tensor in the dtype in which it is kept here; torch alone would cast all to their parameter's."""
-        given: dict[str, Any] = {}
-
-        def set_aside(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-            given.update(loaded)
-            return {**loaded, "state": {}}
-
-        def put_back(_: Optimizer) -> None:
-            keys = chain.from_iterable(group["params"] for group in given["param_groups"])
-            params = chain.from_iterable(group["params"] for group in self.param_groups)
-            for key, param in zip(keys, params, strict=True):
-                if key in given["state"]:
-                    self.state[param] = {name: self._loaded(param, name, value) for name, value in given["state"][key].items()}
-
-        # After every hook that may change what is loaded, before every hook that may look at what was.
-        hooks = (self.register_load_state_dict_pre_hook(set_aside), self.register_load_state_dict_post_hook(put_back, prepend=True))
-        try:
-            super().load_state_dict(state_dict)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _loaded(self, param: Tensor, name: str, value: Any) -> Any:
-        """A loaded state on the device of its parameter; step counts go to the host, as in torch, and become tensors where they are not."""
-        if name == "step":
-            return torch.as_tensor(value, dtype=torch.float32, device="cpu")
-        if not isinstance(value, Tensor):
-            return value
-        return value.to(param.device, self._state_dtype(name, real(param.detach())) if value.is_floating_point() else value.dtype)
 
 
 def real(tensor: Tensor) -> Tensor:

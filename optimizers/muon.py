@@ -4,7 +4,7 @@ Torch's Muon takes matrices only, and a model has biases, norms and convolutions
 one, so that one state, one schedule and one measurement cover the model. https://kellerjordan.github.io/posts/muon/
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from torch.optim import Muon as TorchMuon
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .grouping import Group, groups_of, split
+from .lasting import lasting
+from .loading import Loading, Shapes
 
 
-class Muon(Optimizer):
+class Muon(Loading):
     """torch.optim.Muon on every 2-D parameter, torch.optim.AdamW on all others; neither is changed.
 
     Embeddings and output layers are matrices too. Who wants them under AdamW, as Muon's author does, puts them into a group with
@@ -64,13 +66,27 @@ class Muon(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for inner in self._inner:
-            inner.step()
+        with lasting(param for group in self.param_groups for param in group["params"]):
+            for inner in self._inner:
+                inner.step()
         return loss
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
+
+    def _shapes(self, param: Tensor, options: Group) -> Shapes:
+        if options["algorithm"] == "muon":
+            return {"momentum_buffer": param.shape}
+        return {"exp_avg": param.shape, "exp_avg_sq": param.shape, "step": ()}
+
+    def _needed(self, param: Tensor, options: Group, held: Collection[str]) -> set[str]:
+        del held
+        return {*self._shapes(param, options)}
+
+    def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
+        del name
+        return param.dtype
 
     def _share(self) -> None:
         """The two optimizers, over the very groups and the very state of this one."""

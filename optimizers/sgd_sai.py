@@ -10,15 +10,19 @@ For a parameter w of n elements with gradients g_t, counted from the first that 
 
 # pyright: reportPrivateImportUsage=false
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .checks import require_fraction, require_not_negative
 from .foreach import average, descend, is_set
+from .lasting import lasting
+from .loading import Shapes
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .readback import may_be_zero
-from .reductions import l2_norms
+from .reductions import deviation, l2_norms, resolution
 from .sharded import is_sharded, whole
 
 
@@ -55,11 +59,20 @@ class SGDSaI(MultiTensorOptimizer):
     def warmup_step(self) -> None:
         """Take the g-SNR from the present gradients where there is none yet, as `step` does by itself; any number of times."""
         for bucket in self._buckets():
-            _take_ratios(bucket)
+            with lasting():
+                _take_ratios(bucket)
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         del param, options
         return {}
+
+    def _shapes(self, param: Tensor, options: Options) -> Shapes:
+        del options
+        return {"gsnr": (), "momentum_buffer": param.shape}
+
+    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
+        del param, held
+        return {"gsnr", "momentum_buffer"} if options["momentum"] else {"gsnr"}
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         if bucket.options["momentum"]:
@@ -106,7 +119,7 @@ def _signal_to_noise(grad: Tensor, eps: float) -> Tensor:
     """The g-SNR as a scalar; 0 for a gradient of zeros."""
     count, dtype = grad.numel(), torch.promote_types(grad.dtype, torch.float32)
     signal = whole(l2_norms([grad], dtype)[0])
-    noise = whole(grad.std()).to(dtype) if count > 1 else torch.zeros_like(signal)
-    # Equal elements show a noise of this size, since their mean is rounded.
-    silent = noise <= torch.finfo(grad.dtype).eps * signal
+    noise = deviation(grad, dtype) if count > 1 else torch.zeros_like(signal)
+    # Equal elements show a noise up to this, since their mean is rounded.
+    silent = noise <= resolution(grad) / count**0.5 * signal
     return torch.where(silent, count**0.5 * (signal != 0), signal / (noise + eps))

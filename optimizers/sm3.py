@@ -15,6 +15,7 @@ For a parameter w of k axes with gradient g and accumulators mu_1 .. mu_k, squar
 # pyright: reportPrivateImportUsage=false
 
 import ctypes
+from collections.abc import Collection
 from functools import reduce
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from torch.optim.optimizer import ParamsT
 from . import fused
 from .checks import require_fraction, require_not_negative
 from .foreach import add_number, add_squares, average, descend, is_set
+from .loading import Shapes
 from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
 from .sharded import is_sharded, largest_along, placed_like
 
@@ -81,6 +83,18 @@ class SM3(MultiTensorOptimizer):
             axes = 1
         return {f"accumulator_{axis}": _zeros_along(param, axis) for axis in range(axes)}
 
+    def _shapes(self, param: Tensor, options: Options) -> Shapes:
+        del options
+        axes = range(max(param.dim(), 1))
+        return {**{f"accumulator_{axis}": _along(param, axis) for axis in axes}, "momentum_buffer": param.shape}
+
+    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
+        covers = {f"accumulator_{axis}" for axis in range(max(param.dim(), 1))}
+        if param.dim() < 2 or not covers & {*held} - {"accumulator_0"}:
+            # Its first gradient may have been sparse, and so may all have been.
+            return {"accumulator_0"}
+        return covers | {"momentum_buffer"} if options["momentum"] else covers
+
     def _prepare(self, bucket: Bucket) -> Bucket:
         if bucket.options["momentum"] and not bucket.grads[0].is_sparse:
             for param, state in zip(bucket.params, bucket.states, strict=True):
@@ -90,10 +104,10 @@ class SM3(MultiTensorOptimizer):
 
     def _update(self, bucket: Bucket) -> None:
         if bucket.grads[0].is_sparse:
-            _update_rows(bucket.params[0], bucket.grads[0], _cover(bucket.states[0]), bucket.options)
+            _update_rows(bucket.params[0], bucket.grads[0], _cover(bucket.states[0], bucket.params[0]), bucket.options)
             return
         lr, momentum, eps = (bucket.options[name] for name in ("lr", "momentum", "eps"))
-        covers = [_cover(state) for state in bucket.states]
+        covers = [_cover(state, param) for state, param in zip(bucket.states, bucket.params, strict=True)]
         squares = [placed_like(_smallest(cover, param.shape), param) for cover, param in zip(covers, bucket.params, strict=True)]
         _take_in(squares, bucket.grads, bucket.options["beta"])
         for cover, square in zip(covers, squares, strict=True):
@@ -112,14 +126,14 @@ class SM3(MultiTensorOptimizer):
 
     def _covers(self, param: Tensor, state: State) -> bool:
         # A parameter whose first gradient was sparse has the accumulator of its rows alone.
-        all_axes = [each.numel() for each in _cover(state)] == list(param.shape or [1])
+        all_axes = [each.numel() for each in _cover(state, param)] == list(param.shape or [1])
         return all_axes and state.get("momentum_buffer", param).shape == param.shape
 
     def _update_fused(self, bucket: Bucket) -> None:
         lr, momentum, beta, eps = (float(bucket.options[name]) for name in ("lr", "momentum", "beta", "eps"))
         numbers = _Numbers(lr=lr, momentum=momentum, kept=beta or 1.0, taken=1 - beta, eps=eps)
         for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
-            cover = _cover(state)
+            cover = _cover(state, param)
             covers, sizes = (ctypes.c_void_p * len(cover))(), (ctypes.c_int64 * len(cover))()
             covers[:], sizes[:] = [each.data_ptr() for each in cover], [each.numel() for each in cover]
             given = fused.addresses(param, grad, state["momentum_buffer"] if momentum else None)
@@ -166,9 +180,15 @@ def _largest_in_columns(square: Tensor) -> Tensor:
     return largest if rows % _ROWS == 0 else torch.maximum(largest, square[blocks * _ROWS :].amax(0, keepdim=True))
 
 
-def _cover(state: State) -> list[Tensor]:
-    """The accumulators, by axis."""
-    return [state[key] for key in sorted(state, key=lambda key: (len(key), key)) if key.startswith("accumulator_")]
+def _cover(state: State, param: Tensor) -> list[Tensor]:
+    """Return the accumulators, by axis."""
+    keys = [f"accumulator_{axis}" for axis in range(max(param.dim(), 1))]
+    return [state[key] for key in keys if key in state]
+
+
+def _along(param: Tensor, axis: int) -> tuple[int, ...]:
+    """Return the shape of an accumulator."""
+    return tuple(size if each == axis else 1 for each, size in enumerate(param.shape))
 
 
 def _zeros_along(param: Tensor, axis: int) -> Tensor:

@@ -11,7 +11,7 @@ wrapper decides is in `rules`, where the sum is kept in `sums`.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
+from ..lasting import lasting
 from ..sharded import is_sharded
-from . import ranks
+from . import ranks, saved
 from .around import Around
 from .norms import total_norm
+from .saved import Reader
 from .statistics import Aggregate, of_groups
 from .sums import SumInBuffers, SumInGradients, fresh
 from .target import Target
@@ -52,7 +54,14 @@ class Accumulation(Around):
     extra_key = "accumulation"
     # The target's name in statistics, and what a checkpoint holds beside it and the sum.
     target_name = "target"
-    _saved: tuple[str, ...] = (*_COUNTS, "num_draws", "history", "_weight", "_scale")
+    _saved: Mapping[str, Reader] = {
+        **dict.fromkeys(("num_batches", "num_steps", "num_dropped", "num_draws"), saved.count),
+        "last_num_draws": saved.optional(saved.count),
+        "last_grad_norm": saved.optional(saved.number),
+        "history": saved.numbers,
+        "_weight": saved.not_negative,
+        "_scale": saved.positive,
+    }
     # Whether what is observed is the norm of the micro-batch's own gradient, which then tells whether that is finite.
     _observes_gradient = False
     # GradScaler then hands its scale over instead of dividing .grad by it, and with it the draws before, once more at every draw.
@@ -190,7 +199,8 @@ class Accumulation(Around):
     def _draw(self, params: Sequence[Tensor], norm: float, scale: float) -> None:
         self.num_draws += 1
         if isinstance(self._sum, SumInBuffers):
-            self._sum.add(params, scale)
+            with lasting():
+                self._sum.add(params, scale)
             self._weight, self._norm = float(self.num_draws), None
             return
         self._sum.mark(params)
@@ -252,9 +262,20 @@ class Accumulation(Around):
             warnings.warn(message, stacklevel=2)
 
     def _extra_state(self) -> dict[str, Any]:
-        saved = {name: getattr(self, name) for name in self._saved}
+        values = {name: getattr(self, name) for name in self._saved}
         pending = self._sum.save(self._params()) if self.num_draws else None
-        return {**saved, "history": list(self.history), "target": self.target.settings(), "sum": pending}
+        return {**values, "history": list(self.history), "target": self.target.settings(), "sum": pending}
+
+    def _checked_extra(self, extra: Any) -> dict[str, Any]:
+        sums = saved.tensors_like(self._params())
+        readers = {**self._saved, "target": saved.settings, "sum": saved.optional(sums)}
+        checked = saved.read(f"{type(self).__name__} cannot load", self.extra_key, extra, readers)
+        if checked["num_draws"] and checked["sum"] is None:
+            raise ValueError(
+                f"{type(self).__name__} cannot load 'sum' of {self.extra_key!r}: found None, "
+                f"expected the sum of {checked['num_draws']} draws"
+            )
+        return checked
 
     def _load_extra_state(self, extra: dict[str, Any] | None) -> None:
         params = self._params()
@@ -264,12 +285,12 @@ class Accumulation(Around):
         self.target.param_groups[0].update(extra["target"])
         for name in self._saved:
             setattr(self, name, extra[name])
-        self.history = list(self.history)
         if extra["sum"] is not None:
             self._load_sum(params, extra["sum"])
 
-    def _load_sum(self, params: Sequence[Tensor], saved: Sequence[Tensor | None]) -> None:
-        self._sum.load(params, saved)
+    def _load_sum(self, params: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
+        with lasting():
+            self._sum.load(params, tensors)
         if self.buffered and self._scale != 1:
             for tensor in self._sum.tensors(params):
                 tensor.div_(self._scale)
@@ -281,10 +302,10 @@ class Accumulation(Around):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a pickle or a copy, its sum too."""
-        saved = state["_sum"]
+        tensors = state["_sum"]
         super().__setstate__({**state, "_sum": SumInBuffers() if state["buffered"] else SumInGradients()})
-        if saved is not None:
-            self._sum.load(self._params(), saved)
+        if tensors is not None:
+            self._sum.load(self._params(), tensors)
 
 
 def _agreed(norms: Sequence[float]) -> float:

@@ -4,6 +4,8 @@ from typing import Any
 
 from torch.optim.optimizer import Optimizer
 
+from ..loading import require_form
+
 # What torch.optim.Optimizer makes anew when it is unpickled, and the `step` that a scheduler puts in its place.
 _MADE_ANEW = ("_optimizer_", "_zero_grad_profile_name", "_warned_", "step")
 
@@ -59,8 +61,12 @@ class Around(Optimizer):
         """Plain data and tensors, none of which is the live one."""
         raise NotImplementedError
 
+    def _checked_extra(self, extra: Any) -> dict[str, Any]:
+        """Return what a checkpoint holds under `extra_key` as it is to be taken up; ValueError where it does not fit."""
+        raise NotImplementedError
+
     def _load_extra_state(self, extra: dict[str, Any] | None) -> None:
-        """Take up what `_extra_state` gave; None for a checkpoint of the optimizer inside alone."""
+        """Take up what `_extra_state` gave and `_checked_extra` found right; None for a checkpoint of the optimizer inside alone."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
@@ -74,12 +80,14 @@ class Around(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a state, of this or of the optimizer inside alone."""
+        require_form(state_dict)
         given = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             given = hook(self, given) or given
         extra = given.pop(self.extra_key, None)
+        checked = None if extra is None else self._checked_extra(extra)
         self.optimizer.load_state_dict(given)
-        self._load_extra_state(extra)
+        self._load_extra_state(checked)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 

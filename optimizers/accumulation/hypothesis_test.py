@@ -1,6 +1,6 @@
 """MHT: steps that wait until a metric's mean is known well enough."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from ..checks import require_fraction, require_positive
-from . import rules
+from . import rules, saved
 from .accumulation import Accumulation, DistributedMode
+from .saved import Reader
 from .statistics import Aggregate
 
 
@@ -25,7 +26,7 @@ class MetricHypothesisTest(Accumulation):
     """
 
     target_name = "percent_error_threshold"
-    _saved = (*Accumulation._saved, "running_mean")
+    _saved: Mapping[str, Reader] = {**Accumulation._saved, "running_mean": saved.optional(saved.number)}
 
     def __init__(
         self,

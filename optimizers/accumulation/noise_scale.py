@@ -1,7 +1,7 @@
 """GNS: steps that wait until the batch is large beside the gradient noise scale."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -10,9 +10,10 @@ from torch.optim.optimizer import Optimizer
 
 from ..checks import require_fraction, require_positive
 from ..sharded import is_sharded
-from . import rules
+from . import rules, saved
 from .accumulation import Accumulation, DistributedMode
 from .norms import FreshNorms
+from .saved import Reader
 from .statistics import Aggregate
 from .sums import fresh
 
@@ -31,7 +32,7 @@ class GradientNoiseScale(Accumulation):
     """
 
     target_name = "noise_tolerance"
-    _saved = (*Accumulation._saved, "_noise", "_signal")
+    _saved: Mapping[str, Reader] = {**Accumulation._saved, **dict.fromkeys(("_noise", "_signal"), saved.optional(saved.number))}
 
     def __init__(
         self,

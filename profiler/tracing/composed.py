@@ -5,6 +5,7 @@ Their results in between are allocations too: the exponentials of a logsumexp ar
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -162,6 +163,40 @@ def _masked_select(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return tensor.expand(shape)[mask.expand(shape)]
 
 
+def _im2col(
+    tensor: torch.Tensor,
+    kernel_size: list[int],
+    dilation: list[int],
+    padding: list[int],
+    stride: list[int],
+) -> torch.Tensor:
+    """The steps of im2col_cuda in ATen/native/cuda/Im2Col.cu."""
+    along = zip(tensor.shape[-2:], kernel_size, dilation, padding, stride, strict=True)
+    places = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, gap, pad, step in along]
+    rows = tensor.shape[-3] * prod(kernel_size)
+    return _resized(tensor, (*tensor.shape[:-3], rows, prod(places)))
+
+
+def _col2im(tensor: torch.Tensor, output_size: list[int], kernel_size: list[int], *_: list[int]) -> torch.Tensor:
+    """The steps of col2im_cuda in ATen/native/cuda/Col2Im.cu."""
+    channels = tensor.shape[-2] // prod(kernel_size)
+    return _resized(tensor, (*tensor.shape[:-2], channels, *output_size))
+
+
+def _resized(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return an output made like the operand and given its own shape after that.
+
+    A smaller one keeps all the memory: what folds columns is as large as they are.
+    """
+    output = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    _contiguous = tensor.contiguous()
+    if prod(shape) <= tensor.numel():
+        return output.resize_(shape)
+    larger = tensor.new_empty(shape)
+    del output
+    return larger
+
+
 def _like_second(_: torch.Tensor, tensor: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
     """The gradient of a margin loss, or of what torch samples, which has no meta kernel: its operand's shape."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
@@ -208,6 +243,8 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     **recurrent.PARTS,
     aten._embedding_bag_backward.default: _embedding_bag_backward,
     aten.masked_select.default: _masked_select,
+    aten.im2col.default: _im2col,
+    aten.col2im.default: _col2im,
     aten.multi_margin_loss_backward.default: _like_second,
     aten.multilabel_margin_loss_backward.default: _like_second,
     aten._standard_gamma_grad.default: _like_second,

@@ -34,6 +34,10 @@ SIZED_BY_VALUES = frozenset(
     )
 )
 
+# Along no axis they are made for as many as there could be and then cut, which leaves them all
+# the memory: UniqueCub.cu.
+_UNIQUE, _CONSECUTIVE = torch.ops.aten._unique2.default, torch.ops.aten.unique_consecutive.default
+
 
 def with_value(tensor: torch.Tensor) -> torch.Tensor:
     """A meta tensor like this CPU tensor; whole numbers and small tensors remember their values."""
@@ -85,13 +89,21 @@ def has_values(func: Any, args: Any, outputs: list[Any]) -> bool:
 
 def run_on_values(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
     """Return what an operation makes, as meta tensors that remember it; UnknownError where a value is missing."""
-    return tree_map(_remembered, func(*tree_map(_known, args), **tree_map(_known, dict(kwargs))))
+    found = func(*tree_map(_known, args), **tree_map(_known, dict(kwargs)))
+    if func is _UNIQUE or (func is _CONSECUTIVE and len(args) < 4 and kwargs.get("dim") is None):
+        values, inverse, counts = found
+        most = args[0].numel()
+        return _remembered(values, most), _remembered(inverse), _remembered(counts, most)
+    return tree_map(_remembered, found)
 
 
-def _remembered(value: Any) -> Any:
+def _remembered(value: Any, most: int = 0) -> Any:
+    """Return a meta tensor that remembers a value; of one with elements the memory is for as many as `most`."""
     if not isinstance(value, torch.Tensor):
         return value
     twin = value.to("meta")
+    if value.numel() and most > value.numel():
+        twin = value.new_empty(most, device="meta")[: len(value)]
     _remember(twin, value)
     return twin
 

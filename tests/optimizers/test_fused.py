@@ -1,10 +1,6 @@
 """The fused way to run a step: the numbers of the loop from kernels in C++, what they take, and how they are compiled."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -269,70 +265,3 @@ def test_a_device_without_a_kernel_is_refused_and_the_group_is_not_added(factory
         optimizer.add_param_group({"params": [Elsewhere(torch.ones(1))]})
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": [Elsewhere(torch.ones(1))], "fused": False})
-
-
-# How they are compiled.
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty folder for kernels, and nothing loaded yet."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    fused._library.cache_clear()
-    yield tmp_path / "optprof"
-    fused._library.cache_clear()
-
-
-def step_once() -> None:
-    descend(SM3, fused=True, shapes=[(4, 3)], steps=1)
-
-
-def test_a_kernel_is_kept_for_others_who_need_no_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step_once()
-    (kept,) = folder.iterdir()
-    assert kept.name.startswith("sm3-")
-    fused._library.cache_clear()
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    step_once()
-    assert list(folder.iterdir()) == [kept]
-
-
-def test_several_processes_may_compile_at_once_and_what_one_left_does_not_matter(folder: Path) -> None:
-    (folder / "tmp-left-by-one-that-was-killed").mkdir(parents=True)
-    code = "import torch; from optimizers import SM3; p = torch.ones(3).requires_grad_(); p.grad = p.detach(); SM3([p], fused=True).step()"
-    processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [process.wait() for process in processes] == [0, 0, 0]
-    assert len(list(folder.glob("sm3-*.so"))) == 1
-
-
-@pytest.mark.parametrize(
-    ("compiler", "told"),
-    [
-        ("no-such-compiler", "needs a C\\+\\+ compiler, and there is no no-such-compiler; install one, or leave fused out"),
-        ("false", "false cannot compile sm3.cpp: status 1; set CXX to another"),
-    ],
-)
-@pytest.mark.usefixtures("folder")
-def test_a_compiler_that_fails_is_named(monkeypatch: pytest.MonkeyPatch, compiler: str, told: str) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    with pytest.raises(RuntimeError, match=told):
-        step_once()
-
-
-@pytest.mark.usefixtures("folder")
-def test_a_compiler_that_complains_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    script = tmp_path / "cxx"
-    script.write_text("#!/bin/sh\necho 'note: so far so good' >&2\necho 'sm3.cpp:1: error: no C++20 here' >&2\nexit 1\n")
-    script.chmod(0o755)
-    monkeypatch.setenv("CXX", str(script))
-    with pytest.raises(RuntimeError, match=r"cannot compile sm3.cpp: sm3.cpp:1: error: no C\+\+20 here; set CXX"):
-        step_once()
-
-
-@pytest.mark.usefixtures("folder")
-def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
-    with pytest.raises(RuntimeError, match=f"cannot keep its kernel in {file}{os.sep}optprof: .*; set TORCH_EXTENSIONS_DIR"):
-        step_once()

@@ -74,6 +74,54 @@ def test_equal_elements_are_scaled_by_the_root_of_their_number(size: int) -> Non
         torch.testing.assert_close(param.detach().double(), torch.full((size,), -0.3 * size**0.5, dtype=torch.float64), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [2, 3, 7, 1000, 2**14, 2**18, 2**20 + 5])
+def test_the_ratio_is_that_of_the_same_gradient_in_float64(dtype: torch.dtype, count: int) -> None:
+    for distance in (0.0, 1.0, 3.0, 30.0, 1000.0, 10_000.0):
+        # In float16 the least of these is a few of its smallest numbers.
+        for scale in (1.0, 3e-6):
+            grad = (scale * (noise(count, count) + distance)).to(dtype)
+            param = Parameter(torch.zeros_like(grad))
+            exact, wide = grad.double(), torch.promote_types(dtype, torch.float32)
+            deviation = exact.std()
+            right = exact.norm() / (deviation + 1e-8) if deviation > 1e-12 * exact.mean() else torch.tensor(count**0.5)
+            found = descend(param, [grad]).state[param]["gsnr"]
+            assert found.dtype is wide
+            torch.testing.assert_close(found.double(), right.double(), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", [3, 1000, 2**20 + 5])
+def test_equal_elements_show_no_noise_at_any_number(dtype: torch.dtype, count: int) -> None:
+    for value in (0.1, 1 / 3, 123.456):
+        param = Parameter(torch.zeros(count, dtype=dtype))
+        found = descend(param, [torch.full_like(param, value)]).state[param]["gsnr"]
+        assert found.item() == pytest.approx(count**0.5, rel=1e-6)
+
+
+def test_one_element_that_differs_in_the_last_place_is_noise_in_half_precision() -> None:
+    grad = torch.ones(2**16, dtype=torch.bfloat16)
+    grad[7] = 1 + 2**-7
+    param = Parameter(torch.zeros_like(grad))
+    right = grad.double().norm() / (grad.double().std() + 1e-8)
+    torch.testing.assert_close(descend(param, [grad]).state[param]["gsnr"].double(), right, rtol=1e-4, atol=0)
+
+
+def test_a_noise_beyond_the_largest_number_of_half_precision_is_taken_in_float32() -> None:
+    grad = torch.tensor([60000.0, -60000.0], dtype=torch.float16)
+    param = Parameter(torch.zeros_like(grad))
+    # |g| and the deviation are the same, 60000 * sqrt(2).
+    assert descend(param, [grad], lr=1e-9).state[param]["gsnr"].item() == pytest.approx(1.0)
+
+
+def test_a_gradient_that_is_not_contiguous_has_the_ratio_of_its_copy() -> None:
+    grad = (noise(1, 300, 70) + 5).bfloat16().t()
+    param = Parameter(torch.zeros(70, 300, dtype=torch.bfloat16))
+    other = Parameter(param.detach().clone())
+    found = descend(param, [grad]).state[param]["gsnr"]
+    torch.testing.assert_close(found, descend(other, [grad.contiguous()]).state[other]["gsnr"])
+
+
 def test_without_momentum_no_buffer_is_kept_and_momentum_can_come_later() -> None:
     param = Parameter(noise(0, 4))
     optimizer = descend(param, [noise(1, 4)], lr=1.0, momentum=0.0, weight_decay=0.0)

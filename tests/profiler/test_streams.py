@@ -188,6 +188,41 @@ class Losses(nn.Module):
         return total + likelihood + functional.mse_loss(y, target, reduction="none").exp().mean()
 
 
+class Regression(nn.Module):
+    """A perceptron whose loss keeps as much memory as its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 24))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functional.mse_loss(self.layers(x), y)
+
+
+class Autoencoder(nn.Module):
+    """Convolutions down and up again, held to their input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
+        self.up = nn.Sequential(nn.Upsample(scale_factor=4.0), nn.Conv2d(16, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 1, 1), nn.Sigmoid())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.mse_loss(self.up(self.down(x[:, None])), x[:, None])
+
+
+class Folded(nn.Module):
+    """A picture taken apart into patches and put together again, which keeps the patches' memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(9, 9)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patches = self.layer(functional.unfold(x[:, None], 3, padding=1).mT).mT
+        return functional.fold(patches, (8, 24), 3, padding=1).square().mean()
+
+
 def transformer(name: str) -> nn.Module:
     """A model of transformers with two layers."""
     import transformers
@@ -259,7 +294,10 @@ def of_tensors(stream: list[int]) -> list[int]:
     return [nbytes for nbytes in stream if abs(nbytes) > 8 and abs(nbytes) != random_state]
 
 
-MODULES = (Branches, Gathered, Indexed, Selected, Scattered, InPlaceNetwork, Views, Checkpointed, Tied, Chosen, Swapped, Losses)
+MODULES = (
+    *(Branches, Gathered, Indexed, Selected, Scattered, InPlaceNetwork, Views, Checkpointed, Tied, Chosen, Swapped, Losses),
+    *(Regression, Folded),
+)
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
@@ -281,6 +319,17 @@ def test_the_recorded_events_are_those_of_a_real_step(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
     assert of_tensors(recorded(model, batch, set_to_none)) == of_tensors(real)
+
+
+@pytest.mark.parametrize("module", [Regression, Autoencoder])
+def test_a_squared_error_peaks_as_it_does_on_the_cpu(module: type[nn.Module], cpu_events: Callable[[Callable[[], object]], list[int]]):
+    model, batch = module(), batch_of(module)
+    train(model, batch, 2, True)
+    real = cpu_events(lambda: train(model, batch, 4, True))
+    with torch.device("meta"):
+        model, batch = module(), batch_of(module)
+    peak = max(accumulate(recorded(model, batch, True)))
+    assert peak == pytest.approx(max(accumulate(of_tensors(real))), rel=0.005)
 
 
 class Reused(nn.Module):
