@@ -3,10 +3,23 @@
 Importing it loads neither torch nor anything that draws; what a command or a function needs is loaded when it is called.
 """
 
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and __file__ != f"{sys.path[0]}{os.sep}optprof.py":
+    # `python -m` looks into the current folder first, and a file there is nobody's to run.
+    sys.path.pop(0)
+if __name__ == "__main__" or "".join(sys.argv[:1]).endswith(("optprof", "optprof.exe", "optprof-script.py")):
+    for _entry in (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep):
+        # An empty entry is the current folder, and one such as "." or "src" lies there; so may pathlib.
+        _place = os.path.abspath(_entry)  # noqa: PTH100
+        if not os.path.isabs(_entry) and __file__ != f"{_place}{os.sep}optprof.py":  # noqa: PTH117
+            sys.path[:] = [place for place in sys.path if place != _place]
+
 import errno
 import json
+import re
 import shlex
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,6 +100,7 @@ Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds that a scena
 Force = Annotated[bool, typer.Option("--force", help="Measure on CUDA even what needs more memory than is free.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Leave out the machine and every path.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
 
@@ -185,10 +199,11 @@ def _profile(
     force: Force = False,
     no_report: NoReport = False,
     as_json: AsJson = False,
+    anonymous: Anonymous = False,
     traceback: Traceback = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
-    with results_on_stdout() as stdout, _crew() as crew:
+    with results_on_stdout() as stdout, _crew(",".join([*models, optimizers])) as crew:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
         from profiler.running.beside import require_iterations
@@ -220,7 +235,7 @@ def _profile(
             )
         )
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
-        store = _open_run("+".join(models), out, resume)
+        store = _open_run("+".join(models), out, resume, anonymous=anonymous)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback)
     _exit_with(records)
@@ -244,10 +259,11 @@ def sweep(
     force: Force = False,
     no_report: NoReport = False,
     as_json: AsJson = False,
+    anonymous: Anonymous = False,
     traceback: Traceback = False,
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
-    with results_on_stdout() as stdout, _crew() as crew:
+    with results_on_stdout() as stdout, _crew(",".join(allow or ())) as crew:
         from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
@@ -258,7 +274,7 @@ def sweep(
             _forecast(scenarios, crew, stdout, timeout=timeout)
             return
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
-        store = _open_run(found.name, out, resume)
+        store = _open_run(found.name, out, resume, anonymous=anonymous)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback)
     _exit_with(records)
@@ -300,12 +316,14 @@ def fit(
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the page.", show_default="runs/MODEL-fit")] = None,
     as_json: AsJson = False,
+    anonymous: Anonymous = False,
 ) -> None:
     """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
     with results_on_stdout() as stdout:
-        _see_own_code()
+        _see_own_code(f"{model},{optimizers}")
         import optimizers as catalogue
         from profiler.plan import Comparison, plan_fits
+        from profiler.privacy import disclosed_command, disclosed_fit
         from profiler.simulating.fitting import Fitting
         from reports import write_fit_page
         from reports.fitting.terminal import render_fits
@@ -334,7 +352,9 @@ def fit(
         scenarios = plan_fits(comparison, gpu.split(",") if gpu else hardware.available())
         with progress(len(scenarios)) as started:
             fits = Fitting().fit_all(scenarios, started)
-        page = write_fit_page(fits, out or RUNS / f"{model.replace(':', '.')}-fit", ["optprof", *sys.argv[1:]])
+        fits = [disclosed_fit(found, anonymous=anonymous) for found in fits]
+        words = disclosed_command(["optprof", *sys.argv[1:]], anonymous=anonymous)
+        page = write_fit_page(fits, out.expanduser() if out else RUNS / f"{model.replace(':', '.')}-fit", words)
         if as_json:
             print(json.dumps({"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1), file=stdout)
         else:
@@ -353,19 +373,21 @@ def report(
     tensorboard: TensorBoard = False,
     style: Annotated[str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")] = "paper",
     figure: Annotated[
-        str | None, typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records.")
+        str | None,
+        typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records."),
     ] = None,
+    anonymous: Anonymous = False,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
     from profiler.store import RunStore
     from reports import run_markdown, write_figure, write_report
 
     if markdown:
-        print(run_markdown(_run(run)))
+        print(run_markdown(_run(run), anonymous=anonymous))
     elif figure:
         print(*write_figure(_run(run), figure, style=style), sep="\n")
     else:
-        print(write_report(_run(run), tensorboard=tensorboard, style=style))
+        print(write_report(_run(run), tensorboard=tensorboard, style=style, anonymous=anonymous))
     if torn := RunStore(_run(run)).torn_line():
         print(f"the last line was torn: its {len(torn)} bytes are left out; --resume sets them aside", file=sys.stderr)
 
@@ -381,6 +403,7 @@ def compare(
     threshold: Annotated[str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")] = "5%",
     across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare times of different machines too.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a page too.")] = None,
+    anonymous: Anonymous = False,
     markdown: Markdown = False,
     as_json: AsJson = False,
 ) -> None:
@@ -389,11 +412,21 @@ def compare(
         raise ValueError(f"--only takes regressed, got {only!r}")
     if markdown and as_json:
         raise ValueError("--markdown and --json both want stdout; ask for one of them")
+    from profiler.privacy import disclosed_command
     from reports.comparison.comparing import Comparing
 
-    comparing = Comparing.of(_run(before), _run(after), fail_on or [], threshold=threshold, across_machines=across_machines)
+    comparing = Comparing.of(
+        _run(before),
+        _run(after),
+        fail_on or [],
+        threshold=threshold,
+        across_machines=across_machines,
+        anonymous=anonymous,
+    )
     if html:
-        comparing.write_page(html, ["optprof", *sys.argv[1:]], only_regressed=bool(only))
+        sides = {str(before): "A", str(after): "B"} if anonymous else {}
+        words = ["optprof", *(sides.get(word, word) for word in sys.argv[1:])]
+        comparing.write_page(html, disclosed_command(words, anonymous=anonymous), only_regressed=bool(only))
         print(f"report: {html}", file=sys.stderr)
     if as_json:
         print(json.dumps(comparing.to_dict(only_regressed=bool(only)), indent=1, allow_nan=False))
@@ -424,29 +457,46 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|ac
     print("\n".join(listing(what)))
 
 
-def _see_own_code() -> None:
-    """Let the user's own module:Class and module:factory be found, behind everything that is installed."""
-    sys.path.append(str(Path.cwd()))
+# module:Class in a list of optimizers, where options follow a colon too.
+_OWN_CODE = re.compile(r"(?:^|,)[^:,=]+:[^:,=]+(?:[:,]|$)")
+
+
+def _see_own_code(names: str) -> None:
+    """Let module:Class and module:factory be found, behind everything that is installed.
+
+    The current folder may be a stranger's: nothing in it is run unless one of `names` is such.
+    """
+    if _OWN_CODE.search(names):
+        places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        sys.path += [str(Path(place).absolute()) for place in places if not Path(place).is_absolute()]
+        sys.path.append(str(Path.cwd()))
 
 
 @contextmanager
-def _crew() -> Iterator["Crew"]:
-    """The children of a run, of which the first loads torch while this process does."""
-    _see_own_code()
+def _crew(names: str) -> Iterator["Crew"]:
+    """The children of a run, of which the first loads torch while this process does; `names` are the user's."""
+    _see_own_code(names)
     from profiler.running.runner import Crew
 
     with Crew() as crew:
         yield crew
 
 
-def _open_run(name: str, out: Path | None, resume: bool) -> "RunStore":
+def _open_run(name: str, out: Path | None, resume: bool, *, anonymous: bool) -> "RunStore":
     """The run to write into; what a run that was cut off has left is told."""
+    from profiler.privacy import masked
     from profiler.store import RunStore, last_folder
 
-    name = name.replace(":", ".").replace("/", ".")
-    if not resume:
-        return RunStore.create(out) if out else RunStore.create_free(RUNS, name)
-    store = RunStore.resume(out or last_folder(RUNS, name))
+    name = masked(name).replace("~/", "").replace(":", ".").replace("/", ".")
+    # A command that a page shows has ~ in it, which shells leave as it is behind --out=.
+    out = out and out.expanduser()
+    if resume:
+        store = RunStore.resume(out or last_folder(RUNS, name))
+    elif out:
+        store = RunStore.create(out)
+    else:
+        store = RunStore.create_free(RUNS, name)
+    store.anonymous = anonymous
     if store.torn:
         print(f"the last line was torn: its {len(store.torn)} bytes are set aside in {store.torn_path}", file=sys.stderr)
     return store
@@ -461,7 +511,7 @@ def _run_all(
     from profiler.running.runner import run
 
     before = store.read()
-    waiting = pending(scenarios, before, environment(seed=0)) if before else list(scenarios)
+    waiting = pending(scenarios, before, environment(seed=0), anonymous=store.anonymous) if before else list(scenarios)
     if before:
         print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
     try:
@@ -545,19 +595,21 @@ def profile(
     out: str | Path | None = None,
     timeout: float | None = None,
     force: bool = False,
+    anonymous: bool = False,
     **options: Any,
 ) -> "Run":
     """Profile optimizers on models as the command does, and return the run; `out` is a folder to keep it in.
 
     `models` and `optimizers` are names with options, in a list or as the command line takes them; `options` are the other fields of
     `profiler.plan.Comparison`: device, dtype, batch_size and so on. What fails is a record with its outcome. ValueError for a request that
-    cannot be met, FileExistsError for a folder that holds a run.
+    cannot be met, FileExistsError for a folder that holds a run. What is `anonymous` names no machine and no path.
     """
     from profiler.running.asking import ask, comparison
     from reports.run import Run
 
     run = Run.temporary() if out is None else Run(folder=Path(out))
-    run.records = ask(comparison(models, optimizers, options), run.where, timeout=timeout, force=force)
+    asked = comparison(models, optimizers, options)
+    run.records = ask(asked, run.where, timeout=timeout, force=force, anonymous=anonymous)
     return run
 
 
@@ -569,11 +621,13 @@ def watch(
     batch_size: int | None = None,
     sequence_length: int | None = None,
     out: str | Path | None = None,
+    anonymous: bool = False,
 ) -> "Iterator[Run]":
     """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of memory.
 
     A loop with several optimizers gives them all, and in a list the `model` of each where they are
-    different. `out` is a folder whose run the records are added to.
+    different. `out` is a folder whose run the records are added to. What is `anonymous` names no machine
+    and no path.
 
     The run that it gives has the records, one of each optimizer, when the block has ended, also by
     an exception. `profiler.measuring.watching.Watch` says what is read and what is refused. OSError
@@ -583,6 +637,7 @@ def watch(
     from reports.run import Run
 
     run = Run() if out is None else Run.going_on(Path(out))
+    run.anonymous = anonymous
     with Watch(optimizer, *others, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
         yield run
 
@@ -596,6 +651,8 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
+    # In `python -c` it is the current folder.
+    sys.path[:] = [place for place in sys.path if place]
     survive_closed_pipes()
     app()
 

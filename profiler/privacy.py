@@ -13,6 +13,7 @@ from typing import Any
 
 from scenarios.spec import Scenario
 
+from .fits import Fit
 from .record import Record
 from .secret import MASK, is_mask_needed, weight, without_secrets
 from .whereabouts import without_homes, without_host, without_paths
@@ -74,6 +75,16 @@ def disclosed(record: Record, *, anonymous: bool = False) -> Record:
     return replace(record, **changes)
 
 
+def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
+    """Return the answer as a page may show it."""
+    return replace(
+        fit,
+        scenario=disclosed_scenario(fit.scenario, anonymous=anonymous),
+        reason=fit.reason and masked(fit.reason, anonymous=anonymous),
+        error=fit.error and masked(fit.error, anonymous=anonymous),
+    )
+
+
 def shareable_trace(trace: str, *, anonymous: bool = False) -> str:
     """Return the text of torch.profiler's trace without the host's name and folders.
 
@@ -110,9 +121,9 @@ def _environment(environment: Mapping[str, Any], anonymous: bool) -> dict[str, A
     found = {name: value for name, value in environment.items() if name not in left_out}
     command = environment.get("command")
     if isinstance(command, list | tuple):
-        # A script's arguments are its own; older records have them.
-        is_ours = environment.get("seed", 0) is not None
         words = disclosed_command([str(word) for word in command], anonymous=anonymous)
+        # A script's arguments are its own; older records have them.
+        is_ours = words[:1] in (["optprof"], ["optprof.py"]) and environment.get("seed", 0) is not None
         found["command"] = words if is_ours else [] if anonymous else words[:1]
     return {**found, "anonymous": True} if anonymous else found
 

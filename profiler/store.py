@@ -20,6 +20,7 @@ from typing import Any
 from scenarios import schema
 from scenarios.spec import Scenario
 
+from .privacy import disclosed, disclosed_scenario
 from .record import Record
 from .timeline import Timeline
 from .timeline_file import MOST_BYTES, pack, unpack
@@ -42,6 +43,8 @@ class RunStore:
         self.timelines_path = folder / "timelines"
         self.torn_path = folder / "records.torn"
         self.torn = b""
+        # Leave machine and paths out of what is appended.
+        self.anonymous = False
         self._descriptor: int | None = None
 
     @classmethod
@@ -88,6 +91,7 @@ class RunStore:
 
     def append(self, record: Record) -> None:
         """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line."""
+        record = disclosed(record, anonymous=self.anonymous)
         descriptor = self._writable()
         length = os.fstat(descriptor).st_size
         try:
@@ -173,7 +177,8 @@ class RunStore:
                 self.torn = line
                 break
             try:
-                records.append(Record.from_dict(schema.parse_json(line)))
+                # Older records hold what is masked now.
+                records.append(disclosed(Record.from_dict(schema.parse_json(line))))
             except ValueError as error:
                 raise ValueError(f"{self.records_path}, line {number}: {error}") from error
         return records
@@ -224,7 +229,11 @@ def _folders(parent: Path, name: str) -> Iterator[Path]:
 
 
 def file_name(scenario: Scenario) -> str:
-    """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e."""
+    """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e.
+
+    It is that of the anonymous scenario, whether the record is anonymous or not.
+    """
+    scenario = disclosed_scenario(scenario, anonymous=True)
     digest = sha256(json.dumps(asdict(scenario), sort_keys=True, default=str).encode()).hexdigest()[:12]
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
     return f"{words[:80]}-{digest}"

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from profiler.fits import Fit
+    from profiler.record import Record
+    from profiler.store import RunStore
 
 __all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
 
@@ -13,18 +15,18 @@ __all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
 OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
 
 
-def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper") -> Path:
+def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper", anonymous: bool = False) -> Path:
     """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
     `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
+    What is `anonymous` leaves out machine and paths; the run's records stay as they are.
     ValueError for a run without records, another style, and a symbolic link where something is to be written; FileNotFoundError for a
     folder that is no run, another OSError when it cannot be written.
     """
-    from profiler.running.resume import standing
     from profiler.store import RunStore
 
     store = RunStore(folder)
-    records = standing(store.read())
+    records = _standing(store, anonymous)
     timelines = store.read_timelines(records)
     _refuse_links(folder)
 
@@ -49,14 +51,21 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
     return page
 
 
-def run_markdown(folder: Path) -> str:
+def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
     """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run."""
-    from profiler.running.resume import standing
     from profiler.store import RunStore
 
     from .markdown import run_markdown
 
-    return run_markdown(standing(RunStore(folder).read()))
+    return run_markdown(_standing(RunStore(folder), anonymous))
+
+
+def _standing(store: "RunStore", anonymous: bool) -> "list[Record]":
+    from profiler.privacy import disclosed
+    from profiler.running.resume import standing
+
+    records = standing(store.read())
+    return [disclosed(record, anonymous=True) for record in records] if anonymous else records
 
 
 def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:

@@ -14,10 +14,21 @@ from ..store import RunStore
 from .runner import run
 
 
-def ask(comparison: Comparison, folder: Path, *, timeout: float | None = None, force: bool = False) -> list[Record]:
-    """The records of a comparison, left in a new run in the folder; ValueError for a request that cannot be met."""
+def ask(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    timeout: float | None = None,
+    force: bool = False,
+    anonymous: bool = False,
+) -> list[Record]:
+    """Return the records of a comparison, left in a new run in the folder.
+
+    ValueError for a request that cannot be met.
+    """
     scenarios = plan(comparison)
     store = RunStore.create(folder)
+    store.anonymous = anonymous
     try:
         run(scenarios, store, lambda _place, _scenario: None, timeout=timeout, force=force)
         return store.read()

@@ -7,19 +7,25 @@ from typing import Any
 
 from scenarios import Scenario
 
+from ..privacy import OF_THE_MACHINE, disclosed_scenario
 from ..record import Record
 
 # A figure found with another version of these may be another figure.
 VERSIONS = ("optprof", "torch", "transformers")
 
 
-def pending(scenarios: Iterable[Scenario], records: Sequence[Record], environment: Mapping[str, Any]) -> list[Scenario]:
+def pending(
+    scenarios: Iterable[Scenario], records: Sequence[Record], environment: Mapping[str, Any], *, anonymous: bool = False
+) -> list[Scenario]:
     """The scenarios without a record that is ok and was found in an environment like this one.
 
     Environments are alike when their versions of optprof, torch and transformers are and, for what was measured, the processor or the GPU.
+    A run that goes on `anonymous` takes its own records, which name none, for found on this machine.
     """
     done = {(_key(record.scenario), _place(record.scenario, record.environment)) for record in standing(records) if record.outcome == "ok"}
-    return [scenario for scenario in scenarios if (_key(scenario), _place(scenario, environment)) not in done]
+    nowhere = {name: value for name, value in environment.items() if name not in OF_THE_MACHINE}
+    places = [environment, nowhere] if anonymous else [environment]
+    return [scenario for scenario in scenarios if not any((_key(scenario), _place(scenario, place)) in done for place in places)]
 
 
 def standing(records: Iterable[Record]) -> list[Record]:
@@ -28,8 +34,8 @@ def standing(records: Iterable[Record]) -> list[Record]:
 
 
 def _key(scenario: Scenario) -> str:
-    # Through JSON, which makes tuples lists.
-    return json.dumps(asdict(scenario), sort_keys=True)
+    # Through JSON, which makes tuples lists. A record may be anonymous, and what is asked is not.
+    return json.dumps(asdict(disclosed_scenario(scenario, anonymous=True)), sort_keys=True)
 
 
 def _place(scenario: Scenario, environment: Mapping[str, Any]) -> tuple[object, ...]:
