@@ -4,7 +4,7 @@ Secrets are masked, home folders are ~. What is anonymous names no machine and n
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -83,37 +83,6 @@ def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
         reason=fit.reason and masked(fit.reason, anonymous=anonymous),
         error=fit.error and masked(fit.error, anonymous=anonymous),
     )
-
-
-def shareable_trace(trace: str, *, anonymous: bool = False) -> str:
-    """Return the text of torch.profiler's trace without the host's name and folders.
-
-    `anonymous` leaves out the GPU that it names too. All else stays as it is, letter by letter.
-    """
-    trace = re.sub(r'("host_?name"\s*:\s*)"[^"]*"', r'\1""', trace)
-    trace = re.sub(r'("traceName"\s*:\s*)"[^"]*[\\/]([^"\\/]*)"', r'\1"\2"', trace)
-    if anonymous:
-        trace = re.sub(r'("deviceProperties"\s*:\s*)\[[^\]]*\]', r"\1[]", trace)
-    return without_homes(trace)
-
-
-def shorten_frames(snapshot: Mapping[str, Any]) -> None:
-    """Shorten, in place, the names of files in a snapshot of CUDA's allocator."""
-    from .places import short_name
-
-    short = lru_cache(maxsize=None)(short_name)
-    for frames in _frames(snapshot):
-        for frame in frames:
-            frame["filename"] = short(frame["filename"])
-
-
-def _frames(snapshot: Mapping[str, Any]) -> Iterable[list[dict[str, Any]]]:
-    for segment in snapshot.get("segments", ()):
-        for holder in (segment, *segment.get("blocks", ())):
-            yield holder.get("frames", [])
-    for trace in snapshot.get("device_traces", ()):
-        for entry in trace:
-            yield entry.get("frames", [])
 
 
 def _environment(environment: Mapping[str, Any], anonymous: bool) -> dict[str, Any]:

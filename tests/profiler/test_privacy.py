@@ -14,8 +14,6 @@ from profiler.privacy import (
     disclosed_command,
     disclosed_scenario,
     masked,
-    shareable_trace,
-    shorten_frames,
 )
 from profiler.record import Record, Watched
 from scenarios import Scenario
@@ -241,7 +239,9 @@ def test_every_text_of_a_record_is_masked() -> None:
     leak = "/home/alice/x: hf_AbCdEfGhIjKlMnOpQrSt"
     found = disclosed(
         record(
-            scenario=Scenario(model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}),
+            scenario=Scenario(
+                model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}
+            ),
             error=leak,
             warnings=(leak,),
             lost=(leak,),
@@ -293,7 +293,9 @@ def test_the_arguments_of_a_watched_script_are_left_out_of_older_records() -> No
         (["optprof", "fit", "\udcff"], ["optprof", "fit", "\N{REPLACEMENT CHARACTER}"]),
     ],
 )
-def test_only_a_command_of_ours_has_its_arguments_recorded(words: list[str], shown: list[str]) -> None:
+def test_only_a_command_of_ours_has_its_arguments_recorded(
+    words: list[str], shown: list[str]
+) -> None:
     assert environment.command(words) == shown
 
 
@@ -303,20 +305,3 @@ def test_an_argument_of_any_length_leaves_a_record_that_can_be_read(
     monkeypatch.setattr(sys, "argv", ["optprof", "fit", "x" * 30_000])
     found = record(environment=environment.environment(seed=0))
     assert Record.from_dict(found.to_dict()) == found
-
-
-def test_a_trace_is_shared_without_host_and_folder() -> None:
-    gpu = '"deviceProperties": [{"name": "H100"}]'
-    trace = f'{{"host_name": "box-1", {gpu},\n"traceName": "/tmp/x.json"}}'
-    assert shareable_trace(trace) == trace.replace("box-1", "").replace("/tmp/", "")
-    assert "H100" not in shareable_trace(trace, anonymous=True)
-
-
-def test_frames_of_a_snapshot_name_no_folder() -> None:
-    frames = [{"filename": "/home/alice/mine.py", "line": 1, "name": "f"}]
-    snapshot = {
-        "segments": [{"frames": frames, "blocks": [{"frames": [{"filename": "/x/y.py"}]}]}],
-        "device_traces": [[{"frames": [{"filename": "/x/z.py"}]}, {}]],
-    }
-    shorten_frames(snapshot)
-    assert "/" not in repr(snapshot)
