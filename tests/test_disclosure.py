@@ -12,10 +12,15 @@ import pytest
 HERE = Path(__file__).resolve().parent.parent
 HOST, USER, SECRET = "box-of-alice-7", "alice-the-user", "hf_AbCdEfGhIjKlMnOpQrSt"
 
-# Two models; the second raises what holds a secret and a path.
+# The second model raises what holds a secret and a path.
 MINE = f"""
 import os, torch
-def build(api_key): return torch.nn.Linear(4, 4), {{"input": torch.zeros(2, 4)}}
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+    def forward(self, x): return self.layer(x).sum()
+def build(api_key): return Net(), {{"x": torch.zeros(2, 4)}}
 def broken(): open(os.path.expanduser("~/data/{SECRET}"))
 """
 TRAINING = """
@@ -38,9 +43,7 @@ def alice(folder: Path) -> tuple[Path, dict[str, str]]:
     site = folder / "site"
     site.mkdir(parents=True)
     home.mkdir(parents=True)
-    (site / "sitecustomize.py").write_text(
-        f"import socket\nsocket.gethostname = lambda: {HOST!r}\n"
-    )
+    (site / "sitecustomize.py").write_text(f"import socket\nsocket.gethostname = lambda: {HOST!r}\n")
     (home / "mine.py").write_text(MINE)
     (home / "train.py").write_text(TRAINING)
     path = f"{site}{os.pathsep}{HERE}"
@@ -70,37 +73,57 @@ def leaks(run: Path, *words: str, but: tuple[str, ...] = ()) -> list[str]:
         if path.is_file() and not name.startswith(but):
             data = path.read_bytes()
             data = gzip.decompress(data) if name.endswith(".gz") else data
-            found += [
-                f"{word} in {name}" for word in words if word in name or word.encode() in data
-            ]
+            found += [f"{word} in {name}" for word in words if word in name or word.encode() in data]
     return found
 
 
-def test_a_run_discloses_no_secret_no_home_no_user_and_no_host(tmp_path: Path):
-    home, environment = alice(tmp_path)
-    command = ["profile", f"{home}/mine.py:build", f"{home}/mine.py:broken", "-o", "sgd:lr=0.1"]
-    options = ["-d", "auto", "-c", f"api_key={SECRET}", "--steps", "2", f"--out={home}/run"]
-    kept = ["--trace", "--snapshot", "--tensorboard"]
-    # The second model takes no api_key: what a plan refuses is no run.
-    run(home, environment, "-m", "optprof", *command[:2], *command[3:], *options, *kept)
-    # Logs hold what the user's own code has printed; docs/report.md says so.
-    secrets = SECRET, str(home), USER, HOST
-    assert leaks(home / "run", *secrets, but=("logs/",)) == []
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A run with all that may lie beside it, in `run` below a home."""
+    home, environment = alice(tmp_path_factory.mktemp("disclosed"))
+    options = ["-c", f"api_key={SECRET}", "--steps", "2", f"--out={home}/run"]
+    command = ["-m", "optprof", "profile", f"{home}/mine.py:build", "-o", "sgd:lr=0.1", *options]
+    run(home, environment, *command, "--trace", "--snapshot", "--tensorboard")
+    # It goes on, and finds all that it has done.
+    run(home, environment, *command, "--resume", "--no-report")
+    return home, environment
 
-    records = [json.loads(line) for line in (home / "run/records.jsonl").read_text().splitlines()]
-    shown = ["optprof", "profile", "~/mine.py:build", *command[3:], "-d", "auto", "-c"]
-    repeated = records[0]["environment"]["command"]
-    assert repeated == [*shown, "api_key=***", "--steps", "2", "--out=~/run", *kept]
-    assert {record["outcome"] for record in records} == {"ok"}
+
+def test_a_run_discloses_no_secret_no_home_no_user_and_no_host(
+    profiled: tuple[Path, dict[str, str]],
+):
+    home, _ = profiled
+    # Logs hold what the user's own code has printed; docs/report.md says so.
+    aside = "logs/", "tensorboard/"
+    assert leaks(home / "run", SECRET, str(home), USER, HOST, but=aside) == []
+    lines = (home / "run/records.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["outcome"] for record in records] == ["ok"] * 3
+    words = ["optprof", "profile", "~/mine.py:build", "-o", "sgd:lr=0.1", "-c", "api_key=***"]
+    kept = ["--steps", "2", "--out=~/run", "--trace", "--snapshot", "--tensorboard"]
+    assert records[0]["environment"]["command"] == [*words, *kept]
     page = (home / "run/report.html").read_text()
     assert "optprof profile ~/mine.py:build -o sgd:lr=0.1" in page
 
-    # It goes on, and finds all that it has done.
-    again = run(
-        home, environment, "-m", "optprof", *command[:2], *command[3:], *options, "--resume"
-    )
-    assert again
-    assert len((home / "run/records.jsonl").read_text().splitlines()) == len(records)
+
+def test_traces_and_event_files_name_no_host_and_no_folder(profiled: tuple[Path, dict[str, str]]):
+    folder = profiled[0] / "run/tensorboard"
+    assert leaks(folder, SECRET, str(profiled[0]), USER, HOST) == []
+    (trace,) = folder.rglob("*.pt.trace.json.gz")
+    told = json.loads(gzip.decompress(trace.read_bytes()))
+    assert not told.get("host_name")
+    assert "/" not in told["traceName"]
+
+
+def test_an_anonymous_report_leaves_the_records_as_they_are(profiled: tuple[Path, dict[str, str]]):
+    home, environment = profiled
+    before = (home / "run/records.jsonl").read_bytes()
+    known = json.loads(before.splitlines()[0])["environment"]
+    words = known["machine"]["cpu"], known["platform"]
+    assert leaks(home / "run", *words, but=("records.jsonl",))
+    run(home, environment, "-m", "optprof", "report", "run", "--tensorboard", "--anonymous")
+    assert leaks(home / "run", *words, but=("records.jsonl", "logs/")) == []
+    assert (home / "run/records.jsonl").read_bytes() == before
 
 
 def test_what_a_model_raises_is_recorded_without_secrets_and_folders(tmp_path: Path):
@@ -108,9 +131,7 @@ def test_what_a_model_raises_is_recorded_without_secrets_and_folders(tmp_path: P
     command = ["-m", "optprof", "profile", "mine:broken", "-o", "sgd:lr=0.1", "-d", "sim"]
     run(home, environment, *command, "--out", "run", "--workload", "state", status=4)
     (line,) = (home / "run/records.jsonl").read_text().splitlines()
-    missing = (
-        "FileNotFoundError: [Errno 2] No such file or directory: '~/data/***' (mine.py, line 4)"
-    )
+    missing = "FileNotFoundError: [Errno 2] No such file or directory: '~/data/***' (mine.py, line 9)"
     assert json.loads(line)["error"] == missing
     assert leaks(home / "run", SECRET, str(home), but=("logs/",)) == []
 
@@ -127,37 +148,14 @@ def test_an_anonymous_run_names_no_machine_and_no_path_and_can_go_on(tmp_path: P
     found = json.loads(line)["environment"]
     assert found["anonymous"] is True
     assert not found.keys() & {"machine", "platform", "affinity", "git_commit"}
-    assert (
-        "machine, platform, commit and paths are left out"
-        in (home / "secret-name/report.html").read_text()
-    )
+    assert "machine, platform, commit and paths are left out" in (home / "secret-name/report.html").read_text()
 
     run(home, environment, *command, *options, "--resume", "--no-report")
     assert len((home / "secret-name/records.jsonl").read_text().splitlines()) == 1
-    # For all that is known, those times are of another machine.
-    run(home, environment, *command, *options[:-1], "--resume", "--no-report")
-    assert len((home / "secret-name/records.jsonl").read_text().splitlines()) == 2
-
-
-def test_an_anonymous_report_leaves_the_records_as_they_are(tmp_path: Path):
-    home, environment = alice(tmp_path)
-    command = ["profile", "tiny", "-T", "8", "-o", "sgd:lr=0.1", "-d", "cpu", "--steps", "2"]
-    run(home, environment, "-m", "optprof", *command, "--out", "run", "--no-report")
-    before = (home / "run/records.jsonl").read_bytes()
-    known = json.loads(before)["environment"]
-    words = known["machine"]["cpu"], known["platform"]
-
-    run(home, environment, "-m", "optprof", "report", "run", "--tensorboard")
-    assert leaks(home / "run", *words)
-    run(home, environment, "-m", "optprof", "report", "run", "--tensorboard", "--anonymous")
-    assert leaks(home / "run", *words, but=("records.jsonl", "logs/")) == []
-    assert (home / "run/records.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize("anonymous", [False, True])
-def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(
-    anonymous: bool, tmp_path: Path
-):
+def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(anonymous: bool, tmp_path: Path):
     home, environment = alice(tmp_path)
     more = ["--anonymous"] if anonymous else []
     run(home, environment, "train.py", "run", f"--hf-token={SECRET}", "positional-secret", *more)

@@ -16,6 +16,7 @@ from profiler.privacy import (
     masked,
 )
 from profiler.record import Record, Watched
+from profiler.running.resume import pending
 from scenarios import Scenario
 
 # Each with the part of it that nobody may read.
@@ -239,9 +240,7 @@ def test_every_text_of_a_record_is_masked() -> None:
     leak = "/home/alice/x: hf_AbCdEfGhIjKlMnOpQrSt"
     found = disclosed(
         record(
-            scenario=Scenario(
-                model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}
-            ),
+            scenario=Scenario(model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}),
             error=leak,
             warnings=(leak,),
             lost=(leak,),
@@ -269,6 +268,21 @@ def test_an_anonymous_record_keeps_its_figures_and_versions_and_no_machine() -> 
     assert re.fullmatch(words, " ".join(shown))
 
 
+def test_a_run_that_goes_on_takes_anonymous_records_for_its_own_where_it_is_anonymous() -> None:
+    asked = Scenario(model="a/m.py:f", device="cpu")
+    here = {"versions": {"torch": "2"}, "machine": {"cpu": "a"}}
+    open_record = record(scenario=asked, environment=here)
+    hidden = disclosed(open_record, anonymous=True)
+    assert pending([asked], [open_record], here) == []
+    assert pending([asked], [open_record], here, anonymous=True) == []
+    assert pending([asked], [hidden], here, anonymous=True) == []
+    # For all that is known, its times are of another machine.
+    assert pending([asked], [hidden], here) == [asked]
+    simulated = Scenario(model="a/m.py:f")
+    hidden = disclosed(record(scenario=simulated, environment=here), anonymous=True)
+    assert pending([simulated], [hidden], here) == []
+
+
 def test_the_arguments_of_a_watched_script_are_left_out_of_older_records() -> None:
     watched = record(environment={"command": ["train.py", "--name", "me"], "seed": None})
     assert disclosed(watched).environment["command"] == ["train.py"]
@@ -293,9 +307,7 @@ def test_the_arguments_of_a_watched_script_are_left_out_of_older_records() -> No
         (["optprof", "fit", "\udcff"], ["optprof", "fit", "\N{REPLACEMENT CHARACTER}"]),
     ],
 )
-def test_only_a_command_of_ours_has_its_arguments_recorded(
-    words: list[str], shown: list[str]
-) -> None:
+def test_only_a_command_of_ours_has_its_arguments_recorded(words: list[str], shown: list[str]) -> None:
     assert environment.command(words) == shown
 
 
