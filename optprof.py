@@ -3,10 +3,23 @@
 Importing it loads neither torch nor anything that draws; what a command or a function needs is loaded when it is called.
 """
 
+import os
+import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path and __file__ != f"{sys.path[0]}{os.sep}optprof.py":
+    # `python -m` looks into the current folder first, and a file there is nobody's to run.
+    sys.path.pop(0)
+if __name__ == "__main__" or "".join(sys.argv[:1]).endswith(("optprof", "optprof.exe", "optprof-script.py")):
+    for _entry in (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep):
+        # An empty entry is the current folder, and one such as "." or "src" lies there; so may pathlib.
+        _place = os.path.abspath(_entry)  # noqa: PTH100
+        if not os.path.isabs(_entry) and __file__ != f"{_place}{os.sep}optprof.py":  # noqa: PTH117
+            sys.path[:] = [place for place in sys.path if place != _place]
+
 import errno
 import json
+import re
 import shlex
-import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -96,6 +109,7 @@ Force = Annotated[
 Replace = Annotated[bool, typer.Option("--force", help="Write over a page, or into a folder, that is not optprof's.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Leave out the machine and every path.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
 
@@ -207,10 +221,11 @@ def _profile(
     force: Force = False,
     no_report: NoReport = False,
     as_json: AsJson = False,
+    anonymous: Anonymous = False,
     traceback: Traceback = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
-    with results_on_stdout() as stdout, _crew() as crew:
+    with results_on_stdout() as stdout, _crew(",".join([*models, optimizers])) as crew:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
         from profiler.running.beside import require_iterations
@@ -242,7 +257,7 @@ def _profile(
             )
         )
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
-        store = _open_run("+".join(models), out, resume, force=force)
+        store = _open_run("+".join(models), out, resume, force=force, anonymous=anonymous)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
     _exit_with(records)
@@ -266,10 +281,11 @@ def sweep(
     force: Force = False,
     no_report: NoReport = False,
     as_json: AsJson = False,
+    anonymous: Anonymous = False,
     traceback: Traceback = False,
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
-    with results_on_stdout() as stdout, _crew() as crew:
+    with results_on_stdout() as stdout, _crew(",".join(allow or ())) as crew:
         from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
@@ -280,7 +296,7 @@ def sweep(
             _forecast(scenarios, crew, stdout, timeout=timeout)
             return
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
-        store = _open_run(found.name, out, resume, force=force)
+        store = _open_run(found.name, out, resume, force=force, anonymous=anonymous)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
     _exit_with(records)
@@ -323,13 +339,15 @@ def fit(
     out: Annotated[Path | None, typer.Option(help="Folder for the page.", show_default="runs/MODEL-fit")] = None,
     force: Replace = False,
     as_json: AsJson = False,
+    anonymous: Anonymous = False,
 ) -> None:
     """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
     with results_on_stdout() as stdout:
-        _see_own_code()
+        _see_own_code(f"{model},{optimizers}")
         import optimizers as catalogue
         from profiler.disk import require_own_folder
         from profiler.plan import Comparison, plan_fits
+        from profiler.privacy import disclosed_command, disclosed_fit
         from profiler.simulating.fitting import Fitting
         from reports import FITS, write_fit_page
         from reports.fitting.terminal import render_fits
@@ -356,11 +374,13 @@ def fit(
             seed=seed,
         )
         scenarios = plan_fits(comparison, gpu.split(",") if gpu else hardware.available())
-        folder = out or RUNS / f"{model.replace(':', '.')}-fit"
+        folder = out.expanduser() if out else RUNS / f"{model.replace(':', '.')}-fit"
         require_own_folder(folder, FITS, force=force)
         with progress(len(scenarios)) as started:
             fits = Fitting().fit_all(scenarios, started)
-        page = write_fit_page(fits, folder, ["optprof", *sys.argv[1:]], force=force)
+        fits = [disclosed_fit(found, anonymous=anonymous) for found in fits]
+        words = disclosed_command(["optprof", *sys.argv[1:]], anonymous=anonymous)
+        page = write_fit_page(fits, folder, words, force=force)
         if as_json:
             print(json.dumps({"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1), file=stdout)
         else:
@@ -379,19 +399,21 @@ def report(
     tensorboard: TensorBoard = False,
     style: Annotated[str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")] = "paper",
     figure: Annotated[
-        str | None, typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records.")
+        str | None,
+        typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records."),
     ] = None,
+    anonymous: Anonymous = False,
     force: Replace = False,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
     from reports import run_markdown, write_figure, write_report
 
     if markdown:
-        print(run_markdown(_run(run)))
+        print(run_markdown(_run(run), anonymous=anonymous))
     elif figure:
         print(*write_figure(_run(run), figure, style=style), sep="\n")
     else:
-        print(write_report(_run(run), tensorboard=tensorboard, style=style, force=force))
+        print(write_report(_run(run), tensorboard=tensorboard, style=style, force=force, anonymous=anonymous))
 
 
 @_command()
@@ -413,6 +435,7 @@ def compare(
     threshold: Annotated[str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")] = "5%",
     across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare times of different machines too.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a page too.")] = None,
+    anonymous: Anonymous = False,
     markdown: Markdown = False,
     as_json: AsJson = False,
 ) -> None:
@@ -421,11 +444,21 @@ def compare(
         raise ValueError(f"--only takes regressed, got {only!r}")
     if markdown and as_json:
         raise ValueError("--markdown and --json both want stdout; ask for one of them")
+    from profiler.privacy import disclosed_command
     from reports.comparison.comparing import Comparing
 
-    comparing = Comparing.of(_run(before), _run(after), fail_on or [], threshold=threshold, across_machines=across_machines)
+    comparing = Comparing.of(
+        _run(before),
+        _run(after),
+        fail_on or [],
+        threshold=threshold,
+        across_machines=across_machines,
+        anonymous=anonymous,
+    )
     if html:
-        comparing.write_page(html, ["optprof", *sys.argv[1:]], only_regressed=bool(only))
+        sides = {str(before): "A", str(after): "B"} if anonymous else {}
+        words = ["optprof", *(sides.get(word, word) for word in sys.argv[1:])]
+        comparing.write_page(html, disclosed_command(words, anonymous=anonymous), only_regressed=bool(only))
         print(f"report: {html}", file=sys.stderr)
     if as_json:
         print(json.dumps(comparing.to_dict(only_regressed=bool(only)), indent=1, allow_nan=False))
@@ -461,34 +494,51 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|ac
     print("\n".join(listing(what)))
 
 
-def _see_own_code() -> None:
-    """Let the user's own module:Class and module:factory be found, behind everything that is installed."""
-    sys.path.append(str(Path.cwd()))
+# module:Class in a list of optimizers, where options follow a colon too.
+_OWN_CODE = re.compile(r"(?:^|,)[^:,=]+:[^:,=]+(?:[:,]|$)")
+
+
+def _see_own_code(names: str) -> None:
+    """Let module:Class and module:factory be found, behind everything that is installed.
+
+    The current folder may be a stranger's: nothing in it is run unless one of `names` is such.
+    """
+    if _OWN_CODE.search(names):
+        places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        sys.path += [str(Path(place).absolute()) for place in places if not Path(place).is_absolute()]
+        sys.path.append(str(Path.cwd()))
 
 
 @contextmanager
-def _crew() -> Iterator["Crew"]:
-    """The children of a run, of which the first loads torch while this process does."""
-    _see_own_code()
+def _crew(names: str) -> Iterator["Crew"]:
+    """The children of a run, of which the first loads torch while this process does; `names` are the user's."""
+    _see_own_code(names)
     from profiler.running.runner import Crew
 
     with Crew() as crew:
         yield crew
 
 
-def _open_run(name: str, out: Path | None, resume: bool, *, force: bool) -> "RunStore":
+def _open_run(name: str, out: Path | None, resume: bool, *, force: bool, anonymous: bool) -> "RunStore":
     """The run to write into; what a run that was cut off has left is set aside or removed."""
     from profiler.disk import require_own_folder
+    from profiler.privacy import masked
     from profiler.store import RunStore, last_folder
 
     if out:
+        # A command that a page shows has ~ in it, which shells leave as it is behind --out=.
+        out = out.expanduser()
         require_own_folder(out, "records.jsonl", force=force)
 
-    name = name.replace(":", ".").replace("/", ".")
-    if not resume:
-        return RunStore.create(out) if out else RunStore.create_free(RUNS, name)
-    store = RunStore.resume(out or last_folder(RUNS, name))
-    store.remove_parts()
+    name = masked(name).replace("~/", "").replace(":", ".").replace("/", ".")
+    if resume:
+        store = RunStore.resume(out or last_folder(RUNS, name))
+        store.remove_parts()
+    elif out:
+        store = RunStore.create(out)
+    else:
+        store = RunStore.create_free(RUNS, name)
+    store.anonymous = anonymous
     return store
 
 
@@ -504,7 +554,7 @@ def _run_all(
     before = store.read()
     lost = store.lost_timelines(standing(before))
     store.warn()
-    waiting = pending(scenarios, before, environment(seed=0), lost) if before else list(scenarios)
+    waiting = pending(scenarios, before, environment(seed=0), lost, anonymous=store.anonymous) if before else list(scenarios)
     for name in lost & {file_name(scenario) for scenario in waiting}:
         store.set_timeline_aside(name)
     if before:
@@ -602,19 +652,22 @@ def profile(
     out: str | Path | None = None,
     timeout: float | None = None,
     force: bool = False,
+    anonymous: bool = False,
     **options: Any,
 ) -> "Run":
     """Profile optimizers on models as the command does, and return the run; `out` is a folder to keep it in.
 
     `models` and `optimizers` are names with options, in a list or as the command line takes them; `options` are the other fields of
     `profiler.plan.Comparison`: device, dtype, batch_size and so on. What fails is a record with its outcome. ValueError for a request that
-    cannot be met, FileExistsError for a folder that holds a run, or other files unless `force` is given.
+    cannot be met, FileExistsError for a folder that holds a run, or other files unless `force` is given. What is `anonymous` names no
+    machine and no path.
     """
     from profiler.running.asking import ask, comparison
     from reports.run import Run
 
     run = Run.temporary() if out is None else Run(folder=Path(out))
-    run.records = ask(comparison(models, optimizers, options), run.where, timeout=timeout, force=force)
+    asked = comparison(models, optimizers, options)
+    run.records = ask(asked, run.where, timeout=timeout, force=force, anonymous=anonymous)
     return run
 
 
@@ -626,13 +679,15 @@ def watch(
     batch_size: int | None = None,
     sequence_length: int | None = None,
     out: str | Path | None = None,
+    anonymous: bool = False,
     force: bool = False,
 ) -> "Iterator[Run]":
     """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of memory.
 
     A loop with several optimizers gives them all, and in a list the `model` of each where they are
     different. `out` is a folder whose run the records are added to; one that holds other files and
-    no run is refused with FileExistsError unless `force` is given.
+    no run is refused with FileExistsError unless `force` is given. What is `anonymous` names no
+    machine and no path.
 
     The run that it gives has the records, one of each optimizer, when the block has ended, also by
     an exception. `profiler.measuring.watching.Watch` says what is read and what is refused. OSError
@@ -642,6 +697,7 @@ def watch(
     from reports.run import Run
 
     run = Run() if out is None else Run.going_on(Path(out), force=force)
+    run.anonymous = anonymous
     with Watch(optimizer, *others, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
         yield run
 
@@ -655,6 +711,8 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
+    # In `python -c` it is the current folder.
+    sys.path[:] = [place for place in sys.path if place]
     guard_streams()
     try:
         try:

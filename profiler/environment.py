@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -13,8 +14,12 @@ from typing import Any
 import psutil
 
 from .malloc import keeps_freed_memory
+from .privacy import disclosed_command
 
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
+_ROOT = Path(__file__).resolve().parent.parent
+# Letters of a word of the command, as many as a record's schema takes.
+_MOST_LETTERS = 2_000
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -27,13 +32,46 @@ def environment(seed: int) -> dict[str, Any]:
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "affinity": _affinity(),
         "keeps_freed_memory": keeps_freed_memory(),
         **_fixed(),
     }
+
+
+def command(words: Sequence[str] | None = None) -> list[str]:
+    """Return what repeats a run: our command, without secrets and with home as ~.
+
+    Of another program, whose arguments are its own affair, it is the name alone: "train.py", or
+    "notebook". `words` are those of sys.argv.
+    """
+    program, *arguments = map(_readable, (sys.argv if words is None else words) or [""])
+    return disclosed_command(["optprof", *arguments]) if _is_ours(program) else [_name(program)]
+
+
+def _is_ours(program: str) -> bool:
+    """Return whether the program is the console script, or `python -m optprof`."""
+    name = Path(program.replace("\\", "/")).name.lower()
+    if name in ("optprof", "optprof.exe", "optprof-script.py"):
+        return True
+    return name == "optprof.py" and Path(program).resolve() == _ROOT / name
+
+
+def _name(program: str) -> str:
+    """Return the name of a program, as far as it tells what was run."""
+    path = Path(program.replace("\\", "/"))
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    if "ipykernel" in name or "colab" in name:
+        return "notebook"
+    return {"": "python", "-c": "python -c", "-m": "python -m"}.get(name) or disclosed_command([name])[0]
+
+
+def _readable(word: str) -> str:
+    """Return the word as text that a record takes: in UTF-8, and of a length."""
+    text = str(word).encode(errors="surrogateescape").decode(errors="replace")
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 def _affinity() -> list[int] | None:
@@ -78,13 +116,12 @@ def _gpu() -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """The commit that optprof runs from, with "+" when files differ from it; None outside a checkout."""
-    here = Path(__file__).resolve().parent.parent
-    if not (here / ".git").exists():
+    if not (_ROOT / ".git").exists():
         return None
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=here,
+            cwd=_ROOT,
             capture_output=True,
             text=True,
             timeout=5,

@@ -25,6 +25,7 @@ from scenarios.spec import Scenario
 from . import disk
 from .locked_lines import LockedLines
 from .plain import plain, spreadsheet_text
+from .privacy import disclosed, disclosed_scenario
 from .record import Record
 from .record_lines import MOST_LINES, Line, parse_line, read_lines
 from .timeline import Timeline
@@ -58,6 +59,8 @@ class RunStore:
         self.timelines_path = folder / "timelines"
         self.torn_path = folder / "records.torn"
         self.damaged_path = folder / "records.damaged"
+        # Leave machine and paths out of what is appended.
+        self.anonymous = False
         self.torn_bytes = 0
         self.damaged_lines: tuple[str, ...] = ()
         self.damaged_timelines: Mapping[str, str] = {}
@@ -116,6 +119,7 @@ class RunStore:
 
         ValueError for a record that could not be read again, and for one more than a run may have.
         """
+        record = disclosed(record, anonymous=self.anonymous)
         lines, line = self._writable(), record.to_json().encode() + b"\n"
         parse_line(line)
         if lines.count >= MOST_LINES:
@@ -281,7 +285,8 @@ class RunStore:
         records: list[Record] = []
         damaged: list[str] = []
         for line in self._read():
-            records += line.records
+            # Older records hold what is masked now.
+            records += map(disclosed, line.records)
             if line.damage:
                 damaged.append(_told(line))
         self.damaged_lines = tuple(damaged)
@@ -356,7 +361,11 @@ def _folders(parent: Path, name: str) -> Iterator[Path]:
 
 
 def file_name(scenario: Scenario) -> str:
-    """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e."""
+    """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e.
+
+    It is that of the anonymous scenario, whether the record is anonymous or not.
+    """
+    scenario = disclosed_scenario(scenario, anonymous=True)
     digest = sha256(json.dumps(asdict(scenario), sort_keys=True, default=str).encode()).hexdigest()[:12]
     words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
     return f"{words[:80]}-{digest}"

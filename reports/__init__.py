@@ -10,6 +10,7 @@ from profiler.disk import open_to_read, require_no_link, require_own_folder, wri
 if TYPE_CHECKING:
     from profiler.fits import Fit
     from profiler.record import Record
+    from profiler.store import RunStore
 
 __all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
 
@@ -22,20 +23,27 @@ _OURS = re.compile(rb'<meta name="generator" content="optprof">|<title>What (an 
 _HEAD_BYTES = 2000
 
 
-def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper", force: bool = False) -> Path:
+def write_report(
+    folder: Path,
+    *,
+    tensorboard: bool = False,
+    style: str = "paper",
+    force: bool = False,
+    anonymous: bool = False,
+) -> Path:
     """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
     `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
+    What is `anonymous` leaves out machine and paths; the run's records stay as they are.
     Each file takes its name when it is whole. ValueError for a run without records, another style, and a symbolic link where something
     is to be written; FileNotFoundError for a folder that is no run, FileExistsError for a page there that is not optprof's unless
     `force` is given, another OSError when it cannot be written. What cannot be read of the run is left out, named on the page, and a
     DamageWarning.
     """
-    from profiler.running.resume import standing
     from profiler.store import RunStore
 
     store = RunStore(folder)
-    records = standing(store.read())
+    records = _standing(store, anonymous)
     timelines = store.read_timelines(records)
     store.warn()
     # Before anything is drawn; writing looks again.
@@ -72,20 +80,27 @@ def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
     yield b"\n]\n"
 
 
-def run_markdown(folder: Path) -> str:
+def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
     """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run.
 
     A DamageWarning for what cannot be read of it.
     """
-    from profiler.running.resume import standing
     from profiler.store import RunStore
 
     from .markdown import run_markdown
 
     store = RunStore(folder)
-    records = standing(store.read())
+    records = _standing(store, anonymous)
     store.warn()
     return run_markdown(records)
+
+
+def _standing(store: "RunStore", anonymous: bool) -> "list[Record]":
+    from profiler.privacy import disclosed
+    from profiler.running.resume import standing
+
+    records = standing(store.read())
+    return [disclosed(record, anonymous=True) for record in records] if anonymous else records
 
 
 def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:

@@ -12,6 +12,7 @@ from weakref import finalize
 
 from profiler.disk import open_to_read, require_own_folder, write_bytes
 from profiler.plain import plain
+from profiler.privacy import disclosed
 from profiler.record import Record
 from profiler.running.resume import standing
 from profiler.store import RunStore, file_name
@@ -30,10 +31,12 @@ class Run:
     """The records of a run, the latest of each scenario, and the folder that holds them where there is one.
 
     A run that nobody gave a folder to keeps what lies beside its records, such as timelines, in a temporary one that goes when it does.
+    One that is `anonymous` leaves machine and paths out of what is added.
     """
 
     records: list[Record] = field(default_factory=list)
     folder: Path | None = None
+    anonymous: bool = False
 
     @classmethod
     def temporary(cls) -> "Run":
@@ -75,6 +78,7 @@ class Run:
 
     def add(self, record: Record) -> None:
         """Take a record in, and write it into the folder where there is one."""
+        record = disclosed(record, anonymous=self.anonymous)
         self.records = standing([*self.records, record])
         if self.folder is not None:
             # Opened for this line alone: the ranks of a training may write to one folder.

@@ -35,7 +35,7 @@ def load(name: str) -> Callable[..., Any]:
     """
     place, _, attribute = name.rpartition(":")
     with autocast_can_be_made(), _without_arguments():
-        module = _module_of_file(name, Path(place)) if place.endswith(".py") else _module(name, place)
+        module = _module_of_file(name, Path(place).expanduser()) if place.endswith(".py") else _module(name, place)
     try:
         found = reduce(getattr, attribute.split("."), module)
     except AttributeError as error:

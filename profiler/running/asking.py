@@ -15,7 +15,14 @@ from ..store import RunStore
 from .runner import run
 
 
-def ask(comparison: Comparison, folder: Path, *, timeout: float | None = None, force: bool = False) -> list[Record]:
+def ask(
+    comparison: Comparison,
+    folder: Path,
+    *,
+    timeout: float | None = None,
+    force: bool = False,
+    anonymous: bool = False,
+) -> list[Record]:
     """Return the records of a comparison, left in a new run in the folder.
 
     ValueError for a request that cannot be met. `force` measures what may not fit, and writes into
@@ -24,6 +31,7 @@ def ask(comparison: Comparison, folder: Path, *, timeout: float | None = None, f
     scenarios = plan(comparison)
     require_own_folder(folder, "records.jsonl", force=force)
     store = RunStore.create(folder)
+    store.anonymous = anonymous
     try:
         run(scenarios, store, lambda _place, _scenario: None, timeout=timeout, force=force)
         return store.read()

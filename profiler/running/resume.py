@@ -7,6 +7,7 @@ from typing import Any
 
 from scenarios import Scenario
 
+from ..privacy import OF_THE_MACHINE, disclosed_scenario
 from ..record import Record
 from ..store import file_name
 
@@ -15,11 +16,17 @@ VERSIONS = ("optprof", "torch", "transformers")
 
 
 def pending(
-    scenarios: Iterable[Scenario], records: Sequence[Record], environment: Mapping[str, Any], lost: Collection[str] = ()
+    scenarios: Iterable[Scenario],
+    records: Sequence[Record],
+    environment: Mapping[str, Any],
+    lost: Collection[str] = (),
+    *,
+    anonymous: bool = False,
 ) -> list[Scenario]:
     """The scenarios without a record that is ok, complete, and was found in an environment like this one.
 
     Environments are alike when their versions of optprof, torch and transformers are and, for what was measured, the processor or the GPU.
+    A run that goes on `anonymous` takes its own records, which name none, for found on this machine.
     A record is complete when all that belongs to it was kept, and its timeline is none of the
     `lost`, which are names of scenarios' files.
     """
@@ -28,7 +35,9 @@ def pending(
         for record in standing(records)
         if record.outcome == "ok" and not record.lost and file_name(record.scenario) not in lost
     }
-    return [scenario for scenario in scenarios if (_key(scenario), _place(scenario, environment)) not in done]
+    nowhere = {name: value for name, value in environment.items() if name not in OF_THE_MACHINE}
+    places = [environment, nowhere] if anonymous else [environment]
+    return [scenario for scenario in scenarios if not any((_key(scenario), _place(scenario, place)) in done for place in places)]
 
 
 def standing(records: Iterable[Record]) -> list[Record]:
@@ -37,8 +46,8 @@ def standing(records: Iterable[Record]) -> list[Record]:
 
 
 def _key(scenario: Scenario) -> str:
-    # Through JSON, which makes tuples lists.
-    return json.dumps(asdict(scenario), sort_keys=True)
+    # Through JSON, which makes tuples lists. A record may be anonymous, and what is asked is not.
+    return json.dumps(asdict(disclosed_scenario(scenario, anonymous=True)), sort_keys=True)
 
 
 def _place(scenario: Scenario, environment: Mapping[str, Any]) -> tuple[object, ...]:

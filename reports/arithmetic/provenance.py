@@ -19,10 +19,18 @@ ORIGINS = {
 }
 
 
+ANONYMOUS = "machine, platform, commit and paths are left out"
+
+
 def commands(records: Sequence[Record]) -> list[str]:
     """The command lines that made these records, ready for a shell."""
     found = (record.environment.get("command") for record in records)
-    return _distinct(shlex.join(map(str, words)) if isinstance(words, list | tuple) else str(words) for words in found if words)
+    return _distinct(shell(map(str, words)) if isinstance(words, list | tuple) else str(words) for words in found if words)
+
+
+def shell(words: Iterable[str]) -> str:
+    """Return the words as a line for a shell, which finds the home folder behind a bare ~."""
+    return " ".join(f"~/{shlex.quote(word[2:])}" if word[:2] == "~/" and word[2:] else shlex.quote(word) for word in words)
 
 
 def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[str, str]]:
@@ -33,6 +41,7 @@ def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[s
         ("platform", lambda record: _plain(record.environment.get("platform"))),
         ("Python", lambda record: _plain(record.environment.get("python"))),
         ("versions", lambda record: _versions(record.environment.get("versions"))),
+        ("anonymous", lambda record: ANONYMOUS if record.environment.get("anonymous") else ""),
         ("git commit", lambda record: _plain(record.environment.get("git_commit"))),
         ("seed", lambda record: _plain(record.environment.get("seed", record.scenario.seed))),
         ("steps", lambda record: "" if record.is_of_own_loop else f"{record.scenario.steps} on {DEVICES[record.scenario.device]}"),

@@ -1,11 +1,13 @@
 """Comparing two sides of runs: read, compare, hold to the gates, and show in one of four ways."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 from profiler.disk import write_text
+from profiler.privacy import disclosed
 from profiler.record import Record
 
 from .compare import Change, Compared, Pair, compare_sides, read_side
@@ -27,10 +29,20 @@ class Comparing:
     unjudged: Sequence[str] = ()
 
     @classmethod
-    def of(cls, before: Path, after: Path, gates: Sequence[str], *, threshold: str = "5%", across_machines: bool = False) -> "Comparing":
+    def of(
+        cls,
+        before: Path,
+        after: Path,
+        gates: Sequence[str],
+        *,
+        threshold: str = "5%",
+        across_machines: bool = False,
+        anonymous: bool = False,
+    ) -> "Comparing":
         """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read, OSError for a folder without runs."""
         asked, share = [Gate.parse(text) for text in gates], per_cent(threshold)
         compared = compare_sides(read_side(before), read_side(after), threshold=share, across_machines=across_machines)
+        compared = _anonymous(compared) if anonymous else compared
         return cls(compared=compared, stopped=offences(compared, asked), unjudged=compared.damage if asked else ())
 
     def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
@@ -64,6 +76,17 @@ class Comparing:
             "only_before": _scenarios(self.compared.only_before),
             "only_after": _scenarios(self.compared.only_after),
         }
+
+
+def _anonymous(compared: Compared) -> Compared:
+    """Leave machine and paths out of the records, once it is known which times may be compared."""
+    show = partial(disclosed, anonymous=True)
+    return replace(
+        compared,
+        pairs=tuple(replace(pair, before=show(pair.before), after=show(pair.after)) for pair in compared.pairs),
+        only_before=tuple(map(show, compared.only_before)),
+        only_after=tuple(map(show, compared.only_after)),
+    )
 
 
 def _stopped(offence: Offence) -> dict[str, Any]:

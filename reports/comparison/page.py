@@ -1,8 +1,8 @@
 """The page of a comparison: one self-contained HTML file, in the style of a run's report."""
 
-import shlex
 from collections.abc import Sequence
 
+from ..arithmetic.provenance import shell
 from ..html import styled_page
 from .compare import Compared
 from .gate import Offence
@@ -28,5 +28,5 @@ def render_comparison_page(compared: Compared, stopped: Sequence[Offence], comma
         one_side=one_side_table(compared, names),
         unfinished=unfinished_table(compared, names),
         remarks=remarks(compared),
-        command=shlex.join(command),
+        command=shell(command),
     )

@@ -1,12 +1,11 @@
 """The page of what fits: one self-contained HTML file, in the style of a run's report."""
 
-import shlex
 from collections.abc import Sequence
 
 from profiler.fits import Fit
 from scenarios import hardware
 
-from ..arithmetic.provenance import ORIGINS
+from ..arithmetic.provenance import ORIGINS, shell
 from ..html import styled_page
 from ..tables.table import Cell, Table
 from ..units import bytes_text, exact_text, gib_text
@@ -27,7 +26,7 @@ def render_fit_page(fits: Sequence[Fit], command: Sequence[str]) -> str:
         table=fit_table(findings),
         gpus=_gpu_table(findings.gpus),
         occupied=bytes_text(hardware.CONTEXT_BYTES),
-        command=shlex.join(command),
+        command=shell(command),
         simulated=ORIGINS["simulated"],
     )
 
