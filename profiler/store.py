@@ -8,9 +8,8 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from hashlib import sha256
 from itertools import count, takewhile
 from pathlib import Path
@@ -27,6 +26,9 @@ from .timeline_file import MOST_BYTES, pack, unpack
 # What a run may hold, many times what it has: a record of gpt2-xl is 6 kB.
 MOST_LINE_BYTES = 16 << 20
 MOST_RECORDS = 100_000
+
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
+_NO_WORD = re.compile(r"[^A-Za-z0-9.]+")
 
 
 class RunStore:
@@ -163,8 +165,11 @@ class RunStore:
     def _timeline_path(self, scenario: Scenario) -> Path:
         return self.timelines_path / f"{file_name(scenario)}.json.gz"
 
-    def read(self) -> list[Record]:
-        """All records, in the order they were found; a torn last line is kept as `torn`. ValueError names the line that is no record."""
+    def read(self, keep: Callable[[Record], Record] | None = None) -> list[Record]:
+        """All records, in the order they were found; a torn last line is kept as `torn`. ValueError names the line that is no record.
+
+        `keep` returns what to keep of each, for a reader who has no use for the samples of 100,000.
+        """
         if not self.records_path.is_file():
             raise FileNotFoundError(f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl")
         records, self.torn = [], b""
@@ -173,17 +178,21 @@ class RunStore:
                 self.torn = line
                 break
             try:
-                records.append(Record.from_dict(schema.parse_json(line)))
+                record = Record.from_dict(schema.parse_json(line))
             except ValueError as error:
                 raise ValueError(f"{self.records_path}, line {number}: {error}") from error
+            records.append(keep(record) if keep else record)
         return records
 
     def torn_line(self) -> bytes:
         """What stands behind the last whole line, as `read` finds it, without reading the records."""
-        return self.records_path.read_bytes().rpartition(b"\n")[2]
+        with self.records_path.open("rb") as lines:
+            # The whole file of 100,000 records would take 600 MB.
+            lines.seek(max(0, lines.seek(0, os.SEEK_END) - MOST_LINE_BYTES))
+            return lines.read().rpartition(b"\n")[2]
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        with self.records_path.open("rb") as lines:
+        with self.records_path.open("rb", buffering=1 << 20) as lines:
             for number in range(1, MOST_RECORDS + 1):
                 line = lines.readline(MOST_LINE_BYTES + 1)
                 if not line:
@@ -225,8 +234,9 @@ def _folders(parent: Path, name: str) -> Iterator[Path]:
 
 def file_name(scenario: Scenario) -> str:
     """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e."""
-    digest = sha256(json.dumps(asdict(scenario), sort_keys=True, default=str).encode()).hexdigest()[:12]
-    words = re.sub(r"[^A-Za-z0-9.]+", "-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
+    # `asdict` would copy every value before, and a comparison names 100,000 scenarios.
+    digest = sha256(_ENCODER.encode(vars(scenario)).encode()).hexdigest()[:12]
+    words = _NO_WORD.sub("-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
     return f"{words[:80]}-{digest}"
 
 

@@ -54,9 +54,9 @@ def run_markdown(folder: Path) -> str:
     from profiler.running.resume import standing
     from profiler.store import RunStore
 
-    from .markdown import run_markdown
+    from .markdown import lean, run_markdown
 
-    return run_markdown(standing(RunStore(folder).read()))
+    return run_markdown(standing(RunStore(folder).read(lean)))
 
 
 def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:

@@ -4,26 +4,32 @@ Scenarios are matched when all their fields are equal. Bytes are compared exactl
 ratio lies beyond a threshold.
 """
 
+import math
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from profiler.record import Record
+from profiler.record import Memory, Record, Watched
 from profiler.store import RunStore, file_name
 from scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
+from ..markdown import NO_SPLITS
 from ..units import percent_text
 
 Verdict = Literal["regressed", "improved", "same", "not compared"]
 THRESHOLD = Fraction(5, 100)
+# What is read of a record's environment.
+_READ = ("time", "seed", "threads", "machine", "versions", "git_commit")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """One figure of one scenario on both sides: bytes, or median seconds; `note` says why it was not compared."""
 
@@ -43,7 +49,7 @@ class Change:
         return self.ratio is not None and _least(self.ratio) > 1 + share
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
     """The records of one scenario on both sides, and the changes from one to the other; none unless both ended well."""
 
@@ -82,12 +88,28 @@ class Compared:
 def read_side(path: Path) -> list[Record]:
     """The records of a run, or of all runs right under a folder; FileNotFoundError where there are none, ValueError for a broken one."""
     if (path / "records.jsonl").is_file():
-        return RunStore(path).read()
+        return RunStore(path).read(lean)
     # A link to a run beside it, such as "latest", is that run and no other.
     runs = sorted({lines.resolve(): lines.parent for lines in sorted(path.glob("*/records.jsonl"), reverse=True)}.values())
     if not runs:
         raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
-    return [record for run in runs for record in RunStore(run).read()]
+    return [record for run in runs for record in RunStore(run).read(lean)]
+
+
+def lean(record: Record) -> Record:
+    """Return what a comparison reads of a record: two runs of 100,000 would take 2 GB."""
+    memory, watched, environment = record.memory, record.watched, record.environment
+    if memory is not None:
+        memory = Memory(**{**vars(memory), **NO_SPLITS})
+    dropped = {
+        "memory": memory,
+        "times": {phase: array("d", samples) for phase, samples in (record.times or {}).items()},
+        "warmup": None,
+        "watched": watched and Watched(warnings=watched.warnings),
+        "course": None,
+        "environment": {name: environment[name] for name in _READ if name in environment},
+    }
+    return Record(**{**vars(record), **dropped})
 
 
 def compare(
@@ -127,22 +149,39 @@ def _pair(before: Record, after: Record, threshold: Fraction, across_machines: b
 
 def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: str) -> Change:
     if METRICS[metric].kind == "bytes":
-        verdict = "same" if before == after else "regressed" if after > before else "improved"
-        ratio = Ratio(value=after / before) if before else None
-        return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+        return _byte_change(metric, before, after)
     if metric == "estimate":
         ratio = Ratio(value=after / before) if before > 0 else None
         verdict = _judged(ratio, threshold) if ratio else "not compared"
         return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
-    ratio = None if reason or min(*before, *after) <= 0 else Ratio.of(before, after)
+    ratio = None if reason or min(min(before), min(after)) <= 0 else Ratio.of(before, after)
     note = reason or ("a time of 0" if ratio is None else "too few samples" if ratio.low is None else "")
     verdict = "not compared" if ratio is None or note else _judged(ratio, threshold)
     return Change(metric=metric, before=median(before), after=median(after), ratio=ratio, verdict=verdict, note=note)
 
 
+@lru_cache(maxsize=10_000)
+def _byte_change(metric: str, before: int, after: int) -> Change:
+    """Return the change of a figure in bytes, one object for all scenarios that have the same."""
+    verdict = "same" if before == after else "regressed" if after > before else "improved"
+    ratio = Ratio(value=after / before) if before else None
+    return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+
+
 def _judged(ratio: Ratio, threshold: Fraction) -> Verdict:
     highest = ratio.value if ratio.high is None else ratio.high
-    return "regressed" if _least(ratio) > 1 + threshold else "improved" if highest < 1 - threshold else "same"
+    slower, faster = _bounds(threshold)
+    return "regressed" if _least(ratio) > slower else "improved" if highest < faster else "same"
+
+
+@lru_cache
+def _bounds(threshold: Fraction) -> tuple[float, float]:
+    """Return the numbers that a float is beyond exactly where it is beyond 1 more or less the threshold."""
+    slower, faster = float(1 + threshold), float(1 - threshold)
+    return (
+        math.nextafter(slower, -math.inf) if slower > 1 + threshold else slower,
+        math.nextafter(faster, math.inf) if faster < 1 - threshold else faster,
+    )
 
 
 def _least(ratio: Ratio) -> float:
