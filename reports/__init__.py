@@ -12,10 +12,14 @@ __all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
 # What a report writes into a run's folder.
 OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
 
+# A page of 10,000 records has 80 MB, and no browser opens it.
+MOST_ON_PAGE = 1_000
+
 
 def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper") -> Path:
     """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
+    Of more than MOST_ON_PAGE records the page and the pictures show the first, and say so.
     `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
     ValueError for a run without records, another style, and a symbolic link where something is to be written; FileNotFoundError for a
     folder that is no run, another OSError when it cannot be written.
@@ -34,8 +38,9 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
 
     page, chosen = folder / "report.html", style_named(style)
     try:
-        drawings = draw_all(records, folder / "figures", timelines, chosen)
-        page.write_text(render_page(records, drawings, timelines), encoding="utf-8")
+        shown = records[:MOST_ON_PAGE]
+        drawings = draw_all(shown, folder / "figures", timelines, chosen)
+        page.write_text(render_page(shown, drawings, timelines, total=len(records)), encoding="utf-8")
         store.write_csv(records)
         lines = ",\n".join(record.to_json() for record in records)
         (folder / "records.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")

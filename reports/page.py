@@ -43,8 +43,17 @@ SM3_NOTE = (
 CHART_PLACES = (("savings",), ("state-by-size", "peak", "timeline", "step-time", "step-by-size", "iteration", "pareto"))
 
 
-def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timelines: Mapping[str, Timeline] | None = None) -> str:
-    """The page of a run as HTML text; every word that comes from a record is escaped."""
+def render_page(
+    records: Sequence[Record],
+    drawings: Sequence[Drawing],
+    timelines: Mapping[str, Timeline] | None = None,
+    *,
+    total: int | None = None,
+) -> str:
+    """The page of a run as HTML text; every word that comes from a record is escaped.
+
+    `total` is how many records the run has where these are the first of more.
+    """
     findings = Findings.of(records, timelines)
     found = charts(findings, drawings)
     parts = _accumulations(findings)
@@ -58,7 +67,7 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         findings.marks,
         title=f"What an optimizer costs on {listed(findings.models)}",
         context=findings.context,
-        sources=sources(findings),
+        sources=[*sources(findings), *_left_out(len(records), total)],
         verdict=Sized.of(lambda units: verdict(findings, units)),
         cards=cards(findings),
         settings=len(findings.names),
@@ -83,6 +92,12 @@ def render_page(records: Sequence[Record], drawings: Sequence[Drawing], timeline
         provenance=_provenance(records),
         origins=ORIGINS,
     )
+
+
+def _left_out(shown: int, total: int | None) -> list[str]:
+    if total is None or total <= shown:
+        return []
+    return [f"this page shows the first {shown:,} of {total:,} records; records.csv and records.json have all"]
 
 
 def _accumulations(findings: Findings) -> dict[str, tuple[AccumulationPart, Chart]]:

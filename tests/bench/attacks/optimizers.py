@@ -25,7 +25,7 @@ Make = Callable[..., Any]
 def run(chance: random.Random, count: int) -> Row:
     """Take steps with so many configurations."""
     row = Row(title="optimizer configurations").looks_for("wrong steps", "refused")
-    ways = dict.fromkeys(("foreach", "fused", "float64"), 0)
+    ways: dict[str, int] = dict.fromkeys(("foreach", "fused", "float64"), 0)
     for _ in range(count):
         factory, options = _configuration(chance)
         shapes = [chance.choice(SHAPES) for _ in range(chance.randint(1, 6))]

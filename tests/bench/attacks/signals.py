@@ -17,8 +17,8 @@ from scenarios import schema
 from .commands import Command, optprof
 from .row import Row
 
-COUNT = 40
-SCENARIOS = 6
+COUNT = 30
+SCENARIOS = 8
 # Seconds: for a run to be over after its last signal, and for processes to end after their parent.
 PATIENCE, LINGER = 120.0, 10.0
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")
@@ -75,7 +75,7 @@ def _one_run(row: Row, chance: random.Random, folder: Path, count: int) -> None:
     optimizers = ",".join(f"sgd:lr=0.{number + 1}" for number in range(SCENARIOS))
     words = ["profile", f"struck:{model}", "-o", optimizers, "-d", device, "--no-report"]
     words += ["--workload", "train", "--steps", "2", "--out", "run", "--resume"]
-    for _ in range(min(3, count - row.tried)):
+    for _ in range(min(4, count - row.tried)):
         _hit(row, chance, words, folder)
     status, _, said = optprof(words, folder)
     records, damaged = read(folder / "run" / "records.jsonl")
