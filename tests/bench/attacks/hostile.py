@@ -148,7 +148,8 @@ def _command_lines(row: Row, folder: Path, strings: Sequence[str], chance: rando
 def _suite(folder: Path, text: str) -> str:
     quoted = "".join(letter if letter.isalnum() else f"\\u{ord(letter):04x}" for letter in text)
     path = folder / "given.toml"
-    path.write_text(f'description = "{quoted}"\n[[scenarios]]\nmodels = ["{quoted}"]\noptimizers = ["adamw"]\n', encoding="utf-8")
+    asked = f'[[scenarios]]\nmodel = ["{quoted}"]\noptimizer = ["adamw", "sm3"]\ndevice = "sim"\n'
+    path.write_text(f'description = "{quoted}"\n{asked}', encoding="utf-8")
     return path.name
 
 

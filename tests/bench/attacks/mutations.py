@@ -1,6 +1,8 @@
 """Mutations: runs and timelines with bytes and lines damaged at random, and read as anybody reads them."""
 
+import gzip
 import random
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from profiler.store import file_name
 from profiler.timeline import HeldBlock, Stretch, Timeline
 from profiler.timeline_file import pack, unpack
 from reports import run_markdown
+from reports.arithmetic.courses import thinned
 from reports.run import Run
 
 from .commands import optprof
@@ -55,16 +58,36 @@ def run_timelines(chance: random.Random, count: int) -> Row:
     """Read so many mutated timelines, and a report's summary beside some of them."""
     row = Row(title="mutated timelines read").looks_for("raised")
     packed = pack(timeline())
+    text, read = gzip.decompress(packed), 0
     for _ in range(count):
-        mutated = bytes(_mutated(bytearray(packed), chance))
         row.tried += 1
+        if chance.random() < 0.3:
+            mutated = bytes(_mutated(bytearray(packed), chance))
+        else:
+            # The sum of the file is right, and what it holds is not.
+            mutated = gzip.compress(_changed(text, chance), compresslevel=1)
         try:
-            unpack(mutated)
+            found = unpack(mutated)
+            # What a report goes on to ask of it.
+            thinned(found, 200)
+            _ = found.peak_stretch, found.fragmentation
+            read += 1
         except ValueError as error:
             _require_one_line(row, error)
         except Exception as error:  # any, for that is the fault
             row.fault("raised", repr(error))
+    row.notes["still timelines"] = read
     return row
+
+
+def _changed(text: bytes, chance: random.Random) -> bytes:
+    """Return JSON with bytes damaged, or with another value in place of a number or a text."""
+    if chance.random() < 0.4:
+        return bytes(_mutated(bytearray(text), chance))
+    places = [found.span() for found in re.finditer(rb'-?\d+|"[a-z]+"', text)]
+    start, end = chance.choice(places)
+    number = str(chance.choice((-1, 0, 3, 10**6, 2**63, 10**30))).encode()
+    return text[:start] + chance.choice((*HOSTILE_VALUES, number, number)) + text[end:]
 
 
 def _one_run(
