@@ -85,7 +85,9 @@ class Made(nn.Module):
             blocks = [nn.Conv2d(CHANNELS, width, 3, padding=1), *self._image(width, chance)]
         else:
             blocks = [nn.Linear(24, width), *self._sequence(width, chance)]
-        self.body, self.head = nn.Sequential(*blocks), nn.Linear(width, WORDS)
+        # A wide head makes the loss the highest moment.
+        classes = WORDS if self.kind == "words" else chance.choice((4, WORDS, 10 * WORDS))
+        self.body, self.head = nn.Sequential(*blocks), nn.Linear(width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         found = self.body(inputs)
