@@ -9,7 +9,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from reports.streams import progress, results_on_stdout, survive_closed_pipes
+from reports.streams import STDOUT, guard_streams, progress, results_on_stdout
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +39,7 @@ GATE_STOPPED = 3
 SOME_FAILED = 4
 INTERRUPTED = 130
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names from `optprof list models`, or module:factory.")]
 Optimizers = Annotated[str, typer.Option("--optimizers", "-o", help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.")]
@@ -84,7 +84,14 @@ Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's tra
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there: skip what it has recorded as ok.")]
 Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds that a scenario may take.", show_default="no limit")]
-Force = Annotated[bool, typer.Option("--force", help="Measure on CUDA even what needs more memory than is free.")]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Measure on CUDA even what needs more memory than is free, and write into a folder that holds other files.",
+    ),
+]
+Replace = Annotated[bool, typer.Option("--force", help="Write over a page, or into a folder, that is not optprof's.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
 Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")]
@@ -108,7 +115,7 @@ def _border(*, whole: bool) -> Iterator[None]:
         if whole:
             traceback.print_exc()
         told, status = _told(error)
-        print(f"optprof: {told}", file=sys.stderr)
+        print(f"optprof: {' '.join(told.splitlines())}", file=sys.stderr)
         raise typer.Exit(status) from None
 
 
@@ -220,9 +227,9 @@ def _profile(
             )
         )
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
-        store = _open_run("+".join(models), out, resume)
+        store = _open_run("+".join(models), out, resume, force=force)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
-        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback)
+        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
     _exit_with(records)
 
 
@@ -258,9 +265,9 @@ def sweep(
             _forecast(scenarios, crew, stdout, timeout=timeout)
             return
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
-        store = _open_run(found.name, out, resume)
+        store = _open_run(found.name, out, resume, force=force)
         records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
-        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback)
+        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
     _exit_with(records)
 
 
@@ -299,15 +306,17 @@ def fit(
     implementation: Implementation = None,
     seed: Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the page.", show_default="runs/MODEL-fit")] = None,
+    force: Replace = False,
     as_json: AsJson = False,
 ) -> None:
     """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
     with results_on_stdout() as stdout:
         _see_own_code()
         import optimizers as catalogue
+        from profiler.disk import require_own_folder
         from profiler.plan import Comparison, plan_fits
         from profiler.simulating.fitting import Fitting
-        from reports import write_fit_page
+        from reports import FITS, write_fit_page
         from reports.fitting.terminal import render_fits
         from scenarios import hardware
         from scenarios.models import read_config
@@ -332,9 +341,11 @@ def fit(
             seed=seed,
         )
         scenarios = plan_fits(comparison, gpu.split(",") if gpu else hardware.available())
+        folder = out or RUNS / f"{model.replace(':', '.')}-fit"
+        require_own_folder(folder, FITS, force=force)
         with progress(len(scenarios)) as started:
             fits = Fitting().fit_all(scenarios, started)
-        page = write_fit_page(fits, out or RUNS / f"{model.replace(':', '.')}-fit", ["optprof", *sys.argv[1:]])
+        page = write_fit_page(fits, folder, ["optprof", *sys.argv[1:]], force=force)
         if as_json:
             print(json.dumps({"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1), file=stdout)
         else:
@@ -355,6 +366,7 @@ def report(
     figure: Annotated[
         str | None, typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records.")
     ] = None,
+    force: Replace = False,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
     from profiler.store import RunStore
@@ -365,7 +377,7 @@ def report(
     elif figure:
         print(*write_figure(_run(run), figure, style=style), sep="\n")
     else:
-        print(write_report(_run(run), tensorboard=tensorboard, style=style))
+        print(write_report(_run(run), tensorboard=tensorboard, style=style, force=force))
     if torn := RunStore(_run(run)).torn_line():
         print(f"the last line was torn: its {len(torn)} bytes are left out; --resume sets them aside", file=sys.stderr)
 
@@ -439,9 +451,13 @@ def _crew() -> Iterator["Crew"]:
         yield crew
 
 
-def _open_run(name: str, out: Path | None, resume: bool) -> "RunStore":
+def _open_run(name: str, out: Path | None, resume: bool, *, force: bool) -> "RunStore":
     """The run to write into; what a run that was cut off has left is told."""
+    from profiler.disk import require_own_folder
     from profiler.store import RunStore, last_folder
+
+    if out:
+        require_own_folder(out, "records.jsonl", force=force)
 
     name = name.replace(":", ".").replace("/", ".")
     if not resume:
@@ -478,7 +494,8 @@ def _one_line(error: Exception) -> str:
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
     helps = {errno.EROFS: "; name another folder with --out", errno.ENOSPC: "; make room, and go on with --resume"}
-    return f"{error.filename}: {error.strerror}{helps.get(error.errno or 0, '')}"
+    help_ = "" if error.filename == STDOUT else helps.get(error.errno or 0, "")
+    return f"{error.filename}: {error.strerror}{help_}"
 
 
 def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, timeout: float | None) -> None:
@@ -501,16 +518,25 @@ def _going_on(folder: Path) -> str:
 
 
 def _show(
-    records: "Sequence[Record]", store: "RunStore", stdout: TextIO, *, report: bool, tensorboard: bool, as_json: bool, logs: bool
+    records: "Sequence[Record]",
+    store: "RunStore",
+    stdout: TextIO,
+    *,
+    report: bool,
+    tensorboard: bool,
+    as_json: bool,
+    logs: bool,
+    force: bool,
 ) -> None:
     """Print the records and where their page is; `logs` prints what failed scenarios have printed."""
+    from profiler.disk import open_to_read
     from reports import terminal
 
     page = None
     if report:
         from reports import write_report
 
-        page = write_report(store.folder, tensorboard=tensorboard)
+        page = write_report(store.folder, tensorboard=tensorboard, force=force)
     if as_json:
         told = {"run": str(store.folder), "report": page and str(page), "records": [record.to_dict() for record in records]}
         print(json.dumps(told, indent=1), file=stdout)
@@ -520,10 +546,13 @@ def _show(
     for record in records:
         if record.outcome != "ok" and record.log:
             scenario = record.scenario
-            log = store.folder / record.log
-            print(f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {log}", file=sys.stderr)
+            # A record that somebody else has written could name any file.
+            log = store.folder / "logs" / Path(record.log).name
+            told = f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {log}"
+            print(" ".join(told.split()), file=sys.stderr)
             if logs:
-                print(log.read_text(encoding="utf-8", errors="replace"), file=sys.stderr)
+                with suppress(FileNotFoundError), open_to_read(log, below=store.folder) as file:
+                    print(file.read().decode(errors="replace"), file=sys.stderr)
 
 
 def _exit_with(records: "Sequence[Record]") -> None:
@@ -551,7 +580,7 @@ def profile(
 
     `models` and `optimizers` are names with options, in a list or as the command line takes them; `options` are the other fields of
     `profiler.plan.Comparison`: device, dtype, batch_size and so on. What fails is a record with its outcome. ValueError for a request that
-    cannot be met, FileExistsError for a folder that holds a run.
+    cannot be met, FileExistsError for a folder that holds a run, or other files unless `force` is given.
     """
     from profiler.running.asking import ask, comparison
     from reports.run import Run
@@ -569,11 +598,13 @@ def watch(
     batch_size: int | None = None,
     sequence_length: int | None = None,
     out: str | Path | None = None,
+    force: bool = False,
 ) -> "Iterator[Run]":
     """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of memory.
 
     A loop with several optimizers gives them all, and in a list the `model` of each where they are
-    different. `out` is a folder whose run the records are added to.
+    different. `out` is a folder whose run the records are added to; one that holds other files and
+    no run is refused with FileExistsError unless `force` is given.
 
     The run that it gives has the records, one of each optimizer, when the block has ended, also by
     an exception. `profiler.measuring.watching.Watch` says what is read and what is refused. OSError
@@ -582,7 +613,7 @@ def watch(
     from profiler.measuring.watching import Watch
     from reports.run import Run
 
-    run = Run() if out is None else Run.going_on(Path(out))
+    run = Run() if out is None else Run.going_on(Path(out), force=force)
     with Watch(optimizer, *others, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
         yield run
 
@@ -596,8 +627,16 @@ def read_run(folder: str | Path) -> "Run":
 
 def main() -> None:
     """The console script."""
-    survive_closed_pipes()
-    app()
+    guard_streams()
+    try:
+        try:
+            app()
+        finally:
+            # What waits in the buffer may meet a full disk.
+            sys.stdout.flush()
+    except OSError as error:
+        print(f"optprof: {_one_line(error)}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

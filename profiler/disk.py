@@ -123,10 +123,15 @@ def require_no_link(path: Path, *, below: Path | None = None) -> None:
 
 
 def require_own_folder(folder: Path, *markers: str, force: bool = False) -> None:
-    """FileExistsError for a folder that holds files but none of the `markers`: it belongs to somebody else."""
+    """FileExistsError for a folder that holds files but none of the `markers`: it belongs to somebody else.
+
+    Hidden files, such as a file manager's, make a folder nobody's.
+    """
     if force or not folder.exists():
         return
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    if any(folder.iterdir()) and not any((folder / marker).exists() for marker in markers):
-        raise FileExistsError(f"{folder} holds files and none of optprof's; name another folder with --out, or give --force")
+    holds_files = any(not each.name.startswith(".") for each in folder.iterdir())
+    if holds_files and not any((folder / marker).exists() for marker in markers):
+        wanted = " or ".join(markers)
+        raise FileExistsError(f"{folder} holds files and no {wanted}; name another folder, or give --force (in Python force=True)")

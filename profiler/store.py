@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from hashlib import sha256
+from io import TextIOWrapper
 from itertools import count, takewhile
 from pathlib import Path
 from time import monotonic, sleep
@@ -19,6 +20,8 @@ from typing import Any
 from scenarios import schema
 from scenarios.spec import Scenario
 
+from .disk import writing
+from .plain import plain, spreadsheet_text
 from .record import Record
 from .timeline import Timeline
 from .timeline_file import MOST_BYTES, pack, unpack
@@ -207,14 +210,17 @@ class RunStore:
         """Write the same records as a table: a row a record, a column a field, nested names joined by dots.
 
         None is an empty cell, a truth is true or false, and numbers in a list have blanks between them, with
-        nan for one that is missing. Every other list is JSON.
+        nan for one that is missing. Every other list is JSON. Text is as `spreadsheet_text` makes it.
         """
         rows = [_flat(record.to_dict()) for record in records]
-        columns = dict.fromkeys(column for row in rows for column in row)
-        with self.csv_path.open("w", encoding="utf-8", newline="") as table:
-            writer = csv.DictWriter(table, fieldnames=list(columns))
-            writer.writeheader()
-            writer.writerows(rows)
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        with writing(self.csv_path, below=self.folder) as file:
+            table = TextIOWrapper(file, encoding="utf-8", newline="")
+            writer = csv.writer(table)
+            writer.writerow(map(spreadsheet_text, columns))
+            writer.writerows([row.get(column, "") for column in columns] for row in rows)
+            # Flushes; the file itself is closed by who opened it.
+            table.detach()
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -252,7 +258,8 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
-        return value or ""
+        return spreadsheet_text(value or "")
     if isinstance(value, list | tuple) and all(each is None or type(each) in (int, float) for each in value):
         return " ".join("nan" if each is None else str(each) for each in value)
-    return json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
+    return spreadsheet_text(text if plain(text) == text else json.dumps(value))

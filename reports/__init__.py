@@ -1,28 +1,38 @@
 """Reports: what a run found, as a page, pictures and tables. Reads records and nothing else."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profiler.disk import open_to_read, require_no_link, require_own_folder, write_text, writing
+
 if TYPE_CHECKING:
     from profiler.fits import Fit
+    from profiler.record import Record
 
 __all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
 
 # What a report writes into a run's folder.
 OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
+# What a folder of fits is known by.
+FITS = "fits.json"
+# The pages of optprof say so in their heads; those of its first versions have these titles.
+_OURS = re.compile(rb'<meta name="generator" content="optprof">|<title>What (an optimizer costs on |[^<]* fits on<)')
+_HEAD_BYTES = 2000
 
 # A page of 10,000 records has 80 MB, and no browser opens it.
 MOST_ON_PAGE = 1_000
 
 
-def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper") -> Path:
+def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper", force: bool = False) -> Path:
     """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
     Of more than MOST_ON_PAGE records the page and the pictures show the first, and say so.
     `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
-    ValueError for a run without records, another style, and a symbolic link where something is to be written; FileNotFoundError for a
-    folder that is no run, another OSError when it cannot be written.
+    Each file takes its name when it is whole. ValueError for a run without records, another style, and a symbolic link where something
+    is to be written; FileNotFoundError for a folder that is no run, FileExistsError for a page there that is not optprof's unless
+    `force` is given, another OSError when it cannot be written.
     """
     from profiler.running.resume import standing
     from profiler.store import RunStore
@@ -30,7 +40,10 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
     store = RunStore(folder)
     records = standing(store.read())
     timelines = store.read_timelines(records)
-    _refuse_links(folder)
+    # Before anything is drawn; writing looks again.
+    for path in (*(folder / name for name in OUTPUTS), *(folder / "figures").glob("*")):
+        require_no_link(path)
+    _require_our_page(folder / "report.html", force=force)
 
     # matplotlib takes its time to load, and nothing but a report wants it.
     from .figures import draw_all, style_named
@@ -40,10 +53,10 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
     try:
         shown = records[:MOST_ON_PAGE]
         drawings = draw_all(shown, folder / "figures", timelines, chosen)
-        page.write_text(render_page(shown, drawings, timelines, total=len(records)), encoding="utf-8")
+        write_text(page, render_page(shown, drawings, timelines, total=len(records)), below=folder)
         store.write_csv(records)
-        lines = ",\n".join(record.to_json() for record in records)
-        (folder / "records.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        with writing(folder / "records.json", below=folder) as file:
+            file.writelines(_json_lines(records))
         if tensorboard:
             from .tensorboard import write_tensorboard
 
@@ -52,6 +65,14 @@ def write_report(folder: Path, *, tensorboard: bool = False, style: str = "paper
         # A full disk alone would not say which.
         raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
     return page
+
+
+def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
+    """The records as a JSON list, a line each."""
+    yield b"["
+    for number, record in enumerate(records):
+        yield f"{',' if number else ''}\n{record.to_json()}".encode()
+    yield b"\n]\n"
 
 
 def run_markdown(folder: Path) -> str:
@@ -80,28 +101,35 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     if name != NAME:
         raise ValueError(f"no figure is named {name!r}; there is {NAME}")
     records, chosen = standing(RunStore(folder).read()), style_named(style)
-    _refuse_links(folder)
     drawing = draw_published(records, chosen)
     if drawing is None:
         raise ValueError(f"the run has none of the states that {NAME} shows; this gives them: {COMMAND}")
     return write_drawing(drawing, folder / "figures")
 
 
-def _refuse_links(folder: Path) -> None:
-    """ValueError for a symbolic link where a report writes: it would write over what lies outside of the run."""
-    for path in (*(folder / name for name in OUTPUTS), *(folder / "figures").glob("*")):
-        if path.is_symlink():
-            raise ValueError(f"{path} is a symbolic link, and a report writes into its run alone; remove the link")
+def _require_our_page(page: Path, *, force: bool) -> None:
+    """FileExistsError for a file of that name that is no page of optprof."""
+    if force or not page.exists():
+        return
+    with open_to_read(page) as file:
+        is_ours = _OURS.search(file.read(_HEAD_BYTES))
+    if not is_ours:
+        raise FileExistsError(f"{page} is not a page of optprof; move it away, or give --force (in Python force=True)")
 
 
-def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str]) -> Path:
-    """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's path. ValueError for no answers."""
+def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str], *, force: bool = False) -> Path:
+    """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's path.
+
+    ValueError for no answers, FileExistsError for a folder that holds other files, unless `force`
+    is given.
+    """
     import json
 
     from .fitting.page import render_fit_page
 
-    folder.mkdir(parents=True, exist_ok=True)
+    require_own_folder(folder, FITS, force=force)
     page = folder / "report.html"
-    page.write_text(render_fit_page(fits, command), encoding="utf-8")
-    (folder / "fits.json").write_text(json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", encoding="utf-8")
+    _require_our_page(page, force=force)
+    write_text(page, render_fit_page(fits, command), below=folder)
+    write_text(folder / FITS, json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", below=folder)
     return page

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .arithmetic.labels import shortened
+from .streams import console_on
 from .units import NOTHING, gib_text
 from .words import DEVICES
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from scenarios import Scenario
 
 
-def render_forecasts(forecasts: "Sequence[Forecast]", output: Console | TextIO) -> None:
+def render_forecasts(forecasts: "Sequence[Forecast]", output: TextIO, *, width: int | None = None) -> None:
     """Print a row for each scenario, and the sum of their times."""
-    console = output if isinstance(output, Console) else Console(file=output)
+    console = console_on(output, width=width)
     table = Table(box=None, pad_edge=False, header_style="dim")
     varied = _varied([each.scenario for each in forecasts])
     for name in ("model", "optimizer", "device", *varied):

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from profiler.plain import plain
 
 from .icons import icon_path
 from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
@@ -12,7 +15,12 @@ from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
 def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
     """A template of this package filled in, every text escaped, with what the style of all pages asks for."""
     environment = Environment(
-        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
     )
     environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format}
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False, "separators": (",", ":")}
@@ -23,3 +31,8 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
         on_block=ON_BLOCK,
         colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK, "saves": SAVES, "costs": COSTS},
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return text plainly; what is markup by now was text before."""
+    return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value

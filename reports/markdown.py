@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from profiler.plain import plain
 from profiler.record import Memory, Record
 
 from .arithmetic.findings import Findings
@@ -13,6 +14,15 @@ from .tables.table import Table
 from .tables.verdict import sources
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|#~!&@$])")
+# After each of these the rest would be a link, a person, an issue, a commit or a picture: a scheme,
+# www, @somebody and a@b.c, #1, !1 and GH-1, half a full hash, and :smile:.
+_LINKED = re.compile(
+    r"(?<=\w):(?=//)|(?:mailto|xmpp):|\bwww(?=\.)|@|[#!](?=\d)|\bGH-(?=\d)"
+    r"|\b[0-9a-f]{20}(?=[0-9a-f]{20}\b)|:(?=(?:[a-z_+-][\w+-]*|100|1234|8ball):)",
+    re.IGNORECASE,
+)
+# At the beginning of a paragraph: the number of a list, or what follows is a list, an underline or a rule.
+_BLOCK = re.compile(r"^(?:\d{1,9}(?=[.)](?:\s|$))|(?=[-+](?:\s|$)|=+$|-{2,}$))")
 
 # What the summary does not show of a record's memory.
 NO_SPLITS: Mapping[str, Mapping[str, int]] = {
@@ -56,6 +66,10 @@ def markdown_table(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """The text on one line, with nothing in it that Markdown or HTML would take for its own, and nobody called by an @."""
-    # A backslash does not keep GitHub from calling a person by name; a character's number does.
-    return _SPECIAL.sub(lambda found: "&#64;" if found[0] == "@" else f"\\{found[0]}", " ".join(text.split()))
+    """Return the text on one line, with nothing in it that Markdown, HTML or GitHub would act on.
+
+    GitHub looks for addresses, names and references in what Markdown has made of the text, where a
+    backslash is gone; a space without width breaks them.
+    """
+    line = _SPECIAL.sub(r"\\\1", " ".join(plain(text).split()))
+    return _BLOCK.sub(r"\g<0>\\", _LINKED.sub(r"\g<0>&#8203;", line))

@@ -1,17 +1,20 @@
 """Run: records in hand, as a notebook wants them: a data frame, a small table, a report."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from shutil import copytree, rmtree
+from shutil import rmtree
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from weakref import finalize
 
+from profiler.disk import open_to_read, require_own_folder, write_bytes
+from profiler.plain import plain
 from profiler.record import Record
 from profiler.running.resume import standing
-from profiler.store import RunStore
+from profiler.store import RunStore, file_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -46,8 +49,12 @@ class Run:
         return cls(records=standing(RunStore(Path(folder)).read()), folder=Path(folder))
 
     @classmethod
-    def going_on(cls, folder: Path) -> "Run":
-        """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written."""
+    def going_on(cls, folder: Path, *, force: bool = False) -> "Run":
+        """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written.
+
+        FileExistsError for a folder that holds other files and no run, unless `force` is given.
+        """
+        require_own_folder(folder, "records.jsonl", force=force)
         store = RunStore.resume(folder, patience=PATIENCE)
         store.close()
         return cls(records=standing(store.read()), folder=folder)
@@ -79,30 +86,34 @@ class Run:
 
         return frame(self.records)
 
-    def report(self, path: Path | str) -> Path:
+    def report(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the records and all of their report into a folder, over an earlier report there; returns the page's path.
 
-        ValueError for a run without records, FileExistsError for a folder that holds other records.
+        ValueError for a run without records; FileExistsError for a folder that holds other records, and unless `force` is given for
+        one that holds other files.
         """
         from . import write_report
 
         folder = Path(path)
         if self.folder is None or folder.resolve() != self.folder.resolve():
-            self._copy_to(folder)
-        return write_report(folder)
+            self._copy_to(folder, force=force)
+        return write_report(folder, force=force)
 
-    def _copy_to(self, folder: Path) -> None:
+    def _copy_to(self, folder: Path, *, force: bool) -> None:
         """Leave the records in the folder, and the timelines that stand beside them."""
         if not self.records:
             raise ValueError("the run holds no records, so there is nothing to report")
-        lines = "".join(f"{record.to_json()}\n" for record in self.records)
+        require_own_folder(folder, "records.jsonl", force=force)
+        lines = "".join(f"{record.to_json()}\n" for record in self.records).encode()
         target = RunStore(folder)
-        if target.records_path.exists() and target.records_path.read_text(encoding="utf-8") != lines:
-            raise FileExistsError(f"{folder} holds another run's records; name another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        target.records_path.write_text(lines, encoding="utf-8")
-        if self.folder is not None and RunStore(self.folder).timelines_path.is_dir():
-            copytree(RunStore(self.folder).timelines_path, target.timelines_path, dirs_exist_ok=True)
+        with suppress(FileNotFoundError), open_to_read(target.records_path) as file:
+            if file.read() != lines:
+                raise FileExistsError(f"{folder} holds another run's records; name another folder")
+        write_bytes(target.records_path, lines, below=folder)
+        for name in {file_name(record.scenario) for record in self.records} if self.folder else ():
+            path = RunStore(self.where).timelines_path / f"{name}.json.gz"
+            with suppress(FileNotFoundError), open_to_read(path, below=self.where) as file:
+                write_bytes(target.timelines_path / path.name, file.read(), below=folder)
 
     def _repr_html_(self) -> str:
         """The summary of the run as a table, for a notebook."""
@@ -115,14 +126,14 @@ class Run:
             return "<p>The run holds no records yet.</p>"
         findings = Findings.of(self.records)
         tables = [table for table in (summary_table(findings), failure_table(findings)) if table.rows]
-        return "".join([*map(_html_table, tables), *(f"<p>{escape(source)}</p>" for source in sources(findings))])
+        return "".join([*map(_html_table, tables), *(f"<p>{escape(plain(source))}</p>" for source in sources(findings))])
 
 
 def _html_table(table: "Table") -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.head)
+    head = "".join(f'<th scope="col">{escape(plain(name))}</th>' for name in table.head)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_html_row, table.rows))}</tbody></table>"
 
 
 def _html_row(row: "Iterable[Cell]") -> str:
-    cells = ((f' title="{escape(cell.exact)}"' if cell.exact else "", escape(cell.text)) for cell in row)
+    cells = ((f' title="{escape(cell.exact)}"' if cell.exact else "", escape(plain(cell.text))) for cell in row)
     return f"<tr>{''.join(f'<td{title}>{text}</td>' for title, text in cells)}</tr>"

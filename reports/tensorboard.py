@@ -5,8 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
+from time import time as now
 from typing import Any
 
+from profiler.disk import remove, writing
+from profiler.plain import plain
 from profiler.record import Record
 from profiler.store import file_name
 
@@ -40,8 +43,8 @@ _ASKED = (
 def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], folder: Path) -> Path:
     """Write a folder that `tensorboard --logdir` opens: one run a scenario under `folder`, and the pictures under `folder/report`.
 
-    Earlier event files of those runs are replaced. ValueError when the package tensorboard is not installed, OSError when the folder cannot
-    be written.
+    Earlier event files of those runs are replaced. ValueError when the package tensorboard is not installed and for a symbolic link in
+    the folder's parent, the run; OSError when the folder cannot be written.
     """
     try:
         from tensorboard.plugins.hparams import summary_v2 as hparams
@@ -64,15 +67,23 @@ def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], fo
 
 
 def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> None:
-    """One event file with these summaries, each with its step, in place of those that are there."""
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    """Write an event file with these summaries, each with its step, in place of those that are there.
 
+    TensorBoard's own writer would follow links, and puts this machine's name into the file's.
+    """
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    event = _message("event_pb2", "Event")
+    path = folder / f"events.out.tfevents.{int(now())}.optprof"
+    below = folder.parent.parent
+    with writing(path, below=below) as file:
+        writer = RecordWriter(file)
+        writer.write(event(file_version="brain.Event:2", wall_time=time).SerializeToString())
+        for summary, step in summaries:
+            writer.write(event(summary=summary, step=step, wall_time=time).SerializeToString())
     for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
-    writer = EventFileWriter(str(folder))
-    for summary, step in summaries:
-        writer.add_event(_message("event_pb2", "Event")(summary=summary, step=step, wall_time=time))
-    writer.close()
+        if old != path:
+            remove(old)
 
 
 def _hparams(record: Record) -> dict[str, str | float | bool]:
@@ -80,7 +91,11 @@ def _hparams(record: Record) -> dict[str, str | float | bool]:
     scenario = record.scenario
     asked = {name: getattr(scenario, name) for name in _ASKED} | {f"options.{name}": value for name, value in scenario.options.items()}
     asked["dtype"] = dtype_name(scenario, record.memory)
-    found = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in asked.items() if value is not None}
+    found = {
+        plain(name): value if isinstance(value, bool | int | float) else plain(str(value))
+        for name, value in asked.items()
+        if value is not None
+    }
     return {**found, "origin": record.origin}
 
 
@@ -111,7 +126,7 @@ def metrics(record: Record) -> dict[str, float]:
 
 def _scalar(tag: str, value: float) -> Any:
     summary = _message("summary_pb2", "Summary")
-    return summary(value=[summary.Value(tag=tag, simple_value=value)])
+    return summary(value=[summary.Value(tag=plain(tag), simple_value=value)])
 
 
 def _image(drawing: Drawing) -> Any:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TextIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -14,6 +13,7 @@ from .arithmetic.findings import Findings
 from .arithmetic.labels import shortened
 from .arithmetic.savings import BASELINE, Saving
 from .phrases import missing_text, throughput_text, unlike_text
+from .streams import console_on
 from .tables.accumulation import accumulation_tables
 from .tables.table import Table as Rows
 from .tables.verdict import sources
@@ -26,10 +26,10 @@ WIDE = 96
 ROOMY = 124
 
 
-def render(records: Sequence[Record], output: Console | TextIO) -> None:
-    """Print the summary of a run; ValueError for a run without records."""
+def render(records: Sequence[Record], output: TextIO, *, width: int | None = None) -> None:
+    """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run without records."""
     findings = Findings.of(records)
-    console = output if isinstance(output, Console) else Console(file=output)
+    console = console_on(output, width=width)
     for setting, group in by_setting(findings.entries).items():
         console.print(_table(findings, " · ".join((setting.model, *setting.traits)), group, width=console.width))
         console.print()

@@ -404,8 +404,8 @@ def test_a_reader_that_leaves_changes_neither_status_nor_stderr(tmp_path: Path, 
 
 def test_a_run_goes_on_when_the_reader_of_its_results_leaves(tmp_path: Path):
     code = """
-from reports.streams import results_on_stdout, survive_closed_pipes
-survive_closed_pipes()
+from reports.streams import results_on_stdout, guard_streams
+guard_streams()
 with results_on_stdout() as stdout:
     print("result" * 9_999, file=stdout)
 print("behind")
@@ -421,8 +421,8 @@ print("behind")
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_command_ends_well_where_the_shell_has_closed_a_stream(tmp_path: Path, closed: str):
     code = """
-from reports.streams import results_on_stdout, survive_closed_pipes
-survive_closed_pipes()
+from reports.streams import results_on_stdout, guard_streams
+guard_streams()
 with open("file.txt", "w") as file:
     with results_on_stdout() as stdout:
         print("result", file=stdout)

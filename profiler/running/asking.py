@@ -8,6 +8,7 @@ from typing import Any
 
 import optimizers
 
+from ..disk import require_own_folder
 from ..plan import Comparison, plan
 from ..record import Record
 from ..store import RunStore
@@ -15,8 +16,13 @@ from .runner import run
 
 
 def ask(comparison: Comparison, folder: Path, *, timeout: float | None = None, force: bool = False) -> list[Record]:
-    """The records of a comparison, left in a new run in the folder; ValueError for a request that cannot be met."""
+    """Return the records of a comparison, left in a new run in the folder.
+
+    ValueError for a request that cannot be met. `force` measures what may not fit, and writes into
+    a folder that holds other files.
+    """
     scenarios = plan(comparison)
+    require_own_folder(folder, "records.jsonl", force=force)
     store = RunStore.create(folder)
     try:
         run(scenarios, store, lambda _place, _scenario: None, timeout=timeout, force=force)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from profiler.plain import plain
 from profiler.record import Memory, Record
 from scenarios.spec import DType, Scenario
 
@@ -85,7 +86,8 @@ def unusual_bytes(name: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def shortened(label: str, length: int = 40) -> str:
-    """The label, cut in its middle where it would not fit a picture."""
+    """Return the label on one line, cut in its middle where it would not fit a picture."""
+    label = " ".join(plain(label).split())
     if len(label) <= length:
         return label
     return f"{label[: length // 2 - 1]}…{label[-(length // 2) :]}"

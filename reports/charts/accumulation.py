@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from profiler.plain import plain
+
 from ..arithmetic.accumulations import Accumulated
 from ..arithmetic.findings import Findings
 from ..tables.accumulation import AccumulationPart
@@ -74,7 +76,7 @@ def _draws_trace(findings: Findings, way: Accumulated) -> dict[str, Any]:
 def _trace(findings: Findings, way: Accumulated, x: Sequence[float], y: Sequence[float], hover: Sequence[str]) -> dict[str, Any]:
     colour = f"@{findings.colour_name(way.spec)}"
     return {
-        "label": way.spec,
+        "label": plain(way.spec),
         "mode": "lines+markers",
         "x": x,
         "y": y,

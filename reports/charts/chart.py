@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from profiler.plain import plain
+
 from ..style import Mark
 from ..tables.table import Table
 from ..units import Sized, Words, count_text, seconds_text
@@ -146,8 +148,11 @@ class Chart:
 
 
 def text(words: str) -> str:
-    """The words as plotly takes them, who would read markup in them."""
-    return escape(words, quote=False)
+    """Return words from elsewhere as plotly and the page's script take them for text.
+
+    plotly reads markup and the names of values, as %{y}; to the script an @ begins a colour.
+    """
+    return escape(plain(words), quote=False).replace("%", "&#37;").replace("@", "&#64;")
 
 
 def marker(mark: Mark, colour: str, origin: str, size: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from profiler.plain import plain
 from scenarios import hardware
 
 from ..arithmetic.curves import Point, Series
@@ -42,7 +43,7 @@ def _trace(findings: Findings, series: Series) -> dict[str, Any]:
     points = [point for point in series.points if point.state_bytes]
     size, kept = max(12 * 0.68**lane, 6), marker(mark, colour, "", 0)
     return {
-        "label": series.label,
+        "label": plain(series.label),
         "mode": "lines+markers",
         "x": [point.parameters for point in points],
         "y": {"bytes": [point.state_bytes for point in points]},
@@ -61,7 +62,7 @@ def _hover(found: Sequence[tuple[Series, Point]]) -> dict[str, list[str]]:
 
 def _words(series: Series, point: Point, size: str) -> str:
     return (
-        f"<b>{text(series.label)}</b> · {series.dtype}<br>{text(point.model)}, {count_text(point.parameters)} parameters<br>"
+        f"<b>{text(series.label)}</b> · {text(series.dtype)}<br>{text(point.model)}, {count_text(point.parameters)} parameters<br>"
         f"{size}, {point.origin}"
     )
 

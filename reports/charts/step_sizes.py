@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from profiler.plain import plain
+
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import columns, shortened
 from ..arithmetic.time_curves import TimePoint, TimeSeries
@@ -58,7 +60,7 @@ def _graph(findings: Findings, clock: str, found: Sequence[TimeSeries]) -> Graph
 def _trace(findings: Findings, series: TimeSeries) -> dict[str, Any]:
     colour, points = f"@{findings.colour_name(series.label)}", series.points
     return {
-        "label": series.label,
+        "label": plain(series.label),
         "mode": "lines+markers",
         "x": [point.parameters for point in points],
         "y": [point.seconds for point in points],
@@ -70,8 +72,9 @@ def _trace(findings: Findings, series: TimeSeries) -> dict[str, Any]:
         },
         "hoverinfo": "text",
         "hovertext": [
-            f"<b>{text(series.label)}</b> · {series.dtype}, {series.implementation}<br>{text(point.model)}, {count_text(point.parameters)} "
-            f"parameters<br>{seconds_text(point.seconds)}, {point.origin}"
+            f"<b>{text(series.label)}</b> · {text(series.dtype)}, {series.implementation}<br>"
+            f"{text(point.model)}, {count_text(point.parameters)} parameters<br>"
+            f"{seconds_text(point.seconds)}, {point.origin}"
             for point in points
         ],
         "cliponaxis": False,

@@ -70,7 +70,7 @@ def _stairs(points: Sequence[tuple[float, int]]) -> tuple[list[float], list[int]
 
 
 def _band(band: Band) -> dict[str, Any]:
-    name = phase_name(band.stretch.phase)
+    name = text(phase_name(band.stretch.phase))
     return {"left": band.left, "right": band.right, "name": name, "short": SHORT.get(name, name), "step": band.stretch.step}
 
 

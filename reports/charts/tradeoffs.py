@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from profiler.plain import plain
+
 from ..arithmetic.findings import Findings
 from ..arithmetic.pareto import Tradeoff
 from ..phrases import nothing_text
@@ -54,7 +56,7 @@ def _graph(findings: Findings, setting: str, clock: str, points: Sequence[Tradeo
         layout={
             "xaxis": {
                 "type": "log",
-                "title": {"text": f"time of the step, {clock_name(clock)}"},
+                "title": {"text": f"time of the step, {text(clock_name(clock))}"},
                 **second_ticks([point.seconds for point in points]),
             },
             "yaxis": {
@@ -79,7 +81,7 @@ def _trace(findings: Findings, point: Tradeoff, number: int) -> dict[str, Any]:
         )
     )
     return {
-        "label": label,
+        "label": plain(label),
         "mode": "markers+text",
         "x": [point.seconds],
         "y": {"bytes": [point.bytes]},

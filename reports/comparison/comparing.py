@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from profiler.disk import write_text
 from profiler.record import Record
 
 from .compare import Change, Compared, Pair, compare, read_side
@@ -41,12 +42,10 @@ class Comparing:
         return comparison_markdown(self.compared, self.stopped, only_regressed=only_regressed)
 
     def write_page(self, page: Path, command: Sequence[str], *, only_regressed: bool = False) -> None:
-        """Write it as one HTML file, over an older one; OSError when that cannot be written."""
+        """Write it as one HTML file, over an older one; OSError when that cannot be written, ValueError for a link."""
         from .page import render_comparison_page
 
-        page.parent.mkdir(parents=True, exist_ok=True)
-        text = render_comparison_page(self.compared, self.stopped, command, only_regressed=only_regressed)
-        page.write_text(text, encoding="utf-8")
+        write_text(page, render_comparison_page(self.compared, self.stopped, command, only_regressed=only_regressed))
 
     def to_dict(self, *, only_regressed: bool = False) -> dict[str, Any]:
         """The same as JSON-ready data, `schema` first: bytes whole, times in seconds, a ratio with the ends of its interval."""

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TextIO
 
-from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from ..streams import console_on
 from ..tables.table import Table
 from .compare import Compared
 from .gate import Offence
@@ -15,9 +15,11 @@ from .tables import Names, by_scenario, comparison_table, offence_table, one_sid
 STYLES = {"regressed": "bold red", "improved": "green"}
 
 
-def render_comparison(compared: Compared, stopped: Sequence[Offence], output: Console | TextIO, *, only_regressed: bool = False) -> None:
+def render_comparison(
+    compared: Compared, stopped: Sequence[Offence], output: TextIO, *, only_regressed: bool = False, width: int | None = None
+) -> None:
     """Print the comparison, then the rows that the gates stop."""
-    console = output if isinstance(output, Console) else Console(file=output)
+    console = console_on(output, width=width)
     names = Names.of(compared.records)
     if names.common:
         console.print(Text(names.common, style="dim"))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from profiler.disk import write_bytes, write_text
 from profiler.record import Record
 from profiler.timeline import Timeline
 
@@ -34,9 +35,11 @@ def draw_all(
 
 
 def write_drawing(drawing: Drawing, folder: Path) -> list[Path]:
-    """Write a picture into the folder as PNG and SVG, over an older one; returns the paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write a picture into the folder as PNG and SVG, over an older one; returns the paths.
+
+    ValueError where the folder, or a picture in it, is a symbolic link.
+    """
     written = [folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"]
-    written[0].write_bytes(drawing.png)
-    written[1].write_text(drawing.svg, encoding="utf-8")
+    write_bytes(written[0], drawing.png, below=folder.parent)
+    write_text(written[1], drawing.svg, below=folder.parent)
     return written

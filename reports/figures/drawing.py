@@ -4,6 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from profiler.plain import plain
 
 from ..tables.table import Table
 from ..units import Words
@@ -62,6 +65,10 @@ def render(
     """Draw a picture in both forms."""
     with drawing():
         figure = draw(style.frame)
+        for words in figure.findobj(Text):
+            assert isinstance(words, Text)
+            # An SVG with a control character in it is no XML.
+            words.set_text(plain(words.get_text()))
         return Drawing(
             name=name,
             title=title,

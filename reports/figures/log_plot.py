@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -11,12 +11,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from ..arithmetic.labels import shortened
 from ..style import INK, LINE, MUTED, Mark
 from ..units import count_text
-from .canvas import Canvas, Frame, text_width
+from .canvas import Canvas, Frame, fitting, text_width
 from .spacing import crowded, spaced, thinned
 from .symbols import ORIGINS, mark_style
 
 LEFT = 0.5
 HEIGHT = 2.5
+# The share of the picture that the names at its right may take.
+MOST_LABEL = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class LogPlot:
         context: str,
     ) -> None:
         self.frame = frame
+        # Wide letters would leave the axes no room.
+        labels = [_fitted(label, frame) for label in labels]
         self._right = frame.width - 0.42 - max(_label_width(label, frame) for label in labels)
         self._x = _limits(list(models), 0.16)
         self._y = _limits(heights, 0.22)
@@ -114,6 +118,11 @@ class LogPlot:
 
     def _line(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.canvas.line(x, y, LINE)
+
+
+def _fitted(label: Label, frame: Frame) -> Label:
+    lines = [fitting(line, frame.size, MOST_LABEL * frame.width) for line in label.text.split("\n")]
+    return replace(label, text="\n".join(lines))
 
 
 def _label_width(label: Label, frame: Frame) -> float:

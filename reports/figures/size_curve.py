@@ -78,7 +78,7 @@ def _labels(findings: Findings, series: Sequence[Series], length: int) -> list[L
         last[one.label, one.dtype] = one.points[-1]
     return [
         Label(
-            text=_broken(label, length) + (f" · {dtype}" if several else ""),
+            text=_broken(label, length) + (f" · {shortened(dtype, 16)}" if several else ""),
             mark=findings.marks[label],
             origin=point.origin,
             height=gib(point.state_bytes),

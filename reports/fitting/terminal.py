@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from typing import TextIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from profiler.fits import Fit
 
 from ..arithmetic.labels import shortened
+from ..streams import console_on
 from ..units import gib_text
 from .fits import LEGEND, FitFindings, change_text, short_text
 
 
-def render_fits(fits: Sequence[Fit], output: Console | TextIO) -> None:
+def render_fits(fits: Sequence[Fit], output: TextIO, *, width: int | None = None) -> None:
     """Print the answers; ValueError for none."""
     findings = FitFindings.of(fits)
-    console = output if isinstance(output, Console) else Console(file=output)
+    console = console_on(output, width=width)
     console.print(_table(findings))
     console.print()
     for line in (LEGEND, "simulated for CUDA, training steps on the memory of each GPU"):

@@ -19,7 +19,9 @@ function drawn(element) {
   const hidden = new Set([...section.querySelectorAll('[aria-pressed="false"]')].map((button) => button.dataset.label));
   const colours = getComputedStyle(root);
   const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, chosen("units"), colours);
-  for (const trace of traces) trace.visible = !hidden.has(trace.label);
+  traces.forEach((trace, number) => {
+    trace.visible = !hidden.has(graph.traces[number].label);
+  });
   if (graph.logarithmic && axes === "linear") {
     // Round numbers were chosen for logarithmic axes.
     const plain = { type: "linear", rangemode: "tozero", range: undefined, tickvals: undefined, ticktext: undefined, dtick: undefined };

@@ -52,11 +52,24 @@ function shownRows() {
   return [...(bodies[0]?.rows ?? [])].filter((row) => !row.hidden).map((row) => dataOf.get(row));
 }
 
+// Characters that are not printed, as in records.csv.
+function plain(text) {
+  const escaped = (code) => (code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`);
+  return text.replace(/(?![\n\t\u200c\u200d])[\p{C}\p{Zl}\p{Zp}]/gu, (each) => escaped(each.codePointAt(0)));
+}
+
+// Text that a spreadsheet would run, as a cell or as what begins one when it is pasted, has an apostrophe before it.
+function cellOf(value) {
+  if (typeof value !== "string") return String(value ?? "");
+  const text = plain(value).replace(/([;\t\n])(?=\s*[=+\-@\uff1d\uff0b\uff0d\uff20])/g, "$1'");
+  const safe = /^(?:[\t\n]|\s*[=+\-@\uff1d\uff0b\uff0d\uff20])/.test(text) ? `'${text}` : text;
+  return /[",;\t\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
+}
+
 function csvOf(found) {
   const names = Object.keys(rows[0] ?? {});
-  const written = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
-  const lines = found.map((row) => names.map((name) => written(String(row[name] ?? ""))).join(","));
-  return [names.join(","), ...lines].join("\n") + "\n";
+  const lines = found.map((row) => names.map((name) => cellOf(row[name])).join(","));
+  return [names.map(cellOf).join(","), ...lines].join("\n") + "\n";
 }
 
 async function copyText(text) {

@@ -108,6 +108,7 @@ _RULES: dict[str, Callable[[_Groups], Any]] = {
     "staging_bytes": _staging,
     "temporaries": lambda groups: dict(groups["temporaries"]),
     "attention": lambda groups: dict(groups["attention"]),
+    "recurrent": lambda groups: dict(groups["recurrent"]),
 }
 
 

@@ -18,6 +18,7 @@ CONSTANTS = (
     "small-steps",
     "reductions",
     "attention",
+    "recurrent",
     "temporaries",
 )
 # Of the recordings, those in which each mechanism is there once, the short ones first.

@@ -10,6 +10,7 @@ from typing import Any
 
 import attention
 import footprint
+import recurrent
 import speeds
 import steps
 import torch
@@ -103,6 +104,7 @@ GROUPS: dict[str, Callable[[Say], None]] = {
     "reductions": footprint.reductions,
     "temporaries": footprint.temporaries,
     "attention": attention.table,
+    "recurrent": recurrent.table,
     "bandwidth": speeds.bandwidth,
     "launches": speeds.launches,
     "small-steps": steps.small_steps,

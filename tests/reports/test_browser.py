@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import pytest
 
+from profiler.plain import spreadsheet_text
 from profiler.record import Level, Watched
 from profiler.store import RunStore
 from reports import write_report
@@ -19,6 +20,7 @@ from reports.comparison.compare import compare
 from reports.comparison.page import render_comparison_page
 from reports.units import NOTHING
 
+HOSTILE = Path(__file__).parents[1] / "data" / "hostile.json"
 CHROMIUM = Path("/usr/bin/chromium")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SECTIONS = (
@@ -300,6 +302,17 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
     assert page.told == []
     assert page.locator("img").count() == 0
     assert wicked in page.locator("body").text_content()
+
+
+def test_what_is_copied_runs_in_no_spreadsheet(open_page, tmp_path, simulated):
+    texts = [text for text in json.loads(HOSTILE.read_text(encoding="utf-8")).values() if "=" in text or "\x1b" in text]
+    store = RunStore.create(tmp_path / "run")
+    for number, text in enumerate(["+1", "@A1", *texts]):
+        store.append(simulated("sgd", options={"number": number}, memory=None, outcome="failed", error=text))
+    page = open_page(write_report(store.folder))
+    rows = list(csv.DictReader(io.StringIO(page.evaluate("csvOf(shownRows())"))))
+    assert [row["error"] for row in rows] == ["'+1", "'@A1", *map(spreadsheet_text, texts)]
+    assert {row["parameters"] for row in rows} == {"1000"}
 
 
 def test_a_single_record_is_drawn(open_page, tmp_path, simulated):

@@ -4,7 +4,6 @@ import io
 from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
 from profiler.fits import Fit
 from profiler.record import Record
@@ -38,7 +37,7 @@ def ranged(record: Record, **upper: int) -> Record:
 
 def shown(records: list[Record], width: int = 80) -> str:
     stream = io.StringIO()
-    terminal.render(records, Console(file=stream, width=width))
+    terminal.render(records, stream, width=width)
     return stream.getvalue()
 
 

@@ -3,7 +3,6 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from profiler.record import StepEstimate, Watched
 from reports import terminal
@@ -11,7 +10,7 @@ from reports import terminal
 
 def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
     stream = io.StringIO()
-    terminal.render(mixed, Console(file=stream, width=80))
+    terminal.render(mixed, stream, width=80)
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     adamw = next(line for line in lines if "adamw" in line and "GiB" not in line)
@@ -25,14 +24,14 @@ def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
 def test_a_wide_terminal_shows_the_per_cent_too_and_takes_brackets_as_they_are(simulated):
     stream = io.StringIO()
     records = [simulated("adamw", model="[red]m"), simulated("sm3", model="[red]m")]
-    terminal.render(records, Console(file=stream, width=100))
+    terminal.render(records, stream, width=100)
     assert "[red]m" in stream.getvalue()
     assert "99.9 %" in stream.getvalue()
 
 
 def test_the_terminal_refuses_an_empty_run():
     with pytest.raises(ValueError, match="the run holds no records"):
-        terminal.render([], Console(file=io.StringIO()))
+        terminal.render([], io.StringIO())
 
 
 def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
@@ -40,7 +39,7 @@ def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
         gpu="a100-80", seconds=0.07, floor_seconds=0.02, moved_bytes=80_000, needed_bytes=28_000, launches=8, synchronisations=0
     )
     stream = io.StringIO()
-    terminal.render([simulated("adamw", estimate=estimate)], Console(file=stream, width=80))
+    terminal.render([simulated("adamw", estimate=estimate)], stream, width=80)
     assert "on a100-80" in stream.getvalue()
     assert "~70.0 ms" in stream.getvalue()
     assert "step times on a100-80: estimated from the bytes" in stream.getvalue()
@@ -50,7 +49,7 @@ def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_th
     times = {"step": (0.098, 0.1, 0.1, 0.1, 0.1, 0.103), "iteration": (0.5,)}
     record = timed("adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",)))
     stream = io.StringIO()
-    terminal.render([record], Console(file=stream, width=130))
+    terminal.render([record], stream, width=130)
     adamw = next(line for line in stream.getvalue().splitlines() if "100 ms" in line)
     assert "\u00b13.0 %" in adamw
     assert "64.0 tokens/s" in adamw
@@ -61,6 +60,6 @@ def test_a_failure_of_both_workloads_is_told_once(simulated):
     told = {"memory": None, "outcome": "failed", "error": "KeyError: 'lr' (mine.py, line 12)"}
     stream = io.StringIO()
     records = [simulated("adamw"), *(simulated("sm3", workload=workload, **told) for workload in ("train", "state"))]
-    terminal.render([*records, simulated("sm3", **told | {"error": "another"})], Console(file=stream, width=200))
+    terminal.render([*records, simulated("sm3", **told | {"error": "another"})], stream, width=200)
     assert stream.getvalue().count("(mine.py, line 12)") == 1
     assert stream.getvalue().count("another") == 1

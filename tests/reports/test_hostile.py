@@ -1,0 +1,303 @@
+"""Hostile text in every field of a record, through every output: it is shown, and acts nowhere.
+
+The strings of `tests/data/hostile.json` would act on a terminal, a browser, a spreadsheet, GitHub,
+matplotlib or a file system. Judges are parsers of HTML, XML, CSV, Markdown and event files.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+from unicodedata import category
+from xml.etree import ElementTree
+
+import pytest
+
+from profiler.fits import Change, Fit
+from profiler.plain import plain
+from profiler.record import GpuReading, Level, Memory, Record, StepEstimate, StepOperation, Watched
+from profiler.store import RunStore
+from profiler.timeline import Timeline
+from reports import run_markdown, terminal, write_fit_page, write_report
+from reports.comparison.comparing import Comparing
+from reports.comparison.terminal import render_comparison
+from reports.fitting.terminal import render_fits
+from reports.page import render_page
+from reports.run import Run
+from scenarios.spec import Scenario
+
+HOSTILE: Mapping[str, str] = json.loads((Path(__file__).parents[1] / "data" / "hostile.json").read_text(encoding="utf-8"))
+# Half of a surrogate pair is refused where a record is read.
+TEXTS = [text for text in HOSTILE.values() if category(text[-1]) != "Cs"]
+# Groups of four records, in which each text stands in a dozen fields or more.
+GROUPS = 21
+# What the page of a run has of its own: its switches, marks and graphs.
+ACTIVE_TAGS = {"script", "style", "link", "iframe", "object", "embed", "img", "image", "form", "base"}
+# GitHub makes links, mentions and pictures of these after Markdown, in what it left as text.
+GITHUB = re.compile(r"\w://|(?:mailto|xmpp):[^\s\u200b]|www\.\w|@\w|#\d|!\d|GH-\d|[0-9a-f]{40}|:[a-z_]\w*:", re.IGNORECASE)
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Record]:
+    """Four records that hold texts wherever a record can hold one."""
+    some = texts.__next__
+    environment = {
+        "python": some(),
+        "platform": some(),
+        "machine": {"cpu": some(), "gpu": some()},
+        "versions": {"torch": some(), some(): some()},
+        "command": ["optprof", some(), some()],
+        "git_commit": some(),
+        "time": some(),
+        "threads": some(),
+    }
+    memory: Memory = simulated("sm3").memory
+    peak = memory.peak_allocated or 0
+    memory = replace(
+        memory,
+        state_by_key={some(): 8},
+        state_by_key_dtype={some(): {some(): 8}},
+        peak_phase=some(),
+        peak_by_category={some(): peak},
+        peak_by_phase={some(): peak},
+        parameters_by_dtype={some(): 4_000},
+    )
+    numbers = {"floor_seconds": 0.5, "moved_bytes": 8, "needed_bytes": 8, "launches": 1}
+    estimate = StepEstimate(gpu=some(), seconds=1.0, synchronisations=0, **numbers)
+    reading = GpuReading(
+        clock_mhz=1,
+        memory_clock_mhz=1,
+        temperature_celsius=1,
+        slowed_by=(some(),),
+        other_processes=1,
+        process_bytes=1,
+    )
+    watched = Watched(
+        samples=1,
+        tokens=16,
+        memory={some(): {some(): Level(end=1, peak=2)}},
+        tensors_at_peak={some(): 2},
+        gpu=(reading,),
+        operations=(StepOperation(name=some(), calls=1, seconds=1.0, bytes=8),),
+        warnings=(some(),),
+    )
+    model, family = some(), some()
+
+    def words() -> dict[str, Any]:
+        options = {some(): some(), "momentum": some()}
+        known = {"model": model, "model_family": family, "environment": environment}
+        return known | {"options": options, "warnings": (some(),), "lost": (some(),)}
+
+    times = {"step": (0.1, 0.2), some(): (0.1, 0.2)}
+    asked = {"alloc_conf": some(), "config": {some(): some()}}
+    return [
+        simulated("adamw", **words()),
+        simulated(some(), memory=memory, estimate=estimate, **asked, **words()),
+        timed(some(), times=times, warmup=times, watched=watched, **words()),
+        simulated("sgd", memory=None, outcome="failed", error=some(), log=some(), **words()),
+    ]
+
+
+@pytest.fixture(scope="module")
+def records(timed: Any, simulated: Any) -> list[Record]:
+    """Records in which each text stands in several fields; no two have it in the same."""
+    texts = cycle(TEXTS)
+    return [record for _ in range(GROUPS) for record in hostile_records(texts, timed, simulated)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record], timeline: Timeline) -> Path:
+    """A run of all these records, with its whole report."""
+    store = RunStore.create(tmp_path_factory.mktemp("hostile") / "run")
+    for record in records:
+        store.append(record)
+    texts = cycle(TEXTS)
+    for record in records[1::4]:
+        phases = tuple(replace(each, phase=next(texts)) for each in timeline.phases)
+        blocks = tuple(replace(each, phase=next(texts), module=next(texts), op=next(texts), line=next(texts)) for each in timeline.largest)
+        held = {next(texts): timeline.allocated}
+        kept = replace(timeline, categories=held, phases=phases, largest=blocks)
+        store.write_timeline(record.scenario, kept)
+    write_report(store.folder, tensorboard=True)
+    return store.folder
+
+
+@pytest.fixture(scope="module")
+def comparing(tmp_path_factory: pytest.TempPathFactory, run: Path, records: list[Record]) -> Comparing:
+    store = RunStore.create(tmp_path_factory.mktemp("after") / "run")
+    for record in records:
+        memory = record.memory and replace(record.memory, optimizer_state=record.memory.optimizer_state + 8)
+        store.append(replace(record, memory=memory))
+    return Comparing.of(run, store.folder, ["state>0"])
+
+
+def fits() -> list[Fit]:
+    scenarios = [Scenario(model=text, optimizer=text, options={text: text}, gpu="t4") for text in TEXTS]
+    change = Change(fields={"checkpointing": True}, left=1)
+    return [
+        Fit(scenario=scenario, usable=1, needed=2, changes=(change,), reason=text, error=text)
+        for scenario, text in zip(scenarios, TEXTS, strict=True)
+    ]
+
+
+def require_printed(text: str) -> None:
+    """Every character is one that a font draws, a blank, a line's end or a joiner within a word."""
+    hidden = {each for each in text if category(each)[0] == "C" or category(each) in ("Zl", "Zp")}
+    assert hidden <= set("\n\t\u200c\u200d")
+
+
+class Elements(HTMLParser):
+    """The tags, attributes and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def require_inert(page: str, clean: str, shown: set[str]) -> None:
+    """The page has no tag, attribute or address that a page of harmless records has not, and shows the texts."""
+    require_printed(page)
+    found, usual = Elements(page), Elements(clean)
+    assert {tag: found.tags.count(tag) for tag in ACTIVE_TAGS} == {tag: usual.tags.count(tag) for tag in ACTIVE_TAGS}
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert not [value for name, value in found.attributes if name in ("href", "src", "action") and value[:1] != "#"]
+    text = " ".join("".join(found.texts).split())
+    assert not {each for each in shown if each not in text}
+
+
+def shown_texts() -> set[str]:
+    return {" ".join(plain(text).split()) for text in TEXTS}
+
+
+def test_the_terminal_has_no_sequence_and_no_markup(records: list[Record], comparing: Comparing):
+    stream = io.StringIO()
+    terminal.render(records, stream, width=4_000)
+    render_comparison(comparing.compared, comparing.stopped, stream, width=4_000)
+    render_fits(fits(), stream, width=4_000)
+    require_printed(stream.getvalue())
+    for kept in ("[bold red]x[/bold red][link=http://evil.example]y[/link]", "[/]", ":smile: :skull:"):
+        assert kept in stream.getvalue()
+    # A line feed in a text begins no line of its own.
+    assert not [line for line in stream.getvalue().splitlines() if line.startswith(("optprof:", "report:"))]
+
+
+def test_a_page_is_inert(run: Path, records: list[Record], simulated: Any):
+    page = (run / "report.html").read_text(encoding="utf-8")
+    require_inert(page, render_page([simulated("adamw")], []), shown_texts())
+    graphs = json.loads(re.findall(r'<script type="application/json" id="graphs">(.*?)</script>', page, re.S)[0])
+    written = [text for text in strings(graphs) if "evil" in text or "alert" in text or "%{" in text]
+    assert not [text for text in written if re.search(r"<(?!b>|/b>|br>|extra></extra>|/extra>)|%\{(?!y:,\.3f\})", text)]
+    require_printed(Run(records=records)._repr_html_())
+
+
+def strings(node: Any, name: str = "") -> Iterator[str]:
+    """The strings of JSON data, without those that only name what a button hides."""
+    if isinstance(node, str) and name != "label":
+        yield node
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            yield from strings(value, key)
+    elif isinstance(node, list):
+        for value in node:
+            yield from strings(value, name)
+
+
+def test_pages_of_fits_and_comparisons_are_inert(comparing: Comparing, tmp_path: Path):
+    command = ["optprof", *HOSTILE.values()]
+    page = write_fit_page(fits(), tmp_path / "fit", command).read_text(encoding="utf-8")
+    answer = Fit(scenario=Scenario(model="tiny", gpu="t4"), usable=1, needed=2)
+    usual = write_fit_page([answer], tmp_path / "clean", []).read_text(encoding="utf-8")
+    require_inert(page, usual, shown_texts())
+    comparing.write_page(tmp_path / "a.html", command)
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    require_inert(page, "<style></style>", shown_texts())
+
+
+def test_pictures_are_xml_without_a_control_character(run: Path):
+    for path in (run / "figures").glob("*.svg"):
+        text = path.read_text(encoding="utf-8")
+        require_printed(text)
+        tags = {element.tag.rpartition("}")[2] for element in ElementTree.fromstring(text).iter()}
+        assert not tags & {"a", "script", "image", "foreignObject", "animate", "set"}
+
+
+def test_no_cell_of_a_table_is_a_formula(run: Path):
+    text = (run / "records.csv").read_text(encoding="utf-8")
+    require_printed(text.replace("\r\n", "\n"))
+    rows = list(csv.reader(io.StringIO(text)))
+    assert len(rows) == 4 * GROUPS + 1
+    assert {len(row) for row in rows} == {len(rows[0])}
+    assert not {cell for row in rows for cell in row if cell[:1] in ("\t", "\n", "\r")}
+    # Pasted, or read with another separator, a cell falls apart.
+    cells = {part.strip() for row in rows for cell in row for part in re.split(r"[;\t\n]", cell)}
+    assert not {cell for cell in cells if cell[:1] in tuple("=+-@\uff1d\uff0b\uff0d\uff20")}
+    assert "'=1+1" in cells
+
+
+def test_markdown_is_a_table_of_text(run: Path, comparing: Comparing):
+    markdown_it = pytest.importorskip("markdown_it")
+    render = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
+    for text in (run_markdown(run), comparing.markdown()):
+        require_printed(text)
+        found = Elements(render(text))
+        assert set(found.tags) <= {"p", "table", "thead", "tbody", "tr", "th", "td", "strong"}
+        assert not GITHUB.findall("\0".join(found.texts))
+        assert "\N{ZERO WIDTH SPACE}" not in text
+        shown = " ".join("".join(found.texts).replace("\N{ZERO WIDTH SPACE}", "").split())
+        assert not {each for each in shown_texts() if each not in shown}
+
+
+def test_event_files_have_plain_tags_and_no_host(run: Path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    paths = list((run / "tensorboard").glob("*/events.out.tfevents.*"))
+    assert len(paths) == 3 * GROUPS + 1
+    for path in paths:
+        assert socket.gethostname() not in path.name
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                require_printed(value.tag)
+
+
+def test_json_is_ascii_and_exact(run: Path, comparing: Comparing):
+    text = (run / "records.json").read_text(encoding="ascii")
+    found = {value for record in json.loads(text) for value in strings(record)}
+    assert set(TEXTS) <= found
+    assert json.dumps(comparing.to_dict()).isascii()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("report", "run", "--markdown"),
+        ("compare", "run", "run"),
+        *(("report", HOSTILE[name]) for name in ("terminal hyperlink", "8-bit sequence", "override")),
+    ],
+)
+def test_a_command_writes_no_sequence_but_colours(run: Path, arguments: tuple[str, ...]):
+    command = [sys.executable, "-m", "optprof", *arguments]
+    environment = os.environ | {"FORCE_COLOR": "1"}
+    done = subprocess.run(command, cwd=run.parent, env=environment, capture_output=True, timeout=60, check=False)
+    require_printed(COLOUR.sub("", (done.stdout + done.stderr).decode()))
