@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup profile report check lint test bench gpu clean
+.PHONY: help setup profile report check lint test bench reliability gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -30,7 +30,7 @@ lint: $(VENV)/.installed-dev
 test: $(VENV)/.installed-parity ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, steps, breadth, opinfo
+bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, records, steps, breadth, opinfo
 	$(BIN)/python tests/bench/simulator.py
 	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py
@@ -38,9 +38,13 @@ bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or 
 	$(BIN)/python tests/bench/overhead.py
 	$(BIN)/python tests/bench/accumulation.py
 	$(BIN)/python tests/bench/report.py
+	$(BIN)/python tests/bench/records.py
 	$(BIN)/python tests/bench/steps.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/breadth.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/opinfo.py
+
+reliability: $(VENV)/.installed-parity ## [SCALE=1], signals, full disks, damaged files, hostile strings, random models and optimizers (docs/reliability.md)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/reliability.py --scale $(or $(SCALE),1)
 
 gpu: ## [OUT=runs/gpu] [SECONDS=480], all that needs a CUDA device, in one run; from a plain checkout too (docs/gpu.md)
 	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/campaign.py --out '$(or $(OUT),runs/gpu)' --seconds $(or $(SECONDS),480)

@@ -461,7 +461,7 @@ def compare(
         comparing.write_page(html, disclosed_command(words, anonymous=anonymous), only_regressed=bool(only))
         print(f"report: {html}", file=sys.stderr)
     if as_json:
-        print(json.dumps(comparing.to_dict(only_regressed=bool(only)), indent=1, allow_nan=False))
+        comparing.write_json(sys.stdout, only_regressed=bool(only))
     elif markdown:
         print(comparing.markdown(only_regressed=bool(only)))
     else:

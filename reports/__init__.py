@@ -1,7 +1,7 @@
 """Reports: what a run found, as a page, pictures and tables. Reads records and nothing else."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,9 @@ FITS = "fits.json"
 _OURS = re.compile(rb'<meta name="generator" content="optprof">|<title>What (an optimizer costs on |[^<]* fits on<)')
 _HEAD_BYTES = 2000
 
+# A page of 10,000 records has 80 MB, and no browser opens it.
+MOST_ON_PAGE = 1_000
+
 
 def write_report(
     folder: Path,
@@ -33,6 +36,7 @@ def write_report(
 ) -> Path:
     """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
 
+    Of more than MOST_ON_PAGE records the page and the pictures show the first, and say so.
     `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
     What is `anonymous` leaves out machine and paths; the run's records stay as they are.
     Each file takes its name when it is whole. ValueError for a run without records, another style, and a symbolic link where something
@@ -57,8 +61,10 @@ def write_report(
 
     page, chosen = folder / "report.html", style_named(style)
     try:
-        drawings = draw_all(records, folder / "figures", timelines, chosen)
-        write_text(page, render_page(records, drawings, timelines, store.damage), below=folder)
+        shown = records[:MOST_ON_PAGE]
+        drawings = draw_all(shown, folder / "figures", timelines, chosen)
+        text = render_page(shown, drawings, timelines, damage=store.damage, total=len(records))
+        write_text(page, text, below=folder)
         store.write_csv(records)
         with writing(folder / "records.json", below=folder) as file:
             file.writelines(_json_lines(records))
@@ -87,19 +93,19 @@ def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
     """
     from profiler.store import RunStore
 
-    from .markdown import run_markdown
+    from .markdown import lean, run_markdown
 
     store = RunStore(folder)
-    records = _standing(store, anonymous)
+    records = _standing(store, anonymous, lean)
     store.warn()
     return run_markdown(records)
 
 
-def _standing(store: "RunStore", anonymous: bool) -> "list[Record]":
+def _standing(store: "RunStore", anonymous: bool, keep: "Callable[[Record], Record] | None" = None) -> "list[Record]":
     from profiler.privacy import disclosed
     from profiler.running.resume import standing
 
-    records = standing(store.read())
+    records = standing(store.read(keep))
     return [disclosed(record, anonymous=True) for record in records] if anonymous else records
 
 

@@ -48,10 +48,13 @@ def render_page(
     drawings: Sequence[Drawing],
     timelines: Mapping[str, Timeline] | None = None,
     damage: Sequence[str] = (),
+    *,
+    total: int | None = None,
 ) -> str:
     """The page of a run as HTML text; every word that comes from a record is escaped.
 
-    `damage` names what of the run could not be read.
+    `damage` names what of the run could not be read, `total` is how many records the run has where
+    these are the first of more.
     """
     findings = Findings.of(records, timelines)
     found = charts(findings, drawings)
@@ -66,7 +69,7 @@ def render_page(
         findings.marks,
         title=f"What an optimizer costs on {listed(findings.models)}",
         context=findings.context,
-        sources=sources(findings),
+        sources=[*sources(findings), *_left_out(len(records), total)],
         verdict=Sized.of(lambda units: verdict(findings, units)),
         cards=cards(findings),
         settings=len(findings.names),
@@ -93,6 +96,12 @@ def render_page(
         provenance=_provenance(records),
         origins=ORIGINS,
     )
+
+
+def _left_out(shown: int, total: int | None) -> list[str]:
+    if total is None or total <= shown:
+        return []
+    return [f"this page shows the first {shown:,} of {total:,} records; records.csv and records.json have all"]
 
 
 def _accumulations(findings: Findings) -> dict[str, tuple[AccumulationPart, Chart]]:

@@ -5,7 +5,7 @@ Filled marks are measured, hollow ones simulated or estimated.
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,16 +89,18 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
     """A mark for each label: the optimizer's own where it has one, else a spare one that its name decides, the same in every run."""
     chosen: dict[str, Mark] = {}
     found = {label: MARKS.get(label.split(" (")[0].split(",")[0]) for label in labels}
+    taken: set[Mark] = set()
     # The shortest label of a name is its plain form, and the first to claim the name's own mark; nobody else takes one that is owned.
     for label in sorted(found, key=lambda label: (found[label] is None, len(label), label)):
         own = found[label]
         start = zlib.crc32(label.encode())
         spare = [SPARE[(start + turn) % len(SPARE)] for turn in range(len(SPARE))]
-        chosen[label] = _free([*([own] if own else []), *spare], list(chosen.values()))
+        chosen[label] = _free([*([own] if own else []), *spare], taken)
+        taken.add(chosen[label])
     return chosen
 
 
-def _free(wanted: Sequence[Mark], taken: Sequence[Mark]) -> Mark:
+def _free(wanted: Sequence[Mark], taken: Collection[Mark]) -> Mark:
     """The first mark whose shape and colour are both free, else one that is not taken as a whole, else the first."""
     shapes, colours = {mark.shape for mark in taken}, {mark.colour for mark in taken}
     unlike = [mark for mark in wanted if mark.shape not in shapes and mark.colour not in colours]

@@ -3,9 +3,9 @@
 import json
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache, partial
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -33,20 +33,34 @@ def read(kind: type[T], data: Any) -> T:
 
 def check(annotation: Any, value: Any, where: str) -> Any:
     """The value as the annotated type; ValueError says what `where` must be and what it is."""
-    origin = get_origin(annotation)
+    return _checker(annotation)(value, where)
+
+
+@cache
+def _checker(annotation: Any) -> Callable[[Any, str], Any]:
+    """Return the check of an annotation; a run has 100,000 records, so types are looked at once."""
+    origin, kinds = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return _one_of(get_args(annotation), value, where)
+        return partial(_one_of, kinds)
     if origin in (Union, UnionType):
-        return _either(get_args(annotation), value, where)
+        return _optional(kinds) if NoneType in kinds else partial(_either, kinds)
     if origin is tuple:
-        return tuple(_items(get_args(annotation)[0], value, where))
+        return lambda value, where: tuple(_items(kinds[0], value, where))
     if origin in (list, Sequence):
-        return list(_items(get_args(annotation)[0], value, where))
+        return lambda value, where: list(_items(kinds[0], value, where))
     if origin in (dict, Mapping):
-        return _mapping(get_args(annotation)[1], value, where)
+        return partial(_mapping, kinds[1])
     if is_dataclass(annotation) and isinstance(annotation, type):
-        return _read(annotation, value, where)
-    return _plain(value, where, MOST_DEPTH) if annotation is Any else _scalar(annotation, value, where)
+        return partial(_read, annotation)
+    if annotation is Any:
+        return _anything
+    return _text if annotation is str else partial(_scalar, annotation)
+
+
+def _optional(kinds: tuple[Any, ...]) -> Callable[[Any, str], Any]:
+    others = tuple(kind for kind in kinds if kind is not NoneType)
+    checker = _checker(others[0]) if len(others) == 1 else partial(_either, others)
+    return lambda value, where: None if value is None else checker(value, where)
 
 
 def shown(value: Any) -> str:
@@ -57,19 +71,29 @@ def shown(value: Any) -> str:
 def _read(kind: type[T], data: Any, where: str) -> T:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or kind.__name__.lower()} must be an object, got {shown(data)}")
-    hints, values = _hints(kind), {}
-    for field in fields(kind):  # pyright: ignore[reportArgumentType]
-        path = f"{where}.{field.name}" if where else field.name
-        if field.name in data:
-            values[field.name] = check(hints[field.name], data[field.name], path)
-        elif field.default is MISSING and field.default_factory is MISSING:
+    values: dict[str, Any] = {}
+    for name, path, checker, optional in _fields(kind, where):
+        if name in data:
+            values[name] = checker(data[name], path)
+        elif not optional:
             raise ValueError(f"no {path}")
     return kind(**values)
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+# Keys from outside stand in `where`, so the cache has an end.
+@lru_cache(maxsize=1_000)
+def _fields(kind: type, where: str) -> list[tuple[str, str, Callable[[Any, str], Any], bool]]:
+    """Return name, path, check and whether it may be left out, for each field of a dataclass."""
+    hints = get_type_hints(kind)
+    return [
+        (
+            field.name,
+            f"{where}.{field.name}" if where else field.name,
+            _checker(hints[field.name]),
+            field.default is not MISSING or field.default_factory is not MISSING,
+        )
+        for field in fields(kind)
+    ]
 
 
 def _one_of(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -79,9 +103,6 @@ def _one_of(allowed: tuple[Any, ...], value: Any, where: str) -> Any:
 
 
 def _either(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and NoneType in kinds:
-        return None
-    kinds = tuple(kind for kind in kinds if kind is not NoneType)
     for kind in kinds[:-1]:
         try:
             return check(kind, value, where)
@@ -90,18 +111,62 @@ def _either(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     return check(kinds[-1], value, where)
 
 
-def _items(kind: Any, value: Any, where: str) -> list[Any]:
+def _items(kind: Any, value: Any, where: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{where} must be a list, got {shown(value)}")
     _limit(len(value), where)
-    return [check(kind, item, where) for item in value]
+    if kind is float and {float}.issuperset(map(type, value)) and math.isfinite(sum(value)):
+        # Samples, most of what a run holds. A sum is finite only where each of them is.
+        return value
+    checker = _checker(kind)
+    return [checker(item, where) for item in value]
 
 
 def _mapping(kind: Any, value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be an object, got {shown(value)}")
     _limit(len(value), where)
-    return {_scalar(str, key, where): check(kind, item, f"{where}.{key[:80]}") for key, item in value.items()}
+    checker = _checker(kind)
+    if kind is int:
+        # A path that is never shown takes longer to write than a number to check.
+        return {
+            _text(key, where): item if type(item) is int and 0 <= item <= MOST_WHOLE else checker(item, f"{where}.{key[:80]}")
+            for key, item in value.items()
+        }
+    return {_text(key, where): checker(item, f"{where}.{key[:80]}") for key, item in value.items()}
+
+
+def _text(value: Any, where: str) -> str:
+    """Return a text; a parser makes the names that stand in every record anew for each of them."""
+    known = _TEXTS.get(value) if type(value) is str else None
+    return _kept(_TEXTS, value, _scalar(str, value, where)) if known is None else known
+
+
+def _anything(value: Any, where: str) -> Any:
+    """Return plain data; equal lists and objects, as the machine of every record, are one."""
+    if not isinstance(value, list | dict):
+        return _text(value, where) if type(value) is str else _plain(value, where, MOST_DEPTH)
+    try:
+        # To a text, 1, 1.0 and True are three.
+        text = repr(value)
+    except RecursionError:
+        return _plain(value, where, MOST_DEPTH)
+    known = _PLAIN.get(text)
+    return _kept(_PLAIN, text, _plain(value, where, MOST_DEPTH)) if known is None else known
+
+
+def _kept(known: dict[str, T], text: str, value: T) -> T:
+    """Keep what was checked, as long as it is small and there is room for it."""
+    if len(text) <= _MOST_KEPT_LETTERS:
+        if len(known) >= _MOST_KEPT:
+            known.clear()
+        known[text] = value
+    return value
+
+
+_MOST_KEPT, _MOST_KEPT_LETTERS = 2_000, 1_000
+_TEXTS: dict[str, str] = {}
+_PLAIN: dict[str, Any] = {}
 
 
 def _plain(value: Any, where: str, depth: int) -> Any:

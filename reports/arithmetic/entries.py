@@ -149,13 +149,14 @@ def by_setting(entries: Iterable[Entry]) -> dict[Setting, list[Entry]]:
 
 def setting_names(settings: Iterable[Setting]) -> dict[Setting, str]:
     """A name for each setting: its model, and what differs between settings of that model."""
-    settings = list(dict.fromkeys(settings))
-    names = {}
-    for setting in settings:
-        rivals = [other for other in settings if other.model == setting.model]
-        telling = [trait for trait in setting.traits if any(trait not in other.traits for other in rivals)]
-        names[setting] = " · ".join((setting.model, *telling))
-    return names
+    traits = {setting: setting.traits for setting in dict.fromkeys(settings)}
+    common: dict[str, set[str]] = {}
+    for setting, found in traits.items():
+        common.setdefault(setting.model, set(found)).intersection_update(found)
+    return {
+        setting: " · ".join((setting.model, *(trait for trait in found if trait not in common[setting.model])))
+        for setting, found in traits.items()
+    }
 
 
 def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Entry]:

@@ -31,41 +31,70 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The records of a run and all that is derived from them; ValueError for a run without records."""
+    """The records of a run and all that is derived from them, each when it is first read."""
 
     records: Sequence[Record]
-    entries: Sequence[Entry]
-    savings: Sequence[Saving]
-    curves: Sequence[Series]
-    peaks: Sequence[Peak]
-    courses: Sequence[Course]
-    timings: Sequence[Timing]
-    names: dict[Setting, str]
-    labels: dict[OptimizerKey, str]
-    marks: dict[str, Mark]
+    timelines: Mapping[str, Timeline]
 
     @classmethod
     def of(cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None) -> "Findings":
-        """What these records say, and the timelines of their scenarios by the names of their files."""
+        """What these records say, and the timelines of their scenarios by the names of their files.
+
+        ValueError for a run without records.
+        """
         if not records:
             raise ValueError("the run holds no records, so there is nothing to report; run `optprof profile MODEL` again")
-        found, called = entries(records), labels(records)
+        return cls(records=records, timelines=timelines or {})
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """A line for each optimizer and setting."""
+        return entries(self.records)
+
+    @cached_property
+    def savings(self) -> list[Saving]:
+        """The state of each optimizer against the baseline's."""
+        return savings(self.entries)
+
+    @cached_property
+    def curves(self) -> list[Series]:
+        """Bytes of state against parameters."""
+        return curves(self.records)
+
+    @cached_property
+    def peaks(self) -> list[Peak]:
+        """The peaks of training steps, split by category."""
+        return peaks(self.entries, self.records)
+
+    @cached_property
+    def courses(self) -> list[Course]:
+        """What training steps hold from event to event."""
+        return courses(self.entries, self.records, self.labels, self.timelines)
+
+    @cached_property
+    def timings(self) -> list[Timing]:
+        """The times of each record whose step was timed."""
+        return timings(self.records)
+
+    @cached_property
+    def names(self) -> dict[Setting, str]:
+        """A name for each setting that the run is about."""
         # What failed is asked for too; the small records that only stand on the curve are not what the run is about.
-        asked = [entry.setting for entry in found] + [Setting.of(record.scenario, record.memory) for record in failures(records)]
-        return cls(
-            records=records,
-            entries=found,
-            savings=savings(found),
-            curves=curves(records),
-            peaks=peaks(found, records),
-            courses=courses(found, records, called, timelines or {}),
-            timings=timings(records),
-            names=setting_names(asked or [Setting.of(record.scenario, record.memory) for record in records]),
-            labels=called,
-            # Ways to accumulate have marks of their own: no picture shows them beside optimizers.
-            marks=marks(way.spec for group in accumulations(records) for way in group)
-            | marks([*called.values(), *(entry.label for entry in found)]),
-        )
+        asked = [entry.setting for entry in self.entries]
+        asked += [Setting.of(record.scenario, record.memory) for record in failures(self.records)]
+        return setting_names(asked or [Setting.of(record.scenario, record.memory) for record in self.records])
+
+    @cached_property
+    def labels(self) -> dict[OptimizerKey, str]:
+        """A label for each optimizer."""
+        return labels(self.records)
+
+    @cached_property
+    def marks(self) -> dict[str, Mark]:
+        """A mark for each label."""
+        # Ways to accumulate have marks of their own: no picture shows them beside optimizers.
+        ways = marks(way.spec for group in accumulations(self.records) for way in group)
+        return ways | marks([*self.labels.values(), *(entry.label for entry in self.entries)])
 
     @cached_property
     def paces(self) -> list[Pace]:
@@ -98,18 +127,27 @@ class Findings:
     def timing_label(self, timing: Timing) -> str:
         """The optimizer of a timing; with device and implementation where the run's timings differ in them."""
         label = self.labels[optimizer_key(timing.record.scenario)]
-        common = shared(conditions(other.record) for other in self.timings)
-        return label if common else f"{label} · {conditions(timing.record)}"
+        return label if self._alike else f"{label} · {conditions(timing.record)}"
+
+    @cached_property
+    def _alike(self) -> bool:
+        """Whether all timings were taken on one device and implementation."""
+        return shared(conditions(timing.record) for timing in self.timings) is not None
 
     def colour_name(self, label: str) -> str:
         """The name of a label's colour among those of a page: mark-3."""
-        return f"mark-{list(self.marks).index(label)}"
+        return f"mark-{self._places[label]}"
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {label: place for place, label in enumerate(self.marks)}
 
     @property
     def context(self) -> str:
         """The settings in words: the model and its size if there is one, then what all settings share."""
-        settings = list(self.names)
-        shared = [trait for trait in settings[0].traits if all(trait in setting.traits for setting in settings)]
+        traits = [setting.traits for setting in self.names]
+        common = set(traits[0]).intersection(*traits)
+        shared = [trait for trait in traits[0] if trait in common]
         counts = {entry.record.parameter_count for entry in self.entries if entry.record.parameter_count}
         size = [f"{count_text(count)} parameters" for count in counts] if len(counts) == 1 else []
         return " · ".join([*(self.models if len(self.models) == 1 else []), *size, *shared])

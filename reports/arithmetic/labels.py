@@ -1,7 +1,7 @@
 """Labels: what an optimizer is called in a table or a picture, so that two that differ never share a name."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from profiler.plain import plain
@@ -17,11 +17,12 @@ USUAL_MOMENTUM = {"muon": 0.95, "scion": 0.1, "sgd": 0.9, "sgd-sai": 0.9}
 _SHORT_DTYPES: Mapping[str, DType] = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 OptimizerKey = tuple[str, str]
+_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 
 
 def optimizer_key(scenario: Scenario) -> OptimizerKey:
     """What makes two scenarios ask for the same optimizer: its name and all its options."""
-    return scenario.optimizer, json.dumps(scenario.options, sort_keys=True, default=str)
+    return scenario.optimizer, _ENCODER.encode(scenario.options)
 
 
 def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
@@ -32,7 +33,11 @@ def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
 def scenario_labels(scenarios: Iterable[Scenario]) -> dict[OptimizerKey, str]:
     """The same for scenarios that have no records."""
     options = {optimizer_key(scenario): scenario.options for scenario in scenarios}
-    return {key: _label(key, options) for key in options}
+    namesakes: dict[str, list[Mapping[str, Any]]] = {}
+    for (name, _), own in options.items():
+        namesakes.setdefault(name, []).append(own)
+    differing = {name: _differing(alike) for name, alike in namesakes.items()}
+    return {key: _label(key[0], own, differing[key[0]]) for key, own in options.items()}
 
 
 def model_traits(scenario: Scenario) -> tuple[str, ...]:
@@ -88,12 +93,17 @@ def shortened(label: str, length: int = 40) -> str:
     return f"{label[: length // 2 - 1]}…{label[-(length // 2) :]}"
 
 
-def _label(key: OptimizerKey, options: Mapping[OptimizerKey, Mapping[str, Any]]) -> str:
-    name, own = key[0], options[key]
-    namesakes = [other for (other_name, _), other in options.items() if other_name == name]
+def _differing(namesakes: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the options in which optimizers of one name are not all alike."""
     missing = object()
-    differing = [option for option in own if any(other.get(option, missing) != own[option] for other in namesakes)]
-    shown = dict.fromkeys(option for option in (*unusual_bytes(name, own), *differing) if option in own)
+    named = {option for own in namesakes for option in own}
+    first = {option: namesakes[0].get(option, missing) for option in named}
+    return {option for option in named if any(own.get(option, missing) != first[option] for own in namesakes)}
+
+
+def _label(name: str, own: Mapping[str, Any], differing: Collection[str]) -> str:
+    asked = (*unusual_bytes(name, own), *(option for option in own if option in differing))
+    shown = dict.fromkeys(option for option in asked if option in own)
     text = ", ".join(f"{option}={_plain(own[option])}" for option in shown)
     return f"{name} ({text})" if text else name
 

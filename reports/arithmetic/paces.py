@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from .entries import Entry, by_setting
 from .ratios import Ratio
-from .savings import BASELINE, reference
+from .savings import BASELINE, references
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,12 @@ def paces(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Pace]:
     rows = []
     for group in by_setting(entries).values():
         clocks = [(entry, _clock(entry)) for entry in group if entry.step]
+        alike: dict[tuple[str, str] | None, list[Entry]] = {}
         for entry, clock in clocks:
-            standard = reference(entry, [other for other, theirs in clocks if theirs == clock], baseline)
+            alike.setdefault(clock, []).append(entry)
+        standards = {clock: references(others, baseline) for clock, others in alike.items()}
+        for entry, clock in clocks:
+            standard = standards[clock].get(entry.scenario.implementation)
             if clock and standard and entry is not standard and entry.step and standard.step:
                 rows.append(Pace(entry=entry, ratio=Ratio.of(standard.step.samples, entry.step.samples)))
     return rows

@@ -1,5 +1,6 @@
 """Pareto: time against memory, and the optimizers that no other one beats in both."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,14 @@ class _Clocked:
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     """Which points no other point beats: none is as good in both coordinates and better in one. Less is better; twins share their fate."""
-    return [not any(_beats(other, point) for other in points) for point in points]
+    lowest: dict[float, float] = {}
+    for first, second in points:
+        lowest[first] = min(second, lowest.get(first, second))
+    best, ahead = math.inf, dict[float, float]()
+    for first in sorted(lowest):
+        ahead[first] = best
+        best = min(best, lowest[first])
+    return [second == lowest[first] and second < ahead[first] for first, second in points]
 
 
 def tradeoffs(entries: Sequence[Entry]) -> list[Tradeoff]:
@@ -87,7 +95,3 @@ def _clocked(entry: Entry) -> list[_Clocked]:
     if entry.estimate is not None:
         found.append(_Clocked(entry=entry, clock=entry.estimate.gpu, origin="estimated", seconds=entry.estimate.seconds))
     return found
-
-
-def _beats(other: tuple[float, float], point: tuple[float, float]) -> bool:
-    return other[0] <= point[0] and other[1] <= point[1] and other != point

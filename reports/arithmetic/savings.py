@@ -53,8 +53,9 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
     """A saving for each entry whose setting has the baseline, the baseline's own among them."""
     rows = []
     for group in by_setting(entries).values():
+        standards = references(group, baseline)
         for entry in group:
-            standard = reference(entry, group, baseline)
+            standard = standards.get(entry.scenario.implementation)
             if standard is not None and standard.state_bytes and entry.state_bytes is not None:
                 rows.append(Saving(entry=entry, baseline=standard, state_bytes=entry.state_bytes, baseline_bytes=standard.state_bytes))
     return rows
@@ -66,11 +67,16 @@ def without_baseline(entries: Sequence[Entry], baseline: str = BASELINE) -> list
     return [setting for setting, group in groups.items() if not _candidates(group, baseline)]
 
 
-def reference(entry: Entry, group: Sequence[Entry], baseline: str) -> Entry | None:
-    """The baseline's entry of the group that this one is set against: of several one with its usual bytes, of those one run alike."""
-    candidates = _candidates(group, baseline)
-    alike = entry.scenario.implementation
-    return min(candidates, key=lambda other: (_is_unusual(other), other.scenario.implementation != alike), default=None)
+def references(group: Sequence[Entry], baseline: str) -> dict[str, Entry]:
+    """The baseline's entry that those of a group are set against, by the way that they run their step.
+
+    Of several it is one with its usual bytes, of those one run alike. Empty for a group without a baseline.
+    """
+    candidates = [(other, _is_unusual(other)) for other in _candidates(group, baseline)]
+    if not candidates:
+        return {}
+    ways = dict.fromkeys(entry.scenario.implementation for entry in group)
+    return {way: min(candidates, key=lambda each: (each[1], each[0].scenario.implementation != way))[0] for way in ways}
 
 
 def _candidates(group: Sequence[Entry], baseline: str) -> list[Entry]:

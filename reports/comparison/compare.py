@@ -6,27 +6,32 @@ ratio lies beyond a threshold.
 
 import math
 import os
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from profiler.record import Record
+from profiler.record import Memory, Record, Watched
 from profiler.store import RunStore, file_name
 from scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
+from ..markdown import NO_SPLITS
 from ..units import percent_text
 
 Verdict = Literal["regressed", "improved", "same", "not compared"]
 THRESHOLD = Fraction(5, 100)
+# What is read of a record's environment.
+_READ = ("time", "seed", "threads", "machine", "versions", "git_commit")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
     """One figure of one scenario on both sides: bytes, or median seconds; `note` says why it was not compared."""
 
@@ -46,7 +51,7 @@ class Change:
         return self.ratio is not None and _least(self.ratio) > 1 + share
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
     """The records of one scenario on both sides, and the changes from one to the other; none unless both ended well."""
 
@@ -101,17 +106,33 @@ def read_side(path: Path) -> Side:
     """
     if os.path.lexists(path / "records.jsonl"):
         store = RunStore(path)
-        return Side(records=store.read(), damage=store.damage)
+        return Side(records=store.read(lean), damage=store.damage)
     runs: list[list[Record]] = []
     damage: list[str] = []
     for folder in _runs_under(path):
         store = RunStore(folder)
         try:
-            runs.append(store.read())
+            runs.append(store.read(lean))
             damage += (f"{folder.name}/{each}" for each in store.damage)
         except (OSError, ValueError) as error:
             damage.append(str(error).replace(f"{path}{os.sep}", ""))
     return Side(records=_in_time(runs), damage=tuple(damage))
+
+
+def lean(record: Record) -> Record:
+    """Return what a comparison reads of a record: two runs of 100,000 would take 2 GB."""
+    memory, watched, environment = record.memory, record.watched, record.environment
+    if memory is not None:
+        memory = Memory(**{**vars(memory), **NO_SPLITS})
+    dropped = {
+        "memory": memory,
+        "times": {phase: array("d", samples) for phase, samples in (record.times or {}).items()},
+        "warmup": None,
+        "watched": watched and Watched(warnings=watched.warnings),
+        "course": None,
+        "environment": {name: environment[name] for name in _READ if name in environment},
+    }
+    return Record(**{**vars(record), **dropped})
 
 
 def compare_sides(before: Side, after: Side, *, threshold: Fraction = THRESHOLD, across_machines: bool = False) -> Compared:
@@ -194,22 +215,39 @@ def _pair(before: Record, after: Record, threshold: Fraction, across_machines: b
 
 def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: str) -> Change:
     if METRICS[metric].kind == "bytes":
-        verdict = "same" if before == after else "regressed" if after > before else "improved"
-        ratio = Ratio(value=after / before) if before else None
-        return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+        return _byte_change(metric, before, after)
     if metric == "estimate":
         ratio = Ratio(value=after / before) if before > 0 else None
         verdict = _judged(ratio, threshold) if ratio else "not compared"
         return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
-    ratio = None if reason or min(*before, *after) <= 0 else Ratio.of(before, after)
+    ratio = None if reason or min(min(before), min(after)) <= 0 else Ratio.of(before, after)
     note = reason or ("a time of 0" if ratio is None else "too few samples" if ratio.low is None else "")
     verdict = "not compared" if ratio is None or note else _judged(ratio, threshold)
     return Change(metric=metric, before=median(before), after=median(after), ratio=ratio, verdict=verdict, note=note)
 
 
+@lru_cache(maxsize=10_000)
+def _byte_change(metric: str, before: int, after: int) -> Change:
+    """Return the change of a figure in bytes, one object for all scenarios that have the same."""
+    verdict = "same" if before == after else "regressed" if after > before else "improved"
+    ratio = Ratio(value=after / before) if before else None
+    return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+
+
 def _judged(ratio: Ratio, threshold: Fraction) -> Verdict:
     highest = ratio.value if ratio.high is None else ratio.high
-    return "regressed" if _least(ratio) > 1 + threshold else "improved" if highest < 1 - threshold else "same"
+    slower, faster = _bounds(threshold)
+    return "regressed" if _least(ratio) > slower else "improved" if highest < faster else "same"
+
+
+@lru_cache
+def _bounds(threshold: Fraction) -> tuple[float, float]:
+    """Return the numbers that a float is beyond exactly where it is beyond 1 more or less the threshold."""
+    slower, faster = float(1 + threshold), float(1 - threshold)
+    return (
+        math.nextafter(slower, -math.inf) if slower > 1 + threshold else slower,
+        math.nextafter(faster, math.inf) if faster < 1 - threshold else faster,
+    )
 
 
 def _least(ratio: Ratio) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 from profiler.record import Record
 from profiler.store import file_name
@@ -21,6 +21,8 @@ from .gate import Offence
 HEAD = ("scenario", "figure", "before", "after", "difference", "ratio", "verdict")
 # What cannot be read is counted beyond so many lines.
 MOST_DAMAGE = 10
+# No reader looks through more scenarios, nor does a browser open a page of them; --json has all.
+MOST_SHOWN = 1_000
 LEGEND = (
     "Bytes are compared exactly. A time differs only when the whole 95 % interval of its ratio, in brackets, is more than {threshold} away "
     "from 1; an estimate, which has no noise, when it is so itself."
@@ -37,14 +39,14 @@ class Names:
     @classmethod
     def of(cls, records: Sequence[Record]) -> "Names":
         """Names for the scenarios of these records, a different one for each."""
-        scenarios = [record.scenario for record in records]
-        labels = scenario_labels(scenarios)
-        traits = {file_name(record.scenario): _traits(record) for record in records}
-        shared = [trait for trait in next(iter(traits.values()), ()) if all(trait in others for others in traits.values())]
+        labels = scenario_labels(record.scenario for record in records)
+        common = set(_traits(records[0])).intersection(*map(_traits, records)) if records else set()
         names = {}
-        for scenario in scenarios:
-            telling = [trait for trait in traits[file_name(scenario)] if trait not in shared]
-            names[file_name(scenario)] = " · ".join((scenario.model, labels[optimizer_key(scenario)], *telling))
+        for record in records:
+            telling = [trait for trait in _traits(record) if trait not in common]
+            label = labels[optimizer_key(record.scenario)]
+            names[file_name(record.scenario)] = " · ".join((record.scenario.model, label, *telling))
+        shared = [trait for trait in _traits(records[0]) if trait in common] if records else []
         return cls(names=names, common=" · ".join(shared))
 
     def __getitem__(self, scenario: Scenario) -> str:
@@ -52,13 +54,25 @@ class Names:
 
 
 def comparison_table(compared: Compared, names: Names, *, only_regressed: bool = False) -> Table:
-    """Every figure of every scenario that both sides have; changed outcomes stand first in their scenario."""
+    """Every figure of every scenario that both sides have; changed outcomes stand first in their scenario.
+
+    Of more than MOST_SHOWN scenarios, the first MOST_SHOWN that changed.
+    """
     rows = []
-    for pair in compared.pairs:
+    for pair in shown_pairs(compared, only_regressed=only_regressed):
         if pair.outcome_verdict != "same" and not (only_regressed and pair.outcome_verdict != "regressed"):
             rows.append(outcome_row(pair, names))
         rows += [change_row(pair, change, names) for change in pair.changes if change.verdict == "regressed" or not only_regressed]
     return Table(head=HEAD, rows=tuple(rows))
+
+
+def shown_pairs(compared: Compared, *, only_regressed: bool = False) -> Sequence[Pair]:
+    """Return the scenarios that a table has rows for."""
+    verdicts = ("regressed",) if only_regressed else ("regressed", "improved")
+    if len(compared.pairs) <= MOST_SHOWN:
+        return compared.pairs
+    changed = (pair for pair in compared.pairs if any(_has(pair, verdict) for verdict in verdicts))
+    return list(islice(changed, MOST_SHOWN))
 
 
 def by_scenario(table: Table) -> list[tuple[str, Table]]:
@@ -69,20 +83,26 @@ def by_scenario(table: Table) -> list[tuple[str, Table]]:
 
 def offence_table(found: Sequence[Offence], names: Names) -> Table:
     """What the gates stop: the gate, then the row that it stops."""
-    return Table(head=("gate", *HEAD), rows=tuple((Cell(text=offence.gate.text), *_offence_row(offence, names)) for offence in found))
+    rows = ((Cell(text=offence.gate.text), *_offence_row(offence, names)) for offence in found[:MOST_SHOWN])
+    return Table(head=("gate", *HEAD), rows=tuple(rows))
 
 
 def one_side_table(compared: Compared, names: Names) -> Table:
     """The scenarios that one side alone has."""
     sides = (("before", compared.only_before), ("after", compared.only_after))
-    rows = [(Cell(text=names[record.scenario]), Cell(text=side), Cell(text=record.outcome)) for side, found in sides for record in found]
+    one_sided = ((side, record) for side, found in sides for record in found)
+    rows = [
+        (Cell(text=names[record.scenario]), Cell(text=side), Cell(text=record.outcome)) for side, record in islice(one_sided, MOST_SHOWN)
+    ]
     return Table(head=("scenario", "only", "outcome"), rows=tuple(rows))
 
 
 def unfinished_table(compared: Compared, names: Names) -> Table:
     """The scenarios that ended well on neither side, with the last words of each."""
-    pairs = [pair for pair in compared.pairs if "ok" not in (pair.before.outcome, pair.after.outcome)]
-    rows = [(names[pair.scenario], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING) for pair in pairs]
+    pairs = (pair for pair in compared.pairs if "ok" not in (pair.before.outcome, pair.after.outcome))
+    rows = [
+        (names[pair.scenario], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING) for pair in islice(pairs, MOST_SHOWN)
+    ]
     return Table(head=("scenario", "before", "after", "error"), rows=tuple(tuple(Cell(text=text) for text in row) for row in rows))
 
 
@@ -103,10 +123,19 @@ def remarks(compared: Compared) -> list[str]:
     return [
         LEGEND.format(threshold=threshold),
         *_warnings(compared),
+        *_left_out(compared),
         *([f"{older} of the same scenarios passed over: the last one of each side counts"] if compared.superseded else []),
         *(f"left out, because it cannot be read: {each}" for each in compared.damage[:MOST_DAMAGE]),
         *([f"left out: {len(compared.damage) - MOST_DAMAGE} more"] if len(compared.damage) > MOST_DAMAGE else []),
     ]
+
+
+def _left_out(compared: Compared) -> list[str]:
+    """Say where tables show less than there is."""
+    most = max(len(compared.pairs), len(compared.only_before) + len(compared.only_after))
+    if most <= MOST_SHOWN:
+        return []
+    return [f"of more than {MOST_SHOWN:,} scenarios, tables show the first {MOST_SHOWN:,} that changed; --json and --fail-on look at all"]
 
 
 def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:

@@ -18,6 +18,8 @@ from .symbols import ORIGINS, Key
 TITLE = "Time against memory"
 # A page with more pictures is no longer looked at.
 MOST_PICTURES = 4
+# More points only cover each other, and their names fill the page.
+MOST_POINTS = 64
 
 
 def draw_pareto(findings: Findings, style: Style = FOR_PAPER) -> list[Drawing]:
@@ -35,15 +37,18 @@ def draw_pareto(findings: Findings, style: Style = FOR_PAPER) -> list[Drawing]:
 def _draw(findings: Findings, style: Style, group: Sequence[Tradeoff], setting: str, clock: str, name: str) -> Drawing:
     title = f"{TITLE}: {setting}" if setting else TITLE
     best = [point.entry.label for point in group if point.on_front]
+    shown = group[:MOST_POINTS]
+    left_out = f"The picture shows {len(shown)} of {len(group)} points; the table has all."
     return render(
-        lambda frame: _figure(findings, group, frame, title, clock),
+        lambda frame: _figure(findings, shown, frame, title, clock),
         style,
         name=name,
         title=title,
         sentence=f"The optimizer's step {_where(clock)} against {_memory(group)}: left and below is better, and no other beats in both "
         "what lies on the broken line.",
-        alt=f"Time against memory. On the front: {', '.join(best)}. " + "; ".join(map(_spoken, group)) + ".",
+        alt=f"Time against memory. On the front: {', '.join(best)}. " + "; ".join(map(_spoken, shown)) + ".",
         table=_table(group),
+        notes=(left_out,) if len(shown) < len(group) else (),
     )
 
 

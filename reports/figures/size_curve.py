@@ -18,12 +18,15 @@ from .log_plot import Label, LogPlot
 from .symbols import mark_style
 
 TITLE = "Optimizer state against model size"
+# More lines only cover each other, and their names fill the page.
+MOST_LINES = 64
 
 
 def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     """The picture, or None where no state holds a byte."""
     if not any(point.state_bytes for series in findings.curves for point in series.points):
         return None
+    shown = findings.curves[:MOST_LINES]
     empty = dict.fromkeys(series.label for series in findings.curves if any(not point.state_bytes for point in series.points))
     return render(
         lambda frame: _figure(findings, frame),
@@ -31,14 +34,19 @@ def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
         name="state-by-size",
         title=TITLE,
         sentence="How the state grows with the model. Both axes are logarithmic; a line joins models of one family only.",
-        alt="State in bytes against parameters. " + "; ".join(_spoken(series) for series in findings.curves) + ".",
+        alt="State in bytes against parameters. " + "; ".join(_spoken(series) for series in shown) + ".",
         table=_table(findings.curves),
-        notes=(nothing_text(list(empty)),) if empty else (),
+        notes=(*((nothing_text(list(empty)),) if empty else ()), *_left_out(findings)),
     )
 
 
+def _left_out(findings: Findings) -> tuple[str, ...]:
+    count = len(findings.curves)
+    return () if count <= MOST_LINES else (f"The picture shows {MOST_LINES} of {count} lines; the table has all.",)
+
+
 def _figure(findings: Findings, frame: Frame) -> Figure:
-    series = [one for one in findings.curves if any(point.state_bytes for point in one.points)]
+    series = [one for one in findings.curves[:MOST_LINES] if any(point.state_bytes for point in one.points)]
     models = columns((point.parameters, point.model) for one in series for point in one.points)
     states = [gib(point.state_bytes) for one in series for point in one.points if point.state_bytes]
     labels = _labels(findings, series, 24 if frame.width > 5 else 15)

@@ -31,7 +31,8 @@ def room_tables(findings: Findings) -> dict[str, Table]:
 
 
 def _table(group: Sequence[Room]) -> Table:
-    cells = {(room.gpu, _column(group, room)): _cell(room) for room in group}
+    several = len({room.record.scenario.implementation for room in group}) > 1
+    cells = {(room.gpu, _column(room, several=several)): _cell(room) for room in group}
     labels = list(dict.fromkeys(label for _, label in cells))
     usable = {room.gpu: room.usable for room in group}
     rows = [
@@ -40,11 +41,9 @@ def _table(group: Sequence[Room]) -> Table:
     return Table(head=("GPU", "usable, GiB", *labels), rows=tuple(rows))
 
 
-def _column(group: Sequence[Room], room: Room) -> str:
+def _column(room: Room, *, several: bool) -> str:
     """The label of a room, with its implementation where the group has several."""
-    implementation = room.record.scenario.implementation
-    several = len({other.record.scenario.implementation for other in group}) > 1
-    return f"{room.label}, {implementation}" if several else room.label
+    return f"{room.label}, {room.record.scenario.implementation}" if several else room.label
 
 
 def _cell(room: Room) -> Cell:

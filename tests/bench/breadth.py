@@ -234,7 +234,10 @@ def measured(scenario: Scenario, operations: set[str]) -> Counts:
     parameters = list(workpiece.model.parameters())
     optimizer = make_optimizer(scenario, parameters, [name for name, _ in workpiece.model.named_parameters()])
     batch = {name: value.clone() for name, value in workpiece.batch.items()}
-    held = {tensor.untyped_storage()._cdata: tensor for tensor in (*parameters, *workpiece.model.buffers(), *batch.values())}
+    # Adagrad makes its state before the first step.
+    state = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]
+    tensors = (*parameters, *workpiece.model.buffers(), *batch.values(), *state)
+    held = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
     start = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     iteration = Iteration(scenario, workpiece, batch, optimizer, lambda _: nullcontext(), "cpu")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -253,7 +256,8 @@ def _peak(profile: Any, operations: set[str]) -> int:
     for event in events:
         if event.start_ns() > inside_until:
             peak = max(peak, total)
-            if event.name() in operations:
+            # Done in place, it makes no tensor: copy_ of another dtype takes a temporary of its own.
+            if event.name() in operations or event.name().endswith("_"):
                 inside_until = event.end_ns()
         if event.name() == "[memory]":
             total += event.nbytes()

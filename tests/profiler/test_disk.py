@@ -189,6 +189,7 @@ def test_whatever_is_raised_the_old_file_stays_and_no_part_does(run: Path, error
     with pytest.raises(type(error)) as raised:
         fail()
     if isinstance(error, OSError):
+        assert isinstance(raised.value, OSError)
         assert raised.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert [each.name for each in run.iterdir()] == ["file"]

@@ -1,0 +1,74 @@
+"""Commands: optprof run as a user runs it, with all of its processes marked so that they are found."""
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[3]
+MARK = "OPTPROF_BENCH_MARK"
+
+
+class Command:
+    """`optprof` with some arguments, started in a folder; its output goes into files."""
+
+    def __init__(self, words: Sequence[str], folder: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.stdout, self.stderr = folder / f".{self.mark}.out", folder / f".{self.mark}.err"
+        environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "optprof", *words],
+                cwd=folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+            )
+
+    def said(self) -> str:
+        """Return what stands on stderr by now."""
+        return self.stderr.read_text(encoding="utf-8", errors="replace")
+
+    def printed(self) -> str:
+        """Return what stands on stdout by now."""
+        return self.stdout.read_text(encoding="utf-8", errors="replace")
+
+    def processes(self) -> Iterator[psutil.Process]:
+        """Yield every living process that descends from this command, whatever session it is in."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                marked = process.environ().get(MARK) == self.mark
+                if marked and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
+    def children(self) -> list[psutil.Process]:
+        """Return the living processes of this command without its first."""
+        return [process for process in self.processes() if process.pid != self.process.pid]
+
+    def remove(self) -> None:
+        """End what is left and remove the output."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+        self.stdout.unlink(missing_ok=True)
+        self.stderr.unlink(missing_ok=True)
+
+
+def optprof(words: Sequence[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:
+    """Run a command to its end; return its status, stdout and stderr. The status is -1 after the timeout."""
+    command = Command(words, folder)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            command.process.wait(timeout)
+        status = command.process.poll()
+        return -1 if status is None else status, command.printed(), command.said()
+    finally:
+        command.remove()
