@@ -4,8 +4,8 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,24 @@ def environment(seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "affinity": _affinity(),
         "keeps_freed_memory": keeps_freed_memory(),
-        **_fixed(),
+        **fixed(),
     }
+
+
+# Of this process's machine and versions.
+_known: dict[str, Any] = {}
+
+
+def fixed() -> dict[str, Any]:
+    """Return what holds for all records of a process; to find it out may start CUDA."""
+    if not _known:
+        know(_find())
+    return _known
+
+
+def know(found: Mapping[str, Any]) -> None:
+    """Take over what another process of this machine has found."""
+    _known.update(found)
 
 
 def _affinity() -> list[int] | None:
@@ -41,8 +57,7 @@ def _affinity() -> list[int] | None:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-@lru_cache(maxsize=1)
-def _fixed() -> dict[str, Any]:
+def _find() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
