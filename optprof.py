@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from profiler.record import Record
-    from profiler.running.runner import Crew
+    from profiler.running.worker import Worker
     from profiler.store import RunStore
     from reports.run import Run
     from scenarios import Scenario
@@ -225,7 +225,7 @@ def _profile(
     traceback: Traceback = False,
 ) -> None:
     """Profile optimizers on models, and write a report."""
-    with results_on_stdout() as stdout, _crew(",".join([*models, optimizers])) as crew:
+    with results_on_stdout() as stdout, _worker(",".join([*models, optimizers])) as worker:
         import optimizers as catalogue
         from profiler.plan import Comparison, plan
         from profiler.running.beside import require_iterations
@@ -258,7 +258,7 @@ def _profile(
         )
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run("+".join(models), out, resume, force=force, anonymous=anonymous)
-        records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
+        records = _run_all(scenarios, store, worker, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
     _exit_with(records)
 
@@ -285,7 +285,7 @@ def sweep(
     traceback: Traceback = False,
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
-    with results_on_stdout() as stdout, _crew(",".join(allow or ())) as crew:
+    with results_on_stdout() as stdout, _worker(",".join(allow or ())) as worker:
         from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
@@ -293,11 +293,11 @@ def sweep(
         found = suites.load(suite)
         scenarios = scenarios_of(found, allow or ())
         if dry_run:
-            _forecast(scenarios, crew, stdout, timeout=timeout)
+            _forecast(scenarios, worker, stdout, timeout=timeout)
             return
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run(found.name, out, resume, force=force, anonymous=anonymous)
-        records = _run_all(scenarios, store, crew, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
+        records = _run_all(scenarios, store, worker, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
         _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
     _exit_with(records)
 
@@ -510,13 +510,14 @@ def _see_own_code(names: str) -> None:
 
 
 @contextmanager
-def _crew(names: str) -> Iterator["Crew"]:
-    """The children of a run, of which the first loads torch while this process does; `names` are the user's."""
-    _see_own_code(names)
-    from profiler.running.runner import Crew
+def _worker(names: str) -> Iterator["Worker"]:
+    """Yield what does a run's scenarios; it loads torch while this process does. `names` are the user's."""
+    from profiler.running.worker import Worker
 
-    with Crew() as crew:
-        yield crew
+    with Worker() as worker:
+        # Behind it: what it loads is ours, and each scenario is told where the user's code is.
+        _see_own_code(names)
+        yield worker
 
 
 def _open_run(name: str, out: Path | None, resume: bool, *, force: bool, anonymous: bool) -> "RunStore":
@@ -543,7 +544,14 @@ def _open_run(name: str, out: Path | None, resume: bool, *, force: bool, anonymo
 
 
 def _run_all(
-    scenarios: "Sequence[Scenario]", store: "RunStore", crew: "Crew", *, timeout: float | None, force: bool, snapshots: bool, traces: bool
+    scenarios: "Sequence[Scenario]",
+    store: "RunStore",
+    worker: "Worker",
+    *,
+    timeout: float | None,
+    force: bool,
+    snapshots: bool,
+    traces: bool,
 ) -> "list[Record]":
     """The records that stand when all scenarios have run, an earlier run's among them; Ctrl-C tells how to go on and ends with 130."""
     from profiler.environment import environment
@@ -561,7 +569,7 @@ def _run_all(
         print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
     try:
         with progress(len(waiting)) as started:
-            run(waiting, store, started, crew=crew, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
+            run(waiting, store, started, worker=worker, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
     except KeyboardInterrupt:
         print(f"interrupted; what is finished is in {store.folder}; to go on:\n  {_going_on(store.folder)}", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
@@ -577,7 +585,7 @@ def _one_line(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}{help_}"
 
 
-def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, timeout: float | None) -> None:
+def _forecast(scenarios: "Sequence[Scenario]", worker: "Worker", stdout: TextIO, *, timeout: float | None) -> None:
     from profiler.measuring.measurement import to_simulate
     from profiler.running.runner import Runner
     from profiler.running.sweep import forecast
@@ -585,7 +593,7 @@ def _forecast(scenarios: "Sequence[Scenario]", crew: "Crew", stdout: TextIO, *, 
     from reports.forecasts import render_forecasts
 
     with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
-        runner = Runner(crew=crew, store=RunStore(Path(folder)), timeout=timeout)
+        runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
         found = forecast(scenarios, lambda scenario: runner.find(to_simulate(scenario) if scenario.device != "sim" else scenario), started)
     render_forecasts(found, stdout)
 

@@ -4,9 +4,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def environment(seed: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "affinity": _affinity(),
         "keeps_freed_memory": keeps_freed_memory(),
-        **_fixed(),
+        **fixed(),
     }
 
 
@@ -74,13 +73,28 @@ def _readable(word: str) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
+# Of this process's machine and versions.
+_known: dict[str, Any] = {}
+
+
+def fixed() -> dict[str, Any]:
+    """Return what holds for all records of a process; to find it out may start CUDA."""
+    if not _known:
+        know(_find())
+    return _known
+
+
+def know(found: Mapping[str, Any]) -> None:
+    """Take over what another process of this machine has found."""
+    _known.update(found)
+
+
 def _affinity() -> list[int] | None:
     """The numbers of the processors that this process may run on; None where the system does not tell."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-@lru_cache(maxsize=1)
-def _fixed() -> dict[str, Any]:
+def _find() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -4,6 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, cast
 
 import torch
@@ -68,6 +69,18 @@ def build(scenario: Scenario, device: str) -> Workpiece:
     return Workpiece(model=model, batch=batch)
 
 
+def load_code(scenario: Scenario) -> None:
+    """Import what building a catalogue's model takes seconds to import; nothing for a factory, whose code is not ours."""
+    entry = models.describe(scenario.model)
+    if entry is not None:
+        import transformers
+
+        _auto(transformers, entry)
+        import_module(f"transformers.models.{entry.architecture}.modeling_{entry.architecture}")
+        if scenario.lora_rank is not None:
+            import_module("peft")
+
+
 def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: str) -> torch.nn.Module:
     import transformers
 
@@ -79,7 +92,7 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
     attention = {} if scenario.attention in (None, "sdpa") else {"attn_implementation": scenario.attention}
     if attention and entry.architecture == "resnet":
         raise ValueError(f"{scenario.model} has no attention, got {scenario.attention!r}; leave it out")
-    auto = transformers.AutoModelForImageClassification if entry.positions is None else transformers.AutoModelForCausalLM
+    auto = _auto(transformers, entry)
     try:
         config = transformers.AutoConfig.for_model(entry.architecture, **{**entry.config, **scenario.config})
         with torch.device(device):
@@ -90,6 +103,10 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"{scenario.model} cannot be built with {dict(scenario.config)}: {reason}") from error
+
+
+def _auto(transformers: Any, entry: models.ModelEntry) -> Any:
+    return transformers.AutoModelForImageClassification if entry.positions is None else transformers.AutoModelForCausalLM
 
 
 def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Module:

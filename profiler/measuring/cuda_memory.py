@@ -1,14 +1,18 @@
 """CUDA's caching allocator while training really runs: its counters by phase, the state's blocks, its settings and snapshots."""
 
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from .. import disk
 from ..allocator.settings import AllocatorSettings, from_environment, names
 from ..outcome import outcome_of
+from ..places import short_name
 from ..record import Level, StateBlocks
 from ..state import Tensors, storages_of_state
 from .files import Files
@@ -85,10 +89,17 @@ def begin_history() -> None:
 def end_history(files: Files, snapshot: Path | None) -> None:
     """Record no more; what there is goes into `snapshot`, one of the files, for memory_viz."""
     if snapshot is not None:
-        with files.writing(snapshot):
-            snapshot.parent.mkdir(parents=True, exist_ok=True)
-            torch.cuda.memory._dump_snapshot(str(snapshot))
+        with files.writing(snapshot), disk.writing(snapshot, below=files.run) as file:
+            pickle.dump(_without_folders(torch.cuda.memory._snapshot()), file)
     torch.cuda.memory._record_memory_history(None)
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a snapshot whose stacks name files as `short_name` does, and no folder of this machine."""
+    if isinstance(value, dict):
+        parts = {key: _without_folders(part) for key, part in value.items()}
+        return parts | {"filename": short_name(value["filename"])} if isinstance(value.get("filename"), str) else parts
+    return [_without_folders(part) for part in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a measurement leaves beside its record, and a disk that does not take it: that costs the file, and nothing else."""
+"""Files that a measurement leaves beside its record: a disk that does not take one costs that file alone."""
 
 import traceback
 from collections.abc import Iterator
@@ -12,21 +12,25 @@ class Files:
     """Where a measurement leaves what is no record; None leaves it out.
 
     `snapshot` is a pickle of CUDA's allocator for memory_viz, written when all goes well, `when_full` one that is written when memory runs
-    out. `trace` is a folder for torch.profiler's trace of a few iterations. `errors` is what could not be written, with the files' names.
+    out. `trace` is a folder for torch.profiler's trace of a few iterations. All lie below `run`, the run's folder, and no link is followed
+    there. `lost` pairs what could not be written with the reason.
     """
 
+    run: Path | None = None
     snapshot: Path | None = None
     when_full: Path | None = None
     trace: Path | None = None
-    errors: list[OSError] = field(default_factory=list)
+    lost: list[tuple[Path, str]] = field(default_factory=list)
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Write a file inside; an OSError ends that alone, and is printed and kept."""
+        """Write a file inside; an OSError, or a ValueError that refuses a link, ends that alone, and is printed and kept."""
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:
             # The log may lie on the same disk.
             with suppress(OSError):
                 traceback.print_exc()
-            self.errors.append(OSError(error.errno, error.strerror, error.filename or str(path)))
+            named = Path(getattr(error, "filename", None) or path)
+            inside = self.run is not None and named.is_relative_to(self.run)
+            self.lost.append((named if inside else path, getattr(error, "strerror", None) or str(error)))

@@ -1,12 +1,18 @@
 """A few iterations under torch.profiler: a trace that Perfetto and TensorBoard open, and what the operations of a step take."""
 
+import errno
+import gzip
+import re
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch.profiler import ProfilerActivity, profile, record_function, schedule, tensorboard_trace_handler
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+from .. import disk
 from ..record import StepOperation
 from .files import Files
 from .harness import Harness
@@ -14,6 +20,9 @@ from .harness import Harness
 # Iterations that the profiler sees and forgets, because its own first calls are slow, and those that it keeps.
 FORGOTTEN, KEPT = 1, 2
 MOST_OPERATIONS = 10
+# What torch says of the machine: its name in a line of its own, and the folders of files.
+_HOST = re.compile(rb'\s*"host_name": "[^"]*",?\s*')
+_FOLDERS = re.compile(rb'(": ")/(?:[^"\\]|\\.)*/([^"/]*")')
 
 
 def record_trace(
@@ -21,14 +30,12 @@ def record_trace(
 ) -> list[StepOperation]:
     """Run iterations, write their trace into the folder, and return what takes longest in a step, without bytes."""
     step, found = f"Optimizer.step#{optimizer}", []
-    write = tensorboard_trace_handler(str(folder), worker_name=optimizer, use_gzip=True)
 
     def finished(profiler: profile) -> None:
         found.extend(_operations(profiler.events() or (), step, on_device=device == "cuda"))
-        with files.writing(folder):
-            # torch's own way to say that this cannot be made is no OSError.
-            folder.mkdir(parents=True, exist_ok=True)
-            write(profiler)
+        path = folder / f"{re.sub('[^A-Za-z0-9.]+', '-', optimizer)}.{time.time_ns()}.pt.trace.json.gz"
+        with files.writing(path):
+            _write(profiler, path, files.run)
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     plan = schedule(wait=0, warmup=FORGOTTEN, active=KEPT, repeat=1)
@@ -40,6 +47,27 @@ def record_trace(
             iterate()
             profiler.step()
     return found
+
+
+def _write(profiler: profile, path: Path, run: Path | None) -> None:
+    """Write the trace under the name that TensorBoard's plugin looks for; OSError where it is not whole."""
+    with TemporaryDirectory() as folder:
+        # torch writes many times the packed bytes, and does not say that a disk was full.
+        raw = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(raw))
+        with disk.writing(path, below=run) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+            packed.writelines(_without_machine(raw))
+
+
+def _without_machine(trace: Path) -> Iterator[bytes]:
+    """The lines of a trace without the machine's name and its folders; OSError for a trace that was cut."""
+    line = b""
+    with trace.open("rb") as lines:
+        for line in lines:
+            if not _HOST.fullmatch(line):
+                yield _FOLDERS.sub(rb"\1\2", line)
+    if not line.rstrip().endswith(b"}"):
+        raise OSError(errno.ENOSPC, f"torch's trace was cut in {trace.parent.parent}", str(trace))
 
 
 def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[StepOperation]:

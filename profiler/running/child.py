@@ -1,23 +1,12 @@
-"""The child's side of a run: a process that takes scenarios over a pipe and answers each with a record.
-
-Standard input brings a `Job` a line, a dictionary as a Python literal, and standard output takes a line of JSON for each. Before anything
-of the user's runs both are moved out of its way: what it prints goes to the job's log, what it reads is empty.
-"""
+"""The work of a child: a job in, an answer with a record out, whatever the user's code does on the way."""
 
 import ast
-import gc
-import json
-import os
-import signal
-import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from importlib import import_module
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from scenarios import Scenario
 
@@ -30,22 +19,25 @@ from .beside import files_beside
 if TYPE_CHECKING:
     from ..simulating.simulation import Simulation
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a child is to do: a scenario, where its log goes, and the run's folder for what is kept beside the record.
+    """What a child is to do: a scenario, and the run's folder for what is kept beside the record.
 
-    Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is what the simulation has said of a
-    scenario that is to be measured; `force` measures it even if it needs more than is free.
+    Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is the
+    simulation's record of a scenario that is to be measured; `force` measures it even if it needs more
+    than is free. `path` is where its modules are found, as in `sys.path`.
     """
 
     scenario: Scenario
-    log: str
     folder: str | None = None
     snapshots: bool = False
     traces: bool = False
     simulated: Record | None = None
     force: bool = False
+    path: tuple[str, ...] = ()
 
     def to_line(self) -> bytes:
         """The job as one line; a literal keeps tuples apart from lists, which JSON would not."""
@@ -59,111 +51,82 @@ class Job:
         return cls(**{**data, "scenario": Scenario(**data["scenario"]), "simulated": simulated})
 
 
-def main() -> None:
-    """Load torch, say so, and answer jobs until the parent closes the pipe or is gone."""
-    jobs, answers = _own_pipes()
-    waiting: SimpleQueue[bytes] = SimpleQueue()
-    Thread(target=_listen, args=(jobs, waiting), daemon=True).start()
-    # What takes seconds to load is loaded before the first job comes; torch._dynamo is what the first optimizer would load.
-    # None of it becomes garbage, and to look for some again and again takes a tenth of the time.
-    gc.disable()
-    for module in ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulating.simulation"):
-        import_module(module)
-    gc.freeze()
-    gc.enable()
-    _answer(answers, {"ready": os.getpid()})
-    here = Path.cwd()
-    while True:
-        job = Job.from_line(waiting.get())
-        # The last scenario may have gone elsewhere.
-        os.chdir(here)
-        _print_to(job.log)
-        _answer(answers, _work(job))
-
-
-def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output under numbers that no user's code knows; in their place nothing, and standard error.
-
-    A line printed is a line kept, in its place among what other languages print, however the process ends.
-    """
-    jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(2, 1)
-    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
-    return jobs, answers
-
-
-def _listen(jobs: BinaryIO, waiting: SimpleQueue[bytes]) -> None:
-    for line in jobs:
-        waiting.put(line)
-    # The parent is done or dead, and nobody waits for what is under way; workers that the user's code has started end as well.
-    os.killpg(0, signal.SIGKILL)
-
-
-def _print_to(log: str) -> None:
-    _flush()
-    Path(log).parent.mkdir(exist_ok=True)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.close(descriptor)
-
-
-def _flush() -> None:
-    """See what was printed into the log; a disk that has no room for it costs nothing else."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
-
-
-def _answer(answers: BinaryIO, data: dict[str, Any]) -> None:
-    _flush()
-    answers.write(json.dumps(data, allow_nan=False).encode() + b"\n")
-    answers.flush()
-
-
-def _work(job: Job) -> dict[str, Any]:
+def work(job: Job) -> dict[str, Any]:
+    """Return the answer to a job; what belongs beside the record is in the run's folder by then."""
     store = RunStore(Path(job.folder)) if job.folder is not None else None
-    files = files_beside(store, job.scenario, snapshots=job.snapshots, traces=job.traces) if store else Files()
+    asked = {"snapshots": job.snapshots, "traces": job.traces}
+    files = files_beside(store, job.scenario, **asked) if store else Files()
     record, simulation = attempt(job, files)
     if store and simulation:
-        with files.writing(store.timelines_path):
-            _keep(job, store, simulation)
-    lost = [[error.errno, error.strerror, error.filename] for error in files.errors]
-    return {"record": record.to_dict(), "lost": lost}
+        _keep(job, store, simulation, files)
+    lost = tuple(f"{_below(path, store)}: {reason}" for path, reason in files.lost)
+    return answer(replace(record, lost=lost))
 
 
-def _keep(job: Job, store: RunStore, simulation: "Simulation") -> None:
+def answer(record: Record) -> dict[str, Any]:
+    """Return the answer that a record is."""
+    return {"record": record.to_dict()}
+
+
+def _below(path: Path, store: RunStore | None) -> str:
+    return path.relative_to(store.folder).as_posix() if store and path.is_relative_to(store.folder) else path.name
+
+
+def _keep(job: Job, store: RunStore, simulation: "Simulation", files: Files) -> None:
     from ..simulating.snapshot import write_snapshot
 
-    if simulation.timeline is not None:
+    if simulation.timeline is None:
+        return
+    with files.writing(store.timelines_path):
         store.write_timeline(job.scenario, simulation.timeline)
-        if job.snapshots:
-            write_snapshot(store.snapshot_path(job.scenario), job.scenario, simulation.segments, simulation.allocations)
+    if job.snapshots:
+        path = store.snapshot_path(job.scenario)
+        with files.writing(path):
+            write_snapshot(path, job.scenario, simulation.segments, simulation.allocations, below=store.folder)
+
+
+def trace_ahead(scenario: Scenario) -> Record | None:
+    """Trace the model for all simulations of this process and its forks; the record of a failure where it raises."""
+    from ..simulating.simulation import trace_model_of
+
+    def trace() -> None:
+        trace_model_of(scenario)
+
+    return _or_failure(scenario, trace)
 
 
 def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
-    """The job's record, whatever happens, and the simulation that it was read off; what went wrong is printed whole."""
+    """The job's record, whatever happens, and the simulation that it was read off."""
     from ..measuring.measurement import measure
     from ..simulating.simulation import run_simulation
     from .preflight import require_room
 
     scenario = job.scenario
-    try:
+
+    def find() -> "tuple[Record, Simulation | None]":
         if scenario.device == "sim":
             found = run_simulation(scenario)
             return found.record, found
         if not job.force:
             require_room(scenario, job.simulated)
         return measure(scenario, job.simulated, files), None
+
+    found = _or_failure(scenario, find)
+    return (found, None) if isinstance(found, Record) else found
+
+
+def _or_failure(scenario: Scenario, find: Callable[[], T]) -> T | Record:
+    """What `find` returns, or the record of what it raises; that is printed whole."""
+    try:
+        return find()
     except BaseException as error:
         # Other people's models and optimizers run here: whatever they raise, SystemExit too, is this scenario's result.
         with suppress(OSError):
             traceback.print_exc()
-        return without_result(scenario, outcome_of(error), one_line(error)), None
+        return without_result(scenario, outcome_of(error), one_line(error))
 
 
-def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | None = None) -> Record:
+def without_result(scenario: Scenario, outcome: Outcome, error: str) -> Record:
     """The record of a scenario that came to nothing; `error` is one line."""
     from ..environment import environment
 
@@ -172,6 +135,5 @@ def without_result(scenario: Scenario, outcome: Outcome, error: str, log: str | 
         origin="simulated" if scenario.device == "sim" else "measured",
         outcome=outcome,
         error=error,
-        log=log,
         environment=environment(scenario.seed),
     )

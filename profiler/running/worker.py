@@ -1,30 +1,37 @@
-"""The parent's side of a child process: started, asked, watched, and ended with all that it has started."""
+"""Worker: the parent's side of the zygote. Jobs go in one after another, and what they print is emptied into logs."""
 
-import contextlib
 import os
 import selectors
 import signal
 import subprocess
 import sys
-import tempfile
 import time
+import uuid
+from contextlib import suppress
+from dataclasses import replace
+from fcntl import F_DUPFD_CLOEXEC, fcntl
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import Any
 
 from scenarios import schema
 
 from ..allocator.settings import VARIABLES
 from .child import Job
+from .log import Log
+from .processes import MARK, ON_LINUX, end_marked
+from .zygote import END, MOST_ANSWER_BYTES
 
-MOST_ANSWER_BYTES = 16 << 20
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
-# The child imports from the places that the parent imports from: its own folder, where a user may have an `optimizers/`, is not put first.
-_BOOTSTRAP = "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from profiler.running.child import main; main()"
+# A pipe holds no more; who goes on printing after the end is not waited for.
+_MOST_LEFT_BYTES = 1 << 20
+# The zygote imports from the places that the parent imports from: its own folder, where a user may have an `optimizers/`, is not put first.
+_BOOTSTRAP = "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from profiler.running.zygote import main; main()"
 
 
 class ChildEndedError(Exception):
-    """The child is gone; `status` is its exit status, or minus the signal that ended it."""
+    """A process has ended without an answer; `status` is its exit status, or minus the signal that ended it."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the process was ended by {_signal_name(-status)}" if status < 0 else f"the process ended with status {status}")
@@ -32,86 +39,145 @@ class ChildEndedError(Exception):
 
 
 class Worker:
-    """A child process that loads torch while nobody waits for it, and answers one job after another."""
+    """Does jobs one after another, each in a process of its own; torch loads while nobody waits for it.
+
+    The zygote that has loaded torch is started again where it is gone.
+    """
 
     def __init__(self) -> None:
-        # What it prints before its first job, such as why it cannot start.
-        self._early = tempfile.TemporaryFile()  # noqa: SIM115
-        path = [str(Path(place).absolute()) for place in sys.path if isinstance(place, str)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOTSTRAP, repr((path, sys.argv))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._early,
-            bufsize=0,
-            # Each scenario tells CUDA's allocator all of its settings; torch would keep others that it has found here.
-            env={name: value for name, value in os.environ.items() if name not in VARIABLES},
-            # Ctrl-C on the terminal is the parent's to answer; and what the child starts can be ended with it.
-            start_new_session=True,
-        )
-        self._answers = cast(int, self._process.stdout and self._process.stdout.fileno())
+        self._zygote: _Zygote | None = _Zygote()
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.end()
+
+    @property
+    def pid(self) -> int | None:
+        """The process number of the zygote, None where there is none."""
+        return self._zygote.pid if self._zygote else None
+
+    def ask(self, job: Job, log: Log, timeout: float | None = None) -> dict[str, Any]:
+        """The answer to a job, when all that it has started is gone and all that it has printed is in the log.
+
+        ChildEndedError when its process ends first, TimeoutError after `timeout` seconds, ValueError for no answer at all. The seconds
+        count from when torch is loaded.
+        """
+        if self._zygote is None or not self._zygote.is_alive:
+            self.end()
+            self._zygote = _Zygote()
+        try:
+            return self._zygote.ask(job, log, timeout)
+        except BaseException:
+            # Ctrl-C: nobody waits for the answer that may still come.
+            if self._zygote.is_busy:
+                self.end()
+            raise
+
+    def end(self) -> None:
+        """End every process; a second time does nothing."""
+        if self._zygote is not None:
+            self._zygote.end()
+            self._zygote = None
+
+
+class _Zygote:
+    """The process, and the pipes to it."""
+
+    def __init__(self) -> None:
+        self._mark = uuid.uuid4().hex
+        theirs, self._jobs = _pipe()
+        self._answers, to_answers = _pipe()
+        self._output, to_output = _pipe()
+        os.set_blocking(self._output, False)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _BOOTSTRAP, repr((list(_path()), sys.argv))],
+                stdin=theirs,
+                stdout=to_answers,
+                stderr=to_output,
+                env=self._environment(),
+                # Ctrl-C on the terminal is the parent's to answer.
+                start_new_session=True,
+            )
+        finally:
+            for descriptor in (theirs, to_answers, to_output):
+                os.close(descriptor)
+        self.pid = self._process.pid
+        self.is_busy = False
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._answers, selectors.EVENT_READ)
+        for descriptor in (self._answers, self._output):
+            self._selector.register(descriptor, selectors.EVENT_READ)
         self._buffer = bytearray()
-        self._ready = False
+        self._is_ready = False
+
+    def _environment(self) -> dict[str, str]:
+        # Each scenario tells CUDA's allocator all of its settings; torch would keep others that it has found here.
+        kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+        # The question for a device would else start CUDA, and no fork could use it.
+        return kept | {MARK: self._mark, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
     @property
-    def pid(self) -> int:
-        """The child's process number."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the child is still there."""
+    def is_alive(self) -> bool:
+        """Return whether the process is still there."""
         return self._process.poll() is None
 
-    def wait_until_ready(self) -> None:
-        """Return when the child has loaded all it needs; ChildEndedError when it ends first."""
-        if not self._ready:
-            self._line(None)
-            self._ready = True
-
-    def ask(self, job: Job, timeout: float | None = None) -> dict[str, Any]:
-        """The child's answer; ChildEndedError when it ends first, TimeoutError after `timeout` seconds, ValueError for no answer at all.
-
-        The seconds count from when the child has loaded.
-        """
-        self.wait_until_ready()
+    def ask(self, job: Job, log: Log, timeout: float | None) -> dict[str, Any]:
+        self.is_busy = True
+        if not self._is_ready:
+            self._line(log, None)
+            self._is_ready = True
         end = None if timeout is None else time.monotonic() + timeout
-        assert self._process.stdin is not None
+        self._send(replace(job, path=_path()).to_line())
         try:
-            self._process.stdin.write(job.to_line())
-        except BrokenPipeError:
-            raise ChildEndedError(self._status()) from None
-        answer = schema.parse_json(self._line(end))
+            line = self._line(log, end)
+        except TimeoutError:
+            self._send(END)
+            line = self._line(log, time.monotonic() + _GRACE_SECONDS)
+            if self._read(line).get("status") is not None:
+                self._finish(log)
+                raise
+        self._finish(log)
+        answer = self._read(line)
+        if "status" in answer:
+            raise ChildEndedError(answer["status"])
+        if "refused" in answer:
+            raise ValueError(answer["refused"])
+        return answer
+
+    def _finish(self, log: Log) -> None:
+        """Take what was printed before the answer; who printed it is gone."""
+        left = _MOST_LEFT_BYTES
+        while left > 0 and (taken := self._pump(log)):
+            left -= taken
+        self.is_busy = False
+
+    def _read(self, line: bytes) -> dict[str, Any]:
+        answer = schema.parse_json(line)
         if not isinstance(answer, dict):
             raise ValueError(f"the process answered {schema.shown(answer)}, and an object was expected")
         return answer
 
-    def early_words(self) -> str:
-        """What the child has printed before its first job."""
-        self._early.seek(0)
-        return self._early.read(1 << 20).decode(errors="replace")
+    def _send(self, line: bytes) -> None:
+        view = memoryview(line)
+        try:
+            while view:
+                view = view[os.write(self._jobs, view) :]
+        except BrokenPipeError:
+            raise ChildEndedError(self._status()) from None
 
-    def end(self) -> None:
-        """End the child and the processes that it has started, now; a second time does nothing."""
-        if self._early.closed:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._selector.close()
-        for stream in (self._process.stdin, self._process.stdout, self._early):
-            assert stream is not None
-            stream.close()
-
-    def _line(self, end: float | None) -> bytes:
+    def _line(self, log: Log, end: float | None) -> bytes:
         while b"\n" not in self._buffer:
             wait = _POLL_SECONDS if end is None else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
-            if self._selector.select(wait):
-                self._read()
-            elif not self.alive:
-                # A process that the child has started may hold the pipe open.
+            ready = [key.fd for key, _ in self._selector.select(wait)]
+            if self._output in ready:
+                self._pump(log)
+            if self._answers in ready:
+                self._take(log)
+            elif not self.is_alive:
+                # A process that it has started may hold the pipe open.
+                self._finish(log)
                 raise ChildEndedError(self._status())
             elif end is not None and time.monotonic() >= end:
                 raise TimeoutError
@@ -119,21 +185,66 @@ class Worker:
         self._buffer = bytearray(rest)
         return line
 
-    def _read(self) -> None:
+    def _pump(self, log: Log) -> int:
+        """Move what was printed into the log, and return how much there was."""
+        try:
+            printed = os.read(self._output, 1 << 16)
+        except BlockingIOError:
+            return 0
+        if not printed:
+            with suppress(KeyError):
+                self._selector.unregister(self._output)
+        log.write(printed)
+        return len(printed)
+
+    def _take(self, log: Log) -> None:
         chunk = os.read(self._answers, 1 << 20)
         if not chunk:
-            raise ChildEndedError(self._status())
+            status = self._status()
+            self._finish(log)
+            raise ChildEndedError(status)
         self._buffer += chunk
-        if len(self._buffer) > MOST_ANSWER_BYTES:
+        if len(self._buffer) > MOST_ANSWER_BYTES + (1 << 16):
             raise ValueError(f"the process answered more than {MOST_ANSWER_BYTES} bytes")
+
+    def end(self) -> None:
+        """End the process and all that it has started; a second time does nothing."""
+        if self._jobs < 0:
+            return
+        os.close(self._jobs)
+        self._jobs = -1
+        with suppress(subprocess.TimeoutExpired):
+            # It ends what is below it; before it is ready there is nothing.
+            self._process.wait(_GRACE_SECONDS if self._is_ready else 0)
+        if self._process.poll() != 0 or not ON_LINUX:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+            end_marked(self._mark)
+        self._selector.close()
+        os.close(self._answers)
+        os.close(self._output)
 
     def _status(self) -> int:
         try:
             return self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
             # It has closed its pipe and lives on: there is nothing more to wait for.
-            os.killpg(self._process.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
             return self._process.wait()
+
+
+def _path() -> tuple[str, ...]:
+    return tuple(str(Path(place).absolute()) for place in sys.path if isinstance(place, str))
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe on none of the first three descriptors, which a parent whose streams are closed has free."""
+    ends = []
+    for descriptor in os.pipe():
+        ends.append(fcntl(descriptor, F_DUPFD_CLOEXEC, 3))
+        os.close(descriptor)
+    return ends[0], ends[1]
 
 
 def _signal_name(number: int) -> str:

@@ -48,7 +48,7 @@ def simulate(scenario: Scenario) -> Record:
 def run_simulation(scenario: Scenario) -> Simulation:
     """As `simulate`, with the events up to the end or the failure and the timeline beside the record."""
     allocator = simulated_allocator(scenario)
-    model = _model_trace(_Question(without_optimizer(scenario)))
+    model = trace_model_of(scenario)
     optimizer = trace_optimizer(
         model, lambda parameters: accumulating(scenario, make_optimizer(scenario, parameters, model.names)), scenario
     )
@@ -99,6 +99,11 @@ class _Question:
 
     def __hash__(self) -> int:
         return hash(repr(self.scenario))
+
+
+def trace_model_of(scenario: Scenario) -> ModelTrace:
+    """Return the trace of a scenario's model, which is made once for scenarios that differ in their optimizer only."""
+    return _model_trace(_Question(without_optimizer(scenario)))
 
 
 @lru_cache(maxsize=2)

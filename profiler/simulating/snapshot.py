@@ -13,6 +13,7 @@ from typing import Any
 
 from scenarios import Scenario
 
+from .. import disk
 from ..allocator.blocks import Block
 from ..allocator.segments import SMALL_SEGMENT
 from ..allocator.settings import AllocatorSettings
@@ -29,14 +30,20 @@ PROTOCOL = 4
 _Frame = dict[str, Any]
 
 
-def write_snapshot(path: Path, scenario: Scenario, segments: Sequence[Segment], allocations: Allocations) -> None:
-    """Replay the stream on the scenario's device and write its snapshot as a pickle; OSError names the file when that fails."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with path.open("wb") as file:
-            pickle.dump(snapshot(scenario, segments, allocations), file, protocol=PROTOCOL)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+def write_snapshot(
+    path: Path,
+    scenario: Scenario,
+    segments: Sequence[Segment],
+    allocations: Allocations,
+    *,
+    below: Path | None = None,
+) -> None:
+    """Replay the stream on the scenario's device and write its snapshot as a pickle, whole or not at all.
+
+    `below` is the folder under which no link is followed, as in `disk.writing`, which says what is raised.
+    """
+    with disk.writing(path, below=below) as file:
+        pickle.dump(snapshot(scenario, segments, allocations), file, protocol=PROTOCOL)
 
 
 def snapshot(scenario: Scenario, segments: Sequence[Segment], allocations: Allocations) -> dict[str, Any]:

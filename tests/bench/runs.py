@@ -1,4 +1,4 @@
-"""A long run under fire: 200 scenarios of a tiny model, the child at work killed in every tenth, and this process's memory watched.
+"""A long run under fire: 200 scenarios of a tiny model, the process at work killed in every tenth, and this process's memory watched.
 
     python tests/bench/runs.py [--device cpu]
 
@@ -14,14 +14,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from threading import Timer
-from typing import Any, cast
+from typing import cast
 
 import psutil
 
-from profiler.running.child import Job
-from profiler.running.runner import Crew, run
+from profiler.running.runner import run
 from profiler.running.worker import Worker
 from profiler.store import RunStore
 from scenarios import Scenario
@@ -44,20 +44,11 @@ def build():
 """
 
 
-class Struck(Worker):
-    """A child that is sent SIGKILL some time after it has been given a job that is marked, and before it has ended that."""
-
-    def _line(self, end: float | None) -> bytes:
-        if self.marked:
-            Timer(moments.uniform(0, 0.1), os.kill, (self.pid, signal.SIGKILL)).start()
-        return super()._line(end)
-
-    marked = False
-
-    def ask(self, job: Job, timeout: float | None = None) -> dict[str, Any]:
-        self.wait_until_ready()
-        self.marked = job.scenario.seed in doomed and job.folder is not None
-        return super().ask(job, timeout)
+def strike(zygote: int) -> None:
+    """Send SIGKILL to the process that works for the zygote: the last one below it."""
+    with suppress(psutil.NoSuchProcess, IndexError):
+        at_work = max(psutil.Process(zygote).children(recursive=True), key=psutil.Process.create_time)
+        os.kill(at_work.pid, signal.SIGKILL)
 
 
 moments = random.Random(0)
@@ -75,12 +66,16 @@ def main() -> None:
     asked = [Scenario(model="tiny_bench:build", optimizer="sgd", implementation="loop", device=device, seed=seed) for seed in range(COUNT)]
     resident: dict[int, int] = {}
 
-    def started(place: int, _scenario: Scenario) -> None:
+    worker = Worker()
+
+    def started(place: int, scenario: Scenario) -> None:
         resident[place] = psutil.Process().memory_info().rss
+        if scenario.seed in doomed:
+            Timer(moments.uniform(0, 0.1), strike, (worker.pid,)).start()
 
     begin = time.monotonic()
-    with Crew(Struck) as crew:
-        run(asked, RunStore.create(folder / "run"), started, crew=crew)
+    with worker:
+        run(asked, RunStore.create(folder / "run"), started, worker=worker)
     outcomes = Counter(record.outcome for record in RunStore(folder / "run").read())
     print(f"{dict(outcomes)} on disk of {COUNT} in {time.monotonic() - begin:.0f} s")
     print(f"resident: {resident[20] / 2**20:.1f} MiB after 20, {resident[COUNT - 1] / 2**20:.1f} MiB after {COUNT - 1} scenarios")

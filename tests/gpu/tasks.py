@@ -84,7 +84,7 @@ def measure(
     asked = PLACE.prepare(Scenario(**scenario))
     with TemporaryDirectory() as folder:
         files = Files(trace=Path(folder)) if trace else Files()
-        found, _ = attempt(Job(scenario=asked, log="", force=True), files)
+        found, _ = attempt(Job(scenario=asked, force=True), files)
     journal.append("records.jsonl", **found.to_dict())
     step = (found.times or {}).get("step", ())
     memory = found.memory

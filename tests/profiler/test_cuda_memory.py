@@ -1,5 +1,6 @@
 """CUDA measured without a GPU: the whole path runs on the CPU, and the test's own counters stand for the device's."""
 
+import pickle
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,6 +23,8 @@ from profiler.record import GpuReading, StateBlocks
 from scenarios import Scenario
 
 SCENARIO = Scenario(model="resnet18", optimizer="sgd", implementation="loop", workload="state", device="cuda", steps=3)
+
+SNAPSHOT = {"segments": [{"blocks": [{"frames": [{"filename": "train.py", "line": 1, "name": "step"}]}]}]}
 
 
 class Event:
@@ -66,7 +69,8 @@ class Device:
         for name, fake in fakes.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", self.history)
-        monkeypatch.setattr(torch.cuda.memory, "_dump_snapshot", lambda path: Path(path).write_bytes(b"snapshot"))
+        frames = [{"filename": f"{Path.home()}/secret/train.py", "line": 1, "name": "step"}]
+        monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": [{"blocks": [{"frames": frames}]}]})
         monkeypatch.setattr(measurement, "TrainingRun", self.run)
         monkeypatch.setattr("profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading))
 
@@ -112,7 +116,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 def test_memory_is_watched_in_two_steps_and_then_left_alone(device: Device, tmp_path: Path):
     found = measure(SCENARIO, files=Files(snapshot=tmp_path / "snapshot.pickle"))
     assert device.calls == ["history", "reset", "reset", "no history"]
-    assert (tmp_path / "snapshot.pickle").read_bytes() == b"snapshot"
+    assert pickle.loads((tmp_path / "snapshot.pickle").read_bytes()) == SNAPSHOT
     assert found.watched is not None
     levels = found.watched.memory["step"]
     assert {name: (level.end >> 20, level.peak >> 20) for name, level in levels.items()} == {
@@ -219,7 +223,7 @@ def test_a_snapshot_is_written_where_memory_runs_out(device: Device, full: type[
     path = tmp_path / "snapshots" / "full.pickle"
     with pytest.raises(full, match="out of memory"):
         measure(SCENARIO, files=Files(snapshot=tmp_path / "none.pickle", when_full=path))
-    assert path.read_bytes() == b"snapshot"
+    assert pickle.loads(path.read_bytes()) == SNAPSHOT
     assert not (tmp_path / "none.pickle").exists()
     assert device.calls == ["history", "no history"]
 
@@ -230,14 +234,14 @@ def test_a_snapshot_that_cannot_be_written_hides_no_lack_of_memory(full: type[Ex
     files = Files(when_full=tmp_path / "file" / "full.pickle")
     with pytest.raises(full, match="out of memory"):
         measure(SCENARIO, files=files)
-    assert [error.filename for error in files.errors] == [str(tmp_path / "file")]
+    assert files.lost == [(tmp_path / "file" / "full.pickle", "Not a directory")]
 
 
 def test_a_snapshot_that_cannot_be_written_costs_no_measurement(device: Device, tmp_path: Path):
     (tmp_path / "file").touch()
     files = Files(snapshot=tmp_path / "file" / "snapshot.pickle")
     assert measure(SCENARIO, files=files).times
-    assert len(files.errors) == 1
+    assert len(files.lost) == 1
     assert device.calls[-1] == "no history"
 
 

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -17,14 +20,16 @@ import torch
 from profiler.outcome import outcome_of
 from profiler.record import Memory, Record
 from profiler.running.child import Job
+from profiler.running.log import HEAD, TAIL
 from profiler.running.preflight import DoesNotFitError, require_room
 from profiler.running.resume import pending, standing
-from profiler.running.runner import Crew, run
-from profiler.store import RunStore
+from profiler.running.runner import append, run
+from profiler.running.worker import Worker
+from profiler.store import RunStore, file_name
 from scenarios import Scenario
 
 OWN = """
-import os, signal, subprocess, sys, time
+import ctypes, os, signal, subprocess, sys, threading, time
 import torch
 
 class Model(torch.nn.Module):
@@ -86,6 +91,56 @@ class Killed(torch.optim.SGD):
     def step(self, closure=None):
         os.kill(os.getpid(), signal.SIGKILL)
 
+class Tells(torch.optim.SGD):
+    def __init__(self, params, lr=0.1):
+        print(os.getpid())
+        super().__init__(params, lr)
+
+class Escapes(torch.optim.SGD):
+    # It holds the interpreter in C, and its helper has a session of its own and no parent any more.
+    def step(self, closure=None):
+        this = os.getpid()
+        if os.fork() == 0:
+            os.setsid()
+            middle = os.getpid()
+            if os.fork() == 0:
+                while os.getppid() == middle:
+                    time.sleep(0.01)
+                with open(os.environ["OPTPROF_TEST_PIDS"], "w") as file:
+                    file.write(f"{this} {os.getpid()}.")
+                time.sleep(600)
+            os._exit(0)
+        ctypes.PyDLL(None).pause()
+
+class Floods(torch.optim.SGD):
+    def step(self, closure=None):
+        os.write(1, b"first words")
+        for _ in range(32):
+            os.write(1, b"x" * (1 << 20))
+        os.write(1, b"last words")
+        super().step(closure)
+
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(7)
+    os.environ["OPTPROF_TEST_LEFT"] = "left"
+    torch.optim.Optimizer.left = "left"
+    return model()
+
+def parallel():
+    torch.set_num_threads(4)
+    torch.ones(1 << 20, device="cpu").exp()
+    return model()
+
+def threaded():
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    return model()
+
+class Parallel(torch.optim.SGD):
+    def step(self, closure=None):
+        torch.ones(1 << 20, device="cpu").exp()
+        super().step(closure)
+
 class Quits(torch.optim.SGD):
     def step(self, closure=None):
         os._exit(7)
@@ -94,7 +149,7 @@ class Hangs(torch.optim.SGD):
     def step(self, closure=None):
         helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         with open(os.environ["OPTPROF_TEST_PIDS"], "w") as file:
-            file.write(f"{os.getpid()} {helper.pid}")
+            file.write(f"{os.getpid()} {helper.pid}.")
         time.sleep(600)
 """
 
@@ -106,8 +161,27 @@ def own(tmp_path_factory: pytest.TempPathFactory):
     (folder / "owned.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path, str(folder)])
+        patch.setenv("OPTPROF_TEST_PIDS", str(folder / "pids"))
         patch.delenv("PYTHONUNBUFFERED", raising=False)
         yield folder
+
+
+@pytest.fixture(scope="module")
+def worker(own: Path):
+    """One for all tests that end no zygote, started where the environment speaks to the allocator."""
+    del own
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+            patch.setenv(name, "expandable_segments:True")
+        worker = Worker()
+    with worker:
+        yield worker
+
+
+@pytest.fixture
+def pids(own: Path) -> Path:
+    (own / "pids").unlink(missing_ok=True)
+    return own / "pids"
 
 
 def scenario(optimizer: str = "sgd", **changes: object) -> Scenario:
@@ -119,8 +193,17 @@ def quietly(_place: int, _scenario: Scenario) -> None:
     """Nobody is told."""
 
 
-def gone(pid: int) -> bool:
+def read_pids(path: Path) -> list[int]:
+    """Wait until the numbers of two processes are written, with a point behind them."""
     end = time.monotonic() + 60
+    while not (path.exists() and path.read_text().endswith(".")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return [int(pid) for pid in path.read_text().strip(".").split()]
+
+
+def gone(pid: int, seconds: float = 2.0) -> bool:
+    end = time.monotonic() + seconds
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         if time.monotonic() > end:
             return False
@@ -129,10 +212,10 @@ def gone(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunStore, list[Record]]:
+def troubled(tmp_path_factory: pytest.TempPathFactory, worker: Worker) -> tuple[RunStore, list[Record]]:
     store = RunStore.create(tmp_path_factory.mktemp("troubled") / "run")
     asked = [scenario(name) for name in ("Talks", "Fails", "Leaves", "sgd", "Dies", "Quits", "sgd")]
-    return store, run(asked, store, quietly)
+    return store, run(asked, store, quietly, worker=worker)
 
 
 def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunStore, list[Record]]):
@@ -157,32 +240,34 @@ def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore,
     assert failed.endswith("RuntimeError: no luck today\n")
 
 
-def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    run([scenario("Talks"), scenario("Fails")], RunStore.create(tmp_path / "run"), quietly)
+def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str], worker: Worker):
+    run([scenario("Talks"), scenario("Fails")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
-def test_a_scenario_that_changes_the_directory_is_in_nobody_s_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str):
+def test_a_scenario_that_changes_the_directory_is_in_nobody_s_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker, device: str
+):
     """As hydra does; the run was named by a relative path, and both scenarios find the directory as it was."""
+    here = Path.cwd()
     monkeypatch.chdir(tmp_path)
     store = RunStore.create(Path("run"))
-    records = run([scenario("Wanders", device=device, seed=seed) for seed in range(2)], store, quietly, snapshots=True)
+    asked = [scenario("Wanders", device=device, seed=seed) for seed in range(2)]
+    records = run(asked, store, quietly, snapshots=True, worker=worker)
     assert [record.outcome for record in records] == ["ok", "ok"]
-    assert all(Path("run", str(record.log)).read_text().startswith(f"in {tmp_path}\n") for record in records)
+    assert all(Path("run", str(record.log)).read_text().startswith(f"in {here}\n") for record in records)
 
 
-def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.setenv(name, "expandable_segments:True")
+def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(tmp_path: Path, worker: Worker):
     store = RunStore.create(tmp_path / "run")
-    (record,) = run([scenario("Asks")], store, quietly)
+    (record,) = run([scenario("Asks")], store, quietly, worker=worker)
     assert (store.folder / str(record.log)).read_text().startswith("[]\n")
 
 
-def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path):
+def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path, worker: Worker):
     store = RunStore.create(tmp_path / "run")
-    run([scenario(device="sim")], store, quietly, snapshots=True)
+    run([scenario(device="sim")], store, quietly, snapshots=True, worker=worker)
     (path,) = (store.folder / "snapshots").iterdir()
     told = pickle.loads(path.read_bytes())
     assert {"segments", "device_traces"} <= told.keys()
@@ -190,66 +275,94 @@ def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("device", "folder"), [("sim", "timelines"), ("cpu", "tensorboard")])
-def test_a_file_that_cannot_be_written_costs_no_record(tmp_path: Path, device: str, folder: str):
+def test_a_file_that_cannot_be_written_costs_no_record(tmp_path: Path, worker: Worker, device: str, folder: str):
     """Where a folder ought to be made, there is a file."""
     store = RunStore.create(tmp_path / "run")
     (store.folder / folder).touch()
-    with pytest.raises(OSError, match=folder):
-        run([scenario(device=device)] * 2, store, quietly, traces=True)
-    assert [record.outcome for record in store.read()] == ["ok"]
+    asked = scenario(device=device)
+    with pytest.raises(OSError, match=rf"/{folder}.*: Not a directory; its record is kept"):
+        run([asked] * 2, store, quietly, traces=True, worker=worker)
+    (record,) = store.read()
+    assert record.outcome == "ok"
+    assert [line.startswith(folder) for line in record.lost] == [True]
+    assert pending([asked], [record], record.environment) == [asked]
 
 
-def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("OPTPROF_TEST_PIDS", str(tmp_path / "pids"))
+def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path, worker: Worker, pids: Path):
     store = RunStore.create(tmp_path / "run")
-    records = run([scenario("Hangs"), scenario()], store, quietly, timeout=20)
+    zygote = worker.pid
+    records = run([scenario("Hangs"), scenario()], store, quietly, timeout=5, worker=worker)
     assert [record.outcome for record in records] == ["timeout", "ok"]
-    assert records[0].error == "no result after 20 s"
-    assert all(gone(int(pid)) for pid in (tmp_path / "pids").read_text().split())
+    assert records[0].error == "no result after 5 s"
+    assert all(gone(pid) for pid in read_pids(pids))
+    # Torch is not loaded again.
+    assert worker.pid == zygote
 
 
-def test_each_measurement_has_a_process_of_its_own_and_a_killed_one_is_one_record(tmp_path: Path):
+def test_each_scenario_has_a_process_of_its_own_and_a_killed_one_is_one_record(tmp_path: Path, worker: Worker):
     store = RunStore.create(tmp_path / "run")
-    asked = [scenario(device="cpu", seed=seed) for seed in range(3)]
-    seen: list[int] = []
-
-    class Watched(Crew):
-        def measurer(self):
-            worker = super().measurer()
-            seen.append(worker.pid)
-            if len(seen) == 2:
-                os.kill(worker.pid, signal.SIGKILL)
-            return worker
-
-    with Watched() as crew:
-        records = run(asked, store, quietly, crew=crew)
-    assert [record.outcome for record in records] == ["ok", "killed", "ok"]
-    assert records[1].error == "the process was ended by SIGKILL"
-    assert len(set(seen)) == 3
-    assert records[0].times is not None
-    assert not psutil.Process().children()
+    asked = [scenario(name, device=device) for device in ("sim", "cpu") for name in ("Tells", "Killed", "Tells")]
+    records = run(asked, store, quietly, worker=worker)
+    assert [record.outcome for record in records] == ["ok", "killed", "ok"] * 2
+    assert records[1].error == records[4].error == "the process was ended by SIGKILL"
+    logs = [(store.folder / record.log).read_text() for record in records if record.log]
+    told = [line for log in logs for line in log.split() if line.isdecimal()]
+    # A measurement has a simulation before it.
+    assert len(set(told)) == 2 + 2 * 2
+    assert records[3].times is not None
+    assert {child.pid for child in psutil.Process().children()} == {worker.pid}
 
 
-def test_a_child_that_the_kernel_has_killed_for_its_memory_is_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("device", ["sim", "cpu"])
+def test_what_a_model_leaves_in_its_process_changes_no_other_record(tmp_path: Path, worker: Worker, device: str):
+    usual = scenario(device=device, workload="state")
+    asked = [usual, replace(usual, model="owned:doubles"), usual]
+    first, double, last = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
+    assert first.memory is not None
+    assert double.memory is not None
+    assert double.memory.parameters == 2 * first.memory.parameters
+    assert last.memory == first.memory
+    assert last.environment["threads"] == first.environment["threads"]
+
+
+@pytest.mark.parametrize("factory", ["parallel", "threaded"])
+def test_a_model_that_has_threads_stops_no_optimizer(tmp_path: Path, worker: Worker, factory: str):
+    """A fork has none of the threads that OpenMP has counted, and would wait for them without end."""
+    asked = [replace(scenario("Parallel", seed=seed), model=f"owned:{factory}") for seed in (0, 0)]
+    records = run(asked, RunStore.create(tmp_path / "run"), quietly, timeout=30, worker=worker)
+    assert [record.outcome for record in records] == ["ok", "ok"]
+
+
+def test_a_child_that_the_kernel_has_killed_for_its_memory_is_out_of_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker
+):
     """The kill is real; the kernel's count of its kills, which grows with it, is the test's."""
     monkeypatch.setattr("profiler.running.runner.kernel_kills", count().__next__)
-    (record,) = run([scenario("Killed")], RunStore.create(tmp_path / "run"), quietly)
+    (record,) = run([scenario("Killed")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert record.outcome == "out-of-memory"
     assert str(record.error).startswith("the kernel ended the process")
 
 
-def test_a_killed_simulator_costs_a_measurement_nothing(tmp_path: Path):
-    with Crew() as crew:
-        os.kill(crew.simulator().pid, signal.SIGKILL)
-        (record,) = run([scenario(device="cpu")], RunStore.create(tmp_path / "run"), quietly, crew=crew)
-    assert record.outcome == "ok"
+def test_a_killed_zygote_costs_one_record_and_leaves_nothing(tmp_path: Path, pids: Path):
+    with Worker() as worker:
+
+        def kill() -> None:
+            read_pids(pids)
+            os.kill(worker.pid or 0, signal.SIGKILL)
+
+        killer = Thread(target=kill)
+        killer.start()
+        records = run([scenario("Escapes"), scenario()], RunStore.create(tmp_path / "run"), quietly, worker=worker)
+        killer.join()
+    assert [record.outcome for record in records] == ["killed", "ok"]
+    assert all(gone(pid) for pid in read_pids(pids))
 
 
 @pytest.mark.parametrize(("model", "optimizer"), [("owned:looks", "sgd"), ("owned:model", "Counts")])
-def test_what_cannot_be_simulated_is_measured(tmp_path: Path, model: str, optimizer: str):
+def test_what_cannot_be_simulated_is_measured(tmp_path: Path, worker: Worker, model: str, optimizer: str):
     """A model that looks at its loss, and an optimizer that leaves torch: neither runs on tensors without data."""
     asked = [replace(scenario(optimizer, device=device), model=model) for device in ("sim", "cpu")]
-    records = run(asked, RunStore.create(tmp_path / "run"), quietly, traces=True)
+    records = run(asked, RunStore.create(tmp_path / "run"), quietly, traces=True, worker=worker)
     assert [record.outcome for record in records] == ["failed", "ok"]
     assert records[1].memory is not None
     assert records[1].memory.parameters == 4 * (8 * 8 + 8)
@@ -258,31 +371,28 @@ def test_what_cannot_be_simulated_is_measured(tmp_path: Path, model: str, optimi
 PARENT = """
 import sys
 from pathlib import Path
-from profiler.running.runner import run
+from profiler.running.log import HEAD, TAIL
+from profiler.running.runner import append, run
 from profiler.store import RunStore
 from scenarios import Scenario
 if __name__ == "__main__":
     sys.path.append(sys.argv[2])
-    asked = [Scenario(model="owned:model", optimizer=name, implementation="loop") for name in ("sgd", "owned:Hangs")]
+    asked = [Scenario(model="owned:model", optimizer=name, implementation="loop") for name in ("sgd", sys.argv[3])]
     run(asked, RunStore.create(Path(sys.argv[1])), lambda *_: None)
 """
 
 
-def test_a_killed_parent_leaves_what_was_finished_and_no_child(tmp_path: Path, own: Path):
-    pids = tmp_path / "pids"
+@pytest.mark.parametrize("optimizer", ["Hangs", "Escapes"])
+def test_a_killed_parent_leaves_what_was_finished_and_no_child(tmp_path: Path, own: Path, pids: Path, optimizer: str):
     here = str(Path(__file__).resolve().parent.parent.parent)
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own)],
-        env={**os.environ, "OPTPROF_TEST_PIDS": str(pids), "PYTHONPATH": here},
+        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), f"owned:{optimizer}"],
+        env={**os.environ, "PYTHONPATH": here},
     )
-    end = time.monotonic() + 120
-    while not (pids.exists() and pids.read_text()):
-        assert parent.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    found = read_pids(pids)
     parent.kill()
     parent.wait()
-    assert all(gone(int(pid)) for pid in pids.read_text().split())
+    assert all(gone(pid) for pid in found)
     store = RunStore.resume(tmp_path / "run")
     assert [record.outcome for record in store.read()] == ["ok"]
 
@@ -318,10 +428,77 @@ except OSError as error:
     assert (len(store.read()), store.damage) == (1, ())
 
 
+@contextmanager
+def small_disk(folder: Path, kib: int) -> Iterator[Path]:
+    folder.mkdir()
+    size = f"size={kib}k"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_flood_of_words_takes_a_record_s_room_on_no_disk(tmp_path: Path, worker: Worker):
+    with small_disk(tmp_path / "disk", 2048) as disk, closing(RunStore.create(disk / "run")) as store:
+        with pytest.raises(OSError, match="; its record is kept"):
+            run([scenario("Floods"), scenario()], store, quietly, worker=worker)
+        (record,) = store.read()
+    assert (record.outcome, record.log) == ("ok", None)
+    assert record.lost == ("logs/001.log: No space left on device",)
+
+
+def test_of_a_flood_of_words_the_first_and_the_last_are_kept(tmp_path: Path, worker: Worker):
+    store = RunStore.create(tmp_path / "run")
+    (record,) = run([scenario("Floods")], store, quietly, worker=worker)
+    kept = (store.folder / str(record.log)).read_bytes()
+    assert kept.startswith(b"first wordsxxx")
+    assert kept.endswith(b"xxxlast words")
+    # Two steps, of 32 MiB and 21 letters each.
+    left_out = 2 * ((32 << 20) + 21) - HEAD - TAIL
+    assert kept.count(b"\n[optprof: %d bytes are left out here]\n" % left_out) == 1
+    assert len(kept) < HEAD + TAIL + 100
+
+
+@pytest.mark.parametrize("kib", [64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104])
+def test_a_small_disk_keeps_the_record_of_each_scenario_that_was_begun(tmp_path: Path, worker: Worker, kib: int):
+    asked, begun = [scenario("Talks", seed=seed) for seed in range(40)], list[int]()
+
+    def started(_place: int, asked: Scenario) -> None:
+        begun.append(asked.seed)
+
+    with small_disk(tmp_path / "disk", kib) as disk, closing(RunStore.create(disk / "run")) as store:
+        with pytest.raises(OSError, match="No space left on device"):
+            run(asked, store, started, snapshots=True, worker=worker)
+        records = store.read()
+        parts = [path for path in disk.rglob("*") if path.name.endswith(".part")]
+    assert [record.scenario.seed for record in records] == begun
+    assert {record.outcome for record in records} <= {"ok"}
+    assert not parts
+
+
+def test_what_lies_beside_a_record_gives_way_to_it(tmp_path: Path):
+    """The record has 20 kB, and the disk room for half of that."""
+    with small_disk(tmp_path / "disk", 128) as disk, closing(RunStore.create(disk / "run")) as store:
+        record = found(scenario(), padding="x" * 19_000)
+        name = file_name(record.scenario)
+        for place, nbytes in ((f"timelines/{name}.json.gz", 20_000), (f"timelines/{name}0", 3), ("timelines/other", 5)):
+            (store.folder / place).parent.mkdir(exist_ok=True)
+            (store.folder / place).write_bytes(b"x" * nbytes)
+        free = os.statvfs(disk)
+        (disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8_192))
+        kept = append(store, record)
+        assert kept.lost == (f"timelines/{name}.json.gz: removed for the record, No space left on device",)
+        assert store.read() == [kept]
+        assert {path.name for path in (store.folder / "timelines").iterdir()} == {f"{name}0", "other"}
+
+
 def test_a_job_comes_over_the_pipe_as_it_was():
     asked = Scenario(model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu")
     simulated = Record(scenario=asked, origin="simulated", environment={})
-    job = Job(scenario=asked, log="logs/001.log", simulated=simulated, force=True)
+    job = Job(scenario=asked, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
     assert job.to_line().count(b"\n") == 1
     assert Job.from_line(job.to_line()) == job
 

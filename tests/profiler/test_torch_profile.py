@@ -2,12 +2,17 @@
 
 import gzip
 import json
+import platform
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
+from torch.profiler import profile
 
 from profiler import measure
 from profiler.measuring.files import Files
+from profiler.measuring.harness import Harness
+from profiler.measuring.torch_profile import record_trace
 from profiler.record import Record
 from scenarios import Scenario
 
@@ -31,6 +36,32 @@ def test_the_trace_has_two_iterations_with_their_phases(traced: tuple[Record, Pa
     for phase in ("forward", "backward", "Optimizer.step#adamw", "zero_grad"):
         assert named.count(phase) == 2
     assert sum(name.startswith("ProfilerStep#") for name in named) == 2
+
+
+def test_the_trace_names_neither_the_machine_nor_its_folders(traced: tuple[Record, Path]):
+    (path,) = (traced[1] / "resnet18-adamw").iterdir()
+    text = gzip.decompress(path.read_bytes()).decode()
+    assert "host_name" not in text
+    assert f'"{platform.node()}"' not in text
+    assert '"traceName": "trace.json"' in text
+    assert gettempdir() not in text
+    assert json.loads(text)["schemaVersion"] == 1
+
+
+def test_a_trace_that_torch_has_cut_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """torch's own writer goes on silently where its disk is full."""
+
+    def cut(_profiler: profile, path: str) -> None:
+        Path(path).write_text('{\n"traceEvents": [\n{"ph": "X"')
+
+    monkeypatch.setattr(profile, "export_chrome_trace", cut)
+    files = Files(run=tmp_path, trace=tmp_path / "trace")
+    found = record_trace(Harness("cpu"), lambda: None, "adamw", files, tmp_path / "trace", "cpu")
+    assert found == []
+    ((path, reason),) = files.lost
+    assert path.parent == tmp_path / "trace"
+    assert reason.startswith("torch's trace was cut in ")
+    assert not list((tmp_path / "trace").iterdir())
 
 
 def test_the_operations_of_a_step_have_times_and_the_bytes_of_their_tensors(traced: tuple[Record, Path]):

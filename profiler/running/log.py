@@ -1,0 +1,83 @@
+"""Log: the first and the last of what a scenario prints, in a file that cannot fill the disk."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+from .. import disk
+
+# Of what is printed, the bytes that are kept from its beginning and from its end.
+HEAD = TAIL = 1 << 20
+_LAST = 64 << 10
+
+
+class Log:
+    """A file below a run's folder; it is made with the first word, and a disk that does not take it costs the log alone.
+
+    `error` says why there is none although something was printed.
+    """
+
+    def __init__(self, path: Path, *, below: Path) -> None:
+        self.path = path
+        self.error: OSError | ValueError | None = None
+        self._below = below
+        self._descriptor: int | None = None
+        self._seen = 0
+        self._tail = bytearray()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        self.close()
+
+    @property
+    def is_there(self) -> bool:
+        """Return whether there is a file with what was printed."""
+        return self._seen > 0 and self.error is None
+
+    @property
+    def last_words(self) -> str:
+        """The last that was printed, as text."""
+        return self._tail[-_LAST:].decode(errors="replace")
+
+    def write(self, printed: bytes) -> None:
+        """Keep what was printed: at once as long as it belongs to the beginning, else for the end."""
+        head = printed[: max(0, HEAD - self._seen)]
+        self._seen += len(printed)
+        self._tail += printed
+        if len(self._tail) > 2 * TAIL:
+            del self._tail[:-TAIL]
+        self._put(head)
+
+    def close(self) -> None:
+        """Write the end behind the beginning; a second time does nothing."""
+        behind = self._seen - HEAD
+        if self._descriptor is not None and behind > 0:
+            left_out = max(0, behind - TAIL)
+            between = f"\n[optprof: {left_out} bytes are left out here]\n".encode() if left_out else b""
+            self._put(between + self._tail[-min(behind, TAIL) :])
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _put(self, data: bytes | bytearray) -> None:
+        if not data or self.error is not None:
+            return
+        try:
+            if self._descriptor is None:
+                disk.make_folder(self.path.parent, below=self._below)
+                self._descriptor = disk.open_to_append(self.path, os.O_CREAT | os.O_EXCL, below=self._below)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._descriptor, view) :]
+        except (OSError, ValueError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError | ValueError) -> None:
+        """Leave the room to the record."""
+        self.error = error
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            disk.remove(self.path)
