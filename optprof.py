@@ -459,10 +459,12 @@ def _run_all(
     from profiler.environment import environment
     from profiler.running.resume import pending, standing
     from profiler.running.runner import run
+    from scenarios.schema import require_records
 
     before = store.read()
     waiting = pending(scenarios, before, environment(seed=0)) if before else list(scenarios)
     if before:
+        require_records(len(before) + len(waiting))
         print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
     try:
         with progress(len(waiting)) as started:

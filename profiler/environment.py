@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from scenarios import schema
+
 from .malloc import keeps_freed_memory
 
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
@@ -27,7 +29,7 @@ def environment(seed: int) -> dict[str, Any]:
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": schema.shortened_all([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "affinity": _affinity(),

@@ -18,15 +18,12 @@ from time import monotonic, sleep
 from typing import Any
 
 from scenarios import schema
+from scenarios.schema import MOST_LINE_BYTES, MOST_RECORDS
 from scenarios.spec import Scenario
 
 from .record import Record
 from .timeline import Timeline
 from .timeline_file import MOST_BYTES, pack, unpack
-
-# What a run may hold, many times what it has: a record of gpt2-xl is 6 kB.
-MOST_LINE_BYTES = 16 << 20
-MOST_RECORDS = 100_000
 
 
 class RunStore:
@@ -42,6 +39,7 @@ class RunStore:
         self.timelines_path = folder / "timelines"
         self.torn_path = folder / "records.torn"
         self.torn = b""
+        self._count = 0
         self._descriptor: int | None = None
 
     @classmethod
@@ -87,11 +85,15 @@ class RunStore:
             self._descriptor = None
 
     def append(self, record: Record) -> None:
-        """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line."""
-        descriptor = self._writable()
+        """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line.
+
+        ValueError for a record that could not be read again, before anything of it is written.
+        """
+        descriptor, whole = self._writable(), record.to_line()
+        schema.require_records(self._count + 1)
         length = os.fstat(descriptor).st_size
         try:
-            line = memoryview(record.to_json().encode() + b"\n")
+            line = memoryview(whole)
             while line:
                 line = line[os.write(descriptor, line) :]
             os.fsync(descriptor)
@@ -99,6 +101,7 @@ class RunStore:
             with suppress(OSError):
                 os.ftruncate(descriptor, length)
             raise OSError(error.errno, error.strerror, str(self.records_path)) from error
+        self._count += 1
 
     def _open(self, how: int, patience: float = 0) -> None:
         self._descriptor = os.open(self.records_path, os.O_RDWR | os.O_APPEND | how, 0o666)
@@ -176,6 +179,7 @@ class RunStore:
                 records.append(Record.from_dict(schema.parse_json(line)))
             except ValueError as error:
                 raise ValueError(f"{self.records_path}, line {number}: {error}") from error
+        self._count = len(records)
         return records
 
     def torn_line(self) -> bytes:

@@ -12,6 +12,7 @@ from weakref import finalize
 from profiler.record import Record
 from profiler.running.resume import standing
 from profiler.store import RunStore
+from scenarios.schema import require_records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -50,7 +51,10 @@ class Run:
         """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written."""
         store = RunStore.resume(folder, patience=PATIENCE)
         store.close()
-        return cls(records=standing(store.read()), folder=folder)
+        found = store.read()
+        # Told before the training, whose record would have no place.
+        require_records(len(found) + 1)
+        return cls(records=standing(found), folder=folder)
 
     @property
     def where(self) -> Path:
