@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from reports.streams import progress, results_on_stdout, survive_closed_pipes
+from scenarios.schema import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +84,7 @@ Snapshot = Annotated[
 Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there: skip what it has recorded as ok.")]
-Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds that a scenario may take.", show_default="no limit")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds that a scenario may take.", show_default="no limit")]
 Force = Annotated[bool, typer.Option("--force", help="Measure on CUDA even what needs more memory than is free.")]
 NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
@@ -108,7 +109,7 @@ def _border(*, whole: bool) -> Iterator[None]:
         if whole:
             traceback.print_exc()
         told, status = _told(error)
-        print(f"optprof: {told}", file=sys.stderr)
+        print(f"optprof: {shortened(told, 2_000)}", file=sys.stderr)
         raise typer.Exit(status) from None
 
 
@@ -190,10 +191,11 @@ def _profile(
     """Profile optimizers on models, and write a report."""
     with results_on_stdout() as stdout, _crew() as crew:
         import optimizers as catalogue
-        from profiler.plan import Comparison, plan
+        from profiler.plan import Comparison, plan, require_timeout
         from profiler.running.beside import require_iterations
         from scenarios.models import read_config
 
+        require_timeout(timeout)
         scenarios = plan(
             Comparison(
                 models=models,
@@ -248,10 +250,12 @@ def sweep(
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
     with results_on_stdout() as stdout, _crew() as crew:
+        from profiler.plan import require_timeout
         from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
 
+        require_timeout(timeout)
         found = suites.load(suite)
         scenarios = scenarios_of(found, allow or ())
         if dry_run:

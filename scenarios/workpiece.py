@@ -10,6 +10,7 @@ import torch
 
 from . import factories, models
 from .batches import map_tensors
+from .schema import shortened
 from .spec import Scenario
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -71,6 +72,7 @@ def build(scenario: Scenario, device: str) -> Workpiece:
 def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: str) -> torch.nn.Module:
     import transformers
 
+    models.require_size(scenario.config, "config")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     usual = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
     for key in scenario.config:
@@ -89,7 +91,8 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
         if not scenario.config:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{scenario.model} cannot be built with {dict(scenario.config)}: {reason}") from error
+        told = shortened(f"{dict(scenario.config)}: {reason}", 1_000)
+        raise ValueError(f"{scenario.model} cannot be built with {told}") from error
 
 
 def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Module:

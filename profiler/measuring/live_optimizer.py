@@ -239,5 +239,7 @@ def _plain(value: Any) -> Any:
         return schema.check(Any, kind(number) if kind else number, "an option")
     except ValueError:
         if kind is not None:
-            return ascii(number)[:100] if kind is str else schema.shown(number)
+            # Python writes no number of more than 4,300 digits.
+            is_long = isinstance(number, int) and number.bit_length() > 300
+            return schema.shown(number) if is_long else ascii(number)[:100]
         return getattr(value, "__qualname__", type(value).__qualname__)[:100]

@@ -8,7 +8,7 @@ from typing import Any
 
 import optimizers
 
-from ..plan import Comparison, plan
+from ..plan import Comparison, plan, require_timeout
 from ..record import Record
 from ..store import RunStore
 from .runner import run
@@ -16,6 +16,7 @@ from .runner import run
 
 def ask(comparison: Comparison, folder: Path, *, timeout: float | None = None, force: bool = False) -> list[Record]:
     """The records of a comparison, left in a new run in the folder; ValueError for a request that cannot be met."""
+    require_timeout(timeout)
     scenarios = plan(comparison)
     store = RunStore.create(folder)
     try:
