@@ -184,6 +184,13 @@ class Course:
     added_bytes: Count
     dropped: Count
 
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together, which a report would divide by or look up."""
+        if not self.losses or not self.held_out:
+            raise ValueError("losses and held_out have one number or more, got none")
+        if self.ended and len(self.ended) != len(self.draws):
+            raise ValueError(f"ended has a number for each of {len(self.draws)} draws, got {len(self.ended)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:

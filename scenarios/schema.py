@@ -25,8 +25,8 @@ MOST_NAME = 1_000
 # MOST_ITEMS micro-batches, with a loss and the times of six phases each, takes 18 MB.
 MOST_LINE_BYTES = 32 << 20
 MOST_RECORDS = 100_000
-# 31 years; a ratio of two times stays finite.
-MOST_SECONDS = 1e9
+# 31 years, and less than any clock tells: the ratio of two times stays finite.
+LEAST_SECONDS, MOST_SECONDS = 1e-15, 1e9
 # Losses of a training that diverges; sums of all that a record holds stay finite.
 MOST_LOSS = 1e100
 
@@ -39,10 +39,11 @@ _Check = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Between:
-    """The least and the most that a number may be; both are allowed."""
+    """The least and the most that a number may be; both are allowed, and 0 where `or_zero` says so."""
 
     least: float
     most: float
+    or_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Letters:
 
 
 Count = Annotated[int, Between(0, MOST_WHOLE)]
-Seconds = Annotated[float, Between(0.0, MOST_SECONDS)]
+Seconds = Annotated[float, Between(LEAST_SECONDS, MOST_SECONDS, or_zero=True)]
 Loss = Annotated[float, Between(-MOST_LOSS, MOST_LOSS)]
 Name = Annotated[str, Letters(MOST_NAME)]
 
@@ -204,7 +205,7 @@ def _object(kind: type[Any]) -> _Check:
                     raise misfit.inside(name) from None
             elif is_needed:
                 raise MisfitError("", place=name, before="no ")
-        return _made(kind, values) if own else kind(**values)
+        return _made(kind, values)
 
     return read_object
 
@@ -227,12 +228,13 @@ def _limited(kind: Any, limit: Between | Letters) -> _Check:
 
     def within(value: Any) -> Any:
         found = plain(value)
-        if least <= found <= most:
+        if least <= found <= most or (limit.or_zero and found == 0):
             return found
         if found < least:
             noun = "a whole number" if kind is int else "a number"
             # A least number that is there for arithmetic would say little.
-            bound = "> 0" if 0 < least < 1 and found <= 0 else f">= {least}"
+            usual = ">= 0" if limit.or_zero else "> 0"
+            bound = usual if 0 < least < 1 and found <= 0 else f">= {least}"
             raise MisfitError(f" must be {noun} {bound}, got {shown(found)}")
         raise MisfitError(f" is at most {most}, got {shown(found)}")
 
