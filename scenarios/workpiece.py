@@ -91,7 +91,7 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
         if not scenario.config:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        told = shortened(f"{dict(scenario.config)}: {reason}", 1_000)
+        told = shortened(f"{dict(scenario.config)}: {reason}", 400)
         raise ValueError(f"{scenario.model} cannot be built with {told}") from error
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from ..arithmetic.labels import shortened
 from ..style import INK, LINE, MUTED, Mark
 from ..units import count_text
-from .canvas import Canvas, Frame, text_width
+from .canvas import Canvas, Frame, fitting, text_width
 from .spacing import crowded, spaced, thinned
 from .symbols import ORIGINS, mark_style
 
@@ -49,6 +49,7 @@ class LogPlot:
         context: str,
     ) -> None:
         self.frame = frame
+        labels = [_narrow(label, frame) for label in labels]
         self._right = frame.width - 0.42 - max(_label_width(label, frame) for label in labels)
         self._x = _limits(list(models), 0.16)
         self._y = _limits(heights, 0.22)
@@ -114,6 +115,12 @@ class LogPlot:
 
     def _line(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.canvas.line(x, y, LINE)
+
+
+def _narrow(label: Label, frame: Frame) -> Label:
+    """The label, with lines that leave half of the picture to the curves."""
+    lines = [fitting(line, frame.size, frame.width / 2) for line in label.text.split("\n")]
+    return replace(label, text="\n".join(lines))
 
 
 def _label_width(label: Label, frame: Frame) -> float:

@@ -12,7 +12,7 @@ import pytest
 
 from profiler.record import SCHEMA, Course, GpuReading, HeldOut, Memory, Record, Watched
 from profiler.store import RunStore, free_folder, last_folder
-from scenarios import Scenario
+from scenarios import Scenario, schema
 
 
 def record(**changes: object) -> Record:
@@ -180,3 +180,26 @@ def test_names_of_folders_are_counted_on_and_the_last_is_found_again(tmp_path: P
     made = [RunStore.create_free(tmp_path, "gpt2").folder.name for _ in range(11)]
     assert made[:2] + made[-1:] == ["gpt2", "gpt2-2", "gpt2-11"]
     assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2-11"
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path):
+    store = RunStore.create(tmp_path)
+    bad = record(warnings=("x" * 20_001,)), record(times={"step": (-1.0,)}), record(parameter_count=2**63)
+    for each in bad:
+        with pytest.raises(ValueError, match=r"^a record of '.*' cannot be kept: "):
+            store.append(each)
+    assert store.read() == []
+
+
+def test_a_run_takes_no_more_records_than_it_is_read_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schema, "MOST_RECORDS", 2)
+    store = RunStore.create(tmp_path)
+    store.append(record())
+    store.append(record())
+    with pytest.raises(ValueError, match=r"^a run has at most 2 records, and would have 3"):
+        store.append(record())
+    store.close()
+    again = RunStore.resume(tmp_path)
+    with pytest.raises(ValueError, match=r"^a run has at most 2 records"):
+        again.append(record())
+    assert len(again.read()) == 2
