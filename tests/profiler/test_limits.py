@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import optimizers
 import optprof
 from profiler.environment import environment
 from profiler.plan import Comparison, plan, require_timeout
@@ -62,7 +63,8 @@ def test_a_comparison_that_cannot_be_is_refused_in_one_line(asked: dict[str, Any
 
 
 def test_an_infinite_default_may_be_written_and_is_left_to_the_optimizer():
-    pytest.importorskip("prodigyopt")
+    if "prodigy" not in optimizers.available():
+        pytest.skip("prodigy is not installed")
     scenario, *_ = plan(Comparison(models=["tiny"], optimizers=["prodigy:growth_rate=1e400"], device="sim"))
     assert "growth_rate" not in scenario.options
 
