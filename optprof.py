@@ -34,6 +34,7 @@ from warnings import catch_warnings
 import typer
 
 from reports.streams import STDOUT, guard_streams, progress, results_on_stdout
+from scenarios.schema import shortened
 
 if TYPE_CHECKING:
     import torch
@@ -98,7 +99,7 @@ Snapshot = Annotated[
 Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there: skip what it has recorded as ok.")]
-Timeout = Annotated[float | None, typer.Option(min=1, help="Seconds that a scenario may take.", show_default="no limit")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds that a scenario may take.", show_default="no limit")]
 Force = Annotated[
     bool,
     typer.Option(
@@ -133,7 +134,7 @@ def _border(*, whole: bool) -> Iterator[None]:
         if whole:
             traceback.print_exc()
         told, status = _told(error)
-        print(f"optprof: {' '.join(told.splitlines())}", file=sys.stderr)
+        print(f"optprof: {shortened(' '.join(told.splitlines()), 2_000)}", file=sys.stderr)
         raise typer.Exit(status) from None
 
 
@@ -227,10 +228,11 @@ def _profile(
     """Profile optimizers on models, and write a report."""
     with results_on_stdout() as stdout, _worker(",".join([*models, optimizers])) as worker:
         import optimizers as catalogue
-        from profiler.plan import Comparison, plan
+        from profiler.plan import Comparison, plan, require_timeout
         from profiler.running.beside import require_iterations
         from scenarios.models import read_config
 
+        require_timeout(timeout)
         scenarios = plan(
             Comparison(
                 models=models,
@@ -286,10 +288,12 @@ def sweep(
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
     with results_on_stdout() as stdout, _worker(",".join(allow or ())) as worker:
+        from profiler.plan import require_timeout
         from profiler.running.beside import require_iterations
         from profiler.running.sweep import sweep as scenarios_of
         from scenarios import suites
 
+        require_timeout(timeout)
         found = suites.load(suite)
         scenarios = scenarios_of(found, allow or ())
         if dry_run:
@@ -558,6 +562,7 @@ def _run_all(
     from profiler.running.resume import pending, standing
     from profiler.running.runner import run
     from profiler.store import file_name
+    from scenarios.schema import require_records
 
     before = store.read()
     lost = store.lost_timelines(standing(before))
@@ -566,6 +571,7 @@ def _run_all(
     for name in lost & {file_name(scenario) for scenario in waiting}:
         store.set_timeline_aside(name)
     if before:
+        require_records(len(before) + len(waiting))
         print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
     try:
         with progress(len(waiting)) as started:

@@ -1,5 +1,6 @@
 """A scenario's accumulation around its optimizer, the schedule of its target, and the windows that stand for it without values."""
 
+from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 import optimizers
 from optimizers import accumulation
 from optimizers.accumulation import Accumulation, CosineTarget, GradientNoiseScale, MetricHypothesisTest, ScheduledBatch
-from scenarios import Scenario
+from scenarios import Scenario, schema
 
 # The draws of a simulated window: the first gradients are new, the second are added to what is there, and so are all that follow.
 WINDOW = 2
@@ -83,4 +84,5 @@ def _over_nothing(spec: str, scenario: Scenario) -> Accumulation:
 def _read(spec: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The wrapper's name, its options, and those of the schedule of its target."""
     name, options = optimizers.parse(spec)
+    schema.check(Mapping[str, Any], options, name)
     return name, options, {option: options.pop(option) for option in _SCHEDULE if option in options}

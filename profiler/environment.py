@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from scenarios import schema
+
 from .malloc import keeps_freed_memory
 from .privacy import disclosed_command
 
@@ -31,7 +33,7 @@ def environment(seed: int) -> dict[str, Any]:
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
+        "command": schema.shortened_all(command()),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "affinity": _affinity(),

@@ -2,9 +2,13 @@
 
 import traceback
 
+from scenarios import schema
+
 from .places import owner, short_name
 from .record import Outcome
 
+# A model's error may hold a tensor, or all of a file.
+_MOST_TOLD = 2_000
 # What is raised, as a RuntimeError, where it is not torch's own OutOfMemoryError.
 _FULL = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -29,7 +33,7 @@ def one_line(error: BaseException) -> str:
     A ValueError or OSError that our code has raised says what it must by itself.
     """
     lines = str(error.msg if isinstance(error, SyntaxError) else error).strip().splitlines()
-    text = ": ".join([type(error).__name__, *lines[:1]])
+    text = schema.shortened(": ".join([type(error).__name__, *lines[:1]]), _MOST_TOLD)
     place = None if is_ours(error) else user_line(error)
     return f"{text} ({place})" if place else text
 

@@ -1,16 +1,16 @@
 """Which scenarios a comparison takes: every name checked before anything runs, in an order that traces each model once."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 
 import optimizers
-from scenarios import Scenario, factories, hardware, models
+from scenarios import Scenario, factories, hardware, models, schema
 from scenarios.settings import own_settings
 from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
+from scenarios.suites import MOST_SCENARIOS
 from scenarios.workpiece import build
 
 from .accumulating import require_possible
@@ -21,6 +21,10 @@ from .simulating.training import without_optimizer
 
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
+# The tokens of a batch are real where all else is simulated: 1 GB of them.
+MOST_TOKENS = 1 << 27
+# Four months.
+MOST_TIMEOUT = 1e7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +67,7 @@ def plan(comparison: Comparison) -> list[Scenario]:
     Where a simulation is asked for, the state alone is simulated too, for one model's whole family, so that there is a curve over sizes; a
     model with a configuration of its own belongs to none.
     """
-    for name in comparison.models:
-        if models.describe(name) is None:
-            factories.load(name)
-    if comparison.gpu is not None:
-        hardware.describe(comparison.gpu)
-    AllocatorSettings.parse(comparison.alloc_conf)
+    _require_known(comparison)
     found: list[Scenario] = []
     for device in _devices(comparison.device):
         for model in comparison.models:
@@ -82,9 +81,35 @@ def plan(comparison: Comparison) -> list[Scenario]:
                     asked = alone if models.describe(model) is None else replace(alone, sequence_length=None)
                     found += _scenarios(asked, model, device)
     for scenario in found:
+        _require_batch(scenario)
         require_possible(scenario)
     _check(comparison, {(scenario.model, scenario.gpu): scenario for scenario in found}.values())
     return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
+
+
+def _require_known(comparison: Comparison) -> None:
+    """Raise ValueError for too many questions, and for a name that nobody knows."""
+    count = len(comparison.models) * len(comparison.optimizers)
+    if count > MOST_SCENARIOS:
+        raise ValueError(f"a comparison has at most {MOST_SCENARIOS} models times optimizers, got {count}")
+    for name in comparison.models:
+        if models.describe(name) is None:
+            factories.load(name)
+    if comparison.gpu is not None:
+        hardware.describe(comparison.gpu)
+    AllocatorSettings.parse(comparison.alloc_conf)
+
+
+def _require_batch(scenario: Scenario) -> None:
+    tokens = scenario.batch_size * (scenario.sequence_length or 1)
+    if tokens > MOST_TOKENS:
+        raise ValueError(f"batch_size times sequence_length is at most {MOST_TOKENS}, got {tokens}; ask for a smaller batch")
+
+
+def require_timeout(timeout: float | None) -> None:
+    """Raise ValueError for a time limit that is none."""
+    if timeout is not None:
+        schema.check(Annotated[float, schema.Between(1.0, MOST_TIMEOUT)], timeout, "timeout")
 
 
 def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
@@ -145,7 +170,7 @@ def _companions(names: Sequence[str]) -> Sequence[str]:
 def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scenario]:
     batch_size, sequence_length = _sizes(comparison, model)
     for spec in comparison.optimizers:
-        name, _ = optimizers.parse(spec)
+        name, written = optimizers.parse(spec)
         implementation = cast(Implementation, comparison.implementation or _default_implementation(spec, device))
         # An optimizer that refuses its options says so now, before anything has run.
         optimizers.create(spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation)
@@ -154,7 +179,7 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
             model=model,
             config=comparison.config,
             optimizer=name,
-            options={key: value for key, value in optimizers.option_defaults(spec).items() if is_plain(value)},
+            options=_options(spec, written),
             implementation=implementation,
             workload=cast(Workload, comparison.workload),
             dtype=cast(DType | None, comparison.dtype),
@@ -196,9 +221,20 @@ def _default_implementation(spec: str, device: str) -> str:
     return optimizers.default_implementation(spec, "cpu" if device == "cpu" else "cuda")
 
 
+def _options(spec: str, written: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an optimizer; a default that a record cannot hold is left to its constructor."""
+    found = optimizers.option_defaults(spec)
+    usual = optimizers.option_defaults(optimizers.parse(spec)[0])
+    # Prodigy's growth rate is infinite, which JSON has no number for, whether it is written or not.
+    chosen = {key: value for key, value in found.items() if key in written and value != usual.get(key)}
+    schema.check(Mapping[str, Any], chosen, optimizers.parse(spec)[0])
+    return {key: value for key, value in found.items() if key in chosen or is_plain(value)}
+
+
 def is_plain(value: object) -> bool:
-    """Whether JSON can hold the value; a default that it cannot hold is left to the optimizer."""
-    if isinstance(value, list | tuple):
-        return all(map(is_plain, value))
-    # Prodigy's growth rate is infinite, which JSON has no number for.
-    return value is None or isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+    """Return whether a record can hold the value."""
+    try:
+        schema.check(Any, value, "")
+    except ValueError:
+        return False
+    return True

@@ -6,12 +6,15 @@ The field names are a contract with every report, script and gate that reads `re
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from scenarios import schema
+from scenarios.schema import Between, Count, Loss, Name, Seconds
 from scenarios.spec import Scenario
 
 SCHEMA = 1
+# A slice of one parameter of the largest models.
+LEAST_SHARE = 1e-15
 
 Origin = Literal["measured", "simulated", "estimated"]
 Outcome = Literal["ok", "out-of-memory", "failed", "killed", "timeout"]
@@ -35,20 +38,20 @@ class Memory:
     records leave it empty.
     """
 
-    parameters: int
-    gradients: int
-    optimizer_state: int
-    state_by_key: Mapping[str, int]
-    state_by_key_dtype: Mapping[str, Mapping[str, int]]
-    optimizer_state_allocated: int | None = None
-    peak_allocated: int | None = None
-    peak_reserved: int | None = None
-    peak_allocated_upper: int | None = None
-    peak_reserved_upper: int | None = None
-    peak_phase: str | None = None
-    peak_by_category: Mapping[str, int]
-    peak_by_phase: Mapping[str, int]
-    parameters_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    parameters: Count
+    gradients: Count
+    optimizer_state: Count
+    state_by_key: Mapping[str, Count]
+    state_by_key_dtype: Mapping[str, Mapping[str, Count]]
+    optimizer_state_allocated: Count | None = None
+    peak_allocated: Count | None = None
+    peak_reserved: Count | None = None
+    peak_allocated_upper: Count | None = None
+    peak_reserved_upper: Count | None = None
+    peak_phase: Name | None = None
+    peak_by_category: Mapping[str, Count]
+    peak_by_phase: Mapping[str, Count]
+    parameters_by_dtype: Mapping[str, Count] = field(default_factory=dict)
 
     @property
     def resident(self) -> int:
@@ -65,21 +68,21 @@ class StepEstimate:
     what the kernels read and write, `launches` how many there are, `synchronisations` how often the host waits for the device.
     """
 
-    gpu: str
-    seconds: float
-    floor_seconds: float
-    moved_bytes: int
-    needed_bytes: int
-    launches: int
-    synchronisations: int
+    gpu: Name
+    seconds: Seconds
+    floor_seconds: Seconds
+    moved_bytes: Count
+    needed_bytes: Count
+    launches: Count
+    synchronisations: Count
 
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
     """Bytes by one counter: when a phase ended, and the most while it ran."""
 
-    end: int
-    peak: int
+    end: Count
+    peak: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +94,8 @@ class StateBlocks:
     then left, `other`, is no state: workspaces, and what the step has freed.
     """
 
-    tensors: int
-    on_host: int
+    tensors: Count
+    on_host: Count
     rounding: int
     delta: int
 
@@ -114,12 +117,12 @@ class GpuReading:
     `slowed_by` says in words what holds its clock down. `process_bytes` is what the driver counts for this process, CUDA's context too.
     """
 
-    clock_mhz: int | None
-    memory_clock_mhz: int | None
+    clock_mhz: Count | None
+    memory_clock_mhz: Count | None
     temperature_celsius: int | None
     slowed_by: tuple[str, ...]
-    other_processes: int | None
-    process_bytes: int | None
+    other_processes: Count | None
+    process_bytes: Count | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +133,9 @@ class StepOperation:
     """
 
     name: str
-    calls: int
-    seconds: float
-    bytes: int | None
+    calls: Count
+    seconds: Seconds
+    bytes: Count | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +150,10 @@ class Watched:
     could not be watched.
     """
 
-    samples: int | None = None
-    tokens: int | None = None
+    samples: Count | None = None
+    tokens: Count | None = None
     memory: Mapping[str, Mapping[str, Level]] = field(default_factory=dict)
-    tensors_at_peak: Mapping[str, int] = field(default_factory=dict)
+    tensors_at_peak: Mapping[str, Count] = field(default_factory=dict)
     state_blocks: StateBlocks | None = None
     gpu: tuple[GpuReading, ...] = ()
     operations: tuple[StepOperation, ...] = ()
@@ -161,8 +164,8 @@ class Watched:
 class HeldOut:
     """The mean loss on text that is never trained on, after so many micro-batches; None where it was not finite."""
 
-    micro_batches: int
-    loss: float | None
+    micro_batches: Count
+    loss: Loss | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,12 +177,19 @@ class Course:
     the tensors of the accumulation's own have held between micro-batches, `dropped` the micro-batches that were lost for not being finite.
     """
 
-    draws: tuple[int, ...]
-    ended: tuple[int, ...] = ()
-    losses: tuple[float | None, ...]
+    draws: tuple[Count, ...]
+    ended: tuple[Count, ...] = ()
+    losses: tuple[Loss | None, ...]
     held_out: tuple[HeldOut, ...]
-    added_bytes: int
-    dropped: int
+    added_bytes: Count
+    dropped: Count
+
+    def __post_init__(self) -> None:
+        """Refuse parts that do not fit together, which a report would divide by or look up."""
+        if not self.losses or not self.held_out:
+            raise ValueError("losses and held_out have one number or more, got none")
+        if self.ended and len(self.ended) != len(self.draws):
+            raise ValueError(f"ended has a number for each of {len(self.draws)} draws, got {len(self.ended)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +210,12 @@ class Record:
     scenario: Scenario
     origin: Origin
     outcome: Outcome = "ok"
-    model_family: str | None = None
-    parameter_count: int | None = None
+    model_family: Name | None = None
+    parameter_count: Count | None = None
     memory: Memory | None = None
-    times: Mapping[str, tuple[float, ...]] | None = None
-    warmup: Mapping[str, tuple[float, ...]] | None = None
-    measured_share: float | None = None
+    times: Mapping[str, tuple[Seconds, ...]] | None = None
+    warmup: Mapping[str, tuple[Seconds, ...]] | None = None
+    measured_share: Annotated[float, Between(LEAST_SHARE, 1.0)] | None = None
     estimate: StepEstimate | None = None
     watched: Watched | None = None
     course: Course | None = None
@@ -227,6 +237,17 @@ class Record:
     def to_json(self) -> str:
         """The record as one line of JSON."""
         return json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False, default=_fields)
+
+    def to_line(self) -> bytes:
+        """The record as a line of a run's file; ValueError, in one line, for one that could not be read again."""
+        try:
+            schema.read(Record, self)
+        except ValueError as error:
+            raise ValueError(f"a record of {schema.shown(self.scenario.optimizer)} cannot be kept: {error}") from error
+        line = self.to_json().encode() + b"\n"
+        if len(line) > schema.MOST_LINE_BYTES:
+            raise ValueError(f"a record has at most {schema.MOST_LINE_BYTES} bytes, got {len(line)}")
+        return line
 
     @classmethod
     def from_dict(cls, data: Any) -> "Record":

@@ -10,10 +10,6 @@ from scenarios import schema
 
 from .record import Record
 
-# What a run may hold, many times what it has: a record of gpt2-xl is 6 kB.
-MOST_LINE_BYTES = 16 << 20
-MOST_LINES = 100_000
-
 _CHUNK_BYTES = 1 << 20
 # How a record begins; inside of a text its quotes would be escaped.
 _BEGINNING = re.compile(rb'\{"schema": ')
@@ -40,12 +36,12 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
     """The lines of a file, in order; ValueError for more than a run has."""
     start = 0
     for number in count(1):
-        data = file.readline(MOST_LINE_BYTES + 1)
+        data = file.readline(schema.MOST_LINE_BYTES + 1)
         if not data:
             return
-        if number > MOST_LINES:
-            raise ValueError(f"a run has at most {MOST_LINES} records, got more; split it into several")
-        rest = _rest_of_line(file) if len(data) > MOST_LINE_BYTES and not data.endswith(b"\n") else 0
+        if number > schema.MOST_RECORDS:
+            raise ValueError(f"a run has at most {schema.MOST_RECORDS} records, got more; split it into several")
+        rest = _rest_of_line(file) if len(data) > schema.MOST_LINE_BYTES and not data.endswith(b"\n") else 0
         end = start + len(data) + rest
         records, kept, damage = _read(data)
         yield Line(number=number, start=start, end=end, records=records, kept=kept, damage=damage)
@@ -54,8 +50,8 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
 
 def parse_line(data: bytes) -> Record:
     """The record of a line; ValueError says in one line what is wrong."""
-    if len(data) > MOST_LINE_BYTES:
-        raise ValueError(f"a record has at most {MOST_LINE_BYTES} bytes, got more")
+    if len(data) > schema.MOST_LINE_BYTES:
+        raise ValueError(f"a record has at most {schema.MOST_LINE_BYTES} bytes, got more")
     if not data.endswith(b"\n"):
         raise ValueError(f"torn after {len(data)} bytes, without an end of line")
     if not data.strip(b"\0 \t\r\n"):
@@ -77,7 +73,7 @@ def _whole_pieces(data: bytes) -> list[tuple[Record, bytes]]:
     """The whole records at the end of others that are none, as where an end of line was lost."""
     starts = [found.start() for found in _BEGINNING.finditer(data) if found.start()]
     whole: list[tuple[Record, bytes]] = []
-    if len(data) > MOST_LINE_BYTES or not data.endswith(b"\n") or len(starts) > _MOST_PIECES:
+    if len(data) > schema.MOST_LINE_BYTES or not data.endswith(b"\n") or len(starts) > _MOST_PIECES:
         return whole
     for start, end in pairwise((0, *starts, len(data))):
         piece = data[start:end].rstrip(b"\n") + b"\n"

@@ -7,9 +7,13 @@ from typing import Any
 
 import torch
 
+from scenarios import schema
+
 from .reachable import gradients_of, plain_tensors, tensors_of_optimizer
 
 Tensors = Iterable[torch.Tensor | None]
+# An optimizer may file its state under the name of each parameter.
+_MOST_KEYS, _OTHERS = 1_000, "others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,9 @@ def state_bytes(optimizer: torch.optim.Optimizer, model: Tensors | None = None) 
         for storage, (dtype, nbytes) in _sizes([tensor]).items():
             if storage not in seen:
                 seen.add(storage)
-                found.setdefault(key, Counter())[_name(dtype)] += nbytes
+                name = schema.shortened(key, schema.MOST_NAME)
+                name = name if name in found or len(found) < _MOST_KEYS else _OTHERS
+                found.setdefault(name, Counter())[_name(dtype)] += nbytes
     return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
 
 

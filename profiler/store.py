@@ -19,6 +19,7 @@ from itertools import count, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
+from scenarios import schema
 from scenarios.spec import Scenario
 
 from . import disk
@@ -26,7 +27,7 @@ from .locked_lines import LockedLines
 from .plain import plain, spreadsheet_text
 from .privacy import disclosed, disclosed_scenario
 from .record import Record
-from .record_lines import MOST_LINES, Line, parse_line, read_lines
+from .record_lines import Line, read_lines
 from .timeline import Timeline
 from .timeline_file import MOST_BYTES, pack, unpack
 
@@ -122,11 +123,8 @@ class RunStore:
 
         ValueError for a record that could not be read again, and for one more than a run may have.
         """
-        record = disclosed(record, anonymous=self.anonymous)
-        lines, line = self._writable(), record.to_json().encode() + b"\n"
-        parse_line(line)
-        if lines.count >= MOST_LINES:
-            raise ValueError(f"{self.records_path} has {MOST_LINES} records, and a run has no more; name another folder with --out")
+        lines, line = self._writable(), disclosed(record, anonymous=self.anonymous).to_line()
+        schema.require_records(lines.count + 1)
         # What an append that failed could not take back would swallow this line.
         lines.set_torn_aside(self.torn_path)
         lines.append(line)

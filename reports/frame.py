@@ -48,8 +48,10 @@ def frame(records: Sequence[Record]) -> "DataFrame":
         import pandas
     except ImportError as error:
         raise ValueError("a frame needs the package pandas, which is not installed; pip install pandas") from error
-    found = pandas.DataFrame([_row(record) for record in records], columns=list(COLUMNS))
-    return found.astype({name: kind for name, kind in COLUMNS.items() if kind})
+    rows = [_row(record) for record in records]
+    columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in COLUMNS}
+    # Through floats, as a missing number would lead, large counts are not exact.
+    return pandas.DataFrame({name: pandas.array(columns[name], dtype=kind) if kind else columns[name] for name, kind in COLUMNS.items()})
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from profiler.privacy import disclosed
 from profiler.record import Record
 from profiler.running.resume import standing
 from profiler.store import RunStore, file_name
+from scenarios.schema import require_records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -65,9 +66,11 @@ class Run:
         store = RunStore.resume(folder, patience=PATIENCE)
         store.remove_parts()
         store.close()
-        records = standing(store.read())
+        found = store.read()
         store.warn()
-        return cls(records=records, folder=folder)
+        # Told before the training, whose record would have no place.
+        require_records(len(found) + 1)
+        return cls(records=standing(found), folder=folder)
 
     @property
     def where(self) -> Path:
@@ -115,7 +118,7 @@ class Run:
         if not self.records:
             raise ValueError("the run holds no records, so there is nothing to report")
         require_own_folder(folder, "records.jsonl", force=force)
-        lines = "".join(f"{record.to_json()}\n" for record in self.records).encode()
+        lines = b"".join(record.to_line() for record in self.records)
         target = RunStore(folder)
         with suppress(FileNotFoundError), open_to_read(target.records_path) as file:
             if file.read() != lines:

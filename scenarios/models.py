@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal
 
+from .schema import MOST_LETTERS
+
 DEFAULT_SEQUENCE_LENGTH = 1024
 # The layers that get adapters, by architecture: those that peft chooses for GPT-2 and Llama, and the same for ViT.
 ADAPTED = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "vit": ("q_proj", "v_proj")}
+# Each layer is a module to be made, and so is an item of a list such as ResNet's depths.
+MOST_LAYERS, MOST_SIZES, MOST_SIZE = 1 << 10, 1 << 6, 1 << 20
 # What the architectures call the longest sequence.
 _POSITIONS = ("n_positions", "max_position_embeddings")
 
@@ -166,6 +170,8 @@ def read_config(pairs: Iterable[str]) -> dict[str, Any]:
     """
     config: dict[str, Any] = {}
     for pair in pairs:
+        if len(pair) > MOST_LETTERS:
+            raise ValueError(f"a configuration entry has at most {MOST_LETTERS} letters, got {len(pair)}")
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier() or not value:
             raise ValueError(f"a configuration entry is written key=value, as in n_layer=24, got {pair!r}")
@@ -175,11 +181,27 @@ def read_config(pairs: Iterable[str]) -> dict[str, Any]:
     return config
 
 
+def require_size(config: Mapping[str, Any], where: str, source: str = "") -> None:
+    """Raise ValueError for a model that is too large to be made; its modules are, before anything runs."""
+    for key, value in config.items():
+        values = value if isinstance(value, list | tuple) else [value]
+        numbers = [each for each in values if isinstance(each, int | float)]
+        is_depth = "layer" in key or "depth" in key
+        most, found = MOST_LAYERS if is_depth else MOST_SIZE, max(numbers, default=0)
+        if is_depth and found <= most:
+            # The layers of all of a model's stages.
+            found = sum(numbers)
+        if len(values) > MOST_SIZES:
+            raise ValueError(f"{where}.{key[:40]}{source} has at most {MOST_SIZES} items, got {len(values)}")
+        if found > most:
+            raise ValueError(f"{where}.{key[:40]}{source} is at most {most}, got {found}")
+
+
 def _value(text: str) -> Any:
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return text

@@ -3,9 +3,12 @@
 What does this optimizer cost on this model, with this batch and dtype, on this device?
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast
+
+from . import schema
+from .schema import Between, Checked, Name
 
 Implementation = Literal["loop", "foreach", "fused", "compiled"]
 Workload = Literal["train", "state"]
@@ -14,9 +17,22 @@ AutocastDType = Literal["bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
 Device = Literal["sim", "cpu", "cuda"]
 
+# Every micro-batch is traced or run, at 25 ms and more. Gradients are summed over a few thousand.
+MOST_MICRO_BATCHES = 1 << 13
+# Those of all steps, where they are simulated: ten minutes of GPT-2.
+MOST_SIMULATED = 1 << 14
+# A record keeps the times and the loss of each.
+MOST_STEPS = schema.MOST_ITEMS
+# Points of a scene or rows of a table come in millions, tokens of a context too.
+MOST_IN_BATCH = MOST_TOKENS = 1 << 24
+# Adapters as wide as the widest hidden state.
+MOST_RANK = 1 << 16
+# Gradients are clipped in float32: below its least normal number a factor would become 0.
+LEAST_NORM, MOST_NORM = 2.0**-126, 2.0**127
+
 
 @dataclass(frozen=True, kw_only=True)
-class Scenario:
+class Scenario(Checked):
     """What is asked: a model, an optimizer and how the step is run.
 
     `model` is a name of `scenarios.models` or `module:factory`, `config` what its configuration is to say instead; `optimizer` a name of
@@ -34,50 +50,50 @@ class Scenario:
 
     `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out. `alloc_conf` is a text as
     PYTORCH_CUDA_ALLOC_CONF takes it. Raises ValueError for a value outside what a field allows.
+    A list is the tuple of the same items where scenarios are compared, as JSON has one of them alone.
     """
 
-    model: str
+    model: Name
     config: Mapping[str, Any] = field(default_factory=dict)
-    optimizer: str = "adamw"
+    optimizer: Name = "adamw"
     options: Mapping[str, Any] = field(default_factory=dict)
     implementation: Implementation = "foreach"
     workload: Workload = "train"
     dtype: DType | None = None
     amp: AutocastDType | None = None
-    batch_size: int = 1
-    sequence_length: int | None = None
-    micro_batches: int = 1
-    accumulate: str | None = None
-    max_grad_norm: float | None = None
+    batch_size: Annotated[int, Between(1, MOST_IN_BATCH)] = 1
+    sequence_length: Annotated[int, Between(1, MOST_TOKENS)] | None = None
+    micro_batches: Annotated[int, Between(1, MOST_MICRO_BATCHES)] = 1
+    accumulate: Name | None = None
+    max_grad_norm: Annotated[float, Between(LEAST_NORM, MOST_NORM)] | None = None
     set_to_none: bool = True
     checkpointing: bool = False
     attention: Attention | None = None
-    lora_rank: int | None = None
+    lora_rank: Annotated[int, Between(1, MOST_RANK)] | None = None
     device: Device = "sim"
-    gpu: str | None = None
-    alloc_conf: str = ""
-    seed: int = 0
-    steps: int = 2
+    gpu: Name | None = None
+    alloc_conf: Name = ""
+    seed: Annotated[int, Between(0, schema.MOST_WHOLE)] = 0
+    steps: Annotated[int, Between(2, MOST_STEPS)] = 2
 
     def __post_init__(self) -> None:
         self._settle()
-        for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(str(each) for each in allowed if each is not None)}, got {value!r}")
-        for name, (least, optional) in _LEAST.items():
-            value = getattr(self, name)
-            if value is None and optional:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
-        norm = self.max_grad_norm
-        if norm is not None and (not isinstance(norm, int | float) or isinstance(norm, bool) or not norm > 0):
-            raise ValueError(f"max_grad_norm must be a number > 0, got {norm!r}")
+        super().__post_init__()
         if self.accumulate is not None:
             self._check_accumulate()
         if self.amp is not None and self.dtype not in (None, "fp32"):
             raise ValueError(f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp {self.amp!r}")
+        if self.device == "sim" and self.steps * self.micro_batches > MOST_SIMULATED:
+            raise ValueError(
+                f"steps times micro_batches is at most {MOST_SIMULATED} in a simulation, which follows each; "
+                f"got {self.steps} times {self.micro_batches}; ask for fewer steps, or for --device cpu or cuda alone"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Scenario):
+            return NotImplemented
+        mine, theirs = vars(self), vars(other)
+        return all(_listed(mine[name]) == _listed(theirs[name]) for name in mine)
 
     def _settle(self) -> None:
         """Give a model of the catalogue what it has where None is asked for."""
@@ -93,22 +109,12 @@ class Scenario:
 
 
 _USUAL = {"dtype": "fp32", "attention": "sdpa"}
-_CHOICES: dict[str, tuple[object, ...]] = {
-    "implementation": get_args(Implementation),
-    "workload": get_args(Workload),
-    "dtype": (None, *get_args(DType)),
-    "amp": (None, *get_args(AutocastDType)),
-    "set_to_none": (True, False),
-    "checkpointing": (True, False),
-    "attention": (None, *get_args(Attention)),
-    "device": get_args(Device),
-}
-# Whole numbers: the least that each may be, and whether it may be None.
-_LEAST: dict[str, tuple[int, bool]] = {
-    "batch_size": (1, False),
-    "sequence_length": (1, True),
-    "micro_batches": (1, False),
-    "lora_rank": (1, True),
-    "steps": (2, False),
-    "seed": (0, False),
-}
+
+
+def _listed(value: Any) -> Any:
+    """The value with lists in place of tuples."""
+    if isinstance(value, Mapping):
+        return {key: _listed(item) for key, item in cast(Mapping[str, Any], value).items()}
+    if isinstance(value, list | tuple):
+        return [_listed(item) for item in cast(Sequence[Any], value)]
+    return value

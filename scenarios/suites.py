@@ -22,6 +22,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
 from . import schema
+from .models import require_size
 from .spec import Device, Scenario
 
 MOST_BYTES = 256 << 10
@@ -32,12 +33,10 @@ _NAMED = Path(__file__).parent / "named"
 # The model's trace is shared by those that differ in these alone, so they follow each other.
 _LAST = ("alloc_conf", "implementation", "optimizer")
 _FIELDS: dict[str, Any] = {
-    **{name: kind for name, kind in get_type_hints(Scenario).items() if name not in (*_LAST, "options")},
-    **{name: get_type_hints(Scenario)[name] for name in _LAST},
+    **{name: kind for name, kind in get_type_hints(Scenario, include_extras=True).items() if name not in (*_LAST, "options")},
+    **{name: get_type_hints(Scenario, include_extras=True)[name] for name in _LAST},
     "device": Literal["auto", *get_args(Device)],
 }
-# In a configuration from a file: a layer, and so an item of a list such as ResNet's depths, is a module to be made before anything runs.
-MOST_LAYERS, MOST_ITEMS, MOST_WHOLE = 1 << 10, 1 << 6, 1 << 20
 # In a configuration from a file a text is a plain word: no path, no address, no name of something to be fetched.
 _WORD = re.compile(r"[A-Za-z0-9_.+-]*")
 
@@ -140,16 +139,11 @@ def _value(name: str, value: Any, where: str) -> Any:
 
 
 def _check_config(config: Mapping[str, Any], where: str) -> None:
+    require_size(config, where, " from a file")
     for key, value in config.items():
         if not key.isidentifier() or key.startswith("_") or "implementation" in key:
             raise ValueError(f"{where} from a file cannot set {key[:40]!r}")
-        values = value if isinstance(value, list) else [value]
-        if len(values) > MOST_ITEMS:
-            raise ValueError(f"{where}.{key[:40]} from a file has at most {MOST_ITEMS} items, got {len(values)}")
-        most = MOST_LAYERS if "layer" in key or "depth" in key else MOST_WHOLE
-        for each in values:
-            if isinstance(each, int) and each > most:
-                raise ValueError(f"{where}.{key[:40]} from a file is at most {most}, got {each}")
+        for each in value if isinstance(value, list) else [value]:
             if not isinstance(each, bool | int | float | str) or (isinstance(each, str) and not _WORD.fullmatch(each)):
                 raise ValueError(f"{where}.{key[:40]} from a file is a number, true, false, a plain word or a list of them")
 

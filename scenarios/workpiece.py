@@ -11,6 +11,7 @@ import torch
 
 from . import factories, models
 from .batches import map_tensors
+from .schema import shortened
 from .spec import Scenario
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
@@ -84,6 +85,7 @@ def load_code(scenario: Scenario) -> None:
 def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: str) -> torch.nn.Module:
     import transformers
 
+    models.require_size(scenario.config, "config")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     usual = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
     for key in scenario.config:
@@ -102,7 +104,8 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
         if not scenario.config:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"{scenario.model} cannot be built with {dict(scenario.config)}: {reason}") from error
+        told = shortened(f"{dict(scenario.config)}: {reason}", 400)
+        raise ValueError(f"{scenario.model} cannot be built with {told}") from error
 
 
 def _auto(transformers: Any, entry: models.ModelEntry) -> Any:

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from scenarios.schema import shown
+
 # What torch reads them from when it is loaded, the first that is set.
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 MIB = 1 << 20
 UNLIMITED = sys.maxsize
 # Divisions are set for sizes from 1 MiB on, one entry for each power of two; the first holds below it too, the last above it.
 SIZE_CLASSES = 16
+_MOST_DIGITS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +50,7 @@ class AllocatorSettings:
             if key not in _KEYS:
                 near = get_close_matches(key, _KEYS, n=3)
                 hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(sorted(_KEYS))}"
-                raise ValueError(f"alloc_conf has no setting {key!r}; {hint}")
+                raise ValueError(f"alloc_conf has no setting {shown(key)}; {hint}")
             found |= _KEYS[key](key, value)
         large = found.get("large_segment_size", cls.large_segment_size)
         found.setdefault("max_non_split_rounding", large)
@@ -76,14 +79,19 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     for item in re.split(r",(?![^\[]*\])", compact):
         key, colon, value = item.partition(":")
         if not key or not colon or not value:
-            raise ValueError(f"alloc_conf is a list such as max_split_size_mb:128,expandable_segments:True, got {item!r} in {text!r}")
+            raise ValueError(
+                f"alloc_conf is a list such as max_split_size_mb:128,expandable_segments:True, got {shown(item)} in {shown(text)}"
+            )
         pairs.append((key, value))
     return pairs
 
 
 def _whole(key: str, value: str) -> int:
     if not value.isascii() or not value.isdecimal():
-        raise ValueError(f"{key} must be a whole number, got {value!r}")
+        raise ValueError(f"{key} must be a whole number, got {shown(value)}")
+    # torch reads it into 64 bits; Python reads no number of more than 4,300 digits.
+    if len(value) > _MOST_DIGITS or int(value) > UNLIMITED:
+        raise ValueError(f"{key} is at most {UNLIMITED}, got {shown(value)}")
     return int(value)
 
 
@@ -91,18 +99,18 @@ def _fraction(key: str, value: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise ValueError(f"{key} must be a number, got {value!r}") from None
+        raise ValueError(f"{key} must be a number, got {shown(value)}") from None
 
 
 def _flag(key: str, value: str) -> bool:
     if value not in ("True", "False"):
-        raise ValueError(f"{key} must be True or False, got {value!r}")
+        raise ValueError(f"{key} must be True or False, got {shown(value)}")
     return value == "True"
 
 
 def _large_segment_size(key: str, value: str) -> dict[str, int]:
-    if _whole(key, value) <= 10:
-        raise ValueError(f"{key} must be > 10, got {value}")
+    if not 10 < _whole(key, value) <= UNLIMITED // MIB:
+        raise ValueError(f"{key} must be > 10 and at most {UNLIMITED // MIB}, got {value}")
     return {"large_segment_size": _whole(key, value) * MIB}
 
 
@@ -128,7 +136,7 @@ def _expandable_segments(key: str, value: str) -> dict[str, bool]:
 
 def _backend(key: str, value: str) -> dict[str, Any]:
     if value != "native":
-        raise ValueError(f"{key} must be native, the allocator that is modelled here, got {value!r}")
+        raise ValueError(f"{key} must be native, the allocator that is modelled here, got {shown(value)}")
     return {}
 
 
@@ -149,7 +157,7 @@ def _divisions(key: str, value: str) -> dict[str, tuple[int, ...]]:
         number = _power_of_two(key, value)
         return {"divisions": (number,) * SIZE_CLASSES}
     if not value.endswith("]"):
-        raise ValueError(f"{key} lacks a closing bracket, got {value!r}")
+        raise ValueError(f"{key} lacks a closing bracket, got {shown(value)}")
     divisions = [0] * SIZE_CLASSES
     last, first = 0, True
     for item in value[1:-1].removesuffix(",").split(",") if value != "[]" else []:
@@ -169,7 +177,7 @@ def _divisions(key: str, value: str) -> dict[str, tuple[int, ...]]:
 def _power_of_two(key: str, value: str) -> int:
     number = _whole(key, value)
     if number < 1 or number & (number - 1):
-        raise ValueError(f"{key} takes powers of two, as in 4 or [256:1,512:2,>:4], got {value!r}")
+        raise ValueError(f"{key} takes powers of two, as in 4 or [256:1,512:2,>:4], got {shown(value)}")
     return number
 
 

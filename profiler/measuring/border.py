@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from scenarios import schema
+
 from ..outcome import one_line
 
 
@@ -26,4 +28,5 @@ class Border:
 
     def notes(self) -> tuple[str, ...]:
         """Return what was noted, in order, a line each."""
-        return tuple(f"{fact}: {reason}" if reason else fact for fact, reason in self._reasons.items())
+        told = (f"{fact}: {reason}" if reason else fact for fact, reason in self._reasons.items())
+        return tuple(map(schema.shortened, told))

@@ -6,7 +6,6 @@ the course are its warm-up.
 """
 
 from collections import defaultdict
-from math import isfinite
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from optimizers.accumulation import Accumulation
 from scenarios import Scenario, models, texts
+from scenarios.schema import MOST_LOSS
 
 from ..accumulating import target_schedule
 from ..environment import environment
@@ -36,7 +36,7 @@ AT_ONCE = 1024
 def measure_course(scenario: Scenario) -> Record:
     """`scenario.steps` micro-batches of text, each timed in its phases: "draw" is a decision not to step, "step" one to step and the step.
 
-    A loss that is not finite is None. Raises ValueError for a model that does not read text of this length.
+    A loss that is not finite, or so in a sum, is None. Raises ValueError for a model that does not read text of this length.
     """
     keep_freed_memory()
     clock = clock_for(scenario.device)
@@ -151,7 +151,7 @@ def _added_bytes(run: TrainingRun, accumulation: Accumulation) -> int:
 
 
 def _finite(loss: float) -> float | None:
-    return loss if isfinite(loss) else None
+    return loss if abs(loss) <= MOST_LOSS else None
 
 
 def _memory(run: TrainingRun) -> Memory:

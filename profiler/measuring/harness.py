@@ -21,6 +21,8 @@ WARM_UP_SECONDS = 1.0
 WARM_UP_LIMIT = 10.0
 # Warm-up is over when the medians of the last three times and of the three before them are this close.
 STABLE, WINDOW = 0.05, 3
+# The last iterations of a warm-up that are kept, or up to twice as many: some take microseconds.
+MOST_WARM_UP = 10_000
 # Of the seconds for samples, those that a step may take alone once more.
 ALONE = 0.5
 # Samples are enough when the confidence interval of their median is this narrow on both sides; with six there first is one.
@@ -101,6 +103,9 @@ class Harness:
         while True:
             iterate()
             _keep(self.warmup, self._clock.collect())
+            for samples in self.warmup.values():
+                if len(samples) > 2 * MOST_WARM_UP:
+                    del samples[:MOST_WARM_UP]
             change = _change(max(self.warmup.values(), key=sum))
             passed = time.monotonic() - start
             if passed >= WARM_UP_SECONDS and change is not None and change <= STABLE:

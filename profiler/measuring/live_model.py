@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from scenarios.schema import MOST_NAME, shortened
 from scenarios.spec import DType
 
 from .live_optimizer import elements
@@ -34,7 +35,7 @@ def model_name(model: nn.Module | str | None) -> str:
     """Return the class inside of all wrappers, or the given name; with a colon."""
     if isinstance(model, nn.Module):
         return _full_name(_class_of(_unwrapped(model)[-1]))
-    return model if model and ":" in model else f"own:{model or 'model'}"
+    return shortened(model if model and ":" in model else f"own:{model or 'model'}", MOST_NAME)
 
 
 def model_config(
@@ -120,4 +121,4 @@ def _is_torch_s(kind: type) -> bool:
 
 
 def _full_name(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+    return shortened(f"{kind.__module__}:{kind.__qualname__}", MOST_NAME)

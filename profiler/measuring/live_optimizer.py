@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -40,6 +41,8 @@ _OTHERS = {
     "swa_lr",
 }
 _OTHERS |= {"foreach", "fused", "compiled"}
+# Of an option; a table shows a few.
+_MOST_VALUES = 1_000
 
 
 def counted_optimizer(given: Any) -> Optimizer:
@@ -104,7 +107,14 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
         del options["implementation"]
     if differing:
         options["elements"] = [elements(group["params"]) for group in optimizer.param_groups]
-    return options
+    return {schema.shortened(str(name), 100): _told(value) for name, value in options.items()}
+
+
+def _told(value: Any) -> Any:
+    """The value, and of a group for each of thousands of layers a text that tells it from others."""
+    if not isinstance(value, list) or len(value) <= _MOST_VALUES:
+        return value
+    return f"{len(value):,} values, {sha256(repr(value).encode()).hexdigest()[:8]}"
 
 
 def live_implementation(optimizer: Optimizer) -> Implementation:
@@ -217,7 +227,7 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
 def _plain(value: Any) -> Any:
     """The value as data that a record can hold, or a text that names what it is."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {schema.shortened(str(name), 100): _plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     number = value
@@ -228,4 +238,8 @@ def _plain(value: Any) -> Any:
     try:
         return schema.check(Any, kind(number) if kind else number, "an option")
     except ValueError:
-        return ascii(number)[:100] if kind else getattr(value, "__qualname__", type(value).__qualname__)
+        if kind is not None:
+            # Python writes no number of more than 4,300 digits.
+            is_long = isinstance(number, int) and number.bit_length() > 300
+            return schema.shown(number) if is_long else ascii(number)[:100]
+        return getattr(value, "__qualname__", type(value).__qualname__)[:100]

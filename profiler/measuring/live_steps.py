@@ -142,7 +142,9 @@ class LiveSteps:
         if self.gradients == 0:
             # The step has run the backward pass itself.
             self._count_gradients()
-        if len(self._samples) <= MOST_SAMPLES and None not in self._current:
+        if len(self._samples) > MOST_SAMPLES:
+            self._border.note(f"times are those of the first {MOST_SAMPLES:,} steps")
+        elif None not in self._current:
             self._samples.append(self._current)
         if self.taken == 0 and self._allocated is not None:
             self.left_allocated = self._rise

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 
 import optimizers
 from scenarios import Scenario
+from scenarios.schema import MOST_NAME, shortened
 from scenarios.spec import Device
 
 from ..state import state_tensors
@@ -75,7 +76,7 @@ def subjects(
         parameters = partial(_parameters, optimizer, own if uses[id(own)] == 1 else None)
         scenario = Scenario(
             model=model_name(own),
-            optimizer=optimizers.name_of(optimizer),
+            optimizer=shortened(optimizers.name_of(optimizer), MOST_NAME),
             dtype=parameters_dtype(parameters()),
             batch_size=1 if batch_size is None else batch_size,
             sequence_length=sequence_length,
@@ -90,12 +91,12 @@ def subjects(
 
 def _with_options(subject: Subject) -> Scenario:
     """The scenario with the options of the groups, as far as they can be read."""
-    found: dict[str, Any] = {"implementation": "loop"}
+    scenario = replace(subject.scenario, implementation="loop")
     with subject.border.within("read the options of the groups"):
-        found["options"] = live_options(subject.optimizer)
+        scenario = replace(scenario, options=live_options(subject.optimizer))
     with subject.border.within("find how the step runs"):
-        found["implementation"] = live_implementation(subject.optimizer)
-    return replace(subject.scenario, **found)
+        return replace(scenario, implementation=live_implementation(subject.optimizer))
+    return scenario
 
 
 def _models(model: Any, count: int) -> list[Model]:

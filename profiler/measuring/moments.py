@@ -42,7 +42,8 @@ class StreamMoments:
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """What the device took from one to the other."""
         end.synchronize()
-        return start.elapsed_time(end) / 1000
+        # The loop may have gone to another stream in between, which has reached it earlier.
+        return max(0.0, start.elapsed_time(end) / 1000)
 
 
 def moments_for(device: str) -> Moments:

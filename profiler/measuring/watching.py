@@ -139,9 +139,11 @@ class Watch:
     def _record(self, place: int, error: BaseException | None) -> Record:
         subject, steps, levels = self._subjects[place], self._steps[place], self._levels(place)
         border, config, seconds, blocks = subject.border, {}, {}, None
+        scenario = subject.scenario
         with border.within("read the model"):
             stepped = stepped_parameters(subject.optimizer)
             config = model_config(subject.model, subject.parameters(), stepped) | self._around(place)
+            scenario = replace(scenario, config=config)
         with border.within("read the times"):
             seconds = steps.seconds()
         if error is None and steps.left_allocated is not None:
@@ -151,7 +153,6 @@ class Watch:
         with border.within("count the bytes of parameters and state"):
             memory = _memory(subject, steps, levels, blocks)
         failure = one_line(error) if error else _failure(subject, steps)
-        scenario = replace(subject.scenario, config=config)
         return Record(
             scenario=replace(scenario, implementation="compiled") if steps.is_compiled else scenario,
             origin="measured",

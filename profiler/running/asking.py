@@ -9,7 +9,7 @@ from typing import Any
 import optimizers
 
 from ..disk import require_own_folder
-from ..plan import Comparison, plan
+from ..plan import Comparison, plan, require_timeout
 from ..record import Record
 from ..store import RunStore
 from .runner import run
@@ -28,6 +28,7 @@ def ask(
     ValueError for a request that cannot be met. `force` measures what may not fit, and writes into
     a folder that holds other files.
     """
+    require_timeout(timeout)
     scenarios = plan(comparison)
     require_own_folder(folder, "records.jsonl", force=force)
     store = RunStore.create(folder)

@@ -1,7 +1,7 @@
 """A suite becomes scenarios, and a forecast of what running them holds and takes."""
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from scenarios.suites import Suite
 
 from ..plan import Comparison, plan
 from ..record import Record
+
+# Of GPT-2 an hour and a quarter, where no two scenarios share their model's trace.
+MOST_FOLLOWED = 1 << 16
 
 
 def sweep(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
@@ -27,7 +30,17 @@ def sweep(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
             # plan adds the family's states, for a curve that a suite asks for itself.
             if (scenario.model, scenario.workload) == (question["model"], asked.workload):
                 found.setdefault(repr(scenario), scenario)
+    _require_end(found.values())
     return list(found.values())
+
+
+def _require_end(scenarios: Iterable[Scenario]) -> None:
+    """Raise ValueError for a suite whose simulations would take hours; measured scenarios are simulated too, for two steps."""
+    followed = sum(scenario.micro_batches * (scenario.steps if scenario.device == "sim" else 2) for scenario in scenarios)
+    if followed > MOST_FOLLOWED:
+        raise ValueError(
+            f"a suite has at most {MOST_FOLLOWED} micro-batches in all simulated steps, got {followed}; make it several suites"
+        )
 
 
 def _refuse_code(question: Mapping[str, Any], allowed: Collection[str]) -> None:

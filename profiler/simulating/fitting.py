@@ -13,6 +13,7 @@ from typing import Any
 import optimizers
 from scenarios import Scenario, factories, hardware
 from scenarios.hardware import CONTEXT_BYTES, Gpu
+from scenarios.spec import MOST_MICRO_BATCHES
 
 from ..allocator.blocks import Block
 from ..allocator.caching import CachingAllocator
@@ -190,8 +191,9 @@ def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: 
     if scenario.implementation == "foreach":
         known = optimizers.implementations(scenario.optimizer, "cuda")
         parts += [(cost, {"implementation": how}) for cost, how in ((1, "fused"), (2, "loop")) if how in known]
-    if 0 < batch < scenario.batch_size:
-        parts.append((4, {"batch_size": batch, "micro_batches": scenario.micro_batches * -(-scenario.batch_size // batch)}))
+    micro_batches = scenario.micro_batches * -(-scenario.batch_size // batch) if batch else 0
+    if 0 < batch < scenario.batch_size and micro_batches <= MOST_MICRO_BATCHES:
+        parts.append((4, {"batch_size": batch, "micro_batches": micro_batches}))
     if not scenario.checkpointing:
         parts.append((8, {"checkpointing": True}))
     for other in others:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 
 from ..timeline import HeldBlock, Stretch, Timeline
+from ..timeline_file import MOST
 from ..tracing.stream import Allocations, Segment
 from .replay import Moment, Replay, live_at
 
@@ -16,7 +17,10 @@ def sample(segments: list[Segment], steps: Sequence[range], allocations: Allocat
     """The timeline of a replay; `steps` has the places of each step's segments, `found` what the replay says of them."""
     highest = max(range(len(steps)), key=lambda number: max(found.segment_peaks[place] for place in steps[number]))
     shown = sorted({0, highest, len(steps) - 1})
-    stretches = max(STRETCHES // sum(len(steps[number]) for number in shown), 4)
+    if sum(len(steps[number]) for number in shown) > MOST["phases"]:
+        # Each of thousands of micro-batches is two phases.
+        shown = [highest]
+    stretches = max(STRETCHES // sum(len(steps[number]) for number in shown), 1)
     samples = _Samples(_Held(allocations.categories, found.block_bytes))
     for place, segment in enumerate(segments):
         step = next((number for number in shown if place in steps[number]), None)

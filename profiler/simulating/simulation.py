@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from scenarios import Scenario, hardware, models
+from scenarios.schema import shortened
 
 from ..accumulating import accumulating, simulated_draws
 from ..allocator.caching import CachingAllocator
@@ -71,8 +72,8 @@ def run_simulation(scenario: Scenario) -> Simulation:
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, found, None if found.error else upper),
         estimate=None if optimizer.takes_closure else _estimate(scenario, model),
-        warnings=optimizer.warnings,
-        error=found.error,
+        warnings=tuple(map(shortened, optimizer.warnings)),
+        error=found.error and shortened(found.error),
         environment=environment(scenario.seed),
     )
     timeline = sample(segments, steps, allocations, found) if scenario.workload == "train" and steps else None

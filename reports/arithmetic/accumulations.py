@@ -87,7 +87,7 @@ class Accumulated:
     @property
     def losses(self) -> dict[int, Range]:
         """The loss on held-out text, over the seeds, by the tokens read until then; without readings that are not finite at every seed."""
-        readings = zip(*(_course(record).held_out for record in self.records), strict=True)
+        readings = zip(*(_course(record).held_out for record in self.records), strict=False)
         found = {taken[0].micro_batches * _tokens(self.records[0]): Range.of_finite([each.loss for each in taken]) for taken in readings}
         return {tokens: loss for tokens, loss in found.items() if loss is not None}
 
@@ -115,7 +115,9 @@ class Accumulated:
     def micro_batches_per_second(self) -> float:
         """Micro-batches a second over all courses, their warm-up, text and losses on held-out text apart."""
         samples = self._seconds("iteration")
-        return len(samples) / sum(samples)
+        seconds = sum(samples)
+        # A clock may be too coarse for what it timed.
+        return len(samples) / seconds if seconds > 0 else 0.0
 
     @property
     def steps_per_second(self) -> float:

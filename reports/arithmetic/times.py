@@ -78,7 +78,9 @@ def samples_per_second(record: Record) -> float | None:
 def _rate(record: Record, count: int | None) -> float | None:
     # Few of a course's iterations step, and what its rates are is told with it.
     seconds = (record.times or {}).get("iteration") if record.course is None else None
-    return count / median(seconds) if count and seconds else None
+    middle = median(seconds) if seconds else 0.0
+    # Nothing is known of what took no time by a coarse clock.
+    return count / middle if count and middle > 0 else None
 
 
 def timings(records: Sequence[Record]) -> list[Timing]:

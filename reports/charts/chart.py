@@ -213,7 +213,9 @@ def round_seconds_text(seconds: float) -> str:
 
 def _round_numbers(values: Sequence[float]) -> list[float]:
     """1, 2 and 5 of each power of ten from half the least to twice the most value; of many powers the powers alone."""
-    least, most = min(values) / 2, 2 * max(values)
+    # A logarithm has no place for a time of 0.
+    shown = [value for value in values if value > 0] or [1]
+    least, most = min(shown) / 2, 2 * max(shown)
     digits = (1,) if most > MANY_TIMES * least else (1, 2, 5)
     powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
     # 5 * 10**-3 is 0.005, and 5 * 0.001 is not.

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from profiler.record import Record
+from scenarios.schema import shown
 
 from ..explain import METRICS, find
 from ..units import GIB, KIB, MIB
 from .compare import Change, Compared, Pair
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
-_EXPRESSION = re.compile(r"\s*([a-z-]+)\s*>\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*", re.ASCII)
-_PER_CENT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*%\s*", re.ASCII)
+_EXPRESSION = re.compile(r"\s*([a-z-]+)\s*>\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z%]*)\s*", re.ASCII)
+_PER_CENT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*%\s*", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,15 +31,15 @@ class Gate:
         """The gate of a text such as state>0, peak>64 MiB or step>5%; ValueError for any other."""
         found = _EXPRESSION.fullmatch(text)
         if found is None:
-            raise ValueError(f"a gate reads METRIC>NUMBER, as state>0, peak>64MiB or step>5%, got {text!r}")
+            raise ValueError(f"a gate reads METRIC>NUMBER, as state>0, peak>64MiB or step>5%, got {shown(text)}")
         metric, number, unit = found[1], Fraction(found[2]), found[3]
         kind = find(metric).kind
         if unit == "%":
             return cls(text=text.strip(), metric=metric, allowed_share=number / 100)
         if kind == "seconds":
-            raise ValueError(f"{metric} is a time and takes a per cent, as {metric}>5%, got {text!r}")
+            raise ValueError(f"{metric} is a time and takes a per cent, as {metric}>5%, got {shown(text)}")
         if unit and unit not in UNITS:
-            raise ValueError(f"bytes come in {', '.join(UNITS)} or as a per cent, got {unit!r} in {text!r}")
+            raise ValueError(f"bytes come in {', '.join(UNITS)} or as a per cent, got {shown(unit)} in {shown(text)}")
         return cls(text=text.strip(), metric=metric, allowed_bytes=number * UNITS[unit or "B"])
 
     def stops(self, change: Change) -> bool:
@@ -73,7 +74,7 @@ def per_cent(text: str) -> Fraction:
     """The share of a text such as 5%; ValueError for any other."""
     found = _PER_CENT.fullmatch(text)
     if found is None:
-        raise ValueError(f"a threshold reads NUMBER%, as 5%, got {text!r}")
+        raise ValueError(f"a threshold reads NUMBER%, as 5%, got {shown(text)}")
     return Fraction(found[1]) / 100
 
 

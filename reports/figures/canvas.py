@@ -19,6 +19,8 @@ from .symbols import Key, shape_style
 
 # Inches of a key's symbol, from its left edge to its text, and from the text to the next key.
 KEY, KEY_TEXT, KEY_GAP = 0.11, 0.17, 0.18
+# Widths of letters, in their type's size: few are narrower or wider.
+NARROWEST, WIDEST = 0.2, 1.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class Canvas:
         FigureCanvasAgg(self.figure)
         self.figure.patch.set_facecolor(PAPER.light)
         self.text(0.02, 0.95 * frame.line - self._head, title, size=frame.size * 1.25, weight="bold")
-        self.text(0.02, 1.95 * frame.line - self._head, fitting(context, frame.size, frame.width), colour=MUTED)
+        self.text(0.02, 1.95 * frame.line - self._head, context, colour=MUTED)
         self._write_keys(legend, -legend_height(legend, frame))
         self._write_keys(foot, body + 0.3 * frame.line)
 
@@ -71,9 +73,14 @@ class Canvas:
         align: str = "left",
         turn: float = 0,
     ) -> None:
-        """Write on a baseline that begins (or ends, or has its middle) at a point."""
+        """Write on a baseline that begins (or ends, or has its middle) at a point.
+
+        What is wider than the picture is cut in its middle.
+        """
         (across,), (up,) = self._places((x,), (y,))
-        look = {"color": colour.light, "size": size or self.frame.size, "weight": weight}
+        size = size or self.frame.size
+        look = {"color": colour.light, "size": size, "weight": weight}
+        text = fitting(text, size, self.frame.width - (x if align == "left" and not turn else 0), weight)
         self.figure.text(across, up, text, ha=align, va="baseline", rotation=turn, rotation_mode="anchor", **look)
 
     def line(self, x: tuple[float, float], y: tuple[float, float], colour: Colour, width: float = 0.6) -> None:
@@ -142,12 +149,22 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     return float(TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).vertices[:, 0].max()) / 72
 
 
-def fitting(text: str, size: float, width: float) -> str:
+def fitting(text: str, size: float, width: float, weight: str = "normal") -> str:
     """The text, cut in its middle until it is no wider than that many inches."""
-    length = len(text)
-    while length > 3 and text_width(shortened(text, length), size) > width:
-        length -= 1
-    return shortened(text, length)
+    if len(text) * WIDEST * size <= width * 72:
+        return text
+    # The rest of a text of thousands of letters need not be drawn to be measured.
+    text = shortened(text, max(4, int(width * 72 / (NARROWEST * size))))
+    if text_width(text, size, weight) <= width:
+        return text
+    fits, longer = 3, len(text)
+    while longer - fits > 1:
+        length = (fits + longer) // 2
+        if text_width(shortened(text, length), size, weight) <= width:
+            fits = length
+        else:
+            longer = length
+    return shortened(text, fits)
 
 
 def _wrapped(keys: Sequence[Key], frame: Frame) -> list[list[Key]]:

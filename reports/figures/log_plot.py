@@ -17,8 +17,6 @@ from .symbols import ORIGINS, mark_style
 
 LEFT = 0.5
 HEIGHT = 2.5
-# The share of the picture that the names at its right may take.
-MOST_LABEL = 0.45
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +49,7 @@ class LogPlot:
         context: str,
     ) -> None:
         self.frame = frame
-        # Wide letters would leave the axes no room.
-        labels = [_fitted(label, frame) for label in labels]
+        labels = [_narrow(label, frame) for label in labels]
         self._right = frame.width - 0.42 - max(_label_width(label, frame) for label in labels)
         self._x = _limits(list(models), 0.16)
         self._y = _limits(heights, 0.22)
@@ -120,8 +117,9 @@ class LogPlot:
         self.canvas.line(x, y, LINE)
 
 
-def _fitted(label: Label, frame: Frame) -> Label:
-    lines = [fitting(line, frame.size, MOST_LABEL * frame.width) for line in label.text.split("\n")]
+def _narrow(label: Label, frame: Frame) -> Label:
+    """The label, with lines that leave half of the picture to the curves."""
+    lines = [fitting(line, frame.size, frame.width / 2) for line in label.text.split("\n")]
     return replace(label, text="\n".join(lines))
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,21 @@ def test_text_is_read(text: str, name: str, options: dict[str, Any]) -> None:
     "text",
     [
         *("", ":lr=1", "sm3:lr=", "sm3:lr=1,", "sm3:lr=1,momentum", "sm3:lr=1,lr=2", "sm3:betas=(0.9,lr=1", "sm3:2=3", "sm3:lr={[1]:2}"),
-        pytest.param(f"sm3:lr={'(' * 10_000}", id="too many brackets"),
-        pytest.param(f"sm3:lr={'~' * 10_000}1", id="too deep"),
+        pytest.param(f"sm3:lr={'(' * 1_900}", id="too many brackets"),
+        pytest.param(f"sm3:lr={'~' * 1_900}1", id="too deep"),
     ],
 )
 def test_text_that_reads_as_nothing_is_refused_with_the_text(text: str) -> None:
     with pytest.raises(ValueError, match=ONE_LINE) as caught:
         optimizers.parse(text)
-    assert repr(text) in str(caught.value)
+    assert repr(text)[:40] in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("parse", [optimizers.parse, optimizers.parse_list])
+def test_a_text_without_end_is_refused_at_once(parse: Callable[[str], object]) -> None:
+    with pytest.raises(ValueError, match=r"has at most \d+ letters, got"):
+        parse(f"adamw:lr={'9' * 1_000_000}")
 
 
 def test_a_list_is_split_between_names_not_between_options() -> None:

@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from profiler.record import SCHEMA, Course, GpuReading, HeldOut, Memory, Record, Watched
-from profiler.record_lines import MOST_LINE_BYTES
 from profiler.running.resume import pending
 from profiler.store import RunStore, file_name, free_folder, last_folder
 from profiler.timeline import Stretch, Timeline
 from profiler.timeline_file import pack
-from scenarios import Scenario
+from scenarios import Scenario, schema
+from scenarios.schema import MOST_LINE_BYTES
 
 # 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))
@@ -125,7 +125,7 @@ def test_a_run_is_never_written_over(tmp_path: Path):
         ("", "line 2: blank"),
         (" \t\r", "line 2: blank"),
         ("\0" * 4096, "line 2: 4096 zero bytes"),
-        ("x" * (MOST_LINE_BYTES + 5), "line 2: a record has at most 16777216 bytes, got more"),
+        ("x" * (MOST_LINE_BYTES + 5), "line 2: a record has at most 33554432 bytes, got more"),
     ],
 )
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str):
@@ -266,7 +266,7 @@ def test_a_line_without_end_is_passed_over_in_little_memory(tmp_path: Path):
     assert [each.error for each in store.read()] == ["number 0", "number 1"]
     assert tracemalloc.get_traced_memory()[1] < 5 * MOST_LINE_BYTES
     tracemalloc.stop()
-    assert store.damage == ("records.jsonl, line 2: a record has at most 16777216 bytes, got more",)
+    assert store.damage == ("records.jsonl, line 2: a record has at most 33554432 bytes, got more",)
 
 
 def test_a_repair_keeps_the_damaged_bytes_and_the_whole_lines(tmp_path: Path):
@@ -409,22 +409,6 @@ def test_a_log_s_number_is_counted_on_whatever_else_lies_there(tmp_path: Path):
     assert store.log_path().name == "008.log"
 
 
-def test_what_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    store = RunStore.create(tmp_path)
-    store.append(record())
-    with pytest.raises(ValueError, match="error has at most 20000 letters"):
-        store.append(record(error="x" * 20_001))
-    monkeypatch.setattr("profiler.store.MOST_LINES", 2)
-    store.append(record())
-    with pytest.raises(ValueError, match="has 2 records, and a run has no more"):
-        store.append(record())
-    store.close()
-    again = RunStore.resume(tmp_path)
-    with pytest.raises(ValueError, match="has 2 records"):
-        again.append(record())
-    assert (len(again.read()), again.damage) == (2, ())
-
-
 def test_a_file_of_the_name_is_no_run_and_passed_over(tmp_path: Path):
     (tmp_path / "gpt2").touch()
     assert RunStore.create_free(tmp_path, "gpt2").folder == tmp_path / "gpt2-2"
@@ -443,3 +427,26 @@ def test_what_was_not_kept_is_done_again():
     records = [whole, lost, damaged]
     assert pending(asked, records, environment, {file_name(damaged.scenario)}) == asked[1:]
     assert pending(asked, [*records, replace(lost, lost=())], environment) == []
+
+
+def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path):
+    store = RunStore.create(tmp_path)
+    bad = record(warnings=("x" * 20_001,)), record(times={"step": (-1.0,)}), record(parameter_count=2**63)
+    for each in bad:
+        with pytest.raises(ValueError, match=r"^a record of '.*' cannot be kept: "):
+            store.append(each)
+    assert store.read() == []
+
+
+def test_a_run_takes_no_more_records_than_it_is_read_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(schema, "MOST_RECORDS", 2)
+    store = RunStore.create(tmp_path)
+    store.append(record())
+    store.append(record())
+    with pytest.raises(ValueError, match=r"^a run has at most 2 records, and would have 3"):
+        store.append(record())
+    store.close()
+    again = RunStore.resume(tmp_path)
+    with pytest.raises(ValueError, match=r"^a run has at most 2 records"):
+        again.append(record())
+    assert len(again.read()) == 2

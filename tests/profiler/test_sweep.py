@@ -49,7 +49,14 @@ def test_a_file_cannot_have_a_model_built_without_end(model: str, config: str, t
         sweep(read("mine", text.encode()), ())
 
 
+def test_a_suite_whose_forecast_would_not_end_is_refused():
+    text = '[[scenarios]]\nmodel = "tiny"\ndevice = "sim"\nmicro_batches = 4096\nseed = [0, 1, 2, 3, 4, 5, 6, 7, 8]'
+    with pytest.raises(ValueError, match=r"^a suite has at most 65536 micro-batches in all simulated steps, got 73728; "):
+        sweep(read("mine", text.encode()), ())
+    assert len(sweep(read("mine", text.replace(", 8", "").encode()), ())) == 8
+
+
 def test_a_file_s_batch_is_not_made_to_check_its_configuration():
-    text = '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 1000000000000\nconfig = {n_layer = 2}'
+    text = '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 100000\nconfig = {n_layer = 2}'
     (found,) = sweep(read("mine", text.encode()), ())
-    assert found.batch_size == 10**12
+    assert found.batch_size == 100_000

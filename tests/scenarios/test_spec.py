@@ -1,0 +1,98 @@
+"""Scenarios: whatever can be made can be written and read again; the rest is refused in one line."""
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scenarios import Scenario, schema
+
+numbers = st.integers() | st.floats() | st.sampled_from([2**63 - 1, 2**63, 10**30, 1e308, 5e-324])
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(max_size=5) | st.just("\udcff") | st.just("x" * 30_000),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+fields = st.fixed_dictionaries(
+    {"model": st.sampled_from(["gpt2", "mine:net", "n" * 1_000, "n" * 1_001, "\udcff:net"])},
+    optional={
+        "config": st.dictionaries(st.text(max_size=3), values, max_size=3),
+        "options": st.dictionaries(st.text(max_size=3), values, max_size=3),
+        **dict.fromkeys(("batch_size", "sequence_length", "micro_batches", "steps", "seed", "lora_rank", "max_grad_norm"), values),
+        **dict.fromkeys(("alloc_conf", "gpu", "optimizer", "dtype", "device"), values),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(asked=fields)
+def test_a_scenario_that_can_be_made_is_read_as_it_was_written(asked: dict[str, Any]):
+    made, told = None, ""
+    try:
+        made = Scenario(**asked)
+    except ValueError as error:
+        told = str(error)
+    assert len(told) < 500
+    assert "\n" not in told
+    assert made is None or schema.read(Scenario, schema.parse_json(json.dumps(asdict(made)))) == made
+
+
+@pytest.mark.parametrize(
+    ("field", "most"),
+    [
+        ("batch_size", 1 << 24),
+        ("sequence_length", 1 << 24),
+        ("micro_batches", 1 << 13),
+        ("steps", 100_000),
+        ("seed", 2**63 - 1),
+        ("lora_rank", 1 << 16),
+    ],
+)
+def test_a_whole_number_has_an_upper_end(field: str, most: int):
+    most_of: dict[str, Any] = {"model": "mine:net", "device": "cpu", field: most}
+    beyond: dict[str, Any] = {**most_of, field: most + 1}
+    assert getattr(Scenario(**most_of), field) == most
+    with pytest.raises(ValueError, match=f"^{field} is at most {2**63 - 1 if field == 'seed' else most}, got"):
+        Scenario(**beyond)
+
+
+def test_a_simulation_follows_no_more_micro_batches_than_it_can():
+    assert Scenario(model="gpt2", micro_batches=4096, steps=4)
+    with pytest.raises(ValueError, match=r"^steps times micro_batches is at most 16384 in a simulation"):
+        Scenario(model="gpt2", micro_batches=4096, steps=5)
+    assert Scenario(model="gpt2", micro_batches=4096, steps=5, device="cpu")
+
+
+def test_a_list_and_a_tuple_are_one_question_and_stay_what_they_are():
+    as_list, as_tuple = (Scenario(model="gpt2", options={"betas": kind((0.9, 0.99))}) for kind in (list, tuple))
+    assert as_list == as_tuple
+    assert isinstance(as_tuple.options["betas"], tuple)
+    assert as_list != Scenario(model="gpt2", options={"betas": [0.9, 0.98]})
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("plain", "plain"),
+        ("caf\xe9 \u540d", "caf\xe9 \u540d"),
+        ("run-\udcff", "run-\\xff"),
+        ("half \ud800", "half \\ud800"),
+        ("a" * 20_000, "a" * 20_000),
+    ],
+)
+def test_a_text_is_shortened_to_what_a_record_holds(text: str, kept: str):
+    assert schema.shortened(text) == kept
+    assert schema.check(str, schema.shortened(text), "text")
+
+
+def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
+    text = schema.shortened("a" * 15_000 + "b" * 15_000)
+    assert len(text) <= schema.MOST_LETTERS
+    assert text.startswith("aaa")
+    assert "10,048 letters left out" in text
+    assert text.endswith("bbb")
+    words = schema.shortened_all(map(str, range(5_000)))
+    assert words[499:502] == ["499", "[... 4,000 left out ...]", "4500"]
