@@ -4,8 +4,10 @@ What `append` has returned from outlives a killed process and a power failure: a
 the disk, the file's name before its first line, and what is to be cut off when it is copied.
 """
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -45,8 +47,10 @@ class LockedLines:
     def append(self, line: bytes) -> None:
         """Write a line and see it onto the disk.
 
-        OSError names the file when that fails, and leaves no part of the line.
+        OSError names the file when that fails, and leaves no part of the line. FileNotFoundError
+        where the name is no longer this file's: what is written would be gone with the process.
         """
+        self._require_name()
         count = self.count
         disk.append(self._descriptor, self.path, [line])
         self._count = count + 1
@@ -81,6 +85,13 @@ class LockedLines:
                 file.write(data)
                 place = end
             file.writelines(self._chunks(place, self._length))
+
+    def _require_name(self) -> None:
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._descriptor), self.path.lstat()):
+                return
+        told = "it was removed or replaced while this run was written; put it back, and go on with --resume"
+        raise FileNotFoundError(errno.ENOENT, told, str(self.path))
 
     @property
     def _length(self) -> int:
