@@ -254,8 +254,7 @@ class Record:
         """The record that `to_dict` wrote; ValueError names what does not fit the schema."""
         if not isinstance(data, dict):
             raise ValueError(f"a record is a JSON object, got {type(data).__name__}")
-        if data.get("schema") != SCHEMA:
-            raise ValueError(f"schema {SCHEMA} is read here, got {schema.shown(data.get('schema'))}; use the optprof that wrote it")
+        schema.require_version(data.get("schema"), SCHEMA, "schema")
         try:
             return schema.read(cls, data)
         except ValueError as error:

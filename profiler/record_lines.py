@@ -21,7 +21,8 @@ class Line:
     """A line of the file, from byte `start` to `end`, with its end of line.
 
     `records` are those in it, `kept` their bytes as lines, and `damage` says why the rest is no
-    record; it is empty for a whole line, which holds a single record.
+    record; it is empty for a whole line, which holds a single record. A line `is_newer` when a
+    newer optprof wrote all of it: there is no record to be read here, and nothing that is damaged.
     """
 
     number: int
@@ -30,6 +31,7 @@ class Line:
     records: tuple[Record, ...]
     kept: bytes
     damage: str
+    is_newer: bool = False
 
 
 def read_lines(file: BinaryIO) -> Iterator[Line]:
@@ -42,10 +44,8 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
         if number > schema.MOST_RECORDS:
             raise ValueError(f"a run has at most {schema.MOST_RECORDS} records, got more; split it into several")
         rest = _rest_of_line(file) if len(data) > schema.MOST_LINE_BYTES and not data.endswith(b"\n") else 0
-        end = start + len(data) + rest
-        records, kept, damage = _read(data)
-        yield Line(number=number, start=start, end=end, records=records, kept=kept, damage=damage)
-        start = end
+        yield _read(data, number, start, start + len(data) + rest)
+        start += len(data) + rest
 
 
 def parse_line(data: bytes) -> Record:
@@ -59,26 +59,35 @@ def parse_line(data: bytes) -> Record:
     return Record.from_dict(schema.parse_json(data))
 
 
-def _read(data: bytes) -> tuple[tuple[Record, ...], bytes, str]:
-    """The records of a line, their bytes as lines, and what is wrong with the rest."""
+def _read(data: bytes, number: int, start: int, end: int) -> Line:
     try:
-        return (parse_line(data),), data, ""
+        return Line(number=number, start=start, end=end, records=(parse_line(data),), kept=data, damage="")
     except ValueError as error:
-        whole = _whole_pieces(data)
-        reason = " ".join(str(error).split())
-        return tuple(record for record, _ in whole), b"".join(piece for _, piece in whole), reason
+        is_newer = isinstance(error, schema.NewerError)
+        whole = [(None, data)] if is_newer else _whole_pieces(data)
+        return Line(
+            number=number,
+            start=start,
+            end=end,
+            records=tuple(record for record, _ in whole if record),
+            kept=b"".join(piece for _, piece in whole),
+            damage=" ".join(str(error).split()),
+            is_newer=is_newer,
+        )
 
 
-def _whole_pieces(data: bytes) -> list[tuple[Record, bytes]]:
-    """The whole records at the end of others that are none, as where an end of line was lost."""
+def _whole_pieces(data: bytes) -> list[tuple[Record | None, bytes]]:
+    """The whole records at the end of others that are none, as where an end of line was lost; None for one of a newer optprof."""
     starts = [found.start() for found in _BEGINNING.finditer(data) if found.start()]
-    whole: list[tuple[Record, bytes]] = []
+    whole: list[tuple[Record | None, bytes]] = []
     if len(data) > schema.MOST_LINE_BYTES or not data.endswith(b"\n") or len(starts) > _MOST_PIECES:
         return whole
     for start, end in pairwise((0, *starts, len(data))):
         piece = data[start:end].rstrip(b"\n") + b"\n"
         try:
             whole.append((parse_line(piece), piece))
+        except schema.NewerError:
+            whole.append((None, piece))
         except ValueError:
             continue
     return whole

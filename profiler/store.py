@@ -155,7 +155,8 @@ class RunStore:
     def repair(self) -> list[str]:
         """Set aside what cannot be read of an open run, and close it; returns what was done, a line each.
 
-        The bytes of lines go to `records.damaged` and `records.torn`, a timeline beside itself.
+        The bytes of lines go to `records.damaged` and `records.torn`, a timeline beside itself. What
+        a newer optprof has written is whole, and left as it is.
         """
         lines = self._writable()
         torn = lines.set_torn_aside(self.torn_path)
@@ -164,11 +165,13 @@ class RunStore:
         damaged: list[Line] = []
         for line in self._read():
             records += line.records
-            damaged += [line] if line.damage else []
+            damaged += [line] if line.damage and not line.is_newer else []
+            done += [f"{_told(line)}; left as it is"] if line.is_newer else []
         done += [f"{_told(line)}; set aside in {self.damaged_path.name}" for line in damaged]
         self.read_timelines(records, all_files=True)
         for name, reason in self.damaged_timelines.items():
-            done.append(f"timelines/{name}{_TIMELINE}: {reason}; set aside as {self.set_timeline_aside(name)}")
+            what = "left as it is" if self._is_newer(name) else f"set aside as {self.set_timeline_aside(name)}"
+            done.append(f"timelines/{name}{_TIMELINE}: {reason}; {what}")
         self.remove_parts()
         if damaged:
             lines.copy_aside(self.damaged_path, [(line.start, line.end) for line in damaged])
@@ -229,6 +232,13 @@ class RunStore:
     def _is_aside(self, name: str) -> bool:
         path = self._timeline_path(name)
         return os.path.lexists(path.with_name(path.name + _ASIDE))
+
+    def _is_newer(self, name: str) -> bool:
+        try:
+            self._timeline(name)
+        except (OSError, ValueError) as error:
+            return isinstance(error.__cause__, schema.NewerError)
+        return False
 
     def _timeline(self, name: str, peak: int | None = None) -> Timeline | None:
         path = self._timeline_path(name)

@@ -43,8 +43,9 @@ def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
     of allocated bytes.
     """
     data = _parsed(packed)
-    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-        raise ValueError(f"a timeline of schema {SCHEMA} is read here, got {_shown(data)}; use the optprof that wrote it")
+    if not isinstance(data, dict):
+        raise ValueError(f"a timeline is a JSON object, got {_shown(data)}")
+    schema.require_version(data.get("schema"), SCHEMA, "a timeline of schema")
     try:
         found = Timeline(
             steps=_whole(data["steps"]),

@@ -76,6 +76,17 @@ class MisfitError(ValueError):
         return f"{self.before}{'.'.join(filter(None, (where, self.place)))}{self.words}"
 
 
+class NewerError(ValueError):
+    """Data of a schema that is newer than this optprof: whole, as far as can be told from here."""
+
+
+def require_version(version: object, read: int, kind: str) -> None:
+    """Raise NewerError for a version above the one that is read here, ValueError for any other."""
+    if version != read:
+        newer = type(version) is int and version > read
+        raise (NewerError if newer else ValueError)(f"{kind} {read} is read here, got {shown(version)}; use the optprof that wrote it")
+
+
 class Checked:
     """A dataclass whose instances hold what their annotations allow, however they are made."""
 

@@ -1,6 +1,7 @@
 """A run folder: lines that can be read back, a table beside them, and nothing overwritten."""
 
 import csv
+import gzip
 import json
 import os
 import subprocess
@@ -291,6 +292,35 @@ def test_a_repair_keeps_the_damaged_bytes_and_the_whole_lines(tmp_path: Path):
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert RunStore.open(tmp_path).repair() == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_repair_leaves_what_a_newer_optprof_has_written(tmp_path: Path):
+    newer = LINES[1].replace(b'{"schema": 1,', b'{"schema": 2,')
+    glued = LINES[2][:60] + newer
+    (tmp_path / "records.jsonl").write_bytes(LINES[0] + newer + glued + LINES[3])
+    store = RunStore.open(tmp_path)
+    store.write_timeline(record().scenario, TIMELINE)
+    (timeline,) = store.timelines_path.iterdir()
+    timeline.write_bytes(gzip.compress(gzip.decompress(timeline.read_bytes()).replace(b'"schema":1', b'"schema":2')))
+    assert [each.rpartition("; ")[2] for each in store.repair()] == ["left as it is", "set aside in records.damaged", "left as it is"]
+    assert store.records_path.read_bytes() == LINES[0] + newer + newer + LINES[3]
+    assert store.damaged_path.read_bytes() == glued
+    assert list(store.timelines_path.iterdir()) == [timeline]
+    # They are named, so that no gate passes what cannot be read.
+    store.read()
+    assert [each.split(":")[0] for each in store.damaged_lines] == ["records.jsonl, line 2", "records.jsonl, line 3"]
+
+
+@pytest.mark.parametrize("by_another", [False, True])
+def test_a_record_is_not_written_into_a_file_that_lost_its_name(tmp_path: Path, *, by_another: bool):
+    store = RunStore.create(tmp_path / "run")
+    store.append(record())
+    store.records_path.rename(tmp_path / "moved")
+    if by_another:
+        store.records_path.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="removed or replaced"):
+        store.append(record())
+    assert (tmp_path / "moved").read_bytes().count(b"\n") == 1
 
 
 def test_a_repair_waits_for_nobody_and_makes_no_run(tmp_path: Path):
