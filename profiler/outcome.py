@@ -23,7 +23,7 @@ def outcome_of(error: BaseException) -> Outcome:
     import torch
 
     full = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    told = isinstance(error, RuntimeError) and any(words in text_of(error) for words in _FULL)
     return "out-of-memory" if full or told else "failed"
 
 
@@ -32,10 +32,18 @@ def one_line(error: BaseException) -> str:
 
     A ValueError or OSError that our code has raised says what it must by itself.
     """
-    lines = str(error.msg if isinstance(error, SyntaxError) else error).strip().splitlines()
+    lines = text_of(error).strip().splitlines()
     text = schema.shortened(": ".join([type(error).__name__, *lines[:1]]), _MOST_TOLD)
     place = None if is_ours(error) else user_line(error)
     return f"{text} ({place})" if place else text
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an error, also of one of the user's own whose `__str__` raises."""
+    try:
+        return str(error.msg if isinstance(error, SyntaxError) else error)
+    except Exception as unprintable:
+        return f"its text cannot be told, {type(unprintable).__name__}"
 
 
 def is_ours(error: BaseException) -> bool:

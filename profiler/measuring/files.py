@@ -29,7 +29,7 @@ class Files:
             yield
         except (OSError, ValueError) as error:
             # The log may lie on the same disk.
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 traceback.print_exc()
             named = Path(getattr(error, "filename", None) or path)
             inside = self.run is not None and named.is_relative_to(self.run)

@@ -121,9 +121,14 @@ def _or_failure(scenario: Scenario, find: Callable[[], T]) -> T | Record:
         return find()
     except BaseException as error:
         # Other people's models and optimizers run here: whatever they raise, SystemExit too, is this scenario's result.
-        with suppress(OSError):
-            traceback.print_exc()
+        _print_traceback()
         return without_result(scenario, outcome_of(error), one_line(error))
+
+
+def _print_traceback() -> None:
+    # A stream that the user's code has closed or put in place, and a text of its own error, may raise anything.
+    with suppress(Exception):
+        traceback.print_exc()
 
 
 def without_result(scenario: Scenario, outcome: Outcome, error: str) -> Record:

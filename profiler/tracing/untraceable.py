@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from optimizers.sharded import is_sharded
 
+from ..outcome import text_of
 from ..places import owner, short_name
 
 _TORCH = Path(torch.__file__).parent
@@ -68,7 +69,7 @@ def translated(error: Exception) -> UntraceableError | None:
     """Return the error to report for one that the program ended with, None where it is not about missing data."""
     if isinstance(error, UntraceableError):
         return error
-    text = str(error)
+    text = text_of(error)
     place = _place((frame.f_code.co_filename, line) for frame, line in _raised(error)) or "the program"
     for words, action, advice in _TEXTS:
         if words in text:
