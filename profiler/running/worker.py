@@ -155,7 +155,8 @@ class _Zygote:
 
     def _read(self, line: bytes) -> dict[str, Any]:
         answer = schema.parse_json(line)
-        if not isinstance(answer, dict):
+        # The user's code may have written into the pipe.
+        if not isinstance(answer, dict) or not isinstance(answer.get("status", 0), int):
             raise ValueError(f"the process answered {schema.shown(answer)}, and an object was expected")
         return answer
 

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -37,6 +38,9 @@ END = b"end\n"
 MOST_ANSWER_BYTES = 16 << 20
 # What takes seconds to load; torch._dynamo is what the first optimizer would load.
 _LOADED = ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulating.simulation")
+# What tells how a fork has ended.
+_STATUS = re.compile(rb"-?[0-9]{1,9}\n")
+_MOST_STATUS_BYTES = 64
 # Processes with a traced model that are kept for its next optimizer.
 _MOST_MODELS = 2
 _POLL_SECONDS = 0.25
@@ -161,6 +165,11 @@ class _Inbox:
         self.closed = not chunk
         self._read += chunk
 
+    @property
+    def size(self) -> int:
+        """The bytes that are read and not yet taken."""
+        return len(self._read)
+
     def line(self) -> bytes | None:
         """The next whole line, None as long as there is none."""
         line, end, rest = bytes(self._read).partition(b"\n")
@@ -230,10 +239,17 @@ class _Model(_Fork):
         """The status of the fork that does the job, or its own where it ends before."""
         if self._found is None:
             with suppress(ConnectionResetError):
-                while self.sources and select.select(self.sources, [], [], 0)[0]:
+                if self.sources and select.select(self.sources, [], [], 0)[0]:
                     self._inbox.read()
             line = self._inbox.line()
-            self._found = int(line) if line else super().poll()
+            if line is None and self._inbox.size < _MOST_STATUS_BYTES:
+                self._found = super().poll()
+            elif line and _STATUS.fullmatch(line):
+                self._found = int(line)
+            else:
+                # The user's code has found the channel and written into it.
+                self.end()
+                self._found = self.status
         return self._found
 
     def settle(self) -> None:
@@ -241,7 +257,7 @@ class _Model(_Fork):
         until = time.monotonic() + _GRACE_SECONDS
         while self.poll() is None and time.monotonic() < until:
             select.select(self.sources, [], [], 0.02)
-        if self._found is None or self._inbox.closed:
+        if self._found is None or self._inbox.closed or self._inbox.size:
             self.end()
 
 
@@ -360,10 +376,14 @@ def _serve_model(channel: socket.socket) -> None:
         job, writer = Job.from_line(lines.readline()), descriptors[0]
         if not traced:
             _begin(job)
-            failed = trace_ahead(job.scenario)
+            with _ending_copies():
+                failed = trace_ahead(job.scenario)
             gc.freeze()
-            if failed is not None or not _is_quiet():
-                _send(writer, answer(failed) if failed else work(job))
+            if failed is not None:
+                _send(writer, answer(failed))
+                return
+            if not _is_quiet():
+                _do(job, writer)
                 return
             traced = True
         pid = _fork(partial(_do_below, channel, job, writer))
@@ -386,7 +406,21 @@ def _begin(job: Job) -> None:
 
 def _do(job: Job, writer: int) -> None:
     _begin(job)
-    _send(writer, work(job))
+    with _ending_copies():
+        found = work(job)
+    _send(writer, found)
+
+
+@contextmanager
+def _ending_copies() -> Iterator[None]:
+    """End the copies of this process that the user's code makes inside, and lets go on: they are asked nothing."""
+    asked = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != asked:
+            _flush()
+            os._exit(0)
 
 
 def _is_quiet() -> bool:

@@ -151,6 +151,45 @@ class Hangs(torch.optim.SGD):
         with open(os.environ["OPTPROF_TEST_PIDS"], "w") as file:
             file.write(f"{os.getpid()} {helper.pid}.")
         time.sleep(600)
+
+class Copied(Model):
+    def forward(self, x):
+        if os.fork() == 0:
+            sys.exit("the copy")
+        os.wait()
+        return super().forward(x)
+
+def copied():
+    return Copied(), {"x": torch.ones(2, 8)}
+
+class Unprintable(Exception):
+    def __str__(self):
+        return 1 / 0
+
+class Mute(torch.optim.SGD):
+    def step(self, closure=None):
+        sys.stderr.close()
+        raise Unprintable
+
+class Writes(Model):
+    # Into every pipe and socket, the answer's among them.
+    def __init__(self, words):
+        super().__init__()
+        self.words = words
+    def forward(self, x):
+        for name in os.listdir("/proc/self/fd"):
+            if int(name) > 2 and os.readlink("/proc/self/fd/" + name).startswith(("pipe:", "socket:")):
+                os.write(int(name), self.words)
+        return super().forward(x)
+
+def writes_a_word():
+    return Writes(b"garbage\\n"), {"x": torch.ones(2, 8)}
+
+def writes_a_status():
+    return Writes(b'{"status": "none"}\\n'), {"x": torch.ones(2, 8)}
+
+def writes_a_part():
+    return Writes(b"{"), {"x": torch.ones(2, 8)}
 """
 
 
@@ -323,6 +362,29 @@ def test_what_a_model_leaves_in_its_process_changes_no_other_record(tmp_path: Pa
     assert double.memory.parameters == 2 * first.memory.parameters
     assert last.memory == first.memory
     assert last.environment["threads"] == first.environment["threads"]
+
+
+@pytest.mark.parametrize("device", ["sim", "cpu"])
+def test_a_copy_that_a_model_makes_of_its_process_answers_nothing(tmp_path: Path, worker: Worker, device: str):
+    asked = [replace(scenario(device=device), model="owned:copied"), scenario()]
+    records = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
+    assert [(record.outcome, record.error) for record in records] == [("ok", None), ("ok", None)]
+
+
+def test_an_error_that_cannot_be_printed_is_told_with_its_place(tmp_path: Path, worker: Worker):
+    (record,) = run([scenario("Mute")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
+    assert record.outcome == "failed"
+    assert record.error is not None
+    assert record.error.startswith("Unprintable: its text cannot be told, ZeroDivisionError (owned.py, line ")
+
+
+@pytest.mark.parametrize("factory", ["writes_a_word", "writes_a_status", "writes_a_part"])
+def test_who_writes_into_our_pipes_fails_alone(tmp_path: Path, worker: Worker, factory: str):
+    before = worker.pid
+    asked = [replace(scenario(), model=f"owned:{factory}"), scenario()]
+    records = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
+    assert [record.outcome != "ok" for record in records] == [True, False]
+    assert worker.pid == before
 
 
 @pytest.mark.parametrize("factory", ["parallel", "threaded"])
