@@ -52,6 +52,8 @@ _OMP_PAUSE_HARD = 2
 def main() -> None:
     """Load torch, say so, and work until the parent closes the pipe or is gone."""
     parent = os.getppid()
+    # A caller may ignore it, as some that start services do; the kernel then keeps no child's status.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     jobs, answers = _own_pipes()
     with _ending_with(parent):
         # None of it becomes garbage, and to look for some again and again takes a tenth of the time.

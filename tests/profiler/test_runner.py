@@ -207,12 +207,17 @@ def own(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def worker(own: Path):
-    """One for all tests that end no zygote, started where the environment speaks to the allocator."""
+    """One for all tests that end no zygote.
+
+    It is started where the environment speaks to the allocator, and by who ignores SIGCHLD.
+    """
     del own
     with pytest.MonkeyPatch.context() as patch:
         for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
             patch.setenv(name, "expandable_segments:True")
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         worker = Worker()
+        signal.signal(signal.SIGCHLD, before)
     with worker:
         yield worker
 
