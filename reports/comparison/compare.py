@@ -7,7 +7,7 @@ ratio lies beyond a threshold.
 import math
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from profiler.record import Memory, Record, Watched
 from profiler.store import RunStore, file_name
+from scenarios import schema
 from scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
@@ -107,16 +108,17 @@ def read_side(path: Path) -> Side:
     if os.path.lexists(path / "records.jsonl"):
         store = RunStore(path)
         return Side(records=store.read(lean), damage=store.damage)
-    runs: list[list[Record]] = []
+    runs: dict[str, list[Record]] = {}
     damage: list[str] = []
     for folder in _runs_under(path):
         store = RunStore(folder)
         try:
-            runs.append(store.read(lean))
+            runs[folder.name] = store.read(lean)
             damage += (f"{folder.name}/{each}" for each in store.damage)
         except (OSError, ValueError) as error:
             damage.append(str(error).replace(f"{path}{os.sep}", ""))
-    return Side(records=_in_time(runs), damage=tuple(damage))
+    damage += _unreadable_times(runs) if len(runs) > 1 else []
+    return Side(records=_in_time(runs.values()), damage=tuple(damage))
 
 
 def lean(record: Record) -> Record:
@@ -175,7 +177,17 @@ def _runs_under(path: Path) -> list[Path]:
     return sorted(runs.values())
 
 
-def _in_time(runs: Sequence[Sequence[Record]]) -> list[Record]:
+def _unreadable_times(runs: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """Name the first record of each run whose time is none: it may be newer than those of other runs."""
+    for name, records in runs.items():
+        for record in records:
+            time = record.environment.get("time")
+            if time is not None and _moment(time) is None:
+                yield f"{name}/records.jsonl: the time of a record, {schema.shown(time)}, cannot be read"
+                break
+
+
+def _in_time(runs: Iterable[Sequence[Record]]) -> list[Record]:
     """The records of all runs, those of a scenario by the time of its last record in each run.
 
     Within a run their order stands: the clock may have been set back, the file only grows.
@@ -190,11 +202,17 @@ def _in_time(runs: Sequence[Sequence[Record]]) -> list[Record]:
 
 def _time(record: Record) -> float:
     """Seconds since 1970 until the record was made; a record without a time is older than any with one."""
-    try:
-        moment = datetime.fromisoformat(str(record.environment.get("time")))
-    except ValueError:
+    moment = _moment(record.environment.get("time"))
+    if moment is None:
         return -math.inf
     return (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+
+
+def _moment(time: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(time))
+    except ValueError:
+        return None
 
 
 def _latest(records: Iterable[Record]) -> dict[str, Record]:

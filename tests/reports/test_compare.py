@@ -133,6 +133,15 @@ def test_between_runs_the_record_that_was_made_last_counts(simulated, tmp_path, 
     assert change(compared, "state").before == newest
 
 
+def test_between_runs_a_time_that_is_none_is_told_and_passes_no_gate(simulated, tmp_path):
+    for name, time in (("a", NOON), ("b", "zzz"), ("c", None)):
+        store = RunStore.create(tmp_path / name)
+        store.append(at(simulated(), time))
+    assert read_side(tmp_path).damage == ("b/records.jsonl: the time of a record, 'zzz', cannot be read",)
+    # Within a run the order of the file says what is newest.
+    assert read_side(tmp_path / "b").damage == ()
+
+
 def test_a_damaged_line_of_any_run_of_a_side_is_named(simulated, tmp_path):
     for name in ("one", "two", "three"):
         RunStore.create(tmp_path / name).append(simulated(model=name))
