@@ -304,6 +304,10 @@ class _Zygote:
         os.close(writer)
         try:
             return self._answer_of(task, reader)
+        except _OverError:
+            # Nobody waits for what it may still do in order.
+            task.end()
+            raise
         finally:
             os.close(reader)
             self._clear(task)

@@ -162,6 +162,15 @@ class Copied(Model):
 def copied():
     return Copied(), {"x": torch.ones(2, 8)}
 
+class Stuck(Model):
+    def forward(self, x):
+        with open(os.environ["OPTPROF_TEST_PIDS"], "w") as file:
+            file.write(f"{os.getpid()} {os.getppid()}.")
+        ctypes.PyDLL(None).pause()
+
+def stuck():
+    return Stuck(), {"x": torch.ones(2, 8)}
+
 class Unprintable(Exception):
     def __str__(self):
         return 1 / 0
@@ -444,16 +453,19 @@ from profiler.store import RunStore
 from scenarios import Scenario
 if __name__ == "__main__":
     sys.path.append(sys.argv[2])
-    asked = [Scenario(model="owned:model", optimizer=name, implementation="loop") for name in ("sgd", sys.argv[3])]
+    asked = [
+        Scenario(model=model, optimizer=name, implementation="loop")
+        for model, name in (("owned:model", "sgd"), sys.argv[3:])
+    ]
     run(asked, RunStore.create(Path(sys.argv[1])), lambda *_: None)
 """
 
 
-@pytest.mark.parametrize("optimizer", ["Hangs", "Escapes"])
-def test_a_killed_parent_leaves_what_was_finished_and_no_child(tmp_path: Path, own: Path, pids: Path, optimizer: str):
+@pytest.mark.parametrize("asked", [("owned:model", "owned:Hangs"), ("owned:model", "owned:Escapes"), ("owned:stuck", "sgd")])
+def test_a_killed_parent_leaves_what_was_finished_and_no_child(tmp_path: Path, own: Path, pids: Path, asked: tuple[str, str]):
     here = str(Path(__file__).resolve().parent.parent.parent)
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), f"owned:{optimizer}"],
+        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), *asked],
         env={**os.environ, "PYTHONPATH": here},
     )
     found = read_pids(pids)
