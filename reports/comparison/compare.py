@@ -105,7 +105,7 @@ def read_side(path: Path) -> Side:
 
     A run that cannot be read at all is a ValueError or OSError, and damage where others are beside it.
     """
-    if os.path.lexists(path / "records.jsonl"):
+    if _may_hold_run(path):
         store = RunStore(path)
         return Side(records=store.read(lean), damage=store.damage)
     runs: dict[str, list[Record]] = {}
@@ -171,10 +171,21 @@ def _runs_under(path: Path) -> list[Path]:
     """The folders of runs right under a folder, each once; FileNotFoundError where there are none."""
     folders = sorted(path.iterdir(), reverse=True) if path.is_dir() else []
     # A link to a run beside it, such as "latest", is that run and no other.
-    runs = {folder.resolve(): folder for folder in folders if os.path.lexists(folder / "records.jsonl")}
+    runs = {folder.resolve(): folder for folder in folders if _may_hold_run(folder)}
     if not runs:
         raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
     return sorted(runs.values())
+
+
+def _may_hold_run(folder: Path) -> bool:
+    """Return False for a folder without a run; one that may not be looked into may hold the newest."""
+    try:
+        (folder / "records.jsonl").lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _unreadable_times(runs: Mapping[str, Sequence[Record]]) -> Iterator[str]:

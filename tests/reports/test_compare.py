@@ -1,7 +1,10 @@
 """What changed between two runs, on records whose sums can be checked on paper."""
 
+import errno
+import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +134,27 @@ def test_between_runs_the_record_that_was_made_last_counts(simulated, tmp_path, 
             store.append(at(simulated(state=state), time))
     compared = compare(read_side(tmp_path).records, [simulated(state=9)])
     assert change(compared, "state").before == newest
+
+
+def test_a_run_that_may_not_be_looked_into_passes_no_gate(simulated, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        RunStore.create(tmp_path / name).append(at(simulated(), NOON))
+    closed = tmp_path / "b" / "records.jsonl"
+    look = Path.lstat
+
+    def refuse(path: Path) -> os.stat_result:
+        # The superuser may look into any folder.
+        if path == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return look(path)
+
+    monkeypatch.setattr(Path, "lstat", refuse)
+    side = read_side(tmp_path)
+    assert len(side.records) == 1
+    assert len(side.damage) == 1
+    assert side.damage[0].endswith(f"Permission denied: 'b{os.sep}records.jsonl'")
+    with pytest.raises(PermissionError):
+        read_side(tmp_path / "b")
 
 
 def test_between_runs_a_time_that_is_none_is_told_and_passes_no_gate(simulated, tmp_path):
