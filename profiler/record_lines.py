@@ -77,7 +77,10 @@ def _read(data: bytes, number: int, start: int, end: int) -> Line:
 
 
 def _whole_pieces(data: bytes) -> list[tuple[Record | None, bytes]]:
-    """The whole records at the end of others that are none, as where an end of line was lost; None for one of a newer optprof."""
+    """The whole records at the end of others that are none, as where an end of line was lost.
+
+    None stands for one that a newer optprof wrote.
+    """
     starts = [found.start() for found in _BEGINNING.finditer(data) if found.start()]
     whole: list[tuple[Record | None, bytes]] = []
     if len(data) > schema.MOST_LINE_BYTES or not data.endswith(b"\n") or len(starts) > _MOST_PIECES:

@@ -44,7 +44,7 @@ def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
     """
     data = _parsed(packed)
     if not isinstance(data, dict):
-        raise ValueError(f"a timeline is a JSON object, got {_shown(data)}")
+        raise ValueError(f"a timeline of schema {SCHEMA} is a JSON object, got {_shown(data)}")
     schema.require_version(data.get("schema"), SCHEMA, "a timeline of schema")
     try:
         found = Timeline(

@@ -126,7 +126,7 @@ def _or_failure(scenario: Scenario, find: Callable[[], T]) -> T | Record:
 
 
 def _print_traceback() -> None:
-    # A stream that the user's code has closed or put in place, and a text of its own error, may raise anything.
+    # A stream that the user's code has closed or put in place may raise anything.
     with suppress(Exception):
         traceback.print_exc()
 

@@ -52,7 +52,7 @@ _OMP_PAUSE_HARD = 2
 def main() -> None:
     """Load torch, say so, and work until the parent closes the pipe or is gone."""
     parent = os.getppid()
-    # A caller may ignore it, as some that start services do; the kernel then keeps no child's status.
+    # Some callers ignore it, which is inherited; the kernel then keeps no child's status.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     jobs, answers = _own_pipes()
     with _ending_with(parent):
@@ -419,7 +419,7 @@ def _do(job: Job, writer: int) -> None:
 
 @contextmanager
 def _ending_copies() -> Iterator[None]:
-    """End the copies of this process that the user's code makes inside, and lets go on: they are asked nothing."""
+    """End the copies of this process that the user's code makes inside: they are asked nothing."""
     asked = os.getpid()
     try:
         yield
