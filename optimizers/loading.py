@@ -168,7 +168,7 @@ def described(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 
 def found_as(value: Any) -> str:
-    """What a checkpoint holds, in a few words on one line."""
+    """Describe what a checkpoint holds, in a few words on one line."""
     if isinstance(value, Tensor):
         kinds = ("sharded" if is_sharded(value) else "", "" if value.layout is torch.strided else str(value.layout).removeprefix("torch."))
         places = "on meta, " if value.is_meta else ""

@@ -260,7 +260,7 @@ class RunStore:
         return sorted(path.name.removesuffix(_TIMELINE) for path in self.timelines_path.iterdir() if path.name.endswith(_TIMELINE))
 
     def _reason(self, error: OSError | ValueError, path: Path) -> str:
-        """What is wrong with a file, without the folder that it lies in."""
+        """Say what is wrong with a file, without the folder that it lies in."""
         text = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}").removeprefix(":")
         return " ".join(str(text).replace(f"{self.folder}{os.sep}", "").split())
 
@@ -307,7 +307,7 @@ class RunStore:
 
     @property
     def damage(self) -> tuple[str, ...]:
-        """What could not be read, a line each, with the files' names below the folder."""
+        """Parts that could not be read, a line each, with the files' names below the folder."""
         folder = self.timelines_path.name
         timelines = (
             # What is wrong with the folder is said once.

@@ -1,4 +1,4 @@
-"""What a run's files disclose, run as a user runs it, in a home and on a host with names."""
+"""Files of a run made as a user makes it, in a home and on a host with names: they disclose neither."""
 
 import gzip
 import json

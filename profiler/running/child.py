@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a child is to do: a scenario, and the run's folder for what is kept beside the record.
+    """The work of a child: a scenario, and the run's folder for what is kept beside the record.
 
     Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is the
     simulation's record of a scenario that is to be measured; `force` measures it even if it needs more
@@ -116,7 +116,7 @@ def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
 
 
 def _or_failure(scenario: Scenario, find: Callable[[], T]) -> T | Record:
-    """What `find` returns, or the record of what it raises; that is printed whole."""
+    """Return what `find` returns, or the record of what it raises; that is printed whole."""
     try:
         return find()
     except BaseException as error:

@@ -107,7 +107,7 @@ def _is_dead(pid: int) -> bool:
 
 
 def _status(pid: int | str) -> list[str]:
-    """What the kernel says of a process behind its name, which may hold blanks: state, parent, ..."""
+    """Fields that the kernel prints of a process behind its name, which may hold blanks: state, parent, ..."""
     return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
 
 

@@ -133,7 +133,7 @@ def append(store: RunStore, record: Record) -> Record:
 
 
 def reason_of(error: OSError | ValueError) -> str:
-    """What went wrong, without the file's name."""
+    """Return the reason of an error, without the file's name."""
     return getattr(error, "strerror", None) or str(error)
 
 

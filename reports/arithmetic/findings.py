@@ -38,7 +38,7 @@ class Findings:
 
     @classmethod
     def of(cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None) -> "Findings":
-        """What these records say, and the timelines of their scenarios by the names of their files.
+        """Findings of these records, and the timelines of their scenarios by the names of their files.
 
         ValueError for a run without records.
         """
@@ -68,7 +68,7 @@ class Findings:
 
     @cached_property
     def courses(self) -> list[Course]:
-        """What training steps hold from event to event."""
+        """The timelines of training steps, from event to event."""
         return courses(self.entries, self.records, self.labels, self.timelines)
 
     @cached_property
@@ -131,7 +131,7 @@ class Findings:
 
     @cached_property
     def _alike(self) -> bool:
-        """Whether all timings were taken on one device and implementation."""
+        """Return whether all timings were taken on one device and implementation."""
         return shared(conditions(timing.record) for timing in self.timings) is not None
 
     def colour_name(self, label: str) -> str:

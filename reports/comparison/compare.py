@@ -150,7 +150,7 @@ def compare_sides(before: Side, after: Side, *, threshold: Fraction = THRESHOLD,
 def compare(
     before: Sequence[Record], after: Sequence[Record], *, threshold: Fraction = THRESHOLD, across_machines: bool = False
 ) -> Compared:
-    """What changed, in the order of `after`; times of different machines are compared only when told. ValueError for an empty side.
+    """Changes, in the order of `after`; times of different machines are compared only when told. ValueError for an empty side.
 
     Of several records of a scenario the last one of a side counts.
     """

@@ -1,4 +1,4 @@
-"""What cannot be measured or written down is refused in one line, before work starts."""
+"""Requests that cannot be measured or written down are refused in one line, before work starts."""
 
 import os
 from pathlib import Path

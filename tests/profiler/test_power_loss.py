@@ -33,18 +33,18 @@ class Node:
     changes: list[Callable[[Any], Any]] = field(default_factory=list)
 
     def now(self) -> Any:
-        """What a program sees."""
+        """Return what a program sees."""
         return self.after(len(self.changes))
 
     def after(self, count: int) -> Any:
-        """What is there once so many of the changes are."""
+        """Return what is there once so many of the changes are."""
         value = self.synced
         for change in self.changes[:count]:
             value = change(value)
         return value
 
     def remnants(self) -> list[Any]:
-        """What may be there when the power is back, each once."""
+        """Yield what may be there when the power is back, each once."""
         found = [self.after(count) for count in range(len(self.changes) + 1)]
         if isinstance(self.synced, bytes):
             for before, after in pairwise(tuple(found)):

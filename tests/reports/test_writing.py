@@ -1,4 +1,4 @@
-"""Where reports write: into their own folders, whole files or none, and through no link."""
+"""Reports write into their own folders, whole files or none, and through no link."""
 
 import os
 import resource
