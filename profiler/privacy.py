@@ -62,7 +62,7 @@ def disclosed_scenario(scenario: Scenario, *, anonymous: bool = False) -> Scenar
 def disclosed(record: Record, *, anonymous: bool = False) -> Record:
     """Return the record as it may be shared; `anonymous` makes it anonymous."""
     show = partial(masked, anonymous=anonymous)
-    changes: dict[str, Any] = {
+    found: dict[str, Any] = {
         "scenario": disclosed_scenario(record.scenario, anonymous=anonymous),
         "environment": _environment(record.environment, anonymous),
         "error": record.error and show(record.error),
@@ -71,8 +71,10 @@ def disclosed(record: Record, *, anonymous: bool = False) -> Record:
     }
     if record.watched is not None and record.watched.warnings:
         shown = tuple(map(show, record.watched.warnings))
-        changes["watched"] = replace(record.watched, warnings=shown)
-    return replace(record, **changes)
+        found["watched"] = replace(record.watched, warnings=shown)
+    # Most records are read as they were disclosed when they were written.
+    changes = {name: value for name, value in found.items() if value is not getattr(record, name)}
+    return replace(record, **changes) if changes else record
 
 
 def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
@@ -85,16 +87,23 @@ def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
     )
 
 
-def _environment(environment: Mapping[str, Any], anonymous: bool) -> dict[str, Any]:
+def _environment(environment: Mapping[str, Any], anonymous: bool) -> Mapping[str, Any]:
     left_out = OF_THE_MACHINE if anonymous else ()
     found = {name: value for name, value in environment.items() if name not in left_out}
     command = environment.get("command")
     if isinstance(command, list | tuple):
-        words = disclosed_command([str(word) for word in command], anonymous=anonymous)
+        words = [*_command(tuple(map(str, command)), anonymous)]
         # A script's arguments are its own; older records have them.
         is_ours = words[:1] in (["optprof"], ["optprof.py"]) and environment.get("seed", 0) is not None
         found["command"] = words if is_ours else [] if anonymous else words[:1]
-    return {**found, "anonymous": True} if anonymous else found
+    if anonymous:
+        return {**found, "anonymous": True}
+    return environment if found == environment else found
+
+
+@lru_cache(maxsize=256)
+def _command(words: tuple[str, ...], anonymous: bool) -> tuple[str, ...]:
+    return tuple(disclosed_command(words, anonymous=anonymous))
 
 
 def _word(word: str, before: str, anonymous: bool) -> str:
@@ -106,13 +115,13 @@ def _word(word: str, before: str, anonymous: bool) -> str:
 
 def _value(name: str, value: Any, anonymous: bool) -> Any:
     """Return the value of an option; numbers stay, except behind the name of a secret."""
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {key: _value(key, item, anonymous) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)(_value(name, item, anonymous) for item in value)
     if isinstance(value, str):
         return MASK if is_mask_needed(name, value) else _name(value, anonymous)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return MASK if is_number and weight(name) == 2 else value
 
 

@@ -33,6 +33,9 @@ MOST_LOSS = 1e100
 # The room for what stands in place of letters that are left out.
 _MARK = 48
 
+# A dictionary is known for a mapping at once, others by their abstract class.
+_MAPPINGS = (dict, Mapping)
+
 T = TypeVar("T")
 _Check = Callable[[Any], Any]
 
@@ -91,15 +94,24 @@ class Checked:
     """A dataclass whose instances hold what their annotations allow, however they are made."""
 
     def __post_init__(self) -> None:
+        values = vars(self)
         for name, check_field, _ in _fields(type(self)):
             try:
-                object.__setattr__(self, name, check_field(getattr(self, name)))
+                values[name] = check_field(values[name])
             except MisfitError as misfit:
                 raise ValueError(misfit.told(name)) from None
 
 
 def parse_json(text: str | bytes) -> Any:
     """The data of a JSON text; ValueError for one that is none, for NaN and Infinity, and for lists in lists without end."""
+    # Whoever reads no JSON need not wait for it.
+    import msgspec
+
+    try:
+        # Six times as fast as `json`, which says better what is wrong and takes more encodings.
+        return msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        pass
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
@@ -205,7 +217,7 @@ def _object(kind: type[Any]) -> _Check:
             if own:
                 return data
             data = vars(data)
-        if not isinstance(data, Mapping):
+        if not isinstance(data, _MAPPINGS):
             raise MisfitError(f" must be an object, got {shown(data)}")
         values: dict[str, Any] = {}
         for name, check_field, is_needed in _fields(kind):
@@ -238,6 +250,8 @@ def _limited(kind: Any, limit: Between | Letters) -> _Check:
     least, most = kind(limit.least), kind(limit.most)
 
     def within(value: Any) -> Any:
+        if type(value) is kind and least <= value <= most:
+            return value
         found = plain(value)
         if least <= found <= most or (limit.or_zero and found == 0):
             return found
@@ -260,7 +274,7 @@ def _within_letters(text: Any, most: int) -> Any:
 
 def _one_of(allowed: tuple[Any, ...]) -> _Check:
     def one_of(value: Any) -> Any:
-        if not isinstance(value, str | int) or value not in allowed:
+        if not isinstance(value, (str, int)) or value not in allowed:
             raise MisfitError(f" must be one of {', '.join(map(str, allowed))}, got {shown(value)}")
         return value
 
@@ -271,15 +285,17 @@ def _either(kinds: tuple[Any, ...]) -> _Check:
     checks = [_checker(kind) for kind in kinds if kind is not NoneType]
     allows_none = NoneType in kinds
 
+    *others, last = checks
+
     def either(value: Any) -> Any:
         if value is None and allows_none:
             return None
-        for check_kind in checks[:-1]:
+        for check_kind in others:
             try:
                 return check_kind(value)
             except MisfitError:
                 continue
-        return checks[-1](value)
+        return last(value)
 
     return either
 
@@ -288,10 +304,10 @@ def _items(annotation: Any, kind: Callable[[Sequence[Any]], Any]) -> _Check:
     check_item, limit = _checker(annotation), _limit_of_numbers(annotation)
 
     def items(value: Any) -> Any:
-        if not isinstance(value, list | tuple):
+        if not isinstance(value, (list, tuple)):
             raise MisfitError(f" must be a list, got {shown(value)}")
         _limit(len(value))
-        if limit is not None and value and _are_within(limit, value):
+        if limit is not None and _are_within(limit, value):
             # Samples are most of what a run holds.
             return kind(value)
         return kind([check_item(item) for item in value])
@@ -300,8 +316,8 @@ def _items(annotation: Any, kind: Callable[[Sequence[Any]], Any]) -> _Check:
 
 
 def _are_within(limit: Between, values: Sequence[Any]) -> bool:
-    # NaN is in no order, so it is looked for first.
-    are_finite = {float}.issuperset(map(type, values)) and all(map(math.isfinite, values))
+    # NaN is in no order, so it is looked for first; a sum with one is one.
+    are_finite = {*map(type, values)} == {float} and math.isfinite(sum(values))
     return are_finite and limit.least <= min(values) <= max(values) <= limit.most
 
 
@@ -319,7 +335,7 @@ def _mapping(check_item: _Check) -> _Check:
         return _plain_mapping
 
     def mapping(value: Any) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
+        if not isinstance(value, _MAPPINGS):
             raise MisfitError(f" must be an object, got {shown(value)}")
         _limit(len(value))
         found: dict[str, Any] = {}
@@ -335,7 +351,7 @@ def _mapping(check_item: _Check) -> _Check:
 
 def _plain_mapping(value: Any) -> dict[str, Any]:
     """A copy of a mapping of plain data, all of which counts as its items."""
-    if not isinstance(value, Mapping):
+    if not isinstance(value, _MAPPINGS):
         raise MisfitError(f" must be an object, got {shown(value)}")
     found: dict[str, Any] = {}
     count = 0
@@ -357,7 +373,7 @@ def _plain(value: Any) -> Any:
 
 def _plain_and_count(value: Any) -> tuple[Any, int]:
     """The value, and the number of values inside; equal ones, as every record's machine, are one."""
-    if not isinstance(value, list | dict):
+    if not isinstance(value, (list, dict)):
         return (_text(value), 0) if type(value) is str else (value, _require_plain(value, MOST_DEPTH))
     try:
         # To a text, 1, 1.0 and True are three.
@@ -402,6 +418,8 @@ def _kept(known: dict[str, T], text: str, value: T) -> T:
 
 
 def _key(key: Any) -> str:
+    if type(key) is str and key in _TEXTS:
+        return _TEXTS[key]
     if type(key) is not str:
         raise MisfitError(f" must have names that are texts, got {shown(key)}")
     return _text(key)

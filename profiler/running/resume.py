@@ -1,6 +1,5 @@
 """Which scenarios of a run are still to be done, and which of its records stand."""
 
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
@@ -13,7 +12,6 @@ from ..store import file_name
 
 # A figure found with another version of these may be another figure.
 VERSIONS = ("optprof", "torch", "transformers")
-_ENCODER = json.JSONEncoder(sort_keys=True)
 
 
 def pending(
@@ -32,25 +30,29 @@ def pending(
     `lost`, which are names of scenarios' files.
     """
     done = {
-        (_key(record.scenario), _place(record.scenario, record.environment))
+        (scenario_key(record.scenario), _place(record.scenario, record.environment))
         for record in standing(records)
         if record.outcome == "ok" and not record.lost and file_name(record.scenario) not in lost
     }
     nowhere = {name: value for name, value in environment.items() if name not in OF_THE_MACHINE}
     places = [environment, nowhere] if anonymous else [environment]
-    return [scenario for scenario in scenarios if not any((_key(scenario), _place(scenario, place)) in done for place in places)]
+    return [scenario for scenario in scenarios if not any((scenario_key(scenario), _place(scenario, place)) in done for place in places)]
 
 
 def standing(records: Iterable[Record]) -> list[Record]:
     """Of records of the same scenario the last, in the order of the first."""
-    return list({_key(record.scenario): record for record in records}.values())
+    return list({scenario_key(record.scenario): record for record in records}.values())
 
 
-def _key(scenario: Scenario) -> bytes:
-    # Through JSON, which makes tuples lists. `asdict` would copy every value before; the texts of
-    # 100,000 scenarios would take ten times the room of their digests. A record may be anonymous,
-    # and what is asked is not.
-    return sha256(_ENCODER.encode(vars(disclosed_scenario(scenario, anonymous=True))).encode()).digest()
+def scenario_key(scenario: Scenario) -> bytes:
+    """A key that is the same for equal scenarios and no others, whether they are anonymous or not."""
+    # Whoever has no records need not wait for it.
+    import msgspec
+
+    # Through JSON, which makes tuples lists. The texts of 100,000 scenarios would take ten times
+    # the room of their digests.
+    asked = vars(disclosed_scenario(scenario, anonymous=True))
+    return sha256(msgspec.json.encode(asked, order="deterministic")).digest()
 
 
 def _place(scenario: Scenario, environment: Mapping[str, Any]) -> tuple[object, ...]:

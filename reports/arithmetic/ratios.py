@@ -10,11 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
 # Up to so many samples together, or on one side, the Mann-Whitney distribution is counted out; beyond that it is as good as normal.
@@ -38,22 +33,24 @@ class Ratio:
             raise ValueError(f"a ratio needs a sample on both sides, got {len(before)} and {len(after)}")
         if (least := min(min(before), min(after))) <= 0:
             raise ValueError(f"a ratio needs times > 0, got {least}")
-        few = len(before) * len(after) <= ALL_AT_ONCE
-        ratios = _sorted_ratios(before, after) if few else _Ratios(before=sorted(before), after=sorted(after))
-        value = float(ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2
-        outside = ratios_outside(len(before), len(after))
-        if outside is None:
-            return cls(value=value)
-        return cls(value=value, low=float(ratios[outside]), high=float(ratios[len(ratios) - 1 - outside]))
+        count, outside = len(before) * len(after), ratios_outside(len(before), len(after))
+        ranks = [(count - 1) // 2, count // 2, *([] if outside is None else [outside, count - 1 - outside])]
+        found = _ratios_of_ranks(before, after, ranks)
+        return cls(value=(found[0] + found[1]) / 2, low=found[2] if found[2:] else None, high=found[3] if found[2:] else None)
 
 
-def _sorted_ratios(before: Sequence[float], after: Sequence[float]) -> "NDArray[np.float64]":
+def _ratios_of_ranks(before: Sequence[float], after: Sequence[float], ranks: Sequence[int]) -> list[float]:
+    """The ratios of these ranks, from 0, among all ratios of `after` to `before`."""
+    if len(before) * len(after) > ALL_AT_ONCE:
+        ratios = _Ratios(before=sorted(before), after=sorted(after))
+        return [ratios[rank] for rank in ranks]
     # Only what compares times loads numpy, which takes a moment.
     import numpy as np
 
-    ratios = np.divide.outer(np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)).ravel()
-    ratios.sort()
-    return ratios
+    found = np.divide.outer(np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)).ravel()
+    # Four ranks are found in a third of the time that sorting takes.
+    found.partition(ranks)
+    return [float(found[rank]) for rank in ranks]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from statistics import median
 from typing import Any, Literal
 
 from profiler.record import Memory, Record, Watched
-from profiler.store import RunStore, file_name
+from profiler.running.resume import scenario_key
+from profiler.store import RunStore
 from scenarios import schema
 from scenarios.spec import Scenario
 
@@ -203,10 +204,10 @@ def _in_time(runs: Iterable[Sequence[Record]]) -> list[Record]:
 
     Within a run their order stands: the clock may have been set back, the file only grows.
     """
-    grouped: dict[str, dict[int, list[Record]]] = {}
+    grouped: dict[bytes, dict[int, list[Record]]] = {}
     for number, records in enumerate(runs):
         for record in records:
-            grouped.setdefault(file_name(record.scenario), {}).setdefault(number, []).append(record)
+            grouped.setdefault(scenario_key(record.scenario), {}).setdefault(number, []).append(record)
     groups = (sorted(group.values(), key=lambda found: _time(found[-1])) for group in grouped.values())
     return [record for group in groups for found in group for record in found]
 
@@ -226,9 +227,9 @@ def _moment(time: object) -> datetime | None:
         return None
 
 
-def _latest(records: Iterable[Record]) -> dict[str, Record]:
+def _latest(records: Iterable[Record]) -> dict[bytes, Record]:
     """The last record of each scenario, in the order of the first."""
-    return {file_name(record.scenario): record for record in records}
+    return {scenario_key(record.scenario): record for record in records}
 
 
 def _pair(before: Record, after: Record, threshold: Fraction, across_machines: bool) -> Pair:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 
 from profiler.record import Record
-from profiler.store import file_name
-from scenarios.spec import Scenario
 
 from ..arithmetic.entries import Setting
-from ..arithmetic.labels import optimizer_key, scenario_labels
+from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
 from ..tables.table import Cell, Table
@@ -31,9 +29,13 @@ LEGEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What the scenarios of a comparison are called: by what tells them apart; `common` is what all of them share."""
+    """What the scenarios of a comparison are called: by what tells them apart.
 
-    names: dict[str, str]
+    `traits` are what all of them share, `common` is the same in words.
+    """
+
+    labels: dict[OptimizerKey, str]
+    traits: frozenset[str]
     common: str
 
     @classmethod
@@ -41,16 +43,14 @@ class Names:
         """Names for the scenarios of these records, a different one for each."""
         labels = scenario_labels(record.scenario for record in records)
         common = set(_traits(records[0])).intersection(*map(_traits, records)) if records else set()
-        names = {}
-        for record in records:
-            telling = [trait for trait in _traits(record) if trait not in common]
-            label = labels[optimizer_key(record.scenario)]
-            names[file_name(record.scenario)] = " · ".join((record.scenario.model, label, *telling))
         shared = [trait for trait in _traits(records[0]) if trait in common] if records else []
-        return cls(names=names, common=" · ".join(shared))
+        return cls(labels=labels, traits=frozenset(common), common=" · ".join(shared))
 
-    def __getitem__(self, scenario: Scenario) -> str:
-        return self.names[file_name(scenario)]
+    def __getitem__(self, record: Record) -> str:
+        # Made when it is shown, which few of many are.
+        telling = [trait for trait in _traits(record) if trait not in self.traits]
+        label = self.labels[optimizer_key(record.scenario)]
+        return " · ".join((record.scenario.model, label, *telling))
 
 
 def comparison_table(compared: Compared, names: Names, *, only_regressed: bool = False) -> Table:
@@ -91,18 +91,14 @@ def one_side_table(compared: Compared, names: Names) -> Table:
     """The scenarios that one side alone has."""
     sides = (("before", compared.only_before), ("after", compared.only_after))
     one_sided = ((side, record) for side, found in sides for record in found)
-    rows = [
-        (Cell(text=names[record.scenario]), Cell(text=side), Cell(text=record.outcome)) for side, record in islice(one_sided, MOST_SHOWN)
-    ]
+    rows = [(Cell(text=names[record]), Cell(text=side), Cell(text=record.outcome)) for side, record in islice(one_sided, MOST_SHOWN)]
     return Table(head=("scenario", "only", "outcome"), rows=tuple(rows))
 
 
 def unfinished_table(compared: Compared, names: Names) -> Table:
     """The scenarios that ended well on neither side, with the last words of each."""
     pairs = (pair for pair in compared.pairs if "ok" not in (pair.before.outcome, pair.after.outcome))
-    rows = [
-        (names[pair.scenario], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING) for pair in islice(pairs, MOST_SHOWN)
-    ]
+    rows = [(names[pair.after], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING) for pair in islice(pairs, MOST_SHOWN)]
     return Table(head=("scenario", "before", "after", "error"), rows=tuple(tuple(Cell(text=text) for text in row) for row in rows))
 
 
@@ -143,7 +139,7 @@ def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
     size = METRICS[change.metric].kind == "bytes"
     show = _bytes_cell if size else _seconds_cell
     return (
-        Cell(text=names[pair.scenario]),
+        Cell(text=names[pair.after]),
         Cell(text=METRICS[change.metric].title),
         show(change.before),
         show(change.after),
@@ -156,7 +152,7 @@ def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
 def outcome_row(pair: Pair, names: Names) -> tuple[Cell, ...]:
     """A scenario whose outcome changed, with its last words."""
     error = f": {pair.after.error}" if pair.after.error else ""
-    return _outcomes(names[pair.scenario], pair.before.outcome, pair.after.outcome, f"{pair.outcome_verdict}{error}")
+    return _outcomes(names[pair.after], pair.before.outcome, pair.after.outcome, f"{pair.outcome_verdict}{error}")
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -177,7 +173,7 @@ def verdict_text(change: Change) -> str:
 
 def _offence_row(offence: Offence, names: Names) -> tuple[Cell, ...]:
     if isinstance(offence.found, Record):
-        return _outcomes(names[offence.found.scenario], offence.found.outcome, "missing", "regressed: nobody asked for it again")
+        return _outcomes(names[offence.found], offence.found.outcome, "missing", "regressed: nobody asked for it again")
     return change_row(offence.found, offence.change, names) if offence.change else outcome_row(offence.found, names)
 
 
