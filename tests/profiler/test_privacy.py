@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler import environment
+from profiler import environment, whereabouts
 from profiler.privacy import (
     disclosed,
     disclosed_command,
@@ -221,6 +221,31 @@ def test_a_home_of_one_part_and_one_behind_a_link_are_found(
 )
 def test_an_anonymous_text_names_no_path(text: str, shown: str) -> None:
     assert masked(text, anonymous=True) == shown
+
+
+@pytest.mark.parametrize("name", ["gpt2", "a100", "rtx3090", "h100-80", "sm3", "torch", "model"])
+def test_a_host_or_user_with_an_ordinary_name_mangles_no_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"torch.OutOfMemoryError: {name} needs 4 bytes more for the model's state"
+    monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: f"{name}.example.org")
+    monkeypatch.setattr("profiler.whereabouts.getuser", lambda: name)
+    for cached in (whereabouts._host, whereabouts._people):
+        cached.cache_clear()
+    try:
+        assert whereabouts.without_host(text) == text
+        assert whereabouts.without_paths(text, str) == text
+    finally:
+        for cached in (whereabouts._host, whereabouts._people):
+            cached.cache_clear()
+
+
+def test_a_host_with_a_name_of_its_own_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: "box-17.example.org")
+    whereabouts._host.cache_clear()
+    try:
+        assert whereabouts.without_host("lost box-17") == "lost localhost"
+        assert whereabouts.without_paths("lost box-17", str) == "lost NAME"
+    finally:
+        whereabouts._host.cache_clear()
 
 
 @given(st.text(alphabet="ak=:/\\~ .-_@,*0Zhome{}", max_size=40), st.booleans())
