@@ -158,9 +158,9 @@ def _options_by_group(optimizer: Optimizer) -> dict[str, list[Any]]:
     arguments = _arguments(optimizer) if is_foreign else set(optimizers.option_defaults(known_as))
     found: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for entries in (defaults, *groups) for name in entries):
-        values = [_plain(group.get(name, defaults.get(name))) for group in groups]
         if name in _OTHERS:
             continue
+        values = [_plain(group.get(name, defaults.get(name))) for group in groups]
         if name in defaults and name not in arguments:
             # What is no argument may change with every step: Prodigy's `d`, schedule-free's `k`.
             values = [_plain(defaults[name])] * len(groups) if is_foreign else []
@@ -235,11 +235,12 @@ def _plain(value: Any) -> Any:
         # Tensors and numpy's numbers.
         number = value.item() if hasattr(value, "item") else value
     kind = next((kind for kind in (bool, int, float, str) if isinstance(number, kind)), None)
+    if kind is None and number is not None:
+        # No error that would print it: a tensor of CUDA takes a wait for the device.
+        return getattr(value, "__qualname__", type(value).__qualname__)[:100]
     try:
         return schema.check(Any, kind(number) if kind else number, "an option")
     except ValueError:
-        if kind is not None:
-            # Python writes no number of more than 4,300 digits.
-            is_long = isinstance(number, int) and number.bit_length() > 300
-            return schema.shown(number) if is_long else ascii(number)[:100]
-        return getattr(value, "__qualname__", type(value).__qualname__)[:100]
+        # Python writes no number of more than 4,300 digits.
+        is_long = isinstance(number, int) and number.bit_length() > 300
+        return schema.shown(number) if is_long else ascii(number)[:100]
