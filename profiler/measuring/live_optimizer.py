@@ -43,6 +43,8 @@ _OTHERS = {
 _OTHERS |= {"foreach", "fused", "compiled"}
 # Of an option; a table shows a few.
 _MOST_VALUES = 1_000
+# Lists and dicts in an option; a list may hold itself.
+_MOST_DEPTH = 6
 
 
 def counted_optimizer(given: Any) -> Optimizer:
@@ -224,18 +226,18 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     return any(hasattr(module, _default_to_fused_or_foreach.__name__) for module in modules)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """The value as data that a record can hold, or a text that names what it is."""
-    if isinstance(value, Mapping):
-        return {schema.shortened(str(name), 100): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    number = value
+    if depth < _MOST_DEPTH and isinstance(value, Mapping):
+        return {schema.shortened(str(name), 100): _plain(item, depth + 1) for name, item in value.items()}
+    if depth < _MOST_DEPTH and isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    number: Any = value
     with suppress(ValueError, TypeError, RuntimeError):
         # Tensors and numpy's numbers.
         number = value.item() if hasattr(value, "item") else value
     kind = next((kind for kind in (bool, int, float, str) if isinstance(number, kind)), None)
-    if kind is None and number is not None:
+    if kind is None and value is not None:
         # No error that would print it: a tensor of CUDA takes a wait for the device.
         return getattr(value, "__qualname__", type(value).__qualname__)[:100]
     try:

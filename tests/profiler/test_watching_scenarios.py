@@ -332,3 +332,13 @@ def test_no_parameter_or_option_is_printed_to_be_named(monkeypatch: pytest.Monke
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     optimizer.param_groups[0]["mask"] = torch.ones(2)
     assert live_options(optimizer)
+
+
+def test_an_option_that_holds_itself_leaves_the_others() -> None:
+    from profiler.measuring.live_optimizer import live_options
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    ring: list[object] = []
+    ring.append(ring)
+    optimizer.defaults["ring"] = optimizer.param_groups[0]["ring"] = ring
+    assert live_options(optimizer)["lr"] == 0.1
