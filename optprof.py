@@ -498,8 +498,8 @@ def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|ac
     print("\n".join(listing(what)))
 
 
-# module:Class in a list of optimizers, where options follow a colon too.
-_OWN_CODE = re.compile(r"(?:^|,)[^:,=]+:[^:,=]+(?:[:,]|$)")
+# module:Class in a list of optimizers, where options follow a colon too; no address, and no text.
+_OWN_CODE = re.compile(r"(?:^|,)\s*(?:[^\W\d][\w.]*|[^:,=]+\.py):[^\W\d][\w.]*\s*(?:[:,]|$)")
 
 
 def _see_own_code(names: str) -> None:

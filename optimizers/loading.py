@@ -8,7 +8,7 @@ tensors. What would end in a KeyError or in wrong numbers some steps later is re
 
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from itertools import chain
 from typing import Any
 
@@ -75,6 +75,8 @@ class Loading(Optimizer):
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in self.param_groups]:
             # Torch has words for this.
             return []
+        for group in groups:
+            self._require_options(group)
         keys = [key for group in groups for key in group["params"]]
         times = Counter(keys)
         for key in states:
@@ -88,6 +90,18 @@ class Loading(Optimizer):
             for group, own in zip(groups, self.param_groups, strict=True)
             for key, param in zip(group["params"], own["params"], strict=True)
         ]
+
+    def _require_options(self, group: Mapping[str, Any]) -> None:
+        """ValueError where an option that is a number, or a pair of them, is something else."""
+        for name, usual in self.defaults.items():
+            value = group.get(name, usual)
+            if is_number(usual) and not (value is None or isinstance(value, Tensor) or is_number(value)):
+                expected = "a number"
+            elif isinstance(usual, tuple) and not (isinstance(value, list | tuple) and len(value) == len(usual)):
+                expected = f"{len(usual)} numbers"
+            else:
+                continue
+            raise ValueError(f"{type(self).__name__} cannot load the option {name!r}: found {found_as(value)}, expected {expected}")
 
     def _checked_state(self, key: Any, param: Tensor, options: dict[str, Any], state: Any) -> State:
         if not isinstance(state, Mapping):
@@ -142,6 +156,9 @@ def require_form(state_dict: Any) -> None:
         raise ValueError(f"'state' of an optimizer's state_dict is a dict, got {found_as(states)}")
     if not isinstance(groups, list) or not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
         raise ValueError(f"'param_groups' of an optimizer's state_dict is a list of dicts with 'params', got {found_as(groups)}")
+    for key in chain.from_iterable(group["params"] for group in groups):
+        if not isinstance(key, Hashable):
+            raise ValueError(f"'params' of an optimizer's state_dict has numbers or names, got {found_as(key)}")
 
 
 def is_number(value: Any) -> bool:
@@ -169,6 +186,9 @@ def described(shape: tuple[int, ...], dtype: torch.dtype) -> str:
 
 def found_as(value: Any) -> str:
     """Describe what a checkpoint holds, in a few words on one line."""
+    if isinstance(value, Tensor) and value.is_nested:
+        # It has no shape.
+        return f"nested {_name(value.dtype)} tensor"
     if isinstance(value, Tensor):
         kinds = ("sharded" if is_sharded(value) else "", "" if value.layout is torch.strided else str(value.layout).removeprefix("torch."))
         places = "on meta, " if value.is_meta else ""
@@ -185,7 +205,7 @@ def _name(dtype: torch.dtype) -> str:
 
 def _fits(tensor: Tensor, param: Tensor, shape: tuple[int, ...]) -> bool:
     """Return whether a tensor is one of real numbers, of this shape, where the parameter is."""
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.bool or tensor.is_complex():
+    if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_quantized or tensor.dtype is torch.bool or tensor.is_complex():
         return False
     if tensor.is_meta and not param.is_meta:
         return False

@@ -22,6 +22,8 @@ from .whereabouts import without_homes, without_host, without_paths
 OF_THE_MACHINE = ("machine", "platform", "affinity", "git_commit")
 # Options of ours whose value is a place, also where it has no slash.
 _PLACES = ("--out", "--html")
+# The value of an option that is masked already.
+_MASKED = re.compile(r"\*{3}(?:[0-9a-f]{4})?")
 
 
 @lru_cache(maxsize=4096)
@@ -120,9 +122,21 @@ def _value(name: str, value: Any, anonymous: bool) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_value(name, item, anonymous) for item in value)
     if isinstance(value, str):
-        return MASK if is_mask_needed(name, value) else _name(value, anonymous)
+        return _text_value(name, value, anonymous)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return MASK if is_number and weight(name) == 2 else value
+
+
+def _text_value(name: str, value: str, anonymous: bool) -> str:
+    """Return a text as the value of an option; one that is masked is still told from others.
+
+    Scenarios that differ in `norm_key=`, or in the commit of `revision=`, have other results.
+    """
+    if _MASKED.fullmatch(value):
+        return value
+    shown = MASK if is_mask_needed(name, value) else _name(value, anonymous)
+    is_told_apart = shown == MASK and weight(name) < 2
+    return f"{MASK}{sha256(value.encode()).hexdigest()[:4]}" if is_told_apart else shown
 
 
 @lru_cache(maxsize=4096)

@@ -40,14 +40,30 @@ _PREFIXES = (
 MARKED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(form, re.DOTALL), replacement)
     for form, replacement in (
-        (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", MASK),
+        (r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", MASK),
         # user:password@ in an address
         (r"(?<=://)[^\s/?#'\"]+@", f"{MASK}@"),
+        # A password may hold a slash; a port is a number.
+        (r"(?<=://)[^\s/?#'\"@:]+:(?!\d+/)[^\s'\"@]*@", f"{MASK}@"),
         (r"(?i)\b(bearer) +[\w.~+/=-]{6,}", rf"\1 {MASK}"),
         (r"(?i)\b(basic|token|digest) +(?=\S*\d)[\w.~+/=-]{8,}", rf"\1 {MASK}"),
         (
-            rf"(?<![A-Za-z0-9])(?:{'|'.join(_PREFIXES)})(?=[\w.-]{{0,200}}?[A-Z0-9])[\w.-]{{8,}}",
+            (
+                rf"(?<![A-Za-z0-9])(?:{'|'.join(_PREFIXES)})"
+                r"(?:(?=[\w.-]{0,200}?[A-Z0-9])[\w.-]{8,}|[a-z]{20,})"
+            ),
             MASK,
+        ),
+        # A Telegram bot's, and addresses that are secrets as a whole.
+        (r"(?<![\w:])\d{8,10}:AA[\w-]{30,}", MASK),
+        (r"(?<=://)(hooks\.slack\.com/\w+|discord(?:app)?\.com/api/webhooks)/[\w/-]+", rf"\1/{MASK}"),
+        # "Incorrect API key provided: abc1"
+        (
+            (
+                r"(?i)\b(api[ _-]?key|password|passphrase|secret|(?:access|auth|api) token)"
+                r"((?: (?:provided|given|is|was))?:? )(?=\S*\d)[\w.~+/=-]{6,}"
+            ),
+            rf"\1\2{MASK}",
         ),
         # AWS, Google, JSON web tokens
         (r"(?<![A-Za-z0-9])(?:A[KS]IA|AGPA|AROA|AIDA)[A-Z0-9]{12,}", MASK),
@@ -63,7 +79,7 @@ MARKED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _SECRET = re.compile(
     r"secret|secrets|password|passwords|passwd|passphrase|passcode|pwd|credential"
     r"|credentials|apikey|authorization|authentication|auth|bearer|jwt|privatekey"
-    r"|secretkey|accesskey"
+    r"|secretkey|accesskey|pw|apikeys|passwort"
 )
 # The last word of names that may hold something else: token=, a key of the state.
 _PERHAPS = re.compile(r"token|key|pass|pin|otp|sid|session|signature|sig|cookie|dsn|webhook")
@@ -72,7 +88,7 @@ _HARMLESS = re.compile(
     r"bos|eos|pad|unk|cls|sep|mask|image|video|audio|start|end|special|prefix|suffix|by"
     r"|sort|group|state|cache|dict|batch|map|index|column|label|feature|input|output"
     r"|primary|foreign|num|per|query|attn|attention|value|forward|backward|first|second"
-    r"|max|min|next"
+    r"|max|min|next|class|pooling|reg|register|position|norm|public"
 )
 _UNSET = re.compile(r"(?i)(?:true|false|none|null|auto|yes|no|on|off)?")
 _NUMBER = re.compile(r"[-+]?[\d_.]{1,8}(?:e[-+]?\d+)?")
@@ -83,9 +99,16 @@ _IDENTIFIER = re.compile(r"[a-z_]+(?:\.[a-z_0-9]+)*")
 
 _NAMED = re.compile(
     r"(?P<name>[A-Za-z_][\w.-]{0,63})"
-    r"(?P<between>\\?[\"']?\s{0,8}(?:=(?!=)|:(?![:/\\]))\s{0,8})"
+    r"(?P<between>\\?[\"']?\s{0,8}(?:[=-]>|=(?!=)|:(?![:/\\]))\s{0,8})"
 )
-_QUOTED = r"\\?\"[^\"]*\"|\\?'[^']*'"
+# An option and its value as two words, or a name and its value in a list.
+_BESIDE = re.compile(
+    r"(?<![\w-])(?P<quote>['\"]?)--?(?P<name>[A-Za-z][\w-]{0,63})"
+    r"(?P<between>(?P=quote)(?:,\s?|\s)(?P=quote))(?P<value>[^\s'\"=-][^\s'\"]*)"
+)
+# As b'x', SecretStr('x') and ['x', 'y'].
+_STRING = r"(?:\\\"[^\"]*\"|\\'[^']*'|\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*')"
+_QUOTED = rf"{_STRING}|[A-Za-z_.]{{0,40}}\(?{_STRING}\)?|\[\s*{_STRING}(?:,\s*{_STRING})*\s*\]"
 # In a text a value ends with the word, in a word of a command with the word or the next name.
 _IN_TEXT = re.compile(rf"{_QUOTED}|[^\s&;]+?(?=,\s|,[\w.-]+=|[\s&;)\]}}'\"]|$)")
 _IN_WORD = re.compile(rf"(?s){_QUOTED}|[^&;]+?(?=,\s*[\w.-]+=|[&;)\]}}'\"]|$)")
@@ -102,6 +125,8 @@ def without_secrets(text: str, *, is_word: bool = False) -> str:
     for form, replacement in MARKED:
         text = form.sub(replacement, text)
     text = _without_values(text, _IN_WORD if is_word else _IN_TEXT)
+    if not is_word:
+        text = _BESIDE.sub(_without_beside, text)
     return _RUN.sub(lambda match: MASK if _is_random(match[0]) else match[0], text)
 
 
@@ -131,7 +156,7 @@ def weight(name: str) -> int:
     last, before = ["", "", *words][-1], ["", "", *words][-2]
     if _SECRET.fullmatch(last) or last.endswith(("password", "passwd", "apikey", "secret")):
         return 2
-    if last == "key" and before in ("api", "access", "secret", "private", "ssh", "auth"):
+    if last in ("key", "keys") and before in ("api", "access", "secret", "private", "ssh", "auth"):
         return 2
     if _PERHAPS.fullmatch(last) or (last.endswith("token") and last != "token"):
         return 0 if _HARMLESS.fullmatch(before) else 1
@@ -154,6 +179,12 @@ def _without_values(text: str, value: re.Pattern[str]) -> str:
                 pieces += [text[place : found.start()], f"{quote}{MASK}{quote}"]
                 place = found.end()
     return "".join([*pieces, text[place:]])
+
+
+def _without_beside(found: re.Match[str]) -> str:
+    value = found["value"]
+    is_masked = is_mask_needed(found["name"], value)
+    return found[0][: len(found[0]) - len(value)] + (MASK if is_masked else value)
 
 
 def _unquoted(value: str) -> tuple[str, str]:

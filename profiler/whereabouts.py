@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from getpass import getuser
@@ -23,6 +24,12 @@ _PATH = re.compile(
     rf"|(?<![A-Za-z0-9])[A-Za-z]:[\\/]+{_WORD}"
     r"|(?<![\w.@+-])[\w.@+-]+(?:[\\/]+[\w.@+-]+)+"
 )
+# Words of errors and warnings that a host or a user may be named: gpt2, a100, sm3, model.
+_ORDINARY = re.compile(
+    r"(?i)(?:gpt|llama|vit|resnet|bert|t|v|a|h|l|b|mi|rtx|gtx|gb|gh|sm|lamb|fp|bf|int|float)-?\d+[a-z]{0,2}"
+    r"(?:-(?:\d+|xl|small|medium|large))?|(?:cuda|gpu|cpu|node)(?:[-:]?\d{1,2})?|adamw?|lamb|sgd|tiny|model|optimizer"
+    r"|state|step|batch|bytes|memory|device|tensor|layer|weight|bias|loss|train|test|key|name|file|line|error|path|admin"
+)
 
 
 def without_homes(text: str) -> str:
@@ -38,8 +45,8 @@ def without_homes(text: str) -> str:
 def without_host(text: str) -> str:
     """Return the text with the name of this machine as "localhost"."""
     host = _host()
-    # One such as "torch" is a word.
-    return _without_word(text, host, "localhost") if host and re.search(r"[\d-]", host) else text
+    is_name = host and re.search(r"[\d-]", host) and not _is_ordinary(host)
+    return _without_word(text, host, "localhost") if host and is_name else text
 
 
 def without_paths(text: str, stand_in: Callable[[str], str]) -> str:
@@ -50,8 +57,14 @@ def without_paths(text: str, stand_in: Callable[[str], str]) -> str:
     text = _ADDRESS.sub("URL", text)
     text = _PATH.sub(lambda match: _without_path(match[0], stand_in), text)
     for name in filter(None, (_host(), _user())):
-        text = _without_word(text, name, "NAME")
+        if not _is_ordinary(name):
+            text = _without_word(text, name, "NAME")
     return text
+
+
+def _is_ordinary(name: str) -> bool:
+    """Return whether a name says nothing of its bearer: "torch" stands in any text."""
+    return bool(_ORDINARY.fullmatch(name)) or name in sys.modules or name in sys.stdlib_module_names
 
 
 def _without_path(path: str, stand_in: Callable[[str], str]) -> str:

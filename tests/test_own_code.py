@@ -159,7 +159,12 @@ def test_a_module_that_the_command_line_names_is_found_behind_what_is_installed(
         ("gpt2,adamw,mine:Own", True),
         ("gpt2,sm3:momentum=0.9,mine.parts:Own:lr=0.1", True),
         ("folder/mine.py:build,sgd", True),
+        ("a folder/my-model.py:build.tiny, sgd", True),
         ("", False),
+        ("https://example.org/x,adamw", False),
+        ("adamw,sm3:1", False),
+        ("\x1b]8;;http://example.org\x1b\\", False),
+        ("(1) 3: x,adamw", False),
     ],
 )
 def test_code_is_told_from_options(names: str, is_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -43,6 +43,8 @@ _OTHERS = {
 _OTHERS |= {"foreach", "fused", "compiled"}
 # Of an option; a table shows a few.
 _MOST_VALUES = 1_000
+# Lists and dicts in an option; a list may hold itself.
+_MOST_DEPTH = 6
 
 
 def counted_optimizer(given: Any) -> Optimizer:
@@ -158,9 +160,9 @@ def _options_by_group(optimizer: Optimizer) -> dict[str, list[Any]]:
     arguments = _arguments(optimizer) if is_foreign else set(optimizers.option_defaults(known_as))
     found: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for entries in (defaults, *groups) for name in entries):
-        values = [_plain(group.get(name, defaults.get(name))) for group in groups]
         if name in _OTHERS:
             continue
+        values = [_plain(group.get(name, defaults.get(name))) for group in groups]
         if name in defaults and name not in arguments:
             # What is no argument may change with every step: Prodigy's `d`, schedule-free's `k`.
             values = [_plain(defaults[name])] * len(groups) if is_foreign else []
@@ -224,22 +226,23 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     return any(hasattr(module, _default_to_fused_or_foreach.__name__) for module in modules)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """The value as data that a record can hold, or a text that names what it is."""
-    if isinstance(value, Mapping):
-        return {schema.shortened(str(name), 100): _plain(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    number = value
+    if depth < _MOST_DEPTH and isinstance(value, Mapping):
+        return {schema.shortened(str(name), 100): _plain(item, depth + 1) for name, item in value.items()}
+    if depth < _MOST_DEPTH and isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    number: Any = value
     with suppress(ValueError, TypeError, RuntimeError):
         # Tensors and numpy's numbers.
         number = value.item() if hasattr(value, "item") else value
     kind = next((kind for kind in (bool, int, float, str) if isinstance(number, kind)), None)
+    if kind is None and value is not None:
+        # No error that would print it: a tensor of CUDA takes a wait for the device.
+        return getattr(value, "__qualname__", type(value).__qualname__)[:100]
     try:
         return schema.check(Any, kind(number) if kind else number, "an option")
     except ValueError:
-        if kind is not None:
-            # Python writes no number of more than 4,300 digits.
-            is_long = isinstance(number, int) and number.bit_length() > 300
-            return schema.shown(number) if is_long else ascii(number)[:100]
-        return getattr(value, "__qualname__", type(value).__qualname__)[:100]
+        # Python writes no number of more than 4,300 digits.
+        is_long = isinstance(number, int) and number.bit_length() > 300
+        return schema.shown(number) if is_long else ascii(number)[:100]

@@ -146,7 +146,12 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     if not text.strip():
         return 0.0
     # The outermost control point is close enough, and a tenth of the work of the exact outline.
-    return float(TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight)).vertices[:, 0].max()) / 72
+    try:
+        outline = TextPath((0, 0), text, size=size, prop=FontProperties(weight=weight))
+    except AttributeError:
+        # Matplotlib's error for letters of which none is drawn, such as U+FFF9.
+        return 0.0
+    return float(outline.vertices[:, 0].max()) / 72
 
 
 def fitting(text: str, size: float, width: float, weight: str = "normal") -> str:

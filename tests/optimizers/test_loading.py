@@ -394,3 +394,37 @@ def test_a_refusal_says_what_was_found_and_what_was_expected() -> None:
     expected = "LAMB cannot load 'exp_avg' of parameter 2: found int64 tensor of shape (4, 3), expected float32 tensor of shape (3, 4)"
     with pytest.raises(ValueError, match=re.escape(expected)):
         optimizer.load_state_dict(state_dict)
+
+
+@EACH
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_refused_as_what_it_is(spec: str) -> None:
+    state_dict = saved(spec)
+    states = state_dict["state"]
+    key = next(key for key, state in states.items() if state)
+    states[key][next(iter(states[key]))] = torch.nested.nested_tensor([torch.ones(2)] * 3)
+    optimizer, _ = trained(spec)
+    with pytest.raises(ValueError, match="found nested float32 tensor, expected "):
+        optimizer.load_state_dict(state_dict)
+
+
+@EACH
+@pytest.mark.parametrize(("option", "value"), [("lr", "fast"), ("lr", {}), ("params", [[], {}])])
+def test_an_option_of_another_kind_is_refused_and_nothing_changed(spec: str, option: str, value: Any) -> None:
+    state_dict = saved(spec)
+    group = state_dict["param_groups"][0]
+    group[option] = [*value, *group["params"][2:]] if option == "params" else value
+    optimizer, _ = trained(spec)
+    before = [group["lr"] for group in optimizer.param_groups]
+    with pytest.raises(ValueError, match=f"'{option}' of|the option '{option}'"):
+        optimizer.load_state_dict(state_dict)
+    assert [group["lr"] for group in optimizer.param_groups] == before
+
+
+@pytest.mark.parametrize("value", [0.5, [0.9], None])
+def test_betas_that_are_no_pair_are_refused(value: Any) -> None:
+    state_dict = saved("lamb")
+    state_dict["param_groups"][0]["betas"] = value
+    optimizer, _ = trained("lamb")
+    with pytest.raises(ValueError, match=r"the option 'betas': found .*, expected 2 numbers"):
+        optimizer.load_state_dict(state_dict)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler import environment
+from profiler import environment, whereabouts
 from profiler.privacy import (
     disclosed,
     disclosed_command,
@@ -61,6 +61,19 @@ SECRETS = (
     ('{"api_key": "abc"}', "abc"),
     (r"{\"api_key\": \"abc\"}", "abc"),
     ("invalid token: abc123", "abc123"),
+    ("hf_abcdefghijklmnopqrstuvwxyzabcdefgh", "abcdef"),
+    ("mongodb://me:a/b9@example.org", "b9"),
+    ("https://hooks.slack.com/services/T0/B0/abc", "abc"),
+    ("123456789:AAF0abcdefghijklmnopqrstuvwxyz01234", "abcdef"),
+    ('{"api_keys": ["abc", "xyz"]}', "xyz"),
+    ("Config(api_key=b'abc')", "abc"),
+    ("Config(api_key=SecretStr('abc'))", "abc"),
+    ("{'password': 'a\\'xyz'}", "xyz"),
+    ("api_key => abc", "abc"),
+    ("Incorrect API key provided: abc123.", "abc123"),
+    ("unrecognized arguments: --hf-token opensesame", "opensesame"),
+    ("usage: ['train.py', '--hf-token', 'opensesame']", "opensesame"),
+    ("-----BEGIN PGP PRIVATE KEY BLOCK-----\nMIIE", "MIIE"),
     ("-----BEGIN RSA PRIVATE KEY-----\nMIIE\n-----END RSA PRIVATE KEY-----", "MIIE"),
 )
 HARMLESS = (
@@ -78,6 +91,8 @@ HARMLESS = (
     "sort_key=name",
     "use_auth_token=True",
     "password=None",
+    "class_token=gap",
+    "https://localhost:8080/@x",
     "author=me",
     "sm3:momentum=0.9,betas=(0.9, 0.99)",
     "gnts:threshold=0.8",
@@ -98,6 +113,8 @@ HARMLESS = (
     "1e-08",
 )
 TEXTS = (
+    "unrecognized arguments: --steps 10 --key --json -o adamw",
+    "the password is needed; an API key was not given",
     "KeyError: 'lr' (mine.py, line 12)",
     "KeyError: key='exp_avg'",
     "SyntaxError: unexpected token: '}'",
@@ -206,6 +223,31 @@ def test_an_anonymous_text_names_no_path(text: str, shown: str) -> None:
     assert masked(text, anonymous=True) == shown
 
 
+@pytest.mark.parametrize("name", ["gpt2", "a100", "rtx3090", "h100-80", "sm3", "torch", "model"])
+def test_a_host_or_user_with_an_ordinary_name_mangles_no_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"torch.OutOfMemoryError: {name} needs 4 bytes more for the model's state"
+    monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: f"{name}.example.org")
+    monkeypatch.setattr("profiler.whereabouts.getuser", lambda: name)
+    for cached in (whereabouts._host, whereabouts._people):
+        cached.cache_clear()
+    try:
+        assert whereabouts.without_host(text) == text
+        assert whereabouts.without_paths(text, str) == text
+    finally:
+        for cached in (whereabouts._host, whereabouts._people):
+            cached.cache_clear()
+
+
+def test_a_host_with_a_name_of_its_own_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: "box-17.example.org")
+    whereabouts._host.cache_clear()
+    try:
+        assert whereabouts.without_host("lost box-17") == "lost localhost"
+        assert whereabouts.without_paths("lost box-17", str) == "lost NAME"
+    finally:
+        whereabouts._host.cache_clear()
+
+
 @given(st.text(alphabet="ak=:/\\~ .-_@,*0Zhome{}", max_size=40), st.booleans())
 def test_what_is_disclosed_once_more_stays_the_same(text: str, anonymous: bool) -> None:
     once = masked(text)
@@ -219,10 +261,26 @@ def test_a_scenario_has_one_anonymous_name_before_and_after(path: str) -> None:
     asked = Scenario(model=f"{path}.py:build", options={"name": path, "token": "abc"})
     shown = disclosed_scenario(asked)
     hidden = disclosed_scenario(asked, anonymous=True)
-    assert shown.options["token"] == "***"
+    assert re.fullmatch(r"\*{3}[0-9a-f]{4}", shown.options["token"])
     assert disclosed_scenario(shown) == shown
     assert disclosed_scenario(shown, anonymous=True) == hidden
     assert disclosed_scenario(hidden, anonymous=True) == disclosed_scenario(hidden) == hidden
+
+
+@pytest.mark.parametrize("name", ["norm_key", "token", "revision"])
+def test_scenarios_that_differ_in_what_is_masked_stay_two(name: str) -> None:
+    commits = "3f786850e387550fdab836ed7e6dc881de23001b", "89e6c98d92887913cadf06b2adb97f26cde4849b"
+    asked = [Scenario(model="mine:build", config={name: commit}) for commit in commits]
+    first, second = (disclosed_scenario(scenario).config[name] for scenario in asked)
+    assert first != second
+    for shown in (first, second):
+        assert re.fullmatch(r"\*{3}[0-9a-f]{4}", str(shown))
+    assert pending(asked, [disclosed(record(scenario=asked[0], environment={}))], {}) == asked[1:]
+
+
+def test_what_is_a_secret_by_its_name_leaves_no_digest() -> None:
+    shown = disclosed_scenario(Scenario(model="mine:build", config={"api_key": "abc"}))
+    assert shown.config == {"api_key": "***"}
 
 
 def test_models_of_one_name_in_two_folders_stay_two_when_anonymous() -> None:

@@ -319,3 +319,26 @@ def test_a_mixed_model_has_no_dtype_and_says_which_it_has(dtypes: tuple[torch.dt
     assert memory.parameters_by_dtype == expected
     assert memory.gradients == memory.parameters == sum(expected.values())
     assert seen.records[0].scenario.dtype == told
+
+
+def test_no_parameter_or_option_is_printed_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from profiler.measuring.live_optimizer import live_options
+
+    def refuse(_: object) -> str:
+        raise AssertionError("a tensor was printed")
+
+    monkeypatch.setattr(torch.Tensor, "__repr__", refuse)
+    monkeypatch.setattr(torch.nn.Parameter, "__repr__", refuse)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    optimizer.param_groups[0]["mask"] = torch.ones(2)
+    assert live_options(optimizer)
+
+
+def test_an_option_that_holds_itself_leaves_the_others() -> None:
+    from profiler.measuring.live_optimizer import live_options
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
+    ring: list[object] = []
+    ring.append(ring)
+    optimizer.defaults["ring"] = optimizer.param_groups[0]["ring"] = ring
+    assert live_options(optimizer)["lr"] == 0.1

@@ -147,3 +147,10 @@ def test_a_name_of_a_thousand_letters_takes_no_longer_to_draw_than_a_short_one()
         assert text_width(cut, 8) <= 2.0
         assert text_width(shortened(LONG, len(cut) + 3), 8) > 2.0
         assert text_width.cache_info().misses < 20
+
+
+def test_text_of_which_no_letter_is_drawn_has_no_width() -> None:
+    from reports.figures.canvas import text_width
+
+    assert text_width("\ufff9\ufffa", 8) == 0
+    assert text_width("a", 8) > 0
