@@ -55,7 +55,7 @@ def disclosed_scenario(scenario: Scenario, *, anonymous: bool = False) -> Scenar
         changes["model"] = model
     for field in ("config", "options"):
         values: Mapping[str, Any] = getattr(scenario, field)
-        shown = {name: _value(name, value, anonymous) for name, value in values.items()}
+        shown = {name: _value(name, value, anonymous) for name, value in values.items()} if values else values
         if shown != values:
             changes[field] = shown
     return replace(scenario, **changes) if changes else scenario
@@ -117,6 +117,8 @@ def _word(word: str, before: str, anonymous: bool) -> str:
 
 def _value(name: str, value: Any, anonymous: bool) -> Any:
     """Return the value of an option; numbers stay, except behind the name of a secret."""
+    if type(value) in (float, int):
+        return MASK if weight(name) == 2 else value
     if isinstance(value, (dict, Mapping)):
         return {key: _value(key, item, anonymous) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

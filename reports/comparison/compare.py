@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from ..units import percent_text
 Verdict = Literal["regressed", "improved", "same", "not compared"]
 THRESHOLD = Fraction(5, 100)
 # What is read of a record's environment.
-_READ = ("time", "seed", "threads", "machine", "versions", "git_commit")
+_READ = ("threads", "machine", "versions", "git_commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,7 +114,7 @@ def read_side(path: Path) -> Side:
     for folder in _runs_under(path):
         store = RunStore(folder)
         try:
-            runs[folder.name] = store.read(lean)
+            runs[folder.name] = store.read(partial(lean, with_time=True))
             damage += (f"{folder.name}/{each}" for each in store.damage)
         except (OSError, ValueError) as error:
             damage.append(str(error).replace(f"{path}{os.sep}", ""))
@@ -122,18 +122,23 @@ def read_side(path: Path) -> Side:
     return Side(records=_in_time(runs.values()), damage=tuple(damage))
 
 
-def lean(record: Record) -> Record:
-    """Return what a comparison reads of a record: two runs of 100,000 would take 2 GB."""
+def lean(record: Record, *, with_time: bool = False) -> Record:
+    """Return what a comparison reads of a record: two runs of 100,000 would take 2 GB.
+
+    `with_time` is for runs whose records are put in order.
+    """
     memory, watched, environment = record.memory, record.watched, record.environment
     if memory is not None:
-        memory = Memory(**{**vars(memory), **NO_SPLITS})
+        memory = Memory(**{**vars(memory), **NO_SPLITS, "parameters_by_dtype": {}})
+    # A seed of None tells that somebody's own loop was watched.
+    names = (*_READ, *(("time",) if with_time else ()), *(("seed",) if environment.get("seed", 0) is None else ()))
     dropped = {
         "memory": memory,
         "times": {phase: array("d", samples) for phase, samples in (record.times or {}).items()},
         "warmup": None,
         "watched": watched and Watched(warnings=watched.warnings),
         "course": None,
-        "environment": {name: environment[name] for name in _READ if name in environment},
+        "environment": {name: environment[name] for name in names if name in environment},
     }
     return Record(**{**vars(record), **dropped})
 
