@@ -19,8 +19,6 @@ from .privacy import disclosed_command
 
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
 _ROOT = Path(__file__).resolve().parent.parent
-# Letters of a word of the command, as many as a record's schema takes.
-_MOST_LETTERS = 2_000
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -33,7 +31,7 @@ def environment(seed: int) -> dict[str, Any]:
 
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": schema.shortened_all(command()),
+        "command": command(),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "affinity": _affinity(),
@@ -48,7 +46,7 @@ def command(words: Sequence[str] | None = None) -> list[str]:
     Of another program, whose arguments are its own affair, it is the name alone: "train.py", or
     "notebook". `words` are those of sys.argv.
     """
-    program, *arguments = map(_readable, (sys.argv if words is None else words) or [""])
+    program, *arguments = schema.shortened_all((sys.argv if words is None else words) or [""])
     return disclosed_command(["optprof", *arguments]) if _is_ours(program) else [_name(program)]
 
 
@@ -67,12 +65,6 @@ def _name(program: str) -> str:
     if "ipykernel" in name or "colab" in name:
         return "notebook"
     return {"": "python", "-c": "python -c", "-m": "python -m"}.get(name) or disclosed_command([name])[0]
-
-
-def _readable(word: str) -> str:
-    """Return the word as text that a record takes: in UTF-8, and of a length."""
-    text = str(word).encode(errors="surrogateescape").decode(errors="replace")
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}..."
 
 
 # Of this process's machine and versions.

@@ -9,7 +9,7 @@ import torch
 
 import optimizers
 import optprof
-from profiler.environment import environment
+from profiler import environment
 from profiler.plan import Comparison, plan, require_timeout
 from profiler.store import RunStore
 from scenarios import schema, suites
@@ -105,15 +105,17 @@ def test_a_number_in_a_suite_has_a_limit(field: str):
 
 def test_arguments_of_any_kind_make_a_record_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     undecodable = os.fsdecode(b"--out=run-\xff")
-    monkeypatch.setattr("sys.argv", ["train.py", undecodable, "x" * 30_000, *("y" for _ in range(200_000))])
+    words = ["optprof", undecodable, "x " * 15_000, *("y" for _ in range(200_000))]
+    monkeypatch.setattr("sys.argv", words)
     with optprof.watch(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), model="n" * 3000, out=tmp_path):
         pass
     (found,) = RunStore(tmp_path).read()
-    command = found.environment["command"]
+    assert found.environment["command"] == ["optprof"]
+    assert len(found.scenario.model) <= schema.MOST_NAME
+    command = environment.command()
     assert "run-\\xff" in command[1]
     assert "left out" in command[2]
     assert sum(map(len, command)) < 20_000
-    assert len(found.scenario.model) <= schema.MOST_NAME
 
 
 class Odd(torch.optim.SGD):
@@ -168,4 +170,4 @@ def test_a_run_that_is_full_is_told_before_the_training(tmp_path: Path, monkeypa
 
 
 def test_the_environment_fits_the_schema():
-    assert schema.check(dict[str, Any], environment(seed=0), "environment")
+    assert schema.check(dict[str, Any], environment.environment(seed=0), "environment")

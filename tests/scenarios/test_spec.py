@@ -1,6 +1,7 @@
 """Scenarios: whatever can be made can be written and read again; the rest is refused in one line."""
 
 import json
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -96,3 +97,26 @@ def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
     assert text.endswith("bbb")
     words = schema.shortened_all(map(str, range(5_000)))
     assert words[499:502] == ["499", "[... 4,000 left out ...]", "4500"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN", "[Infinity]", "-Infinity", "1e400", '"\\ud800"', "[" * 3000, "{", "", "[1,]", '{"a": 1, "a": 2}', "18446744073709551616",
+        "9" * 5000, "-0.0", "1E5", '"\\u0000"', "\ufeff[]", "[1] 2", "'a'", "0x1", "01", "true", "1.7976931348623157e308", "5e-324",
+    ],
+)  # fmt: skip
+def test_json_is_read_as_python_s_own_parser_reads_it(text: str):
+    """By a faster one, which must neither take nor change more; only NaN and Infinity are no JSON to either."""
+    try:
+        expected = json.loads(text)
+    except (ValueError, RecursionError):
+        with pytest.raises(ValueError, match=r".+"):
+            schema.parse_json(text)
+        return
+    if re.search("NaN|Infinity", text):
+        with pytest.raises(ValueError, match="is no number of JSON"):
+            schema.parse_json(text)
+    else:
+        assert repr(schema.parse_json(text)) == repr(expected)
+        assert repr(schema.parse_json(text.encode())) == repr(expected)
