@@ -256,7 +256,8 @@ def _peak(profile: Any, operations: set[str]) -> int:
     for event in events:
         if event.start_ns() > inside_until:
             peak = max(peak, total)
-            # Done in place, it makes no tensor: copy_ of another dtype takes a temporary of its own.
+            # In place it makes no tensor. Between dtypes a CPU casts into temporaries of its own,
+            # where CUDA's kernels cast what they read.
             if event.name() in operations or event.name().endswith("_"):
                 inside_until = event.end_ns()
         if event.name() == "[memory]":
