@@ -8,6 +8,7 @@ import torch
 import optimizers
 from profiler.measuring.measurement import measure
 from profiler.optimizer import make_optimizer
+from profiler.plan import Comparison, plan
 from profiler.simulating.simulation import simulate
 from reports.arithmetic.reproduction import reproduction
 from scenarios import Scenario
@@ -50,8 +51,8 @@ def test_adam_mini_keeps_little_more_than_four_bytes_a_parameter(
 )
 def test_the_sgd_sai_papers_figures_of_others_are_met_by_these_names(model: str, optimizer: str, per_cent: float) -> None:
     """Of arXiv 2412.11768; its Adam-mini holds up to 5 % more than pytorch_optimizer's, for a reason that the paper does not tell."""
-    record = simulate(Scenario(model=model, optimizer=optimizer, options=optimizers.option_defaults(optimizer), workload="state"))
-    (row,) = reproduction([record])
+    asked = plan(Comparison(models=[model], optimizers=[optimizer], device="sim", workload="state"))
+    (row,) = reproduction([simulate(next(each for each in asked if each.model == model))])
     assert (row.published.model, row.published.optimizer) == (model, optimizer)
     assert abs(row.difference_percent) < per_cent
 
