@@ -484,7 +484,7 @@ def compare(
 
 
 def _expect_many_records() -> None:
-    """Look for cycles more seldom: records hold none, and the search takes a quarter of the time."""
+    """Look for cycles more seldom: records hold none."""
     gc.set_threshold(100_000, 50, 100)
 
 

@@ -29,7 +29,7 @@ LEGEND = (
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """What the scenarios of a comparison are called: by what tells them apart.
+    """Names of the scenarios of a comparison, by what tells them apart.
 
     `traits` are what all of them share, `common` is the same in words.
     """

@@ -27,8 +27,6 @@ SAMPLES = 40
 REPEATS = 1_000
 KINDS = ("seeds", "batches", "options", "models", "repeats")
 TARGET_SECONDS, TARGET_MB = 20, 500
-# A page shows every row to the reader, and more than this would open in no browser.
-PAGE_COUNT = 10_000
 ENVIRONMENT: dict[str, Any] = {
     "time": "2026-01-01T00:00:00+00:00",
     "command": ["optprof", "sweep", "made-up.toml", "--out", "runs/made-up"],
