@@ -3,7 +3,8 @@
     python tests/bench/reliability.py [NAME ...] [--seed 0] [--scale 1]
 
 NAMEs are signals, disks, runs, timelines, strings, models and optimizers; all of them run without
-one, and `--scale` multiplies what is tried. Prints a table in Markdown, as docs/reliability.md has it, and ends with 1 where anything was at fault.
+one, and `--scale` multiplies what is tried. Prints a table in Markdown, as docs/reliability.md has
+it, and ends with 1 where anything was at fault.
 """
 
 import argparse
