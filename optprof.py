@@ -1,17 +1,26 @@
-"""optprof: what an optimizer costs, on your model. The commands, and `profile`, `watch` and `read_run` for programs and notebooks.
+"""optprof: what an optimizer costs, on your model. The commands, and `profile`, `watch` and
+`read_run` for programs and notebooks.
 
-Importing it loads neither torch nor anything that draws; what a command or a function needs is loaded when it is called.
+Importing it loads neither torch nor anything that draws; what a command or a function needs is
+loaded when it is called.
 """
 
 import os
 import sys
 
-if __name__ == "__main__" and not sys.flags.safe_path and __file__ != f"{sys.path[0]}{os.sep}optprof.py":
+if (
+    __name__ == "__main__"
+    and not sys.flags.safe_path
+    and __file__ != f"{sys.path[0]}{os.sep}optprof.py"
+):
     # `python -m` looks into the current folder first, and a file there is nobody's to run.
     sys.path.pop(0)
-if __name__ == "__main__" or "".join(sys.argv[:1]).endswith(("optprof", "optprof.exe", "optprof-script.py")):
+if __name__ == "__main__" or "".join(sys.argv[:1]).endswith(
+    ("optprof", "optprof.exe", "optprof-script.py")
+):
     for _entry in (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep):
-        # An empty entry is the current folder, and one such as "." or "src" lies there; so may pathlib.
+        # An empty entry is the current folder, and one such as "." or "src" lies there; so may
+        # pathlib.
         _place = os.path.abspath(_entry)  # noqa: PTH100
         if not os.path.isabs(_entry) and __file__ != f"{_place}{os.sep}optprof.py":  # noqa: PTH117
             sys.path[:] = [place for place in sys.path if place != _place]
@@ -56,64 +65,195 @@ GATE_STOPPED = 3
 SOME_FAILED = 4
 INTERRUPTED = 130
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 
-Models = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names from `optprof list models`, or module:factory.")]
-Optimizers = Annotated[str, typer.Option("--optimizers", "-o", help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.")]
-Device = Annotated[str, typer.Option("--device", "-d", help="auto (simulate CUDA, and measure this machine), sim, cpu or cuda.")]
-_OWN = "or the factory's own"
-BatchSize = Annotated[int | None, typer.Option("--batch-size", "-B", help="Sequences or images in a batch.", show_default=f"1, {_OWN}")]
-SequenceLength = Annotated[int | None, typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default=f"1024, {_OWN}")]
-DType = Annotated[
-    str | None, typer.Option(help="fp32, bf16, fp16 or fp64, for parameters and batch.", show_default="fp32, or what the factory made")
+Models = Annotated[
+    list[str],
+    typer.Argument(metavar="MODEL...", help="Names from `optprof list models`, or module:factory."),
 ]
-Amp = Annotated[str | None, typer.Option(help="bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.", show_default="off")]
+Optimizers = Annotated[
+    str,
+    typer.Option(
+        "--optimizers",
+        "-o",
+        help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", "-d", help="auto (simulate CUDA, and measure this machine), sim, cpu or cuda."
+    ),
+]
+_OWN = "or the factory's own"
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size", "-B", help="Sequences or images in a batch.", show_default=f"1, {_OWN}"
+    ),
+]
+SequenceLength = Annotated[
+    int | None,
+    typer.Option("--seq-len", "-T", help="Tokens in a sequence.", show_default=f"1024, {_OWN}"),
+]
+DType = Annotated[
+    str | None,
+    typer.Option(
+        help="fp32, bf16, fp16 or fp64, for parameters and batch.",
+        show_default="fp32, or what the factory made",
+    ),
+]
+Amp = Annotated[
+    str | None,
+    typer.Option(
+        help="bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.",
+        show_default="off",
+    ),
+]
 MicroBatches = Annotated[int, typer.Option(help="Batches whose gradients one step accumulates.")]
 Accumulate = Annotated[
     str | None,
     typer.Option(
-        help="Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts, gns, gnr, sbc, mht.", show_default="off"
+        help=(
+            "Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts, gns,"
+            " gnr, sbc, mht."
+        ),
+        show_default="off",
     ),
 ]
-ClipGradNorm = Annotated[float | None, typer.Option(help="Clip the gradients to this norm.", show_default="off")]
-KeepGradients = Annotated[bool, typer.Option("--keep-gradients", help="zero_grad(set_to_none=False): gradients are zeroed, not dropped.")]
-Checkpointing = Annotated[bool, typer.Option("--checkpointing", help="Recompute each layer's activations in the backward pass.")]
-Attention = Annotated[str | None, typer.Option(help="sdpa (the fused kernel that CUDA picks) or eager.", show_default=f"sdpa, {_OWN}")]
-Lora = Annotated[int | None, typer.Option(help="Freeze the model, train LoRA adapters of this rank.", show_default="off")]
-ModelConfig = Annotated[
-    list[str] | None, typer.Option("--model-config", "-c", help="An entry of the model's configuration, as n_layer=24.")
+ClipGradNorm = Annotated[
+    float | None, typer.Option(help="Clip the gradients to this norm.", show_default="off")
 ]
-Gpu = Annotated[str | None, typer.Option(help="The GPU to simulate.", show_default="one that never runs out")]
+KeepGradients = Annotated[
+    bool,
+    typer.Option(
+        "--keep-gradients", help="zero_grad(set_to_none=False): gradients are zeroed, not dropped."
+    ),
+]
+Checkpointing = Annotated[
+    bool,
+    typer.Option(
+        "--checkpointing", help="Recompute each layer's activations in the backward pass."
+    ),
+]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="sdpa (the fused kernel that CUDA picks) or eager.", show_default=f"sdpa, {_OWN}"
+    ),
+]
+Lora = Annotated[
+    int | None,
+    typer.Option(help="Freeze the model, train LoRA adapters of this rank.", show_default="off"),
+]
+ModelConfig = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-config", "-c", help="An entry of the model's configuration, as n_layer=24."
+    ),
+]
+Gpu = Annotated[
+    str | None, typer.Option(help="The GPU to simulate.", show_default="one that never runs out")
+]
 AllocConf = Annotated[
-    str, typer.Option(envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"], help="The allocator's options, as torch reads them.")
+    str,
+    typer.Option(
+        envvar=["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"],
+        help="The allocator's options, as torch reads them.",
+    ),
 ]
 Implementation = Annotated[
-    str | None, typer.Option(help="loop, foreach, fused or compiled (measured only).", show_default="what torch chooses on the device")
+    str | None,
+    typer.Option(
+        help="loop, foreach, fused or compiled (measured only).",
+        show_default="what torch chooses on the device",
+    ),
 ]
-Workload = Annotated[str, typer.Option(help="train (whole steps) or state (parameters, gradients, the optimizer's step, nothing else).")]
-Steps = Annotated[int | None, typer.Option(help="Training steps, 2 or more.", show_default="2 simulated, at most 100 measured")]
+Workload = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "train (whole steps) or state (parameters, gradients, the optimizer's step, nothing"
+            " else)."
+        )
+    ),
+]
+Steps = Annotated[
+    int | None,
+    typer.Option(
+        help="Training steps, 2 or more.", show_default="2 simulated, at most 100 measured"
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seed of weights and batch.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for the run.", show_default="runs/MODEL")]
 Snapshot = Annotated[
-    bool, typer.Option("--snapshot", help="Write snapshots/*.pickle of steps simulated or on CUDA, for pytorch.org/memory_viz.")
+    bool,
+    typer.Option(
+        "--snapshot",
+        help="Write snapshots/*.pickle of steps simulated or on CUDA, for pytorch.org/memory_viz.",
+    ),
 ]
-Trace = Annotated[bool, typer.Option("--trace", help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.")]
-TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run that is there: skip what it has recorded as ok.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds that a scenario may take.", show_default="no limit")]
+Trace = Annotated[
+    bool,
+    typer.Option(
+        "--trace",
+        help="Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard.",
+    ),
+]
+TensorBoard = Annotated[
+    bool,
+    typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too."),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run that is there: skip what it has recorded as ok."
+    ),
+]
+Timeout = Annotated[
+    float | None, typer.Option(help="Seconds that a scenario may take.", show_default="no limit")
+]
 Force = Annotated[
     bool,
     typer.Option(
         "--force",
-        help="Measure on CUDA even what needs more memory than is free, and write into a folder that holds other files.",
+        help=(
+            "Measure on CUDA even what needs more memory than is free, and write into a folder that"
+            " holds other files."
+        ),
     ),
 ]
-Replace = Annotated[bool, typer.Option("--force", help="Write over a page, or into a folder, that is not optprof's.")]
-NoReport = Annotated[bool, typer.Option("--no-report", help="Only measure; `optprof report` draws the page later, here or elsewhere.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")]
-Anonymous = Annotated[bool, typer.Option("--anonymous", help="Leave out the machine and every path.")]
-Traceback = Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")]
-Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout.")]
+Replace = Annotated[
+    bool,
+    typer.Option("--force", help="Write over a page, or into a folder, that is not optprof's."),
+]
+NoReport = Annotated[
+    bool,
+    typer.Option(
+        "--no-report",
+        help="Only measure; `optprof report` draws the page later, here or elsewhere.",
+    ),
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")
+]
+Anonymous = Annotated[
+    bool, typer.Option("--anonymous", help="Leave out the machine and every path.")
+]
+Traceback = Annotated[
+    bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")
+]
+Markdown = Annotated[
+    bool,
+    typer.Option(
+        "--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout."
+    ),
+]
 
 
 @contextmanager
@@ -139,7 +279,14 @@ def _border(*, whole: bool) -> Iterator[None]:
         raise typer.Exit(status) from None
 
 
-def _show_warning(shown: set[str], message: Warning | str, category: type[Warning], file: str, line: int, *_: object) -> None:
+def _show_warning(
+    shown: set[str],
+    message: Warning | str,
+    category: type[Warning],
+    file: str,
+    line: int,
+    *_: object,
+) -> None:
     """Print the lines of a warning of ours that are not `shown` yet, any other as Python does."""
     if category.__module__.partition(".")[0] != "profiler":
         sys.stderr.write(warnings.formatwarning(message, category, file, line))
@@ -162,7 +309,13 @@ def _told(error: BaseException) -> tuple[str, int]:
         return _one_line(error), REFUSED
     if user_line(error):
         return f"{one_line(error)}; --traceback shows the whole", REFUSED
-    return f"{one_line(error)}: this is a fault of optprof; please report it with what --traceback prints", BROKEN
+    return (
+        (
+            f"{one_line(error)}: this is a fault of optprof; please report it with what --traceback"
+            " prints"
+        ),
+        BROKEN,
+    )
 
 
 def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -171,7 +324,10 @@ def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callabl
     def register(function: Callable[..., None]) -> Callable[..., None]:
         parameters = dict(signature(function).parameters)
         takes = "traceback" in parameters
-        parameters.setdefault("traceback", Parameter("traceback", Parameter.KEYWORD_ONLY, default=False, annotation=Traceback))
+        parameters.setdefault(
+            "traceback",
+            Parameter("traceback", Parameter.KEYWORD_ONLY, default=False, annotation=Traceback),
+        )
 
         @wraps(function)
         def run(*arguments: Any, **options: Any) -> None:
@@ -188,7 +344,9 @@ def _command(name: str | None = None) -> Callable[[Callable[..., None]], Callabl
 
 @app.callback()
 def _main() -> None:
-    """What an optimizer costs: the bytes of its state, the peak it leads to, the time of its step."""
+    """What an optimizer costs: the bytes of its state, the peak it leads to, the time of its
+    step.
+    """
 
 
 @_command("profile")
@@ -261,21 +419,46 @@ def _profile(
         )
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run("+".join(models), out, resume, force=force, anonymous=anonymous)
-        records = _run_all(scenarios, store, worker, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
-        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
+        records = _run_all(
+            scenarios, store, worker, timeout=timeout, force=force, snapshots=snapshot, traces=trace
+        )
+        _show(
+            records,
+            store,
+            stdout,
+            report=not no_report,
+            tensorboard=tensorboard,
+            as_json=as_json,
+            logs=traceback,
+            force=force,
+        )
     _exit_with(records)
 
 
 @_command()
 def sweep(
-    suite: Annotated[str, typer.Argument(metavar="SUITE", help="A name from `optprof list suites`, or a file that ends in .toml.")],
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE", help="A name from `optprof list suites`, or a file that ends in .toml."
+        ),
+    ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the scenarios, their memory and the time they take; run nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the scenarios, their memory and the time they take; run nothing.",
+        ),
     ] = False,
     allow: Annotated[
-        list[str] | None, typer.Option(metavar="MODULE:NAME", help="Code of your own that the suite may run; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME", help="Code of your own that the suite may run; may be repeated."
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the run.", show_default="runs/SUITE")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/SUITE")
+    ] = None,
     snapshot: Snapshot = False,
     trace: Trace = False,
     tensorboard: TensorBoard = False,
@@ -302,14 +485,27 @@ def sweep(
             return
         require_iterations(scenarios, snapshots=snapshot, traces=trace)
         store = _open_run(found.name, out, resume, force=force, anonymous=anonymous)
-        records = _run_all(scenarios, store, worker, timeout=timeout, force=force, snapshots=snapshot, traces=trace)
-        _show(records, store, stdout, report=not no_report, tensorboard=tensorboard, as_json=as_json, logs=traceback, force=force)
+        records = _run_all(
+            scenarios, store, worker, timeout=timeout, force=force, snapshots=snapshot, traces=trace
+        )
+        _show(
+            records,
+            store,
+            stdout,
+            report=not no_report,
+            tensorboard=tensorboard,
+            as_json=as_json,
+            logs=traceback,
+            force=force,
+        )
     _exit_with(records)
 
 
 @_command()
 def doctor() -> None:
-    """Say what is installed, which devices there are, what can be measured here, and what to install for more."""
+    """Say what is installed, which devices there are, what can be measured here, and what to
+    install for more.
+    """
     from profiler.doctor import diagnose
 
     section = ""
@@ -324,9 +520,19 @@ def doctor() -> None:
 
 @_command()
 def fit(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `optprof list models`, or module:factory.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A name from `optprof list models`, or module:factory."
+        ),
+    ],
     optimizers: Optimizers = OPTIMIZERS,
-    gpu: Annotated[str | None, typer.Option(help="Names from `optprof list gpus`, as in rtx3090,a100-80.", show_default="all")] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            help="Names from `optprof list gpus`, as in rtx3090,a100-80.", show_default="all"
+        ),
+    ] = None,
     batch_size: BatchSize = None,
     sequence_length: SequenceLength = None,
     model_config: ModelConfig = None,
@@ -341,12 +547,16 @@ def fit(
     alloc_conf: AllocConf = "",
     implementation: Implementation = None,
     seed: Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for the page.", show_default="runs/MODEL-fit")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the page.", show_default="runs/MODEL-fit")
+    ] = None,
     force: Replace = False,
     as_json: AsJson = False,
     anonymous: Anonymous = False,
 ) -> None:
-    """Say on which GPUs a training step fits, how large the batch can be, and what would make it fit."""
+    """Say on which GPUs a training step fits, how large the batch can be, and what would make it
+    fit.
+    """
     with results_on_stdout() as stdout:
         _see_own_code(f"{model},{optimizers}")
         import optimizers as catalogue
@@ -387,7 +597,12 @@ def fit(
         words = disclosed_command(["optprof", *sys.argv[1:]], anonymous=anonymous)
         page = write_fit_page(fits, folder, words, force=force)
         if as_json:
-            print(json.dumps({"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1), file=stdout)
+            print(
+                json.dumps(
+                    {"report": str(page), "fits": [found.to_dict() for found in fits]}, indent=1
+                ),
+                file=stdout,
+            )
         else:
             render_fits(fits, stdout)
     print(f"report: {page}", file=sys.stderr)
@@ -399,13 +614,22 @@ def fit(
 
 @_command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")
+    ],
     markdown: Markdown = False,
     tensorboard: TensorBoard = False,
-    style: Annotated[str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")] = "paper",
+    style: Annotated[
+        str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")
+    ] = "paper",
     figure: Annotated[
         str | None,
-        typer.Option(help="Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these records."),
+        typer.Option(
+            help=(
+                "Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these"
+                " records."
+            )
+        ),
     ] = None,
     anonymous: Anonymous = False,
     force: Replace = False,
@@ -419,12 +643,22 @@ def report(
     elif figure:
         print(*write_figure(_run(run), figure, style=style), sep="\n")
     else:
-        print(write_report(_run(run), tensorboard=tensorboard, style=style, force=force, anonymous=anonymous))
+        print(
+            write_report(
+                _run(run), tensorboard=tensorboard, style=style, force=force, anonymous=anonymous
+            )
+        )
 
 
 @_command()
-def repair(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")]) -> None:
-    """Set aside what cannot be read of a run: lines in records.damaged, timelines beside themselves."""
+def repair(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")
+    ],
+) -> None:
+    """Set aside what cannot be read of a run: lines in records.damaged, timelines beside
+    themselves.
+    """
     from profiler.store import RunStore
 
     print("\n".join(RunStore.open(_run(run)).repair()) or "nothing is damaged")
@@ -432,14 +666,30 @@ def repair(run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder o
 
 @_command()
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A", help="A run or a folder of runs: how it was.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="A run or a folder of runs: how it is now.")],
-    only: Annotated[str | None, typer.Option(help="regressed: show nothing else.", show_default="all")] = None,
-    fail_on: Annotated[
-        list[str] | None, typer.Option(help="Exit with 3 where this grew, as in 'state>0', 'peak>1%', 'step>5%'; can be given again.")
+    before: Annotated[
+        Path, typer.Argument(metavar="A", help="A run or a folder of runs: how it was.")
+    ],
+    after: Annotated[
+        Path, typer.Argument(metavar="B", help="A run or a folder of runs: how it is now.")
+    ],
+    only: Annotated[
+        str | None, typer.Option(help="regressed: show nothing else.", show_default="all")
     ] = None,
-    threshold: Annotated[str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")] = "5%",
-    across_machines: Annotated[bool, typer.Option("--across-machines", help="Compare times of different machines too.")] = False,
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=(
+                "Exit with 3 where this grew, as in 'state>0', 'peak>1%', 'step>5%'; can be given"
+                " again."
+            )
+        ),
+    ] = None,
+    threshold: Annotated[
+        str, typer.Option(help="How far from 1 the whole interval of a time's ratio must be.")
+    ] = "5%",
+    across_machines: Annotated[
+        bool, typer.Option("--across-machines", help="Compare times of different machines too.")
+    ] = False,
     html: Annotated[Path | None, typer.Option(help="Write the comparison as a page too.")] = None,
     anonymous: Anonymous = False,
     markdown: Markdown = False,
@@ -465,7 +715,9 @@ def compare(
     if html:
         sides = {str(before): "A", str(after): "B"} if anonymous else {}
         words = ["optprof", *(sides.get(word, word) for word in sys.argv[1:])]
-        comparing.write_page(html, disclosed_command(words, anonymous=anonymous), only_regressed=bool(only))
+        comparing.write_page(
+            html, disclosed_command(words, anonymous=anonymous), only_regressed=bool(only)
+        )
         print(f"report: {html}", file=sys.stderr)
     if as_json:
         comparing.write_json(sys.stdout, only_regressed=bool(only))
@@ -478,7 +730,10 @@ def compare(
     if comparing.unjudged:
         # The newest record may be what cannot be read.
         more = f", and {len(comparing.unjudged) - 1} more" if len(comparing.unjudged) > 1 else ""
-        print(f"stopped by every gate, because it cannot be read: {comparing.unjudged[0]}{more}", file=sys.stderr)
+        print(
+            f"stopped by every gate, because it cannot be read: {comparing.unjudged[0]}{more}",
+            file=sys.stderr,
+        )
     if comparing.stopped or comparing.unjudged:
         raise typer.Exit(GATE_STOPPED)
 
@@ -490,7 +745,9 @@ def _expect_many_records() -> None:
 
 @_command("explain")
 def explain_metric(
-    metric: Annotated[str | None, typer.Argument(metavar="METRIC", help="state, peak, step, ...; all by default.")] = None,
+    metric: Annotated[
+        str | None, typer.Argument(metavar="METRIC", help="state, peak, step, ...; all by default.")
+    ] = None,
 ) -> None:
     """Say what a figure means, how it was obtained, and what it leaves out."""
     from reports.explain import FIGURES, explain
@@ -499,7 +756,12 @@ def explain_metric(
 
 
 @_command("list")
-def list_names(what: Annotated[str, typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list.")]) -> None:
+def list_names(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list."),
+    ],
+) -> None:
     """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
     from profiler.listing import listing
 
@@ -517,13 +779,17 @@ def _see_own_code(names: str) -> None:
     """
     if _OWN_CODE.search(names):
         places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-        sys.path += [str(Path(place).absolute()) for place in places if not Path(place).is_absolute()]
+        sys.path += [
+            str(Path(place).absolute()) for place in places if not Path(place).is_absolute()
+        ]
         sys.path.append(str(Path.cwd()))
 
 
 @contextmanager
 def _worker(names: str) -> Iterator["Worker"]:
-    """Yield what does a run's scenarios; it loads torch while this process does. `names` are the user's."""
+    """Yield what does a run's scenarios; it loads torch while this process does. `names` are the
+    user's.
+    """
     from profiler.running.worker import Worker
 
     with Worker() as worker:
@@ -532,7 +798,9 @@ def _worker(names: str) -> Iterator["Worker"]:
         yield worker
 
 
-def _open_run(name: str, out: Path | None, resume: bool, *, force: bool, anonymous: bool) -> "RunStore":
+def _open_run(
+    name: str, out: Path | None, resume: bool, *, force: bool, anonymous: bool
+) -> "RunStore":
     """The run to write into; what a run that was cut off has left is set aside or removed."""
     from profiler.disk import require_own_folder
     from profiler.privacy import masked
@@ -565,7 +833,9 @@ def _run_all(
     snapshots: bool,
     traces: bool,
 ) -> "list[Record]":
-    """The records that stand when all scenarios have run, an earlier run's among them; Ctrl-C tells how to go on and ends with 130."""
+    """The records that stand when all scenarios have run, an earlier run's among them; Ctrl-C tells
+    how to go on and ends with 130.
+    """
     from profiler.environment import environment
     from profiler.running.resume import pending, standing
     from profiler.running.runner import run
@@ -575,17 +845,38 @@ def _run_all(
     before = store.read()
     lost = store.lost_timelines(standing(before))
     store.warn()
-    waiting = pending(scenarios, before, environment(seed=0), lost, anonymous=store.anonymous) if before else list(scenarios)
+    waiting = (
+        pending(scenarios, before, environment(seed=0), lost, anonymous=store.anonymous)
+        if before
+        else list(scenarios)
+    )
     for name in lost & {file_name(scenario) for scenario in waiting}:
         store.set_timeline_aside(name)
     if before:
         require_records(len(before) + len(waiting))
-        print(f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in {store.folder}", file=sys.stderr)
+        print(
+            f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in"
+            f" {store.folder}",
+            file=sys.stderr,
+        )
     try:
         with progress(len(waiting)) as started:
-            run(waiting, store, started, worker=worker, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
+            run(
+                waiting,
+                store,
+                started,
+                worker=worker,
+                snapshots=snapshots,
+                traces=traces,
+                timeout=timeout,
+                force=force,
+            )
     except KeyboardInterrupt:
-        print(f"interrupted; what is finished is in {store.folder}; to go on:\n  {_going_on(store.folder)}", file=sys.stderr)
+        print(
+            f"interrupted; what is finished is in {store.folder}; to go on:\n "
+            f" {_going_on(store.folder)}",
+            file=sys.stderr,
+        )
         raise typer.Exit(INTERRUPTED) from None
     return standing(store.read())
 
@@ -594,12 +885,17 @@ def _one_line(error: Exception) -> str:
     """What went wrong, of the system's errors with the file and what helps."""
     if not isinstance(error, OSError) or error.filename is None:
         return str(error)
-    helps = {errno.EROFS: "; name another folder with --out", errno.ENOSPC: "; make room, and go on with --resume"}
+    helps = {
+        errno.EROFS: "; name another folder with --out",
+        errno.ENOSPC: "; make room, and go on with --resume",
+    }
     help_ = "" if error.filename == STDOUT else helps.get(error.errno or 0, "")
     return f"{error.filename}: {error.strerror}{help_}"
 
 
-def _forecast(scenarios: "Sequence[Scenario]", worker: "Worker", stdout: TextIO, *, timeout: float | None) -> None:
+def _forecast(
+    scenarios: "Sequence[Scenario]", worker: "Worker", stdout: TextIO, *, timeout: float | None
+) -> None:
     from profiler.measuring.measurement import to_simulate
     from profiler.running.runner import Runner
     from profiler.running.sweep import forecast
@@ -608,14 +904,26 @@ def _forecast(scenarios: "Sequence[Scenario]", worker: "Worker", stdout: TextIO,
 
     with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
         runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
-        found = forecast(scenarios, lambda scenario: runner.find(to_simulate(scenario) if scenario.device != "sim" else scenario), started)
+        found = forecast(
+            scenarios,
+            lambda scenario: runner.find(
+                to_simulate(scenario) if scenario.device != "sim" else scenario
+            ),
+            started,
+        )
     render_forecasts(found, stdout)
 
 
 def _going_on(folder: Path) -> str:
     """This command, to be given again."""
-    out = [] if any(word == "--out" or word.startswith("--out=") for word in sys.argv) else ["--out", str(folder)]
-    return shlex.join(["optprof", *(word for word in sys.argv[1:] if word != "--resume"), *out, "--resume"])
+    out = (
+        []
+        if any(word == "--out" or word.startswith("--out=") for word in sys.argv)
+        else ["--out", str(folder)]
+    )
+    return shlex.join(
+        ["optprof", *(word for word in sys.argv[1:] if word != "--resume"), *out, "--resume"]
+    )
 
 
 def _show(
@@ -629,7 +937,9 @@ def _show(
     logs: bool,
     force: bool,
 ) -> None:
-    """Print the records and where their page is; `logs` prints what failed scenarios have printed."""
+    """Print the records and where their page is; `logs` prints what failed scenarios have
+    printed.
+    """
     from reports import terminal
 
     page = None
@@ -638,15 +948,29 @@ def _show(
 
         page = write_report(store.folder, tensorboard=tensorboard, force=force)
     if as_json:
-        told = {"run": str(store.folder), "report": page and str(page), "records": [record.to_dict() for record in records]}
+        told = {
+            "run": str(store.folder),
+            "report": page and str(page),
+            "records": [record.to_dict() for record in records],
+        }
         print(json.dumps(told, indent=1), file=stdout)
     else:
         terminal.render(records, stdout)
-    print(f"report: {page}" if page else f"records: {store.records_path}; draw them with: optprof report {store.folder}", file=sys.stderr)
+    print(
+        (
+            f"report: {page}"
+            if page
+            else f"records: {store.records_path}; draw them with: optprof report {store.folder}"
+        ),
+        file=sys.stderr,
+    )
     for record in records:
         if record.outcome != "ok" and record.log:
             scenario = record.scenario
-            told = f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in {store.folder / record.log}"
+            told = (
+                f"{record.outcome}: {scenario.model} {scenario.optimizer}, log in"
+                f" {store.folder / record.log}"
+            )
             print(" ".join(told.split()), file=sys.stderr)
             if logs:
                 try:
@@ -677,12 +1001,14 @@ def profile(
     anonymous: bool = False,
     **options: Any,
 ) -> "Run":
-    """Profile optimizers on models as the command does, and return the run; `out` is a folder to keep it in.
+    """Profile optimizers on models as the command does, and return the run; `out` is a folder to
+    keep it in.
 
-    `models` and `optimizers` are names with options, in a list or as the command line takes them; `options` are the other fields of
-    `profiler.plan.Comparison`: device, dtype, batch_size and so on. What fails is a record with its outcome. ValueError for a request that
-    cannot be met, FileExistsError for a folder that holds a run, or other files unless `force` is given. What is `anonymous` names no
-    machine and no path.
+    `models` and `optimizers` are names with options, in a list or as the command line takes them;
+    `options` are the other fields of `profiler.plan.Comparison`: device, dtype, batch_size and so
+    on. What fails is a record with its outcome. ValueError for a request that cannot be met,
+    FileExistsError for a folder that holds a run, or other files unless `force` is given. What is
+    `anonymous` names no machine and no path.
     """
     from profiler.running.asking import ask, comparison
     from reports.run import Run
@@ -704,7 +1030,8 @@ def watch(
     anonymous: bool = False,
     force: bool = False,
 ) -> "Iterator[Run]":
-    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of memory.
+    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of
+    memory.
 
     A loop with several optimizers gives them all, and in a list the `model` of each where they are
     different. `out` is a folder whose run the records are added to; one that holds other files and
@@ -720,7 +1047,14 @@ def watch(
 
     run = Run() if out is None else Run.going_on(Path(out), force=force)
     run.anonymous = anonymous
-    with Watch(optimizer, *others, model=model, batch_size=batch_size, sequence_length=sequence_length, keep=run.add):
+    with Watch(
+        optimizer,
+        *others,
+        model=model,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        keep=run.add,
+    ):
         yield run
 
 

@@ -5,7 +5,10 @@ import torch
 from .entry import Description, Entry
 from .muon import Muon
 
-_TWO_AVERAGES = "two tensors like the parameter and a float32 step count: 8 bytes a parameter in float32, 12 with amsgrad"
+_TWO_AVERAGES = (
+    "two tensors like the parameter and a float32 step count: 8 bytes a parameter in float32, 12"
+    " with amsgrad"
+)
 
 BASELINES = {
     "adafactor": Entry(
@@ -14,18 +17,30 @@ BASELINES = {
         # To save memory, says torch: its foreach holds one more tensor of every parameter's size.
         foreach_by_default=False,
         description=Description(
-            summary="the square of the gradient averaged by rows and by columns, steps clipped to their size",
+            summary=(
+                "the square of the gradient averaged by rows and by columns, steps clipped to their"
+                " size"
+            ),
             paper="https://arxiv.org/abs/1804.04235",
-            state="one number for each row and each column of the last two axes and a float32 step count; like the parameter for a vector",
+            state=(
+                "one number for each row and each column of the last two axes and a float32 step"
+                " count; like the parameter for a vector"
+            ),
         ),
     ),
     "adagrad": Entry(
         factory=torch.optim.Adagrad,
         package="torch",
         description=Description(
-            summary="the sum of the gradient's squares, for every element; its state is there before the first step",
+            summary=(
+                "the sum of the gradient's squares, for every element; its state is there before"
+                " the first step"
+            ),
             paper="https://jmlr.org/papers/v12/duchi11a.html",
-            state="one tensor like the parameter and a float32 step count: 4 bytes a parameter in float32",
+            state=(
+                "one tensor like the parameter and a float32 step count: 4 bytes a parameter in"
+                " float32"
+            ),
         ),
     ),
     "adam": Entry(
@@ -52,9 +67,14 @@ BASELINES = {
         factory=Muon,
         package="torch",
         description=Description(
-            summary="torch's Muon, momentum made orthogonal, for matrices; torch's AdamW for all else",
+            summary=(
+                "torch's Muon, momentum made orthogonal, for matrices; torch's AdamW for all else"
+            ),
             paper="https://kellerjordan.github.io/posts/muon/",
-            state="a matrix: one tensor like it, 4 bytes a parameter in float32; all else as AdamW, 8 bytes a parameter and a step count",
+            state=(
+                "a matrix: one tensor like it, 4 bytes a parameter in float32; all else as AdamW, 8"
+                " bytes a parameter and a step count"
+            ),
         ),
     ),
     "rmsprop": Entry(
@@ -63,7 +83,10 @@ BASELINES = {
         description=Description(
             summary="an average of the gradient's square, for every element",
             paper="https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
-            state="one tensor like the parameter and a step count: 4 bytes a parameter in float32; 4 more each for momentum and centered",
+            state=(
+                "one tensor like the parameter and a step count: 4 bytes a parameter in float32; 4"
+                " more each for momentum and centered"
+            ),
             decided_by=("momentum", "centered"),
         ),
     ),
@@ -74,7 +97,10 @@ BASELINES = {
         description=Description(
             summary="gradient descent with momentum (0.9 unless said)",
             paper="https://proceedings.mlr.press/v28/sutskever13.html",
-            state="one tensor like the parameter: 4 bytes a parameter in float32; nothing at momentum 0",
+            state=(
+                "one tensor like the parameter: 4 bytes a parameter in float32; nothing at"
+                " momentum 0"
+            ),
             decided_by=("momentum",),
         ),
     ),

@@ -9,7 +9,10 @@ def require_not_negative(values: Mapping[str, float | Tensor]) -> None:
     """ValueError for the first value below 0, and for a tensor of more than one element."""
     for name, value in values.items():
         if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(f"Tensor {'lr' if name == 'learning rate' else name} must be 1-element, got one of shape {tuple(value.shape)}")
+            raise ValueError(
+                f"Tensor {'lr' if name == 'learning rate' else name} must be 1-element, got one of"
+                f" shape {tuple(value.shape)}"
+            )
         if not value >= 0.0:
             raise ValueError(f"Invalid {name}: {value}, must be >= 0")
 

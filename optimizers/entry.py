@@ -13,7 +13,9 @@ Factory = Callable[..., Optimizer]
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """An optimizer in words: what it does, where it was published, what its state costs and which options decide that."""
+    """An optimizer in words: what it does, where it was published, what its state costs and which
+    options decide that.
+    """
 
     summary: str
     paper: str
@@ -25,11 +27,12 @@ class Description:
 class Entry:
     """A constructor, the options that the catalogue sets unless told otherwise, and a description.
 
-    `factory` may be text, `module:name`, which is imported when the optimizer is first made. `package` is the package that it comes from,
-    `installed_by` what pip is told to get that. `goes_by_names` where the parameters' names decide what is kept of them, so that it should
-    be given `named_parameters()`. `fused_on` has the types of devices on which its `fused`, if it has
-    that option, can be requested. `has_foreach` is False where its option `foreach` changes nothing,
-    `foreach_by_default` where `foreach=None` runs the loop on CUDA too.
+    `factory` may be text, `module:name`, which is imported when the optimizer is first made.
+    `package` is the package that it comes from, `installed_by` what pip is told to get that.
+    `goes_by_names` where the parameters' names decide what is kept of them, so that it should be
+    given `named_parameters()`. `fused_on` has the types of devices on which its `fused`, if it has
+    that option, can be requested. `has_foreach` is False where its option `foreach` changes
+    nothing, `foreach_by_default` where `foreach=None` runs the loop on CUDA too.
     """
 
     factory: Factory | str

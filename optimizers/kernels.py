@@ -1,4 +1,5 @@
-"""Kernels: sources in C++, compiled at their first use and kept, and checked before they are loaded.
+"""Kernels: sources in C++, compiled at their first use and kept, and checked before they are
+loaded.
 
 A kept kernel is code. Its folder and its file belong to this user or to root, nobody else may
 write to them, and its name carries the checksum of its content. A file that was cut, changed or
@@ -33,12 +34,16 @@ _FLAGS = (
     *("-fopenmp", "-fPIC", "-shared"),
 )
 # Windows has neither flag, and no owners by number.
-_AS_IT_LIES = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_AS_IT_LIES = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def library(source: Path, weight: str) -> ctypes.CDLL:
-    """Return the functions of a source for one type of weights; RuntimeError where there are none."""
+    """Return the functions of a source for one type of weights; RuntimeError where there are
+    none.
+    """
     return _library(source, weight, torch.backends.cpu.get_cpu_capability())
 
 
@@ -58,7 +63,9 @@ def _library(source: Path, weight: str, capability: str) -> ctypes.CDLL:
         _make_private(folder)
         return _kept(folder, stem) or _made(folder, stem, source, flags)
     except OSError as error:
-        raise RuntimeError(f"fused=True cannot keep its kernel in {folder}: {error}; set TORCH_EXTENSIONS_DIR") from error
+        raise RuntimeError(
+            f"fused=True cannot keep its kernel in {folder}: {error}; set TORCH_EXTENSIONS_DIR"
+        ) from error
 
 
 def _folder() -> Path:
@@ -67,7 +74,9 @@ def _folder() -> Path:
     try:
         home = Path.home()
     except RuntimeError as error:
-        raise RuntimeError(f"fused=True cannot keep its kernel: {error}; set TORCH_EXTENSIONS_DIR") from error
+        raise RuntimeError(
+            f"fused=True cannot keep its kernel: {error}; set TORCH_EXTENSIONS_DIR"
+        ) from error
     return home / ".cache" / "torch_extensions" / "optprof"
 
 
@@ -84,8 +93,9 @@ def _make_private(folder: Path) -> None:
             return
         if found.st_uid != os.getuid():
             raise RuntimeError(
-                f"fused=True loads no kernel from {folder}, to which another user may write "
-                f"(owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}); set TORCH_EXTENSIONS_DIR to a folder of yours"
+                f"fused=True loads no kernel from {folder}, to which another user may write (owner"
+                f" {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}); set TORCH_EXTENSIONS_DIR"
+                " to a folder of yours"
             ) from None
         for path in folder.glob("*.so"):
             # Others may have written them.
@@ -142,8 +152,8 @@ def _made(folder: Path, stem: str, source: Path, flags: tuple[str, ...]) -> ctyp
     except OSError as error:
         kept.unlink(missing_ok=True)
         raise RuntimeError(
-            f"fused=True: what {shlex.join(compiler)} made of {source.name} cannot be loaded: {error}; "
-            "set CXX to another, or leave fused out"
+            f"fused=True: what {shlex.join(compiler)} made of {source.name} cannot be loaded:"
+            f" {error}; set CXX to another, or leave fused out"
         ) from error
     _remove_spoiled(folder, stem)
     return loaded
@@ -168,23 +178,33 @@ def _compiler() -> list[str]:
         try:
             candidates = [shlex.split(wanted)]
         except ValueError as error:
-            raise RuntimeError(f"fused=True: CXX={wanted!r} cannot be read: {error}; quote it as a shell does") from error
+            raise RuntimeError(
+                f"fused=True: CXX={wanted!r} cannot be read: {error}; quote it as a shell does"
+            ) from error
     for name, *options in candidates:
         if found := shutil.which(name):
             return [found, *options]
     names = " or ".join(name for name, *_ in candidates)
-    raise RuntimeError(f"fused=True needs a C++ compiler, and there is no {names}; install one, or leave fused out")
+    raise RuntimeError(
+        f"fused=True needs a C++ compiler, and there is no {names}; install one, or leave fused out"
+    )
 
 
 def _compile(command: list[str], source: Path, temporary: str) -> None:
     # What a compiler leaves on its way goes with the folder.
     environment = {**os.environ, "TMPDIR": temporary}
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False, env=environment
+    )
     if done.returncode == 0 and Path(command[-1]).is_file():
         return
     lines = [line for line in done.stderr.splitlines() if "error" in line]
     status = f"status {done.returncode}" if done.returncode else "it made nothing"
     said = lines[0] if lines else " ".join(done.stderr.split()) or status
     full = "No space left on device" in done.stderr
-    way_out = "set TORCH_EXTENSIONS_DIR to a folder with room" if full else "set CXX to another, or leave fused out"
+    way_out = (
+        "set TORCH_EXTENSIONS_DIR to a folder with room"
+        if full
+        else "set CXX to another, or leave fused out"
+    )
     raise RuntimeError(f"fused=True: {command[0]} cannot compile {source.name}: {said}; {way_out}")

@@ -1,7 +1,8 @@
 """LAMB: Adam's direction, rescaled tensor by tensor to the norm of the weights.
 
-"Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", https://arxiv.org/abs/1904.00962.
-For a parameter w with gradient g, squares and roots taken element by element:
+"Large Batch Optimization for Deep Learning: Training BERT in 76 minutes",
+https://arxiv.org/abs/1904.00962. For a parameter w with gradient g, squares and roots taken element
+by element:
 
     m   <- beta1 m + (1 - beta1) g
     v   <- beta2 v + (1 - beta2) g^2
@@ -29,7 +30,13 @@ from .reductions import l2_norms
 from .sharded import whole
 
 # The choices in which the lineages of LAMB differ.
-PAPER = {"bias_correction": True, "max_weight_norm": inf, "max_grad_norm": inf, "trust_clip": inf, "adapts_without_decay": True}
+PAPER = {
+    "bias_correction": True,
+    "max_weight_norm": inf,
+    "max_grad_norm": inf,
+    "trust_clip": inf,
+    "adapts_without_decay": True,
+}
 PRESETS = {
     "paper": PAPER,
     "cybertronai": {**PAPER, "bias_correction": False, "max_weight_norm": 10.0},
@@ -40,16 +47,18 @@ PRESETS = {
 class LAMB(MultiTensorOptimizer):
     """Adam with layer-wise adaptation, for large batches.
 
-    `preset` names the lineage: "paper"; "cybertronai" (no bias correction, the weight norm clamped at 10); "nvidia" (the gradients of the
-    whole optimizer clipped to a norm of 1 first, phi = 1 for parameters without weight decay). What a preset chooses can be chosen apart;
-    None leaves it to the preset, and math.inf lifts a limit:
-    `bias_correction`, whether m and v are divided as above; `max_weight_norm`, the most that |w| counts for; `max_grad_norm`, for the
-    gradients of all parameters together; `trust_clip`, the most that phi may be (1 in NVLAMB); `adapts_without_decay`, whether phi is taken
-    where the weight decay is 0.
-    Keeps `exp_avg` and `exp_avg_sq`, shaped like the parameter, and where the bias is corrected `step`, a float32 scalar on the host.
-    Moments, directions and norms are in float32 or wider: in bfloat16 0.999 v rounds back to v, which would never go down, and in float16
-    the squares of small gradients are 0.
-    A step holds one such temporary as large as the bucket's parameters, and where gradients are clipped a copy of those.
+    `preset` names the lineage: "paper"; "cybertronai" (no bias correction, the weight norm clamped
+    at 10); "nvidia" (the gradients of the whole optimizer clipped to a norm of 1 first, phi = 1 for
+    parameters without weight decay). What a preset chooses can be chosen apart; None leaves it to
+    the preset, and math.inf lifts a limit: `bias_correction`, whether m and v are divided as above;
+    `max_weight_norm`, the most that |w| counts for; `max_grad_norm`, for the gradients of all
+    parameters together; `trust_clip`, the most that phi may be (1 in NVLAMB);
+    `adapts_without_decay`, whether phi is taken where the weight decay is 0. Keeps `exp_avg` and
+    `exp_avg_sq`, shaped like the parameter, and where the bias is corrected `step`, a float32
+    scalar on the host. Moments, directions and norms are in float32 or wider: in bfloat16 0.999 v
+    rounds back to v, which would never go down, and in float16 the squares of small gradients are
+    0. A step holds one such temporary as large as the bucket's parameters, and where gradients are
+    clipped a copy of those.
     """
 
     def __init__(
@@ -70,20 +79,48 @@ class LAMB(MultiTensorOptimizer):
         foreach: bool | None = None,
         compiled: bool = False,
     ) -> None:
-        require_not_negative({"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay})
+        require_not_negative(
+            {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
+        )
         require_betas(betas)
-        require_positive({"max_weight_norm": max_weight_norm, "max_grad_norm": max_grad_norm, "trust_clip": trust_clip})
+        require_positive(
+            {
+                "max_weight_norm": max_weight_norm,
+                "max_grad_norm": max_grad_norm,
+                "trust_clip": trust_clip,
+            }
+        )
         if preset not in PRESETS:
             raise ValueError(f"Invalid preset: {preset!r}, must be one of {', '.join(PRESETS)}")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "preset": preset}
-        limits = {"max_weight_norm": max_weight_norm, "max_grad_norm": max_grad_norm, "trust_clip": trust_clip}
-        choices = {"bias_correction": bias_correction, **limits, "adapts_without_decay": adapts_without_decay}
-        super().__init__(params, {**defaults, **choices, "maximize": maximize, "foreach": foreach, "compiled": compiled})
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "preset": preset,
+        }
+        limits = {
+            "max_weight_norm": max_weight_norm,
+            "max_grad_norm": max_grad_norm,
+            "trust_clip": trust_clip,
+        }
+        choices = {
+            "bias_correction": bias_correction,
+            **limits,
+            "adapts_without_decay": adapts_without_decay,
+        }
+        super().__init__(
+            params,
+            {**defaults, **choices, "maximize": maximize, "foreach": foreach, "compiled": compiled},
+        )
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         del options
         dtypes = {key: self._state_dtype(key, param) for key in ("exp_avg", "exp_avg_sq")}
-        return {key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in dtypes.items()}
+        return {
+            key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            for key, dtype in dtypes.items()
+        }
 
     def _shapes(self, param: Tensor, options: Options) -> Shapes:
         del options
@@ -101,14 +138,20 @@ class LAMB(MultiTensorOptimizer):
             limit = _choices(bucket.options)["max_grad_norm"]
             if limit < inf:
                 norm = self._gradient_norm() if norm is None else norm
-                factor = beside((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(bucket.grads[0].dtype)
+                factor = beside((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(
+                    bucket.grads[0].dtype
+                )
                 bucket = replace(bucket, grads=torch._foreach_mul(bucket.grads, factor))
             yield bucket
 
     def _gradient_norm(self) -> Tensor:
         params = [param for group in self.param_groups for param in group["params"]]
-        norms = [norm for param in params if param.grad is not None for norm in _norms([param.grad])]
-        return torch.linalg.vector_norm(torch.stack([beside(norm, norms[0].device) for norm in norms]))
+        norms = [
+            norm for param in params if param.grad is not None for norm in _norms([param.grad])
+        ]
+        return torch.linalg.vector_norm(
+            torch.stack([beside(norm, norms[0].device) for norm in norms])
+        )
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         """Count the step, and work out what it divides the moments by."""
@@ -116,13 +159,20 @@ class LAMB(MultiTensorOptimizer):
             return bucket
         for state in bucket.states:
             if "step" not in state:
-                # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
+                # On the host, as in torch's Adam: its value is read at every step, and that must
+                # not wait for the device.
                 state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
         steps = counts if torch.compiler.is_compiling() else [count.item() for count in counts]
         beta1, beta2 = bucket.options["betas"]
-        return replace(bucket, numbers={"first": [1 - beta1**step for step in steps], "second": [1 - beta2**step for step in steps]})
+        return replace(
+            bucket,
+            numbers={
+                "first": [1 - beta1**step for step in steps],
+                "second": [1 - beta2**step for step in steps],
+            },
+        )
 
     def _update(self, bucket: Bucket) -> None:
         weight_decay, choices = bucket.options["weight_decay"], _choices(bucket.options)
@@ -130,12 +180,20 @@ class LAMB(MultiTensorOptimizer):
         if is_set(weight_decay):
             descend(directions, bucket.params, -weight_decay)
         adapts = is_set(weight_decay) or choices["adapts_without_decay"]
-        descend(bucket.params, directions, bucket.options["lr"], _trust_ratios(bucket.params, directions, choices) if adapts else None)
+        descend(
+            bucket.params,
+            directions,
+            bucket.options["lr"],
+            _trust_ratios(bucket.params, directions, choices) if adapts else None,
+        )
 
 
 def _choices(options: Options) -> dict[str, Any]:
     """The preset, but for what was chosen apart."""
-    return {name: value if options[name] is None else options[name] for name, value in PRESETS[options["preset"]].items()}
+    return {
+        name: value if options[name] is None else options[name]
+        for name, value in PRESETS[options["preset"]].items()
+    }
 
 
 def _adam_directions(bucket: Bucket) -> Tensors:
@@ -148,7 +206,9 @@ def _adam_directions(bucket: Bucket) -> Tensors:
 
     directions = torch._foreach_sqrt(squares)
     if bucket.numbers:
-        torch._foreach_div_(directions, [correction**0.5 for correction in bucket.numbers["second"]])
+        torch._foreach_div_(
+            directions, [correction**0.5 for correction in bucket.numbers["second"]]
+        )
     add_number(directions, eps)
     if bucket.numbers:
         torch._foreach_mul_(directions, bucket.numbers["first"])
@@ -159,9 +219,13 @@ def _adam_directions(bucket: Bucket) -> Tensors:
 
 
 def _trust_ratios(params: Tensors, directions: Tensors, choices: dict[str, Any]) -> Tensors:
-    weight_norms, direction_norms = (torch.stack(_norms(tensors)) for tensors in (params, directions))
+    weight_norms, direction_norms = (
+        torch.stack(_norms(tensors)) for tensors in (params, directions)
+    )
     weight_norms = weight_norms.clamp(max=choices["max_weight_norm"])
-    ratios = torch.where((weight_norms != 0) & (direction_norms != 0), weight_norms / direction_norms, 1.0)
+    ratios = torch.where(
+        (weight_norms != 0) & (direction_norms != 0), weight_norms / direction_norms, 1.0
+    )
     return ratios.clamp(max=choices["trust_clip"]).unbind()
 
 

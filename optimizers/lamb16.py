@@ -1,26 +1,33 @@
 """LAMB16: LAMB whose two moments are kept in one byte each.
 
-https://github.com/vxst/LAMB16. For a parameter w of n elements with gradient g, in float32, clips, squares and roots element by element:
+https://github.com/vxst/LAMB16. For a parameter w of n elements with gradient g, in float32, clips,
+squares and roots element by element:
 
-    m    = beta1 s_m q_m + (1 - beta1) g              q_m in float8_e4m3fn, s_m one float32 for the tensor
+    m    = beta1 s_m q_m + (1 - beta1) g              q_m in float8_e4m3fn, s_m one float32 for the
+tensor
     v    = beta2 s_v q_v + (1 - beta2) g^2            q_v in float8_e5m2, s_v likewise
     r    = m / (sqrt(v) + eps) + weight_decay w
-    phi  = clip((size(w) / size(r) * 0.001 / lr)^trust_scale, 0, 2)       size(x) = sqrt(sum(clip(x^2, eps, 1)))
+    phi  = clip((size(w) / size(r) * 0.001 / lr)^trust_scale, 0, 2)       size(x) =
+sqrt(sum(clip(x^2, eps, 1)))
     w   <- w - lr phi r
 
-The moments are stored over a scale of the new ones, by the original ("upstream") with its clips and rounded to nearest:
+The moments are stored over a scale of the new ones, by the original ("upstream") with its clips and
+rounded to nearest:
 
     s_m <- sqrt(sum(min(m^2, 10))) / n + eps;   q_m <- clip(m / s_m, -15, 15)
     s_v <- sqrt(sum(min(v^2, 10))) / n + eps;   q_v <- min(v, 10) / s_v
 
-That holds for some 200 elements: with more the first moment saturates, and the second overflows at an outlier. By default ("max") the
-largest element has a fixed place in the format, where it is stored exactly, and roundings up and down take turns as the remainder asks
-(dither), so that v takes in the thousandths by which it grows; what rounding still does to the norm of v is taken out of its scale. Over
-time v stays within 5 % of its value on average, each element within some 30 % (tests/bench/lamb16_accuracy.py):
+That holds for some 200 elements: with more the first moment saturates, and the second overflows at
+an outlier. By default ("max") the largest element has a fixed place in the format, where it is
+stored exactly, and roundings up and down take turns as the remainder asks (dither), so that v takes
+in the thousandths by which it grows; what rounding still does to the norm of v is taken out of its
+scale. Over time v stays within 5 % of its value on average, each element within some 30 %
+(tests/bench/lamb16_accuracy.py):
 
     s_m <- max(|m|) / 256;    q_m <- m / s_m, dithered
     s_v <- max(v) / 32768;    q_v <- v / s_v, dithered;    s_v <- s_v |v / s_v| / |q_v|
-    r    = m / (sqrt(max(v, least)) + eps) + weight_decay w               least = the smallest float8_e5m2 above 0, over the old s_v
+    r    = m / (sqrt(max(v, least)) + eps) + weight_decay w               least = the smallest
+float8_e5m2 above 0, over the old s_v
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -48,7 +55,8 @@ from .sharded import local, over_ranks
 SCALES = ("max", "upstream")
 
 _USUAL_LR = 1e-3
-# The largest elements at powers of 2, which round to themselves, with room above for what rounding adds.
+# The largest elements at powers of 2, which round to themselves, with room above for what rounding
+# adds.
 _LARGEST_FIRST, _LARGEST_SECOND = 2.0**8, 2.0**15
 _LEAST_SECOND = 2.0**-16
 _LEAST_SCALE = 1e-30
@@ -64,7 +72,16 @@ class _Numbers(ctypes.Structure):
     """What both kernels are told, by the names that they have there."""
 
     _fields_ = tuple(
-        (name, ctypes.c_float) for name in ("first_kept", "second_kept", "least", "first_taken", "second_taken", "eps", "weight_decay")
+        (name, ctypes.c_float)
+        for name in (
+            "first_kept",
+            "second_kept",
+            "least",
+            "first_taken",
+            "second_taken",
+            "eps",
+            "weight_decay",
+        )
     )
 
 
@@ -76,18 +93,21 @@ class _Scales(NamedTuple):
 
 
 class LAMB16(MultiTensorOptimizer):
-    """LAMB in 2 bytes a parameter; the update is computed in float32 whatever the parameter's dtype.
+    """LAMB in 2 bytes a parameter; the update is computed in float32 whatever the parameter's
+    dtype.
 
-    `scale` says what the stored moments are divided by: "max", their largest element, at any size of tensor; "upstream" gives the numbers
-    of the original.
-    Keeps `exp_avg` (float8_e4m3fn) and `exp_avg_sq` (float8_e5m2), shaped like the parameter, and two float32 scalars, `exp_avg_scale`
-    and `exp_avg_sq_scale`; a moment is its tensor times its scale. With "max" also `step`, a float32 scalar on the host, from which the
-    rounding follows: no random numbers are drawn, and every rank and every resumed run rounds alike.
-    The trust phi is the original's in both. It grows as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi
-    reaches 2; the clips let weights that start at 0 move, and keep single large elements out of it.
-    A gradient with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step, as GradScaler does.
-    A step works on slices, a quarter of the largest parameter or on a CPU 2^17 elements, with a few float32 temporaries of their size; by
-    foreach, on as many small parameters at once. What is several times faster is `fused` on a CPU, which has no temporaries.
+    `scale` says what the stored moments are divided by: "max", their largest element, at any size
+    of tensor; "upstream" gives the numbers of the original. Keeps `exp_avg` (float8_e4m3fn) and
+    `exp_avg_sq` (float8_e5m2), shaped like the parameter, and two float32 scalars, `exp_avg_scale`
+    and `exp_avg_sq_scale`; a moment is its tensor times its scale. With "max" also `step`, a
+    float32 scalar on the host, from which the rounding follows: no random numbers are drawn, and
+    every rank and every resumed run rounds alike. The trust phi is the original's in both. It grows
+    as (1 / lr)^trust_scale, so that the step follows lr^(1 - trust_scale) until phi reaches 2; the
+    clips let weights that start at 0 move, and keep single large elements out of it. A gradient
+    with NaN or infinity spoils its whole tensor, as a norm over it does in LAMB: skip such a step,
+    as GradScaler does. A step works on slices, a quarter of the largest parameter or on a CPU 2^17
+    elements, with a few float32 temporaries of their size; by foreach, on as many small parameters
+    at once. What is several times faster is `fused` on a CPU, which has no temporaries.
     """
 
     def __init__(
@@ -105,21 +125,48 @@ class LAMB16(MultiTensorOptimizer):
         compiled: bool = False,
         fused: bool = False,
     ) -> None:
-        require_not_negative({"learning rate": lr, "weight_decay value": weight_decay, "trust_scale value": trust_scale})
+        require_not_negative(
+            {
+                "learning rate": lr,
+                "weight_decay value": weight_decay,
+                "trust_scale value": trust_scale,
+            }
+        )
         require_betas(betas)
         if not eps > 0.0:
-            raise ValueError(f"Invalid epsilon value: {eps}, must be > 0, since it keeps sizes and scales from 0")
+            raise ValueError(
+                f"Invalid epsilon value: {eps}, must be > 0, since it keeps sizes and scales from 0"
+            )
         if scale not in SCALES:
             raise ValueError(f"Invalid scale: {scale!r}, must be one of {', '.join(SCALES)}")
         if fused and scale != "max":
             raise ValueError(f"fused=True has kernels for scale='max' alone, got scale={scale!r}")
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "trust_scale": trust_scale, "scale": scale}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled, "fused": fused})
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "trust_scale": trust_scale,
+            "scale": scale,
+        }
+        super().__init__(
+            params,
+            {
+                **defaults,
+                "maximize": maximize,
+                "foreach": foreach,
+                "compiled": compiled,
+                "fused": fused,
+            },
+        )
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         del options
         return {
-            **{key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format) for key, dtype in FORMATS.items()},
+            **{
+                key: torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+                for key, dtype in FORMATS.items()
+            },
             **{key: param.new_zeros((), dtype=torch.float32) for key in _SCALE_KEYS},
         }
 
@@ -136,17 +183,24 @@ class LAMB16(MultiTensorOptimizer):
         return FORMATS.get(name, torch.float32)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What pickle and copy.deepcopy take, with float8 as bytes: the format in which pickle itself keeps tensors does not know it."""
+        """What pickle and copy.deepcopy take, with float8 as bytes: the format in which pickle
+        itself keeps tensors does not know it.
+        """
         given = super().__getstate__()
         states = given["state"].copy()
         for param, state in states.items():
-            states[param] = {key: value.view(torch.uint8) if key in FORMATS else value for key, value in state.items()}
+            states[param] = {
+                key: value.view(torch.uint8) if key in FORMATS else value
+                for key, value in state.items()
+            }
         return {**given, "state": states}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for held in self.state.values():
-            held.update({key: held[key].view(dtype) for key, dtype in FORMATS.items() if key in held})
+            held.update(
+                {key: held[key].view(dtype) for key, dtype in FORMATS.items() if key in held}
+            )
 
     def _prepare(self, bucket: Bucket) -> Bucket:
         if bucket.options["scale"] == "upstream":
@@ -154,14 +208,20 @@ class LAMB16(MultiTensorOptimizer):
             return replace(bucket, options={**bucket.options, "fused": False})
         for state in bucket.states:
             if "step" not in state:
-                # On the host, as in torch's Adam: its value is read at every step, and that must not wait for the device.
+                # On the host, as in torch's Adam: its value is read at every step, and that must
+                # not wait for the device.
                 state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
         # In float64: a product with an irrational has little behind the point in float32.
-        steps = [count.double() if torch.compiler.is_compiling() else count.item() for count in counts]
+        steps = [
+            count.double() if torch.compiler.is_compiling() else count.item() for count in counts
+        ]
         turns = {"first": FIRST_TURN, "second": SECOND_TURN}
-        return replace(bucket, numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()})
+        return replace(
+            bucket,
+            numbers={name: [step * turn % 1.0 for step in steps] for name, turn in turns.items()},
+        )
 
     def _update(self, bucket: Bucket) -> None:
         for pack in packs(bucket):
@@ -174,20 +234,43 @@ class LAMB16(MultiTensorOptimizer):
         options, (beta1, beta2) = bucket.options, bucket.options["betas"]
         held = [bucket.state(key) for key in _SCALE_KEYS]
         old = _Scales(*map(torch.stack, held))
-        measure, advance = (fused.kernel(_KERNELS, name, bucket.params[0].dtype) for name in ("measure", "advance"))
+        measure, advance = (
+            fused.kernel(_KERNELS, name, bucket.params[0].dtype) for name in ("measure", "advance")
+        )
         given: list[tuple[Any, ...]] = []
         found = old.first.new_empty(len(bucket.params), 4)
-        kept = torch.stack([old.first * beta1, old.second * beta2, old.second * _LEAST_SECOND]).T.tolist()
-        for tensors, numbers, row in zip(zip(*tensors_of(bucket), strict=True), kept, found, strict=True):
-            told = ctypes.byref(_Numbers(*numbers, 1 - beta1, 1 - beta2, options["eps"], options["weight_decay"]))
-            given.append((*fused.addresses(*tensors), ctypes.c_int64(tensors[0].numel()), told, fused.threads(tensors[0])))
+        kept = torch.stack(
+            [old.first * beta1, old.second * beta2, old.second * _LEAST_SECOND]
+        ).T.tolist()
+        for tensors, numbers, row in zip(
+            zip(*tensors_of(bucket), strict=True), kept, found, strict=True
+        ):
+            told = ctypes.byref(
+                _Numbers(*numbers, 1 - beta1, 1 - beta2, options["eps"], options["weight_decay"])
+            )
+            given.append(
+                (
+                    *fused.addresses(*tensors),
+                    ctypes.c_int64(tensors[0].numel()),
+                    told,
+                    fused.threads(tensors[0]),
+                )
+            )
             measure(*given[-1], *fused.addresses(row))
         new = _new_scales(found[:, :2].T, [param.numel() for param in bucket.params], options)
-        factors = torch.stack([new.first.reciprocal(), new.second.reciprocal(), _trust(found[:, 2:].T, options)]).T.tolist()
+        factors = torch.stack(
+            [new.first.reciprocal(), new.second.reciprocal(), _trust(found[:, 2:].T, options)]
+        ).T.tolist()
         phases, lr = zip(*bucket.numbers.values(), strict=True), float(options["lr"])
         squares = torch.empty_like(found[:, :2])
         for arguments, numbers, turns, row in zip(given, factors, phases, squares, strict=True):
-            advance(*arguments, *map(ctypes.c_float, numbers), *map(ctypes.c_double, turns), ctypes.c_double(lr), *fused.addresses(row))
+            advance(
+                *arguments,
+                *map(ctypes.c_float, numbers),
+                *map(ctypes.c_double, turns),
+                ctypes.c_double(lr),
+                *fused.addresses(row),
+            )
         new = _with_norm_kept(new, squares.T)
         for scales, values in zip(held, new, strict=True):
             torch._foreach_copy_(scales, values.unbind())
@@ -198,9 +281,11 @@ def _update(bucket: Bucket) -> None:
     held = [[local(scale) for scale in bucket.state(key)] for key in _SCALE_KEYS]
     old = _Scales(*map(torch.stack, held))
     parts = [together(bucket)] if len(bucket.params) > 1 else list(slices(bucket))
-    # What concerns a whole tensor comes before any of it can be stored. The moments of several slices are then worked out once more:
-    # that costs less than to keep them in float32.
-    found = torch.stack([_measure(part, old, options) for part in parts] or [old.first.new_zeros(4, 1)])
+    # What concerns a whole tensor comes before any of it can be stored. The moments of several
+    # slices are then worked out once more: that costs less than to keep them in float32.
+    found = torch.stack(
+        [_measure(part, old, options) for part in parts] or [old.first.new_zeros(4, 1)]
+    )
     combine = torch.amax if options["scale"] == "max" else torch.sum
     needed = over_ranks(combine(found[:, :2], 0), bucket.params[0], combine)
     sizes = over_ranks(found[:, 2:].sum(0), bucket.params[0], torch.sum)
@@ -221,7 +306,9 @@ def _update(bucket: Bucket) -> None:
     if len(bucket.params) > 1:
         for key, codes in zip(FORMATS, parts[0].codes, strict=True):
             homes = [tensor.view(torch.uint8).view(-1) for tensor in bucket.state(key)]
-            torch._foreach_copy_(homes, codes.view(torch.uint8).split([len(home) for home in homes]))
+            torch._foreach_copy_(
+                homes, codes.view(torch.uint8).split([len(home) for home in homes])
+            )
     for scales, values in zip(held, new, strict=True):
         torch._foreach_copy_(scales, values.unbind())
 
@@ -229,13 +316,16 @@ def _update(bucket: Bucket) -> None:
 def _trust(sizes: Tensor, options: Options) -> Tensor:
     """phi, from the squared sizes of the weights and of the direction."""
     weight, direction = sizes.sqrt().unbind()
-    # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would not divide.
+    # Tensors to the end: an lr of 0 gives an infinite trust, clipped to 2, where the float would
+    # not divide.
     ratio = weight * _USUAL_LR / (direction * options["lr"])
     return ratio.pow_(options["trust_scale"]).clamp_(0.0, 2.0)
 
 
 def _measure(part: Part, scales: _Scales, options: Options) -> Tensor:
-    """Of the new moments what their scales need; of the weights and of the direction the squared size: 4 rows, a column a parameter."""
+    """Of the new moments what their scales need; of the weights and of the direction the squared
+    size: 4 rows, a column a parameter.
+    """
     _take_in(part, scales, options)
     first, second, _ = part.room
     if options["scale"] == "max":
@@ -245,7 +335,9 @@ def _measure(part: Part, scales: _Scales, options: Options) -> Tensor:
     torch._foreach_copy_(part.views[2], part.params)
     weight = _squared_size(part, options)
     _direct(part, scales, options)
-    return torch.stack([torch.stack(each) for each in (*needed, weight, _squared_size(part, options))])
+    return torch.stack(
+        [torch.stack(each) for each in (*needed, weight, _squared_size(part, options))]
+    )
 
 
 def _clipped_sums(part: Part, moment: Tensor) -> Tensors:
@@ -263,15 +355,23 @@ def _squared_size(part: Part, options: Options) -> Tensors:
 def _new_scales(needed: Tensor, counts: list[int], options: Options) -> _Scales:
     first, second = needed.unbind()
     if options["scale"] == "max":
-        return _Scales((first / _LARGEST_FIRST).clamp_min_(_LEAST_SCALE), (second / _LARGEST_SECOND).clamp_min_(_LEAST_SCALE))
+        return _Scales(
+            (first / _LARGEST_FIRST).clamp_min_(_LEAST_SCALE),
+            (second / _LARGEST_SECOND).clamp_min_(_LEAST_SCALE),
+        )
     first, second = (
-        torch.stack([norm / count for norm, count in zip(each.sqrt().unbind(), counts, strict=True)]) for each in (first, second)
+        torch.stack(
+            [norm / count for norm, count in zip(each.sqrt().unbind(), counts, strict=True)]
+        )
+        for each in (first, second)
     )
     return _Scales(first + options["eps"], second + options["eps"])
 
 
 def _with_norm_kept(scales: _Scales, squares: Tensor) -> _Scales:
-    """The scales, the second as much larger as the norm that its moment had is than that of what was stored; by their squares."""
+    """The scales, the second as much larger as the norm that its moment had is than that of what
+    was stored; by their squares.
+    """
     had, has = squares.unbind()
     # Either is 0, or the largest element's alone beyond 2^29, where 1 does not count.
     return _Scales(scales.first, scales.second * ((had + 1.0) / (has + 1.0)).sqrt_())
@@ -292,7 +392,9 @@ def _store_as_upstream(part: Part, new: _Scales) -> None:
 
 
 def _store(part: Part, new: _Scales) -> Tensor:
-    """The same, dithered; the sums of the squares of the second moment over its scale, as it went in and as it comes out."""
+    """The same, dithered; the sums of the squares of the second moment over its scale, as it went
+    in and as it comes out.
+    """
     assert part.thresholds is not None
     first, second, spare = part.room
     first.mul_(part.spread(_settled(new.first.reciprocal())))
@@ -306,8 +408,14 @@ def _store(part: Part, new: _Scales) -> Tensor:
 
 
 def _settled(numbers: Tensor) -> Tensor:
-    """The numbers themselves. Were they no results of a reduction, a compiler would work them out anew for all that they are applied to."""
-    return numbers.expand(_MORE_THAN_IT_UNROLLS, -1).amax(0) if torch.compiler.is_compiling() else numbers
+    """The numbers themselves. Were they no results of a reduction, a compiler would work them out
+    anew for all that they are applied to.
+    """
+    return (
+        numbers.expand(_MORE_THAN_IT_UNROLLS, -1).amax(0)
+        if torch.compiler.is_compiling()
+        else numbers
+    )
 
 
 def _take_in(part: Part, scales: _Scales, options: Options) -> None:
@@ -330,7 +438,8 @@ def _direct(part: Part, scales: _Scales, options: Options) -> None:
     """Put r, from the m and v in the room, into what is left of it."""
     first, second, spare = part.room
     if options["scale"] == "max":
-        # What was stored as 0 may have been anything up to the least that could be: without it the quotient would leave all bounds.
+        # What was stored as 0 may have been anything up to the least that could be: without it the
+        # quotient would leave all bounds.
         torch.clamp_min(second, part.spread(scales.second * _LEAST_SECOND), out=spare).sqrt_()
     else:
         torch.sqrt(second, out=spare)

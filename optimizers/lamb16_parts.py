@@ -1,4 +1,6 @@
-"""The parts that LAMB16 works on: slices of a large parameter, or small parameters packed together."""
+"""The parts that LAMB16 works on: slices of a large parameter, or small parameters packed
+together.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,8 +15,8 @@ from .sharded import first_element, is_sharded, local
 
 FORMATS = {"exp_avg": torch.float8_e4m3fn, "exp_avg_sq": torch.float8_e5m2}
 
-# Elements worked on at a time: with their temporaries they take less than two float32 tensors of the largest parameter's size, or half a
-# MiB, and in a processor's cache they stay.
+# Elements worked on at a time: with their temporaries they take less than two float32 tensors of
+# the largest parameter's size, or half a MiB, and in a processor's cache they stay.
 _SHARE = 4
 _LEAST_ELEMENTS = 2**14
 _MOST_ON_CPU = 2**17
@@ -23,10 +25,11 @@ _DITHERS = (dither_e4m3, dither_e5m2)
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Some rows of a parameter, or several small ones, with their gradients, and one after the other the codes of their moments.
+    """Some rows of a parameter, or several small ones, with their gradients, and one after the
+    other the codes of their moments.
 
-    `thresholds` are those of their rounding. `room` is float32 of that size, for both moments and for what is on the way, and `views` the
-    same memory parameter by parameter.
+    `thresholds` are those of their rounding. `room` is float32 of that size, for both moments and
+    for what is on the way, and `views` the same memory parameter by parameter.
     """
 
     params: list[Tensor]
@@ -40,11 +43,18 @@ class Part:
         """Numbers of the parameters as factors of the room."""
         if len(self.params) == 1:
             return numbers
-        return torch.cat([number.expand(len(param)) for number, param in zip(numbers.unbind(), self.params, strict=True)])
+        return torch.cat(
+            [
+                number.expand(len(param))
+                for number, param in zip(numbers.unbind(), self.params, strict=True)
+            ]
+        )
 
 
 def packs(bucket: Bucket) -> Iterator[Bucket]:
-    """The parameters of a bucket one by one, but small ones together, as many as a slice has room for."""
+    """The parameters of a bucket one by one, but small ones together, as many as a slice has room
+    for.
+    """
     most = _most_elements(bucket)
     held: list[int] = []
     taken = 0
@@ -75,14 +85,21 @@ def tensors_of(bucket: Bucket) -> list[list[Tensor]]:
 
 def together(bucket: Bucket) -> Part:
     """All of a bucket of several parameters, each of them contiguous."""
-    params, grads, *moments = ([tensor.view(-1) for tensor in tensors] for tensors in tensors_of(bucket))
+    params, grads, *moments = (
+        [tensor.view(-1) for tensor in tensors] for tensors in tensors_of(bucket)
+    )
     counts = [len(param) for param in params]
-    codes = [torch.cat([tensor.view(torch.uint8) for tensor in each]).view(each[0].dtype) for each in moments]
+    codes = [
+        torch.cat([tensor.view(torch.uint8) for tensor in each]).view(each[0].dtype)
+        for each in moments
+    ]
     thresholds: list[Tensor] = []
     # The scale upstream rounds to nearest, and has no phases.
     for dither, phases in zip(_DITHERS, bucket.numbers.values(), strict=False):
         turned = {phase: dither(max(counts), phase, params[0].device) for phase in set(phases)}
-        thresholds.append(torch.cat([turned[phase][:count] for phase, count in zip(phases, counts, strict=True)]))
+        thresholds.append(
+            torch.cat([turned[phase][:count] for phase, count in zip(phases, counts, strict=True)])
+        )
     room = [params[0].new_empty(sum(counts), dtype=torch.float32) for _ in range(3)]
     return Part(
         params=params,
@@ -95,9 +112,11 @@ def together(bucket: Bucket) -> Part:
 
 
 def slices(bucket: Bucket) -> Iterator[Part]:
-    """Slices of a parameter, whole rows where not all is contiguous; one where a compiler needs no temporaries.
+    """Slices of a parameter, whole rows where not all is contiguous; one where a compiler needs no
+    temporaries.
 
-    They work in the same room, one after the other. A shard is rounded like the same rows elsewhere.
+    They work in the same room, one after the other. A shard is rounded like the same rows
+    elsewhere.
     """
     first = first_element(bucket.params[0])
     tensors = [local(each) for (each,) in tensors_of(bucket)]
@@ -107,10 +126,19 @@ def slices(bucket: Bucket) -> Iterator[Part]:
     if not count:
         return
     compiling = torch.compiler.is_compiling()
-    length, row = rows if compiling else max(1, _most_elements(bucket) * rows // count), count // rows
+    length, row = (
+        rows if compiling else max(1, _most_elements(bucket) * rows // count),
+        count // rows,
+    )
     phases = [phase for (phase,) in bucket.numbers.values()]
-    thresholds = [dither(min(first + count, PERIOD + length * row), phase, device) for dither, phase in zip(_DITHERS, phases, strict=False)]
-    whole = [tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32) for _ in range(3)]
+    thresholds = [
+        dither(min(first + count, PERIOD + length * row), phase, device)
+        for dither, phase in zip(_DITHERS, phases, strict=False)
+    ]
+    whole = [
+        tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32)
+        for _ in range(3)
+    ]
     # Not a range of one, for which a compiler would take the size as a constant.
     for start in (0,) if compiling else range(0, rows, length):
         param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)

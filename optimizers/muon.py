@@ -1,7 +1,8 @@
 """Muon for the matrices of a model and AdamW for the rest of it, as one optimizer.
 
-Torch's Muon takes matrices only, and a model has biases, norms and convolutions too. The usual remedy is two optimizers; this is the two in
-one, so that one state, one schedule and one measurement cover the model. https://kellerjordan.github.io/posts/muon/
+Torch's Muon takes matrices only, and a model has biases, norms and convolutions too. The usual
+remedy is two optimizers; this is the two in one, so that one state, one schedule and one
+measurement cover the model. https://kellerjordan.github.io/posts/muon/
 """
 
 from collections.abc import Callable, Collection
@@ -21,9 +22,10 @@ from .loading import Loading, Shapes
 class Muon(Loading):
     """torch.optim.Muon on every 2-D parameter, torch.optim.AdamW on all others; neither is changed.
 
-    Embeddings and output layers are matrices too. Who wants them under AdamW, as Muon's author does, puts them into a group with
-    `algorithm="adamw"`. By default Muon's steps are scaled to AdamW's size (`adjust_lr_fn`), so that both go by one learning rate and one
-    weight decay. A group that is given becomes two, each with its `algorithm`.
+    Embeddings and output layers are matrices too. Who wants them under AdamW, as Muon's author
+    does, puts them into a group with `algorithm="adamw"`. By default Muon's steps are scaled to
+    AdamW's size (`adjust_lr_fn`), so that both go by one learning rate and one weight decay. A
+    group that is given becomes two, each with its `algorithm`.
     """
 
     def __init__(
@@ -43,25 +45,40 @@ class Muon(Loading):
         foreach: bool | None = None,
     ) -> None:
         of_both: Group = {"lr": lr, "weight_decay": weight_decay}
-        of_muon: Group = {"momentum": momentum, "nesterov": nesterov, "ns_coefficients": ns_coefficients, "eps": eps, "ns_steps": ns_steps}
+        of_muon: Group = {
+            "momentum": momentum,
+            "nesterov": nesterov,
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+        }
         of_muon["adjust_lr_fn"] = adjust_lr_fn
         # Torch checks the values, on a parameter that is thrown away.
         TorchMuon([torch.empty(0, 0)], **of_both, **of_muon)
         AdamW([torch.empty(0)], **of_both, betas=betas, eps=adamw_eps)
-        super().__init__(groups_of(params), {**of_both, **of_muon, "betas": betas, "adamw_eps": adamw_eps, "foreach": foreach})
+        super().__init__(
+            groups_of(params),
+            {**of_both, **of_muon, "betas": betas, "adamw_eps": adamw_eps, "foreach": foreach},
+        )
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group, as one for each of the two algorithms."""
-        matrices, others = split(param_group, lambda param: param.ndim == 2 and param_group.get("algorithm") != "adamw")
+        matrices, others = split(
+            param_group, lambda param: param.ndim == 2 and param_group.get("algorithm") != "adamw"
+        )
         if matrices["params"]:
             super().add_param_group({**matrices, "algorithm": "muon"})
         if others["params"]:
-            super().add_param_group({"eps": self.defaults["adamw_eps"], **others, "algorithm": "adamw"})
+            super().add_param_group(
+                {"eps": self.defaults["adamw_eps"], **others, "algorithm": "adamw"}
+            )
         self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; what `closure`, called once with gradients enabled, returned."""
+        """Update every parameter that has a gradient; what `closure`, called once with gradients
+        enabled, returned.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

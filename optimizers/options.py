@@ -1,4 +1,6 @@
-"""Options of a constructor, checked against its signature; the catalogues' words for what does not fit."""
+"""Options of a constructor, checked against its signature; the catalogues' words for what does not
+fit.
+"""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -11,7 +13,11 @@ Known = Mapping[str, inspect.Parameter]
 def known_options(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
     """The named options behind the first parameter, and whether it takes others too."""
     behind = dict(list(inspect.signature(factory).parameters.items())[1:])
-    named = {key: value for key, value in behind.items() if value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)}
+    named = {
+        key: value
+        for key, value in behind.items()
+        if value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)
+    }
     return named, any(value.kind is value.VAR_KEYWORD for value in behind.values())
 
 
@@ -24,14 +30,22 @@ def require_known(name: str, given: Collection[str], known: Known) -> None:
 
 def require_complete(name: str, given: Collection[str], known: Known) -> None:
     """ValueError where options without a default are not given."""
-    missing = [key for key, value in known.items() if value.default is inspect.Parameter.empty and key not in given]
+    missing = [
+        key
+        for key, value in known.items()
+        if value.default is inspect.Parameter.empty and key not in given
+    ]
     if missing:
         raise ValueError(f"{name} needs {', '.join(missing)}; write {name}:{missing[0]}=VALUE")
 
 
 def defaults(known: Known) -> dict[str, Any]:
     """The options that have a default, with it."""
-    return {key: value.default for key, value in known.items() if value.default is not inspect.Parameter.empty}
+    return {
+        key: value.default
+        for key, value in known.items()
+        if value.default is not inspect.Parameter.empty
+    }
 
 
 def refusal(name: str, options: Mapping[str, Any], error: Exception) -> str:

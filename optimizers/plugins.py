@@ -3,7 +3,8 @@
     [project.entry-points."optprof.optimizers"]
     mine = "my_package:Mine"
 
-names a subclass of torch.optim.Optimizer, or an `optimizers.Entry` that describes one. Nothing is imported before its name is used.
+names a subclass of torch.optim.Optimizer, or an `optimizers.Entry` that describes one. Nothing is
+imported before its name is used.
 """
 
 import sys
@@ -38,18 +39,25 @@ def owner(point: EntryPoint) -> str:
 
 
 def load(point: EntryPoint) -> Entry:
-    """What the entry point names, as an entry; ValueError for what cannot be imported and for what is no optimizer."""
+    """What the entry point names, as an entry; ValueError for what cannot be imported and for what
+    is no optimizer.
+    """
     try:
         loaded: Any = point.load()
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"cannot load {point.name}, which {owner(point)} adds as {point.value}: {reason}") from error
+        raise ValueError(
+            f"cannot load {point.name}, which {owner(point)} adds as {point.value}: {reason}"
+        ) from error
     if isinstance(loaded, Entry):
         return loaded
     if not (isinstance(loaded, type) and issubclass(loaded, Optimizer)):
         raise ValueError(
-            f"{point.name}, which {owner(point)} adds as {point.value}, is {loaded!r}, not a subclass of torch.optim.Optimizer"
+            f"{point.name}, which {owner(point)} adds as {point.value}, is {loaded!r}, not a"
+            " subclass of torch.optim.Optimizer"
         )
     summary = (loaded.__doc__ or "").strip().partition("\n")[0]
-    description = Description(summary=summary or f"added by {owner(point)}", paper="", state="not described")
+    description = Description(
+        summary=summary or f"added by {owner(point)}", paper="", state="not described"
+    )
     return Entry(factory=loaded, description=description, package=owner(point))

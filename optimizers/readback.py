@@ -10,9 +10,11 @@ _copies = WeakTensorKeyDictionary()
 
 
 def may_be_zero(scalar: Tensor, *, wait: bool = False) -> bool:
-    """False where the host has seen a scalar that leaves 0 but once and for ever; True where it is 0 or its value is still on the way.
+    """False where the host has seen a scalar that leaves 0 but once and for ever; True where it is
+    0 or its value is still on the way.
 
-    With `wait` the answer is exact, which ranks that must decide alike need. Of a tensor without data it says False.
+    With `wait` the answer is exact, which ranks that must decide alike need. Of a tensor without
+    data it says False.
     """
     if torch.compiler.is_compiling():
         return True

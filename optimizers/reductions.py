@@ -1,7 +1,7 @@
 """One number of each of many tensors: by few kernels on a device, and exactly on a CPU.
 
-torch's norm of float32 on a CPU adds element after element to a few sums, which round off more and more: of 4e7 normal numbers it misses
-0.24 %. Its sum adds pairwise, and so does a compiled one.
+torch's norm of float32 on a CPU adds element after element to a few sums, which round off more and
+more: of 4e7 normal numbers it misses 0.24 %. Its sum adds pairwise, and so does a compiled one.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -38,7 +38,9 @@ def sums(tensors: Tensors) -> Tensors:
 
 
 def l2_norms(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """The L2 norm of each, real and of one kind, summed up in a dtype; of a sharded one (DTensor) as one."""
+    """The L2 norm of each, real and of one kind, summed up in a dtype; of a sharded one (DTensor)
+    as one.
+    """
     if torch.compiler.is_compiling():
         return [tensor.to(dtype).square().sum().sqrt() for tensor in tensors]
     if is_sharded(tensors[0]) or not tensors[0].is_cpu:

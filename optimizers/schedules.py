@@ -2,9 +2,10 @@
 
     scheduler = LambdaLR(optimizer, WarmUpAndDecay(warm_up_steps=1_000, total_steps=50_000))
 
-Early gradients are large, and SM3's accumulators never forget them: a rate that grows quadratically keeps them small meanwhile. To bring
-it to 0 over the last tenth of training does the work of averaging the parameters. In between the rate stays as it is.
-Objects, not lambdas, so that a scheduler can be pickled and its state_dict carries what they hold.
+Early gradients are large, and SM3's accumulators never forget them: a rate that grows quadratically
+keeps them small meanwhile. To bring it to 0 over the last tenth of training does the work of
+averaging the parameters. In between the rate stays as it is. Objects, not lambdas, so that a
+scheduler can be pickled and its state_dict carries what they hold.
 """
 
 from dataclasses import dataclass
@@ -27,7 +28,9 @@ class QuadraticWarmUp:
 
 @dataclass(kw_only=True)
 class FinalDecay:
-    """min(1, (total_steps - step) / (fraction total_steps)): a straight line down to 0 at total_steps, and 0 from there on."""
+    """min(1, (total_steps - step) / (fraction total_steps)): a straight line down to 0 at
+    total_steps, and 0 from there on.
+    """
 
     total_steps: int
     fraction: float = 0.1
@@ -55,7 +58,10 @@ class WarmUpAndDecay:
         QuadraticWarmUp(warm_up_steps=self.warm_up_steps)
         FinalDecay(total_steps=self.total_steps, fraction=self.fraction)
         if self.warm_up_steps >= self.total_steps:
-            raise ValueError(f"warm_up_steps must be < total_steps, got {self.warm_up_steps} and {self.total_steps}")
+            raise ValueError(
+                f"warm_up_steps must be < total_steps, got {self.warm_up_steps} and"
+                f" {self.total_steps}"
+            )
 
     def __call__(self, step: int) -> float:
         """The factor on the learning rate at a step, counted from 0."""

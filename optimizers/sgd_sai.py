@@ -1,9 +1,12 @@
-"""SGD-SaI: SGD with momentum, each tensor's learning rate scaled once by its first gradient's signal-to-noise ratio.
+"""SGD-SaI: SGD with momentum, each tensor's learning rate scaled once by its first gradient's
+signal-to-noise ratio.
 
-"No More Adam: Learning Rate Scaling at Initialization is All You Need", https://arxiv.org/abs/2412.11768.
-For a parameter w of n elements with gradients g_t, counted from the first that is not zero:
+"No More Adam: Learning Rate Scaling at Initialization is All You Need",
+https://arxiv.org/abs/2412.11768. For a parameter w of n elements with gradients g_t, counted from
+the first that is not zero:
 
-    r   = |g_1| / (std(g_1) + eps)                    taken once and kept; sqrt(n) where std(g_1) is 0
+    r   = |g_1| / (std(g_1) + eps)                    taken once and kept; sqrt(n) where std(g_1) is
+0
     m_1 = g_1,  m_t = momentum m_{t-1} + (1 - momentum) g_t
     w   <- (1 - lr weight_decay) w - lr r m_t
 """
@@ -27,15 +30,18 @@ from .sharded import is_sharded, whole
 
 
 class SGDSaI(MultiTensorOptimizer):
-    """SGD whose step is scaled, tensor by tensor, by the signal-to-noise ratio of the first gradient (g-SNR).
+    """SGD whose step is scaled, tensor by tensor, by the signal-to-noise ratio of the first
+    gradient (g-SNR).
 
-    Keeps `gsnr`, a scalar in float32 or wider, and with momentum `momentum_buffer`, like the parameter. A parameter's g-SNR is taken at its
-    own first gradient that is not zero, however late that comes, and never again; until then `gsnr` is 0 and the parameter only decays.
-    The average starts with that same gradient, so that a step with zero gradients before it leaves no trace.
-    The standard deviation is unbiased. Where it is 0, as for one element or for equal ones, the ratio is sqrt(n): what a gradient of zero
-    mean has, where the quotient would be |g| / eps.
-    A step allocates nothing once the ratios are taken. Where torch.compile takes in the whole of `step`, the choice stays in the graph,
-    which reads every gradient once more; `compiled=True` does not.
+    Keeps `gsnr`, a scalar in float32 or wider, and with momentum `momentum_buffer`, like the
+    parameter. A parameter's g-SNR is taken at its own first gradient that is not zero, however late
+    that comes, and never again; until then `gsnr` is 0 and the parameter only decays. The average
+    starts with that same gradient, so that a step with zero gradients before it leaves no trace.
+    The standard deviation is unbiased. Where it is 0, as for one element or for equal ones, the
+    ratio is sqrt(n): what a gradient of zero mean has, where the quotient would be |g| / eps. A
+    step allocates nothing once the ratios are taken. Where torch.compile takes in the whole of
+    `step`, the choice stays in the graph, which reads every gradient once more; `compiled=True`
+    does not.
     """
 
     def __init__(
@@ -50,14 +56,20 @@ class SGDSaI(MultiTensorOptimizer):
         foreach: bool | None = None,
         compiled: bool = False,
     ) -> None:
-        require_not_negative({"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay})
+        require_not_negative(
+            {"learning rate": lr, "epsilon value": eps, "weight_decay value": weight_decay}
+        )
         require_fraction({"momentum value": momentum})
         defaults = {"lr": lr, "momentum": momentum, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled})
+        super().__init__(
+            params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled}
+        )
 
     @torch.no_grad()
     def warmup_step(self) -> None:
-        """Take the g-SNR from the present gradients where there is none yet, as `step` does by itself; any number of times."""
+        """Take the g-SNR from the present gradients where there is none yet, as `step` does by
+        itself; any number of times.
+        """
         for bucket in self._buckets():
             with lasting():
                 _take_ratios(bucket)
@@ -78,12 +90,16 @@ class SGDSaI(MultiTensorOptimizer):
         if bucket.options["momentum"]:
             for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
                 if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.empty_like(param, memory_format=torch.preserve_format).copy_(grad)
+                    state["momentum_buffer"] = torch.empty_like(
+                        param, memory_format=torch.preserve_format
+                    ).copy_(grad)
         _take_ratios(bucket)
         return bucket
 
     def _update(self, bucket: Bucket) -> None:
-        lr, momentum, weight_decay = (bucket.options[name] for name in ("lr", "momentum", "weight_decay"))
+        lr, momentum, weight_decay = (
+            bucket.options[name] for name in ("lr", "momentum", "weight_decay")
+        )
         directions = bucket.grads
         if is_set(momentum):
             directions = bucket.state("momentum_buffer")
@@ -98,7 +114,9 @@ SGDBoost = SGDSaI
 
 
 def _take_ratios(bucket: Bucket) -> None:
-    """Take the g-SNR of every parameter that has none, and start its average with the gradient that it is taken from."""
+    """Take the g-SNR of every parameter that has none, and start its average with the gradient that
+    it is taken from.
+    """
     for grad, state in zip(bucket.grads, bucket.states, strict=True):
         if "gsnr" not in state:
             state["gsnr"] = _signal_to_noise(grad, bucket.options["eps"])

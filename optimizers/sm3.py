@@ -1,8 +1,8 @@
 """SM3: adaptive steps from one accumulator per axis.
 
-An (m, n) weight keeps m + n numbers instead of Adam's 2mn. Algorithm SM3-II of "Memory-Efficient Adaptive Optimization",
-https://arxiv.org/abs/1901.11150.
-For a parameter w of k axes with gradient g and accumulators mu_1 .. mu_k, squares and roots taken element by element:
+An (m, n) weight keeps m + n numbers instead of Adam's 2mn. Algorithm SM3-II of "Memory-Efficient
+Adaptive Optimization", https://arxiv.org/abs/1901.11150. For a parameter w of k axes with gradient
+g and accumulators mu_1 .. mu_k, squares and roots taken element by element:
 
     nu   = min_i mu_i + g^2                           beta = 0: squares add up
     nu   = beta min_i mu_i + (1 - beta) g^2           beta > 0: squares are averaged
@@ -43,16 +43,18 @@ class _Numbers(ctypes.Structure):
 class SM3(MultiTensorOptimizer):
     """Adagrad with its sums of squares kept per row, per column, and so on, never per element.
 
-    Keeps `accumulator_0` .. `accumulator_{k-1}` of shape [1, .., d_i, .., 1], one scalar where there is no axis; in float32 or wider, since
-    sums of squares stop growing in half precision. With momentum also `momentum_buffer`, like the parameter.
-    With beta > 0 the accumulators forget, as the authors define it; torch-SM3 takes the maximum with the old ones and never does.
-    A square that is not a number is left out of every maximum: the accumulators of others do not see it.
+    Keeps `accumulator_0` .. `accumulator_{k-1}` of shape [1, .., d_i, .., 1], one scalar where
+    there is no axis; in float32 or wider, since sums of squares stop growing in half precision.
+    With momentum also `momentum_buffer`, like the parameter. With beta > 0 the accumulators forget,
+    as the authors define it; torch-SM3 takes the maximum with the old ones and never does. A square
+    that is not a number is left out of every maximum: the accumulators of others do not see it.
 
-    A sparse gradient of rows, such as an embedding's, touches those rows alone: an absent row keeps its weights and its accumulator, with
-    beta > 0 too, and momentum is left out. A parameter whose first gradient is sparse keeps the accumulator of its rows and no other;
-    after a dense one, such as the zeros of the step that torch.distributed.checkpoint makes before training, it has those of all axes.
-    A step holds one float32 temporary as large as the bucket's parameters, and for half precision with momentum a copy of it in that; none
-    where it is `fused`.
+    A sparse gradient of rows, such as an embedding's, touches those rows alone: an absent row keeps
+    its weights and its accumulator, with beta > 0 too, and momentum is left out. A parameter whose
+    first gradient is sparse keeps the accumulator of its rows and no other; after a dense one, such
+    as the zeros of the step that torch.distributed.checkpoint makes before training, it has those
+    of all axes. A step holds one float32 temporary as large as the bucket's parameters, and for
+    half precision with momentum a copy of it in that; none where it is `fused`.
     """
 
     takes_sparse = True
@@ -74,7 +76,16 @@ class SM3(MultiTensorOptimizer):
         require_not_negative({"learning rate": lr, "epsilon value": eps})
         require_fraction({"momentum value": momentum, "beta value": beta})
         defaults = {"lr": lr, "momentum": momentum, "beta": beta, "eps": eps}
-        super().__init__(params, {**defaults, "maximize": maximize, "foreach": foreach, "compiled": compiled, "fused": fused})
+        super().__init__(
+            params,
+            {
+                **defaults,
+                "maximize": maximize,
+                "foreach": foreach,
+                "compiled": compiled,
+                "fused": fused,
+            },
+        )
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
         del options
@@ -86,7 +97,10 @@ class SM3(MultiTensorOptimizer):
     def _shapes(self, param: Tensor, options: Options) -> Shapes:
         del options
         axes = range(max(param.dim(), 1))
-        return {**{f"accumulator_{axis}": _along(param, axis) for axis in axes}, "momentum_buffer": param.shape}
+        return {
+            **{f"accumulator_{axis}": _along(param, axis) for axis in axes},
+            "momentum_buffer": param.shape,
+        }
 
     def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
         covers = {f"accumulator_{axis}" for axis in range(max(param.dim(), 1))}
@@ -99,20 +113,36 @@ class SM3(MultiTensorOptimizer):
         if bucket.options["momentum"] and not bucket.grads[0].is_sparse:
             for param, state in zip(bucket.params, bucket.states, strict=True):
                 if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                    state["momentum_buffer"] = torch.zeros_like(
+                        param, memory_format=torch.preserve_format
+                    )
         return bucket
 
     def _update(self, bucket: Bucket) -> None:
         if bucket.grads[0].is_sparse:
-            _update_rows(bucket.params[0], bucket.grads[0], _cover(bucket.states[0], bucket.params[0]), bucket.options)
+            _update_rows(
+                bucket.params[0],
+                bucket.grads[0],
+                _cover(bucket.states[0], bucket.params[0]),
+                bucket.options,
+            )
             return
         lr, momentum, eps = (bucket.options[name] for name in ("lr", "momentum", "eps"))
-        covers = [_cover(state, param) for state, param in zip(bucket.states, bucket.params, strict=True)]
-        squares = [placed_like(_smallest(cover, param.shape), param) for cover, param in zip(covers, bucket.params, strict=True)]
+        covers = [
+            _cover(state, param) for state, param in zip(bucket.states, bucket.params, strict=True)
+        ]
+        squares = [
+            placed_like(_smallest(cover, param.shape), param)
+            for cover, param in zip(covers, bucket.params, strict=True)
+        ]
         _take_in(squares, bucket.grads, bucket.options["beta"])
         for cover, square in zip(covers, squares, strict=True):
             for axis, accumulator in enumerate(cover):
-                largest = _largest_in_columns(square) if torch.compiler.is_compiling() and axis == 1 else largest_along(square, axis)
+                largest = (
+                    _largest_in_columns(square)
+                    if torch.compiler.is_compiling() and axis == 1
+                    else largest_along(square, axis)
+                )
                 accumulator.copy_(placed_like(largest, accumulator))
 
         add_number(squares, eps)
@@ -130,21 +160,38 @@ class SM3(MultiTensorOptimizer):
         return all_axes and state.get("momentum_buffer", param).shape == param.shape
 
     def _update_fused(self, bucket: Bucket) -> None:
-        lr, momentum, beta, eps = (float(bucket.options[name]) for name in ("lr", "momentum", "beta", "eps"))
+        lr, momentum, beta, eps = (
+            float(bucket.options[name]) for name in ("lr", "momentum", "beta", "eps")
+        )
         numbers = _Numbers(lr=lr, momentum=momentum, kept=beta or 1.0, taken=1 - beta, eps=eps)
         for param, grad, state in zip(bucket.params, bucket.grads, bucket.states, strict=True):
             cover = _cover(state, param)
             covers, sizes = (ctypes.c_void_p * len(cover))(), (ctypes.c_int64 * len(cover))()
-            covers[:], sizes[:] = [each.data_ptr() for each in cover], [each.numel() for each in cover]
+            covers[:], sizes[:] = (
+                [each.data_ptr() for each in cover],
+                [each.numel() for each in cover],
+            )
             given = fused.addresses(param, grad, state["momentum_buffer"] if momentum else None)
             update = fused.kernel(_KERNELS, "update", param.dtype)
-            update(*given, covers, sizes, ctypes.c_int64(len(cover)), ctypes.byref(numbers), fused.threads(param))
+            update(
+                *given,
+                covers,
+                sizes,
+                ctypes.c_int64(len(cover)),
+                ctypes.byref(numbers),
+                fused.threads(param),
+            )
 
 
 def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Options) -> None:
-    """The update of the rows that a sparse gradient has: what the dense one does to them where the others are 0."""
+    """The update of the rows that a sparse gradient has: what the dense one does to them where the
+    others are 0.
+    """
     if grad.sparse_dim() != 1:
-        raise RuntimeError(f"SM3 takes sparse gradients of rows, with one sparse dimension; got one with {grad.sparse_dim()}")
+        raise RuntimeError(
+            "SM3 takes sparse gradients of rows, with one sparse dimension; got one with"
+            f" {grad.sparse_dim()}"
+        )
     grad = grad.coalesce()
     rows, values = grad.indices()[0], grad.values()
     if not len(rows):
@@ -154,7 +201,9 @@ def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Opti
     cover[0][rows] = largest_along(squares[0], 0)
     for axis, accumulator in enumerate(cover[1:], 1):
         torch.maximum(accumulator, largest_along(squares[0], axis), out=accumulator)
-    param.index_add_(0, rows, (values * (squares[0] + options["eps"]).rsqrt_() * -options["lr"]).to(param.dtype))
+    param.index_add_(
+        0, rows, (values * (squares[0] + options["eps"]).rsqrt_() * -options["lr"]).to(param.dtype)
+    )
 
 
 def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
@@ -171,13 +220,19 @@ def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
 
 
 def _largest_in_columns(square: Tensor) -> Tensor:
-    """The largest elements along axis 1, of a matrix by blocks of rows: a compiler goes down each column, through all of the memory."""
+    """The largest elements along axis 1, of a matrix by blocks of rows: a compiler goes down each
+    column, through all of the memory.
+    """
     rows = square.shape[0]
     blocks = rows // _ROWS
     if square.dim() != 2 or is_sharded(square) or not blocks:
         return largest_along(square, 1)
     largest = square[: blocks * _ROWS].view(blocks, _ROWS, -1).amax(1).amax(0, keepdim=True)
-    return largest if rows % _ROWS == 0 else torch.maximum(largest, square[blocks * _ROWS :].amax(0, keepdim=True))
+    return (
+        largest
+        if rows % _ROWS == 0
+        else torch.maximum(largest, square[blocks * _ROWS :].amax(0, keepdim=True))
+    )
 
 
 def _cover(state: State, param: Tensor) -> list[Tensor]:
@@ -192,11 +247,17 @@ def _along(param: Tensor, axis: int) -> tuple[int, ...]:
 
 
 def _zeros_along(param: Tensor, axis: int) -> Tensor:
-    """An accumulator of zeros; of a sharded parameter (DTensor) each rank keeps what belongs to its shard."""
+    """An accumulator of zeros; of a sharded parameter (DTensor) each rank keeps what belongs to its
+    shard.
+    """
     dtype = torch.promote_types(param.dtype, torch.float32)
-    return torch.zeros_like(largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format)
+    return torch.zeros_like(
+        largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format
+    )
 
 
 def _smallest(cover: list[Tensor], shape: torch.Size) -> Tensor:
     """A new tensor: for each element the smallest accumulator that covers it."""
-    return reduce(torch.minimum, cover[1:], cover[0].expand(shape).clone() if len(cover) == 1 else cover[0])
+    return reduce(
+        torch.minimum, cover[1:], cover[0].expand(shape).clone() if len(cover) == 1 else cover[0]
+    )

@@ -1,4 +1,6 @@
-"""An optimizer as text: `sm3:momentum=0.9,betas=(0.9, 0.99)`, a name and its options, or `module:Class:lr=0.1`."""
+"""An optimizer as text: `sm3:momentum=0.9,betas=(0.9, 0.99)`, a name and its options, or
+`module:Class:lr=0.1`.
+"""
 
 import ast
 import re
@@ -12,9 +14,11 @@ _WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """The name (`module:Class` for a class of one's own) and the options; ValueError for text that does not read so.
+    """The name (`module:Class` for a class of one's own) and the options; ValueError for text that
+    does not read so.
 
-    Values are Python literals; true, false and none may be written in any case, and other plain words are strings.
+    Values are Python literals; true, false and none may be written in any case, and other plain
+    words are strings.
     """
     _require_letters(text, MOST_LETTERS, "an optimizer's text")
     name, _, rest = text.partition(":")
@@ -27,7 +31,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
     for piece in _split(rest) if rest else ():
         key, equals, value = (part.strip() for part in piece.partition("="))
         if not equals or not key.isidentifier():
-            raise ValueError(f"an option is written name=value, got {_shown(piece)} in {_shown(text)}")
+            raise ValueError(
+                f"an option is written name=value, got {_shown(piece)} in {_shown(text)}"
+            )
         if key in options:
             raise ValueError(f"option {_shown(key)} is given twice in {_shown(text)}")
         options[key] = _value(value, text)
@@ -35,7 +41,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_list(text: str) -> tuple[str, ...]:
-    """The specs of a list such as `adamw,sm3:momentum=0.9,lr=0.1,lamb`; options go on over commas until the next name."""
+    """The specs of a list such as `adamw,sm3:momentum=0.9,lr=0.1,lamb`; options go on over commas
+    until the next name.
+    """
     _require_letters(text, MOST_LIST_LETTERS, "a list of optimizers")
     specs: list[str] = []
     for piece in map(str.strip, _split(text)):
@@ -47,7 +55,8 @@ def parse_list(text: str) -> tuple[str, ...]:
             specs[-1] += f",{piece}"
         else:
             raise ValueError(
-                f"option {_shown(piece)} follows no other in {_shown(text)}; the first is written after a colon, as in adamw:lr=0.1"
+                f"option {_shown(piece)} follows no other in {_shown(text)}; the first is written"
+                " after a colon, as in adamw:lr=0.1"
             )
     return tuple(specs)
 
@@ -69,9 +78,18 @@ _Shown.maxstring = 120
 def _value(text: str, whole: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what a literal in its form alone ends in
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        MemoryError,
+        RecursionError,
+    ):  # what a literal in its form alone ends in
         if re.fullmatch(r"[\w./+-]+", text) is None:
-            raise ValueError(f"cannot read the value {_shown(text)} in {_shown(whole)}; write a Python literal or a plain word") from None
+            raise ValueError(
+                f"cannot read the value {_shown(text)} in {_shown(whole)}; write a Python literal"
+                " or a plain word"
+            ) from None
     return _WORDS.get(text.lower(), text)
 
 

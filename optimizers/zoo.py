@@ -1,8 +1,10 @@
-"""The zoo: optimizers of other packages, none of which is imported before one of its optimizers is made.
+"""The zoo: optimizers of other packages, none of which is imported before one of its optimizers is
+made.
 
-pytorch_optimizer comes with the extra `zoo`. It has an SM3, a Lamb, an SGDSaI and a Muon as well, under whose names the catalogue has ours
-and torch's; `pytorch_optimizer:SM3` asks for that one. The low-bit Adams of bitsandbytes and torchao are there where those are installed.
-Some constructors want more than a list of parameters; the functions here make do with one.
+pytorch_optimizer comes with the extra `zoo`. It has an SM3, a Lamb, an SGDSaI and a Muon as well,
+under whose names the catalogue has ours and torch's; `pytorch_optimizer:SM3` asks for that one. The
+low-bit Adams of bitsandbytes and torchao are there where those are installed. Some constructors
+want more than a list of parameters; the functions here make do with one.
 """
 
 # pyright: reportMissingImports=false
@@ -17,10 +19,17 @@ from .entry import Description, Entry
 from .grouping import groups_of, split
 
 _LOW_RANK = (
-    "8 bytes a parameter in float32; for a matrix of m >= n > rank, 8 m rank bytes, and 4 n rank for the projection, which is renewed every"
-    " update_proj_gap steps"
+    "8 bytes a parameter in float32; for a matrix of m >= n > rank, 8 m rank bytes, and 4 n rank"
+    " for the projection, which is renewed every update_proj_gap steps"
 )
-_HEADS = ("q_proj.weight", "k_proj.weight", "wq.weight", "wk.weight", "attn.attn.weight", "attn.qkv.weight")
+_HEADS = (
+    "q_proj.weight",
+    "k_proj.weight",
+    "wq.weight",
+    "wk.weight",
+    "attn.attn.weight",
+    "attn.qkv.weight",
+)
 
 
 def galore(
@@ -40,7 +49,14 @@ def galore(
     """GaLore with every matrix projected whose smaller side exceeds `rank`."""
     from pytorch_optimizer import GaLore
 
-    options: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "maximize": maximize, "foreach": foreach}
+    options: dict[str, Any] = {
+        "lr": lr,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "maximize": maximize,
+        "foreach": foreach,
+    }
     return GaLore(_projected(params, rank, update_proj_gap, scale, projection_type), **options)
 
 
@@ -61,7 +77,14 @@ def fira(
     """Fira with every matrix projected whose smaller side exceeds `rank`."""
     from pytorch_optimizer import Fira
 
-    options: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "maximize": maximize, "foreach": foreach}
+    options: dict[str, Any] = {
+        "lr": lr,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "maximize": maximize,
+        "foreach": foreach,
+    }
     return Fira(_projected(params, rank, update_proj_gap, scale, projection_type), **options)
 
 
@@ -80,11 +103,24 @@ def apollo(
     maximize: bool = False,
     foreach: bool | None = None,
 ) -> Optimizer:
-    """APOLLO with every matrix projected, by random numbers, whose smaller side exceeds `rank`; rank 1 and `tensor` are APOLLO-Mini."""
+    """APOLLO with every matrix projected, by random numbers, whose smaller side exceeds `rank`;
+    rank 1 and `tensor` are APOLLO-Mini.
+    """
     from pytorch_optimizer import APOLLO
 
-    options: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "maximize": maximize, "foreach": foreach}
-    return APOLLO(_projected(params, rank, update_proj_gap, scale, projection_type), scale_type=scale_type, **options)
+    options: dict[str, Any] = {
+        "lr": lr,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "maximize": maximize,
+        "foreach": foreach,
+    }
+    return APOLLO(
+        _projected(params, rank, update_proj_gap, scale, projection_type),
+        scale_type=scale_type,
+        **options,
+    )
 
 
 def adam_mini(
@@ -100,40 +136,71 @@ def adam_mini(
     maximize: bool = False,
     foreach: bool | None = None,
 ) -> Optimizer:
-    """Adam-mini over `named_parameters()`, by whose names it finds embeddings and heads; a tensor without a name is one block.
+    """Adam-mini over `named_parameters()`, by whose names it finds embeddings and heads; a tensor
+    without a name is one block.
 
-    ValueError where the names tell of attention heads and their number is not given, and for parameter groups.
+    ValueError where the names tell of attention heads and their number is not given, and for
+    parameter groups.
     """
     from pytorch_optimizer import AdamMini
 
     model = _Named(params)
     heads = [name for name, _ in model.named_parameters() if any(known in name for known in _HEADS)]
     if heads and (num_embeds is None or num_heads is None):
-        raise ValueError(f"adam-mini needs the sizes of {heads[0]}; write adam-mini:num_embeds=WIDTH,num_heads=HEADS")
-    options: dict[str, Any] = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "eps": eps, "maximize": maximize, "foreach": foreach}
-    width: dict[str, Any] = {"num_embeds": num_embeds or 1, "num_heads": num_heads or 1, "num_query_groups": num_query_groups}
+        raise ValueError(
+            f"adam-mini needs the sizes of {heads[0]}; write"
+            " adam-mini:num_embeds=WIDTH,num_heads=HEADS"
+        )
+    options: dict[str, Any] = {
+        "lr": lr,
+        "betas": betas,
+        "weight_decay": weight_decay,
+        "eps": eps,
+        "maximize": maximize,
+        "foreach": foreach,
+    }
+    width: dict[str, Any] = {
+        "num_embeds": num_embeds or 1,
+        "num_heads": num_heads or 1,
+        "num_query_groups": num_query_groups,
+    }
     return AdamMini(model, **width, **options)  # pyright: ignore[reportArgumentType]
 
 
 class _Named:
-    """Parameters that stand in for the model that Adam-mini asks for; it calls named_parameters and nothing else."""
+    """Parameters that stand in for the model that Adam-mini asks for; it calls named_parameters and
+    nothing else.
+    """
 
     def __init__(self, params: ParamsT) -> None:
         groups = groups_of(params)
         if len(groups) > 1 or any(key != "params" for group in groups for key in group):
-            raise ValueError("adam-mini makes its own groups, one a parameter; give it parameters, at best named_parameters()")
+            raise ValueError(
+                "adam-mini makes its own groups, one a parameter; give it parameters, at best"
+                " named_parameters()"
+            )
         given = [member for group in groups for member in group["params"]]
-        self._named = [(f"parameter {place}", member) if isinstance(member, Tensor) else member for place, member in enumerate(given)]
+        self._named = [
+            (f"parameter {place}", member) if isinstance(member, Tensor) else member
+            for place, member in enumerate(given)
+        ]
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter with its name."""
         return iter(self._named)
 
 
-def _projected(params: ParamsT, rank: int, update_proj_gap: int, scale: float, projection_type: str) -> list[dict[str, Any]]:
+def _projected(
+    params: ParamsT, rank: int, update_proj_gap: int, scale: float, projection_type: str
+) -> list[dict[str, Any]]:
     if rank < 1:
         raise ValueError(f"Invalid rank: {rank}, must be >= 1")
-    projection = {"rank": rank, "update_proj_gap": update_proj_gap, "scale": scale, "projection_type": projection_type}
+    projection = {
+        "rank": rank,
+        "update_proj_gap": update_proj_gap,
+        "scale": scale,
+        "projection_type": projection_type,
+    }
     groups: list[dict[str, Any]] = []
     for group in groups_of(params):
         matrices, others = split(group, lambda param: param.ndim == 2 and min(param.shape) > rank)
@@ -141,7 +208,14 @@ def _projected(params: ParamsT, rank: int, update_proj_gap: int, scale: float, p
     return groups
 
 
-def _of_pytorch_optimizer(factory: Any, summary: str, paper: str, state: str, decided_by: tuple[str, ...] = (), **more: Any) -> Entry:
+def _of_pytorch_optimizer(
+    factory: Any,
+    summary: str,
+    paper: str,
+    state: str,
+    decided_by: tuple[str, ...] = (),
+    **more: Any,
+) -> Entry:
     return Entry(
         factory=f"pytorch_optimizer:{factory}" if isinstance(factory, str) else factory,
         description=Description(
@@ -173,19 +247,40 @@ ZOO: dict[str, Entry] = {
         adam_mini,
         "Adam with one second moment a block; the blocks are known by the parameters' names",
         "2406.16793",
-        "one float32 tensor like the parameter and 8 bytes: 4 bytes a parameter, 8 for embeddings and output layers; 4 a head",
+        "one float32 tensor like the parameter and 8 bytes: 4 bytes a parameter, 8 for embeddings"
+        " and output layers; 4 a head",
         goes_by_names=True,
     ),
-    "ademamix": _PO("AdEMAMix", "Adam with a second, slow average of the gradient", "2409.03137", _THREE),
-    "adan": _PO("Adan", "Adam with Nesterov momentum, taken from the difference of two gradients", "2208.06677", _FOUR),
-    "apollo": _PO(apollo, "AdamW's step, scaled by channel from a random projection", "2412.05270", _LOW_RANK, ("rank", "update_proj_gap")),
+    "ademamix": _PO(
+        "AdEMAMix", "Adam with a second, slow average of the gradient", "2409.03137", _THREE
+    ),
+    "adan": _PO(
+        "Adan",
+        "Adam with Nesterov momentum, taken from the difference of two gradients",
+        "2208.06677",
+        _FOUR,
+    ),
+    "apollo": _PO(
+        apollo,
+        "AdamW's step, scaled by channel from a random projection",
+        "2412.05270",
+        _LOW_RANK,
+        ("rank", "update_proj_gap"),
+    ),
     "came": _PO(
         "CAME",
         "Adafactor with momentum and with confidence in it",
         "2307.02047",
-        "one tensor like the parameter, two vectors for its rows and two for its columns: 4 bytes a parameter in float32; 8 for a vector",
+        "one tensor like the parameter, two vectors for its rows and two for its columns: 4 bytes a"
+        " parameter in float32; 8 for a vector",
     ),
-    "fira": _PO(fira, "GaLore that keeps what the projection leaves out", "2410.01623", _LOW_RANK, ("rank", "update_proj_gap")),
+    "fira": _PO(
+        fira,
+        "GaLore that keeps what the projection leaves out",
+        "2410.01623",
+        _LOW_RANK,
+        ("rank", "update_proj_gap"),
+    ),
     "flash-adamw": _PO(
         "FlashAdamW",
         "AdamW whose moments are kept in 8 bits",
@@ -195,14 +290,21 @@ ZOO: dict[str, Entry] = {
         # It batches what is not quantised, which is nothing.
         has_foreach=False,
     ),
-    "galore": _PO(galore, "AdamW on a low-rank projection of the gradient", "2403.03507", _LOW_RANK, ("rank", "update_proj_gap")),
+    "galore": _PO(
+        galore,
+        "AdamW on a low-rank projection of the gradient",
+        "2403.03507",
+        _LOW_RANK,
+        ("rank", "update_proj_gap"),
+    ),
     "lion": _PO("Lion", "the sign of an average of the gradient", "2302.06675", _ONE),
     "prodigy": _PO("Prodigy", "Adam that finds its own learning rate", "2306.06101", _FOUR),
     "racs": _PO(
         "RACS",
         "SGD scaled by rows and columns",
         "2502.07752",
-        "4 bytes for each row and column in float32, and 4 a tensor; a tensor of more dimensions is flattened to a matrix",
+        "4 bytes for each row and column in float32, and 4 a tensor; a tensor of more dimensions is"
+        " flattened to a matrix",
     ),
     "schedule-free-adamw": _PO(
         "ScheduleFreeAdamW",
@@ -210,15 +312,23 @@ ZOO: dict[str, Entry] = {
         "2405.15682",
         "two tensors like the parameter: 8 bytes a parameter in float32",
     ),
-    "scion": _PO("SCION", "steps of a fixed norm, chosen for the shape of each layer", "2502.07529", _ONE),
+    "scion": _PO(
+        "SCION", "steps of a fixed norm, chosen for the shape of each layer", "2502.07529", _ONE
+    ),
     "soap": _PO(
         "SOAP",
         "Adam in the eigenbasis of Shampoo's preconditioner",
         "2409.11321",
-        "two tensors like the parameter; but for vectors, two d x d more for each of its axes of length d <= max_precondition_dim",
+        "two tensors like the parameter; but for vectors, two d x d more for each of its axes of"
+        " length d <= max_precondition_dim",
         ("max_precondition_dim", "precondition_1d"),
     ),
-    "tiger": _PO("Tiger", "the sign of one average of the gradient: Lion with one decay rate", "https://github.com/bojone/tiger", _ONE),
+    "tiger": _PO(
+        "Tiger",
+        "the sign of one average of the gradient: Lion with one decay rate",
+        "https://github.com/bojone/tiger",
+        _ONE,
+    ),
     "adamw8bit-bnb": _low_bit(
         "bitsandbytes.optim:AdamW8bit",
         "AdamW whose moments are kept in 8 bits, by blocks (bitsandbytes)",

@@ -1,6 +1,7 @@
 """How it is found: a scenario becomes a record, by simulation or by measurement.
 
-`simulate` and `measure` load torch when they are first asked for; `record`, `store` and `allocator` do without it.
+`simulate` and `measure` load torch when they are first asked for; `record`, `store` and `allocator`
+do without it.
 """
 
 from importlib import import_module

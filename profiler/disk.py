@@ -18,7 +18,14 @@ from typing import BinaryIO
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
 # A file system that syncs no folders answers with one of these.
-_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM, errno.EISDIR}
+_NO_FOLDER_SYNC = {
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+}
 _PART = re.compile(r"\..*\.[0-9a-f]{8}\.part", re.DOTALL)
 # A name has at most 255 bytes; the rest is for what stands around it in the name of its part.
 _MOST_NAME_BYTES = 200
@@ -118,7 +125,9 @@ def make_folder(folder: Path, *, below: Path | None = None) -> None:
         except FileExistsError:
             # Another process may have made it just now.
             if not each.is_dir():
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)) from None
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)
+                ) from None
         sync_folder(each.parent)
 
 
@@ -163,11 +172,15 @@ def require_no_link(path: Path, *, below: Path | None = None) -> None:
     """
     for each in _below(path, below) if below else (path,):
         if each.is_symlink():
-            raise ValueError(f"{each} is a symbolic link, and a run is read and written in its own folder alone; remove the link")
+            raise ValueError(
+                f"{each} is a symbolic link, and a run is read and written in its own folder alone;"
+                " remove the link"
+            )
 
 
 def require_own_folder(folder: Path, *markers: str, force: bool = False) -> None:
-    """FileExistsError for a folder that holds files but none of the `markers`: it belongs to somebody else.
+    """FileExistsError for a folder that holds files but none of the `markers`: it belongs to
+    somebody else.
 
     Hidden files, such as a file manager's, make a folder nobody's.
     """
@@ -178,7 +191,10 @@ def require_own_folder(folder: Path, *markers: str, force: bool = False) -> None
     holds_files = any(not each.name.startswith(".") for each in folder.iterdir())
     if holds_files and not any((folder / marker).exists() for marker in markers):
         wanted = " or ".join(markers)
-        raise FileExistsError(f"{folder} holds files and no {wanted}; name another folder, or give --force (in Python force=True)")
+        raise FileExistsError(
+            f"{folder} holds files and no {wanted}; name another folder, or give --force (in Python"
+            " force=True)"
+        )
 
 
 def _open(path: Path, how: int, below: Path | None) -> int:

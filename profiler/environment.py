@@ -1,4 +1,6 @@
-"""Where a record was found: versions, machine, command, commit and time, so that it can be found again."""
+"""Where a record was found: versions, machine, command, commit and time, so that it can be found
+again.
+"""
 
 import os
 import platform
@@ -64,7 +66,9 @@ def _name(program: str) -> str:
     name = path.parent.name if path.name == "__main__.py" else path.name
     if "ipykernel" in name or "colab" in name:
         return "notebook"
-    return {"": "python", "-c": "python -c", "-m": "python -m"}.get(name) or disclosed_command([name])[0]
+    return {"": "python", "-c": "python -c", "-m": "python -m"}.get(name) or disclosed_command(
+        [name]
+    )[0]
 
 
 # Of this process's machine and versions.
@@ -84,7 +88,9 @@ def know(found: Mapping[str, Any]) -> None:
 
 
 def _affinity() -> list[int] | None:
-    """The numbers of the processors that this process may run on; None where the system does not tell."""
+    """The numbers of the processors that this process may run on; None where the system does not
+    tell.
+    """
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
@@ -93,7 +99,12 @@ def _find() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "memory_bytes": psutil.virtual_memory().total, **_gpu()},
+        "machine": {
+            "cpu": _cpu_name(),
+            "cores": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            **_gpu(),
+        },
         "git_commit": _git_commit(),
     }
 
@@ -119,11 +130,16 @@ def _gpu() -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"gpu": None, "gpu_memory_bytes": None}
-    return {"gpu": torch.cuda.get_device_name(), "gpu_memory_bytes": torch.cuda.get_device_properties().total_memory}
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "gpu_memory_bytes": torch.cuda.get_device_properties().total_memory,
+    }
 
 
 def _git_commit() -> str | None:
-    """The commit that optprof runs from, with "+" when files differ from it; None outside a checkout."""
+    """The commit that optprof runs from, with "+" when files differ from it; None outside a
+    checkout.
+    """
     if not (_ROOT / ".git").exists():
         return None
     try:

@@ -20,9 +20,10 @@ from scenarios.workpiece import DTYPES, Workpiece
 class Iteration:
     """Forward, backward and clipping, then the optimizer's step.
 
-    `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when gradients are clipped or unscaled.
-    `optimizer` owns the gradients; `device` is what autocast is asked for. ValueError for an optimizer
-    that needs a closure with a scaler or an accumulation, which give it none, and for fp16 weights under a scaler.
+    `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when
+    gradients are clipped or unscaled. `optimizer` owns the gradients; `device` is what autocast is
+    asked for. ValueError for an optimizer that needs a closure with a scaler or an accumulation,
+    which give it none, and for fp16 weights under a scaler.
     """
 
     def __init__(
@@ -44,9 +45,12 @@ class Iteration:
         self._batch = batch
         self._optimizer = optimizer
         self._phase = phase
-        self._autocast = torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
-        # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing else. A course trains, and finds its
-        # scale itself; elsewhere values do not matter, and no step may be left out because the first scale was too large.
+        self._autocast = (
+            torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
+        )
+        # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing
+        # else. A course trains, and finds its scale itself; elsewhere values do not matter, and no
+        # step may be left out because the first scale was too large.
         scale = 1.0 if scenario.accumulate is None else 2.0**16
         self._scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scenario.amp == "fp16")
         self._scaled = False
@@ -54,7 +58,8 @@ class Iteration:
         self.last_loss: torch.Tensor | None = None
 
     def gradients(self) -> None:
-        """Run every micro-batch forward and backward and leave the gradients that the optimizer is to step on.
+        """Run every micro-batch forward and backward and leave the gradients that the optimizer is
+        to step on.
 
         LBFGS and whatever else insists on a closure takes all gradients from it; SAM perturbs the
         weights by gradients that are there before.
@@ -72,12 +77,16 @@ class Iteration:
                 if isinstance(self._optimizer, Accumulation) or self.needs_closure:
                     self.last_loss = loss.detach()
                 del loss
-        if (self._scaler.is_enabled() and self._scenario.accumulate is None) or self._scenario.max_grad_norm is not None:
+        if (
+            self._scaler.is_enabled() and self._scenario.accumulate is None
+        ) or self._scenario.max_grad_norm is not None:
             with self._phase("clip"):
                 self._clip()
 
     def step(self) -> None:
-        """Take the optimizer's step; with a scaler this waits for the device, to learn whether a gradient is infinite."""
+        """Take the optimizer's step; with a scaler this waits for the device, to learn whether a
+        gradient is infinite.
+        """
         if self.needs_closure:
             self._step_with_closure()
             return
@@ -89,7 +98,9 @@ class Iteration:
             self._scaled = self._scaler.is_enabled()
 
     def _step_with_closure(self) -> None:
-        """Take a step in which what the closure does belongs to the phases of that, and not to the step's."""
+        """Take a step in which what the closure does belongs to the phases of that, and not to the
+        step's.
+        """
         with ExitStack() as step:
 
             def closure() -> torch.Tensor:
@@ -126,39 +137,62 @@ class Iteration:
         if self._scenario.max_grad_norm is not None:
             parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
             if any(p.grad is not None and p.grad.layout != torch.strided for p in parameters):
-                raise ValueError("torch clips no sparse gradients; leave out max_grad_norm, or make them dense")
+                raise ValueError(
+                    "torch clips no sparse gradients; leave out max_grad_norm, or make them dense"
+                )
             torch.nn.utils.clip_grad_norm_(parameters, self._scenario.max_grad_norm)
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer's step, or that of one inside of it, cannot run without a closure.
+    """Return whether the optimizer's step, or that of one inside of it, cannot run without a
+    closure.
 
     LBFGS says so in its signature, SAM and its kin in their code: `assert closure is not None`.
     """
     step = inspect.unwrap(type(optimizer).step)
-    if _requires_closure(optimizer) or ("closure" in inspect.signature(step).parameters and _insists_on("closure", step)):
+    if _requires_closure(optimizer) or (
+        "closure" in inspect.signature(step).parameters and _insists_on("closure", step)
+    ):
         return True
     return any(map(needs_closure, _inside(optimizer)))
 
 
 def require_step_alone(scenario: Scenario, optimizer: torch.optim.Optimizer) -> None:
-    """ValueError for an optimizer whose step runs the model, where there is nothing but the step."""
+    """ValueError for an optimizer whose step runs the model, where there is nothing but the
+    step.
+    """
     if needs_closure(optimizer):
-        raise ValueError(f"{scenario.optimizer} steps with a closure that runs the model; it cannot step alone, ask for workload train")
+        raise ValueError(
+            f"{scenario.optimizer} steps with a closure that runs the model; it cannot step alone,"
+            " ask for workload train"
+        )
 
 
 def _require_scalable(model: torch.nn.Module) -> None:
     """ValueError for a model that torch's GradScaler refuses to train."""
-    halves = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.dtype == torch.float16]
+    halves = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.dtype == torch.float16
+    ]
     if halves:
         are = f" and {len(halves) - 1} more are" if halves[1:] else " is"
-        raise ValueError(f"amp fp16 scales no gradients in fp16, and {halves[0]}{are} fp16; say --dtype fp32, or leave amp out")
+        raise ValueError(
+            f"amp fp16 scales no gradients in fp16, and {halves[0]}{are} fp16; say --dtype fp32, or"
+            " leave amp out"
+        )
 
 
 def _require_closure_possible(scenario: Scenario) -> None:
-    for asked, option in ((scenario.amp == "fp16", "fp16 autocast"), (scenario.accumulate is not None, "accumulate")):
+    for asked, option in (
+        (scenario.amp == "fp16", "fp16 autocast"),
+        (scenario.accumulate is not None, "accumulate"),
+    ):
         if asked:
-            raise ValueError(f"{scenario.optimizer} steps with a closure, which {option} cannot give it; leave out {option}")
+            raise ValueError(
+                f"{scenario.optimizer} steps with a closure, which {option} cannot give it; leave"
+                f" out {option}"
+            )
 
 
 def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:
@@ -199,11 +233,16 @@ def _always_run(block: ast.AST) -> Iterator[ast.stmt]:
 
 def _is_about(name: str, condition: ast.expr) -> bool:
     """Return whether a condition is on the argument and on nothing else."""
-    return {one.id for one in ast.walk(condition) if isinstance(one, ast.Name)} - {"callable"} == {name}
+    return {one.id for one in ast.walk(condition) if isinstance(one, ast.Name)} - {"callable"} == {
+        name
+    }
 
 
 def _calls(name: str, statement: ast.stmt) -> bool:
     """Return whether a statement calls the argument, and not only under a condition."""
     nodes = list(ast.walk(statement))
-    called = any(isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == name for one in nodes)
+    called = any(
+        isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == name
+        for one in nodes
+    )
     return called and not any(isinstance(one, ast.IfExp | ast.BoolOp | ast.Lambda) for one in nodes)

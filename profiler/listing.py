@@ -7,18 +7,27 @@ Row = tuple[str, ...]
 
 
 def listing(what: str) -> Iterator[str]:
-    """The lines on the models, optimizers and so on that have a name here, in columns; ValueError for anything else."""
+    """The lines on the models, optimizers and so on that have a name here, in columns; ValueError
+    for anything else.
+    """
     if what not in _LISTINGS:
-        raise ValueError(f"nothing to list under {what!r}; ask for {', '.join([*_LISTINGS][:-1])} or {[*_LISTINGS][-1]}")
+        raise ValueError(
+            f"nothing to list under {what!r}; ask for {', '.join([*_LISTINGS][:-1])} or"
+            f" {[*_LISTINGS][-1]}"
+        )
     sides, rows = _LISTINGS[what]
     return _columns(sides, list(rows()))
 
 
 def _columns(sides: str, rows: Sequence[Row]) -> Iterator[str]:
-    """The rows as lines, each column as wide as its longest cell; `sides` has < for a column set left, and > for right."""
+    """The rows as lines, each column as wide as its longest cell; `sides` has < for a column set
+    left, and > for right.
+    """
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     for row in rows:
-        yield "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        yield "  ".join(
+            f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
+        ).rstrip()
 
 
 def _models() -> Iterator[Row]:
@@ -56,7 +65,13 @@ def _gpus() -> Iterator[Row]:
     from scenarios import hardware
 
     for gpu in map(hardware.describe, hardware.available()):
-        yield gpu.name, gpu.title, f"{gpu.memory_bytes / 2**30:.2f} GiB", f"{gpu.bandwidth / 1e9:,.0f} GB/s", ", ".join(gpu.rates)
+        yield (
+            gpu.name,
+            gpu.title,
+            f"{gpu.memory_bytes / 2**30:.2f} GiB",
+            f"{gpu.bandwidth / 1e9:,.0f} GB/s",
+            ", ".join(gpu.rates),
+        )
 
 
 def _suites() -> Iterator[Row]:

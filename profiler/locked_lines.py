@@ -90,7 +90,10 @@ class LockedLines:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._descriptor), self.path.lstat()):
                 return
-        told = "it was removed or replaced while this run was written; put it back, and go on with --resume"
+        told = (
+            "it was removed or replaced while this run was written; put it back, and go on with"
+            " --resume"
+        )
         raise FileNotFoundError(errno.ENOENT, told, str(self.path))
 
     @property
@@ -98,7 +101,9 @@ class LockedLines:
         return os.fstat(self._descriptor).st_size
 
     def _chunks(self, start: int, end: int) -> Iterator[bytes]:
-        while start < end and (chunk := os.pread(self._descriptor, min(_CHUNK_BYTES, end - start), start)):
+        while start < end and (
+            chunk := os.pread(self._descriptor, min(_CHUNK_BYTES, end - start), start)
+        ):
             start += len(chunk)
             yield chunk
 

@@ -15,23 +15,34 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over those `parameters` that are trained, ready to train them.
 
-    One that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads. Raises ValueError for options that do not
-    fit, or a way to run it that its device does not have.
+    One that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads.
+    Raises ValueError for options that do not fit, or a way to run it that its device does not have.
     """
     require_implementation(scenario.optimizer, scenario.implementation, scenario.device)
     given: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
     options = dict(scenario.options)
     if names is not None and optimizers.goes_by_names(scenario.optimizer):
-        given = [(name, parameter) for name, parameter in zip(names, parameters, strict=True) if parameter.requires_grad]
+        given = [
+            (name, parameter)
+            for name, parameter in zip(names, parameters, strict=True)
+            if parameter.requires_grad
+        ]
         attention = models.attention(scenario.model, scenario.config)
-        options = {**options, **{name: value for name, value in attention.items() if options.get(name) is None}}
-    made = optimizers.create(scenario.optimizer, given, implementation=scenario.implementation, **options)
+        options = {
+            **options,
+            **{name: value for name, value in attention.items() if options.get(name) is None},
+        }
+    made = optimizers.create(
+        scenario.optimizer, given, implementation=scenario.implementation, **options
+    )
     set_training(made, True)
     return made
 
 
 def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
-    """Call `train()` or `eval()` of an optimizer that has them, as schedule-free ones do, or of one inside of it."""
+    """Call `train()` or `eval()` of an optimizer that has them, as schedule-free ones do, or of one
+    inside of it.
+    """
     switch = getattr(optimizer, "train" if is_training else "eval", None)
     if callable(switch):
         switch()
@@ -42,12 +53,20 @@ def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
 
 
 def require_implementation(spec: str, implementation: Implementation, device: Device) -> None:
-    """ValueError for a way to run an optimizer's step that there is elsewhere, but not on the device."""
+    """ValueError for a way to run an optimizer's step that there is elsewhere, but not on the
+    device.
+    """
     name, _ = optimizers.parse(spec)
     if implementation == "compiled" and device == "sim":
         raise ValueError(
-            f"a compiled step of {name} cannot be simulated: what it allocates is not known; measure it with --device cpu or cuda"
+            f"a compiled step of {name} cannot be simulated: what it allocates is not known;"
+            " measure it with --device cpu or cuda"
         )
     kind = "cpu" if device == "cpu" else "cuda"
-    if implementation in set(optimizers.implementations(spec)) - set(optimizers.implementations(spec, kind)):
-        raise ValueError(f"{name} has no {implementation} implementation on {kind}; ask for loop, or for another device")
+    if implementation in set(optimizers.implementations(spec)) - set(
+        optimizers.implementations(spec, kind)
+    ):
+        raise ValueError(
+            f"{name} has no {implementation} implementation on {kind}; ask for loop, or for another"
+            " device"
+        )

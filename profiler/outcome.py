@@ -19,7 +19,9 @@ _FULL = (
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What an exception makes of a scenario: memory that ran out, on the device or the host, or a failure."""
+    """What an exception makes of a scenario: memory that ran out, on the device or the host, or a
+    failure.
+    """
     import torch
 
     full = isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 _ROOT = Path(__file__).parents[1]
-_OURS = tuple(f"{_ROOT / name}" for name in ("optimizers/", "profiler/", "reports/", "scenarios/", "optprof.py"))
+_OURS = tuple(
+    f"{_ROOT / name}"
+    for name in ("optimizers/", "profiler/", "reports/", "scenarios/", "optprof.py")
+)
 _STANDARD = sysconfig.get_path("stdlib")
 
 Owner = Literal["optprof", "torch", "Python", "package", "user"]
@@ -28,7 +31,9 @@ def owner(file: str) -> Owner:
 
 
 def short_name(file: str) -> str:
-    """Return the file as "package/file.py": no record names a folder of the machine that made it."""
+    """Return the file as "package/file.py": no record names a folder of the machine that made
+    it.
+    """
     for folder in sorted(filter(None, sys.path), key=len, reverse=True):
         if Path(file).is_relative_to(folder):
             return Path(file).relative_to(folder).as_posix()

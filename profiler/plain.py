@@ -50,4 +50,10 @@ def _character(each: str) -> str:
     if each.isprintable() or each in _KEPT or category(each) == "Zs":
         return each
     code = ord(each)
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )

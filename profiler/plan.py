@@ -1,4 +1,6 @@
-"""Which scenarios a comparison takes: every name checked before anything runs, in an order that traces each model once."""
+"""Which scenarios a comparison takes: every name checked before anything runs, in an order that
+traces each model once.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,13 +31,15 @@ MOST_TIMEOUT = 1e7
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What a user asked for: models and optimizers to set side by side, and what holds for all of them.
+    """What a user asked for: models and optimizers to set side by side, and what holds for all of
+    them.
 
-    `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the CPU).
-    `implementation` None is what the optimizer's text says (sm3:fused=True), else torch's
-    default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what PYTORCH_ALLOC_CONF says where it is not
-    given. `steps` None is 2 simulated or at most 100 measured. `batch_size`, `sequence_length`, `attention` and `dtype` None are
-    the defaults of a factory of the user's; for a model of the catalogue they are 1, 1024 tokens, "sdpa" and "fp32".
+    `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the
+    CPU). `implementation` None is what the optimizer's text says (sm3:fused=True), else torch's
+    default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what
+    PYTORCH_ALLOC_CONF says where it is not given. `steps` None is 2 simulated or at most 100
+    measured. `batch_size`, `sequence_length`, `attention` and `dtype` None are the defaults of a
+    factory of the user's; for a model of the catalogue they are 1, 1024 tokens, "sdpa" and "fp32".
     """
 
     models: Sequence[str]
@@ -62,10 +66,11 @@ class Comparison:
 
 
 def plan(comparison: Comparison) -> list[Scenario]:
-    """The scenarios of a comparison; ValueError names the first model, optimizer, option, GPU or allocator setting that is wrong.
+    """The scenarios of a comparison; ValueError names the first model, optimizer, option, GPU or
+    allocator setting that is wrong.
 
-    Where a simulation is asked for, the state alone is simulated too, for one model's whole family, so that there is a curve over sizes; a
-    model with a configuration of its own belongs to none.
+    Where a simulation is asked for, the state alone is simulated too, for one model's whole family,
+    so that there is a curve over sizes; a model with a configuration of its own belongs to none.
     """
     _require_known(comparison)
     found: list[Scenario] = []
@@ -77,8 +82,13 @@ def plan(comparison: Comparison) -> list[Scenario]:
             alone = replace(comparison, workload="state", gpu=None, accumulate=None)
             for model in comparison.models if comparison.config else _companions(comparison.models):
                 if comparison.workload == "train" or model not in comparison.models:
-                    # A smaller model of the family may have fewer positions; only a factory of the user's needs the length.
-                    asked = alone if models.describe(model) is None else replace(alone, sequence_length=None)
+                    # A smaller model of the family may have fewer positions; only a factory of the
+                    # user's needs the length.
+                    asked = (
+                        alone
+                        if models.describe(model) is None
+                        else replace(alone, sequence_length=None)
+                    )
                     found += _scenarios(asked, model, device)
     for scenario in found:
         _require_batch(scenario)
@@ -91,7 +101,9 @@ def _require_known(comparison: Comparison) -> None:
     """Raise ValueError for too many questions, and for a name that nobody knows."""
     count = len(comparison.models) * len(comparison.optimizers)
     if count > MOST_SCENARIOS:
-        raise ValueError(f"a comparison has at most {MOST_SCENARIOS} models times optimizers, got {count}")
+        raise ValueError(
+            f"a comparison has at most {MOST_SCENARIOS} models times optimizers, got {count}"
+        )
     for name in comparison.models:
         if models.describe(name) is None:
             factories.load(name)
@@ -103,7 +115,10 @@ def _require_known(comparison: Comparison) -> None:
 def _require_batch(scenario: Scenario) -> None:
     tokens = scenario.batch_size * (scenario.sequence_length or 1)
     if tokens > MOST_TOKENS:
-        raise ValueError(f"batch_size times sequence_length is at most {MOST_TOKENS}, got {tokens}; ask for a smaller batch")
+        raise ValueError(
+            f"batch_size times sequence_length is at most {MOST_TOKENS}, got {tokens}; ask for a"
+            " smaller batch"
+        )
 
 
 def require_timeout(timeout: float | None) -> None:
@@ -131,7 +146,9 @@ _made: dict[tuple[str, object], frozenset[str]] = {}
 
 
 def _dtypes(scenario: Scenario) -> frozenset[str]:
-    """Torch's names of the dtypes of the scenario's parameters; each model is made once for all optimizers and GPUs."""
+    """Torch's names of the dtypes of the scenario's parameters; each model is made once for all
+    optimizers and GPUs.
+    """
     asked = replace(without_optimizer(scenario), workload="state", gpu=None)
     factory = None
     if models.describe(scenario.model) is None:
@@ -143,15 +160,23 @@ def _dtypes(scenario: Scenario) -> frozenset[str]:
     if key not in _made:
         with own_settings():
             parameters = build(asked, "meta").model.parameters()
-        _made[key] = frozenset(str(parameter.dtype).removeprefix("torch.") for parameter in parameters)
+        _made[key] = frozenset(
+            str(parameter.dtype).removeprefix("torch.") for parameter in parameters
+        )
     return _made[key]
 
 
 def plan_fits(comparison: Comparison, gpus: Sequence[str]) -> list[Scenario]:
-    """The training steps of a comparison on each of these GPUs; ValueError names the first name or option that is wrong."""
+    """The training steps of a comparison on each of these GPUs; ValueError names the first name or
+    option that is wrong.
+    """
     for gpu in gpus:
         hardware.describe(gpu)
-    asked = [scenario for scenario in plan(comparison) if scenario.workload == "train" and scenario.model in comparison.models]
+    asked = [
+        scenario
+        for scenario in plan(comparison)
+        if scenario.workload == "train" and scenario.model in comparison.models
+    ]
     return [replace(scenario, gpu=gpu) for gpu in dict.fromkeys(gpus) for scenario in asked]
 
 
@@ -171,9 +196,13 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
     batch_size, sequence_length = _sizes(comparison, model)
     for spec in comparison.optimizers:
         name, written = optimizers.parse(spec)
-        implementation = cast(Implementation, comparison.implementation or _default_implementation(spec, device))
+        implementation = cast(
+            Implementation, comparison.implementation or _default_implementation(spec, device)
+        )
         # An optimizer that refuses its options says so now, before anything has run.
-        optimizers.create(spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation)
+        optimizers.create(
+            spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation
+        )
         require_implementation(spec, implementation, cast(Device, device))
         yield Scenario(
             model=model,
@@ -202,14 +231,20 @@ def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scen
 
 
 def _sizes(comparison: Comparison, model: str) -> tuple[int, int | None]:
-    """The batch size and the tokens in a sequence, those of a factory of the user's where nobody asked."""
+    """The batch size and the tokens in a sequence, those of a factory of the user's where nobody
+    asked.
+    """
     batch_size, length = comparison.batch_size, comparison.sequence_length
     if models.describe(model) is None:
         # A configuration may set them too.
-        sizes = {name: factories.own_size(model, name) for name in ("batch_size", "sequence_length")} | dict(comparison.config)
+        sizes = {
+            name: factories.own_size(model, name) for name in ("batch_size", "sequence_length")
+        } | dict(comparison.config)
         batch_size = sizes["batch_size"] if batch_size is None else batch_size
         length = sizes["sequence_length"] if length is None else length
-    return 1 if batch_size is None else batch_size, models.sequence_length(model, length, comparison.config)
+    return 1 if batch_size is None else batch_size, models.sequence_length(
+        model, length, comparison.config
+    )
 
 
 def _default_steps(device: str) -> int:
@@ -222,11 +257,15 @@ def _default_implementation(spec: str, device: str) -> str:
 
 
 def _options(spec: str, written: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an optimizer; a default that a record cannot hold is left to its constructor."""
+    """The options of an optimizer; a default that a record cannot hold is left to its
+    constructor.
+    """
     found = optimizers.option_defaults(spec)
     usual = optimizers.option_defaults(optimizers.parse(spec)[0])
     # Prodigy's growth rate is infinite, which JSON has no number for, whether it is written or not.
-    chosen = {key: value for key, value in found.items() if key in written and value != usual.get(key)}
+    chosen = {
+        key: value for key, value in found.items() if key in written and value != usual.get(key)
+    }
     schema.check(Mapping[str, Any], chosen, optimizers.parse(spec)[0])
     return {key: value for key, value in found.items() if key in chosen or is_plain(value)}
 

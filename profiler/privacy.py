@@ -55,7 +55,11 @@ def disclosed_scenario(scenario: Scenario, *, anonymous: bool = False) -> Scenar
         changes["model"] = model
     for field in ("config", "options"):
         values: Mapping[str, Any] = getattr(scenario, field)
-        shown = {name: _value(name, value, anonymous) for name, value in values.items()} if values else values
+        shown = (
+            {name: _value(name, value, anonymous) for name, value in values.items()}
+            if values
+            else values
+        )
         if shown != values:
             changes[field] = shown
     return replace(scenario, **changes) if changes else scenario
@@ -96,7 +100,9 @@ def _environment(environment: Mapping[str, Any], anonymous: bool) -> Mapping[str
     if isinstance(command, list | tuple):
         words = [*_command(tuple(map(str, command)), anonymous)]
         # A script's arguments are its own; older records have them.
-        is_ours = words[:1] in (["optprof"], ["optprof.py"]) and environment.get("seed", 0) is not None
+        is_ours = (
+            words[:1] in (["optprof"], ["optprof.py"]) and environment.get("seed", 0) is not None
+        )
         found["command"] = words if is_ours else [] if anonymous else words[:1]
     if anonymous:
         return {**found, "anonymous": True}

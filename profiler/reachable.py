@@ -88,19 +88,26 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
         yield tensor
 
 
-def tensors_of_optimizer(optimizer: torch.optim.Optimizer, *, in_modules: bool) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """Yield every tensor that an optimizer reaches: its owner, the first text on the way, and itself.
+def tensors_of_optimizer(
+    optimizer: torch.optim.Optimizer, *, in_modules: bool
+) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """Yield every tensor that an optimizer reaches: its owner, the first text on the way, and
+    itself.
 
     The owner is what a state is filed under, or the key of a dict of tensors: nearly always a
-    parameter. Parameters and their gradients are among the tensors; so are parameters and buffers of
-    modules that the optimizer keeps, where `in_modules` says so. Any of those may be the model.
+    parameter. Parameters and their gradients are among the tensors; so are parameters and buffers
+    of modules that the optimizer keeps, where `in_modules` says so. Any of those may be the model.
     """
     return _reachable([(None, "", optimizer)], in_modules=in_modules)
 
 
 def _is_hollow(tensor: torch.Tensor) -> bool:
     """Return whether a subclass has a shape of its own and no memory behind it."""
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta or not torch._C._has_storage(tensor):
+    if (
+        type(tensor) in (torch.Tensor, torch.nn.Parameter)
+        or tensor.is_meta
+        or not torch._C._has_storage(tensor)
+    ):
         return False
     try:
         tensor.untyped_storage().data_ptr()
@@ -109,8 +116,12 @@ def _is_hollow(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _reachable(roots: Iterable[Found], *, in_modules: bool) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """Search depth first. A stack, because objects of others may be nested deeper than Python recurses."""
+def _reachable(
+    roots: Iterable[Found], *, in_modules: bool
+) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """Search depth first. A stack, because objects of others may be nested deeper than Python
+    recurses.
+    """
     # Values are kept, so that no id is given away a second time.
     seen: dict[int, Any] = {}
     stack = [iter(roots)]
@@ -146,7 +157,9 @@ def _inside(owner: Any, key: str, value: Any) -> Iterator[Found]:
 
 
 def _inside_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Found]:
-    """Yield what names its tensors best first: the state, groups, attributes, and optimizers inside."""
+    """Yield what names its tensors best first: the state, groups, attributes, and optimizers
+    inside.
+    """
     for owner, held in _members(optimizer.state):
         yield owner, owner if isinstance(owner, str) else "", held
     for group in optimizer.param_groups:
@@ -154,7 +167,9 @@ def _inside_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Found]:
     members = [*_members(optimizer), *_class_s_containers(type(optimizer))]
     attributes = [(name, value) for name, value in members if not _is_of_torch(name)]
     for is_inner in (False, True):
-        yield from ((None, name, value) for name, value in attributes if _holds_optimizer(value) == is_inner)
+        yield from (
+            (None, name, value) for name, value in attributes if _holds_optimizer(value) == is_inner
+        )
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield None, "params", parameter
@@ -165,11 +180,17 @@ def _class_s_containers(kind: type) -> Iterator[tuple[str, Any]]:
     """Yield what the classes of an optimizer keep for all their instances."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] != "torch":
-            yield from ((name, value) for name, value in vars(base).items() if isinstance(value, _KEPT_BY_CLASSES))
+            yield from (
+                (name, value)
+                for name, value in vars(base).items()
+                if isinstance(value, _KEPT_BY_CLASSES)
+            )
 
 
 def _is_of_torch(name: str) -> bool:
-    """Return whether an attribute is one that torch gives every optimizer; hooks belong to the training loop."""
+    """Return whether an attribute is one that torch gives every optimizer; hooks belong to the
+    training loop.
+    """
     return name in ("state", "param_groups") or name.startswith("_optimizer_")
 
 
@@ -179,16 +200,22 @@ def _holds_optimizer(value: Any) -> bool:
 
 
 def _hung_on(parameter: torch.Tensor) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that an optimizer gave a parameter. A subclass has its own, which are the model's."""
+    """Yield the attributes that an optimizer gave a parameter. A subclass has its own, which are
+    the model's.
+    """
     if type(parameter) in (torch.Tensor, torch.nn.Parameter):
-        yield from ((name, value) for name, value in vars(parameter).items() if name not in _GRADIENTS)
+        yield from (
+            (name, value) for name, value in vars(parameter).items() if name not in _GRADIENTS
+        )
 
 
 def gradients_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """Yield the gradient of a tensor, and those that Megatron, FSDP and Opacus hang beside it."""
     if tensor.grad is not None:
         yield tensor.grad
-    yield from tensors_in({name: value for name, value in vars(tensor).items() if name in _GRADIENTS})
+    yield from tensors_in(
+        {name: value for name, value in vars(tensor).items() if name in _GRADIENTS}
+    )
 
 
 def _members(value: Any) -> Iterator[tuple[Any, Any]]:
@@ -208,16 +235,24 @@ def _members(value: Any) -> Iterator[tuple[Any, Any]]:
     elif type(value).__module__ in _PYTHON_S:
         yield from (("", item) for item in gc.get_referents(value))
     elif _is_array(value):
-        yield from (("", item) for item in [value.base, *(value.flat if value.dtype.hasobject else ())])
+        yield from (
+            ("", item) for item in [value.base, *(value.flat if value.dtype.hasobject else ())]
+        )
     yield from list(getattr(value, "__dict__", {}).items())
     for kind in type(value).__mro__:
         if "__slots__" in vars(kind):
-            slots = [name for name, member in vars(kind).items() if isinstance(member, MemberDescriptorType)]
+            slots = [
+                name
+                for name, member in vars(kind).items()
+                if isinstance(member, MemberDescriptorType)
+            ]
             yield from ((name, getattr(value, name)) for name in slots if hasattr(value, name))
 
 
 def _contents(function: FunctionType) -> Iterator[Any]:
-    """Yield the defaults of a function and what it has enclosed, except names without a value yet."""
+    """Yield the defaults of a function and what it has enclosed, except names without a value
+    yet.
+    """
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
@@ -226,7 +261,9 @@ def _contents(function: FunctionType) -> Iterator[Any]:
 
 
 def _sharing(value: Any) -> torch.Tensor | None:
-    """Return a tensor over the memory of a storage, or of an array that owns its; None for all else."""
+    """Return a tensor over the memory of a storage, or of an array that owns its; None for all
+    else.
+    """
     if isinstance(value, torch.UntypedStorage):
         return torch.empty(0, dtype=torch.uint8, device=value.device).set_(value)
     if _is_array(value) and not value.dtype.hasobject and value.flags.owndata and value.size:

@@ -24,15 +24,18 @@ Outcome = Literal["ok", "out-of-memory", "failed", "killed", "timeout"]
 class Memory:
     """Bytes held while training; all counts are exact bytes.
 
-    The first three count tensors (shared storage once). `optimizer_state_allocated` counts the allocator's blocks that hold the state
-    when the last step ends; host tensors such as Adam's step counts have none. `peak_by_category` splits `peak_allocated` at its moment
-    and sums to it; `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is None or empty. Where a
-    simulated device ran out of memory, tensors are counted as training would need them, and blocks as they were up to then.
+    The first three count tensors (shared storage once). `optimizer_state_allocated` counts the
+    allocator's blocks that hold the state when the last step ends; host tensors such as Adam's step
+    counts have none. `peak_by_category` splits `peak_allocated` at its moment and sums to it;
+    `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is
+    None or empty. Where a simulated device ran out of memory, tensors are counted as training would
+    need them, and blocks as they were up to then.
 
-    The simulated peaks of a model with convolutions or recurrent layers are ranges. `peak_allocated` and `peak_reserved`
-    are their lower ends, the least that cuDNN takes; `peak_allocated_upper` and `peak_reserved_upper`
-    are the peaks on an unlimited device when each workspace is as large as it may be. They are None
-    in measured records, for models without such layers, and where the device ran out of memory.
+    The simulated peaks of a model with convolutions or recurrent layers are ranges.
+    `peak_allocated` and `peak_reserved` are their lower ends, the least that cuDNN takes;
+    `peak_allocated_upper` and `peak_reserved_upper` are the peaks on an unlimited device when each
+    workspace is as large as it may be. They are None in measured records, for models without such
+    layers, and where the device ran out of memory.
 
     `parameters_by_dtype` splits `parameters` by torch's names of dtypes, as {"float32": 512}; older
     records leave it empty.
@@ -61,11 +64,14 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-    """What the optimizer's step would take on a GPU of the catalogue, worked out from its kernels; no clock has seen it.
+    """What the optimizer's step would take on a GPU of the catalogue, worked out from its kernels;
+    no clock has seen it.
 
-    `seconds` is the whole step; `floor_seconds` the least that any step with these results could take: `needed_bytes`, each tensor of
-    parameters, gradients and state that is read and each that is written, once, at the peak of the memory's bandwidth. `moved_bytes` is
-    what the kernels read and write, `launches` how many there are, `synchronisations` how often the host waits for the device.
+    `seconds` is the whole step; `floor_seconds` the least that any step with these results could
+    take: `needed_bytes`, each tensor of parameters, gradients and state that is read and each that
+    is written, once, at the peak of the memory's bandwidth. `moved_bytes` is what the kernels read
+    and write, `launches` how many there are, `synchronisations` how often the host waits for the
+    device.
     """
 
     gpu: Name
@@ -89,9 +95,10 @@ class Level:
 class StateBlocks:
     """Why what making the state left allocated on CUDA is not what the state's tensors hold.
 
-    `delta` is what `memory_allocated` rose by in the first step, and the blocks of state that was there before it (Adagrad's). Of the
-    tensors' bytes, `on_host` never reach the device; `rounding` is what the blocks of the others are larger than their tensors. What is
-    then left, `other`, is no state: workspaces, and what the step has freed.
+    `delta` is what `memory_allocated` rose by in the first step, and the blocks of state that was
+    there before it (Adagrad's). Of the tensors' bytes, `on_host` never reach the device; `rounding`
+    is what the blocks of the others are larger than their tensors. What is then left, `other`, is
+    no state: workspaces, and what the step has freed.
     """
 
     tensors: Count
@@ -106,7 +113,9 @@ class StateBlocks:
 
     @property
     def other(self) -> int:
-        """Bytes of the delta that are no block of the state; negative where the step has freed more than it left."""
+        """Bytes of the delta that are no block of the state; negative where the step has freed more
+        than it left.
+        """
         return self.delta - self.allocated
 
 
@@ -114,7 +123,8 @@ class StateBlocks:
 class GpuReading:
     """A GPU at one moment, as its management library tells it; None is what it does not tell.
 
-    `slowed_by` says in words what holds its clock down. `process_bytes` is what the driver counts for this process, CUDA's context too.
+    `slowed_by` says in words what holds its clock down. `process_bytes` is what the driver counts
+    for this process, CUDA's context too.
     """
 
     clock_mhz: Count | None
@@ -127,9 +137,11 @@ class GpuReading:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOperation:
-    """What one kind of operation took in a single `step`, by torch.profiler: calls, and seconds of the device or, on the CPU, its own.
+    """What one kind of operation took in a single `step`, by torch.profiler: calls, and seconds of
+    the device or, on the CPU, its own.
 
-    `bytes` is what its calls read and write if each tensor moves once, counted as for an estimate; None where that cannot be told.
+    `bytes` is what its calls read and write if each tensor moves once, counted as for an estimate;
+    None where that cannot be told.
     """
 
     name: str
@@ -142,12 +154,12 @@ class StepOperation:
 class Watched:
     """What only a real run can tell, found in iterations that are not timed.
 
-    `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None for other models.
-    `memory` has, by phase and counter, exact bytes: on CUDA the allocator's "allocated", "reserved",
-    "requested" and "active", on the CPU "tensors" (living tensors, and what kernels take for
-    themselves) and "resident" (the process). `tensors_at_peak` splits the highest "tensors". `gpu`
-    was read while the timed iterations ran. `warnings` say what has spoiled the times, and what
-    could not be watched.
+    `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None
+    for other models. `memory` has, by phase and counter, exact bytes: on CUDA the allocator's
+    "allocated", "reserved", "requested" and "active", on the CPU "tensors" (living tensors, and
+    what kernels take for themselves) and "resident" (the process). `tensors_at_peak` splits the
+    highest "tensors". `gpu` was read while the timed iterations ran. `warnings` say what has
+    spoiled the times, and what could not be watched.
     """
 
     samples: Count | None = None
@@ -162,7 +174,9 @@ class Watched:
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The mean loss on text that is never trained on, after so many micro-batches; None where it was not finite."""
+    """The mean loss on text that is never trained on, after so many micro-batches; None where it
+    was not finite.
+    """
 
     micro_batches: Count
     loss: Loss | None
@@ -172,9 +186,11 @@ class HeldOut:
 class Course:
     """How training on text went under an accumulation.
 
-    `draws` has the micro-batches of each optimizer step, in order, `ended` the number, from 1, of the micro-batch that each step followed;
-    records of before have none. `losses` has the loss of every micro-batch, None where it was not finite. `added_bytes` is the most that
-    the tensors of the accumulation's own have held between micro-batches, `dropped` the micro-batches that were lost for not being finite.
+    `draws` has the micro-batches of each optimizer step, in order, `ended` the number, from 1, of
+    the micro-batch that each step followed; records of before have none. `losses` has the loss of
+    every micro-batch, None where it was not finite. `added_bytes` is the most that the tensors of
+    the accumulation's own have held between micro-batches, `dropped` the micro-batches that were
+    lost for not being finite.
     """
 
     draws: tuple[Count, ...]
@@ -189,22 +205,26 @@ class Course:
         if not self.losses or not self.held_out:
             raise ValueError("losses and held_out have one number or more, got none")
         if self.ended and len(self.ended) != len(self.draws):
-            raise ValueError(f"ended has a number for each of {len(self.draws)} draws, got {len(self.ended)}")
+            raise ValueError(
+                f"ended has a number for each of {len(self.draws)} draws, got {len(self.ended)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What was found: origin, outcome, bytes, seconds and the environment they were found in.
 
-    `model_family` is what a curve over model sizes may join ("gpt2"), None for a model that stands alone.
-    `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step"; "iteration" is the whole of one). When
-    `origin` is "estimated", the step was timed on `measured_share` of the parameters and its samples divided by that share. `estimate` is
-    there where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is what real iterations showed
-    beside their times, `course` is there where the scenario asks to accumulate: its `times` are then by micro-batch, "draw" those of
-    decisions not to step. `error` is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that the
-    scenario's process has printed. `warnings` are lines on counts that could not be known, as where a
-    simulated step depends on values. `lost` names what belongs to this record and is not kept, with the
-    reason, as a timeline that did not fit on the disk.
+    `model_family` is what a curve over model sizes may join ("gpt2"), None for a model that stands
+    alone. `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step";
+    "iteration" is the whole of one). When `origin` is "estimated", the step was timed on
+    `measured_share` of the parameters and its samples divided by that share. `estimate` is there
+    where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is
+    what real iterations showed beside their times, `course` is there where the scenario asks to
+    accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step. `error`
+    is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that
+    the scenario's process has printed. `warnings` are lines on counts that could not be known, as
+    where a simulated step depends on values. `lost` names what belongs to this record and is not
+    kept, with the reason, as a timeline that did not fit on the disk.
     """
 
     scenario: Scenario
@@ -227,7 +247,9 @@ class Record:
 
     @property
     def is_of_own_loop(self) -> bool:
-        """Return whether somebody's own training loop was watched, which asks for no steps and no seed."""
+        """Return whether somebody's own training loop was watched, which asks for no steps and no
+        seed.
+        """
         return self.origin == "measured" and self.environment.get("seed", 0) is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,14 +261,20 @@ class Record:
         return json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False, default=_fields)
 
     def to_line(self) -> bytes:
-        """The record as a line of a run's file; ValueError, in one line, for one that could not be read again."""
+        """The record as a line of a run's file; ValueError, in one line, for one that could not be
+        read again.
+        """
         try:
             schema.read(Record, self)
         except ValueError as error:
-            raise ValueError(f"a record of {schema.shown(self.scenario.optimizer)} cannot be kept: {error}") from error
+            raise ValueError(
+                f"a record of {schema.shown(self.scenario.optimizer)} cannot be kept: {error}"
+            ) from error
         line = self.to_json().encode() + b"\n"
         if len(line) > schema.MOST_LINE_BYTES:
-            raise ValueError(f"a record has at most {schema.MOST_LINE_BYTES} bytes, got {len(line)}")
+            raise ValueError(
+                f"a record has at most {schema.MOST_LINE_BYTES} bytes, got {len(line)}"
+            )
         return line
 
     @classmethod

@@ -42,8 +42,14 @@ def read_lines(file: BinaryIO) -> Iterator[Line]:
         if not data:
             return
         if number > schema.MOST_RECORDS:
-            raise ValueError(f"a run has at most {schema.MOST_RECORDS} records, got more; split it into several")
-        rest = _rest_of_line(file) if len(data) > schema.MOST_LINE_BYTES and not data.endswith(b"\n") else 0
+            raise ValueError(
+                f"a run has at most {schema.MOST_RECORDS} records, got more; split it into several"
+            )
+        rest = (
+            _rest_of_line(file)
+            if len(data) > schema.MOST_LINE_BYTES and not data.endswith(b"\n")
+            else 0
+        )
         yield _read(data, number, start, start + len(data) + rest)
         start += len(data) + rest
 
@@ -61,7 +67,9 @@ def parse_line(data: bytes) -> Record:
 
 def _read(data: bytes, number: int, start: int, end: int) -> Line:
     try:
-        return Line(number=number, start=start, end=end, records=(parse_line(data),), kept=data, damage="")
+        return Line(
+            number=number, start=start, end=end, records=(parse_line(data),), kept=data, damage=""
+        )
     except ValueError as error:
         is_newer = isinstance(error, schema.NewerError)
         whole = [(None, data)] if is_newer else _whole_pieces(data)

@@ -40,7 +40,13 @@ _PREFIXES = (
 MARKED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(form, re.DOTALL), replacement)
     for form, replacement in (
-        (r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z ]*-----|\Z)", MASK),
+        (
+            (
+                r"-----BEGIN [A-Z ]*PRIVATE KEY[A-Z ]*-----.*?(?:-----END [A-Z ]*PRIVATE KEY[A-Z"
+                r" ]*-----|\Z)"
+            ),
+            MASK,
+        ),
         # user:password@ in an address
         (r"(?<=://)[^\s/?#'\"]+@", f"{MASK}@"),
         # A password may hold a slash; a port is a number.
@@ -56,7 +62,10 @@ MARKED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         ),
         # A Telegram bot's, and addresses that are secrets as a whole.
         (r"(?<![\w:])\d{8,10}:AA[\w-]{30,}", MASK),
-        (r"(?<=://)(hooks\.slack\.com/\w+|discord(?:app)?\.com/api/webhooks)/[\w/-]+", rf"\1/{MASK}"),
+        (
+            r"(?<=://)(hooks\.slack\.com/\w+|discord(?:app)?\.com/api/webhooks)/[\w/-]+",
+            rf"\1/{MASK}",
+        ),
         # "Incorrect API key provided: abc1"
         (
             (

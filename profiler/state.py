@@ -18,7 +18,9 @@ _MOST_KEYS, _OTHERS = 1_000, "others"
 
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """Exact bytes of the state's tensors by key and dtype, host tensors included; storage shared by two tensors counts once."""
+    """Exact bytes of the state's tensors by key and dtype, host tensors included; storage shared by
+    two tensors counts once.
+    """
 
     by_key_dtype: Mapping[str, Mapping[str, int]]
 
@@ -46,21 +48,28 @@ def bytes_by_dtype(tensors: Tensors) -> dict[str, int]:
     return dict(found)
 
 
-def state_tensors(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that the optimizer keeps, with the first text on the way to it: "exp_avg", "masters".
+def state_tensors(
+    optimizer: torch.optim.Optimizer, model: Tensors | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that the optimizer keeps, with the first text on the way to it: "exp_avg",
+    "masters".
 
     It may be in the optimizer's state, groups or attributes, in an optimizer inside, or hang on a
     parameter. Parameters, gradients and whatever shares their memory are not state. `model` has the
-    model's tensors, frozen ones and buffers too; without it they are the parameters in the groups, and
-    modules that the optimizer keeps are left out.
-    A tensor made of others (DTensor, torchao's low-bit states) counts as those.
+    model's tensors, frozen ones and buffers too; without it they are the parameters in the groups,
+    and modules that the optimizer keeps are left out. A tensor made of others (DTensor, torchao's
+    low-bit states) counts as those.
     """
     for _, key, tensor in owned_state_tensors(optimizer, model):
         yield key, tensor
 
 
-def owned_state_tensors(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """As `state_tensors`, each with what its state is filed under: a parameter, in nearly every optimizer."""
+def owned_state_tensors(
+    optimizer: torch.optim.Optimizer, model: Tensors | None = None
+) -> Iterator[tuple[Any, str, torch.Tensor]]:
+    """As `state_tensors`, each with what its state is filed under: a parameter, in nearly every
+    optimizer.
+    """
     trained = [param for group in optimizer.param_groups for param in group["params"]]
     excluded = set(_sizes(_with_gradients(trained if model is None else model)))
     # Where an optimizer's own copies are trained, their gradients are gradients too.
@@ -84,10 +93,14 @@ def state_bytes(optimizer: torch.optim.Optimizer, model: Tensors | None = None) 
     return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
 
 
-def storages_of_state(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> list[torch.UntypedStorage]:
+def storages_of_state(
+    optimizer: torch.optim.Optimizer, model: Tensors | None = None
+) -> list[torch.UntypedStorage]:
     """The storages that hold the state, each once."""
     storages = {_key(tensor): tensor for _, tensor in state_tensors(optimizer, model)}
-    return [tensor.untyped_storage() for tensor in storages.values() if torch._C._has_storage(tensor)]
+    return [
+        tensor.untyped_storage() for tensor in storages.values() if torch._C._has_storage(tensor)
+    ]
 
 
 def _with_gradients(tensors: Tensors) -> Iterator[torch.Tensor | None]:
@@ -105,7 +118,11 @@ def _sizes(tensors: Tensors) -> dict[int, tuple[torch.dtype, int]]:
         for plain in () if tensor is None else plain_tensors(tensor):
             # A layout of oneDNN's own has no storage, and may pad this.
             has_storage = torch._C._has_storage(plain)
-            nbytes = plain.untyped_storage().nbytes() if has_storage else plain.numel() * plain.element_size()
+            nbytes = (
+                plain.untyped_storage().nbytes()
+                if has_storage
+                else plain.numel() * plain.element_size()
+            )
             found.setdefault(_key(plain), (plain.dtype, nbytes))
     return found
 

@@ -1,4 +1,5 @@
-"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of the same and timelines beside them.
+"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of
+the same and timelines beside them.
 
 One process at a time writes into it, and holds a lock on `records.jsonl` while it does. A write
 that is cut off leaves at most one torn line at the end: reading leaves it out, going on sets it
@@ -72,18 +73,25 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path) -> "RunStore":
-        """A new, empty run, locked; FileExistsError when the folder holds one already, OSError when it cannot be written."""
+        """A new, empty run, locked; FileExistsError when the folder holds one already, OSError when
+        it cannot be written.
+        """
         store = cls(folder)
         disk.make_folder(folder)
         try:
             store._open(os.O_CREAT | os.O_EXCL)
         except FileExistsError:
-            raise FileExistsError(f"{folder} already holds a run; name another folder with --out, or go on with --resume") from None
+            raise FileExistsError(
+                f"{folder} already holds a run; name another folder with --out, or go on with"
+                " --resume"
+            ) from None
         return store
 
     @classmethod
     def create_free(cls, parent: Path, name: str) -> "RunStore":
-        """A new, empty run in the first of NAME, NAME-2, NAME-3, ... under `parent` that holds none."""
+        """A new, empty run in the first of NAME, NAME-2, NAME-3, ... under `parent` that holds
+        none.
+        """
         while True:
             # Another process may take the folder between the look and the make.
             with suppress(FileExistsError):
@@ -91,10 +99,12 @@ class RunStore:
 
     @classmethod
     def resume(cls, folder: Path, *, patience: float = 0) -> "RunStore":
-        """The run in the folder, locked, to be gone on with, or a new one; a torn last line is set aside as `records.torn`.
+        """The run in the folder, locked, to be gone on with, or a new one; a torn last line is set
+        aside as `records.torn`.
 
-        `patience` is how many seconds another process may hold it. BlockingIOError while another process writes the run, OSError when it
-        cannot be written, ValueError for a link or a pipe in it.
+        `patience` is how many seconds another process may hold it. BlockingIOError while another
+        process writes the run, OSError when it cannot be written, ValueError for a link or a pipe
+        in it.
         """
         store = cls(folder)
         disk.make_folder(folder)
@@ -104,7 +114,9 @@ class RunStore:
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
-        """The run in the folder, locked, as it is; FileNotFoundError where there is none, and else as for `resume`."""
+        """The run in the folder, locked, as it is; FileNotFoundError where there is none, and else
+        as for `resume`.
+        """
         store = cls(folder)
         try:
             store._open(0)
@@ -119,7 +131,8 @@ class RunStore:
             self._lines = None
 
     def append(self, record: Record) -> None:
-        """Write one record as a line and see it onto the disk; OSError names the file when that fails, and leaves no part of the line.
+        """Write one record as a line and see it onto the disk; OSError names the file when that
+        fails, and leaves no part of the line.
 
         ValueError for a record that could not be read again, and for one more than a run may have.
         """
@@ -134,7 +147,10 @@ class RunStore:
         try:
             self._lines = LockedLines(self.records_path, how, patience=patience)
         except BlockingIOError:
-            told = f"another process is writing the run in {self.folder}; wait for it, or name another with --out"
+            told = (
+                f"another process is writing the run in {self.folder}; wait for it, or name another"
+                " with --out"
+            )
             raise BlockingIOError(told) from None
 
     def _require_own_folders(self) -> None:
@@ -146,21 +162,30 @@ class RunStore:
 
     def _writable(self) -> LockedLines:
         if self._lines is None:
-            raise ValueError(f"the run in {self.folder} is open for reading; create or resume it to write")
+            raise ValueError(
+                f"the run in {self.folder} is open for reading; create or resume it to write"
+            )
         return self._lines
 
     def _no_run(self) -> FileNotFoundError:
-        return FileNotFoundError(f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl")
+        return FileNotFoundError(
+            f"no records.jsonl in {self.folder}; name the folder of a run, such as runs/gpt2-xl"
+        )
 
     def repair(self) -> list[str]:
-        """Set aside what cannot be read of an open run, and close it; returns what was done, a line each.
+        """Set aside what cannot be read of an open run, and close it; returns what was done, a line
+        each.
 
-        The bytes of lines go to `records.damaged` and `records.torn`, a timeline beside itself. What
-        a newer optprof has written is whole, and left as it is.
+        The bytes of lines go to `records.damaged` and `records.torn`, a timeline beside itself.
+        What a newer optprof has written is whole, and left as it is.
         """
         lines = self._writable()
         torn = lines.set_torn_aside(self.torn_path)
-        done = [f"records.jsonl: torn, its last {torn} bytes are set aside in {self.torn_path.name}"] if torn else []
+        done = (
+            [f"records.jsonl: torn, its last {torn} bytes are set aside in {self.torn_path.name}"]
+            if torn
+            else []
+        )
         records: list[Record] = []
         damaged: list[Line] = []
         for line in self._read():
@@ -170,7 +195,11 @@ class RunStore:
         done += [f"{_told(line)}; set aside in {self.damaged_path.name}" for line in damaged]
         self.read_timelines(records, all_files=True)
         for name, reason in self.damaged_timelines.items():
-            what = "left as it is" if self._is_newer(name) else f"set aside as {self.set_timeline_aside(name)}"
+            what = (
+                "left as it is"
+                if self._is_newer(name)
+                else f"set aside as {self.set_timeline_aside(name)}"
+            )
             done.append(f"timelines/{name}{_TIMELINE}: {reason}; {what}")
         self.remove_parts()
         if damaged:
@@ -185,20 +214,32 @@ class RunStore:
             disk.remove_parts(folder)
 
     def write_timeline(self, scenario: Scenario, timeline: Timeline) -> None:
-        """Keep the timeline of a scenario's simulation as `timelines/NAME.json.gz`; OSError names the file when that fails."""
-        disk.write_bytes(self._timeline_path(file_name(scenario)), pack(timeline, file_name(scenario)), below=self.folder)
+        """Keep the timeline of a scenario's simulation as `timelines/NAME.json.gz`; OSError names
+        the file when that fails.
+        """
+        disk.write_bytes(
+            self._timeline_path(file_name(scenario)),
+            pack(timeline, file_name(scenario)),
+            below=self.folder,
+        )
 
     def read_timeline(self, scenario: Scenario) -> Timeline | None:
-        """The timeline of a scenario's simulation, None where there is none; ValueError names a file that is none."""
+        """The timeline of a scenario's simulation, None where there is none; ValueError names a
+        file that is none.
+        """
         return self._timeline(file_name(scenario))
 
-    def read_timelines(self, records: Iterable[Record], *, all_files: bool = False) -> dict[str, Timeline]:
+    def read_timelines(
+        self, records: Iterable[Record], *, all_files: bool = False
+    ) -> dict[str, Timeline]:
         """The timelines that stand beside these records, by the `file_name` of their scenarios.
 
         `damaged_timelines` has those that cannot be read, or are not of their record; with
         `all_files` also of files that belong to no record.
         """
-        named = {file_name(record.scenario): record for record in records if record.origin == "simulated"}
+        named = {
+            file_name(record.scenario): record for record in records if record.origin == "simulated"
+        }
         names = dict.fromkeys([*named, *(self._timeline_names() if all_files else ())])
         timelines: dict[str, Timeline] = {}
         damaged: dict[str, str] = {}
@@ -257,22 +298,39 @@ class RunStore:
     def _timeline_names(self) -> list[str]:
         if not self.timelines_path.is_dir():
             return []
-        return sorted(path.name.removesuffix(_TIMELINE) for path in self.timelines_path.iterdir() if path.name.endswith(_TIMELINE))
+        return sorted(
+            path.name.removesuffix(_TIMELINE)
+            for path in self.timelines_path.iterdir()
+            if path.name.endswith(_TIMELINE)
+        )
 
     def _reason(self, error: OSError | ValueError, path: Path) -> str:
         """Say what is wrong with a file, without the folder that it lies in."""
-        text = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}").removeprefix(":")
+        text = (
+            error.strerror
+            if isinstance(error, OSError)
+            else str(error).removeprefix(f"{path}").removeprefix(":")
+        )
         return " ".join(str(text).replace(f"{self.folder}{os.sep}", "").split())
 
     def log_path(self) -> Path:
         """A file that is not there yet, for what the next scenario prints."""
         folder = self.folder / "logs"
         disk.require_no_link(folder, below=self.folder)
-        last = max((int(path.stem) for path in folder.glob("*.log") if re.fullmatch("[0-9]{1,9}", path.stem)), default=0)
+        last = max(
+            (
+                int(path.stem)
+                for path in folder.glob("*.log")
+                if re.fullmatch("[0-9]{1,9}", path.stem)
+            ),
+            default=0,
+        )
         return folder / f"{last + 1:03}.log"
 
     def read_log(self, record: Record) -> str:
-        """The end of what the record's scenario has printed; ValueError for a log that lies elsewhere."""
+        """The end of what the record's scenario has printed; ValueError for a log that lies
+        elsewhere.
+        """
         log = PurePath(record.log or "")
         if log.is_absolute() or ".." in log.parts:
             raise ValueError(f"the log of a run lies in its folder, got {str(log)!r}")
@@ -319,9 +377,17 @@ class RunStore:
     def warn(self) -> None:
         """Warn, in a line each, of a torn line that was set aside and of what could not be read."""
         damage, torn = self.damage, self.torn_bytes
-        told = [f"the last line was torn: its {torn} bytes are set aside in {self.torn_path}"] if torn else []
+        told = (
+            [f"the last line was torn: its {torn} bytes are set aside in {self.torn_path}"]
+            if torn
+            else []
+        )
         told += [f"left out: {self.folder / each}" for each in damage[:_MOST_WARNINGS]]
-        told += [f"left out: {len(damage) - _MOST_WARNINGS} more"] if len(damage) > _MOST_WARNINGS else []
+        told += (
+            [f"left out: {len(damage) - _MOST_WARNINGS} more"]
+            if len(damage) > _MOST_WARNINGS
+            else []
+        )
         told += [f"optprof repair {self.folder} sets aside what cannot be read"] if damage else []
         if told:
             warnings.warn("\n".join(told), DamageWarning, stacklevel=3)
@@ -337,10 +403,12 @@ class RunStore:
             raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
 
     def write_csv(self, records: Iterable[Record]) -> None:
-        """Write the same records as a table: a row a record, a column a field, nested names joined by dots.
+        """Write the same records as a table: a row a record, a column a field, nested names joined
+        by dots.
 
-        None is an empty cell, a truth is true or false, and numbers in a list have blanks between them, with
-        nan for one that is missing. Every other list is JSON. Text is as `spreadsheet_text` makes it.
+        None is an empty cell, a truth is true or false, and numbers in a list have blanks between
+        them, with nan for one that is missing. Every other list is JSON. Text is as
+        `spreadsheet_text` makes it.
         """
         rows = [_flat(record.to_dict()) for record in records]
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -359,14 +427,18 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def last_folder(parent: Path, name: str) -> Path:
-    """The last of NAME, NAME-2, NAME-3, ... under `parent` that holds a run; NAME where none does."""
+    """The last of NAME, NAME-2, NAME-3, ... under `parent` that holds a run; NAME where none
+    does.
+    """
     taken = takewhile(_is_taken, _folders(parent, name))
     return max(enumerate(taken), default=(0, parent / name))[1]
 
 
 def _is_taken(folder: Path) -> bool:
     """Return whether a folder holds a run, were it a broken link, or is none."""
-    return os.path.lexists(folder / "records.jsonl") or (os.path.lexists(folder) and not folder.is_dir())
+    return os.path.lexists(folder / "records.jsonl") or (
+        os.path.lexists(folder) and not folder.is_dir()
+    )
 
 
 def _folders(parent: Path, name: str) -> Iterator[Path]:
@@ -374,7 +446,8 @@ def _folders(parent: Path, name: str) -> Iterator[Path]:
 
 
 def file_name(scenario: Scenario) -> str:
-    """A name for what belongs to a scenario's record, the same for equal scenarios and no others: gpt2-xl-adamw-0f3c5a7b9d1e.
+    """A name for what belongs to a scenario's record, the same for equal scenarios and no others:
+    gpt2-xl-adamw-0f3c5a7b9d1e.
 
     It is that of the anonymous scenario, whether the record is anonymous or not.
     """
@@ -406,7 +479,9 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None or isinstance(value, str):
         return spreadsheet_text(value or "")
-    if isinstance(value, list | tuple) and all(each is None or type(each) in (int, float) for each in value):
+    if isinstance(value, list | tuple) and all(
+        each is None or type(each) in (int, float) for each in value
+    ):
         return " ".join("nan" if each is None else str(each) for each in value)
     text = json.dumps(value, ensure_ascii=False)
     return spreadsheet_text(text if plain(text) == text else json.dumps(value))

@@ -1,7 +1,9 @@
-"""A timeline: what training steps hold from event to event, by category, thinned to a picture's resolution and exact where it samples.
+"""A timeline: what training steps hold from event to event, by category, thinned to a picture's
+resolution and exact where it samples.
 
-An event is an allocation or a free. The highest and the lowest moment of every stretch of events are among the samples, so a curve through
-them has every summit and valley of the whole; the peak is exact, with the largest blocks that stand at it.
+An event is an allocation or a free. The highest and the lowest moment of every stretch of events
+are among the samples, so a curve through them has every summit and valley of the whole; the peak is
+exact, with the largest blocks that stand at it.
 """
 
 from collections.abc import Mapping
@@ -12,10 +14,11 @@ from itertools import accumulate
 
 @dataclass(frozen=True, kw_only=True)
 class HeldBlock:
-    """A block at the peak: its bytes and those that were asked for, when (step 0 is before the first) and by whom.
+    """A block at the peak: its bytes and those that were asked for, when (step 0 is before the
+    first) and by whom.
 
-    `module` is the path of a module or tensor of the model, `op` an operation such as "aten::addmm", `line` a line such as "file.py:12";
-    what is not known is "".
+    `module` is the path of a module or tensor of the model, `op` an operation such as
+    "aten::addmm", `line` a line such as "file.py:12"; what is not known is "".
     """
 
     block_bytes: int
@@ -30,7 +33,9 @@ class HeldBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """A phase of a step (counted from 1): how many events it has and how many samples stand for them."""
+    """A phase of a step (counted from 1): how many events it has and how many samples stand for
+    them.
+    """
 
     step: int
     phase: str
@@ -40,11 +45,13 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The first and the last of the `steps` that were traced, and the one that holds most where that is another.
+    """The first and the last of the `steps` that were traced, and the one that holds most where
+    that is another.
 
-    The samples of all phases stand one after another: `places` has the number of events of the phase that are done (0 at its beginning),
-    `categories` the bytes of the blocks that each category holds then, `reserved` the bytes of all segments. `peak` is the number of the
-    sample that holds most, and `largest` the largest blocks at that moment.
+    The samples of all phases stand one after another: `places` has the number of events of the
+    phase that are done (0 at its beginning), `categories` the bytes of the blocks that each
+    category holds then, `reserved` the bytes of all segments. `peak` is the number of the sample
+    that holds most, and `largest` the largest blocks at that moment.
     """
 
     steps: int
@@ -63,7 +70,10 @@ class Timeline:
     @property
     def fragmentation(self) -> tuple[int, ...]:
         """Bytes at each sample that the allocator has in hand and no tensor uses."""
-        return tuple(reserved - allocated for reserved, allocated in zip(self.reserved, self.allocated, strict=True))
+        return tuple(
+            reserved - allocated
+            for reserved, allocated in zip(self.reserved, self.allocated, strict=True)
+        )
 
     @property
     def peak_allocated(self) -> int:
@@ -74,4 +84,6 @@ class Timeline:
     def peak_stretch(self) -> Stretch:
         """The phase that the peak falls in."""
         ends = accumulate(stretch.samples for stretch in self.phases)
-        return next(stretch for stretch, end in zip(self.phases, ends, strict=True) if self.peak < end)
+        return next(
+            stretch for stretch, end in zip(self.phases, ends, strict=True) if self.peak < end
+        )

@@ -1,4 +1,6 @@
-"""A timeline as a file: JSON under gzip, its columns as differences. What is read is checked, part by part; nothing is unpickled."""
+"""A timeline as a file: JSON under gzip, its columns as differences. What is read is checked, part
+by part; nothing is unpickled.
+"""
 
 import gzip
 import io
@@ -21,7 +23,9 @@ MOST = {"samples": 200_000, "phases": 20_000, "blocks": 1_000, "categories": 100
 
 
 def pack(timeline: Timeline, name: str = "") -> bytes:
-    """The bytes of the file, the same for the same timeline; `name` is the scenario's, for files."""
+    """The bytes of the file, the same for the same timeline; `name` is the scenario's, for
+    files.
+    """
     data = {
         "schema": SCHEMA,
         "of": name,
@@ -37,7 +41,8 @@ def pack(timeline: Timeline, name: str = "") -> bytes:
 
 
 def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
-    """The timeline that `pack` wrote; ValueError says in one line what is wrong with bytes that are none.
+    """The timeline that `pack` wrote; ValueError says in one line what is wrong with bytes that are
+    none.
 
     One of another `name` is refused. Older files have no name, and are held to the record's `peak`
     of allocated bytes.
@@ -51,7 +56,9 @@ def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
             steps=_whole(data["steps"]),
             phases=tuple(map(_stretch, _list(data["phases"]))),
             places=_column(data["places"]),
-            categories={_text(name): _column(column) for name, column in data["categories"].items()},
+            categories={
+                _text(name): _column(column) for name, column in data["categories"].items()
+            },
             reserved=_column(data["reserved"]),
             peak=_whole(data["peak"]),
             largest=tuple(map(_block, _list(data["largest"]))),
@@ -61,7 +68,11 @@ def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
     _check(found)
     of = str(data.get("of") or "")
     if (name and of and of != name) or (not of and peak not in (None, found.peak_allocated)):
-        other = _shown(of) if of else f"a record whose peak is {found.peak_allocated} bytes and not {peak}"
+        other = (
+            _shown(of)
+            if of
+            else f"a record whose peak is {found.peak_allocated} bytes and not {peak}"
+        )
         raise ValueError(f"the timeline of {other}")
     return found
 
@@ -69,18 +80,33 @@ def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
 def _check(timeline: Timeline) -> None:
     """Raise ValueError unless the parts fit together."""
     samples = sum(stretch.samples for stretch in timeline.phases)
-    counts = {"phases": len(timeline.phases), "blocks": len(timeline.largest), "categories": len(timeline.categories)}
+    counts = {
+        "phases": len(timeline.phases),
+        "blocks": len(timeline.largest),
+        "categories": len(timeline.categories),
+    }
     for name, count in {"samples": samples, **counts}.items():
         if count > MOST[name]:
             raise ValueError(f"a timeline has at most {MOST[name]} {name}, got {count}")
-    for name, column in {"places": timeline.places, "reserved": timeline.reserved, **timeline.categories}.items():
+    for name, column in {
+        "places": timeline.places,
+        "reserved": timeline.reserved,
+        **timeline.categories,
+    }.items():
         if len(column) != samples:
-            raise ValueError(f"not a timeline: its phases have {samples} samples, its column {_shown(name)} has {len(column)}")
+            raise ValueError(
+                f"not a timeline: its phases have {samples} samples, its column {_shown(name)} has"
+                f" {len(column)}"
+            )
         if min(column, default=0) < 0:
             raise ValueError(f"not a timeline: its column {_shown(name)} falls below 0")
         if max(column, default=0) > schema.MOST_WHOLE:
-            raise ValueError(f"not a timeline: its column {_shown(name)} rises above {schema.MOST_WHOLE}")
-    if timeline.peak not in range(len(timeline.allocated)) or timeline.peak_allocated != max(timeline.allocated):
+            raise ValueError(
+                f"not a timeline: its column {_shown(name)} rises above {schema.MOST_WHOLE}"
+            )
+    if timeline.peak not in range(len(timeline.allocated)) or timeline.peak_allocated != max(
+        timeline.allocated
+    ):
         raise ValueError(f"not a timeline: sample {timeline.peak} is not where it holds most")
 
 
@@ -113,7 +139,9 @@ def _stretch(values: Any) -> Stretch:
 
 
 def _block(values: Any) -> HeldBlock:
-    checks: dict[str, Callable[[Any], Any]] = {field.name: _whole if field.type is int else _text for field in fields(HeldBlock)}
+    checks: dict[str, Callable[[Any], Any]] = {
+        field.name: _whole if field.type is int else _text for field in fields(HeldBlock)
+    }
     return HeldBlock(**{name: check(values[name]) for name, check in checks.items()})
 
 
@@ -127,7 +155,9 @@ def _whole(value: Any) -> int:
     if type(value) is not int:
         raise TypeError(f"a whole number belongs here, got {_shown(value)}")
     if not -schema.MOST_WHOLE <= value <= schema.MOST_WHOLE:
-        raise ValueError(f"a number is at most {schema.MOST_WHOLE}, got one of {value.bit_length()} bits")
+        raise ValueError(
+            f"a number is at most {schema.MOST_WHOLE}, got one of {value.bit_length()} bits"
+        )
     return value
 
 

@@ -19,7 +19,10 @@ OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard
 # What a folder of fits is known by.
 FITS = "fits.json"
 # The pages of optprof say so in their heads; those of its first versions have these titles.
-_OURS = re.compile(rb'<meta name="generator" content="optprof">|<title>What (an optimizer costs on |[^<]* fits on<)')
+_OURS = re.compile(
+    rb'<meta name="generator" content="optprof">|<title>What (an optimizer costs on |[^<]* fits'
+    rb" on<)"
+)
 _HEAD_BYTES = 2000
 
 # A page of 10,000 records has 80 MB, and no browser opens it.
@@ -34,15 +37,17 @@ def write_report(
     force: bool = False,
     anonymous: bool = False,
 ) -> Path:
-    """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records; returns the page's path.
+    """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records;
+    returns the page's path.
 
     Of more than MOST_ON_PAGE records the page and the pictures show the first, and say so.
-    `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name; `style` is "paper" or "slides".
-    What is `anonymous` leaves out machine and paths; the run's records stay as they are.
-    Each file takes its name when it is whole. ValueError for a run without records, another style, and a symbolic link where something
-    is to be written; FileNotFoundError for a folder that is no run, FileExistsError for a page there that is not optprof's unless
-    `force` is given, another OSError when it cannot be written. What cannot be read of the run is left out, named on the page, and a
-    DamageWarning.
+    `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name;
+    `style` is "paper" or "slides". What is `anonymous` leaves out machine and paths; the run's
+    records stay as they are. Each file takes its name when it is whole. ValueError for a run
+    without records, another style, and a symbolic link where something is to be written;
+    FileNotFoundError for a folder that is no run, FileExistsError for a page there that is not
+    optprof's unless `force` is given, another OSError when it cannot be written. What cannot be
+    read of the run is left out, named on the page, and a DamageWarning.
     """
     from profiler.store import RunStore
 
@@ -87,7 +92,8 @@ def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
 
 
 def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
-    """The summary of a run as a Markdown table; ValueError for a run without records, FileNotFoundError for a folder that is no run.
+    """The summary of a run as a Markdown table; ValueError for a run without records,
+    FileNotFoundError for a folder that is no run.
 
     A DamageWarning for what cannot be read of it.
     """
@@ -101,7 +107,9 @@ def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
     return run_markdown(records)
 
 
-def _standing(store: "RunStore", anonymous: bool, keep: "Callable[[Record], Record] | None" = None) -> "list[Record]":
+def _standing(
+    store: "RunStore", anonymous: bool, keep: "Callable[[Record], Record] | None" = None
+) -> "list[Record]":
     from profiler.privacy import disclosed
     from profiler.running.resume import standing
 
@@ -110,10 +118,11 @@ def _standing(store: "RunStore", anonymous: bool, keep: "Callable[[Record], Reco
 
 
 def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:
-    """Write one picture of a run that no report has into its `figures/`, as PNG and SVG; returns the paths.
+    """Write one picture of a run that no report has into its `figures/`, as PNG and SVG; returns
+    the paths.
 
-    The only one is "sgd-sai-4", the SGD-SaI paper's figure beside the run's records. ValueError for another name or style, and for a run
-    that has nothing to draw it from.
+    The only one is "sgd-sai-4", the SGD-SaI paper's figure beside the run's records. ValueError for
+    another name or style, and for a run that has nothing to draw it from.
     """
     from profiler.running.resume import standing
     from profiler.store import RunStore
@@ -129,7 +138,9 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     store.warn()
     drawing = draw_published(records, chosen)
     if drawing is None:
-        raise ValueError(f"the run has none of the states that {NAME} shows; this gives them: {COMMAND}")
+        raise ValueError(
+            f"the run has none of the states that {NAME} shows; this gives them: {COMMAND}"
+        )
     return write_drawing(drawing, folder / "figures")
 
 
@@ -140,11 +151,16 @@ def _require_our_page(page: Path, *, force: bool) -> None:
     with open_to_read(page) as file:
         is_ours = _OURS.search(file.read(_HEAD_BYTES))
     if not is_ours:
-        raise FileExistsError(f"{page} is not a page of optprof; move it away, or give --force (in Python force=True)")
+        raise FileExistsError(
+            f"{page} is not a page of optprof; move it away, or give --force (in Python force=True)"
+        )
 
 
-def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str], *, force: bool = False) -> Path:
-    """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's path.
+def write_fit_page(
+    fits: "Sequence[Fit]", folder: Path, command: Sequence[str], *, force: bool = False
+) -> Path:
+    """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's
+    path.
 
     ValueError for no answers, FileExistsError for a folder that holds other files, unless `force`
     is given.
@@ -157,5 +173,7 @@ def write_fit_page(fits: "Sequence[Fit]", folder: Path, command: Sequence[str], 
     page = folder / "report.html"
     _require_our_page(page, force=force)
     write_text(page, render_fit_page(fits, command), below=folder)
-    write_text(folder / FITS, json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", below=folder)
+    write_text(
+        folder / FITS, json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", below=folder
+    )
     return page

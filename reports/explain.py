@@ -1,4 +1,6 @@
-"""What each figure means: its unit, how it is obtained, and what it leaves out. docs/metrics.md is these words."""
+"""What each figure means: its unit, how it is obtained, and what it leaves out. docs/metrics.md is
+these words.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,14 +9,19 @@ from typing import Literal
 
 # What is not said again in every figure.
 _BYTES = "exact bytes; GiB are 2**30 of them"
-_STEPS = "Raw samples after a warm-up that is kept apart: a host clock on the CPU, events on the stream on CUDA"
+_STEPS = (
+    "Raw samples after a warm-up that is kept apart: a host clock on the CPU, events on the stream"
+    " on CUDA"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure: its title, what kind of number it is, and what a reader should know of it; `field` is where a record holds it.
+    """A figure: its title, what kind of number it is, and what a reader should know of it; `field`
+    is where a record holds it.
 
-    One without a kind has a `unit` of its own, and is not compared; `field` may name several, of which it is worked out.
+    One without a kind has a `unit` of its own, and is not compared; `field` may name several, of
+    which it is worked out.
     """
 
     title: str
@@ -31,51 +38,90 @@ METRICS: Mapping[str, Metric] = {
         title="state",
         kind="bytes",
         field="memory.optimizer_state",
-        meaning="Bytes of every tensor and NumPy array that the optimizer keeps when the last step ends: in its state, its groups or "
-        "its attributes, in an optimizer or a module inside of it, or hung on a parameter. Storage that two tensors share counts once.",
-        obtained="Counted on the tensors that the optimizer's own step made, on PyTorch's meta device when simulated, on the device itself "
-        "when measured. Exact to the byte, and the same on every machine.",
-        leaves_out="Parameters, gradients and views of them, the model, what the allocator rounds up (state-allocated), temporaries of "
-        "the step, and what is kept where the optimizer does not reach, as in a global table. A watched loop whose model is only a name "
-        "leaves out modules inside of the optimizer, too.",
+        meaning=(
+            "Bytes of every tensor and NumPy array that the optimizer keeps when the last step"
+            " ends: in its state, its groups or its attributes, in an optimizer or a module inside"
+            " of it, or hung on a parameter. Storage that two tensors share counts once."
+        ),
+        obtained=(
+            "Counted on the tensors that the optimizer's own step made, on PyTorch's meta device"
+            " when simulated, on the device itself when measured. Exact to the byte, and the same"
+            " on every machine."
+        ),
+        leaves_out=(
+            "Parameters, gradients and views of them, the model, what the allocator rounds up"
+            " (state-allocated), temporaries of the step, and what is kept where the optimizer does"
+            " not reach, as in a global table. A watched loop whose model is only a name leaves out"
+            " modules inside of the optimizer, too."
+        ),
     ),
     "state-allocated": Metric(
         title="state as allocated",
         kind="bytes",
         field="memory.optimizer_state_allocated",
-        meaning="Bytes of the allocator's blocks that hold the state when the last step ends: what torch.cuda.memory_allocated moves by.",
-        obtained="Simulated: the blocks that a model of CUDA's caching allocator hands out, multiples of 512 bytes. On CUDA: what the "
-        "allocator itself counts.",
-        leaves_out="Tensors on the host, such as Adam's step counts, and what the allocator holds beyond its blocks. A CPU tells none.",
+        meaning=(
+            "Bytes of the allocator's blocks that hold the state when the last step ends: what"
+            " torch.cuda.memory_allocated moves by."
+        ),
+        obtained=(
+            "Simulated: the blocks that a model of CUDA's caching allocator hands out, multiples of"
+            " 512 bytes. On CUDA: what the allocator itself counts."
+        ),
+        leaves_out=(
+            "Tensors on the host, such as Adam's step counts, and what the allocator holds beyond"
+            " its blocks. A CPU tells none."
+        ),
     ),
     "peak": Metric(
         title="peak allocated",
         kind="bytes",
         field="memory.peak_allocated",
-        meaning="The most bytes in the allocator's blocks at any moment of the training steps: parameters, gradients, state, activations "
-        "and temporaries together.",
-        obtained="Simulated: the training steps' allocations, traced without data and replayed through a model of CUDA's caching "
-        "allocator; for a model with convolutions or recurrent layers a range, from the least that cuDNN takes to the most "
-        "(memory.peak_allocated_upper), whose lower end is compared. On CUDA: max_memory_allocated.",
-        leaves_out="What is reserved and not in use (reserved), the CUDA context, and what libraries take past the allocator. A saving of "
-        "state shows in the peak only as far as the phase of the peak holds it. A CPU tells none, nor does the workload state.",
+        meaning=(
+            "The most bytes in the allocator's blocks at any moment of the training steps:"
+            " parameters, gradients, state, activations and temporaries together."
+        ),
+        obtained=(
+            "Simulated: the training steps' allocations, traced without data and replayed through a"
+            " model of CUDA's caching allocator; for a model with convolutions or recurrent layers"
+            " a range, from the least that cuDNN takes to the most (memory.peak_allocated_upper),"
+            " whose lower end is compared. On CUDA: max_memory_allocated."
+        ),
+        leaves_out=(
+            "What is reserved and not in use (reserved), the CUDA context, and what libraries take"
+            " past the allocator. A saving of state shows in the peak only as far as the phase of"
+            " the peak holds it. A CPU tells none, nor does the workload state."
+        ),
     ),
     "reserved": Metric(
         title="peak reserved",
         kind="bytes",
         field="memory.peak_reserved",
-        meaning="The most bytes that the allocator held from the driver: the peak and the fragmentation around it. It decides what fits.",
-        obtained="Simulated by the same replay, a range up to memory.peak_reserved_upper; on CUDA: max_memory_reserved.",
-        leaves_out="The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU tells none.",
+        meaning=(
+            "The most bytes that the allocator held from the driver: the peak and the fragmentation"
+            " around it. It decides what fits."
+        ),
+        obtained=(
+            "Simulated by the same replay, a range up to memory.peak_reserved_upper; on CUDA:"
+            " max_memory_reserved."
+        ),
+        leaves_out=(
+            "The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU"
+            " tells none."
+        ),
     ),
     "step": Metric(
         title="step",
         kind="seconds",
         field="times.step",
         meaning="Time of one call of the optimizer's step.",
-        obtained=f"{_STEPS}. Shown is the median. A step that was timed on a part of the model and scaled up says estimated.",
-        leaves_out="Forward and backward, clipping, zero_grad, and effects of a lower peak such as a larger batch. Samples of one process "
-        "say nothing about how processes differ.",
+        obtained=(
+            f"{_STEPS}. Shown is the median. A step that was timed on a part of the model and"
+            " scaled up says estimated."
+        ),
+        leaves_out=(
+            "Forward and backward, clipping, zero_grad, and effects of a lower peak such as a"
+            " larger batch. Samples of one process say nothing about how processes differ."
+        ),
     ),
     "forward": Metric(
         title="forward",
@@ -83,7 +129,10 @@ METRICS: Mapping[str, Metric] = {
         field="times.forward",
         meaning="Time of the forward pass and the loss, over all micro-batches of a step.",
         obtained=f"{_STEPS}. Shown is the median.",
-        leaves_out="Loading data. The optimizer does not take part in it: where it differs, the machine does.",
+        leaves_out=(
+            "Loading data. The optimizer does not take part in it: where it differs, the machine"
+            " does."
+        ),
     ),
     "backward": Metric(
         title="backward",
@@ -91,13 +140,19 @@ METRICS: Mapping[str, Metric] = {
         field="times.backward",
         meaning="Time of the backward pass, over all micro-batches of a step.",
         obtained=f"{_STEPS}. Shown is the median.",
-        leaves_out="Communication between devices. The optimizer does not take part in it: where it differs, the machine does.",
+        leaves_out=(
+            "Communication between devices. The optimizer does not take part in it: where it"
+            " differs, the machine does."
+        ),
     ),
     "iteration": Metric(
         title="iteration",
         kind="seconds",
         field="times.iteration",
-        meaning="Time of a whole training iteration: forward, backward, the optimizer's step and zero_grad.",
+        meaning=(
+            "Time of a whole training iteration: forward, backward, the optimizer's step and"
+            " zero_grad."
+        ),
         obtained=f"{_STEPS}. Shown is the median.",
         leaves_out="Loading data, logging, and communication between devices.",
     ),
@@ -106,68 +161,99 @@ METRICS: Mapping[str, Metric] = {
         kind="seconds",
         field="estimate.seconds",
         meaning="What the optimizer's step would take on the GPU that the scenario names.",
-        obtained="Worked out from the bytes that the step's kernels read and write, their launches and the host's waits. No clock has seen "
-        "it; the same code gives the same figure on every machine.",
+        obtained=(
+            "Worked out from the bytes that the step's kernels read and write, their launches and"
+            " the host's waits. No clock has seen it; the same code gives the same figure on every"
+            " machine."
+        ),
         leaves_out="Noise, clocks that fall when the card is hot, and other work on the card.",
     ),
 }
 
 
-_COURSE = "Recorded in a course of training, which --accumulate asks for: real training on the text that comes with optprof"
-# Everything that `optprof explain` knows; what comes after METRICS is shown by reports and not compared.
+_COURSE = (
+    "Recorded in a course of training, which --accumulate asks for: real training on the text that"
+    " comes with optprof"
+)
+# Everything that `optprof explain` knows; what comes after METRICS is shown by reports and not
+# compared.
 FIGURES: Mapping[str, Metric] = {
     **METRICS,
     "bytes-a-parameter": Metric(
         title="bytes a parameter",
         unit="bytes",
         field="memory.optimizer_state / parameter_count",
-        meaning="Bytes of state for each parameter of the model: 8 for AdamW in fp32, whatever the model's size.",
-        obtained="The state divided by all parameters of the model, those that are frozen among them.",
+        meaning=(
+            "Bytes of state for each parameter of the model: 8 for AdamW in fp32, whatever the"
+            " model's size."
+        ),
+        obtained=(
+            "The state divided by all parameters of the model, those that are frozen among them."
+        ),
         leaves_out="The parameters themselves and their gradients, 4 bytes each in fp32.",
     ),
     "driver": Metric(
         title="the driver's figure",
         unit=_BYTES,
         field="watched.gpu.process_bytes",
-        meaning="What the driver counts for the process, as nvidia-smi shows it: what is reserved, and the CUDA context.",
-        obtained="On CUDA: the most that NVML told while timed iterations ran. Elsewhere the reserved peak and 512 MiB "
-        "for the context, an estimate.",
+        meaning=(
+            "What the driver counts for the process, as nvidia-smi shows it: what is reserved, and"
+            " the CUDA context."
+        ),
+        obtained=(
+            "On CUDA: the most that NVML told while timed iterations ran. Elsewhere the reserved"
+            " peak and 512 MiB for the context, an estimate."
+        ),
         leaves_out="Other processes on the card, and whatever rose and fell between two readings.",
     ),
     "fragmentation": Metric(
         title="fragmentation",
         unit=_BYTES,
         field="memory.peak_reserved - memory.peak_allocated",
-        meaning="Bytes that the allocator holds from the driver beyond the most that is ever in use.",
+        meaning=(
+            "Bytes that the allocator holds from the driver beyond the most that is ever in use."
+        ),
         obtained="The reserved peak less the allocated one. Timelines tell it from event to event.",
-        leaves_out="What is lost inside of blocks, which are multiples of 512 bytes (state-allocated). The two peaks may lie at different "
-        "moments.",
+        leaves_out=(
+            "What is lost inside of blocks, which are multiples of 512 bytes (state-allocated). The"
+            " two peaks may lie at different moments."
+        ),
     ),
     "throughput": Metric(
         title="training",
         unit="tokens a second; sequences or images a second for models that read no tokens",
         field="watched.tokens / times.iteration",
         meaning="What training gets through in a second.",
-        obtained="The tokens of one iteration divided by the median time of an iteration. There where whole iterations of the model were "
-        "timed.",
+        obtained=(
+            "The tokens of one iteration divided by the median time of an iteration. There where"
+            " whole iterations of the model were timed."
+        ),
         leaves_out="Loading data, and what a lower peak would allow: a larger batch.",
     ),
     "resident": Metric(
         title="resident set",
         unit=_BYTES,
         field="watched.memory.PHASE.resident",
-        meaning="Bytes of the process that are in main memory, at the end of each phase and the most while it ran.",
+        meaning=(
+            "Bytes of the process that are in main memory, at the end of each phase and the most"
+            " while it ran."
+        ),
         obtained="On the CPU: read from the system by psutil while untimed iterations run.",
-        leaves_out="What the system has swapped out. Python, torch and freed memory that the C library keeps are in it, so it tells less "
-        "of an optimizer than its state does.",
+        leaves_out=(
+            "What the system has swapped out. Python, torch and freed memory that the C library"
+            " keeps are in it, so it tells less of an optimizer than its state does."
+        ),
     ),
     "largest-batch": Metric(
         title="largest batch",
         unit="sequences or images",
         field="memory.peak_reserved and memory.peak_allocated of records of several batch sizes",
         meaning="The largest batch whose training step a GPU has room for.",
-        obtained="From the batches that a run tried: settled where one fits and the next does not, else at least the largest that fits. "
-        "`optprof fit` searches for it on the GPU's own memory.",
+        obtained=(
+            "From the batches that a run tried: settled where one fits and the next does not, else"
+            " at least the largest that fits. `optprof fit` searches for it on the GPU's own"
+            " memory."
+        ),
         leaves_out="Batches that nobody tried.",
     ),
     "draws": Metric(
@@ -175,7 +261,10 @@ FIGURES: Mapping[str, Metric] = {
         unit="micro-batches",
         field="course.draws",
         meaning="The micro-batches whose mean gradient an optimizer's step was taken with.",
-        obtained=f"{_COURSE}. Every step's are kept, and the micro-batch after which it was taken (course.ended).",
+        obtained=(
+            f"{_COURSE}. Every step's are kept, and the micro-batch after which it was taken"
+            " (course.ended)."
+        ),
         leaves_out="Micro-batches that were dropped for not being finite (course.dropped).",
     ),
     "held-out-loss": Metric(
@@ -183,8 +272,14 @@ FIGURES: Mapping[str, Metric] = {
         unit="nats",
         field="course.held_out",
         meaning="The mean loss a byte on the last tenth of that text, which is never trained on.",
-        obtained=f"{_COURSE}. Taken some twenty times in a course, outside of its times. Shown is the mean over seeds, with the extremes.",
-        leaves_out="Other text, other lengths of training and other sizes of model: it ranks ways to step on this text alone.",
+        obtained=(
+            f"{_COURSE}. Taken some twenty times in a course, outside of its times. Shown is the"
+            " mean over seeds, with the extremes."
+        ),
+        leaves_out=(
+            "Other text, other lengths of training and other sizes of model: it ranks ways to step"
+            " on this text alone."
+        ),
     ),
 }
 
@@ -203,14 +298,19 @@ def explain(name: str) -> str:
 
 
 def find(name: str) -> Metric:
-    """The figure of that name, of those that can be compared; ValueError names those that are there."""
+    """The figure of that name, of those that can be compared; ValueError names those that are
+    there.
+    """
     return _named(name, METRICS)
 
 
 def _named(name: str, known: Mapping[str, Metric]) -> Metric:
     if name not in known:
         near = get_close_matches(name, known, 1)
-        raise ValueError(f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are {', '.join(known)}")
+        raise ValueError(
+            f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are"
+            f" {', '.join(known)}"
+        )
     return known[name]
 
 
@@ -219,7 +319,10 @@ def metrics_page() -> str:
     parts = [
         "# What the figures mean",
         "",
-        "`optprof explain METRIC` prints the same on the terminal; `optprof compare` and its gates go by",
+        (
+            "`optprof explain METRIC` prints the same on the terminal; `optprof compare` and its"
+            " gates go by"
+        ),
         f"the first {len(METRICS)} names.",
     ]
     for name, metric in FIGURES.items():

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from scenarios import Scenario
 
 
-def render_forecasts(forecasts: "Sequence[Forecast]", output: TextIO, *, width: int | None = None) -> None:
+def render_forecasts(
+    forecasts: "Sequence[Forecast]", output: TextIO, *, width: int | None = None
+) -> None:
     """Print a row for each scenario, and the sum of their times."""
     console = console_on(output, width=width)
     table = Table(box=None, pad_edge=False, header_style="dim")
@@ -33,24 +35,49 @@ def render_forecasts(forecasts: "Sequence[Forecast]", output: TextIO, *, width: 
             reserved = gib_text(each.peak_bytes, upper=each.peak_upper)
         values = (str(getattr(scenario, name)) for name in varied)
         texts = (scenario.model, shortened(_optimizer(each), 32), DEVICES[scenario.device], *values)
-        table.add_row(*map(Text, texts), reserved, "unknown" if each.seconds is None else f"{each.seconds:.1f}")
+        table.add_row(
+            *map(Text, texts),
+            reserved,
+            "unknown" if each.seconds is None else f"{each.seconds:.1f}",
+        )
     console.print(table)
     for each in forecasts:
         if each.record.outcome != "ok":
-            console.print(Text(f"{each.record.outcome}: {_optimizer(each)} on {each.scenario.model}: {each.record.error}", style="red"))
+            console.print(
+                Text(
+                    f"{each.record.outcome}: {_optimizer(each)} on {each.scenario.model}:"
+                    f" {each.record.error}",
+                    style="red",
+                )
+            )
     console.print()
     known = [each.seconds for each in forecasts if each.seconds is not None]
     courses = f", and courses: {len(forecasts) - len(known)}" if len(known) < len(forecasts) else ""
     console.print(Text(f"{len(forecasts)} scenarios, {sum(known):.0f} s{courses}", style="dim"))
-    console.print(Text("memory simulated for CUDA; times are those of these simulations and the harness's limits;", style="dim"))
-    console.print(Text("loading, watched iterations, traces and what is under way at a limit come on top", style="dim"))
+    console.print(
+        Text(
+            "memory simulated for CUDA; times are those of these simulations and the harness's"
+            " limits;",
+            style="dim",
+        )
+    )
+    console.print(
+        Text(
+            "loading, watched iterations, traces and what is under way at a limit come on top",
+            style="dim",
+        )
+    )
 
 
 def _varied(scenarios: "Sequence[Scenario]") -> list[str]:
     """The fields that tell the scenarios apart, beside those that have a column of their own."""
     names = [field.name for field in fields(scenarios[0])] if scenarios else []
     shown = ("model", "optimizer", "options", "device")
-    return [name for name in names if name not in shown and len({str(getattr(each, name)) for each in scenarios}) > 1]
+    return [
+        name
+        for name in names
+        if name not in shown and len({str(getattr(each, name)) for each in scenarios}) > 1
+    ]
 
 
 def _optimizer(forecast: "Forecast") -> str:

@@ -1,4 +1,6 @@
-"""Frame: records as a data frame of pandas, a row each, with what was asked and the main figures."""
+"""Frame: records as a data frame of pandas, a row each, with what was asked and the main
+figures.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -43,20 +45,39 @@ COLUMNS: dict[str, str] = {
 
 
 def frame(records: Sequence[Record]) -> "DataFrame":
-    """A row a record; bytes are exact (nullable) whole numbers, times are in seconds. ValueError where pandas is not installed."""
+    """A row a record; bytes are exact (nullable) whole numbers, times are in seconds. ValueError
+    where pandas is not installed.
+    """
     try:
         import pandas
     except ImportError as error:
-        raise ValueError("a frame needs the package pandas, which is not installed; pip install pandas") from error
+        raise ValueError(
+            "a frame needs the package pandas, which is not installed; pip install pandas"
+        ) from error
     rows = [_row(record) for record in records]
     columns: dict[str, Any] = {name: [row.get(name) for row in rows] for name in COLUMNS}
     # Through floats, as a missing number would lead, large counts are not exact.
-    return pandas.DataFrame({name: pandas.array(columns[name], dtype=kind) if kind else columns[name] for name, kind in COLUMNS.items()})
+    return pandas.DataFrame(
+        {
+            name: pandas.array(columns[name], dtype=kind) if kind else columns[name]
+            for name, kind in COLUMNS.items()
+        }
+    )
 
 
 def _row(record: Record) -> dict[str, Any]:
     scenario, memory = record.scenario, record.memory
-    asked = ("model", "optimizer", "options", "implementation", "device", "workload", "batch_size", "sequence_length", "gpu")
+    asked = (
+        "model",
+        "optimizer",
+        "options",
+        "implementation",
+        "device",
+        "workload",
+        "batch_size",
+        "sequence_length",
+        "gpu",
+    )
     row: dict[str, Any] = {name: getattr(scenario, name) for name in asked}
     row |= {
         "dtype": dtype_name(scenario, memory),
@@ -86,11 +107,17 @@ def _step(record: Record) -> dict[str, float]:
     if not samples:
         return {}
     spread = Spread.of(samples)
-    interval = {"step_seconds_low": spread.interval.lower, "step_seconds_high": spread.interval.upper} if spread.interval else {}
+    interval = (
+        {"step_seconds_low": spread.interval.lower, "step_seconds_high": spread.interval.upper}
+        if spread.interval
+        else {}
+    )
     return {"step_seconds": spread.median, **interval}
 
 
 def _peak_resident(record: Record) -> int | None:
     """The most that the process held, where it was measured on a CPU."""
     levels = record.watched.memory.values() if record.watched else ()
-    return max((counters["resident"].peak for counters in levels if "resident" in counters), default=None)
+    return max(
+        (counters["resident"].peak for counters in levels if "resident" in counters), default=None
+    )

@@ -13,7 +13,9 @@ from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
 
 
 def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
-    """A template of this package filled in, every text escaped, with what the style of all pages asks for."""
+    """A template of this package filled in, every text escaped, with what the style of all pages
+    asks for.
+    """
     environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=True,
@@ -23,13 +25,25 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
         finalize=_plain,
     )
     environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format}
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False, "separators": (",", ":")}
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": False,
+        "allow_nan": False,
+        "separators": (",", ":"),
+    }
     return environment.get_template(template).render(
         **values,
         marks=marks,
         colour_names={label: f"mark-{number}" for number, label in enumerate(marks)},
         on_block=ON_BLOCK,
-        colours={"paper": PAPER, "ink": INK, "muted": MUTED, "line": LINE, "track": TRACK, "saves": SAVES, "costs": COSTS},
+        colours={
+            "paper": PAPER,
+            "ink": INK,
+            "muted": MUTED,
+            "line": LINE,
+            "track": TRACK,
+            "saves": SAVES,
+            "costs": COSTS,
+        },
     )
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable
 
 
 def icon_path(shape: str) -> str:
-    """The outline of one of matplotlib's shapes, as an SVG path around (0, 0) with about five units to each side."""
+    """The outline of one of matplotlib's shapes, as an SVG path around (0, 0) with about five units
+    to each side.
+    """
     if shape == "o":
         return "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z"
     return _closed(OUTLINES.get(shape, OUTLINES["s"])())

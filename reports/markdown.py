@@ -21,7 +21,8 @@ _LINKED = re.compile(
     r"|\b[0-9a-f]{20}(?=[0-9a-f]{20}\b)|:(?=(?:[a-z_+-][\w+-]*|100|1234|8ball):)",
     re.IGNORECASE,
 )
-# At the beginning of a paragraph: the number of a list, or what follows is a list, an underline or a rule.
+# At the beginning of a paragraph: the number of a list, or what follows is a list, an underline or
+# a rule.
 _BLOCK = re.compile(r"^(?:\d{1,9}(?=[.)](?:\s|$))|(?=[-+](?:\s|$)|=+$|-{2,}$))")
 
 # What the summary does not show of a record's memory.
@@ -47,10 +48,15 @@ def lean(record: Record) -> Record:
 
 
 def run_markdown(records: Sequence[Record]) -> str:
-    """The summary of a run: a row an optimizer, then its accumulations and what has no result; ValueError for a run without records."""
+    """The summary of a run: a row an optimizer, then its accumulations and what has no result;
+    ValueError for a run without records.
+    """
     findings = Findings.of(records)
     failed = failure_table(findings)
-    parts = [markdown_table(summary_table(findings)) if findings.entries else "", *map(escaped, sources(findings))]
+    parts = [
+        markdown_table(summary_table(findings)) if findings.entries else "",
+        *map(escaped, sources(findings)),
+    ]
     for name, part in accumulation_tables(findings.records).items():
         parts += [escaped(f"When to step: {name}"), markdown_table(part.summary)]
     parts += ["Without a result:", markdown_table(failed)] if failed.rows else []
@@ -60,7 +66,10 @@ def run_markdown(records: Sequence[Record]) -> str:
 def markdown_table(table: Table) -> str:
     """The table, numbers to the right."""
     numbers = [bool(table.rows) and table.rows[0][place].number for place in range(len(table.head))]
-    lines = [[escaped(name) for name in table.head], ["---:" if number else "---" for number in numbers]]
+    lines = [
+        [escaped(name) for name in table.head],
+        ["---:" if number else "---" for number in numbers],
+    ]
     lines += [[escaped(cell.text) for cell in row] for row in table.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

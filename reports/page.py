@@ -15,7 +15,13 @@ from .arithmetic.agreement import agreements
 from .arithmetic.agreement import summary as agreement_summary
 from .arithmetic.findings import Findings
 from .arithmetic.provenance import ORIGINS, commands, provenance
-from .arithmetic.reproduction import COMMAND, COMMAND_GIVES, not_reproduced, reproduced_times, reproduction
+from .arithmetic.reproduction import (
+    COMMAND,
+    COMMAND_GIVES,
+    not_reproduced,
+    reproduced_times,
+    reproduction,
+)
 from .charts import Chart, charts
 from .charts.accumulation import accumulation_chart
 from .figures.drawing import Drawing
@@ -35,12 +41,16 @@ from .units import DECIMAL, Sized
 from .words import listed
 
 SM3_NOTE = (
-    "SM3 saves this much only without momentum, when it keeps one number for each row and each column of a weight. With momentum 0.9 "
-    "it also keeps a buffer as large as the parameters, 4 more bytes a parameter in fp32 and 2 in bf16, and most of the saving is gone."
+    "SM3 saves this much only without momentum, when it keeps one number for each row and each"
+    " column of a weight. With momentum 0.9 it also keeps a buffer as large as the parameters, 4"
+    " more bytes a parameter in fp32 and 2 in bf16, and most of the saving is gone."
 )
 
 # The charts that stand before and after the heat map.
-CHART_PLACES = (("savings",), ("state-by-size", "peak", "timeline", "step-time", "step-by-size", "iteration", "pareto"))
+CHART_PLACES = (
+    ("savings",),
+    ("state-by-size", "peak", "timeline", "step-time", "step-by-size", "iteration", "pareto"),
+)
 
 
 def render_page(
@@ -86,7 +96,11 @@ def render_page(
         agreement=_agreement(records),
         graphs=graphs,
         plotly=packed_plotly() if graphs else "",
-        tables={"memory": memory_table(findings), "steps": step_table(findings), "estimates": estimate_table(findings)},
+        tables={
+            "memory": memory_table(findings),
+            "steps": step_table(findings),
+            "estimates": estimate_table(findings),
+        },
         data=data_rows(findings),
         keys=key_table(findings),
         blocks=block_tables(findings),
@@ -101,14 +115,26 @@ def render_page(
 def _left_out(shown: int, total: int | None) -> list[str]:
     if total is None or total <= shown:
         return []
-    return [f"this page shows the first {shown:,} of {total:,} records; records.csv and records.json have all"]
+    return [
+        (
+            f"this page shows the first {shown:,} of {total:,} records; records.csv and"
+            " records.json have all"
+        )
+    ]
 
 
 def _accumulations(findings: Findings) -> dict[str, tuple[AccumulationPart, Chart]]:
-    """The tables and graphs of each model and optimizer that trained under accumulations, by its name."""
+    """The tables and graphs of each model and optimizer that trained under accumulations, by its
+    name.
+    """
     parts = accumulation_tables(findings.records)
     return {
-        name: (part, accumulation_chart(findings, f"accumulation-{number}", name if len(parts) > 1 else "", part))
+        name: (
+            part,
+            accumulation_chart(
+                findings, f"accumulation-{number}", name if len(parts) > 1 else "", part
+            ),
+        )
         for number, (name, part) in enumerate(parts.items(), 1)
     }
 
@@ -124,11 +150,15 @@ def _provenance(records: Sequence[Record]) -> list[tuple[str, Sized]]:
 
 
 def _notes(findings: Findings) -> dict[str, str]:
-    """What a reader must know beside the numbers, by the part of the page it belongs to; empty where there is nothing to say."""
+    """What a reader must know beside the numbers, by the part of the page it belongs to; empty
+    where there is nothing to say.
+    """
     return {
         "baseline": missing_text(findings),
         "unlike": unlike_text(findings.savings),
-        "sm3": SM3_NOTE if any(entry.scenario.optimizer == "sm3" for entry in findings.entries) else "",
+        "sm3": (
+            SM3_NOTE if any(entry.scenario.optimizer == "sm3" for entry in findings.entries) else ""
+        ),
     }
 
 
@@ -138,7 +168,9 @@ def _reproduction(records: Sequence[Record]) -> dict[str, Any]:
     return {
         "table": reproduction_table(rows),
         "times": time_table(reproduced_times(records)),
-        "missing": "; ".join(f"{name} for {', '.join(missing[name])}" for name in COMMAND_GIVES if name in missing),
+        "missing": "; ".join(
+            f"{name} for {', '.join(missing[name])}" for name in COMMAND_GIVES if name in missing
+        ),
         "others": ", ".join(name for name in missing if name not in COMMAND_GIVES),
         "command": COMMAND,
     }
@@ -146,9 +178,13 @@ def _reproduction(records: Sequence[Record]) -> dict[str, Any]:
 
 @cache
 def packed_plotly() -> str:
-    """plotly's script, from its package: gzip in base64, which browsers unpack, and a page is 3 MB smaller."""
+    """plotly's script, from its package: gzip in base64, which browsers unpack, and a page is 3 MB
+    smaller.
+    """
     package = find_spec("plotly")
     if package is None or package.origin is None:
-        raise ModuleNotFoundError("the page's graphs need the package plotly; pip install plotly", name="plotly")
+        raise ModuleNotFoundError(
+            "the page's graphs need the package plotly; pip install plotly", name="plotly"
+        )
     script = Path(package.origin).parent / "package_data" / "plotly.min.js"
     return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()

@@ -32,8 +32,17 @@ def saving_text(row: Saving, units: Units = BINARY) -> str:
     if row.is_baseline:
         return "the baseline"
     size = f"{gib_text(abs(row.saved_bytes), units)} {units.giga}"
-    amount = f"saves {size}" if row.saved_bytes > 0 else f"keeps {size} more" if row.saved_bytes else "saves nothing"
-    return f"{amount} · {factor_text(row.factor)} · {percent_text(row.saved_bytes, row.baseline_bytes)}"
+    amount = (
+        f"saves {size}"
+        if row.saved_bytes > 0
+        else f"keeps {size} more"
+        if row.saved_bytes
+        else "saves nothing"
+    )
+    return (
+        f"{amount} · {factor_text(row.factor)} ·"
+        f" {percent_text(row.saved_bytes, row.baseline_bytes)}"
+    )
 
 
 def missing_text(findings: Findings) -> str:
@@ -46,26 +55,42 @@ def missing_text(findings: Findings) -> str:
 
 
 def _missing(records: Sequence[Record]) -> str:
-    """Why records of one setting have no baseline; a pair of braces stands for the setting's name."""
+    """Why records of one setting have no baseline; a pair of braces stands for the setting's
+    name.
+    """
     tried = [record for record in records if record.scenario.optimizer == BASELINE]
     # A failure says more than a success without bytes.
     if record := next(iter([*failures(tried), *tried]), None):
-        return f"{BASELINE} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare with."
+        return (
+            f"{BASELINE} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare"
+            " with."
+        )
     advice = (
-        f"watch the loop with {BASELINE}, too" if any(record.is_of_own_loop for record in records) else f"add {BASELINE} to --optimizers"
+        f"watch the loop with {BASELINE}, too"
+        if any(record.is_of_own_loop for record in records)
+        else f"add {BASELINE} to --optimizers"
     )
     return f"No {BASELINE} to compare with on {{}}: {advice}."
 
 
 def unlike_text(rows: Sequence[Saving]) -> str:
-    """Which optimizers are set against a baseline that runs its step another way; empty for none."""
+    """Which optimizers are set against a baseline that runs its step another way; empty for
+    none.
+    """
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if not row.is_alike:
             ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
             found.setdefault(ways, []).append(row.entry.label)
-    told = [f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}" for (own, other), names in found.items()]
-    return f"The bytes of {'; '.join(told)}: the run has no result of {BASELINE} run the same way." if told else ""
+    told = [
+        f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}"
+        for (own, other), names in found.items()
+    ]
+    return (
+        f"The bytes of {'; '.join(told)}: the run has no result of {BASELINE} run the same way."
+        if told
+        else ""
+    )
 
 
 def against_text(row: Saving) -> str:
@@ -76,18 +101,29 @@ def against_text(row: Saving) -> str:
         return "keeps nothing"
     if row.saved_bytes == 0:
         return "the same"
-    return f"{factor_text(row.factor)} smaller" if row.saved_bytes > 0 else f"{factor_text(1 / row.factor)} as large"
+    return (
+        f"{factor_text(row.factor)} smaller"
+        if row.saved_bytes > 0
+        else f"{factor_text(1 / row.factor)} as large"
+    )
 
 
 def pace_text(row: Pace) -> str:
-    """The time of the step against the baseline's, and the 95 % interval of that: 0.50 times (0.48 to 0.53 times)."""
+    """The time of the step against the baseline's, and the 95 % interval of that: 0.50 times (0.48
+    to 0.53 times).
+    """
     if row.ratio.low is None or row.ratio.high is None:
         return factor_text(row.ratio.value)
-    return f"{factor_text(row.ratio.value)} ({factor_text(row.ratio.low)} {DASH} {factor_text(row.ratio.high)})"
+    return (
+        f"{factor_text(row.ratio.value)} ({factor_text(row.ratio.low)} {DASH}"
+        f" {factor_text(row.ratio.high)})"
+    )
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:
-    """The peak and its phase: 29.012 GiB in step · 29.338 reserved; and what the parts are off by where they come from elsewhere."""
+    """The peak and its phase: 29.012 GiB in step · 29.338 reserved; and what the parts are off by
+    where they come from elsewhere.
+    """
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
     reserved = ""
     if row.reserved is not None:
@@ -95,12 +131,21 @@ def peak_text(row: Peak, units: Units = BINARY) -> str:
     whole = f"{gib_text(row.allocated, units, row.allocated_upper)} {units.giga}{phase}{reserved}"
     if row.parts_origin == row.entry.origin:
         return whole
-    off = f", {bytes_text(abs(row.residual), units)} {'less' if row.residual > 0 else 'more'}" if row.residual else ""
-    return f"{row.entry.origin} {whole} · parts {row.parts_origin}: {gib_text(row.split, units)} in all{off}"
+    off = (
+        f", {bytes_text(abs(row.residual), units)} {'less' if row.residual > 0 else 'more'}"
+        if row.residual
+        else ""
+    )
+    return (
+        f"{row.entry.origin} {whole} · parts {row.parts_origin}: {gib_text(row.split, units)} in"
+        f" all{off}"
+    )
 
 
 def course_text(course: Course, units: Units = BINARY) -> str:
-    """The peak of a course: 29.656 GiB in step · 31.375 reserved; and whether the device ran out of memory."""
+    """The peak of a course: 29.656 GiB in step · 31.375 reserved; and whether the device ran out of
+    memory.
+    """
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
     end = "out of memory: " if course.record.outcome == "out-of-memory" else ""
@@ -115,10 +160,14 @@ def fragmentation_text(course: Course, units: Units = BINARY) -> str:
     """A sentence on the peak of a course: what the allocator has in hand beyond it."""
     timeline = course.timeline
     stretch, spare = timeline.peak_stretch, timeline.fragmentation[timeline.peak]
-    share, peak = percent_text(spare, timeline.reserved[timeline.peak]), f"{gib_text(timeline.peak_allocated, units)} {units.giga}"
+    share, peak = (
+        percent_text(spare, timeline.reserved[timeline.peak]),
+        f"{gib_text(timeline.peak_allocated, units)} {units.giga}",
+    )
     return (
-        f"{course.label} holds most: {peak} in {phase_name(stretch.phase)} of training step "
-        f"{stretch.step}, where {bytes_text(spare, units)} ({share}) of what is reserved is not in use."
+        f"{course.label} holds most: {peak} in {phase_name(stretch.phase)} of training step"
+        f" {stretch.step}, where {bytes_text(spare, units)} ({share}) of what is reserved is not in"
+        " use."
     )
 
 
@@ -135,7 +184,9 @@ def spread_text(spread: Spread) -> str:
 
 
 def step_text(timing: Timing) -> str:
-    """The step's time: 462 ms (455 to 471 ms), and where it comes from unless it was measured whole."""
+    """The step's time: 462 ms (455 to 471 ms), and where it comes from unless it was measured
+    whole.
+    """
     note = "" if timing.record.origin == "measured" else f" · {origin_text(timing.record)}"
     return spread_text(timing.step) + note
 
@@ -143,19 +194,28 @@ def step_text(timing: Timing) -> str:
 def share_text(timing: Timing) -> str:
     """The step's share of an iteration: step 23.1 % of 1.95 s."""
     whole = timing.iteration
-    return f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
+    return (
+        f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
+    )
 
 
 def interval_text(spread: Spread) -> str:
-    """The 95 % confidence interval of the median: 455 to 471 ms, and how far it reaches; empty without one."""
+    """The 95 % confidence interval of the median: 455 to 471 ms, and how far it reaches; empty
+    without one.
+    """
     found = spread.interval
     if found is None:
         return ""
-    return f"{range_text(found.lower, found.upper)} ({around_text(found.lower, spread.median, found.upper)})"
+    return (
+        f"{range_text(found.lower, found.upper)}"
+        f" ({around_text(found.lower, spread.median, found.upper)})"
+    )
 
 
 def throughput_text(record: Record) -> str:
-    """What training gets through: 231 tokens/s, or images or sequences; empty where no whole iteration was timed."""
+    """What training gets through: 231 tokens/s, or images or sequences; empty where no whole
+    iteration was timed.
+    """
     tokens, samples = tokens_per_second(record), samples_per_second(record)
     if tokens is not None:
         return rate_text(tokens, "tokens")

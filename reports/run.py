@@ -29,10 +29,12 @@ PATIENCE = 10.0
 
 @dataclass(kw_only=True)
 class Run:
-    """The records of a run, the latest of each scenario, and the folder that holds them where there is one.
+    """The records of a run, the latest of each scenario, and the folder that holds them where there
+    is one.
 
-    A run that nobody gave a folder to keeps what lies beside its records, such as timelines, in a temporary one that goes when it does.
-    One that is `anonymous` leaves machine and paths out of what is added.
+    A run that nobody gave a folder to keeps what lies beside its records, such as timelines, in a
+    temporary one that goes when it does. One that is `anonymous` leaves machine and paths out of
+    what is added.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -49,7 +51,9 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path | str) -> "Run":
-        """The run in a folder; FileNotFoundError for a folder that is no run, a DamageWarning for a line that is no record."""
+        """The run in a folder; FileNotFoundError for a folder that is no run, a DamageWarning for a
+        line that is no record.
+        """
         store = RunStore(Path(folder))
         records = standing(store.read())
         store.warn()
@@ -57,7 +61,8 @@ class Run:
 
     @classmethod
     def going_on(cls, folder: Path, *, force: bool = False) -> "Run":
-        """The run in a folder, or a new one there, to which records are added; OSError when it cannot be written.
+        """The run in a folder, or a new one there, to which records are added; OSError when it
+        cannot be written.
 
         FileExistsError for a folder that holds other files and no run, unless `force` is given. A
         DamageWarning for a line that is no record, and for a torn one, which is set aside.
@@ -92,7 +97,8 @@ class Run:
                 store.close()
 
     def frame(self) -> "DataFrame":
-        """A row a record: what was asked and its main figures; bytes are exact (nullable) whole numbers, times are in seconds.
+        """A row a record: what was asked and its main figures; bytes are exact (nullable) whole
+        numbers, times are in seconds.
 
         ValueError where pandas is not installed.
         """
@@ -101,10 +107,11 @@ class Run:
         return frame(self.records)
 
     def report(self, path: Path | str, *, force: bool = False) -> Path:
-        """Write the records and all of their report into a folder, over an earlier report there; returns the page's path.
+        """Write the records and all of their report into a folder, over an earlier report there;
+        returns the page's path.
 
-        ValueError for a run without records; FileExistsError for a folder that holds other records, and unless `force` is given for
-        one that holds other files.
+        ValueError for a run without records; FileExistsError for a folder that holds other records,
+        and unless `force` is given for one that holds other files.
         """
         from . import write_report
 
@@ -142,15 +149,26 @@ class Run:
         if not self.records:
             return "<p>The run holds no records yet.</p>"
         findings = Findings.of(self.records)
-        tables = [table for table in (summary_table(findings), failure_table(findings)) if table.rows]
-        return "".join([*map(_html_table, tables), *(f"<p>{escape(plain(source))}</p>" for source in sources(findings))])
+        tables = [
+            table for table in (summary_table(findings), failure_table(findings)) if table.rows
+        ]
+        return "".join(
+            [
+                *map(_html_table, tables),
+                *(f"<p>{escape(plain(source))}</p>" for source in sources(findings)),
+            ]
+        )
 
 
 def _html_table(table: "Table") -> str:
     head = "".join(f'<th scope="col">{escape(plain(name))}</th>' for name in table.head)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_html_row, table.rows))}</tbody></table>"
+    body = "".join(map(_html_row, table.rows))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _html_row(row: "Iterable[Cell]") -> str:
-    cells = ((f' title="{escape(cell.exact)}"' if cell.exact else "", escape(plain(cell.text))) for cell in row)
+    cells = (
+        (f' title="{escape(cell.exact)}"' if cell.exact else "", escape(plain(cell.text)))
+        for cell in row
+    )
     return f"<tr>{''.join(f'<td{title}>{text}</td>' for title, text in cells)}</tr>"

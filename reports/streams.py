@@ -57,7 +57,9 @@ class _PlainText(io.TextIOWrapper):
 
 
 class _ConsoleText:
-    """The same stream as a console writes to it, whose text is plain before its colours are added."""
+    """The same stream as a console writes to it, whose text is plain before its colours are
+    added.
+    """
 
     def __init__(self, stream: _PlainText) -> None:
         self._stream = stream
@@ -70,13 +72,17 @@ class _ConsoleText:
 
 
 def console_on(output: TextIO, *, width: int | None = None) -> "Console":
-    """Return what draws tables and bars on a stream: text in them is plain, on one line, and no markup."""
+    """Return what draws tables and bars on a stream: text in them is plain, on one line, and no
+    markup.
+    """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
     from rich.text import Text
 
     class PlainConsole(Console):
-        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
             if isinstance(renderable, str):
                 renderable = _line(renderable)
             elif isinstance(renderable, Text):
@@ -93,17 +99,19 @@ def _line(text: str) -> str:
 
 
 def guard_streams() -> None:
-    """Let stdout and stderr write plainly, and outlive readers such as that of `optprof list gpus | head -1`.
+    """Let stdout and stderr write plainly, and outlive readers such as that of `optprof list gpus |
+    head -1`.
 
-    What goes to a stream that the shell has closed, as `>&-` does, is lost. Its descriptor is taken, or
-    it would become that of the next file that is opened.
+    What goes to a stream that the shell has closed, as `>&-` does, is lost. Its descriptor is
+    taken, or it would become that of the next file that is opened.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             _open_on_nothing(number)
             setattr(sys, name, _text(number, "utf-8"))
         stream = getattr(sys, name)
-        # Without a descriptor there is nothing to write to, and what stands in for it is somebody else's.
+        # Without a descriptor there is nothing to write to, and what stands in for it is somebody
+        # else's.
         if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
             by_line = stream.line_buffering or stream.write_through
             setattr(sys, name, _text(stream.fileno(), stream.encoding, line_buffering=by_line))
@@ -127,7 +135,9 @@ def _text(descriptor: int, encoding: str, *, line_buffering: bool = False) -> _P
 
 @contextmanager
 def results_on_stdout() -> Iterator[TextIO]:
-    """The process's stdout for results alone: what anybody else prints, Python or not, goes to stderr."""
+    """The process's stdout for results alone: what anybody else prints, Python or not, goes to
+    stderr.
+    """
     sys.stdout.flush()
     descriptor = os.dup(1)
     os.dup2(2, 1)
@@ -141,17 +151,23 @@ def results_on_stdout() -> Iterator[TextIO]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[int, "Scenario"], None]]:
-    """A function that is told the place of each scenario before it runs: it moves a bar on a terminal, and prints a line elsewhere."""
+    """A function that is told the place of each scenario before it runs: it moves a bar on a
+    terminal, and prints a line elsewhere.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     description = TextColumn("{task.description}", markup=False)
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), description)
     terminal = console_on(sys.stderr)
-    with Progress(*columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
+    with Progress(
+        *columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False
+    ) as bar:
         task = bar.add_task("", total=total)
 
         def started(place: int, scenario: "Scenario") -> None:
-            title = f"{scenario.model} {scenario.optimizer} {scenario.workload} on {scenario.device}"
+            title = (
+                f"{scenario.model} {scenario.optimizer} {scenario.workload} on {scenario.device}"
+            )
             title = " ".join(title.split())
             bar.update(task, completed=place, description=title)
             if not terminal.is_terminal:

@@ -1,7 +1,8 @@
 """Style: the colours and marks of pictures and pages; an optimizer wears the same in all of them.
 
-Colours follow Okabe and Ito (colour-blind safe), darkened on white and lightened on black until they stand out; shapes say the same again.
-Filled marks are measured, hollow ones simulated or estimated.
+Colours follow Okabe and Ito (colour-blind safe), darkened on white and lightened on black until
+they stand out; shapes say the same again. Filled marks are measured, hollow ones simulated or
+estimated.
 """
 
 import zlib
@@ -26,7 +27,9 @@ class Colour:
 
 @dataclass(frozen=True)
 class Mark:
-    """What an optimizer wears: a colour, matplotlib's name of a shape, and the shape as text, filled and hollow."""
+    """What an optimizer wears: a colour, matplotlib's name of a shape, and the shape as text,
+    filled and hollow.
+    """
 
     colour: Colour
     shape: str
@@ -69,7 +72,8 @@ SPARE = (
     Mark(Colour("#a61e4d", "#f783ac"), "D", "◆", "◇"),
 )
 
-# Quiet greys for what every optimizer pays, one strong colour for what this report is about; all carry dark type, on any paper.
+# Quiet greys for what every optimizer pays, one strong colour for what this report is about; all
+# carry dark type, on any paper.
 ON_BLOCK = "#14171c"
 CATEGORY_COLOURS = {
     "parameter": "#98a3af",
@@ -86,11 +90,14 @@ OTHER_BLOCK = "#e69f00"
 
 
 def marks(labels: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each label: the optimizer's own where it has one, else a spare one that its name decides, the same in every run."""
+    """A mark for each label: the optimizer's own where it has one, else a spare one that its name
+    decides, the same in every run.
+    """
     chosen: dict[str, Mark] = {}
     found = {label: MARKS.get(label.split(" (")[0].split(",")[0]) for label in labels}
     taken: set[Mark] = set()
-    # The shortest label of a name is its plain form, and the first to claim the name's own mark; nobody else takes one that is owned.
+    # The shortest label of a name is its plain form, and the first to claim the name's own mark;
+    # nobody else takes one that is owned.
     for label in sorted(found, key=lambda label: (found[label] is None, len(label), label)):
         own = found[label]
         start = zlib.crc32(label.encode())
@@ -101,7 +108,9 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
 
 
 def _free(wanted: Sequence[Mark], taken: Collection[Mark]) -> Mark:
-    """The first mark whose shape and colour are both free, else one that is not taken as a whole, else the first."""
+    """The first mark whose shape and colour are both free, else one that is not taken as a whole,
+    else the first.
+    """
     shapes, colours = {mark.shape for mark in taken}, {mark.colour for mark in taken}
     unlike = [mark for mark in wanted if mark.shape not in shapes and mark.colour not in colours]
     return next(iter([*unlike, *(mark for mark in wanted if mark not in taken), *wanted]))

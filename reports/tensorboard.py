@@ -1,4 +1,6 @@
-"""TensorBoard: a run as event files, from its records alone: times as scalars, scenarios as HParams, pictures as images."""
+"""TensorBoard: a run as event files, from its records alone: times as scalars, scenarios as
+HParams, pictures as images.
+"""
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,15 +43,19 @@ _ASKED = (
 
 
 def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], folder: Path) -> Path:
-    """Write a folder that `tensorboard --logdir` opens: one run a scenario under `folder`, and the pictures under `folder/report`.
+    """Write a folder that `tensorboard --logdir` opens: one run a scenario under `folder`, and the
+    pictures under `folder/report`.
 
-    Earlier event files of those runs are replaced. ValueError when the package tensorboard is not installed and for a symbolic link in
-    the folder's parent, the run; OSError when the folder cannot be written.
+    Earlier event files of those runs are replaced. ValueError when the package tensorboard is not
+    installed and for a symbolic link in the folder's parent, the run; OSError when the folder
+    cannot be written.
     """
     try:
         from tensorboard.plugins.hparams import summary_v2 as hparams
     except ImportError as error:
-        raise ValueError('the package tensorboard is not installed; pip install "optprof[tensorboard]"') from error
+        raise ValueError(
+            'the package tensorboard is not installed; pip install "optprof[tensorboard]"'
+        ) from error
     # The last record of a scenario is the one that stands.
     standing = {file_name(record.scenario): record for record in records if record.outcome == "ok"}
     for name, record in standing.items():
@@ -62,12 +68,15 @@ def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], fo
         [hparams.Metric(name, description=text) for name, text in METRICS.items()],
         time_created_secs=last,
     )
-    _write(folder / "report", [(experiment, 0), *((_image(drawing), 0) for drawing in drawings)], last)
+    _write(
+        folder / "report", [(experiment, 0), *((_image(drawing), 0) for drawing in drawings)], last
+    )
     return folder
 
 
 def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> None:
-    """Write an event file with these summaries, each with its step, in place of those that are there.
+    """Write an event file with these summaries, each with its step, in place of those that are
+    there.
 
     TensorBoard's own writer would follow links, and puts this machine's name into the file's.
     """
@@ -89,7 +98,9 @@ def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> N
 def _hparams(record: Record) -> dict[str, str | float | bool]:
     """What was asked; an option that is no number and no truth is a text."""
     scenario = record.scenario
-    asked = {name: getattr(scenario, name) for name in _ASKED} | {f"options.{name}": value for name, value in scenario.options.items()}
+    asked = {name: getattr(scenario, name) for name in _ASKED} | {
+        f"options.{name}": value for name, value in scenario.options.items()
+    }
     asked["dtype"] = dtype_name(scenario, record.memory)
     found = {
         plain(name): value if isinstance(value, bool | int | float) else plain(str(value))
@@ -121,7 +132,9 @@ def metrics(record: Record) -> dict[str, float]:
         tokens_per_second(record),
         samples_per_second(record),
     )
-    return {name: float(value) for name, value in zip(METRICS, values, strict=True) if value is not None}
+    return {
+        name: float(value) for name, value in zip(METRICS, values, strict=True) if value is not None
+    }
 
 
 def _scalar(tag: str, value: float) -> Any:
@@ -133,12 +146,16 @@ def _image(drawing: Drawing) -> Any:
     # A PNG says its size in the first sixteen bytes of its first chunk, behind the signature.
     width, height = struct.unpack(">II", drawing.png[16:24])
     summary = _message("summary_pb2", "Summary")
-    image = summary.Image(encoded_image_string=drawing.png, width=width, height=height, colorspace=4)
+    image = summary.Image(
+        encoded_image_string=drawing.png, width=width, height=height, colorspace=4
+    )
     return summary(value=[summary.Value(tag=drawing.name, image=image)])
 
 
 def _message(module: str, name: str) -> Any:
-    """A class of TensorBoard's protocol; protobuf makes them when they are loaded, where no type checker sees it."""
+    """A class of TensorBoard's protocol; protobuf makes them when they are loaded, where no type
+    checker sees it.
+    """
     return getattr(import_module(f"tensorboard.compat.proto.{module}"), name)
 
 

@@ -17,7 +17,15 @@ from .streams import console_on
 from .tables.accumulation import accumulation_tables
 from .tables.table import Table as Rows
 from .tables.verdict import sources
-from .units import NOTHING, around_text, factor_text, gib_text, per_parameter_text, percent_text, seconds_text
+from .units import (
+    NOTHING,
+    around_text,
+    factor_text,
+    gib_text,
+    per_parameter_text,
+    percent_text,
+    seconds_text,
+)
 from .words import conditions, phase_name, warning_lines
 
 # Columns of text below which the table leaves the per cent to the page.
@@ -27,11 +35,17 @@ ROOMY = 124
 
 
 def render(records: Sequence[Record], output: TextIO, *, width: int | None = None) -> None:
-    """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run without records."""
+    """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run
+    without records.
+    """
     findings = Findings.of(records)
     console = console_on(output, width=width)
     for setting, group in by_setting(findings.entries).items():
-        console.print(_table(findings, " · ".join((setting.model, *setting.traits)), group, width=console.width))
+        console.print(
+            _table(
+                findings, " · ".join((setting.model, *setting.traits)), group, width=console.width
+            )
+        )
         console.print()
     for name, part in accumulation_tables(findings.records).items():
         console.print(_plain_table(f"When to step: {name}", part.summary))
@@ -51,13 +65,28 @@ def _failure(record: Record) -> str:
 
 def _table(findings: Findings, title: str, group: Sequence[Entry], *, width: int) -> Table:
     wide, roomy = width >= WIDE, width >= ROOMY
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     table.add_column("optimizer", overflow="fold")
-    for name in ("state GiB", "B/param", f"vs {BASELINE}", *(["saved"] if wide else []), "peak GiB"):
+    for name in (
+        "state GiB",
+        "B/param",
+        f"vs {BASELINE}",
+        *(["saved"] if wide else []),
+        "peak GiB",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("in", no_wrap=True)
     table.add_column("step", justify="right", no_wrap=True)
-    throughput = roomy and any(entry.times_from and throughput_text(entry.times_from) for entry in group)
+    throughput = roomy and any(
+        entry.times_from and throughput_text(entry.times_from) for entry in group
+    )
     interval = roomy and any(entry.step and entry.step.interval for entry in group)
     if interval:
         table.add_column("95 %", justify="right", no_wrap=True)
@@ -69,19 +98,45 @@ def _table(findings: Findings, title: str, group: Sequence[Entry], *, width: int
     savings = {id(saving.entry): saving for saving in findings.savings}
     for entry in group:
         mark, saving = findings.marks[entry.label], savings.get(id(entry))
-        name = Text.assemble((f"{mark.glyph(entry.origin)} ", mark.colour.dark), shortened(entry.label, 40 if wide else 24))
-        share = [NOTHING if saving is None or saving.is_baseline else percent_text(saving.saved_bytes, saving.baseline_bytes)]
-        bytes_cells = (*_state_cells(entry), _factor_cell(saving), *(share if wide else []), *_peak_cells(entry))
-        more = [*([_interval_cell(entry)] if interval else []), *([_throughput_cell(entry)] if throughput else [])]
-        table.add_row(name, *bytes_cells, _step_cell(entry), *more, *([_estimate_cell(entry)] if gpu else []))
+        name = Text.assemble(
+            (f"{mark.glyph(entry.origin)} ", mark.colour.dark),
+            shortened(entry.label, 40 if wide else 24),
+        )
+        share = [
+            NOTHING
+            if saving is None or saving.is_baseline
+            else percent_text(saving.saved_bytes, saving.baseline_bytes)
+        ]
+        bytes_cells = (
+            *_state_cells(entry),
+            _factor_cell(saving),
+            *(share if wide else []),
+            *_peak_cells(entry),
+        )
+        more = [
+            *([_interval_cell(entry)] if interval else []),
+            *([_throughput_cell(entry)] if throughput else []),
+        ]
+        table.add_row(
+            name, *bytes_cells, _step_cell(entry), *more, *([_estimate_cell(entry)] if gpu else [])
+        )
     return table
 
 
 def _plain_table(title: str, found: Rows) -> Table:
     """A table of the page as it stands, numbers to the right."""
-    table = Table(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     for place, name in enumerate(found.head):
-        table.add_column(name, justify="right" if found.rows[0][place].number else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if found.rows[0][place].number else "left", overflow="fold"
+        )
     for row in found.rows:
         table.add_row(*(Text(cell.text) for cell in row))
     return table
@@ -115,7 +170,11 @@ def _step_cell(entry: Entry) -> str:
 def _interval_cell(entry: Entry) -> str:
     """How far the 95 % confidence interval reaches from the median."""
     found = entry.step.interval if entry.step else None
-    return NOTHING if entry.step is None or found is None else around_text(found.lower, entry.step.median, found.upper)
+    return (
+        NOTHING
+        if entry.step is None or found is None
+        else around_text(found.lower, entry.step.median, found.upper)
+    )
 
 
 def _throughput_cell(entry: Entry) -> str:

@@ -1,4 +1,6 @@
-"""Units: the one place where bytes become GiB, seconds become ms and ratios become text for human eyes."""
+"""Units: the one place where bytes become GiB, seconds become ms and ratios become text for human
+eyes.
+"""
 
 import math
 from collections.abc import Callable
@@ -12,7 +14,9 @@ MINUS, TIMES, INFINITE = "\u2212", "\u00d7", "\u221e"
 
 @dataclass(frozen=True)
 class Units:
-    """Names for sizes, each `base` times the one before: KiB, MiB and GiB by 1,024, or kB, MB and GB by 1,000."""
+    """Names for sizes, each `base` times the one before: KiB, MiB and GiB by 1,024, or kB, MB and
+    GB by 1,000.
+    """
 
     base: int
     names: tuple[str, str, str]
@@ -55,7 +59,8 @@ def gib_in(value: float, units: Units) -> float:
 
 
 def gib_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
-    """Bytes as GiB (or GB) without the unit, for a column: 11.605, and 0.00853 where three decimals would hide the value.
+    """Bytes as GiB (or GB) without the unit, for a column: 11.605, and 0.00853 where three decimals
+    would hide the value.
 
     With `upper` a range, 11.605 to 11.842, unless both ends read the same.
     """
@@ -101,15 +106,23 @@ def per_parameter_text(value: float) -> str:
 
 
 def factor_text(value: float) -> str:
-    """How many times: 2.00 times, 13.4 times, 1,366 times, with the sign for times; infinite against nothing."""
+    """How many times: 2.00 times, 13.4 times, 1,366 times, with the sign for times; infinite
+    against nothing.
+    """
     if math.isinf(value):
         return INFINITE
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}{TIMES}" if value >= 0.1 or value == 0 else f"{_significant(value, 2)}{TIMES}"
+    return (
+        f"{value:,.{digits}f}{TIMES}"
+        if value >= 0.1 or value == 0
+        else f"{_significant(value, 2)}{TIMES}"
+    )
 
 
 def percent_text(part: float, whole: float) -> str:
-    """A share with as many digits as keep it from reading as all or nothing: 50.0 %, 99.9 %, 99.998 %; 100 % is all of it."""
+    """A share with as many digits as keep it from reading as all or nothing: 50.0 %, 99.9 %, 99.998
+    %; 100 % is all of it.
+    """
     if whole == 0:
         return NOTHING
     if part in (0, whole, -whole):
@@ -151,7 +164,13 @@ def range_text(low: float, high: float) -> str:
 
 def time_unit(longest: float) -> tuple[float, str]:
     """The unit for an axis up to that many seconds: its length in seconds, and its name."""
-    return (1.0, "seconds") if longest >= 2 else (1e-3, "milliseconds") if longest >= 2e-3 else (1e-6, "microseconds")
+    return (
+        (1.0, "seconds")
+        if longest >= 2
+        else (1e-3, "milliseconds")
+        if longest >= 2e-3
+        else (1e-6, "microseconds")
+    )
 
 
 def count_text(count: int) -> str:

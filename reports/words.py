@@ -1,4 +1,6 @@
-"""Words: what records, devices and phases are called, the same in pictures, pages and on the terminal."""
+"""Words: what records, devices and phases are called, the same in pictures, pages and on the
+terminal.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -36,15 +38,21 @@ def phase_name(phase: str | None) -> str:
 def origin_text(record: Record) -> str:
     """The record's origin, and what an estimate stands on: estimated from 31.2 %."""
     share = record.measured_share
-    return record.origin + (f" from {percent_text(share, 1)}" if record.origin == "estimated" and share else "")
+    return record.origin + (
+        f" from {percent_text(share, 1)}" if record.origin == "estimated" and share else ""
+    )
 
 
 def warning_lines(records: Iterable[Record]) -> list[str]:
-    """List what spoils measurements and counts: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    """List what spoils measurements and counts: adamw on gpt2 (CPU, loop): other processes took 40
+    % of ...
+    """
     found: dict[str, list[str]] = {}
     for record in records:
         for warning in warnings_of(record):
-            found.setdefault(f"{record.scenario.model} ({conditions(record)}): {warning}", []).append(record.scenario.optimizer)
+            found.setdefault(
+                f"{record.scenario.model} ({conditions(record)}): {warning}", []
+            ).append(record.scenario.optimizer)
     return [f"{listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
 
 

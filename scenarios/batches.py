@@ -51,36 +51,55 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def by_name(model: torch.nn.Module, batch: Any) -> Mapping[str, Any]:
-    """The batch as keyword arguments of the model's `forward`; ValueError, "must be ...", for one that cannot be that.
+    """The batch as keyword arguments of the model's `forward`; ValueError, "must be ...", for one
+    that cannot be that.
 
-    A tensor or an object of tensors is forward's first argument. A list or tuple, as a DataLoader gives it,
-    is the first ones, or all of it the only one.
+    A tensor or an object of tensors is forward's first argument. A list or tuple, as a DataLoader
+    gives it, is the first ones, or all of it the only one.
     """
     if isinstance(batch, Mapping):
         return cast(Mapping[str, Any], batch)
     if isinstance(batch, DataLoader | Iterator):
-        raise ValueError(f"must be one batch, got {type(batch).__name__}; return next(iter(...)) of it")
+        raise ValueError(
+            f"must be one batch, got {type(batch).__name__}; return next(iter(...)) of it"
+        )
     is_one = isinstance(batch, torch.Tensor | PackedSequence) or _is_object_of_tensors(batch)
-    values: list[Any] = [batch] if is_one else list(batch) if isinstance(batch, list | tuple) else []
+    values: list[Any] = (
+        [batch] if is_one else list(batch) if isinstance(batch, list | tuple) else []
+    )
     if not tensors_in(values):
-        raise ValueError(f"must be a mapping of forward's arguments, or tensors for them in order, got {type(batch).__name__}")
+        raise ValueError(
+            "must be a mapping of forward's arguments, or tensors for them in order, got"
+            f" {type(batch).__name__}"
+        )
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD,)
-    names = [name for name, parameter in inspect.signature(model.forward).parameters.items() if parameter.kind in kinds]
+    names = [
+        name
+        for name, parameter in inspect.signature(model.forward).parameters.items()
+        if parameter.kind in kinds
+    ]
     if len(names) == 1 and len(values) > 1:
         return {names[0]: batch}
     if len(values) > len(names):
         takes = f"takes {', '.join(names)}" if names else "names none"
-        raise ValueError(f"must be as many values as forward of {type(model).__name__} takes by name, got {len(values)}; it {takes}")
+        raise ValueError(
+            f"must be as many values as forward of {type(model).__name__} takes by name, got"
+            f" {len(values)}; it {takes}"
+        )
     return dict(zip(names, values, strict=False))
 
 
 def _is_object_of_tensors(value: Any) -> bool:
     if isinstance(value, type | torch.nn.Module):
         return False
-    return dataclasses.is_dataclass(value) or (callable(getattr(value, "to", None)) and hasattr(value, "__dict__"))
+    return dataclasses.is_dataclass(value) or (
+        callable(getattr(value, "to", None)) and hasattr(value, "__dict__")
+    )
 
 
-def _with_items(function: Callable[[torch.Tensor], torch.Tensor], value: Mapping[Any, Any]) -> Mapping[Any, Any]:
+def _with_items(
+    function: Callable[[torch.Tensor], torch.Tensor], value: Mapping[Any, Any]
+) -> Mapping[Any, Any]:
     items = {key: map_tensors(function, item) for key, item in value.items()}
     if type(value) is dict or not hasattr(value, "__setitem__"):
         return items
@@ -93,7 +112,11 @@ def _with_items(function: Callable[[torch.Tensor], torch.Tensor], value: Mapping
 
 def _with_attributes(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
     made = copy.copy(value)
-    names = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else list(vars(value))
+    names = (
+        [field.name for field in dataclasses.fields(value)]
+        if dataclasses.is_dataclass(value)
+        else list(vars(value))
+    )
     for name in names:
         # A frozen dataclass lets nobody else set it.
         object.__setattr__(made, name, map_tensors(function, getattr(value, name)))

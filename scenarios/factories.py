@@ -1,4 +1,6 @@
-"""Factories: `module:factory`, code of the user's that returns a model, or a model and its batch."""
+"""Factories: `module:factory`, code of the user's that returns a model, or a model and its
+batch.
+"""
 
 import importlib
 import importlib.util
@@ -23,31 +25,46 @@ from .spec import Scenario
 from .without_data import ModulesOn, is_for_want_of_data, replace_tensors
 
 # What a factory is given where it takes an argument without a default and nobody asked for a value.
-_USUAL: Mapping[str, Any] = {"batch_size": 1, "sequence_length": None, "attention": "sdpa", "dtype": torch.float32}
+_USUAL: Mapping[str, Any] = {
+    "batch_size": 1,
+    "sequence_length": None,
+    "attention": "sdpa",
+    "dtype": torch.float32,
+}
 # Elements of a model's tensor of whole numbers that keeps its values.
 _MOST_STEERING = 1 << 22
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function or class that `module:factory` or `path/file.py:factory` names; ValueError when there is none.
+    """The function or class that `module:factory` or `path/file.py:factory` names; ValueError when
+    there is none.
 
     What the code of the module raises is the user's, and goes on.
     """
     place, _, attribute = name.rpartition(":")
     with autocast_can_be_made(), _without_arguments():
-        module = _module_of_file(name, Path(place).expanduser()) if place.endswith(".py") else _module(name, place)
+        module = (
+            _module_of_file(name, Path(place).expanduser())
+            if place.endswith(".py")
+            else _module(name, place)
+        )
     try:
         found = reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
     if not callable(found) or isinstance(found, torch.nn.Module):
-        raise ValueError(f"model {name!r} must be a function that returns a model, got {type(found).__name__}")
+        raise ValueError(
+            f"model {name!r} must be a function that returns a model, got {type(found).__name__}"
+        )
     return found
 
 
 def _module(name: str, place: str) -> ModuleType:
     if not all(map(str.isidentifier, place.split("."))):
-        raise ValueError(f"model {name!r} cannot be loaded: {place!r} is no module; write module:factory or path/file.py:factory")
+        raise ValueError(
+            f"model {name!r} cannot be loaded: {place!r} is no module; write module:factory or"
+            " path/file.py:factory"
+        )
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
@@ -58,7 +75,9 @@ def _module(name: str, place: str) -> ModuleType:
 
 
 def _module_of_file(name: str, path: Path) -> ModuleType:
-    """The module in a file, which finds its neighbours as a script does, or as a module of its package."""
+    """The module in a file, which finds its neighbours as a script does, or as a module of its
+    package.
+    """
     path = path.resolve()
     if not path.is_file():
         raise ValueError(f"model {name!r} cannot be loaded: there is no file {path}")
@@ -87,7 +106,11 @@ def _names_of(path: Path) -> list[str]:
         if not (folder / "__init__.py").is_file():
             break
         parts.insert(0, folder.name)
-    return [name for name in dict.fromkeys((".".join(parts), path.stem)) if all(map(str.isidentifier, name.split(".")))]
+    return [
+        name
+        for name in dict.fromkeys((".".join(parts), path.stem))
+        if all(map(str.isidentifier, name.split(".")))
+    ]
 
 
 def _without_arguments() -> AbstractContextManager[Any]:
@@ -97,9 +120,11 @@ def _without_arguments() -> AbstractContextManager[Any]:
 
 @contextmanager
 def autocast_can_be_made() -> Iterator[None]:
-    """Inside, `torch.autocast("cuda")` may be made on a machine without CUDA, to be entered in a simulation.
+    """Inside, `torch.autocast("cuda")` may be made on a machine without CUDA, to be entered in a
+    simulation.
 
-    Models keep it as an attribute or decorate their `forward` with it; torch would switch it off for good.
+    Models keep it as an attribute or decorate their `forward` with it; torch would switch it off
+    for good.
     """
     missing = mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", new=_never)
     supported = mock.patch.object(torch.cuda, "is_bf16_supported", new=_always)
@@ -128,7 +153,9 @@ def takes(name: str, argument: str) -> bool:
     return argument in _parameters(load(name))
 
 
-def call(scenario: Scenario, device: str, dtype: torch.dtype | None) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+def call(
+    scenario: Scenario, device: str, dtype: torch.dtype | None
+) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model and the batch of the scenario's factory, the model on `device`.
 
     The model's tensors have no data on "meta", except small ones of whole numbers: as with those of
@@ -150,7 +177,9 @@ def call(scenario: Scenario, device: str, dtype: torch.dtype | None) -> tuple[to
         if torch.cuda.is_available() or not any(word in str(error) for word in ("CUDA", "NVIDIA")):
             raise
         advice = "this machine has no CUDA; leave the device out, the model is moved to it"
-        raise ValueError(f"model {scenario.model!r} asks for CUDA ({_line_of(error)}); {advice}") from error
+        raise ValueError(
+            f"model {scenario.model!r} asks for CUDA ({_line_of(error)}); {advice}"
+        ) from error
 
 
 def _seed(seed: int) -> None:
@@ -179,13 +208,18 @@ def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def arguments_of(scenario: Scenario, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """The arguments of the scenario's factory: sizes that it takes and the scenario has, and the configuration.
+    """The arguments of the scenario's factory: sizes that it takes and the scenario has, and the
+    configuration.
 
     ValueError for what it does not take, and for what it needs and is not given.
     """
     takes = _parameters(load(scenario.model))
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    asked = {"batch_size": scenario.batch_size, "sequence_length": scenario.sequence_length, "attention": scenario.attention}
+    asked = {
+        "batch_size": scenario.batch_size,
+        "sequence_length": scenario.sequence_length,
+        "attention": scenario.attention,
+    }
     given: dict[str, Any] = {}
     for name, value in {**asked, "dtype": dtype}.items():
         if name in takes:
@@ -194,23 +228,33 @@ def arguments_of(scenario: Scenario, dtype: torch.dtype | None = None) -> dict[s
                 given[name] = _USUAL[name] if value is None else value
         elif name in asked and value not in (None, _USUAL[name]):
             if not takes_all:
-                raise ValueError(f"model {scenario.model!r} takes no {name}, got {value}; leave it out")
+                raise ValueError(
+                    f"model {scenario.model!r} takes no {name}, got {value}; leave it out"
+                )
             given[name] = value
     for key in scenario.config:
         if key not in takes and not takes_all:
-            raise ValueError(f"{unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}")
+            raise ValueError(
+                f"{unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}"
+            )
     given |= scenario.config
     _require_all(scenario.model, takes, given)
     return given
 
 
-def _require_all(model: str, takes: Mapping[str, inspect.Parameter], given: Mapping[str, Any]) -> None:
+def _require_all(
+    model: str, takes: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+) -> None:
     for name, parameter in takes.items():
         by_keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if by_keyword and parameter.default is parameter.empty and name not in given:
             if name == "self":
-                raise ValueError(f"model {model!r} is a method; name a function, a class or a static method")
-            raise ValueError(f"model {model!r} must be given {name!r}; say --model-config {name}=VALUE")
+                raise ValueError(
+                    f"model {model!r} is a method; name a function, a class or a static method"
+                )
+            raise ValueError(
+                f"model {model!r} must be given {name!r}; say --model-config {name}=VALUE"
+            )
 
 
 def unknown_key(key: str, known: list[str]) -> str:
@@ -220,7 +264,11 @@ def unknown_key(key: str, known: list[str]) -> str:
 
 
 def _made(
-    scenario: Scenario, factory: Callable[..., Any], arguments: Mapping[str, Any], built_on: str, device: str
+    scenario: Scenario,
+    factory: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    built_on: str,
+    device: str,
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """Call the factory with its modules on `built_on`, and move the model to `device`."""
     autocast = autocast_can_be_made() if device == "meta" else nullcontext()
@@ -230,13 +278,19 @@ def _made(
     pair = made if isinstance(made, list | tuple) and len(made) == 2 else (made, {})
     model: Any = pair[0]
     if not isinstance(model, torch.nn.Module):
-        raise ValueError(f"model {scenario.model!r} must return a torch.nn.Module, or one and its batch, got {type(model).__name__}")
+        raise ValueError(
+            f"model {scenario.model!r} must return a torch.nn.Module, or one and its batch, got"
+            f" {type(model).__name__}"
+        )
     try:
         batch = by_name(model, pair[1])
     except ValueError as error:
         raise ValueError(f"the batch of {scenario.model!r} {error}") from error
     if scenario.workload == "train" and not batch:
-        raise ValueError(f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for --workload state")
+        raise ValueError(
+            f"model {scenario.model!r} gave no batch to train on; return (model, batch), or ask for"
+            " --workload state"
+        )
     _give_shapes(scenario.model, model, batch)
     if device == "meta":
         replace_tensors(model, _without_data)
@@ -251,7 +305,10 @@ def _give_shapes(name: str, model: torch.nn.Module, batch: Mapping[str, Any]) ->
     if lazy is None:
         return
     if not batch:
-        raise ValueError(f"model {name!r} has lazy parameters and no batch to give them shapes; return (model, batch)")
+        raise ValueError(
+            f"model {name!r} has lazy parameters and no batch to give them shapes; return (model,"
+            " batch)"
+        )
     device = lazy.device
     with torch.no_grad():
         model(**map_tensors(lambda tensor: tensor.to(device), batch))

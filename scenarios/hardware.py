@@ -1,4 +1,6 @@
-"""The catalogue of GPUs: memory as the driver reports it, bandwidth and peak rates, as data with sources; torch is not needed."""
+"""The catalogue of GPUs: memory as the driver reports it, bandwidth and peak rates, as data with
+sources; torch is not needed.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -7,10 +9,12 @@ from itertools import dropwhile
 
 from .spec import Scenario
 
-# What a process occupies beside torch's memory pool: the CUDA context and the modules that a training step loads. An estimate, not part
-# of any catalogue: 426 MiB were seen after the first CUDA call alone (torch 2.10 for CUDA 13 on compute capability 8.9,
-# https://github.com/unslothai/unsloth-zoo/pull/1053), "around 400 MB" is the rule since CUDA 11.7 loads kernels one by one
-# (https://github.com/pytorch/pytorch/issues/109888), and the kernels of a step come on top.
+# What a process occupies beside torch's memory pool: the CUDA context and the modules that a
+# training step loads. An estimate, not part of any catalogue: 426 MiB were seen after the first
+# CUDA call alone (torch 2.10 for CUDA 13 on compute capability 8.9,
+# https://github.com/unslothai/unsloth-zoo/pull/1053), "around 400 MB" is the rule since CUDA 11.7
+# loads kernels one by one (https://github.com/pytorch/pytorch/issues/109888), and the kernels of a
+# step come on top.
 CONTEXT_BYTES = 512 << 20
 
 
@@ -18,13 +22,16 @@ CONTEXT_BYTES = 512 << 20
 class Gpu:
     """One GPU as a program sees it.
 
-    `device_names` is what `torch.cuda.get_device_name()` may say, without the maker's name before it.
-    `memory_bytes` is what `torch.cuda.get_device_properties().total_memory` says on Linux: less than the card's label, and by some MiB
-    different from driver to driver; `memory_source` tells where this figure was printed. `bandwidth` is the peak of the device's memory
-    in bytes a second. `rates` are peak operations a second of dense matrix products by dtype, without sparsity and accumulated in fp32:
-    "fp32" is the ordinary arithmetic units', the others are the tensor cores'; a dtype without hardware has none. `source` names where
-    bandwidth and rates stand. `compute_capability` of an AMD device is what torch reports for its gfx number.
-    `multiprocessors` is what `multi_processor_count` says, compute units on AMD; `multiprocessors_source` tells who counted.
+    `device_names` is what `torch.cuda.get_device_name()` may say, without the maker's name before
+    it. `memory_bytes` is what `torch.cuda.get_device_properties().total_memory` says on Linux: less
+    than the card's label, and by some MiB different from driver to driver; `memory_source` tells
+    where this figure was printed. `bandwidth` is the peak of the device's memory in bytes a second.
+    `rates` are peak operations a second of dense matrix products by dtype, without sparsity and
+    accumulated in fp32: "fp32" is the ordinary arithmetic units', the others are the tensor cores';
+    a dtype without hardware has none. `source` names where bandwidth and rates stand.
+    `compute_capability` of an AMD device is what torch reports for its gfx number.
+    `multiprocessors` is what `multi_processor_count` says, compute units on AMD;
+    `multiprocessors_source` tells who counted.
     """
 
     name: str
@@ -60,8 +67,8 @@ class Gpu:
         return "fp8" in self.rates
 
 
-# "Maximum number of resident threads per SM" by compute capability, CUDA C++ Programming Guide, table "Technical Specifications";
-# AMD: threads_per_core_limit in openxla/xla, mi300.txtpb.
+# "Maximum number of resident threads per SM" by compute capability, CUDA C++ Programming Guide,
+# table "Technical Specifications"; AMD: threads_per_core_limit in openxla/xla, mi300.txtpb.
 _THREADS = {
     (7, 0): 2048,
     (7, 5): 1024,
@@ -99,13 +106,21 @@ _CATALOGUE = {
             device_names=("GeForce RTX 3060",),
             compute_capability=(8, 6),
             memory_bytes=12_587_106_304,
-            memory_source="deviceQuery under a driver for CUDA 12.4; older drivers gave up to 12,629,508,096, a newer one 11,901 MiB",
+            memory_source=(
+                "deviceQuery under a driver for CUDA 12.4; older drivers gave up to 12,629,508,096,"
+                " a newer one 11,901 MiB"
+            ),
             bandwidth=360e9,
             rates=_tera(fp32=12.7, tf32=12.7, bf16=25.5, fp16=25.5),
-            source=f"28 multiprocessors at 1.777 GHz, https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/; "
-            f"operations a clock: {_GA102}",
+            source=(
+                "28 multiprocessors at 1.777 GHz,"
+                " https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/;"
+                f" operations a clock: {_GA102}"
+            ),
             multiprocessors=28,
-            multiprocessors_source="https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/",
+            multiprocessors_source=(
+                "https://www.nvidia.com/en-us/geforce/graphics-cards/30-series/rtx-3060-3060ti/"
+            ),
         ),
         Gpu(
             name="rtx3090",
@@ -113,8 +128,11 @@ _CATALOGUE = {
             device_names=("GeForce RTX 3090",),
             compute_capability=(8, 6),
             memory_bytes=25_438_126_080,
-            memory_source="torch 2.5 for CUDA 11.8, where nvidia-smi says 24,576 MiB; others 23.68 to 23.70 GiB "
-            "(https://github.com/3DTopia/OpenLRM/issues/42, https://github.com/Lightning-AI/lit-llama/issues/137)",
+            memory_source=(
+                "torch 2.5 for CUDA 11.8, where nvidia-smi says 24,576 MiB; others 23.68 to 23.70"
+                " GiB (https://github.com/3DTopia/OpenLRM/issues/42,"
+                " https://github.com/Lightning-AI/lit-llama/issues/137)"
+            ),
             bandwidth=936e9,
             rates=_tera(fp32=35.6, tf32=35.6, bf16=71, fp16=71),
             source=_GA102,
@@ -127,7 +145,9 @@ _CATALOGUE = {
             device_names=("GeForce RTX 4090",),
             compute_capability=(8, 9),
             memory_bytes=25_250_627_584,
-            memory_source="torch 2.11 under driver 580; 25,386,352,640 under a driver for CUDA 12.4",
+            memory_source=(
+                "torch 2.11 under driver 580; 25,386,352,640 under a driver for CUDA 12.4"
+            ),
             bandwidth=1008e9,
             rates=_tera(fp32=82.6, tf32=82.6, bf16=165.2, fp16=165.2, fp8=330.3),
             source=_ADA,
@@ -140,7 +160,10 @@ _CATALOGUE = {
             device_names=("GeForce RTX 5090",),
             compute_capability=(12, 0),
             memory_bytes=33_677_180_928,
-            memory_source="deviceQuery under driver 570, https://github.com/aikitoria/open-gpu-kernel-modules/issues/1",
+            memory_source=(
+                "deviceQuery under driver 570,"
+                " https://github.com/aikitoria/open-gpu-kernel-modules/issues/1"
+            ),
             bandwidth=1792e9,
             rates=_tera(fp32=104.8, tf32=104.8, bf16=209.5, fp16=209.5, fp8=419),
             source="https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf",
@@ -153,7 +176,9 @@ _CATALOGUE = {
             device_names=("T4",),
             compute_capability=(7, 5),
             memory_bytes=15_642_329_088,
-            memory_source="deviceQuery under a driver for CUDA 12.5; 15,843,721,216 under one for CUDA 11.2",
+            memory_source=(
+                "deviceQuery under a driver for CUDA 12.5; 15,843,721,216 under one for CUDA 11.2"
+            ),
             bandwidth=320e9,
             rates=_tera(fp32=8.1, fp16=65),
             source="https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf",
@@ -179,7 +204,9 @@ _CATALOGUE = {
             device_names=("V100-SXM2-32GB",),
             compute_capability=(7, 0),
             memory_bytes=34_072_559_616,
-            memory_source="deviceQuery under a driver for CUDA 12.9; 34,089,730,048 under one for CUDA 11.4",
+            memory_source=(
+                "deviceQuery under a driver for CUDA 12.9; 34,089,730,048 under one for CUDA 11.4"
+            ),
             bandwidth=900e9,
             rates=_tera(fp32=15.7, fp16=125),
             source=_V100,
@@ -205,11 +232,16 @@ _CATALOGUE = {
             device_names=("L4",),
             compute_capability=(8, 9),
             memory_bytes=23_612_293_120,
-            memory_source="deviceQuery under a driver for CUDA 12.0, with ECC; another says 22.03 GiB "
-            "(https://github.com/ArcInstitute/evo2/issues/190)",
+            memory_source=(
+                "deviceQuery under a driver for CUDA 12.0, with ECC; another says 22.03 GiB "
+                "(https://github.com/ArcInstitute/evo2/issues/190)"
+            ),
             bandwidth=300e9,
             rates=_tera(fp32=30.3, tf32=60, bf16=121, fp16=121, fp8=242.5),
-            source=f"https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet, {_HALVED}",
+            source=(
+                "https://resources.nvidia.com/en-us-data-center-overview/l4-gpu-datasheet,"
+                f" {_HALVED}"
+            ),
             multiprocessors=58,
             multiprocessors_source=f"7,424 cores (data sheet) of 128 a multiprocessor ({_ADA})",
         ),
@@ -219,8 +251,10 @@ _CATALOGUE = {
             device_names=("L40S",),
             compute_capability=(8, 9),
             memory_bytes=47_576_711_168,
-            memory_source="cuda-device-query under a driver for CUDA 12.4, with ECC; another says 44.42 GiB "
-            "(https://github.com/stepfun-ai/Step-Video-T2V/issues/8)",
+            memory_source=(
+                "cuda-device-query under a driver for CUDA 12.4, with ECC; another says 44.42 GiB "
+                "(https://github.com/stepfun-ai/Step-Video-T2V/issues/8)"
+            ),
             bandwidth=864e9,
             rates=_tera(fp32=91.6, tf32=183, bf16=362, fp16=362, fp8=733),
             source="https://resources.nvidia.com/en-us-l40s/l40s-datasheet-28413",
@@ -233,7 +267,10 @@ _CATALOGUE = {
             device_names=("A100-SXM4-40GB",),
             compute_capability=(8, 0),
             memory_bytes=42_298_834_944,
-            memory_source="deviceQuery under a driver for CUDA 12.2, https://github.com/bottlerocket-os/bottlerocket/pull/3873",
+            memory_source=(
+                "deviceQuery under a driver for CUDA 12.2,"
+                " https://github.com/bottlerocket-os/bottlerocket/pull/3873"
+            ),
             bandwidth=1555e9,
             rates=_tera(fp32=19.5, tf32=156, bf16=312, fp16=312),
             source=_A100,
@@ -262,7 +299,10 @@ _CATALOGUE = {
             memory_source=f"{_XLA}/h100_sxm.txtpb; others differ by up to 14 MiB",
             bandwidth=3.35e12,
             rates=_tera(fp32=67, tf32=494.5, bf16=989.5, fp16=989.5, fp8=1979),
-            source=f"https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet, {_HALVED}",
+            source=(
+                "https://resources.nvidia.com/en-us-tensor-core/nvidia-tensor-core-gpu-datasheet,"
+                f" {_HALVED}"
+            ),
             multiprocessors=132,
             multiprocessors_source=f"{_XLA}/h100_sxm.txtpb",
         ),
@@ -285,11 +325,16 @@ _CATALOGUE = {
             device_names=("B200",),
             compute_capability=(10, 0),
             memory_bytes=191_514_411_008,
-            memory_source=f"{_XLA}/b200.txtpb; 178.35 GiB in https://github.com/pytorch/ao/pull/4002",
+            memory_source=(
+                f"{_XLA}/b200.txtpb; 178.35 GiB in https://github.com/pytorch/ao/pull/4002"
+            ),
             bandwidth=7.672e12,
             rates=_tera(fp32=75, tf32=1100, bf16=2250, fp16=2250, fp8=4500),
-            source=f"https://resources.nvidia.com/en-us-blackwell-architecture/datasheet, {_HALVED}; bandwidth by the driver's "
-            "bus width and clock, https://github.com/pytorch/ao/pull/4002",
+            source=(
+                f"https://resources.nvidia.com/en-us-blackwell-architecture/datasheet, {_HALVED};"
+                " bandwidth by the driver's bus width and clock,"
+                " https://github.com/pytorch/ao/pull/4002"
+            ),
             multiprocessors=148,
             multiprocessors_source=f"{_XLA}/b200.txtpb",
         ),
@@ -313,21 +358,33 @@ _CATALOGUE = {
 def name_of_device(device_name: str, total_bytes: int | None = None) -> str | None:
     """The catalogue's name of the device that calls itself so, None for any other.
 
-    Each word of the name counts: an A100 80GB PCIe, an RTX 4090 D and a MIG slice are devices of their
-    own. Where the memory is known it must fit too, since an RTX 3060 of 8 GB has the name of one of 12.
+    Each word of the name counts: an A100 80GB PCIe, an RTX 4090 D and a MIG slice are devices of
+    their own. Where the memory is known it must fit too, since an RTX 3060 of 8 GB has the name of
+    one of 12.
     """
     words = _words(device_name)
-    return next((gpu.name for gpu in _CATALOGUE.values() if words in map(_words, gpu.device_names) and _fits(gpu, total_bytes)), None)
+    return next(
+        (
+            gpu.name
+            for gpu in _CATALOGUE.values()
+            if words in map(_words, gpu.device_names) and _fits(gpu, total_bytes)
+        ),
+        None,
+    )
 
 
 def _words(device_name: str) -> list[str]:
-    """The words of a device's name, in small letters, without the maker's before them: a100, sxm4, 40gb."""
+    """The words of a device's name, in small letters, without the maker's before them: a100, sxm4,
+    40gb.
+    """
     words = device_name.lower().replace("-", " ").split()
     return list(dropwhile(_MAKERS.__contains__, words))
 
 
 def _fits(gpu: Gpu, total_bytes: int | None) -> bool:
-    """Return whether a device with so much memory may be this GPU; error correction takes up to a sixteenth."""
+    """Return whether a device with so much memory may be this GPU; error correction takes up to a
+    sixteenth.
+    """
     return total_bytes is None or abs(total_bytes - gpu.memory_bytes) < 0.1 * gpu.memory_bytes
 
 

@@ -1,6 +1,8 @@
-"""The catalogue of models: names, families and configurations, as data; nothing is built here and torch is not needed.
+"""The catalogue of models: names, families and configurations, as data; nothing is built here and
+torch is not needed.
 
-The configurations are those of the published checkpoints; everything else is the default of transformers.
+The configurations are those of the published checkpoints; everything else is the default of
+transformers.
 """
 
 import ast
@@ -12,7 +14,8 @@ from typing import Any, Literal
 from .schema import MOST_LETTERS
 
 DEFAULT_SEQUENCE_LENGTH = 1024
-# The layers that get adapters, by architecture: those that peft chooses for GPT-2 and Llama, and the same for ViT.
+# The layers that get adapters, by architecture: those that peft chooses for GPT-2 and Llama, and
+# the same for ViT.
 ADAPTED = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "vit": ("q_proj", "v_proj")}
 # Each layer is a module to be made, and so is an item of a list such as ResNet's depths.
 MOST_LAYERS, MOST_SIZES, MOST_SIZE = 1 << 10, 1 << 6, 1 << 20
@@ -24,8 +27,8 @@ _POSITIONS = ("n_positions", "max_position_embeddings")
 class ModelEntry:
     """One model: its family, the transformers architecture and what its configuration sets.
 
-    `positions` is the longest sequence in tokens, None for a model that reads images (3 x 224 x 224).
-    `parameter_count` counts tied weights once.
+    `positions` is the longest sequence in tokens, None for a model that reads images (3 x 224 x
+    224). `parameter_count` counts tied weights once.
     """
 
     name: str
@@ -37,18 +40,47 @@ class ModelEntry:
 
 
 def _gpt2(name: str, parameter_count: int, *, width: int, layers: int, heads: int) -> ModelEntry:
-    config = {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": 1024, "use_cache": False}
-    return ModelEntry(name=name, family="gpt2", architecture="gpt2", config=config, positions=1024, parameter_count=parameter_count)
+    config = {
+        "n_embd": width,
+        "n_layer": layers,
+        "n_head": heads,
+        "n_positions": 1024,
+        "use_cache": False,
+    }
+    return ModelEntry(
+        name=name,
+        family="gpt2",
+        architecture="gpt2",
+        config=config,
+        positions=1024,
+        parameter_count=parameter_count,
+    )
 
 
 def _tiny(name: str, parameter_count: int) -> ModelEntry:
     """A GPT-2 that reads bytes, trained by nobody: everything that a run does, in seconds."""
-    config = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256, "vocab_size": 256, "use_cache": False}
+    config = {
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 256,
+        "vocab_size": 256,
+        "use_cache": False,
+    }
     config |= {"bos_token_id": 0, "eos_token_id": 0}
-    return ModelEntry(name=name, family="tiny", architecture="gpt2", config=config, positions=256, parameter_count=parameter_count)
+    return ModelEntry(
+        name=name,
+        family="tiny",
+        architecture="gpt2",
+        config=config,
+        positions=256,
+        parameter_count=parameter_count,
+    )
 
 
-def _llama2(name: str, parameter_count: int, *, width: int, hidden: int, layers: int, heads: int) -> ModelEntry:
+def _llama2(
+    name: str, parameter_count: int, *, width: int, hidden: int, layers: int, heads: int
+) -> ModelEntry:
     config = {
         "hidden_size": width,
         "intermediate_size": hidden,
@@ -57,10 +89,19 @@ def _llama2(name: str, parameter_count: int, *, width: int, hidden: int, layers:
         "max_position_embeddings": 4096,
         "use_cache": False,
     }
-    return ModelEntry(name=name, family="llama2", architecture="llama", config=config, positions=4096, parameter_count=parameter_count)
+    return ModelEntry(
+        name=name,
+        family="llama2",
+        architecture="llama",
+        config=config,
+        positions=4096,
+        parameter_count=parameter_count,
+    )
 
 
-def _vit(name: str, parameter_count: int, *, width: int, layers: int, heads: int, patch: int) -> ModelEntry:
+def _vit(
+    name: str, parameter_count: int, *, width: int, layers: int, heads: int, patch: int
+) -> ModelEntry:
     config = {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -69,12 +110,22 @@ def _vit(name: str, parameter_count: int, *, width: int, layers: int, heads: int
         "patch_size": patch,
         "num_labels": 1000,
     }
-    return ModelEntry(name=name, family="vit", architecture="vit", config=config, parameter_count=parameter_count)
+    return ModelEntry(
+        name=name, family="vit", architecture="vit", config=config, parameter_count=parameter_count
+    )
 
 
-def _resnet(name: str, parameter_count: int, *, block: str, depths: list[int], widths: list[int]) -> ModelEntry:
+def _resnet(
+    name: str, parameter_count: int, *, block: str, depths: list[int], widths: list[int]
+) -> ModelEntry:
     config = {"layer_type": block, "depths": depths, "hidden_sizes": widths, "num_labels": 1000}
-    return ModelEntry(name=name, family="resnet", architecture="resnet", config=config, parameter_count=parameter_count)
+    return ModelEntry(
+        name=name,
+        family="resnet",
+        architecture="resnet",
+        config=config,
+        parameter_count=parameter_count,
+    )
 
 
 _CATALOGUE = {
@@ -89,8 +140,16 @@ _CATALOGUE = {
         _vit("vit-s16", 22_050_664, width=384, layers=12, heads=6, patch=16),
         _vit("vit-b16", 86_567_656, width=768, layers=12, heads=12, patch=16),
         _vit("vit-h14", 632_045_800, width=1280, layers=32, heads=16, patch=14),
-        _resnet("resnet18", 11_689_512, block="basic", depths=[2, 2, 2, 2], widths=[64, 128, 256, 512]),
-        _resnet("resnet50", 25_557_032, block="bottleneck", depths=[3, 4, 6, 3], widths=[256, 512, 1024, 2048]),
+        _resnet(
+            "resnet18", 11_689_512, block="basic", depths=[2, 2, 2, 2], widths=[64, 128, 256, 512]
+        ),
+        _resnet(
+            "resnet50",
+            25_557_032,
+            block="bottleneck",
+            depths=[3, 4, 6, 3],
+            widths=[256, 512, 1024, 2048],
+        ),
         _tiny("tiny", 132_864),
     )
 }
@@ -102,30 +161,40 @@ def available() -> tuple[str, ...]:
 
 
 def describe(name: str) -> ModelEntry | None:
-    """The catalogue's entry, or None for `module:factory`; ValueError with near names for a name that is neither."""
+    """The catalogue's entry, or None for `module:factory`; ValueError with near names for a name
+    that is neither.
+    """
     if ":" in name:
         return None
     if name not in _CATALOGUE:
         near = get_close_matches(name.lower(), _CATALOGUE, n=3) or available()
-        raise ValueError(f"no model named {name!r}; did you mean {', '.join(near)}? (module:factory names your own)")
+        raise ValueError(
+            f"no model named {name!r}; did you mean {', '.join(near)}? (module:factory names your"
+            " own)"
+        )
     return _CATALOGUE[name]
 
 
 def family_name(name: str, config: Mapping[str, Any] | None = None) -> str | None:
-    """The family that a catalogue's model belongs to; None for `module:factory`, and for a model with a configuration of its own."""
+    """The family that a catalogue's model belongs to; None for `module:factory`, and for a model
+    with a configuration of its own.
+    """
     entry = describe(name)
     return entry.family if entry and not config else None
 
 
 def family(name: str) -> tuple[str, ...]:
-    """The names of the model's family, the model itself among them, by size; just the name for `module:factory`."""
+    """The names of the model's family, the model itself among them, by size; just the name for
+    `module:factory`.
+    """
     entry = describe(name)
     if entry is None:
         return (name,)
     return tuple(other.name for other in _CATALOGUE.values() if other.family == entry.family)
 
 
-# What an architecture's configuration calls the width of its hidden state and the number of its attention heads.
+# What an architecture's configuration calls the width of its hidden state and the number of its
+# attention heads.
 _ATTENTION = {
     "gpt2": ("n_embd", "n_head"),
     "llama": ("hidden_size", "num_attention_heads"),
@@ -134,7 +203,8 @@ _ATTENTION = {
 
 
 def attention(name: str, config: Mapping[str, Any]) -> dict[str, int]:
-    """The model's width and number of attention heads, as `num_embeds` and `num_heads`, where `config` does not say otherwise.
+    """The model's width and number of attention heads, as `num_embeds` and `num_heads`, where
+    `config` does not say otherwise.
 
     Empty for a model without attention and for `module:factory`.
     """
@@ -145,8 +215,11 @@ def attention(name: str, config: Mapping[str, Any]) -> dict[str, int]:
     return {"num_embeds": width, "num_heads": heads}
 
 
-def sequence_length(name: str, requested: int | None, config: Mapping[str, Any] | None = None) -> int | None:
-    """Tokens in a sequence: what was asked for, else 1024; ValueError when the model, with `config` laid over its own, has fewer positions.
+def sequence_length(
+    name: str, requested: int | None, config: Mapping[str, Any] | None = None
+) -> int | None:
+    """Tokens in a sequence: what was asked for, else 1024; ValueError when the model, with `config`
+    laid over its own, has fewer positions.
 
     None for images, and for `module:factory` unless it was asked for.
     """
@@ -155,26 +228,39 @@ def sequence_length(name: str, requested: int | None, config: Mapping[str, Any] 
         return requested
     if entry.positions is None:
         if requested is not None:
-            raise ValueError(f"{name} reads images and has no sequence length, got {requested}; leave it out")
+            raise ValueError(
+                f"{name} reads images and has no sequence length, got {requested}; leave it out"
+            )
         return None
-    positions = next((config[key] for key in _POSITIONS if config and key in config), entry.positions)
+    positions = next(
+        (config[key] for key in _POSITIONS if config and key in config), entry.positions
+    )
     if requested is not None and requested > positions:
-        raise ValueError(f"{name} has {positions} positions, got a sequence length of {requested}; ask for at most that")
+        raise ValueError(
+            f"{name} has {positions} positions, got a sequence length of {requested}; ask for at"
+            " most that"
+        )
     return requested or min(DEFAULT_SEQUENCE_LENGTH, positions)
 
 
 def read_config(pairs: Iterable[str]) -> dict[str, Any]:
-    """What a configuration is to say instead, from texts such as `n_layer=24`; ValueError for one that does not read so.
+    """What a configuration is to say instead, from texts such as `n_layer=24`; ValueError for one
+    that does not read so.
 
-    Values are Python literals; true, false and none may be written in any case, and other words are strings.
+    Values are Python literals; true, false and none may be written in any case, and other words are
+    strings.
     """
     config: dict[str, Any] = {}
     for pair in pairs:
         if len(pair) > MOST_LETTERS:
-            raise ValueError(f"a configuration entry has at most {MOST_LETTERS} letters, got {len(pair)}")
+            raise ValueError(
+                f"a configuration entry has at most {MOST_LETTERS} letters, got {len(pair)}"
+            )
         key, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or not key.isidentifier() or not value:
-            raise ValueError(f"a configuration entry is written key=value, as in n_layer=24, got {pair!r}")
+            raise ValueError(
+                f"a configuration entry is written key=value, as in n_layer=24, got {pair!r}"
+            )
         if key in config:
             raise ValueError(f"configuration entry {key!r} is given twice")
         config[key] = _value(value)
@@ -182,7 +268,9 @@ def read_config(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def require_size(config: Mapping[str, Any], where: str, source: str = "") -> None:
-    """Raise ValueError for a model that is too large to be made; its modules are, before anything runs."""
+    """Raise ValueError for a model that is too large to be made; its modules are, before anything
+    runs.
+    """
     for key, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
         numbers = [each for each in values if isinstance(each, int | float)]
@@ -192,7 +280,9 @@ def require_size(config: Mapping[str, Any], where: str, source: str = "") -> Non
             # The layers of all of a model's stages.
             found = sum(numbers)
         if len(values) > MOST_SIZES:
-            raise ValueError(f"{where}.{key[:40]}{source} has at most {MOST_SIZES} items, got {len(values)}")
+            raise ValueError(
+                f"{where}.{key[:40]}{source} has at most {MOST_SIZES} items, got {len(values)}"
+            )
         if found > most:
             raise ValueError(f"{where}.{key[:40]}{source} is at most {most}, got {found}")
 

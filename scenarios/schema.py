@@ -1,4 +1,5 @@
-"""The schema: dataclasses whose annotations say what a field may hold, checked alike for what is made and what is read.
+"""The schema: dataclasses whose annotations say what a field may hold, checked alike for what is
+made and what is read.
 
 A scenario is checked when it is made, a record before its line is written, and both again when
 they are read. Nothing of the data is executed or believed.
@@ -11,7 +12,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 # A value may have this much, many times what optprof writes.
 MOST_LETTERS = 20_000
@@ -42,7 +53,9 @@ _Check = Callable[[Any], Any]
 
 @dataclass(frozen=True)
 class Between:
-    """The least and the most that a number may be; both are allowed, and 0 where `or_zero` says so."""
+    """The least and the most that a number may be; both are allowed, and 0 where `or_zero`
+    says so.
+    """
 
     least: float
     most: float
@@ -87,7 +100,9 @@ def require_version(version: object, read: int, kind: str) -> None:
     """Raise NewerError for a version above the one that is read here, ValueError for any other."""
     if version != read:
         newer = type(version) is int and version > read
-        raise (NewerError if newer else ValueError)(f"{kind} {read} is read here, got {shown(version)}; use the optprof that wrote it")
+        raise (NewerError if newer else ValueError)(
+            f"{kind} {read} is read here, got {shown(version)}; use the optprof that wrote it"
+        )
 
 
 class Checked:
@@ -103,7 +118,9 @@ class Checked:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The data of a JSON text; ValueError for one that is none, for NaN and Infinity, and for lists in lists without end."""
+    """The data of a JSON text; ValueError for one that is none, for NaN and Infinity, and for lists
+    in lists without end.
+    """
     # Whoever reads no JSON need not wait for it.
     import msgspec
 
@@ -119,7 +136,9 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read(kind: type[T], data: Any) -> T:
-    """The dataclass `kind` that `data`, a mapping, holds; ValueError names the first field that does not fit. Others are left out."""
+    """The dataclass `kind` that `data`, a mapping, holds; ValueError names the first field that
+    does not fit. Others are left out.
+    """
     try:
         return _checker(kind)(data)
     except MisfitError as misfit:
@@ -146,7 +165,9 @@ def shown(value: Any) -> str:
 
 
 def shortened(text: str, most: int = MOST_LETTERS) -> str:
-    """The text as a record can hold it, with bytes that are no UTF-8 as \\xff, and the middle of a long one left out."""
+    """The text as a record can hold it, with bytes that are no UTF-8 as \\xff, and the middle of a
+    long one left out.
+    """
     try:
         # The bytes of file names and arguments that are no UTF-8 come as surrogates.
         data = text.encode("utf-8", "surrogateescape")
@@ -160,7 +181,9 @@ def shortened(text: str, most: int = MOST_LETTERS) -> str:
 
 
 def shortened_all(texts: Iterable[str], most: int = 1_000) -> list[str]:
-    """Texts such as the arguments of a command, each shortened, and the middle of a long list left out."""
+    """Texts such as the arguments of a command, each shortened, and the middle of a long list left
+    out.
+    """
     found = list(texts)
     if len(found) > most:
         half = most // 2
@@ -173,7 +196,8 @@ def require_records(count: int) -> None:
     """Raise ValueError where a run would have more records than can be read."""
     if count > MOST_RECORDS:
         raise ValueError(
-            f"a run has at most {MOST_RECORDS} records, and would have {count}; ask for fewer, or name another folder with --out"
+            f"a run has at most {MOST_RECORDS} records, and would have {count}; ask for fewer, or"
+            " name another folder with --out"
         )
 
 
@@ -203,7 +227,11 @@ def _fields(kind: type) -> list[tuple[str, _Check, bool]]:
     """Name, check and necessity of each field of a dataclass."""
     hints = get_type_hints(kind, include_extras=True)
     return [
-        (each.name, _checker(hints[each.name]), each.default is MISSING and each.default_factory is MISSING)
+        (
+            each.name,
+            _checker(hints[each.name]),
+            each.default is MISSING and each.default_factory is MISSING,
+        )
         for each in fields(kind)  # pyright: ignore[reportArgumentType]
     ]
 
@@ -367,14 +395,20 @@ def _plain_mapping(value: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as it is, when it is nothing but lists, objects, texts, numbers, truths and nulls."""
+    """The value as it is, when it is nothing but lists, objects, texts, numbers, truths and
+    nulls.
+    """
     return _plain_and_count(value)[0]
 
 
 def _plain_and_count(value: Any) -> tuple[Any, int]:
-    """The value, and the number of values inside; equal ones, as every record's machine, are one."""
+    """The value, and the number of values inside; equal ones, as every record's machine, are
+    one.
+    """
     if not isinstance(value, (list, dict)):
-        return (_text(value), 0) if type(value) is str else (value, _require_plain(value, MOST_DEPTH))
+        return (
+            (_text(value), 0) if type(value) is str else (value, _require_plain(value, MOST_DEPTH))
+        )
     try:
         # To a text, 1, 1.0 and True are three.
         text = repr(value)
@@ -444,7 +478,9 @@ def _text(value: Any) -> str:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise MisfitError(f" must be text that UTF-8 can hold, got {ascii(value)[:40]}") from None
+            raise MisfitError(
+                f" must be text that UTF-8 can hold, got {ascii(value)[:40]}"
+            ) from None
     return _kept(_TEXTS, value, value)
 
 

@@ -1,4 +1,6 @@
-"""Torch's settings of a whole process: those of a factory hold for its training, and end with it."""
+"""Torch's settings of a whole process: those of a factory hold for its training, and end with
+it.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -35,22 +35,27 @@ LEAST_NORM, MOST_NORM = 2.0**-126, 2.0**127
 class Scenario(Checked):
     """What is asked: a model, an optimizer and how the step is run.
 
-    `model` is a name of `scenarios.models` or `module:factory`, `config` what its configuration is to say instead; `optimizer` a name of
-    the optimizer catalogue or `module:Class`, `options` its keyword arguments. `workload` "train" is whole training steps; "state" holds
-    parameters and gradients and takes one optimizer step on a fresh device, nothing else.
+    `model` is a name of `scenarios.models` or `module:factory`, `config` what its configuration is
+    to say instead; `optimizer` a name of the optimizer catalogue or `module:Class`, `options` its
+    keyword arguments. `workload` "train" is whole training steps; "state" holds parameters and
+    gradients and takes one optimizer step on a fresh device, nothing else.
 
-    A step is `micro_batches` times forward and backward of `batch_size` sequences of `sequence_length` tokens (None for models that read
-    no text), gradients clipped to `max_grad_norm` where that is given, the optimizer's step, and zero_grad, with `set_to_none` or without.
-    With `accumulate`, a name of `optimizers.accumulation` with its options, each micro-batch is followed by the decision whether to step; a
-    measured course is then `steps` micro-batches of the text that comes with optprof.
-    `dtype` is that of parameters and gradients: fp32 for a model of the catalogue, and where it is None each parameter of `module:factory`
-    keeps the dtype that the factory gave it; `amp` runs the forward pass of fp32 parameters under autocast, fp16 with a GradScaler.
-    `attention` is "sdpa" for a model of the catalogue; None leaves it to the factory.
-    `checkpointing` recomputes a layer's activations in the backward pass; `lora_rank` freezes the model and trains adapters of that rank.
+    A step is `micro_batches` times forward and backward of `batch_size` sequences of
+    `sequence_length` tokens (None for models that read no text), gradients clipped to
+    `max_grad_norm` where that is given, the optimizer's step, and zero_grad, with `set_to_none` or
+    without. With `accumulate`, a name of `optimizers.accumulation` with its options, each
+    micro-batch is followed by the decision whether to step; a measured course is then `steps`
+    micro-batches of the text that comes with optprof. `dtype` is that of parameters and gradients:
+    fp32 for a model of the catalogue, and where it is None each parameter of `module:factory` keeps
+    the dtype that the factory gave it; `amp` runs the forward pass of fp32 parameters under
+    autocast, fp16 with a GradScaler. `attention` is "sdpa" for a model of the catalogue; None
+    leaves it to the factory. `checkpointing` recomputes a layer's activations in the backward pass;
+    `lora_rank` freezes the model and trains adapters of that rank.
 
-    `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out. `alloc_conf` is a text as
-    PYTORCH_CUDA_ALLOC_CONF takes it. Raises ValueError for a value outside what a field allows.
-    A list is the tuple of the same items where scenarios are compared, as JSON has one of them alone.
+    `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out.
+    `alloc_conf` is a text as PYTORCH_CUDA_ALLOC_CONF takes it. Raises ValueError for a value
+    outside what a field allows. A list is the tuple of the same items where scenarios are compared,
+    as JSON has one of them alone.
     """
 
     model: Name
@@ -82,11 +87,15 @@ class Scenario(Checked):
         if self.accumulate is not None:
             self._check_accumulate()
         if self.amp is not None and self.dtype not in (None, "fp32"):
-            raise ValueError(f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp {self.amp!r}")
+            raise ValueError(
+                f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp"
+                f" {self.amp!r}"
+            )
         if self.device == "sim" and self.steps * self.micro_batches > MOST_SIMULATED:
             raise ValueError(
-                f"steps times micro_batches is at most {MOST_SIMULATED} in a simulation, which follows each; "
-                f"got {self.steps} times {self.micro_batches}; ask for fewer steps, or for --device cpu or cuda alone"
+                f"steps times micro_batches is at most {MOST_SIMULATED} in a simulation, which"
+                f" follows each; got {self.steps} times {self.micro_batches}; ask for fewer steps,"
+                " or for --device cpu or cuda alone"
             )
 
     def __eq__(self, other: object) -> bool:
@@ -98,14 +107,25 @@ class Scenario(Checked):
     def _settle(self) -> None:
         """Give a model of the catalogue what it has where None is asked for."""
         for name, usual in _USUAL.items():
-            if getattr(self, name) is None and isinstance(self.model, str) and ":" not in self.model:
+            if (
+                getattr(self, name) is None
+                and isinstance(self.model, str)
+                and ":" not in self.model
+            ):
                 object.__setattr__(self, name, usual)
 
     def _check_accumulate(self) -> None:
-        usual = {"workload": "train", "micro_batches": 1, "max_grad_norm": None, "set_to_none": True}
+        usual = {
+            "workload": "train",
+            "micro_batches": 1,
+            "max_grad_norm": None,
+            "set_to_none": True,
+        }
         for name, value in usual.items():
             if getattr(self, name) != value:
-                raise ValueError(f"accumulate goes with {name} {value!r} alone, got {getattr(self, name)!r}")
+                raise ValueError(
+                    f"accumulate goes with {name} {value!r} alone, got {getattr(self, name)!r}"
+                )
 
 
 _USUAL = {"dtype": "fp32", "attention": "sdpa"}

@@ -1,4 +1,6 @@
-"""The text that comes with optprof, as bytes: what a course of training reads, and what is kept from it."""
+"""The text that comes with optprof, as bytes: what a course of training reads, and what is kept
+from it.
+"""
 
 from functools import cache
 from pathlib import Path

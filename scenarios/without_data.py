@@ -1,9 +1,9 @@
 """Models built without data, in code that builds other things with data.
 
 `torch.device("meta")` takes the data of masks, packed lengths and DataLoader batches too. Here what
-is made inside the `__init__` of a module is without data, unless it is small: small tables are often
-read while a model is built, as the rates of `torch.linspace(0, 0.1, depth)` are. Elsewhere only what
-is very large has none.
+is made inside the `__init__` of a module is without data, unless it is small: small tables are
+often read while a model is built, as the rates of `torch.linspace(0, 0.1, depth)` are. Elsewhere
+only what is very large has none.
 """
 
 import sys
@@ -20,9 +20,11 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 # Elements of a tensor that keeps its data inside `__init__`, and of one of whole numbers.
 _SMALL, _SMALL_WHOLE = 1 << 12, 1 << 16
-# Elements of a tensor that has data elsewhere: nobody reads so many, and a simulated batch may be large.
+# Elements of a tensor that has data elsewhere: nobody reads so many, and a simulated batch may be
+# large.
 _LARGE = 1 << 24
-# They write random numbers, of which a tensor without data keeps none; on "meta" torch is slow to do nothing.
+# They write random numbers, of which a tensor without data keeps none; on "meta" torch is slow to
+# do nothing.
 _FILLS = frozenset(("normal_", "uniform_", "trunc_normal_"))
 # They are given their data, which exists already.
 _FROM_DATA = ("tensor", "as_tensor", "asarray", "nested_tensor")
@@ -34,7 +36,8 @@ _HOLDERS = torch.Tensor, dict, list, tuple, set
 
 
 class ModulesOn(TorchFunctionMode):
-    """Inside, tensors that a module makes in its `__init__` are on `device`, unless it asks for another.
+    """Inside, tensors that a module makes in its `__init__` are on `device`, unless it asks for
+    another.
 
     On "meta" small ones keep their data. Operations on both kinds are run without data.
     """
@@ -48,7 +51,9 @@ class ModulesOn(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in self._constructors and self._decides(kwargs):
-            return self._made(func, args, kwargs, in_init=_in_init(sys._getframe(1), self._outermost))
+            return self._made(
+                func, args, kwargs, in_init=_in_init(sys._getframe(1), self._outermost)
+            )
         if (
             getattr(func, "__name__", "") in _FILLS
             and isinstance(filled := args[0] if args else kwargs.get("tensor"), torch.Tensor)
@@ -78,9 +83,15 @@ class ModulesOn(TorchFunctionMode):
 
 
 def is_for_want_of_data(error: Exception) -> bool:
-    """Return whether an error comes from a tensor without data: torch names "meta" in all but two."""
+    """Return whether an error comes from a tensor without data: torch names "meta" in all but
+    two.
+    """
     text = str(error)
-    return "meta" in text.lower() or "Tensor.__format__" in text or "have incompatible tensor type" in text
+    return (
+        "meta" in text.lower()
+        or "Tensor.__format__" in text
+        or "have incompatible tensor type" in text
+    )
 
 
 def replace_tensors(model: torch.nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -103,7 +114,9 @@ def replace_tensors(model: torch.nn.Module, twin: Callable[[torch.Tensor], torch
             made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
             if not is_traceable_wrapper_subclass(tensor):
                 made.__class__ = type(tensor)
-        vars(made).update({name: value for name, value in vars(tensor).items() if name not in vars(made)})
+        vars(made).update(
+            {name: value for name, value in vars(tensor).items() if name not in vars(made)}
+        )
         _swap(model, tensor, made)
     for module in recurrent:
         module._init_flat_weights()
@@ -121,10 +134,17 @@ def _swap(model: torch.nn.Module, tensor: torch.Tensor, made: torch.Tensor) -> N
 
 
 def _tensors_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Every tensor with data that a module holds, each once; parameters without a shape have none."""
+    """Every tensor with data that a module holds, each once; parameters without a shape have
+    none.
+    """
     found: dict[int, torch.Tensor] = {}
     seen: set[int] = set()
-    held = [value for module in model.modules() for value in vars(module).values() if isinstance(value, _HOLDERS)]
+    held = [
+        value
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, _HOLDERS)
+    ]
     for tensor in _tensors_in(held, seen):
         if not tensor.is_meta and not is_lazy(tensor):
             found[id(tensor)] = tensor
@@ -150,7 +170,11 @@ def _in_init(frame: FrameType | None, outermost: FrameType) -> bool:
     """Return whether a module's `__init__` is among the callers, up to the outermost frame."""
     while frame is not None and frame is not outermost:
         code = frame.f_code
-        if code.co_name == "__init__" and code.co_argcount and isinstance(frame.f_locals[code.co_varnames[0]], torch.nn.Module):
+        if (
+            code.co_name == "__init__"
+            and code.co_argcount
+            and isinstance(frame.f_locals[code.co_varnames[0]], torch.nn.Module)
+        ):
             return True
         frame = frame.f_back
     return False
@@ -160,7 +184,11 @@ def _keeps_data(tensor: torch.Tensor, *, in_init: bool) -> bool:
     if not in_init:
         return tensor.numel() <= _LARGE
     # A lazy parameter begins without elements, and grows on its device.
-    return 0 < tensor.numel() <= (_SMALL if tensor.is_floating_point() or tensor.is_complex() else _SMALL_WHOLE)
+    return (
+        0
+        < tensor.numel()
+        <= (_SMALL if tensor.is_floating_point() or tensor.is_complex() else _SMALL_WHOLE)
+    )
 
 
 def _is_mixed(args: Any, kwargs: Any) -> bool:

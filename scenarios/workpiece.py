@@ -1,4 +1,6 @@
-"""What a scenario trains: the model, one batch, and the loss, built from configuration alone on any device."""
+"""What a scenario trains: the model, one batch, and the loss, built from configuration alone on any
+device.
+"""
 
 import logging
 import warnings
@@ -14,30 +16,48 @@ from .batches import map_tensors
 from .schema import shortened
 from .spec import Scenario
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp64": torch.float64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workpiece:
     """A model in training mode and the batch that it is trained on.
 
-    `batch` holds keyword arguments of `model.forward`; it is empty when a `module:factory` gave none, which does for the workload "state".
+    `batch` holds keyword arguments of `model.forward`; it is empty when a `module:factory` gave
+    none, which does for the workload "state".
     """
 
     model: torch.nn.Module
     batch: Mapping[str, Any]
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The scalar loss of one forward pass; TypeError when the model's output has none, ValueError for one that trains nothing."""
+        """The scalar loss of one forward pass; TypeError when the model's output has none,
+        ValueError for one that trains nothing.
+        """
         output = self.model(**batch)
         loss, name = _loss_in(output), type(self.model).__name__
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-            got = f"Tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(output).__name__
+            got = (
+                f"Tensor of shape {tuple(loss.shape)}"
+                if isinstance(loss, torch.Tensor)
+                else type(output).__name__
+            )
             if loss is None and hasattr(output, "loss"):
                 got += " without a loss; give the batch its labels"
-            raise TypeError(f"{name} must return a scalar loss, or one as .loss, under the key 'loss' or first in a tuple, got {got}")
+            raise TypeError(
+                f"{name} must return a scalar loss, or one as .loss, under the key 'loss' or first"
+                f" in a tuple, got {got}"
+            )
         if not loss.requires_grad:
-            raise ValueError(f"the loss of {name} follows from no trained parameter; leave detach() and no_grad() out of its way")
+            raise ValueError(
+                f"the loss of {name} follows from no trained parameter; leave detach() and"
+                " no_grad() out of its way"
+            )
         return loss
 
 
@@ -50,11 +70,13 @@ def _loss_in(output: Any) -> Any:
 
 
 def build(scenario: Scenario, device: str) -> Workpiece:
-    """The scenario's model and batch on `device` ("meta" holds no data); weights and batch are random from the scenario's seed.
+    """The scenario's model and batch on `device` ("meta" holds no data); weights and batch are
+    random from the scenario's seed.
 
-    Whole-number inputs (token ids, labels) are on the CPU and small: their values steer model code, and a caller moves them,
-    as all of a factory's batch and a model's small tensors of whole numbers.
-    Raises ValueError for what the model does not take: an unknown configuration key, checkpointing, another attention.
+    Whole-number inputs (token ids, labels) are on the CPU and small: their values steer model code,
+    and a caller moves them, as all of a factory's batch and a model's small tensors of whole
+    numbers. Raises ValueError for what the model does not take: an unknown configuration key,
+    checkpointing, another attention.
     """
     torch.manual_seed(scenario.seed)
     entry = models.describe(scenario.model)
@@ -71,7 +93,9 @@ def build(scenario: Scenario, device: str) -> Workpiece:
 
 
 def load_code(scenario: Scenario) -> None:
-    """Import what building a catalogue's model takes seconds to import; nothing for a factory, whose code is not ours."""
+    """Import what building a catalogue's model takes seconds to import; nothing for a factory,
+    whose code is not ours.
+    """
     entry = models.describe(scenario.model)
     if entry is not None:
         import transformers
@@ -82,7 +106,9 @@ def load_code(scenario: Scenario) -> None:
             import_module("peft")
 
 
-def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: str) -> torch.nn.Module:
+def _from_configuration(
+    entry: models.ModelEntry, scenario: Scenario, device: str
+) -> torch.nn.Module:
     import transformers
 
     models.require_size(scenario.config, "config")
@@ -90,15 +116,26 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
     usual = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
     for key in scenario.config:
         if not hasattr(usual, key):
-            raise ValueError(f"{factories.unknown_key(key, list(usual.to_dict()))} in the configuration of {scenario.model}")
-    attention = {} if scenario.attention in (None, "sdpa") else {"attn_implementation": scenario.attention}
+            raise ValueError(
+                f"{factories.unknown_key(key, list(usual.to_dict()))} in the configuration of"
+                f" {scenario.model}"
+            )
+    attention = (
+        {} if scenario.attention in (None, "sdpa") else {"attn_implementation": scenario.attention}
+    )
     if attention and entry.architecture == "resnet":
-        raise ValueError(f"{scenario.model} has no attention, got {scenario.attention!r}; leave it out")
+        raise ValueError(
+            f"{scenario.model} has no attention, got {scenario.attention!r}; leave it out"
+        )
     auto = _auto(transformers, entry)
     try:
-        config = transformers.AutoConfig.for_model(entry.architecture, **{**entry.config, **scenario.config})
+        config = transformers.AutoConfig.for_model(
+            entry.architecture, **{**entry.config, **scenario.config}
+        )
         with torch.device(device):
-            return auto.from_config(config, dtype=DTYPES[scenario.dtype or "fp32"], **attention).train()
+            return auto.from_config(
+                config, dtype=DTYPES[scenario.dtype or "fp32"], **attention
+            ).train()
     except Exception as error:
         # transformers raises many kinds for values that do not go together.
         if not scenario.config:
@@ -109,30 +146,46 @@ def _from_configuration(entry: models.ModelEntry, scenario: Scenario, device: st
 
 
 def _auto(transformers: Any, entry: models.ModelEntry) -> Any:
-    return transformers.AutoModelForImageClassification if entry.positions is None else transformers.AutoModelForCausalLM
+    return (
+        transformers.AutoModelForImageClassification
+        if entry.positions is None
+        else transformers.AutoModelForCausalLM
+    )
 
 
 def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Module:
     """The model frozen, with LoRA adapters of that rank where its architecture has them."""
     entry = models.describe(name)
     if entry is None or entry.architecture not in models.ADAPTED:
-        raise ValueError(f"adapters go into {', '.join(models.ADAPTED)} models, got {name!r}; leave the rank out")
+        raise ValueError(
+            f"adapters go into {', '.join(models.ADAPTED)} models, got {name!r}; leave the rank out"
+        )
     try:
         import peft
     except ImportError as error:
-        raise ValueError('LoRA needs the package peft, which is not installed; pip install "optprof[lora]"') from error
+        raise ValueError(
+            'LoRA needs the package peft, which is not installed; pip install "optprof[lora]"'
+        ) from error
     config = peft.LoraConfig(r=rank, target_modules=list(models.ADAPTED[entry.architecture]))
     with warnings.catch_warnings():
-        # peft finds out by itself that GPT-2 keeps its weights transposed, and asks transformers by an old name about checkpointing.
+        # peft finds out by itself that GPT-2 keeps its weights transposed, and asks transformers by
+        # an old name about checkpointing.
         warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
         return peft.get_peft_model(model, config).train()
 
 
 def _enable_checkpointing(name: str, model: torch.nn.Module) -> None:
-    """Recompute each layer in the backward pass, the way that does not re-enter autograd, as transformers' Trainer asks for."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(model, "gradient_checkpointing_enable", None)
+    """Recompute each layer in the backward pass, the way that does not re-enter autograd, as
+    transformers' Trainer asks for.
+    """
+    enable = getattr(model, "activation_checkpointing_enable", None) or getattr(
+        model, "gradient_checkpointing_enable", None
+    )
     if enable is None:
-        raise ValueError(f"{name} has no method gradient_checkpointing_enable; give its class one, or leave checkpointing out")
+        raise ValueError(
+            f"{name} has no method gradient_checkpointing_enable; give its class one, or leave"
+            " checkpointing out"
+        )
     try:
         enable({"use_reentrant": False})
     except ValueError as error:
@@ -143,7 +196,14 @@ def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[st
     size, config = scenario.batch_size, {**entry.config, **scenario.config}
     if entry.positions is None:
         side = config.get("image_size", 224)
-        pixels = torch.randn(size, config.get("num_channels", 3), side, side, dtype=DTYPES[scenario.dtype or "fp32"], device=device)
+        pixels = torch.randn(
+            size,
+            config.get("num_channels", 3),
+            side,
+            side,
+            dtype=DTYPES[scenario.dtype or "fp32"],
+            device=device,
+        )
         return {"pixel_values": pixels, "labels": torch.randint(config["num_labels"], (size,))}
     length = models.sequence_length(scenario.model, scenario.sequence_length, scenario.config)
     assert length is not None

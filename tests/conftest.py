@@ -1,4 +1,6 @@
-"""What holds for every test: those marked `gpu` or `compiler` are skipped, with the reason, where there is none."""
+"""What holds for every test: those marked `gpu` or `compiler` are skipped, with the reason, where
+there is none.
+"""
 
 import shutil
 import signal
@@ -6,7 +8,8 @@ import signal
 import pytest
 import torch
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them whatever they start.
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them whatever
+# they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

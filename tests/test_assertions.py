@@ -9,7 +9,9 @@ TESTS = Path(__file__).parent
 
 
 def is_certain(test: ast.expr) -> bool:
-    """Return whether a condition, or one branch of it, is true whatever it is about: a literal, say, or a function nobody calls."""
+    """Return whether a condition, or one branch of it, is true whatever it is about: a literal,
+    say, or a function nobody calls.
+    """
     match test:
         case ast.Constant(value):
             return bool(value)
@@ -23,14 +25,22 @@ def is_certain(test: ast.expr) -> bool:
             return is_certain(body) or is_certain(orelse)
         case ast.BoolOp(values=values):
             return any(map(is_certain, values))
-        case ast.UnaryOp(op=ast.Not(), operand=ast.Constant() | ast.Tuple() | ast.List() | ast.Set() | ast.Dict()):
+        case ast.UnaryOp(
+            op=ast.Not(), operand=ast.Constant() | ast.Tuple() | ast.List() | ast.Set() | ast.Dict()
+        ):
             return True
         case ast.NamedExpr(value=value):
             return is_certain(value)
         case ast.Compare(left=left, comparators=others):
             # What is called may differ from call to call.
-            sides = [ast.dump(side) for side in (left, *others) if not any(isinstance(part, ast.Call) for part in ast.walk(side))]
-            return len({*sides}) < len(sides) or any(isinstance(side, ast.Lambda | ast.GeneratorExp) for side in others)
+            sides = [
+                ast.dump(side)
+                for side in (left, *others)
+                if not any(isinstance(part, ast.Call) for part in ast.walk(side))
+            ]
+            return len({*sides}) < len(sides) or any(
+                isinstance(side, ast.Lambda | ast.GeneratorExp) for side in others
+            )
         case _:
             return False
 
@@ -46,10 +56,16 @@ def certain_lines(text: str) -> list[int]:
     tree = ast.parse(text)
     functions = uncalled(tree)
     tests = [(node.lineno, node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
-    return [line for line, test in tests if is_certain(test) or (isinstance(test, ast.Name) and test.id in functions)]
+    return [
+        line
+        for line, test in tests
+        if is_certain(test) or (isinstance(test, ast.Name) and test.id in functions)
+    ]
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+@pytest.mark.parametrize(
+    "path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS))
+)
 def test_no_assertion_is_true_whatever_the_code_does(path: Path) -> None:
     assert certain_lines(path.read_text(encoding="utf-8")) == []
 

@@ -1,4 +1,6 @@
-"""Files of a run made as a user makes it, in a home and on a host with names: they disclose neither."""
+"""Files of a run made as a user makes it, in a home and on a host with names: they disclose
+neither.
+"""
 
 import gzip
 import json
@@ -43,7 +45,9 @@ def alice(folder: Path) -> tuple[Path, dict[str, str]]:
     site = folder / "site"
     site.mkdir(parents=True)
     home.mkdir(parents=True)
-    (site / "sitecustomize.py").write_text(f"import socket\nsocket.gethostname = lambda: {HOST!r}\n")
+    (site / "sitecustomize.py").write_text(
+        f"import socket\nsocket.gethostname = lambda: {HOST!r}\n"
+    )
     (home / "mine.py").write_text(MINE)
     (home / "train.py").write_text(TRAINING)
     path = f"{site}{os.pathsep}{HERE}"
@@ -73,7 +77,9 @@ def leaks(run: Path, *words: str, but: tuple[str, ...] = ()) -> list[str]:
         if path.is_file() and not name.startswith(but):
             data = path.read_bytes()
             data = gzip.decompress(data) if name.endswith(".gz") else data
-            found += [f"{word} in {name}" for word in words if word in name or word.encode() in data]
+            found += [
+                f"{word} in {name}" for word in words if word in name or word.encode() in data
+            ]
     return found
 
 
@@ -131,7 +137,9 @@ def test_what_a_model_raises_is_recorded_without_secrets_and_folders(tmp_path: P
     command = ["-m", "optprof", "profile", "mine:broken", "-o", "sgd:lr=0.1", "-d", "sim"]
     run(home, environment, *command, "--out", "run", "--workload", "state", status=4)
     (line,) = (home / "run/records.jsonl").read_text().splitlines()
-    missing = "FileNotFoundError: [Errno 2] No such file or directory: '~/data/***' (mine.py, line 9)"
+    missing = (
+        "FileNotFoundError: [Errno 2] No such file or directory: '~/data/***' (mine.py, line 9)"
+    )
     assert json.loads(line)["error"] == missing
     assert leaks(home / "run", SECRET, str(home), but=("logs/",)) == []
 
@@ -148,14 +156,19 @@ def test_an_anonymous_run_names_no_machine_and_no_path_and_can_go_on(tmp_path: P
     found = json.loads(line)["environment"]
     assert found["anonymous"] is True
     assert not found.keys() & {"machine", "platform", "affinity", "git_commit"}
-    assert "machine, platform, commit and paths are left out" in (home / "secret-name/report.html").read_text()
+    assert (
+        "machine, platform, commit and paths are left out"
+        in (home / "secret-name/report.html").read_text()
+    )
 
     run(home, environment, *command, *options, "--resume", "--no-report")
     assert len((home / "secret-name/records.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.parametrize("anonymous", [False, True])
-def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(anonymous: bool, tmp_path: Path):
+def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(
+    anonymous: bool, tmp_path: Path
+):
     home, environment = alice(tmp_path)
     more = ["--anonymous"] if anonymous else []
     run(home, environment, "train.py", "run", f"--hf-token={SECRET}", "positional-secret", *more)

@@ -21,10 +21,14 @@ def run() -> Run:
 
 
 def test_a_profile_has_the_records_that_the_command_makes(run: Run):
-    assert [(record.scenario.optimizer, record.outcome) for record in run.records] == [("adamw", "ok"), ("sm3", "ok")] * 2
+    assert [(record.scenario.optimizer, record.outcome) for record in run.records] == [
+        ("adamw", "ok"),
+        ("sm3", "ok"),
+    ] * 2
     first = run.records[0].memory
     assert first is not None
-    # 11,689,512 parameters: two moments in float32, and a float32 step count for each of the 62 tensors.
+    # 11,689,512 parameters: two moments in float32, and a float32 step count for each of the 62
+    # tensors.
     assert first.optimizer_state == 8 * 11_689_512 + 4 * 62
 
 
@@ -110,7 +114,9 @@ def test_a_folder_in_which_a_run_is_refused_before_anything_is_trained(tmp_path:
         ({"device": "tpu"}, "device must be one of"),
     ],
 )
-def test_what_cannot_be_met_is_said_before_anything_runs(options: dict[str, Any], told: str, tmp_path: Path):
+def test_what_cannot_be_met_is_said_before_anything_runs(
+    options: dict[str, Any], told: str, tmp_path: Path
+):
     with pytest.raises(ValueError, match=told):
         optprof.profile("resnet18", "adamw", out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -124,6 +130,9 @@ def test_a_run_that_is_there_is_not_written_over(tmp_path: Path):
 
 def test_importing_loads_neither_torch_nor_what_draws():
     heavy = ("torch", "numpy", "pandas", "matplotlib", "jinja2")
-    code = f"import sys, json, optprof; print(json.dumps([name for name in {heavy} if name in sys.modules]))"
+    code = (
+        f"import sys, json, optprof; print(json.dumps([name for name in {heavy} if name in"
+        " sys.modules]))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

@@ -23,15 +23,22 @@ HERE = Path(__file__).resolve().parent.parent
 def optprof(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "optprof", *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "optprof", *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
 
 
 @pytest.fixture(scope="module")
-def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def profiled(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("user")
-    (folder / "chatty.py").write_text(
-        """
+    (folder / "chatty.py").write_text("""
 import os, torch
 class Chatty(torch.optim.SGD):
     def __init__(self, params, lr=0.1, momentum=0.9, foreach=None):
@@ -40,12 +47,22 @@ class Chatty(torch.optim.SGD):
     def step(self, closure=None):
         os.write(1, b"hello from C")
         return super().step(closure)
-"""
+""")
+    return folder, optprof(
+        folder,
+        "profile",
+        "resnet18",
+        "-o",
+        "adamw,sm3,sm3:momentum=0.9,chatty:Chatty",
+        "-d",
+        "sim",
+        "--json",
     )
-    return folder, optprof(folder, "profile", "resnet18", "-o", "adamw,sm3,sm3:momentum=0.9,chatty:Chatty", "-d", "sim", "--json")
 
 
-def test_profile_leaves_a_run_and_prints_nothing_but_json(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_profile_leaves_a_run_and_prints_nothing_but_json(
+    profiled: tuple[Path, subprocess.CompletedProcess[str]],
+):
     folder, done = profiled
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -63,18 +80,23 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(profiled: tuple[Path, 
     assert "hello from C" in (run / told["records"][3]["log"]).read_text()
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     assert told["records"] == lines
-    assert [(r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"]) for r in lines[:4]] == [
-        ("train", "resnet18", name) for name in ("adamw", "sm3", "sm3", "chatty:Chatty")
-    ]
+    assert [
+        (r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"])
+        for r in lines[:4]
+    ] == [("train", "resnet18", name) for name in ("adamw", "sm3", "sm3", "chatty:Chatty")]
     assert {r["outcome"] for r in lines} == {"ok"}
 
 
-def test_progress_says_what_runs_and_how_far(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_progress_says_what_runs_and_how_far(
+    profiled: tuple[Path, subprocess.CompletedProcess[str]],
+):
     _, done = profiled
     assert "[2/12] resnet18 sm3 train on sim" in done.stderr
 
 
-def test_report_draws_again_without_measuring(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_report_draws_again_without_measuring(
+    profiled: tuple[Path, subprocess.CompletedProcess[str]],
+):
     folder, _ = profiled
     page = folder / "runs" / "resnet18" / "report.html"
     page.unlink()
@@ -83,7 +105,9 @@ def test_report_draws_again_without_measuring(profiled: tuple[Path, subprocess.C
     assert "resnet18" in page.read_text()
 
 
-def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.CompletedProcess[str]]):
+def test_a_second_run_has_a_folder_of_its_own(
+    profiled: tuple[Path, subprocess.CompletedProcess[str]],
+):
     folder, _ = profiled
     done = optprof(folder, "profile", "resnet18", "-o", "sgd", "-d", "sim", "--workload", "state")
     assert done.returncode == 0, done.stderr
@@ -95,22 +119,54 @@ def test_a_second_run_has_a_folder_of_its_own(profiled: tuple[Path, subprocess.C
     ("arguments", "told"),
     [
         (("profile", "gpt3"), "optprof: no model named 'gpt3'; did you mean gpt2"),
-        (("profile", "gpt2", "-o", "adamv"), "optprof: no optimizer is named 'adamv'; did you mean adam"),
-        (("profile", "gpt2", "-o", "adamw:lrr=1"), "optprof: no option of adamw is named 'lrr'; did you mean lr"),
-        (("profile", "gpt2", "--dtype", "fp8"), "optprof: dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
-        (("profile", "gpt2", "--device", "tpu"), "optprof: device must be one of sim, cpu, cuda, got 'tpu'"),
-        (("profile", "resnet18", "-d", "sim", "--out", "file/run"), "optprof: file/run: Not a directory"),
-        (("report", "nowhere"), "optprof: no records.jsonl in runs/nowhere; name the folder of a run"),
+        (
+            ("profile", "gpt2", "-o", "adamv"),
+            "optprof: no optimizer is named 'adamv'; did you mean adam",
+        ),
+        (
+            ("profile", "gpt2", "-o", "adamw:lrr=1"),
+            "optprof: no option of adamw is named 'lrr'; did you mean lr",
+        ),
+        (
+            ("profile", "gpt2", "--dtype", "fp8"),
+            "optprof: dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'",
+        ),
+        (
+            ("profile", "gpt2", "--device", "tpu"),
+            "optprof: device must be one of sim, cpu, cuda, got 'tpu'",
+        ),
+        (
+            ("profile", "resnet18", "-d", "sim", "--out", "file/run"),
+            "optprof: file/run: Not a directory",
+        ),
+        (
+            ("report", "nowhere"),
+            "optprof: no records.jsonl in runs/nowhere; name the folder of a run",
+        ),
         (("fit", "gpt2", "--gpu", "h100"), "optprof: no GPU is named 'h100'; did you mean h100-80"),
-        (("list", "datasets"), "optprof: nothing to list under 'datasets'; ask for models, optimizers, accumulations, gpus or suites"),
+        (
+            ("list", "datasets"),
+            (
+                "optprof: nothing to list under 'datasets'; ask for models, optimizers,"
+                " accumulations, gpus or suites"
+            ),
+        ),
         (("compare", "here", "there"), "optprof: no run in"),
-        (("compare", "here", "there", "--fail-on", "state>=0"), "optprof: a gate reads METRIC>NUMBER"),
-        (("compare", "here", "there", "--only", "same"), "optprof: --only takes regressed, got 'same'"),
+        (
+            ("compare", "here", "there", "--fail-on", "state>=0"),
+            "optprof: a gate reads METRIC>NUMBER",
+        ),
+        (
+            ("compare", "here", "there", "--only", "same"),
+            "optprof: --only takes regressed, got 'same'",
+        ),
         (("compare", "here", "there", "--threshold", "5"), "optprof: a threshold reads NUMBER%"),
         (("explain", "peek"), "optprof: no metric named 'peek'; did you mean peak?"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_status_2(tmp_path: Path, arguments: tuple[str, ...], told: str):
+def test_what_is_wrong_is_one_line_and_status_2(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+):
     (tmp_path / "file").touch()
     done = optprof(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
@@ -149,11 +205,19 @@ def test_fit_answers_for_the_optimizers_that_can_be_simulated(tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("fit", "tiny", "--gpu", "t4", "-o", "broken:Early"), "ZeroDivisionError: early (broken.py, line 12)"),
-        (("profile", "broken:build", "-d", "sim", "--checkpointing"), "SystemExit: no data (broken.py, line 15)"),
+        (
+            ("fit", "tiny", "--gpu", "t4", "-o", "broken:Early"),
+            "ZeroDivisionError: early (broken.py, line 12)",
+        ),
+        (
+            ("profile", "broken:build", "-d", "sim", "--checkpointing"),
+            "SystemExit: no data (broken.py, line 15)",
+        ),
     ],
 )
-def test_what_the_users_code_raises_is_one_line_and_with_traceback_the_whole(tmp_path: Path, arguments: tuple[str, ...], told: str):
+def test_what_the_users_code_raises_is_one_line_and_with_traceback_the_whole(
+    tmp_path: Path, arguments: tuple[str, ...], told: str
+):
     (tmp_path / "broken.py").write_text(BROKEN)
     done = optprof(tmp_path, *arguments)
     assert (done.returncode, done.stderr) == (2, f"optprof: {told}; --traceback shows the whole\n")
@@ -164,10 +228,23 @@ def test_what_the_users_code_raises_is_one_line_and_with_traceback_the_whole(tmp
 
 
 def test_a_scenario_that_fails_leaves_the_others_and_status_4(tmp_path: Path):
-    done = optprof(tmp_path, "profile", "resnet18", "-o", "sgd,torch.optim:SparseAdam", "-d", "sim", "--workload", "state")
+    done = optprof(
+        tmp_path,
+        "profile",
+        "resnet18",
+        "-o",
+        "sgd,torch.optim:SparseAdam",
+        "-d",
+        "sim",
+        "--workload",
+        "state",
+    )
     assert done.returncode == 4
     assert "2 of 4 scenarios failed; the report lists why" in done.stderr
-    assert "does not support dense gradients" in (tmp_path / "runs" / "resnet18" / "report.html").read_text()
+    assert (
+        "does not support dense gradients"
+        in (tmp_path / "runs" / "resnet18" / "report.html").read_text()
+    )
 
 
 TINY = """
@@ -194,10 +271,22 @@ class Slow(torch.optim.SGD):
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     (tmp_path / "tiny.py").write_text(TINY)
-    command = ["profile", "tiny:build", "-o", "sgd,tiny:Slow", "-d", "sim", "--workload", "train", "--no-report"]
+    command = [
+        "profile",
+        "tiny:build",
+        "-o",
+        "sgd,tiny:Slow",
+        "-d",
+        "sim",
+        "--workload",
+        "train",
+        "--no-report",
+    ]
     # Other tests may have left the workers of torch.compile.
     before = psutil.Process().children(recursive=True)
-    cut_off = subprocess.Popen([sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    cut_off = subprocess.Popen(
+        [sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + 120
     while not (tmp_path / "stepping").exists() and time.monotonic() < end:
         time.sleep(0.05)
@@ -205,7 +294,10 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     _, told = cut_off.communicate(timeout=60)
     assert cut_off.returncode == 130
     going_on = f"optprof {' '.join(command)} --out runs/tiny.build --resume"
-    assert told.splitlines()[-2:] == ["interrupted; what is finished is in runs/tiny.build; to go on:", f"  {going_on}"]
+    assert told.splitlines()[-2:] == [
+        "interrupted; what is finished is in runs/tiny.build; to go on:",
+        f"  {going_on}",
+    ]
     assert psutil.Process().children(recursive=True) == before
 
     (tmp_path / "quick").touch()
@@ -215,29 +307,56 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     assert (told.returncode, told.stderr.splitlines()) == (
         0,
         [
-            "left out: runs/tiny.build/records.jsonl, line 2: torn after 19 bytes, without an end of line",
+            (
+                "left out: runs/tiny.build/records.jsonl, line 2: torn after 19 bytes, without an"
+                " end of line"
+            ),
             "optprof repair runs/tiny.build sets aside what cannot be read",
         ],
     )
     done = optprof(tmp_path, *going_on.split()[1:], "--json")
     assert done.returncode == 0, done.stderr
-    assert "the last line was torn: its 19 bytes are set aside in runs/tiny.build/records.torn" in done.stderr
+    assert (
+        "the last line was torn: its 19 bytes are set aside in runs/tiny.build/records.torn"
+        in done.stderr
+    )
     assert "1 of 4 scenarios are recorded in runs/tiny.build" in done.stderr
     found = json.loads(done.stdout)
     assert found["report"] is None
-    assert [(record["scenario"]["optimizer"], record["outcome"]) for record in found["records"][:2]] == [("sgd", "ok"), ("tiny:Slow", "ok")]
+    assert [
+        (record["scenario"]["optimizer"], record["outcome"]) for record in found["records"][:2]
+    ] == [("sgd", "ok"), ("tiny:Slow", "ok")]
 
 
 def test_a_damaged_run_is_reported_held_to_no_gate_gone_on_with_and_repaired(tmp_path: Path):
-    command = ["profile", "tiny", "-T", "8", "-o", "sgd,adamw", "-d", "sim", "--workload", "train", "--out", "run", "--no-report"]
+    command = [
+        "profile",
+        "tiny",
+        "-T",
+        "8",
+        "-o",
+        "sgd,adamw",
+        "-d",
+        "sim",
+        "--workload",
+        "train",
+        "--out",
+        "run",
+        "--no-report",
+    ]
     made = optprof(tmp_path, *command)
     assert made.returncode == 0, made.stderr
     lines = (tmp_path / "run" / "records.jsonl").read_bytes().splitlines(keepends=True)
     assert [json.loads(line)["scenario"]["optimizer"] for line in lines[:2]] == ["sgd", "adamw"]
     for path in (tmp_path / "run" / "timelines").glob("*-sgd-*"):
         path.write_bytes(b"")
-    (tmp_path / "run" / "records.jsonl").write_bytes(lines[0] + b"\0" * 40 + b"\n" + lines[1] + lines[2][:50])
-    damage = ["records.jsonl, line 2: 40 zero bytes", "records.jsonl, line 4: torn after 50 bytes, without an end of line"]
+    (tmp_path / "run" / "records.jsonl").write_bytes(
+        lines[0] + b"\0" * 40 + b"\n" + lines[1] + lines[2][:50]
+    )
+    damage = [
+        "records.jsonl, line 2: 40 zero bytes",
+        "records.jsonl, line 4: torn after 50 bytes, without an end of line",
+    ]
 
     report = optprof(tmp_path, "report", "run")
     assert (report.returncode, report.stdout) == (0, "run/report.html\n")
@@ -249,14 +368,22 @@ def test_a_damaged_run_is_reported_held_to_no_gate_gone_on_with_and_repaired(tmp
     ]
     gate = optprof(tmp_path, "compare", "run", "run", "--fail-on", "state>0")
     assert gate.returncode == 3
-    assert "stopped by every gate, because it cannot be read: before: records.jsonl, line 2: 40 zero bytes, and 3 more" in gate.stderr
+    assert (
+        "stopped by every gate, because it cannot be read: before: records.jsonl, line 2: 40 zero"
+        " bytes, and 3 more" in gate.stderr
+    )
 
     going_on = optprof(tmp_path, *command, "--resume")
     assert going_on.returncode == 0, going_on.stderr
     assert "1 of 4 scenarios are recorded in run" in going_on.stderr
-    assert [path.name for path in (tmp_path / "run" / "timelines").glob("*.damaged")] == [f"{timeline}.damaged"]
+    assert [path.name for path in (tmp_path / "run" / "timelines").glob("*.damaged")] == [
+        f"{timeline}.damaged"
+    ]
     repaired = optprof(tmp_path, "repair", "run")
-    assert (repaired.returncode, repaired.stdout) == (0, f"{damage[0]}; set aside in records.damaged\n")
+    assert (repaired.returncode, repaired.stdout) == (
+        0,
+        f"{damage[0]}; set aside in records.damaged\n",
+    )
     assert (tmp_path / "run" / "records.damaged").read_bytes() == b"\0" * 40 + b"\n"
     assert (tmp_path / "run" / "records.torn").read_bytes() == lines[2][:50] + b"\n"
     again = optprof(tmp_path, "repair", "run")
@@ -273,30 +400,63 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_pat
     arguments = ["profile", "tiny:build", "-o", "sgd", "-d", "cpu", "--no-report"]
     environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE}"}
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", code, *arguments],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
 def test_measuring_wants_nothing_that_draws(tmp_path: Path):
-    """A GPU box has torch, transformers, typer, rich and psutil; whatever else is installed here cannot be imported there.
+    """A GPU box has torch, transformers, typer, rich and psutil; whatever else is installed here
+    cannot be imported there.
 
     numpy comes with transformers, which loads it.
     """
     (tmp_path / "site").mkdir()
-    blocked = "jinja2 matplotlib pandas plotly peft pynvml pytorch_optimizer scipy sklearn tensorboard torch_tb_profiler"
-    (tmp_path / "site" / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()}))\n")
+    blocked = (
+        "jinja2 matplotlib pandas plotly peft pynvml pytorch_optimizer scipy sklearn tensorboard"
+        " torch_tb_profiler"
+    )
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()}))\n"
+    )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
-    command = ["profile", "tiny", "-T", "8", "-o", "adamw,sm3", "-d", "auto", "--no-report", "--trace", "--steps", "2"]
+    command = [
+        "profile",
+        "tiny",
+        "-T",
+        "8",
+        "-o",
+        "adamw,sm3",
+        "-d",
+        "auto",
+        "--no-report",
+        "--trace",
+        "--steps",
+        "2",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "optprof", *command],
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     lacking = subprocess.run(
-        [sys.executable, "-m", "optprof", "report", "tiny"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "optprof", "report", "tiny"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (lacking.returncode, lacking.stderr) == (2, "optprof: matplotlib is not installed; pip install matplotlib\n")
+    assert (lacking.returncode, lacking.stderr) == (
+        2,
+        "optprof: matplotlib is not installed; pip install matplotlib\n",
+    )
     assert optprof(tmp_path, "report", "tiny").returncode == 0
 
 
@@ -307,28 +467,55 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
     console_script = Path(sys.executable).with_name("optprof")
     if not console_script.exists():
         pytest.skip("optprof is not installed beside this interpreter; make test installs it")
-    done = subprocess.run([console_script, "list", "optimizers"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [console_script, "list", "optimizers"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    command = ["profile", "tiny", "-T", "8", "-o", "sgd", "-d", "cpu", "--no-report", "--steps", "2"]
-    done = subprocess.run([console_script, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    command = [
+        "profile",
+        "tiny",
+        "-T",
+        "8",
+        "-o",
+        "sgd",
+        "-d",
+        "cpu",
+        "--no-report",
+        "--steps",
+        "2",
+    ]
+    done = subprocess.run(
+        [console_script, *command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(tmp_path: Path):
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "quick").touch()
-    (tmp_path / "mine.toml").write_text(
-        """
+    (tmp_path / "mine.toml").write_text("""
         [[scenarios]]
         model = "tiny:build"
         optimizer = ["sgd", "tiny:Slow"]
         micro_batches = [1, 2]
         device = "sim"
-        """
-    )
+        """)
     refused = optprof(tmp_path, "sweep", "mine.toml", "--allow", "tiny:build")
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("optprof: a suite runs no code of its own, got 'tiny:Slow'; if you trust it, give --allow tiny:Slow")
+    assert refused.stderr.startswith(
+        "optprof: a suite runs no code of its own, got 'tiny:Slow'; if you trust it, give --allow"
+        " tiny:Slow"
+    )
     allowed = ["sweep", "mine.toml", "--allow", "tiny:build", "--allow", "tiny:Slow"]
     forecast = optprof(tmp_path, *allowed, "--dry-run")
     assert forecast.returncode == 0, forecast.stderr
@@ -338,7 +525,12 @@ def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(t
     done = optprof(tmp_path, *allowed, "--no-report", "--json")
     assert done.returncode == 0, done.stderr
     found = [record["scenario"] for record in json.loads(done.stdout)["records"]]
-    assert [(each["micro_batches"], each["optimizer"]) for each in found] == [(1, "sgd"), (1, "tiny:Slow"), (2, "sgd"), (2, "tiny:Slow")]
+    assert [(each["micro_batches"], each["optimizer"]) for each in found] == [
+        (1, "sgd"),
+        (1, "tiny:Slow"),
+        (2, "sgd"),
+        (2, "tiny:Slow"),
+    ]
 
 
 def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path):
@@ -352,28 +544,45 @@ def test_doctor_and_help_do_without_torch(tmp_path: Path):
     """Blocked as a package that is not installed is: nothing of it can be found."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import sys\nclass Missing:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers', 'numpy', 'psutil'): raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
+        "import sys\nclass Missing:\n    def find_spec(self, name, path=None, target=None):\n      "
+        "  if name.split('.')[0] in ('torch', 'transformers', 'numpy', 'psutil'): raise"
+        " ModuleNotFoundError(name)\nsys.meta_path.insert(0, Missing())\n"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
     done = subprocess.run(
-        [sys.executable, "-m", "optprof", "doctor"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-m", "optprof", "doctor"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "- torch              missing, for everything that is found\n                       pip install torch\n" in done.stdout
+    assert (
+        "- torch              missing, for everything that is found\n                       pip"
+        " install torch\n" in done.stdout
+    )
     assert "- measure            nothing" in done.stdout
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     try:
         done = optprof(tmp_path, "profile", "tiny", "-d", "sim", "--out", str(disk / "run"))
-        assert (done.returncode, done.stderr) == (2, f"optprof: {disk / 'run'}: Read-only file system; name another folder with --out\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            f"optprof: {disk / 'run'}: Read-only file system; name another folder with --out\n",
+        )
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -381,16 +590,33 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
 def test_a_disk_that_is_full_is_one_line_and_what_is_recorded_stays(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
-    command = ["profile", "tiny", "-o", "sgd,adamw,sm3,lamb16", "-d", "sim", "--no-report", "--out", str(disk / "run")]
+    command = [
+        "profile",
+        "tiny",
+        "-o",
+        "sgd,adamw,sm3,lamb16",
+        "-d",
+        "sim",
+        "--no-report",
+        "--out",
+        str(disk / "run"),
+    ]
     try:
         # Room for a record or two, but not for four and their timelines.
         (disk / "others").write_bytes(bytes((1 << 20) - 6 * 4096))
         done = optprof(tmp_path, *command)
         assert done.returncode == 2
-        assert done.stderr.splitlines()[-1].endswith(": No space left on device; make room, and go on with --resume")
+        assert done.stderr.splitlines()[-1].endswith(
+            ": No space left on device; make room, and go on with --resume"
+        )
         kept = (disk / "run" / "records.jsonl").read_bytes()
         assert kept == b"" or kept.endswith(b"\n")
         (disk / "others").unlink()
@@ -404,12 +630,27 @@ def test_a_disk_that_is_full_is_one_line_and_what_is_recorded_stays(tmp_path: Pa
 
 def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on(tmp_path: Path):
     (tmp_path / "tiny.py").write_text(TINY)
-    command = ["profile", "tiny:build", "-o", "sgd,tiny:Slow", "-d", "sim", "--no-report", "--out", "run"]
-    first = subprocess.Popen([sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    command = [
+        "profile",
+        "tiny:build",
+        "-o",
+        "sgd,tiny:Slow",
+        "-d",
+        "sim",
+        "--no-report",
+        "--out",
+        "run",
+    ]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
     end = time.monotonic() + 120
     while not (tmp_path / "stepping").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    for more, told in (([], "run already holds a run"), (["--resume"], "another process is writing the run in run; wait for it")):
+    for more, told in (
+        ([], "run already holds a run"),
+        (["--resume"], "another process is writing the run in run; wait for it"),
+    ):
         second = optprof(tmp_path, *command, *more)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1)
         assert second.stderr.startswith(f"optprof: {told}")
@@ -421,25 +662,45 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on
 
 
 def test_names_are_listed_with_what_they_mean(tmp_path: Path):
-    assert optprof(tmp_path, "list", "gpus").stdout == "".join(f"{line}\n" for line in listing("gpus"))
-    models, optimizers, gpus, ways = (list(listing(what)) for what in ("models", "optimizers", "gpus", "accumulations"))
+    assert optprof(tmp_path, "list", "gpus").stdout == "".join(
+        f"{line}\n" for line in listing("gpus")
+    )
+    models, optimizers, gpus, ways = (
+        list(listing(what)) for what in ("models", "optimizers", "gpus", "accumulations")
+    )
     assert "gpt2-xl       1,557,611,200  parameters" in models
-    assert "rtx3090  GeForce RTX 3090          23.69 GiB    936 GB/s  fp32, tf32, bf16, fp16" in gpus
+    assert (
+        "rtx3090  GeForce RTX 3090          23.69 GiB    936 GB/s  fp32, tf32, bf16, fp16" in gpus
+    )
     assert "gnts  steps once the norm of the mean gradient is below a threshold" in ways
     # No name runs into its description: what stands behind the names begins in one column.
     for listed in (optimizers, gpus, ways):
         assert len({re.match(r"(\S+ +| +)\S", line).end() for line in listed}) == 1  # pyright: ignore[reportOptionalMemberAccess]
 
 
-@pytest.mark.parametrize("arguments", [("list", "gpus"), ("explain",), ("--help",), ("list", "datasets")])
-def test_a_reader_that_leaves_changes_neither_status_nor_stderr(tmp_path: Path, arguments: tuple[str, ...]):
+@pytest.mark.parametrize(
+    "arguments", [("list", "gpus"), ("explain",), ("--help",), ("list", "datasets")]
+)
+def test_a_reader_that_leaves_changes_neither_status_nor_stderr(
+    tmp_path: Path, arguments: tuple[str, ...]
+):
     whole = optprof(tmp_path, *arguments)
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "optprof", *arguments]
-    alone = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    alone = subprocess.run(
+        command,
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (alone.returncode, alone.stderr) == (whole.returncode, whole.stderr)
-    both = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=writer, timeout=60, check=False)
+    both = subprocess.run(
+        command, cwd=tmp_path, stdout=writer, stderr=writer, timeout=60, check=False
+    )
     assert both.returncode == whole.returncode
     os.close(writer)
 
@@ -455,7 +716,15 @@ print("behind")
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -472,7 +741,9 @@ with open("file.txt", "w") as file:
     file.write("alone")
 """
     command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "file.txt").read_text() == "alone"
 
@@ -489,16 +760,31 @@ def test_help_loads_nothing_heavy(tmp_path: Path):
         check=True,
     )
     assert time.perf_counter() - start < 5
-    assert not any(f" {name}\n" in done.stderr for name in ("torch", "transformers", "matplotlib", "numpy"))
+    assert not any(
+        f" {name}\n" in done.stderr for name in ("torch", "transformers", "matplotlib", "numpy")
+    )
 
 
 def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
-    done = optprof(tmp_path, "fit", "resnet18", "-o", "adamw,sgd", "-B", "4096", "--gpu", "t4,a100-80", "--json")
+    done = optprof(
+        tmp_path,
+        "fit",
+        "resnet18",
+        "-o",
+        "adamw,sgd",
+        "-B",
+        "4096",
+        "--gpu",
+        "t4,a100-80",
+        "--json",
+    )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["report"] == "runs/resnet18-fit/report.html"
     assert (tmp_path / told["report"]).is_file()
-    assert [(found["scenario"]["gpu"], found["scenario"]["optimizer"]) for found in told["fits"]] == [
+    assert [
+        (found["scenario"]["gpu"], found["scenario"]["optimizer"]) for found in told["fits"]
+    ] == [
         ("t4", "adamw"),
         ("t4", "sgd"),
         ("a100-80", "adamw"),
@@ -508,14 +794,27 @@ def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
     assert all(0 < found["largest_batch"] < 4096 and found["changes"] for found in told["fits"])
 
 
-def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(profiled: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path):
+def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(
+    profiled: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+):
     folder, _ = profiled
     run, more = folder / "runs" / "resnet18", tmp_path / "runs" / "more"
     more.mkdir(parents=True)
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
     lines[0]["memory"]["optimizer_state"] += 4
     (more / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    done = optprof(tmp_path, "compare", str(run), "more", "--fail-on", "state>0", "--only", "regressed", "--html", "pages/changed.html")
+    done = optprof(
+        tmp_path,
+        "compare",
+        str(run),
+        "more",
+        "--fail-on",
+        "state>0",
+        "--only",
+        "regressed",
+        "--html",
+        "pages/changed.html",
+    )
     assert (done.returncode, done.stderr.splitlines()[-1]) == (3, "stopped by a gate: 1")
     assert "state>0: resnet18 · adamw" in done.stdout
     assert "resnet18 · adamw" in (tmp_path / "pages" / "changed.html").read_text()
@@ -526,5 +825,7 @@ def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(profiled: tupl
 
 
 def test_explain_says_what_a_figure_means(tmp_path: Path):
-    assert "Storage that two tensors share counts once" in optprof(tmp_path, "explain", "state").stdout
+    assert (
+        "Storage that two tensors share counts once" in optprof(tmp_path, "explain", "state").stdout
+    )
     assert optprof(tmp_path, "explain").stdout.count("leaves out: ") == len(FIGURES)

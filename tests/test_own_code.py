@@ -124,7 +124,9 @@ def test_no_module_of_the_current_folder_is_run_by_a_suite_and_its_report(tmp_pa
         ("script", ["fit", "tiny", "-T", "8", "--gpu", "t4", "-o", "sgd:lr=0.1"]),
     ],
 )
-def test_no_module_of_the_current_folder_is_run_by_a_command(style: str, arguments: list[str], tmp_path: Path):
+def test_no_module_of_the_current_folder_is_run_by_a_command(
+    style: str, arguments: list[str], tmp_path: Path
+):
     lay_traps(tmp_path)
     lay_package(tmp_path)
     run(tmp_path, style, *arguments)
@@ -133,7 +135,9 @@ def test_no_module_of_the_current_folder_is_run_by_a_command(style: str, argumen
 
 @pytest.mark.parametrize("style", ["-m", "script"])
 @pytest.mark.parametrize("entry", ["", "src", "src/../src/"])
-def test_a_relative_entry_of_pythonpath_is_a_folder_of_the_current_one(style: str, entry: str, tmp_path: Path):
+def test_a_relative_entry_of_pythonpath_is_a_folder_of_the_current_one(
+    style: str, entry: str, tmp_path: Path
+):
     (tmp_path / "src").mkdir()
     # Python looks for its own there before a line of ours is run.
     lay_traps(tmp_path / entry, (*TRIED, *INSTALLED))
@@ -167,7 +171,9 @@ def test_a_module_that_the_command_line_names_is_found_behind_what_is_installed(
         ("(1) 3: x,adamw", False),
     ],
 )
-def test_code_is_told_from_options(names: str, is_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_code_is_told_from_options(
+    names: str, is_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     import optprof
 
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,6 @@
-"""Gradient quality control: wrappers of any optimizer that decide after each micro-batch whether to step."""
+"""Gradient quality control: wrappers of any optimizer that decide after each micro-batch whether to
+step.
+"""
 
 from .accumulation import Accumulation
 from .catalogue import available, create, describe, option_defaults

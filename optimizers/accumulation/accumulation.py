@@ -1,12 +1,13 @@
-"""Steps that wait for a good gradient: what all wrappers share that decide after each micro-batch whether to step.
+"""Steps that wait for a good gradient: what all wrappers share that decide after each micro-batch
+whether to step.
 
     accumulation = GradientNormThreshold(torch.optim.AdamW(model.parameters()), threshold=0.8)
     for batch in batches:
         model(batch).backward()
         stepped = accumulation.step()
 
-A draw is a micro-batch whose gradient went into the sum, a window what is drawn between two steps of the optimizer inside. What each
-wrapper decides is in `rules`, where the sum is kept in `sums`.
+A draw is a micro-batch whose gradient went into the sum, a window what is drawn between two steps
+of the optimizer inside. What each wrapper decides is in `rules`, where the sum is kept in `sums`.
 """
 
 import math
@@ -35,20 +36,23 @@ _COUNTS = ("num_batches", "num_steps", "num_dropped", "last_num_draws", "last_gr
 
 
 class Accumulation(Around):
-    """An optimizer around another, whose step adds a micro-batch's gradient to a sum and now and then steps with the mean.
+    """An optimizer around another, whose step adds a micro-batch's gradient to a sum and now and
+    then steps with the mean.
 
-    `param_groups`, `state` and `defaults` are those of the optimizer inside; `target` is what decides and what a scheduler may drive.
-    The sum lies in `.grad`: it takes no memory. A micro-batch whose gradient is not finite is never stepped with, but it has spoilt the
-    sum, and the whole window is dropped and counted in `num_dropped`. `buffered=True` keeps the sum in buffers of float32 or wider, 4 bytes
-    a parameter: such a micro-batch is then dropped alone, half precision is rounded once a step, and .grad may be cleared, clipped or
-    unscaled between draws.
-    After `max_draws` draws there is a step whatever the rule says. Each draw reads the gradients once and waits once for the device, twice
-    where a buffered rule asks for the norm of the sum.
-    With torch.distributed initialised every rank must call `step`, and all decide alike. DDP's averaged gradients and FSDP2's DTensors are
-    understood as they are; `distributed_mode="sharded"` says that plain tensors are shards of whole ones (FSDP1, ZeRO). A rank without
-    gradients of its own calls `step` like the others.
-    A GradScaler unscales once, at the step. Not supported: CUDA graphs and torch.compile of `step`, which decides on the host, and LBFGS,
-    which asks for many gradients in one step.
+    `param_groups`, `state` and `defaults` are those of the optimizer inside; `target` is what
+    decides and what a scheduler may drive. The sum lies in `.grad`: it takes no memory. A
+    micro-batch whose gradient is not finite is never stepped with, but it has spoilt the sum, and
+    the whole window is dropped and counted in `num_dropped`. `buffered=True` keeps the sum in
+    buffers of float32 or wider, 4 bytes a parameter: such a micro-batch is then dropped alone, half
+    precision is rounded once a step, and .grad may be cleared, clipped or unscaled between draws.
+    After `max_draws` draws there is a step whatever the rule says. Each draw reads the gradients
+    once and waits once for the device, twice where a buffered rule asks for the norm of the sum.
+    With torch.distributed initialised every rank must call `step`, and all decide alike. DDP's
+    averaged gradients and FSDP2's DTensors are understood as they are; `distributed_mode="sharded"`
+    says that plain tensors are shards of whole ones (FSDP1, ZeRO). A rank without gradients of its
+    own calls `step` like the others. A GradScaler unscales once, at the step. Not supported: CUDA
+    graphs and torch.compile of `step`, which decides on the host, and LBFGS, which asks for many
+    gradients in one step.
     """
 
     extra_key = "accumulation"
@@ -62,9 +66,11 @@ class Accumulation(Around):
         "_weight": saved.not_negative,
         "_scale": saved.positive,
     }
-    # Whether what is observed is the norm of the micro-batch's own gradient, which then tells whether that is finite.
+    # Whether what is observed is the norm of the micro-batch's own gradient, which then tells
+    # whether that is finite.
     _observes_gradient = False
-    # GradScaler then hands its scale over instead of dividing .grad by it, and with it the draws before, once more at every draw.
+    # GradScaler then hands its scale over instead of dividing .grad by it, and with it the draws
+    # before, once more at every draw.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -103,7 +109,9 @@ class Accumulation(Around):
         return None
 
     def _record(self, observed: Sequence[float], norm: float, scale: float) -> None:
-        """Take what each rank observed of a micro-batch that counts; `norm` is of what lay in .grad, the loss was scaled by `scale`."""
+        """Take what each rank observed of a micro-batch that counts; `norm` is of what lay in
+        .grad, the loss was scaled by `scale`.
+        """
 
     def _factor(self) -> float:
         """What the mean is multiplied by before the step."""
@@ -111,10 +119,12 @@ class Accumulation(Around):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Draw the micro-batch whose gradients are there, and step the optimizer inside if their mean is now good enough; whether it did.
+        """Draw the micro-batch whose gradients are there, and step the optimizer inside if their
+        mean is now good enough; whether it did.
 
-        `closure` is called once, with gradients enabled; what it returned is then in `loss`. Where no rank has gradients nothing is drawn.
-        Raises RuntimeError where something else has cleared, replaced or unscaled the sum.
+        `closure` is called once, with gradients enabled; what it returned is then in `loss`. Where
+        no rank has gradients nothing is drawn. Raises RuntimeError where something else has
+        cleared, replaced or unscaled the sum.
         """
         if closure is not None:
             with torch.enable_grad():
@@ -146,7 +156,9 @@ class Accumulation(Around):
         return True
 
     def step_every(self, draws: int) -> None:
-        """Step after so many draws from now on, whatever the rule says: for simulations, in which numbers have no values."""
+        """Step after so many draws from now on, whatever the rule says: for simulations, in which
+        numbers have no values.
+        """
         self.max_draws, self._heeds_rule = draws, False
 
     def mean_norm(self) -> float:
@@ -174,15 +186,27 @@ class Accumulation(Around):
         return total_norm(tensors) if tensors else torch.zeros((), device=self._params()[0].device)
 
     def _read(self, params: Sequence[Tensor]) -> tuple[float | None, Sequence[float], float]:
-        """A norm of the gradients, infinite unless all ranks' are finite, None where none has any; what each observed; the loss's scale."""
+        """A norm of the gradients, infinite unless all ranks' are finite, None where none has any;
+        what each observed; the loss's scale.
+        """
         scale, observed = self._loss_scale(), self._observe()
-        norm = observed if observed is not None and self._observes_gradient else self._total_norm(fresh(params))
+        norm = (
+            observed
+            if observed is not None and self._observes_gradient
+            else self._total_norm(fresh(params))
+        )
         # Alone, a rank without gradients has left before.
         has_any = torch.full_like(norm, bool(fresh(params))) if ranks.count() > 1 else None
-        norms, *others = ranks.on_host([number for number in (norm, has_any, scale, observed) if number is not None])
+        norms, *others = ranks.on_host(
+            [number for number in (norm, has_any, scale, observed) if number is not None]
+        )
         if has_any is not None and not any(others.pop(0)):
             return None, (), 1.0
-        return _agreed(norms), others[-1] if observed is not None else (), others[0][0] if scale is not None else 1.0
+        return (
+            _agreed(norms),
+            others[-1] if observed is not None else (),
+            others[0][0] if scale is not None else 1.0,
+        )
 
     def _loss_scale(self) -> Tensor | None:
         """The scale that a GradScaler left in .grad, None where there is none."""
@@ -190,7 +214,10 @@ class Accumulation(Around):
             return None
         scale: Tensor | None = getattr(self, "grad_scale", None)
         if scale is None and not self.buffered and self.max_draws > 1:
-            raise RuntimeError("GradScaler.unscale_() divides earlier draws again; leave it out, or pass buffered=True")
+            raise RuntimeError(
+                "GradScaler.unscale_() divides earlier draws again; leave it out, or pass"
+                " buffered=True"
+            )
         return scale
 
     def _under_scaler(self) -> bool:
@@ -209,9 +236,14 @@ class Accumulation(Around):
         self._norm = None if self._observes_gradient else norm / self._worth()
 
     def _drop(self, params: Sequence[Tensor]) -> None:
-        """Forget a micro-batch that is not finite, and without buffers the window that it was added to."""
+        """Forget a micro-batch that is not finite, and without buffers the window that it was added
+        to.
+        """
         if not self._under_scaler():
-            self._warn("a micro-batch's gradient is not finite; it was dropped, and num_dropped counts what was")
+            self._warn(
+                "a micro-batch's gradient is not finite; it was dropped, and num_dropped counts"
+                " what was"
+            )
         self.num_dropped += 1
         for param in params:
             param.grad = None
@@ -238,23 +270,33 @@ class Accumulation(Around):
         self._weight, self._scale, self._norm = 0.0, 1.0, None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients that hold no draws; those that do are kept, with a warning once, and cleared by the step."""
+        """Clear gradients that hold no draws; those that do are kept, with a warning once, and
+        cleared by the step.
+        """
         if self.num_draws and not self.buffered:
-            self._warn("zero_grad() keeps what was drawn since the last step; the step clears the gradients, so leave the call out")
+            self._warn(
+                "zero_grad() keeps what was drawn since the last step; the step clears the"
+                " gradients, so leave the call out"
+            )
         else:
             self.optimizer.zero_grad(set_to_none)
 
     def statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
         """Counts, the target and every number of the parameter groups, for a log.
 
-        Where groups differ the name ends in `*` and the value is their mean, max or min. What is not known yet is left out.
+        Where groups differ the name ends in `*` and the value is their mean, max or min. What is
+        not known yet is left out.
         """
         return {"num_draws": self.num_draws, **self.vital_statistics(aggregate)}
 
     def vital_statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
         """The same without what moves within a window, for a progress bar."""
         known = {name: getattr(self, name) for name in _COUNTS if getattr(self, name) is not None}
-        return {**known, self.target_name: self.target.value, **of_groups(self.optimizer.param_groups, aggregate)}
+        return {
+            **known,
+            self.target_name: self.target.value,
+            **of_groups(self.optimizer.param_groups, aggregate),
+        }
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:
@@ -264,7 +306,12 @@ class Accumulation(Around):
     def _extra_state(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self._saved}
         pending = self._sum.save(self._params()) if self.num_draws else None
-        return {**values, "history": list(self.history), "target": self.target.settings(), "sum": pending}
+        return {
+            **values,
+            "history": list(self.history),
+            "target": self.target.settings(),
+            "sum": pending,
+        }
 
     def _checked_extra(self, extra: Any) -> dict[str, Any]:
         sums = saved.tensors_like(self._params())
@@ -298,27 +345,42 @@ class Accumulation(Around):
 
     def __getstate__(self) -> dict[str, Any]:
         """Every attribute, and the sum, which a parameter's copy would leave behind."""
-        return {**super().__getstate__(), "_sum": self._sum.save(self._params()) if self.num_draws else None}
+        return {
+            **super().__getstate__(),
+            "_sum": self._sum.save(self._params()) if self.num_draws else None,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a pickle or a copy, its sum too."""
         tensors = state["_sum"]
-        super().__setstate__({**state, "_sum": SumInBuffers() if state["buffered"] else SumInGradients()})
+        super().__setstate__(
+            {**state, "_sum": SumInBuffers() if state["buffered"] else SumInGradients()}
+        )
         if tensors is not None:
             self._sum.load(self._params(), tensors)
 
 
 def _agreed(norms: Sequence[float]) -> float:
-    """The norm that all ranks go by: they may differ in the last bit, or in whether they are finite."""
+    """The norm that all ranks go by: they may differ in the last bit, or in whether they are
+    finite.
+    """
     return max(norms) if all(map(math.isfinite, norms)) else math.inf
 
 
 def _require_arguments(optimizer: Any, max_draws: Any, distributed_mode: Any) -> None:
     if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+        raise TypeError(
+            f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
     if isinstance(optimizer, LBFGS):
-        raise ValueError("LBFGS asks for many gradients in one step, which cannot be drawn; use another optimizer")
+        raise ValueError(
+            "LBFGS asks for many gradients in one step, which cannot be drawn; use another"
+            " optimizer"
+        )
     if not isinstance(max_draws, int) or isinstance(max_draws, bool) or max_draws < 1:
         raise ValueError(f"max_draws must be a whole number >= 1, got {max_draws!r}")
     if distributed_mode not in get_args(DistributedMode):
-        raise ValueError(f"distributed_mode must be one of {', '.join(get_args(DistributedMode))}, got {distributed_mode!r}")
+        raise ValueError(
+            f"distributed_mode must be one of {', '.join(get_args(DistributedMode))}, got"
+            f" {distributed_mode!r}"
+        )

@@ -1,4 +1,6 @@
-"""An optimizer around another that passes for it: the same groups, state and defaults, and hooks, pickles and checkpoints of its own."""
+"""An optimizer around another that passes for it: the same groups, state and defaults, and hooks,
+pickles and checkpoints of its own.
+"""
 
 from typing import Any
 
@@ -6,15 +8,18 @@ from torch.optim.optimizer import Optimizer
 
 from ..loading import require_form
 
-# What torch.optim.Optimizer makes anew when it is unpickled, and the `step` that a scheduler puts in its place.
+# What torch.optim.Optimizer makes anew when it is unpickled, and the `step` that a scheduler puts
+# in its place.
 _MADE_ANEW = ("_optimizer_", "_zero_grad_profile_name", "_warned_", "step")
 
 
 class Around(Optimizer):
-    """An optimizer whose groups, state and defaults are those of the `optimizer` inside, whoever changes them.
+    """An optimizer whose groups, state and defaults are those of the `optimizer` inside, whoever
+    changes them.
 
-    Hooks on it run at each of its own calls, hooks on the optimizer inside at that one's. Subclasses say in `_extra_state` and
-    `_load_extra_state` what a checkpoint holds beside the state of the optimizer inside, under the key `extra_key`.
+    Hooks on it run at each of its own calls, hooks on the optimizer inside at that one's.
+    Subclasses say in `_extra_state` and `_load_extra_state` what a checkpoint holds beside the
+    state of the optimizer inside, under the key `extra_key`.
     """
 
     extra_key = "around"
@@ -62,15 +67,21 @@ class Around(Optimizer):
         raise NotImplementedError
 
     def _checked_extra(self, extra: Any) -> dict[str, Any]:
-        """Return what a checkpoint holds under `extra_key` as it is to be taken up; ValueError where it does not fit."""
+        """Return what a checkpoint holds under `extra_key` as it is to be taken up; ValueError
+        where it does not fit.
+        """
         raise NotImplementedError
 
     def _load_extra_state(self, extra: dict[str, Any] | None) -> None:
-        """Take up what `_extra_state` gave and `_checked_extra` found right; None for a checkpoint of the optimizer inside alone."""
+        """Take up what `_extra_state` gave and `_checked_extra` found right; None for a checkpoint
+        of the optimizer inside alone.
+        """
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizer inside, which that one can load, with a key more for what is kept around it."""
+        """The state of the optimizer inside, which that one can load, with a key more for what is
+        kept around it.
+        """
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
         found = {**self.optimizer.state_dict(), self.extra_key: self._extra_state()}
@@ -93,7 +104,9 @@ class Around(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Every attribute but those that torch makes anew."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith(_MADE_ANEW)}
+        return {
+            name: value for name, value in self.__dict__.items() if not name.startswith(_MADE_ANEW)
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a pickle or a copy."""

@@ -19,7 +19,11 @@ _STATE = "no tensor; with buffered=true one in float32 like each parameter, 4 by
 _WRAPPERS: dict[str, tuple[type[Accumulation], Description]] = {
     "gnr": (
         GradientNormRescaler,
-        Description(summary="steps at every micro-batch, its gradient brought to a norm", paper=_PAPER, state="no tensor"),
+        Description(
+            summary="steps at every micro-batch, its gradient brought to a norm",
+            paper=_PAPER,
+            state="no tensor",
+        ),
     ),
     "gns": (
         GradientNoiseScale,
@@ -34,19 +38,28 @@ _WRAPPERS: dict[str, tuple[type[Accumulation], Description]] = {
     "gnts": (
         GradientNormThreshold,
         Description(
-            summary="steps once the norm of the mean gradient is below a threshold", paper=_PAPER, state=_STATE, decided_by=("buffered",)
+            summary="steps once the norm of the mean gradient is below a threshold",
+            paper=_PAPER,
+            state=_STATE,
+            decided_by=("buffered",),
         ),
     ),
     "mht": (
         MetricHypothesisTest,
         Description(
-            summary="steps once the mean of a metric, the loss, is known well enough", paper=_PAPER, state=_STATE, decided_by=("buffered",)
+            summary="steps once the mean of a metric, the loss, is known well enough",
+            paper=_PAPER,
+            state=_STATE,
+            decided_by=("buffered",),
         ),
     ),
     "sbc": (
         ScheduledBatch,
         Description(
-            summary="steps once a batch of a size that may be scheduled is full", paper=_PAPER, state=_STATE, decided_by=("buffered",)
+            summary="steps once a batch of a size that may be scheduled is full",
+            paper=_PAPER,
+            state=_STATE,
+            decided_by=("buffered",),
         ),
     ),
 }
@@ -63,7 +76,9 @@ def describe(name: str) -> Description:
 
 
 def option_defaults(spec: str, **options: Any) -> dict[str, Any]:
-    """Every option that has a value: as given, else the constructor's; ValueError for a name or an option that does not fit."""
+    """Every option that has a value: as given, else the constructor's; ValueError for a name or an
+    option that does not fit.
+    """
     _, wrapper, given = _choose(spec, options)
     return {**defaults(known_options(wrapper)[0]), **given}
 
@@ -82,7 +97,9 @@ def create(spec: str, optimizer: Optimizer, **options: Any) -> Accumulation:
         raise ValueError(refusal(name, given, error)) from error
 
 
-def _choose(spec: str, options: Mapping[str, Any]) -> tuple[str, type[Accumulation], dict[str, Any]]:
+def _choose(
+    spec: str, options: Mapping[str, Any]
+) -> tuple[str, type[Accumulation], dict[str, Any]]:
     name, written = parse(spec)
     wrapper, _ = _find(name)
     known, _ = known_options(wrapper)

@@ -17,16 +17,21 @@ from .statistics import Aggregate
 
 
 class MetricHypothesisTest(Accumulation):
-    """MHT: step once the mean of a metric, as a rule the loss, is known within `error` of itself at a level of `confidence`.
+    """MHT: step once the mean of a metric, as a rule the loss, is known within `error` of itself at
+    a level of `confidence`.
 
-    The metrics drawn since the last step and their running mean over all micro-batches are the sample of a t-interval, as in torch-gqc, so
-    that the first micro-batch of all, which is its own running mean, steps at once. `rate` is the weight of the newest in that mean.
-    `step(metric)` takes the metric as a number or a 0-dim tensor, `step(closure)` the loss that the closure returns. Trainer gives neither,
-    and is not supported.
+    The metrics drawn since the last step and their running mean over all micro-batches are the
+    sample of a t-interval, as in torch-gqc, so that the first micro-batch of all, which is its own
+    running mean, steps at once. `rate` is the weight of the newest in that mean. `step(metric)`
+    takes the metric as a number or a 0-dim tensor, `step(closure)` the loss that the closure
+    returns. Trainer gives neither, and is not supported.
     """
 
     target_name = "percent_error_threshold"
-    _saved: Mapping[str, Reader] = {**Accumulation._saved, "running_mean": saved.optional(saved.number)}
+    _saved: Mapping[str, Reader] = {
+        **Accumulation._saved,
+        "running_mean": saved.optional(saved.number),
+    }
 
     def __init__(
         self,
@@ -41,19 +46,30 @@ class MetricHypothesisTest(Accumulation):
     ) -> None:
         require_positive({"error": error, "rate": rate})
         require_fraction({"confidence": confidence, "rate": rate})
-        super().__init__(optimizer, error, max_draws=max_draws, distributed_mode=distributed_mode, buffered=buffered)
+        super().__init__(
+            optimizer,
+            error,
+            max_draws=max_draws,
+            distributed_mode=distributed_mode,
+            buffered=buffered,
+        )
         self.confidence, self.rate = confidence, rate
         self.running_mean: float | None = None
         self._metric: float | Tensor | None = None
 
     def step(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, metric: float | Tensor | Callable[[], Any] | None = None, closure: Callable[[], Any] | None = None
+        self,
+        metric: float | Tensor | Callable[[], Any] | None = None,
+        closure: Callable[[], Any] | None = None,
     ) -> bool:
         """As `Accumulation.step`, with the micro-batch's metric; ValueError where there is none."""
         if callable(metric):
             metric, closure = None, metric
         if metric is None and closure is None:
-            raise ValueError("MetricHypothesisTest needs the micro-batch's metric: step(loss), or a closure that returns it")
+            raise ValueError(
+                "MetricHypothesisTest needs the micro-batch's metric: step(loss), or a closure that"
+                " returns it"
+            )
         self._metric = metric.detach() if isinstance(metric, Tensor) else metric
         return super().step(closure)
 
@@ -64,7 +80,9 @@ class MetricHypothesisTest(Accumulation):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"the metric must be a number, got {metric!r}") from error
         if number.numel() != 1:
-            raise ValueError(f"the metric must be one number, got a tensor of shape {tuple(number.shape)}")
+            raise ValueError(
+                f"the metric must be one number, got a tensor of shape {tuple(number.shape)}"
+            )
         return number.reshape(())
 
     def _record(self, observed: Sequence[float], norm: float, scale: float) -> None:
@@ -73,11 +91,17 @@ class MetricHypothesisTest(Accumulation):
             raise ValueError(f"the metric must be finite, got {observed}")
         self.history += observed
         newest = fmean(observed)
-        self.running_mean = newest if self.running_mean is None else (1 - self.rate) * self.running_mean + self.rate * newest
+        self.running_mean = (
+            newest
+            if self.running_mean is None
+            else (1 - self.rate) * self.running_mean + self.rate * newest
+        )
 
     def _is_due(self) -> bool:
         assert self.running_mean is not None
-        return rules.mean_is_known([self.running_mean, *self.history], self.confidence, self.target.value)
+        return rules.mean_is_known(
+            [self.running_mean, *self.history], self.confidence, self.target.value
+        )
 
     def vital_statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
         """Also the confidence asked for, and the metric's running mean."""

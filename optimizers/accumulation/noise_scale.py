@@ -21,18 +21,24 @@ Estimator = Literal["norms", "mccandlish"]
 
 
 class GradientNoiseScale(Accumulation):
-    """GNS: step once the noise scale of the gradients, in micro-batches, is at most `tolerance` times those that were drawn.
+    """GNS: step once the noise scale of the gradients, in micro-batches, is at most `tolerance`
+    times those that were drawn.
 
-    `estimator` "norms" is torch-gqc's: the variance of the micro-batches' norms over their mean square. "mccandlish" estimates
-    tr(Sigma) / |G|^2, the simple noise scale of https://arxiv.org/abs/1812.06162, from the norms of the micro-batches and of their mean.
-    One window tells little of either part, so both are averaged over steps, as that paper does, the past with weight `decay`; statistics
-    have the ratio as `noise_scale`.
-    The norms of micro-batches are taken by hooks as their gradients arrive, in one backward pass for each `step`, under DDP on every rank;
-    with `buffered=True` without hooks, which sharded parameters need. `close()` removes the hooks; they also go with the wrapper.
+    `estimator` "norms" is torch-gqc's: the variance of the micro-batches' norms over their mean
+    square. "mccandlish" estimates tr(Sigma) / |G|^2, the simple noise scale of
+    https://arxiv.org/abs/1812.06162, from the norms of the micro-batches and of their mean. One
+    window tells little of either part, so both are averaged over steps, as that paper does, the
+    past with weight `decay`; statistics have the ratio as `noise_scale`. The norms of micro-batches
+    are taken by hooks as their gradients arrive, in one backward pass for each `step`, under DDP on
+    every rank; with `buffered=True` without hooks, which sharded parameters need. `close()` removes
+    the hooks; they also go with the wrapper.
     """
 
     target_name = "noise_tolerance"
-    _saved: Mapping[str, Reader] = {**Accumulation._saved, **dict.fromkeys(("_noise", "_signal"), saved.optional(saved.number))}
+    _saved: Mapping[str, Reader] = {
+        **Accumulation._saved,
+        **dict.fromkeys(("_noise", "_signal"), saved.optional(saved.number)),
+    }
 
     def __init__(
         self,
@@ -48,8 +54,16 @@ class GradientNoiseScale(Accumulation):
         require_positive({"tolerance": tolerance})
         require_fraction({"decay": decay})
         if estimator not in get_args(Estimator):
-            raise ValueError(f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}")
-        super().__init__(optimizer, tolerance, max_draws=max_draws, distributed_mode=distributed_mode, buffered=buffered)
+            raise ValueError(
+                f"estimator must be one of {', '.join(get_args(Estimator))}, got {estimator!r}"
+            )
+        super().__init__(
+            optimizer,
+            tolerance,
+            max_draws=max_draws,
+            distributed_mode=distributed_mode,
+            buffered=buffered,
+        )
         self.estimator, self.decay = estimator, decay
         self._observes_gradient = not buffered
         # Averages over steps of tr(Sigma) and |G|^2, None before the first.
@@ -67,7 +81,10 @@ class GradientNoiseScale(Accumulation):
         if self.buffered:
             return
         if self.distributed_mode == "sharded" or any(map(is_sharded, self._params())):
-            raise ValueError("GradientNoiseScale sees no micro-batch's own gradient of sharded parameters; pass buffered=True")
+            raise ValueError(
+                "GradientNoiseScale sees no micro-batch's own gradient of sharded parameters; pass"
+                " buffered=True"
+            )
         self._fresh_norms.watch(self._params())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -80,7 +97,9 @@ class GradientNoiseScale(Accumulation):
         self._fresh_norms.close()
 
     def see_gradients(self) -> None:
-        """Take the norms of what lies in .grad as a micro-batch's own, as the hooks do, where no backward pass has called them."""
+        """Take the norms of what lies in .grad as a micro-batch's own, as the hooks do, where no
+        backward pass has called them.
+        """
         for param in self._params():
             if param.grad is not None and not self.buffered:
                 self._fresh_norms.see(id(param), param.grad)
@@ -105,7 +124,10 @@ class GradientNoiseScale(Accumulation):
             # Other ranks have some.
             return torch.zeros((), device=self._params()[0].device)
         if norm is None:
-            raise RuntimeError("no gradient of this micro-batch came from backward(); pass buffered=True where they are set by hand")
+            raise RuntimeError(
+                "no gradient of this micro-batch came from backward(); pass buffered=True where"
+                " they are set by hand"
+            )
         return norm
 
     def _record(self, observed: Sequence[float], norm: float, scale: float) -> None:
@@ -113,17 +135,24 @@ class GradientNoiseScale(Accumulation):
 
     def _is_due(self) -> bool:
         if self.estimator == "norms":
-            return rules.noise_is_low(rules.spread_of_norms(self.history), self.num_draws, self.target.value)
+            return rules.noise_is_low(
+                rules.spread_of_norms(self.history), self.num_draws, self.target.value
+            )
         if len(self.history) < 2:
             return False
-        return rules.noise_is_low(rules.noise_scale(*self._averages()), len(self.history), self.target.value)
+        return rules.noise_is_low(
+            rules.noise_scale(*self._averages()), len(self.history), self.target.value
+        )
 
     def _averages(self) -> tuple[float, float]:
         """tr(Sigma) and |G|^2, those of this window averaged with those of the steps before."""
         noise, signal = rules.noise_and_signal(self.history, self.mean_norm())
         if self._noise is None or self._signal is None:
             return noise, signal
-        return self.decay * self._noise + (1 - self.decay) * noise, self.decay * self._signal + (1 - self.decay) * signal
+        return (
+            self.decay * self._noise + (1 - self.decay) * noise,
+            self.decay * self._signal + (1 - self.decay) * signal,
+        )
 
     def _step_with_mean(self, params: Sequence[Tensor]) -> None:
         if len(self.history) > 1:
@@ -131,7 +160,9 @@ class GradientNoiseScale(Accumulation):
         super()._step_with_mean(params)
 
     def vital_statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
-        """Also McCandlish's noise scale in micro-batches, as of the last step, whichever estimator decides."""
+        """Also McCandlish's noise scale in micro-batches, as of the last step, whichever estimator
+        decides.
+        """
         found = super().vital_statistics(aggregate)
         if self._noise is not None and self._signal is not None and self._signal > 0:
             found["noise_scale"] = rules.noise_scale(self._noise, self._signal)
@@ -139,7 +170,9 @@ class GradientNoiseScale(Accumulation):
 
     def __getstate__(self) -> dict[str, Any]:
         """Every attribute but the hooks."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_fresh_norms"}
+        return {
+            name: value for name, value in super().__getstate__().items() if name != "_fresh_norms"
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take up a pickle or a copy, with hooks on its own parameters."""

@@ -1,4 +1,6 @@
-"""What several ranks must agree on: numbers of one micro-batch, read by all, so that all decide alike."""
+"""What several ranks must agree on: numbers of one micro-batch, read by all, so that all decide
+alike.
+"""
 
 from collections.abc import Sequence
 
@@ -13,7 +15,9 @@ def count() -> int:
 
 
 def on_host(numbers: Sequence[Tensor]) -> list[list[float]]:
-    """Each 0-dim tensor as all ranks have it, rank by rank: one exchange, and one wait for the device."""
+    """Each 0-dim tensor as all ranks have it, rank by rank: one exchange, and one wait for the
+    device.
+    """
     mine = torch.stack([number.detach().to(numbers[0].device, torch.float64) for number in numbers])
     if mine.is_meta:
         # A simulation answers item() alone.

@@ -14,7 +14,9 @@ Reader = Callable[[Any], Any]
 
 
 def read(refusal: str, key: str, values: Any, readers: Mapping[str, Reader]) -> dict[str, Any]:
-    """Return all values as their readers take them; ValueError in one line for the first that does not fit."""
+    """Return all values as their readers take them; ValueError in one line for the first that does
+    not fit.
+    """
     if not isinstance(values, Mapping):
         raise ValueError(f"{refusal} {key!r}: found {found_as(values)}, expected a dict")
     taken: dict[str, Any] = {}
@@ -26,7 +28,9 @@ def read(refusal: str, key: str, values: Any, readers: Mapping[str, Reader]) -> 
             taken[name] = reader(values[name])
         except ValueError as error:
             found = found_as(values[name])
-            raise ValueError(f"{refusal} {name!r} of {key!r}: found {found}, expected {error}") from None
+            raise ValueError(
+                f"{refusal} {name!r} of {key!r}: found {found}, expected {error}"
+            ) from None
     return taken
 
 
@@ -93,7 +97,9 @@ def tensors_like(params: Sequence[Tensor]) -> Reader:
             is_tensor = isinstance(each, Tensor) and (param.is_meta or not each.is_meta)
             if each is not None and not (is_tensor and each.shape == param.shape):
                 found = found_as(each)
-                raise ValueError(f"a tensor of shape {tuple(param.shape)} for parameter {place}, not {found}")
+                raise ValueError(
+                    f"a tensor of shape {tuple(param.shape)} for parameter {place}, not {found}"
+                )
         return list(value)
 
     return read_tensors

@@ -1,7 +1,9 @@
-"""Schedules of the target that decides when to step: high at first, since early gradients are large.
+"""Schedules of the target that decides when to step: high at first, since early gradients are
+large.
 
-scheduler = LambdaLR(accumulation.target, CosineTarget(total_steps=10_000, warmup_steps=500, final=0.2))
-scheduler = NormWarmupScheduler(CosineAnnealingLR(accumulation.target, T_max=10_000), warmup_steps=500)
+scheduler = LambdaLR(accumulation.target, CosineTarget(total_steps=10_000, warmup_steps=500,
+final=0.2)) scheduler = NormWarmupScheduler(CosineAnnealingLR(accumulation.target, T_max=10_000),
+warmup_steps=500)
 """
 
 from dataclasses import dataclass
@@ -10,13 +12,17 @@ from typing import Any
 
 
 def inverse_warmup(step: int, warmup_steps: int, start: float) -> float:
-    """The factor on the target at a step, counted from 0: a straight line from `start` down to 1 at `warmup_steps`, and 1 from there on."""
+    """The factor on the target at a step, counted from 0: a straight line from `start` down to 1 at
+    `warmup_steps`, and 1 from there on.
+    """
     return start + (1 - start) * step / warmup_steps if step < warmup_steps else 1.0
 
 
 @dataclass(kw_only=True)
 class CosineTarget:
-    """The inverse warm-up, then half a cosine from 1 down to `final` at total_steps, and `final` from there on; for torch's LambdaLR."""
+    """The inverse warm-up, then half a cosine from 1 down to `final` at total_steps, and `final`
+    from there on; for torch's LambdaLR.
+    """
 
     total_steps: int
     warmup_steps: int = 0
@@ -26,7 +32,10 @@ class CosineTarget:
     def __post_init__(self) -> None:
         _require_warmup(self.warmup_steps, self.warmup_start)
         if self.total_steps <= self.warmup_steps:
-            raise ValueError(f"total_steps must be > warmup_steps, got {self.total_steps} and {self.warmup_steps}")
+            raise ValueError(
+                f"total_steps must be > warmup_steps, got {self.total_steps} and"
+                f" {self.warmup_steps}"
+            )
         if not self.final > 0:
             raise ValueError(f"final must be > 0, got {self.final}")
 
@@ -39,10 +48,12 @@ class CosineTarget:
 
 
 class NormWarmupScheduler:
-    """An inverse warm-up on top of any scheduler: its value times `warmup_start` at first, falling to the value itself at `warmup_steps`.
+    """An inverse warm-up on top of any scheduler: its value times `warmup_start` at first, falling
+    to the value itself at `warmup_steps`.
 
-    The scheduler beneath always finds the value that it left, so that one which computes each from the last goes on undisturbed.
-    Torch's schedulers set a first value when they are made; so does this one.
+    The scheduler beneath always finds the value that it left, so that one which computes each from
+    the last goes on undisturbed. Torch's schedulers set a first value when they are made; so does
+    this one.
     """
 
     def __init__(self, scheduler: Any, warmup_steps: int, warmup_start: float = 10.0) -> None:
@@ -75,10 +86,16 @@ class NormWarmupScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is, and the state of the scheduler beneath."""
-        return {"last_epoch": self.last_epoch, "values": list(self._values), "scheduler": self.scheduler.state_dict()}
+        return {
+            "last_epoch": self.last_epoch,
+            "values": list(self._values),
+            "scheduler": self.scheduler.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the values in force come with the optimizer's state."""
+        """Go on where `state_dict` was taken; the values in force come with the optimizer's
+        state.
+        """
         self.last_epoch, self._values = state_dict["last_epoch"], list(state_dict["values"])
         self.scheduler.load_state_dict(state_dict["scheduler"])
 

@@ -11,7 +11,9 @@ _AGGREGATES = {"mean": fmean, "max": max, "min": min}
 
 
 def of_groups(groups: Sequence[Mapping[str, Any]], aggregate: Aggregate) -> dict[str, float]:
-    """Every number that all groups have, such as `lr`; where groups differ its name ends in `*` and the value is their mean, max or min."""
+    """Every number that all groups have, such as `lr`; where groups differ its name ends in `*` and
+    the value is their mean, max or min.
+    """
     if aggregate not in _AGGREGATES:
         raise ValueError(f"aggregate must be one of {', '.join(_AGGREGATES)}, got {aggregate!r}")
     found: dict[str, float] = {}

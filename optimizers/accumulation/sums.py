@@ -1,6 +1,8 @@
-"""Where the gradients of several micro-batches are summed: in `.grad`, where autograd adds them, or in buffers of their own.
+"""Where the gradients of several micro-batches are summed: in `.grad`, where autograd adds them, or
+in buffers of their own.
 
-A window is what is drawn between two steps. Under a GradScaler what lies in `.grad` is in units of the scaler's scale.
+A window is what is drawn between two steps. Under a GradScaler what lies in `.grad` is in units of
+the scaler's scale.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -35,16 +37,23 @@ class SumInGradients:
         self._marked = len(grads)
 
     def require_kept(self, params: Params) -> None:
-        """RuntimeError where one of the gradients that were marked is gone or replaced, as by `model.zero_grad()`.
+        """RuntimeError where one of the gradients that were marked is gone or replaced, as by
+        `model.zero_grad()`.
 
-        Not seen are those that are zeroed in place, and views: DDP moves its own from bucket to bucket.
+        Not seen are those that are zeroed in place, and views: DDP moves its own from bucket to
+        bucket.
         """
         # A gradient with a history is not added to in place.
-        kept = [grad for grad in _dense(params) if hasattr(grad, self._drawn) or grad._is_view() or grad.grad_fn is not None]
+        kept = [
+            grad
+            for grad in _dense(params)
+            if hasattr(grad, self._drawn) or grad._is_view() or grad.grad_fn is not None
+        ]
         if len(kept) < self._marked:
             raise RuntimeError(
-                "the gradients drawn since the last step were replaced or cleared by something other than this optimizer; "
-                "leave out model.zero_grad(), or pass buffered=True, which keeps the sum elsewhere"
+                "the gradients drawn since the last step were replaced or cleared by something"
+                " other than this optimizer; leave out model.zero_grad(), or pass buffered=True,"
+                " which keeps the sum elsewhere"
             )
 
     def put_mean(self, params: Params, divisor: float) -> None:
@@ -74,9 +83,11 @@ class SumInGradients:
 
 
 class SumInBuffers:
-    """The sum in tensors like the gradients, in float32 or wider: 4 bytes a parameter, there from the first draw of a window to its step.
+    """The sum in tensors like the gradients, in float32 or wider: 4 bytes a parameter, there from
+    the first draw of a window to its step.
 
-    `.grad` holds one micro-batch at a time, so that one which is not finite can be left out, and half precision is rounded once a step.
+    `.grad` holds one micro-batch at a time, so that one which is not finite can be left out, and
+    half precision is rounded once a step.
     """
 
     def __init__(self) -> None:
@@ -95,12 +106,15 @@ class SumInBuffers:
             if param in self._sums:
                 self._sums[param].add_(grad, alpha=1 / scale)
             else:
-                # A copy always: DDP's gradients may be views of buckets that the next backward pass fills anew.
+                # A copy always: DDP's gradients may be views of buckets that the next backward pass
+                # fills anew.
                 wide = grad.to(torch.promote_types(grad.dtype, torch.float32), copy=True)
                 self._sums[param] = wide if scale == 1 else wide.div_(scale)
 
     def put_mean(self, params: Params, divisor: float) -> None:
-        """Leave the sum over `divisor` in `.grad`, in the dtype of the parameter, and forget the window."""
+        """Leave the sum over `divisor` in `.grad`, in the dtype of the parameter, and forget the
+        window.
+        """
         for param in params:
             if param in self._sums:
                 mean = self._sums.pop(param)
@@ -115,7 +129,9 @@ class SumInBuffers:
         self._sums = {}
         for param, tensor in zip(params, saved, strict=True):
             if tensor is not None:
-                self._sums[param] = tensor.to(param.device, torch.promote_types(tensor.dtype, torch.float32), copy=True)
+                self._sums[param] = tensor.to(
+                    param.device, torch.promote_types(tensor.dtype, torch.float32), copy=True
+                )
 
     def clear(self, params: Params) -> None:
         """Forget the window."""

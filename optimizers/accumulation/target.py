@@ -6,14 +6,16 @@ from torch.optim.optimizer import Optimizer
 
 
 class Target(Optimizer):
-    """One number as the learning rate of an optimizer without parameters, so that every scheduler of torch can set it.
+    """One number as the learning rate of an optimizer without parameters, so that every scheduler
+    of torch can set it.
 
         CosineAnnealingLR(accumulation.target, T_max=1_000, eta_min=0.2)
 
     The learning rate of what is trained stays what it is.
     """
 
-    # A scheduler warns where it steps before the optimizer has; this one has nothing to do in a step.
+    # A scheduler warns where it steps before the optimizer has; this one has nothing to do in a
+    # step.
     _opt_called = True
 
     def __init__(self, value: float) -> None:

@@ -1,1 +1,3 @@
-"""The CUDA caching allocator of PyTorch as a model, without torch: settings, segments, blocks, and a device that runs out."""
+"""The CUDA caching allocator of PyTorch as a model, without torch: settings, segments, blocks, and
+a device that runs out.
+"""

@@ -1,4 +1,6 @@
-"""Blocks of the caching allocator and the pools that hold the free ones, in the order of best fit."""
+"""Blocks of the caching allocator and the pools that hold the free ones, in the order of best
+fit.
+"""
 
 from bisect import bisect_left, insort
 
@@ -6,12 +8,24 @@ from bisect import bisect_left, insort
 class Block:
     """A run of bytes inside a segment.
 
-    `size` is what the statistics count, `requested` what was asked for. `segment` is the number of the segment: its age, or its address.
-    `mapped` is False for a run of addresses in an expandable segment that no memory stands behind. `inserted` counts the searches of its
-    pool that came before the block was last set free.
+    `size` is what the statistics count, `requested` what was asked for. `segment` is the number of
+    the segment: its age, or its address. `mapped` is False for a run of addresses in an expandable
+    segment that no memory stands behind. `inserted` counts the searches of its pool that came
+    before the block was last set free.
     """
 
-    __slots__ = ("allocated", "inserted", "mapped", "next", "offset", "pool", "previous", "requested", "segment", "size")
+    __slots__ = (
+        "allocated",
+        "inserted",
+        "mapped",
+        "next",
+        "offset",
+        "pool",
+        "previous",
+        "requested",
+        "segment",
+        "size",
+    )
 
     def __init__(self, pool: "Pool", segment: int, offset: int, size: int) -> None:
         self.pool = pool
@@ -51,11 +65,13 @@ class Block:
 
 
 class Pool:
-    """The free blocks of one size class: smallest first, then the lowest segment, then the lowest offset.
+    """The free blocks of one size class: smallest first, then the lowest segment, then the lowest
+    offset.
 
-    A block is cut when the rest is at least `least_rest` and the request smaller than `split_below`. `idle` are the bytes of segments
-    that are free as a whole. `unmapped` holds the runs of addresses without memory, the lowest first; `handle` is the size in which
-    memory is mapped into them.
+    A block is cut when the rest is at least `least_rest` and the request smaller than
+    `split_below`. `idle` are the bytes of segments that are free as a whole. `unmapped` holds the
+    runs of addresses without memory, the lowest first; `handle` is the size in which memory is
+    mapped into them.
     """
 
     __slots__ = ("blocks", "handle", "idle", "least_rest", "searches", "split_below", "unmapped")

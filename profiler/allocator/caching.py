@@ -1,4 +1,5 @@
-"""The CUDA caching allocator of PyTorch 2.13, as a model: which block a request gets, and what the statistics then say.
+"""The CUDA caching allocator of PyTorch 2.13, as a model: which block a request gets, and what the
+statistics then say.
 
 One device and one stream; docs/allocator.md lists what is modelled, what is not, and the sources.
 """
@@ -8,7 +9,15 @@ from collections.abc import Iterable
 from .blocks import Block, Pool
 from .expandable import ExpandableSegments
 from .out_of_memory import OutOfMemoryError
-from .segments import SMALL_REQUEST, SMALL_SEGMENT, Addresses, Ages, DeviceMemory, WholeSegments, segment_bytes
+from .segments import (
+    SMALL_REQUEST,
+    SMALL_SEGMENT,
+    Addresses,
+    Ages,
+    DeviceMemory,
+    WholeSegments,
+    segment_bytes,
+)
 from .settings import UNLIMITED, AllocatorSettings
 from .state import SegmentState
 
@@ -19,14 +28,16 @@ _DEFAULT = AllocatorSettings()
 class CachingAllocator:
     """Bytes in use and in hand on one simulated device.
 
-    `total` are the bytes of the device, None for one without end; `occupied` those that others hold, such as the CUDA context. `addresses`
-    orders free blocks of equal size: by the age of their segment, as from torch 2.13 on, or by address, as up to 2.11.
+    `total` are the bytes of the device, None for one without end; `occupied` those that others
+    hold, such as the CUDA context. `addresses` orders free blocks of equal size: by the age of
+    their segment, as from torch 2.13 on, or by address, as up to 2.11.
 
-    All counts are exact bytes: `allocated_bytes` counts blocks with their unsplit tails (torch.cuda.memory_allocated), `requested_bytes`
-    what was asked for, `reserved_bytes` whole segments (torch.cuda.memory_reserved), `inactive_split_bytes` free blocks beside others in
-    their segment; active bytes are the allocated ones, as there is one stream. Peaks are since the beginning, and
-    `total_allocated_bytes` are the bytes of all blocks ever handed out. `retries` counts the requests for which everything idle had to be
-    given back.
+    All counts are exact bytes: `allocated_bytes` counts blocks with their unsplit tails
+    (torch.cuda.memory_allocated), `requested_bytes` what was asked for, `reserved_bytes` whole
+    segments (torch.cuda.memory_reserved), `inactive_split_bytes` free blocks beside others in their
+    segment; active bytes are the allocated ones, as there is one stream. Peaks are since the
+    beginning, and `total_allocated_bytes` are the bytes of all blocks ever handed out. `retries`
+    counts the requests for which everything idle had to be given back.
     """
 
     def __init__(
@@ -38,15 +49,28 @@ class CachingAllocator:
         addresses: Addresses | None = None,
     ) -> None:
         expandable, large = settings.expandable_segments, settings.large_segment_size
-        limit = int(settings.memory_fraction * total) if total is not None and settings.memory_fraction < 1 else None
+        limit = (
+            int(settings.memory_fraction * total)
+            if total is not None and settings.memory_fraction < 1
+            else None
+        )
         self._settings = settings
         self._device = DeviceMemory(total, occupied, limit)
         addresses = self._addresses = addresses or Ages()
-        self._segments = ExpandableSegments(self._device, addresses) if expandable else WholeSegments(self._device, addresses, large)
-        # The rest of a block stays a block of its own when it is worth keeping: 512 B in the small pool, more than 1 MiB in the large one.
+        self._segments = (
+            ExpandableSegments(self._device, addresses)
+            if expandable
+            else WholeSegments(self._device, addresses, large)
+        )
+        # The rest of a block stays a block of its own when it is worth keeping: 512 B in the small
+        # pool, more than 1 MiB in the large one.
         unsplit = UNLIMITED if expandable else settings.max_split_size
         self._small = Pool(least_rest=MIN_BLOCK, split_below=UNLIMITED, handle=SMALL_SEGMENT)
-        self._large = Pool(least_rest=MIN_BLOCK if expandable else SMALL_REQUEST + 1, split_below=unsplit, handle=large)
+        self._large = Pool(
+            least_rest=MIN_BLOCK if expandable else SMALL_REQUEST + 1,
+            split_below=unsplit,
+            handle=large,
+        )
         self._rounds = any(settings.divisions)
         self._collects = limit is not None and settings.garbage_collection_threshold > 0
         self._plain = not expandable and not self._collects and settings.max_split_size == UNLIMITED
@@ -70,25 +94,38 @@ class CachingAllocator:
 
     @property
     def inactive_split_bytes(self) -> int:
-        """Free bytes that cannot be given back; in expandable segments, whose pages can, none are counted."""
+        """Free bytes that cannot be given back; in expandable segments, whose pages can, none are
+        counted.
+        """
         if self._settings.expandable_segments:
             return 0
         return self._device.reserved - self.allocated_bytes - self._small.idle - self._large.idle
 
     def adopt(self, segments: Iterable[SegmentState]) -> list[Block]:
-        """Take over segments as they stand, such as a snapshot's, and return the blocks in use, in order.
+        """Take over segments as they stand, such as a snapshot's, and return the blocks in use, in
+        order.
 
-        Each counts as taken from the device now and lies where `addresses` puts it. Raises ValueError
-        where the device has no room for it, or where addresses lack memory without expandable segments.
+        Each counts as taken from the device now and lies where `addresses` puts it. Raises
+        ValueError where the device has no room for it, or where addresses lack memory without
+        expandable segments.
         """
         expandable = self._settings.expandable_segments
         used: list[Block] = []
         for state in segments:
             if state.mapped < state.size and not expandable:
-                raise ValueError(f"{state.size - state.mapped} bytes of a segment lack memory; that needs expandable_segments:True")
+                raise ValueError(
+                    f"{state.size - state.mapped} bytes of a segment lack memory; that needs"
+                    " expandable_segments:True"
+                )
             if not self._device.take(state.mapped):
-                raise ValueError(f"a segment of {state.mapped} bytes has no room on the device beside {self.reserved_bytes} reserved")
-            blocks = state.lay_out(self._small if state.pool == "small" else self._large, self._addresses.take(state.size))
+                raise ValueError(
+                    f"a segment of {state.mapped} bytes has no room on the device beside"
+                    f" {self.reserved_bytes} reserved"
+                )
+            blocks = state.lay_out(
+                self._small if state.pool == "small" else self._large,
+                self._addresses.take(state.size),
+            )
             used += [block for block in blocks if block.allocated]
             for block in blocks:
                 if expandable and block.mapped:
@@ -105,7 +142,8 @@ class CachingAllocator:
     def malloc(self, nbytes: int) -> Block:
         """The block that a request of `nbytes` gets.
 
-        Raises OutOfMemoryError when the device is full, ValueError when nbytes < 1 (such a request never reaches CUDA's allocator).
+        Raises OutOfMemoryError when the device is full, ValueError when nbytes < 1 (such a request
+        never reaches CUDA's allocator).
         """
         if nbytes < 1:
             raise ValueError(f"nbytes must be >= 1, got {nbytes}")
@@ -131,7 +169,9 @@ class CachingAllocator:
     def free(self, block: Block) -> None:
         """Give a block back, merged with its free neighbours; ValueError when it is not in use."""
         if not block.allocated:
-            raise ValueError(f"block at offset {block.offset} of segment {block.segment} is not allocated")
+            raise ValueError(
+                f"block at offset {block.offset} of segment {block.segment} is not allocated"
+            )
         self.allocated_bytes -= block.size
         self.requested_bytes -= block.requested
         block.allocated = False
@@ -153,7 +193,9 @@ class CachingAllocator:
         self._segments.release_idle(self._small)
 
     def statistics(self) -> dict[str, int]:
-        """What torch.cuda.memory_stats would say, by its names, of the statistics that are kept here."""
+        """What torch.cuda.memory_stats would say, by its names, of the statistics that are kept
+        here.
+        """
         return {
             "allocated_bytes.all.current": self.allocated_bytes,
             "allocated_bytes.all.peak": self.peak_allocated_bytes,
@@ -177,9 +219,13 @@ class CachingAllocator:
             self.peak_inactive_split_bytes = inactive
 
     def rounded(self, nbytes: int) -> int:
-        """The request, rounded up to a fraction of the power of two below it where the settings say so."""
+        """The request, rounded up to a fraction of the power of two below it where the settings say
+        so.
+        """
         power = 1 << (nbytes.bit_length() - 1)
-        divisions = self._settings.divisions[min(max(nbytes.bit_length() - 21, 0), len(self._settings.divisions) - 1)]
+        divisions = self._settings.divisions[
+            min(max(nbytes.bit_length() - 21, 0), len(self._settings.divisions) - 1)
+        ]
         if divisions > 1 and nbytes > MIN_BLOCK * divisions:
             return -(-nbytes // (power // divisions)) * (power // divisions)
         return -(-nbytes // MIN_BLOCK) * MIN_BLOCK
@@ -203,12 +249,18 @@ class CachingAllocator:
         return pool.pop(place)
 
     def _obtain(self, pool: Pool, size: int, nbytes: int) -> Block:
-        """A block from the device, which idle segments are given back to as far as that is needed."""
+        """A block from the device, which idle segments are given back to as far as that is
+        needed.
+        """
         if self._collects:
             self._collect()
         block = self._ask_device(pool, size)
         oversize = self._settings.max_split_size
-        if block is None and oversize < UNLIMITED and self._segments.release_oversize(pool, size, oversize):
+        if (
+            block is None
+            and oversize < UNLIMITED
+            and self._segments.release_oversize(pool, size, oversize)
+        ):
             block = self._ask_device(pool, size)
         if block is None:
             self.empty_cache()
@@ -220,13 +272,19 @@ class CachingAllocator:
 
     def _ask_device(self, pool: Pool, size: int) -> Block | None:
         device = self._device
-        if device.limit is not None and device.reserved + segment_bytes(size, self._settings.large_segment_size) > device.limit:
+        if (
+            device.limit is not None
+            and device.reserved + segment_bytes(size, self._settings.large_segment_size)
+            > device.limit
+        ):
             return None
         return self._segments.obtain(pool, size)
 
     def _collect(self) -> None:
         assert self._device.limit is not None
-        target = self._device.reserved - int(self._settings.garbage_collection_threshold * self._device.limit)
+        target = self._device.reserved - int(
+            self._settings.garbage_collection_threshold * self._device.limit
+        )
         if target > 0:
             self._segments.collect(self._large, target)
 
@@ -245,8 +303,12 @@ class CachingAllocator:
 
 
 def _least_expandable(pool: Pool, place: int) -> int:
-    """The place of the best fit where a block in an expandable segment counts with the addresses that it could grow into."""
-    while place + 1 < len(pool.blocks) and _reach(pool.blocks[place + 1][3]) < _reach(pool.blocks[place][3]):
+    """The place of the best fit where a block in an expandable segment counts with the addresses
+    that it could grow into.
+    """
+    while place + 1 < len(pool.blocks) and _reach(pool.blocks[place + 1][3]) < _reach(
+        pool.blocks[place][3]
+    ):
         place += 1
     return place
 

@@ -7,7 +7,8 @@ from .segments import ENDLESS, Addresses, DeviceMemory
 
 
 class ExpandableSegments:
-    """One range of addresses a pool, an eighth larger than the device, into which memory is mapped in handles of one size.
+    """One range of addresses a pool, an eighth larger than the device, into which memory is mapped
+    in handles of one size.
 
     Where no run of a range is long enough any more, a further range is taken.
     """
@@ -17,7 +18,9 @@ class ExpandableSegments:
         self._addresses = addresses
 
     def obtain(self, pool: Pool, size: int) -> Block | None:
-        """A block of at least `size`, free ones grown by fresh memory; None when the device is full. What was mapped till then stays."""
+        """A block of at least `size`, free ones grown by fresh memory; None when the device is
+        full. What was mapped till then stays.
+        """
         block = self._lowest_room(pool, size)
         if not block.mapped:
             grown = self._map(block, min(block.size, size))
@@ -48,9 +51,15 @@ class ExpandableSegments:
         """Nothing: garbage collection passes expandable segments over."""
 
     def _lowest_room(self, pool: Pool, size: int) -> Block:
-        """The first of the free and unmapped blocks, at the lowest address, that together have room for `size`."""
+        """The first of the free and unmapped blocks, at the lowest address, that together have room
+        for `size`.
+        """
         for *_, block in pool.unmapped:
-            first = block.previous if block.previous is not None and not block.previous.allocated else block
+            first = (
+                block.previous
+                if block.previous is not None and not block.previous.allocated
+                else block
+            )
             room, reached = 0, first
             while reached is not None and not reached.allocated and room < size:
                 room += reached.size
@@ -62,14 +71,20 @@ class ExpandableSegments:
     def _reserve(self, pool: Pool) -> Block:
         handle = pool.handle
         total = self._device.total
-        nbytes = ENDLESS // handle * handle if total is None else -(-(total + total // 8) // handle) * handle
+        nbytes = (
+            ENDLESS // handle * handle
+            if total is None
+            else -(-(total + total // 8) // handle) * handle
+        )
         block = Block(pool, self._addresses.take(nbytes), 0, nbytes)
         block.mapped = False
         pool.add_unmapped(block)
         return block
 
     def _map(self, block: Block, size: int) -> Block | None:
-        """Put memory behind the first `size` bytes of an unmapped block; the free block that holds them then, None without memory."""
+        """Put memory behind the first `size` bytes of an unmapped block; the free block that holds
+        them then, None without memory.
+        """
         handle = block.pool.handle
         nbytes = -(-size // handle) * handle
         if not self._device.take(nbytes):
@@ -93,7 +108,9 @@ class ExpandableSegments:
         return block
 
     def _unmap(self, block: Block) -> None:
-        """Take the memory from all handles that lie wholly inside a free block; its ends stay mapped."""
+        """Take the memory from all handles that lie wholly inside a free block; its ends stay
+        mapped.
+        """
         handle = block.pool.handle
         start = -(-block.offset // handle) * handle
         end = (block.offset + block.size) // handle * handle

@@ -1,21 +1,35 @@
-"""What a simulated device says when it runs out of memory, with the figures of torch's own message."""
+"""What a simulated device says when it runs out of memory, with the figures of torch's own
+message.
+"""
 
 
 class OutOfMemoryError(MemoryError):
     """The device cannot give what a request needs, even after all that is idle was given back.
 
-    `requested` bytes were asked for, `tried` is the segment that they need; `total`, `free`, `allocated` and `reserved` describe the device
-    at that moment, and `limit` is what the process may take, None without `per_process_memory_fraction`.
+    `requested` bytes were asked for, `tried` is the segment that they need; `total`, `free`,
+    `allocated` and `reserved` describe the device at that moment, and `limit` is what the process
+    may take, None without `per_process_memory_fraction`.
     """
 
-    def __init__(self, *, requested: int, tried: int, total: int, free: int, limit: int | None, allocated: int, reserved: int) -> None:
+    def __init__(
+        self,
+        *,
+        requested: int,
+        tried: int,
+        total: int,
+        free: int,
+        limit: int | None,
+        allocated: int,
+        reserved: int,
+    ) -> None:
         self.requested, self.tried, self.total, self.free = requested, tried, total, free
         self.limit, self.allocated, self.reserved = limit, allocated, reserved
         allowed = "" if limit is None else f"{format_bytes(limit)} allowed; "
         super().__init__(
-            f"tried to allocate {format_bytes(tried)}; the device has a total capacity of {format_bytes(total)} of which "
-            f"{format_bytes(free)} is free; {allowed}{format_bytes(allocated)} is allocated, "
-            f"{format_bytes(reserved - allocated)} is reserved but unallocated"
+            f"tried to allocate {format_bytes(tried)}; the device has a total capacity of"
+            f" {format_bytes(total)} of which {format_bytes(free)} is free;"
+            f" {allowed}{format_bytes(allocated)} is allocated,"
+            f" {format_bytes(reserved - allocated)} is reserved but unallocated"
         )
 
 

@@ -1,4 +1,6 @@
-"""Segments of the caching allocator: memory taken from the device piece by piece, and given back only whole."""
+"""Segments of the caching allocator: memory taken from the device piece by piece, and given back
+only whole.
+"""
 
 from bisect import bisect_left, insort
 from typing import Protocol
@@ -24,8 +26,9 @@ def segment_bytes(size: int, large_segment_size: int) -> int:
 class DeviceMemory:
     """What a device has and what is taken of it.
 
-    `total` are its bytes, None for a device without end; `occupied` are bytes that are not the allocator's, such as the CUDA context.
-    `limit` is the most that the process may take, None without one.
+    `total` are its bytes, None for a device without end; `occupied` are bytes that are not the
+    allocator's, such as the CUDA context. `limit` is the most that the process may take, None
+    without one.
     """
 
     __slots__ = ("allocations", "limit", "occupied", "peak", "releases", "reserved", "total")
@@ -56,7 +59,9 @@ class DeviceMemory:
 
 
 class Addresses(Protocol):
-    """Says where segments lie; their addresses then order blocks of equal size, as they do up to torch 2.11."""
+    """Says where segments lie; their addresses then order blocks of equal size, as they do up to
+    torch 2.11.
+    """
 
     def take(self, nbytes: int) -> int:
         """The address of a new segment."""
@@ -86,7 +91,9 @@ class _Unheeding:
 
 
 class Ages(_Unheeding):
-    """Numbers segments in the order in which they are taken, which orders blocks of equal size from torch 2.13 on."""
+    """Numbers segments in the order in which they are taken, which orders blocks of equal size from
+    torch 2.13 on.
+    """
 
     def __init__(self) -> None:
         self._count = 0
@@ -109,7 +116,9 @@ class LowestAddresses(_Unheeding):
 
     def take(self, nbytes: int) -> int:
         """The lowest address with `nbytes` free behind it."""
-        place = next(place for place, (start, end) in enumerate(self._gaps) if end - start >= nbytes)
+        place = next(
+            place for place, (start, end) in enumerate(self._gaps) if end - start >= nbytes
+        )
         start, end = self._gaps[place]
         self._gaps[place : place + 1] = [(start + nbytes, end)] if end - start > nbytes else []
         return start
@@ -126,7 +135,9 @@ class LowestAddresses(_Unheeding):
 
 
 class WholeSegments:
-    """Segments taken from the device one by one, and given back only when they are free as a whole."""
+    """Segments taken from the device one by one, and given back only when they are free as a
+    whole.
+    """
 
     def __init__(self, device: DeviceMemory, addresses: Addresses, large_segment_size: int) -> None:
         self._device = device
@@ -153,9 +164,11 @@ class WholeSegments:
                 self.release(block)
 
     def release_oversize(self, pool: Pool, size: int, oversize: int) -> bool:
-        """Give back the smallest segment of at least `oversize` bytes that covers `size`, or else the largest until together they do.
+        """Give back the smallest segment of at least `oversize` bytes that covers `size`, or else
+        the largest until together they do.
 
-        Whether they cover it; only segments that are never split are looked at, and without an `oversize` there are none.
+        Whether they cover it; only segments that are never split are looked at, and without an
+        `oversize` there are none.
         """
         needed = max(size, oversize)
         place = pool.place(needed)
@@ -171,7 +184,8 @@ class WholeSegments:
         return released >= needed
 
     def collect(self, pool: Pool, target: int) -> None:
-        """Give back idle segments that are at least of average age, again and again, until `target` bytes are reached.
+        """Give back idle segments that are at least of average age, again and again, until `target`
+        bytes are reached.
 
         The age is the number of searches in the pool since the segment fell idle.
         """

@@ -1,7 +1,9 @@
-"""What PYTORCH_CUDA_ALLOC_CONF says, as data: the settings of the caching allocator that change how much memory it takes.
+"""What PYTORCH_CUDA_ALLOC_CONF says, as data: the settings of the caching allocator that change how
+much memory it takes.
 
-The text is a list such as `max_split_size_mb:128,expandable_segments:True`, as the same variable or PYTORCH_ALLOC_CONF takes it. Rules
-and defaults are those of c10/core/AllocatorConfig.h of PyTorch 2.13.
+The text is a list such as `max_split_size_mb:128,expandable_segments:True`, as the same variable or
+PYTORCH_ALLOC_CONF takes it. Rules and defaults are those of c10/core/AllocatorConfig.h of PyTorch
+2.13.
 """
 
 import os
@@ -18,7 +20,8 @@ from scenarios.schema import shown
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 MIB = 1 << 20
 UNLIMITED = sys.maxsize
-# Divisions are set for sizes from 1 MiB on, one entry for each power of two; the first holds below it too, the last above it.
+# Divisions are set for sizes from 1 MiB on, one entry for each power of two; the first holds below
+# it too, the last above it.
 SIZE_CLASSES = 16
 _MOST_DIGITS = 20
 
@@ -27,11 +30,13 @@ _MOST_DIGITS = 20
 class AllocatorSettings:
     """Settings of the allocator, in bytes.
 
-    `large_segment_size` is the segment taken for requests between 1 and 10 MiB. A free block of `max_split_size` or more serves only
-    requests of that size or more, unsplit, and then wastes less than `max_non_split_rounding`. `divisions` rounds a request up to that
-    fraction of the power of two below it, by size class from 1 MiB on (0: not at all). `memory_fraction` of the device is all that the
-    process may take; only under such a limit does `garbage_collection_threshold`, a fraction of it, release idle segments.
-    `expandable_segments` takes addresses once and maps memory into them as it is needed.
+    `large_segment_size` is the segment taken for requests between 1 and 10 MiB. A free block of
+    `max_split_size` or more serves only requests of that size or more, unsplit, and then wastes
+    less than `max_non_split_rounding`. `divisions` rounds a request up to that fraction of the
+    power of two below it, by size class from 1 MiB on (0: not at all). `memory_fraction` of the
+    device is all that the process may take; only under such a limit does
+    `garbage_collection_threshold`, a fraction of it, release idle segments. `expandable_segments`
+    takes addresses once and maps memory into them as it is needed.
     """
 
     large_segment_size: int = 20 * MIB
@@ -44,19 +49,31 @@ class AllocatorSettings:
 
     @classmethod
     def parse(cls, text: str) -> "AllocatorSettings":
-        """The settings that a text asks for; ValueError names what in it is unknown or out of bounds."""
+        """The settings that a text asks for; ValueError names what in it is unknown or out of
+        bounds.
+        """
         found: dict[str, Any] = {}
         for key, value in _pairs(text):
             if key not in _KEYS:
                 near = get_close_matches(key, _KEYS, n=3)
-                hint = f"did you mean {', '.join(near)}?" if near else f"known are {', '.join(sorted(_KEYS))}"
+                hint = (
+                    f"did you mean {', '.join(near)}?"
+                    if near
+                    else f"known are {', '.join(sorted(_KEYS))}"
+                )
                 raise ValueError(f"alloc_conf has no setting {shown(key)}; {hint}")
             found |= _KEYS[key](key, value)
         large = found.get("large_segment_size", cls.large_segment_size)
         found.setdefault("max_non_split_rounding", large)
-        for name, key in (("max_split_size", "max_split_size_mb"), ("max_non_split_rounding", "max_non_split_rounding_mb")):
+        for name, key in (
+            ("max_split_size", "max_split_size_mb"),
+            ("max_non_split_rounding", "max_non_split_rounding_mb"),
+        ):
             if found.get(name, UNLIMITED) < large:
-                raise ValueError(f"{key} must be >= large_segment_size_mb, which is {large // MIB}, got {found[name] // MIB}")
+                raise ValueError(
+                    f"{key} must be >= large_segment_size_mb, which is {large // MIB}, got"
+                    f" {found[name] // MIB}"
+                )
         return cls(**found)
 
 
@@ -80,7 +97,8 @@ def _pairs(text: str) -> list[tuple[str, str]]:
         key, colon, value = item.partition(":")
         if not key or not colon or not value:
             raise ValueError(
-                f"alloc_conf is a list such as max_split_size_mb:128,expandable_segments:True, got {shown(item)} in {shown(text)}"
+                "alloc_conf is a list such as max_split_size_mb:128,expandable_segments:True, got"
+                f" {shown(item)} in {shown(text)}"
             )
         pairs.append((key, value))
     return pairs
@@ -136,7 +154,9 @@ def _expandable_segments(key: str, value: str) -> dict[str, bool]:
 
 def _backend(key: str, value: str) -> dict[str, Any]:
     if value != "native":
-        raise ValueError(f"{key} must be native, the allocator that is modelled here, got {shown(value)}")
+        raise ValueError(
+            f"{key} must be native, the allocator that is modelled here, got {shown(value)}"
+        )
     return {}
 
 
@@ -147,12 +167,16 @@ def _must_be_off(key: str, value: str) -> dict[str, Any]:
 
 
 def _without_effect(_key: str, _value: str) -> dict[str, Any]:
-    """Settings of pinned host memory, locks and CUDA graphs: they change no byte on the device that is modelled here."""
+    """Settings of pinned host memory, locks and CUDA graphs: they change no byte on the device that
+    is modelled here.
+    """
     return {}
 
 
 def _divisions(key: str, value: str) -> dict[str, tuple[int, ...]]:
-    """One number for all sizes, or a list such as [256:1,512:2,>:4]: boundaries in MiB, `>` for all sizes above the last."""
+    """One number for all sizes, or a list such as [256:1,512:2,>:4]: boundaries in MiB, `>` for all
+    sizes above the last.
+    """
     if not value.startswith("["):
         number = _power_of_two(key, value)
         return {"divisions": (number,) * SIZE_CLASSES}
@@ -177,7 +201,9 @@ def _divisions(key: str, value: str) -> dict[str, tuple[int, ...]]:
 def _power_of_two(key: str, value: str) -> int:
     number = _whole(key, value)
     if number < 1 or number & (number - 1):
-        raise ValueError(f"{key} takes powers of two, as in 4 or [256:1,512:2,>:4], got {shown(value)}")
+        raise ValueError(
+            f"{key} takes powers of two, as in 4 or [256:1,512:2,>:4], got {shown(value)}"
+        )
     return number
 
 

@@ -1,8 +1,10 @@
-"""A course: real training on text, micro-batch by micro-batch, in which an accumulation decides when to step.
+"""A course: real training on text, micro-batch by micro-batch, in which an accumulation decides
+when to step.
 
-Every micro-batch is other text, drawn by the seed: courses of one seed read the same. The last tenth of the text is held out, and
-its loss taken some twenty times, between micro-batches and outside their times. Nothing is run twice, so the times of the first tenth of
-the course are its warm-up.
+Every micro-batch is other text, drawn by the seed: courses of one seed read the same. The last
+tenth of the text is held out, and its loss taken some twenty times, between micro-batches and
+outside their times. Nothing is run twice, so the times of the first tenth of the course are its
+warm-up.
 """
 
 from collections import defaultdict
@@ -34,9 +36,11 @@ AT_ONCE = 1024
 
 
 def measure_course(scenario: Scenario) -> Record:
-    """`scenario.steps` micro-batches of text, each timed in its phases: "draw" is a decision not to step, "step" one to step and the step.
+    """`scenario.steps` micro-batches of text, each timed in its phases: "draw" is a decision not to
+    step, "step" one to step and the step.
 
-    A loss that is not finite, or so in a sum, is None. Raises ValueError for a model that does not read text of this length.
+    A loss that is not finite, or so in a sum, is None. Raises ValueError for a model that does not
+    read text of this length.
     """
     keep_freed_memory()
     clock = clock_for(scenario.device)
@@ -74,7 +78,9 @@ def measure_course(scenario: Scenario) -> Record:
         memory=_memory(run),
         times={phase: tuple(samples) for phase, samples in times.items()},
         warmup={phase: tuple(samples) for phase, samples in warmup.items()},
-        watched=Watched(samples=run.samples, tokens=run.tokens, gpu=watch.gpu, warnings=watch.warnings()),
+        watched=Watched(
+            samples=run.samples, tokens=run.tokens, gpu=watch.gpu, warnings=watch.warnings()
+        ),
         course=Course(
             draws=tuple(draws),
             ended=tuple(ended),
@@ -95,7 +101,8 @@ class _Reader:
         train, held_out = (torch.tensor(list(part)) for part in texts.split())
         if shape is None or shape[1] > len(held_out):
             raise ValueError(
-                f"accumulate trains on text in sequences of at most {len(held_out)} tokens; {scenario.model} reads other batches"
+                f"accumulate trains on text in sequences of at most {len(held_out)} tokens;"
+                f" {scenario.model} reads other batches"
             )
         self._run, self._batch_size = run, shape[0]
         self._windows = train.unfold(0, shape[1], 1)
@@ -104,14 +111,20 @@ class _Reader:
 
     def draw(self) -> Tensor:
         """Tokens of one micro-batch, (batch, length)."""
-        return self._windows[torch.randint(len(self._windows), (self._batch_size,), generator=self._generator)]
+        return self._windows[
+            torch.randint(len(self._windows), (self._batch_size,), generator=self._generator)
+        ]
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The mean loss over all of the held-out text, without dropout; None where it is not finite."""
+        """The mean loss over all of the held-out text, without dropout; None where it is not
+        finite.
+        """
         model = self._run.model.eval()
         set_training(self._run.optimizer, False)
-        parts = self._held_out.to(self._run.parameters[0].device).split(max(self._batch_size, AT_ONCE // self._held_out.shape[1]))
+        parts = self._held_out.to(self._run.parameters[0].device).split(
+            max(self._batch_size, AT_ONCE // self._held_out.shape[1])
+        )
         total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in parts)
         model.train()
         set_training(self._run.optimizer, True)
@@ -119,7 +132,9 @@ class _Reader:
 
 
 class _Watch:
-    """What disturbs a course: other processes, from its making on, and on CUDA what the GPU tells at each look."""
+    """What disturbs a course: other processes, from its making on, and on CUDA what the GPU tells
+    at each look.
+    """
 
     def __init__(self, scenario: Scenario) -> None:
         self.gpu: tuple[GpuReading, ...] = ()
@@ -135,7 +150,9 @@ class _Watch:
 
     def warnings(self) -> tuple[str, ...]:
         """What has spoiled the times."""
-        return tuple(warning for warning in (self._contention.warning(), *gpu_warnings(self.gpu)) if warning)
+        return tuple(
+            warning for warning in (self._contention.warning(), *gpu_warnings(self.gpu)) if warning
+        )
 
 
 def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
@@ -147,7 +164,10 @@ def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
 
 def _added_bytes(run: TrainingRun, accumulation: Accumulation) -> int:
     """Bytes that the accumulation keeps beside the optimizer inside."""
-    return state_bytes(accumulation, run.tensors).total - state_bytes(accumulation.optimizer, run.tensors).total
+    return (
+        state_bytes(accumulation, run.tensors).total
+        - state_bytes(accumulation.optimizer, run.tensors).total
+    )
 
 
 def _finite(loss: float) -> float | None:

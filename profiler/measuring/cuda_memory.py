@@ -1,4 +1,6 @@
-"""CUDA's caching allocator while training really runs: its counters by phase, the state's blocks, its settings and snapshots."""
+"""CUDA's caching allocator while training really runs: its counters by phase, the state's blocks,
+its settings and snapshots.
+"""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -19,7 +21,8 @@ from .files import Files
 from .phases import Counters, PhaseWatch
 
 COUNTERS = ("allocated", "reserved", "requested", "active")
-# Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of Python a few thousand.
+# Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of
+# Python a few thousand.
 MOST_EVENTS = 200_000
 
 # What torch read from the environment when it was loaded, or was told here since.
@@ -29,27 +32,39 @@ _applied: str | None = None
 def apply_alloc_conf(conf: str) -> None:
     """Give CUDA's allocator the scenario's settings, all of them and no others.
 
-    ValueError where CUDA has started with others, torch does not take them, or it was told a setting before that is none of these.
+    ValueError where CUDA has started with others, torch does not take them, or it was told a
+    setting before that is none of these.
     """
     global _applied
     told = from_environment() if _applied is None else _applied
     if conf == told:
         return
     if torch.cuda.is_initialized():
-        raise ValueError(f"alloc_conf {conf!r} must be set before CUDA starts; measure this scenario in a process of its own")
+        raise ValueError(
+            f"alloc_conf {conf!r} must be set before CUDA starts; measure this scenario in a"
+            " process of its own"
+        )
     AllocatorSettings.parse(conf)
     # torch leaves some settings as they are when it is told others.
     if left := names(told) - names(conf):
-        raise ValueError(f"torch was told {told!r}, and would keep {', '.join(sorted(left))} of it; say that in alloc_conf {conf!r} too")
+        raise ValueError(
+            f"torch was told {told!r}, and would keep {', '.join(sorted(left))} of it; say that in"
+            f" alloc_conf {conf!r} too"
+        )
     try:
         torch._C._accelerator_setAllocatorSettings(conf)
     except RuntimeError as error:
-        raise ValueError(f"torch {torch.__version__} does not take alloc_conf {conf!r}: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"torch {torch.__version__} does not take alloc_conf {conf!r}:"
+            f" {str(error).splitlines()[0]}"
+        ) from error
     _applied = conf
 
 
 class AllocatorWatch(PhaseWatch):
-    """The allocator's counters on the current device by phase, and what the first step leaves allocated."""
+    """The allocator's counters on the current device by phase, and what the first step leaves
+    allocated.
+    """
 
     def __init__(self) -> None:
         self._device = torch.cuda.current_device()
@@ -70,8 +85,12 @@ class AllocatorWatch(PhaseWatch):
             self.allocated_by_step = self.levels()[name]["allocated"].end - before
 
 
-def state_blocks(optimizer: torch.optim.Optimizer, delta: int, model: Tensors | None = None) -> StateBlocks:
-    """The state's tensors set against the blocks that hold them, and against what the first step left allocated."""
+def state_blocks(
+    optimizer: torch.optim.Optimizer, delta: int, model: Tensors | None = None
+) -> StateBlocks:
+    """The state's tensors set against the blocks that hold them, and against what the first step
+    left allocated.
+    """
     sizes = _block_sizes()
     storages = storages_of_state(optimizer, model)
     on_device = [storage for storage in storages if storage.device.type == "cuda"]
@@ -95,16 +114,24 @@ def end_history(files: Files, snapshot: Path | None) -> None:
 
 
 def _without_folders(value: Any) -> Any:
-    """Return a snapshot whose stacks name files as `short_name` does, and no folder of this machine."""
+    """Return a snapshot whose stacks name files as `short_name` does, and no folder of this
+    machine.
+    """
     if isinstance(value, dict):
         parts = {key: _without_folders(part) for key, part in value.items()}
-        return parts | {"filename": short_name(value["filename"])} if isinstance(value.get("filename"), str) else parts
+        return (
+            parts | {"filename": short_name(value["filename"])}
+            if isinstance(value.get("filename"), str)
+            else parts
+        )
     return [_without_folders(part) for part in value] if isinstance(value, list) else value
 
 
 @contextmanager
 def snapshot_when_full(files: Files) -> Iterator[None]:
-    """Write a snapshot where memory runs out inside, and let the exception go on, whatever it is; history ends with it."""
+    """Write a snapshot where memory runs out inside, and let the exception go on, whatever it is;
+    history ends with it.
+    """
     try:
         yield
     except BaseException as error:
@@ -121,7 +148,12 @@ def _counters_of(device: int) -> Counters:
 
 def _read(device: int) -> dict[str, Level]:
     stats = torch.cuda.memory_stats(device)
-    return {counter: Level(end=stats[f"{counter}_bytes.all.current"], peak=stats[f"{counter}_bytes.all.peak"]) for counter in COUNTERS}
+    return {
+        counter: Level(
+            end=stats[f"{counter}_bytes.all.current"], peak=stats[f"{counter}_bytes.all.peak"]
+        )
+        for counter in COUNTERS
+    }
 
 
 def _forget(device: int) -> bool:
@@ -131,7 +163,11 @@ def _forget(device: int) -> bool:
 
 def _block_sizes() -> dict[int, int]:
     """The bytes of every block in use, by its address."""
-    return {address: size for segment in torch.cuda.memory_snapshot() for address, size in _blocks(segment)}
+    return {
+        address: size
+        for segment in torch.cuda.memory_snapshot()
+        for address, size in _blocks(segment)
+    }
 
 
 def _blocks(segment: dict) -> Iterable[tuple[int, int]]:

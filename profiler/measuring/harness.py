@@ -1,4 +1,6 @@
-"""The harness around real steps: first it watches memory, then it warms up, then it times, and nothing else runs while it times."""
+"""The harness around real steps: first it watches memory, then it warms up, then it times, and
+nothing else runs while it times.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +17,20 @@ from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings
 from .timing import clock_for
 
-# Iterations that are watched and not timed: the first makes the state, the second is like all that follow.
+# Iterations that are watched and not timed: the first makes the state, the second is like all that
+# follow.
 WATCHED = 2
 WARM_UP_SECONDS = 1.0
 WARM_UP_LIMIT = 10.0
-# Warm-up is over when the medians of the last three times and of the three before them are this close.
+# Warm-up is over when the medians of the last three times and of the three before them are this
+# close.
 STABLE, WINDOW = 0.05, 3
 # The last iterations of a warm-up that are kept, or up to twice as many: some take microseconds.
 MOST_WARM_UP = 10_000
 # Of the seconds for samples, those that a step may take alone once more.
 ALONE = 0.5
-# Samples are enough when the confidence interval of their median is this narrow on both sides; with six there first is one.
+# Samples are enough when the confidence interval of their median is this narrow on both sides; with
+# six there first is one.
 NARROW = 0.02
 LEAST_SAMPLES = 3
 # The GPU is read beside the first samples, and then beside each tenth.
@@ -43,8 +48,8 @@ def require_cuda() -> None:
 class Harness:
     """Runs one iteration again and again and keeps what it found.
 
-    `times` and `warmup` hold raw seconds by phase. `gpu` is what its management library told while samples ran, and `warnings` what has
-    spoiled them.
+    `times` and `warmup` hold raw seconds by phase. `gpu` is what its management library told while
+    samples ran, and `warnings` what has spoiled them.
     """
 
     def __init__(self, device: str) -> None:
@@ -77,9 +82,11 @@ class Harness:
         seconds: float,
         alone: Callable[[], AbstractContextManager[Callable[[], None]]] | None = None,
     ) -> None:
-        """Warm up, then run until the medians are known well enough, there are `samples`, or `seconds` are over, three times at least.
+        """Warm up, then run until the medians are known well enough, there are `samples`, or
+        `seconds` are over, three times at least.
 
-        Where the step's median is not known by then, `alone` lets it run by itself, for half of the time once more.
+        Where the step's median is not known by then, `alone` lets it run by itself, for half of the
+        time once more.
         """
         warnings, contention = self._warm_up(iterate), Contention()
         with reading_gpu() if self._device == "cuda" else nullcontext(lambda: None) as read:
@@ -98,7 +105,9 @@ class Harness:
         _keep(self.times, self._clock.collect())
 
     def _warm_up(self, iterate: Callable[[], None]) -> list[str]:
-        """Iterate for a second and until times are stable, ten seconds at most; a warning where they were not."""
+        """Iterate for a second and until times are stable, ten seconds at most; a warning where
+        they were not.
+        """
         start = time.monotonic()
         while True:
             iterate()
@@ -126,7 +135,8 @@ class Harness:
             if count >= LEAST_SAMPLES and (time.monotonic() > end or self._known_well(*phases)):
                 break
             iterate()
-            # The device is at work on what was launched, and the events that end its phases are behind it already.
+            # The device is at work on what was launched, and the events that end its phases are
+            # behind it already.
             reading = read() if count < LEAST_SAMPLES or count % GPU_EVERY == 0 else None
             self.gpu += (reading,) if reading else ()
             self.keep_sample()
@@ -140,11 +150,16 @@ def is_narrow(samples: Sequence[float]) -> bool:
     """Whether the 95 % confidence interval of the median lies within 2 % of it on both sides."""
     interval = median_interval(samples)
     middle = median(samples)
-    return interval is not None and max(interval.upper - middle, middle - interval.lower) <= NARROW * middle
+    return (
+        interval is not None
+        and max(interval.upper - middle, middle - interval.lower) <= NARROW * middle
+    )
 
 
 def _change(times: Sequence[float]) -> float | None:
-    """How far the last three times are from the three before them, by their medians; None while there are fewer."""
+    """How far the last three times are from the three before them, by their medians; None while
+    there are fewer.
+    """
     if len(times) < 2 * WINDOW:
         return None
     before, last = median(times[-2 * WINDOW : -WINDOW]), median(times[-WINDOW:])
@@ -153,7 +168,10 @@ def _change(times: Sequence[float]) -> float | None:
 
 def _unsettled(change: float | None) -> str:
     if change is None:
-        return f"the warm-up ended before {2 * WINDOW} iterations, too few to tell whether times had settled"
+        return (
+            f"the warm-up ended before {2 * WINDOW} iterations, too few to tell whether times had"
+            " settled"
+        )
     return f"times still changed by {change:.0%} when the warm-up ended"
 
 

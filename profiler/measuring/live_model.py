@@ -43,7 +43,9 @@ def model_config(
     parameters: Sequence[nn.Parameter],
     stepped: Iterable[nn.Parameter],
 ) -> dict[str, Any]:
-    """Return what tells models of one name apart: size, the part trained, dtypes, wrappers, ranks."""
+    """Return what tells models of one name apart: size, the part trained, dtypes, wrappers,
+    ranks.
+    """
     config: dict[str, Any] = {"parameters": elements(parameters)}
     trained = elements(parameter for parameter in stepped if parameter.requires_grad)
     if trained != config["parameters"]:
@@ -55,12 +57,22 @@ def model_config(
         config["dtypes"] = _dtypes(parameters)
     if isinstance(model, nn.Module):
         *around, inside = _unwrapped(model)
-        wrappers = [name for module in (*around, inside) for name in _wrapper_names(module, module is not inside)]
+        wrappers = [
+            name
+            for module in (*around, inside)
+            for name in _wrapper_names(module, module is not inside)
+        ]
         config |= {"wrapped_by": wrappers} if wrappers else {}
         if _is_torch_s(_class_of(inside)):
             # The name of nn.Sequential says nothing of its layers.
-            config["layers"] = sha256(re.sub(r" at 0x\w+", "", repr(inside)).encode()).hexdigest()[:8]
-    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            config["layers"] = sha256(re.sub(r" at 0x\w+", "", repr(inside)).encode()).hexdigest()[
+                :8
+            ]
+    if (
+        torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+        and torch.distributed.get_world_size() > 1
+    ):
         config["ranks"] = torch.distributed.get_world_size()
     return config
 
@@ -76,7 +88,9 @@ def _dtypes(parameters: Sequence[nn.Parameter]) -> str:
     counts: Counter[torch.dtype] = Counter()
     for parameter in parameters:
         counts[parameter.dtype] += elements([parameter])
-    return " and ".join(f"{count:,} {str(dtype).removeprefix('torch.')}" for dtype, count in counts.most_common())
+    return " and ".join(
+        f"{count:,} {str(dtype).removeprefix('torch.')}" for dtype, count in counts.most_common()
+    )
 
 
 def _unwrapped(model: nn.Module) -> list[nn.Module]:
@@ -102,18 +116,26 @@ def _wrapper_names(module: nn.Module, is_around: bool) -> Iterator[str]:
     if is_around:
         yield kind.__qualname__ if _is_torch_s(kind) else _full_name(kind)
     # fully_shard and replicate put a class of theirs before the module's own.
-    yield from (base.__qualname__ for base in kind.__bases__ if _is_made(kind) and not issubclass(base, nn.Module))
+    yield from (
+        base.__qualname__
+        for base in kind.__bases__
+        if _is_made(kind) and not issubclass(base, nn.Module)
+    )
     if getattr(module, "_compiled_call_impl", None) is not None:
         yield "compile"
 
 
 def _class_of(model: nn.Module) -> type:
     """The class that somebody wrote, behind one that torch made, as parametrize does."""
-    return next(kind for kind in type(model).__mro__ if issubclass(kind, nn.Module) and not _is_made(kind))
+    return next(
+        kind for kind in type(model).__mro__ if issubclass(kind, nn.Module) and not _is_made(kind)
+    )
 
 
 def _is_made(kind: type) -> bool:
-    return _is_torch_s(kind) and not hasattr(sys.modules.get(kind.__module__), kind.__qualname__.partition(".")[0])
+    return _is_torch_s(kind) and not hasattr(
+        sys.modules.get(kind.__module__), kind.__qualname__.partition(".")[0]
+    )
 
 
 def _is_torch_s(kind: type) -> bool:

@@ -56,9 +56,15 @@ def counted_optimizer(given: Any) -> Optimizer:
     while not isinstance(optimizer, Optimizer) or _passes_on(optimizer):
         optimizer = _inside(optimizer)
         if optimizer is None:
-            raise ValueError(f"watch takes a torch.optim.Optimizer, got {type(given).__name__}; give it the optimizer itself")
+            raise ValueError(
+                f"watch takes a torch.optim.Optimizer, got {type(given).__name__}; give it the"
+                " optimizer itself"
+            )
     if not hasattr(optimizer, "param_groups"):
-        raise ValueError(f"{type(optimizer).__name__} has no parameter groups; call torch.optim.Optimizer.__init__ in its constructor")
+        raise ValueError(
+            f"{type(optimizer).__name__} has no parameter groups; call"
+            " torch.optim.Optimizer.__init__ in its constructor"
+        )
     return optimizer
 
 
@@ -69,7 +75,9 @@ def hooked_optimizer(optimizer: Optimizer) -> Optimizer:
         found = _inside(found)
         if found is None:
             name = type(optimizer).__name__
-            raise ValueError(f"{name}.step runs no hooks; call torch.optim.Optimizer.__init__ in its constructor")
+            raise ValueError(
+                f"{name}.step runs no hooks; call torch.optim.Optimizer.__init__ in its constructor"
+            )
     return found
 
 
@@ -99,12 +107,24 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
     by_group = _options_by_group(optimizer)
     if ":" in optimizers.name_of(optimizer):
         kept = _kept_arguments(optimizer).items()
-        values = {name: value for name, value in kept if isinstance(value, bool | int | float | str)}
-        by_group |= {name: [values[name]] * len(optimizer.param_groups) for name in values if name not in by_group}
+        values = {
+            name: value for name, value in kept if isinstance(value, bool | int | float | str)
+        }
+        by_group |= {
+            name: [values[name]] * len(optimizer.param_groups)
+            for name in values
+            if name not in by_group
+        }
     # A group without parameters runs in no way.
-    by_group["implementation"] = [_way(optimizer, group) for group in optimizer.param_groups if group["params"]]
-    differing = {name for name, values in by_group.items() if any(value != values[0] for value in values)}
-    options = {name: values if name in differing else values[0] for name, values in by_group.items()}
+    by_group["implementation"] = [
+        _way(optimizer, group) for group in optimizer.param_groups if group["params"]
+    ]
+    differing = {
+        name for name, values in by_group.items() if any(value != values[0] for value in values)
+    }
+    options = {
+        name: values if name in differing else values[0] for name, values in by_group.items()
+    }
     if "implementation" not in differing:
         del options["implementation"]
     if differing:
@@ -113,7 +133,9 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _told(value: Any) -> Any:
-    """The value, and of a group for each of thousands of layers a text that tells it from others."""
+    """The value, and of a group for each of thousands of layers a text that tells it from
+    others.
+    """
     if not isinstance(value, list) or len(value) <= _MOST_VALUES:
         return value
     return f"{len(value):,} values, {sha256(repr(value).encode()).hexdigest()[:8]}"
@@ -134,7 +156,9 @@ def live_implementation(optimizer: Optimizer) -> Implementation:
 def _inside(optimizer: Any) -> Any:
     """The optimizer, or another wrapper of it, that an object keeps; None where it keeps none."""
     kept = (getattr(optimizer, name, None) for name in _INSIDE)
-    return next((one for one in kept if isinstance(one, Optimizer) or _inside_of_wrapper(one)), None)
+    return next(
+        (one for one in kept if isinstance(one, Optimizer) or _inside_of_wrapper(one)), None
+    )
 
 
 def _inside_of_wrapper(kept: Any) -> bool:
@@ -150,7 +174,9 @@ def _passes_on(optimizer: Optimizer) -> bool:
 
 
 def _runs_hooks(optimizer: Any) -> bool:
-    return "_optimizer_step_pre_hooks" in vars(optimizer) and hasattr(type(optimizer).step, "hooked")
+    return "_optimizer_step_pre_hooks" in vars(optimizer) and hasattr(
+        type(optimizer).step, "hooked"
+    )
 
 
 def _options_by_group(optimizer: Optimizer) -> dict[str, list[Any]]:
@@ -186,7 +212,11 @@ def _before_schedulers(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arguments(optimizer: Optimizer) -> set[str]:
     """The names of all arguments of the constructors of its classes."""
-    kinds = [kind for kind in type(optimizer).__mro__ if "__init__" in vars(kind) and kind not in (Optimizer, object)]
+    kinds = [
+        kind
+        for kind in type(optimizer).__mro__
+        if "__init__" in vars(kind) and kind not in (Optimizer, object)
+    ]
     return {name for kind in kinds for name in inspect.signature(vars(kind)["__init__"]).parameters}
 
 
@@ -194,7 +224,9 @@ def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
     """The arguments of its constructor that are attributes of it, or entries of its groups."""
     found: dict[str, Any] = {}
     for name in sorted(_arguments(optimizer) - _OTHERS - {*_INSIDE, "defaults"}):
-        value = getattr(optimizer, name, getattr(optimizer, f"_{name}", optimizer.param_groups[0].get(name)))
+        value = getattr(
+            optimizer, name, getattr(optimizer, f"_{name}", optimizer.param_groups[0].get(name))
+        )
         if value is not None:
             # A target that schedulers drive, or a member of an enumeration.
             found[name] = _plain(getattr(value, "value", value))
@@ -209,7 +241,9 @@ def _way(optimizer: Optimizer, group: Mapping[str, Any]) -> Implementation:
         return "fused"
     foreach = group.get("foreach")
     if foreach is None and "foreach" in group and _is_left_to_torch(optimizer, group):
-        _, foreach = _default_to_fused_or_foreach(group["params"], bool(group.get("differentiable")), use_fused=False)
+        _, foreach = _default_to_fused_or_foreach(
+            group["params"], bool(group.get("differentiable")), use_fused=False
+        )
     return "foreach" if foreach else "loop"
 
 
@@ -219,17 +253,28 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     if group.get("fused") is not None:
         # Torch takes fused=False for a choice.
         return False
-    if isinstance(optimizer, torch.optim.Adam) and isinstance(group.get("lr"), torch.Tensor) and not group.get("capturable"):
+    if (
+        isinstance(optimizer, torch.optim.Adam)
+        and isinstance(group.get("lr"), torch.Tensor)
+        and not group.get("capturable")
+    ):
         return False
     # Adafactor, whose module does not know torch's choice, is a loop unless foreach is True.
-    modules = [sys.modules.get(kind.__module__) for kind in type(optimizer).__mro__ if kind is not Optimizer]
+    modules = [
+        sys.modules.get(kind.__module__)
+        for kind in type(optimizer).__mro__
+        if kind is not Optimizer
+    ]
     return any(hasattr(module, _default_to_fused_or_foreach.__name__) for module in modules)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """The value as data that a record can hold, or a text that names what it is."""
     if depth < _MOST_DEPTH and isinstance(value, Mapping):
-        return {schema.shortened(str(name), 100): _plain(item, depth + 1) for name, item in value.items()}
+        return {
+            schema.shortened(str(name), 100): _plain(item, depth + 1)
+            for name, item in value.items()
+        }
     if depth < _MOST_DEPTH and isinstance(value, list | tuple):
         return [_plain(item, depth + 1) for item in value]
     number: Any = value

@@ -75,7 +75,10 @@ class LiveSteps:
         """Leave the optimizer as it was."""
         for hook in self._hooks:
             if hook.id not in (hook.hooks_dict_ref() or ()):
-                self._border.note("the loop removed the hooks that watch steps: those that followed are not in the record")
+                self._border.note(
+                    "the loop removed the hooks that watch steps: those that followed are not in"
+                    " the record"
+                )
             hook.remove()
 
     def seconds(self) -> dict[str, list[float]]:
@@ -83,9 +86,15 @@ class LiveSteps:
         between = self._moments.seconds
         return {
             "step": [
-                sum(between(start, end) for start, end in zip(moments[::2], moments[1::2], strict=True)) for moments in self._samples[1:]
+                sum(
+                    between(start, end)
+                    for start, end in zip(moments[::2], moments[1::2], strict=True)
+                )
+                for moments in self._samples[1:]
             ],
-            "iteration": [between(before[-1], after[-1]) for before, after in pairwise(self._samples)],
+            "iteration": [
+                between(before[-1], after[-1]) for before, after in pairwise(self._samples)
+            ],
         }
 
     def _before_step(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -120,12 +129,17 @@ class LiveSteps:
         return None
 
     def _is_closure(self, argument: Sequence[Any]) -> bool:
-        """Return whether a step is given a function, which can be replaced by another; notes what cannot."""
+        """Return whether a step is given a function, which can be replaced by another; notes what
+        cannot.
+        """
         for given in argument:
             if isinstance(given, FunctionType | MethodType | partial):
                 return True
             if callable(given) and not isinstance(given, torch.nn.Module):
-                self._border.note(f"a step was given a {type(given).__name__}: what it called it for is in the step's time")
+                self._border.note(
+                    f"a step was given a {type(given).__name__}: what it called it for is in the"
+                    " step's time"
+                )
         return False
 
     def _close_step(self) -> None:

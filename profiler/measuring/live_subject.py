@@ -43,7 +43,11 @@ class Subject:
     @property
     def tensors(self) -> list[torch.Tensor] | None:
         """The model's tensors, which are no state of the optimizer; None where it is not known."""
-        return [*self.model.parameters(), *self.model.buffers()] if isinstance(self.model, nn.Module) else None
+        return (
+            [*self.model.parameters(), *self.model.buffers()]
+            if isinstance(self.model, nn.Module)
+            else None
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +89,9 @@ def subjects(
         subject = Subject(optimizer=optimizer, model=own, parameters=parameters, scenario=scenario)
         found.append(replace(subject, scenario=_with_options(subject)))
     if len({subject.scenario.device for subject in found}) > 1:
-        raise ValueError("watch reads one device, got optimizers on the CPU and on CUDA; watch them one by one")
+        raise ValueError(
+            "watch reads one device, got optimizers on the CPU and on CUDA; watch them one by one"
+        )
     return found
 
 
@@ -103,7 +109,9 @@ def _models(model: Any, count: int) -> list[Model]:
     """A model for each optimizer."""
     models = list(model) if isinstance(model, list | tuple) else [model] * count
     if len(models) != count:
-        raise ValueError(f"model is one for all optimizers or one for each; got {len(models)} for {count}")
+        raise ValueError(
+            f"model is one for all optimizers or one for each; got {len(models)} for {count}"
+        )
     for one in models:
         if one is not None and not isinstance(one, nn.Module | str):
             raise ValueError(f"model is a torch.nn.Module or a name, got {type(one).__name__}")
@@ -111,7 +119,9 @@ def _models(model: Any, count: int) -> list[Model]:
 
 
 def _parameters(optimizer: Optimizer, model: Model) -> list[nn.Parameter]:
-    return list(model.parameters()) if isinstance(model, nn.Module) else stepped_parameters(optimizer)
+    return (
+        list(model.parameters()) if isinstance(model, nn.Module) else stepped_parameters(optimizer)
+    )
 
 
 def _device(optimizer: Optimizer) -> Device:
@@ -122,4 +132,7 @@ def _device(optimizer: Optimizer) -> Device:
         return "cuda"
     if not places:
         raise ValueError(f"{type(optimizer).__name__} has no parameters yet; watch it when it has")
-    raise ValueError(f"watch reads the CPU or the current CUDA device, got parameters on {', '.join(places)}; set that device first")
+    raise ValueError(
+        f"watch reads the CPU or the current CUDA device, got parameters on {', '.join(places)};"
+        " set that device first"
+    )

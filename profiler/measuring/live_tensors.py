@@ -1,8 +1,9 @@
 """Memory of tensors on the CPU while training really runs, by what it is for.
 
-torch.profiler tells each allocation and each free with its address, also those that kernels make for
-themselves. It needs no dispatch mode, under which steps that call torch.compile(fullgraph=True) would
-fail. What lies at an address is known at the end of each phase, from the model and its optimizer.
+torch.profiler tells each allocation and each free with its address, also those that kernels make
+for themselves. It needs no dispatch mode, under which steps that call torch.compile(fullgraph=True)
+would fail. What lies at an address is known at the end of each phase, from the model and its
+optimizer.
 """
 
 import os
@@ -25,11 +26,12 @@ _Event = tuple[int, int, int]
 
 
 class LiveTensors:
-    """Watches training on the CPU: bytes of living tensors, by category, and of the process that holds them.
+    """Watches training on the CPU: bytes of living tensors, by category, and of the process that
+    holds them.
 
-    What is to be trained is built inside of `watching` and told to `begin`: torch does not report the
-    free of what it has not seen allocated. `warning` says why nothing is known of tensors, where a
-    profiler of the user's own is at work, or what steps have left where nobody finds it.
+    What is to be trained is built inside of `watching` and told to `begin`: torch does not report
+    the free of what it has not seen allocated. `warning` says why nothing is known of tensors,
+    where a profiler of the user's own is at work, or what steps have left where nobody finds it.
     """
 
     def __init__(self) -> None:
@@ -54,13 +56,20 @@ class LiveTensors:
         results = profiler.profiler.kineto_results if profiler.profiler is not None else None
         events, ends = _read(results.experimental_event_tree()) if results is not None else ([], [])
         if len(ends) < len(self._phases):
-            self.warning = "a profiler inside of the training took over; memory of tensors was not watched"
+            self.warning = (
+                "a profiler inside of the training took over; memory of tensors was not watched"
+            )
             return
         self._history.play(events, zip(self._phases, ends, self._named, strict=True))
         if unreached := self._history.unreached():
-            self.warning = f"steps have left {unreached:,} B where the optimizer does not reach; they are not in its state"
+            self.warning = (
+                f"steps have left {unreached:,} B where the optimizer does not reach; they are not"
+                " in its state"
+            )
 
-    def begin(self, model: torch.nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    def begin(
+        self, model: torch.nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer
+    ) -> None:
         """Count from here on, and what there is of these already."""
         self._model, self._optimizer = model, optimizer
         with self._marked(_BUILD):
@@ -79,10 +88,18 @@ class LiveTensors:
         with record_function(f"{_MARK}{len(self._phases)}"):
             self._phases.append(name)
             yield
-        self._named.append({address: category for category, tensors in self._lasting() for address, _ in _places(tensors)})
+        self._named.append(
+            {
+                address: category
+                for category, tensors in self._lasting()
+                for address, _ in _places(tensors)
+            }
+        )
 
     def levels(self) -> dict[str, dict[str, Level]]:
-        """By phase, bytes of living tensors ("tensors") and of the process ("resident"); the last time counts for the ends."""
+        """By phase, bytes of living tensors ("tensors") and of the process ("resident"); the last
+        time counts for the ends.
+        """
         tensors = self._history.levels()
         return {
             phase: {**({"tensors": tensors[phase]} if phase in tensors else {}), **levels}
@@ -96,7 +113,10 @@ class LiveTensors:
     def _lasting(self) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
         """Yield what training keeps, by category."""
         parameters, buffers = list(self._model.parameters()), list(self._model.buffers())
-        yield "optimizer_state", [tensor for _, tensor in state_tensors(self._optimizer, [*parameters, *buffers])]
+        yield (
+            "optimizer_state",
+            [tensor for _, tensor in state_tensors(self._optimizer, [*parameters, *buffers])],
+        )
         yield "gradient", [parameter.grad for parameter in parameters if parameter.grad is not None]
         yield "parameter", parameters
         yield "buffer", buffers
@@ -110,7 +130,8 @@ class _History:
         self._categories: list[str] = []
         # The allocation that is at an address now.
         self._numbers: dict[int, int] = {}
-        # Of each phase the events: n >= 0 allocates number n, ~n frees it. Before the first stands what was there.
+        # Of each phase the events: n >= 0 allocates number n, ~n frees it. Before the first stands
+        # what was there.
         self._segments: list[tuple[str, list[int]]] = [(_BUILD, [])]
 
     def hold(self, category: str, tensors: Iterable[torch.Tensor]) -> None:
@@ -119,8 +140,12 @@ class _History:
             if address not in self._numbers:
                 self._allocate(address, nbytes, category)
 
-    def play(self, events: list[_Event], phases: Iterable[tuple[str, int, Mapping[int, str]]]) -> None:
-        """Take what happened: the events, and of each phase its name, the time of its end and what lay where."""
+    def play(
+        self, events: list[_Event], phases: Iterable[tuple[str, int, Mapping[int, str]]]
+    ) -> None:
+        """Take what happened: the events, and of each phase its name, the time of its end and what
+        lay where.
+        """
         rest = iter(events)
         event = next(rest, None)
         for phase, end, named in phases:
@@ -164,8 +189,18 @@ class _History:
 
     def unreached(self) -> int:
         """The bytes that steps have left and nothing has a name for, as in a global table."""
-        made = {event for phase, events in self._segments if phase == "step" for event in events if event >= 0}
-        return sum(self._nbytes[number] for number in made & {*self._numbers.values()} if self._categories[number] == "temporary")
+        made = {
+            event
+            for phase, events in self._segments
+            if phase == "step"
+            for event in events
+            if event >= 0
+        }
+        return sum(
+            self._nbytes[number]
+            for number in made & {*self._numbers.values()}
+            if self._categories[number] == "temporary"
+        )
 
     def _take(self, event: _Event, category: str, first: int) -> None:
         _, address, nbytes = event

@@ -1,4 +1,6 @@
-"""Moments: when something was reached, taken without making anybody wait, and the seconds between two of them."""
+"""Moments: when something was reached, taken without making anybody wait, and the seconds between
+two of them.
+"""
 
 import time
 from typing import Any, Protocol
@@ -31,7 +33,9 @@ class HostMoments:
 
 
 class StreamMoments:
-    """Moments on the current CUDA stream: when the device comes by, not when the host asked for it."""
+    """Moments on the current CUDA stream: when the device comes by, not when the host asked
+    for it.
+    """
 
     def now(self) -> torch.cuda.Event:
         """An event on the stream."""

@@ -48,7 +48,9 @@ class Counters:
         with self._lock:
             levels = self._take_in()
             self._open.discard(interval)
-        return {name: Level(end=level.end, peak=interval.peaks[name]) for name, level in levels.items()}
+        return {
+            name: Level(end=level.end, peak=interval.peaks[name]) for name, level in levels.items()
+        }
 
     def _take_in(self) -> Mapping[str, Level]:
         levels = self._read()
@@ -81,5 +83,8 @@ class PhaseWatch:
 
 def merged(before: Mapping[str, Level], after: Mapping[str, Level]) -> dict[str, Level]:
     """Return the levels of two stretches of one phase: the ends of the second, the higher peaks."""
-    peaks = {name: max(level.peak, before[name].peak if name in before else 0) for name, level in after.items()}
+    peaks = {
+        name: max(level.peak, before[name].peak if name in before else 0)
+        for name, level in after.items()
+    }
     return {name: Level(end=level.end, peak=peaks[name]) for name, level in after.items()}

@@ -13,7 +13,9 @@ def resident_bytes() -> int:
 
 
 def forget_peak() -> bool:
-    """Let the peak start from what is resident now; False where the system does not allow it, and the peak is that since the start."""
+    """Let the peak start from what is resident now; False where the system does not allow it, and
+    the peak is that since the start.
+    """
     try:
         _CLEAR.write_text("5", encoding="ascii")
     except OSError:
@@ -22,7 +24,9 @@ def forget_peak() -> bool:
 
 
 def peak_bytes() -> int | None:
-    """The most that was resident since the peak was last forgotten; None where the system does not tell."""
+    """The most that was resident since the peak was last forgotten; None where the system does not
+    tell.
+    """
     try:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

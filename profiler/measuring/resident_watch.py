@@ -6,7 +6,9 @@ from .resident import forget_peak, peak_bytes, resident_bytes
 
 
 class ResidentWatch(PhaseWatch):
-    """Bytes that the process holds when each phase ends, and its peak within it where that is known."""
+    """Bytes that the process holds when each phase ends, and its peak within it where that is
+    known.
+    """
 
     def __init__(self) -> None:
         super().__init__(_RESIDENT)

@@ -20,15 +20,25 @@ from .training_run import fill_gradients, has_sparse_layers
 OTHERS_BYTES = 256 << 20
 
 
-def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: float, seconds: float) -> Record:
-    """The step on slices of the model that take `budget` bytes each, scaled by parameters to the whole; `seconds` of samples in all."""
+def measure_slices(
+    scenario: Scenario, *, budget: int, bytes_per_parameter: float, seconds: float
+) -> Record:
+    """The step on slices of the model that take `budget` bytes each, scaled by parameters to the
+    whole; `seconds` of samples in all.
+    """
     model = build(replace(scenario, workload="state"), "meta").model
     if has_sparse_layers(model):
-        raise MemoryError(f"{scenario.model} does not fit, and with sparse gradients its step cannot be timed on parts of it")
+        raise MemoryError(
+            f"{scenario.model} does not fit, and with sparse gradients its step cannot be timed on"
+            " parts of it"
+        )
     parts = take_slices(model, bytes_per_parameter=bytes_per_parameter, budget=budget)
     keep_freed_memory()
     limit = seconds / len(parts)
-    harnesses = [_measure_slice(scenario, part, round(part.count * bytes_per_parameter), limit) for part in parts]
+    harnesses = [
+        _measure_slice(scenario, part, round(part.count * bytes_per_parameter), limit)
+        for part in parts
+    ]
     parameter_count = sum(p.numel() for p in model.parameters())
     return Record(
         scenario=scenario,
@@ -38,7 +48,11 @@ def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: floa
         times={"step": _scaled_sums([harness.times["step"] for harness in harnesses], parts)},
         warmup={"step": _scaled_sums([harness.warmup["step"] for harness in harnesses], parts)},
         measured_share=sum(part.count for part in parts) / parameter_count,
-        watched=Watched(warnings=tuple(dict.fromkeys(warning for harness in harnesses for warning in harness.warnings))),
+        watched=Watched(
+            warnings=tuple(
+                dict.fromkeys(warning for harness in harnesses for warning in harness.warnings)
+            )
+        ),
         environment=environment(scenario.seed),
     )
 
@@ -46,8 +60,13 @@ def measure_slices(scenario: Scenario, *, budget: int, bytes_per_parameter: floa
 def _measure_slice(scenario: Scenario, part: Slice, needed: int, seconds: float) -> Harness:
     free = free_bytes()
     if needed > free:
-        raise MemoryError(f"a slice of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB, {free >> 20} MiB are free")
-    parameters = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors]
+        raise MemoryError(
+            f"a slice of {scenario.model} with {scenario.optimizer} needs {needed >> 20} MiB,"
+            f" {free >> 20} MiB are free"
+        )
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape, dtype in part.tensors
+    ]
     fill_gradients(parameters)
     optimizer = make_optimizer(scenario, parameters)
     require_step_alone(scenario, optimizer)
@@ -65,5 +84,10 @@ def _measure_slice(scenario: Scenario, part: Slice, needed: int, seconds: float)
 
 
 def _scaled_sums(samples: list[list[float]], parts: list[Slice]) -> tuple[float, ...]:
-    """Seconds for the whole model: sample by sample, each slice's times as often as the model has its kind."""
-    return tuple(sum(s * part.scale for s, part in zip(row, parts, strict=True)) for row in zip(*samples, strict=False))
+    """Seconds for the whole model: sample by sample, each slice's times as often as the model has
+    its kind.
+    """
+    return tuple(
+        sum(s * part.scale for s, part in zip(row, parts, strict=True))
+        for row in zip(*samples, strict=False)
+    )

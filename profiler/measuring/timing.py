@@ -1,4 +1,5 @@
-"""Seconds by phase: a host clock where work is done when the call returns, events on the stream where it is not.
+"""Seconds by phase: a host clock where work is done when the call returns, events on the stream
+where it is not.
 
 A phase that comes more than once between two collections counts as one, its times added up.
 """
@@ -30,7 +31,9 @@ class HostClock:
 
 
 class CudaClock:
-    """Times phases by events on the current CUDA stream: what the device did, not when the host asked for it."""
+    """Times phases by events on the current CUDA stream: what the device did, not when the host
+    asked for it.
+    """
 
     def __init__(self) -> None:
         self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
@@ -47,7 +50,10 @@ class CudaClock:
     def collect(self) -> dict[str, float]:
         """Seconds of each phase since the last call, once the device has finished them."""
         torch.cuda.synchronize()
-        seconds = {name: sum(start.elapsed_time(end) for start, end in pairs) / 1000 for name, pairs in self._events.items()}
+        seconds = {
+            name: sum(start.elapsed_time(end) for start, end in pairs) / 1000
+            for name, pairs in self._events.items()
+        }
         self._events = {}
         return seconds
 

@@ -1,4 +1,6 @@
-"""A few iterations under torch.profiler: a trace that Perfetto and TensorBoard open, and what the operations of a step take."""
+"""A few iterations under torch.profiler: a trace that Perfetto and TensorBoard open, and what the
+operations of a step take.
+"""
 
 import errno
 import gzip
@@ -17,7 +19,8 @@ from ..record import StepOperation
 from .files import Files
 from .harness import Harness
 
-# Iterations that the profiler sees and forgets, because its own first calls are slow, and those that it keeps.
+# Iterations that the profiler sees and forgets, because its own first calls are slow, and those
+# that it keeps.
 FORGOTTEN, KEPT = 1, 2
 MOST_OPERATIONS = 10
 # What torch says of the machine: its name in a line of its own, and the folders of files.
@@ -26,14 +29,23 @@ _FOLDERS = re.compile(rb'(": ")/(?:[^"\\]|\\.)*/([^"/]*")')
 
 
 def record_trace(
-    harness: Harness, iterate: Callable[[], None], optimizer: str, files: Files, folder: Path, device: str
+    harness: Harness,
+    iterate: Callable[[], None],
+    optimizer: str,
+    files: Files,
+    folder: Path,
+    device: str,
 ) -> list[StepOperation]:
-    """Run iterations, write their trace into the folder, and return what takes longest in a step, without bytes."""
+    """Run iterations, write their trace into the folder, and return what takes longest in a step,
+    without bytes.
+    """
     step, found = f"Optimizer.step#{optimizer}", []
 
     def finished(profiler: profile) -> None:
         found.extend(_operations(profiler.events() or (), step, on_device=device == "cuda"))
-        path = folder / f"{re.sub('[^A-Za-z0-9.]+', '-', optimizer)}.{time.time_ns()}.pt.trace.json.gz"
+        path = (
+            folder / f"{re.sub('[^A-Za-z0-9.]+', '-', optimizer)}.{time.time_ns()}.pt.trace.json.gz"
+        )
         with files.writing(path):
             _write(profiler, path, files.run)
 
@@ -41,7 +53,13 @@ def record_trace(
     plan = schedule(wait=0, warmup=FORGOTTEN, active=KEPT, repeat=1)
     with (
         harness.handing_phases_to(lambda name: record_function(step if name == "step" else name)),
-        profile(activities=activities, schedule=plan, on_trace_ready=finished, record_shapes=True, profile_memory=True) as profiler,
+        profile(
+            activities=activities,
+            schedule=plan,
+            on_trace_ready=finished,
+            record_shapes=True,
+            profile_memory=True,
+        ) as profiler,
     ):
         for _ in range(FORGOTTEN + KEPT):
             iterate()
@@ -50,17 +68,24 @@ def record_trace(
 
 
 def _write(profiler: profile, path: Path, run: Path | None) -> None:
-    """Write the trace under the name that TensorBoard's plugin looks for; OSError where it is not whole."""
+    """Write the trace under the name that TensorBoard's plugin looks for; OSError where it is not
+    whole.
+    """
     with TemporaryDirectory() as folder:
         # torch writes many times the packed bytes, and does not say that a disk was full.
         raw = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(raw))
-        with disk.writing(path, below=run) as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        with (
+            disk.writing(path, below=run) as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
+        ):
             packed.writelines(_without_machine(raw))
 
 
 def _without_machine(trace: Path) -> Iterator[bytes]:
-    """The lines of a trace without the machine's name and its folders; OSError for a trace that was cut."""
+    """The lines of a trace without the machine's name and its folders; OSError for a trace that was
+    cut.
+    """
     line = b""
     with trace.open("rb") as lines:
         for line in lines:
@@ -71,13 +96,22 @@ def _without_machine(trace: Path) -> Iterator[bytes]:
 
 
 def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[StepOperation]:
-    """The operations inside the ranges named `step`, longest first, per iteration; a closure cuts a step into several ranges."""
+    """The operations inside the ranges named `step`, longest first, per iteration; a closure cuts a
+    step into several ranges.
+    """
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
     events = list(events)
-    ranges = [event.time_range for event in events if event.name == step and event.device_type.name == "CPU"]
+    ranges = [
+        event.time_range
+        for event in events
+        if event.name == step and event.device_type.name == "CPU"
+    ]
     for event in events:
-        inside = any(one.start <= event.time_range.start and event.time_range.end <= one.end for one in ranges)
+        inside = any(
+            one.start <= event.time_range.start and event.time_range.end <= one.end
+            for one in ranges
+        )
         if inside and event.name.startswith("aten::"):
             name = event.name.removeprefix("aten::")
             spent = event.self_device_time_total if on_device else event.self_cpu_time_total
@@ -90,6 +124,13 @@ def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[St
     ]
 
 
-def with_bytes(operations: Iterable[StepOperation], counted: Mapping[str, int]) -> tuple[StepOperation, ...]:
+def with_bytes(
+    operations: Iterable[StepOperation], counted: Mapping[str, int]
+) -> tuple[StepOperation, ...]:
     """The operations with the bytes that are `counted` for each name in one step."""
-    return tuple(StepOperation(name=one.name, calls=one.calls, seconds=one.seconds, bytes=counted.get(one.name)) for one in operations)
+    return tuple(
+        StepOperation(
+            name=one.name, calls=one.calls, seconds=one.seconds, bytes=counted.get(one.name)
+        )
+        for one in operations
+    )

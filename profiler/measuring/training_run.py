@@ -1,4 +1,6 @@
-"""Training at hand: a scenario's model, batch and optimizer on a real device, and one iteration with them."""
+"""Training at hand: a scenario's model, batch and optimizer on a real device, and one iteration
+with them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -18,23 +20,33 @@ from ..state import storage_bytes
 
 
 class TrainingRun:
-    """What a scenario trains, built on its device; `phase` opens each phase of an iteration by its name.
+    """What a scenario trains, built on its device; `phase` opens each phase of an iteration by its
+    name.
 
-    `gradients` is the bytes of the gradients that the last step was taken on, `loss` that of the last micro-batch drawn.
+    `gradients` is the bytes of the gradients that the last step was taken on, `loss` that of the
+    last micro-batch drawn.
     """
 
-    def __init__(self, scenario: Scenario, phase: Callable[[str], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self, scenario: Scenario, phase: Callable[[str], AbstractContextManager[None]]
+    ) -> None:
         workpiece = build(scenario, scenario.device)
         self.model = workpiece.model
         self.parameters = list(workpiece.model.parameters())
         self.names = [name for name, _ in workpiece.model.named_parameters()]
-        self.optimizer = accumulating(scenario, make_optimizer(scenario, self.parameters, self.names))
-        moved: Mapping[str, Any] = map_tensors(lambda tensor: tensor.to(scenario.device), workpiece.batch)
+        self.optimizer = accumulating(
+            scenario, make_optimizer(scenario, self.parameters, self.names)
+        )
+        moved: Mapping[str, Any] = map_tensors(
+            lambda tensor: tensor.to(scenario.device), workpiece.batch
+        )
         self.batch = moved
         self.gradients = 0
         self.loss = 0.0
         self._scenario, self._phase = scenario, phase
-        self._iteration = Iteration(scenario, workpiece, moved, self.optimizer, phase, scenario.device)
+        self._iteration = Iteration(
+            scenario, workpiece, moved, self.optimizer, phase, scenario.device
+        )
         if scenario.workload == "state":
             require_step_alone(scenario, self.optimizer)
             if has_sparse_layers(self.model):
@@ -78,7 +90,9 @@ class TrainingRun:
         return [*self.parameters, *self.model.buffers()]
 
     def whole(self) -> None:
-        """One iteration as a phase of its own around the others; of the workload "state" there is nothing around the step."""
+        """One iteration as a phase of its own around the others; of the workload "state" there is
+        nothing around the step.
+        """
         if self._scenario.workload == "state":
             self.iterate()
             return
@@ -87,11 +101,12 @@ class TrainingRun:
 
     @property
     def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
-        """Opens the step by itself; None where it always is, and where by itself it cannot be, or is not, what it is in an iteration.
+        """Opens the step by itself; None where it always is, and where by itself it cannot be, or
+        is not, what it is in an iteration.
 
-        A scaler refuses to step twice on the same gradients, and a closure takes new ones. On CUDA a
-        step is launched while the backward pass still runs; behind nothing, the device would wait for
-        the host.
+        A scaler refuses to step twice on the same gradients, and a closure takes new ones. On CUDA
+        a step is launched while the backward pass still runs; behind nothing, the device would wait
+        for the host.
         """
         asked = self._scenario
         never = asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda"
@@ -108,11 +123,17 @@ class TrainingRun:
     def samples(self) -> int | None:
         """The sequences or images that one iteration reads; None where the step runs alone."""
         sizes = [tensor.shape[0] for tensor in tensors_in(self.batch) if tensor.dim()]
-        return sizes[0] * self._scenario.micro_batches if sizes and self._scenario.workload == "train" else None
+        return (
+            sizes[0] * self._scenario.micro_batches
+            if sizes and self._scenario.workload == "train"
+            else None
+        )
 
     @property
     def tokens(self) -> int | None:
-        """The tokens that one iteration reads; None where the step runs alone, and for models that read no text."""
+        """The tokens that one iteration reads; None where the step runs alone, and for models that
+        read no text.
+        """
         found = self.batch.get("input_ids")
         if not isinstance(found, torch.Tensor) or self._scenario.workload != "train":
             return None
@@ -120,7 +141,9 @@ class TrainingRun:
 
 
 def has_sparse_layers(model: torch.nn.Module) -> bool:
-    """Return whether a layer of the model leaves sparse gradients, as Embedding(sparse=True) does."""
+    """Return whether a layer of the model leaves sparse gradients, as Embedding(sparse=True)
+    does.
+    """
     return any(getattr(module, "sparse", False) is True for module in model.modules())
 
 

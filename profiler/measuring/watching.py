@@ -142,7 +142,9 @@ class Watch:
         scenario = subject.scenario
         with border.within("read the model"):
             stepped = stepped_parameters(subject.optimizer)
-            config = model_config(subject.model, subject.parameters(), stepped) | self._around(place)
+            config = model_config(subject.model, subject.parameters(), stepped) | self._around(
+                place
+            )
             scenario = replace(scenario, config=config)
         with border.within("read the times"):
             seconds = steps.seconds()
@@ -154,14 +156,24 @@ class Watch:
             memory = _memory(subject, steps, levels, blocks)
         failure = one_line(error) if error else _failure(subject, steps)
         return Record(
-            scenario=replace(scenario, implementation="compiled") if steps.is_compiled else scenario,
+            scenario=(
+                replace(scenario, implementation="compiled") if steps.is_compiled else scenario
+            ),
             origin="measured",
             outcome=outcome_of(error) if error else "failed" if failure else "ok",
             error=failure,
             parameter_count=config.get("parameters"),
             memory=memory,
-            times={phase: tuple(samples[WATCHED:]) for phase, samples in seconds.items() if samples[WATCHED:]} or None,
-            warmup={phase: tuple(samples[:WATCHED]) for phase, samples in seconds.items() if samples} or None,
+            times={
+                phase: tuple(samples[WATCHED:])
+                for phase, samples in seconds.items()
+                if samples[WATCHED:]
+            }
+            or None,
+            warmup={
+                phase: tuple(samples[:WATCHED]) for phase, samples in seconds.items() if samples
+            }
+            or None,
             watched=Watched(
                 memory=levels,
                 state_blocks=blocks if self._are_fresh[place] else None,
@@ -175,7 +187,11 @@ class Watch:
         others = [subject for number, subject in enumerate(self._subjects) if number != place]
         is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
         counts = sorted(Counter(subject.fingerprint for subject in others).items())
-        beside = {"beside": [name if count == 1 else f"{count} of {name}" for name, count in counts]} if others else {}
+        beside = (
+            {"beside": [name if count == 1 else f"{count} of {name}" for name, count in counts]}
+            if others
+            else {}
+        )
         return beside | ({"place": place + 1} if is_alike else {})
 
 
@@ -183,19 +199,30 @@ def _failure(subject: Subject, steps: LiveSteps) -> str | None:
     """Why a loop that ended well is no measurement; notes what spoils one."""
     name = type(subject.optimizer).__name__
     if steps.is_hidden:
-        subject.border.note("steps in a CUDA graph or in one graph of torch.compile run no hooks: neither they nor gradients are counted")
+        subject.border.note(
+            "steps in a CUDA graph or in one graph of torch.compile run no hooks: neither they nor"
+            " gradients are counted"
+        )
     elif not steps.taken:
-        return f"{name}.step never ran in this block: a GradScaler may have skipped it, or the loop calls another method"
+        return (
+            f"{name}.step never ran in this block: a GradScaler may have skipped it, or the loop"
+            " calls another method"
+        )
     elif steps.gradients == 0:
         subject.border.note(f"no parameter had a gradient when {name} stepped")
     with subject.border.within("compare the parameters with the model's"):
         if foreign := _foreign(subject):
-            subject.border.note(f"{foreign} of the parameters that {name} steps are not the model's: they count as its state")
+            subject.border.note(
+                f"{foreign} of the parameters that {name} steps are not the model's: they count as"
+                " its state"
+            )
     return None
 
 
 def _foreign(subject: Subject) -> int:
-    """The parameters that the optimizer steps outside of its model: copies, or those of before a swap."""
+    """The parameters that the optimizer steps outside of its model: copies, or those of before a
+    swap.
+    """
     if not isinstance(subject.model, torch.nn.Module):
         return 0
     own = set(subject.model.parameters())
@@ -212,7 +239,11 @@ def _memory(
     if steps.gradients is None:
         return None
     state, parameters = state_bytes(subject.optimizer, subject.tensors), subject.parameters()
-    peaks = {phase: counters["allocated"].peak for phase, counters in levels.items() if "allocated" in counters}
+    peaks = {
+        phase: counters["allocated"].peak
+        for phase, counters in levels.items()
+        if "allocated" in counters
+    }
     return Memory(
         parameters=storage_bytes(parameters),
         parameters_by_dtype=bytes_by_dtype(parameters),

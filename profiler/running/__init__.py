@@ -1,1 +1,3 @@
-"""Runs that survive: a process for each scenario, and what goes on when one of them ends otherwise."""
+"""Runs that survive: a process for each scenario, and what goes on when one of them ends
+otherwise.
+"""

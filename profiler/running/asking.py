@@ -40,12 +40,20 @@ def ask(
         store.close()
 
 
-def comparison(models: str | Sequence[str], specs: str | Sequence[str], options: Mapping[str, Any]) -> Comparison:
-    """The comparison of models and optimizers, in lists or as the command line takes them; ValueError for an option that is none."""
-    known = [field.name for field in fields(Comparison) if field.name not in ("models", "optimizers")]
+def comparison(
+    models: str | Sequence[str], specs: str | Sequence[str], options: Mapping[str, Any]
+) -> Comparison:
+    """The comparison of models and optimizers, in lists or as the command line takes them;
+    ValueError for an option that is none.
+    """
+    known = [
+        field.name for field in fields(Comparison) if field.name not in ("models", "optimizers")
+    ]
     for name in options:
         if name not in known:
             near = get_close_matches(name, known) or known
             raise ValueError(f"no option is named {name!r}; did you mean {', '.join(near)}?")
     named = optimizers.parse_list(specs) if isinstance(specs, str) else list(specs)
-    return Comparison(models=[models] if isinstance(models, str) else list(models), optimizers=named, **options)
+    return Comparison(
+        models=[models] if isinstance(models, str) else list(models), optimizers=named, **options
+    )

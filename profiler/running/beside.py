@@ -1,4 +1,6 @@
-"""Files beside a record: where in the run's folder they go, which scenarios leave none, and how they give way to the record."""
+"""Files beside a record: where in the run's folder they go, which scenarios leave none, and how
+they give way to the record.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,16 +16,28 @@ _KINDS = ("snapshots", "tensorboard", "timelines")
 
 
 def require_iterations(scenarios: Iterable[Scenario], *, snapshots: bool, traces: bool) -> None:
-    """ValueError where a snapshot or a trace is asked of a course, which has no iterations that are watched."""
+    """ValueError where a snapshot or a trace is asked of a course, which has no iterations that are
+    watched.
+    """
     devices = {scenario.device for scenario in scenarios if scenario.accumulate is not None}
     if traces and devices - {"sim"}:
-        raise ValueError("a course of training (--accumulate) leaves no trace; leave out --trace, or simulate it with --device sim")
+        raise ValueError(
+            "a course of training (--accumulate) leaves no trace; leave out --trace, or simulate it"
+            " with --device sim"
+        )
     if snapshots and "cuda" in devices:
-        raise ValueError("a course of training (--accumulate) leaves no snapshot; leave out --snapshot, or simulate it with --device sim")
+        raise ValueError(
+            "a course of training (--accumulate) leaves no snapshot; leave out --snapshot, or"
+            " simulate it with --device sim"
+        )
 
 
-def files_beside(store: RunStore, scenario: Scenario, *, snapshots: bool = False, traces: bool = False) -> Files:
-    """The paths for one scenario: a snapshot and a trace where they are asked for, on CUDA one of memory that has run out in any case."""
+def files_beside(
+    store: RunStore, scenario: Scenario, *, snapshots: bool = False, traces: bool = False
+) -> Files:
+    """The paths for one scenario: a snapshot and a trace where they are asked for, on CUDA one of
+    memory that has run out in any case.
+    """
     folder, name, on_cuda = store.folder, file_name(scenario), scenario.device == "cuda"
     return Files(
         run=folder,

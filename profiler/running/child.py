@@ -1,4 +1,6 @@
-"""The work of a child: a job in, an answer with a record out, whatever the user's code does on the way."""
+"""The work of a child: a job in, an answer with a record out, whatever the user's code does on the
+way.
+"""
 
 import ast
 import traceback
@@ -26,9 +28,9 @@ T = TypeVar("T")
 class Job:
     """The work of a child: a scenario, and the run's folder for what is kept beside the record.
 
-    Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is the
-    simulation's record of a scenario that is to be measured; `force` measures it even if it needs more
-    than is free. `path` is where its modules are found, as in `sys.path`.
+    Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is
+    the simulation's record of a scenario that is to be measured; `force` measures it even if it
+    needs more than is free. `path` is where its modules are found, as in `sys.path`.
     """
 
     scenario: Scenario
@@ -69,7 +71,11 @@ def answer(record: Record) -> dict[str, Any]:
 
 
 def _below(path: Path, store: RunStore | None) -> str:
-    return path.relative_to(store.folder).as_posix() if store and path.is_relative_to(store.folder) else path.name
+    return (
+        path.relative_to(store.folder).as_posix()
+        if store and path.is_relative_to(store.folder)
+        else path.name
+    )
 
 
 def _keep(job: Job, store: RunStore, simulation: "Simulation", files: Files) -> None:
@@ -82,11 +88,15 @@ def _keep(job: Job, store: RunStore, simulation: "Simulation", files: Files) -> 
     if job.snapshots:
         path = store.snapshot_path(job.scenario)
         with files.writing(path):
-            write_snapshot(path, job.scenario, simulation.segments, simulation.allocations, below=store.folder)
+            write_snapshot(
+                path, job.scenario, simulation.segments, simulation.allocations, below=store.folder
+            )
 
 
 def trace_ahead(scenario: Scenario) -> Record | None:
-    """Trace the model for all simulations of this process and its forks; the record of a failure where it raises."""
+    """Trace the model for all simulations of this process and its forks; the record of a failure
+    where it raises.
+    """
     from ..simulating.simulation import trace_model_of
 
     def trace() -> None:
@@ -120,7 +130,8 @@ def _or_failure(scenario: Scenario, find: Callable[[], T]) -> T | Record:
     try:
         return find()
     except BaseException as error:
-        # Other people's models and optimizers run here: whatever they raise, SystemExit too, is this scenario's result.
+        # Other people's models and optimizers run here: whatever they raise, SystemExit too, is
+        # this scenario's result.
         _print_traceback()
         return without_result(scenario, outcome_of(error), one_line(error))
 

@@ -12,7 +12,8 @@ _LAST = 64 << 10
 
 
 class Log:
-    """A file below a run's folder; it is made with the first word, and a disk that does not take it costs the log alone.
+    """A file below a run's folder; it is made with the first word, and a disk that does not take it
+    costs the log alone.
 
     `error` says why there is none although something was printed.
     """
@@ -28,7 +29,12 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     @property
@@ -42,7 +48,9 @@ class Log:
         return self._tail[-_LAST:].decode(errors="replace")
 
     def write(self, printed: bytes) -> None:
-        """Keep what was printed: at once as long as it belongs to the beginning, else for the end."""
+        """Keep what was printed: at once as long as it belongs to the beginning, else for the
+        end.
+        """
         head = printed[: max(0, HEAD - self._seen)]
         self._seen += len(printed)
         self._tail += printed
@@ -55,7 +63,9 @@ class Log:
         behind = self._seen - HEAD
         if self._descriptor is not None and behind > 0:
             left_out = max(0, behind - TAIL)
-            between = f"\n[optprof: {left_out} bytes are left out here]\n".encode() if left_out else b""
+            between = (
+                f"\n[optprof: {left_out} bytes are left out here]\n".encode() if left_out else b""
+            )
             self._put(between + self._tail[-min(behind, TAIL) :])
         if self._descriptor is not None:
             os.close(self._descriptor)
@@ -67,7 +77,9 @@ class Log:
         try:
             if self._descriptor is None:
                 disk.make_folder(self.path.parent, below=self._below)
-                self._descriptor = disk.open_to_append(self.path, os.O_CREAT | os.O_EXCL, below=self._below)
+                self._descriptor = disk.open_to_append(
+                    self.path, os.O_CREAT | os.O_EXCL, below=self._below
+                )
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]

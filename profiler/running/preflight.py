@@ -16,8 +16,9 @@ class DoesNotFitError(MemoryError):
 def require_room(scenario: Scenario, simulated: Record | None) -> None:
     """DoesNotFitError when a CUDA run would have to hold more than its device has free now.
 
-    The most that is allocated at once decides: what the allocator reserves beyond it is given back when memory runs short. On the CPU
-    `measure` takes as much of a scenario as fits. A scenario that could not be simulated is let through.
+    The most that is allocated at once decides: what the allocator reserves beyond it is given back
+    when memory runs short. On the CPU `measure` takes as much of a scenario as fits. A scenario
+    that could not be simulated is let through.
     """
     memory = simulated.memory if simulated else None
     if scenario.device != "cuda" or memory is None or memory.peak_allocated is None:
@@ -28,6 +29,6 @@ def require_room(scenario: Scenario, simulated: Record | None) -> None:
     free, total = torch.cuda.mem_get_info()
     if memory.peak_allocated > free:
         raise DoesNotFitError(
-            f"needs {format_bytes(memory.peak_allocated)} by simulation, and {format_bytes(free)} of {format_bytes(total)} are free; "
-            "--force runs it all the same"
+            f"needs {format_bytes(memory.peak_allocated)} by simulation, and {format_bytes(free)}"
+            f" of {format_bytes(total)} are free; --force runs it all the same"
         )

@@ -31,7 +31,9 @@ def adopt_orphans() -> None:
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel end this process when the one that has forked it is gone, also if that is so already."""
+    """Have the kernel end this process when the one that has forked it is gone, also if that is so
+    already.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
@@ -107,8 +109,15 @@ def _is_dead(pid: int) -> bool:
 
 
 def _status(pid: int | str) -> list[str]:
-    """Fields that the kernel prints of a process behind its name, which may hold blanks: state, parent, ..."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    """Fields that the kernel prints of a process behind its name, which may hold blanks: state,
+    parent, ...
+    """
+    return (
+        Path(f"/proc/{pid}/stat")
+        .read_text(encoding="utf-8", errors="replace")
+        .rpartition(")")[2]
+        .split()
+    )
 
 
 def _environment(pid: int) -> list[bytes]:

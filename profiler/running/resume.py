@@ -22,12 +22,13 @@ def pending(
     *,
     anonymous: bool = False,
 ) -> list[Scenario]:
-    """The scenarios without a record that is ok, complete, and was found in an environment like this one.
+    """The scenarios without a record that is ok, complete, and was found in an environment like
+    this one.
 
-    Environments are alike when their versions of optprof, torch and transformers are and, for what was measured, the processor or the GPU.
-    A run that goes on `anonymous` takes its own records, which name none, for found on this machine.
-    A record is complete when all that belongs to it was kept, and its timeline is none of the
-    `lost`, which are names of scenarios' files.
+    Environments are alike when their versions of optprof, torch and transformers are and, for what
+    was measured, the processor or the GPU. A run that goes on `anonymous` takes its own records,
+    which name none, for found on this machine. A record is complete when all that belongs to it was
+    kept, and its timeline is none of the `lost`, which are names of scenarios' files.
     """
     done = {
         (scenario_key(record.scenario), _place(record.scenario, record.environment))
@@ -36,7 +37,11 @@ def pending(
     }
     nowhere = {name: value for name, value in environment.items() if name not in OF_THE_MACHINE}
     places = [environment, nowhere] if anonymous else [environment]
-    return [scenario for scenario in scenarios if not any((scenario_key(scenario), _place(scenario, place)) in done for place in places)]
+    return [
+        scenario
+        for scenario in scenarios
+        if not any((scenario_key(scenario), _place(scenario, place)) in done for place in places)
+    ]
 
 
 def standing(records: Iterable[Record]) -> list[Record]:
@@ -45,7 +50,9 @@ def standing(records: Iterable[Record]) -> list[Record]:
 
 
 def scenario_key(scenario: Scenario) -> bytes:
-    """A key that is the same for equal scenarios and no others, whether they are anonymous or not."""
+    """A key that is the same for equal scenarios and no others, whether they are anonymous or
+    not.
+    """
     # Whoever has no records need not wait for it.
     import msgspec
 

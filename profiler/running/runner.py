@@ -1,4 +1,6 @@
-"""A run: each scenario in a process of its own, its record on disk before the next begins. What fails is a record too."""
+"""A run: each scenario in a process of its own, its record on disk before the next begins. What
+fails is a record too.
+"""
 
 import errno
 import os
@@ -28,7 +30,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """What holds for all scenarios of a run; `timeout` is the seconds that one may take, its simulation included where it is measured."""
+    """What holds for all scenarios of a run; `timeout` is the seconds that one may take, its
+    simulation included where it is measured.
+    """
 
     worker: Worker
     store: RunStore
@@ -39,21 +43,36 @@ class Runner:
 
     def find(self, scenario: Scenario) -> Record:
         """The scenario's record, not yet stored; it says what of it could not be written."""
-        # The run may be named by a relative path, and a scenario's code may change the directory that it runs in.
+        # The run may be named by a relative path, and a scenario's code may change the directory
+        # that it runs in.
         folder = self.store.folder.absolute()
-        job = Job(scenario=scenario, folder=str(folder), snapshots=self.snapshots, traces=self.traces, force=self.force)
+        job = Job(
+            scenario=scenario,
+            folder=str(folder),
+            snapshots=self.snapshots,
+            traces=self.traces,
+            force=self.force,
+        )
         with Log(self.store.log_path().absolute(), below=folder) as log:
-            record = self._record(job, log, self.timeout) if scenario.device == "sim" else self._measured(job, log)
+            record = (
+                self._record(job, log, self.timeout)
+                if scenario.device == "sim"
+                else self._measured(job, log)
+            )
         name = log.path.relative_to(folder).as_posix()
         lost = () if log.error is None else (f"{name}: {reason_of(log.error)}",)
-        return replace(record, scenario=scenario, log=name if log.is_there else None, lost=record.lost + lost)
+        return replace(
+            record, scenario=scenario, log=name if log.is_there else None, lost=record.lost + lost
+        )
 
     def _measured(self, job: Job, log: Log) -> Record:
         """The record of a measurement, for which the simulation has said what it needs."""
         from ..measuring.measurement import to_simulate
 
         start = time.monotonic()
-        simulated = self._record(replace(job, scenario=to_simulate(job.scenario), folder=None), log, self.timeout)
+        simulated = self._record(
+            replace(job, scenario=to_simulate(job.scenario), folder=None), log, self.timeout
+        )
         left = None if self.timeout is None else max(0.0, self.timeout - (time.monotonic() - start))
         return self._record(replace(job, simulated=simulated), log, left)
 
@@ -66,12 +85,23 @@ class Runner:
         except TimeoutError:
             return without_result(job.scenario, "timeout", f"no result after {self.timeout:g} s")
         except ValueError as error:
-            return without_result(job.scenario, "failed", f"the process answered with no record: {error}")
+            return without_result(
+                job.scenario, "failed", f"the process answered with no record: {error}"
+            )
         except ChildEndedError as error:
             by_kernel = error.status == -signal.SIGKILL and kernel_kills() > kills
-            outcome: Outcome = "out-of-memory" if by_kernel else "killed" if error.status < 0 else "failed"
-            words = "the kernel ended the process: the machine, or its control group, had no memory left" if by_kernel else str(error)
-            return without_result(job.scenario, outcome, "; ".join(filter(None, (words, _last_lines(log.last_words)))))
+            outcome: Outcome = (
+                "out-of-memory" if by_kernel else "killed" if error.status < 0 else "failed"
+            )
+            words = (
+                "the kernel ended the process: the machine, or its control group, had no memory"
+                " left"
+                if by_kernel
+                else str(error)
+            )
+            return without_result(
+                job.scenario, outcome, "; ".join(filter(None, (words, _last_lines(log.last_words))))
+            )
 
 
 def run(
@@ -85,23 +115,35 @@ def run(
     timeout: float | None = None,
     force: bool = False,
 ) -> list[Record]:
-    """The records of all scenarios, appended to `store` one by one; `started` is told the place of each scenario before it runs.
+    """The records of all scenarios, appended to `store` one by one; `started` is told the place of
+    each scenario before it runs.
 
-    `snapshots` leaves a pickle for memory_viz beside the record of every training step that is simulated or runs on CUDA, `traces` one of
-    torch.profiler's traces beside every measured one. `timeout` is seconds for each scenario; `force` measures what would not fit. A
-    `worker` is used and not ended. OSError when the run's folder cannot be written: before a scenario for whose record there is no
-    room, or after a record of which something was lost.
+    `snapshots` leaves a pickle for memory_viz beside the record of every training step that is
+    simulated or runs on CUDA, `traces` one of torch.profiler's traces beside every measured one.
+    `timeout` is seconds for each scenario; `force` measures what would not fit. A `worker` is used
+    and not ended. OSError when the run's folder cannot be written: before a scenario for whose
+    record there is no room, or after a record of which something was lost.
     """
     records = []
     with nullcontext(worker) if worker else Worker() as asked:
-        runner = Runner(worker=asked, store=store, snapshots=snapshots, traces=traces, timeout=timeout, force=force)
+        runner = Runner(
+            worker=asked,
+            store=store,
+            snapshots=snapshots,
+            traces=traces,
+            timeout=timeout,
+            force=force,
+        )
         for place, scenario in enumerate(scenarios):
             _require_room(store)
             started(place, scenario)
             record = append(store, runner.find(scenario))
             records.append(record)
             if record.lost:
-                raise OSError(f"{store.folder}/{record.lost[0]}; its record is kept: mend that, and go on with --resume")
+                raise OSError(
+                    f"{store.folder}/{record.lost[0]}; its record is kept: mend that, and go on"
+                    " with --resume"
+                )
     return records
 
 
@@ -116,7 +158,9 @@ def _require_room(store: RunStore) -> None:
 
 
 def append(store: RunStore, record: Record) -> Record:
-    """Append the record and return it; on a full disk what lies beside it gives way, the largest first."""
+    """Append the record and return it; on a full disk what lies beside it gives way, the largest
+    first.
+    """
     beside = written_beside(store, record)
     while True:
         try:
@@ -129,7 +173,9 @@ def append(store: RunStore, record: Record) -> Record:
             disk.remove(path)
             name = path.relative_to(store.folder).as_posix()
             lost = f"{name}: removed for the record, {reason_of(error)}"
-            record = replace(record, lost=(*record.lost, lost), log=None if name == record.log else record.log)
+            record = replace(
+                record, lost=(*record.lost, lost), log=None if name == record.log else record.log
+            )
 
 
 def reason_of(error: OSError | ValueError) -> str:
@@ -139,6 +185,10 @@ def reason_of(error: OSError | ValueError) -> str:
 
 def _last_lines(text: str) -> str:
     """The last lines of a log as one line; what a terminal would take for orders is left out."""
-    lines = ["".join(filter(str.isprintable, line)).strip() for line in text.splitlines() if any(map(str.isalnum, line))]
+    lines = [
+        "".join(filter(str.isprintable, line)).strip()
+        for line in text.splitlines()
+        if any(map(str.isalnum, line))
+    ]
     told = " | ".join(lines[-_LAST_LINES:])
     return told if len(told) <= _MOST_TOLD else f"...{told[-_MOST_TOLD:]}"

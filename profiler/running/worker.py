@@ -1,4 +1,6 @@
-"""Worker: the parent's side of the zygote. Jobs go in one after another, and what they print is emptied into logs."""
+"""Worker: the parent's side of the zygote. Jobs go in one after another, and what they print is
+emptied into logs.
+"""
 
 import os
 import selectors
@@ -26,20 +28,31 @@ _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
 # A pipe holds no more; who goes on printing after the end is not waited for.
 _MOST_LEFT_BYTES = 1 << 20
-# The zygote imports from the places that the parent imports from: its own folder, where a user may have an `optimizers/`, is not put first.
-_BOOTSTRAP = "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from profiler.running.zygote import main; main()"
+# The zygote imports from the places that the parent imports from: its own folder, where a user may
+# have an `optimizers/`, is not put first.
+_BOOTSTRAP = (
+    "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from"
+    " profiler.running.zygote import main; main()"
+)
 
 
 class ChildEndedError(Exception):
-    """A process has ended without an answer; `status` is its exit status, or minus the signal that ended it."""
+    """A process has ended without an answer; `status` is its exit status, or minus the signal that
+    ended it.
+    """
 
     def __init__(self, status: int) -> None:
-        super().__init__(f"the process was ended by {_signal_name(-status)}" if status < 0 else f"the process ended with status {status}")
+        super().__init__(
+            f"the process was ended by {_signal_name(-status)}"
+            if status < 0
+            else f"the process ended with status {status}"
+        )
         self.status = status
 
 
 class Worker:
-    """Does jobs one after another, each in a process of its own; torch loads while nobody waits for it.
+    """Does jobs one after another, each in a process of its own; torch loads while nobody waits for
+    it.
 
     The zygote that has loaded torch is started again where it is gone.
     """
@@ -50,7 +63,12 @@ class Worker:
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
         self.end()
 
     @property
@@ -59,10 +77,11 @@ class Worker:
         return self._zygote.pid if self._zygote else None
 
     def ask(self, job: Job, log: Log, timeout: float | None = None) -> dict[str, Any]:
-        """The answer to a job, when all that it has started is gone and all that it has printed is in the log.
+        """The answer to a job, when all that it has started is gone and all that it has printed is
+        in the log.
 
-        ChildEndedError when its process ends first, TimeoutError after `timeout` seconds, ValueError for no answer at all. The seconds
-        count from when torch is loaded.
+        ChildEndedError when its process ends first, TimeoutError after `timeout` seconds,
+        ValueError for no answer at all. The seconds count from when torch is loaded.
         """
         if self._zygote is None or not self._zygote.is_alive:
             self.end()
@@ -113,7 +132,8 @@ class _Zygote:
         self._is_ready = False
 
     def _environment(self) -> dict[str, str]:
-        # Each scenario tells CUDA's allocator all of its settings; torch would keep others that it has found here.
+        # Each scenario tells CUDA's allocator all of its settings; torch would keep others that it
+        # has found here.
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         # The question for a device would else start CUDA, and no fork could use it.
         return kept | {MARK: self._mark, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
@@ -157,7 +177,9 @@ class _Zygote:
         answer = schema.parse_json(line)
         # The user's code may have written into the pipe.
         if not isinstance(answer, dict) or not isinstance(answer.get("status", 0), int):
-            raise ValueError(f"the process answered {schema.shown(answer)}, and an object was expected")
+            raise ValueError(
+                f"the process answered {schema.shown(answer)}, and an object was expected"
+            )
         return answer
 
     def _send(self, line: bytes) -> None:
@@ -170,7 +192,11 @@ class _Zygote:
 
     def _line(self, log: Log, end: float | None) -> bytes:
         while b"\n" not in self._buffer:
-            wait = _POLL_SECONDS if end is None else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
+            wait = (
+                _POLL_SECONDS
+                if end is None
+                else min(_POLL_SECONDS, max(0.0, end - time.monotonic()))
+            )
             ready = [key.fd for key, _ in self._selector.select(wait)]
             if self._output in ready:
                 self._pump(log)
@@ -240,7 +266,9 @@ def _path() -> tuple[str, ...]:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe on none of the first three descriptors, which a parent whose streams are closed has free."""
+    """A pipe on none of the first three descriptors, which a parent whose streams are closed has
+    free.
+    """
     ends = []
     for descriptor in os.pipe():
         ends.append(fcntl(descriptor, F_DUPFD_CLOEXEC, 3))

@@ -37,7 +37,12 @@ from .processes import ON_LINUX, adopt_orphans, end_descendants, end_with, threa
 END = b"end\n"
 MOST_ANSWER_BYTES = 16 << 20
 # What takes seconds to load; torch._dynamo is what the first optimizer would load.
-_LOADED = ("torch", "torch._dynamo", "profiler.measuring.measurement", "profiler.simulating.simulation")
+_LOADED = (
+    "torch",
+    "torch._dynamo",
+    "profiler.measuring.measurement",
+    "profiler.simulating.simulation",
+)
 # What tells how a fork has ended.
 _STATUS = re.compile(rb"-?[0-9]{1,9}\n")
 _MOST_STATUS_BYTES = 64
@@ -56,7 +61,8 @@ def main() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     jobs, answers = _own_pipes()
     with _ending_with(parent):
-        # None of it becomes garbage, and to look for some again and again takes a tenth of the time.
+        # None of it becomes garbage, and to look for some again and again takes a tenth of the
+        # time.
         gc.disable()
         for module in _LOADED:
             import_module(module)
@@ -76,9 +82,11 @@ def main() -> None:
 
 
 def _own_pipes() -> tuple[int, int]:
-    """Standard input and output under numbers that no user's code knows; in their place nothing, and standard error.
+    """Standard input and output under numbers that no user's code knows; in their place nothing,
+    and standard error.
 
-    A line printed is a line kept, in its place among what other languages print, however the process ends.
+    A line printed is a line kept, in its place among what other languages print, however the
+    process ends.
     """
     jobs, answers = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -95,7 +103,9 @@ def _own_pipes() -> tuple[int, int]:
 
 @contextmanager
 def _ending_with(parent: int) -> Iterator[None]:
-    """End this process with its parent while it is busy inside; outside there is no thread, or no fork were safe."""
+    """End this process with its parent while it is busy inside; outside there is no thread, or no
+    fork were safe.
+    """
     done = Event()
 
     def watch() -> None:
@@ -141,7 +151,9 @@ def _learn_machine() -> None:
 
 
 def _load_code(scenario: Scenario) -> None:
-    """Load what each fork for a catalogue's model would load; what fails here will fail there, and is told."""
+    """Load what each fork for a catalogue's model would load; what fails here will fail there, and
+    is told.
+    """
     from scenarios.workpiece import load_code
 
     with suppress(Exception):
@@ -194,7 +206,9 @@ class _Fork:
         return ()
 
     def poll(self) -> int | None:
-        """The exit status of what does the job, or minus the signal that ended it; None while it works."""
+        """The exit status of what does the job, or minus the signal that ended it; None while it
+        works.
+        """
         if self.status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.status = os.waitstatus_to_exitcode(status) if pid else None
@@ -208,7 +222,9 @@ class _Fork:
 
 
 class _Model(_Fork):
-    """A process that traces a model for its first job, and forks another for each; `status` is its own."""
+    """A process that traces a model for its first job, and forks another for each; `status` is its
+    own.
+    """
 
     def __init__(self, leave: Callable[[], None]) -> None:
         ours, its = socket.socketpair()
@@ -255,7 +271,9 @@ class _Model(_Fork):
         return self._found
 
     def settle(self) -> None:
-        """Wait until it has nothing to do, for its fork has been ended; what does not get so far is ended too."""
+        """Wait until it has nothing to do, for its fork has been ended; what does not get so far is
+        ended too.
+        """
         until = time.monotonic() + _GRACE_SECONDS
         while self.poll() is None and time.monotonic() < until:
             select.select(self.sources, [], [], 0.02)
@@ -287,7 +305,9 @@ class _Zygote:
         return line
 
     def _wait(self, *sources: int) -> list[int]:
-        """Those of the sources that have something to read, soon; _OverError when the parent is gone."""
+        """Those of the sources that have something to read, soon; _OverError when the parent is
+        gone.
+        """
         ready, _, _ = select.select([self._jobs.descriptor, *sources], [], [], _POLL_SECONDS)
         if self._jobs.descriptor in ready:
             self._jobs.read()
@@ -344,7 +364,9 @@ class _Zygote:
             if b"\n" in found:
                 return bytes(found.partition(b"\n")[0]) + b"\n"
             if len(found) > MOST_ANSWER_BYTES:
-                return _line({"refused": f"the process answered more than {MOST_ANSWER_BYTES} bytes"})
+                return _line(
+                    {"refused": f"the process answered more than {MOST_ANSWER_BYTES} bytes"}
+                )
             if status is not None:
                 return _line({"status": status})
             if self._jobs.line() == END:
@@ -358,11 +380,15 @@ class _Zygote:
         end_descendants(*(model.pid for model in self._models.values() if model.status is None))
         if isinstance(task, _Model):
             task.settle()
-            self._models = {key: model for key, model in self._models.items() if model.status is None}
+            self._models = {
+                key: model for key, model in self._models.items() if model.status is None
+            }
 
 
 def _model_of(scenario: Scenario) -> str | None:
-    """A name for what the trace of the scenario's model depends on; None where there is none to be shared."""
+    """A name for what the trace of the scenario's model depends on; None where there is none to be
+    shared.
+    """
     from ..simulating.training import without_optimizer
 
     try:
@@ -373,7 +399,9 @@ def _model_of(scenario: Scenario) -> str | None:
 
 
 def _serve_model(channel: socket.socket) -> None:
-    """Trace the model of the first job, and have every job done in a fork; one job alone where that is not safe."""
+    """Trace the model of the first job, and have every job done in a fork; one job alone where that
+    is not safe.
+    """
     lines, traced = channel.makefile("rb"), False
     while True:
         _, descriptors, _, _ = socket.recv_fds(channel, 1, 1)
@@ -460,7 +488,9 @@ def _work_alone(jobs: int, answers: int, parent: int) -> None:
 
 
 def _fork(work: Callable[[], Any]) -> int:
-    """Work in another process, which has a session of its own and ends with this one; return its number."""
+    """Work in another process, which has a session of its own and ends with this one; return its
+    number.
+    """
     parent = os.getpid()
     _flush()
     with warnings.catch_warnings():

@@ -1,8 +1,10 @@
-"""The events of a training step at any batch size: traced at a few, and worked out from those where sizes grow in proportion.
+"""The events of a training step at any batch size: traced at a few, and worked out from those where
+sizes grow in proportion.
 
-In a model whose code does the same whatever the batch, an allocation is a constant and a multiple of the batch. So are the numbers
-that a kernel's own requests are worked out from. A third trace must come out as the two before it foretell, event by event and byte by
-byte; otherwise every size is traced.
+In a model whose code does the same whatever the batch, an allocation is a constant and a multiple
+of the batch. So are the numbers that a kernel's own requests are worked out from. A third trace
+must come out as the two before it foretell, event by event and byte by byte; otherwise every size
+is traced.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +27,9 @@ _ALONE, _FEW, _MORE, _MANY = 1, 2, 3, 7
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The events of all phases in order, the place where the last step begins, and the allocations that they name."""
+    """The events of all phases in order, the place where the last step begins, and the allocations
+    that they name.
+    """
 
     segments: list[Segment]
     last_step: int
@@ -33,7 +37,9 @@ class Stream:
 
 
 class Streams:
-    """The streams of scenarios on a device without end, each model and each optimizer traced as seldom as can be."""
+    """The streams of scenarios on a device without end, each model and each optimizer traced as
+    seldom as can be.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, list[_Batches]] = {}
@@ -51,7 +57,9 @@ class Streams:
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
             last_step = len(segments)
             segments += of_model + of_optimizer
-        segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu, optional=optional)
+        segments, allocations = sized_for(
+            segments, model.allocations + optimizer.allocations, scenario.gpu, optional=optional
+        )
         return Stream(segments=segments, last_step=last_step, allocations=allocations)
 
     def dtypes(self, scenario: Scenario) -> frozenset[str]:
@@ -70,13 +78,25 @@ class Streams:
         return known[-1]
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
-        """The optimizer's trace, taken once for all models that hand it parameters and gradients that lie alike."""
-        asked = repr((scenario.optimizer, scenario.options, scenario.implementation, scenario.workload, scenario.set_to_none))
+        """The optimizer's trace, taken once for all models that hand it parameters and gradients
+        that lie alike.
+        """
+        asked = repr(
+            (
+                scenario.optimizer,
+                scenario.options,
+                scenario.implementation,
+                scenario.workload,
+                scenario.set_to_none,
+            )
+        )
         known = self._optimizers.setdefault(asked, [])
         for other, trace in known:
             if _lie(model) == _lie(other):
                 return _renumbered(trace, other, model)
-        trace = trace_optimizer(model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario)
+        trace = trace_optimizer(
+            model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario
+        )
         known.append((model, trace))
         return trace
 
@@ -93,8 +113,13 @@ class _Batches:
     def model(self, batch: int) -> ModelTrace:
         """The trace at this batch size."""
         self._asked.add(batch)
-        # To trace the batch itself is the shorter way until there are more of them than a forecast needs.
-        if batch in (_ALONE, _FEW, _MORE, _MANY) or len(self._asked) <= 2 or not self._is_proportional:
+        # To trace the batch itself is the shorter way until there are more of them than a forecast
+        # needs.
+        if (
+            batch in (_ALONE, _FEW, _MORE, _MANY)
+            or len(self._asked) <= 2
+            or not self._is_proportional
+        ):
             return self._traced(batch)
         return _foretold(self._traced(_FEW), self._traced(_MORE), batch)
 
@@ -116,17 +141,26 @@ class _Batches:
             if ":" not in self._scenario.model:
                 raise
             return False
-        if any(_events(few) != _events(other) or few.gradients != other.gradients for other in (more, many)):
+        if any(
+            _events(few) != _events(other) or few.gradients != other.gradients
+            for other in (more, many)
+        ):
             return False
         foretold = _foretold(few, more, _MANY).allocations
-        return (foretold.nbytes, foretold.requests) == (many.allocations.nbytes, many.allocations.requests)
+        return (foretold.nbytes, foretold.requests) == (
+            many.allocations.nbytes,
+            many.allocations.requests,
+        )
 
 
 def _foretold(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
     """The trace at `batch`, on the line through those of two and three."""
     pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
     sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
-    requests = {place: low.at(batch - _FEW, more.allocations.requests[place]) for place, low in few.allocations.requests.items()}
+    requests = {
+        place: low.at(batch - _FEW, more.allocations.requests[place])
+        for place, low in few.allocations.requests.items()
+    }
     for place, request in requests.items():
         sizes[place] = request.nbytes(USUAL_DEVICE)
     return replace(few, allocations=replace(few.allocations, nbytes=sizes, requests=requests))
@@ -138,12 +172,19 @@ def _events(model: ModelTrace) -> list[Segment]:
 
 def _handed(model: ModelTrace) -> list[Layout | None]:
     """The parameters and every step's gradients, as an optimizer gets them."""
-    return [*(layout for layout, _ in model.parameters), *(layout for gradients in model.gradients for layout in gradients)]
+    return [
+        *(layout for layout, _ in model.parameters),
+        *(layout for gradients in model.gradients for layout in gradients),
+    ]
 
 
 def _numbers(model: ModelTrace) -> list[int]:
     """The allocations that hold them, in the order in which they come."""
-    return list(dict.fromkeys(part.number for layout in _handed(model) if layout is not None for part in layout.parts))
+    return list(
+        dict.fromkeys(
+            part.number for layout in _handed(model) if layout is not None for part in layout.parts
+        )
+    )
 
 
 def _lie(model: ModelTrace) -> tuple[object, ...]:
@@ -155,14 +196,19 @@ def _lie(model: ModelTrace) -> tuple[object, ...]:
 
 def _renumbered(trace: OptimizerTrace, old: ModelTrace, new: ModelTrace) -> OptimizerTrace:
     """The trace as if it had been taken behind another model's."""
-    first, shift = len(old.allocations.nbytes), len(new.allocations.nbytes) - len(old.allocations.nbytes)
+    first, shift = (
+        len(old.allocations.nbytes),
+        len(new.allocations.nbytes) - len(old.allocations.nbytes),
+    )
     adopted = dict(zip(_numbers(old), _numbers(new), strict=True))
 
     def now(number: int) -> int:
         return number + shift if number >= first else adopted[number]
 
     def moved(segment: Segment) -> Segment:
-        return replace(segment, events=[now(event) if event >= 0 else ~now(~event) for event in segment.events])
+        return replace(
+            segment, events=[now(event) if event >= 0 else ~now(~event) for event in segment.events]
+        )
 
     return replace(
         trace,

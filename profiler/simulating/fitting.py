@@ -1,8 +1,10 @@
-"""The search for what fits: every answer is a simulated training step on the GPU's own memory, none a formula.
+"""The search for what fits: every answer is a simulated training step on the GPU's own memory, none
+a formula.
 
 A step fits where it has room for the most that cuDNN may take.
 
-Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried in the order of what they cost.
+Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried
+in the order of what they cost.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -34,21 +36,28 @@ EXPANDABLE = "expandable_segments:True"
 
 @dataclass(frozen=True, kw_only=True)
 class _Peaks:
-    """Of training on a device without end, the most that was reserved and the most that was asked for at once."""
+    """Of training on a device without end, the most that was reserved and the most that was asked
+    for at once.
+    """
 
     reserved: int
     requested: int
 
 
 class Fitting:
-    """Answers for scenarios on GPUs, each model traced once for all GPUs and optimizers that it is asked about with."""
+    """Answers for scenarios on GPUs, each model traced once for all GPUs and optimizers that it is
+    asked about with.
+    """
 
     def __init__(self) -> None:
         self._streams = Streams()
         self._peaks: dict[str, _Peaks] = {}
 
-    def fit_all(self, scenarios: Sequence[Scenario], started: Callable[[int, Scenario], None]) -> list[Fit]:
-        """Answer for all scenarios; `started` is called with each one's place before it is simulated.
+    def fit_all(
+        self, scenarios: Sequence[Scenario], started: Callable[[int, Scenario], None]
+    ) -> list[Fit]:
+        """Answer for all scenarios; `started` is called with each one's place before it is
+        simulated.
 
         An optimizer whose code raises is simulated no further, and its answers say why. ValueError
         where every optimizer has raised something.
@@ -60,7 +69,11 @@ class Fitting:
             key = _optimizer_of(scenario)
             if key not in errors:
                 try:
-                    fits.append(self.fit(scenario, [other for other in scenarios if other.gpu == scenario.gpu]))
+                    fits.append(
+                        self.fit(
+                            scenario, [other for other in scenarios if other.gpu == scenario.gpu]
+                        )
+                    )
                     continue
                 except Exception as error:
                     errors[key] = error
@@ -72,10 +85,11 @@ class Fitting:
         return fits
 
     def fit(self, scenario: Scenario, others: Sequence[Scenario] = ()) -> Fit:
-        """Whether the scenario runs on the GPU that it names, with what it leaves, the largest batch and what would make it fit.
+        """Whether the scenario runs on the GPU that it names, with what it leaves, the largest
+        batch and what would make it fit.
 
-        `others` are the same question to other optimizers, which may be the change that it takes. ValueError for an unknown GPU and for
-        what cannot be simulated.
+        `others` are the same question to other optimizers, which may be the change that it takes.
+        ValueError for an unknown GPU and for what cannot be simulated.
         """
         assert scenario.gpu is not None
         gpu = hardware.describe(scenario.gpu)
@@ -93,7 +107,9 @@ class Fitting:
             left=left,
             may_fit=may_fit,
             largest_batch=largest,
-            changes=() if left is not None else tuple(self._changes(scenario, others, largest or 0, gpu, dtypes)),
+            changes=()
+            if left is not None
+            else tuple(self._changes(scenario, others, largest or 0, gpu, dtypes)),
         )
 
     def _left(self, scenario: Scenario, gpu: Gpu, *, optional: bool = True) -> int | None:
@@ -107,7 +123,11 @@ class Fitting:
         if peaks.requested > gpu.usable_bytes:
             return None
         # In between it depends on what the allocator can give back in time.
-        allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf), total=gpu.memory_bytes, occupied=CONTEXT_BYTES)
+        allocator = CachingAllocator(
+            AllocatorSettings.parse(scenario.alloc_conf),
+            total=gpu.memory_bytes,
+            occupied=CONTEXT_BYTES,
+        )
         try:
             _run(self._streams.of(scenario, optional=optional), allocator)
         except OutOfMemoryError:
@@ -119,7 +139,9 @@ class Fitting:
         if key not in self._peaks:
             allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf))
             _run(self._streams.of(scenario, optional=optional), allocator)
-            self._peaks[key] = _Peaks(reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes)
+            self._peaks[key] = _Peaks(
+                reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes
+            )
         return self._peaks[key]
 
     def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int | None:
@@ -141,8 +163,17 @@ class Fitting:
                 raise
             return None
 
-    def _changes(self, scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu, dtypes: Collection[str]) -> Iterator[Change]:
-        """The cheapest changes under which it fits; none that holds another that is enough by itself."""
+    def _changes(
+        self,
+        scenario: Scenario,
+        others: Sequence[Scenario],
+        batch: int,
+        gpu: Gpu,
+        dtypes: Collection[str],
+    ) -> Iterator[Change]:
+        """The cheapest changes under which it fits; none that holds another that is enough by
+        itself.
+        """
         found: list[Mapping[str, Any]] = []
         for change in candidates(scenario, others, batch, gpu, dtypes):
             if any(enough.items() <= change.items() for enough in found):
@@ -150,7 +181,8 @@ class Fitting:
             try:
                 left = self._left(replace(scenario, **change), gpu)
             except Exception:
-                # Not every model can be checkpointed, not every optimizer run another way or traced.
+                # Not every model can be checkpointed, not every optimizer run another way or
+                # traced.
                 continue
             if left is not None:
                 found.append(change)
@@ -160,7 +192,8 @@ class Fitting:
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
-    """The largest number for which `fits` holds, 0 for none: doubled from `start`, or halved, and bisected between.
+    """The largest number for which `fits` holds, 0 for none: doubled from `start`, or halved, and
+    bisected between.
 
     LARGEST_BATCH, or a `start` above it, where that fits: the search ends there.
     """
@@ -178,19 +211,31 @@ def largest(fits: Callable[[int], bool], start: int) -> int:
     return low
 
 
-def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: Gpu, dtypes: Collection[str] = ()) -> list[dict[str, Any]]:
+def candidates(
+    scenario: Scenario,
+    others: Sequence[Scenario],
+    batch: int,
+    gpu: Gpu,
+    dtypes: Collection[str] = (),
+) -> list[dict[str, Any]]:
     """Changes of a scenario, up to three together, the cheapest for its user first.
 
     `dtypes` are torch's names of those that a factory of the user's gave its parameters.
 
-    Nothing is lost by another setting of the allocator, which is tried by itself, nor by a fused optimizer where there is one. A loop in
-    place of foreach makes the optimizer's step slower, a smaller batch whose gradients are accumulated the whole step, and recomputing
-    activations by about a third. Another optimizer asks for a learning rate of its own, and bf16 for weights rounds what they learn.
+    Nothing is lost by another setting of the allocator, which is tried by itself, nor by a fused
+    optimizer where there is one. A loop in place of foreach makes the optimizer's step slower, a
+    smaller batch whose gradients are accumulated the whole step, and recomputing activations by
+    about a third. Another optimizer asks for a learning rate of its own, and bf16 for weights
+    rounds what they learn.
     """
     parts: list[tuple[int, dict[str, Any]]] = []
     if scenario.implementation == "foreach":
         known = optimizers.implementations(scenario.optimizer, "cuda")
-        parts += [(cost, {"implementation": how}) for cost, how in ((1, "fused"), (2, "loop")) if how in known]
+        parts += [
+            (cost, {"implementation": how})
+            for cost, how in ((1, "fused"), (2, "loop"))
+            if how in known
+        ]
     micro_batches = scenario.micro_batches * -(-scenario.batch_size // batch) if batch else 0
     if 0 < batch < scenario.batch_size and micro_batches <= MOST_MICRO_BATCHES:
         parts.append((4, {"batch_size": batch, "micro_batches": micro_batches}))
@@ -198,14 +243,35 @@ def candidates(scenario: Scenario, others: Sequence[Scenario], batch: int, gpu: 
         parts.append((8, {"checkpointing": True}))
     for other in others:
         if _optimizer_of(other) != _optimizer_of(scenario):
-            parts.append((16, {name: getattr(other, name) for name in ("optimizer", "options", "implementation")}))
-    if (scenario.dtype == "fp32" or set(dtypes) == {"float32"}) and scenario.amp is None and gpu.has_bf16:
+            parts.append(
+                (
+                    16,
+                    {
+                        name: getattr(other, name)
+                        for name in ("optimizer", "options", "implementation")
+                    },
+                )
+            )
+    if (
+        (scenario.dtype == "fp32" or set(dtypes) == {"float32"})
+        and scenario.amp is None
+        and gpu.has_bf16
+    ):
         parts.append((32, {"dtype": "bf16"}))
-    together = (chosen for count in range(1, MOST_TOGETHER + 1) for chosen in combinations(parts, count))
-    apart = [chosen for chosen in together if len({name for _, part in chosen for name in part}) == sum(len(part) for _, part in chosen)]
+    together = (
+        chosen for count in range(1, MOST_TOGETHER + 1) for chosen in combinations(parts, count)
+    )
+    apart = [
+        chosen
+        for chosen in together
+        if len({name for _, part in chosen for name in part})
+        == sum(len(part) for _, part in chosen)
+    ]
     apart.sort(key=lambda chosen: sum(cost for cost, _ in chosen))
     free = [] if scenario.alloc_conf else [{"alloc_conf": EXPANDABLE}]
-    return free + [{name: value for _, part in chosen for name, value in part.items()} for chosen in apart]
+    return free + [
+        {name: value for _, part in chosen for name, value in part.items()} for chosen in apart
+    ]
 
 
 def _optimizer_of(scenario: Scenario) -> tuple[str, str]:
@@ -214,7 +280,9 @@ def _optimizer_of(scenario: Scenario) -> tuple[str, str]:
 
 
 def _run(stream: Stream, allocator: CachingAllocator) -> None:
-    """Run the stream, and its last step again until the allocator has no more to learn: a full device may run out in a later step."""
+    """Run the stream, and its last step again until the allocator has no more to learn: a full
+    device may run out in a later step.
+    """
     blocks: dict[int, Block] = {}
 
     def run(segments: list[Segment]) -> None:

@@ -47,8 +47,8 @@ class TensorLayout:
 class SparseLayout:
     """The layouts of a sparse tensor's indices and values.
 
-    `entries` are the indices themselves, as bytes of the host, where they are known. Indices that are the
-    batch's are `lent`: they outlive the gradient.
+    `entries` are the indices themselves, as bytes of the host, where they are known. Indices that
+    are the batch's are `lent`: they outlive the gradient.
     """
 
     indices: TensorLayout
@@ -79,7 +79,9 @@ class SparseLayout:
 
     def renumbered(self, numbers: Mapping[int, int]) -> "SparseLayout":
         """Return the layout in the allocations that have other numbers now."""
-        return replace(self, indices=self.indices.renumbered(numbers), values=self.values.renumbered(numbers))
+        return replace(
+            self, indices=self.indices.renumbered(numbers), values=self.values.renumbered(numbers)
+        )
 
 
 Layout = TensorLayout | SparseLayout
@@ -90,22 +92,41 @@ def layout_of(gradient: torch.Tensor, recorder: Recorder) -> Layout:
     return (SparseLayout if gradient.is_sparse else TensorLayout).of(gradient, recorder)
 
 
-def adopted(recorder: Recorder, layout: Layout, storages: dict[int, torch.UntypedStorage]) -> torch.Tensor:
-    """Return a tensor that lies as the layout says, known to the recorder; `storages` lets tensors share what they shared."""
+def adopted(
+    recorder: Recorder, layout: Layout, storages: dict[int, torch.UntypedStorage]
+) -> torch.Tensor:
+    """Return a tensor that lies as the layout says, known to the recorder; `storages` lets tensors
+    share what they shared.
+    """
     if isinstance(layout, TensorLayout):
         return _adopt(recorder, layout, storages)
     recorder.expect_sparse()
-    indices, values = _adopt(recorder, layout.indices, storages, freed=not layout.lent), _adopt(recorder, layout.values, storages)
+    indices, values = (
+        _adopt(recorder, layout.indices, storages, freed=not layout.lent),
+        _adopt(recorder, layout.values, storages),
+    )
     gradient = made(indices, values, layout.shape, coalesced=layout.coalesced)
     if layout.entries is not None:
-        entries = torch.frombuffer(bytearray(layout.entries), dtype=torch.int64) if layout.entries else torch.empty(0, dtype=torch.int64)
+        entries = (
+            torch.frombuffer(bytearray(layout.entries), dtype=torch.int64)
+            if layout.entries
+            else torch.empty(0, dtype=torch.int64)
+        )
         remember_entries(gradient, entries.view(layout.indices.shape))
     return gradient
 
 
-def _adopt(recorder: Recorder, layout: TensorLayout, storages: dict[int, torch.UntypedStorage], *, freed: bool = True) -> torch.Tensor:
+def _adopt(
+    recorder: Recorder,
+    layout: TensorLayout,
+    storages: dict[int, torch.UntypedStorage],
+    *,
+    freed: bool = True,
+) -> torch.Tensor:
     if layout.number not in storages:
-        storages[layout.number] = torch.empty(layout.nbytes, dtype=torch.uint8, device="meta").untyped_storage()
+        storages[layout.number] = torch.empty(
+            layout.nbytes, dtype=torch.uint8, device="meta"
+        ).untyped_storage()
     tensor = torch.empty(0, dtype=layout.dtype, device="meta")
     tensor.set_(storages[layout.number], layout.offset, layout.shape, layout.stride)
     recorder.adopt(tensor, layout.number, freed=freed)

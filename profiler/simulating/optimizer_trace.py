@@ -29,8 +29,9 @@ from .training import ModelTrace
 class OptimizerTrace:
     """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
 
-    `state_numbers` are the allocations that hold the state when the last step ends. `warnings` say what
-    depends on values that a trace does not have. An optimizer that takes a closure was given one without the model's forward pass.
+    `state_numbers` are the allocations that hold the state when the last step ends. `warnings` say
+    what depends on values that a trace does not have. An optimizer that takes a closure was given
+    one without the model's forward pass.
     """
 
     allocations: Allocations
@@ -49,12 +50,15 @@ _Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 @own_settings()
 def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> OptimizerTrace:
-    """Record the optimizer that `make` builds over the model's parameters, stepping on the gradients of the model's trace.
+    """Record the optimizer that `make` builds over the model's parameters, stepping on the
+    gradients of the model's trace.
 
-    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there in the next step. For an accumulation
-    each step of the model's trace is a draw, and it clears the gradients itself.
+    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there
+    in the next step. For an accumulation each step of the model's trace is a draw, and it clears
+    the gradients itself.
 
-    A step that reads values back is answered by Samples. Where these do not agree, it is traced with other answers too.
+    A step that reads values back is answered by Samples. Where these do not agree, it is traced
+    with other answers too.
     """
     model.settings.apply()
     try:
@@ -62,18 +66,29 @@ def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> Optim
     except ReadBackError:
         pass
     first, samples = _trace_answered(model, make, scenario)
-    trainings, lines, number = samples.others(), sorted(samples.unknown), len(model.allocations.nbytes)
-    # Two parameters of a kind show as well as all of them that nothing depends on what is not known.
+    trainings, lines, number = (
+        samples.others(),
+        sorted(samples.unknown),
+        len(model.allocations.nbytes),
+    )
+    # Two parameters of a kind show as well as all of them that nothing depends on what is not
+    # known.
     tried = (samples.training or 0, *trainings) if trainings else ()
-    few = [_traced_or_none(_with_few_gradients(model), make, scenario, training) for training in tried]
+    few = [
+        _traced_or_none(_with_few_gradients(model), make, scenario, training) for training in tried
+    ]
     if None not in few and not _differences(few, lines, number):
         return first
     others = [_traced_or_none(model, make, scenario, training) for training in trainings]
     return replace(first, warnings=_differences([first, *others], lines, number))
 
 
-def _trace_answered(model: ModelTrace, make: _Make, scenario: Scenario) -> tuple[OptimizerTrace, Samples]:
-    """Return the trace with the answers of the first training whose values the step takes, and those answers."""
+def _trace_answered(
+    model: ModelTrace, make: _Make, scenario: Scenario
+) -> tuple[OptimizerTrace, Samples]:
+    """Return the trace with the answers of the first training whose values the step takes, and
+    those answers.
+    """
     first_error: Exception | None = None
     for training in range(TRAININGS):
         samples = Samples(training)
@@ -87,8 +102,12 @@ def _trace_answered(model: ModelTrace, make: _Make, scenario: Scenario) -> tuple
     raise first_error or AssertionError
 
 
-def _traced_or_none(model: ModelTrace, make: _Make, scenario: Scenario, training: int) -> OptimizerTrace | None:
-    """Return a trace with the answers of a training; None where these are no values that the step takes."""
+def _traced_or_none(
+    model: ModelTrace, make: _Make, scenario: Scenario, training: int
+) -> OptimizerTrace | None:
+    """Return a trace with the answers of a training; None where these are no values that the step
+    takes.
+    """
     try:
         return _trace_optimizer(model, make, scenario, Samples(training))
     except Exception:
@@ -103,45 +122,80 @@ def _with_few_gradients(model: ModelTrace) -> ModelTrace:
         kind = layout.dtype, layout.shape, layout.stride, model.constants[place]
         seen[kind] += 1
         few.append(seen[kind] <= 2)
-    steps = [[layout if kept else None for layout, kept in zip(step, few, strict=True)] for step in model.gradients]
+    steps = [
+        [layout if kept else None for layout, kept in zip(step, few, strict=True)]
+        for step in model.gradients
+    ]
     return replace(model, gradients=steps)
 
 
-def _differences(traces: Sequence[OptimizerTrace | None], lines: list[str], first: int) -> tuple[str, ...]:
-    """Return a line on the bytes that differ between the traces; `lines` are those that read a value back."""
+def _differences(
+    traces: Sequence[OptimizerTrace | None], lines: list[str], first: int
+) -> tuple[str, ...]:
+    """Return a line on the bytes that differ between the traces; `lines` are those that read a
+    value back.
+    """
     state = sorted({trace.state.total for trace in traces if trace})
     peaks = sorted({_peak(trace, first) for trace in traces if trace})
     if not state or (len(state) == 1 and peaks[-1] - peaks[0] <= _SLIGHT * peaks[-1]):
         return ()
     reader = lines[0].rpartition("/")[2]
-    reading = f"{reader} reads a value back" if len(lines) == 1 else f"{reader} and {len(lines) - 1} more lines read values back"
-    subject, counts = ("state", state) if len(state) > 1 else ("peak of the step's own allocations", peaks)
+    reading = (
+        f"{reader} reads a value back"
+        if len(lines) == 1
+        else f"{reader} and {len(lines) - 1} more lines read values back"
+    )
+    subject, counts = (
+        ("state", state) if len(state) > 1 else ("peak of the step's own allocations", peaks)
+    )
     amounts = " or ".join(f"{count:,} B" for count in counts)
-    return (f"{reading}; the {subject} depends on {'it' if len(lines) == 1 else 'them'}: {amounts}, as far as was tried",)
+    return (
+        (
+            f"{reading}; the {subject} depends on {'it' if len(lines) == 1 else 'them'}: {amounts},"
+            " as far as was tried"
+        ),
+    )
 
 
 def _peak(trace: OptimizerTrace, first: int) -> int:
-    """Return the most bytes that the optimizer's own allocations, those from number `first` on, hold at once."""
+    """Return the most bytes that the optimizer's own allocations, those from number `first` on,
+    hold at once.
+    """
     total = peak = 0
     for segment in (trace.build, *(segment for step in trace.steps for segment in step)):
         for event in segment.events:
             number = max(event, ~event) - first
             if number >= 0:
-                total += trace.allocations.nbytes[number] if event >= 0 else -trace.allocations.nbytes[number]
+                total += (
+                    trace.allocations.nbytes[number]
+                    if event >= 0
+                    else -trace.allocations.nbytes[number]
+                )
                 peak = max(peak, total)
     return peak
 
 
-def _trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
-    """Record the optimizer with answers from `samples`. Random numbers of the host are the same each time."""
+def _trace_optimizer(
+    model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
+) -> OptimizerTrace:
+    """Record the optimizer with answers from `samples`. Random numbers of the host are the same
+    each time.
+    """
     with torch.random.fork_rng(devices=[]):
         return _trace_steps(model, make, scenario, samples)
 
 
-def _trace_steps(model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples) -> OptimizerTrace:
-    recorder = Recorder(first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces)
+def _trace_steps(
+    model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
+) -> OptimizerTrace:
+    recorder = Recorder(
+        first=len(model.allocations.nbytes), samples=samples, workspaces=model.workspaces
+    )
     storages: dict[int, torch.UntypedStorage] = {}
-    parameters = [torch.nn.Parameter(adopted(recorder, layout, storages), requires_grad=trained) for layout, trained in model.parameters]
+    parameters = [
+        torch.nn.Parameter(adopted(recorder, layout, storages), requires_grad=trained)
+        for layout, trained in model.parameters
+    ]
     for parameter, constant in zip(parameters, model.constants, strict=True):
         samples.fix(parameter, constant)
     with recorder.phase("build"):
@@ -150,8 +204,8 @@ def _trace_steps(model: ModelTrace, make: _Make, scenario: Scenario, samples: Sa
     takes_closure = needs_closure(optimizer) and not isinstance(optimizer, Accumulation)
     if takes_closure and scenario.workload == "train":
         raise ValueError(
-            f"{scenario.optimizer} takes a closure in step, which a simulated training step has not; "
-            "use --workload state, or --device cpu or cuda"
+            f"{scenario.optimizer} takes a closure in step, which a simulated training step has"
+            " not; use --workload state, or --device cpu or cuda"
         )
     steps = []
     numbers: set[int] = set()
@@ -188,13 +242,19 @@ def _close(parameters: list[torch.nn.Parameter], samples: Samples) -> torch.Tens
     """Return a loss as a closure would, and leave new gradients where there were any."""
     for parameter in parameters:
         if parameter.requires_grad:
-            parameter.grad = torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = (
+                torch.empty_like(parameter) if parameter.grad is None else parameter.grad
+            )
             samples.renew(parameter.grad)
     return torch.randn((), device="meta")
 
 
-def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[int]:
-    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the paths of the model's parameters."""
+def _name_state(
+    recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
+) -> set[int]:
+    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the
+    paths of the model's parameters.
+    """
     numbers = set()
     for owner, key, tensor in owned_state_tensors(optimizer, names):
         if recorder.holds(tensor):
@@ -205,10 +265,16 @@ def _name_state(recorder: Recorder, optimizer: torch.optim.Optimizer, names: Map
     return numbers
 
 
-def _set_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[Layout | None]) -> None:
+def _set_gradients(
+    recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[Layout | None]
+) -> None:
     """Give each parameter its gradient, but for one that a zero_grad has left where it is to be."""
     storages: dict[int, torch.UntypedStorage] = {}
     for parameter, layout in zip(parameters, layouts, strict=True):
-        held = parameter.grad is not None and layout is not None and recorder.number(parameter.grad) == layout.parts[-1].number
+        held = (
+            parameter.grad is not None
+            and layout is not None
+            and recorder.number(parameter.grad) == layout.parts[-1].number
+        )
         if layout is not None and not held:
             parameter.grad = adopted(recorder, layout, storages)

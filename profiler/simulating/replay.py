@@ -1,4 +1,6 @@
-"""A stream of events replayed through the allocator: peaks, whose phase they fall in, and what they are made of."""
+"""A stream of events replayed through the allocator: peaks, whose phase they fall in, and what they
+are made of.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,15 +16,18 @@ Moment = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What the allocator's statistics say about a stream; all counts are exact bytes of blocks, tails included.
+    """What the allocator's statistics say about a stream; all counts are exact bytes of blocks,
+    tails included.
 
-    `peak_by_category` splits `peak_allocated` at the first moment it is reached, in `peak_phase`: just after event `peak_moment[1]` of
-    segment `peak_moment[0]`. `kept` is what the allocations that were asked about occupy when the last "step" ends, None when none does.
-    When the device runs out of memory, `error` says so in one line, and everything else tells what came before: `last` is the last event
-    that was done.
+    `peak_by_category` splits `peak_allocated` at the first moment it is reached, in `peak_phase`:
+    just after event `peak_moment[1]` of segment `peak_moment[0]`. `kept` is what the allocations
+    that were asked about occupy when the last "step" ends, None when none does. When the device
+    runs out of memory, `error` says so in one line, and everything else tells what came before:
+    `last` is the last event that was done.
 
-    For a timeline: `segment_peaks` is the most that was allocated in each segment, `block_bytes` the block of each allocation by number,
-    and `reserved_changes` the reserved bytes after those events that changed them, by place of the segment and index of the event.
+    For a timeline: `segment_peaks` is the most that was allocated in each segment, `block_bytes`
+    the block of each allocation by number, and `reserved_changes` the reserved bytes after those
+    events that changed them, by place of the segment and index of the event.
     """
 
     peak_allocated: int
@@ -39,11 +44,17 @@ class Replay:
     reserved_changes: Mapping[int, Mapping[int, int]]
 
 
-def play(segment: Segment, allocations: Allocations, allocator: CachingAllocator, blocks: dict[int, Block]) -> Iterator[tuple[int, Block]]:
+def play(
+    segment: Segment,
+    allocations: Allocations,
+    allocator: CachingAllocator,
+    blocks: dict[int, Block],
+) -> Iterator[tuple[int, Block]]:
     """Run one segment through the allocator and yield each event with its block when it is done.
 
-    `blocks` holds the blocks in use by allocation number and is kept up to date; the allocator's counters say what the device holds. A
-    block keeps its size and place while it is in use; one that was given back may be part of a larger one already.
+    `blocks` holds the blocks in use by allocation number and is kept up to date; the allocator's
+    counters say what the device holds. A block keeps its size and place while it is in use; one
+    that was given back may be part of a larger one already.
     """
     nbytes = allocations.nbytes
     for event in segment.events:
@@ -55,8 +66,15 @@ def play(segment: Segment, allocations: Allocations, allocator: CachingAllocator
         yield event, block
 
 
-def replay(segments: list[Segment], allocations: Allocations, keep: Iterable[int], allocator: CachingAllocator | None = None) -> Replay:
-    """Run the segments through a fresh allocator, by default one on a device without end; `keep` names what `kept` counts."""
+def replay(
+    segments: list[Segment],
+    allocations: Allocations,
+    keep: Iterable[int],
+    allocator: CachingAllocator | None = None,
+) -> Replay:
+    """Run the segments through a fresh allocator, by default one on a device without end; `keep`
+    names what `kept` counts.
+    """
     allocator = allocator or CachingAllocator()
     blocks: dict[int, Block] = {}
     sizes: dict[int, int] = {}
@@ -123,19 +141,32 @@ def live_at(segments: list[Segment], moment: Moment) -> set[int]:
     return live
 
 
-def _by_category(live: set[int], sizes: Mapping[int, int], allocations: Allocations) -> dict[str, int]:
+def _by_category(
+    live: set[int], sizes: Mapping[int, int], allocations: Allocations
+) -> dict[str, int]:
     found: Counter[str] = Counter()
     for number in live:
         found[allocations.categories[number]] += sizes[number]
     return dict(found.most_common())
 
 
-def _describe(failure: OutOfMemoryError, segments: list[Segment], place: int, number: int, allocations: Allocations) -> str:
-    """One line: in which phase of which step the device ran out, what asked for how much, and torch's figures."""
+def _describe(
+    failure: OutOfMemoryError,
+    segments: list[Segment],
+    place: int,
+    number: int,
+    allocations: Allocations,
+) -> str:
+    """One line: in which phase of which step the device ran out, what asked for how much, and
+    torch's figures.
+    """
     phase = segments[place].phase
     step = f"step {1 + sum(segment.phase == 'step' for segment in segments[:place])}"
     where = {"build": "build", "step": step}.get(phase, f"{phase} of {step}")
     source = allocations.sources[number]
     asking = ", ".join(filter(None, (source.op, source.module)))
     category = allocations.categories[number].replace("_", " ")
-    return f"out of memory in {where}, for {category} of {format_bytes(failure.requested)}{f' ({asking})' if asking else ''}: {failure}"
+    return (
+        f"out of memory in {where}, for {category} of"
+        f" {format_bytes(failure.requested)}{f' ({asking})' if asking else ''}: {failure}"
+    )

@@ -1,4 +1,6 @@
-"""A replay sampled as a timeline: steps from event to event, thinned without losing a summit or a valley."""
+"""A replay sampled as a timeline: steps from event to event, thinned without losing a summit or a
+valley.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
@@ -13,9 +15,16 @@ STRETCHES = 4096
 LARGEST = 10
 
 
-def sample(segments: list[Segment], steps: Sequence[range], allocations: Allocations, found: Replay) -> Timeline:
-    """The timeline of a replay; `steps` has the places of each step's segments, `found` what the replay says of them."""
-    highest = max(range(len(steps)), key=lambda number: max(found.segment_peaks[place] for place in steps[number]))
+def sample(
+    segments: list[Segment], steps: Sequence[range], allocations: Allocations, found: Replay
+) -> Timeline:
+    """The timeline of a replay; `steps` has the places of each step's segments, `found` what the
+    replay says of them.
+    """
+    highest = max(
+        range(len(steps)),
+        key=lambda number: max(found.segment_peaks[place] for place in steps[number]),
+    )
     shown = sorted({0, highest, len(steps) - 1})
     if sum(len(steps[number]) for number in shown) > MOST["phases"]:
         # Each of thousands of micro-batches is two phases.
@@ -37,7 +46,9 @@ def sample(segments: list[Segment], steps: Sequence[range], allocations: Allocat
         categories=samples.by_category(),
         reserved=tuple(samples.reserved),
         peak=peak,
-        largest=tuple(_largest(segments, steps, allocations, found.block_bytes, samples.moments[peak])),
+        largest=tuple(
+            _largest(segments, steps, allocations, found.block_bytes, samples.moments[peak])
+        ),
     )
 
 
@@ -59,10 +70,14 @@ class _Held:
                 held[categories[event]] += block_bytes[event]
 
     def allocated_after(self, events: Iterable[int]) -> list[int]:
-        """The bytes of all categories now, and after each of these events if they were to happen."""
+        """The bytes of all categories now, and after each of these events if they were to
+        happen.
+        """
         course = [sum(self.bytes.values())]
         for event in events:
-            course.append(course[-1] + (-self._block_bytes[~event] if event < 0 else self._block_bytes[event]))
+            course.append(
+                course[-1] + (-self._block_bytes[~event] if event < 0 else self._block_bytes[event])
+            )
         return course
 
 
@@ -84,10 +99,21 @@ class _Samples:
         for reserved in reserved_changes.values():
             self._reserved_now = reserved
 
-    def add(self, segment: Segment, reserved_changes: Mapping[int, int], step: int, place: int, stretches: int) -> None:
-        """Sample the segment at `place`, a phase of a step, at the extremes of so many stretches of it."""
+    def add(
+        self,
+        segment: Segment,
+        reserved_changes: Mapping[int, int],
+        step: int,
+        place: int,
+        stretches: int,
+    ) -> None:
+        """Sample the segment at `place`, a phase of a step, at the extremes of so many stretches of
+        it.
+        """
         allocated = self._held.allocated_after(segment.events)
-        kept = sorted({0, *_extremes(allocated, stretches), *(index + 1 for index in reserved_changes)})
+        kept = sorted(
+            {0, *_extremes(allocated, stretches), *(index + 1 for index in reserved_changes)}
+        )
         done = 0
         for count in kept:
             self._held.pass_over(segment.events[done:count])
@@ -97,7 +123,9 @@ class _Samples:
             self.allocated.append(allocated[count])
             self.reserved.append(self._reserved_now)
             self._by_category.append(dict(self._held.bytes))
-        self.phases.append(Stretch(step=step, phase=segment.phase, events=len(segment.events), samples=len(kept)))
+        self.phases.append(
+            Stretch(step=step, phase=segment.phase, events=len(segment.events), samples=len(kept))
+        )
 
     def by_category(self) -> dict[str, tuple[int, ...]]:
         """The bytes of each category that ever holds any."""
@@ -106,7 +134,9 @@ class _Samples:
 
 
 def _extremes(course: Sequence[int], stretches: int) -> set[int]:
-    """The places of the highest and the lowest value of each of so many stretches, and the last place."""
+    """The places of the highest and the lowest value of each of so many stretches, and the last
+    place.
+    """
     size = -(-len(course) // stretches)
     kept = {len(course) - 1}
     for first in range(0, len(course), size):
@@ -116,19 +146,34 @@ def _extremes(course: Sequence[int], stretches: int) -> set[int]:
 
 
 def _largest(
-    segments: list[Segment], steps: Sequence[range], allocations: Allocations, block_bytes: Mapping[int, int], moment: Moment
+    segments: list[Segment],
+    steps: Sequence[range],
+    allocations: Allocations,
+    block_bytes: Mapping[int, int],
+    moment: Moment,
 ) -> list[HeldBlock]:
-    """The largest blocks in use when so many events of a segment are done, and where they come from."""
+    """The largest blocks in use when so many events of a segment are done, and where they come
+    from.
+    """
     place, count = moment
-    numbers = nlargest(LARGEST, sorted(live_at(segments, (place, count - 1))), key=block_bytes.__getitem__)
+    numbers = nlargest(
+        LARGEST, sorted(live_at(segments, (place, count - 1))), key=block_bytes.__getitem__
+    )
     wanted = set(numbers)
-    made = {event: place for place, segment in enumerate(segments) for event in segment.events if event in wanted}
+    made = {
+        event: place
+        for place, segment in enumerate(segments)
+        for event in segment.events
+        if event in wanted
+    }
     return [
         HeldBlock(
             block_bytes=block_bytes[number],
             requested_bytes=allocations.nbytes[number],
             category=allocations.categories[number],
-            step=next((count for count, places in enumerate(steps, start=1) if made[number] in places), 0),
+            step=next(
+                (count for count, places in enumerate(steps, start=1) if made[number] in places), 0
+            ),
             phase=segments[made[number]].phase,
             **allocations.sources[number]._asdict(),
         )

@@ -1,4 +1,6 @@
-"""Training simulated without a GPU: traced on tensors without data, replayed through the allocator's model."""
+"""Training simulated without a GPU: traced on tensors without data, replayed through the
+allocator's model.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -28,7 +30,9 @@ from .training import ModelTrace, trace_model, without_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """A record and what it was read off: the stream of events, and the timeline of a whole training step where there is one."""
+    """A record and what it was read off: the stream of events, and the timeline of a whole training
+    step where there is one.
+    """
 
     record: Record
     segments: list[Segment]
@@ -37,33 +41,51 @@ class Simulation:
 
 
 def simulate(scenario: Scenario) -> Record:
-    """What training would hold on a CUDA device, exact to the byte; nothing of the model's size is allocated.
+    """What training would hold on a CUDA device, exact to the byte; nothing of the model's size is
+    allocated.
 
-    The model's part is traced once for scenarios that differ in their optimizer only. A device that runs out of memory makes a record with
-    that outcome: tensors are counted as training would need them, allocated and reserved bytes up to that moment. Raises ValueError for a
-    scenario that cannot be built, and trace.UntraceableError when the model's code needs the values of its activations.
+    The model's part is traced once for scenarios that differ in their optimizer only. A device that
+    runs out of memory makes a record with that outcome: tensors are counted as training would need
+    them, allocated and reserved bytes up to that moment. Raises ValueError for a scenario that
+    cannot be built, and trace.UntraceableError when the model's code needs the values of its
+    activations.
     """
     return run_simulation(scenario).record
 
 
 def run_simulation(scenario: Scenario) -> Simulation:
-    """As `simulate`, with the events up to the end or the failure and the timeline beside the record."""
+    """As `simulate`, with the events up to the end or the failure and the timeline beside the
+    record.
+    """
     allocator = simulated_allocator(scenario)
     model = trace_model_of(scenario)
     optimizer = trace_optimizer(
-        model, lambda parameters: accumulating(scenario, make_optimizer(scenario, parameters, model.names)), scenario
+        model,
+        lambda parameters: accumulating(
+            scenario, make_optimizer(scenario, parameters, model.names)
+        ),
+        scenario,
     )
     segments, places, draws = [model.build, optimizer.build], [], simulated_draws(scenario)
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
         places.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer
     # An accumulation's draws up to its step are one step.
-    steps = [range(first.start, last.stop) for first, last in zip(places[::draws], places[draws - 1 :: draws], strict=True)]
+    steps = [
+        range(first.start, last.stop)
+        for first, last in zip(places[::draws], places[draws - 1 :: draws], strict=True)
+    ]
     upper = _upper_peaks(segments, model.allocations + optimizer.allocations, scenario)
-    segments, allocations = sized_for(segments, model.allocations + optimizer.allocations, scenario.gpu)
+    segments, allocations = sized_for(
+        segments, model.allocations + optimizer.allocations, scenario.gpu
+    )
     found = replay(segments, allocations, optimizer.state_numbers, allocator)
     segments = until(segments, found.last)
-    steps = [range(places.start, min(places.stop, len(segments))) for places in steps if places.start < len(segments)]
+    steps = [
+        range(places.start, min(places.stop, len(segments)))
+        for places in steps
+        if places.start < len(segments)
+    ]
     record = Record(
         scenario=scenario,
         origin="simulated",
@@ -76,17 +98,25 @@ def run_simulation(scenario: Scenario) -> Simulation:
         error=found.error and shortened(found.error),
         environment=environment(scenario.seed),
     )
-    timeline = sample(segments, steps, allocations, found) if scenario.workload == "train" and steps else None
+    timeline = (
+        sample(segments, steps, allocations, found)
+        if scenario.workload == "train" and steps
+        else None
+    )
     return Simulation(record=record, segments=segments, allocations=allocations, timeline=timeline)
 
 
 def simulated_allocator(scenario: Scenario, addresses: Addresses | None = None) -> CachingAllocator:
-    """The allocator of the scenario's device, which a process enters with its CUDA context; `addresses` says where segments lie."""
+    """The allocator of the scenario's device, which a process enters with its CUDA context;
+    `addresses` says where segments lie.
+    """
     settings = AllocatorSettings.parse(scenario.alloc_conf)
     if scenario.gpu is None:
         return CachingAllocator(settings, addresses=addresses)
     total = hardware.describe(scenario.gpu).memory_bytes
-    return CachingAllocator(settings, total=total, occupied=hardware.CONTEXT_BYTES, addresses=addresses)
+    return CachingAllocator(
+        settings, total=total, occupied=hardware.CONTEXT_BYTES, addresses=addresses
+    )
 
 
 class _Question:
@@ -103,7 +133,9 @@ class _Question:
 
 
 def trace_model_of(scenario: Scenario) -> ModelTrace:
-    """Return the trace of a scenario's model, which is made once for scenarios that differ in their optimizer only."""
+    """Return the trace of a scenario's model, which is made once for scenarios that differ in their
+    optimizer only.
+    """
     return _model_trace(_Question(without_optimizer(scenario)))
 
 
@@ -113,8 +145,12 @@ def _model_trace(question: _Question) -> ModelTrace:
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
-    """The time of the optimizer's step on the GPU that the scenario names; None for one on sparse gradients."""
-    if scenario.gpu is None or any(isinstance(layout, SparseLayout) for layout in model.gradients[-1]):
+    """The time of the optimizer's step on the GPU that the scenario names; None for one on sparse
+    gradients.
+    """
+    if scenario.gpu is None or any(
+        isinstance(layout, SparseLayout) for layout in model.gradients[-1]
+    ):
         return None
     triples = zip(model.names, model.parameters, model.gradients[-1], strict=True)
     stepped = [(name, layout) for name, (layout, _), gradient in triples if gradient is not None]
@@ -125,8 +161,11 @@ def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
     return estimate(step, hardware.describe(scenario.gpu))
 
 
-def _upper_peaks(segments: list[Segment], allocations: Allocations, scenario: Scenario) -> tuple[int, int] | None:
-    """Return the allocated and reserved peaks with every optional request at its largest; None without one.
+def _upper_peaks(
+    segments: list[Segment], allocations: Allocations, scenario: Scenario
+) -> tuple[int, int] | None:
+    """Return the allocated and reserved peaks with every optional request at its largest; None
+    without one.
 
     They are those of an unlimited device: on a full one kernels make do with less.
     """
@@ -140,8 +179,15 @@ def _upper_peaks(segments: list[Segment], allocations: Allocations, scenario: Sc
     return allocator.peak_allocated_bytes, allocator.peak_reserved_bytes
 
 
-def _memory(model: ModelTrace, optimizer: OptimizerTrace, found: Replay, upper: tuple[int, int] | None) -> Memory:
-    last = {part.number: part.nbytes for layout in model.gradients[-1] if layout is not None for part in layout.parts}
+def _memory(
+    model: ModelTrace, optimizer: OptimizerTrace, found: Replay, upper: tuple[int, int] | None
+) -> Memory:
+    last = {
+        part.number: part.nbytes
+        for layout in model.gradients[-1]
+        if layout is not None
+        for part in layout.parts
+    }
     by_dtype: Counter[str] = Counter()
     for layout in {layout.number: layout for layout, _ in model.parameters}.values():
         by_dtype[str(layout.dtype).removeprefix("torch.")] += layout.nbytes

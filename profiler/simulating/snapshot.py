@@ -1,7 +1,9 @@
-"""A simulation as a snapshot such as torch.cuda.memory._snapshot() gives, for https://pytorch.org/memory_viz.
+"""A simulation as a snapshot such as torch.cuda.memory._snapshot() gives, for
+https://pytorch.org/memory_viz.
 
-Sizes of events are the bytes that were asked for, as they are in torch's own; "block_bytes" in an event's "user_metadata" is what
-`torch.cuda.memory_allocated` counts. Nothing has a time: no clock ran. A snapshot is only ever written here, never read.
+Sizes of events are the bytes that were asked for, as they are in torch's own; "block_bytes" in an
+event's "user_metadata" is what `torch.cuda.memory_allocated` counts. Nothing has a time: no clock
+ran. A snapshot is only ever written here, never read.
 """
 
 import pickle
@@ -38,15 +40,19 @@ def write_snapshot(
     *,
     below: Path | None = None,
 ) -> None:
-    """Replay the stream on the scenario's device and write its snapshot as a pickle, whole or not at all.
+    """Replay the stream on the scenario's device and write its snapshot as a pickle, whole or not
+    at all.
 
-    `below` is the folder under which no link is followed, as in `disk.writing`, which says what is raised.
+    `below` is the folder under which no link is followed, as in `disk.writing`, which says what is
+    raised.
     """
     with disk.writing(path, below=below) as file:
         pickle.dump(snapshot(scenario, segments, allocations), file, protocol=PROTOCOL)
 
 
-def snapshot(scenario: Scenario, segments: Sequence[Segment], allocations: Allocations) -> dict[str, Any]:
+def snapshot(
+    scenario: Scenario, segments: Sequence[Segment], allocations: Allocations
+) -> dict[str, Any]:
     """Every event of the stream, and the segments as they are when it ends."""
     history = _History(expandable=AllocatorSettings.parse(scenario.alloc_conf).expandable_segments)
     allocator = simulated_allocator(scenario, history)
@@ -67,13 +73,16 @@ def snapshot(scenario: Scenario, segments: Sequence[Segment], allocations: Alloc
 
 
 class _History:
-    """The entries of a device's trace, and what it holds; it also says where segments lie, each behind the last, none twice."""
+    """The entries of a device's trace, and what it holds; it also says where segments lie, each
+    behind the last, none twice.
+    """
 
     def __init__(self, *, expandable: bool) -> None:
         self.entries: list[dict[str, Any]] = []
         self._expandable = expandable
         self._next = FIRST_ADDRESS
-        # Bytes of each run of memory and the block of each allocation that is in use, by address; the addresses of those by number.
+        # Bytes of each run of memory and the block of each allocation that is in use, by address;
+        # the addresses of those by number.
         self._runs: dict[int, int] = {}
         # Where the pool of small requests got memory; it is always given that size at a time.
         self._small: set[int] = set()
@@ -103,22 +112,32 @@ class _History:
         if nbytes == SMALL_SEGMENT:
             self._small.add(address)
         nbytes += self._runs.pop(address + nbytes, 0)
-        before = next((start for start, size in self._runs.items() if start + size == address), address)
+        before = next(
+            (start for start, size in self._runs.items() if start + size == address), address
+        )
         self._runs[before] = self._runs.get(before, 0) + nbytes
 
     def unmap(self, address: int, nbytes: int) -> None:
         """Take memory from addresses, out of the run that they lie in."""
         self._note("segment_unmap", address, nbytes)
-        start, size = next((start, size) for start, size in self._runs.items() if start <= address < start + size)
+        start, size = next(
+            (start, size) for start, size in self._runs.items() if start <= address < start + size
+        )
         del self._runs[start]
         for low, high in ((start, address), (address + nbytes, start + size)):
             if low < high:
                 self._runs[low] = high - low
 
-    def allocate(self, number: int, block: Block, category: str, frames: list[_Frame], phase: str) -> None:
+    def allocate(
+        self, number: int, block: Block, category: str, frames: list[_Frame], phase: str
+    ) -> None:
         """Note that a block was handed out."""
         address = block.segment + block.offset
-        known = {"frames": frames, "category": category, "user_metadata": _metadata(phase, block.size)}
+        known = {
+            "frames": frames,
+            "category": category,
+            "user_metadata": _metadata(phase, block.size),
+        }
         entry = {"action": "alloc", "addr": address, "size": block.requested, "stream": 0, **known}
         self.entries.append(entry)
         self._alive[number] = entry
@@ -129,7 +148,9 @@ class _History:
         """Note that the block of an allocation came back."""
         entry = self._alive.pop(number)
         del self._blocks[entry["addr"]]
-        self.entries += [{**entry, "action": action} for action in ("free_requested", "free_completed")]
+        self.entries += [
+            {**entry, "action": action} for action in ("free_requested", "free_completed")
+        ]
 
     def segments(self) -> list[dict[str, Any]]:
         """The segments as they are now, in the order of their addresses."""
@@ -144,7 +165,14 @@ class _History:
 
     def _note(self, action: str, address: int, nbytes: int) -> None:
         # The page stops at a snapshot that has categories and "unknown" not among them.
-        entry = {"action": action, "addr": address, "size": nbytes, "stream": 0, "frames": [], "category": "unknown"}
+        entry = {
+            "action": action,
+            "addr": address,
+            "size": nbytes,
+            "stream": 0,
+            "frames": [],
+            "category": "unknown",
+        }
         self.entries.append(entry)
 
 
@@ -155,19 +183,37 @@ def _metadata(phase: str, block_bytes: int) -> Mapping[str, Any]:
 
 @cache
 def _frames(source: Source, phase: str) -> list[_Frame]:
-    """What memory_viz shows as the stack, the innermost first: operation, module, and the line or else the phase."""
+    """What memory_viz shows as the stack, the innermost first: operation, module, and the line or
+    else the phase.
+    """
     file, _, line = source.line.rpartition(":")
-    stack = [("operation", 0, source.op), ("module", 0, source.module), (file or "phase", int(line or 0), phase)]
-    return [{"filename": filename, "line": number, "name": name} for filename, number, name in stack if name]
+    stack = [
+        ("operation", 0, source.op),
+        ("module", 0, source.module),
+        (file or "phase", int(line or 0), phase),
+    ]
+    return [
+        {"filename": filename, "line": number, "name": name}
+        for filename, number, name in stack
+        if name
+    ]
 
 
-def _segment(address: int, nbytes: int, held: list[dict[str, Any]], pool: str, *, expandable: bool) -> dict[str, Any]:
+def _segment(
+    address: int, nbytes: int, held: list[dict[str, Any]], pool: str, *, expandable: bool
+) -> dict[str, Any]:
     """A segment with its blocks in use and what is free between them."""
     blocks, reached = [], address
     for block in [*held, None]:
         start = address + nbytes if block is None else block["address"]
         if start > reached:
-            free = {"address": reached, "size": start - reached, "requested_size": 0, "state": "inactive", "frames": []}
+            free = {
+                "address": reached,
+                "size": start - reached,
+                "requested_size": 0,
+                "state": "inactive",
+                "frames": [],
+            }
             blocks.append(free)
         if block is not None:
             blocks.append(block)

@@ -1,7 +1,8 @@
 """The model's part of a training, traced once for all optimizers.
 
-A step is forward, backward, clipping, `step`, `zero_grad`. This recording stops where gradients stand; the optimizer's (optimizer_trace.py)
-takes them over by their allocation numbers, so that laid end to end the two are the stream of one run.
+A step is forward, backward, clipping, `step`, `zero_grad`. This recording stops where gradients
+stand; the optimizer's (optimizer_trace.py) takes them over by their allocation numbers, so that
+laid end to end the two are the stream of one run.
 """
 
 from collections.abc import Mapping
@@ -34,12 +35,15 @@ from .handover import Layout, SparseLayout, TensorLayout, layout_of
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTrace:
-    """The model's part: allocations, what happens before the first step, and each step up to its gradients.
+    """The model's part: allocations, what happens before the first step, and each step up to its
+    gradients.
 
-    `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths in the model; `gradients` holds, step by
-    step, the layout of each parameter's gradient or None. `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls
-    for which a kernel was chosen, which may depend on the GPU. `constants` has the number that every element of a parameter is at first,
-    as of a bias that begins at 0, or None. `settings` are torch's as the model's factory left them.
+    `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths
+    in the model; `gradients` holds, step by step, the layout of each parameter's gradient or None.
+    `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls for which a
+    kernel was chosen, which may depend on the GPU. `constants` has the number that every element of
+    a parameter is at first, as of a bias that begins at 0, or None. `settings` are torch's as the
+    model's factory left them.
     """
 
     allocations: Allocations
@@ -64,7 +68,9 @@ def without_optimizer(scenario: Scenario) -> Scenario:
 
 
 def _first_alike(gpu: str | None) -> str | None:
-    """Return the first GPU with this one's compute capability; None for what is assumed without one."""
+    """Return the first GPU with this one's compute capability; None for what is assumed without
+    one.
+    """
     wanted = _capability(gpu)
     if wanted == USUAL_DEVICE.compute_capability:
         return None
@@ -91,7 +97,11 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         batch = _enter(recorder, workpiece) if scenario.workload == "train" else {}
     layouts = [(TensorLayout.of(p, recorder), p.requires_grad) for p in parameters]
     with cuda_kernels(_capability(scenario.gpu)) as attention:
-        steps = _train(recorder, scenario, workpiece, batch) if batch else [_hold_gradients(recorder, parameters)]
+        steps = (
+            _train(recorder, scenario, workpiece, batch)
+            if batch
+            else [_hold_gradients(recorder, parameters)]
+        )
     return ModelTrace(
         allocations=recorder.allocations,
         build=recorder.segments[0],
@@ -144,13 +154,21 @@ def _enter(recorder: Recorder, workpiece: Workpiece) -> Mapping[str, Any]:
     return map_tensors(enter, workpiece.batch)
 
 
-def _train(recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: Mapping[str, Any]) -> list[_Step]:
+def _train(
+    recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: Mapping[str, Any]
+) -> list[_Step]:
     parameters = list(workpiece.model.parameters())
     # It owns the gradients and is never stepped: what it would do is the other recording's.
-    owner = torch.optim.SGD([parameter for parameter in parameters if parameter.requires_grad], lr=0.0)
+    owner = torch.optim.SGD(
+        [parameter for parameter in parameters if parameter.requires_grad], lr=0.0
+    )
 
     def phase(name: str) -> AbstractContextManager[None]:
-        return recorder.phase("forward", "activation") if name == "forward" else recorder.phase(cast(Phase, name))
+        return (
+            recorder.phase("forward", "activation")
+            if name == "forward"
+            else recorder.phase(cast(Phase, name))
+        )
 
     found = []
     with cuda_autocast():

@@ -1,1 +1,3 @@
-"""What a program would allocate on a device, traced on meta tensors with the kernels that CUDA would pick."""
+"""What a program would allocate on a device, traced on meta tensors with the kernels that CUDA
+would pick.
+"""

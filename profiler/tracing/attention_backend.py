@@ -93,8 +93,13 @@ def choose(call: Call, settings: Settings) -> Backend | Literal["error"]:
 
 
 def depends_on(seen: Iterable[tuple[Call, Settings]], capability: Capability) -> bool:
-    """Return whether a GPU of this compute capability would choose otherwise for one of the calls."""
-    return any(choose(call, settings) != choose(call, replace(settings, capability=capability)) for call, settings in seen)
+    """Return whether a GPU of this compute capability would choose otherwise for one of the
+    calls.
+    """
+    return any(
+        choose(call, settings) != choose(call, replace(settings, capability=capability))
+        for call, settings in seen
+    )
 
 
 def _preference(capability: Capability) -> tuple[Backend, ...]:

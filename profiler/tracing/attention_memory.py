@@ -44,7 +44,12 @@ def _efficient_blocks(device: Device, width: int, is_half: bool) -> _Blocks:
 
 
 def _efficient_backward(
-    device: Device, shape: tuple[int, int, int, int], keys: int, value_width: int, is_half: bool, copied: int
+    device: Device,
+    shape: tuple[int, int, int, int],
+    keys: int,
+    value_width: int,
+    is_half: bool,
+    copied: int,
 ) -> list[int]:
     """The gradient laid out anew; output times gradient, its sum, that laid out anew; a workspace.
 
@@ -55,21 +60,43 @@ def _efficient_backward(
     batch, heads, queries, width = shape
     rows = batch * heads * queries
     block = _efficient_blocks(device, max(width, value_width), is_half)
-    floats = -(-queries // block.queries) * -(-width // block.keys) * (4 + block.queries * block.keys)
+    floats = (
+        -(-queries // block.queries) * -(-width // block.keys) * (4 + block.queries * block.keys)
+    )
     if is_half and not block.in_registers:
         splits = -(-keys // block.keys)
         if batch * heads >= 256 and keys <= 2 * block.keys:
             splits = 1
         splits = max(1, min(splits, 200 // (batch * heads)))
-        floats += splits * block.keys * sum(_rounded(number, block.queries) for number in (width, value_width))
+        floats += (
+            splits
+            * block.keys
+            * sum(_rounded(number, block.queries) for number in (width, value_width))
+        )
     product = 0 if is_half else 4 * rows * value_width
-    return [copied, product, 0 if is_half else 4 * rows, 4 * rows, 4 * batch * heads * _rounded(floats, 4)]
+    return [
+        copied,
+        product,
+        0 if is_half else 4 * rows,
+        4 * rows,
+        4 * batch * heads * _rounded(floats, 4),
+    ]
 
 
 def _of_efficient_backward(
-    _: Any, grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any, **___: Any
+    _: Any,
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *__: Any,
+    **___: Any,
 ) -> tuple[Any, ...]:
-    copied = 0 if grad_out.transpose(1, 2).is_contiguous() else grad_out.numel() * grad_out.element_size()
+    copied = (
+        0
+        if grad_out.transpose(1, 2).is_contiguous()
+        else grad_out.numel() * grad_out.element_size()
+    )
     return tuple(query.shape), key.size(2), value.size(3), query.dtype in _HALVES, copied
 
 
@@ -92,13 +119,17 @@ def _splits(device: Device, blocks: int, key_blocks: int) -> int:
         return 1
     most = min(128, places, key_blocks)
     # More parts of as many blocks leave some of them empty.
-    counts = [n for n in range(1, most + 1) if n == 1 or -(-key_blocks // n) != -(-key_blocks // (n - 1))]
+    counts = [
+        n for n in range(1, most + 1) if n == 1 or -(-key_blocks // n) != -(-key_blocks // (n - 1))
+    ]
     waves = {n: blocks * n / places for n in counts}
     filled = {n: waves[n] / ceil(waves[n]) for n in counts}
     return next(n for n in counts if filled[n] >= 0.85 * max(filled.values()))
 
 
-def _flash_forward(device: Device, heads: int, queries: int, keys: int, width: int, drops: bool) -> list[int]:
+def _flash_forward(
+    device: Device, heads: int, queries: int, keys: int, width: int, drops: bool
+) -> list[int]:
     """set_params_splitkv: sums of exponentials and outputs of each part of the keys, in float32."""
     key_block = 256 if width <= 64 else 128 if width <= 128 else 64
     parts = 1 if drops else _splits(device, heads * -(-queries // 64), -(-keys // key_block))
@@ -111,7 +142,13 @@ def _padded(width: int) -> int:
 
 
 def _of_flash_forward(
-    _: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float = 0.0, *__: Any, **___: Any
+    _: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    dropout_p: float = 0.0,
+    *__: Any,
+    **___: Any,
 ) -> tuple[Any, ...]:
     del value
     batch, heads, queries, width = query.shape
@@ -129,7 +166,9 @@ def _repeated(query: torch.Tensor, key: torch.Tensor) -> int:
     return 0 if key.size(1) == heads else batch * heads * key.size(2) * width * key.element_size()
 
 
-def _of_flash_backward(_: Any, grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *__: Any, **___: Any) -> tuple[int, ...]:
+def _of_flash_backward(
+    _: Any, grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *__: Any, **___: Any
+) -> tuple[int, ...]:
     del grad_out
     batch, heads, queries, width = query.shape
     return batch * heads, queries, width, _repeated(query, key)
@@ -145,15 +184,25 @@ def _cudnn_backward(_: Device, heads: int, queries: int, width: int, repeated: i
 
 _KERNELS = {
     "_scaled_dot_product_efficient_attention": Kernel(
-        rule=_efficient_forward, numbers=_of_efficient_forward, order=(OUTPUT, OUTPUT, 0, OUTPUT, ~0)
+        rule=_efficient_forward,
+        numbers=_of_efficient_forward,
+        order=(OUTPUT, OUTPUT, 0, OUTPUT, ~0),
     ),
     "_scaled_dot_product_efficient_attention_backward": Kernel(
-        rule=_efficient_backward, numbers=_of_efficient_backward, order=(0, OUTPUT, 1, 2, 3, ~2, ~1, 4, ~3, ~4, ~0)
+        rule=_efficient_backward,
+        numbers=_of_efficient_backward,
+        order=(0, OUTPUT, 1, 2, 3, ~2, ~1, 4, ~3, ~4, ~0),
     ),
     "_scaled_dot_product_flash_attention": Kernel(
         rule=_flash_forward, numbers=_of_flash_forward, order=(OUTPUT, OUTPUT, 0, 1, OUTPUT, ~1, ~0)
     ),
-    "_scaled_dot_product_flash_attention_backward": Kernel(rule=_flash_backward, numbers=_of_flash_backward, order=after_outputs(4)),
-    "_scaled_dot_product_cudnn_attention_backward": Kernel(rule=_cudnn_backward, numbers=_of_flash_backward, order=after_outputs(1)),
+    "_scaled_dot_product_flash_attention_backward": Kernel(
+        rule=_flash_backward, numbers=_of_flash_backward, order=after_outputs(4)
+    ),
+    "_scaled_dot_product_cudnn_attention_backward": Kernel(
+        rule=_cudnn_backward, numbers=_of_flash_backward, order=after_outputs(1)
+    ),
 }
-ATTENTION: Mapping[Any, Kernel] = {getattr(aten, name).default: kernel for name, kernel in _KERNELS.items()}
+ATTENTION: Mapping[Any, Kernel] = {
+    getattr(aten, name).default: kernel for name, kernel in _KERNELS.items()
+}

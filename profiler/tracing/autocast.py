@@ -1,9 +1,11 @@
-"""CUDA's autocast on meta tensors, which torch leaves as they are: the same lists of operations, the same copies of the weights.
+"""CUDA's autocast on meta tensors, which torch leaves as they are: the same lists of operations,
+the same copies of the weights.
 
-torch registers what autocast does with an operation under the dispatch key AutocastCUDA, for tensors on CUDA alone. Inside `cuda_autocast`
-the key holds for every tensor, and these kernels stand in its place; `torch.autocast("cuda")` then switches them on and off as ever, in a
-model's own code and in the recomputation of a checkpoint too. The lists: aten/src/ATen/autocast_mode.h and "Autocast Op Reference" in
-PyTorch's documentation.
+torch registers what autocast does with an operation under the dispatch key AutocastCUDA, for
+tensors on CUDA alone. Inside `cuda_autocast` the key holds for every tensor, and these kernels
+stand in its place; `torch.autocast("cuda")` then switches them on and off as ever, in a model's own
+code and in the recomputation of a checkpoint too. The lists: aten/src/ATen/autocast_mode.h and
+"Autocast Op Reference" in PyTorch's documentation.
 """
 
 import sys
@@ -25,45 +27,46 @@ from .recurrent_weights import halved
 
 def _names(text: str) -> tuple[str, ...]:
     """Those names whose operations this version of torch changes under autocast."""
-    return tuple(name for name in text.split() if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCUDA"))
+    return tuple(
+        name
+        for name in text.split()
+        if torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "AutocastCUDA")
+    )
 
 
 # They run in the lower precision.
-LOWER = _names(
-    """
-    _convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d conv_transpose2d.input conv_transpose3d.input
-    convolution cudnn_convolution cudnn_convolution_transpose prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear addbmm
-    baddbmm bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell
-    _scaled_dot_product_flash_attention scaled_dot_product_attention
-    """
-)
+LOWER = _names("""
+    _convolution.deprecated _convolution conv1d conv2d conv3d conv_tbc conv_transpose1d
+    conv_transpose2d.input conv_transpose3d.input convolution cudnn_convolution
+    cudnn_convolution_transpose prelu addmm addmv addr matmul einsum mm mv linalg_vecdot linear
+    addbmm baddbmm bmm chain_matmul linalg_multi_dot _thnn_fused_lstm_cell _thnn_fused_gru_cell
+    lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell _scaled_dot_product_flash_attention
+    scaled_dot_product_attention
+    """)
 # They run in float32.
-FULL = _names(
-    """
-    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar
-    softplus layer_norm native_layer_norm rms_norm group_norm frobenius_norm.dim nuclear_norm nuclear_norm.dim cosine_similarity
-    poisson_nll_loss cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss huber_loss mse_loss
-    margin_ranking_loss multilabel_margin_loss soft_margin_loss triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits
-    dist pdist cdist renorm logsumexp upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d _upsample_nearest_exact2d
-    upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d
-    upsample_bicubic2d _upsample_bicubic2d_aa
-    """
-)
+FULL = _names("""
+    acos asin cosh erfinv exp expm1 log log10 log2 log1p reciprocal rsqrt sinh tan pow.Tensor_Scalar
+    pow.Tensor_Tensor pow.Scalar softplus layer_norm native_layer_norm rms_norm group_norm
+    frobenius_norm.dim nuclear_norm nuclear_norm.dim cosine_similarity poisson_nll_loss
+    cosine_embedding_loss nll_loss nll_loss2d hinge_embedding_loss kl_div l1_loss smooth_l1_loss
+    huber_loss mse_loss margin_ranking_loss multilabel_margin_loss soft_margin_loss
+    triplet_margin_loss multi_margin_loss binary_cross_entropy_with_logits dist pdist cdist renorm
+    logsumexp upsample_nearest1d _upsample_nearest_exact1d upsample_nearest2d
+    _upsample_nearest_exact2d upsample_nearest3d _upsample_nearest_exact3d upsample_linear1d
+    upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d
+    _upsample_bicubic2d_aa
+    """)
 # They accumulate in float32 where the caller asks for no dtype.
-FULL_BY_DTYPE = _names(
-    """
-    prod prod.dim_int softmax.int log_softmax.int cumprod cumsum sum sum.dim_IntList linalg_vector_norm linalg_matrix_norm
-    linalg_matrix_norm.str_ord
-    """
-)
+FULL_BY_DTYPE = _names("""
+    prod prod.dim_int softmax.int log_softmax.int cumprod cumsum sum sum.dim_IntList
+    linalg_vector_norm linalg_matrix_norm linalg_matrix_norm.str_ord
+    """)
 # The same, by an overload with a dtype.
 NORMS = {"norm.Scalar": "norm.ScalarOpt_dtype", "norm.ScalarOpt_dim": "norm.ScalarOpt_dim_dtype"}
 # They run in the widest dtype among their tensors.
-PROMOTE = _names(
-    """
+PROMOTE = _names("""
     addcdiv addcmul atan2 bilinear cross dot vdot grid_sampler index_put tensordot scatter_add
-    """
-)
+    """)
 
 
 # Functions that take a device's type.
@@ -80,7 +83,9 @@ _OF_A_DEVICE: tuple[tuple[Any, str], ...] = (
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """Inside, `torch.autocast("cuda")` works on meta tensors, whether the machine has CUDA or not."""
+    """Inside, `torch.autocast("cuda")` works on meta tensors, whether the machine has CUDA or
+    not.
+    """
     casts = _Casts()
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
@@ -92,27 +97,37 @@ def cuda_autocast() -> Iterator[None]:
         with ExitStack() as stack:
             for patch in _patches(casts):
                 stack.enter_context(patch)
-            stack.enter_context(torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastCUDA))
+            stack.enter_context(
+                torch._C._IncludeDispatchKeyGuard(torch._C.DispatchKey.AutocastCUDA)
+            )
             yield
     finally:
         library._destroy()
 
 
 def _patches(casts: "_Casts") -> Iterator[AbstractContextManager[Any]]:
-    """What stands between autocast and a machine without CUDA, or between a meta tensor and the word "cuda"."""
+    """What stands between autocast and a machine without CUDA, or between a meta tensor and the
+    word "cuda".
+    """
     # Functions, as mock's own stand-ins would keep the tensors that they are called with.
     yield autocast_can_be_made()
     # Models ask for the autocast of a tensor's device, which is "meta" here.
     for owner, name in _OF_A_DEVICE:
         yield mock.patch.object(owner, name, new=_to_cuda(getattr(owner, name)))
     # custom_fwd casts the tensors that are on the device that it names.
-    yield mock.patch.object(torch.amp.autocast_mode, "_cast", new=_to_meta(torch.amp.autocast_mode._cast))
+    yield mock.patch.object(
+        torch.amp.autocast_mode, "_cast", new=_to_meta(torch.amp.autocast_mode._cast)
+    )
     yield mock.patch.object(torch, "clear_autocast_cache", new=casts.clear)
     # A checkpoint notes the autocast of its tensors' device, to run again under the same.
     yield mock.patch.object(torch.utils.checkpoint, "_infer_device_type", new=_cuda)
     # transformers switches autocast off around rotary embeddings, but not for meta tensors.
     for module in list(sys.modules.values()):
-        if module is not None and module.__name__.startswith("transformers.") and "maybe_autocast" in vars(module):
+        if (
+            module is not None
+            and module.__name__.startswith("transformers.")
+            and "maybe_autocast" in vars(module)
+        ):
             yield mock.patch.object(module, "maybe_autocast", new=_maybe_autocast)
 
 
@@ -120,7 +135,10 @@ def _to_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, which takes "meta" for "cuda"."""
 
     def asked(*args: Any, **kwargs: Any) -> Any:
-        return function(*map(_cuda_for_meta, args), **{name: _cuda_for_meta(value) for name, value in kwargs.items()})
+        return function(
+            *map(_cuda_for_meta, args),
+            **{name: _cuda_for_meta(value) for name, value in kwargs.items()},
+        )
 
     return asked
 
@@ -180,24 +198,41 @@ class _Casts:
             yield name, self._norm(_overload(name), _overload(with_dtype))
 
     def _recurrent(
-        self, tensor: torch.Tensor, weights: Sequence[torch.Tensor], stride: int, buffer: torch.Tensor | None, *arguments: Any
+        self,
+        tensor: torch.Tensor,
+        weights: Sequence[torch.Tensor],
+        stride: int,
+        buffer: torch.Tensor | None,
+        *arguments: Any,
     ) -> Any:
-        """Run cuDNN's recurrent layers in float16, whatever autocast's dtype: cudnn/AutocastRNN.cpp."""
+        """Run cuDNN's recurrent layers in float16, whatever autocast's dtype:
+        cudnn/AutocastRNN.cpp.
+        """
         with _off():
             hx, cx, mode, hidden, projection, count, _, _, _, bidirectional, *_ = arguments
             if _is_castable(weights[0]) and weights[0].dtype != torch.float16:
-                weights, buffer = halved(weights, stride, tensor.size(-1), mode, hidden, projection, count, bidirectional)
+                weights, buffer = halved(
+                    weights, stride, tensor.size(-1), mode, hidden, projection, count, bidirectional
+                )
             cx = self._cast(cx, torch.float16) if cx is not None and _is_castable(cx) else cx
             hx = self._cast(hx, torch.float16) if _is_castable(hx) else hx
             tensor = self._cast(tensor, torch.float16) if _is_castable(tensor) else tensor
-            return torch.ops.aten._cudnn_rnn(tensor, weights, stride, buffer, hx, cx, *arguments[2:])
+            return torch.ops.aten._cudnn_rnn(
+                tensor, weights, stride, buffer, hx, cx, *arguments[2:]
+            )
 
     def _full_by_dtype(self, func: Any) -> Kernel:
-        """A kernel that lets `func` make float32 of lower precision, where the caller asks for no dtype."""
+        """A kernel that lets `func` make float32 of lower precision, where the caller asks for no
+        dtype.
+        """
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with _off():
-                if _is_low(args[0]) and kwargs.get("dtype") is None and len(args) <= _place_of_dtype(func):
+                if (
+                    _is_low(args[0])
+                    and kwargs.get("dtype") is None
+                    and len(args) <= _place_of_dtype(func)
+                ):
                     kwargs["dtype"] = torch.float32
                 return func(*args, **kwargs)
 
@@ -217,23 +252,41 @@ class _Casts:
     def _casting(self, func: Any, dtype_of: Callable[[list[torch.Tensor]], torch.dtype]) -> Kernel:
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with _off():
-                dtype = dtype_of([leaf for leaf in tree_leaves((args, kwargs)) if _is_castable(leaf)])
-                kwargs = {name: self._cast_all(value, dtype) for name, value in reversed(kwargs.items())}
-                # The compiler of torch's Linux builds evaluates arguments from the last to the first.
+                dtype = dtype_of(
+                    [leaf for leaf in tree_leaves((args, kwargs)) if _is_castable(leaf)]
+                )
+                kwargs = {
+                    name: self._cast_all(value, dtype) for name, value in reversed(kwargs.items())
+                }
+                # The compiler of torch's Linux builds evaluates arguments from the last to the
+                # first.
                 last_to_first = [self._cast_all(value, dtype) for value in reversed(args)]
                 return func(*reversed(last_to_first), **kwargs)
 
         return kernel
 
     def _cast_all(self, argument: Any, dtype: torch.dtype) -> Any:
-        return tree_map(lambda leaf: self._cast(leaf, dtype) if _is_castable(leaf) else leaf, argument)
+        return tree_map(
+            lambda leaf: self._cast(leaf, dtype) if _is_castable(leaf) else leaf, argument
+        )
 
     def _cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor in `dtype`; a float32 weight is cast to the lower precision once for all that use it."""
+        """The tensor in `dtype`; a float32 weight is cast to the lower precision once for all that
+        use it.
+        """
         if tensor.dtype == dtype:
             return tensor
-        keeps = tensor.dtype == torch.float32 and tensor.requires_grad and tensor.is_leaf and not tensor._is_view()
-        if not keeps or dtype != torch.get_autocast_dtype("cuda") or not torch.is_autocast_cache_enabled():
+        keeps = (
+            tensor.dtype == torch.float32
+            and tensor.requires_grad
+            and tensor.is_leaf
+            and not tensor._is_view()
+        )
+        if (
+            not keeps
+            or dtype != torch.get_autocast_dtype("cuda")
+            or not torch.is_autocast_cache_enabled()
+        ):
             return tensor.to(dtype)
         held = self._kept.get(id(tensor))
         if held is not None and held[0]() is tensor:
@@ -250,11 +303,18 @@ def _overload(name: str) -> Any:
 
 def _off() -> AbstractContextManager[None]:
     """Inside, operations are as they are without autocast."""
-    return torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA))
+    return torch._C._ExcludeDispatchKeyGuard(
+        torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
+    )
 
 
 def _is_castable(leaf: Any) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.device.type == "meta" and leaf.is_floating_point() and leaf.dtype != torch.float64
+    return (
+        isinstance(leaf, torch.Tensor)
+        and leaf.device.type == "meta"
+        and leaf.is_floating_point()
+        and leaf.dtype != torch.float64
+    )
 
 
 def _is_low(leaf: Any) -> bool:

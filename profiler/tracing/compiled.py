@@ -55,7 +55,8 @@ def _refuse(name: str, place: str) -> None:
     if name in _FLEX_ATTENTION:
         reason += "; compiled, flex attention holds no scores, and all of them as Python runs it"
     raise UntraceableError(
-        f"{place or running_line() or 'the program'} {name} {reason}; leave torch.compile out, or use --device cpu or cuda"
+        f"{place or running_line() or 'the program'} {name} {reason}; leave torch.compile out, or"
+        " use --device cpu or cuda"
     )
 
 

@@ -1,6 +1,7 @@
 """Operations that every device runs as several others, which torch's meta tensors run as one.
 
-Their results in between are allocations too: the exponentials of a logsumexp are as large as its operand.
+Their results in between are allocations too: the exponentials of a logsumexp are as large as its
+operand.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,7 +48,9 @@ def _count_nonzero_in(tensor: torch.Tensor, dim: list[int]) -> torch.Tensor:
     return (tensor if tensor.dtype == torch.bool else tensor != 0).sum(dim)
 
 
-def _multinomial(tensor: torch.Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None) -> torch.Tensor:
+def _multinomial(
+    tensor: torch.Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None
+) -> torch.Tensor:
     """The steps of multinomial_out in ATen/native/Distributions.cpp, without the checks of values.
 
     Samples with replacement, of which the kernel draws several, follow MultinomialKernel.cu.
@@ -67,7 +70,9 @@ def _multinomial(tensor: torch.Tensor, num_samples: int, replacement: bool = Fal
     return result
 
 
-def _binary_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, *_: Any, **__: Any) -> torch.Tensor:
+def _binary_loss(
+    tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, *_: Any, **__: Any
+) -> torch.Tensor:
     """The steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
 
     The output is made as large as the losses and given its shape of one number after that, which
@@ -80,7 +85,9 @@ def _binary_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1,
     return reduce(tensor - target, dim=[], out=output.resize_(()))
 
 
-def _huber_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, delta: float = 1.0) -> torch.Tensor:
+def _huber_loss(
+    tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, delta: float = 1.0
+) -> torch.Tensor:
     """The steps of huber_loss in ATen/native/Loss.cpp."""
     del target, delta
     losses = torch.empty_like(tensor)
@@ -88,7 +95,10 @@ def _huber_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, 
 
 
 def _binary_cross_entropy(
-    tensor: torch.Tensor, target: torch.Tensor, weight: torch.Tensor | None = None, reduction: int = 1
+    tensor: torch.Tensor,
+    target: torch.Tensor,
+    weight: torch.Tensor | None = None,
+    reduction: int = 1,
 ) -> torch.Tensor:
     """The steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
 
@@ -98,13 +108,17 @@ def _binary_cross_entropy(
     return _reduced_in_place(torch.empty_like(tensor), reduction)
 
 
-def _soft_margin_loss(tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1) -> torch.Tensor:
+def _soft_margin_loss(
+    tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1
+) -> torch.Tensor:
     """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory too."""
     del target
     return _reduced_in_place(-tensor, reduction)
 
 
-def _soft_margin_loss_backward(grad: torch.Tensor, tensor: torch.Tensor, target: torch.Tensor, reduction: int) -> torch.Tensor:
+def _soft_margin_loss_backward(
+    grad: torch.Tensor, tensor: torch.Tensor, target: torch.Tensor, reduction: int
+) -> torch.Tensor:
     """The steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
     del grad, reduction
     negated = -target
@@ -145,7 +159,9 @@ def _embedding_bag_backward(
     weights: torch.Tensor | None,
     padding_idx: int = -1,
 ) -> Any:
-    """The steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp; a dense gradient is made in one."""
+    """The steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp; a dense gradient
+    is made in one.
+    """
     del offsets, largest
     if not sparse:
         return NotImplemented
@@ -172,12 +188,17 @@ def _im2col(
 ) -> torch.Tensor:
     """The steps of im2col_cuda in ATen/native/cuda/Im2Col.cu."""
     along = zip(tensor.shape[-2:], kernel_size, dilation, padding, stride, strict=True)
-    places = [(size + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for size, kernel, gap, pad, step in along]
+    places = [
+        (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+        for size, kernel, gap, pad, step in along
+    ]
     rows = tensor.shape[-3] * prod(kernel_size)
     return _resized(tensor, (*tensor.shape[:-3], rows, prod(places)))
 
 
-def _col2im(tensor: torch.Tensor, output_size: list[int], kernel_size: list[int], *_: list[int]) -> torch.Tensor:
+def _col2im(
+    tensor: torch.Tensor, output_size: list[int], kernel_size: list[int], *_: list[int]
+) -> torch.Tensor:
     """The steps of col2im_cuda in ATen/native/cuda/Col2Im.cu."""
     channels = tensor.shape[-2] // prod(kernel_size)
     return _resized(tensor, (*tensor.shape[:-2], channels, *output_size))
@@ -198,7 +219,9 @@ def _resized(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _like_second(_: torch.Tensor, tensor: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
-    """The gradient of a margin loss, or of what torch samples, which has no meta kernel: its operand's shape."""
+    """The gradient of a margin loss, or of what torch samples, which has no meta kernel: its
+    operand's shape.
+    """
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
@@ -264,7 +287,8 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     },
 }
 PARTS = {id(func): run for func, run in _PARTS.items()}
-"""Functions that run the parts of an operation, by its identity; to be called where each of them is recorded.
+"""Functions that run the parts of an operation, by its identity; to be called where each of
+them is recorded.
 
 NotImplemented says that these arguments do not take it apart.
 """

@@ -28,17 +28,30 @@ def _most(_: Device, nbytes: int) -> tuple[int]:
     return (nbytes,)
 
 
-def _of_forward(result: torch.Tensor, source: torch.Tensor, weight: torch.Tensor, _: Any, *options: Any) -> tuple[int] | None:
+def _of_forward(
+    result: torch.Tensor, source: torch.Tensor, weight: torch.Tensor, _: Any, *options: Any
+) -> tuple[int] | None:
     return _of_convolution(source, weight, result, options)
 
 
-def _of_backward(_: Any, gradient: torch.Tensor, source: torch.Tensor, weight: torch.Tensor, __: Any, *options: Any) -> tuple[int] | None:
-    """The gradients of input and weight are worked out one after the other, within the same bound."""
+def _of_backward(
+    _: Any,
+    gradient: torch.Tensor,
+    source: torch.Tensor,
+    weight: torch.Tensor,
+    __: Any,
+    *options: Any,
+) -> tuple[int] | None:
+    """The gradients of input and weight are worked out one after the other, within the same
+    bound.
+    """
     wanted = options[-1]
     return _of_convolution(source, weight, gradient, options[:-1]) if any(wanted[:2]) else None
 
 
-def _of_convolution(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, options: Sequence[Any]) -> tuple[int] | None:
+def _of_convolution(
+    source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, options: Sequence[Any]
+) -> tuple[int] | None:
     """Bytes that cuDNN takes at most while this convolution runs; None where it does not run it."""
     stride, _, dilation, transposed, output_padding, groups = options
     if any(more >= step for more, step in zip(output_padding, stride, strict=False)):

@@ -11,7 +11,8 @@ import torch
 from .values import UnknownError, value_of
 
 aten = torch.ops.aten
-# From this on a sum over labels is taken before the kernel, by the rule of ctc_loss_backward_gpu_template.
+# From this on a sum over labels is taken before the kernel, by the rule of
+# ctc_loss_backward_gpu_template.
 _LARGE = 450
 
 
@@ -26,11 +27,17 @@ def _longest(lengths: torch.Tensor | Sequence[int]) -> int:
 
 def _lengths(log_probs: torch.Tensor) -> list[torch.Tensor]:
     """The lengths of targets and of inputs on the device, and where each target begins."""
-    return [torch.empty(log_probs.size(1), dtype=torch.int64, device=log_probs.device) for _ in range(3)]
+    return [
+        torch.empty(log_probs.size(1), dtype=torch.int64, device=log_probs.device) for _ in range(3)
+    ]
 
 
-def _forward(log_probs: torch.Tensor, targets: Any, input_lengths: Any, target_lengths: Any, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of each sample and its forward variables, over targets with blanks in between."""
+def _forward(
+    log_probs: torch.Tensor, targets: Any, input_lengths: Any, target_lengths: Any, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of each sample and its forward variables, over targets with blanks in
+    between.
+    """
     del targets, input_lengths
     _held = _lengths(log_probs)
     steps, batch, _labels = log_probs.shape
@@ -56,14 +63,18 @@ def _backward(
     result = torch.empty_like(log_probs, memory_format=torch.contiguous_format)
     steps, batch, labels = log_probs.shape
     if 2 * steps + 24 * batch // 10 + 2 * labels // 10 > _LARGE:
-        blanks = (log_alpha[..., ::2] + log_beta[..., ::2]).logsumexp(2, keepdim=True).permute(1, 0, 2)
+        blanks = (
+            (log_alpha[..., ::2] + log_beta[..., ::2]).logsumexp(2, keepdim=True).permute(1, 0, 2)
+        )
         blanks.add_(losses.view(1, batch, 1)).sub_(log_probs.narrow(2, blank, 1)).exp_()
         result.narrow(2, blank, 1).sub_(blanks)
         del blanks
         result.mul_(grad.view(1, batch, 1))
         if zero_infinity:
             infinite = losses.view(1, batch, 1) == torch.inf
-            result = torch.where(infinite, torch.zeros((), dtype=result.dtype, device=result.device), result)
+            result = torch.where(
+                infinite, torch.zeros((), dtype=result.dtype, device=result.device), result
+            )
     return result
 
 

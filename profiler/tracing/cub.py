@@ -35,7 +35,13 @@ def sort_bytes(device: Device, count: int, key: int, value: int, bits: int) -> i
     passes, digits = -(-bits // _DIGIT_BITS), 1 << _DIGIT_BITS
     blocks = -(-count // _block(key, value, is_new=is_new))
     second = count if passes > 1 else 0
-    parts = (passes * digits * _LONG, blocks * digits * _INT, second * key, second * value, passes * _INT)
+    parts = (
+        passes * digits * _LONG,
+        blocks * digits * _INT,
+        second * key,
+        second * value,
+        passes * _INT,
+    )
     return in_one(parts)
 
 

@@ -25,13 +25,17 @@ _LARGEST_COPY = 1 << 22
 
 
 class HostReads:
-    """Answers the reads of a traced program; `running` names what runs where no line of code does."""
+    """Answers the reads of a traced program; `running` names what runs where no line of code
+    does.
+    """
 
     def __init__(self, samples: Samples | None, running: Callable[[], str]) -> None:
         self._samples, self._running = samples, running
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what one of READS gives; NotImplemented where it does not bring values to the host."""
+        """Return what one of READS gives; NotImplemented where it does not bring values to the
+        host.
+        """
         if func is _ITEM:
             return self._item(args[0])
         if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
@@ -80,7 +84,9 @@ def as_on_cuda() -> Iterator[None]:
     """
     make, cast = torch.tensor, torch.Tensor.type
 
-    def made(*args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any) -> torch.Tensor:
+    def made(
+        *args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
         is_meta = device is not None and torch.device(device).type == "meta"
         tensor = make(*args, device="cpu" if is_meta else device, **kwargs)
         return (tensor.to("meta") if is_meta else tensor).requires_grad_(requires_grad)

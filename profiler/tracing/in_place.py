@@ -1,10 +1,11 @@
-"""Autograd's writes in place, which it replaces by copies while a dispatch mode or a meta tensor is in use.
+"""Autograd's writes in place, which it replaces by copies while a dispatch mode or a meta tensor is
+in use.
 
-A tensor that may be a subclass must not lose its type, so autograd makes a new tensor for it where it
-writes into an existing one on a GPU (isTensorSubclassLike in ATen/TensorSubclassLikeUtils.h): where it
-sums the gradients of a tensor with several consumers, and in the backward pass of gather, index, max
-and some others, and in a linear layer over a tensor that is not contiguous. These functions find
-such a copy, so that a recorder can write in place instead.
+A tensor that may be a subclass must not lose its type, so autograd makes a new tensor for it where
+it writes into an existing one on a GPU (isTensorSubclassLike in ATen/TensorSubclassLikeUtils.h):
+where it sums the gradients of a tensor with several consumers, and in the backward pass of gather,
+index, max and some others, and in a linear layer over a tensor that is not contiguous. These
+functions find such a copy, so that a recorder can write in place instead.
 """
 
 import sys
@@ -42,7 +43,8 @@ _INTO_ZEROS = {
 # scatter_reduce_backward and index_reduce_backward count into zeros by a copy.
 _COPYING = ("ScatterReduceBackward0", "IndexReduceBackward0")
 # What a node writes into a result of its own in between, by the node's name: binary_cross_entropy_-
-# with_logits_backward in ATen/native/Loss.cpp; the others in torch/csrc/autograd/FunctionsManual.cpp.
+# with_logits_backward in ATen/native/Loss.cpp; the others in
+# torch/csrc/autograd/FunctionsManual.cpp.
 _INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
     "BinaryCrossEntropyWithLogitsBackward0": {
         aten.sub.Tensor: aten.sub_.Tensor,
@@ -53,12 +55,24 @@ _INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
     "ClampBackward1": {aten.logical_and.default: aten.logical_and_.default},
     "Atan2Backward0": {aten.masked_fill.Scalar: aten.masked_fill_.Scalar},
 }
-# A linear layer adds its bias in place to a product of three dimensions or more that it could not flatten.
+# A linear layer adds its bias in place to a product of three dimensions or more that it could not
+# flatten.
 _LINEAR = partial(aten.linear.default._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
-# accumulateGrad in torch/csrc/autograd/functions/accumulate_grad.h copies a parameter's first sparse gradient
-# where others refer to its parts, as a dispatch mode does; else it takes the parts as they are.
+# accumulateGrad in torch/csrc/autograd/functions/accumulate_grad.h copies a parameter's first
+# sparse gradient where others refer to its parts, as a dispatch mode does; else it takes the parts
+# as they are.
 _COPY = aten.clone.default
-_CANDIDATES = frozenset(map(id, (_ADD, _COPY, *_INTO_ZEROS, *(func for table in _INTO_TEMPORARIES.values() for func in table))))
+_CANDIDATES = frozenset(
+    map(
+        id,
+        (
+            _ADD,
+            _COPY,
+            *_INTO_ZEROS,
+            *(func for table in _INTO_TEMPORARIES.values() for func in table),
+        ),
+    )
+)
 
 
 class InPlace:
@@ -70,7 +84,9 @@ class InPlace:
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Follow every backward pass that begins inside, and let linear layers of meta tensors add their bias in place."""
+        """Follow every backward pass that begins inside, and let linear layers of meta tensors add
+        their bias in place.
+        """
         _alone()
         library = torch.library.Library("aten", "IMPL")
         library.impl("linear", _linear, "AutogradMeta")
@@ -89,7 +105,8 @@ class InPlace:
             library._destroy()
 
     def instead_of(self, func: Any, args: Any) -> tuple[Any, Any] | None:
-        """Return the operation that runs in place of `func`, with its arguments: it writes the first.
+        """Return the operation that runs in place of `func`, with its arguments: it writes the
+        first.
 
         None where autograd itself takes a new tensor.
         """
@@ -102,7 +119,11 @@ class InPlace:
             return self._accumulated(args)
         name = node.name()
         if func is _COPY:
-            taken = "AccumulateGrad" in name and args[0].is_sparse and all(part.is_contiguous() for part in data_of(args[0]))
+            taken = (
+                "AccumulateGrad" in name
+                and args[0].is_sparse
+                and all(part.is_contiguous() for part in data_of(args[0]))
+            )
             return (aten.detach.default, args[:1]) if taken else None
         if func in _INTO_ZEROS and self._zeros is not None and self._zeros() is args[0]:
             # Autograd hands its zeros on by value: only Python's references tell whose they are.
@@ -121,11 +142,16 @@ class InPlace:
             self._zeros = weakref.ref(result)
 
     def _accumulated(self, args: Any) -> tuple[Any, Any] | None:
-        """The sum of two gradients of one tensor, written into the older one if nothing else uses it.
+        """The sum of two gradients of one tensor, written into the older one if nothing else uses
+        it.
 
         As `accumulate` in torch/csrc/autograd/input_buffer.cpp decides.
         """
-        same = args[0].dtype == args[1].dtype and args[0].shape == args[1].shape and args[0].layout is args[1].layout is torch.strided
+        same = (
+            args[0].dtype == args[1].dtype
+            and args[0].shape == args[1].shape
+            and args[0].layout is args[1].layout is torch.strided
+        )
         # No local name for the operand: it would be one more reference.
         if same and _references(args[0]) == _alone() and is_dense(args[0]):
             return aten.add_.Tensor, args
@@ -136,7 +162,9 @@ class InPlace:
         self._ended = number
 
 
-def _linear(tensor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def _linear(
+    tensor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """linear in ATen/native/Linear.cpp, which asks only here whether it may write in place."""
     if bias is None or tensor.dim() < 3 or tensor.is_contiguous():
         return _LINEAR(tensor, weight, bias)
@@ -159,7 +187,9 @@ def _adding_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
 
 
 class _References(NamedTuple):
-    """Counts of references: to the tensor from C++, to its storage from C++, and to the tensor from Python."""
+    """Counts of references: to the tensor from C++, to its storage from C++, and to the tensor from
+    Python.
+    """
 
     tensor: int
     storage: int
@@ -168,7 +198,9 @@ class _References(NamedTuple):
 
 def _references(tensor: Any) -> _References:
     storage = tensor.untyped_storage()
-    return _References(tensor._use_count(), torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(tensor))
+    return _References(
+        tensor._use_count(), torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(tensor)
+    )
 
 
 @cache

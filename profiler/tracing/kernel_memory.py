@@ -41,7 +41,11 @@ WORKSPACE = Request(_workspace, (), 0)
 
 
 def sized_for(
-    segments: Sequence[Segment], allocations: Allocations, gpu: str | None, *, optional: bool = False
+    segments: Sequence[Segment],
+    allocations: Allocations,
+    gpu: str | None,
+    *,
+    optional: bool = False,
 ) -> tuple[list[Segment], Allocations]:
     """The stream as it is on this GPU, without the requests that its kernels do not make.
 
@@ -57,17 +61,28 @@ def sized_for(
     allocations = replace(allocations, nbytes=nbytes)
     absent = {number for number in allocations.requests if not nbytes[number]}
     absent |= {~number for number in absent}
-    present = [replace(segment, events=[event for event in segment.events if event not in absent]) for segment in segments]
+    present = [
+        replace(segment, events=[event for event in segment.events if event not in absent])
+        for segment in segments
+    ]
     return present, allocations
 
 
 def _foreach_norm(_: Device, tensors: int, longest: int, item: int) -> list[int]:
-    """foreach_tensor_norm_cuda (ForeachReduceOp.cu): a partial sum for each chunk of the longest."""
+    """foreach_tensor_norm_cuda (ForeachReduceOp.cu): a partial sum for each chunk of the
+    longest.
+    """
     return [item * tensors * -(-longest // 65_536)]
 
 
-def _of_foreach_norm(_: Any, tensors: Sequence[torch.Tensor], *__: Any, **___: Any) -> tuple[int, int, int]:
-    return len(tensors), max(tensor.numel() for tensor in tensors), max(4, tensors[0].element_size())
+def _of_foreach_norm(
+    _: Any, tensors: Sequence[torch.Tensor], *__: Any, **___: Any
+) -> tuple[int, int, int]:
+    return (
+        len(tensors),
+        max(tensor.numel() for tensor in tensors),
+        max(4, tensors[0].element_size()),
+    )
 
 
 KERNELS: Mapping[Any, Kernel] = {
@@ -80,7 +95,9 @@ KERNELS: Mapping[Any, Kernel] = {
     **ORDERING,
     **SCANS,
     **MASKS,
-    aten._foreach_norm.Scalar: Kernel(rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)),
+    aten._foreach_norm.Scalar: Kernel(
+        rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)
+    ),
 }
 
 # Operations by identity: to hash one takes longer than to look its number up.

@@ -1,7 +1,8 @@
-"""The kernels of an optimizer's step, with the bytes that each must move, from its own code run on meta tensors.
+"""The kernels of an optimizer's step, with the bytes that each must move, from its own code run on
+meta tensors.
 
-An operation reads each tensor that it is given once and writes each that it makes or changes once. A view moves nothing, memory that is
-only taken neither, and what lives on the host does not count.
+An operation reads each tensor that it is given once and writes each that it makes or changes once.
+A view moves nothing, memory that is only taken neither, and what lives on the host does not count.
 """
 
 from collections import Counter
@@ -23,7 +24,17 @@ from .samples import ReadBackError, Samples
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
 # They take memory and leave it as it is.
-_NOT_RUN = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_", "lift", "lift_fresh"}
+_NOT_RUN = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+    "set_",
+    "lift",
+    "lift_fresh",
+}
 # They write what they change without reading it.
 _OVERWRITING = {
     "copy_",
@@ -41,7 +52,8 @@ _OVERWRITING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One operation on the device: its launches, the bytes that it reads and writes, and the arithmetic of a matrix product in `dtype`.
+    """One operation on the device: its launches, the bytes that it reads and writes, and the
+    arithmetic of a matrix product in `dtype`.
 
     `waits` marks a number that is read back: the host stands still until the device has come to it.
     """
@@ -58,8 +70,8 @@ class Kernel:
 class StepTrace:
     """The kernels of one step in order, and the bytes that no step could do without.
 
-    `needed_bytes` counts each tensor of parameters, gradients and state that the step reads once and each that it writes once, not
-    the temporaries between.
+    `needed_bytes` counts each tensor of parameters, gradients and state that the step reads once
+    and each that it writes once, not the temporaries between.
     """
 
     kernels: list[Kernel]
@@ -70,7 +82,9 @@ _Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 def trace_step(tensors: Iterable[tuple[tuple[int, ...], torch.dtype]], make: _Make) -> StepTrace:
-    """The second step, when the state is there, of the optimizer that `make` builds over trained parameters of these shapes and dtypes."""
+    """The second step, when the state is there, of the optimizer that `make` builds over trained
+    parameters of these shapes and dtypes.
+    """
     tensors = list(tensors)
     try:
         return _trace_step(tensors, make, Samples(None))
@@ -78,8 +92,13 @@ def trace_step(tensors: Iterable[tuple[tuple[int, ...], torch.dtype]], make: _Ma
         return _trace_step(tensors, make, Samples())
 
 
-def _trace_step(tensors: list[tuple[tuple[int, ...], torch.dtype]], make: _Make, samples: Samples) -> StepTrace:
-    parameters = [torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")) for shape, dtype in tensors]
+def _trace_step(
+    tensors: list[tuple[tuple[int, ...], torch.dtype]], make: _Make, samples: Samples
+) -> StepTrace:
+    parameters = [
+        torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))
+        for shape, dtype in tensors
+    ]
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter)
     optimizer = make(parameters)
@@ -87,13 +106,21 @@ def _trace_step(tensors: list[tuple[tuple[int, ...], torch.dtype]], make: _Make,
     with fused_on_meta(), recorder:
         optimizer.step()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        recorder.begin([*parameters, *gradients, *(tensor for _, tensor in state_tensors(optimizer, parameters))])
+        recorder.begin(
+            [
+                *parameters,
+                *gradients,
+                *(tensor for _, tensor in state_tensors(optimizer, parameters)),
+            ]
+        )
         optimizer.step()
     return recorder.found()
 
 
 class KernelRecorder(TorchDispatchMode):
-    """Records what runs on meta tensors as kernels, from its beginning; samples answer for numbers that are read back."""
+    """Records what runs on meta tensors as kernels, from its beginning; samples answer for numbers
+    that are read back.
+    """
 
     def __init__(self, samples: Samples | None = None) -> None:
         super().__init__()
@@ -113,17 +140,28 @@ class KernelRecorder(TorchDispatchMode):
 
     def found(self) -> StepTrace:
         """What was recorded since the beginning."""
-        needed = (min(count, self._lasting[storage]) for moved in (self._read, self._written) for storage, count in moved.items())
+        needed = (
+            min(count, self._lasting[storage])
+            for moved in (self._read, self._written)
+            for storage, count in moved.items()
+        )
         return StepTrace(kernels=self._kernels, needed_bytes=sum(needed))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
         if func is _READ_BACK and args[0].is_meta:
-            self._kernels.append(Kernel(name="_local_scalar_dense", bytes=args[0].element_size(), waits=True))
+            self._kernels.append(
+                Kernel(name="_local_scalar_dense", bytes=args[0].element_size(), waits=True)
+            )
             return self._samples.read(args[0], str)
         result = self._cache.run(func, args, kwargs)
-        self._samples.note(func, args, kwargs, [result] if isinstance(result, torch.Tensor) else tree_leaves(result))
+        self._samples.note(
+            func,
+            args,
+            kwargs,
+            [result] if isinstance(result, torch.Tensor) else tree_leaves(result),
+        )
         operation = _operation(func)
         if operation.runs and self._begun:
             self._record(operation, args, kwargs, result)
@@ -146,7 +184,9 @@ class KernelRecorder(TorchDispatchMode):
         )
 
     def _move(self, tensors: list[torch.Tensor], moved: Counter[int]) -> int:
-        """Bytes of the tensors, those that look at the same elements counted once; told to `moved` where they outlast the step."""
+        """Bytes of the tensors, those that look at the same elements counted once; told to `moved`
+        where they outlast the step.
+        """
         total = 0
         for tensor, storage in _once(tensors):
             count = _footprint(tensor)
@@ -158,7 +198,9 @@ class KernelRecorder(TorchDispatchMode):
 
 @dataclass(frozen=True, kw_only=True)
 class _Operation:
-    """What an operation's schema says once for all its calls: which arguments it reads and writes."""
+    """What an operation's schema says once for all its calls: which arguments it reads and
+    writes.
+    """
 
     name: str
     runs: bool
@@ -172,7 +214,9 @@ class _Operation:
         return self.name.startswith(("_foreach_", "_fused_"))
 
     def operands(self, args: Any, kwargs: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The tensors on the device that a call reads, and those of its arguments that it writes."""
+        """The tensors on the device that a call reads, and those of its arguments that it
+        writes.
+        """
         read: list[torch.Tensor] = []
         written: list[torch.Tensor] = []
         for place, name, reads, writes in self.arguments:
@@ -184,11 +228,21 @@ class _Operation:
         return read, written
 
     def launches(self, args: Any, made: list[torch.Tensor]) -> int:
-        """Launches of a call of a multi-tensor operation, which walks its lists, and one that it makes, side by side."""
-        lists = [tensors for argument in args if isinstance(argument, list | tuple) and (tensors := _on_device(argument))]
+        """Launches of a call of a multi-tensor operation, which walks its lists, and one that it
+        makes, side by side.
+        """
+        lists = [
+            tensors
+            for argument in args
+            if isinstance(argument, list | tuple) and (tensors := _on_device(argument))
+        ]
         # Step counts lie beside the lists of a fused kernel, not among them.
         walked = len(lists) - self.name.startswith("_fused_ada")
-        return launches((tensor.numel() for tensor in lists[0]), lists=walked + bool(made), scalars=self.has_scalars)
+        return launches(
+            (tensor.numel() for tensor in lists[0]),
+            lists=walked + bool(made),
+            scalars=self.has_scalars,
+        )
 
 
 @cache
@@ -197,10 +251,16 @@ def _operation(func: Any) -> _Operation:
     name = schema.name.removeprefix("aten::")
     return _Operation(
         name=name,
-        runs=func.namespace == "aten" and name not in _NOT_RUN and torch.Tag.inplace_view not in func.tags,
+        runs=func.namespace == "aten"
+        and name not in _NOT_RUN
+        and torch.Tag.inplace_view not in func.tags,
         has_scalars="ScalarList" in func._overloadname,
         flops=flop_registry.get(func._overloadpacket),
-        arguments=[_argument(name, place, argument) for place, argument in enumerate(schema.arguments) if "Tensor" in str(argument.type)],
+        arguments=[
+            _argument(name, place, argument)
+            for place, argument in enumerate(schema.arguments)
+            if "Tensor" in str(argument.type)
+        ],
     )
 
 
@@ -228,12 +288,17 @@ def _on_device(value: Any) -> list[torch.Tensor]:
 
 
 def _once(tensors: list[torch.Tensor]) -> Iterable[tuple[torch.Tensor, int]]:
-    """The tensors, each with its storage, without those that look at the same elements as another."""
+    """The tensors, each with its storage, without those that look at the same elements as
+    another.
+    """
     storages = [tensor.untyped_storage()._cdata for tensor in tensors]
     pairs = list(zip(tensors, storages, strict=True))
     if len(set(storages)) == len(storages):
         return pairs
-    return {(storage, tensor.storage_offset(), tensor.shape, tensor.stride()): (tensor, storage) for tensor, storage in pairs}.values()
+    return {
+        (storage, tensor.storage_offset(), tensor.shape, tensor.stride()): (tensor, storage)
+        for tensor, storage in pairs
+    }.values()
 
 
 def _footprint(tensor: torch.Tensor) -> int:

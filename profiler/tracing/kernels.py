@@ -27,15 +27,16 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Se
     """Inside, meta tensors take CUDA's path on a GPU of this compute capability.
 
     That is the path through `scaled_dot_product_attention`, `grouped_mm`, `dropout`, `rms_norm`,
-    `logsigmoid` and recurrent layers, forward and backward. Dropout keeps a mask of one byte an element. The
-    set fills with the calls of attention.
+    `logsigmoid` and recurrent layers, forward and backward. Dropout keeps a mask of one byte an
+    element. The set fills with the calls of attention.
     """
     library = torch.library.Library("aten", "IMPL")
     seen: set[tuple[Call, Settings]] = set()
     library.impl("scaled_dot_product_attention", partial(attend, capability, seen), "AutogradMeta")
     library.impl("dropout", _dropout, "AutogradMeta")
     library.impl("_fused_rms_norm", fused_rms_norm, "AutogradMeta")
-    # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for it.
+    # One operation on CUDA and the CPU, and several on meta tensors, which may have no kernel for
+    # it.
     library.impl("mish_backward", torch.mul, "AutogradMeta")
     for name, run, key in substitutes():
         library.impl(name, run, key)
@@ -56,9 +57,13 @@ def cuda_kernels(capability: Capability = (9, 0)) -> Iterator[set[tuple[Call, Se
 
 @contextmanager
 def foreach_on_meta() -> Iterator[None]:
-    """Inside, torch takes whole lists of meta tensors at once where it leaves the choice to the device, as in clipping."""
+    """Inside, torch takes whole lists of meta tensors at once where it leaves the choice to the
+    device, as in clipping.
+    """
     devices = [*_foreach_utils._get_foreach_kernels_supported_devices(), "meta"]
-    with mock.patch.object(_foreach_utils, "_get_foreach_kernels_supported_devices", return_value=devices):
+    with mock.patch.object(
+        _foreach_utils, "_get_foreach_kernels_supported_devices", return_value=devices
+    ):
         yield
 
 
@@ -75,20 +80,28 @@ def _log_sigmoid(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 @contextmanager
 def fused_on_meta() -> Iterator[None]:
-    """Inside, torch's optimizers with fused=True step on meta tensors too, which they refuse outside; the kernels are CUDA's.
+    """Inside, torch's optimizers with fused=True step on meta tensors too, which they refuse
+    outside; the kernels are CUDA's.
 
     So do those with capturable=True.
     """
     # torch.optim hides the module behind its package's namespace.
     optimizer: Any = import_module("torch.optim.optimizer")
     library = torch.library.Library("aten", "IMPL")
-    for overload in ("_fused_sgd_", "_fused_sgd_.tensor_lr", "_fused_adagrad_", "_fused_adagrad_.tensor_lr"):
+    for overload in (
+        "_fused_sgd_",
+        "_fused_sgd_.tensor_lr",
+        "_fused_adagrad_",
+        "_fused_adagrad_.tensor_lr",
+    ):
         library.impl(overload, _writes_in_place, "Meta")
     with ExitStack() as patches:
         for name in ("_get_fused_kernels_supported_devices", "_get_capturable_supported_devices"):
             supported = getattr(optimizer, name)
             for module in _holding(name, supported):
-                patches.enter_context(mock.patch.object(module, name, partial(_with_meta, supported)))
+                patches.enter_context(
+                    mock.patch.object(module, name, partial(_with_meta, supported))
+                )
         try:
             yield
         finally:
@@ -96,8 +109,14 @@ def fused_on_meta() -> Iterator[None]:
 
 
 def _holding(name: str, function: Any) -> list[ModuleType]:
-    """Modules that have the function under this name; each of torch's optimizers imports it for itself."""
-    return [module for module in list(sys.modules.values()) if getattr(module, "__dict__", {}).get(name) is function]
+    """Modules that have the function under this name; each of torch's optimizers imports it for
+    itself.
+    """
+    return [
+        module
+        for module in list(sys.modules.values())
+        if getattr(module, "__dict__", {}).get(name) is function
+    ]
 
 
 def _with_meta(supported: Callable[..., list[str]], *args: Any, **kwargs: Any) -> list[str]:

@@ -20,15 +20,25 @@ def data_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 def is_sparse(value: Any) -> bool:
     """Return whether a value is a sparse tensor without data."""
-    return isinstance(value, torch.Tensor) and value.layout not in (torch.strided, torch.jagged) and value.is_meta
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout not in (torch.strided, torch.jagged)
+        and value.is_meta
+    )
 
 
-def made(indices: torch.Tensor, values: torch.Tensor, shape: Any, *, coalesced: bool) -> torch.Tensor:
+def made(
+    indices: torch.Tensor, values: torch.Tensor, shape: Any, *, coalesced: bool
+) -> torch.Tensor:
     """Return the sparse tensor of these indices and values."""
-    return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False, is_coalesced=coalesced)
+    return torch.sparse_coo_tensor(
+        indices, values, shape, check_invariants=False, is_coalesced=coalesced
+    )
 
 
 def compressed(parts: Sequence[torch.Tensor], shape: Any, layout: torch.layout) -> torch.Tensor:
     """Return the tensor of compressed rows or columns that is made of these parts."""
     pointers, places, values = parts
-    return torch.sparse_compressed_tensor(pointers, places, values, shape, layout=layout, check_invariants=False)
+    return torch.sparse_compressed_tensor(
+        pointers, places, values, shape, layout=layout, check_invariants=False
+    )

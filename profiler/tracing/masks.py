@@ -20,7 +20,9 @@ _INT = 4
 
 
 class Mask(NamedTuple):
-    """A tensor whose nonzero places are looked up, their number, and bytes of its contiguous copy."""
+    """A tensor whose nonzero places are looked up, their number, and bytes of its contiguous
+    copy.
+    """
 
     numbers: int
     dimensions: int
@@ -44,7 +46,13 @@ def nonzero(device: Device, mask: Mask) -> list[int]:
     nonzero_cuda_out_impl.
     """
     places = _LONG * mask.dimensions * mask.places
-    return [mask.copied, _INT, sum_bytes(device, mask.numbers), places, select_bytes(mask.numbers) if mask.dimensions else 0]
+    return [
+        mask.copied,
+        _INT,
+        sum_bytes(device, mask.numbers),
+        places,
+        select_bytes(mask.numbers) if mask.dimensions else 0,
+    ]
 
 
 def _of_nonzero(result: torch.Tensor, tensor: torch.Tensor) -> tuple[Mask]:
@@ -56,19 +64,25 @@ def _masked_scatter(_: Device, numbers: int, copied: int) -> list[int]:
     return [_LONG * numbers, copied, scan_bytes(numbers, _LONG)]
 
 
-def _of_masked_scatter(result: torch.Tensor, _: Any, mask: torch.Tensor, source: torch.Tensor) -> tuple[int, int] | None:
+def _of_masked_scatter(
+    result: torch.Tensor, _: Any, mask: torch.Tensor, source: torch.Tensor
+) -> tuple[int, int] | None:
     del source
     if not result.numel():
         return None
     return result.numel(), copied_bytes(mask.expand(result.shape))
 
 
-def _of_masked_scatter_backward(_: Any, grad: torch.Tensor, mask: torch.Tensor, sizes: Sequence[int]) -> tuple[Mask]:
+def _of_masked_scatter_backward(
+    _: Any, grad: torch.Tensor, mask: torch.Tensor, sizes: Sequence[int]
+) -> tuple[Mask]:
     """masked_select of as many places as the source has: the trace takes none to be left over."""
     return (Mask.of(mask.expand(grad.shape), prod(sizes)),)
 
 
-_SCATTER = Kernel(rule=_masked_scatter, numbers=_of_masked_scatter, order=(OUTPUT, 0, 1, 2, ~2, ~1, ~0))
+_SCATTER = Kernel(
+    rule=_masked_scatter, numbers=_of_masked_scatter, order=(OUTPUT, 0, 1, 2, ~2, ~1, ~0)
+)
 
 
 def _without_places(device: Device, mask: Mask) -> list[int]:
@@ -78,10 +92,14 @@ def _without_places(device: Device, mask: Mask) -> list[int]:
 
 
 MASKS: Mapping[Any, Kernel] = {
-    aten.nonzero.default: Kernel(rule=_without_places, numbers=_of_nonzero, order=(0, 1, 2, ~2, OUTPUT, 3, ~3, ~1, ~0)),
+    aten.nonzero.default: Kernel(
+        rule=_without_places, numbers=_of_nonzero, order=(0, 1, 2, ~2, OUTPUT, 3, ~3, ~1, ~0)
+    ),
     aten.masked_scatter.default: _SCATTER,
     aten.masked_scatter_.default: _SCATTER,
     aten.masked_scatter_backward.default: Kernel(
-        rule=nonzero, numbers=_of_masked_scatter_backward, order=(0, 1, 2, ~2, 3, 4, ~4, ~1, ~0, OUTPUT, ~3)
+        rule=nonzero,
+        numbers=_of_masked_scatter_backward,
+        order=(0, 1, 2, ~2, 3, 4, ~4, ~1, ~0, OUTPUT, ~3),
     ),
 }

@@ -1,7 +1,9 @@
-"""Copies of operands that cuBLAS cannot read where they lie: expanded ones, and those with gaps in both directions.
+"""Copies of operands that cuBLAS cannot read where they lie: expanded ones, and those with gaps in
+both directions.
 
-prepare_matrix_for_cublas in ATen/native/cuda/cuBlasCommonArgs.h, and prepare_batch_matrix_for_cublas
-and addmv_out_cuda in Blas.cpp beside it. The gradient of `sum()` is such an operand: one number, expanded.
+prepare_matrix_for_cublas in ATen/native/cuda/cuBlasCommonArgs.h, and
+prepare_batch_matrix_for_cublas and addmv_out_cuda in Blas.cpp beside it. The gradient of `sum()` is
+such an operand: one number, expanded.
 """
 
 from collections.abc import Mapping
@@ -33,7 +35,9 @@ def _copied(tensor: torch.Tensor) -> int:
 
 
 def _is_readable(tensor: torch.Tensor) -> bool:
-    """Return whether the rows or the columns of each matrix are dense, with a stride between them."""
+    """Return whether the rows or the columns of each matrix are dense, with a stride between
+    them.
+    """
     if tensor.dim() == 1:
         return tensor.stride(0) != 0
     (down, across), (rows, columns) = tensor.stride()[-2:], tensor.shape[-2:]

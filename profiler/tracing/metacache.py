@@ -1,6 +1,8 @@
-"""Operations on meta tensors, run once for each combination of shapes: a model repeats its layers, an optimizer its parameters.
+"""Operations on meta tensors, run once for each combination of shapes: a model repeats its layers,
+an optimizer its parameters.
 
-Working out an output's shape takes torch up to half a millisecond; making a tensor of a known shape takes microseconds.
+Working out an output's shape takes torch up to half a millisecond; making a tensor of a known shape
+takes microseconds.
 """
 
 from typing import Any
@@ -20,10 +22,15 @@ class MetaCache:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What `func` returns for these arguments, possibly without running it."""
-        # Operations by identity: to hash one takes longer than to look its number up, and they live as long as torch does.
+        # Operations by identity: to hash one takes longer than to look its number up, and they live
+        # as long as torch does.
         kind = self._kinds.get(id(func))
         if kind is None:
-            kind = self._kinds[id(func)] = _makes_its_outputs(func), _only_writes(func), _fills_out(func)
+            kind = self._kinds[id(func)] = (
+                _makes_its_outputs(func),
+                _only_writes(func),
+                _fills_out(func),
+            )
         makes, writes, fills = kind
         if not makes and not writes and not fills:
             return func(*args, **kwargs)
@@ -35,11 +42,15 @@ class MetaCache:
             return kwargs["out"] if fills else args[0] if func._schema.returns else None
         if key in self._made:
             container, layouts = self._made[key]
-            tensors = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in layouts]
+            tensors = [
+                torch.empty_strided(shape, stride, dtype=dtype, device="meta")
+                for shape, stride, dtype in layouts
+            ]
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
         if writes or fills:
-            # An output of another shape was given the right one, and is of another kind than the key says.
+            # An output of another shape was given the right one, and is of another kind than the
+            # key says.
             if writes or key[-1] == ("out", _key(kwargs["out"])):
                 self._written.add(key)
         else:
@@ -50,7 +61,10 @@ class MetaCache:
         outputs = [result] if isinstance(result, torch.Tensor) else result
         if type(outputs) in (list, tuple) and all(map(_is_fresh, outputs)):
             container = None if isinstance(result, torch.Tensor) else type(result)
-            self._made[key] = (container, [(output.shape, output.stride(), output.dtype) for output in outputs])
+            self._made[key] = (
+                container,
+                [(output.shape, output.stride(), output.dtype) for output in outputs],
+            )
 
 
 class _NotCacheableError(Exception):
@@ -70,19 +84,34 @@ def _key(argument: Any) -> Any:
 
 def _is_fresh(output: Any) -> bool:
     """Whether the tensor is all there is in its storage, as `empty_strided` would make it."""
-    if not isinstance(output, torch.Tensor) or output.device.type != "meta" or output.layout is not torch.strided:
+    if (
+        not isinstance(output, torch.Tensor)
+        or output.device.type != "meta"
+        or output.layout is not torch.strided
+    ):
         return False
     if output.storage_offset():
         return False
-    span = 1 + sum((size - 1) * stride for size, stride in zip(output.shape, output.stride(), strict=True)) if output.numel() else 0
+    span = (
+        1
+        + sum(
+            (size - 1) * stride for size, stride in zip(output.shape, output.stride(), strict=True)
+        )
+        if output.numel()
+        else 0
+    )
     return output.untyped_storage().nbytes() == span * output.element_size()
 
 
 def _makes_its_outputs(func: Any) -> bool:
     """Whether the operation writes nothing and returns new tensors only."""
     schema = func._schema
-    written = any(argument.alias_info is not None for argument in (*schema.arguments, *schema.returns))
-    return func.namespace == "aten" and not written and schema.returns and schema.name not in _SHARING
+    written = any(
+        argument.alias_info is not None for argument in (*schema.arguments, *schema.returns)
+    )
+    return (
+        func.namespace == "aten" and not written and schema.returns and schema.name not in _SHARING
+    )
 
 
 def _only_writes(func: Any) -> bool:
@@ -90,15 +119,34 @@ def _only_writes(func: Any) -> bool:
     schema = func._schema
     if func.namespace != "aten" or torch.Tag.inplace_view in func.tags or schema.name in _RESIZING:
         return False
-    written = [argument.alias_info is not None and argument.alias_info.is_write for argument in schema.arguments]
-    return written[:1] == [True] and not any(written[1:]) and schema.name.endswith("_") and len(schema.returns) <= 1
+    written = [
+        argument.alias_info is not None and argument.alias_info.is_write
+        for argument in schema.arguments
+    ]
+    return (
+        written[:1] == [True]
+        and not any(written[1:])
+        and schema.name.endswith("_")
+        and len(schema.returns) <= 1
+    )
 
 
 def _fills_out(func: Any) -> bool:
-    """Whether the operation writes what it works out into a tensor that it is given as `out`, and nothing else."""
+    """Whether the operation writes what it works out into a tensor that it is given as `out`, and
+    nothing else.
+    """
     schema = func._schema
-    written = [argument.name for argument in schema.arguments if argument.alias_info is not None and argument.alias_info.is_write]
-    return func.namespace == "aten" and written == ["out"] and schema.arguments[-1].name == "out" and len(schema.returns) == 1
+    written = [
+        argument.name
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return (
+        func.namespace == "aten"
+        and written == ["out"]
+        and schema.arguments[-1].name == "out"
+        and len(schema.returns) == 1
+    )
 
 
 # They return their argument's storage without saying so in their schema.

@@ -21,14 +21,23 @@ _ROWS_OF_A_BLOCK = 32
 
 
 def _layer_norm_backward(
-    device: Device, copied: tuple[int, int], rows: int, width: int, weight: torch.dtype | None, gradients: int
+    device: Device,
+    copied: tuple[int, int],
+    rows: int,
+    width: int,
+    weight: torch.dtype | None,
+    gradients: int,
 ) -> list[int]:
     """Tensor and gradient laid out anew; sums over many short rows are made in two passes.
 
     LaunchGammaBetaBackwardCUDAKernel.
     """
     columns = device.warp
-    if weight is None or rows <= _ROWS_IN_ONE_PASS or width // columns >= device.multiprocessors // 2:
+    if (
+        weight is None
+        or rows <= _ROWS_IN_ONE_PASS
+        or width // columns >= device.multiprocessors // 2
+    ):
         return [*copied, 0, 0, 0, 0]
     parts = min(_MOST_BLOCKS // -(-width // columns), -(-rows // _ROWS_OF_A_BLOCK))
     part = parts * width * weight.itemsize
@@ -36,14 +45,25 @@ def _layer_norm_backward(
 
 
 def _of_layer_norm_backward(
-    result: Sequence[torch.Tensor | None], grad_out: torch.Tensor, tensor: torch.Tensor, shape: Sequence[int], *_: Any, **__: Any
+    result: Sequence[torch.Tensor | None],
+    grad_out: torch.Tensor,
+    tensor: torch.Tensor,
+    shape: Sequence[int],
+    *_: Any,
+    **__: Any,
 ) -> tuple[Any, ...] | None:
     gradients = [gradient for gradient in result[1:] if gradient is not None]
     copied = (copied_bytes(tensor), copied_bytes(grad_out))
     if not gradients and not any(copied):
         return None
     width = prod(shape)
-    return copied, tensor.numel() // max(1, width), width, gradients[0].dtype if gradients else None, len(gradients)
+    return (
+        copied,
+        tensor.numel() // max(1, width),
+        width,
+        gradients[0].dtype if gradients else None,
+        len(gradients),
+    )
 
 
 def _copies(_: Device, *copied: int) -> tuple[int, ...]:
@@ -61,13 +81,17 @@ def _of_softmax(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int
     return _of_layer_norm(_, tensor)
 
 
-def _of_softmax_backward(_: Any, grad: torch.Tensor, output: torch.Tensor, *__: Any, **___: Any) -> tuple[int, ...] | None:
+def _of_softmax_backward(
+    _: Any, grad: torch.Tensor, output: torch.Tensor, *__: Any, **___: Any
+) -> tuple[int, ...] | None:
     """host_softmax_backward: gradient and output laid out anew."""
     copied = (copied_bytes(grad), copied_bytes(output))
     return copied if any(copied) else None
 
 
-def _group_norm(_: Device, batch: int, channels: int, groups: int, pixels: int, is_half: bool, scaled: bool) -> list[int]:
+def _group_norm(
+    _: Device, batch: int, channels: int, groups: int, pixels: int, is_half: bool, scaled: bool
+) -> list[int]:
     """GroupNormKernelImplInternal: statistics in float32; each channel's factor and offset."""
     statistics = 4 * batch * groups if is_half else 0
     factors = 4 * batch * channels if pixels > 1 and scaled else 0
@@ -75,13 +99,24 @@ def _group_norm(_: Device, batch: int, channels: int, groups: int, pixels: int, 
 
 
 def _of_group_norm(
-    _: Any, tensor: torch.Tensor, weight: Any, bias: Any, batch: int, channels: int, pixels: int, groups: int, *__: Any, **___: Any
+    _: Any,
+    tensor: torch.Tensor,
+    weight: Any,
+    bias: Any,
+    batch: int,
+    channels: int,
+    pixels: int,
+    groups: int,
+    *__: Any,
+    **___: Any,
 ) -> tuple[Any, ...]:
     scaled = weight is not None or bias is not None
     return batch, channels, groups, pixels, tensor.element_size() == 2, scaled
 
 
-def _group_norm_backward(_: Device, batch: int, channels: int, groups: int, pixels: int, scaled: bool) -> list[int]:
+def _group_norm_backward(
+    _: Device, batch: int, channels: int, groups: int, pixels: int, scaled: bool
+) -> list[int]:
     """GroupNormBackwardKernelImplInternal: sums and factors of channels, numbers of groups."""
     sums = 4 * batch * channels if pixels > 1 else 0
     return [sums, sums, 4 * batch * groups, 4 * batch * groups, sums if scaled else 0]
@@ -105,7 +140,11 @@ def _of_group_norm_backward(
     return batch, channels, groups, pixels, weight is not None
 
 
-_LAYER_NORM = Kernel(rule=_layer_norm_backward, numbers=_of_layer_norm_backward, order=(0, OUTPUT, 1, 2, 3, 4, 5, ~5, ~4, ~3, ~2, ~1, ~0))
+_LAYER_NORM = Kernel(
+    rule=_layer_norm_backward,
+    numbers=_of_layer_norm_backward,
+    order=(0, OUTPUT, 1, 2, 3, 4, 5, ~5, ~4, ~3, ~2, ~1, ~0),
+)
 _LAYER_NORM_FORWARD = Kernel(rule=_copies, numbers=_of_layer_norm, order=before_outputs(1))
 _SOFTMAX = Kernel(rule=_copies, numbers=_of_softmax, order=after_outputs(1))
 _SOFTMAX_BACKWARD = Kernel(rule=_copies, numbers=_of_softmax_backward, order=after_outputs(2))
@@ -118,6 +157,10 @@ NORMS: Mapping[Any, Kernel] = {
     aten._fused_rms_norm.default: _LAYER_NORM_FORWARD,
     aten.native_layer_norm_backward.default: _LAYER_NORM,
     aten._fused_rms_norm_backward.default: _LAYER_NORM,
-    aten.native_group_norm.default: Kernel(rule=_group_norm, numbers=_of_group_norm, order=after_outputs(4)),
-    aten.native_group_norm_backward.default: Kernel(rule=_group_norm_backward, numbers=_of_group_norm_backward, order=after_outputs(5)),
+    aten.native_group_norm.default: Kernel(
+        rule=_group_norm, numbers=_of_group_norm, order=after_outputs(4)
+    ),
+    aten.native_group_norm_backward.default: Kernel(
+        rule=_group_norm_backward, numbers=_of_group_norm_backward, order=after_outputs(5)
+    ),
 }

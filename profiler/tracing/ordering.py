@@ -40,7 +40,13 @@ class _Rows(NamedTuple):
         length = tensor.size(dim)
         is_copied = tensor.stride(dim) != 1 or not aten.is_non_overlapping_and_dense.default(tensor)
         lies_across = is_copied and output.stride(dim) != 1
-        return cls(tensor.numel() // max(1, length), length, tensor.element_size(), is_copied=is_copied, lies_across=lies_across)
+        return cls(
+            tensor.numel() // max(1, length),
+            length,
+            tensor.element_size(),
+            is_copied=is_copied,
+            lies_across=lies_across,
+        )
 
 
 _SORT_PLACES = 9
@@ -55,7 +61,11 @@ def _sort(device: Device, given: _Rows) -> list[int]:
     if length <= _SMALL_SORT:
         return [_LONG * length] + [0] * (_SORT_PLACES - 1)
     count = rows * length
-    moved = [count * item if is_copied else 0, count * item if lies_across else 0, count * _LONG if lies_across else 0]
+    moved = [
+        count * item if is_copied else 0,
+        count * item if lies_across else 0,
+        count * _LONG if lies_across else 0,
+    ]
     if rows == 1 or length >= 1_000_000:
         buffers = [_LONG * length, 0, 0, sort_bytes(device, length, item, _LONG, 8 * item), 0]
     elif rows < 128:
@@ -72,7 +82,9 @@ def _sort(device: Device, given: _Rows) -> list[int]:
 _SORT_ORDER = (0, ~0, 1, 2, 3, 4, 5, 6, 7, ~7, ~6, 8, ~8, ~5, ~4, ~3, ~2, ~1)
 
 
-def _of_sort(result: Sequence[torch.Tensor], tensor: torch.Tensor, dim: int = -1, *_: Any, **__: Any) -> tuple[_Rows] | None:
+def _of_sort(
+    result: Sequence[torch.Tensor], tensor: torch.Tensor, dim: int = -1, *_: Any, **__: Any
+) -> tuple[_Rows] | None:
     return (_Rows.of(tensor, dim, result[0]),) if tensor.dim() and tensor.numel() else None
 
 
@@ -84,7 +96,14 @@ _DIGITS = 256
 
 def _shares_rows(rows: int, length: int) -> bool:
     """should_use_multiblock: several blocks take one row."""
-    for most, least in ((20, 20_000), (40, 10_000), (80, 8000), (199, 5000), (799, 3000), (4000, 800)):
+    for most, least in (
+        (20, 20_000),
+        (40, 10_000),
+        (80, 8000),
+        (199, 5000),
+        (799, 3000),
+        (4000, 800),
+    ):
         if rows <= most:
             return length >= least
     return length >= 400
@@ -116,12 +135,19 @@ def _topk(device: Device, copied: int, given: _Rows, k: int, is_sorted: bool) ->
 
 
 def _of_topk(
-    result: Sequence[torch.Tensor], tensor: torch.Tensor, k: int, dim: int = -1, *options: bool, **_: Any
+    result: Sequence[torch.Tensor],
+    tensor: torch.Tensor,
+    k: int,
+    dim: int = -1,
+    *options: bool,
+    **_: Any,
 ) -> tuple[Any, ...] | None:
     is_sorted = options[1] if len(options) > 1 else True
     if not tensor.numel() or not k:
         return None
-    rows = _Rows.of(result[0], dim, result[0])._replace(length=tensor.size(dim) if tensor.dim() else 1)
+    rows = _Rows.of(result[0], dim, result[0])._replace(
+        length=tensor.size(dim) if tensor.dim() else 1
+    )
     return copied_bytes(tensor), rows, k, is_sorted
 
 
@@ -134,7 +160,9 @@ def _of_selection(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[i
     return (copied_bytes(tensor),)
 
 
-def _of_mode(_: Any, tensor: torch.Tensor, dim: int = -1, *__: Any, **___: Any) -> tuple[int] | None:
+def _of_mode(
+    _: Any, tensor: torch.Tensor, dim: int = -1, *__: Any, **___: Any
+) -> tuple[int] | None:
     """mode_kernel_impl: the input with its rows side by side; a copy of rows beyond one block."""
     if not tensor.dim() or tensor.size(dim) <= 1:
         return None

@@ -1,4 +1,5 @@
-"""cuDNN's recurrent layers on meta tensors: one operation, which torch takes apart there step by step.
+"""cuDNN's recurrent layers on meta tensors: one operation, which torch takes apart there step by
+step.
 
 After native/cudnn/RNN.cpp, native/RNN.cpp and native/cuda/RNN.cu in aten/src/ATen of torch 2.13.
 cuDNN's code is closed: what it keeps for the backward pass and takes while it runs are ranges
@@ -78,10 +79,25 @@ def _padded(
 ) -> tuple[torch.Tensor, ...]:
     """Run sequences of one length: _cudnn_impl; `steps` is torch's way without cuDNN."""
     if not _uses_cudnn(tensor):
-        return steps(tensor, hidden, weights, has_biases, count, dropout, train, bidirectional, batch_first)
+        return steps(
+            tensor, hidden, weights, has_biases, count, dropout, train, bidirectional, batch_first
+        )
     states = hidden if mode == "lstm" else [hidden]
     state = dropout_state.of(dropout, train)
-    return _run(mode, tensor, states, weights, has_biases, count, dropout, train, bidirectional, batch_first, [], state)
+    return _run(
+        mode,
+        tensor,
+        states,
+        weights,
+        has_biases,
+        count,
+        dropout,
+        train,
+        bidirectional,
+        batch_first,
+        [],
+        state,
+    )
 
 
 def _packed(
@@ -100,11 +116,26 @@ def _packed(
 ) -> tuple[torch.Tensor, ...]:
     """Run packed sequences; `batch_sizes` lies on the host."""
     if not _uses_cudnn(tensor):
-        return steps(tensor, batch_sizes, hidden, weights, has_biases, count, dropout, train, bidirectional)
+        return steps(
+            tensor, batch_sizes, hidden, weights, has_biases, count, dropout, train, bidirectional
+        )
     states = hidden if mode == "lstm" else [hidden]
     state = dropout_state.of(dropout, train)
     sizes = batch_sizes.tolist()
-    return _run(mode, tensor, states, weights, has_biases, count, dropout, train, bidirectional, False, sizes, state)
+    return _run(
+        mode,
+        tensor,
+        states,
+        weights,
+        has_biases,
+        count,
+        dropout,
+        train,
+        bidirectional,
+        False,
+        sizes,
+        state,
+    )
 
 
 def _uses_cudnn(tensor: torch.Tensor) -> bool:
@@ -128,7 +159,14 @@ def _run(
     hx, cx = states[0], states[1] if mode == "lstm" else None
     hidden = hx.size(2) if cx is None else cx.size(2)
     projection = hx.size(2) if hx.size(2) != hidden else 0
-    layers = Layers(mode=mode, inputs=tensor.size(-1), hidden=hidden, projection=projection, count=count, directions=1 + bidirectional)
+    layers = Layers(
+        mode=mode,
+        inputs=tensor.size(-1),
+        hidden=hidden,
+        projection=projection,
+        count=count,
+        directions=1 + bidirectional,
+    )
     layout = Weights.of(layers, has_biases=has_biases)
     found = aten._cudnn_rnn(
         tensor,
@@ -180,7 +218,9 @@ class _Call:
             count=count,
             directions=1 + bidirectional,
         )
-        return cls(layers=layers, batch_first=batch_first and not batch_sizes, batch_sizes=batch_sizes)
+        return cls(
+            layers=layers, batch_first=batch_first and not batch_sizes, batch_sizes=batch_sizes
+        )
 
     def in_steps(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor with the time step as its first axis."""
@@ -219,7 +259,9 @@ def _cudnn_rnn(
 ) -> tuple[torch.Tensor, ...]:
     """The requests of _cudnn_rnn in native/cudnn/RNN.cpp, in their order."""
     del weights, stride, dropout, dropout_state
-    call = _Call.of(tensor, mode, hidden, projection, count, batch_first, bidirectional, batch_sizes)
+    call = _Call.of(
+        tensor, mode, hidden, projection, count, batch_first, bidirectional, batch_sizes
+    )
     layers = call.layers
     steps, batch, tokens = call.sizes(tensor)
     copied = call.in_steps(tensor).contiguous()
@@ -230,7 +272,11 @@ def _cudnn_rnn(
     if buffer is None:
         buffer = copied.new_empty(Weights.of(layers, has_biases=True).numel)
     space = call.workspace(tensor)
-    kept = SPACE(*reserve(layers, steps, batch, tokens, tensor.element_size())) if train else tensor.new_empty(0, dtype=torch.uint8)
+    kept = (
+        SPACE(*reserve(layers, steps, batch, tokens, tensor.element_size()))
+        if train
+        else tensor.new_empty(0, dtype=torch.uint8)
+    )
     # As C++ frees them, the last first.
     del space, copied
     return call.in_steps(output), hy, cy, kept, buffer
@@ -264,8 +310,14 @@ def _cudnn_rnn_backward(
     del dropout, train, dropout_state, kept
     if grad_output is None and grad_hy is None and grad_cy is None:
         return None, None, None, [None] * len(weights)
-    call = _Call.of(tensor, mode, hidden, projection, count, batch_first, bidirectional, batch_sizes)
-    grad_output = torch.zeros_like(output, memory_format=torch.contiguous_format) if grad_output is None else grad_output
+    call = _Call.of(
+        tensor, mode, hidden, projection, count, batch_first, bidirectional, batch_sizes
+    )
+    grad_output = (
+        torch.zeros_like(output, memory_format=torch.contiguous_format)
+        if grad_output is None
+        else grad_output
+    )
     grad_hy = torch.zeros_like(hx) if grad_hy is None else grad_hy
     grad_cy = torch.zeros_like(cx) if grad_cy is None and cx is not None else grad_cy
     found = _input_gradients(call, tensor, hx, cx, grad_output, grad_hy, grad_cy)
@@ -293,8 +345,12 @@ def _input_gradients(
     return call.in_steps(dx), dhx, dcx
 
 
-def _weight_gradients(call: _Call, tensor: torch.Tensor, weights: Tensors, stride: int, buffer: torch.Tensor) -> list[torch.Tensor]:
-    """Gradients that lie in one buffer as the weights do, or copies where the model has no biases."""
+def _weight_gradients(
+    call: _Call, tensor: torch.Tensor, weights: Tensors, stride: int, buffer: torch.Tensor
+) -> list[torch.Tensor]:
+    """Gradients that lie in one buffer as the weights do, or copies where the model has no
+    biases.
+    """
     copied = call.in_steps(tensor).contiguous()
     gradients = torch.zeros_like(buffer)
     space = call.workspace(tensor)
@@ -312,7 +368,12 @@ def _pack(tensor: torch.Tensor, lengths: torch.Tensor, batch_first: bool) -> Any
     """Pack sequences whose lengths the trace knows; CUDA asks for them on the host."""
     known = value_of(lengths)
     own = aten._pack_padded_sequence.default._op_dk
-    return own(torch._C.DispatchKey.CompositeExplicitAutograd, tensor, lengths if known is None else known, batch_first)
+    return own(
+        torch._C.DispatchKey.CompositeExplicitAutograd,
+        tensor,
+        lengths if known is None else known,
+        batch_first,
+    )
 
 
 PARTS: Mapping[Any, Callable[..., Any]] = {

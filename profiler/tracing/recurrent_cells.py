@@ -51,12 +51,19 @@ def _fused_gru_cell(
     return hy, hx.new_empty((hx.size(0), hx.size(1) * _KEPT_BY_GRU))
 
 
-def _fused_gru_cell_backward(grad_hy: torch.Tensor, kept: torch.Tensor, has_bias: bool) -> tuple[torch.Tensor | None, ...]:
+def _fused_gru_cell_backward(
+    grad_hy: torch.Tensor, kept: torch.Tensor, has_bias: bool
+) -> tuple[torch.Tensor | None, ...]:
     """Return the gradients of _thnn_fused_gru_cell_backward_cuda."""
     batch, gates = kept.size(0), kept.size(1) // _KEPT_BY_GRU * 3
     of_input, of_hidden = (kept.new_empty((batch, gates)) for _ in range(2))
     biases = [kept.new_empty(gates) if has_bias else None for _ in range(2)]
-    return of_input, of_hidden, torch.empty_like(grad_hy, memory_format=torch.contiguous_format), *biases
+    return (
+        of_input,
+        of_hidden,
+        torch.empty_like(grad_hy, memory_format=torch.contiguous_format),
+        *biases,
+    )
 
 
 CELLS: tuple[tuple[str, Any, str], ...] = (

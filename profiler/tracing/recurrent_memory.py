@@ -1,4 +1,5 @@
-"""Memory that cuDNN's recurrent layers keep for the backward pass and take while they run, as ranges.
+"""Memory that cuDNN's recurrent layers keep for the backward pass and take while they run, as
+ranges.
 
 cudnnGetRNNTempSpaceSizes is closed, and its answer changes with the algorithm and the version. The
 lower end of what is kept is what the backward pass reads and no product of matrices could make
@@ -61,7 +62,9 @@ class Layers:
 
 
 def reserve(layers: Layers, steps: int, batch: int, tokens: int, item: int) -> tuple[int, int]:
-    """Bytes that are kept at least and at most; `tokens` of packed sequences are fewer than steps x batch."""
+    """Bytes that are kept at least and at most; `tokens` of packed sequences are fewer than steps x
+    batch.
+    """
     stacked = layers.count * layers.directions * layers.hidden
     inner = (layers.count - 1) * layers.outputs
     least = item * tokens * (_LEAST_KEPT[layers.mode] * stacked + inner)

@@ -56,8 +56,13 @@ class Weights:
         return cls(shapes=tuple(shapes), offsets=tuple(offsets), numel=biases_end, stride=stride)
 
     def views(self, buffer: torch.Tensor) -> list[torch.Tensor]:
-        """The tensors in a buffer; none of them is a view to autograd, as get_parameters makes them."""
-        return [_within(buffer, offset, shape) for offset, shape in zip(self.offsets, self.shapes, strict=True)]
+        """The tensors in a buffer; none of them is a view to autograd, as get_parameters makes
+        them.
+        """
+        return [
+            _within(buffer, offset, shape)
+            for offset, shape in zip(self.offsets, self.shapes, strict=True)
+        ]
 
     def buffer_of(self, weights: Tensors) -> torch.Tensor | None:
         """The buffer in which the weights lie; None where they do not: try_get_weight_buf."""
@@ -80,8 +85,15 @@ def flatten_parameters(module: nn.RNNBase) -> None:
     """Lay a module's weights into one buffer, as nn.RNNBase does by that name on CUDA alone."""
     weights = [getattr(module, name) for names in module._all_weights for name in names]
     dtypes = {weight.dtype for weight in weights}
-    own = all(isinstance(weight, nn.Parameter) for weight in weights) and len(set(map(id, weights))) == len(weights)
-    if not own or len(dtypes) > 1 or dtypes.isdisjoint(_FLATTENED) or not torch.backends.cudnn.enabled:
+    own = all(isinstance(weight, nn.Parameter) for weight in weights) and len(
+        set(map(id, weights))
+    ) == len(weights)
+    if (
+        not own
+        or len(dtypes) > 1
+        or dtypes.isdisjoint(_FLATTENED)
+        or not torch.backends.cudnn.enabled
+    ):
         return
     layers = Layers(
         mode=_mode_of(module),
@@ -98,10 +110,26 @@ def flatten_parameters(module: nn.RNNBase) -> None:
 
 
 def halved(
-    weights: Tensors, stride: int, inputs: int, mode: int, hidden: int, projection: int, count: int, bidirectional: bool
+    weights: Tensors,
+    stride: int,
+    inputs: int,
+    mode: int,
+    hidden: int,
+    projection: int,
+    count: int,
+    bidirectional: bool,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return the weights in float16 and the buffer that they lie in: copy_weights_to_flat_buf_views."""
-    layers = Layers(mode=NUMBERS[mode], inputs=inputs, hidden=hidden, projection=projection, count=count, directions=1 + bidirectional)
+    """Return the weights in float16 and the buffer that they lie in:
+    copy_weights_to_flat_buf_views.
+    """
+    layers = Layers(
+        mode=NUMBERS[mode],
+        inputs=inputs,
+        hidden=hidden,
+        projection=projection,
+        count=count,
+        directions=1 + bidirectional,
+    )
     layout = Weights.of(layers, has_biases=stride >= 4)
     buffer = torch.zeros(layout.numel, dtype=torch.float16, device="meta")
     views = layout.views(buffer)

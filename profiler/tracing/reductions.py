@@ -38,13 +38,17 @@ def staging(
 ) -> tuple[int, int, int]:
     """Bytes of the accumulation buffer, the staging buffer and the semaphores.
 
-    A tensor too large for 32-bit offsets is reduced in pieces, one after the other: the largest is given.
+    A tensor too large for 32-bit offsets is reduced in pieces, one after the other: the largest is
+    given.
     """
     if 0 in shape:
         return 0, 0, 0
     loop = reduction_loop(shape, strides, dims, arithmetic.item, arithmetic.output)
     buffer = 0
-    if not (loop.fits_int or arithmetic.accumulates_in_output) and arithmetic.output < arithmetic.accumulator:
+    if (
+        not (loop.fits_int or arithmetic.accumulates_in_output)
+        and arithmetic.output < arithmetic.accumulator
+    ):
         buffer = loop.num_outputs * arithmetic.accumulator
     parts = [_of_piece(device, piece, offset, arithmetic) for piece in pieces(loop)]
     return buffer, max(staged for staged, _ in parts), max(flags for _, flags in parts)
@@ -54,8 +58,14 @@ def _of_piece(device: Device, loop: Loop, offset: int, arithmetic: Arithmetic) -
     """setReduceConfig: bytes of staging and semaphores, 0 where one block does an output alone."""
     num_outputs = loop.num_outputs
     num_inputs = prod(loop.shape) // num_outputs
-    along_input = not loop.shape or loop.reduced == len(loop.shape) or loop.inputs[0] < loop.inputs[loop.reduced]
-    dim0, dim1, output_vector = (num_inputs, num_outputs, 1) if along_input else (num_outputs, num_inputs, 1)
+    along_input = (
+        not loop.shape
+        or loop.reduced == len(loop.shape)
+        or loop.inputs[0] < loop.inputs[loop.reduced]
+    )
+    dim0, dim1, output_vector = (
+        (num_inputs, num_outputs, 1) if along_input else (num_outputs, num_inputs, 1)
+    )
     if not loop.shape:
         dim0 = dim1 = 1
     elif along_input:
@@ -76,7 +86,9 @@ def _of_piece(device: Device, loop: Loop, offset: int, arithmetic: Arithmetic) -
     if values < _MAX_VALUES_PER_THREAD or grid > target:
         return 0, 0
     fewest = _MIN_VALUES_PER_THREAD_AMD if device.is_amd else _MIN_VALUES_PER_THREAD
-    blocks = max(min(-(-target // grid), -(-values // fewest)), -(-values // _MAX_VALUES_PER_THREAD))
+    blocks = max(
+        min(-(-target // grid), -(-values // fewest)), -(-values // _MAX_VALUES_PER_THREAD)
+    )
     if blocks <= 1:
         return 0, 0
     if device.is_amd:
@@ -87,13 +99,24 @@ def _of_piece(device: Device, loop: Loop, offset: int, arithmetic: Arithmetic) -
 
 def _output_vector(loop: Loop, offset: int, arithmetic: Arithmetic) -> int:
     """get_output_vec_size: up to four outputs at once, if it divides every address and stride."""
-    others = [stride // arithmetic.item for place, stride in enumerate(loop.inputs) if place != loop.reduced]
-    return next(size for size in (4, 2, 1) if not any(n % size for n in (offset, loop.shape[loop.reduced], *others)))
+    others = [
+        stride // arithmetic.item
+        for place, stride in enumerate(loop.inputs)
+        if place != loop.reduced
+    ]
+    return next(
+        size
+        for size in (4, 2, 1)
+        if not any(n % size for n in (offset, loop.shape[loop.reduced], *others))
+    )
 
 
 def _block(device: Device, dim0: int, dim1: int, threads: int) -> tuple[int, int]:
     """set_block_dimension: threads along each side of a block."""
-    low, high = (threads if size >= threads else max(1, 1 << (size.bit_length() - 1)) for size in (dim0, dim1))
+    low, high = (
+        threads if size >= threads else max(1, 1 << (size.bit_length() - 1))
+        for size in (dim0, dim1)
+    )
     width = min(low, device.warp)
     height = min(high, threads // width)
     return min(low, threads // height), height

@@ -93,7 +93,9 @@ def _on_line(here: Any, there: Any, step: int) -> Any:
 
 
 @lru_cache(maxsize=1 << 16)
-def _requests(rule: Rule, numbers: tuple[Any, ...], optional: bool) -> tuple[tuple[Request, ...], tuple[int, ...]]:
+def _requests(
+    rule: Rule, numbers: tuple[Any, ...], optional: bool
+) -> tuple[tuple[Request, ...], tuple[int, ...]]:
     nbytes = _apply(rule, USUAL_DEVICE, numbers)
     return tuple(Request(rule, numbers, place, optional) for place in range(len(nbytes))), nbytes
 
@@ -116,7 +118,9 @@ class Kernel:
     order: tuple[int | None, ...]
     optional: bool = False
 
-    def requests(self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[tuple[Request, ...], tuple[int, ...]]:
+    def requests(
+        self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Request, ...], tuple[int, ...]]:
         """The requests for these arguments, by place, and their bytes on the usual device."""
         numbers = self.numbers(result, *args, **kwargs)
         return ((), ()) if numbers is None else _requests(self.rule, numbers, self.optional)

@@ -31,7 +31,9 @@ def fused_rms_norm_backward(
     del grad, shape, rstd
     gradients = zip((tensor, weight), wanted, strict=True)
     return tuple(
-        torch.empty_like(operand, memory_format=torch.contiguous_format) if is_wanted and operand is not None else None
+        torch.empty_like(operand, memory_format=torch.contiguous_format)
+        if is_wanted and operand is not None
+        else None
         for operand, is_wanted in gradients
     )
 
@@ -41,7 +43,11 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tensor: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, eps: float | None
+        ctx: Any,
+        tensor: torch.Tensor,
+        shape: Sequence[int],
+        weight: torch.Tensor | None,
+        eps: float | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both outputs; the second is kept for the backward pass and handed to nobody."""
         with torch._C._AutoDispatchBelowAutograd():
@@ -60,5 +66,7 @@ class _RMSNorm(torch.autograd.Function):
         tensor, rstd, weight = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[2]]
         with torch._C._AutoDispatchBelowAutograd():
-            found = aten._fused_rms_norm_backward(gradients[0], tensor, ctx.shape, rstd, weight, wanted)
+            found = aten._fused_rms_norm_backward(
+                gradients[0], tensor, ctx.shape, rstd, weight, wanted
+            )
         return found[0], None, found[1], None

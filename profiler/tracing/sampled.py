@@ -17,7 +17,9 @@ aten = torch.ops.aten
 
 
 class Operand(NamedTuple):
-    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at; of a short storage also which."""
+    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at;
+    of a short storage also which.
+    """
 
     value: "Value"
     numel: int
@@ -26,15 +28,29 @@ class Operand(NamedTuple):
     def numbers(self) -> Tensor:
         """The numbers that are followed, a row for each training."""
         assert self.value.numbers is not None
-        return sampled(self.value.numbers, self.numel) if self.places is None else self.value.numbers[:, self.places]
+        return (
+            sampled(self.value.numbers, self.numel)
+            if self.places is None
+            else self.value.numbers[:, self.places]
+        )
 
 
 class Value:
-    """The numbers of a storage as one operation left them; without an operation, a parameter's or a gradient's."""
+    """The numbers of a storage as one operation left them; without an operation, a parameter's or a
+    gradient's.
+    """
 
     __slots__ = ("args", "dtype", "func", "kwargs", "numbers", "numel", "place")
 
-    def __init__(self, numel: int, dtype: torch.dtype, func: Any = None, args: Any = (), kwargs: Any = None, place: int = 0) -> None:
+    def __init__(
+        self,
+        numel: int,
+        dtype: torch.dtype,
+        func: Any = None,
+        args: Any = (),
+        kwargs: Any = None,
+        place: int = 0,
+    ) -> None:
         self.numel = numel
         self.dtype = dtype
         self.func = func
@@ -74,14 +90,19 @@ def of_kind(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 def sampled(numbers: Tensor, numel: int) -> Tensor:
     """As many of the numbers as are followed of a tensor with `numel`.
 
-    Trainings choose others, so that a tensor whose numbers are not alike is not taken for one of them.
+    Trainings choose others, so that a tensor whose numbers are not alike is not taken for one of
+    them.
     """
     count, there = max(1, min(numel, MOST)), numbers.shape[-1]
     if numbers.shape[0] != TRAININGS:
         numbers = numbers.expand(TRAININGS, -1)
     if there == count:
         return numbers
-    first = torch.arange(TRAININGS)[:, None] if count < there else torch.zeros(TRAININGS, 1, dtype=torch.int64)
+    first = (
+        torch.arange(TRAININGS)[:, None]
+        if count < there
+        else torch.zeros(TRAININGS, 1, dtype=torch.int64)
+    )
     return numbers.gather(1, (first + torch.arange(count)) % there)
 
 
@@ -92,7 +113,9 @@ WRITTEN = object()
 
 
 def _numbers_of(arg: Any, count: int) -> Any:
-    return sampled(arg.numbers(), 1 if arg.numel == 1 else count) if isinstance(arg, Operand) else arg
+    return (
+        sampled(arg.numbers(), 1 if arg.numel == 1 else count) if isinstance(arg, Operand) else arg
+    )
 
 
 def _partly_written(value: Value) -> Tensor:
@@ -108,12 +131,21 @@ def _partly_written(value: Value) -> Tensor:
 def _elementwise(value: Value) -> Tensor:
     """The operation on the numbers themselves."""
     name = _name(value.func)
-    args, kwargs = value.args, {name: arg for name, arg in value.kwargs.items() if name not in ("out", "dtype", "device", "layout")}
+    args, kwargs = (
+        value.args,
+        {
+            name: arg
+            for name, arg in value.kwargs.items()
+            if name not in ("out", "dtype", "device", "layout")
+        },
+    )
     if name in ("addcmul", "addcdiv") and len(args) > 3:
         # Lists of tensors are given the factor by its place.
         args, kwargs = args[:3], {"value": args[3]}
     arguments = [_numbers_of(arg, value.count) for arg in args]
-    return getattr(aten, name)(*arguments, **{name: _numbers_of(arg, value.count) for name, arg in kwargs.items()})
+    return getattr(aten, name)(
+        *arguments, **{name: _numbers_of(arg, value.count) for name, arg in kwargs.items()}
+    )
 
 
 def _passed(value: Value) -> Tensor | None:
@@ -183,9 +215,17 @@ def _dot(value: Value) -> Tensor:
 
 
 def _product(value: Value) -> Tensor:
-    """A matrix product: numbers of both factors times each other, those of one with others of the second."""
-    bias = [] if _name(value.func) in ("mm", "bmm", "mv") else [_numbers_of(value.args[0], value.count)]
-    first, second = (_numbers_of(operand, MOST) for operand in value.args[len(bias) : len(bias) + 2])
+    """A matrix product: numbers of both factors times each other, those of one with others of the
+    second.
+    """
+    bias = (
+        []
+        if _name(value.func) in ("mm", "bmm", "mv")
+        else [_numbers_of(value.args[0], value.count)]
+    )
+    first, second = (
+        _numbers_of(operand, MOST) for operand in value.args[len(bias) : len(bias) + 2]
+    )
     return sum(bias, sampled(first * second.roll(1, 1), value.count))
 
 
@@ -195,7 +235,9 @@ def _uniform(value: Value) -> Tensor:
 
 
 def _decomposed(value: Value) -> Tensor | None:
-    """Of a decomposition by singular or eigenvalues those, which are positive for what optimizers decompose."""
+    """Of a decomposition by singular or eigenvalues those, which are positive for what optimizers
+    decompose.
+    """
     if value.place != (1 if "svd" in _name(value.func) else 0):
         return None
     numbers = _numbers_of(value.args[0], value.count)
@@ -204,11 +246,36 @@ def _decomposed(value: Value) -> Tensor | None:
 
 _RULES: Mapping[Rule, tuple[str, ...]] = {
     _passed: (
-        "copy", "_to_copy", "clone", "lift_fresh", "cat", "stack", "index_select", "gather", "index", "flip", "roll", "repeat",
-        "sort", "topk", "take", "view_copy", "expand_copy",
+        "copy",
+        "_to_copy",
+        "clone",
+        "lift_fresh",
+        "cat",
+        "stack",
+        "index_select",
+        "gather",
+        "index",
+        "flip",
+        "roll",
+        "repeat",
+        "sort",
+        "topk",
+        "take",
+        "view_copy",
+        "expand_copy",
     ),
     _constant: (
-        "zeros", "zeros_like", "new_zeros", "zero", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill",
+        "zeros",
+        "zeros_like",
+        "new_zeros",
+        "zero",
+        "ones",
+        "ones_like",
+        "new_ones",
+        "full",
+        "full_like",
+        "new_full",
+        "fill",
         "scalar_tensor",
     ),
     _reduced: ("norm", "linalg_vector_norm", *_REDUCTIONS),
@@ -217,9 +284,14 @@ _RULES: Mapping[Rule, tuple[str, ...]] = {
     _elementwise: ("bitwise_and", "bitwise_or"),
     _uniform: ("rand", "rand_like", "uniform"),
     _decomposed: ("_linalg_svd", "_linalg_eigh"),
-}  # fmt: skip
+}
 _BY_NAME: Mapping[str, Rule] = {name: rule for rule, names in _RULES.items() for name in names}
-_OPERATORS = {"__iand__": "bitwise_and", "__and__": "bitwise_and", "__ior__": "bitwise_or", "__or__": "bitwise_or"}
+_OPERATORS = {
+    "__iand__": "bitwise_and",
+    "__and__": "bitwise_and",
+    "__ior__": "bitwise_or",
+    "__or__": "bitwise_or",
+}
 _found_rules: dict[int, Rule | None] = {}
 
 

@@ -19,7 +19,8 @@ from torch.utils._pytree import tree_leaves
 from .layouts import data_of
 from .sampled import MOST, TRAININGS, WRITTEN, Operand, Value, of_kind, rule_of, sampled
 
-# In the later trainings half of the numbers of a parameter or gradient are 0, as rows of an embedding are.
+# In the later trainings half of the numbers of a parameter or gradient are 0, as rows of an
+# embedding are.
 _SPARSE = slice(TRAININGS // 2, None)
 _MOST_OTHERS = 3
 # In one step.
@@ -31,14 +32,17 @@ class EndlessError(Exception):
 
 
 class ReadBackError(BaseException):
-    """A value was read back, and none was followed. No Exception, so that the program that is traced does not catch it."""
+    """A value was read back, and none was followed. No Exception, so that the program that is
+    traced does not catch it.
+    """
 
 
 class Samples:
     """Follows the values of a trace's tensors and answers for one of the trainings.
 
     `unknown` has, by the line that read, the trainings in which what it read is not as in this one,
-    and how often. With no training nothing is followed, which is faster, and a read-back raises ReadBackError.
+    and how often. With no training nothing is followed, which is faster, and a read-back raises
+    ReadBackError.
     """
 
     def __init__(self, training: int | None = 0) -> None:
@@ -48,10 +52,14 @@ class Samples:
         self._generator = torch.Generator().manual_seed(1)
 
     def others(self) -> list[int]:
-        """Return a few trainings in which values are read back that are not as in this one, for every line that reads any."""
+        """Return a few trainings in which values are read back that are not as in this one, for
+        every line that reads any.
+        """
         lines, found = list(self.unknown.values()), []
         while lines and len(found) < _MOST_OTHERS:
-            found.append(max(range(TRAININGS), key=lambda training: sum(line[training] for line in lines)))
+            found.append(
+                max(range(TRAININGS), key=lambda training: sum(line[training] for line in lines))
+            )
             lines = [line for line in lines if found[-1] not in line]
         return found
 
@@ -98,13 +106,17 @@ class Samples:
         return self.copy(tensor, line).item()
 
     def copy(self, tensor: Tensor, line: Callable[[], str]) -> Tensor:
-        """Return a meta tensor's values on the host, those that are not followed like those that are."""
+        """Return a meta tensor's values on the host, those that are not followed like those that
+        are.
+        """
         numbers = self._numbers(tensor, line)
         if tensor.numel() > len(numbers):
             picked = torch.randint(len(numbers), tensor.shape, generator=self._generator)
             is_constant = bool((numbers == numbers[0]).all()) or not numbers.is_floating_point()
             # A matrix of a few numbers again and again would be singular.
-            sizes = 1.0 if is_constant else 0.5 + torch.rand(tensor.shape, generator=self._generator)
+            sizes = (
+                1.0 if is_constant else 0.5 + torch.rand(tensor.shape, generator=self._generator)
+            )
             numbers = numbers[picked] * sizes
         return numbers.reshape(tensor.shape).to(tensor.dtype)
 
@@ -140,17 +152,27 @@ class Samples:
         self._work_out(operand.value)
         numbers = operand.numbers()
         own = numbers[self.training]
-        others = ((numbers != own) & ~(numbers.isnan() & own.isnan())).any(1).nonzero().flatten().tolist()
+        others = (
+            ((numbers != own) & ~(numbers.isnan() & own.isnan()))
+            .any(1)
+            .nonzero()
+            .flatten()
+            .tolist()
+        )
         if others:
             self.unknown.setdefault(line(), Counter()).update(others)
         return own
 
     def _work_out(self, value: Value) -> Tensor:
-        """Return the numbers of a value, a row for each training; what it was made of is worked out first."""
+        """Return the numbers of a value, a row for each training; what it was made of is worked out
+        first.
+        """
         waiting = [value]
         while waiting:
             last = waiting[-1]
-            missing = [operand.value for operand in last.operands() if operand.value.numbers is None]
+            missing = [
+                operand.value for operand in last.operands() if operand.value.numbers is None
+            ]
             if last.numbers is None and missing:
                 waiting += missing
                 continue
@@ -166,19 +188,24 @@ class Samples:
         try:
             numbers = rule(value) if rule else None
         except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
-            # What an operation does with a few numbers only is of no interest; its result is unknown.
+            # What an operation does with a few numbers only is of no interest; its result is
+            # unknown.
             numbers = None
         if numbers is None:
             numbers = self._any(value)
         return sampled(of_kind(numbers, value.dtype), value.count)
 
     def _any(self, value: Value) -> Tensor:
-        """Return numbers of which nothing is known but that they are finite and, where there are many, of both signs."""
+        """Return numbers of which nothing is known but that they are finite and, where there are
+        many, of both signs.
+        """
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
 
-        size = 10 ** (4 * torch.rand(TRAININGS, 1, generator=self._generator, dtype=torch.float64) - 2)
+        size = 10 ** (
+            4 * torch.rand(TRAININGS, 1, generator=self._generator, dtype=torch.float64) - 2
+        )
         size[:2] = torch.tensor([[0.01], [100.0]])
         numbers = normal(TRAININGS, value.count)
         if value.dtype == torch.bool:
@@ -188,8 +215,8 @@ class Samples:
             return numbers
         # No number is 0 by chance.
         numbers = numbers + 0.1 * numbers.sign()
-        # In the first training most are small and positive, so that few functions refuse what is made
-        # of them. The second is its opposite, tensor for tensor.
+        # In the first training most are small and positive, so that few functions refuse what is
+        # made of them. The second is its opposite, tensor for tensor.
         numbers[0], numbers[1] = numbers[0].abs(), -numbers[1].abs()
         if value.count == MOST:
             numbers[:, 0], numbers[:, 1] = numbers[:, 0].abs(), -numbers[:, 1].abs()
@@ -197,11 +224,17 @@ class Samples:
             numbers[1, 0] *= 0.1
             if value.func is None:
                 numbers[_SPARSE, 2::2] = 0
-        return (numbers * size) if value.dtype.is_floating_point or value.dtype.is_complex else (numbers * 8 * size).round()
+        return (
+            (numbers * size)
+            if value.dtype.is_floating_point or value.dtype.is_complex
+            else (numbers * 8 * size).round()
+        )
 
 
 class InitialValues(TorchDispatchMode):
-    """Follows what the operations inside write into meta tensors, as a model does that is built without data."""
+    """Follows what the operations inside write into meta tensors, as a model does that is built
+    without data.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -215,21 +248,27 @@ class InitialValues(TorchDispatchMode):
         return result
 
     def constant(self, tensor: Tensor) -> float | None:
-        """Return the number that all elements of a tensor are in every training; None where there is none."""
+        """Return the number that all elements of a tensor are in every training; None where there
+        is none.
+        """
         return self._samples.constant(tensor)
 
 
 def _written_tensors(written: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:
     """Return the arguments that an operation writes; `written` has their places and names."""
     places = [place for place in written if not isinstance(place, int) or place < len(args)]
-    return tree_leaves([args[place] if isinstance(place, int) else kwargs.get(place) for place in places])
+    return tree_leaves(
+        [args[place] if isinstance(place, int) else kwargs.get(place) for place in places]
+    )
 
 
 def _value_of(tensor: Tensor) -> Value:
     storage: Any = tensor.untyped_storage()
     value = getattr(storage, "_sampled", None)
     if value is None:
-        value = storage._sampled = Value(storage.nbytes() // max(1, tensor.element_size()), tensor.dtype)
+        value = storage._sampled = Value(
+            storage.nbytes() // max(1, tensor.element_size()), tensor.dtype
+        )
     return value
 
 
@@ -247,7 +286,11 @@ def _places(tensor: Tensor, value: Value) -> Tensor | None:
     """Which numbers of a short storage a tensor looks at; None for all of them in their order."""
     if not tensor.is_meta or (tensor.numel() == value.numel and tensor.is_contiguous()):
         return None
-    return torch.arange(value.numel).as_strided(tensor.shape, tensor.stride(), int(tensor.storage_offset())).flatten()
+    return (
+        torch.arange(value.numel)
+        .as_strided(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+        .flatten()
+    )
 
 
 def _member(arg: Any, place: int) -> Any:
@@ -257,7 +300,11 @@ def _member(arg: Any, place: int) -> Any:
 def _of_host(tensor: Tensor) -> Value:
     value = Value(tensor.numel(), tensor.dtype)
     # From all over the tensor: the first row of an embedding may be 0.
-    few = tensor.detach().reshape(-1)[:: max(1, tensor.numel() // MOST)][:MOST] if tensor.numel() else torch.zeros(1)
+    few = (
+        tensor.detach().reshape(-1)[:: max(1, tensor.numel() // MOST)][:MOST]
+        if tensor.numel()
+        else torch.zeros(1)
+    )
     value.numbers = of_kind(few.clone(), tensor.dtype).expand(TRAININGS, -1)
     return value
 
@@ -268,21 +315,36 @@ def _remember(tensor: Tensor, value: Value, writes: bool) -> None:
     if held is not None and held.numel > value.numel:
         # A part of the storage was written.
         places = _places(tensor, held) if held.numel <= MOST else None
-        value = Value(held.numel, held.dtype, WRITTEN, (Operand(value, value.numel), Operand(held, held.numel), places))
+        value = Value(
+            held.numel,
+            held.dtype,
+            WRITTEN,
+            (Operand(value, value.numel), Operand(held, held.numel), places),
+        )
     storage._sampled = value
 
 
 # They change no number, and do not say so in their schema.
-_SHARING = ("aten::_unsafe_view", "aten::_reshape_alias", "aten::lift", "aten::set_", "aten::resize_", "aten::resize_as_")
+_SHARING = (
+    "aten::_unsafe_view",
+    "aten::_reshape_alias",
+    "aten::lift",
+    "aten::set_",
+    "aten::resize_",
+    "aten::resize_as_",
+)
 _found_written: dict[int, tuple[int | str, ...] | None] = {}
 
 
 def _written(func: Any) -> tuple[int | str, ...] | None:
-    """Places and names of the arguments that an operation writes, () where it makes its outputs, None for a view."""
+    """Places and names of the arguments that an operation writes, () where it makes its outputs,
+    None for a view.
+    """
     if id(func) not in _found_written:
         schema = func._schema
         aliases = [
-            (argument.name if argument.kwarg_only else place, argument.alias_info) for place, argument in enumerate(schema.arguments)
+            (argument.name if argument.kwarg_only else place, argument.alias_info)
+            for place, argument in enumerate(schema.arguments)
         ]
         written = tuple(place for place, alias in aliases if alias is not None and alias.is_write)
         if torch.Tag.inplace_view in func.tags or schema.name in _SHARING:

@@ -16,7 +16,9 @@ from .requests import Device, Kernel, after_outputs
 aten = torch.ops.aten
 
 
-def _scan(_: Device, cast: int, laid_out: int, copied: int, rows: int, length: int, item: int) -> list[int]:
+def _scan(
+    _: Device, cast: int, laid_out: int, copied: int, rows: int, length: int, item: int
+) -> list[int]:
     """The input in the output's dtype, output and input laid out anew, storage for one row."""
     return [cast, laid_out, copied, scan_bytes(length, item) if rows == 1 else 0]
 
@@ -25,7 +27,9 @@ def _copy(_: Device, copied: int) -> list[int]:
     return [copied]
 
 
-def _of_scan(result: torch.Tensor, tensor: torch.Tensor, dim: int, *_: Any, **__: Any) -> tuple[int, ...] | None:
+def _of_scan(
+    result: torch.Tensor, tensor: torch.Tensor, dim: int, *_: Any, **__: Any
+) -> tuple[int, ...] | None:
     if not tensor.dim() or not tensor.numel():
         return None
     nbytes = tensor.numel() * result.element_size()

@@ -22,7 +22,14 @@ _ROWS_PER_PART = 10
 
 
 def _embedding_backward(
-    device: Device, unsorted: int, count: int, rows: int, width: int, item: int, accumulator: int, bits: int
+    device: Device,
+    unsorted: int,
+    count: int,
+    rows: int,
+    width: int,
+    item: int,
+    accumulator: int,
+    bits: int,
 ) -> list[int]:
     """Places before and after the sort, and its storage; then parts of ten rows and their sums."""
     if count <= unsorted:
@@ -48,13 +55,26 @@ def _embedding_backward(
 
 
 def _of_embedding_backward(
-    _: Any, grad: torch.Tensor, indices: torch.Tensor, num_weights: int, padding_idx: int, scale_grad_by_freq: bool
+    _: Any,
+    grad: torch.Tensor,
+    indices: torch.Tensor,
+    num_weights: int,
+    padding_idx: int,
+    scale_grad_by_freq: bool,
 ) -> tuple[int, ...] | None:
     del padding_idx
     if scale_grad_by_freq:
         return None
     item = indices.element_size()
-    return _UNSORTED, indices.numel(), num_weights, grad.size(-1), item, max(4, grad.element_size()), 8 * item
+    return (
+        _UNSORTED,
+        indices.numel(),
+        num_weights,
+        grad.size(-1),
+        item,
+        max(4, grad.element_size()),
+        8 * item,
+    )
 
 
 # Modes of a bag: 0 sums, 1 averages, 2 takes the largest.
@@ -82,10 +102,20 @@ def _of_bag_backward(
         return None
     highest = num_weights if padding_idx >= 0 else num_weights - 1 - padding_idx
     bits = max(1, highest.bit_length())
-    return 0, indices.numel(), num_weights, grad.size(-1), indices.element_size(), max(4, grad.element_size()), bits
+    return (
+        0,
+        indices.numel(),
+        num_weights,
+        grad.size(-1),
+        indices.element_size(),
+        max(4, grad.element_size()),
+        bits,
+    )
 
 
-def _index_put(device: Device, count: int, dimensions: int, values: int, bits: int, mask: Mask | None) -> list[int]:
+def _index_put(
+    device: Device, count: int, dimensions: int, values: int, bits: int, mask: Mask | None
+) -> list[int]:
     """Linear indices, made dimension by dimension; values laid out anew; the sort; a mask's places.
 
     `count` is 0 where nothing is added up: the indices are used as they are.
@@ -136,15 +166,79 @@ def _of_index_put(
     return count, len(places), 0 if laid_out else count * kept * values.element_size(), bits, mask
 
 
-_EMBEDDING_ORDER = (0, 1, 2, 3, ~3, ~2, OUTPUT, 4, 5, 6, 7, ~7, ~6, 8, 9, 10, ~10, 11, 12, 13, ~13, ~12, ~11, ~9, ~8, ~5, ~4, ~1, ~0)
+_EMBEDDING_ORDER = (
+    0,
+    1,
+    2,
+    3,
+    ~3,
+    ~2,
+    OUTPUT,
+    4,
+    5,
+    6,
+    7,
+    ~7,
+    ~6,
+    8,
+    9,
+    10,
+    ~10,
+    11,
+    12,
+    13,
+    ~13,
+    ~12,
+    ~11,
+    ~9,
+    ~8,
+    ~5,
+    ~4,
+    ~1,
+    ~0,
+)
 _INDEX_PUT = Kernel(
     rule=_index_put,
     numbers=_of_index_put,
-    order=(OUTPUT, 9, 10, 11, ~11, 12, 13, ~13, ~10, ~9, 0, 1, ~0, 2, 3, ~2, ~3, ~12, 4, 5, 6, 7, 8, ~8, ~7, ~6, ~5, ~4, ~1),
+    order=(
+        OUTPUT,
+        9,
+        10,
+        11,
+        ~11,
+        12,
+        13,
+        ~13,
+        ~10,
+        ~9,
+        0,
+        1,
+        ~0,
+        2,
+        3,
+        ~2,
+        ~3,
+        ~12,
+        4,
+        5,
+        6,
+        7,
+        8,
+        ~8,
+        ~7,
+        ~6,
+        ~5,
+        ~4,
+        ~1,
+    ),
 )
 SORTING: Mapping[Any, Kernel] = {
-    aten.embedding_dense_backward.default: Kernel(rule=_embedding_backward, numbers=_of_embedding_backward, order=_EMBEDDING_ORDER),
-    aten._embedding_bag_backward.default: Kernel(rule=_embedding_backward, numbers=_of_bag_backward, order=_EMBEDDING_ORDER),
+    aten.embedding_dense_backward.default: Kernel(
+        rule=_embedding_backward, numbers=_of_embedding_backward, order=_EMBEDDING_ORDER
+    ),
+    aten._embedding_bag_backward.default: Kernel(
+        rule=_embedding_backward, numbers=_of_bag_backward, order=_EMBEDDING_ORDER
+    ),
     aten.index_put.default: _INDEX_PUT,
     aten.index_put_.default: _INDEX_PUT,
     aten._index_put_impl_.default: _INDEX_PUT,

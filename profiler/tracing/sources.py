@@ -1,7 +1,8 @@
 """Who asks for memory: the module, the operation and the line of Python behind an allocation.
 
-In the forward pass the modules that are running are known from their hooks. In the backward pass the autograd node that is running has the
-sequence number that it got in the forward pass, and the modules that ran between those numbers are known.
+In the forward pass the modules that are running are known from their hooks. In the backward pass
+the autograd node that is running has the sequence number that it got in the forward pass, and the
+modules that ran between those numbers are known.
 """
 
 import sys
@@ -24,7 +25,9 @@ _PROFILER = str(Path(__file__).parent.parent)
 
 
 class Source(NamedTuple):
-    """Who asked: the path of a module or tensor in the model, an operation ("aten::addmm"), a line ("file.py:12"); "" is not known."""
+    """Who asked: the path of a module or tensor in the model, an operation ("aten::addmm"), a line
+    ("file.py:12"); "" is not known.
+    """
 
     module: str = ""
     op: str = ""
@@ -32,10 +35,16 @@ class Source(NamedTuple):
 
 
 class Sources:
-    """Tells who asks for memory while a program runs; `model` gives the names, and none are known without it."""
+    """Tells who asks for memory while a program runs; `model` gives the names, and none are known
+    without it.
+    """
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:
-        named = (*model.named_modules(), *model.named_parameters(), *model.named_buffers()) if model is not None else ()
+        named = (
+            (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+            if model is not None
+            else ()
+        )
         self._paths = {id(item): path for path, item in named}
         self._running: list[str] = []
         # The module that was innermost from each autograd sequence number on.
@@ -46,9 +55,14 @@ class Sources:
 
     @contextmanager
     def followed(self, outermost: CodeType) -> Iterator[None]:
-        """Follow the modules that run inside; lines are looked for in what the function with the code `outermost` calls."""
+        """Follow the modules that run inside; lines are looked for in what the function with the
+        code `outermost` calls.
+        """
         self._outermost = outermost
-        handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave, always_call=True)]
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        ]
         try:
             yield
         finally:
@@ -57,15 +71,26 @@ class Sources:
             self._running.clear()
 
     def of(self, func: Any) -> Source:
-        """Who runs the operation `func` at this moment; to be asked by what `__torch_dispatch__` calls."""
+        """Who runs the operation `func` at this moment; to be asked by what `__torch_dispatch__`
+        calls.
+        """
         node = None if self._running else torch._C._current_autograd_node()
         if node is not None:
             module, frame, place = self._module_of(node), None, ()
         else:
-            # The recorder's own frames are passed by: a frame that is looked at gets an object, which costs more than all the rest.
-            module, frame = self._running[-1] if self._running else "", self._innermost(sys._getframe(3))
-            place = (frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti) if frame else ()
-        # The number of a line takes long to work out, and operations repeat; they live as long as torch does.
+            # The recorder's own frames are passed by: a frame that is looked at gets an object,
+            # which costs more than all the rest.
+            module, frame = (
+                self._running[-1] if self._running else "",
+                self._innermost(sys._getframe(3)),
+            )
+            place = (
+                (frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lasti)
+                if frame
+                else ()
+            )
+        # The number of a line takes long to work out, and operations repeat; they live as long as
+        # torch does.
         key = module, id(func), place
         source = self._known.get(key)
         if source is None:
@@ -86,7 +111,9 @@ class Sources:
         return Source(self._paths.get(id(tensor), ""))
 
     def _enter(self, module: torch.nn.Module, _: Any) -> None:
-        self._running.append(self._paths.get(id(module), self._running[-1] if self._running else ""))
+        self._running.append(
+            self._paths.get(id(module), self._running[-1] if self._running else "")
+        )
         self._note()
 
     def _leave(self, module: torch.nn.Module, _: Any, __: Any) -> None:
@@ -99,14 +126,17 @@ class Sources:
         self._modules.append(self._running[-1] if self._running else "")
 
     def _module_of(self, node: Any) -> str:
-        # The node that hands a parameter its gradient belongs to no module, and has the highest number.
+        # The node that hands a parameter its gradient belongs to no module, and has the highest
+        # number.
         if isinstance(parameter := getattr(node, "variable", None), torch.Tensor):
             return self._paths.get(id(parameter), "")
         place = bisect_right(self._numbers, node._sequence_nr())
         return self._modules[place - 1] if place else ""
 
     def _innermost(self, frame: FrameType | None) -> FrameType | None:
-        """The frame, or the first that called it, that is outside of torch (its optimizers aside) and of the profiler."""
+        """The frame, or the first that called it, that is outside of torch (its optimizers aside)
+        and of the profiler.
+        """
         while frame is not None and frame.f_code is not self._outermost:
             if not _passed_over(frame.f_code.co_filename):
                 return frame

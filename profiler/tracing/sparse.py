@@ -1,7 +1,8 @@
-"""Sparse tensors in a trace: an operation on one runs as those that CUDA runs on its indices and values.
+"""Sparse tensors in a trace: an operation on one runs as those that CUDA runs on its indices and
+values.
 
-torch has meta tensors of these layouts and next to no operations on them. The number of entries that
-`coalesce` leaves hangs on values; what follows from the batch's whole numbers is known here.
+torch has meta tensors of these layouts and next to no operations on them. The number of entries
+that `coalesce` leaves hangs on values; what follows from the batch's whole numbers is known here.
 From ATen/native/sparse (SparseTensor.cpp, SparseTensorMath.cpp) and native/sparse/cuda
 (SparseCUDATensor.cu, SparseCUDATensorMath.cu, SparseBlasLegacy.cpp).
 """
@@ -24,16 +25,31 @@ MAKING = {
     id(aten.sparse_coo_tensor.indices): 0,
     id(aten.sparse_coo_tensor.indices_size): 0,
 }
-"""Operations that make a sparse tensor of its parts, by identity: the place of the indices among their arguments."""
+"""Operations that make a sparse tensor of its parts, by identity: the place of the indices
+among their arguments.
+"""
 
 
 class UnknownCountError(Exception):
-    """The entries of a sparse tensor are not known, and so neither is how many of them are left when they are merged."""
+    """The entries of a sparse tensor are not known, and so neither is how many of them are left
+    when they are merged.
+    """
 
 
-def _like(sparse: torch.Tensor, indices: torch.Tensor, values: torch.Tensor, *, coalesced: bool | None = None) -> torch.Tensor:
+def _like(
+    sparse: torch.Tensor,
+    indices: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    coalesced: bool | None = None,
+) -> torch.Tensor:
     """Return a sparse tensor with the same entries and other values."""
-    result = made(indices, values, sparse.shape, coalesced=sparse.is_coalesced() if coalesced is None else coalesced)
+    result = made(
+        indices,
+        values,
+        sparse.shape,
+        coalesced=sparse.is_coalesced() if coalesced is None else coalesced,
+    )
     remember_entries(result, entries_of(sparse))
     return result
 
@@ -81,7 +97,11 @@ def _coalesce(sparse: torch.Tensor) -> torch.Tensor:
 
 def _add(tensor: torch.Tensor, other: torch.Tensor, *, alpha: Any = 1) -> torch.Tensor:
     if tensor.layout is torch.strided:
-        return _add_(torch.empty_like(tensor, dtype=torch.promote_types(tensor.dtype, other.dtype)), other, alpha=alpha)
+        return _add_(
+            torch.empty_like(tensor, dtype=torch.promote_types(tensor.dtype, other.dtype)),
+            other,
+            alpha=alpha,
+        )
     return _joined(tensor, other, alpha)
 
 
@@ -118,7 +138,14 @@ def _joined(tensor: torch.Tensor, other: torch.Tensor, alpha: Any) -> torch.Tens
     values = torch.cat([tensor._values(), added])
     result = made(indices, values, tensor.shape, coalesced=False)
     entries = entries_of(tensor), entries_of(other)
-    remember_entries(result, None if entries[0] is None or entries[1] is None else torch.cat([entries[0], entries[1]], 1))
+    remember_entries(
+        result,
+        (
+            None
+            if entries[0] is None or entries[1] is None
+            else torch.cat([entries[0], entries[1]], 1)
+        ),
+    )
     return result if result._nnz() <= result.numel() else _coalesce(result)
 
 
@@ -131,7 +158,11 @@ def _replace(tensor: torch.Tensor, other: torch.Tensor) -> None:
 def _mul(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """Multiply by numbers or by a dense tensor: _mul_dense_sparse_out."""
     sparse, dense = (tensor, other) if is_sparse(tensor) else (other, tensor)
-    if is_sparse(dense) or (isinstance(dense, torch.Tensor) and dense.dim() > sparse.dense_dim() and dense.shape != sparse.shape):
+    if is_sparse(dense) or (
+        isinstance(dense, torch.Tensor)
+        and dense.dim() > sparse.dense_dim()
+        and dense.shape != sparse.shape
+    ):
         raise NotImplementedError
     indices, values = data_of(sparse)
     if isinstance(dense, torch.Tensor) and dense.dim() > sparse.dense_dim():
@@ -144,8 +175,12 @@ def _mul_(tensor: torch.Tensor, other: Any) -> torch.Tensor:
     return tensor
 
 
-def _on_values(run: Callable[..., torch.Tensor], *, merged: bool = False) -> Callable[..., torch.Tensor]:
-    """Return the operation that works out each value from the old one; some add up equal entries first."""
+def _on_values(
+    run: Callable[..., torch.Tensor], *, merged: bool = False
+) -> Callable[..., torch.Tensor]:
+    """Return the operation that works out each value from the old one; some add up equal entries
+    first.
+    """
 
     def applied(sparse: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if merged and not sparse.is_coalesced():
@@ -171,7 +206,9 @@ def _converted(sparse: torch.Tensor, *, dtype: torch.dtype | None = None, **_: A
     return _like(sparse, indices.clone(), values.to(dtype or values.dtype, copy=True))
 
 
-def _mask(dense: torch.Tensor, mask: torch.Tensor, accumulate_matches: bool = False) -> torch.Tensor:
+def _mask(
+    dense: torch.Tensor, mask: torch.Tensor, accumulate_matches: bool = False
+) -> torch.Tensor:
     """sparse_mask of a dense tensor: its values where the mask has entries, times ones."""
     del accumulate_matches
     if is_sparse(dense):
@@ -182,7 +219,9 @@ def _mask(dense: torch.Tensor, mask: torch.Tensor, accumulate_matches: bool = Fa
     return _like(mask, copied, dense[tuple(indices)] * ones)
 
 
-def _to_dense(sparse: torch.Tensor, dtype: torch.dtype | None = None, masked_grad: bool | None = None) -> torch.Tensor:
+def _to_dense(
+    sparse: torch.Tensor, dtype: torch.dtype | None = None, masked_grad: bool | None = None
+) -> torch.Tensor:
     """sparse_to_dense in native/TensorConversions.cpp."""
     del masked_grad
     zeros = torch.zeros(sparse.shape, dtype=dtype or sparse.dtype, device=sparse.device)
@@ -191,7 +230,12 @@ def _to_dense(sparse: torch.Tensor, dtype: torch.dtype | None = None, masked_gra
 
 def _zero_(sparse: torch.Tensor) -> torch.Tensor:
     indices, values = data_of(sparse)
-    empty = made(indices.new_empty(sparse.sparse_dim(), 0), values.new_empty(0, *values.shape[1:]), sparse.shape, coalesced=True)
+    empty = made(
+        indices.new_empty(sparse.sparse_dim(), 0),
+        values.new_empty(0, *values.shape[1:]),
+        sparse.shape,
+        coalesced=True,
+    )
     remember_entries(empty, torch.empty(sparse.sparse_dim(), 0, dtype=torch.int64))
     _replace(sparse, empty)
     return sparse
@@ -220,7 +264,9 @@ def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return _addmm(zeros, left, right)
 
 
-def _addmm(added: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, **_: Any) -> torch.Tensor:
+def _addmm(
+    added: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, **_: Any
+) -> torch.Tensor:
     """s_addmm_out_sparse_dense_cuda: indices of 4 bytes by row, and the product laid out by column.
 
     cuSPARSE's own buffer is left out. A compressed matrix is taken as it is.
@@ -268,7 +314,9 @@ _RUN: Mapping[Any, Callable[..., Any]] = {
     aten.addmm.default: _addmm,
 }
 RUN = {id(func): run for func, run in _RUN.items()}
-"""Functions that run the parts of an operation on sparse tensors, by its identity; to be called where each of them is recorded."""
+"""Functions that run the parts of an operation on sparse tensors, by its identity; to be
+called where each of them is recorded.
+"""
 
 _PLAIN = (
     "_indices", "_values", "indices", "values", "crow_indices", "col_indices", "ccol_indices",
@@ -281,7 +329,9 @@ PLAIN = frozenset(id(getattr(aten, name).default) for name in _PLAIN)
 
 @contextmanager
 def sparse_constructor() -> Iterator[None]:
-    """Inside, `new` of a sparse meta tensor makes one of indices and values, which SparseAdam asks for and torch refuses."""
+    """Inside, `new` of a sparse meta tensor makes one of indices and values, which SparseAdam asks
+    for and torch refuses.
+    """
     new = torch.Tensor.new
 
     def of_parts(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -7,7 +7,16 @@ from .requests import Request
 from .sources import Source
 
 Phase = Literal["build", "forward", "backward", "clip", "step", "zero_grad"]
-Category = Literal["parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input"]
+Category = Literal[
+    "parameter",
+    "buffer",
+    "gradient",
+    "optimizer_state",
+    "activation",
+    "temporary",
+    "workspace",
+    "input",
+]
 
 
 @dataclass(frozen=True)
@@ -22,7 +31,8 @@ class Segment:
 class Allocations:
     """Allocations by number: bytes as requested, what they were for, and who asked for them.
 
-    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the usual one.
+    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the
+    usual one.
     """
 
     nbytes: list[int] = field(default_factory=list)
@@ -32,5 +42,12 @@ class Allocations:
 
     def __add__(self, other: "Allocations") -> "Allocations":
         first = len(self.nbytes)
-        requests = self.requests | {first + number: request for number, request in other.requests.items()}
-        return Allocations(self.nbytes + other.nbytes, self.categories + other.categories, self.sources + other.sources, requests)
+        requests = self.requests | {
+            first + number: request for number, request in other.requests.items()
+        }
+        return Allocations(
+            self.nbytes + other.nbytes,
+            self.categories + other.categories,
+            self.sources + other.sources,
+            requests,
+        )

@@ -35,7 +35,9 @@ class Loop(NamedTuple):
         return prod(self.shape) <= _LARGEST_INT and reach <= _LARGEST_INT
 
     def _reach(self, strides: Sequence[int]) -> int:
-        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, strides, strict=True))
+        return 1 + sum(
+            (size - 1) * stride for size, stride in zip(self.shape, strides, strict=True)
+        )
 
     def halves(self) -> "tuple[Loop, Loop]":
         """The loop cut in two along the dimension that reaches furthest."""
@@ -43,7 +45,10 @@ class Loop(NamedTuple):
         # The first of equals, counted from the slowest.
         place = max(range(len(reach)), key=lambda place: (reach[place], place))
         low = self.shape[place] // 2
-        shapes = [(*self.shape[:place], size, *self.shape[place + 1 :]) for size in (low, self.shape[place] - low)]
+        shapes = [
+            (*self.shape[:place], size, *self.shape[place + 1 :])
+            for size in (low, self.shape[place] - low)
+        ]
         return self._replace(shape=shapes[0]), self._replace(shape=shapes[1])
 
 
@@ -56,8 +61,12 @@ def pieces(loop: Loop) -> Iterator[Loop]:
             yield from pieces(half)
 
 
-def reduction_loop(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], item: int, output: int) -> Loop:
-    """The dimensions of a reduction over `dims`; `item` and `output` are bytes of a number in and out."""
+def reduction_loop(
+    shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...], item: int, output: int
+) -> Loop:
+    """The dimensions of a reduction over `dims`; `item` and `output` are bytes of a number in and
+    out.
+    """
     kept = [1 if place in dims else size for place, size in enumerate(shape)]
     out = [0 if place in dims else output * prod(kept[place + 1 :]) for place in range(len(shape))]
     inputs = [stride * item for stride in strides]
@@ -78,7 +87,9 @@ def reduction_loop(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple
     return Loop(*zip(*joined, strict=True)) if joined else Loop((), (), ())
 
 
-def _sorted(order: list[int], shape: Sequence[int], outputs: Sequence[int], inputs: Sequence[int]) -> list[int]:
+def _sorted(
+    order: list[int], shape: Sequence[int], outputs: Sequence[int], inputs: Sequence[int]
+) -> list[int]:
     """reorder_dimensions: an insertion sort that leaves ambiguous neighbours in place."""
     for first in range(1, len(order)):
         moving = first
@@ -92,8 +103,12 @@ def _sorted(order: list[int], shape: Sequence[int], outputs: Sequence[int], inpu
     return order
 
 
-def _compare(low: int, high: int, shape: Sequence[int], outputs: Sequence[int], inputs: Sequence[int]) -> int:
-    """Return a positive number to swap two dimensions, a negative one to stop, 0 if nothing decides."""
+def _compare(
+    low: int, high: int, shape: Sequence[int], outputs: Sequence[int], inputs: Sequence[int]
+) -> int:
+    """Return a positive number to swap two dimensions, a negative one to stop, 0 if nothing
+    decides.
+    """
     if (outputs[low] == 0) != (outputs[high] == 0):
         return 1 if outputs[high] == 0 else -1
     for strides in (outputs, inputs):

@@ -1,7 +1,9 @@
-"""What a program would allocate on a device, recorded from meta tensors: a stream of alloc and free events.
+"""What a program would allocate on a device, recorded from meta tensors: a stream of alloc and free
+events.
 
-Every operation runs on tensors that have shapes but no data, at full size. A storage that appears is an allocation; the moment when Python
-and autograd drop the last reference to it is its free, in the order in which a real run would free it.
+Every operation runs on tensors that have shapes but no data, at full size. A storage that appears
+is an allocation; the moment when Python and autograd drop the last reference to it is its free, in
+the order in which a real run would free it.
 """
 
 import sys
@@ -43,19 +45,29 @@ from .values import (
 )
 
 _NONZERO = torch.ops.aten.nonzero.default
-_INDEXING = frozenset(map(id, (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default)))
-# The random seed and offset that these operations return live on the host, unless a CUDA graph is being captured.
+_INDEXING = frozenset(
+    map(
+        id,
+        (
+            torch.ops.aten.index.Tensor,
+            torch.ops.aten.index_put.default,
+            torch.ops.aten.index_put_.default,
+        ),
+    )
+)
+# The random seed and offset that these operations return live on the host, unless a CUDA graph is
+# being captured.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
 
 
 class Recorder(TorchDispatchMode):
     """Records the allocations of everything that runs inside its phases.
 
-    `model` gives the names of modules, parameters and buffers; `first` is the number of the first allocation, so that a second recording
-    can go on where another ended.
-    `samples` answer for `.item()` on a device tensor, instead of raising UntraceableError; no values are followed then.
-    `workspaces`, the threads ("main", "autograd") that have one for cuBLAS already, asks for what CUDA's kernels take for themselves;
-    without it there are the operations' outputs alone.
+    `model` gives the names of modules, parameters and buffers; `first` is the number of the first
+    allocation, so that a second recording can go on where another ended. `samples` answer for
+    `.item()` on a device tensor, instead of raising UntraceableError; no values are followed then.
+    `workspaces`, the threads ("main", "autograd") that have one for cuBLAS already, asks for what
+    CUDA's kernels take for themselves; without it there are the operations' outputs alone.
     """
 
     def __init__(
@@ -85,7 +97,9 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
-        """Record what runs inside as one segment; its allocations are of `category` until something names them better."""
+        """Record what runs inside as one segment; its allocations are of `category` until something
+        names them better.
+        """
         segment = Segment(phase)
         self.segments.append(segment)
         self._events, self._category = segment.events, category
@@ -111,7 +125,9 @@ class Recorder(TorchDispatchMode):
         self._name_short_lived(segment)
 
     def number(self, tensor: torch.Tensor) -> int:
-        """The number of the allocation that holds the tensor, or a sparse one's values; KeyError for one that was never seen."""
+        """The number of the allocation that holds the tensor, or a sparse one's values; KeyError
+        for one that was never seen.
+        """
         return self._numbers[data_of(tensor)[-1].untyped_storage()._cdata]
 
     def allocate(self, tensor: torch.Tensor, category: Category) -> int:
@@ -124,23 +140,30 @@ class Recorder(TorchDispatchMode):
         return self.number(tensor)
 
     def adopt(self, tensor: torch.Tensor, number: int, *, freed: bool = True) -> None:
-        """Know a tensor whose allocation another recording holds under `number`; only its free is recorded here.
+        """Know a tensor whose allocation another recording holds under `number`; only its free is
+        recorded here.
 
         Without `freed` the other recording keeps it.
         """
         self._follow(tensor.untyped_storage(), number, freed=freed)
 
     def expect_sparse(self) -> None:
-        """Look for sparse tensors among what operations are given; without any this takes too long."""
+        """Look for sparse tensors among what operations are given; without any this takes too
+        long.
+        """
         self._is_sparse = True
 
     def name(self, number: int, category: Category, owner: str = "") -> None:
-        """Say what an allocation was for, and the path of what in the model it belongs to, if there is one."""
+        """Say what an allocation was for, and the path of what in the model it belongs to, if there
+        is one.
+        """
         place = number - self._first
         if place >= 0:
             self.allocations.categories[place] = category
             if owner:
-                self.allocations.sources[place] = self.allocations.sources[place]._replace(module=owner)
+                self.allocations.sources[place] = self.allocations.sources[place]._replace(
+                    module=owner
+                )
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor lives on the recorded device; host tensors do not."""
@@ -151,7 +174,10 @@ class Recorder(TorchDispatchMode):
         if any(map(_unwraps_itself, types)):
             # It runs the operation on what it is made of, which comes here again.
             return NotImplemented
-        if func in READS and (read := self._host_reads.run(func, args, kwargs)) is not NotImplemented:
+        if (
+            func in READS
+            and (read := self._host_reads.run(func, args, kwargs)) is not NotImplemented
+        ):
             return read
         if self._is_sparse and any(map(is_sparse, tree_leaves((args, kwargs)))):
             return self._run_sparse(func, args, kwargs)
@@ -162,7 +188,11 @@ class Recorder(TorchDispatchMode):
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
         on_host = _HOST_OUTPUTS.get(id(func), ())
         for place, output in enumerate(outputs):
-            if isinstance(output, torch.Tensor) and output.device.type == "meta" and place not in on_host:
+            if (
+                isinstance(output, torch.Tensor)
+                and output.device.type == "meta"
+                and place not in on_host
+            ):
                 self._see(output, func)
         self._note_values(func, args, kwargs, outputs)
         if self.workspaces is not None and id(func) in TAKING and self._events is not None:
@@ -178,11 +208,14 @@ class Recorder(TorchDispatchMode):
             compute_values(func, args, kwargs, outputs)
 
     def _operate(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        """Run the operation, in place where autograd would; return what ran, its arguments and its result."""
+        """Run the operation, in place where autograd would; return what ran, its arguments and its
+        result.
+        """
         written = self._in_place.instead_of(func, args)
         func, args = written or (func, args)
         if id(func) in _INDEXING and not _fills(args):
-            # They are held until the operation's outputs are there, as the caller of this holds its arguments.
+            # They are held until the operation's outputs are there, as the caller of this holds its
+            # arguments.
             args = (args[0], self._without_masks(args[1]), *args[2:])
         result = self._run(func, args, kwargs)
         if id(func) in MAKING and is_sparse(result):
@@ -204,7 +237,9 @@ class Recorder(TorchDispatchMode):
             if self._samples is not None and func is _NONZERO:
                 count = self._samples.true_count(args[0], reading_line)
                 return torch.empty((count, args[0].dim()), dtype=torch.int64, device="meta")
-            raise refusal("makes a tensor whose size depends on values", otherwise=self._sources.running()) from None
+            raise refusal(
+                "makes a tensor whose size depends on values", otherwise=self._sources.running()
+            ) from None
         try:
             return self._cache.run(func, args, kwargs)
         except NotImplementedError:
@@ -216,7 +251,9 @@ class Recorder(TorchDispatchMode):
             return self._run_without_kernel(func, args, kwargs)
 
     def _run_without_kernel(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what an operation makes that torch cannot follow without data: it is run on values that are known."""
+        """Return what an operation makes that torch cannot follow without data: it is run on values
+        that are known.
+        """
         try:
             if func._schema.is_mutable:
                 raise UnknownError
@@ -224,8 +261,14 @@ class Recorder(TorchDispatchMode):
         except (UnknownError, RuntimeError):
             running = self._sources.running()
             if func.namespace == "aten":
-                raise refusal(f"runs {func}, which torch cannot do without data", otherwise=running) from None
-            raise refusal(f"runs {func}, an operation of its own without a fake kernel", REGISTER, otherwise=running) from None
+                raise refusal(
+                    f"runs {func}, which torch cannot do without data", otherwise=running
+                ) from None
+            raise refusal(
+                f"runs {func}, an operation of its own without a fake kernel",
+                REGISTER,
+                otherwise=running,
+            ) from None
 
     def _run_sparse(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operation on sparse tensors by its parts, each of which is recorded."""
@@ -243,14 +286,21 @@ class Recorder(TorchDispatchMode):
                 return run(*args, **kwargs)
         except NotImplementedError:
             action = f"runs {func} on a sparse tensor, which a simulation does not follow"
-            raise refusal(action, "use --device cpu or cuda", otherwise=self._sources.running()) from None
+            raise refusal(
+                action, "use --device cpu or cuda", otherwise=self._sources.running()
+            ) from None
         except UnknownCountError:
             action = "merges equal entries of a sparse tensor, whose number depends on values"
             raise refusal(action, otherwise=self._sources.running()) from None
 
     def _without_masks(self, indices: Any) -> Any:
-        """Return the indices with each mask as the places where it is true: expandTensors in ATen/native/IndexingUtils.h."""
-        if not any(isinstance(index, torch.Tensor) and index.is_meta and index.dtype == torch.bool for index in indices):
+        """Return the indices with each mask as the places where it is true: expandTensors in
+        ATen/native/IndexingUtils.h.
+        """
+        if not any(
+            isinstance(index, torch.Tensor) and index.is_meta and index.dtype == torch.bool
+            for index in indices
+        ):
             return indices
         found = []
         with self:
@@ -259,8 +309,19 @@ class Recorder(TorchDispatchMode):
                 found += index.nonzero().unbind(1) if is_mask else [index]
         return found
 
-    def _run_kernel(self, func: Any, args: Any, kwargs: Any, result: Any, events: list[int], seen: int, workspaces: set[str]) -> None:
-        """Record what the operation's kernel requests; its outputs are the events from `seen` on."""
+    def _run_kernel(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        result: Any,
+        events: list[int],
+        seen: int,
+        workspaces: set[str],
+    ) -> None:
+        """Record what the operation's kernel requests; its outputs are the events from `seen`
+        on.
+        """
         if func in PRODUCTS:
             self._take_workspace(func, events, workspaces)
         requests, nbytes = KERNELS[func].requests(result, args, kwargs)
@@ -281,14 +342,19 @@ class Recorder(TorchDispatchMode):
 
     def _take_workspace(self, func: Any, events: list[int], workspaces: set[str]) -> None:
         """Record cuBLAS's workspace where this thread has none yet."""
-        # Autograd runs the backward pass in a thread of its own for the device, and each thread has its own handle of cuBLAS.
+        # Autograd runs the backward pass in a thread of its own for the device, and each thread has
+        # its own handle of cuBLAS.
         thread = "autograd" if self.segments[-1].phase == "backward" else "main"
         if thread not in workspaces:
             workspaces.add(thread)
             events.append(self._first + len(self.allocations.nbytes))
-            self._add([WORKSPACE], [WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func))
+            self._add(
+                [WORKSPACE], [WORKSPACE.nbytes(USUAL_DEVICE)], "workspace", self._sources.of(func)
+            )
 
-    def _add(self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source) -> None:
+    def _add(
+        self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source
+    ) -> None:
         """Number the requests of a kernel."""
         self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
         self.allocations.nbytes.extend(nbytes)
@@ -301,14 +367,18 @@ class Recorder(TorchDispatchMode):
         number = self._first + len(allocations.nbytes)
         allocations.nbytes.append(nbytes)
         allocations.categories.append(category)
-        allocations.sources.append(source if isinstance(source, Source) else self._sources.of(source))
+        allocations.sources.append(
+            source if isinstance(source, Source) else self._sources.of(source)
+        )
         # A request for nothing never reaches the allocator.
         if nbytes and self._events is not None:
             self._events.append(number)
         return number
 
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
-        """Number the tensor's storage where it is new; `source` is the operation that made it, or a Source."""
+        """Number the tensor's storage where it is new; `source` is the operation that made it, or a
+        Source.
+        """
         if tensor.layout is not torch.strided:
             self._is_sparse = True
             for part in data_of(tensor):
@@ -316,12 +386,16 @@ class Recorder(TorchDispatchMode):
             return
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if self._events is None or (key in self._numbers and (key not in self._empty or not storage.nbytes())):
+        if self._events is None or (
+            key in self._numbers and (key not in self._empty or not storage.nbytes())
+        ):
             return
         self._follow(storage, self._request(storage.nbytes(), self._category, source))
 
     def _name_short_lived(self, segment: Segment) -> None:
-        """An activation is kept for the backward pass; what the forward pass frees itself was temporary."""
+        """An activation is kept for the backward pass; what the forward pass frees itself was
+        temporary.
+        """
         freed = {~event for event in segment.events if event < 0}
         for number in freed.intersection(segment.events):
             if self.allocations.categories[number - self._first] == "activation":
@@ -351,11 +425,14 @@ def _unwraps_itself(kind: type) -> bool:
 def _fills(args: Any) -> bool:
     """Return whether values are written where a mask is set without the places' being needed.
 
-    One number is, by canDispatchToMaskedFill in ATen/native/TensorAdvancedIndexing.cpp. Of others the
-    trace does not know the places; how many there are follows from the values (masks.py).
+    One number is, by canDispatchToMaskedFill in ATen/native/TensorAdvancedIndexing.cpp. Of others
+    the trace does not know the places; how many there are follows from the values (masks.py).
     """
     if len(args) < 3:
         return False
     accumulates = len(args) > 3 and args[3]
     is_one = args[2].numel() == 1 and not accumulates
-    return is_one or any(isinstance(index, torch.Tensor) and index.dtype == torch.bool and value_of(index) is None for index in args[1])
+    return is_one or any(
+        isinstance(index, torch.Tensor) and index.dtype == torch.bool and value_of(index) is None
+        for index in args[1]
+    )

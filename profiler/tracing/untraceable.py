@@ -37,7 +37,11 @@ _FLEX = "runs flex_attention, which a simulation does not follow"
 # operation that a recorder sees; and what to say instead.
 _TEXTS = (
     ("to numpy", "turns a tensor into a numpy array", ADVICE),
-    ("is not on the expected device meta", _MIXED, "make them on one device, as device=x.device does"),
+    (
+        "is not on the expected device meta",
+        _MIXED,
+        "make them on one device, as device=x.device does",
+    ),
     ("Torch not compiled with CUDA enabled", _NO_CUDA, _AVAILABLE),
     ("Found no NVIDIA driver", _NO_CUDA, _AVAILABLE),
     ("dummy base class", _NO_CUDA, _AVAILABLE),
@@ -48,15 +52,28 @@ _TEXTS = (
     ("cannot be accessed from Triton", _TRITON, "use --device cuda"),
 )
 # What else torch says of them.
-_META = ("meta tensor", "Meta tensor", "meta device", "'meta'", "Meta' backend", "device type meta", "on meta", "device meta")
+_META = (
+    "meta tensor",
+    "Meta tensor",
+    "meta device",
+    "'meta'",
+    "Meta' backend",
+    "device type meta",
+    "on meta",
+    "device meta",
+)
 
 
 class UntraceableError(ValueError):
     """The program needs the values of device tensors, which a trace does not have."""
 
 
-def refusal(action: str, advice: str = ADVICE, *, otherwise: str = "the program") -> UntraceableError:
-    """Return the error for what the code that is running now does; `otherwise` names it where no line does."""
+def refusal(
+    action: str, advice: str = ADVICE, *, otherwise: str = "the program"
+) -> UntraceableError:
+    """Return the error for what the code that is running now does; `otherwise` names it where no
+    line does.
+    """
     return UntraceableError(f"{running_line() or otherwise} {action}; {advice}")
 
 
@@ -66,11 +83,15 @@ def running_line() -> str:
 
 
 def translated(error: Exception) -> UntraceableError | None:
-    """Return the error to report for one that the program ended with, None where it is not about missing data."""
+    """Return the error to report for one that the program ended with, None where it is not about
+    missing data.
+    """
     if isinstance(error, UntraceableError):
         return error
     text = text_of(error)
-    place = _place((frame.f_code.co_filename, line) for frame, line in _raised(error)) or "the program"
+    place = (
+        _place((frame.f_code.co_filename, line) for frame, line in _raised(error)) or "the program"
+    )
     for words, action, advice in _TEXTS:
         if words in text:
             return UntraceableError(f"{place} {action}; {advice}")
@@ -80,7 +101,9 @@ def translated(error: Exception) -> UntraceableError | None:
 
 
 def require_modules_followed(model: torch.nn.Module) -> None:
-    """Raise UntraceableError for a module that on CUDA holds other memory than its operations show."""
+    """Raise UntraceableError for a module that on CUDA holds other memory than its operations
+    show.
+    """
     for path, module in model.named_modules():
         name = path or "the model"
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
@@ -95,24 +118,35 @@ def require_followed(tensor: torch.Tensor, path: str) -> None:
     """Raise UntraceableError for a tensor of the model or the batch that a trace cannot hold."""
     name = path or "a tensor of the batch"
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
-        raise UntraceableError(f"{name} has no shape before the first forward pass; let the factory run the model once")
+        raise UntraceableError(
+            f"{name} has no shape before the first forward pass; let the factory run the model once"
+        )
     if tensor.is_nested and tensor.layout is torch.strided:
-        raise UntraceableError(f"{name} is a nested tensor of strided layout; use layout=torch.jagged or --device cpu")
+        raise UntraceableError(
+            f"{name} is a nested tensor of strided layout; use layout=torch.jagged or --device cpu"
+        )
     if is_sharded(tensor):
-        raise UntraceableError(f"{name} is a DTensor, and a simulation has no ranks; leave the sharding out, or {_SEE}")
+        raise UntraceableError(
+            f"{name} is a DTensor, and a simulation has no ranks; leave the sharding out, or {_SEE}"
+        )
     if is_traceable_wrapper_subclass(tensor) and tensor.layout is not torch.jagged:
-        raise UntraceableError(f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}")
+        raise UntraceableError(
+            f"{name} is a {type(tensor).__name__}, which a simulation does not follow; {_SEE}"
+        )
 
 
 def checked_argument() -> bool | None:
-    """Return what torch reads where its own code checks arguments that fit; None where no such code runs.
+    """Return what torch reads where its own code checks arguments that fit; None where no such code
+    runs.
 
     Distributions ask whether all are valid, `gaussian_nll_loss` whether any variance is not.
     """
     if any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8)):
         return True
     checking, others = functional.__file__, (_TRACING, str(_TORCH))
-    reader = next((file for file, _ in _running() if file == checking or not file.startswith(others)), None)
+    reader = next(
+        (file for file, _ in _running() if file == checking or not file.startswith(others)), None
+    )
     return False if reader == checking else None
 
 
@@ -135,7 +169,11 @@ def _place(frames: Iterable[tuple[str, int]]) -> str:
     no other does.
     """
     program = list(takewhile(lambda frame: not _is_profiler(frame[0]), frames))
-    outside = [frame for frame in program if owner(frame[0]) != "torch" and not frame[0].startswith((_TRACING, "<"))]
+    outside = [
+        frame
+        for frame in program
+        if owner(frame[0]) != "torch" and not frame[0].startswith((_TRACING, "<"))
+    ]
     outside = outside or [frame for frame in program if frame[0].startswith(_OPTIMIZERS)]
     if not outside:
         return ""

@@ -1,7 +1,8 @@
-"""The values of small tensors beside a trace, so that code that branches on them takes its real branch.
+"""The values of small tensors beside a trace, so that code that branches on them takes its real
+branch.
 
-What follows from the inputs and from constants alone (token ids, positions, masks) is computed on the
-host, operation by operation, while its meta tensor is traced.
+What follows from the inputs and from constants alone (token ids, positions, masks) is computed on
+the host, operation by operation, while its meta tensor is traced.
 """
 
 import math
@@ -19,7 +20,11 @@ from .layouts import compressed, data_of, made
 _LARGEST_VALUE = 1 << 22
 # A mask is often made of floating-point ones; images are larger, and steer nothing.
 _LARGEST_FLOATING = 1 << 16
-_CONSTANTS = frozenset(map(id, (torch.ops.aten.ones.default, torch.ops.aten.zeros.default, torch.ops.aten.full.default)))
+_CONSTANTS = frozenset(
+    map(
+        id, (torch.ops.aten.ones.default, torch.ops.aten.zeros.default, torch.ops.aten.full.default)
+    )
+)
 # Their outputs have as many elements as their operands' values say.
 SIZED_BY_VALUES = frozenset(
     map(
@@ -56,8 +61,12 @@ def _sparse_twin(sparse: torch.Tensor) -> torch.Tensor:
     """Return a sparse meta tensor like this sparse tensor, whose entries it remembers."""
     *indices, values = data_of(sparse)
     if sparse.layout is not torch.sparse_coo:
-        return compressed([part.to("meta") for part in (*indices, values)], sparse.shape, sparse.layout)
-    twin = made(indices[0].to("meta"), values.to("meta"), sparse.shape, coalesced=sparse.is_coalesced())
+        return compressed(
+            [part.to("meta") for part in (*indices, values)], sparse.shape, sparse.layout
+        )
+    twin = made(
+        indices[0].to("meta"), values.to("meta"), sparse.shape, coalesced=sparse.is_coalesced()
+    )
     remember_entries(twin, indices[0])
     return twin
 
@@ -77,9 +86,15 @@ class UnknownError(Exception):
 
 
 def has_values(func: Any, args: Any, outputs: list[Any]) -> bool:
-    """Return whether an operation's outputs may have values: whole numbers, constants, and what is made of values."""
+    """Return whether an operation's outputs may have values: whole numbers, constants, and what is
+    made of values.
+    """
     for output in outputs:
-        if isinstance(output, torch.Tensor) and output.is_meta and not output.dtype.is_floating_point:
+        if (
+            isinstance(output, torch.Tensor)
+            and output.is_meta
+            and not output.dtype.is_floating_point
+        ):
             return True
     for arg in args:
         if isinstance(arg, torch.Tensor) and getattr(arg, "_traced_value", None) is not None:
@@ -88,7 +103,9 @@ def has_values(func: Any, args: Any, outputs: list[Any]) -> bool:
 
 
 def run_on_values(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return what an operation makes, as meta tensors that remember it; UnknownError where a value is missing."""
+    """Return what an operation makes, as meta tensors that remember it; UnknownError where a value
+    is missing.
+    """
     found = func(*tree_map(_known, args), **tree_map(_known, dict(kwargs)))
     if func is _UNIQUE or (func is _CONSECUTIVE and len(args) < 4 and kwargs.get("dim") is None):
         values, inverse, counts = found
@@ -98,7 +115,9 @@ def run_on_values(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _remembered(value: Any, most: int = 0) -> Any:
-    """Return a meta tensor that remembers a value; of one with elements the memory is for as many as `most`."""
+    """Return a meta tensor that remembers a value; of one with elements the memory is for as many
+    as `most`.
+    """
     if not isinstance(value, torch.Tensor):
         return value
     twin = value.to("meta")
@@ -109,11 +128,17 @@ def _remembered(value: Any, most: int = 0) -> Any:
 
 
 def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The tensor on the host: itself, or the value that a meta tensor remembers; None where there is none."""
+    """The tensor on the host: itself, or the value that a meta tensor remembers; None where there
+    is none.
+    """
     if tensor.device.type == "cpu":
         return tensor
     value = getattr(tensor, "_traced_value", None)
-    return None if value is None or getattr(value.untyped_storage(), "_is_overwritten", False) else value
+    return (
+        None
+        if value is None or getattr(value.untyped_storage(), "_is_overwritten", False)
+        else value
+    )
 
 
 def _remember(tensor: Any, value: torch.Tensor | None) -> None:
@@ -121,7 +146,9 @@ def _remember(tensor: Any, value: torch.Tensor | None) -> None:
 
 
 def _forget(tensor: Any) -> None:
-    """Drop the value of a tensor into which something unknown was written, and of all that share its memory."""
+    """Drop the value of a tensor into which something unknown was written, and of all that share
+    its memory.
+    """
     value: Any = getattr(tensor, "_traced_value", None)
     if value is not None:
         value.untyped_storage()._is_overwritten = True
@@ -129,8 +156,14 @@ def _forget(tensor: Any) -> None:
 
 
 def compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Any]) -> None:
-    """Do on the host what `func` did on meta tensors, when the values of all operands are known and small."""
-    on_device = [output for output in outputs if isinstance(output, torch.Tensor) and output.device.type == "meta"]
+    """Do on the host what `func` did on meta tensors, when the values of all operands are known and
+    small.
+    """
+    on_device = [
+        output
+        for output in outputs
+        if isinstance(output, torch.Tensor) and output.device.type == "meta"
+    ]
     try:
         if any(output.numel() > _LARGEST_VALUE for output in on_device):
             raise UnknownError
@@ -177,7 +210,8 @@ class _HostGenerator(metaclass=_AnyGenerator):
 
 @contextmanager
 def host_values() -> Iterator[None]:
-    """Inside, a meta tensor that is made of numbers remembers them, and one that is formatted shows its value or nan.
+    """Inside, a meta tensor that is made of numbers remembers them, and one that is formatted shows
+    its value or nan.
 
     Random generators for "meta" can be made.
     """
@@ -194,12 +228,23 @@ def host_values() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch.Tensor, "__format__", formatted))
         patches.enter_context(mock.patch.object(torch, "Generator", _HostGenerator))
         for name in ("tensor", "as_tensor"):
-            patches.enter_context(mock.patch.object(torch, name, partial(_moved, getattr(torch, name))))
+            patches.enter_context(
+                mock.patch.object(torch, name, partial(_moved, getattr(torch, name)))
+            )
         yield
 
 
-def _moved(make: Callable[..., torch.Tensor], data: Any, *args: Any, device: Any = None, **kwargs: Any) -> torch.Tensor:
-    """Make a tensor of numbers on the host and move it to the device, as is done for a GPU: torch drops the numbers of a meta tensor."""
-    if device is None or torch.device(device).type != "meta" or isinstance(data, torch.Tensor) or kwargs.get("requires_grad"):
+def _moved(
+    make: Callable[..., torch.Tensor], data: Any, *args: Any, device: Any = None, **kwargs: Any
+) -> torch.Tensor:
+    """Make a tensor of numbers on the host and move it to the device, as is done for a GPU: torch
+    drops the numbers of a meta tensor.
+    """
+    if (
+        device is None
+        or torch.device(device).type != "meta"
+        or isinstance(data, torch.Tensor)
+        or kwargs.get("requires_grad")
+    ):
         return make(data, *args, device=device, **kwargs)
     return make(data, *args, device="cpu", **kwargs).to(device)

@@ -1,8 +1,10 @@
-"""Agreement: what was simulated beside what was measured, wherever a run has both for the same question.
+"""Agreement: what was simulated beside what was measured, wherever a run has both for the same
+question.
 
-Bytes of state are the same on every device and for every implementation. Peaks and blocks are compared on CUDA alone, and only where both
-records ran the step the same way under the same settings of the allocator, on the memory of the same GPU where there is such a simulation;
-an estimated step time is set beside samples that were taken on the GPU that it is for.
+Bytes of state are the same on every device and for every implementation. Peaks and blocks are
+compared on CUDA alone, and only where both records ran the step the same way under the same
+settings of the allocator, on the memory of the same GPU where there is such a simulation; an
+estimated step time is set beside samples that were taken on the GPU that it is for.
 """
 
 import json
@@ -30,7 +32,9 @@ BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One figure of one question, simulated (or estimated) and measured; `metric` is a name of `explain.METRICS`."""
+    """One figure of one question, simulated (or estimated) and measured; `metric` is a name of
+    `explain.METRICS`.
+    """
 
     label: str
     metric: str
@@ -52,7 +56,9 @@ class Agreement:
 
 
 def agreements(records: Sequence[Record]) -> list[Agreement]:
-    """The figures that a run has both ways, in the order of the run; a measured record is set beside its first simulated one."""
+    """The figures that a run has both ways, in the order of the run; a measured record is set
+    beside its first simulated one.
+    """
     names, found = labels(records), []
     held = [record for record in records if record.outcome == "ok"]
     simulated: dict[str, list[Record]] = {}
@@ -61,12 +67,18 @@ def agreements(records: Sequence[Record]) -> list[Agreement]:
             simulated.setdefault(_question(record.scenario), []).append(record)
     for record in held:
         if record.scenario.device != "sim" and record.origin == "measured":
-            found += _agreements(names[optimizer_key(record.scenario)], record, simulated.get(_question(record.scenario), ()))
+            found += _agreements(
+                names[optimizer_key(record.scenario)],
+                record,
+                simulated.get(_question(record.scenario), ()),
+            )
     return found
 
 
 def summary(found: Sequence[Agreement]) -> str:
-    """In a sentence, how many figures of bytes agree to the byte, and how far off the others are at most; empty for none."""
+    """In a sentence, how many figures of bytes agree to the byte, and how far off the others are at
+    most; empty for none.
+    """
     exact = [agreement for agreement in found if agreement.unit == "bytes"]
     if not exact:
         return ""
@@ -75,13 +87,22 @@ def summary(found: Sequence[Agreement]) -> str:
     text = f"{equal} of {len(exact)} figures agree to the byte"
     if not furthest.percent:
         return f"{text}."
-    return f"{text}; the furthest off is {furthest.metric} of {furthest.label}, by {percent_text(furthest.residual, furthest.measured)}."
+    return (
+        f"{text}; the furthest off is {furthest.metric} of {furthest.label}, by"
+        f" {percent_text(furthest.residual, furthest.measured)}."
+    )
 
 
 def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
     """The figures of a measured record that one of the simulated ones tells."""
-    alike = [record for record in simulated if record.scenario.implementation == measured.scenario.implementation]
-    placed = [record for record in alike if record.scenario.alloc_conf == measured.scenario.alloc_conf]
+    alike = [
+        record
+        for record in simulated
+        if record.scenario.implementation == measured.scenario.implementation
+    ]
+    placed = [
+        record for record in alike if record.scenario.alloc_conf == measured.scenario.alloc_conf
+    ]
     if _device_name(measured):
         # A card that the catalogue does not have is none of those that it has.
         placed = [record for record in placed if record.scenario.gpu in (None, gpu_of(measured))]
@@ -90,26 +111,55 @@ def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> li
     for metric, field in BYTES.items():
         candidates = simulated if metric == "state" else placed
         value = getattr(measured.memory, field, None)
-        other = next((record for record in candidates if getattr(record.memory, field, None) is not None), None)
-        if value is None or other is None or (metric in ("peak", "reserved") and measured.scenario.workload != "train"):
+        other = next(
+            (record for record in candidates if getattr(record.memory, field, None) is not None),
+            None,
+        )
+        if (
+            value is None
+            or other is None
+            or (metric in ("peak", "reserved") and measured.scenario.workload != "train")
+        ):
             continue
-        found.append(_agreement(label, metric, "bytes", getattr(other.memory, field), value, other, measured))
+        found.append(
+            _agreement(label, metric, "bytes", getattr(other.memory, field), value, other, measured)
+        )
     return [*found, *_times(label, measured, alike)]
 
 
 def _times(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
-    """The measured step beside its estimate, where the GPU that was asked for is the one that it ran on."""
+    """The measured step beside its estimate, where the GPU that was asked for is the one that it
+    ran on.
+    """
     samples = (measured.times or {}).get("step")
     for record in simulated:
-        if samples and record.estimate and record.estimate.gpu == measured.scenario.gpu == gpu_of(measured):
-            return [_agreement(label, "estimate", "seconds", record.estimate.seconds, median(samples), record, measured)]
+        if (
+            samples
+            and record.estimate
+            and record.estimate.gpu == measured.scenario.gpu == gpu_of(measured)
+        ):
+            return [
+                _agreement(
+                    label,
+                    "estimate",
+                    "seconds",
+                    record.estimate.seconds,
+                    median(samples),
+                    record,
+                    measured,
+                )
+            ]
     return []
 
 
 def gpu_of(record: Record) -> str | None:
-    """The catalogue's name of the GPU that the record was measured on, None where it has none or none is known."""
+    """The catalogue's name of the GPU that the record was measured on, None where it has none or
+    none is known.
+    """
     memory = _machine(record).get("gpu_memory_bytes")
-    return hardware.name_of_device(_device_name(record), memory if isinstance(memory, int) else None)
+    return hardware.name_of_device(
+        _device_name(record), memory if isinstance(memory, int) else None
+    )
 
 
 def _device_name(record: Record) -> str:
@@ -123,7 +173,13 @@ def _machine(record: Record) -> Mapping[str, Any]:
 
 
 def _agreement(
-    label: str, metric: str, unit: Unit, simulated: float, measured: float, simulated_from: Record, measured_from: Record
+    label: str,
+    metric: str,
+    unit: Unit,
+    simulated: float,
+    measured: float,
+    simulated_from: Record,
+    measured_from: Record,
 ) -> Agreement:
     return Agreement(
         label=label,

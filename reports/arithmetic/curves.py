@@ -25,7 +25,8 @@ class Point:
 class Series:
     """Points of one optimizer that a line may join: one model family, or a model that stands alone.
 
-    `lane` counts the earlier series that this one coincides with, so that a picture can keep both legible.
+    `lane` counts the earlier series that this one coincides with, so that a picture can keep both
+    legible.
     """
 
     label: str
@@ -61,12 +62,22 @@ def _point(record: Record) -> Point | None:
     if record.outcome != "ok" or record.memory is None or not record.parameter_count:
         return None
     state = record.memory.optimizer_state
-    return Point(model=record.scenario.model, parameters=record.parameter_count, state_bytes=state, origin=record.origin)
+    return Point(
+        model=record.scenario.model,
+        parameters=record.parameter_count,
+        state_bytes=state,
+        origin=record.origin,
+    )
 
 
 def _series(group: tuple[str, str, str | None, str], points: Iterable[Point]) -> Series:
     label, dtype, family, _ = group
-    return Series(label=label, dtype=dtype, family=family, points=tuple(sorted(points, key=lambda point: point.parameters)))
+    return Series(
+        label=label,
+        dtype=dtype,
+        family=family,
+        points=tuple(sorted(points, key=lambda point: point.parameters)),
+    )
 
 
 def _in_lanes(series: Sequence[Series]) -> list[Series]:
@@ -78,5 +89,7 @@ def _in_lanes(series: Sequence[Series]) -> list[Series]:
 
 def _coincide(one: Series, other: Series) -> bool:
     theirs = {point.model: point.state_bytes for point in other.points}
-    shared = [(point.state_bytes, theirs[point.model]) for point in one.points if point.model in theirs]
+    shared = [
+        (point.state_bytes, theirs[point.model]) for point in one.points if point.model in theirs
+    ]
     return bool(shared) and all(abs(a - b) <= COINCIDENT * max(a, b) for a, b in shared)

@@ -47,7 +47,9 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One optimizer in one setting: the record that tells its bytes and the record that tells its times, where there are such."""
+    """One optimizer in one setting: the record that tells its bytes and the record that tells its
+    times, where there are such.
+    """
 
     setting: Setting
     label: str
@@ -89,13 +91,23 @@ class Entry:
 
     @property
     def peak_bytes(self) -> int | None:
-        """The most that was allocated in a training step; the workload "state" has none to tell of."""
-        return self.memory.peak_allocated if self.memory and self.scenario.workload == "train" else None
+        """The most that was allocated in a training step; the workload "state" has none to
+        tell of.
+        """
+        return (
+            self.memory.peak_allocated
+            if self.memory and self.scenario.workload == "train"
+            else None
+        )
 
     @property
     def peak_upper(self) -> int | None:
         """The upper end of that peak where it is a range, for what cuDNN may take."""
-        return self.memory.peak_allocated_upper if self.memory and self.peak_bytes is not None else None
+        return (
+            self.memory.peak_allocated_upper
+            if self.memory and self.peak_bytes is not None
+            else None
+        )
 
     @cached_property
     def step(self) -> Spread | None:
@@ -110,18 +122,27 @@ class Entry:
 
 
 def entries(records: Sequence[Record]) -> list[Entry]:
-    """One entry for each optimizer, setting and implementation whose bytes are known, in the order of the run.
+    """One entry for each optimizer, setting and implementation whose bytes are known, in the order
+    of the run.
 
-    Records of whole training steps make entries; the smaller records of workload "state" do so only in a run that has no others.
-    A time is set beside bytes of its own implementation if there are any, else beside the others. Failed records make none.
+    Records of whole training steps make entries; the smaller records of workload "state" do so only
+    in a run that has no others. A time is set beside bytes of its own implementation if there are
+    any, else beside the others. Failed records make none.
     """
     names = labels(records)
     found = [record for record in records if record.outcome == "ok"]
     subjects: dict[tuple[Setting, OptimizerKey], list[Record]] = {}
     for record in [record for record in found if record.scenario.workload == "train"] or found:
         subjects.setdefault((_setting(record), optimizer_key(record.scenario)), []).append(record)
-    order = {setting: number for number, setting in enumerate(dict.fromkeys(setting for setting, _ in subjects))}
-    unsorted = [entry for (setting, key), group in subjects.items() for entry in _joined(setting, names[key], group)]
+    order = {
+        setting: number
+        for number, setting in enumerate(dict.fromkeys(setting for setting, _ in subjects))
+    }
+    unsorted = [
+        entry
+        for (setting, key), group in subjects.items()
+        for entry in _joined(setting, names[key], group)
+    ]
     return sorted(unsorted, key=lambda entry: order[entry.setting])
 
 
@@ -154,7 +175,9 @@ def setting_names(settings: Iterable[Setting]) -> dict[Setting, str]:
     for setting, found in traits.items():
         common.setdefault(setting.model, set(found)).intersection_update(found)
     return {
-        setting: " · ".join((setting.model, *(trait for trait in found if trait not in common[setting.model])))
+        setting: " · ".join(
+            (setting.model, *(trait for trait in found if trait not in common[setting.model]))
+        )
         for setting, found in traits.items()
     }
 
@@ -162,11 +185,20 @@ def setting_names(settings: Iterable[Setting]) -> dict[Setting, str]:
 def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Entry]:
     holding = [record for record in records if record.memory]
     # A CPU tells no peaks: its bytes are used only where nothing else is known.
-    peaking = [record for record in holding if record.memory and record.memory.peak_allocated is not None]
+    peaking = [
+        record for record in holding if record.memory and record.memory.peak_allocated is not None
+    ]
     with_bytes = _by_implementation(peaking or holding, lambda record: record.origin == "measured")
     timed = [record for record in records if record.times and record.course is None]
     with_times = _by_implementation(timed, lambda record: record.scenario.device == "cuda")
-    stray = next((record for implementation, record in with_times.items() if implementation not in with_bytes), None)
+    stray = next(
+        (
+            record
+            for implementation, record in with_times.items()
+            if implementation not in with_bytes
+        ),
+        None,
+    )
     return [
         Entry(
             setting=setting,
@@ -178,7 +210,9 @@ def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Ent
     ]
 
 
-def _by_implementation(records: Iterable[Record], preferred: Callable[[Record], bool]) -> dict[str, Record]:
+def _by_implementation(
+    records: Iterable[Record], preferred: Callable[[Record], bool]
+) -> dict[str, Record]:
     """The first preferred record of each implementation, or its first."""
     chosen: dict[str, Record] = {}
     for record in records:

@@ -37,13 +37,19 @@ class Findings:
     timelines: Mapping[str, Timeline]
 
     @classmethod
-    def of(cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None) -> "Findings":
-        """Findings of these records, and the timelines of their scenarios by the names of their files.
+    def of(
+        cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None
+    ) -> "Findings":
+        """Findings of these records, and the timelines of their scenarios by the names of their
+        files.
 
         ValueError for a run without records.
         """
         if not records:
-            raise ValueError("the run holds no records, so there is nothing to report; run `optprof profile MODEL` again")
+            raise ValueError(
+                "the run holds no records, so there is nothing to report; run `optprof profile"
+                " MODEL` again"
+            )
         return cls(records=records, timelines=timelines or {})
 
     @cached_property
@@ -79,10 +85,13 @@ class Findings:
     @cached_property
     def names(self) -> dict[Setting, str]:
         """A name for each setting that the run is about."""
-        # What failed is asked for too; the small records that only stand on the curve are not what the run is about.
+        # What failed is asked for too; the small records that only stand on the curve are not what
+        # the run is about.
         asked = [entry.setting for entry in self.entries]
         asked += [Setting.of(record.scenario, record.memory) for record in failures(self.records)]
-        return setting_names(asked or [Setting.of(record.scenario, record.memory) for record in self.records])
+        return setting_names(
+            asked or [Setting.of(record.scenario, record.memory) for record in self.records]
+        )
 
     @cached_property
     def labels(self) -> dict[OptimizerKey, str]:
@@ -125,7 +134,9 @@ class Findings:
         return self.name_of(Setting.of(timing.record.scenario))
 
     def timing_label(self, timing: Timing) -> str:
-        """The optimizer of a timing; with device and implementation where the run's timings differ in them."""
+        """The optimizer of a timing; with device and implementation where the run's timings differ
+        in them.
+        """
         label = self.labels[optimizer_key(timing.record.scenario)]
         return label if self._alike else f"{label} · {conditions(timing.record)}"
 
@@ -144,17 +155,25 @@ class Findings:
 
     @property
     def context(self) -> str:
-        """The settings in words: the model and its size if there is one, then what all settings share."""
+        """The settings in words: the model and its size if there is one, then what all settings
+        share.
+        """
         traits = [setting.traits for setting in self.names]
         common = set(traits[0]).intersection(*traits)
         shared = [trait for trait in traits[0] if trait in common]
-        counts = {entry.record.parameter_count for entry in self.entries if entry.record.parameter_count}
+        counts = {
+            entry.record.parameter_count for entry in self.entries if entry.record.parameter_count
+        }
         size = [f"{count_text(count)} parameters" for count in counts] if len(counts) == 1 else []
         return " · ".join([*(self.models if len(self.models) == 1 else []), *size, *shared])
 
 
-def pictured(rows: Sequence[Item], group: Callable[[Item], Hashable]) -> tuple[list[Item], tuple[str, ...]]:
-    """The rows that a picture shows, whole groups of them and never none of many; and a note where it leaves some to the table."""
+def pictured(
+    rows: Sequence[Item], group: Callable[[Item], Hashable]
+) -> tuple[list[Item], tuple[str, ...]]:
+    """The rows that a picture shows, whole groups of them and never none of many; and a note where
+    it leaves some to the table.
+    """
     groups: dict[Hashable, list[Item]] = {}
     for row in rows:
         groups.setdefault(group(row), []).append(row)
@@ -162,4 +181,8 @@ def pictured(rows: Sequence[Item], group: Callable[[Item], Hashable]) -> tuple[l
     for members in groups.values():
         if not shown or len(shown) + len(members) <= MOST_ROWS:
             shown += members[:MOST_ROWS]
-    return shown, () if len(shown) == len(rows) else (f"The picture shows {len(shown)} of {len(rows)} rows; the table has all.",)
+    return shown, (
+        ()
+        if len(shown) == len(rows)
+        else (f"The picture shows {len(shown)} of {len(rows)} rows; the table has all.",)
+    )

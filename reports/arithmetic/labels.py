@@ -1,4 +1,6 @@
-"""Labels: what an optimizer is called in a table or a picture, so that two that differ never share a name."""
+"""Labels: what an optimizer is called in a table or a picture, so that two that differ never share
+a name.
+"""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,7 +16,12 @@ BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype
 USUAL_MOMENTUM = {"muon": 0.95, "scion": 0.1, "sgd": 0.9, "sgd-sai": 0.9}
 
 # Torch's names of dtypes and ours, in the order in which a mixed model's are told.
-_SHORT_DTYPES: Mapping[str, DType] = {"float64": "fp64", "float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_SHORT_DTYPES: Mapping[str, DType] = {
+    "float64": "fp64",
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+}
 
 OptimizerKey = tuple[str, str]
 _ENCODER = json.JSONEncoder(sort_keys=True, default=str)
@@ -26,7 +33,9 @@ def optimizer_key(scenario: Scenario) -> OptimizerKey:
 
 
 def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
-    """A label for each optimizer of a run: its name, then the options that change its bytes or tell it from its namesakes."""
+    """A label for each optimizer of a run: its name, then the options that change its bytes or tell
+    it from its namesakes.
+    """
     return scenario_labels(record.scenario for record in records)
 
 
@@ -41,13 +50,20 @@ def scenario_labels(scenarios: Iterable[Scenario]) -> dict[OptimizerKey, str]:
 
 
 def model_traits(scenario: Scenario) -> tuple[str, ...]:
-    """What the scenario trains of its model, where that is not all of the published one: n_layer=24, LoRA of rank 8."""
+    """What the scenario trains of its model, where that is not all of the published one:
+    n_layer=24, LoRA of rank 8.
+    """
     rank = scenario.lora_rank
-    return (*(f"{key}={_plain(value)}" for key, value in scenario.config.items()), *((f"LoRA of rank {rank}",) if rank else ()))
+    return (
+        *(f"{key}={_plain(value)}" for key, value in scenario.config.items()),
+        *((f"LoRA of rank {rank}",) if rank else ()),
+    )
 
 
 def training_traits(scenario: Scenario) -> tuple[str, ...]:
-    """How the scenario trains, where that is not torch's usual way: bf16 autocast, checkpointed, 4 micro-batches."""
+    """How the scenario trains, where that is not torch's usual way: bf16 autocast, checkpointed, 4
+    micro-batches.
+    """
     named = (
         (scenario.amp, f"{scenario.amp} autocast"),
         (scenario.checkpointing, "checkpointed"),
@@ -73,7 +89,9 @@ def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:
 
 
 def byte_options(options: Mapping[str, Any]) -> str:
-    """The options that decide the bytes of the state: "momentum=0.9"; empty where there are none."""
+    """The options that decide the bytes of the state: "momentum=0.9"; empty where there are
+    none.
+    """
     return ", ".join(f"{name}={_plain(options[name])}" for name in BYTE_OPTIONS if name in options)
 
 
@@ -98,7 +116,11 @@ def _differing(namesakes: Sequence[Mapping[str, Any]]) -> set[str]:
     missing = object()
     named = {option for own in namesakes for option in own}
     first = {option: namesakes[0].get(option, missing) for option in named}
-    return {option for option in named if any(own.get(option, missing) != first[option] for own in namesakes)}
+    return {
+        option
+        for option in named
+        if any(own.get(option, missing) != first[option] for own in namesakes)
+    }
 
 
 def _label(name: str, own: Mapping[str, Any], differing: Collection[str]) -> str:

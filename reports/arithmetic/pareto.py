@@ -9,10 +9,12 @@ from .entries import Entry, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class Tradeoff:
-    """One entry as a point: seconds of its step, with the 95 % interval where there is one, and exact bytes.
+    """One entry as a point: seconds of its step, with the 95 % interval where there is one, and
+    exact bytes.
 
-    `clock` is what the seconds come from: "cpu" or "cuda" for samples, a GPU's name for an estimate; `origin` is that of the seconds.
-    `is_peak` tells whether the bytes are the peak of a training step, or the state where not every entry of the setting has a peak.
+    `clock` is what the seconds come from: "cpu" or "cuda" for samples, a GPU's name for an
+    estimate; `origin` is that of the seconds. `is_peak` tells whether the bytes are the peak of a
+    training step, or the state where not every entry of the setting has a peak.
     """
 
     entry: Entry
@@ -27,7 +29,9 @@ class Tradeoff:
 
     @property
     def shown_origin(self) -> str:
-        """The origin that the point's mark tells: that of the seconds, unless the bytes were not measured."""
+        """The origin that the point's mark tells: that of the seconds, unless the bytes were not
+        measured.
+        """
         return self.origin if self.entry.origin == "measured" else self.entry.origin
 
 
@@ -44,7 +48,9 @@ class _Clocked:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other point beats: none is as good in both coordinates and better in one. Less is better; twins share their fate."""
+    """Which points no other point beats: none is as good in both coordinates and better in one.
+    Less is better; twins share their fate.
+    """
     lowest: dict[float, float] = {}
     for first, second in points:
         lowest[first] = min(second, lowest.get(first, second))
@@ -56,7 +62,9 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def tradeoffs(entries: Sequence[Entry]) -> list[Tradeoff]:
-    """A point for each entry with bytes and seconds; only those of one setting and one clock are held against each other."""
+    """A point for each entry with bytes and seconds; only those of one setting and one clock are
+    held against each other.
+    """
     groups: dict[tuple[Setting, str], list[_Clocked]] = {}
     for entry in entries:
         for clocked in _clocked(entry):
@@ -66,8 +74,12 @@ def tradeoffs(entries: Sequence[Entry]) -> list[Tradeoff]:
 
 def _points(group: Sequence[_Clocked]) -> list[Tradeoff]:
     is_peak = all(clocked.entry.peak_bytes is not None for clocked in group)
-    sizes = [clocked.entry.peak_bytes if is_peak else clocked.entry.state_bytes for clocked in group]
-    known = [(clocked, size) for clocked, size in zip(group, sizes, strict=True) if size is not None]
+    sizes = [
+        clocked.entry.peak_bytes if is_peak else clocked.entry.state_bytes for clocked in group
+    ]
+    known = [
+        (clocked, size) for clocked, size in zip(group, sizes, strict=True) if size is not None
+    ]
     best = front([(clocked.seconds, size) for clocked, size in known])
     return [
         Tradeoff(
@@ -91,7 +103,23 @@ def _clocked(entry: Entry) -> list[_Clocked]:
         interval, record = entry.step.interval, entry.times_from
         lower, upper = (interval.lower, interval.upper) if interval else (None, None)
         clock = record.scenario.device
-        found.append(_Clocked(entry=entry, clock=clock, origin=record.origin, seconds=entry.step.median, lower=lower, upper=upper))
+        found.append(
+            _Clocked(
+                entry=entry,
+                clock=clock,
+                origin=record.origin,
+                seconds=entry.step.median,
+                lower=lower,
+                upper=upper,
+            )
+        )
     if entry.estimate is not None:
-        found.append(_Clocked(entry=entry, clock=entry.estimate.gpu, origin="estimated", seconds=entry.estimate.seconds))
+        found.append(
+            _Clocked(
+                entry=entry,
+                clock=entry.estimate.gpu,
+                origin="estimated",
+                seconds=entry.estimate.seconds,
+            )
+        )
     return found

@@ -1,6 +1,8 @@
-"""Peaks: what a training step holds at its highest moment, by category, and which phase owns that moment.
+"""Peaks: what a training step holds at its highest moment, by category, and which phase owns that
+moment.
 
-CUDA's allocator does not tell what its bytes are for: a peak that was measured there has the parts of the simulation that asked the same.
+CUDA's allocator does not tell what its bytes are for: a peak that was measured there has the parts
+of the simulation that asked the same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,15 +13,25 @@ from profiler.record import Record
 from .entries import Entry, question
 
 # The order of a stack: what the model brings first, then the optimizer's, then what comes and goes.
-CATEGORIES = ("parameter", "buffer", "gradient", "optimizer_state", "activation", "temporary", "workspace", "input")
+CATEGORIES = (
+    "parameter",
+    "buffer",
+    "gradient",
+    "optimizer_state",
+    "activation",
+    "temporary",
+    "workspace",
+    "input",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """One entry's peak in exact bytes, split by category; `parts_origin` is where the parts come from, which may be a simulation.
+    """One entry's peak in exact bytes, split by category; `parts_origin` is where the parts come
+    from, which may be a simulation.
 
-    `allocated_upper` and `reserved_upper` are the upper ends of a simulated peak that is a range; the
-    parts are those of its lower end.
+    `allocated_upper` and `reserved_upper` are the upper ends of a simulated peak that is a range;
+    the parts are those of its lower end.
     """
 
     entry: Entry
@@ -38,18 +50,26 @@ class Peak:
 
     @property
     def residual(self) -> int:
-        """The peak less its parts: 0 unless they come from elsewhere, below zero where those are more."""
+        """The peak less its parts: 0 unless they come from elsewhere, below zero where those are
+        more.
+        """
         return self.allocated - self.split
 
 
 def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:
-    """The peak of every entry that has one, its parts in the order of a stack and none of them empty."""
+    """The peak of every entry that has one, its parts in the order of a stack and none of them
+    empty.
+    """
     simulated = {question(record): record for record in reversed(records) if _is_split(record)}
     rows = []
     for entry in entries:
         if entry.memory is None or entry.peak_bytes is None:
             continue
-        source = entry.record if entry.memory.peak_by_category else simulated.get(question(entry.record), entry.record)
+        source = (
+            entry.record
+            if entry.memory.peak_by_category
+            else simulated.get(question(entry.record), entry.record)
+        )
         parts = source.memory.peak_by_category if source.memory else {}
         rows.append(
             Peak(
@@ -60,7 +80,8 @@ def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:
                 reserved_upper=entry.memory.peak_reserved_upper,
                 phase=entry.memory.peak_phase,
                 # Without a simulation it is a peak of one part.
-                parts=tuple((name, parts[name]) for name in in_stack_order(parts) if parts[name]) or (("allocated", entry.peak_bytes),),
+                parts=tuple((name, parts[name]) for name in in_stack_order(parts) if parts[name])
+                or (("allocated", entry.peak_bytes),),
                 parts_origin=source.origin,
             )
         )
@@ -69,7 +90,11 @@ def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:
 
 def _is_split(record: Record) -> bool:
     """Whether the record is a simulated training step whose peak has parts."""
-    is_step = record.outcome == "ok" and record.origin == "simulated" and record.scenario.workload == "train"
+    is_step = (
+        record.outcome == "ok"
+        and record.origin == "simulated"
+        and record.scenario.workload == "train"
+    )
     return is_step and record.memory is not None and bool(record.memory.peak_by_category)
 
 

@@ -1,4 +1,6 @@
-"""Provenance: what it takes to find the same again: command, versions, machine, commit, seed, time, samples."""
+"""Provenance: what it takes to find the same again: command, versions, machine, commit, seed, time,
+samples.
+"""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,10 +14,15 @@ from .times import Spread
 
 ORIGINS = {
     "measured": "a clock or an allocator on this machine said so.",
-    "simulated": "the optimizer's own step ran at full size on tensors without data, and its allocations were replayed through a model "
-    "of the CUDA caching allocator; no GPU was used.",
-    "estimated": "timed on a part of the model's parameters and scaled up to all of them, that share beside it; or, for a GPU that was "
-    "not there, worked out from the bytes that the step's kernels move, their launches and the host's waits.",
+    "simulated": (
+        "the optimizer's own step ran at full size on tensors without data, and its allocations"
+        " were replayed through a model of the CUDA caching allocator; no GPU was used."
+    ),
+    "estimated": (
+        "timed on a part of the model's parameters and scaled up to all of them, that share beside"
+        " it; or, for a GPU that was not there, worked out from the bytes that the step's kernels"
+        " move, their launches and the host's waits."
+    ),
 }
 
 
@@ -25,16 +32,25 @@ ANONYMOUS = "machine, platform, commit and paths are left out"
 def commands(records: Sequence[Record]) -> list[str]:
     """The command lines that made these records, ready for a shell."""
     found = (record.environment.get("command") for record in records)
-    return _distinct(shell(map(str, words)) if isinstance(words, list | tuple) else str(words) for words in found if words)
+    return _distinct(
+        shell(map(str, words)) if isinstance(words, list | tuple) else str(words)
+        for words in found
+        if words
+    )
 
 
 def shell(words: Iterable[str]) -> str:
     """Return the words as a line for a shell, which finds the home folder behind a bare ~."""
-    return " ".join(f"~/{shlex.quote(word[2:])}" if word[:2] == "~/" and word[2:] else shlex.quote(word) for word in words)
+    return " ".join(
+        f"~/{shlex.quote(word[2:])}" if word[:2] == "~/" and word[2:] else shlex.quote(word)
+        for word in words
+    )
 
 
 def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[str, str]]:
-    """Names and values of what the records say about where they come from; what no record tells is left out."""
+    """Names and values of what the records say about where they come from; what no record tells is
+    left out.
+    """
     fields: list[tuple[str, Callable[[Record], str]]] = [
         ("machine", lambda record: _machine(record.environment.get("machine"), units)),
         ("threads", lambda record: _plain(record.environment.get("threads"))),
@@ -44,7 +60,14 @@ def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[s
         ("anonymous", lambda record: ANONYMOUS if record.environment.get("anonymous") else ""),
         ("git commit", lambda record: _plain(record.environment.get("git_commit"))),
         ("seed", lambda record: _plain(record.environment.get("seed", record.scenario.seed))),
-        ("steps", lambda record: "" if record.is_of_own_loop else f"{record.scenario.steps} on {DEVICES[record.scenario.device]}"),
+        (
+            "steps",
+            lambda record: (
+                ""
+                if record.is_of_own_loop
+                else f"{record.scenario.steps} on {DEVICES[record.scenario.device]}"
+            ),
+        ),
     ]
     rows = [
         ("time (UTC)", _times(records)),
@@ -90,7 +113,9 @@ def _versions(versions: Any) -> str:
 
 
 def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str:
-    """How many samples of each phase a record holds: step 9, forward 3 to 5, a sample being one pass."""
+    """How many samples of each phase a record holds: step 9, forward 3 to 5, a sample being one
+    pass.
+    """
     counts: dict[str, list[int]] = {}
     for samples in found:
         for phase, values in (samples or {}).items():
@@ -100,12 +125,20 @@ def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str
 
 
 def _noise(records: Sequence[Record]) -> str:
-    """How far the 95 % intervals of the medians of the step reach, from the narrowest to the widest."""
+    """How far the 95 % intervals of the medians of the step reach, from the narrowest to the
+    widest.
+    """
     steps = [(record.times or {}).get("step") for record in records if record.course is None]
     spreads = [Spread.of(samples) for samples in steps if samples]
-    known = [(spread.median, spread.interval) for spread in spreads if spread.interval and spread.median > 0]
+    known = [
+        (spread.median, spread.interval)
+        for spread in spreads
+        if spread.interval and spread.median > 0
+    ]
     if not known:
         return ""
-    reaches = sorted(max(found.upper - middle, middle - found.lower) / middle for middle, found in known)
+    reaches = sorted(
+        max(found.upper - middle, middle - found.lower) / middle for middle, found in known
+    )
     span = dict.fromkeys(percent_text(reach, 1) for reach in (reaches[0], reaches[-1]))
     return f"95 % intervals of the step's median reach {' to '.join(span)} to the longer side"

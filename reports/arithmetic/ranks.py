@@ -4,11 +4,16 @@ from collections.abc import Sequence
 
 # More marks along a row than this only cover each other.
 MOST_SHOWN = 200
-THINNED = f"Of more than {MOST_SHOWN} samples {MOST_SHOWN} are drawn, at even ranks from the fastest to the slowest."
+THINNED = (
+    f"Of more than {MOST_SHOWN} samples {MOST_SHOWN} are drawn, at even ranks from the fastest to"
+    " the slowest."
+)
 
 
 def at_even_ranks(samples: Sequence[float], most: int = MOST_SHOWN) -> tuple[float, ...]:
-    """The samples; of more than `most`, the fastest, the slowest and those at even ranks between them."""
+    """The samples; of more than `most`, the fastest, the slowest and those at even ranks between
+    them.
+    """
     if len(samples) <= most:
         return tuple(samples)
     ordered = sorted(samples)

@@ -1,8 +1,9 @@
 """Reproduction: the published figures of the SGD-SaI paper beside ours.
 
-Its figure "speed_memory_growth" (arXiv 2412.11768) shows what the allocator holds for the state after one fp32 step on a fresh device:
-our `optimizer_state_allocated` under the workload "state". Beside it stands the time of a step, which its authors took with a host clock
-that did not wait for the device.
+Its figure "speed_memory_growth" (arXiv 2412.11768) shows what the allocator holds for the state
+after one fp32 step on a fresh device: our `optimizer_state_allocated` under the workload "state".
+Beside it stands the time of a step, which its authors took with a host clock that did not wait for
+the device.
 """
 
 import csv
@@ -16,8 +17,12 @@ from profiler.record import Record
 from ..units import difference_text, gib
 from .labels import unusual_bytes
 
-# What gives our side of the figure, and the published optimizers that it runs; the last two come with the extra "zoo".
-COMMAND = "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b -o adamw,sgd-sai,adam-mini,prodigy --workload state --device sim"
+# What gives our side of the figure, and the published optimizers that it runs; the last two come
+# with the extra "zoo".
+COMMAND = (
+    "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b -o adamw,sgd-sai,adam-mini,prodigy"
+    " --workload state --device sim"
+)
 # The GPU that the figure was made on.
 PUBLISHED_GPU = "a100-80"
 COMMAND_GIVES = ("adamw", "sgd-sai", "adam-mini", "prodigy")
@@ -25,7 +30,9 @@ COMMAND_GIVES = ("adamw", "sgd-sai", "adam-mini", "prodigy")
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One mark of the paper's figure; `extrapolated` ones were drawn dashed, not measured by its authors."""
+    """One mark of the paper's figure; `extrapolated` ones were drawn dashed, not measured by its
+    authors.
+    """
 
     model: str
     parameters: float
@@ -74,19 +81,31 @@ def published() -> tuple[Published, ...]:
 
 def reproduction(records: Sequence[Record]) -> list[Reproduced]:
     """The published figures that this run has a record for."""
-    ours = {(record.scenario.model, record.scenario.optimizer): record for record in reversed(records) if _comparable(record)}
+    ours = {
+        (record.scenario.model, record.scenario.optimizer): record
+        for record in reversed(records)
+        if _comparable(record)
+    }
     rows = []
     for row in published():
         record = ours.get((row.model, row.optimizer))
         if record and record.memory and record.memory.optimizer_state_allocated is not None:
-            rows.append(Reproduced(published=row, record=record, allocated_bytes=record.memory.optimizer_state_allocated))
+            rows.append(
+                Reproduced(
+                    published=row,
+                    record=record,
+                    allocated_bytes=record.memory.optimizer_state_allocated,
+                )
+            )
     return rows
 
 
 def reproduced_times(records: Sequence[Record]) -> list[tuple[Published, Record]]:
-    """The published step times that this run has an estimate for, of any implementation, on the GPU of the figure.
+    """The published step times that this run has an estimate for, of any implementation, on the GPU
+    of the figure.
 
-    A step that the GPU has no memory for has an estimate too, as the figure has marks that are extrapolated.
+    A step that the GPU has no memory for has an estimate too, as the figure has marks that are
+    extrapolated.
     """
     return [
         (row, record)
@@ -111,16 +130,22 @@ def not_reproduced(rows: Sequence[Reproduced]) -> dict[str, list[str]]:
 
 
 def residuals(rows: Sequence[Reproduced]) -> str:
-    """In a sentence, how far ours are from the published figures that its authors measured; empty where the run has none of them."""
+    """In a sentence, how far ours are from the published figures that its authors measured; empty
+    where the run has none of them.
+    """
     measured = [row for row in rows if not row.published.extrapolated]
     if not measured:
         return ""
-    low, high = (f"{difference_text(end([row.difference_percent for row in measured]), 1)} %" for end in (min, max))
+    low, high = (
+        f"{difference_text(end([row.difference_percent for row in measured]), 1)} %"
+        for end in (min, max)
+    )
     furthest = max(measured, key=lambda row: abs(row.difference_gib))
     where = f"{furthest.published.optimizer} on {furthest.published.model}"
     return (
-        f"Of {len(measured)} measured figures ours differ by {low} to {high}, most by {difference_text(furthest.difference_gib)} GiB for "
-        f"{where}; the paper prints two decimals."
+        f"Of {len(measured)} measured figures ours differ by {low} to {high}, most by"
+        f" {difference_text(furthest.difference_gib)} GiB for {where}; the paper prints two"
+        " decimals."
     )
 
 

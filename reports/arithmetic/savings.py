@@ -16,7 +16,9 @@ BASELINE = "adamw"
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """One optimizer's state beside the baseline's, in exact bytes; `baseline` is the entry that it is set against, or the entry itself."""
+    """One optimizer's state beside the baseline's, in exact bytes; `baseline` is the entry that it
+    is set against, or the entry itself.
+    """
 
     entry: Entry
     baseline: Entry
@@ -40,7 +42,9 @@ class Saving:
 
     @property
     def factor(self) -> float:
-        """How many times this state fits into the baseline's; infinite for an optimizer that keeps none."""
+        """How many times this state fits into the baseline's; infinite for an optimizer that keeps
+        none.
+        """
         return self.baseline_bytes / self.state_bytes if self.state_bytes else math.inf
 
     @property
@@ -57,7 +61,14 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
         for entry in group:
             standard = standards.get(entry.scenario.implementation)
             if standard is not None and standard.state_bytes and entry.state_bytes is not None:
-                rows.append(Saving(entry=entry, baseline=standard, state_bytes=entry.state_bytes, baseline_bytes=standard.state_bytes))
+                rows.append(
+                    Saving(
+                        entry=entry,
+                        baseline=standard,
+                        state_bytes=entry.state_bytes,
+                        baseline_bytes=standard.state_bytes,
+                    )
+                )
     return rows
 
 
@@ -68,15 +79,20 @@ def without_baseline(entries: Sequence[Entry], baseline: str = BASELINE) -> list
 
 
 def references(group: Sequence[Entry], baseline: str) -> dict[str, Entry]:
-    """The baseline's entry that those of a group are set against, by the way that they run their step.
+    """The baseline's entry that those of a group are set against, by the way that they run their
+    step.
 
-    Of several it is one with its usual bytes, of those one run alike. Empty for a group without a baseline.
+    Of several it is one with its usual bytes, of those one run alike. Empty for a group without a
+    baseline.
     """
     candidates = [(other, _is_unusual(other)) for other in _candidates(group, baseline)]
     if not candidates:
         return {}
     ways = dict.fromkeys(entry.scenario.implementation for entry in group)
-    return {way: min(candidates, key=lambda each: (each[1], each[0].scenario.implementation != way))[0] for way in ways}
+    return {
+        way: min(candidates, key=lambda each: (each[1], each[0].scenario.implementation != way))[0]
+        for way in ways
+    }
 
 
 def _candidates(group: Sequence[Entry], baseline: str) -> list[Entry]:
@@ -89,7 +105,9 @@ def _is_unusual(entry: Entry) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class SavingsMatrix:
-    """Savings as a map: a row a label, a column a setting; a cell that no record tells is not there."""
+    """Savings as a map: a row a label, a column a setting; a cell that no record tells is not
+    there.
+    """
 
     labels: tuple[str, ...]
     settings: tuple[Setting, ...]

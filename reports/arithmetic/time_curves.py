@@ -1,4 +1,6 @@
-"""Time curves: seconds of the optimizer's step against parameters, one series per optimizer, clock and model family."""
+"""Time curves: seconds of the optimizer's step against parameters, one series per optimizer, clock
+and model family.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +13,9 @@ from .times import Spread
 
 @dataclass(frozen=True, kw_only=True)
 class TimePoint:
-    """The median step of one model, with the 95 % interval where there are samples enough for one."""
+    """The median step of one model, with the 95 % interval where there are samples enough for
+    one.
+    """
 
     model: str
     parameters: int
@@ -23,7 +27,8 @@ class TimePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TimeSeries:
-    """Points that a line may join: one optimizer, dtype and implementation, one clock, and one model family or a model that stands alone.
+    """Points that a line may join: one optimizer, dtype and implementation, one clock, and one
+    model family or a model that stands alone.
 
     `clock` is "cpu" or "cuda" for samples and a GPU's name for estimates.
     """
@@ -37,7 +42,9 @@ class TimeSeries:
 
 
 def time_curves(records: Sequence[Record]) -> list[TimeSeries]:
-    """The series of a run, each sorted by parameters; of several records of a model the first counts."""
+    """The series of a run, each sorted by parameters; of several records of a model the first
+    counts.
+    """
     names = labels(records)
     groups: dict[tuple[str, str, str, str, str | None, str], dict[str, TimePoint]] = {}
     for record in records:
@@ -45,9 +52,19 @@ def time_curves(records: Sequence[Record]) -> list[TimeSeries]:
         for clock, point in _points(record):
             alone = " ".join(("" if record.model_family else point.model, *model_traits(scenario)))
             dtype = dtype_name(scenario, record.memory)
-            key = names[optimizer_key(scenario)], dtype, scenario.implementation, clock, record.model_family, alone
+            key = (
+                names[optimizer_key(scenario)],
+                dtype,
+                scenario.implementation,
+                clock,
+                record.model_family,
+                alone,
+            )
             groups.setdefault(key, {}).setdefault(point.model, point)
-    return [_series(key, sorted(points.values(), key=lambda point: point.parameters)) for key, points in groups.items()]
+    return [
+        _series(key, sorted(points.values(), key=lambda point: point.parameters))
+        for key, points in groups.items()
+    ]
 
 
 def _points(record: Record) -> list[tuple[str, TimePoint]]:
@@ -58,16 +75,41 @@ def _points(record: Record) -> list[tuple[str, TimePoint]]:
         return []
     if record.outcome == "ok" and samples:
         spread = Spread.of(samples)
-        lower, upper = (spread.interval.lower, spread.interval.upper) if spread.interval else (None, None)
-        point = TimePoint(model=model, parameters=parameters, seconds=spread.median, lower=lower, upper=upper, origin=record.origin)
+        lower, upper = (
+            (spread.interval.lower, spread.interval.upper) if spread.interval else (None, None)
+        )
+        point = TimePoint(
+            model=model,
+            parameters=parameters,
+            seconds=spread.median,
+            lower=lower,
+            upper=upper,
+            origin=record.origin,
+        )
         found.append((record.scenario.device, point))
     if record.estimate:
         seconds = record.estimate.seconds
-        point = TimePoint(model=model, parameters=parameters, seconds=seconds, lower=None, upper=None, origin="estimated")
+        point = TimePoint(
+            model=model,
+            parameters=parameters,
+            seconds=seconds,
+            lower=None,
+            upper=None,
+            origin="estimated",
+        )
         found.append((record.estimate.gpu, point))
     return found
 
 
-def _series(key: tuple[str, str, str, str, str | None, str], points: Sequence[TimePoint]) -> TimeSeries:
+def _series(
+    key: tuple[str, str, str, str, str | None, str], points: Sequence[TimePoint]
+) -> TimeSeries:
     label, dtype, implementation, clock, family, _ = key
-    return TimeSeries(label=label, dtype=dtype, implementation=implementation, clock=clock, family=family, points=tuple(points))
+    return TimeSeries(
+        label=label,
+        dtype=dtype,
+        implementation=implementation,
+        clock=clock,
+        family=family,
+        points=tuple(points),
+    )

@@ -1,4 +1,6 @@
-"""Times: medians and spreads of raw samples, and the share of an iteration that the optimizer's step takes."""
+"""Times: medians and spreads of raw samples, and the share of an iteration that the optimizer's
+step takes.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,9 @@ PHASES = ("forward", "backward", "step")
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Raw samples in seconds, with their median and quartiles (inclusive method; a single sample is its own quartiles)."""
+    """Raw samples in seconds, with their median and quartiles (inclusive method; a single sample is
+    its own quartiles).
+    """
 
     samples: tuple[float, ...]
     median: float
@@ -24,7 +28,9 @@ class Spread:
         """The spread of at least one sample; ValueError for none."""
         if not samples:
             raise ValueError("a spread needs at least one sample, got none")
-        lower, _, upper = quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (samples[0],) * 3
+        lower, _, upper = (
+            quantiles(samples, n=4, method="inclusive") if len(samples) > 1 else (samples[0],) * 3
+        )
         return cls(samples=tuple(samples), median=median(samples), lower=lower, upper=upper)
 
     @property
@@ -45,7 +51,9 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long one optimizer's step took on one device, and the passes around it where they were timed."""
+    """How long one optimizer's step took on one device, and the passes around it where they were
+    timed.
+    """
 
     record: Record
     phases: Mapping[str, Spread]
@@ -57,7 +65,9 @@ class Timing:
 
     @property
     def iteration(self) -> float | None:
-        """Seconds of a whole iteration, or the medians of its passes and step together; None where one of those was not timed."""
+        """Seconds of a whole iteration, or the medians of its passes and step together; None where
+        one of those was not timed.
+        """
         if any(phase not in self.phases for phase in PHASES):
             return None
         if "iteration" in self.phases:
@@ -66,7 +76,9 @@ class Timing:
 
 
 def tokens_per_second(record: Record) -> float | None:
-    """Tokens that training reads in a second, by the median iteration; None where that is not known."""
+    """Tokens that training reads in a second, by the median iteration; None where that is not
+    known.
+    """
     return _rate(record, record.watched.tokens if record.watched else None)
 
 
@@ -84,10 +96,14 @@ def _rate(record: Record, count: int | None) -> float | None:
 
 
 def timings(records: Sequence[Record]) -> list[Timing]:
-    """The timings of every record whose step was timed, in the order of the run; a course of training has other times."""
+    """The timings of every record whose step was timed, in the order of the run; a course of
+    training has other times.
+    """
     found = []
     for record in records:
-        phases = {phase: Spread.of(samples) for phase, samples in (record.times or {}).items() if samples}
+        phases = {
+            phase: Spread.of(samples) for phase, samples in (record.times or {}).items() if samples
+        }
         if record.outcome == "ok" and record.course is None and "step" in phases:
             found.append(Timing(record=record, phases=phases))
     return found

@@ -1,4 +1,6 @@
-"""Visibility: how much of a saving of state is seen where people look for it: allocated, reserved, and the driver's figure."""
+"""Visibility: how much of a saving of state is seen where people look for it: allocated, reserved,
+and the driver's figure.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +15,14 @@ from .savings import BASELINE, savings
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """One entry's bytes as each counter shows them, and its setting's baseline, None for the baseline itself and where there is none.
+    """One entry's bytes as each counter shows them, and its setting's baseline, None for the
+    baseline itself and where there is none.
 
-    `state` counts tensors, `state_allocated` the blocks that hold them, `allocated` and `reserved` are the peaks of a training step,
-    `allocated_upper` and `reserved_upper` the upper ends of peaks that are ranges.
-    `driver` is what the driver counts for the process, CUDA's context too: read on a GPU, or else (`driver_is_read` False) the reserved
-    peak and the context that `scenarios.hardware` reckons with. What no record tells is None.
+    `state` counts tensors, `state_allocated` the blocks that hold them, `allocated` and `reserved`
+    are the peaks of a training step, `allocated_upper` and `reserved_upper` the upper ends of peaks
+    that are ranges. `driver` is what the driver counts for the process, CUDA's context too: read on
+    a GPU, or else (`driver_is_read` False) the reserved peak and the context that
+    `scenarios.hardware` reckons with. What no record tells is None.
     """
 
     entry: Entry
@@ -52,33 +56,45 @@ class Sight:
 
     @property
     def driver_saved(self) -> int | None:
-        """Bytes that the driver's figure is lower than the baseline's; None where one of them was read and the other was not."""
+        """Bytes that the driver's figure is lower than the baseline's; None where one of them was
+        read and the other was not.
+        """
         if self.baseline is None or self.baseline.driver_is_read != self.driver_is_read:
             return None
         return self._less("driver")
 
     @property
     def driver_upper(self) -> int | None:
-        """The upper end of the driver's figure where it is reckoned from a reserved peak that is a range."""
+        """The upper end of the driver's figure where it is reckoned from a reserved peak that is a
+        range.
+        """
         if self.reserved_upper is None or self.driver_is_read:
             return None
         return self.reserved_upper + CONTEXT_BYTES
 
     @property
     def rounding(self) -> int | None:
-        """Bytes that the state's blocks are larger than its tensors; below zero where tensors are on the host, which has no blocks."""
+        """Bytes that the state's blocks are larger than its tensors; below zero where tensors are
+        on the host, which has no blocks.
+        """
         return None if self.state_allocated is None else self.state_allocated - self.state
 
     @property
     def fragmentation(self) -> int | None:
         """Bytes between the reserved peak and the allocated one."""
-        return None if self.reserved is None or self.allocated is None else self.reserved - self.allocated
+        return (
+            None
+            if self.reserved is None or self.allocated is None
+            else self.reserved - self.allocated
+        )
 
     @property
     def moved(self) -> tuple[tuple[str, int], ...]:
-        """What this peak holds more of than the baseline's, category by category (below zero: less); none where either is not split.
+        """What this peak holds more of than the baseline's, category by category (below zero:
+        less); none where either is not split.
 
-        The parts sum to what this peak is higher; they are there for an optimizer whose peak falls by more or less than its state does.
+        The parts sum to what this peak is higher; they are there for an optimizer whose peak falls
+        by more or less than its state does.
         """
         if self.baseline is None or not self.parts or not self.baseline.parts:
             return ()
@@ -93,17 +109,32 @@ class Sight:
 
 def sights(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Sight]:
     """A sight for each entry whose state is known, in the order of the run."""
-    references = {id(saving.entry): id(saving.baseline) for saving in savings(entries, baseline) if not saving.is_baseline}
-    plain = {id(entry): _sight(entry, group) for group in by_setting(entries).values() for entry in group}
+    references = {
+        id(saving.entry): id(saving.baseline)
+        for saving in savings(entries, baseline)
+        if not saving.is_baseline
+    }
+    plain = {
+        id(entry): _sight(entry, group) for group in by_setting(entries).values() for entry in group
+    }
     known = ((sight, references.get(key)) for key, sight in plain.items() if sight is not None)
-    return [sight if reference is None else replace(sight, baseline=plain[reference]) for sight, reference in known]
+    return [
+        sight if reference is None else replace(sight, baseline=plain[reference])
+        for sight, reference in known
+    ]
 
 
 def foreach_costs(entry: Entry, group: Sequence[Entry]) -> int | None:
-    """Bytes that the entry's peak, run as foreach, is above that of its loop; None where the group has not both."""
+    """Bytes that the entry's peak, run as foreach, is above that of its loop; None where the group
+    has not both.
+    """
     if entry.scenario.implementation != "foreach" or entry.peak_bytes is None:
         return None
-    loops = (other for other in group if other.scenario.implementation == "loop" and _optimizer_of(other) == _optimizer_of(entry))
+    loops = (
+        other
+        for other in group
+        if other.scenario.implementation == "loop" and _optimizer_of(other) == _optimizer_of(entry)
+    )
     loop = next((other.peak_bytes for other in loops if other.peak_bytes is not None), None)
     return None if loop is None else entry.peak_bytes - loop
 
@@ -132,9 +163,15 @@ def _sight(entry: Entry, group: Sequence[Entry]) -> Sight | None:
 
 
 def _driver_bytes(entry: Entry) -> int | None:
-    """The most that the driver was seen to count for the process that measured the entry's bytes."""
+    """The most that the driver was seen to count for the process that measured the entry's
+    bytes.
+    """
     watched = entry.bytes_from.watched if entry.bytes_from else None
-    found = [reading.process_bytes for reading in watched.gpu if reading.process_bytes is not None] if watched else []
+    found = (
+        [reading.process_bytes for reading in watched.gpu if reading.process_bytes is not None]
+        if watched
+        else []
+    )
     return max(found, default=None)
 
 

@@ -1,4 +1,6 @@
-"""Charts: what a page draws of a run: bars as HTML, graphs as plotly's traces in JSON, of the same rows that the pictures show."""
+"""Charts: what a page draws of a run: bars as HTML, graphs as plotly's traces in JSON, of the same
+rows that the pictures show.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -28,7 +30,9 @@ _BODIES: Mapping[str, Callable[[Findings, Chart], Chart]] = {
 
 
 def charts(findings: Findings, drawings: "Sequence[Drawing]") -> list[Chart]:
-    """A chart for each picture that a page can draw, with the picture's words, then those that are no pictures."""
+    """A chart for each picture that a page can draw, with the picture's words, then those that are
+    no pictures.
+    """
     wordy = [Chart.of(drawing) for drawing in drawings]
     pictured = [_BODIES[chart.kind](findings, chart) for chart in wordy if chart.kind in _BODIES]
     return [*pictured, *filter(None, (step_size_chart(findings), tradeoff_chart(findings)))]

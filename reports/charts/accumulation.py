@@ -1,4 +1,6 @@
-"""Accumulation charts: what was learned by tokens, and how many micro-batches a step waited for as training went on."""
+"""Accumulation charts: what was learned by tokens, and how many micro-batches a step waited for as
+training went on.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +13,8 @@ from ..tables.accumulation import AccumulationPart
 from ..units import three_digits
 from .chart import Chart, Graph, Heading, error_bars, marker, text
 
-# The steps of so many stretches of a course are averaged, that single ones do not hide where they tend.
+# The steps of so many stretches of a course are averaged, that single ones do not hide where they
+# tend.
 PARTS = 24
 
 
@@ -20,7 +23,10 @@ def accumulation_chart(findings: Findings, name: str, about: str, part: Accumula
     return Chart(
         name=name,
         title=f"When to step: {about}" if about else "When to step",
-        sentence="Training on text at equal tokens: how many micro-batches each step waited for, what it learned and how fast it went.",
+        sentence=(
+            "Training on text at equal tokens: how many micro-batches each step waited for, what it"
+            " learned and how fast it went."
+        ),
         alt="",
         table=part.learned,
         notes=(part.note,),
@@ -30,50 +36,85 @@ def accumulation_chart(findings: Findings, name: str, about: str, part: Accumula
 
 
 def _losses(findings: Findings, ways: Sequence[Accumulated]) -> Graph:
-    ends = "; ".join(f"{way.spec}: {way.final_loss.mean:.3f}" if way.final_loss else f"{way.spec}: not finite" for way in ways)
+    ends = "; ".join(
+        f"{way.spec}: {way.final_loss.mean:.3f}" if way.final_loss else f"{way.spec}: not finite"
+        for way in ways
+    )
     return Graph(
         alt=f"Loss on held-out text against tokens, mean of the seeds, at the end {ends}.",
         traces=[_loss_trace(findings, way) for way in ways],
         layout={"xaxis": _tokens_axis(), "yaxis": {"title": {"text": "loss on held-out text"}}},
         height=420,
-        heading=Heading(text="What was learned: the mean of the seeds, from the lowest to the highest"),
+        heading=Heading(
+            text="What was learned: the mean of the seeds, from the lowest to the highest"
+        ),
     )
 
 
 def _loss_trace(findings: Findings, way: Accumulated) -> dict[str, Any]:
     readings = way.losses
     hover = [
-        f"<b>{text(way.spec)}</b><br>{tokens:,} tokens<br>{loss.mean:.3f} ({loss.lowest:.3f} to {loss.highest:.3f})"
+        f"<b>{text(way.spec)}</b><br>{tokens:,} tokens<br>{loss.mean:.3f} ({loss.lowest:.3f} to"
+        f" {loss.highest:.3f})"
         for tokens, loss in readings.items()
     ]
-    bars = error_bars([(loss.lowest, loss.mean, loss.highest) for loss in readings.values()], f"@{findings.colour_name(way.spec)}")
-    return _trace(findings, way, list(readings), [loss.mean for loss in readings.values()], hover) | {"error_y": bars | {"width": 0}}
+    bars = error_bars(
+        [(loss.lowest, loss.mean, loss.highest) for loss in readings.values()],
+        f"@{findings.colour_name(way.spec)}",
+    )
+    return _trace(
+        findings, way, list(readings), [loss.mean for loss in readings.values()], hover
+    ) | {"error_y": bars | {"width": 0}}
 
 
 def _draws(findings: Findings, ways: Sequence[Accumulated]) -> Graph:
-    ends = "; ".join(f"{way.spec}: {way.tokens / way.steps.mean:,.0f}" if way.steps.mean else f"{way.spec}: none" for way in ways)
+    ends = "; ".join(
+        f"{way.spec}: {way.tokens / way.steps.mean:,.0f}" if way.steps.mean else f"{way.spec}: none"
+        for way in ways
+    )
     return Graph(
         alt=f"Micro-batches a step against tokens. Tokens a step over the whole course: {ends}.",
         traces=[_draws_trace(findings, way) for way in ways],
         layout={
             "xaxis": _tokens_axis(),
-            "yaxis": {"type": "log", "title": {"text": "micro-batches a step"}, "dtick": "D2", "tickformat": ",~r"},
+            "yaxis": {
+                "type": "log",
+                "title": {"text": "micro-batches a step"},
+                "dtick": "D2",
+                "tickformat": ",~r",
+            },
         },
         height=360,
-        heading=Heading(text=f"Draws per step: the mean of the steps that ended in each {PARTS}th of the course"),
+        heading=Heading(
+            text=f"Draws per step: the mean of the steps that ended in each {PARTS}th of the course"
+        ),
     )
 
 
 def _draws_trace(findings: Findings, way: Accumulated) -> dict[str, Any]:
     length = way.tokens / PARTS
-    found = [((part + 0.5) * length, draws) for part, draws in enumerate(way.draws(PARTS)) if draws is not None]
-    hover = [
-        f"<b>{text(way.spec)}</b><br>{three_digits(draws)} micro-batches a step, around {tokens:,.0f} tokens" for tokens, draws in found
+    found = [
+        ((part + 0.5) * length, draws)
+        for part, draws in enumerate(way.draws(PARTS))
+        if draws is not None
     ]
-    return _trace(findings, way, [tokens for tokens, _ in found], [draws for _, draws in found], hover)
+    hover = [
+        f"<b>{text(way.spec)}</b><br>{three_digits(draws)} micro-batches a step, around"
+        f" {tokens:,.0f} tokens"
+        for tokens, draws in found
+    ]
+    return _trace(
+        findings, way, [tokens for tokens, _ in found], [draws for _, draws in found], hover
+    )
 
 
-def _trace(findings: Findings, way: Accumulated, x: Sequence[float], y: Sequence[float], hover: Sequence[str]) -> dict[str, Any]:
+def _trace(
+    findings: Findings,
+    way: Accumulated,
+    x: Sequence[float],
+    y: Sequence[float],
+    hover: Sequence[str],
+) -> dict[str, Any]:
     colour = f"@{findings.colour_name(way.spec)}"
     return {
         "label": plain(way.spec),

@@ -1,4 +1,6 @@
-"""Bars: what is saved, what a peak is made of, and the share of an iteration that the step takes."""
+"""Bars: what is saved, what a peak is made of, and the share of an iteration that the step
+takes.
+"""
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
@@ -25,16 +27,34 @@ def savings_chart(findings: Findings, chart: Chart) -> Chart:
     most = max(1.0, *(row.share_kept for row in rows))
     shares = (0, 0.25, 0.5, 0.75, 1) if most <= 1.5 else (0, 1, most)
     ticks = tuple((100 * share / most, f"{100 * share:.0f} %") for share in shares)
-    groups = grouped(findings, [(findings.names[row.entry.setting], _saving(findings, row, most)) for row in rows], ticks)
-    return replace(chart, groups=groups, block_keys=(BlockKey(colour="var(--track)", text=f"the state of {BASELINE}"),))
+    groups = grouped(
+        findings,
+        [(findings.names[row.entry.setting], _saving(findings, row, most)) for row in rows],
+        ticks,
+    )
+    return replace(
+        chart,
+        groups=groups,
+        block_keys=(BlockKey(colour="var(--track)", text=f"the state of {BASELINE}"),),
+    )
 
 
 def peak_chart(findings: Findings, chart: Chart) -> Chart:
     """Each peak in blocks of what holds it; the peaks of one model are drawn in one scale."""
     rows, _ = pictured(findings.peaks, lambda row: row.entry.setting)
-    scale = _largest((row.entry.setting, max(row.allocated, row.reserved or 0, row.split)) for row in rows)
-    groups = grouped(findings, [(findings.names[row.entry.setting], _peak(row, scale[row.entry.setting])) for row in rows])
-    visible = {name for row in findings.peaks for name, count in row.parts if count >= VISIBLE * row.allocated}
+    scale = _largest(
+        (row.entry.setting, max(row.allocated, row.reserved or 0, row.split)) for row in rows
+    )
+    groups = grouped(
+        findings,
+        [(findings.names[row.entry.setting], _peak(row, scale[row.entry.setting])) for row in rows],
+    )
+    visible = {
+        name
+        for row in findings.peaks
+        for name, count in row.parts
+        if count >= VISIBLE * row.allocated
+    }
     keys = [_block_key(name) for name in in_stack_order(visible)]
     if any(row.reserved for row in rows):
         keys.append(BlockKey(colour="", text="reserved, not allocated"))
@@ -46,23 +66,45 @@ def iteration_chart(findings: Findings, chart: Chart) -> Chart:
     whole = [timing for timing in findings.timings if timing.iteration]
     rows, _ = pictured(whole, findings.setting_of)
     scale = _largest((findings.setting_of(row), _parts_seconds(row)) for row in rows)
-    groups = grouped(findings, [(findings.setting_of(row), _iteration(findings, row, scale[findings.setting_of(row)])) for row in rows])
+    groups = grouped(
+        findings,
+        [
+            (findings.setting_of(row), _iteration(findings, row, scale[findings.setting_of(row)]))
+            for row in rows
+        ],
+    )
     return replace(chart, groups=groups, block_keys=tuple(_block_key(phase) for phase in PHASES))
 
 
-def grouped(findings: Findings, rows: Sequence[tuple[str, Bar]], ticks: Iterable[tuple[float, str]] = ()) -> tuple[BarGroup, ...]:
+def grouped(
+    findings: Findings, rows: Sequence[tuple[str, Bar]], ticks: Iterable[tuple[float, str]] = ()
+) -> tuple[BarGroup, ...]:
     """The bars under the names of their groups; in a run of one setting they need none."""
-    groups = [(name, tuple(bar for _, bar in members)) for name, members in groupby(rows, key=lambda row: row[0])]
-    return tuple(BarGroup(name=name if len(findings.names) > 1 else "", bars=bars, ticks=tuple(ticks)) for name, bars in groups)
+    groups = [
+        (name, tuple(bar for _, bar in members))
+        for name, members in groupby(rows, key=lambda row: row[0])
+    ]
+    return tuple(
+        BarGroup(name=name if len(findings.names) > 1 else "", bars=bars, ticks=tuple(ticks))
+        for name, bars in groups
+    )
 
 
 def _saving(findings: Findings, row: Saving, most: float) -> Bar:
-    own = Part(left=0, width=100 * row.share_kept / most, colour=f"var(--{findings.colour_name(row.entry.label)})")
+    own = Part(
+        left=0,
+        width=100 * row.share_kept / most,
+        colour=f"var(--{findings.colour_name(row.entry.label)})",
+    )
     return Bar(
         label=row.entry.label,
         mark=row.entry.label,
         origin=row.entry.origin,
-        value=Sized.of(lambda units: f"{gib_text(row.state_bytes, units)} {units.giga} · {saving_text(row, units)}"),
+        value=Sized.of(
+            lambda units: (
+                f"{gib_text(row.state_bytes, units)} {units.giga} · {saving_text(row, units)}"
+            )
+        ),
         parts=(Part(left=0, width=100 / most, colour="var(--track)"), own),
     )
 
@@ -92,10 +134,17 @@ def _iteration(findings: Findings, row: Timing, scale: float) -> Bar:
     )
 
 
-def _stacked(parts: Sequence[tuple[str, float]], texts: Sequence[Sized], scale: float) -> tuple[Part, ...]:
+def _stacked(
+    parts: Sequence[tuple[str, float]], texts: Sequence[Sized], scale: float
+) -> tuple[Part, ...]:
     lefts = accumulate((size for _, size in parts), initial=0.0)
     return tuple(
-        Part(left=100 * left / scale, width=100 * size / scale, colour=block_colour(name).light, text=written)
+        Part(
+            left=100 * left / scale,
+            width=100 * size / scale,
+            colour=block_colour(name).light,
+            text=written,
+        )
         for (name, size), left, written in zip(parts, lefts, texts, strict=False)
     )
 

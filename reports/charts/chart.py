@@ -1,7 +1,8 @@
 """A chart: its words, its rows of bars or its graphs, and the keys that explain them.
 
-A graph is what plotly takes, but for three things that the page puts in when it draws: a colour "@ink" is the page's colour of that name,
-{"bytes": [...]} are exact bytes to be shown in the reader's unit, {"binary": ..., "decimal": ...} is the one or the other by that unit.
+A graph is what plotly takes, but for three things that the page puts in when it draws: a colour
+"@ink" is the page's colour of that name, {"bytes": [...]} are exact bytes to be shown in the
+reader's unit, {"binary": ..., "decimal": ...} is the one or the other by that unit.
 """
 
 import math
@@ -41,7 +42,9 @@ FEW_TIMES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A block of a bar: its place and width in per cent of the row, its colour, and what is written in it."""
+    """A block of a bar: its place and width in per cent of the row, its colour, and what is written
+    in it.
+    """
 
     left: float
     width: float
@@ -51,10 +54,12 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A row: the optimizer under its mark, its figures in words, and its bar; places are in per cent of the row.
+    """A row: the optimizer under its mark, its figures in words, and its bar; places are in per
+    cent of the row.
 
-    `mark` is the label whose mark it wears, `outline` the width of a frame behind the blocks. Rows of samples have the `samples`, the
-    `band` of their quartiles, the `whisker` of their confidence interval and the `median`.
+    `mark` is the label whose mark it wears, `outline` the width of a frame behind the blocks. Rows
+    of samples have the `samples`, the `band` of their quartiles, the `whisker` of their confidence
+    interval and the `median`.
     """
 
     label: str
@@ -71,7 +76,9 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class BarGroup:
-    """Bars in one scale under one name, empty where the run has one setting only; `ticks` are places in per cent and their texts."""
+    """Bars in one scale under one name, empty where the run has one setting only; `ticks` are
+    places in per cent and their texts.
+    """
 
     name: str
     bars: tuple[Bar, ...]
@@ -88,7 +95,9 @@ class BlockKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Heading:
-    """What stands over a graph: an optimizer under its mark, or a bare title, and its figures in words."""
+    """What stands over a graph: an optimizer under its mark, or a bare title, and its figures in
+    words.
+    """
 
     text: str
     origin: str = ""
@@ -99,7 +108,8 @@ class Heading:
 class Graph:
     """A graph as plotly draws it; `alt` says in words what it shows.
 
-    `columns` are names over places of the x axis, `bands` phases along it. `logarithmic` graphs can be switched to linear axes.
+    `columns` are names over places of the x axis, `bands` phases along it. `logarithmic` graphs can
+    be switched to linear axes.
     """
 
     alt: str
@@ -137,13 +147,18 @@ class Chart:
 
     @property
     def kind(self) -> str:
-        """The name without the number that tells several of a kind apart: timeline for timeline-2."""
+        """The name without the number that tells several of a kind apart: timeline for
+        timeline-2.
+        """
         return re.sub(r"-\d+$", "", self.name)
 
     @classmethod
     def of(cls, drawing: "Drawing") -> "Chart":
         """A chart with a picture's words, and nothing to see yet."""
-        words = {name: getattr(drawing, name) for name in ("name", "title", "sentence", "alt", "table", "notes")}
+        words = {
+            name: getattr(drawing, name)
+            for name in ("name", "title", "sentence", "alt", "table", "notes")
+        }
         return cls(**words)
 
 
@@ -166,8 +181,12 @@ def marker(mark: Mark, colour: str, origin: str, size: float) -> dict[str, Any]:
     }
 
 
-def error_bars(found: Sequence[tuple[float | None, float, float | None]], colour: str) -> dict[str, Any]:
-    """plotly's error bars for intervals around middles; where there is no interval there is no bar."""
+def error_bars(
+    found: Sequence[tuple[float | None, float, float | None]], colour: str
+) -> dict[str, Any]:
+    """plotly's error bars for intervals around middles; where there is no interval there is no
+    bar.
+    """
     return {
         "type": "data",
         "symmetric": False,
@@ -180,7 +199,9 @@ def error_bars(found: Sequence[tuple[float | None, float, float | None]], colour
 
 
 def count_ticks(counts: Iterable[int]) -> dict[str, Any]:
-    """The range and the round numbers of a logarithmic axis of parameters, and how plotly is to write those of a linear one."""
+    """The range and the round numbers of a logarithmic axis of parameters, and how plotly is to
+    write those of a linear one.
+    """
     found = list(counts)
     ticks = _round_numbers(found)
     return {
@@ -194,11 +215,18 @@ def count_ticks(counts: Iterable[int]) -> dict[str, Any]:
 def second_ticks(seconds: Sequence[float]) -> dict[str, Any]:
     """The same for an axis of times."""
     ticks = _round_numbers(seconds)
-    return {"tickvals": ticks, "ticktext": list(map(round_seconds_text, ticks)), "exponentformat": "SI", "ticksuffix": "s"}
+    return {
+        "tickvals": ticks,
+        "ticktext": list(map(round_seconds_text, ticks)),
+        "exponentformat": "SI",
+        "ticksuffix": "s",
+    }
 
 
 def giga_ticks(counts: Sequence[int]) -> dict[str, Any]:
-    """How plotly is to place and write sizes: on many powers of ten those alone, on some 2 and 5 of each too, on less than one a few."""
+    """How plotly is to place and write sizes: on many powers of ten those alone, on some 2 and 5 of
+    each too, on less than one a few.
+    """
     ratio = max(counts) / min(counts)
     if 1 < ratio <= FEW_TIMES:
         return {"tickformat": ",~r", "nticks": 7}
@@ -212,7 +240,9 @@ def round_seconds_text(seconds: float) -> str:
 
 
 def _round_numbers(values: Sequence[float]) -> list[float]:
-    """1, 2 and 5 of each power of ten from half the least to twice the most value; of many powers the powers alone."""
+    """1, 2 and 5 of each power of ten from half the least to twice the most value; of many powers
+    the powers alone.
+    """
     # A logarithm has no place for a time of 0.
     shown = [value for value in values if value > 0] or [1]
     least, most = min(shown) / 2, 2 * max(shown)

@@ -1,4 +1,6 @@
-"""Step sizes: time of the step against parameters, joined within a model family only, with the intervals of the medians."""
+"""Step sizes: time of the step against parameters, joined within a model family only, with the
+intervals of the medians.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +15,16 @@ from ..units import NOTHING, count_text, range_text, seconds_text
 from ..words import clock_name
 from .chart import Chart, Graph, Heading, count_ticks, error_bars, marker, second_ticks, text
 
-DASHES: Mapping[str, str] = {"loop": "dot", "foreach": "solid", "fused": "dash", "compiled": "dashdot"}
-DASH_NOTE = "Dotted lines are steps run as a loop, solid ones foreach, broken ones fused, broken ones with dots compiled."
+DASHES: Mapping[str, str] = {
+    "loop": "dot",
+    "foreach": "solid",
+    "fused": "dash",
+    "compiled": "dashdot",
+}
+DASH_NOTE = (
+    "Dotted lines are steps run as a loop, solid ones foreach, broken ones fused, broken ones with"
+    " dots compiled."
+)
 
 
 def step_size_chart(findings: Findings) -> Chart | None:
@@ -31,7 +41,10 @@ def step_size_chart(findings: Findings) -> Chart | None:
     return Chart(
         name="step-by-size",
         title="Time of the step against model size",
-        sentence="How the time of a step grows with the model: medians with their 95 % intervals; a line joins models of one family only.",
+        sentence=(
+            "How the time of a step grows with the model: medians with their 95 % intervals; a line"
+            " joins models of one family only."
+        ),
         alt="",
         table=_table(shown),
         notes=notes,
@@ -44,11 +57,21 @@ def _graph(findings: Findings, clock: str, found: Sequence[TimeSeries]) -> Graph
     models = _models(found)
     seconds = [point.seconds for series in found for point in series.points]
     return Graph(
-        alt=f"Time of the step, {clock_name(clock)}, against parameters. " + "; ".join(map(_spoken, found)) + ".",
+        alt=f"Time of the step, {clock_name(clock)}, against parameters. "
+        + "; ".join(map(_spoken, found))
+        + ".",
         traces=[_trace(findings, series) for series in found],
         layout={
-            "xaxis": {"type": "log", "title": {"text": "parameters of the model"}, **count_ticks(models)},
-            "yaxis": {"type": "log", "title": {"text": "time of the step"}, **second_ticks(seconds)},
+            "xaxis": {
+                "type": "log",
+                "title": {"text": "parameters of the model"},
+                **count_ticks(models),
+            },
+            "yaxis": {
+                "type": "log",
+                "title": {"text": "time of the step"},
+                **second_ticks(seconds),
+            },
         },
         height=460,
         heading=Heading(text=clock_name(clock)),
@@ -64,7 +87,9 @@ def _trace(findings: Findings, series: TimeSeries) -> dict[str, Any]:
         "mode": "lines+markers",
         "x": [point.parameters for point in points],
         "y": [point.seconds for point in points],
-        "error_y": error_bars([(point.lower, point.seconds, point.upper) for point in points], colour),
+        "error_y": error_bars(
+            [(point.lower, point.seconds, point.upper) for point in points], colour
+        ),
         "line": {"color": colour, "width": 1.8, "dash": DASHES[series.implementation]},
         "marker": {
             **marker(findings.marks[series.label], colour, "", 11),
@@ -91,11 +116,29 @@ def _spoken(series: TimeSeries) -> str:
 
 
 def _table(found: Sequence[TimeSeries]) -> Table:
-    head = ("optimizer", "implementation", "dtype", "clock", "model", "parameters", "step", "95 % interval", "origin")
+    head = (
+        "optimizer",
+        "implementation",
+        "dtype",
+        "clock",
+        "model",
+        "parameters",
+        "step",
+        "95 % interval",
+        "origin",
+    )
     rows = [
         (
             Cell(text=series.label, mark=series.label, origin=point.origin),
-            *(Cell(text=words) for words in (series.implementation, series.dtype, clock_name(series.clock), point.model)),
+            *(
+                Cell(text=words)
+                for words in (
+                    series.implementation,
+                    series.dtype,
+                    clock_name(series.clock),
+                    point.model,
+                )
+            ),
             Cell(text=count_text(point.parameters), number=True),
             Cell(text=seconds_text(point.seconds), number=True),
             Cell(text=_interval(point), number=True),
@@ -108,4 +151,8 @@ def _table(found: Sequence[TimeSeries]) -> Table:
 
 
 def _interval(point: TimePoint) -> str:
-    return NOTHING if point.lower is None or point.upper is None else range_text(point.lower, point.upper)
+    return (
+        NOTHING
+        if point.lower is None or point.upper is None
+        else range_text(point.lower, point.upper)
+    )

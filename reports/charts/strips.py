@@ -1,4 +1,6 @@
-"""Strips: the samples of each step's time along one scale, with quartiles, the median and its confidence interval."""
+"""Strips: the samples of each step's time along one scale, with quartiles, the median and its
+confidence interval.
+"""
 
 import math
 from dataclasses import dataclass, replace
@@ -59,7 +61,11 @@ def step_chart(findings: Findings, chart: Chart) -> Chart:
     """A row for each timing, all in one scale."""
     rows, _ = pictured(findings.timings, findings.setting_of)
     scale = Scale.of(min(row.step.smallest for row in rows), max(row.step.largest for row in rows))
-    groups = grouped(findings, [(findings.setting_of(row), _strip(findings, row, scale)) for row in rows], scale.ticks)
+    groups = grouped(
+        findings,
+        [(findings.setting_of(row), _strip(findings, row, scale)) for row in rows],
+        scale.ticks,
+    )
     return replace(chart, groups=groups, explains_samples=True)
 
 
@@ -72,6 +78,8 @@ def _strip(findings: Findings, row: Timing, scale: Scale) -> Bar:
         value=Sized(binary=value, decimal=value),
         samples=tuple(map(scale.place, at_even_ranks(step.samples))),
         band=(scale.place(step.lower), scale.place(step.upper)),
-        whisker=(scale.place(step.interval.lower), scale.place(step.interval.upper)) if step.interval else None,
+        whisker=(scale.place(step.interval.lower), scale.place(step.interval.upper))
+        if step.interval
+        else None,
         median=scale.place(step.median),
     )

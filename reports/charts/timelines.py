@@ -1,4 +1,6 @@
-"""Timelines: what a training step holds from event to event as stacked areas, one graph an optimizer, all in one scale."""
+"""Timelines: what a training step holds from event to event as stacked areas, one graph an
+optimizer, all in one scale.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -32,20 +34,31 @@ def timeline_chart(findings: Findings, chart: Chart) -> Chart:
         for name, held in course.timeline.categories.items()
         if max(held) >= VISIBLE * max(course.timeline.allocated)
     }
-    keys = [BlockKey(colour=block_colour(name).light, text=category_name(name)) for name in in_stack_order(visible)]
+    keys = [
+        BlockKey(colour=block_colour(name).light, text=category_name(name))
+        for name in in_stack_order(visible)
+    ]
     keys.append(BlockKey(colour="var(--ink)", text="line: reserved; triangle: the peak"))
-    return replace(chart, graphs=tuple(_graph(course, highest) for course in found), block_keys=tuple(keys))
+    return replace(
+        chart, graphs=tuple(_graph(course, highest) for course in found), block_keys=tuple(keys)
+    )
 
 
 def _graph(course: Course, highest: int) -> Graph:
     points = thinned(course.timeline, COLUMNS)
     places, numbers = _stairs(points)
-    areas = [_area(course, name, places, numbers) for name in in_stack_order(course.timeline.categories)]
+    areas = [
+        _area(course, name, places, numbers) for name in in_stack_order(course.timeline.categories)
+    ]
     return Graph(
         alt=f"{course.label}: {course_text(course)}",
         traces=[*areas, _reserved(course, places, numbers), _peak(course, points)],
         layout={
-            "xaxis": {"range": [0, 1], "showgrid": False, "unifiedhovertitle": {"text": "held at this event"}},
+            "xaxis": {
+                "range": [0, 1],
+                "showgrid": False,
+                "unifiedhovertitle": {"text": "held at this event"},
+            },
             "yaxis": {
                 "range": {"bytes": [0, 1.08 * highest]},
                 "title": {"text": {"binary": "GiB", "decimal": "GB"}},
@@ -55,13 +68,19 @@ def _graph(course: Course, highest: int) -> Graph:
             "hovermode": "x unified",
         },
         height=230,
-        heading=Heading(text=course.label, origin=course.record.origin, value=Sized.of(lambda units: course_text(course, units))),
+        heading=Heading(
+            text=course.label,
+            origin=course.record.origin,
+            value=Sized.of(lambda units: course_text(course, units)),
+        ),
         bands=[_band(band) for band in bands(course.timeline)],
     )
 
 
 def _stairs(points: Sequence[tuple[float, int]]) -> tuple[list[float], list[int]]:
-    """Places and samples of a curve that keeps each value until the next; over less than a column a straight line does."""
+    """Places and samples of a curve that keeps each value until the next; over less than a column a
+    straight line does.
+    """
     corners = list(points[:1])
     for (before, held), (place, number) in pairwise(points):
         corners += [(place, held)] if place - before > 1 / COLUMNS else []
@@ -71,10 +90,18 @@ def _stairs(points: Sequence[tuple[float, int]]) -> tuple[list[float], list[int]
 
 def _band(band: Band) -> dict[str, Any]:
     name = text(phase_name(band.stretch.phase))
-    return {"left": band.left, "right": band.right, "name": name, "short": SHORT.get(name, name), "step": band.stretch.step}
+    return {
+        "left": band.left,
+        "right": band.right,
+        "name": name,
+        "short": SHORT.get(name, name),
+        "step": band.stretch.step,
+    }
 
 
-def _area(course: Course, name: str, places: Sequence[float], numbers: Sequence[int]) -> dict[str, Any]:
+def _area(
+    course: Course, name: str, places: Sequence[float], numbers: Sequence[int]
+) -> dict[str, Any]:
     colour, held = block_colour(name).light, course.timeline.categories[name]
     return {
         "mode": "lines",
@@ -112,4 +139,7 @@ def _peak(course: Course, points: Sequence[tuple[float, int]]) -> dict[str, Any]
 
 def _template(name: str) -> dict[str, str]:
     """The words beside a value under the pointer; `name` is escaped."""
-    return {unit: f"{name} %{{y:,.3f}} {giga}<extra></extra>" for unit, giga in (("binary", "GiB"), ("decimal", "GB"))}
+    return {
+        unit: f"{name} %{{y:,.3f}} {giga}<extra></extra>"
+        for unit, giga in (("binary", "GiB"), ("decimal", "GB"))
+    }

@@ -1,4 +1,6 @@
-"""Tradeoffs: time of the step against memory, with the front of those that no other optimizer beats in both."""
+"""Tradeoffs: time of the step against memory, with the front of those that no other optimizer beats
+in both.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +22,17 @@ Group = tuple[str, str]
 
 
 def tradeoff_chart(findings: Findings) -> Chart | None:
-    """A graph for each setting and clock that has two optimizers or more; None where there is none."""
+    """A graph for each setting and clock that has two optimizers or more; None where there is
+    none.
+    """
     groups: dict[Group, list[Tradeoff]] = {}
     for point in findings.tradeoffs:
         groups.setdefault((findings.names[point.entry.setting], point.clock), []).append(point)
-    groups = {name: points for name, points in groups.items() if len({point.entry.label for point in points}) > 1}
+    groups = {
+        name: points
+        for name, points in groups.items()
+        if len({point.entry.label for point in points}) > 1
+    }
     if not groups:
         return None
     drawn = {name: [point for point in points if point.bytes] for name, points in groups.items()}
@@ -32,27 +40,46 @@ def tradeoff_chart(findings: Findings) -> Chart | None:
     return Chart(
         name="pareto",
         title="Time against memory",
-        sentence="Left is faster, down is smaller. The broken line joins the Pareto front: what no other optimizer beats in both.",
+        sentence=(
+            "Left is faster, down is smaller. The broken line joins the Pareto front: what no other"
+            " optimizer beats in both."
+        ),
         alt="",
         table=_table(findings, [point for points in groups.values() for point in points]),
         notes=_notes(groups, shown),
-        graphs=tuple(_graph(findings, setting, clock, points) for (setting, clock), points in shown.items()),
-        labels={point.entry.label: point.shown_origin for points in shown.values() for point in points},
+        graphs=tuple(
+            _graph(findings, setting, clock, points) for (setting, clock), points in shown.items()
+        ),
+        labels={
+            point.entry.label: point.shown_origin for points in shown.values() for point in points
+        },
     )
 
 
-def _notes(groups: Mapping[Group, Sequence[Tradeoff]], shown: Mapping[Group, Sequence[Tradeoff]]) -> tuple[str, ...]:
+def _notes(
+    groups: Mapping[Group, Sequence[Tradeoff]], shown: Mapping[Group, Sequence[Tradeoff]]
+) -> tuple[str, ...]:
     """What the graphs leave to the table."""
-    empty = dict.fromkeys(point.entry.label for points in groups.values() for point in points if not point.bytes)
+    empty = dict.fromkeys(
+        point.entry.label for points in groups.values() for point in points if not point.bytes
+    )
     few = f"The page draws {len(shown)} of {len(groups)} comparisons; the table has all."
-    return (*((nothing_text(list(empty)),) if empty else ()), *((few,) if len(shown) < len(groups) else ()))
+    return (
+        *((nothing_text(list(empty)),) if empty else ()),
+        *((few,) if len(shown) < len(groups) else ()),
+    )
 
 
 def _graph(findings: Findings, setting: str, clock: str, points: Sequence[Tradeoff]) -> Graph:
     what = "at the peak of a training step" if points[0].is_peak else "of state"
     return Graph(
-        alt=f"Time of the step against bytes {what}, on {setting}. " + "; ".join(map(_spoken, points)) + ".",
-        traces=[_front(points), *(_trace(findings, point, number) for number, point in enumerate(_by_time(points)))],
+        alt=f"Time of the step against bytes {what}, on {setting}. "
+        + "; ".join(map(_spoken, points))
+        + ".",
+        traces=[
+            _front(points),
+            *(_trace(findings, point, number) for number, point in enumerate(_by_time(points))),
+        ],
         layout={
             "xaxis": {
                 "type": "log",
@@ -76,8 +103,9 @@ def _trace(findings: Findings, point: Tradeoff, number: int) -> dict[str, Any]:
     colour = f"@{findings.colour_name(label)}"
     hover = Sized.of(
         lambda units: (
-            f"<b>{text(label)}</b><br>{seconds_text(point.seconds)}, {point.origin}<br>{bytes_text(point.bytes, units)}, "
-            f"{point.entry.origin}{'<br>on the Pareto front' if point.on_front else ''}"
+            f"<b>{text(label)}</b><br>{seconds_text(point.seconds)},"
+            f" {point.origin}<br>{bytes_text(point.bytes, units)},"
+            f" {point.entry.origin}{'<br>on the Pareto front' if point.on_front else ''}"
         )
     )
     return {
@@ -113,11 +141,23 @@ def _by_time(points: Sequence[Tradeoff]) -> list[Tradeoff]:
 
 def _spoken(point: Tradeoff) -> str:
     front = ", on the Pareto front" if point.on_front else ""
-    return f"{point.entry.label}: {seconds_text(point.seconds)} and {bytes_text(point.bytes)}{front}"
+    return (
+        f"{point.entry.label}: {seconds_text(point.seconds)} and {bytes_text(point.bytes)}{front}"
+    )
 
 
 def _table(findings: Findings, points: Sequence[Tradeoff]) -> Table:
-    head = ("optimizer", "model", "clock", "step", "origin of the time", "bytes", "which", "origin of the bytes", "on the front")
+    head = (
+        "optimizer",
+        "model",
+        "clock",
+        "step",
+        "origin of the time",
+        "bytes",
+        "which",
+        "origin of the bytes",
+        "on the front",
+    )
     rows = [
         (
             Cell(text=point.entry.label, mark=point.entry.label, origin=point.shown_origin),

@@ -1,7 +1,8 @@
-"""Comparison: what changed from one set of records to another, scenario by scenario; arithmetic alone.
+"""Comparison: what changed from one set of records to another, scenario by scenario; arithmetic
+alone.
 
-Scenarios are matched when all their fields are equal. Bytes are compared exactly; a time differs only when the whole 95 % interval of its
-ratio lies beyond a threshold.
+Scenarios are matched when all their fields are equal. Bytes are compared exactly; a time differs
+only when the whole 95 % interval of its ratio lies beyond a threshold.
 """
 
 import math
@@ -35,7 +36,9 @@ _READ = ("threads", "machine", "versions", "git_commit")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Change:
-    """One figure of one scenario on both sides: bytes, or median seconds; `note` says why it was not compared."""
+    """One figure of one scenario on both sides: bytes, or median seconds; `note` says why it was
+    not compared.
+    """
 
     metric: str
     before: float
@@ -45,7 +48,9 @@ class Change:
     note: str = ""
 
     def beyond(self, share: Fraction) -> bool:
-        """Whether the figure grew by more than that share of what it was, for a time with its whole interval."""
+        """Whether the figure grew by more than that share of what it was, for a time with its whole
+        interval.
+        """
         if self.verdict == "not compared":
             return False
         if METRICS[self.metric].kind == "bytes":
@@ -55,7 +60,9 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """The records of one scenario on both sides, and the changes from one to the other; none unless both ended well."""
+    """The records of one scenario on both sides, and the changes from one to the other; none unless
+    both ended well.
+    """
 
     before: Record
     after: Record
@@ -75,7 +82,8 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Two sets of records: the scenarios of both, those of one side only, and how many older records of a scenario were passed over.
+    """Two sets of records: the scenarios of both, those of one side only, and how many older
+    records of a scenario were passed over.
 
     `damage` names what could not be read of either side.
     """
@@ -102,9 +110,11 @@ class Side:
 
 
 def read_side(path: Path) -> Side:
-    """The records of a run, or of all runs right under a folder; FileNotFoundError where there are none.
+    """The records of a run, or of all runs right under a folder; FileNotFoundError where there are
+    none.
 
-    A run that cannot be read at all is a ValueError or OSError, and damage where others are beside it.
+    A run that cannot be read at all is a ValueError or OSError, and damage where others are beside
+    it.
     """
     if _may_hold_run(path):
         store = RunStore(path)
@@ -131,7 +141,11 @@ def lean(record: Record, *, with_time: bool = False) -> Record:
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS, "parameters_by_dtype": {}})
     # A seed of None tells that somebody's own loop was watched.
-    names = (*_READ, *(("time",) if with_time else ()), *(("seed",) if environment.get("seed", 0) is None else ()))
+    names = (
+        *_READ,
+        *(("time",) if with_time else ()),
+        *(("seed",) if environment.get("seed", 0) is None else ()),
+    )
     dropped = {
         "memory": memory,
         "times": {phase: array("d", samples) for phase, samples in (record.times or {}).items()},
@@ -143,29 +157,47 @@ def lean(record: Record, *, with_time: bool = False) -> Record:
     return Record(**{**vars(record), **dropped})
 
 
-def compare_sides(before: Side, after: Side, *, threshold: Fraction = THRESHOLD, across_machines: bool = False) -> Compared:
-    """Compare the records of both sides, as `compare` does, and say what could not be read of them."""
+def compare_sides(
+    before: Side, after: Side, *, threshold: Fraction = THRESHOLD, across_machines: bool = False
+) -> Compared:
+    """Compare the records of both sides, as `compare` does, and say what could not be read of
+    them.
+    """
     for side in (before, after):
         if side.damage and not side.records:
             raise ValueError(f"no record can be read: {side.damage[0]}")
-    compared = compare(before.records, after.records, threshold=threshold, across_machines=across_machines)
-    damage = [*(f"before: {each}" for each in before.damage), *(f"after: {each}" for each in after.damage)]
+    compared = compare(
+        before.records, after.records, threshold=threshold, across_machines=across_machines
+    )
+    damage = [
+        *(f"before: {each}" for each in before.damage),
+        *(f"after: {each}" for each in after.damage),
+    ]
     return replace(compared, damage=tuple(damage))
 
 
 def compare(
-    before: Sequence[Record], after: Sequence[Record], *, threshold: Fraction = THRESHOLD, across_machines: bool = False
+    before: Sequence[Record],
+    after: Sequence[Record],
+    *,
+    threshold: Fraction = THRESHOLD,
+    across_machines: bool = False,
 ) -> Compared:
-    """Changes, in the order of `after`; times of different machines are compared only when told. ValueError for an empty side.
+    """Changes, in the order of `after`; times of different machines are compared only when told.
+    ValueError for an empty side.
 
     Of several records of a scenario the last one of a side counts.
     """
     for side, records in (("first", before), ("second", after)):
         if not records:
-            raise ValueError(f"the {side} side of the comparison has no records; profile something there first")
+            raise ValueError(
+                f"the {side} side of the comparison has no records; profile something there first"
+            )
     old, new = _latest(before), _latest(after)
     return Compared(
-        pairs=tuple(_pair(old[key], new[key], threshold, across_machines) for key in new if key in old),
+        pairs=tuple(
+            _pair(old[key], new[key], threshold, across_machines) for key in new if key in old
+        ),
         only_before=tuple(record for key, record in old.items() if key not in new),
         only_after=tuple(record for key, record in new.items() if key not in old),
         threshold=threshold,
@@ -174,17 +206,23 @@ def compare(
 
 
 def _runs_under(path: Path) -> list[Path]:
-    """The folders of runs right under a folder, each once; FileNotFoundError where there are none."""
+    """The folders of runs right under a folder, each once; FileNotFoundError where there are
+    none.
+    """
     folders = sorted(path.iterdir(), reverse=True) if path.is_dir() else []
     # A link to a run beside it, such as "latest", is that run and no other.
     runs = {folder.resolve(): folder for folder in folders if _may_hold_run(folder)}
     if not runs:
-        raise FileNotFoundError(f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs")
+        raise FileNotFoundError(
+            f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs"
+        )
     return sorted(runs.values())
 
 
 def _may_hold_run(folder: Path) -> bool:
-    """Return False for a folder without a run; one that may not be looked into may hold the newest."""
+    """Return False for a folder without a run; one that may not be looked into may hold the
+    newest.
+    """
     try:
         (folder / "records.jsonl").lstat()
     except (FileNotFoundError, NotADirectoryError):
@@ -195,12 +233,17 @@ def _may_hold_run(folder: Path) -> bool:
 
 
 def _unreadable_times(runs: Mapping[str, Sequence[Record]]) -> Iterator[str]:
-    """Name the first record of each run whose time is none: it may be newer than those of other runs."""
+    """Name the first record of each run whose time is none: it may be newer than those of other
+    runs.
+    """
     for name, records in runs.items():
         for record in records:
             time = record.environment.get("time")
             if time is not None and _moment(time) is None:
-                yield f"{name}/records.jsonl: the time of a record, {schema.shown(time)}, cannot be read"
+                yield (
+                    f"{name}/records.jsonl: the time of a record, {schema.shown(time)}, cannot be"
+                    " read"
+                )
                 break
 
 
@@ -212,17 +255,25 @@ def _in_time(runs: Iterable[Sequence[Record]]) -> list[Record]:
     grouped: dict[bytes, dict[int, list[Record]]] = {}
     for number, records in enumerate(runs):
         for record in records:
-            grouped.setdefault(scenario_key(record.scenario), {}).setdefault(number, []).append(record)
-    groups = (sorted(group.values(), key=lambda found: _time(found[-1])) for group in grouped.values())
+            grouped.setdefault(scenario_key(record.scenario), {}).setdefault(number, []).append(
+                record
+            )
+    groups = (
+        sorted(group.values(), key=lambda found: _time(found[-1])) for group in grouped.values()
+    )
     return [record for group in groups for found in group for record in found]
 
 
 def _time(record: Record) -> float:
-    """Seconds since 1970 until the record was made; a record without a time is older than any with one."""
+    """Seconds since 1970 until the record was made; a record without a time is older than any with
+    one.
+    """
     moment = _moment(record.environment.get("time"))
     if moment is None:
         return -math.inf
-    return (moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()
+    return (
+        moment.replace(tzinfo=moment.tzinfo or UTC) - datetime(1970, 1, 1, tzinfo=UTC)
+    ).total_seconds()
 
 
 def _moment(time: object) -> datetime | None:
@@ -256,9 +307,18 @@ def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: s
         verdict = _judged(ratio, threshold) if ratio else "not compared"
         return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
     ratio = None if reason or min(min(before), min(after)) <= 0 else Ratio.of(before, after)
-    note = reason or ("a time of 0" if ratio is None else "too few samples" if ratio.low is None else "")
+    note = reason or (
+        "a time of 0" if ratio is None else "too few samples" if ratio.low is None else ""
+    )
     verdict = "not compared" if ratio is None or note else _judged(ratio, threshold)
-    return Change(metric=metric, before=median(before), after=median(after), ratio=ratio, verdict=verdict, note=note)
+    return Change(
+        metric=metric,
+        before=median(before),
+        after=median(after),
+        ratio=ratio,
+        verdict=verdict,
+        note=note,
+    )
 
 
 @lru_cache(maxsize=10_000)
@@ -277,7 +337,9 @@ def _judged(ratio: Ratio, threshold: Fraction) -> Verdict:
 
 @lru_cache
 def _bounds(threshold: Fraction) -> tuple[float, float]:
-    """Return the numbers that a float is beyond exactly where it is beyond 1 more or less the threshold."""
+    """Return the numbers that a float is beyond exactly where it is beyond 1 more or less the
+    threshold.
+    """
     slower, faster = float(1 + threshold), float(1 - threshold)
     return (
         math.nextafter(slower, -math.inf) if slower > 1 + threshold else slower,
@@ -321,8 +383,15 @@ def _share(record: Record) -> str:
 
 
 def _machine(record: Record) -> tuple[Any, ...] | None:
-    """What makes two machines the same for a clock: processor, cores, GPU and the threads that torch uses; None where it is not told."""
+    """What makes two machines the same for a clock: processor, cores, GPU and the threads that
+    torch uses; None where it is not told.
+    """
     machine = record.environment.get("machine")
     if not isinstance(machine, dict) or not machine.get("cpu"):
         return None
-    return machine["cpu"], machine.get("cores"), machine.get("gpu"), record.environment.get("threads")
+    return (
+        machine["cpu"],
+        machine.get("cores"),
+        machine.get("gpu"),
+        record.environment.get("threads"),
+    )

@@ -43,11 +43,19 @@ class Comparing:
         across_machines: bool = False,
         anonymous: bool = False,
     ) -> "Comparing":
-        """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read, OSError for a folder without runs."""
+        """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read,
+        OSError for a folder without runs.
+        """
         asked, share = [Gate.parse(text) for text in gates], per_cent(threshold)
-        compared = compare_sides(read_side(before), read_side(after), threshold=share, across_machines=across_machines)
+        compared = compare_sides(
+            read_side(before), read_side(after), threshold=share, across_machines=across_machines
+        )
         compared = _anonymous(compared) if anonymous else compared
-        return cls(compared=compared, stopped=offences(compared, asked), unjudged=compared.damage if asked else ())
+        return cls(
+            compared=compared,
+            stopped=offences(compared, asked),
+            unjudged=compared.damage if asked else (),
+        )
 
     def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
         """Print it for a terminal."""
@@ -61,16 +69,30 @@ class Comparing:
 
         return comparison_markdown(self.compared, self.stopped, only_regressed=only_regressed)
 
-    def write_page(self, page: Path, command: Sequence[str], *, only_regressed: bool = False) -> None:
-        """Write it as one HTML file, over an older one; OSError when that cannot be written, ValueError for a link."""
+    def write_page(
+        self, page: Path, command: Sequence[str], *, only_regressed: bool = False
+    ) -> None:
+        """Write it as one HTML file, over an older one; OSError when that cannot be written,
+        ValueError for a link.
+        """
         from .page import render_comparison_page
 
-        write_text(page, render_comparison_page(self.compared, self.stopped, command, only_regressed=only_regressed))
+        write_text(
+            page,
+            render_comparison_page(
+                self.compared, self.stopped, command, only_regressed=only_regressed
+            ),
+        )
 
     def to_dict(self, *, only_regressed: bool = False) -> dict[str, Any]:
-        """The same as JSON-ready data, `schema` first: bytes whole, times in seconds, a ratio with the ends of its interval."""
+        """The same as JSON-ready data, `schema` first: bytes whole, times in seconds, a ratio with
+        the ends of its interval.
+        """
         members = self._members(only_regressed)
-        return {name: list(value) if isinstance(value, Iterator) else value for name, value in members.items()}
+        return {
+            name: list(value) if isinstance(value, Iterator) else value
+            for name, value in members.items()
+        }
 
     def write_json(self, output: TextIO, *, only_regressed: bool = False) -> None:
         """Write the same as JSON, item by item: that of 100,000 scenarios has 250 MB."""
@@ -92,7 +114,11 @@ class Comparing:
             "superseded": self.compared.superseded,
             "damage": list(self.compared.damage),
             "stopped": map(_stopped, self.stopped),
-            "pairs": (pair for pair in pairs if not only_regressed or pair["changes"] or pair["outcome"] == "regressed"),
+            "pairs": (
+                pair
+                for pair in pairs
+                if not only_regressed or pair["changes"] or pair["outcome"] == "regressed"
+            ),
             "only_before": map(_outcome, self.compared.only_before),
             "only_after": map(_outcome, self.compared.only_after),
         }
@@ -103,7 +129,10 @@ def _anonymous(compared: Compared) -> Compared:
     show = partial(disclosed, anonymous=True)
     return replace(
         compared,
-        pairs=tuple(replace(pair, before=show(pair.before), after=show(pair.after)) for pair in compared.pairs),
+        pairs=tuple(
+            replace(pair, before=show(pair.before), after=show(pair.after))
+            for pair in compared.pairs
+        ),
         only_before=tuple(map(show, compared.only_before)),
         only_after=tuple(map(show, compared.only_after)),
     )
@@ -126,11 +155,18 @@ def _write_items(items: Iterator[Any], output: TextIO) -> None:
 def _stopped(offence: Offence) -> dict[str, Any]:
     change = _change(offence.change) if offence.change else None
     outcome = offence.found.after.outcome if isinstance(offence.found, Pair) else None
-    return {"gate": offence.gate.text, "scenario": dict(vars(offence.found.scenario)), "outcome": outcome, "change": change}
+    return {
+        "gate": offence.gate.text,
+        "scenario": dict(vars(offence.found.scenario)),
+        "outcome": outcome,
+        "change": change,
+    }
 
 
 def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
-    kept: list[Change] = [change for change in pair.changes if change.verdict == "regressed" or not only_regressed]
+    kept: list[Change] = [
+        change for change in pair.changes if change.verdict == "regressed" or not only_regressed
+    ]
     return {
         "scenario": dict(vars(pair.scenario)),
         "outcome": pair.outcome_verdict,

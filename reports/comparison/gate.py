@@ -13,7 +13,9 @@ from ..units import GIB, KIB, MIB
 from .compare import Change, Compared, Pair
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
-_EXPRESSION = re.compile(r"\s*([a-z-]+)\s*>\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z%]*)\s*", re.ASCII)
+_EXPRESSION = re.compile(
+    r"\s*([a-z-]+)\s*>\s*(\d{1,15}(?:\.\d{1,15})?)\s*([A-Za-z%]*)\s*", re.ASCII
+)
 _PER_CENT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*%\s*", re.ASCII)
 
 
@@ -31,15 +33,22 @@ class Gate:
         """The gate of a text such as state>0, peak>64 MiB or step>5%; ValueError for any other."""
         found = _EXPRESSION.fullmatch(text)
         if found is None:
-            raise ValueError(f"a gate reads METRIC>NUMBER, as state>0, peak>64MiB or step>5%, got {shown(text)}")
+            raise ValueError(
+                f"a gate reads METRIC>NUMBER, as state>0, peak>64MiB or step>5%, got {shown(text)}"
+            )
         metric, number, unit = found[1], Fraction(found[2]), found[3]
         kind = find(metric).kind
         if unit == "%":
             return cls(text=text.strip(), metric=metric, allowed_share=number / 100)
         if kind == "seconds":
-            raise ValueError(f"{metric} is a time and takes a per cent, as {metric}>5%, got {shown(text)}")
+            raise ValueError(
+                f"{metric} is a time and takes a per cent, as {metric}>5%, got {shown(text)}"
+            )
         if unit and unit not in UNITS:
-            raise ValueError(f"bytes come in {', '.join(UNITS)} or as a per cent, got {shown(unit)} in {shown(text)}")
+            raise ValueError(
+                f"bytes come in {', '.join(UNITS)} or as a per cent, got {shown(unit)} in"
+                f" {shown(text)}"
+            )
         return cls(text=text.strip(), metric=metric, allowed_bytes=number * UNITS[unit or "B"])
 
     def stops(self, change: Change) -> bool:
@@ -63,7 +72,8 @@ class Offence:
 
 
 def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
-    """What the gates stop, gate by gate; a scenario that no longer ends well, or is no longer there, is stopped by each.
+    """What the gates stop, gate by gate; a scenario that no longer ends well, or is no longer
+    there, is stopped by each.
 
     ValueError for a gate that nothing can be held to: a gate that judges nothing must not pass.
     """
@@ -79,13 +89,34 @@ def per_cent(text: str) -> Fraction:
 
 
 def _stopped(compared: Compared, gate: Gate) -> list[Offence]:
-    lost = [Offence(gate=gate, found=pair) for pair in compared.pairs if pair.outcome_verdict == "regressed"]
-    # An option with a new default is another scenario: what it costs must not pass for want of a counterpart.
-    lost += [Offence(gate=gate, found=record) for record in compared.only_before if record.outcome == "ok"]
-    told = [(pair, change) for pair in compared.pairs for change in pair.changes if change.metric == gate.metric]
+    lost = [
+        Offence(gate=gate, found=pair)
+        for pair in compared.pairs
+        if pair.outcome_verdict == "regressed"
+    ]
+    # An option with a new default is another scenario: what it costs must not pass for want of a
+    # counterpart.
+    lost += [
+        Offence(gate=gate, found=record)
+        for record in compared.only_before
+        if record.outcome == "ok"
+    ]
+    told = [
+        (pair, change)
+        for pair in compared.pairs
+        for change in pair.changes
+        if change.metric == gate.metric
+    ]
     judged = [(pair, change) for pair, change in told if change.verdict != "not compared"]
     if not judged and not lost:
         reasons = ", ".join(dict.fromkeys(change.note for _, change in told if change.note))
         why = f" ({reasons})" if reasons else ""
-        raise ValueError(f"{gate.text} has nothing to judge: no scenario has {METRICS[gate.metric].title} to compare on both sides{why}")
-    return lost + [Offence(gate=gate, found=pair, change=change) for pair, change in judged if gate.stops(change)]
+        raise ValueError(
+            f"{gate.text} has nothing to judge: no scenario has {METRICS[gate.metric].title} to"
+            f" compare on both sides{why}"
+        )
+    return lost + [
+        Offence(gate=gate, found=pair, change=change)
+        for pair, change in judged
+        if gate.stops(change)
+    ]

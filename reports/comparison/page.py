@@ -6,11 +6,29 @@ from ..arithmetic.provenance import shell
 from ..html import styled_page
 from .compare import Compared
 from .gate import Offence
-from .tables import Names, by_scenario, comparison_table, offence_table, one_side_table, remarks, sides, summary, unfinished_table
+from .tables import (
+    Names,
+    by_scenario,
+    comparison_table,
+    offence_table,
+    one_side_table,
+    remarks,
+    sides,
+    summary,
+    unfinished_table,
+)
 
 
-def render_comparison_page(compared: Compared, stopped: Sequence[Offence], command: Sequence[str], *, only_regressed: bool = False) -> str:
-    """The page as HTML text, every word of a record escaped; `command` are the words of the command line."""
+def render_comparison_page(
+    compared: Compared,
+    stopped: Sequence[Offence],
+    command: Sequence[str],
+    *,
+    only_regressed: bool = False,
+) -> str:
+    """The page as HTML text, every word of a record escaped; `command` are the words of the command
+    line.
+    """
     names = Names.of(compared.records)
     before = [pair.before for pair in compared.pairs] + list(compared.only_before)
     after = [pair.after for pair in compared.pairs] + list(compared.only_after)

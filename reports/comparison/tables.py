@@ -1,4 +1,6 @@
-"""A comparison as words and tables: one row a scenario and figure, the same on the terminal, in Markdown and on a page."""
+"""A comparison as words and tables: one row a scenario and figure, the same on the terminal, in
+Markdown and on a page.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,16 @@ from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
 from ..tables.table import Cell, Table
-from ..units import MINUS, NOTHING, TIMES, bytes_text, exact_text, factor_text, percent_text, seconds_text
+from ..units import (
+    MINUS,
+    NOTHING,
+    TIMES,
+    bytes_text,
+    exact_text,
+    factor_text,
+    percent_text,
+    seconds_text,
+)
 from ..words import DEVICES, warnings_of
 from .compare import Change, Compared, Pair
 from .gate import Offence
@@ -22,8 +33,9 @@ MOST_DAMAGE = 10
 # No reader looks through more scenarios, nor does a browser open a page of them; --json has all.
 MOST_SHOWN = 1_000
 LEGEND = (
-    "Bytes are compared exactly. A time differs only when the whole 95 % interval of its ratio, in brackets, is more than {threshold} away "
-    "from 1; an estimate, which has no noise, when it is so itself."
+    "Bytes are compared exactly. A time differs only when the whole 95 % interval of its ratio, in"
+    " brackets, is more than {threshold} away from 1; an estimate, which has no noise, when it is"
+    " so itself."
 )
 
 
@@ -54,15 +66,22 @@ class Names:
 
 
 def comparison_table(compared: Compared, names: Names, *, only_regressed: bool = False) -> Table:
-    """Every figure of every scenario that both sides have; changed outcomes stand first in their scenario.
+    """Every figure of every scenario that both sides have; changed outcomes stand first in their
+    scenario.
 
     Of more than MOST_SHOWN scenarios, the first MOST_SHOWN that changed.
     """
     rows = []
     for pair in shown_pairs(compared, only_regressed=only_regressed):
-        if pair.outcome_verdict != "same" and not (only_regressed and pair.outcome_verdict != "regressed"):
+        if pair.outcome_verdict != "same" and not (
+            only_regressed and pair.outcome_verdict != "regressed"
+        ):
             rows.append(outcome_row(pair, names))
-        rows += [change_row(pair, change, names) for change in pair.changes if change.verdict == "regressed" or not only_regressed]
+        rows += [
+            change_row(pair, change, names)
+            for change in pair.changes
+            if change.verdict == "regressed" or not only_regressed
+        ]
     return Table(head=HEAD, rows=tuple(rows))
 
 
@@ -78,12 +97,18 @@ def shown_pairs(compared: Compared, *, only_regressed: bool = False) -> Sequence
 def by_scenario(table: Table) -> list[tuple[str, Table]]:
     """A comparison's table, cut into one for each scenario, under its name."""
     groups = groupby(table.rows, key=lambda row: row[0].text)
-    return [(name, Table(head=table.head[1:], rows=tuple(row[1:] for row in rows))) for name, rows in groups]
+    return [
+        (name, Table(head=table.head[1:], rows=tuple(row[1:] for row in rows)))
+        for name, rows in groups
+    ]
 
 
 def offence_table(found: Sequence[Offence], names: Names) -> Table:
     """What the gates stop: the gate, then the row that it stops."""
-    rows = ((Cell(text=offence.gate.text), *_offence_row(offence, names)) for offence in found[:MOST_SHOWN])
+    rows = (
+        (Cell(text=offence.gate.text), *_offence_row(offence, names))
+        for offence in found[:MOST_SHOWN]
+    )
     return Table(head=("gate", *HEAD), rows=tuple(rows))
 
 
@@ -91,22 +116,37 @@ def one_side_table(compared: Compared, names: Names) -> Table:
     """The scenarios that one side alone has."""
     sides = (("before", compared.only_before), ("after", compared.only_after))
     one_sided = ((side, record) for side, found in sides for record in found)
-    rows = [(Cell(text=names[record]), Cell(text=side), Cell(text=record.outcome)) for side, record in islice(one_sided, MOST_SHOWN)]
+    rows = [
+        (Cell(text=names[record]), Cell(text=side), Cell(text=record.outcome))
+        for side, record in islice(one_sided, MOST_SHOWN)
+    ]
     return Table(head=("scenario", "only", "outcome"), rows=tuple(rows))
 
 
 def unfinished_table(compared: Compared, names: Names) -> Table:
     """The scenarios that ended well on neither side, with the last words of each."""
-    pairs = (pair for pair in compared.pairs if "ok" not in (pair.before.outcome, pair.after.outcome))
-    rows = [(names[pair.after], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING) for pair in islice(pairs, MOST_SHOWN)]
-    return Table(head=("scenario", "before", "after", "error"), rows=tuple(tuple(Cell(text=text) for text in row) for row in rows))
+    pairs = (
+        pair for pair in compared.pairs if "ok" not in (pair.before.outcome, pair.after.outcome)
+    )
+    rows = [
+        (names[pair.after], pair.before.outcome, pair.after.outcome, pair.after.error or NOTHING)
+        for pair in islice(pairs, MOST_SHOWN)
+    ]
+    return Table(
+        head=("scenario", "before", "after", "error"),
+        rows=tuple(tuple(Cell(text=text) for text in row) for row in rows),
+    )
 
 
 def summary(compared: Compared) -> str:
     """The comparison in one sentence."""
     regressed = sum(_has(pair, "regressed") for pair in compared.pairs)
     improved = sum(_has(pair, "improved") for pair in compared.pairs)
-    parts = [f"{_many(len(compared.pairs), 'scenario')} on both sides", f"{regressed} regressed", f"{improved} improved"]
+    parts = [
+        f"{_many(len(compared.pairs), 'scenario')} on both sides",
+        f"{regressed} regressed",
+        f"{improved} improved",
+    ]
     for side, found in (("before", compared.only_before), ("after", compared.only_after)):
         parts += [f"{len(found)} only {side}"] if found else []
     return ", ".join(parts)
@@ -120,9 +160,17 @@ def remarks(compared: Compared) -> list[str]:
         LEGEND.format(threshold=threshold),
         *_warnings(compared),
         *_left_out(compared),
-        *([f"{older} of the same scenarios passed over: the last one of each side counts"] if compared.superseded else []),
+        *(
+            [f"{older} of the same scenarios passed over: the last one of each side counts"]
+            if compared.superseded
+            else []
+        ),
         *(f"left out, because it cannot be read: {each}" for each in compared.damage[:MOST_DAMAGE]),
-        *([f"left out: {len(compared.damage) - MOST_DAMAGE} more"] if len(compared.damage) > MOST_DAMAGE else []),
+        *(
+            [f"left out: {len(compared.damage) - MOST_DAMAGE} more"]
+            if len(compared.damage) > MOST_DAMAGE
+            else []
+        ),
     ]
 
 
@@ -131,7 +179,12 @@ def _left_out(compared: Compared) -> list[str]:
     most = max(len(compared.pairs), len(compared.only_before) + len(compared.only_after))
     if most <= MOST_SHOWN:
         return []
-    return [f"of more than {MOST_SHOWN:,} scenarios, tables show the first {MOST_SHOWN:,} that changed; --json and --fail-on look at all"]
+    return [
+        (
+            f"of more than {MOST_SHOWN:,} scenarios, tables show the first {MOST_SHOWN:,} that"
+            " changed; --json and --fail-on look at all"
+        )
+    ]
 
 
 def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
@@ -143,7 +196,11 @@ def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
         Cell(text=METRICS[change.metric].title),
         show(change.before),
         show(change.after),
-        _difference(change, show) if change.verdict != "not compared" else Cell(text=NOTHING, number=True),
+        (
+            _difference(change, show)
+            if change.verdict != "not compared"
+            else Cell(text=NOTHING, number=True)
+        ),
         Cell(text=ratio_text(change.ratio) if change.ratio else NOTHING, number=True),
         Cell(text=verdict_text(change)),
     )
@@ -152,11 +209,15 @@ def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
 def outcome_row(pair: Pair, names: Names) -> tuple[Cell, ...]:
     """A scenario whose outcome changed, with its last words."""
     error = f": {pair.after.error}" if pair.after.error else ""
-    return _outcomes(names[pair.after], pair.before.outcome, pair.after.outcome, f"{pair.outcome_verdict}{error}")
+    return _outcomes(
+        names[pair.after], pair.before.outcome, pair.after.outcome, f"{pair.outcome_verdict}{error}"
+    )
 
 
 def ratio_text(ratio: Ratio) -> str:
-    """The ratio, and its interval where it has one: 1.050 times [1.021, 1.083]. Bytes that differ never read as 1."""
+    """The ratio, and its interval where it has one: 1.050 times [1.021, 1.083]. Bytes that differ
+    never read as 1.
+    """
     if ratio.low is None or ratio.high is None:
         return _factor(ratio.value)
     return f"{ratio.value:.3f}{TIMES} [{ratio.low:.3f}, {ratio.high:.3f}]"
@@ -167,14 +228,29 @@ def verdict_text(change: Change) -> str:
     if change.verdict == "not compared":
         return f"not compared: {change.note}" if change.note else "not compared"
     if METRICS[change.metric].kind == "bytes":
-        return {"regressed": "regressed: more", "improved": "improved: less", "same": "the same"}[change.verdict]
-    return {"regressed": "regressed: slower", "improved": "improved: faster", "same": "no difference shown"}[change.verdict]
+        return {"regressed": "regressed: more", "improved": "improved: less", "same": "the same"}[
+            change.verdict
+        ]
+    return {
+        "regressed": "regressed: slower",
+        "improved": "improved: faster",
+        "same": "no difference shown",
+    }[change.verdict]
 
 
 def _offence_row(offence: Offence, names: Names) -> tuple[Cell, ...]:
     if isinstance(offence.found, Record):
-        return _outcomes(names[offence.found], offence.found.outcome, "missing", "regressed: nobody asked for it again")
-    return change_row(offence.found, offence.change, names) if offence.change else outcome_row(offence.found, names)
+        return _outcomes(
+            names[offence.found],
+            offence.found.outcome,
+            "missing",
+            "regressed: nobody asked for it again",
+        )
+    return (
+        change_row(offence.found, offence.change, names)
+        if offence.change
+        else outcome_row(offence.found, names)
+    )
 
 
 def _outcomes(name: str, before: str, after: str, verdict: str) -> tuple[Cell, ...]:
@@ -191,8 +267,16 @@ def _outcomes(name: str, before: str, after: str, verdict: str) -> tuple[Cell, .
 
 def _warnings(compared: Compared) -> list[str]:
     """List what the records say has spoiled their times or counts, each once a side."""
-    sides = (("before", [pair.before for pair in compared.pairs]), ("after", [pair.after for pair in compared.pairs]))
-    told = ((side, warning) for side, found in sides for record in found for warning in warnings_of(record))
+    sides = (
+        ("before", [pair.before for pair in compared.pairs]),
+        ("after", [pair.after for pair in compared.pairs]),
+    )
+    told = (
+        (side, warning)
+        for side, found in sides
+        for record in found
+        for warning in warnings_of(record)
+    )
     return list(dict.fromkeys(f"{side}: {warning}" for side, warning in told))
 
 
@@ -223,7 +307,9 @@ def _seconds_cell(seconds: float) -> Cell:
 
 
 def _has(pair: Pair, verdict: str) -> bool:
-    return verdict == pair.outcome_verdict or any(change.verdict == verdict for change in pair.changes)
+    return verdict == pair.outcome_verdict or any(
+        change.verdict == verdict for change in pair.changes
+    )
 
 
 def _many(count: int, word: str) -> str:
@@ -246,6 +332,13 @@ def sides(records: Sequence[Record]) -> str:
     """Where one side comes from: the commits and the versions of torch that its records tell."""
     commits = dict.fromkeys(str(record.environment.get("git_commit") or "") for record in records)
     versions = [record.environment.get("versions") for record in records]
-    torch = dict.fromkeys(str(found.get("torch")) for found in versions if isinstance(found, dict) and found.get("torch"))
-    named = [*(f"optprof at {commit}" for commit in commits if commit), *(f"torch {version}" for version in torch)]
+    torch = dict.fromkeys(
+        str(found.get("torch"))
+        for found in versions
+        if isinstance(found, dict) and found.get("torch")
+    )
+    named = [
+        *(f"optprof at {commit}" for commit in commits if commit),
+        *(f"torch {version}" for version in torch),
+    ]
     return ", ".join(named) or "environment unknown"

@@ -1,4 +1,6 @@
-"""A comparison on the terminal: a small table a scenario, readable at 80 columns, and what the gates stop below it."""
+"""A comparison on the terminal: a small table a scenario, readable at 80 columns, and what the
+gates stop below it.
+"""
 
 from collections.abc import Sequence
 from typing import TextIO
@@ -10,13 +12,27 @@ from ..streams import console_on
 from ..tables.table import Table
 from .compare import Compared
 from .gate import Offence
-from .tables import Names, by_scenario, comparison_table, offence_table, one_side_table, remarks, summary, unfinished_table
+from .tables import (
+    Names,
+    by_scenario,
+    comparison_table,
+    offence_table,
+    one_side_table,
+    remarks,
+    summary,
+    unfinished_table,
+)
 
 STYLES = {"regressed": "bold red", "improved": "green"}
 
 
 def render_comparison(
-    compared: Compared, stopped: Sequence[Offence], output: TextIO, *, only_regressed: bool = False, width: int | None = None
+    compared: Compared,
+    stopped: Sequence[Offence],
+    output: TextIO,
+    *,
+    only_regressed: bool = False,
+    width: int | None = None,
 ) -> None:
     """Print the comparison, then the rows that the gates stop."""
     console = console_on(output, width=width)
@@ -24,10 +40,19 @@ def render_comparison(
     if names.common:
         console.print(Text(names.common, style="dim"))
         console.print()
-    for name, table in by_scenario(comparison_table(compared, names, only_regressed=only_regressed)):
+    for name, table in by_scenario(
+        comparison_table(compared, names, only_regressed=only_regressed)
+    ):
         console.print(_grid(name, table))
         console.print()
-    rest = [] if only_regressed else [("on one side only", one_side_table), ("without a result on both sides", unfinished_table)]
+    rest = (
+        []
+        if only_regressed
+        else [
+            ("on one side only", one_side_table),
+            ("without a result on both sides", unfinished_table),
+        ]
+    )
     for title, make in rest:
         found = make(compared, names)
         if found.rows:
@@ -43,8 +68,13 @@ def render_comparison(
 
 
 def offence_lines(table: Table) -> list[str]:
-    """What the gates stop, a line each: state>0: gpt2 · adamw: state 949 MiB → 1.158 GiB, 1.25 times."""
-    return [f"{gate}: {name}: {figure} {before} → {after}, {ratio}" for gate, name, figure, before, after, _, ratio, _ in _texts(table)]
+    """What the gates stop, a line each: state>0: gpt2 · adamw: state 949 MiB → 1.158 GiB, 1.25
+    times.
+    """
+    return [
+        f"{gate}: {name}: {figure} {before} → {after}, {ratio}"
+        for gate, name, figure, before, after, _, ratio, _ in _texts(table)
+    ]
 
 
 def _texts(table: Table) -> list[tuple[str, ...]]:
@@ -52,10 +82,19 @@ def _texts(table: Table) -> list[tuple[str, ...]]:
 
 
 def _grid(title: str, table: Table) -> Grid:
-    grid = Grid(title=Text(title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    grid = Grid(
+        title=Text(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     for number, name in enumerate(table.head):
         figures = bool(table.rows) and table.rows[0][number].number
-        grid.add_column(Text(name), justify="right" if figures else "left", no_wrap=figures, overflow="fold")
+        grid.add_column(
+            Text(name), justify="right" if figures else "left", no_wrap=figures, overflow="fold"
+        )
     for row in table.rows:
         style = next((shade for word, shade in STYLES.items() if row[-1].text.startswith(word)), "")
         grid.add_row(*(Text(cell.text, style=style) for cell in row))

@@ -18,16 +18,33 @@ from .size_curve import draw_sizes
 from .step_times import draw_steps
 from .timelines import draw_timelines
 
-__all__ = ["STYLES", "Drawing", "Style", "draw_all", "draw_published", "style_named", "write_drawing"]
+__all__ = [
+    "STYLES",
+    "Drawing",
+    "Style",
+    "draw_all",
+    "draw_published",
+    "style_named",
+    "write_drawing",
+]
 
 
 def draw_all(
-    records: Sequence[Record], folder: Path, timelines: Mapping[str, Timeline] | None = None, style: Style = FOR_PAPER
+    records: Sequence[Record],
+    folder: Path,
+    timelines: Mapping[str, Timeline] | None = None,
+    style: Style = FOR_PAPER,
 ) -> list[Drawing]:
-    """Draw every picture that records and timelines have data for; each is written into the folder as PNG and SVG, and returned."""
+    """Draw every picture that records and timelines have data for; each is written into the folder
+    as PNG and SVG, and returned.
+    """
     findings = Findings.of(records, timelines)
     bars, times = (draw_savings, draw_sizes, draw_peaks), (draw_steps, draw_iterations)
-    drawn = [*(draw(findings, style) for draw in bars), *draw_timelines(findings, style), *(draw(findings, style) for draw in times)]
+    drawn = [
+        *(draw(findings, style) for draw in bars),
+        *draw_timelines(findings, style),
+        *(draw(findings, style) for draw in times),
+    ]
     drawings = [drawing for drawing in [*drawn, *draw_pareto(findings, style)] if drawing]
     for drawing in drawings:
         write_drawing(drawing, folder)

@@ -1,4 +1,6 @@
-"""Canvas: a picture laid out in inches from its top, in one frame (width and type size), on white paper."""
+"""Canvas: a picture laid out in inches from its top, in one frame (width and type size), on white
+paper.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,13 +44,21 @@ class Frame:
 
 
 class Canvas:
-    """A figure with a head (title, context), a legend, a body of a given height and a foot (what filled and hollow mean).
+    """A figure with a head (title, context), a legend, a body of a given height and a foot (what
+    filled and hollow mean).
 
     Every point is in inches: x from the left edge, y from the top of the body downwards.
     """
 
     def __init__(
-        self, frame: Frame, *, body: float, title: str, context: str, legend: Sequence[Key] = (), foot: Sequence[Key] = ()
+        self,
+        frame: Frame,
+        *,
+        body: float,
+        title: str,
+        context: str,
+        legend: Sequence[Key] = (),
+        foot: Sequence[Key] = (),
     ) -> None:
         self.frame = frame
         self._head = 2.9 * frame.line + legend_height(legend, frame)
@@ -56,7 +66,9 @@ class Canvas:
         self.figure = Figure(figsize=(frame.width, self.height))
         FigureCanvasAgg(self.figure)
         self.figure.patch.set_facecolor(PAPER.light)
-        self.text(0.02, 0.95 * frame.line - self._head, title, size=frame.size * 1.25, weight="bold")
+        self.text(
+            0.02, 0.95 * frame.line - self._head, title, size=frame.size * 1.25, weight="bold"
+        )
         self.text(0.02, 1.95 * frame.line - self._head, context, colour=MUTED)
         self._write_keys(legend, -legend_height(legend, frame))
         self._write_keys(foot, body + 0.3 * frame.line)
@@ -80,13 +92,23 @@ class Canvas:
         (across,), (up,) = self._places((x,), (y,))
         size = size or self.frame.size
         look = {"color": colour.light, "size": size, "weight": weight}
-        text = fitting(text, size, self.frame.width - (x if align == "left" and not turn else 0), weight)
-        self.figure.text(across, up, text, ha=align, va="baseline", rotation=turn, rotation_mode="anchor", **look)
+        text = fitting(
+            text, size, self.frame.width - (x if align == "left" and not turn else 0), weight
+        )
+        self.figure.text(
+            across, up, text, ha=align, va="baseline", rotation=turn, rotation_mode="anchor", **look
+        )
 
-    def line(self, x: tuple[float, float], y: tuple[float, float], colour: Colour, width: float = 0.6) -> None:
+    def line(
+        self, x: tuple[float, float], y: tuple[float, float], colour: Colour, width: float = 0.6
+    ) -> None:
         """A line of a width in points, behind everything else."""
         shade = colour.light
-        self.figure.add_artist(Line2D(*self._places(x, y), color=shade, linewidth=width, zorder=-1, solid_capstyle="butt"))
+        self.figure.add_artist(
+            Line2D(
+                *self._places(x, y), color=shade, linewidth=width, zorder=-1, solid_capstyle="butt"
+            )
+        )
 
     def mark(self, x: float, y: float, style: Mapping[str, Any]) -> None:
         """A mark, as `mark_style` describes it, with its middle at a point."""
@@ -95,21 +117,27 @@ class Canvas:
     def block(self, x: float, y: float, width: float, height: float, **look: Any) -> None:
         """A rectangle from its upper left corner."""
         (left,), (bottom,) = self._places((x,), (y + height,))
-        self.figure.add_artist(Rectangle((left, bottom), width / self.frame.width, height / self.height, **look))
+        self.figure.add_artist(
+            Rectangle((left, bottom), width / self.frame.width, height / self.height, **look)
+        )
 
     def axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
         """Axes without spines, between those edges."""
         (x0, x1), (y1, y0) = self._places((left, right), (top, bottom))
         axes = self.figure.add_axes((x0, y0, x1 - x0, y1 - y0))
         axes.set_facecolor("none")
-        axes.tick_params(which="both", length=0, labelsize=self.frame.small, labelcolor=MUTED.light, pad=4)
+        axes.tick_params(
+            which="both", length=0, labelsize=self.frame.small, labelcolor=MUTED.light, pad=4
+        )
         for spine in axes.spines.values():
             spine.set_visible(False)
         return axes
 
     def _places(self, x: Sequence[float], y: Sequence[float]) -> tuple[list[float], list[float]]:
         """Points in inches as shares of the figure."""
-        return [value / self.frame.width for value in x], [1 - (self._head + value) / self.height for value in y]
+        return [value / self.frame.width for value in x], [
+            1 - (self._head + value) / self.height for value in y
+        ]
 
     def _write_keys(self, keys: Sequence[Key], top: float) -> None:
         for number, line in enumerate(_wrapped(keys, self.frame)):
@@ -125,7 +153,9 @@ class Canvas:
         if key.symbol == "block":
             self.block(x, y, KEY, KEY, color=colour)
         elif key.symbol == "outline":
-            self.block(x, y + 0.02, KEY, KEY - 0.04, facecolor=TRACK.light, edgecolor=colour, linewidth=0.7)
+            self.block(
+                x, y + 0.02, KEY, KEY - 0.04, facecolor=TRACK.light, edgecolor=colour, linewidth=0.7
+            )
         elif key.symbol == "tick":
             self.line((middle, middle), (y, y + KEY), key.colour, 0.2 * size)
         elif key.symbol == "line":

@@ -1,4 +1,6 @@
-"""Curves of a value that changes from event to event: as corners, and with no more of them than can be seen."""
+"""Curves of a value that changes from event to event: as corners, and with no more of them than can
+be seen.
+"""
 
 from collections.abc import Sequence
 
@@ -6,7 +8,9 @@ Point = tuple[float, float]
 
 
 def stairs(places: Sequence[float], values: Sequence[float], narrow: float) -> list[Point]:
-    """The corners of a curve from 0 to 1 that keeps each value until the next; over less than `narrow` a straight line does."""
+    """The corners of a curve from 0 to 1 that keeps each value until the next; over less than
+    `narrow` a straight line does.
+    """
     corners = [(places[0], values[0])]
     for place, value in zip(places[1:], values[1:], strict=True):
         before, held = corners[-1]
@@ -17,7 +21,8 @@ def stairs(places: Sequence[float], values: Sequence[float], narrow: float) -> l
 
 
 def simplified(points: Sequence[Point], unit: float, tolerance: float) -> list[Point]:
-    """Some of these points; no other is further than `tolerance` from the lines through them, with `unit` the y that looks like 1 of x.
+    """Some of these points; no other is further than `tolerance` from the lines through them, with
+    `unit` the y that looks like 1 of x.
 
     The algorithm of Ramer, Douglas and Peucker.
     """
@@ -26,8 +31,15 @@ def simplified(points: Sequence[Point], unit: float, tolerance: float) -> list[P
     while spans:
         first, last = spans.pop()
         between = range(first + 1, last)
-        furthest = max(between, key=lambda number: _distance(points[number], points[first], points[last], unit), default=None)
-        if furthest is not None and _distance(points[furthest], points[first], points[last], unit) > tolerance:
+        furthest = max(
+            between,
+            key=lambda number: _distance(points[number], points[first], points[last], unit),
+            default=None,
+        )
+        if (
+            furthest is not None
+            and _distance(points[furthest], points[first], points[last], unit) > tolerance
+        ):
             kept.add(furthest)
             spans += [(first, furthest), (furthest, last)]
     return [points[number] for number in sorted(kept)]

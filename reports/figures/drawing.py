@@ -22,7 +22,8 @@ class Style:
     pixels_per_inch: int
 
 
-# A paper's column is 3.35 inches wide; a slide is twice the frame's width, so its type is twice as large.
+# A paper's column is 3.35 inches wide; a slide is twice the frame's width, so its type is twice as
+# large.
 STYLES = {
     "paper": Style(frame=Frame(width=3.35, size=7.5), pixels_per_inch=300),
     "slides": Style(frame=Frame(width=6.4, size=9.5), pixels_per_inch=300),

@@ -1,4 +1,6 @@
-"""The picture of iterations: forward, backward and step, so that the step's share of training time can be seen."""
+"""The picture of iterations: forward, backward and step, so that the step's share of training time
+can be seen.
+"""
 
 from collections.abc import Sequence
 
@@ -29,8 +31,13 @@ def draw_iterations(findings: Findings, style: Style = FOR_PAPER) -> Drawing | N
         style,
         name="iteration",
         title=TITLE,
-        sentence="Forward, backward and the optimizer's step of one training iteration, by their medians.",
-        alt="Stacked bars of an iteration. " + "; ".join(spoken(findings, timing, share_text(timing)) for timing in timings) + ".",
+        sentence=(
+            "Forward, backward and the optimizer's step of one training iteration, by their"
+            " medians."
+        ),
+        alt="Stacked bars of an iteration. "
+        + "; ".join(spoken(findings, timing, share_text(timing)) for timing in timings)
+        + ".",
         table=timing_table(findings, whole),
         notes=notes,
     )

@@ -1,4 +1,6 @@
-"""Log plot: two logarithmic axes, the models named along the top and the optimizers at the right."""
+"""Log plot: two logarithmic axes, the models named along the top and the optimizers at the
+right.
+"""
 
 import math
 import re
@@ -35,7 +37,9 @@ class Label:
 
 
 class LogPlot:
-    """A canvas with log-log axes: x in parameters, y in the caller's unit (GiB), and all that stands around them."""
+    """A canvas with log-log axes: x in parameters, y in the caller's unit (GiB), and all that
+    stands around them.
+    """
 
     def __init__(
         self,
@@ -56,12 +60,31 @@ class LogPlot:
         names = [shortened(model, 24) for model in models.values()]
         self._tops = [self._across(count) for count in models]
         self._upright = crowded(self._tops, [text_width(name, frame.small) + 0.1 for name in names])
-        top = 0.3 * frame.line + (max(text_width(name, frame.small) for name in names) + 0.22 if self._upright else 1.2 * frame.line)
-        self.canvas = Canvas(frame, body=top + HEIGHT + 2.2 * frame.line, title=title, context=context, foot=ORIGINS)
+        top = 0.3 * frame.line + (
+            max(text_width(name, frame.small) for name in names) + 0.22
+            if self._upright
+            else 1.2 * frame.line
+        )
+        self.canvas = Canvas(
+            frame, body=top + HEIGHT + 2.2 * frame.line, title=title, context=context, foot=ORIGINS
+        )
         self.axes = self.canvas.axes(LEFT, self._right, top, top + HEIGHT)
         self._set_axes()
-        self.canvas.text(LEFT - 0.055, top - 0.45 * frame.line, unit, colour=MUTED, size=frame.small, align="right")
-        self.canvas.text(LEFT, top + HEIGHT + 1.95 * frame.line, "parameters of the model", colour=MUTED, size=frame.small)
+        self.canvas.text(
+            LEFT - 0.055,
+            top - 0.45 * frame.line,
+            unit,
+            colour=MUTED,
+            size=frame.small,
+            align="right",
+        )
+        self.canvas.text(
+            LEFT,
+            top + HEIGHT + 1.95 * frame.line,
+            "parameters of the model",
+            colour=MUTED,
+            size=frame.small,
+        )
         self._name_models(names, top)
         self._name_series(labels, top)
 
@@ -77,17 +100,28 @@ class LogPlot:
         self.axes.set(xscale="log", yscale="log", xlim=self._x, ylim=self._y)
         self.axes.set_axisbelow(True)
         self.axes.grid(axis="y", color=LINE.light, linewidth=0.6)
-        _tick(self.axes.xaxis, self._x, lambda value: re.sub(r"\.0+ ", " ", count_text(round(value))))
+        _tick(
+            self.axes.xaxis, self._x, lambda value: re.sub(r"\.0+ ", " ", count_text(round(value)))
+        )
         _tick(self.axes.yaxis, self._y, lambda value: f"{value:,.10g}")
 
     def _name_models(self, names: Sequence[str], top: float) -> None:
-        """The name of each model over its own line; of models that have no room, every second or third."""
+        """The name of each model over its own line; of models that have no room, every second or
+        third.
+        """
         frame = self.frame
         for across in self._tops:
             self._line((across, across), (top, top + HEIGHT))
         left, right = LEFT - 0.1, self._right + 0.25
-        kept = thinned(len(names), int((right - left) / (0.85 * frame.line))) if self._upright else list(range(len(names)))
-        sizes = [0.85 * frame.line if self._upright else text_width(names[number], frame.small) for number in kept]
+        kept = (
+            thinned(len(names), int((right - left) / (0.85 * frame.line)))
+            if self._upright
+            else list(range(len(names)))
+        )
+        sizes = [
+            0.85 * frame.line if self._upright else text_width(names[number], frame.small)
+            for number in kept
+        ]
         places = spaced([self._tops[number] for number in kept], sizes, left, right)
         for number, place in zip(kept, places, strict=True):
             self._name_model(names[number], place, self._tops[number], top)
@@ -96,9 +130,13 @@ class LogPlot:
         small = self.frame.small
         if self._upright:
             self._line((place, across), (top - 0.14, top))
-            self.canvas.text(place + 0.35 * small / 72, top - 0.17, name, colour=MUTED, size=small, turn=90)
+            self.canvas.text(
+                place + 0.35 * small / 72, top - 0.17, name, colour=MUTED, size=small, turn=90
+            )
         else:
-            self.canvas.text(place, top - 0.45 * self.frame.line, name, colour=MUTED, size=small, align="center")
+            self.canvas.text(
+                place, top - 0.45 * self.frame.line, name, colour=MUTED, size=small, align="center"
+            )
 
     def _name_series(self, labels: Sequence[Label], top: float) -> None:
         """The name of each series right of its last point, joined to it where it had to move."""
@@ -108,10 +146,22 @@ class LogPlot:
         places = spaced(wanted, sizes, 0, top + HEIGHT + 0.1)
         for label, place, down in zip(labels, places, wanted, strict=True):
             self._line((self._right + 0.02, self._right + 0.14), (down, place))
-            self.canvas.mark(self._right + 0.22, place, mark_style(label.mark, label.origin, 0.7 * frame.size))
+            self.canvas.mark(
+                self._right + 0.22, place, mark_style(label.mark, label.origin, 0.7 * frame.size)
+            )
             for number, line in enumerate(label.text.split("\n")):
-                down = place + 0.36 * frame.size / 72 + (number - (label.lines - 1) / 2) * 0.85 * frame.line
-                self.canvas.text(self._right + 0.33, down, line, colour=INK if number == 0 else MUTED, size=frame.size)
+                down = (
+                    place
+                    + 0.36 * frame.size / 72
+                    + (number - (label.lines - 1) / 2) * 0.85 * frame.line
+                )
+                self.canvas.text(
+                    self._right + 0.33,
+                    down,
+                    line,
+                    colour=INK if number == 0 else MUTED,
+                    size=frame.size,
+                )
 
     def _line(self, x: tuple[float, float], y: tuple[float, float]) -> None:
         self.canvas.line(x, y, LINE)
@@ -128,7 +178,9 @@ def _label_width(label: Label, frame: Frame) -> float:
 
 
 def _limits(values: Sequence[float], margin: float) -> tuple[float, float]:
-    """Limits of a log axis around the values: a margin in decades, and at least 1.2 decades in all."""
+    """Limits of a log axis around the values: a margin in decades, and at least 1.2 decades in
+    all.
+    """
     low, high = math.log10(min(values)) - margin, math.log10(max(values)) + margin
     missing = max(0.0, 1.2 - (high - low)) / 2
     return 10 ** (low - missing), 10 ** (high + missing)

@@ -31,8 +31,13 @@ def draw_peaks(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
         style,
         name="peak",
         title=TITLE,
-        sentence="The most that a training step holds at once, split by what holds it, and the phase in which that moment comes.",
-        alt="Stacked bars of peak memory. " + "; ".join(_spoken(findings, row) for row in rows) + ".",
+        sentence=(
+            "The most that a training step holds at once, split by what holds it, and the phase in"
+            " which that moment comes."
+        ),
+        alt="Stacked bars of peak memory. "
+        + "; ".join(_spoken(findings, row) for row in rows)
+        + ".",
         table=_table(findings),
         notes=notes,
     )
@@ -60,13 +65,30 @@ def _figure(findings: Findings, rows: Sequence[Peak], frame: Frame) -> Figure:
 
 
 def _legend(findings: Findings) -> list[Key]:
-    legend = [Key("block", category_name(name), block_colour(name)) for name in _categories(findings, VISIBLE)]
-    return [*legend, *([Key("outline", "reserved, not allocated")] if any(row.reserved for row in findings.peaks) else [])]
+    legend = [
+        Key("block", category_name(name), block_colour(name))
+        for name in _categories(findings, VISIBLE)
+    ]
+    return [
+        *legend,
+        *(
+            [Key("outline", "reserved, not allocated")]
+            if any(row.reserved for row in findings.peaks)
+            else []
+        ),
+    ]
 
 
 def _categories(findings: Findings, least: float = 0) -> list[str]:
     """The categories that hold at least that share of some peak."""
-    return in_stack_order({name for row in findings.peaks for name, count in row.parts if count >= least * row.allocated})
+    return in_stack_order(
+        {
+            name
+            for row in findings.peaks
+            for name, count in row.parts
+            if count >= least * row.allocated
+        }
+    )
 
 
 def _row(findings: Findings, row: Peak) -> Row:
@@ -92,6 +114,20 @@ def _table(findings: Findings) -> Table:
     for row in findings.peaks:
         parts, name = dict(row.parts), findings.names[row.entry.setting]
         counts = [bytes_cell(parts.get(category, 0)) for category in categories]
-        whole = phase_name(row.phase), bytes_cell(row.allocated, row.allocated_upper), bytes_cell(row.reserved, row.reserved_upper)
-        rows.append((row.entry.label, name, row.entry.origin, *whole, row.parts_origin, *counts, bytes_cell(row.residual)))
+        whole = (
+            phase_name(row.phase),
+            bytes_cell(row.allocated, row.allocated_upper),
+            bytes_cell(row.reserved, row.reserved_upper),
+        )
+        rows.append(
+            (
+                row.entry.label,
+                name,
+                row.entry.origin,
+                *whole,
+                row.parts_origin,
+                *counts,
+                bytes_cell(row.residual),
+            )
+        )
     return text_table(head, rows)

@@ -1,4 +1,6 @@
-"""The SGD-SaI paper's figure redrawn: what its authors published beside what this run found, on the same axes and in numbers."""
+"""The SGD-SaI paper's figure redrawn: what its authors published beside what this run found, on the
+same axes and in numbers.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +11,13 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from profiler.record import Record
 
-from ..arithmetic.reproduction import Reproduced, published, reproduced_times, reproduction, residuals
+from ..arithmetic.reproduction import (
+    Reproduced,
+    published,
+    reproduced_times,
+    reproduction,
+    residuals,
+)
 from ..style import INK, LINE, MUTED, Mark, marks
 from ..tables.overview import reproduction_table
 from ..units import NOTHING, gib
@@ -53,7 +61,10 @@ def draw_published(records: Sequence[Record], style: Style = FOR_PAPER) -> Drawi
         style,
         name=NAME,
         title=TITLE,
-        sentence="The memory and speed figure of the SGD-SaI paper on its left, the same optimizers and models from this run on its right.",
+        sentence=(
+            "The memory and speed figure of the SGD-SaI paper on its left, the same optimizers and"
+            " models from this run on its right."
+        ),
         alt=f"Optimizer state against model size, published and ours. {residuals(rows)}",
         table=reproduction_table(rows),
         notes=(residuals(rows),),
@@ -85,10 +96,16 @@ def _states(rows: Sequence[Reproduced]) -> _Row:
 
 def _times(records: Sequence[Record]) -> list[_Row]:
     """The panels of step times, none where the run estimates none for the figure's GPU."""
-    found = {(row.model, row.optimizer): (row, record) for row, record in reversed(reproduced_times(records))}
+    found = {
+        (row.model, row.optimizer): (row, record)
+        for row, record in reversed(reproduced_times(records))
+    }
     ours = [
         _Dot(
-            optimizer=row.optimizer, parameters=float(record.parameter_count or 0), value=1e3 * record.estimate.seconds, origin="estimated"
+            optimizer=row.optimizer,
+            parameters=float(record.parameter_count or 0),
+            value=1e3 * record.estimate.seconds,
+            origin="estimated",
         )
         for row, record in found.values()
         if record.estimate
@@ -121,7 +138,15 @@ def _figure(rows: Sequence[Reproduced], panels: Sequence[_Row], frame: Frame) ->
         canvas.text(place, 0.7 * frame.line, side, weight="bold")
     for number, row in enumerate(panels):
         top = 1.2 * frame.line + number * pitch
-        canvas.text(0.12, top + HEIGHT / 2, row.unit, colour=MUTED, size=frame.small, align="center", turn=90)
+        canvas.text(
+            0.12,
+            top + HEIGHT / 2,
+            row.unit,
+            colour=MUTED,
+            size=frame.small,
+            align="center",
+            turn=90,
+        )
         left = canvas.axes(LEFT, middle - GUTTER / 2, top, top + HEIGHT)
         right = canvas.axes(middle + GUTTER / 2, frame.width - RIGHT, top, top + HEIGHT)
         for axes, dots in ((left, row.theirs), (right, row.ours)):
@@ -143,18 +168,32 @@ def _scale(axes: Axes, dots: Sequence[_Dot]) -> None:
         axis.set_major_locator(LogLocator(numticks=20))
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1e9:g} B" if value >= 1e9 else f"{value / 1e6:g} M"))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(
+            lambda value, _: f"{value / 1e9:g} B" if value >= 1e9 else f"{value / 1e6:g} M"
+        )
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.set_axisbelow(True)
     axes.grid(color=LINE.light, linewidth=0.6)
 
 
 def _draw(axes: Axes, dots: Sequence[_Dot], named: dict[str, Mark], frame: Frame) -> None:
-    """A line for each optimizer, and of optimizers that coincide the later marks smaller, so that all show."""
+    """A line for each optimizer, and of optimizers that coincide the later marks smaller, so that
+    all show.
+    """
     for lane, name in enumerate(named):
-        ordered = sorted((dot for dot in dots if dot.optimizer == name), key=lambda dot: dot.parameters)
+        ordered = sorted(
+            (dot for dot in dots if dot.optimizer == name), key=lambda dot: dot.parameters
+        )
         colour = named[name].colour.light
-        axes.plot([dot.parameters for dot in ordered], [dot.value for dot in ordered], color=colour, linewidth=1.1, zorder=2)
+        axes.plot(
+            [dot.parameters for dot in ordered],
+            [dot.value for dot in ordered],
+            color=colour,
+            linewidth=1.1,
+            zorder=2,
+        )
         for dot in ordered:
             style = mark_style(named[name], dot.origin, (0.95 - 0.13 * lane) * frame.size)
             axes.plot(dot.parameters, dot.value, zorder=3 + lane, **style)
@@ -164,19 +203,26 @@ def _numbers(rows: Sequence[Reproduced]) -> dict[str, dict[str, str]]:
     """Theirs and ours in GiB, by optimizer and model."""
     found: dict[str, dict[str, str]] = {}
     for row in published():
-        ours = next((reproduced.allocated_bytes for reproduced in rows if reproduced.published is row), None)
+        ours = next(
+            (reproduced.allocated_bytes for reproduced in rows if reproduced.published is row), None
+        )
         theirs = f"{row.state_gib:.2f}" + ("*" if row.extrapolated else "")
         text = f"{theirs} | {NOTHING if ours is None else f'{gib(ours):.2f}'}"
         found.setdefault(row.optimizer, {})[row.model] = text
     return found
 
 
-def _write_numbers(canvas: Canvas, numbers: dict[str, dict[str, str]], named: dict[str, Mark], top: float) -> None:
+def _write_numbers(
+    canvas: Canvas, numbers: dict[str, dict[str, str]], named: dict[str, Mark], top: float
+) -> None:
     """A line an optimizer, a column a model: published | ours."""
     frame, pitch = canvas.frame, 1.15 * canvas.frame.line
     models = list(next(iter(numbers.values())))
     first = 0.2 + max(text_width(name, frame.small) for name in numbers)
-    ends = [first + (frame.width - 0.02 - first) * (number + 1) / len(models) for number in range(len(models))]
+    ends = [
+        first + (frame.width - 0.02 - first) * (number + 1) / len(models)
+        for number in range(len(models))
+    ]
     canvas.text(0.02, top + 0.8 * pitch, "GiB", colour=MUTED, size=frame.small)
     for end, model in zip(ends, models, strict=True):
         canvas.text(end, top + 0.8 * pitch, model, colour=MUTED, size=frame.small, align="right")
@@ -187,4 +233,6 @@ def _write_numbers(canvas: Canvas, numbers: dict[str, dict[str, str]], named: di
         for end, model in zip(ends, models, strict=True):
             canvas.text(end, y, cells[model], colour=INK, size=0.92 * frame.small, align="right")
     y = top + (len(numbers) + 1.7) * pitch
-    canvas.text(0.02, y, "published | ours; * extrapolated by its authors", colour=MUTED, size=frame.small)
+    canvas.text(
+        0.02, y, "published | ours; * extrapolated by its authors", colour=MUTED, size=frame.small
+    )

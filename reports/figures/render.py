@@ -1,4 +1,6 @@
-"""Render: figures as SVG text and PNG bytes, with this package's matplotlib settings and no others."""
+"""Render: figures as SVG text and PNG bytes, with this package's matplotlib settings and no
+others.
+"""
 
 import io
 import re
@@ -21,7 +23,8 @@ SETTINGS: dict[Any, Any] = {
     # A `$` in somebody's class name begins no formula.
     "text.parse_math": False,
 }
-# Two decimals of a point are finer than any screen; the six that matplotlib writes make a curve twice as long.
+# Two decimals of a point are finer than any screen; the six that matplotlib writes make a curve
+# twice as long.
 PATH = re.compile(r'(?<= d=")[^"]+')
 DECIMALS = re.compile(r"(\.\d\d)\d+")
 # The usual effort takes three times as long for a file a tenth smaller.
@@ -52,5 +55,12 @@ def png(figure: Figure, pixels_per_inch: int) -> bytes:
     """The figure as PNG bytes, with a margin around it."""
     stream = io.BytesIO()
     margins = Bbox.from_extents(0, 0, *figure.get_size_inches()).padded(MARGIN)
-    figure.savefig(stream, format="png", dpi=pixels_per_inch, bbox_inches=margins, metadata={"Software": None}, pil_kwargs=QUICK)
+    figure.savefig(
+        stream,
+        format="png",
+        dpi=pixels_per_inch,
+        bbox_inches=margins,
+        metadata={"Software": None},
+        pil_kwargs=QUICK,
+    )
     return stream.getvalue()

@@ -1,4 +1,6 @@
-"""The picture of savings: each optimizer's state as a share of the baseline's, with bytes, factor and per cent written out."""
+"""The picture of savings: each optimizer's state as a share of the baseline's, with bytes, factor
+and per cent written out.
+"""
 
 from collections.abc import Sequence
 
@@ -28,8 +30,13 @@ def draw_savings(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None
         style,
         name="savings",
         title=TITLE,
-        sentence=f"How much less state each optimizer keeps than {BASELINE} for the same model, in bytes, as a factor and in per cent.",
-        alt=f"Bars of optimizer state as a share of {BASELINE}'s. " + "; ".join(_spoken(findings, row) for row in rows) + ".",
+        sentence=(
+            f"How much less state each optimizer keeps than {BASELINE} for the same model, in"
+            " bytes, as a factor and in per cent."
+        ),
+        alt=f"Bars of optimizer state as a share of {BASELINE}'s. "
+        + "; ".join(_spoken(findings, row) for row in rows)
+        + ".",
         table=_table(findings),
         notes=notes,
     )
@@ -48,7 +55,9 @@ def _figure(findings: Findings, rows: Sequence[Saving], frame: Frame) -> Figure:
     )
     for row, place in zip(rows, chart.places, strict=True):
         place.axes.barh(place.y, 1, BAR, color=TRACK.light)
-        place.axes.barh(place.y, row.share_kept, BAR, color=findings.marks[row.entry.label].colour.light)
+        place.axes.barh(
+            place.y, row.share_kept, BAR, color=findings.marks[row.entry.label].colour.light
+        )
         _write_state(place, row, inside=row.share_kept > 0.7 * most)
     return chart.canvas.figure
 
@@ -84,7 +93,10 @@ def _row(findings: Findings, row: Saving) -> Row:
 
 
 def _spoken(findings: Findings, row: Saving) -> str:
-    return f"{row.entry.label} on {findings.names[row.entry.setting]}: {bytes_text(row.state_bytes)}, {saving_text(row)}"
+    return (
+        f"{row.entry.label} on {findings.names[row.entry.setting]}: {bytes_text(row.state_bytes)},"
+        f" {saving_text(row)}"
+    )
 
 
 def _table(findings: Findings) -> Table:

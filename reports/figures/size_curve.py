@@ -1,4 +1,6 @@
-"""The picture of sizes: bytes of state against parameters on log axes, joined within a model family only."""
+"""The picture of sizes: bytes of state against parameters on log axes, joined within a model family
+only.
+"""
 
 from collections.abc import Sequence
 
@@ -27,14 +29,23 @@ def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
     if not any(point.state_bytes for series in findings.curves for point in series.points):
         return None
     shown = findings.curves[:MOST_LINES]
-    empty = dict.fromkeys(series.label for series in findings.curves if any(not point.state_bytes for point in series.points))
+    empty = dict.fromkeys(
+        series.label
+        for series in findings.curves
+        if any(not point.state_bytes for point in series.points)
+    )
     return render(
         lambda frame: _figure(findings, frame),
         style,
         name="state-by-size",
         title=TITLE,
-        sentence="How the state grows with the model. Both axes are logarithmic; a line joins models of one family only.",
-        alt="State in bytes against parameters. " + "; ".join(_spoken(series) for series in shown) + ".",
+        sentence=(
+            "How the state grows with the model. Both axes are logarithmic; a line joins models of"
+            " one family only."
+        ),
+        alt="State in bytes against parameters. "
+        + "; ".join(_spoken(series) for series in shown)
+        + ".",
         table=_table(findings.curves),
         notes=(*((nothing_text(list(empty)),) if empty else ()), *_left_out(findings)),
     )
@@ -42,22 +53,40 @@ def draw_sizes(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
 
 def _left_out(findings: Findings) -> tuple[str, ...]:
     count = len(findings.curves)
-    return () if count <= MOST_LINES else (f"The picture shows {MOST_LINES} of {count} lines; the table has all.",)
+    return (
+        ()
+        if count <= MOST_LINES
+        else (f"The picture shows {MOST_LINES} of {count} lines; the table has all.",)
+    )
 
 
 def _figure(findings: Findings, frame: Frame) -> Figure:
-    series = [one for one in findings.curves[:MOST_LINES] if any(point.state_bytes for point in one.points)]
+    series = [
+        one
+        for one in findings.curves[:MOST_LINES]
+        if any(point.state_bytes for point in one.points)
+    ]
     models = columns((point.parameters, point.model) for one in series for point in one.points)
     states = [gib(point.state_bytes) for one in series for point in one.points if point.state_bytes]
     labels = _labels(findings, series, 24 if frame.width > 5 else 15)
-    plot = LogPlot(frame, models=models, heights=states, labels=labels, unit="GiB", title=TITLE, context=_context(findings))
+    plot = LogPlot(
+        frame,
+        models=models,
+        heights=states,
+        labels=labels,
+        unit="GiB",
+        title=TITLE,
+        context=_context(findings),
+    )
     for one in series:
         _draw(plot, one, findings.marks[one.label])
     return plot.canvas.figure
 
 
 def _draw(plot: LogPlot, series: Series, mark: Mark) -> None:
-    """One series; where it coincides with earlier ones its line is broken and its marks are smaller, so that all show."""
+    """One series; where it coincides with earlier ones its line is broken and its marks are
+    smaller, so that all show.
+    """
     points = [point for point in series.points if point.state_bytes]
     frame, lane = plot.frame, series.lane
     colour = mark.colour.light
@@ -67,7 +96,13 @@ def _draw(plot: LogPlot, series: Series, mark: Mark) -> None:
     for origin in dict.fromkeys(point.origin for point in points):
         of_origin = [number for number, point in enumerate(points) if point.origin == origin]
         style = mark_style(mark, origin, 0.9 * 0.62**lane * frame.size)
-        plot.axes.plot([x[number] for number in of_origin], [y[number] for number in of_origin], zorder=10 + lane, clip_on=False, **style)
+        plot.axes.plot(
+            [x[number] for number in of_origin],
+            [y[number] for number in of_origin],
+            zorder=10 + lane,
+            clip_on=False,
+            **style,
+        )
 
 
 def _labels(findings: Findings, series: Sequence[Series], length: int) -> list[Label]:
@@ -98,7 +133,11 @@ def _broken(label: str, length: int) -> str:
 def _context(findings: Findings) -> str:
     dtypes = listed(list(dict.fromkeys(series.dtype for series in findings.curves)))
     families = list(dict.fromkeys(series.family for series in findings.curves if series.family))
-    return f"{dtypes} · {listed(families)} {'families' if len(families) > 1 else 'family'}" if families else dtypes
+    return (
+        f"{dtypes} · {listed(families)} {'families' if len(families) > 1 else 'family'}"
+        if families
+        else dtypes
+    )
 
 
 def _spoken(series: Series) -> str:
@@ -108,7 +147,14 @@ def _spoken(series: Series) -> str:
 
 def _table(series: Sequence[Series]) -> Table:
     rows = [
-        (one.label, one.dtype, point.model, count_text(point.parameters), bytes_cell(point.state_bytes), point.origin)
+        (
+            one.label,
+            one.dtype,
+            point.model,
+            count_text(point.parameters),
+            bytes_cell(point.state_bytes),
+            point.origin,
+        )
         for one in series
         for point in one.points
     ]

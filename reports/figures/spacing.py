@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 
-def spaced(centres: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """New centres, in the given order, for labels of those sizes between low and high; they overlap only where there is no room at all."""
+def spaced(
+    centres: Sequence[float], sizes: Sequence[float], low: float, high: float
+) -> list[float]:
+    """New centres, in the given order, for labels of those sizes between low and high; they overlap
+    only where there is no room at all.
+    """
     order = sorted(range(len(centres)), key=lambda number: centres[number])
     places = list(centres)
     edge = low
@@ -27,7 +31,9 @@ def crowded(centres: Sequence[float], sizes: Sequence[float]) -> bool:
 
 
 def thinned(count: int, room: int) -> list[int]:
-    """The numbers of the labels to keep where only so many have room: the last, and every n-th before it."""
+    """The numbers of the labels to keep where only so many have room: the last, and every n-th
+    before it.
+    """
     step = -(-count // max(room, 1))
     return list(range(count - 1, -1, -step))[::-1]
 
@@ -48,15 +54,28 @@ class Box:
         return max(width, 0.0) * max(height, 0.0)
 
 
-def free_place(point: tuple[float, float], width: float, height: float, away: float, taken: Sequence[Box], bounds: Box) -> Box:
-    """Of the places around a point, the first that covers least of what is taken; right, left, above, below, then the corners.
+def free_place(
+    point: tuple[float, float],
+    width: float,
+    height: float,
+    away: float,
+    taken: Sequence[Box],
+    bounds: Box,
+) -> Box:
+    """Of the places around a point, the first that covers least of what is taken; right, left,
+    above, below, then the corners.
 
     Each is `away` from the point and moved into the bounds.
     """
     x, y = point
     sides = ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1))
-    centres = ((x + across * (away + width / 2), y + down * (away + height / 2)) for across, down in sides)
-    boxes = [_within(Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), bounds) for cx, cy in centres]
+    centres = (
+        (x + across * (away + width / 2), y + down * (away + height / 2)) for across, down in sides
+    )
+    boxes = [
+        _within(Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), bounds)
+        for cx, cy in centres
+    ]
     return min(boxes, key=lambda box: sum(box.overlap(other) for other in taken))
 
 

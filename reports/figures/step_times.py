@@ -1,4 +1,6 @@
-"""The picture of step times: every sample, the quartiles and the median of each optimizer's step."""
+"""The picture of step times: every sample, the quartiles and the median of each optimizer's
+step.
+"""
 
 from collections.abc import Sequence
 
@@ -33,8 +35,13 @@ def draw_steps(findings: Findings, style: Style = FOR_PAPER) -> Drawing | None:
         style,
         name="step-time",
         title=TITLE,
-        sentence="How long one optimizer step takes: every sample as a mark, the quartiles as a band, the median as a line.",
-        alt="Samples of step time. " + "; ".join(spoken(findings, timing, step_text(timing)) for timing in timings) + ".",
+        sentence=(
+            "How long one optimizer step takes: every sample as a mark, the quartiles as a band,"
+            " the median as a line."
+        ),
+        alt="Samples of step time. "
+        + "; ".join(spoken(findings, timing, step_text(timing)) for timing in timings)
+        + ".",
         table=timing_table(findings, findings.timings),
         notes=(*notes, *thinning_notes([timing.step.samples for timing in timings])),
     )
@@ -63,12 +70,24 @@ def _figure(findings: Findings, timings: Sequence[Timing], frame: Frame) -> Figu
 def _draw(place: Place, row: Row, step: Spread, unit: float) -> None:
     frame, axes, y = place.frame, place.axes, place.y
     axes.plot(axes.get_xlim(), (y, y), color=TRACK.light, linewidth=1.2, zorder=0)
-    axes.barh(y, (step.upper - step.lower) / unit, BAR, step.lower / unit, color=row.mark.colour.light, alpha=0.3)
+    axes.barh(
+        y,
+        (step.upper - step.lower) / unit,
+        BAR,
+        step.lower / unit,
+        color=row.mark.colour.light,
+        alpha=0.3,
+    )
     style = mark_style(row.mark, row.origin, 0.5 * frame.size)
     samples = at_even_ranks(step.samples)
     axes.plot([sample / unit for sample in samples], [y] * len(samples), clip_on=False, **style)
     median = step.median / unit
-    axes.plot((median, median), (y - 0.6 * BAR, y + 0.6 * BAR), color=INK.light, linewidth=0.17 * frame.size)
+    axes.plot(
+        (median, median),
+        (y - 0.6 * BAR, y + 0.6 * BAR),
+        color=INK.light,
+        linewidth=0.17 * frame.size,
+    )
 
 
 def _scale(axes: Axes, smallest: float, largest: float) -> None:

@@ -6,12 +6,24 @@ from typing import Any
 from ..style import MUTED, PAPER, Colour, Mark
 
 # Shapes of one size do not look it.
-OPTICAL_SIZE = {"^": 1.12, "v": 1.12, "D": 0.86, "*": 1.4, "p": 1.15, "h": 1.15, "<": 1.12, ">": 1.12, "s": 0.95}
+OPTICAL_SIZE = {
+    "^": 1.12,
+    "v": 1.12,
+    "D": 0.86,
+    "*": 1.4,
+    "p": 1.15,
+    "h": 1.15,
+    "<": 1.12,
+    ">": 1.12,
+    "s": 0.95,
+}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One item of a legend: a "block" of colour, an "outline", a "tick", a "line", or a mark by its shape."""
+    """One item of a legend: a "block" of colour, an "outline", a "tick", a "line", or a mark by its
+    shape.
+    """
 
     symbol: str
     text: str
@@ -23,7 +35,9 @@ ORIGINS = (Key("o", "measured"), Key("o", "simulated or estimated", filled=False
 
 
 def mark_style(mark: Mark, origin: str, size: float) -> dict[str, Any]:
-    """matplotlib's arguments for a mark of that size in points: filled for what was measured, hollow for the rest."""
+    """matplotlib's arguments for a mark of that size in points: filled for what was measured,
+    hollow for the rest.
+    """
     return shape_style(mark.shape, mark.colour, filled=origin == "measured", size=size)
 
 

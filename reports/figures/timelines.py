@@ -1,4 +1,6 @@
-"""The picture of a training step: what is held from event to event, stacked by category, under what the allocator reserves."""
+"""The picture of a training step: what is held from event to event, stacked by category, under what
+the allocator reserves.
+"""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
@@ -41,11 +43,15 @@ def draw_timelines(findings: Findings, style: Style = FOR_PAPER) -> list[Drawing
     for number, setting in enumerate(settings[:MOST_PICTURES]):
         found = [course for course in findings.courses if course.setting == setting]
         title = f"{TITLE}: {findings.name_of(setting)}" if len(settings) > 1 else TITLE
-        drawings.append(_draw(findings, style, found, title, f"timeline-{number + 1}" if number else "timeline"))
+        drawings.append(
+            _draw(findings, style, found, title, f"timeline-{number + 1}" if number else "timeline")
+        )
     return drawings
 
 
-def _draw(findings: Findings, style: Style, found: Sequence[Course], title: str, name: str) -> Drawing:
+def _draw(
+    findings: Findings, style: Style, found: Sequence[Course], title: str, name: str
+) -> Drawing:
     shown = found[:MOST_ROWS]
     left_out = f"The picture shows {len(shown)} of {len(found)} optimizers; the table has all."
     highest = max(found, key=lambda course: course.timeline.peak_allocated)
@@ -54,13 +60,19 @@ def _draw(findings: Findings, style: Style, found: Sequence[Course], title: str,
         style,
         name=name,
         title=title,
-        sentence="What is in use after each allocation and free, by what holds it, and what the allocator has reserved for it. Phases are "
-        "drawn as wide as reads well: events have no duration here.",
+        sentence=(
+            "What is in use after each allocation and free, by what holds it, and what the"
+            " allocator has reserved for it. Phases are drawn as wide as reads well: events have no"
+            " duration here."
+        ),
         alt="Stacked areas of memory along a training step. "
         + "; ".join(f"{course.label}: {course_text(course)}" for course in shown)
         + ".",
         table=_table(found),
-        notes=(Sized.of(lambda units: fragmentation_text(highest, units)), *((left_out,) if len(shown) < len(found) else ())),
+        notes=(
+            Sized.of(lambda units: fragmentation_text(highest, units)),
+            *((left_out,) if len(shown) < len(found) else ()),
+        ),
     )
 
 
@@ -68,12 +80,21 @@ def _figure(findings: Findings, shown: Sequence[Course], frame: Frame, title: st
     wrapped = any(_heading_width(course, frame) > frame.width for course in shown)
     heading = (2.1 if wrapped else 1.2) * frame.line
     # A run that ended early has other phases than the others: then each row has names of its own.
-    shapes = {tuple((stretch.step, stretch.phase) for stretch in course.timeline.phases) for course in shown}
+    shapes = {
+        tuple((stretch.step, stretch.phase) for stretch in course.timeline.phases)
+        for course in shown
+    }
     names = 2.2 * frame.line
     pitch = heading + HEIGHT + GAP + (names if len(shapes) > 1 else 0)
     body = len(shown) * pitch + (names if len(shapes) == 1 else 0)
-    context = findings.context if list(findings.names) == [shown[0].setting] else findings.name_of(shown[0].setting)
-    canvas = Canvas(frame, body=body, title=title, context=context, legend=_legend(shown), foot=ORIGINS)
+    context = (
+        findings.context
+        if list(findings.names) == [shown[0].setting]
+        else findings.name_of(shown[0].setting)
+    )
+    canvas = Canvas(
+        frame, body=body, title=title, context=context, legend=_legend(shown), foot=ORIGINS
+    )
     highest = max(gib(max(course.timeline.reserved)) for course in shown)
     for number, course in enumerate(shown):
         top = number * pitch
@@ -100,10 +121,16 @@ def _legend(shown: Sequence[Course]) -> list[Key]:
     return [*blocks, Key("line", "reserved", INK), Key("v", "peak", INK)]
 
 
-def _write_heading(canvas: Canvas, findings: Findings, course: Course, top: float, *, wrapped: bool) -> None:
+def _write_heading(
+    canvas: Canvas, findings: Findings, course: Course, top: float, *, wrapped: bool
+) -> None:
     frame, label = canvas.frame, course.label
     baseline = top + 0.8 * frame.line
-    canvas.mark(0.07, baseline - 0.045, mark_style(findings.marks[label], course.record.origin, 0.75 * frame.size))
+    canvas.mark(
+        0.07,
+        baseline - 0.045,
+        mark_style(findings.marks[label], course.record.origin, 0.75 * frame.size),
+    )
     canvas.text(0.19, baseline, shortened(label), weight="bold")
     if wrapped:
         canvas.text(0.19, baseline + 0.93 * frame.line, course_text(course), size=frame.small)
@@ -112,7 +139,11 @@ def _write_heading(canvas: Canvas, findings: Findings, course: Course, top: floa
 
 
 def _heading_width(course: Course, frame: Frame) -> float:
-    return 0.6 + text_width(shortened(course.label), frame.size, "bold") + text_width(course_text(course), frame.size)
+    return (
+        0.6
+        + text_width(shortened(course.label), frame.size, "bold")
+        + text_width(course_text(course), frame.size)
+    )
 
 
 def _scale(axes: Axes, highest: float) -> None:
@@ -147,30 +178,60 @@ def _fill(axes: Axes, course: Course, frame: Frame) -> None:
 
     tops, areas = [0] * len(points), []
     for name in in_stack_order(timeline.categories):
-        tops = [top + timeline.categories[name][number] for top, (_, number) in zip(tops, points, strict=True)]
+        tops = [
+            top + timeline.categories[name][number]
+            for top, (_, number) in zip(tops, points, strict=True)
+        ]
         areas.append((name, tops))
     # The highest first: each area hides what the one above it has below.
     for name, tops in reversed(areas):
-        axes.fill(*zip(*curve(tops), (1, 0), (0, 0), strict=True), color=block_colour(name).light, linewidth=0, zorder=2)
+        axes.fill(
+            *zip(*curve(tops), (1, 0), (0, 0), strict=True),
+            color=block_colour(name).light,
+            linewidth=0,
+            zorder=2,
+        )
     reserved = curve([timeline.reserved[number] for _, number in points])
-    axes.plot(*zip(*reserved, strict=True), color=INK.light, linewidth=0.9, zorder=3, solid_joinstyle="miter")
+    axes.plot(
+        *zip(*reserved, strict=True),
+        color=INK.light,
+        linewidth=0.9,
+        zorder=3,
+        solid_joinstyle="miter",
+    )
     peak = next(place for place, number in points if number == timeline.peak)
     style = shape_style("v", INK, filled=True, size=0.6 * frame.size)
-    axes.plot(peak, gib(timeline.peak_allocated) + 0.035 * axes.get_ylim()[1], zorder=5, clip_on=False, **style)
+    axes.plot(
+        peak,
+        gib(timeline.peak_allocated) + 0.035 * axes.get_ylim()[1],
+        zorder=5,
+        clip_on=False,
+        **style,
+    )
 
 
 def _name_phases(canvas: Canvas, found: Sequence[Band], top: float) -> None:
-    """The phases that have room for their name or a short one, and below them the training steps."""
+    """The phases that have room for their name or a short one, and below them the training
+    steps.
+    """
     frame = canvas.frame
     width = frame.width - LEFT - RIGHT
     for band in found:
         name, room = phase_name(band.stretch.phase), width * (band.right - band.left) - 0.03
-        names = [text for text in (name, SHORT.get(name, name)) if text_width(text, frame.small) < room]
+        names = [
+            text for text in (name, SHORT.get(name, name)) if text_width(text, frame.small) < room
+        ]
         if names:
             _centre(canvas, names[0], band.left, band.right, top + 0.85 * frame.line)
     for step, of_step in groupby(found, key=lambda band: band.stretch.step):
         members = list(of_step)
-        _centre(canvas, f"training step {step}", members[0].left, members[-1].right, top + 1.8 * frame.line)
+        _centre(
+            canvas,
+            f"training step {step}",
+            members[0].left,
+            members[-1].right,
+            top + 1.8 * frame.line,
+        )
 
 
 def _centre(canvas: Canvas, text: str, left: float, right: float, baseline: float) -> None:
@@ -180,7 +241,15 @@ def _centre(canvas: Canvas, text: str, left: float, right: float, baseline: floa
 
 
 def _table(found: Sequence[Course]) -> Table:
-    head = ("optimizer", "training step", "phase", "events", "most allocated", "most reserved", "most reserved and not allocated")
+    head = (
+        "optimizer",
+        "training step",
+        "phase",
+        "events",
+        "most allocated",
+        "most reserved",
+        "most reserved and not allocated",
+    )
     return text_table(head, (row for course in found for row in _rows(course)))
 
 
@@ -188,4 +257,10 @@ def _rows(course: Course) -> Iterator[tuple[str | Cell, ...]]:
     for held in phases_held(course):
         stretch = held.stretch
         sizes = map(bytes_cell, (held.allocated, held.reserved, held.fragmentation))
-        yield (course.label, str(stretch.step), phase_name(stretch.phase), f"{stretch.events:,}", *sizes)
+        yield (
+            course.label,
+            str(stretch.step),
+            phase_name(stretch.phase),
+            f"{stretch.events:,}",
+            *sizes,
+        )

@@ -1,4 +1,6 @@
-"""Timing rows: what the pictures of time share: a row a timing, its numbers as a table, and the conditions all were taken under."""
+"""Timing rows: what the pictures of time share: a row a timing, its numbers as a table, and the
+conditions all were taken under.
+"""
 
 from collections.abc import Sequence
 
@@ -13,10 +15,18 @@ from .rows import Row
 
 
 def timing_row(findings: Findings, timing: Timing, value: str) -> Row:
-    """The row of a timing; device and implementation stand in its label where the timings differ in them."""
+    """The row of a timing; device and implementation stand in its label where the timings differ in
+    them.
+    """
     record = timing.record
     mark = findings.marks[findings.labels[optimizer_key(record.scenario)]]
-    return Row(group=findings.setting_of(timing), mark=mark, origin=record.origin, label=findings.timing_label(timing), value=value)
+    return Row(
+        group=findings.setting_of(timing),
+        mark=mark,
+        origin=record.origin,
+        label=findings.timing_label(timing),
+        value=value,
+    )
 
 
 def spoken(findings: Findings, timing: Timing, value: str) -> str:
@@ -39,5 +49,16 @@ def timing_table(findings: Findings, timings: Sequence[Timing]) -> Table:
         row, found = timing_row(findings, timing, ""), timing.phases
         times = [spread_text(found[phase]) if phase in found else "" for phase in phases]
         extremes = range_text(timing.step.smallest, timing.step.largest)
-        rows.append((row.label, row.group, *times, extremes, str(len(timing.step.samples)), origin_text(timing.record)))
-    return text_table(("optimizer", "model", *phases, "fastest to slowest step", "samples", "origin"), rows)
+        rows.append(
+            (
+                row.label,
+                row.group,
+                *times,
+                extremes,
+                str(len(timing.step.samples)),
+                origin_text(timing.record),
+            )
+        )
+    return text_table(
+        ("optimizer", "model", *phases, "fastest to slowest step", "samples", "origin"), rows
+    )

@@ -1,4 +1,6 @@
-"""Fits: what runs on which GPU, as words and tables; reads answers of `profiler.fits` and nothing else."""
+"""Fits: what runs on which GPU, as words and tables; reads answers of `profiler.fits` and nothing
+else.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +17,9 @@ from ..units import NOTHING, bytes_text, exact_text, gib_text
 from ..words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
-    f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it would reserve, "
-    f"{UNSURE} the same, and may fit with less memory for cuDNN; then the largest batch"
+    f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it"
+    f" would reserve, {UNSURE} the same, and may fit with less memory for cuDNN; then the largest"
+    " batch"
 )
 
 
@@ -30,7 +33,9 @@ _ANSWERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitFindings:
-    """The answers for one model and setting, and the names that their optimizers go by; ValueError for none."""
+    """The answers for one model and setting, and the names that their optimizers go by; ValueError
+    for none.
+    """
 
     fits: Sequence[Fit]
     labels: dict[OptimizerKey, str]
@@ -40,7 +45,9 @@ class FitFindings:
     def of(cls, fits: Sequence[Fit]) -> "FitFindings":
         """What these answers say."""
         if not fits:
-            raise ValueError("there is no GPU or no optimizer to answer for; name one with --gpu or --optimizers")
+            raise ValueError(
+                "there is no GPU or no optimizer to answer for; name one with --gpu or --optimizers"
+            )
         labels = scenario_labels([fit.scenario for fit in fits])
         return cls(fits=fits, labels=labels, marks=marks(labels.values()))
 
@@ -94,8 +101,13 @@ def change_text(change: Change, scenario: Scenario) -> str:
     """A change in words: checkpointing + bf16 weights."""
     words: dict[str, Callable[[], str]] = {
         "alloc_conf": lambda: "expandable segments",
-        "implementation": lambda: "" if "optimizer" in change.fields else _run_as(change.fields["implementation"]),
-        "batch_size": lambda: f"batch {change.fields['batch_size']}, accumulated {change.fields['micro_batches']} times",
+        "implementation": lambda: (
+            "" if "optimizer" in change.fields else _run_as(change.fields["implementation"])
+        ),
+        "batch_size": lambda: (
+            f"batch {change.fields['batch_size']}, accumulated {change.fields['micro_batches']}"
+            " times"
+        ),
         "micro_batches": lambda: "",
         "checkpointing": lambda: "checkpointing",
         "optimizer": lambda: f"{change.fields['optimizer']} for {scenario.optimizer}",
@@ -106,7 +118,9 @@ def change_text(change: Change, scenario: Scenario) -> str:
 
 
 def _run_as(implementation: str) -> str:
-    return "the optimizer as a loop" if implementation == "loop" else f"the optimizer {implementation}"
+    return (
+        "the optimizer as a loop" if implementation == "loop" else f"the optimizer {implementation}"
+    )
 
 
 def fit_table(findings: FitFindings) -> Table:
@@ -127,7 +141,10 @@ def fit_table(findings: FitFindings) -> Table:
 def overview_table(findings: FitFindings) -> Table:
     """One row a GPU, one column an optimizer."""
     rows = [(gpu, *(short_text(fit) for fit in findings.at(gpu))) for gpu in findings.gpus]
-    return Table(head=("GPU", *findings.labels.values()), rows=tuple(tuple(Cell(text=text) for text in row) for row in rows))
+    return Table(
+        head=("GPU", *findings.labels.values()),
+        rows=tuple(tuple(Cell(text=text) for text in row) for row in rows),
+    )
 
 
 def verdict(findings: FitFindings) -> str:
@@ -138,12 +155,17 @@ def verdict(findings: FitFindings) -> str:
             continue
         fitting = [fit for fit in findings.fits if fit.fits and findings.label(fit) == label]
         smallest = min(fitting, key=lambda fit: fit.usable, default=None)
-        said.append(f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'none of them'}")
+        said.append(
+            f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'none of them'}"
+        )
     return f"{'; '.join(said)}."
 
 
 def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
-    changes = "; ".join(f"{change_text(change, fit.scenario)} (leaves {bytes_text(change.left)})" for change in fit.changes)
+    changes = "; ".join(
+        f"{change_text(change, fit.scenario)} (leaves {bytes_text(change.left)})"
+        for change in fit.changes
+    )
     return (
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
         Cell(text=fit.scenario.gpu or NOTHING),
@@ -151,10 +173,19 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
         _gib(fit.needed),
         _gib(fit.usable),
         _gib(fit.left),
-        Cell(text=NOTHING if fit.largest_batch is None else _batch_text(fit.largest_batch), number=True),
-        Cell(text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none was found")),
+        Cell(
+            text=NOTHING if fit.largest_batch is None else _batch_text(fit.largest_batch),
+            number=True,
+        ),
+        Cell(
+            text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none was found")
+        ),
     )
 
 
 def _gib(count: int | None) -> Cell:
-    return Cell(text=NOTHING, number=True) if count is None else Cell(text=gib_text(count), exact=exact_text(count), number=True)
+    return (
+        Cell(text=NOTHING, number=True)
+        if count is None
+        else Cell(text=gib_text(count), exact=exact_text(count), number=True)
+    )

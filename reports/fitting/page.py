@@ -38,4 +38,10 @@ def _gpu_table(names: Sequence[str]) -> Table:
 
 def _gpu_row(gpu: hardware.Gpu) -> tuple[Cell, ...]:
     memory = Cell(text=gib_text(gpu.memory_bytes), exact=exact_text(gpu.memory_bytes), number=True)
-    return Cell(text=gpu.name), Cell(text=gpu.title), memory, Cell(text=gpu.memory_source), Cell(text=gpu.source)
+    return (
+        Cell(text=gpu.name),
+        Cell(text=gpu.title),
+        memory,
+        Cell(text=gpu.memory_source),
+        Cell(text=gpu.source),
+    )

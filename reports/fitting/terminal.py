@@ -1,4 +1,6 @@
-"""What fits, on the terminal: one table of GPUs and optimizers, and below it what would make the others fit."""
+"""What fits, on the terminal: one table of GPUs and optimizers, and below it what would make the
+others fit.
+"""
 
 from collections.abc import Sequence
 from typing import TextIO
@@ -27,18 +29,38 @@ def render_fits(fits: Sequence[Fit], output: TextIO, *, width: int | None = None
     lacking = [fit for fit in fits if fit.changes]
     if lacking:
         console.print()
-        console.print(Text("what makes a step fit, the cheapest change, and what it leaves", style="bold"))
+        console.print(
+            Text("what makes a step fit, the cheapest change, and what it leaves", style="bold")
+        )
     for fit in lacking:
         change = fit.changes[0]
-        line = f"{fit.scenario.gpu} {findings.label(fit)}: {change_text(change, fit.scenario)} ({gib_text(change.left)} GiB)"
+        line = (
+            f"{fit.scenario.gpu} {findings.label(fit)}: {change_text(change, fit.scenario)}"
+            f" ({gib_text(change.left)} GiB)"
+        )
         console.print(Text(line), soft_wrap=True)
 
 
 def _table(findings: FitFindings) -> Table:
-    table = Table(title=Text(findings.title), title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    table = Table(
+        title=Text(findings.title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        header_style="dim",
+    )
     table.add_column("GPU", no_wrap=True)
     for label in findings.labels.values():
-        table.add_column(Text.assemble((f"{findings.marks[label].hollow} ", findings.marks[label].colour.dark), shortened(label, 24)))
+        table.add_column(
+            Text.assemble(
+                (f"{findings.marks[label].hollow} ", findings.marks[label].colour.dark),
+                shortened(label, 24),
+            )
+        )
     for gpu in findings.gpus:
-        table.add_row(gpu, *(Text(short_text(fit), style="" if fit.fits else "dim") for fit in findings.at(gpu)))
+        table.add_row(
+            gpu,
+            *(Text(short_text(fit), style="" if fit.fits else "dim") for fit in findings.at(gpu)),
+        )
     return table

@@ -1,4 +1,6 @@
-"""Accumulation tables: what each way to accumulate learned at equal tokens, and how fast it went."""
+"""Accumulation tables: what each way to accumulate learned at equal tokens, and how fast it
+went.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,7 +33,13 @@ def accumulation_tables(records: Sequence[Record]) -> dict[str, AccumulationPart
     parts: dict[str, AccumulationPart] = {}
     for group in accumulations(records):
         scenario = group[0].records[0].scenario
-        traits = [scenario.model, *model_traits(scenario), scenario.optimizer, f"{group[0].tokens:,} tokens", f"on {scenario.device}"]
+        traits = [
+            scenario.model,
+            *model_traits(scenario),
+            scenario.optimizer,
+            f"{group[0].tokens:,} tokens",
+            f"on {scenario.device}",
+        ]
         name = " · ".join(traits)
         parts[f"{name} ({len(parts) + 1})" if name in parts else name] = _part(group)
     return parts
@@ -43,21 +51,31 @@ def _part(group: Sequence[Accumulated]) -> AccumulationPart:
     lacking = [way for way in group if set(way.seeds) < set(seeds)]
     diverged = [way for way in group if not way.is_finite]
     note = (
-        f"Losses are the mean of the seeds {', '.join(map(str, seeds))} with the lowest and the highest, on text that is not trained on; "
-        "differences are by seed, with a 95 % t interval. The own time is the median of a decision not to step, without the norms that gns "
-        "takes in the backward pass. The bytes added are those of the accumulation's own tensors between micro-batches."
+        f"Losses are the mean of the seeds {', '.join(map(str, seeds))} with the lowest and the"
+        " highest, on text that is not trained on; differences are by seed, with a 95 % t"
+        " interval. The own time is the median of a decision not to step, without the norms that"
+        " gns takes in the backward pass. The bytes added are those of the accumulation's own"
+        " tensors between micro-batches."
     )
     if goal is not None:
         note += f" {goal:.3f} is the lowest loss that all have reached."
     if diverged:
-        note += f" Losses that are not finite are left out, and with them the mean: {', '.join(way.spec for way in diverged)}."
+        note += (
+            " Losses that are not finite are left out, and with them the mean:"
+            f" {', '.join(way.spec for way in diverged)}."
+        )
     if lacking:
         note += f" Fewer seeds have {', '.join(way.spec for way in lacking)}."
     dropped = sum(way.dropped for way in group)
     if dropped:
         note += f" {dropped} micro-batches were lost for not being finite."
     return AccumulationPart(
-        ways=group, summary=_summary(group), learned=_learned(group, goal), losses=_losses(group), pace=_pace(group), note=note
+        ways=group,
+        summary=_summary(group),
+        learned=_learned(group, goal),
+        losses=_losses(group),
+        pace=_pace(group),
+        note=note,
     )
 
 
@@ -93,7 +111,10 @@ def _learned(group: Sequence[Accumulated], goal: float | None) -> Table:
             (
                 Cell(text=way.spec),
                 _number(way.steps.mean, f"{way.steps.mean:,.0f}"),
-                *(_number(draws, NOTHING if draws is None else three_digits(draws)) for draws in way.draws(QUARTERS)),
+                *(
+                    _number(draws, NOTHING if draws is None else three_digits(draws))
+                    for draws in way.draws(QUARTERS)
+                ),
                 _range(way.final_loss),
                 _difference(way.against(group[0]) if way is not group[0] else None),
                 _range(way.best_loss),
@@ -113,7 +134,14 @@ def _losses(group: Sequence[Accumulated]) -> Table:
 
 
 def _pace(group: Sequence[Accumulated]) -> Table:
-    head = ("accumulation", "tokens/s", "micro-batches/s", "steps/s", "own time a draw", "bytes added")
+    head = (
+        "accumulation",
+        "tokens/s",
+        "micro-batches/s",
+        "steps/s",
+        "own time a draw",
+        "bytes added",
+    )
     return Table(
         head=head,
         rows=tuple(
@@ -121,9 +149,16 @@ def _pace(group: Sequence[Accumulated]) -> Table:
                 Cell(text=way.spec),
                 *(
                     _number(rate, three_digits(rate))
-                    for rate in (way.tokens_per_second, way.micro_batches_per_second, way.steps_per_second)
+                    for rate in (
+                        way.tokens_per_second,
+                        way.micro_batches_per_second,
+                        way.steps_per_second,
+                    )
                 ),
-                _number(way.draw_seconds, NOTHING if way.draw_seconds is None else seconds_text(way.draw_seconds)),
+                _number(
+                    way.draw_seconds,
+                    NOTHING if way.draw_seconds is None else seconds_text(way.draw_seconds),
+                ),
                 bytes_cell(way.added_bytes),
             )
             for way in group

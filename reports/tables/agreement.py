@@ -1,4 +1,6 @@
-"""Agreement tables: what was simulated beside what was measured, with the residual of each figure."""
+"""Agreement tables: what was simulated beside what was measured, with the residual of each
+figure.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +10,16 @@ from ..units import MINUS, NOTHING, difference_text, exact_text, seconds_text
 from ..words import conditions
 from .table import Cell, Table, bytes_cell
 
-HEAD = ("figure", "optimizer", "model", "measured on", "simulated", "measured", "residual", "in per cent")
+HEAD = (
+    "figure",
+    "optimizer",
+    "model",
+    "measured on",
+    "simulated",
+    "measured",
+    "residual",
+    "in per cent",
+)
 
 
 def agreement_table(found: Sequence[Agreement]) -> Table:
@@ -26,17 +37,28 @@ def _row(row: Agreement) -> tuple[Cell, ...]:
         _figure(row, row.simulated),
         _figure(row, row.measured),
         Cell(text=_residual(row), number=True),
-        Cell(text=NOTHING if row.percent is None else f"{difference_text(row.percent)} %", number=True),
+        Cell(
+            text=NOTHING if row.percent is None else f"{difference_text(row.percent)} %",
+            number=True,
+        ),
     )
 
 
 def _figure(row: Agreement, value: float) -> Cell:
-    return bytes_cell(int(value)) if row.unit == "bytes" else Cell(text=seconds_text(value), number=True)
+    return (
+        bytes_cell(int(value))
+        if row.unit == "bytes"
+        else Cell(text=seconds_text(value), number=True)
+    )
 
 
 def _residual(row: Agreement) -> str:
     """Bytes to the last one, as small residuals are what is looked for."""
     if not row.residual:
         return "0"
-    size = exact_text(abs(int(row.residual))) if row.unit == "bytes" else seconds_text(abs(row.residual))
+    size = (
+        exact_text(abs(int(row.residual)))
+        if row.unit == "bytes"
+        else seconds_text(abs(row.residual))
+    )
     return ("+" if row.residual > 0 else MINUS) + size

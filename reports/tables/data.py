@@ -1,4 +1,6 @@
-"""Data tables: every number of a run: as tables that fit a page, and as plain rows for a spreadsheet or a program."""
+"""Data tables: every number of a run: as tables that fit a page, and as plain rows for a
+spreadsheet or a program.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,14 +26,28 @@ def memory_table(findings: Findings) -> Table:
     """What each entry holds, and what has no result."""
     columns: Columns = [
         *_names(findings),
-        ("options for the bytes", lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING)),
+        (
+            "options for the bytes",
+            lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING),
+        ),
         ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
         ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
-        ("state as allocated, GiB", lambda entry: gib_cell(entry.memory.optimizer_state_allocated if entry.memory else None)),
+        (
+            "state as allocated, GiB",
+            lambda entry: gib_cell(
+                entry.memory.optimizer_state_allocated if entry.memory else None
+            ),
+        ),
         ("peak allocated, GiB", lambda entry: gib_cell(entry.peak_bytes, entry.peak_upper)),
-        ("peak reserved, GiB", lambda entry: gib_cell(peak_reserved(entry), peak_reserved_upper(entry))),
+        (
+            "peak reserved, GiB",
+            lambda entry: gib_cell(peak_reserved(entry), peak_reserved_upper(entry)),
+        ),
         ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
-        ("origin", lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING)),
+        (
+            "origin",
+            lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING),
+        ),
     ]
     table = _filled(columns, findings.entries)
     failed = tuple(_failed(findings, record, len(columns)) for record in failures(findings.records))
@@ -43,20 +59,34 @@ def step_table(findings: Findings) -> Table:
     against = {id(pace.entry): pace for pace in findings.paces}
     columns: Columns = [
         *_names(findings, timed=True),
-        ("step, median", lambda entry: _number(entry.step.median if entry.step else None, seconds_text)),
+        (
+            "step, median",
+            lambda entry: _number(entry.step.median if entry.step else None, seconds_text),
+        ),
         ("95 % interval", _interval),
         ("quartiles", _quartiles),
         (f"against {BASELINE}", lambda entry: _pace(against.get(id(entry)))),
-        *([("training", _throughput)] if any(_throughput(entry).text != NOTHING for entry in findings.entries) else []),
-        ("origin", lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING)),
+        *(
+            [("training", _throughput)]
+            if any(_throughput(entry).text != NOTHING for entry in findings.entries)
+            else []
+        ),
+        (
+            "origin",
+            lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING),
+        ),
     ]
-    return without_lone_model(findings, _filled(columns, [entry for entry in findings.entries if entry.step]))
+    return without_lone_model(
+        findings, _filled(columns, [entry for entry in findings.entries if entry.step])
+    )
 
 
 def estimate_table(findings: Findings) -> Table:
     """What the step would take on the GPU that was asked for."""
 
-    def column(read: Callable[[StepEstimate], float], show: Callable[[Any], str]) -> Callable[[Entry], Cell]:
+    def column(
+        read: Callable[[StepEstimate], float], show: Callable[[Any], str]
+    ) -> Callable[[Entry], Cell]:
         return lambda entry: _number(read(entry.estimate) if entry.estimate else None, show)
 
     columns: Columns = [
@@ -64,18 +94,27 @@ def estimate_table(findings: Findings) -> Table:
         ("on GPU", lambda entry: Cell(text=entry.estimate.gpu if entry.estimate else NOTHING)),
         ("step there, estimated", column(lambda estimate: estimate.seconds, seconds_text)),
         ("its floor", column(lambda estimate: estimate.floor_seconds, seconds_text)),
-        ("moved, GiB", lambda entry: gib_cell(entry.estimate.moved_bytes if entry.estimate else None)),
+        (
+            "moved, GiB",
+            lambda entry: gib_cell(entry.estimate.moved_bytes if entry.estimate else None),
+        ),
         ("launches", column(lambda estimate: estimate.launches, "{:,}".format)),
         ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),
     ]
-    return without_lone_model(findings, _filled(columns, [entry for entry in findings.entries if entry.estimate]))
+    return without_lone_model(
+        findings, _filled(columns, [entry for entry in findings.entries if entry.estimate])
+    )
 
 
 def data_rows(findings: Findings) -> list[dict[str, Any]]:
-    """A row for each of `memory_table`'s, in its order: exact bytes, seconds that are not rounded, None for what is not known."""
+    """A row for each of `memory_table`'s, in its order: exact bytes, seconds that are not rounded,
+    None for what is not known.
+    """
     found = [_data(entry) for entry in findings.entries]
     names = dict.fromkeys(found[0] if found else ())
-    return found + [names | _data_of_failure(findings, record) for record in failures(findings.records)]
+    return found + [
+        names | _data_of_failure(findings, record) for record in failures(findings.records)
+    ]
 
 
 def peak_reserved(entry: Entry) -> int | None:
@@ -85,7 +124,9 @@ def peak_reserved(entry: Entry) -> int | None:
 
 def peak_reserved_upper(entry: Entry) -> int | None:
     """The upper end of that where it is a range."""
-    return entry.memory.peak_reserved_upper if entry.memory and entry.peak_bytes is not None else None
+    return (
+        entry.memory.peak_reserved_upper if entry.memory and entry.peak_bytes is not None else None
+    )
 
 
 def _names(findings: Findings, *, timed: bool = False) -> Columns:
@@ -113,8 +154,15 @@ def _filled(columns: Columns, entries: Sequence[Entry]) -> Table:
 def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
     label, scenario = findings.labels[optimizer_key(record.scenario)], record.scenario
     name = findings.names[Setting.of(scenario, record.memory)]
-    named = (Cell(text=label, mark=label, origin=record.origin), Cell(text=name), Cell(text=scenario.implementation))
-    unknown = (Cell(text=byte_options(scenario.options) or NOTHING), *[Cell(text=NOTHING, number=True)] * (columns - 6))
+    named = (
+        Cell(text=label, mark=label, origin=record.origin),
+        Cell(text=name),
+        Cell(text=scenario.implementation),
+    )
+    unknown = (
+        Cell(text=byte_options(scenario.options) or NOTHING),
+        *[Cell(text=NOTHING, number=True)] * (columns - 6),
+    )
     return (*named, *unknown, Cell(text=NOTHING), Cell(text=record.outcome))
 
 
@@ -161,7 +209,9 @@ def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
 
 
 def _peak_phase(entry: Entry) -> str:
-    return phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
+    return (
+        phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
+    )
 
 
 def _interval(entry: Entry) -> Cell:
@@ -171,11 +221,19 @@ def _interval(entry: Entry) -> Cell:
 
 def _quartiles(entry: Entry) -> Cell:
     step = entry.step
-    return _sorted(range_text(step.lower, step.upper), step.lower) if step and len(step.samples) > 1 else _sorted("", None)
+    return (
+        _sorted(range_text(step.lower, step.upper), step.lower)
+        if step and len(step.samples) > 1
+        else _sorted("", None)
+    )
 
 
 def _pace(pace: Pace | None) -> Cell:
-    return Cell(text=pace_text(pace) if pace else NOTHING, number=True, value=pace.ratio.value if pace else None)
+    return Cell(
+        text=pace_text(pace) if pace else NOTHING,
+        number=True,
+        value=pace.ratio.value if pace else None,
+    )
 
 
 def _throughput(entry: Entry) -> Cell:
@@ -183,7 +241,9 @@ def _throughput(entry: Entry) -> Cell:
     if record is None:
         return _sorted("", None)
     tokens = tokens_per_second(record)
-    return _sorted(throughput_text(record), samples_per_second(record) if tokens is None else tokens)
+    return _sorted(
+        throughput_text(record), samples_per_second(record) if tokens is None else tokens
+    )
 
 
 def _sorted(text: str, value: float | None) -> Cell:

@@ -1,4 +1,6 @@
-"""Tables: the numbers of a run as rows of text, each cell with its exact bytes where it shows rounded ones."""
+"""Tables: the numbers of a run as rows of text, each cell with its exact bytes where it shows
+rounded ones.
+"""
 
 from collections.abc import Sequence
 
@@ -18,11 +20,23 @@ def key_table(findings: Findings) -> Table:
     rows = []
     for entry in findings.entries:
         by_key = entry.memory.state_by_key_dtype if entry.memory else {}
-        parts = sorted(((key, dtype, count) for key, held in by_key.items() for dtype, count in held.items()), key=lambda part: -part[2])
+        parts = sorted(
+            ((key, dtype, count) for key, held in by_key.items() for dtype, count in held.items()),
+            key=lambda part: -part[2],
+        )
         for key, dtype, count in parts:
             share = Cell(text=percent_text(count, entry.state_bytes or count), number=True)
             name = Cell(text=entry.label, mark=entry.label, origin=entry.origin)
-            rows.append((name, Cell(text=findings.names[entry.setting]), Cell(text=key), Cell(text=dtype), bytes_cell(count), share))
+            rows.append(
+                (
+                    name,
+                    Cell(text=findings.names[entry.setting]),
+                    Cell(text=key),
+                    Cell(text=dtype),
+                    bytes_cell(count),
+                    share,
+                )
+            )
     head = ("optimizer", "model", "key", "dtype", "bytes", "share of the state")
     return without_lone_model(findings, Table(head=head, rows=tuple(rows)))
 
@@ -39,25 +53,52 @@ def block_tables(findings: Findings) -> list[tuple[Sized, Table]]:
                 Cell(text=category_name(block.category)),
                 bytes_cell(block.block_bytes),
                 *(Cell(text=text or NOTHING) for text in (block.module, block.op, block.line)),
-                Cell(text=f"{phase_name(block.phase)}, training step {block.step}" if block.step else phase_name(block.phase)),
+                Cell(
+                    text=f"{phase_name(block.phase)}, training step {block.step}"
+                    if block.step
+                    else phase_name(block.phase)
+                ),
             )
             for block in course.timeline.largest
         ]
-        told = Sized.of(lambda units, course=course, where=where: f"{course.label}{where}: {course_text(course, units)}")
+        told = Sized.of(
+            lambda units, course=course, where=where: (
+                f"{course.label}{where}: {course_text(course, units)}"
+            )
+        )
         found.append((told, Table(head=head, rows=tuple(rows))))
     return found
 
 
 def reproduction_table(rows: Sequence[Reproduced]) -> Table:
     """The published figures beside ours."""
-    head = ("model", "optimizer", "published, GiB", "ours, GiB", "difference, GiB", "difference", "origin")
+    head = (
+        "model",
+        "optimizer",
+        "published, GiB",
+        "ours, GiB",
+        "difference, GiB",
+        "difference",
+        "origin",
+    )
     return Table(head=head, rows=tuple(_reproduced(row) for row in rows))
 
 
 def time_table(rows: Sequence[tuple[Published, Record]]) -> Table:
     """The published step times beside our estimates."""
-    head = ("model", "optimizer", "implementation", "published", "estimated", "estimated / published", "floor")
-    return Table(head=head, rows=tuple(_timed(row, record.estimate, record) for row, record in rows if record.estimate))
+    head = (
+        "model",
+        "optimizer",
+        "implementation",
+        "published",
+        "estimated",
+        "estimated / published",
+        "floor",
+    )
+    return Table(
+        head=head,
+        rows=tuple(_timed(row, record.estimate, record) for row, record in rows if record.estimate),
+    )
 
 
 def failure_table(findings: Findings) -> Table:
@@ -65,7 +106,9 @@ def failure_table(findings: Findings) -> Table:
     rows = []
     for record in failures(findings.records):
         scenario = record.scenario
-        where = ", ".join((conditions(record), scenario.workload, *Setting.of(scenario, record.memory).traits))
+        where = ", ".join(
+            (conditions(record), scenario.workload, *Setting.of(scenario, record.memory).traits)
+        )
         cells = (scenario.optimizer, scenario.model, where, record.outcome, record.error or NOTHING)
         rows.append(tuple(Cell(text=text) for text in cells))
     return Table(head=("optimizer", "model", "scenario", "outcome", "error"), rows=tuple(rows))
@@ -82,7 +125,9 @@ def without_lone_model(findings: Findings, table: Table) -> Table:
 
 def _reproduced(row: Reproduced) -> tuple[Cell, ...]:
     extrapolated = ", extrapolated" if row.published.extrapolated else ""
-    published = Sized.of(lambda units: f"{gib_in(row.published.state_gib, units):.2f}{extrapolated}")
+    published = Sized.of(
+        lambda units: f"{gib_in(row.published.state_gib, units):.2f}{extrapolated}"
+    )
     difference = Sized.of(lambda units: difference_text(gib_in(row.difference_gib, units)))
     return (
         Cell(text=row.published.model),

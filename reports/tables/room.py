@@ -1,4 +1,6 @@
-"""Room tables: which GPUs of the catalogue have room for a training step, a row a GPU and a column an optimizer."""
+"""Room tables: which GPUs of the catalogue have room for a training step, a row a GPU and a column
+an optimizer.
+"""
 
 from collections.abc import Sequence
 
@@ -12,10 +14,11 @@ from .table import Cell, Table, gib_cell
 SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "lacking": FAILS}
 LEGEND = Sized.of(
     lambda units: (
-        f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga} short; {UNSURE} {units.giga} short of "
-        "what was reserved, with room for what was in use, so that the allocator would have to give some back in time, or cuDNN to make do "
-        "with less memory for cuDNN. The largest batch "
-        "stands where the run settles it, else the largest that it tried where it fits, as at least that."
+        f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga}"
+        f" short; {UNSURE} {units.giga} short of what was reserved, with room for what was in use,"
+        " so that the allocator would have to give some back in time, or cuDNN to make do with"
+        " less memory for cuDNN. The largest batch stands where the run settles it, else the"
+        " largest that it tried where it fits, as at least that."
     )
 )
 # A page with more tables is no longer read.
@@ -27,7 +30,9 @@ def room_tables(findings: Findings) -> dict[str, Table]:
     found = rooms(findings.records)
     names = setting_names(room.setting for room in found)
     shown = list(names.items())[:MOST_TABLES]
-    return {name: _table([room for room in found if room.setting == setting]) for setting, name in shown}
+    return {
+        name: _table([room for room in found if room.setting == setting]) for setting, name in shown
+    }
 
 
 def _table(group: Sequence[Room]) -> Table:
@@ -36,7 +41,12 @@ def _table(group: Sequence[Room]) -> Table:
     labels = list(dict.fromkeys(label for _, label in cells))
     usable = {room.gpu: room.usable for room in group}
     rows = [
-        (Cell(text=gpu), gib_cell(size), *(cells.get((gpu, label), Cell(text=NOTHING)) for label in labels)) for gpu, size in usable.items()
+        (
+            Cell(text=gpu),
+            gib_cell(size),
+            *(cells.get((gpu, label), Cell(text=NOTHING)) for label in labels),
+        )
+        for gpu, size in usable.items()
     ]
     return Table(head=("GPU", "usable, GiB", *labels), rows=tuple(rows))
 
@@ -61,7 +71,9 @@ def _cell(room: Room) -> Cell:
 
 
 def _batch(known: BatchRange) -> str:
-    """The largest batch, or the largest that was tried; that a batch of 1 fits the cell says already."""
+    """The largest batch, or the largest that was tried; that a batch of 1 fits the cell says
+    already.
+    """
     if known.largest:
         return f", batch {known.largest:,}"
     if known.fits in (None, 1):

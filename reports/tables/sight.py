@@ -1,4 +1,6 @@
-"""Sight tables: state, allocated, reserved and the driver's figure of each optimizer side by side, and what hides a saving in words."""
+"""Sight tables: state, allocated, reserved and the driver's figure of each optimizer side by side,
+and what hides a saving in words.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,14 +35,22 @@ class SightTable:
 
 
 def sight_tables(findings: Findings) -> dict[str, SightTable]:
-    """What is known of the settings that the verdict is about, by their names; those of which no bytes are known are left out."""
+    """What is known of the settings that the verdict is about, by their names; those of which no
+    bytes are known are left out.
+    """
     found = {name: sights(group) for name, group in headline_groups(findings).items()}
     return {name: _sight_table(group) for name, group in found.items() if group}
 
 
 def _sight_table(group: Sequence[Sight]) -> SightTable:
-    sentences = {sight.entry.label: Sized.of(lambda units, sight=sight: " ".join(reasons(sight, units))) for sight in group}
-    return SightTable(table=_table(group), sentences={label: told for label, told in sentences.items() if told.binary})
+    sentences = {
+        sight.entry.label: Sized.of(lambda units, sight=sight: " ".join(reasons(sight, units)))
+        for sight in group
+    }
+    return SightTable(
+        table=_table(group),
+        sentences={label: told for label, told in sentences.items() if told.binary},
+    )
 
 
 def _table(found: Sequence[Sight]) -> Table:

@@ -8,9 +8,11 @@ from ..units import BINARY, DECIMAL, NOTHING, Units, bytes_text, exact_text, gib
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The text of a cell; `exact` is the whole number of bytes behind it, `mark` the label whose mark stands before it.
+    """The text of a cell; `exact` is the whole number of bytes behind it, `mark` the label whose
+    mark stands before it.
 
-    `decimal` is the text in powers of 1,000 where it is a size, `value` the number that the cell is sorted by.
+    `decimal` is the text in powers of 1,000 where it is a size, `value` the number that the cell is
+    sorted by.
     """
 
     text: str
@@ -31,8 +33,16 @@ class Table:
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
-    """A table of bare texts, of which those that begin with a figure are numbers, and of cells as they are."""
-    cells = [tuple(Cell(text=each, number=each[:1].isdigit()) if isinstance(each, str) else each for each in row) for row in rows]
+    """A table of bare texts, of which those that begin with a figure are numbers, and of cells as
+    they are.
+    """
+    cells = [
+        tuple(
+            Cell(text=each, number=each[:1].isdigit()) if isinstance(each, str) else each
+            for each in row
+        )
+        for row in rows
+    ]
     return Table(head=tuple(head), rows=tuple(cells))
 
 
@@ -46,7 +56,9 @@ def bytes_cell(count: int | None, upper: int | None = None) -> Cell:
     return _size_cell(bytes_text, count, upper)
 
 
-def _size_cell(write: Callable[[int, Units, int | None], str], count: int | None, upper: int | None) -> Cell:
+def _size_cell(
+    write: Callable[[int, Units, int | None], str], count: int | None, upper: int | None
+) -> Cell:
     """Bytes as `write` writes them, sorted by the lower end of a range."""
     if count is None:
         return Cell(text=NOTHING, number=True)

@@ -1,4 +1,6 @@
-"""Watched tables: what only real runs tell beside their times: memory by phase, the blocks of the state, the operations of a step."""
+"""Watched tables: what only real runs tell beside their times: memory by phase, the blocks of the
+state, the operations of a step.
+"""
 
 from collections.abc import Sequence
 
@@ -15,7 +17,9 @@ Seen = tuple[Entry, Record, Watched]
 
 
 def watched_tables(findings: Findings) -> dict[str, Table]:
-    """The tables of the settings that the verdict is about, by what they show; those that no record fills are left out."""
+    """The tables of the settings that the verdict is about, by what they show; those that no record
+    fills are left out.
+    """
     groups = headline_groups(findings)
     tables: dict[str, Table] = {}
     for name, group in groups.items():
@@ -31,25 +35,52 @@ def watched_tables(findings: Findings) -> dict[str, Table]:
 
 def _seen(group: Sequence[Entry]) -> list[Seen]:
     """The records behind the entries that have watched a real run, each once."""
-    found = {id(record): (entry, record) for entry in group for record in (entry.bytes_from, entry.times_from) if record}
+    found = {
+        id(record): (entry, record)
+        for entry in group
+        for record in (entry.bytes_from, entry.times_from)
+        if record
+    }
     return [(entry, record, record.watched) for entry, record in found.values() if record.watched]
 
 
 def _phases(seen: Sequence[Seen]) -> Table:
     """What was held when each phase ended by the first counter, and the most by each."""
-    counters = list(dict.fromkeys(counter for _, _, watched in seen for levels in watched.memory.values() for counter in levels))
+    counters = list(
+        dict.fromkeys(
+            counter
+            for _, _, watched in seen
+            for levels in watched.memory.values()
+            for counter in levels
+        )
+    )
     rows = [
         (
             *_named(entry, record),
             Cell(text=phase_name(phase)),
-            *(gib_cell(levels[counter].end if counter in levels else None) for counter in counters[:1]),
-            *(gib_cell(levels[counter].peak if counter in levels else None) for counter in counters),
+            *(
+                gib_cell(levels[counter].end if counter in levels else None)
+                for counter in counters[:1]
+            ),
+            *(
+                gib_cell(levels[counter].peak if counter in levels else None)
+                for counter in counters
+            ),
         )
         for entry, record, watched in seen
         for phase, levels in watched.memory.items()
     ]
     ends = [f"{counter} at its end, GiB" for counter in counters[:1]]
-    return Table(head=("optimizer", "run", "phase", *ends, *(f"most {counter}, GiB" for counter in counters)), rows=tuple(rows))
+    return Table(
+        head=(
+            "optimizer",
+            "run",
+            "phase",
+            *ends,
+            *(f"most {counter}, GiB" for counter in counters),
+        ),
+        rows=tuple(rows),
+    )
 
 
 def _blocks(seen: Sequence[Seen]) -> Table:
@@ -68,7 +99,14 @@ def _blocks(seen: Sequence[Seen]) -> Table:
     for entry, record, watched in seen:
         blocks = watched.state_blocks
         if blocks is not None:
-            counts = (blocks.tensors, blocks.on_host, blocks.rounding, blocks.allocated, blocks.other, blocks.delta)
+            counts = (
+                blocks.tensors,
+                blocks.on_host,
+                blocks.rounding,
+                blocks.allocated,
+                blocks.other,
+                blocks.delta,
+            )
             rows.append((*_named(entry, record), *map(bytes_cell, counts)))
     return Table(head=head, rows=tuple(rows))
 
@@ -86,8 +124,13 @@ def _operations(seen: Sequence[Seen]) -> Table:
         for entry, record, watched in seen
         for operation in watched.operations
     ]
-    return Table(head=("optimizer", "run", "operation", "calls", "time", "reads and writes"), rows=tuple(rows))
+    return Table(
+        head=("optimizer", "run", "operation", "calls", "time", "reads and writes"),
+        rows=tuple(rows),
+    )
 
 
 def _named(entry: Entry, record: Record) -> tuple[Cell, Cell]:
-    return Cell(text=entry.label, mark=entry.label, origin=record.origin), Cell(text=conditions(record))
+    return Cell(text=entry.label, mark=entry.label, origin=record.origin), Cell(
+        text=conditions(record)
+    )

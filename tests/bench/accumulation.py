@@ -1,8 +1,11 @@
-"""What does accumulation cost? A wrapper's draw on gpt2 on this CPU, beside the forward and backward pass that it follows.
+"""What does accumulation cost? A wrapper's draw on gpt2 on this CPU, beside the forward and
+backward pass that it follows.
 
-The mark: a draw without buffers takes less than 3 % of forward and backward. They are timed in turns in one process: a pass, then a draw
-of each wrapper on the gradients that it left. No draw steps. What the noise scale's hooks do in a backward pass is done by hand, as part of
-its draw. The interval is that of the median over the rounds' ratios. Run `python tests/bench/accumulation.py [ROUNDS]`.
+The mark: a draw without buffers takes less than 3 % of forward and backward. They are timed in
+turns in one process: a pass, then a draw of each wrapper on the gradients that it left. No draw
+steps. What the noise scale's hooks do in a backward pass is done by hand, as part of its draw. The
+interval is that of the median over the rounds' ratios. Run `python tests/bench/accumulation.py
+[ROUNDS]`.
 """
 
 import sys
@@ -48,7 +51,9 @@ def draw(wrapper: Accumulation) -> None:
 def main(rounds: int = ROUNDS) -> None:
     """Print, for each wrapper, the time of a draw and its share of forward and backward."""
     keep_freed_memory()
-    workpiece = build(Scenario(model="gpt2", batch_size=1, sequence_length=SEQUENCE_LENGTH, device="cpu"), "cpu")
+    workpiece = build(
+        Scenario(model="gpt2", batch_size=1, sequence_length=SEQUENCE_LENGTH, device="cpu"), "cpu"
+    )
     parameters = list(workpiece.model.parameters())
     wrappers = [accumulation.create(spec, torch.optim.SGD(parameters, lr=0.0)) for spec in SPECS]
     for wrapper in wrappers:
@@ -71,15 +76,24 @@ def main(rounds: int = ROUNDS) -> None:
             passes.append(taken)
             for samples, sample in zip(draws, own, strict=True):
                 samples.append(sample)
-    print(f"gpt2, 1 x {SEQUENCE_LENGTH} tokens: forward and backward {median(passes) * 1e3:.0f} ms, {torch.get_num_threads()} threads")
+    print(
+        f"gpt2, 1 x {SEQUENCE_LENGTH} tokens: forward and backward {median(passes) * 1e3:.0f} ms,"
+        f" {torch.get_num_threads()} threads"
+    )
     for spec, samples in zip(SPECS, draws, strict=True):
         ratios = [own / taken for own, taken in zip(samples, passes, strict=True)]
         interval = median_interval(ratios)
         assert interval is not None
         share = median(ratios)
-        name = " ".join([spec.partition(":")[0], *(word for word in ("mccandlish", "buffered") if word in spec)])
+        name = " ".join(
+            [spec.partition(":")[0], *(word for word in ("mccandlish", "buffered") if word in spec)]
+        )
         seen = f"{share:.2%} ({interval.lower:.2%} to {interval.upper:.2%})"
-        print(f"{name:<15} draw {median(samples) * 1e3:6.1f} ms = {seen} of it {'ok' if share < MARK else 'over 3 %'}", flush=True)
+        print(
+            f"{name:<15} draw {median(samples) * 1e3:6.1f} ms = {seen} of it"
+            f" {'ok' if share < MARK else 'over 3 %'}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Events a second of the allocator's model, on the streams of two training steps, on one core. The mark: 300,000.
+"""Events a second of the allocator's model, on the streams of two training steps, on one core. The
+mark: 300,000.
 
-Run `python tests/bench/allocator.py [MODEL]`. Seconds are those of the processor, the best of five runs.
+Run `python tests/bench/allocator.py [MODEL]`. Seconds are those of the processor, the best of five
+runs.
 """
 
 import sys
@@ -38,7 +40,10 @@ def main() -> None:
         events = sum(len(segment.events) for segment in found.segments)
         for text in SETTINGS:
             best = min(seconds(found, AllocatorSettings.parse(text)) for _ in range(RUNS))
-            print(f"{optimizer:<8} {events:>8,} events {events / best:>10,.0f} a second  {text}", flush=True)
+            print(
+                f"{optimizer:<8} {events:>8,} events {events / best:>10,.0f} a second  {text}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

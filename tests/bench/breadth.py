@@ -1,10 +1,12 @@
-"""Every causal language model and image classifier of transformers, two layers and small, simulated and trained for real.
+"""Every causal language model and image classifier of transformers, two layers and small, simulated
+and trained for real.
 
     python tests/bench/breadth.py [NAME ...] [--seconds 120]
 
-A configuration passes where the simulation with AdamW and with SM3 has the parameters and the state of a real step on the CPU, to
-the byte, and a peak within 1 % of it. What does not pass is a line of tests/data/breadth_failures.txt, a list that may only shrink:
-the run fails for a configuration outside of it, and says when one inside passes. Each has a process and a time limit of its own.
+A configuration passes where the simulation with AdamW and with SM3 has the parameters and the state
+of a real step on the CPU, to the byte, and a peak within 1 % of it. What does not pass is a line of
+tests/data/breadth_failures.txt, a list that may only shrink: the run fails for a configuration
+outside of it, and says when one inside passes. Each has a process and a time limit of its own.
 """
 
 import argparse
@@ -38,41 +40,123 @@ from scenarios.workpiece import build
 FAILURES = Path(__file__).parent.parent / "data" / "breadth_failures.txt"
 OPTIMIZERS = ("adamw", "sm3")
 LANGUAGE = tuple(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-VISION = tuple(name for name in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES if name not in LANGUAGE)
+VISION = tuple(
+    name
+    for name in modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    if name not in LANGUAGE
+)
 BATCH, LENGTH, CLASSES = 2, 32, 10
 CLOSE = 0.01
 
-# How the reason of a type begins that cannot be built or trained here at all, so that there is nothing to compare with.
+# How the reason of a type begins that cannot be built or trained here at all, so that there is
+# nothing to compare with.
 UNTRAINED = "not trained for real"
 
 # What a configuration's entries are set to where it has them, at any depth.
 SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 256),
     **dict.fromkeys(("pad_token_id", "bos_token_id"), 0),
-    **dict.fromkeys(("eos_token_id", "sep_token_id", "decoder_start_token_id", "cls_token_id", "mask_token_id"), 1),
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers"), 2),
-    **dict.fromkeys(("num_encoder_layers", "num_decoder_layers", "num_hidden_layers_decoder", "num_blocks"), 2),
-    **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_size", "embedding_dim", "word_embed_proj_dim"), 64),
-    **dict.fromkeys(("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads"), 4),
+    **dict.fromkeys(
+        ("eos_token_id", "sep_token_id", "decoder_start_token_id", "cls_token_id", "mask_token_id"),
+        1,
+    ),
+    **dict.fromkeys(
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "n_layers",
+            "num_layers",
+            "encoder_layers",
+            "decoder_layers",
+        ),
+        2,
+    ),
+    **dict.fromkeys(
+        ("num_encoder_layers", "num_decoder_layers", "num_hidden_layers_decoder", "num_blocks"), 2
+    ),
+    **dict.fromkeys(
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "dim",
+            "emb_dim",
+            "embedding_size",
+            "embedding_dim",
+            "word_embed_proj_dim",
+        ),
+        64,
+    ),
+    **dict.fromkeys(
+        (
+            "num_attention_heads",
+            "n_head",
+            "n_heads",
+            "num_heads",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+        ),
+        4,
+    ),
     **dict.fromkeys(("num_encoder_attention_heads", "num_decoder_attention_heads"), 4),
-    **dict.fromkeys(("intermediate_size", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "n_inner", "ffn_hidden_size"), 128),
-    **dict.fromkeys(("head_dim", "attention_head_size", "d_kv", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "rotary_dim"), 16),
-    **dict.fromkeys(("q_lora_rank", "kv_lora_rank", "moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(
+        (
+            "intermediate_size",
+            "ffn_dim",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "d_ff",
+            "n_inner",
+            "ffn_hidden_size",
+        ),
+        128,
+    ),
+    **dict.fromkeys(
+        (
+            "head_dim",
+            "attention_head_size",
+            "d_kv",
+            "v_head_dim",
+            "qk_nope_head_dim",
+            "qk_rope_head_dim",
+            "rotary_dim",
+        ),
+        16,
+    ),
+    **dict.fromkeys(
+        ("q_lora_rank", "kv_lora_rank", "moe_intermediate_size", "shared_expert_intermediate_size"),
+        32,
+    ),
     **dict.fromkeys(("expert_ffn_hidden_size", "attention_head_dim"), 32),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "zero_expert_num"), 4),
+    **dict.fromkeys(
+        (
+            "num_experts",
+            "num_local_experts",
+            "n_routed_experts",
+            "moe_num_experts",
+            "zero_expert_num",
+        ),
+        4,
+    ),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk", "top_k"), 2),
     **dict.fromkeys(("n_group", "topk_group"), 1),
-    **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"), 64),
+    **dict.fromkeys(
+        ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_target_positions"),
+        64,
+    ),
     "encoder_hash_byte_group_vocab": 256,
     "hidden_size_global": 64,
     "image_size": 64,
 }
 HEAD: Mapping[str, Any] = {"head_dim": 16}
-# They read whether the first or last token is padding, where they get no mask, by a list of places whose values a trace never sees.
+# They read whether the first or last token is padding, where they get no mask, by a list of places
+# whose values a trace never sees.
 MASKED = ("big_bird", "megatron-bert", "reformer", "rembert", "roformer")
 # What some types need instead.
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
-    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 128, "hidden_size": 64},
@@ -89,15 +173,35 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "ministral": HEAD,
     "nemotron": {"num_key_value_heads": 4},
-    "perceiver": {"num_latents": 16, "d_latents": 64, "num_self_attends_per_block": 2, "num_self_attention_heads": 4},
+    "perceiver": {
+        "num_latents": 16,
+        "d_latents": 64,
+        "num_self_attends_per_block": 2,
+        "num_self_attention_heads": 4,
+    },
     "reformer": {"is_decoder": True, "axial_pos_embds": False},
     "siglip2": {
-        "vision_config": {"num_patches": 16, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+        "vision_config": {
+            "num_patches": 16,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
     },
     "swin": {"image_size": 224},
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["hybrid", "hybrid"], "n_mamba_heads": 2, "mamba_dt_rank": 4, "use_mamba_kernels": False},
-    "zamba2": {"layers_block_type": ["hybrid", "hybrid"], "n_mamba_heads": 8, "use_mamba_kernels": False},
+    "zamba": {
+        "layers_block_type": ["hybrid", "hybrid"],
+        "n_mamba_heads": 2,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "zamba2": {
+        "layers_block_type": ["hybrid", "hybrid"],
+        "n_mamba_heads": 8,
+        "use_mamba_kernels": False,
+    },
 }
 
 
@@ -110,7 +214,9 @@ def kind_of(name: str) -> Any:
 
 
 def small(name: str) -> Any:
-    """The configuration of a model type, small; of one that is more than a language model, that of the language model."""
+    """The configuration of a model type, small; of one that is more than a language model, that of
+    the language model.
+    """
     usual: Any = CONFIG_MAPPING[name]()
     if not isinstance(usual, kind_of(name).config_class):
         usual = usual.get_text_config(decoder=True)
@@ -125,7 +231,9 @@ def small(name: str) -> Any:
 
 
 def _shrunk(usual: Any) -> dict[str, Any]:
-    """The entries of a configuration that are to be smaller, those of configurations inside it as well."""
+    """The entries of a configuration that are to be smaller, those of configurations inside it as
+    well.
+    """
     entries = {key: value for key, value in vars(usual).items() if not isinstance(value, bool)}
     changed: dict[str, Any] = {}
     for key, value in entries.items():
@@ -137,7 +245,9 @@ def _shrunk(usual: Any) -> dict[str, Any]:
             changed[key] = SMALL[key] if value > 2 or "token_id" in key else value
     heads = entries.get("num_key_value_heads")
     if isinstance(heads, int):
-        changed["num_key_value_heads"] = min(heads, 4 if heads == entries.get("num_attention_heads") else 2)
+        changed["num_key_value_heads"] = min(
+            heads, 4 if heads == entries.get("num_attention_heads") else 2
+        )
     return changed
 
 
@@ -152,7 +262,11 @@ def _batch(name: str, config: Any, main_input: str) -> dict[str, torch.Tensor]:
     side = getattr(config, "image_size", 64)
     side = side[0] if isinstance(side, list | tuple) else side
     if name == "git":
-        return {"input_ids": tokens, "labels": tokens.clone(), "pixel_values": torch.randn(BATCH, 3, 64, 64)}
+        return {
+            "input_ids": tokens,
+            "labels": tokens.clone(),
+            "pixel_values": torch.randn(BATCH, 3, 64, 64),
+        }
     if name.startswith("musicgen"):
         # A row for each of its codebooks.
         rows = tokens.repeat_interleave(config.num_codebooks, 0)
@@ -171,12 +285,17 @@ def _batch(name: str, config: Any, main_input: str) -> dict[str, torch.Tensor]:
             "spatial_shapes": torch.full((BATCH, 2), 4, device="cpu"),
             "labels": labels,
         }
-    return {main_input: torch.randn(BATCH, getattr(config, "num_channels", 3), side, side), "labels": labels}
+    return {
+        main_input: torch.randn(BATCH, getattr(config, "num_channels", 3), side, side),
+        "labels": labels,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Bytes of parameters and of the optimizer's state, and the most bytes of tensors that lived at once."""
+    """Bytes of parameters and of the optimizer's state, and the most bytes of tensors that lived at
+    once.
+    """
 
     parameters: int
     state: int
@@ -185,12 +304,16 @@ class Counts:
 
 def scenario_of(name: str, optimizer: str) -> Scenario:
     """Two steps of a model type, the optimizer one parameter after the other."""
-    return Scenario(model="breadth:made", config={"name": name}, optimizer=optimizer, implementation="loop")
+    return Scenario(
+        model="breadth:made", config={"name": name}, optimizer=optimizer, implementation="loop"
+    )
 
 
 @contextmanager
 def grouped_products(*_: Any) -> Iterator[set[Any]]:
-    """Inside, meta tensors have the grouped matrix products of every dtype, which torch gives them in bfloat16 alone."""
+    """Inside, meta tensors have the grouped matrix products of every dtype, which torch gives them
+    in bfloat16 alone.
+    """
     library = torch.library.Library("aten", "IMPL")
     library.impl("_grouped_mm", grouped_mm, "Meta", allow_override=True)
     yield set()
@@ -199,14 +322,19 @@ def grouped_products(*_: Any) -> Iterator[set[Any]]:
 
 @contextmanager
 def as_on_the_cpu() -> Iterator[None]:
-    """Inside, a simulation leaves out what CUDA alone does: kernels of its own, their workspaces and temporaries."""
+    """Inside, a simulation leaves out what CUDA alone does: kernels of its own, their workspaces
+    and temporaries.
+    """
 
     def recorder(*args: Any, workspaces: Any = None, **named: Any) -> Recorder:
         del workspaces
         return Recorder(*args, **named)
 
     simulation._model_trace.cache_clear()
-    with mock.patch.object(training, "Recorder", recorder), mock.patch.object(training, "cuda_kernels", grouped_products):
+    with (
+        mock.patch.object(training, "Recorder", recorder),
+        mock.patch.object(training, "cuda_kernels", grouped_products),
+    ):
         yield
     simulation._model_trace.cache_clear()
 
@@ -226,27 +354,42 @@ def simulated(scenario: Scenario) -> tuple[Counts, set[str]]:
 
 
 def measured(scenario: Scenario, operations: set[str]) -> Counts:
-    """Counts of real steps on the CPU, as torch.profiler sees the allocator; no mode that could change them is active.
+    """Counts of real steps on the CPU, as torch.profiler sees the allocator; no mode that could
+    change them is active.
 
-    The bytes are counted between `operations`: what a kernel of the CPU takes and gives back itself is no tensor of the program.
+    The bytes are counted between `operations`: what a kernel of the CPU takes and gives back itself
+    is no tensor of the program.
     """
     workpiece = build(scenario, "cpu")
     parameters = list(workpiece.model.parameters())
-    optimizer = make_optimizer(scenario, parameters, [name for name, _ in workpiece.model.named_parameters()])
+    optimizer = make_optimizer(
+        scenario, parameters, [name for name, _ in workpiece.model.named_parameters()]
+    )
     batch = {name: value.clone() for name, value in workpiece.batch.items()}
     # Adagrad makes its state before the first step.
-    state = [value for own in optimizer.state.values() for value in own.values() if isinstance(value, torch.Tensor)]
+    state = [
+        value
+        for own in optimizer.state.values()
+        for value in own.values()
+        if isinstance(value, torch.Tensor)
+    ]
     tensors = (*parameters, *workpiece.model.buffers(), *batch.values(), *state)
     held = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
     start = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
     iteration = Iteration(scenario, workpiece, batch, optimizer, lambda _: nullcontext(), "cpu")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
         for _ in range(scenario.steps):
             iteration.gradients()
             iteration.step()
             optimizer.zero_grad()
     storages = {p.untyped_storage()._cdata: p.untyped_storage().nbytes() for p in parameters}
-    return Counts(parameters=sum(storages.values()), state=state_bytes(optimizer).total, peak=start + _peak(profile, operations))
+    return Counts(
+        parameters=sum(storages.values()),
+        state=state_bytes(optimizer).total,
+        peak=start + _peak(profile, operations),
+    )
 
 
 def _peak(profile: Any, operations: set[str]) -> int:
@@ -271,7 +414,9 @@ def failure(name: str) -> str | None:
     try:
         workpiece = build(scenarios[0], "cpu")
         workpiece.loss(workpiece.batch).backward()
-    except Exception as error:  # any, for a model that is built or fed in a wrong way raises what it likes
+    except (
+        Exception
+    ) as error:  # any, for a model that is built or fed in a wrong way raises what it likes
         return f"{UNTRAINED}: {_line(error)}"
     try:
         # First as anybody would, for CUDA.
@@ -285,9 +430,15 @@ def failure(name: str) -> str | None:
         real = measured(scenario, operations)
         for what in ("parameters", "state"):
             if getattr(found, what) != getattr(real, what):
-                return f"{what} with {scenario.optimizer}: {getattr(found, what)} bytes, really {getattr(real, what)}"
+                return (
+                    f"{what} with {scenario.optimizer}: {getattr(found, what)} bytes, really"
+                    f" {getattr(real, what)}"
+                )
         if abs(found.peak - real.peak) > CLOSE * real.peak:
-            return f"peak with {scenario.optimizer}: {100 * (found.peak - real.peak) / real.peak:+.1f} %"
+            return (
+                f"peak with {scenario.optimizer}:"
+                f" {100 * (found.peak - real.peak) / real.peak:+.1f} %"
+            )
     return None
 
 
@@ -324,13 +475,19 @@ def alone(name: str, seconds: float) -> str | None:
 
 def known() -> dict[str, str]:
     """The list of failures: reasons by name."""
-    lines = [line for line in FAILURES.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line for line in FAILURES.read_text().splitlines() if line and not line.startswith("#")
+    ]
     return {name: reason for name, _, reason in (line.partition(": ") for line in lines)}
 
 
 def main() -> int:
-    """Run what is asked, or everything; 1 where something fails that is not on the list, or passes that is."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run what is asked, or everything; 1 where something fails that is not on the list, or passes
+    that is.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", help="model types; all without")
     parser.add_argument("--seconds", type=float, default=120.0, help="time limit of each")
     options = parser.parse_args()
@@ -340,11 +497,15 @@ def main() -> int:
     for name in names:
         start = time.monotonic()
         reasons[name] = alone(name, options.seconds)
-        print(f"{name:32} {time.monotonic() - start:5.1f} s  {reasons[name] or 'passes'}", flush=True)
+        print(
+            f"{name:32} {time.monotonic() - start:5.1f} s  {reasons[name] or 'passes'}", flush=True
+        )
     judged = [reason for reason in reasons.values() if not (reason or "").startswith(UNTRAINED)]
     passing = judged.count(None)
     share = f" ({100 * passing / len(judged):.1f} %)" if judged else ""
-    print(f"{passing} of {len(judged)} pass{share}; {len(names) - len(judged)} cannot be trained here")
+    print(
+        f"{passing} of {len(judged)} pass{share}; {len(names) - len(judged)} cannot be trained here"
+    )
     failed = [name for name, reason in reasons.items() if reason and name not in listed]
     passed = [name for name, reason in reasons.items() if not reason and name in listed]
     for name in failed:

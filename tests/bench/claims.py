@@ -1,11 +1,15 @@
-"""What the originals claim, run on the real data: LAMB16 on MNIST, and SGD-SaI's grid of ResNet-18 on CIFAR-10.
+"""What the originals claim, run on the real data: LAMB16 on MNIST, and SGD-SaI's grid of ResNet-18
+on CIFAR-10.
 
-    python tests/bench/claims.py mnist FOLDER       99.2 % of the test images after 10 epochs of batches of 1024, without augmentation
-    python tests/bench/claims.py cifar10 FOLDER     the best of a grid of learning rates and weight decays, for each optimizer
+    python tests/bench/claims.py mnist FOLDER       99.2 % of the test images after 10 epochs of
+batches of 1024, without augmentation
+    python tests/bench/claims.py cifar10 FOLDER     the best of a grid of learning rates and weight
+decays, for each optimizer
 
-Accuracies are those after the last epoch: to take the best epoch would be to choose it by the test images.
-FOLDER holds the data as published, MNIST as its four idx-ubyte files (.gz or not), CIFAR-10 as its binary version; neither is unpickled.
-Where it does not, one line says what to download. `--epochs N` and `--device cuda` are taken by both.
+Accuracies are those after the last epoch: to take the best epoch would be to choose it by the test
+images. FOLDER holds the data as published, MNIST as its four idx-ubyte files (.gz or not), CIFAR-10
+as its binary version; neither is unpickled. Where it does not, one line says what to download.
+`--epochs N` and `--device cuda` are taken by both.
 """
 
 import argparse
@@ -29,7 +33,10 @@ MNIST = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
-CIFAR10 = {"train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)), "test": ("test_batch.bin",)}
+CIFAR10 = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
 GRID = {
     "adamw": ([1e-4, 3e-4, 1e-3, 3e-3], [1e-4, 1e-2]),
     "sgd": ([1e-2, 3e-2, 1e-1, 3e-1], [1e-4, 5e-4]),
@@ -39,7 +46,9 @@ GRID = {
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Normalised images (n, channels, height, width) and their labels, for training and for the test."""
+    """Normalised images (n, channels, height, width) and their labels, for training and for the
+    test.
+    """
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
@@ -47,7 +56,10 @@ class Images:
     def to(self, device: str) -> "Images":
         """The same on a device."""
         (train, train_labels), (test, test_labels) = self.train, self.test
-        return Images(train=(train.to(device), train_labels.to(device)), test=(test.to(device), test_labels.to(device)))
+        return Images(
+            train=(train.to(device), train_labels.to(device)),
+            test=(test.to(device), test_labels.to(device)),
+        )
 
 
 def read_idx(content: bytes) -> Tensor:
@@ -59,7 +71,9 @@ def read_idx(content: bytes) -> Tensor:
         raise ValueError(f"not an idx file: it ends after {len(content)} bytes") from error
     data = torch.frombuffer(bytearray(content[4 + 4 * axes :]), dtype=torch.uint8)
     if zeros or kind != 8 or data.numel() != torch.Size(shape).numel():
-        raise ValueError(f"not an idx file of unsigned bytes: type {kind}, shape {shape}, {data.numel()} bytes")
+        raise ValueError(
+            f"not an idx file of unsigned bytes: type {kind}, shape {shape}, {data.numel()} bytes"
+        )
     return data.view(shape)
 
 
@@ -67,7 +81,10 @@ def read_mnist(folder: Path) -> Images:
     """The 70,000 digits of 28 x 28 pixels; FileNotFoundError says what to download."""
 
     def part(names: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        images, labels = (read_idx(_content(_find(folder, name, "the four MNIST files, such as"))) for name in names)
+        images, labels = (
+            read_idx(_content(_find(folder, name, "the four MNIST files, such as")))
+            for name in names
+        )
         return (images[:, None].float() / 255 - 0.1307) / 0.3081, labels.long()
 
     return Images(train=part(MNIST["train"]), test=part(MNIST["test"]))
@@ -75,20 +92,36 @@ def read_mnist(folder: Path) -> Images:
 
 def read_cifar10(folder: Path) -> Images:
     """The 60,000 pictures of 3 x 32 x 32 pixels; FileNotFoundError says what to download."""
-    mean, deviation = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1), torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1)
+    mean, deviation = (
+        torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1),
+        torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1),
+    )
 
     def part(names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        content = b"".join(_content(_find(folder, name, "cifar-10-binary.tar.gz, unpacked, with")) for name in names)
+        content = b"".join(
+            _content(_find(folder, name, "cifar-10-binary.tar.gz, unpacked, with"))
+            for name in names
+        )
         if not content or len(content) % (1 + 3 * 32 * 32):
-            raise ValueError(f"{', '.join(names)} hold {len(content)} bytes, not whole pictures of {1 + 3 * 32 * 32}")
+            raise ValueError(
+                f"{', '.join(names)} hold {len(content)} bytes, not whole pictures of"
+                f" {1 + 3 * 32 * 32}"
+            )
         rows = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 1 + 3 * 32 * 32)
-        return (rows[:, 1:].reshape(-1, 3, 32, 32).float() / 255 - mean) / deviation, rows[:, 0].long()
+        return (rows[:, 1:].reshape(-1, 3, 32, 32).float() / 255 - mean) / deviation, rows[
+            :, 0
+        ].long()
 
     return Images(train=part(CIFAR10["train"]), test=part(CIFAR10["test"]))
 
 
 def _find(folder: Path, name: str, download: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz", *folder.rglob(name), *folder.rglob(f"{name}.gz")):
+    for path in (
+        folder / name,
+        folder / f"{name}.gz",
+        *folder.rglob(name),
+        *folder.rglob(f"{name}.gz"),
+    ):
         if path.is_file():
             return path
     raise FileNotFoundError(f"download {download} {name}, into {folder}")
@@ -101,12 +134,18 @@ def _content(path: Path) -> bytes:
         raise ValueError(f"{path} is no whole gzip file: {error}") from error
 
 
-def batches(images: Tensor, labels: Tensor, size: int, augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    images: Tensor, labels: Tensor, size: int, augment: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch in a random order, of CIFAR-10 flipped and shifted by up to 4 pixels."""
     for chosen in torch.randperm(len(labels), device=labels.device).split(size):
         batch = images[chosen]
         if augment:
-            batch = torch.where((torch.rand(len(batch), device=batch.device) < 0.5).view(-1, 1, 1, 1), batch.flip(3), batch)
+            batch = torch.where(
+                (torch.rand(len(batch), device=batch.device) < 0.5).view(-1, 1, 1, 1),
+                batch.flip(3),
+                batch,
+            )
             down, right = torch.randint(9, (2,)).tolist()
             batch = functional.pad(batch, (4, 4, 4, 4))[:, :, down : down + 32, right : right + 32]
         yield batch, labels[chosen]
@@ -117,14 +156,19 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
     with torch.no_grad():
         right = sum(
-            (model(batch).argmax(1) == label).sum().item() for batch, label in zip(images.split(500), labels.split(500), strict=True)
+            (model(batch).argmax(1) == label).sum().item()
+            for batch, label in zip(images.split(500), labels.split(500), strict=True)
         )
     model.train()
     return right / len(labels)
 
 
-def train(model: nn.Module, data: Images, spec: str, *, epochs: int, batch: int, augment: bool) -> list[float]:
-    """The test accuracy after each epoch; the learning rate goes down along a cosine where images are augmented."""
+def train(
+    model: nn.Module, data: Images, spec: str, *, epochs: int, batch: int, augment: bool
+) -> list[float]:
+    """The test accuracy after each epoch; the learning rate goes down along a cosine where images
+    are augmented.
+    """
     optimizer = optimizers.create(spec, model.parameters())
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if augment else None
     found: list[float] = []
@@ -142,8 +186,22 @@ def train(model: nn.Module, data: Images, spec: str, *, epochs: int, batch: int,
 
 def two_layers() -> nn.Module:
     """Two convolutions and two linear layers, as in the seed's comparison on MNIST."""
-    convolutions = (nn.Conv2d(1, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.25))
-    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(9216, 128), nn.ReLU(), nn.Dropout(0.5), nn.Linear(128, 10))
+    convolutions = (
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.25),
+    )
+    return nn.Sequential(
+        *convolutions,
+        nn.Flatten(),
+        nn.Linear(9216, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    )
 
 
 def resnet18() -> nn.Module:
@@ -173,11 +231,19 @@ class _Logits(nn.Module):
 
 
 def mnist(data: Images, epochs: int, device: str) -> bool:
-    """LAMB16 beside Adam and LAMB, at the seed's learning rate and weight decay; whether LAMB16 reaches 99.2 %."""
+    """LAMB16 beside Adam and LAMB, at the seed's learning rate and weight decay; whether LAMB16
+    reaches 99.2 %.
+    """
     reached = {}
-    for spec in ("adam:lr=0.001", "lamb:lr=0.02,weight_decay=0.01", "lamb16:lr=0.02,weight_decay=0.01"):
+    for spec in (
+        "adam:lr=0.001",
+        "lamb:lr=0.02,weight_decay=0.01",
+        "lamb16:lr=0.02,weight_decay=0.01",
+    ):
         torch.manual_seed(0)
-        reached[spec] = train(two_layers().to(device), data, spec, epochs=epochs, batch=1024, augment=False)[-1]
+        reached[spec] = train(
+            two_layers().to(device), data, spec, epochs=epochs, batch=1024, augment=False
+        )[-1]
     print(f"LAMB16 {reached[spec]:.2%} after {epochs} epochs, claimed 99.2 % after 10")
     return reached[spec] >= 0.992
 
@@ -189,7 +255,9 @@ def cifar10(data: Images, epochs: int, device: str) -> bool:
         for rate, decay in product(rates, decays):
             torch.manual_seed(0)
             spec = f"{name}:lr={rate},weight_decay={decay}"
-            reached = train(resnet18().to(device), data, spec, epochs=epochs, batch=128, augment=True)[-1]
+            reached = train(
+                resnet18().to(device), data, spec, epochs=epochs, batch=128, augment=True
+            )[-1]
             best[name] = max(best.get(name, (0.0, "")), (reached, spec))
     for reached, spec in best.values():
         print(f"{reached:.2%} after {epochs} epochs  {spec}")

@@ -1,4 +1,5 @@
-"""Where the SGD-SaI paper's claims hold: full-precision GPT-2 1.5B on one RTX 3090, Llama2-7B on one A100-80GB (arXiv 2412.11768).
+"""Where the SGD-SaI paper's claims hold: full-precision GPT-2 1.5B on one RTX 3090, Llama2-7B on
+one A100-80GB (arXiv 2412.11768).
 
 Prints the table of docs/fit.md; takes a few minutes.
 """
@@ -18,7 +19,9 @@ GPT2 = [{"activation_function": name} for name in ("gelu_new", "gelu_pytorch_tan
 
 def asked(model: str, gpu: str, sequence_length: int, **changes: object) -> list[Scenario]:
     """The question to each optimizer; batch 1, fp32."""
-    comparison = Comparison(models=[model], optimizers=OPTIMIZERS, device="sim", sequence_length=sequence_length)
+    comparison = Comparison(
+        models=[model], optimizers=OPTIMIZERS, device="sim", sequence_length=sequence_length
+    )
     return plan_fits(replace(comparison, **changes), [gpu])  # pyright: ignore[reportArgumentType]
 
 
@@ -28,7 +31,10 @@ def settings() -> list[list[Scenario]]:
         asked("gpt2-xl", "rtx3090", length, config=config, checkpointing=checkpointing)
         for length, config, checkpointing in product((512, 1024), GPT2, (False, True))
     ]
-    large = [asked("llama2-7b", "a100-80", length, checkpointing=on) for length, on in product((512, 1024, 2048, 4096), (False, True))]
+    large = [
+        asked("llama2-7b", "a100-80", length, checkpointing=on)
+        for length, on in product((512, 1024, 2048, 4096), (False, True))
+    ]
     return small + large
 
 
@@ -37,15 +43,34 @@ def row(found: Fit, expandable: Fit) -> str:
     scenario = found.scenario
     activation = scenario.config.get("activation_function", "silu")
     needed = "" if found.needed is None else f"{found.needed / GIB:.2f}"
-    left = ["does not fit" if fit.left is None else f"{fit.left / GIB:.2f} left, up to {fit.largest_batch}" for fit in (found, expandable)]
+    left = [
+        (
+            "does not fit"
+            if fit.left is None
+            else f"{fit.left / GIB:.2f} left, up to {fit.largest_batch}"
+        )
+        for fit in (found, expandable)
+    ]
     checkpointing = "yes" if scenario.checkpointing else "no"
-    cells = (scenario.model, scenario.gpu, scenario.sequence_length, activation, checkpointing, scenario.optimizer, needed, *left)
+    cells = (
+        scenario.model,
+        scenario.gpu,
+        scenario.sequence_length,
+        activation,
+        checkpointing,
+        scenario.optimizer,
+        needed,
+        *left,
+    )
     return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
     """Print the table, a line as it is found."""
-    print("| model | GPU | sequence | activation | checkpointing | optimizer | would reserve, GiB | batch 1 | with expandable segments |")
+    print(
+        "| model | GPU | sequence | activation | checkpointing | optimizer | would reserve, GiB |"
+        " batch 1 | with expandable segments |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     fitting = Fitting()
     for group in settings():

@@ -1,14 +1,18 @@
-"""How well two bytes keep LAMB16's moments: scales and roundings side by side, against float32, at n = 1e2 ... 1e6 (1e7 with --up-to 7).
+"""How well two bytes keep LAMB16's moments: scales and roundings side by side, against float32, at
+n = 1e2 ... 1e6 (1e7 with --up-to 7).
 
-Gradients are Student's t with 3 degrees of freedom, each coordinate with a scale of its own (log-normal, sigma 1): a few outliers make
-most of a norm. The marks: cosine of m at least 0.99, norm of m within 5 %, norm of v within 10 %, no coordinate stuck. Stuck is one that
-moved in none of the last twentieth of the steps, or whose v is not finite.
-The last two rows of a size are LAMB16 itself, the others the same storage with other choices: LAMB16 dithers, and keeps the norm of v.
+Gradients are Student's t with 3 degrees of freedom, each coordinate with a scale of its own
+(log-normal, sigma 1): a few outliers make most of a norm. The marks: cosine of m at least 0.99,
+norm of m within 5 %, norm of v within 10 %, no coordinate stuck. Stuck is one that moved in none of
+the last twentieth of the steps, or whose v is not finite. The last two rows of a size are LAMB16
+itself, the others the same storage with other choices: LAMB16 dithers, and keeps the norm of v.
 
-Found: the RMS leaves no room for outliers. Nearest rounding with the largest value is off by up to 10 % in v, and what is small stays
-where it is. Random rounding is without bias, and its v differs from element to element by 31 %; dithering by 27 %, with a bias of up to 3 %
-on average. Of a thousand elements and less a few make the norm of v, so that with each of them some seeds are off by 10 to 20 %
-(--seeds 12). To keep the norm takes that down to 5 %; then v is up to 5 % too small on average. docs/optimizers.md has the table.
+Found: the RMS leaves no room for outliers. Nearest rounding with the largest value is off by up to
+10 % in v, and what is small stays where it is. Random rounding is without bias, and its v differs
+from element to element by 31 %; dithering by 27 %, with a bias of up to 3 % on average. Of a
+thousand elements and less a few make the norm of v, so that with each of them some seeds are off by
+10 to 20 % (--seeds 12). To keep the norm takes that down to 5 %; then v is up to 5 % too small on
+average. docs/optimizers.md has the table.
 """
 
 import argparse
@@ -31,7 +35,9 @@ STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What became of the moments: cosine of m, both norms over those in float32, and how many coordinates are stuck."""
+    """What became of the moments: cosine of m, both norms over those in float32, and how many
+    coordinates are stuck.
+    """
 
     cosine: float
     first_norm: float
@@ -41,7 +47,12 @@ class Accuracy:
     @property
     def passes(self) -> bool:
         """Whether the marks are met."""
-        return self.cosine >= 0.99 and abs(self.first_norm - 1) <= 0.05 and abs(self.second_norm - 1) <= 0.1 and not self.stuck
+        return (
+            self.cosine >= 0.99
+            and abs(self.first_norm - 1) <= 0.05
+            and abs(self.second_norm - 1) <= 0.1
+            and not self.stuck
+        )
 
 
 def student(n: int, seed: int, steps: int = STEPS, spread: float = 1.0) -> Iterator[Tensor]:
@@ -53,12 +64,16 @@ def student(n: int, seed: int, steps: int = STEPS, spread: float = 1.0) -> Itera
         yield scales * torch.randn(n, generator=generator) / torch.sqrt(chi_squared / 3)
 
 
-def compare(first: Tensor, second: Tensor, wanted: tuple[Tensor, Tensor], stuck: Tensor) -> Accuracy:
+def compare(
+    first: Tensor, second: Tensor, wanted: tuple[Tensor, Tensor], stuck: Tensor
+) -> Accuracy:
     """The accuracy of decoded moments against those in float32."""
     m, m_norm, v_norm = wanted[0], wanted[0].double().norm(), wanted[1].double().norm()
     cosine = torch.dot(first.double(), m.double()) / (first.double().norm() * m_norm)
     norms = (first.double().norm() / m_norm).item(), (second.double().norm() / v_norm).item()
-    return Accuracy(cosine=cosine.item(), first_norm=norms[0], second_norm=norms[1], stuck=int(stuck.sum()))
+    return Accuracy(
+        cosine=cosine.item(), first_norm=norms[0], second_norm=norms[1], stuck=int(stuck.sum())
+    )
 
 
 class Moments:
@@ -81,8 +96,13 @@ def nearest(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
     return first.to(torch.float8_e4m3fn).float(), second.to(torch.float8_e5m2).float()
 
 
-def _rounded(first: Tensor, second: Tensor, thresholds: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    codes = first.new_empty(first.shape, dtype=torch.float8_e4m3fn), second.new_empty(second.shape, dtype=torch.float8_e5m2)
+def _rounded(
+    first: Tensor, second: Tensor, thresholds: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor]:
+    codes = (
+        first.new_empty(first.shape, dtype=torch.float8_e4m3fn),
+        second.new_empty(second.shape, dtype=torch.float8_e5m2),
+    )
     encode_e4m3(first, thresholds[0], codes[0])
     encode_e5m2(second, thresholds[1], codes[1])
     return codes[0].float(), codes[1].float()
@@ -91,7 +111,10 @@ def _rounded(first: Tensor, second: Tensor, thresholds: tuple[Tensor, Tensor]) -
 def random(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Up or down by chance, independent of each other."""
     generator = torch.Generator().manual_seed(step)
-    bits = (torch.randint(2**places, first.shape, generator=generator, dtype=torch.int32) for places in (20, 21))
+    bits = (
+        torch.randint(2**places, first.shape, generator=generator, dtype=torch.int32)
+        for places in (20, 21)
+    )
     return _rounded(first, second, (next(bits), next(bits)))
 
 
@@ -99,7 +122,12 @@ def dithered(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Up or down in turns, as LAMB16 does."""
     phases = step * FIRST_TURN % 1, step * SECOND_TURN % 1
     return _rounded(
-        first, second, (dither_e4m3(first.numel(), phases[0], first.device), dither_e5m2(first.numel(), phases[1], first.device))
+        first,
+        second,
+        (
+            dither_e4m3(first.numel(), phases[0], first.device),
+            dither_e5m2(first.numel(), phases[1], first.device),
+        ),
     )
 
 
@@ -125,7 +153,9 @@ class Stored(Moments):
         return self.m.norm() / root, self.v.norm() / root
 
 
-def measure_storage(n: int, seed: int, scale: str, rounding: Rounding, steps: int = STEPS) -> Accuracy:
+def measure_storage(
+    n: int, seed: int, scale: str, rounding: Rounding, steps: int = STEPS
+) -> Accuracy:
     """The storage alone, where only a v that is not finite is known to be stuck."""
     exact, stored = Moments(n), Stored(n, scale, rounding)
     for grad in student(n, seed, steps):
@@ -166,16 +196,30 @@ STORAGES = [
 def main() -> None:
     """Print a row for every size, scale and rounding."""
     parser = argparse.ArgumentParser(description="How well two bytes keep LAMB16's moments")
-    parser.add_argument("--up-to", type=int, default=6, help="the largest power of ten; 7, LAMB16 alone, takes a quarter of an hour")
+    parser.add_argument(
+        "--up-to",
+        type=int,
+        default=6,
+        help="the largest power of ten; 7, LAMB16 alone, takes a quarter of an hour",
+    )
     parser.add_argument("--seeds", type=int, default=1, help="the worst of so many is shown")
     asked = parser.parse_args()
     print(f"{'n':>9} {'scale':<9} {'rounding':<9} {'cos m':>7} {'|m|':>7} {'|v|':>7} {'stuck':>6}")
     for exponent in range(2, asked.up_to + 1):
         n = 10**exponent
         for scale, rounding, run in STORAGES[-1:] if exponent > 6 else STORAGES:
-            found = min((run(n, seed) for seed in range(asked.seeds)), key=lambda each: (each.passes, -abs(each.second_norm - 1)))
-            values = f"{found.cosine:7.4f} {found.first_norm:7.3f} {found.second_norm:7.3f} {found.stuck:6d}"
-            print(f"{n:9d} {scale:<9} {rounding:<9} {values} {'' if found.passes else '  fails'}", flush=True)
+            found = min(
+                (run(n, seed) for seed in range(asked.seeds)),
+                key=lambda each: (each.passes, -abs(each.second_norm - 1)),
+            )
+            values = (
+                f"{found.cosine:7.4f} {found.first_norm:7.3f} {found.second_norm:7.3f}"
+                f" {found.stuck:6d}"
+            )
+            print(
+                f"{n:9d} {scale:<9} {rounding:<9} {values} {'' if found.passes else '  fails'}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Every operation of torch's test database, traced without data and run on the CPU: storages that both keep.
+"""Every operation of torch's test database, traced without data and run on the CPU: storages that
+both keep.
 
     python tests/bench/opinfo.py [NAME ...] [--samples 1000000]
 
@@ -28,7 +29,9 @@ from profiler.tracing.untraceable import UntraceableError
 from profiler.tracing.values import with_value
 
 DIFFERENT = {
-    "as_strided_partial_views": "its inputs see a part of a larger storage, which their twins have not",
+    "as_strided_partial_views": (
+        "its inputs see a part of a larger storage, which their twins have not"
+    ),
     "linalg_lstsq": "its solution is a view of a padded copy, which meta tensors cut",
     "linalg_lstsq_grad_oriented": "its solution is a view of a padded copy, which meta tensors cut",
     "masked_prod": "without a dispatch mode autograd asks whether an element is zero",
@@ -49,13 +52,17 @@ Held = tuple[list[int], list[int], list[int]]
 
 def samples(op: Any, most: int) -> Iterator[Any]:
     """The inputs of an operation that torch's own tests have, without their call stacks."""
-    make = partial(op.sample_inputs_func, op, "cpu", torch.float32, requires_grad=op.supports_autograd)
+    make = partial(
+        op.sample_inputs_func, op, "cpu", torch.float32, requires_grad=op.supports_autograd
+    )
     torch.manual_seed(0)
     yield from islice(make(), most)
 
 
 def held(run: Callable[[], Any], leaves: list[Tensor]) -> Held:
-    """Bytes of the storages that a call's outputs keep, of those that autograd keeps, and of the gradients."""
+    """Bytes of the storages that a call's outputs keep, of those that autograd keeps, and of the
+    gradients.
+    """
     given = {storage_of(leaf) for leaf in leaves}
     saved: dict[int, int] = {}
 
@@ -74,7 +81,9 @@ def held(run: Callable[[], Any], leaves: list[Tensor]) -> Held:
         seeds = [torch.ones_like(end) for end in ends]
         grads = torch.autograd.grad(ends, wanted, seeds, allow_unused=True)
         own = {storage_of(seed) for seed in seeds}
-        gradients = [grad for grad in grads if grad is not None and storage_of(grad) not in own | given]
+        gradients = [
+            grad for grad in grads if grad is not None and storage_of(grad) not in own | given
+        ]
     return large(outputs), large(kept), large(sizes(gradients))
 
 
@@ -107,17 +116,23 @@ def traced(op: Any, sample: Any) -> Held:
     recorder = Recorder(workspaces=())
     given = (sample.input, sample.args, sample.kwargs)
     with recorder.phase("build"):
-        twins = tree_map(lambda leaf: without_data(leaf) if isinstance(leaf, Tensor) else leaf, given)
+        twins = tree_map(
+            lambda leaf: without_data(leaf) if isinstance(leaf, Tensor) else leaf, given
+        )
     with recorder.phase("forward"):
         return run_with(op, twins)
 
 
 def without_data(tensor: Tensor) -> Tensor:
-    """A tensor like another on the recorded device, whose values a trace knows where it would in training."""
+    """A tensor like another on the recorded device, whose values a trace knows where it would in
+    training.
+    """
     with torch.no_grad():
         twin = with_value(tensor.detach())
         if tensor.layout is torch.strided and twin.stride() != tensor.stride():
-            twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+            twin = torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+            )
         return twin.requires_grad_(tensor.requires_grad)
 
 
@@ -130,7 +145,9 @@ def compared(op: Any, most: int) -> tuple[Counter[str], list[str]]:
             wanted = real(op, sample)
         except Exception as error:
             counts["not run"] += 1
-            found.append(f"run {place}: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
+            found.append(
+                f"run {place}: {type(error).__name__}: {' '.join(str(error).split())[:90]}"
+            )
             continue
         try:
             counted = traced(op, sample)
@@ -139,7 +156,9 @@ def compared(op: Any, most: int) -> tuple[Counter[str], list[str]]:
             continue
         except Exception as error:
             counts["failed"] += 1
-            found.append(f"trace {place}: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
+            found.append(
+                f"trace {place}: {type(error).__name__}: {' '.join(str(error).split())[:90]}"
+            )
             continue
         for part, one, other in zip(PARTS, wanted, counted, strict=True):
             counts["compared"] += 1

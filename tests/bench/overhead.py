@@ -1,8 +1,10 @@
-"""What does the harness cost? Steps on gpt2 on this CPU, timed as `optprof profile` does and by a bare loop, in turns in one process.
+"""What does the harness cost? Steps on gpt2 on this CPU, timed as `optprof profile` does and by a
+bare loop, in turns in one process.
 
-The mark: the step inside the harness takes less than 1 % longer, the harness's own work around it included. Two numbers are printed. The
-difference of medians says what is seen; on a machine that others use it is as uncertain as its interval. The harness alone, around a step
-that does nothing, says what it adds to any step.
+The mark: the step inside the harness takes less than 1 % longer, the harness's own work around it
+included. Two numbers are printed. The difference of medians says what is seen; on a machine that
+others use it is as uncertain as its interval. The harness alone, around a step that does nothing,
+says what it adds to any step.
 """
 
 import time
@@ -34,7 +36,9 @@ def gpt2_step(name: str) -> torch.optim.Optimizer:
 
 
 def seconds_around(harness: Harness, run: Callable[[], object]) -> float:
-    """The time of one sample, taken from outside: the phase, the step in it, and what keeps the sample."""
+    """The time of one sample, taken from outside: the phase, the step in it, and what keeps the
+    sample.
+    """
     start = time.perf_counter()
     with harness.phase("step"):
         run()
@@ -58,7 +62,9 @@ def harness_seconds() -> float:
 
 
 def main() -> None:
-    """Print, for each optimizer, the step with and without the harness, and the harness alone as a share of the step."""
+    """Print, for each optimizer, the step with and without the harness, and the harness alone as a
+    share of the step.
+    """
     keep_freed_memory()
     own = harness_seconds()
     for name in NAMES:
@@ -70,7 +76,11 @@ def main() -> None:
         assert interval is not None
         seen = f"seen {median(ratios):+.1%} ({interval.lower:+.1%} to {interval.upper:+.1%})"
         mark = "ok" if own < 0.01 * bare else "over 1 %"
-        print(f"{name:<8} step {bare * 1e3:6.0f} ms, harness {own * 1e6:.1f} us = {own / bare:.5%} {mark}; {seen}", flush=True)
+        print(
+            f"{name:<8} step {bare * 1e3:6.0f} ms, harness {own * 1e6:.1f} us = {own / bare:.5%}"
+            f" {mark}; {seen}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -44,8 +44,12 @@ OPTIONS: dict[str, Any] = {"lr": 0.001, "betas": [0.9, 0.999], "eps": 1e-08, "we
 
 
 def scenario(kind: str, number: int) -> Scenario:
-    """Return the scenario of a record; records of another number have another one, but for repeats."""
-    usual = Scenario(model="tiny:build", options=OPTIONS, device="cpu", batch_size=1, sequence_length=128)
+    """Return the scenario of a record; records of another number have another one, but for
+    repeats.
+    """
+    usual = Scenario(
+        model="tiny:build", options=OPTIONS, device="cpu", batch_size=1, sequence_length=128
+    )
     if kind == "batches":
         return replace(usual, batch_size=number + 1)
     if kind == "options":
@@ -92,7 +96,9 @@ def records(kind: str, count: int, *, seed: int = 0) -> Iterator[Record]:
             origin="measured",
             parameter_count=parameters,
             memory=memory(parameters, grown),
-            times={phase: _samples(chance) for phase in ("forward", "backward", "step", "iteration")},
+            times={
+                phase: _samples(chance) for phase in ("forward", "backward", "step", "iteration")
+            },
             warmup={phase: _samples(chance)[:3] for phase in ("forward", "backward", "step")},
             environment={**ENVIRONMENT, "seed": asked.seed, "time": _time(number)},
         )
@@ -111,7 +117,9 @@ def measured(*words: str) -> tuple[float, float, int]:
     with tempfile.TemporaryFile() as printed:
         # Only a child that has ended counts, so each has a parent of its own to count for it.
         asked = json.dumps([sys.executable, "-P", "-m", "optprof", *words])
-        done = subprocess.run([sys.executable, "-c", _ONE, asked], check=True, stdout=printed, stderr=subprocess.PIPE)
+        done = subprocess.run(
+            [sys.executable, "-c", _ONE, asked], check=True, stdout=printed, stderr=subprocess.PIPE
+        )
         seconds, kib = map(float, done.stderr.split()[-2:])
         return seconds, kib * 1024 / 1e6, printed.seek(0, 2)
 
@@ -139,12 +147,15 @@ def _samples(chance: random.Random) -> tuple[float, ...]:
 def _time(number: int) -> str:
     minutes, seconds = divmod(number, 60)
     days, minutes = divmod(minutes, 24 * 60)
-    return f"2026-{1 + days // 28:02}-{1 + days % 28:02}T{minutes // 60:02}:{minutes % 60:02}:{seconds:02}+00:00"
+    day = f"2026-{1 + days // 28:02}-{1 + days % 28:02}"
+    return f"{day}T{minutes // 60:02}:{minutes % 60:02}:{seconds:02}+00:00"
 
 
 def main() -> None:
     """Print a row for each kind of run and command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
     asked = parser.parse_args()
@@ -152,7 +163,10 @@ def main() -> None:
         for kind in asked.kind:
             run = write(Path(place) / kind, kind, asked.count)
             show(f"{kind}: report --markdown", measured("report", str(run), "--markdown"))
-            sides = [write(Path(place) / f"{kind}-{seed}", kind, asked.count // 2, seed=seed) for seed in (0, 1)]
+            sides = [
+                write(Path(place) / f"{kind}-{seed}", kind, asked.count // 2, seed=seed)
+                for seed in (0, 1)
+            ]
             for form in ("--json", "--markdown"):
                 show(f"{kind}: compare {form}", measured("compare", *map(str, sides), form))
             for folder in (run, *sides):

@@ -30,7 +30,9 @@ ATTACKS: dict[str, tuple[Callable[[random.Random, int], Row], int]] = {
 
 def main() -> int:
     """Run what is asked, print the table, and return 1 for a fault."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="attacks; all without")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)

@@ -1,9 +1,10 @@
-"""A long run under fire: 200 scenarios of a tiny model, the process at work killed in every tenth, and this process's memory watched.
+"""A long run under fire: 200 scenarios of a tiny model, the process at work killed in every tenth,
+and this process's memory watched.
 
     python tests/bench/runs.py [--device cpu]
 
-The kill comes at a random moment of the work. Prints the outcomes, the records on disk, and the resident set after 20 scenarios and at the
-end.
+The kill comes at a random moment of the work. Prints the outcomes, the records on disk, and the
+resident set after 20 scenarios and at the end.
 """
 
 import argparse
@@ -47,7 +48,9 @@ def build():
 def strike(zygote: int) -> None:
     """Send SIGKILL to the process that works for the zygote: the last one below it."""
     with suppress(psutil.NoSuchProcess, IndexError):
-        at_work = max(psutil.Process(zygote).children(recursive=True), key=psutil.Process.create_time)
+        at_work = max(
+            psutil.Process(zygote).children(recursive=True), key=psutil.Process.create_time
+        )
         os.kill(at_work.pid, signal.SIGKILL)
 
 
@@ -57,13 +60,24 @@ doomed = {random.Random(ten).randrange(10) + 10 * ten for ten in range(COUNT // 
 
 def main() -> None:
     """Run, and print what is left."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="sim", choices=["sim", "cpu"])
     device = cast(Device, parser.parse_args().device)
     folder = Path(tempfile.mkdtemp())
     (folder / "tiny_bench.py").write_text(TINY)
     sys.path.append(str(folder))
-    asked = [Scenario(model="tiny_bench:build", optimizer="sgd", implementation="loop", device=device, seed=seed) for seed in range(COUNT)]
+    asked = [
+        Scenario(
+            model="tiny_bench:build",
+            optimizer="sgd",
+            implementation="loop",
+            device=device,
+            seed=seed,
+        )
+        for seed in range(COUNT)
+    ]
     resident: dict[int, int] = {}
 
     worker = Worker()
@@ -78,7 +92,10 @@ def main() -> None:
         run(asked, RunStore.create(folder / "run"), started, worker=worker)
     outcomes = Counter(record.outcome for record in RunStore(folder / "run").read())
     print(f"{dict(outcomes)} on disk of {COUNT} in {time.monotonic() - begin:.0f} s")
-    print(f"resident: {resident[20] / 2**20:.1f} MiB after 20, {resident[COUNT - 1] / 2**20:.1f} MiB after {COUNT - 1} scenarios")
+    print(
+        f"resident: {resident[20] / 2**20:.1f} MiB after 20, {resident[COUNT - 1] / 2**20:.1f} MiB"
+        f" after {COUNT - 1} scenarios"
+    )
     print(f"children left: {len(psutil.Process().children(recursive=True))}")
 
 

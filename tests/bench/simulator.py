@@ -1,7 +1,9 @@
-"""Simulating one training step with each optimizer, against torch's MemTracker doing its part of the same, in one run.
+"""Simulating one training step with each optimizer, against torch's MemTracker doing its part of
+the same, in one run.
 
-MemTracker gives live tensor bytes of one optimizer; optprof gives those, and what CUDA's allocator makes of them. The mark: 12 times
-faster for each optimizer. Run `python tests/bench/simulator.py [MODEL]`; MemTracker takes minutes on gpt2-xl.
+MemTracker gives live tensor bytes of one optimizer; optprof gives those, and what CUDA's allocator
+makes of them. The mark: 12 times faster for each optimizer. Run `python tests/bench/simulator.py
+[MODEL]`; MemTracker takes minutes on gpt2-xl.
 """
 
 import resource
@@ -32,7 +34,9 @@ def track(model: str, optimizer_name: str) -> None:
     with FakeTensorMode():
         workpiece = build(Scenario(model=model), "cpu")
         batch = {name: torch.zeros_like(value) for name, value in workpiece.batch.items()}
-        optimizer = optimizers.create(optimizer_name, workpiece.model.parameters(), implementation="loop")
+        optimizer = optimizers.create(
+            optimizer_name, workpiece.model.parameters(), implementation="loop"
+        )
         tracker = MemTracker()
         tracker.track_external(workpiece.model, optimizer)
         with tracker:
@@ -44,10 +48,20 @@ def track(model: str, optimizer_name: str) -> None:
 
 
 def print_layers() -> None:
-    """How the simulation's time grows with the layers of a model: linearly, so that seconds a layer stay what they are."""
+    """How the simulation's time grows with the layers of a model: linearly, so that seconds a layer
+    stay what they are.
+    """
     for layers in (12, 24, 48, 96):
-        taken = seconds(lambda layers=layers: simulate(Scenario(model="gpt2-xl", optimizer="adamw", config={"n_layer": layers})))
-        print(f"gpt2-xl with {layers} layers, adamw: {taken:6.2f} s, {1000 * taken / layers:5.1f} ms a layer", flush=True)
+        taken = seconds(
+            lambda layers=layers: simulate(
+                Scenario(model="gpt2-xl", optimizer="adamw", config={"n_layer": layers})
+            )
+        )
+        print(
+            f"gpt2-xl with {layers} layers, adamw: {taken:6.2f} s, {1000 * taken / layers:5.1f} ms"
+            " a layer",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -58,9 +72,15 @@ def main() -> None:
     for name in OPTIMIZERS:
         ours = seconds(lambda name=name: simulate(Scenario(model=model, optimizer=name)))
         print(f"{name:<10} optprof {ours:7.2f}", flush=True)
-    ours = seconds(lambda: [simulate(Scenario(model=model, optimizer=name, seed=1)) for name in OPTIMIZERS]) / len(OPTIMIZERS)
+    ours = seconds(
+        lambda: [simulate(Scenario(model=model, optimizer=name, seed=1)) for name in OPTIMIZERS]
+    ) / len(OPTIMIZERS)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"mean of the four, the model traced once: {ours:.2f} s an optimizer; this process so far {peak:.2f} GiB", flush=True)
+    print(
+        f"mean of the four, the model traced once: {ours:.2f} s an optimizer; this process so far"
+        f" {peak:.2f} GiB",
+        flush=True,
+    )
     print_layers()
     for name in OPTIMIZERS:
         theirs = seconds(lambda name=name: track(model, name))

@@ -1,6 +1,8 @@
-"""Do slices predict the optimizer's step on the whole model? gpt2 on this CPU, whole and slices in turns in one process.
+"""Do slices predict the optimizer's step on the whole model? gpt2 on this CPU, whole and slices in
+turns in one process.
 
-The slices are those that `optprof profile` would take of a model that does not fit. The mark: medians within 15 %.
+The slices are those that `optprof profile` would take of a model that does not fit. The mark:
+medians within 15 %.
 """
 
 import time
@@ -21,7 +23,9 @@ BYTES_PER_PARAMETER = {"adamw": 16.0, "sgd-sai": 12.0, "sm3": 8.01, "lamb16": 10
 
 
 def steps(name: str, shapes: list[torch.Size]) -> Callable[[], object]:
-    """The step of an optimizer over parameters of these shapes, its state made and its memory touched."""
+    """The step of an optimizer over parameters of these shapes, its state made and its memory
+    touched.
+    """
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
@@ -43,11 +47,20 @@ def main() -> None:
     for name, held in BYTES_PER_PARAMETER.items():
         parts = take_slices(model, bytes_per_parameter=held, budget=SLICE_BUDGET)
         whole = steps(name, [p.shape for p in model.parameters()])
-        of_parts = [(steps(name, [shape for shape, _ in part.tensors]), part.scale) for part in parts]
-        rounds = [(seconds(whole), sum(seconds(step) * scale for step, scale in of_parts)) for _ in range(ROUNDS)]
+        of_parts = [
+            (steps(name, [shape for shape, _ in part.tensors]), part.scale) for part in parts
+        ]
+        rounds = [
+            (seconds(whole), sum(seconds(step) * scale for step, scale in of_parts))
+            for _ in range(ROUNDS)
+        ]
         found, told = (median(column) for column in zip(*rounds, strict=True))
         share = sum(part.count for part in parts) / 124_439_808
-        print(f"{name:<8} whole {found * 1e3:6.0f} ms, from {share:.0%} of it {told * 1e3:6.0f} ms ({told / found - 1:+.1%})", flush=True)
+        print(
+            f"{name:<8} whole {found * 1e3:6.0f} ms, from {share:.0%} of it {told * 1e3:6.0f} ms"
+            f" ({told / found - 1:+.1%})",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""One step of ours against one of their originals: GPT-2 small's parameters in float32 on this CPU, all in turns in one process.
+"""One step of ours against one of their originals: GPT-2 small's parameters in float32 on this CPU,
+all in turns in one process.
 
-The marks: sgd-sai 1.2 times as fast as sgd_sai 1.0.3, sm3 5 times as torch-SM3 0.1.0, lamb 4 and lamb16 8 times as their originals, each in
-the best of its ways; and of the bandwidth floor, the time in which this machine copies the bytes that a step has to move at least, a share
-of 0.8, 0.5, 0.4 and 0.25. The originals of LAMB and LAMB16 are on no index; in their place stand plain transcriptions of the order of
-operations that they are known by, written here. Run `python tests/bench/steps.py [ROUNDS] [NAME ...]`; `pip install --group parity` first.
+The marks: sgd-sai 1.2 times as fast as sgd_sai 1.0.3, sm3 5 times as torch-SM3 0.1.0, lamb 4 and
+lamb16 8 times as their originals, each in the best of its ways; and of the bandwidth floor, the
+time in which this machine copies the bytes that a step has to move at least, a share of 0.8, 0.5,
+0.4 and 0.25. The originals of LAMB and LAMB16 are on no index; in their place stand plain
+transcriptions of the order of operations that they are known by, written here. Run `python
+tests/bench/steps.py [ROUNDS] [NAME ...]`; `pip install --group parity` first.
 """
 
 import gc
@@ -38,11 +41,14 @@ class Contest:
     traffic: int  # bytes a parameter that a step moves at least
     times_faster: float
     share_of_floor: float
-    known: str  # the original, as it was once measured on a machine of two threads that copies at 58.5 GB/s
+    # the original, as it was once measured on a machine of two threads that copies at 58.5 GB/s
+    known: str
 
 
 class PlainLAMB(Optimizer):
-    """LAMB as cybertronai's is known to go: an operation a tensor at a time, the trust ratio read by the host."""
+    """LAMB as cybertronai's is known to go: an operation a tensor at a time, the trust ratio read
+    by the host.
+    """
 
     def __init__(self, params: list[Parameter], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-6})
@@ -66,10 +72,14 @@ class PlainLAMB(Optimizer):
 
 
 class PlainLAMB16(Optimizer):
-    """LAMB16 as vxst's is known to go: both moments decoded, updated, normed, clipped and cast, a new tensor at every turn."""
+    """LAMB16 as vxst's is known to go: both moments decoded, updated, normed, clipped and cast, a
+    new tensor at every turn.
+    """
 
     def __init__(self, params: list[Parameter], lr: float = 1e-3) -> None:
-        super().__init__(params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-6, "trust_scale": 0.382})
+        super().__init__(
+            params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-6, "trust_scale": 0.382}
+        )
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -78,11 +88,14 @@ class PlainLAMB16(Optimizer):
             (beta1, beta2), eps, count = group["betas"], group["eps"], param.numel()
             if not state:
                 state.update(
-                    mean=torch.zeros_like(param, dtype=torch.float8_e4m3fn), square=torch.zeros_like(param, dtype=torch.float8_e5m2)
+                    mean=torch.zeros_like(param, dtype=torch.float8_e4m3fn),
+                    square=torch.zeros_like(param, dtype=torch.float8_e5m2),
                 )
                 state.update(mean_scale=1.0, square_scale=1.0)
             mean = state["mean"].float() * state["mean_scale"] * beta1 + param.grad * (1 - beta1)
-            square = state["square"].float() * state["square_scale"] * beta2 + param.grad**2 * (1 - beta2)
+            square = state["square"].float() * state["square_scale"] * beta2 + param.grad**2 * (
+                1 - beta2
+            )
             mean_scale = mean.pow(2).clamp(0, 10).sum().sqrt() / count + eps
             square_scale = square.pow(2).clamp(0, 10).sum().sqrt() / count + eps
             state.update(mean_scale=mean_scale, square_scale=square_scale)
@@ -91,7 +104,9 @@ class PlainLAMB16(Optimizer):
             direction = mean / square.sqrt().add(eps)
             weight_norm = param.pow(2).clamp(eps, 1).sum().sqrt() / count
             norm = direction.pow(2).clamp(eps, 1).sum().sqrt() / count
-            ratio = (weight_norm / norm * (1e-3 / group["lr"])).pow(group["trust_scale"]).clamp(0, 2)
+            ratio = (
+                (weight_norm / norm * (1e-3 / group["lr"])).pow(group["trust_scale"]).clamp(0, 2)
+            )
             param.add_(direction * ratio * -group["lr"])
 
 
@@ -155,7 +170,9 @@ CONTESTS = (
 )
 
 
-def shapes(width: int = 768, layers: int = 12, vocabulary: int = 50257, context: int = 1024) -> list[tuple[int, ...]]:
+def shapes(
+    width: int = 768, layers: int = 12, vocabulary: int = 50257, context: int = 1024
+) -> list[tuple[int, ...]]:
     """GPT-2 small's 148 parameters: 124,439,808 numbers."""
     norm = [(width,), (width,)]
     attention = [(width, 3 * width), (3 * width,), (width, width), (width,)]
@@ -170,8 +187,12 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def contend(contest: Contest, params: list[Parameter], rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each step of each way, of the original and of a copy, taken in turns, and those of each one's first step."""
+def contend(
+    contest: Contest, params: list[Parameter], rounds: int
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each step of each way, of the original and of a copy, taken in turns, and those of
+    each one's first step.
+    """
     ours: dict[str, Optimizer] = {}
     for way in optimizers.implementations(contest.spec):
         ours[way] = optimizers.create(contest.spec, params, implementation=way, lr=1e-5)
@@ -181,7 +202,9 @@ def contend(contest: Contest, params: list[Parameter], rounds: int) -> tuple[dic
     for group in original.param_groups:
         group["lr"] = 1e-5
     source, target = torch.ones(COPIED // 4), torch.ones(COPIED // 4)
-    turns: dict[str, Callable[[], object]] = {name: optimizer.step for name, optimizer in ours.items()}
+    turns: dict[str, Callable[[], object]] = {
+        name: optimizer.step for name, optimizer in ours.items()
+    }
     turns |= {"original": original.step, "copy": lambda: target.copy_(source)}
     first = {name: seconds(turn) for name, turn in turns.items()}
     taken: dict[str, list[float]] = {name: [] for name in turns}
@@ -191,7 +214,9 @@ def contend(contest: Contest, params: list[Parameter], rounds: int) -> tuple[dic
     return taken, first
 
 
-def report(contest: Contest, count: int, taken: dict[str, list[float]], first: dict[str, float]) -> bool:
+def report(
+    contest: Contest, count: int, taken: dict[str, list[float]], first: dict[str, float]
+) -> bool:
     """Print a contest; whether its marks are met."""
     times = {name: median(found) for name, found in taken.items()}
     # A copy reads and writes.
@@ -199,30 +224,57 @@ def report(contest: Contest, count: int, taken: dict[str, list[float]], first: d
     floor = contest.traffic * count / speed
     best = min((name for name in times if name != "original"), key=times.__getitem__)
     print(f"\n{contest.spec} and {contest.original} (known: {contest.known})")
-    print(f"  copies at {speed / 1e9:.1f} GB/s: {contest.traffic} bytes a parameter take {floor * 1e3:.1f} ms")
+    print(
+        f"  copies at {speed / 1e9:.1f} GB/s: {contest.traffic} bytes a parameter take"
+        f" {floor * 1e3:.1f} ms"
+    )
     for name, found in times.items():
-        ratio, spread = times["original"] / found, f"({min(taken[name]) * 1e3:.1f} to {max(taken[name]) * 1e3:.1f})"
-        compiling = f", first step with compiling {first[name]:.1f} s" if name in ("compiled", "fused") else ""
-        print(f"  {name:<9}{found * 1e3:8.1f} ms {spread}  {ratio:5.2f} x  share of the floor {floor / found:.2f}{compiling}")
+        ratio, spread = (
+            times["original"] / found,
+            f"({min(taken[name]) * 1e3:.1f} to {max(taken[name]) * 1e3:.1f})",
+        )
+        compiling = (
+            f", first step with compiling {first[name]:.1f} s"
+            if name in ("compiled", "fused")
+            else ""
+        )
+        print(
+            f"  {name:<9}{found * 1e3:8.1f} ms {spread}  {ratio:5.2f} x  share of the floor"
+            f" {floor / found:.2f}{compiling}"
+        )
     ratio, share = times["original"] / times[best], floor / times[best]
     met = ratio >= contest.times_faster, share >= contest.share_of_floor
     told = ["met" if each else "MISSED" for each in met]
-    marks = f"{ratio:.2f} x (mark {contest.times_faster}: {told[0]}), share {share:.2f} (mark {contest.share_of_floor}: {told[1]})"
+    marks = (
+        f"{ratio:.2f} x (mark {contest.times_faster}: {told[0]}), share {share:.2f} (mark"
+        f" {contest.share_of_floor}: {told[1]})"
+    )
     print(f"  best: {best}, {marks}", flush=True)
     return all(met)
 
 
 def main() -> None:
-    """Print every contest and the most memory that this process held; status 1 where a mark is missed, 2 for a name that is none."""
+    """Print every contest and the most memory that this process held; status 1 where a mark is
+    missed, 2 for a name that is none.
+    """
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     contests = {contest.spec.partition(":")[0]: contest for contest in CONTESTS}
     chosen = [name.partition(":")[0] for name in sys.argv[2:]] or list(contests)
     if unknown := set(chosen) - contests.keys():
-        print(f"no contest of {', '.join(sorted(unknown))}; there are {', '.join(contests)}", file=sys.stderr)
+        print(
+            f"no contest of {', '.join(sorted(unknown))}; there are {', '.join(contests)}",
+            file=sys.stderr,
+        )
         sys.exit(2)
-    missing = [name for name, module in (("sgd-sai", "sgd_sai"), ("sm3", "SM3")) if name in chosen and find_spec(module) is None]
+    missing = [
+        name
+        for name, module in (("sgd-sai", "sgd_sai"), ("sm3", "SM3"))
+        if name in chosen and find_spec(module) is None
+    ]
     if missing:
-        sys.exit(f"the originals of {', '.join(missing)} are not installed; pip install --group parity")
+        sys.exit(
+            f"the originals of {', '.join(missing)} are not installed; pip install --group parity"
+        )
     torch.manual_seed(0)
     params = [Parameter(torch.randn(shape).mul_(0.02)) for shape in shapes()]
     for param in params:
@@ -236,7 +288,9 @@ def main() -> None:
         for contest in (contests[name] for name in contests if name in chosen):
             met.append(report(contest, count, *contend(contest, params, rounds)))
             gc.collect()
-    print(f"\nthe most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
+    print(
+        f"\nthe most memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    )
     sys.exit(0 if all(met) else 1)
 
 

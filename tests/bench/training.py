@@ -1,6 +1,8 @@
-"""Our optimizers train: a GPT that reads letters and an MLP on handwritten digits, each beside AdamW, from learning rates written here.
+"""Our optimizers train: a GPT that reads letters and an MLP on handwritten digits, each beside
+AdamW, from learning rates written here.
 
-Run `python tests/bench/training.py` to draw the curves into docs/images/training.png; tests/optimizers/test_training.py asks for the marks.
+Run `python tests/bench/training.py` to draw the curves into docs/images/training.png;
+tests/optimizers/test_training.py asks for the marks.
 """
 
 import math
@@ -36,7 +38,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A model, batches to train it and all data to judge it; `decay` is the share of the steps in which the learning rate goes to 0."""
+    """A model, batches to train it and all data to judge it; `decay` is the share of the steps in
+    which the learning rate goes to 0.
+    """
 
     build: Callable[[], nn.Module]
     batches: Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -46,7 +50,8 @@ class Task:
     label_smoothing: float = 0.0
 
 
-# The best of a few tries each; AdamW's were eight on each task, from 1e-3 to 2e-2 on the text and to 0.2 on the digits.
+# The best of a few tries each; AdamW's were eight on each task, from 1e-3 to 2e-2 on the text and
+# to 0.2 on the digits.
 SPECS = {
     "gpt": {
         "adamw": "adamw:lr=1e-2",
@@ -79,7 +84,9 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Another hidden state of the same shape, (batch, length, width)."""
         batch, length, width = hidden.shape
-        split = self.attention(self.before(hidden)).view(batch, length, 3, self.heads, width // self.heads)
+        split = self.attention(self.before(hidden)).view(
+            batch, length, 3, self.heads, width // self.heads
+        )
         query, key, value = split.permute(2, 0, 3, 1, 4)
         attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.mixing(attended.transpose(1, 2).reshape(batch, length, width))
@@ -89,7 +96,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A decoder over letters: (batch, length) of letters to (batch x length, letters) of logits."""
 
-    def __init__(self, letters: int, context: int, width: int = 32, heads: int = 2, layers: int = 2) -> None:
+    def __init__(
+        self, letters: int, context: int, width: int = 32, heads: int = 2, layers: int = 2
+    ) -> None:
         super().__init__()
         self.letters, self.places = nn.Embedding(letters, width), nn.Embedding(context, width)
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
@@ -120,11 +129,18 @@ def gpt(context: int = 32, batch: int = 32, steps: int = 500) -> Task:
         apart = windows[::context]
         return apart[:, :-1], apart[:, 1:].flatten()
 
-    return Task(build=lambda: GPT(len(alphabet), context), batches=batches, everything=everything, steps=steps)
+    return Task(
+        build=lambda: GPT(len(alphabet), context),
+        batches=batches,
+        everything=everything,
+        steps=steps,
+    )
 
 
 def digits(width: int = 16, batch: int = 64, steps: int = 400) -> Task:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, with smoothed labels: without, the loss on so few goes to 0 and 5 % of it too."""
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, with smoothed labels: without, the loss on so
+    few goes to 0 and 5 % of it too.
+    """
     from sklearn.datasets import load_digits
 
     found: Any = load_digits(return_X_y=True)
@@ -136,28 +152,51 @@ def digits(width: int = 16, batch: int = 64, steps: int = 400) -> Task:
             yield pixels[chosen], labels[chosen]
 
     def build() -> nn.Module:
-        return nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10))
+        return nn.Sequential(
+            nn.Linear(64, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.ReLU(),
+            nn.Linear(width, 10),
+        )
 
-    return Task(build=build, batches=batches, everything=lambda: (pixels, labels), steps=steps, decay=0.5, label_smoothing=0.1)
+    return Task(
+        build=build,
+        batches=batches,
+        everything=lambda: (pixels, labels),
+        steps=steps,
+        decay=0.5,
+        label_smoothing=0.1,
+    )
 
 
 TASKS = {"gpt": gpt, "digits": digits}
-TITLES = {"gpt": "GPT, 2 layers of width 32, on Genesis by letters", "digits": "MLP, 64-16-16-10, on scikit-learn's digits"}
+TITLES = {
+    "gpt": "GPT, 2 layers of width 32, on Genesis by letters",
+    "digits": "MLP, 64-16-16-10, on scikit-learn's digits",
+}
 WINDOW = 20
 TICKS = (0.5, 0.6, 0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4)
 
 
 def train(task: Task, spec: str, *, seed: int = 0) -> Run:
-    """Train a fresh model; every optimizer finds the same weights, the same batches and the schedule that SM3's authors advise."""
+    """Train a fresh model; every optimizer finds the same weights, the same batches and the
+    schedule that SM3's authors advise.
+    """
     torch.manual_seed(seed)
     model = task.build()
     # Of tensors so small most of a step is what each operation costs, and foreach needs the fewest.
     optimizer = optimizers.create(spec, model.parameters(), implementation="foreach")
-    scheduler = LambdaLR(optimizer, WarmUpAndDecay(warm_up_steps=task.steps // 10, total_steps=task.steps, fraction=task.decay))
+    scheduler = LambdaLR(
+        optimizer,
+        WarmUpAndDecay(warm_up_steps=task.steps // 10, total_steps=task.steps, fraction=task.decay),
+    )
     batches, losses = task.batches(), []
     for _ in range(task.steps):
         inputs, targets = next(batches)
-        loss = functional.cross_entropy(model(inputs), targets, label_smoothing=task.label_smoothing)
+        loss = functional.cross_entropy(
+            model(inputs), targets, label_smoothing=task.label_smoothing
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -165,7 +204,9 @@ def train(task: Task, spec: str, *, seed: int = 0) -> Run:
         losses.append(loss.item())
     with torch.no_grad():
         inputs, targets = task.everything()
-        final = functional.cross_entropy(model(inputs), targets, label_smoothing=task.label_smoothing).item()
+        final = functional.cross_entropy(
+            model(inputs), targets, label_smoothing=task.label_smoothing
+        ).item()
     return Run(losses=tuple(losses), final=final)
 
 
@@ -185,27 +226,41 @@ class Curve:
     @property
     def smooth(self) -> list[float]:
         """The mean loss of every WINDOW steps in a row, from step WINDOW on."""
-        return torch.tensor([run.losses for run in self.runs]).mean(0).unfold(0, WINDOW, 1).mean(1).tolist()
+        return (
+            torch.tensor([run.losses for run in self.runs])
+            .mean(0)
+            .unfold(0, WINDOW, 1)
+            .mean(1)
+            .tolist()
+        )
 
 
 def train_all(name: str) -> list[Curve]:
     """Every optimizer on one task, told as they go."""
     task, curves = TASKS[name](), []
     for optimizer, spec in SPECS[name].items():
-        curve = Curve(optimizer=optimizer, spec=spec, runs=tuple(train(task, spec, seed=seed) for seed in SEEDS[name]))
+        curve = Curve(
+            optimizer=optimizer,
+            spec=spec,
+            runs=tuple(train(task, spec, seed=seed) for seed in SEEDS[name]),
+        )
         print(f"{name:<8}{spec:<48}{curve.final:.4f}", flush=True)
         curves.append(curve)
     return curves
 
 
 def draw(found: dict[str, list[Curve]], path: Path) -> None:
-    """The losses of every task, one plot each, in the colours that the optimizers wear in every report."""
+    """The losses of every task, one plot each, in the colours that the optimizers wear in every
+    report.
+    """
     from matplotlib import pyplot
 
     from reports.figures.render import drawing
 
     with drawing():
-        figure, plots = pyplot.subplots(1, len(found), figsize=(11, 4.2), layout="constrained", facecolor=PAPER.light)
+        figure, plots = pyplot.subplots(
+            1, len(found), figsize=(11, 4.2), layout="constrained", facecolor=PAPER.light
+        )
         for plot, (name, curves) in zip(plots, found.items(), strict=True):
             _draw_task(plot, name, curves)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,9 +275,21 @@ def _draw_task(plot: Any, name: str, curves: list[Curve]) -> None:
     steps = range(WINDOW, WINDOW + len(curves[0].smooth))
     for curve in curves:
         colour, shape = worn[curve.optimizer].colour.light, worn[curve.optimizer].shape
-        plot.plot(steps, curve.smooth, color=colour, linewidth=1.5, marker=shape, markersize=5, markevery=(40, 80), markeredgecolor="white")
+        plot.plot(
+            steps,
+            curve.smooth,
+            color=colour,
+            linewidth=1.5,
+            marker=shape,
+            markersize=5,
+            markevery=(40, 80),
+            markeredgecolor="white",
+        )
     plot.set_yscale("log")
-    low, high = min(min(curve.smooth) for curve in curves), max(max(curve.smooth) for curve in curves)
+    low, high = (
+        min(min(curve.smooth) for curve in curves),
+        max(max(curve.smooth) for curve in curves),
+    )
     plot.set(xlim=(0, steps[-1]), ylim=(low / 1.04, high * 1.04))
     plot.yaxis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
     plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -238,18 +305,40 @@ def _draw_task(plot: Any, name: str, curves: list[Curve]) -> None:
 
 
 def _label_lines(plot: Any, curves: list[Curve], worn: dict[str, Mark]) -> None:
-    """The name of each line at its end, with the loss on all data, moved apart where they would overlap."""
+    """The name of each line at its end, with the loss on all data, moved apart where they would
+    overlap.
+    """
     low, high = (math.log(limit) for limit in plot.get_ylim())
     ends = [(math.log(curve.smooth[-1]) - low) / (high - low) for curve in curves]
     places = spaced(ends, [0.062] * len(ends), 0, 1)
-    plot.text(1.045, max(places) + 0.07, "loss on all\ndata, at the end", transform=plot.transAxes, color=MUTED.light, fontsize=8.5)
+    plot.text(
+        1.045,
+        max(places) + 0.07,
+        "loss on all\ndata, at the end",
+        transform=plot.transAxes,
+        color=MUTED.light,
+        fontsize=8.5,
+    )
     for curve, end, place in zip(curves, ends, places, strict=True):
         colour = worn[curve.optimizer].colour.light
         plot.annotate(
-            "", (1, end), (1.035, place), "axes fraction", "axes fraction", {"arrowstyle": "-", "color": colour, "linewidth": 0.8}
+            "",
+            (1, end),
+            (1.035, place),
+            "axes fraction",
+            "axes fraction",
+            {"arrowstyle": "-", "color": colour, "linewidth": 0.8},
         )
         text = f"{curve.optimizer}  {curve.final:.4f}"
-        plot.annotate(text, (1.045, place), xycoords="axes fraction", va="center", color=colour, fontsize=9.5, annotation_clip=False)
+        plot.annotate(
+            text,
+            (1.045, place),
+            xycoords="axes fraction",
+            va="center",
+            color=colour,
+            fontsize=9.5,
+            annotation_clip=False,
+        )
 
 
 def main() -> None:

@@ -99,12 +99,16 @@ def simulated_scenario(found: Recording) -> Scenario:
     """Return the recorded scenario as a simulator is asked for it."""
     scenario = dict(found.scenario)
     if scenario.get("gpu") is None and found.ran_out:
-        raise ValueError(f"{found.gpu} is not in the catalogue, so nothing can run out of its memory")
+        raise ValueError(
+            f"{found.gpu} is not in the catalogue, so nothing can run out of its memory"
+        )
     return replace(Scenario(**scenario), device="sim")
 
 
 def marks(compared: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return for each peak's name the median and worst deviation, the lowest, and whether they do."""
+    """Return for each peak's name the median and worst deviation, the lowest, and whether they
+    do.
+    """
     rows = []
     for name in MEDIAN_OFF:
         offs = [peak.off for one in compared for peak in one.peaks if peak.name == name]

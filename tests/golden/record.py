@@ -1,11 +1,12 @@
-"""Record what CUDA's caching allocator does while this machine's GPU trains, for the tests in tests/profiler/test_golden.py.
+"""Record what CUDA's caching allocator does while this machine's GPU trains, for the tests in
+tests/profiler/test_golden.py.
 
     python tests/golden/record.py                    every scenario that is not recorded yet
     python tests/golden/record.py --only gpt2-xl     those whose name holds the text
     python tests/golden/record.py --list             their names
 
-One child process a scenario; a small file each under tests/data/golden. What does not fit on the GPU is passed over. `make gpu` takes the
-most telling ones in eight minutes (docs/gpu.md).
+One child process a scenario; a small file each under tests/data/golden. What does not fit on the
+GPU is passed over. `make gpu` takes the most telling ones in eight minutes (docs/gpu.md).
 """
 
 import argparse
@@ -34,7 +35,11 @@ OPTIMIZERS: tuple[dict[str, Any], ...] = (
     *({"optimizer": name} for name in ("sgd-sai", "sm3", "lamb16", "adafactor")),
 )
 SETUPS: tuple[dict[str, Any], ...] = (
-    *({"model": model, **how} for model in ("gpt2", "gpt2-medium") for how in ({}, {"dtype": "bf16"}, {"amp": "bf16"}, {"amp": "fp16"})),
+    *(
+        {"model": model, **how}
+        for model in ("gpt2", "gpt2-medium")
+        for how in ({}, {"dtype": "bf16"}, {"amp": "bf16"}, {"amp": "fp16"})
+    ),
     {"model": "vit-b16", "batch_size": 8},
     {"model": "resnet50", "batch_size": 8},
     {"model": "gpt2-xl", "dtype": "bf16"},
@@ -42,16 +47,28 @@ SETUPS: tuple[dict[str, Any], ...] = (
     # Four layers of Llama2-7B hold 1.07 billion parameters.
     {"model": "llama2-7b", "config": {"num_hidden_layers": 4}, "dtype": "bf16"},
 )
-# What the setups have not: settings of the allocator, ways of training, and memory that runs out on every GPU of the catalogue.
+# What the setups have not: settings of the allocator, ways of training, and memory that runs out on
+# every GPU of the catalogue.
 OTHERS: dict[str, dict[str, Any]] = {
-    "gpt2_fp32_adamw_foreach_expandable_segments-True": {"model": "gpt2", "alloc_conf": "expandable_segments:True"},
-    "gpt2_fp32_adamw_foreach_two-micro-batches_clipped": {"model": "gpt2", "micro_batches": 2, "max_grad_norm": 1.0},
+    "gpt2_fp32_adamw_foreach_expandable_segments-True": {
+        "model": "gpt2",
+        "alloc_conf": "expandable_segments:True",
+    },
+    "gpt2_fp32_adamw_foreach_two-micro-batches_clipped": {
+        "model": "gpt2",
+        "micro_batches": 2,
+        "max_grad_norm": 1.0,
+    },
     "gpt2_amp-fp16_adamw_foreach_clipped": {"model": "gpt2", "amp": "fp16", "max_grad_norm": 1.0},
     "gpt2_fp32_adamw_foreach_gradients-kept": {"model": "gpt2", "set_to_none": False},
     "gpt2_fp32_adamw_foreach_eager": {"model": "gpt2", "attention": "eager"},
     "gpt2_fp32_adamw_foreach_eight-sequences": {"model": "gpt2", "batch_size": 8},
     "llama2-7b_fp32_adamw_foreach": {"model": "llama2-7b", "config": {"num_hidden_layers": 4}},
-    "gpt2-xl_fp32_sgd_foreach_out-of-memory": {"model": "gpt2-xl", "optimizer": "sgd", "batch_size": 48},
+    "gpt2-xl_fp32_sgd_foreach_out-of-memory": {
+        "model": "gpt2-xl",
+        "optimizer": "sgd",
+        "batch_size": 48,
+    },
 }
 
 
@@ -64,11 +81,18 @@ def listed() -> dict[str, Scenario]:
         if not (checkpointing and setup["model"] == "resnet50")
         for optimizer in OPTIMIZERS
     ]
-    return {_name(scenario): scenario for scenario in found} | {name: Scenario(device="cuda", **other) for name, other in OTHERS.items()}
+    return {_name(scenario): scenario for scenario in found} | {
+        name: Scenario(device="cuda", **other) for name, other in OTHERS.items()
+    }
 
 
 def _name(scenario: Scenario) -> str:
-    parts = [scenario.model, f"amp-{scenario.amp}" if scenario.amp else scenario.dtype, scenario.optimizer, scenario.implementation]
+    parts = [
+        scenario.model,
+        f"amp-{scenario.amp}" if scenario.amp else scenario.dtype,
+        scenario.optimizer,
+        scenario.implementation,
+    ]
     parts += ["checkpointing"] if scenario.checkpointing else []
     return "_".join(parts)
 
@@ -96,13 +120,19 @@ class PhaseRecorder:
         import torch
 
         torch.cuda.synchronize()
-        statistics = {key: value for key, value in torch.cuda.memory_stats().items() if ".all." in key or key.startswith("num_")}
+        statistics = {
+            key: value
+            for key, value in torch.cuda.memory_stats().items()
+            if ".all." in key or key.startswith("num_")
+        }
         length = len(_history(torch.cuda.memory._snapshot()))
         self.ends.append(PhaseEnd(name, statistics, torch.cuda.mem_get_info()[0], length))
 
 
 class PhaseEnd(NamedTuple):
-    """A phase when it has ended: its statistics, the driver's free bytes, and the length of the history."""
+    """A phase when it has ended: its statistics, the driver's free bytes, and the length of the
+    history.
+    """
 
     name: str
     statistics: dict[str, int]
@@ -117,9 +147,11 @@ def _history(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def record(scenario: Scenario, device: str = "cuda") -> Recording:
-    """Train the scenario in this process, which must not have used the GPU before, until it has ended or memory runs out.
+    """Train the scenario in this process, which must not have used the GPU before, until it has
+    ended or memory runs out.
 
-    `device` is where the tensors are. ValueError where torch's allocator has not taken the scenario's settings.
+    `device` is where the tensors are. ValueError where torch's allocator has not taken the
+    scenario's settings.
     """
     import torch
 
@@ -138,7 +170,9 @@ def record(scenario: Scenario, device: str = "cuda") -> Recording:
     columns = cut(_history(snapshot), [end.length for end in recorder.ends])
     capability = torch.cuda.get_device_capability()
     properties = torch.cuda.get_device_properties(0)
-    versions = {name: found for name in ("torch", "transformers", "optprof") if (found := _version(name))}
+    versions = {
+        name: found for name in ("torch", "transformers", "optprof") if (found := _version(name))
+    }
     return Recording(
         scenario={**asdict(scenario), "gpu": catalogue_name(capability, properties.total_memory)},
         torch=torch.__version__,
@@ -151,7 +185,14 @@ def record(scenario: Scenario, device: str = "cuda") -> Recording:
         versions=versions | {"cuda": torch.version.cuda or ""},
         state_bytes=state,
         phases=tuple(
-            Phase(name=end.name, actions=actions, addresses=addresses, sizes=sizes, statistics=end.statistics, device_free=end.device_free)
+            Phase(
+                name=end.name,
+                actions=actions,
+                addresses=addresses,
+                sizes=sizes,
+                statistics=end.statistics,
+                device_free=end.device_free,
+            )
             for end, (actions, addresses, sizes) in zip(recorder.ends, columns, strict=True)
         ),
     )
@@ -168,7 +209,10 @@ def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[
 
     with recorder.phase("build"):
         workpiece = build(scenario, device)
-        batch = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in workpiece.batch.items()}
+        batch = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in workpiece.batch.items()
+        }
         names = [name for name, _ in workpiece.model.named_parameters()]
         optimizer = make_optimizer(scenario, list(workpiece.model.parameters()), names)
     iteration = Iteration(scenario, workpiece, batch, optimizer, recorder.phase, device)
@@ -185,14 +229,27 @@ def _require_settings(scenario: Scenario, snapshot: Mapping[str, Any]) -> None:
     asked = "expandable_segments:True" in scenario.alloc_conf
     found = snapshot.get("allocator_settings", {}).get("expandable_segments", asked)
     if bool(found) != asked:
-        raise ValueError(f"alloc_conf {scenario.alloc_conf!r} was asked for, and torch's allocator has expandable_segments {found}")
+        raise ValueError(
+            f"alloc_conf {scenario.alloc_conf!r} was asked for, and torch's allocator has"
+            f" expandable_segments {found}"
+        )
 
 
 def catalogue_name(capability: tuple[int, int], total_memory: int) -> str | None:
-    """The GPU of the catalogue that this one is: the same compute capability, and memory within 5 %."""
-    alike = [gpu for gpu in map(hardware.describe, hardware.available()) if gpu.compute_capability == capability]
+    """The GPU of the catalogue that this one is: the same compute capability, and memory within 5
+    %.
+    """
+    alike = [
+        gpu
+        for gpu in map(hardware.describe, hardware.available())
+        if gpu.compute_capability == capability
+    ]
     near = min(alike, key=lambda gpu: abs(gpu.memory_bytes - total_memory), default=None)
-    return near.name if near is not None and abs(near.memory_bytes - total_memory) <= 0.05 * total_memory else None
+    return (
+        near.name
+        if near is not None and abs(near.memory_bytes - total_memory) <= 0.05 * total_memory
+        else None
+    )
 
 
 def _version(package: str) -> str | None:
@@ -204,7 +261,9 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
-    """Return the driver's version, from NVML or, without nvidia-ml-py, from nvidia-smi, which takes longer."""
+    """Return the driver's version, from NVML or, without nvidia-ml-py, from nvidia-smi, which takes
+    longer.
+    """
     try:
         import pynvml  # pyright: ignore[reportMissingImports]
 
@@ -217,13 +276,17 @@ def _driver() -> str | None:
 def _driver_of_smi() -> str | None:
     try:
         command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=30
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _nvml_used() -> int | None:
-    """Bytes of the device in use by all processes, as NVML counts them; None without nvidia-ml-py."""
+    """Bytes of the device in use by all processes, as NVML counts them; None without
+    nvidia-ml-py.
+    """
     import torch
 
     try:
@@ -248,10 +311,28 @@ def run_child(asked: str, path: Path) -> int:
 def record_in_child(name: str, scenario: Scenario) -> str:
     """Record one scenario in a fresh process; one word or line on what came of it."""
     path = FOLDER / f"{name}{SUFFIX}"
-    environment = {key: value for key, value in os.environ.items() if key not in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")}
-    command = [sys.executable, __file__, "--child", json.dumps(asdict(scenario)), "--path", str(path)]
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    }
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        json.dumps(asdict(scenario)),
+        "--path",
+        str(path),
+    ]
     try:
-        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, timeout=MOST_SECONDS, check=False)
+        done = subprocess.run(
+            command,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=MOST_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return f"failed: longer than {MOST_SECONDS} seconds"
     if done.returncode == DOES_NOT_FIT:
@@ -263,8 +344,12 @@ def record_in_child(name: str, scenario: Scenario) -> str:
 
 
 def main() -> int:
-    """Record what is asked for and is not there yet; 1 when a scenario failed or there is no GPU."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Record what is asked for and is not there yet; 1 when a scenario failed or there is no
+    GPU.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="names that hold this text")
     parser.add_argument("--list", action="store_true", help="print the names and end")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -284,7 +369,11 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name, scenario in wanted.items():
-        outcome = "there already" if (FOLDER / f"{name}{SUFFIX}").exists() else record_in_child(name, scenario)
+        outcome = (
+            "there already"
+            if (FOLDER / f"{name}{SUFFIX}").exists()
+            else record_in_child(name, scenario)
+        )
         failed += outcome.startswith("failed")
         print(f"{name}: {outcome}", flush=True)
     return 1 if failed else 0

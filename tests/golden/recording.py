@@ -1,7 +1,9 @@
-"""Golden recordings: what CUDA's caching allocator did in a run on a real GPU, as a small file, and how its history is read.
+"""Golden recordings: what CUDA's caching allocator did in a run on a real GPU, as a small file, and
+how its history is read.
 
-The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size, cut into phases by the history's length
-at the end of each. A recording keeps these three columns as torch gave them; what they mean is worked out by `stream`.
+The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size,
+cut into phases by the history's length at the end of each. A recording keeps these three columns as
+torch gave them; what they mean is worked out by `stream`.
 """
 
 import json
@@ -14,12 +16,22 @@ from typing import Any, Literal, NamedTuple
 
 FORMAT = 1
 SUFFIX = ".json.xz"
-ACTIONS = ("alloc", "free_requested", "free_completed", "segment_alloc", "segment_free", "segment_map", "segment_unmap", "oom")
+ACTIONS = (
+    "alloc",
+    "free_requested",
+    "free_completed",
+    "segment_alloc",
+    "segment_free",
+    "segment_map",
+    "segment_unmap",
+    "oom",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase: the columns of its history, and torch.cuda.memory_stats and the driver's free bytes at its end.
+    """One phase: the columns of its history, and torch.cuda.memory_stats and the driver's free
+    bytes at its end.
 
     `actions` has a digit for each entry, its place in ACTIONS.
     """
@@ -41,8 +53,9 @@ class Phase:
 class Recording:
     """A run of a scenario on a GPU.
 
-    `total` and `free_before` are the driver's figures before the first allocation, with the CUDA context there already; `nvml_used` is what
-    NVML said of the device at the end, None without it. `state_bytes` are the optimizer's tensors by key.
+    `total` and `free_before` are the driver's figures before the first allocation, with the CUDA
+    context there already; `nvml_used` is what NVML said of the device at the end, None without it.
+    `state_bytes` are the optimizer's tensors by key.
     """
 
     scenario: Mapping[str, Any]
@@ -78,13 +91,19 @@ class Recording:
 
     @classmethod
     def unpack(cls, packed: bytes, path: str) -> "Recording":
-        """Return the recording that `pack` made; `path` is its name in the ValueError for another format."""
+        """Return the recording that `pack` made; `path` is its name in the ValueError for another
+        format.
+        """
         data = json.loads(lzma.decompress(packed))
         if data.get("format") != FORMAT:
-            raise ValueError(f"{path} has format {data.get('format')!r}, {FORMAT} is read here; record it again")
+            raise ValueError(
+                f"{path} has format {data.get('format')!r}, {FORMAT} is read here; record it again"
+            )
         phases = tuple(_phase(phase) for phase in data["phases"])
         found = {item.name: data[item.name] for item in fields(cls)}
-        return cls(**{**found, "phases": phases, "compute_capability": tuple(data["compute_capability"])})
+        return cls(
+            **{**found, "phases": phases, "compute_capability": tuple(data["compute_capability"])}
+        )
 
 
 def _phase(data: Mapping[str, Any]) -> Phase:
@@ -95,16 +114,23 @@ Columns = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 def cut(history: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[Columns]:
-    """Return the columns of each phase; `ends` are the lengths of the history when the phases ended.
+    """Return the columns of each phase; `ends` are the lengths of the history when the phases
+    ended.
 
-    What follows the last end is left out, and so are the marks of the snapshots by which the lengths were found: torch leaves one in the
-    history for some. ValueError where the history is not that of one stream and the usual pool, which is all that a replay follows, or
-    shorter than it was.
+    What follows the last end is left out, and so are the marks of the snapshots by which the
+    lengths were found: torch leaves one in the history for some. ValueError where the history is
+    not that of one stream and the usual pool, which is all that a replay follows, or shorter than
+    it was.
     """
     if ends and len(history) < ends[-1]:
-        raise ValueError(f"history has {len(history)} entries, and had {ends[-1]}; record with room for all of them")
+        raise ValueError(
+            f"history has {len(history)} entries, and had {ends[-1]}; record with room for all of"
+            " them"
+        )
     kept = history[: ends[-1]] if ends else []
-    if len({entry["stream"] for entry in kept if entry["action"] != "snapshot"}) > 1 or any(map(_is_private, kept)):
+    if len({entry["stream"] for entry in kept if entry["action"] != "snapshot"}) > 1 or any(
+        map(_is_private, kept)
+    ):
         raise ValueError("history has a second stream or a private pool; record a run without")
     return [_columns(history[start:end]) for start, end in pairwise([0, *ends])]
 
@@ -122,7 +148,9 @@ def _columns(entries: Iterable[Mapping[str, Any]]) -> Columns:
         if action == "snapshot":
             continue
         if action not in ACTIONS:
-            raise ValueError(f"history has an unknown action {action!r}; known are {', '.join(ACTIONS)}")
+            raise ValueError(
+                f"history has an unknown action {action!r}; known are {', '.join(ACTIONS)}"
+            )
         actions.append(str(ACTIONS.index(action)))
         # Where memory ran out there is no address; torch tells what the device had left.
         addresses.append(entry["device_free"] if action == "oom" else entry["addr"])
@@ -131,7 +159,9 @@ def _columns(entries: Iterable[Mapping[str, Any]]) -> Columns:
 
 
 class Event(NamedTuple):
-    """What happened to an allocation: its number in order of time, what was asked for, where it lies, and bytes reserved by then."""
+    """What happened to an allocation: its number in order of time, what was asked for, where it
+    lies, and bytes reserved by then.
+    """
 
     kind: Literal["alloc", "free", "oom"]
     number: int
@@ -150,9 +180,11 @@ class Stream:
         self._reserved = 0
 
     def read(self, entries: Iterable[tuple[str, int, int]]) -> Iterator[Event]:
-        """The events of one phase; ValueError when a block was freed late, as it is after use on another stream.
+        """The events of one phase; ValueError when a block was freed late, as it is after use on
+        another stream.
 
-        Segments are taken before the block that needs them is handed out, so that `reserved` is what torch says after each event.
+        Segments are taken before the block that needs them is handed out, so that `reserved` is
+        what torch says after each event.
         """
         for action, address, size in entries:
             if action in ("segment_alloc", "segment_map"):
@@ -167,7 +199,9 @@ class Stream:
                 self._leaving = address
             elif action == "free_completed":
                 if address != self._leaving:
-                    raise ValueError(f"the block at {address:#x} was freed late; record a run on one stream")
+                    raise ValueError(
+                        f"the block at {address:#x} was freed late; record a run on one stream"
+                    )
                 yield Event("free", self._numbers.pop(address), size, address, self._reserved)
             else:
                 yield Event("oom", -1, size, 0, self._reserved)

@@ -60,7 +60,9 @@ class Replayed:
             self._take(event, where)
             reserved = self._allocator.reserved_bytes
             if reserved != event.reserved:
-                raise DeviatesError(f"{where}: {reserved} bytes reserved, recorded {event.reserved}")
+                raise DeviatesError(
+                    f"{where}: {reserved} bytes reserved, recorded {event.reserved}"
+                )
         for name, ours in self._allocator.statistics().items():
             if ours != phase.statistics[name]:
                 told = f"{name} is {ours}, recorded {phase.statistics[name]}"

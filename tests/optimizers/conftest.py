@@ -34,7 +34,11 @@ def setting(request: pytest.FixtureRequest) -> partial[Any]:
     return partial(factory, **options)
 
 
-WAYS: dict[str, dict[str, bool]] = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+WAYS: dict[str, dict[str, bool]] = {
+    "loop": {"foreach": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
 
 
 def _ways(factory: type[Optimizer]) -> list[str]:
@@ -43,7 +47,9 @@ def _ways(factory: type[Optimizer]) -> list[str]:
 
 @pytest.fixture(
     params=[
-        pytest.param((name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else [])
+        pytest.param(
+            (name, way), id=f"{name} {way}", marks=[pytest.mark.compiler] if way == "fused" else []
+        )
         for name, (factory, _) in SETTINGS.items()
         for way in _ways(factory)
     ]

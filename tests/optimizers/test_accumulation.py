@@ -1,4 +1,6 @@
-"""Wrappers that decide when to step: sequences worked out by hand, and what never may happen to what was drawn."""
+"""Wrappers that decide when to step: sequences worked out by hand, and what never may happen to
+what was drawn.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,14 +25,18 @@ from optimizers.accumulation import (
 ONE_LINE = r"^[^\n]*$"
 NAN = float("nan")
 MAKERS: dict[str, Callable[..., Accumulation]] = {
-    "gnts": lambda optimizer, **options: GradientNormThreshold(optimizer, 0.1, max_draws=3, **options),
+    "gnts": lambda optimizer, **options: GradientNormThreshold(
+        optimizer, 0.1, max_draws=3, **options
+    ),
     "sbc": lambda optimizer, **options: ScheduledBatch(optimizer, 3, **options),
     "gns": lambda optimizer, **options: GradientNoiseScale(optimizer, 1e-9, max_draws=3, **options),
 }
 
 
 def plain(*shape: int) -> tuple[Parameter, SGD]:
-    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the negative gradient."""
+    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the
+    negative gradient.
+    """
     param = Parameter(torch.zeros(shape or (2,)))
     return param, SGD([param], lr=1.0)
 
@@ -77,8 +83,15 @@ def test_it_steps_once_a_batch_is_full() -> None:
 def test_it_steps_once_the_norms_of_micro_batches_agree() -> None:
     param, sgd = plain()
     wrapper = GradientNoiseScale(sgd, tolerance=0.1)
-    # Norms 2 and 4: 2 / 10 <= 2 * 0.1. Norms 1 and 3: 2 / 5 > 0.2; 1, 3 and 2: 1 / (14 / 3) = 0.214 <= 0.3.
-    assert [draw(wrapper, param, (g, 0)) for g in (2, -4, 1, 3, 2)] == [False, True, False, False, True]
+    # Norms 2 and 4: 2 / 10 <= 2 * 0.1. Norms 1 and 3: 2 / 5 > 0.2; 1, 3 and 2: 1 / (14 / 3) = 0.214
+    # <= 0.3.
+    assert [draw(wrapper, param, (g, 0)) for g in (2, -4, 1, 3, 2)] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_mccandlish_steps_once_the_batch_is_as_large_as_the_noise() -> None:
@@ -95,7 +108,8 @@ def test_mccandlish_steps_once_the_batch_is_as_large_as_the_noise() -> None:
 def test_it_steps_once_the_loss_is_known() -> None:
     param, sgd = plain()
     wrapper = MetricHypothesisTest(sgd, error=0.1, confidence=0.5, rate=0.5)
-    # The first is its own running mean. 12 makes that 11: with 12 the mean 11.5 is known to 0.5 at a level of 0.5.
+    # The first is its own running mean. 12 makes that 11: with 12 the mean 11.5 is known to 0.5 at
+    # a level of 0.5.
     assert draw(wrapper, param, (1, 0), 10.0)
     assert draw(wrapper, param, (1, 0), torch.tensor(12.0))
     # 15 makes it 13, and 13, 15 are 14 +- 1; 7 makes it 10, and 10, 7 are 8.5 +- 1.5 > 0.85.
@@ -111,7 +125,10 @@ def test_a_window_is_a_step_on_the_mean(name: str, buffered: bool) -> None:
     model, batches = nn.Linear(4, 3), torch.randn(6, 5, 4)
     twin = nn.Linear(4, 3)
     twin.load_state_dict(model.state_dict())
-    wrapper, adam = MAKERS[name](torch.optim.AdamW(model.parameters()), buffered=buffered), torch.optim.AdamW(twin.parameters())
+    wrapper, adam = (
+        MAKERS[name](torch.optim.AdamW(model.parameters()), buffered=buffered),
+        torch.optim.AdamW(twin.parameters()),
+    )
     stepped = []
     for batch in batches:
         model(batch).square().mean().backward()
@@ -129,13 +146,19 @@ def test_one_draw_is_the_optimizer_itself_to_the_bit() -> None:
     torch.manual_seed(0)
     model, twin = nn.Linear(4, 3), nn.Linear(4, 3)
     twin.load_state_dict(model.state_dict())
-    wrapper, adam = GradientNormThreshold(torch.optim.AdamW(model.parameters()), 1e9), torch.optim.AdamW(twin.parameters())
+    wrapper, adam = (
+        GradientNormThreshold(torch.optim.AdamW(model.parameters()), 1e9),
+        torch.optim.AdamW(twin.parameters()),
+    )
     for batch in torch.randn(4, 5, 4):
         for net, optimizer in ((model, wrapper), (twin, adam)):
             net(batch).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True)
+    )
 
 
 def test_the_sum_takes_no_tensor_of_its_own() -> None:
@@ -153,19 +176,30 @@ def test_the_sum_takes_no_tensor_of_its_own() -> None:
 def test_counts_are_of_what_was_done() -> None:
     param, sgd = plain()
     wrapper = ScheduledBatch(sgd, 3, max_draws=8)
-    assert wrapper.statistics() == {"num_draws": 0, "physical_batch_size": 1, **wrapper.vital_statistics()}
+    assert wrapper.statistics() == {
+        "num_draws": 0,
+        "physical_batch_size": 1,
+        **wrapper.vital_statistics(),
+    }
     assert "last_num_draws" not in wrapper.statistics()
     for _ in range(5):
         draw(wrapper, param, (1, 0))
     found = wrapper.statistics()
-    assert (found["num_batches"], found["num_steps"], found["num_draws"], found["last_num_draws"]) == (5, 1, 2, 3)
+    assert (
+        found["num_batches"],
+        found["num_steps"],
+        found["num_draws"],
+        found["last_num_draws"],
+    ) == (5, 1, 2, 3)
     assert (found["logical_batch_size"], found["lr"], found["last_grad_norm"]) == (3, 1.0, 1.0)
     assert "num_draws" not in wrapper.vital_statistics()
 
 
 def test_numbers_in_which_groups_differ_are_marked() -> None:
     params = [Parameter(torch.zeros(2)), Parameter(torch.zeros(2))]
-    wrapper = GradientNormThreshold(SGD([{"params": params[:1], "lr": 1.0}, {"params": params[1:], "lr": 3.0}]))
+    wrapper = GradientNormThreshold(
+        SGD([{"params": params[:1], "lr": 1.0}, {"params": params[1:], "lr": 3.0}])
+    )
     assert wrapper.statistics()["lr*"] == 2.0
     assert wrapper.statistics("max")["lr*"] == 3.0
     with pytest.raises(ValueError, match="'median'"):

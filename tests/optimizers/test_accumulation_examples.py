@@ -29,7 +29,9 @@ def names() -> dict[str, Any]:
             optimizer, lambda step: min(1.0, (step + 1) / warmup_steps)
         ),
         # That of torch has no warm-up of its own.
-        "get_cosine_annealing_schedule": lambda optimizer, warmup_steps: CosineAnnealingLR(optimizer, T_max=40 - warmup_steps, eta_min=0.2),
+        "get_cosine_annealing_schedule": lambda optimizer, warmup_steps: CosineAnnealingLR(
+            optimizer, T_max=40 - warmup_steps, eta_min=0.2
+        ),
     }
 
 

@@ -1,4 +1,6 @@
-"""Gradient quality control beside torch-gqc 0.10.4, where that is right: decisions, weights and statistics."""
+"""Gradient quality control beside torch-gqc 0.10.4, where that is right: decisions, weights and
+statistics.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +13,16 @@ from torch.optim import SGD, AdamW
 from optimizers import accumulation
 
 MODULE = "gradient_quality_control.implementations"
-# Ours, the original's module, class and arguments, and the targets that it takes from parameter groups.
+# Ours, the original's module, class and arguments, and the targets that it takes from parameter
+# groups.
 CASES: dict[str, tuple[str, str, str, dict[str, Any], dict[str, float]]] = {
-    "gnts": ("gnts:threshold=0.6", "gradient_norm_threshold_scheduler", "GNTS", {}, {"gradient_norm_threshold": 0.6}),
+    "gnts": (
+        "gnts:threshold=0.6",
+        "gradient_norm_threshold_scheduler",
+        "GNTS",
+        {},
+        {"gradient_norm_threshold": 0.6},
+    ),
     "gnts bound": (
         "gnts:threshold=0.3,max_draws=5",
         "gradient_norm_threshold_scheduler",
@@ -23,7 +32,13 @@ CASES: dict[str, tuple[str, str, str, dict[str, Any], dict[str, float]]] = {
     ),
     "gnr": ("gnr:norm=0.3", "gradient_norm_rescaler", "GNR", {}, {"target_gradient_norm": 0.3}),
     "gns": ("gns:tolerance=0.005", "gradient_noise_scale", "GNS", {}, {"noise_tolerance": 0.005}),
-    "gns buffered": ("gns:tolerance=0.005,buffered=true", "gradient_noise_scale", "GNS", {}, {"noise_tolerance": 0.005}),
+    "gns buffered": (
+        "gns:tolerance=0.005,buffered=true",
+        "gradient_noise_scale",
+        "GNS",
+        {},
+        {"noise_tolerance": 0.005},
+    ),
     "sbc": (
         "sbc:batch_size=20,micro_batch_size=8",
         "schedule_batch_controller",
@@ -48,7 +63,9 @@ def net() -> nn.Module:
 
 def original(name: str, optimizer: Any) -> Any:
     _, module, kind, options, targets = CASES[name]
-    wrapper = getattr(pytest.importorskip(f"{MODULE}.{module}"), f"OptimizerWrapper{kind}")(optimizer, **options)
+    wrapper = getattr(pytest.importorskip(f"{MODULE}.{module}"), f"OptimizerWrapper{kind}")(
+        optimizer, **options
+    )
     for group in optimizer.param_groups:
         group.update(targets)
     return wrapper
@@ -69,9 +86,14 @@ def train(model: nn.Module, wrapper: Any, name: str) -> tuple[list[bool], list[d
 
 # Its variance of one number.
 @pytest.mark.filterwarnings("ignore:var\\(\\)")
-@pytest.mark.parametrize("inner", [lambda params: SGD(params, lr=0.1, momentum=0.9), lambda params: AdamW(params, lr=0.01)])
+@pytest.mark.parametrize(
+    "inner",
+    [lambda params: SGD(params, lr=0.1, momentum=0.9), lambda params: AdamW(params, lr=0.01)],
+)
 @pytest.mark.parametrize("name", CASES)
-def test_decisions_weights_and_statistics_are_the_original_s(name: str, inner: Callable[..., Any]) -> None:
+def test_decisions_weights_and_statistics_are_the_original_s(
+    name: str, inner: Callable[..., Any]
+) -> None:
     mine, theirs = net(), net()
     theirs_found = train(theirs, original(name, inner(theirs.parameters())), name)
     mine_found = train(mine, accumulation.create(CASES[name][0], inner(mine.parameters())), name)

@@ -1,4 +1,6 @@
-"""Accumulation in two processes: DDP, FSDP2 and plain shards, against one process that sees all batches; G9 of torch-gqc's defects."""
+"""Accumulation in two processes: DDP, FSDP2 and plain shards, against one process that sees all
+batches; G9 of torch-gqc's defects.
+"""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -16,10 +18,17 @@ from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
 from optimizers import accumulation
-from optimizers.accumulation import Accumulation, GradientNoiseScale, GradientNormThreshold, ScheduledBatch
+from optimizers.accumulation import (
+    Accumulation,
+    GradientNoiseScale,
+    GradientNormThreshold,
+    ScheduledBatch,
+)
 
 RANKS, DRAWS = 2, 12
-NEEDS_GLOO = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo")
+NEEDS_GLOO = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo"
+)
 
 
 def model_of() -> nn.Module:
@@ -36,7 +45,9 @@ def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
     return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
 
 
-def train(model: nn.Module, wrapper: Accumulation, share: Callable[[Tensor], Tensor]) -> tuple[list[bool], list[float]]:
+def train(
+    model: nn.Module, wrapper: Accumulation, share: Callable[[Tensor], Tensor]
+) -> tuple[list[bool], list[float]]:
     """Whether each micro-batch stepped, and the norm of the mean that it was decided by."""
     stepped, norms = [], []
     for batch in batches():
@@ -58,7 +69,9 @@ def make(model: nn.Module, **options: Any) -> Accumulation:
     return GradientNormThreshold(AdamW(model.parameters(), lr=0.01), 1.4, max_draws=4, **options)
 
 
-def check_like_one_process(model: nn.Module, alone: tuple[nn.Module, list[bool], list[float]], **options: Any) -> None:
+def check_like_one_process(
+    model: nn.Module, alone: tuple[nn.Module, list[bool], list[float]], **options: Any
+) -> None:
     twin, wanted, norms = alone
     stepped, found = train(model, make(model, **options), my_half)
     assert stepped == wanted
@@ -83,7 +96,11 @@ def check_replicated_and_sharded() -> None:
     alone = one_process()
     for buffered in (False, True):
         for views in (False, True):
-            check_like_one_process(DistributedDataParallel(model_of(), gradient_as_bucket_view=views), alone, buffered=buffered)
+            check_like_one_process(
+                DistributedDataParallel(model_of(), gradient_as_bucket_view=views),
+                alone,
+                buffered=buffered,
+            )
         for mode in ("replicated", "sharded"):
             # Either way: a DTensor's norm is that of the whole.
             sharded = model_of()
@@ -110,7 +127,8 @@ def check_rules_that_gather() -> None:
     # GNS: the norms of both ranks, 2 and 4: 2 / 10 <= 1 * 0.3 after one draw.
     wrapper = GradientNoiseScale(SGD([param]), 0.3)
     assert draw(wrapper, param, own)
-    # MHT: metrics 2 and 4, mean 3 = the running mean: 3, 2, 4 have a standard error of 0.58, of which the interval of 50 % takes 0.82.
+    # MHT: metrics 2 and 4, mean 3 = the running mean: 3, 2, 4 have a standard error of 0.58, of
+    # which the interval of 50 % takes 0.82.
     for error, wanted in ((0.17, True), (0.15, False)):
         wrapper = accumulation.create(f"mht:error={error},confidence=0.5", SGD([param]))
         (param * own).sum().backward()
@@ -128,13 +146,19 @@ def check_a_bad_rank() -> None:
     param = Parameter(torch.zeros(1))
     wrapper = ScheduledBatch(SGD([param]), 4)
     bad = dist.get_rank() == 1
-    wrapper._warned.add("a micro-batch's gradient is not finite; it was dropped, and num_dropped counts what was")
-    assert [draw(wrapper, param, float("nan") if bad and index == 1 else 1.0) for index in range(4)] == [False, False, False, True]
+    wrapper._warned.add(
+        "a micro-batch's gradient is not finite; it was dropped, and num_dropped counts what was"
+    )
+    assert [
+        draw(wrapper, param, float("nan") if bad and index == 1 else 1.0) for index in range(4)
+    ] == [False, False, False, True]
     assert (wrapper.num_dropped, float(param)) == (2, pytest.approx(-1e-3))
 
 
 def check_a_rank_without_gradients() -> None:
-    """It waits for nobody and nobody for it, whatever the rule; where no rank has any nothing is drawn."""
+    """It waits for nobody and nobody for it, whatever the rule; where no rank has any nothing is
+    drawn.
+    """
     for make in (
         lambda sgd: GradientNormThreshold(sgd, 1e-9),
         lambda sgd: GradientNormThreshold(sgd, 1e-9, distributed_mode="sharded"),
@@ -166,9 +190,14 @@ def check_refusals() -> None:
 
 
 def check_checkpoint(folder: str) -> None:
-    """torch.distributed.checkpoint takes the optimizer inside; the window is saved beside it, rank by rank."""
+    """torch.distributed.checkpoint takes the optimizer inside; the window is saved beside it, rank
+    by rank.
+    """
     import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
     from torch.distributed.fsdp import fully_shard
 
     def sharded() -> tuple[nn.Module, Accumulation]:
@@ -183,13 +212,19 @@ def check_checkpoint(folder: str) -> None:
 
     model, wrapper = sharded()
     go_on(model, wrapper, batches()[:5])
-    state = {"model": model.state_dict(), "optimizer": get_optimizer_state_dict(model, wrapper.optimizer)}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": get_optimizer_state_dict(model, wrapper.optimizer),
+    }
     dcp.save(state, checkpoint_id=folder)
     window = wrapper.state_dict()["accumulation"]
     go_on(model, wrapper, batches()[5:9])
 
     fresh, other = sharded()
-    state = {"model": fresh.state_dict(), "optimizer": get_optimizer_state_dict(fresh, other.optimizer)}
+    state = {
+        "model": fresh.state_dict(),
+        "optimizer": get_optimizer_state_dict(fresh, other.optimizer),
+    }
     dcp.load(state, checkpoint_id=folder)
     fresh.load_state_dict(state["model"])
     set_optimizer_state_dict(fresh, other.optimizer, state["optimizer"])
@@ -201,7 +236,9 @@ def check_checkpoint(folder: str) -> None:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+    )
     torch.set_num_threads(1)
     try:
         check_replicated_and_sharded()
@@ -220,8 +257,15 @@ def run_rank(rank: int, folder: str) -> None:
 
 @NEEDS_GLOO
 def test_two_ranks_decide_as_one_process_and_alike(tmp_path: Path) -> None:
-    run = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False)
-    # Not by its status: gloo's threads now and then abort a process that has done its work and leaves.
+    run = subprocess.run(
+        [sys.executable, __file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    # Not by its status: gloo's threads now and then abort a process that has done its work and
+    # leaves.
     assert run.stdout.count("done") == RANKS, run.stdout + run.stderr
 
 

@@ -30,7 +30,8 @@ def test_the_spread_of_norms_is_their_variance_over_their_mean_square() -> None:
 
 
 def test_noise_and_signal_of_orthogonal_noise_are_exact() -> None:
-    # Gradients (3, 1) and (3, -1): |g_i|^2 = 10, mean (3, 0). tr(Sigma) unbiased is 2 of the second coordinate, |G|^2 = 9 - 2 / 2.
+    # Gradients (3, 1) and (3, -1): |g_i|^2 = 10, mean (3, 0). tr(Sigma) unbiased is 2 of the second
+    # coordinate, |G|^2 = 9 - 2 / 2.
     noise, signal = rules.noise_and_signal([sqrt(10), sqrt(10)], 3.0)
     assert (noise, signal) == (pytest.approx(2.0), pytest.approx(8.0))
     assert rules.noise_scale(noise, signal) == pytest.approx(0.25)
@@ -46,7 +47,9 @@ def test_the_estimated_noise_scale_is_that_of_gradients_of_known_noise() -> None
     found = []
     for _ in range(2000):
         grads = truth + 0.3 * torch.randn(8, 50, generator=generator, dtype=torch.float64)
-        found.append(rules.noise_and_signal(grads.norm(dim=1).tolist(), grads.mean(0).norm().item()))
+        found.append(
+            rules.noise_and_signal(grads.norm(dim=1).tolist(), grads.mean(0).norm().item())
+        )
     noise, signal = torch.tensor(found).mean(0).tolist()
     assert noise == pytest.approx(4.5, rel=0.01)
     assert signal == pytest.approx(4.0, rel=0.01)
@@ -56,11 +59,14 @@ def test_the_estimated_noise_scale_is_that_of_gradients_of_known_noise() -> None
 def test_the_coverage_is_students(freedom: int) -> None:
     stats = pytest.importorskip("scipy.stats")
     for distance in (0.0, 0.1, 1.0, 2.5, 12.0):
-        assert rules.coverage(distance, freedom) == pytest.approx(1 - 2 * stats.t.sf(distance, freedom), abs=1e-12)
+        assert rules.coverage(distance, freedom) == pytest.approx(
+            1 - 2 * stats.t.sf(distance, freedom), abs=1e-12
+        )
 
 
 def test_a_mean_is_known_when_its_interval_is_narrow() -> None:
-    # 9 and 11: mean 10, standard error 1; with one degree of freedom half of all fall within one of them.
+    # 9 and 11: mean 10, standard error 1; with one degree of freedom half of all fall within one of
+    # them.
     assert rules.mean_is_known([9.0, 11.0], 0.5, 0.1001)
     assert not rules.mean_is_known([9.0, 11.0], 0.5, 0.099)
     assert not rules.mean_is_known([9.0, 11.0], 0.501, 0.1001)

@@ -1,4 +1,6 @@
-"""Checkpoints of the accumulation wrappers that hold other things than were saved: taken exactly or refused in one line."""
+"""Checkpoints of the accumulation wrappers that hold other things than were saved: taken exactly or
+refused in one line.
+"""
 
 import copy
 from typing import Any
@@ -13,7 +15,13 @@ from torch.optim import SGD
 from optimizers import accumulation
 from optimizers.accumulation import Accumulation, GradientNormThreshold, MetricHypothesisTest
 
-SPECS = ("gnts:threshold=0.001", "gns:tolerance=0.001", "gns:tolerance=0.001,estimator=mccandlish", "mht:error=1e-6", "sbc:batch_size=64")
+SPECS = (
+    "gnts:threshold=0.001",
+    "gns:tolerance=0.001",
+    "gns:tolerance=0.001,estimator=mccandlish",
+    "mht:error=1e-6",
+    "sbc:batch_size=64",
+)
 EACH = pytest.mark.parametrize("spec", SPECS)
 
 
@@ -39,11 +47,18 @@ def changed(wrapper: Accumulation, **values: Any) -> dict[str, Any]:
 
 
 @EACH
-@pytest.mark.parametrize("turn", [float, np.float64, torch.tensor, lambda value: torch.tensor([value], dtype=torch.float64)])
+@pytest.mark.parametrize(
+    "turn",
+    [float, np.float64, torch.tensor, lambda value: torch.tensor([value], dtype=torch.float64)],
+)
 def test_numbers_of_any_kind_are_taken(spec: str, turn: Any) -> None:
     wrapper, params = drawn(spec)
     assert wrapper.num_draws
-    numbers = {name: turn(value) for name, value in wrapper.state_dict()["accumulation"].items() if isinstance(value, int | float)}
+    numbers = {
+        name: turn(value)
+        for name, value in wrapper.state_dict()["accumulation"].items()
+        if isinstance(value, int | float)
+    }
     others = copy.deepcopy(params)
     twin = accumulation.create(spec, SGD(others, lr=1.0))
     twin.load_state_dict(changed(wrapper, **numbers))
@@ -51,12 +66,23 @@ def test_numbers_of_any_kind_are_taken(spec: str, turn: Any) -> None:
     draw(wrapper, params, range(3, 6))
     draw(twin, others, range(3, 6))
     assert all(map(torch.equal, others, params))
-    assert {name: type(value) for name, value in twin.statistics().items() if name.startswith("num_")} == {
-        name: int for name in twin.statistics() if name.startswith("num_")
-    }
+    assert {
+        name: type(value) for name, value in twin.statistics().items() if name.startswith("num_")
+    } == {name: int for name in twin.statistics() if name.startswith("num_")}
 
 
-WRONG = [None, "3\nand more", True, [1.0], {}, torch.zeros(2), 1j, float("nan"), np.array(["a"]), torch.zeros((), device="meta")]
+WRONG = [
+    None,
+    "3\nand more",
+    True,
+    [1.0],
+    {},
+    torch.zeros(2),
+    1j,
+    float("nan"),
+    np.array(["a"]),
+    torch.zeros((), device="meta"),
+]
 OPTIONAL = ("last_num_draws", "last_grad_norm", "running_mean", "_noise", "_signal")
 
 
@@ -68,7 +94,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(spec: str) -> None:
         for value in WRONG:
             if (value is None and name in OPTIONAL) or (name == "history" and value == [1.0]):
                 continue
-            with pytest.raises(ValueError, match=f"cannot load '{name}' of 'accumulation': found .*, expected") as refusal:
+            with pytest.raises(
+                ValueError, match=f"cannot load '{name}' of 'accumulation': found .*, expected"
+            ) as refusal:
                 wrapper.load_state_dict(changed(wrapper, **{name: value}))
             assert len(str(refusal.value).splitlines()) == 1
         missing = changed(wrapper)
@@ -97,11 +125,16 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(spec: str) -> None:
 )
 def test_values_that_cannot_be_are_refused(name: str, value: Any) -> None:
     wrapper, _ = drawn("gnts:threshold=0.001")
-    with pytest.raises(ValueError, match=f"GradientNormThreshold cannot load '{name}' of 'accumulation': found .*, expected"):
+    with pytest.raises(
+        ValueError,
+        match=f"GradientNormThreshold cannot load '{name}' of 'accumulation': found .*, expected",
+    ):
         wrapper.load_state_dict(changed(wrapper, **{name: value}))
 
 
-@pytest.mark.parametrize("state_dict", [None, [], {}, {"state": {}}, {"state": {}, "param_groups": None}])
+@pytest.mark.parametrize(
+    "state_dict", [None, [], {}, {"state": {}}, {"state": {}, "param_groups": None}]
+)
 def test_what_is_no_state_dict_is_refused(state_dict: Any) -> None:
     wrapper, _ = drawn("gnts")
     with pytest.raises(ValueError, match="an optimizer's state_dict is a"):
@@ -118,7 +151,9 @@ def test_a_window_begun_in_inference_mode_goes_on_outside_of_it() -> None:
     found: list[Tensor] = []
     for mode in (torch.inference_mode, torch.no_grad):
         param = Parameter(torch.zeros(2))
-        wrapper = GradientNormThreshold(SGD([param], lr=1.0), threshold=1e-9, max_draws=2, buffered=True)
+        wrapper = GradientNormThreshold(
+            SGD([param], lr=1.0), threshold=1e-9, max_draws=2, buffered=True
+        )
         with mode():
             param.grad = torch.ones(2)
             wrapper.step()

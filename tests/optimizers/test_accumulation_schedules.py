@@ -52,7 +52,12 @@ def test_the_warm_up_passes_a_metric_on_and_goes_on_from_its_state() -> None:
     made = []
     for _ in range(2):
         wrapper = threshold()
-        made.append((wrapper, NormWarmupScheduler(ReduceLROnPlateau(wrapper.target, factor=0.5, patience=0), 4)))
+        made.append(
+            (
+                wrapper,
+                NormWarmupScheduler(ReduceLROnPlateau(wrapper.target, factor=0.5, patience=0), 4),
+            )
+        )
     (wrapper, scheduler), (other, twin) = made
     scheduler.step(1.0)
     scheduler.step(2.0)

@@ -1,7 +1,8 @@
-"""Accumulation as an optimizer among torch's: schedulers, checkpoints, GradScaler, closures, micro-batches that are not finite.
+"""Accumulation as an optimizer among torch's: schedulers, checkpoints, GradScaler, closures,
+micro-batches that are not finite.
 
-G1 to G12 are defects of torch-gqc 0.7 and 0.10, as tests name them that show their absence; G3 is in test_accumulation_schedules, G9 in
-test_accumulation_ranks.
+G1 to G12 are defects of torch-gqc 0.7 and 0.10, as tests name them that show their absence; G3 is
+in test_accumulation_schedules, G9 in test_accumulation_ranks.
 """
 
 import copy
@@ -41,7 +42,9 @@ BUFFERED = pytest.mark.parametrize("buffered", [False, True])
 
 
 def plain(*shape: int) -> tuple[Parameter, SGD]:
-    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the negative gradient."""
+    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the
+    negative gradient.
+    """
     param = Parameter(torch.zeros(shape or (2,)))
     return param, SGD([param], lr=1.0)
 
@@ -68,14 +71,18 @@ def test_g1_every_wrapper_is_saved_loaded_and_grows(spec: str) -> None:
     for gradient in ((1, 2, 3), (3, 0, 1), (1, 1, 1)):
         other.grad = torch.ones(2) if other.grad is None else other.grad.add_(1)
         draw(wrapper, param, gradient, *metric)
-    twin = accumulation.create(spec, AdamW([{"params": [twin_params[0]]}, {"params": [twin_params[1]]}]))
+    twin = accumulation.create(
+        spec, AdamW([{"params": [twin_params[0]]}, {"params": [twin_params[1]]}])
+    )
     with torch.no_grad():
         for mine, theirs in zip(twin_params, (param, other), strict=True):
             mine.copy_(theirs)
     twin.load_state_dict(saved(wrapper.state_dict()))
     assert twin.statistics() == wrapper.statistics()
     for gradient in ((2, 2, 2), (0, 1, 0), (5, 5, 5)):
-        assert draw(wrapper, param, gradient, *metric) == draw(twin, twin_params[0], gradient, *metric)
+        assert draw(wrapper, param, gradient, *metric) == draw(
+            twin, twin_params[0], gradient, *metric
+        )
     assert torch.equal(twin_params[0], param)
     assert torch.equal(twin_params[1], other)
     assert twin.statistics() == wrapper.statistics()
@@ -149,7 +156,10 @@ def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -
     metric = [1.0] if isinstance(wrapper, MetricHypothesisTest) else []
     for gradient in ((1, 2, 3), (3, 0, 1), (1, 1, 1)):
         draw(wrapper, param, gradient, *metric)
-    for twin_param, twin in (copy.deepcopy((param, wrapper)), pickle.loads(pickle.dumps((param, wrapper)))):
+    for twin_param, twin in (
+        copy.deepcopy((param, wrapper)),
+        pickle.loads(pickle.dumps((param, wrapper))),
+    ):
         assert type(twin) is type(wrapper)
         assert twin.statistics() == wrapper.statistics()
         assert twin.param_groups[0]["params"][0] is twin_param
@@ -159,7 +169,15 @@ def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -
     assert torch.equal(twin_param, param)
 
 
-@pytest.mark.parametrize("spec", ["gns:tolerance=0.05", "gns:tolerance=0.05,buffered=true", "gns:estimator=mccandlish", "mht:error=0.2"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "gns:tolerance=0.05",
+        "gns:tolerance=0.05,buffered=true",
+        "gns:estimator=mccandlish",
+        "mht:error=0.2",
+    ],
+)
 def test_a_scaler_changes_no_decision(spec: str) -> None:
     found = []
     for scale in (None, 1024.0):
@@ -220,7 +238,10 @@ def test_a_scaler_s_overflow_drops_the_window_and_lowers_the_scale() -> None:
 def test_unscaling_by_hand_is_refused_where_it_would_go_wrong() -> None:
     param, sgd = plain()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-    for wrapper, fits in ((ScheduledBatch(sgd, 2), False), (ScheduledBatch(sgd, 2, buffered=True), True)):
+    for wrapper, fits in (
+        (ScheduledBatch(sgd, 2), False),
+        (ScheduledBatch(sgd, 2, buffered=True), True),
+    ):
         sgd.zero_grad()
         scaler.scale((param * torch.tensor([1.0, 2.0])).sum()).backward()
         scaler.unscale_(wrapper)
@@ -242,7 +263,12 @@ def test_g6_a_bad_micro_batch_never_reaches_the_weights(bad: float) -> None:
         assert not draw(wrapper, param, (1, bad))
     assert (wrapper.num_dropped, wrapper.num_draws, param.grad) == (2, 0, None)
     # The next window is made of what comes after, and nothing more is said.
-    assert [draw(wrapper, param, g) for g in ((2, 0), (bad, 0), (4, 0), (6, 0))] == [False, False, False, True]
+    assert [draw(wrapper, param, g) for g in ((2, 0), (bad, 0), (4, 0), (6, 0))] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert param.tolist() == [-5.0, 0.0]
     assert wrapper.num_batches == wrapper.num_dropped + 2
 
@@ -286,7 +312,10 @@ def test_g7_what_is_pending_is_in_the_checkpoint_and_the_checkpoint_is_not_alive
 
 def test_g7_a_scaled_sum_goes_on_in_buffers_too() -> None:
     param, sgd = plain()
-    wrapper, buffered = ScheduledBatch(sgd, 2), ScheduledBatch(SGD([param], lr=1.0), 2, buffered=True)
+    wrapper, buffered = (
+        ScheduledBatch(sgd, 2),
+        ScheduledBatch(SGD([param], lr=1.0), 2, buffered=True),
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     scaler.scale(param.sum()).backward()
     scaler.step(wrapper)
@@ -302,7 +331,9 @@ def test_g8_hooks_skip_what_is_frozen_follow_what_is_thawed_and_can_be_removed()
     wrapper = GradientNoiseScale(SGD(params, lr=1.0), tolerance=1e-9)
 
     def norms(weights: Sequence[float]) -> list[float]:
-        sum(weight * param.sum() for weight, param in zip(weights, params, strict=True) if weight).backward()  # pyright: ignore
+        sum(
+            weight * param.sum() for weight, param in zip(weights, params, strict=True) if weight
+        ).backward()  # pyright: ignore
         wrapper.step()
         return wrapper.history
 
@@ -346,7 +377,10 @@ def test_norms_go_with_the_gradients_that_are_cleared() -> None:
 
 def test_two_backward_passes_are_not_taken_for_one_micro_batch() -> None:
     param, sgd = plain(1)
-    wrapper, buffered = GradientNoiseScale(sgd), GradientNoiseScale(SGD([param], lr=1.0), buffered=True)
+    wrapper, buffered = (
+        GradientNoiseScale(sgd),
+        GradientNoiseScale(SGD([param], lr=1.0), buffered=True),
+    )
     param.sum().backward()
     with pytest.raises(RuntimeError, match="a second backward pass before step"):
         param.sum().backward()
@@ -485,9 +519,13 @@ def test_hooks_run_at_every_draw_or_at_every_step() -> None:
     calls: list[str] = []
     wrapper.register_step_post_hook(lambda *_: calls.append("draw"))
     # Clipping belongs here: what is clipped is the mean.
-    sgd.register_step_pre_hook(lambda *_: calls.append(f"step {nn.utils.clip_grad_norm_([param], 0.5).item()}"))
+    sgd.register_step_pre_hook(
+        lambda *_: calls.append(f"step {nn.utils.clip_grad_norm_([param], 0.5).item()}")
+    )
     wrapper.register_state_dict_post_hook(lambda _, state: {**state, "note": 1})
-    wrapper.register_load_state_dict_pre_hook(lambda _, state: {key: value for key, value in state.items() if key != "note"})
+    wrapper.register_load_state_dict_pre_hook(
+        lambda _, state: {key: value for key, value in state.items() if key != "note"}
+    )
     for _ in range(2):
         draw(wrapper, param, (3, 4))
     assert calls == ["draw", "step 5.0", "draw"]
@@ -498,7 +536,10 @@ def test_hooks_run_at_every_draw_or_at_every_step() -> None:
 
 
 def test_sparse_and_complex_gradients_are_drawn() -> None:
-    embedding, weight = nn.Embedding(4, 2, sparse=True), Parameter(torch.zeros(2, dtype=torch.complex64))
+    embedding, weight = (
+        nn.Embedding(4, 2, sparse=True),
+        Parameter(torch.zeros(2, dtype=torch.complex64)),
+    )
     with torch.no_grad():
         embedding.weight.zero_()
     for buffered in (False, True):
@@ -506,7 +547,8 @@ def test_sparse_and_complex_gradients_are_drawn() -> None:
         for rows in ([0, 0], [1, 2]):
             (embedding(torch.tensor(rows)).sum() + (weight * (1 - 2j)).real.sum()).backward()
             wrapper.step()
-        # Twice row 0 in the first, rows 1 and 2 in the second: halves of (2, 1, 1); a complex gradient of |1 + 2j|.
+        # Twice row 0 in the first, rows 1 and 2 in the second: halves of (2, 1, 1); a complex
+        # gradient of |1 + 2j|.
         assert wrapper.last_grad_norm == pytest.approx((2 * (1 + 0.25 + 0.25) + 2 * 5) ** 0.5)
     assert embedding.weight[:, 0].tolist() == [-2.0, -1.0, -1.0, 0.0]
 

@@ -1,4 +1,6 @@
-"""Optimizers by name: what text means, what is made of it, and one clear line for what does not fit."""
+"""Optimizers by name: what text means, what is made of it, and one clear line for what does not
+fit.
+"""
 
 import subprocess
 import sys
@@ -52,12 +54,20 @@ def params() -> list[Parameter]:
         ("sm3", "sm3", {}),
         (" sgd-sai : momentum = 0.5 ", "sgd-sai", {"momentum": 0.5}),
         ("lamb:betas=(0.9, 0.99),lr=1e-3", "lamb", {"betas": (0.9, 0.99), "lr": 1e-3}),
-        ("adamw:amsgrad=true,foreach=None,fused=FALSE", "adamw", {"amsgrad": True, "foreach": None, "fused": False}),
+        (
+            "adamw:amsgrad=true,foreach=None,fused=FALSE",
+            "adamw",
+            {"amsgrad": True, "foreach": None, "fused": False},
+        ),
         ("lamb:preset=nvidia", "lamb", {"preset": "nvidia"}),
         ("lamb:preset='nvidia'", "lamb", {"preset": "nvidia"}),
         ("my.module:Class", "my.module:Class", {}),
         ("my.module:Class:lr=-1,note='a,b:c'", "my.module:Class", {"lr": -1, "note": "a,b:c"}),
-        ("x:shape=[(1, 2), (3,)],names={'a': 1}", "x", {"shape": [(1, 2), (3,)], "names": {"a": 1}}),
+        (
+            "x:shape=[(1, 2), (3,)],names={'a': 1}",
+            "x",
+            {"shape": [(1, 2), (3,)], "names": {"a": 1}},
+        ),
     ],
 )
 def test_text_is_read(text: str, name: str, options: dict[str, Any]) -> None:
@@ -67,7 +77,17 @@ def test_text_is_read(text: str, name: str, options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", ":lr=1", "sm3:lr=", "sm3:lr=1,", "sm3:lr=1,momentum", "sm3:lr=1,lr=2", "sm3:betas=(0.9,lr=1", "sm3:2=3", "sm3:lr={[1]:2}"),
+        *(
+            "",
+            ":lr=1",
+            "sm3:lr=",
+            "sm3:lr=1,",
+            "sm3:lr=1,momentum",
+            "sm3:lr=1,lr=2",
+            "sm3:betas=(0.9,lr=1",
+            "sm3:2=3",
+            "sm3:lr={[1]:2}",
+        ),
         pytest.param(f"sm3:lr={'(' * 1_900}", id="too many brackets"),
         pytest.param(f"sm3:lr={'~' * 1_900}1", id="too deep"),
     ],
@@ -86,8 +106,16 @@ def test_a_text_without_end_is_refused_at_once(parse: Callable[[str], object]) -
 
 
 def test_a_list_is_split_between_names_not_between_options() -> None:
-    found = optimizers.parse_list("adamw, sm3:momentum=0.9,lr=0.1,lamb:betas=(0.9, 0.99), lr=1,my:Class,my:Class:lr=1")
-    assert found == ("adamw", "sm3:momentum=0.9,lr=0.1", "lamb:betas=(0.9, 0.99),lr=1", "my:Class", "my:Class:lr=1")
+    found = optimizers.parse_list(
+        "adamw, sm3:momentum=0.9,lr=0.1,lamb:betas=(0.9, 0.99), lr=1,my:Class,my:Class:lr=1"
+    )
+    assert found == (
+        "adamw",
+        "sm3:momentum=0.9,lr=0.1",
+        "lamb:betas=(0.9, 0.99),lr=1",
+        "my:Class",
+        "my:Class:lr=1",
+    )
 
 
 @pytest.mark.parametrize("text", ["", "adamw,", "lr=0.1", "adamw,lr=0.1"])
@@ -100,7 +128,15 @@ def test_the_catalogue_is_sorted_and_every_name_is_described() -> None:
     names = optimizers.available()
     assert list(names) == sorted(names)
     assert optimizers.available("optprof") == ("lamb", "lamb16", "sgd-sai", "sm3")
-    assert optimizers.available("torch") == ("adafactor", "adagrad", "adam", "adamw", "muon", "rmsprop", "sgd")
+    assert optimizers.available("torch") == (
+        "adafactor",
+        "adagrad",
+        "adam",
+        "adamw",
+        "muon",
+        "rmsprop",
+        "sgd",
+    )
     assert {*optimizers.available("optprof", "torch")} <= set(names)
     assert optimizers.available("nobody") == ()
     for name in names:
@@ -138,12 +174,21 @@ def test_options_by_keyword_win_over_those_in_the_text_and_those_over_the_catalo
 
 
 def test_the_full_options_are_hyper_parameters_only() -> None:
-    assert optimizers.option_defaults("sm3:momentum=0.9") == {"lr": 0.1, "momentum": 0.9, "beta": 0.0, "eps": 1e-30, "maximize": False}
+    assert optimizers.option_defaults("sm3:momentum=0.9") == {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "beta": 0.0,
+        "eps": 1e-30,
+        "maximize": False,
+    }
 
 
 def test_an_implementation_is_chosen_by_name() -> None:
     assert optimizers.implementations("adamw") == ("loop", "foreach", "fused")
-    loop, foreach, free = (optimizers.create("adamw", params(), implementation=way).defaults for way in ("loop", "foreach", None))
+    loop, foreach, free = (
+        optimizers.create("adamw", params(), implementation=way).defaults
+        for way in ("loop", "foreach", None)
+    )
     assert (loop["foreach"], loop["fused"]) == (False, False)
     assert (foreach["foreach"], foreach["fused"]) == (True, False)
     assert (free["foreach"], free["fused"]) == (None, None)
@@ -158,8 +203,15 @@ def test_an_implementation_is_chosen_by_name() -> None:
 @pytest.mark.usefixtures("mine")
 def test_an_optimizer_that_can_be_compiled_is_made_so_by_name() -> None:
     assert optimizers.implementations("mine:Compiled") == ("loop", "foreach", "compiled")
-    made = {way: optimizers.create("mine:Compiled", params(), implementation=way).defaults for way in ("loop", "foreach", "compiled")}
-    assert [(made[way]["foreach"], made[way]["compiled"]) for way in made] == [(False, False), (True, False), (False, True)]
+    made = {
+        way: optimizers.create("mine:Compiled", params(), implementation=way).defaults
+        for way in ("loop", "foreach", "compiled")
+    }
+    assert [(made[way]["foreach"], made[way]["compiled"]) for way in made] == [
+        (False, False),
+        (True, False),
+        (False, True),
+    ]
     assert "compiled" not in optimizers.option_defaults("mine:Compiled")
 
 
@@ -170,7 +222,9 @@ def test_an_optimizer_with_one_implementation_has_the_loop() -> None:
     for way in ("foreach", "fused", "compiled"):
         with pytest.raises(ValueError, match=f"no {way} implementation"):
             optimizers.create(name, params(), implementation=way)
-    with pytest.raises(ValueError, match="must be one of loop, foreach, fused, compiled, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="must be one of loop, foreach, fused, compiled, got 'fast'"
+    ):
         optimizers.create(name, params(), implementation="fast")  # pyright: ignore[reportArgumentType]
 
 
@@ -229,7 +283,10 @@ def test_a_wrong_list_of_parameters_is_torchs_own_error() -> None:
 
 def test_importing_prints_nothing() -> None:
     found = subprocess.run(
-        [sys.executable, "-c", "import optimizers"], capture_output=True, check=True, cwd=Path(optimizers.__file__).parents[1]
+        [sys.executable, "-c", "import optimizers"],
+        capture_output=True,
+        check=True,
+        cwd=Path(optimizers.__file__).parents[1],
     )
     assert (found.stdout, found.stderr) == (b"", b"")
 
@@ -254,7 +311,10 @@ def test_muon_takes_the_matrices_and_adamw_the_rest_under_one_name() -> None:
             optimizer.step()
     for param, other in zip(both, alone, strict=True):
         torch.testing.assert_close(param, other, rtol=0, atol=0)
-    assert [(group["algorithm"], len(group["params"])) for group in one.param_groups] == [("muon", 1), ("adamw", 2)]
+    assert [(group["algorithm"], len(group["params"])) for group in one.param_groups] == [
+        ("muon", 1),
+        ("adamw", 2),
+    ]
 
 
 def test_a_group_can_ask_for_adamw_where_muon_would_take_it() -> None:
@@ -264,7 +324,10 @@ def test_a_group_can_ask_for_adamw_where_muon_would_take_it() -> None:
         {"params": [("weight", weight)]},
     ]
     optimizer = optimizers.create("muon", groups)
-    found = [(group["algorithm"], group["param_names"], group["lr"], group["eps"]) for group in optimizer.param_groups]
+    found = [
+        (group["algorithm"], group["param_names"], group["lr"], group["eps"])
+        for group in optimizer.param_groups
+    ]
     assert found == [("adamw", ["embedding"], 0.5, 1e-8), ("muon", ["weight"], 1e-3, 1e-7)]
 
 
@@ -290,7 +353,9 @@ class Mine(SGD):
 
 entry = Entry(
     factory=Mine, options={"momentum": 0.5}, package="theirs",
-    description=Description(summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",)),
+    description=Description(
+        summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",)
+    ),
 )
 number = 3
 """
@@ -315,7 +380,9 @@ def package(folder: Path, name: str, points: str) -> None:
 
 @pytest.fixture
 def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two packages, of which the first adds optimizers and the second one more of a name that the first has."""
+    """Two packages, of which the first adds optimizers and the second one more of a name that the
+    first has.
+    """
     (tmp_path / "theirs.py").write_text(PLUGIN)
     package(tmp_path, "theirs", POINTS)
     package(tmp_path, "others", "[optprof.optimizers]\ntwice = others:Twice\n")
@@ -339,17 +406,50 @@ def test_another_package_adds_an_optimizer_by_an_entry_point() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("theirs-absent", "cannot load theirs-absent, which theirs adds as theirs:Nobody: AttributeError"),
-        ("theirs-unimportable", "cannot load theirs-unimportable, which theirs adds as nowhere:Mine: ModuleNotFoundError"),
-        ("theirs-number", "theirs-number, which theirs adds as theirs:number, is 3, not a subclass of torch.optim.Optimizer"),
-        ("twice", r"twice is the name of several optimizers, by (theirs \(theirs:Mine\), others|others \(others:Twice\), theirs)"),
-        ("adamw", r"adamw is the name of several optimizers, by torch, theirs \(theirs:Mine\); write module:Class"),
+        (
+            "theirs-absent",
+            "cannot load theirs-absent, which theirs adds as theirs:Nobody: AttributeError",
+        ),
+        (
+            "theirs-unimportable",
+            (
+                "cannot load theirs-unimportable, which theirs adds as nowhere:Mine:"
+                " ModuleNotFoundError"
+            ),
+        ),
+        (
+            "theirs-number",
+            (
+                "theirs-number, which theirs adds as theirs:number, is 3, not a subclass of"
+                " torch.optim.Optimizer"
+            ),
+        ),
+        (
+            "twice",
+            (
+                r"twice is the name of several optimizers, by (theirs \(theirs:Mine\),"
+                r" others|others \(others:Twice\), theirs)"
+            ),
+        ),
+        (
+            "adamw",
+            (
+                r"adamw is the name of several optimizers, by torch, theirs \(theirs:Mine\); write"
+                r" module:Class"
+            ),
+        ),
     ],
 )
-def test_an_entry_point_that_is_broken_or_clashes_is_told_when_its_name_is_used(name: str, message: str) -> None:
+def test_an_entry_point_that_is_broken_or_clashes_is_told_when_its_name_is_used(
+    name: str, message: str
+) -> None:
     assert optimizers.available()
     assert optimizers.create("sm3", params())
-    for use in (optimizers.describe, optimizers.implementations, lambda spec: optimizers.create(spec, params())):
+    for use in (
+        optimizers.describe,
+        optimizers.implementations,
+        lambda spec: optimizers.create(spec, params()),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             use(name)
         assert "\n" not in str(caught.value)
@@ -363,5 +463,7 @@ def test_a_name_that_clashes_is_not_offered() -> None:
 
 def test_parameters_that_are_none_are_told_as_torch_tells_them() -> None:
     # The catalogue sets momentum, which nobody wrote.
-    with pytest.raises(TypeError, match="params argument given to the optimizer should be an iterable"):
+    with pytest.raises(
+        TypeError, match="params argument given to the optimizer should be an iterable"
+    ):
         optimizers.create("sgd", torch.ones(3))

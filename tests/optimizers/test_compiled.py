@@ -1,4 +1,6 @@
-"""The compiled way to run a step: the numbers of the loop, from one compilation a kind of tensor."""
+"""The compiled way to run a step: the numbers of the loop, from one compilation a kind of
+tensor.
+"""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -18,18 +20,52 @@ SHAPES = [(256, 128), (160, 224), (128, 384), (192, 100), (20000,), (30000,), (7
 
 # Options as they may change from step to step.
 CYCLED: list[Any] = [
-    (SGDSaI, lambda x: {"lr": 1e-3 * x, "momentum": 0.8 + x / 100, "weight_decay": 0.01 * x, "eps": 1e-3 * x}),
-    (SM3, lambda x: {"lr": 1e-2 * x, "momentum": 0.8 + x / 100, "beta": 0.9 + x / 200, "eps": 1e-2 * x}),
-    (LAMB, lambda x: {"lr": 1e-3 * x, "betas": (0.8 + x / 100, 0.99 + x / 2000), "weight_decay": 0.01 * x, "eps": 1e-3 * x}),
+    (
+        SGDSaI,
+        lambda x: {
+            "lr": 1e-3 * x,
+            "momentum": 0.8 + x / 100,
+            "weight_decay": 0.01 * x,
+            "eps": 1e-3 * x,
+        },
+    ),
+    (
+        SM3,
+        lambda x: {
+            "lr": 1e-2 * x,
+            "momentum": 0.8 + x / 100,
+            "beta": 0.9 + x / 200,
+            "eps": 1e-2 * x,
+        },
+    ),
+    (
+        LAMB,
+        lambda x: {
+            "lr": 1e-3 * x,
+            "betas": (0.8 + x / 100, 0.99 + x / 2000),
+            "weight_decay": 0.01 * x,
+            "eps": 1e-3 * x,
+        },
+    ),
     (LAMB, lambda x: {"max_weight_norm": 1.0 + x, "trust_clip": 1.0 + x}),
-    (LAMB16, lambda x: {"lr": 1e-3 * x, "betas": (0.8 + x / 100, 0.99 + x / 2000), "weight_decay": 0.01 * x, "eps": 0.1 * x}),
+    (
+        LAMB16,
+        lambda x: {
+            "lr": 1e-3 * x,
+            "betas": (0.8 + x / 100, 0.99 + x / 2000),
+            "weight_decay": 0.01 * x,
+            "eps": 0.1 * x,
+        },
+    ),
     (LAMB16, lambda x: {"trust_scale": 0.3 + x / 100}),
 ]
 
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The graphs that torch.compile makes in the test, run as they are: to compile them takes seconds."""
+    """The graphs that torch.compile makes in the test, run as they are: to compile them takes
+    seconds.
+    """
     made: list[Any] = []
 
     def keep(graph: Any, _: Any) -> Any:
@@ -42,7 +78,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
-def descend(factory: Any, steps: int = 4, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32, **options: Any) -> list[Parameter]:
+def descend(
+    factory: Any,
+    steps: int = 4,
+    shapes: Any = SHAPES,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> list[Parameter]:
     generator = torch.Generator().manual_seed(0)
     params = [Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
     optimizer: Optimizer = factory(params, **options)
@@ -69,7 +111,9 @@ def descend(factory: Any, steps: int = 4, shapes: Any = SHAPES, dtype: torch.dty
         (LAMB16, {"scale": "upstream"}, 1),
     ],
 )
-def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(graphs: list[Any], factory: Any, options: dict[str, Any], most: int) -> None:
+def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(
+    graphs: list[Any], factory: Any, options: dict[str, Any], most: int
+) -> None:
     found = descend(factory, compiled=True, **options)
     assert 1 <= len(graphs) <= most
     for param, reference in zip(found, descend(factory, foreach=False, **options), strict=True):
@@ -81,7 +125,9 @@ def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(graphs: list[Any],
 
 
 @pytest.mark.parametrize(("factory", "cycled"), CYCLED)
-def test_no_value_of_an_option_is_compiled_for_itself(graphs: list[Any], factory: Any, cycled: Any) -> None:
+def test_no_value_of_an_option_is_compiled_for_itself(
+    graphs: list[Any], factory: Any, cycled: Any
+) -> None:
     # torch gives up at the ninth; OneCycleLR gives momentum another one at every step.
     results = []
     for way in ({"compiled": True}, {"foreach": False}):
@@ -115,7 +161,8 @@ def test_momentum_that_a_scheduler_cycles_is_followed(graphs: list[Any]) -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize(
-    ("factory", "options"), [(SGDSaI, {"lr": 1e-3}), (SM3, {"momentum": 0.9}), (LAMB, {"lr": 0.1}), (LAMB16, {"lr": 0.1})]
+    ("factory", "options"),
+    [(SGDSaI, {"lr": 1e-3}), (SM3, {"momentum": 0.9}), (LAMB, {"lr": 0.1}), (LAMB16, {"lr": 0.1})],
 )
 def test_what_is_compiled_gives_the_numbers_of_the_loop_in_every_dtype(
     graphs: list[Any], factory: Any, options: dict[str, Any], dtype: torch.dtype
@@ -149,7 +196,9 @@ def test_a_transposed_parameter_keeps_its_axes(graphs: list[Any], factory: Any) 
 
 
 @OURS
-def test_a_compiled_step_bumps_the_version_that_autograd_watches(graphs: list[Any], factory: Any) -> None:
+def test_a_compiled_step_bumps_the_version_that_autograd_watches(
+    graphs: list[Any], factory: Any
+) -> None:
     param = Parameter(torch.ones(128, 160))
     param.grad = torch.ones_like(param)
     before = param._version
@@ -175,9 +224,11 @@ def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any, options: A
         found = descend(factory, shapes=shapes, compiled=True, **chosen)
         wanted = descend(factory, shapes=shapes, foreach=False, **chosen)
         apart = sum(
-            int((param - reference).abs().gt(1e-5 + 1e-5 * reference.abs()).sum()) for param, reference in zip(found, wanted, strict=True)
+            int((param - reference).abs().gt(1e-5 + 1e-5 * reference.abs()).sum())
+            for param, reference in zip(found, wanted, strict=True)
         )
-        # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as either neighbour.
+        # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as
+        # either neighbour.
         assert apart <= (10 if factory is LAMB16 else 0)
 
 
@@ -190,7 +241,9 @@ def test_a_compiled_step_holds_few_temporaries(factory: Any, tensors: float) -> 
     for _ in range(2):
         param.grad = torch.randn_like(param)
         optimizer.step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as found:
         optimizer.step()
     scalars = 4096
     assert most_held(found) <= tensors * param.nbytes + scalars
@@ -198,8 +251,15 @@ def test_a_compiled_step_holds_few_temporaries(factory: Any, tensors: float) -> 
 
 def most_held(found: Any) -> int:
     """The bytes that lived at most among those that torch's allocator gave."""
-    changes = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate((event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())), initial=0))
+    changes = [
+        event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    return max(
+        accumulate(
+            (event.nbytes() for event in sorted(changes, key=lambda event: event.start_ns())),
+            initial=0,
+        )
+    )
 
 
 def assert_compiled_as_a_whole(factory: Any, shapes: Any, fullgraph: bool) -> None:
@@ -209,7 +269,11 @@ def assert_compiled_as_a_whole(factory: Any, shapes: Any, fullgraph: bool) -> No
         torch.manual_seed(0)
         params = [Parameter(torch.randn(shape)) for shape in shapes]
         optimizer = factory(params)
-        step = torch.compile(optimizer.step, fullgraph=fullgraph, backend="eager") if whole else optimizer.step
+        step = (
+            torch.compile(optimizer.step, fullgraph=fullgraph, backend="eager")
+            if whole
+            else optimizer.step
+        )
         for index in range(4):
             for param in params:
                 # What SGD-SaI's original gets wrong: it takes its ratio at each compiled step.
@@ -229,15 +293,28 @@ def assert_compiled_as_a_whole(factory: Any, shapes: Any, fullgraph: bool) -> No
         if way != "compiled"
     ],
 )
-def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(name: str, way: Any) -> None:
-    assert_compiled_as_a_whole(lambda params: optimizers.create(name, params, implementation=way), [(4, 3), (5,), ()], fullgraph=True)
+def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(
+    name: str, way: Any
+) -> None:
+    assert_compiled_as_a_whole(
+        lambda params: optimizers.create(name, params, implementation=way),
+        [(4, 3), (5,), ()],
+        fullgraph=True,
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize(
-    ("name", "way"), [(name, way) for name in optimizers.available("torch") for way in optimizers.implementations(name)]
+    ("name", "way"),
+    [
+        (name, way)
+        for name in optimizers.available("torch")
+        for way in optimizers.implementations(name)
+    ],
 )
 def test_torch_s_own_steps_compiled_as_a_whole_have_the_same_numbers(name: str, way: Any) -> None:
     # Most of them ask for a break in the graph themselves; Muon takes matrices alone.
     shapes = [(4, 3), (5, 5)] if name == "muon" else [(4, 3), (5,), ()]
-    assert_compiled_as_a_whole(lambda params: optimizers.create(name, params, implementation=way), shapes, fullgraph=False)
+    assert_compiled_as_a_whole(
+        lambda params: optimizers.create(name, params, implementation=way), shapes, fullgraph=False
+    )

@@ -1,4 +1,6 @@
-"""torch's conformance tests of a step, under the names that they have in its test_optim.py, for each of ours."""
+"""torch's conformance tests of a step, under the names that they have in its test_optim.py, for
+each of ours.
+"""
 
 import copy
 import itertools
@@ -41,12 +43,16 @@ def closure_for(optimizer: Any, weight: Tensor, bias: Tensor) -> Callable[[], Te
     return closure
 
 
-def assert_right_direction(optimizer: Any, closure: Callable[[], Tensor], schedulers: list[Any] | None = None) -> None:
+def assert_right_direction(
+    optimizer: Any, closure: Callable[[], Tensor], schedulers: list[Any] | None = None
+) -> None:
     start = closure().item()
     for _ in range(20):
         loss = optimizer.step(closure)
         for scheduler in schedulers or []:
-            scheduler.step(*([loss.detach()] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+            scheduler.step(
+                *([loss.detach()] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
+            )
     end = closure().item()
     # Where all groups go up, so must the loss.
     assert end > start if optimizer.param_groups[0]["maximize"] else end < start
@@ -61,17 +67,27 @@ def test_forloop_goes_right_direction(ours: partial[Any], contiguous: bool) -> N
 
 @CONTIGUOUS
 @pytest.mark.parametrize("schedule", SCHEDULERS)
-def test_forloop_goes_right_direction_with_lrsched(setting: partial[Any], contiguous: bool, schedule: str) -> None:
+def test_forloop_goes_right_direction_with_lrsched(
+    setting: partial[Any], contiguous: bool, schedule: str
+) -> None:
     weight, bias = line(contiguous)
     optimizer = copy.deepcopy(setting)([weight, bias], foreach=False)
-    assert_right_direction(optimizer, closure_for(optimizer, weight, bias), [SCHEDULERS[schedule](optimizer)])
+    assert_right_direction(
+        optimizer, closure_for(optimizer, weight, bias), [SCHEDULERS[schedule](optimizer)]
+    )
 
 
 @pytest.mark.parametrize("schedule", SCHEDULERS)
-def test_param_group_with_lrscheduler_goes_right_direction(setting: partial[Any], schedule: str) -> None:
+def test_param_group_with_lrscheduler_goes_right_direction(
+    setting: partial[Any], schedule: str
+) -> None:
     weight, bias = line()
-    optimizer = copy.deepcopy(setting)([{"params": [weight]}, {"params": [bias], "lr": 1e-3}], foreach=False)
-    assert_right_direction(optimizer, closure_for(optimizer, weight, bias), [SCHEDULERS[schedule](optimizer)])
+    optimizer = copy.deepcopy(setting)(
+        [{"params": [weight]}, {"params": [bias], "lr": 1e-3}], foreach=False
+    )
+    assert_right_direction(
+        optimizer, closure_for(optimizer, weight, bias), [SCHEDULERS[schedule](optimizer)]
+    )
 
 
 @OURS
@@ -105,7 +121,9 @@ def drosenbrock(point: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", [None, *SCHEDULERS])
-@pytest.mark.parametrize("options", [{}, {"lr": 0.01}, {"beta": 0.5, "lr": 0.001}, {"maximize": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.01}, {"beta": 0.5, "lr": 0.001}, {"maximize": True}]
+)
 def test_rosenbrock_sparse_with_lrsched(schedule: str | None, options: dict[str, Any]) -> None:
     start = torch.tensor([1.5, 1.5], dtype=torch.float64)
     sign = -1.0 if options.get("maximize") else 1.0
@@ -117,13 +135,17 @@ def test_rosenbrock_sparse_with_lrsched(schedule: str | None, options: dict[str,
         partial_grad = sign * drosenbrock(sparse.detach())[axis]
         # Uncoalesced: both entries are of one row.
         twice = torch.stack((partial_grad / 4, partial_grad - partial_grad / 4))
-        sparse.grad = torch.sparse_coo_tensor(torch.tensor([[axis, axis]]), twice, (2,), check_invariants=True)
+        sparse.grad = torch.sparse_coo_tensor(
+            torch.tensor([[axis, axis]]), twice, (2,), check_invariants=True
+        )
         dense.grad = torch.zeros_like(dense)
         dense.grad[axis] = sign * drosenbrock(dense.detach())[axis]
         for optimizer in pair:
             optimizer.step()
         for scheduler in schedulers:
-            scheduler.step(*([1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else []))
+            scheduler.step(
+                *([1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
+            )
         if "beta" not in options:
             # With beta an absent row keeps its average, where a dense gradient of 0 lets it fade.
             torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10)
@@ -136,17 +158,26 @@ def test_complex(ours: partial[Any], dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     # The last is real: both kinds may come together.
     params = [torch.randn(10, 5, dtype=dtype), torch.randn(10, dtype=dtype), torch.randn(10, 5)]
-    reals = [Parameter((torch.view_as_real(param) if param.is_complex() else param).clone()) for param in params]
+    reals = [
+        Parameter((torch.view_as_real(param) if param.is_complex() else param).clone())
+        for param in params
+    ]
     complexes = [Parameter(param) for param in params]
     pair = ours(complexes), ours(reals)
     for _ in range(3):
         for param, real in zip(complexes, reals, strict=True):
             real.grad = torch.randn_like(real)
-            param.grad = torch.view_as_complex(real.grad.clone()) if param.is_complex() else real.grad.clone()
+            param.grad = (
+                torch.view_as_complex(real.grad.clone())
+                if param.is_complex()
+                else real.grad.clone()
+            )
         for optimizer in pair:
             optimizer.step()
         for param, real in zip(complexes, reals, strict=True):
-            torch.testing.assert_close(torch.view_as_real(param) if param.is_complex() else param, real)
+            torch.testing.assert_close(
+                torch.view_as_real(param) if param.is_complex() else param, real
+            )
 
 
 def test_complex_2d(ours: partial[Any]) -> None:
@@ -157,7 +188,9 @@ def test_complex_2d(ours: partial[Any]) -> None:
     for _ in range(3):
         for optimizer, point in zip(pair, (one, torch.view_as_complex(parts)), strict=True):
             optimizer.zero_grad()
-            (1 - point[0]).abs().square().add(100 * (point[1] - point[0] ** 2).abs().square()).backward()
+            (1 - point[0]).abs().square().add(
+                100 * (point[1] - point[0] ** 2).abs().square()
+            ).backward()
             optimizer.step()
         torch.testing.assert_close(torch.view_as_real(one), parts)
 
@@ -166,7 +199,9 @@ def test_foreach_matches_forloop(setting: partial[Any]) -> None:
     results = []
     for foreach in (False, True):
         torch.manual_seed(1)
-        model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1), torch.nn.Sigmoid()).double()
+        model = torch.nn.Sequential(
+            torch.nn.Linear(2, 3), torch.nn.Sigmoid(), torch.nn.Linear(3, 1), torch.nn.Sigmoid()
+        ).double()
         scalar = torch.zeros((), dtype=torch.float64, requires_grad=True)
         scalar.grad = torch.rand_like(scalar)
         params = [*model.parameters(), scalar]
@@ -174,12 +209,18 @@ def test_foreach_matches_forloop(setting: partial[Any]) -> None:
         points = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], dtype=torch.float64).reshape(3, 2)
         for step in range(7):
             optimizer.zero_grad()
-            # At step 3 no parameter has a gradient; from 4 on the first is frozen, at 6 it is free again.
+            # At step 3 no parameter has a gradient; from 4 on the first is frozen, at 6 it is free
+            # again.
             params[0].requires_grad_(step not in (4, 5))
             if step != 3:
                 model(points).sum().backward()
             optimizer.step()
-        results.append([*params, *(value.double() for param in params for value in optimizer.state[param].values())])
+        results.append(
+            [
+                *params,
+                *(value.double() for param in params for value in optimizer.state[param].values()),
+            ]
+        )
     for loop, foreach in zip(*results, strict=True):
         torch.testing.assert_close(loop, foreach)
 
@@ -193,7 +234,9 @@ def test_set_default_dtype_works_with_foreach(setting: partial[Any]) -> None:
             weight.grad = torch.ones_like(weight)
             optimizer = setting([weight], foreach=True)
             optimizer.step()
-            assert {value.dtype for name, value in optimizer.state[weight].items() if name == "step"} <= {torch.float32}
+            assert {
+                value.dtype for name, value in optimizer.state[weight].items() if name == "step"
+            } <= {torch.float32}
     finally:
         torch.set_default_dtype(before)
 
@@ -202,7 +245,9 @@ def test_param_groups_weight_decay(ours: partial[Any]) -> None:
     if ours.func is SM3:
         pytest.skip("SM3 has no weight decay")
     plain, decayed = Parameter(torch.full((10, 5), 2.0)), Parameter(torch.full((10, 5), 2.0))
-    optimizer = ours([{"params": [plain]}, {"params": [decayed], "weight_decay": 0.5}], weight_decay=0.0)
+    optimizer = ours(
+        [{"params": [plain]}, {"params": [decayed], "weight_decay": 0.5}], weight_decay=0.0
+    )
     for _ in range(20):
         torch.manual_seed(0)
         plain.grad = torch.randn_like(plain)
@@ -215,7 +260,9 @@ def test_param_groups_lr(ours: partial[Any]) -> None:
     for first, second in itertools.product((0.0, 1e-3), repeat=2):
         one, other = line()
         start = [one.detach().clone(), other.detach().clone()]
-        optimizer = ours([{"params": [one], "lr": first}, {"params": [other], "lr": second}], lr=1.0)
+        optimizer = ours(
+            [{"params": [one], "lr": first}, {"params": [other], "lr": second}], lr=1.0
+        )
         for _ in range(3):
             for param in (one, other):
                 param.grad = torch.ones_like(param) + param.detach()
@@ -276,7 +323,9 @@ def test_mixed_device_dtype(setting: partial[Any]) -> None:
     results = []
     for foreach in (False, True):
         torch.manual_seed(0)
-        kinds = itertools.product(("cpu", "cuda"), (torch.float64, torch.float32, torch.float16, torch.bfloat16))
+        kinds = itertools.product(
+            ("cpu", "cuda"), (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        )
         params = [Parameter(torch.rand(2, 3).to(device, dtype)) for device, dtype in kinds]
         optimizer = setting(params, foreach=foreach)
         for _ in range(3):

@@ -1,4 +1,6 @@
-"""torch's conformance tests of states, hooks and errors, under the names that they have in its test_optim.py, for each of ours."""
+"""torch's conformance tests of states, hooks and errors, under the names that they have in its
+test_optim.py, for each of ours.
+"""
 
 import copy
 import io
@@ -9,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from optimizers import LAMB, LAMB16, SM3, SGDSaI
 
@@ -37,7 +43,9 @@ def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
 
 
 def common_errors() -> list[Any]:
-    common = pytest.importorskip("torch.testing._internal.common_optimizers", reason="torch ships without its test helpers")
+    common = pytest.importorskip(
+        "torch.testing._internal.common_optimizers", reason="torch ships without its test helpers"
+    )
     return common.get_error_inputs_for_all_optims("cpu", torch.float32)
 
 
@@ -78,7 +86,9 @@ def test_state_dict_deterministic(ours: partial[Any], is_named: tuple[bool, bool
     assert set(first["state"]) == set(second["state"])
     for key, state in first["state"].items():
         for name, value in state.items():
-            torch.testing.assert_close(second["state"][key][name].float(), value.float(), rtol=0, atol=0)
+            torch.testing.assert_close(
+                second["state"][key][name].float(), value.float(), rtol=0, atol=0
+            )
 
 
 @pytest.mark.parametrize("left_out", ["foreach", "maximize", "compiled"])
@@ -124,7 +134,12 @@ def test_load_nontensor_step(ours: partial[Any]) -> None:
             state["step"] = int(state["step"].item())
     optimizer.load_state_dict(old)
     optimizer.step()
-    assert {value.item() for state in optimizer.state.values() for name, value in state.items() if name == "step"} <= {4.0}
+    assert {
+        value.item()
+        for state in optimizer.state.values()
+        for name, value in state.items()
+        if name == "step"
+    } <= {4.0}
 
 
 @pytest.mark.gpu
@@ -137,7 +152,9 @@ def test_a_step_count_that_comes_on_the_gpu_is_brought_to_the_host(ours: partial
     for state in old["state"].values():
         state.update({name: value.cuda() for name, value in state.items()})
     optimizer.load_state_dict(old)
-    assert {state["step"].device.type for state in optimizer.state.values() if "step" in state} <= {"cpu"}
+    assert {state["step"].device.type for state in optimizer.state.values() if "step" in state} <= {
+        "cpu"
+    }
 
 
 def test_step_pre_hook_and_post_hook_and_all_hooks(ours: partial[Any]) -> None:
@@ -219,7 +236,9 @@ def test_non_empty_state(ours: partial[Any]) -> None:
     params = params_of()
     optimizer = stepped(ours, params, steps=1)
     assert all(optimizer.state[param] for param in params)
-    assert all(isinstance(value, Tensor) for state in optimizer.state.values() for value in state.values())
+    assert all(
+        isinstance(value, Tensor) for state in optimizer.state.values() for value in state.values()
+    )
 
 
 @pytest.mark.gpu
@@ -239,4 +258,6 @@ def test_state_dict_cross_device(ours: partial[Any]) -> None:
         for param, twin in zip(params, twins, strict=True):
             torch.testing.assert_close(twin.cpu(), param.cpu())
             devices = {name: value.device.type for name, value in other.state[twin].items()}
-            assert all(device == ("cpu" if name == "step" else target) for name, device in devices.items())
+            assert all(
+                device == ("cpu" if name == "step" else target) for name, device in devices.items()
+            )

@@ -1,7 +1,8 @@
-"""What holds for every optimizer of the catalogue, and for some in other settings: a new one is tested from the day it has a name.
+"""What holds for every optimizer of the catalogue, and for some in other settings: a new one is
+tested from the day it has a name.
 
-Where an optimizer of others does not hold a promise, that is written here by name and reason, and tested too: a failure that goes away
-fails the test.
+Where an optimizer of others does not hold a promise, that is written here by name and reason, and
+tested too: a failure that goes away fails the test.
 """
 
 import copy
@@ -22,9 +23,18 @@ import optimizers
 from profiler.state import state_tensors
 
 OURS = ("lamb", "lamb16", "sgd-sai", "sm3")
-SETTINGS = ("sgd-sai:momentum=0", "sm3:momentum=0.9,beta=0.9", "lamb:preset=nvidia,weight_decay=0.1", "lamb:preset=cybertronai")
-ZOO, LOW_BIT = optimizers.available("pytorch_optimizer"), optimizers.available("bitsandbytes", "torchao")
-# Of rank 128, as they are unless asked, they would project none of the small matrices of these tests.
+SETTINGS = (
+    "sgd-sai:momentum=0",
+    "sm3:momentum=0.9,beta=0.9",
+    "lamb:preset=nvidia,weight_decay=0.1",
+    "lamb:preset=cybertronai",
+)
+ZOO, LOW_BIT = (
+    optimizers.available("pytorch_optimizer"),
+    optimizers.available("bitsandbytes", "torchao"),
+)
+# Of rank 128, as they are unless asked, they would project none of the small matrices of these
+# tests.
 LOW_RANK = tuple(f"{name}:rank=2" for name in ("apollo", "fira", "galore") if name in ZOO)
 SPECS = (*optimizers.available(), *SETTINGS, *LOW_RANK)
 EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,29 +51,58 @@ def because(reason: str, *names: str) -> Reasons:
 
 IN_PLACE = because("turns the gradient round in place", *ZOO, *LOW_RANK)
 LOST = because("keeps options in attributes, which a copy loses", *ZOO, *LOW_RANK, *LOW_BIT)
-PROJECTED = because("its projection is an object of a class of its own, which torch.load does not take", *LOW_RANK)
+PROJECTED = because(
+    "its projection is an object of a class of its own, which torch.load does not take", *LOW_RANK
+)
 READS_BACK = {
     "adafactor": "reads the norms of parameters and updates back",
     "apollo:rank=2": "reads the norm of the update back",
     "fira:rank=2": "reads the norm of the update back",
     "prodigy": "reads its learning rate back",
 }
-TORCHS_FUSED = tuple(f"{spec} fused" for spec in optimizers.available("torch") if "fused" in optimizers.implementations(spec, "cpu"))
+TORCHS_FUSED = tuple(
+    f"{spec} fused"
+    for spec in optimizers.available("torch")
+    if "fused" in optimizers.implementations(spec, "cpu")
+)
 BY_GROUP = because(
     "counts steps by group: a late parameter is corrected as if it were as old as the others",
-    *("adan", "ademamix", "apollo", "fira", "flash-adamw", "galore", "schedule-free-adamw", "soap", *LOW_RANK),
+    *(
+        "adan",
+        "ademamix",
+        "apollo",
+        "fira",
+        "flash-adamw",
+        "galore",
+        "schedule-free-adamw",
+        "soap",
+        *LOW_RANK,
+    ),
 )
 
 
 def every(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
-    """Every optimizer in every setting; `lacking` and `more` tell which are known not to hold a point, and why."""
-    return pytest.mark.parametrize("spec", [pytest.param(spec, marks=_marks(spec, *lacking, more)) for spec in SPECS])
+    """Every optimizer in every setting; `lacking` and `more` tell which are known not to hold a
+    point, and why.
+    """
+    return pytest.mark.parametrize(
+        "spec", [pytest.param(spec, marks=_marks(spec, *lacking, more)) for spec in SPECS]
+    )
 
 
 def every_way(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
-    """Every optimizer in every setting, by its loop, by its foreach and fused where it has them; a reason may be of "racs loop" alone."""
-    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach", "fused") if way in optimizers.implementations(spec, "cpu")]
-    marks = {pair: _marks(pair[0], *lacking, more) or _marks(" ".join(pair), *lacking) for pair in ways}
+    """Every optimizer in every setting, by its loop, by its foreach and fused where it has them; a
+    reason may be of "racs loop" alone.
+    """
+    ways = [
+        (spec, way)
+        for spec in SPECS
+        for way in ("loop", "foreach", "fused")
+        if way in optimizers.implementations(spec, "cpu")
+    ]
+    marks = {
+        pair: _marks(pair[0], *lacking, more) or _marks(" ".join(pair), *lacking) for pair in ways
+    }
     given = [pytest.param(*pair, marks=[*marks[pair], *_needing(pair[1])]) for pair in ways]
     return pytest.mark.parametrize(("spec", "implementation"), given)
 
@@ -73,18 +112,30 @@ def _needing(way: str) -> list[pytest.MarkDecorator]:
 
 
 def _marks(name: str, *lacking: Reasons) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(reason=reasons[name], strict=True) for reasons in lacking if name in reasons]
+    return [
+        pytest.mark.xfail(reason=reasons[name], strict=True)
+        for reasons in lacking
+        if name in reasons
+    ]
 
 
 EVERY, EVERY_WAY = every(), every_way()
 
 
-def parameters(dtype: torch.dtype = torch.float32, shapes: Iterable[tuple[int, ...]] = SHAPES, device: str = "cpu") -> list[Parameter]:
+def parameters(
+    dtype: torch.dtype = torch.float32,
+    shapes: Iterable[tuple[int, ...]] = SHAPES,
+    device: str = "cpu",
+) -> list[Parameter]:
     generator = torch.Generator().manual_seed(0)
-    return [Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in shapes]
+    return [
+        Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in shapes
+    ]
 
 
-def take_steps(optimizer: Optimizer, params: Iterable[Parameter], steps: Iterable[int] = range(3)) -> None:
+def take_steps(
+    optimizer: Optimizer, params: Iterable[Parameter], steps: Iterable[int] = range(3)
+) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(100 + step)
         for param in params:
@@ -98,7 +149,10 @@ def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
         torch.testing.assert_close(param, reference, rtol=0, atol=0)
 
 
-@every({"adam-mini": "keeps float32 moments of float64 parameters"}, scion="its foreach normalises with another eps")
+@every(
+    {"adam-mini": "keeps float32 moments of float64 parameters"},
+    scion="its foreach normalises with another eps",
+)
 def test_loop_and_foreach_agree(spec: str) -> None:
     found = {}
     for implementation in ("loop", "foreach"):
@@ -113,9 +167,15 @@ def test_loop_and_foreach_agree(spec: str) -> None:
         torch.testing.assert_close(loop, foreach, rtol=1e-12, atol=1e-12)
 
 
-@every_way(READS_BACK, because("refuses tensors without data", *TORCHS_FUSED), {"racs loop": "reads the norm of the update back"})
+@every_way(
+    READS_BACK,
+    because("refuses tensors without data", *TORCHS_FUSED),
+    {"racs loop": "reads the norm of the update back"},
+)
 @EACH_DTYPE
-def test_it_runs_on_tensors_without_data_and_so_never_reads_one_back(spec: str, dtype: torch.dtype, implementation: Any) -> None:
+def test_it_runs_on_tensors_without_data_and_so_never_reads_one_back(
+    spec: str, dtype: torch.dtype, implementation: Any
+) -> None:
     params = parameters(dtype, device="meta")
     take_steps(optimizers.create(spec, params, implementation=implementation), params)
 
@@ -139,12 +199,21 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("saved", "own"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32), (torch.float32, torch.float64)]
+    ("saved", "own"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float64),
+    ],
 )
 @pytest.mark.parametrize("spec", [*OURS, *SETTINGS])
-def test_a_state_that_is_loaded_beside_another_dtype_is_kept_as_one_made_there(spec: str, saved: torch.dtype, own: torch.dtype) -> None:
+def test_a_state_that_is_loaded_beside_another_dtype_is_kept_as_one_made_there(
+    spec: str, saved: torch.dtype, own: torch.dtype
+) -> None:
     params, twins, others = parameters(saved), parameters(own), parameters(own)
-    optimizer, loaded, made_there = (optimizers.create(spec, each) for each in (params, twins, others))
+    optimizer, loaded, made_there = (
+        optimizers.create(spec, each) for each in (params, twins, others)
+    )
     take_steps(optimizer, params)
     loaded.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     take_steps(made_there, others)
@@ -196,7 +265,9 @@ def test_pickle_itself_takes_an_optimizer_and_its_scheduler(spec: str) -> None:
     assert_equal(twins, params)
 
 
-def train(optimizer: Optimizer, scheduler: LRScheduler, params: list[Parameter], steps: range) -> None:
+def train(
+    optimizer: Optimizer, scheduler: LRScheduler, params: list[Parameter], steps: range
+) -> None:
     for step in steps:
         take_steps(optimizer, params, [step])
         scheduler.step()
@@ -204,7 +275,11 @@ def train(optimizer: Optimizer, scheduler: LRScheduler, params: list[Parameter],
 
 def assert_gradients_are_left(optimizer: Optimizer, params: list[Parameter]) -> None:
     take_steps(optimizer, params)
-    before = [(param.grad, param.grad._version, param.grad.clone()) for param in params if param.grad is not None]
+    before = [
+        (param.grad, param.grad._version, param.grad.clone())
+        for param in params
+        if param.grad is not None
+    ]
     optimizer.step()
     for param, (grad, version, value) in zip(params, before, strict=True):
         assert param.grad is grad
@@ -224,7 +299,10 @@ def test_gradients_are_left_as_they_were_by_one_that_maximizes(spec: str) -> Non
     assert_gradients_are_left(optimizers.create(spec, params, maximize=True), params)
 
 
-@every(because("has no maximize", "muon", *LOW_BIT), adan="its first difference is that to a gradient not turned round")
+@every(
+    because("has no maximize", "muon", *LOW_BIT),
+    adan="its first difference is that to a gradient not turned round",
+)
 def test_maximizing_is_minimizing_the_negative(spec: str) -> None:
     up, down = parameters(), parameters()
     ascent, descent = optimizers.create(spec, up, maximize=True), optimizers.create(spec, down)
@@ -292,7 +370,11 @@ def test_a_frozen_parameter_stays_and_costs_nothing(spec: str) -> None:
     assert not optimizer.state.get(frozen)
 
 
-@every(BY_GROUP, {"adam-mini": "makes its own groups, by name"}, prodigy="has one learning rate, which all gradients find together")
+@every(
+    BY_GROUP,
+    {"adam-mini": "makes its own groups, by name"},
+    prodigy="has one learning rate, which all gradients find together",
+)
 def test_a_late_parameter_starts_as_if_it_were_alone(spec: str) -> None:
     params, alone = parameters(), parameters()[-1:]
     optimizer = optimizers.create(spec, params[:2])
@@ -306,14 +388,23 @@ def test_a_late_parameter_starts_as_if_it_were_alone(spec: str) -> None:
     assert_equal(params[-1:], alone)
 
 
-@every(adafactor="divides by the root of the number of elements", scion="reshapes to rows of a length that none has")
+@every(
+    adafactor="divides by the root of the number of elements",
+    scion="reshapes to rows of a length that none has",
+)
 def test_an_empty_parameter_is_no_trouble(spec: str) -> None:
     params = parameters(shapes=[(0,), (0, 3), (2, 3)])
     take_steps(optimizers.create(spec, params), params)
     assert params[-1].isfinite().all()
 
 
-@every_way(because("takes a gradient's elements as they lie in memory, in an order that need not be the parameter's", *TORCHS_FUSED))
+@every_way(
+    because(
+        "takes a gradient's elements as they lie in memory, in an order that need not be the"
+        " parameter's",
+        *TORCHS_FUSED,
+    )
+)
 def test_the_memory_format_of_a_parameter_does_not_matter(spec: str, implementation: Any) -> None:
     params = parameters(shapes=[(2, 3, 4, 5)])
     others = [Parameter(param.detach().to(memory_format=torch.channels_last)) for param in params]
@@ -322,13 +413,18 @@ def test_the_memory_format_of_a_parameter_does_not_matter(spec: str, implementat
     torch.testing.assert_close(others, params, rtol=1e-4, atol=1e-5)
 
 
-@every({"adam-mini": "makes its own groups, by name"}, prodigy="goes by the learning rate of the first group")
+@every(
+    {"adam-mini": "makes its own groups, by name"},
+    prodigy="goes by the learning rate of the first group",
+)
 def test_options_of_a_group_win(spec: str) -> None:
     still, moving = parameters(), parameters()
     optimizer = optimizers.create(spec, [{"params": still, "lr": 0.0}, {"params": moving}])
     take_steps(optimizer, [*still, *moving])
     assert_equal(still, parameters())
-    assert not any(torch.equal(param, start) for param, start in zip(moving, parameters(), strict=True))
+    assert not any(
+        torch.equal(param, start) for param, start in zip(moving, parameters(), strict=True)
+    )
 
 
 # Prodigy finds its rate from a guess of 1e-6, which takes it more steps than these.
@@ -338,7 +434,11 @@ RATES: dict[str, dict[str, Any]] = {"prodigy": {"lr": 1.0, "d0": 1e-3}, "racs": 
 @EVERY_WAY
 def test_a_few_steps_lower_the_loss_of_a_convex_problem(spec: str, implementation: Any) -> None:
     torch.manual_seed(0)
-    inputs, weight, bias = torch.randn(32, 4), Parameter(torch.ones(3, 4)), Parameter(torch.zeros(3))
+    inputs, weight, bias = (
+        torch.randn(32, 4),
+        Parameter(torch.ones(3, 4)),
+        Parameter(torch.zeros(3)),
+    )
     targets = inputs @ torch.randn(4, 3) + 1
     options = RATES.get(spec, {"lr": 0.01})
     optimizer = optimizers.create(spec, [weight, bias], implementation=implementation, **options)
@@ -387,5 +487,8 @@ def test_an_empty_list_of_parameters_is_refused(spec: str) -> None:
 def test_sparse_gradients_are_refused_where_they_are_not_supported(name: str) -> None:
     embedding = Parameter(torch.ones(3, 2))
     embedding.grad = torch.ones(3, 2).to_sparse()
-    with pytest.raises(RuntimeError, match=r"does not support sparse gradients, got one of layout torch\.sparse_coo"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"does not support sparse gradients, got one of layout torch\.sparse_coo",
+    ):
         optimizers.create(name, [embedding]).step()

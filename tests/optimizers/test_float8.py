@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimizers.float8 import PERIOD, decode_e4m3, decode_e5m2, dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
+from optimizers.float8 import (
+    PERIOD,
+    decode_e4m3,
+    decode_e5m2,
+    dither_e4m3,
+    dither_e5m2,
+    encode_e4m3,
+    encode_e5m2,
+)
 
 CPU = torch.device("cpu")
 
@@ -18,7 +26,10 @@ def _each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("_each_way")
 def test_every_code_is_decoded_as_torch_decodes_it() -> None:
     # A second moment has no sign.
-    for decode, dtype, count in ((decode_e4m3, torch.float8_e4m3fn, 256), (decode_e5m2, torch.float8_e5m2, 128)):
+    for decode, dtype, count in (
+        (decode_e4m3, torch.float8_e4m3fn, 256),
+        (decode_e5m2, torch.float8_e5m2, 128),
+    ):
         codes = torch.arange(count, dtype=torch.uint8).view(dtype)
         codes = codes[codes.float().isfinite()]
         found = decode(codes, torch.empty(codes.shape), torch.empty(codes.shape, dtype=torch.int16))
@@ -42,9 +53,17 @@ def test_what_a_format_holds_is_encoded_as_it_is_whatever_the_threshold() -> Non
     codes = torch.arange(256, dtype=torch.uint8)
     signed = codes[codes.view(torch.float8_e4m3fn).float().isfinite()]
     positive = codes[:0x7C]
-    for thresholds in (torch.zeros((), dtype=torch.int32), torch.tensor(2**20 - 1, dtype=torch.int32)):
-        assert torch.equal(as_e4m3(signed.view(torch.float8_e4m3fn).float(), thresholds).view(torch.uint8), signed)
-        assert torch.equal(as_e5m2(positive.view(torch.float8_e5m2).float(), thresholds).view(torch.uint8), positive)
+    for thresholds in (
+        torch.zeros((), dtype=torch.int32),
+        torch.tensor(2**20 - 1, dtype=torch.int32),
+    ):
+        assert torch.equal(
+            as_e4m3(signed.view(torch.float8_e4m3fn).float(), thresholds).view(torch.uint8), signed
+        )
+        assert torch.equal(
+            as_e5m2(positive.view(torch.float8_e5m2).float(), thresholds).view(torch.uint8),
+            positive,
+        )
 
 
 @pytest.mark.usefixtures("_each_way")
@@ -60,7 +79,9 @@ def test_what_a_format_holds_is_encoded_as_it_is_whatever_the_threshold() -> Non
         (2.0**-9 * 0.125, 0.0, 2.0**-9, 0.125),
     ],
 )
-def test_e4m3_rounds_up_as_often_as_the_remainder_asks(value: float, below: float, above: float, share: float) -> None:
+def test_e4m3_rounds_up_as_often_as_the_remainder_asks(
+    value: float, below: float, above: float, share: float
+) -> None:
     rounded = as_e4m3(torch.full((PERIOD,), value), dither_e4m3(PERIOD, 0.3, CPU)).float()
     assert set(rounded.tolist()) == {below, above}
     assert (rounded == above).float().mean() == pytest.approx(share, abs=2 / PERIOD)
@@ -76,7 +97,9 @@ def test_e4m3_rounds_up_as_often_as_the_remainder_asks(value: float, below: floa
         (2.0**-14 * 1.125, 2.0**-14, 2.0**-14 * 1.25, 0.5),
     ],
 )
-def test_e5m2_rounds_up_as_often_as_the_remainder_asks(value: float, below: float, above: float, share: float) -> None:
+def test_e5m2_rounds_up_as_often_as_the_remainder_asks(
+    value: float, below: float, above: float, share: float
+) -> None:
     rounded = as_e5m2(torch.full((PERIOD,), value), dither_e5m2(PERIOD, 0.3, CPU)).float()
     assert set(rounded.tolist()) == {below, above}
     assert (rounded == above).float().mean() == pytest.approx(share, abs=2 / PERIOD)

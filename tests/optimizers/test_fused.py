@@ -1,4 +1,6 @@
-"""The fused way to run a step: the numbers of the loop from kernels in C++, what they take, and how they are compiled."""
+"""The fused way to run a step: the numbers of the loop from kernels in C++, what they take, and how
+they are compiled.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +16,8 @@ from optimizers import LAMB16, SM3, fused
 
 pytestmark = pytest.mark.compiler
 
-# Few rows and long ones, which threads share by columns, many short ones, several axes, and what is no vector's length.
+# Few rows and long ones, which threads share by columns, many short ones, several axes, and what is
+# no vector's length.
 SHAPES = [(256, 128), (3, 20_000), (20_000, 3), (70_001,), (24, 16, 3, 3), (7,), (1, 1), ()]
 WITH_KERNELS = pytest.mark.parametrize(
     ("factory", "options"),
@@ -29,25 +32,41 @@ WITH_KERNELS = pytest.mark.parametrize(
 )
 
 
-def descend(factory: Any, *, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32, steps: int = 4, **options: Any) -> Any:
+def descend(
+    factory: Any,
+    *,
+    shapes: Any = SHAPES,
+    dtype: torch.dtype = torch.float32,
+    steps: int = 4,
+    **options: Any,
+) -> Any:
     """An optimizer after some steps, and its parameters."""
     generator = torch.Generator().manual_seed(0)
-    params = [Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in shapes]
+    params = [
+        Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
+        for shape in shapes
+    ]
     optimizer = factory(params, **options)
     for _ in range(steps):
         for param in params:
-            param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(dtype)
+            param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64).to(
+                dtype
+            )
         optimizer.step()
     return optimizer, params
 
 
 def apart(found: Tensor, wanted: Tensor, tolerance: float) -> int:
-    return int(((found.double() - wanted.double()).abs() > tolerance * (1 + wanted.double().abs())).sum())
+    return int(
+        ((found.double() - wanted.double()).abs() > tolerance * (1 + wanted.double().abs())).sum()
+    )
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 @WITH_KERNELS
-def test_the_kernels_give_the_numbers_of_the_loop(factory: Any, options: dict[str, Any], threads: int) -> None:
+def test_the_kernels_give_the_numbers_of_the_loop(
+    factory: Any, options: dict[str, Any], threads: int
+) -> None:
     wanted, reference = descend(factory, foreach=False, **options)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -55,10 +74,14 @@ def test_the_kernels_give_the_numbers_of_the_loop(factory: Any, options: dict[st
         found, params = descend(factory, fused=True, **options)
     finally:
         torch.set_num_threads(before)
-    # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as either neighbour. How many do depends on the
-    # order of sums, and so on the instructions that there are.
+    # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as either
+    # neighbour. How many do depends on the order of sums, and so on the instructions that there
+    # are.
     flips = 40 if factory is LAMB16 else 0
-    assert sum(apart(param, other, 1e-5) for param, other in zip(params, reference, strict=True)) <= flips
+    assert (
+        sum(apart(param, other, 1e-5) for param, other in zip(params, reference, strict=True))
+        <= flips
+    )
     for param, other in zip(params, reference, strict=True):
         for key, value in found.state[param].items():
             held = wanted.state[other][key]
@@ -69,17 +92,28 @@ def test_the_kernels_give_the_numbers_of_the_loop(factory: Any, options: dict[st
                 torch.testing.assert_close(value, held, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 2**-6), (torch.float16, 2**-9)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.bfloat16, 2**-6), (torch.float16, 2**-9)]
+)
 @WITH_KERNELS
-def test_they_take_every_dtype(factory: Any, options: dict[str, Any], dtype: torch.dtype, tolerance: float) -> None:
+def test_they_take_every_dtype(
+    factory: Any, options: dict[str, Any], dtype: torch.dtype, tolerance: float
+) -> None:
     _, wanted = descend(factory, dtype=dtype, foreach=False, **options)
     _, found = descend(factory, dtype=dtype, fused=True, **options)
     # Several roundings to half precision in a row, of which one may have gone the other way.
-    assert sum(apart(param, other, tolerance) for param, other in zip(found, wanted, strict=True)) <= 40
+    assert (
+        sum(apart(param, other, tolerance) for param, other in zip(found, wanted, strict=True))
+        <= 40
+    )
 
 
 @settings(deadline=None, max_examples=60)
-@given(shape=st.lists(st.integers(1, 9), max_size=5), threads=st.integers(1, 4), seed=st.integers(0, 99))
+@given(
+    shape=st.lists(st.integers(1, 9), max_size=5),
+    threads=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
 def test_sm3_covers_any_axes_as_the_loop_does(shape: list[int], threads: int, seed: int) -> None:
     found: list[list[Tensor]] = []
     for way in ({"foreach": False}, {"fused": True}):
@@ -108,14 +142,24 @@ def test_every_code_is_read_and_written_as_the_loop_does() -> None:
         for index, param in enumerate(params):
             state = optimizer.state[param]
             # NaN has the codes 127 and 255, and infinity begins at 124.
-            state["exp_avg"].view(torch.uint8).copy_(codes.clone().masked_fill_(codes & 127 == 127, 0))
+            state["exp_avg"].view(torch.uint8).copy_(
+                codes.clone().masked_fill_(codes & 127 == 127, 0)
+            )
             state["exp_avg_sq"].view(torch.uint8).copy_(codes % 124)
             state["exp_avg_scale"].fill_(2.0 ** (index - 30))
             state["exp_avg_sq_scale"].fill_(2.0 ** (index - 30))
             state["step"].fill_(index)
         optimizer.step()
-        results.append({f"{index} {key}": value for index, param in enumerate(params) for key, value in optimizer.state[param].items()})
-        results[-1].update({f"{index} weight": param.detach() for index, param in enumerate(params)})
+        results.append(
+            {
+                f"{index} {key}": value
+                for index, param in enumerate(params)
+                for key, value in optimizer.state[param].items()
+            }
+        )
+        results[-1].update(
+            {f"{index} weight": param.detach() for index, param in enumerate(params)}
+        )
     for name, value in results[0].items():
         other = results[1][name]
         if value.itemsize == 1:
@@ -137,7 +181,10 @@ def test_what_is_no_number_goes_as_far_as_by_the_loop(factory: Any, value: float
             if step == 1:
                 param.grad[7, 5] = value
             optimizer.step()
-        numbers = [param, *(held for held in optimizer.state[param].values() if held.dtype is torch.float32)]
+        numbers = [
+            param,
+            *(held for held in optimizer.state[param].values() if held.dtype is torch.float32),
+        ]
         reached.append([each.isfinite() for each in numbers])
     for one, other in zip(*reached, strict=True):
         assert torch.equal(one, other)
@@ -154,7 +201,9 @@ def transposed_gradient(shape: tuple[int, ...]) -> tuple[Parameter, Tensor]:
 
 @pytest.mark.parametrize("make", [transposed, transposed_gradient])
 @pytest.mark.parametrize("factory", [SM3, LAMB16])
-def test_what_does_not_lie_in_one_piece_goes_by_the_loop_beside_the_others(factory: Any, make: Callable[..., Any]) -> None:
+def test_what_does_not_lie_in_one_piece_goes_by_the_loop_beside_the_others(
+    factory: Any, make: Callable[..., Any]
+) -> None:
     results = []
     for way in ({"foreach": False}, {"fused": True}):
         torch.manual_seed(0)
@@ -162,7 +211,10 @@ def test_what_does_not_lie_in_one_piece_goes_by_the_loop_beside_the_others(facto
         plain = Parameter(torch.randn(60, 40))
         optimizer = factory([odd, plain], **way)
         for _ in range(3):
-            odd.grad, plain.grad = grad.clone(memory_format=torch.preserve_format), torch.randn(60, 40)
+            odd.grad, plain.grad = (
+                grad.clone(memory_format=torch.preserve_format),
+                torch.randn(60, 40),
+            )
             optimizer.step()
         results.append([odd, plain])
     assert torch.equal(results[0][0], results[1][0])
@@ -175,7 +227,9 @@ def test_sparse_gradients_are_taken_beside_it() -> None:
         torch.manual_seed(0)
         rows, dense = Parameter(torch.randn(50, 4)), Parameter(torch.randn(50, 4))
         optimizer = SM3([rows, dense], **way)
-        rows.grad = torch.sparse_coo_tensor(torch.tensor([[3, 9]]), torch.randn(2, 4), (50, 4), check_invariants=True)
+        rows.grad = torch.sparse_coo_tensor(
+            torch.tensor([[3, 9]]), torch.randn(2, 4), (50, 4), check_invariants=True
+        )
         dense.grad = torch.randn(50, 4)
         optimizer.step()
         results.append([rows, dense])
@@ -188,7 +242,9 @@ def test_a_parameter_with_the_accumulator_of_its_rows_alone_takes_dense_gradient
         torch.manual_seed(0)
         param = Parameter(torch.randn(50, 4))
         optimizer = SM3([param], **way)
-        param.grad = torch.sparse_coo_tensor(torch.tensor([[3, 9]]), torch.randn(2, 4), (50, 4), check_invariants=True)
+        param.grad = torch.sparse_coo_tensor(
+            torch.tensor([[3, 9]]), torch.randn(2, 4), (50, 4), check_invariants=True
+        )
         optimizer.step()
         param.grad = torch.randn(50, 4)
         optimizer.step()
@@ -198,7 +254,9 @@ def test_a_parameter_with_the_accumulator_of_its_rows_alone_takes_dense_gradient
 
 @pytest.mark.parametrize("later", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("factory", "options"), [(SM3, {"momentum": 0.9}), (LAMB16, {})])
-def test_parameters_may_change_their_dtype_beside_their_state(factory: Any, options: dict[str, Any], later: torch.dtype) -> None:
+def test_parameters_may_change_their_dtype_beside_their_state(
+    factory: Any, options: dict[str, Any], later: torch.dtype
+) -> None:
     results = []
     for way in ({"foreach": False}, {"fused": True}):
         torch.manual_seed(0)
@@ -226,14 +284,22 @@ def test_a_parameter_that_has_another_shape_than_its_state_is_refused(factory: A
 
 
 @pytest.mark.parametrize("factory", [SM3, LAMB16])
-def test_a_fused_step_holds_no_temporaries_and_bumps_the_version_that_autograd_watches(factory: Any) -> None:
+def test_a_fused_step_holds_no_temporaries_and_bumps_the_version_that_autograd_watches(
+    factory: Any,
+) -> None:
     optimizer, params = descend(factory, fused=True, shapes=[(512, 256)] * 3, steps=1)
     version = params[0]._version
     found: Any
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as found:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as found:
         optimizer.step()
     scalars = 1024
-    changes = [event.nbytes() for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [
+        event.nbytes()
+        for event in found.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
     assert sum(change for change in changes if change > 0) <= scalars
     assert params[0]._version > version
 
@@ -243,7 +309,9 @@ def test_ways_exclude_each_other(factory: Any) -> None:
     params = [Parameter(torch.ones(1))]
     with pytest.raises(ValueError, match="foreach=True and fused=True are two ways"):
         factory(params, fused=True, foreach=True)
-    with pytest.raises(ValueError, match="compiled=True and foreach=True and fused=True are three ways"):
+    with pytest.raises(
+        ValueError, match="compiled=True and foreach=True and fused=True are three ways"
+    ):
         factory(params, fused=True, foreach=True, compiled=True)
 
 
@@ -261,7 +329,10 @@ class Elsewhere(Parameter):
 @pytest.mark.parametrize("factory", [SM3, LAMB16])
 def test_a_device_without_a_kernel_is_refused_and_the_group_is_not_added(factory: Any) -> None:
     optimizer = factory([Parameter(torch.ones(1))], fused=True)
-    with pytest.raises(RuntimeError, match=f"{factory.__name__} has kernels for a CPU alone, got a parameter on cpu"):
+    with pytest.raises(
+        RuntimeError,
+        match=f"{factory.__name__} has kernels for a CPU alone, got a parameter on cpu",
+    ):
         optimizer.add_param_group({"params": [Elsewhere(torch.ones(1))]})
     assert len(optimizer.param_groups) == 1
     optimizer.add_param_group({"params": [Elsewhere(torch.ones(1))], "fused": False})

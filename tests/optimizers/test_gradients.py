@@ -11,12 +11,28 @@ from torch.optim.optimizer import Optimizer
 
 import optimizers
 
-OURS = ("lamb", "lamb:preset=nvidia", "lamb16", "sgd-sai", "sgd-sai:momentum=0", "sm3", "sm3:momentum=0.9,beta=0.9")
-ZOO, LOW_BIT = optimizers.available("pytorch_optimizer"), optimizers.available("bitsandbytes", "torchao")
-# Of rank 128, as they are unless asked, they would project none of the small matrices of these tests.
+OURS = (
+    "lamb",
+    "lamb:preset=nvidia",
+    "lamb16",
+    "sgd-sai",
+    "sgd-sai:momentum=0",
+    "sm3",
+    "sm3:momentum=0.9,beta=0.9",
+)
+ZOO, LOW_BIT = (
+    optimizers.available("pytorch_optimizer"),
+    optimizers.available("bitsandbytes", "torchao"),
+)
+# Of rank 128, as they are unless asked, they would project none of the small matrices of these
+# tests.
 LOW_RANK = tuple(f"{name}:rank=2" for name in ("apollo", "fira", "galore") if name in ZOO)
 SPECS = (*optimizers.available("torch"), *OURS, *ZOO, *LOW_BIT, *LOW_RANK)
-TORCHS_FUSED = tuple(f"{spec} fused" for spec in optimizers.available("torch") if "fused" in optimizers.implementations(spec, "cpu"))
+TORCHS_FUSED = tuple(
+    f"{spec} fused"
+    for spec in optimizers.available("torch")
+    if "fused" in optimizers.implementations(spec, "cpu")
+)
 EMPTY = {
     "adafactor": "divides by the number of elements, 0 in an empty tensor",
     "scion": "divides by the number of elements, 0 in an empty tensor",
@@ -25,12 +41,21 @@ EMPTY = {
 
 def every(lacking: dict[str, str]) -> pytest.MarkDecorator:
     """Every optimizer; `lacking` tells which are known not to hold a point, and why."""
-    return pytest.mark.parametrize("spec", [pytest.param(spec, marks=_marks(spec, lacking)) for spec in SPECS])
+    return pytest.mark.parametrize(
+        "spec", [pytest.param(spec, marks=_marks(spec, lacking)) for spec in SPECS]
+    )
 
 
 def every_way(lacking: dict[str, str]) -> pytest.MarkDecorator:
-    """Every optimizer, by its loop, by its foreach and fused where it has them; a reason may be of "racs foreach" alone."""
-    ways = [(spec, way) for spec in SPECS for way in ("loop", "foreach", "fused") if way in optimizers.implementations(spec, "cpu")]
+    """Every optimizer, by its loop, by its foreach and fused where it has them; a reason may be of
+    "racs foreach" alone.
+    """
+    ways = [
+        (spec, way)
+        for spec in SPECS
+        for way in ("loop", "foreach", "fused")
+        if way in optimizers.implementations(spec, "cpu")
+    ]
     marks = {pair: _marks(pair[0], lacking) or _marks(" ".join(pair), lacking) for pair in ways}
     given = [pytest.param(*pair, marks=[*marks[pair], *_needing(pair[1])]) for pair in ways]
     return pytest.mark.parametrize(("spec", "implementation"), given)
@@ -52,7 +77,9 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[Parameter]:
     return [Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in SHAPES]
 
 
-def take_steps(optimizer: Optimizer, params: list[Parameter], steps: range = range(3), scale: float = 1.0) -> None:
+def take_steps(
+    optimizer: Optimizer, params: list[Parameter], steps: range = range(3), scale: float = 1.0
+) -> None:
     for step in steps:
         generator = torch.Generator().manual_seed(100 + step)
         for param in params:
@@ -69,13 +96,22 @@ def take_steps(optimizer: Optimizer, params: list[Parameter], steps: range = ran
     }
 )
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_every_shape_moves_in_every_dtype(spec: str, dtype: torch.dtype, implementation: Any, request: pytest.FixtureRequest) -> None:
+def test_every_shape_moves_in_every_dtype(
+    spec: str, dtype: torch.dtype, implementation: Any, request: pytest.FixtureRequest
+) -> None:
     if spec.endswith("torchao") and dtype is torch.float64:
-        request.applymarker(pytest.mark.xfail(reason="its compiled step leaves a float64 scalar as it was", strict=True))
-    # Prodigy squares its guess of the learning rate, and half precision loses the square of its usual 1e-6.
+        request.applymarker(
+            pytest.mark.xfail(
+                reason="its compiled step leaves a float64 scalar as it was", strict=True
+            )
+        )
+    # Prodigy squares its guess of the learning rate, and half precision loses the square of its
+    # usual 1e-6.
     options: dict[str, Any] = {"lr": 1.0, "d0": 0.5} if spec == "prodigy" else {"lr": 0.5}
     params = parameters(dtype)
-    take_steps(optimizers.create(spec, params, implementation=implementation, **options), params, range(1))
+    take_steps(
+        optimizers.create(spec, params, implementation=implementation, **options), params, range(1)
+    )
     for param, start in zip(params, parameters(dtype), strict=True):
         assert param.dtype is dtype
         assert param.isfinite().all()
@@ -85,11 +121,15 @@ def test_every_shape_moves_in_every_dtype(spec: str, dtype: torch.dtype, impleme
 @pytest.mark.parametrize("implementation", ["loop", "foreach"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("spec", OURS)
-def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(spec: str, dtype: torch.dtype, implementation: Any) -> None:
+def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(
+    spec: str, dtype: torch.dtype, implementation: Any
+) -> None:
     params = [Parameter(torch.ones(8, dtype=dtype)) for _ in range(3)]
     optimizer = optimizers.create(spec, params, implementation=implementation, lr=1e-2)
     for _ in range(5):
-        params[0].grad, params[1].grad, params[2].grad = (torch.full_like(params[0], value) for value in (0.0, 1e-4, 1.0))
+        params[0].grad, params[1].grad, params[2].grad = (
+            torch.full_like(params[0], value) for value in (0.0, 1e-4, 1.0)
+        )
         params[2].grad[:4] = torch.tensor([0.0, 1e-7, 1e-4, -1e-2])
         optimizer.step()
     for param in params:
@@ -100,7 +140,11 @@ def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(spec: str, d
     {
         "adan loop": "writes into the gradient",
         "schedule-free-adamw": "writes into the gradient",
-        **dict.fromkeys(TORCHS_FUSED, "takes a gradient's elements as they lie in memory, in an order that need not be the parameter's"),
+        **dict.fromkeys(
+            TORCHS_FUSED,
+            "takes a gradient's elements as they lie in memory, in an order that need not be the"
+            " parameter's",
+        ),
     }
 )
 def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any) -> None:
@@ -124,7 +168,11 @@ def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any)
 @every({"prodigy": "finds one learning rate from all gradients together"})
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_a_gradient_that_is_not_finite_stays_with_its_tensor(spec: str, value: float) -> None:
-    hit, other, alone = Parameter(torch.ones(3, 4)), Parameter(torch.ones(4, 3)), Parameter(torch.ones(4, 3))
+    hit, other, alone = (
+        Parameter(torch.ones(3, 4)),
+        Parameter(torch.ones(4, 3)),
+        Parameter(torch.ones(4, 3)),
+    )
     optimizer, reference = optimizers.create(spec, [other, hit]), optimizers.create(spec, [alone])
     if spec == "lamb:preset=nvidia":
         pytest.skip("clips by the norm of all gradients together")
@@ -164,20 +212,30 @@ def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @every({})
-def test_torch_distributed_checkpoint_gives_a_state_back_also_before_the_first_step(spec: str) -> None:
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+def test_torch_distributed_checkpoint_gives_a_state_back_also_before_the_first_step(
+    spec: str,
+) -> None:
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4))
     twin = copy.deepcopy(model)
-    optimizer, other = optimizers.create(spec, model.parameters()), optimizers.create(spec, twin.parameters())
+    optimizer, other = (
+        optimizers.create(spec, model.parameters()),
+        optimizers.create(spec, twin.parameters()),
+    )
     # Before the first step torch makes one, with gradients of zero at a learning rate of 0.
     get_optimizer_state_dict(twin, other)
     for param, start in zip(twin.parameters(), model.parameters(), strict=True):
         assert torch.equal(param, start)
     take_steps(optimizer, list(model.parameters()))
     twin.load_state_dict(model.state_dict())
-    set_optimizer_state_dict(twin, other, optim_state_dict=copy.deepcopy(get_optimizer_state_dict(model, optimizer)))
+    set_optimizer_state_dict(
+        twin, other, optim_state_dict=copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    )
     for each, by in ((model, optimizer), (twin, other)):
         take_steps(by, list(each.parameters()), range(3, 6))
     for param, same in zip(twin.parameters(), model.parameters(), strict=True):
@@ -195,5 +253,7 @@ def test_a_learning_rate_in_a_tensor_is_followed_when_it_changes(spec: str) -> N
             scheduler.step()
         return params
 
-    for found, wanted in zip(trained(torch.tensor(0.01, dtype=torch.float64)), trained(0.01), strict=True):
+    for found, wanted in zip(
+        trained(torch.tensor(0.01, dtype=torch.float64)), trained(0.01), strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)

@@ -1,4 +1,6 @@
-"""The implementation that somebody names is the one that runs, judged by the operations of a step."""
+"""The implementation that somebody names is the one that runs, judged by the operations of a
+step.
+"""
 
 import sys
 from collections import Counter
@@ -20,8 +22,14 @@ from scenarios import Scenario
 # Alike, so that several of them make one bucket of ours; a parameter this large is worth compiling.
 SHAPES = [(128, 128), (16, 8), (16, 8), (16, 8), (8,), (8,)]
 OURS = {"lamb": LAMB, "lamb16": LAMB16, "sgd-sai": SGDSaI, "sm3": SM3}
-SETTINGS = ("lamb16:scale=upstream", "lamb:preset=nvidia", "sm3:momentum=0.9,beta=0.9", "sgd-sai:momentum=0")
-# Every matrix of these tests is smaller than the usual rank, and what is not projected is what foreach takes.
+SETTINGS = (
+    "lamb16:scale=upstream",
+    "lamb:preset=nvidia",
+    "sm3:momentum=0.9,beta=0.9",
+    "sgd-sai:momentum=0",
+)
+# Every matrix of these tests is smaller than the usual rank, and what is not projected is what
+# foreach takes.
 NAMES = (*optimizers.available(), *SETTINGS)
 MINE = """
 from torch.optim import SGD, AdamW
@@ -52,7 +60,9 @@ class Own(AdamW):
 
 
 class Counting(TorchDispatchMode):
-    """Operations by kind, and the most tensors that one of those on lists was handed; step counts are none of them."""
+    """Operations by kind, and the most tensors that one of those on lists was handed; step counts
+    are none of them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,11 +130,24 @@ def ran_by(make: Any, kernels: Counter[str]) -> str:
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize(
     ("spec", "way"),
-    [(spec, way) for spec in NAMES for way in optimizers.implementations(spec, "cpu") if (spec, way) != (SETTINGS[0], "fused")],
+    [
+        (spec, way)
+        for spec in NAMES
+        for way in optimizers.implementations(spec, "cpu")
+        if (spec, way) != (SETTINGS[0], "fused")
+    ],
 )
-def test_an_implementation_that_is_named_is_the_one_that_runs(spec: str, way: Any, kernels: Counter[str]) -> None:
+def test_an_implementation_that_is_named_is_the_one_that_runs(
+    spec: str, way: Any, kernels: Counter[str]
+) -> None:
     assert ran(spec, kernels, implementation=way) == way
-    scenario = Scenario(model="gpt2", optimizer=spec.partition(":")[0], options=optimizers.parse(spec)[1], implementation=way, device="cpu")
+    scenario = Scenario(
+        model="gpt2",
+        optimizer=spec.partition(":")[0],
+        options=optimizers.parse(spec)[1],
+        implementation=way,
+        device="cpu",
+    )
     assert ran_by(lambda params: make_optimizer(scenario, params), kernels) == way
 
 
@@ -148,9 +171,16 @@ CHOICES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize(
     ("name", "options", "way"),
-    [(name, *choice) for name in OURS for choice in CHOICES if choice[0].keys() <= {*optimizers.implementations(name)}],
+    [
+        (name, *choice)
+        for name in OURS
+        for choice in CHOICES
+        if choice[0].keys() <= {*optimizers.implementations(name)}
+    ],
 )
-def test_the_options_of_ours_choose_as_torchs_do(name: str, options: dict[str, Any], way: str, kernels: Counter[str]) -> None:
+def test_the_options_of_ours_choose_as_torchs_do(
+    name: str, options: dict[str, Any], way: str, kernels: Counter[str]
+) -> None:
     assert ran_by(lambda params: OURS[name](params, **options), kernels) == way
     text = ",".join(f"{key}={value}" for key, value in options.items())
     assert optimizers.default_implementation(f"{name}:{text}" if text else name, "cuda") == way
@@ -168,12 +198,22 @@ def test_on_a_device_without_foreach_none_is_the_loop(name: str, kernels: Counte
     "text",
     [
         *optimizers.available("optprof", "torch"),
-        *(f"adamw:{options}" for options in ("fused=False", "fused=True", "foreach=False", "foreach=True,fused=False")),
+        *(
+            f"adamw:{options}"
+            for options in (
+                "fused=False",
+                "fused=True",
+                "foreach=False",
+                "foreach=True,fused=False",
+            )
+        ),
         *(f"sgd:{options}" for options in ("fused=False", "foreach=None,fused=None")),
         *(f"torch.optim:{name}" for name in ("AdamW", "NAdam", "Adamax", "Rprop", "ASGD")),
     ],
 )
-def test_the_default_is_what_the_optimizer_does_by_itself_on_cuda(text: str, kernels: Counter[str]) -> None:
+def test_the_default_is_what_the_optimizer_does_by_itself_on_cuda(
+    text: str, kernels: Counter[str]
+) -> None:
     assert optimizers.default_implementation(text, "cuda") == ran(text, kernels)
 
 
@@ -198,13 +238,18 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("mine:Own", "loop", "loop"),
     ],
 )
-def test_a_class_that_hides_the_choice_runs_as_its_record_says(text: str, default: Any, on_cpu: str, kernels: Counter[str]) -> None:
+def test_a_class_that_hides_the_choice_runs_as_its_record_says(
+    text: str, default: Any, on_cpu: str, kernels: Counter[str]
+) -> None:
     assert optimizers.default_implementation(text, "cuda") == default
     assert optimizers.default_implementation(text, "cpu") == on_cpu
     for way in {*optimizers.implementations(text), default}:
         if "=" not in text or way == default:
             assert ran(text, kernels, implementation=way) == way
-    assert optimizers.create(text, [Parameter(torch.ones(1))], implementation=default).defaults["lr"] == 1e-3
+    assert (
+        optimizers.create(text, [Parameter(torch.ones(1))], implementation=default).defaults["lr"]
+        == 1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -223,7 +268,9 @@ def test_a_class_that_hides_the_choice_runs_as_its_record_says(text: str, defaul
         ("sm3:fused=True", None, ["sm3 has no fused implementation on cuda"]),
     ],
 )
-def test_a_way_that_cannot_be_is_refused_in_one_line(text: str, asked: str | None, parts: list[str]) -> None:
+def test_a_way_that_cannot_be_is_refused_in_one_line(
+    text: str, asked: str | None, parts: list[str]
+) -> None:
     if text not in optimizers.available() and ":" not in text:
         pytest.skip(f"{text} is not installed")
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
@@ -243,7 +290,11 @@ def test_a_way_that_cannot_be_is_refused_in_one_line(text: str, asked: str | Non
         ("adamw", None, "loop"),
     ],
 )
-def test_a_plan_takes_the_implementation_that_a_text_names(text: str, asked: str | None, way: str) -> None:
-    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=[text], device="cpu", implementation=asked))
+def test_a_plan_takes_the_implementation_that_a_text_names(
+    text: str, asked: str | None, way: str
+) -> None:
+    (scenario,) = plan(
+        Comparison(models=["gpt2"], optimizers=[text], device="cpu", implementation=asked)
+    )
     assert scenario.implementation == way
     assert not scenario.options.keys() & {"foreach", "fused", "compiled"}

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.compiler
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
-    """The name and the content of a kernel as it is kept, by a compiler with an option; it takes two seconds."""
+    """The name and the content of a kernel as it is kept, by a compiler with an option; it takes
+    two seconds.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("kernels")))
         patch.setenv("CXX", f"{kernels._compiler()[0]} -g0")
@@ -73,7 +75,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch, built: tuple[str, bytes]) -> l
     return commands
 
 
-def test_a_kept_kernel_is_loaded_where_there_is_no_compiler(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kept_kernel_is_loaded_where_there_is_no_compiler(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert kept.name.startswith("sm3-")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert step_once() == 0.75
@@ -162,7 +166,9 @@ def test_what_is_not_ours_or_not_whole_is_never_loaded_but_compiled_anew(
     assert len(compilations) == 1
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
+)
 def test_a_strangers_file_is_compiled_anew(kept: Path, compilations: list[Any]) -> None:
     os.chown(kept, 65534, 65534)
     assert step_once() == 0.75
@@ -170,25 +176,36 @@ def test_a_strangers_file_is_compiled_anew(kept: Path, compilations: list[Any]) 
     assert kept.stat().st_uid == 0
 
 
-@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
+)
 def test_a_strangers_folder_is_refused_in_one_line(kept: Path, compilations: list[Any]) -> None:
     os.chown(kept.parent, 65534, 65534)
-    told = f"loads no kernel from {kept.parent}, to which another user may write .owner 65534, mode 700.; set TORCH_EXTENSIONS_DIR"
+    told = (
+        f"loads no kernel from {kept.parent}, to which another user may write .owner 65534, mode"
+        " 700.; set TORCH_EXTENSIONS_DIR"
+    )
     with pytest.raises(RuntimeError, match=told):
         step_once()
     assert not compilations
 
 
-def test_a_link_in_the_place_of_the_folder_is_refused(kept: Path, compilations: list[Any], tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_folder_is_refused(
+    kept: Path, compilations: list[Any], tmp_path: Path
+) -> None:
     kept.parent.rename(tmp_path / "elsewhere")
     kept.parent.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RuntimeError, match=f"cannot keep its kernel in {kept.parent}: .*; set TORCH_EXTENSIONS_DIR"):
+    with pytest.raises(
+        RuntimeError, match=f"cannot keep its kernel in {kept.parent}: .*; set TORCH_EXTENSIONS_DIR"
+    ):
         step_once()
     assert not compilations
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o277, 0o777])
-def test_files_are_this_users_alone_under_any_umask(folder: Path, compilations: list[Any], umask: int) -> None:
+def test_files_are_this_users_alone_under_any_umask(
+    folder: Path, compilations: list[Any], umask: int
+) -> None:
     before = os.umask(umask)
     try:
         assert step_once() == 0.75
@@ -196,12 +213,20 @@ def test_files_are_this_users_alone_under_any_umask(folder: Path, compilations: 
         os.umask(before)
     assert compilations
     (kept,) = folder.iterdir()
-    assert (stat.S_IMODE(kept.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (0o600, 0o700)
+    assert (stat.S_IMODE(kept.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (
+        0o600,
+        0o700,
+    )
 
 
-def test_several_processes_may_compile_at_once_and_what_one_left_does_not_matter(folder: Path) -> None:
+def test_several_processes_may_compile_at_once_and_what_one_left_does_not_matter(
+    folder: Path,
+) -> None:
     (folder / "tmp-left-by-one-that-was-killed").mkdir(parents=True)
-    code = "import torch; from optimizers import SM3; p = torch.ones(3).requires_grad_(); p.grad = p.detach(); SM3([p], fused=True).step()"
+    code = (
+        "import torch; from optimizers import SM3; p = torch.ones(3).requires_grad_(); p.grad ="
+        " p.detach(); SM3([p], fused=True).step()"
+    )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert len(list(folder.glob("sm3-*.so"))) == 1
@@ -221,7 +246,12 @@ def test_a_folder_may_have_spaces_and_may_be_relative(
 def test_without_a_home_the_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_EXTENSIONS_DIR")
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
-    with pytest.raises(RuntimeError, match=r"cannot keep its kernel: Could not determine home directory.; set TORCH_EXTENSIONS_DIR"):
+    with pytest.raises(
+        RuntimeError,
+        match=(
+            r"cannot keep its kernel: Could not determine home directory.; set TORCH_EXTENSIONS_DIR"
+        ),
+    ):
         step_once()
 
 
@@ -250,7 +280,12 @@ def compiler(path: Path, script: str = 'exec g++ "$@"') -> Path:
     ],
 )
 def test_cxx_is_read_as_a_shell_reads_it(
-    folder: Path, compilations: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wanted: str, begins: list[str]
+    folder: Path,
+    compilations: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    wanted: str,
+    begins: list[str],
 ) -> None:
     del folder
     compiler(tmp_path / "wrapper", WRAPPING)
@@ -265,15 +300,29 @@ def test_cxx_is_read_as_a_shell_reads_it(
 @pytest.mark.parametrize(
     ("wanted", "told"),
     [
-        ("no-such-compiler", r"needs a C\+\+ compiler, and there is no no-such-compiler; install one, or leave fused out"),
-        ("no-such-compiler -m64", r"needs a C\+\+ compiler, and there is no no-such-compiler; install one"),
+        (
+            "no-such-compiler",
+            (
+                r"needs a C\+\+ compiler, and there is no no-such-compiler; install one, or leave"
+                r" fused out"
+            ),
+        ),
+        (
+            "no-such-compiler -m64",
+            r"needs a C\+\+ compiler, and there is no no-such-compiler; install one",
+        ),
         ("/no/such/g++", r"there is no /no/such/g\+\+; install one"),
-        ("g++ 'and", r"CXX=\"g\+\+ 'and\" cannot be read: No closing quotation; quote it as a shell does"),
+        (
+            "g++ 'and",
+            r"CXX=\"g\+\+ 'and\" cannot be read: No closing quotation; quote it as a shell does",
+        ),
         ("false", "false cannot compile sm3.cpp: status 1; set CXX to another"),
         ("true", "true cannot compile sm3.cpp: it made nothing; set CXX to another"),
     ],
 )
-def test_a_compiler_that_fails_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, told: str) -> None:
+def test_a_compiler_that_fails_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, told: str
+) -> None:
     monkeypatch.setenv("CXX", wanted)
     with pytest.raises(RuntimeError, match=told):
         step_once()
@@ -283,34 +332,53 @@ def test_a_compiler_that_fails_is_named(folder: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("said", "told"),
     [
-        ("note: so far so good\nsm3.cpp:1: error: no C++20 here", r"sm3.cpp:1: error: no C\+\+20 here; set CXX"),
+        (
+            "note: so far so good\nsm3.cpp:1: error: no C++20 here",
+            r"sm3.cpp:1: error: no C\+\+20 here; set CXX",
+        ),
         (
             "ld: final link failed: No space left on device",
-            "ld: final link failed: No space left on device; set TORCH_EXTENSIONS_DIR to a folder with room",
+            (
+                "ld: final link failed: No space left on device; set TORCH_EXTENSIONS_DIR to a"
+                " folder with room"
+            ),
         ),
         ("one line\nand another", "one line and another; set CXX"),
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_a_compiler_that_complains_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, told: str) -> None:
-    monkeypatch.setenv("CXX", str(compiler(tmp_path / "cxx", f"cat >&2 <<'END'\n{said}\nEND\nexit 1")))
+def test_a_compiler_that_complains_is_quoted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, told: str
+) -> None:
+    monkeypatch.setenv(
+        "CXX", str(compiler(tmp_path / "cxx", f"cat >&2 <<'END'\n{said}\nEND\nexit 1"))
+    )
     with pytest.raises(RuntimeError, match=f"cannot compile sm3.cpp: {told}") as refusal:
         step_once()
     assert "\n" not in str(refusal.value)
 
 
-def test_what_a_compiler_made_for_another_machine_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_a_compiler_made_for_another_machine_is_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     script = 'for last; do :; done\necho "no library" > "$last"'
     monkeypatch.setenv("CXX", str(compiler(tmp_path / "cxx", script)))
-    with pytest.raises(RuntimeError, match=r"what .*cxx made of sm3.cpp cannot be loaded: .*; set CXX to another"):
+    with pytest.raises(
+        RuntimeError, match=r"what .*cxx made of sm3.cpp cannot be loaded: .*; set CXX to another"
+    ):
         step_once()
     assert not list(folder.iterdir())
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_folder_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(file))
-    with pytest.raises(RuntimeError, match=f"cannot keep its kernel in {file}{os.sep}optprof: .*; set TORCH_EXTENSIONS_DIR"):
+    with pytest.raises(
+        RuntimeError,
+        match=f"cannot keep its kernel in {file}{os.sep}optprof: .*; set TORCH_EXTENSIONS_DIR",
+    ):
         step_once()

@@ -81,7 +81,8 @@ def test_bias_correction_can_come_later() -> None:
 
 
 def test_the_second_moment_of_a_half_precision_parameter_fades() -> None:
-    # In bfloat16, 0.999 v rounds back to v: one large gradient would have made every later step small.
+    # In bfloat16, 0.999 v rounds back to v: one large gradient would have made every later step
+    # small.
     param = Parameter(torch.ones(4, dtype=torch.bfloat16))
     optimizer = LAMB([param])
     for step in range(1000):
@@ -89,7 +90,9 @@ def test_the_second_moment_of_a_half_precision_parameter_fades() -> None:
         optimizer.step()
     state = optimizer.state[param]
     assert {state[key].dtype for key in ("exp_avg", "exp_avg_sq")} == {torch.float32}
-    torch.testing.assert_close(state["exp_avg_sq"], torch.full((4,), 0.001 * 64 * 0.999**999), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        state["exp_avg_sq"], torch.full((4,), 0.001 * 64 * 0.999**999), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("foreach", [False, True])

@@ -1,4 +1,6 @@
-"""LAMB16: what its two bytes keep, its steps by hand, and the original's numbers against a float64 transcription."""
+"""LAMB16: what its two bytes keep, its steps by hand, and the original's numbers against a float64
+transcription.
+"""
 
 import copy
 import io
@@ -18,7 +20,9 @@ from profiler.tracing.trace import Recorder
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread, and lose much where others want the processor."""
+    """Tensors this small gain nothing from a second thread, and lose much where others want the
+    processor.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -35,7 +39,9 @@ def student(n: int, steps: int, seed: int = 0) -> Iterator[Tensor]:
 
 
 def decoded(state: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return state["exp_avg"].float() * state["exp_avg_scale"], state["exp_avg_sq"].float() * state["exp_avg_sq_scale"]
+    return state["exp_avg"].float() * state["exp_avg_scale"], state["exp_avg_sq"].float() * state[
+        "exp_avg_sq_scale"
+    ]
 
 
 def step_on(optimizer: torch.optim.Optimizer, param: Parameter, grad: Tensor) -> None:
@@ -46,14 +52,21 @@ def step_on(optimizer: torch.optim.Optimizer, param: Parameter, grad: Tensor) ->
 # The marks.
 
 
-# Of a hundred elements, or a thousand, a few make the norm of v, and float8_e5m2 has each of them to a fifth.
+# Of a hundred elements, or a thousand, a few make the norm of v, and float8_e5m2 has each of them
+# to a fifth.
 @pytest.mark.parametrize(("n", "seeds"), [(10**2, 12), (10**3, 6), (10**4, 2), (10**5, 1)])
 def test_the_stored_moments_stay_right_under_heavy_tailed_gradients(n: int, seeds: int) -> None:
     steps = 1000
     params = [Parameter(torch.zeros(n)) for _ in range(seeds)]
     optimizer = LAMB16(params, foreach=True)
-    first, second, stuck = torch.zeros(seeds, n), torch.zeros(seeds, n), torch.ones(seeds, n, dtype=torch.bool)
-    for step, grads in enumerate(zip(*(student(n, steps, seed) for seed in range(seeds)), strict=True)):
+    first, second, stuck = (
+        torch.zeros(seeds, n),
+        torch.zeros(seeds, n),
+        torch.ones(seeds, n, dtype=torch.bool),
+    )
+    for step, grads in enumerate(
+        zip(*(student(n, steps, seed) for seed in range(seeds)), strict=True)
+    ):
         earlier = torch.stack([param.detach() for param in params])
         for param, grad in zip(params, grads, strict=True):
             param.grad = grad
@@ -91,7 +104,8 @@ def test_rounding_does_not_change_the_norm_of_the_second_moment(n: int) -> None:
 
 
 def test_an_outlier_freezes_no_coordinate() -> None:
-    # The original stores infinity for these second moments, after which their weights never move again.
+    # The original stores infinity for these second moments, after which their weights never move
+    # again.
     torch.manual_seed(0)
     param = Parameter(torch.zeros(100_000))
     optimizer = LAMB16([param])
@@ -107,7 +121,8 @@ def test_an_outlier_freezes_no_coordinate() -> None:
 
 
 def test_a_moment_too_small_to_store_makes_no_giant_step() -> None:
-    # m / sqrt(v) cannot exceed 7.3 for any gradients at these betas; a v stored as 0 beside an m that is not would give up to m / eps.
+    # m / sqrt(v) cannot exceed 7.3 for any gradients at these betas; a v stored as 0 beside an m
+    # that is not would give up to m / eps.
     torch.manual_seed(0)
     grads = torch.full((4096,), 1e-5)
     grads[0] = 1.0
@@ -120,7 +135,8 @@ def test_a_moment_too_small_to_store_makes_no_giant_step() -> None:
 
 
 def test_moments_without_gradients_fade() -> None:
-    # Rounded to nearest, the smallest numbers would stay for ever: 0.9 of them is nearer to them than to 0.
+    # Rounded to nearest, the smallest numbers would stay for ever: 0.9 of them is nearer to them
+    # than to 0.
     param = Parameter(torch.zeros(1000))
     optimizer = LAMB16([param])
     grad = torch.logspace(-6, 0, 1000)
@@ -132,7 +148,8 @@ def test_moments_without_gradients_fade() -> None:
 
 
 def test_a_second_moment_grows_by_increments_far_below_its_last_place() -> None:
-    # 0.999 of v and a thousandth of 4: nearest rounding stays at 1, a quarter of which is the last place.
+    # 0.999 of v and a thousandth of 4: nearest rounding stays at 1, a quarter of which is the last
+    # place.
     param = Parameter(torch.zeros(1000))
     optimizer = LAMB16([param])
     grad = torch.ones(1000)
@@ -140,7 +157,8 @@ def test_a_second_moment_grows_by_increments_far_below_its_last_place() -> None:
     for step in range(3000):
         step_on(optimizer, param, grad if step < 1500 else torch.where(grad == 1, 2.0, grad))
     wanted = (1 - 0.999**1500) * 0.999**1500 + 4 * (1 - 0.999**1500)
-    # Taking turns is without bias for values that stay; for one that grows by what was rounded before, to a few percent.
+    # Taking turns is without bias for values that stay; for one that grows by what was rounded
+    # before, to a few percent.
     assert decoded(optimizer.state[param])[1][1:].mean() == pytest.approx(wanted, rel=0.05)
 
 
@@ -158,7 +176,9 @@ def test_the_largest_element_is_stored_at_a_power_of_two() -> None:
     assert state["exp_avg_scale"].item() == pytest.approx(0.2 / 256)
     assert state["exp_avg_sq_scale"].item() == pytest.approx(0.004 / 32768)
     # r = +-sqrt(10), over whose clip of 1 the weights of 1 have the same size: phi = 1.
-    torch.testing.assert_close(param.detach(), 1 - 1e-3 * torch.tensor([1.0, -1.0]) * 10**0.5, rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        param.detach(), 1 - 1e-3 * torch.tensor([1.0, -1.0]) * 10**0.5, rtol=1e-5, atol=0
+    )
 
 
 def test_no_random_number_is_drawn_and_a_run_repeats_bit_for_bit() -> None:
@@ -192,7 +212,10 @@ def test_the_rounding_goes_on_where_it_was(way: str) -> None:
         step_on(optimizer, param, grad)
         step_on(other, twin, grad)
     assert torch.equal(param, twin)
-    assert torch.equal(optimizer.state[param]["exp_avg_sq"].view(torch.uint8), other.state[twin]["exp_avg_sq"].view(torch.uint8))
+    assert torch.equal(
+        optimizer.state[param]["exp_avg_sq"].view(torch.uint8),
+        other.state[twin]["exp_avg_sq"].view(torch.uint8),
+    )
 
 
 def test_rows_of_a_strided_parameter_are_rounded_like_those_of_a_contiguous_one() -> None:
@@ -210,13 +233,19 @@ def test_rows_of_a_strided_parameter_are_rounded_like_those_of_a_contiguous_one(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_small_tensors_packed_together_are_updated_bit_for_bit_as_one_by_one(weight_decay: float, dtype: torch.dtype) -> None:
+def test_small_tensors_packed_together_are_updated_bit_for_bit_as_one_by_one(
+    weight_decay: float, dtype: torch.dtype
+) -> None:
     generator = torch.Generator().manual_seed(0)
-    # The largest is sliced, one is strided, and the sums of the others are more than one pack holds.
+    # The largest is sliced, one is strided, and the sums of the others are more than one pack
+    # holds.
     shapes = [(300, 256), (7,), (), (128, 70), (80, 96), (9000,), (3, 5, 2, 2), (1,)]
     runs = []
     for foreach in (False, True):
-        params = [Parameter(torch.randn(shape, generator=generator.manual_seed(1), dtype=dtype)) for shape in shapes]
+        params = [
+            Parameter(torch.randn(shape, generator=generator.manual_seed(1), dtype=dtype))
+            for shape in shapes
+        ]
         params[4].data = params[4].data.T.contiguous().T
         runs.append((params, LAMB16(params, weight_decay=weight_decay, foreach=foreach)))
     for step in range(5):
@@ -249,7 +278,10 @@ class Operations(TorchDispatchMode):
 def test_foreach_takes_a_fraction_of_the_operations_of_the_loop() -> None:
     counts = []
     for foreach in (False, True):
-        params = [Parameter(torch.empty(shape, device="meta")) for shape in [(50257, 768), *[(768, 2304), (768,), (768,)] * 24]]
+        params = [
+            Parameter(torch.empty(shape, device="meta"))
+            for shape in [(50257, 768), *[(768, 2304), (768,), (768,)] * 24]
+        ]
         for param in params:
             param.grad = torch.empty_like(param)
         optimizer = LAMB16(params, foreach=foreach)
@@ -262,7 +294,9 @@ def test_foreach_takes_a_fraction_of_the_operations_of_the_loop() -> None:
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("spoiler", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_spoils_its_tensor_alone(spoiler: float, foreach: bool) -> None:
+def test_a_gradient_that_is_not_finite_spoils_its_tensor_alone(
+    spoiler: float, foreach: bool
+) -> None:
     params = [Parameter(torch.ones(8)), Parameter(torch.ones(8))]
     optimizer = LAMB16(params, foreach=foreach)
     for param in params:
@@ -284,10 +318,17 @@ def test_gradients_of_zero_leave_zero_moments() -> None:
 # The original.
 
 
-def original(w: Tensor, grads: list[Tensor], lr: float, weight_decay: float) -> tuple[Tensor, Tensor, Tensor]:
+def original(
+    w: Tensor, grads: list[Tensor], lr: float, weight_decay: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """The rule in float64, and the codes of its moments."""
     eps, n = 1e-6, w.numel()
-    q_m, q_v, s_m, s_v = torch.zeros_like(w), torch.zeros_like(w), torch.ones((), dtype=w.dtype), torch.ones((), dtype=w.dtype)
+    q_m, q_v, s_m, s_v = (
+        torch.zeros_like(w),
+        torch.zeros_like(w),
+        torch.ones((), dtype=w.dtype),
+        torch.ones((), dtype=w.dtype),
+    )
     for g in grads:
         m = 0.9 * (q_m * s_m) + 0.1 * g
         v = 0.999 * (q_v * s_v) + 0.001 * g * g
@@ -303,15 +344,21 @@ def original(w: Tensor, grads: list[Tensor], lr: float, weight_decay: float) -> 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("foreach", [False, True])
 def test_the_scale_upstream_gives_the_numbers_of_the_original(foreach: bool, seed: int) -> None:
-    # A moment within float32's error of the middle between two float8 numbers may be stored as either: a flip, which moves its weight by
-    # more than 1e-5 in the steps that follow. Of 40 x 2,000 roundings to places 2^-3 and 2^-2 wide, at 2^-24, few can be so close.
+    # A moment within float32's error of the middle between two float8 numbers may be stored as
+    # either: a flip, which moves its weight by more than 1e-5 in the steps that follow. Of 40 x
+    # 2,000 roundings to places 2^-3 and 2^-2 wide, at 2^-24, few can be so close.
     generator = torch.Generator().manual_seed(seed)
-    start, grads = torch.randn(2000, generator=generator), [torch.randn(2000, generator=generator) for _ in range(40)]
+    start, grads = (
+        torch.randn(2000, generator=generator),
+        [torch.randn(2000, generator=generator) for _ in range(40)],
+    )
     param = Parameter(start.clone())
     optimizer = LAMB16([param], lr=1e-2, weight_decay=0.1, scale="upstream", foreach=foreach)
     for grad in grads:
         step_on(optimizer, param, grad)
-    wanted, q_m, q_v = original(start.double(), [grad.double() for grad in grads], lr=1e-2, weight_decay=0.1)
+    wanted, q_m, q_v = original(
+        start.double(), [grad.double() for grad in grads], lr=1e-2, weight_decay=0.1
+    )
     state = optimizer.state[param]
     flipped = (state["exp_avg"].double() != q_m) | (state["exp_avg_sq"].double() != q_v)
     apart = ((param.double() - wanted).abs() > 1e-5 + 1e-5 * wanted.abs()) | flipped
@@ -322,7 +369,12 @@ def test_the_scale_upstream_keeps_no_step() -> None:
     param = Parameter(torch.ones(10))
     optimizer = LAMB16([param], scale="upstream")
     step_on(optimizer, param, torch.ones(10))
-    assert set(optimizer.state[param]) == {"exp_avg", "exp_avg_sq", "exp_avg_scale", "exp_avg_sq_scale"}
+    assert set(optimizer.state[param]) == {
+        "exp_avg",
+        "exp_avg_sq",
+        "exp_avg_scale",
+        "exp_avg_sq_scale",
+    }
 
 
 def test_a_scale_without_a_name_is_refused() -> None:

@@ -1,4 +1,6 @@
-"""Loaded states: what a checkpoint may hold either goes on bit for bit or is refused at once, in one line."""
+"""Loaded states: what a checkpoint may hold either goes on bit for bit or is refused at once, in
+one line.
+"""
 
 import copy
 import functools
@@ -65,7 +67,10 @@ def assert_goes_on(spec: str, state_dict: dict[str, Any]) -> None:
 
 
 def layout(state: Any) -> Any:
-    return {name: (value.dtype, value.shape, value.device) if isinstance(value, Tensor) else value for name, value in state.items()}
+    return {
+        name: (value.dtype, value.shape, value.device) if isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }
 
 
 def assert_refused(spec: str, wrong: Iterable[tuple[Any, tuple[str, ...]]]) -> None:
@@ -111,7 +116,10 @@ NEVER: dict[str, Any] = {
 def test_what_is_no_such_tensor_is_refused_with_its_place(spec: str, value: Any) -> None:
     state_dict = saved(spec)
     wrong = [
-        (replaced(state_dict, key, {**state_dict["state"][key], name: value}), (repr(name), f"parameter {key}", "found ", "of shape"))
+        (
+            replaced(state_dict, key, {**state_dict["state"][key], name: value}),
+            (repr(name), f"parameter {key}", "found ", "of shape"),
+        )
         for key, name in places(state_dict)
     ]
     assert_refused(spec, wrong)
@@ -130,9 +138,15 @@ SCALARS: dict[str, Callable[[Tensor], Any]] = {
 
 @EACH
 @pytest.mark.parametrize("turn", SCALARS.values(), ids=SCALARS)
-def test_a_number_becomes_the_tensor_that_a_new_state_has(spec: str, turn: Callable[[Tensor], Any]) -> None:
+def test_a_number_becomes_the_tensor_that_a_new_state_has(
+    spec: str, turn: Callable[[Tensor], Any]
+) -> None:
     state_dict = saved(spec)
-    scalars = [(key, name) for key, name in places(state_dict) if state_dict["state"][key][name].shape == ()]
+    scalars = [
+        (key, name)
+        for key, name in places(state_dict)
+        if state_dict["state"][key][name].shape == ()
+    ]
     for key, name in scalars:
         value = state_dict["state"][key][name]
         # A float8 moment of a parameter without axes is a scalar too.
@@ -159,7 +173,9 @@ def test_a_count_of_steps_may_be_any_number(spec: str, turn: Callable[[Tensor], 
 
 
 @pytest.mark.parametrize("spec", ["lamb", "lamb16", "muon"])
-@pytest.mark.parametrize("count", [-1, 2.5, float("nan"), float("inf"), 10**400, torch.tensor(-1.0)])
+@pytest.mark.parametrize(
+    "count", [-1, 2.5, float("nan"), float("inf"), 10**400, torch.tensor(-1.0)]
+)
 def test_a_count_that_is_none_is_refused(spec: str, count: Any) -> None:
     state_dict = saved(spec)
     # Muon counts no steps of a matrix, which comes first there.
@@ -171,7 +187,9 @@ TENSORS: dict[str, Callable[[Tensor], Any]] = {
     "an array": lambda value: value.numpy() if value.itemsize > 1 else value,
     "of inference mode": lambda value: inference(value),
     "float64": lambda value: value.double(),
-    "with a gradient": lambda value: value.clone().requires_grad_() if value.itemsize > 1 else value,
+    "with a gradient": lambda value: (
+        value.clone().requires_grad_() if value.itemsize > 1 else value
+    ),
     "transposed": lambda value: value.clone().T.contiguous().T if value.dim() == 2 else value,
 }
 
@@ -221,7 +239,9 @@ def test_each_part_that_is_missing_is_named(spec: str) -> None:
         state = {each: value for each, value in state_dict["state"][key].items() if each != name}
         # Nothing is a new parameter's state, and rows alone are what a sparse gradient begins with.
         if state and [each for each in state if "accumulator" in each] != ["accumulator_0"]:
-            wrong.append((replaced(state_dict, key, state), (repr(name), f"parameter {key}", "found only")))
+            wrong.append(
+                (replaced(state_dict, key, state), (repr(name), f"parameter {key}", "found only"))
+            )
     assert_refused(spec, wrong)
 
 
@@ -246,7 +266,9 @@ def test_no_state_is_that_of_a_new_parameter_and_more_is_left_as_it_is(spec: str
 @EACH
 def test_the_order_of_the_keys_does_not_matter_and_the_groups_say_whose_they_are(spec: str) -> None:
     state_dict = saved(spec)
-    state_dict["state"] = {f"name {key}": state for key, state in reversed(state_dict["state"].items())}
+    state_dict["state"] = {
+        f"name {key}": state for key, state in reversed(state_dict["state"].items())
+    }
     for group in state_dict["param_groups"]:
         group["params"] = [f"name {key}" for key in group["params"]]
     assert_goes_on(spec, state_dict)
@@ -259,10 +281,19 @@ def test_the_order_of_the_keys_does_not_matter_and_the_groups_say_whose_they_are
         (lambda _: None, "got None"),
         (lambda _: [1], "got [1] (list)"),
         (lambda _: {}, "'state' of an optimizer's state_dict is a dict, got None"),
-        (lambda state_dict: {"state": state_dict["state"]}, "'param_groups' of an optimizer's state_dict is a list"),
+        (
+            lambda state_dict: {"state": state_dict["state"]},
+            "'param_groups' of an optimizer's state_dict is a list",
+        ),
         (lambda state_dict: {**state_dict, "param_groups": [{}]}, "a list of dicts with 'params'"),
-        (lambda state_dict: {**state_dict, "state": {**state_dict["state"], "0": {}}}, "parameter '0': found it 0 times"),
-        (lambda state_dict: {**state_dict, "state": {**state_dict["state"], 0: None}}, "the state of parameter 0: found None"),
+        (
+            lambda state_dict: {**state_dict, "state": {**state_dict["state"], "0": {}}},
+            "parameter '0': found it 0 times",
+        ),
+        (
+            lambda state_dict: {**state_dict, "state": {**state_dict["state"], 0: None}},
+            "the state of parameter 0: found None",
+        ),
         (
             lambda state_dict: {**state_dict, "state": {**state_dict["state"], 1: torch.ones(2)}},
             "the state of parameter 1: found float32",
@@ -270,12 +301,17 @@ def test_the_order_of_the_keys_does_not_matter_and_the_groups_say_whose_they_are
         (lambda state_dict: doubled(state_dict), "parameter 0: found it 2 times"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(spec: str, change: Callable[[Any], Any], words: str) -> None:
+def test_what_is_no_state_dict_is_refused(
+    spec: str, change: Callable[[Any], Any], words: str
+) -> None:
     assert_refused(spec, [(change(saved(spec)), (words,))])
 
 
 def doubled(state_dict: dict[str, Any]) -> dict[str, Any]:
-    groups = [{**group, "params": [0 if key == 1 else key for key in group["params"]]} for group in state_dict["param_groups"]]
+    groups = [
+        {**group, "params": [0 if key == 1 else key for key in group["params"]]}
+        for group in state_dict["param_groups"]
+    ]
     return {**state_dict, "param_groups": groups, "state": {0: state_dict["state"][0]}}
 
 
@@ -291,12 +327,16 @@ def test_another_number_of_parameters_is_refused_by_torch() -> None:
 def test_numbers_that_a_dtype_does_not_hold_are_refused() -> None:
     state_dict = saved("lamb16")
     state_dict["state"][1]["exp_avg"] = torch.full((5,), 0.3)
-    assert_refused("lamb16", [(state_dict, ("'exp_avg' of parameter 1", "numbers that float8_e4m3fn holds"))])
+    assert_refused(
+        "lamb16", [(state_dict, ("'exp_avg' of parameter 1", "numbers that float8_e4m3fn holds"))]
+    )
     param = Parameter(torch.ones(2, dtype=torch.float16))
     optimizer = optimizers.create("sgd-sai", [param])
     state: dict[str, Any] = {"gsnr": 1.0, "momentum_buffer": torch.tensor([1.0, 1e6])}
     with pytest.raises(ValueError, match="numbers that float16 holds"):
-        optimizer.load_state_dict({"state": {0: state}, "param_groups": optimizer.state_dict()["param_groups"]})
+        optimizer.load_state_dict(
+            {"state": {0: state}, "param_groups": optimizer.state_dict()["param_groups"]}
+        )
 
 
 def test_a_checkpoint_of_torch_sm3_is_taken() -> None:
@@ -316,7 +356,10 @@ def test_a_checkpoint_of_torch_sm3_is_taken() -> None:
 @pytest.mark.parametrize("change", [("upstream", "max"), ("max", "upstream")])
 def test_the_scale_of_lamb16_may_change_in_training(change: tuple[str, str]) -> None:
     optimizer, params = trained("lamb16", scale=change[0])
-    kept = [optimizer.state[param]["exp_avg"].float() * optimizer.state[param]["exp_avg_scale"] for param in params]
+    kept = [
+        optimizer.state[param]["exp_avg"].float() * optimizer.state[param]["exp_avg_scale"]
+        for param in params
+    ]
     optimizer.param_groups[0]["scale"] = change[1]
     take_steps(optimizer, params, range(3, 4))
     generator = torch.Generator().manual_seed(3)
@@ -391,7 +434,10 @@ def test_a_refusal_says_what_was_found_and_what_was_expected() -> None:
     state_dict = saved("lamb")
     state_dict["state"][2]["exp_avg"] = torch.zeros(4, 3, dtype=torch.int64)
     optimizer, _ = trained("lamb")
-    expected = "LAMB cannot load 'exp_avg' of parameter 2: found int64 tensor of shape (4, 3), expected float32 tensor of shape (3, 4)"
+    expected = (
+        "LAMB cannot load 'exp_avg' of parameter 2: found int64 tensor of shape (4, 3), expected"
+        " float32 tensor of shape (3, 4)"
+    )
     with pytest.raises(ValueError, match=re.escape(expected)):
         optimizer.load_state_dict(state_dict)
 
@@ -410,7 +456,9 @@ def test_a_nested_tensor_is_refused_as_what_it_is(spec: str) -> None:
 
 @EACH
 @pytest.mark.parametrize(("option", "value"), [("lr", "fast"), ("lr", {}), ("params", [[], {}])])
-def test_an_option_of_another_kind_is_refused_and_nothing_changed(spec: str, option: str, value: Any) -> None:
+def test_an_option_of_another_kind_is_refused_and_nothing_changed(
+    spec: str, option: str, value: Any
+) -> None:
     state_dict = saved(spec)
     group = state_dict["param_groups"][0]
     group[option] = [*value, *group["params"][2:]] if option == "params" else value

@@ -1,4 +1,6 @@
-"""The bytes of every optimizer of the catalogue: what its state keeps, by hand, and what a step holds on top."""
+"""The bytes of every optimizer of the catalogue: what its state keeps, by hand, and what a step
+holds on top.
+"""
 
 import weakref
 from collections.abc import Callable
@@ -18,7 +20,11 @@ from profiler.state import state_bytes
 
 # Bytes of a parameter's state.
 STATE_BYTES: dict[str, Callable[[Parameter], int]] = {
-    "adafactor": lambda p: p.itemsize * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2]) + 4 if p.dim() > 1 else p.nbytes + 4,
+    "adafactor": lambda p: (
+        p.itemsize * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2]) + 4
+        if p.dim() > 1
+        else p.nbytes + 4
+    ),
     "adagrad": lambda p: p.nbytes + 4,
     "adam": lambda p: 2 * p.nbytes + 4,
     "adamw": lambda p: 2 * p.nbytes + 4,
@@ -51,12 +57,18 @@ def stepped(spec: str, params: list[Parameter], **options: Any) -> Optimizer:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("spec", sorted(STATE_BYTES.keys() | optimizers.available("optprof", "torch")))
+@pytest.mark.parametrize(
+    "spec", sorted(STATE_BYTES.keys() | optimizers.available("optprof", "torch"))
+)
 def test_state_costs_the_bytes_that_the_formula_says(spec: str, dtype: torch.dtype) -> None:
-    params = [Parameter(torch.ones(shape, dtype=dtype)) for shape in [(), (5,), (3, 4), (2, 3, 2, 2)]]
+    params = [
+        Parameter(torch.ones(shape, dtype=dtype)) for shape in [(), (5,), (3, 4), (2, 3, 2, 2)]
+    ]
     optimizer = stepped(spec, params)
     for param in params:
-        assert sum(value.nbytes for value in optimizer.state[param].values()) == STATE_BYTES[spec](param)
+        assert sum(value.nbytes for value in optimizer.state[param].values()) == STATE_BYTES[spec](
+            param
+        )
 
 
 SHAPES = [(), (5,), (3, 4), (2, 3, 2, 2)]
@@ -72,12 +84,22 @@ def float32(**bytes_by_key: Bytes) -> dict[str, tuple[str, Bytes]]:
 
 
 TWO_AVERAGES = float32(exp_avg=LIKE, exp_avg_sq=LIKE)
-COVERS = float32(accumulator_0=(4, 20, 12, 8), accumulator_1=(0, 0, 16, 12), accumulator_2=(0, 0, 0, 8), accumulator_3=(0, 0, 0, 8))
+COVERS = float32(
+    accumulator_0=(4, 20, 12, 8),
+    accumulator_1=(0, 0, 16, 12),
+    accumulator_2=(0, 0, 0, 8),
+    accumulator_3=(0, 0, 0, 8),
+)
 # A (3, 4) matrix projected to rank 2: two moments of 4 x 2 and a basis of 2 x 3.
 LOW_RANK = float32(exp_avg=(4, 20, 32, 96), exp_avg_sq=(4, 20, 32, 96), projector=(0, 0, 24, 0))
 # By key: the dtype, and the bytes for float32 parameters of SHAPES, 0 where there is none.
 STATE_BY_KEY: dict[str, dict[str, tuple[str, Bytes]]] = {
-    "adafactor": float32(row_var=(0, 0, 12, 2 * 3 * 2 * 4), col_var=(0, 0, 16, 2 * 3 * 2 * 4), variance=ONLY_VECTORS, step=ONE),
+    "adafactor": float32(
+        row_var=(0, 0, 12, 2 * 3 * 2 * 4),
+        col_var=(0, 0, 16, 2 * 3 * 2 * 4),
+        variance=ONLY_VECTORS,
+        step=ONE,
+    ),
     "adagrad": float32(sum=LIKE, step=ONE),
     "adam": {**TWO_AVERAGES, **float32(step=ONE)},
     "adam-mini": float32(m=LIKE, v_mean=ONE, dimension=ONE),
@@ -92,9 +114,16 @@ STATE_BY_KEY: dict[str, dict[str, tuple[str, Bytes]]] = {
     "ademamix": {**TWO_AVERAGES, **float32(exp_avg_slow=LIKE)},
     "apollo:rank=2": {**LOW_RANK, **float32(scaling_grad=(0, 0, 4, 0))},
     "apollo": TWO_AVERAGES,
-    # Of four axes, the last two are rows and columns: 2 x 3 x 2 of the one and 2 x 3 x 2 of the other.
+    # Of four axes, the last two are rows and columns: 2 x 3 x 2 of the one and 2 x 3 x 2 of the
+    # other.
     "came": {
-        **float32(exp_avg=LIKE, exp_avg_sq=ONLY_VECTORS, RMS=ONE, exp_avg_sq_row=(0, 0, 12, 48), exp_avg_sq_col=(0, 0, 16, 48)),
+        **float32(
+            exp_avg=LIKE,
+            exp_avg_sq=ONLY_VECTORS,
+            RMS=ONE,
+            exp_avg_sq_row=(0, 0, 12, 48),
+            exp_avg_sq_col=(0, 0, 16, 48),
+        ),
         **float32(exp_avg_res_row=(0, 0, 12, 48), exp_avg_res_col=(0, 0, 16, 48)),
     },
     "fira:rank=2": {**LOW_RANK, **float32(scaling_grad=(0, 0, 4, 0))},
@@ -115,7 +144,12 @@ STATE_BY_KEY: dict[str, dict[str, tuple[str, Bytes]]] = {
         **float32(exp_avg_scale=ONE, exp_avg_sq_scale=ONE, step=ONE),
     },
     "lion": float32(exp_avg=LIKE),
-    "muon": float32(momentum_buffer=(0, 0, 48, 0), exp_avg=(4, 20, 0, 96), exp_avg_sq=(4, 20, 0, 96), step=(4, 4, 0, 4)),
+    "muon": float32(
+        momentum_buffer=(0, 0, 48, 0),
+        exp_avg=(4, 20, 0, 96),
+        exp_avg_sq=(4, 20, 0, 96),
+        step=(4, 4, 0, 4),
+    ),
     # Two numbers are kept in each parameter group.
     "prodigy": {**TWO_AVERAGES, **float32(s=LIKE, p0=LIKE, d_numerator=ONE, d_de_nom=ONE)},
     # Of four axes, the first is rows and all others are columns.
@@ -145,15 +179,25 @@ def test_state_has_these_keys_dtypes_and_bytes(spec: str) -> None:
     skip_where_absent(spec)
     for place, shape in enumerate(SHAPES):
         found = state_bytes(stepped(spec, [Parameter(torch.ones(shape))])).by_key_dtype
-        assert found == {key: {dtype: row[place]} for key, (dtype, row) in STATE_BY_KEY[spec].items() if row[place]}
+        assert found == {
+            key: {dtype: row[place]}
+            for key, (dtype, row) in STATE_BY_KEY[spec].items()
+            if row[place]
+        }
 
 
 def both_averages(**by_dtype: int) -> dict[str, dict[str, int]]:
     return {"exp_avg": by_dtype, "exp_avg_sq": by_dtype}
 
 
-CODES, SCALES, TABLE, STEP = 64 * 64, 64 * 64 // 256 * 4, 256 * 4, {"step": {"float32": 4}, "lr": {"float32": 4}}
-# Low-bit optimizers keep few numbers whole: here for a (64, 64) parameter, the smallest that they shorten.
+CODES, SCALES, TABLE, STEP = (
+    64 * 64,
+    64 * 64 // 256 * 4,
+    256 * 4,
+    {"step": {"float32": 4}, "lr": {"float32": 4}},
+)
+# Low-bit optimizers keep few numbers whole: here for a (64, 64) parameter, the smallest that they
+# shorten.
 LOW_BIT: dict[str, dict[str, dict[str, int]]] = {
     "adamw4bit-torchao": {**both_averages(uint8=CODES // 2, float32=2 * SCALES + 16 * 4), **STEP},
     "adamw8bit-bnb": {
@@ -185,10 +229,17 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        known = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        known = {
+            tensor.untyped_storage()._cdata
+            for tensor in tree_leaves((args, kwargs))
+            if isinstance(tensor, Tensor)
+        }
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in known | self.seen:
+            if (
+                isinstance(tensor, Tensor)
+                and tensor.untyped_storage()._cdata not in known | self.seen
+            ):
                 self._count(tensor.untyped_storage())
         return result
 
@@ -234,8 +285,9 @@ def test_a_step_holds_few_temporaries_of_the_largest_parameters_size(
 
 
 LARGEST, OTHER, ALL = 4 * 128 * 128, 4 * 64 * 64, 4 * (128 * 128 + 9 * 64 * 64 + 64)
-# Bytes that a step of torch's and of others holds at most, by its loop and by its foreach, of float32 parameters: the largest, nine others
-# and a vector. A loop that gives up its temporaries only when the next tensor's are there holds one of each.
+# Bytes that a step of torch's and of others holds at most, by its loop and by its foreach, of
+# float32 parameters: the largest, nine others and a vector. A loop that gives up its temporaries
+# only when the next tensor's are there holds one of each.
 TRANSIENT: dict[str, tuple[int, ...]] = {
     "adafactor": (LARGEST + OTHER, ALL),
     "adagrad": (LARGEST + OTHER, 2 * ALL),
@@ -264,11 +316,20 @@ TRANSIENT: dict[str, tuple[int, ...]] = {
 
 
 def test_the_transient_bytes_of_every_other_name_are_written_here() -> None:
-    ours, compiled = optimizers.available("optprof"), {name for name in zoo.ZOO if name.endswith("torchao")}
-    assert {spec.partition(":")[0] for spec in TRANSIENT} == {*optimizers.available("torch"), *zoo.ZOO} - {*ours} - compiled
+    ours, compiled = (
+        optimizers.available("optprof"),
+        {name for name in zoo.ZOO if name.endswith("torchao")},
+    )
+    assert {spec.partition(":")[0] for spec in TRANSIENT} == {
+        *optimizers.available("torch"),
+        *zoo.ZOO,
+    } - {*ours} - compiled
 
 
-@pytest.mark.parametrize(("spec", "way"), [(spec, way) for spec, row in TRANSIENT.items() for way in ("loop", "foreach")[: len(row)]])
+@pytest.mark.parametrize(
+    ("spec", "way"),
+    [(spec, way) for spec, row in TRANSIENT.items() for way in ("loop", "foreach")[: len(row)]],
+)
 def test_a_step_of_others_holds_these_temporaries(spec: str, way: Any) -> None:
     skip_where_absent(spec)
     torch.manual_seed(0)

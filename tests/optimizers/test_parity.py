@@ -32,15 +32,25 @@ def assert_alike(ours: Any, theirs: Any, shapes: Any) -> None:
 
 
 @pytest.mark.parametrize("foreach", [False, True])
-@pytest.mark.parametrize("options", [{}, {"lr": 1e-3, "momentum": 0.5, "weight_decay": 0.0}, {"eps": 0.1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 1e-3, "momentum": 0.5, "weight_decay": 0.0}, {"eps": 0.1}]
+)
 def test_sgd_sai_is_its_original(foreach: bool, options: dict[str, Any]) -> None:
     original = pytest.importorskip("sgd_sai").SGD_sai
     given = {"lr": 1e-3, **options}
-    assert_alike(lambda params: SGDSaI(params, foreach=foreach, **given), lambda params: original(params, **given), SHAPES)
+    assert_alike(
+        lambda params: SGDSaI(params, foreach=foreach, **given),
+        lambda params: original(params, **given),
+        SHAPES,
+    )
 
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"lr": 0.01, "eps": 1e-6}])
 def test_sm3_is_its_original(foreach: bool, options: dict[str, Any]) -> None:
     original = pytest.importorskip("SM3").SM3
-    assert_alike(lambda params: SM3(params, foreach=foreach, **options), lambda params: original(params, **options), [(), (1,), *SHAPES])
+    assert_alike(
+        lambda params: SM3(params, foreach=foreach, **options),
+        lambda params: original(params, **options),
+        [(), (1,), *SHAPES],
+    )

@@ -1,4 +1,6 @@
-"""Optimizers that read values back while they step: simulated, their state is that of real steps on the CPU."""
+"""Optimizers that read values back while they step: simulated, their state is that of real steps on
+the CPU.
+"""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -20,7 +22,8 @@ from profiler.tracing import samples
 from scenarios import Scenario
 from scenarios.workpiece import build
 
-# Biases that begin at 0, a norm of ones, an embedding of which no batch sees every row, and a number.
+# Biases that begin at 0, a norm of ones, an embedding of which no batch sees every row, and a
+# number.
 MODEL = """
 import torch
 
@@ -29,7 +32,9 @@ class Net(torch.nn.Module):
         super().__init__()
         self.embedding = torch.nn.Embedding(300, 24, padding_idx=0)
         self.norm = torch.nn.LayerNorm(24)
-        self.layers = torch.nn.Sequential(torch.nn.Linear(24, 160), torch.nn.Tanh(), torch.nn.Linear(160, 8))
+        self.layers = torch.nn.Sequential(
+            torch.nn.Linear(24, 160), torch.nn.Tanh(), torch.nn.Linear(160, 8)
+        )
         self.scale = torch.nn.Parameter(torch.ones(()))
         torch.nn.init.zeros_(self.layers[0].bias)
 
@@ -77,7 +82,9 @@ class Rule(torch.optim.Optimizer):
                     parameter.sub_(parameter.grad, alpha=group["lr"])
 
 
-SCENARIO = Scenario(model="read_back_model:net", optimizer=f"{__name__}:Rule", implementation="loop", steps=3)
+SCENARIO = Scenario(
+    model="read_back_model:net", optimizer=f"{__name__}:Rule", implementation="loop", steps=3
+)
 
 
 def simulated_and_real(scenario: Scenario) -> tuple[dict[str, int], dict[str, int]]:
@@ -100,7 +107,9 @@ def real(scenario: Scenario) -> dict[str, int]:
 
 def keeps_where_not_zero(state: dict[str, Any], parameter: Tensor, _: Tensor) -> None:
     if "start" not in state:
-        state["start"] = parameter.clone() if parameter.any() else torch.tensor(0.0, device=parameter.device)
+        state["start"] = (
+            parameter.clone() if parameter.any() else torch.tensor(0.0, device=parameter.device)
+        )
 
 
 def keeps_where_gradient_is_finite(state: dict[str, Any], _: Tensor, gradient: Tensor) -> None:
@@ -114,7 +123,9 @@ def drops_what_overflowed(state: dict[str, Any], _: Tensor, gradient: Tensor) ->
         del state["average"]
 
 
-def begins_when_the_average_has_left_zero(state: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
+def begins_when_the_average_has_left_zero(
+    state: dict[str, Any], parameter: Tensor, gradient: Tensor
+) -> None:
     average = state.setdefault("average", torch.zeros_like(parameter))
     if average.abs().sum() > 0:
         state["second"] = gradient.clone()
@@ -132,7 +143,9 @@ def counts_on_the_device(state: dict[str, Any], parameter: Tensor, gradient: Ten
         state["third"] = gradient.new_zeros(int(count))
 
 
-def counts_with_a_tensor_of_a_number(state: dict[str, Any], parameter: Tensor, gradient: Tensor) -> None:
+def counts_with_a_tensor_of_a_number(
+    state: dict[str, Any], parameter: Tensor, gradient: Tensor
+) -> None:
     count = state.setdefault("count", torch.tensor(0, device=parameter.device))
     count.add_(1)
     if count.item() == 3:
@@ -184,10 +197,19 @@ def casts_by_a_types_name(state: dict[str, Any], parameter: Tensor, gradient: Te
 
 KNOWN = (
     casts_by_a_types_name,
-    keeps_where_not_zero, keeps_where_gradient_is_finite, drops_what_overflowed, begins_when_the_average_has_left_zero,
-    counts_on_the_device, counts_with_a_tensor_of_a_number, compares_with_equal, reads_lists, guards_a_division,
-    reads_what_foreach_made, takes_places, marks_one_of_a_few,
-)  # fmt: skip
+    keeps_where_not_zero,
+    keeps_where_gradient_is_finite,
+    drops_what_overflowed,
+    begins_when_the_average_has_left_zero,
+    counts_on_the_device,
+    counts_with_a_tensor_of_a_number,
+    compares_with_equal,
+    reads_lists,
+    guards_a_division,
+    reads_what_foreach_made,
+    takes_places,
+    marks_one_of_a_few,
+)
 
 
 @pytest.mark.parametrize("rule", KNOWN, ids=lambda rule: rule.__name__)
@@ -212,14 +234,22 @@ def compares_two_norms(state: dict[str, Any], parameter: Tensor, gradient: Tenso
         state["larger"] = gradient.clone()
 
 
-@pytest.mark.parametrize("rule", [keeps_above_a_threshold, takes_a_rank_from_values, compares_two_norms], ids=lambda rule: rule.__name__)
-def test_a_state_that_depends_on_unknown_values_is_said_to(rule: Any, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "rule",
+    [keeps_above_a_threshold, takes_a_rank_from_values, compares_two_norms],
+    ids=lambda rule: rule.__name__,
+)
+def test_a_state_that_depends_on_unknown_values_is_said_to(
+    rule: Any, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(Rule, "step_of", staticmethod(rule))
     record = simulate(SCENARIO)
     assert record.memory is not None
     (warning,) = record.warnings
     line = rule.__code__.co_firstlineno + 1
-    assert warning.startswith(f"test_read_backs.py, line {line}, reads a value back; the state depends on it: ")
+    assert warning.startswith(
+        f"test_read_backs.py, line {line}, reads a value back; the state depends on it: "
+    )
     assert f"{record.memory.optimizer_state:,} B" in warning
 
 
@@ -250,11 +280,16 @@ def test_a_step_that_reads_without_end_is_refused(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Rule, "step_of", staticmethod(waits))
     monkeypatch.setattr(samples, "_MOST_READ_BACKS", 1000)
-    with pytest.raises(ValueError, match=r"test_read_backs\.py, line \d+, reads values back again and again; .* --device cpu"):
+    with pytest.raises(
+        ValueError,
+        match=r"test_read_backs\.py, line \d+, reads values back again and again; .* --device cpu",
+    ):
         simulate(SCENARIO)
 
 
-def test_a_value_that_a_function_does_not_take_is_not_the_simulations_end(monkeypatch: pytest.MonkeyPatch):
+def test_a_value_that_a_function_does_not_take_is_not_the_simulations_end(
+    monkeypatch: pytest.MonkeyPatch,
+):
     def roots(state: dict[str, Any], _: Tensor, gradient: Tensor) -> None:
         state["root"] = gradient.new_zeros(2 if math.sqrt(-gradient.sum().item()) > 0 else 3)
 
@@ -281,7 +316,8 @@ def test_the_state_of_every_optimizer_of_the_catalogue_is_that_of_real_steps(nam
 
 
 CAPTURABLE = ("ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
-# Numbers on the device beside the moments: step counts, NAdam's product of momenta, ASGD's eta and mu.
+# Numbers on the device beside the moments: step counts, NAdam's product of momenta, ASGD's eta and
+# mu.
 NUMBERS = {"ASGD": 3, "NAdam": 2}
 MOMENTS = {"ASGD": 1, "RMSprop": 1}
 
@@ -289,19 +325,32 @@ MOMENTS = {"ASGD": 1, "RMSprop": 1}
 @pytest.mark.parametrize("implementation", ["loop", "foreach"])
 @pytest.mark.parametrize("name", CAPTURABLE)
 def test_capturable_steps_keep_their_counts_on_the_device(name: str, implementation: Any):
-    scenario = replace(SCENARIO, optimizer=f"torch.optim:{name}", options={"capturable": True}, implementation=implementation)
+    scenario = replace(
+        SCENARIO,
+        optimizer=f"torch.optim:{name}",
+        options={"capturable": True},
+        implementation=implementation,
+    )
     memory = simulate(replace(scenario, workload="state")).memory
     assert memory is not None
     parameters = [p.numel() for p in build(scenario, "cpu").model.parameters()]
     moments, numbers = MOMENTS.get(name, 2), NUMBERS.get(name, 1)
     assert memory.optimizer_state == sum(4 * moments * numel + 4 * numbers for numel in parameters)
     # The allocator's blocks are multiples of 512 bytes, also those of one number.
-    assert memory.optimizer_state_allocated == sum(moments * -(-4 * numel // 512) * 512 + 512 * numbers for numel in parameters)
+    assert memory.optimizer_state_allocated == sum(
+        moments * -(-4 * numel // 512) * 512 + 512 * numbers for numel in parameters
+    )
 
 
 def test_a_closure_is_missing_in_a_simulated_training_step_and_not_in_the_state_alone():
     scenario = replace(SCENARIO, optimizer="torch.optim:LBFGS", options={"max_iter": 1})
-    with pytest.raises(ValueError, match=r"^torch\.optim:LBFGS takes a closure in step, .* --workload state, or --device cpu or cuda$"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"^torch\.optim:LBFGS takes a closure in step, .* --workload state, or --device cpu or"
+            r" cuda$"
+        ),
+    ):
         simulate(scenario)
     memory = simulate(replace(scenario, workload="state")).memory
     assert memory is not None

@@ -1,4 +1,6 @@
-"""Norms of large float32 tensors on a CPU, of which torch's own misses a thousandth, against float64."""
+"""Norms of large float32 tensors on a CPU, of which torch's own misses a thousandth, against
+float64.
+"""
 
 import math
 from collections.abc import Callable
@@ -31,9 +33,15 @@ def test_torch_s_own_norm_is_what_this_is_about(large: Tensor) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("shape", [lambda x: x, lambda x: x[: 2**24].view(2048, -1), lambda x: x[: 2**24].view(2048, -1).T])
+@pytest.mark.parametrize(
+    "shape",
+    [lambda x: x, lambda x: x[: 2**24].view(2048, -1), lambda x: x[: 2**24].view(2048, -1).T],
+)
 def test_norms_are_right_to_the_last_places(
-    large: Tensor, shape: Callable[[Tensor], Tensor], compiled: bool, monkeypatch: pytest.MonkeyPatch
+    large: Tensor,
+    shape: Callable[[Tensor], Tensor],
+    compiled: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiled)
     tensor = shape(large)
@@ -55,11 +63,14 @@ def test_what_is_taken_from_norms_is_as_exact(large: Tensor) -> None:
     param.grad = large.clone()
     optimizer = SGDSaI([param])
     optimizer.step()
-    assert optimizer.state[param]["gsnr"].item() == pytest.approx(exact(large) / large.double().std().item(), rel=1e-6)
+    assert optimizer.state[param]["gsnr"].item() == pytest.approx(
+        exact(large) / large.double().std().item(), rel=1e-6
+    )
 
 
 def test_the_trust_ratio_of_a_large_tensor_is_as_exact(large: Tensor) -> None:
-    # The first direction is the gradient's sign, whose norm needs no sum: lr |w| / sqrt(n) is what each element moves by.
+    # The first direction is the gradient's sign, whose norm needs no sum: lr |w| / sqrt(n) is what
+    # each element moves by.
     param = Parameter(large.clone())
     param.grad = torch.ones(MANY)
     LAMB([param], lr=0.1, eps=1e-12).step()

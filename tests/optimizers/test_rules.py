@@ -1,4 +1,6 @@
-"""Each optimizer against its paper's rule, written out again here in float64, one tensor at a time."""
+"""Each optimizer against its paper's rule, written out again here in float64, one tensor at a
+time.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,10 +17,14 @@ STEPS = 30
 
 def normal(seed: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in SHAPES
+    ]
 
 
-def trained(optimizer: Callable[..., Any], dtype: torch.dtype = torch.float64, **options: Any) -> list[Tensor]:
+def trained(
+    optimizer: Callable[..., Any], dtype: torch.dtype = torch.float64, **options: Any
+) -> list[Tensor]:
     params = [torch.nn.Parameter(value) for value in normal(0, dtype)]
     stepper = optimizer(params, **options)
     for step in range(1, STEPS + 1):
@@ -28,12 +34,23 @@ def trained(optimizer: Callable[..., Any], dtype: torch.dtype = torch.float64, *
     return [param.detach() for param in params]
 
 
-def expected(rule: Callable[..., Tensor], scale: Callable[[list[Tensor]], Any] = lambda _: 1.0, **options: Any) -> list[Tensor]:
-    history = [[grad * scale(grads) for grad in grads] for grads in map(normal, range(1, STEPS + 1))]
-    return [rule(w.clone(), list(grads), **options) for w, *grads in zip(normal(0), *history, strict=True)]
+def expected(
+    rule: Callable[..., Tensor],
+    scale: Callable[[list[Tensor]], Any] = lambda _: 1.0,
+    **options: Any,
+) -> list[Tensor]:
+    history = [
+        [grad * scale(grads) for grad in grads] for grads in map(normal, range(1, STEPS + 1))
+    ]
+    return [
+        rule(w.clone(), list(grads), **options)
+        for w, *grads in zip(normal(0), *history, strict=True)
+    ]
 
 
-def sgd_sai(w: Tensor, grads: list[Tensor], lr: float, momentum: float, eps: float, weight_decay: float) -> Tensor:
+def sgd_sai(
+    w: Tensor, grads: list[Tensor], lr: float, momentum: float, eps: float, weight_decay: float
+) -> Tensor:
     n, first = w.numel(), grads[0]
     r = n**0.5
     if n > 1:
@@ -46,16 +63,23 @@ def sgd_sai(w: Tensor, grads: list[Tensor], lr: float, momentum: float, eps: flo
     return w
 
 
-def sm3(w: Tensor, grads: list[Tensor], lr: float, momentum: float, beta: float, eps: float) -> Tensor:
+def sm3(
+    w: Tensor, grads: list[Tensor], lr: float, momentum: float, beta: float, eps: float
+) -> Tensor:
     axes = range(w.dim())
     accumulators = [torch.zeros(size, dtype=w.dtype) for size in w.shape]
     total, b = torch.zeros_like(w), torch.zeros_like(w)
     for g in grads:
         if accumulators:
-            spread = [a.reshape([-1 if d == i else 1 for d in axes]).expand(w.shape) for i, a in enumerate(accumulators)]
+            spread = [
+                a.reshape([-1 if d == i else 1 for d in axes]).expand(w.shape)
+                for i, a in enumerate(accumulators)
+            ]
             total = torch.stack(spread).amin(0)
         total = (beta * total if beta else total) + (1 - beta) * g * g
-        accumulators = [total.movedim(i, 0).reshape(size, -1).amax(1) for i, size in enumerate(w.shape)]
+        accumulators = [
+            total.movedim(i, 0).reshape(size, -1).amax(1) for i, size in enumerate(w.shape)
+        ]
         u = g / torch.sqrt(total + eps)
         b = momentum * b + (1 - momentum) * u if momentum else u
         w = w - lr * b
@@ -63,7 +87,13 @@ def sm3(w: Tensor, grads: list[Tensor], lr: float, momentum: float, beta: float,
 
 
 def lamb(
-    w: Tensor, grads: list[Tensor], lr: float, weight_decay: float, corrected: bool = True, clamp: float = torch.inf, adapts: bool = True
+    w: Tensor,
+    grads: list[Tensor],
+    lr: float,
+    weight_decay: float,
+    corrected: bool = True,
+    clamp: float = torch.inf,
+    adapts: bool = True,
 ) -> Tensor:
     (beta1, beta2), eps = (0.9, 0.999), 1e-6
     m, v = torch.zeros_like(w), torch.zeros_like(w)
@@ -71,13 +101,18 @@ def lamb(
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         first, second = (m / (1 - beta1**t), v / (1 - beta2**t)) if corrected else (m, v)
         r = first / (torch.sqrt(second) + eps) + weight_decay * w
-        weight_norm, norm = min(float(torch.sqrt(torch.sum(w * w))), clamp), float(torch.sqrt(torch.sum(r * r)))
+        weight_norm, norm = (
+            min(float(torch.sqrt(torch.sum(w * w))), clamp),
+            float(torch.sqrt(torch.sum(r * r))),
+        )
         phi = weight_norm / norm if adapts and weight_norm and norm else 1.0
         w = w - lr * phi * r
     return w
 
 
-def lamb16(w: Tensor, grads: list[Tensor], lr: float, weight_decay: float, trust_scale: float) -> Tensor:
+def lamb16(
+    w: Tensor, grads: list[Tensor], lr: float, weight_decay: float, trust_scale: float
+) -> Tensor:
     (beta1, beta2), eps, n = (0.9, 0.999), 1e-6, w.numel()
     coded_m = coded_v = torch.zeros_like(w)
     scale_m = scale_v = torch.ones((), dtype=w.dtype)
@@ -101,7 +136,12 @@ def global_clip(grads: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_sgd_sai_follows_its_rule(foreach: bool, momentum: float, weight_decay: float) -> None:
-    options: dict[str, Any] = {"lr": 1e-3, "momentum": momentum, "eps": 1e-8, "weight_decay": weight_decay}
+    options: dict[str, Any] = {
+        "lr": 1e-3,
+        "momentum": momentum,
+        "eps": 1e-8,
+        "weight_decay": weight_decay,
+    }
     assert_same(trained(SGDSaI, foreach=foreach, **options), expected(sgd_sai, **options))
 
 
@@ -123,22 +163,33 @@ def test_sm3_follows_its_rule(foreach: bool, momentum: float, beta: float) -> No
         ("nvidia", {"scale": global_clip, "adapts": None}),
     ],
 )
-def test_lamb_follows_the_rule_of_its_lineage(foreach: bool, weight_decay: float, preset: str, choices: dict[str, Any]) -> None:
+def test_lamb_follows_the_rule_of_its_lineage(
+    foreach: bool, weight_decay: float, preset: str, choices: dict[str, Any]
+) -> None:
     if "adapts" in choices:
         choices = {**choices, "adapts": bool(weight_decay)}
     options: dict[str, Any] = {"lr": 0.1, "weight_decay": weight_decay}
-    assert_same(trained(LAMB, foreach=foreach, preset=preset, **options), expected(lamb, **choices, **options))
+    assert_same(
+        trained(LAMB, foreach=foreach, preset=preset, **options),
+        expected(lamb, **choices, **options),
+    )
 
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("lr", [1e-3, 1e-2])
 def test_lamb16_follows_its_original(foreach: bool, weight_decay: float, lr: float) -> None:
-    # float32 against float64: where a moment lies on the edge between two float8 numbers the two may store different ones. With other seeds
-    # such a flip can move its weight by 1e-5; without one, as here, they agree to float32's precision.
+    # float32 against float64: where a moment lies on the edge between two float8 numbers the two
+    # may store different ones. With other seeds such a flip can move its weight by 1e-5; without
+    # one, as here, they agree to float32's precision.
     options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "trust_scale": 0.382}
     found = trained(LAMB16, torch.float32, scale="upstream", foreach=foreach, **options)
-    wanted = expected(lambda w, grads, **given: lamb16(w.float().double(), [g.float().double() for g in grads], **given), **options)
+    wanted = expected(
+        lambda w, grads, **given: lamb16(
+            w.float().double(), [g.float().double() for g in grads], **given
+        ),
+        **options,
+    )
     assert_same([w.double() for w in found], wanted, tolerance=1e-5)
 
 
@@ -147,7 +198,9 @@ def assert_same(found: list[Tensor], wanted: list[Tensor], tolerance: float = 1e
         torch.testing.assert_close(w, reference, rtol=tolerance, atol=tolerance)
 
 
-def one_step(optimizer: Callable[..., Any], w: Any, g: Any, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+def one_step(
+    optimizer: Callable[..., Any], w: Any, g: Any, **options: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
     param = torch.nn.Parameter(torch.tensor(w, dtype=torch.float64))
     param.grad = torch.tensor(g, dtype=torch.float64)
     stepper = optimizer([param], **options)
@@ -163,7 +216,8 @@ def test_sgd_sai_by_hand() -> None:
 
 
 def test_sm3_by_hand() -> None:
-    # The first step divides each gradient by its own size; then each row and column keeps its largest square.
+    # The first step divides each gradient by its own size; then each row and column keeps its
+    # largest square.
     w, state = one_step(SM3, [[0.0, 0.0], [0.0, 0.0]], [[1.0, -2.0], [3.0, 4.0]], lr=0.5)
     assert w.tolist() == [[-0.5, 0.5], [-0.5, -0.5]]
     assert state["accumulator_0"].tolist() == [[4.0], [16.0]]

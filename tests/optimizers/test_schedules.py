@@ -23,7 +23,16 @@ def test_no_warm_up_is_none() -> None:
 
 def test_the_decay_takes_the_last_tenth_and_ends_at_nought() -> None:
     decay = FinalDecay(total_steps=40)
-    assert [decay(step) for step in (0, 35, 36, 37, 38, 39, 40, 41)] == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0]
+    assert [decay(step) for step in (0, 35, 36, 37, 38, 39, 40, 41)] == [
+        1,
+        1,
+        1,
+        0.75,
+        0.5,
+        0.25,
+        0,
+        0,
+    ]
 
 
 def test_the_decay_may_take_another_share() -> None:
@@ -80,6 +89,8 @@ def test_a_scheduler_can_be_pickled_and_its_state_carries_the_schedule() -> None
         (WarmUpAndDecay, {"warm_up_steps": 10, "total_steps": 10}, "10 and 10"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_with_the_value(kind: Any, options: dict[str, Any], value: str) -> None:
+def test_a_schedule_that_cannot_be_is_refused_with_the_value(
+    kind: Any, options: dict[str, Any], value: str
+) -> None:
     with pytest.raises(ValueError, match=value):
         kind(**options)

@@ -1,4 +1,6 @@
-"""SGD-SaI where its original goes wrong: g-SNR belongs to a parameter, and is taken at its first gradient that is not zero."""
+"""SGD-SaI where its original goes wrong: g-SNR belongs to a parameter, and is taken at its first
+gradient that is not zero.
+"""
 
 import copy
 from typing import Any
@@ -27,7 +29,9 @@ def descend(param: Parameter, grads: list[Tensor], **options: Any) -> SGDSaI:
 
 @WAYS
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_gradients_of_zero_before_the_first_real_one_leave_no_trace(foreach: bool, momentum: float) -> None:
+def test_gradients_of_zero_before_the_first_real_one_leave_no_trace(
+    foreach: bool, momentum: float
+) -> None:
     late, alone = Parameter(noise(0, 4, 3)), Parameter(noise(0, 4, 3))
     grads = [noise(step, 4, 3) for step in range(1, 4)]
     options = {"momentum": momentum, "weight_decay": 0.0, "foreach": foreach}
@@ -71,7 +75,12 @@ def test_equal_elements_are_scaled_by_the_root_of_their_number(size: int) -> Non
         optimizer = SGDSaI([param], lr=1.0, momentum=0.0)
         optimizer.step()
         torch.testing.assert_close(optimizer.state[param]["gsnr"].item(), size**0.5)
-        torch.testing.assert_close(param.detach().double(), torch.full((size,), -0.3 * size**0.5, dtype=torch.float64), rtol=1e-2, atol=0)
+        torch.testing.assert_close(
+            param.detach().double(),
+            torch.full((size,), -0.3 * size**0.5, dtype=torch.float64),
+            rtol=1e-2,
+            atol=0,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -84,7 +93,11 @@ def test_the_ratio_is_that_of_the_same_gradient_in_float64(dtype: torch.dtype, c
             param = Parameter(torch.zeros_like(grad))
             exact, wide = grad.double(), torch.promote_types(dtype, torch.float32)
             deviation = exact.std()
-            right = exact.norm() / (deviation + 1e-8) if deviation > 1e-12 * exact.mean() else torch.tensor(count**0.5)
+            right = (
+                exact.norm() / (deviation + 1e-8)
+                if deviation > 1e-12 * exact.mean()
+                else torch.tensor(count**0.5)
+            )
             found = descend(param, [grad]).state[param]["gsnr"]
             assert found.dtype is wide
             torch.testing.assert_close(found.double(), right.double(), rtol=2e-5, atol=0)
@@ -104,7 +117,9 @@ def test_one_element_that_differs_in_the_last_place_is_noise_in_half_precision()
     grad[7] = 1 + 2**-7
     param = Parameter(torch.zeros_like(grad))
     right = grad.double().norm() / (grad.double().std() + 1e-8)
-    torch.testing.assert_close(descend(param, [grad]).state[param]["gsnr"].double(), right, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        descend(param, [grad]).state[param]["gsnr"].double(), right, rtol=1e-4, atol=0
+    )
 
 
 def test_a_noise_beyond_the_largest_number_of_half_precision_is_taken_in_float32() -> None:
@@ -149,9 +164,17 @@ def test_warmup_step_may_be_called_any_number_of_times() -> None:
 
 def test_the_loop_of_the_seeds_readme_runs_as_it_is_printed() -> None:
     assert SGDBoost is SGDSaI
-    model, loss_fn, lr, weight_decay, steps = torch.nn.Linear(3, 2), torch.nn.functional.mse_loss, 0.01, 0.0, 5
+    model, loss_fn, lr, weight_decay, steps = (
+        torch.nn.Linear(3, 2),
+        torch.nn.functional.mse_loss,
+        0.01,
+        0.0,
+        5,
+    )
     input_ids, labels = torch.ones(4, 3), torch.zeros(4, 2)
-    optimizer = SGDBoost(model.parameters(), lr=lr, momentum=0.9, eps=1e-08, weight_decay=weight_decay)
+    optimizer = SGDBoost(
+        model.parameters(), lr=lr, momentum=0.9, eps=1e-08, weight_decay=weight_decay
+    )
     for _ in range(steps):
         pred = model(input_ids)
         loss = loss_fn(pred, labels)

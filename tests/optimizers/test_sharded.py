@@ -1,4 +1,6 @@
-"""Sharded parameters (FSDP2's DTensor) and torch.distributed.checkpoint, in two processes on the CPU."""
+"""Sharded parameters (FSDP2's DTensor) and torch.distributed.checkpoint, in two processes on the
+CPU.
+"""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -30,7 +32,8 @@ SETTINGS: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 OURS: dict[str, Any] = {"LAMB": LAMB, "LAMB16": LAMB16, "SGDSaI": SGDSaI, "SM3": SM3}
-# What DTensor does not take in torch 2.13: fused steps but Adam's, and changes in place of what is summed up over ranks.
+# What DTensor does not take in torch 2.13: fused steps but Adam's, and changes in place of what is
+# summed up over ranks.
 NOT_SHARDED = {
     ("adafactor", "loop"),
     ("adafactor", "foreach"),
@@ -41,7 +44,9 @@ NOT_SHARDED = {
 }
 # Of 7 rows one rank has 4 and the other 3, of 3 elements 2 and 1, of a single row all and nothing.
 UNEVEN = [(7, 5), (3,), (1, 4), (1,), (3, 2, 2, 2)]
-NEEDS_GLOO = pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo")
+NEEDS_GLOO = pytest.mark.skipif(
+    not dist.is_available() or not dist.is_gloo_available(), reason="torch is built without gloo"
+)
 
 
 def model_of(seed: int = 0) -> nn.Module:
@@ -68,7 +73,13 @@ def whole(tensor: Tensor) -> Tensor:
 
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     for name, tensor in wanted.items():
-        torch.testing.assert_close(found[name], tensor, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            found[name],
+            tensor,
+            rtol=tolerance,
+            atol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
 
 
 def sharded(factory: Any, options: dict[str, Any]) -> tuple[nn.Module, Any]:
@@ -115,7 +126,9 @@ def check_checkpoint(factory: Any, options: dict[str, Any], folder: str) -> None
     model_state, optimizer_state = get_state_dict(fresh, fresh_optimizer)
     read = {"model": model_state, "optimizer": optimizer_state}
     dcp.load(read, checkpoint_id=folder)
-    set_state_dict(fresh, fresh_optimizer, model_state_dict=read["model"], optim_state_dict=read["optimizer"])
+    set_state_dict(
+        fresh, fresh_optimizer, model_state_dict=read["model"], optim_state_dict=read["optimizer"]
+    )
     train(fresh, fresh_optimizer, range(4, 7))
     assert_close(weights(fresh), weights(model), 0.0)
 
@@ -138,7 +151,9 @@ def check_uneven_shards(factory: Any, options: dict[str, Any]) -> None:
     mesh = init_device_mesh("cpu", (RANKS,))
     generator = torch.Generator().manual_seed(0)
     whole_ones = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in UNEVEN]
-    spread = [nn.Parameter(distribute_tensor(param.detach(), mesh, [Shard(0)])) for param in whole_ones]
+    spread = [
+        nn.Parameter(distribute_tensor(param.detach(), mesh, [Shard(0)])) for param in whole_ones
+    ]
     alone, optimizer = factory(whole_ones, **options), factory(spread, **options)
     for _ in range(4):
         for param, twin in zip(whole_ones, spread, strict=True):
@@ -166,13 +181,17 @@ def check_torch_s_own(folder: str) -> None:
             if dist.get_rank() == 0:
                 print(name, way, flush=True)
 
-            def factory(params: Iterable[nn.Parameter], name: str = name, way: Any = way) -> Optimizer:
+            def factory(
+                params: Iterable[nn.Parameter], name: str = name, way: Any = way
+            ) -> Optimizer:
                 # Muon takes matrices alone.
                 taken = [param for param in params if name != "muon" or param.dim() == 2]
                 return optimizers.create(name, taken, implementation=way)
 
             if (name, way) in NOT_SHARDED:
-                with pytest.raises((NotImplementedError, RuntimeError), match=r"sharding strategy|placement"):
+                with pytest.raises(
+                    (NotImplementedError, RuntimeError), match=r"sharding strategy|placement"
+                ):
                     check_parity(factory, {})
             else:
                 check_parity(factory, {})
@@ -180,7 +199,9 @@ def check_torch_s_own(folder: str) -> None:
 
 
 def run_rank(rank: int, folder: str, name: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=RANKS
+    )
     torch.set_num_threads(1)
     try:
         if name == "training":
@@ -198,8 +219,15 @@ def run_rank(rank: int, folder: str, name: str) -> None:
 
 
 def run_ranks(folder: Path, what: str) -> None:
-    run = subprocess.run([sys.executable, __file__, str(folder), what], capture_output=True, text=True, timeout=300, check=False)
-    # Not by its status: gloo's threads now and then abort a process that has done its work and leaves.
+    run = subprocess.run(
+        [sys.executable, __file__, str(folder), what],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    # Not by its status: gloo's threads now and then abort a process that has done its work and
+    # leaves.
     assert run.stdout.count("done") == RANKS, run.stdout + run.stderr
 
 
@@ -215,7 +243,9 @@ def test_torch_s_own_are_sharded_as_docs_say(tmp_path: Path) -> None:
 
 @NEEDS_GLOO
 @pytest.mark.parametrize("name", sorted(OURS))
-def test_shards_of_unlike_size_and_empty_ones_make_the_step_of_the_whole(name: str, tmp_path: Path) -> None:
+def test_shards_of_unlike_size_and_empty_ones_make_the_step_of_the_whole(
+    name: str, tmp_path: Path
+) -> None:
     run_ranks(tmp_path, name)
 
 

@@ -12,8 +12,12 @@ from optimizers import SM3
 
 
 def embed(param: Parameter, rows: list[int]) -> Tensor:
-    """The sparse gradient of an embedding whose rows were looked up, with a weight of their own for each column."""
-    looked_up = torch.nn.functional.embedding(torch.tensor(rows, dtype=torch.long), param, sparse=True)
+    """The sparse gradient of an embedding whose rows were looked up, with a weight of their own for
+    each column.
+    """
+    looked_up = torch.nn.functional.embedding(
+        torch.tensor(rows, dtype=torch.long), param, sparse=True
+    )
     (grad,) = torch.autograd.grad((looked_up * torch.arange(1.0, 1 + param.shape[1])).sum(), param)
     return grad
 
@@ -46,7 +50,9 @@ def test_a_sparse_gradient_counts_a_row_once_and_keeps_its_rows_alone() -> None:
     optimizer.step()
     assert set(optimizer.state[param]) == {"accumulator_0"}
     assert optimizer.state[param]["accumulator_0"].tolist() == [[4.0], [0.0], [16.0], [0.0]]
-    torch.testing.assert_close(param.detach(), -0.1 * torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
+    torch.testing.assert_close(
+        param.detach(), -0.1 * torch.tensor([[1.0, 1.0], [0.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    )
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.5])
@@ -74,7 +80,9 @@ def test_a_sparse_gradient_of_no_row_changes_nothing(starts_dense: bool) -> None
         param.grad = grad
         optimizer.step()
     assert torch.equal(param, before[0])  # pyright: ignore[reportPossiblyUnboundVariable]
-    assert set(optimizer.state[param]) == ({"accumulator_0", "accumulator_1"} if starts_dense else {"accumulator_0"})
+    assert set(optimizer.state[param]) == (
+        {"accumulator_0", "accumulator_1"} if starts_dense else {"accumulator_0"}
+    )
     for key, value in before[1].items():  # pyright: ignore[reportPossiblyUnboundVariable]
         assert torch.equal(optimizer.state[param][key], value)
 
@@ -103,7 +111,9 @@ def test_a_sparse_gradient_without_rows_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2)])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_a_gradient_that_is_not_a_number_stays_where_it_is(shape: tuple[int, ...], foreach: bool) -> None:
+def test_a_gradient_that_is_not_a_number_stays_where_it_is(
+    shape: tuple[int, ...], foreach: bool
+) -> None:
     torch.manual_seed(0)
     param = Parameter(torch.randn(shape))
     optimizer = SM3([param], foreach=foreach)
@@ -125,7 +135,9 @@ def test_momentum_can_come_later() -> None:
     optimizer.param_groups[0]["momentum"] = 0.5
     optimizer.step()
     # Half of 1 / sqrt(2): the average starts at 0.
-    torch.testing.assert_close(optimizer.state[param]["momentum_buffer"], torch.full((3, 2), 0.5 / 2**0.5))
+    torch.testing.assert_close(
+        optimizer.state[param]["momentum_buffer"], torch.full((3, 2), 0.5 / 2**0.5)
+    )
 
 
 def test_accumulators_stay_float32_when_a_half_precision_state_is_loaded() -> None:

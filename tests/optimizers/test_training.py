@@ -1,7 +1,9 @@
-"""Ours train as AdamW does: a GPT that reads letters and an MLP on digits, to AdamW's loss within 5 % in as many steps.
+"""Ours train as AdamW does: a GPT that reads letters and an MLP on digits, to AdamW's loss within 5
+% in as many steps.
 
-Each loss is that on all data after training: of the GPT for one seed, of the MLP the mean of three. Learning rates, models and schedule
-are in tests/bench/training.py, which trains the GPT with more seeds.
+Each loss is that on all data after training: of the GPT for one seed, of the MLP the mean of three.
+Learning rates, models and schedule are in tests/bench/training.py, which trains the GPT with more
+seeds.
 """
 
 import sys
@@ -47,7 +49,9 @@ def _one_thread() -> Iterator[None]:
 def final_loss(task: str, optimizer: str) -> float:
     made = training.TASKS[task]()
     seeds = training.SEEDS[task][:1] if task == "gpt" else training.SEEDS[task]
-    return mean(training.train(made, training.SPECS[task][optimizer], seed=seed).final for seed in seeds)
+    return mean(
+        training.train(made, training.SPECS[task][optimizer], seed=seed).final for seed in seeds
+    )
 
 
 @pytest.mark.parametrize("name", optimizers.available("optprof"))
@@ -62,4 +66,6 @@ def test_lamb16_reaches_the_loss_of_lamb_within_1_percent() -> None:
 
 def test_adamw_itself_learns() -> None:
     assert final_loss("gpt", "adamw") < 1.4  # letters drawn at their frequencies cost 2.9
-    assert final_loss("digits", "adamw") < 0.6  # guessing costs 2.30, and nothing gets below the 0.50 of smoothed labels
+    assert (
+        final_loss("digits", "adamw") < 0.6
+    )  # guessing costs 2.30, and nothing gets below the 0.50 of smoothed labels

@@ -1,6 +1,8 @@
-"""The zoo: optimizers of other packages, made from a list of parameters, costing what the catalogue says, imported when used.
+"""The zoo: optimizers of other packages, made from a list of parameters, costing what the catalogue
+says, imported when used.
 
-Which promises of the contract they do not hold is written in test_contract.py and test_gradients.py.
+Which promises of the contract they do not hold is written in test_contract.py and
+test_gradients.py.
 """
 
 import subprocess
@@ -20,7 +22,9 @@ from torch.optim.optimizer import Optimizer
 import optimizers
 from optimizers import zoo
 
-pytestmark = pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="needs the extra zoo")
+pytestmark = pytest.mark.skipif(
+    find_spec("pytorch_optimizer") is None, reason="needs the extra zoo"
+)
 
 SHAPES = [(), (5,), (8, 12), (2, 3, 2, 2)]
 
@@ -37,9 +41,17 @@ STATE_BYTES: dict[str, Callable[[tuple[int, ...]], int]] = {
     "ademamix": lambda shape: 12 * prod(shape),
     "adan": lambda shape: 16 * prod(shape),
     "apollo": lambda shape: low_rank(shape, 256),
-    "apollo:rank=2": lambda shape: low_rank(shape, 2) + (4 if len(shape) == 2 else 0),  # and the norm of the last update
+    "apollo:rank=2": lambda shape: (
+        low_rank(shape, 2) + (4 if len(shape) == 2 else 0)
+    ),  # and the norm of the last update
     "came": lambda shape: (
-        4 * prod(shape) + 4 + (8 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1]) if len(shape) > 1 else 4 * prod(shape))
+        4 * prod(shape)
+        + 4
+        + (
+            8 * (prod(shape[:-1]) + prod(shape[:-2]) * shape[-1])
+            if len(shape) > 1
+            else 4 * prod(shape)
+        )
     ),
     "fira": lambda shape: low_rank(shape, 128),
     "fira:rank=2": lambda shape: low_rank(shape, 2) + (4 if len(shape) == 2 else 0),
@@ -51,7 +63,9 @@ STATE_BYTES: dict[str, Callable[[tuple[int, ...]], int]] = {
     "racs": lambda shape: 4 * ((shape[0] if shape else 1) + prod(shape[1:]) + 1),
     "schedule-free-adamw": lambda shape: 8 * prod(shape),
     "scion": lambda shape: 4 * prod(shape),
-    "soap": lambda shape: 8 * prod(shape) + (8 * sum(d * d for d in shape) if len(shape) > 1 else 0),
+    "soap": lambda shape: (
+        8 * prod(shape) + (8 * sum(d * d for d in shape) if len(shape) > 1 else 0)
+    ),
     "tiger": lambda shape: 4 * prod(shape),
 }
 EVERY = pytest.mark.parametrize("spec", STATE_BYTES)
@@ -82,7 +96,9 @@ def nbytes(value: Any) -> int:
 
 
 def test_every_name_of_the_package_is_tested() -> None:
-    assert {spec.partition(":")[0] for spec in STATE_BYTES} == set(optimizers.available("pytorch_optimizer"))
+    assert {spec.partition(":")[0] for spec in STATE_BYTES} == set(
+        optimizers.available("pytorch_optimizer")
+    )
 
 
 @EVERY
@@ -90,12 +106,16 @@ def test_state_costs_the_bytes_that_the_formula_says(spec: str) -> None:
     params = parameters()
     optimizer = optimizers.create(spec, params)
     take_steps(optimizer, params)
-    assert [nbytes(optimizer.state[param]) for param in params] == [STATE_BYTES[spec](shape) for shape in SHAPES]
+    assert [nbytes(optimizer.state[param]) for param in params] == [
+        STATE_BYTES[spec](shape) for shape in SHAPES
+    ]
 
 
 @EVERY
 def test_options_of_the_constructor_are_checked_not_swallowed(spec: str) -> None:
-    with pytest.raises(ValueError, match=r"option of .* is named 'weight_decoy'; did you mean weight_decay"):
+    with pytest.raises(
+        ValueError, match=r"option of .* is named 'weight_decoy'; did you mean weight_decay"
+    ):
         optimizers.create(spec, parameters(), weight_decoy=0.1)
     with pytest.raises(ValueError, match="-1"):
         optimizers.create(spec, parameters(), lr=-1)
@@ -104,20 +124,30 @@ def test_options_of_the_constructor_are_checked_not_swallowed(spec: str) -> None
 @EVERY
 def test_it_takes_groups_but_for_adam_mini(spec: str) -> None:
     params = parameters()
-    groups: list[dict[str, Any]] = [{"params": params[:3], "weight_decay": 0.5}, {"params": params[3:]}]
+    groups: list[dict[str, Any]] = [
+        {"params": params[:3], "weight_decay": 0.5},
+        {"params": params[3:]},
+    ]
     if spec == "adam-mini":
         with pytest.raises(ValueError, match="makes its own groups"):
             optimizers.create(spec, groups)
         return
     optimizer = optimizers.create(spec, groups)
     take_steps(optimizer, params)
-    decays = {param: group["weight_decay"] for group in optimizer.param_groups for param in group["params"]}
+    decays = {
+        param: group["weight_decay"]
+        for group in optimizer.param_groups
+        for param in group["params"]
+    }
     assert [decays[param] == 0.5 for param in params] == [True, True, True, False]
 
 
 def test_the_name_sm3_is_ours_which_keeps_no_momentum_unasked() -> None:
     params = parameters()
-    ours, theirs = optimizers.create("sm3", params), optimizers.create("pytorch_optimizer:SM3", params)
+    ours, theirs = (
+        optimizers.create("sm3", params),
+        optimizers.create("pytorch_optimizer:SM3", params),
+    )
     take_steps(ours, params)
     take_steps(theirs, params)
     assert type(ours) is optimizers.SM3
@@ -130,16 +160,26 @@ def test_matrices_larger_than_the_rank_are_projected_and_all_else_is_not(name: s
     params = [Parameter(torch.randn(shape)) for shape in [(5,), (4, 12), (6, 6), (2, 9, 2, 2)]]
     optimizer = optimizers.create(f"{name}:rank=4", params)
     take_steps(optimizer, params)
-    assert ["projector" in optimizer.state[param] for param in params] == [False, False, True, False]
+    assert ["projector" in optimizer.state[param] for param in params] == [
+        False,
+        False,
+        True,
+        False,
+    ]
     with pytest.raises(ValueError, match="rank: 0"):
         optimizers.create(f"{name}:rank=0", params)
 
 
 def test_adam_mini_knows_embeddings_and_heads_by_name() -> None:
     model = ModuleDict({"embed": Embedding(10, 8), "q_proj": Linear(8, 8), "mlp": Linear(8, 4)})
-    with pytest.raises(ValueError, match=r"sizes of q_proj.weight; write adam-mini:num_embeds=WIDTH,num_heads=HEADS"):
+    with pytest.raises(
+        ValueError,
+        match=r"sizes of q_proj.weight; write adam-mini:num_embeds=WIDTH,num_heads=HEADS",
+    ):
         optimizers.create("adam-mini", list(model.named_parameters()))
-    optimizer = optimizers.create("adam-mini:num_embeds=8,num_heads=4", list(model.named_parameters()))
+    optimizer = optimizers.create(
+        "adam-mini:num_embeds=8,num_heads=4", list(model.named_parameters())
+    )
     take_steps(optimizer, list(model.parameters()))
     found = {name: nbytes(optimizer.state[param]) for name, param in model.named_parameters()}
     assert found == {
@@ -152,14 +192,24 @@ def test_adam_mini_knows_embeddings_and_heads_by_name() -> None:
 
 
 def test_nothing_of_the_zoo_is_imported_before_it_is_used() -> None:
-    asked = "import sys, optimizers; optimizers.available(); optimizers.describe('lion'); print(set(sys.modules) & {'pytorch_optimizer'})"
+    asked = (
+        "import sys, optimizers; optimizers.available(); optimizers.describe('lion');"
+        " print(set(sys.modules) & {'pytorch_optimizer'})"
+    )
     folder = Path(optimizers.__file__).parents[1]
-    found = subprocess.run([sys.executable, "-c", asked], capture_output=True, check=True, cwd=folder, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", asked], capture_output=True, check=True, cwd=folder, text=True
+    )
     assert found.stdout == "set()\n"
 
 
-@pytest.mark.parametrize(("name", "command"), [("lion", "pip install 'optprof[zoo]'"), ("adamw8bit-bnb", "pip install bitsandbytes")])
-def test_a_name_whose_package_is_absent_says_what_to_install(name: str, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [("lion", "pip install 'optprof[zoo]'"), ("adamw8bit-bnb", "pip install bitsandbytes")],
+)
+def test_a_name_whose_package_is_absent_says_what_to_install(
+    name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("optimizers.entry.find_spec", lambda package: None)  # noqa: ARG005
     assert name not in optimizers.available()
     assert optimizers.describe(name).summary
@@ -168,12 +218,16 @@ def test_a_name_whose_package_is_absent_says_what_to_install(name: str, command:
     assert "\n" not in str(caught.value)
 
 
-def test_a_package_that_does_not_load_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_does_not_load_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "bitsandbytes").mkdir()
     (tmp_path / "bitsandbytes" / "__init__.py").write_text("raise OSError('no\\nGPU')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "bitsandbytes", raising=False)
-    with pytest.raises(ValueError, match=r"^cannot load adamw8bit-bnb from bitsandbytes: OSError: no GPU$"):
+    with pytest.raises(
+        ValueError, match=r"^cannot load adamw8bit-bnb from bitsandbytes: OSError: no GPU$"
+    ):
         optimizers.create("adamw8bit-bnb", parameters())
 
 

@@ -20,7 +20,9 @@ _TAKING = {
 
 @pytest.fixture
 def without_onednn() -> Iterator[None]:
-    """Let the CPU multiply by torch's own kernels: oneDNN lays operands out anew, which no GPU does."""
+    """Let the CPU multiply by torch's own kernels: oneDNN lays operands out anew, which no GPU
+    does.
+    """
     # torch.backends refuses to once torch's own test tools have been imported.
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
@@ -48,10 +50,15 @@ def cpu_events(without_onednn: None) -> Callable[[Callable[[], object]], list[in
 
 
 def _without_temporaries(events: Any) -> list[int]:
-    sums, convolutions = _ranges(events, {"aten::sum"}), _ranges(events, {"aten::convolution_backward"})
+    sums, convolutions = (
+        _ranges(events, {"aten::sum"}),
+        _ranges(events, {"aten::convolution_backward"}),
+    )
 
     def time(event: Any) -> int:
-        """The time that it would have on a GPU: a convolution sums its bias's gradient at its end."""
+        """The time that it would have on a GPU: a convolution sums its bias's gradient at its
+        end.
+        """
         start = event.start_ns()
         ends = [end for begin, end in convolutions if begin <= start <= end]
         return ends[0] if ends and any(begin <= start <= end for begin, end in sums) else start
@@ -68,4 +75,8 @@ def _without_temporaries(events: Any) -> list[int]:
 
 
 def _ranges(events: Any, names: set[str]) -> list[tuple[int, int]]:
-    return [(event.start_ns(), event.start_ns() + event.duration_ns()) for event in events if event.name() in names]
+    return [
+        (event.start_ns(), event.start_ns() + event.duration_ns())
+        for event in events
+        if event.name() in names
+    ]

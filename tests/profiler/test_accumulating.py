@@ -1,4 +1,6 @@
-"""Accumulation in the profiler: what it adds to simulated memory, which is nothing, and courses of real training."""
+"""Accumulation in the profiler: what it adds to simulated memory, which is nothing, and courses of
+real training.
+"""
 
 import json
 from dataclasses import replace
@@ -25,12 +27,20 @@ def memory(scenario: Scenario) -> Memory:
     return found
 
 
-@pytest.mark.parametrize("spec", ["gnts:threshold=0.8", "gns", "gns:estimator=mccandlish", "sbc:batch_size=8", "mht"])
+@pytest.mark.parametrize(
+    "spec", ["gnts:threshold=0.8", "gns", "gns:estimator=mccandlish", "sbc:batch_size=8", "mht"]
+)
 def test_a_window_takes_the_memory_of_fixed_accumulation_to_the_byte(spec: str) -> None:
-    fixed, accumulated = memory(replace(SMALL, micro_batches=2)), memory(replace(SMALL, accumulate=spec))
+    fixed, accumulated = (
+        memory(replace(SMALL, micro_batches=2)),
+        memory(replace(SMALL, accumulate=spec)),
+    )
     # The rest of a step's moments differ by scalars alone, which are gone when it ends.
     assert accumulated.peak_allocated == fixed.peak_allocated
-    assert (accumulated.gradients, accumulated.optimizer_state) == (fixed.gradients, fixed.optimizer_state)
+    assert (accumulated.gradients, accumulated.optimizer_state) == (
+        fixed.gradients,
+        fixed.optimizer_state,
+    )
     assert accumulated.optimizer_state_allocated == fixed.optimizer_state_allocated
 
 
@@ -53,17 +63,25 @@ def test_the_draws_of_a_window_are_one_step_of_the_timeline() -> None:
     timeline = run_simulation(replace(SMALL, accumulate="gnts", steps=3)).timeline
     assert timeline is not None
     assert timeline.steps == 3
-    second = [stretch.phase for stretch in timeline.phases if stretch.step == timeline.phases[-1].step]
+    second = [
+        stretch.phase for stretch in timeline.phases if stretch.step == timeline.phases[-1].step
+    ]
     assert second == ["forward", "backward", "step"] * 2
 
 
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"accumulate": "sbc:batch_size=8,micro_batch_size=4"}, "micro_batch_size is the batch size, 1, got 4"),
+        (
+            {"accumulate": "sbc:batch_size=8,micro_batch_size=4"},
+            "micro_batch_size is the batch size, 1, got 4",
+        ),
         ({"accumulate": "gnts:final=0", "device": "cpu"}, "final must be > 0, got 0"),
         ({"accumulate": "gnts:final=low", "device": "cpu"}, "final must be a number, got 'low'"),
-        ({"accumulate": "gnts:warmup_steps=200", "device": "cpu"}, "total_steps must be > warmup_steps, got 100 and 200"),
+        (
+            {"accumulate": "gnts:warmup_steps=200", "device": "cpu"},
+            "total_steps must be > warmup_steps, got 100 and 200",
+        ),
         ({"accumulate": "gnst"}, "gnts"),
         ({"accumulate": "gnts:threshold=0"}, "threshold: 0"),
         ({"accumulate": "gnts", "micro_batches": 2}, "micro_batches 1"),
@@ -71,7 +89,9 @@ def test_the_draws_of_a_window_are_one_step_of_the_timeline() -> None:
         ({"accumulate": "gnts", "workload": "state"}, "workload 'train'"),
     ],
 )
-def test_an_accumulation_that_cannot_be_is_refused_before_anything_runs(asked: dict[str, Any], said: str) -> None:
+def test_an_accumulation_that_cannot_be_is_refused_before_anything_runs(
+    asked: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
         plan(Comparison(models=["tiny"], optimizers=["adamw"], **{"device": "sim", **asked}))
     assert said in str(caught.value)
@@ -79,13 +99,23 @@ def test_an_accumulation_that_cannot_be_is_refused_before_anything_runs(asked: d
 
 def test_the_states_that_a_plan_adds_accumulate_nothing() -> None:
     found = plan(Comparison(models=["tiny"], optimizers=["adamw"], device="sim", accumulate="gnts"))
-    assert [(scenario.workload, scenario.accumulate) for scenario in found] == [("train", "gnts"), ("state", None)]
+    assert [(scenario.workload, scenario.accumulate) for scenario in found] == [
+        ("train", "gnts"),
+        ("state", None),
+    ]
     record = Record(scenario=found[0], origin="simulated", environment={})
     assert Record.from_dict(record.to_dict()) == record
 
 
 COURSE = Scenario(
-    model="tiny", device="cpu", sequence_length=16, batch_size=2, steps=12, options={"lr": 3e-3}, implementation="loop", accumulate="gnts"
+    model="tiny",
+    device="cpu",
+    sequence_length=16,
+    batch_size=2,
+    steps=12,
+    options={"lr": 3e-3},
+    implementation="loop",
+    accumulate="gnts",
 )
 
 
@@ -100,7 +130,9 @@ COURSE = Scenario(
         ("gns:tolerance=1e-9,max_draws=4", (4, 4, 4), 0),
     ],
 )
-def test_a_course_records_each_draw_and_what_it_took(spec: str, draws: tuple[int, ...], added: int) -> None:
+def test_a_course_records_each_draw_and_what_it_took(
+    spec: str, draws: tuple[int, ...], added: int
+) -> None:
     record = measure(replace(COURSE, accumulate=spec))
     course, times = record.course, record.times
     assert course is not None
@@ -110,8 +142,13 @@ def test_a_course_records_each_draw_and_what_it_took(spec: str, draws: tuple[int
     # The times of the first tenth are its warm-up.
     assert record.warmup is not None
     assert len(course.losses) == 12
-    assert [(len(samples["iteration"]), len(samples["forward"])) for samples in (record.warmup, times)] == [(1, 1), (11, 11)]
-    decided = {phase: sum(len(samples.get(phase, ())) for samples in (record.warmup, times)) for phase in ("step", "draw")}
+    assert [
+        (len(samples["iteration"]), len(samples["forward"])) for samples in (record.warmup, times)
+    ] == [(1, 1), (11, 11)]
+    decided = {
+        phase: sum(len(samples.get(phase, ())) for samples in (record.warmup, times))
+        for phase in ("step", "draw")
+    }
     assert decided == {"step": len(draws), "draw": 12 - len(draws)}
     assert [reading.micro_batches for reading in course.held_out] == list(range(13))
     assert record.watched is not None
@@ -145,7 +182,8 @@ def test_a_course_learns_and_its_seed_decides_what_it_reads() -> None:
 def test_a_schedule_drives_the_target_over_the_course() -> None:
     course = measure(replace(COURSE, accumulate="sbc:batch_size=2,final=3")).course
     assert course is not None
-    # The batch goes from 2 to 6 samples in half a cosine: 2, 2.1, 2.3, 2.6, 3, 3.5, 4, 4.5, 5, 5.4, 5.7, 5.9.
+    # The batch goes from 2 to 6 samples in half a cosine: 2, 2.1, 2.3, 2.6, 3, 3.5, 4, 4.5, 5, 5.4,
+    # 5.7, 5.9.
     assert (course.draws, course.ended) == ((1, 2, 2, 2, 3), (1, 3, 5, 7, 10))
     assert target_schedule(COURSE) is None
 
@@ -181,7 +219,10 @@ def test_what_a_course_cannot_leave_is_refused_and_its_time_not_foretold() -> No
     with pytest.raises(ValueError, match="leave out --snapshot"):
         require_iterations([replace(COURSE, device="cuda")], snapshots=True, traces=False)
     record = Record(scenario=simulated, origin="simulated", environment={})
-    known, unknown = (Forecast(scenario=asked, record=record, simulation_seconds=2.0) for asked in (simulated, COURSE))
+    known, unknown = (
+        Forecast(scenario=asked, record=record, simulation_seconds=2.0)
+        for asked in (simulated, COURSE)
+    )
     assert (known.seconds, unknown.seconds) == (2.0, None)
 
 

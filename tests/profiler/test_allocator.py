@@ -1,4 +1,6 @@
-"""The allocator's model, judged by cases worked out by hand from PyTorch's rules and by what others measured on a device."""
+"""The allocator's model, judged by cases worked out by hand from PyTorch's rules and by what others
+measured on a device.
+"""
 
 import pytest
 
@@ -32,7 +34,9 @@ def fill(allocator: CachingAllocator, *sizes: int) -> list[Block]:
         (1600 * 6400 * 4, 40 * MIB, 40 * MIB),
     ],
 )
-def test_a_first_request_gets_the_block_and_segment_that_cuda_gives(nbytes: int, block: int, segment: int):
+def test_a_first_request_gets_the_block_and_segment_that_cuda_gives(
+    nbytes: int, block: int, segment: int
+):
     allocator = CachingAllocator()
     assert allocator.malloc(nbytes).size == block
     assert (allocator.allocated_bytes, allocator.reserved_bytes) == (block, segment)
@@ -48,16 +52,25 @@ def test_two_attention_weights_of_gpt2_xl_share_a_segment_and_the_second_takes_i
     assert allocator.reserved_bytes == 20 * MIB
 
 
-@pytest.mark.parametrize(("request_bytes", "block"), [(10 * MIB, 11 * MIB), (10 * MIB - 512, 10 * MIB - 512)])
-def test_a_rest_of_one_mib_stays_a_tail_and_512_bytes_more_are_split_off(request_bytes: int, block: int):
+@pytest.mark.parametrize(
+    ("request_bytes", "block"), [(10 * MIB, 11 * MIB), (10 * MIB - 512, 10 * MIB - 512)]
+)
+def test_a_rest_of_one_mib_stays_a_tail_and_512_bytes_more_are_split_off(
+    request_bytes: int, block: int
+):
     allocator = CachingAllocator()
     allocator.malloc(9 * MIB)  # leaves 11 MiB of a 20 MiB segment
     assert allocator.malloc(request_bytes).size == block
 
 
-def test_the_smallest_fitting_block_wins_and_among_equals_the_oldest_segment_then_the_lowest_offset():
+def test_the_smallest_fitting_block_wins_then_the_oldest_segment_then_the_lowest_offset():
     allocator = CachingAllocator()
-    old, _, _, young = allocator.malloc(12 * MIB), allocator.malloc(14 * MIB), allocator.malloc(16 * MIB), allocator.malloc(12 * MIB)
+    old, _, _, young = (
+        allocator.malloc(12 * MIB),
+        allocator.malloc(14 * MIB),
+        allocator.malloc(16 * MIB),
+        allocator.malloc(12 * MIB),
+    )
     allocator.free(young)
     allocator.free(old)
     assert allocator.malloc(12 * MIB).segment == old.segment
@@ -99,10 +112,23 @@ def test_wrong_calls_say_what_is_wrong():
 
 
 def test_gpt2_xl_in_fp32_takes_what_the_paper_prints_and_not_what_a_calculator_says():
-    """1,557,611,200 parameters are 5.803 GiB, of `allocated_bytes` 5.934: arXiv 2412.11768 prints 5.93."""
+    """1,557,611,200 parameters are 5.803 GiB, of `allocated_bytes` 5.934: arXiv 2412.11768 prints
+    5.93.
+    """
     width = 1600
     norm = [width, width]
-    layer = [*norm, 3 * width * width, 3 * width, width * width, width, *norm, 4 * width * width, 4 * width, 4 * width * width, width]
+    layer = [
+        *norm,
+        3 * width * width,
+        3 * width,
+        width * width,
+        width,
+        *norm,
+        4 * width * width,
+        4 * width,
+        4 * width * width,
+        width,
+    ]
     counts = [50257 * width, 1024 * width, *48 * layer, *norm]
     assert sum(counts) == 1_557_611_200
     allocator = CachingAllocator()
@@ -127,7 +153,9 @@ def test_a_full_device_gets_its_idle_segments_back_and_the_request_is_tried_agai
     allocator.free(big)
     allocator.free(small)
     assert allocator.reserved_bytes == 52 * MIB
-    assert allocator.malloc(40 * MIB).size == 40 * MIB  # 12 are free on the device; with the 30 and the 2 given back, 44
+    assert (
+        allocator.malloc(40 * MIB).size == 40 * MIB
+    )  # 12 are free on the device; with the 30 and the 2 given back, 44
     assert (allocator.reserved_bytes, allocator.retries) == (60 * MIB, 1)
 
 
@@ -136,13 +164,20 @@ def test_a_segment_in_use_by_one_block_stays_and_memory_runs_out_with_torchs_fig
     first, _, third = fill(allocator, 9 * MIB, 3 * MIB, 30 * MIB)  # 9 + 3 + 8 free, 30
     allocator.free(first)
     with pytest.raises(OutOfMemoryError) as caught:
-        allocator.malloc(12 * MIB - 1)  # 64 - 4 - 50 = 10 are free on the device; 17 are reserved and unused, in pieces of 9 and 8
+        # 64 - 4 - 50 = 10 are free on the device; 17 are reserved and unused, as 9 and 8.
+        allocator.malloc(12 * MIB - 1)
     error = caught.value
-    assert (error.requested, error.tried, error.total, error.free) == (12 * MIB - 1, 12 * MIB, 64 * MIB, 10 * MIB)
+    assert (error.requested, error.tried, error.total, error.free) == (
+        12 * MIB - 1,
+        12 * MIB,
+        64 * MIB,
+        10 * MIB,
+    )
     assert (error.allocated, error.reserved, allocator.retries) == (33 * MIB, 50 * MIB, 1)
-    assert str(error) == (
-        "tried to allocate 12.00 MiB; the device has a total capacity of 64.00 MiB of which 10.00 MiB is free; "
-        "33.00 MiB is allocated, 17.00 MiB is reserved but unallocated"
+    assert (
+        str(error)
+        == "tried to allocate 12.00 MiB; the device has a total capacity of 64.00 MiB of which"
+        " 10.00 MiB is free; 33.00 MiB is allocated, 17.00 MiB is reserved but unallocated"
     )
     allocator.free(third)
     assert allocator.malloc(12 * MIB).size == 12 * MIB  # the allocator goes on: 30 given back
@@ -156,7 +191,9 @@ def test_a_small_request_needs_a_whole_small_segment_from_the_device():
 
 
 @pytest.mark.parametrize("by_address", [False, True])
-def test_among_equals_the_older_segment_wins_and_up_to_torch_2_11_the_lower_address(by_address: bool):
+def test_among_equals_the_older_segment_wins_and_up_to_torch_2_11_the_lower_address(
+    by_address: bool,
+):
     allocator = CachingAllocator(addresses=LowestAddresses() if by_address else None)
     passing, older = fill(allocator, 12 * MIB, 12 * MIB)  # at 0 and 12
     allocator.free(passing)
@@ -184,7 +221,9 @@ def test_with_a_split_limit_a_full_device_first_gets_only_oversize_segments_back
     small, fit, large = fill(allocator, 20 * MIB, 34 * MIB, 66 * MIB)
     for block in (small, fit, large):
         allocator.free(block)
-    allocator.malloc(90 * MIB)  # 8 are free: no segment covers 90, so 66 goes, then 34, which makes 108
+    allocator.malloc(
+        90 * MIB
+    )  # 8 are free: no segment covers 90, so 66 goes, then 34, which makes 108
     assert (allocator.reserved_bytes, allocator.retries) == (110 * MIB, 0)
     assert allocator.malloc(20 * MIB).segment == small.segment
 
@@ -202,7 +241,11 @@ def test_with_a_split_limit_a_full_device_first_gets_only_oversize_segments_back
         ("roundup_power2_divisions:[64:8,128:2,256:2,512:2,1024:1,>:1]", 400 * MIB, 512 * MIB),
         ("roundup_power2_divisions:[2:2,>:1]", 3 * MIB + 1, 4 * MIB),
         ("roundup_power2_divisions:[2:2,>:1]", 4 * MIB + 1, 4 * MIB + 512),
-        ("roundup_power2_divisions:[2:2,>:1]", 700 * KIB, 768 * KIB),  # the first entry holds for all that is smaller
+        (
+            "roundup_power2_divisions:[2:2,>:1]",
+            700 * KIB,
+            768 * KIB,
+        ),  # the first entry holds for all that is smaller
     ],
 )
 def test_requests_are_rounded_up_to_divisions_of_a_power_of_two(text: str, nbytes: int, block: int):
@@ -210,13 +253,18 @@ def test_requests_are_rounded_up_to_divisions_of_a_power_of_two(text: str, nbyte
 
 
 def test_garbage_collection_gives_back_the_segments_that_lay_idle_longer_than_the_average():
-    """Only under per_process_memory_fraction: of 600 MiB it may take 300, and above 150 idle segments go."""
-    allocator = allocator_with("per_process_memory_fraction:0.5,garbage_collection_threshold:0.5", total=600 * MIB)
+    """Only under per_process_memory_fraction: of 600 MiB it may take 300, and above 150 idle
+    segments go.
+    """
+    allocator = allocator_with(
+        "per_process_memory_fraction:0.5,garbage_collection_threshold:0.5", total=600 * MIB
+    )
     old, young, _ = fill(allocator, 40 * MIB, 30 * MIB, 50 * MIB)
     allocator.free(old)
     allocator.malloc(46 * MIB)  # 120 are reserved, nothing is collected; 166 now
     allocator.free(young)
-    # 16 are too many. The 40 lay idle for two searches, this one included, the 30 for one: the 40 are above the average, and enough.
+    # 16 are too many. The 40 lay idle for two searches, this one included, the 30 for one: the 40
+    # are above the average, and enough.
     allocator.malloc(60 * MIB)
     assert (allocator.reserved_bytes, allocator.retries) == (186 * MIB, 0)
     assert allocator.malloc(30 * MIB).segment == young.segment
@@ -241,31 +289,45 @@ def test_an_expandable_segment_grows_by_handles_and_leaves_no_tails():
     weight = 1600 * 6400 * 4  # 39.0625: two handles of 20 hold it and leave 0.9375
     first = allocator.malloc(weight)
     assert (first.size, allocator.reserved_bytes) == (weight, 40 * MIB)
-    second = allocator.malloc(weight)  # begins at 39.0625 and ends at 78.125: two handles more, the first mapped for what is missing
-    assert (second.segment, second.offset, allocator.reserved_bytes) == (first.segment, weight, 80 * MIB)
+    # It begins at 39.0625 and ends at 78.125: two more handles, the first for the missing part.
+    second = allocator.malloc(weight)
+    assert (second.segment, second.offset, allocator.reserved_bytes) == (
+        first.segment,
+        weight,
+        80 * MIB,
+    )
     assert allocator.malloc(1).size == 512
-    assert (allocator.reserved_bytes, allocator.inactive_split_bytes) == (82 * MIB, 0)  # the small pool's handle has 2
+    assert (allocator.reserved_bytes, allocator.inactive_split_bytes) == (
+        82 * MIB,
+        0,
+    )  # the small pool's handle has 2
 
 
 def test_an_expandable_segment_gives_back_the_handles_that_nothing_touches():
     allocator = allocator_with("expandable_segments:True", total=100 * MIB)
-    first, second, _ = fill(allocator, 30 * MIB, 30 * MIB, 10 * MIB)  # 0 to 30, 30 to 60, 60 to 70: four handles
+    first, second, _ = fill(
+        allocator, 30 * MIB, 30 * MIB, 10 * MIB
+    )  # 0 to 30, 30 to 60, 60 to 70: four handles
     allocator.free(first)
     allocator.free(second)
     assert allocator.reserved_bytes == 80 * MIB
-    allocator.empty_cache()  # 0 to 60 are three whole handles; the fourth is in use, its free end stays mapped
+    # 0 to 60 are three whole handles; the fourth is in use, its free end stays mapped
+    allocator.empty_cache()
     assert allocator.reserved_bytes == 20 * MIB
     again = allocator.malloc(50 * MIB)  # the lowest addresses with room: 0 to 50
     assert (again.offset, allocator.reserved_bytes) == (0, 80 * MIB)
 
 
 def test_reserved_grows_as_measured_where_a_split_limit_meets_expandable_segments():
-    """Measured on a 16,304 MiB device with torch 2.12 and 2.13, retry and all: https://github.com/pytorch/pytorch/issues/123548.
+    """Measured on a 16,304 MiB device with torch 2.12 and 2.13, retry and all:
+    https://github.com/pytorch/pytorch/issues/123548.
 
     64 MiB stay; each cycle takes 91 and 45.5 MiB and then 2 that stay, and frees the first two.
     """
     allocator = CachingAllocator(
-        AllocatorSettings.parse("max_split_size_mb:128,expandable_segments:True"), total=16304 * MIB, occupied=300 * MIB
+        AllocatorSettings.parse("max_split_size_mb:128,expandable_segments:True"),
+        total=16304 * MIB,
+        occupied=300 * MIB,
     )
     allocator.malloc(64 * MIB)
     found = {}
@@ -275,6 +337,14 @@ def test_reserved_grows_as_measured_where_a_split_limit_meets_expandable_segment
         for block in passing:
             allocator.free(block)
         found[cycle] = (allocator.allocated_bytes // MIB, allocator.reserved_bytes // MIB)
-    measured = {0: (66, 220), 20: (106, 2980), 40: (146, 5760), 60: (186, 8520), 80: (226, 11300), 100: (266, 14060), 115: (296, 2680)}
+    measured = {
+        0: (66, 220),
+        20: (106, 2980),
+        40: (146, 5760),
+        60: (186, 8520),
+        80: (226, 11300),
+        100: (266, 14060),
+        115: (296, 2680),
+    }
     assert {cycle: found[cycle] for cycle in measured} == measured
     assert (allocator.peak_reserved_bytes // MIB, allocator.retries) == (16000, 1)

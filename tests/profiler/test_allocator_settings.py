@@ -1,4 +1,6 @@
-"""The text of PYTORCH_CUDA_ALLOC_CONF, judged by torch's own parser: the one that its C++ library brings on every machine."""
+"""The text of PYTORCH_CUDA_ALLOC_CONF, judged by torch's own parser: the one that its C++ library
+brings on every machine.
+"""
 
 import ctypes
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ _CLASS = "_ZN3c1016CachingAllocator26AcceleratorAllocatorConfig"
 
 
 class TorchSettings:
-    """What torch keeps after reading a text, out of its shared library: see class AcceleratorAllocatorConfig in AllocatorConfig.h."""
+    """What torch keeps after reading a text, out of its shared library: see class
+    AcceleratorAllocatorConfig in AllocatorConfig.h.
+    """
 
     def __init__(self) -> None:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
@@ -32,7 +36,8 @@ class TorchSettings:
         torch._C._accelerator_setAllocatorSettings(text)
         address = self._instance()
         large, split, rounding = (ctypes.c_size_t * 3).from_address(address)
-        # Behind the three sizes: a vector, which is three pointers, then the threshold and the flag.
+        # Behind the three sizes: a vector, which is three pointers, then the threshold and the
+        # flag.
         return AllocatorSettings(
             large_segment_size=large,
             max_split_size=UNLIMITED if split > UNLIMITED else split,
@@ -118,8 +123,16 @@ def test_what_torch_refuses_is_refused(text: str, theirs: TorchSettings):
 
 numbers = st.one_of(st.integers(0, 70), st.sampled_from([1 << power for power in range(18)]))
 pairs = st.one_of(
-    st.tuples(st.sampled_from(["max_split_size_mb", "large_segment_size_mb", "max_non_split_rounding_mb"]), numbers.map(str)),
-    st.tuples(st.just("garbage_collection_threshold"), st.floats(-0.5, 1.5, allow_subnormal=False).map(repr)),
+    st.tuples(
+        st.sampled_from(
+            ["max_split_size_mb", "large_segment_size_mb", "max_non_split_rounding_mb"]
+        ),
+        numbers.map(str),
+    ),
+    st.tuples(
+        st.just("garbage_collection_threshold"),
+        st.floats(-0.5, 1.5, allow_subnormal=False).map(repr),
+    ),
     st.tuples(st.just("expandable_segments"), st.sampled_from(["True", "False", "true", "1"])),
     st.tuples(st.just("roundup_power2_divisions"), numbers.map(str)),
     st.tuples(
@@ -131,7 +144,11 @@ pairs = st.one_of(
 )
 
 
-@given(st.lists(pairs, max_size=4, unique_by=lambda pair: pair[0]).map(lambda found: ",".join(map(":".join, found))))
+@given(
+    st.lists(pairs, max_size=4, unique_by=lambda pair: pair[0]).map(
+        lambda found: ",".join(map(":".join, found))
+    )
+)
 @run_with(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_list_of_settings_is_read_as_torch_reads_it(theirs: TorchSettings, text: str):
     try:
@@ -148,18 +165,45 @@ def test_any_list_of_settings_is_read_as_torch_reads_it(theirs: TorchSettings, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("max_splitsize_mb:64", "alloc_conf has no setting 'max_splitsize_mb'; did you mean max_split_size_mb"),
+        (
+            "max_splitsize_mb:64",
+            "alloc_conf has no setting 'max_splitsize_mb'; did you mean max_split_size_mb",
+        ),
         ("xyzzy:64", "alloc_conf has no setting 'xyzzy'; known are backend, expandable_segments, "),
-        ("max_split_size_mb", "alloc_conf is a list such as max_split_size_mb:128,expandable_segments:True, got 'max_split_size_mb'"),
+        (
+            "max_split_size_mb",
+            (
+                "alloc_conf is a list such as max_split_size_mb:128,expandable_segments:True, got"
+                " 'max_split_size_mb'"
+            ),
+        ),
         ("max_split_size_mb:64.5", "max_split_size_mb must be a whole number, got '64.5'"),
         ("max_split_size_mb:-1", "max_split_size_mb must be a whole number, got '-1'"),
-        ("max_split_size_mb:19", "max_split_size_mb must be >= large_segment_size_mb, which is 20, got 19"),
-        ("garbage_collection_threshold:2", "garbage_collection_threshold must lie between 0 and 1, got 2"),
-        ("garbage_collection_threshold:nan", "garbage_collection_threshold must lie between 0 and 1, got nan"),
-        ("per_process_memory_fraction:half", "per_process_memory_fraction must be a number, got 'half'"),
+        (
+            "max_split_size_mb:19",
+            "max_split_size_mb must be >= large_segment_size_mb, which is 20, got 19",
+        ),
+        (
+            "garbage_collection_threshold:2",
+            "garbage_collection_threshold must lie between 0 and 1, got 2",
+        ),
+        (
+            "garbage_collection_threshold:nan",
+            "garbage_collection_threshold must lie between 0 and 1, got nan",
+        ),
+        (
+            "per_process_memory_fraction:half",
+            "per_process_memory_fraction must be a number, got 'half'",
+        ),
         ("expandable_segments:yes", "expandable_segments must be True or False, got 'yes'"),
-        ("backend:cudaMallocAsync", "backend must be native, the allocator that is modelled here, got 'cudaMallocAsync'"),
-        ("throw_on_cudamalloc_oom:True", "throw_on_cudamalloc_oom:True is not modelled; leave it out"),
+        (
+            "backend:cudaMallocAsync",
+            "backend must be native, the allocator that is modelled here, got 'cudaMallocAsync'",
+        ),
+        (
+            "throw_on_cudamalloc_oom:True",
+            "throw_on_cudamalloc_oom:True is not modelled; leave it out",
+        ),
     ],
 )
 def test_an_error_says_what_was_wrong_and_what_to_write(text: str, message: str):
@@ -169,5 +213,7 @@ def test_an_error_says_what_was_wrong_and_what_to_write(text: str, message: str)
 
 
 def test_settings_of_pinned_memory_and_of_the_whole_process_are_read_too():
-    found = AllocatorSettings.parse("per_process_memory_fraction:0.9,pinned_num_register_threads:8,backend:native")
+    found = AllocatorSettings.parse(
+        "per_process_memory_fraction:0.9,pinned_num_register_threads:8,backend:native"
+    )
     assert found == AllocatorSettings(memory_fraction=0.9)

@@ -1,6 +1,8 @@
-"""The allocator's model beside a second one, written for plainness: lists that are scanned from end to end, nothing kept in order.
+"""The allocator's model beside a second one, written for plainness: lists that are scanned from end
+to end, nothing kept in order.
 
-Both are given the same streams of requests under all settings, on devices that run out, and must agree after every event.
+Both are given the same streams of requests under all settings, on devices that run out, and must
+agree after every event.
 """
 
 import random
@@ -45,15 +47,27 @@ class Range:
 class PlainAllocator:
     """The rules again. What is in use is known by a number that malloc hands out."""
 
-    def __init__(self, settings: AllocatorSettings, total: int | None, occupied: int, by_address: bool) -> None:
-        self.settings, self.total, self.occupied, self.by_address = settings, total, occupied, by_address
+    def __init__(
+        self, settings: AllocatorSettings, total: int | None, occupied: int, by_address: bool
+    ) -> None:
+        self.settings, self.total, self.occupied, self.by_address = (
+            settings,
+            total,
+            occupied,
+            by_address,
+        )
         self.ranges: list[Range] = []
         self.searches = {True: 0, False: 0}
         self.live: dict[int, tuple[Range, Run]] = {}
         self.calls = self.numbers = self.retries = 0
 
     def all_runs(self, state: str, small: bool | None = None) -> list[tuple[Range, Run]]:
-        return [(rng, run) for rng in self.ranges for run in rng.runs if run.state == state and small in (None, rng.small)]
+        return [
+            (rng, run)
+            for rng in self.ranges
+            for run in rng.runs
+            if run.state == state and small in (None, rng.small)
+        ]
 
     @property
     def allocated(self) -> int:
@@ -113,11 +127,18 @@ class PlainAllocator:
             return MemoryError(self.segment(size), self.room(), self.allocated, self.reserved)
         rng, run = found
         rest = run.size - size
-        splits = rest >= 512 if small or self.settings.expandable_segments else rest > MIB and size < self.settings.max_split_size
+        splits = (
+            rest >= 512
+            if small or self.settings.expandable_segments
+            else rest > MIB and size < self.settings.max_split_size
+        )
         run.state, run.asked = "used", nbytes
         if splits:
             run.size = size
-            rng.runs.insert(rng.runs.index(run) + 1, Run(run.start + size, rest, "free", since=self.searches[small]))
+            rng.runs.insert(
+                rng.runs.index(run) + 1,
+                Run(run.start + size, rest, "free", since=self.searches[small]),
+            )
         self.calls += 1
         self.live[self.calls] = rng, run
         return self.calls
@@ -140,13 +161,19 @@ class PlainAllocator:
     def search(self, small: bool, size: int) -> tuple[Range, Run] | None:
         if self.collects:
             self.searches[small] += 1
-        fits = [(run.size, rng.number, run.start, rng, run) for rng, run in self.all_runs("free", small) if run.size >= size]
+        fits = [
+            (run.size, rng.number, run.start, rng, run)
+            for rng, run in self.all_runs("free", small)
+            if run.size >= size
+        ]
         fits.sort(key=lambda fit: fit[:3])
         if not fits:
             return None
         best = 0
         if self.settings.expandable_segments:
-            while best + 1 < len(fits) and self.reach(*fits[best + 1][3:]) < self.reach(*fits[best][3:]):
+            while best + 1 < len(fits) and self.reach(*fits[best + 1][3:]) < self.reach(
+                *fits[best][3:]
+            ):
                 best += 1
         rng, run = fits[best][3:]
         oversize = self.settings.max_split_size
@@ -188,14 +215,22 @@ class PlainAllocator:
 
     def new_range(self, small: bool, nbytes: int, state: str) -> Range:
         self.numbers += 1
-        rng = Range(self.lowest_gap(nbytes) if self.by_address else self.numbers, small, [Run(0, nbytes, state)])
+        rng = Range(
+            self.lowest_gap(nbytes) if self.by_address else self.numbers,
+            small,
+            [Run(0, nbytes, state)],
+        )
         self.ranges.append(rng)
         return rng
 
     def lowest_gap(self, nbytes: int) -> int:
-        spans = [(rng.number, rng.number + sum(run.size for run in rng.runs)) for rng in self.ranges]
+        spans = [
+            (rng.number, rng.number + sum(run.size for run in rng.runs)) for rng in self.ranges
+        ]
         starts = sorted([0, *(end for _, end in spans)])
-        return next(at for at in starts if all(at + nbytes <= start or at >= end for start, end in spans))
+        return next(
+            at for at in starts if all(at + nbytes <= start or at >= end for start, end in spans)
+        )
 
     def grow(self, small: bool, size: int) -> tuple[Range, Run] | None:
         rng, start = self.lowest_room(small, size)
@@ -237,7 +272,9 @@ class PlainAllocator:
         if nbytes > self.room():
             return False
         if nbytes < bare.size:
-            rng.runs.insert(rng.runs.index(bare) + 1, Run(bare.start + nbytes, bare.size - nbytes, "bare"))
+            rng.runs.insert(
+                rng.runs.index(bare) + 1, Run(bare.start + nbytes, bare.size - nbytes, "bare")
+            )
             bare.size = nbytes
         bare.state = "free"
         self.merge(rng)
@@ -249,13 +286,24 @@ class PlainAllocator:
                 if [run.state for run in rng.runs] == ["free"]:
                     self.ranges.remove(rng)
                 continue
-            handle, runs, was_mapped = self.handle(rng.small), [], [run.state for run in rng.runs] != ["bare"]
+            handle, runs, was_mapped = (
+                self.handle(rng.small),
+                [],
+                [run.state for run in rng.runs] != ["bare"],
+            )
             for run in rng.runs:
-                start, end = -(-run.start // handle) * handle, (run.start + run.size) // handle * handle
+                start, end = (
+                    -(-run.start // handle) * handle,
+                    (run.start + run.size) // handle * handle,
+                )
                 if run.state != "free" or start >= end:
                     runs.append(run)
                     continue
-                pieces = [(run.start, start, "free"), (start, end, "bare"), (end, run.start + run.size, "free")]
+                pieces = [
+                    (run.start, start, "free"),
+                    (start, end, "bare"),
+                    (end, run.start + run.size, "free"),
+                ]
                 runs += [Run(low, high - low, state) for low, high, state in pieces if high > low]
             rng.runs = runs
             self.merge(rng)
@@ -267,7 +315,10 @@ class PlainAllocator:
         oversize = self.settings.max_split_size
         if oversize == UNLIMITED or self.settings.expandable_segments:
             return False
-        free = sorted(self.all_runs("free", small), key=lambda found: (found[1].size, found[0].number, found[1].start))
+        free = sorted(
+            self.all_runs("free", small),
+            key=lambda found: (found[1].size, found[0].number, found[1].start),
+        )
         needed = max(size, oversize)
         enough = [rng for rng, run in free if run.size >= needed]
         if enough:
@@ -288,7 +339,11 @@ class PlainAllocator:
             return
         reclaimed = 0
         while reclaimed < target:
-            idle = [rng for rng in self.ranges if not rng.small and [run.state for run in rng.runs] == ["free"]]
+            idle = [
+                rng
+                for rng in self.ranges
+                if not rng.small and [run.state for run in rng.runs] == ["free"]
+            ]
             if not idle:
                 return
             ages = [self.searches[False] - rng.runs[0].since for rng in idle]
@@ -318,19 +373,38 @@ def check_books(allocator: CachingAllocator, live: list[Block]) -> None:
     for segment in segments:
         end = 0
         for block in segment:
-            assert (block.offset, block.segment, block.pool) == (end, segment[0].segment, segment[0].pool)
+            assert (block.offset, block.segment, block.pool) == (
+                end,
+                segment[0].segment,
+                segment[0].pool,
+            )
             end += block.size
         for low, high in pairwise(segment):
-            assert low.allocated or high.allocated or low.mapped != high.mapped, "free neighbours stay apart"
+            assert low.allocated or high.allocated or low.mapped != high.mapped, (
+                "free neighbours stay apart"
+            )
     assert {id(block) for block in blocks if block.allocated} == {id(block) for block in live}
     for pool in (allocator._small, allocator._large):
         assert pool.blocks == sorted(pool.blocks, key=lambda entry: entry[:3])
-        held(pool, [entry[3] for entry in pool.blocks], [block for block in blocks if block.mapped and not block.allocated])
-        held(pool, [entry[2] for entry in pool.unmapped], [block for block in blocks if not block.mapped])
+        held(
+            pool,
+            [entry[3] for entry in pool.blocks],
+            [block for block in blocks if block.mapped and not block.allocated],
+        )
+        held(
+            pool,
+            [entry[2] for entry in pool.unmapped],
+            [block for block in blocks if not block.mapped],
+        )
     assert allocator.reserved_bytes == sum(block.size for block in blocks if block.mapped)
     assert allocator.allocated_bytes == sum(block.size for block in live)
     assert allocator.requested_bytes == sum(block.requested for block in live)
-    assert allocator.requested_bytes <= allocator.allocated_bytes <= allocator.reserved_bytes <= allocator.peak_reserved_bytes
+    assert (
+        allocator.requested_bytes
+        <= allocator.allocated_bytes
+        <= allocator.reserved_bytes
+        <= allocator.peak_reserved_bytes
+    )
     assert allocator.allocated_bytes <= allocator.peak_allocated_bytes
 
 
@@ -347,9 +421,13 @@ class Device:
 
 
 def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
-    """Give both the stream: a size to allocate, or a live block to free when `choice` points at one. How often memory ran out."""
+    """Give both the stream: a size to allocate, or a live block to free when `choice` points at
+    one. How often memory ran out.
+    """
     addresses = LowestAddresses() if device.by_address else None
-    fast = CachingAllocator(device.settings, total=device.total, occupied=device.occupied, addresses=addresses)
+    fast = CachingAllocator(
+        device.settings, total=device.total, occupied=device.occupied, addresses=addresses
+    )
     plain = PlainAllocator(device.settings, device.total, device.occupied, device.by_address)
     live: list[tuple[Block, int]] = []
     peaks = [0, 0, 0]
@@ -369,22 +447,56 @@ def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
                 with pytest.raises(OutOfMemoryError) as caught:
                     fast.malloc(nbytes)
                 error = caught.value
-                assert (error.tried, error.free, error.allocated, error.reserved, error.requested) == (*taken.args, nbytes)
+                assert (
+                    error.tried,
+                    error.free,
+                    error.allocated,
+                    error.reserved,
+                    error.requested,
+                ) == (*taken.args, nbytes)
             else:
                 block = fast.malloc(nbytes)
                 rng, run = plain.live[taken]
-                assert (block.segment, block.offset, block.size, block.requested) == (rng.number, run.start, run.size, nbytes)
+                assert (block.segment, block.offset, block.size, block.requested) == (
+                    rng.number,
+                    run.start,
+                    run.size,
+                    nbytes,
+                )
                 live.append((block, taken))
-        found = (fast.allocated_bytes, fast.requested_bytes, fast.reserved_bytes, fast.inactive_split_bytes, fast.retries)
-        assert found == (plain.allocated, plain.requested, plain.reserved, plain.inactive_split, plain.retries)
+        found = (
+            fast.allocated_bytes,
+            fast.requested_bytes,
+            fast.reserved_bytes,
+            fast.inactive_split_bytes,
+            fast.retries,
+        )
+        assert found == (
+            plain.allocated,
+            plain.requested,
+            plain.reserved,
+            plain.inactive_split,
+            plain.retries,
+        )
         peaks = list(map(max, peaks, (plain.allocated, plain.requested, plain.inactive_split)))
-        assert [fast.peak_allocated_bytes, fast.peak_requested_bytes, fast.peak_inactive_split_bytes] == peaks
+        assert [
+            fast.peak_allocated_bytes,
+            fast.peak_requested_bytes,
+            fast.peak_inactive_split_bytes,
+        ] == peaks
         check_books(fast, [block for block, _ in live])
     return failures
 
 
-sizes = st.one_of(st.integers(1, 4 * KIB), st.integers(1, 3 * MIB), st.integers(MIB, 12 * MIB), st.integers(9 * MIB, 45 * MIB))
-streams = st.lists(st.tuples(st.one_of(sizes, sizes, sizes, sizes, st.just(0)), st.integers(0, 16)), max_size=80)
+sizes = st.one_of(
+    st.integers(1, 4 * KIB),
+    st.integers(1, 3 * MIB),
+    st.integers(MIB, 12 * MIB),
+    st.integers(9 * MIB, 45 * MIB),
+)
+streams = st.lists(
+    st.tuples(st.one_of(sizes, sizes, sizes, sizes, st.just(0)), st.integers(0, 16)), max_size=80
+)
 texts = st.lists(
     st.sampled_from(
         [
@@ -413,13 +525,23 @@ devices = st.builds(
 
 @given(devices, streams)
 @run_with(max_examples=300, deadline=None)
-def test_two_models_of_the_rules_agree_after_every_event(device: Device, stream: list[tuple[int, int]]):
+def test_two_models_of_the_rules_agree_after_every_event(
+    device: Device, stream: list[tuple[int, int]]
+):
     run_both(device, stream)
 
 
 LONG = [
-    *("", "expandable_segments:True", "max_split_size_mb:24", "max_split_size_mb:24,expandable_segments:True"),
-    *("roundup_power2_divisions:[1:8,>:2]", "per_process_memory_fraction:0.8,garbage_collection_threshold:0.5"),
+    *(
+        "",
+        "expandable_segments:True",
+        "max_split_size_mb:24",
+        "max_split_size_mb:24,expandable_segments:True",
+    ),
+    *(
+        "roundup_power2_divisions:[1:8,>:2]",
+        "per_process_memory_fraction:0.8,garbage_collection_threshold:0.5",
+    ),
     "per_process_memory_fraction:0.8,garbage_collection_threshold:0.5,max_split_size_mb:22,roundup_power2_divisions:2",
 ]
 
@@ -427,9 +549,22 @@ LONG = [
 @pytest.mark.parametrize("by_address", [False, True])
 @pytest.mark.parametrize("text", LONG)
 def test_two_models_agree_through_a_long_run_on_a_crowded_device(text: str, by_address: bool):
-    """Sizes as training has them: a few that come again and again, more and more in use until memory runs out, then fewer."""
+    """Sizes as training has them: a few that come again and again, more and more in use until
+    memory runs out, then fewer.
+    """
     draw = random.Random(text)
-    common = [draw.choice([draw.randint(1, 900 * KIB), draw.randint(MIB, 9 * MIB), draw.randint(10 * MIB, 40 * MIB)]) for _ in range(12)]
-    stream = [(draw.choice(common), draw.randint(0, 30 + 20 * (turn // 150 % 3))) for turn in range(900)]
+    common = [
+        draw.choice(
+            [
+                draw.randint(1, 900 * KIB),
+                draw.randint(MIB, 9 * MIB),
+                draw.randint(10 * MIB, 40 * MIB),
+            ]
+        )
+        for _ in range(12)
+    ]
+    stream = [
+        (draw.choice(common), draw.randint(0, 30 + 20 * (turn // 150 % 3))) for turn in range(900)
+    ]
     device = Device(AllocatorSettings.parse(text), 350 * MIB, 13 * MIB, by_address)
     assert run_both(device, stream), "the device was to run out"

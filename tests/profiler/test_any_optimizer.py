@@ -1,4 +1,6 @@
-"""Any optimizer that steps on the CPU can be simulated: the bytes of its state are those of real steps."""
+"""Any optimizer that steps on the CPU can be simulated: the bytes of its state are those of real
+steps.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,8 @@ import torch
 class Net(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = torch.nn.Sequential(torch.nn.Linear(24, 40, bias=False), torch.nn.Tanh(), torch.nn.Linear(40, 8, bias=False))
+        first, last = torch.nn.Linear(24, 40, bias=False), torch.nn.Linear(40, 8, bias=False)
+        self.layers = torch.nn.Sequential(first, torch.nn.Tanh(), last)
     def forward(self, x):
         return self.layers(x).square().sum()
 
@@ -26,9 +29,24 @@ def net(): return Net(), {"x": torch.ones(4, 24)}
 TORCH = sorted(
     name
     for name, found in vars(torch.optim).items()
-    if isinstance(found, type) and issubclass(found, torch.optim.Optimizer) and name not in ("Optimizer", "LBFGS", "SparseAdam")
+    if isinstance(found, type)
+    and issubclass(found, torch.optim.Optimizer)
+    and name not in ("Optimizer", "LBFGS", "SparseAdam")
 )
-ZOO = ("Lion", "Prodigy", "AdaBelief", "AdamP", "Adan", "CAME", "DAdaptAdam", "Lamb", "NovoGrad", "Ranger21", "ScheduleFreeAdamW", "Tiger")
+ZOO = (
+    "Lion",
+    "Prodigy",
+    "AdaBelief",
+    "AdamP",
+    "Adan",
+    "CAME",
+    "DAdaptAdam",
+    "Lamb",
+    "NovoGrad",
+    "Ranger21",
+    "ScheduleFreeAdamW",
+    "Tiger",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -57,13 +75,26 @@ def test_torch_has_the_optimizers_that_are_known():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("optimizer", [*(f"torch.optim:{name}" for name in TORCH), *(f"pytorch_optimizer:{name}" for name in ZOO)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [*(f"torch.optim:{name}" for name in TORCH), *(f"pytorch_optimizer:{name}" for name in ZOO)],
+)
 def test_the_simulated_state_is_that_of_real_steps(optimizer: str):
     options = {"num_iterations": 10} if optimizer.endswith("Ranger21") else {}
-    asked = Scenario(model="small_model:net", optimizer=optimizer, options=options, implementation="loop", steps=2)
+    asked = Scenario(
+        model="small_model:net",
+        optimizer=optimizer,
+        options=options,
+        implementation="loop",
+        steps=2,
+    )
     simulated, real = simulate(asked).memory, measure(replace(asked, device="cpu")).memory
     assert simulated is not None
     assert real is not None
     assert simulated.state_by_key_dtype == real.state_by_key_dtype
     assert simulated.optimizer_state == real.optimizer_state
-    assert simulated.parameters_by_dtype == real.parameters_by_dtype == {"float32": 4 * (24 * 40 + 40 * 8)}
+    assert (
+        simulated.parameters_by_dtype
+        == real.parameters_by_dtype
+        == {"float32": 4 * (24 * 40 + 40 * 8)}
+    )

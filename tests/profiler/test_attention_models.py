@@ -158,7 +158,10 @@ def simulated(factory: str, **asked: Any) -> int:
     found = run_simulation(scenario)
     requests = {event for number in found.allocations.requests for event in (number, ~number)}
     return replay(
-        [replace(each, events=[event for event in each.events if event not in requests]) for each in found.segments],
+        [
+            replace(each, events=[event for event in each.events if event not in requests])
+            for each in found.segments
+        ],
         found.allocations,
         keep=(),
     ).peak_allocated

@@ -1,4 +1,6 @@
-"""CUDA's autocast on meta tensors, judged by torch's own lists and by hand; test_iteration.py sets it beside a real run."""
+"""CUDA's autocast on meta tensors, judged by torch's own lists and by hand; test_iteration.py sets
+it beside a real run.
+"""
 
 from typing import Any
 
@@ -16,15 +18,26 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
 def test_every_operation_that_torch_casts_on_cuda_is_cast():
-    registered = {name.removeprefix("aten::") for name in torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")}
-    ours = {*autocast.LOWER, *autocast.FULL, *autocast.FULL_BY_DTYPE, *autocast.NORMS, *autocast.PROMOTE}
+    registered = {
+        name.removeprefix("aten::")
+        for name in torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
+    }
+    ours = {
+        *autocast.LOWER,
+        *autocast.FULL,
+        *autocast.FULL_BY_DTYPE,
+        *autocast.NORMS,
+        *autocast.PROMOTE,
+    }
     # torch refuses it under autocast, and goes on refusing it.
     assert registered - ours == {"binary_cross_entropy"}
     assert ours <= registered
 
 
 def to_meta(values: Any) -> Any:
-    return tree_map(lambda value: value.to("meta") if isinstance(value, torch.Tensor) else value, values)
+    return tree_map(
+        lambda value: value.to("meta") if isinstance(value, torch.Tensor) else value, values
+    )
 
 
 LISTS = AutocastTestLists(torch.device("cpu"))
@@ -33,12 +46,18 @@ LISTS = AutocastTestLists(torch.device("cpu"))
 @pytest.mark.parametrize(
     ("name", "args", "dtype"),
     [
-        *((name, args, FP16) for name, args, *_ in LISTS.torch_fp16 if not name.startswith(("cudnn", "_thnn", "conv", "einsum", "chain"))),
+        *(
+            (name, args, FP16)
+            for name, args, *_ in LISTS.torch_fp16
+            if not name.startswith(("cudnn", "_thnn", "conv", "einsum", "chain"))
+        ),
         *((name, args, FP32) for name, args, *_ in LISTS.torch_fp32 if name != "norm"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_operation_of_torch_s_own_test_has_the_dtype_that_torch_expects(name: str, args: Any, dtype: torch.dtype):
+def test_an_operation_of_torch_s_own_test_has_the_dtype_that_torch_expects(
+    name: str, args: Any, dtype: torch.dtype
+):
     if not hasattr(torch, name):
         pytest.skip(f"torch has no function {name}")
     with cuda_autocast(), torch.autocast("cuda", dtype=FP16):
@@ -71,7 +90,12 @@ def test_a_gpt2_of_one_layer_holds_a_copy_of_every_weight_that_is_multiplied(amp
     kept = [
         nbytes
         for number, (nbytes, category, source) in enumerate(
-            zip(trace.allocations.nbytes, trace.allocations.categories, trace.allocations.sources, strict=True)
+            zip(
+                trace.allocations.nbytes,
+                trace.allocations.categories,
+                trace.allocations.sources,
+                strict=True,
+            )
         )
         if number in forward and source.op == "aten::_to_copy" and nbytes in expected
     ]
@@ -79,19 +103,36 @@ def test_a_gpt2_of_one_layer_holds_a_copy_of_every_weight_that_is_multiplied(amp
 
 
 def test_parameters_gradients_and_state_stay_in_float32():
-    trace = trace_model(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, amp="bf16"))
-    gradients = [part for layout in trace.gradients[-1] if layout is not None for part in layout.parts]
-    assert {layout.dtype for layout, _ in trace.parameters} == {layout.dtype for layout in gradients} == {FP32}
+    trace = trace_model(
+        Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, amp="bf16")
+    )
+    gradients = [
+        part for layout in trace.gradients[-1] if layout is not None for part in layout.parts
+    ]
+    assert (
+        {layout.dtype for layout, _ in trace.parameters}
+        == {layout.dtype for layout in gradients}
+        == {FP32}
+    )
 
 
 def test_a_scaler_keeps_its_scale_and_a_count_on_the_device():
-    """fp16 adds, for good, a float32 scale and an int32 count of steps without an infinity; each takes 4 bytes."""
-    plain, scaled = (trace_model(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, amp=amp)) for amp in ("bf16", "fp16"))
+    """fp16 adds, for good, a float32 scale and an int32 count of steps without an infinity; each
+    takes 4 bytes.
+    """
+    plain, scaled = (
+        trace_model(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, amp=amp))
+        for amp in ("bf16", "fp16")
+    )
 
     def left(trace: Any) -> list[int]:
-        events = [event for segments in trace.steps for segment in segments for event in segment.events]
+        events = [
+            event for segments in trace.steps for segment in segments for event in segment.events
+        ]
         live = {event for event in events if event >= 0} - {~event for event in events if event < 0}
-        gradients = {layout.number for layouts in trace.gradients for layout in layouts if layout is not None}
+        gradients = {
+            layout.number for layouts in trace.gradients for layout in layouts if layout is not None
+        }
         return sorted(trace.allocations.nbytes[number] for number in live - gradients)
 
     found = left(scaled)
@@ -102,7 +143,12 @@ def test_a_scaler_keeps_its_scale_and_a_count_on_the_device():
 
 
 def test_rotary_embeddings_of_llama_stay_in_float32_as_transformers_asks():
-    config = {"num_hidden_layers": 1, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2}
+    config = {
+        "num_hidden_layers": 1,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 2,
+    }
     trace = trace_model(Scenario(model="llama2-7b", sequence_length=16, config=config, amp="bf16"))
     sources = zip(trace.allocations.sources, trace.allocations.nbytes, strict=True)
     cosines = [nbytes for source, nbytes in sources if source.op == "aten::cos"]

@@ -68,15 +68,24 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked(optimizer: str, **changes: Any) -> Scenario:
-    usual: dict[str, Any] = {"model": "closing:slow", "implementation": "loop", "device": "cpu", "steps": 2}
+    usual: dict[str, Any] = {
+        "model": "closing:slow",
+        "implementation": "loop",
+        "device": "cpu",
+        "steps": 2,
+    }
     return Scenario(**{**usual, "optimizer": optimizer, **changes})
 
 
-@pytest.mark.parametrize(("optimizer", "passes"), [("closing:Searching", 3), ("closing:Perturbing", 2)])
+@pytest.mark.parametrize(
+    ("optimizer", "passes"), [("closing:Searching", 3), ("closing:Perturbing", 2)]
+)
 def test_what_a_closure_does_is_not_the_steps(optimizer: str, passes: int) -> None:
     found = measure(asked(optimizer))
     assert found.times is not None
-    for forward, step, iteration in zip(found.times["forward"], found.times["step"], found.times["iteration"], strict=True):
+    for forward, step, iteration in zip(
+        found.times["forward"], found.times["step"], found.times["iteration"], strict=True
+    ):
         assert forward >= passes * 0.01
         assert step < 0.01
         assert iteration >= forward + step
@@ -85,19 +94,40 @@ def test_what_a_closure_does_is_not_the_steps(optimizer: str, passes: int) -> No
 
 
 def test_the_history_of_lbfgs_is_measured() -> None:
-    """After two steps of two iterations each there are pairs of 20-byte differences, and one number for each."""
+    """After two steps of two iterations each there are pairs of 20-byte differences, and one number
+    for each.
+    """
     found = measure(asked("torch.optim:LBFGS", options={"max_iter": 2, "lr": 1e-3})).memory
     assert found is not None
-    assert found.state_by_key["old_dirs"] == found.state_by_key["old_stps"] == 5 * found.state_by_key["ro"]
-    assert {key: found.state_by_key[key] for key in ("d", "prev_flat_grad")} == {"d": 20, "prev_flat_grad": 20}
+    assert (
+        found.state_by_key["old_dirs"]
+        == found.state_by_key["old_stps"]
+        == 5 * found.state_by_key["ro"]
+    )
+    assert {key: found.state_by_key[key] for key in ("d", "prev_flat_grad")} == {
+        "d": 20,
+        "prev_flat_grad": 20,
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"workload": "state"}, "steps with a closure that runs the model; it cannot step alone, ask for workload train"),
-        ({"amp": "fp16"}, "steps with a closure, which fp16 autocast cannot give it; leave out fp16 autocast"),
-        ({"accumulate": "gnr"}, "steps with a closure, which accumulate cannot give it; leave out accumulate"),
+        (
+            {"workload": "state"},
+            (
+                "steps with a closure that runs the model; it cannot step alone, ask for workload"
+                " train"
+            ),
+        ),
+        (
+            {"amp": "fp16"},
+            "steps with a closure, which fp16 autocast cannot give it; leave out fp16 autocast",
+        ),
+        (
+            {"accumulate": "gnr"},
+            "steps with a closure, which accumulate cannot give it; leave out accumulate",
+        ),
     ],
 )
 def test_a_closure_that_cannot_be_given_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -113,7 +143,9 @@ def test_an_optimizer_that_has_modes_is_told_to_train(workload: str) -> None:
 
 
 def test_a_course_evaluates_with_the_weights_that_are_meant_for_it() -> None:
-    found = measure(asked("closing:Scheduled", model="tiny", accumulate="gnr", steps=4, sequence_length=32))
+    found = measure(
+        asked("closing:Scheduled", model="tiny", accumulate="gnr", steps=4, sequence_length=32)
+    )
     assert found.course is not None
     import closing  # pyright: ignore[reportMissingImports]
 

@@ -1,4 +1,6 @@
-"""Models and optimizers that torch.compile would compile are refused, with the line of their code."""
+"""Models and optimizers that torch.compile would compile are refused, with the line of their
+code.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -123,7 +125,9 @@ def _line(function: Any) -> int:
 def test_what_is_compiled_is_named_with_its_line(model: str, name: str, line: int):
     with pytest.raises(UntraceableError) as error:
         simulate(Scenario(model=f"{__name__}:{model}"))
-    assert f"{short_name(__file__)}, line {line}, {name} is compiled by torch.compile" in str(error.value)
+    assert f"{short_name(__file__)}, line {line}, {name} is compiled by torch.compile" in str(
+        error.value
+    )
     assert str(error.value).endswith("leave torch.compile out, or use --device cpu or cuda")
 
 
@@ -134,7 +138,9 @@ def of_torch() -> Any:
 
 
 def test_code_of_torch_s_own_is_named_with_the_line_that_calls_it():
-    with pytest.raises(UntraceableError, match=rf"line {_line(Net.forward) + 1}, Sequential is compiled"):
+    with pytest.raises(
+        UntraceableError, match=rf"line {_line(Net.forward) + 1}, Sequential is compiled"
+    ):
         simulate(Scenario(model=f"{__name__}:of_torch"))
     with pytest.raises(UntraceableError, match=rf"line {_line(late_sine) + 1}, .* is compiled"):
         simulate(Scenario(model=f"{__name__}:late"))

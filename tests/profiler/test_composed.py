@@ -1,4 +1,6 @@
-"""Operations that meta tensors run as one: what a trace allocates for them, by hand and by the CPU."""
+"""Operations that meta tensors run as one: what a trace allocates for them, by hand and by the
+CPU.
+"""
 
 from collections.abc import Callable
 
@@ -20,7 +22,9 @@ def recorded(run: Callable[[torch.Tensor], object], tensor: torch.Tensor) -> lis
         kept = run(twin)
     del kept
     nbytes = recorder.allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[1].events]
+    return [
+        nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[1].events
+    ]
 
 
 def held(tensor: torch.Tensor) -> int:
@@ -41,7 +45,9 @@ def test_what_folds_columns_keeps_their_memory():
 @pytest.mark.parametrize("stride", [1, 2, (1, 2)])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 5), (3, 5, 5)])
 def test_columns_and_their_gradient_are_as_large_as_on_the_cpu(
-    shape: tuple[int, ...], stride: int | tuple[int, int], cpu_events: Callable[[Callable[[], object]], list[int]]
+    shape: tuple[int, ...],
+    stride: int | tuple[int, int],
+    cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
     def differentiated(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         columns = functional.unfold(image, 2, stride=stride)
@@ -54,7 +60,9 @@ def test_columns_and_their_gradient_are_as_large_as_on_the_cpu(
 
 
 @pytest.mark.parametrize("find", [torch.unique, torch.unique_consecutive])
-def test_what_is_cut_to_the_number_that_was_found_keeps_its_memory(find: Callable[..., tuple[torch.Tensor, ...]]):
+def test_what_is_cut_to_the_number_that_was_found_keeps_its_memory(
+    find: Callable[..., tuple[torch.Tensor, ...]],
+):
     # On CUDA both; on the CPU, where equal ones stand together, too.
     ids = torch.tensor([3, 3, 3, 1, 1, 7, 7, 7])
     assert held(torch.unique_consecutive(ids)) == 8 * 8

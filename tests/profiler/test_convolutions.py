@@ -62,21 +62,32 @@ RECORDED = [("forward", *row) for row in FORWARD]
 RECORDED += [("backward", *row) for row in INPUT + WEIGHT]
 
 
-def workspaces(layer: torch.nn.Module, *shape: int, dtype: torch.dtype = torch.float32) -> dict[str, list[int]]:
+def workspaces(
+    layer: torch.nn.Module, *shape: int, dtype: torch.dtype = torch.float32
+) -> dict[str, list[int]]:
     """The largest workspaces of a layer's forward and backward pass on an input of this shape."""
-    layer, x = layer.to("meta", dtype), torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
+    layer, x = (
+        layer.to("meta", dtype),
+        torch.empty(shape, device="meta", dtype=dtype, requires_grad=True),
+    )
     recorder = Recorder(workspaces=())
     with recorder.phase("forward"):
         loss = layer(x).sum()
     with recorder.phase("backward"):
         loss.backward()
-    return {each.phase: optional_bytes(each.events, recorder.allocations) for each in recorder.segments}
+    return {
+        each.phase: optional_bytes(each.events, recorder.allocations) for each in recorder.segments
+    }
 
 
 def optional_bytes(events: list[int], allocations: Allocations) -> list[int]:
     """Bytes of what the kernels of these events may request or not."""
     requests = allocations.requests
-    return [allocations.nbytes[event] for event in events if event in requests and requests[event].optional]
+    return [
+        allocations.nbytes[event]
+        for event in events
+        if event in requests and requests[event].optional
+    ]
 
 
 def memory(**asked: object) -> Memory:
@@ -85,8 +96,12 @@ def memory(**asked: object) -> Memory:
     return found
 
 
-@pytest.mark.parametrize(("phase", "inputs", "outputs", "side", "kernel", "stride", "nbytes"), RECORDED)
-def test_no_recorded_workspace_is_larger(phase: str, inputs: int, outputs: int, side: int, kernel: int, stride: int, nbytes: int):
+@pytest.mark.parametrize(
+    ("phase", "inputs", "outputs", "side", "kernel", "stride", "nbytes"), RECORDED
+)
+def test_no_recorded_workspace_is_larger(
+    phase: str, inputs: int, outputs: int, side: int, kernel: int, stride: int, nbytes: int
+):
     layer = torch.nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
     (most,) = workspaces(layer, 32, inputs, side, side)[phase]
     # A profile tells blocks: one of a segment of its own has up to 1 MiB that was not split off.
@@ -98,25 +113,45 @@ def test_no_recorded_workspace_is_larger(phase: str, inputs: int, outputs: int, 
     ("layer", "shape", "nbytes"),
     [
         # Copies of 32 x 256 x 56 x 56 and 32 x 64 x 56 x 56 numbers, twice the weight, offsets.
-        (torch.nn.Conv2d(256, 64, 1), (32, 256, 56, 56), 102_760_448 + 25_690_112 + 2 * 65_536 + 65_536),
+        (
+            torch.nn.Conv2d(256, 64, 1),
+            (32, 256, 56, 56),
+            102_760_448 + 25_690_112 + 2 * 65_536 + 65_536,
+        ),
         # 6 x 6 numbers for each of 32 x 14 x 14 tiles and 64 + 64 channels, and 64 x 64 pairs.
         (torch.nn.Conv2d(64, 64, 3, padding=1), (32, 64, 56, 56), 36 * (6_272 * 128 + 4_096) * 4),
         # 7 x 7 has 2 x 2 tiles of 4 x 4, half of them beyond the edge.
-        (torch.nn.Conv2d(512, 512, 3, padding=1), (32, 512, 7, 7), 36 * (128 * 1_024 + 262_144) * 4),
+        (
+            torch.nn.Conv2d(512, 512, 3, padding=1),
+            (32, 512, 7, 7),
+            36 * (128 * 1_024 + 262_144) * 4,
+        ),
         # A kernel of 5 x 5 has tiles of 9 x 9, 13 x 13 when transformed: one tile an image here.
         (torch.nn.Conv2d(8, 16, 5, padding=2), (2, 8, 9, 9), 169 * (2 * 24 + 128) * 4),
         # ViT's patches: 3 channels are filled to 4, in the input and in the weight.
-        (torch.nn.Conv2d(3, 384, 16, stride=16), (8, 3, 224, 224), 4 * (8 * 4 * 50_176 + 8 * 384 * 196 + 384 * 7 * 256) + 65_536),
+        (
+            torch.nn.Conv2d(3, 384, 16, stride=16),
+            (8, 3, 224, 224),
+            4 * (8 * 4 * 50_176 + 8 * 384 * 196 + 384 * 7 * 256) + 65_536,
+        ),
         # Audio: one dimension.
-        (torch.nn.Conv1d(80, 384, 3, padding=1), (2, 80, 100), 4 * (2 * 80 * 100 + 2 * 384 * 100 + 2 * 384 * 80 * 3) + 65_536),
+        (
+            torch.nn.Conv1d(80, 384, 3, padding=1),
+            (2, 80, 100),
+            4 * (2 * 80 * 100 + 2 * 384 * 100 + 2 * 384 * 80 * 3) + 65_536,
+        ),
     ],
 )
-def test_the_most_is_what_the_shapes_say(layer: torch.nn.Module, shape: tuple[int, ...], nbytes: int):
+def test_the_most_is_what_the_shapes_say(
+    layer: torch.nn.Module, shape: tuple[int, ...], nbytes: int
+):
     assert workspaces(layer, *shape) == {"forward": [nbytes], "backward": [nbytes]}
 
 
 def test_half_precision_fills_channels_to_eight_and_sums_weights_in_float32():
-    (most,) = workspaces(torch.nn.Conv2d(3, 64, 7, stride=2, padding=3), 32, 3, 224, 224, dtype=torch.float16)["forward"]
+    (most,) = workspaces(
+        torch.nn.Conv2d(3, 64, 7, stride=2, padding=3), 32, 3, 224, 224, dtype=torch.float16
+    )["forward"]
     copies = 2 * (32 * 8 * 50_176 + 32 * 64 * 12_544 + 64 * 8 * 49)
     assert most == copies + 4 * 64 * 3 * 49 + 65_536
 
@@ -138,11 +173,17 @@ def test_the_recorded_resnet_lies_within_the_range():
     assert found.peak_allocated_upper is not None
     assert found.peak_reserved is not None
     assert found.peak_reserved_upper is not None
-    assert 1.0031 * found.peak_allocated <= found.peak_allocated_upper <= 1.05 * found.peak_allocated
+    assert (
+        1.0031 * found.peak_allocated <= found.peak_allocated_upper <= 1.05 * found.peak_allocated
+    )
     assert found.peak_reserved <= found.peak_reserved_upper
     scenario = Scenario(model="resnet50", optimizer="sgd", batch_size=32)
     allocations = run_simulation(scenario).allocations
-    most = max(request.nbytes(USUAL_DEVICE) for request in allocations.requests.values() if request.optional)
+    most = max(
+        request.nbytes(USUAL_DEVICE)
+        for request in allocations.requests.values()
+        if request.optional
+    )
     assert 116_195_328 <= most <= 2 * 116_195_328
 
 

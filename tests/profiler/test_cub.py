@@ -33,7 +33,9 @@ from profiler.tracing.requests import device_of
         (1_000_000, 8, 0, 64, 8_195_071, 8_284_159),
     ],
 )
-def test_a_sort_takes_what_cub_answers(count: int, key: int, value: int, bits: int, h100: int, a100: int):
+def test_a_sort_takes_what_cub_answers(
+    count: int, key: int, value: int, bits: int, h100: int, a100: int
+):
     assert sort_bytes(device_of("h100-80"), count, key, value, bits) == h100
     assert sort_bytes(device_of("a100-80"), count, key, value, bits) == a100
 
@@ -43,7 +45,10 @@ def test_a_sort_of_small_keys_takes_what_cub_answers_from_9_0_on():
     assert sort_bytes(device_of("h100-80"), 1_000_000, 2, 8, 16) == 10_187_007
 
 
-@pytest.mark.parametrize(("count", "item", "nbytes"), [(1, 8, 1279), (1_000_000, 8, 18_943), (1_000_000, 4, 5119), (1_000_000, 2, 1791)])
+@pytest.mark.parametrize(
+    ("count", "item", "nbytes"),
+    [(1, 8, 1279), (1_000_000, 8, 18_943), (1_000_000, 4, 5119), (1_000_000, 2, 1791)],
+)
 def test_a_scan_takes_what_cub_answers(count: int, item: int, nbytes: int):
     assert scan_bytes(count, item) == nbytes
 
@@ -51,6 +56,10 @@ def test_a_scan_takes_what_cub_answers(count: int, item: int, nbytes: int):
 def test_selections_segments_and_sums_take_what_cub_answers():
     assert segmented_sort_bytes(1_048_576, 4, 8) == 12_583_167
     assert [select_bytes(count) for count in (100, 1_000_000, 100_000_000)] == [1023, 2815, 190_207]
-    assert [unique_by_key_bytes(count) for count in (100, 1_000_000, 100_000_000)] == [1279, 4351, 325_887]
+    assert [unique_by_key_bytes(count) for count in (100, 1_000_000, 100_000_000)] == [
+        1279,
+        4351,
+        325_887,
+    ]
     assert [keyed_scan_bytes(count) for count in (1, 10_000)] == [1279, 1279]
     assert sum_bytes(device_of("h100-80"), 4096) == 1

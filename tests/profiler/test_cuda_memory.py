@@ -1,4 +1,6 @@
-"""CUDA measured without a GPU: the whole path runs on the CPU, and the test's own counters stand for the device's."""
+"""CUDA measured without a GPU: the whole path runs on the CPU, and the test's own counters stand
+for the device's.
+"""
 
 import pickle
 from collections.abc import Iterator
@@ -22,9 +24,18 @@ from profiler.measuring.files import Files
 from profiler.record import GpuReading, StateBlocks
 from scenarios import Scenario
 
-SCENARIO = Scenario(model="resnet18", optimizer="sgd", implementation="loop", workload="state", device="cuda", steps=3)
+SCENARIO = Scenario(
+    model="resnet18",
+    optimizer="sgd",
+    implementation="loop",
+    workload="state",
+    device="cuda",
+    steps=3,
+)
 
-SNAPSHOT = {"segments": [{"blocks": [{"frames": [{"filename": "train.py", "line": 1, "name": "step"}]}]}]}
+SNAPSHOT = {
+    "segments": [{"blocks": [{"frames": [{"filename": "train.py", "line": 1, "name": "step"}]}]}]
+}
 
 
 class Event:
@@ -70,9 +81,13 @@ class Device:
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", self.history)
         frames = [{"filename": f"{Path.home()}/secret/train.py", "line": 1, "name": "step"}]
-        monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: {"segments": [{"blocks": [{"frames": frames}]}]})
+        monkeypatch.setattr(
+            torch.cuda.memory, "_snapshot", lambda: {"segments": [{"blocks": [{"frames": frames}]}]}
+        )
         monkeypatch.setattr(measurement, "TrainingRun", self.run)
-        monkeypatch.setattr("profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading))
+        monkeypatch.setattr(
+            "profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading)
+        )
 
     def wait(self) -> None:
         self.idle = True
@@ -81,7 +96,12 @@ class Device:
         """Clocks at work and at rest."""
         clock = 210 if self.idle else 1980
         return GpuReading(
-            clock_mhz=clock, memory_clock_mhz=None, temperature_celsius=None, slowed_by=(), other_processes=0, process_bytes=None
+            clock_mhz=clock,
+            memory_clock_mhz=None,
+            temperature_celsius=None,
+            slowed_by=(),
+            other_processes=0,
+            process_bytes=None,
         )
 
     def run(self, scenario: Scenario, phase: Any) -> training_run.TrainingRun:
@@ -97,10 +117,18 @@ class Device:
         return made
 
     def stats(self, _: int) -> dict[str, int]:
-        held = {"allocated": self.steps << 20, "reserved": 20 << 20, "requested": (self.steps << 20) - 100, "active": self.steps << 20}
+        held = {
+            "allocated": self.steps << 20,
+            "reserved": 20 << 20,
+            "requested": (self.steps << 20) - 100,
+            "active": self.steps << 20,
+        }
         found = {}
         for name, held_bytes in held.items():
-            found |= {f"{name}_bytes.all.current": held_bytes, f"{name}_bytes.all.peak": held_bytes + (1 << 20)}
+            found |= {
+                f"{name}_bytes.all.current": held_bytes,
+                f"{name}_bytes.all.peak": held_bytes + (1 << 20),
+            }
         return found
 
     def history(self, enabled: Any = "all", **_: Any) -> None:
@@ -126,7 +154,11 @@ def test_memory_is_watched_in_two_steps_and_then_left_alone(device: Device, tmp_
         "active": (2, 3),
     }
     assert found.memory is not None
-    assert (found.memory.peak_allocated, found.memory.peak_phase, found.memory.peak_reserved) == (3 << 20, "step", 21 << 20)
+    assert (found.memory.peak_allocated, found.memory.peak_phase, found.memory.peak_reserved) == (
+        3 << 20,
+        "step",
+        21 << 20,
+    )
     assert found.watched.state_blocks is not None
     assert found.watched.state_blocks.delta == 1 << 20
 
@@ -136,11 +168,19 @@ def test_memory_is_watched_in_two_steps_and_then_left_alone(device: Device, tmp_
 def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes(
     optimizer: str, delta: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whatever the state, it is in one block of one MiB, from when there is any; the first step allocates one MiB."""
-    storage = SimpleNamespace(device=torch.device("cuda"), data_ptr=lambda: 4096, nbytes=lambda: 1 << 20)
-    monkeypatch.setattr(cuda_memory, "storages_of_state", lambda made, _: [storage] if made.state else [])
+    """Whatever the state, it is in one block of one MiB, from when there is any; the first step
+    allocates one MiB.
+    """
+    storage = SimpleNamespace(
+        device=torch.device("cuda"), data_ptr=lambda: 4096, nbytes=lambda: 1 << 20
+    )
+    monkeypatch.setattr(
+        cuda_memory, "storages_of_state", lambda made, _: [storage] if made.state else []
+    )
     blocks = [{"size": 1 << 20, "state": "active_allocated"}]
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}])
+    monkeypatch.setattr(
+        torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}]
+    )
     found = measure(replace(SCENARIO, optimizer=optimizer)).watched
     assert found is not None
     assert found.state_blocks is not None
@@ -150,16 +190,22 @@ def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes
 def test_whole_steps_have_peaks_by_phase(device: Device):
     found = measure(replace(SCENARIO, workload="train"))
     assert found.memory is not None
-    # In the second iteration, which has the higher peaks, one step is behind it and its own is in the phases from "step" on.
+    # In the second iteration, which has the higher peaks, one step is behind it and its own is in
+    # the phases from "step" on.
     peaks = {"forward": 2, "backward": 2, "step": 3, "zero_grad": 3}
-    assert (found.memory.peak_by_phase, found.memory.peak_phase) == ({phase: peak << 20 for phase, peak in peaks.items()}, "step")
+    assert (found.memory.peak_by_phase, found.memory.peak_phase) == (
+        {phase: peak << 20 for phase, peak in peaks.items()},
+        "step",
+    )
     assert found.times is not None
     assert set(found.times) == {*peaks, "iteration"}
     assert device.calls.count("reset") == 2 * len(peaks)
 
 
 @pytest.mark.parametrize("gives_closure", [False, True])
-def test_a_loop_of_somebody_s_own_is_watched_on_the_device(device: Device, gives_closure: bool, monkeypatch: pytest.MonkeyPatch):
+def test_a_loop_of_somebody_s_own_is_watched_on_the_device(
+    device: Device, gives_closure: bool, monkeypatch: pytest.MonkeyPatch
+):
     """A closure leaves three MiB allocated: they are no part of what the first step does."""
     monkeypatch.setattr("profiler.measuring.live_subject._device", lambda _: "cuda")
 
@@ -184,7 +230,10 @@ def test_a_loop_of_somebody_s_own_is_watched_on_the_device(device: Device, gives
     assert record.watched.state_blocks.delta == 1 << 20
     assert record.memory is not None
     # The end of the fourth step, and a MiB more.
-    assert (record.memory.peak_allocated, record.memory.peak_phase) == ((17 if gives_closure else 5) << 20, "later_steps")
+    assert (record.memory.peak_allocated, record.memory.peak_phase) == (
+        (17 if gives_closure else 5) << 20,
+        "later_steps",
+    )
     # Two ms from event to event: a closure has one before and one behind it.
     steps, iterations = (0.004, 0.008) if gives_closure else (0.002, 0.004)
     assert record.times == {"step": (steps,) * 2, "iteration": (iterations,) * 2}
@@ -206,7 +255,10 @@ def test_the_gpu_is_read_while_it_works(device: Device):
 
 
 @pytest.fixture(
-    params=[torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), RuntimeError("CUDA error: out of memory")]
+    params=[
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("CUDA error: out of memory"),
+    ]
 )
 def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     """What is raised by a device that is full when the first iteration comes."""
@@ -215,11 +267,17 @@ def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
         def iterate(self) -> None:
             raise request.param
 
-    monkeypatch.setattr(measurement, "TrainingRun", lambda scenario, phase: Full(replace(scenario, device="cpu"), phase))
+    monkeypatch.setattr(
+        measurement,
+        "TrainingRun",
+        lambda scenario, phase: Full(replace(scenario, device="cpu"), phase),
+    )
     return type(request.param)
 
 
-def test_a_snapshot_is_written_where_memory_runs_out(device: Device, full: type[Exception], tmp_path: Path):
+def test_a_snapshot_is_written_where_memory_runs_out(
+    device: Device, full: type[Exception], tmp_path: Path
+):
     path = tmp_path / "snapshots" / "full.pickle"
     with pytest.raises(full, match="out of memory"):
         measure(SCENARIO, files=Files(snapshot=tmp_path / "none.pickle", when_full=path))
@@ -229,7 +287,9 @@ def test_a_snapshot_is_written_where_memory_runs_out(device: Device, full: type[
 
 
 @pytest.mark.usefixtures("device")
-def test_a_snapshot_that_cannot_be_written_hides_no_lack_of_memory(full: type[Exception], tmp_path: Path):
+def test_a_snapshot_that_cannot_be_written_hides_no_lack_of_memory(
+    full: type[Exception], tmp_path: Path
+):
     (tmp_path / "file").touch()
     files = Files(when_full=tmp_path / "file" / "full.pickle")
     with pytest.raises(full, match="out of memory"):
@@ -246,7 +306,9 @@ def test_a_snapshot_that_cannot_be_written_costs_no_measurement(device: Device, 
 
 
 @pytest.mark.usefixtures("device")
-def test_a_trace_asks_for_kernels_and_tells_their_times(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_trace_asks_for_kernels_and_tells_their_times(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     """Without CUDA torch can record no kernels; here each operation's take 7 us."""
     asked: list[ProfilerActivity] = []
 
@@ -274,12 +336,21 @@ def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pyte
     monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
     apply_alloc_conf("")
     apply_alloc_conf("expandable_segments:True")
-    with pytest.raises(ValueError, match="would keep expandable_segments of it; say that in alloc_conf 'max_split_size_mb:64' too"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "would keep expandable_segments of it; say that in alloc_conf"
+            " 'max_split_size_mb:64' too"
+        ),
+    ):
         apply_alloc_conf("max_split_size_mb:64")
     started = True
     apply_alloc_conf("expandable_segments:True")
     assert told == ["expandable_segments:True"]
-    with pytest.raises(ValueError, match="must be set before CUDA starts; measure this scenario in a process of its own"):
+    with pytest.raises(
+        ValueError,
+        match="must be set before CUDA starts; measure this scenario in a process of its own",
+    ):
         apply_alloc_conf("max_split_size_mb:64")
 
 
@@ -295,14 +366,21 @@ def test_what_the_environment_alone_has_said_is_not_passed_over(monkeypatch: pyt
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setattr(cuda_memory, "_applied", None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    with pytest.raises(ValueError, match="torch was told 'expandable_segments:True', and would keep expandable_segments of it"):
+    with pytest.raises(
+        ValueError,
+        match="torch was told 'expandable_segments:True', and would keep expandable_segments of it",
+    ):
         apply_alloc_conf("")
 
 
 def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.MonkeyPatch):
-    """Two moments of 1,000 bytes in blocks of 1,024, the second behind a free one; a step count of 4 bytes stays on the host."""
+    """Two moments of 1,000 bytes in blocks of 1,024, the second behind a free one; a step count of
+    4 bytes stays on the host.
+    """
     first, second, steps = (
-        SimpleNamespace(device=torch.device(kind), data_ptr=lambda at=at: at, nbytes=lambda size=size: size)
+        SimpleNamespace(
+            device=torch.device(kind), data_ptr=lambda at=at: at, nbytes=lambda size=size: size
+        )
         for kind, at, size in (("cuda", 4096, 1000), ("cuda", 4096 + 1536, 1000), ("cpu", 4096, 4))
     )
     monkeypatch.setattr(cuda_memory, "storages_of_state", lambda *_: [first, second, steps])
@@ -311,7 +389,9 @@ def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.Mo
         {"size": 512, "state": "inactive"},
         {"size": 1024, "state": "active_allocated"},
     ]
-    monkeypatch.setattr(torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}])
+    monkeypatch.setattr(
+        torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}]
+    )
     found = state_blocks(torch.optim.SGD([torch.zeros(1)]), delta=2048 + 8192)
     assert found == StateBlocks(tensors=2004, on_host=4, rounding=48, delta=10_240)
     # What is neither: a workspace of 8 KiB.

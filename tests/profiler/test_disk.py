@@ -1,4 +1,6 @@
-"""Disk: what is no regular file of a run's own is neither read nor written, and a write is whole."""
+"""Disk: what is no regular file of a run's own is neither read nor written, and a write is
+whole.
+"""
 
 import os
 import signal
@@ -43,7 +45,9 @@ def run(tmp_path: Path) -> Path:
 
 @WAYS
 @pytest.mark.parametrize("target", ["secret/file", "secret", "nothing"])
-def test_a_link_is_not_followed_in_the_last_place(run: Path, way: Callable[..., object], target: str):
+def test_a_link_is_not_followed_in_the_last_place(
+    run: Path, way: Callable[..., object], target: str
+):
     (run / "file").symlink_to(run.parent / target)
     with pytest.raises(ValueError, match=r"run/file is a symbolic link"):
         way(run / "file", run)
@@ -82,7 +86,10 @@ def test_links_above_the_folder_are_its_user_s_choice(run: Path, way: Callable[.
         way(latest / "file", below)
     # As where /tmp is a link, which nobody has named.
     (run.parent.parent / f"{run.parent.name}-link").symlink_to(run.parent)
-    way(run.parent.parent / f"{run.parent.name}-link" / "run" / "file", run.parent.parent / f"{run.parent.name}-link" / "run")
+    way(
+        run.parent.parent / f"{run.parent.name}-link" / "run" / "file",
+        run.parent.parent / f"{run.parent.name}-link" / "run",
+    )
 
 
 @WAYS
@@ -117,7 +124,9 @@ def test_a_writer_that_waits_at_a_pipe_is_not_woken(run: Path):
 
 
 @WAYS
-def test_paths_may_be_relative_or_absolute(run: Path, way: Callable[..., object], monkeypatch: pytest.MonkeyPatch):
+def test_paths_may_be_relative_or_absolute(
+    run: Path, way: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+):
     (run / "file").write_bytes(b"old")
     (run / "link").symlink_to(run.parent / "secret")
     monkeypatch.chdir(run.parent)
@@ -156,12 +165,16 @@ def test_a_written_file_replaces_the_old_one_with_its_permissions(run: Path):
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
-def test_what_its_owner_has_made_read_only_is_not_replaced(run: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_its_owner_has_made_read_only_is_not_replaced(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+):
     path = run / "file"
     path.write_bytes(b"old")
     path.chmod(0o444)
     # Root may write everywhere.
-    monkeypatch.setattr(os, "access", lambda path, how: bool(path.stat().st_mode & 0o222) or how != os.W_OK)
+    monkeypatch.setattr(
+        os, "access", lambda path, how: bool(path.stat().st_mode & 0o222) or how != os.W_OK
+    )
     with pytest.raises(PermissionError, match="run/file"):
         write(path)
     assert path.read_bytes() == b"old"
@@ -176,7 +189,10 @@ def test_a_name_may_be_as_long_as_names_are(run: Path, name: str):
     assert [each.name for each in run.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), ValueError("no"), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), SystemExit(3), ValueError("no"), OSError(28, "No space left on device")],
+)
 def test_whatever_is_raised_the_old_file_stays_and_no_part_does(run: Path, error: BaseException):
     path = run / "file"
     path.write_bytes(b"old")
@@ -222,7 +238,9 @@ except OSError as error:
 
 def python(code: str, path: Path) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
-    return subprocess.Popen([sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], env=environment, stdout=subprocess.PIPE, text=True
+    )
 
 
 def test_a_kill_leaves_the_old_file_and_its_part_is_removed_when_nobody_writes_it(run: Path):
@@ -275,7 +293,10 @@ try:
 except OSError as error:
     print(error)
 """
-    assert python(code, run / "file").communicate(timeout=60)[0] == f"[Errno 27] File too large: '{run / 'file'}'\n"
+    assert (
+        python(code, run / "file").communicate(timeout=60)[0]
+        == f"[Errno 27] File too large: '{run / 'file'}'\n"
+    )
     assert (run / "file").read_bytes() == b"a" * 3000
 
 

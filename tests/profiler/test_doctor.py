@@ -11,13 +11,21 @@ from profiler.doctor import diagnose
 from profiler.record import GpuReading
 
 READING = GpuReading(
-    clock_mhz=1980, memory_clock_mhz=None, temperature_celsius=41, slowed_by=(), other_processes=0, process_bytes=None
-)  # fmt: skip
+    clock_mhz=1980,
+    memory_clock_mhz=None,
+    temperature_celsius=41,
+    slowed_by=(),
+    other_processes=0,
+    process_bytes=None,
+)
 
 
 @pytest.mark.parametrize(
     ("read", "found", "good"),
-    [(lambda: READING, "tells of cuda:0: 1980 MHz, 41 °C", True), (lambda: None, "does not tell of cuda:0", False)],
+    [
+        (lambda: READING, "tells of cuda:0: 1980 MHz, 41 °C", True),
+        (lambda: None, "does not tell of cuda:0", False),
+    ],
 )
 def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
     read: Callable[[], GpuReading | None], found: str, good: bool, monkeypatch: pytest.MonkeyPatch
@@ -33,16 +41,23 @@ def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr("profiler.measuring.nvml.reading_gpu", lambda: nullcontext(read))
-    gpu, nvml = (finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU")
+    gpu, nvml = (
+        finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU"
+    )
     assert gpu.found.startswith("H200, 140.00 GiB")
     assert (nvml.found, nvml.good) == (found, good)
 
 
 @pytest.mark.parametrize(
     ("compiler", "found", "advice"),
-    [("true", "/true, for fused", ""), ("no-such-compiler", "missing, for fused", "install g++ or clang++, or set CXX")],
+    [
+        ("true", "/true, for fused", ""),
+        ("no-such-compiler", "missing, for fused", "install g++ or clang++, or set CXX"),
+    ],
 )
-def test_a_compiler_is_looked_for_where_a_fused_step_would(compiler: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_compiler_is_looked_for_where_a_fused_step_would(
+    compiler: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("CXX", compiler)
     (finding,) = (finding for finding in diagnose() if finding.name == "C++ compiler")
     assert found in finding.found

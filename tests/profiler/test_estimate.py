@@ -1,4 +1,6 @@
-"""Estimated step times: the roofline worked out by hand, and an A100's own times for a step that somebody measured."""
+"""Estimated step times: the roofline worked out by hand, and an A100's own times for a step that
+somebody measured.
+"""
 
 import pytest
 import torch
@@ -26,8 +28,12 @@ def test_large_kernels_hide_the_launches_behind_them():
 
 
 def test_small_kernels_take_what_their_launches_take():
-    assert seconds(*[Kernel(name="mul_", bytes=8)] * 1_000) == pytest.approx(1_000 * LAUNCH_SECONDS, rel=1e-3)
-    assert seconds(Kernel(name="_foreach_mul_", launches=1_000, bytes=8)) == pytest.approx(1_000 * LAUNCH_SECONDS, rel=1e-3)
+    assert seconds(*[Kernel(name="mul_", bytes=8)] * 1_000) == pytest.approx(
+        1_000 * LAUNCH_SECONDS, rel=1e-3
+    )
+    assert seconds(Kernel(name="_foreach_mul_", launches=1_000, bytes=8)) == pytest.approx(
+        1_000 * LAUNCH_SECONDS, rel=1e-3
+    )
 
 
 def test_a_host_that_waits_sends_nothing_meanwhile():
@@ -37,27 +43,43 @@ def test_a_host_that_waits_sends_nothing_meanwhile():
 
 
 def test_a_matrix_product_takes_what_its_arithmetic_takes():
-    assert seconds(Kernel(name="mm", bytes=1, flops=312 * 10**12, dtype=torch.bfloat16)) == pytest.approx(1, rel=1e-3)
+    assert seconds(
+        Kernel(name="mm", bytes=1, flops=312 * 10**12, dtype=torch.bfloat16)
+    ) == pytest.approx(1, rel=1e-3)
     assert seconds(Kernel(name="mm", bytes=1, flops=195 * 10**11)) == pytest.approx(1, rel=1e-3)
 
 
 def test_a_gpu_without_hardware_for_a_product_says_so():
     product = StepTrace(kernels=[Kernel(name="mm", flops=1, dtype=torch.bfloat16)], needed_bytes=0)
-    with pytest.raises(ValueError, match="mm multiplies matrices in bf16, which t4 has no hardware for; it has fp32, fp16"):
+    with pytest.raises(
+        ValueError,
+        match="mm multiplies matrices in bf16, which t4 has no hardware for; it has fp32, fp16",
+    ):
         estimate(product, hardware.describe("t4"))
 
 
 def test_the_floor_moves_what_is_needed_once_at_the_peak():
-    found = estimate(StepTrace(kernels=[Kernel(name="mul_", bytes=10)], needed_bytes=2_039 * 10**6), A100)
+    found = estimate(
+        StepTrace(kernels=[Kernel(name="mul_", bytes=10)], needed_bytes=2_039 * 10**6), A100
+    )
     assert found.floor_seconds == pytest.approx(1e-3)
-    assert (found.gpu, found.moved_bytes, found.launches, found.synchronisations) == ("a100-80", 10, 1, 0)
+    assert (found.gpu, found.moved_bytes, found.launches, found.synchronisations) == (
+        "a100-80",
+        10,
+        1,
+        0,
+    )
 
 
 @pytest.mark.parametrize(
-    ("how", "measured", "low", "high"), [("loop", 647e-6, 0.9, 1.1), ("foreach", 575e-6, 0.75, 1.1), ("fused", 352e-6, 0.4, 1.1)]
+    ("how", "measured", "low", "high"),
+    [("loop", 647e-6, 0.9, 1.1), ("foreach", 575e-6, 0.75, 1.1), ("fused", 352e-6, 0.4, 1.1)],
 )
-def test_an_a100_took_as_long_for_ten_matrices(how: optimizers.Implementation, measured: float, low: float, high: float):
-    """AdamW over ten linear layers of 1024 x 1024, https://github.com/pytorch/pytorch/issues/120308; the launch cost is from its loop.
+def test_an_a100_took_as_long_for_ten_matrices(
+    how: optimizers.Implementation, measured: float, low: float, high: float
+):
+    """AdamW over ten linear layers of 1024 x 1024,
+    https://github.com/pytorch/pytorch/issues/120308; the launch cost is from its loop.
 
     Of the fused step the host's own work, which is not in the estimate, is half.
     """
@@ -67,11 +89,22 @@ def test_an_a100_took_as_long_for_ten_matrices(how: optimizers.Implementation, m
 
 
 @pytest.mark.parametrize(("model", "published"), [("vit-s16", 12.4e-3), ("gpt2-xl", 68e-3)])
-def test_the_original_sgd_sai_waits_for_every_tensor_and_takes_about_as_long_as_its_paper_says(model: str, published: float):
-    """arXiv 2412.11768 timed it on an A100-80GB; that it reads a number back for each tensor made its clock wait for the device."""
+def test_the_original_sgd_sai_waits_for_every_tensor_and_takes_about_as_long_as_its_paper_says(
+    model: str, published: float
+):
+    """arXiv 2412.11768 timed it on an A100-80GB; that it reads a number back for each tensor made
+    its clock wait for the device.
+    """
     original = pytest.importorskip("sgd_sai", reason="make bench installs it").SGD_sai
-    shapes = [p.shape for p in build(Scenario(model=model, workload="state"), "meta").model.parameters()]
-    found = estimate(trace_step([(shape, torch.float32) for shape in shapes], lambda params: original(params, lr=1e-3)), A100)
+    shapes = [
+        p.shape for p in build(Scenario(model=model, workload="state"), "meta").model.parameters()
+    ]
+    found = estimate(
+        trace_step(
+            [(shape, torch.float32) for shape in shapes], lambda params: original(params, lr=1e-3)
+        ),
+        A100,
+    )
     assert found.synchronisations == len(shapes)
     # Beside the tensors, a scalar multiplied, negated and read back.
     assert found.moved_bytes == sum(40 * shape.numel() + 8 + 8 + 4 for shape in shapes)

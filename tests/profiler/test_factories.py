@@ -53,11 +53,15 @@ def mixed(batch_size: int = 2):
 
 
 class Quantized(nn.Module):
-    """A base of whole numbers with fp16 scales, and a trained adapter of complex numbers' real parts."""
+    """A base of whole numbers with fp16 scales, and a trained adapter of complex numbers' real
+    parts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.base = nn.Parameter(torch.randint(-8, 8, (256, 256), dtype=torch.int8), requires_grad=False)
+        self.base = nn.Parameter(
+            torch.randint(-8, 8, (256, 256), dtype=torch.int8), requires_grad=False
+        )
         self.scale = nn.Parameter(torch.rand(256, 1, dtype=torch.float16), requires_grad=False)
         self.adapter = nn.Parameter(torch.randn(256, dtype=torch.complex64))
 
@@ -86,7 +90,11 @@ class Masked(nn.Module):
 def masked(batch_size: int = 3):
     mask = torch.ones(batch_size, 16)
     mask[:, 11:] = 0
-    return Masked(), {"ids": torch.randint(500, (batch_size, 16)), "mask": mask, "labels": torch.randint(8, (batch_size, 16))}
+    return Masked(), {
+        "ids": torch.randint(500, (batch_size, 16)),
+        "mask": mask,
+        "labels": torch.randint(8, (batch_size, 16)),
+    }
 
 
 def masked_by_position(batch_size: int = 3):
@@ -122,7 +130,9 @@ class LazyLoss(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
+        self.layers = nn.Sequential(
+            nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10)
+        )
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"loss": self.layers(x).square().mean()}
@@ -157,26 +167,51 @@ def doubled(batch_size: int = 2):
 
 
 def bytes_of(tensors: Any) -> int:
-    return sum({tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}.values())
+    return sum(
+        {
+            tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors
+        }.values()
+    )
 
 
 def asked(name: str, **options: Any) -> Scenario:
-    return Scenario(model=f"{__name__}:{name}", **{"optimizer": "adamw", "batch_size": 2, **options})
+    return Scenario(
+        model=f"{__name__}:{name}", **{"optimizer": "adamw", "batch_size": 2, **options}
+    )
 
 
-@pytest.mark.parametrize("name", ["plain", "mixed", "quantized", "masked", "masked_by_position", "steered", "lazy", "nested", "doubled"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        "mixed",
+        "quantized",
+        "masked",
+        "masked_by_position",
+        "steered",
+        "lazy",
+        "nested",
+        "doubled",
+    ],
+)
 @own_settings()
 def test_bytes_are_those_of_a_real_step(name: str):
     found = simulate(asked(name)).memory
     assert found is not None
     work = build(asked(name), "cpu")
     parameters = list(work.model.parameters())
-    optimizer = torch.optim.AdamW([parameter for parameter in parameters if parameter.requires_grad])
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in parameters if parameter.requires_grad]
+    )
     work.loss(work.batch).backward()
     gradients = bytes_of(parameter.grad for parameter in parameters if parameter.grad is not None)
     optimizer.step()
     state = bytes_of(tensor for held in optimizer.state.values() for tensor in held.values())
-    assert (found.parameters, found.gradients, found.optimizer_state) == (bytes_of(parameters), gradients, state)
+    assert (found.parameters, found.gradients, found.optimizer_state) == (
+        bytes_of(parameters),
+        gradients,
+        state,
+    )
 
 
 def test_a_default_dtype_of_the_factory_s_own_is_that_of_its_training():
@@ -189,13 +224,22 @@ def test_a_default_dtype_of_the_factory_s_own_is_that_of_its_training():
 def stream(scenario: Scenario) -> list[int]:
     """Bytes of each event of the steps of a trace, scalars left out; frees are negative."""
     trace = trace_model(scenario)
-    sizes, events = trace.allocations.nbytes, [event for step in trace.steps for segment in step for event in segment.events]
-    return [size for event in events if abs(size := sizes[event] if event >= 0 else -sizes[~event]) > 8]
+    sizes, events = (
+        trace.allocations.nbytes,
+        [event for step in trace.steps for segment in step for event in segment.events],
+    )
+    return [
+        size for event in events if abs(size := sizes[event] if event >= 0 else -sizes[~event]) > 8
+    ]
 
 
 def test_a_model_takes_the_branch_that_it_takes_with_data():
     allocations = trace_model(asked("steered")).allocations
-    outputs = [nbytes for nbytes, source in zip(allocations.nbytes, allocations.sources, strict=True) if source.op == "aten::addmm"]
+    outputs = [
+        nbytes
+        for nbytes, source in zip(allocations.nbytes, allocations.sources, strict=True)
+        if source.op == "aten::addmm"
+    ]
     # Seven times forward, in each of two steps.
     assert outputs.count(2 * 64 * 4) == 2 * (3 + 4)
     # Eleven of sixteen positions in two sequences, 64 floats each.
@@ -272,7 +316,9 @@ def with_island():
 @pytest.mark.parametrize("name", ["by_block", "by_device", "by_decorator", "by_attribute"])
 def test_a_model_s_own_autocast_is_what_amp_does(name: str):
     assert stream(asked(name, batch_size=1)) == stream(asked("plain", batch_size=32, amp="bf16"))
-    assert stream(asked("plain", batch_size=32)) != stream(asked("plain", batch_size=32, amp="bf16"))
+    assert stream(asked("plain", batch_size=32)) != stream(
+        asked("plain", batch_size=32, amp="bf16")
+    )
 
 
 def test_an_island_without_autocast_is_in_full_precision():
@@ -313,10 +359,14 @@ def test_a_function_of_ones_own_is_given_the_dtype_that_it_asks_for():
 
 
 def large():
-    return nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(4))), {"input": torch.zeros(1, 4096)}
+    return nn.Sequential(*(nn.Linear(4096, 4096) for _ in range(4))), {
+        "input": torch.zeros(1, 4096)
+    }
 
 
-def test_building_a_model_without_data_allocates_next_to_nothing(cpu_events: Callable[[Callable[[], object]], list[int]]):
+def test_building_a_model_without_data_allocates_next_to_nothing(
+    cpu_events: Callable[[Callable[[], object]], list[int]],
+):
     taken = cpu_events(lambda: build(asked("large", batch_size=1), "meta"))
     assert max(accumulate(taken), default=0) < 1 << 20
 
@@ -343,22 +393,41 @@ def test_a_plan_says_the_sizes_that_the_factory_will_have():
 
 
 def test_micro_batches_are_counted_by_the_factory_s_batch():
-    scenario, *_ = plan.plan(Comparison(models=[f"{__name__}:of_eight"], optimizers=["adamw"], device="sim", accumulate="sbc:batch_size=8"))
+    scenario, *_ = plan.plan(
+        Comparison(
+            models=[f"{__name__}:of_eight"],
+            optimizers=["adamw"],
+            device="sim",
+            accumulate="sbc:batch_size=8",
+        )
+    )
     assert simulated_draws(scenario) == 1
 
 
 def test_each_model_is_made_once_for_all_optimizers(monkeypatch: pytest.MonkeyPatch):
     made: list[str] = []
-    monkeypatch.setattr(plan, "build", lambda scenario, device: made.append(scenario.model) or build(scenario, device))
+    monkeypatch.setattr(
+        plan,
+        "build",
+        lambda scenario, device: made.append(scenario.model) or build(scenario, device),
+    )
     monkeypatch.setattr(plan, "_made", {})
     for optimizer in ("adamw", "sm3", "sgd"):
-        plan.plan(Comparison(models=["tiny"], optimizers=[optimizer, "adam"], device="sim", checkpointing=True))
+        plan.plan(
+            Comparison(
+                models=["tiny"], optimizers=[optimizer, "adam"], device="sim", checkpointing=True
+            )
+        )
     assert made == ["tiny"]
 
 
 def test_a_gpu_without_bf16_refuses_a_model_that_has_some():
-    with pytest.raises(ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"):
-        plan.plan(Comparison(models=[f"{__name__}:mixed"], optimizers=["adamw"], device="sim", gpu="t4"))
+    with pytest.raises(
+        ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"
+    ):
+        plan.plan(
+            Comparison(models=[f"{__name__}:mixed"], optimizers=["adamw"], device="sim", gpu="t4")
+        )
     assert Fitting().fit(asked("mixed", gpu="t4")).reason == "t4 has no hardware for bf16"
     assert Fitting().fit(asked("plain", gpu="t4")).reason is None
 
@@ -377,4 +446,7 @@ def test_a_factory_may_refuse_sizes_that_nobody_asked_for():
 
 
 def test_a_batch_that_cannot_be_chosen_has_no_largest():
-    assert Fitting().fit(asked("large", batch_size=1, workload="state", gpu="a100-40")).largest_batch is None
+    assert (
+        Fitting().fit(asked("large", batch_size=1, workload="state", gpu="a100-40")).largest_batch
+        is None
+    )

@@ -1,4 +1,6 @@
-"""What fits, judged by the simulator itself, asked one scenario at a time: streams that were worked out, batches and changes."""
+"""What fits, judged by the simulator itself, asked one scenario at a time: streams that were worked
+out, batches and changes.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -15,7 +17,15 @@ RESNET = Scenario(model="resnet18", optimizer="adamw", gpu="t4", batch_size=512)
 GPT2 = Scenario(model="gpt2", config={"n_layer": 2}, sequence_length=64)
 
 
-@pytest.mark.parametrize("scenario", [GPT2, replace(GPT2, checkpointing=True), Scenario(model="resnet18"), Scenario(model="vit-s16")])
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        GPT2,
+        replace(GPT2, checkpointing=True),
+        Scenario(model="resnet18"),
+        Scenario(model="vit-s16"),
+    ],
+)
 def test_a_stream_that_is_worked_out_is_the_one_that_is_traced(scenario: Scenario):
     streams = Streams()
     for optimizer in ("adamw", "sgd"):
@@ -80,7 +90,13 @@ def test_the_largest_batch_has_room_for_the_workspaces_of_convolutions():
 
 def test_a_device_that_is_full_in_the_third_step_is_too_small():
     """Two steps run in what a third has too little of, for what the second left lies in the way."""
-    asked = Scenario(model="llama2-7b", optimizer="sgd-sai", sequence_length=2048, checkpointing=True, gpu="a100-80")
+    asked = Scenario(
+        model="llama2-7b",
+        optimizer="sgd-sai",
+        sequence_length=2048,
+        checkpointing=True,
+        gpu="a100-80",
+    )
     assert simulate(asked).outcome == "ok"
     assert simulate(replace(asked, steps=3)).outcome == "out-of-memory"
     assert not Fitting().fit(asked).fits
@@ -91,7 +107,12 @@ def test_what_is_left_is_what_torch_has_not_reserved():
     memory = simulate(RESNET).memory
     assert memory is not None
     assert memory.peak_reserved_upper is not None
-    assert found.left == hardware.describe("t4").memory_bytes - hardware.CONTEXT_BYTES - memory.peak_reserved_upper
+    assert (
+        found.left
+        == hardware.describe("t4").memory_bytes
+        - hardware.CONTEXT_BYTES
+        - memory.peak_reserved_upper
+    )
     assert found.changes == ()
 
 
@@ -109,12 +130,20 @@ def test_every_change_that_is_named_makes_it_fit():
 
 def test_changes_come_in_the_order_of_what_they_cost():
     asked = Scenario(model="gpt2", batch_size=8)
-    found = candidates(asked, [asked, replace(asked, optimizer="sm3")], 3, hardware.describe("a100-80"))
+    found = candidates(
+        asked, [asked, replace(asked, optimizer="sm3")], 3, hardware.describe("a100-80")
+    )
     names = ["+".join(change) for change in found]
-    assert found[:3] == [{"alloc_conf": "expandable_segments:True"}, {"implementation": "fused"}, {"implementation": "loop"}]
+    assert found[:3] == [
+        {"alloc_conf": "expandable_segments:True"},
+        {"implementation": "fused"},
+        {"implementation": "loop"},
+    ]
     assert found[3] == {"batch_size": 3, "micro_batches": 3}
     assert names[4] == "implementation+batch_size+micro_batches"
-    order = [names.index(name) for name in ("checkpointing", "optimizer+options+implementation", "dtype")]
+    order = [
+        names.index(name) for name in ("checkpointing", "optimizer+options+implementation", "dtype")
+    ]
     assert order == sorted(order)
     assert not any(len(change) > 6 for change in found)
 
@@ -122,7 +151,9 @@ def test_changes_come_in_the_order_of_what_they_cost():
 def test_a_gpu_without_bf16_is_told_apart_from_a_full_one():
     found = Fitting().fit(replace(RESNET, dtype="bf16"))
     assert (found.fits, found.reason, found.changes) == (False, "t4 has no hardware for bf16", ())
-    assert not any("dtype" in change for change in candidates(RESNET, [], 0, hardware.describe("t4")))
+    assert not any(
+        "dtype" in change for change in candidates(RESNET, [], 0, hardware.describe("t4"))
+    )
 
 
 def test_an_unknown_gpu_is_an_error():
@@ -132,9 +163,13 @@ def test_an_unknown_gpu_is_an_error():
 
 @pytest.mark.parametrize(("dtype", "traces"), [("fp32", 1), ("bf16", 2)])
 def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: Any, traces: int):
-    """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the memory-efficient kernel everywhere."""
+    """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the
+    memory-efficient kernel everywhere.
+    """
     streams = Streams()
     for gpu in ("h100-80", "a100-80", "rtx4090", "t4", "h200"):
-        streams.of(Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=16, dtype=dtype, gpu=gpu))
+        streams.of(
+            Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=16, dtype=dtype, gpu=gpu)
+        )
     ((*found,),) = streams._models.values()
     assert len(found) == traces

@@ -26,7 +26,9 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
 
 
-def streams(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> tuple[list[int], list[int]]:
+def streams(
+    run: Callable[..., torch.Tensor], *tensors: torch.Tensor
+) -> tuple[list[int], list[int]]:
     """Bytes of each event of `run` and of its output's backward pass, negative for a free."""
     recorder = Recorder(workspaces=())
     with recorder.phase("build"):
@@ -39,14 +41,21 @@ def streams(run: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> tuple[l
         output.backward(seed)
     segments, allocations = sized_for(recorder.segments[1:], recorder.allocations, None)
     nbytes = allocations.nbytes
-    forward, backward = ([nbytes[event] if event >= 0 else -nbytes[~event] for event in segment.events] for segment in segments)
+    forward, backward = (
+        [nbytes[event] if event >= 0 else -nbytes[~event] for event in segment.events]
+        for segment in segments
+    )
     return forward, backward
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
 def test_an_rms_norm_keeps_one_number_a_row(dtype: torch.dtype):
     tensor = 50 * 16 * dtype.itemsize
-    forward, backward = streams(lambda x, w: functional.rms_norm(x, (16,), w), meta(50, 16, dtype=dtype), meta(16, dtype=dtype))
+    forward, backward = streams(
+        lambda x, w: functional.rms_norm(x, (16,), w),
+        meta(50, 16, dtype=dtype),
+        meta(16, dtype=dtype),
+    )
     # The output, a float32 for each row, the seed.
     assert forward == [tensor, 4 * 50, tensor]
     # The gradients of tensor and weight; the saved numbers of the rows are let go.
@@ -61,14 +70,18 @@ def test_an_rms_norm_without_a_weight_has_one_gradient():
 
 def test_a_weight_of_another_dtype_is_normalized_in_several_operations():
     with pytest.warns(UserWarning, match="Mismatch dtype"):
-        forward, _ = streams(lambda x, w: functional.rms_norm(x, (16,), w), meta(50, 16, dtype=HALF), meta(16))
+        forward, _ = streams(
+            lambda x, w: functional.rms_norm(x, (16,), w), meta(50, 16, dtype=HALF), meta(16)
+        )
     # The tensor in float32, its squares, their product with the norms.
     assert forward.count(3200) >= 3
 
 
 def test_autocast_normalizes_in_float32():
     with cuda_autocast(), torch.autocast("cuda", dtype=HALF):
-        forward, _ = streams(lambda x, w: functional.rms_norm(x, (16,), w), meta(50, 16, dtype=HALF), meta(16))
+        forward, _ = streams(
+            lambda x, w: functional.rms_norm(x, (16,), w), meta(50, 16, dtype=HALF), meta(16)
+        )
     # A copy of the tensor in float32, the output, the rows, the seed.
     assert forward == [3200, 3200, 200, 3200]
 
@@ -76,7 +89,11 @@ def test_autocast_normalizes_in_float32():
 def test_a_checkpoint_keeps_no_numbers_of_the_rows():
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         # Twice, so that something is saved inside.
-        return checkpoint(lambda x: functional.rms_norm(functional.rms_norm(x, (16,), w), (16,), w), x, use_reentrant=False)
+        return checkpoint(
+            lambda x: functional.rms_norm(functional.rms_norm(x, (16,), w), (16,), w),
+            x,
+            use_reentrant=False,
+        )
 
     forward, backward = streams(run, meta(50, 16), meta(16))
     assert sum(forward) == 2 * 3200
@@ -89,7 +106,9 @@ def test_an_rms_norm_outside_a_graph_keeps_its_output_alone():
         output = functional.rms_norm(torch.empty(50, 16, device="meta"), (16,))
     del output
     nbytes = recorder.allocations.nbytes
-    assert [nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[0].events] == [3200, 3200, 200, -200, -3200]
+    assert [
+        nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[0].events
+    ] == [3200, 3200, 200, -200, -3200]
 
 
 def test_a_log_sigmoid_keeps_no_buffer():

@@ -1,6 +1,8 @@
-"""The simulator against recordings of real GPUs in tests/data/golden: the allocator event by event, and whole scenarios from nothing.
+"""The simulator against recordings of real GPUs in tests/data/golden: the allocator event by event,
+and whole scenarios from nothing.
 
-How the recordings are read is tested on a history written by hand in the form that torch.cuda.memory._snapshot documents.
+How the recordings are read is tested on a history written by hand in the form that
+torch.cuda.memory._snapshot documents.
 """
 
 import sys
@@ -32,7 +34,15 @@ FILES = sorted(FOLDER.glob(f"*{recording.SUFFIX}"))
 golden = pytest.mark.parametrize(
     "path",
     [pytest.param(path, id=path.name.removesuffix(recording.SUFFIX)) for path in FILES]
-    or [pytest.param(None, id="none", marks=pytest.mark.skip(reason="no GPU has recorded yet; run tests/golden/record.py on one"))],
+    or [
+        pytest.param(
+            None,
+            id="none",
+            marks=pytest.mark.skip(
+                reason="no GPU has recorded yet; run tests/golden/record.py on one"
+            ),
+        )
+    ],
 )
 
 
@@ -53,19 +63,31 @@ def test_a_scenario_simulated_from_nothing_meets_the_recorded_peaks(path: Path):
 
 @pytest.mark.skipif(not FILES, reason="no GPU has recorded yet; run `make gpu` on one")
 def test_the_medians_of_all_recordings_meet_their_marks():
-    assert [row for row in comparison.marks([compared(path) for path in FILES]) if not row["met"]] == []
+    assert [
+        row for row in comparison.marks([compared(path) for path in FILES]) if not row["met"]
+    ] == []
 
 
 def entry(action: str, size: int, addr: int | None = None, **more: int) -> dict[str, object]:
     """One entry as torch.cuda.memory._snapshot documents it."""
     place = {} if addr is None else {"addr": addr}
-    return {"action": action, "size": size, "stream": 0, "frames": [], "time_us": 1, "pool_id": (0, 0), **place, **more}
+    return {
+        "action": action,
+        "size": size,
+        "stream": 0,
+        "frames": [],
+        "time_us": 1,
+        "pool_id": (0, 0),
+        **place,
+        **more,
+    }
 
 
 BASE = 0x7F00_0000_0000
 LARGE = BASE + 64 * MIB
-# Worked out by hand: 1000 bytes get 1024 of a small segment; 9 MiB and then 11 of a segment of 20, of which 10.5 were asked for, the rest
-# being too small to split off; a segment of 30 is too large for the device.
+# Worked out by hand: 1000 bytes get 1024 of a small segment; 9 MiB and then 11 of a segment of 20,
+# of which 10.5 were asked for, the rest being too small to split off; a segment of 30 is too large
+# for the device.
 HISTORY = [
     entry("segment_alloc", 2 * MIB, BASE),
     entry("alloc", 1000, BASE),
@@ -122,8 +144,17 @@ def by_hand() -> Any:
     }
     names, statistics = ("build", "forward"), (of_build, of_forward)
     phases = tuple(
-        recording.Phase(name=name, actions=actions, addresses=addresses, sizes=sizes, statistics=of_phase, device_free=0)
-        for name, of_phase, (actions, addresses, sizes) in zip(names, statistics, recording.cut(HISTORY, ENDS), strict=True)
+        recording.Phase(
+            name=name,
+            actions=actions,
+            addresses=addresses,
+            sizes=sizes,
+            statistics=of_phase,
+            device_free=0,
+        )
+        for name, of_phase, (actions, addresses, sizes) in zip(
+            names, statistics, recording.cut(HISTORY, ENDS), strict=True
+        )
     )
     return recording.Recording(
         scenario={"model": "gpt2"},
@@ -169,7 +200,9 @@ def test_the_history_written_by_hand_replays(version: str):
 
 
 def test_a_history_of_expandable_segments_replays():
-    """Handles of 2 and 20 MiB; 9, 10.5 and 5 MiB lie one behind the other, and the last one needs a second handle."""
+    """Handles of 2 and 20 MiB; 9, 10.5 and 5 MiB lie one behind the other, and the last one needs a
+    second handle.
+    """
     history = [
         entry("segment_map", 2 * MIB, BASE),
         entry("alloc", 1000, BASE),
@@ -193,25 +226,41 @@ def test_a_history_of_expandable_segments_replays():
         "num_device_alloc": 3,
         "num_device_free": 0,
     }
-    build = recording.Phase(name="build", actions=actions, addresses=addresses, sizes=sizes, statistics=statistics, device_free=0)
+    build = recording.Phase(
+        name="build",
+        actions=actions,
+        addresses=addresses,
+        sizes=sizes,
+        statistics=statistics,
+        device_free=0,
+    )
     found = by_hand()
-    object.__setattr__(found, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"})
+    object.__setattr__(
+        found, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
+    )
     object.__setattr__(found, "total", 85 * MIB)
     object.__setattr__(found, "free_before", 80 * MIB)
     object.__setattr__(found, "phases", (build,))
     assert replaying.replay_exactly(found) == 4
 
 
-@pytest.mark.parametrize(("change", "message"), [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")],
+)
 def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, message: str):
     found = by_hand()
     build = found.phases[0]
     if change == "place":
-        object.__setattr__(found.phases[1], "addresses", (LARGE + 8 * MIB, *found.phases[1].addresses[1:]))
+        object.__setattr__(
+            found.phases[1], "addresses", (LARGE + 8 * MIB, *found.phases[1].addresses[1:])
+        )
     elif change == "reserved":
         object.__setattr__(build, "sizes", (2 * MIB, 1000, 22 * MIB, 9 * MIB))
     else:
-        object.__setattr__(build, "statistics", {**build.statistics, "allocated_bytes.all.peak": 10 * MIB})
+        object.__setattr__(
+            build, "statistics", {**build.statistics, "allocated_bytes.all.peak": 10 * MIB}
+        )
     with pytest.raises(AssertionError, match=message):
         replaying.replay_exactly(found)
 
@@ -219,12 +268,17 @@ def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, messa
 @pytest.mark.parametrize(
     ("spoiled", "message"),
     [
-        ([entry("alloc", 1, BASE), entry("alloc", 1, BASE + 512, stream=7)], "second stream or a private pool"),
+        (
+            [entry("alloc", 1, BASE), entry("alloc", 1, BASE + 512, stream=7)],
+            "second stream or a private pool",
+        ),
         ([{**entry("alloc", 1, BASE), "pool_id": (0, 3)}], "second stream or a private pool"),
         ([entry("workspace_snapshot", 1, BASE)], "unknown action 'workspace_snapshot'"),
     ],
 )
-def test_a_history_that_no_replay_could_follow_is_refused(spoiled: list[dict[str, object]], message: str):
+def test_a_history_that_no_replay_could_follow_is_refused(
+    spoiled: list[dict[str, object]], message: str
+):
     with pytest.raises(ValueError, match=message):
         recording.cut(spoiled, [len(spoiled)])
 
@@ -235,7 +289,12 @@ def test_a_history_that_has_lost_its_end_is_refused():
 
 
 def test_a_block_that_waits_for_another_stream_is_refused():
-    entries = [("alloc", BASE, 512), ("alloc", BASE + 512, 512), ("free_requested", BASE, 512), ("free_completed", BASE + 512, 512)]
+    entries = [
+        ("alloc", BASE, 512),
+        ("alloc", BASE + 512, 512),
+        ("free_requested", BASE, 512),
+        ("free_completed", BASE + 512, 512),
+    ]
     with pytest.raises(ValueError, match="was freed late"):
         list(recording.Stream().read(entries))
 
@@ -245,11 +304,17 @@ def test_the_list_to_record_covers_what_the_simulator_is_asked_for():
     # Thirteen setups with seven optimizers each, twice but for the ResNet, and eight others.
     assert len(listed) == 13 * 7 * 2 - 7 + 8
     assert {scenario.device for scenario in listed.values()} == {"cuda"}
-    precisions = {(scenario.dtype, scenario.amp) for scenario in listed.values() if scenario.model == "gpt2-medium"}
+    precisions = {
+        (scenario.dtype, scenario.amp)
+        for scenario in listed.values()
+        if scenario.model == "gpt2-medium"
+    }
     assert precisions == {("fp32", None), ("bf16", None), ("fp32", "bf16"), ("fp32", "fp16")}
 
 
-def test_without_a_gpu_nothing_is_recorded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_without_a_gpu_nothing_is_recorded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     record = load("record")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["record.py"])

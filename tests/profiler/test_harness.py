@@ -11,7 +11,9 @@ from profiler.measuring.harness import Harness, is_narrow
 
 
 class Steps:
-    """An iteration that takes the given seconds one after another, the last for ever, on a clock of its own."""
+    """An iteration that takes the given seconds one after another, the last for ever, on a clock of
+    its own.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
         self.now, self.count = 0.0, 0
@@ -32,19 +34,27 @@ class Steps:
             yield seconds[-1]
 
 
-def test_warm_up_lasts_a_second_and_until_three_times_are_like_the_three_before(monkeypatch: pytest.MonkeyPatch):
+def test_warm_up_lasts_a_second_and_until_three_times_are_like_the_three_before(
+    monkeypatch: pytest.MonkeyPatch,
+):
     steps = Steps(monkeypatch, 0.9, 0.5, 0.3, 0.2, 0.2, 0.2, 0.1)
     steps.harness.sample(steps, samples=3, seconds=10)
-    # The medians of threes beside each other: 0.5 0.2, 0.3 0.2, 0.2 0.1 three times, and after the eleventh 0.1 0.1.
+    # The medians of threes beside each other: 0.5 0.2, 0.3 0.2, 0.2 0.1 three times, and after the
+    # eleventh 0.1 0.1.
     assert steps.harness.warmup["step"] == pytest.approx([0.9, 0.5, 0.3, 0.2, 0.2, 0.2, *[0.1] * 5])
     assert steps.harness.times["step"] == pytest.approx([0.1] * 3)
 
 
-def test_warm_up_that_never_settles_ends_after_ten_seconds_and_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_warm_up_that_never_settles_ends_after_ten_seconds_and_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+):
     steps = Steps(monkeypatch, *(1.3**-place for place in range(80)))
     monkeypatch.setattr(module, "WARM_UP_LIMIT", 4.0)
     steps.harness.sample(steps, samples=2, seconds=1)
-    assert any("times still changed by 54% when the warm-up ended" in warning for warning in steps.harness.warnings)
+    assert any(
+        "times still changed by 54% when the warm-up ended" in warning
+        for warning in steps.harness.warnings
+    )
 
 
 def test_warm_up_that_was_too_short_to_tell_says_so(monkeypatch: pytest.MonkeyPatch):
@@ -52,7 +62,10 @@ def test_warm_up_that_was_too_short_to_tell_says_so(monkeypatch: pytest.MonkeyPa
     steps.harness.sample(steps, samples=2, seconds=1)
     # Four steps of 3 s fill the ten seconds.
     assert len(steps.harness.warmup["step"]) == 4
-    assert "the warm-up ended before 6 iterations, too few to tell whether times had settled" in steps.harness.warnings
+    assert (
+        "the warm-up ended before 6 iterations, too few to tell whether times had settled"
+        in steps.harness.warnings
+    )
 
 
 def test_sampling_ends_when_the_median_is_known_to_two_per_cent(monkeypatch: pytest.MonkeyPatch):
@@ -73,7 +86,9 @@ def test_noise_is_sampled_until_the_count_that_was_asked_for(monkeypatch: pytest
     assert len(steps.harness.times["step"]) == 9
 
 
-def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_known(monkeypatch: pytest.MonkeyPatch):
+def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+):
     steps = Steps(monkeypatch, *[1.0, 1.2, 1.4] * 4, 1.0)
     opened: list[str] = []
 
@@ -91,9 +106,13 @@ def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_kno
             steps.now += 9
 
     steps.harness.sample(iterate, samples=100, seconds=25, alone=alone)
-    # Three iterations of 10 s and more, then eleven steps in half of 25 s: 1.2, 1.4, 1.0, 1.2, 1.4, 1.0, 1.2, 1.4, 1.0, 1.0, 1.0.
+    # Three iterations of 10 s and more, then eleven steps in half of 25 s: 1.2, 1.4, 1.0, 1.2, 1.4,
+    # 1.0, 1.2, 1.4, 1.0, 1.0, 1.0.
     assert opened == ["open", "closed"]
-    assert {phase: len(samples) for phase, samples in steps.harness.times.items()} == {"iteration": 3, "step": 14}
+    assert {phase: len(samples) for phase, samples in steps.harness.times.items()} == {
+        "iteration": 3,
+        "step": 14,
+    }
 
 
 def test_a_step_that_is_known_is_not_run_alone(monkeypatch: pytest.MonkeyPatch):

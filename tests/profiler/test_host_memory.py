@@ -10,7 +10,9 @@ from profiler.host_memory import free_bytes, free_in_group, kernel_kills
 
 
 def place(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """The two trees that are read: one with the groups of a process, one with the groups' own files."""
+    """The two trees that are read: one with the groups of a process, one with the groups' own
+    files.
+    """
     for name, text in {"proc/self/cgroup": groups, **files}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -29,13 +31,22 @@ def place(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]
 )
 def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: str):
     assert kernel_kills(*place(tmp_path, groups, {})) == 0
-    assert kernel_kills(*place(tmp_path, groups, {file: "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"})) == 2
+    assert (
+        kernel_kills(
+            *place(tmp_path, groups, {file: "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"})
+        )
+        == 2
+    )
 
 
 @pytest.mark.parametrize(
     ("groups", "files", "free"),
     [
-        ("0::/job\n", {"cgroup/job/memory.max": "4096\n", "cgroup/job/memory.current": "1024\n"}, 3072),
+        (
+            "0::/job\n",
+            {"cgroup/job/memory.max": "4096\n", "cgroup/job/memory.current": "1024\n"},
+            3072,
+        ),
         # Files that nobody has open for long are given up before a process is ended.
         (
             "0::/job\n",
@@ -71,12 +82,16 @@ def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: 
         ("", {}, None),
     ],
 )
-def test_a_control_group_may_take_what_its_limits_leave(tmp_path: Path, groups: str, files: dict[str, str], free: int | None):
+def test_a_control_group_may_take_what_its_limits_leave(
+    tmp_path: Path, groups: str, files: dict[str, str], free: int | None
+):
     assert free_in_group(*place(tmp_path, groups, files)) == free
 
 
 @pytest.mark.parametrize(("granted", "free"), [(None, 1000), (300, 300), (5000, 1000)])
-def test_the_less_of_machine_and_group_is_free(monkeypatch: pytest.MonkeyPatch, granted: int | None, free: int):
+def test_the_less_of_machine_and_group_is_free(
+    monkeypatch: pytest.MonkeyPatch, granted: int | None, free: int
+):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))
     monkeypatch.setattr(host_memory, "free_in_group", lambda: granted)
     assert free_bytes() == free

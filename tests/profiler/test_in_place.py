@@ -34,7 +34,9 @@ DIFFERENT = {
     "linalg_vander": ASKS,
     "masked_fill": "the gradient of a filling tensor has as many elements as the mask has True",
     "nn_functional_binary_cross_entropy": "the gradient of targets, which are not trained",
-    "nn_functional_binary_cross_entropy_with_logits": "the gradient of targets, which are not trained",
+    "nn_functional_binary_cross_entropy_with_logits": (
+        "the gradient of targets, which are not trained"
+    ),
     "nn_functional_scaled_dot_product_attention": "tracing/attention.py adds the mask itself",
     "clamp": "the gradients of bounds, which are not trained",
     "nn_functional_ctc_loss": RARE,
@@ -108,7 +110,9 @@ def allocations(pairs: list[tuple[Any, Any]], mode: Callable[[], Any]) -> list[l
     assert profile.profiler is not None
     assert profile.profiler.kineto_results is not None
     events: Any = profile.profiler.kineto_results.events()
-    memory = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    memory = sorted(
+        (event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"
+    )
     begins = sorted(event.start_ns() for event in events if event.name() == "one operation")
     assert len(begins) == len(pairs)
     streams: list[list[int]] = [[] for _ in pairs]
@@ -131,7 +135,9 @@ def test_a_mode_that_writes_in_place_allocates_what_no_mode_does():
     _, first, second = (allocations(pairs, nullcontext) for _ in range(3))
     with_mode = allocations(pairs, Undoing)
     different = {
-        op.formatted_name for (op, _), plain, again, undone in zip(pairs, first, second, with_mode, strict=True) if plain == again != undone
+        op.formatted_name
+        for (op, _), plain, again, undone in zip(pairs, first, second, with_mode, strict=True)
+        if plain == again != undone
     }
     assert different <= set(DIFFERENT)
     assert len(different) > 5

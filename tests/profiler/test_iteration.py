@@ -1,4 +1,6 @@
-"""A training step as people write it, judged by what torch.profiler saw when the same step ran for real on the CPU."""
+"""A training step as people write it, judged by what torch.profiler saw when the same step ran for
+real on the CPU.
+"""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -29,14 +31,22 @@ class Network(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
             block = torch.nn.Sequential(layer, torch.nn.Tanh())
-            x = torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False) if self.checkpointing else block(x)
+            x = (
+                torch.utils.checkpoint.checkpoint(block, x, use_reentrant=False)
+                if self.checkpointing
+                else block(x)
+            )
         return x.float().sum()
 
 
-def iterate(scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any], phase: Any, device: str) -> None:
+def iterate(
+    scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any], phase: Any, device: str
+) -> None:
     """Two whole training steps; SGD without momentum allocates nothing of its own."""
     optimizer = torch.optim.SGD(model.parameters(), foreach=False)
-    iteration = Iteration(scenario, Workpiece(model=model, batch=batch), batch, optimizer, phase, device)
+    iteration = Iteration(
+        scenario, Workpiece(model=model, batch=batch), batch, optimizer, phase, device
+    )
     for _ in range(2):
         iteration.gradients()
         iteration.step()
@@ -47,7 +57,9 @@ def iterate(scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any]
 def measured(scenario: Scenario) -> list[int]:
     """Bytes of the CPU's allocations, negative for a free, but for what a device would not hold."""
     model, x = Network(scenario.checkpointing), torch.randn(16, 64)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as real:
         iterate(scenario, model, {"x": x}, lambda _: torch.profiler.record_function("phase"), "cpu")
     assert real.profiler is not None
     assert real.profiler.kineto_results is not None
@@ -58,12 +70,16 @@ def measured(scenario: Scenario) -> list[int]:
 
 
 def on_a_device(stream: list[int]) -> list[int]:
-    """The stream without scalars: on the CPU an operation with a Python number makes a tensor of it."""
+    """The stream without scalars: on the CPU an operation with a Python number makes a tensor of
+    it.
+    """
     return in_order([size for size in stream if abs(size) > 8])
 
 
 def in_order(stream: list[int]) -> list[int]:
-    """Frees that nothing stands between, by size: when autocast ends, it drops its copies in the order of a hash table."""
+    """Frees that nothing stands between, by size: when autocast ends, it drops its copies in the
+    order of a hash table.
+    """
     runs = groupby(stream, key=lambda size: size < 0)
     return [size for is_free, run in runs for size in (sorted(run) if is_free else run)]
 
@@ -188,7 +204,16 @@ def test_fp16_weights_are_refused_where_a_scaler_would():
     model = Network(checkpointing=False)
     model.layers[0].requires_grad_(False).half()
     # Frozen ones have no gradients to scale.
-    iterate(Scenario(model="tiny", amp="fp16"), model, {"x": torch.randn(2, 64)}, lambda _: nullcontext(), "cpu")
+    iterate(
+        Scenario(model="tiny", amp="fp16"),
+        model,
+        {"x": torch.randn(2, 64)},
+        lambda _: nullcontext(),
+        "cpu",
+    )
     model.layers[1].half()
-    with pytest.raises(ValueError, match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; say"):
+    with pytest.raises(
+        ValueError,
+        match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; say",
+    ):
         iterate(Scenario(model="tiny", amp="fp16"), model, {}, lambda _: nullcontext(), "cpu")

@@ -1,4 +1,6 @@
-"""What CUDA's kernels take for themselves, judged by sizes worked out by hand from ATen's sources."""
+"""What CUDA's kernels take for themselves, judged by sizes worked out by hand from ATen's
+sources.
+"""
 
 import pytest
 import torch
@@ -16,18 +18,32 @@ def stream(recorder: Recorder) -> list[int]:
     """Bytes of each event in order, negative for a free."""
     segments, allocations = sized_for(recorder.segments, recorder.allocations, None)
     nbytes = allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in segments for event in segment.events]
+    return [
+        nbytes[event] if event >= 0 else -nbytes[~event]
+        for segment in segments
+        for event in segment.events
+    ]
 
 
 @pytest.mark.parametrize(
     ("gpu", "nbytes"),
-    [("t4", 8_519_680), ("v100-16", 8_519_680), ("rtx3090", 8_519_680), ("l40s", 8_519_680), ("h100-80", 32 * MIB), ("b200", 32 * MIB)],
+    [
+        ("t4", 8_519_680),
+        ("v100-16", 8_519_680),
+        ("rtx3090", 8_519_680),
+        ("l40s", 8_519_680),
+        ("h100-80", 32 * MIB),
+        ("b200", 32 * MIB),
+    ],
 )
 def test_a_workspace_has_the_size_of_the_gpu_s_generation(gpu: str, nbytes: int):
     assert WORKSPACE.nbytes(device_of(gpu)) == nbytes
-    found = simulate(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, gpu=gpu)).memory
+    found = simulate(
+        Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, gpu=gpu)
+    ).memory
     assert found is not None
-    # One for the forward pass and one for autograd's thread; a small one takes up to a MiB more, when the block's rest is not split off.
+    # One for the forward pass and one for autograd's thread; a small one takes up to a MiB more,
+    # when the block's rest is not split off.
     assert 2 * nbytes <= found.peak_by_category["workspace"] <= 2 * (nbytes + MIB)
 
 
@@ -42,20 +58,40 @@ def test_a_workspace_is_taken_by_the_first_product_of_a_thread_and_kept():
             loss = layer(x).sum()
         with recorder.phase("backward"):
             loss.backward()
-    places = [number for number, category in enumerate(recorder.allocations.categories) if category == "workspace"]
-    taken = [segment.phase for segment in recorder.segments for event in segment.events if event in places]
+    places = [
+        number
+        for number, category in enumerate(recorder.allocations.categories)
+        if category == "workspace"
+    ]
+    taken = [
+        segment.phase
+        for segment in recorder.segments
+        for event in segment.events
+        if event in places
+    ]
     assert taken == ["forward", "backward"]
     assert not any(~number in segment.events for segment in recorder.segments for number in places)
 
 
 def test_an_optimizer_s_product_uses_the_forward_pass_s_workspace():
     trained, alone = (
-        simulate(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, optimizer="muon", workload=workload)).memory
+        simulate(
+            Scenario(
+                model="gpt2",
+                sequence_length=8,
+                config={"n_layer": 1},
+                optimizer="muon",
+                workload=workload,
+            )
+        ).memory
         for workload in ("train", "state")
     )
     assert trained is not None
     assert alone is not None
-    assert (trained.peak_by_category["workspace"], alone.peak_by_category["workspace"]) == (64 * MIB, 32 * MIB)
+    assert (trained.peak_by_category["workspace"], alone.peak_by_category["workspace"]) == (
+        64 * MIB,
+        32 * MIB,
+    )
 
 
 def test_the_norms_of_a_list_take_a_number_for_each_chunk_of_its_longest_tensor():

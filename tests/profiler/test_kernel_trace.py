@@ -1,4 +1,6 @@
-"""The kernels of a step, judged by counts worked out by hand: bytes a parameter, launches and waits."""
+"""The kernels of a step, judged by counts worked out by hand: bytes a parameter, launches and
+waits.
+"""
 
 from collections import Counter
 
@@ -15,14 +17,17 @@ COUNT = sum(torch.Size(shape).numel() for shape in SHAPES)
 # Bytes a parameter in float32. Of 4 each, a step in place reads and writes what it changes:
 # momentum m = 0.9 m (r w), m += g (r r w), p -= lr m (r r w)
 SGD = 4 * (2 + 3 + 3)
-# p *= 1 - lr wd (r w), m lerp g (r r w), v *= b (r w), v += g g (r r w), d = sqrt v (r w), d /= (r w), d += eps (r w), p += m / d (r r r w)
+# p *= 1 - lr wd (r w), m lerp g (r r w), v *= b (r w), v += g g (r r w), d = sqrt v (r w), d /= (r
+# w), d += eps (r w), p += m / d (r r r w)
 ADAMW = 4 * (2 + 3 + 2 + 3 + 2 + 2 + 2 + 4)
 # One pass: p, g, m and v are read; p, m and v written.
 ADAMW_FUSED = ADAMW_NEEDED = 4 * (4 + 3)
 SGD_NEEDED = 4 * (3 + 2)
 
 
-def traced(spec: str, how: optimizers.Implementation, shapes: list[tuple[int, ...]] = SHAPES) -> StepTrace:
+def traced(
+    spec: str, how: optimizers.Implementation, shapes: list[tuple[int, ...]] = SHAPES
+) -> StepTrace:
     make = lambda parameters: optimizers.create(spec, parameters, implementation=how)  # noqa: E731
     return trace_step([(shape, torch.float32) for shape in shapes], make)
 
@@ -32,8 +37,12 @@ def moved(trace: StepTrace) -> int:
 
 
 @pytest.mark.parametrize("how", ["loop", "foreach"])
-@pytest.mark.parametrize(("spec", "a_parameter", "needed"), [("sgd", SGD, SGD_NEEDED), ("adamw", ADAMW, ADAMW_NEEDED)])
-def test_a_step_moves_what_its_operations_read_and_write(spec: str, how: optimizers.Implementation, a_parameter: int, needed: int):
+@pytest.mark.parametrize(
+    ("spec", "a_parameter", "needed"), [("sgd", SGD, SGD_NEEDED), ("adamw", ADAMW, ADAMW_NEEDED)]
+)
+def test_a_step_moves_what_its_operations_read_and_write(
+    spec: str, how: optimizers.Implementation, a_parameter: int, needed: int
+):
     trace = traced(spec, how)
     assert moved(trace) == a_parameter * COUNT
     assert trace.needed_bytes == needed * COUNT
@@ -42,7 +51,9 @@ def test_a_step_moves_what_its_operations_read_and_write(spec: str, how: optimiz
 
 def test_a_fused_step_moves_each_tensor_once():
     trace = traced("adamw", "fused")
-    steps = 2 * 4 * len(SHAPES)  # the step counts live on the device and are counted up by a kernel of their own
+    steps = (
+        2 * 4 * len(SHAPES)
+    )  # the step counts live on the device and are counted up by a kernel of their own
     fused = next(kernel for kernel in trace.kernels if kernel.name == "_fused_adamw_")
     assert fused.bytes == ADAMW_FUSED * COUNT + steps // 2
     assert moved(trace) == fused.bytes + steps
@@ -51,7 +62,9 @@ def test_a_fused_step_moves_each_tensor_once():
 
 def test_fused_momentum_moves_three_tensors_in_and_two_out():
     trace = traced("sgd", "fused")
-    assert [(kernel.name, kernel.bytes) for kernel in trace.kernels] == [("_fused_sgd_", SGD_NEEDED * COUNT)]
+    assert [(kernel.name, kernel.bytes) for kernel in trace.kernels] == [
+        ("_fused_sgd_", SGD_NEEDED * COUNT)
+    ]
 
 
 def test_the_loop_launches_for_each_tensor_and_foreach_for_all():
@@ -60,7 +73,10 @@ def test_the_loop_launches_for_each_tensor_and_foreach_for_all():
 
 
 def test_bf16_moves_half():
-    trace = trace_step([(shape, torch.bfloat16) for shape in SHAPES], lambda params: torch.optim.SGD(params, momentum=0.9, foreach=True))
+    trace = trace_step(
+        [(shape, torch.bfloat16) for shape in SHAPES],
+        lambda params: torch.optim.SGD(params, momentum=0.9, foreach=True),
+    )
     assert moved(trace) == SGD // 2 * COUNT
 
 
@@ -88,15 +104,27 @@ def meta(*shape: int) -> torch.Tensor:
         (lambda a: a[:5].mul_(2), "mul_", 400),
         (lambda a: a.addcmul_(a, a), "addcmul_", 800),
         (lambda a: a.div_(a[:1]), "div_", 40 + 800),
-        (lambda a: torch.add(a, a[0, 0].expand(10, 10), out=torch.empty_like(a)), "add", 400 + 4 + 400),
+        (
+            lambda a: torch.add(a, a[0, 0].expand(10, 10), out=torch.empty_like(a)),
+            "add",
+            400 + 4 + 400,
+        ),
     ],
 )
-def test_an_operation_reads_its_operands_and_writes_its_result(function: object, name: str, expected: int):
+def test_an_operation_reads_its_operands_and_writes_its_result(
+    function: object, name: str, expected: int
+):
     assert recorded(function, meta(10, 10)) == [(name, expected)]
 
 
 def test_a_view_moves_nothing():
-    assert recorded(lambda a: (a.t(), a.view(-1)[3:], a.detach(), torch.empty_like(a), a.expand(3, 10, 10)), meta(10, 10)) == []
+    assert (
+        recorded(
+            lambda a: (a.t(), a.view(-1)[3:], a.detach(), torch.empty_like(a), a.expand(3, 10, 10)),
+            meta(10, 10),
+        )
+        == []
+    )
 
 
 def test_a_matrix_product_counts_its_arithmetic():
@@ -109,8 +137,12 @@ def test_a_matrix_product_counts_its_arithmetic():
 
 def test_a_number_that_is_read_back_makes_the_host_wait():
     trace = traced("adafactor", "loop", [(6, 4), (3,)])
-    assert Counter(kernel.waits for kernel in trace.kernels)[True] == 4  # two norms of each tensor, for max()
-    host = trace_step([((4,), torch.float32)], lambda params: torch.optim.Adam(params, foreach=False))
+    assert (
+        Counter(kernel.waits for kernel in trace.kernels)[True] == 4
+    )  # two norms of each tensor, for max()
+    host = trace_step(
+        [((4,), torch.float32)], lambda params: torch.optim.Adam(params, foreach=False)
+    )
     assert not any(kernel.waits for kernel in host.kernels)  # its step count lives on the host
 
 
@@ -131,8 +163,14 @@ def test_a_number_that_is_read_back_makes_the_host_wait():
         ([65_536 * 2_240 + 1, *[1] * 770], 1, False, 3),
     ],
 )
-def test_a_launch_takes_so_many_tensors_and_so_many_chunks(sizes: list[int], lists: int, scalars: bool, expected: int):
-    assert launches(sizes, lists=lists, scalars=scalars) == expected == chunk_by_chunk(sizes, lists, scalars)
+def test_a_launch_takes_so_many_tensors_and_so_many_chunks(
+    sizes: list[int], lists: int, scalars: bool, expected: int
+):
+    assert (
+        launches(sizes, lists=lists, scalars=scalars)
+        == expected
+        == chunk_by_chunk(sizes, lists, scalars)
+    )
 
 
 def chunk_by_chunk(sizes: list[int], lists: int, scalars: bool) -> int:

@@ -30,7 +30,10 @@ def refusal(**asked: Any) -> str:
     [
         ({"seed": 2**70}, "seed is at most"),
         ({"batch_size": 10**12}, "batch_size is at most"),
-        ({"models": ["gpt2"], "batch_size": 1 << 20}, "batch_size times sequence_length is at most"),
+        (
+            {"models": ["gpt2"], "batch_size": 1 << 20},
+            "batch_size times sequence_length is at most",
+        ),
         ({"micro_batches": 10**9}, "micro_batches is at most"),
         ({"steps": 10**9}, "steps is at most"),
         ({"steps": 100_000}, "steps times micro_batches is at most"),
@@ -65,7 +68,9 @@ def test_a_comparison_that_cannot_be_is_refused_in_one_line(asked: dict[str, Any
 def test_an_infinite_default_may_be_written_and_is_left_to_the_optimizer():
     if "prodigy" not in optimizers.available():
         pytest.skip("prodigy is not installed")
-    scenario, *_ = plan(Comparison(models=["tiny"], optimizers=["prodigy:growth_rate=1e400"], device="sim"))
+    scenario, *_ = plan(
+        Comparison(models=["tiny"], optimizers=["prodigy:growth_rate=1e400"], device="sim")
+    )
     assert "growth_rate" not in scenario.options
 
 
@@ -77,7 +82,9 @@ def test_a_time_limit_that_is_none_is_refused(seconds: float):
     require_timeout(1)
 
 
-@pytest.mark.parametrize("pair", [f"n_layer={'9' * 30_000}", f"n_layer={'(' * 5000}", f"n_layer={'-' * 5000}1"])
+@pytest.mark.parametrize(
+    "pair", [f"n_layer={'9' * 30_000}", f"n_layer={'(' * 5000}", f"n_layer={'-' * 5000}1"]
+)
 def test_a_configuration_s_text_has_an_end(pair: str):
     try:
         assert isinstance(read_config([pair])["n_layer"], str)
@@ -103,11 +110,15 @@ def test_a_number_in_a_suite_has_a_limit(field: str):
         suites.read("mine", f"[[scenarios]]\nmodel = 'tiny'\n{field}\n".encode())
 
 
-def test_arguments_of_any_kind_make_a_record_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_arguments_of_any_kind_make_a_record_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     undecodable = os.fsdecode(b"--out=run-\xff")
     words = ["optprof", undecodable, "x " * 15_000, *("y" for _ in range(200_000))]
     monkeypatch.setattr("sys.argv", words)
-    with optprof.watch(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), model="n" * 3000, out=tmp_path):
+    with optprof.watch(
+        torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), model="n" * 3000, out=tmp_path
+    ):
         pass
     (found,) = RunStore(tmp_path).read()
     assert found.environment["command"] == ["optprof"]
@@ -127,7 +138,14 @@ class Odd(torch.optim.SGD):
         for _ in range(100):
             nested = [nested]
         for number, group in enumerate(self.param_groups):
-            group |= {"huge": 10**5000, "text": "\udcff" * 30_000, "deep": nested, 3: "three", "k" * 3000: number, "nan": float("nan")}
+            group |= {
+                "huge": 10**5000,
+                "text": "\udcff" * 30_000,
+                "deep": nested,
+                3: "three",
+                "k" * 3000: number,
+                "nan": float("nan"),
+            }
 
     def step(self, closure: Any = None) -> Any:
         for number, group in enumerate(self.param_groups):
@@ -138,7 +156,12 @@ class Odd(torch.optim.SGD):
 
 def test_a_loop_with_odd_options_state_and_errors_makes_a_record_that_is_read(tmp_path: Path):
     parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(1_100)]
-    odd = Odd([{"params": [parameter], "lr": 0.1 / (number + 1)} for number, parameter in enumerate(parameters)])
+    odd = Odd(
+        [
+            {"params": [parameter], "lr": 0.1 / (number + 1)}
+            for number, parameter in enumerate(parameters)
+        ]
+    )
 
     def train() -> None:
         with optprof.watch(odd, out=tmp_path):
@@ -158,13 +181,18 @@ def test_a_loop_with_odd_options_state_and_errors_makes_a_record_that_is_read(tm
     assert len(found.error) < 3_000
 
 
-def test_a_run_that_is_full_is_told_before_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_is_full_is_told_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     with optprof.watch(optimizer, out=tmp_path):
         pass
     monkeypatch.setattr(schema, "MOST_RECORDS", 1)
     ran = []
-    with pytest.raises(ValueError, match="a run has at most 1 records"), optprof.watch(optimizer, out=tmp_path):
+    with (
+        pytest.raises(ValueError, match="a run has at most 1 records"),
+        optprof.watch(optimizer, out=tmp_path),
+    ):
         ran.append(True)
     assert not ran
 

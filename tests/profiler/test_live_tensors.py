@@ -87,7 +87,15 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def measured(optimizer: str, model: str = "line") -> Record:
-    return measure(Scenario(model=f"live_models:{model}", optimizer=optimizer, implementation="loop", device="cpu", steps=2))
+    return measure(
+        Scenario(
+            model=f"live_models:{model}",
+            optimizer=optimizer,
+            implementation="loop",
+            device="cpu",
+            steps=2,
+        )
+    )
 
 
 def test_a_step_that_is_compiled_as_one_graph_is_measured() -> None:
@@ -118,7 +126,9 @@ def test_state_where_the_optimizer_does_not_reach_is_told() -> None:
     assert found.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sm3", "lamb16", "torch.optim:LBFGS", "live_models:Compiled"])
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "sm3", "lamb16", "torch.optim:LBFGS", "live_models:Compiled"]
+)
 def test_steps_that_keep_all_in_their_state_leave_nothing_else(optimizer: str) -> None:
     found = measured(optimizer).watched
     assert found is not None
@@ -139,7 +149,10 @@ def test_a_profiler_of_ones_own_goes_before_ours() -> None:
         outside = measured("sgd").watched
     assert any(event.key == "aten::mul" for event in own.key_averages())
     inside = measured("sgd", "profiled").watched
-    for found, reason in ((outside, "a profiler was at work already"), (inside, "a profiler inside of the training")):
+    for found, reason in (
+        (outside, "a profiler was at work already"),
+        (inside, "a profiler inside of the training"),
+    ):
         assert found is not None
         assert found.tensors_at_peak == {}
         assert set(found.memory["step"]) == {"resident"}

@@ -52,7 +52,9 @@ def large(events: list[int]) -> list[int]:
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
 def test_a_loss_takes_and_holds_what_it_does_on_the_cpu(
-    loss: Callable[..., torch.Tensor], reduction: str, cpu_events: Callable[[Callable[[], object]], list[int]]
+    loss: Callable[..., torch.Tensor],
+    reduction: str,
+    cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
     tensor, target = torch.rand(50, 8), torch.rand(50, 8)
     kept: list[object] = []
@@ -61,7 +63,9 @@ def test_a_loss_takes_and_holds_what_it_does_on_the_cpu(
 
 
 def test_the_mean_of_squares_holds_as_much_as_the_squares():
-    loss, gradient = differentiate(functional.mse_loss, "mean", torch.rand(50, 8), torch.rand(50, 8))
+    loss, gradient = differentiate(
+        functional.mse_loss, "mean", torch.rand(50, 8), torch.rand(50, 8)
+    )
     assert loss.untyped_storage().nbytes() == gradient.nbytes
     # The output, the squares in turn, the seed, the gradient.
     assert recorded(functional.mse_loss, "mean") == [1600, 1600, -1600, 4, 1600, -4]

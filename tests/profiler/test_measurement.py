@@ -1,4 +1,6 @@
-"""Real steps on the CPU: what is kept, what is reduced when memory is short, and what becomes of a scenario that fails."""
+"""Real steps on the CPU: what is kept, what is reduced when memory is short, and what becomes of a
+scenario that fails.
+"""
 
 import sys
 from collections import namedtuple
@@ -15,7 +17,13 @@ from scenarios import Scenario
 from scenarios.workpiece import build
 
 GIB = 1 << 30
-TINY = {"model": "resnet18", "optimizer": "sgd", "implementation": "loop", "device": "cpu", "steps": 3}
+TINY = {
+    "model": "resnet18",
+    "optimizer": "sgd",
+    "implementation": "loop",
+    "device": "cpu",
+    "steps": 3,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +40,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str],
 
 
 def with_free_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("Memory", "available total")(nbytes, nbytes))
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: namedtuple("Memory", "available total")(nbytes, nbytes)
+    )
 
 
 def test_a_model_that_fits_is_trained_and_every_phase_timed():
@@ -40,14 +50,18 @@ def test_a_model_that_fits_is_trained_and_every_phase_timed():
     assert (found.origin, found.scenario.workload) == ("measured", "train")
     assert found.times is not None
     phases = ("forward", "backward", "step", "zero_grad", "iteration")
-    assert {phase: len(samples) for phase, samples in found.times.items()} == dict.fromkeys(phases, 3)
+    assert {phase: len(samples) for phase, samples in found.times.items()} == dict.fromkeys(
+        phases, 3
+    )
     assert found.warmup is not None
     assert set(found.warmup) == set(found.times)
     assert all(seconds > 0 for samples in found.times.values() for seconds in samples)
 
 
 def test_on_the_cpu_living_tensors_are_counted_by_what_they_are_for():
-    """SGD with momentum steps without a temporary larger than one tensor; the state is as large as the parameters."""
+    """SGD with momentum steps without a temporary larger than one tensor; the state is as large as
+    the parameters.
+    """
     found = measure(Scenario(**{**TINY, "options": {"momentum": 0.9}})).watched
     assert found is not None
     assert (found.samples, found.tokens) == (1, None)
@@ -55,14 +69,25 @@ def test_on_the_cpu_living_tensors_are_counted_by_what_they_are_for():
     buffers = sum(b.nbytes for b in build(Scenario(model="resnet18"), "meta").model.buffers())
     batch = 4 * 3 * 224 * 224 + 8
     ends = {phase: counters["tensors"].end for phase, counters in found.memory.items()}
-    # The loss is gone with the forward and backward passes; what the step ends with are parameters, gradients, state, buffers and batch.
+    # The loss is gone with the forward and backward passes; what the step ends with are parameters,
+    # gradients, state, buffers and batch.
     assert ends["backward"] == ends["step"] == 3 * held + buffers + batch
     assert ends["zero_grad"] == 2 * held + buffers + batch
     at_peak = found.tensors_at_peak
-    assert sum(at_peak.values()) == max(counters["tensors"].peak for counters in found.memory.values())
-    assert (at_peak["parameter"], at_peak["optimizer_state"], at_peak["buffer"], at_peak["input"]) == (held, held, buffers, batch)
+    assert sum(at_peak.values()) == max(
+        counters["tensors"].peak for counters in found.memory.values()
+    )
+    assert (
+        at_peak["parameter"],
+        at_peak["optimizer_state"],
+        at_peak["buffer"],
+        at_peak["input"],
+    ) == (held, held, buffers, batch)
     # The process holds all of it and more.
-    assert all(counters["resident"].peak >= counters["resident"].end > counters["tensors"].end for counters in found.memory.values())
+    assert all(
+        counters["resident"].peak >= counters["resident"].end > counters["tensors"].end
+        for counters in found.memory.values()
+    )
 
 
 STEEP = """
@@ -81,14 +106,20 @@ def build():
 
 
 def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable[[str, str], int]):
-    """100 for each of two rows is no number of fp16 any more once it is multiplied by GradScaler's usual 65,536."""
+    """100 for each of two rows is no number of fp16 any more once it is multiplied by GradScaler's
+    usual 65,536.
+    """
     own("steep_model", STEEP)
-    found = measure(Scenario(**{**TINY, "model": "steep_model:build", "optimizer": "adamw", "amp": "fp16"})).memory
+    found = measure(
+        Scenario(**{**TINY, "model": "steep_model:build", "optimizer": "adamw", "amp": "fp16"})
+    ).memory
     assert found is not None
     assert found.optimizer_state == 2 * 4 * (8 * 8 + 8) + 2 * 4
 
 
-def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(monkeypatch: pytest.MonkeyPatch):
+def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr("profiler.measuring.resident_watch.forget_peak", lambda: False)
     monkeypatch.setattr("profiler.measuring.resident_watch.peak_bytes", lambda: 1 << 60)
     found = measure(Scenario(**{**TINY, "workload": "state"})).watched
@@ -120,9 +151,13 @@ def test_without_room_for_the_state_slices_are_timed_and_scaled(monkeypatch: pyt
 
 
 @pytest.mark.compiler
-def test_a_step_that_is_fused_on_the_cpu_alone_is_known_to_have_no_room_too(monkeypatch: pytest.MonkeyPatch):
+def test_a_step_that_is_fused_on_the_cpu_alone_is_known_to_have_no_room_too(
+    monkeypatch: pytest.MonkeyPatch,
+):
     with_free_memory(monkeypatch, 2 * GIB)
-    found = measure(Scenario(**{**TINY, "model": "gpt2-xl", "optimizer": "lamb16", "implementation": "fused"}))
+    found = measure(
+        Scenario(**{**TINY, "model": "gpt2-xl", "optimizer": "lamb16", "implementation": "fused"})
+    )
     assert (found.origin, found.scenario.implementation) == ("estimated", "fused")
     assert found.measured_share is not None
     assert found.measured_share < 0.1
@@ -130,7 +165,9 @@ def test_a_step_that_is_fused_on_the_cpu_alone_is_known_to_have_no_room_too(monk
 
 def test_without_room_for_one_layer_memory_has_run_out(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 100 << 20)
-    with pytest.raises(MemoryError, match="a slice of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"):
+    with pytest.raises(
+        MemoryError, match="a slice of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"
+    ):
         measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
 
 
@@ -145,7 +182,10 @@ def test_a_slice_has_whole_layers_within_the_budget_and_one_at_least():
 def test_what_is_in_no_layer_has_a_slice_of_its_own_with_as_many_rows_as_fit():
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
     outside = (50257 + 1024 + 2) * 768
-    whole, half = (take_slices(model, bytes_per_parameter=16, budget=budget)[1] for budget in (16 * outside, 8 * outside))
+    whole, half = (
+        take_slices(model, bytes_per_parameter=16, budget=budget)[1]
+        for budget in (16 * outside, 8 * outside)
+    )
     assert (whole.count, whole.scale) == (outside, 1)
     assert [tuple(shape) for shape, _ in half.tensors] == [(25128, 768), (512, 768), (384,), (384,)]
     assert half.scale == outside / half.count
@@ -155,12 +195,16 @@ def test_slices_scaled_up_are_the_whole_model():
     for name in ("gpt2-xl", "llama2-7b", "vit-h14", "resnet50"):
         model = build(Scenario(model=name, workload="state"), "meta").model
         parts = take_slices(model, bytes_per_parameter=16, budget=384 << 20)
-        assert sum(part.count * part.scale for part in parts) == pytest.approx(sum(p.numel() for p in model.parameters()))
+        assert sum(part.count * part.scale for part in parts) == pytest.approx(
+            sum(p.numel() for p in model.parameters())
+        )
 
 
 def test_cuda_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ValueError, match="no CUDA device on this machine; ask for --device sim or cpu"):
+    with pytest.raises(
+        ValueError, match="no CUDA device on this machine; ask for --device sim or cpu"
+    ):
         measure(Scenario(model="gpt2", device="cuda"))
 
 
@@ -169,7 +213,8 @@ def test_cuda_measures_what_the_simulator_says_of_the_tensors():
     found = measure(Scenario(model="gpt2", device="cuda", sequence_length=64)).memory
     assert found is not None
     assert found.optimizer_state == sum(
-        8 * p.numel() + 4 for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters()
+        8 * p.numel() + 4
+        for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters()
     )
     assert found.peak_allocated is not None
     assert found.peak_allocated > found.resident

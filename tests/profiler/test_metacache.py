@@ -10,7 +10,13 @@ aten = torch.ops.aten
 
 def layout(value: object) -> object:
     if isinstance(value, torch.Tensor):
-        return value.shape, value.stride(), value.dtype, value.storage_offset(), value.untyped_storage().nbytes()
+        return (
+            value.shape,
+            value.stride(),
+            value.dtype,
+            value.storage_offset(),
+            value.untyped_storage().nbytes(),
+        )
     return [layout(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -23,14 +29,22 @@ def layout(value: object) -> object:
         (aten.add.Tensor, (torch.empty(3, 4, dtype=torch.long, device="meta"), True)),
         (aten.mul.Tensor, (torch.empty(4, 3, device="meta").t(), torch.empty(3, 4, device="meta"))),
         (aten.mm.default, (torch.empty(3, 4, device="meta"), torch.empty(4, 5, device="meta"))),
-        (aten.native_layer_norm.default, (torch.empty(2, 3, 4, device="meta"), [4], None, None, 1e-5)),
+        (
+            aten.native_layer_norm.default,
+            (torch.empty(2, 3, 4, device="meta"), [4], None, None, 1e-5),
+        ),
         (aten.empty_like.default, (torch.empty(4, 3, device="meta").t(),)),
-        (aten._foreach_sqrt.default, ([torch.empty(3, device="meta"), torch.empty(2, 2, device="meta")],)),
+        (
+            aten._foreach_sqrt.default,
+            ([torch.empty(3, device="meta"), torch.empty(2, 2, device="meta")],),
+        ),
         (aten._unsafe_view.default, (torch.empty(3, 4, device="meta"), [12])),
         (aten.split.Tensor, (torch.empty(6, 4, device="meta"), 2)),
     ],
 )
-def test_a_remembered_operation_makes_what_the_operation_itself_makes(func: torch._ops.OpOverload, args: tuple[object, ...]):
+def test_a_remembered_operation_makes_what_the_operation_itself_makes(
+    func: torch._ops.OpOverload, args: tuple[object, ...]
+):
     cache = MetaCache()
     for _ in range(2):
         assert layout(cache.run(func, args, {})) == layout(func(*args))
@@ -54,7 +68,9 @@ def test_what_is_written_in_place_is_returned_and_a_change_of_shape_is_made():
         assert cache.run(aten._foreach_mul_.Scalar, ([x], 2.0), {}) is None
         out = torch.empty(3, 4, device="meta")
         assert cache.run(aten.mul.out, (x, 2.0), {"out": out}) is out
-        assert cache.run(aten.amax.out, (x, [0]), {"out": torch.empty(0, device="meta")}).shape == (4,)
+        assert cache.run(aten.amax.out, (x, [0]), {"out": torch.empty(0, device="meta")}).shape == (
+            4,
+        )
     for shape in ((4, 3), (3, 4)):
         assert cache.run(aten.t_.default, (x,), {}).shape == shape
     for length in (5, 6, 5):
@@ -65,7 +81,9 @@ def test_what_does_not_fit_is_refused_as_ever():
     cache = MetaCache()
     for _ in range(2):
         with pytest.raises(RuntimeError):
-            cache.run(aten.mul_.Tensor, (torch.empty(3, device="meta"), torch.empty(2, device="meta")), {})
+            cache.run(
+                aten.mul_.Tensor, (torch.empty(3, device="meta"), torch.empty(2, device="meta")), {}
+            )
 
 
 def test_numbers_on_the_host_are_counted_for_real():

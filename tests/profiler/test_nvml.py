@@ -1,4 +1,6 @@
-"""What the GPU's management library tells, with a library of the test's own: no GPU is needed to have its answers read."""
+"""What the GPU's management library tells, with a library of the test's own: no GPU is needed to
+have its answers read.
+"""
 
 import os
 import sys
@@ -14,7 +16,14 @@ from profiler.measuring.nvml import reading_gpu, warnings
 from profiler.record import GpuReading
 
 Process = namedtuple("Process", "pid usedGpuMemory")
-QUIET = GpuReading(clock_mhz=1980, memory_clock_mhz=3201, temperature_celsius=41, slowed_by=(), other_processes=0, process_bytes=3 << 30)
+QUIET = GpuReading(
+    clock_mhz=1980,
+    memory_clock_mhz=3201,
+    temperature_celsius=41,
+    slowed_by=(),
+    other_processes=0,
+    process_bytes=3 << 30,
+)
 
 
 class NVMLError(Exception):
@@ -26,7 +35,9 @@ def read_gpu() -> GpuReading | None:
         return read()
 
 
-def library(monkeypatch: pytest.MonkeyPatch, processes: list[Process], reasons: int = 0) -> dict[str, Any]:
+def library(
+    monkeypatch: pytest.MonkeyPatch, processes: list[Process], reasons: int = 0
+) -> dict[str, Any]:
     asked: dict[str, Any] = {}
 
     def handle(uuid: str) -> str:
@@ -57,7 +68,9 @@ def library(monkeypatch: pytest.MonkeyPatch, processes: list[Process], reasons: 
     )
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda place: SimpleNamespace(uuid=f"0000-{place}"))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda place: SimpleNamespace(uuid=f"0000-{place}")
+    )
     return asked
 
 
@@ -68,34 +81,49 @@ def test_the_device_of_torch_is_read_and_the_library_ended(monkeypatch: pytest.M
 
 
 def test_others_on_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):
-    library(monkeypatch, [Process(os.getpid(), 3 << 30), Process(1, 1 << 30), Process(2, None)], reasons=0x4 | 0x8)
+    library(
+        monkeypatch,
+        [Process(os.getpid(), 3 << 30), Process(1, 1 << 30), Process(2, None)],
+        reasons=0x4 | 0x8,
+    )
     found = read_gpu()
     assert found is not None
-    assert (found.other_processes, found.slowed_by) == (2, ("a hardware slowdown", "its power limit"))
+    assert (found.other_processes, found.slowed_by) == (
+        2,
+        ("a hardware slowdown", "its power limit"),
+    )
 
 
-def test_a_process_whose_bytes_are_not_told_is_this_one_all_the_same(monkeypatch: pytest.MonkeyPatch):
+def test_a_process_whose_bytes_are_not_told_is_this_one_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
     library(monkeypatch, [Process(os.getpid(), None), Process(1, 1 << 30)])
     found = read_gpu()
     assert found is not None
     assert (found.other_processes, found.process_bytes) == (1, None)
 
 
-def test_without_the_right_to_see_processes_clocks_are_read_all_the_same(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_right_to_see_processes_clocks_are_read_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+):
     library(monkeypatch, [])
 
     def refuse(_: Any) -> list[Process]:
         raise NVMLError("no permission")
 
     monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetComputeRunningProcesses", refuse)
-    assert read_gpu() == replace(QUIET, temperature_celsius=None, other_processes=None, process_bytes=None)
+    assert read_gpu() == replace(
+        QUIET, temperature_celsius=None, other_processes=None, process_bytes=None
+    )
 
 
 def test_a_library_that_speaks_of_throttling_is_understood(monkeypatch: pytest.MonkeyPatch):
     library(monkeypatch, [], reasons=0x4)
     old = sys.modules["pynvml"]
     for name in ("nvmlDeviceGetCurrentClocks{}Reasons", "nvmlClocks{}ReasonSwPowerCap"):
-        monkeypatch.setattr(old, name.format("Throttle"), getattr(old, name.format("Event")), raising=False)
+        monkeypatch.setattr(
+            old, name.format("Throttle"), getattr(old, name.format("Event")), raising=False
+        )
         monkeypatch.delattr(old, name.format("Event"))
     found = read_gpu()
     assert found is not None
@@ -126,7 +154,9 @@ def test_without_the_library_or_a_driver_nothing_is_told(monkeypatch: pytest.Mon
 def test_what_spoils_a_timing_is_said():
     assert warnings((QUIET, QUIET)) == []
     assert warnings((QUIET, replace(QUIET, clock_mhz=1890))) == []
-    found = warnings((QUIET, replace(QUIET, clock_mhz=1500, slowed_by=("its temperature",), other_processes=1)))
+    found = warnings(
+        (QUIET, replace(QUIET, clock_mhz=1500, slowed_by=("its temperature",), other_processes=1))
+    )
     assert found == [
         "the GPU was slowed down by its temperature",
         "1 other process had memory on the GPU",

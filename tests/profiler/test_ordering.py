@@ -40,14 +40,23 @@ def held(*nbytes: int) -> list[int]:
 
 
 def test_a_short_row_is_sorted_in_place_after_its_places_are_counted():
-    assert stream(lambda x: x.sort(), meta(3, 4096)) == [3 * 4096 * 4, 3 * 4096 * 8, *held(8 * 4096)]
+    assert stream(lambda x: x.sort(), meta(3, 4096)) == [
+        3 * 4096 * 4,
+        3 * 4096 * 8,
+        *held(8 * 4096),
+    ]
 
 
 def test_one_long_row_is_sorted_by_its_storage_and_a_row_of_places():
     # 16,384 + 15 blocks of 4,608 x 1,024 + two buffers of 524,288 + 256 + 255.
     storage = 16_384 + 15 * 1024 + 2 * 524_288 + 256 + 255
     places = 8 * 65_536
-    assert stream(lambda x: x.argsort(), meta(65_536, dtype=LONG)) == [places, places, *held(places, storage), -places]
+    assert stream(lambda x: x.argsort(), meta(65_536, dtype=LONG)) == [
+        places,
+        places,
+        *held(places, storage),
+        -places,
+    ]
 
 
 def test_a_few_long_rows_are_sorted_at_once_and_then_by_their_row():
@@ -57,13 +66,30 @@ def test_a_few_long_rows_are_sorted_at_once_and_then_by_their_row():
     by_row = 2048 + 7 * 1024 + 256 + 255
     found = stream(lambda x: x.sort(stable=True), meta(8, 5000))
     pairs = 8 * count
-    assert found == [4 * count, 8 * count, pairs, pairs, 4 * count, by_value, -by_value, -4 * count, by_row, -by_row, -pairs, -pairs]
+    assert found == [
+        4 * count,
+        8 * count,
+        pairs,
+        pairs,
+        4 * count,
+        by_value,
+        -by_value,
+        -4 * count,
+        by_row,
+        -by_row,
+        -pairs,
+        -pairs,
+    ]
 
 
 def test_many_long_rows_are_sorted_as_segments():
     count = 128 * 5000
     storage = 4 * count + 8 * count + 255
-    assert stream(lambda x: x.sort(), meta(128, 5000)) == [4 * count, 8 * count, *held(8 * count, storage)]
+    assert stream(lambda x: x.sort(), meta(128, 5000)) == [
+        4 * count,
+        8 * count,
+        *held(8 * count, storage),
+    ]
 
 
 def test_rows_that_lie_across_are_laid_side_by_side_with_their_outputs():
@@ -96,7 +122,16 @@ def test_more_than_4096_of_the_largest_are_sorted_aside():
     found = stream(lambda x: x.topk(5000), meta(1, 6000))
     storage = sort_bytes(device_of(None), 5000, 4, 8, 32)
     inner = [8 * 5000, storage, -storage, -8 * 5000]
-    assert found == [4 * 5000, 8 * 5000, 8 * 5000, 4 * 5000, *inner, *held(8 * 5000), -4 * 5000, -8 * 5000]
+    assert found == [
+        4 * 5000,
+        8 * 5000,
+        8 * 5000,
+        4 * 5000,
+        *inner,
+        *held(8 * 5000),
+        -4 * 5000,
+        -8 * 5000,
+    ]
     assert stream(lambda x: x.topk(5000, sorted=False), meta(1, 6000)) == [4 * 5000, 8 * 5000]
 
 
@@ -139,11 +174,16 @@ def test_the_requests_of_a_third_batch_size_follow_from_two():
 
     fitted = [low.at(4, high) for low, high in zip(requests(1), requests(2), strict=True)]
     device = device_of(None)
-    assert [request.nbytes(device) for request in fitted] == [request.nbytes(device) for request in requests(5)]
+    assert [request.nbytes(device) for request in fitted] == [
+        request.nbytes(device) for request in requests(5)
+    ]
 
 
 def test_booleans_are_cast_before_they_are_summed_up():
-    assert stream(lambda x: x.cumsum(1), meta(4, 5000, dtype=torch.bool)) == [160_000, *held(160_000)]
+    assert stream(lambda x: x.cumsum(1), meta(4, 5000, dtype=torch.bool)) == [
+        160_000,
+        *held(160_000),
+    ]
 
 
 def test_what_is_transposed_is_laid_out_anew_before_its_sums():
@@ -176,15 +216,43 @@ def test_one_number_is_written_where_a_mask_is_set_without_memory():
 
 
 def test_rows_are_written_where_a_mask_is_set_after_its_places_are_looked_up():
-    found = stream(lambda x, m, v: aten.index_put_(x, [m], v), meta(1000, 6), meta(1000, dtype=torch.bool), meta(40, 6))
+    found = stream(
+        lambda x, m, v: aten.index_put_(x, [m], v),
+        meta(1000, 6),
+        meta(1000, dtype=torch.bool),
+        meta(40, 6),
+    )
     # Forty places of one dimension; the last is given back when the rows are written.
     assert found == [*counted(1000), 320, *held(1023), -4, -320]
 
 
 def test_the_gradient_of_a_mask_is_added_at_its_places():
-    found = stream(lambda x, m, v: aten.index_put_(x, [m], v, True), meta(1000, 6), meta(1000, dtype=torch.bool), meta(40, 6))
+    found = stream(
+        lambda x, m, v: aten.index_put_(x, [m], v, True),
+        meta(1000, 6),
+        meta(1000, dtype=torch.bool),
+        meta(40, 6),
+    )
     # Few enough for one block.
-    assert found == [*counted(1000), 320, *held(1023), -4, 320, 320, -320, -320, 320, 320, 320, 1, -1, -320, -320, -320, -320]
+    assert found == [
+        *counted(1000),
+        320,
+        *held(1023),
+        -4,
+        320,
+        320,
+        -320,
+        -320,
+        320,
+        320,
+        320,
+        1,
+        -1,
+        -320,
+        -320,
+        -320,
+        -320,
+    ]
 
 
 def test_features_are_scattered_by_sums_over_the_expanded_mask():
@@ -198,9 +266,20 @@ def test_features_are_scattered_by_sums_over_the_expanded_mask():
 
 def test_the_gradient_of_scattered_features_looks_their_places_up():
     grad, mask = meta(2, 100, 64), meta(2, 100, 1, dtype=torch.bool)
-    found = stream(lambda g, m: aten.masked_scatter_backward(g, m.expand_as(g), [50, 64]), grad, mask)
+    found = stream(
+        lambda g, m: aten.masked_scatter_backward(g, m.expand_as(g), [50, 64]), grad, mask
+    )
     numbers, places = 2 * 100 * 64, 8 * 3 * 50 * 64
-    assert found == [numbers, *counted(numbers), places, *held(1023), -4, -numbers, 4 * 50 * 64, -places]
+    assert found == [
+        numbers,
+        *counted(numbers),
+        places,
+        *held(1023),
+        -4,
+        -numbers,
+        4 * 50 * 64,
+        -places,
+    ]
 
 
 def test_a_distance_is_a_product_of_norms_beside_the_numbers():
@@ -247,4 +326,7 @@ def test_several_samples_are_the_largest_of_the_noise():
 
 
 def test_samples_with_replacement_take_the_shares_and_their_sums():
-    assert stream(lambda x: x.multinomial(3, replacement=True), meta(4, 500)) == [96, *held(8000, 8000)]
+    assert stream(lambda x: x.multinomial(3, replacement=True), meta(4, 500)) == [
+        96,
+        *held(8000, 8000),
+    ]

@@ -1,4 +1,6 @@
-"""A simulated device that runs out: a record that says when and what for, with true figures up to then, and never a traceback."""
+"""A simulated device that runs out: a record that says when and what for, with true figures up to
+then, and never a traceback.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,19 +21,32 @@ MIB, GIB = 1 << 20, 1 << 30
 
 def stream(*sizes: int) -> Allocations:
     count = len(sizes)
-    return Allocations(list(sizes), ["activation"] * count, [Source("h.0", "aten::mul", "model.py:7")] * count)
+    return Allocations(
+        list(sizes), ["activation"] * count, [Source("h.0", "aten::mul", "model.py:7")] * count
+    )
 
 
 def test_figures_are_those_up_to_the_request_that_failed():
-    segments = [Segment("build", [0]), Segment("forward", [1, ~1, 2]), Segment("backward", [~2, 3, 4])]
+    segments = [
+        Segment("build", [0]),
+        Segment("forward", [1, ~1, 2]),
+        Segment("backward", [~2, 3, 4]),
+    ]
     allocations = stream(10 * MIB, 30 * MIB, 12 * MIB, 16 * MIB, 22 * MIB)
     found = replay(segments, allocations, [0], CachingAllocator(total=64 * MIB, occupied=4 * MIB))
-    # 10 and 30 are reserved. 12 and then 16 come out of the free 30; 22 fit neither into the 14 behind them nor into the device's last 20.
-    assert found.error == (
-        "out of memory in backward of step 1, for activation of 22.00 MiB (aten::mul, h.0): tried to allocate 22.00 MiB; the device has "
-        "a total capacity of 64.00 MiB of which 20.00 MiB is free; 26.00 MiB is allocated, 14.00 MiB is reserved but unallocated"
+    # 10 and 30 are reserved. 12 and then 16 come out of the free 30; 22 fit neither into the 14
+    # behind them nor into the device's last 20.
+    assert (
+        found.error
+        == "out of memory in backward of step 1, for activation of 22.00 MiB (aten::mul, h.0):"
+        " tried to allocate 22.00 MiB; the device has a total capacity of 64.00 MiB of which"
+        " 20.00 MiB is free; 26.00 MiB is allocated, 14.00 MiB is reserved but unallocated"
     )
-    assert (found.peak_allocated, found.peak_phase, found.peak_reserved) == (40 * MIB, "forward", 40 * MIB)
+    assert (found.peak_allocated, found.peak_phase, found.peak_reserved) == (
+        40 * MIB,
+        "forward",
+        40 * MIB,
+    )
     assert found.peak_by_phase == {"build": 10 * MIB, "forward": 40 * MIB, "backward": 26 * MIB}
     assert found.peak_by_category == {"activation": 40 * MIB}
     assert found.kept is None
@@ -49,12 +64,20 @@ def test_a_device_too_small_for_the_first_allocation_has_held_nothing():
     found = replay([Segment("build", [0])], stream(10 * MIB), [0], CachingAllocator(total=8 * MIB))
     assert found.error is not None
     assert found.error.startswith("out of memory in build, for ")
-    assert (found.peak_allocated, found.peak_reserved, found.peak_by_category, found.peak_by_phase) == (0, 0, {}, {"build": 0})
+    assert (
+        found.peak_allocated,
+        found.peak_reserved,
+        found.peak_by_category,
+        found.peak_by_phase,
+    ) == (0, 0, {}, {"build": 0})
 
 
 def on_gpu(monkeypatch: pytest.MonkeyPatch, memory_bytes: int, **asked: object) -> Record:
-    # Of the compute capability that is assumed where no GPU is named, on which cuBLAS's workspaces depend.
-    monkeypatch.setitem(hardware._CATALOGUE, "h200", replace(hardware.describe("h200"), memory_bytes=memory_bytes))
+    # Of the compute capability that is assumed where no GPU is named, on which cuBLAS's workspaces
+    # depend.
+    monkeypatch.setitem(
+        hardware._CATALOGUE, "h200", replace(hardware.describe("h200"), memory_bytes=memory_bytes)
+    )
     return simulate(Scenario(model="gpt2", sequence_length=64, gpu="h200", **asked))  # pyright: ignore[reportArgumentType]
 
 
@@ -70,7 +93,9 @@ def test_a_scenario_that_fits_is_the_same_with_and_without_a_gpu(monkeypatch: py
     assert (just_enough.outcome, just_enough.error, just_enough.memory) == ("ok", None, endless)
 
 
-def test_below_its_peak_a_step_runs_out_and_the_record_counts_what_it_would_need(monkeypatch: pytest.MonkeyPatch):
+def test_below_its_peak_a_step_runs_out_and_the_record_counts_what_it_would_need(
+    monkeypatch: pytest.MonkeyPatch,
+):
     endless = memory_of(simulate(Scenario(model="gpt2", sequence_length=64)))
     assert endless.peak_allocated is not None
     total = endless.peak_allocated - 1 + hardware.CONTEXT_BYTES
@@ -80,17 +105,28 @@ def test_below_its_peak_a_step_runs_out_and_the_record_counts_what_it_would_need
     assert found.error is not None
     assert found.error.startswith("out of memory in step 1, for ")
     assert "\n" not in found.error
-    assert (memory.parameters, memory.optimizer_state) == (endless.parameters, endless.optimizer_state)
+    assert (memory.parameters, memory.optimizer_state) == (
+        endless.parameters,
+        endless.optimizer_state,
+    )
     assert memory.peak_reserved is not None
     assert memory.peak_reserved <= total - hardware.CONTEXT_BYTES
-    assert memory.peak_allocated == sum(memory.peak_by_category.values()) == max(memory.peak_by_phase.values())
+    assert (
+        memory.peak_allocated
+        == sum(memory.peak_by_category.values())
+        == max(memory.peak_by_phase.values())
+    )
     assert set(memory.peak_by_phase) == {"build", "forward", "backward", "step"}
     assert memory.optimizer_state_allocated is None
     assert Record.from_dict(found.to_dict()) == found
 
 
-def test_expandable_segments_let_a_step_through_that_runs_out_without(monkeypatch: pytest.MonkeyPatch):
-    expandable = memory_of(simulate(Scenario(model="gpt2", sequence_length=64, alloc_conf="expandable_segments:True")))
+def test_expandable_segments_let_a_step_through_that_runs_out_without(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    expandable = memory_of(
+        simulate(Scenario(model="gpt2", sequence_length=64, alloc_conf="expandable_segments:True"))
+    )
     assert expandable.peak_reserved is not None
     total = expandable.peak_reserved + hardware.CONTEXT_BYTES
     assert on_gpu(monkeypatch, total, alloc_conf="expandable_segments:True").outcome == "ok"
@@ -98,7 +134,10 @@ def test_expandable_segments_let_a_step_through_that_runs_out_without(monkeypatc
 
 
 def test_a_run_goes_on_after_a_device_that_ran_out(tmp_path: Path):
-    asked = [Scenario(model="gpt2-xl", optimizer="sgd", workload="state", dtype="fp32", gpu=gpu) for gpu in ("rtx3060", "rtx3090")]
+    asked = [
+        Scenario(model="gpt2-xl", optimizer="sgd", workload="state", dtype="fp32", gpu=gpu)
+        for gpu in ("rtx3060", "rtx3090")
+    ]
     found = run(asked, RunStore.create(tmp_path / "run"), lambda _place, _scenario: None)
     # Parameters, gradients and momentum are 3 times 5.93 GiB: too much for 12 GB, not for 24.
     assert [record.outcome for record in found] == ["out-of-memory", "ok"]
@@ -109,9 +148,14 @@ def test_a_run_goes_on_after_a_device_that_ran_out(tmp_path: Path):
     ("asked", "message"),
     [
         ({"gpu": "rtx3009"}, "no GPU is named 'rtx3009'; did you mean rtx3090"),
-        ({"alloc_conf": "max_split_size:64"}, "alloc_conf has no setting 'max_split_size'; did you mean max_split_size_mb"),
+        (
+            {"alloc_conf": "max_split_size:64"},
+            "alloc_conf has no setting 'max_split_size'; did you mean max_split_size_mb",
+        ),
     ],
 )
-def test_a_device_that_nobody_knows_is_refused_before_anything_is_traced(asked: dict[str, str], message: str):
+def test_a_device_that_nobody_knows_is_refused_before_anything_is_traced(
+    asked: dict[str, str], message: str
+):
     with pytest.raises(ValueError, match=message):
         simulate(Scenario(model="llama2-13b", **asked))  # pyright: ignore[reportArgumentType]

@@ -51,7 +51,9 @@ def error_of(call: object) -> BaseException:
         ("leaves", "SystemExit: 3 (model.py, line 14)"),
     ],
 )
-def test_an_exception_is_told_with_the_line_of_the_users_code(users: dict[str, object], function: str, told: str):
+def test_an_exception_is_told_with_the_line_of_the_users_code(
+    users: dict[str, object], function: str, told: str
+):
     line = one_line(error_of(users[function]))
     assert line.endswith(told)
     assert "\n" not in line
@@ -87,7 +89,11 @@ def test_a_users_line_is_found_below_our_own(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_line_of_torch_is_no_line_of_the_users():
-    """An error of torch's for a call of ours has no place in torch; the tests are the user's code here."""
-    place = user_line(error_of(lambda: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=-1.0)))
+    """An error of torch's for a call of ours has no place in torch; the tests are the user's code
+    here.
+    """
+    place = user_line(
+        error_of(lambda: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=-1.0))
+    )
     assert place is not None
     assert "test_outcome.py, line " in place

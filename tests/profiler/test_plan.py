@@ -1,4 +1,6 @@
-"""What a comparison takes: which scenarios, in which order, and what is refused before anything runs."""
+"""What a comparison takes: which scenarios, in which order, and what is refused before anything
+runs.
+"""
 
 import json
 import sys
@@ -25,53 +27,85 @@ def test_one_model_is_simulated_and_measured_and_its_family_gives_the_curve():
     scenarios = plan(Comparison(models=["vit-b16"], optimizers=["adamw", "sm3"]))
     assert summary(scenarios) == [
         *(("sim", "train", "vit-b16", name) for name in ("adamw", "sm3")),
-        *(("sim", "state", model, name) for model in ("vit-s16", "vit-b16", "vit-h14") for name in ("adamw", "sm3")),
+        *(
+            ("sim", "state", model, name)
+            for model in ("vit-s16", "vit-b16", "vit-h14")
+            for name in ("adamw", "sm3")
+        ),
         *(("cpu", "train", "vit-b16", name) for name in ("adamw", "sm3")),
     ]
     assert {s.implementation for s in scenarios if s.device == "sim"} == {"foreach"}
     assert {s.implementation for s in scenarios if s.device == "cpu"} == {"loop"}
 
 
-def test_a_constructor_that_reads_its_parameters_is_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_constructor_that_reads_its_parameters_is_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     code = """
 import torch
 class Remembering(torch.optim.SGD):
     def __init__(self, params, lr=0.1):
         super().__init__(params, lr=lr)
-        self.first = [param.detach().numpy().copy() for group in self.param_groups for param in group["params"]]
+        params = [param for group in self.param_groups for param in group["params"]]
+        self.first = [param.detach().numpy().copy() for param in params]
 """
     (tmp_path / "remembering.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    (scenario,) = plan(Comparison(models=["tiny"], optimizers=["remembering:Remembering"], device="cpu"))
+    (scenario,) = plan(
+        Comparison(models=["tiny"], optimizers=["remembering:Remembering"], device="cpu")
+    )
     assert (scenario.implementation, scenario.options) == ("loop", {"lr": 0.1})
 
 
 def test_several_models_are_their_own_curve():
     scenarios = plan(Comparison(models=["gpt2", "vit-s16"], optimizers=["sgd"], device="sim"))
-    assert summary(scenarios) == [("sim", work, model, "sgd") for work in ("train", "state") for model in ("gpt2", "vit-s16")]
+    assert summary(scenarios) == [
+        ("sim", work, model, "sgd") for work in ("train", "state") for model in ("gpt2", "vit-s16")
+    ]
 
 
 def test_the_state_alone_is_not_simulated_twice():
-    scenarios = plan(Comparison(models=["resnet18"], optimizers=["sgd"], device="sim", workload="state"))
-    assert summary(scenarios) == [("sim", "state", name, "sgd") for name in ("resnet18", "resnet50")]
+    scenarios = plan(
+        Comparison(models=["resnet18"], optimizers=["sgd"], device="sim", workload="state")
+    )
+    assert summary(scenarios) == [
+        ("sim", "state", name, "sgd") for name in ("resnet18", "resnet50")
+    ]
 
 
 @pytest.mark.parametrize("workload", ["train", "state"])
 def test_the_curve_is_not_cut_off_by_the_memory_of_a_gpu(workload: str):
-    scenarios = plan(Comparison(models=["gpt2"], optimizers=["sgd"], device="sim", workload=workload, gpu="rtx3090"))
+    scenarios = plan(
+        Comparison(
+            models=["gpt2"], optimizers=["sgd"], device="sim", workload=workload, gpu="rtx3090"
+        )
+    )
     assert scenarios[0].gpu == "rtx3090"
     assert {s.gpu for s in scenarios[1:]} == {None}
-    assert {s.model for s in scenarios if s.workload == "state"} == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+    assert {s.model for s in scenarios if s.workload == "state"} == {
+        "gpt2",
+        "gpt2-medium",
+        "gpt2-large",
+        "gpt2-xl",
+    }
 
 
 def test_a_scenario_says_every_hyper_parameter():
     (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["sm3:momentum=0.9"], device="cpu"))
-    assert scenario.options == {"lr": 0.1, "momentum": 0.9, "beta": 0.0, "eps": 1e-30, "maximize": False}
+    assert scenario.options == {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "beta": 0.0,
+        "eps": 1e-30,
+        "maximize": False,
+    }
     assert scenario.sequence_length == 1024
 
 
 def test_an_option_that_only_cuda_takes_is_not_passed_over():
-    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["adamw:capturable=true"], device="cpu"))
+    (scenario,) = plan(
+        Comparison(models=["gpt2"], optimizers=["adamw:capturable=true"], device="cpu")
+    )
     assert (scenario.options["capturable"], scenario.options["differentiable"]) == (True, False)
 
 
@@ -88,14 +122,23 @@ def test_how_to_train_is_asked_of_every_scenario():
         "alloc_conf": "expandable_segments:True",
     }
     scenarios = plan(Comparison(models=["gpt2"], optimizers=["adamw"], **asked))  # pyright: ignore[reportArgumentType]
-    assert summary(scenarios) == [("sim", "train", "gpt2", "adamw"), ("sim", "state", "gpt2", "adamw"), ("cpu", "train", "gpt2", "adamw")]
+    assert summary(scenarios) == [
+        ("sim", "train", "gpt2", "adamw"),
+        ("sim", "state", "gpt2", "adamw"),
+        ("cpu", "train", "gpt2", "adamw"),
+    ]
     assert all({name: getattr(scenario, name) for name in asked} == asked for scenario in scenarios)
 
 
-def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else_is(monkeypatch: pytest.MonkeyPatch):
+def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else_is(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     asked = Comparison(models=["resnet18"], optimizers=["sgd"], device="cpu")
-    assert [plan(each)[0].alloc_conf for each in (asked, replace(asked, alloc_conf=""))] == ["expandable_segments:True", ""]
+    assert [plan(each)[0].alloc_conf for each in (asked, replace(asked, alloc_conf=""))] == [
+        "expandable_segments:True",
+        "",
+    ]
 
 
 def of_width(width: int):
@@ -106,14 +149,29 @@ def of_width(width: int):
     ("asked", "told"),
     [
         ({"models": ["gpt3"]}, "no model named 'gpt3'; did you mean gpt2"),
-        ({"models": ["no_such_module:net"]}, "model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'"),
-        ({"models": [f"{__name__}:of_width"]}, "test_plan:of_width' must be given 'width'; say --model-config width=VALUE"),
-        ({"models": [f"{__name__}:of_width"], "config": {"width": 3}, "sequence_length": 8}, "takes no sequence_length, got 8"),
+        (
+            {"models": ["no_such_module:net"]},
+            "model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'",
+        ),
+        (
+            {"models": [f"{__name__}:of_width"]},
+            "test_plan:of_width' must be given 'width'; say --model-config width=VALUE",
+        ),
+        (
+            {"models": [f"{__name__}:of_width"], "config": {"width": 3}, "sequence_length": 8},
+            "takes no sequence_length, got 8",
+        ),
         ({"optimizers": ["adamv"]}, "no optimizer is named 'adamv'; did you mean adam"),
-        ({"optimizers": ["sm3:momentun=0.9"]}, "no option of sm3 is named 'momentun'; did you mean momentum"),
+        (
+            {"optimizers": ["sm3:momentun=0.9"]},
+            "no option of sm3 is named 'momentun'; did you mean momentum",
+        ),
         ({"optimizers": ["sm3:momentum=2"]}, "momentum.*2"),
         ({"optimizers": ["torch.optim:Adaw"]}, "no class in torch.optim is named 'Adaw'"),
-        ({"optimizers": ["torch.optim:LBFGS"], "implementation": "foreach"}, "LBFGS has no foreach implementation"),
+        (
+            {"optimizers": ["torch.optim:LBFGS"], "implementation": "foreach"},
+            "LBFGS has no foreach implementation",
+        ),
         ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         ({"device": "cuda"}, "no CUDA device on this machine; ask for --device sim or cpu"),
         ({"device": "tpu"}, "device must be one of sim, cpu, cuda, got 'tpu'"),
@@ -122,20 +180,35 @@ def of_width(width: int):
         ({"gpu": "v100-16", "amp": "bf16"}, "v100-16 has no hardware for bf16; ask for fp32"),
         ({"alloc_conf": "nonsense:1"}, "nonsense"),
         ({"amp": "fp8"}, "amp must be one of bf16, fp16, got 'fp8'"),
-        ({"amp": "bf16", "dtype": "bf16"}, "amp keeps its master weights in fp32, got dtype 'bf16' with amp 'bf16'"),
-        ({"implementation": "fused", "optimizers": ["sm3"]}, "sm3 has no fused implementation on cuda; ask for loop"),
+        (
+            {"amp": "bf16", "dtype": "bf16"},
+            "amp keeps its master weights in fp32, got dtype 'bf16' with amp 'bf16'",
+        ),
+        (
+            {"implementation": "fused", "optimizers": ["sm3"]},
+            "sm3 has no fused implementation on cuda; ask for loop",
+        ),
         ({"micro_batches": 0}, "micro_batches must be a whole number >= 1, got 0"),
         ({"max_grad_norm": 0.0}, "max_grad_norm must be a number > 0, got 0.0"),
-        ({"config": {"n_positions": 64}, "sequence_length": 65}, "gpt2 has 64 positions, got a sequence length of 65"),
+        (
+            {"config": {"n_positions": 64}, "sequence_length": 65},
+            "gpt2 has 64 positions, got a sequence length of 65",
+        ),
         ({"config": {"layers": 2}}, "no 'layers'.* in the configuration of gpt2"),
         ({"models": ["resnet18"], "checkpointing": True}, "resnet18 cannot be checkpointed"),
         ({"workload": "infer"}, "workload must be one of train, state, got 'infer'"),
         ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
         ({"steps": 1}, "steps must be a whole number >= 2, got 1"),
         ({"sequence_length": 2048}, "gpt2 has 1024 positions, got a sequence length of 2048"),
-        ({"models": ["resnet18"], "sequence_length": 8}, "resnet18 reads images and has no sequence length"),
+        (
+            {"models": ["resnet18"], "sequence_length": 8},
+            "resnet18 reads images and has no sequence length",
+        ),
         ({"gpu": "rtx3009"}, "no GPU is named 'rtx3009'; did you mean rtx3090"),
-        ({"alloc_conf": "max_split_size:64"}, "alloc_conf has no setting 'max_split_size'; did you mean max_split_size_mb"),
+        (
+            {"alloc_conf": "max_split_size:64"},
+            "alloc_conf has no setting 'max_split_size'; did you mean max_split_size_mb",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(asked: dict[str, object], told: str):
@@ -143,23 +216,27 @@ def test_what_is_wrong_is_said_before_anything_runs(asked: dict[str, object], to
         plan(Comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **asked}))  # pyright: ignore[reportArgumentType]
 
 
-def test_options_that_json_cannot_hold_are_left_to_the_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    (tmp_path / "mine_with_a_function.py").write_text(
-        """
+def test_options_that_json_cannot_hold_are_left_to_the_optimizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "mine_with_a_function.py").write_text("""
 import torch
 class Mine(torch.optim.SGD):
     def __init__(self, params, lr=0.1, rule=len):
         super().__init__(params, lr=lr)
-"""
-    )
+""")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["mine_with_a_function:Mine"], device="cpu"))
+    (scenario,) = plan(
+        Comparison(models=["gpt2"], optimizers=["mine_with_a_function:Mine"], device="cpu")
+    )
     assert scenario.options == {"lr": 0.1}
 
 
 def test_a_gpu_without_bf16_is_an_error_before_anything_runs():
     for asked in ({"dtype": "bf16"}, {"amp": "bf16"}):
-        with pytest.raises(ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"):
+        with pytest.raises(
+            ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"
+        ):
             plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no GPU is named 'tpu'"):
         plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="tpu"))
@@ -167,6 +244,10 @@ def test_a_gpu_without_bf16_is_an_error_before_anything_runs():
 
 def test_an_option_that_json_has_no_number_for_is_left_to_the_optimizer():
     pytest.importorskip("pytorch_optimizer")
-    (scenario,) = plan(Comparison(models=["vit-s16", "vit-b16"], optimizers=["prodigy"], device="sim", workload="state"))[:1]
+    (scenario,) = plan(
+        Comparison(
+            models=["vit-s16", "vit-b16"], optimizers=["prodigy"], device="sim", workload="state"
+        )
+    )[:1]
     assert "growth_rate" not in scenario.options
     json.dumps(scenario.options, allow_nan=False)

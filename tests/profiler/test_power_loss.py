@@ -1,4 +1,5 @@
-"""Power loss: every system call that changes the disk is logged, and the disk is cut off after each.
+"""Power loss: every system call that changes the disk is logged, and the disk is cut off after
+each.
 
 A disk that loses its power keeps what was synced. Of what was not, each file keeps the first of its
 changes and each folder the first of its names, any number of them; a last write may be half there,
@@ -20,9 +21,14 @@ from profiler.timeline import Stretch, Timeline
 from scenarios import Scenario
 
 TIMELINE = Timeline(
-    steps=1, phases=(Stretch(step=1, phase="step", events=1, samples=1),), places=(0,), categories={"parameter": (4,)},
-    reserved=(4,), peak=0, largest=(),
-)  # fmt: skip
+    steps=1,
+    phases=(Stretch(step=1, phase="step", events=1, samples=1),),
+    places=(0,),
+    categories={"parameter": (4,)},
+    reserved=(4,),
+    peak=0,
+    largest=(),
+)
 
 
 @dataclass
@@ -50,7 +56,11 @@ class Node:
             for before, after in pairwise(tuple(found)):
                 if len(after) > len(before):
                     grown = len(after) - len(before)
-                    found += [after[: len(before) + grown // 2], before + bytes(grown), before + bytes(grown // 2)]
+                    found += [
+                        after[: len(before) + grown // 2],
+                        before + bytes(grown),
+                        before + bytes(grown // 2),
+                    ]
         return [each for number, each in enumerate(found) if each not in found[:number]]
 
 
@@ -72,7 +82,11 @@ class Disk:
         """Take in what is there, as if it were synced; returns its number."""
         number = len(self.nodes)
         self.nodes.append(Node(None))
-        self.nodes[number].synced = {each.name: self.load(each) for each in path.iterdir()} if path.is_dir() else path.read_bytes()
+        self.nodes[number].synced = (
+            {each.name: self.load(each) for each in path.iterdir()}
+            if path.is_dir()
+            else path.read_bytes()
+        )
         return number
 
     def has(self, path: Any) -> bool:
@@ -104,7 +118,10 @@ class Disk:
         """Give names to nodes, or take them away from None, in one change."""
         number = self.find(folder)
         assert number is not None
-        self.change(number, lambda old: {name: node for name, node in (old | names).items() if node is not None})
+        self.change(
+            number,
+            lambda old: {name: node for name, node in (old | names).items() if node is not None},
+        )
 
     def change(self, number: int, change: Callable[[Any], Any]) -> None:
         """Note a change, and the moment after it."""
@@ -118,7 +135,9 @@ class Disk:
 
     def note(self) -> None:
         """Remember the disk as it is now."""
-        self.moments.append(([Node(node.synced, list(node.changes)) for node in self.nodes], self.acknowledged))
+        self.moments.append(
+            ([Node(node.synced, list(node.changes)) for node in self.nodes], self.acknowledged)
+        )
 
     def acknowledge(self) -> None:
         """Count one more record that is safe."""
@@ -139,7 +158,11 @@ class Disk:
 def tree(contents: Sequence[Any], number: int = 0) -> Any:
     """Return a tree of these contents by number: dictionaries of names, and bytes."""
     content = contents[number]
-    return {name: tree(contents, inner) for name, inner in content.items()} if isinstance(content, dict) else content
+    return (
+        {name: tree(contents, inner) for name, inner in content.items()}
+        if isinstance(content, dict)
+        else content
+    )
 
 
 class Log:
@@ -149,7 +172,18 @@ class Log:
         self.disk = disk
         self.nodes: dict[int, int] = {}
         self.real: dict[str, Callable[..., Any]] = {}
-        for name in ("open", "close", "write", "fsync", "ftruncate", "replace", "rename", "mkdir", "unlink", "fdopen"):
+        for name in (
+            "open",
+            "close",
+            "write",
+            "fsync",
+            "ftruncate",
+            "replace",
+            "rename",
+            "mkdir",
+            "unlink",
+            "fdopen",
+        ):
             self.real[name] = getattr(os, name)
             patch.setattr(os, name, getattr(self, name))
 
@@ -198,7 +232,11 @@ class Log:
             self.disk.rename(Path(path).parent, {Path(path).name: None})
 
     def fdopen(self, descriptor: int, how: str = "r", **more: Any) -> Any:
-        return Written(self, descriptor) if how == "wb" else self.real["fdopen"](descriptor, how, **more)
+        return (
+            Written(self, descriptor)
+            if how == "wb"
+            else self.real["fdopen"](descriptor, how, **more)
+        )
 
     def change(self, descriptor: int, change: Callable[[Any], Any]) -> None:
         if descriptor in self.nodes:
@@ -246,11 +284,19 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Di
 
 
 def record(number: int) -> Record:
-    return Record(scenario=Scenario(model="gpt2", seed=number), origin="simulated", environment={"padding": "x" * 20})
+    return Record(
+        scenario=Scenario(model="gpt2", seed=number),
+        origin="simulated",
+        environment={"padding": "x" * 20},
+    )
 
 
 def on_disk(path: Path) -> Any:
-    return {each.name: on_disk(each) for each in path.iterdir()} if path.is_dir() else path.read_bytes()
+    return (
+        {each.name: on_disk(each) for each in path.iterdir()}
+        if path.is_dir()
+        else path.read_bytes()
+    )
 
 
 def put(content: Any, path: Path) -> None:
@@ -267,8 +313,12 @@ def logged_whole(disk: Disk) -> None:
     assert tree([node.now() for node in disk.nodes]) == on_disk(disk.root)
 
 
-def check_all(disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evidence: bytes = b"") -> int:
-    """Hold every remnant to the promise: records in order, evidence kept, and the run goes on; returns how many there are."""
+def check_all(
+    disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evidence: bytes = b""
+) -> int:
+    """Hold every remnant to the promise: records in order, evidence kept, and the run goes on;
+    returns how many there are.
+    """
     monkeypatch.undo()
     count = 0
     for number, (left, acknowledged) in enumerate(disk.remnants()):
@@ -285,7 +335,11 @@ def check_all(disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evide
         for name, timeline in RunStore(run).read_timelines(records).items():
             assert timeline == TIMELINE, name
         if evidence:
-            kept = b"".join(path.read_bytes() for path in run.glob("records.*") if not path.name.endswith(".part"))
+            kept = b"".join(
+                path.read_bytes()
+                for path in run.glob("records.*")
+                if not path.name.endswith(".part")
+            )
             assert evidence in kept, left
         store = RunStore.resume(run)
         store.append(record(99))
@@ -311,7 +365,9 @@ def test_a_record_that_was_acknowledged_outlives_every_power_loss(
     assert check_all(disk, monkeypatch, tmp_path) > 30
 
 
-def test_a_torn_line_is_copied_before_it_is_cut_off(watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_torn_line_is_copied_before_it_is_cut_off(
+    watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     torn = b'{"schema": 1, "nobody": {"mo'
     (run := tmp_path / "disk" / "runs" / "mine").mkdir(parents=True)
     (run / "records.jsonl").write_bytes(record(0).to_json().encode() + b"\n" + torn)
@@ -324,10 +380,14 @@ def test_a_torn_line_is_copied_before_it_is_cut_off(watched: Callable[..., Disk]
     assert check_all(disk, monkeypatch, tmp_path, evidence=torn) > 8
 
 
-def test_a_repair_loses_nothing(watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_repair_loses_nothing(
+    watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     lines = [record(number).to_json().encode() + b"\n" for number in range(3)]
     (run := tmp_path / "disk" / "runs" / "mine").mkdir(parents=True)
-    (run / "records.jsonl").write_bytes(lines[0] + b"{damaged}\n" + lines[1] + b"\n" + lines[2] + b"{torn")
+    (run / "records.jsonl").write_bytes(
+        lines[0] + b"{damaged}\n" + lines[1] + b"\n" + lines[2] + b"{torn"
+    )
     disk = watched(acknowledged=3)
     assert len(RunStore.open(run).repair()) == 3
     logged_whole(disk)
@@ -335,7 +395,9 @@ def test_a_repair_loses_nothing(watched: Callable[..., Disk], monkeypatch: pytes
     assert (run / "records.jsonl").read_bytes() == b"".join(lines)
 
 
-def test_a_line_that_did_not_fit_takes_no_other_with_it(watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_a_line_that_did_not_fit_takes_no_other_with_it(
+    watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     disk = watched()
     store = RunStore.create(disk.root / "runs" / "mine")
     write, room = os.write, 500

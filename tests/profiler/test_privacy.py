@@ -224,7 +224,9 @@ def test_an_anonymous_text_names_no_path(text: str, shown: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["gpt2", "a100", "rtx3090", "h100-80", "sm3", "torch", "model"])
-def test_a_host_or_user_with_an_ordinary_name_mangles_no_text(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_or_user_with_an_ordinary_name_mangles_no_text(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = f"torch.OutOfMemoryError: {name} needs 4 bytes more for the model's state"
     monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: f"{name}.example.org")
     monkeypatch.setattr("profiler.whereabouts.getuser", lambda: name)
@@ -298,7 +300,9 @@ def test_every_text_of_a_record_is_masked() -> None:
     leak = "/home/alice/x: hf_AbCdEfGhIjKlMnOpQrSt"
     found = disclosed(
         record(
-            scenario=Scenario(model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}),
+            scenario=Scenario(
+                model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}
+            ),
             error=leak,
             warnings=(leak,),
             lost=(leak,),
@@ -365,7 +369,9 @@ def test_the_arguments_of_a_watched_script_are_left_out_of_older_records() -> No
         (["optprof", "fit", "\udcff"], ["optprof", "fit", r"\xff"]),
     ],
 )
-def test_only_a_command_of_ours_has_its_arguments_recorded(words: list[str], shown: list[str]) -> None:
+def test_only_a_command_of_ours_has_its_arguments_recorded(
+    words: list[str], shown: list[str]
+) -> None:
     assert environment.command(words) == shown
 
 

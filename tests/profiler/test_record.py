@@ -16,7 +16,9 @@ from scenarios import Scenario
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))
 
 WHOLE = Record(
-    scenario=Scenario(model="gpt2", config={"n_layer": 2}, options={"betas": [0.9, 0.99]}, max_grad_norm=1.0),
+    scenario=Scenario(
+        model="gpt2", config={"n_layer": 2}, options={"betas": [0.9, 0.99]}, max_grad_norm=1.0
+    ),
     origin="simulated",
     model_family="gpt2",
     parameter_count=4,
@@ -31,7 +33,15 @@ WHOLE = Record(
     ),
     times={"step": (0.1, 0.2)},
     warmup={},
-    estimate=StepEstimate(gpu="t4", seconds=0.1, floor_seconds=0.1, moved_bytes=1, needed_bytes=1, launches=1, synchronisations=0),
+    estimate=StepEstimate(
+        gpu="t4",
+        seconds=0.1,
+        floor_seconds=0.1,
+        moved_bytes=1,
+        needed_bytes=1,
+        launches=1,
+        synchronisations=0,
+    ),
     error="one line",
     log="logs/001.log",
     environment={"versions": {"torch": "2.13"}, "threads": 2},
@@ -40,7 +50,13 @@ WHOLE = Record(
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The path to every value in the data."""
-    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list | tuple) else ()
+    items = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list | tuple)
+        else ()
+    )
     return [path, *(found for key, value in items for found in places(value, (*path, key)))]
 
 
@@ -62,10 +78,18 @@ def test_a_whole_record_is_read_as_it_was_written():
 @pytest.mark.parametrize(
     ("path", "value", "told"),
     [
-        (("origin",), "guessed", "origin must be one of measured, simulated, estimated, got 'guessed'"),
+        (
+            ("origin",),
+            "guessed",
+            "origin must be one of measured, simulated, estimated, got 'guessed'",
+        ),
         (("memory", "parameters"), "16", "memory.parameters must be a whole number, got '16'"),
         (("memory", "parameters"), True, "memory.parameters must be a whole number, got True"),
-        (("memory", "parameters"), 2**63, "memory.parameters is at most 9223372036854775807, got a number of 64 bits"),
+        (
+            ("memory", "parameters"),
+            2**63,
+            "memory.parameters is at most 9223372036854775807, got a number of 64 bits",
+        ),
         (("memory", "state_by_key"), [1], r"memory.state_by_key must be an object, got \[1\]"),
         (("times", "step"), [0.1, "x"], "times.step must be a number, got 'x'"),
         (("times", "step"), [float("inf")], "times.step must be finite, got inf"),
@@ -74,7 +98,11 @@ def test_a_whole_record_is_read_as_it_was_written():
         (("scenario", "steps"), 1, "scenario.steps must be a whole number >= 2, got 1"),
         (("error",), "\ud800", "error must be text that UTF-8 can hold"),
         (("environment",), None, "environment must be an object, got None"),
-        (("environment",), {"a": [[[[[[[[[[[[[[]]]]]]]]]]]]]]}, "environment.a holds lists or objects more than 12 deep"),
+        (
+            ("environment",),
+            {"a": [[[[[[[[[[[[[[]]]]]]]]]]]]]]},
+            "environment.a holds lists or objects more than 12 deep",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(path: tuple[Any, ...], value: Any, told: str):
@@ -83,18 +111,49 @@ def test_what_does_not_fit_is_named(path: tuple[Any, ...], value: Any, told: str
 
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.just("x" * 30_000),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | st.sampled_from(list(WHOLE)), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.just("x" * 30_000),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(max_size=8) | st.sampled_from(list(WHOLE)), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 lines = st.one_of(
     st.binary(max_size=200),
-    st.builds(lambda path, value: json.dumps(changed(path, value)).encode(), st.sampled_from(places(WHOLE)), anything),
     st.builds(
-        lambda place, drop, put: (text := json.dumps(WHOLE).encode())[:place] + put + text[place + drop :],
+        lambda path, value: json.dumps(changed(path, value)).encode(),
+        st.sampled_from(places(WHOLE)),
+        anything,
+    ),
+    st.builds(
+        lambda place, drop, put: (
+            (text := json.dumps(WHOLE).encode())[:place] + put + text[place + drop :]
+        ),
         st.integers(0, len(json.dumps(WHOLE))),
         st.integers(0, 30),
-        st.sampled_from([b"", b"{", b"}", b"[", b"]", b'"', b"\\", b"\n", b"\x00", b"\xff", b"NaN", b"9" * 5000, b"1e999", b"[" * 3000]),
+        st.sampled_from(
+            [
+                b"",
+                b"{",
+                b"}",
+                b"[",
+                b"]",
+                b'"',
+                b"\\",
+                b"\n",
+                b"\x00",
+                b"\xff",
+                b"NaN",
+                b"9" * 5000,
+                b"1e999",
+                b"[" * 3000,
+            ]
+        ),
     ),
 )
 
@@ -109,7 +168,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 def test_a_malformed_line_is_an_error_in_one_line_or_records(store: RunStore, data: bytes):
     store.records_path.write_bytes(data + b"\n")
     found = store.read()
-    assert all(told.startswith("records.jsonl, line ") and len(told) < 2000 for told in store.damage)
+    assert all(
+        told.startswith("records.jsonl, line ") and len(told) < 2000 for told in store.damage
+    )
     assert found or store.damage
     assert all(Record.from_dict(json.loads(record.to_json())) == record for record in found)
 

@@ -1,7 +1,8 @@
-"""The simulator against snapshots that others recorded on GPUs: the allocator event by event, and whole training steps.
+"""The simulator against snapshots that others recorded on GPUs: the allocator event by event, and
+whole training steps.
 
-They lie in ../shared/gpu-snapshots, or where OPTPROF_SNAPSHOTS says; every file there is tried. How they are read and taken
-back to their start is tested on snapshots of our own, which everybody has.
+They lie in ../shared/gpu-snapshots, or where OPTPROF_SNAPSHOTS says; every file there is tried. How
+they are read and taken back to their start is tested on snapshots of our own, which everybody has.
 """
 
 import gzip
@@ -52,7 +53,11 @@ FILES = sorted(FOLDER.glob(f"*{snapshots.SUFFIX}"))
 recorded = pytest.mark.parametrize(
     "path",
     [pytest.param(path, id=path.name.removesuffix(snapshots.SUFFIX)) for path in FILES]
-    or [pytest.param(None, id="none", marks=pytest.mark.skip(reason=f"no recorded snapshots in {FOLDER}"))],
+    or [
+        pytest.param(
+            None, id="none", marks=pytest.mark.skip(reason=f"no recorded snapshots in {FOLDER}")
+        )
+    ],
 )
 
 
@@ -66,9 +71,11 @@ def test_a_recorded_snapshot_replays_exactly(path: Path):
 
 
 def weds(length: int, steps: int, **more: Any) -> dict[str, Any]:
-    """The author's script: it makes batches for six steps, and lets go of the logits before the last, the recorded one.
+    """The author's script: it makes batches for six steps, and lets go of the logits before the
+    last, the recorded one.
 
-    In float32 the second step is as all that follow; under autocast blocks go on changing places until the sixth.
+    In float32 the second step is as all that follow; under autocast blocks go on changing places
+    until the sixth.
     """
     return {
         "model": "decoder:training",
@@ -86,7 +93,8 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "weds_128_training": weds(128, steps=2),
     "weds_256_training": weds(256, steps=2),
     "weds_1024_training": weds(1024, steps=6, amp="bf16"),
-    # Gradients are summed up in place and never stepped on: the step of SGD without momentum takes nothing.
+    # Gradients are summed up in place and never stepped on: the step of SGD without momentum takes
+    # nothing.
     "magma27": {
         "model": "decoder:training",
         "config": {"width": 768, "layers": 12, "heads": 12, "inner": 3072},
@@ -100,7 +108,12 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
 steps = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.skipif(not (FOLDER / f"{name}{snapshots.SUFFIX}").exists(), reason=f"not in {FOLDER}"))
+        pytest.param(
+            name,
+            marks=pytest.mark.skipif(
+                not (FOLDER / f"{name}{snapshots.SUFFIX}").exists(), reason=f"not in {FOLDER}"
+            ),
+        )
         for name in STEPS
     ],
 )
@@ -114,7 +127,9 @@ def simulated(name: str) -> Simulation:
 def last_step(found: Simulation) -> tuple[list[Segment], list[Segment]]:
     """The segments before the last step, and its own up to the optimizer's step."""
     first = max(place for place, segment in enumerate(found.segments) if segment.phase == "forward")
-    return found.segments[:first], [segment for segment in found.segments[first:] if segment.phase != "zero_grad"]
+    return found.segments[:first], [
+        segment for segment in found.segments[first:] if segment.phase != "zero_grad"
+    ]
 
 
 @steps
@@ -128,16 +143,25 @@ def test_a_whole_step_meets_the_recorded_peaks(name: str):
     for segment in before:
         for _ in play(segment, found.allocations, allocator, blocks):
             pass
-    allocated = max(allocator.allocated_bytes for segment in step for _ in play(segment, found.allocations, allocator, blocks))
+    allocated = max(
+        allocator.allocated_bytes
+        for segment in step
+        for _ in play(segment, found.allocations, allocator, blocks)
+    )
     reserved = allocator.reserved_bytes
-    print(f"{name}: allocated {allocated}, recorded {recorded.peak_allocated}; reserved {reserved}, recorded {recorded.peak_reserved}")
+    print(
+        f"{name}: allocated {allocated}, recorded {recorded.peak_allocated}; reserved {reserved},"
+        f" recorded {recorded.peak_reserved}"
+    )
     assert allocated == pytest.approx(recorded.peak_allocated, rel=0.002)
     assert reserved == pytest.approx(recorded.peak_reserved, rel=0.005)
 
 
 @steps
 def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
-    """Requests and frees by their sizes; a failure shows each place that differs, as recorded and as simulated."""
+    """Requests and frees by their sizes; a failure shows each place that differs, as recorded and
+    as simulated.
+    """
     entries = snapshots.read(FOLDER / f"{name}{snapshots.SUFFIX}").entries
     recorded = [entry.size if entry.action == "alloc" else -entry.size for entry in entries]
     found = simulated(name)
@@ -145,17 +169,26 @@ def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
     _, step = last_step(found)
     if name == "magma27":
         step = [segment for segment in step if segment.phase != "step"]
-    ours = [nbytes[event] if event >= 0 else -nbytes[~event] for segment in step for event in segment.events]
+    ours = [
+        nbytes[event] if event >= 0 else -nbytes[~event]
+        for segment in step
+        for event in segment.events
+    ]
     if name.startswith("weds"):
-        # The logits and the loss of the step before, which the author's script let go of before recording began.
+        # The logits and the loss of the step before, which the author's script let go of before
+        # recording began.
         assert ours[1] == -4
         del ours[:2]
     matcher = SequenceMatcher(None, recorded, ours, autojunk=False)
-    differences = [(i, recorded[i:j], ours[k:m]) for tag, i, j, k, m in matcher.get_opcodes() if tag != "equal"]
+    differences = [
+        (i, recorded[i:j], ours[k:m]) for tag, i, j, k, m in matcher.get_opcodes() if tag != "equal"
+    ]
     assert differences == []
 
 
-@pytest.mark.skipif(not (FOLDER / "charan.pickle.gz").exists(), reason=f"no charan.pickle.gz in {FOLDER}")
+@pytest.mark.skipif(
+    not (FOLDER / "charan.pickle.gz").exists(), reason=f"no charan.pickle.gz in {FOLDER}"
+)
 def test_the_order_by_age_does_not_explain_what_torch_2_11_did(monkeypatch: pytest.MonkeyPatch):
     found = snapshots.read(FOLDER / "charan.pickle.gz")
     assert snapshots.replay(found).peak_reserved == 937_426_944
@@ -165,7 +198,9 @@ def test_the_order_by_age_does_not_explain_what_torch_2_11_did(monkeypatch: pyte
 
 
 class Aged(snapshots.Driver):
-    """Lets the allocator order segments by age, and keeps the recorded addresses for comparing alone."""
+    """Lets the allocator order segments by age, and keeps the recorded addresses for comparing
+    alone.
+    """
 
     def __init__(self, *, expandable: bool) -> None:
         super().__init__(expandable=expandable)
@@ -180,7 +215,9 @@ class Aged(snapshots.Driver):
 
 
 def random_snapshot(seed: int, alloc_conf: str = "", events: int = 600) -> dict[str, Any]:
-    """A snapshot as our simulator would record it of a random program that holds some 40 blocks from 1 B to 40 MiB."""
+    """A snapshot as our simulator would record it of a random program that holds some 40 blocks
+    from 1 B to 40 MiB.
+    """
     rng = random.Random(seed)
     sizes: list[int] = []
     live: list[int] = []
@@ -193,7 +230,9 @@ def random_snapshot(seed: int, alloc_conf: str = "", events: int = 600) -> dict[
             stream.append(len(sizes))
             sizes.append(int(2 ** rng.uniform(0, 25.3)))
     allocations = Allocations(sizes, ["temporary"] * len(sizes), [Source()] * len(sizes))
-    return snapshot(Scenario(model="gpt2", alloc_conf=alloc_conf), [Segment("forward", stream)], allocations)
+    return snapshot(
+        Scenario(model="gpt2", alloc_conf=alloc_conf), [Segment("forward", stream)], allocations
+    )
 
 
 def cut(data: Mapping[str, Any], first: int) -> dict[str, Any]:
@@ -203,7 +242,9 @@ def cut(data: Mapping[str, Any], first: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("alloc_conf", ["", EXPANDABLE, "roundup_power2_divisions:4", "max_split_size_mb:24"])
+@pytest.mark.parametrize(
+    "alloc_conf", ["", EXPANDABLE, "roundup_power2_divisions:4", "max_split_size_mb:24"]
+)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_simulated_snapshot_replays_wherever_its_recording_begins(seed: int, alloc_conf: str):
     data = random_snapshot(seed, alloc_conf)
@@ -211,10 +252,14 @@ def test_a_simulated_snapshot_replays_wherever_its_recording_begins(seed: int, a
     assert whole.peak_reserved > 100 * MIB
     trace = data["device_traces"][0]
     for first in range(1, len(trace), 150):
-        # Recording begins between requests, never between a segment and the request that it was taken for.
+        # Recording begins between requests, never between a segment and the request that it was
+        # taken for.
         if trace[first]["action"] == "alloc":
             continue
-        assert snapshots.replay(snapshots.Snapshot.of(cut(data, first))).peak_reserved <= whole.peak_reserved
+        assert (
+            snapshots.replay(snapshots.Snapshot.of(cut(data, first))).peak_reserved
+            <= whole.peak_reserved
+        )
 
 
 def test_streams_that_share_a_device_are_replayed_each_by_itself():
@@ -251,14 +296,26 @@ BASE = 0x7F00_0000_0000
 
 
 def with_tail() -> dict[str, Any]:
-    """A block of 11.5 MiB that kept a tail of 0.5 MiB, which only what is placed behind it shows, in a segment of 20 MiB."""
-    trace = [entry("alloc", BASE + 12 * MIB, 2 * MIB), *freed(BASE, 11 * MIB + 512 * KIB), entry("alloc", BASE, 12 * MIB)]
+    """A block of 11.5 MiB that kept a tail of 0.5 MiB, which only what is placed behind it shows,
+    in a segment of 20 MiB.
+    """
+    trace = [
+        entry("alloc", BASE + 12 * MIB, 2 * MIB),
+        *freed(BASE, 11 * MIB + 512 * KIB),
+        entry("alloc", BASE, 12 * MIB),
+    ]
     blocks = [
         {"size": 12 * MIB, "requested_size": 12 * MIB, "state": "active_allocated"},
         {"size": 2 * MIB, "requested_size": 2 * MIB, "state": "active_allocated"},
         {"size": 6 * MIB, "requested_size": 0, "state": "inactive"},
     ]
-    segment = {"address": BASE, "total_size": 20 * MIB, "stream": 0, "segment_type": "large", "blocks": blocks}
+    segment = {
+        "address": BASE,
+        "total_size": 20 * MIB,
+        "stream": 0,
+        "segment_type": "large",
+        "blocks": blocks,
+    }
     return {"segments": [segment], "device_traces": [trace]}
 
 
@@ -267,24 +324,44 @@ def test_a_tail_that_no_snapshot_shows_is_read_off_what_is_placed_behind_it():
     start = snapshots.start_of(found)
     sizes = snapshots.block_sizes(found, start, snapshots.ends_shown(found, start))
     (laid,) = snapshots.laid_out(found, start, sizes)
-    assert laid.state.blocks == (BlockState(size=12 * MIB, requested=11 * MIB + 512 * KIB), BlockState(size=8 * MIB))
+    assert laid.state.blocks == (
+        BlockState(size=12 * MIB, requested=11 * MIB + 512 * KIB),
+        BlockState(size=8 * MIB),
+    )
     assert snapshots.replay(found).peak_allocated == 14 * MIB
 
 
 def test_a_tail_that_nothing_is_placed_behind_shows_where_a_request_passes_over_it():
-    """11.5 MiB kept a tail of 0.5 MiB, and 4 MiB are free behind; a request of 4.25 goes to the larger of two places, not there."""
+    """11.5 MiB kept a tail of 0.5 MiB, and 4 MiB are free behind; a request of 4.25 goes to the
+    larger of two places, not there.
+    """
     blocks = [
         {"size": 16 * MIB, "requested_size": 0, "state": "inactive"},
         {"size": 4 * MIB, "requested_size": 4 * MIB, "state": "active_allocated"},
     ]
     other = [
-        {"size": 4 * MIB + 256 * KIB, "requested_size": 4 * MIB + 256 * KIB, "state": "active_allocated"},
+        {
+            "size": 4 * MIB + 256 * KIB,
+            "requested_size": 4 * MIB + 256 * KIB,
+            "state": "active_allocated",
+        },
         {"size": 16 * MIB - 256 * KIB, "requested_size": 0, "state": "inactive"},
     ]
     large = {"total_size": 20 * MIB, "stream": 0, "segment_type": "large"}
-    segments = [{**large, "address": BASE, "blocks": blocks}, {**large, "address": BASE + 32 * MIB, "blocks": other}]
-    trace = [entry("alloc", BASE + 32 * MIB, 4 * MIB + 256 * KIB), *freed(BASE, 11 * MIB + 512 * KIB)]
-    assert snapshots.replay(snapshots.Snapshot.of({"segments": segments, "device_traces": [trace]})).events == 2
+    segments = [
+        {**large, "address": BASE, "blocks": blocks},
+        {**large, "address": BASE + 32 * MIB, "blocks": other},
+    ]
+    trace = [
+        entry("alloc", BASE + 32 * MIB, 4 * MIB + 256 * KIB),
+        *freed(BASE, 11 * MIB + 512 * KIB),
+    ]
+    assert (
+        snapshots.replay(
+            snapshots.Snapshot.of({"segments": segments, "device_traces": [trace]})
+        ).events
+        == 2
+    )
     trace = [entry("alloc", BASE + 32 * MIB, 3 * MIB), *freed(BASE, 11 * MIB + 512 * KIB)]
     # No tail of at most 1 MiB explains that 3 MiB went elsewhere.
     other[:] = [
@@ -299,11 +376,27 @@ def test_memory_that_is_given_back_goes_back_in_the_replay():
     idle = BASE + 64 * MIB
     trace = [*freed(idle, 30 * MIB), entry("segment_free", idle, 30 * MIB)]
     blocks = [{"size": 20 * MIB, "requested_size": 20 * MIB, "state": "active_allocated"}]
-    segment = {"address": BASE, "total_size": 20 * MIB, "stream": 0, "segment_type": "large", "blocks": blocks}
-    assert snapshots.replay(snapshots.Snapshot.of({"segments": [segment], "device_traces": [trace]})).peak_reserved == 50 * MIB
+    segment = {
+        "address": BASE,
+        "total_size": 20 * MIB,
+        "stream": 0,
+        "segment_type": "large",
+        "blocks": blocks,
+    }
+    assert (
+        snapshots.replay(
+            snapshots.Snapshot.of({"segments": [segment], "device_traces": [trace]})
+        ).peak_reserved
+        == 50 * MIB
+    )
     kept = {**segment, "address": BASE + 32 * MIB, "blocks": [{**blocks[0], "state": "inactive"}]}
-    with pytest.raises(AssertionError, match=r"segments .*segment_free 0x7f0002000000.*, recorded were segment_free"):
-        snapshots.replay(snapshots.Snapshot.of({"segments": [segment, kept], "device_traces": [trace]}))
+    with pytest.raises(
+        AssertionError,
+        match=r"segments .*segment_free 0x7f0002000000.*, recorded were segment_free",
+    ):
+        snapshots.replay(
+            snapshots.Snapshot.of({"segments": [segment, kept], "device_traces": [trace]})
+        )
 
 
 @pytest.mark.parametrize(
@@ -313,7 +406,9 @@ def test_memory_that_is_given_back_goes_back_in_the_replay():
         ({"size": 9 * MIB}, "is taken where CUDA's allocator took none"),
     ],
 )
-def test_a_trace_that_the_rules_do_not_explain_is_noticed(change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_trace_that_the_rules_do_not_explain_is_noticed(
+    change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+):
     data = with_tail()
     start = snapshots.start_of(snapshots.Snapshot.of(data))
     monkeypatch.setattr(snapshots, "start_of", lambda _: start)
@@ -362,14 +457,24 @@ class Hostile:
         pytest.param(pickle.dumps({1, 2} and complex(1, 2)), id="complex"),
         pytest.param(pickle.dumps([1, 2]), id="no snapshot"),
         pytest.param(pickle.dumps({"device_traces": [[]], "segments": []}), id="no events"),
-        pytest.param(pickle.dumps({"device_traces": [[{"action": "alloc"}]], "segments": []}), id="an event without size"),
         pytest.param(
-            pickle.dumps({"device_traces": [[{"action": "alloc", "stream": 0, "size": float("nan")}]], "segments": []}),
+            pickle.dumps({"device_traces": [[{"action": "alloc"}]], "segments": []}),
+            id="an event without size",
+        ),
+        pytest.param(
+            pickle.dumps(
+                {
+                    "device_traces": [[{"action": "alloc", "stream": 0, "size": float("nan")}]],
+                    "segments": [],
+                }
+            ),
             id="a size that is no number",
         ),
     ],
 )
-def test_what_is_no_snapshot_is_refused_and_nothing_runs(data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_no_snapshot_is_refused_and_nothing_runs(
+    data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(os, "system", lambda _: pytest.fail("the pickle ran code"))
     path = tmp_path / "one.pickle.gz"
     path.write_bytes(gzip.compress(data))
@@ -401,12 +506,20 @@ def test_events_that_do_not_lead_to_what_the_snapshot_holds_are_refused(action: 
 
 
 def test_an_allocator_goes_on_from_the_state_of_another():
-    """Two blocks of 4 MiB with 12 MiB free between them, and one of 512 B: the next 12 MiB go between, and then nothing is left."""
+    """Two blocks of 4 MiB with 12 MiB free between them, and one of 512 B: the next 12 MiB go
+    between, and then nothing is left.
+    """
     large = SegmentState(
         pool="large",
-        blocks=(BlockState(size=4 * MIB, requested=4 * MIB), BlockState(size=12 * MIB), BlockState(size=4 * MIB, requested=3 * MIB)),
+        blocks=(
+            BlockState(size=4 * MIB, requested=4 * MIB),
+            BlockState(size=12 * MIB),
+            BlockState(size=4 * MIB, requested=3 * MIB),
+        ),
     )
-    small = SegmentState(pool="small", blocks=(BlockState(size=512, requested=1), BlockState(size=2 * MIB - 512)))
+    small = SegmentState(
+        pool="small", blocks=(BlockState(size=512, requested=1), BlockState(size=2 * MIB - 512))
+    )
     allocator = CachingAllocator()
     first, last, tiny = allocator.adopt([large, small])
     assert (allocator.allocated_bytes, allocator.requested_bytes) == (8 * MIB + 512, 7 * MIB + 1)
@@ -421,14 +534,22 @@ def test_an_allocator_goes_on_from_the_state_of_another():
 
 
 def test_a_state_without_room_or_of_another_kind_is_refused():
-    state = SegmentState(pool="large", blocks=(BlockState(size=20 * MIB), BlockState(size=20 * MIB, mapped=False)))
-    with pytest.raises(ValueError, match="20971520 bytes of a segment lack memory; that needs expandable_segments:True"):
+    state = SegmentState(
+        pool="large", blocks=(BlockState(size=20 * MIB), BlockState(size=20 * MIB, mapped=False))
+    )
+    with pytest.raises(
+        ValueError,
+        match="20971520 bytes of a segment lack memory; that needs expandable_segments:True",
+    ):
         CachingAllocator().adopt([state])
     with pytest.raises(ValueError, match="a segment of 20971520 bytes has no room"):
         CachingAllocator(AllocatorSettings.parse(EXPANDABLE), total=10 * MIB).adopt([state])
 
 
-@pytest.mark.parametrize("change", [{"size": 0}, {"size": 1, "requested": 2}, {"size": 2, "requested": 1, "mapped": False}])
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 0}, {"size": 1, "requested": 2}, {"size": 2, "requested": 1, "mapped": False}],
+)
 def test_a_block_s_state_that_cannot_be_is_refused(change: dict[str, Any]):
     with pytest.raises(ValueError, match="a block "):
         BlockState(**change)

@@ -29,9 +29,13 @@ from scenarios import Scenario
 STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 6, 8
 
 
-def factory(kind: str, batch_size: int = 2, dropout: float = 0.0) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def factory(
+    kind: str, batch_size: int = 2, dropout: float = 0.0
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A model of two layers and its batch, as a user's `module:factory`."""
-    return Net(getattr(nn, kind)(INPUTS, HIDDEN, 2, batch_first=True, dropout=dropout)), {"x": torch.randn(batch_size, STEPS, INPUTS)}
+    return Net(getattr(nn, kind)(INPUTS, HIDDEN, 2, batch_first=True, dropout=dropout)), {
+        "x": torch.randn(batch_size, STEPS, INPUTS)
+    }
 
 
 def lstm(batch_size: int = 2) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -54,7 +58,9 @@ class Net(nn.Module):
 class Trace:
     """A forward and a backward pass of a layer over inputs of the shape (steps, batch, numbers)."""
 
-    def __init__(self, layer: nn.Module, dtype: torch.dtype = torch.float32, amp: bool = False) -> None:
+    def __init__(
+        self, layer: nn.Module, dtype: torch.dtype = torch.float32, amp: bool = False
+    ) -> None:
         self.layer = layer.to("meta", dtype)
         self.recorder = Recorder(layer, workspaces=())
         with self.recorder.phase("build"):
@@ -65,7 +71,10 @@ class Trace:
             if isinstance(layer, nn.RNNBase):
                 flatten_parameters(layer)
         with cuda_kernels(), cuda_autocast():
-            with self.recorder.phase("forward", "activation"), torch.autocast("cuda", torch.bfloat16, enabled=amp):
+            with (
+                self.recorder.phase("forward", "activation"),
+                torch.autocast("cuda", torch.bfloat16, enabled=amp),
+            ):
                 self.output = layer(x)
             with self.recorder.phase("backward"):
                 gradient = torch.empty_like(self.output[0])
@@ -73,13 +82,19 @@ class Trace:
 
     def bytes(self, phase: int, *, optional: bool = False) -> list[int]:
         """Bytes of each event of a phase, negative for a free."""
-        segments, allocations = sized_for(self.recorder.segments, self.recorder.allocations, None, optional=optional)
+        segments, allocations = sized_for(
+            self.recorder.segments, self.recorder.allocations, None, optional=optional
+        )
         nbytes = allocations.nbytes
-        return [nbytes[event] if event >= 0 else -nbytes[~event] for event in segments[phase].events]
+        return [
+            nbytes[event] if event >= 0 else -nbytes[~event] for event in segments[phase].events
+        ]
 
 
 def layers(mode: Mode, inputs: int, hidden: int, count: int, directions: int = 1) -> Layers:
-    return Layers(mode=mode, inputs=inputs, hidden=hidden, projection=0, count=count, directions=directions)
+    return Layers(
+        mode=mode, inputs=inputs, hidden=hidden, projection=0, count=count, directions=directions
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,9 @@ def layers(mode: Mode, inputs: int, hidden: int, count: int, directions: int = 1
         (layers("gru", 672, 800, 1, 2), 326, 64, 801_177_600),
     ],
 )
-def test_what_cudnn_was_seen_to_keep_lies_within_the_range(stack: Layers, steps: int, batch: int, seen: int):
+def test_what_cudnn_was_seen_to_keep_lies_within_the_range(
+    stack: Layers, steps: int, batch: int, seen: int
+):
     least, most = reserve(stack, steps, batch, steps * batch, 4)
     assert least <= seen <= most < 1.5 * seen
     assert seen < 1.6 * least
@@ -106,7 +123,9 @@ def test_what_cudnn_was_seen_to_keep_lies_within_the_range(stack: Layers, steps:
         (layers("gru", 123, 320, 4), 500, 50, 13_169_920),
     ],
 )
-def test_a_workspace_that_was_seen_is_not_larger_than_the_most(stack: Layers, steps: int, batch: int, seen: int):
+def test_a_workspace_that_was_seen_is_not_larger_than_the_most(
+    stack: Layers, steps: int, batch: int, seen: int
+):
     least, most = workspace(stack, steps, batch, 4)
     assert least == 0
     assert seen <= most
@@ -115,7 +134,10 @@ def test_a_workspace_that_was_seen_is_not_larger_than_the_most(stack: Layers, st
 def test_the_weights_of_an_lstm_lie_where_a_gpu_showed_them():
     layer = nn.LSTM(512, 100, device="meta")
     flatten_parameters(layer)
-    places = [(weight.untyped_storage().nbytes() // 4, weight.storage_offset()) for weight in layer.parameters()]
+    places = [
+        (weight.untyped_storage().nbytes() // 4, weight.storage_offset())
+        for weight in layer.parameters()
+    ]
     assert places == [(245_600, 0), (245_600, 204_800), (245_600, 244_800), (245_600, 245_200)]
     assert len({weight.untyped_storage()._cdata for weight in layer.parameters()}) == 1
 
@@ -130,10 +152,20 @@ def test_an_lstm_takes_what_the_code_of_torch_requests_in_its_order():
     # Two states of zeros, then the outputs; hy and cy are held by the test.
     assert trace.bytes(1) == [state, state, output, state, state, kept]
     # The gradient of the output; zeros for those of hy and cy; gradients of the input and both
-    # states; those of all weights. Then the zeros go, the three gradients, the states of the forward
-    # pass, and what was kept.
+    # states; those of all weights. Then the zeros go, the three gradients, the states of the
+    # forward pass, and what was kept.
     begins = [output, state, state, gradient, state, state, weights]
-    assert trace.bytes(2) == [*begins, -state, -state, -gradient, -state, -state, -state, -state, -kept]
+    assert trace.bytes(2) == [
+        *begins,
+        -state,
+        -state,
+        -gradient,
+        -state,
+        -state,
+        -state,
+        -state,
+        -kept,
+    ]
 
 
 def test_gradients_lie_in_one_buffer_as_the_weights_do():
@@ -141,14 +173,19 @@ def test_gradients_lie_in_one_buffer_as_the_weights_do():
     gradients = [weight.grad for weight in layer.parameters() if weight.grad is not None]
     assert len(gradients) == 16
     assert len({gradient.untyped_storage()._cdata for gradient in gradients}) == 1
-    assert [gradient.storage_offset() for gradient in gradients] == [weight.storage_offset() for weight in layer.parameters()]
+    assert [gradient.storage_offset() for gradient in gradients] == [
+        weight.storage_offset() for weight in layer.parameters()
+    ]
 
 
 def test_without_biases_each_gradient_is_a_copy_and_the_buffer_has_them_still():
     layer = Trace(nn.RNN(INPUTS, HIDDEN, bias=False)).layer
     weights = list(layer.parameters())
     assert weights[0].untyped_storage().nbytes() == 4 * (HIDDEN * (INPUTS + HIDDEN) + 2 * HIDDEN)
-    assert len({weight.grad.untyped_storage()._cdata for weight in weights if weight.grad is not None}) == 2
+    assert (
+        len({weight.grad.untyped_storage()._cdata for weight in weights if weight.grad is not None})
+        == 2
+    )
 
 
 def test_weights_of_bfloat16_are_laid_together_at_every_call():
@@ -178,7 +215,11 @@ def test_a_layer_that_does_not_train_keeps_nothing():
 
 def test_all_dropout_shares_one_state_of_random_numbers():
     trace = trace_model(Scenario(model=f"{__name__}:dropping", steps=2))
-    states = [request for request in trace.allocations.requests.values() if request.optional and request.numbers == (16 << 20,)]
+    states = [
+        request
+        for request in trace.allocations.requests.values()
+        if request.optional and request.numbers == (16 << 20,)
+    ]
     assert len(states) == 1
 
 
@@ -210,7 +251,9 @@ class Cell(nn.Module):
         return found if isinstance(found, tuple) else (found,)
 
 
-def test_packing_and_padding_take_what_they_take_on_the_cpu(cpu_events: Callable[[Callable[[], object]], list[int]]):
+def test_packing_and_padding_take_what_they_take_on_the_cpu(
+    cpu_events: Callable[[Callable[[], object]], list[int]],
+):
     lengths, kept = torch.tensor([5, 3, 3]), []
 
     def run(x: torch.Tensor) -> None:
@@ -224,7 +267,9 @@ def test_packing_and_padding_take_what_they_take_on_the_cpu(cpu_events: Callable
     with recorder.phase("forward"):
         run(x)
     nbytes = recorder.allocations.nbytes
-    recorded = [nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[1].events]
+    recorded = [
+        nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[1].events
+    ]
     # Lengths and batch sizes stay on the host.
     padded = torch.empty(STEPS, BATCH, INPUTS)
     real = cpu_events(lambda: run(padded))
@@ -233,12 +278,18 @@ def test_packing_and_padding_take_what_they_take_on_the_cpu(cpu_events: Callable
 
 def test_packed_sequences_run_as_one_operation_over_their_tokens():
     layer, recorder = nn.LSTM(INPUTS, HIDDEN, device="meta"), Recorder(workspaces=())
-    packed = nn.utils.rnn.PackedSequence(torch.empty(11, INPUTS, device="meta"), torch.tensor([3, 3, 3, 1, 1]))
+    packed = nn.utils.rnn.PackedSequence(
+        torch.empty(11, INPUTS, device="meta"), torch.tensor([3, 3, 3, 1, 1])
+    )
     with cuda_kernels(), recorder.phase("forward"):
         output, (hy, _) = layer(packed)
     assert output.data.shape == (11, HIDDEN)
     assert hy.shape == (1, 3, HIDDEN)
-    least = [request.least for request in recorder.allocations.requests.values() if request.optional and request.least]
+    least = [
+        request.least
+        for request in recorder.allocations.requests.values()
+        if request.optional and request.least
+    ]
     assert least == [4 * 11 * 5 * HIDDEN]
 
 

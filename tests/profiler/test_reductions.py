@@ -1,4 +1,6 @@
-"""Staging buffers of reductions: bytes that GPUs were recorded to take, and bytes worked out by hand from Reduce.cuh."""
+"""Staging buffers of reductions: bytes that GPUs were recorded to take, and bytes worked out by
+hand from Reduce.cuh.
+"""
 
 import json
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from profiler.tracing.trace import Recorder
 from scenarios import Scenario
 
 
-def stream(run: Callable[[torch.Tensor], object], tensor: torch.Tensor, gpu: str | None = None) -> list[int]:
+def stream(
+    run: Callable[[torch.Tensor], object], tensor: torch.Tensor, gpu: str | None = None
+) -> list[int]:
     """Bytes of each event of what `run` does to a tensor on this GPU, negative for a free."""
     recorder = Recorder(workspaces=())
     with recorder.phase("forward"):
@@ -22,14 +26,19 @@ def stream(run: Callable[[torch.Tensor], object], tensor: torch.Tensor, gpu: str
     segments, allocations = sized_for(recorder.segments, recorder.allocations, gpu)
     del kept
     nbytes = allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in segments for event in segment.events]
+    return [
+        nbytes[event] if event >= 0 else -nbytes[~event]
+        for segment in segments
+        for event in segment.events
+    ]
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-# Recorded on 132 multiprocessors of 2,048 threads: outputs, reduced rows, bytes of the staging buffer.
+# Recorded on 132 multiprocessors of 2,048 threads: outputs, reduced rows, bytes of the staging
+# buffer.
 SUMS = [
     (1024, 512, 0),
     (1024, 1024, 8_388_608),
@@ -56,19 +65,33 @@ def test_a_sum_over_rows_takes_the_recorded_staging_buffer(outputs: int, rows: i
 
 
 @pytest.mark.parametrize(("outputs", "rows", "staged"), MAXIMA)
-def test_a_maximum_with_indices_takes_the_recorded_staging_buffer(outputs: int, rows: int, staged: int):
+def test_a_maximum_with_indices_takes_the_recorded_staging_buffer(
+    outputs: int, rows: int, staged: int
+):
     flags = 4 * outputs // 128
     expected = [4 * outputs, 8 * outputs, staged, flags, -flags, -staged]
     assert stream(lambda x: x.max(0), meta(rows, outputs)) == expected
 
 
-# GPT-2 XL's c_fc: 6,400 outputs, 1,024 rows a sequence. Blocks of 32 x 4 threads with 4 outputs each: a grid of 50.
-# Blocks for an output: at batch 1 16 (256 values a thread, 16 of them each), at batch 8 the most that a GPU fills:
-# 108 x 16 / 50 rounded up is 35, 132 x 16 / 50 is 43. Staged: 4 bytes x 6,400 x blocks x 32 x 4.
-@pytest.mark.parametrize(("gpu", "batch", "blocks"), [("a100-80", 1, 16), ("a100-80", 8, 35), ("h100-80", 1, 16), ("h100-80", 8, 43)])
-def test_the_bias_of_gpt2_xl_s_widest_layer_takes_what_the_gpu_s_multiprocessors_fill(gpu: str, batch: int, blocks: int):
+# GPT-2 XL's c_fc: 6,400 outputs, 1,024 rows a sequence. Blocks of 32 x 4 threads with 4 outputs
+# each: a grid of 50. Blocks for an output: at batch 1 16 (256 values a thread, 16 of them each), at
+# batch 8 the most that a GPU fills: 108 x 16 / 50 rounded up is 35, 132 x 16 / 50 is 43. Staged: 4
+# bytes x 6,400 x blocks x 32 x 4.
+@pytest.mark.parametrize(
+    ("gpu", "batch", "blocks"),
+    [("a100-80", 1, 16), ("a100-80", 8, 35), ("h100-80", 1, 16), ("h100-80", 8, 43)],
+)
+def test_the_bias_of_gpt2_xl_s_widest_layer_takes_what_the_gpu_s_multiprocessors_fill(
+    gpu: str, batch: int, blocks: int
+):
     staged = 4 * 6400 * blocks * 32 * 4
-    assert stream(lambda x: x.sum(0), meta(batch * 1024, 6400), gpu) == [4 * 6400, staged, 4 * 50, -4 * 50, -staged]
+    assert stream(lambda x: x.sum(0), meta(batch * 1024, 6400), gpu) == [
+        4 * 6400,
+        staged,
+        4 * 50,
+        -4 * 50,
+        -staged,
+    ]
 
 
 def test_three_dimensions_in_a_row_reduce_as_the_two_that_they_are():
@@ -77,14 +100,21 @@ def test_three_dimensions_in_a_row_reduce_as_the_two_that_they_are():
 
 
 def test_a_sum_along_the_rows_of_a_matrix_stages_a_number_for_each_block():
-    # 1 output of 2^24: 512 threads across, vectors of 4, 32,768 values a thread. 132 x 4 blocks fill the GPU; 32,768 / 16 = 2,048
-    # and 32,768 / 256 = 128 bound the blocks from above and below: 528. 4 bytes each, one semaphore.
+    # 1 output of 2^24: 512 threads across, vectors of 4, 32,768 values a thread. 132 x 4 blocks
+    # fill the GPU; 32,768 / 16 = 2,048 and 32,768 / 256 = 128 bound the blocks from above and
+    # below: 528. 4 bytes each, one semaphore.
     assert stream(lambda x: x.sum(), meta(1 << 24)) == [4, 4 * 528, 4, -4, -4 * 528]
 
 
 def test_halves_are_summed_in_float32():
     # As 1,024 x 1,024 in float32: the accumulator is as wide, and 4 outputs are loaded at once.
-    assert stream(lambda x: x.sum(0), meta(1024, 1024, dtype=torch.bfloat16)) == [2048, 8_388_608, 32, -32, -8_388_608]
+    assert stream(lambda x: x.sum(0), meta(1024, 1024, dtype=torch.bfloat16)) == [
+        2048,
+        8_388_608,
+        32,
+        -32,
+        -8_388_608,
+    ]
 
 
 def test_whole_numbers_are_summed_in_a_copy_of_64_bits():
@@ -94,19 +124,33 @@ def test_whole_numbers_are_summed_in_a_copy_of_64_bits():
 def test_an_odd_number_of_outputs_is_not_loaded_in_vectors():
     # 1,023 outputs: 1 at once, blocks of 32 x 16, 64 values a thread: too few to cut.
     assert stream(lambda x: x.sum(0), meta(1024, 1023)) == [4 * 1023]
-    # 8,192 rows: 512 values a thread, a grid of 32, 132 x 4 / 32 = 17 blocks (512 / 16 = 32 at most).
+    # 8,192 rows: 512 values a thread, a grid of 32, 132 x 4 / 32 = 17 blocks (512 / 16 = 32 at
+    # most).
     staged = 4 * 1023 * 17 * 32
-    assert stream(lambda x: x.sum(0), meta(8192, 1023)) == [4 * 1023, staged, 4 * 32, -4 * 32, -staged]
+    assert stream(lambda x: x.sum(0), meta(8192, 1023)) == [
+        4 * 1023,
+        staged,
+        4 * 32,
+        -4 * 32,
+        -staged,
+    ]
 
 
 def test_the_variance_of_a_column_keeps_sixteen_bytes_for_each_thread():
     # A mean, a sum of squares and two counts; else as the sum.
-    assert stream(lambda x: x.var(0), meta(1024, 1024)) == [4096, 4 * 8_388_608, 32, -32, -4 * 8_388_608]
+    assert stream(lambda x: x.var(0), meta(1024, 1024)) == [
+        4096,
+        4 * 8_388_608,
+        32,
+        -32,
+        -4 * 8_388_608,
+    ]
 
 
 def test_a_tensor_beyond_32_bits_is_reduced_in_pieces():
-    # 2^30 float32 numbers reach 4 GiB: two pieces of 2^20 rows, whose last byte has an offset below 2^31. Each: 2^18 values a
-    # thread and a grid of 4. 132 x 16 / 4 = 528 blocks would fill the GPU, but no thread takes more than 256 values: 1,024.
+    # 2^30 float32 numbers reach 4 GiB: two pieces of 2^20 rows, whose last byte has an offset below
+    # 2^31. Each: 2^18 values a thread and a grid of 4. 132 x 16 / 4 = 528 blocks would fill the
+    # GPU, but no thread takes more than 256 values: 1,024.
     found = stream(lambda x: x.sum(0), meta(1 << 21, 512))
     staged = 4 * 512 * 1024 * 32 * 4
     assert found == [2048, staged, 16, -16, -staged]
@@ -120,7 +164,10 @@ def test_sizes_at_any_batch_are_worked_out_from_shapes_that_grow_with_it():
         alone[batch] = found
     for batch in (12, 13):
         fresh = Streams().of(Scenario(**{**vars(scenario), "batch_size": batch}))
-        assert (fresh.segments, fresh.allocations.nbytes) == (alone[batch].segments, alone[batch].allocations.nbytes)
+        assert (fresh.segments, fresh.allocations.nbytes) == (
+            alone[batch].segments,
+            alone[batch].allocations.nbytes,
+        )
     ((model,),) = streams._models.values()
     assert model._is_proportional
 
@@ -128,13 +175,22 @@ def test_sizes_at_any_batch_are_worked_out_from_shapes_that_grow_with_it():
 RESULTS = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/constants.json"))
 
 
-@pytest.mark.parametrize("path", RESULTS or [pytest.param(None, marks=pytest.mark.skip(reason="no GPU has run make gpu"))])
+@pytest.mark.parametrize(
+    "path",
+    RESULTS or [pytest.param(None, marks=pytest.mark.skip(reason="no GPU has run make gpu"))],
+)
 def test_sums_take_what_a_campaign_s_gpu_was_seen_to_take(path: Path):
-    """`make gpu` notes what a sum over rows holds beside its result; a block may be up to a MiB larger than the request."""
+    """`make gpu` notes what a sum over rows holds beside its result; a block may be up to a MiB
+    larger than the request.
+    """
     cases = json.loads(path.read_text())["staging_bytes"]
     sums = {name: held for name, held in cases.items() if name.startswith("sum ")}
     assert sums
     for name, held in sums.items():
         shape, dtype = name.removeprefix("sum ").split()
-        found = stream(lambda x: x.sum(0), meta(*map(int, shape.split("x")), dtype=getattr(torch, dtype)), path.parent.name)
+        found = stream(
+            lambda x: x.sum(0),
+            meta(*map(int, shape.split("x")), dtype=getattr(torch, dtype)),
+            path.parent.name,
+        )
         assert 0 <= held - (max(accumulate(found)) - found[0]) < 2 << 20, name

@@ -1,4 +1,6 @@
-"""A run survives what runs in it: optimizers that fail, hang, die and print, and the death of either process."""
+"""A run survives what runs in it: optimizers that fail, hang, die and print, and the death of
+either process.
+"""
 
 import os
 import pickle
@@ -18,7 +20,7 @@ import pytest
 import torch
 
 from profiler.outcome import outcome_of
-from profiler.record import Memory, Record
+from profiler.record import Memory, Outcome, Record
 from profiler.running.child import Job
 from profiler.running.log import HEAD, TAIL
 from profiler.running.preflight import DoesNotFitError, require_room
@@ -187,7 +189,8 @@ class Writes(Model):
         self.words = words
     def forward(self, x):
         for name in os.listdir("/proc/self/fd"):
-            if int(name) > 2 and os.readlink("/proc/self/fd/" + name).startswith(("pipe:", "socket:")):
+            place = os.readlink("/proc/self/fd/" + name)
+            if int(name) > 2 and place.startswith(("pipe:", "socket:")):
                 os.write(int(name), self.words)
         return super().forward(x)
 
@@ -204,7 +207,9 @@ def writes_a_part():
 
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory: pytest.TempPathFactory):
-    """A module of the user's own, where the children find it, and a Python that buffers what they print."""
+    """A module of the user's own, where the children find it, and a Python that buffers what they
+    print.
+    """
     folder = tmp_path_factory.mktemp("own")
     (folder / "owned.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
@@ -265,7 +270,9 @@ def gone(pid: int, seconds: float = 2.0) -> bool:
 
 
 @pytest.fixture(scope="module")
-def troubled(tmp_path_factory: pytest.TempPathFactory, worker: Worker) -> tuple[RunStore, list[Record]]:
+def troubled(
+    tmp_path_factory: pytest.TempPathFactory, worker: Worker
+) -> tuple[RunStore, list[Record]]:
     store = RunStore.create(tmp_path_factory.mktemp("troubled") / "run")
     asked = [scenario(name) for name in ("Talks", "Fails", "Leaves", "sgd", "Dies", "Quits", "sgd")]
     return store, run(asked, store, quietly, worker=worker)
@@ -273,7 +280,15 @@ def troubled(tmp_path_factory: pytest.TempPathFactory, worker: Worker) -> tuple[
 
 def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunStore, list[Record]]):
     store, records = troubled
-    assert [record.outcome for record in records] == ["ok", "failed", "failed", "ok", "killed", "failed", "ok"]
+    assert [record.outcome for record in records] == [
+        "ok",
+        "failed",
+        "failed",
+        "ok",
+        "killed",
+        "failed",
+        "ok",
+    ]
     assert store.read() == records
     assert records[1].error == "RuntimeError: no luck today (owned.py, line 49)"
     assert records[2].error == "SystemExit: 3 (owned.py, line 53)"
@@ -287,14 +302,23 @@ def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore,
     store, records = troubled
     logs = {record.scenario.optimizer: record.log for record in records}
     assert logs["sgd"] is None, (store.folder / logs["sgd"]).read_text()
-    assert "hello from Python\nhello from C" in (store.folder / str(logs["owned:Talks"])).read_text()
+    assert (
+        "hello from Python\nhello from C" in (store.folder / str(logs["owned:Talks"])).read_text()
+    )
     failed = (store.folder / str(logs["owned:Fails"])).read_text()
     assert failed.startswith("Traceback")
     assert failed.endswith("RuntimeError: no luck today\n")
 
 
-def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capfd: pytest.CaptureFixture[str], worker: Worker):
-    run([scenario("Talks"), scenario("Fails")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
+def test_what_a_scenario_prints_does_not_reach_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], worker: Worker
+):
+    run(
+        [scenario("Talks"), scenario("Fails")],
+        RunStore.create(tmp_path / "run"),
+        quietly,
+        worker=worker,
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -302,17 +326,23 @@ def test_what_a_scenario_prints_does_not_reach_the_terminal(tmp_path: Path, capf
 def test_a_scenario_that_changes_the_directory_is_in_nobody_s_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker, device: str
 ):
-    """As hydra does; the run was named by a relative path, and both scenarios find the directory as it was."""
+    """As hydra does; the run was named by a relative path, and both scenarios find the directory as
+    it was.
+    """
     here = Path.cwd()
     monkeypatch.chdir(tmp_path)
     store = RunStore.create(Path("run"))
     asked = [scenario("Wanders", device=device, seed=seed) for seed in range(2)]
     records = run(asked, store, quietly, snapshots=True, worker=worker)
     assert [record.outcome for record in records] == ["ok", "ok"]
-    assert all(Path("run", str(record.log)).read_text().startswith(f"in {here}\n") for record in records)
+    assert all(
+        Path("run", str(record.log)).read_text().startswith(f"in {here}\n") for record in records
+    )
 
 
-def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(tmp_path: Path, worker: Worker):
+def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(
+    tmp_path: Path, worker: Worker
+):
     store = RunStore.create(tmp_path / "run")
     (record,) = run([scenario("Asks")], store, quietly, worker=worker)
     assert (store.folder / str(record.log)).read_text().startswith("[]\n")
@@ -328,7 +358,9 @@ def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path, wo
 
 
 @pytest.mark.parametrize(("device", "folder"), [("sim", "timelines"), ("cpu", "tensorboard")])
-def test_a_file_that_cannot_be_written_costs_no_record(tmp_path: Path, worker: Worker, device: str, folder: str):
+def test_a_file_that_cannot_be_written_costs_no_record(
+    tmp_path: Path, worker: Worker, device: str, folder: str
+):
     """Where a folder ought to be made, there is a file."""
     store = RunStore.create(tmp_path / "run")
     (store.folder / folder).touch()
@@ -341,7 +373,9 @@ def test_a_file_that_cannot_be_written_costs_no_record(tmp_path: Path, worker: W
     assert pending([asked], [record], record.environment) == [asked]
 
 
-def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path, worker: Worker, pids: Path):
+def test_a_scenario_without_end_is_ended_with_all_that_it_started(
+    tmp_path: Path, worker: Worker, pids: Path
+):
     store = RunStore.create(tmp_path / "run")
     zygote = worker.pid
     records = run([scenario("Hangs"), scenario()], store, quietly, timeout=5, worker=worker)
@@ -352,9 +386,15 @@ def test_a_scenario_without_end_is_ended_with_all_that_it_started(tmp_path: Path
     assert worker.pid == zygote
 
 
-def test_each_scenario_has_a_process_of_its_own_and_a_killed_one_is_one_record(tmp_path: Path, worker: Worker):
+def test_each_scenario_has_a_process_of_its_own_and_a_killed_one_is_one_record(
+    tmp_path: Path, worker: Worker
+):
     store = RunStore.create(tmp_path / "run")
-    asked = [scenario(name, device=device) for device in ("sim", "cpu") for name in ("Tells", "Killed", "Tells")]
+    asked = [
+        scenario(name, device=device)
+        for device in ("sim", "cpu")
+        for name in ("Tells", "Killed", "Tells")
+    ]
     records = run(asked, store, quietly, worker=worker)
     assert [record.outcome for record in records] == ["ok", "killed", "ok"] * 2
     assert records[1].error == records[4].error == "the process was ended by SIGKILL"
@@ -367,7 +407,9 @@ def test_each_scenario_has_a_process_of_its_own_and_a_killed_one_is_one_record(t
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
-def test_what_a_model_leaves_in_its_process_changes_no_other_record(tmp_path: Path, worker: Worker, device: str):
+def test_what_a_model_leaves_in_its_process_changes_no_other_record(
+    tmp_path: Path, worker: Worker, device: str
+):
     usual = scenario(device=device, workload="state")
     asked = [usual, replace(usual, model="owned:doubles"), usual]
     first, double, last = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
@@ -379,7 +421,9 @@ def test_what_a_model_leaves_in_its_process_changes_no_other_record(tmp_path: Pa
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
-def test_a_copy_that_a_model_makes_of_its_process_answers_nothing(tmp_path: Path, worker: Worker, device: str):
+def test_a_copy_that_a_model_makes_of_its_process_answers_nothing(
+    tmp_path: Path, worker: Worker, device: str
+):
     asked = [replace(scenario(device=device), model="owned:copied"), scenario()]
     records = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert [(record.outcome, record.error) for record in records] == [("ok", None), ("ok", None)]
@@ -389,7 +433,9 @@ def test_an_error_that_cannot_be_printed_is_told_with_its_place(tmp_path: Path, 
     (record,) = run([scenario("Mute")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert record.outcome == "failed"
     assert record.error is not None
-    assert record.error.startswith("Unprintable: its text cannot be told, ZeroDivisionError (owned.py, line ")
+    assert record.error.startswith(
+        "Unprintable: its text cannot be told, ZeroDivisionError (owned.py, line "
+    )
 
 
 @pytest.mark.parametrize("factory", ["writes_a_word", "writes_a_status", "writes_a_part"])
@@ -403,7 +449,9 @@ def test_who_writes_into_our_pipes_fails_alone(tmp_path: Path, worker: Worker, f
 
 @pytest.mark.parametrize("factory", ["parallel", "threaded"])
 def test_a_model_that_has_threads_stops_no_optimizer(tmp_path: Path, worker: Worker, factory: str):
-    """A fork has none of the threads that OpenMP has counted, and would wait for them without end."""
+    """A fork has none of the threads that OpenMP has counted, and would wait for them without
+    end.
+    """
     asked = [replace(scenario("Parallel", seed=seed), model=f"owned:{factory}") for seed in (0, 0)]
     records = run(asked, RunStore.create(tmp_path / "run"), quietly, timeout=30, worker=worker)
     assert [record.outcome for record in records] == ["ok", "ok"]
@@ -428,15 +476,26 @@ def test_a_killed_zygote_costs_one_record_and_leaves_nothing(tmp_path: Path, pid
 
         killer = Thread(target=kill)
         killer.start()
-        records = run([scenario("Escapes"), scenario()], RunStore.create(tmp_path / "run"), quietly, worker=worker)
+        records = run(
+            [scenario("Escapes"), scenario()],
+            RunStore.create(tmp_path / "run"),
+            quietly,
+            worker=worker,
+        )
         killer.join()
     assert [record.outcome for record in records] == ["killed", "ok"]
     assert all(gone(pid) for pid in read_pids(pids))
 
 
-@pytest.mark.parametrize(("model", "optimizer"), [("owned:looks", "sgd"), ("owned:model", "Counts")])
-def test_what_cannot_be_simulated_is_measured(tmp_path: Path, worker: Worker, model: str, optimizer: str):
-    """A model that looks at its loss, and an optimizer that leaves torch: neither runs on tensors without data."""
+@pytest.mark.parametrize(
+    ("model", "optimizer"), [("owned:looks", "sgd"), ("owned:model", "Counts")]
+)
+def test_what_cannot_be_simulated_is_measured(
+    tmp_path: Path, worker: Worker, model: str, optimizer: str
+):
+    """A model that looks at its loss, and an optimizer that leaves torch: neither runs on tensors
+    without data.
+    """
     asked = [replace(scenario(optimizer, device=device), model=model) for device in ("sim", "cpu")]
     records = run(asked, RunStore.create(tmp_path / "run"), quietly, traces=True, worker=worker)
     assert [record.outcome for record in records] == ["failed", "ok"]
@@ -461,8 +520,13 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("asked", [("owned:model", "owned:Hangs"), ("owned:model", "owned:Escapes"), ("owned:stuck", "sgd")])
-def test_a_killed_parent_leaves_what_was_finished_and_no_child(tmp_path: Path, own: Path, pids: Path, asked: tuple[str, str]):
+@pytest.mark.parametrize(
+    "asked",
+    [("owned:model", "owned:Hangs"), ("owned:model", "owned:Escapes"), ("owned:stuck", "sgd")],
+)
+def test_a_killed_parent_leaves_what_was_finished_and_no_child(
+    tmp_path: Path, own: Path, pids: Path, asked: tuple[str, str]
+):
     here = str(Path(__file__).resolve().parent.parent.parent)
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), *asked],
@@ -481,11 +545,12 @@ def test_a_run_without_a_disk_ends_in_one_error_and_keeps_its_records(tmp_path: 
     code = """
 import resource, signal, sys
 from pathlib import Path
-from profiler.record import Record
+from profiler.record import Outcome, Record
 from profiler.store import RunStore
 from scenarios import Scenario
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-record = Record(scenario=Scenario(model="gpt2"), origin="simulated", environment={"padding": "x" * 3000})
+environment = {"padding": "x" * 3000}
+record = Record(scenario=Scenario(model="gpt2"), origin="simulated", environment=environment)
 store = RunStore.create(Path(sys.argv[1]))
 store.append(record)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -511,7 +576,12 @@ except OSError as error:
 def small_disk(folder: Path, kib: int) -> Iterator[Path]:
     folder.mkdir()
     size = f"size={kib}k"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
@@ -521,7 +591,10 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
 
 
 def test_a_flood_of_words_takes_a_record_s_room_on_no_disk(tmp_path: Path, worker: Worker):
-    with small_disk(tmp_path / "disk", 2048) as disk, closing(RunStore.create(disk / "run")) as store:
+    with (
+        small_disk(tmp_path / "disk", 2048) as disk,
+        closing(RunStore.create(disk / "run")) as store,
+    ):
         with pytest.raises(OSError, match="; its record is kept"):
             run([scenario("Floods"), scenario()], store, quietly, worker=worker)
         (record,) = store.read()
@@ -542,13 +615,18 @@ def test_of_a_flood_of_words_the_first_and_the_last_are_kept(tmp_path: Path, wor
 
 
 @pytest.mark.parametrize("kib", [64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104])
-def test_a_small_disk_keeps_the_record_of_each_scenario_that_was_begun(tmp_path: Path, worker: Worker, kib: int):
+def test_a_small_disk_keeps_the_record_of_each_scenario_that_was_begun(
+    tmp_path: Path, worker: Worker, kib: int
+):
     asked, begun = [scenario("Talks", seed=seed) for seed in range(40)], list[int]()
 
     def started(_place: int, asked: Scenario) -> None:
         begun.append(asked.seed)
 
-    with small_disk(tmp_path / "disk", kib) as disk, closing(RunStore.create(disk / "run")) as store:
+    with (
+        small_disk(tmp_path / "disk", kib) as disk,
+        closing(RunStore.create(disk / "run")) as store,
+    ):
         with pytest.raises(OSError, match="No space left on device"):
             run(asked, store, started, snapshots=True, worker=worker)
         records = store.read()
@@ -560,22 +638,36 @@ def test_a_small_disk_keeps_the_record_of_each_scenario_that_was_begun(tmp_path:
 
 def test_what_lies_beside_a_record_gives_way_to_it(tmp_path: Path):
     """The record has 20 kB, and the disk room for half of that."""
-    with small_disk(tmp_path / "disk", 128) as disk, closing(RunStore.create(disk / "run")) as store:
+    with (
+        small_disk(tmp_path / "disk", 128) as disk,
+        closing(RunStore.create(disk / "run")) as store,
+    ):
         record = found(scenario(), padding="x" * 19_000)
         name = file_name(record.scenario)
-        for place, nbytes in ((f"timelines/{name}.json.gz", 20_000), (f"timelines/{name}0", 3), ("timelines/other", 5)):
+        for place, nbytes in (
+            (f"timelines/{name}.json.gz", 20_000),
+            (f"timelines/{name}0", 3),
+            ("timelines/other", 5),
+        ):
             (store.folder / place).parent.mkdir(exist_ok=True)
             (store.folder / place).write_bytes(b"x" * nbytes)
         free = os.statvfs(disk)
         (disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8_192))
         kept = append(store, record)
-        assert kept.lost == (f"timelines/{name}.json.gz: removed for the record, No space left on device",)
+        assert kept.lost == (
+            f"timelines/{name}.json.gz: removed for the record, No space left on device",
+        )
         assert store.read() == [kept]
-        assert {path.name for path in (store.folder / "timelines").iterdir()} == {f"{name}0", "other"}
+        assert {path.name for path in (store.folder / "timelines").iterdir()} == {
+            f"{name}0",
+            "other",
+        }
 
 
 def test_a_job_comes_over_the_pipe_as_it_was():
-    asked = Scenario(model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu")
+    asked = Scenario(
+        model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu"
+    )
     simulated = Record(scenario=asked, origin="simulated", environment={})
     job = Job(scenario=asked, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
     assert job.to_line().count(b"\n") == 1
@@ -586,10 +678,24 @@ def test_a_job_comes_over_the_pipe_as_it_was():
     ("error", "outcome"),
     [
         (MemoryError(), "out-of-memory"),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "out-of-memory"),
-        (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"), "out-of-memory"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+            "out-of-memory",
+        ),
+        (
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory:"
+                " you tried"
+            ),
+            "out-of-memory",
+        ),
         (RuntimeError("CUDA error: out of memory"), "out-of-memory"),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out-of-memory"),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            "out-of-memory",
+        ),
         (RuntimeError("CUDA error: device-side assert triggered"), "failed"),
         (SystemExit(3), "failed"),
     ],
@@ -599,7 +705,9 @@ def test_memory_that_runs_out_is_an_outcome_of_its_own(error: BaseException, out
 
 
 def test_a_cpu_without_the_memory_for_a_step_is_out_of_memory():
-    """A real refusal by torch's allocator: a simulated model is as large as you like, a measured one is not."""
+    """A real refusal by torch's allocator: a simulated model is as large as you like, a measured
+    one is not.
+    """
     with pytest.raises(RuntimeError) as told:
         torch.empty(1 << 50, dtype=torch.uint8)
     assert outcome_of(told.value) == "out-of-memory"
@@ -607,10 +715,18 @@ def test_a_cpu_without_the_memory_for_a_step_is_out_of_memory():
 
 def simulated(peak: int) -> Record:
     memory = Memory(
-        parameters=0, gradients=0, optimizer_state=0, state_by_key={}, state_by_key_dtype={}, peak_by_category={}, peak_by_phase={},
+        parameters=0,
+        gradients=0,
+        optimizer_state=0,
+        state_by_key={},
+        state_by_key_dtype={},
+        peak_by_category={},
+        peak_by_phase={},
         peak_allocated=peak,
-    )  # fmt: skip
-    return Record(scenario=Scenario(model="gpt2"), origin="simulated", memory=memory, environment={})
+    )
+    return Record(
+        scenario=Scenario(model="gpt2"), origin="simulated", memory=memory, environment={}
+    )
 
 
 def test_a_gpu_without_room_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
@@ -620,20 +736,31 @@ def test_a_gpu_without_room_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
     require_room(asked, simulated(4 << 30))
     require_room(asked, None)
     require_room(Scenario(model="gpt2", device="cpu"), simulated(5 << 30))
-    with pytest.raises(DoesNotFitError, match=r"needs 5.00 GiB by simulation, and 4.00 GiB of 8.00 GiB are free; --force runs it"):
+    with pytest.raises(
+        DoesNotFitError,
+        match=r"needs 5.00 GiB by simulation, and 4.00 GiB of 8.00 GiB are free; --force runs it",
+    ):
         require_room(asked, simulated(5 << 30))
 
 
-HERE = {"versions": {"optprof": "1", "torch": "2.13", "transformers": "5"}, "machine": {"cpu": "fast", "gpu": None}}
+HERE = {
+    "versions": {"optprof": "1", "torch": "2.13", "transformers": "5"},
+    "machine": {"cpu": "fast", "gpu": None},
+}
 
 
-def found(asked: Scenario, outcome: str = "ok", **environment: object) -> Record:
-    return Record(scenario=asked, origin="simulated", outcome=outcome, environment=HERE | environment)  # pyright: ignore[reportArgumentType]
+def found(asked: Scenario, outcome: Outcome = "ok", **environment: object) -> Record:
+    known = HERE | environment
+    return Record(scenario=asked, origin="simulated", outcome=outcome, environment=known)
 
 
 def test_going_on_skips_what_is_ok_with_the_same_scenario_and_environment():
     asked = [Scenario(model="gpt2", seed=seed, options={"betas": (0.9, 0.99)}) for seed in range(4)]
-    written = [found(asked[0]), found(asked[1], "killed"), found(asked[2], versions={**HERE["versions"], "torch": "2.12"})]
+    written = [
+        found(asked[0]),
+        found(asked[1], "killed"),
+        found(asked[2], versions={**HERE["versions"], "torch": "2.12"}),
+    ]
     records = [Record.from_dict(record.to_dict()) for record in written]
     assert pending(asked, records, HERE) == asked[1:]
 

@@ -1,4 +1,6 @@
-"""The simulator's bytes, judged by formulas worked out by hand, by the SGD-SaI paper, and by real tensors on the CPU."""
+"""The simulator's bytes, judged by formulas worked out by hand, by the SGD-SaI paper, and by real
+tensors on the CPU.
+"""
 
 from dataclasses import replace
 
@@ -23,18 +25,24 @@ def memory(**asked: object) -> Memory:
 
 
 def shapes(model: str) -> list[torch.Size]:
-    return [p.shape for p in build(Scenario(model=model, workload="state"), "meta").model.parameters()]
+    return [
+        p.shape for p in build(Scenario(model=model, workload="state"), "meta").model.parameters()
+    ]
 
 
 STATE_BYTES = {
     "adafactor": lambda shape: (
-        4 * (shape.numel() // shape[-1] + shape.numel() // shape[-2] + 1) if len(shape) > 1 else 4 * shape.numel() + 4
+        4 * (shape.numel() // shape[-1] + shape.numel() // shape[-2] + 1)
+        if len(shape) > 1
+        else 4 * shape.numel() + 4
     ),
     "adagrad": lambda shape: 4 * shape.numel() + 4,
     "adam": lambda shape: 8 * shape.numel() + 4,
     "adamw": lambda shape: 8 * shape.numel() + 4,  # two float32 moments and a float32 step count
     "lamb": lambda shape: 8 * shape.numel() + 4,
-    "lamb16": lambda shape: 2 * shape.numel() + 12,  # two float8 moments, their float32 scales and a step count
+    "lamb16": lambda shape: (
+        2 * shape.numel() + 12
+    ),  # two float8 moments, their float32 scales and a step count
     "muon": lambda shape: 4 * shape.numel() if len(shape) == 2 else 8 * shape.numel() + 4,
     "rmsprop": lambda shape: 4 * shape.numel() + 4,
     "sgd": lambda shape: 4 * shape.numel(),
@@ -68,14 +76,26 @@ def test_state_bytes_are_those_of_the_formula(model: str, optimizer: str):
 )
 def test_state_of_the_large_models_is_what_is_known(model: str, optimizer: str, gib: float):
     digits = 4 if optimizer == "sm3" else 3
-    assert round(memory(model=model, optimizer=optimizer, workload="state").optimizer_state / GIB, digits) == gib
+    assert (
+        round(
+            memory(model=model, optimizer=optimizer, workload="state").optimizer_state / GIB, digits
+        )
+        == gib
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "optimizer", "gib"),
-    [("gpt2-xl", "sgd-sai", 5.93), ("gpt2-xl", "adamw", 11.87), ("vit-h14", "sgd-sai", 2.42), ("llama2-7b", "sgd-sai", 25.10)],
+    [
+        ("gpt2-xl", "sgd-sai", 5.93),
+        ("gpt2-xl", "adamw", 11.87),
+        ("vit-h14", "sgd-sai", 2.42),
+        ("llama2-7b", "sgd-sai", 25.10),
+    ],
 )
-def test_state_as_allocated_on_a_fresh_device_is_what_the_paper_prints(model: str, optimizer: str, gib: float):
+def test_state_as_allocated_on_a_fresh_device_is_what_the_paper_prints(
+    model: str, optimizer: str, gib: float
+):
     """arXiv 2412.11768 has 5.93, 11.86, 2.42 and 25.15, read off a figure."""
     allocated = memory(model=model, optimizer=optimizer, workload="state").optimizer_state_allocated
     assert allocated is not None
@@ -90,9 +110,14 @@ def test_state_that_reuses_the_blocks_of_activations_takes_as_much(optimizer: st
 
 
 def test_foreach_adamw_holds_a_temporary_for_every_parameter_and_its_loop_two_for_the_largest():
-    foreach, loop = (memory(model="gpt2", workload="state", implementation=how).peak_by_category for how in ("foreach", "loop"))
+    foreach, loop = (
+        memory(model="gpt2", workload="state", implementation=how).peak_by_category
+        for how in ("foreach", "loop")
+    )
     assert foreach["temporary"] == foreach["parameter"]
-    assert loop["temporary"] == 2 * 148 * MIB  # the 50257 x 768 embedding is 147.2 MiB, a segment of its own
+    assert (
+        loop["temporary"] == 2 * 148 * MIB
+    )  # the 50257 x 768 embedding is 147.2 MiB, a segment of its own
 
 
 @pytest.mark.parametrize("workload", ["train", "state"])
@@ -100,7 +125,11 @@ def test_foreach_adamw_holds_a_temporary_for_every_parameter_and_its_loop_two_fo
 def test_the_peak_is_the_sum_of_its_categories_and_the_highest_phase(optimizer: str, workload: str):
     found = memory(model="resnet18", optimizer=optimizer, workload=workload, batch_size=2)
     assert found.peak_allocated is not None
-    assert found.peak_allocated == sum(found.peak_by_category.values()) == max(found.peak_by_phase.values())
+    assert (
+        found.peak_allocated
+        == sum(found.peak_by_category.values())
+        == max(found.peak_by_phase.values())
+    )
     assert found.peak_phase is not None
     assert found.peak_by_phase[found.peak_phase] == found.peak_allocated
     assert found.peak_reserved is not None
@@ -108,12 +137,17 @@ def test_the_peak_is_the_sum_of_its_categories_and_the_highest_phase(optimizer: 
 
 
 def test_bf16_halves_parameters_and_gradients():
-    full, half = memory(model="gpt2", sequence_length=8), memory(model="gpt2", sequence_length=8, dtype="bf16")
+    full, half = (
+        memory(model="gpt2", sequence_length=8),
+        memory(model="gpt2", sequence_length=8, dtype="bf16"),
+    )
     assert (half.parameters, half.gradients) == (full.parameters // 2, full.gradients // 2)
 
 
 def test_more_steps_change_nothing_once_the_state_is_there():
-    assert memory(model="gpt2", sequence_length=8) == memory(model="gpt2", sequence_length=8, steps=4)
+    assert memory(model="gpt2", sequence_length=8) == memory(
+        model="gpt2", sequence_length=8, steps=4
+    )
 
 
 def test_the_model_is_traced_once_for_all_optimizers(monkeypatch: pytest.MonkeyPatch):
@@ -131,7 +165,10 @@ def test_the_model_is_traced_once_for_all_optimizers(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     ("model", "optimizer"),
-    [*(("gpt2", name) for name in ("adamw", "sgd-sai", "sm3", "lamb16")), *(("resnet18", name) for name in sorted(STATE_BYTES))],
+    [
+        *(("gpt2", name) for name in ("adamw", "sgd-sai", "sm3", "lamb16")),
+        *(("resnet18", name) for name in sorted(STATE_BYTES)),
+    ],
 )
 def test_bytes_equal_what_real_tensors_occupy_on_the_cpu(model: str, optimizer: str):
     shorter = {"config": {"n_layer": 2}, "sequence_length": 16} if model == "gpt2" else {}
@@ -140,7 +177,13 @@ def test_bytes_equal_what_real_tensors_occupy_on_the_cpu(model: str, optimizer: 
     real = measure(replace(asked, device="cpu")).memory
     assert simulated is not None
     assert real is not None
-    for field in ("parameters", "gradients", "optimizer_state", "state_by_key", "state_by_key_dtype"):
+    for field in (
+        "parameters",
+        "gradients",
+        "optimizer_state",
+        "state_by_key",
+        "state_by_key_dtype",
+    ):
         assert getattr(simulated, field) == getattr(real, field), field
 
 
@@ -153,14 +196,18 @@ def test_optimizers_that_read_values_back_can_be_simulated():
 def test_every_model_of_the_catalogue_trains_in_simulation(model: str):
     entry = models.describe(model)
     assert entry is not None
-    found = simulate(Scenario(model=model, optimizer="sgd", batch_size=2, sequence_length=entry.positions and 64))
+    found = simulate(
+        Scenario(model=model, optimizer="sgd", batch_size=2, sequence_length=entry.positions and 64)
+    )
     assert found.parameter_count == entry.parameter_count
     assert found.memory is not None
     assert found.memory.parameters == found.memory.gradients == 4 * entry.parameter_count
 
 
 def test_a_gradient_that_is_a_view_counts_the_storage_that_it_keeps_alive():
-    """With one image, autograd gives ViT's class token a slice of the gradient of all 197 tokens, and keeps that whole."""
+    """With one image, autograd gives ViT's class token a slice of the gradient of all 197 tokens,
+    and keeps that whole.
+    """
     found = memory(model="vit-s16", optimizer="sgd")
     assert found.gradients - found.parameters == 196 * 384 * 4
 

@@ -18,10 +18,39 @@ MIB = 1 << 20
 TAKEN = ("segment_alloc", "segment_map")
 # What the page's own reader of pickles knows, from torch/utils/viz/MemoryViz.js.
 OPCODES = {
-    "APPEND", "APPENDS", "BINFLOAT", "BINGET", "BININT", "BININT1", "BININT2", "BINPUT", "BINUNICODE", "DICT", "EMPTY_DICT", "EMPTY_LIST",
-    "EMPTY_TUPLE", "FRAME", "LIST", "LONG1", "LONG_BINGET", "LONG_BINPUT", "MARK", "MEMOIZE", "NEWFALSE", "NEWTRUE", "NONE", "PROTO",
-    "SETITEM", "SETITEMS", "SHORT_BINUNICODE", "STOP", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-}  # fmt: skip
+    "APPEND",
+    "APPENDS",
+    "BINFLOAT",
+    "BINGET",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "BINPUT",
+    "BINUNICODE",
+    "DICT",
+    "EMPTY_DICT",
+    "EMPTY_LIST",
+    "EMPTY_TUPLE",
+    "FRAME",
+    "LIST",
+    "LONG1",
+    "LONG_BINGET",
+    "LONG_BINPUT",
+    "MARK",
+    "MEMOIZE",
+    "NEWFALSE",
+    "NEWTRUE",
+    "NONE",
+    "PROTO",
+    "SETITEM",
+    "SETITEMS",
+    "SHORT_BINUNICODE",
+    "STOP",
+    "TUPLE",
+    "TUPLE1",
+    "TUPLE2",
+    "TUPLE3",
+}
 
 
 @pytest.fixture(scope="module", params=["", "expandable_segments:True"])
@@ -42,8 +71,14 @@ def found(written: Path) -> dict[str, Any]:
 
 
 def test_a_stream_counted_by_hand():
-    allocations = Allocations([4 * MIB, 3 * MIB], ["parameter", "temporary"], [Source("w"), Source("layer", "aten::mm", "model.py:3")])
-    found = snapshot(Scenario(model="gpt2"), [Segment("build", [0]), Segment("forward", [1, ~1])], allocations)
+    allocations = Allocations(
+        [4 * MIB, 3 * MIB],
+        ["parameter", "temporary"],
+        [Source("w"), Source("layer", "aten::mm", "model.py:3")],
+    )
+    found = snapshot(
+        Scenario(model="gpt2"), [Segment("build", [0]), Segment("forward", [1, ~1])], allocations
+    )
     (entries,) = found["device_traces"]
     assert [(entry["action"], entry["size"]) for entry in entries] == [
         ("segment_alloc", 20 * MIB),
@@ -57,7 +92,10 @@ def test_a_stream_counted_by_hand():
     assert [frame["name"] for frame in entries[2]["frames"]] == ["aten::mm", "layer", "forward"]
     assert (entries[2]["frames"][2]["filename"], entries[2]["frames"][2]["line"]) == ("model.py", 3)
     (segment,) = found["segments"]
-    assert [(block["state"], block["size"]) for block in segment["blocks"]] == [("active_allocated", 4 * MIB), ("inactive", 16 * MIB)]
+    assert [(block["state"], block["size"]) for block in segment["blocks"]] == [
+        ("active_allocated", 4 * MIB),
+        ("inactive", 16 * MIB),
+    ]
 
 
 def test_its_totals_are_the_record_s(simulation: Simulation, found: dict[str, Any]):
@@ -119,8 +157,12 @@ def test_torch_s_own_tools_take_it(simulation: Simulation, found: dict[str, Any]
 
 
 def test_the_page_can_read_it(written: Path):
-    """The page has a reader of its own, which knows a part of the opcodes, and one mistake that "unknown" keeps it from."""
-    used = {opcode.name: argument for opcode, argument, _ in pickletools.genops(written.read_bytes())}
+    """The page has a reader of its own, which knows a part of the opcodes, and one mistake that
+    "unknown" keeps it from.
+    """
+    used = {
+        opcode.name: argument for opcode, argument, _ in pickletools.genops(written.read_bytes())
+    }
     assert set(used) <= OPCODES
     assert used["PROTO"] in (2, 3, 4)
     entries = pickle.loads(written.read_bytes())["device_traces"][0]

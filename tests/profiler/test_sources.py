@@ -20,7 +20,9 @@ class Network(torch.nn.Module):
         self.recomputing = recomputing
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = checkpoint(self.hidden, x, use_reentrant=False) if self.recomputing else self.hidden(x)
+        hidden = (
+            checkpoint(self.hidden, x, use_reentrant=False) if self.recomputing else self.hidden(x)
+        )
         return self.second(hidden).exp().sum()
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
@@ -30,7 +32,11 @@ class Network(torch.nn.Module):
 def sources(recorder: Recorder, place: int) -> list[tuple[int, Source]]:
     """Bytes and source of each allocation of a segment, in order."""
     found = recorder.allocations
-    return [(found.nbytes[event], found.sources[event]) for event in recorder.segments[place].events if event >= 0]
+    return [
+        (found.nbytes[event], found.sources[event])
+        for event in recorder.segments[place].events
+        if event >= 0
+    ]
 
 
 def train(network: Network) -> Recorder:
@@ -69,13 +75,21 @@ def test_the_forward_pass_names_module_operation_and_line():
         (16 * 32 * 4, "", "aten::exp"),
         (4, "", "aten::sum"),
     ]
-    lines = {source.line.rpartition(":")[0].rpartition("/")[2] for _, source in sources(train(network()), 1)}
+    lines = {
+        source.line.rpartition(":")[0].rpartition("/")[2]
+        for _, source in sources(train(network()), 1)
+    }
     assert lines == {"test_sources.py"}
 
 
 def test_the_backward_pass_names_the_module_whose_gradient_it_works_out():
     found = {(nbytes, source.module) for nbytes, source in sources(train(network()), 2)}
-    assert {(128 * 64 * 4, "first"), (128 * 4, "first"), (32 * 128 * 4, "second"), (32 * 4, "second")} <= found
+    assert {
+        (128 * 64 * 4, "first"),
+        (128 * 4, "first"),
+        (32 * 128 * 4, "second"),
+        (32 * 4, "second"),
+    } <= found
     assert (16 * 128 * 4, "act") in found
     assert not {source.line for _, source in sources(train(network()), 2)} - {""}
 
@@ -105,18 +119,32 @@ def test_a_module_that_raises_leaves_no_trace():
 def test_state_is_called_by_its_key_and_its_parameter():
     model = trace_model(Scenario(model="gpt2", sequence_length=8))
     found = trace_optimizer(
-        model, lambda parameters: optimizers.create("adamw", parameters, implementation="foreach"), Scenario(model="gpt2")
+        model,
+        lambda parameters: optimizers.create("adamw", parameters, implementation="foreach"),
+        Scenario(model="gpt2"),
     )
-    state = [source for source, of in zip(found.allocations.sources, found.allocations.categories, strict=True) if of == "optimizer_state"]
-    assert {source.module for source in state} == {f"{key} of {name}" for key in ("exp_avg", "exp_avg_sq") for name in model.names}
+    state = [
+        source
+        for source, of in zip(found.allocations.sources, found.allocations.categories, strict=True)
+        if of == "optimizer_state"
+    ]
+    assert {source.module for source in state} == {
+        f"{key} of {name}" for key in ("exp_avg", "exp_avg_sq") for name in model.names
+    }
     assert {source.op for source in state} == {"aten::zeros_like"}
     assert all(source.line.startswith("torch/optim/adam.py:") for source in state)
 
 
 def test_no_source_names_a_folder_of_this_machine():
     model = trace_model(Scenario(model="resnet18"))
-    assert not [source for source in model.allocations.sources if source.line.startswith(("/", ".."))]
-    assert {source.line.partition(":")[0] for source in model.allocations.sources if source.module.endswith("convolution")} == {
+    assert not [
+        source for source in model.allocations.sources if source.line.startswith(("/", ".."))
+    ]
+    assert {
+        source.line.partition(":")[0]
+        for source in model.allocations.sources
+        if source.module.endswith("convolution")
+    } == {
         "",
         "transformers/models/resnet/modeling_resnet.py",
     }

@@ -1,4 +1,6 @@
-"""Sparse gradients and sparse matrices under simulation, judged by real steps on the CPU and by hand."""
+"""Sparse gradients and sparse matrices under simulation, judged by real steps on the CPU and by
+hand.
+"""
 
 import sys
 from collections.abc import Callable
@@ -64,7 +66,11 @@ class Graph(nn.Module):
         return torch.sparse.mm(edges, self.layer(x)).square().mean()
 
 
-def own(monkeypatch: pytest.MonkeyPatch, name: str, build: Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]]) -> str:
+def own(
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    build: Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]],
+) -> str:
     """The name of a factory for scenarios, another one for each model: traces are kept by it."""
     module = ModuleType(f"sparse_models_{name}")
     module.build = build  # pyright: ignore[reportAttributeAccessIssue]
@@ -95,12 +101,21 @@ def data(tensor: torch.Tensor) -> int:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Sparse invariant")
-def test_gradients_and_state_are_those_of_a_real_step(monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], optimizer: str):
-    scenario = Scenario(model=own(monkeypatch, kind.__name__, of_ids(kind)), optimizer=optimizer, implementation="loop", steps=2)
+def test_gradients_and_state_are_those_of_a_real_step(
+    monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], optimizer: str
+):
+    scenario = Scenario(
+        model=own(monkeypatch, kind.__name__, of_ids(kind)),
+        optimizer=optimizer,
+        implementation="loop",
+        steps=2,
+    )
     memory = simulate(scenario).memory
     assert memory is not None
     model, batch = of_ids(kind)()
-    real = make_optimizer(scenario, list(model.parameters()), [name for name, _ in model.named_parameters()])
+    real = make_optimizer(
+        scenario, list(model.parameters()), [name for name, _ in model.named_parameters()]
+    )
     for _ in range(2):
         real.zero_grad()
         model(**batch).backward()
@@ -112,7 +127,11 @@ def test_gradients_and_state_are_those_of_a_real_step(monkeypatch: pytest.Monkey
 def events(recorder: Recorder) -> list[int]:
     """Bytes of each event, negative for a free."""
     nbytes = recorder.allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
+    return [
+        nbytes[event] if event >= 0 else -nbytes[~event]
+        for segment in recorder.segments
+        for event in segment.events
+    ]
 
 
 def of_tensors(stream: list[int]) -> list[int]:
@@ -123,7 +142,9 @@ def of_tensors(stream: list[int]) -> list[int]:
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("kind", [Rows, Only])
 def test_the_events_of_gradients_that_are_added_up_are_those_of_a_real_step(
-    kind: type[nn.Module], set_to_none: bool, cpu_events: Callable[[Callable[[], object]], list[int]]
+    kind: type[nn.Module],
+    set_to_none: bool,
+    cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
     def train(model: nn.Module, ids: torch.Tensor) -> None:
         for step in range(4):
@@ -152,7 +173,9 @@ def test_the_events_of_gradients_that_are_added_up_are_those_of_a_real_step(
 def entries(ids: torch.Tensor, *, values: torch.Tensor | None = None) -> torch.Tensor:
     """A sparse tensor of rows, without data but for its entries."""
     values = torch.empty(len(ids), WIDTH, device="meta") if values is None else values
-    return torch.sparse_coo_tensor(with_value(ids[None]), values, (ROWS, WIDTH), check_invariants=False)
+    return torch.sparse_coo_tensor(
+        with_value(ids[None]), values, (ROWS, WIDTH), check_invariants=False
+    )
 
 
 def test_merged_entries_have_the_rows_that_the_batch_knows():
@@ -184,7 +207,10 @@ def test_entries_that_nobody_knows_are_refused_with_the_line_that_merges_them():
     recorder = Recorder()
     words = r"test_sparse\.py, line \d+, merges equal entries of a sparse tensor"
     with recorder.phase("backward"):
-        indices, values = torch.empty(1, 8, 5, device="meta").argmax(-1), torch.empty(8, WIDTH, device="meta")
+        indices, values = (
+            torch.empty(1, 8, 5, device="meta").argmax(-1),
+            torch.empty(8, WIDTH, device="meta"),
+        )
         gradient = torch.sparse_coo_tensor(indices, values, (ROWS, WIDTH), check_invariants=False)
         with pytest.raises(UntraceableError, match=words):
             gradient.coalesce()
@@ -192,13 +218,22 @@ def test_entries_that_nobody_knows_are_refused_with_the_line_that_merges_them():
 
 def test_an_operation_on_sparse_tensors_that_is_not_followed_is_refused_with_its_line():
     recorder = Recorder()
-    with recorder.phase("clip"), pytest.raises(UntraceableError, match=r"test_sparse\.py, line \d+, runs aten.* on a sparse tensor"):
+    with (
+        recorder.phase("clip"),
+        pytest.raises(
+            UntraceableError, match=r"test_sparse\.py, line \d+, runs aten.* on a sparse tensor"
+        ),
+    ):
         torch.sin(entries(IDS))
 
 
 @pytest.mark.parametrize("asked", [{"micro_batches": 3}, {"set_to_none": False}, {"amp": "fp16"}])
-def test_ways_of_training_on_sparse_gradients_are_followed(monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]):
-    memory = simulate(Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", steps=3, **asked)).memory
+def test_ways_of_training_on_sparse_gradients_are_followed(
+    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+):
+    memory = simulate(
+        Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", steps=3, **asked)
+    ).memory
     assert memory is not None
     draws = asked.get("micro_batches", 1)
     # The head's gradient is dense; the batch holds the indices of a single draw.
@@ -208,22 +243,45 @@ def test_ways_of_training_on_sparse_gradients_are_followed(monkeypatch: pytest.M
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:Sparse invariant checks")
 @pytest.mark.parametrize("layout", ["coalesced", "as it came", "csr"])
-def test_a_product_with_a_sparse_matrix_of_the_batch_is_followed(monkeypatch: pytest.MonkeyPatch, layout: str):
+def test_a_product_with_a_sparse_matrix_of_the_batch_is_followed(
+    monkeypatch: pytest.MonkeyPatch, layout: str
+):
     def build() -> tuple[nn.Module, dict[str, Any]]:
-        places = torch.stack([torch.arange(200, device="cpu") % 50, torch.arange(200, device="cpu") % 30])
-        edges = torch.sparse_coo_tensor(places, torch.ones(200, device="cpu"), (50, 50), device="cpu")
-        edges = edges.coalesce() if layout == "coalesced" else edges.to_sparse_csr() if layout == "csr" else edges
+        places = torch.stack(
+            [torch.arange(200, device="cpu") % 50, torch.arange(200, device="cpu") % 30]
+        )
+        edges = torch.sparse_coo_tensor(
+            places, torch.ones(200, device="cpu"), (50, 50), device="cpu"
+        )
+        edges = (
+            edges.coalesce()
+            if layout == "coalesced"
+            else edges.to_sparse_csr()
+            if layout == "csr"
+            else edges
+        )
         return Graph(), {"x": torch.randn(50, WIDTH), "edges": edges}
 
-    memory = simulate(Scenario(model=own(monkeypatch, layout.split()[0], build), optimizer="sgd")).memory
+    memory = simulate(
+        Scenario(model=own(monkeypatch, layout.split()[0], build), optimizer="sgd")
+    ).memory
     assert memory is not None
     assert memory.gradients == 4 * WIDTH * (WIDTH + 1)
-    # The dense input, 8 bytes for each index, 4 for each value; of 150 different entries where they are merged.
-    stored = {"coalesced": 150 * (2 * 8 + 4), "as it came": 200 * (2 * 8 + 4), "csr": 150 * (8 + 4) + 51 * 8}[layout]
+    # The dense input, 8 bytes for each index, 4 for each value; of 150 different entries where they
+    # are merged.
+    stored = {
+        "coalesced": 150 * (2 * 8 + 4),
+        "as it came": 200 * (2 * 8 + 4),
+        "csr": 150 * (8 + 4) + 51 * 8,
+    }[layout]
     assert memory.peak_by_category is not None
     assert memory.peak_by_category["input"] == pytest.approx(4 * 50 * WIDTH + stored, abs=3 * 512)
 
 
-def test_the_step_of_sparse_gradients_has_no_estimate_made_for_dense_ones(monkeypatch: pytest.MonkeyPatch):
-    record = simulate(Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", gpu="a100-80"))
+def test_the_step_of_sparse_gradients_has_no_estimate_made_for_dense_ones(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    record = simulate(
+        Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", gpu="a100-80")
+    )
     assert record.estimate is None

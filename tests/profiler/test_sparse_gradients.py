@@ -49,7 +49,9 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def asked(model: str, optimizer: str, **changes: Any) -> Scenario:
     usual: dict[str, Any] = {"implementation": "loop", "device": "cpu", "steps": 2}
-    return Scenario(**{**usual, "model": f"sparse_table:{model}", "optimizer": optimizer, **changes})
+    return Scenario(
+        **{**usual, "model": f"sparse_table:{model}", "optimizer": optimizer, **changes}
+    )
 
 
 def gradients_and_state(record: Record) -> tuple[int, int]:
@@ -59,7 +61,8 @@ def gradients_and_state(record: Record) -> tuple[int, int]:
 
 @pytest.mark.parametrize("workload", ["train", "state"])
 def test_sparse_gradients_are_measured(workload: str) -> None:
-    # SM3 keeps a number for each row of the table, for each row and column of the layer, and the bias.
+    # SM3 keeps a number for each row of the table, for each row and column of the layer, and the
+    # bias.
     found = measure(asked("table", "sm3", workload=workload))
     assert gradients_and_state(found) == (ROWS + OUT, 4 * (100 + 1 + 8 + 1))
     found = measure(asked("alone", "torch.optim:SparseAdam", workload=workload))
@@ -69,12 +72,16 @@ def test_sparse_gradients_are_measured(workload: str) -> None:
 
 
 def test_clipping_sparse_gradients_is_refused() -> None:
-    with pytest.raises(ValueError, match="torch clips no sparse gradients; leave out max_grad_norm"):
+    with pytest.raises(
+        ValueError, match="torch clips no sparse gradients; leave out max_grad_norm"
+    ):
         measure(asked("table", "sgd", max_grad_norm=1.0))
 
 
 def test_a_part_of_a_model_with_sparse_gradients_does_not_stand_for_it() -> None:
-    with pytest.raises(MemoryError, match="with sparse gradients its step cannot be timed on parts of it"):
+    with pytest.raises(
+        MemoryError, match="with sparse gradients its step cannot be timed on parts of it"
+    ):
         measure_slices(asked("table", "sm3"), budget=1 << 20, bytes_per_parameter=8, seconds=0.1)
 
 

@@ -1,4 +1,6 @@
-"""Bytes of tensors of every kind, and of a state wherever an optimizer hides it; counted by hand."""
+"""Bytes of tensors of every kind, and of a state wherever an optimizer hides it; counted by
+hand.
+"""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,7 +29,9 @@ from scenarios.workpiece import build
 
 
 class Slotted:
-    """An object that keeps its tensors in slots, one under a private name, and leaves one slot empty."""
+    """An object that keeps its tensors in slots, one under a private name, and leaves one slot
+    empty.
+    """
 
     __slots__ = ("__basis", "never_set", "vector")
 
@@ -56,7 +60,9 @@ class LowBit(Tensor):
         raise NotImplementedError(f"{func} is no part of counting bytes")
 
     @classmethod
-    def __tensor_unflatten__(cls, inner: dict[str, Tensor], meta: None, outer_size: Any, outer_stride: Any) -> "LowBit":
+    def __tensor_unflatten__(
+        cls, inner: dict[str, Tensor], meta: None, outer_size: Any, outer_stride: Any
+    ) -> "LowBit":
         del meta, outer_size, outer_stride
         return cls(inner["codes"], inner["scale"])
 
@@ -74,11 +80,23 @@ def ragged(layout: torch.layout) -> Tensor:
         # Twice as many, before equal places are added up.
         (lambda: torch.eye(4).to_sparse() + torch.eye(4).to_sparse(), 2 * (4 * 4 + 2 * 4 * 8)),
         # One index a number, and one place more than there are rows or columns.
-        (lambda: torch.sparse_csr_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)), 3 * 4 + 3 * 8 + 4 * 8),
-        (lambda: torch.sparse_csc_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)), 3 * 4 + 3 * 8 + 4 * 8),
+        (
+            lambda: torch.sparse_csr_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)),
+            3 * 4 + 3 * 8 + 4 * 8,
+        ),
+        (
+            lambda: torch.sparse_csc_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)),
+            3 * 4 + 3 * 8 + 4 * 8,
+        ),
         # Two blocks of four numbers.
-        (lambda: torch.sparse_bsr_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)), 2 * 4 * 4 + 2 * 8 + 3 * 8),
-        (lambda: torch.sparse_bsc_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)), 2 * 4 * 4 + 2 * 8 + 3 * 8),
+        (
+            lambda: torch.sparse_bsr_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)),
+            2 * 4 * 4 + 2 * 8 + 3 * 8,
+        ),
+        (
+            lambda: torch.sparse_bsc_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)),
+            2 * 4 * 4 + 2 * 8 + 3 * 8,
+        ),
         # A (2, 2) tensor of sizes is no storage of a nested tensor; offsets of jagged ones are.
         (lambda: ragged(torch.strided), 18 * 4),
         (lambda: ragged(torch.jagged), 18 * 4 + 3 * 8),
@@ -91,7 +109,9 @@ def ragged(layout: torch.layout) -> Tensor:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_tensor_of_any_kind_costs_the_memory_behind_it(make: Callable[[], Tensor | None], nbytes: int) -> None:
+def test_a_tensor_of_any_kind_costs_the_memory_behind_it(
+    make: Callable[[], Tensor | None], nbytes: int
+) -> None:
     tensor = make()
     assert storage_bytes([tensor, tensor]) == nbytes
 
@@ -99,7 +119,11 @@ def test_a_tensor_of_any_kind_costs_the_memory_behind_it(make: Callable[[], Tens
 def test_a_shared_storage_counts_once_under_one_dtype() -> None:
     flat = torch.zeros(10)
     rows = torch.eye(4, dtype=torch.float64).to_sparse()
-    assert bytes_by_dtype([flat, flat[2:], None, rows]) == {"float32": 40, "float64": 32, "int64": 64}
+    assert bytes_by_dtype([flat, flat[2:], None, rows]) == {
+        "float32": 40,
+        "float64": 32,
+        "int64": 64,
+    }
 
 
 def holding(**entries: Any) -> torch.optim.Optimizer:
@@ -111,7 +135,9 @@ def holding(**entries: Any) -> torch.optim.Optimizer:
 
 
 def test_tensors_in_attributes_and_slots_of_objects_are_state() -> None:
-    projector = SimpleNamespace(rank=2, bases=(torch.zeros(4, 2), [torch.zeros(2, 6)]), kind=Slotted)
+    projector = SimpleNamespace(
+        rank=2, bases=(torch.zeros(4, 2), [torch.zeros(2, 6)]), kind=Slotted
+    )
     found = state_bytes(holding(projector=projector, slotted=Slotted(), exp_avg=torch.zeros(4, 2)))
     assert found.by_key_dtype == {
         "projector": {"float32": 4 * 8 + 4 * 12},
@@ -122,7 +148,9 @@ def test_tensors_in_attributes_and_slots_of_objects_are_state() -> None:
 
 def test_a_tensor_made_of_others_costs_the_bytes_of_those() -> None:
     moment = LowBit(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(1))
-    assert state_bytes(holding(moment=moment)).by_key_dtype == {"moment": {"uint8": 24, "float32": 4}}
+    assert state_bytes(holding(moment=moment)).by_key_dtype == {
+        "moment": {"uint8": 24, "float32": 4}
+    }
 
 
 def test_an_object_that_holds_itself_is_walked_once() -> None:
@@ -134,13 +162,18 @@ def test_an_object_that_holds_itself_is_walked_once() -> None:
 def test_parameters_views_of_them_and_models_are_no_state() -> None:
     optimizer = holding(model=Linear(3, 3), package=torch)
     (param,) = optimizer.param_groups[0]["params"]
-    optimizer.state[param].update(param=param, flat=param.detach().view(-1), row=SimpleNamespace(row=param.data[1]))
+    optimizer.state[param].update(
+        param=param, flat=param.detach().view(-1), row=SimpleNamespace(row=param.data[1])
+    )
     assert list(state_tensors(optimizer)) == []
 
 
 def two_layers() -> list[Parameter]:
     """Weights of 24 and 5 numbers in bfloat16: 96 and 20 bytes in float32."""
-    return [Parameter(torch.ones(4, 6, dtype=torch.bfloat16)), Parameter(torch.ones(5, dtype=torch.bfloat16))]
+    return [
+        Parameter(torch.ones(4, 6, dtype=torch.bfloat16)),
+        Parameter(torch.ones(5, dtype=torch.bfloat16)),
+    ]
 
 
 MASTERS = 96 + 20
@@ -154,15 +187,23 @@ class Plain(torch.optim.SGD):
 
 
 def masters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [param.detach().float().clone() for group in optimizer.param_groups for param in group["params"]]
+    return [
+        param.detach().float().clone()
+        for group in optimizer.param_groups
+        for param in group["params"]
+    ]
 
 
 def in_a_list_of_pairs(optimizer: Plain) -> None:
-    optimizer.kept = list(zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True))
+    optimizer.kept = list(
+        zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True)
+    )
 
 
 def in_a_dict_by_parameter(optimizer: Plain) -> None:
-    optimizer.kept = dict(zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True))
+    optimizer.kept = dict(
+        zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True)
+    )
 
 
 def as_keys_of_a_dict(optimizer: Plain) -> None:
@@ -240,7 +281,9 @@ class Keeper:
 
 
 def hung_on_the_parameters(optimizer: Plain) -> None:
-    for param, master in zip(optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True):
+    for param, master in zip(
+        optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True
+    ):
         param.kept = master
 
 
@@ -264,7 +307,9 @@ def hung_on_the_parameters(optimizer: Plain) -> None:
         hung_on_the_parameters,
     ],
 )
-def test_copies_of_the_weights_are_state_wherever_they_are_kept(put: Callable[[Plain], None]) -> None:
+def test_copies_of_the_weights_are_state_wherever_they_are_kept(
+    put: Callable[[Plain], None],
+) -> None:
     optimizer = Plain(two_layers())
     put(optimizer)
     assert state_bytes(optimizer).by_key_dtype == {"kept": {"float32": MASTERS}}
@@ -272,8 +317,14 @@ def test_copies_of_the_weights_are_state_wherever_they_are_kept(put: Callable[[P
 
 def test_arrays_of_dtypes_that_torch_does_not_have_are_counted_in_bytes() -> None:
     optimizer = Plain(two_layers())
-    optimizer.kept = numpy.zeros((3, 5), "datetime64[s]"), numpy.zeros((2, 3), ">f4"), numpy.zeros((4, 6), order="F")
-    assert state_bytes(optimizer).by_key_dtype == {"kept": {"uint8": 15 * 8 + 6 * 4, "float64": 24 * 8}}
+    optimizer.kept = (
+        numpy.zeros((3, 5), "datetime64[s]"),
+        numpy.zeros((2, 3), ">f4"),
+        numpy.zeros((4, 6), order="F"),
+    )
+    assert state_bytes(optimizer).by_key_dtype == {
+        "kept": {"uint8": 15 * 8 + 6 * 4, "float64": 24 * 8}
+    }
 
 
 def test_an_array_on_the_memory_of_a_parameter_is_no_state() -> None:
@@ -374,7 +425,12 @@ def test_what_the_training_loop_hangs_on_an_optimizer_is_no_state() -> None:
     tensor = torch.zeros(5)
     optimizer = Plain(two_layers())
     optimizer.register_step_post_hook(Keeper([tensor]).hook)
-    optimizer.kept = (torch.amp.GradScaler("cpu"), weakref.ref(tensor), weakref.proxy(tensor), WeakValueDictionary({1: tensor}))
+    optimizer.kept = (
+        torch.amp.GradScaler("cpu"),
+        weakref.ref(tensor),
+        weakref.proxy(tensor),
+        WeakValueDictionary({1: tensor}),
+    )
     assert list(state_tensors(optimizer)) == []
 
 
@@ -402,10 +458,14 @@ def test_objects_nested_deeper_than_python_recurses_are_searched() -> None:
 def test_the_shard_of_a_zero_redundancy_optimizer_is_state(tmp_path: Path) -> None:
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1
+    )
     try:
         params = [Parameter(torch.zeros(4, 6)), Parameter(torch.zeros(5))]
-        optimizer = ZeroRedundancyOptimizer(params, optimizer_class=torch.optim.AdamW, parameters_as_bucket_view=True)
+        optimizer = ZeroRedundancyOptimizer(
+            params, optimizer_class=torch.optim.AdamW, parameters_as_bucket_view=True
+        )
         for param in params:
             param.grad = torch.ones_like(param)
         optimizer.step()
@@ -415,13 +475,19 @@ def test_the_shard_of_a_zero_redundancy_optimizer_is_state(tmp_path: Path) -> No
 
 
 def galore_state(shapes: Iterator[torch.Size], rank: int) -> dict[str, int]:
-    """Two moments: like the parameter, or of rank columns for the longer side of a matrix; a basis of rank rows for its shorter side."""
+    """Two moments: like the parameter, or of rank columns for the longer side of a matrix; a basis
+    of rank rows for its shorter side.
+    """
     found = {"exp_avg": 0, "exp_avg_sq": 0, "projector": 0}
     for shape in shapes:
         projected = len(shape) == 2 and min(shape) > rank
         moment = 4 * (max(shape) * rank if projected else shape.numel())
         basis = 4 * min(shape) * rank if projected else 0
-        found = {"exp_avg": found["exp_avg"] + moment, "exp_avg_sq": found["exp_avg_sq"] + moment, "projector": found["projector"] + basis}
+        found = {
+            "exp_avg": found["exp_avg"] + moment,
+            "exp_avg_sq": found["exp_avg_sq"] + moment,
+            "projector": found["projector"] + basis,
+        }
     return found
 
 
@@ -433,15 +499,25 @@ def test_the_projection_of_galore_is_counted_on_real_tensors() -> None:
         param.grad = torch.randn_like(param)
     optimizer.step()
     # 12 x 2 and 5 numbers a moment, and the 2 x 8 of the projection.
-    assert state_bytes(optimizer).by_key == {"exp_avg": 4 * (24 + 5), "exp_avg_sq": 4 * (24 + 5), "projector": 4 * 16}
+    assert state_bytes(optimizer).by_key == {
+        "exp_avg": 4 * (24 + 5),
+        "exp_avg_sq": 4 * (24 + 5),
+        "projector": 4 * 16,
+    }
 
 
 @pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="needs the extra zoo")
 @pytest.mark.parametrize("name", ["galore", "fira", "apollo:rank=128"])
 def test_the_projection_is_counted_in_simulation(name: str) -> None:
     spec, options = optimizers.parse(name)
-    memory = simulate(Scenario(model="gpt2", optimizer=spec, options=options, workload="state", implementation="loop")).memory
-    shapes = (p.shape for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters())
+    memory = simulate(
+        Scenario(
+            model="gpt2", optimizer=spec, options=options, workload="state", implementation="loop"
+        )
+    ).memory
+    shapes = (
+        p.shape for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters()
+    )
     assert memory is not None
     wanted = galore_state(shapes, rank=128)
     assert {key: memory.state_by_key[key] for key in wanted} == wanted

@@ -27,9 +27,14 @@ from scenarios.schema import MOST_LINE_BYTES
 # 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))
 TIMELINE = Timeline(
-    steps=1, phases=(Stretch(step=1, phase="step", events=1, samples=1),), places=(0,), categories={"parameter": (4,)},
-    reserved=(4,), peak=0, largest=(),
-)  # fmt: skip
+    steps=1,
+    phases=(Stretch(step=1, phase="step", events=1, samples=1),),
+    places=(0,),
+    categories={"parameter": (4,)},
+    reserved=(4,),
+    peak=0,
+    largest=(),
+)
 
 
 MEMORY = Memory(
@@ -37,20 +42,32 @@ MEMORY = Memory(
     gradients=16,
     optimizer_state=36,
     state_by_key={"exp_avg": 16, "exp_avg_sq": 16, "step": 4},
-    state_by_key_dtype={"exp_avg": {"float32": 16}, "exp_avg_sq": {"float32": 16}, "step": {"float32": 4}},
+    state_by_key_dtype={
+        "exp_avg": {"float32": 16},
+        "exp_avg_sq": {"float32": 16},
+        "step": {"float32": 4},
+    },
     peak_by_category={},
     peak_by_phase={},
 )
 
 
 def record(**changes: object) -> Record:
-    values = {"scenario": Scenario(model="gpt2"), "origin": "simulated", "memory": MEMORY, "environment": {"seed": 0}}
+    values = {
+        "scenario": Scenario(model="gpt2"),
+        "origin": "simulated",
+        "memory": MEMORY,
+        "environment": {"seed": 0},
+    }
     return Record(**(values | changes))  # pyright: ignore[reportArgumentType]
 
 
 def test_records_are_read_back_as_they_were_written(tmp_path: Path):
     store = RunStore.create(tmp_path / "run")
-    written = [record(times={"step": (0.1, 0.2)}), record(outcome="failed", memory=None, error="no luck")]
+    written = [
+        record(times={"step": (0.1, 0.2)}),
+        record(outcome="failed", memory=None, error="no luck"),
+    ]
     for each in written:
         store.append(each)
     assert store.read() == written
@@ -62,10 +79,24 @@ def test_a_line_has_the_contract_s_names_with_the_schema_first(tmp_path: Path):
     data = json.loads(store.records_path.read_text())
     assert next(iter(data)) == "schema"
     assert data["schema"] == SCHEMA
-    assert {"scenario", "origin", "outcome", "parameter_count", "memory", "times", "environment"} <= data.keys()
-    scenario = "model optimizer options implementation workload dtype batch_size sequence_length device seed"
+    assert {
+        "scenario",
+        "origin",
+        "outcome",
+        "parameter_count",
+        "memory",
+        "times",
+        "environment",
+    } <= data.keys()
+    scenario = (
+        "model optimizer options implementation workload dtype batch_size sequence_length device"
+        " seed"
+    )
     assert set(scenario.split()) <= data["scenario"].keys()
-    memory = "parameters gradients optimizer_state optimizer_state_allocated peak_allocated peak_reserved peak_phase state_by_key"
+    memory = (
+        "parameters gradients optimizer_state optimizer_state_allocated peak_allocated"
+        " peak_reserved peak_phase state_by_key"
+    )
     assert set(memory.split()) <= data["memory"].keys()
 
 
@@ -80,17 +111,47 @@ def test_the_table_has_a_column_for_every_field_of_any_record(tmp_path: Path):
 
 def test_a_cell_of_the_table_is_plain(tmp_path: Path):
     reading = GpuReading(
-        clock_mhz=1980, memory_clock_mhz=None, temperature_celsius=61, slowed_by=("heat",), other_processes=0, process_bytes=1
+        clock_mhz=1980,
+        memory_clock_mhz=None,
+        temperature_celsius=61,
+        slowed_by=("heat",),
+        other_processes=0,
+        process_bytes=1,
     )
     watched = Watched(gpu=(reading,), warnings=("slow, and “hot”",))
-    course = Course(draws=(2, 1), losses=(0.5, None, 2.0), held_out=(HeldOut(micro_batches=2, loss=None),), added_bytes=0, dropped=1)
-    scenario = Scenario(model="gpt2", options={"betas": (0.9, 0.99), "amsgrad": True, "sides": ("left", None), "deep": [[1, 2], [3]]})
-    environment = {"command": ["optprof", "profile", "a b"], "affinity": [0, 1], "keeps_freed_memory": False, "git_commit": None}
+    course = Course(
+        draws=(2, 1),
+        losses=(0.5, None, 2.0),
+        held_out=(HeldOut(micro_batches=2, loss=None),),
+        added_bytes=0,
+        dropped=1,
+    )
+    scenario = Scenario(
+        model="gpt2",
+        options={
+            "betas": (0.9, 0.99),
+            "amsgrad": True,
+            "sides": ("left", None),
+            "deep": [[1, 2], [3]],
+        },
+    )
+    environment = {
+        "command": ["optprof", "profile", "a b"],
+        "affinity": [0, 1],
+        "keeps_freed_memory": False,
+        "git_commit": None,
+    }
     store = RunStore.create(tmp_path)
-    store.write_csv([record(scenario=scenario, watched=watched, course=course, environment=environment)])
+    store.write_csv(
+        [record(scenario=scenario, watched=watched, course=course, environment=environment)]
+    )
     with store.csv_path.open(encoding="utf-8", newline="") as table:
         (row,) = csv.DictReader(table)
-    assert {key.removeprefix("scenario.options."): row[key] for key in row if key.startswith("scenario.options.")} == {
+    assert {
+        key.removeprefix("scenario.options."): row[key]
+        for key in row
+        if key.startswith("scenario.options.")
+    } == {
         "betas": "0.9 0.99",
         "amsgrad": "true",
         "sides": '["left", null]',
@@ -99,9 +160,17 @@ def test_a_cell_of_the_table_is_plain(tmp_path: Path):
     assert json.loads(row["watched.gpu"]) == [{**asdict(reading), "slowed_by": ["heat"]}]
     assert json.loads(row["course.held_out"]) == [{"micro_batches": 2, "loss": None}]
     assert row["watched.warnings"] == '["slow, and “hot”"]'
-    assert (row["course.losses"], row["course.draws"], row["course.ended"]) == ("0.5 nan 2.0", "2 1", "")
+    assert (row["course.losses"], row["course.draws"], row["course.ended"]) == (
+        "0.5 nan 2.0",
+        "2 1",
+        "",
+    )
     assert json.loads(row["environment.command"]) == environment["command"]
-    assert (row["environment.affinity"], row["environment.keeps_freed_memory"], row["environment.git_commit"]) == ("0 1", "false", "")
+    assert (
+        row["environment.affinity"],
+        row["environment.keeps_freed_memory"],
+        row["environment.git_commit"],
+    ) == ("0 1", "false", "")
     assert (row["scenario.set_to_none"], row["scenario.gpu"], row["log"]) == ("true", "", "")
 
 
@@ -119,9 +188,18 @@ def test_a_run_is_never_written_over(tmp_path: Path):
         ("[]", "line 2: a record is a JSON object, got list"),
         ('{"schema": 9}', "line 2: schema 1 is read here, got 9"),
         ('{"schema": 1, "origin": "guessed"}', "line 2: not a record: no scenario"),
-        ('{"schema": 1, "scenario": {"model": "gpt2"}, "origin": "guessed"}', "line 2: not a record: origin must be one of measured, "),
-        ('{"schema": 1, "scenario": {"model": 2}}', "line 2: not a record: scenario.model must be a text, got 2"),
-        ('{"schema": 1, "scenario": {"model": "a", "config": {"a": NaN}}}', "line 2: NaN is no number of JSON"),
+        (
+            '{"schema": 1, "scenario": {"model": "gpt2"}, "origin": "guessed"}',
+            "line 2: not a record: origin must be one of measured, ",
+        ),
+        (
+            '{"schema": 1, "scenario": {"model": 2}}',
+            "line 2: not a record: scenario.model must be a text, got 2",
+        ),
+        (
+            '{"schema": 1, "scenario": {"model": "a", "config": {"a": NaN}}}',
+            "line 2: NaN is no number of JSON",
+        ),
         ("[" * 100_000, "line 2: lists or objects stand inside each other too deep"),
         ("", "line 2: blank"),
         (" \t\r", "line 2: blank"),
@@ -165,7 +243,10 @@ def test_a_torn_last_line_is_left_out_by_readers_and_set_aside_by_who_goes_on(tm
 
 def test_two_processes_do_not_write_one_run(tmp_path: Path):
     store = RunStore.create(tmp_path)
-    code = "import sys; from pathlib import Path; from profiler.store import RunStore; RunStore.resume(Path(sys.argv[1]))"
+    code = (
+        "import sys; from pathlib import Path; from profiler.store import RunStore;"
+        " RunStore.resume(Path(sys.argv[1]))"
+    )
     here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
     second = [sys.executable, "-c", code, str(tmp_path)]
     refused = subprocess.run(second, capture_output=True, text=True, check=False, env=here)
@@ -177,7 +258,12 @@ def test_two_processes_do_not_write_one_run(tmp_path: Path):
 def test_a_full_disk_loses_no_record_and_leaves_no_part_of_one(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, text=True, check=False)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
@@ -218,7 +304,9 @@ def mutations(draw: st.DrawFn) -> tuple[int, int, bytes]:
     ends = [sum(map(len, LINES[: number + 1])) for number in range(5)]
     start = draw(st.integers(0, length) | st.sampled_from(ends).map(lambda end: end - 1))
     dropped = draw(st.sampled_from([0, 1, 1, 1, 2, 70]))
-    put = st.binary(max_size=3) | st.sampled_from([b"\n", b"\0", b" ", b"\xff", b"\n\n", b"\0" * 512, b'"', b"{", b'{"schema": '])
+    put = st.binary(max_size=3) | st.sampled_from(
+        [b"\n", b"\0", b" ", b"\xff", b"\n\n", b"\0" * 512, b'"', b"{", b'{"schema": ']
+    )
     return start, min(start + dropped, length), draw(put)
 
 
@@ -229,7 +317,9 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 
 @settings(max_examples=EXAMPLES, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
 @given(mutation=mutations())
-def test_a_malformed_run_keeps_every_record_whose_line_is_whole(fuzzed: RunStore, mutation: tuple[int, int, bytes]):
+def test_a_malformed_run_keeps_every_record_whose_line_is_whole(
+    fuzzed: RunStore, mutation: tuple[int, int, bytes]
+):
     start, end, put = mutation
     whole = b"".join(LINES)
     fuzzed.records_path.write_bytes(whole[:start] + put + whole[end:])
@@ -247,13 +337,21 @@ def test_a_malformed_run_keeps_every_record_whose_line_is_whole(fuzzed: RunStore
 
 
 def test_lines_that_lost_the_end_between_them_are_told_apart(tmp_path: Path):
-    (tmp_path / "records.jsonl").write_bytes(LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4])
+    (tmp_path / "records.jsonl").write_bytes(
+        LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4]
+    )
     store = RunStore.open(tmp_path)
     assert [each.error for each in store.read()] == ["number 0", "number 2", "number 4"]
-    assert [each.split(":")[0] for each in store.damage] == ["records.jsonl, line 1", "records.jsonl, line 2"]
+    assert [each.split(":")[0] for each in store.damage] == [
+        "records.jsonl, line 1",
+        "records.jsonl, line 2",
+    ]
     assert len(store.repair()) == 2
     assert store.records_path.read_bytes() == LINES[0] + LINES[2] + LINES[4]
-    assert store.damaged_path.read_bytes() == LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4]
+    assert (
+        store.damaged_path.read_bytes()
+        == LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4]
+    )
 
 
 def test_a_line_without_end_is_passed_over_in_little_memory(tmp_path: Path):
@@ -271,7 +369,9 @@ def test_a_line_without_end_is_passed_over_in_little_memory(tmp_path: Path):
 
 
 def test_a_repair_keeps_the_damaged_bytes_and_the_whole_lines(tmp_path: Path):
-    (tmp_path / "records.jsonl").write_bytes(LINES[0] + b"\0\0\n" + LINES[1] + b"\xff{\n\n" + LINES[2] + LINES[3][:40])
+    (tmp_path / "records.jsonl").write_bytes(
+        LINES[0] + b"\0\0\n" + LINES[1] + b"\xff{\n\n" + LINES[2] + LINES[3][:40]
+    )
     (tmp_path / "records.jsonl").chmod(0o600)
     store = RunStore.open(tmp_path)
     store.write_timeline(record().scenario, TIMELINE)
@@ -301,18 +401,29 @@ def test_a_repair_leaves_what_a_newer_optprof_has_written(tmp_path: Path):
     store = RunStore.open(tmp_path)
     store.write_timeline(record().scenario, TIMELINE)
     (timeline,) = store.timelines_path.iterdir()
-    timeline.write_bytes(gzip.compress(gzip.decompress(timeline.read_bytes()).replace(b'"schema":1', b'"schema":2')))
-    assert [each.rpartition("; ")[2] for each in store.repair()] == ["left as it is", "set aside in records.damaged", "left as it is"]
+    timeline.write_bytes(
+        gzip.compress(gzip.decompress(timeline.read_bytes()).replace(b'"schema":1', b'"schema":2'))
+    )
+    assert [each.rpartition("; ")[2] for each in store.repair()] == [
+        "left as it is",
+        "set aside in records.damaged",
+        "left as it is",
+    ]
     assert store.records_path.read_bytes() == LINES[0] + newer + newer + LINES[3]
     assert store.damaged_path.read_bytes() == glued
     assert list(store.timelines_path.iterdir()) == [timeline]
     # They are named, so that no gate passes what cannot be read.
     store.read()
-    assert [each.split(":")[0] for each in store.damaged_lines] == ["records.jsonl, line 2", "records.jsonl, line 3"]
+    assert [each.split(":")[0] for each in store.damaged_lines] == [
+        "records.jsonl, line 2",
+        "records.jsonl, line 3",
+    ]
 
 
 @pytest.mark.parametrize("by_another", [False, True])
-def test_a_record_is_not_written_into_a_file_that_lost_its_name(tmp_path: Path, *, by_another: bool):
+def test_a_record_is_not_written_into_a_file_that_lost_its_name(
+    tmp_path: Path, *, by_another: bool
+):
     store = RunStore.create(tmp_path / "run")
     store.append(record())
     store.records_path.rename(tmp_path / "moved")
@@ -361,7 +472,12 @@ def test_a_writer_that_waited_for_a_repair_writes_into_the_repaired_file(tmp_pat
 )
 def test_a_timeline_that_cannot_be_read_costs_itself_alone(tmp_path: Path, data: bytes, told: str):
     store = RunStore.create(tmp_path)
-    damaged, whole = (record(scenario=Scenario(model="gpt2", seed=seed), memory=replace(MEMORY, peak_allocated=80)) for seed in (1, 2))
+    damaged, whole = (
+        record(
+            scenario=Scenario(model="gpt2", seed=seed), memory=replace(MEMORY, peak_allocated=80)
+        )
+        for seed in (1, 2)
+    )
     for each in (damaged, whole):
         store.write_timeline(each.scenario, TIMELINE)
     name = file_name(damaged.scenario)
@@ -370,7 +486,10 @@ def test_a_timeline_that_cannot_be_read_costs_itself_alone(tmp_path: Path, data:
     assert store.damage[0].startswith(f"timelines/{name}.json.gz: {told}")
     assert store.lost_timelines([damaged, whole]) == {name}
     store.set_timeline_aside(name)
-    assert (store.read_timelines([damaged, whole]).keys(), store.damage) == ({file_name(whole.scenario)}, ())
+    assert (store.read_timelines([damaged, whole]).keys(), store.damage) == (
+        {file_name(whole.scenario)},
+        (),
+    )
     # Until it is made again.
     assert store.lost_timelines([damaged, whole]) == {name}
     store.write_timeline(damaged.scenario, TIMELINE)
@@ -386,7 +505,12 @@ def test_nothing_of_a_run_is_read_through_a_link_or_from_a_pipe(tmp_path: Path):
     (secret / "logs" / "001.log").write_text("secret")
     (run := tmp_path / "run").mkdir()
     (run / "records.jsonl").symlink_to(secret / "records.jsonl")
-    for refused in (RunStore(run).read, lambda: RunStore.resume(run), lambda: RunStore.open(run), lambda: RunStore.create(run)):
+    for refused in (
+        RunStore(run).read,
+        lambda: RunStore.resume(run),
+        lambda: RunStore.open(run),
+        lambda: RunStore.create(run),
+    ):
         with pytest.raises(ValueError, match=r"run/records\.jsonl is a symbolic link"):
             refused()
     assert RunStore.create_free(tmp_path, "run").folder == tmp_path / "run-2"
@@ -414,10 +538,14 @@ def test_nothing_of_a_run_is_read_through_a_link_or_from_a_pipe(tmp_path: Path):
     os.mkfifo(run / "timelines" / name)
     reader = RunStore(run)
     assert reader.read_timelines([record()]) == {}
-    assert reader.damage == (f"timelines/{name}: is not a regular file; remove it, or name another",)
+    assert reader.damage == (
+        f"timelines/{name}: is not a regular file; remove it, or name another",
+    )
 
 
-@pytest.mark.parametrize("log", ["/etc/passwd", "../secret.log", "logs/../../secret.log", "logs/link.log"])
+@pytest.mark.parametrize(
+    "log", ["/etc/passwd", "../secret.log", "logs/../../secret.log", "logs/link.log"]
+)
 def test_a_log_is_read_in_its_run_alone_and_its_end_at_most(tmp_path: Path, log: str):
     store = RunStore.create(tmp_path / "run")
     (tmp_path / "secret.log").write_text("secret")
@@ -461,14 +589,20 @@ def test_what_was_not_kept_is_done_again():
 
 def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path):
     store = RunStore.create(tmp_path)
-    bad = record(warnings=("x" * 20_001,)), record(times={"step": (-1.0,)}), record(parameter_count=2**63)
+    bad = (
+        record(warnings=("x" * 20_001,)),
+        record(times={"step": (-1.0,)}),
+        record(parameter_count=2**63),
+    )
     for each in bad:
         with pytest.raises(ValueError, match=r"^a record of '.*' cannot be kept: "):
             store.append(each)
     assert store.read() == []
 
 
-def test_a_run_takes_no_more_records_than_it_is_read_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_takes_no_more_records_than_it_is_read_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(schema, "MOST_RECORDS", 2)
     store = RunStore.create(tmp_path)
     store.append(record())

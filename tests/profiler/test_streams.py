@@ -124,7 +124,9 @@ class Checkpointed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            y = torch.utils.checkpoint.checkpoint(lambda z, f=layer: z + f(z), x, use_reentrant=False)
+            y = torch.utils.checkpoint.checkpoint(
+                lambda z, f=layer: z + f(z), x, use_reentrant=False
+            )
             assert isinstance(y, torch.Tensor)
             x = y * x
         return x.square().mean()
@@ -139,7 +141,9 @@ class Tied(nn.Module):
         self.head.weight = self.embedding.weight
 
     def forward(self, labels: torch.Tensor) -> torch.Tensor:
-        return functional.cross_entropy(self.head(self.embedding(labels)).flatten(0, 1), labels.flatten())
+        return functional.cross_entropy(
+            self.head(self.embedding(labels)).flatten(0, 1), labels.flatten()
+        )
 
 
 class Chosen(nn.Module):
@@ -181,7 +185,12 @@ class Losses(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y, target = functional.mish(self.layer(x)), x.sigmoid()
-        losses = [functional.mse_loss, functional.smooth_l1_loss, functional.huber_loss, functional.soft_margin_loss]
+        losses = [
+            functional.mse_loss,
+            functional.smooth_l1_loss,
+            functional.huber_loss,
+            functional.soft_margin_loss,
+        ]
         total = sum(loss(y, target) + loss(y, target, reduction="sum") for loss in losses)
         total = total + torch.cdist(y.flatten(0, 1), target.flatten(0, 1)).mean()
         likelihood = functional.binary_cross_entropy(y.sigmoid(), target)
@@ -193,7 +202,9 @@ class Regression(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 24))
+        self.layers = nn.Sequential(
+            nn.Linear(24, 48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU(), nn.Linear(48, 24)
+        )
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return functional.mse_loss(self.layers(x), y)
@@ -204,15 +215,25 @@ class Autoencoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
-        self.up = nn.Sequential(nn.Upsample(scale_factor=4.0), nn.Conv2d(16, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 1, 1), nn.Sigmoid())
+        self.down = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU()
+        )
+        self.up = nn.Sequential(
+            nn.Upsample(scale_factor=4.0),
+            nn.Conv2d(16, 8, 3, 1, 1),
+            nn.ReLU(),
+            nn.Conv2d(8, 1, 1),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return functional.mse_loss(self.up(self.down(x[:, None])), x[:, None])
 
 
 class Folded(nn.Module):
-    """A picture taken apart into patches and put together again, which keeps the patches' memory."""
+    """A picture taken apart into patches and put together again, which keeps the patches'
+    memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -229,8 +250,19 @@ def transformer(name: str) -> nn.Module:
 
     sizes: dict[str, dict[str, Any]] = {
         "gpt2": {"n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 50, "n_positions": 32},
-        "llama": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1},
-        "vit": {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 2, "image_size": 32, "patch_size": 8},
+        "llama": {
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        "vit": {
+            "num_hidden_layers": 2,
+            "hidden_size": 64,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
         "resnet": {"embedding_size": 16, "hidden_sizes": [32, 64], "depths": [1, 2]},
     }
     plain = {
@@ -241,7 +273,11 @@ def transformer(name: str) -> nn.Module:
     }
     config = transformers.AutoConfig.for_model(name, **sizes[name], **plain[name])
     language = name in ("gpt2", "llama")
-    auto = transformers.AutoModelForCausalLM if language else transformers.AutoModelForImageClassification
+    auto = (
+        transformers.AutoModelForCausalLM
+        if language
+        else transformers.AutoModelForImageClassification
+    )
     attention = {} if name == "resnet" else {"attn_implementation": "eager"}
     return auto.from_config(config, **attention).train()
 
@@ -250,7 +286,10 @@ def transformer_batch(name: str) -> dict[str, torch.Tensor]:
     tokens = (torch.arange(32, device="cpu") * 7 % 50).view(2, 16)
     if name in ("gpt2", "llama"):
         return {"input_ids": tokens, "labels": tokens.clone()}
-    return {"pixel_values": torch.randn(4, 3, 32, 32), "labels": torch.tensor([0, 1, 0, 1], device="cpu")}
+    return {
+        "pixel_values": torch.randn(4, 3, 32, 32),
+        "labels": torch.tensor([0, 1, 0, 1], device="cpu"),
+    }
 
 
 def batch_of(module: type[nn.Module]) -> dict[str, torch.Tensor]:
@@ -260,7 +299,9 @@ def batch_of(module: type[nn.Module]) -> dict[str, torch.Tensor]:
 
 
 def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, set_to_none: bool) -> None:
-    """Forward and backward, each loss half of the gradient: two are added up before they are dropped."""
+    """Forward and backward, each loss half of the gradient: two are added up before they are
+    dropped.
+    """
     for step in range(steps):
         output = model(**batch)
         loss = output if isinstance(output, torch.Tensor) else output.loss
@@ -278,37 +319,65 @@ def recorded(model: nn.Module, batch: dict[str, torch.Tensor], set_to_none: bool
             recorder.allocate(tensor, "parameter")
             if tensor.grad is not None:
                 recorder.allocate(tensor.grad, "gradient")
-        batch = {name: with_value(value) if value.device.type == "cpu" else value for name, value in batch.items()}
+        batch = {
+            name: with_value(value) if value.device.type == "cpu" else value
+            for name, value in batch.items()
+        }
         for tensor in batch.values():
             recorder.allocate(tensor, "input")
     recorder.segments.clear()
     with cuda_kernels(), recorder.phase("forward"):
         train(model, batch, 4, set_to_none)
     nbytes = recorder.allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
+    return [
+        nbytes[event] if event >= 0 else -nbytes[~event]
+        for segment in recorder.segments
+        for event in segment.events
+    ]
 
 
 def of_tensors(stream: list[int]) -> list[int]:
-    """The stream without scalars, of which the CPU makes tensors, and without the host's random state."""
+    """The stream without scalars, of which the CPU makes tensors, and without the host's random
+    state.
+    """
     random_state = torch.get_rng_state().nbytes
     return [nbytes for nbytes in stream if abs(nbytes) > 8 and abs(nbytes) != random_state]
 
 
 MODULES = (
-    *(Branches, Gathered, Indexed, Selected, Scattered, InPlaceNetwork, Views, Checkpointed, Tied, Chosen, Swapped, Losses),
+    *(
+        Branches,
+        Gathered,
+        Indexed,
+        Selected,
+        Scattered,
+        InPlaceNetwork,
+        Views,
+        Checkpointed,
+        Tied,
+        Chosen,
+        Swapped,
+        Losses,
+    ),
     *(Regression, Folded),
 )
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("name", [*(module.__name__ for module in MODULES), "gpt2", "llama", "vit", "resnet"])
+@pytest.mark.parametrize(
+    "name", [*(module.__name__ for module in MODULES), "gpt2", "llama", "vit", "resnet"]
+)
 def test_the_recorded_events_are_those_of_a_real_step(
     name: str, set_to_none: bool, cpu_events: Callable[[Callable[[], object]], list[int]]
 ):
     own = {module.__name__: module for module in MODULES}
 
     def build() -> tuple[nn.Module, dict[str, torch.Tensor]]:
-        return (own[name](), batch_of(own[name])) if name in own else (transformer(name), transformer_batch(name))
+        return (
+            (own[name](), batch_of(own[name]))
+            if name in own
+            else (transformer(name), transformer_batch(name))
+        )
 
     model, batch = build()
     train(model, batch, 2, set_to_none)
@@ -322,7 +391,9 @@ def test_the_recorded_events_are_those_of_a_real_step(
 
 
 @pytest.mark.parametrize("module", [Regression, Autoencoder])
-def test_a_squared_error_peaks_as_it_does_on_the_cpu(module: type[nn.Module], cpu_events: Callable[[Callable[[], object]], list[int]]):
+def test_a_squared_error_peaks_as_it_does_on_the_cpu(
+    module: type[nn.Module], cpu_events: Callable[[Callable[[], object]], list[int]]
+):
     model, batch = module(), batch_of(module)
     train(model, batch, 2, True)
     real = cpu_events(lambda: train(model, batch, 4, True))
@@ -344,10 +415,14 @@ class Reused(nn.Module):
         return (x * 2).sum() + (x * 3).sum()
 
 
-def test_a_watched_step_holds_what_an_unwatched_one_does(cpu_events: Callable[[Callable[[], object]], list[int]]):
+def test_a_watched_step_holds_what_an_unwatched_one_does(
+    cpu_events: Callable[[Callable[[], object]], list[int]],
+):
     model = Reused()
     train(model, {}, 2, set_to_none=True)
-    peak = model.weight.nbytes + max(accumulate(cpu_events(lambda: train(model, {}, 1, set_to_none=True))))
+    peak = model.weight.nbytes + max(
+        accumulate(cpu_events(lambda: train(model, {}, 1, set_to_none=True)))
+    )
     model.zero_grad()
     live = LiveTensors()
     with live.watching():

@@ -29,18 +29,40 @@ def test_a_forecast_adds_the_limits_of_what_is_measured_and_knows_no_end_of_a_co
 
 
 def test_what_is_simulated_of_a_measured_scenario_has_its_allocator():
-    asked = Scenario(model="tiny", device="cuda", gpu="a100-80", alloc_conf="expandable_segments:True", steps=100)
+    asked = Scenario(
+        model="tiny", device="cuda", gpu="a100-80", alloc_conf="expandable_segments:True", steps=100
+    )
     assert to_simulate(asked) == Scenario(model="tiny", alloc_conf="expandable_segments:True")
 
 
 @pytest.mark.parametrize(
     ("model", "config", "told"),
     [
-        ("gpt2", "{n_layer = 1000000000}", "config.n_layer from a file is at most 1024, got 1000000000"),
-        ("llama2-7b", "{num_hidden_layers = 1025}", "config.num_hidden_layers from a file is at most 1024, got 1025"),
-        ("resnet18", "{depths = [2, 2, 2, 5000]}", "config.depths from a file is at most 1024, got 5000"),
-        ("gpt2", "{num_labels = 1000000000}", "config.num_labels from a file is at most 1048576, got 1000000000"),
-        ("resnet18", f"{{depths = {[1] * 65}}}", "config.depths from a file has at most 64 items, got 65"),
+        (
+            "gpt2",
+            "{n_layer = 1000000000}",
+            "config.n_layer from a file is at most 1024, got 1000000000",
+        ),
+        (
+            "llama2-7b",
+            "{num_hidden_layers = 1025}",
+            "config.num_hidden_layers from a file is at most 1024, got 1025",
+        ),
+        (
+            "resnet18",
+            "{depths = [2, 2, 2, 5000]}",
+            "config.depths from a file is at most 1024, got 5000",
+        ),
+        (
+            "gpt2",
+            "{num_labels = 1000000000}",
+            "config.num_labels from a file is at most 1048576, got 1000000000",
+        ),
+        (
+            "resnet18",
+            f"{{depths = {[1] * 65}}}",
+            "config.depths from a file has at most 64 items, got 65",
+        ),
     ],
 )
 def test_a_file_cannot_have_a_model_built_without_end(model: str, config: str, told: str):
@@ -50,13 +72,21 @@ def test_a_file_cannot_have_a_model_built_without_end(model: str, config: str, t
 
 
 def test_a_suite_whose_forecast_would_not_end_is_refused():
-    text = '[[scenarios]]\nmodel = "tiny"\ndevice = "sim"\nmicro_batches = 4096\nseed = [0, 1, 2, 3, 4, 5, 6, 7, 8]'
-    with pytest.raises(ValueError, match=r"^a suite has at most 65536 micro-batches in all simulated steps, got 73728; "):
+    text = (
+        '[[scenarios]]\nmodel = "tiny"\ndevice = "sim"\nmicro_batches = 4096\nseed = [0, 1, 2, 3,'
+        " 4, 5, 6, 7, 8]"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^a suite has at most 65536 micro-batches in all simulated steps, got 73728; ",
+    ):
         sweep(read("mine", text.encode()), ())
     assert len(sweep(read("mine", text.replace(", 8", "").encode()), ())) == 8
 
 
 def test_a_file_s_batch_is_not_made_to_check_its_configuration():
-    text = '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 100000\nconfig = {n_layer = 2}'
+    text = (
+        '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 100000\nconfig = {n_layer = 2}'
+    )
     (found,) = sweep(read("mine", text.encode()), ())
     assert found.batch_size == 100_000

@@ -1,4 +1,6 @@
-"""Timelines, judged by a hand-counted stream, by a second way to add up the events, and by the record of the same simulation."""
+"""Timelines, judged by a hand-counted stream, by a second way to add up the events, and by the
+record of the same simulation.
+"""
 
 import gzip
 import json
@@ -34,7 +36,9 @@ def timeline(simulation: Simulation) -> Timeline:
 
 
 def by_hand() -> Timeline:
-    """A parameter of 4 MiB, an activation of 3 and temporaries of 12 and 14 in a step of two phases."""
+    """A parameter of 4 MiB, an activation of 3 and temporaries of 12 and 14 in a step of two
+    phases.
+    """
     allocations = Allocations(
         [4 * MIB, 3 * MIB, 12 * MIB, 14 * MIB],
         ["parameter", "activation", "temporary", "temporary"],
@@ -59,9 +63,20 @@ def test_a_stream_counted_by_hand():
     }
     # 4, 3 and 12 MiB lie in one segment of 20; 14 MiB have one of their own.
     assert found.reserved == (*(20 * MIB,) * 5, *(34 * MIB,) * 3)
-    assert found.fragmentation == (16 * MIB, 13 * MIB, 13 * MIB, 0, 13 * MIB, 13 * MIB, 27 * MIB, 30 * MIB)
+    assert found.fragmentation == (
+        16 * MIB,
+        13 * MIB,
+        13 * MIB,
+        0,
+        13 * MIB,
+        13 * MIB,
+        27 * MIB,
+        30 * MIB,
+    )
     assert (found.peak, found.peak_allocated, found.peak_stretch.phase) == (5, 21 * MIB, "step")
-    assert [(block.category, block.block_bytes, block.phase, block.step) for block in found.largest] == [
+    assert [
+        (block.category, block.block_bytes, block.phase, block.step) for block in found.largest
+    ] == [
         ("temporary", 14 * MIB, "step", 1),
         ("parameter", 4 * MIB, "build", 0),
         ("activation", 3 * MIB, "forward", 1),
@@ -75,25 +90,45 @@ def test_the_peak_is_the_record_s(simulation: Simulation, timeline: Timeline):
     assert memory is not None
     assert timeline.peak_allocated == memory.peak_allocated
     assert timeline.peak_stretch.phase == memory.peak_phase
-    assert {name: column[timeline.peak] for name, column in timeline.categories.items() if column[timeline.peak]} == memory.peak_by_category
+    assert {
+        name: column[timeline.peak]
+        for name, column in timeline.categories.items()
+        if column[timeline.peak]
+    } == memory.peak_by_category
     assert max(timeline.reserved) == memory.peak_reserved
     assert min(timeline.fragmentation) >= 0
 
 
-def test_every_sample_is_what_the_allocator_holds_at_that_event(simulation: Simulation, timeline: Timeline):
-    """The replay once more, from the first event to the last, with nothing but the allocator's own counters."""
+def test_every_sample_is_what_the_allocator_holds_at_that_event(
+    simulation: Simulation, timeline: Timeline
+):
+    """The replay once more, from the first event to the last, with nothing but the allocator's own
+    counters.
+    """
     allocator, blocks, course = CachingAllocator(), {}, {}
     for place, segment in enumerate(simulation.segments):
         course[place, 0] = allocator.allocated_bytes, allocator.reserved_bytes
-        for count, _ in enumerate(play(segment, simulation.allocations, allocator, blocks), start=1):
+        for count, _ in enumerate(
+            play(segment, simulation.allocations, allocator, blocks), start=1
+        ):
             course[place, count] = allocator.allocated_bytes, allocator.reserved_bytes
     # The two builds come before the first step; two steps are traced and both are shown.
-    segments = [place for place, stretch in enumerate(timeline.phases, start=2) for _ in range(stretch.samples)]
+    segments = [
+        place
+        for place, stretch in enumerate(timeline.phases, start=2)
+        for _ in range(stretch.samples)
+    ]
     samples = list(zip(segments, timeline.places, strict=True))
-    assert [course[sample] for sample in samples] == list(zip(timeline.allocated, timeline.reserved, strict=True))
+    assert [course[sample] for sample in samples] == list(
+        zip(timeline.allocated, timeline.reserved, strict=True)
+    )
     for place in dict.fromkeys(segments):
         whole = [allocated for (at, _), (allocated, _) in course.items() if at == place]
-        kept = [allocated for at, allocated in zip(segments, timeline.allocated, strict=True) if at == place]
+        kept = [
+            allocated
+            for at, allocated in zip(segments, timeline.allocated, strict=True)
+            if at == place
+        ]
         assert (max(kept), min(kept)) == (max(whole), min(whole))
 
 
@@ -112,7 +147,11 @@ def test_a_thinned_timeline_keeps_the_summit_and_the_valley_of_every_stretch():
     assert min(found.allocated) == 2 * MIB
     size = 100_001 // STRETCHES + 1
     for first in range(0, 100_001, size):
-        kept = {held for place, held in zip(found.places, found.allocated, strict=True) if first <= place < first + size}
+        kept = {
+            held
+            for place, held in zip(found.places, found.allocated, strict=True)
+            if first <= place < first + size
+        }
         assert len(kept) >= 2 or first + size > 100_000
 
 
@@ -130,9 +169,15 @@ def test_the_first_and_the_last_step_are_shown_and_the_highest_one():
 def test_the_largest_blocks_say_who_asked_for_them(timeline: Timeline):
     blocks = timeline.largest
     assert len(blocks) == 10
-    assert [block.block_bytes for block in blocks] == sorted((block.block_bytes for block in blocks), reverse=True)
+    assert [block.block_bytes for block in blocks] == sorted(
+        (block.block_bytes for block in blocks), reverse=True
+    )
     embedding = 50_257 * 768 * 4
-    assert {(block.category, block.module, block.op) for block in blocks if block.requested_bytes == embedding} == {
+    assert {
+        (block.category, block.module, block.op)
+        for block in blocks
+        if block.requested_bytes == embedding
+    } == {
         ("parameter", "transformer.wte.weight", ""),
         ("gradient", "transformer.wte", "aten::add"),
         ("optimizer_state", "exp_avg of transformer.wte.weight", "aten::zeros_like"),
@@ -149,12 +194,17 @@ def test_a_file_gives_back_what_was_written_and_is_small(timeline: Timeline):
 
 
 def test_a_run_folder_keeps_a_timeline_for_each_scenario(tmp_path: Any, timeline: Timeline):
-    store, scenario = RunStore.create(tmp_path / "run"), Scenario(model="a:b/../c", optimizer="sm3", options={"momentum": 0.9})
+    store, scenario = (
+        RunStore.create(tmp_path / "run"),
+        Scenario(model="a:b/../c", optimizer="sm3", options={"momentum": 0.9}),
+    )
     assert store.read_timeline(scenario) is None
     store.write_timeline(scenario, timeline)
     assert store.read_timeline(scenario) == timeline
     assert store.read_timeline(replace(scenario, seed=1)) is None
-    assert [path.name for path in store.timelines_path.iterdir()] == [f"{file_name(scenario)}.json.gz"]
+    assert [path.name for path in store.timelines_path.iterdir()] == [
+        f"{file_name(scenario)}.json.gz"
+    ]
     # No name of a file tells the folders of a factory.
     assert re.match("a-c-[0-9a-f]{4}-sm3-", file_name(scenario))
 
@@ -178,7 +228,10 @@ BROKEN = {
     "a peak beside the highest sample": (packed(peak=0), "holds most"),
     "a peak out of range": (packed(peak=99), "holds most"),
     "phases that are none": (packed(phases=[["forward"]]), "not a timeline"),
-    "too many phases": (packed(phases=[[1, "forward", 0, 0]] * 30_000 + [[1, "step", 8, 8]]), "at most"),
+    "too many phases": (
+        packed(phases=[[1, "forward", 0, 0]] * 30_000 + [[1, "step", 8, 8]]),
+        "at most",
+    ),
     "blocks of another shape": (packed(largest=[{"module": "x"}]), "not a timeline"),
     "no categories": (packed(categories={}), "holds most"),
     "a name that is none": (packed(phases=[[1, 7, 8, 8]]), "a text"),

@@ -1,4 +1,6 @@
-"""Traces of real iterations: what torch.profiler wrote, and what the record says of a step's operations."""
+"""Traces of real iterations: what torch.profiler wrote, and what the record says of a step's
+operations.
+"""
 
 import gzip
 import json
@@ -16,7 +18,9 @@ from profiler.measuring.torch_profile import record_trace
 from profiler.record import Record
 from scenarios import Scenario
 
-SCENARIO = Scenario(model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3)
+SCENARIO = Scenario(
+    model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3
+)
 PARAMETERS = 11_689_512
 
 
@@ -64,11 +68,14 @@ def test_a_trace_that_torch_has_cut_is_not_kept(monkeypatch: pytest.MonkeyPatch,
     assert not list((tmp_path / "trace").iterdir())
 
 
-def test_the_operations_of_a_step_have_times_and_the_bytes_of_their_tensors(traced: tuple[Record, Path]):
+def test_the_operations_of_a_step_have_times_and_the_bytes_of_their_tensors(
+    traced: tuple[Record, Path],
+):
     record, _ = traced
     assert record.watched is not None
     found = {operation.name: operation for operation in record.watched.operations}
-    # AdamW's loop, by tensor: weight decay and the second moment are multiplied in place, reading and writing fp32 twice each.
+    # AdamW's loop, by tensor: weight decay and the second moment are multiplied in place, reading
+    # and writing fp32 twice each.
     assert (found["mul_"].calls, found["mul_"].bytes) == (2 * 62, 2 * 8 * PARAMETERS)
     # The square root reads the second moment and makes a tensor.
     assert (found["sqrt"].calls, found["sqrt"].bytes) == (62, 8 * PARAMETERS)

@@ -1,4 +1,6 @@
-"""The recorder, judged by hand-counted programs and by what torch.profiler saw when the same program ran for real."""
+"""The recorder, judged by hand-counted programs and by what torch.profiler saw when the same
+program ran for real.
+"""
 
 from collections.abc import Callable
 
@@ -15,7 +17,11 @@ from profiler.tracing.values import with_value
 def stream(recorder: Recorder) -> list[int]:
     """Bytes of each event in order, negative for a free."""
     nbytes = recorder.allocations.nbytes
-    return [nbytes[event] if event >= 0 else -nbytes[~event] for segment in recorder.segments for event in segment.events]
+    return [
+        nbytes[event] if event >= 0 else -nbytes[~event]
+        for segment in recorder.segments
+        for event in segment.events
+    ]
 
 
 def test_allocations_and_frees_come_in_the_order_of_the_program():
@@ -32,14 +38,18 @@ def test_allocations_and_frees_come_in_the_order_of_the_program():
 
 def test_a_training_step_has_the_events_that_torch_profiler_saw_on_the_cpu():
     def network() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.Tanh(), torch.nn.Linear(128, 32))
+        return torch.nn.Sequential(
+            torch.nn.Linear(64, 128), torch.nn.Tanh(), torch.nn.Linear(128, 32)
+        )
 
     def step(model: torch.nn.Module, x: torch.Tensor) -> None:
         loss = model(x).exp().sum()
         loss.backward()
 
     model, x = network(), torch.randn(16, 64)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as real:
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as real:
         step(model, x)
     with torch.device("meta"):
         model, x = network(), torch.empty(16, 64)
@@ -73,7 +83,13 @@ def test_what_the_backward_pass_needs_is_an_activation_and_the_rest_of_the_forwa
         recorder.allocate(x, "input")
     with recorder.phase("forward", "activation"):
         loss = ((x * 2).exp() + 1).sum()
-    assert recorder.allocations.categories == ["input", "temporary", "activation", "temporary", "activation"]
+    assert recorder.allocations.categories == [
+        "input",
+        "temporary",
+        "activation",
+        "temporary",
+        "activation",
+    ]
     assert loss.shape == ()
 
 
@@ -99,7 +115,8 @@ def test_what_a_known_mask_picks_has_its_real_size():
         picked = x[mask]
         assert picked.shape == (3, 100)
         assert mask.nonzero().tolist() == [[0], [3], [6]]
-    # The remainder, the mask, where it is true, and what is picked; then where it is true once more.
+    # The remainder, the mask, where it is true, and what is picked; then where it is true once
+    # more.
     assert stream(recorder) == [64, 8, -64, 24, 1200, -24, 24, -24]
 
 
@@ -123,15 +140,25 @@ def test_masks_of_ones_are_known_until_something_unknown_is_written_into_them():
         (lambda x: x.cpu(), "copies a tensor's values to the host"),
     ],
 )
-def test_what_depends_on_activations_is_refused_in_one_line(read: Callable[[torch.Tensor], object], words: str):
+def test_what_depends_on_activations_is_refused_in_one_line(
+    read: Callable[[torch.Tensor], object], words: str
+):
     recorder = Recorder()
-    with recorder.phase("forward"), pytest.raises(UntraceableError, match=rf"test_trace\.py, line \d+, {words}"):
+    with (
+        recorder.phase("forward"),
+        pytest.raises(UntraceableError, match=rf"test_trace\.py, line \d+, {words}"),
+    ):
         read(torch.empty(4, device="meta"))
 
 
 def test_reading_back_an_activation_is_refused_with_the_line_that_does_it():
     recorder = Recorder()
-    with recorder.phase("forward"), pytest.raises(UntraceableError, match=r"test_trace\.py, line \d+, reads a tensor's value back"):
+    with (
+        recorder.phase("forward"),
+        pytest.raises(
+            UntraceableError, match=r"test_trace\.py, line \d+, reads a tensor's value back"
+        ),
+    ):
         torch.empty(4, device="meta").sum().item()
 
 
@@ -145,13 +172,17 @@ def test_reading_back_in_an_optimizer_is_answered():
 @pytest.mark.parametrize(
     ("dtype", "kernel_bytes"),
     [
-        # Memory-efficient attention: the output and 4 bytes a query for the backward pass. Its seed and offset are on the host.
+        # Memory-efficient attention: the output and 4 bytes a query for the backward pass. Its seed
+        # and offset are on the host.
         (torch.float32, [2 * 4 * 64 * 32 * 4, 2 * 4 * 64 * 4]),
-        # Flash attention: the same in half precision, then the random state (16 B) and an unused number (8 B).
+        # Flash attention: the same in half precision, then the random state (16 B) and an unused
+        # number (8 B).
         (torch.bfloat16, [2 * 4 * 64 * 32 * 2, 2 * 4 * 64 * 4, 16, 8]),
     ],
 )
-def test_attention_takes_cuda_s_fused_kernel_and_never_holds_the_scores(dtype: torch.dtype, kernel_bytes: list[int]):
+def test_attention_takes_cuda_s_fused_kernel_and_never_holds_the_scores(
+    dtype: torch.dtype, kernel_bytes: list[int]
+):
     q = torch.empty(2, 4, 64, 32, dtype=dtype, device="meta", requires_grad=True)
     recorder = Recorder()
     with recorder.phase("build"):

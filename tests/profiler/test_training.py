@@ -14,7 +14,9 @@ MIB = 1 << 20
 
 
 def memory(**asked: object) -> Memory:
-    found = simulate(Scenario(**{"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 2}, **asked})).memory  # pyright: ignore[reportArgumentType]
+    found = simulate(
+        Scenario(**{"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 2}, **asked})
+    ).memory  # pyright: ignore[reportArgumentType]
     assert found is not None
     return found
 
@@ -28,14 +30,18 @@ def test_the_state_of_adapters_is_all_that_lora_keeps():
 
 @pytest.mark.parametrize(("implementation", "steps_on_device"), [("foreach", 0), ("fused", 1)])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adagrad"])
-def test_the_fused_kernel_keeps_its_step_counts_on_the_device(optimizer: str, implementation: str, steps_on_device: int):
+def test_the_fused_kernel_keeps_its_step_counts_on_the_device(
+    optimizer: str, implementation: str, steps_on_device: int
+):
     found = memory(optimizer=optimizer, implementation=implementation, workload="state")
     parameters = found.parameters // 4
     count = 28  # tensors: two layers of 12, two embeddings, the last norm's two
     moments = 1 if optimizer == "adagrad" else 2
     assert found.optimizer_state == 4 * moments * parameters + 4 * count
     assert found.optimizer_state_allocated is not None
-    on_host = memory(optimizer=optimizer, workload="state", implementation="foreach").optimizer_state_allocated
+    on_host = memory(
+        optimizer=optimizer, workload="state", implementation="foreach"
+    ).optimizer_state_allocated
     assert on_host is not None
     assert found.optimizer_state_allocated == on_host + steps_on_device * count * 512
 
@@ -64,12 +70,16 @@ def test_gradients_of_earlier_micro_batches_are_there_in_the_next_forward_pass()
 
 
 def test_checkpointing_keeps_the_input_of_each_layer_and_little_else():
-    """What the forward pass holds grows by a layer's input, 4 bytes x 512 tokens x 768, instead of by all that the layer computes."""
+    """What the forward pass holds grows by a layer's input, 4 bytes x 512 tokens x 768, instead of
+    by all that the layer computes.
+    """
     asked = {"sequence_length": 512, "optimizer": "sgd"}
 
     def grown(**more: object) -> int:
         small, large = (memory(**asked, config={"n_layer": layers}, **more) for layers in (2, 4))
-        return (large.peak_by_phase["forward"] - large.parameters * 2) - (small.peak_by_phase["forward"] - small.parameters * 2)
+        return (large.peak_by_phase["forward"] - large.parameters * 2) - (
+            small.peak_by_phase["forward"] - small.parameters * 2
+        )
 
     layer_input = 4 * 512 * 768
     assert 2 * layer_input <= grown(checkpointing=True) < 6 * layer_input
@@ -78,14 +88,33 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_little_else():
 
 @pytest.mark.parametrize(
     ("optimizer", "activation", "allocated", "reserved"),
-    [("sgd", "gelu_pytorch_tanh", 18.4, 22.3), ("adamw", "gelu_pytorch_tanh", 24.3, 28.1), ("sgd", "gelu_new", 20.9, 26.1)],
+    [
+        ("sgd", "gelu_pytorch_tanh", 18.4, 22.3),
+        ("adamw", "gelu_pytorch_tanh", 24.3, 28.1),
+        ("sgd", "gelu_new", 20.9, 26.1),
+    ],
 )
-def test_gpt2_xl_peaks_where_an_earlier_trial_found_it(optimizer: str, activation: str, allocated: float, reserved: float):
-    """The trial counted tensors and blocks, not what kernels request for themselves; its AdamW was the loop."""
+def test_gpt2_xl_peaks_where_an_earlier_trial_found_it(
+    optimizer: str, activation: str, allocated: float, reserved: float
+):
+    """The trial counted tensors and blocks, not what kernels request for themselves; its AdamW was
+    the loop.
+    """
     config = {"activation_function": activation}
-    found = run_simulation(Scenario(model="gpt2-xl", optimizer=optimizer, sequence_length=1024, config=config, implementation="loop"))
+    found = run_simulation(
+        Scenario(
+            model="gpt2-xl",
+            optimizer=optimizer,
+            sequence_length=1024,
+            config=config,
+            implementation="loop",
+        )
+    )
     requests = {event for number in found.allocations.requests for event in (number, ~number)}
-    tensors = [replace(segment, events=[event for event in segment.events if event not in requests]) for segment in found.segments]
+    tensors = [
+        replace(segment, events=[event for event in segment.events if event not in requests])
+        for segment in found.segments
+    ]
     counted = replay(tensors, found.allocations, keep=())
     assert counted.peak_allocated / 2**30 == pytest.approx(allocated, rel=0.01)
     assert counted.peak_reserved / 2**30 == pytest.approx(reserved, rel=0.02)
@@ -102,6 +131,10 @@ def test_a_gpu_of_the_usual_capability_shares_the_trace_that_has_none(gpu: str, 
 
 
 def test_flash_attention_keeps_a_random_state_and_a_t4_has_none_of_it():
-    flash, efficient = (memory(amp="fp16", sequence_length=32, gpu=gpu) for gpu in ("a100-40", "t4"))
+    flash, efficient = (
+        memory(amp="fp16", sequence_length=32, gpu=gpu) for gpu in ("a100-40", "t4")
+    )
     layers, blocks = 2, 2  # the state and a number that nothing uses
-    assert flash.peak_by_phase["forward"] - efficient.peak_by_phase["forward"] == layers * blocks * 512
+    assert (
+        flash.peak_by_phase["forward"] - efficient.peak_by_phase["forward"] == layers * blocks * 512
+    )

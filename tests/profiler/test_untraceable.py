@@ -26,7 +26,9 @@ _LIBRARY.impl("twice", lambda x: 2 * x, "CPU")
 
 
 class Refusing(nn.Module):
-    """A module whose gradient goes through an operation without a fake kernel, without a line of Python."""
+    """A module whose gradient goes through an operation without a fake kernel, without a line of
+    Python.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * 1
@@ -56,7 +58,9 @@ def tokens() -> torch.Tensor:
 
 
 def traced(run: Callable[[torch.Tensor, torch.Tensor], object]) -> tuple[Recorder, object]:
-    """Run a program on an activation of 8 by 16 and on known whole numbers of 8 by 6, two of them 0 in each row."""
+    """Run a program on an activation of 8 by 16 and on known whole numbers of 8 by 6, two of them 0
+    in each row.
+    """
     x = torch.empty(8, 16, device="meta", requires_grad=True)
     recorder = Recorder()
     with recorder.phase("build"):
@@ -77,17 +81,31 @@ def traced(run: Callable[[torch.Tensor, torch.Tensor], object]) -> tuple[Recorde
         (lambda x, _: torch.equal(x, x + 1), "reads a tensor's value back"),
         (lambda x, _: torch.allclose(x, x), "reads a tensor's value back"),
         (lambda x, _: torch.linalg.lstsq(x, x).solution, "runs aten.linalg_lstsq.default"),
-        (lambda x, _: torch.ops.untraceable.twice(x.detach()), "an operation of its own without a fake kernel; give it one"),
-        (lambda x, _: x.cuda(), "calls CUDA, which is not there while a step is simulated; use --device cuda"),
+        (
+            lambda x, _: torch.ops.untraceable.twice(x.detach()),
+            "an operation of its own without a fake kernel; give it one",
+        ),
+        (
+            lambda x, _: x.cuda(),
+            "calls CUDA, which is not there while a step is simulated; use --device cuda",
+        ),
         (lambda x, _: torch.cuda.synchronize() or x, "calls CUDA, which is not there"),
         (lambda x, _: torch.cuda.Event().record() or x, "calls CUDA, which is not there"),
-        (lambda x, _: x + torch.ones(16, device="cpu"), "mixes tensors of the CPU with the device's"),
-        (lambda x, _: NumpyGradient.apply(x).sum().backward(), "copies a tensor's values to the host"),
+        (
+            lambda x, _: x + torch.ones(16, device="cpu"),
+            "mixes tensors of the CPU with the device's",
+        ),
+        (
+            lambda x, _: NumpyGradient.apply(x).sum().backward(),
+            "copies a tensor's values to the host",
+        ),
         (lambda x, _: x.masked_select(x > 0), "makes a tensor whose size depends on values"),
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can be called")
-def test_what_needs_values_is_told_in_one_line_of_the_user_s(run: Callable[..., object], words: str):
+def test_what_needs_values_is_told_in_one_line_of_the_user_s(
+    run: Callable[..., object], words: str
+):
     with pytest.raises(UntraceableError) as raised:
         traced(run)
     text = str(raised.value)
@@ -97,7 +115,9 @@ def test_what_needs_values_is_told_in_one_line_of_the_user_s(run: Callable[..., 
     assert "--device" in text or "device=x.device" in text
 
 
-def test_an_operation_of_a_library_is_told_with_the_user_s_line_that_led_to_it(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+def test_an_operation_of_a_library_is_told_with_the_user_s_line_that_led_to_it(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+):
     folder = tmp_path / "site-packages"
     folder.mkdir()
     (folder / "routing_library.py").write_text("def route(x):\n    return x[x > 0]\n")
@@ -105,7 +125,11 @@ def test_an_operation_of_a_library_is_told_with_the_user_s_line_that_led_to_it(t
     import routing_library  # pyright: ignore[reportMissingImports]
 
     with pytest.raises(
-        UntraceableError, match=r"^routing_library\.py, line 2 \(called from \S*test_untraceable\.py, line \d+\) makes a tensor"
+        UntraceableError,
+        match=(
+            r"^routing_library\.py, line 2 \(called from \S*test_untraceable\.py, line \d+\) makes"
+            r" a tensor"
+        ),
     ):
         traced(lambda x, _: routing_library.route(x))
 
@@ -143,12 +167,20 @@ class WithoutRanks(DistributedDataParallel):
 )
 @pytest.mark.parametrize("workload", ["train", "state"])
 def test_a_module_whose_memory_is_not_its_operations_is_refused(
-    wrap: Callable[[nn.Module], nn.Module], words: str, workload: Any, monkeypatch: pytest.MonkeyPatch
+    wrap: Callable[[nn.Module], nn.Module],
+    words: str,
+    workload: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     module = ModuleType("wrapped_model")
-    module.build = lambda: (wrap(nn.Linear(4, 4, device="cpu")), {"input": torch.zeros(4, 4)})  # pyright: ignore[reportAttributeAccessIssue]
+    vars(module)["build"] = lambda: (
+        wrap(nn.Linear(4, 4, device="cpu")),
+        {"input": torch.zeros(4, 4)},
+    )
     monkeypatch.setitem(sys.modules, "wrapped_model", module)
-    with pytest.raises(UntraceableError, match=rf"^the model {words}.*; (return|leave) .*--device cpu"):
+    with pytest.raises(
+        UntraceableError, match=rf"^the model {words}.*; (return|leave) .*--device cpu"
+    ):
         simulate(Scenario(model="wrapped_model:build", workload=workload))
 
 
@@ -156,9 +188,12 @@ def test_a_module_whose_memory_is_not_its_operations_is_refused(
 def test_a_nested_batch_of_strided_layout_is_refused(monkeypatch: pytest.MonkeyPatch):
     module = ModuleType("nested_model")
     batch = torch.nested.nested_tensor([torch.zeros(2, 4), torch.zeros(3, 4)])
-    module.build = lambda: (nn.Linear(4, 4), {"input": batch})  # pyright: ignore[reportAttributeAccessIssue]
+    vars(module)["build"] = lambda: (nn.Linear(4, 4), {"input": batch})
     monkeypatch.setitem(sys.modules, "nested_model", module)
-    with pytest.raises(UntraceableError, match=r"^a tensor of the batch is a nested tensor of strided layout; use layout"):
+    with pytest.raises(
+        UntraceableError,
+        match=r"^a tensor of the batch is a nested tensor of strided layout; use layout",
+    ):
         simulate(Scenario(model="nested_model:build"))
 
 
@@ -176,7 +211,7 @@ def test_an_error_of_the_user_s_own_is_not_taken_for_a_missing_value():
 def test_a_module_whose_backward_pass_is_not_followed_is_named(monkeypatch: pytest.MonkeyPatch):
     module = ModuleType("refusing_model")
     model = nn.Sequential(nn.Linear(16, 16, device="meta"), Refusing())
-    module.build = lambda: (model, {"input": torch.empty(4, 16, device="meta")})  # pyright: ignore[reportAttributeAccessIssue]
+    vars(module)["build"] = lambda: (model, {"input": torch.empty(4, 16, device="meta")})
     monkeypatch.setitem(sys.modules, "refusing_model", module)
     with pytest.raises(UntraceableError, match=r"^the backward pass of 1 runs untraceable\.twice"):
         simulate(Scenario(model="refusing_model:build"))
@@ -194,9 +229,13 @@ def test_a_module_whose_backward_pass_is_not_followed_is_named(monkeypatch: pyte
         lambda x, ids: x[torch.where(ids[:, 0] > 4)[0]],
         lambda x, ids: x[: int((ids != 0).sum(-1).max())],
         lambda x, ids: nn.utils.rnn.pad_sequence([x[:n] for n in (ids != 0).sum(-1).tolist()]),
-        lambda x, _: torch.cat([*torch.split(x, [int(n) for n in torch.tensor([3, 5], device=x.device)])]),
+        lambda x, _: torch.cat(
+            [*torch.split(x, [int(n) for n in torch.tensor([3, 5], device=x.device)])]
+        ),
         lambda _, ids: functional.one_hot(ids),
-        lambda x, ids: x if torch.equal(ids, ids.clone()) and torch.allclose(ids * 1.0, ids * 1.0) else x[:1],
+        lambda x, ids: (
+            x if torch.equal(ids, ids.clone()) and torch.allclose(ids * 1.0, ids * 1.0) else x[:1]
+        ),
     ],
 )
 def test_sizes_that_follow_from_the_batch_are_those_of_a_real_run(run: Callable[..., torch.Tensor]):
@@ -206,7 +245,9 @@ def test_sizes_that_follow_from_the_batch_are_those_of_a_real_run(run: Callable[
     assert result.shape == run(torch.randn(8, 16, device="cpu"), tokens()).shape
 
 
-def test_printing_formatting_and_logging_a_tensor_just_works(caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]):
+def test_printing_formatting_and_logging_a_tensor_just_works(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+):
     def run(x: torch.Tensor, ids: torch.Tensor) -> str:
         print(x)
         with caplog.at_level(logging.INFO):
@@ -225,7 +266,11 @@ def test_a_loss_that_checks_its_arguments_is_followed():
     assert isinstance(loss, torch.Tensor)
     # Code of the user's that such a function calls is no check.
     with pytest.raises(UntraceableError, match="reads a tensor's value back"):
-        traced(lambda x, _: functional.triplet_margin_with_distance_loss(x, x, x, distance_function=lambda a, b: (a - b) * bool(a.any())))
+        traced(
+            lambda x, _: functional.triplet_margin_with_distance_loss(
+                x, x, x, distance_function=lambda a, b: (a - b) * bool(a.any())
+            )
+        )
 
 
 def test_distributions_that_check_their_arguments_are_followed():
@@ -239,12 +284,17 @@ def test_ctc_holds_its_forward_variables_over_the_longest_target_with_blanks_in_
     recorder = Recorder()
     with recorder.phase("build"):
         logits = torch.empty(steps, batch, labels, device="meta", requires_grad=True)
-        targets, lengths = with_value(torch.ones(batch, 5, dtype=torch.int64)), with_value(torch.tensor([5, 3]))
+        targets, lengths = (
+            with_value(torch.ones(batch, 5, dtype=torch.int64)),
+            with_value(torch.tensor([5, 3])),
+        )
         for tensor in (logits, targets, lengths):
             recorder.allocate(tensor, "input")
     recorder.segments.clear()
     with cuda_kernels(), recorder.phase("forward"):
-        loss = functional.ctc_loss(logits, targets, torch.full((batch,), steps, device="meta"), lengths, reduction="sum")
+        loss = functional.ctc_loss(
+            logits, targets, torch.full((batch,), steps, device="meta"), lengths, reduction="sum"
+        )
     log_alpha = 4 * batch * steps * (2 * 5 + 1)
     assert log_alpha in recorder.allocations.nbytes
     with cuda_kernels(), recorder.phase("backward"):
@@ -273,12 +323,21 @@ def test_a_strided_nested_tensor_and_flex_attention_are_refused_in_one_line():
 
     with pytest.raises(UntraceableError, match="nested tensor of strided layout"):
         traced(lambda x, _: torch.nested.nested_tensor([x[:3].detach(), x[3:].detach()]))
-    with pytest.raises(UntraceableError, match="flex_attention, which a simulation does not follow"):
-        traced(lambda x, _: flex_attention(x.view(1, 2, 4, 16), x.view(1, 2, 4, 16), x.view(1, 2, 4, 16)))
+    with pytest.raises(
+        UntraceableError, match="flex_attention, which a simulation does not follow"
+    ):
+        traced(
+            lambda x, _: flex_attention(
+                x.view(1, 2, 4, 16), x.view(1, 2, 4, 16), x.view(1, 2, 4, 16)
+            )
+        )
 
 
 def test_tensors_that_a_recording_cannot_hold_are_refused_by_name():
     layer = nn.LazyLinear(4, device="meta")
     recorder = Recorder(layer)
-    with recorder.phase("build"), pytest.raises(UntraceableError, match="weight has no shape before the first forward pass"):
+    with (
+        recorder.phase("build"),
+        pytest.raises(UntraceableError, match="weight has no shape before the first forward pass"),
+    ):
         recorder.allocate(layer.weight, "parameter")

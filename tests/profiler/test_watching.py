@@ -1,4 +1,6 @@
-"""Watching somebody's own training: bytes counted by hand, times that a clock of the test's own has seen, and nothing left behind."""
+"""Watching somebody's own training: bytes counted by hand, times that a clock of the test's own has
+seen, and nothing left behind.
+"""
 
 import gc
 import subprocess
@@ -16,7 +18,9 @@ from profiler.measuring.watching import Watch
 from profiler.store import RunStore
 
 
-def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, pause: float = 0.0) -> None:
+def train(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, pause: float = 0.0
+) -> None:
     for _ in range(steps):
         model(torch.ones(4, 8)).square().mean().backward()
         time.sleep(pause)
@@ -26,7 +30,9 @@ def train(model: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int, 
 
 def layers() -> torch.nn.Module:
     """Weights of 8 x 16 and 16 x 2, without biases: 160 parameters, 640 bytes."""
-    return torch.nn.Sequential(torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 2, bias=False))
+    return torch.nn.Sequential(
+        torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 2, bias=False)
+    )
 
 
 def test_a_loop_s_state_is_counted_to_the_byte():
@@ -37,12 +43,24 @@ def test_a_loop_s_state_is_counted_to_the_byte():
     record, memory = seen.records[0], seen.records[0].memory
     assert memory is not None
     # Two moments of 640 bytes, and a float32 step count for each of the two weights.
-    assert (memory.optimizer_state, memory.state_by_key) == (1_288, {"exp_avg": 640, "exp_avg_sq": 640, "step": 8})
+    assert (memory.optimizer_state, memory.state_by_key) == (
+        1_288,
+        {"exp_avg": 640, "exp_avg_sq": 640, "step": 8},
+    )
     assert (memory.parameters, memory.gradients, record.parameter_count) == (640, 640, 160)
     assert (record.origin, record.outcome, record.error) == ("measured", "ok", None)
     scenario = record.scenario
-    assert (scenario.model, scenario.optimizer, scenario.implementation) == ("torch.nn.modules.container:Sequential", "adamw", "loop")
-    assert (scenario.device, scenario.dtype, scenario.batch_size, scenario.options["lr"]) == ("cpu", "fp32", 4, 1e-3)
+    assert (scenario.model, scenario.optimizer, scenario.implementation) == (
+        "torch.nn.modules.container:Sequential",
+        "adamw",
+        "loop",
+    )
+    assert (scenario.device, scenario.dtype, scenario.batch_size, scenario.options["lr"]) == (
+        "cpu",
+        "fp32",
+        4,
+        1e-3,
+    )
 
 
 def test_ours_and_strangers_go_by_their_names():
@@ -68,7 +86,10 @@ def test_the_first_two_steps_are_the_warm_up_and_an_iteration_holds_what_the_loo
     assert warmup is not None
     assert {name: len(samples) for name, samples in times.items()} == {"step": 4, "iteration": 4}
     assert {name: len(samples) for name, samples in warmup.items()} == {"step": 2, "iteration": 2}
-    assert all(0 < step < 0.01 <= iteration for step, iteration in zip(times["step"], times["iteration"], strict=True))
+    assert all(
+        0 < step < 0.01 <= iteration
+        for step, iteration in zip(times["step"], times["iteration"], strict=True)
+    )
     assert sum(times["iteration"]) + sum(warmup["iteration"]) <= passed
 
 
@@ -77,10 +98,17 @@ def test_two_steps_are_a_warm_up_alone_and_none_are_a_record_too():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     with Watch(optimizer) as seen:
         train(model, optimizer, 2)
-    assert (seen.records[0].times, list(seen.records[0].warmup or {})) == (None, ["step", "iteration"])
+    assert (seen.records[0].times, list(seen.records[0].warmup or {})) == (
+        None,
+        ["step", "iteration"],
+    )
     with Watch(optimizer) as idle:
         pass
-    assert (idle.records[0].outcome, idle.records[0].times, idle.records[0].warmup) == ("failed", None, None)
+    assert (idle.records[0].outcome, idle.records[0].times, idle.records[0].warmup) == (
+        "failed",
+        None,
+        None,
+    )
     assert idle.records[0].memory is not None
     assert idle.records[0].memory.optimizer_state == 640
 
@@ -148,11 +176,16 @@ def test_an_exception_goes_on_and_is_a_record(tmp_path: Path):
     assert lost.watched is not None
     assert lost.memory.optimizer_state == 1_288
     # What was seen until then stays.
-    assert {phase: len(samples) for phase, samples in (lost.times or {}).items()} == {"step": 2, "iteration": 2}
+    assert {phase: len(samples) for phase, samples in (lost.times or {}).items()} == {
+        "step": 2,
+        "iteration": 2,
+    }
     assert list(lost.watched.memory) == ["between_steps", "step", "later_steps"]
 
 
-def test_sizes_of_one_class_are_scenarios_of_their_own_and_lengths_of_a_loop_are_not(tmp_path: Path):
+def test_sizes_of_one_class_are_scenarios_of_their_own_and_lengths_of_a_loop_are_not(
+    tmp_path: Path,
+):
     for width, steps in ((8, 3), (16, 3), (16, 5)):
         model = torch.nn.Linear(8, width, bias=False)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -170,12 +203,21 @@ def test_ranks_of_a_training_may_write_into_one_folder(tmp_path: Path):
         "sys.stdin.read()\n"
         "with optprof.watch(optimizer, out=sys.argv[2]): optimizer.step()\n"
     )
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(rank), str(tmp_path / "run")], stdin=subprocess.PIPE) for rank in (1, 2, 3)]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(rank), str(tmp_path / "run")], stdin=subprocess.PIPE
+        )
+        for rank in (1, 2, 3)
+    ]
     for rank in ranks:
         assert rank.stdin is not None
         rank.stdin.close()
     assert [rank.wait() for rank in ranks] == [0, 0, 0]
-    assert sorted(record.parameter_count or 0 for record in RunStore(tmp_path / "run").read()) == [1, 2, 3]
+    assert sorted(record.parameter_count or 0 for record in RunStore(tmp_path / "run").read()) == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_a_step_that_raises_and_is_caught_does_not_stop_the_watching():
@@ -199,7 +241,9 @@ def test_a_step_that_raises_and_is_caught_does_not_stop_the_watching():
         (torch.optim.SGD([torch.zeros(2, device="meta")], lr=0.1), "got parameters on meta"),
     ],
 )
-def test_what_cannot_be_watched_is_refused_before_training(optimizer: torch.optim.Optimizer, told: str):
+def test_what_cannot_be_watched_is_refused_before_training(
+    optimizer: torch.optim.Optimizer, told: str
+):
     with pytest.raises(ValueError, match=told):
         Watch(optimizer)
 

@@ -53,7 +53,10 @@ def test_a_closure_s_forward_and_backward_are_no_part_of_the_step(is_keyword: bo
         return found
 
     with Watch(optimizer, model=model) as seen:
-        losses = [optimizer.step(closure=closure) if is_keyword else optimizer.step(closure) for _ in range(5)]
+        losses = [
+            optimizer.step(closure=closure) if is_keyword else optimizer.step(closure)
+            for _ in range(5)
+        ]
     (record,) = seen.records
     assert losses[0] is not None
     assert record.times is not None
@@ -67,7 +70,9 @@ def test_a_closure_s_forward_and_backward_are_no_part_of_the_step(is_keyword: bo
 
 def test_a_step_that_calls_its_closure_again_and_again_is_timed_without_it():
     model = layer()
-    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.01, max_iter=5, tolerance_grad=0, tolerance_change=0)
+    optimizer = torch.optim.LBFGS(
+        model.parameters(), lr=0.01, max_iter=5, tolerance_grad=0, tolerance_change=0
+    )
     calls = 0
 
     def closure() -> torch.Tensor:
@@ -240,7 +245,9 @@ def test_hooks_that_the_loop_removes_are_told():
 
     record = watched(optimizer, model, loop)
     assert record.watched is not None
-    assert [warning[:37] for warning in record.watched.warnings] == ["the loop removed the hooks that watch"]
+    assert [warning[:37] for warning in record.watched.warnings] == [
+        "the loop removed the hooks that watch"
+    ]
 
 
 def test_parameters_that_are_no_longer_the_models_are_told():
@@ -249,13 +256,17 @@ def test_parameters_that_are_no_longer_the_models_are_told():
 
     def loop(*_: Any) -> None:
         train(model, optimizer)
-        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+        model.load_state_dict(
+            {name: value.clone() for name, value in model.state_dict().items()}, assign=True
+        )
 
     record = watched(optimizer, model, loop)
     assert record.memory is not None
     assert record.watched is not None
     assert record.memory.state_by_key == {"params": 512}
-    assert record.watched.warnings == ("1 of the parameters that SGD steps are not the model's: they count as its state",)
+    assert record.watched.warnings == (
+        "1 of the parameters that SGD steps are not the model's: they count as its state",
+    )
 
 
 def test_a_generator_that_is_closed_has_trained_well():
@@ -307,9 +318,13 @@ def test_a_compiled_step_is_watched_as_far_as_its_graph_allows(is_one_graph: boo
     record = watched(optimizer, model, loop)
     assert record.outcome == "ok"
     assert record.watched is not None
-    assert [len(samples) for samples in (record.times or {}).values()] == ([] if is_one_graph else [2, 2])
+    assert [len(samples) for samples in (record.times or {}).values()] == (
+        [] if is_one_graph else [2, 2]
+    )
     assert record.scenario.implementation == "compiled"
-    assert ["one graph of torch.compile" in warning for warning in record.watched.warnings] == [True] * is_one_graph
+    assert ["one graph of torch.compile" in warning for warning in record.watched.warnings] == [
+        True
+    ] * is_one_graph
 
 
 def skipped(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -331,7 +346,9 @@ def test_a_loop_without_a_step_is_no_measurement(loop: Callable[..., None], tmp_
     (record,) = run.records
     assert (record.outcome, record.times) == ("failed", None)
     assert record.error is not None
-    assert record.error.startswith("AdamW.step never ran in this block: a GradScaler may have skipped it")
+    assert record.error.startswith(
+        "AdamW.step never ran in this block: a GradScaler may have skipped it"
+    )
     assert record.error in run._repr_html_()
     assert record.error in run.report(tmp_path).read_text(encoding="utf-8")
 
@@ -377,7 +394,9 @@ def test_steps_that_change_nothing_are_told():
         ),
     ],
 )
-def test_what_goes_wrong_in_the_watcher_is_noted_and_ends_no_training(place: str, told: str, monkeypatch: pytest.MonkeyPatch):
+def test_what_goes_wrong_in_the_watcher_is_noted_and_ends_no_training(
+    place: str, told: str, monkeypatch: pytest.MonkeyPatch
+):
     def fails(*_: Any) -> None:
         raise KeyError("by hand")
 
@@ -430,9 +449,13 @@ def test_a_sharded_model_counts_what_this_rank_has(tmp_path: Path):
     from torch.distributed.tensor import Shard, distribute_tensor
 
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'ranks'}", rank=0, world_size=1
+    )
     try:
-        parameter = torch.nn.Parameter(distribute_tensor(torch.ones(8, 4), init_device_mesh("cpu", (1,)), [Shard(0)]))
+        parameter = torch.nn.Parameter(
+            distribute_tensor(torch.ones(8, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
+        )
         optimizer = torch.optim.AdamW([parameter])
         with Watch(optimizer) as seen:
             for _ in range(3):
@@ -456,5 +479,7 @@ class Unmade(torch.optim.Optimizer):
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD([{"params": []}], lr=0.1), Unmade()])
 def test_an_optimizer_that_cannot_be_watched_is_refused_in_one_line(optimizer: Any):
-    with pytest.raises(ValueError, match=r"SGD has no parameters yet|Unmade has no parameter groups"):
+    with pytest.raises(
+        ValueError, match=r"SGD has no parameters yet|Unmade has no parameter groups"
+    ):
         Watch(optimizer)

@@ -31,13 +31,17 @@ def scenario_of(optimizer: torch.optim.Optimizer, model: Any = None) -> Scenario
     return seen.records[0].scenario
 
 
-def in_groups(kind: Callable[..., torch.optim.Optimizer], model: nn.Sequential, **options: Any) -> torch.optim.Optimizer:
+def in_groups(
+    kind: Callable[..., torch.optim.Optimizer], model: nn.Sequential, **options: Any
+) -> torch.optim.Optimizer:
     """An optimizer whose first group, of two, has these options."""
     return kind([{"params": [model[0].weight], **options}, {"params": [model[2].weight]}])
 
 
 class Together(TorchDispatchMode):
-    """The most tensors that one operation has taken in a list: ours run their loop by lists of one."""
+    """The most tensors that one operation has taken in a list: ours run their loop by lists of
+    one.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +49,11 @@ class Together(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        self.most = max(self.most, *(len(arg) for arg in args if "_foreach_" in str(func) and isinstance(arg, list)), 0)
+        self.most = max(
+            self.most,
+            *(len(arg) for arg in args if "_foreach_" in str(func) and isinstance(arg, list)),
+            0,
+        )
         return func(*args, **(kwargs or {}))
 
 
@@ -54,16 +62,24 @@ SGD = partial(torch.optim.SGD, lr=0.1)
 MADE: dict[str, Made] = {
     "plain": lambda model: torch.optim.AdamW(model.parameters()),
     "amsgrad": lambda model: in_groups(torch.optim.AdamW, model, amsgrad=True),
-    "foreach": lambda model: torch.optim.AdamW([{"params": list(model.parameters()), "foreach": True}]),
+    "foreach": lambda model: torch.optim.AdamW(
+        [{"params": list(model.parameters()), "foreach": True}]
+    ),
     "a foreach group": lambda model: in_groups(torch.optim.AdamW, model, foreach=True),
     "fused": lambda model: torch.optim.AdamW([{"params": list(model.parameters()), "fused": True}]),
     "momentum": lambda model: in_groups(SGD, model, momentum=0.9),
-    "the other group": lambda model: SGD([{"params": [model[2].weight], "momentum": 0.9}, {"params": [model[0].weight]}]),
+    "the other group": lambda model: SGD(
+        [{"params": [model[2].weight], "momentum": 0.9}, {"params": [model[0].weight]}]
+    ),
     "no momentum": lambda model: SGD(model.parameters()),
     "compiled": lambda model: LAMB(model.parameters(), compiled=True),
     "lamb": lambda model: LAMB(model.parameters()),
-    "wrapped": lambda model: GradientNormThreshold(torch.optim.AdamW(model.parameters()), threshold=0.5),
-    "wrapped otherwise": lambda model: GradientNormThreshold(torch.optim.AdamW(model.parameters()), threshold=0.7),
+    "wrapped": lambda model: GradientNormThreshold(
+        torch.optim.AdamW(model.parameters()), threshold=0.5
+    ),
+    "wrapped otherwise": lambda model: GradientNormThreshold(
+        torch.optim.AdamW(model.parameters()), threshold=0.7
+    ),
     "wrapped lamb": lambda model: GradientNormThreshold(LAMB(model.parameters()), threshold=0.5),
 }
 
@@ -113,7 +129,9 @@ def test_options_are_those_of_the_groups(made: str, options: dict[str, Any], imp
         (partial(SM3, foreach=False), "loop"),
     ],
 )
-def test_what_is_left_to_torch_is_settled_as_torch_does(make: Callable[..., Any], on_cuda: str, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_left_to_torch_is_settled_as_torch_does(
+    make: Callable[..., Any], on_cuda: str, monkeypatch: pytest.MonkeyPatch
+):
     # Two small weights, which ours take together because they are no larger than the third.
     model = nn.Sequential(nn.Linear(4, 4, bias=False), *net().children())
     optimizer = make(model.parameters())
@@ -138,7 +156,9 @@ def test_what_is_left_to_torch_is_settled_as_torch_does(make: Callable[..., Any]
         ({"lr": torch.tensor(0.1), "capturable": True}, "foreach"),
     ],
 )
-def test_what_the_cpu_cannot_step_is_settled_too(options: dict[str, Any], on_cuda: str, monkeypatch: pytest.MonkeyPatch):
+def test_what_the_cpu_cannot_step_is_settled_too(
+    options: dict[str, Any], on_cuda: str, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(
         sys.modules["torch.optim.optimizer"],
         "_get_foreach_kernels_supported_devices",
@@ -150,14 +170,18 @@ def test_what_the_cpu_cannot_step_is_settled_too(options: dict[str, Any], on_cud
 SCHEDULERS: list[Callable[[Any], Any]] = [
     lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, gamma=0.5),
     lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: step / 10),
-    lambda optimizer: torch.optim.lr_scheduler.CyclicLR(optimizer, base_lr=0.1, max_lr=0.5, base_momentum=0.8, max_momentum=0.9),
+    lambda optimizer: torch.optim.lr_scheduler.CyclicLR(
+        optimizer, base_lr=0.1, max_lr=0.5, base_momentum=0.8, max_momentum=0.9
+    ),
 ]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize("make", [partial(SGD, momentum=0.9), partial(torch.optim.AdamW, lr=0.1)])
 @pytest.mark.filterwarnings("ignore:Detected call of")
-def test_a_schedule_does_not_make_another_scenario_of_each_epoch(schedule: Callable[[Any], Any], make: Callable[..., Any]):
+def test_a_schedule_does_not_make_another_scenario_of_each_epoch(
+    schedule: Callable[[Any], Any], make: Callable[..., Any]
+):
     model = net()
     optimizer = make(model.parameters())
     before, scheduler = scenario_of(optimizer), schedule(optimizer)
@@ -237,7 +261,9 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("names", [[], *([name] for name in WRAPPERS), ["DataParallel", "OptimizedModule"]])
+@pytest.mark.parametrize(
+    "names", [[], *([name] for name in WRAPPERS), ["DataParallel", "OptimizedModule"]]
+)
 def test_a_model_has_its_name_inside_of_wrappers_which_are_told(names: list[str]):
     found: list[Scenario] = []
     for model in (Wide(), Deep()):
@@ -246,7 +272,9 @@ def test_a_model_has_its_name_inside_of_wrappers_which_are_told(names: list[str]
             wrapped = WRAPPERS[name](wrapped)
         found.append(scenario_of(torch.optim.AdamW(model.parameters()), wrapped))
     assert [scenario.model for scenario in found] == [f"{__name__}:Wide", f"{__name__}:Deep"]
-    assert [scenario.config for scenario in found] == [{"parameters": 20} | ({"wrapped_by": names} if names else {})] * 2
+    assert [scenario.config for scenario in found] == [
+        {"parameters": 20} | ({"wrapped_by": names} if names else {})
+    ] * 2
 
 
 def test_the_part_of_a_model_that_is_trained_makes_scenarios_apart():
@@ -276,18 +304,30 @@ class Ranked(torch.optim.SGD):
 
 
 def test_options_that_an_optimizer_keeps_in_attributes_make_scenarios_apart():
-    found = [scenario_of(Ranked(net().parameters(), **options)).options for options in ({"rank": 4}, {"rank": 8, "decay": 0.25})]
-    assert [(options["lr"], options["rank"], options["decay"]) for options in found] == [(0.1, 4, 0.5), (0.1, 8, 0.25)]
+    found = [
+        scenario_of(Ranked(net().parameters(), **options)).options
+        for options in ({"rank": 4}, {"rank": 8, "decay": 0.25})
+    ]
+    assert [(options["lr"], options["rank"], options["decay"]) for options in found] == [
+        (0.1, 4, 0.5),
+        (0.1, 8, 0.25),
+    ]
 
 
 def test_classes_that_torch_makes_of_a_module_s_own_are_looked_through():
     model = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
     assert type(model).__name__ == "ParametrizedLinear"
-    assert scenario_of(torch.optim.AdamW(model.parameters()), model).model == "torch.nn.modules.linear:Linear"
+    assert (
+        scenario_of(torch.optim.AdamW(model.parameters()), model).model
+        == "torch.nn.modules.linear:Linear"
+    )
 
 
 def test_containers_of_other_layers_are_other_models():
-    found = [scenario_of(torch.optim.AdamW(model.parameters()), model) for model in (net(), net(nn.Tanh), net(nn.Tanh))]
+    found = [
+        scenario_of(torch.optim.AdamW(model.parameters()), model)
+        for model in (net(), net(nn.Tanh), net(nn.Tanh))
+    ]
     assert found[0] != found[1] == found[2]
 
 
@@ -301,7 +341,9 @@ def test_containers_of_other_layers_are_other_models():
         ((torch.bfloat16, torch.float32), None),
     ],
 )
-def test_a_mixed_model_has_no_dtype_and_says_which_it_has(dtypes: tuple[torch.dtype, torch.dtype], told: str | None):
+def test_a_mixed_model_has_no_dtype_and_says_which_it_has(
+    dtypes: tuple[torch.dtype, torch.dtype], told: str | None
+):
     model = net()
     model[0].to(dtypes[0])
     model[2].to(dtypes[1])

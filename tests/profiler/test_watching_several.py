@@ -17,7 +17,9 @@ SPIKE = 64 << 20
 
 
 def spike() -> None:
-    """Fill and free 64 MiB, behind malloc's back: another test may have told it to keep what is freed."""
+    """Fill and free 64 MiB, behind malloc's back: another test may have told it to keep what is
+    freed.
+    """
     with mmap(-1, SPIKE) as pages:
         pages[::PAGESIZE] = bytes(SPIKE // PAGESIZE)
 
@@ -70,7 +72,9 @@ def test_one_watch_of_two_optimizers_gives_each_its_record_and_the_loop_s_memory
         128,
         128,
     )
-    assert {len(samples) for record in run.records for samples in (record.times or {}).values()} == {2}
+    assert {
+        len(samples) for record in run.records for samples in (record.times or {}).values()
+    } == {2}
     assert peaks(one)["between_steps"] == peaks(other)["between_steps"]
     assert peaks(one)["later_steps"] == peaks(other)["later_steps"]
     # Each one's steps are the other's other steps.
@@ -83,7 +87,10 @@ def test_the_order_in_which_optimizers_are_named_makes_no_other_scenario():
     parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(4)]
     for parameter in parameters:
         parameter.grad = torch.ones(4)
-    first, *others = (torch.optim.SGD([parameter], lr=rate) for parameter, rate in zip(parameters, (0.1, 0.2, 0.3, 0.2), strict=True))
+    first, *others = (
+        torch.optim.SGD([parameter], lr=rate)
+        for parameter, rate in zip(parameters, (0.1, 0.2, 0.3, 0.2), strict=True)
+    )
     found: list[Any] = []
     for order in (others, others[::-1]):
         with Watch(first, *order) as seen:
@@ -183,7 +190,9 @@ def test_threads_may_watch_their_own_training():
         thread.start()
     for thread in threads:
         thread.join()
-    assert [(record.outcome, record.watched.warnings) for record in seen if record.watched] == [("ok", ())] * 4
+    assert [(record.outcome, record.watched.warnings) for record in seen if record.watched] == [
+        ("ok", ())
+    ] * 4
 
 
 @pytest.mark.parametrize(

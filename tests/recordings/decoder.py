@@ -1,9 +1,11 @@
-"""The decoder whose training on GPUs others recorded, and its optimizer, written by hand from separate tensor operations.
+"""The decoder whose training on GPUs others recorded, and its optimizer, written by hand from
+separate tensor operations.
 
-The model of Stanford's CS336 course (github.com/stanford-cs336/assignment2-systems) as two of its students ran it:
-Linear layers without bias as einsum, RMSNorm in float32, rotary positions of interleaved pairs, attention with its own mask and
-softmax, SwiGLU, an untied head and a cross entropy of its own. What lives how long follows their code: the logits and the loss
-of a step stay until the next step has its own.
+The model of Stanford's CS336 course (github.com/stanford-cs336/assignment2-systems) as two of its
+students ran it: Linear layers without bias as einsum, RMSNorm in float32, rotary positions of
+interleaved pairs, attention with its own mask and softmax, SwiGLU, an untied head and a cross
+entropy of its own. What lives how long follows their code: the logits and the loss of a step stay
+until the next step has its own.
 """
 
 import math
@@ -79,14 +81,20 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, rotation: Rotation) -> None:
         super().__init__()
         self.heads = heads
-        self.query, self.key, self.value = Projection(width, width), Projection(width, width), Projection(width, width)
+        self.query, self.key, self.value = (
+            Projection(width, width),
+            Projection(width, width),
+            Projection(width, width),
+        )
         self.output = Projection(width, width)
         self.rotation = rotation
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.size(-2)
         query, key, value = self.query(x), self.key(x), self.value(x)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in (query, key, value))
+        query, key, value = (
+            part.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for part in (query, key, value)
+        )
         query = self.rotation(query)
         key = self.rotation(key)
         positions = torch.arange(length, device=x.device)
@@ -102,7 +110,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.gate, self.down, self.up = Projection(width, inner), Projection(inner, width), Projection(width, inner)
+        self.gate, self.down, self.up = (
+            Projection(width, inner),
+            Projection(inner, width),
+            Projection(width, inner),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(silu(self.gate(x)) * self.up(x))
@@ -131,12 +143,23 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model; `forward` gives the loss, and keeps it and the logits until it has the next.
+    """The language model; `forward` gives the loss, and keeps it and the logits until it has the
+    next.
 
     Before its call number `forgets_at` it lets go of both.
     """
 
-    def __init__(self, *, vocabulary: int, positions: int, width: int, layers: int, heads: int, inner: int, forgets_at: int) -> None:
+    def __init__(
+        self,
+        *,
+        vocabulary: int,
+        positions: int,
+        width: int,
+        layers: int,
+        heads: int,
+        inner: int,
+        forgets_at: int,
+    ) -> None:
         super().__init__()
         self.calls_to_forget = forgets_at
         self.embedding = nn.Parameter(torch.empty(vocabulary, width))
@@ -191,18 +214,28 @@ def training(
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """The model and a batch, for a scenario; those of as many `earlier` steps lie beside it."""
     model = Decoder(
-        vocabulary=vocabulary, positions=sequence_length, width=width, layers=layers, heads=heads, inner=inner, forgets_at=forgets_at
+        vocabulary=vocabulary,
+        positions=sequence_length,
+        width=width,
+        layers=layers,
+        heads=heads,
+        inner=inner,
+        forgets_at=forgets_at,
     )
     batch = {}
     for name in ("tokens", "targets"):
         if earlier:
-            batch[f"earlier_{name}"] = torch.zeros(earlier, batch_size, sequence_length, dtype=torch.long, device="cpu")
+            batch[f"earlier_{name}"] = torch.zeros(
+                earlier, batch_size, sequence_length, dtype=torch.long, device="cpu"
+            )
         batch[name] = torch.zeros(batch_size, sequence_length, dtype=torch.long, device="cpu")
     return model, batch
 
 
 class PlainAdamW(torch.optim.Optimizer):
-    """AdamW from separate operations, one parameter after the other; every step makes its moments anew."""
+    """AdamW from separate operations, one parameter after the other; every step makes its moments
+    anew.
+    """
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": 0.01})
@@ -218,7 +251,8 @@ class PlainAdamW(torch.optim.Optimizer):
                 count = state.get("count", 1)
                 rate = group["lr"] * (math.sqrt(1 - 0.999**count) / (1 - 0.9**count))
                 p.data -= group["lr"] * group["weight_decay"] * p.data
-                # The zeros are made at every step, and the old moments are variables until the next parameter's take their place.
+                # The zeros are made at every step, and the old moments are variables until the next
+                # parameter's take their place.
                 old_mean = state.get("mean", torch.zeros_like(grad))
                 old_square = state.get("square", torch.zeros_like(grad))
                 mean = 0.9 * old_mean + (1 - 0.9) * grad

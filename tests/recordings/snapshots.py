@@ -1,7 +1,9 @@
-"""Snapshots of torch.cuda.memory as others recorded them: read, taken back to their first event, and replayed.
+"""Snapshots of torch.cuda.memory as others recorded them: read, taken back to their first event,
+and replayed.
 
-A snapshot has the segments and blocks at its end and the events that led there. Undoing the events gives the start,
-from which our allocator is given the same requests; after each event it must have done what CUDA's did.
+A snapshot has the segments and blocks at its end and the events that led there. Undoing the events
+gives the start, from which our allocator is given the same requests; after each event it must have
+done what CUDA's did.
 """
 
 import gzip
@@ -36,15 +38,22 @@ class UnsupportedError(Exception):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers, text and numbers; anything else has to be found by name, and no name is looked up."""
+    """Builds containers, text and numbers; anything else has to be found by name, and no name is
+    looked up.
+    """
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Refuse."""
-        raise UnreadableError(f"the pickle asks for {module_name}.{global_name}; only containers, text and numbers are read")
+        raise UnreadableError(
+            f"the pickle asks for {module_name}.{global_name}; only containers, text and numbers"
+            " are read"
+        )
 
 
 def read(path: Path, most_bytes: int = MOST_BYTES) -> "Snapshot":
-    """The snapshot of a gzip'd pickle; UnreadableError where the file is something else or larger than `most_bytes`."""
+    """The snapshot of a gzip'd pickle; UnreadableError where the file is something else or larger
+    than `most_bytes`.
+    """
     try:
         with gzip.open(path) as file:
             # A pickle may claim any length; what it can read is limited by what is there.
@@ -57,14 +66,19 @@ def read(path: Path, most_bytes: int = MOST_BYTES) -> "Snapshot":
 
 
 def loads(data: bytes) -> Any:
-    """The containers, text and numbers of a pickle; UnreadableError for one that holds or does anything else."""
+    """The containers, text and numbers of a pickle; UnreadableError for one that holds or does
+    anything else.
+    """
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
     except UnreadableError:
         raise
     except Exception as error:
-        # A damaged pickle raises nearly anything: KeyError, IndexError, UnicodeDecodeError, MemoryError ...
-        raise UnreadableError(f"not a pickle of plain data: {type(error).__name__}: {error}") from error
+        # A damaged pickle raises nearly anything: KeyError, IndexError, UnicodeDecodeError,
+        # MemoryError ...
+        raise UnreadableError(
+            f"not a pickle of plain data: {type(error).__name__}: {error}"
+        ) from error
 
 
 class Lane(NamedTuple):
@@ -111,24 +125,34 @@ class Snapshot:
 
     @classmethod
     def of(cls, data: Any) -> "Snapshot":
-        """The device of `torch.cuda.memory._snapshot()` that has events; UnreadableError where the data has another form."""
+        """The device of `torch.cuda.memory._snapshot()` that has events; UnreadableError where the
+        data has another form.
+        """
         try:
-            traces = [(device, trace) for device, trace in enumerate(data["device_traces"]) if trace]
+            traces = [
+                (device, trace) for device, trace in enumerate(data["device_traces"]) if trace
+            ]
             if len(traces) != 1:
                 raise UnreadableError(f"one device with events is read, got {len(traces)}")
             device, trace = traces[0]
-            segments = [segment for segment in data["segments"] if segment.get("device", 0) == device]
+            segments = [
+                segment for segment in data["segments"] if segment.get("device", 0) == device
+            ]
             text = data.get("allocator_settings", {}).get("PYTORCH_CUDA_ALLOC_CONF", "")
             return cls(
                 settings=AllocatorSettings.parse(text),
-                entries=[_entry(entry) for entry in trace if entry["action"] not in IGNORED_ACTIONS],
+                entries=[
+                    _entry(entry) for entry in trace if entry["action"] not in IGNORED_ACTIONS
+                ],
                 runs={segment["address"]: _run(segment) for segment in segments},
                 held={address: held for segment in segments for address, held in _held(segment)},
             )
         except UnreadableError:
             raise
         except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UnreadableError(f"not a snapshot of torch.cuda.memory: {type(error).__name__}: {error}") from error
+            raise UnreadableError(
+                f"not a snapshot of torch.cuda.memory: {type(error).__name__}: {error}"
+            ) from error
 
 
 def _entry(entry: Mapping[str, Any]) -> Entry:
@@ -145,7 +169,10 @@ def _held(segment: Mapping[str, Any]) -> Iterator[tuple[int, Held]]:
     address = segment["address"]
     for block in segment["blocks"]:
         if block["state"] != "inactive":
-            yield int(address), Held(requested=int(block["requested_size"]), size=int(block["size"]))
+            yield (
+                int(address),
+                Held(requested=int(block["requested_size"]), size=int(block["size"])),
+            )
         address += block["size"]
 
 
@@ -202,8 +229,9 @@ def start_of(snapshot: Snapshot) -> State:
 def ends_shown(snapshot: Snapshot, start: State) -> dict[int, int]:
     """The ends of blocks older than the trace that a later event shows, by the block's address.
 
-    A free block begins where the block in use before it ends, and a request gets the beginning of a free block. So
-    whatever is placed behind a block that is still in use tells its end, with the tail that it had kept.
+    A free block begins where the block in use before it ends, and a request gets the beginning of a
+    free block. So whatever is placed behind a block that is still in use tells its end, with the
+    tail that it had kept.
     """
     in_use = sorted(start.held)
     unknown = {address for address, held in start.held.items() if held.size is None}
@@ -242,14 +270,22 @@ def laid_out(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list
         run = start.runs[address]
         blocks, used = _blocks(address, address + run.size, start, sizes)
         pool: Literal["small", "large"] = "small" if run.small else "large"
-        found.append(Laid(address=address, lane=run.lane, state=SegmentState(pool=pool, blocks=tuple(blocks)), used=used))
+        found.append(
+            Laid(
+                address=address,
+                lane=run.lane,
+                state=SegmentState(pool=pool, blocks=tuple(blocks)),
+                used=used,
+            )
+        )
     return found
 
 
 def block_sizes(snapshot: Snapshot, start: State, ends: Mapping[int, int]) -> dict[int, int]:
     """The size of each block in use at the start; `ends` has those that events show.
 
-    In the pool of large requests up to 1 MiB behind a block is not worth a block of its own and stays with it as a tail.
+    In the pool of large requests up to 1 MiB behind a block is not worth a block of its own and
+    stays with it as a tail.
     """
     settings = snapshot.settings
     rounding = CachingAllocator(settings)
@@ -274,7 +310,9 @@ def block_sizes(snapshot: Snapshot, start: State, ends: Mapping[int, int]) -> di
     return sizes
 
 
-def _blocks(address: int, end: int, start: State, sizes: Mapping[int, int]) -> tuple[list[BlockState], list[int]]:
+def _blocks(
+    address: int, end: int, start: State, sizes: Mapping[int, int]
+) -> tuple[list[BlockState], list[int]]:
     """The blocks of a run from one address to another, and the addresses of those in use."""
     used = sorted(sizes)
     used = used[bisect_left(used, address) : bisect_left(used, end)]
@@ -290,12 +328,22 @@ def _blocks(address: int, end: int, start: State, sizes: Mapping[int, int]) -> t
 
 
 def _ranges(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[Laid]:
-    """One range of addresses for each pool of each lane, from the lowest that is ever mapped; what is not mapped lies between."""
+    """One range of addresses for each pool of each lane, from the lowest that is ever mapped; what
+    is not mapped lies between.
+    """
     found = []
-    mapped = [(entry.address, entry.lane, entry.size == SMALL_SEGMENT) for entry in snapshot.entries if entry.action == "segment_map"]
+    mapped = [
+        (entry.address, entry.lane, entry.size == SMALL_SEGMENT)
+        for entry in snapshot.entries
+        if entry.action == "segment_map"
+    ]
     known = {(run.lane, run.small) for run in start.runs.values()}
     for lane, small in sorted(known):
-        runs = _joined((address, run.size) for address, run in start.runs.items() if (run.lane, run.small) == (lane, small))
+        runs = _joined(
+            (address, run.size)
+            for address, run in start.runs.items()
+            if (run.lane, run.small) == (lane, small)
+        )
         base = min([runs[0][0], *(address for address, *key in mapped if key == [lane, small])])
         blocks: list[BlockState] = []
         used: list[int] = []
@@ -307,7 +355,14 @@ def _ranges(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[
                 more, places = _blocks(address, address + size, start, sizes)
                 blocks, used, reached = [*blocks, *more], [*used, *places], address + size
         pool: Literal["small", "large"] = "small" if small else "large"
-        found.append(Laid(address=base, lane=lane, state=SegmentState(pool=pool, blocks=tuple(blocks)), used=used))
+        found.append(
+            Laid(
+                address=base,
+                lane=lane,
+                state=SegmentState(pool=pool, blocks=tuple(blocks)),
+                used=used,
+            )
+        )
     return found
 
 
@@ -323,7 +378,9 @@ def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Driver(LowestAddresses):
-    """Puts segments where the recorded driver put them, and notes what the allocator does with memory."""
+    """Puts segments where the recorded driver put them, and notes what the allocator does with
+    memory.
+    """
 
     def __init__(self, *, expandable: bool) -> None:
         super().__init__()
@@ -334,7 +391,9 @@ class Driver(LowestAddresses):
     def take(self, nbytes: int) -> int:
         """The address that the driver gave."""
         if not self.coming:
-            raise AssertionError(f"a segment of {nbytes} bytes is taken where CUDA's allocator took none")
+            raise AssertionError(
+                f"a segment of {nbytes} bytes is taken where CUDA's allocator took none"
+            )
         address = self.coming.pop(0)
         if not self._expandable:
             self.done.append(("segment_alloc", address, nbytes))
@@ -360,7 +419,9 @@ class Driver(LowestAddresses):
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """Totals of a replay: events that were compared, and the most bytes allocated and reserved at once."""
+    """Totals of a replay: events that were compared, and the most bytes allocated and reserved at
+    once.
+    """
 
     events: int
     peak_allocated: int
@@ -368,7 +429,9 @@ class Replayed:
 
 
 class MisplacedError(AssertionError):
-    """A block lies elsewhere than recorded: where it came to lie, and how much more was free there than it needed."""
+    """A block lies elsewhere than recorded: where it came to lie, and how much more was free there
+    than it needed.
+    """
 
     def __init__(self, message: str, address: int, rest: int) -> None:
         super().__init__(message)
@@ -377,12 +440,14 @@ class MisplacedError(AssertionError):
 
 
 def replay(snapshot: Snapshot) -> Replayed:
-    """Replay a snapshot from its start; AssertionError names the first event that our allocator does not explain.
+    """Replay a snapshot from its start; AssertionError names the first event that our allocator
+    does not explain.
 
     UnsupportedError for one whose events do not lead to what it held at their end.
 
-    Where nothing is ever placed behind an older block while it is in use, its tail is unknown. That CUDA's allocator
-    passed the place over shows one: so large that what was free behind it did not do for the request.
+    Where nothing is ever placed behind an older block while it is in use, its tail is unknown. That
+    CUDA's allocator passed the place over shows one: so large that what was free behind it did not
+    do for the request.
     """
     try:
         start = start_of(snapshot)
@@ -396,7 +461,10 @@ def replay(snapshot: Snapshot) -> Replayed:
         try:
             return Replay(snapshot, start, sizes).run()
         except MisplacedError as error:
-            before = next((address for address, size in sizes.items() if address + size == error.address), None)
+            before = next(
+                (address for address, size in sizes.items() if address + size == error.address),
+                None,
+            )
             if before is None or before in shown or start.held[before].size is not None:
                 raise
             ends[before] = error.address + error.rest + MIN_BLOCK
@@ -424,7 +492,9 @@ class Replay:
         self._reserved = sum(run.size for run in start.runs.values())
 
     def run(self) -> Replayed:
-        """Give the allocators every request, and compare after every event; AssertionError names the first that differs."""
+        """Give the allocators every request, and compare after every event; AssertionError names
+        the first that differs.
+        """
         segment_events: list[Entry] = []
         allocated = reserved = 0
         for number, entry in enumerate(self._snapshot.entries):
@@ -435,12 +505,18 @@ class Replay:
             self._react(segment_events, entry, where)
             segment_events.clear()
             ours = sum(allocator.reserved_bytes for allocator in self._allocators.values())
-            assert ours == self._reserved, f"{where}: {ours} bytes reserved, recorded were {self._reserved}"
-            allocated = max(allocated, sum(allocator.allocated_bytes for allocator in self._allocators.values()))
+            assert ours == self._reserved, (
+                f"{where}: {ours} bytes reserved, recorded were {self._reserved}"
+            )
+            allocated = max(
+                allocated, sum(allocator.allocated_bytes for allocator in self._allocators.values())
+            )
             reserved = max(reserved, ours)
         self._react(segment_events, None, "after the last event")
         self._compare_end()
-        return Replayed(events=len(self._snapshot.entries), peak_allocated=allocated, peak_reserved=reserved)
+        return Replayed(
+            events=len(self._snapshot.entries), peak_allocated=allocated, peak_reserved=reserved
+        )
 
     def _enter(self, lane: Lane) -> None:
         if lane not in self._allocators:
@@ -448,17 +524,23 @@ class Replay:
             self._allocators[lane] = CachingAllocator(self._snapshot.settings, addresses=driver)
 
     def _react(self, segment_events: list[Entry], entry: Entry | None, where: str) -> None:
-        """Do what led to the segment events: cached memory given back before a retry or on demand, then the request itself."""
+        """Do what led to the segment events: cached memory given back before a retry or on demand,
+        then the request itself.
+        """
         expected: dict[Lane, list[tuple[str, int, int]]] = {}
         for action, address, size, lane in segment_events:
             expected.setdefault(lane, []).append((action, address, size))
             self._reserved += size if action in ("segment_alloc", "segment_map") else -size
-        taken = [event for event in segment_events if event.action in ("segment_alloc", "segment_map")]
+        taken = [
+            event for event in segment_events if event.action in ("segment_alloc", "segment_map")
+        ]
         if len(taken) < len(segment_events):
             for allocator in self._allocators.values():
                 allocator.empty_cache()
         if taken and (entry is None or entry.action != "alloc"):
-            raise UnsupportedError("memory is mapped for a request that fails, which needs the size of the device")
+            raise UnsupportedError(
+                "memory is mapped for a request that fails, which needs the size of the device"
+            )
         if entry is not None and entry.action == "alloc":
             self._allocate(entry, [event.address for event in taken], where)
         elif entry is not None and entry.action == "free_completed":
@@ -466,7 +548,9 @@ class Replay:
             self._allocators[lane].free(block)
         for lane, driver in self._drivers.items():
             ours, recorded = sorted(driver.done), sorted(expected.get(lane, []))
-            assert ours == recorded, f"{where}: segments {_shown(ours)}, recorded were {_shown(recorded)}"
+            assert ours == recorded, (
+                f"{where}: segments {_shown(ours)}, recorded were {_shown(recorded)}"
+            )
             driver.done.clear()
 
     def _allocate(self, entry: Entry, taken: list[int], where: str) -> None:
@@ -480,13 +564,19 @@ class Replay:
         if address != entry.address:
             behind = block.next.size if block.next is not None and not block.next.allocated else 0
             rest = block.size + behind - allocator.rounded(entry.size)
-            raise MisplacedError(f"{where}: block at {address:#x}, recorded was {entry.address:#x}", address, rest)
+            raise MisplacedError(
+                f"{where}: block at {address:#x}, recorded was {entry.address:#x}", address, rest
+            )
         self._live[entry.address] = entry.lane, block
 
     def _compare_end(self) -> None:
         """Compare the size of each block in use with the snapshot's own list of them."""
-        ours = {address: (block.requested, block.size) for address, (_, block) in self._live.items()}
-        assert ours == {address: (held.requested, held.size) for address, held in self._snapshot.held.items()}
+        ours = {
+            address: (block.requested, block.size) for address, (_, block) in self._live.items()
+        }
+        assert ours == {
+            address: (held.requested, held.size) for address, held in self._snapshot.held.items()
+        }
 
 
 def _shown(events: Sequence[tuple[str, int, int]]) -> str:

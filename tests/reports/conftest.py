@@ -28,7 +28,9 @@ GIB = 2**30
 
 
 def memory(state: int, **changes: Any) -> Memory:
-    """A model of 1,000 fp32 parameters whose step peaks with one temporary as large as the parameters."""
+    """A model of 1,000 fp32 parameters whose step peaks with one temporary as large as the
+    parameters.
+    """
     parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": state, "temporary": 4_000}
     whole = Memory(
         parameters=4_000,
@@ -50,11 +52,35 @@ def memory(state: int, **changes: Any) -> Memory:
 def simulated() -> Make:
     """A simulated record of an optimizer on the model "tiny"."""
 
-    def make(optimizer: str = "adamw", *, options: Mapping[str, Any] | None = None, state: int | None = None, **changes: Any) -> Record:
-        asked = {name: changes.pop(name) for name in list(changes) if name in Scenario.__dataclass_fields__}
-        scenario = Scenario(**{"model": "tiny", "optimizer": optimizer, "options": options or {}, "sequence_length": 16} | asked)
+    def make(
+        optimizer: str = "adamw",
+        *,
+        options: Mapping[str, Any] | None = None,
+        state: int | None = None,
+        **changes: Any,
+    ) -> Record:
+        asked = {
+            name: changes.pop(name)
+            for name in list(changes)
+            if name in Scenario.__dataclass_fields__
+        }
+        scenario = Scenario(
+            **{
+                "model": "tiny",
+                "optimizer": optimizer,
+                "options": options or {},
+                "sequence_length": 16,
+            }
+            | asked
+        )
         held = memory(STATE_BYTES.get(optimizer, 6_000) if state is None else state)
-        found = {"origin": "simulated", "model_family": "tiny", "parameter_count": 1_000, "memory": held, "environment": ENVIRONMENT}
+        found = {
+            "origin": "simulated",
+            "model_family": "tiny",
+            "parameter_count": 1_000,
+            "memory": held,
+            "environment": ENVIRONMENT,
+        }
         return Record(scenario=scenario, **(found | changes))
 
     return make
@@ -64,10 +90,20 @@ def simulated() -> Make:
 def timed() -> Make:
     """A record of step times on a CPU, whole or from a share of the parameters."""
 
-    def make(optimizer: str = "adamw", *, step: tuple[float, ...] = (0.2, 0.1, 0.3), share: float | None = None, **changes: Any) -> Record:
+    def make(
+        optimizer: str = "adamw",
+        *,
+        step: tuple[float, ...] = (0.2, 0.1, 0.3),
+        share: float | None = None,
+        **changes: Any,
+    ) -> Record:
         names = ("model", "options", "dtype")
-        asked = {"model": "tiny", "options": {}} | {name: changes.pop(name) for name in names if name in changes}
-        scenario = Scenario(optimizer=optimizer, device="cpu", implementation="loop", sequence_length=16, **asked)
+        asked = {"model": "tiny", "options": {}} | {
+            name: changes.pop(name) for name in names if name in changes
+        }
+        scenario = Scenario(
+            optimizer=optimizer, device="cpu", implementation="loop", sequence_length=16, **asked
+        )
         found = {
             "origin": "estimated" if share else "measured",
             "measured_share": share,
@@ -82,9 +118,17 @@ def timed() -> Make:
 
 @pytest.fixture(scope="session")
 def mixed(simulated: Make, timed: Make) -> list[Record]:
-    """A run with everything in it: simulated, measured, estimated and failed records, and two records that the SGD-SaI paper has too."""
-    two = [simulated(name, model=model, workload="state") for name in ("adamw", "sgd-sai") for model in ("gpt2-xl", "vit-h14")]
-    lost = simulated("lamb16", memory=None, outcome="out-of-memory", error="needs 26.1 GiB of 24 GiB")
+    """A run with everything in it: simulated, measured, estimated and failed records, and two
+    records that the SGD-SaI paper has too.
+    """
+    two = [
+        simulated(name, model=model, workload="state")
+        for name in ("adamw", "sgd-sai")
+        for model in ("gpt2-xl", "vit-h14")
+    ]
+    lost = simulated(
+        "lamb16", memory=None, outcome="out-of-memory", error="needs 26.1 GiB of 24 GiB"
+    )
     return [
         simulated("adamw"),
         simulated("sm3", options={"momentum": 0.0}),
@@ -99,11 +143,19 @@ def mixed(simulated: Make, timed: Make) -> list[Record]:
 
 @pytest.fixture(scope="session")
 def timeline() -> Timeline:
-    """One step of three phases: 1 GiB of parameters, up to 2 of activations, and 3 of temporaries at the peak."""
+    """One step of three phases: 1 GiB of parameters, up to 2 of activations, and 3 of temporaries
+    at the peak.
+    """
     block = HeldBlock(
-        block_bytes=3 * GIB, requested_bytes=3 * GIB, category="temporary", step=1, phase="backward",
-        module="h.3.mlp.c_fc", op="aten::addmm", line="model.py:12",
-    )  # fmt: skip
+        block_bytes=3 * GIB,
+        requested_bytes=3 * GIB,
+        category="temporary",
+        step=1,
+        phase="backward",
+        module="h.3.mlp.c_fc",
+        op="aten::addmm",
+        line="model.py:12",
+    )
     return Timeline(
         steps=1,
         phases=(
@@ -119,5 +171,16 @@ def timeline() -> Timeline:
         },
         reserved=(2 * GIB, 2 * GIB, 4 * GIB, 7 * GIB, 7 * GIB, 7 * GIB),
         peak=3,
-        largest=(block, replace(block, category="parameter", step=0, phase="build", op="", line="", module="<b>wte</b>")),
+        largest=(
+            block,
+            replace(
+                block,
+                category="parameter",
+                step=0,
+                phase="build",
+                op="",
+                line="",
+                module="<b>wte</b>",
+            ),
+        ),
     )

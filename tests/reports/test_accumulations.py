@@ -21,16 +21,30 @@ from scenarios import Scenario
 
 
 def course(
-    accumulate: str, seed: int, draws: Sequence[int], held_out: Sequence[float | None], ended: Sequence[int] = (), **more: Any
+    accumulate: str,
+    seed: int,
+    draws: Sequence[int],
+    held_out: Sequence[float | None],
+    ended: Sequence[int] = (),
+    **more: Any,
 ) -> Record:
     """Eight micro-batches of 100 tokens, half a second each."""
-    readings = tuple(HeldOut(micro_batches=4 * place, loss=loss) for place, loss in enumerate(held_out))
+    readings = tuple(
+        HeldOut(micro_batches=4 * place, loss=loss) for place, loss in enumerate(held_out)
+    )
     return Record(
         scenario=Scenario(model="tiny", device="cpu", seed=seed, accumulate=accumulate, steps=8),
         origin="measured",
         times={"iteration": (0.5,) * 8, "step": (0.01,), "draw": (0.002, 0.004, 0.003)},
         watched=Watched(tokens=100),
-        course=Course(draws=tuple(draws), ended=tuple(ended), losses=(5.0,) * 8, held_out=readings, added_bytes=0, dropped=0),
+        course=Course(
+            draws=tuple(draws),
+            ended=tuple(ended),
+            losses=(5.0,) * 8,
+            held_out=readings,
+            added_bytes=0,
+            dropped=0,
+        ),
         environment={},
         **more,
     )
@@ -53,11 +67,17 @@ def test_seeds_of_one_accumulation_are_one_row() -> None:
     assert waiting.draws(4) == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
     assert waiting.steps.mean == 3
     assert fixed.final_loss is not None
-    assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (pytest.approx(3.2), 3.0, 3.4)
+    assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (
+        pytest.approx(3.2),
+        3.0,
+        3.4,
+    )
 
 
 def test_steps_stand_where_they_ended_though_micro_batches_were_dropped() -> None:
-    ((way,),) = accumulations([course("gnts:threshold=2", 0, (2, 2), (5.0, 4.0, 3.0), ended=(2, 8))])
+    ((way,),) = accumulations(
+        [course("gnts:threshold=2", 0, (2, 2), (5.0, 4.0, 3.0), ended=(2, 8))]
+    )
     assert way.draws(4) == (2.0, None, None, 2.0)
 
 
@@ -66,7 +86,11 @@ def test_differences_are_by_seed_with_a_t_interval() -> None:
     found = group[1].against(group[0])
     assert found is not None
     # -0.5 and -0.7: their mean, and 12.706 standard errors of 0.1.
-    assert (found.mean, found.low, found.high) == (pytest.approx(-0.6), pytest.approx(-1.8706), pytest.approx(0.6706))
+    assert (found.mean, found.low, found.high) == (
+        pytest.approx(-0.6),
+        pytest.approx(-1.8706),
+        pytest.approx(0.6706),
+    )
     (alone,) = accumulations(RECORDS[:2])
     assert alone[1].against(alone[0]) is None
 
@@ -81,7 +105,11 @@ def test_losses_that_are_not_finite_are_left_out_with_the_mean_over_the_seeds() 
     assert common_loss(group) == pytest.approx(3.2)
     (part,) = accumulation_tables(records).values()
     assert "not finite are left out, and with them the mean: gnts:threshold=2." in part.note
-    assert [cell.text for cell in part.learned.rows[1][6:9]] == [NOTHING, NOTHING, "2.850 (2.500 to 3.200)"]
+    assert [cell.text for cell in part.learned.rows[1][6:9]] == [
+        NOTHING,
+        NOTHING,
+        "2.850 (2.500 to 3.200)",
+    ]
     assert "gnts:threshold=2: not finite" in render_page(records, [])
     lost = [course("gnts:threshold=2", 0, (), (None, None, None))]
     assert common_loss(accumulations(lost)[0]) is None
@@ -90,7 +118,13 @@ def test_losses_that_are_not_finite_are_left_out_with_the_mean_over_the_seeds() 
 
 def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
     memory = Memory(
-        parameters=4, gradients=4, optimizer_state=8, state_by_key={}, state_by_key_dtype={}, peak_by_category={}, peak_by_phase={}
+        parameters=4,
+        gradients=4,
+        optimizer_state=8,
+        state_by_key={},
+        state_by_key_dtype={},
+        peak_by_category={},
+        peak_by_phase={},
     )
     record = course("gnts:threshold=2", 0, (4, 2), (5.0, 3.2, 3.0), memory=memory)
     assert not timings([record])
@@ -114,7 +148,11 @@ def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
     assert goal == pytest.approx(3.2)
     assert [way.tokens_to(goal) for way in group] == [800, 400]
     assert group[0].tokens_to(1.0) is None
-    assert {tokens: loss.mean for tokens, loss in group[1].losses.items()} == {0: 5.0, 400: pytest.approx(3.1), 800: pytest.approx(2.6)}
+    assert {tokens: loss.mean for tokens, loss in group[1].losses.items()} == {
+        0: 5.0,
+        400: pytest.approx(3.1),
+        800: pytest.approx(2.6),
+    }
     assert (group[1].losses[400].lowest, group[1].losses[400].highest) == (3.0, 3.2)
 
 
@@ -150,11 +188,19 @@ def test_the_graphs_show_losses_and_draws_by_tokens() -> None:
     (part,) = accumulation_tables(RECORDS).values()
     losses, draws = accumulation_chart(findings, "accumulation-1", "", part).graphs
     fixed, waiting = losses.traces
-    assert (fixed["label"], fixed["x"], fixed["y"]) == ("sbc:batch_size=2", [0, 400, 800], [5.0, 4.0, pytest.approx(3.2)])
+    assert (fixed["label"], fixed["x"], fixed["y"]) == (
+        "sbc:batch_size=2",
+        [0, 400, 800],
+        [5.0, 4.0, pytest.approx(3.2)],
+    )
     # From 3.0 to 3.4 around 3.2, and from 3.0 to 3.2 around 3.1.
-    assert (fixed["error_y"]["arrayminus"][2], fixed["error_y"]["array"][2]) == (pytest.approx(0.2), pytest.approx(0.2))
+    assert (fixed["error_y"]["arrayminus"][2], fixed["error_y"]["array"][2]) == (
+        pytest.approx(0.2),
+        pytest.approx(0.2),
+    )
     assert waiting["error_y"]["array"][1] == pytest.approx(0.1)
-    # The first steps ended with the fourth micro-batch of eight, the last that begins in the tenth of 24 parts.
+    # The first steps ended with the fourth micro-batch of eight, the last that begins in the tenth
+    # of 24 parts.
     assert draws.traces[1]["y"][0] == 4
     assert draws.traces[1]["x"][0] == pytest.approx(800 * (3 * 24 // 8 + 0.5) / 24)
     assert fixed["line"]["color"] != waiting["line"]["color"]

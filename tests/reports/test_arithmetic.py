@@ -1,4 +1,6 @@
-"""Arithmetic on records: entries, savings, curves, peaks, times and labels, against numbers worked out by hand."""
+"""Arithmetic on records: entries, savings, curves, peaks, times and labels, against numbers worked
+out by hand.
+"""
 
 import math
 from dataclasses import replace
@@ -25,19 +27,29 @@ def names_of(records):
 
 
 def test_an_optimizer_alone_goes_by_its_name(simulated):
-    assert names_of([simulated("adamw", options={"lr": 0.1, "amsgrad": False}), simulated("sm3", options={"momentum": 0.0})]) == [
+    assert names_of(
+        [
+            simulated("adamw", options={"lr": 0.1, "amsgrad": False}),
+            simulated("sm3", options={"momentum": 0.0}),
+        ]
+    ) == [
         "adamw",
         "sm3",
     ]
 
 
 def test_a_momentum_that_costs_bytes_stands_in_the_label(simulated):
-    assert names_of([simulated("sm3", options={"momentum": 0.9, "lr": 0.1})]) == ["sm3 (momentum=0.9)"]
+    assert names_of([simulated("sm3", options={"momentum": 0.9, "lr": 0.1})]) == [
+        "sm3 (momentum=0.9)"
+    ]
     assert names_of([simulated("sgd-sai", options={"momentum": 0.9})]) == ["sgd-sai"]
 
 
 def test_the_usual_momentum_is_that_of_the_catalogue(simulated):
-    usual = {name: optimizers.option_defaults(name).get("momentum") or 0 for name in optimizers.available()}
+    usual = {
+        name: optimizers.option_defaults(name).get("momentum") or 0
+        for name in optimizers.available()
+    }
     assert {name: momentum for name, momentum in usual.items() if momentum} == {
         name: USUAL_MOMENTUM[name] for name in usual if name in USUAL_MOMENTUM
     }
@@ -72,7 +84,9 @@ def test_bytes_measured_on_a_gpu_go_before_simulated_ones(simulated):
 
 def test_bytes_of_a_cpu_that_tells_no_peak_do_not_hide_the_simulated_peak(simulated, timed):
     plain = simulated("adamw")
-    held = replace(plain.memory, peak_allocated=None, peak_reserved=None, peak_phase=None, peak_by_category={})
+    held = replace(
+        plain.memory, peak_allocated=None, peak_reserved=None, peak_phase=None, peak_by_category={}
+    )
     (entry,) = entries([plain, timed("adamw", memory=held, parameter_count=1_000)])
     assert entry.peak_bytes == 20_000
     assert entry.step is not None
@@ -90,8 +104,18 @@ def test_a_run_of_states_alone_makes_entries_without_a_training_peak(simulated):
 
 
 def test_settings_are_named_by_what_tells_them_apart(simulated):
-    found = entries([simulated("adamw"), simulated("adamw", dtype="bf16"), simulated("adamw", model="other", sequence_length=None)])
-    assert list(setting_names([entry.setting for entry in found]).values()) == ["tiny · fp32", "tiny · bf16", "other"]
+    found = entries(
+        [
+            simulated("adamw"),
+            simulated("adamw", dtype="bf16"),
+            simulated("adamw", model="other", sequence_length=None),
+        ]
+    )
+    assert list(setting_names([entry.setting for entry in found]).values()) == [
+        "tiny · fp32",
+        "tiny · bf16",
+        "other",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -109,9 +133,14 @@ def test_settings_are_named_by_what_tells_them_apart(simulated):
         ({"alloc_conf": "expandable_segments:True"}, "expandable_segments:True"),
     ],
 )
-def test_one_way_of_training_is_never_joined_with_another_and_is_told(simulated, asked: dict[str, object], told: str):
+def test_one_way_of_training_is_never_joined_with_another_and_is_told(
+    simulated, asked: dict[str, object], told: str
+):
     found = entries([simulated("adamw"), simulated("adamw", **asked)])
-    assert list(setting_names([entry.setting for entry in found]).values()) == ["tiny", f"tiny · {told}"]
+    assert list(setting_names([entry.setting for entry in found]).values()) == [
+        "tiny",
+        f"tiny · {told}",
+    ]
     assert told in found[1].setting.traits
 
 
@@ -121,7 +150,16 @@ def test_a_model_trained_in_part_has_a_curve_of_its_own(simulated):
 
 
 def test_savings_are_bytes_factor_and_share(simulated):
-    rows = savings(entries([simulated("adamw"), simulated("sgd-sai"), simulated("sm3"), simulated("huge", state=12_000)]))
+    rows = savings(
+        entries(
+            [
+                simulated("adamw"),
+                simulated("sgd-sai"),
+                simulated("sm3"),
+                simulated("huge", state=12_000),
+            ]
+        )
+    )
     assert [row.saved_bytes for row in rows] == [0, 4_000, 7_992, -4_000]
     assert [row.factor for row in rows] == [1, 2, 1_000, 8 / 12]
     assert [row.share_kept for row in rows] == [1, 0.5, 0.001, 1.5]
@@ -137,12 +175,19 @@ def test_an_optimizer_without_state_saves_by_an_infinite_factor(simulated):
 def test_the_plain_adamw_is_the_baseline_beside_one_with_amsgrad(simulated):
     heavy = simulated("adamw", options={"amsgrad": True}, state=12_000)
     rows = savings(entries([heavy, simulated("adamw", options={"amsgrad": False})]))
-    assert [(row.entry.label, row.is_baseline) for row in rows] == [("adamw (amsgrad=True)", False), ("adamw (amsgrad=False)", True)]
+    assert [(row.entry.label, row.is_baseline) for row in rows] == [
+        ("adamw (amsgrad=True)", False),
+        ("adamw (amsgrad=False)", True),
+    ]
     assert rows[0].saved_bytes == -4_000
 
 
 def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
-    records = [simulated(name, implementation=way) for name in ("adamw", "sm3") for way in ("foreach", "loop")]
+    records = [
+        simulated(name, implementation=way)
+        for name in ("adamw", "sm3")
+        for way in ("foreach", "loop")
+    ]
     rows = savings(entries(records))
     assert [(row.entry.label, row.baseline.label) for row in rows] == [
         ("adamw, foreach", "adamw, foreach"),
@@ -152,12 +197,19 @@ def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
     ]
     assert unlike_text(rows) == ""
     other = savings(entries([simulated("adamw"), simulated("sm3", implementation="loop")]))
-    assert unlike_text(other) == ("The bytes of sm3 as loop against adamw as foreach: the run has no result of adamw run the same way.")
+    assert (
+        unlike_text(other)
+        == "The bytes of sm3 as loop against adamw as foreach: the run has no result of adamw run"
+        " the same way."
+    )
 
 
 def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(simulated):
     loop = {"implementation": "loop"}
-    low = replace(simulated("adamw", **loop), memory=replace(simulated("adamw").memory, peak_allocated=16 * 2**30))
+    low = replace(
+        simulated("adamw", **loop),
+        memory=replace(simulated("adamw").memory, peak_allocated=16 * 2**30),
+    )
     text = verdict(Findings.of([simulated("adamw"), low, simulated("sm3", **loop)]))
     assert "falls from 16.000 to 0.0000112 GiB" in text
 
@@ -174,7 +226,9 @@ def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(
         (None, {}, "own"),
     ],
 )
-def test_a_model_s_dtypes_are_those_that_a_record_counted(simulated, asked: Any, held: dict[str, int], told: str):
+def test_a_model_s_dtypes_are_those_that_a_record_counted(
+    simulated, asked: Any, held: dict[str, int], told: str
+):
     record = simulated("adamw", model="mine:build", dtype=asked)
     assert dtype_name(record.scenario, replace(record.memory, parameters_by_dtype=held)) == told
 
@@ -191,24 +245,46 @@ def test_a_curve_joins_one_family_and_leaves_loners_alone(simulated):
         simulated("adamw"),
         simulated("adamw", model="loner", model_family=None, parameter_count=2_000, state=16_000),
     ]
-    found = {series.family: [(point.parameters, point.state_bytes) for point in series.points] for series in curves(records)}
+    found = {
+        series.family: [(point.parameters, point.state_bytes) for point in series.points]
+        for series in curves(records)
+    }
     assert found == {"tiny": [(1_000, 8_000), (4_000, 32_000)], None: [(2_000, 16_000)]}
 
 
 def test_a_measured_state_takes_the_place_of_a_simulated_one_on_the_curve(simulated):
-    (series,) = curves([simulated("adamw"), simulated("adamw", origin="measured", device="cuda", state=8_004)])
+    (series,) = curves(
+        [simulated("adamw"), simulated("adamw", origin="measured", device="cuda", state=8_004)]
+    )
     assert [(point.state_bytes, point.origin) for point in series.points] == [(8_004, "measured")]
 
 
 def test_series_that_coincide_get_lanes_of_their_own(simulated):
-    found = curves([simulated("sgd-sai"), simulated("lion", state=4_000), simulated("sm3"), simulated("adam-mini", state=4_050)])
-    assert [(series.label, series.lane) for series in found] == [("sgd-sai", 0), ("lion", 1), ("sm3", 0), ("adam-mini", 2)]
+    found = curves(
+        [
+            simulated("sgd-sai"),
+            simulated("lion", state=4_000),
+            simulated("sm3"),
+            simulated("adam-mini", state=4_050),
+        ]
+    )
+    assert [(series.label, series.lane) for series in found] == [
+        ("sgd-sai", 0),
+        ("lion", 1),
+        ("sm3", 0),
+        ("adam-mini", 2),
+    ]
 
 
 def test_a_peak_is_split_in_the_order_of_a_stack_and_sums_up(simulated):
     records = [simulated("adamw")]
     (peak,) = peaks(entries(records), records)
-    assert [name for name, _ in peak.parts] == ["parameter", "gradient", "optimizer_state", "temporary"]
+    assert [name for name, _ in peak.parts] == [
+        "parameter",
+        "gradient",
+        "optimizer_state",
+        "temporary",
+    ]
     assert sum(count for _, count in peak.parts) == peak.allocated == 20_000
     assert peak.phase == "step"
 
@@ -221,14 +297,37 @@ def test_a_peak_whose_parts_nobody_told_is_one_part(simulated):
     assert (peak.parts_origin, peak.residual) == ("simulated", 0)
 
 
-def test_a_peak_measured_on_cuda_has_the_parts_of_its_simulation_and_what_they_are_off_by(simulated):
+def test_a_peak_measured_on_cuda_has_the_parts_of_its_simulation_and_what_they_are_off_by(
+    simulated,
+):
     measured = simulated("adamw", device="cuda", origin="measured")
-    measured = replace(measured, memory=replace(measured.memory, peak_by_category={}, peak_allocated=2**30))
-    records = [measured, simulated("adamw", implementation="loop"), simulated("adamw", dtype="bf16"), simulated("adamw")]
+    measured = replace(
+        measured, memory=replace(measured.memory, peak_by_category={}, peak_allocated=2**30)
+    )
+    records = [
+        measured,
+        simulated("adamw", implementation="loop"),
+        simulated("adamw", dtype="bf16"),
+        simulated("adamw"),
+    ]
     peak = peaks(entries(records), records)[0]
-    assert [name for name, _ in peak.parts] == ["parameter", "gradient", "optimizer_state", "temporary"]
-    assert (peak.allocated, peak.split, peak.residual, peak.parts_origin) == (2**30, 20_000, 2**30 - 20_000, "simulated")
-    assert peak_text(peak) == "measured 1.000 GiB in step · 0.00195 reserved · parts simulated: 0.0000186 in all, 1,024 MiB less"
+    assert [name for name, _ in peak.parts] == [
+        "parameter",
+        "gradient",
+        "optimizer_state",
+        "temporary",
+    ]
+    assert (peak.allocated, peak.split, peak.residual, peak.parts_origin) == (
+        2**30,
+        20_000,
+        2**30 - 20_000,
+        "simulated",
+    )
+    assert (
+        peak_text(peak)
+        == "measured 1.000 GiB in step · 0.00195 reserved · parts simulated: 0.0000186 in all,"
+        " 1,024 MiB less"
+    )
 
 
 def test_a_spread_has_median_and_inclusive_quartiles():
@@ -245,7 +344,9 @@ def test_one_sample_is_its_own_quartiles_and_none_is_an_error():
 
 
 def test_an_iteration_is_the_sum_of_its_medians(timed):
-    whole, part = timings([timed(times={"forward": (1.0,), "backward": (2.0,), "step": (1.0, 3.0)}), timed("sm3")])
+    whole, part = timings(
+        [timed(times={"forward": (1.0,), "backward": (2.0,), "step": (1.0, 3.0)}), timed("sm3")]
+    )
     assert whole.iteration == 5.0
     assert part.iteration is None
 
@@ -268,8 +369,16 @@ def test_the_verdict_does_without_a_baseline_and_without_bytes(simulated, timed)
 
 
 def test_where_numbers_come_from_is_said_once_with_the_range_of_shares(simulated, timed):
-    records = [simulated("adamw"), simulated("sm3"), timed("adamw", share=0.02), timed("sm3", share=0.059)]
-    assert sources(Findings.of(records)) == ["bytes: simulated for CUDA, foreach", "step times: estimated from 2.0 % to 5.9 % on CPU, loop"]
+    records = [
+        simulated("adamw"),
+        simulated("sm3"),
+        timed("adamw", share=0.02),
+        timed("sm3", share=0.059),
+    ]
+    assert sources(Findings.of(records)) == [
+        "bytes: simulated for CUDA, foreach",
+        "step times: estimated from 2.0 % to 5.9 % on CPU, loop",
+    ]
 
 
 def test_of_many_models_the_largest_gets_the_cards(simulated):
@@ -279,7 +388,9 @@ def test_of_many_models_the_largest_gets_the_cards(simulated):
 
 
 def test_a_picture_shows_whole_groups_up_to_sixteen_rows_and_says_so():
-    rows, notes = pictured([(group, number) for group in "abcde" for number in range(8)], lambda row: row[0])
+    rows, notes = pictured(
+        [(group, number) for group in "abcde" for number in range(8)], lambda row: row[0]
+    )
     assert [group for group, _ in rows] == ["a"] * 8 + ["b"] * 8
     assert notes == ("The picture shows 16 of 40 rows; the table has all.",)
     assert pictured([("a", 1)], lambda row: row[0]) == ([("a", 1)], ())
@@ -295,7 +406,10 @@ def test_throughput_is_tokens_by_the_median_iteration(timed):
 
 def test_a_whole_iteration_that_was_timed_is_not_summed_up(timed):
     times = {"forward": (0.1,), "backward": (0.2,), "step": (0.1,)}
-    (summed,), (whole,) = timings([timed(times=times)]), timings([timed(times={**times, "iteration": (0.5,)})])
+    (summed,), (whole,) = (
+        timings([timed(times=times)]),
+        timings([timed(times={**times, "iteration": (0.5,)})]),
+    )
     assert (summed.iteration, whole.iteration) == (pytest.approx(0.4), 0.5)
 
 
@@ -307,12 +421,20 @@ def test_the_interval_of_a_median_is_in_words():
 
 def test_warnings_say_whose_times_they_spoil(timed):
     spoiled = Watched(warnings=("others were there",))
-    records = [timed("adamw", watched=spoiled), timed("sm3", watched=spoiled), timed("sgd", watched=Watched())]
+    records = [
+        timed("adamw", watched=spoiled),
+        timed("sm3", watched=spoiled),
+        timed("sgd", watched=Watched()),
+    ]
     assert warning_lines(records) == ["adamw and sm3 on tiny (CPU, loop): others were there"]
 
 
 def test_warnings_of_counts_are_told_with_those_of_times(timed):
-    unsure = timed("adamw", watched=Watched(warnings=("others were there",)), warnings=("opt.py, line 3, reads a value back",))
+    unsure = timed(
+        "adamw",
+        watched=Watched(warnings=("others were there",)),
+        warnings=("opt.py, line 3, reads a value back",),
+    )
     assert warning_lines([unsure]) == [
         "adamw on tiny (CPU, loop): opt.py, line 3, reads a value back",
         "adamw on tiny (CPU, loop): others were there",
@@ -321,4 +443,6 @@ def test_warnings_of_counts_are_told_with_those_of_times(timed):
 
 def test_what_of_a_record_was_not_kept_is_told_as_well(timed):
     cut = replace(timed(), lost=("tensorboard/a: No space left on device",))
-    assert warning_lines([cut]) == ["adamw on tiny (CPU, loop): not kept: tensorboard/a: No space left on device"]
+    assert warning_lines([cut]) == [
+        "adamw on tiny (CPU, loop): not kept: tensorboard/a: No space left on device"
+    ]

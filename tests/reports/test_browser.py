@@ -1,4 +1,6 @@
-"""The pages in a browser, Debian's chromium: offline, by keyboard, in light and dark, on a phone and on paper."""
+"""The pages in a browser, Debian's chromium: offline, by keyboard, in light and dark, on a phone
+and on paper.
+"""
 
 import csv
 import io
@@ -69,17 +71,26 @@ def browser():
 
 @pytest.fixture(scope="module")
 def open_page(browser):
-    """Open a file in a window of its own; the page's `told` lists what it has asked for, logged or thrown."""
+    """Open a file in a window of its own; the page's `told` lists what it has asked for, logged or
+    thrown.
+    """
 
     def open_page(path, viewport=DESKTOP, **options):
         page = browser.new_context(viewport=viewport, **options).new_page()
         page.told = []
-        page.on("request", lambda request: page.told.append(request.url) if request.url != path.as_uri() else None)
+        page.on(
+            "request",
+            lambda request: page.told.append(request.url) if request.url != path.as_uri() else None,
+        )
         page.on("console", lambda message: page.told.append(message.text))
         page.on("pageerror", lambda error: page.told.append(str(error)))
         page.on("dialog", lambda dialog: page.told.append(dialog.message))
         page.goto(path.as_uri())
-        until(page, "[...document.querySelectorAll('.graph')].every((graph) => graph.querySelector('.main-svg'))")
+        until(
+            page,
+            "[...document.querySelectorAll('.graph')].every((graph) =>"
+            " graph.querySelector('.main-svg'))",
+        )
         return page
 
     return open_page
@@ -87,19 +98,33 @@ def open_page(browser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, mixed, simulated, timed, timeline):
-    """A run with everything: two sizes of a family, optimizers that keep as much, and records of every origin and outcome."""
+    """A run with everything: two sizes of a family, optimizers that keep as much, and records of
+    every origin and outcome.
+    """
     store = RunStore.create(tmp_path_factory.mktemp("runs") / "everything")
     large = {"model": "tiny-large", "parameter_count": 10_000, "model_family": "tiny"}
     watched = Watched(memory={"step": {"allocated": Level(end=80_000, peak=90_000)}})
     more = [
         simulated("adam-mini", state=4_000),
-        *(simulated(name, **large, state=state) for name, state in (("adamw", 80_000), ("adam-mini", 40_000))),
-        replace(timed("adamw", model="tiny-large", step=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)), parameter_count=10_000, model_family="tiny"),
+        *(
+            simulated(name, **large, state=state)
+            for name, state in (("adamw", 80_000), ("adam-mini", 40_000))
+        ),
+        replace(
+            timed("adamw", model="tiny-large", step=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1)),
+            parameter_count=10_000,
+            model_family="tiny",
+        ),
         simulated("adamw", device="cuda", origin="measured"),
-        simulated("adamw", **large, state=80_000, device="cuda", origin="measured", watched=watched),
+        simulated(
+            "adamw", **large, state=80_000, device="cuda", origin="measured", watched=watched
+        ),
         simulated("prodigy", memory=None, outcome="failed", error="ValueError: no"),
     ]
-    for record in [replace(record, parameter_count=1_000, model_family="tiny") if record.times else record for record in mixed] + more:
+    for record in [
+        replace(record, parameter_count=1_000, model_family="tiny") if record.times else record
+        for record in mixed
+    ] + more:
         store.append(record)
     store.write_timeline(mixed[0].scenario, timeline)
     write_report(store.folder)
@@ -112,7 +137,9 @@ def page(open_page, folder):
 
 
 def until(page, condition, seconds=20):
-    """Wait for a condition; playwright's own way evaluates a string in the page, which the page forbids."""
+    """Wait for a condition; playwright's own way evaluates a string in the page, which the page
+    forbids.
+    """
     end = time.monotonic() + seconds
     while not page.evaluate(condition):
         assert time.monotonic() < end, f"this did not come true: {condition}"
@@ -123,11 +150,17 @@ def faults(page):
     """What axe finds serious or critical: the rule and the elements that break it."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     found = axe.run(page).response["violations"]
-    return [(each["id"], [node["html"] for node in each["nodes"]]) for each in found if each["impact"] in ("serious", "critical")]
+    return [
+        (each["id"], [node["html"] for node in each["nodes"]])
+        for each in found
+        if each["impact"] in ("serious", "critical")
+    ]
 
 
 def column(page, table, number):
-    return page.locator(f"table.sortable >> nth={table} >> tbody tr:not([hidden]) > :nth-child({number})").all_text_contents()
+    return page.locator(
+        f"table.sortable >> nth={table} >> tbody tr:not([hidden]) > :nth-child({number})"
+    ).all_text_contents()
 
 
 def test_the_page_asks_for_nothing_and_complains_of_nothing(page):
@@ -168,20 +201,37 @@ def test_units_change_everywhere(page):
     assert column(page, 0, 5)[0] == "0.00000800"
     assert "state, GB" in page.locator("table.sortable >> nth=0 >> thead").text_content()
     until(page, "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state'")
-    assert page.evaluate("Math.max(...document.querySelector('.graph').data.at(-1).y)") == pytest.approx(4e-5)
+    assert page.evaluate(
+        "Math.max(...document.querySelector('.graph').data.at(-1).y)"
+    ) == pytest.approx(4e-5)
     page.get_by_label("GiB", exact=True).check(force=True)
     assert column(page, 0, 5)[0] == "0.00000745"
 
 
 def test_in_gb_no_word_of_the_page_s_own_says_gib(page):
-    # The last words of a failure are quoted as they came, and so is what the published figure calls its unit.
-    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    # The last words of a failure are quoted as they came, and so is what the published figure calls
+    # its unit.
+    page.evaluate(
+        "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
+    )
     page.get_by_label("GB", exact=True).check(force=True)
     until(page, "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state'")
-    kept = "[...document.querySelectorAll('section')].filter((each) => !each.querySelector('#failures')).map((each) => each.innerText)"
-    lines = [line for text in page.evaluate(kept) for line in text.splitlines() if re.search("[KMG]iB", line)]
+    kept = (
+        "[...document.querySelectorAll('section')].filter((each) =>"
+        " !each.querySelector('#failures')).map((each) => each.innerText)"
+    )
+    lines = [
+        line
+        for text in page.evaluate(kept)
+        for line in text.splitlines()
+        if re.search("[KMG]iB", line)
+    ]
     assert [line for line in lines if "The figure's “GB” are GiB" not in line] == []
-    published = page.locator("section", has=page.locator("#reproduction")).locator("td.number").all_text_contents()
+    published = (
+        page.locator("section", has=page.locator("#reproduction"))
+        .locator("td.number")
+        .all_text_contents()
+    )
     # 11.86 GiB, the state of AdamW on gpt2-xl.
     assert "12.73" in published
     page.get_by_label("GiB", exact=True).check(force=True)
@@ -190,28 +240,44 @@ def test_in_gb_no_word_of_the_page_s_own_says_gib(page):
 def test_axes_can_be_linear_and_optimizers_hidden(page):
     section = page.locator("section", has=page.locator("#state-by-size"))
     graph = section.locator(".graph")
-    assert graph.evaluate("(graph) => [graph.layout.xaxis.type, graph.layout.yaxis.type]") == ["log", "log"]
+    assert graph.evaluate("(graph) => [graph.layout.xaxis.type, graph.layout.yaxis.type]") == [
+        "log",
+        "log",
+    ]
     section.get_by_label("linear").check(force=True)
-    assert graph.evaluate("(graph) => [graph.layout.xaxis.type, graph.layout.yaxis.type]") == ["linear", "linear"]
+    assert graph.evaluate("(graph) => [graph.layout.xaxis.type, graph.layout.yaxis.type]") == [
+        "linear",
+        "linear",
+    ]
     section.get_by_label("logarithmic").check(force=True)
     button = section.get_by_role("button", name="adam-mini")
     button.press("Enter")
     assert button.get_attribute("aria-pressed") == "false"
-    assert graph.evaluate("(graph) => graph.data.filter((trace) => !trace.visible).map((trace) => trace.label)") == ["adam-mini"]
+    assert graph.evaluate(
+        "(graph) => graph.data.filter((trace) => !trace.visible).map((trace) => trace.label)"
+    ) == ["adam-mini"]
     button.press("Enter")
     assert graph.evaluate("(graph) => graph.data.every((trace) => trace.visible)")
 
 
 def test_series_that_coincide_are_told_apart(page):
-    traces = page.evaluate("document.querySelector('.graph').data.filter((trace) => trace.label).map((trace) => [trace.label, trace])")
-    first, second = (next(trace for label, trace in traces if label == name) for name in ("sgd-sai", "adam-mini"))
+    traces = page.evaluate(
+        "document.querySelector('.graph').data.filter((trace) => trace.label).map((trace) =>"
+        " [trace.label, trace])"
+    )
+    first, second = (
+        next(trace for label, trace in traces if label == name) for name in ("sgd-sai", "adam-mini")
+    )
     assert first["marker"]["size"] > second["marker"]["size"]
     assert first["marker"]["symbol"] != second["marker"]["symbol"]
     assert first["line"]["dash"] != second["line"]["dash"]
 
 
 def test_measured_marks_are_filled_and_others_hollow(page):
-    colours = page.evaluate("document.querySelector('.graph').data.filter((trace) => trace.label === 'adamw').map((t) => t.marker)")
+    colours = page.evaluate(
+        "document.querySelector('.graph').data.filter((trace) => trace.label === 'adamw').map((t)"
+        " => t.marker)"
+    )
     fills = {fill for marker in colours for fill in marker["color"]}
     assert fills == {"#ffffff", colours[0]["line"]["color"]}
 
@@ -250,7 +316,9 @@ def test_filtered_rows_are_copied_and_saved_with_exact_numbers(page):
 
 
 def test_the_page_has_no_serious_accessibility_fault(page):
-    page.evaluate("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    page.evaluate(
+        "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
+    )
     assert faults(page) == []
 
 
@@ -264,18 +332,30 @@ def test_dark_follows_the_system_and_is_as_accessible(open_page, folder):
 def test_a_phone_shows_all_without_scrolling_sideways(open_page, folder):
     page = open_page(folder / "report.html", viewport=PHONE, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
-    assert page.evaluate("Math.max(...[...document.querySelectorAll('.graph .main-svg')].map((svg) => svg.clientWidth))") <= PHONE["width"]
+    assert (
+        page.evaluate(
+            "Math.max(...[...document.querySelectorAll('.graph .main-svg')].map((svg) =>"
+            " svg.clientWidth))"
+        )
+        <= PHONE["width"]
+    )
     assert faults(page) == []
 
 
 def test_on_a_desktop_no_table_scrolls(page):
-    wide = "[...document.querySelectorAll('table.sortable')].filter((table) => table.scrollWidth > table.parentElement.clientWidth)"
+    wide = (
+        "[...document.querySelectorAll('table.sortable')].filter((table) => table.scrollWidth >"
+        " table.parentElement.clientWidth)"
+    )
     assert page.evaluate(f"{wide}.length") == 0
 
 
 def test_paper_is_light_and_has_the_graphs(open_page, folder, tmp_path):
     page = open_page(folder / "report.html", color_scheme="dark")
-    page.evaluate("addEventListener('beforeprint', () => { root.dataset.seen = document.querySelector('.graph').layout.xaxis.gridcolor; })")
+    page.evaluate(
+        "addEventListener('beforeprint', () => { root.dataset.seen ="
+        " document.querySelector('.graph').layout.xaxis.gridcolor; })"
+    )
     page.pdf(path=tmp_path / "page.pdf", format="A4")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     assert page.evaluate("root.dataset.seen") == "#d9dee5"
@@ -283,7 +363,9 @@ def test_paper_is_light_and_has_the_graphs(open_page, folder, tmp_path):
 
 
 def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline):
-    wicked = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</script>${alert(3)}{{7*7}}%{x}"
+    wicked = (
+        "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</script>${alert(3)}{{7*7}}%{x}"
+    )
     store = RunStore.create(tmp_path / "run")
     records = [
         simulated("adamw", model=wicked, model_family=wicked),
@@ -291,11 +373,18 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
         simulated("sm3", model=wicked, memory=None, outcome="failed", error=wicked),
     ]
     for record in records:
-        store.append(replace(record, environment={"command": ["optprof", wicked], "platform": wicked}))
-    store.write_timeline(records[0].scenario, replace(timeline, categories={wicked: timeline.allocated}))
+        store.append(
+            replace(record, environment={"command": ["optprof", wicked], "platform": wicked})
+        )
+    store.write_timeline(
+        records[0].scenario, replace(timeline, categories={wicked: timeline.allocated})
+    )
     page = open_page(write_report(store.folder))
     page.mouse.move(
-        *page.evaluate("(({ x, y, width }) => [x + width / 2, y + 60])(document.querySelector('.graph').getBoundingClientRect())")
+        *page.evaluate(
+            "(({ x, y, width }) => [x + width / 2, y +"
+            " 60])(document.querySelector('.graph').getBoundingClientRect())"
+        )
     )
     page.locator("#filter").fill("alert")
     page.locator("table.sortable >> nth=0").get_by_role("button").first.click()
@@ -305,10 +394,16 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
 
 
 def test_what_is_copied_runs_in_no_spreadsheet(open_page, tmp_path, simulated):
-    texts = [text for text in json.loads(HOSTILE.read_text(encoding="utf-8")).values() if "=" in text or "\x1b" in text]
+    texts = [
+        text
+        for text in json.loads(HOSTILE.read_text(encoding="utf-8")).values()
+        if "=" in text or "\x1b" in text
+    ]
     store = RunStore.create(tmp_path / "run")
     for number, text in enumerate(["+1", "@A1", *texts]):
-        store.append(simulated("sgd", options={"number": number}, memory=None, outcome="failed", error=text))
+        store.append(
+            simulated("sgd", options={"number": number}, memory=None, outcome="failed", error=text)
+        )
     page = open_page(write_report(store.folder))
     rows = list(csv.DictReader(io.StringIO(page.evaluate("csvOf(shownRows())"))))
     assert [row["error"] for row in rows] == ["'+1", "'@A1", *map(spreadsheet_text, texts)]
@@ -327,7 +422,9 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
 
 def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
     path = tmp_path / "compare.html"
-    path.write_text(render_comparison_page(compare(mixed, mixed), [], ["optprof", "compare"]), encoding="utf-8")
+    path.write_text(
+        render_comparison_page(compare(mixed, mixed), [], ["optprof", "compare"]), encoding="utf-8"
+    )
     page = open_page(path)
     assert page.told == []
     assert faults(page) == []

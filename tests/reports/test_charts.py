@@ -1,4 +1,6 @@
-"""Charts and tables of the page: the numbers that they show, from records whose sums can be checked on paper."""
+"""Charts and tables of the page: the numbers that they show, from records whose sums can be checked
+on paper.
+"""
 
 import json
 from dataclasses import replace
@@ -36,7 +38,9 @@ def empty(name):
 def test_sizes_read_in_powers_of_1000_too():
     assert gib_text(12_460_891_920, DECIMAL) == "12.461"
     assert bytes_text(1_000_000, DECIMAL) == "1.00 MB"
-    assert Sized.of(lambda units: bytes_text(1024, units)) == Sized(binary="1.00 KiB", decimal="1.02 kB")
+    assert Sized.of(lambda units: bytes_text(1024, units)) == Sized(
+        binary="1.00 KiB", decimal="1.02 kB"
+    )
     assert gib_cell(GIB).decimal == "1.074"
     assert gib_cell(GIB).value == GIB
     assert gib_cell(None).text == NOTHING
@@ -46,24 +50,48 @@ def test_the_batch_of_ones_own_factory_is_not_claimed(simulated):
     assert "batch 1" in Findings.of([simulated("adamw")]).context
     own = Findings.of([simulated("adamw", model="module:factory", sequence_length=None)])
     assert "batch" not in own.context
-    assert "batch 8" in Findings.of([simulated("adamw", model="module:factory", batch_size=8)]).context
+    assert (
+        "batch 8" in Findings.of([simulated("adamw", model="module:factory", batch_size=8)]).context
+    )
 
 
 def test_a_step_is_set_against_the_baselines(simulated, timed):
-    records = [simulated("adamw"), simulated("sm3"), timed("adamw", step=(0.1, 0.2, 0.4)), timed("sm3", step=(0.2, 0.4, 0.8))]
+    records = [
+        simulated("adamw"),
+        simulated("sm3"),
+        timed("adamw", step=(0.1, 0.2, 0.4)),
+        timed("sm3", step=(0.2, 0.4, 0.8)),
+    ]
     (pace,) = paces(Findings.of(records).entries)
     assert (pace.entry.label, pace.ratio.value, pace.ratio.low) == ("sm3", 2.0, None)
     other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
     assert paces(Findings.of(records[:3] + other).entries) == []
-    ways = [simulated(name, implementation=way) for name in ("adamw", "sm3") for way in ("foreach", "loop")]
+    ways = [
+        simulated(name, implementation=way)
+        for name in ("adamw", "sm3")
+        for way in ("foreach", "loop")
+    ]
     found = paces(Findings.of([*ways, *records[2:], *other]).entries)
     assert [(pace.entry.label, pace.ratio.value) for pace in found] == [("sm3, loop", 2.0)]
-    enough = [simulated("adamw"), timed("adamw", step=(1.0,) * 6), simulated("sm3"), timed("sm3", step=(3.0,) * 6)]
-    assert step_table(Findings.of(enough)).rows[1][5].text == f"3.00{TIMES} (3.00{TIMES} {NOTHING} 3.00{TIMES})"
+    enough = [
+        simulated("adamw"),
+        timed("adamw", step=(1.0,) * 6),
+        simulated("sm3"),
+        timed("sm3", step=(3.0,) * 6),
+    ]
+    assert (
+        step_table(Findings.of(enough)).rows[1][5].text
+        == f"3.00{TIMES} (3.00{TIMES} {NOTHING} 3.00{TIMES})"
+    )
 
 
 def test_the_heat_map_has_factor_and_per_cent(simulated):
-    records = [simulated("adamw"), simulated("sgd-sai"), simulated("prodigy", state=16_000), simulated("adamw", model="large")]
+    records = [
+        simulated("adamw"),
+        simulated("sgd-sai"),
+        simulated("prodigy", state=16_000),
+        simulated("adamw", model="large"),
+    ]
     found = heat_map(Findings.of(records))
     assert found.labels == ("adamw", "sgd-sai", "prodigy")
     (tiny, cells), (large, alone) = found.rows
@@ -81,7 +109,9 @@ def test_the_heat_map_has_factor_and_per_cent(simulated):
 
 
 def test_bars_are_shares_of_the_baseline(simulated):
-    (group,) = savings_chart(Findings.of([simulated("adamw"), simulated("sgd-sai")]), empty("savings")).groups
+    (group,) = savings_chart(
+        Findings.of([simulated("adamw"), simulated("sgd-sai")]), empty("savings")
+    ).groups
     assert [bar.parts[1].width for bar in group.bars] == [100, 50]
     assert [place for place, _ in group.ticks] == [0, 25, 50, 75, 100]
 
@@ -89,14 +119,23 @@ def test_bars_are_shares_of_the_baseline(simulated):
 def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
     chart = peak_chart(Findings.of([simulated("adamw")]), empty("peak"))
     (bar,) = chart.groups[0].bars
-    # 2 MiB reserved are the scale; 4,000 bytes each of parameters, gradients and temporaries, and 8,000 of state.
-    assert [part.width for part in bar.parts] == pytest.approx([100 * count / 2**21 for count in (4_000, 4_000, 8_000, 4_000)])
+    # 2 MiB reserved are the scale; 4,000 bytes each of parameters, gradients and temporaries, and
+    # 8,000 of state.
+    assert [part.width for part in bar.parts] == pytest.approx(
+        [100 * count / 2**21 for count in (4_000, 4_000, 8_000, 4_000)]
+    )
     assert bar.outline == 100
     assert [key.text for key in chart.block_keys][-1] == "reserved, not allocated"
 
 
 def test_a_graph_has_exact_bytes_and_is_json(simulated):
-    findings = Findings.of([simulated("adamw"), simulated("sm3"), simulated("adamw", model="b", parameter_count=2_000, state=16 * GIB)])
+    findings = Findings.of(
+        [
+            simulated("adamw"),
+            simulated("sm3"),
+            simulated("adamw", model="b", parameter_count=2_000, state=16 * GIB),
+        ]
+    )
     (graph,) = size_chart(findings, empty("state-by-size")).graphs
     assert json.loads(json.dumps(graph.data, allow_nan=False))
     adamw = next(trace for trace in graph.traces if trace.get("label") == "adamw")
@@ -125,14 +164,21 @@ def test_a_measured_record_has_the_timeline_of_its_simulation(simulated, timelin
 
 
 def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simulated, timed):
-    sizes = [replace(timed("adamw", model=name), parameter_count=count) for name, count in (("tiny", 1_000), ("large", 5_000))]
+    sizes = [
+        replace(timed("adamw", model=name), parameter_count=count)
+        for name, count in (("tiny", 1_000), ("large", 5_000))
+    ]
     one = Findings.of([simulated("adamw"), sizes[0]])
     assert step_size_chart(one) is None
     assert tradeoff_chart(one) is None
     chart = step_size_chart(Findings.of([simulated("adamw"), *sizes]))
     assert chart is not None
     assert [trace["x"] for trace in chart.graphs[0].traces] == [[1_000], [5_000]]
-    both = tradeoff_chart(Findings.of([simulated("adamw"), simulated("sm3"), timed("adamw"), timed("sm3", step=(1.0,))]))
+    both = tradeoff_chart(
+        Findings.of(
+            [simulated("adamw"), simulated("sm3"), timed("adamw"), timed("sm3", step=(1.0,))]
+        )
+    )
     assert both is not None
     front = both.graphs[0].traces[0]
     assert front["x"] == [0.2, 1.0]
@@ -140,14 +186,22 @@ def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simul
 
 
 def test_a_state_of_no_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(simulated, timed):
-    records = [simulated(name, state=state, workload="state") for name, state in (("adamw", 8_000), ("sgd", 0))]
-    records += [replace(timed(name), scenario=replace(timed(name).scenario, workload="state")) for name in ("adamw", "sgd")]
+    records = [
+        simulated(name, state=state, workload="state")
+        for name, state in (("adamw", 8_000), ("sgd", 0))
+    ]
+    records += [
+        replace(timed(name), scenario=replace(timed(name).scenario, workload="state"))
+        for name in ("adamw", "sgd")
+    ]
     chart = tradeoff_chart(Findings.of(records))
     assert chart is not None
     assert [row[0].text for row in chart.table.rows] == ["adamw", "sgd"]
     assert chart.notes == ("A state of 0 bytes has no place on a logarithmic axis: sgd.",)
     assert [trace["label"] for trace in chart.graphs[0].traces if "label" in trace] == ["adamw"]
-    none = tradeoff_chart(Findings.of([record for record in records if record.scenario.optimizer == "sgd"]))
+    none = tradeoff_chart(
+        Findings.of([record for record in records if record.scenario.optimizer == "sgd"])
+    )
     assert none is None
 
 
@@ -156,28 +210,63 @@ def test_a_mark_is_filled_only_where_time_and_bytes_were_measured(simulated, tim
         return [point.shown_origin for point in Findings.of(records).tradeoffs]
 
     assert origins(simulated("adamw"), timed("adamw")) == ["simulated"]
-    assert origins(simulated("adamw", device="cuda", origin="measured"), timed("adamw")) == ["measured"]
-    assert origins(simulated("adamw", device="cuda", origin="measured"), timed("adamw", share=0.5)) == ["estimated"]
+    assert origins(simulated("adamw", device="cuda", origin="measured"), timed("adamw")) == [
+        "measured"
+    ]
+    assert origins(
+        simulated("adamw", device="cuda", origin="measured"), timed("adamw", share=0.5)
+    ) == ["estimated"]
 
 
 def test_ticks_are_round():
-    assert count_ticks([124_000_000, 1_560_000_000])["ticktext"] == ["100 M", "200 M", "500 M", "1 B", "2 B"]
-    assert second_ticks([0.003, 0.09])["ticktext"] == ["2 ms", "5 ms", "10 ms", "20 ms", "50 ms", "100 ms"]
+    assert count_ticks([124_000_000, 1_560_000_000])["ticktext"] == [
+        "100 M",
+        "200 M",
+        "500 M",
+        "1 B",
+        "2 B",
+    ]
+    assert second_ticks([0.003, 0.09])["ticktext"] == [
+        "2 ms",
+        "5 ms",
+        "10 ms",
+        "20 ms",
+        "50 ms",
+        "100 ms",
+    ]
     assert second_ticks([0.001, 9])["ticktext"] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s"]
     assert count_ticks([1_000])["range"] == pytest.approx([2.796, 3.204], abs=0.001)
     assert giga_ticks([1, 1_000])["dtick"] == 1
     assert giga_ticks([1, 10])["dtick"] == giga_ticks([1])["dtick"] == "D2"
     assert "dtick" not in giga_ticks([2, 3])
     assert Scale.of(0.1, 0.3).ticks[1] == (pytest.approx(100 * 0.1 / 0.315), "100 ms")
-    assert [text for _, text in Scale.of(0.01, 2.0).ticks] == ["10 ms", "20 ms", "50 ms", "100 ms", "200 ms", "500 ms", "1 s", "2 s"]
+    assert [text for _, text in Scale.of(0.01, 2.0).ticks] == [
+        "10 ms",
+        "20 ms",
+        "50 ms",
+        "100 ms",
+        "200 ms",
+        "500 ms",
+        "1 s",
+        "2 s",
+    ]
 
 
 def test_data_rows_are_exact_and_drop_nothing(simulated, timed):
     lost = simulated("lamb16", memory=None, outcome="out-of-memory", error="needs more")
     findings = Findings.of([simulated("adamw"), timed("adamw", step=(0.3, 0.1, 0.2)), lost])
     first, last = data_rows(findings)
-    assert (first["state_bytes"], first["peak_allocated_bytes"], first["step_seconds"]) == (8_000, 20_000, 0.2)
-    assert (last["optimizer"], last["outcome"], last["error"], last["state_bytes"]) == ("lamb16", "out-of-memory", "needs more", None)
+    assert (first["state_bytes"], first["peak_allocated_bytes"], first["step_seconds"]) == (
+        8_000,
+        20_000,
+        0.2,
+    )
+    assert (last["optimizer"], last["outcome"], last["error"], last["state_bytes"]) == (
+        "lamb16",
+        "out-of-memory",
+        "needs more",
+        None,
+    )
     assert list(first) == list(last)
     table = memory_table(findings)
     assert [row[0].text for row in table.rows] == ["adamw", "lamb16"]
@@ -185,20 +274,33 @@ def test_data_rows_are_exact_and_drop_nothing(simulated, timed):
 
 
 def test_a_model_whose_scenarios_all_failed_is_named_everywhere(simulated):
-    lost = simulated("adamw", model="large", dtype="bf16", memory=None, outcome="failed", error="no")
+    lost = simulated(
+        "adamw", model="large", dtype="bf16", memory=None, outcome="failed", error="no"
+    )
     findings = Findings.of([simulated("adamw"), lost])
     assert findings.models == ["tiny", "large"]
     assert "fp32" not in findings.context
     table = memory_table(findings)
     assert [row[table.head.index("model")].text for row in table.rows] == ["tiny", "large"]
-    assert [row["setting"] for row in data_rows(findings)] == ["fp32 · batch 1 · 16 tokens", "bf16 · batch 1 · 16 tokens"]
-    twice = Findings.of([simulated("adamw"), simulated("adamw", dtype="bf16", memory=None, outcome="failed", error="no")])
+    assert [row["setting"] for row in data_rows(findings)] == [
+        "fp32 · batch 1 · 16 tokens",
+        "bf16 · batch 1 · 16 tokens",
+    ]
+    twice = Findings.of(
+        [
+            simulated("adamw"),
+            simulated("adamw", dtype="bf16", memory=None, outcome="failed", error="no"),
+        ]
+    )
     assert [row[1].text for row in memory_table(twice).rows] == ["tiny · fp32", "tiny · bf16"]
     assert [group.name for group in peak_chart(findings, empty("peak")).groups] == ["tiny"]
 
 
 def test_models_of_one_name_and_several_sizes_are_all_within_the_axis(simulated):
-    parts = [simulated("sm3", config={"parameters": count}, parameter_count=count, model_family=None) for count in (9_000, 100)]
+    parts = [
+        simulated("sm3", config={"parameters": count}, parameter_count=count, model_family=None)
+        for count in (9_000, 100)
+    ]
     other = simulated("sm3", model="other", parameter_count=100, model_family=None)
     (graph,) = size_chart(Findings.of([*parts, other]), empty("state-by-size")).graphs
     low, high = graph.layout["xaxis"]["range"]
@@ -209,18 +311,29 @@ def test_models_of_one_name_and_several_sizes_are_all_within_the_axis(simulated)
 def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
     step = (0.9, 1.0, 1.1, 1.2, 1.3, 1.4)
     times = {"step": step, "iteration": (2.0,)}
-    long, short = (timed("adamw", times=each, watched=Watched(tokens=32)) for each in (times, {"step": (10.0, 9.0)}))
+    long, short = (
+        timed("adamw", times=each, watched=Watched(tokens=32))
+        for each in (times, {"step": (10.0, 9.0)})
+    )
     table = step_table(Findings.of([simulated("adamw"), long]))
     first = dict(zip(table.head, table.rows[0], strict=True))
-    assert (first["95 % interval"].value, first["quartiles"].value, first["training"].value) == (0.9, pytest.approx(1.025), 16.0)
-    second = dict(zip(table.head, step_table(Findings.of([simulated("adamw"), short])).rows[0], strict=False))
+    assert (first["95 % interval"].value, first["quartiles"].value, first["training"].value) == (
+        0.9,
+        pytest.approx(1.025),
+        16.0,
+    )
+    second = dict(
+        zip(table.head, step_table(Findings.of([simulated("adamw"), short])).rows[0], strict=False)
+    )
     assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 
 def test_rooms_say_what_is_left_or_short(simulated):
     record = simulated("adamw")
     assert record.memory is not None
-    large = replace(record, memory=replace(record.memory, peak_allocated=30 * GIB, peak_reserved=31 * GIB))
+    large = replace(
+        record, memory=replace(record.memory, peak_allocated=30 * GIB, peak_reserved=31 * GIB)
+    )
     table = room_tables(Findings.of([large]))["tiny"]
     cells = {row[0].text: row[2] for row in table.rows}
     # What the catalogue's memory leaves beside 512 MiB, less 31 GiB.
@@ -235,7 +348,10 @@ def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
     def told(**reserved: int):
         records = [simulated("adamw", batch_size=int(batch[1:])) for batch in reserved]
         sizes = zip(records, reserved.values(), strict=True)
-        held = [replace(each, memory=replace(each.memory, peak_allocated=size, peak_reserved=size)) for each, size in sizes]
+        held = [
+            replace(each, memory=replace(each.memory, peak_allocated=size, peak_reserved=size))
+            for each, size in sizes
+        ]
         table = next(iter(room_tables(Findings.of(held)).values()))
         return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
 
@@ -247,28 +363,69 @@ def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
 
 
 def test_counters_stand_side_by_side(simulated):
-    (table,) = (found.table for found in sight_tables(Findings.of([simulated("adamw"), simulated("sgd-sai")])).values())
-    assert [cell.value for cell in table.rows[1][1:6]] == [4_000, 4_512, 16_000, 2**21, 2**21 + 2**29]
+    (table,) = (
+        found.table
+        for found in sight_tables(Findings.of([simulated("adamw"), simulated("sgd-sai")])).values()
+    )
+    assert [cell.value for cell in table.rows[1][1:6]] == [
+        4_000,
+        4_512,
+        16_000,
+        2**21,
+        2**21 + 2**29,
+    ]
     assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
 
 
 def test_what_a_real_run_showed_is_told_in_tables(simulated):
     watched = Watched(
-        memory={"forward": {"allocated": Level(end=GIB, peak=2 * GIB), "reserved": Level(end=3 * GIB, peak=3 * GIB)}},
+        memory={
+            "forward": {
+                "allocated": Level(end=GIB, peak=2 * GIB),
+                "reserved": Level(end=3 * GIB, peak=3 * GIB),
+            }
+        },
         state_blocks=StateBlocks(tensors=8_004, on_host=4, rounding=192, delta=9_216),
         operations=(StepOperation(name="_foreach_mul_", calls=4, seconds=0.002, bytes=None),),
     )
-    found = watched_tables(Findings.of([simulated("adamw", device="cuda", origin="measured", watched=watched), simulated("sm3")]))
-    assert list(found) == ["Memory by phase on CUDA", "What the first step left allocated", "The longest operations of a step"]
+    found = watched_tables(
+        Findings.of(
+            [
+                simulated("adamw", device="cuda", origin="measured", watched=watched),
+                simulated("sm3"),
+            ]
+        )
+    )
+    assert list(found) == [
+        "Memory by phase on CUDA",
+        "What the first step left allocated",
+        "The longest operations of a step",
+    ]
     phases, blocks, operations = found.values()
-    assert phases.head[2:] == ("phase", "allocated at its end, GiB", "most allocated, GiB", "most reserved, GiB")
+    assert phases.head[2:] == (
+        "phase",
+        "allocated at its end, GiB",
+        "most allocated, GiB",
+        "most reserved, GiB",
+    )
     assert [cell.value for cell in phases.rows[0][3:]] == [GIB, 2 * GIB, 3 * GIB]
     assert [cell.value for cell in blocks.rows[0][2:]] == [8_004, 4, 192, 8_192, 1_024, 9_216]
-    assert [cell.text for cell in operations.rows[0][2:]] == ["_foreach_mul_", "4", "2.00 ms", NOTHING]
+    assert [cell.text for cell in operations.rows[0][2:]] == [
+        "_foreach_mul_",
+        "4",
+        "2.00 ms",
+        NOTHING,
+    ]
     assert watched_tables(Findings.of([simulated("adamw")])) == {}
 
 
 def test_noise_is_told_from_the_narrowest_interval_to_the_widest(timed):
-    records = [timed("adamw", step=(0.9, 1.0, 1.0, 1.0, 1.0, 1.1)), timed("sm3", step=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0))]
-    assert dict(provenance(records))["noise"] == "95 % intervals of the step's median reach 0 % to 10.0 % to the longer side"
+    records = [
+        timed("adamw", step=(0.9, 1.0, 1.0, 1.0, 1.0, 1.1)),
+        timed("sm3", step=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),
+    ]
+    assert (
+        dict(provenance(records))["noise"]
+        == "95 % intervals of the step's median reach 0 % to 10.0 % to the longer side"
+    )
     assert "noise" not in dict(provenance([timed("adamw")]))

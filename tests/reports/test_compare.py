@@ -24,24 +24,42 @@ def test_bytes_are_compared_to_the_last_one(simulated):
     compared = compare([simulated(state=8_000)], [simulated(state=8_001)])
     found = change(compared, "state")
     assert (found.before, found.after, found.verdict) == (8_000, 8_001, "regressed")
-    assert change(compare([simulated(state=8_001)], [simulated(state=8_000)]), "state").verdict == "improved"
+    assert (
+        change(compare([simulated(state=8_001)], [simulated(state=8_000)]), "state").verdict
+        == "improved"
+    )
     assert change(compare([simulated()], [simulated()]), "state").verdict == "same"
 
 
 def test_scenarios_match_only_when_all_that_was_asked_is_equal(simulated):
     before = [simulated(), simulated(batch_size=2), simulated("sm3", options={"momentum": 0.0})]
-    after = [simulated(seed=1), simulated(batch_size=2), simulated("sm3", options={"momentum": 0.9})]
+    after = [
+        simulated(seed=1),
+        simulated(batch_size=2),
+        simulated("sm3", options={"momentum": 0.9}),
+    ]
     compared = compare(before, after)
     assert [pair.scenario.batch_size for pair in compared.pairs] == [2]
-    assert [(r.scenario.optimizer, r.scenario.seed) for r in compared.only_before] == [("adamw", 0), ("sm3", 0)]
-    assert [(r.scenario.optimizer, r.scenario.seed) for r in compared.only_after] == [("adamw", 1), ("sm3", 0)]
+    assert [(r.scenario.optimizer, r.scenario.seed) for r in compared.only_before] == [
+        ("adamw", 0),
+        ("sm3", 0),
+    ]
+    assert [(r.scenario.optimizer, r.scenario.seed) for r in compared.only_after] == [
+        ("adamw", 1),
+        ("sm3", 0),
+    ]
 
 
 def test_a_time_differs_when_its_whole_interval_is_beyond_the_threshold(timed):
     assert change(compare([timed(step=QUICK)], [timed(step=SLOW)]), "step").verdict == "regressed"
     assert change(compare([timed(step=SLOW)], [timed(step=QUICK)]), "step").verdict == "improved"
     # All ratios lie between 1.00 / 0.54 and 1.04 / 0.50.
-    assert change(compare([timed(step=QUICK)], [timed(step=SLOW)], threshold=Fraction(2)), "step").verdict == "same"
+    assert (
+        change(
+            compare([timed(step=QUICK)], [timed(step=SLOW)], threshold=Fraction(2)), "step"
+        ).verdict
+        == "same"
+    )
 
 
 def test_a_noisy_time_does_not_differ_however_far_its_median_moved(timed):
@@ -75,7 +93,9 @@ def test_bytes_are_compared_across_machines(simulated):
 
 
 def test_measured_and_estimated_times_do_not_stand_side_by_side(timed):
-    found = change(compare([timed(step=QUICK)], [timed(step=SLOW, share=0.5)], across_machines=True), "step")
+    found = change(
+        compare([timed(step=QUICK)], [timed(step=SLOW, share=0.5)], across_machines=True), "step"
+    )
     assert found.note == "measured against estimated"
     found = change(compare([timed(step=QUICK, share=0.25)], [timed(step=SLOW, share=0.5)]), "step")
     assert found.note == "timed on 25.0 % of the model against 50.0 %"
@@ -88,7 +108,10 @@ def test_a_scenario_that_runs_out_of_memory_now_has_regressed(simulated):
         (pair,) = compare([before], [after]).pairs
         return pair
 
-    assert (only(simulated(), lost).outcome_verdict, only(simulated(), lost).changes) == ("regressed", ())
+    assert (only(simulated(), lost).outcome_verdict, only(simulated(), lost).changes) == (
+        "regressed",
+        (),
+    )
     assert only(lost, simulated()).outcome_verdict == "improved"
     assert only(lost, lost).outcome_verdict == "same"
 
@@ -104,7 +127,9 @@ def at(record: Record, time: object) -> Record:
 
 def test_within_a_run_the_last_record_of_a_scenario_counts_whatever_its_clock_said(simulated):
     times = ("2025-11-21T09:00:00+00:00", "2025-11-21T07:00:00+00:00", "2025-11-21T08:00:00+00:00")
-    records = [at(simulated(state=state), time) for state, time in zip((9, 7, 8), times, strict=True)]
+    records = [
+        at(simulated(state=state), time) for state, time in zip((9, 7, 8), times, strict=True)
+    ]
     compared = compare(records, [simulated(state=9)])
     assert change(compared, "state").before == 8
     assert compared.superseded == 2
@@ -118,16 +143,23 @@ NOON = "2025-11-21T12:00:00+00:00"
     [
         (("2025-11-21T01:00:00+00:00", "2025-11-21T02:00:00+00:00"), (NOON, NOON), 4),
         # The clock of the second run was set back before its last record was made.
-        (("2025-11-21T01:00:00+00:00", "2025-11-21T02:00:00+00:00"), (NOON, "2025-11-21T01:30:00+00:00"), 2),
+        (
+            ("2025-11-21T01:00:00+00:00", "2025-11-21T02:00:00+00:00"),
+            (NOON, "2025-11-21T01:30:00+00:00"),
+            2,
+        ),
         # Half past twelve in Berlin is before noon in London.
         ((None, NOON), (None, "2025-11-21T12:30:00+01:00"), 2),
-        # What says no time is older than what does; of the same time the run of the later name counts.
+        # What says no time is older than what does; of the same time the run of the later name
+        # counts.
         ((None, NOON), (NOON, None), 2),
         ((None, NOON), (NOON, "zzz"), 2),
         ((None, NOON), (None, NOON.removesuffix("+00:00")), 4),
     ],
 )
-def test_between_runs_the_record_that_was_made_last_counts(simulated, tmp_path, first, second, newest):
+def test_between_runs_the_record_that_was_made_last_counts(
+    simulated, tmp_path, first, second, newest
+):
     for name, times, states in (("a", first, (1, 2)), ("b", second, (3, 4))):
         store = RunStore.create(tmp_path / name)
         for state, time in zip(states, times, strict=True):
@@ -161,7 +193,9 @@ def test_between_runs_a_time_that_is_none_is_told_and_passes_no_gate(simulated, 
     for name, time in (("a", NOON), ("b", "zzz"), ("c", None)):
         store = RunStore.create(tmp_path / name)
         store.append(at(simulated(), time))
-    assert read_side(tmp_path).damage == ("b/records.jsonl: the time of a record, 'zzz', cannot be read",)
+    assert read_side(tmp_path).damage == (
+        "b/records.jsonl: the time of a record, 'zzz', cannot be read",
+    )
     # Within a run the order of the file says what is newest.
     assert read_side(tmp_path / "b").damage == ()
 

@@ -1,4 +1,6 @@
-"""A comparison shown: terminal, Markdown, JSON and page say the same, and text stays text in all of them."""
+"""A comparison shown: terminal, Markdown, JSON and page say the same, and text stays text in all of
+them.
+"""
 
 import io
 import json
@@ -24,9 +26,21 @@ NASTY = "<script>alert('x')</script> | *bold* @somebody\nnext"
 @pytest.fixture
 def sides(simulated, timed, tmp_path) -> tuple[Path, Path]:
     steps = (0.50, 0.51, 0.52, 0.53, 0.54)
-    before = [simulated(), simulated("sm3"), simulated("lamb16"), timed(step=steps), simulated("sgd")]
+    before = [
+        simulated(),
+        simulated("sm3"),
+        simulated("lamb16"),
+        timed(step=steps),
+        simulated("sgd"),
+    ]
     lost = simulated("lamb16", outcome="failed", error=NASTY, memory=None)
-    after = [simulated(state=8_004), simulated("sm3"), lost, timed(step=tuple(2 * step for step in steps)), simulated(NASTY)]
+    after = [
+        simulated(state=8_004),
+        simulated("sm3"),
+        lost,
+        timed(step=tuple(2 * step for step in steps)),
+        simulated(NASTY),
+    ]
     for name, records in (("before", before), ("after", after)):
         store = RunStore.create(tmp_path / name)
         for record in records:
@@ -49,15 +63,29 @@ def test_the_terminal_shows_every_change_at_80_columns(comparing):
     shown = terminal(comparing)
     assert max(map(len, shown.split("stopped by a gate")[0].splitlines())) <= 80
     # The third least and the third largest of 25 ratios: 1.02 / 0.54 and 1.08 / 0.51.
-    for words in ("regressed: more", "[1.889, 2.118]", "regressed: slower", "on one side only", "+4 B", "1.0005\u00d7"):
+    for words in (
+        "regressed: more",
+        "[1.889, 2.118]",
+        "regressed: slower",
+        "on one side only",
+        "+4 B",
+        "1.0005\u00d7",
+    ):
         assert words in shown
-    assert "4 scenarios on both sides, 3 regressed, 0 improved, 1 only before, 1 only after" in " ".join(shown.split())
+    assert (
+        "4 scenarios on both sides, 3 regressed, 0 improved, 1 only before, 1 only after"
+        in " ".join(shown.split())
+    )
 
 
 def test_what_has_spoiled_the_times_is_said_once(simulated, timed):
-    spoiled = replace(timed(), watched=Watched(warnings=("another process took 40 % of the processor",)))
+    spoiled = replace(
+        timed(), watched=Watched(warnings=("another process took 40 % of the processor",))
+    )
     compared = compare([spoiled, simulated()], [timed(), simulated()])
-    assert [line for line in remarks(compared) if "process" in line] == ["before: another process took 40 % of the processor"]
+    assert [line for line in remarks(compared) if "process" in line] == [
+        "before: another process took 40 % of the processor"
+    ]
 
 
 def test_what_a_count_depends_on_is_said_too(simulated):
@@ -78,14 +106,20 @@ def test_only_what_regressed_is_shown_when_asked(comparing):
 def test_what_the_gates_stop_is_named_with_its_gate(comparing):
     lines = terminal(comparing, width=200).split("stopped by a gate")[1].splitlines()
     stopped = [line.split(": ")[0] for line in lines if line]
-    # More state, or a slower step; one that no longer ends well, and one that is gone, at both gates.
+    # More state, or a slower step; one that no longer ends well, and one that is gone, at both
+    # gates.
     assert stopped == ["state>0"] * 3 + ["step>5%"] * 3
 
 
 def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
     told = json.loads(json.dumps(comparing.to_dict(), allow_nan=False))
     state, step = told["pairs"][0]["changes"][0], told["pairs"][3]["changes"][0]
-    assert (state["metric"], state["before"], state["after"], state["verdict"]) == ("state", 8_000, 8_004, "regressed")
+    assert (state["metric"], state["before"], state["after"], state["verdict"]) == (
+        "state",
+        8_000,
+        8_004,
+        "regressed",
+    )
     assert step["ratio"]["low"] < step["ratio"]["value"] == 2 < step["ratio"]["high"]
     assert [record["scenario"]["optimizer"] for record in told["only_before"]] == ["sgd"]
     assert [(stopped["gate"], stopped["outcome"]) for stopped in told["stopped"][:3]] == [
@@ -128,7 +162,13 @@ def test_the_page_has_its_sections_and_no_script(comparing, tmp_path):
     comparing.write_page(page, ["optprof", "compare", "a b", "<c>"])
     elements = _Elements()
     elements.feed(page.read_text(encoding="utf-8"))
-    assert elements.headings == ["Verdict", "Stopped by a gate", "All figures", "On one side only", "How to repeat it"]
+    assert elements.headings == [
+        "Verdict",
+        "Stopped by a gate",
+        "All figures",
+        "On one side only",
+        "How to repeat it",
+    ]
     assert "script" not in elements.tags
     assert elements.links == []
     assert "optprof compare &#39;a b&#39; &#39;&lt;c&gt;&#39;" in page.read_text(encoding="utf-8")
@@ -143,16 +183,26 @@ def test_a_run_is_a_markdown_table_for_a_pull_request(sides):
 
 def test_comparing_and_explaining_load_no_torch_and_no_matplotlib(sides):
     code = (
-        "import sys; from pathlib import Path; from reports.comparison.comparing import Comparing; from reports import explain\n"
-        "found = Comparing.of(Path(sys.argv[1]), Path(sys.argv[2]), []); found.render(sys.stdout); found.markdown()\n"
-        "assert not {'torch', 'matplotlib', 'transformers'} & set(sys.modules)"
+        "import sys; from pathlib import Path; from reports.comparison.comparing import Comparing;"
+        " from reports import explain\nfound = Comparing.of(Path(sys.argv[1]), Path(sys.argv[2]),"
+        " []); found.render(sys.stdout); found.markdown()\nassert not {'torch', 'matplotlib',"
+        " 'transformers'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code, *map(str, sides)], check=True, cwd=Path(__file__).parents[2], capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, sides)],
+        check=True,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+    )
 
 
 def test_markdown_shows_the_latest_record_of_a_scenario_alone(simulated, tmp_path):
     store = RunStore.create(tmp_path)
-    for record in (simulated(outcome="failed", error="by hand", memory=None), simulated("sm3"), simulated()):
+    for record in (
+        simulated(outcome="failed", error="by hand", memory=None),
+        simulated("sm3"),
+        simulated(),
+    ):
         store.append(record)
     shown = run_markdown(tmp_path)
     assert "by hand" not in shown

@@ -12,11 +12,16 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
 def test_the_docs_say_what_the_command_says():
-    assert PAGE.read_text(encoding="utf-8") == metrics_page(), "print(metrics_page(), end='') writes it again"
+    assert PAGE.read_text(encoding="utf-8") == metrics_page(), (
+        "print(metrics_page(), end='') writes it again"
+    )
 
 
 def test_every_figure_names_a_field_of_the_record():
-    kept = {"memory": {item.name for item in fields(Memory)}, "estimate": {item.name for item in fields(StepEstimate)}}
+    kept = {
+        "memory": {item.name for item in fields(Memory)},
+        "estimate": {item.name for item in fields(StepEstimate)},
+    }
     kept["times"] = {"forward", "backward", "step", "iteration"}
     for metric in METRICS.values():
         part, _, name = metric.field.partition(".")
@@ -26,7 +31,13 @@ def test_every_figure_names_a_field_of_the_record():
 def test_a_figure_says_its_unit_where_it_comes_from_and_what_it_leaves_out():
     lines = explain("state").splitlines()
     assert lines[0] == "state: state"
-    assert [line.split(":")[0] for line in lines[1:]] == ["unit", "means", "obtained", "leaves out", "in a record"]
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "unit",
+        "means",
+        "obtained",
+        "leaves out",
+        "in a record",
+    ]
 
 
 def test_an_unknown_figure_names_a_near_one():
@@ -34,7 +45,9 @@ def test_an_unknown_figure_names_a_near_one():
         find("peek")
 
 
-@pytest.mark.parametrize(("name", "unit"), [("draws", "micro-batches"), ("driver", "exact bytes; GiB are 2**30 of them")])
+@pytest.mark.parametrize(
+    ("name", "unit"), [("draws", "micro-batches"), ("driver", "exact bytes; GiB are 2**30 of them")]
+)
 def test_what_reports_show_beside_them_is_explained_and_not_compared_by(name, unit):
     assert list(FIGURES)[: len(METRICS)] == list(METRICS)
     assert explain(name).splitlines()[1] == f"unit: {unit}"

@@ -1,4 +1,6 @@
-"""Records at the ends of what the schema allows: each is read as it was written, and every report is drawn from it."""
+"""Records at the ends of what the schema allows: each is read as it was written, and every report
+is drawn from it.
+"""
 
 import json
 import random
@@ -27,7 +29,18 @@ from scenarios import Scenario, schema
 
 LONG = "m:" + "Wide_name." * 99
 TEXTS = ["", "x", "adamw", LONG, "\u202e<b>|`", "\x1b[31m", "=1+1", "名" * 300]
-KEYS = ["step", "iteration", "forward", "exp_avg", "float32", "activation", "allocated", "tensors", "", LONG]
+KEYS = [
+    "step",
+    "iteration",
+    "forward",
+    "exp_avg",
+    "float32",
+    "activation",
+    "allocated",
+    "tensors",
+    "",
+    LONG,
+]
 NUMBERS = [0.0, 5e-324, 1e-300, 1e-9, 0.1, 1.0, 3e38, 1e100, 1e300, -1.0, -1e300]
 WHOLES = [0, 1, 2, 3, 1000, 2**31, 2**53 + 1, 2**63 - 1, -1, -(2**63 - 1)]
 PLAIN = [None, True, 0, -1, 2**63 - 1, 0.1, 1e308, "", "x", LONG, [], [0.9, 0.99], {}, {"a": [1]}]
@@ -51,7 +64,11 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
         if isinstance(limit, schema.Letters):
             return draw.choice([text for text in TEXTS if len(text) <= limit.most])
         ends = [arguments[0](limit.least), arguments[0](limit.most)]
-        inner = [one for one in (WHOLES if arguments[0] is int else NUMBERS) if limit.least <= one <= limit.most]
+        inner = [
+            one
+            for one in (WHOLES if arguments[0] is int else NUMBERS)
+            if limit.least <= one <= limit.most
+        ]
         return draw.choice([*ends, *inner])
     if origin is Literal:
         return draw.choice(arguments)
@@ -65,15 +82,24 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
         return {key: extreme(draw, arguments[1]) for key in values}
     if is_dataclass(annotation) and isinstance(annotation, type):
         return made(draw, annotation)
-    return draw.choice({str: TEXTS, int: WHOLES, float: NUMBERS, bool: [False, True]}.get(annotation, PLAIN))
+    return draw.choice(
+        {str: TEXTS, int: WHOLES, float: NUMBERS, bool: [False, True]}.get(annotation, PLAIN)
+    )
 
 
 def made(draw: random.Random, kind: type[Any]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
-    needed = [each.name for each in fields(kind) if each.default is MISSING and each.default_factory is MISSING]
+    needed = [
+        each.name
+        for each in fields(kind)
+        if each.default is MISSING and each.default_factory is MISSING
+    ]
     given_names = [name for name in hints if name in needed or draw.random() < 0.8]
     while True:
-        values = {name: extreme(draw, hints[name], name if kind in (Scenario, Record) else "") for name in given_names}
+        values = {
+            name: extreme(draw, hints[name], name if kind in (Scenario, Record) else "")
+            for name in given_names
+        }
         try:
             return kind(**values)
         except ValueError:
@@ -93,14 +119,30 @@ def run_of(seed: int, count: int = 4) -> list[Record]:
             for name in ("memory", "times", "watched", "estimate", "course", "parameter_count")
         }
         origin = draw.choice(["measured", "simulated"])
-        asked = {"device": "cpu" if origin == "measured" else "sim", "optimizer": draw.choice(["adamw", "sm3", other.scenario.optimizer])}
+        asked = {
+            "device": "cpu" if origin == "measured" else "sim",
+            "optimizer": draw.choice(["adamw", "sm3", other.scenario.optimizer]),
+        }
         records.append(
-            replace(one, scenario=replace(one.scenario, **asked, steps=2, micro_batches=1), outcome="ok", origin=origin, **parts)
+            replace(
+                one,
+                scenario=replace(one.scenario, **asked, steps=2, micro_batches=1),
+                outcome="ok",
+                origin=origin,
+                **parts,
+            )
         )
     states = [record for record in records if record.memory is not None][:3]
     return [
         *records,
-        *(replace(record, scenario=replace(record.scenario, workload="state", accumulate=None), origin="simulated") for record in states),
+        *(
+            replace(
+                record,
+                scenario=replace(record.scenario, workload="state", accumulate=None),
+                origin="simulated",
+            )
+            for record in states
+        ),
     ]
 
 
@@ -113,7 +155,9 @@ def test_what_is_written_is_read_as_it_was(seed: int):
 
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(seed=st.integers(0, 2**32))
-def test_every_table_is_made_of_extreme_records(tmp_path_factory: pytest.TempPathFactory, seed: int):
+def test_every_table_is_made_of_extreme_records(
+    tmp_path_factory: pytest.TempPathFactory, seed: int
+):
     folder = tmp_path_factory.mktemp("extremes")
     store = RunStore.create(folder)
     for record in run_of(seed):

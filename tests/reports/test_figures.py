@@ -30,8 +30,17 @@ def size_of(png):
 
 
 def test_every_picture_of_a_mixed_run_is_written_as_a_large_png(drawings, folder):
-    assert sorted(drawings) == ["iteration", "pareto", "peak", "savings", "state-by-size", "step-time"]
-    assert {path.name for path in folder.iterdir()} == {f"{name}.{form}" for name in drawings for form in ("png", "svg")}
+    assert sorted(drawings) == [
+        "iteration",
+        "pareto",
+        "peak",
+        "savings",
+        "state-by-size",
+        "step-time",
+    ]
+    assert {path.name for path in folder.iterdir()} == {
+        f"{name}.{form}" for name in drawings for form in ("png", "svg")
+    }
     for path in folder.glob("*.png"):
         width, height = size_of(path.read_bytes())
         assert width > 1_000
@@ -75,9 +84,14 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
 
 
 def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulated, tmp_path):
-    found = {drawing.name: drawing for drawing in draw_all([simulated("adamw"), simulated("sgd", state=0)], tmp_path)}
+    found = {
+        drawing.name: drawing
+        for drawing in draw_all([simulated("adamw"), simulated("sgd", state=0)], tmp_path)
+    }
     assert "sgd" in str(found["state-by-size"].notes[0])
-    assert "state-by-size" not in {drawing.name for drawing in draw_all([simulated("sgd", state=0)], tmp_path)}
+    assert "state-by-size" not in {
+        drawing.name for drawing in draw_all([simulated("sgd", state=0)], tmp_path)
+    }
 
 
 def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_path):
@@ -99,7 +113,16 @@ def test_labels_are_moved_apart_and_keep_their_order():
 
 
 def test_marks_are_fixed_and_no_two_optimizers_of_a_run_share_one():
-    many = ["sm3", "adamw", "sgd-sai", "lamb16", "sm3 (momentum=0.9)", "a:Other", "b:Other", "adamw, loop"]
+    many = [
+        "sm3",
+        "adamw",
+        "sgd-sai",
+        "lamb16",
+        "sm3 (momentum=0.9)",
+        "a:Other",
+        "b:Other",
+        "adamw, loop",
+    ]
     chosen = marks(many)
     assert chosen["adamw"] == MARKS["adamw"]
     assert chosen["sm3"] == MARKS["sm3"]
@@ -115,8 +138,14 @@ def test_every_shape_has_an_icon_of_its_own():
 
 
 def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen(mixed, tmp_path):
-    found = {name: {drawing.name: drawing for drawing in draw_all(mixed, tmp_path / name, style=style)} for name, style in STYLES.items()}
-    widths = {name: {size_of(drawing.png)[0] for drawing in drawings.values()} for name, drawings in found.items()}
+    found = {
+        name: {drawing.name: drawing for drawing in draw_all(mixed, tmp_path / name, style=style)}
+        for name, style in STYLES.items()
+    }
+    widths = {
+        name: {size_of(drawing.png)[0] for drawing in drawings.values()}
+        for name, drawings in found.items()
+    }
     # 3.35 and 6.4 inches with a margin of 0.08 on both sides, at 300 pixels an inch.
     assert widths == {"paper": {1_053}, "slides": {1_968}}
     assert found["paper"].keys() == found["slides"].keys()
@@ -129,16 +158,34 @@ def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
         write_report(tmp_path, style="poster")
     with pytest.raises(ValueError, match="no figure is named 'sgd-sai-5'; there is sgd-sai-4"):
         write_figure(tmp_path, "sgd-sai-5")
-    with pytest.raises(ValueError, match="the run has none of the states that sgd-sai-4 shows; this gives them: optprof profile vit-s16"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            "the run has none of the states that sgd-sai-4 shows; this gives them: optprof profile"
+            " vit-s16"
+        ),
+    ):
         write_figure(tmp_path, "sgd-sai-4")
 
 
 def test_the_paper_s_figure_has_its_numbers_and_ours(simulated, tmp_path):
     def ours(model, optimizer, gib, **changes):
-        record = simulated(optimizer, model=model, workload="state", parameter_count=1_557_611_200, **changes)
-        return replace(record, memory=replace(record.memory, optimizer_state_allocated=round(gib * 2**30)))
+        record = simulated(
+            optimizer, model=model, workload="state", parameter_count=1_557_611_200, **changes
+        )
+        return replace(
+            record, memory=replace(record.memory, optimizer_state_allocated=round(gib * 2**30))
+        )
 
-    estimate = StepEstimate(gpu="a100-80", seconds=0.07, floor_seconds=0.02, moved_bytes=8, needed_bytes=4, launches=1, synchronisations=0)
+    estimate = StepEstimate(
+        gpu="a100-80",
+        seconds=0.07,
+        floor_seconds=0.02,
+        moved_bytes=8,
+        needed_bytes=4,
+        launches=1,
+        synchronisations=0,
+    )
     store = RunStore.create(tmp_path)
     for record in (ours("gpt2-xl", "sgd-sai", 5.934), ours("gpt2-xl", "adamw", 11.871)):
         store.append(record)
@@ -148,16 +195,25 @@ def test_the_paper_s_figure_has_its_numbers_and_ours(simulated, tmp_path):
     for words in ("5.93 | 5.93", "11.86 | 11.87", "49.48* | \u2013", "6.52 | \u2013", "state, GiB"):
         assert f">{words}<" in text
     assert ">step, ms<" not in text
-    timed = draw_published([*store.read(), ours("gpt2-xl", "adamw", 11.871, gpu="a100-80", estimate=estimate)])
+    timed = draw_published(
+        [*store.read(), ours("gpt2-xl", "adamw", 11.871, gpu="a100-80", estimate=estimate)]
+    )
     assert timed is not None
     assert ">step, ms<" in timed.svg
     assert draw_published([simulated("adamw")]) is None
 
 
 def test_time_against_memory_names_every_optimizer_and_its_front(simulated, timed, tmp_path):
-    records = [simulated("adamw"), simulated("sgd-sai"), timed("adamw", step=(0.2,)), timed("sgd-sai", step=(0.1,))]
+    records = [
+        simulated("adamw"),
+        simulated("sgd-sai"),
+        timed("adamw", step=(0.2,)),
+        timed("sgd-sai", step=(0.1,)),
+    ]
     found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
-    assert found["pareto"].alt.startswith("Time against memory. On the front: sgd-sai. adamw: 200 ms, 19.5 KiB")
+    assert found["pareto"].alt.startswith(
+        "Time against memory. On the front: sgd-sai. adamw: 200 ms, 19.5 KiB"
+    )
     assert ">sgd-sai<" in found["pareto"].svg
     assert ">milliseconds, the step on CPU<" in found["pareto"].svg
     # Their bytes are simulated: no mark is filled.
@@ -165,8 +221,14 @@ def test_time_against_memory_names_every_optimizer_and_its_front(simulated, time
 
 
 def test_an_optimizer_without_state_has_its_place_beside_the_others(simulated, timed, tmp_path):
-    records = [simulated(name, state=state, workload="state") for name, state in (("adamw", 8_000), ("sgd", 0))]
-    records += [replace(timed(name), scenario=replace(timed(name).scenario, workload="state")) for name in ("adamw", "sgd")]
+    records = [
+        simulated(name, state=state, workload="state")
+        for name, state in (("adamw", 8_000), ("sgd", 0))
+    ]
+    records += [
+        replace(timed(name), scenario=replace(timed(name).scenario, workload="state"))
+        for name in ("adamw", "sgd")
+    ]
     found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
     assert "sgd: 200 ms, 0 B" in found["pareto"].alt
 
@@ -196,7 +258,9 @@ def test_a_report_writes_over_nothing_that_lies_outside_of_its_run(simulated, tm
 
 def test_a_picture_that_shows_one_of_many_models_names_it(simulated, tmp_path):
     names = [f"m:Opt{number}" for number in range(12)]
-    records = [simulated(name, model=model) for model in ("first", "second") for name in ("adamw", *names)]
+    records = [
+        simulated(name, model=model) for model in ("first", "second") for name in ("adamw", *names)
+    ]
     found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
     assert found["peak"].notes == ("The picture shows 13 of 26 rows; the table has all.",)
     assert ">first<" in found["peak"].svg

@@ -8,7 +8,14 @@ import pytest
 
 from profiler.fits import Change, Fit
 from reports import write_fit_page
-from reports.fitting.fits import FitFindings, change_text, fit_table, overview_table, short_text, verdict
+from reports.fitting.fits import (
+    FitFindings,
+    change_text,
+    fit_table,
+    overview_table,
+    short_text,
+    verdict,
+)
 from reports.fitting.terminal import render_fits
 from reports.units import NOTHING
 from scenarios.spec import Scenario
@@ -18,12 +25,20 @@ COMMAND = ["optprof", "fit", "tiny & co"]
 
 
 def answer(optimizer: str, gpu: str, **found: object) -> Fit:
-    scenario = Scenario(model="tiny & co", optimizer=optimizer, batch_size=8, sequence_length=16, gpu=gpu)
+    scenario = Scenario(
+        model="tiny & co", optimizer=optimizer, batch_size=8, sequence_length=16, gpu=gpu
+    )
     return Fit(scenario=scenario, usable=14 * GIB, **found)  # pyright: ignore[reportArgumentType]
 
 
 FITS = [
-    answer("adamw", "t4", needed=20 * GIB, largest_batch=5, changes=(Change(fields={"checkpointing": True, "dtype": "bf16"}, left=GIB),)),
+    answer(
+        "adamw",
+        "t4",
+        needed=20 * GIB,
+        largest_batch=5,
+        changes=(Change(fields={"checkpointing": True, "dtype": "bf16"}, left=GIB),),
+    ),
     answer("sm3", "t4", needed=12 * GIB, left=2 * GIB, largest_batch=1_024),
     answer("adamw", "v100-16", reason="v100-16 has no hardware for bf16"),
     answer("sm3", "v100-16", needed=15 * GIB, left=0, largest_batch=8),
@@ -31,7 +46,12 @@ FITS = [
 
 
 def test_a_cell_says_what_is_left_or_lacking_and_the_largest_batch():
-    assert [short_text(fit) for fit in FITS] == ["✗ 6.000, 5", "✓ 2.000, 1,024", "✗ v100-16 has no hardware for bf16", "≈ 0, 8"]
+    assert [short_text(fit) for fit in FITS] == [
+        "✗ 6.000, 5",
+        "✓ 2.000, 1,024",
+        "✗ v100-16 has no hardware for bf16",
+        "≈ 0, 8",
+    ]
 
 
 def test_a_batch_at_which_the_search_ended_is_told_as_the_least():
@@ -43,10 +63,16 @@ def test_a_batch_at_which_the_search_ended_is_told_as_the_least():
     ("fields", "text"),
     [
         ({"alloc_conf": "expandable_segments:True"}, "expandable segments"),
-        ({"implementation": "loop", "checkpointing": True}, "the optimizer as a loop + checkpointing"),
+        (
+            {"implementation": "loop", "checkpointing": True},
+            "the optimizer as a loop + checkpointing",
+        ),
         ({"implementation": "fused"}, "the optimizer fused"),
         ({"batch_size": 2, "micro_batches": 4}, "batch 2, accumulated 4 times"),
-        ({"optimizer": "sm3", "options": {}, "implementation": "foreach", "dtype": "bf16"}, "sm3 for adamw + bf16 weights"),
+        (
+            {"optimizer": "sm3", "options": {}, "implementation": "foreach", "dtype": "bf16"},
+            "sm3 for adamw + bf16 weights",
+        ),
     ],
 )
 def test_a_change_is_told_in_words(fields: dict[str, object], text: str):
@@ -62,7 +88,16 @@ def test_the_tables_have_a_row_a_gpu_and_a_row_an_answer():
     assert [row[0].text for row in overview_table(findings).rows] == ["t4", "v100-16"]
     assert fit_table(findings).head[:2] == ("optimizer", "GPU")
     rows = [[cell.text for cell in row] for row in fit_table(findings).rows]
-    assert rows[0] == ["adamw", "t4", "no", "20.000", "14.000", NOTHING, "5", "checkpointing + bf16 weights (leaves 1.000 GiB)"]
+    assert rows[0] == [
+        "adamw",
+        "t4",
+        "no",
+        "20.000",
+        "14.000",
+        NOTHING,
+        "5",
+        "checkpointing + bf16 weights (leaves 1.000 GiB)",
+    ]
     assert rows[1][2:] == ["yes", "12.000", "14.000", "2.000", "1,024", NOTHING]
 
 

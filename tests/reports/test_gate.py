@@ -24,7 +24,9 @@ from reports.comparison.gate import Gate, offences, per_cent
     ],
 )
 def test_a_gate_is_read(text, metric, allowed_bytes, allowed_share):
-    assert Gate.parse(text) == Gate(text=text, metric=metric, allowed_bytes=allowed_bytes, allowed_share=allowed_share)
+    assert Gate.parse(text) == Gate(
+        text=text, metric=metric, allowed_bytes=allowed_bytes, allowed_share=allowed_share
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +59,14 @@ def test_a_threshold_is_a_per_cent(text):
 
 
 @pytest.mark.parametrize(
-    ("gate", "stopped"), [("state>0", True), ("state>79B", True), ("state>80B", False), ("state>0.99%", True), ("state>1%", False)]
+    ("gate", "stopped"),
+    [
+        ("state>0", True),
+        ("state>79B", True),
+        ("state>80B", False),
+        ("state>0.99%", True),
+        ("state>1%", False),
+    ],
 )
 def test_a_gate_stops_what_grew_by_more_than_it_allows(simulated, gate, stopped):
     compared = compare([simulated(state=8_000)], [simulated(state=8_080)])
@@ -71,19 +80,27 @@ def test_a_saving_passes(simulated):
 
 def test_a_time_is_stopped_by_its_whole_interval(timed):
     # Every ratio lies between 1.00 / 0.54 and 1.04 / 0.50.
-    compared = compare([timed(step=(0.50, 0.51, 0.52, 0.53, 0.54))], [timed(step=(1.00, 1.01, 1.02, 1.03, 1.04))])
+    compared = compare(
+        [timed(step=(0.50, 0.51, 0.52, 0.53, 0.54))], [timed(step=(1.00, 1.01, 1.02, 1.03, 1.04))]
+    )
     assert offences(compared, [Gate.parse("step>80%")])
     assert not offences(compared, [Gate.parse("step>100%")])
 
 
 def test_what_no_longer_ends_well_passes_no_gate(simulated):
-    compared = compare([simulated(), simulated("sm3")], [simulated(), simulated("sm3", outcome="failed", error="boom")])
+    compared = compare(
+        [simulated(), simulated("sm3")],
+        [simulated(), simulated("sm3", outcome="failed", error="boom")],
+    )
     (offence,) = offences(compared, [Gate.parse("state>0")])
     assert (offence.found.scenario.optimizer, offence.change) == ("sm3", None)
 
 
 def test_a_new_option_with_a_default_does_not_slip_past_a_gate(simulated):
-    before, after = [simulated(), simulated("mine:Sign")], [simulated(), simulated("mine:Sign", options={"ema": True}, state=9_000)]
+    before, after = (
+        [simulated(), simulated("mine:Sign")],
+        [simulated(), simulated("mine:Sign", options={"ema": True}, state=9_000)],
+    )
     (offence,) = offences(compare(before, after), [Gate.parse("state>0")])
     assert (offence.found.scenario.optimizer, offence.found.scenario.options) == ("mine:Sign", {})
     assert not offences(compare(before, [*before, simulated("sm3")]), [Gate.parse("state>0")])
@@ -97,14 +114,21 @@ def test_the_gates_of_the_docs_can_be_read():
 
 def test_a_gate_with_nothing_to_judge_does_not_pass(simulated, timed):
     with pytest.raises(ValueError, match="state>0 has nothing to judge"):
-        offences(compare([simulated(outcome="failed", error="boom")], [simulated(seed=1)]), [Gate.parse("state>0")])
+        offences(
+            compare([simulated(outcome="failed", error="boom")], [simulated(seed=1)]),
+            [Gate.parse("state>0")],
+        )
     with pytest.raises(ValueError, match="too few samples"):
         offences(compare([timed()], [timed()]), [Gate.parse("step>5%")])
 
 
-@pytest.mark.parametrize("tail", ['{"schema": 1, "scen', "\n", "\0" * 512 + "\n", '{"schema": 1}\n'])
+@pytest.mark.parametrize(
+    "tail", ['{"schema": 1, "scen', "\n", "\0" * 512 + "\n", '{"schema": 1}\n']
+)
 @pytest.mark.parametrize("damaged", ["before", "after"])
-def test_no_gate_passes_while_the_newest_record_may_be_one_that_cannot_be_read(simulated, tmp_path, tail, damaged):
+def test_no_gate_passes_while_the_newest_record_may_be_one_that_cannot_be_read(
+    simulated, tmp_path, tail, damaged
+):
     for name in ("before", "after"):
         store = RunStore.create(tmp_path / name)
         store.append(simulated())
@@ -124,5 +148,7 @@ def test_a_side_of_which_nothing_can_be_read_says_so(simulated, tmp_path):
     RunStore.create(tmp_path / "run").append(simulated())
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "records.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"no record can be read: records\.jsonl, line 1: schema 1 is read here"):
+    with pytest.raises(
+        ValueError, match=r"no record can be read: records\.jsonl, line 1: schema 1 is read here"
+    ):
         Comparing.of(tmp_path / "run", tmp_path / "none", ["state>0"])

@@ -36,15 +36,31 @@ from reports.page import render_page
 from reports.run import Run
 from scenarios.spec import Scenario
 
-HOSTILE: Mapping[str, str] = json.loads((Path(__file__).parents[1] / "data" / "hostile.json").read_text(encoding="utf-8"))
+HOSTILE: Mapping[str, str] = json.loads(
+    (Path(__file__).parents[1] / "data" / "hostile.json").read_text(encoding="utf-8")
+)
 # Half of a surrogate pair is refused where a record is read.
 TEXTS = [text for text in HOSTILE.values() if category(text[-1]) != "Cs"]
 # Groups of four records, in which each text stands in a dozen fields or more.
 GROUPS = 21
 # What the page of a run has of its own: its switches, marks and graphs.
-ACTIVE_TAGS = {"script", "style", "link", "iframe", "object", "embed", "img", "image", "form", "base"}
+ACTIVE_TAGS = {
+    "script",
+    "style",
+    "link",
+    "iframe",
+    "object",
+    "embed",
+    "img",
+    "image",
+    "form",
+    "base",
+}
 # GitHub makes links, mentions and pictures of these after Markdown, in what it left as text.
-GITHUB = re.compile(r"\w://|(?:mailto|xmpp):[^\s\u200b]|www\.\w|@\w|#\d|!\d|GH-\d|[0-9a-f]{40}|:[a-z_]\w*:", re.IGNORECASE)
+GITHUB = re.compile(
+    r"\w://|(?:mailto|xmpp):[^\s\u200b]|www\.\w|@\w|#\d|!\d|GH-\d|[0-9a-f]{40}|:[a-z_]\w*:",
+    re.IGNORECASE,
+)
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -116,7 +132,9 @@ def records(timed: Any, simulated: Any) -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record], timeline: Timeline) -> Path:
+def run(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], timeline: Timeline
+) -> Path:
     """A run of all these records, with its whole report."""
     store = RunStore.create(tmp_path_factory.mktemp("hostile") / "run")
     for record in records:
@@ -124,7 +142,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record], timelin
     texts = cycle(TEXTS)
     for record in records[1::4]:
         phases = tuple(replace(each, phase=next(texts)) for each in timeline.phases)
-        blocks = tuple(replace(each, phase=next(texts), module=next(texts), op=next(texts), line=next(texts)) for each in timeline.largest)
+        blocks = tuple(
+            replace(each, phase=next(texts), module=next(texts), op=next(texts), line=next(texts))
+            for each in timeline.largest
+        )
         held = {next(texts): timeline.allocated}
         kept = replace(timeline, categories=held, phases=phases, largest=blocks)
         store.write_timeline(record.scenario, kept)
@@ -133,16 +154,22 @@ def run(tmp_path_factory: pytest.TempPathFactory, records: list[Record], timelin
 
 
 @pytest.fixture(scope="module")
-def comparing(tmp_path_factory: pytest.TempPathFactory, run: Path, records: list[Record]) -> Comparing:
+def comparing(
+    tmp_path_factory: pytest.TempPathFactory, run: Path, records: list[Record]
+) -> Comparing:
     store = RunStore.create(tmp_path_factory.mktemp("after") / "run")
     for record in records:
-        memory = record.memory and replace(record.memory, optimizer_state=record.memory.optimizer_state + 8)
+        memory = record.memory and replace(
+            record.memory, optimizer_state=record.memory.optimizer_state + 8
+        )
         store.append(replace(record, memory=memory))
     return Comparing.of(run, store.folder, ["state>0"])
 
 
 def fits() -> list[Fit]:
-    scenarios = [Scenario(model=text, optimizer=text, options={text: text}, gpu="t4") for text in TEXTS]
+    scenarios = [
+        Scenario(model=text, optimizer=text, options={text: text}, gpu="t4") for text in TEXTS
+    ]
     change = Change(fields={"checkpointing": True}, left=1)
     return [
         Fit(scenario=scenario, usable=1, needed=2, changes=(change,), reason=text, error=text)
@@ -176,12 +203,20 @@ class Elements(HTMLParser):
 
 
 def require_inert(page: str, clean: str, shown: set[str]) -> None:
-    """The page has no tag, attribute or address that a page of harmless records has not, and shows the texts."""
+    """The page has no tag, attribute or address that a page of harmless records has not, and shows
+    the texts.
+    """
     require_printed(page)
     found, usual = Elements(page), Elements(clean)
-    assert {tag: found.tags.count(tag) for tag in ACTIVE_TAGS} == {tag: usual.tags.count(tag) for tag in ACTIVE_TAGS}
+    assert {tag: found.tags.count(tag) for tag in ACTIVE_TAGS} == {
+        tag: usual.tags.count(tag) for tag in ACTIVE_TAGS
+    }
     assert not [name for name, _ in found.attributes if name.startswith("on")]
-    assert not [value for name, value in found.attributes if name in ("href", "src", "action") and value[:1] != "#"]
+    assert not [
+        value
+        for name, value in found.attributes
+        if name in ("href", "src", "action") and value[:1] != "#"
+    ]
     text = " ".join("".join(found.texts).split())
     assert not {each for each in shown if each not in text}
 
@@ -196,18 +231,32 @@ def test_the_terminal_has_no_sequence_and_no_markup(records: list[Record], compa
     render_comparison(comparing.compared, comparing.stopped, stream, width=4_000)
     render_fits(fits(), stream, width=4_000)
     require_printed(stream.getvalue())
-    for kept in ("[bold red]x[/bold red][link=http://evil.example]y[/link]", "[/]", ":smile: :skull:"):
+    for kept in (
+        "[bold red]x[/bold red][link=http://evil.example]y[/link]",
+        "[/]",
+        ":smile: :skull:",
+    ):
         assert kept in stream.getvalue()
     # A line feed in a text begins no line of its own.
-    assert not [line for line in stream.getvalue().splitlines() if line.startswith(("optprof:", "report:"))]
+    assert not [
+        line for line in stream.getvalue().splitlines() if line.startswith(("optprof:", "report:"))
+    ]
 
 
 def test_a_page_is_inert(run: Path, records: list[Record], simulated: Any):
     page = (run / "report.html").read_text(encoding="utf-8")
     require_inert(page, render_page([simulated("adamw")], []), shown_texts())
-    graphs = json.loads(re.findall(r'<script type="application/json" id="graphs">(.*?)</script>', page, re.S)[0])
-    written = [text for text in strings(graphs) if "evil" in text or "alert" in text or "%{" in text]
-    assert not [text for text in written if re.search(r"<(?!b>|/b>|br>|extra></extra>|/extra>)|%\{(?!y:,\.3f\})", text)]
+    graphs = json.loads(
+        re.findall(r'<script type="application/json" id="graphs">(.*?)</script>', page, re.S)[0]
+    )
+    written = [
+        text for text in strings(graphs) if "evil" in text or "alert" in text or "%{" in text
+    ]
+    assert not [
+        text
+        for text in written
+        if re.search(r"<(?!b>|/b>|br>|extra></extra>|/extra>)|%\{(?!y:,\.3f\})", text)
+    ]
     require_printed(Run(records=records)._repr_html_())
 
 
@@ -293,11 +342,16 @@ def test_json_is_ascii_and_exact(run: Path, comparing: Comparing):
     [
         ("report", "run", "--markdown"),
         ("compare", "run", "run"),
-        *(("report", HOSTILE[name]) for name in ("terminal hyperlink", "8-bit sequence", "override")),
+        *(
+            ("report", HOSTILE[name])
+            for name in ("terminal hyperlink", "8-bit sequence", "override")
+        ),
     ],
 )
 def test_a_command_writes_no_sequence_but_colours(run: Path, arguments: tuple[str, ...]):
     command = [sys.executable, "-m", "optprof", *arguments]
     environment = os.environ | {"FORCE_COLOR": "1"}
-    done = subprocess.run(command, cwd=run.parent, env=environment, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(
+        command, cwd=run.parent, env=environment, capture_output=True, timeout=60, check=False
+    )
     require_printed(COLOUR.sub("", (done.stdout + done.stderr).decode()))

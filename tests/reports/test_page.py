@@ -18,7 +18,9 @@ from reports.units import TIMES
 
 
 class Elements(HTMLParser):
-    """Every element of a page with its attributes, and its text outside of style sheets and scripts."""
+    """Every element of a page with its attributes, and its text outside of style sheets and
+    scripts.
+    """
 
     def __init__(self, page):
         super().__init__()
@@ -74,8 +76,17 @@ def elements(page):
 
 @pytest.mark.usefixtures("page")
 def test_a_report_is_a_page_pictures_and_a_table(run, mixed):
-    assert sorted(path.name for path in run.iterdir()) == ["figures", "records.csv", "records.json", "records.jsonl", "report.html"]
-    assert [Record.from_dict(data) for data in json.loads((run / "records.json").read_text(encoding="utf-8"))] == mixed
+    assert sorted(path.name for path in run.iterdir()) == [
+        "figures",
+        "records.csv",
+        "records.json",
+        "records.jsonl",
+        "report.html",
+    ]
+    assert [
+        Record.from_dict(data)
+        for data in json.loads((run / "records.json").read_text(encoding="utf-8"))
+    ] == mixed
     assert (run / "records.csv").read_text(encoding="utf-8").count("\n") == len(mixed) + 1
 
 
@@ -97,7 +108,12 @@ def test_a_mixed_run_fills_every_section(page):
 
 
 def test_the_numbers_of_the_main_table_have_their_exact_bytes(elements):
-    exact = {"class": "number", "data-value": "8000", "title": "8,000 bytes", "data-decimal": "0.00000800"}
+    exact = {
+        "class": "number",
+        "data-value": "8000",
+        "title": "8,000 bytes",
+        "data-decimal": "0.00000800",
+    }
     assert exact in elements.all("td")
     assert "momentum=0.9" in elements.text
     assert "estimated from 25.0 % on CPU" in elements.text
@@ -110,7 +126,9 @@ def test_what_failed_is_listed_with_its_error(elements):
 
 
 def test_the_note_on_momentum_is_there_for_sm3_and_for_nobody_else(simulated):
-    with_sm3, without = (render_page([simulated("adamw"), simulated(name)], []) for name in ("sm3", "lamb16"))
+    with_sm3, without = (
+        render_page([simulated("adamw"), simulated(name)], []) for name in ("sm3", "lamb16")
+    )
     assert "SM3 saves this much only without momentum" in with_sm3
     assert "SM3 saves" not in without
 
@@ -140,14 +158,22 @@ def test_it_says_how_to_repeat_it(elements):
 
 def test_an_environment_with_nothing_in_it_is_no_obstacle(simulated):
     bare = replace(simulated("adamw"), environment={})
-    odd = replace(simulated("sm3"), environment={"machine": "a toaster", "versions": None, "command": "by hand", "time": None})
+    odd = replace(
+        simulated("sm3"),
+        environment={"machine": "a toaster", "versions": None, "command": "by hand", "time": None},
+    )
     text = Elements(render_page([bare, odd], [])).text
     assert "a toaster" in text
     assert "by hand" in text
 
 
 def test_the_page_names_no_address_to_load_from(page, elements):
-    addresses = [attributes[name] for _, attributes in elements.found for name in ("src", "srcset", "href") if name in attributes]
+    addresses = [
+        attributes[name]
+        for _, attributes in elements.found
+        for name in ("src", "srcset", "href")
+        if name in attributes
+    ]
     assert all(address.startswith("#") for address in addresses)
     assert not elements.all("link")
     assert "default-src 'none'" in elements.all("meta")[-1]["content"]
@@ -178,7 +204,10 @@ def test_markup_in_names_and_errors_stays_text(simulated, report):
         simulated(f"m:{wicked}", model=wicked, options={"momentum": wicked}),
         simulated("sm3", model=wicked, memory=None, outcome="failed", error=f"{wicked} & 'more'"),
     ]
-    records = [replace(record, environment={"command": ["optprof", wicked], "platform": wicked}) for record in records]
+    records = [
+        replace(record, environment={"command": ["optprof", wicked], "platform": wicked})
+        for record in records
+    ]
     page, clean = report(records), render_page([simulated("adamw")], [])
     assert wicked in Elements(page).text
     assert wicked not in page
@@ -199,7 +228,12 @@ def test_one_record_is_a_report(simulated, report):
 
 def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed, tmp_path):
     names = ("adamw", "sgd-sai", "sm3", "lamb16", *(f"m:Opt{number}" for number in range(6)))
-    records = [make(name, model=f"model-{size}") for size in range(25) for name in names for make in (simulated, timed)]
+    records = [
+        make(name, model=f"model-{size}")
+        for size in range(25)
+        for name in names
+        for make in (simulated, timed)
+    ]
     assert len(records) == 500
     page = render_page(records, draw_all(records, tmp_path))
     assert len(page) < 6_000_000
@@ -210,7 +244,14 @@ def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed, tmp_path):
 def test_long_trainings_make_no_long_page(simulated, timed, tmp_path):
     names = ("adamw", "sgd-sai", "sm3", "lamb16")
     short, long = (
-        [make(name) for name in names for make in (simulated, lambda name, count=count: timed(name, step=(0.1, 0.2, 0.3, 0.4) * count))]
+        [
+            make(name)
+            for name in names
+            for make in (
+                simulated,
+                lambda name, count=count: timed(name, step=(0.1, 0.2, 0.3, 0.4) * count),
+            )
+        ]
         for count in (50, 1_000)
     )
     pages = [render_page(records, draw_all(records, tmp_path)) for records in (short, long)]
@@ -220,7 +261,9 @@ def test_long_trainings_make_no_long_page(simulated, timed, tmp_path):
 
 
 def test_a_run_where_all_failed_still_says_why(simulated, report):
-    text = Elements(report([simulated("adamw", memory=None, outcome="killed", error="killed by signal 9")])).text
+    text = Elements(
+        report([simulated("adamw", memory=None, outcome="killed", error="killed by signal 9")])
+    ).text
     assert "No scenario of this run ended with a result" in text
     assert "killed by signal 9" in text
 

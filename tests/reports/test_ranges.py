@@ -50,7 +50,9 @@ def shown(records: list[Record], width: int = 80) -> str:
         (512, 900, "512 to 900 B"),
     ],
 )
-def test_a_range_says_its_unit_once_and_is_one_number_where_both_ends_read_the_same(low: int, high: int, text: str):
+def test_a_range_says_its_unit_once_and_is_one_number_where_both_ends_read_the_same(
+    low: int, high: int, text: str
+):
     assert bytes_text(low, upper=high) == text
 
 
@@ -95,7 +97,10 @@ def test_the_verdict_compares_lower_ends_and_says_so(simulated):
 def test_a_row_for_a_spreadsheet_has_both_ends(simulated):
     findings = Findings.of([ranged(simulated("adamw"))])
     (row,) = data_rows(findings)
-    assert (row["peak_allocated_bytes"], row["peak_allocated_upper_bytes"]) == (2 * GIB, 9 * GIB // 4)
+    assert (row["peak_allocated_bytes"], row["peak_allocated_upper_bytes"]) == (
+        2 * GIB,
+        9 * GIB // 4,
+    )
     assert (row["peak_reserved_bytes"], row["peak_reserved_upper_bytes"]) == (3 * GIB, 7 * GIB // 2)
     cells = {cell.text for cell in memory_table(findings).rows[0]}
     assert {"2.000 to 2.250", "3.000 to 3.500"} <= cells

@@ -17,8 +17,12 @@ def test_the_orders_of_two_and_two_are_counted_on_paper():
     assert mann_whitney_ways(2, 2) == [1, 1, 2, 1, 1]
 
 
-@pytest.mark.parametrize(("first", "second", "critical"), [(4, 4, 0), (5, 5, 2), (9, 9, 17), (8, 10, 17), (20, 20, 127)])
-def test_the_ranks_are_the_critical_values_of_the_printed_tables(first: int, second: int, critical: int):
+@pytest.mark.parametrize(
+    ("first", "second", "critical"), [(4, 4, 0), (5, 5, 2), (9, 9, 17), (8, 10, 17), (20, 20, 127)]
+)
+def test_the_ranks_are_the_critical_values_of_the_printed_tables(
+    first: int, second: int, critical: int
+):
     # Two-sided 5 %, as any table of the Mann-Whitney U prints them.
     assert ratios_outside(first, second) == critical
 
@@ -44,24 +48,31 @@ def test_an_interval_never_reaches_beyond_its_ratios_or_its_own_middle(few: int,
 
 
 def test_one_sample_against_sixty_is_counted_out():
-    # One sample has 61 places among sixty, each as likely: the outermost one at either end leaves 59 of 61, 96.7 %, and two leave 93.4 %.
+    # One sample has 61 places among sixty, each as likely: the outermost one at either end leaves
+    # 59 of 61, 96.7 %, and two leave 93.4 %.
     assert ratios_outside(1, 60) == 0
     assert ratios_outside(1, 19) is None
 
 
 def test_long_lists_have_the_ratios_that_sorting_all_of_them_gives():
     chance = random.Random(8)
-    before, after = ([round(chance.lognormvariate(0, 0.3), 2) for _ in range(count)] for count in (140, 111))
+    before, after = (
+        [round(chance.lognormvariate(0, 0.3), 2) for _ in range(count)] for count in (140, 111)
+    )
     ratios = sorted(late / early for late in after for early in before)
     outside = ratios_outside(140, 111)
     assert outside is not None
-    assert Ratio.of(before, after) == Ratio(value=median(ratios), low=ratios[outside], high=ratios[-1 - outside])
+    assert Ratio.of(before, after) == Ratio(
+        value=median(ratios), low=ratios[outside], high=ratios[-1 - outside]
+    )
     assert Ratio.of([1.0] * 100, [3.0] * 100) == Ratio(value=3.0, low=3.0, high=3.0)
 
 
 def test_two_long_trainings_are_compared_in_little_memory():
     chance = random.Random(9)
-    before, after = ([factor * math.exp(chance.gauss(0, 0.1)) for _ in range(2_000)] for factor in (1.0, 1.1))
+    before, after = (
+        [factor * math.exp(chance.gauss(0, 0.1)) for _ in range(2_000)] for factor in (1.0, 1.1)
+    )
     tracemalloc.start()
     ratio = Ratio.of(before, after)
     _, most = tracemalloc.get_traced_memory()
@@ -93,7 +104,10 @@ def test_the_interval_holds_exactly_the_factors_that_the_test_of_scipy_does_not_
     assert ratio.high is not None
 
     def rejected(factor: float) -> bool:
-        return mannwhitneyu(after, [factor * sample for sample in before], method="exact").pvalue <= 0.05
+        return (
+            mannwhitneyu(after, [factor * sample for sample in before], method="exact").pvalue
+            <= 0.05
+        )
 
     assert rejected(0.999 * ratio.low)
     assert not rejected(1.001 * ratio.low)
@@ -102,7 +116,9 @@ def test_the_interval_holds_exactly_the_factors_that_the_test_of_scipy_does_not_
 
 
 @pytest.mark.parametrize(("before", "after"), [((), (1.0,)), ((1.0,), ()), ((0.0,), (1.0,))])
-def test_without_samples_or_with_a_time_of_nothing_there_is_no_ratio(before: tuple[float, ...], after: tuple[float, ...]):
+def test_without_samples_or_with_a_time_of_nothing_there_is_no_ratio(
+    before: tuple[float, ...], after: tuple[float, ...]
+):
     with pytest.raises(ValueError, match="a ratio needs"):
         Ratio.of(before, after)
 

@@ -41,7 +41,10 @@ class Server:
         """The answer as JSON, or bytes where it is none."""
         request = Request(f"{self._root}/{path}{'?' + urlencode(query) if query else ''}")
         if body is not None:
-            request.data, request.headers = json.dumps(body).encode(), {"Content-type": "application/json"}
+            request.data, request.headers = (
+                json.dumps(body).encode(),
+                {"Content-type": "application/json"},
+            )
         with OPEN.open(request, timeout=60) as answer:
             data = answer.read()
         return json.loads(data) if data[:1] in b'{["' else data
@@ -60,7 +63,18 @@ class Server:
 @contextmanager
 def serving(folder: Path, log: Path) -> Iterator[Server]:
     """A server over the folder on a port that it finds free itself, ended with all its children."""
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder), "--port", "0", "--host", "127.0.0.1", "--load_fast=false"]
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+        "--load_fast=false",
+    ]
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
@@ -88,7 +102,11 @@ def _port(process: subprocess.Popen[bytes], log: Path) -> int:
 def test_a_server_shows_scalars_hparams_and_pictures(tmp_path: Path, timed: Any, simulated: Any):
     watched = Watched(tokens=32, samples=2)
     records = [
-        timed("adamw", times={"step": (0.25, 0.5, 0.125), "iteration": (1.0, 2.0, 0.5)}, watched=watched),
+        timed(
+            "adamw",
+            times={"step": (0.25, 0.5, 0.125), "iteration": (1.0, 2.0, 0.5)},
+            watched=watched,
+        ),
         simulated("sm3", options={"momentum": 0.0, "note": "a <b>text</b>"}),
         simulated("lamb16", memory=None, outcome="out-of-memory", error="full"),
     ]
@@ -102,7 +120,12 @@ def test_a_server_shows_scalars_hparams_and_pictures(tmp_path: Path, timed: Any,
     with serving(store.folder / "tensorboard", tmp_path / "log") as server:
         assert set(server.wait_for("runs", lambda runs: len(runs) == 3)) == {adamw, sm3, "report"}
         tags = server.wait_for("plugin/scalars/tags", lambda tags: {adamw, sm3} <= set(tags))
-        assert {"seconds/step", "seconds/iteration", "step/median_seconds", "training/tokens_per_second"} <= set(tags[adamw])
+        assert {
+            "seconds/step",
+            "seconds/iteration",
+            "step/median_seconds",
+            "training/tokens_per_second",
+        } <= set(tags[adamw])
         steps = server.ask("plugin/scalars/scalars", run=adamw, tag="seconds/step")
         assert [(step, value) for _, step, value in steps] == [(0, 0.25), (1, 0.5), (2, 0.125)]
         ((_, _, state),) = server.ask("plugin/scalars/scalars", run=sm3, tag="state/bytes")
@@ -113,7 +136,9 @@ def test_a_server_shows_scalars_hparams_and_pictures(tmp_path: Path, timed: Any,
 
 def _check_hparams(server: Server) -> None:
     experiment = server.ask("plugin/hparams/experiment", {"experimentName": ""})
-    assert {"optimizer", "model", "options.momentum"} <= {info["name"] for info in experiment["hparamInfos"]}
+    assert {"optimizer", "model", "options.momentum"} <= {
+        info["name"] for info in experiment["hparamInfos"]
+    }
     asked = {
         "experimentName": "",
         "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
@@ -134,27 +159,42 @@ def _check_pictures(server: Server, folder: Path) -> None:
     tags = server.ask("plugin/images/tags")["report"]
     assert set(tags) == {path.stem for path in (folder / "figures").glob("*.png")}
     (sample,) = server.ask("plugin/images/images", run="report", tag="step-time", sample="0")
-    assert server.ask(f"plugin/images/individualImage?{sample['query']}") == (folder / "figures" / "step-time.png").read_bytes()
+    assert (
+        server.ask(f"plugin/images/individualImage?{sample['query']}")
+        == (folder / "figures" / "step-time.png").read_bytes()
+    )
 
 
 @pytest.mark.skipif(find_spec("torch_tb_profiler") is None, reason="needs torch-tb-profiler")
-def test_the_profiler_plugin_shows_the_trace_of_real_iterations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_profiler_plugin_shows_the_trace_of_real_iterations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
-    scenario = Scenario(model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3)
+    scenario = Scenario(
+        model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3
+    )
     measure(scenario, files=Files(trace=tmp_path / "tensorboard" / "resnet18-adamw"))
     with serving(tmp_path / "tensorboard", tmp_path / "log") as server:
-        found = server.wait_for("plugin/pytorch_profiler/runs", lambda answer: answer["runs"] and not answer["loading"])
+        found = server.wait_for(
+            "plugin/pytorch_profiler/runs", lambda answer: answer["runs"] and not answer["loading"]
+        )
         assert found["runs"] == ["resnet18-adamw"]
-        (worker,) = server.ask("plugin/pytorch_profiler/workers", run="resnet18-adamw", view="Overview")
+        (worker,) = server.ask(
+            "plugin/pytorch_profiler/workers", run="resnet18-adamw", view="Overview"
+        )
         assert worker == "adamw"
         (span,) = server.ask("plugin/pytorch_profiler/spans", run="resnet18-adamw", worker="adamw")
         asked = {"run": "resnet18-adamw", "worker": "adamw", "span": span}
         assert "performance" in server.ask("plugin/pytorch_profiler/overview", **asked)
-        operations = server.ask("plugin/pytorch_profiler/operation/table", **asked, group_by="Operation")
+        operations = server.ask(
+            "plugin/pytorch_profiler/operation/table", **asked, group_by="Operation"
+        )
         assert {"aten::sqrt", "aten::convolution"} <= {row["name"] for row in operations["data"]}
 
 
-def test_without_the_package_one_line_says_what_to_install(tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch):
+def test_without_the_package_one_line_says_what_to_install(
+    tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
+):
     from reports.tensorboard import write_tensorboard
 
     monkeypatch.setitem(sys.modules, "tensorboard.plugins.hparams", None)

@@ -36,7 +36,13 @@ def test_the_terminal_refuses_an_empty_run():
 
 def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
     estimate = StepEstimate(
-        gpu="a100-80", seconds=0.07, floor_seconds=0.02, moved_bytes=80_000, needed_bytes=28_000, launches=8, synchronisations=0
+        gpu="a100-80",
+        seconds=0.07,
+        floor_seconds=0.02,
+        moved_bytes=80_000,
+        needed_bytes=28_000,
+        launches=8,
+        synchronisations=0,
     )
     stream = io.StringIO()
     terminal.render([simulated("adamw", estimate=estimate)], stream, width=80)
@@ -47,7 +53,9 @@ def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
 
 def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_through(timed):
     times = {"step": (0.098, 0.1, 0.1, 0.1, 0.1, 0.103), "iteration": (0.5,)}
-    record = timed("adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",)))
+    record = timed(
+        "adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",))
+    )
     stream = io.StringIO()
     terminal.render([record], stream, width=130)
     adamw = next(line for line in stream.getvalue().splitlines() if "100 ms" in line)
@@ -59,7 +67,10 @@ def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_th
 def test_a_failure_of_both_workloads_is_told_once(simulated):
     told = {"memory": None, "outcome": "failed", "error": "KeyError: 'lr' (mine.py, line 12)"}
     stream = io.StringIO()
-    records = [simulated("adamw"), *(simulated("sm3", workload=workload, **told) for workload in ("train", "state"))]
+    records = [
+        simulated("adamw"),
+        *(simulated("sm3", workload=workload, **told) for workload in ("train", "state")),
+    ]
     terminal.render([*records, simulated("sm3", **told | {"error": "another"})], stream, width=200)
     assert stream.getvalue().count("(mine.py, line 12)") == 1
     assert stream.getvalue().count("another") == 1

@@ -1,4 +1,6 @@
-"""Timelines in reports: where a phase stands, which samples a picture shows, and what page and files say."""
+"""Timelines in reports: where a phase stands, which samples a picture shows, and what page and
+files say.
+"""
 
 import random
 import re
@@ -30,8 +32,11 @@ def run(tmp_path, simulated, timeline):
 
 def test_phases_stand_side_by_side_and_fill_the_width(timeline):
     found = bands(timeline)
-    assert [(band.left, band.right) for band in found] == [(0, pytest.approx(1 / 3)), (pytest.approx(1 / 3), pytest.approx(2 / 3)),
-                                                           (pytest.approx(2 / 3), pytest.approx(1))]  # fmt: skip
+    assert [(band.left, band.right) for band in found] == [
+        (0, pytest.approx(1 / 3)),
+        (pytest.approx(1 / 3), pytest.approx(2 / 3)),
+        (pytest.approx(2 / 3), pytest.approx(1)),
+    ]
     assert [list(band.samples) for band in found] == [[0, 1, 2], [3, 4], [5]]
 
 
@@ -53,12 +58,18 @@ def test_a_picture_keeps_the_highest_and_the_lowest_of_a_column(timeline):
     for column in range(100):
         of_column = range(-(-column * 4_999 // 100), min(-(-(column + 1) * 4_999 // 100), 5_000))
         kept = [held[number] for number in shown if number in of_column]
-        assert {max(held[number] for number in of_column), min(held[number] for number in of_column)} <= set(kept)
+        assert {
+            max(held[number] for number in of_column),
+            min(held[number] for number in of_column),
+        } <= set(kept)
 
 
 def test_what_a_phase_held_at_most(timeline, simulated):
     course = Course(label="adamw", record=simulated("adamw"), timeline=timeline)
-    assert [(held.stretch.phase, held.allocated, held.reserved, held.fragmentation) for held in phases_held(course)] == [
+    assert [
+        (held.stretch.phase, held.allocated, held.reserved, held.fragmentation)
+        for held in phases_held(course)
+    ] == [
         ("forward", 3 * GIB, 4 * GIB, GIB),
         ("backward", 6 * GIB, 7 * GIB, 6 * GIB),
         ("step", GIB, 7 * GIB, 6 * GIB),
@@ -72,7 +83,9 @@ def test_a_timeline_belongs_to_the_scenario_of_its_name(timeline, simulated):
 
 
 def test_a_device_that_ran_out_of_memory_shows_what_filled_it(tmp_path, simulated, timeline):
-    full = simulated("lamb16", model="huge", outcome="out-of-memory", error="out of memory in backward of step 1")
+    full = simulated(
+        "lamb16", model="huge", outcome="out-of-memory", error="out of memory in backward of step 1"
+    )
     store = RunStore.create(tmp_path / "run")
     for record in (simulated("adamw"), full):
         store.append(record)
@@ -83,7 +96,13 @@ def test_a_device_that_ran_out_of_memory_shows_what_filled_it(tmp_path, simulate
 
 
 def test_a_value_is_kept_until_the_next_where_that_can_be_seen():
-    assert stairs([0, 0.5, 0.501], [1, 3, 2], 0.01) == [(0, 1), (0.5, 1), (0.5, 3), (0.501, 2), (1.0, 2)]
+    assert stairs([0, 0.5, 0.501], [1, 3, 2], 0.01) == [
+        (0, 1),
+        (0.5, 1),
+        (0.5, 3),
+        (0.501, 2),
+        (1.0, 2),
+    ]
 
 
 def test_a_simplified_curve_is_nowhere_further_off_than_allowed():
@@ -97,7 +116,13 @@ def test_a_simplified_curve_is_nowhere_further_off_than_allowed():
         start, end = complex(*points[first]), complex(*points[last])
         for x, y in points[first:last]:
             # Of a thousand points of the line, the nearest.
-            assert min(abs(complex(x, y) - (start + (end - start) * step / 1_000)) for step in range(1_001)) < 0.0101
+            assert (
+                min(
+                    abs(complex(x, y) - (start + (end - start) * step / 1_000))
+                    for step in range(1_001)
+                )
+                < 0.0101
+            )
     assert simplified([(0, 0), (0.5, 0.5), (1, 1)], 1.0, 0.001) == [(0, 0), (1, 1)]
     assert simplified([(0, 0), (0.5, 0.6), (1, 1)], 1.0, 0.001) == [(0, 0), (0.5, 0.6), (1, 1)]
 
@@ -107,8 +132,17 @@ def test_the_report_shows_the_course_and_the_largest_blocks(run):
     assert re.search(r"<h2 id=[^>]*>Memory along the training step", page)
     assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
     assert "adamw: 6.000 GiB in backward · 7.000 reserved" in page
-    assert "adamw holds most: 6.000 GiB in backward of training step 1, where 1.000 GiB (14.3 %) of what is reserved is not in use." in page
-    for words in ("h.3.mlp.c_fc", "aten::addmm", "model.py:12", "backward, training step 1", 'title="3,221,225,472 bytes"'):
+    assert (
+        "adamw holds most: 6.000 GiB in backward of training step 1, where 1.000 GiB (14.3 %) of"
+        " what is reserved is not in use." in page
+    )
+    for words in (
+        "h.3.mlp.c_fc",
+        "aten::addmm",
+        "model.py:12",
+        "backward, training step 1",
+        'title="3,221,225,472 bytes"',
+    ):
         assert words in page
     assert "<b>wte" not in page
     assert (run.folder / "figures" / "timeline.png").stat().st_size > 10_000

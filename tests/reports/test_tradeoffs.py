@@ -1,4 +1,6 @@
-"""Arithmetic of the newer sections: Pareto front, savings matrix, room on GPUs, visibility and agreement, worked out by hand."""
+"""Arithmetic of the newer sections: Pareto front, savings matrix, room on GPUs, visibility and
+agreement, worked out by hand.
+"""
 
 from dataclasses import replace
 
@@ -21,7 +23,15 @@ T4 = 15_105_458_176
 
 
 def estimate(gpu: str, seconds: float) -> StepEstimate:
-    return StepEstimate(gpu=gpu, seconds=seconds, floor_seconds=0.01, moved_bytes=8, needed_bytes=4, launches=1, synchronisations=0)
+    return StepEstimate(
+        gpu=gpu,
+        seconds=seconds,
+        floor_seconds=0.01,
+        moved_bytes=8,
+        needed_bytes=4,
+        launches=1,
+        synchronisations=0,
+    )
 
 
 def holding(record, **memory):
@@ -29,7 +39,14 @@ def holding(record, **memory):
 
 
 def test_the_front_is_what_no_other_point_beats_in_both():
-    assert front([(1, 9), (2, 5), (3, 5), (4, 1), (4, 2), (5, 1)]) == [True, True, False, True, False, False]
+    assert front([(1, 9), (2, 5), (3, 5), (4, 1), (4, 2), (5, 1)]) == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_twins_are_on_the_front_together_and_a_lone_point_is_the_front():
@@ -39,35 +56,64 @@ def test_twins_are_on_the_front_together_and_a_lone_point_is_the_front():
 
 
 def test_time_is_set_against_the_peak_within_one_setting(simulated, timed):
-    records = [simulated("adamw"), simulated("sgd-sai"), simulated("sm3"), timed("adamw", step=(0.2,)), timed("sgd-sai", step=(0.1,))]
+    records = [
+        simulated("adamw"),
+        simulated("sgd-sai"),
+        simulated("sm3"),
+        timed("adamw", step=(0.2,)),
+        timed("sgd-sai", step=(0.1,)),
+    ]
     found = tradeoffs(entries([*records, timed("sm3", step=(0.3,))]))
     assert [(point.entry.label, point.seconds, point.bytes, point.on_front) for point in found] == [
         ("adamw", 0.2, 20_000, False),
         ("sgd-sai", 0.1, 16_000, True),
         ("sm3", 0.3, 12_008, True),
     ]
-    assert {(point.clock, point.origin, point.is_peak) for point in found} == {("cpu", "measured", True)}
+    assert {(point.clock, point.origin, point.is_peak) for point in found} == {
+        ("cpu", "measured", True)
+    }
 
 
 def test_samples_bring_their_interval_and_estimates_are_another_clock(simulated, timed):
     step = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    found = tradeoffs(entries([simulated("adamw", gpu=None, estimate=estimate("t4", 0.05)), timed("adamw", step=step)]))
-    assert [(point.clock, point.lower, point.upper) for point in found] == [("cpu", 0.1, 0.6), ("t4", None, None)]
+    found = tradeoffs(
+        entries(
+            [simulated("adamw", gpu=None, estimate=estimate("t4", 0.05)), timed("adamw", step=step)]
+        )
+    )
+    assert [(point.clock, point.lower, point.upper) for point in found] == [
+        ("cpu", 0.1, 0.6),
+        ("t4", None, None),
+    ]
     assert all(point.on_front for point in found)
 
 
 def test_without_a_peak_everywhere_the_state_is_the_memory(simulated, timed):
-    records = [simulated(name, workload="state") for name in ("adamw", "sm3")] + [timed(name) for name in ("adamw", "sm3")]
-    records = [replace(record, scenario=replace(record.scenario, workload="state")) for record in records]
-    assert [(point.bytes, point.is_peak) for point in tradeoffs(entries(records))] == [(8_000, False), (8, False)]
+    records = [simulated(name, workload="state") for name in ("adamw", "sm3")] + [
+        timed(name) for name in ("adamw", "sm3")
+    ]
+    records = [
+        replace(record, scenario=replace(record.scenario, workload="state")) for record in records
+    ]
+    assert [(point.bytes, point.is_peak) for point in tradeoffs(entries(records))] == [
+        (8_000, False),
+        (8, False),
+    ]
 
 
 def test_the_savings_matrix_has_a_cell_for_every_optimizer_and_model_that_was_recorded(simulated):
-    records = [simulated("adamw"), simulated("sm3"), simulated("adamw", model="large", state=80_000), simulated("sgd-sai", model="large")]
+    records = [
+        simulated("adamw"),
+        simulated("sm3"),
+        simulated("adamw", model="large", state=80_000),
+        simulated("sgd-sai", model="large"),
+    ]
     matrix = savings_matrix(savings(entries(records)))
     assert matrix.labels == ("adamw", "sm3", "sgd-sai")
     assert [setting.model for setting in matrix.settings] == ["tiny", "large"]
-    assert {(label, setting.model): cell.factor for (label, setting), cell in matrix.cells.items()} == {
+    assert {
+        (label, setting.model): cell.factor for (label, setting), cell in matrix.cells.items()
+    } == {
         ("adamw", "tiny"): 1,
         ("sm3", "tiny"): 1_000,
         ("adamw", "large"): 1,
@@ -77,7 +123,9 @@ def test_the_savings_matrix_has_a_cell_for_every_optimizer_and_model_that_was_re
 
 def test_a_peak_of_a_device_without_end_is_set_against_what_torch_can_take(simulated):
     def answer(allocated: int, reserved: int) -> tuple[str, int | None]:
-        (room,) = rooms([holding(simulated("adamw"), peak_allocated=allocated, peak_reserved=reserved)], ["t4"])
+        (room,) = rooms(
+            [holding(simulated("adamw"), peak_allocated=allocated, peak_reserved=reserved)], ["t4"]
+        )
         assert room.usable == T4
         return room.answer, room.left
 
@@ -94,7 +142,10 @@ def test_a_record_on_the_gpu_s_own_memory_decides_for_that_gpu_alone(simulated):
     endless = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
     own = holding(simulated("adamw", gpu="t4"), peak_allocated=13 * GIB, peak_reserved=14 * GIB)
     lost = simulated("adamw", gpu="v100-16", outcome="out-of-memory", error="needs more")
-    found = {room.gpu: (room.answer, room.is_own, room.left) for room in rooms([endless, own, lost], ["t4", "v100-16", "a100-40"])}
+    found = {
+        room.gpu: (room.answer, room.is_own, room.left)
+        for room in rooms([endless, own, lost], ["t4", "v100-16", "a100-40"])
+    }
     assert found == {
         "t4": ("tight", True, T4 - 14 * GIB),
         "v100-16": ("fails", True, None),
@@ -115,7 +166,11 @@ def test_a_gpu_without_the_dtype_is_lacking_and_states_and_cpus_tell_nothing(sim
 def test_recorded_batches_bracket_the_largest(simulated):
     def batches(**reserved: int):
         records = [
-            holding(simulated("adamw", batch_size=int(batch[1:])), peak_allocated=held, peak_reserved=held)
+            holding(
+                simulated("adamw", batch_size=int(batch[1:])),
+                peak_allocated=held,
+                peak_reserved=held,
+            )
             for batch, held in reserved.items()
         ]
         known = rooms(records, ["t4"])[0].batches
@@ -129,7 +184,8 @@ def test_recorded_batches_bracket_the_largest(simulated):
 
 def test_batches_of_other_optimizers_and_settings_say_nothing(simulated):
     small, large = (
-        holding(simulated("adamw", batch_size=size), peak_allocated=held, peak_reserved=held) for size, held in ((1, 1), (2, T4))
+        holding(simulated("adamw", batch_size=size), peak_allocated=held, peak_reserved=held)
+        for size, held in ((1, 1), (2, T4))
     )
     others = [simulated("sm3", batch_size=4), simulated("adamw", batch_size=8, dtype="bf16")]
     assert rooms([small, large, *others], ["t4"])[0].batches.fits == 2
@@ -140,7 +196,12 @@ def test_a_sight_has_every_counter_beside_its_baseline_s(simulated):
     base, own = sights(entries([simulated("adamw"), lean]))
     assert base.baseline is None
     assert own.baseline is base
-    assert (own.state_saved, own.allocated_saved, own.reserved_saved, own.driver_saved) == (4_000, 4_000, 512, 512)
+    assert (own.state_saved, own.allocated_saved, own.reserved_saved, own.driver_saved) == (
+        4_000,
+        4_000,
+        512,
+        512,
+    )
     assert (own.rounding, own.fragmentation) == (512, 2**21 - 512 - 16_000)
     assert (own.driver, own.driver_is_read) == (2**21 - 512 + hardware.CONTEXT_BYTES, False)
     assert own.moved == (("optimizer_state", -4_000),)
@@ -148,7 +209,9 @@ def test_a_sight_has_every_counter_beside_its_baseline_s(simulated):
 
 def test_the_parts_that_moved_sum_to_what_the_peak_is_higher(simulated):
     parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": 4_000, "activation": 5_000}
-    lean = holding(simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts)
+    lean = holding(
+        simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts
+    )
     _, own = sights(entries([simulated("adamw"), lean]))
     assert dict(own.moved) == {"optimizer_state": -4_000, "activation": 5_000, "temporary": -4_000}
     assert sum(count for _, count in own.moved) == 17_000 - 20_000 == -(own.allocated_saved or 0)
@@ -173,7 +236,12 @@ def test_foreach_is_held_against_its_own_loop(simulated):
 def test_the_driver_s_figure_is_the_most_that_was_read(simulated):
     def reading(held: int | None) -> GpuReading:
         return GpuReading(
-            clock_mhz=None, memory_clock_mhz=None, temperature_celsius=None, slowed_by=(), other_processes=0, process_bytes=held
+            clock_mhz=None,
+            memory_clock_mhz=None,
+            temperature_celsius=None,
+            slowed_by=(),
+            other_processes=0,
+            process_bytes=held,
         )
 
     watched = Watched(gpu=(reading(None), reading(3 * 2**20), reading(2**20)))
@@ -181,19 +249,35 @@ def test_the_driver_s_figure_is_the_most_that_was_read(simulated):
     base, own = sights(entries([measured, simulated("sm3", device="cuda")]))
     assert (base.driver, base.driver_is_read) == (3 * 2**20, True)
     assert own.driver_saved is None
-    assert "The driver counted 0.00293 GiB for the process, 1.00 MiB more than the allocator had reserved." in reasons(base)
+    assert (
+        "The driver counted 0.00293 GiB for the process, 1.00 MiB more than the allocator had"
+        " reserved." in reasons(base)
+    )
 
 
 def test_the_reasons_are_sentences_from_the_records(simulated):
     parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": 4_000, "activation": 5_000}
-    lean = holding(simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts)
+    lean = holding(
+        simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts
+    )
     base, own = sights(entries([simulated("adamw"), lean]))
     first, second = reasons(own)[:2]
-    assert first == "sgd-sai keeps 3.91 KiB less state than adamw; the allocated peak falls by 2.93 KiB and the reserved peak stays."
+    assert (
+        first
+        == "sgd-sai keeps 3.91 KiB less state than adamw; the allocated peak falls by 2.93 KiB and"
+        " the reserved peak stays."
+    )
     where, apart = second.split(". ")
     assert where == "Its peak lies in backward, that of adamw in step"
-    assert apart == "Apart from the state, its own holds 4.88 KiB more of activations and 3.91 KiB less of temporaries."
-    assert reasons(base)[0] == "The state of adamw is 40.0 % of its peak: 11.7 KiB of the peak are something else."
+    assert (
+        apart
+        == "Apart from the state, its own holds 4.88 KiB more of activations and 3.91 KiB less of"
+        " temporaries."
+    )
+    assert (
+        reasons(base)[0]
+        == "The state of adamw is 40.0 % of its peak: 11.7 KiB of the peak are something else."
+    )
     assert "3.91 KiB are temporaries of the step" in reasons(base)[2]
     assert any("(estimated)" in sentence for sentence in reasons(base))
 
@@ -213,7 +297,9 @@ def test_what_a_cpu_does_not_tell_makes_no_sentence(simulated):
 
 
 def test_the_same_question_simulated_and_measured_agrees_or_tells_by_how_much(simulated):
-    measured = holding(simulated("adamw", device="cuda", origin="measured", steps=100), peak_allocated=25_000)
+    measured = holding(
+        simulated("adamw", device="cuda", origin="measured", steps=100), peak_allocated=25_000
+    )
     found = agreements([simulated("adamw"), measured])
     assert [(one.metric, one.simulated, one.measured, one.residual) for one in found] == [
         ("state", 8_000, 8_000, 0),
@@ -222,36 +308,74 @@ def test_the_same_question_simulated_and_measured_agrees_or_tells_by_how_much(si
         ("reserved", 2**21, 2**21, 0),
     ]
     assert found[2].percent == -20
-    assert summary(found) == "3 of 4 figures agree to the byte; the furthest off is peak of adamw, by \u221220.0 %."
+    assert (
+        summary(found)
+        == "3 of 4 figures agree to the byte; the furthest off is peak of adamw, by \u221220.0 %."
+    )
     assert summary(found[:2]) == "2 of 2 figures agree to the byte."
     assert summary([]) == ""
 
 
-def test_another_implementation_agrees_on_the_state_alone_and_another_question_on_nothing(simulated):
+def test_another_implementation_agrees_on_the_state_alone_and_another_question_on_nothing(
+    simulated,
+):
     measured = simulated("adamw", device="cpu", origin="measured", implementation="loop")
     assert [one.metric for one in agreements([simulated("adamw"), measured])] == ["state"]
     assert agreements([simulated("adamw", batch_size=2), measured]) == []
-    assert agreements([simulated("sm3"), measured, simulated("adamw", outcome="failed", memory=None, error="no")]) == []
+    assert (
+        agreements(
+            [
+                simulated("sm3"),
+                measured,
+                simulated("adamw", outcome="failed", memory=None, error="no"),
+            ]
+        )
+        == []
+    )
 
 
 def test_blocks_are_held_against_a_simulation_under_the_same_settings_of_the_same_gpu(simulated):
     asked = {"device": "cuda", "origin": "measured", "gpu": "t4"}
     other, endless, own = (
         holding(simulated("adamw", **where), peak_allocated=peak)
-        for where, peak in (({"gpu": "t4", "alloc_conf": "expandable_segments:True"}, 1), ({}, 2), ({"gpu": "t4"}, 3))
+        for where, peak in (
+            ({"gpu": "t4", "alloc_conf": "expandable_segments:True"}, 1),
+            ({}, 2),
+            ({"gpu": "t4"}, 3),
+        )
     )
-    peaks = [one.simulated for one in agreements([other, endless, own, simulated("adamw", **asked)]) if one.metric == "peak"]
+    peaks = [
+        one.simulated
+        for one in agreements([other, endless, own, simulated("adamw", **asked)])
+        if one.metric == "peak"
+    ]
     assert peaks == [3]
-    assert [one.simulated for one in agreements([endless, simulated("adamw", **asked)]) if one.metric == "peak"] == [2]
+    assert [
+        one.simulated
+        for one in agreements([endless, simulated("adamw", **asked)])
+        if one.metric == "peak"
+    ] == [2]
     assert [one.metric for one in agreements([other, simulated("adamw", **asked)])] == ["state"]
 
 
 def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
     def found(gpu: str, device: str, memory: int | None = None):
-        environment = {"machine": {"gpu": device, **({"gpu_memory_bytes": memory} if memory else {})}}
-        asked = {"device": "cuda", "gpu": gpu, "times": {"step": (0.3, 0.1, 0.2)}, "environment": environment}
-        records = [simulated("adamw", gpu=gpu, estimate=estimate(gpu, 0.25)), simulated("adamw", origin="measured", **asked)]
-        return [(one.simulated, one.measured) for one in agreements(records) if one.unit == "seconds"]
+        environment = {
+            "machine": {"gpu": device, **({"gpu_memory_bytes": memory} if memory else {})}
+        }
+        asked = {
+            "device": "cuda",
+            "gpu": gpu,
+            "times": {"step": (0.3, 0.1, 0.2)},
+            "environment": environment,
+        }
+        records = [
+            simulated("adamw", gpu=gpu, estimate=estimate(gpu, 0.25)),
+            simulated("adamw", origin="measured", **asked),
+        ]
+        return [
+            (one.simulated, one.measured) for one in agreements(records) if one.unit == "seconds"
+        ]
 
     assert found("a100-80", "NVIDIA A100-SXM4-80GB") == [(0.25, 0.2)]
     assert found("rtx3060", "NVIDIA GeForce RTX 3060", 12_587_106_304) == [(0.25, 0.2)]
@@ -268,9 +392,16 @@ def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
 
 def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_another(simulated):
     environment = {"machine": {"gpu": "NVIDIA A100-SXM4-80GB"}}
-    measured = simulated("adamw", device="cuda", origin="measured", gpu="t4", environment=environment)
-    other, own = (holding(simulated("adamw", gpu=gpu), peak_allocated=peak) for gpu, peak in (("t4", 1), ("a100-80", 2)))
-    assert [one.simulated for one in agreements([other, own, measured]) if one.metric == "peak"] == [2]
+    measured = simulated(
+        "adamw", device="cuda", origin="measured", gpu="t4", environment=environment
+    )
+    other, own = (
+        holding(simulated("adamw", gpu=gpu), peak_allocated=peak)
+        for gpu, peak in (("t4", 1), ("a100-80", 2))
+    )
+    assert [
+        one.simulated for one in agreements([other, own, measured]) if one.metric == "peak"
+    ] == [2]
     assert [one.metric for one in agreements([other, measured])] == ["state"]
 
 
@@ -278,20 +409,37 @@ def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_anot
 def test_blocks_on_a_gpu_that_the_catalogue_lacks_are_held_against_no_gpu_of_it(simulated, device):
     environment = {"machine": {"gpu": device}}
     measured = simulated("adamw", device="cuda", origin="measured", environment=environment)
-    named = [holding(simulated("adamw", gpu=gpu), peak_allocated=1) for gpu in ("rtx3090", "a100-80")]
+    named = [
+        holding(simulated("adamw", gpu=gpu), peak_allocated=1) for gpu in ("rtx3090", "a100-80")
+    ]
     endless = holding(simulated("adamw"), peak_allocated=2)
     assert [one.metric for one in agreements([*named, measured])] == ["state"]
-    assert [one.simulated for one in agreements([*named, endless, measured]) if one.metric == "peak"] == [2]
+    assert [
+        one.simulated for one in agreements([*named, endless, measured]) if one.metric == "peak"
+    ] == [2]
 
 
 def test_times_against_size_are_joined_within_family_and_clock(timed, simulated):
     def at(model: str, count: int, step: tuple[float, ...], **changes: object):
-        return timed("adamw", model=model, parameter_count=count, step=step, model_family="tiny", **changes)
+        return timed(
+            "adamw", model=model, parameter_count=count, step=step, model_family="tiny", **changes
+        )
 
-    records = [at("large", 4_000, (0.4,)), at("tiny", 1_000, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), share=0.5)]
-    records += [simulated("adamw", estimate=estimate("t4", 0.05)), timed("adamw", model="loner", parameter_count=2_000, step=(1.0,))]
+    records = [
+        at("large", 4_000, (0.4,)),
+        at("tiny", 1_000, (0.1, 0.2, 0.3, 0.4, 0.5, 0.6), share=0.5),
+    ]
+    records += [
+        simulated("adamw", estimate=estimate("t4", 0.05)),
+        timed("adamw", model="loner", parameter_count=2_000, step=(1.0,)),
+    ]
     found = [
-        (series.clock, series.family, [(point.parameters, point.seconds) for point in series.points]) for series in time_curves(records)
+        (
+            series.clock,
+            series.family,
+            [(point.parameters, point.seconds) for point in series.points],
+        )
+        for series in time_curves(records)
     ]
     assert found == [
         ("cpu", "tiny", [(1_000, pytest.approx(0.35)), (4_000, 0.4)]),

@@ -65,7 +65,14 @@ def test_a_share_reads_as_all_or_nothing_only_when_it_is(part, whole, text):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(2.0, "2.00"), (1.996, "2.00"), (13.44, "13.4"), (1366.9, "1,367"), (0.5, "0.50"), (0.0123, "0.012")],
+    [
+        (2.0, "2.00"),
+        (1.996, "2.00"),
+        (13.44, "13.4"),
+        (1366.9, "1,367"),
+        (0.5, "0.50"),
+        (0.0123, "0.012"),
+    ],
 )
 def test_a_factor_has_about_three_digits(value, text):
     assert units.factor_text(value) == text + units.TIMES
@@ -75,14 +82,24 @@ def test_the_factor_against_nothing_is_infinite():
     assert units.factor_text(math.inf) == units.INFINITE
 
 
-@pytest.mark.parametrize(("value", "text"), [(8.0000015, "8.00"), (0.005852, "0.00585"), (0.0, "0.00"), (2.0006, "2.00")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(8.0000015, "8.00"), (0.005852, "0.00585"), (0.0, "0.00"), (2.0006, "2.00")]
+)
 def test_bytes_a_parameter_do_not_vanish_when_small(value, text):
     assert units.per_parameter_text(value) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.00085, "850 µs"), (0.0627, "62.7 ms"), (0.4621, "462 ms"), (0.99996, "1.00 s"), (2.917, "2.92 s"), (38.12, "38.1 s"), (0.0, "0 s")],
+    [
+        (0.00085, "850 µs"),
+        (0.0627, "62.7 ms"),
+        (0.4621, "462 ms"),
+        (0.99996, "1.00 s"),
+        (2.917, "2.92 s"),
+        (38.12, "38.1 s"),
+        (0.0, "0 s"),
+    ],
 )
 def test_seconds_have_three_digits_and_never_a_thousand_of_a_unit(seconds, text):
     assert units.seconds_text(seconds) == text
@@ -93,7 +110,10 @@ def test_a_range_says_its_unit_once_where_it_is_one():
     assert units.range_text(0.962, 1.02) == f"962 ms {units.DASH} 1.02 s"
 
 
-@pytest.mark.parametrize(("count", "text"), [(124_439_808, "124 M"), (1_557_611_200, "1.56 B"), (999_900_000, "1.00 B"), (12, "12")])
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(124_439_808, "124 M"), (1_557_611_200, "1.56 B"), (999_900_000, "1.00 B"), (12, "12")],
+)
 def test_parameters_are_counted_in_millions_and_billions(count, text):
     assert units.count_text(count) == text
 

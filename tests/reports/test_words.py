@@ -49,7 +49,9 @@ def test_a_baseline_that_nobody_asked_for_is_to_be_added(simulated):
 
 def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_ours(simulated):
     environment = {"seed": None, "command": ["train.py"]}
-    watched = simulated("sm3", model="train:Net", device="cpu", origin="measured", environment=environment)
+    watched = simulated(
+        "sm3", model="train:Net", device="cpu", origin="measured", environment=environment
+    )
     text = missing_text(Findings.of([watched]))
     assert text == "No adamw to compare with on train:Net: watch the loop with adamw, too."
     assert not {"steps", "seed"} & dict(provenance([watched])).keys()
@@ -58,10 +60,17 @@ def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_o
 
 @pytest.mark.parametrize(
     ("outcome", "verb"),
-    [("out-of-memory", "ran out of memory"), ("failed", "failed"), ("killed", "was killed"), ("timeout", "took too long")],
+    [
+        ("out-of-memory", "ran out of memory"),
+        ("failed", "failed"),
+        ("killed", "was killed"),
+        ("timeout", "took too long"),
+    ],
 )
 def test_a_baseline_that_came_to_nothing_is_not_to_be_added(simulated, outcome, verb):
-    found = Findings.of([replace(simulated("adamw"), outcome=outcome, error="why"), simulated("sm3")])
+    found = Findings.of(
+        [replace(simulated("adamw"), outcome=outcome, error="why"), simulated("sm3")]
+    )
     assert missing_text(found) == f"adamw {verb} on tiny, so that there is nothing to compare with."
 
 

@@ -141,7 +141,9 @@ def test_a_copied_run_takes_no_timelines_through_a_link(run: Path, tmp_path: Pat
     assert not (tmp_path / "copy" / "timelines").exists()
 
 
-def test_a_link_and_a_pipe_in_the_place_of_a_page_are_refused(run: Path, simulated: Any, tmp_path: Path):
+def test_a_link_and_a_pipe_in_the_place_of_a_page_are_refused(
+    run: Path, simulated: Any, tmp_path: Path
+):
     target = tmp_path / "target.html"
     target.write_text("mine", encoding="utf-8")
     link = tmp_path / "link.html"
@@ -170,7 +172,9 @@ def test_a_picture_is_not_written_through_a_link(simulated: Any, tmp_path: Path)
 def test_a_full_disk_under_stdout_is_one_line_and_status_2(arguments: tuple[str, ...]):
     command = [sys.executable, "-m", "optprof", *arguments]
     with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
         nobody = subprocess.run(command, stdout=full, stderr=full, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (2, "optprof: stdout: No space left on device\n")
     assert nobody.returncode == 2

@@ -34,7 +34,10 @@ class Net(nn.Module):
 
 
 def sized(batch_size: int = 8, sequence_length: int = 128, attention: str = "flash"):
-    return Net(), {"x": torch.zeros(batch_size, sequence_length, 64), "y": float(attention == "flash")}
+    return Net(), {
+        "x": torch.zeros(batch_size, sequence_length, 64),
+        "y": float(attention == "flash"),
+    }
 
 
 def named_only(*, batch_size: int = 6):
@@ -42,7 +45,9 @@ def named_only(*, batch_size: int = 6):
 
 
 def anything(**options: Any):
-    return Net(options.get("width", 64)), {"x": torch.zeros(options.get("batch_size", 7), options.get("width", 64))}
+    return Net(options.get("width", 64)), {
+        "x": torch.zeros(options.get("batch_size", 7), options.get("width", 64))
+    }
 
 
 partly = functools.partial(named_only, batch_size=5)
@@ -83,7 +88,9 @@ def reads_much():
 
 
 class Mixed(nn.Module):
-    """Tables of known numbers meet weights without any; one weight has three names, and a list holds it."""
+    """Tables of known numbers meet weights without any; one weight has three names, and a list
+    holds it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +105,10 @@ class Mixed(nn.Module):
         self.shift = torch.ones(512)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.second(self.first(x) * self.held[0] + self.shift).mean() + self.recurrent(x[:, :8])[0].mean()
+        return (
+            self.second(self.first(x) * self.held[0] + self.shift).mean()
+            + self.recurrent(x[:, :8])[0].mean()
+        )
 
 
 def mixed():
@@ -116,12 +126,16 @@ def assigned():
 def made_by_hand():
     weight = nn.Parameter(torch.randn(64, 300))
     net = nn.Module()
-    net.weights = nn.ParameterDict({"one": weight, "again": weight, "other": nn.Parameter(torch.zeros(300))})
+    net.weights = nn.ParameterDict(
+        {"one": weight, "again": weight, "other": nn.Parameter(torch.zeros(300))}
+    )
     return net, {"x": torch.zeros(2, 64)}
 
 
 def lazy():
-    layers = nn.Sequential(nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10))
+    layers = nn.Sequential(
+        nn.LazyConv2d(16, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(10)
+    )
     return layers, (torch.zeros(2, 3, 16, 16),)
 
 
@@ -145,7 +159,11 @@ class Pair:
 def nested():
     mask = torch.ones(4, 16)
     mask[:, 10:] = 0
-    parts = {"ids": torch.arange(4), "deep": {"mask": mask}, "list": [torch.zeros(2), torch.zeros(3, dtype=torch.float64)]}
+    parts = {
+        "ids": torch.arange(4),
+        "deep": {"mask": mask},
+        "list": [torch.zeros(2), torch.zeros(3, dtype=torch.float64)],
+    }
     return Net(), {"x": parts, "y": Pair(torch.zeros(5), 7)}
 
 
@@ -191,7 +209,9 @@ TWO = (torch.zeros(2, 64), torch.zeros(2, 64))
         (OfOne, Pair(TWO[0], 7), ["batch"]),
     ],
 )
-def test_a_batch_without_names_is_the_arguments_in_order(module: type[nn.Module], batch: Any, names: list[str]):
+def test_a_batch_without_names_is_the_arguments_in_order(
+    module: type[nn.Module], batch: Any, names: list[str]
+):
     found = by_name(module(), batch)
     assert list(found) == names
     assert (list(found.values()) == list(batch)) if len(names) == 2 else (found[names[0]] is batch)
@@ -227,11 +247,28 @@ def made(name: str, device: str = "meta", **asked: Any):
 
 def shapes(module: nn.Module) -> list[tuple[Any, ...]]:
     """All that an optimizer and a trace can know of a model's tensors."""
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
-    return [(name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, type(tensor)) for name, tensor in tensors]
+    tensors = [
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ]
+    return [
+        (name, tensor.shape, tensor.stride(), tensor.dtype, tensor.requires_grad, type(tensor))
+        for name, tensor in tensors
+    ]
 
 
-FACTORIES = ("reads_little", "reads_much", "mixed", "made_by_hand", "lazy", "loaded", "alone", "by_default_dtype", "sized", "assigned")
+FACTORIES = (
+    "reads_little",
+    "reads_much",
+    "mixed",
+    "made_by_hand",
+    "lazy",
+    "loaded",
+    "alone",
+    "by_default_dtype",
+    "sized",
+    "assigned",
+)
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -240,7 +277,9 @@ def test_a_model_without_data_is_the_model_that_the_factory_makes(name: str):
     assert shapes(without.model) == shapes(real.model)
     assert {parameter.device.type for parameter in without.model.parameters()} == {"meta"}
     # named_parameters gives one of them, where several names are one parameter.
-    assert [name for name, _ in without.model.named_parameters()] == [name for name, _ in real.model.named_parameters()]
+    assert [name for name, _ in without.model.named_parameters()] == [
+        name for name, _ in real.model.named_parameters()
+    ]
 
 
 @pytest.mark.parametrize("name", FACTORIES)
@@ -273,7 +312,8 @@ def changes_settings():
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_flash_sdp(False)
-    # As torch.backends.cudnn.enabled = False, which torch's own testing tools forbid in the whole process.
+    # As torch.backends.cudnn.enabled = False, which torch's own testing tools forbid in the whole
+    # process.
     torch._C._set_cudnn_enabled(False)
     return Net()
 
@@ -316,7 +356,10 @@ def test_sizes_are_the_factory_s_where_nobody_asked(device: str):
     assert asked["y"] == 0.0
 
 
-@pytest.mark.parametrize(("name", "usual"), [("named_only", 6), ("partly", 5), ("Net", None), ("anything", None), ("needs", None)])
+@pytest.mark.parametrize(
+    ("name", "usual"),
+    [("named_only", 6), ("partly", 5), ("Net", None), ("anything", None), ("needs", None)],
+)
 def test_a_size_is_read_from_any_signature(name: str, usual: int | None):
     assert factories.own_size(f"{__name__}:{name}", "batch_size") == usual
 
@@ -328,7 +371,10 @@ def test_a_factory_that_takes_anything_is_given_what_was_asked():
 
 def test_a_class_is_a_factory():
     module = made("Net", workload="state", config={"width": 16}).model
-    assert sum(parameter.numel() for parameter in module.parameters()) == 16 * 256 + 256 + 256 * 16 + 16
+    assert (
+        sum(parameter.numel() for parameter in module.parameters())
+        == 16 * 256 + 256 + 256 * 16 + 16
+    )
 
 
 def test_a_dtype_that_is_asked_for_is_that_of_model_and_batch():
@@ -373,7 +419,13 @@ def test_positions_become_the_names_of_forward():
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("on_cuda", r"asks for CUDA \(.*test_factories.py, line \d+\); this machine has no CUDA; leave the device out"),
+        (
+            "on_cuda",
+            (
+                r"asks for CUDA \(.*test_factories.py, line \d+\); this machine has no CUDA; leave"
+                r" the device out"
+            ),
+        ),
         ("of_three", "must return a torch.nn.Module, or one and its batch, got tuple"),
         ("needs", "must be given 'width'; say --model-config width=VALUE"),
         ("of_loader", r"of_loader' must be one batch, got DataLoader; return next\(iter"),
@@ -397,7 +449,10 @@ def test_a_file_of_a_package_finds_its_neighbours(tmp_path: Path, monkeypatch: p
     (inner.parent / "__init__.py").write_text("")
     (inner.parent / "width.py").write_text("WIDTH = 9")
     (inner / "__init__.py").write_text("")
-    text = "import torch\nfrom ..width import WIDTH\nimport beside_of_mine\ndef build(): return torch.nn.Linear(WIDTH, 1)\n"
+    text = (
+        "import torch\nfrom ..width import WIDTH\nimport beside_of_mine\ndef build(): return"
+        " torch.nn.Linear(WIDTH, 1)\n"
+    )
     (inner / "json.py").write_text(text)
     (inner / "beside_of_mine.py").write_text("")
     monkeypatch.setattr("sys.path", [*sys.path, str(inner)])
@@ -405,7 +460,10 @@ def test_a_file_of_a_package_finds_its_neighbours(tmp_path: Path, monkeypatch: p
     assert sum(parameter.numel() for parameter in module.parameters()) == 10
 
 
-@pytest.mark.parametrize("text", ["import no_such_module", "raise ValueError('none')", "open('no_such_file')", "torch.nothing"])
+@pytest.mark.parametrize(
+    "text",
+    ["import no_such_module", "raise ValueError('none')", "open('no_such_file')", "torch.nothing"],
+)
 def test_what_the_module_of_a_factory_raises_keeps_its_line(tmp_path: Path, text: str):
     file = tmp_path / "raising_of_mine.py"
     file.write_text(f"import torch\n{text}\n")
@@ -415,17 +473,25 @@ def test_what_the_module_of_a_factory_raises_keeps_its_line(tmp_path: Path, text
     assert [frame.lineno for frame in frames if frame.filename == str(file)] == [2]
 
 
-def test_a_factory_does_not_see_the_command_line_of_optprof(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_factory_does_not_see_the_command_line_of_optprof(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = tmp_path / "parsing_of_mine.py"
     parse = "argparse.ArgumentParser().parse_args()"
-    file.write_text(f"import argparse, torch\n{parse}\ndef build():\n    {parse}\n    return torch.nn.Linear(9, 1)\n")
+    file.write_text(
+        f"import argparse, torch\n{parse}\ndef build():\n    {parse}\n    return torch.nn.Linear(9,"
+        " 1)\n"
+    )
     monkeypatch.setattr("sys.argv", ["optprof", "profile", "--device", "sim"])
     assert build(Scenario(model=f"{file}:build", workload="state"), "meta").model
     assert sys.argv[1:] == ["profile", "--device", "sim"]
 
 
 def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = "import torch\nfrom neighbour_of_mine import WIDTH\ndef build(): return torch.nn.Linear(WIDTH, 1)\n"
+    text = (
+        "import torch\nfrom neighbour_of_mine import WIDTH\ndef build(): return"
+        " torch.nn.Linear(WIDTH, 1)\n"
+    )
     (tmp_path / "json.py").write_text(text)
     (tmp_path / "neighbour_of_mine.py").write_text("WIDTH = 9")
     monkeypatch.setattr("sys.path", ["."])
@@ -434,5 +500,8 @@ def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for name in (f"{tmp_path}/json.py:build", "./json.py:build", "json.py:build"):
         module = build(Scenario(model=name, workload="state"), "meta").model
         assert sum(parameter.numel() for parameter in module.parameters()) == 10
-    with pytest.raises(ValueError, match=r"model 'nothing.py:build' cannot be loaded: there is no file .*nothing.py"):
+    with pytest.raises(
+        ValueError,
+        match=r"model 'nothing.py:build' cannot be loaded: there is no file .*nothing.py",
+    ):
         factories.load("nothing.py:build")

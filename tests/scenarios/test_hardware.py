@@ -9,7 +9,8 @@ import pytest
 from scenarios import hardware
 
 GIB = 2**30
-# The label on the box, in the units that vendors use for it: multiples of 2**30 bytes; HBM3E cards print 10**9.
+# The label on the box, in the units that vendors use for it: multiples of 2**30 bytes; HBM3E cards
+# print 10**9.
 LABEL = {
     "rtx3060": 12 * GIB,
     "rtx3090": 24 * GIB,
@@ -83,17 +84,26 @@ def test_what_a_chip_can_do_follows_its_compute_capability():
         assert gpu.has_fp8 == (gpu.compute_capability >= (8, 9)), name
 
 
-@pytest.mark.parametrize(("wrong", "near"), [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("tpu", "rtx3060")])
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("tpu", "rtx3060")],
+)
 def test_a_wrong_name_is_told_near_ones(wrong: str, near: str):
-    with pytest.raises(ValueError, match=rf"no GPU is named {re.escape(repr(wrong))}; did you mean .*\b{near}"):
+    with pytest.raises(
+        ValueError, match=rf"no GPU is named {re.escape(repr(wrong))}; did you mean .*\b{near}"
+    ):
         hardware.describe(wrong)
 
 
 def test_the_catalogue_needs_no_torch():
-    subprocess.run([sys.executable, "-c", "import sys, scenarios.hardware; sys.exit('torch' in sys.modules)"], check=True)
+    subprocess.run(
+        [sys.executable, "-c", "import sys, scenarios.hardware; sys.exit('torch' in sys.modules)"],
+        check=True,
+    )
 
 
-# Cores by the vendors' data sheets; a multiprocessor has 64 of them on T4, V100, A100 and MI300X, else 128.
+# Cores by the vendors' data sheets; a multiprocessor has 64 of them on T4, V100, A100 and MI300X,
+# else 128.
 CORES = {
     "rtx3060": 3_584,
     "rtx3090": 10_496,
@@ -150,17 +160,39 @@ def test_a_device_is_known_by_the_name_that_it_gives_itself(name: str):
     for called in CALLED[name]:
         assert hardware.name_of_device(called) == name
         # Drivers differ by some MiB, and error correction that is off gives a sixteenth back.
-        assert [hardware.name_of_device(called, held) for held in (memory, memory - 50 * 2**20, memory * 17 // 16)] == [name] * 3
+        assert [
+            hardware.name_of_device(called, held)
+            for held in (memory, memory - 50 * 2**20, memory * 17 // 16)
+        ] == [name] * 3
 
 
 @pytest.mark.parametrize(
     "called",
     [
-        *("NVIDIA GeForce RTX 3060 Ti", "NVIDIA GeForce RTX 3060 Laptop GPU", "NVIDIA GeForce RTX 3090 Ti", "NVIDIA GeForce RTX 3080"),
-        *("NVIDIA GeForce RTX 4090 D", "NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA GeForce RTX 4080 SUPER"),
-        *("NVIDIA GeForce RTX 5090 D", "NVIDIA GeForce RTX 5090 Laptop GPU", "NVIDIA GeForce RTX 2080 Super with Max-Q Design"),
+        *(
+            "NVIDIA GeForce RTX 3060 Ti",
+            "NVIDIA GeForce RTX 3060 Laptop GPU",
+            "NVIDIA GeForce RTX 3090 Ti",
+            "NVIDIA GeForce RTX 3080",
+        ),
+        *(
+            "NVIDIA GeForce RTX 4090 D",
+            "NVIDIA GeForce RTX 4090 Laptop GPU",
+            "NVIDIA GeForce RTX 4080 SUPER",
+        ),
+        *(
+            "NVIDIA GeForce RTX 5090 D",
+            "NVIDIA GeForce RTX 5090 Laptop GPU",
+            "NVIDIA GeForce RTX 2080 Super with Max-Q Design",
+        ),
         *("NVIDIA T400 4GB", "NVIDIA T4G", "NVIDIA T1000", "Tesla T40 24GB"),
-        *("Tesla V100-PCIE-16GB", "Tesla V100-PCIE-32GB", "Tesla V100S-PCIE-32GB", "Tesla V100-SXM3-32GB", "Tesla V100-DGXS-32GB"),
+        *(
+            "Tesla V100-PCIE-16GB",
+            "Tesla V100-PCIE-32GB",
+            "Tesla V100S-PCIE-32GB",
+            "Tesla V100-SXM3-32GB",
+            "Tesla V100-DGXS-32GB",
+        ),
         *(
             "NVIDIA A10G",
             "NVIDIA A10M",
@@ -170,12 +202,37 @@ def test_a_device_is_known_by_the_name_that_it_gives_itself(name: str):
             "NVIDIA A16",
             "NVIDIA A1",
         ),
-        *("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA A100-SXM4-80GB MIG 7g.80gb", "NVIDIA H100 80GB HBM3 MIG 3g.40gb", "GRID A100-10C"),
+        *(
+            "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+            "NVIDIA A100-SXM4-80GB MIG 7g.80gb",
+            "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+            "GRID A100-10C",
+        ),
         *("NVIDIA L40", "NVIDIA L40G", "NVIDIA L20", "NVIDIA L2"),
-        *("NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H100 64GB HBM2", "NVIDIA GH200 480GB", "NVIDIA H800", "NVIDIA H20"),
+        *(
+            "NVIDIA H100 PCIe",
+            "NVIDIA H100 NVL",
+            "NVIDIA H100 64GB HBM2",
+            "NVIDIA GH200 480GB",
+            "NVIDIA H800",
+            "NVIDIA H20",
+        ),
         *("NVIDIA H200 NVL", "NVIDIA GB200", "NVIDIA B300 SXM6 AC", "NVIDIA B100", "NVIDIA GB10"),
-        *("NVIDIA RTX 6000 Ada Generation", "NVIDIA RTX A6000", "Quadro RTX 6000", "Quadro T4", "NVIDIA RTX 4000 Ada Generation"),
-        *("AMD Instinct MI300A", "AMD Instinct MI325X", "AMD Instinct MI250X", "AMD Radeon RX 7900 XTX", "Instinct", "MI300X"),
+        *(
+            "NVIDIA RTX 6000 Ada Generation",
+            "NVIDIA RTX A6000",
+            "Quadro RTX 6000",
+            "Quadro T4",
+            "NVIDIA RTX 4000 Ada Generation",
+        ),
+        *(
+            "AMD Instinct MI300A",
+            "AMD Instinct MI325X",
+            "AMD Instinct MI250X",
+            "AMD Radeon RX 7900 XTX",
+            "Instinct",
+            "MI300X",
+        ),
         *("", "NVIDIA", "NVIDIA Graphics Device", "Tesla", "40GB"),
     ],
 )

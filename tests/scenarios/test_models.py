@@ -24,7 +24,8 @@ PUBLISHED = {
     "vit-h14": 632_045_800,
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
-    # Not published, counted by hand: embeddings (256 + 256) 64, two layers of 12 x 64^2 + 13 x 64, the last norm 2 x 64.
+    # Not published, counted by hand: embeddings (256 + 256) 64, two layers of 12 x 64^2 + 13 x 64,
+    # the last norm 2 x 64.
     "tiny": 132_864,
 }
 
@@ -50,7 +51,14 @@ def test_a_model_for_real_has_the_dtype_and_is_in_training_mode():
 
 
 def test_a_configuration_entry_takes_the_place_of_the_published_one():
-    model = build(Scenario(model="gpt2", config={"n_layer": 2, "n_positions": 64, "vocab_size": 100}, sequence_length=64), "meta").model
+    model = build(
+        Scenario(
+            model="gpt2",
+            config={"n_layer": 2, "n_positions": 64, "vocab_size": 100},
+            sequence_length=64,
+        ),
+        "meta",
+    ).model
     layer = 12 * 768**2 + 13 * 768
     assert sum(p.numel() for p in model.parameters()) == 2 * layer + (100 + 64 + 2) * 768
 
@@ -63,7 +71,9 @@ def test_a_configuration_entry_takes_the_place_of_the_published_one():
         ("vit-s16", 2 * 12, 384, 384, "fp32"),
     ],
 )
-def test_adapters_of_a_rank_are_trained_and_nothing_else(name: str, layers: int, width: int, made: int, dtype: str):
+def test_adapters_of_a_rank_are_trained_and_nothing_else(
+    name: str, layers: int, width: int, made: int, dtype: str
+):
     model = build(Scenario(model=name, lora_rank=8, dtype=dtype), "meta").model  # pyright: ignore[reportArgumentType]
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(p.numel() for p in trained) == layers * 8 * (width + made)
@@ -71,14 +81,24 @@ def test_adapters_of_a_rank_are_trained_and_nothing_else(name: str, layers: int,
     assert {p.dtype for p in trained} == {torch.float32}
     entry = models.describe(name)
     assert entry is not None
-    assert sum(p.numel() for p in model.parameters() if not p.requires_grad) == entry.parameter_count
+    assert (
+        sum(p.numel() for p in model.parameters() if not p.requires_grad) == entry.parameter_count
+    )
 
 
 def test_adapters_need_peft_and_a_model_that_they_fit(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ValueError, match="adapters go into gpt2, llama, vit models, got 'resnet18'; leave the rank out"):
+    with pytest.raises(
+        ValueError,
+        match="adapters go into gpt2, llama, vit models, got 'resnet18'; leave the rank out",
+    ):
         build(Scenario(model="resnet18", lora_rank=8), "meta")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match='LoRA needs the package peft, which is not installed; pip install "optprof\\[lora\\]"'):
+    with pytest.raises(
+        ValueError,
+        match=(
+            'LoRA needs the package peft, which is not installed; pip install "optprof\\[lora\\]"'
+        ),
+    ):
         build(Scenario(model="gpt2", lora_rank=8), "meta")
 
 
@@ -90,8 +110,22 @@ def test_positions_of_a_configuration_are_the_limit():
 
 
 def test_configuration_entries_are_read_from_text():
-    read = models.read_config(["n_layer=24", "activation_function = gelu_new", "attn_pdrop=0.0", "use_cache=False", "hidden_sizes=[1, 2]"])
-    assert read == {"n_layer": 24, "activation_function": "gelu_new", "attn_pdrop": 0.0, "use_cache": False, "hidden_sizes": [1, 2]}
+    read = models.read_config(
+        [
+            "n_layer=24",
+            "activation_function = gelu_new",
+            "attn_pdrop=0.0",
+            "use_cache=False",
+            "hidden_sizes=[1, 2]",
+        ]
+    )
+    assert read == {
+        "n_layer": 24,
+        "activation_function": "gelu_new",
+        "attn_pdrop": 0.0,
+        "use_cache": False,
+        "hidden_sizes": [1, 2],
+    }
 
 
 @pytest.mark.parametrize("pair", ["n_layer", "=3", "n_layer=", "n layer=3"])
@@ -103,9 +137,15 @@ def test_a_configuration_entry_that_does_not_read_is_refused(pair: str):
 @pytest.mark.parametrize(
     ("asked", "told"),
     [
-        ({"config": {"n_layers": 2}}, r"no 'n_layers' \(near: n_layer\) in the configuration of gpt2"),
+        (
+            {"config": {"n_layers": 2}},
+            r"no 'n_layers' \(near: n_layer\) in the configuration of gpt2",
+        ),
         ({"config": {"n_head": 7}}, "gpt2 cannot be built with {'n_head': 7}: "),
-        ({"model": "resnet18", "attention": "eager"}, "resnet18 has no attention, got 'eager'; leave it out"),
+        (
+            {"model": "resnet18", "attention": "eager"},
+            "resnet18 has no attention, got 'eager'; leave it out",
+        ),
         ({"model": "resnet18", "checkpointing": True}, "resnet18 cannot be checkpointed: "),
     ],
 )
@@ -115,7 +155,9 @@ def test_what_a_model_does_not_take_is_told(asked: dict[str, object], told: str)
 
 
 def test_the_seed_decides_weights_and_batch():
-    first, again, other = (build(Scenario(model="resnet18", seed=seed), "cpu") for seed in (1, 1, 2))
+    first, again, other = (
+        build(Scenario(model="resnet18", seed=seed), "cpu") for seed in (1, 1, 2)
+    )
     weights = [next(w.model.parameters()) for w in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert torch.equal(first.batch["labels"], again.batch["labels"])
@@ -128,7 +170,14 @@ def test_language_models_take_the_asked_for_tokens():
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("gpt2-xl", "gpt2"), ("llama2-7b", "llama2"), ("vit-h14", "vit"), ("resnet18", "resnet"), ("mine:net", None)]
+    ("name", "family"),
+    [
+        ("gpt2-xl", "gpt2"),
+        ("llama2-7b", "llama2"),
+        ("vit-h14", "vit"),
+        ("resnet18", "resnet"),
+        ("mine:net", None),
+    ],
 )
 def test_a_model_belongs_to_a_family(name: str, family: str | None):
     assert models.family_name(name) == family
@@ -136,14 +185,18 @@ def test_a_model_belongs_to_a_family(name: str, family: str | None):
 
 
 def test_a_wrong_name_is_answered_with_near_ones():
-    with pytest.raises(ValueError, match=r"no model named 'GPT2-XXL'; did you mean gpt2-xl, .*\(module:factory names your own\)"):
+    with pytest.raises(
+        ValueError,
+        match=(
+            r"no model named 'GPT2-XXL'; did you mean gpt2-xl, .*\(module:factory names your own\)"
+        ),
+    ):
         models.describe("GPT2-XXL")
 
 
 @pytest.fixture
 def module_of_mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "module_of_mine.py").write_text(
-        """
+    (tmp_path / "module_of_mine.py").write_text("""
 import torch
 
 class Net(torch.nn.Module):
@@ -154,13 +207,13 @@ class Net(torch.nn.Module):
         return self.layer(x).sum()
 
 def bare(): return Net()
-def sized(batch_size, sequence_length=5): return Net(), {"x": torch.ones(batch_size, sequence_length)}
+def sized(batch_size, sequence_length=5):
+    return Net(), {"x": torch.ones(batch_size, sequence_length)}
 def ready(): return Net(), {"x": torch.ones(3, 4)}
 def nothing(): return 7
 def listed(): return Net(), [1]
 def wide(width=4): return torch.nn.Linear(width, 1), {"input": torch.ones(2, width)}
-"""
-    )
+""")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     return "module_of_mine"
 
@@ -169,12 +222,17 @@ def test_a_factory_names_anybody_s_own_model(module_of_mine: str):
     workpiece = build(Scenario(model=f"{module_of_mine}:ready"), "meta")
     assert sum(p.numel() for p in workpiece.model.parameters()) == 10
     assert {p.device.type for p in workpiece.model.parameters()} == {"meta"}
-    assert workpiece.loss(map_tensors(lambda tensor: tensor.to("meta"), workpiece.batch)).device.type == "meta"
+    assert (
+        workpiece.loss(map_tensors(lambda tensor: tensor.to("meta"), workpiece.batch)).device.type
+        == "meta"
+    )
     assert build(Scenario(model=f"{module_of_mine}:bare", workload="state"), "meta").batch == {}
 
 
 def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(module_of_mine: str):
-    workpiece = build(Scenario(model=f"{module_of_mine}:sized", batch_size=3, sequence_length=4), "meta")
+    workpiece = build(
+        Scenario(model=f"{module_of_mine}:sized", batch_size=3, sequence_length=4), "meta"
+    )
     assert workpiece.batch["x"].shape == (3, 4)
     with pytest.raises(ValueError, match="ready' takes no batch_size, got 3; leave it out"):
         build(Scenario(model=f"{module_of_mine}:ready", batch_size=3), "meta")
@@ -185,7 +243,10 @@ def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(modul
     [
         ("bare", "gave no batch to train on; return"),
         ("nothing", "must return a torch.nn.Module, or one and its batch, got int"),
-        ("listed", "must be a mapping of forward's arguments, or tensors for them in order, got list"),
+        (
+            "listed",
+            "must be a mapping of forward's arguments, or tensors for them in order, got list",
+        ),
         ("absent", "cannot be loaded: .*absent"),
     ],
 )
@@ -194,7 +255,9 @@ def test_a_factory_that_does_not_fit_is_told_why(module_of_mine: str, factory: s
         build(Scenario(model=f"{module_of_mine}:{factory}"), "meta")
 
 
-def test_a_factory_is_given_the_configuration_and_refuses_what_it_does_not_take(module_of_mine: str):
+def test_a_factory_is_given_the_configuration_and_refuses_what_it_does_not_take(
+    module_of_mine: str,
+):
     workpiece = build(Scenario(model=f"{module_of_mine}:wide", config={"width": 9}), "meta")
     assert sum(p.numel() for p in workpiece.model.parameters()) == 10
     for asked, told in (
@@ -207,7 +270,10 @@ def test_a_factory_is_given_the_configuration_and_refuses_what_it_does_not_take(
 
 
 def test_a_module_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'"):
+    with pytest.raises(
+        ValueError,
+        match="model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'",
+    ):
         build(Scenario(model="no_such_module:net"), "meta")
 
 
@@ -228,7 +294,10 @@ class Returning(torch.nn.Module):
         (torch.ones(4), r"Returning must return a scalar loss, .*, got Tensor of shape \(4,\)"),
         ({"loss": torch.ones(4)}, r"got Tensor of shape \(4,\)"),
         ({"logits": torch.ones(4)}, "got dict"),
-        (SimpleNamespace(loss=None), "got SimpleNamespace without a loss; give the batch its labels"),
+        (
+            SimpleNamespace(loss=None),
+            "got SimpleNamespace without a loss; give the batch its labels",
+        ),
         (3.0, "got float"),
         (torch.ones(4).mean(), "the loss of Returning follows from no trained parameter"),
     ],

@@ -1,4 +1,6 @@
-"""Scenarios: whatever can be made can be written and read again; the rest is refused in one line."""
+"""Scenarios: whatever can be made can be written and read again; the rest is refused in one
+line.
+"""
 
 import json
 import re
@@ -13,8 +15,17 @@ from scenarios import Scenario, schema
 
 numbers = st.integers() | st.floats() | st.sampled_from([2**63 - 1, 2**63, 10**30, 1e308, 5e-324])
 values = st.recursive(
-    st.none() | st.booleans() | numbers | st.text(max_size=5) | st.just("\udcff") | st.just("x" * 30_000),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | numbers
+    | st.text(max_size=5)
+    | st.just("\udcff")
+    | st.just("x" * 30_000),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 fields = st.fixed_dictionaries(
@@ -22,7 +33,18 @@ fields = st.fixed_dictionaries(
     optional={
         "config": st.dictionaries(st.text(max_size=3), values, max_size=3),
         "options": st.dictionaries(st.text(max_size=3), values, max_size=3),
-        **dict.fromkeys(("batch_size", "sequence_length", "micro_batches", "steps", "seed", "lora_rank", "max_grad_norm"), values),
+        **dict.fromkeys(
+            (
+                "batch_size",
+                "sequence_length",
+                "micro_batches",
+                "steps",
+                "seed",
+                "lora_rank",
+                "max_grad_norm",
+            ),
+            values,
+        ),
         **dict.fromkeys(("alloc_conf", "gpu", "optimizer", "dtype", "device"), values),
     },
 )
@@ -38,7 +60,9 @@ def test_a_scenario_that_can_be_made_is_read_as_it_was_written(asked: dict[str, 
         told = str(error)
     assert len(told) < 500
     assert "\n" not in told
-    assert made is None or schema.read(Scenario, schema.parse_json(json.dumps(asdict(made)))) == made
+    assert (
+        made is None or schema.read(Scenario, schema.parse_json(json.dumps(asdict(made)))) == made
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,19 +80,25 @@ def test_a_whole_number_has_an_upper_end(field: str, most: int):
     most_of: dict[str, Any] = {"model": "mine:net", "device": "cpu", field: most}
     beyond: dict[str, Any] = {**most_of, field: most + 1}
     assert getattr(Scenario(**most_of), field) == most
-    with pytest.raises(ValueError, match=f"^{field} is at most {2**63 - 1 if field == 'seed' else most}, got"):
+    with pytest.raises(
+        ValueError, match=f"^{field} is at most {2**63 - 1 if field == 'seed' else most}, got"
+    ):
         Scenario(**beyond)
 
 
 def test_a_simulation_follows_no_more_micro_batches_than_it_can():
     assert Scenario(model="gpt2", micro_batches=4096, steps=4)
-    with pytest.raises(ValueError, match=r"^steps times micro_batches is at most 16384 in a simulation"):
+    with pytest.raises(
+        ValueError, match=r"^steps times micro_batches is at most 16384 in a simulation"
+    ):
         Scenario(model="gpt2", micro_batches=4096, steps=5)
     assert Scenario(model="gpt2", micro_batches=4096, steps=5, device="cpu")
 
 
 def test_a_list_and_a_tuple_are_one_question_and_stay_what_they_are():
-    as_list, as_tuple = (Scenario(model="gpt2", options={"betas": kind((0.9, 0.99))}) for kind in (list, tuple))
+    as_list, as_tuple = (
+        Scenario(model="gpt2", options={"betas": kind((0.9, 0.99))}) for kind in (list, tuple)
+    )
     assert as_list == as_tuple
     assert isinstance(as_tuple.options["betas"], tuple)
     assert as_list != Scenario(model="gpt2", options={"betas": [0.9, 0.98]})
@@ -102,12 +132,35 @@ def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
 @pytest.mark.parametrize(
     "text",
     [
-        "NaN", "[Infinity]", "-Infinity", "1e400", '"\\ud800"', "[" * 3000, "{", "", "[1,]", '{"a": 1, "a": 2}', "18446744073709551616",
-        "9" * 5000, "-0.0", "1E5", '"\\u0000"', "\ufeff[]", "[1] 2", "'a'", "0x1", "01", "true", "1.7976931348623157e308", "5e-324",
+        "NaN",
+        "[Infinity]",
+        "-Infinity",
+        "1e400",
+        '"\\ud800"',
+        "[" * 3000,
+        "{",
+        "",
+        "[1,]",
+        '{"a": 1, "a": 2}',
+        "18446744073709551616",
+        "9" * 5000,
+        "-0.0",
+        "1E5",
+        '"\\u0000"',
+        "\ufeff[]",
+        "[1] 2",
+        "'a'",
+        "0x1",
+        "01",
+        "true",
+        "1.7976931348623157e308",
+        "5e-324",
     ],
-)  # fmt: skip
+)
 def test_json_is_read_as_python_s_own_parser_reads_it(text: str):
-    """By a faster one, which must neither take nor change more; only NaN and Infinity are no JSON to either."""
+    """By a faster one, which must neither take nor change more; only NaN and Infinity are no JSON
+    to either.
+    """
     try:
         expected = json.loads(text)
     except (ValueError, RecursionError):

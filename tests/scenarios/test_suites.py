@@ -29,7 +29,10 @@ def test_every_list_is_an_axis_and_optimizers_change_fastest():
     """)
     assert found.description == "what bf16 saves"
     assert [(q["model"], q["amp"], q["optimizer"]) for q in found.questions] == [
-        (model, amp, optimizer) for model in ("gpt2", "gpt2-xl") for amp in (None, "bf16") for optimizer in ("adamw", "sm3:momentum=0.9")
+        (model, amp, optimizer)
+        for model in ("gpt2", "gpt2-xl")
+        for amp in (None, "bf16")
+        for optimizer in ("adamw", "sm3:momentum=0.9")
     ]
     assert {q["config"]["n_layer"] for q in found.questions} == {2}
 
@@ -51,14 +54,35 @@ def test_a_suite_that_comes_with_optprof_says_what_it_asks(name: str):
         ("scenario = []", r"a suite has description and \[\[scenarios\]\], got 'scenario'"),
         ("[[scenarios]]", "scenarios 1 names no model"),
         ("[[scenarios]]\nmodl = 'gpt2'", "scenarios 1 has no field 'modl'; did you mean model?"),
-        ("[[scenarios]]\nmodel = 'gpt2'\noptions = {lr = 1}", "'options'; options are written into the optimizer's text"),
+        (
+            "[[scenarios]]\nmodel = 'gpt2'\noptions = {lr = 1}",
+            "'options'; options are written into the optimizer's text",
+        ),
         ("[[scenarios]]\nmodel = []", "scenarios 1, model is an empty list"),
-        ("[[scenarios]]\nmodel = 'gpt2'\nbatch_size = '8'", "scenarios 1, batch_size must be a whole number, got '8'"),
-        ("[[scenarios]]\nmodel = 'gpt2'\nbatch_size = 0", "batch_size must be a whole number >= 1, got 0"),
-        ("[[scenarios]]\nmodel = 'gpt2'\ndtype = 'fp8'", "scenarios 1, dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
-        ("[[scenarios]]\nmodel = 'gpt2'\nmax_grad_norm = nan", "max_grad_norm must be finite, got nan"),
-        ("[[scenarios]]\nmodel = 'gpt2'\nseed = [" + "1," * 2001 + "]", "a suite has at most 2000 scenarios, got 2001"),
-        ("[[scenarios]]\nmodel = '" + "x" * 501 + "'", "scenarios 1, model has at most 500 letters, got 501"),
+        (
+            "[[scenarios]]\nmodel = 'gpt2'\nbatch_size = '8'",
+            "scenarios 1, batch_size must be a whole number, got '8'",
+        ),
+        (
+            "[[scenarios]]\nmodel = 'gpt2'\nbatch_size = 0",
+            "batch_size must be a whole number >= 1, got 0",
+        ),
+        (
+            "[[scenarios]]\nmodel = 'gpt2'\ndtype = 'fp8'",
+            "scenarios 1, dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'",
+        ),
+        (
+            "[[scenarios]]\nmodel = 'gpt2'\nmax_grad_norm = nan",
+            "max_grad_norm must be finite, got nan",
+        ),
+        (
+            "[[scenarios]]\nmodel = 'gpt2'\nseed = [" + "1," * 2001 + "]",
+            "a suite has at most 2000 scenarios, got 2001",
+        ),
+        (
+            "[[scenarios]]\nmodel = '" + "x" * 501 + "'",
+            "scenarios 1, model has at most 500 letters, got 501",
+        ),
         ("a = " + "[" * 5000, "inside each other too deep"),
         ("#" * (256 << 10) + "#", "at most 262144 bytes, got more"),
     ],
@@ -113,14 +137,25 @@ WORDS = [
     b"-1",
 ]
 broken = st.builds(
-    lambda text, cuts: b"".join(text[: place % len(text)] + word + text[place % len(text) + drop :] for place, drop, word in cuts)[:4000],
+    lambda text, cuts: b"".join(
+        text[: place % len(text)] + word + text[place % len(text) + drop :]
+        for place, drop, word in cuts
+    )[:4000],
     st.sampled_from([WHOLE, b"[[scenarios]]\nmodel = 'gpt2'\nconfig = {a = 1}\n"]),
-    st.lists(st.tuples(st.integers(0, 1000), st.integers(0, 40), st.sampled_from(WORDS)), min_size=1, max_size=3),
+    st.lists(
+        st.tuples(st.integers(0, 1000), st.integers(0, 40), st.sampled_from(WORDS)),
+        min_size=1,
+        max_size=3,
+    ),
 )
 
 
 @settings(max_examples=EXAMPLES, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.one_of(st.binary(max_size=300), broken, st.lists(st.sampled_from(WORDS), max_size=60).map(b"".join)))
+@given(
+    data=st.one_of(
+        st.binary(max_size=300), broken, st.lists(st.sampled_from(WORDS), max_size=60).map(b"".join)
+    )
+)
 def test_a_malformed_suite_is_an_error_in_one_line_or_a_suite(data: bytes):
     told, questions = "", ()
     try:

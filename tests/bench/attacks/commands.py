@@ -1,4 +1,6 @@
-"""Commands: optprof run as a user runs it, with all of its processes marked so that they are found."""
+"""Commands: optprof run as a user runs it, with all of its processes marked so that they are
+found.
+"""
 
 import os
 import subprocess
@@ -20,7 +22,12 @@ class Command:
     def __init__(self, words: Sequence[str], folder: Path) -> None:
         self.mark = uuid.uuid4().hex
         self.stdout, self.stderr = folder / f".{self.mark}.out", folder / f".{self.mark}.err"
-        environment = {**os.environ, MARK: self.mark, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        environment = {
+            **os.environ,
+            MARK: self.mark,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "optprof", *words],
@@ -63,7 +70,9 @@ class Command:
 
 
 def optprof(words: Sequence[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:
-    """Run a command to its end; return its status, stdout and stderr. The status is -1 after the timeout."""
+    """Run a command to its end; return its status, stdout and stderr. The status is -1 after the
+    timeout.
+    """
     command = Command(words, folder)
     try:
         with suppress(subprocess.TimeoutExpired):

@@ -1,4 +1,6 @@
-"""Disks: runs with timelines, snapshots, traces and talkative models on file systems too small for them."""
+"""Disks: runs with timelines, snapshots, traces and talkative models on file systems too small for
+them.
+"""
 
 import os
 import random
@@ -46,7 +48,9 @@ def talkative():
 
 def run(chance: random.Random, count: int) -> Row:
     """Fill so many disks."""
-    row = Row(title="disks filled").looks_for("records lost", "parts left", "not made good", "not one line")
+    row = Row(title="disks filled").looks_for(
+        "records lost", "parts left", "not made good", "not one line"
+    )
     if os.geteuid() != 0:
         row.notes["not run"] = "mounting a tmpfs takes root"
         return row
@@ -69,7 +73,9 @@ def _one_disk(row: Row, chance: random.Random, folder: Path) -> None:
     with _disk(folder / "disk", size):
         status, _, said = optprof(words, folder)
         row.tried += 1
-        row.notes["runs that said the disk is full"] = int(row.notes.get("runs that said the disk is full", 0)) + (status != 0)
+        row.notes["runs that said the disk is full"] = int(
+            row.notes.get("runs that said the disk is full", 0)
+        ) + (status != 0)
         _judge(row, what, folder / "disk" / "run", said)
         _mount(folder / "disk", f"remount,size={ENOUGH}k")
         status, _, said = optprof(words, folder)

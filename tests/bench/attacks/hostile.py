@@ -1,4 +1,6 @@
-"""Hostile strings: in every field of a record, on the command line and in a suite; nothing of them may come to life."""
+"""Hostile strings: in every field of a record, on the command line and in a suite; nothing of them
+may come to life.
+"""
 
 import csv
 import io
@@ -58,7 +60,15 @@ STRINGS = (
 COUNT = len(STRINGS)
 # Modules that something that we load looks for and may not find.
 TRAPS = ("dill", "pynvml", "nt", "cv2", "pandas", "triton", "tensorflow", "IPython", "colorama")
-TRAPS += ("sitecustomize", "usercustomize", "torchvision", "xformers", "orjson", "simplejson", "PIL")
+TRAPS += (
+    "sitecustomize",
+    "usercustomize",
+    "torchvision",
+    "xformers",
+    "orjson",
+    "simplejson",
+    "PIL",
+)
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 _BIDI = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?( [-+]?[0-9.]+(e[-+]?[0-9]+)?| nan)*")
@@ -67,7 +77,13 @@ _NUMBER = re.compile(r"[-+]?[0-9.]+(e[-+]?[0-9]+)?( [-+]?[0-9.]+(e[-+]?[0-9]+)?|
 def run(chance: random.Random, count: int) -> Row:
     """Put so many strings, each in every field, into every form of output."""
     row = Row(title="hostile strings, each in every field").looks_for(
-        "live markup", "control characters", "live Markdown", "formulas", "files outside", "executions", "not one line"
+        "live markup",
+        "control characters",
+        "live Markdown",
+        "formulas",
+        "files outside",
+        "executions",
+        "not one line",
     )
     outputs = 0
     for start in range(0, count, len(STRINGS)):
@@ -81,7 +97,9 @@ def run(chance: random.Random, count: int) -> Row:
             before = set(_files(Path(place)))
             outputs += _outputs(row, folder)
             outputs += _command_lines(row, folder, strings, chance)
-            outside = {path for path in set(_files(Path(place))) - before if not _is_ours(path, folder)}
+            outside = {
+                path for path in set(_files(Path(place))) - before if not _is_ours(path, folder)
+            }
             for path in sorted(outside):
                 row.fault("files outside", str(path.relative_to(place)))
             _judge_traps(row, folder)
@@ -155,9 +173,13 @@ def _suite(folder: Path, text: str) -> str:
 
 def _judge_text(row: Row, name: str, text: str) -> None:
     if found := _CONTROL.search(text):
-        row.fault("control characters", f"{name}: {text[max(0, found.start() - 30) : found.end() + 20]!r}")
+        row.fault(
+            "control characters", f"{name}: {text[max(0, found.start() - 30) : found.end() + 20]!r}"
+        )
     if found := _BIDI.search(text):
-        row.fault("control characters", f"{name}: {text[max(0, found.start() - 30) : found.end() + 20]!r}")
+        row.fault(
+            "control characters", f"{name}: {text[max(0, found.start() - 30) : found.end() + 20]!r}"
+        )
 
 
 def _judge_markdown(row: Row, name: str, text: str) -> None:
@@ -224,7 +246,9 @@ def _write_run(folder: Path, strings: Sequence[str], *, grown: int = 0) -> None:
 
 
 def _block(text: str) -> Any:
-    return replace(timeline().largest[0], category=text, phase=text, module=text, op=text, line=text)
+    return replace(
+        timeline().largest[0], category=text, phase=text, module=text, op=text, line=text
+    )
 
 
 def _filled(usual: Record, text: str, grown: int) -> Iterator[Record]:
@@ -242,20 +266,30 @@ def _filled(usual: Record, text: str, grown: int) -> Iterator[Record]:
     environment = dict.fromkeys(("time", "python", "platform", "git_commit"), text)
     environment |= {"command": ["optprof", text], "versions": {text: text, "torch": text}}
     environment |= {"machine": {"cpu": text, "gpu": text, text: text}, text: text}
-    simulated = replace(asked, device="sim", options={text: text}, config={text: text}, alloc_conf=text)
-    yield replace(usual, scenario=simulated, origin="simulated", memory=splits, times=None, warmup=None)
+    simulated = replace(
+        asked, device="sim", options={text: text}, config={text: text}, alloc_conf=text
+    )
+    yield replace(
+        usual, scenario=simulated, origin="simulated", memory=splits, times=None, warmup=None
+    )
     named = {"warnings": (text,), "lost": (text,), "log": text, "environment": environment}
     for optimizer in ("adamw", text):
         scenario = replace(asked, model=text, optimizer=optimizer)
         yield replace(usual, scenario=scenario, memory=splits, model_family=text, **named)
     failed = replace(asked, model=text, optimizer=text, seed=1)
-    yield replace(usual, scenario=failed, outcome="failed", error=text, memory=None, times=None, **named)
-    yield replace(usual, scenario=replace(asked, accumulate=text, gpu=text, options={"lr": text}), **named)
+    yield replace(
+        usual, scenario=failed, outcome="failed", error=text, memory=None, times=None, **named
+    )
+    yield replace(
+        usual, scenario=replace(asked, accumulate=text, gpu=text, options={"lr": text}), **named
+    )
 
 
 def _set_traps(folder: Path) -> None:
     for name in TRAPS:
-        (folder / f"{name}.py").write_text(f"import pathlib\npathlib.Path(__file__).with_name('sprung-{name}').touch()\n")
+        (folder / f"{name}.py").write_text(
+            f"import pathlib\npathlib.Path(__file__).with_name('sprung-{name}').touch()\n"
+        )
 
 
 def _judge_traps(row: Row, folder: Path) -> None:

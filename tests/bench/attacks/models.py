@@ -1,4 +1,6 @@
-"""Models: random small ones with random optimizers, simulated, and held to the bytes of real steps on the CPU."""
+"""Models: random small ones with random optimizers, simulated, and held to the bytes of real steps
+on the CPU.
+"""
 
 import gc
 import random
@@ -24,7 +26,9 @@ BATCH, LENGTH, WORDS, CHANNELS, SIDE = 3, 12, 40, 3, 16
 
 def run(chance: random.Random, count: int) -> Row:
     """Simulate and really run so many models."""
-    row = Row(title="models held to real CPU runs").looks_for("wrong state", "wrong peaks", "not simulated")
+    row = Row(title="models held to real CPU runs").looks_for(
+        "wrong state", "wrong peaks", "not simulated"
+    )
     sys.path.append(str(Path(__file__).parent.parent))
     worst, exact = 0.0, 0
     for _ in range(count):
@@ -97,9 +101,17 @@ class Made(nn.Module):
         if self.loss == "mean":
             return logits.square().mean()
         if self.loss == "cross_entropy":
-            labels = inputs if self.kind == "words" else torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
+            labels = (
+                inputs
+                if self.kind == "words"
+                else torch.zeros(logits.shape[:-1], dtype=torch.long, device=logits.device)
+            )
             return functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-        losses = {"mse": functional.mse_loss, "smooth_l1": functional.smooth_l1_loss, "huber": functional.huber_loss}
+        losses = {
+            "mse": functional.mse_loss,
+            "smooth_l1": functional.smooth_l1_loss,
+            "huber": functional.huber_loss,
+        }
         return losses[self.loss](logits, torch.ones_like(logits))
 
     def _sequence(self, width: int, chance: random.Random) -> list[nn.Module]:

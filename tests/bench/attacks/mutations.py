@@ -1,4 +1,6 @@
-"""Mutations: runs and timelines with bytes and lines damaged at random, and read as anybody reads them."""
+"""Mutations: runs and timelines with bytes and lines damaged at random, and read as anybody reads
+them.
+"""
 
 import gzip
 import random
@@ -104,7 +106,9 @@ def _one_run(
     change = chance.choice((_in_lines, _in_lines, _in_lines, _as_bytes))
     data, touched = change(lines, chance)
     (folder / "records.jsonl").write_bytes(data)
-    untouched = {file_name(whole[place].scenario) for place in range(len(whole)) if place not in touched}
+    untouched = {
+        file_name(whole[place].scenario) for place in range(len(whole)) if place not in touched
+    }
     try:
         found = {file_name(record.scenario) for record in Run.read(folder).records}
         if found:
@@ -143,7 +147,9 @@ def _in_lines(lines: list[bytes], chance: random.Random) -> tuple[bytes, set[int
     if chance.random() < 0.3:
         # A line of its own that is no record, between whole ones.
         place = chance.randrange(len(found))
-        junk = chance.choice((b"\n", b"\x00" * 64 + b"\n", b"{}\n", b"[]\n", b"torn\n", b"\xff\xfe\n"))
+        junk = chance.choice(
+            (b"\n", b"\x00" * 64 + b"\n", b"{}\n", b"[]\n", b"torn\n", b"\xff\xfe\n")
+        )
         found.insert(place, junk)
         touched = {each + (each >= place) for each in touched}
         order = [each for each in range(len(found)) if each != place]
@@ -179,7 +185,9 @@ def _as_bytes(lines: list[bytes], chance: random.Random) -> tuple[bytes, set[int
         return bytes(data[:at]), set(range(place, len(lines)))
     data[at] ^= 1 << chance.randrange(8)
     # Without its line break a line takes the next one with it.
-    return bytes(data), {place, place + 1} if at == starts[place] + len(lines[place]) - 1 else {place}
+    return bytes(data), {place, place + 1} if at == starts[place] + len(lines[place]) - 1 else {
+        place
+    }
 
 
 def _mutated(data: bytearray, chance: random.Random) -> bytearray:
@@ -218,7 +226,10 @@ def timeline() -> Timeline:
         op="aten::empty",
         line="model.py:3",
     )
-    phases = tuple(Stretch(step=1, phase=name, events=20, samples=20) for name in ("forward", "backward", "step"))
+    phases = tuple(
+        Stretch(step=1, phase=name, events=20, samples=20)
+        for name in ("forward", "backward", "step")
+    )
     places = tuple(number % 20 for number in range(60))
     parameters = tuple(1024 + number for number in range(60))
     return Timeline(

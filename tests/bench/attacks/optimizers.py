@@ -1,4 +1,6 @@
-"""Optimizers: random configurations of ours, each way to run a step held to the loop, and the loop to float64."""
+"""Optimizers: random configurations of ours, each way to run a step held to the loop, and the loop
+to float64.
+"""
 
 import random
 from collections.abc import Callable
@@ -36,7 +38,9 @@ def run(chance: random.Random, count: int) -> Row:
             _compare(row, ways, factory, options, shapes, dtype, chance.randrange(2**31), what)
         except Exception as error:  # any, for that is the fault
             row.fault("refused", f"{what}: {error!r}")
-    row.notes |= {f"held to {way}" if way == "float64" else way: number for way, number in ways.items()}
+    row.notes |= {
+        f"held to {way}" if way == "float64" else way: number for way, number in ways.items()
+    }
     return row
 
 
@@ -66,8 +70,16 @@ def _compare(
             row.fault("wrong steps", f"float64: {what}: {off}")
 
 
-def _steps(factory: Make, options: dict[str, Any], shapes: list[tuple[int, ...]], dtype: torch.dtype, seed: int) -> list[Tensor]:
-    """Return the weights after a few steps; some gradients are zero or missing, some large or small."""
+def _steps(
+    factory: Make,
+    options: dict[str, Any],
+    shapes: list[tuple[int, ...]],
+    dtype: torch.dtype,
+    seed: int,
+) -> list[Tensor]:
+    """Return the weights after a few steps; some gradients are zero or missing, some large or
+    small.
+    """
     draw, chance = torch.Generator().manual_seed(seed), random.Random(seed)
     weights = [Parameter(torch.randn(shape, generator=draw).to(dtype)) for shape in shapes]
     optimizer = factory(weights, **options)

@@ -9,7 +9,8 @@ MOST_TOLD = 10
 
 @dataclass(kw_only=True)
 class Row:
-    """A kind of attack: what was tried and how often, counts that say more, and faults by kind, of which there must be none.
+    """A kind of attack: what was tried and how often, counts that say more, and faults by kind, of
+    which there must be none.
 
     `faults` begins with each kind that is looked for, at 0.
     """

@@ -58,7 +58,9 @@ def own_session():
 
 def run(chance: random.Random, count: int) -> Row:
     """Send so many signals."""
-    row = Row(title="signals sent").looks_for("records lost", "lines damaged", "processes left", "not completed")
+    row = Row(title="signals sent").looks_for(
+        "records lost", "lines damaged", "processes left", "not completed"
+    )
     runs = 0
     while row.tried < count:
         with TemporaryDirectory() as place:
@@ -71,7 +73,10 @@ def run(chance: random.Random, count: int) -> Row:
 def _one_run(row: Row, chance: random.Random, folder: Path, count: int) -> None:
     """Hit one run a few times, going on with it after each, and let it end."""
     (folder / "struck.py").write_text(MODELS)
-    model, device = chance.choice(("slow", "deaf", "own_session")), chance.choice(("sim", "sim", "cpu"))
+    model, device = (
+        chance.choice(("slow", "deaf", "own_session")),
+        chance.choice(("sim", "sim", "cpu")),
+    )
     optimizers = ",".join(f"sgd:lr=0.{number + 1}" for number in range(SCENARIOS))
     words = ["profile", f"struck:{model}", "-o", optimizers, "-d", device, "--no-report"]
     words += ["--workload", "train", "--steps", "2", "--out", "run", "--resume"]
@@ -81,7 +86,9 @@ def _one_run(row: Row, chance: random.Random, folder: Path, count: int) -> None:
     records, damaged = read(folder / "run" / "records.jsonl")
     done = {record.scenario.options["lr"] for record in records if record.outcome == "ok"}
     if status != 0 or damaged or len(done) != SCENARIOS:
-        row.fault("not completed", f"{model} {device}: status {status}, {len(done)} ok, {said[-200:]}")
+        row.fault(
+            "not completed", f"{model} {device}: status {status}, {len(done)} ok, {said[-200:]}"
+        )
 
 
 def _hit(row: Row, chance: random.Random, words: Sequence[str], folder: Path) -> None:
