@@ -47,7 +47,7 @@ reliability: $(VENV)/.installed-parity ## [SCALE=1], signals, full disks, damage
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/reliability.py --scale $(or $(SCALE),1)
 
 gpu: ## [OUT=runs/gpu] [SECONDS=480], all that needs a CUDA device, in one run; from a plain checkout too (docs/gpu.md)
-	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/campaign.py --out '$(or $(OUT),runs/gpu)' --seconds $(or $(SECONDS),480)
+	@PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/campaign.py --out '$(or $(OUT),runs/gpu)' --seconds $(or $(SECONDS),480)
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

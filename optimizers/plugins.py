@@ -3,8 +3,8 @@
     [project.entry-points."optprof.optimizers"]
     mine = "my_package:Mine"
 
-names a subclass of torch.optim.Optimizer, or an `optimizers.Entry` that describes one. Nothing is
-imported before its name is used.
+names a subclass of torch.optim.Optimizer, or an `optprof.optimizers.Entry` that describes one.
+Nothing is imported before its name is used.
 """
 
 import sys

@@ -7,7 +7,7 @@ do without it.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .record import Memory, Record
+from .records.record import Memory, Record
 
 if TYPE_CHECKING:
     from .measuring.measurement import measure

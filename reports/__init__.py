@@ -5,12 +5,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profiler.disk import open_to_read, require_no_link, require_own_folder, write_text, writing
+from optprof.profiler.safety.disk import (
+    open_to_read,
+    require_no_link,
+    require_own_folder,
+    write_text,
+    writing,
+)
 
 if TYPE_CHECKING:
-    from profiler.fits import Fit
-    from profiler.record import Record
-    from profiler.store import RunStore
+    from optprof.profiler.records.fits import Fit
+    from optprof.profiler.records.record import Record
+    from optprof.profiler.records.store import RunStore
 
 __all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
 
@@ -49,7 +55,7 @@ def write_report(
     optprof's unless `force` is given, another OSError when it cannot be written. What cannot be
     read of the run is left out, named on the page, and a DamageWarning.
     """
-    from profiler.store import RunStore
+    from optprof.profiler.records.store import RunStore
 
     store = RunStore(folder)
     records = _standing(store, anonymous)
@@ -97,7 +103,7 @@ def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
 
     A DamageWarning for what cannot be read of it.
     """
-    from profiler.store import RunStore
+    from optprof.profiler.records.store import RunStore
 
     from .markdown import lean, run_markdown
 
@@ -110,8 +116,8 @@ def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
 def _standing(
     store: "RunStore", anonymous: bool, keep: "Callable[[Record], Record] | None" = None
 ) -> "list[Record]":
-    from profiler.privacy import disclosed
-    from profiler.running.resume import standing
+    from optprof.profiler.records.privacy import disclosed
+    from optprof.profiler.running.resume import standing
 
     records = standing(store.read(keep))
     return [disclosed(record, anonymous=True) for record in records] if anonymous else records
@@ -124,8 +130,8 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     The only one is "sgd-sai-4", the SGD-SaI paper's figure beside the run's records. ValueError for
     another name or style, and for a run that has nothing to draw it from.
     """
-    from profiler.running.resume import standing
-    from profiler.store import RunStore
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.resume import standing
 
     from .arithmetic.reproduction import COMMAND
     from .figures import draw_published, style_named, write_drawing

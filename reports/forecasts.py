@@ -13,8 +13,8 @@ from .units import NOTHING, gib_text
 from .words import DEVICES
 
 if TYPE_CHECKING:
-    from profiler.running.sweep import Forecast
-    from scenarios import Scenario
+    from optprof.profiler.running.sweep import Forecast
+    from optprof.scenarios import Scenario
 
 
 def render_forecasts(

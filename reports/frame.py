@@ -5,7 +5,7 @@ figures.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from .arithmetic.labels import dtype_name
 from .arithmetic.times import Spread

@@ -6,7 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 from .icons import icon_path
 from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from profiler.plain import plain
-from profiler.record import Memory, Record
+from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.safety.plain import plain
 
 from .arithmetic.findings import Findings
 from .tables.accumulation import accumulation_tables

@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from profiler.record import Record
-from profiler.timeline import Timeline
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.timeline import Timeline
 
 from .arithmetic.agreement import agreements
 from .arithmetic.agreement import summary as agreement_summary

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from .arithmetic.courses import Course
 from .arithmetic.entries import Setting, failures

@@ -10,13 +10,13 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from weakref import finalize
 
-from profiler.disk import open_to_read, require_own_folder, write_bytes
-from profiler.plain import plain
-from profiler.privacy import disclosed
-from profiler.record import Record
-from profiler.running.resume import standing
-from profiler.store import RunStore, file_name
-from scenarios.schema import require_records
+from optprof.profiler.records.privacy import disclosed
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import RunStore, file_name
+from optprof.profiler.running.resume import standing
+from optprof.profiler.safety.disk import open_to_read, require_own_folder, write_bytes
+from optprof.profiler.safety.plain import plain
+from optprof.scenarios.schema import require_records
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,6 +1,6 @@
 """Streams: results alone on stdout, progress and all else on stderr; a reader may leave either.
 
-Text is written plainly, by `profiler.plain`: what comes from a record, a suite or the command line
+Text is written plainly, by `profiler.safety.plain`: text of a record, a suite or the command line
 cannot act on the terminal. Only a console writes sequences, its own colours and bars.
 """
 
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from scenarios import Scenario
+    from optprof.scenarios import Scenario
 
 
 # The file that an OSError names where stdout takes no more.

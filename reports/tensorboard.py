@@ -10,10 +10,10 @@ from pathlib import Path
 from time import time as now
 from typing import Any
 
-from profiler.disk import remove, writing
-from profiler.plain import plain
-from profiler.record import Record
-from profiler.store import file_name
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import file_name
+from optprof.profiler.safety.disk import remove, writing
+from optprof.profiler.safety.plain import plain
 
 from .arithmetic.labels import dtype_name
 from .arithmetic.times import Spread, samples_per_second, tokens_per_second

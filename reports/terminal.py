@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.table import Table
 from rich.text import Text
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from .arithmetic.entries import Entry, by_setting, failures
 from .arithmetic.findings import Findings

@@ -4,7 +4,7 @@ terminal.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from profiler.record import Outcome, Record
+from optprof.profiler.records.record import Outcome, Record
 
 from .units import percent_text
 

@@ -43,7 +43,7 @@ class Scenario(Checked):
     A step is `micro_batches` times forward and backward of `batch_size` sequences of
     `sequence_length` tokens (None for models that read no text), gradients clipped to
     `max_grad_norm` where that is given, the optimizer's step, and zero_grad, with `set_to_none` or
-    without. With `accumulate`, a name of `optimizers.accumulation` with its options, each
+    without. With `accumulate`, a name of `optprof.optimizers.accumulation` with its options, each
     micro-batch is followed by the decision whether to step; a measured course is then `steps`
     micro-batches of the text that comes with optprof. `dtype` is that of parameters and gradients:
     fp32 for a model of the catalogue, and where it is None each parameter of `module:factory` keeps

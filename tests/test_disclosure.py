@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent.parent / "src"
 HOST, USER, SECRET = "box-of-alice-7", "alice-the-user", "hf_AbCdEfGhIjKlMnOpQrSt"
 
 # The second model raises what holds a secret and a path.

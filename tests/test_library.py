@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import optprof
-from profiler.store import RunStore
-from reports.run import Run
+from optprof.profiler.records.store import RunStore
+from optprof.reports.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from profiler.listing import listing
-from reports.explain import FIGURES
+from optprof.cli.listing import listing
+from optprof.reports.explain import FIGURES
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -396,9 +396,9 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_pat
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('decoy')")
     (tmp_path / "tiny.py").write_text(TINY)
-    code = "import sys; sys.path.pop(0); import optprof; optprof.main()"
+    code = "import sys; sys.path.pop(0); from optprof.cli import main; main()"
     arguments = ["profile", "tiny:build", "-o", "sgd", "-d", "cpu", "--no-report"]
-    environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{HERE}"}
+    environment = {**os.environ, "PYTHONPATH": f"{HERE / 'src'}{os.pathsep}{HERE / 'src'}"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=tmp_path,
@@ -425,7 +425,7 @@ def test_measuring_wants_nothing_that_draws(tmp_path: Path):
     (tmp_path / "site" / "sitecustomize.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({blocked.split()}))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE / 'src'}"}
     command = [
         "profile",
         "tiny",
@@ -548,7 +548,7 @@ def test_doctor_and_help_do_without_torch(tmp_path: Path):
         "  if name.split('.')[0] in ('torch', 'transformers', 'numpy', 'psutil'): raise"
         " ModuleNotFoundError(name)\nsys.meta_path.insert(0, Missing())\n"
     )
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{HERE / 'src'}"}
     done = subprocess.run(
         [sys.executable, "-m", "optprof", "doctor"],
         cwd=tmp_path,
@@ -707,7 +707,7 @@ def test_a_reader_that_leaves_changes_neither_status_nor_stderr(
 
 def test_a_run_goes_on_when_the_reader_of_its_results_leaves(tmp_path: Path):
     code = """
-from reports.streams import results_on_stdout, guard_streams
+from optprof.reports.streams import results_on_stdout, guard_streams
 guard_streams()
 with results_on_stdout() as stdout:
     print("result" * 9_999, file=stdout)
@@ -732,7 +732,7 @@ print("behind")
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_a_command_ends_well_where_the_shell_has_closed_a_stream(tmp_path: Path, closed: str):
     code = """
-from reports.streams import results_on_stdout, guard_streams
+from optprof.reports.streams import results_on_stdout, guard_streams
 guard_streams()
 with open("file.txt", "w") as file:
     with results_on_stdout() as stdout:

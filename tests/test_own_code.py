@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent.parent / "src"
 
 # What torch, transformers and the libraries that draw try to import and go without, found by a
 # finder at the end of sys.meta_path, and what is installed or ours.
@@ -88,7 +88,7 @@ def run(folder: Path, style: str, *arguments: str, path: str = str(HERE)) -> str
     """Run a command and return what it prints; `style` is "-m" or "script"."""
     script = folder / "bin" / "optprof"
     script.parent.mkdir(exist_ok=True)
-    script.write_text("from optprof import main; main()")
+    script.write_text("from optprof.cli import main; main()")
     words = {"-m": ["-m", "optprof"], "script": [str(script)]}[style]
     done = subprocess.run(
         [sys.executable, *words, *arguments],
@@ -174,9 +174,9 @@ def test_a_module_that_the_command_line_names_is_found_behind_what_is_installed(
 def test_code_is_told_from_options(
     names: str, is_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    import optprof
+    from optprof.cli import app
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    optprof._see_own_code(names)
+    app._see_own_code(names)
     assert (sys.path[-1] == str(tmp_path)) == is_code

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from scenarios.schema import shown
+from optprof.scenarios.schema import shown
 
 # What torch reads them from when it is loaded, the first that is set.
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scenarios import schema
+from optprof.scenarios import schema
 
-from ..outcome import one_line
+from ..records.outcome import one_line
 
 
 class Border:

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from optimizers.accumulation import Accumulation
-from scenarios import Scenario, models, texts
-from scenarios.schema import MOST_LOSS
+from optprof.optimizers.accumulation import Accumulation
+from optprof.scenarios import Scenario, models, texts
+from optprof.scenarios.schema import MOST_LOSS
 
-from ..accumulating import target_schedule
-from ..environment import environment
-from ..malloc import keep_freed_memory
-from ..optimizer import set_training
-from ..record import Course, GpuReading, HeldOut, Memory, Record, Watched
-from ..state import bytes_by_dtype, state_bytes, storage_bytes
+from ..machine.environment import environment
+from ..machine.malloc import keep_freed_memory
+from ..records.record import Course, GpuReading, HeldOut, Memory, Record, Watched
+from ..training.accumulating import target_schedule
+from ..training.optimizer import set_training
+from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
 from .contention import Contention
 from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from .. import disk
 from ..allocator.settings import AllocatorSettings, from_environment, names
-from ..outcome import outcome_of
-from ..places import short_name
-from ..record import Level, StateBlocks
-from ..state import Tensors, storages_of_state
+from ..records.outcome import outcome_of
+from ..records.places import short_name
+from ..records.record import Level, StateBlocks
+from ..safety import disk
+from ..training.state import Tensors, storages_of_state
 from .files import Files
 from .phases import Counters, PhaseWatch
 

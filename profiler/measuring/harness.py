@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ..confidence import median_interval
-from ..record import GpuReading
+from ..records.confidence import median_interval
+from ..records.record import GpuReading
 from .contention import Contention
 from .nvml import reading_gpu
 from .nvml import warnings as gpu_warnings

@@ -10,8 +10,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from scenarios.schema import MOST_NAME, shortened
-from scenarios.spec import DType
+from optprof.scenarios.schema import MOST_NAME, shortened
+from optprof.scenarios.spec import DType
 
 from .live_optimizer import elements
 

@@ -21,11 +21,11 @@ from torch.optim.optimizer import (
     _default_to_fused_or_foreach,  # pyright: ignore[reportPrivateImportUsage]
 )
 
-import optimizers
-from optimizers.multi_tensor import MultiTensorOptimizer
-from optimizers.sharded import local
-from scenarios import schema
-from scenarios.spec import Implementation
+from optprof import optimizers
+from optprof.optimizers.multi_tensor import MultiTensorOptimizer
+from optprof.optimizers.sharded import local
+from optprof.scenarios import schema
+from optprof.scenarios.spec import Implementation
 
 # The attributes in which wrappers keep what they wrap.
 _INSIDE = ("optimizer", "base_optimizer", "_optimizer", "optim", "inner_optimizer")

@@ -11,7 +11,7 @@ import torch
 from torch.optim.optimizer import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..state import storage_bytes
+from ..training.state import storage_bytes
 from .border import Border
 from .harness import WATCHED
 from .moments import Moments

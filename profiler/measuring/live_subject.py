@@ -12,20 +12,15 @@ import torch
 from torch import nn
 from torch.optim.optimizer import Optimizer
 
-import optimizers
-from scenarios import Scenario
-from scenarios.schema import MOST_NAME, shortened
-from scenarios.spec import Device
+from optprof import optimizers
+from optprof.scenarios import Scenario
+from optprof.scenarios.schema import MOST_NAME, shortened
+from optprof.scenarios.spec import Device
 
-from ..state import state_tensors
+from ..training.state import state_tensors
 from .border import Border
 from .live_model import model_name, parameters_dtype
-from .live_optimizer import (
-    counted_optimizer,
-    live_implementation,
-    live_options,
-    stepped_parameters,
-)
+from .live_optimizer import counted_optimizer, live_implementation, live_options, stepped_parameters
 
 Model = nn.Module | str | None
 

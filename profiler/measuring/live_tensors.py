@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ..reachable import plain_tensors, tensors_in
-from ..record import Level
-from ..state import state_tensors
+from ..records.record import Level
+from ..training.reachable import plain_tensors, tensors_in
+from ..training.state import state_tensors
 from .resident_watch import ResidentWatch
 
 _MARK, _BUILD = "optprof phase ", "build"

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-import optimizers
-from scenarios import Scenario, models
-from scenarios.settings import own_settings
+from optprof import optimizers
+from optprof.scenarios import Scenario, models
+from optprof.scenarios.settings import own_settings
 
-from ..environment import environment
-from ..host_memory import free_bytes
-from ..malloc import keep_freed_memory
-from ..optimizer import make_optimizer
-from ..record import Memory, Record, StateBlocks, StepOperation, Watched
+from ..machine.environment import environment
+from ..machine.malloc import keep_freed_memory
+from ..machine.memory import free_bytes
+from ..records.record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulating.simulation import simulate
-from ..state import bytes_by_dtype, state_bytes, storage_bytes
 from ..tracing.kernel_trace import trace_step
+from ..training.optimizer import make_optimizer
+from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
 from .course import measure_course
 from .cuda_memory import (
     AllocatorWatch,

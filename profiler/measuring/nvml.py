@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..record import GpuReading
+from ..records.record import GpuReading
 
 # A clock that falls further than this between two readings under load has changed what was timed.
 STEADY_CLOCK = 0.05

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from threading import RLock
 from weakref import WeakSet
 
-from ..record import Level
+from ..records.record import Level
 
 
 class Interval:

@@ -1,6 +1,6 @@
 """The resident set of this process by phase."""
 
-from ..record import Level
+from ..records.record import Level
 from .phases import Counters, PhaseWatch
 from .resident import forget_peak, peak_bytes, resident_bytes
 

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import torch
 
-from scenarios import Scenario, models
-from scenarios.workpiece import build
+from optprof.scenarios import Scenario, models
+from optprof.scenarios.workpiece import build
 
-from ..environment import environment
-from ..host_memory import free_bytes
-from ..iteration import require_step_alone
-from ..malloc import keep_freed_memory
-from ..optimizer import make_optimizer
-from ..record import Record, Watched
+from ..machine.environment import environment
+from ..machine.malloc import keep_freed_memory
+from ..machine.memory import free_bytes
+from ..records.record import Record, Watched
+from ..training.iteration import require_step_alone
+from ..training.optimizer import make_optimizer
 from .harness import Harness
 from .slices import Slice, take_slices
 from .training_run import fill_gradients, has_sparse_layers

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from .. import disk
-from ..record import StepOperation
+from ..records.record import StepOperation
+from ..safety import disk
 from .files import Files
 from .harness import Harness
 

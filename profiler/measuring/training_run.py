@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from optimizers.accumulation import Accumulation
-from scenarios import Scenario
-from scenarios.batches import map_tensors, tensors_in
-from scenarios.workpiece import build
+from optprof.optimizers.accumulation import Accumulation
+from optprof.scenarios import Scenario
+from optprof.scenarios.batches import map_tensors, tensors_in
+from optprof.scenarios.workpiece import build
 
-from ..accumulating import accumulating
-from ..iteration import Iteration, require_step_alone
-from ..optimizer import make_optimizer
-from ..state import storage_bytes
+from ..training.accumulating import accumulating
+from ..training.iteration import Iteration, require_step_alone
+from ..training.optimizer import make_optimizer
+from ..training.state import storage_bytes
 
 
 class TrainingRun:

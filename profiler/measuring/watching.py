@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import Optimizer
 
-from ..environment import environment
-from ..outcome import one_line, outcome_of
-from ..record import Level, Memory, Record, StateBlocks, Watched
-from ..state import bytes_by_dtype, state_bytes, storage_bytes
+from ..machine.environment import environment
+from ..records.outcome import one_line, outcome_of
+from ..records.record import Level, Memory, Record, StateBlocks, Watched
+from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED
 from .live_model import model_config

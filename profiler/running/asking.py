@@ -6,12 +6,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import optimizers
+from optprof import optimizers
 
-from ..disk import require_own_folder
-from ..plan import Comparison, plan, require_timeout
-from ..record import Record
-from ..store import RunStore
+from ..records.record import Record
+from ..records.store import RunStore
+from ..safety.disk import require_own_folder
+from .plan import Comparison, plan, require_timeout
 from .runner import run
 
 

@@ -5,12 +5,12 @@ they give way to the record.
 from collections.abc import Iterable
 from pathlib import Path
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
-from .. import disk
 from ..measuring.files import Files
-from ..record import Record
-from ..store import RunStore, file_name
+from ..records.record import Record
+from ..records.store import RunStore, file_name
+from ..safety import disk
 
 _KINDS = ("snapshots", "tensorboard", "timelines")
 

@@ -10,12 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
 from ..measuring.files import Files
-from ..outcome import one_line, outcome_of
-from ..record import SCHEMA, Outcome, Record
-from ..store import RunStore
+from ..records.outcome import one_line, outcome_of
+from ..records.record import SCHEMA, Outcome, Record
+from ..records.store import RunStore
 from .beside import files_beside
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def _print_traceback() -> None:
 
 def without_result(scenario: Scenario, outcome: Outcome, error: str) -> Record:
     """The record of a scenario that came to nothing; `error` is one line."""
-    from ..environment import environment
+    from ..machine.environment import environment
 
     return Record(
         scenario=scenario,

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from .. import disk
+from ..safety import disk
 
 # Of what is printed, the bytes that are kept from its beginning and from its end.
 HEAD = TAIL = 1 << 20

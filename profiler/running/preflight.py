@@ -2,11 +2,11 @@
 
 import torch
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
 from ..allocator.out_of_memory import format_bytes
 from ..measuring.cuda_memory import apply_alloc_conf
-from ..record import Record
+from ..records.record import Record
 
 
 class DoesNotFitError(MemoryError):

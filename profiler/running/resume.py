@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
-from ..privacy import OF_THE_MACHINE, disclosed_scenario
-from ..record import Record
-from ..store import file_name
+from ..records.privacy import OF_THE_MACHINE, disclosed_scenario
+from ..records.record import Record
+from ..records.store import file_name
 
 # A figure found with another version of these may be another figure.
 VERSIONS = ("optprof", "torch", "transformers")

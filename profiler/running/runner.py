@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
-from .. import disk
-from ..host_memory import kernel_kills
-from ..record import Outcome, Record
-from ..store import RunStore
+from ..machine.memory import kernel_kills
+from ..records.record import Outcome, Record
+from ..records.store import RunStore
+from ..safety import disk
 from .beside import written_beside
 from .child import Job, without_result
 from .log import Log

@@ -5,12 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import optimizers
-from scenarios import Scenario
-from scenarios.suites import Suite
+from optprof import optimizers
+from optprof.scenarios import Scenario
+from optprof.scenarios.suites import Suite
 
-from ..plan import Comparison, plan
-from ..record import Record
+from ..records.record import Record
+from .plan import Comparison, plan
 
 # Of GPT-2 an hour and a quarter, where no two scenarios share their model's trace.
 MOST_FOLLOWED = 1 << 16

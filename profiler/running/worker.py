@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from scenarios import schema
+from optprof.scenarios import schema
 
 from ..allocator.settings import VARIABLES
 from .child import Job
@@ -32,7 +32,7 @@ _MOST_LEFT_BYTES = 1 << 20
 # have an `optimizers/`, is not put first.
 _BOOTSTRAP = (
     "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from"
-    " profiler.running.zygote import main; main()"
+    " optprof.profiler.running.zygote import main; main()"
 )
 
 

@@ -27,9 +27,9 @@ from importlib import import_module
 from threading import Event, Thread
 from typing import Any
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
-from .. import environment
+from ..machine import environment
 from .child import Job, answer, trace_ahead, work
 from .processes import ON_LINUX, adopt_orphans, end_descendants, end_with, thread_count
 
@@ -40,8 +40,8 @@ MOST_ANSWER_BYTES = 16 << 20
 _LOADED = (
     "torch",
     "torch._dynamo",
-    "profiler.measuring.measurement",
-    "profiler.simulating.simulation",
+    "optprof.profiler.measuring.measurement",
+    "optprof.profiler.simulating.simulation",
 )
 # What tells how a fork has ended.
 _STATUS = re.compile(rb"-?[0-9]{1,9}\n")
@@ -154,7 +154,7 @@ def _load_code(scenario: Scenario) -> None:
     """Load what each fork for a catalogue's model would load; what fails here will fail there, and
     is told.
     """
-    from scenarios.workpiece import load_code
+    from optprof.scenarios.workpiece import load_code
 
     with suppress(Exception):
         load_code(scenario)

@@ -10,13 +10,13 @@ is traced.
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
-from ..optimizer import make_optimizer
 from ..tracing.attention_backend import Call, Settings, depends_on
 from ..tracing.kernel_memory import sized_for
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.stream import Allocations, Segment
+from ..training.optimizer import make_optimizer
 from .handover import Layout
 from .optimizer_trace import OptimizerTrace, trace_optimizer
 from .training import ModelTrace, trace_model, without_optimizer

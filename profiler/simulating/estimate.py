@@ -8,9 +8,9 @@ the estimates beside what was measured.
 
 import torch
 
-from scenarios.hardware import Gpu
+from optprof.scenarios.hardware import Gpu
 
-from ..record import StepEstimate
+from ..records.record import StepEstimate
 from ..tracing.kernel_trace import Kernel, StepTrace
 
 # Seconds of the host for one operation in Python with its launch: AdamW's loop over ten matrices of

@@ -12,17 +12,17 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-import optimizers
-from scenarios import Scenario, factories, hardware
-from scenarios.hardware import CONTEXT_BYTES, Gpu
-from scenarios.spec import MOST_MICRO_BATCHES
+from optprof import optimizers
+from optprof.scenarios import Scenario, factories, hardware
+from optprof.scenarios.hardware import CONTEXT_BYTES, Gpu
+from optprof.scenarios.spec import MOST_MICRO_BATCHES
 
 from ..allocator.blocks import Block
 from ..allocator.caching import CachingAllocator
 from ..allocator.out_of_memory import OutOfMemoryError
 from ..allocator.settings import AllocatorSettings
-from ..fits import LARGEST_BATCH, Change, Fit
-from ..outcome import is_ours, one_line
+from ..records.fits import LARGEST_BATCH, Change, Fit
+from ..records.outcome import is_ours, one_line
 from ..tracing.requests import device_of
 from ..tracing.stream import Segment
 from .batches import Stream, Streams

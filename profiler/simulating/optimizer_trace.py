@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from optimizers.accumulation import Accumulation
-from scenarios import Scenario
-from scenarios.settings import own_settings
+from optprof.optimizers.accumulation import Accumulation
+from optprof.scenarios import Scenario
+from optprof.scenarios.settings import own_settings
 
-from ..accumulating import simulated_draws, simulated_step
-from ..iteration import needs_closure
-from ..state import StateBytes, owned_state_tensors, state_bytes
 from ..tracing.kernels import fused_on_meta
 from ..tracing.samples import TRAININGS, ReadBackError, Samples
 from ..tracing.sparse import sparse_constructor
 from ..tracing.stream import Allocations, Segment
 from ..tracing.trace import Recorder
 from ..tracing.untraceable import UntraceableError
+from ..training.accumulating import simulated_draws, simulated_step
+from ..training.iteration import needs_closure
+from ..training.state import StateBytes, owned_state_tensors, state_bytes
 from .handover import Layout, adopted
 from .training import ModelTrace
 

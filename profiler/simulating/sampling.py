@@ -5,8 +5,8 @@ valley.
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 
-from ..timeline import HeldBlock, Stretch, Timeline
-from ..timeline_file import MOST
+from ..records.timeline import HeldBlock, Stretch, Timeline
+from ..records.timeline_file import MOST
 from ..tracing.stream import Allocations, Segment
 from .replay import Moment, Replay, live_at
 

@@ -6,20 +6,20 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scenarios import Scenario, hardware, models
-from scenarios.schema import shortened
+from optprof.scenarios import Scenario, hardware, models
+from optprof.scenarios.schema import shortened
 
-from ..accumulating import accumulating, simulated_draws
 from ..allocator.caching import CachingAllocator
 from ..allocator.segments import Addresses
 from ..allocator.settings import AllocatorSettings
-from ..environment import environment
-from ..optimizer import make_optimizer
-from ..record import Memory, Record, StepEstimate
-from ..timeline import Timeline
+from ..machine.environment import environment
+from ..records.record import Memory, Record, StepEstimate
+from ..records.timeline import Timeline
 from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
 from ..tracing.stream import Allocations, Segment
+from ..training.accumulating import accumulating, simulated_draws
+from ..training.optimizer import make_optimizer
 from .estimate import estimate
 from .handover import SparseLayout
 from .optimizer_trace import OptimizerTrace, trace_optimizer

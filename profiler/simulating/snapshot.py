@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
-from .. import disk
 from ..allocator.blocks import Block
 from ..allocator.segments import SMALL_SEGMENT
 from ..allocator.settings import AllocatorSettings
+from ..safety import disk
 from ..tracing.sources import Source
 from ..tracing.stream import Allocations, Segment
 from .replay import play

@@ -12,14 +12,12 @@ from typing import Any, cast
 
 import torch
 
-from scenarios import Scenario, hardware
-from scenarios.batches import map_tensors
-from scenarios.settings import TorchSettings, own_settings
-from scenarios.without_data import replace_tensors
-from scenarios.workpiece import Workpiece, build
+from optprof.scenarios import Scenario, hardware
+from optprof.scenarios.batches import map_tensors
+from optprof.scenarios.settings import TorchSettings, own_settings
+from optprof.scenarios.without_data import replace_tensors
+from optprof.scenarios.workpiece import Workpiece, build
 
-from ..accumulating import keeps_gradients, simulated_draws
-from ..iteration import Iteration
 from ..tracing.attention_backend import Call, Settings
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels
@@ -30,6 +28,8 @@ from ..tracing.stream import Allocations, Phase, Segment
 from ..tracing.trace import Recorder
 from ..tracing.untraceable import require_followed, require_modules_followed
 from ..tracing.values import with_value
+from ..training.accumulating import keeps_gradients, simulated_draws
+from ..training.iteration import Iteration
 from .handover import Layout, SparseLayout, TensorLayout, layout_of
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.utils.checkpoint
 from torch.utils._pytree import tree_leaves, tree_map
 
-from scenarios.factories import autocast_can_be_made
+from optprof.scenarios.factories import autocast_can_be_made
 
 from .recurrent_weights import halved
 

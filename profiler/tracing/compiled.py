@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 
-from ..places import short_name
+from ..records.places import short_name
 from .untraceable import UntraceableError, running_line
 
 # What transformers compiles for attn_implementation="flex_attention".

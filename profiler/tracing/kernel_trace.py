@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ..state import state_tensors
+from ..training.state import state_tensors
 from .kernels import fused_on_meta
 from .metacache import MetaCache
 from .multi_tensor import launches

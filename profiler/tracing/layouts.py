@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..reachable import plain_tensors
+from ..training.reachable import plain_tensors
 
 
 def data_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from scenarios import hardware
+from optprof.scenarios import hardware
 
 _AMD = (9, 4)
 

@@ -12,10 +12,10 @@ from torch.nn import functional
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from optimizers.sharded import is_sharded
+from optprof.optimizers.sharded import is_sharded
 
-from ..outcome import text_of
-from ..places import owner, short_name
+from ..records.outcome import text_of
+from ..records.places import owner, short_name
 
 _TORCH = Path(torch.__file__).parent
 _DISTRIBUTIONS, _OPTIMIZERS = f"{_TORCH / 'distributions'}/", f"{_TORCH / 'optim'}/"

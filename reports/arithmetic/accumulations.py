@@ -8,7 +8,7 @@ from itertools import accumulate
 from math import sqrt
 from statistics import fmean, median, stdev
 
-from profiler.record import Course, Record
+from optprof.profiler.records.record import Course, Record
 
 # Student's t of two-sided 95 % intervals of the mean of 2, 3, ... 10 values; of more the last is a
 # little wide.

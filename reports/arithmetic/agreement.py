@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from profiler.record import Record
-from scenarios import hardware
-from scenarios.spec import Scenario
+from optprof.profiler.records.record import Record
+from optprof.scenarios import hardware
+from optprof.scenarios.spec import Scenario
 
 from ..units import percent_text
 from .labels import labels, optimizer_key

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from profiler.record import Record
-from scenarios import hardware
+from optprof.profiler.records.record import Record
+from optprof.scenarios import hardware
 
 from .entries import Setting
 from .labels import OptimizerKey, labels, optimizer_key

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from profiler.record import Record
-from profiler.store import file_name
-from profiler.timeline import Stretch, Timeline
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import file_name
+from optprof.profiler.records.timeline import Stretch, Timeline
 
 from .entries import Entry, Setting, question
 from .labels import OptimizerKey, optimizer_key

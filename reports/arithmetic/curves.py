@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from .labels import dtype_name, labels, model_traits, optimizer_key
 

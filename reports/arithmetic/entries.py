@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from profiler.record import Memory, Record, StepEstimate
-from scenarios.spec import DType, Scenario
+from optprof.profiler.records.record import Memory, Record, StepEstimate
+from optprof.scenarios.spec import DType, Scenario
 
 from .labels import OptimizerKey, dtype_name, labels, model_traits, optimizer_key, training_traits
 from .times import Spread

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
-from profiler.record import Record
-from profiler.timeline import Timeline
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.timeline import Timeline
 
 from ..style import Mark, marks
 from ..units import count_text

@@ -6,9 +6,9 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from profiler.plain import plain
-from profiler.record import Memory, Record
-from scenarios.spec import DType, Scenario
+from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.safety.plain import plain
+from optprof.scenarios.spec import DType, Scenario
 
 # Options that decide how many bytes an optimizer keeps; a table shows them, whatever their value.
 BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")

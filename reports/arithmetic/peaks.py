@@ -8,7 +8,7 @@ of the simulation that asked the same.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from .entries import Entry, question
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from ..units import BINARY, DASH, Units, bytes_text, percent_text
 from ..words import DEVICES, warning_lines

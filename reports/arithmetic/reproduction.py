@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from ..units import difference_text, gib
 from .labels import unusual_bytes

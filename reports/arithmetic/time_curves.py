@@ -5,7 +5,7 @@ and model family.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from .labels import dtype_name, labels, model_traits, optimizer_key
 from .times import Spread

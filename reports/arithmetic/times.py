@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
 
-from profiler.confidence import Interval, median_interval
-from profiler.record import Record
+from optprof.profiler.records.confidence import Interval, median_interval
+from optprof.profiler.records.record import Record
 
 PHASES = ("forward", "backward", "step")
 

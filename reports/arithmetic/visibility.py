@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scenarios.hardware import CONTEXT_BYTES
+from optprof.scenarios.hardware import CONTEXT_BYTES
 
 from .entries import Entry, by_setting
 from .labels import optimizer_key
@@ -22,7 +22,7 @@ class Sight:
     are the peaks of a training step, `allocated_upper` and `reserved_upper` the upper ends of peaks
     that are ranges. `driver` is what the driver counts for the process, CUDA's context too: read on
     a GPU, or else (`driver_is_read` False) the reserved peak and the context that
-    `scenarios.hardware` reckons with. What no record tells is None.
+    `optprof.scenarios.hardware` reckons with. What no record tells is None.
     """
 
     entry: Entry

@@ -5,7 +5,7 @@ training went on.
 from collections.abc import Sequence
 from typing import Any
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 from ..arithmetic.accumulations import Accumulated
 from ..arithmetic.findings import Findings

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 from ..style import Mark
 from ..tables.table import Table

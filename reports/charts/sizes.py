@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from profiler.plain import plain
-from scenarios import hardware
+from optprof.profiler.safety.plain import plain
+from optprof.scenarios import hardware
 
 from ..arithmetic.curves import Point, Series
 from ..arithmetic.findings import Findings

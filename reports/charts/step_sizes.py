@@ -5,7 +5,7 @@ intervals of the medians.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import columns, shortened

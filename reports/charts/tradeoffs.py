@@ -5,7 +5,7 @@ in both.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 from ..arithmetic.findings import Findings
 from ..arithmetic.pareto import Tradeoff

@@ -17,11 +17,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from profiler.record import Memory, Record, Watched
-from profiler.running.resume import scenario_key
-from profiler.store import RunStore
-from scenarios import schema
-from scenarios.spec import Scenario
+from optprof.profiler.records.record import Memory, Record, Watched
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.running.resume import scenario_key
+from optprof.scenarios import schema
+from optprof.scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-from profiler.disk import write_text
-from profiler.privacy import disclosed
-from profiler.record import Record
+from optprof.profiler.records.privacy import disclosed
+from optprof.profiler.records.record import Record
+from optprof.profiler.safety.disk import write_text
 
 from ..arithmetic.ratios import Ratio
 from .compare import Change, Compared, Pair, compare_sides, read_side

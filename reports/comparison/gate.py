@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from profiler.record import Record
-from scenarios.schema import shown
+from optprof.profiler.records.record import Record
+from optprof.scenarios.schema import shown
 
 from ..explain import METRICS, find
 from ..units import GIB, KIB, MIB

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from ..arithmetic.entries import Setting
 from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels

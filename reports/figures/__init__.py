@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from profiler.disk import write_bytes, write_text
-from profiler.record import Record
-from profiler.timeline import Timeline
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.timeline import Timeline
+from optprof.profiler.safety.disk import write_bytes, write_text
 
 from ..arithmetic.findings import Findings
 from .drawing import FOR_PAPER, STYLES, Drawing, Style, style_named

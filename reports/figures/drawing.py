@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from profiler.plain import plain
+from optprof.profiler.safety.plain import plain
 
 from ..tables.table import Table
 from ..units import Words

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from ..arithmetic.reproduction import (
     Reproduced,

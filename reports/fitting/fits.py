@@ -1,12 +1,10 @@
-"""Fits: what runs on which GPU, as words and tables; reads answers of `profiler.fits` and nothing
-else.
-"""
+"""Fits as words and tables: which model runs on which GPU. Reads `profiler.records.fits` alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.fits import LARGEST_BATCH, Change, Fit
-from scenarios.spec import Scenario
+from optprof.profiler.records.fits import LARGEST_BATCH, Change, Fit
+from optprof.scenarios.spec import Scenario
 
 from ..arithmetic.capacity import SPARE
 from ..arithmetic.entries import Setting

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from profiler.fits import Fit
-from scenarios import hardware
+from optprof.profiler.records.fits import Fit
+from optprof.scenarios import hardware
 
 from ..arithmetic.provenance import ORIGINS, shell
 from ..html import styled_page

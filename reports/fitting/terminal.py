@@ -8,7 +8,7 @@ from typing import TextIO
 from rich.table import Table
 from rich.text import Text
 
-from profiler.fits import Fit
+from optprof.profiler.records.fits import Fit
 
 from ..arithmetic.labels import shortened
 from ..streams import console_on

@@ -5,7 +5,7 @@ went.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from ..arithmetic.accumulations import Accumulated, Difference, Range, accumulations, common_loss
 from ..arithmetic.labels import model_traits

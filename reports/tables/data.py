@@ -5,7 +5,7 @@ spreadsheet or a program.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from profiler.record import Record, StepEstimate
+from optprof.profiler.records.record import Record, StepEstimate
 
 from ..arithmetic.entries import Entry, Setting, failures
 from ..arithmetic.findings import Findings

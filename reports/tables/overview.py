@@ -4,7 +4,7 @@ rounded ones.
 
 from collections.abc import Sequence
 
-from profiler.record import Record, StepEstimate
+from optprof.profiler.records.record import Record, StepEstimate
 
 from ..arithmetic.entries import Setting, failures
 from ..arithmetic.findings import Findings

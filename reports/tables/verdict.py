@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from profiler.record import Record
+from optprof.profiler.records.record import Record
 
 from ..arithmetic.entries import Entry, Setting, by_setting
 from ..arithmetic.findings import Findings

@@ -4,7 +4,7 @@ state, the operations of a step.
 
 from collections.abc import Sequence
 
-from profiler.record import Record, Watched
+from optprof.profiler.records.record import Record, Watched
 
 from ..arithmetic.entries import Entry
 from ..arithmetic.findings import Findings

@@ -15,12 +15,12 @@ from statistics import median
 
 import torch
 
-from optimizers import accumulation
-from optimizers.accumulation import Accumulation, GradientNoiseScale, MetricHypothesisTest
-from profiler.confidence import median_interval
-from profiler.malloc import keep_freed_memory
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof.optimizers import accumulation
+from optprof.optimizers.accumulation import Accumulation, GradientNoiseScale, MetricHypothesisTest
+from optprof.profiler.machine.malloc import keep_freed_memory
+from optprof.profiler.records.confidence import median_interval
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 ROUNDS, WARM_UP, SEQUENCE_LENGTH = 11, 2, 256
 MARK = 0.03

@@ -8,12 +8,12 @@ runs.
 import sys
 import time
 
-from profiler.allocator.blocks import Block
-from profiler.allocator.caching import CachingAllocator
-from profiler.allocator.settings import AllocatorSettings
-from profiler.simulating.replay import play
-from profiler.simulating.simulation import Simulation, run_simulation
-from scenarios import Scenario
+from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.allocator.settings import AllocatorSettings
+from optprof.profiler.simulating.replay import play
+from optprof.profiler.simulating.simulation import Simulation, run_simulation
+from optprof.scenarios import Scenario
 
 OPTIMIZERS = ("adamw", "sgd-sai", "lamb16")
 SETTINGS = ("", "expandable_segments:True", "max_split_size_mb:64", "roundup_power2_divisions:4")

@@ -27,15 +27,15 @@ import transformers
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from profiler.iteration import Iteration
-from profiler.optimizer import make_optimizer
-from profiler.simulating import simulation, training
-from profiler.simulating.simulation import run_simulation
-from profiler.state import state_bytes
-from profiler.tracing.grouped_mm import grouped_mm
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof.profiler.simulating import simulation, training
+from optprof.profiler.simulating.simulation import run_simulation
+from optprof.profiler.tracing.grouped_mm import grouped_mm
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.training.iteration import Iteration
+from optprof.profiler.training.optimizer import make_optimizer
+from optprof.profiler.training.state import state_bytes
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 FAILURES = Path(__file__).parent.parent / "data" / "breadth_failures.txt"
 OPTIMIZERS = ("adamw", "sm3")

@@ -7,10 +7,10 @@ Prints the table of docs/fit.md; takes a few minutes.
 from dataclasses import replace
 from itertools import product
 
-from profiler.fits import Fit
-from profiler.plan import Comparison, plan_fits
-from profiler.simulating.fitting import EXPANDABLE, Fitting
-from scenarios import Scenario
+from optprof.profiler.records.fits import Fit
+from optprof.profiler.running.plan import Comparison, plan_fits
+from optprof.profiler.simulating.fitting import EXPANDABLE, Fitting
+from optprof.scenarios import Scenario
 
 GIB = 2**30
 OPTIMIZERS = ("adamw", "sgd-sai")

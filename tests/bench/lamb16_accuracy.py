@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import LAMB16
-from optimizers.float8 import dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
-from optimizers.lamb16 import FIRST_TURN, SECOND_TURN
+from optprof.optimizers import LAMB16
+from optprof.optimizers.float8 import dither_e4m3, dither_e5m2, encode_e4m3, encode_e5m2
+from optprof.optimizers.lamb16 import FIRST_TURN, SECOND_TURN
 
 BETA1, BETA2 = 0.9, 0.999
 STEPS = 1000

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._pytree import tree_leaves, tree_map
 
-from profiler.tracing.trace import Recorder
-from profiler.tracing.untraceable import UntraceableError
-from profiler.tracing.values import with_value
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.untraceable import UntraceableError
+from optprof.profiler.tracing.values import with_value
 
 DIFFERENT = {
     "as_strided_partial_views": (

@@ -13,12 +13,12 @@ from statistics import median
 
 import torch
 
-import optimizers
-from profiler.confidence import median_interval
-from profiler.malloc import keep_freed_memory
-from profiler.measuring.harness import Harness
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler.machine.malloc import keep_freed_memory
+from optprof.profiler.measuring.harness import Harness
+from optprof.profiler.records.confidence import median_interval
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 ROUNDS, EMPTY = 21, 20_000
 NAMES = ("adamw", "sgd-sai", "sm3", "lamb16")

@@ -19,8 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from profiler.record import Memory, Record
-from scenarios.spec import Scenario
+from optprof.profiler.records.record import Memory, Record
+from optprof.scenarios.spec import Scenario
 
 COUNT = 100_000
 SAMPLES = 40

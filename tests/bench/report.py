@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from profiler.record import Memory, Record
-from profiler.store import RunStore
-from scenarios.spec import Scenario
+from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.store import RunStore
+from optprof.scenarios.spec import Scenario
 
 MODELS, SAMPLES, RUNS = 25, 30, 3
 BYTES_PER_PARAMETER = {

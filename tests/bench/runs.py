@@ -22,11 +22,11 @@ from typing import cast
 
 import psutil
 
-from profiler.running.runner import run
-from profiler.running.worker import Worker
-from profiler.store import RunStore
-from scenarios import Scenario
-from scenarios.spec import Device
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.running.runner import run
+from optprof.profiler.running.worker import Worker
+from optprof.scenarios import Scenario
+from optprof.scenarios.spec import Device
 
 COUNT = 200
 TINY = """

@@ -15,10 +15,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-import optimizers
-from profiler import simulate
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler import simulate
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 OPTIMIZERS = ("adamw", "sm3", "sgd-sai", "lamb16")
 

@@ -11,12 +11,12 @@ from statistics import median
 
 import torch
 
-import optimizers
-from profiler.malloc import keep_freed_memory
-from profiler.measuring.measurement import SLICE_BUDGET
-from profiler.measuring.slices import take_slices
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler.machine.malloc import keep_freed_memory
+from optprof.profiler.measuring.measurement import SLICE_BUDGET
+from optprof.profiler.measuring.slices import take_slices
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 ROUNDS = 15
 BYTES_PER_PARAMETER = {"adamw": 16.0, "sgd-sai": 12.0, "sm3": 8.01, "lamb16": 10.0}

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 
-import optimizers
+from optprof import optimizers
 
 COPIED = 2**28  # bytes
 

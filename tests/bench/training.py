@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
-import optimizers
-from optimizers.schedules import WarmUpAndDecay
-from reports.figures.spacing import spaced
-from reports.style import INK, LINE, MUTED, PAPER, Mark, marks
+from optprof import optimizers
+from optprof.optimizers.schedules import WarmUpAndDecay
+from optprof.reports.figures.spacing import spaced
+from optprof.reports.style import INK, LINE, MUTED, PAPER, Mark, marks
 
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "scenarios" / "data" / "genesis.txt"
@@ -255,7 +255,7 @@ def draw(found: dict[str, list[Curve]], path: Path) -> None:
     """
     from matplotlib import pyplot
 
-    from reports.figures.render import drawing
+    from optprof.reports.figures.render import drawing
 
     with drawing():
         figure, plots = pyplot.subplots(

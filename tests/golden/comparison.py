@@ -8,8 +8,8 @@ from typing import Any
 from recording import Recording
 from replaying import DeviatesError, replay_exactly
 
-from profiler import simulate
-from scenarios import Scenario
+from optprof.profiler import simulate
+from optprof.scenarios import Scenario
 
 # The most that a simulated peak may differ from a recorded one: the median of all, and the worst.
 MEDIAN_OFF = {"allocated": 0.002, "reserved": 0.005}

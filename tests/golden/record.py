@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from recording import SUFFIX, Phase, Recording, cut
 
-from scenarios import Scenario, hardware
+from optprof.scenarios import Scenario, hardware
 
 FOLDER = Path(__file__).parent.parent / "data" / "golden"
 MOST_SECONDS = 1800
@@ -155,7 +155,7 @@ def record(scenario: Scenario, device: str = "cuda") -> Recording:
     """
     import torch
 
-    from profiler.measuring.cuda_memory import apply_alloc_conf
+    from optprof.profiler.measuring.cuda_memory import apply_alloc_conf
 
     apply_alloc_conf(scenario.alloc_conf)
     torch.cuda.init()
@@ -202,10 +202,10 @@ def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[
     """Train from nothing, phase by phase; the bytes of the optimizer's state by key."""
     import torch
 
-    from profiler.iteration import Iteration
-    from profiler.optimizer import make_optimizer
-    from profiler.state import state_bytes
-    from scenarios.workpiece import build
+    from optprof.profiler.training.iteration import Iteration
+    from optprof.profiler.training.optimizer import make_optimizer
+    from optprof.profiler.training.state import state_bytes
+    from optprof.scenarios.workpiece import build
 
     with recorder.phase("build"):
         workpiece = build(scenario, device)

@@ -17,17 +17,16 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path[:0] = [str(HERE), str(ROOT), str(HERE.parent / "golden")]
+sys.path[:0] = [str(HERE), str(ROOT / "src"), str(HERE.parent / "golden")]
 
 import against  # noqa: E402
 from comparison import Comparison, compare, marks  # noqa: E402
 from derived import catalogue_lines, derive  # noqa: E402
+from optprof.profiler.records.record import Record  # noqa: E402
+from optprof.scenarios import hardware  # noqa: E402
 from plan import CORE  # noqa: E402
 from recording import SUFFIX, Recording  # noqa: E402
 from result import Result  # noqa: E402
-
-from profiler.record import Record  # noqa: E402
-from scenarios import hardware  # noqa: E402
 
 
 def keep(recordings: Iterable[tuple[str, Recording]], folder: Path, *, everything: bool) -> None:
@@ -88,7 +87,7 @@ def _percent(value: float | None) -> str:
 
 def write_records(records: list[Record], folder: Path) -> None:
     """Write the records as a run, and their report."""
-    from reports import write_report
+    from optprof.reports import write_report
 
     if not records:
         print("no records, so no report")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from profiler import simulate
-from profiler.measuring.measurement import to_simulate
-from profiler.record import Record
+from optprof.profiler import simulate
+from optprof.profiler.measuring.measurement import to_simulate
+from optprof.profiler.records.record import Record
 
 # The most that an estimated step may be off: the median of all, and the worst.
 MEDIAN_TIME, WORST_TIME = 0.05, 0.10

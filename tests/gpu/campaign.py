@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 
 START = time.monotonic()
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent.parent), str(HERE.parent / "golden")]
+sys.path[:0] = [str(HERE), str(HERE.parent.parent / "src"), str(HERE.parent / "golden")]
 
 import gpu_tests  # noqa: E402
 import plan  # noqa: E402

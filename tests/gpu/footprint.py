@@ -6,10 +6,9 @@ from threading import Thread
 from typing import Any
 
 import torch
+from optprof.profiler.machine.environment import environment
 from place import PLACE
 from torch.nn import functional
-
-from profiler.environment import environment
 
 MIB = 1 << 20
 

@@ -35,7 +35,7 @@ def run(campaign: "Campaign", end: float) -> None:
     ]
     command += ["-p", "no:cacheprovider", "-W", "default", "--durations=5"]
     command += [str(path.relative_to(ROOT)) for path in marked()[: campaign.most]]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"}
     try:
         done = subprocess.run(
             command,

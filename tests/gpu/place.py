@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
 
 class Place:

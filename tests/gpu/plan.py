@@ -5,9 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from children import Job
+from optprof.scenarios import Scenario
 from record import OTHERS, listed
-
-from scenarios import Scenario
 
 CONSTANTS = (
     "device",

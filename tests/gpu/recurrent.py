@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from attention import DTYPES
 from footprint import peak
+from optprof.profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
 from place import PLACE
 from torch import nn
-
-from profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
 
 KINDS: dict[Mode, Any] = {"lstm": nn.LSTM, "gru": nn.GRU, "tanh": nn.RNN}
 # Inputs, hidden size, layers, directions, time steps, batch.

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from journal import Journal
+from optprof.profiler.records.record import Record
 from record import catalogue_name
 from recording import Recording
-
-from profiler.record import Record
 
 
 @dataclass(frozen=True)

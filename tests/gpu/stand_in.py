@@ -11,18 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
+from optprof.profiler.allocator.settings import AllocatorSettings
+from optprof.profiler.measuring import measurement, torch_profile
+from optprof.profiler.measuring.training_run import TrainingRun
+from optprof.profiler.simulating.replay import play
+from optprof.profiler.simulating.simulation import run_simulation, simulated_allocator
+from optprof.profiler.simulating.snapshot import _History  # pyright: ignore[reportPrivateUsage]
+from optprof.scenarios import Scenario, hardware, models, workpiece
 from place import PLACE
-
-from profiler.allocator.blocks import Block
-from profiler.allocator.caching import CachingAllocator
-from profiler.allocator.out_of_memory import OutOfMemoryError
-from profiler.allocator.settings import AllocatorSettings
-from profiler.measuring import measurement, torch_profile
-from profiler.measuring.training_run import TrainingRun
-from profiler.simulating.replay import play
-from profiler.simulating.simulation import run_simulation, simulated_allocator
-from profiler.simulating.snapshot import _History  # pyright: ignore[reportPrivateUsage]
-from scenarios import Scenario, hardware, models, workpiece
 
 GPU = hardware.describe("h100-80")
 TINY: dict[str, dict[str, Any]] = {

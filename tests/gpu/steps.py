@@ -4,9 +4,8 @@ import time
 from typing import Any
 
 import torch
+from optprof import optimizers
 from place import PLACE
-
-import optimizers
 
 # By the catalogue's names; torch's are here because the estimate needs one rule for all.
 WAYS: tuple[tuple[str, Any], ...] = (

@@ -15,13 +15,12 @@ import speeds
 import steps
 import torch
 from journal import Journal
+from optprof.profiler.measuring import harness, measurement
+from optprof.profiler.measuring.files import Files
+from optprof.profiler.running.child import Job, attempt
+from optprof.scenarios import Scenario
 from place import PLACE
 from record import record
-
-from profiler.measuring import harness, measurement
-from profiler.measuring.files import Files
-from profiler.running.child import Job, attempt
-from scenarios import Scenario
 
 WARM_UP_SECONDS, WARM_UP_LIMIT = 0.5, 1.5
 

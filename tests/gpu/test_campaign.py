@@ -20,11 +20,10 @@ from children import Children, Job
 from comparison import compare
 from derived import derive
 from journal import MOST_BYTES, MOST_FILES, Journal
+from optprof.scenarios import Scenario
 from record import listed
 from replaying import replay_exactly
 from result import Result
-
-from scenarios import Scenario
 
 HERE = Path(__file__).resolve().parent
 TINY = {"scenario": asdict(Scenario(model="gpt2", device="cuda"))}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent / "golden")]
+sys.path[:0] = [str(HERE.parent.parent / "src"), str(HERE.parent / "golden")]
 
 from journal import Journal  # noqa: E402
 

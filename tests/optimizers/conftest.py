@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.optim.optimizer import Optimizer
 
-from optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
     "sgd-sai": (SGDSaI, {"lr": 1e-4}),

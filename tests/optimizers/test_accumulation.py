@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD
 
-import optimizers
-from optimizers import accumulation
-from optimizers.accumulation import (
+from optprof import optimizers
+from optprof.optimizers import accumulation
+from optprof.optimizers.accumulation import (
     Accumulation,
     GradientNoiseScale,
     GradientNormRescaler,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR
 
-from optimizers import accumulation
+from optprof.optimizers import accumulation
 
 DOCS = Path(__file__).parents[2] / "docs" / "accumulation.md"
 OURS, TRAINER, DESCRIBED, LOGGED = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)

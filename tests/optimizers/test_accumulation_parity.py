@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW
 
-from optimizers import accumulation
+from optprof.optimizers import accumulation
 
 MODULE = "gradient_quality_control.implementations"
 # Ours, the original's module, class and arguments, and the targets that it takes from parameter

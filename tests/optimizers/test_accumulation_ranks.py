@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, AdamW
 
-from optimizers import accumulation
-from optimizers.accumulation import (
+from optprof.optimizers import accumulation
+from optprof.optimizers.accumulation import (
     Accumulation,
     GradientNoiseScale,
     GradientNormThreshold,

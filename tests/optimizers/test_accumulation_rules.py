@@ -5,7 +5,7 @@ from math import inf, sqrt
 import pytest
 import torch
 
-from optimizers.accumulation import rules
+from optprof.optimizers.accumulation import rules
 
 
 def test_a_norm_at_the_threshold_is_low_enough() -> None:

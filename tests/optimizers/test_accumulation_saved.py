@@ -12,8 +12,12 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import SGD
 
-from optimizers import accumulation
-from optimizers.accumulation import Accumulation, GradientNormThreshold, MetricHypothesisTest
+from optprof.optimizers import accumulation
+from optprof.optimizers.accumulation import (
+    Accumulation,
+    GradientNormThreshold,
+    MetricHypothesisTest,
+)
 
 SPECS = (
     "gnts:threshold=0.001",

@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, ReduceLROnPlateau
 
-from optimizers.accumulation import CosineTarget, GradientNormThreshold, NormWarmupScheduler
+from optprof.optimizers.accumulation import CosineTarget, GradientNormThreshold, NormWarmupScheduler
 
 
 def descent() -> SGD:

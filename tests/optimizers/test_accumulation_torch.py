@@ -19,8 +19,8 @@ from torch.nn import Parameter
 from torch.optim import SGD, AdamW, Rprop
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 
-from optimizers import accumulation
-from optimizers.accumulation import (
+from optprof.optimizers import accumulation
+from optprof.optimizers.accumulation import (
     Accumulation,
     GradientNoiseScale,
     GradientNormThreshold,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-import optimizers
+from optprof import optimizers
 
 ONE_LINE = r"^[^\n]*$"
 MINE = """
@@ -195,7 +195,12 @@ def test_an_implementation_is_chosen_by_name() -> None:
     assert optimizers.create("adamw", params(), implementation="fused").defaults["fused"] is True
     assert optimizers.create("sm3", params(), implementation="foreach").defaults["foreach"] is True
     assert optimizers.implementations("sm3") == ("loop", "foreach", "fused", "compiled")
-    assert optimizers.implementations("sm3", "cpu") == ("loop", "foreach", "fused", "compiled")
+    assert optimizers.implementations("sm3", "cpu") == (
+        "loop",
+        "foreach",
+        "fused",
+        "compiled",
+    )
     assert optimizers.implementations("sm3", "cuda") == ("loop", "foreach", "compiled")
     assert optimizers.implementations("adamw", "cuda") == ("loop", "foreach", "fused")
 
@@ -342,7 +347,7 @@ def test_muon_follows_a_learning_rate_set_after_it_was_loaded() -> None:
 
 
 PLUGIN = """
-from optimizers import Description, Entry
+from optprof.optimizers import Description, Entry
 from torch.optim import SGD
 
 class Mine(SGD):

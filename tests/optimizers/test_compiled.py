@@ -11,8 +11,8 @@ import torch
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 
-import optimizers
-from optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled
+from optprof import optimizers
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled
 
 OURS = pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB, LAMB16])
 # Kinds by rank, by whether a matrix is square, and, below a size, the plain loop.
@@ -316,5 +316,7 @@ def test_torch_s_own_steps_compiled_as_a_whole_have_the_same_numbers(name: str, 
     # Most of them ask for a break in the graph themselves; Muon takes matrices alone.
     shapes = [(4, 3), (5, 5)] if name == "muon" else [(4, 3), (5,), ()]
     assert_compiled_as_a_whole(
-        lambda params: optimizers.create(name, params, implementation=way), shapes, fullgraph=False
+        lambda params: optimizers.create(name, params, implementation=way),
+        shapes,
+        fullgraph=False,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import lr_scheduler
 
-from optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 OURS = pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB, LAMB16])
 CONTIGUOUS = pytest.mark.parametrize("contiguous", [True, False])

@@ -17,7 +17,7 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 OURS = pytest.mark.parametrize("factory", [SGDSaI, SM3, LAMB, LAMB16])
 

@@ -19,8 +19,8 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.optimizer import Optimizer
 
-import optimizers
-from profiler.state import state_tensors
+from optprof import optimizers
+from optprof.profiler.training.state import state_tensors
 
 OURS = ("lamb", "lamb16", "sgd-sai", "sm3")
 SETTINGS = (
@@ -305,7 +305,10 @@ def test_gradients_are_left_as_they_were_by_one_that_maximizes(spec: str) -> Non
 )
 def test_maximizing_is_minimizing_the_negative(spec: str) -> None:
     up, down = parameters(), parameters()
-    ascent, descent = optimizers.create(spec, up, maximize=True), optimizers.create(spec, down)
+    ascent, descent = (
+        optimizers.create(spec, up, maximize=True),
+        optimizers.create(spec, down),
+    )
     for seed in range(3):
         torch.manual_seed(seed)
         for one, other in zip(up, down, strict=True):

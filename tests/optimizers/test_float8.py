@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimizers.float8 import (
+from optprof.optimizers.float8 import (
     PERIOD,
     decode_e4m3,
     decode_e5m2,

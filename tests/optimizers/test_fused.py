@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import LAMB16, SM3, fused
+from optprof.optimizers import LAMB16, SM3, fused
 
 pytestmark = pytest.mark.compiler
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 
-import optimizers
+from optprof import optimizers
 
 OURS = (
     "lamb",
@@ -110,7 +110,9 @@ def test_every_shape_moves_in_every_dtype(
     options: dict[str, Any] = {"lr": 1.0, "d0": 0.5} if spec == "prodigy" else {"lr": 0.5}
     params = parameters(dtype)
     take_steps(
-        optimizers.create(spec, params, implementation=implementation, **options), params, range(1)
+        optimizers.create(spec, params, implementation=implementation, **options),
+        params,
+        range(1),
     )
     for param, start in zip(params, parameters(dtype), strict=True):
         assert param.dtype is dtype
@@ -173,7 +175,10 @@ def test_a_gradient_that_is_not_finite_stays_with_its_tensor(spec: str, value: f
         Parameter(torch.ones(4, 3)),
         Parameter(torch.ones(4, 3)),
     )
-    optimizer, reference = optimizers.create(spec, [other, hit]), optimizers.create(spec, [alone])
+    optimizer, reference = (
+        optimizers.create(spec, [other, hit]),
+        optimizers.create(spec, [alone]),
+    )
     if spec == "lamb:preset=nvidia":
         pytest.skip("clips by the norm of all gradients together")
     for step in range(3):
@@ -190,7 +195,10 @@ def test_a_gradient_that_is_not_finite_stays_with_its_tensor(spec: str, value: f
 @every(EMPTY)
 def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -> None:
     plain, scaled = parameters(), parameters()
-    reference, optimizer = optimizers.create(spec, plain), optimizers.create(spec, scaled)
+    reference, optimizer = (
+        optimizers.create(spec, plain),
+        optimizers.create(spec, scaled),
+    )
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4, growth_interval=1000)
     scaler.scale(torch.ones(()))
     for step in range(4):

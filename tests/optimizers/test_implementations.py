@@ -13,11 +13,11 @@ from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import optimizers
-from optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled, fused
-from profiler.optimizer import make_optimizer
-from profiler.plan import Comparison, plan
-from scenarios import Scenario
+from optprof import optimizers
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled, fused
+from optprof.profiler.running.plan import Comparison, plan
+from optprof.profiler.training.optimizer import make_optimizer
+from optprof.scenarios import Scenario
 
 # Alike, so that several of them make one bucket of ours; a parameter this large is worth compiling.
 SHAPES = [(128, 128), (16, 8), (16, 8), (16, 8), (8,), (8,)]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from optimizers import SM3, kernels
+from optprof.optimizers import SM3, kernels
 
 pytestmark = pytest.mark.compiler
 
@@ -224,8 +224,8 @@ def test_several_processes_may_compile_at_once_and_what_one_left_does_not_matter
 ) -> None:
     (folder / "tmp-left-by-one-that-was-killed").mkdir(parents=True)
     code = (
-        "import torch; from optimizers import SM3; p = torch.ones(3).requires_grad_(); p.grad ="
-        " p.detach(); SM3([p], fused=True).step()"
+        "import torch; from optprof.optimizers import SM3; p = torch.ones(3).requires_grad_();"
+        " p.grad = p.detach(); SM3([p], fused=True).step()"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait() for process in processes] == [0, 0, 0]

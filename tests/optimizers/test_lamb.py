@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import LAMB
+from optprof.optimizers import LAMB
 
 
 def step(w: Any, g: Any, dtype: torch.dtype = torch.float64, **options: Any) -> Tensor:

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optimizers import LAMB16
-from profiler.tracing.trace import Recorder
+from optprof.optimizers import LAMB16
+from optprof.profiler.tracing.trace import Recorder
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim.optimizer import Optimizer
 
-import optimizers
+from optprof import optimizers
 
 SPECS = (
     *("lamb", "lamb:preset=cybertronai", "lamb16", "lamb16:scale=upstream", "muon", "sgd-sai"),

@@ -14,9 +14,9 @@ from torch.optim.optimizer import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import optimizers
-from optimizers import zoo
-from profiler.state import state_bytes
+from optprof import optimizers
+from optprof.optimizers import zoo
+from optprof.profiler.training.state import state_bytes
 
 # Bytes of a parameter's state.
 STATE_BYTES: dict[str, Callable[[Parameter], int]] = {

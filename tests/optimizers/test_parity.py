@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from optimizers import SM3, SGDSaI
+from optprof.optimizers import SM3, SGDSaI
 
 SHAPES = [(2,), (7,), (3, 5), (2, 3, 4), (4, 3, 2, 2)]
 STEPS = 25

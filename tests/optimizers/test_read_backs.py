@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import optimizers
-from profiler import simulate
-from profiler.optimizer import make_optimizer
-from profiler.state import state_bytes
-from profiler.tracing import samples
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler import simulate
+from optprof.profiler.tracing import samples
+from optprof.profiler.training.optimizer import make_optimizer
+from optprof.profiler.training.state import state_bytes
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 # Biases that begin at 0, a norm of ones, an embedding of which no batch sees every row, and a
 # number.

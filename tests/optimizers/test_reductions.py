@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import LAMB, SGDSaI
-from optimizers.accumulation.norms import total_norm
-from optimizers.reductions import l2_norms
+from optprof.optimizers import LAMB, SGDSaI
+from optprof.optimizers.accumulation.norms import total_norm
+from optprof.optimizers.reductions import l2_norms
 
 # Not a multiple of the rows that are summed apart.
 MANY = 2**24 + 5

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 SHAPES = [(), (1,), (7,), (3, 5), (2, 3, 4), (4, 3, 2, 2)]
 STEPS = 30

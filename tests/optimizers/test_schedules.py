@@ -8,8 +8,8 @@ import torch
 from torch.nn import Parameter
 from torch.optim.lr_scheduler import LambdaLR
 
-import optimizers
-from optimizers.schedules import FinalDecay, QuadraticWarmUp, WarmUpAndDecay
+from optprof import optimizers
+from optprof.optimizers.schedules import FinalDecay, QuadraticWarmUp, WarmUpAndDecay
 
 
 def test_the_warm_up_is_quadratic_and_then_over() -> None:

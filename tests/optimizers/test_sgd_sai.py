@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import SGDBoost, SGDSaI
+from optprof.optimizers import SGDBoost, SGDSaI
 
 WAYS = pytest.mark.parametrize("foreach", [False, True])
 

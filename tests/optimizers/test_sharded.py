@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-import optimizers
-from optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof import optimizers
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 RANKS = 2
 SETTINGS: list[tuple[Any, dict[str, Any]]] = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import SM3
+from optprof.optimizers import SM3
 
 
 def embed(param: Parameter, rows: list[int]) -> Tensor:

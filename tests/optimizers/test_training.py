@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-import optimizers
+from optprof import optimizers
 
 FILE = Path(__file__).parents[1] / "bench" / "training.py"
 

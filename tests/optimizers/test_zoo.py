@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import Embedding, Linear, ModuleDict, Parameter
 from torch.optim.optimizer import Optimizer
 
-import optimizers
-from optimizers import zoo
+from optprof import optimizers
+from optprof.optimizers import zoo
 
 pytestmark = pytest.mark.skipif(
     find_spec("pytorch_optimizer") is None, reason="needs the extra zoo"
@@ -193,7 +193,8 @@ def test_adam_mini_knows_embeddings_and_heads_by_name() -> None:
 
 def test_nothing_of_the_zoo_is_imported_before_it_is_used() -> None:
     asked = (
-        "import sys, optimizers; optimizers.available(); optimizers.describe('lion');"
+        "import sys; from optprof import optimizers; optimizers.available();"
+        " optimizers.describe('lion');"
         " print(set(sys.modules) & {'pytorch_optimizer'})"
     )
     folder = Path(optimizers.__file__).parents[1]
@@ -210,7 +211,7 @@ def test_nothing_of_the_zoo_is_imported_before_it_is_used() -> None:
 def test_a_name_whose_package_is_absent_says_what_to_install(
     name: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimizers.entry.find_spec", lambda package: None)  # noqa: ARG005
+    monkeypatch.setattr("optprof.optimizers.entry.find_spec", lambda package: None)  # noqa: ARG005
     assert name not in optimizers.available()
     assert optimizers.describe(name).summary
     with pytest.raises(ValueError, match=command.replace("[", r"\[")) as caught:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from profiler.accumulating import target_schedule
-from profiler.measuring.measurement import measure
-from profiler.plan import Comparison, plan
-from profiler.record import Memory, Record
-from profiler.running.beside import require_iterations
-from profiler.running.sweep import Forecast
-from profiler.simulating.simulation import run_simulation, simulate
-from reports.page import render_page
-from scenarios import Scenario
+from optprof.profiler.measuring.measurement import measure
+from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.running.beside import require_iterations
+from optprof.profiler.running.plan import Comparison, plan
+from optprof.profiler.running.sweep import Forecast
+from optprof.profiler.simulating.simulation import run_simulation, simulate
+from optprof.profiler.training.accumulating import target_schedule
+from optprof.reports.page import render_page
+from optprof.scenarios import Scenario
 
 SMALL = Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1})
 
@@ -160,7 +160,7 @@ def test_a_course_records_each_draw_and_what_it_took(
 
 def net_tensors() -> list[str]:
     """The parameters of the tiny model, a step count each."""
-    from scenarios.workpiece import build
+    from optprof.scenarios.workpiece import build
 
     return [name for name, _ in build(COURSE, "meta").model.named_parameters()]
 

@@ -4,11 +4,11 @@ measured on a device.
 
 import pytest
 
-from profiler.allocator.blocks import Block
-from profiler.allocator.caching import CachingAllocator
-from profiler.allocator.out_of_memory import OutOfMemoryError
-from profiler.allocator.segments import LowestAddresses
-from profiler.allocator.settings import AllocatorSettings
+from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
+from optprof.profiler.allocator.segments import LowestAddresses
+from optprof.profiler.allocator.settings import AllocatorSettings
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 

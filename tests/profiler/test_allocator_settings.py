@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from profiler.allocator.settings import SIZE_CLASSES, UNLIMITED, AllocatorSettings
+from optprof.profiler.allocator.settings import SIZE_CLASSES, UNLIMITED, AllocatorSettings
 
 MIB = 1 << 20
 DEFAULTS = "large_segment_size_mb:20,max_non_split_rounding_mb:20,expandable_segments:False"

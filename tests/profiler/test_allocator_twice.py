@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import settings as run_with
 from hypothesis import strategies as st
 
-from profiler.allocator.blocks import Block, Pool
-from profiler.allocator.caching import CachingAllocator
-from profiler.allocator.out_of_memory import OutOfMemoryError
-from profiler.allocator.segments import LowestAddresses
-from profiler.allocator.settings import UNLIMITED, AllocatorSettings
+from optprof.profiler.allocator.blocks import Block, Pool
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
+from optprof.profiler.allocator.segments import LowestAddresses
+from optprof.profiler.allocator.settings import UNLIMITED, AllocatorSettings
 
 KIB, MIB = 1 << 10, 1 << 20
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler import measure, simulate
-from profiler.measuring import harness
-from scenarios import Scenario
+from optprof.profiler import measure, simulate
+from optprof.profiler.measuring import harness
+from optprof.scenarios import Scenario
 
 SMALL = """
 import torch

@@ -10,8 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.trace import Recorder
 
 BATCH, HEADS, TOKENS, WIDTH = 2, 4, 128, 32
 A100 = (8, 0)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from profiler.tracing.attention_backend import Backend, Call, Operand, Settings, choose
+from optprof.profiler.tracing.attention_backend import Backend, Call, Operand, Settings, choose
 
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 FUSED_ON_CPU = 1

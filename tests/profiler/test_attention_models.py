@@ -12,10 +12,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from profiler.simulating.replay import replay
-from profiler.simulating.simulation import run_simulation
-from scenarios import Scenario
-from scenarios.factories import load
+from optprof.profiler.simulating.replay import replay
+from optprof.profiler.simulating.simulation import run_simulation
+from optprof.scenarios import Scenario
+from optprof.scenarios.factories import load
 
 TOKENS, WIDTH, HEADS = 256, 128, 4
 SIZES: dict[str, Any] = {

@@ -9,10 +9,10 @@ import torch
 from torch.testing._internal.autocast_test_lists import AutocastTestLists
 from torch.utils._pytree import tree_map
 
-from profiler.simulating.training import trace_model
-from profiler.tracing import autocast
-from profiler.tracing.autocast import cuda_autocast
-from scenarios import Scenario
+from optprof.profiler.simulating.training import trace_model
+from optprof.profiler.tracing import autocast
+from optprof.profiler.tracing.autocast import cuda_autocast
+from optprof.scenarios import Scenario
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

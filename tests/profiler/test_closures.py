@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from profiler import measure
-from scenarios import Scenario
+from optprof.profiler import measure
+from optprof.scenarios import Scenario
 
 OWN = """
 import time
@@ -64,7 +64,7 @@ class Scheduled(torch.optim.SGD):
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "closing.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
 def asked(optimizer: str, **changes: Any) -> Scenario:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from profiler import simulate
-from profiler.places import short_name
-from profiler.tracing.untraceable import UntraceableError
-from scenarios import Scenario
+from optprof.profiler import simulate
+from optprof.profiler.records.places import short_name
+from optprof.profiler.tracing.untraceable import UntraceableError
+from optprof.scenarios import Scenario
 
 
 class Block(nn.Module):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from profiler.tracing.trace import Recorder
-from profiler.tracing.values import with_value
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.values import with_value
 
 
 def recorded(run: Callable[[torch.Tensor], object], tensor: torch.Tensor) -> list[int]:

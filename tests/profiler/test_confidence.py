@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from profiler.confidence import median_interval
+from optprof.profiler.records.confidence import median_interval
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from profiler import Memory, Record, simulate
-from profiler.simulating.simulation import run_simulation
-from profiler.tracing.requests import USUAL_DEVICE
-from profiler.tracing.stream import Allocations
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
+from optprof.profiler import Memory, Record, simulate
+from optprof.profiler.simulating.simulation import run_simulation
+from optprof.profiler.tracing.requests import USUAL_DEVICE
+from optprof.profiler.tracing.stream import Allocations
+from optprof.profiler.tracing.trace import Recorder
+from optprof.scenarios import Scenario
 
 MIB = 1 << 20
 # What cudnn_convolution, its backward_input and backward_weight allocated and freed in training

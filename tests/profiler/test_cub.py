@@ -6,7 +6,7 @@ asked with the GPU's properties.
 
 import pytest
 
-from profiler.tracing.cub import (
+from optprof.profiler.tracing.cub import (
     keyed_scan_bytes,
     scan_bytes,
     segmented_sort_bytes,
@@ -15,7 +15,7 @@ from profiler.tracing.cub import (
     sum_bytes,
     unique_by_key_bytes,
 )
-from profiler.tracing.requests import device_of
+from optprof.profiler.tracing.requests import device_of
 
 
 # Bytes of a key, of a value, bits; what cub answers for an H100 (9.0) and an A100 (8.0).

@@ -17,12 +17,18 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from profiler import measure
-from profiler.measuring import cuda_memory, measurement, torch_profile, training_run, watching
-from profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
-from profiler.measuring.files import Files
-from profiler.record import GpuReading, StateBlocks
-from scenarios import Scenario
+from optprof.profiler import measure
+from optprof.profiler.measuring import (
+    cuda_memory,
+    measurement,
+    torch_profile,
+    training_run,
+    watching,
+)
+from optprof.profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
+from optprof.profiler.measuring.files import Files
+from optprof.profiler.records.record import GpuReading, StateBlocks
+from optprof.scenarios import Scenario
 
 SCENARIO = Scenario(
     model="resnet18",
@@ -86,7 +92,7 @@ class Device:
         )
         monkeypatch.setattr(measurement, "TrainingRun", self.run)
         monkeypatch.setattr(
-            "profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading)
+            "optprof.profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading)
         )
 
     def wait(self) -> None:
@@ -137,7 +143,7 @@ class Device:
 
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
-    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_SECONDS", 0.0)
     return Device(monkeypatch)
 
 
@@ -207,7 +213,7 @@ def test_a_loop_of_somebody_s_own_is_watched_on_the_device(
     device: Device, gives_closure: bool, monkeypatch: pytest.MonkeyPatch
 ):
     """A closure leaves three MiB allocated: they are no part of what the first step does."""
-    monkeypatch.setattr("profiler.measuring.live_subject._device", lambda _: "cuda")
+    monkeypatch.setattr("optprof.profiler.measuring.live_subject._device", lambda _: "cuda")
 
     class Counted(torch.optim.SGD):
         def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from profiler.doctor import diagnose
-from profiler.record import GpuReading
+from optprof.profiler.machine.doctor import diagnose
+from optprof.profiler.records.record import GpuReading
 
 READING = GpuReading(
     clock_mhz=1980,
@@ -40,7 +40,7 @@ def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("profiler.measuring.nvml.reading_gpu", lambda: nullcontext(read))
+    monkeypatch.setattr("optprof.profiler.measuring.nvml.reading_gpu", lambda: nullcontext(read))
     gpu, nvml = (
         finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU"
     )

@@ -5,11 +5,16 @@ somebody measured.
 import pytest
 import torch
 
-import optimizers
-from profiler.simulating.estimate import ACHIEVED_BANDWIDTH, LAUNCH_SECONDS, WAIT_SECONDS, estimate
-from profiler.tracing.kernel_trace import Kernel, StepTrace, trace_step
-from scenarios import Scenario, hardware
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler.simulating.estimate import (
+    ACHIEVED_BANDWIDTH,
+    LAUNCH_SECONDS,
+    WAIT_SECONDS,
+    estimate,
+)
+from optprof.profiler.tracing.kernel_trace import Kernel, StepTrace, trace_step
+from optprof.scenarios import Scenario, hardware
+from optprof.scenarios.workpiece import build
 
 A100 = hardware.describe("a100-80")
 SECOND = round(ACHIEVED_BANDWIDTH * A100.bandwidth)  # bytes

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from profiler import plan, simulate
-from profiler.accumulating import simulated_draws
-from profiler.plan import Comparison
-from profiler.simulating.fitting import Fitting
-from profiler.simulating.training import trace_model
-from scenarios import Scenario, factories
-from scenarios.settings import own_settings
-from scenarios.workpiece import build
+from optprof.profiler import simulate
+from optprof.profiler.running import plan
+from optprof.profiler.running.plan import Comparison
+from optprof.profiler.simulating.fitting import Fitting
+from optprof.profiler.simulating.training import trace_model
+from optprof.profiler.training.accumulating import simulated_draws
+from optprof.scenarios import Scenario, factories
+from optprof.scenarios.settings import own_settings
+from optprof.scenarios.workpiece import build
 
 BF16 = torch.bfloat16
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from profiler import simulate
-from profiler.simulating.batches import Streams
-from profiler.simulating.fitting import Fitting, candidates, largest
-from profiler.simulating.simulation import run_simulation
-from scenarios import Scenario, hardware
+from optprof.profiler import simulate
+from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.fitting import Fitting, candidates, largest
+from optprof.profiler.simulating.simulation import run_simulation
+from optprof.scenarios import Scenario, hardware
 
 RESNET = Scenario(model="resnet18", optimizer="adamw", gpu="t4", batch_size=512)
 GPT2 = Scenario(model="gpt2", config={"n_layer": 2}, sequence_length=64)

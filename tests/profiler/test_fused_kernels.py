@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from profiler.tracing.autocast import cuda_autocast
-from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.autocast import cuda_autocast
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.trace import Recorder
 
 HALF = torch.bfloat16
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import grouped_mm
 
-from profiler.tracing.autocast import cuda_autocast
-from profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.autocast import cuda_autocast
+from optprof.profiler.tracing.kernels import cuda_kernels
 
 TOKENS, INNER, WIDTH, EXPERTS = 32, 24, 40, 4
 SHAPES = {

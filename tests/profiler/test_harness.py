@@ -6,8 +6,8 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 
-from profiler.measuring import harness as module
-from profiler.measuring.harness import Harness, is_narrow
+from optprof.profiler.measuring import harness as module
+from optprof.profiler.measuring.harness import Harness, is_narrow
 
 
 class Steps:

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from profiler import host_memory
-from profiler.host_memory import free_bytes, free_in_group, kernel_kills
+from optprof.profiler.machine import memory as host_memory
+from optprof.profiler.machine.memory import free_bytes, free_in_group, kernel_kills
 
 
 def place(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:

@@ -17,7 +17,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from profiler.tracing.in_place import InPlace
+from optprof.profiler.tracing.in_place import InPlace
 
 CUDA_TOO = "on CUDA autograd takes the path of a subclass as well"
 ASKS = "without a mode autograd asks whether an element is zero, and takes a shorter way"

@@ -11,13 +11,13 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from profiler.iteration import Iteration, needs_closure
-from profiler.tracing.autocast import cuda_autocast
-from profiler.tracing.kernels import foreach_on_meta
-from profiler.tracing.samples import Samples
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
-from scenarios.workpiece import Workpiece
+from optprof.profiler.tracing.autocast import cuda_autocast
+from optprof.profiler.tracing.kernels import foreach_on_meta
+from optprof.profiler.tracing.samples import Samples
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.training.iteration import Iteration, needs_closure
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import Workpiece
 
 
 class Network(torch.nn.Module):

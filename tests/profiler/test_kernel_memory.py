@@ -5,11 +5,11 @@ sources.
 import pytest
 import torch
 
-from profiler import simulate
-from profiler.tracing.kernel_memory import WORKSPACE, sized_for
-from profiler.tracing.requests import device_of
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
+from optprof.profiler import simulate
+from optprof.profiler.tracing.kernel_memory import WORKSPACE, sized_for
+from optprof.profiler.tracing.requests import device_of
+from optprof.profiler.tracing.trace import Recorder
+from optprof.scenarios import Scenario
 
 MIB = 1 << 20
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.samples import Samples
-from profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.samples import Samples
+from optprof.profiler.tracing.trace import Recorder
 
 aten = torch.ops.aten
 MIB = 1 << 20

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-import optimizers
-from profiler.tracing.kernel_trace import KernelRecorder, StepTrace, trace_step
-from profiler.tracing.multi_tensor import launches
+from optprof import optimizers
+from optprof.profiler.tracing.kernel_trace import KernelRecorder, StepTrace, trace_step
+from optprof.profiler.tracing.multi_tensor import launches
 
 SHAPES = [(512, 256), (256,), (300, 70)]
 COUNT = sum(torch.Size(shape).numel() for shape in SHAPES)

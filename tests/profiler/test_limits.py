@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-import optimizers
 import optprof
-from profiler import environment
-from profiler.plan import Comparison, plan, require_timeout
-from profiler.store import RunStore
-from scenarios import schema, suites
-from scenarios.models import read_config
+from optprof import optimizers
+from optprof.profiler.machine import environment
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.running.plan import Comparison, plan, require_timeout
+from optprof.scenarios import schema, suites
+from optprof.scenarios.models import read_config
 
 HUGE = "9" * 30
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from profiler import measure
-from profiler.record import Record
-from scenarios import Scenario
+from optprof.profiler import measure
+from optprof.profiler.records.record import Record
+from optprof.scenarios import Scenario
 
 OWN = """
 import torch
@@ -83,7 +83,7 @@ BUFFER, BATCH = 28, 40
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "live_models.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
 def measured(optimizer: str, model: str = "line") -> Record:

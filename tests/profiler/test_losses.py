@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.trace import Recorder
 
 LOSSES = (
     functional.mse_loss,

@@ -11,10 +11,10 @@ import psutil
 import pytest
 import torch
 
-from profiler import measure
-from profiler.measuring.slices import take_slices
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof.profiler import measure
+from optprof.profiler.measuring.slices import take_slices
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 GIB = 1 << 30
 TINY = {
@@ -29,7 +29,7 @@ TINY = {
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """One iteration warms up."""
-    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
 @pytest.fixture
@@ -120,8 +120,8 @@ def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable
 def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("profiler.measuring.resident_watch.forget_peak", lambda: False)
-    monkeypatch.setattr("profiler.measuring.resident_watch.peak_bytes", lambda: 1 << 60)
+    monkeypatch.setattr("optprof.profiler.measuring.resident_watch.forget_peak", lambda: False)
+    monkeypatch.setattr("optprof.profiler.measuring.resident_watch.peak_bytes", lambda: 1 << 60)
     found = measure(Scenario(**{**TINY, "workload": "state"})).watched
     assert found is not None
     assert found.memory["step"]["resident"].peak < 1 << 60

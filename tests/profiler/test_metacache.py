@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from profiler.tracing.metacache import MetaCache
+from optprof.profiler.tracing.metacache import MetaCache
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from profiler.measuring.nvml import reading_gpu, warnings
-from profiler.record import GpuReading
+from optprof.profiler.measuring.nvml import reading_gpu, warnings
+from optprof.profiler.records.record import GpuReading
 
 Process = namedtuple("Process", "pid usedGpuMemory")
 QUIET = GpuReading(

@@ -7,14 +7,14 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-import optimizers
-from profiler.measuring.measurement import measure
-from profiler.optimizer import make_optimizer
-from profiler.plan import Comparison, plan
-from profiler.simulating.simulation import simulate
-from reports.arithmetic.reproduction import reproduction
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler.measuring.measurement import measure
+from optprof.profiler.running.plan import Comparison, plan
+from optprof.profiler.simulating.simulation import simulate
+from optprof.profiler.training.optimizer import make_optimizer
+from optprof.reports.arithmetic.reproduction import reproduction
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 pytestmark = pytest.mark.skipif(
     find_spec("pytorch_optimizer") is None, reason="needs the extra zoo"

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from profiler.tracing.cub import scan_bytes, sort_bytes, sum_bytes
-from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.requests import Request, device_of
-from profiler.tracing.samples import Samples
-from profiler.tracing.trace import Recorder
-from profiler.tracing.values import with_value
+from optprof.profiler.tracing.cub import scan_bytes, sort_bytes, sum_bytes
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.requests import Request, device_of
+from optprof.profiler.tracing.samples import Samples
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.values import with_value
 
 aten = torch.ops.aten
 LONG = torch.int64

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from profiler import Memory, Record, simulate
-from profiler.allocator.caching import CachingAllocator
-from profiler.running.runner import run
-from profiler.simulating.replay import replay
-from profiler.store import RunStore
-from profiler.tracing.sources import Source
-from profiler.tracing.stream import Allocations, Segment
-from scenarios import Scenario, hardware
+from optprof.profiler import Memory, Record, simulate
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.running.runner import run
+from optprof.profiler.simulating.replay import replay
+from optprof.profiler.tracing.sources import Source
+from optprof.profiler.tracing.stream import Allocations, Segment
+from optprof.scenarios import Scenario, hardware
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler.outcome import is_ours, one_line, user_line
-from profiler.simulating.simulation import simulate
-from scenarios import Scenario
+from optprof.profiler.records.outcome import is_ours, one_line, user_line
+from optprof.profiler.simulating.simulation import simulate
+from optprof.scenarios import Scenario
 
 USERS = """import json
 import torch

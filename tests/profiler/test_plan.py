@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler.plan import Comparison, plan
-from scenarios import Scenario
+from optprof.profiler.running.plan import Comparison, plan
+from optprof.scenarios import Scenario
 
 
 @pytest.fixture(autouse=True)

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from profiler.record import Record
-from profiler.store import RunStore
-from profiler.timeline import Stretch, Timeline
-from scenarios import Scenario
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.records.timeline import Stretch, Timeline
+from optprof.scenarios import Scenario
 
 TIMELINE = Timeline(
     steps=1,

@@ -8,16 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from profiler import environment, whereabouts
-from profiler.privacy import (
+from optprof.profiler.machine import environment
+from optprof.profiler.records.privacy import (
     disclosed,
     disclosed_command,
     disclosed_scenario,
     masked,
 )
-from profiler.record import Record, Watched
-from profiler.running.resume import pending
-from scenarios import Scenario
+from optprof.profiler.records.record import Record, Watched
+from optprof.profiler.running.resume import pending
+from optprof.profiler.safety import whereabouts
+from optprof.scenarios import Scenario
 
 # Each with the part of it that nobody may read.
 SECRETS = (
@@ -228,8 +229,10 @@ def test_a_host_or_user_with_an_ordinary_name_mangles_no_text(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = f"torch.OutOfMemoryError: {name} needs 4 bytes more for the model's state"
-    monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: f"{name}.example.org")
-    monkeypatch.setattr("profiler.whereabouts.getuser", lambda: name)
+    monkeypatch.setattr(
+        "optprof.profiler.safety.whereabouts.gethostname", lambda: f"{name}.example.org"
+    )
+    monkeypatch.setattr("optprof.profiler.safety.whereabouts.getuser", lambda: name)
     for cached in (whereabouts._host, whereabouts._people):
         cached.cache_clear()
     try:
@@ -241,7 +244,9 @@ def test_a_host_or_user_with_an_ordinary_name_mangles_no_text(
 
 
 def test_a_host_with_a_name_of_its_own_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("profiler.whereabouts.gethostname", lambda: "box-17.example.org")
+    monkeypatch.setattr(
+        "optprof.profiler.safety.whereabouts.gethostname", lambda: "box-17.example.org"
+    )
     whereabouts._host.cache_clear()
     try:
         assert whereabouts.without_host("lost box-17") == "lost localhost"
@@ -357,8 +362,8 @@ def test_the_arguments_of_a_watched_script_are_left_out_of_older_records() -> No
     [
         (["/usr/bin/optprof", "fit", "gpt2"], ["optprof", "fit", "gpt2"]),
         ([r"C:\Scripts\optprof.exe", "fit"], ["optprof", "fit"]),
-        ([f"{environment._ROOT}/optprof.py", "fit"], ["optprof", "fit"]),
-        (["/home/alice/optprof.py", "secret"], ["optprof.py"]),
+        ([f"{environment._PACKAGE}/__main__.py", "fit"], ["optprof", "fit"]),
+        (["/home/alice/optprof/__main__.py", "secret"], ["optprof"]),
         (["/home/alice/train.py", "--hf-token=abc", "secret"], ["train.py"]),
         (["/x/ipykernel_launcher.py", "-f", "/home/alice/kernel.json"], ["notebook"]),
         (["/x/colab_kernel_launcher.py", "-f", "x"], ["notebook"]),

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profiler.record import Memory, Record, StepEstimate
-from profiler.store import RunStore
-from scenarios import Scenario
+from optprof.profiler.records.record import Memory, Record, StepEstimate
+from optprof.profiler.records.store import RunStore
+from optprof.scenarios import Scenario
 
 # 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))

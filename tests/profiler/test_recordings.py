@@ -19,17 +19,17 @@ from typing import Any
 
 import pytest
 
-from profiler.allocator.blocks import Block
-from profiler.allocator.caching import CachingAllocator
-from profiler.allocator.segments import LowestAddresses
-from profiler.allocator.settings import AllocatorSettings
-from profiler.allocator.state import BlockState, SegmentState
-from profiler.simulating.replay import play
-from profiler.simulating.simulation import Simulation, run_simulation, simulated_allocator
-from profiler.simulating.snapshot import snapshot
-from profiler.tracing.sources import Source
-from profiler.tracing.stream import Allocations, Segment
-from scenarios import Scenario
+from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.allocator.segments import LowestAddresses
+from optprof.profiler.allocator.settings import AllocatorSettings
+from optprof.profiler.allocator.state import BlockState, SegmentState
+from optprof.profiler.simulating.replay import play
+from optprof.profiler.simulating.simulation import Simulation, run_simulation, simulated_allocator
+from optprof.profiler.simulating.snapshot import snapshot
+from optprof.profiler.tracing.sources import Source
+from optprof.profiler.tracing.stream import Allocations, Segment
+from optprof.scenarios import Scenario
 
 TESTS = Path(__file__).parent.parent
 FOLDER = Path(os.environ.get("OPTPROF_SNAPSHOTS", TESTS.parent.parent / "shared" / "gpu-snapshots"))

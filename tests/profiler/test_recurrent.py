@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import nn
 
-from profiler import simulate
-from profiler.simulating.batches import Streams
-from profiler.simulating.training import trace_model
-from profiler.tracing.autocast import cuda_autocast
-from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.recurrent import SPACE
-from profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
-from profiler.tracing.recurrent_weights import flatten_parameters
-from profiler.tracing.stream import Segment
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
+from optprof.profiler import simulate
+from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.training import trace_model
+from optprof.profiler.tracing.autocast import cuda_autocast
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.recurrent import SPACE
+from optprof.profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
+from optprof.profiler.tracing.recurrent_weights import flatten_parameters
+from optprof.profiler.tracing.stream import Segment
+from optprof.profiler.tracing.trace import Recorder
+from optprof.scenarios import Scenario
 
 STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 6, 8
 

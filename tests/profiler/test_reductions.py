@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from profiler.simulating.batches import Streams
-from profiler.tracing.kernel_memory import sized_for
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
+from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.trace import Recorder
+from optprof.scenarios import Scenario
 
 
 def stream(

@@ -19,16 +19,16 @@ import psutil
 import pytest
 import torch
 
-from profiler.outcome import outcome_of
-from profiler.record import Memory, Outcome, Record
-from profiler.running.child import Job
-from profiler.running.log import HEAD, TAIL
-from profiler.running.preflight import DoesNotFitError, require_room
-from profiler.running.resume import pending, standing
-from profiler.running.runner import append, run
-from profiler.running.worker import Worker
-from profiler.store import RunStore, file_name
-from scenarios import Scenario
+from optprof.profiler.records.outcome import outcome_of
+from optprof.profiler.records.record import Memory, Outcome, Record
+from optprof.profiler.records.store import RunStore, file_name
+from optprof.profiler.running.child import Job
+from optprof.profiler.running.log import HEAD, TAIL
+from optprof.profiler.running.preflight import DoesNotFitError, require_room
+from optprof.profiler.running.resume import pending, standing
+from optprof.profiler.running.runner import append, run
+from optprof.profiler.running.worker import Worker
+from optprof.scenarios import Scenario
 
 OWN = """
 import ctypes, os, signal, subprocess, sys, threading, time
@@ -461,7 +461,7 @@ def test_a_child_that_the_kernel_has_killed_for_its_memory_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker
 ):
     """The kill is real; the kernel's count of its kills, which grows with it, is the test's."""
-    monkeypatch.setattr("profiler.running.runner.kernel_kills", count().__next__)
+    monkeypatch.setattr("optprof.profiler.running.runner.kernel_kills", count().__next__)
     (record,) = run([scenario("Killed")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert record.outcome == "out-of-memory"
     assert str(record.error).startswith("the kernel ended the process")
@@ -506,10 +506,10 @@ def test_what_cannot_be_simulated_is_measured(
 PARENT = """
 import sys
 from pathlib import Path
-from profiler.running.log import HEAD, TAIL
-from profiler.running.runner import append, run
-from profiler.store import RunStore
-from scenarios import Scenario
+from optprof.profiler.running.log import HEAD, TAIL
+from optprof.profiler.running.runner import append, run
+from optprof.profiler.records.store import RunStore
+from optprof.scenarios import Scenario
 if __name__ == "__main__":
     sys.path.append(sys.argv[2])
     asked = [
@@ -527,7 +527,7 @@ if __name__ == "__main__":
 def test_a_killed_parent_leaves_what_was_finished_and_no_child(
     tmp_path: Path, own: Path, pids: Path, asked: tuple[str, str]
 ):
-    here = str(Path(__file__).resolve().parent.parent.parent)
+    here = str(Path(__file__).resolve().parent.parent.parent / "src")
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), *asked],
         env={**os.environ, "PYTHONPATH": here},
@@ -545,9 +545,9 @@ def test_a_run_without_a_disk_ends_in_one_error_and_keeps_its_records(tmp_path: 
     code = """
 import resource, signal, sys
 from pathlib import Path
-from profiler.record import Outcome, Record
-from profiler.store import RunStore
-from scenarios import Scenario
+from optprof.profiler.records.record import Outcome, Record
+from optprof.profiler.records.store import RunStore
+from optprof.scenarios import Scenario
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 environment = {"padding": "x" * 3000}
 record = Record(scenario=Scenario(model="gpt2"), origin="simulated", environment=environment)
@@ -559,7 +559,7 @@ try:
 except OSError as error:
     print(error)
 """
-    here = str(Path(__file__).resolve().parent.parent.parent)
+    here = str(Path(__file__).resolve().parent.parent.parent / "src")
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "run")],
         env={**os.environ, "PYTHONPATH": here},

@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-import optimizers
-from profiler import Memory, simulate
-from profiler.measuring.measurement import measure
-from profiler.simulating import simulation
-from profiler.simulating.training import ModelTrace, trace_model
-from scenarios import Scenario, models
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.profiler import Memory, simulate
+from optprof.profiler.measuring.measurement import measure
+from optprof.profiler.simulating import simulation
+from optprof.profiler.simulating.training import ModelTrace, trace_model
+from optprof.scenarios import Scenario, models
+from optprof.scenarios.workpiece import build
 
 MIB, GIB = 1 << 20, 1 << 30
 

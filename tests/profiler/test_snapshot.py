@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from torch.cuda import _memory_viz
 
-from profiler.simulating.simulation import Simulation, run_simulation
-from profiler.simulating.snapshot import snapshot, write_snapshot
-from profiler.tracing.sources import Source
-from profiler.tracing.stream import Allocations, Segment
-from scenarios import Scenario
+from optprof.profiler.simulating.simulation import Simulation, run_simulation
+from optprof.profiler.simulating.snapshot import snapshot, write_snapshot
+from optprof.profiler.tracing.sources import Source
+from optprof.profiler.tracing.stream import Allocations, Segment
+from optprof.scenarios import Scenario
 
 MIB = 1 << 20
 TAKEN = ("segment_alloc", "segment_map")

@@ -3,12 +3,12 @@
 import torch
 from torch.utils.checkpoint import checkpoint
 
-import optimizers
-from profiler.simulating.optimizer_trace import trace_optimizer
-from profiler.simulating.training import trace_model
-from profiler.tracing.sources import Source
-from profiler.tracing.trace import Recorder
-from scenarios import Scenario
+from optprof import optimizers
+from optprof.profiler.simulating.optimizer_trace import trace_optimizer
+from optprof.profiler.simulating.training import trace_model
+from optprof.profiler.tracing.sources import Source
+from optprof.profiler.tracing.trace import Recorder
+from optprof.scenarios import Scenario
 
 
 class Network(torch.nn.Module):

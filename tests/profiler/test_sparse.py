@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from profiler.optimizer import make_optimizer
-from profiler.simulating.simulation import simulate
-from profiler.state import state_bytes
-from profiler.tracing.trace import Recorder
-from profiler.tracing.untraceable import UntraceableError
-from profiler.tracing.values import with_value
-from scenarios import Scenario
+from optprof.profiler.simulating.simulation import simulate
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.untraceable import UntraceableError
+from optprof.profiler.tracing.values import with_value
+from optprof.profiler.training.optimizer import make_optimizer
+from optprof.profiler.training.state import state_bytes
+from optprof.scenarios import Scenario
 
 ROWS, WIDTH, TOKENS = 300, 16, 40
 # Every third row twice.

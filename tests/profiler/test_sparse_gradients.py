@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from profiler import measure
-from profiler.measuring.files import Files
-from profiler.measuring.slice_timing import measure_slices
-from profiler.record import Record
-from scenarios import Scenario
+from optprof.profiler import measure
+from optprof.profiler.measuring.files import Files
+from optprof.profiler.measuring.slice_timing import measure_slices
+from optprof.profiler.records.record import Record
+from optprof.scenarios import Scenario
 
 OWN = """
 import torch
@@ -44,7 +44,7 @@ ROWS, OUT = 20 * (8 + 8 * 4), 9 * 4
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sparse_table.py").write_text(OWN)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
 def asked(model: str, optimizer: str, **changes: Any) -> Scenario:

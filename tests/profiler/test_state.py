@@ -20,12 +20,17 @@ from torch.masked import masked_tensor
 from torch.nn import Linear, Parameter
 from torch.nn.parameter import UninitializedParameter
 
-import optimizers
-from optimizers.accumulation import GradientNormThreshold
-from profiler.simulating.simulation import simulate
-from profiler.state import bytes_by_dtype, state_bytes, state_tensors, storage_bytes
-from scenarios import Scenario
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.optimizers.accumulation import GradientNormThreshold
+from optprof.profiler.simulating.simulation import simulate
+from optprof.profiler.training.state import (
+    bytes_by_dtype,
+    state_bytes,
+    state_tensors,
+    storage_bytes,
+)
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import build
 
 
 class Slotted:

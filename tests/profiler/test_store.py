@@ -16,13 +16,21 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profiler.record import SCHEMA, Course, GpuReading, HeldOut, Memory, Record, Watched
-from profiler.running.resume import pending
-from profiler.store import RunStore, file_name, free_folder, last_folder
-from profiler.timeline import Stretch, Timeline
-from profiler.timeline_file import pack
-from scenarios import Scenario, schema
-from scenarios.schema import MOST_LINE_BYTES
+from optprof.profiler.records.record import (
+    SCHEMA,
+    Course,
+    GpuReading,
+    HeldOut,
+    Memory,
+    Record,
+    Watched,
+)
+from optprof.profiler.records.store import RunStore, file_name, free_folder, last_folder
+from optprof.profiler.records.timeline import Stretch, Timeline
+from optprof.profiler.records.timeline_file import pack
+from optprof.profiler.running.resume import pending
+from optprof.scenarios import Scenario, schema
+from optprof.scenarios.schema import MOST_LINE_BYTES
 
 # 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))
@@ -244,10 +252,10 @@ def test_a_torn_last_line_is_left_out_by_readers_and_set_aside_by_who_goes_on(tm
 def test_two_processes_do_not_write_one_run(tmp_path: Path):
     store = RunStore.create(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from profiler.store import RunStore;"
+        "import sys; from pathlib import Path; from optprof.profiler.records.store import RunStore;"
         " RunStore.resume(Path(sys.argv[1]))"
     )
-    here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent / "src")}
     second = [sys.executable, "-c", code, str(tmp_path)]
     refused = subprocess.run(second, capture_output=True, text=True, check=False, env=here)
     assert f"another process is writing the run in {tmp_path}; wait for it" in refused.stderr

@@ -13,10 +13,10 @@ import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional
 
-from profiler.measuring.live_tensors import LiveTensors
-from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.trace import Recorder
-from profiler.tracing.values import with_value
+from optprof.profiler.measuring.live_tensors import LiveTensors
+from optprof.profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.values import with_value
 
 
 class Branches(nn.Module):

@@ -4,12 +4,12 @@ from io import StringIO
 
 import pytest
 
-from profiler.measuring.measurement import to_simulate
-from profiler.record import Record
-from profiler.running.sweep import forecast, sweep
-from reports.forecasts import render_forecasts
-from scenarios import Scenario
-from scenarios.suites import read
+from optprof.profiler.measuring.measurement import to_simulate
+from optprof.profiler.records.record import Record
+from optprof.profiler.running.sweep import forecast, sweep
+from optprof.reports.forecasts import render_forecasts
+from optprof.scenarios import Scenario
+from optprof.scenarios.suites import read
 
 
 def simulate(scenario: Scenario) -> Record:

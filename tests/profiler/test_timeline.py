@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from profiler.allocator.caching import CachingAllocator
-from profiler.simulating.replay import play, replay
-from profiler.simulating.sampling import STRETCHES, sample
-from profiler.simulating.simulation import Simulation, run_simulation
-from profiler.store import RunStore, file_name
-from profiler.timeline import HeldBlock, Stretch, Timeline
-from profiler.timeline_file import pack, unpack
-from profiler.tracing.sources import Source
-from profiler.tracing.stream import Allocations, Category, Segment
-from scenarios import Scenario
+from optprof.profiler.allocator.caching import CachingAllocator
+from optprof.profiler.records.store import RunStore, file_name
+from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline
+from optprof.profiler.records.timeline_file import pack, unpack
+from optprof.profiler.simulating.replay import play, replay
+from optprof.profiler.simulating.sampling import STRETCHES, sample
+from optprof.profiler.simulating.simulation import Simulation, run_simulation
+from optprof.profiler.tracing.sources import Source
+from optprof.profiler.tracing.stream import Allocations, Category, Segment
+from optprof.scenarios import Scenario
 
 MIB = 1 << 20
 

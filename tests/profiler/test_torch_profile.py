@@ -11,12 +11,12 @@ from tempfile import gettempdir
 import pytest
 from torch.profiler import profile
 
-from profiler import measure
-from profiler.measuring.files import Files
-from profiler.measuring.harness import Harness
-from profiler.measuring.torch_profile import record_trace
-from profiler.record import Record
-from scenarios import Scenario
+from optprof.profiler import measure
+from optprof.profiler.measuring.files import Files
+from optprof.profiler.measuring.harness import Harness
+from optprof.profiler.measuring.torch_profile import record_trace
+from optprof.profiler.records.record import Record
+from optprof.scenarios import Scenario
 
 SCENARIO = Scenario(
     model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3
@@ -29,7 +29,7 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
     """A measurement with a trace, and the folder that TensorBoard is given."""
     folder = tmp_path_factory.mktemp("tensorboard")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+        patch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
         return measure(SCENARIO, files=Files(trace=folder / "resnet18-adamw")), folder
 
 

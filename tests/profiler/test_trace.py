@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.samples import Samples
-from profiler.tracing.trace import Recorder
-from profiler.tracing.untraceable import UntraceableError
-from profiler.tracing.values import with_value
+from optprof.profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.samples import Samples
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.untraceable import UntraceableError
+from optprof.profiler.tracing.values import with_value
 
 
 def stream(recorder: Recorder) -> list[int]:

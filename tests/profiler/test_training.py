@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from profiler import Memory, simulate
-from profiler.simulating.replay import replay
-from profiler.simulating.simulation import run_simulation
-from profiler.simulating.training import without_optimizer
-from scenarios import Scenario
+from optprof.profiler import Memory, simulate
+from optprof.profiler.simulating.replay import replay
+from optprof.profiler.simulating.simulation import run_simulation
+from optprof.profiler.simulating.training import without_optimizer
+from optprof.scenarios import Scenario
 
 MIB = 1 << 20
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from profiler.simulating.simulation import simulate
-from profiler.tracing.kernels import cuda_kernels
-from profiler.tracing.trace import Recorder
-from profiler.tracing.untraceable import UntraceableError
-from profiler.tracing.values import with_value
-from scenarios import Scenario
+from optprof.profiler.simulating.simulation import simulate
+from optprof.profiler.tracing.kernels import cuda_kernels
+from optprof.profiler.tracing.trace import Recorder
+from optprof.profiler.tracing.untraceable import UntraceableError
+from optprof.profiler.tracing.values import with_value
+from optprof.scenarios import Scenario
 
 _LIBRARY = torch.library.Library("untraceable", "DEF")
 _LIBRARY.define("twice(Tensor x) -> Tensor")

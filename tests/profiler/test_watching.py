@@ -13,9 +13,9 @@ import pytest
 import torch
 
 import optprof
-from optimizers import SM3
-from profiler.measuring.watching import Watch
-from profiler.store import RunStore
+from optprof.optimizers import SM3
+from optprof.profiler.measuring.watching import Watch
+from optprof.profiler.records.store import RunStore
 
 
 def train(

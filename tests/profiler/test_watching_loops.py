@@ -12,10 +12,10 @@ import pytest
 import torch
 
 import optprof
-from optimizers import SM3
-from optimizers.accumulation import GradientNormThreshold
-from profiler.measuring.watching import Watch
-from profiler.record import Record
+from optprof.optimizers import SM3
+from optprof.optimizers.accumulation import GradientNormThreshold
+from optprof.profiler.measuring.watching import Watch
+from optprof.profiler.records.record import Record
 
 
 def layer() -> torch.nn.Linear:
@@ -149,7 +149,7 @@ class Passing:
         # The sum of the gradients drawn since the last step is kept too.
         (
             lambda made: GradientNormThreshold(made, 1e-9, buffered=True, max_draws=3),
-            "optimizers.accumulation.wrappers:GradientNormThreshold",
+            "optprof.optimizers.accumulation.wrappers:GradientNormThreshold",
             2 * 512,
         ),
     ],
@@ -365,31 +365,31 @@ def test_steps_that_change_nothing_are_told():
     ("place", "told"),
     [
         (
-            "profiler.measuring.live_steps.storage_bytes",
+            "optprof.profiler.measuring.live_steps.storage_bytes",
             "could not count the bytes of the gradients: KeyError: 'by hand'",
         ),
         (
-            "profiler.measuring.watching.state_bytes",
+            "optprof.profiler.measuring.watching.state_bytes",
             "could not count the bytes of parameters and state: KeyError: 'by hand'",
         ),
         (
-            "profiler.measuring.resident_watch.resident_bytes",
+            "optprof.profiler.measuring.resident_watch.resident_bytes",
             "could not watch the memory of each phase: KeyError: 'by hand'",
         ),
         (
-            "profiler.measuring.moments.HostMoments.now",
+            "optprof.profiler.measuring.moments.HostMoments.now",
             "could not read the clock: KeyError: 'by hand'",
         ),
         (
-            "profiler.measuring.moments.HostMoments.seconds",
+            "optprof.profiler.measuring.moments.HostMoments.seconds",
             "could not read the times: KeyError: 'by hand'",
         ),
         (
-            "profiler.measuring.live_subject.live_options",
+            "optprof.profiler.measuring.live_subject.live_options",
             "could not read the options of the groups: KeyError: 'by hand'",
         ),
         (
-            "profiler.measuring.watching.model_config",
+            "optprof.profiler.measuring.watching.model_config",
             "could not read the model: KeyError: 'by hand'",
         ),
     ],

@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import optprof
-from optimizers import LAMB, LAMB16, SM3
-from optimizers.accumulation import GradientNormThreshold
-from profiler.measuring.watching import Watch
-from scenarios import Scenario
+from optprof.optimizers import LAMB, LAMB16, SM3
+from optprof.optimizers.accumulation import GradientNormThreshold
+from optprof.profiler.measuring.watching import Watch
+from optprof.scenarios import Scenario
 
 
 def net(kind: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -364,7 +364,7 @@ def test_a_mixed_model_has_no_dtype_and_says_which_it_has(
 
 
 def test_no_parameter_or_option_is_printed_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from profiler.measuring.live_optimizer import live_options
+    from optprof.profiler.measuring.live_optimizer import live_options
 
     def refuse(_: object) -> str:
         raise AssertionError("a tensor was printed")
@@ -377,7 +377,7 @@ def test_no_parameter_or_option_is_printed_to_be_named(monkeypatch: pytest.Monke
 
 
 def test_an_option_that_holds_itself_leaves_the_others() -> None:
-    from profiler.measuring.live_optimizer import live_options
+    from optprof.profiler.measuring.live_optimizer import live_options
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)
     ring: list[object] = []

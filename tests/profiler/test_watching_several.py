@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import optprof
-from profiler.measuring.phases import Counters, PhaseWatch
-from profiler.measuring.watching import Watch
-from profiler.record import Level, Record
+from optprof.profiler.measuring.phases import Counters, PhaseWatch
+from optprof.profiler.measuring.watching import Watch
+from optprof.profiler.records.record import Level, Record
 
 SPIKE = 64 << 20
 

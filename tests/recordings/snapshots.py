@@ -16,11 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from profiler.allocator.blocks import Block
-from profiler.allocator.caching import MIN_BLOCK, CachingAllocator
-from profiler.allocator.segments import ENDLESS, SMALL_REQUEST, SMALL_SEGMENT, LowestAddresses
-from profiler.allocator.settings import AllocatorSettings
-from profiler.allocator.state import BlockState, SegmentState
+from optprof.profiler.allocator.blocks import Block
+from optprof.profiler.allocator.caching import MIN_BLOCK, CachingAllocator
+from optprof.profiler.allocator.segments import (
+    ENDLESS,
+    SMALL_REQUEST,
+    SMALL_SEGMENT,
+    LowestAddresses,
+)
+from optprof.profiler.allocator.settings import AllocatorSettings
+from optprof.profiler.allocator.state import BlockState, SegmentState
 
 SUFFIX = ".pickle.gz"
 # The largest of the six known files holds 2 MB, and a snapshot of a million events 400 MB.

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from profiler.record import Memory, Record
-from profiler.timeline import HeldBlock, Stretch, Timeline
-from scenarios.spec import Scenario
+from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline
+from optprof.scenarios.spec import Scenario
 
 ENVIRONMENT = {
     "python": "3.11.7",

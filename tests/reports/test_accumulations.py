@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from profiler.record import Course, HeldOut, Memory, Record, Watched
-from reports import terminal
-from reports.arithmetic.accumulations import accumulations, common_loss
-from reports.arithmetic.entries import entries
-from reports.arithmetic.findings import Findings
-from reports.arithmetic.times import timings, tokens_per_second
-from reports.charts.accumulation import accumulation_chart
-from reports.markdown import run_markdown
-from reports.page import render_page
-from reports.tables.accumulation import accumulation_tables
-from reports.units import NOTHING
-from scenarios import Scenario
+from optprof.profiler.records.record import Course, HeldOut, Memory, Record, Watched
+from optprof.reports import terminal
+from optprof.reports.arithmetic.accumulations import accumulations, common_loss
+from optprof.reports.arithmetic.entries import entries
+from optprof.reports.arithmetic.findings import Findings
+from optprof.reports.arithmetic.times import timings, tokens_per_second
+from optprof.reports.charts.accumulation import accumulation_chart
+from optprof.reports.markdown import run_markdown
+from optprof.reports.page import render_page
+from optprof.reports.tables.accumulation import accumulation_tables
+from optprof.reports.units import NOTHING
+from optprof.scenarios import Scenario
 
 
 def course(

@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-import optimizers
-from profiler.record import Watched
-from reports.arithmetic.curves import curves
-from reports.arithmetic.entries import entries, failures, setting_names
-from reports.arithmetic.findings import Findings, pictured
-from reports.arithmetic.labels import USUAL_MOMENTUM, dtype_name, labels
-from reports.arithmetic.peaks import peaks
-from reports.arithmetic.savings import savings, without_baseline
-from reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
-from reports.phrases import interval_text, peak_text, unlike_text
-from reports.tables.verdict import cards, sources, verdict
-from reports.words import warning_lines
+from optprof import optimizers
+from optprof.profiler.records.record import Watched
+from optprof.reports.arithmetic.curves import curves
+from optprof.reports.arithmetic.entries import entries, failures, setting_names
+from optprof.reports.arithmetic.findings import Findings, pictured
+from optprof.reports.arithmetic.labels import USUAL_MOMENTUM, dtype_name, labels
+from optprof.reports.arithmetic.peaks import peaks
+from optprof.reports.arithmetic.savings import savings, without_baseline
+from optprof.reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
+from optprof.reports.phrases import interval_text, peak_text, unlike_text
+from optprof.reports.tables.verdict import cards, sources, verdict
+from optprof.reports.words import warning_lines
 
 
 def names_of(records):

@@ -14,13 +14,13 @@ from typing import NoReturn
 
 import pytest
 
-from profiler.plain import spreadsheet_text
-from profiler.record import Level, Watched
-from profiler.store import RunStore
-from reports import write_report
-from reports.comparison.compare import compare
-from reports.comparison.page import render_comparison_page
-from reports.units import NOTHING
+from optprof.profiler.records.record import Level, Watched
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.safety.plain import spreadsheet_text
+from optprof.reports import write_report
+from optprof.reports.comparison.compare import compare
+from optprof.reports.comparison.page import render_comparison_page
+from optprof.reports.units import NOTHING
 
 HOSTILE = Path(__file__).parents[1] / "data" / "hostile.json"
 CHROMIUM = Path("/usr/bin/chromium")

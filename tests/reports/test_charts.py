@@ -7,25 +7,25 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.record import Level, StateBlocks, StepOperation, Watched
-from profiler.store import file_name
-from reports.arithmetic.findings import Findings
-from reports.arithmetic.paces import paces
-from reports.arithmetic.provenance import provenance
-from reports.charts.bars import peak_chart, savings_chart
-from reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
-from reports.charts.sizes import size_chart
-from reports.charts.step_sizes import step_size_chart
-from reports.charts.strips import Scale
-from reports.charts.timelines import timeline_chart
-from reports.charts.tradeoffs import tradeoff_chart
-from reports.tables.data import data_rows, memory_table, step_table
-from reports.tables.heat_map import heat_map
-from reports.tables.room import room_tables
-from reports.tables.sight import sight_tables
-from reports.tables.table import Table, gib_cell
-from reports.tables.watched import watched_tables
-from reports.units import DECIMAL, NOTHING, TIMES, Sized, bytes_text, gib_text
+from optprof.profiler.records.record import Level, StateBlocks, StepOperation, Watched
+from optprof.profiler.records.store import file_name
+from optprof.reports.arithmetic.findings import Findings
+from optprof.reports.arithmetic.paces import paces
+from optprof.reports.arithmetic.provenance import provenance
+from optprof.reports.charts.bars import peak_chart, savings_chart
+from optprof.reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
+from optprof.reports.charts.sizes import size_chart
+from optprof.reports.charts.step_sizes import step_size_chart
+from optprof.reports.charts.strips import Scale
+from optprof.reports.charts.timelines import timeline_chart
+from optprof.reports.charts.tradeoffs import tradeoff_chart
+from optprof.reports.tables.data import data_rows, memory_table, step_table
+from optprof.reports.tables.heat_map import heat_map
+from optprof.reports.tables.room import room_tables
+from optprof.reports.tables.sight import sight_tables
+from optprof.reports.tables.table import Table, gib_cell
+from optprof.reports.tables.watched import watched_tables
+from optprof.reports.units import DECIMAL, NOTHING, TIMES, Sized, bytes_text, gib_text
 
 GIB = 2**30
 EMPTY = Table(head=(), rows=())

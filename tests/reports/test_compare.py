@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from profiler.record import Record
-from profiler.store import RunStore
-from reports.comparison.compare import Change, Compared, Pair, compare, read_side
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import RunStore
+from optprof.reports.comparison.compare import Change, Compared, Pair, compare, read_side
 
 SLOW, QUICK = (1.00, 1.01, 1.02, 1.03, 1.04), (0.50, 0.51, 0.52, 0.53, 0.54)
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from profiler.record import Watched
-from profiler.store import RunStore
-from reports import run_markdown
-from reports.comparison.compare import compare
-from reports.comparison.comparing import Comparing
-from reports.comparison.tables import remarks
-from reports.comparison.terminal import render_comparison
+from optprof.profiler.records.record import Watched
+from optprof.profiler.records.store import RunStore
+from optprof.reports import run_markdown
+from optprof.reports.comparison.compare import compare
+from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.comparison.tables import remarks
+from optprof.reports.comparison.terminal import render_comparison
 
 NASTY = "<script>alert('x')</script> | *bold* @somebody\nnext"
 
@@ -183,9 +183,10 @@ def test_a_run_is_a_markdown_table_for_a_pull_request(sides):
 
 def test_comparing_and_explaining_load_no_torch_and_no_matplotlib(sides):
     code = (
-        "import sys; from pathlib import Path; from reports.comparison.comparing import Comparing;"
-        " from reports import explain\nfound = Comparing.of(Path(sys.argv[1]), Path(sys.argv[2]),"
-        " []); found.render(sys.stdout); found.markdown()\nassert not {'torch', 'matplotlib',"
+        "import sys; from pathlib import Path; from optprof.reports import explain;"
+        " from optprof.reports.comparison.comparing import Comparing\n"
+        "found = Comparing.of(Path(sys.argv[1]), Path(sys.argv[2]), [])\n"
+        "found.render(sys.stdout); found.markdown()\nassert not {'torch', 'matplotlib',"
         " 'transformers'} & set(sys.modules)"
     )
     subprocess.run(

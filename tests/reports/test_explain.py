@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from profiler.record import Memory, StepEstimate
-from reports.explain import FIGURES, METRICS, explain, find, metrics_page
+from optprof.profiler.records.record import Memory, StepEstimate
+from optprof.reports.explain import FIGURES, METRICS, explain, find, metrics_page
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

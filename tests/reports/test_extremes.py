@@ -15,17 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from profiler.record import Record
-from profiler.running.resume import standing
-from profiler.store import RunStore
-from reports import run_markdown, terminal, write_report
-from reports.arithmetic.labels import shortened
-from reports.comparison.comparing import Comparing
-from reports.figures.canvas import fitting, text_width
-from reports.figures.render import drawing
-from reports.frame import frame
-from reports.page import render_page
-from scenarios import Scenario, schema
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.running.resume import standing
+from optprof.reports import run_markdown, terminal, write_report
+from optprof.reports.arithmetic.labels import shortened
+from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.figures.canvas import fitting, text_width
+from optprof.reports.figures.render import drawing
+from optprof.reports.frame import frame
+from optprof.reports.page import render_page
+from optprof.scenarios import Scenario, schema
 
 LONG = "m:" + "Wide_name." * 99
 TEXTS = ["", "x", "adamw", LONG, "\u202e<b>|`", "\x1b[31m", "=1+1", "名" * 300]
@@ -194,7 +194,7 @@ def test_a_name_of_a_thousand_letters_takes_no_longer_to_draw_than_a_short_one()
 
 
 def test_text_of_which_no_letter_is_drawn_has_no_width() -> None:
-    from reports.figures.canvas import text_width
+    from optprof.reports.figures.canvas import text_width
 
     assert text_width("\ufff9\ufffa", 8) == 0
     assert text_width("a", 8) > 0

@@ -6,13 +6,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from profiler.record import StepEstimate
-from profiler.store import RunStore
-from reports import write_figure, write_report
-from reports.figures import STYLES, draw_all, draw_published
-from reports.figures.spacing import Box, crowded, free_place, spaced, thinned
-from reports.icons import OUTLINES, icon_path
-from reports.style import MARKS, SPARE, marks
+from optprof.profiler.records.record import StepEstimate
+from optprof.profiler.records.store import RunStore
+from optprof.reports import write_figure, write_report
+from optprof.reports.figures import STYLES, draw_all, draw_published
+from optprof.reports.figures.spacing import Box, crowded, free_place, spaced, thinned
+from optprof.reports.icons import OUTLINES, icon_path
+from optprof.reports.style import MARKS, SPARE, marks
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.fits import Change, Fit
-from reports import write_fit_page
-from reports.fitting.fits import (
+from optprof.profiler.records.fits import Change, Fit
+from optprof.reports import write_fit_page
+from optprof.reports.fitting.fits import (
     FitFindings,
     change_text,
     fit_table,
@@ -16,9 +16,9 @@ from reports.fitting.fits import (
     short_text,
     verdict,
 )
-from reports.fitting.terminal import render_fits
-from reports.units import NOTHING
-from scenarios.spec import Scenario
+from optprof.reports.fitting.terminal import render_fits
+from optprof.reports.units import NOTHING
+from optprof.scenarios.spec import Scenario
 
 GIB = 2**30
 COMMAND = ["optprof", "fit", "tiny & co"]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from profiler.store import RunStore
-from reports.comparison.compare import compare
-from reports.comparison.comparing import Comparing
-from reports.comparison.gate import Gate, offences, per_cent
+from optprof.profiler.records.store import RunStore
+from optprof.reports.comparison.compare import compare
+from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.comparison.gate import Gate, offences, per_cent
 
 
 @pytest.mark.parametrize(

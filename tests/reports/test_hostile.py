@@ -23,18 +23,26 @@ from xml.etree import ElementTree
 
 import pytest
 
-from profiler.fits import Change, Fit
-from profiler.plain import plain
-from profiler.record import GpuReading, Level, Memory, Record, StepEstimate, StepOperation, Watched
-from profiler.store import RunStore
-from profiler.timeline import Timeline
-from reports import run_markdown, terminal, write_fit_page, write_report
-from reports.comparison.comparing import Comparing
-from reports.comparison.terminal import render_comparison
-from reports.fitting.terminal import render_fits
-from reports.page import render_page
-from reports.run import Run
-from scenarios.spec import Scenario
+from optprof.profiler.records.fits import Change, Fit
+from optprof.profiler.records.record import (
+    GpuReading,
+    Level,
+    Memory,
+    Record,
+    StepEstimate,
+    StepOperation,
+    Watched,
+)
+from optprof.profiler.records.store import RunStore
+from optprof.profiler.records.timeline import Timeline
+from optprof.profiler.safety.plain import plain
+from optprof.reports import run_markdown, terminal, write_fit_page, write_report
+from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.comparison.terminal import render_comparison
+from optprof.reports.fitting.terminal import render_fits
+from optprof.reports.page import render_page
+from optprof.reports.run import Run
+from optprof.scenarios.spec import Scenario
 
 HOSTILE: Mapping[str, str] = json.loads(
     (Path(__file__).parents[1] / "data" / "hostile.json").read_text(encoding="utf-8")

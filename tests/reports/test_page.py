@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from profiler.record import Record
-from profiler.store import RunStore
-from reports import write_report
-from reports.figures import draw_all
-from reports.page import render_page
-from reports.units import TIMES
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import RunStore
+from optprof.reports import write_report
+from optprof.reports.figures import draw_all
+from optprof.reports.page import render_page
+from optprof.reports.units import TIMES
 
 
 class Elements(HTMLParser):
@@ -280,9 +280,9 @@ def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path):
 
 def test_reports_load_without_torch_and_matplotlib_waits_until_it_is_needed():
     code = """
-import sys, reports, reports.terminal
+import sys, reports, optprof.reports.terminal
 assert "matplotlib" not in sys.modules
-import reports.page
+import optprof.reports.page
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)

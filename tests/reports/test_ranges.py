@@ -5,24 +5,24 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.fits import Fit
-from profiler.record import Record
-from reports import terminal
-from reports.arithmetic.capacity import rooms
-from reports.arithmetic.entries import entries
-from reports.arithmetic.findings import Findings
-from reports.arithmetic.peaks import peaks
-from reports.figures import draw_all
-from reports.fitting.fits import FitFindings, fit_table, short_text
-from reports.frame import COLUMNS
-from reports.markdown import run_markdown
-from reports.page import render_page
-from reports.phrases import peak_text
-from reports.tables.data import data_rows, memory_table
-from reports.tables.verdict import RANGES, verdict
-from reports.units import DECIMAL, bytes_text, exact_text, gib_text
-from scenarios import hardware
-from scenarios.spec import Scenario
+from optprof.profiler.records.fits import Fit
+from optprof.profiler.records.record import Record
+from optprof.reports import terminal
+from optprof.reports.arithmetic.capacity import rooms
+from optprof.reports.arithmetic.entries import entries
+from optprof.reports.arithmetic.findings import Findings
+from optprof.reports.arithmetic.peaks import peaks
+from optprof.reports.figures import draw_all
+from optprof.reports.fitting.fits import FitFindings, fit_table, short_text
+from optprof.reports.frame import COLUMNS
+from optprof.reports.markdown import run_markdown
+from optprof.reports.page import render_page
+from optprof.reports.phrases import peak_text
+from optprof.reports.tables.data import data_rows, memory_table
+from optprof.reports.tables.verdict import RANGES, verdict
+from optprof.reports.units import DECIMAL, bytes_text, exact_text, gib_text
+from optprof.scenarios import hardware
+from optprof.scenarios.spec import Scenario
 
 GIB, MIB = 2**30, 2**20
 

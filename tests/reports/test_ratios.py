@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 from scipy.stats import mannwhitneyu
 
-from reports.arithmetic.ratios import Ratio, mann_whitney_ways, ratios_outside
+from optprof.reports.arithmetic.ratios import Ratio, mann_whitney_ways, ratios_outside
 
 
 def test_the_orders_of_two_and_two_are_counted_on_paper():

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.record import StepEstimate
-from reports.arithmetic.reproduction import (
+from optprof.profiler.records.record import StepEstimate
+from optprof.reports.arithmetic.reproduction import (
     not_reproduced,
     published,
     reproduced_times,
     reproduction,
     residuals,
 )
-from reports.tables.overview import time_table
-from reports.units import factor_text
+from optprof.reports.tables.overview import time_table
+from optprof.reports.units import factor_text
 
 
 def test_all_sixteen_published_figures_ship_with_the_package():

@@ -17,13 +17,13 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
-from profiler import measure
-from profiler.measuring.files import Files
-from profiler.record import Watched
-from profiler.store import RunStore, file_name
-from reports import write_report
-from reports.figures.drawing import Drawing
-from scenarios import Scenario
+from optprof.profiler import measure
+from optprof.profiler.measuring.files import Files
+from optprof.profiler.records.record import Watched
+from optprof.profiler.records.store import RunStore, file_name
+from optprof.reports import write_report
+from optprof.reports.figures.drawing import Drawing
+from optprof.scenarios import Scenario
 
 pytest.importorskip("tensorboard")
 
@@ -169,7 +169,7 @@ def _check_pictures(server: Server, folder: Path) -> None:
 def test_the_profiler_plugin_shows_the_trace_of_real_iterations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
+    monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
     scenario = Scenario(
         model="resnet18", optimizer="adamw", implementation="loop", device="cpu", steps=3
     )
@@ -195,7 +195,7 @@ def test_the_profiler_plugin_shows_the_trace_of_real_iterations(
 def test_without_the_package_one_line_says_what_to_install(
     tmp_path: Path, timed: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    from reports.tensorboard import write_tensorboard
+    from optprof.reports.tensorboard import write_tensorboard
 
     monkeypatch.setitem(sys.modules, "tensorboard.plugins.hparams", None)
     drawings: list[Drawing] = []

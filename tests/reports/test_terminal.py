@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from profiler.record import StepEstimate, Watched
-from reports import terminal
+from optprof.profiler.records.record import StepEstimate, Watched
+from optprof.reports import terminal
 
 
 def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):

@@ -9,13 +9,13 @@ from itertools import pairwise
 
 import pytest
 
-from profiler.store import DamageWarning, RunStore, file_name
-from profiler.timeline import Stretch
-from reports import write_report
-from reports.arithmetic.courses import Course, bands, phases_held, thinned
-from reports.arithmetic.findings import Findings
-from reports.figures import draw_all
-from reports.figures.curve import simplified, stairs
+from optprof.profiler.records.store import DamageWarning, RunStore, file_name
+from optprof.profiler.records.timeline import Stretch
+from optprof.reports import write_report
+from optprof.reports.arithmetic.courses import Course, bands, phases_held, thinned
+from optprof.reports.arithmetic.findings import Findings
+from optprof.reports.figures import draw_all
+from optprof.reports.figures.curve import simplified, stairs
 
 GIB = 2**30
 

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from profiler.record import GpuReading, StepEstimate, Watched
-from reports.arithmetic.agreement import agreements, summary
-from reports.arithmetic.capacity import rooms
-from reports.arithmetic.entries import entries
-from reports.arithmetic.pareto import front, tradeoffs
-from reports.arithmetic.savings import savings, savings_matrix
-from reports.arithmetic.time_curves import time_curves
-from reports.arithmetic.visibility import sights
-from reports.reasons import reasons
-from scenarios import hardware
+from optprof.profiler.records.record import GpuReading, StepEstimate, Watched
+from optprof.reports.arithmetic.agreement import agreements, summary
+from optprof.reports.arithmetic.capacity import rooms
+from optprof.reports.arithmetic.entries import entries
+from optprof.reports.arithmetic.pareto import front, tradeoffs
+from optprof.reports.arithmetic.savings import savings, savings_matrix
+from optprof.reports.arithmetic.time_curves import time_curves
+from optprof.reports.arithmetic.visibility import sights
+from optprof.reports.reasons import reasons
+from optprof.scenarios import hardware
 
 GIB = 2**30
 # Bytes that torch can take of the catalogue's T4: 15,642,329,088 less 512 MiB.

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from reports import units
+from optprof.reports import units
 
 
 @pytest.mark.parametrize(

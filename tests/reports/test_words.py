@@ -5,18 +5,18 @@ from typing import get_args
 
 import pytest
 
-from profiler.record import Origin, Outcome
-from profiler.tracing.stream import Category, Phase
-from reports import words
-from reports.arithmetic.courses import WIDTHS
-from reports.arithmetic.findings import Findings
-from reports.arithmetic.peaks import CATEGORIES
-from reports.arithmetic.provenance import ORIGINS, provenance
-from reports.charts import step_sizes
-from reports.comparison.tables import Names
-from reports.phrases import missing_text
-from reports.style import CATEGORY_COLOURS
-from scenarios.spec import Device, Implementation
+from optprof.profiler.records.record import Origin, Outcome
+from optprof.profiler.tracing.stream import Category, Phase
+from optprof.reports import words
+from optprof.reports.arithmetic.courses import WIDTHS
+from optprof.reports.arithmetic.findings import Findings
+from optprof.reports.arithmetic.peaks import CATEGORIES
+from optprof.reports.arithmetic.provenance import ORIGINS, provenance
+from optprof.reports.charts import step_sizes
+from optprof.reports.comparison.tables import Names
+from optprof.reports.phrases import missing_text
+from optprof.reports.style import CATEGORY_COLOURS
+from optprof.scenarios.spec import Device, Implementation
 
 
 def test_every_implementation_has_a_dash_of_its_own():

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 import optprof
-from profiler.fits import Fit
-from profiler.store import DamageWarning, RunStore
-from reports import write_figure, write_fit_page, write_report
-from reports.comparison.compare import compare
-from reports.comparison.comparing import Comparing
-from reports.run import Run
-from scenarios.spec import Scenario
+from optprof.profiler.records.fits import Fit
+from optprof.profiler.records.store import DamageWarning, RunStore
+from optprof.reports import write_figure, write_fit_page, write_report
+from optprof.reports.comparison.compare import compare
+from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.run import Run
+from optprof.scenarios.spec import Scenario
 
 FITS = [Fit(scenario=Scenario(model="tiny", gpu="t4"), usable=1, needed=2)]
 

@@ -14,10 +14,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from scenarios import Scenario, factories
-from scenarios.batches import by_name, map_tensors, tensors_in
-from scenarios.settings import TorchSettings, own_settings
-from scenarios.workpiece import build
+from optprof.scenarios import Scenario, factories
+from optprof.scenarios.batches import by_name, map_tensors, tensors_in
+from optprof.scenarios.settings import TorchSettings, own_settings
+from optprof.scenarios.workpiece import build
 
 BF16, FP32 = torch.bfloat16, torch.float32
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from scenarios import hardware
+from optprof.scenarios import hardware
 
 GIB = 2**30
 # The label on the box, in the units that vendors use for it: multiples of 2**30 bytes; HBM3E cards
@@ -97,7 +97,11 @@ def test_a_wrong_name_is_told_near_ones(wrong: str, near: str):
 
 def test_the_catalogue_needs_no_torch():
     subprocess.run(
-        [sys.executable, "-c", "import sys, scenarios.hardware; sys.exit('torch' in sys.modules)"],
+        [
+            sys.executable,
+            "-c",
+            "import sys, optprof.scenarios.hardware; sys.exit('torch' in sys.modules)",
+        ],
         check=True,
     )
 

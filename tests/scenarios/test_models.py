@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from scenarios import Scenario, models
-from scenarios.batches import map_tensors
-from scenarios.workpiece import Workpiece, build
+from optprof.scenarios import Scenario, models
+from optprof.scenarios.batches import map_tensors
+from optprof.scenarios.workpiece import Workpiece, build
 
 PUBLISHED = {
     "gpt2": 124_439_808,

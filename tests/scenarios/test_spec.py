@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scenarios import Scenario, schema
+from optprof.scenarios import Scenario, schema
 
 numbers = st.integers() | st.floats() | st.sampled_from([2**63 - 1, 2**63, 10**30, 1e308, 5e-324])
 values = st.recursive(

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scenarios import suites
-from scenarios.suites import Suite, read
+from optprof.scenarios import suites
+from optprof.scenarios.suites import Suite, read
 
 # 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))

@@ -25,7 +25,7 @@ class Command:
         environment = {
             **os.environ,
             MARK: self.mark,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(ROOT / "src"),
             "OMP_NUM_THREADS": "1",
         }
         with self.stdout.open("wb") as out, self.stderr.open("wb") as err:

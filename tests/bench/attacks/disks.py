@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from profiler.store import RunStore, file_name
+from optprof.profiler.records.store import RunStore, file_name
 
 from .commands import optprof
 from .row import Row

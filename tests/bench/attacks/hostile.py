@@ -16,8 +16,8 @@ from typing import Any
 
 from records import memory, records
 
-from profiler.record import Memory, Record
-from profiler.store import RunStore
+from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.store import RunStore
 
 from .commands import optprof
 from .mutations import timeline

@@ -13,7 +13,7 @@ from breadth import as_on_the_cpu, measured, simulated
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scenarios import Scenario
+from optprof.scenarios import Scenario
 
 from .row import Row
 

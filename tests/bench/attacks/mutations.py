@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 
 from records import records
 
-from profiler.record import Record
-from profiler.store import file_name
-from profiler.timeline import HeldBlock, Stretch, Timeline
-from profiler.timeline_file import pack, unpack
-from reports import run_markdown
-from reports.arithmetic.courses import thinned
-from reports.run import Run
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import file_name
+from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline
+from optprof.profiler.records.timeline_file import pack, unpack
+from optprof.reports import run_markdown
+from optprof.reports.arithmetic.courses import thinned
+from optprof.reports.run import Run
 
 from .commands import optprof
 from .row import Row

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from optimizers import LAMB, LAMB16, SM3, SGDSaI
+from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI
 
 from .row import Row
 

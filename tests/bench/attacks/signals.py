@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from profiler.record import Record
-from scenarios import schema
+from optprof.profiler.records.record import Record
+from optprof.scenarios import schema
 
 from .commands import Command, optprof
 from .row import Row

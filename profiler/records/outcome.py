@@ -2,7 +2,7 @@
 
 import traceback
 
-from scenarios import schema
+from optprof.scenarios import schema
 
 from .places import owner, short_name
 from .record import Outcome

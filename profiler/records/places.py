@@ -8,11 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-_ROOT = Path(__file__).parents[1]
-_OURS = tuple(
-    f"{_ROOT / name}"
-    for name in ("optimizers/", "profiler/", "reports/", "scenarios/", "optprof.py")
-)
+_OURS = f"{Path(__file__).parents[2]}/"
 _STANDARD = sysconfig.get_path("stdlib")
 
 Owner = Literal["optprof", "torch", "Python", "package", "user"]

@@ -20,12 +20,12 @@ from itertools import count, takewhile
 from pathlib import Path, PurePath
 from typing import Any
 
-from scenarios import schema
-from scenarios.spec import Scenario
+from optprof.scenarios import schema
+from optprof.scenarios.spec import Scenario
 
-from . import disk
-from .locked_lines import LockedLines
-from .plain import plain, spreadsheet_text
+from ..safety import disk
+from ..safety.locked_lines import LockedLines
+from ..safety.plain import plain, spreadsheet_text
 from .privacy import disclosed, disclosed_scenario
 from .record import Record
 from .record_lines import Line, read_lines

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from scenarios import schema
+from optprof.scenarios import schema
 
 from .reachable import gradients_of, plain_tensors, tensors_of_optimizer
 

@@ -1,35 +1,12 @@
-"""optprof: what an optimizer costs, on your model. The commands, and `profile`, `watch` and
-`read_run` for programs and notebooks.
-
-Importing it loads neither torch nor anything that draws; what a command or a function needs is
-loaded when it is called.
-"""
-
-import os
-import sys
-
-if (
-    __name__ == "__main__"
-    and not sys.flags.safe_path
-    and __file__ != f"{sys.path[0]}{os.sep}optprof.py"
-):
-    # `python -m` looks into the current folder first, and a file there is nobody's to run.
-    sys.path.pop(0)
-if __name__ == "__main__" or "".join(sys.argv[:1]).endswith(
-    ("optprof", "optprof.exe", "optprof-script.py")
-):
-    for _entry in (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep):
-        # An empty entry is the current folder, and one such as "." or "src" lies there; so may
-        # pathlib.
-        _place = os.path.abspath(_entry)  # noqa: PTH100
-        if not os.path.isabs(_entry) and __file__ != f"{_place}{os.sep}optprof.py":  # noqa: PTH117
-            sys.path[:] = [place for place in sys.path if place != _place]
+"""The commands: parse, call, print. What a command needs is loaded when it is called."""
 
 import errno
 import gc
 import json
+import os
 import re
 import shlex
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -43,21 +20,16 @@ from warnings import catch_warnings
 
 import typer
 
-from reports.streams import STDOUT, guard_streams, progress, results_on_stdout
-from scenarios.schema import shortened
+from optprof.library import OPTIMIZERS
+from optprof.reports.streams import STDOUT, guard_streams, progress, results_on_stdout
+from optprof.scenarios.schema import shortened
 
 if TYPE_CHECKING:
-    import torch
+    from optprof.profiler.records.record import Record
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.worker import Worker
+    from optprof.scenarios import Scenario
 
-    from profiler.record import Record
-    from profiler.running.worker import Worker
-    from profiler.store import RunStore
-    from reports.run import Run
-    from scenarios import Scenario
-
-__all__ = ["main", "profile", "read_run", "watch"]
-
-OPTIMIZERS = "adamw,sm3,lamb16,sgd-sai"
 RUNS = Path("runs")
 BROKEN = 1
 REFUSED = 2
@@ -299,8 +271,8 @@ def _show_warning(
 
 def _told(error: BaseException) -> tuple[str, int]:
     """The one line for an exception, and the exit status."""
-    from profiler.doctor import installed_by
-    from profiler.outcome import is_ours, one_line, user_line
+    from optprof.profiler.machine.doctor import installed_by
+    from optprof.profiler.records.outcome import is_ours, one_line, user_line
 
     missing = isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0]
     if missing and (advice := installed_by(missing)):
@@ -386,10 +358,10 @@ def _profile(
 ) -> None:
     """Profile optimizers on models, and write a report."""
     with results_on_stdout() as stdout, _worker(",".join([*models, optimizers])) as worker:
-        import optimizers as catalogue
-        from profiler.plan import Comparison, plan, require_timeout
-        from profiler.running.beside import require_iterations
-        from scenarios.models import read_config
+        from optprof import optimizers as catalogue
+        from optprof.profiler.running.beside import require_iterations
+        from optprof.profiler.running.plan import Comparison, plan, require_timeout
+        from optprof.scenarios.models import read_config
 
         require_timeout(timeout)
         scenarios = plan(
@@ -472,10 +444,10 @@ def sweep(
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
     with results_on_stdout() as stdout, _worker(",".join(allow or ())) as worker:
-        from profiler.plan import require_timeout
-        from profiler.running.beside import require_iterations
-        from profiler.running.sweep import sweep as scenarios_of
-        from scenarios import suites
+        from optprof.profiler.running.beside import require_iterations
+        from optprof.profiler.running.plan import require_timeout
+        from optprof.profiler.running.sweep import sweep as scenarios_of
+        from optprof.scenarios import suites
 
         require_timeout(timeout)
         found = suites.load(suite)
@@ -506,7 +478,7 @@ def doctor() -> None:
     """Say what is installed, which devices there are, what can be measured here, and what to
     install for more.
     """
-    from profiler.doctor import diagnose
+    from optprof.profiler.machine.doctor import diagnose
 
     section = ""
     for finding in diagnose():
@@ -559,15 +531,15 @@ def fit(
     """
     with results_on_stdout() as stdout:
         _see_own_code(f"{model},{optimizers}")
-        import optimizers as catalogue
-        from profiler.disk import require_own_folder
-        from profiler.plan import Comparison, plan_fits
-        from profiler.privacy import disclosed_command, disclosed_fit
-        from profiler.simulating.fitting import Fitting
-        from reports import FITS, write_fit_page
-        from reports.fitting.terminal import render_fits
-        from scenarios import hardware
-        from scenarios.models import read_config
+        from optprof import optimizers as catalogue
+        from optprof.profiler.records.privacy import disclosed_command, disclosed_fit
+        from optprof.profiler.running.plan import Comparison, plan_fits
+        from optprof.profiler.safety.disk import require_own_folder
+        from optprof.profiler.simulating.fitting import Fitting
+        from optprof.reports import FITS, write_fit_page
+        from optprof.reports.fitting.terminal import render_fits
+        from optprof.scenarios import hardware
+        from optprof.scenarios.models import read_config
 
         comparison = Comparison(
             models=[model],
@@ -635,7 +607,7 @@ def report(
     force: Replace = False,
 ) -> None:
     """Draw the report of a run again, from its records alone."""
-    from reports import run_markdown, write_figure, write_report
+    from optprof.reports import run_markdown, write_figure, write_report
 
     _expect_many_records()
     if markdown:
@@ -659,7 +631,7 @@ def repair(
     """Set aside what cannot be read of a run: lines in records.damaged, timelines beside
     themselves.
     """
-    from profiler.store import RunStore
+    from optprof.profiler.records.store import RunStore
 
     print("\n".join(RunStore.open(_run(run)).repair()) or "nothing is damaged")
 
@@ -700,8 +672,8 @@ def compare(
         raise ValueError(f"--only takes regressed, got {only!r}")
     if markdown and as_json:
         raise ValueError("--markdown and --json both want stdout; ask for one of them")
-    from profiler.privacy import disclosed_command
-    from reports.comparison.comparing import Comparing
+    from optprof.profiler.records.privacy import disclosed_command
+    from optprof.reports.comparison.comparing import Comparing
 
     _expect_many_records()
     comparing = Comparing.of(
@@ -750,7 +722,7 @@ def explain_metric(
     ] = None,
 ) -> None:
     """Say what a figure means, how it was obtained, and what it leaves out."""
-    from reports.explain import FIGURES, explain
+    from optprof.reports.explain import FIGURES, explain
 
     print("\n\n".join(explain(name) for name in ([metric] if metric else FIGURES)))
 
@@ -763,7 +735,7 @@ def list_names(
     ],
 ) -> None:
     """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
-    from profiler.listing import listing
+    from optprof.cli.listing import listing
 
     print("\n".join(listing(what)))
 
@@ -790,7 +762,7 @@ def _worker(names: str) -> Iterator["Worker"]:
     """Yield what does a run's scenarios; it loads torch while this process does. `names` are the
     user's.
     """
-    from profiler.running.worker import Worker
+    from optprof.profiler.running.worker import Worker
 
     with Worker() as worker:
         # Behind it: what it loads is ours, and each scenario is told where the user's code is.
@@ -802,9 +774,9 @@ def _open_run(
     name: str, out: Path | None, resume: bool, *, force: bool, anonymous: bool
 ) -> "RunStore":
     """The run to write into; what a run that was cut off has left is set aside or removed."""
-    from profiler.disk import require_own_folder
-    from profiler.privacy import masked
-    from profiler.store import RunStore, last_folder
+    from optprof.profiler.records.privacy import masked
+    from optprof.profiler.records.store import RunStore, last_folder
+    from optprof.profiler.safety.disk import require_own_folder
 
     if out:
         # A command that a page shows has ~ in it, which shells leave as it is behind --out=.
@@ -836,11 +808,11 @@ def _run_all(
     """The records that stand when all scenarios have run, an earlier run's among them; Ctrl-C tells
     how to go on and ends with 130.
     """
-    from profiler.environment import environment
-    from profiler.running.resume import pending, standing
-    from profiler.running.runner import run
-    from profiler.store import file_name
-    from scenarios.schema import require_records
+    from optprof.profiler.machine.environment import environment
+    from optprof.profiler.records.store import file_name
+    from optprof.profiler.running.resume import pending, standing
+    from optprof.profiler.running.runner import run
+    from optprof.scenarios.schema import require_records
 
     before = store.read()
     lost = store.lost_timelines(standing(before))
@@ -896,11 +868,11 @@ def _one_line(error: Exception) -> str:
 def _forecast(
     scenarios: "Sequence[Scenario]", worker: "Worker", stdout: TextIO, *, timeout: float | None
 ) -> None:
-    from profiler.measuring.measurement import to_simulate
-    from profiler.running.runner import Runner
-    from profiler.running.sweep import forecast
-    from profiler.store import RunStore
-    from reports.forecasts import render_forecasts
+    from optprof.profiler.measuring.measurement import to_simulate
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.runner import Runner
+    from optprof.profiler.running.sweep import forecast
+    from optprof.reports.forecasts import render_forecasts
 
     with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
         runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
@@ -940,11 +912,11 @@ def _show(
     """Print the records and where their page is; `logs` prints what failed scenarios have
     printed.
     """
-    from reports import terminal
+    from optprof.reports import terminal
 
     page = None
     if report:
-        from reports import write_report
+        from optprof.reports import write_report
 
         page = write_report(store.folder, tensorboard=tensorboard, force=force)
     if as_json:
@@ -991,82 +963,8 @@ def _run(named: Path) -> Path:
     return named if named.exists() else RUNS / named
 
 
-def profile(
-    models: str | Sequence[str],
-    optimizers: str | Sequence[str] = OPTIMIZERS,
-    *,
-    out: str | Path | None = None,
-    timeout: float | None = None,
-    force: bool = False,
-    anonymous: bool = False,
-    **options: Any,
-) -> "Run":
-    """Profile optimizers on models as the command does, and return the run; `out` is a folder to
-    keep it in.
-
-    `models` and `optimizers` are names with options, in a list or as the command line takes them;
-    `options` are the other fields of `profiler.plan.Comparison`: device, dtype, batch_size and so
-    on. What fails is a record with its outcome. ValueError for a request that cannot be met,
-    FileExistsError for a folder that holds a run, or other files unless `force` is given. What is
-    `anonymous` names no machine and no path.
-    """
-    from profiler.running.asking import ask, comparison
-    from reports.run import Run
-
-    run = Run.temporary() if out is None else Run(folder=Path(out))
-    asked = comparison(models, optimizers, options)
-    run.records = ask(asked, run.where, timeout=timeout, force=force, anonymous=anonymous)
-    return run
-
-
-@contextmanager
-def watch(
-    optimizer: "torch.optim.Optimizer",
-    *others: "torch.optim.Optimizer",
-    model: "torch.nn.Module | str | Sequence[torch.nn.Module | str | None] | None" = None,
-    batch_size: int | None = None,
-    sequence_length: int | None = None,
-    out: str | Path | None = None,
-    anonymous: bool = False,
-    force: bool = False,
-) -> "Iterator[Run]":
-    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of
-    memory.
-
-    A loop with several optimizers gives them all, and in a list the `model` of each where they are
-    different. `out` is a folder whose run the records are added to; one that holds other files and
-    no run is refused with FileExistsError unless `force` is given. What is `anonymous` names no
-    machine and no path.
-
-    The run that it gives has the records, one of each optimizer, when the block has ended, also by
-    an exception. `profiler.measuring.watching.Watch` says what is read and what is refused. OSError
-    when the folder cannot be written.
-    """
-    from profiler.measuring.watching import Watch
-    from reports.run import Run
-
-    run = Run() if out is None else Run.going_on(Path(out), force=force)
-    run.anonymous = anonymous
-    with Watch(
-        optimizer,
-        *others,
-        model=model,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        keep=run.add,
-    ):
-        yield run
-
-
-def read_run(folder: str | Path) -> "Run":
-    """The run in a folder, to go on with in a notebook; FileNotFoundError where there is none."""
-    from reports.run import Run
-
-    return Run.read(folder)
-
-
 def main() -> None:
-    """The console script."""
+    """Run the command that the arguments name."""
     # In `python -c` it is the current folder.
     sys.path[:] = [place for place in sys.path if place]
     guard_streams()
@@ -1079,7 +977,3 @@ def main() -> None:
     except OSError as error:
         print(f"optprof: {_one_line(error)}", file=sys.stderr)
         sys.exit(REFUSED)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
+from optprof import optimizers
+
 Row = tuple[str, ...]
 
 
@@ -31,7 +33,7 @@ def _columns(sides: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _models() -> Iterator[Row]:
-    from scenarios import models
+    from optprof.scenarios import models
 
     for name in models.available():
         entry = models.describe(name)
@@ -39,7 +41,6 @@ def _models() -> Iterator[Row]:
 
 
 def _optimizers() -> Iterator[Row]:
-    import optimizers
 
     for name in optimizers.available():
         try:
@@ -53,7 +54,7 @@ def _optimizers() -> Iterator[Row]:
 
 
 def _accumulations() -> Iterator[Row]:
-    from optimizers import accumulation
+    from optprof.optimizers import accumulation
 
     for name in accumulation.available():
         found = accumulation.describe(name)
@@ -62,7 +63,7 @@ def _accumulations() -> Iterator[Row]:
 
 
 def _gpus() -> Iterator[Row]:
-    from scenarios import hardware
+    from optprof.scenarios import hardware
 
     for gpu in map(hardware.describe, hardware.available()):
         yield (
@@ -75,7 +76,7 @@ def _gpus() -> Iterator[Row]:
 
 
 def _suites() -> Iterator[Row]:
-    from scenarios import suites
+    from optprof.scenarios import suites
 
     for suite in map(suites.load, suites.available()):
         yield suite.name, suite.description

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-import optimizers
-from scenarios import Scenario, models
-from scenarios.spec import Device, Implementation
+from optprof import optimizers
+from optprof.scenarios import Scenario, models
+from optprof.scenarios.spec import Device, Implementation
 
 
 def make_optimizer(

@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from itertools import accumulate, pairwise
 from typing import Any
 
-from scenarios import schema
+from optprof.scenarios import schema
 
 from .timeline import HeldBlock, Stretch, Timeline
 

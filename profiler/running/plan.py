@@ -8,18 +8,18 @@ from typing import Annotated, Any, cast
 
 import torch
 
-import optimizers
-from scenarios import Scenario, factories, hardware, models, schema
-from scenarios.settings import own_settings
-from scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
-from scenarios.suites import MOST_SCENARIOS
-from scenarios.workpiece import build
+from optprof import optimizers
+from optprof.scenarios import Scenario, factories, hardware, models, schema
+from optprof.scenarios.settings import own_settings
+from optprof.scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
+from optprof.scenarios.suites import MOST_SCENARIOS
+from optprof.scenarios.workpiece import build
 
-from .accumulating import require_possible
-from .allocator.settings import AllocatorSettings, from_environment
-from .measuring.harness import require_cuda
-from .optimizer import require_implementation
-from .simulating.training import without_optimizer
+from ..allocator.settings import AllocatorSettings, from_environment
+from ..measuring.harness import require_cuda
+from ..simulating.training import without_optimizer
+from ..training.accumulating import require_possible
+from ..training.optimizer import require_implementation
 
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 100

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import BinaryIO
 
-from scenarios import schema
+from optprof.scenarios import schema
 
 from .record import Record
 

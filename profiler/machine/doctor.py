@@ -178,7 +178,7 @@ def _nvml(number: int) -> Finding:
     """Whether the management library tells of this GPU."""
     with (
         importlib.import_module("torch").cuda.device(number),
-        importlib.import_module("profiler.measuring.nvml").reading_gpu() as read,
+        importlib.import_module("optprof.profiler.measuring.nvml").reading_gpu() as read,
     ):
         reading = read()
     if reading is None:
@@ -243,7 +243,7 @@ def _measurable() -> str:
 
 
 def _free_memory() -> str:
-    free = importlib.import_module("profiler.host_memory").free_bytes()
+    free = importlib.import_module("optprof.profiler.machine.memory").free_bytes()
     return (
         f"{free / 2**30:.2f} of"
         f" {importlib.import_module('psutil').virtual_memory().total / 2**30:.2f} GiB free"

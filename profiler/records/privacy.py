@@ -11,12 +11,12 @@ from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import Any
 
-from scenarios.spec import Scenario
+from optprof.scenarios.spec import Scenario
 
+from ..safety.secret import MASK, is_mask_needed, weight, without_secrets
+from ..safety.whereabouts import without_homes, without_host, without_paths
 from .fits import Fit
 from .record import Record
-from .secret import MASK, is_mask_needed, weight, without_secrets
-from .whereabouts import without_homes, without_host, without_paths
 
 # What an anonymous record leaves out of its environment.
 OF_THE_MACHINE = ("machine", "platform", "affinity", "git_commit")

@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
-import optimizers
-from optimizers import accumulation
-from optimizers.accumulation import (
+from optprof import optimizers
+from optprof.optimizers import accumulation
+from optprof.optimizers.accumulation import (
     Accumulation,
     CosineTarget,
     GradientNoiseScale,
     MetricHypothesisTest,
     ScheduledBatch,
 )
-from scenarios import Scenario, schema
+from optprof.scenarios import Scenario, schema
 
 # The draws of a simulated window: the first gradients are new, the second are added to what is
 # there, and so are all that follow.

@@ -14,13 +14,14 @@ from typing import Any
 
 import psutil
 
-from scenarios import schema
+from optprof.scenarios import schema
 
+from ..records.privacy import disclosed_command
 from .malloc import keeps_freed_memory
-from .privacy import disclosed_command
 
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
-_ROOT = Path(__file__).resolve().parent.parent
+_PACKAGE = Path(__file__).absolute().parents[2]
+_CHECKOUT = _PACKAGE.parents[1]
 
 
 def environment(seed: int) -> dict[str, Any]:
@@ -54,10 +55,10 @@ def command(words: Sequence[str] | None = None) -> list[str]:
 
 def _is_ours(program: str) -> bool:
     """Return whether the program is the console script, or `python -m optprof`."""
-    name = Path(program.replace("\\", "/")).name.lower()
-    if name in ("optprof", "optprof.exe", "optprof-script.py"):
+    path = Path(program.replace("\\", "/"))
+    if path.name.lower() in ("optprof", "optprof.exe", "optprof-script.py"):
         return True
-    return name == "optprof.py" and Path(program).resolve() == _ROOT / name
+    return path.name == "__main__.py" and path.absolute().parent == _PACKAGE
 
 
 def _name(program: str) -> str:
@@ -140,12 +141,12 @@ def _git_commit() -> str | None:
     """The commit that optprof runs from, with "+" when files differ from it; None outside a
     checkout.
     """
-    if not (_ROOT / ".git").exists():
+    if not (_CHECKOUT / ".git").exists():
         return None
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
-            cwd=_ROOT,
+            cwd=_CHECKOUT,
             capture_output=True,
             text=True,
             timeout=5,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scenarios.spec import Scenario
+from optprof.scenarios.spec import Scenario
 
 # Where the search for a largest batch ends, for models whose step does not grow with it.
 LARGEST_BATCH = 1 << 20

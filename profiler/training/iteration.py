@@ -12,9 +12,9 @@ from typing import Any, cast
 
 import torch
 
-from optimizers.accumulation import Accumulation, MetricHypothesisTest
-from scenarios import Scenario
-from scenarios.workpiece import DTYPES, Workpiece
+from optprof.optimizers.accumulation import Accumulation, MetricHypothesisTest
+from optprof.scenarios import Scenario
+from optprof.scenarios.workpiece import DTYPES, Workpiece
 
 
 class Iteration:

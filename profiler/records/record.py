@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Annotated, Any, Literal
 
-from scenarios import schema
-from scenarios.schema import Between, Count, Loss, Name, Seconds
-from scenarios.spec import Scenario
+from optprof.scenarios import schema
+from optprof.scenarios.schema import Between, Count, Loss, Name, Seconds
+from optprof.scenarios.spec import Scenario
 
 SCHEMA = 1
 # A slice of one parameter of the largest models.

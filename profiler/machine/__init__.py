@@ -1,0 +1,1 @@
+"""Describe this machine: its versions, its memory and its devices."""

@@ -1,0 +1,1 @@
+"""Keep records: their form, their files, and what they may disclose."""

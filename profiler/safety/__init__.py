@@ -1,0 +1,1 @@
+"""Handle files and text from elsewhere safely."""

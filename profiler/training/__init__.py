@@ -1,0 +1,1 @@
+"""Run training steps: what simulation and measurement share."""

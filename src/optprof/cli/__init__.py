@@ -1,0 +1,24 @@
+"""The command line. Importing it loads nothing; `main` first leaves out the current folder."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command that the arguments name."""
+    _leave_current_folder_out()
+    from .app import main
+
+    main()
+
+
+def _leave_current_folder_out() -> None:
+    """Remove relative entries of PYTHONPATH from `sys.path`.
+
+    They lie in the current folder, whose files a command does not run unasked.
+    """
+    ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+    for entry in (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep):
+        place = os.path.abspath(entry)  # noqa: PTH100
+        if not os.path.isabs(entry) and place != ours:  # noqa: PTH117
+            sys.path[:] = [other for other in sys.path if other != place]
