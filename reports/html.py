@@ -17,7 +17,7 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
     asks for.
     """
     environment = Environment(
-        loader=PackageLoader("reports"),
+        loader=PackageLoader("optprof.reports"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -64,7 +64,7 @@ class Reproduced:
 @cache
 def published() -> tuple[Published, ...]:
     """The paper's figures, in the order of the file that ships with the package."""
-    text = (files("reports") / "data" / "sgd_sai_figure4.csv").read_text(encoding="utf-8")
+    text = (files("optprof.reports") / "data" / "sgd_sai_figure4.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return tuple(
         Published(

@@ -260,7 +260,7 @@ def _show_warning(
     *_: object,
 ) -> None:
     """Print the lines of a warning of ours that are not `shown` yet, any other as Python does."""
-    if category.__module__.partition(".")[0] != "profiler":
+    if not category.__module__.startswith("optprof."):
         sys.stderr.write(warnings.formatwarning(message, category, file, line))
         return
     for text in str(message).splitlines():
