@@ -178,7 +178,7 @@ def _nvml(number: int) -> Finding:
     """Whether the management library tells of this GPU."""
     with (
         importlib.import_module("torch").cuda.device(number),
-        importlib.import_module("optprof.profiler.measuring.nvml").reading_gpu() as read,
+        importlib.import_module("optprof.profiler.machine.nvml").reading_gpu() as read,
     ):
         reading = read()
     if reading is None:

@@ -1,6 +1,4 @@
-"""Files that a measurement leaves beside its record: a disk that does not take one costs that file
-alone.
-"""
+"""Files that a measurement writes next to its record; a failed write costs only that file."""
 
 import traceback
 from collections.abc import Iterator
@@ -11,12 +9,12 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """Where a measurement leaves what is no record; None leaves it out.
+    """Paths of the files to write next to a record; None writes no such file.
 
-    `snapshot` is a pickle of CUDA's allocator for memory_viz, written when all goes well,
-    `when_full` one that is written when memory runs out. `trace` is a folder for torch.profiler's
-    trace of a few iterations. All lie below `run`, the run's folder, and no link is followed there.
-    `lost` pairs what could not be written with the reason.
+    `snapshot` is a pickle of CUDA's allocator for memory_viz, written after a success; `when_full`
+    one written when memory runs out. `trace` is a folder for torch.profiler's trace of a few
+    iterations. All are below `run`, the run's folder, and no link is followed there. `lost` pairs
+    each file that could not be written with the reason.
     """
 
     run: Path | None = None
@@ -27,13 +25,11 @@ class Files:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[None]:
-        """Write a file inside; an OSError, or a ValueError that refuses a link, ends that alone,
-        and is printed and kept.
-        """
+        """Write a file inside; an OSError, or the ValueError of a link, only goes into `lost`."""
         try:
             yield
         except (OSError, ValueError) as error:
-            # The log may lie on the same disk.
+            # The log may be on the same disk.
             with suppress(OSError, ValueError):
                 traceback.print_exc()
             named = Path(getattr(error, "filename", None) or path)

@@ -16,10 +16,10 @@ from optprof.profiler.allocator.caching import CachingAllocator
 from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
 from optprof.profiler.allocator.settings import AllocatorSettings
 from optprof.profiler.measuring import measurement, torch_profile
-from optprof.profiler.measuring.training_run import TrainingRun
+from optprof.profiler.measuring.trainer import Trainer
 from optprof.profiler.simulating.replay import play
 from optprof.profiler.simulating.simulation import run_simulation, simulated_allocator
-from optprof.profiler.simulating.snapshot import _History  # pyright: ignore[reportPrivateUsage]
+from optprof.profiler.simulating.snapshot import DeviceHistory
 from optprof.scenarios import Scenario, hardware, models, workpiece
 from place import PLACE
 
@@ -58,6 +58,9 @@ class Event:
         """Note the time."""
         self._at = time.perf_counter()
 
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
     def elapsed_time(self, end: "Event") -> float:
         """Return the milliseconds until another event; never none, as no kernel takes none."""
         return max(1e-6, 1000 * (end._at - self._at))
@@ -77,7 +80,7 @@ class Script:
         asked = replace(scenario, device="sim", gpu=GPU.name)
         simulation = run_simulation(asked)
         self._expandable = AllocatorSettings.parse(scenario.alloc_conf).expandable_segments
-        self._history = _History(expandable=self._expandable)
+        self._history = DeviceHistory(expandable=self._expandable)
         allocator = simulated_allocator(asked, self._history)
         blocks: dict[int, Block] = {}
         allocations = simulation.allocations
@@ -147,7 +150,7 @@ def install() -> None:
     torch.cuda.memory._snapshot = lambda *_, **__: _script[0].snapshot()  # pyright: ignore
     torch.cuda.memory._dump_snapshot = lambda *_: None
     torch._C._accelerator_setAllocatorSettings = lambda *_: None
-    measurement.TrainingRun = lambda scenario, phase: TrainingRun(  # pyright: ignore
+    measurement.Trainer = lambda scenario, phase: Trainer(  # pyright: ignore
         replace(scenario, device="cpu"), phase
     )
     torch_profile.profile = _profile_on_the_cpu  # pyright: ignore

@@ -22,7 +22,7 @@ from optprof.profiler.measuring import (
     cuda_memory,
     measurement,
     torch_profile,
-    training_run,
+    trainer,
     watching,
 )
 from optprof.profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
@@ -90,9 +90,9 @@ class Device:
         monkeypatch.setattr(
             torch.cuda.memory, "_snapshot", lambda: {"segments": [{"blocks": [{"frames": frames}]}]}
         )
-        monkeypatch.setattr(measurement, "TrainingRun", self.run)
+        monkeypatch.setattr(measurement, "Trainer", self.run)
         monkeypatch.setattr(
-            "optprof.profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading)
+            "optprof.profiler.machine.nvml.reading_gpu", lambda: nullcontext(self.reading)
         )
 
     def wait(self) -> None:
@@ -110,8 +110,8 @@ class Device:
             process_bytes=None,
         )
 
-    def run(self, scenario: Scenario, phase: Any) -> training_run.TrainingRun:
-        made = training_run.TrainingRun(replace(scenario, device="cpu"), phase)
+    def run(self, scenario: Scenario, phase: Any) -> trainer.Trainer:
+        made = trainer.Trainer(replace(scenario, device="cpu"), phase)
         step = made.optimizer.step
 
         def counted() -> None:
@@ -269,13 +269,13 @@ def test_the_gpu_is_read_while_it_works(device: Device):
 def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
     """What is raised by a device that is full when the first iteration comes."""
 
-    class Full(training_run.TrainingRun):
+    class Full(trainer.Trainer):
         def iterate(self) -> None:
             raise request.param
 
     monkeypatch.setattr(
         measurement,
-        "TrainingRun",
+        "Trainer",
         lambda scenario, phase: Full(replace(scenario, device="cpu"), phase),
     )
     return type(request.param)
@@ -344,10 +344,7 @@ def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pyte
     apply_alloc_conf("expandable_segments:True")
     with pytest.raises(
         ValueError,
-        match=(
-            "would keep expandable_segments of it; say that in alloc_conf"
-            " 'max_split_size_mb:64' too"
-        ),
+        match=("would keep expandable_segments; set that in alloc_conf 'max_split_size_mb:64' too"),
     ):
         apply_alloc_conf("max_split_size_mb:64")
     started = True
@@ -374,7 +371,7 @@ def test_what_the_environment_alone_has_said_is_not_passed_over(monkeypatch: pyt
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     with pytest.raises(
         ValueError,
-        match="torch was told 'expandable_segments:True', and would keep expandable_segments of it",
+        match="torch has the settings 'expandable_segments:True' and would keep expandable_segments",
     ):
         apply_alloc_conf("")
 

@@ -40,7 +40,7 @@ def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("optprof.profiler.measuring.nvml.reading_gpu", lambda: nullcontext(read))
+    monkeypatch.setattr("optprof.profiler.machine.nvml.reading_gpu", lambda: nullcontext(read))
     gpu, nvml = (
         finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU"
     )

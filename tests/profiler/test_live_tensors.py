@@ -121,7 +121,7 @@ def test_state_where_the_optimizer_does_not_reach_is_told() -> None:
     assert found.watched is not None
     assert found.memory is not None
     assert found.memory.optimizer_state == 0
-    told = "steps have left 40,000 B where the optimizer does not reach; they are not in its state"
+    told = "steps left 40,000 B that the optimizer does not refer to; they are not in its state"
     assert told in found.watched.warnings
     assert found.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
 
@@ -150,8 +150,8 @@ def test_a_profiler_of_ones_own_goes_before_ours() -> None:
     assert any(event.key == "aten::mul" for event in own.key_averages())
     inside = measured("sgd", "profiled").watched
     for found, reason in (
-        (outside, "a profiler was at work already"),
-        (inside, "a profiler inside of the training"),
+        (outside, "a profiler was running already"),
+        (inside, "a profiler inside the training"),
     ):
         assert found is not None
         assert found.tensors_at_peak == {}

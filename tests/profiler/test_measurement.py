@@ -120,8 +120,8 @@ def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable
 def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("optprof.profiler.measuring.resident_watch.forget_peak", lambda: False)
-    monkeypatch.setattr("optprof.profiler.measuring.resident_watch.peak_bytes", lambda: 1 << 60)
+    monkeypatch.setattr("optprof.profiler.measuring.resident.reset_peak", lambda: False)
+    monkeypatch.setattr("optprof.profiler.measuring.resident.peak_bytes", lambda: 1 << 60)
     found = measure(Scenario(**{**TINY, "workload": "state"})).watched
     assert found is not None
     assert found.memory["step"]["resident"].peak < 1 << 60
@@ -202,9 +202,7 @@ def test_slices_scaled_up_are_the_whole_model():
 
 def test_cuda_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        ValueError, match="no CUDA device on this machine; ask for --device sim or cpu"
-    ):
+    with pytest.raises(ValueError, match="no CUDA device on this machine; use --device sim or cpu"):
         measure(Scenario(model="gpt2", device="cuda"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from optprof.profiler.measuring.nvml import reading_gpu, warnings
+from optprof.profiler.machine.nvml import reading_gpu, warnings
 from optprof.profiler.records.record import GpuReading
 
 Process = namedtuple("Process", "pid usedGpuMemory")

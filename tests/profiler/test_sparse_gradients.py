@@ -7,7 +7,7 @@ import pytest
 
 from optprof.profiler import measure
 from optprof.profiler.measuring.files import Files
-from optprof.profiler.measuring.slice_timing import measure_slices
+from optprof.profiler.measuring.slices import measure_slices
 from optprof.profiler.records.record import Record
 from optprof.scenarios import Scenario
 

@@ -212,8 +212,8 @@ def test_a_step_gets_the_very_object_that_the_loop_gives_it(is_module: bool):
     assert record.times is not None
     assert record.watched is not None
     assert len(record.times["step"]) == 2
-    told = "a step was given a Judge: what it called it for is in the step's time"
-    assert (told in record.watched.warnings) is not is_module
+    note = "a step got a Judge as its closure: the step's time includes the closure's"
+    assert (note in record.watched.warnings) is not is_module
 
 
 class BackwardItself(torch.optim.SGD):
@@ -291,7 +291,7 @@ def test_a_watch_is_used_once():
     seen = Watch(torch.optim.AdamW(model.parameters()), model=model)
     with seen:
         pass
-    with pytest.raises(ValueError, match="make another"), seen:
+    with pytest.raises(ValueError, match="make a new one"), seen:
         pass
 
 
@@ -373,15 +373,15 @@ def test_steps_that_change_nothing_are_told():
             "could not count the bytes of parameters and state: KeyError: 'by hand'",
         ),
         (
-            "optprof.profiler.measuring.resident_watch.resident_bytes",
+            "optprof.profiler.measuring.resident.resident_bytes",
             "could not watch the memory of each phase: KeyError: 'by hand'",
         ),
         (
-            "optprof.profiler.measuring.moments.HostMoments.now",
+            "optprof.profiler.measuring.clock.Clock.now",
             "could not read the clock: KeyError: 'by hand'",
         ),
         (
-            "optprof.profiler.measuring.moments.HostMoments.seconds",
+            "optprof.profiler.measuring.clock.Clock.seconds",
             "could not read the times: KeyError: 'by hand'",
         ),
         (

@@ -144,26 +144,26 @@ def test_each_interval_has_the_peak_of_its_own_stretch():
         for level in levels:
             peak = max(peak, level)
 
-    def forget() -> bool:
+    def reset() -> bool:
         nonlocal peak
         peak = level
         return True
 
-    counters = Counters(read=lambda: {"held": Level(end=level, peak=peak)}, forget=forget)
+    counters = Counters(read=lambda: {"used": Level(end=level, peak=peak)}, reset=reset)
     go_to(99, 10)
-    whole = counters.begin()
-    go_to(70, 20)
-    first = counters.begin()
-    go_to(30, 25)
-    assert counters.end(first) == {"held": Level(end=25, peak=30)}
-    second = counters.begin()
-    go_to(15)
-    assert counters.end(second) == {"held": Level(end=15, peak=25)}
-    assert counters.end(whole) == {"held": Level(end=15, peak=70)}
+    with counters.interval() as whole:
+        go_to(70, 20)
+        with counters.interval() as first:
+            go_to(30, 25)
+        assert first == {"used": Level(end=25, peak=30)}
+        with counters.interval() as second:
+            go_to(15)
+        assert second == {"used": Level(end=15, peak=25)}
+    assert whole == {"used": Level(end=15, peak=70)}
 
 
 def test_a_phase_that_ends_in_an_exception_is_forgotten():
-    counters = Counters(read=lambda: {"held": Level(end=1, peak=1)}, forget=lambda: True)
+    counters = Counters(read=lambda: {"used": Level(end=1, peak=1)}, reset=lambda: True)
     watch = PhaseWatch(counters)
     with pytest.raises(KeyError), watch.phase("step"):
         raise KeyError
