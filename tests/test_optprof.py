@@ -560,7 +560,7 @@ def test_doctor_and_help_do_without_torch(tmp_path: Path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        "- torch              missing, for everything that is found\n                       pip"
+        "- torch              missing, for simulating and measuring\n                       pip"
         " install torch\n" in done.stdout
     )
     assert "- measure            nothing" in done.stdout

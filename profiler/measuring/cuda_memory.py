@@ -9,10 +9,13 @@ from typing import Any
 
 import torch
 
+from optprof.scenarios import Scenario
+
+from ..allocator.out_of_memory import format_bytes
 from ..allocator.settings import AllocatorSettings, from_environment, names
 from ..records.outcome import outcome_of
 from ..records.places import short_name
-from ..records.record import Level, StateBlocks
+from ..records.record import Level, Record, StateBlocks
 from ..safety import disk
 from ..training.state import Tensors, storages_of_state
 from .files import Files
@@ -57,6 +60,29 @@ def apply_alloc_conf(conf: str) -> None:
             f" {str(error).splitlines()[0]}"
         ) from error
     _applied = conf
+
+
+class DoesNotFitError(MemoryError):
+    """By its simulation, a scenario needs more than the free memory."""
+
+
+def require_room(scenario: Scenario, simulated: Record | None) -> None:
+    """Raise DoesNotFitError if a CUDA scenario allocates more at once than its device has free.
+
+    Only the allocated peak counts: the allocator releases the rest of what it reserved when memory
+    runs short. On the CPU `measure` reduces the scenario. Without a simulation nothing is raised.
+    """
+    memory = simulated.memory if simulated else None
+    if scenario.device != "cuda" or memory is None or memory.peak_allocated is None:
+        return
+    # `mem_get_info` starts CUDA, which reads the allocator's settings. It counts the context.
+    apply_alloc_conf(scenario.alloc_conf)
+    free, total = torch.cuda.mem_get_info()
+    if memory.peak_allocated > free:
+        raise DoesNotFitError(
+            f"needs {format_bytes(memory.peak_allocated)} by simulation, and {format_bytes(free)}"
+            f" of {format_bytes(total)} are free; --force runs it all the same"
+        )
 
 
 class AllocatorWatch(PhaseWatch):

@@ -67,7 +67,7 @@ def subjects_of(
     """Return the optimizers with their models; raise ValueError if one cannot be watched."""
     counted = [counted_optimizer(wrapper) for wrapper in wrappers]
     if len(set(map(id, counted))) < len(counted):
-        raise ValueError("watch takes each optimizer once; one of them is given twice")
+        raise ValueError("watch takes each optimizer once; one of them is passed twice")
     models = _models(model, len(counted))
     uses = Counter(map(id, models))
     subjects: list[Subject] = []

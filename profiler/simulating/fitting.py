@@ -25,7 +25,7 @@ from ..records.fits import LARGEST_BATCH, Change, Fit
 from ..records.outcome import is_ours, one_line
 from ..tracing.requests import device_of
 from ..tracing.stream import Segment
-from .batches import Stream, Streams
+from .batches import Stream, StreamCache
 from .replay import play
 
 MOST_CHANGES = 3
@@ -50,7 +50,7 @@ class Fitting:
     """
 
     def __init__(self) -> None:
-        self._streams = Streams()
+        self._streams = StreamCache()
         self._peaks: dict[str, _Peaks] = {}
 
     def fit_all(

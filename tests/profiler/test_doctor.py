@@ -1,4 +1,4 @@
-"""What the doctor says of GPUs, with GPUs of the test's own."""
+"""Findings of the doctor, with fake GPUs and compilers."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -23,11 +23,11 @@ READING = GpuReading(
 @pytest.mark.parametrize(
     ("read", "found", "good"),
     [
-        (lambda: READING, "tells of cuda:0: 1980 MHz, 41 °C", True),
-        (lambda: None, "does not tell of cuda:0", False),
+        (lambda: READING, "reads cuda:0: 1980 MHz, 41 °C", True),
+        (lambda: None, "no readings of cuda:0", False),
     ],
 )
-def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
+def test_each_gpu_is_followed_by_nvmls_reading_of_it(
     read: Callable[[], GpuReading | None], found: str, good: bool, monkeypatch: pytest.MonkeyPatch
 ):
     properties = SimpleNamespace(name="H200", major=9, minor=0, total_memory=140 << 30)
@@ -55,7 +55,7 @@ def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
         ("no-such-compiler", "missing, for fused", "install g++ or clang++, or set CXX"),
     ],
 )
-def test_a_compiler_is_looked_for_where_a_fused_step_would(
+def test_the_compiler_is_the_one_that_a_fused_step_would_use(
     compiler: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CXX", compiler)

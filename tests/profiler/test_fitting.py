@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from optprof.profiler import simulate
-from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.batches import StreamCache
 from optprof.profiler.simulating.fitting import Fitting, candidates, largest
 from optprof.profiler.simulating.simulation import run_simulation
 from optprof.scenarios import Scenario, hardware
@@ -27,7 +27,7 @@ GPT2 = Scenario(model="gpt2", config={"n_layer": 2}, sequence_length=64)
     ],
 )
 def test_a_stream_that_is_worked_out_is_the_one_that_is_traced(scenario: Scenario):
-    streams = Streams()
+    streams = StreamCache()
     for optimizer in ("adamw", "sgd"):
         for batch in (2, 1, 4, 5, 23):
             asked = replace(scenario, optimizer=optimizer, batch_size=batch)
@@ -166,7 +166,7 @@ def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: Any, t
     """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the
     memory-efficient kernel everywhere.
     """
-    streams = Streams()
+    streams = StreamCache()
     for gpu in ("h100-80", "a100-80", "rtx4090", "t4", "h200"):
         streams.of(
             Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=16, dtype=dtype, gpu=gpu)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from optprof.profiler import simulate
-from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.batches import StreamCache
 from optprof.profiler.simulating.training import trace_model
 from optprof.profiler.tracing.autocast import cuda_autocast
 from optprof.profiler.tracing.kernel_memory import sized_for
@@ -312,11 +312,11 @@ def test_without_cudnn_a_trace_goes_step_by_step_and_knows_its_peak():
 
 
 def test_the_range_grows_with_the_batch_as_traces_of_it_do():
-    def of(streams: Streams, batch: int) -> tuple[list[Segment], list[int]]:
+    def of(streams: StreamCache, batch: int) -> tuple[list[Segment], list[int]]:
         stream = streams.of(Scenario(model=f"{__name__}:lstm", optimizer="sgd", batch_size=batch))
         return stream.segments, stream.allocations.nbytes
 
-    streams = Streams()
+    streams = StreamCache()
     for batch in (1, 2, 3, 7):
         of(streams, batch)
-    assert of(streams, 12) == of(Streams(), 12)
+    assert of(streams, 12) == of(StreamCache(), 12)

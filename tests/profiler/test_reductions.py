@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.batches import StreamCache
 from optprof.profiler.tracing.kernel_memory import sized_for
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
@@ -158,12 +158,12 @@ def test_a_tensor_beyond_32_bits_is_reduced_in_pieces():
 
 def test_sizes_at_any_batch_are_worked_out_from_shapes_that_grow_with_it():
     scenario = Scenario(model="gpt2", sequence_length=256, config={"n_layer": 1}, gpu="a100-80")
-    streams, alone = Streams(), {}
+    streams, alone = StreamCache(), {}
     for batch in (2, 5, 12, 13):
         found = streams.of(Scenario(**{**vars(scenario), "batch_size": batch}))
         alone[batch] = found
     for batch in (12, 13):
-        fresh = Streams().of(Scenario(**{**vars(scenario), "batch_size": batch}))
+        fresh = StreamCache().of(Scenario(**{**vars(scenario), "batch_size": batch}))
         assert (fresh.segments, fresh.allocations.nbytes) == (
             alone[batch].segments,
             alone[batch].allocations.nbytes,

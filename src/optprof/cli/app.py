@@ -359,7 +359,7 @@ def _profile(
     """Profile optimizers on models, and write a report."""
     with results_on_stdout() as stdout, _worker(",".join([*models, optimizers])) as worker:
         from optprof import optimizers as catalogue
-        from optprof.profiler.running.beside import require_iterations
+        from optprof.profiler.measuring.files import require_iterations
         from optprof.profiler.running.plan import Comparison, plan, require_timeout
         from optprof.scenarios.models import read_config
 
@@ -444,7 +444,7 @@ def sweep(
 ) -> None:
     """Run a suite: models x optimizers x options, as a file lists them."""
     with results_on_stdout() as stdout, _worker(",".join(allow or ())) as worker:
-        from optprof.profiler.running.beside import require_iterations
+        from optprof.profiler.measuring.files import require_iterations
         from optprof.profiler.running.plan import require_timeout
         from optprof.profiler.running.sweep import sweep as scenarios_of
         from optprof.scenarios import suites
