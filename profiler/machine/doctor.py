@@ -51,7 +51,7 @@ class Finding:
 
     section: Section
     name: str
-    found: str
+    text: str
     good: bool = True
     advice: str = ""
 
@@ -67,15 +67,15 @@ def installed_by(module: str) -> str | None:
 
 
 def _installed() -> Iterator[Finding]:
-    yield Finding(section="installed", name="optprof", found=_version("optprof") or "from a folder")
-    yield Finding(section="installed", name="Python", found=platform.python_version())
+    yield Finding(section="installed", name="optprof", text=_version("optprof") or "from a folder")
+    yield Finding(section="installed", name="Python", text=platform.python_version())
     for package, module, purpose, advice in _PACKAGES:
         is_installed = _is_installed(module)
         state = (_version(package) or "installed") if is_installed else "missing"
         yield Finding(
             section="installed",
             name=package,
-            found=f"{state}, for {purpose}",
+            text=f"{state}, for {purpose}",
             good=is_installed,
             advice="" if is_installed else advice,
         )
@@ -86,7 +86,7 @@ def _installed() -> Iterator[Finding]:
         yield Finding(
             section="installed",
             name="torch",
-            found=f"{old} is older than {least}",
+            text=f"{old} is older than {least}",
             good=False,
             advice=f'pip install "torch>={least}"',
         )
@@ -98,7 +98,7 @@ def _compiler() -> Finding:
     return Finding(
         section="installed",
         name="C++ compiler",
-        found=f"{path or 'missing'}, for optprof's fused and compiled steps on a CPU",
+        text=f"{path or 'missing'}, for optprof's fused and compiled steps on a CPU",
         good=path is not None,
         advice="" if path else "install g++ or clang++, or set CXX",
     )
@@ -111,12 +111,12 @@ def _devices() -> Iterator[Finding]:
         else f"{os.cpu_count()}"
     )
     free = f", {_free_memory()}" if _is_installed("psutil") else ""
-    yield Finding(section="devices", name="CPU", found=f"{cores} cores{free}")
+    yield Finding(section="devices", name="CPU", text=f"{cores} cores{free}")
     if not _is_installed("torch"):
         yield Finding(
             section="devices",
             name="CUDA",
-            found="unknown without torch",
+            text="unknown without torch",
             good=False,
             advice="pip install torch",
         )
@@ -129,7 +129,7 @@ def _devices() -> Iterator[Finding]:
         yield Finding(
             section="devices",
             name="CUDA",
-            found=reason[:300],
+            text=reason[:300],
             good=False,
             advice="reinstall torch for this machine's driver",
         )
@@ -142,7 +142,7 @@ def _gpus() -> Iterator[Finding]:
         yield Finding(
             section="devices",
             name="CUDA",
-            found="this torch is built for the CPU only",
+            text="this torch is built for the CPU only",
             good=False,
             advice=advice,
         )
@@ -152,7 +152,7 @@ def _gpus() -> Iterator[Finding]:
         yield Finding(
             section="devices",
             name="CUDA",
-            found=f"torch is built for {built}, and finds no device",
+            text=f"torch is built for {built}, and finds no device",
             good=False,
             advice=advice,
         )
@@ -164,7 +164,7 @@ def _gpus() -> Iterator[Finding]:
                 f"{gpu.name}, {gpu.total_memory / 2**30:.2f} GiB, compute capability"
                 f" {gpu.major}.{gpu.minor}, {bf16}"
             )
-            yield Finding(section="devices", name=f"cuda:{number}", found=text)
+            yield Finding(section="devices", name=f"cuda:{number}", text=text)
             yield _nvml(number)
 
 
@@ -180,14 +180,14 @@ def _nvml(number: int) -> Finding:
         return Finding(
             section="devices",
             name="NVML",
-            found=f"no readings of cuda:{number}",
+            text=f"no readings of cuda:{number}",
             good=False,
             advice=advice,
         )
     return Finding(
         section="devices",
         name="NVML",
-        found=f"reads cuda:{number}: {reading.clock_mhz} MHz, {reading.temperature_celsius} °C",
+        text=f"reads cuda:{number}: {reading.clock_mhz} MHz, {reading.temperature_celsius} °C",
     )
 
 
@@ -198,14 +198,14 @@ def _abilities() -> Iterator[Finding]:
     yield Finding(
         section="here",
         name="simulate",
-        found=f"CUDA's memory, {models}" if torch else "nothing",
+        text=f"CUDA's memory, {models}" if torch else "nothing",
         good=torch,
         advice=advice,
     )
     yield Finding(
         section="here",
         name="measure",
-        found=_measurable() if torch else "nothing",
+        text=_measurable() if torch else "nothing",
         good=torch,
         advice=advice,
     )
@@ -214,7 +214,7 @@ def _abilities() -> Iterator[Finding]:
     yield Finding(
         section="here",
         name="report",
-        found=without if missing else "pages and figures",
+        text=without if missing else "pages and figures",
         good=not missing,
         advice=f"pip install {' '.join(missing)}" if missing else "",
     )

@@ -81,7 +81,7 @@ class LiveSteps:
             hook.remove()
 
     def seconds(self) -> dict[str, list[float]]:
-        """Seconds of each step and each iteration: from the end of one step to that of the next."""
+        """Return the seconds of each step, and from the end of each step to that of the next."""
         between = self._clock.seconds
         return {
             "step": [

@@ -37,7 +37,7 @@ class Subject:
 
     @property
     def tensors(self) -> list[torch.Tensor] | None:
-        """The model's tensors, which are not the optimizer's state; None for a mere name."""
+        """The model's tensors, which are not the optimizer's state; None without the model."""
         return (
             [*self.model.parameters(), *self.model.buffers()]
             if isinstance(self.model, nn.Module)

@@ -75,9 +75,7 @@ class StreamCache:
         return traces.at(scenario.batch_size)
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
-        """Return the optimizer's trace, shared by models with equal layouts of parameters and
-        gradients.
-        """
+        """Return the optimizer's trace, shared by models whose tensors have equal layouts."""
         key = repr(
             (
                 scenario.optimizer,

@@ -113,10 +113,7 @@ def test_the_history_of_lbfgs_is_measured() -> None:
     [
         (
             {"workload": "state"},
-            (
-                "steps with a closure that runs the model; it cannot step alone, ask for workload"
-                " train"
-            ),
+            ("steps with a closure that runs the model; it cannot step alone, use workload train"),
         ),
         (
             {"amp": "fp16"},

@@ -21,14 +21,14 @@ READING = GpuReading(
 
 
 @pytest.mark.parametrize(
-    ("read", "found", "good"),
+    ("read", "text", "good"),
     [
         (lambda: READING, "reads cuda:0: 1980 MHz, 41 °C", True),
         (lambda: None, "no readings of cuda:0", False),
     ],
 )
 def test_each_gpu_is_followed_by_nvmls_reading_of_it(
-    read: Callable[[], GpuReading | None], found: str, good: bool, monkeypatch: pytest.MonkeyPatch
+    read: Callable[[], GpuReading | None], text: str, good: bool, monkeypatch: pytest.MonkeyPatch
 ):
     properties = SimpleNamespace(name="H200", major=9, minor=0, total_memory=140 << 30)
     fakes = {
@@ -44,21 +44,21 @@ def test_each_gpu_is_followed_by_nvmls_reading_of_it(
     gpu, nvml = (
         finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU"
     )
-    assert gpu.found.startswith("H200, 140.00 GiB")
-    assert (nvml.found, nvml.good) == (found, good)
+    assert gpu.text.startswith("H200, 140.00 GiB")
+    assert (nvml.text, nvml.good) == (text, good)
 
 
 @pytest.mark.parametrize(
-    ("compiler", "found", "advice"),
+    ("compiler", "text", "advice"),
     [
-        ("true", "/true, for fused", ""),
-        ("no-such-compiler", "missing, for fused", "install g++ or clang++, or set CXX"),
+        ("true", "/true, for optprof's fused", ""),
+        ("no-such-compiler", "missing, for optprof's fused", "install g++ or clang++, or set CXX"),
     ],
 )
 def test_the_compiler_is_the_one_that_a_fused_step_would_use(
-    compiler: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch
+    compiler: str, text: str, advice: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CXX", compiler)
     (finding,) = (finding for finding in diagnose() if finding.name == "C++ compiler")
-    assert found in finding.found
+    assert text in finding.text
     assert (finding.good, finding.advice) == (not advice, advice)

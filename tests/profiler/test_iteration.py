@@ -208,6 +208,6 @@ def test_fp16_weights_are_refused_with_a_scaler():
     model.layers[1].half()
     with pytest.raises(
         ValueError,
-        match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; say",
+        match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; use",
     ):
         iterate(Scenario(model="tiny", amp="fp16"), model, {}, lambda _: nullcontext(), "cpu")

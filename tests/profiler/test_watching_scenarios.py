@@ -331,7 +331,7 @@ def test_containers_with_other_layers_are_other_models():
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize(
-    ("dtypes", "dtype"),
+    ("dtypes", "common"),
     [
         ((torch.float16, torch.float16), "fp16"),
         ((torch.float64, torch.float64), "fp64"),
@@ -340,7 +340,7 @@ def test_containers_with_other_layers_are_other_models():
     ],
 )
 def test_a_model_of_mixed_dtypes_has_no_dtype_and_lists_them(
-    dtypes: tuple[torch.dtype, torch.dtype], dtype: str | None
+    dtypes: tuple[torch.dtype, torch.dtype], common: str | None
 ):
     model = net()
     model[0].to(dtypes[0])
@@ -358,7 +358,7 @@ def test_a_model_of_mixed_dtypes_has_no_dtype_and_lists_them(
         expected[name] = expected.get(name, 0) + elements * dtype.itemsize
     assert memory.parameters_by_dtype == expected
     assert memory.gradients == memory.parameters == sum(expected.values())
-    assert watch.records[0].scenario.dtype == dtype
+    assert watch.records[0].scenario.dtype == common
 
 
 def test_parameters_and_options_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
