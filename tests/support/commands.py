@@ -113,7 +113,7 @@ def _command(arguments: Sequence[str]) -> None:
     from optprof.cli import main
     from optprof.profiler.running import worker
 
-    worker.subprocess = _Subprocess()  # pyright: ignore[reportAttributeAccessIssue]
+    vars(worker)["subprocess"] = _Subprocess
     sys.argv = [f"{Path(optprof.__file__).parent / '__main__.py'}", *arguments]
     main()
 
