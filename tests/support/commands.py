@@ -18,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
+from unittest import mock
 
 _MOST_BYTES = 1 << 20
 
@@ -113,7 +114,7 @@ def _command(arguments: Sequence[str]) -> None:
     from optprof.cli import main
     from optprof.profiler.running import worker
 
-    vars(worker)["subprocess"] = _Subprocess
+    mock.patch.object(worker, "subprocess", _Subprocess).start()
     sys.argv = [f"{Path(optprof.__file__).parent / '__main__.py'}", *arguments]
     main()
 
