@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optprof.scenarios.factories import autocast_can_be_made
 
-from .recurrent_weights import halved
+from .recurrent_layers import Layers, halved
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -211,9 +211,8 @@ class _Casts:
         with _off():
             hx, cx, mode, hidden, projection, count, _, _, _, bidirectional, *_ = arguments
             if _is_castable(weights[0]) and weights[0].dtype != torch.float16:
-                weights, buffer = halved(
-                    weights, stride, tensor.size(-1), mode, hidden, projection, count, bidirectional
-                )
+                layers = Layers.of(tensor.size(-1), mode, hidden, projection, count, bidirectional)
+                weights, buffer = halved(weights, stride, layers)
             cx = self._cast(cx, torch.float16) if cx is not None and _is_castable(cx) else cx
             hx = self._cast(hx, torch.float16) if _is_castable(hx) else hx
             tensor = self._cast(tensor, torch.float16) if _is_castable(tensor) else tensor

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from optprof.profiler import simulate
-from optprof.profiler.tracing.kernel_memory import WORKSPACE, sized_for
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.matrix_products import WORKSPACE
 from optprof.profiler.tracing.requests import device_of
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from optprof import optimizers
-from optprof.profiler.tracing.kernel_trace import KernelRecorder, StepTrace, trace_step
-from optprof.profiler.tracing.multi_tensor import launches
+from optprof.profiler.tracing.kernel_trace import KernelRecorder, StepTrace, launches, trace_step
 
 SHAPES = [(512, 256), (256,), (300, 70)]
 COUNT = sum(torch.Size(shape).numel() for shape in SHAPES)
@@ -85,7 +84,7 @@ def recorded(function: object, *tensors: torch.Tensor) -> list[tuple[str, int]]:
     recorder.begin(tensors)
     with recorder:
         function(*tensors)  # pyright: ignore[reportCallIssue]
-    return [(kernel.name, kernel.bytes) for kernel in recorder.found().kernels]
+    return [(kernel.name, kernel.bytes) for kernel in recorder.trace().kernels]
 
 
 def meta(*shape: int) -> torch.Tensor:
@@ -132,7 +131,7 @@ def test_a_matrix_product_counts_its_arithmetic():
     recorder.begin([])
     with recorder:
         torch.mm(meta(8, 16), meta(16, 32))
-    assert [kernel.flops for kernel in recorder.found().kernels] == [2 * 8 * 16 * 32]
+    assert [kernel.flops for kernel in recorder.trace().kernels] == [2 * 8 * 16 * 32]
 
 
 def test_a_number_that_is_read_back_makes_the_host_wait():

@@ -20,8 +20,13 @@ from optprof.profiler.tracing.autocast import cuda_autocast
 from optprof.profiler.tracing.kernel_memory import sized_for
 from optprof.profiler.tracing.kernels import cuda_kernels
 from optprof.profiler.tracing.recurrent import SPACE
-from optprof.profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
-from optprof.profiler.tracing.recurrent_weights import flatten_parameters
+from optprof.profiler.tracing.recurrent_layers import (
+    Layers,
+    Mode,
+    flatten_parameters,
+    reserve,
+    workspace,
+)
 from optprof.profiler.tracing.stream import Segment
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
