@@ -1,8 +1,7 @@
-"""Operations on meta tensors, run once for each combination of shapes: a model repeats its layers,
-an optimizer its parameters.
+"""A cache of operations on meta tensors, which run once for each combination of shapes.
 
-Working out an output's shape takes torch up to half a millisecond; making a tensor of a known shape
-takes microseconds.
+Models repeat their layers, and optimizers their parameters. torch needs up to half a millisecond to
+derive the shape of an output; making a tensor of a known shape takes microseconds.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 class MetaCache:
-    """Runs operations and remembers the layouts of what they make."""
+    """Runs operations and remembers the layouts of their outputs."""
 
     def __init__(self) -> None:
         self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
@@ -21,9 +20,8 @@ class MetaCache:
         self._kinds: dict[int, tuple[bool, bool, bool]] = {}
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What `func` returns for these arguments, possibly without running it."""
-        # Operations by identity: to hash one takes longer than to look its number up, and they live
-        # as long as torch does.
+        """Return what `func` returns for these arguments, possibly without running it."""
+        # By id: hashing an operation takes longer, and operations live as long as torch does.
         kind = self._kinds.get(id(func))
         if kind is None:
             kind = self._kinds[id(func)] = (
@@ -49,8 +47,7 @@ class MetaCache:
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
         if writes or fills:
-            # An output of another shape was given the right one, and is of another kind than the
-            # key says.
+            # An `out` of the wrong shape was resized, and no longer matches the key.
             if writes or key[-1] == ("out", _key(kwargs["out"])):
                 self._written.add(key)
         else:
@@ -68,7 +65,7 @@ class MetaCache:
 
 
 class _NotCacheableError(Exception):
-    """An argument decides more than shapes."""
+    """An argument decides more than the layouts of outputs."""
 
 
 def _key(argument: Any) -> Any:
@@ -78,12 +75,12 @@ def _key(argument: Any) -> Any:
         return argument.shape, argument.stride(), argument.dtype
     if isinstance(argument, list | tuple):
         return tuple(map(_key, argument))
-    # 1, 1.0 and True are equal, and lead to different dtypes.
+    # 1, 1.0 and True are equal but lead to different dtypes.
     return type(argument), argument
 
 
 def _is_fresh(output: Any) -> bool:
-    """Whether the tensor is all there is in its storage, as `empty_strided` would make it."""
+    """Return whether the tensor fills its storage as one made by `empty_strided` does."""
     if (
         not isinstance(output, torch.Tensor)
         or output.device.type != "meta"
@@ -104,7 +101,7 @@ def _is_fresh(output: Any) -> bool:
 
 
 def _makes_its_outputs(func: Any) -> bool:
-    """Whether the operation writes nothing and returns new tensors only."""
+    """Return whether the operation writes nothing and returns only new tensors."""
     schema = func._schema
     written = any(
         argument.alias_info is not None for argument in (*schema.arguments, *schema.returns)
@@ -115,7 +112,7 @@ def _makes_its_outputs(func: Any) -> bool:
 
 
 def _only_writes(func: Any) -> bool:
-    """Whether the operation changes the values of its first argument and nothing else."""
+    """Return whether the operation changes only the values of its first argument."""
     schema = func._schema
     if func.namespace != "aten" or torch.Tag.inplace_view in func.tags or schema.name in _RESIZING:
         return False
@@ -132,9 +129,7 @@ def _only_writes(func: Any) -> bool:
 
 
 def _fills_out(func: Any) -> bool:
-    """Whether the operation writes what it works out into a tensor that it is given as `out`, and
-    nothing else.
-    """
+    """Return whether the operation writes its `out` argument and nothing else."""
     schema = func._schema
     written = [
         argument.name
@@ -149,6 +144,6 @@ def _fills_out(func: Any) -> bool:
     )
 
 
-# They return their argument's storage without saying so in their schema.
+# They return their argument's storage, but their schema does not say so.
 _SHARING = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::lift"}
 _RESIZING = {"aten::resize_", "aten::resize_as_", "aten::set_"}

@@ -28,7 +28,7 @@ class RecordedAddresses(LowestAddresses):
         del nbytes
         return next(self._addresses)
 
-    def give_back(self, address: int, nbytes: int) -> None:
+    def release(self, address: int, nbytes: int) -> None:
         """Do nothing: the driver knows itself what it may give again."""
 
 

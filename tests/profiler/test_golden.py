@@ -172,10 +172,10 @@ def by_hand() -> Any:
 
 
 def test_a_history_is_cut_into_phases_and_read_as_events():
-    found = by_hand()
-    assert [phase.actions for phase in found.phases] == ["3030", "0124712"]
+    history = by_hand()
+    assert [phase.actions for phase in history.phases] == ["3030", "0124712"]
     stream = recording.Stream()
-    build, forward = (list(stream.read(phase.entries())) for phase in found.phases)
+    build, forward = (list(stream.read(phase.entries())) for phase in history.phases)
     assert build == [("alloc", 0, 1000, BASE, 2 * MIB), ("alloc", 1, 9 * MIB, LARGE, 22 * MIB)]
     assert forward == [
         ("alloc", 2, 10 * MIB + MIB // 2, LARGE + 9 * MIB, 22 * MIB),
@@ -183,20 +183,20 @@ def test_a_history_is_cut_into_phases_and_read_as_events():
         ("oom", -1, 30 * MIB, 0, 20 * MIB),
         ("free", 1, 9 * MIB, LARGE, 20 * MIB),
     ]
-    assert list(recording.segment_addresses(found.phases)) == [BASE, LARGE]
+    assert list(recording.segment_addresses(history.phases)) == [BASE, LARGE]
 
 
 def test_a_recording_comes_back_from_its_file_as_it_was(tmp_path: Path):
-    found = by_hand()
-    found.write(tmp_path / "one.json.xz")
-    assert recording.Recording.read(tmp_path / "one.json.xz") == found
+    history = by_hand()
+    history.write(tmp_path / "one.json.xz")
+    assert recording.Recording.read(tmp_path / "one.json.xz") == history
 
 
 @pytest.mark.parametrize("version", ["2.13.0+cu130", "2.11.0+cu126"])
 def test_the_history_written_by_hand_replays(version: str):
-    found = by_hand()
-    object.__setattr__(found, "torch", version)
-    assert replaying.replay_exactly(found) == 6
+    history = by_hand()
+    object.__setattr__(history, "torch", version)
+    assert replaying.replay_exactly(history) == 6
 
 
 def test_a_history_of_expandable_segments_replays():
@@ -234,14 +234,14 @@ def test_a_history_of_expandable_segments_replays():
         statistics=statistics,
         device_free=0,
     )
-    found = by_hand()
+    history = by_hand()
     object.__setattr__(
-        found, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
+        history, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
     )
-    object.__setattr__(found, "total", 85 * MIB)
-    object.__setattr__(found, "free_before", 80 * MIB)
-    object.__setattr__(found, "phases", (build,))
-    assert replaying.replay_exactly(found) == 4
+    object.__setattr__(history, "total", 85 * MIB)
+    object.__setattr__(history, "free_before", 80 * MIB)
+    object.__setattr__(history, "phases", (build,))
+    assert replaying.replay_exactly(history) == 4
 
 
 @pytest.mark.parametrize(
@@ -249,11 +249,11 @@ def test_a_history_of_expandable_segments_replays():
     [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")],
 )
 def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, message: str):
-    found = by_hand()
-    build = found.phases[0]
+    history = by_hand()
+    build = history.phases[0]
     if change == "place":
         object.__setattr__(
-            found.phases[1], "addresses", (LARGE + 8 * MIB, *found.phases[1].addresses[1:])
+            history.phases[1], "addresses", (LARGE + 8 * MIB, *history.phases[1].addresses[1:])
         )
     elif change == "reserved":
         object.__setattr__(build, "sizes", (2 * MIB, 1000, 22 * MIB, 9 * MIB))
@@ -262,7 +262,7 @@ def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, messa
             build, "statistics", {**build.statistics, "allocated_bytes.all.peak": 10 * MIB}
         )
     with pytest.raises(AssertionError, match=message):
-        replaying.replay_exactly(found)
+        replaying.replay_exactly(history)
 
 
 @pytest.mark.parametrize(

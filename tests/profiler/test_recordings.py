@@ -63,9 +63,9 @@ recorded = pytest.mark.parametrize(
 
 @recorded
 def test_a_recorded_snapshot_replays_exactly(path: Path):
-    found = snapshots.read(path)
+    snapshot = snapshots.read(path)
     try:
-        assert snapshots.replay(found).events == len(found.entries) > 0
+        assert snapshots.replay(snapshot).events == len(snapshot.entries) > 0
     except snapshots.UnsupportedError as reason:
         pytest.skip(f"{path.name} is not replayed: {reason}")
 
@@ -124,29 +124,31 @@ def simulated(name: str) -> Simulation:
     return run_simulation(Scenario(**STEPS[name], implementation="loop", gpu="a100-80"))
 
 
-def last_step(found: Simulation) -> tuple[list[Segment], list[Segment]]:
+def last_step(simulation: Simulation) -> tuple[list[Segment], list[Segment]]:
     """The segments before the last step, and its own up to the optimizer's step."""
-    first = max(place for place, segment in enumerate(found.segments) if segment.phase == "forward")
-    return found.segments[:first], [
-        segment for segment in found.segments[first:] if segment.phase != "zero_grad"
+    first = max(
+        place for place, segment in enumerate(simulation.segments) if segment.phase == "forward"
+    )
+    return simulation.segments[:first], [
+        segment for segment in simulation.segments[first:] if segment.phase != "zero_grad"
     ]
 
 
 @steps
 def test_a_whole_step_meets_the_recorded_peaks(name: str):
     recorded = snapshots.replay(snapshots.read(FOLDER / f"{name}{snapshots.SUFFIX}"))
-    found = simulated(name)
+    simulation = simulated(name)
     # Up to torch 2.11 blocks of equal size are taken in the order of addresses.
-    allocator = simulated_allocator(found.record.scenario, LowestAddresses())
+    allocator = simulated_allocator(simulation.record.scenario, LowestAddresses())
     blocks: dict[int, Block] = {}
-    before, step = last_step(found)
+    before, step = last_step(simulation)
     for segment in before:
-        for _ in play(segment, found.allocations, allocator, blocks):
+        for _ in play(segment, simulation.allocations, allocator, blocks):
             pass
     allocated = max(
         allocator.allocated_bytes
         for segment in step
-        for _ in play(segment, found.allocations, allocator, blocks)
+        for _ in play(segment, simulation.allocations, allocator, blocks)
     )
     reserved = allocator.reserved_bytes
     print(
@@ -164,9 +166,9 @@ def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
     """
     entries = snapshots.read(FOLDER / f"{name}{snapshots.SUFFIX}").entries
     recorded = [entry.size if entry.action == "alloc" else -entry.size for entry in entries]
-    found = simulated(name)
-    nbytes = found.allocations.nbytes
-    _, step = last_step(found)
+    simulation = simulated(name)
+    nbytes = simulation.allocations.nbytes
+    _, step = last_step(simulation)
     if name == "magma27":
         step = [segment for segment in step if segment.phase != "step"]
     ours = [
@@ -190,11 +192,11 @@ def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
     not (FOLDER / "charan.pickle.gz").exists(), reason=f"no charan.pickle.gz in {FOLDER}"
 )
 def test_the_order_by_age_does_not_explain_what_torch_2_11_did(monkeypatch: pytest.MonkeyPatch):
-    found = snapshots.read(FOLDER / "charan.pickle.gz")
-    assert snapshots.replay(found).peak_reserved == 937_426_944
+    snapshot = snapshots.read(FOLDER / "charan.pickle.gz")
+    assert snapshots.replay(snapshot).peak_reserved == 937_426_944
     monkeypatch.setattr(snapshots, "Driver", Aged)
     with pytest.raises(AssertionError, match="block at"):
-        snapshots.replay(found)
+        snapshots.replay(snapshot)
 
 
 class Aged(snapshots.Driver):
@@ -320,15 +322,15 @@ def with_tail() -> dict[str, Any]:
 
 
 def test_a_tail_that_no_snapshot_shows_is_read_off_what_is_placed_behind_it():
-    found = snapshots.Snapshot.of(with_tail())
-    start = snapshots.start_of(found)
-    sizes = snapshots.block_sizes(found, start, snapshots.ends_shown(found, start))
-    (laid,) = snapshots.laid_out(found, start, sizes)
+    snapshot = snapshots.Snapshot.of(with_tail())
+    start = snapshots.start_of(snapshot)
+    sizes = snapshots.block_sizes(snapshot, start, snapshots.ends_shown(snapshot, start))
+    (laid,) = snapshots.laid_out(snapshot, start, sizes)
     assert laid.state.blocks == (
         BlockState(size=12 * MIB, requested=11 * MIB + 512 * KIB),
         BlockState(size=8 * MIB),
     )
-    assert snapshots.replay(found).peak_allocated == 14 * MIB
+    assert snapshots.replay(snapshot).peak_allocated == 14 * MIB
 
 
 def test_a_tail_that_nothing_is_placed_behind_shows_where_a_request_passes_over_it():
@@ -539,10 +541,10 @@ def test_a_state_without_room_or_of_another_kind_is_refused():
     )
     with pytest.raises(
         ValueError,
-        match="20971520 bytes of a segment lack memory; that needs expandable_segments:True",
+        match="20971520 bytes of a segment are not mapped; this needs expandable_segments:True",
     ):
         CachingAllocator().adopt([state])
-    with pytest.raises(ValueError, match="a segment of 20971520 bytes has no room"):
+    with pytest.raises(ValueError, match="a segment of 20971520 bytes does not fit"):
         CachingAllocator(AllocatorSettings.parse(EXPANDABLE), total=10 * MIB).adopt([state])
 
 

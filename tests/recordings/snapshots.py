@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 from optprof.profiler.allocator.blocks import Block
 from optprof.profiler.allocator.caching import MIN_BLOCK, CachingAllocator
 from optprof.profiler.allocator.segments import (
-    ENDLESS,
     SMALL_REQUEST,
     SMALL_SEGMENT,
+    UNLIMITED_RANGE,
     LowestAddresses,
 )
 from optprof.profiler.allocator.settings import AllocatorSettings
@@ -353,7 +353,7 @@ def _ranges(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[
         blocks: list[BlockState] = []
         used: list[int] = []
         reached = base
-        for address, size in [*runs, (base + ENDLESS, 0)]:
+        for address, size in [*runs, (base + UNLIMITED_RANGE, 0)]:
             if address > reached:
                 blocks.append(BlockState(size=address - reached, mapped=False))
             if size:
@@ -408,7 +408,7 @@ class Driver(LowestAddresses):
         """The address of a segment by what `take` said of it."""
         return segment
 
-    def give_back(self, address: int, nbytes: int) -> None:
+    def release(self, address: int, nbytes: int) -> None:
         """Note that a segment went back."""
         if not self._expandable:
             self.done.append(("segment_free", address, nbytes))
