@@ -12,6 +12,7 @@ from .segments import (
     SMALL_REQUEST,
     SMALL_SEGMENT,
     Addresses,
+    Ages,
     DeviceMemory,
     WholeSegments,
     segment_bytes,
@@ -54,7 +55,7 @@ class CachingAllocator:
         )
         self._settings = settings
         self._device = DeviceMemory(total, occupied, limit)
-        addresses = self._addresses = addresses or Addresses()
+        addresses = self._addresses = addresses or Ages()
         self._segments = (
             ExpandableSegments(self._device, addresses)
             if expandable

@@ -138,7 +138,7 @@ class ExpandableSegments:
         if block.is_split:
             block.pool.add_unmapped(block)
         else:
-            self._addresses.release(block.segment, block.size)
+            self._addresses.give_back(block.segment, block.size)
 
     def _forget(self, block: Block) -> None:
         unmapped = block.pool.unmapped

@@ -1,6 +1,7 @@
 """Segments of the caching allocator: memory that is taken from the device and released whole."""
 
 from bisect import bisect_left, insort
+from typing import Protocol
 
 from .blocks import Block, Pool
 
@@ -55,24 +56,15 @@ class DeviceMemory:
         self.releases += 1
 
 
-class Addresses:
-    """Numbers segments in the order in which they are taken.
-
-    The numbers order free blocks of equal size, as torch does from 2.13 on; a subclass can give
-    real addresses, by which torch ordered them up to 2.11.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
+class Addresses(Protocol):
+    """Gives segments their addresses, which order free blocks of equal size."""
 
     def take(self, nbytes: int) -> int:
         """Return the address of a new segment."""
-        del nbytes
-        self._count += 1
-        return self._count
+        ...
 
-    def release(self, address: int, nbytes: int) -> None:
-        """Make the addresses of a segment available again; numbers are never used again."""
+    def give_back(self, address: int, nbytes: int) -> None:
+        """Make the addresses of a segment available again."""
 
     def map(self, address: int, nbytes: int) -> None:
         """Note that a run of addresses in an expandable segment has memory."""
@@ -81,11 +73,23 @@ class Addresses:
         """Note that a run of addresses has no memory any more."""
 
 
-class LowestAddresses(Addresses):
-    """Real addresses, as from a driver that always takes the lowest gap."""
+class Ages(Addresses):
+    """Numbers in the order in which segments are taken, as torch orders blocks from 2.13 on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._count = 0
+
+    def take(self, nbytes: int) -> int:
+        """Return the number of a new segment; none is used twice."""
+        del nbytes
+        self._count += 1
+        return self._count
+
+
+class LowestAddresses(Addresses):
+    """Addresses of a driver that always takes the lowest gap, as torch orders blocks up to 2.11."""
+
+    def __init__(self) -> None:
         self._gaps = [(0, 1 << 62)]
 
     def take(self, nbytes: int) -> int:
@@ -97,7 +101,7 @@ class LowestAddresses(Addresses):
         self._gaps[place : place + 1] = [(start + nbytes, end)] if end - start > nbytes else []
         return start
 
-    def release(self, address: int, nbytes: int) -> None:
+    def give_back(self, address: int, nbytes: int) -> None:
         """Make the addresses of a segment available again."""
         start, end = address, address + nbytes
         place = bisect_left(self._gaps, (start,))
@@ -126,7 +130,7 @@ class WholeSegments:
     def release(self, block: Block) -> None:
         """Release a wholly free segment, whose only block leaves its pool."""
         block.pool.remove(block)
-        self._addresses.release(block.segment, block.size)
+        self._addresses.give_back(block.segment, block.size)
         self._device.release(block.size)
 
     def release_idle(self, pool: Pool) -> None:

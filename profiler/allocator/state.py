@@ -20,7 +20,7 @@ class BlockState:
     def __post_init__(self) -> None:
         if not 0 <= self.requested <= self.size or self.size < 1:
             raise ValueError(
-                f"requested bytes must be from 0 to the block's {self.size}, got {self.requested}"
+                f"a block must hold its requested bytes, got {self.requested} in {self.size} bytes"
             )
         if self.requested and not self.mapped:
             raise ValueError(f"a block in use must be mapped, got {self.size} bytes unmapped")

@@ -1,8 +1,8 @@
-"""The simulator against recordings of real GPUs in tests/data/golden: the allocator event by event,
-and whole scenarios from nothing.
+"""The simulator compared with recordings of real GPUs in tests/data/golden.
 
-How the recordings are read is tested on a history written by hand in the form that
-torch.cuda.memory._snapshot documents.
+The allocator is compared event by event, and whole scenarios by their peaks. The reading of
+recordings is tested on a history written by hand, in the form that torch.cuda.memory._snapshot
+documents.
 """
 
 import sys
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def load(name: str) -> Any:
-    """A module of tests/golden, which is no package."""
+    """Return a module of tests/golden, which is not a package."""
     spec = spec_from_file_location(name, TESTS / "golden" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -57,19 +57,19 @@ def compared(path: Path) -> Any:
 
 
 @golden
-def test_a_scenario_simulated_from_nothing_meets_the_recorded_peaks(path: Path):
+def test_a_simulated_scenario_meets_the_recorded_peaks(path: Path):
     assert compared(path).is_met, compared(path)
 
 
 @pytest.mark.skipif(not FILES, reason="no GPU has recorded yet; run `make gpu` on one")
-def test_the_medians_of_all_recordings_meet_their_marks():
+def test_the_medians_of_all_recordings_meet_their_targets():
     assert [
         row for row in comparison.marks([compared(path) for path in FILES]) if not row["met"]
     ] == []
 
 
 def entry(action: str, size: int, addr: int | None = None, **more: int) -> dict[str, object]:
-    """One entry as torch.cuda.memory._snapshot documents it."""
+    """Return one entry as torch.cuda.memory._snapshot documents it."""
     place = {} if addr is None else {"addr": addr}
     return {
         "action": action,
@@ -85,9 +85,9 @@ def entry(action: str, size: int, addr: int | None = None, **more: int) -> dict[
 
 BASE = 0x7F00_0000_0000
 LARGE = BASE + 64 * MIB
-# Worked out by hand: 1000 bytes get 1024 of a small segment; 9 MiB and then 11 of a segment of 20,
-# of which 10.5 were asked for, the rest being too small to split off; a segment of 30 is too large
-# for the device.
+# By hand: 1000 bytes get 1024 of a small segment. 9 MiB and 10.5 MiB get a segment of 20, in which
+# the second takes 11, as the rest is too small to split off. A segment of 30 is too large for the
+# device.
 HISTORY = [
     entry("segment_alloc", 2 * MIB, BASE),
     entry("alloc", 1000, BASE),
@@ -104,12 +104,12 @@ HISTORY = [
     entry("snapshot", 0, 0),
     entry("alloc", 512, BASE),
 ]
-# How long it was when each of two phases ended; torch has left a mark of the snapshot that told so.
+# Its lengths at the ends of two phases; torch left a mark of the snapshot that gave the length.
 ENDS = (4, 12)
 
 
 def by_hand() -> Any:
-    """A recording such as record.py makes of the history above, on a device with 40 MiB."""
+    """Return the recording of the history above that record.py makes on a device of 40 MiB."""
     of_build = {
         "allocated_bytes.all.current": 9 * MIB + 1024,
         "allocated_bytes.all.peak": 9 * MIB + 1024,
@@ -186,7 +186,7 @@ def test_a_history_is_cut_into_phases_and_read_as_events():
     assert list(recording.segment_addresses(history.phases)) == [BASE, LARGE]
 
 
-def test_a_recording_comes_back_from_its_file_as_it_was(tmp_path: Path):
+def test_a_recording_is_read_as_it_was_written(tmp_path: Path):
     history = by_hand()
     history.write(tmp_path / "one.json.xz")
     assert recording.Recording.read(tmp_path / "one.json.xz") == history
@@ -200,9 +200,7 @@ def test_the_history_written_by_hand_replays(version: str):
 
 
 def test_a_history_of_expandable_segments_replays():
-    """Handles of 2 and 20 MiB; 9, 10.5 and 5 MiB lie one behind the other, and the last one needs a
-    second handle.
-    """
+    """Handles have 2 and 20 MiB; of 9, 10.5 and 5 MiB in a row the last needs a second handle."""
     history = [
         entry("segment_map", 2 * MIB, BASE),
         entry("alloc", 1000, BASE),
@@ -248,7 +246,7 @@ def test_a_history_of_expandable_segments_replays():
     ("change", "message"),
     [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")],
 )
-def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, message: str):
+def test_a_recording_that_deviates_from_the_rules_is_detected(change: str, message: str):
     history = by_hand()
     build = history.phases[0]
     if change == "place":
@@ -276,14 +274,14 @@ def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, messa
         ([entry("workspace_snapshot", 1, BASE)], "unknown action 'workspace_snapshot'"),
     ],
 )
-def test_a_history_that_no_replay_could_follow_is_refused(
+def test_a_history_that_a_replay_cannot_follow_is_refused(
     spoiled: list[dict[str, object]], message: str
 ):
     with pytest.raises(ValueError, match=message):
         recording.cut(spoiled, [len(spoiled)])
 
 
-def test_a_history_that_has_lost_its_end_is_refused():
+def test_a_history_without_its_end_is_refused():
     with pytest.raises(ValueError, match="history has 14 entries, and had 15"):
         recording.cut(HISTORY, (4, 15))
 
@@ -299,9 +297,9 @@ def test_a_block_that_waits_for_another_stream_is_refused():
         list(recording.Stream().read(entries))
 
 
-def test_the_list_to_record_covers_what_the_simulator_is_asked_for():
+def test_the_list_of_scenarios_covers_the_simulator_s_options():
     listed = load("record").listed()
-    # Thirteen setups with seven optimizers each, twice but for the ResNet, and eight others.
+    # Thirteen setups with seven optimizers each, twice except for the ResNet, and eight others.
     assert len(listed) == 13 * 7 * 2 - 7 + 8
     assert {scenario.device for scenario in listed.values()} == {"cuda"}
     precisions = {
@@ -322,7 +320,7 @@ def test_without_a_gpu_nothing_is_recorded(
     assert "recordings are made by a GPU" in capsys.readouterr().err
 
 
-def test_a_gpu_is_found_in_the_catalogue_by_what_torch_says_of_it():
+def test_a_gpu_is_found_in_the_catalogue_by_torch_s_properties():
     record = load("record")
     assert record.catalogue_name((9, 0), 84_942_979_072 - 10 * MIB) == "h100-80"
     assert record.catalogue_name((9, 0), 150_109_880_320) == "h200"
