@@ -106,7 +106,7 @@ def _validate(
     value: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> None:
-    """Refuse what validate_sdpa_input refuses and the later operations would not."""
+    """Raise RuntimeError for inputs that only validate_sdpa_input refuses."""
     dtypes = [tensor.dtype for tensor in (query, key, value)]
     if len(set(dtypes)) > 1:
         names = ", ".join(map(str, dtypes))

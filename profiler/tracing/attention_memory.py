@@ -50,7 +50,7 @@ def _efficient_backward(
     is_half: bool,
     copied: int,
 ) -> list[int]:
-    """The copied gradient; output times gradient, its sum, a copy of the sum; the workspace.
+    """A copy of the gradient; output times gradient, its sum, a copy of the sum; the workspace.
 
     In half precision the kernel computes the sums itself. The workspace has the queries' gradients
     in float32, in whole blocks with four ints each, and those of keys and values if registers do
@@ -170,7 +170,7 @@ def _of_flash_backward(
 
 
 def _cudnn_backward(_: Device, heads: int, queries: int, width: int, repeated: int) -> list[int]:
-    """The one workspace of cuDNN's frontend: as flash, without rounding to blocks.
+    """The single workspace of cuDNN's frontend: as flash, without rounding to blocks.
 
     It holds the backward node's softmax_sum, dQ_accum, dK_fullhead and dV_fullhead; kernels may
     need more.

@@ -20,7 +20,7 @@ _NONE, _MEAN = 0, 1
 
 
 def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> torch.Tensor:
-    """The steps of logsumexp_out_impl in ATen/native/ReduceOps.cpp."""
+    """Run the steps of logsumexp_out_impl in ATen/native/ReduceOps.cpp."""
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     largest = tensor.amax(dim, keepdim=True)
@@ -34,7 +34,7 @@ def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> t
 
 
 def _median(tensor: torch.Tensor) -> torch.Tensor:
-    """The steps of median_impl in ATen/native/cuda/Sorting.cpp."""
+    """Run the steps of median_impl in ATen/native/cuda/Sorting.cpp."""
     numbers = tensor.flatten().sort()[0]
     return torch.where(numbers[-1].isnan(), numbers[-1], numbers[(tensor.numel() - 1) // 2])
 
@@ -44,14 +44,14 @@ def _count_nonzero(tensor: torch.Tensor, dim: int | None = None) -> torch.Tensor
 
 
 def _count_nonzero_in(tensor: torch.Tensor, dim: list[int]) -> torch.Tensor:
-    """The steps of count_nonzero_cuda in ATen/native/TensorAdvancedIndexing.cpp."""
+    """Run the steps of count_nonzero_cuda in ATen/native/TensorAdvancedIndexing.cpp."""
     return (tensor if tensor.dtype == torch.bool else tensor != 0).sum(dim)
 
 
 def _multinomial(
     tensor: torch.Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None
 ) -> torch.Tensor:
-    """The steps of multinomial_out in ATen/native/Distributions.cpp, without its checks of values.
+    """Run the steps of multinomial_out in ATen/native/Distributions.cpp except its checks.
 
     Several samples with replacement follow MultinomialKernel.cu.
     """
@@ -73,7 +73,7 @@ def _multinomial(
 def _binary_loss(
     tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, *_: Any, **__: Any
 ) -> torch.Tensor:
-    """The steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
+    """Run the steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
 
     The output is allocated as large as the losses and then resized to one number, which keeps all
     the memory.
@@ -88,7 +88,7 @@ def _binary_loss(
 def _huber_loss(
     tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, delta: float = 1.0
 ) -> torch.Tensor:
-    """The steps of huber_loss in ATen/native/Loss.cpp."""
+    """Run the steps of huber_loss in ATen/native/Loss.cpp."""
     del target, delta
     losses = torch.empty_like(tensor)
     return losses if reduction == _NONE else losses.mean() if reduction == _MEAN else losses.sum()
@@ -100,7 +100,7 @@ def _binary_cross_entropy(
     weight: torch.Tensor | None = None,
     reduction: int = 1,
 ) -> torch.Tensor:
-    """The steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
+    """Run the steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
 
     The output keeps the memory of all losses here too.
     """
@@ -111,7 +111,7 @@ def _binary_cross_entropy(
 def _soft_margin_loss(
     tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1
 ) -> torch.Tensor:
-    """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory too."""
+    """Run the steps of soft_margin_loss_out in ATen/native/Loss.cpp, which also keeps memory."""
     del target
     return _reduced_in_place(-tensor, reduction)
 
@@ -119,7 +119,7 @@ def _soft_margin_loss(
 def _soft_margin_loss_backward(
     grad: torch.Tensor, tensor: torch.Tensor, target: torch.Tensor, reduction: int
 ) -> torch.Tensor:
-    """The steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
+    """Run the steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
     del grad, reduction
     negated = -target
     product = negated * tensor
@@ -160,7 +160,7 @@ def _embedding_bag_backward(
     weights: torch.Tensor | None,
     padding_idx: int = -1,
 ) -> Any:
-    """The steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp.
+    """Run the steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp.
 
     A dense gradient is one operation.
     """
@@ -176,7 +176,7 @@ def _embedding_bag_backward(
 
 
 def _masked_select(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The steps of masked_select_out_cuda_impl in ATen/native/cuda/IndexKernel.cpp."""
+    """Run the steps of masked_select_out_cuda_impl in ATen/native/cuda/IndexKernel.cpp."""
     shape = torch.broadcast_shapes(tensor.shape, mask.shape) or (1,)
     return tensor.expand(shape)[mask.expand(shape)]
 
@@ -188,7 +188,7 @@ def _im2col(
     padding: list[int],
     stride: list[int],
 ) -> torch.Tensor:
-    """The steps of im2col_cuda in ATen/native/cuda/Im2Col.cu."""
+    """Run the steps of im2col_cuda in ATen/native/cuda/Im2Col.cu."""
     along = zip(tensor.shape[-2:], kernel_size, dilation, padding, stride, strict=True)
     places = [
         (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
@@ -201,7 +201,7 @@ def _im2col(
 def _col2im(
     tensor: torch.Tensor, output_size: list[int], kernel_size: list[int], *_: list[int]
 ) -> torch.Tensor:
-    """The steps of col2im_cuda in ATen/native/cuda/Col2Im.cu."""
+    """Run the steps of col2im_cuda in ATen/native/cuda/Col2Im.cu."""
     channels = tensor.shape[-2] // prod(kernel_size)
     return _resized(tensor, (*tensor.shape[:-2], channels, *output_size))
 
@@ -226,7 +226,7 @@ def _like_second(_: torch.Tensor, tensor: torch.Tensor, *__: Any, **___: Any) ->
 
 
 def _sample_dirichlet(concentration: torch.Tensor, generator: Any = None) -> torch.Tensor:
-    """The steps of _s_dirichlet_cuda in ATen/native/cuda/Distributions.cpp."""
+    """Run the steps of _s_dirichlet_cuda in ATen/native/cuda/Distributions.cpp."""
     del generator
     result = torch.empty_like(concentration, memory_format=torch.contiguous_format)
     _sums = result.sum(-1, keepdim=True)
@@ -234,7 +234,7 @@ def _sample_dirichlet(concentration: torch.Tensor, generator: Any = None) -> tor
 
 
 def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """The steps of cuda_equal in ATen/native/cuda/Equal.cpp."""
+    """Run the steps of cuda_equal in ATen/native/cuda/Equal.cpp."""
     if tensor.shape != other.shape or not tensor.numel():
         return tensor.shape == other.shape
     alike = tensor.stride() == other.stride() and tensor.dtype == other.dtype

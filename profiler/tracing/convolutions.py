@@ -38,7 +38,7 @@ def _of_backward(
     __: Any,
     *options: Any,
 ) -> tuple[int] | None:
-    """The gradients of input and weight are computed one after the other, within one bound."""
+    """Return the bound of both gradients, which are computed one after the other."""
     output_mask = options[-1]
     return _of_convolution(source, weight, gradient, options[:-1]) if any(output_mask[:2]) else None
 

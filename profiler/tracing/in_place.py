@@ -163,7 +163,7 @@ class InPlace:
 def _linear(
     tensor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """linear in ATen/native/Linear.cpp, which checks here alone if it may write in place."""
+    """Run linear of ATen/native/Linear.cpp, adding the bias in place as on a GPU."""
     if bias is None or tensor.dim() < 3 or tensor.is_contiguous():
         return _LINEAR(tensor, weight, bias)
     return torch.matmul(tensor, weight.t()).add_(bias)

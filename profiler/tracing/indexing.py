@@ -142,22 +142,11 @@ def _of_embedding_backward(
 
 
 def _of_bag_backward(
-    _: Any,
-    grad: torch.Tensor,
-    indices: torch.Tensor,
-    offsets: torch.Tensor,
-    offset2bag: torch.Tensor,
-    bag_size: torch.Tensor,
-    maximum_indices: torch.Tensor,
-    num_weights: int,
-    scale_grad_by_freq: bool,
-    mode: int,
-    sparse: bool,
-    per_sample_weights: torch.Tensor | None,
-    padding_idx: int = -1,
+    _: Any, grad: torch.Tensor, indices: torch.Tensor, *arguments: Any
 ) -> tuple[int, ...] | None:
     """embedding_bag_backward_cuda_sum_avg: the sort looks at the bits of the highest row."""
-    del offsets, offset2bag, bag_size, maximum_indices, per_sample_weights
+    num_weights, scale_grad_by_freq, mode, sparse = arguments[4:8]
+    padding_idx = arguments[9] if len(arguments) > 9 else -1
     if scale_grad_by_freq or sparse or mode == _MAX:
         return None
     highest = num_weights if padding_idx >= 0 else num_weights - 1 - padding_idx

@@ -24,11 +24,7 @@ class MetaCache:
         # By id: hashing an operation takes longer, and operations live as long as torch does.
         kind = self._kinds.get(id(func))
         if kind is None:
-            kind = self._kinds[id(func)] = (
-                _makes_its_outputs(func),
-                _only_writes(func),
-                _fills_out(func),
-            )
+            kind = self._kinds[id(func)] = _kind(func)
         makes, writes, fills = kind
         if not makes and not writes and not fills:
             return func(*args, **kwargs)
@@ -100,48 +96,31 @@ def _is_fresh(output: Any) -> bool:
     return output.untyped_storage().nbytes() == span * output.element_size()
 
 
-def _makes_its_outputs(func: Any) -> bool:
-    """Return whether the operation writes nothing and returns only new tensors."""
-    schema = func._schema
-    written = any(
-        argument.alias_info is not None for argument in (*schema.arguments, *schema.returns)
-    )
-    return (
-        func.namespace == "aten" and not written and schema.returns and schema.name not in _SHARING
-    )
+def _kind(func: Any) -> tuple[bool, bool, bool]:
+    """Return whether an operation makes all its outputs, only writes its first argument, or `out`.
 
-
-def _only_writes(func: Any) -> bool:
-    """Return whether the operation changes only the values of its first argument."""
+    At most one holds: it returns only new tensors and writes nothing; it changes the values of its
+    first argument and nothing else; or it writes its `out` argument and nothing else.
+    """
     schema = func._schema
-    if func.namespace != "aten" or torch.Tag.inplace_view in func.tags or schema.name in _RESIZING:
-        return False
+    if func.namespace != "aten":
+        return False, False, False
+    arguments = schema.arguments
+    has_aliases = any(value.alias_info is not None for value in (*arguments, *schema.returns))
     written = [
-        argument.alias_info is not None and argument.alias_info.is_write
-        for argument in schema.arguments
-    ]
-    return (
-        written[:1] == [True]
-        and not any(written[1:])
-        and schema.name.endswith("_")
-        and len(schema.returns) <= 1
-    )
-
-
-def _fills_out(func: Any) -> bool:
-    """Return whether the operation writes its `out` argument and nothing else."""
-    schema = func._schema
-    written = [
-        argument.name
-        for argument in schema.arguments
+        place
+        for place, argument in enumerate(arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    return (
-        func.namespace == "aten"
-        and written == ["out"]
-        and schema.arguments[-1].name == "out"
-        and len(schema.returns) == 1
+    keeps_layout = torch.Tag.inplace_view not in func.tags and schema.name not in _RESIZING
+    makes = not has_aliases and bool(schema.returns) and schema.name not in _SHARING
+    writes = (
+        written == [0] and keeps_layout and schema.name.endswith("_") and len(schema.returns) <= 1
     )
+    fills = (
+        written == [len(arguments) - 1] and arguments[-1].name == "out" and len(schema.returns) == 1
+    )
+    return makes, writes, fills
 
 
 # They return their argument's storage, but their schema does not say so.

@@ -96,18 +96,8 @@ def _group_norm(
     return [statistics, statistics, factors, factors]
 
 
-def _of_group_norm(
-    _: Any,
-    tensor: torch.Tensor,
-    weight: Any,
-    bias: Any,
-    batch: int,
-    channels: int,
-    pixels: int,
-    groups: int,
-    *__: Any,
-    **___: Any,
-) -> tuple[Any, ...]:
+def _of_group_norm(_: Any, tensor: torch.Tensor, *arguments: Any, **__: Any) -> tuple[Any, ...]:
+    weight, bias, batch, channels, pixels, groups, *_ = arguments
     scaled = weight is not None or bias is not None
     return batch, channels, groups, pixels, tensor.element_size() == 2, scaled
 
@@ -120,21 +110,8 @@ def _group_norm_backward(
     return [sums, sums, 4 * batch * groups, 4 * batch * groups, sums if scaled else 0]
 
 
-def _of_group_norm_backward(
-    _: Any,
-    grad_out: Any,
-    tensor: Any,
-    mean: Any,
-    rstd: Any,
-    weight: Any,
-    batch: int,
-    channels: int,
-    pixels: int,
-    groups: int,
-    *__: Any,
-    **___: Any,
-) -> tuple[Any, ...]:
-    del grad_out, tensor, mean, rstd
+def _of_group_norm_backward(_: Any, *arguments: Any, **__: Any) -> tuple[Any, ...]:
+    weight, batch, channels, pixels, groups = arguments[4:9]
     return batch, channels, groups, pixels, weight is not None
 
 

@@ -85,24 +85,11 @@ def _run_layers(
     layers = Layers.of(tensor.size(-1), number, hidden, projection, count, bidirectional)
     layout = Weights.of(layers, has_biases=has_biases)
     outputs = aten._cudnn_rnn(
-        tensor,
-        weights,
-        layout.stride,
-        layout.buffer_of(weights),
-        hx,
-        cx,
-        number,
-        hidden,
-        projection,
-        count,
-        batch_first,
-        dropout,
-        train,
-        bidirectional,
-        batch_sizes,
+        tensor, weights, layout.stride, layout.buffer_of(weights), hx, cx,
+        number, hidden, projection, count, batch_first, dropout, train, bidirectional, batch_sizes,
         # get_dropout_state
         dropout_state() if train and dropout > 0 else None,
-    )
+    )  # fmt: skip
     return outputs[:3] if mode == "lstm" else outputs[:2]
 
 
@@ -113,24 +100,17 @@ class _RecurrentCall:
     layers: Layers
     batch_first: bool
     batch_sizes: Sequence[int]
+    trains: bool
 
     @classmethod
-    def of(
-        cls,
-        tensor: torch.Tensor,
-        mode: int,
-        hidden: int,
-        projection: int,
-        count: int,
-        batch_first: bool,
-        bidirectional: bool,
-        batch_sizes: Sequence[int],
-    ) -> "_RecurrentCall":
-        """Return the call with these arguments of an operation."""
+    def of(cls, tensor: torch.Tensor, settings: Sequence[Any]) -> "_RecurrentCall":
+        """Return the call with the settings of an operation, which follow its tensors."""
+        mode, hidden, projection, count, batch_first, _, trains, bidirectional, sizes, *_ = settings
         return cls(
             layers=Layers.of(tensor.size(-1), mode, hidden, projection, count, bidirectional),
-            batch_first=batch_first and not batch_sizes,
-            batch_sizes=batch_sizes,
+            batch_first=batch_first and not sizes,
+            batch_sizes=sizes,
+            trains=trains,
         )
 
     def in_steps(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -157,35 +137,25 @@ def _cudnn_rnn(
     buffer: torch.Tensor | None,
     hx: torch.Tensor,
     cx: torch.Tensor | None,
-    mode: int,
-    hidden: int,
-    projection: int,
-    count: int,
-    batch_first: bool,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_sizes: Sequence[int],
-    dropout_state: torch.Tensor | None,
+    *settings: Any,
 ) -> tuple[torch.Tensor, ...]:
     """Make the requests of _cudnn_rnn in native/cudnn/RNN.cpp, in their order."""
-    del weights, stride, dropout, dropout_state
-    call = _RecurrentCall.of(
-        tensor, mode, hidden, projection, count, batch_first, bidirectional, batch_sizes
-    )
+    del weights, stride
+    call = _RecurrentCall.of(tensor, settings)
     layers = call.layers
     steps, batch, tokens = call.sizes(tensor)
     copied = call.in_steps(tensor).contiguous()
-    leading = (tokens,) if batch_sizes else (steps, batch)
+    leading = (tokens,) if call.batch_sizes else (steps, batch)
     output = tensor.new_empty((*leading, layers.outputs))
-    hy = hx.new_empty((count * layers.directions, batch, layers.fed_back))
-    cy = hx.new_empty(0) if cx is None else cx.new_empty((count * layers.directions, batch, hidden))
+    stacked = layers.count * layers.directions
+    hy = hx.new_empty((stacked, batch, layers.fed_back))
+    cy = hx.new_empty(0) if cx is None else cx.new_empty((stacked, batch, layers.hidden))
     if buffer is None:
         buffer = copied.new_empty(Weights.of(layers, has_biases=True).numel)
     space = call.workspace(tensor)
     kept = (
         SPACE(*reserve(layers, steps, batch, tokens, tensor.element_size()))
-        if train
+        if call.trains
         else tensor.new_empty(0, dtype=torch.uint8)
     )
     # C++ frees the last one first.
@@ -204,31 +174,15 @@ def _cudnn_rnn_backward(
     grad_output: torch.Tensor | None,
     grad_hy: torch.Tensor | None,
     grad_cy: torch.Tensor | None,
-    mode: int,
-    hidden: int,
-    projection: int,
-    count: int,
-    batch_first: bool,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_sizes: Sequence[int],
-    dropout_state: torch.Tensor | None,
-    kept: torch.Tensor,
-    output_mask: Sequence[bool],
+    *settings: Any,
 ) -> tuple[Any, ...]:
     """Make the requests of _cudnn_rnn_backward: first the input's gradients, then the weights'."""
-    del dropout, train, dropout_state, kept
+    output_mask = settings[-1]
     if grad_output is None and grad_hy is None and grad_cy is None:
         return None, None, None, [None] * len(weights)
-    call = _RecurrentCall.of(
-        tensor, mode, hidden, projection, count, batch_first, bidirectional, batch_sizes
-    )
-    grad_output = (
-        torch.zeros_like(output, memory_format=torch.contiguous_format)
-        if grad_output is None
-        else grad_output
-    )
+    call = _RecurrentCall.of(tensor, settings)
+    if grad_output is None:
+        grad_output = torch.zeros_like(output, memory_format=torch.contiguous_format)
     grad_hy = torch.zeros_like(hx) if grad_hy is None else grad_hy
     grad_cy = torch.zeros_like(cx) if grad_cy is None and cx is not None else grad_cy
     gradients = _input_gradients(call, tensor, hx, cx, grad_output, grad_hy, grad_cy)

@@ -158,7 +158,7 @@ def _extreme_with_index(
 def _index(
     result: torch.Tensor, tensor: torch.Tensor, dim: Any = None, *_: Any, **__: Any
 ) -> tuple[Any, ...]:
-    """argmax and argmin (ReduceArgMaxKernel.cu): without a dimension of the flat tensor."""
+    """argmax and argmin (ReduceArgMaxKernel.cu); without a dimension of the flat tensor."""
     copied = 0
     if dim is None:
         copied = copied_bytes(tensor)

@@ -316,7 +316,7 @@ class PlainAllocator:
             return False
         free = sorted(
             self.all_runs("free", small),
-            key=lambda found: (found[1].size, found[0].number, found[1].start),
+            key=lambda place: (place[1].size, place[0].number, place[1].start),
         )
         needed = max(size, oversize)
         enough = [rng for rng, run in free if run.size >= needed]

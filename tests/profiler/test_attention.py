@@ -77,7 +77,7 @@ def large(events: list[int]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "mask", "asked"),
+    ("shapes", "mask", "options"),
     [
         ({"heads": 1}, None, {}),
         ({"heads": 1}, None, {"is_causal": True}),

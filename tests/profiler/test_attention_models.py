@@ -215,7 +215,7 @@ def test_a_model_that_selects_the_math_kernel_peaks_as_on_the_cpu(factory: str):
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"amp": "bf16"},
         {"dtype": "bf16"},

@@ -172,10 +172,10 @@ def by_hand() -> Any:
 
 
 def test_a_history_is_cut_into_phases_and_read_as_events():
-    history = by_hand()
-    assert [phase.actions for phase in history.phases] == ["3030", "0124712"]
+    recorded = by_hand()
+    assert [phase.actions for phase in recorded.phases] == ["3030", "0124712"]
     stream = recording.Stream()
-    build, forward = (list(stream.read(phase.entries())) for phase in history.phases)
+    build, forward = (list(stream.read(phase.entries())) for phase in recorded.phases)
     assert build == [("alloc", 0, 1000, BASE, 2 * MIB), ("alloc", 1, 9 * MIB, LARGE, 22 * MIB)]
     assert forward == [
         ("alloc", 2, 10 * MIB + MIB // 2, LARGE + 9 * MIB, 22 * MIB),
@@ -183,20 +183,20 @@ def test_a_history_is_cut_into_phases_and_read_as_events():
         ("oom", -1, 30 * MIB, 0, 20 * MIB),
         ("free", 1, 9 * MIB, LARGE, 20 * MIB),
     ]
-    assert list(recording.segment_addresses(history.phases)) == [BASE, LARGE]
+    assert list(recording.segment_addresses(recorded.phases)) == [BASE, LARGE]
 
 
 def test_a_recording_is_read_as_it_was_written(tmp_path: Path):
-    history = by_hand()
-    history.write(tmp_path / "one.json.xz")
-    assert recording.Recording.read(tmp_path / "one.json.xz") == history
+    recorded = by_hand()
+    recorded.write(tmp_path / "one.json.xz")
+    assert recording.Recording.read(tmp_path / "one.json.xz") == recorded
 
 
 @pytest.mark.parametrize("version", ["2.13.0+cu130", "2.11.0+cu126"])
 def test_the_history_written_by_hand_replays(version: str):
-    history = by_hand()
-    object.__setattr__(history, "torch", version)
-    assert replaying.replay_exactly(history) == 6
+    recorded = by_hand()
+    object.__setattr__(recorded, "torch", version)
+    assert replaying.replay_exactly(recorded) == 6
 
 
 def test_a_history_of_expandable_segments_replays():
@@ -212,14 +212,18 @@ def test_a_history_of_expandable_segments_replays():
         entry("snapshot", 0, 0),
     ]
     ((actions, addresses, sizes),) = recording.cut(history, [7])
-    held, asked, reserved = 24 * MIB + MIB // 2 + 1024, 24 * MIB + MIB // 2 + 1000, 42 * MIB
+    allocated, requested, reserved = (
+        24 * MIB + MIB // 2 + 1024,
+        24 * MIB + MIB // 2 + 1000,
+        42 * MIB,
+    )
     statistics = {
-        **{f"allocated_bytes.all.{name}": held for name in ("current", "peak", "allocated")},
-        **{f"requested_bytes.all.{name}": asked for name in ("current", "peak")},
+        **{f"allocated_bytes.all.{name}": allocated for name in ("current", "peak", "allocated")},
+        **{f"requested_bytes.all.{name}": requested for name in ("current", "peak")},
         **{f"reserved_bytes.all.{name}": reserved for name in ("current", "peak")},
         **{f"inactive_split_bytes.all.{name}": 0 for name in ("current", "peak")},
         "allocated_bytes.all.freed": 0,
-        "active_bytes.all.current": held,
+        "active_bytes.all.current": allocated,
         "num_alloc_retries": 0,
         "num_device_alloc": 3,
         "num_device_free": 0,
@@ -232,14 +236,14 @@ def test_a_history_of_expandable_segments_replays():
         statistics=statistics,
         device_free=0,
     )
-    history = by_hand()
+    recorded = by_hand()
     object.__setattr__(
-        history, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
+        recorded, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
     )
-    object.__setattr__(history, "total", 85 * MIB)
-    object.__setattr__(history, "free_before", 80 * MIB)
-    object.__setattr__(history, "phases", (build,))
-    assert replaying.replay_exactly(history) == 4
+    object.__setattr__(recorded, "total", 85 * MIB)
+    object.__setattr__(recorded, "free_before", 80 * MIB)
+    object.__setattr__(recorded, "phases", (build,))
+    assert replaying.replay_exactly(recorded) == 4
 
 
 @pytest.mark.parametrize(
@@ -247,11 +251,11 @@ def test_a_history_of_expandable_segments_replays():
     [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")],
 )
 def test_a_recording_that_deviates_from_the_rules_is_detected(change: str, message: str):
-    history = by_hand()
-    build = history.phases[0]
+    recorded = by_hand()
+    build = recorded.phases[0]
     if change == "place":
         object.__setattr__(
-            history.phases[1], "addresses", (LARGE + 8 * MIB, *history.phases[1].addresses[1:])
+            recorded.phases[1], "addresses", (LARGE + 8 * MIB, *recorded.phases[1].addresses[1:])
         )
     elif change == "reserved":
         object.__setattr__(build, "sizes", (2 * MIB, 1000, 22 * MIB, 9 * MIB))
@@ -260,7 +264,7 @@ def test_a_recording_that_deviates_from_the_rules_is_detected(change: str, messa
             build, "statistics", {**build.statistics, "allocated_bytes.all.peak": 10 * MIB}
         )
     with pytest.raises(AssertionError, match=message):
-        replaying.replay_exactly(history)
+        replaying.replay_exactly(recorded)
 
 
 @pytest.mark.parametrize(

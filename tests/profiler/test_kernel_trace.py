@@ -37,7 +37,7 @@ def moved(trace: StepTrace) -> int:
 @pytest.mark.parametrize(
     ("spec", "a_parameter", "needed"), [("sgd", SGD, SGD_NEEDED), ("adamw", ADAMW, ADAMW_NEEDED)]
 )
-def test_a_step_moves_what_its_operations_read_and_write(
+def test_a_step_moves_the_bytes_that_its_operations_read_and_write(
     spec: str, how: optimizers.Implementation, a_parameter: int, needed: int
 ):
     trace = traced(spec, how)

@@ -183,13 +183,13 @@ def test_sums_take_the_memory_that_a_campaign_recorded(path: Path):
     A block may be up to a MiB larger than the request.
     """
     cases = json.loads(path.read_text())["staging_bytes"]
-    sums = {name: held for name, held in cases.items() if name.startswith("sum ")}
+    sums = {name: nbytes for name, nbytes in cases.items() if name.startswith("sum ")}
     assert sums
-    for name, held in sums.items():
+    for name, nbytes in sums.items():
         shape, dtype = name.removeprefix("sum ").split()
         events = stream(
             lambda x: x.sum(0),
             meta(*map(int, shape.split("x")), dtype=getattr(torch, dtype)),
             path.parent.name,
         )
-        assert 0 <= held - (max(accumulate(events)) - events[0]) < 2 << 20, name
+        assert 0 <= nbytes - (max(accumulate(events)) - events[0]) < 2 << 20, name

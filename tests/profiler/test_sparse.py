@@ -225,15 +225,15 @@ def test_an_unsupported_operation_on_sparse_tensors_is_refused_with_its_line():
         torch.sin(entries(IDS))
 
 
-@pytest.mark.parametrize("asked", [{"micro_batches": 3}, {"set_to_none": False}, {"amp": "fp16"}])
+@pytest.mark.parametrize("fields", [{"micro_batches": 3}, {"set_to_none": False}, {"amp": "fp16"}])
 def test_ways_of_training_on_sparse_gradients_are_followed(
-    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ):
     memory = simulate(
-        Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", steps=3, **asked)
+        Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", steps=3, **fields)
     ).memory
     assert memory is not None
-    draws = asked.get("micro_batches", 1)
+    draws = fields.get("micro_batches", 1)
     # The head's gradient is dense, and the batch holds the indices of one draw.
     assert memory.gradients == draws * TOKENS * (4 * WIDTH + 8) + 4 * (WIDTH + 1)
     assert memory.optimizer_state == 4 * (ROWS + 1 + WIDTH + 1)
