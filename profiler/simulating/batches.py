@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 
 from optprof.scenarios import Scenario
 
-from ..tracing.attention_backend import Call, Settings, depends_on
+from ..tracing.attention_backend import AttentionCall, depends_on
 from ..tracing.kernel_memory import sized_for
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.stream import Allocations, Segment
@@ -102,7 +102,7 @@ class _BatchTraces:
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
         self._sizes: set[int] = set()
-        self._attention: set[tuple[Call, Settings]] = set()
+        self._attention: set[AttentionCall] = set()
         self._traced = lru_cache(maxsize=8)(self._trace)
 
     def at(self, batch: int) -> ModelTrace:

@@ -18,10 +18,10 @@ from optprof.scenarios.settings import TorchSettings, own_settings
 from optprof.scenarios.without_data import replace_tensors
 from optprof.scenarios.workpiece import Workpiece, build
 
-from ..tracing.attention_backend import Call, Settings
+from ..tracing.attention_backend import AttentionCall
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels
-from ..tracing.recurrent_weights import flatten_parameters
+from ..tracing.recurrent_layers import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.samples import InitialValues
 from ..tracing.stream import Allocations, Phase, Segment
@@ -51,7 +51,7 @@ class ModelTrace:
     names: list[str]
     gradients: list[list[Layout | None]]
     workspaces: frozenset[str]
-    attention: frozenset[tuple[Call, Settings]]
+    attention: frozenset[AttentionCall]
     parameter_count: int
     constants: list[float | None]
     settings: TorchSettings
