@@ -15,7 +15,7 @@ from importlib.resources import files
 from optprof.profiler.records.record import Record
 
 from ..units import difference_text, gib
-from .labels import unusual_bytes
+from .labels import unusual_options
 
 # What gives our side of the figure, and the published optimizers that it runs; the last two come
 # with the extra "zoo".
@@ -115,7 +115,7 @@ def reproduced_times(records: Sequence[Record]) -> list[tuple[Published, Record]
         and record.scenario.dtype == "fp32"
         and record.estimate is not None
         and record.estimate.gpu == PUBLISHED_GPU
-        and not unusual_bytes(record.scenario.optimizer, record.scenario.options)
+        and not unusual_options(record)
     ]
 
 
@@ -157,5 +157,5 @@ def _comparable(record: Record) -> bool:
         and scenario.dtype == "fp32"
         and memory is not None
         and memory.optimizer_state_allocated is not None
-        and not unusual_bytes(scenario.optimizer, scenario.options)
+        and not unusual_options(record)
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .entries import Entry, Setting, by_setting
-from .labels import unusual_bytes
+from .labels import unusual_options
 
 BASELINE = "adamw"
 
@@ -85,7 +85,9 @@ def references(group: Sequence[Entry], baseline: str) -> dict[str, Entry]:
     Of several it is one with its usual bytes, of those one run alike. Empty for a group without a
     baseline.
     """
-    candidates = [(other, _is_unusual(other)) for other in _candidates(group, baseline)]
+    candidates = [
+        (other, bool(unusual_options(other.record))) for other in _candidates(group, baseline)
+    ]
     if not candidates:
         return {}
     ways = dict.fromkeys(entry.scenario.implementation for entry in group)
@@ -97,10 +99,6 @@ def references(group: Sequence[Entry], baseline: str) -> dict[str, Entry]:
 
 def _candidates(group: Sequence[Entry], baseline: str) -> list[Entry]:
     return [entry for entry in group if entry.scenario.optimizer == baseline and entry.state_bytes]
-
-
-def _is_unusual(entry: Entry) -> bool:
-    return bool(unusual_bytes(entry.scenario.optimizer, entry.scenario.options))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,18 @@
-"""Room tables: which GPUs of the catalogue have room for a training step, a row a GPU and a column
-an optimizer.
-"""
+"""Capacity tables: the GPUs that a training step fits on, a row a GPU and a column an optimizer."""
 
 from collections.abc import Sequence
 
-from ..arithmetic.capacity import BatchRange, Room, rooms
+from optprof.profiler.records.fits import Fit
+
+from ..arithmetic.capacity import fits_by_setting
 from ..arithmetic.entries import setting_names
 from ..arithmetic.findings import Findings
+from ..arithmetic.labels import optimizer_key
 from ..units import DECIMAL, NOTHING, Sized, exact_text, gib_text
 from ..words import FAILS, FITS, TIGHT, UNSURE
 from .table import Cell, Table, gib_cell
 
-SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "lacking": FAILS}
+SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "unsupported": FAILS}
 LEGEND = Sized.of(
     lambda units: (
         f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga}"
@@ -25,57 +26,55 @@ LEGEND = Sized.of(
 MOST_TABLES = 4
 
 
-def room_tables(findings: Findings) -> dict[str, Table]:
-    """A table for each setting whose peaks are known, by its name; the first few of many."""
-    found = rooms(findings.records)
-    names = setting_names(room.setting for room in found)
-    shown = list(names.items())[:MOST_TABLES]
-    return {
-        name: _table([room for room in found if room.setting == setting]) for setting, name in shown
-    }
+def capacity_tables(findings: Findings) -> dict[str, Table]:
+    """Return a table for each of the first settings whose peaks are known, by its name."""
+    groups = fits_by_setting(findings.records)
+    names = list(setting_names(groups).items())[:MOST_TABLES]
+    return {name: _table(findings, groups[setting]) for setting, name in names}
 
 
-def _table(group: Sequence[Room]) -> Table:
-    several = len({room.record.scenario.implementation for room in group}) > 1
-    cells = {(room.gpu, _column(room, several=several)): _cell(room) for room in group}
-    labels = list(dict.fromkeys(label for _, label in cells))
-    usable = {room.gpu: room.usable for room in group}
+def _table(findings: Findings, group: Sequence[Fit]) -> Table:
+    several = len({fit.scenario.implementation for fit in group}) > 1
+
+    def column(fit: Fit) -> str:
+        label = findings.labels[optimizer_key(fit.scenario)]
+        return f"{label}, {fit.scenario.implementation}" if several else label
+
+    cells = {(fit.scenario.gpu or "", column(fit)): fit_cell(fit, _batch(fit)) for fit in group}
+    columns = dict.fromkeys(label for _, label in cells)
+    usable = {fit.scenario.gpu or "": fit.usable for fit in group}
     rows = [
         (
             Cell(text=gpu),
-            gib_cell(size),
-            *(cells.get((gpu, label), Cell(text=NOTHING)) for label in labels),
+            gib_cell(nbytes),
+            *(cells.get((gpu, label), Cell(text=NOTHING)) for label in columns),
         )
-        for gpu, size in usable.items()
+        for gpu, nbytes in usable.items()
     ]
-    return Table(head=("GPU", "usable, GiB", *labels), rows=tuple(rows))
+    return Table(head=("GPU", "usable, GiB", *columns), rows=tuple(rows))
 
 
-def _column(room: Room, *, several: bool) -> str:
-    """The label of a room, with its implementation where the group has several."""
-    return f"{room.label}, {room.record.scenario.implementation}" if several else room.label
-
-
-def _cell(room: Room) -> Cell:
-    if room.answer == "lacking":
-        return Cell(text=f"{SIGNS[room.answer]} {room.reason}")
-    sign, batch = SIGNS[room.answer], _batch(room.batches)
-    if room.left is None:
+def fit_cell(fit: Fit, batch: str) -> Cell:
+    """Return a cell with the answer's sign, the bytes left or short, and the text on the batch."""
+    sign, spare = SIGNS[fit.answer], fit.spare
+    if fit.error is not None:
+        return Cell(text=f"{sign} not simulated")
+    if fit.reason is not None:
+        return Cell(text=f"{sign} {fit.reason}")
+    if spare is None:
         return Cell(text=f"{sign} ran out{batch}")
-    size = abs(room.left)
     return Cell(
-        text=f"{sign} {gib_text(size)}{batch}",
-        exact=f"{exact_text(size)} {'to spare' if room.left >= 0 else 'short'}",
-        decimal=f"{sign} {gib_text(size, DECIMAL)}{batch}",
+        text=f"{sign} {gib_text(abs(spare))}{batch}",
+        exact=f"{exact_text(abs(spare))} {'to spare' if spare >= 0 else 'short'}",
+        decimal=f"{sign} {gib_text(abs(spare), DECIMAL)}{batch}",
     )
 
 
-def _batch(known: BatchRange) -> str:
-    """The largest batch, or the largest that was tried; that a batch of 1 fits the cell says
-    already.
-    """
-    if known.largest:
-        return f", batch {known.largest:,}"
-    if known.fits in (None, 1):
+def _batch(fit: Fit) -> str:
+    """Return the largest batch, or the largest that was tried; the sign covers a batch of 1."""
+    largest, failing = fit.largest_batch, fit.failing_batch
+    if largest and fit.is_batch_settled:
+        return f", batch {largest:,}"
+    if largest in (None, 0, 1):
         return ""
-    return f", batch at least {known.fits:,}" + (f", below {known.fails:,}" if known.fails else "")
+    return f", batch at least {largest:,}" + (f", below {failing:,}" if failing else "")

@@ -28,7 +28,7 @@ def memory_table(findings: Findings) -> Table:
         *_names(findings),
         (
             "options for the bytes",
-            lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING),
+            lambda entry: Cell(text=byte_options(entry.record) or NOTHING),
         ),
         ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
         ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
@@ -160,7 +160,7 @@ def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...
         Cell(text=scenario.implementation),
     )
     unknown = (
-        Cell(text=byte_options(scenario.options) or NOTHING),
+        Cell(text=byte_options(record) or NOTHING),
         *[Cell(text=NOTHING, number=True)] * (columns - 6),
     )
     return (*named, *unknown, Cell(text=NOTHING), Cell(text=record.outcome))

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from optprof import optimizers
 from optprof.profiler.records.record import Watched
 from optprof.reports.arithmetic.curves import curves
 from optprof.reports.arithmetic.entries import entries, failures, setting_names
 from optprof.reports.arithmetic.findings import Findings, pictured
-from optprof.reports.arithmetic.labels import USUAL_MOMENTUM, dtype_name, labels
+from optprof.reports.arithmetic.labels import dtype_name, labels
 from optprof.reports.arithmetic.peaks import peaks
 from optprof.reports.arithmetic.savings import savings, without_baseline
 from optprof.reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
@@ -45,15 +44,36 @@ def test_a_momentum_that_costs_bytes_stands_in_the_label(simulated):
     assert names_of([simulated("sgd-sai", options={"momentum": 0.9})]) == ["sgd-sai"]
 
 
-def test_the_usual_momentum_is_that_of_the_catalogue(simulated):
-    usual = {
-        name: optimizers.option_defaults(name).get("momentum") or 0
-        for name in optimizers.available()
-    }
-    assert {name: momentum for name, momentum in usual.items() if momentum} == {
-        name: USUAL_MOMENTUM[name] for name in usual if name in USUAL_MOMENTUM
-    }
-    assert names_of([simulated("muon", options={"momentum": 0.95})]) == ["muon"]
+def test_every_option_that_decides_the_bytes_stands_in_the_label_at_an_unusual_value(simulated):
+    alone = [
+        simulated("lamb16", options={"scale": "upstream"}),
+        simulated("apollo", options={"rank": 4}, deciding_options={"rank": 256}),
+        simulated(
+            "lamb",
+            options={"preset": "cybertronai", "bias_correction": None},
+            deciding_options={"preset": None, "bias_correction": None},
+        ),
+    ]
+    assert names_of(alone) == [
+        "lamb16 (scale=upstream)",
+        "apollo (rank=4)",
+        "lamb (preset=cybertronai)",
+    ]
+
+
+def test_an_older_record_is_labelled_with_its_flags(simulated):
+    options = {"amsgrad": True, "momentum": 0.9}
+    assert names_of([simulated("adamw", options=options, deciding_options=None)]) == [
+        "adamw (amsgrad=True)"
+    ]
+
+
+def test_a_failed_record_shares_the_label_of_its_optimizer(simulated):
+    options = {"scale": "upstream"}
+    failed = simulated(
+        "lamb16", options=options, deciding_options=None, memory=None, outcome="failed", error="no"
+    )
+    assert names_of([failed, simulated("lamb16", options=options)]) == ["lamb16 (scale=upstream)"]
 
 
 def test_namesakes_are_told_apart_by_what_differs(simulated):

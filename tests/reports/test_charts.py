@@ -19,9 +19,9 @@ from optprof.reports.charts.step_sizes import step_size_chart
 from optprof.reports.charts.strips import Scale
 from optprof.reports.charts.timelines import timeline_chart
 from optprof.reports.charts.tradeoffs import tradeoff_chart
+from optprof.reports.tables.capacity import capacity_tables
 from optprof.reports.tables.data import data_rows, memory_table, step_table
 from optprof.reports.tables.heat_map import heat_map
-from optprof.reports.tables.room import room_tables
 from optprof.reports.tables.sight import sight_tables
 from optprof.reports.tables.table import Table, gib_cell
 from optprof.reports.tables.watched import watched_tables
@@ -328,13 +328,13 @@ def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
     assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 
-def test_rooms_say_what_is_left_or_short(simulated):
+def test_capacity_tables_say_what_is_left_or_short(simulated):
     record = simulated("adamw")
     assert record.memory is not None
     large = replace(
         record, memory=replace(record.memory, peak_allocated=30 * GIB, peak_reserved=31 * GIB)
     )
-    table = room_tables(Findings.of([large]))["tiny"]
+    table = capacity_tables(Findings.of([large]))["tiny"]
     cells = {row[0].text: row[2] for row in table.rows}
     # What the catalogue's memory leaves beside 512 MiB, less 31 GiB.
     assert cells["a100-40"].text == "\u2713 7.894"
@@ -352,7 +352,7 @@ def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
             replace(each, memory=replace(each.memory, peak_allocated=size, peak_reserved=size))
             for each, size in sizes
         ]
-        table = next(iter(room_tables(Findings.of(held)).values()))
+        table = next(iter(capacity_tables(Findings.of(held)).values()))
         return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
 
     assert told(b1=GIB) == ""

@@ -8,7 +8,7 @@ import pytest
 from optprof.profiler.records.fits import Fit
 from optprof.profiler.records.record import Record
 from optprof.reports import terminal
-from optprof.reports.arithmetic.capacity import rooms
+from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.peaks import peaks
@@ -112,13 +112,21 @@ def test_a_gpu_that_the_upper_end_does_not_fit_is_not_said_to_fit(simulated):
     answers = []
     for upper in (usable // 2, usable, usable + 1):
         record = ranged(simulated("adamw"), peak_reserved_upper=upper)
-        answers += [room.answer for room in rooms([record], ["t4"])]
+        ((fit,),) = fits_by_setting([record], ["t4"]).values()
+        answers.append(fit.answer)
     assert answers == ["fits", "tight", "unsure"]
 
 
 def test_what_fits_without_workspaces_alone_may_fit():
     scenario = Scenario(model="tiny", batch_size=8, gpu="t4")
-    fit = Fit(scenario=scenario, usable=14 * GIB, needed=15 * GIB, may_fit=True, largest_batch=7)
+    fit = Fit(
+        scenario=scenario,
+        usable=14 * GIB,
+        needed=15 * GIB,
+        may_fit=True,
+        largest_batch=7,
+        failing_batch=8,
+    )
     assert not fit.fits
     assert short_text(fit) == "? 1.000, 7"
     (row,) = fit_table(FitFindings.of([fit])).rows

@@ -8,7 +8,7 @@ import pytest
 
 from optprof.profiler.records.record import GpuReading, StepEstimate, Watched
 from optprof.reports.arithmetic.agreement import agreements, summary
-from optprof.reports.arithmetic.capacity import rooms
+from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.pareto import front, tradeoffs
 from optprof.reports.arithmetic.savings import savings, savings_matrix
@@ -32,6 +32,10 @@ def estimate(gpu: str, seconds: float) -> StepEstimate:
         launches=1,
         synchronisations=0,
     )
+
+
+def fits(records, gpus=None):
+    return [fit for group in fits_by_setting(records, gpus).values() for fit in group]
 
 
 def holding(record, **memory):
@@ -121,13 +125,13 @@ def test_the_savings_matrix_has_a_cell_for_every_optimizer_and_model_that_was_re
     }
 
 
-def test_a_peak_of_a_device_without_end_is_set_against_what_torch_can_take(simulated):
+def test_a_peak_on_an_unlimited_device_is_compared_with_what_torch_can_take(simulated):
     def answer(allocated: int, reserved: int) -> tuple[str, int | None]:
-        (room,) = rooms(
+        (fit,) = fits(
             [holding(simulated("adamw"), peak_allocated=allocated, peak_reserved=reserved)], ["t4"]
         )
-        assert room.usable == T4
-        return room.answer, room.left
+        assert fit.usable == T4
+        return fit.answer, fit.spare
 
     assert answer(9 * GIB, 10 * GIB) == ("fits", T4 - 10 * GIB)
     assert answer(9 * GIB, T4) == ("tight", 0)
@@ -139,28 +143,30 @@ def test_a_peak_of_a_device_without_end_is_set_against_what_torch_can_take(simul
 
 
 def test_a_record_on_the_gpu_s_own_memory_decides_for_that_gpu_alone(simulated):
-    endless = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
+    unlimited = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
     own = holding(simulated("adamw", gpu="t4"), peak_allocated=13 * GIB, peak_reserved=14 * GIB)
     lost = simulated("adamw", gpu="v100-16", outcome="out-of-memory", error="needs more")
-    found = {
-        room.gpu: (room.answer, room.is_own, room.left)
-        for room in rooms([endless, own, lost], ["t4", "v100-16", "a100-40"])
+    answers = {
+        fit.scenario.gpu: (fit.answer, fit.spare)
+        for fit in fits([unlimited, own, lost], ["t4", "v100-16", "a100-40"])
     }
-    assert found == {
-        "t4": ("tight", True, T4 - 14 * GIB),
-        "v100-16": ("fails", True, None),
-        "a100-40": ("fits", False, hardware.describe("a100-40").usable_bytes - 15 * GIB),
+    assert answers == {
+        "t4": ("tight", T4 - 14 * GIB),
+        "v100-16": ("fails", None),
+        "a100-40": ("fits", hardware.describe("a100-40").usable_bytes - 15 * GIB),
     }
 
 
-def test_a_gpu_without_the_dtype_is_lacking_and_states_and_cpus_tell_nothing(simulated, timed):
-    (room,) = rooms([simulated("adamw", dtype="bf16")], ["t4"])
-    assert (room.answer, room.fits) == ("lacking", False)
-    assert "bf16" in room.reason
-    assert rooms([simulated("adamw", workload="state"), timed("adamw")], ["t4"]) == []
-    assert len(rooms([simulated("adamw")])) == len(hardware.available())
+def test_a_gpu_without_the_dtype_is_unsupported_and_states_and_cpus_have_no_answer(
+    simulated, timed
+):
+    (fit,) = fits([simulated("adamw", dtype="bf16")], ["t4"])
+    assert (fit.answer, fit.fits) == ("unsupported", False)
+    assert fit.reason == "t4 has no hardware for bf16"
+    assert fits([simulated("adamw", workload="state"), timed("adamw")], ["t4"]) == []
+    assert len(fits([simulated("adamw")])) == len(hardware.available())
     with pytest.raises(ValueError, match="no GPU is named"):
-        rooms([], ["t5"])
+        fits([], ["t5"])
 
 
 def test_recorded_batches_bracket_the_largest(simulated):
@@ -168,27 +174,27 @@ def test_recorded_batches_bracket_the_largest(simulated):
         records = [
             holding(
                 simulated("adamw", batch_size=int(batch[1:])),
-                peak_allocated=held,
-                peak_reserved=held,
+                peak_allocated=nbytes,
+                peak_reserved=nbytes,
             )
-            for batch, held in reserved.items()
+            for batch, nbytes in reserved.items()
         ]
-        known = rooms(records, ["t4"])[0].batches
-        return known.fits, known.fails, known.largest
+        fit = fits(records, ["t4"])[0]
+        return fit.largest_batch, fit.failing_batch, fit.is_batch_settled
 
-    assert batches(b1=GIB) == (1, None, None)
-    assert batches(b1=GIB, b4=2 * GIB, b16=16 * GIB) == (4, 16, None)
-    assert batches(b4=2 * GIB, b5=16 * GIB) == (4, 5, 4)
-    assert batches(b1=16 * GIB) == (None, 1, 0)
+    assert batches(b1=GIB) == (1, None, False)
+    assert batches(b1=GIB, b4=2 * GIB, b16=16 * GIB) == (4, 16, False)
+    assert batches(b4=2 * GIB, b5=16 * GIB) == (4, 5, True)
+    assert batches(b1=16 * GIB) == (None, 1, True)
 
 
 def test_batches_of_other_optimizers_and_settings_say_nothing(simulated):
     small, large = (
-        holding(simulated("adamw", batch_size=size), peak_allocated=held, peak_reserved=held)
-        for size, held in ((1, 1), (2, T4))
+        holding(simulated("adamw", batch_size=size), peak_allocated=nbytes, peak_reserved=nbytes)
+        for size, nbytes in ((1, 1), (2, T4))
     )
     others = [simulated("sm3", batch_size=4), simulated("adamw", batch_size=8, dtype="bf16")]
-    assert rooms([small, large, *others], ["t4"])[0].batches.fits == 2
+    assert fits([small, large, *others], ["t4"])[0].largest_batch == 2
 
 
 def test_a_sight_has_every_counter_beside_its_baseline_s(simulated):
