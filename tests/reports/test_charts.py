@@ -10,8 +10,8 @@ import pytest
 from optprof.profiler.records.record import Level, StateBlocks, StepOperation, Watched
 from optprof.profiler.records.store import file_name
 from optprof.reports.arithmetic.findings import Findings
-from optprof.reports.arithmetic.paces import paces
 from optprof.reports.arithmetic.provenance import provenance
+from optprof.reports.arithmetic.savings import paces
 from optprof.reports.charts.bars import peak_chart, savings_chart
 from optprof.reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
 from optprof.reports.charts.sizes import size_chart
@@ -62,8 +62,8 @@ def test_a_step_is_set_against_the_baselines(simulated, timed):
         timed("adamw", step=(0.1, 0.2, 0.4)),
         timed("sm3", step=(0.2, 0.4, 0.8)),
     ]
-    (pace,) = paces(Findings.of(records).entries)
-    assert (pace.entry.label, pace.ratio.value, pace.ratio.low) == ("sm3", 2.0, None)
+    ((entry, ratio),) = paces(Findings.of(records).entries)
+    assert (entry.label, ratio.value, ratio.low) == ("sm3", 2.0, None)
     other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
     assert paces(Findings.of(records[:3] + other).entries) == []
     ways = [
@@ -72,7 +72,7 @@ def test_a_step_is_set_against_the_baselines(simulated, timed):
         for way in ("foreach", "loop")
     ]
     found = paces(Findings.of([*ways, *records[2:], *other]).entries)
-    assert [(pace.entry.label, pace.ratio.value) for pace in found] == [("sm3, loop", 2.0)]
+    assert [(entry.label, ratio.value) for entry, ratio in found] == [("sm3, loop", 2.0)]
     enough = [
         simulated("adamw"),
         timed("adamw", step=(1.0,) * 6),

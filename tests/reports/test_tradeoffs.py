@@ -9,12 +9,13 @@ import pytest
 from optprof.profiler.records.record import GpuReading, StepEstimate, Watched
 from optprof.reports.arithmetic.agreement import agreements, summary
 from optprof.reports.arithmetic.capacity import fits_by_setting
+from optprof.reports.arithmetic.curves import time_curves
 from optprof.reports.arithmetic.entries import entries
+from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.pareto import front, tradeoffs
-from optprof.reports.arithmetic.savings import savings, savings_matrix
-from optprof.reports.arithmetic.time_curves import time_curves
 from optprof.reports.arithmetic.visibility import sights
 from optprof.reports.reasons import reasons
+from optprof.reports.tables.heat_map import heat_map
 from optprof.scenarios import hardware
 
 GIB = 2**30
@@ -105,23 +106,19 @@ def test_without_a_peak_everywhere_the_state_is_the_memory(simulated, timed):
     ]
 
 
-def test_the_savings_matrix_has_a_cell_for_every_optimizer_and_model_that_was_recorded(simulated):
+def test_the_heat_map_has_a_cell_for_every_optimizer_and_model_of_the_run(simulated):
     records = [
         simulated("adamw"),
         simulated("sm3"),
         simulated("adamw", model="large", state=80_000),
         simulated("sgd-sai", model="large"),
     ]
-    matrix = savings_matrix(savings(entries(records)))
-    assert matrix.labels == ("adamw", "sm3", "sgd-sai")
-    assert [setting.model for setting in matrix.settings] == ["tiny", "large"]
-    assert {
-        (label, setting.model): cell.factor for (label, setting), cell in matrix.cells.items()
-    } == {
-        ("adamw", "tiny"): 1,
-        ("sm3", "tiny"): 1_000,
-        ("adamw", "large"): 1,
-        ("sgd-sai", "large"): 20,
+    shown = heat_map(Findings.of(records))
+    assert shown.labels == ("adamw", "sm3", "sgd-sai")
+    factors = {name: [cell and cell.factor for cell in cells] for name, cells in shown.rows}
+    assert factors == {
+        "tiny": ["1.00\u00d7", "1,000\u00d7", None],
+        "large": ["1.00\u00d7", None, "20.0\u00d7"],
     }
 
 
