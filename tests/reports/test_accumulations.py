@@ -67,7 +67,7 @@ def test_seeds_of_one_accumulation_are_one_row() -> None:
     assert waiting.draws(4) == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
     assert waiting.steps.mean == 3
     assert fixed.final_loss is not None
-    assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (
+    assert (fixed.final_loss.mean, fixed.final_loss.low, fixed.final_loss.high) == (
         pytest.approx(3.2),
         3.0,
         3.4,
@@ -153,7 +153,7 @@ def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
         400: pytest.approx(3.1),
         800: pytest.approx(2.6),
     }
-    assert (group[1].losses[400].lowest, group[1].losses[400].highest) == (3.0, 3.2)
+    assert (group[1].losses[400].low, group[1].losses[400].high) == (3.0, 3.2)
 
 
 def test_rates_are_of_all_courses_together() -> None:
