@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """An answer for one training step on the GPU that its scenario names; counts are exact bytes.
+    """An answer for one scenario's training step on one GPU; all counts are exact bytes.
 
     `usable` is what torch can take of the GPU, `needed` the reserved peak on an unlimited device,
     and `left` what is left of this GPU, None if the step runs out of memory. All count the largest

@@ -22,11 +22,12 @@ from .labels import OptimizerKey, optimizer_key
 
 def fits_by_setting(
     records: Sequence[Record], gpus: Sequence[str] | None = None
-) -> dict[Setting, list[Fit]]:
-    """Answer for every training step whose peak is known and every GPU, or those in `gpus`.
+) -> dict[Setting, list[tuple[str, Fit]]]:
+    """Answer for every training step whose peak is known and every GPU of the catalogue.
 
-    A record that was simulated on a GPU's own memory answers for that GPU in place of others with
-    its setting, optimizer and implementation. ValueError for an unknown GPU.
+    The answers, each with its GPU, are grouped by setting. `gpus` names some GPUs to answer for. A
+    record that was simulated on a GPU's own memory answers for that GPU in place of others with its
+    setting, optimizer and implementation. ValueError for an unknown GPU.
     """
     catalogue = {
         name: hardware.describe(name) for name in (hardware.available() if gpus is None else gpus)
@@ -34,22 +35,20 @@ def fits_by_setting(
     groups: dict[tuple[Setting, OptimizerKey, str, str], list[Record]] = {}
     for record in filter(_answers, records):
         scenario, own = replace(record.scenario, gpu=None), _own_gpu(record)
-        setting = Setting.of(scenario, record.memory)
-        for gpu in catalogue:
-            if own in (None, gpu):
-                key = (setting, optimizer_key(scenario), scenario.implementation, gpu)
-                groups.setdefault(key, []).append(record)
+        question = Setting.of(scenario, record.memory), optimizer_key(scenario)
+        for gpu in catalogue.keys() & {own} if own else catalogue:
+            groups.setdefault((*question, scenario.implementation, gpu), []).append(record)
     fits = {key: _fit(group, catalogue[key[-1]]) for key, group in groups.items()}
-    by_batch: dict[object, list[Fit]] = {}
+    batchless = {setting: replace(setting, batch_size=1) for setting, *_ in groups}
+    alike: dict[object, list[Fit]] = {}
     for (setting, *rest), fit in fits.items():
-        by_batch.setdefault((replace(setting, batch_size=1), *rest), []).append(fit)
-    batches = {key: _batches(alike) for key, alike in by_batch.items()}
-    by_setting: dict[Setting, list[Fit]] = {}
+        alike.setdefault((batchless[setting], *rest), []).append(fit)
+    batches = {key: _batches(of_batches) for key, of_batches in alike.items()}
+    by_setting: dict[Setting, list[tuple[str, Fit]]] = {}
     for (setting, *rest), fit in fits.items():
-        largest, failing = batches[(replace(setting, batch_size=1), *rest)]
-        by_setting.setdefault(setting, []).append(
-            replace(fit, largest_batch=largest, failing_batch=failing)
-        )
+        largest, failing = batches[(batchless[setting], *rest)]
+        fit = replace(fit, largest_batch=largest, failing_batch=failing)
+        by_setting.setdefault(setting, []).append((str(rest[-1]), fit))
     return by_setting
 
 
@@ -95,7 +94,7 @@ def _fit(records: Sequence[Record], gpu: Gpu) -> Fit:
         reserved = memory.peak_reserved_upper
         reserved = memory.peak_reserved if reserved is None else reserved
     return Fit(
-        scenario=replace(record.scenario, gpu=gpu.name),
+        scenario=record.scenario,
         deciding_options=record.deciding_options,
         usable=usable,
         needed=reserved,

@@ -33,23 +33,22 @@ def capacity_tables(findings: Findings) -> dict[str, Table]:
     return {name: _table(findings, groups[setting]) for setting, name in names}
 
 
-def _table(findings: Findings, group: Sequence[Fit]) -> Table:
-    several = len({fit.scenario.implementation for fit in group}) > 1
+def _table(findings: Findings, group: Sequence[tuple[str, Fit]]) -> Table:
+    several = len({fit.scenario.implementation for _, fit in group}) > 1
 
     def column(fit: Fit) -> str:
         label = findings.labels[optimizer_key(fit.scenario)]
         return f"{label}, {fit.scenario.implementation}" if several else label
 
-    cells = {(fit.scenario.gpu or "", column(fit)): fit_cell(fit, _batch(fit)) for fit in group}
+    cells = {(gpu, column(fit)): fit_cell(fit, _batch(fit)) for gpu, fit in group}
     columns = dict.fromkeys(label for _, label in cells)
-    usable = {fit.scenario.gpu or "": fit.usable for fit in group}
     rows = [
         (
             Cell(text=gpu),
             gib_cell(nbytes),
             *(cells.get((gpu, label), Cell(text=NOTHING)) for label in columns),
         )
-        for gpu, nbytes in usable.items()
+        for gpu, nbytes in {gpu: fit.usable for gpu, fit in group}.items()
     ]
     return Table(head=("GPU", "usable, GiB", *columns), rows=tuple(rows))
 

@@ -36,7 +36,7 @@ def estimate(gpu: str, seconds: float) -> StepEstimate:
 
 
 def fits(records, gpus=None):
-    return [fit for group in fits_by_setting(records, gpus).values() for fit in group]
+    return [fit for group in fits_by_setting(records, gpus).values() for _, fit in group]
 
 
 def holding(record, **memory):
@@ -143,11 +143,8 @@ def test_a_record_on_the_gpu_s_own_memory_decides_for_that_gpu_alone(simulated):
     unlimited = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
     own = holding(simulated("adamw", gpu="t4"), peak_allocated=13 * GIB, peak_reserved=14 * GIB)
     lost = simulated("adamw", gpu="v100-16", outcome="out-of-memory", error="needs more")
-    answers = {
-        fit.scenario.gpu: (fit.answer, fit.spare)
-        for fit in fits([unlimited, own, lost], ["t4", "v100-16", "a100-40"])
-    }
-    assert answers == {
+    (group,) = fits_by_setting([unlimited, own, lost], ["t4", "v100-16", "a100-40"]).values()
+    assert {gpu: (fit.answer, fit.spare) for gpu, fit in group} == {
         "t4": ("tight", T4 - 14 * GIB),
         "v100-16": ("fails", None),
         "a100-40": ("fits", hardware.describe("a100-40").usable_bytes - 15 * GIB),
