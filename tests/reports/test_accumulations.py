@@ -136,9 +136,9 @@ def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
 def test_the_terminal_and_markdown_have_a_short_table_of_them() -> None:
     output = StringIO()
     terminal.render(RECORDS, output)
-    for told in (output.getvalue(), run_markdown(RECORDS)):
-        assert "When to step: tiny" in told
-        assert "3.200 (3.000 to 3.400)" in told
+    for text in (output.getvalue(), run_markdown(RECORDS)):
+        assert "When to step: tiny" in text
+        assert "3.200 (3.000 to 3.400)" in text
 
 
 def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:

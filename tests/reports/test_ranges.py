@@ -1,4 +1,4 @@
-"""Peaks that are ranges, for cuDNN's workspaces, wherever a peak is shown."""
+"""Peaks that are ranges, because of cuDNN's workspaces, in all that shows a peak."""
 
 import io
 from dataclasses import replace
@@ -28,11 +28,11 @@ GIB, MIB = 2**30, 2**20
 
 
 def ranged(record: Record, **upper: int) -> Record:
-    """The record with peaks of 2 and 3 GiB, whose upper ends are 2.25 and 3.5 GiB unless given."""
+    """The record with peaks of 2 and 3 GiB, usually with upper ends of 2.25 and 3.5 GiB."""
     assert record.memory is not None
-    given = {"peak_allocated_upper": 9 * GIB // 4, "peak_reserved_upper": 7 * GIB // 2} | upper
-    held = replace(record.memory, peak_allocated=2 * GIB, peak_reserved=3 * GIB, **given)
-    return replace(record, memory=held)
+    ends = {"peak_allocated_upper": 9 * GIB // 4, "peak_reserved_upper": 7 * GIB // 2} | upper
+    memory = replace(record.memory, peak_allocated=2 * GIB, peak_reserved=3 * GIB, **ends)
+    return replace(record, memory=memory)
 
 
 def shown(records: list[Record], width: int = 80) -> str:
