@@ -19,7 +19,7 @@ from ..machine.environment import environment
 from ..machine.malloc import keep_freed_memory
 from ..records.record import Course, HeldOut, Memory, Record, Watched
 from ..training.accumulating import target_schedule
-from ..training.optimizer import set_training
+from ..training.optimizer import deciding_options, set_training
 from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
 from .clock import clock_for
 from .disturbances import disturbances
@@ -69,6 +69,7 @@ def measure_accumulation_run(scenario: Scenario) -> Record:
     return Record(
         scenario=scenario,
         origin="measured",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
         memory=_memory(run),

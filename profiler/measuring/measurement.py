@@ -19,7 +19,7 @@ from ..machine.memory import free_bytes
 from ..records.record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulating.simulation import simulate
 from ..tracing.kernel_trace import trace_step
-from ..training.optimizer import make_optimizer
+from ..training.optimizer import deciding_options, make_optimizer
 from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
 from .accumulation_run import measure_accumulation_run
 from .cuda_memory import (
@@ -151,6 +151,7 @@ def _measure_iterations(scenario: Scenario, files: Files) -> Record:
     return Record(
         scenario=scenario,
         origin="measured",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
         memory=memory,

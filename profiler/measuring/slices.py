@@ -18,7 +18,7 @@ from ..machine.malloc import keep_freed_memory
 from ..machine.memory import free_bytes
 from ..records.record import Record, Watched
 from ..training.iteration import require_step_alone
-from ..training.optimizer import make_optimizer
+from ..training.optimizer import deciding_options, make_optimizer
 from .harness import Harness
 from .trainer import fill_gradients, has_sparse_layers
 
@@ -67,6 +67,7 @@ def measure_slices(
     return Record(
         scenario=scenario,
         origin="estimated",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=parameter_count,
         times={"step": _scaled_sums([harness.times["step"] for harness in harnesses], slices)},

@@ -20,6 +20,7 @@ from torch.optim.optimizer import Optimizer
 from ..machine.environment import environment
 from ..records.outcome import one_line, outcome_of
 from ..records.record import Level, Memory, Record, StateBlocks, Watched
+from ..training.optimizer import deciding_options
 from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
 from .clock import clock_for
 from .cuda_memory import AllocatorWatch, state_blocks
@@ -162,6 +163,7 @@ class Watch:
             origin="measured",
             outcome=outcome_of(error) if error else "failed" if failure else "ok",
             error=failure,
+            deciding_options=deciding_options(scenario.optimizer),
             parameter_count=config.get("parameters"),
             memory=memory,
             times={

@@ -17,7 +17,7 @@ from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
 from ..tracing.stream import Allocations, Segment
 from ..training.accumulating import accumulating, simulated_draws
-from ..training.optimizer import make_optimizer
+from ..training.optimizer import deciding_options, make_optimizer
 from .estimate import estimate
 from .handover import SparseLayout
 from .optimizer_trace import OptimizerTrace, trace_optimizer
@@ -83,6 +83,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         scenario=scenario,
         origin="simulated",
         outcome="out-of-memory" if replayed.error else "ok",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
         memory=_memory(model, optimizer, replayed, None if replayed.error else upper),

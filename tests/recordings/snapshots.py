@@ -577,8 +577,7 @@ class Replay:
             address: (block.requested, block.size) for address, (_, block) in self._live.items()
         }
         assert ours == {
-            address: (block.requested, block.size)
-            for address, block in self._snapshot.used.items()
+            address: (block.requested, block.size) for address, block in self._snapshot.used.items()
         }
 
 

@@ -119,7 +119,8 @@ def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Re
     def words() -> dict[str, Any]:
         options = {some(): some(), "momentum": some()}
         known = {"model": model, "model_family": family, "environment": environment}
-        return known | {"options": options, "warnings": (some(),), "lost": (some(),)}
+        texts = {"options": options, "warnings": (some(),), "lost": (some(),)}
+        return known | texts | {"deciding_options": {"momentum": 0.0}}
 
     times = {"step": (0.1, 0.2), some(): (0.1, 0.2)}
     asked = {"alloc_conf": some(), "config": {some(): some()}}
