@@ -193,7 +193,8 @@ def _error_bars(line: Line, plot: Plot, colour: str) -> dict[str, Any]:
         "arrayminus": [middle - low for (low, _), middle in pairs],
         "color": colour,
         "thickness": 1.4,
-        "width": 5,
+        # Small marks stand too close together for caps.
+        "width": 5 if line.size > 8 else 0,
     }
 
 

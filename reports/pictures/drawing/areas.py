@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from optprof.profiler.safety.plain import plain
+
 from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
@@ -97,5 +99,6 @@ def _name_phases(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
 
 def _fitting(name: str, inches: float, pen: Pen) -> str:
     """Return a name or its short form, whichever is narrow enough, or nothing."""
-    names = (name, SHORT.get(name, name), "")
+    # A tick's text is set anew when it is drawn.
+    names = (plain(name), SHORT.get(name, plain(name)), "")
     return next(each for each in names if len(each) * LETTER * pen.small / 72 <= inches)

@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 
 from optprof.profiler.safety.plain import plain
 
+from ...arithmetic.labels import shortened
 from ...style import INK, MUTED, PAPER
 from ...tables.table import Table
 from ..picture import Areas, Bars, Drawing, Panel, Picture, Plot
@@ -75,6 +76,8 @@ def settings() -> Iterator[None]:
         matplotlib.rcParams.update(SETTINGS)
         # A letter that the font lacks is drawn as a box; the tables have it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # A picture whose words leave no room is drawn all the same.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         yield
 
 
@@ -159,8 +162,10 @@ def _write_head(figure: Figure, picture: Picture, pen: Pen) -> None:
     """Write the title and the context above the panels."""
     line = pen.line / figure.get_figheight()
     bold = {"size": 1.25 * pen.size, "weight": "bold", "color": INK.light}
-    title = figure.text(0, 1 + 1.6 * line, picture.title, **bold)
-    context = figure.text(0, 1 + 0.6 * line, picture.context, size=pen.size, color=MUTED.light)
+    title = figure.text(0, 1 + 1.6 * line, shortened(picture.title, 200), **bold)
+    context = figure.text(
+        0, 1 + 0.6 * line, shortened(picture.context, 200), size=pen.size, color=MUTED.light
+    )
     for words in (title, context):
         pen.fit(words, pen.width)
 

@@ -88,8 +88,10 @@ class Pen:
         up = 1.2 if self.is_wrapped else 0.35
         axes.add_artist(Line2D([0], [y], transform=moved(4, up + 0.22), clip_on=False, **style))
         look = {"size": self.size, "color": INK.light}
-        name = axes.text(0, y, heading.label, transform=moved(12, up), weight="bold", **look)
-        value = heading.value.binary
+        name = axes.text(
+            0, y, shortened(heading.label), transform=moved(12, up), weight="bold", **look
+        )
+        value = shortened(heading.value.binary, 200)
         if self.is_wrapped:
             look["size"] = self.small
             numbers = axes.text(0, y, value, transform=moved(12, 0.3), **look)
@@ -115,7 +117,9 @@ class Pen:
                     labels.setdefault(line.label, set()).update(p.origin for p in line.points)
         handles = [self._line_handle(label, labels[label]) for label in labels]
         handles += [self._key_handle(key) for key in self.picture.keys]
-        texts = [shortened(label, 28) for label in labels] + [key.text for key in self.picture.keys]
+        texts = [shortened(label, 28) for label in labels] + [
+            shortened(key.text, 48) for key in self.picture.keys
+        ]
         for columns in range(min(len(handles), 6), 0, -1):
             legend = figure.legend(
                 handles,
