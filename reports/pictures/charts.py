@@ -30,9 +30,13 @@ class Chart:
     @classmethod
     def of(cls, picture: Picture) -> "Chart":
         """The chart of a picture."""
-        lines = [
-            line for panel in picture.panels if isinstance(panel, Plot) for line in panel.lines
-        ]
+        origins = {
+            line.label: line.points[-1].origin
+            for panel in picture.panels
+            if isinstance(panel, Plot)
+            for line in panel.lines
+            if line.points
+        }
         names = ("name", "kind", "title", "sentence", "table", "notes", "keys")
         return cls(
             **{name: getattr(picture, name) for name in names},
@@ -42,5 +46,5 @@ class Chart:
                 for panel in picture.panels
                 if not isinstance(panel, Bars)
             ),
-            labels={line.label: line.points[-1].origin for line in lines if line.points},
+            labels={label: origins[label] for label in picture.marks if label in origins},
         )

@@ -16,25 +16,15 @@ from optprof.profiler.safety.plain import plain
 from ..style import Mark
 from ..units import Sized, Words
 from ..words import phase_name
-from .picture import Areas, Axis, Level, Line, Plot
+from .picture import SHORT, Areas, Axis, Level, Line, Plot
 from .scales import MANY_TIMES, round_count_text, round_numbers, round_seconds_text
 
 # plotly's names for matplotlib's shapes.
-SYMBOLS: Mapping[str, str] = {
-    "o": "circle",
-    "s": "square",
-    "D": "diamond",
-    "^": "triangle-up",
-    "v": "triangle-down",
-    "<": "triangle-left",
-    ">": "triangle-right",
-    "p": "pentagon",
-    "h": "hexagon2",
-    "*": "star",
-}
+SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "p": "pentagon"}
+SYMBOLS |= {"h": "hexagon2", "*": "star", "^": "triangle-up", "v": "triangle-down"}
+SYMBOLS |= {"<": "triangle-left", ">": "triangle-right"}
 # Below this ratio 2 and 5 of each power of ten are too few ticks.
 FEW_TIMES = 4
-SHORT = {"forward": "fwd", "backward": "bwd", "zero grad": "zero"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,18 +96,20 @@ def _axis(axis: Axis) -> dict[str, Any]:
     title: Any = text(axis.title)
     if axis.kind == "bytes":
         title = {"binary": f"GiB {title}", "decimal": f"GB {title}"}
-    found = {"title": {"text": title}, **({"type": "log"} if axis.log else {})}
+    settings = {"title": {"text": title}, **({"type": "log"} if axis.log else {})}
     if axis.kind == "tokens":
-        return found | {"rangemode": "tozero", "tickformat": "~s"}
+        return settings | {"rangemode": "tozero", "tickformat": "~s"}
     if axis.kind == "number":
-        return found | ({"dtick": "D2", "tickformat": ",~r"} if axis.log else {})
+        return settings | ({"dtick": "D2", "tickformat": ",~r"} if axis.log else {})
     if axis.kind == "bytes":
-        return found | giga_ticks(axis.values)
+        return settings | giga_ticks(axis.values)
     ticks = round_numbers(axis.values)
     if axis.kind == "seconds":
         texts = {"exponentformat": "SI", "ticksuffix": "s"}
-        return found | texts | {"tickvals": ticks, "ticktext": list(map(round_seconds_text, ticks))}
-    return found | {
+        return (
+            settings | texts | {"tickvals": ticks, "ticktext": list(map(round_seconds_text, ticks))}
+        )
+    return settings | {
         "range": [math.log10(min(axis.values) / 1.6), math.log10(1.6 * max(axis.values))],
         "tickvals": ticks,
         "ticktext": list(map(round_count_text, ticks)),
@@ -234,7 +226,7 @@ def areas_graph(areas: Areas) -> Graph:
         *(
             {
                 "mode": "lines",
-                "stackgroup": "held",
+                "stackgroup": "bytes",
                 "x": areas.places,
                 "y": {"bytes": layer.values},
                 "line": {"width": 0},

@@ -14,6 +14,8 @@ from ..style import Mark
 from ..tables.table import Table
 from ..units import Sized, Words
 
+# Phases in few letters.
+SHORT = {"forward": "fwd", "backward": "bwd", "zero grad": "zero"}
 Kind = Literal["bytes", "seconds", "parameters", "tokens", "number"]
 Dash = Literal["solid", "dot", "dash", "dashdot"]
 Symbol = Literal[
@@ -29,11 +31,6 @@ class Part:
     width: float
     colour: str
     text: Sized | None = None
-
-    @property
-    def css(self) -> str:
-        """The colour as a page's style sheet names it."""
-        return css(self.colour)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,11 +169,6 @@ class Key:
     text: str
     colour: str = ""
 
-    @property
-    def css(self) -> str:
-        """The colour as a page's style sheet names it."""
-        return css(self.colour)
-
 
 ORIGINS = (Key("sample full", "measured"), Key("sample", "simulated or estimated"))
 
@@ -216,8 +208,3 @@ class Drawing:
     name: str
     png: bytes
     svg: str
-
-
-def css(colour: str) -> str:
-    """Return a colour of a picture as a page's style sheet names it."""
-    return f"var(--{colour[1:]})" if colour.startswith("@") else colour

@@ -29,7 +29,7 @@ def published_picture(records: Sequence[Record]) -> Picture | None:
         return None
     return Picture(
         name=NAME,
-        title="State and step of four optimizers, published and ours",
+        title="State and step, published and ours",
         context="fp32 · A100 80 GB · “No More Adam”, arXiv 2412.11768",
         sentence=(
             "The memory and speed figure of the SGD-SaI paper on its left, the same optimizers and"
@@ -92,7 +92,7 @@ def _panels(
     x = Axis(title="parameters", kind="parameters", values=[count for _, count, _, _ in values])
     y = Axis(title=title, kind=kind, values=[value for _, _, value, _ in values])
     return tuple(
-        Plot(name=name, alt="", x=x, y=y, lines=_lines(side), height=270)
+        Plot(name=name, alt="", x=x, y=y, lines=_lines(side), height=220)
         for name, side in (("published", theirs), ("ours", ours))
     )
 
@@ -129,6 +129,4 @@ def _numbers(rows: Sequence[Reproduced]) -> Table:
         text = f"{theirs} | {NOTHING if count is None else f'{gib(count):.2f}'}"
         cells.setdefault(row.optimizer, []).append(text)
     models = dict.fromkeys(row.model for row in published())
-    return text_table(
-        ("GiB, published | ours", *models), ((name, *texts) for name, texts in cells.items())
-    )
+    return text_table(("GiB", *models), ((name, *texts) for name, texts in cells.items()))

@@ -3,7 +3,7 @@
 A line joins models of one family only.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import columns, shortened
@@ -13,7 +13,7 @@ from ..units import NOTHING, count_text, range_text, seconds_text
 from ..words import clock_name
 from .picture import Axis, Dash, Line, Picture, Plot, Point
 
-DASHES: Mapping[str, Dash] = {
+DASHES: dict[str, Dash] = {
     "loop": "dot",
     "foreach": "solid",
     "fused": "dash",

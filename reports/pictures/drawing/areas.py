@@ -13,12 +13,11 @@ from optprof.profiler.safety.plain import plain
 from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
-from ..picture import Areas
+from ..picture import SHORT, Areas
 from .pen import LETTER, Pen
 
 # Inches of the areas.
 HEIGHT = 1.15
-SHORT = {"forward": "fwd", "backward": "bwd"}
 
 
 def areas_height(pen: Pen) -> float:
@@ -84,17 +83,9 @@ def _name_phases(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     axes.set_xticks([(band.left + band.right) / 2 for band in areas.bands], names)
     for step, of_step in groupby(areas.bands, key=lambda band: band.stretch.step):
         members = list(of_step)
-        axes.annotate(
-            f"training step {step}",
-            ((members[0].left + members[-1].right) / 2, 0),
-            xytext=(0, -4 - 1.35 * pen.size),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            size=pen.small,
-            color=MUTED.light,
-        )
+        middle = (members[0].left + members[-1].right) / 2
+        place, below = axes.get_xaxis_transform(), (0, -4 - 1.35 * pen.size)
+        pen.note(axes, f"training step {step}", (middle, 0), place, below, ha="center", va="top")
 
 
 def _fitting(name: str, inches: float, pen: Pen) -> str:

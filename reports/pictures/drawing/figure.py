@@ -153,7 +153,9 @@ def _draw_table(axes: Axes, table: Table, pen: Pen) -> None:
     drawn = axes.table(rows, colLabels=table.head, loc="center", edges="open")
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(0.85 * pen.size)
+    drawn.auto_set_column_width(range(len(table.head)))
     for (row, column), cell in drawn.get_celld().items():
+        cell.PAD = 0.05
         cell.get_text().set_color((INK if row else MUTED).light)
         cell.get_text().set_horizontalalignment("right" if column else "left")
 

@@ -20,17 +20,7 @@ LETTER = 0.56
 # More points than this have no room for their names.
 MOST_NAMES = 8
 # Shapes of one size do not look equally large.
-OPTICAL_SIZE = {
-    "^": 1.12,
-    "v": 1.12,
-    "D": 0.86,
-    "*": 1.4,
-    "p": 1.15,
-    "h": 1.15,
-    "<": 1.12,
-    ">": 1.12,
-    "s": 0.95,
-}
+OPTICAL_SIZE = dict.fromkeys("^v<>ph", 1.13) | {"D": 0.86, "*": 1.4, "s": 0.95}
 NAMED = {"@ink": INK, "@muted": MUTED, "@track": TRACK}
 
 
@@ -99,6 +89,19 @@ class Pen:
             numbers = axes.text(1, y, value, transform=moved(0, up), ha="right", **look)
         for words in (name, numbers):
             self.fit(words, self.width - 0.3)
+
+    def note(
+        self,
+        axes: Axes,
+        words: str,
+        at: tuple[float, float],
+        place: Transform,
+        offset: tuple[float, float],
+        **look: Any,
+    ) -> None:
+        """Write small words that many points away from a point."""
+        look = {"size": self.small, "color": MUTED.light} | look
+        axes.annotate(words, at, xytext=offset, xycoords=place, textcoords="offset points", **look)
 
     def title(self, axes: Axes, name: str, pad: float = 0) -> None:
         """Write the name of a panel above it, on several lines if need be."""

@@ -30,15 +30,22 @@ TEXTS = {
 
 
 def plot_height(plot: Plot, pen: Pen) -> float:
-    """Return the inches of a plot with its name."""
-    return plot.height / PIXELS + (1.5 if plot.name else 0) * pen.line
+    """Return the inches of a plot with its name and those of its columns."""
+    return (plot.height + 80) / PIXELS + (1.5 if plot.name else 0) * pen.line + _names(plot, pen)
+
+
+def _names(plot: Plot, pen: Pen) -> float:
+    """Return the inches that the names of the columns stand above the plot."""
+    if not plot.columns:
+        return 0.0
+    longest = max(map(len, plot.columns.values()))
+    return SLOPE * (longest + 3) * LETTER * pen.small / 72
 
 
 def draw_plot(axes: Axes, plot: Plot, pen: Pen) -> None:
     """Draw the axes, the lines and all that is written in between."""
     if plot.name and not pen.picture.apart:
-        longest = max(map(len, (plot.columns or {}).values()), default=0)
-        pen.title(axes, plot.name, pad=SLOPE * longest * LETTER * pen.small)
+        pen.title(axes, plot.name, pad=72 * _names(plot, pen))
     for side, axis in ((axes.xaxis, plot.x), (axes.yaxis, plot.y)):
         _scale(axes, side, axis, pen, always_log=bool(plot.columns) or pen.picture.across > 1)
     axes.grid(axis="both" if not plot.columns else "y", color=LINE.light, linewidth=0.6)
@@ -52,15 +59,8 @@ def draw_plot(axes: Axes, plot: Plot, pen: Pen) -> None:
         if not low <= height <= high:
             continue
         axes.axhline(height, color=MUTED.light, linewidth=0.6, linestyle=":", zorder=1)
-        axes.annotate(
-            level.name,
-            (0, height),
-            xytext=(2, 2),
-            xycoords=axes.get_yaxis_transform(),
-            textcoords="offset points",
-            size=0.8 * pen.size,
-            color=MUTED.light,
-        )
+        place = axes.get_yaxis_transform()
+        pen.note(axes, level.name, (0, height), place, (2, 2), size=0.8 * pen.size)
     for line in sorted(plot.lines, key=lambda line: line.lane):
         _draw_line(axes, line, plot, pen)
     if names_points(plot):
@@ -78,15 +78,12 @@ def _draw_line(axes: Axes, line: Line, plot: Plot, pen: Pen) -> None:
     size = line.size * 0.68**lane * pen.size / 13
     for number, point in enumerate(line.points):
         if point.interval:
-            ends = [_shown(end, getattr(plot, plot.intervals)) for end in point.interval]
-            middle = (y[number],) * 2 if plot.intervals == "x" else (x[number],) * 2
-            axes.plot(
-                *((ends, middle) if plot.intervals == "x" else (middle, ends)),
-                color=colour,
-                linewidth=1.2,
-                solid_capstyle="butt",
-                zorder=2,
-            )
+            low, high = (_shown(end, getattr(plot, plot.intervals)) for end in point.interval)
+            look = {"color": colour, "linewidth": 1.2, "zorder": 2}
+            if plot.intervals == "x":
+                axes.hlines(y[number], low, high, **look)
+            else:
+                axes.vlines(x[number], low, high, **look)
         style = pen.mark(mark, point.origin, size)
         axes.plot(x[number], y[number], zorder=10 + lane, clip_on=False, **style)
 
@@ -97,16 +94,11 @@ def _name_points(axes: Axes, plot: Plot, pen: Pen) -> None:
         point = line.points[0]
         x, y = _shown(point.x, plot.x), _shown(point.y, plot.y)
         left = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
-        axes.annotate(
-            shortened(line.label, 28),
-            (x, y),
-            xytext=(0, (-1 if number % 2 else 1) * 0.75 * pen.size),
-            textcoords="offset points",
-            ha="left" if left < 0.15 else "right" if left > 0.85 else "center",
-            va="top" if number % 2 else "bottom",
-            size=pen.size,
-            color=INK.light,
-        )
+        across = "left" if left < 0.15 else "right" if left > 0.85 else "center"
+        side, up = ("top", -1) if number % 2 else ("bottom", 1)
+        look = {"ha": across, "va": side, "size": pen.size, "color": INK.light}
+        offset = (0, 0.75 * up * pen.size)
+        pen.note(axes, shortened(line.label, 28), (x, y), axes.transData, offset, **look)
 
 
 def _places(plot: Plot, points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -149,14 +141,5 @@ def _name_columns(axes: Axes, plot: Plot, pen: Pen) -> None:
         if place - last < 0.9 * pen.line:
             continue
         last = place
-        axes.annotate(
-            name,
-            (count, 1),
-            xytext=(0, 3),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            rotation=35,
-            rotation_mode="anchor",
-            size=pen.small,
-            color=MUTED.light,
-        )
+        turn = {"rotation": 35, "rotation_mode": "anchor"}
+        pen.note(axes, name, (count, 1), axes.get_xaxis_transform(), (0, 3), **turn)
