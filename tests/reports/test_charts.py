@@ -326,7 +326,7 @@ def test_rooms_say_what_is_left_or_short(simulated):
     )
     table = room_tables(Findings.of([large]))["tiny"]
     cells = {row[0].text: row[2] for row in table.rows}
-    # What the catalogue's memory leaves beside 512 MiB, less 31 GiB.
+    # What the catalogue's memory leaves next to 512 MiB, less 31 GiB.
     assert cells["a100-40"].text == "\u2713 7.894"
     assert cells["rtx3090"].text == "\u2717 7.809"
     assert cells["v100-32"].text == "\u2248 0.233"
@@ -334,8 +334,8 @@ def test_rooms_say_what_is_left_or_short(simulated):
     assert cells["rtx5090"].exact.endswith("short")
 
 
-def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
-    def told(**reserved: int):
+def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
+    def largest(**reserved: int):
         records = [simulated("adamw", batch_size=int(batch[1:])) for batch in reserved]
         sizes = zip(records, reserved.values(), strict=True)
         held = [
@@ -345,11 +345,11 @@ def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
         table = next(iter(room_tables(Findings.of(held)).values()))
         return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
 
-    assert told(b1=GIB) == ""
-    assert told(b1=GIB, b4=2 * GIB) == "batch at least 4"
-    assert told(b1=GIB, b4=2 * GIB, b16=16 * GIB) == "batch at least 4, below 16"
-    assert told(b4=2 * GIB, b5=16 * GIB) == "batch 4"
-    assert told(b1=16 * GIB) == ""
+    assert largest(b1=GIB) == ""
+    assert largest(b1=GIB, b4=2 * GIB) == "batch at least 4"
+    assert largest(b1=GIB, b4=2 * GIB, b16=16 * GIB) == "batch at least 4, below 16"
+    assert largest(b4=2 * GIB, b5=16 * GIB) == "batch 4"
+    assert largest(b1=16 * GIB) == ""
 
 
 def test_counters_stand_side_by_side(simulated):
@@ -367,7 +367,7 @@ def test_counters_stand_side_by_side(simulated):
     assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
 
 
-def test_what_a_real_run_showed_is_told_in_tables(simulated):
+def test_what_a_real_run_showed_stands_in_tables(simulated):
     watched = Watched(
         memory={
             "forward": {
@@ -409,7 +409,7 @@ def test_what_a_real_run_showed_is_told_in_tables(simulated):
     assert watched_tables(Findings.of([simulated("adamw")])) == {}
 
 
-def test_noise_is_told_from_the_narrowest_interval_to_the_widest(timed):
+def test_noise_ranges_from_the_narrowest_interval_to_the_widest(timed):
     records = [
         timed("adamw", step=(0.9, 1.0, 1.0, 1.0, 1.0, 1.1)),
         timed("sm3", step=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),

@@ -66,9 +66,9 @@ def test_exact_figures_stand_in_the_pictures(drawings):
 
 
 def test_the_words_of_a_picture_say_what_it_shows(mixed):
-    found = {picture.name: picture for picture in pictures(Findings.of(mixed))}
-    assert "adamw in fp32: tiny 7.81 KiB" in found["state-by-size"].panels[0].alt
-    assert len(found["step-time"].table.rows) == 2
+    shown = {picture.name: picture for picture in pictures(Findings.of(mixed))}
+    assert "adamw in fp32: tiny 7.81 KiB" in shown["state-by-size"].panels[0].alt
+    assert len(shown["step-time"].table.rows) == 2
 
 
 def test_the_same_records_draw_the_same_picture(simulated, tmp_path):
@@ -87,12 +87,12 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
 
 
 def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulated):
-    def found(*records):
+    def shown(*records):
         return {picture.name: picture for picture in pictures(Findings.of(records))}
 
-    both = found(simulated("adamw"), simulated("sgd", state=0))
+    both = shown(simulated("adamw"), simulated("sgd", state=0))
     assert "sgd" in str(both["state-by-size"].notes[0])
-    assert "state-by-size" not in found(simulated("sgd", state=0))
+    assert "state-by-size" not in shown(simulated("sgd", state=0))
 
 
 def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_path):
@@ -130,18 +130,18 @@ def test_every_shape_has_an_icon_of_its_own():
 
 
 def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen(mixed, tmp_path):
-    found = {
+    shown = {
         name: {drawing.name: drawing for drawing in draw_all(mixed, tmp_path / name, style=style)}
         for name, style in STYLES.items()
     }
     widths = {
         name: {size_of(drawing.png)[0] for drawing in drawings.values()}
-        for name, drawings in found.items()
+        for name, drawings in shown.items()
     }
     # 3.35 and 6.4 inches with a margin of 0.08 on both sides, at 300 pixels an inch.
     assert widths == {"paper": {1_053}, "slides": {1_968}}
-    assert found["paper"].keys() == found["slides"].keys()
-    assert {'width="241.2pt"' in drawing.svg for drawing in found["paper"].values()} == {True}
+    assert shown["paper"].keys() == shown["slides"].keys()
+    assert {'width="241.2pt"' in drawing.svg for drawing in shown["paper"].values()} == {True}
 
 
 def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
@@ -269,8 +269,8 @@ def test_no_name_is_wider_than_its_picture(simulated, timed, timeline):
         for optimizer in ("adamw", wide)
     ]
     records += [timed("adamw"), timed(wide), simulated("adamw"), simulated(wide)]
-    found = Findings.of(records, {file_name(records[0].scenario): timeline})
-    for picture in pictures(found):
+    shown = Findings.of(records, {file_name(records[0].scenario): timeline})
+    for picture in pictures(shown):
         drawing = draw(picture, STYLES["paper"])
         image = Image.open(BytesIO(drawing.png)).convert("L")
         # Half of the margins.
