@@ -67,14 +67,14 @@ def write_report(
     _require_our_page(folder / "report.html", force=force)
 
     # matplotlib takes its time to load, and nothing but a report wants it.
-    from .figures import draw_all, style_named
     from .page import render_page
+    from .pictures.drawing import draw_all, style_named
 
     page, chosen = folder / "report.html", style_named(style)
     try:
         shown = records[:MOST_ON_PAGE]
         drawings = draw_all(shown, folder / "figures", timelines, chosen)
-        text = render_page(shown, drawings, timelines, damage=store.damage, total=len(records))
+        text = render_page(shown, timelines, damage=store.damage, total=len(records))
         write_text(page, text, below=folder)
         store.write_csv(records)
         with writing(folder / "records.json", below=folder) as file:
@@ -134,8 +134,8 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     from optprof.profiler.running.resume import standing
 
     from .arithmetic.reproduction import COMMAND
-    from .figures import draw_published, style_named, write_drawing
-    from .figures.published import NAME
+    from .pictures.drawing import draw_published, style_named, write_drawing
+    from .pictures.published import NAME
 
     if name != NAME:
         raise ValueError(f"no figure is named {name!r}; there is {NAME}")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from optprof.profiler.safety.plain import plain
 
 from .icons import icon_path
-from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark
+from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_colour
 
 
 def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
@@ -24,7 +24,7 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_plain,
     )
-    environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format}
+    environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format, "css": css_colour}
     environment.policies["json.dumps_kwargs"] = {
         "sort_keys": False,
         "allow_nan": False,

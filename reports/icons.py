@@ -1,12 +1,13 @@
-"""Icons: the marks of the pictures as SVG paths, for a page to set before a name."""
+"""Icons: the marks of pictures as SVG paths, which a page shows before a name."""
 
 import math
 from collections.abc import Callable, Iterable
 
 
 def icon_path(shape: str) -> str:
-    """The outline of one of matplotlib's shapes, as an SVG path around (0, 0) with about five units
-    to each side.
+    """Return the outline of one of matplotlib's shapes as an SVG path.
+
+    It reaches about five units from (0, 0) to each side.
     """
     if shape == "o":
         return "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0z"
@@ -18,7 +19,7 @@ def _closed(points: Iterable[tuple[float, float]]) -> str:
 
 
 def _regular(corners: int, turn: float, radius: float = 5.0) -> list[tuple[float, float]]:
-    """A regular polygon whose first corner stands `turn` degrees right of the top."""
+    """Return a regular polygon; its first corner is `turn` degrees right of the top."""
     angles = [math.radians(turn + 360 * corner / corners) for corner in range(corners)]
     return [(radius * math.sin(angle), -radius * math.cos(angle)) for angle in angles]
 

@@ -22,11 +22,10 @@ from .arithmetic.reproduction import (
     reproduced_times,
     reproduction,
 )
-from .charts import Chart, charts
-from .charts.accumulation import accumulation_chart
-from .figures.drawing import Drawing
 from .html import styled_page
 from .phrases import missing_text, unlike_text
+from .pictures import pictures
+from .pictures.charts import Chart
 from .tables.accumulation import AccumulationPart, accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import LEGEND as CAPACITY_LEGEND
@@ -55,7 +54,6 @@ CHART_PLACES = (
 
 def render_page(
     records: Sequence[Record],
-    drawings: Sequence[Drawing],
     timelines: Mapping[str, Timeline] | None = None,
     damage: Sequence[str] = (),
     *,
@@ -67,11 +65,11 @@ def render_page(
     these are the first of more.
     """
     findings = Findings.of(records, timelines)
-    found = charts(findings, drawings)
-    parts = _accumulations(findings)
+    found = [Chart.of(picture) for picture in pictures(findings)]
+    parts = _accumulations(findings, found)
     graphs = {
         f"graph-{chart.name}-{number}": graph.data
-        for chart in [*found, *(chart for _, chart in parts.values())]
+        for chart in found
         for number, graph in enumerate(chart.graphs, 1)
     }
     return styled_page(
@@ -123,20 +121,15 @@ def _left_out(shown: int, total: int | None) -> list[str]:
     ]
 
 
-def _accumulations(findings: Findings) -> dict[str, tuple[AccumulationPart, Chart]]:
+def _accumulations(
+    findings: Findings, charts: Sequence[Chart]
+) -> dict[str, tuple[AccumulationPart, Chart]]:
     """The tables and graphs of each model and optimizer that trained under accumulations, by its
     name.
     """
     parts = accumulation_tables(findings.records)
-    return {
-        name: (
-            part,
-            accumulation_chart(
-                findings, f"accumulation-{number}", name if len(parts) > 1 else "", part
-            ),
-        )
-        for number, (name, part) in enumerate(parts.items(), 1)
-    }
+    own = [chart for chart in charts if chart.kind == "accumulation"]
+    return {name: (part, chart) for (name, part), chart in zip(parts.items(), own, strict=True)}
 
 
 def _agreement(records: Sequence[Record]) -> dict[str, Any]:

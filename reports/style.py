@@ -1,4 +1,4 @@
-"""Style: the colours and marks of pictures and pages; an optimizer wears the same in all of them.
+"""Style: colours and marks; an optimizer has the same mark in all pictures and pages.
 
 Colours follow Okabe and Ito (colour-blind safe), darkened on white and lightened on black until
 they stand out; shapes say the same again. Filled marks are measured, hollow ones simulated or
@@ -15,21 +15,19 @@ Scheme = Literal["light", "dark"]
 
 @dataclass(frozen=True)
 class Colour:
-    """One colour, as it is on light and on dark paper."""
+    """A colour on light and on dark paper."""
 
     light: str
     dark: str
 
     def on(self, scheme: Scheme) -> str:
-        """The colour for that paper."""
+        """Return the colour for that paper."""
         return self.light if scheme == "light" else self.dark
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What an optimizer wears: a colour, matplotlib's name of a shape, and the shape as text,
-    filled and hollow.
-    """
+    """The colour and the shape of an optimizer: matplotlib's name, filled and hollow text."""
 
     colour: Colour
     shape: str
@@ -37,7 +35,7 @@ class Mark:
     hollow: str
 
     def glyph(self, origin: str) -> str:
-        """The shape as text, filled for what was measured."""
+        """Return the shape as text, filled if it was measured."""
         return self.filled if origin == "measured" else self.hollow
 
 
@@ -72,8 +70,7 @@ SPARE = (
     Mark(Colour("#a61e4d", "#f783ac"), "D", "◆", "◇"),
 )
 
-# Quiet greys for what every optimizer pays, one strong colour for what this report is about; all
-# carry dark type, on any paper.
+# Greys for what every optimizer pays, a strong colour for its state; dark type reads well on all.
 ON_BLOCK = "#14171c"
 CATEGORY_COLOURS = {
     "parameter": "#98a3af",
@@ -90,16 +87,17 @@ OTHER_BLOCK = "#e69f00"
 
 
 def marks(labels: Iterable[str]) -> dict[str, Mark]:
-    """A mark for each label: the optimizer's own where it has one, else a spare one that its name
-    decides, the same in every run.
+    """Return a mark for each label: the optimizer's own, or a spare one that its name decides.
+
+    The same label has the same mark in every run, unless another label has taken it.
     """
     chosen: dict[str, Mark] = {}
-    found = {label: MARKS.get(label.split(" (")[0].split(",")[0]) for label in labels}
+    owned = {label: MARKS.get(label.split(" (")[0].split(",")[0]) for label in labels}
     taken: set[Mark] = set()
-    # The shortest label of a name is its plain form, and the first to claim the name's own mark;
-    # nobody else takes one that is owned.
-    for label in sorted(found, key=lambda label: (found[label] is None, len(label), label)):
-        own = found[label]
+    # The shortest label of a name is its plain form, which takes the name's own mark. Labels
+    # without a mark of their own come last.
+    for label in sorted(owned, key=lambda label: (owned[label] is None, len(label), label)):
+        own = owned[label]
         start = zlib.crc32(label.encode())
         spare = [SPARE[(start + turn) % len(SPARE)] for turn in range(len(SPARE))]
         chosen[label] = _free([*([own] if own else []), *spare], taken)
@@ -107,16 +105,21 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
     return chosen
 
 
-def _free(wanted: Sequence[Mark], taken: Collection[Mark]) -> Mark:
-    """The first mark whose shape and colour are both free, else one that is not taken as a whole,
-    else the first.
-    """
+def _free(candidates: Sequence[Mark], taken: Collection[Mark]) -> Mark:
+    """Return the first mark with a free shape and a free colour, or one that nobody has."""
     shapes, colours = {mark.shape for mark in taken}, {mark.colour for mark in taken}
-    unlike = [mark for mark in wanted if mark.shape not in shapes and mark.colour not in colours]
-    return next(iter([*unlike, *(mark for mark in wanted if mark not in taken), *wanted]))
+    unlike = [
+        mark for mark in candidates if mark.shape not in shapes and mark.colour not in colours
+    ]
+    return next(iter([*unlike, *(mark for mark in candidates if mark not in taken), *candidates]))
+
+
+def css_colour(name: str) -> str:
+    """Return the colour of a picture as a style sheet names it: var(--mark-3) for @mark-3."""
+    return f"var(--{name[1:]})" if name.startswith("@") else name
 
 
 def block_colour(name: str) -> Colour:
-    """The colour of a category of bytes or a phase of time."""
+    """Return the colour of a category of bytes or a phase of time."""
     shade = CATEGORY_COLOURS.get(name) or PHASE_COLOURS.get(name, OTHER_BLOCK)
     return Colour(shade, shade)

@@ -17,7 +17,7 @@ from optprof.profiler.safety.plain import plain
 
 from .arithmetic.labels import dtype_name
 from .arithmetic.times import Spread, samples_per_second, tokens_per_second
-from .figures.drawing import Drawing
+from .pictures.picture import Drawing
 
 METRICS: Mapping[str, str] = {
     "state/bytes": "bytes of the optimizer's state",

@@ -13,7 +13,7 @@ COINCIDENT = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
-class Point:
+class ModelSize:
     """One model on a curve: the bytes of its state, or the seconds of its step.
 
     `lower` and `upper` are the 95 % interval of the seconds, None for too few samples.
@@ -40,7 +40,7 @@ class Series:
     label: str
     dtype: str
     family: str | None
-    points: tuple[Point, ...]
+    points: tuple[ModelSize, ...]
     lane: int = 0
     implementation: str = ""
     clock: str = ""
@@ -53,7 +53,7 @@ _Key = tuple[str, str, str | None, str, str, str]
 def curves(records: Sequence[Record]) -> list[Series]:
     """Return the series of states, each sorted by parameters; a state of 0 bytes is a point too."""
     names = labels(records)
-    groups: dict[_Key, dict[str, Point]] = {}
+    groups: dict[_Key, dict[str, ModelSize]] = {}
     for record in records:
         if record.outcome != "ok" or record.memory is None or not record.parameter_count:
             continue
@@ -71,7 +71,7 @@ def time_curves(records: Sequence[Record]) -> list[Series]:
     Of several records of one model, the first is used.
     """
     names = labels(records)
-    groups: dict[_Key, dict[str, Point]] = {}
+    groups: dict[_Key, dict[str, ModelSize]] = {}
     for record in records:
         for clock, point in _times(record):
             key = _key(names, record, record.scenario.implementation, clock)
@@ -88,7 +88,7 @@ def _key(
     return names[optimizer_key(scenario)], dtype, family, alone, implementation, clock
 
 
-def _times(record: Record) -> list[tuple[str, Point]]:
+def _times(record: Record) -> list[tuple[str, ModelSize]]:
     """Return the points of the record's samples and of its estimate, each with its clock."""
     points = []
     samples = (record.times or {}).get("step")
@@ -105,8 +105,8 @@ def _times(record: Record) -> list[tuple[str, Point]]:
     return points
 
 
-def _point(record: Record, origin: str, *, state_bytes: int = 0, seconds: float = 0.0) -> Point:
-    return Point(
+def _point(record: Record, origin: str, *, state_bytes: int = 0, seconds: float = 0.0) -> ModelSize:
+    return ModelSize(
         model=record.scenario.model,
         parameters=record.parameter_count or 0,
         origin=origin,
@@ -115,7 +115,7 @@ def _point(record: Record, origin: str, *, state_bytes: int = 0, seconds: float 
     )
 
 
-def _series(key: _Key, points: Iterable[Point]) -> Series:
+def _series(key: _Key, points: Iterable[ModelSize]) -> Series:
     label, dtype, family, _, implementation, clock = key
     return Series(
         label=label,

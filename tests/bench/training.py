@@ -20,7 +20,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from optprof import optimizers
 from optprof.optimizers.schedules import WarmUpAndDecay
-from optprof.reports.figures.spacing import spaced
 from optprof.reports.style import INK, LINE, MUTED, PAPER, Mark, marks
 
 ROOT = Path(__file__).parents[2]
@@ -255,9 +254,9 @@ def draw(found: dict[str, list[Curve]], path: Path) -> None:
     """
     from matplotlib import pyplot
 
-    from optprof.reports.figures.render import drawing
+    from optprof.reports.pictures.drawing.figure import settings
 
-    with drawing():
+    with settings():
         figure, plots = pyplot.subplots(
             1, len(found), figsize=(11, 4.2), layout="constrained", facecolor=PAPER.light
         )
@@ -310,7 +309,7 @@ def _label_lines(plot: Any, curves: list[Curve], worn: dict[str, Mark]) -> None:
     """
     low, high = (math.log(limit) for limit in plot.get_ylim())
     ends = [(math.log(curve.smooth[-1]) - low) / (high - low) for curve in curves]
-    places = spaced(ends, [0.062] * len(ends), 0, 1)
+    places = spaced(ends, 0.062)
     plot.text(
         1.045,
         max(places) + 0.07,
@@ -339,6 +338,21 @@ def _label_lines(plot: Any, curves: list[Curve], worn: dict[str, Mark]) -> None:
             fontsize=9.5,
             annotation_clip=False,
         )
+
+
+def spaced(centres: list[float], size: float) -> list[float]:
+    """Return places from 0 to 1 that are at least `size` apart, in the order of the centres."""
+    order = sorted(range(len(centres)), key=lambda number: centres[number])
+    places = list(centres)
+    edge = 0.0
+    for number in order:
+        places[number] = max(places[number], edge + size / 2)
+        edge = places[number] + size / 2
+    edge = 1.0
+    for number in reversed(order):
+        places[number] = min(places[number], edge - size / 2)
+        edge = places[number] - size / 2
+    return places
 
 
 def main() -> None:

@@ -199,7 +199,7 @@ def test_a_course_that_diverges_is_recorded_and_shown() -> None:
     assert course.dropped == 12 - len(course.draws) > 0
     assert course.ended == tuple(range(1, len(course.draws) + 1))
     assert Record.from_dict(json.loads(record.to_json())) == record
-    assert "Losses that are not finite are left out" in render_page([record], [])
+    assert "Losses that are not finite are left out" in render_page([record])
 
 
 def test_a_record_of_before_is_read() -> None:

@@ -12,9 +12,11 @@ from optprof.reports.arithmetic.accumulations import accumulations, common_loss
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.times import timings, tokens_per_second
-from optprof.reports.charts.accumulation import accumulation_chart
 from optprof.reports.markdown import run_markdown
 from optprof.reports.page import render_page
+from optprof.reports.pictures import accumulation
+from optprof.reports.pictures.charts import Chart
+from optprof.reports.pictures.picture import Plot
 from optprof.reports.tables.accumulation import accumulation_tables
 from optprof.reports.units import NOTHING
 from optprof.scenarios import Scenario
@@ -110,10 +112,10 @@ def test_losses_that_are_not_finite_are_left_out_with_the_mean_over_the_seeds() 
         NOTHING,
         "2.850 (2.500 to 3.200)",
     ]
-    assert "gnts:threshold=2: not finite" in render_page(records, [])
+    assert "gnts:threshold=2: not finite" in render_page(records)
     lost = [course("gnts:threshold=2", 0, (), (None, None, None))]
     assert common_loss(accumulations(lost)[0]) is None
-    assert "tokens to a common loss" in render_page(lost, [])
+    assert "tokens to a common loss" in render_page(lost)
 
 
 def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
@@ -178,34 +180,36 @@ def test_the_tables_say_which_seeds_are_missing() -> None:
 
 
 def test_the_page_has_a_section_of_them() -> None:
-    page = render_page(RECORDS, [])
+    page = render_page(RECORDS)
     assert "When to step" in page
     assert "tokens to 3.200" in page
 
 
 def test_the_graphs_show_losses_and_draws_by_tokens() -> None:
-    findings = Findings.of(RECORDS)
-    (part,) = accumulation_tables(RECORDS).values()
-    losses, draws = accumulation_chart(findings, "accumulation-1", "", part).graphs
-    fixed, waiting = losses.traces
-    assert (fixed["label"], fixed["x"], fixed["y"]) == (
-        "sbc:batch_size=2",
-        [0, 400, 800],
-        [5.0, 4.0, pytest.approx(3.2)],
-    )
-    # From 3.0 to 3.4 around 3.2, and from 3.0 to 3.2 around 3.1.
-    assert (fixed["error_y"]["arrayminus"][2], fixed["error_y"]["array"][2]) == (
-        pytest.approx(0.2),
-        pytest.approx(0.2),
-    )
-    assert waiting["error_y"]["array"][1] == pytest.approx(0.1)
+    (picture,) = accumulation.describe(Findings.of(RECORDS))
+    losses, draws = picture.panels
+    assert isinstance(losses, Plot)
+    assert isinstance(draws, Plot)
+    fixed, waiting = losses.lines
+    assert fixed.label == "sbc:batch_size=2"
+    assert [(point.x, point.y) for point in fixed.points] == [
+        (0, 5.0),
+        (400, 4.0),
+        (800, pytest.approx(3.2)),
+    ]
+    assert fixed.points[2].interval == (3.0, 3.4)
+    assert waiting.points[1].interval == (3.0, 3.2)
     # The first steps ended with the fourth micro-batch of eight, the last that begins in the tenth
     # of 24 parts.
-    assert draws.traces[1]["y"][0] == 4
-    assert draws.traces[1]["x"][0] == pytest.approx(800 * (3 * 24 // 8 + 0.5) / 24)
-    assert fixed["line"]["color"] != waiting["line"]["color"]
+    first = draws.lines[1].points[0]
+    assert (first.x, first.y) == (pytest.approx(800 * (3 * 24 // 8 + 0.5) / 24), 4)
+    drawn = [graph.data["traces"] for graph in Chart.of(picture).graphs]
+    # From 3.0 to 3.4 around 3.2.
+    assert drawn[0][0]["error_y"]["arrayminus"][2] == pytest.approx(0.2)
+    assert drawn[0][0]["error_y"]["array"][2] == pytest.approx(0.2)
+    assert drawn[0][0]["line"]["color"] != drawn[0][1]["line"]["color"]
 
 
 def test_a_course_that_never_stepped_has_its_graphs() -> None:
-    page = render_page([course("gnts:threshold=0.1", 0, (), (5.0, 5.0, 5.0))], [])
+    page = render_page([course("gnts:threshold=0.1", 0, (), (5.0, 5.0, 5.0))])
     assert "gnts:threshold=0.1: none" in page

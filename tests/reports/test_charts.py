@@ -12,27 +12,29 @@ from optprof.profiler.records.store import file_name
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.provenance import provenance
 from optprof.reports.arithmetic.savings import paces
-from optprof.reports.charts.bars import peak_chart, savings_chart
-from optprof.reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
-from optprof.reports.charts.sizes import size_chart
-from optprof.reports.charts.step_sizes import step_size_chart
-from optprof.reports.charts.strips import Scale
-from optprof.reports.charts.timelines import timeline_chart
-from optprof.reports.charts.tradeoffs import tradeoff_chart
+from optprof.reports.pictures import pareto, peaks, savings, sizes, step_sizes, timelines
+from optprof.reports.pictures.charts import Chart
+from optprof.reports.pictures.graphs import giga_ticks
+from optprof.reports.pictures.scales import (
+    Scale,
+    round_count_text,
+    round_numbers,
+    round_seconds_text,
+)
 from optprof.reports.tables.capacity import capacity_tables
 from optprof.reports.tables.data import data_rows, memory_table, step_table
 from optprof.reports.tables.heat_map import heat_map
 from optprof.reports.tables.sight import sight_tables
-from optprof.reports.tables.table import Table, gib_cell
+from optprof.reports.tables.table import gib_cell
 from optprof.reports.tables.watched import watched_tables
 from optprof.reports.units import DECIMAL, NOTHING, TIMES, Sized, bytes_text, gib_text
 
 GIB = 2**30
-EMPTY = Table(head=(), rows=())
 
 
-def empty(name):
-    return Chart(name=name, title="", sentence="", alt="", table=EMPTY)
+def chart_of(module, findings):
+    (picture,) = module.describe(findings)
+    return Chart.of(picture)
 
 
 def test_sizes_read_in_powers_of_1000_too():
@@ -109,15 +111,13 @@ def test_the_heat_map_has_factor_and_per_cent(simulated):
 
 
 def test_bars_are_shares_of_the_baseline(simulated):
-    (group,) = savings_chart(
-        Findings.of([simulated("adamw"), simulated("sgd-sai")]), empty("savings")
-    ).groups
+    (group,) = chart_of(savings, Findings.of([simulated("adamw"), simulated("sgd-sai")])).groups
     assert [bar.parts[1].width for bar in group.bars] == [100, 50]
     assert [place for place, _ in group.ticks] == [0, 25, 50, 75, 100]
 
 
 def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
-    chart = peak_chart(Findings.of([simulated("adamw")]), empty("peak"))
+    chart = chart_of(peaks, Findings.of([simulated("adamw")]))
     (bar,) = chart.groups[0].bars
     # 2 MiB reserved are the scale; 4,000 bytes each of parameters, gradients and temporaries, and
     # 8,000 of state.
@@ -125,7 +125,7 @@ def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
         [100 * count / 2**21 for count in (4_000, 4_000, 8_000, 4_000)]
     )
     assert bar.outline == 100
-    assert [key.text for key in chart.block_keys][-1] == "reserved, not allocated"
+    assert [key.text for key in chart.keys][-3] == "reserved, not allocated"
 
 
 def test_a_graph_has_exact_bytes_and_is_json(simulated):
@@ -136,22 +136,23 @@ def test_a_graph_has_exact_bytes_and_is_json(simulated):
             simulated("adamw", model="b", parameter_count=2_000, state=16 * GIB),
         ]
     )
-    (graph,) = size_chart(findings, empty("state-by-size")).graphs
+    (graph,) = chart_of(sizes, findings).graphs
     assert json.loads(json.dumps(graph.data, allow_nan=False))
-    adamw = next(trace for trace in graph.traces if trace.get("label") == "adamw")
+    adamw = next(trace for trace in graph.data["traces"] if trace.get("label") == "adamw")
     assert adamw["x"] == [1_000, 2_000]
     assert adamw["y"] == {"bytes": [8_000, 16 * GIB]}
-    named = [trace["text"][0] for trace in graph.traces if "text" in trace]
+    named = [trace["text"][0] for trace in graph.data["traces"] if "text" in trace]
     assert named == ["memory of rtx3060", "memory of l4", "memory of a100-40", "memory of h100-80"]
 
 
 def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
     record = simulated("adamw")
     findings = Findings.of([record], {file_name(record.scenario): timeline})
-    (graph,) = timeline_chart(findings, empty("timeline")).graphs
-    assert graph.traces[-1]["y"] == {"bytes": [6 * GIB]}
-    assert [band["name"] for band in graph.bands] == ["forward", "backward", "step"]
-    areas = [trace for trace in graph.traces if trace.get("stackgroup")]
+    (graph,) = chart_of(timelines, findings).graphs
+    traces = graph.data["traces"]
+    assert traces[-1]["y"] == {"bytes": [6 * GIB]}
+    assert [band["name"] for band in graph.data["bands"]] == ["forward", "backward", "step"]
+    areas = [trace for trace in traces if trace.get("stackgroup")]
     assert {len(trace["x"]) for trace in areas} == {len(areas[0]["y"]["bytes"])}
     assert max(map(sum, zip(*(trace["y"]["bytes"] for trace in areas), strict=True))) == 6 * GIB
 
@@ -164,23 +165,17 @@ def test_a_measured_record_has_the_timeline_of_its_simulation(simulated, timelin
 
 
 def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simulated, timed):
-    sizes = [
+    timings = [
         replace(timed("adamw", model=name), parameter_count=count)
         for name, count in (("tiny", 1_000), ("large", 5_000))
     ]
-    one = Findings.of([simulated("adamw"), sizes[0]])
-    assert step_size_chart(one) is None
-    assert tradeoff_chart(one) is None
-    chart = step_size_chart(Findings.of([simulated("adamw"), *sizes]))
-    assert chart is not None
-    assert [trace["x"] for trace in chart.graphs[0].traces] == [[1_000], [5_000]]
-    both = tradeoff_chart(
-        Findings.of(
-            [simulated("adamw"), simulated("sm3"), timed("adamw"), timed("sm3", step=(1.0,))]
-        )
-    )
-    assert both is not None
-    front = both.graphs[0].traces[0]
+    one = Findings.of([simulated("adamw"), timings[0]])
+    assert step_sizes.describe(one) == []
+    assert pareto.describe(one) == []
+    chart = chart_of(step_sizes, Findings.of([simulated("adamw"), *timings]))
+    assert [trace["x"] for trace in chart.graphs[0].data["traces"]] == [[1_000], [5_000]]
+    both = [simulated("adamw"), simulated("sm3"), timed("adamw"), timed("sm3", step=(1.0,))]
+    front = chart_of(pareto, Findings.of(both)).graphs[0].data["traces"][0]
     assert front["x"] == [0.2, 1.0]
     assert front["y"] == {"bytes": [20_000, 12_008]}
 
@@ -194,15 +189,10 @@ def test_a_state_of_no_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(sim
         replace(timed(name), scenario=replace(timed(name).scenario, workload="state"))
         for name in ("adamw", "sgd")
     ]
-    chart = tradeoff_chart(Findings.of(records))
-    assert chart is not None
+    chart = chart_of(pareto, Findings.of(records))
     assert [row[0].text for row in chart.table.rows] == ["adamw", "sgd"]
     assert chart.notes == ("A state of 0 bytes has no place on a logarithmic axis: sgd.",)
-    assert [trace["label"] for trace in chart.graphs[0].traces if "label" in trace] == ["adamw"]
-    none = tradeoff_chart(
-        Findings.of([record for record in records if record.scenario.optimizer == "sgd"])
-    )
-    assert none is None
+    assert pareto.describe(Findings.of(records[1::2])) == []
 
 
 def test_a_mark_is_filled_only_where_time_and_bytes_were_measured(simulated, timed):
@@ -219,14 +209,15 @@ def test_a_mark_is_filled_only_where_time_and_bytes_were_measured(simulated, tim
 
 
 def test_ticks_are_round():
-    assert count_ticks([124_000_000, 1_560_000_000])["ticktext"] == [
+    counts = round_numbers([124_000_000, 1_560_000_000])
+    assert list(map(round_count_text, counts)) == [
         "100 M",
         "200 M",
         "500 M",
         "1 B",
         "2 B",
     ]
-    assert second_ticks([0.003, 0.09])["ticktext"] == [
+    assert list(map(round_seconds_text, round_numbers([0.003, 0.09]))) == [
         "2 ms",
         "5 ms",
         "10 ms",
@@ -234,8 +225,7 @@ def test_ticks_are_round():
         "50 ms",
         "100 ms",
     ]
-    assert second_ticks([0.001, 9])["ticktext"] == ["1 ms", "10 ms", "100 ms", "1 s", "10 s"]
-    assert count_ticks([1_000])["range"] == pytest.approx([2.796, 3.204], abs=0.001)
+    assert round_numbers([0.001, 9]) == [0.001, 0.01, 0.1, 1.0, 10.0]
     assert giga_ticks([1, 1_000])["dtick"] == 1
     assert giga_ticks([1, 10])["dtick"] == giga_ticks([1])["dtick"] == "D2"
     assert "dtick" not in giga_ticks([2, 3])
@@ -293,7 +283,7 @@ def test_a_model_whose_scenarios_all_failed_is_named_everywhere(simulated):
         ]
     )
     assert [row[1].text for row in memory_table(twice).rows] == ["tiny · fp32", "tiny · bf16"]
-    assert [group.name for group in peak_chart(findings, empty("peak")).groups] == ["tiny"]
+    assert [group.name for group in chart_of(peaks, findings).groups] == ["tiny"]
 
 
 def test_models_of_one_name_and_several_sizes_are_all_within_the_axis(simulated):
@@ -302,10 +292,10 @@ def test_models_of_one_name_and_several_sizes_are_all_within_the_axis(simulated)
         for count in (9_000, 100)
     ]
     other = simulated("sm3", model="other", parameter_count=100, model_family=None)
-    (graph,) = size_chart(Findings.of([*parts, other]), empty("state-by-size")).graphs
-    low, high = graph.layout["xaxis"]["range"]
+    (graph,) = chart_of(sizes, Findings.of([*parts, other])).graphs
+    low, high = graph.data["layout"]["xaxis"]["range"]
     assert (round(10**low * 1.6), round(10**high / 1.6)) == (100, 9_000)
-    assert graph.columns == [(9_000, "tiny"), (100, "tiny, other")]
+    assert graph.data["columns"] == [(9_000, "tiny"), (100, "tiny, other")]
 
 
 def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
@@ -336,7 +326,7 @@ def test_capacity_tables_say_what_is_left_or_short(simulated):
     )
     table = capacity_tables(Findings.of([large]))["tiny"]
     cells = {row[0].text: row[2] for row in table.rows}
-    # What the catalogue's memory leaves beside 512 MiB, less 31 GiB.
+    # What the catalogue's memory leaves next to 512 MiB, less 31 GiB.
     assert cells["a100-40"].text == "\u2713 7.894"
     assert cells["rtx3090"].text == "\u2717 7.809"
     assert cells["v100-32"].text == "\u2248 0.233"
@@ -344,8 +334,8 @@ def test_capacity_tables_say_what_is_left_or_short(simulated):
     assert cells["rtx5090"].exact.endswith("short")
 
 
-def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
-    def told(**reserved: int):
+def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
+    def largest(**reserved: int):
         records = [simulated("adamw", batch_size=int(batch[1:])) for batch in reserved]
         sizes = zip(records, reserved.values(), strict=True)
         held = [
@@ -355,11 +345,11 @@ def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
         table = next(iter(capacity_tables(Findings.of(held)).values()))
         return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
 
-    assert told(b1=GIB) == ""
-    assert told(b1=GIB, b4=2 * GIB) == "batch at least 4"
-    assert told(b1=GIB, b4=2 * GIB, b16=16 * GIB) == "batch at least 4, below 16"
-    assert told(b4=2 * GIB, b5=16 * GIB) == "batch 4"
-    assert told(b1=16 * GIB) == ""
+    assert largest(b1=GIB) == ""
+    assert largest(b1=GIB, b4=2 * GIB) == "batch at least 4"
+    assert largest(b1=GIB, b4=2 * GIB, b16=16 * GIB) == "batch at least 4, below 16"
+    assert largest(b4=2 * GIB, b5=16 * GIB) == "batch 4"
+    assert largest(b1=16 * GIB) == ""
 
 
 def test_counters_stand_side_by_side(simulated):
@@ -377,7 +367,7 @@ def test_counters_stand_side_by_side(simulated):
     assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
 
 
-def test_what_a_real_run_showed_is_told_in_tables(simulated):
+def test_what_a_real_run_showed_stands_in_tables(simulated):
     watched = Watched(
         memory={
             "forward": {
@@ -419,7 +409,7 @@ def test_what_a_real_run_showed_is_told_in_tables(simulated):
     assert watched_tables(Findings.of([simulated("adamw")])) == {}
 
 
-def test_noise_is_told_from_the_narrowest_interval_to_the_widest(timed):
+def test_noise_ranges_from_the_narrowest_interval_to_the_widest(timed):
     records = [
         timed("adamw", step=(0.9, 1.0, 1.0, 1.0, 1.0, 1.1)),
         timed("sm3", step=(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)),

@@ -19,10 +19,7 @@ from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.running.resume import standing
 from optprof.reports import run_markdown, terminal, write_report
-from optprof.reports.arithmetic.labels import shortened
 from optprof.reports.comparison.comparing import Comparing
-from optprof.reports.figures.canvas import fitting, text_width
-from optprof.reports.figures.render import drawing
 from optprof.reports.frame import frame
 from optprof.reports.page import render_page
 from optprof.scenarios import Scenario, schema
@@ -167,7 +164,7 @@ def test_every_table_is_made_of_extreme_records(
     terminal.render(records, StringIO())
     assert len(frame(records)) == len(records)
     assert run_markdown(folder)
-    assert "</html>" in render_page(records, [], {})
+    assert "</html>" in render_page(records)
     store.write_csv(records)
     comparing = Comparing.of(folder, folder, [], threshold="5%", across_machines=True)
     json.dumps(comparing.to_dict(only_regressed=False), allow_nan=False)
@@ -182,19 +179,3 @@ def test_every_picture_is_drawn_of_extreme_records(tmp_path: Path, seed: int):
         store.append(record)
     store.close()
     assert write_report(tmp_path).is_file()
-
-
-def test_a_name_of_a_thousand_letters_takes_no_longer_to_draw_than_a_short_one():
-    with drawing():
-        text_width.cache_clear()
-        cut = fitting(LONG, 8, 2.0)
-        assert text_width(cut, 8) <= 2.0
-        assert text_width(shortened(LONG, len(cut) + 3), 8) > 2.0
-        assert text_width.cache_info().misses < 20
-
-
-def test_text_of_which_no_letter_is_drawn_has_no_width() -> None:
-    from optprof.reports.figures.canvas import text_width
-
-    assert text_width("\ufff9\ufffa", 8) == 0
-    assert text_width("a", 8) > 0

@@ -253,7 +253,7 @@ def test_the_terminal_has_no_sequence_and_no_markup(records: list[Record], compa
 
 def test_a_page_is_inert(run: Path, records: list[Record], simulated: Any):
     page = (run / "report.html").read_text(encoding="utf-8")
-    require_inert(page, render_page([simulated("adamw")], []), shown_texts())
+    require_inert(page, render_page([simulated("adamw")]), shown_texts())
     graphs = json.loads(
         re.findall(r'<script type="application/json" id="graphs">(.*?)</script>', page, re.S)[0]
     )

@@ -12,7 +12,6 @@ import pytest
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
 from optprof.reports import write_report
-from optprof.reports.figures import draw_all
 from optprof.reports.page import render_page
 from optprof.reports.units import TIMES
 
@@ -127,7 +126,7 @@ def test_what_failed_is_listed_with_its_error(elements):
 
 def test_the_note_on_momentum_is_there_for_sm3_and_for_nobody_else(simulated):
     with_sm3, without = (
-        render_page([simulated("adamw"), simulated(name)], []) for name in ("sm3", "lamb16")
+        render_page([simulated("adamw"), simulated(name)]) for name in ("sm3", "lamb16")
     )
     assert "SM3 saves this much only without momentum" in with_sm3
     assert "SM3 saves" not in without
@@ -162,7 +161,7 @@ def test_an_environment_with_nothing_in_it_is_no_obstacle(simulated):
         simulated("sm3"),
         environment={"machine": "a toaster", "versions": None, "command": "by hand", "time": None},
     )
-    text = Elements(render_page([bare, odd], [])).text
+    text = Elements(render_page([bare, odd])).text
     assert "a toaster" in text
     assert "by hand" in text
 
@@ -208,7 +207,7 @@ def test_markup_in_names_and_errors_stays_text(simulated, report):
         replace(record, environment={"command": ["optprof", wicked], "platform": wicked})
         for record in records
     ]
-    page, clean = report(records), render_page([simulated("adamw")], [])
+    page, clean = report(records), render_page([simulated("adamw")])
     assert wicked in Elements(page).text
     assert wicked not in page
     assert len(Elements(page).all("script")) == len(Elements(clean).all("script"))
@@ -226,7 +225,7 @@ def test_one_record_is_a_report(simulated, report):
     assert "7.81 KiB" in text
 
 
-def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed, tmp_path):
+def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed):
     names = ("adamw", "sgd-sai", "sm3", "lamb16", *(f"m:Opt{number}" for number in range(6)))
     records = [
         make(name, model=f"model-{size}")
@@ -235,13 +234,13 @@ def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed, tmp_path):
         for make in (simulated, timed)
     ]
     assert len(records) == 500
-    page = render_page(records, draw_all(records, tmp_path))
+    page = render_page(records)
     assert len(page) < 6_000_000
     memory = page[page.index("<h3>Memory</h3>") : page.index("<h3>Time of the step</h3>")]
     assert memory.count("<tr>") == 1 + 250
 
 
-def test_long_trainings_make_no_long_page(simulated, timed, tmp_path):
+def test_long_trainings_make_no_long_page(simulated, timed):
     names = ("adamw", "sgd-sai", "sm3", "lamb16")
     short, long = (
         [
@@ -254,7 +253,7 @@ def test_long_trainings_make_no_long_page(simulated, timed, tmp_path):
         ]
         for count in (50, 1_000)
     )
-    pages = [render_page(records, draw_all(records, tmp_path)) for records in (short, long)]
+    pages = [render_page(records) for records in (short, long)]
     assert len(pages[1]) - len(pages[0]) < 10_000
     assert "Of more than 200 samples 200 are drawn" in pages[1]
     assert "Of more than 200 samples" not in pages[0]

@@ -12,7 +12,6 @@ from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.peaks import peaks
-from optprof.reports.figures import draw_all
 from optprof.reports.fitting.fits import FitFindings, fit_table, short_text
 from optprof.reports.frame import COLUMNS
 from optprof.reports.markdown import run_markdown
@@ -71,9 +70,9 @@ def test_the_terminal_shows_a_range_in_eighty_columns_and_says_why(simulated):
     assert RANGES not in shown([simulated("adamw")])
 
 
-def test_the_page_and_the_table_for_a_pull_request_show_it(simulated, tmp_path):
+def test_the_page_and_the_table_for_a_pull_request_show_it(simulated):
     records = [ranged(simulated("adamw")), ranged(simulated("sm3"))]
-    page = render_page(records, draw_all(records, tmp_path))
+    page = render_page(records)
     assert "2.000 to 2.250 GiB in step · 3.000 to 3.500 reserved" in page
     assert 'title="2,147,483,648 to 2,415,919,104 bytes" data-decimal="2.147 to 2.416 GB"' in page
     assert RANGES in page

@@ -22,7 +22,7 @@ from optprof.profiler.measuring.files import Files
 from optprof.profiler.records.record import Watched
 from optprof.profiler.records.store import RunStore, file_name
 from optprof.reports import write_report
-from optprof.reports.figures.drawing import Drawing
+from optprof.reports.pictures.picture import Drawing
 from optprof.scenarios import Scenario
 
 pytest.importorskip("tensorboard")

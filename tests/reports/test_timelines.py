@@ -5,7 +5,6 @@ files say.
 import random
 import re
 from dataclasses import replace
-from itertools import pairwise
 
 import pytest
 
@@ -14,8 +13,9 @@ from optprof.profiler.records.timeline import Stretch
 from optprof.reports import write_report
 from optprof.reports.arithmetic.courses import Course, bands, phases_held, thinned
 from optprof.reports.arithmetic.findings import Findings
-from optprof.reports.figures import draw_all
-from optprof.reports.figures.curve import simplified, stairs
+from optprof.reports.pictures import pictures
+from optprof.reports.pictures.drawing import STYLES, draw
+from optprof.reports.pictures.timelines import stairs
 
 GIB = 2**30
 
@@ -96,35 +96,13 @@ def test_a_device_that_ran_out_of_memory_shows_what_filled_it(tmp_path, simulate
 
 
 def test_a_value_is_kept_until_the_next_where_that_can_be_seen():
-    assert stairs([0, 0.5, 0.501], [1, 3, 2], 0.01) == [
+    assert stairs([(0, 1), (0.5, 3), (0.501, 2)]) == [
         (0, 1),
         (0.5, 1),
         (0.5, 3),
         (0.501, 2),
         (1.0, 2),
     ]
-
-
-def test_a_simplified_curve_is_nowhere_further_off_than_allowed():
-    noise = random.Random(1)
-    points = [(number / 999, noise.random() * (number % 97 == 0)) for number in range(1_000)]
-    kept = simplified(points, 1.0, 0.01)
-    assert len(kept) < 120
-    assert set(kept) <= set(points)
-    ends = [points.index(point) for point in kept]
-    for first, last in pairwise(ends):
-        start, end = complex(*points[first]), complex(*points[last])
-        for x, y in points[first:last]:
-            # Of a thousand points of the line, the nearest.
-            assert (
-                min(
-                    abs(complex(x, y) - (start + (end - start) * step / 1_000))
-                    for step in range(1_001)
-                )
-                < 0.0101
-            )
-    assert simplified([(0, 0), (0.5, 0.5), (1, 1)], 1.0, 0.001) == [(0, 0), (1, 1)]
-    assert simplified([(0, 0), (0.5, 0.6), (1, 1)], 1.0, 0.001) == [(0, 0), (0.5, 0.6), (1, 1)]
 
 
 def test_the_report_shows_the_course_and_the_largest_blocks(run):
@@ -156,17 +134,18 @@ def test_without_timelines_the_report_is_as_it_was(tmp_path, simulated):
     assert "largest blocks" not in page
 
 
-def test_each_setting_has_a_picture_of_its_own(tmp_path, simulated, timeline):
+def test_each_setting_has_a_picture_of_its_own(simulated, timeline):
     records = [simulated("adamw", model=model) for model in ("tiny", "small")]
     timelines = {file_name(record.scenario): timeline for record in records}
-    drawings = {drawing.name: drawing for drawing in draw_all(records, tmp_path, timelines)}
-    assert drawings["timeline"].title.endswith("tiny")
-    assert drawings["timeline-2"].title.endswith("small")
-    assert "training step 1" in drawings["timeline"].svg
-    assert len(drawings["timeline"].svg) < 60_000
+    shown = {picture.name: picture for picture in pictures(Findings.of(records, timelines))}
+    assert shown["timeline"].title.endswith("tiny")
+    assert shown["timeline-2"].title.endswith("small")
+    drawing = draw(shown["timeline"], STYLES["paper"])
+    assert "training step 1" in drawing.svg
+    assert len(drawing.svg) < 60_000
 
 
-def test_rows_with_other_phases_name_their_own(tmp_path, simulated, timeline):
+def test_rows_with_other_phases_name_their_own(simulated, timeline):
     short = replace(
         timeline,
         phases=(Stretch(step=1, phase="backward", events=5, samples=6),),
@@ -175,9 +154,9 @@ def test_rows_with_other_phases_name_their_own(tmp_path, simulated, timeline):
     records = [simulated("adamw"), simulated("sm3", outcome="out-of-memory", error="out of memory")]
     names = [file_name(record.scenario) for record in records]
     for timelines, count in (((timeline, timeline), 1), ((timeline, short), 2)):
-        drawn = draw_all(records, tmp_path, dict(zip(names, timelines, strict=True)))
-        form = next(drawing.svg for drawing in drawn if drawing.name == "timeline")
-        assert form.count(">training step 1<") == count
+        findings = Findings.of(records, dict(zip(names, timelines, strict=True)))
+        picture = next(each for each in pictures(findings) if each.name == "timeline")
+        assert draw(picture, STYLES["paper"]).svg.count(">training step 1<") == count
 
 
 def test_a_broken_timeline_costs_itself_alone_and_is_named(run):

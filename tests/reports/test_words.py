@@ -12,9 +12,9 @@ from optprof.reports.arithmetic.courses import WIDTHS
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.peaks import CATEGORIES
 from optprof.reports.arithmetic.provenance import ORIGINS, provenance
-from optprof.reports.charts import step_sizes
 from optprof.reports.comparison.tables import Names
 from optprof.reports.phrases import missing_text
+from optprof.reports.pictures import step_sizes
 from optprof.reports.style import CATEGORY_COLOURS
 from optprof.scenarios.spec import Device, Implementation
 

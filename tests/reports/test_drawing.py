@@ -1,17 +1,21 @@
-"""Figures: the files, their forms, and what they leave out. How they look was looked at."""
+"""Drawings: the files, their forms, and their limits. Their looks were judged by eye."""
 
 import struct
 from dataclasses import replace
+from io import BytesIO
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from optprof.profiler.records.record import StepEstimate
-from optprof.profiler.records.store import RunStore
+from optprof.profiler.records.store import RunStore, file_name
 from optprof.reports import write_figure, write_report
-from optprof.reports.figures import STYLES, draw_all, draw_published
-from optprof.reports.figures.spacing import Box, crowded, free_place, spaced, thinned
+from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.icons import OUTLINES, icon_path
+from optprof.reports.pictures import pictures
+from optprof.reports.pictures.drawing import STYLES, draw, draw_all, draw_published
+from optprof.reports.pictures.picture import Bars, Picture
 from optprof.reports.style import MARKS, SPARE, marks
 
 
@@ -27,6 +31,12 @@ def drawings(mixed, folder):
 
 def size_of(png):
     return struct.unpack(">II", png[16:24])
+
+
+def alt_of(picture: Picture) -> str:
+    panel = picture.panels[0]
+    assert not isinstance(panel, Bars)
+    return panel.alt
 
 
 def test_every_picture_of_a_mixed_run_is_written_as_a_large_png(drawings, folder):
@@ -62,10 +72,10 @@ def test_exact_figures_stand_in_the_pictures(drawings):
     assert "simulated or estimated" in drawings["savings"].svg
 
 
-def test_the_words_beside_a_picture_tell_what_it_shows(drawings):
-    assert "sm3 (momentum=0.9) on tiny" in drawings["savings"].alt
-    assert "adamw in fp32: tiny 7.81 KiB" in drawings["state-by-size"].alt
-    assert len(drawings["step-time"].table.rows) == 2
+def test_the_words_of_a_picture_say_what_it_shows(mixed):
+    shown = {picture.name: picture for picture in pictures(Findings.of(mixed))}
+    assert "adamw in fp32: tiny 7.81 KiB" in alt_of(shown["state-by-size"])
+    assert len(shown["step-time"].table.rows) == 2
 
 
 def test_the_same_records_draw_the_same_picture(simulated, tmp_path):
@@ -83,15 +93,13 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
     assert drawn(simulated("adamw", memory=None, outcome="failed", error="no")) == []
 
 
-def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulated, tmp_path):
-    found = {
-        drawing.name: drawing
-        for drawing in draw_all([simulated("adamw"), simulated("sgd", state=0)], tmp_path)
-    }
-    assert "sgd" in str(found["state-by-size"].notes[0])
-    assert "state-by-size" not in {
-        drawing.name for drawing in draw_all([simulated("sgd", state=0)], tmp_path)
-    }
+def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulated):
+    def shown(*records):
+        return {picture.name: picture for picture in pictures(Findings.of(records))}
+
+    both = shown(simulated("adamw"), simulated("sgd", state=0))
+    assert "sgd" in str(both["state-by-size"].notes[0])
+    assert "state-by-size" not in shown(simulated("sgd", state=0))
 
 
 def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_path):
@@ -101,15 +109,6 @@ def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_pat
     assert drawings
     for drawing in drawings:
         assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
-
-
-def test_labels_are_moved_apart_and_keep_their_order():
-    assert spaced([1.0, 1.0, 5.0], [1.0, 1.0, 1.0], 0.0, 10.0) == [1.0, 2.0, 5.0]
-    assert spaced([9.9, 9.8], [1.0, 1.0], 0.0, 10.0) == [9.5, 8.5]
-    assert crowded([1.0, 1.5], [1.0, 1.0])
-    assert not crowded([1.0, 2.5], [1.0, 1.0])
-    assert thinned(5, 3) == [0, 2, 4]
-    assert thinned(3, 3) == [0, 1, 2]
 
 
 def test_marks_are_fixed_and_no_two_optimizers_of_a_run_share_one():
@@ -138,18 +137,18 @@ def test_every_shape_has_an_icon_of_its_own():
 
 
 def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen(mixed, tmp_path):
-    found = {
+    shown = {
         name: {drawing.name: drawing for drawing in draw_all(mixed, tmp_path / name, style=style)}
         for name, style in STYLES.items()
     }
     widths = {
         name: {size_of(drawing.png)[0] for drawing in drawings.values()}
-        for name, drawings in found.items()
+        for name, drawings in shown.items()
     }
     # 3.35 and 6.4 inches with a margin of 0.08 on both sides, at 300 pixels an inch.
     assert widths == {"paper": {1_053}, "slides": {1_968}}
-    assert found["paper"].keys() == found["slides"].keys()
-    assert {'width="241.2pt"' in drawing.svg for drawing in found["paper"].values()} == {True}
+    assert shown["paper"].keys() == shown["slides"].keys()
+    assert {'width="241.2pt"' in drawing.svg for drawing in shown["paper"].values()} == {True}
 
 
 def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
@@ -192,35 +191,42 @@ def test_the_paper_s_figure_has_its_numbers_and_ours(simulated, tmp_path):
     paths = write_figure(tmp_path, "sgd-sai-4", style="slides")
     assert [path.name for path in paths] == ["sgd-sai-4.png", "sgd-sai-4.svg"]
     text = paths[1].read_text()
-    for words in ("5.93 | 5.93", "11.86 | 11.87", "49.48* | \u2013", "6.52 | \u2013", "state, GiB"):
+    for words in (
+        "5.93 | 5.93",
+        "11.86 | 11.87",
+        "49.48* | \u2013",
+        "6.52 | \u2013",
+        "GiB of state",
+    ):
         assert f">{words}<" in text
-    assert ">step, ms<" not in text
+    assert ">time of the step<" not in text
     timed = draw_published(
         [*store.read(), ours("gpt2-xl", "adamw", 11.871, gpu="a100-80", estimate=estimate)]
     )
     assert timed is not None
-    assert ">step, ms<" in timed.svg
+    assert ">time of the step<" in timed.svg
     assert draw_published([simulated("adamw")]) is None
 
 
-def test_time_against_memory_names_every_optimizer_and_its_front(simulated, timed, tmp_path):
+def test_time_against_memory_names_every_optimizer_and_its_front(simulated, timed):
     records = [
         simulated("adamw"),
         simulated("sgd-sai"),
         timed("adamw", step=(0.2,)),
         timed("sgd-sai", step=(0.1,)),
     ]
-    found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
-    assert found["pareto"].alt.startswith(
-        "Time against memory. On the front: sgd-sai. adamw: 200 ms, 19.5 KiB"
+    picture = pictures(Findings.of(records))[-1]
+    assert alt_of(picture).endswith(
+        "sgd-sai: 100 ms and 15.6 KiB, on the Pareto front; adamw: 200 ms and 19.5 KiB."
     )
-    assert ">sgd-sai<" in found["pareto"].svg
-    assert ">milliseconds, the step on CPU<" in found["pareto"].svg
+    drawing = draw(picture, STYLES["paper"])
+    assert ">sgd-sai<" in drawing.svg
+    assert ">time of the step, on CPU<" in drawing.svg
     # Their bytes are simulated: no mark is filled.
-    assert f"fill: {MARKS['sgd-sai'].colour.light}" not in found["pareto"].svg
+    assert f"fill: {MARKS['sgd-sai'].colour.light}" not in drawing.svg
 
 
-def test_an_optimizer_without_state_has_its_place_beside_the_others(simulated, timed, tmp_path):
+def test_an_optimizer_without_state_has_its_place_next_to_the_others(simulated, timed):
     records = [
         simulated(name, state=state, workload="state")
         for name, state in (("adamw", 8_000), ("sgd", 0))
@@ -229,15 +235,9 @@ def test_an_optimizer_without_state_has_its_place_beside_the_others(simulated, t
         replace(timed(name), scenario=replace(timed(name).scenario, workload="state"))
         for name in ("adamw", "sgd")
     ]
-    found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
-    assert "sgd: 200 ms, 0 B" in found["pareto"].alt
-
-
-def test_a_name_is_written_where_it_covers_nothing_and_inside_the_picture():
-    bounds = Box(0, 0, 10, 10)
-    assert free_place((5, 5), 2, 1, 0.5, [], bounds) == Box(5.5, 4.5, 7.5, 5.5)
-    assert free_place((5, 5), 2, 1, 0.5, [Box(6, 4, 8, 6)], bounds) == Box(2.5, 4.5, 4.5, 5.5)
-    assert free_place((9.5, 5), 2, 1, 0.5, [], bounds) == Box(8, 4.5, 10, 5.5)
+    picture = pictures(Findings.of(records))[-1]
+    assert "sgd: 200 ms and 0 B" in alt_of(picture)
+    assert ">sgd<" in draw(picture, STYLES["paper"]).svg
 
 
 def test_a_report_writes_over_nothing_that_lies_outside_of_its_run(simulated, tmp_path):
@@ -256,12 +256,31 @@ def test_a_report_writes_over_nothing_that_lies_outside_of_its_run(simulated, tm
     assert write_report(tmp_path / "linked").is_file()
 
 
-def test_a_picture_that_shows_one_of_many_models_names_it(simulated, tmp_path):
+def test_a_picture_that_shows_one_of_many_models_names_it(simulated):
     names = [f"m:Opt{number}" for number in range(12)]
     records = [
         simulated(name, model=model) for model in ("first", "second") for name in ("adamw", *names)
     ]
-    found = {drawing.name: drawing for drawing in draw_all(records, tmp_path)}
-    assert found["peak"].notes == ("The picture shows 13 of 26 rows; the table has all.",)
-    assert ">first<" in found["peak"].svg
-    assert ">second<" not in found["peak"].svg
+    (picture,) = (each for each in pictures(Findings.of(records)) if each.name == "peak")
+    assert picture.notes == ("The picture shows 13 of 26 rows; the table has all.",)
+    drawing = draw(picture, STYLES["paper"])
+    assert ">first<" in drawing.svg
+    assert ">second<" not in drawing.svg
+
+
+def test_no_name_is_wider_than_its_picture(simulated, timed, timeline):
+    wide = "m:" + "Wide_name." * 99
+    records = [
+        replace(simulated(optimizer, model=model), model_family=None)
+        for model in (wide, "n:" + "W" * 900)
+        for optimizer in ("adamw", wide)
+    ]
+    records += [timed("adamw"), timed(wide), simulated("adamw"), simulated(wide)]
+    shown = Findings.of(records, {file_name(records[0].scenario): timeline})
+    for picture in pictures(shown):
+        drawing = draw(picture, STYLES["paper"])
+        image = Image.open(BytesIO(drawing.png)).convert("L")
+        # Half of the margins.
+        for left in (0, image.width - 12):
+            assert image.crop((left, 0, left + 12, image.height)).getextrema() == (255, 255)
+        assert image.height < 4_000

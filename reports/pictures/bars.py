@@ -1,0 +1,50 @@
+"""Bars: helpers of the pictures whose rows are stacked bars."""
+
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import accumulate, groupby
+
+from ..arithmetic.findings import Findings
+from ..style import block_colour
+from ..units import Sized, Words
+from .picture import Bar, Bars, Part
+
+# A part below this share of every peak is thinner than a line, and no key explains it.
+VISIBLE = 0.002
+Ticks = tuple[tuple[float, Words], ...]
+
+
+def grouped(findings: Findings, rows: Iterable[tuple[str, Bar, Ticks]]) -> tuple[Bars, ...]:
+    """Return bars and their ticks by the name of their group; a run of one setting has no name."""
+    groups = [(name, tuple(members)) for name, members in groupby(rows, key=lambda row: row[0])]
+    return tuple(
+        Bars(
+            name=name if len(findings.names) > 1 else "",
+            bars=tuple(bar for _, bar, _ in members),
+            ticks=members[0][2],
+        )
+        for name, members in groups
+    )
+
+
+def stacked(
+    parts: Sequence[tuple[str, float]], texts: Sequence[Sized], scale: float
+) -> tuple[Part, ...]:
+    """Return the parts side by side; `scale` is the size that fills the row."""
+    lefts = accumulate((size for _, size in parts), initial=0.0)
+    return tuple(
+        Part(
+            left=100 * left / scale,
+            width=100 * size / scale,
+            colour=block_colour(name).light,
+            text=text,
+        )
+        for (name, size), left, text in zip(parts, lefts, texts, strict=False)
+    )
+
+
+def largest(sizes: Iterable[tuple[Hashable, float]]) -> dict[Hashable, float]:
+    """Return the largest size of each key, never 0."""
+    most: dict[Hashable, float] = {}
+    for key, size in sizes:
+        most[key] = max(most.get(key, 1e-12), size)
+    return most

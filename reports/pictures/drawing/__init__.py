@@ -1,0 +1,77 @@
+"""Drawing: pictures as PNG and SVG files in a folder."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from optprof.profiler.records.record import Record
+from optprof.profiler.records.timeline import Timeline
+from optprof.profiler.safety.disk import write_bytes, write_text
+
+from ...arithmetic.findings import Findings
+from .. import pictures
+from ..picture import Drawing, Picture, Plot
+from ..published import published_picture
+from .figure import Style, draw
+
+__all__ = ["STYLES", "Style", "draw", "draw_all", "draw_published", "style_named", "write_drawing"]
+
+# A paper's column is 3.35 inches wide. A slide is twice as wide as a picture for it.
+STYLES = {"paper": Style(width=3.35, size=7.5), "slides": Style(width=6.4, size=9.5)}
+FOR_PAPER = STYLES["paper"]
+
+
+def style_named(name: str) -> Style:
+    """Return the style of that name; ValueError for an unknown name."""
+    if name not in STYLES:
+        raise ValueError(f"no style is named {name!r}; there is {' and '.join(STYLES)}")
+    return STYLES[name]
+
+
+def draw_all(
+    records: Sequence[Record],
+    folder: Path,
+    timelines: Mapping[str, Timeline] | None = None,
+    style: Style = FOR_PAPER,
+) -> list[Drawing]:
+    """Draw every picture of records and timelines, and write each into the folder."""
+    drawings = [
+        draw(part, style)
+        for picture in pictures(Findings.of(records, timelines))
+        for part in _parts(picture)
+    ]
+    for drawing in drawings:
+        write_drawing(drawing, folder)
+    return drawings
+
+
+def draw_published(records: Sequence[Record], style: Style = FOR_PAPER) -> Drawing | None:
+    """Draw the SGD-SaI paper's figure; None if the run has no state that was published too."""
+    picture = published_picture(records)
+    return draw(picture, style) if picture else None
+
+
+def write_drawing(drawing: Drawing, folder: Path) -> list[Path]:
+    """Write a picture into the folder as PNG and SVG, over an older one; return the paths.
+
+    ValueError if the folder, or a picture in it, is a symbolic link.
+    """
+    paths = [folder / f"{drawing.name}.png", folder / f"{drawing.name}.svg"]
+    write_bytes(paths[0], drawing.png, below=folder.parent)
+    write_text(paths[1], drawing.svg, below=folder.parent)
+    return paths
+
+
+def _parts(picture: Picture) -> list[Picture]:
+    """Return a picture for each file: one of each panel if the panels are apart."""
+    if not picture.apart:
+        return [picture]
+    return [
+        replace(
+            picture,
+            name=f"{picture.name}-{number}" if number > 1 else picture.name,
+            context=panel.name if isinstance(panel, Plot) else picture.context,
+            panels=(panel,),
+        )
+        for number, panel in enumerate(picture.panels, 1)
+    ]

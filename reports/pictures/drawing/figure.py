@@ -1,0 +1,191 @@
+"""Figure: a picture as PNG bytes and SVG text, by matplotlib with this package's settings only."""
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from optprof.profiler.safety.plain import plain
+
+from ...arithmetic.labels import shortened
+from ...style import INK, MUTED, PAPER
+from ...tables.table import Table
+from ..picture import Areas, Bars, Drawing, Panel, Picture, Plot
+from .areas import areas_height, draw_areas
+from .bars import bars_height, draw_bars
+from .pen import Pen
+from .plots import draw_plot, plot_height
+
+SETTINGS: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    # The first three have the same widths; matplotlib brings the last.
+    "font.sans-serif": ["Helvetica", "Arial", "Liberation Sans", "DejaVu Sans"],
+    # Text stays text: a smaller file, and sharp in any size.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "optprof",
+    # A `$` in the name of a class begins no formula.
+    "text.parse_math": False,
+}
+# Two decimals of a point are finer than any screen; matplotlib's six double the size of a curve.
+PATH = re.compile(r'(?<= d=")[^"]+')
+DECIMALS = re.compile(r"(\.\d\d)\d+")
+# The usual effort takes three times as long for a file a tenth smaller.
+QUICK = {"compress_level": 3}
+# Inches of white around a PNG, and between panels.
+MARGIN, GAP = 0.08, 0.07
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """The width of a picture in inches, and the size of its type in points."""
+
+    width: float
+    size: float
+    pixels_per_inch: int = 300
+
+
+def draw(picture: Picture, style: Style) -> Drawing:
+    """Draw a picture in both forms; the same records give the same bytes."""
+    with settings():
+        figure = _figure(picture, style)
+        layout = figure.get_layout_engine()
+        assert layout is not None
+        layout.execute(figure)
+        # Once is enough.
+        figure.set_layout_engine("none")
+        box = figure.get_tightbbox()
+        bounds = Bbox.from_extents(0, box.y0, style.width, box.y1)
+        return Drawing(name=picture.name, png=_png(figure, bounds), svg=_svg(figure, bounds))
+
+
+@contextmanager
+def settings() -> Iterator[None]:
+    """Use matplotlib's defaults and this package's settings, not the user's own."""
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(SETTINGS)
+        # A letter that the font lacks is drawn as a box; the tables have it right.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        # A picture whose words leave no room is drawn all the same.
+        warnings.filterwarnings("ignore", message="constrained_layout not applied")
+        yield
+
+
+def _figure(picture: Picture, style: Style) -> Figure:
+    """Return the figure of the panels; words and legend lie above and below it."""
+    pen = Pen(picture, style.width, style.size)
+    panels, across = picture.panels, picture.across
+    rows = [panels[first : first + across] for first in range(0, len(panels), across)]
+    heights = [_height(row[0], pen) for row in rows]
+    if picture.draws_table:
+        heights.append((len(picture.table.rows) + 1) * 1.15 * pen.line)
+    figure = Figure(
+        figsize=(style.width, sum(heights)),
+        # Letters have other widths at other resolutions.
+        dpi=style.pixels_per_inch,
+        facecolor=PAPER.light,
+    )
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", h_pad=GAP)
+    grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
+    for place, row in enumerate(rows):
+        for side, panel in enumerate(row):
+            axes = figure.add_subplot(grid[place, side])
+            _draw(axes, panel, pen, is_last=row is rows[-1])
+            if side:
+                axes.set_ylabel("")
+                axes.set_yticklabels([])
+    if picture.draws_table:
+        _draw_table(figure.add_subplot(grid[-1, :]), picture.table, pen)
+    _write_head(figure, picture, pen)
+    pen.legend(figure)
+    for words in figure.findobj(Text):
+        assert isinstance(words, Text)
+        # An SVG with a control character in it is no XML.
+        words.set_text(plain(words.get_text()))
+    return figure
+
+
+def _height(panel: Panel, pen: Pen) -> float:
+    """Return the inches of a panel with all that belongs to it."""
+    if isinstance(panel, Bars):
+        return bars_height(panel, pen)
+    return plot_height(panel, pen) if isinstance(panel, Plot) else areas_height(pen)
+
+
+def _draw(axes: Axes, panel: Panel, pen: Pen, *, is_last: bool) -> None:
+    axes.set_facecolor("none")
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", length=0, labelsize=pen.small, labelcolor=MUTED.light, pad=4)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if isinstance(panel, Bars):
+        draw_bars(axes, panel, pen)
+    elif isinstance(panel, Plot):
+        draw_plot(axes, panel, pen)
+    else:
+        draw_areas(axes, panel, pen, named=is_last or not _is_alike(pen.picture.panels))
+
+
+def _is_alike(panels: Sequence[Panel]) -> bool:
+    """Return whether all areas have the same phases; a run that ended early has others."""
+    shapes = {
+        tuple((band.stretch.step, band.stretch.phase) for band in panel.bands)
+        for panel in panels
+        if isinstance(panel, Areas)
+    }
+    return len(shapes) == 1
+
+
+def _draw_table(axes: Axes, table: Table, pen: Pen) -> None:
+    axes.set_axis_off()
+    rows = [[cell.text for cell in row] for row in table.rows]
+    drawn = axes.table(rows, colLabels=table.head, loc="center", edges="open")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(0.85 * pen.size)
+    drawn.auto_set_column_width(range(len(table.head)))
+    for (row, column), cell in drawn.get_celld().items():
+        cell.PAD = 0.05
+        cell.get_text().set_color((INK if row else MUTED).light)
+        cell.get_text().set_horizontalalignment("right" if column else "left")
+
+
+def _write_head(figure: Figure, picture: Picture, pen: Pen) -> None:
+    """Write the title and the context above the panels."""
+    line = pen.line / figure.get_figheight()
+    bold = {"size": 1.25 * pen.size, "weight": "bold", "color": INK.light}
+    title = figure.text(0, 1 + 1.6 * line, shortened(picture.title, 200), **bold)
+    context = figure.text(
+        0, 1 + 0.6 * line, shortened(picture.context, 200), size=pen.size, color=MUTED.light
+    )
+    for words in (title, context):
+        pen.fit(words, pen.width)
+
+
+def _svg(figure: Figure, bounds: Bbox) -> str:
+    stream = io.StringIO()
+    metadata = {"Date": None, "Creator": None}
+    figure.savefig(stream, format="svg", bbox_inches=bounds, metadata=metadata)
+    return PATH.sub(lambda path: DECIMALS.sub(r"\1", path[0]), stream.getvalue())
+
+
+def _png(figure: Figure, bounds: Bbox) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(
+        stream,
+        format="png",
+        bbox_inches=bounds.padded(MARGIN),
+        metadata={"Software": None},
+        pil_kwargs=QUICK,
+    )
+    return stream.getvalue()

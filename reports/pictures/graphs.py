@@ -1,0 +1,295 @@
+"""Graphs: plots and areas as plotly's traces in JSON.
+
+The page's script fills in three things when it draws: a colour "@ink" is the page's colour of that
+name, {"bytes": [...]} are exact bytes to show in the reader's unit, and {"binary": ..., "decimal":
+...} is one of the two by that unit.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from optprof.profiler.safety.plain import plain
+
+from ..style import Mark
+from ..units import Sized, Words
+from ..words import phase_name
+from .picture import SHORT, Areas, Axis, Level, Line, Plot
+from .scales import MANY_TIMES, round_count_text, round_numbers, round_seconds_text
+
+# plotly's names for matplotlib's shapes.
+SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "p": "pentagon"}
+SYMBOLS |= {"h": "hexagon2", "*": "star", "^": "triangle-up", "v": "triangle-down"}
+SYMBOLS |= {"<": "triangle-left", ">": "triangle-right"}
+# Below this ratio 2 and 5 of each power of ten are too few ticks.
+FEW_TIMES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heading:
+    """The words over a graph: an optimizer with its mark and its numbers, or a bare title."""
+
+    text: str
+    origin: str = ""
+    value: Sized | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph: what a screen reader says, its heading, and the data that the page's script draws.
+
+    The axes of a `logarithmic` graph can be switched to linear ones.
+    """
+
+    alt: str
+    height: int
+    data: Mapping[str, Any]
+    heading: Heading | None = None
+    logarithmic: bool = False
+
+
+def text(words: str) -> str:
+    """Return words from elsewhere so that plotly and the page's script show them as text.
+
+    plotly reads markup and the names of values, as %{y}; to the script an @ begins a colour.
+    """
+    return escape(plain(words), quote=False).replace("%", "&#37;").replace("@", "&#64;")
+
+
+def plot_graph(plot: Plot, marks: Mapping[str, Mark]) -> Graph:
+    """Return the graph of a plot."""
+    colours = {label: f"@mark-{number}" for number, label in enumerate(marks)}
+    lines = sorted(enumerate(plot.lines), key=lambda each: each[1].lane)
+    traces = [
+        *(_level(level, plot.x) for level in plot.levels),
+        *([_front(plot)] if plot.front is not None else []),
+        *(
+            _trace(line, number, plot, marks[line.label], colours[line.label])
+            for number, line in lines
+        ),
+    ]
+    return Graph(
+        alt=plot.alt,
+        height=plot.height,
+        data=_data(
+            traces,
+            {"xaxis": _axis(plot.x), "yaxis": _axis(plot.y)},
+            plot.height,
+            columns=[(count, text(name)) for count, name in (plot.columns or {}).items()],
+            logarithmic=plot.x.log,
+        ),
+        heading=Heading(text=plot.name) if plot.name else None,
+        logarithmic=plot.x.log,
+    )
+
+
+def _data(
+    traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any], height: int, **more: Any
+) -> dict[str, Any]:
+    data = {"traces": traces, "layout": layout, "height": height}
+    return data | {"columns": [], "bands": [], "logarithmic": False} | more
+
+
+def _axis(axis: Axis) -> dict[str, Any]:
+    title: Any = text(axis.title)
+    if axis.kind == "bytes":
+        title = {"binary": f"GiB {title}", "decimal": f"GB {title}"}
+    settings = {"title": {"text": title}, **({"type": "log"} if axis.log else {})}
+    if axis.kind == "tokens":
+        return settings | {"rangemode": "tozero", "tickformat": "~s"}
+    if axis.kind == "number":
+        return settings | ({"dtick": "D2", "tickformat": ",~r"} if axis.log else {})
+    if axis.kind == "bytes":
+        return settings | giga_ticks(axis.values)
+    ticks = round_numbers(axis.values)
+    if axis.kind == "seconds":
+        texts = {"exponentformat": "SI", "ticksuffix": "s"}
+        return (
+            settings | texts | {"tickvals": ticks, "ticktext": list(map(round_seconds_text, ticks))}
+        )
+    return settings | {
+        "range": [math.log10(min(axis.values) / 1.6), math.log10(1.6 * max(axis.values))],
+        "tickvals": ticks,
+        "ticktext": list(map(round_count_text, ticks)),
+        "exponentformat": "B",
+    }
+
+
+def giga_ticks(counts: Sequence[float]) -> dict[str, Any]:
+    """Return plotly's settings for ticks of sizes.
+
+    On many powers of ten they are those powers, on some 2 and 5 of each too, on less than one a
+    few.
+    """
+    positive = [count for count in counts if count > 0] or [1]
+    ratio = max(positive) / min(positive)
+    if 1 < ratio <= FEW_TIMES:
+        return {"tickformat": ",~r", "nticks": 7}
+    return {"tickformat": ",~r", "dtick": 1 if ratio > MANY_TIMES else "D2"}
+
+
+def _trace(line: Line, number: int, plot: Plot, mark: Mark, colour: str) -> dict[str, Any]:
+    points = line.points
+    single = plot.front is not None
+    dash = f"5px,{5 * line.lane}px" if line.lane else line.dash
+    trace = {
+        "label": plain(line.label),
+        "mode": "markers+text" if single else "lines+markers",
+        "x": [point.x for point in points],
+        "y": _values([point.y for point in points], plot.y),
+        "line": {"color": colour, "width": 1.8, "dash": dash},
+        "marker": {
+            "symbol": SYMBOLS[mark.shape],
+            "size": max(line.size * 0.68**line.lane, 6),
+            # Filled for what was measured.
+            "color": [colour if point.origin == "measured" else "@paper" for point in points],
+            "line": {"color": colour, "width": 1.8},
+            "opacity": 1,
+        },
+        "hoverinfo": "text",
+        "hovertext": _under_pointer(line),
+        "cliponaxis": False,
+    }
+    if any(point.interval for point in points):
+        trace[f"error_{plot.intervals}"] = _error_bars(line, plot, colour)
+    if single:
+        # Neighbours in time are named above and below by turns.
+        place = "bottom center" if number % 2 else "top center"
+        trace |= {"text": [text(line.label)], "textposition": place}
+    return trace
+
+
+def _under_pointer(line: Line) -> dict[str, list[str]]:
+    def words(point_words: Words, unit: str) -> str:
+        own = point_words if isinstance(point_words, str) else getattr(point_words, unit)
+        return f"<b>{text(line.label)}</b>{text(own)}".replace("\n", "<br>")
+
+    return {
+        unit: [words(point.words, unit) for point in line.points] for unit in ("binary", "decimal")
+    }
+
+
+def _error_bars(line: Line, plot: Plot, colour: str) -> dict[str, Any]:
+    middles = [getattr(point, plot.intervals) for point in line.points]
+    ends = [
+        point.interval or (middle, middle)
+        for point, middle in zip(line.points, middles, strict=True)
+    ]
+    pairs = list(zip(ends, middles, strict=True))
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [high - middle for (_, high), middle in pairs],
+        "arrayminus": [middle - low for (low, _), middle in pairs],
+        "color": colour,
+        "thickness": 1.4,
+        # Small marks stand too close together for caps.
+        "width": 5 if line.size > 8 else 0,
+    }
+
+
+def _front(plot: Plot) -> dict[str, Any]:
+    front = plot.front or ()
+    return {
+        "mode": "lines",
+        "x": [x for x, _ in front],
+        "y": _values([y for _, y in front], plot.y),
+        "line": {"color": "@muted", "width": 1.2, "dash": "dash", "shape": "hv"},
+        "hoverinfo": "skip",
+    }
+
+
+def _level(level: Level, x: Axis) -> dict[str, Any]:
+    return {
+        "mode": "lines+text",
+        "x": [min(x.values) / 1.25, 1.25 * max(x.values)],
+        "y": {"bytes": [level.value, level.value]},
+        "line": {"color": "@muted", "width": 1, "dash": "dot"},
+        "text": [text(level.name), ""],
+        "textposition": "top right",
+        "textfont": {"color": "@muted", "size": 11},
+        "hoverinfo": "text",
+        "hovertext": {"binary": level.words.binary, "decimal": level.words.decimal},
+    }
+
+
+def _values(values: Sequence[float], axis: Axis) -> Any:
+    return {"bytes": values} if axis.kind == "bytes" else values
+
+
+def areas_graph(areas: Areas) -> Graph:
+    """Return the graph of stacked areas."""
+    place, peak = areas.peak
+    traces = [
+        *(
+            {
+                "mode": "lines",
+                "stackgroup": "bytes",
+                "x": areas.places,
+                "y": {"bytes": layer.values},
+                "line": {"width": 0},
+                "fillcolor": layer.colour,
+                "hovertemplate": _template(text(layer.name)),
+            }
+            for layer in areas.layers
+        ),
+        {
+            "mode": "lines",
+            "x": areas.places,
+            "y": {"bytes": areas.reserved},
+            "line": {"width": 1.3, "color": "@ink"},
+            "hovertemplate": _template("reserved"),
+        },
+        {
+            "mode": "markers",
+            "x": [place],
+            "y": {"bytes": [peak]},
+            "marker": {"symbol": "triangle-down", "size": 9, "color": "@ink"},
+            "hovertemplate": _template("allocated at the peak"),
+            "cliponaxis": False,
+        },
+    ]
+    layout = {
+        "xaxis": {
+            "range": [0, 1],
+            "showgrid": False,
+            "unifiedhovertitle": {"text": "allocated at this event"},
+        },
+        "yaxis": {
+            "range": {"bytes": [0, 1.08 * areas.most]},
+            "title": {"text": {"binary": "GiB", "decimal": "GB"}},
+            "nticks": 5,
+            "tickformat": ",~r",
+        },
+        "hovermode": "x unified",
+    }
+    return Graph(
+        alt=areas.alt,
+        height=230,
+        data=_data(traces, layout, 230, bands=_bands(areas)),
+        heading=Heading(text=areas.label, origin=areas.origin, value=areas.value),
+    )
+
+
+def _bands(areas: Areas) -> list[dict[str, Any]]:
+    names = [phase_name(band.stretch.phase) for band in areas.bands]
+    return [
+        {
+            "left": band.left,
+            "right": band.right,
+            "name": text(name),
+            "short": text(SHORT.get(name, name)),
+            "step": band.stretch.step,
+        }
+        for name, band in zip(names, areas.bands, strict=True)
+    ]
+
+
+def _template(name: str) -> dict[str, str]:
+    """Return the words at a value under the pointer; `name` is escaped."""
+    return {
+        unit: f"{name} %{{y:,.3f}} {giga}<extra></extra>"
+        for unit, giga in (("binary", "GiB"), ("decimal", "GB"))
+    }
