@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from optprof.profiler.safety.disk import (
     open_to_read,
@@ -17,8 +17,17 @@ if TYPE_CHECKING:
     from optprof.profiler.records.fits import Fit
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.sweep import Forecast
 
-__all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
+__all__ = [
+    "print_fits",
+    "print_forecasts",
+    "print_run",
+    "run_markdown",
+    "write_figure",
+    "write_fit_page",
+    "write_report",
+]
 
 # What a report writes into a run's folder.
 OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
@@ -98,19 +107,50 @@ def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
 
 
 def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
-    """The summary of a run as a Markdown table; ValueError for a run without records,
-    FileNotFoundError for a folder that is no run.
+    """Return the summary of a run as a Markdown table; a DamageWarning names damaged lines.
 
-    A DamageWarning for what cannot be read of it.
+    ValueError for a run without records, FileNotFoundError for a folder without a run.
     """
     from optprof.profiler.records.store import RunStore
 
-    from .markdown import lean, run_markdown
+    from . import markdown
+    from .arithmetic.findings import Findings
+    from .summary import lean, run_summary
 
     store = RunStore(folder)
     records = _standing(store, anonymous, lean)
     store.warn()
-    return run_markdown(records)
+    return markdown.render(run_summary(Findings.of(records)))
+
+
+def print_run(records: "Sequence[Record]", output: TextIO, *, width: int | None = None) -> None:
+    """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run
+    without records.
+    """
+    from . import terminal
+    from .arithmetic.findings import Findings
+    from .summary import terminal_summary
+
+    document = terminal_summary(Findings.of(records), terminal.columns(output, width))
+    terminal.render(document, output, width=width)
+
+
+def print_forecasts(
+    forecasts: "Sequence[Forecast]", output: TextIO, *, width: int | None = None
+) -> None:
+    """Print a row for each scenario of a sweep, and the sum of their times."""
+    from . import terminal
+    from .forecast import forecast_document
+
+    terminal.render(forecast_document(forecasts), output, width=width)
+
+
+def print_fits(fits: "Sequence[Fit]", output: TextIO, *, width: int | None = None) -> None:
+    """Print the GPUs that each training step fits on; ValueError for no answers."""
+    from . import terminal
+    from .fit import fit_summary
+
+    terminal.render(fit_summary(fits), output, width=width)
 
 
 def _standing(
@@ -173,12 +213,13 @@ def write_fit_page(
     """
     import json
 
-    from .fitting.page import render_fit_page
+    from . import html
+    from .fit import fit_page
 
     require_own_folder(folder, FITS, force=force)
     page = folder / "report.html"
     _require_our_page(page, force=force)
-    write_text(page, render_fit_page(fits, command), below=folder)
+    write_text(page, html.render(fit_page(fits, command)), below=folder)
     write_text(
         folder / FITS, json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", below=folder
     )

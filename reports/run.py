@@ -1,9 +1,7 @@
 """Run: records in hand, as a notebook wants them: a data frame, a small table, a report."""
 
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -15,13 +13,10 @@ from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore, file_name
 from optprof.profiler.running.resume import standing
 from optprof.profiler.safety.disk import open_to_read, require_own_folder, write_bytes
-from optprof.profiler.safety.plain import plain
 from optprof.scenarios.schema import require_records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-    from .tables.table import Cell, Table
 
 # Seconds that others may take to write a line of theirs into the same run.
 PATIENCE = 10.0
@@ -140,35 +135,11 @@ class Run:
                     target.write_timeline(record.scenario, timeline)
 
     def _repr_html_(self) -> str:
-        """The summary of the run as a table, for a notebook."""
+        """The summary of the run, for a notebook."""
+        from . import html
         from .arithmetic.findings import Findings
-        from .tables.overview import failure_table
-        from .tables.summary import summary_table
-        from .tables.verdict import sources
+        from .summary import run_summary
 
         if not self.records:
             return "<p>The run holds no records yet.</p>"
-        findings = Findings.of(self.records)
-        tables = [
-            table for table in (summary_table(findings), failure_table(findings)) if table.rows
-        ]
-        return "".join(
-            [
-                *map(_html_table, tables),
-                *(f"<p>{escape(plain(source))}</p>" for source in sources(findings)),
-            ]
-        )
-
-
-def _html_table(table: "Table") -> str:
-    head = "".join(f'<th scope="col">{escape(plain(name))}</th>' for name in table.head)
-    body = "".join(map(_html_row, table.rows))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _html_row(row: "Iterable[Cell]") -> str:
-    cells = (
-        (f' title="{escape(cell.exact)}"' if cell.exact else "", escape(plain(cell.text)))
-        for cell in row
-    )
-    return f"<tr>{''.join(f'<td{title}>{text}</td>' for title, text in cells)}</tr>"
+        return html.fragment(run_summary(Findings.of(self.records)))

@@ -25,7 +25,7 @@ from optprof.scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
-from ..markdown import NO_SPLITS
+from ..summary import NO_SPLITS
 from ..units import percent_text
 
 Verdict = Literal["regressed", "improved", "same", "not compared"]
@@ -35,7 +35,7 @@ _READ = ("threads", "machine", "versions", "git_commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Change:
+class MetricChange:
     """One figure of one scenario on both sides: bytes, or median seconds; `note` says why it was
     not compared.
     """
@@ -66,7 +66,7 @@ class Pair:
 
     before: Record
     after: Record
-    changes: tuple[Change, ...]
+    changes: tuple[MetricChange, ...]
 
     @property
     def scenario(self) -> Scenario:
@@ -289,7 +289,7 @@ def _latest(records: Iterable[Record]) -> dict[bytes, Record]:
 
 
 def _pair(before: Record, after: Record, threshold: Fraction, across_machines: bool) -> Pair:
-    changes: list[Change] = []
+    changes: list[MetricChange] = []
     if before.outcome == after.outcome == "ok":
         reason = _refusal(before, after, across_machines)
         for metric in METRICS:
@@ -299,19 +299,19 @@ def _pair(before: Record, after: Record, threshold: Fraction, across_machines: b
     return Pair(before=before, after=after, changes=tuple(changes))
 
 
-def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: str) -> Change:
+def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: str) -> MetricChange:
     if METRICS[metric].kind == "bytes":
         return _byte_change(metric, before, after)
     if metric == "estimate":
         ratio = Ratio(value=after / before) if before > 0 else None
         verdict = _judged(ratio, threshold) if ratio else "not compared"
-        return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+        return MetricChange(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
     ratio = None if reason or min(min(before), min(after)) <= 0 else Ratio.of(before, after)
     note = reason or (
         "a time of 0" if ratio is None else "too few samples" if ratio.low is None else ""
     )
     verdict = "not compared" if ratio is None or note else _judged(ratio, threshold)
-    return Change(
+    return MetricChange(
         metric=metric,
         before=median(before),
         after=median(after),
@@ -322,11 +322,11 @@ def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: s
 
 
 @lru_cache(maxsize=10_000)
-def _byte_change(metric: str, before: int, after: int) -> Change:
+def _byte_change(metric: str, before: int, after: int) -> MetricChange:
     """Return the change of a figure in bytes, one object for all scenarios that have the same."""
     verdict = "same" if before == after else "regressed" if after > before else "improved"
     ratio = Ratio(value=after / before) if before else None
-    return Change(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
+    return MetricChange(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
 
 
 def _judged(ratio: Ratio, threshold: Fraction) -> Verdict:

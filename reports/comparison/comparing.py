@@ -1,4 +1,4 @@
-"""Comparing two sides of runs: read, compare, hold to the gates, and show in one of four ways."""
+"""Comparing two sides of runs: read them, compare, judge by gates, and show in four media."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,12 @@ from optprof.profiler.records.record import Record
 from optprof.profiler.safety.disk import write_text
 
 from ..arithmetic.ratios import Ratio
-from .compare import Change, Compared, Pair, compare_sides, read_side
+from ..document import Document, Medium
+from .compare import Compared, MetricChange, Pair, compare_sides, read_side
 from .gate import Gate, Offence, offences, per_cent
 
 SCHEMA = 1
-_CHANGE = tuple(each.name for each in fields(Change))
+_CHANGE = tuple(each.name for each in fields(MetricChange))
 _RATIO = tuple(each.name for each in fields(Ratio))
 
 
@@ -57,31 +58,38 @@ class Comparing:
             unjudged=compared.damage if asked else (),
         )
 
-    def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
-        """Print it for a terminal."""
-        from .terminal import render_comparison
+    def render(
+        self, output: TextIO, *, only_regressed: bool = False, width: int | None = None
+    ) -> None:
+        """Print the comparison in `width` columns or the terminal's."""
+        from .. import terminal
 
-        render_comparison(self.compared, self.stopped, output, only_regressed=only_regressed)
+        terminal.render(self._document("terminal", only_regressed), output, width=width)
 
     def markdown(self, *, only_regressed: bool = False) -> str:
-        """The same for a pull request."""
-        from .markdown import comparison_markdown
+        """Return the comparison for a pull request."""
+        from .. import markdown
 
-        return comparison_markdown(self.compared, self.stopped, only_regressed=only_regressed)
+        return markdown.render(self._document("markdown", only_regressed))
 
     def write_page(
         self, page: Path, command: Sequence[str], *, only_regressed: bool = False
     ) -> None:
-        """Write it as one HTML file, over an older one; OSError when that cannot be written,
-        ValueError for a link.
-        """
-        from .page import render_comparison_page
+        """Write the comparison as one HTML file, over an older one.
 
-        write_text(
-            page,
-            render_comparison_page(
-                self.compared, self.stopped, command, only_regressed=only_regressed
-            ),
+        OSError where it cannot be written, ValueError for a link.
+        """
+        from .. import html
+
+        write_text(page, html.render(self._document("page", only_regressed, command)))
+
+    def _document(
+        self, medium: Medium, only_regressed: bool, command: Sequence[str] = ()
+    ) -> Document:
+        from .document import comparison_document
+
+        return comparison_document(
+            self.compared, self.stopped, medium, command=command, only_regressed=only_regressed
         )
 
     def to_dict(self, *, only_regressed: bool = False) -> dict[str, Any]:
@@ -164,7 +172,7 @@ def _stopped(offence: Offence) -> dict[str, Any]:
 
 
 def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
-    kept: list[Change] = [
+    kept: list[MetricChange] = [
         change for change in pair.changes if change.verdict == "regressed" or not only_regressed
     ]
     return {
@@ -176,7 +184,7 @@ def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
     }
 
 
-def _change(change: Change) -> dict[str, Any]:
+def _change(change: MetricChange) -> dict[str, Any]:
     # `asdict` copies each value, and 100,000 scenarios have a million changes.
     ratio = change.ratio and {name: getattr(change.ratio, name) for name in _RATIO}
     return {**{name: getattr(change, name) for name in _CHANGE}, "ratio": ratio}

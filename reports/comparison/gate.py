@@ -10,7 +10,7 @@ from optprof.scenarios.schema import shown
 
 from ..explain import METRICS, find
 from ..units import GIB, KIB, MIB
-from .compare import Change, Compared, Pair
+from .compare import Compared, MetricChange, Pair
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _EXPRESSION = re.compile(
@@ -51,7 +51,7 @@ class Gate:
             )
         return cls(text=text.strip(), metric=metric, allowed_bytes=number * UNITS[unit or "B"])
 
-    def stops(self, change: Change) -> bool:
+    def stops(self, change: MetricChange) -> bool:
         """Whether this figure grew by more than the gate allows."""
         if self.allowed_bytes is not None:
             return Fraction(change.after) - Fraction(change.before) > self.allowed_bytes
@@ -68,7 +68,7 @@ class Offence:
 
     gate: Gate
     found: Pair | Record
-    change: Change | None = None
+    change: MetricChange | None = None
 
 
 def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.running.resume import standing
-from optprof.reports import run_markdown, terminal, write_report
+from optprof.reports import print_run, run_markdown, write_report
 from optprof.reports.arithmetic.labels import shortened
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.figures.canvas import fitting, text_width
@@ -164,7 +164,7 @@ def test_every_table_is_made_of_extreme_records(
         store.append(record)
     store.close()
     records = standing(store.read())
-    terminal.render(records, StringIO())
+    print_run(records, StringIO())
     assert len(frame(records)) == len(records)
     assert run_markdown(folder)
     assert "</html>" in render_page(records, [], {})

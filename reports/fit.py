@@ -1,25 +1,27 @@
-"""Fits as words and tables: which model runs on which GPU. Reads `profiler.records.fits` alone."""
+"""Fits: the GPUs that a model's training step runs on, as a page and on a terminal."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from optprof.profiler.records.fits import LARGEST_BATCH, Change, Fit
+from optprof.scenarios import hardware
 from optprof.scenarios.spec import Scenario
 
-from ..arithmetic.capacity import SPARE
-from ..arithmetic.entries import Setting
-from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
-from ..style import Mark, marks
-from ..tables.table import Cell, Table
-from ..units import NOTHING, bytes_text, exact_text, gib_text
-from ..words import FAILS, FITS, TIGHT, UNSURE
+from .arithmetic.capacity import SPARE
+from .arithmetic.entries import Setting
+from .arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels, shortened
+from .arithmetic.provenance import ORIGINS, shell
+from .document import Document, Note, Section
+from .style import Mark, marks
+from .tables.table import Cell, Facts, Table
+from .units import NOTHING, bytes_text, exact_text, gib_text
+from .words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
     f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it"
     f" would reserve, {UNSURE} the same, and may fit with less memory for cuDNN; then the largest"
     " batch"
 )
-
 
 _ANSWERS = {
     FITS: "yes",
@@ -74,8 +76,98 @@ class FitFindings:
         return [fit for fit in self.fits if fit.scenario.gpu == gpu]
 
 
+def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
+    """The page of the answers that this command line gave; ValueError for none."""
+    findings = FitFindings.of(fits)
+    return Document(
+        title=f"What {fits[0].scenario.model} fits on",
+        context=(
+            findings.title,
+            "bytes: simulated, training steps on the memory of each GPU",
+        ),
+        sections=[
+            Section(
+                name="verdict",
+                title="Verdict",
+                says="The smallest GPU that each optimizer runs on.",
+                blocks=(Note(verdict(findings), "verdict"),),
+            ),
+            Section(
+                name="overview",
+                title="By GPU",
+                says=f"{LEGEND}.",
+                blocks=(overview_table(findings),),
+            ),
+            Section(
+                name="table",
+                title="All numbers",
+                says=(
+                    "One row a GPU and optimizer; a rounded number has its exact bytes behind it"
+                    " (hover). The bytes that a step would reserve are its peak on an unlimited"
+                    " device; on a full one the allocator gives back what it can, so that a step"
+                    " may run although it would reserve more."
+                ),
+                blocks=(fit_table(findings),),
+            ),
+            Section(
+                name="gpus",
+                title="The GPUs",
+                says=(
+                    "Memory as the driver reports it. Of that"
+                    f" {bytes_text(hardware.CONTEXT_BYTES)} are left to the CUDA context, an"
+                    " estimate; the rest is usable."
+                ),
+                blocks=(_gpu_table(findings.gpus),),
+            ),
+            Section(
+                name="repeat",
+                title="How to repeat it",
+                says="The command, and the meaning of the word for the origin of these numbers.",
+                blocks=(
+                    Note(shell(command), "code"),
+                    Facts((("simulated (hollow marks)", ORIGINS["simulated"]),)),
+                ),
+            ),
+        ],
+        marks=findings.marks,
+    )
+
+
+def fit_summary(fits: Sequence[Fit]) -> Document:
+    """The answers for a terminal, and the cheapest change where a step does not fit."""
+    findings = FitFindings.of(fits)
+    errors = findings.errors.items()
+    changes = [
+        Note(
+            f"{fit.scenario.gpu} {findings.label(fit)}:"
+            f" {change_text(fit.changes[0], fit.scenario)} ({gib_text(fit.changes[0].left)} GiB)",
+            "plain",
+        )
+        for fit in fits
+        if fit.changes
+    ]
+    title = "what makes a step fit, the cheapest change, and what it leaves"
+    return Document(
+        sections=[
+            Section(title=findings.title, blocks=(overview_table(findings, letters=24),)),
+            Section(
+                blocks=(
+                    Note(LEGEND),
+                    Note("simulated for CUDA, training steps on the memory of each GPU"),
+                    *(Note(_error(label, error), "plain") for label, error in errors),
+                )
+            ),
+            *([Section(title=title, blocks=tuple(changes))] if changes else []),
+        ]
+    )
+
+
+def _error(label: str, error: str) -> str:
+    return f"{label} could not be simulated: {error}"
+
+
 def short_text(fit: Fit) -> str:
-    """Whether it fits, in a cell: what is left or lacking, and the largest batch."""
+    """The answer in a cell: the memory left or short, and the largest batch."""
     if fit.error is not None:
         return f"{FAILS} not simulated"
     if fit.reason is not None:
@@ -136,18 +228,25 @@ def fit_table(findings: FitFindings) -> Table:
     return Table(head=head, rows=tuple(_row(findings, fit) for fit in findings.fits))
 
 
-def overview_table(findings: FitFindings) -> Table:
-    """One row a GPU, one column an optimizer."""
-    rows = [(gpu, *(short_text(fit) for fit in findings.at(gpu))) for gpu in findings.gpus]
-    return Table(
-        head=("GPU", *findings.labels.values()),
-        rows=tuple(tuple(Cell(text=text) for text in row) for row in rows),
+def overview_table(findings: FitFindings, *, letters: int | None = None) -> Table:
+    """One row a GPU, one column an optimizer; a terminal shows its mark and so many letters."""
+    head = [
+        f"{findings.marks[label].hollow} {shortened(label, letters)}" if letters else label
+        for label in findings.labels.values()
+    ]
+    rows = (
+        (Cell(text=gpu), *(_short_cell(fit) for fit in findings.at(gpu))) for gpu in findings.gpus
     )
+    return Table(head=("GPU", *head), rows=tuple(rows))
+
+
+def _short_cell(fit: Fit) -> Cell:
+    return Cell(text=short_text(fit), tone="" if fit.fits else "muted")
 
 
 def verdict(findings: FitFindings) -> str:
     """For each optimizer, the smallest GPU that it runs on."""
-    said = [f"{label} could not be simulated: {error}" for label, error in findings.errors.items()]
+    said = [_error(label, error) for label, error in findings.errors.items()]
     for label in findings.labels.values():
         if label in findings.errors:
             continue
@@ -186,4 +285,19 @@ def _gib(count: int | None) -> Cell:
         Cell(text=NOTHING, number=True)
         if count is None
         else Cell(text=gib_text(count), exact=exact_text(count), number=True)
+    )
+
+
+def _gpu_table(names: Sequence[str]) -> Table:
+    head = ("GPU", "name", "memory, GiB", "where that was printed", "bandwidth and rates")
+    return Table(head=head, rows=tuple(_gpu_row(hardware.describe(name)) for name in names))
+
+
+def _gpu_row(gpu: hardware.Gpu) -> tuple[Cell, ...]:
+    return (
+        Cell(text=gpu.name),
+        Cell(text=gpu.title),
+        _gib(gpu.memory_bytes),
+        Cell(text=gpu.memory_source),
+        Cell(text=gpu.source),
     )

@@ -1,16 +1,16 @@
-"""A comparison as words and tables: one row a scenario and figure, the same on the terminal, in
-Markdown and on a page.
-"""
+"""The document of a comparison: one row a scenario and figure, for every medium."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 
 from optprof.profiler.records.record import Record
 
 from ..arithmetic.entries import Setting
 from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
+from ..arithmetic.provenance import shell
 from ..arithmetic.ratios import Ratio
+from ..document import Document, Medium, Note, Section
 from ..explain import METRICS
 from ..tables.table import Cell, Table
 from ..units import (
@@ -24,7 +24,7 @@ from ..units import (
     seconds_text,
 )
 from ..words import DEVICES, warnings_of
-from .compare import Change, Compared, Pair
+from .compare import Compared, MetricChange, Pair, Verdict
 from .gate import Offence
 
 HEAD = ("scenario", "figure", "before", "after", "difference", "ratio", "verdict")
@@ -65,6 +65,123 @@ class Names:
         return " · ".join((record.scenario.model, label, *telling))
 
 
+def comparison_document(
+    compared: Compared,
+    stopped: Sequence[Offence],
+    medium: Medium,
+    *,
+    command: Sequence[str] = (),
+    only_regressed: bool = False,
+) -> Document:
+    """The comparison in the order of a medium: a terminal shows its end, a page its beginning.
+
+    `command` are the words of the command line that compared the two sides, for the page.
+    """
+    names = Names.of(compared.records)
+    figures = comparison_table(compared, names, only_regressed=only_regressed)
+    table, lines = offence_table(stopped, names), remarks(compared)
+    stop = Section(
+        name="stopped",
+        title="Stopped by a gate",
+        says="Figures that grew by more than was allowed, and scenarios that lost their result.",
+        blocks=(table,) if medium != "terminal" else tuple(_offence_lines(table)),
+    )
+    rest = [] if only_regressed and medium != "page" else _rest(compared, names)
+    title, verdict = "What changed", summary(compared)
+    if medium == "terminal":
+        sections = [
+            *([Section(blocks=(Note(names.common),))] if names.common else []),
+            *(Section(title=name, blocks=(each,)) for name, each in by_scenario(figures)),
+            *rest,
+            Section(blocks=tuple(map(Note, (*lines, verdict)))),
+            *([stop] if stopped else []),
+        ]
+        return Document(title=title, sections=sections)
+    if medium == "markdown":
+        sections = [
+            Section(blocks=(Note(verdict, "verdict"), Note(names.common))),
+            *([stop] if stopped else []),
+            *([Section(blocks=(figures,))] if figures.rows else []),
+            *rest,
+            Section(blocks=tuple(map(Note, lines))),
+        ]
+        return Document(title=title, sections=sections)
+    before = [pair.before for pair in compared.pairs] + list(compared.only_before)
+    after = [pair.after for pair in compared.pairs] + list(compared.only_after)
+    nothing = "Nothing regressed." if only_regressed else "No scenario has figures on both sides."
+    return Document(
+        title=title,
+        context=(
+            *([names.common] if names.common else []),
+            f"before: {sides(before)}",
+            f"after: {sides(after)}",
+        ),
+        sections=[
+            Section(
+                name="verdict",
+                title="Verdict",
+                says="Scenarios whose fields are all equal, from one side to the other.",
+                blocks=(Note(f"{verdict}.", "verdict"),),
+            ),
+            *([stop] if stopped else []),
+            Section(
+                name="table",
+                title="What regressed" if only_regressed else "All figures",
+                blocks=(
+                    *(Note(line, "says") for line in lines),
+                    *(
+                        block
+                        for name, each in by_scenario(figures)
+                        for block in (Note(name, "heading"), replace(each, title=name))
+                    ),
+                    *([] if figures.rows else [Note(nothing, "plain")]),
+                ),
+            ),
+            *rest,
+            Section(
+                name="repeat",
+                title="How to repeat it",
+                says="The command that compared the two sides.",
+                blocks=(Note(shell(command), "code"),),
+            ),
+        ],
+    )
+
+
+def _rest(compared: Compared, names: "Names") -> list[Section]:
+    """Sections for the scenarios without figures on both sides."""
+    one_side, unfinished = one_side_table(compared, names), unfinished_table(compared, names)
+    sections = []
+    if one_side.rows:
+        sections.append(
+            Section(
+                name="one-side",
+                title="On one side only",
+                says="Scenarios without a counterpart whose fields are all equal.",
+                blocks=(one_side,),
+            )
+        )
+    if unfinished.rows:
+        sections.append(
+            Section(
+                name="unfinished",
+                title="Without a result on both sides",
+                says="Scenarios that ran out of memory, failed or were ended before and after.",
+                blocks=(unfinished,),
+            )
+        )
+    return sections
+
+
+def _offence_lines(table: Table) -> list[Note]:
+    """A line for each row: state>0: gpt2 · adamw: state 949 MiB → 1.158 GiB, 1.25 times."""
+    rows = (tuple(cell.text for cell in row) for row in table.rows)
+    return [
+        Note(f"{gate}: {name}: {figure} {before} → {after}, {ratio}", "stopped")
+        for gate, name, figure, before, after, _, ratio, _ in rows
+    ]
+
+
 def comparison_table(compared: Compared, names: Names, *, only_regressed: bool = False) -> Table:
     """Every figure of every scenario that both sides have; changed outcomes stand first in their
     scenario.
@@ -73,9 +190,8 @@ def comparison_table(compared: Compared, names: Names, *, only_regressed: bool =
     """
     rows = []
     for pair in shown_pairs(compared, only_regressed=only_regressed):
-        if pair.outcome_verdict != "same" and not (
-            only_regressed and pair.outcome_verdict != "regressed"
-        ):
+        verdicts = ("regressed",) if only_regressed else ("regressed", "improved")
+        if pair.outcome_verdict in verdicts:
             rows.append(outcome_row(pair, names))
         rows += [
             change_row(pair, change, names)
@@ -187,11 +303,12 @@ def _left_out(compared: Compared) -> list[str]:
     ]
 
 
-def change_row(pair: Pair, change: Change, names: Names) -> tuple[Cell, ...]:
+def change_row(pair: Pair, change: MetricChange, names: Names) -> tuple[Cell, ...]:
     """One figure of one scenario."""
     size = METRICS[change.metric].kind == "bytes"
     show = _bytes_cell if size else _seconds_cell
-    return (
+    return _toned(
+        change.verdict,
         Cell(text=names[pair.after]),
         Cell(text=METRICS[change.metric].title),
         show(change.before),
@@ -210,7 +327,11 @@ def outcome_row(pair: Pair, names: Names) -> tuple[Cell, ...]:
     """A scenario whose outcome changed, with its last words."""
     error = f": {pair.after.error}" if pair.after.error else ""
     return _outcomes(
-        names[pair.after], pair.before.outcome, pair.after.outcome, f"{pair.outcome_verdict}{error}"
+        names[pair.after],
+        pair.before.outcome,
+        pair.after.outcome,
+        pair.outcome_verdict,
+        error,
     )
 
 
@@ -223,7 +344,7 @@ def ratio_text(ratio: Ratio) -> str:
     return f"{ratio.value:.3f}{TIMES} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
-def verdict_text(change: Change) -> str:
+def verdict_text(change: MetricChange) -> str:
     """The verdict in the words of the figure."""
     if change.verdict == "not compared":
         return f"not compared: {change.note}" if change.note else "not compared"
@@ -244,7 +365,8 @@ def _offence_row(offence: Offence, names: Names) -> tuple[Cell, ...]:
             names[offence.found],
             offence.found.outcome,
             "missing",
-            "regressed: nobody asked for it again",
+            "regressed",
+            ": nobody asked for it again",
         )
     return (
         change_row(offence.found, offence.change, names)
@@ -253,16 +375,26 @@ def _offence_row(offence: Offence, names: Names) -> tuple[Cell, ...]:
     )
 
 
-def _outcomes(name: str, before: str, after: str, verdict: str) -> tuple[Cell, ...]:
+def _outcomes(
+    name: str, before: str, after: str, verdict: Verdict, reason: str
+) -> tuple[Cell, ...]:
     nothing = (Cell(text=NOTHING, number=True),) * 2
-    return (
+    return _toned(
+        verdict,
         Cell(text=name),
         Cell(text="outcome"),
         Cell(text=before, number=True),
         Cell(text=after, number=True),
         *nothing,
-        Cell(text=verdict),
+        Cell(text=verdict + reason),
     )
+
+
+def _toned(verdict: Verdict, *row: Cell) -> tuple[Cell, ...]:
+    """The row in the tone of its verdict."""
+    if verdict not in ("regressed", "improved"):
+        return row
+    return tuple(replace(cell, tone="bad" if verdict == "regressed" else "good") for cell in row)
 
 
 def _warnings(compared: Compared) -> list[str]:
@@ -280,7 +412,7 @@ def _warnings(compared: Compared) -> list[str]:
     return list(dict.fromkeys(f"{side}: {warning}" for side, warning in told))
 
 
-def _difference(change: Change, show: Callable[[float], Cell]) -> Cell:
+def _difference(change: MetricChange, show: Callable[[float], Cell]) -> Cell:
     difference = change.after - change.before
     if difference == 0:
         return Cell(text="0", number=True)
