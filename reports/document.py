@@ -30,16 +30,19 @@ class Note:
 Block: TypeAlias = "Note | Table | Facts | tuple[Card, ...] | Chart"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Section:
-    """A part of a document; a page links to its `name` and shows `says`, a sentence on its
-    subject.
-    """
+    """A part of a document; a page links to its `name`, and opens it with the sentence `says`."""
 
     title: str = ""
+    blocks: "Sequence[Block]" = ()
     name: str = ""
     says: str = ""
-    blocks: "tuple[Block, ...]"
+
+    @property
+    def shown(self) -> "list[Block]":
+        """The blocks that are not empty."""
+        return [block for block in self.blocks if not _is_empty(block)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +59,16 @@ class Document:
     sections: Sequence[Section]
     marks: Mapping[str, Mark] = field(default_factory=dict)
     rows: Sequence[Mapping[str, Any]] | None = None
+
+    @property
+    def shown(self) -> list[Section]:
+        """The sections that are not empty."""
+        return [section for section in self.sections if section.shown]
+
+
+def _is_empty(block: "Block") -> bool:
+    if isinstance(block, Table):
+        return not block.rows
+    if isinstance(block, Note):
+        return not (block.text if isinstance(block.text, str) else block.text.binary)
+    return block == ()

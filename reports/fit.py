@@ -81,52 +81,39 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
     findings = FitFindings.of(fits)
     return Document(
         title=f"What {fits[0].scenario.model} fits on",
-        context=(
-            findings.title,
-            "bytes: simulated, training steps on the memory of each GPU",
-        ),
+        context=(findings.title, "bytes: simulated, training steps on the memory of each GPU"),
         sections=[
             Section(
-                name="verdict",
-                title="Verdict",
-                says="The smallest GPU that each optimizer runs on.",
-                blocks=(Note(verdict(findings), "verdict"),),
+                "Verdict",
+                [Note(verdict(findings), "verdict")],
+                "verdict",
+                "The smallest GPU that each optimizer runs on.",
+            ),
+            Section("By GPU", [overview_table(findings)], "overview", f"{LEGEND}."),
+            Section(
+                "All numbers",
+                [fit_table(findings)],
+                "table",
+                "One row a GPU and optimizer; a rounded number has its exact bytes behind it"
+                " (hover). The bytes that a step would reserve are its peak on an unlimited device;"
+                " on a full one the allocator gives back what it can, so that a step may run"
+                " although it would reserve more.",
             ),
             Section(
-                name="overview",
-                title="By GPU",
-                says=f"{LEGEND}.",
-                blocks=(overview_table(findings),),
+                "The GPUs",
+                [_gpu_table(findings.gpus)],
+                "gpus",
+                f"Memory as the driver reports it. Of that {bytes_text(hardware.CONTEXT_BYTES)} are"
+                " left to the CUDA context, an estimate; the rest is usable.",
             ),
             Section(
-                name="table",
-                title="All numbers",
-                says=(
-                    "One row a GPU and optimizer; a rounded number has its exact bytes behind it"
-                    " (hover). The bytes that a step would reserve are its peak on an unlimited"
-                    " device; on a full one the allocator gives back what it can, so that a step"
-                    " may run although it would reserve more."
-                ),
-                blocks=(fit_table(findings),),
-            ),
-            Section(
-                name="gpus",
-                title="The GPUs",
-                says=(
-                    "Memory as the driver reports it. Of that"
-                    f" {bytes_text(hardware.CONTEXT_BYTES)} are left to the CUDA context, an"
-                    " estimate; the rest is usable."
-                ),
-                blocks=(_gpu_table(findings.gpus),),
-            ),
-            Section(
-                name="repeat",
-                title="How to repeat it",
-                says="The command, and the meaning of the word for the origin of these numbers.",
-                blocks=(
+                "How to repeat it",
+                [
                     Note(shell(command), "code"),
                     Facts((("simulated (hollow marks)", ORIGINS["simulated"]),)),
-                ),
+                ],
+                "repeat",
+                "The command, and the meaning of the word for the origin of these numbers.",
             ),
         ],
         marks=findings.marks,
@@ -136,28 +123,22 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
 def fit_summary(fits: Sequence[Fit]) -> Document:
     """The answers for a terminal, and the cheapest change where a step does not fit."""
     findings = FitFindings.of(fits)
-    errors = findings.errors.items()
+    errors = [_error(label, error) for label, error in findings.errors.items()]
     changes = [
-        Note(
-            f"{fit.scenario.gpu} {findings.label(fit)}:"
-            f" {change_text(fit.changes[0], fit.scenario)} ({gib_text(fit.changes[0].left)} GiB)",
-            "plain",
-        )
+        f"{fit.scenario.gpu} {findings.label(fit)}:"
+        f" {change_text(fit.changes[0], fit.scenario)} ({gib_text(fit.changes[0].left)} GiB)"
         for fit in fits
         if fit.changes
     ]
-    title = "what makes a step fit, the cheapest change, and what it leaves"
+    notes = (LEGEND, "simulated for CUDA, training steps on the memory of each GPU")
     return Document(
         sections=[
-            Section(title=findings.title, blocks=(overview_table(findings, letters=24),)),
+            Section(findings.title, [overview_table(findings, letters=24)]),
+            Section(blocks=[*map(Note, notes), *(Note(line, "plain") for line in errors)]),
             Section(
-                blocks=(
-                    Note(LEGEND),
-                    Note("simulated for CUDA, training steps on the memory of each GPU"),
-                    *(Note(_error(label, error), "plain") for label, error in errors),
-                )
+                "what makes a step fit, the cheapest change, and what it leaves",
+                [Note(line, "plain") for line in changes],
             ),
-            *([Section(title=title, blocks=tuple(changes))] if changes else []),
         ]
     )
 

@@ -42,8 +42,8 @@ def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
     total = f"{len(forecasts)} scenarios, {sum(seconds):.0f} s{runs}"
     return Document(
         sections=[
-            Section(blocks=(table, *failed)),
-            Section(blocks=tuple(map(Note, (total, *NOTES)))),
+            Section(blocks=[table, *failed]),
+            Section(blocks=[*map(Note, (total, *NOTES))]),
         ]
     )
 

@@ -42,7 +42,7 @@ def fragment(document: Document) -> str:
 
 def _graphs(document: Document) -> dict[str, dict[str, Any]]:
     """The data of each graph by the id of its element."""
-    blocks = (block for section in document.sections for block in section.blocks)
+    blocks = (block for section in document.shown for block in section.shown)
     return {
         f"graph-{chart.name}-{number}": graph.data
         for chart in blocks

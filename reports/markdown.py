@@ -23,8 +23,8 @@ _BLOCK = re.compile(r"^(?:\d{1,9}(?=[.)](?:\s|$))|(?=[-+](?:\s|$)|=+$|-{2,}$))")
 
 def render(document: Document) -> str:
     """Return the sections as paragraphs and tables."""
-    parts = [part for section in document.sections for part in _section(section)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    parts = [part for section in document.shown for part in _section(section)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _section(section: Section) -> list[str]:
@@ -32,7 +32,7 @@ def _section(section: Section) -> list[str]:
     if section.title:
         # A title with a colon of its own, as in "When to step: gpt2", needs no other.
         parts.append(escaped(section.title if ":" in section.title else f"{section.title}:"))
-    for block in section.blocks:
+    for block in section.shown:
         if isinstance(block, Table):
             parts.append(_table(block))
         elif isinstance(block, Note):

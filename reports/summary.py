@@ -40,17 +40,11 @@ def lean(record: Record) -> Record:
 
 def run_summary(findings: Findings) -> Document:
     """One row an optimizer, then ways to accumulate and scenarios without a result."""
-    table, failed = summary_table(findings), failure_table(findings)
     return Document(
         sections=[
-            Section(
-                blocks=(
-                    *([table] if table.rows else []),
-                    *(Note(source) for source in sources(findings)),
-                )
-            ),
+            Section(blocks=[summary_table(findings), *map(Note, sources(findings))]),
             *_accumulations(findings),
-            *([Section(title="Without a result", blocks=(failed,))] if failed.rows else []),
+            Section("Without a result", [failure_table(findings)]),
         ]
     )
 
@@ -62,30 +56,25 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     settings = by_setting(findings.entries)
     notes = [
         *sources(findings),
-        *filter(None, (missing_text(findings), unlike_text(findings.savings))),
+        missing_text(findings),
+        unlike_text(findings.savings),
         *warning_lines(findings.records),
     ]
     # The state alone fails for the same reason as whole steps.
     failed = dict.fromkeys(map(_failure, failures(findings.records)))
-    return Document(
-        sections=[
-            *(
-                Section(
-                    title=" · ".join((setting.model, *setting.traits)),
-                    blocks=(terminal_table(findings, group, width),),
-                )
-                for setting, group in settings.items()
-            ),
-            *_accumulations(findings),
-            Section(blocks=(*map(Note, notes), *(Note(line, "failed") for line in failed))),
-        ],
-        marks=findings.marks,
-    )
+    tables = [
+        Section(
+            " · ".join((setting.model, *setting.traits)), [terminal_table(findings, group, width)]
+        )
+        for setting, group in settings.items()
+    ]
+    lines = Section(blocks=[*map(Note, notes), *(Note(line, "failed") for line in failed)])
+    return Document(sections=[*tables, *_accumulations(findings), lines], marks=findings.marks)
 
 
 def _accumulations(findings: Findings) -> list[Section]:
     return [
-        Section(title=f"When to step: {name}", blocks=(part.summary,))
+        Section(f"When to step: {name}", [part.summary])
         for name, part in accumulation_tables(findings.records).items()
     ]
 

@@ -24,11 +24,11 @@ def columns(output: TextIO, width: int | None = None) -> int:
 def render(document: Document, output: TextIO, *, width: int | None = None) -> None:
     """Print the sections, a blank line between two, in `width` columns or the terminal's."""
     console = console_on(output, width=width)
-    for number, section in enumerate(document.sections):
+    for number, section in enumerate(document.shown):
         if number:
             console.print()
         title = section.title
-        for block in section.blocks:
+        for block in section.shown:
             if isinstance(block, Table):
                 console.print(_grid(document, block, block.title or title))
             elif isinstance(block, Note):

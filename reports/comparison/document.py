@@ -79,98 +79,67 @@ def comparison_document(
     """
     names = Names.of(compared.records)
     figures = comparison_table(compared, names, only_regressed=only_regressed)
-    table, lines = offence_table(stopped, names), remarks(compared)
+    offences, lines = offence_table(stopped, names), remarks(compared)
     stop = Section(
-        name="stopped",
-        title="Stopped by a gate",
-        says="Figures that grew by more than was allowed, and scenarios that lost their result.",
-        blocks=(table,) if medium != "terminal" else tuple(_offence_lines(table)),
+        "Stopped by a gate",
+        [offences] if medium != "terminal" else _offence_lines(offences),
+        "stopped",
+        "Figures that grew by more than was allowed, and scenarios that lost their result.",
     )
-    rest = [] if only_regressed and medium != "page" else _rest(compared, names)
+    one_side = Section(
+        "On one side only",
+        [one_side_table(compared, names)],
+        "one-side",
+        "Scenarios without a counterpart whose fields are all equal.",
+    )
+    unfinished = Section(
+        "Without a result on both sides",
+        [unfinished_table(compared, names)],
+        "unfinished",
+        "Scenarios that ran out of memory, failed or were ended before and after.",
+    )
+    rest = [] if only_regressed and medium != "page" else [one_side, unfinished]
     title, verdict = "What changed", summary(compared)
     if medium == "terminal":
-        sections = [
-            *([Section(blocks=(Note(names.common),))] if names.common else []),
-            *(Section(title=name, blocks=(each,)) for name, each in by_scenario(figures)),
-            *rest,
-            Section(blocks=tuple(map(Note, (*lines, verdict)))),
-            *([stop] if stopped else []),
-        ]
-        return Document(title=title, sections=sections)
+        tables = [Section(name, [each]) for name, each in by_scenario(figures)]
+        first = Section(blocks=[Note(names.common)])
+        last = Section(blocks=[*map(Note, (*lines, verdict))])
+        return Document(title=title, sections=[first, *tables, *rest, last, stop])
     if medium == "markdown":
-        sections = [
-            Section(blocks=(Note(verdict, "verdict"), Note(names.common))),
-            *([stop] if stopped else []),
-            *([Section(blocks=(figures,))] if figures.rows else []),
-            *rest,
-            Section(blocks=tuple(map(Note, lines))),
-        ]
-        return Document(title=title, sections=sections)
+        first = Section(blocks=[Note(verdict, "verdict"), Note(names.common)])
+        last = Section(blocks=[*map(Note, lines)])
+        return Document(title=title, sections=[first, stop, Section("", [figures]), *rest, last])
+    nothing = "Nothing regressed." if only_regressed else "No scenario has figures on both sides."
+    tables = [
+        block
+        for name, each in by_scenario(figures)
+        for block in (Note(name, "heading"), replace(each, title=name))
+    ]
+    sections = [
+        Section(
+            "Verdict",
+            [Note(f"{verdict}.", "verdict")],
+            "verdict",
+            "Scenarios whose fields are all equal, from one side to the other.",
+        ),
+        stop,
+        Section(
+            "What regressed" if only_regressed else "All figures",
+            [*(Note(line, "says") for line in lines), *(tables or [Note(nothing, "plain")])],
+            "table",
+        ),
+        *rest,
+        Section(
+            "How to repeat it",
+            [Note(shell(command), "code")],
+            "repeat",
+            "The command that compared the two sides.",
+        ),
+    ]
     before = [pair.before for pair in compared.pairs] + list(compared.only_before)
     after = [pair.after for pair in compared.pairs] + list(compared.only_after)
-    nothing = "Nothing regressed." if only_regressed else "No scenario has figures on both sides."
-    return Document(
-        title=title,
-        context=(
-            *([names.common] if names.common else []),
-            f"before: {sides(before)}",
-            f"after: {sides(after)}",
-        ),
-        sections=[
-            Section(
-                name="verdict",
-                title="Verdict",
-                says="Scenarios whose fields are all equal, from one side to the other.",
-                blocks=(Note(f"{verdict}.", "verdict"),),
-            ),
-            *([stop] if stopped else []),
-            Section(
-                name="table",
-                title="What regressed" if only_regressed else "All figures",
-                blocks=(
-                    *(Note(line, "says") for line in lines),
-                    *(
-                        block
-                        for name, each in by_scenario(figures)
-                        for block in (Note(name, "heading"), replace(each, title=name))
-                    ),
-                    *([] if figures.rows else [Note(nothing, "plain")]),
-                ),
-            ),
-            *rest,
-            Section(
-                name="repeat",
-                title="How to repeat it",
-                says="The command that compared the two sides.",
-                blocks=(Note(shell(command), "code"),),
-            ),
-        ],
-    )
-
-
-def _rest(compared: Compared, names: "Names") -> list[Section]:
-    """Sections for the scenarios without figures on both sides."""
-    one_side, unfinished = one_side_table(compared, names), unfinished_table(compared, names)
-    sections = []
-    if one_side.rows:
-        sections.append(
-            Section(
-                name="one-side",
-                title="On one side only",
-                says="Scenarios without a counterpart whose fields are all equal.",
-                blocks=(one_side,),
-            )
-        )
-    if unfinished.rows:
-        sections.append(
-            Section(
-                name="unfinished",
-                title="Without a result on both sides",
-                says="Scenarios that ran out of memory, failed or were ended before and after.",
-                blocks=(unfinished,),
-            )
-        )
-    return sections
+    context = (names.common, f"before: {sides(before)}", f"after: {sides(after)}")
+    return Document(title=title, context=[*filter(None, context)], sections=sections)
 
 
 def _offence_lines(table: Table) -> list[Note]:

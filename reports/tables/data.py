@@ -1,8 +1,7 @@
-"""Data tables: every number of a run: as tables that fit a page, and as plain rows for a
-spreadsheet or a program.
-"""
+"""Data tables: every number of a run, as tables for a page and as rows for a program."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optprof.profiler.records.record import Record, StepEstimate
@@ -17,7 +16,7 @@ from ..phrases import interval_text, pace_text, throughput_text
 from ..units import NOTHING, per_parameter_text, range_text, seconds_text
 from ..words import phase_name, source_text
 from .overview import without_lone_model
-from .table import Cell, Table, gib_cell
+from .table import Cell, Table, filled, gib_cell, number_cell
 
 Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
 
@@ -31,7 +30,10 @@ def memory_table(findings: Findings) -> Table:
             lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING),
         ),
         ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
-        ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
+        (
+            "bytes a parameter",
+            lambda entry: number_cell(entry.bytes_per_parameter, per_parameter_text),
+        ),
         (
             "state as allocated, GiB",
             lambda entry: gib_cell(
@@ -49,9 +51,9 @@ def memory_table(findings: Findings) -> Table:
             lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING),
         ),
     ]
-    table = _filled(columns, findings.entries)
+    table = filled(columns, findings.entries)
     failed = tuple(_failed(findings, record, len(columns)) for record in failures(findings.records))
-    return without_lone_model(findings, Table(head=table.head, rows=table.rows + failed))
+    return _sortable(findings, replace(table, rows=table.rows + failed), "Memory")
 
 
 def step_table(findings: Findings) -> Table:
@@ -61,7 +63,7 @@ def step_table(findings: Findings) -> Table:
         *_names(findings, timed=True),
         (
             "step, median",
-            lambda entry: _number(entry.step.median if entry.step else None, seconds_text),
+            lambda entry: number_cell(entry.step.median if entry.step else None, seconds_text),
         ),
         ("95 % interval", _interval),
         ("quartiles", _quartiles),
@@ -76,9 +78,8 @@ def step_table(findings: Findings) -> Table:
             lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING),
         ),
     ]
-    return without_lone_model(
-        findings, _filled(columns, [entry for entry in findings.entries if entry.step])
-    )
+    table = filled(columns, [entry for entry in findings.entries if entry.step])
+    return _sortable(findings, table, "Time of the step")
 
 
 def estimate_table(findings: Findings) -> Table:
@@ -87,7 +88,7 @@ def estimate_table(findings: Findings) -> Table:
     def column(
         read: Callable[[StepEstimate], float], show: Callable[[Any], str]
     ) -> Callable[[Entry], Cell]:
-        return lambda entry: _number(read(entry.estimate) if entry.estimate else None, show)
+        return lambda entry: number_cell(read(entry.estimate) if entry.estimate else None, show)
 
     columns: Columns = [
         *_names(findings),
@@ -101,9 +102,12 @@ def estimate_table(findings: Findings) -> Table:
         ("launches", column(lambda estimate: estimate.launches, "{:,}".format)),
         ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),
     ]
-    return without_lone_model(
-        findings, _filled(columns, [entry for entry in findings.entries if entry.estimate])
-    )
+    table = filled(columns, [entry for entry in findings.entries if entry.estimate])
+    return _sortable(findings, table, "Time of the step on a GPU, estimated")
+
+
+def _sortable(findings: Findings, table: Table, title: str) -> Table:
+    return replace(without_lone_model(findings, table), title=title, sortable=True)
 
 
 def data_rows(findings: Findings) -> list[dict[str, Any]]:
@@ -144,11 +148,6 @@ def _names(findings: Findings, *, timed: bool = False) -> Columns:
         ("model", lambda entry: Cell(text=findings.names[entry.setting])),
         ("implementation", lambda entry: Cell(text=implementation(entry))),
     ]
-
-
-def _filled(columns: Columns, entries: Sequence[Entry]) -> Table:
-    rows = [tuple(show(entry) for _, show in columns) for entry in entries]
-    return Table(head=tuple(name for name, _ in columns), rows=tuple(rows))
 
 
 def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
@@ -249,7 +248,3 @@ def _throughput(entry: Entry) -> Cell:
 def _sorted(text: str, value: float | None) -> Cell:
     """Figures of more than one number, which are sorted by the first."""
     return Cell(text=text or NOTHING, number=True, value=value)
-
-
-def _number(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(text=NOTHING if value is None else show(value), number=True, value=value)

@@ -41,11 +41,11 @@ def key_table(findings: Findings) -> Table:
     return without_lone_model(findings, Table(head=head, rows=tuple(rows)))
 
 
-def block_tables(findings: Findings) -> list[tuple[Sized, Table]]:
-    """The largest blocks at each peak, under a line that names the optimizer and the moment."""
+def block_tables(findings: Findings) -> list[Table]:
+    """The largest blocks at each peak, folded under the optimizer and the moment."""
     head = ("holds", "block", "asked for by", "operation", "line", "allocated in")
     several = len({course.setting for course in findings.courses}) > 1
-    found = []
+    tables = []
     for course in findings.courses:
         where = f" on {findings.name_of(course.setting)}" if several else ""
         rows = [
@@ -61,13 +61,13 @@ def block_tables(findings: Findings) -> list[tuple[Sized, Table]]:
             )
             for block in course.timeline.largest
         ]
-        told = Sized.of(
+        fold = Sized.of(
             lambda units, course=course, where=where: (
                 f"{course.label}{where}: {course_text(course, units)}"
             )
         )
-        found.append((told, Table(head=head, rows=tuple(rows))))
-    return found
+        tables.append(Table(head=head, rows=tuple(rows), title=fold.binary, fold=fold))
+    return tables
 
 
 def reproduction_table(rows: Sequence[Reproduced]) -> Table:
@@ -81,7 +81,8 @@ def reproduction_table(rows: Sequence[Reproduced]) -> Table:
         "difference",
         "origin",
     )
-    return Table(head=head, rows=tuple(_reproduced(row) for row in rows))
+    title = "Published figures and ours"
+    return Table(head=head, rows=tuple(_reproduced(row) for row in rows), title=title)
 
 
 def time_table(rows: Sequence[tuple[Published, Record]]) -> Table:
@@ -98,6 +99,7 @@ def time_table(rows: Sequence[tuple[Published, Record]]) -> Table:
     return Table(
         head=head,
         rows=tuple(_timed(row, record.estimate, record) for row, record in rows if record.estimate),
+        title="Published step times and estimated ones",
     )
 
 

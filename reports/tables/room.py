@@ -31,11 +31,12 @@ def room_tables(findings: Findings) -> dict[str, Table]:
     names = setting_names(room.setting for room in found)
     shown = list(names.items())[:MOST_TABLES]
     return {
-        name: _table([room for room in found if room.setting == setting]) for setting, name in shown
+        name: _table(name, [room for room in found if room.setting == setting])
+        for setting, name in shown
     }
 
 
-def _table(group: Sequence[Room]) -> Table:
+def _table(name: str, group: Sequence[Room]) -> Table:
     several = len({room.record.scenario.implementation for room in group}) > 1
     cells = {(room.gpu, _column(room, several=several)): _cell(room) for room in group}
     labels = list(dict.fromkeys(label for _, label in cells))
@@ -48,7 +49,8 @@ def _table(group: Sequence[Room]) -> Table:
         )
         for gpu, size in usable.items()
     ]
-    return Table(head=("GPU", "usable, GiB", *labels), rows=tuple(rows))
+    head = ("GPU", "usable, GiB", *labels)
+    return Table(head=head, rows=tuple(rows), title=f"What fits: {name}")
 
 
 def _column(room: Room, *, several: bool) -> str:

@@ -30,7 +30,9 @@ def sight_tables(findings: Findings) -> dict[str, tuple[Table, Facts]]:
     setting without known bytes is left out.
     """
     groups = {name: sights(group) for name, group in headline_groups(findings).items()}
-    return {name: (_table(group), _sentences(group)) for name, group in groups.items() if group}
+    return {
+        name: (_table(name, group), _sentences(group)) for name, group in groups.items() if group
+    }
 
 
 def _sentences(group: Sequence[Sight]) -> Facts:
@@ -44,8 +46,9 @@ def _sentences(group: Sequence[Sight]) -> Facts:
     return Facts(tuple((label, text) for label, text in pairs if text.binary))
 
 
-def _table(group: Sequence[Sight]) -> Table:
-    return Table(head=HEAD, rows=tuple(map(_row, group)))
+def _table(name: str, group: Sequence[Sight]) -> Table:
+    title = f"Counters side by side: {name}"
+    return Table(head=HEAD, rows=tuple(map(_row, group)), title=title)
 
 
 def _row(sight: Sight) -> tuple[Cell, ...]:

@@ -1,6 +1,7 @@
 """Summary tables: a row an optimizer, for a pull request or a notebook, and for a terminal."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..arithmetic.entries import Entry
 from ..arithmetic.findings import Findings
@@ -50,7 +51,7 @@ def summary_table(findings: Findings) -> Table:
         ("in", lambda entry: Cell(text=_phase(entry) or NOTHING)),
         ("step", lambda entry: _text(seconds_text(entry.step.median) if entry.step else None)),
     ]
-    return filled(columns, findings.entries)
+    return replace(filled(columns, findings.entries), title="Summary")
 
 
 def terminal_table(findings: Findings, group: Sequence[Entry], width: int) -> Table:
