@@ -33,9 +33,7 @@ _ANSWERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class FitFindings:
-    """The answers for one model and setting, and the names that their optimizers go by; ValueError
-    for none.
-    """
+    """The answers for one model and setting, with labels and marks; ValueError for none."""
 
     fits: Sequence[Fit]
     labels: dict[OptimizerKey, str]
@@ -43,7 +41,7 @@ class FitFindings:
 
     @classmethod
     def of(cls, fits: Sequence[Fit]) -> "FitFindings":
-        """What these answers say."""
+        """Name the optimizers of the answers."""
         if not fits:
             raise ValueError(
                 "there is no GPU or no optimizer to answer for; name one with --gpu or --optimizers"
@@ -53,7 +51,7 @@ class FitFindings:
 
     @property
     def gpus(self) -> list[str]:
-        """The GPUs, in the order that they were asked for."""
+        """The GPUs, in the order of the answers."""
         return list(dict.fromkeys(fit.scenario.gpu or "" for fit in self.fits))
 
     @property
@@ -63,12 +61,12 @@ class FitFindings:
         return " · ".join((setting.model, *setting.traits))
 
     def label(self, fit: Fit) -> str:
-        """What the optimizer of an answer is called."""
+        """The name of an answer's optimizer."""
         return self.labels[optimizer_key(fit.scenario)]
 
     @property
     def errors(self) -> dict[str, str]:
-        """By label, why an optimizer could not be simulated."""
+        """The reason why an optimizer could not be simulated, by its label."""
         return {self.label(fit): fit.error for fit in self.fits if fit.error is not None}
 
     def at(self, gpu: str) -> list[Fit]:
@@ -195,7 +193,7 @@ def _run_as(implementation: str) -> str:
 
 
 def fit_table(findings: FitFindings) -> Table:
-    """One row a GPU and optimizer: the bytes, the largest batch and what would make it fit."""
+    """One row a GPU and optimizer: the bytes, the largest batch and the cheapest changes."""
     head = (
         "optimizer",
         "GPU",
@@ -226,17 +224,17 @@ def _short_cell(fit: Fit) -> Cell:
 
 
 def verdict(findings: FitFindings) -> str:
-    """For each optimizer, the smallest GPU that it runs on."""
-    said = [_error(label, error) for label, error in findings.errors.items()]
+    """The smallest GPU that each optimizer runs on."""
+    answers = [_error(label, error) for label, error in findings.errors.items()]
     for label in findings.labels.values():
         if label in findings.errors:
             continue
         fitting = [fit for fit in findings.fits if fit.fits and findings.label(fit) == label]
         smallest = min(fitting, key=lambda fit: fit.usable, default=None)
-        said.append(
+        answers.append(
             f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'none of them'}"
         )
-    return f"{'; '.join(said)}."
+    return f"{'; '.join(answers)}."
 
 
 def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:

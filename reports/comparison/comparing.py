@@ -13,8 +13,9 @@ from optprof.profiler.safety.disk import write_text
 
 from ..arithmetic.ratios import Ratio
 from ..document import Document, Medium
-from .compare import Compared, MetricChange, Pair, compare_sides, read_side
+from .compare import Compared, MetricChange, Pair, compare_sides
 from .gate import Gate, Offence, offences, per_cent
+from .sides import read_side
 
 SCHEMA = 1
 _CHANGE = tuple(each.name for each in fields(MetricChange))
@@ -23,10 +24,10 @@ _RATIO = tuple(each.name for each in fields(Ratio))
 
 @dataclass(frozen=True, kw_only=True)
 class Comparing:
-    """A comparison, and what the gates stop of it.
+    """A comparison, and the offences against its gates.
 
-    Every gate is stopped by `unjudged`, lines that could not be read: one of them may be the newest
-    record of a scenario. Without gates there are none.
+    `unjudged` lists damage, which stops every gate: a line that cannot be read may be the newest
+    record of a scenario. It is empty without gates.
     """
 
     compared: Compared
@@ -44,18 +45,19 @@ class Comparing:
         across_machines: bool = False,
         anonymous: bool = False,
     ) -> "Comparing":
-        """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read,
-        OSError for a folder without runs.
+        """Compare two runs, or two folders of runs.
+
+        ValueError for an invalid gate or threshold, OSError for a folder without runs.
         """
-        asked, share = [Gate.parse(text) for text in gates], per_cent(threshold)
+        limits, share = [Gate.parse(text) for text in gates], per_cent(threshold)
         compared = compare_sides(
             read_side(before), read_side(after), threshold=share, across_machines=across_machines
         )
         compared = _anonymous(compared) if anonymous else compared
         return cls(
             compared=compared,
-            stopped=offences(compared, asked),
-            unjudged=compared.damage if asked else (),
+            stopped=offences(compared, limits),
+            unjudged=compared.damage if limits else (),
         )
 
     def render(
@@ -92,31 +94,14 @@ class Comparing:
             self.compared, self.stopped, medium, command=command, only_regressed=only_regressed
         )
 
-    def to_dict(self, *, only_regressed: bool = False) -> dict[str, Any]:
-        """The same as JSON-ready data, `schema` first: bytes whole, times in seconds, a ratio with
-        the ends of its interval.
-        """
-        members = self._members(only_regressed)
-        return {
-            name: list(value) if isinstance(value, Iterator) else value
-            for name, value in members.items()
-        }
-
     def write_json(self, output: TextIO, *, only_regressed: bool = False) -> None:
-        """Write the same as JSON, item by item: that of 100,000 scenarios has 250 MB."""
-        lead = "{"
-        for name, value in self._members(only_regressed).items():
-            output.write(f"{lead}\n {json.dumps(name)}: ")
-            lead = ","
-            if isinstance(value, Iterator):
-                _write_items(value, output)
-            else:
-                output.write(json.dumps(value, allow_nan=False))
-        output.write("\n}\n")
+        """Write the comparison as JSON, item by item: 100,000 scenarios take 250 MB.
 
-    def _members(self, only_regressed: bool) -> dict[str, Any]:
+        `schema` comes first; bytes are whole, times in seconds, a ratio has the ends of its
+        interval.
+        """
         pairs = (_pair(pair, only_regressed) for pair in self.compared.pairs)
-        return {
+        members = {
             "schema": SCHEMA,
             "threshold": float(self.compared.threshold),
             "superseded": self.compared.superseded,
@@ -130,10 +115,19 @@ class Comparing:
             "only_before": map(_outcome, self.compared.only_before),
             "only_after": map(_outcome, self.compared.only_after),
         }
+        lead = "{"
+        for name, value in members.items():
+            output.write(f"{lead}\n {json.dumps(name)}: ")
+            lead = ","
+            if isinstance(value, Iterator):
+                _write_items(value, output)
+            else:
+                output.write(json.dumps(value, allow_nan=False))
+        output.write("\n}\n")
 
 
 def _anonymous(compared: Compared) -> Compared:
-    """Leave machine and paths out of the records, once it is known which times may be compared."""
+    """Leave machine and paths out of the records, after the machines were compared."""
     show = partial(disclosed, anonymous=True)
     return replace(
         compared,
@@ -162,10 +156,10 @@ def _write_items(items: Iterator[Any], output: TextIO) -> None:
 
 def _stopped(offence: Offence) -> dict[str, Any]:
     change = _change(offence.change) if offence.change else None
-    outcome = offence.found.after.outcome if isinstance(offence.found, Pair) else None
+    outcome = offence.subject.after.outcome if isinstance(offence.subject, Pair) else None
     return {
         "gate": offence.gate.text,
-        "scenario": dict(vars(offence.found.scenario)),
+        "scenario": dict(vars(offence.subject.scenario)),
         "outcome": outcome,
         "change": change,
     }

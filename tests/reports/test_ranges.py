@@ -104,7 +104,7 @@ def test_a_row_for_a_spreadsheet_has_both_ends(simulated):
     assert (row["peak_reserved_bytes"], row["peak_reserved_upper_bytes"]) == (3 * GIB, 7 * GIB // 2)
     cells = {cell.text for cell in memory_table(findings).rows[0]}
     assert {"2.000 to 2.250", "3.000 to 3.500"} <= cells
-    assert {"peak_allocated_upper_bytes", "peak_reserved_upper_bytes"} <= COLUMNS.keys()
+    assert {"peak_allocated_upper_bytes", "peak_reserved_upper_bytes"} <= set(COLUMNS)
 
 
 def test_a_gpu_that_the_upper_end_does_not_fit_is_not_said_to_fit(simulated):

@@ -13,7 +13,7 @@ from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.peaks import CATEGORIES
 from optprof.reports.arithmetic.provenance import ORIGINS, provenance
 from optprof.reports.charts import step_sizes
-from optprof.reports.comparison.document import Names
+from optprof.reports.comparison.tables import Names
 from optprof.reports.phrases import missing_text
 from optprof.reports.style import CATEGORY_COLOURS
 from optprof.scenarios.spec import Device, Implementation
