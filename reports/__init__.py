@@ -186,7 +186,7 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     drawing = draw_published(records, chosen)
     if drawing is None:
         raise ValueError(
-            f"the run has none of the states that {NAME} shows; this gives them: {COMMAND}"
+            f"the run has no state that {NAME} shows; this command adds them: {COMMAND}"
         )
     return write_drawing(drawing, folder / "figures")
 

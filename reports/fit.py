@@ -232,7 +232,7 @@ def verdict(findings: FitFindings) -> str:
         fitting = [fit for fit in findings.fits if fit.fits and findings.label(fit) == label]
         smallest = min(fitting, key=lambda fit: fit.usable, default=None)
         answers.append(
-            f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'none of them'}"
+            f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'no GPU'}"
         )
     return f"{'; '.join(answers)}."
 
@@ -253,9 +253,7 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
             text=NOTHING if fit.largest_batch is None else _batch_text(fit.largest_batch),
             number=True,
         ),
-        Cell(
-            text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none was found")
-        ),
+        Cell(text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none known")),
     )
 
 

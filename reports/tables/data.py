@@ -22,7 +22,7 @@ Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
 
 
 def memory_table(findings: Findings) -> Table:
-    """What each entry holds, and what has no result."""
+    """The bytes of each entry, then the records without a result."""
     columns: Columns = [
         *_names(findings),
         (
@@ -57,7 +57,7 @@ def memory_table(findings: Findings) -> Table:
 
 
 def step_table(findings: Findings) -> Table:
-    """How long the step of each entry takes, where it was timed."""
+    """The step times of each entry that was timed."""
     against = {id(pace.entry): pace for pace in findings.paces}
     columns: Columns = [
         *_names(findings, timed=True),
@@ -83,7 +83,7 @@ def step_table(findings: Findings) -> Table:
 
 
 def estimate_table(findings: Findings) -> Table:
-    """What the step would take on the GPU that was asked for."""
+    """The estimated step times on the scenario's GPU."""
 
     def column(
         read: Callable[[StepEstimate], float], show: Callable[[Any], str]
@@ -111,12 +111,10 @@ def _sortable(findings: Findings, table: Table, title: str) -> Table:
 
 
 def data_rows(findings: Findings) -> list[dict[str, Any]]:
-    """A row for each of `memory_table`'s, in its order: exact bytes, seconds that are not rounded,
-    None for what is not known.
-    """
-    found = [_data(entry) for entry in findings.entries]
-    names = dict.fromkeys(found[0] if found else ())
-    return found + [
+    """The rows of `memory_table` with exact bytes and unrounded seconds; None for unknown ones."""
+    rows = [_data(entry) for entry in findings.entries]
+    names = dict.fromkeys(rows[0] if rows else ())
+    return rows + [
         names | _data_of_failure(findings, record) for record in failures(findings.records)
     ]
 
@@ -127,14 +125,14 @@ def peak_reserved(entry: Entry) -> int | None:
 
 
 def peak_reserved_upper(entry: Entry) -> int | None:
-    """The upper end of that where it is a range."""
+    """The upper end of a range of reserved bytes."""
     return (
         entry.memory.peak_reserved_upper if entry.memory and entry.peak_bytes is not None else None
     )
 
 
 def _names(findings: Findings, *, timed: bool = False) -> Columns:
-    """The columns that say what a row is about: of its bytes, or of its times."""
+    """The columns that name a row: by the record of its bytes, or of its times."""
 
     def origin(entry: Entry) -> str:
         return entry.times_from.origin if timed and entry.times_from else entry.origin
@@ -214,8 +212,9 @@ def _peak_phase(entry: Entry) -> str:
 
 
 def _interval(entry: Entry) -> Cell:
-    found = entry.step.interval if entry.step else None
-    return _sorted(interval_text(entry.step) if entry.step else "", found.lower if found else None)
+    interval = entry.step.interval if entry.step else None
+    text = interval_text(entry.step) if entry.step else ""
+    return _sorted(text, interval.lower if interval else None)
 
 
 def _quartiles(entry: Entry) -> Cell:
@@ -246,5 +245,5 @@ def _throughput(entry: Entry) -> Cell:
 
 
 def _sorted(text: str, value: float | None) -> Cell:
-    """Figures of more than one number, which are sorted by the first."""
+    """A text of several numbers, sorted by the first."""
     return Cell(text=text or NOTHING, number=True, value=value)

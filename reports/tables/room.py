@@ -1,6 +1,4 @@
-"""Room tables: which GPUs of the catalogue have room for a training step, a row a GPU and a column
-an optimizer.
-"""
+"""Room tables: the GPUs with room for a training step, a row a GPU and a column an optimizer."""
 
 from collections.abc import Sequence
 
@@ -15,10 +13,10 @@ SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "lackin
 LEGEND = Sized.of(
     lambda units: (
         f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga}"
-        f" short; {UNSURE} {units.giga} short of what was reserved, with room for what was in use,"
-        " so that the allocator would have to give some back in time, or cuDNN to make do with"
-        " less memory for cuDNN. The largest batch stands where the run settles it, else the"
-        " largest that it tried where it fits, as at least that."
+        f" short; {UNSURE} {units.giga} short of the memory reserved, with room for the memory in"
+        " use: the allocator would have to give some back in time, or cuDNN to work with less. The"
+        " largest batch is shown where the run settles it, else the largest that it tried and that"
+        " fits, as at least that."
     )
 )
 # A page with more tables is no longer read.
@@ -26,12 +24,12 @@ MOST_TABLES = 4
 
 
 def room_tables(findings: Findings) -> dict[str, Table]:
-    """A table for each setting whose peaks are known, by its name; the first few of many."""
-    found = rooms(findings.records)
-    names = setting_names(room.setting for room in found)
+    """A table for each setting with known peaks, by its name; the first few of many."""
+    answers = rooms(findings.records)
+    names = setting_names(room.setting for room in answers)
     shown = list(names.items())[:MOST_TABLES]
     return {
-        name: _table(name, [room for room in found if room.setting == setting])
+        name: _table(name, [room for room in answers if room.setting == setting])
         for setting, name in shown
     }
 
@@ -73,9 +71,7 @@ def _cell(room: Room) -> Cell:
 
 
 def _batch(known: BatchRange) -> str:
-    """The largest batch, or the largest that was tried; that a batch of 1 fits the cell says
-    already.
-    """
+    """The largest batch, or the largest that was tried, from 2 on: the sign answers for 1."""
     if known.largest:
         return f", batch {known.largest:,}"
     if known.fits in (None, 1):

@@ -28,7 +28,7 @@ MOST_SETTINGS = 2
 
 
 def verdict(findings: Findings, units: Units = BINARY) -> str:
-    """The lightest state of the largest model in one sentence; empty where no state is known."""
+    """The smallest state of the largest model in one sentence; empty without a known state."""
     entries = [entry for entry in _largest(findings) if entry.state_bytes is not None]
     if not entries:
         return ""
@@ -49,9 +49,7 @@ def verdict(findings: Findings, units: Units = BINARY) -> str:
 
 
 def headline_groups(findings: Findings) -> dict[str, Sequence[Entry]]:
-    """The entries of each setting, by its name; of many settings only the one with the largest
-    model.
-    """
+    """The entries of each setting by its name; of many settings only the largest model's."""
     groups = {
         findings.names[setting]: group for setting, group in by_setting(findings.entries).items()
     }
@@ -70,10 +68,8 @@ def cards(findings: Findings) -> dict[str, list[Card]]:
 
 
 def sources(findings: Findings) -> list[str]:
-    """Lines on where bytes and times come from, and why a peak is a range: a line each, none for
-    what the run does not have.
-    """
-    found = {
+    """Lines on the sources of bytes, times and estimates, and on peaks that are ranges."""
+    of_kind = {
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],
     }
@@ -89,7 +85,7 @@ def sources(findings: Findings) -> list[str]:
         else []
     )
     lines = [
-        f"{name}: {'; '.join(_sources(records))}" for name, records in found.items() if records
+        f"{name}: {'; '.join(_sources(records))}" for name, records in of_kind.items() if records
     ]
     return (
         lines
@@ -99,9 +95,7 @@ def sources(findings: Findings) -> list[str]:
 
 
 def _sources(records: Sequence[Record]) -> list[str]:
-    """Origin, device and implementation of the records, each said once, with the range of the
-    shares that estimates stand on.
-    """
+    """Origin, device and implementation of the records, with the shares behind estimates."""
     shares: dict[tuple[str, str, str], list[float]] = {}
     for record in records:
         source = record.origin, PLACES[record.scenario.device], record.scenario.implementation
@@ -109,8 +103,8 @@ def _sources(records: Sequence[Record]) -> list[str]:
             [record.measured_share] if record.measured_share else []
         )
     return [
-        f"{origin}{_share_range(found)} {place}, {implementation}"
-        for (origin, place, implementation), found in shares.items()
+        f"{origin}{_share_range(measured)} {place}, {implementation}"
+        for (origin, place, implementation), measured in shares.items()
     ]
 
 
@@ -122,7 +116,7 @@ def _share_range(shares: Sequence[float]) -> str:
 
 
 def _largest(findings: Findings) -> Sequence[Entry]:
-    """The entries of the setting with the largest model; of several, the first."""
+    """The entries of the first setting with the largest model."""
     groups = by_setting(findings.entries)
     sizes: dict[Setting, int] = {
         setting: max(entry.record.parameter_count or 0 for entry in group)
