@@ -1,9 +1,9 @@
-"""Reports: what a run found, as a page, pictures and tables. Reads records and nothing else."""
+"""Reports: the records of a run as a page, pictures and tables."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from optprof.profiler.safety.disk import (
     open_to_read,
@@ -17,14 +17,23 @@ if TYPE_CHECKING:
     from optprof.profiler.records.fits import Fit
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.sweep import Forecast
 
-__all__ = ["run_markdown", "write_figure", "write_fit_page", "write_report"]
+__all__ = [
+    "print_fits",
+    "print_forecasts",
+    "print_run",
+    "run_markdown",
+    "write_figure",
+    "write_fit_page",
+    "write_report",
+]
 
-# What a report writes into a run's folder.
+# The files and folders that a report writes into a run's folder.
 OUTPUTS = ("report.html", "records.csv", "records.json", "figures", "tensorboard")
-# What a folder of fits is known by.
+# The file that marks a folder of fits.
 FITS = "fits.json"
-# The pages of optprof say so in their heads; those of its first versions have these titles.
+# Pages of optprof name their generator; those of its first versions have these titles.
 _OURS = re.compile(
     rb'<meta name="generator" content="optprof">|<title>What (an optimizer costs on |[^<]* fits'
     rb" on<)"
@@ -43,17 +52,18 @@ def write_report(
     force: bool = False,
     anonymous: bool = False,
 ) -> Path:
-    """Write `report.html`, `figures/`, `records.csv` and `records.json` beside a run's records;
-    returns the page's path.
+    """Write the report of a run into its folder; return the page's path.
 
-    Of more than MOST_ON_PAGE records the page and the pictures show the first, and say so.
-    `tensorboard` writes event files below `tensorboard/` too, which takes the package of that name;
-    `style` is "paper" or "slides". What is `anonymous` leaves out machine and paths; the run's
-    records stay as they are. Each file takes its name when it is whole. ValueError for a run
-    without records, another style, and a symbolic link where something is to be written;
-    FileNotFoundError for a folder that is no run, FileExistsError for a page there that is not
-    optprof's unless `force` is given, another OSError when it cannot be written. What cannot be
-    read of the run is left out, named on the page, and a DamageWarning.
+    The report is `report.html`, `figures/`, `records.csv` and `records.json`. Of more than
+    MOST_ON_PAGE records the page and the pictures show the first, and say so. `tensorboard` adds
+    event files below `tensorboard/`, and needs the package of that name; `style` is "paper" or
+    "slides". An `anonymous` report leaves out machine and paths; the run's records keep them. Each
+    file takes its name when it is complete. The page and a DamageWarning name the parts of the run
+    that cannot be read.
+
+    ValueError for a run without records, another style, and a symbolic link in the place of an
+    output; FileNotFoundError for a folder without a run; FileExistsError for a page that is not
+    optprof's, without `force`; another OSError for a folder that cannot be written.
     """
     from optprof.profiler.records.store import RunStore
 
@@ -61,12 +71,12 @@ def write_report(
     records = _standing(store, anonymous)
     timelines = store.read_timelines(records)
     store.warn()
-    # Before anything is drawn; writing looks again.
+    # Checked before drawing, and again while writing.
     for path in (*(folder / name for name in OUTPUTS), *(folder / "figures").glob("*")):
         require_no_link(path)
     _require_our_page(folder / "report.html", force=force)
 
-    # matplotlib takes its time to load, and nothing but a report wants it.
+    # matplotlib loads slowly, and only a report needs it.
     from .page import render_page
     from .pictures.drawing import draw_all, style_named
 
@@ -84,13 +94,13 @@ def write_report(
 
             write_tensorboard(records, drawings, folder / "tensorboard")
     except OSError as error:
-        # A full disk alone would not say which.
+        # The error of a full disk does not name the disk.
         raise OSError(error.errno, error.strerror, error.filename or str(folder)) from error
     return page
 
 
 def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
-    """The records as a JSON list, a line each."""
+    """Yield the records as a JSON list, a line each."""
     yield b"["
     for number, record in enumerate(records):
         yield f"{',' if number else ''}\n{record.to_json()}".encode()
@@ -98,19 +108,50 @@ def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
 
 
 def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
-    """The summary of a run as a Markdown table; ValueError for a run without records,
-    FileNotFoundError for a folder that is no run.
+    """Return the summary of a run as a Markdown table; a DamageWarning names damaged lines.
 
-    A DamageWarning for what cannot be read of it.
+    ValueError for a run without records, FileNotFoundError for a folder without a run.
     """
     from optprof.profiler.records.store import RunStore
 
-    from .markdown import lean, run_markdown
+    from . import markdown
+    from .arithmetic.findings import Findings
+    from .summary import lean, run_summary
 
     store = RunStore(folder)
     records = _standing(store, anonymous, lean)
     store.warn()
-    return run_markdown(records)
+    return markdown.render(run_summary(Findings.of(records)))
+
+
+def print_run(records: "Sequence[Record]", output: TextIO, *, width: int | None = None) -> None:
+    """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run
+    without records.
+    """
+    from . import terminal
+    from .arithmetic.findings import Findings
+    from .summary import terminal_summary
+
+    document = terminal_summary(Findings.of(records), terminal.columns(output, width))
+    terminal.render(document, output, width=width)
+
+
+def print_forecasts(
+    forecasts: "Sequence[Forecast]", output: TextIO, *, width: int | None = None
+) -> None:
+    """Print a row for each scenario of a sweep, and the sum of their times."""
+    from . import terminal
+    from .forecast import forecast_document
+
+    terminal.render(forecast_document(forecasts), output, width=width)
+
+
+def print_fits(fits: "Sequence[Fit]", output: TextIO, *, width: int | None = None) -> None:
+    """Print the GPUs that each training step fits on; ValueError for no answers."""
+    from . import terminal
+    from .fit import fit_summary
+
+    terminal.render(fit_summary(fits), output, width=width)
 
 
 def _standing(
@@ -124,11 +165,11 @@ def _standing(
 
 
 def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]:
-    """Write one picture of a run that no report has into its `figures/`, as PNG and SVG; returns
-    the paths.
+    """Write one picture that no report has into a run's `figures/`, as PNG and SVG; return the
+    paths.
 
-    The only one is "sgd-sai-4", the SGD-SaI paper's figure beside the run's records. ValueError for
-    another name or style, and for a run that has nothing to draw it from.
+    The only one is "sgd-sai-4", the SGD-SaI paper's figure with the run's records. ValueError for
+    another name or style, and for a run without the states that it shows.
     """
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.resume import standing
@@ -145,13 +186,13 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     drawing = draw_published(records, chosen)
     if drawing is None:
         raise ValueError(
-            f"the run has none of the states that {NAME} shows; this gives them: {COMMAND}"
+            f"the run has no state that {NAME} shows; this command adds them: {COMMAND}"
         )
     return write_drawing(drawing, folder / "figures")
 
 
 def _require_our_page(page: Path, *, force: bool) -> None:
-    """FileExistsError for a file of that name that is no page of optprof."""
+    """Raise FileExistsError for a file of that name that is no page of optprof."""
     if force or not page.exists():
         return
     with open_to_read(page) as file:
@@ -165,20 +206,19 @@ def _require_our_page(page: Path, *, force: bool) -> None:
 def write_fit_page(
     fits: "Sequence[Fit]", folder: Path, command: Sequence[str], *, force: bool = False
 ) -> Path:
-    """Write `report.html` and `fits.json` into the folder, over older ones; returns the page's
-    path.
+    """Write `report.html` and `fits.json` into the folder, over older ones; return the page's path.
 
-    ValueError for no answers, FileExistsError for a folder that holds other files, unless `force`
-    is given.
+    ValueError for no answers; FileExistsError for a folder of other files, without `force`.
     """
     import json
 
-    from .fitting.page import render_fit_page
+    from . import html
+    from .fit import fit_page
 
     require_own_folder(folder, FITS, force=force)
     page = folder / "report.html"
     _require_our_page(page, force=force)
-    write_text(page, render_fit_page(fits, command), below=folder)
+    write_text(page, html.render(fit_page(fits, command)), below=folder)
     write_text(
         folder / FITS, json.dumps([fit.to_dict() for fit in fits], indent=1) + "\n", below=folder
     )

@@ -1,13 +1,11 @@
-"""What each figure means: its unit, how it is obtained, and what it leaves out. docs/metrics.md is
-these words.
-"""
+"""Explain: the unit, origin and limits of each figure; docs/metrics.md has the same words."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
-# What is not said again in every figure.
+# Words that several figures share.
 _BYTES = "exact bytes; GiB are 2**30 of them"
 _STEPS = (
     "Raw samples after a warm-up that is kept apart: a host clock on the CPU, events on the stream"
@@ -17,11 +15,10 @@ _STEPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A figure: its title, what kind of number it is, and what a reader should know of it; `field`
-    is where a record holds it.
+    """A figure: its title, its kind of number, and its meaning; `field` is its place in a record.
 
-    One without a kind has a `unit` of its own, and is not compared; `field` may name several, of
-    which it is worked out.
+    A figure without a kind has a `unit` of its own, and is not compared; `field` may name several
+    fields that it is computed from.
     """
 
     title: str
@@ -40,8 +37,8 @@ METRICS: Mapping[str, Metric] = {
         field="memory.optimizer_state",
         meaning=(
             "Bytes of every tensor and NumPy array that the optimizer keeps when the last step"
-            " ends: in its state, its groups or its attributes, in an optimizer or a module inside"
-            " of it, or hung on a parameter. Storage that two tensors share counts once."
+            " ends: in its state, its groups or its attributes, in a wrapped optimizer or module,"
+            " or in an attribute of a parameter. Storage that two tensors share counts once."
         ),
         obtained=(
             "Counted on the tensors that the optimizer's own step made, on PyTorch's meta device"
@@ -49,10 +46,10 @@ METRICS: Mapping[str, Metric] = {
             " on every machine."
         ),
         leaves_out=(
-            "Parameters, gradients and views of them, the model, what the allocator rounds up"
-            " (state-allocated), temporaries of the step, and what is kept where the optimizer does"
-            " not reach, as in a global table. A watched loop whose model is only a name leaves out"
-            " modules inside of the optimizer, too."
+            "Parameters, gradients and views of them, the model, the allocator's rounding"
+            " (state-allocated), temporaries of the step, and tensors that the optimizer does not"
+            " refer to, as in a global table. A watched loop whose model is only a name also leaves"
+            " out modules inside the optimizer."
         ),
     ),
     "state-allocated": Metric(
@@ -60,16 +57,16 @@ METRICS: Mapping[str, Metric] = {
         kind="bytes",
         field="memory.optimizer_state_allocated",
         meaning=(
-            "Bytes of the allocator's blocks that hold the state when the last step ends: what"
-            " torch.cuda.memory_allocated moves by."
+            "Bytes of the allocator's blocks that hold the state when the last step ends: the"
+            " change of torch.cuda.memory_allocated."
         ),
         obtained=(
             "Simulated: the blocks that a model of CUDA's caching allocator hands out, multiples of"
-            " 512 bytes. On CUDA: what the allocator itself counts."
+            " 512 bytes. On CUDA: the allocator's own count."
         ),
         leaves_out=(
-            "Tensors on the host, such as Adam's step counts, and what the allocator holds beyond"
-            " its blocks. A CPU tells none."
+            "Tensors on the host, such as Adam's step counts, and memory that the allocator holds"
+            " beyond its blocks. A CPU has no such count."
         ),
     ),
     "peak": Metric(
@@ -87,9 +84,9 @@ METRICS: Mapping[str, Metric] = {
             " whose lower end is compared. On CUDA: max_memory_allocated."
         ),
         leaves_out=(
-            "What is reserved and not in use (reserved), the CUDA context, and what libraries take"
-            " past the allocator. A saving of state shows in the peak only as far as the phase of"
-            " the peak holds it. A CPU tells none, nor does the workload state."
+            "Memory reserved and not in use (reserved), the CUDA context, and memory that libraries"
+            " take past the allocator. A saving of state shows in the peak only as far as the phase"
+            " of the peak holds it. A CPU has no such count, nor has the workload state."
         ),
     ),
     "reserved": Metric(
@@ -106,7 +103,7 @@ METRICS: Mapping[str, Metric] = {
         ),
         leaves_out=(
             "The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU"
-            " tells none."
+            " has no such count."
         ),
     ),
     "step": Metric(
@@ -160,10 +157,10 @@ METRICS: Mapping[str, Metric] = {
         title="step on the GPU, estimated",
         kind="seconds",
         field="estimate.seconds",
-        meaning="What the optimizer's step would take on the GPU that the scenario names.",
+        meaning="Time of the optimizer's step on the GPU that the scenario names.",
         obtained=(
-            "Worked out from the bytes that the step's kernels read and write, their launches and"
-            " the host's waits. No clock has seen it; the same code gives the same figure on every"
+            "Computed from the bytes that the step's kernels read and write, their launches and the"
+            " host's waits. It is not measured; the same code gives the same figure on every"
             " machine."
         ),
         leaves_out="Noise, clocks that fall when the card is hot, and other work on the card.",
@@ -171,12 +168,11 @@ METRICS: Mapping[str, Metric] = {
 }
 
 
-_COURSE = (
-    "Recorded in a course of training, which --accumulate asks for: real training on the text that"
-    " comes with optprof"
+_TRAINING = (
+    "Recorded in a training run with --accumulate: real training on the text that comes with"
+    " optprof"
 )
-# Everything that `optprof explain` knows; what comes after METRICS is shown by reports and not
-# compared.
+# All figures of `optprof explain`; reports show those after METRICS, and comparisons do not.
 FIGURES: Mapping[str, Metric] = {
     **METRICS,
     "bytes-a-parameter": Metric(
@@ -187,9 +183,7 @@ FIGURES: Mapping[str, Metric] = {
             "Bytes of state for each parameter of the model: 8 for AdamW in fp32, whatever the"
             " model's size."
         ),
-        obtained=(
-            "The state divided by all parameters of the model, those that are frozen among them."
-        ),
+        obtained=("The state divided by all parameters of the model, frozen ones included."),
         leaves_out="The parameters themselves and their gradients, 4 bytes each in fp32.",
     ),
     "driver": Metric(
@@ -197,14 +191,14 @@ FIGURES: Mapping[str, Metric] = {
         unit=_BYTES,
         field="watched.gpu.process_bytes",
         meaning=(
-            "What the driver counts for the process, as nvidia-smi shows it: what is reserved, and"
+            "The driver's count for the process, as nvidia-smi shows it: the memory reserved, and"
             " the CUDA context."
         ),
         obtained=(
-            "On CUDA: the most that NVML told while timed iterations ran. Elsewhere the reserved"
-            " peak and 512 MiB for the context, an estimate."
+            "On CUDA: NVML's largest reading during timed iterations. Elsewhere the reserved peak"
+            " and 512 MiB for the context, an estimate."
         ),
-        leaves_out="Other processes on the card, and whatever rose and fell between two readings.",
+        leaves_out="Other processes on the card, and memory freed between two readings.",
     ),
     "fragmentation": Metric(
         title="fragmentation",
@@ -213,22 +207,22 @@ FIGURES: Mapping[str, Metric] = {
         meaning=(
             "Bytes that the allocator holds from the driver beyond the most that is ever in use."
         ),
-        obtained="The reserved peak less the allocated one. Timelines tell it from event to event.",
+        obtained="The reserved peak less the allocated one. Timelines show it event by event.",
         leaves_out=(
-            "What is lost inside of blocks, which are multiples of 512 bytes (state-allocated). The"
-            " two peaks may lie at different moments."
+            "Rounding inside blocks, which are multiples of 512 bytes (state-allocated). The two"
+            " peaks may lie at different moments."
         ),
     ),
     "throughput": Metric(
         title="training",
         unit="tokens a second; sequences or images a second for models that read no tokens",
         field="watched.tokens / times.iteration",
-        meaning="What training gets through in a second.",
+        meaning="The tokens or samples that training processes in a second.",
         obtained=(
-            "The tokens of one iteration divided by the median time of an iteration. There where"
-            " whole iterations of the model were timed."
+            "The tokens of one iteration divided by the median time of an iteration, for records"
+            " with timed iterations of the whole model."
         ),
-        leaves_out="Loading data, and what a lower peak would allow: a larger batch.",
+        leaves_out="Loading data, and the larger batch that a lower peak would allow.",
     ),
     "resident": Metric(
         title="resident set",
@@ -240,8 +234,8 @@ FIGURES: Mapping[str, Metric] = {
         ),
         obtained="On the CPU: read from the system by psutil while untimed iterations run.",
         leaves_out=(
-            "What the system has swapped out. Python, torch and freed memory that the C library"
-            " keeps are in it, so it tells less of an optimizer than its state does."
+            "Memory that the system has swapped out. Python, torch and freed memory that the C"
+            " library keeps are in it, so it says less about an optimizer than its state does."
         ),
     ),
     "largest-batch": Metric(
@@ -254,15 +248,15 @@ FIGURES: Mapping[str, Metric] = {
             " at least the largest that fits. `optprof fit` searches for it on the GPU's own"
             " memory."
         ),
-        leaves_out="Batches that nobody tried.",
+        leaves_out="Batches that were not tried.",
     ),
     "draws": Metric(
         title="draws per step",
         unit="micro-batches",
         field="course.draws",
-        meaning="The micro-batches whose mean gradient an optimizer's step was taken with.",
+        meaning="The micro-batches whose mean gradient one optimizer step used.",
         obtained=(
-            f"{_COURSE}. Every step's are kept, and the micro-batch after which it was taken"
+            f"{_TRAINING}. The record keeps them for every step, and the micro-batch that ended it"
             " (course.ended)."
         ),
         leaves_out="Micro-batches that were dropped for not being finite (course.dropped).",
@@ -271,21 +265,21 @@ FIGURES: Mapping[str, Metric] = {
         title="held-out loss",
         unit="nats",
         field="course.held_out",
-        meaning="The mean loss a byte on the last tenth of that text, which is never trained on.",
+        meaning="The mean loss a byte on the last tenth of that text, which is not trained on.",
         obtained=(
-            f"{_COURSE}. Taken some twenty times in a course, outside of its times. Shown is the"
-            " mean over seeds, with the extremes."
+            f"{_TRAINING}. Taken some twenty times in a training run, outside its times. Shown is"
+            " the mean over seeds, with the extremes."
         ),
         leaves_out=(
-            "Other text, other lengths of training and other sizes of model: it ranks ways to step"
-            " on this text alone."
+            "Other text, other lengths of training and other sizes of model: it ranks ways to"
+            " accumulate on this text alone."
         ),
     ),
 }
 
 
 def explain(name: str) -> str:
-    """A figure in words, a line each; ValueError for a name that is none."""
+    """Return a figure in words, a line each; ValueError for an unknown name."""
     metric = _named(name, FIGURES)
     lines = (
         ("unit", metric.unit or (_BYTES if metric.kind == "bytes" else "seconds")),
@@ -298,24 +292,22 @@ def explain(name: str) -> str:
 
 
 def find(name: str) -> Metric:
-    """The figure of that name, of those that can be compared; ValueError names those that are
-    there.
-    """
+    """Return the figure of that name; ValueError for one that is not compared."""
     return _named(name, METRICS)
 
 
-def _named(name: str, known: Mapping[str, Metric]) -> Metric:
-    if name not in known:
-        near = get_close_matches(name, known, 1)
+def _named(name: str, figures: Mapping[str, Metric]) -> Metric:
+    if name not in figures:
+        near = get_close_matches(name, figures, 1)
         raise ValueError(
             f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are"
-            f" {', '.join(known)}"
+            f" {', '.join(figures)}"
         )
-    return known[name]
+    return figures[name]
 
 
 def metrics_page() -> str:
-    """The text of docs/metrics.md."""
+    """Return the text of docs/metrics.md."""
     parts = [
         "# What the figures mean",
         "",

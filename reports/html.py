@@ -1,21 +1,95 @@
-"""HTML: a page's template filled in, in the one style that all pages share."""
+"""HTML: a document as one self-contained page, or as a fragment for a notebook."""
 
+import base64
+import gzip
+import re
 from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from optprof.profiler.safety.plain import plain
 
+from .document import Document
 from .icons import icon_path
+from .pictures.charts import Chart
 from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_colour
 
 
-def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
-    """A template of this package filled in, every text escaped, with what the style of all pages
-    asks for.
+def render(document: Document) -> str:
+    """Return a page that opens offline and loads nothing; all text is escaped.
+
+    ModuleNotFoundError for graphs without the package plotly.
     """
+    graphs = _graphs(document)
+    return _filled(
+        "page.html.j2",
+        document.marks,
+        document=document,
+        graphs=graphs,
+        plotly=packed_plotly() if graphs else "",
+    )
+
+
+def fragment(document: Document) -> str:
+    """Return the document's sections alone, without style sheet and scripts."""
+    return _filled("fragment.html.j2", document.marks, document=document)
+
+
+def _graphs(document: Document) -> dict[str, dict[str, Any]]:
+    """The data of each graph by the id of its element."""
+    blocks = (block for section in document.shown for block in section.shown)
+    return {
+        f"graph-{chart.name}-{number}": graph.data
+        for chart in blocks
+        if isinstance(chart, Chart)
+        for number, graph in enumerate(chart.graphs, 1)
+    }
+
+
+@cache
+def packed_plotly() -> str:
+    """Return plotly's script from its package, by gzip and in base64: a page is 3 MB smaller, and
+    browsers unpack it.
+    """
+    package = find_spec("plotly")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError(
+            "the page's graphs need the package plotly; pip install plotly", name="plotly"
+        )
+    script = Path(package.origin).parent / "package_data" / "plotly.min.js"
+    return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()
+
+
+def _filled(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
+    """Fill in a template of this package, with the marks and colours of its style."""
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            **values,
+            marks=marks,
+            colour_names={label: f"mark-{number}" for number, label in enumerate(marks)},
+            on_block=ON_BLOCK,
+            colours={
+                "paper": PAPER,
+                "ink": INK,
+                "muted": MUTED,
+                "line": LINE,
+                "track": TRACK,
+                "saves": SAVES,
+                "costs": COSTS,
+            },
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("optprof.reports"),
         autoescape=True,
@@ -24,29 +98,26 @@ def styled_page(template: str, marks: Mapping[str, Mark], **values: Any) -> str:
         lstrip_blocks=True,
         finalize=_plain,
     )
-    environment.filters |= {"icon_path": icon_path, "place": "{:.2f}%".format, "css": css_colour}
+    environment.filters |= {
+        "icon_path": icon_path,
+        "place": "{:.2f}%".format,
+        "css": css_colour,
+        "kind": lambda block: type(block).__name__,
+        "code": _code,
+    }
     environment.policies["json.dumps_kwargs"] = {
         "sort_keys": False,
         "allow_nan": False,
         "separators": (",", ":"),
     }
-    return environment.get_template(template).render(
-        **values,
-        marks=marks,
-        colour_names={label: f"mark-{number}" for number, label in enumerate(marks)},
-        on_block=ON_BLOCK,
-        colours={
-            "paper": PAPER,
-            "ink": INK,
-            "muted": MUTED,
-            "line": LINE,
-            "track": TRACK,
-            "saves": SAVES,
-            "costs": COSTS,
-        },
-    )
+    return environment
+
+
+def _code(text: str) -> Markup:
+    """Return text of our own, with words between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(plain(text)))))
 
 
 def _plain(value: Any) -> Any:
-    """Return text plainly; what is markup by now was text before."""
+    """Return text plainly; markup was made of plain text."""
     return plain(value) if isinstance(value, str) and not isinstance(value, Markup) else value

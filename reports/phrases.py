@@ -1,4 +1,4 @@
-"""Phrases: what was found in a few words, the same in pictures, pages and on the terminal."""
+"""Phrases: findings in a few words, the same for pictures, pages and the terminal."""
 
 from collections.abc import Sequence
 
@@ -46,7 +46,7 @@ def saving_text(row: Saving, units: Units = BINARY) -> str:
 
 
 def missing_text(findings: Findings) -> str:
-    """Why some settings have no baseline to compare with; empty where all have one."""
+    """The reasons why settings have no baseline to compare with; empty where all have one."""
     reasons: dict[str, list[str]] = {}
     for setting in without_baseline(findings.entries):
         alike = [record for record in findings.records if Setting.of(record.scenario) == setting]
@@ -55,9 +55,7 @@ def missing_text(findings: Findings) -> str:
 
 
 def _missing(records: Sequence[Record]) -> str:
-    """Why records of one setting have no baseline; a pair of braces stands for the setting's
-    name.
-    """
+    """The reason why one setting has no baseline; braces stand for the setting's name."""
     tried = [record for record in records if record.scenario.optimizer == BASELINE]
     # A failure says more than a success without bytes.
     if record := next(iter([*failures(tried), *tried]), None):
@@ -74,21 +72,19 @@ def _missing(records: Sequence[Record]) -> str:
 
 
 def unlike_text(rows: Sequence[Saving]) -> str:
-    """Which optimizers are set against a baseline that runs its step another way; empty for
-    none.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
+    """The optimizers that a baseline of another implementation is compared with; empty for none."""
+    labels: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if not row.is_alike:
             ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
-            found.setdefault(ways, []).append(row.entry.label)
-    told = [
+            labels.setdefault(ways, []).append(row.entry.label)
+    pairs = [
         f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}"
-        for (own, other), names in found.items()
+        for (own, other), names in labels.items()
     ]
     return (
-        f"The bytes of {'; '.join(told)}: the run has no result of {BASELINE} run the same way."
-        if told
+        f"The bytes of {'; '.join(pairs)}: the run has no result of {BASELINE} run the same way."
+        if pairs
         else ""
     )
 
@@ -116,8 +112,9 @@ def pace_text(ratio: Ratio) -> str:
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:
-    """The peak and its phase: 29.012 GiB in step · 29.338 reserved; and what the parts are off by
-    where they come from elsewhere.
+    """The peak and its phase: 29.012 GiB in step · 29.338 reserved.
+
+    Parts of another origin add their sum and its difference from the peak.
     """
     phase = f" in {phase_name(row.phase)}" if row.phase else ""
     reserved = ""
@@ -138,9 +135,7 @@ def peak_text(row: Peak, units: Units = BINARY) -> str:
 
 
 def course_text(course: Course, units: Units = BINARY) -> str:
-    """The peak of a course: 29.656 GiB in step · 31.375 reserved; and whether the device ran out of
-    memory.
-    """
+    """The peak of a timeline: 29.656 GiB in step · 31.375 reserved, after "out of memory" if so."""
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
     end = "out of memory: " if course.record.outcome == "out-of-memory" else ""
@@ -152,7 +147,7 @@ def course_text(course: Course, units: Units = BINARY) -> str:
 
 
 def fragmentation_text(course: Course, units: Units = BINARY) -> str:
-    """A sentence on the peak of a course: what the allocator has in hand beyond it."""
+    """A sentence on the unused memory that the allocator has reserved at the peak."""
     timeline = course.timeline
     stretch, spare = timeline.peak_stretch, timeline.fragmentation[timeline.peak]
     share, peak = (
@@ -179,9 +174,7 @@ def spread_text(spread: Spread) -> str:
 
 
 def step_text(timing: Timing) -> str:
-    """The step's time: 462 ms (455 to 471 ms), and where it comes from unless it was measured
-    whole.
-    """
+    """The step's time: 462 ms (455 to 471 ms), and its origin unless it was measured whole."""
     note = "" if timing.record.origin == "measured" else f" · {origin_text(timing.record)}"
     return spread_text(timing.step) + note
 
@@ -195,22 +188,18 @@ def share_text(timing: Timing) -> str:
 
 
 def interval_text(spread: Spread) -> str:
-    """The 95 % confidence interval of the median: 455 to 471 ms, and how far it reaches; empty
-    without one.
-    """
-    found = spread.interval
-    if found is None:
+    """The 95 % confidence interval of the median, and its reach: 455 to 471 ms (±1.7 %)."""
+    interval = spread.interval
+    if interval is None:
         return ""
     return (
-        f"{range_text(found.lower, found.upper)}"
-        f" ({around_text(found.lower, spread.median, found.upper)})"
+        f"{range_text(interval.lower, interval.upper)}"
+        f" ({around_text(interval.lower, spread.median, interval.upper)})"
     )
 
 
 def throughput_text(record: Record) -> str:
-    """What training gets through: 231 tokens/s, or images or sequences; empty where no whole
-    iteration was timed.
-    """
+    """The throughput of training: 231 tokens/s, or samples; empty without timed iterations."""
     tokens, samples = tokens_per_second(record), samples_per_second(record)
     if tokens is not None:
         return rate_text(tokens, "tokens")

@@ -1,6 +1,4 @@
-"""Reasons: why a saving of state may not be seen, in sentences that are made from the records and
-from nothing else.
-"""
+"""Reasons: sentences on why a saving of state may not be seen, from the records alone."""
 
 from .arithmetic.savings import BASELINE
 from .arithmetic.visibility import Sight
@@ -12,8 +10,9 @@ TELLING = 0.05
 
 
 def reasons(sight: Sight, units: Units = BINARY) -> list[str]:
-    """The sentences of one optimizer, the saving first, then what hides it; empty where nothing is
-    known but the state.
+    """The sentences of one optimizer: the saving, then the effects that hide it.
+
+    Empty where only the state is known.
     """
     parts = (_saving, _phases, _foreach, _rounding, _fragmentation, _driver)
     return [sentence for sentence in (part(sight, units) for part in parts) if sentence]
@@ -60,24 +59,24 @@ def _phases(sight: Sight, units: Units) -> str:
     ]
     if not parts:
         return where
-    told = [
+    changes = [
         f"{bytes_text(abs(count), units)} {'more' if count > 0 else 'less'} of"
         f" {category_name(name)}"
         for name, count in parts
     ]
-    return f"{where} Apart from the state, its own holds {listed(told)}."
+    return f"{where} Apart from the state, its own holds {listed(changes)}."
 
 
 def _foreach(sight: Sight, units: Units) -> str:
     costs = sight.foreach_costs
     if costs is not None:
         return f"As foreach the peak is {_than(costs, units)} as a loop."
-    held = dict(sight.parts).get("temporary", 0)
-    if sight.entry.scenario.implementation != "foreach" or sight.phase != "step" or not held:
+    nbytes = dict(sight.parts).get("temporary", 0)
+    if sight.entry.scenario.implementation != "foreach" or sight.phase != "step" or not nbytes:
         return ""
     return (
-        f"At that moment {bytes_text(held, units)} are temporaries of the step, which foreach takes"
-        " for many tensors at once; this run has no result of its loop to compare with"
+        f"At that moment {bytes_text(nbytes, units)} are temporaries of the step, which foreach"
+        " takes for many tensors at once; this run has no result of its loop to compare with"
         " (--implementation loop)."
     )
 
@@ -121,7 +120,7 @@ def _driver(sight: Sight, units: Units) -> str:
             " reserved."
         )
     return (
-        f"The driver would count about {whole}: CUDA's context takes some {more} beside what is"
+        f"The driver would count about {whole}: CUDA's context takes some {more} more than is"
         " reserved (estimated)."
     )
 

@@ -1,9 +1,7 @@
-"""Run: records in hand, as a notebook wants them: a data frame, a small table, a report."""
+"""Run: the records that a notebook works with, as a data frame, a small table and a report."""
 
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
@@ -15,26 +13,21 @@ from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore, file_name
 from optprof.profiler.running.resume import standing
 from optprof.profiler.safety.disk import open_to_read, require_own_folder, write_bytes
-from optprof.profiler.safety.plain import plain
 from optprof.scenarios.schema import require_records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from .tables.table import Cell, Table
-
-# Seconds that others may take to write a line of theirs into the same run.
+# Seconds to wait for other processes that write into the same run.
 PATIENCE = 10.0
 
 
 @dataclass(kw_only=True)
 class Run:
-    """The records of a run, the latest of each scenario, and the folder that holds them where there
-    is one.
+    """The records of a run, the latest of each scenario, and the folder that holds them.
 
-    A run that nobody gave a folder to keeps what lies beside its records, such as timelines, in a
-    temporary one that goes when it does. One that is `anonymous` leaves machine and paths out of
-    what is added.
+    A run without a folder keeps its other files, such as timelines, in a temporary one, which is
+    removed with it. An `anonymous` run leaves machine and paths out of the records that it adds.
     """
 
     records: list[Record] = field(default_factory=list)
@@ -43,7 +36,7 @@ class Run:
 
     @classmethod
     def temporary(cls) -> "Run":
-        """A run without records, in a folder that is removed with it."""
+        """Return a run without records, in a folder that is removed with it."""
         folder = Path(mkdtemp(prefix="optprof-"))
         run = cls(folder=folder / "run")
         finalize(run, rmtree, folder, ignore_errors=True)
@@ -51,8 +44,9 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path | str) -> "Run":
-        """The run in a folder; FileNotFoundError for a folder that is no run, a DamageWarning for a
-        line that is no record.
+        """Return the run in a folder; FileNotFoundError for a folder without one.
+
+        A DamageWarning names lines that are no records.
         """
         store = RunStore(Path(folder))
         records = standing(store.read())
@@ -61,31 +55,31 @@ class Run:
 
     @classmethod
     def going_on(cls, folder: Path, *, force: bool = False) -> "Run":
-        """The run in a folder, or a new one there, to which records are added; OSError when it
-        cannot be written.
+        """Return the run in a folder, or a new one there, to which records are added.
 
-        FileExistsError for a folder that holds other files and no run, unless `force` is given. A
-        DamageWarning for a line that is no record, and for a torn one, which is set aside.
+        OSError where the folder cannot be written; FileExistsError for a folder of other files,
+        without `force`. A DamageWarning names lines that are no records, and a torn one, which is
+        set aside.
         """
         require_own_folder(folder, "records.jsonl", force=force)
         store = RunStore.resume(folder, patience=PATIENCE)
         store.remove_parts()
         store.close()
-        found = store.read()
+        records = store.read()
         store.warn()
-        # Told before the training, whose record would have no place.
-        require_records(len(found) + 1)
-        return cls(records=standing(found), folder=folder)
+        # Checked before the training, whose record would have no place.
+        require_records(len(records) + 1)
+        return cls(records=standing(records), folder=folder)
 
     @property
     def where(self) -> Path:
-        """The folder; ValueError where the run has none."""
+        """The folder; ValueError for a run without one."""
         if self.folder is None:
             raise ValueError("the run is not kept in a folder; name one")
         return self.folder
 
     def add(self, record: Record) -> None:
-        """Take a record in, and write it into the folder where there is one."""
+        """Add a record, to the folder too."""
         record = disclosed(record, anonymous=self.anonymous)
         self.records = standing([*self.records, record])
         if self.folder is not None:
@@ -97,21 +91,19 @@ class Run:
                 store.close()
 
     def frame(self) -> "DataFrame":
-        """A row a record: what was asked and its main figures; bytes are exact (nullable) whole
-        numbers, times are in seconds.
+        """Return a row a record: the scenario and its main figures.
 
-        ValueError where pandas is not installed.
+        Bytes are exact (nullable) whole numbers, times are in seconds.
         """
         from .frame import frame
 
         return frame(self.records)
 
     def report(self, path: Path | str, *, force: bool = False) -> Path:
-        """Write the records and all of their report into a folder, over an earlier report there;
-        returns the page's path.
+        """Write the records and their whole report into a folder; return the page's path.
 
-        ValueError for a run without records; FileExistsError for a folder that holds other records,
-        and unless `force` is given for one that holds other files.
+        It replaces an earlier report there. ValueError for a run without records; FileExistsError
+        for a folder of other records, and without `force` for a folder of other files.
         """
         from . import write_report
 
@@ -121,7 +113,7 @@ class Run:
         return write_report(folder, force=force)
 
     def _copy_to(self, folder: Path, *, force: bool) -> None:
-        """Leave the records in the folder, and the timelines that stand beside them."""
+        """Write the records into the folder, and their timelines."""
         if not self.records:
             raise ValueError("the run holds no records, so there is nothing to report")
         require_own_folder(folder, "records.jsonl", force=force)
@@ -140,35 +132,11 @@ class Run:
                     target.write_timeline(record.scenario, timeline)
 
     def _repr_html_(self) -> str:
-        """The summary of the run as a table, for a notebook."""
+        """Return the summary of the run, for a notebook."""
+        from . import html
         from .arithmetic.findings import Findings
-        from .tables.overview import failure_table
-        from .tables.summary import summary_table
-        from .tables.verdict import sources
+        from .summary import run_summary
 
         if not self.records:
             return "<p>The run holds no records yet.</p>"
-        findings = Findings.of(self.records)
-        tables = [
-            table for table in (summary_table(findings), failure_table(findings)) if table.rows
-        ]
-        return "".join(
-            [
-                *map(_html_table, tables),
-                *(f"<p>{escape(plain(source))}</p>" for source in sources(findings)),
-            ]
-        )
-
-
-def _html_table(table: "Table") -> str:
-    head = "".join(f'<th scope="col">{escape(plain(name))}</th>' for name in table.head)
-    body = "".join(map(_html_row, table.rows))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _html_row(row: "Iterable[Cell]") -> str:
-    cells = (
-        (f' title="{escape(cell.exact)}"' if cell.exact else "", escape(plain(cell.text)))
-        for cell in row
-    )
-    return f"<tr>{''.join(f'<td{title}>{text}</td>' for title, text in cells)}</tr>"
+        return html.fragment(run_summary(Findings.of(self.records)))

@@ -1,7 +1,7 @@
-"""Streams: results alone on stdout, progress and all else on stderr; a reader may leave either.
+"""Streams: results on stdout, progress and all else on stderr; a reader may leave either.
 
-Text is written plainly, by `profiler.safety.plain`: text of a record, a suite or the command line
-cannot act on the terminal. Only a console writes sequences, its own colours and bars.
+`profiler.safety.plain` writes all text: a record, a suite or the command line cannot act on the
+terminal. Only a console writes escape sequences, for its own colours and bars.
 """
 
 import io
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from optprof.scenarios import Scenario
 
 
-# The file that an OSError names where stdout takes no more.
+# The file that an OSError names for a full stdout.
 STDOUT = "stdout"
 
 
 class _Pipe(io.FileIO):
-    """A descriptor that may stop taking what is written; the command goes on to its end.
+    """A descriptor that may refuse further text; the command goes on to its end.
 
-    A reader that leaves is no fault. A full disk under stdout is told once, by an OSError.
+    A reader may leave. A full disk under stdout raises one OSError.
     """
 
     _is_lost = False
@@ -57,9 +57,7 @@ class _PlainText(io.TextIOWrapper):
 
 
 class _ConsoleText:
-    """The same stream as a console writes to it, whose text is plain before its colours are
-    added.
-    """
+    """The stream of a console, which makes its text plain before it adds colours."""
 
     def __init__(self, stream: _PlainText) -> None:
         self._stream = stream
@@ -72,9 +70,7 @@ class _ConsoleText:
 
 
 def console_on(output: TextIO, *, width: int | None = None) -> "Console":
-    """Return what draws tables and bars on a stream: text in them is plain, on one line, and no
-    markup.
-    """
+    """Return a console for tables and bars; their text is plain, on one line and never markup."""
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
     from rich.text import Text
@@ -99,19 +95,17 @@ def _line(text: str) -> str:
 
 
 def guard_streams() -> None:
-    """Let stdout and stderr write plainly, and outlive readers such as that of `optprof list gpus |
-    head -1`.
+    """Let stdout and stderr write plainly, and outlive readers, as `optprof list gpus | head -1`.
 
-    What goes to a stream that the shell has closed, as `>&-` does, is lost. Its descriptor is
-    taken, or it would become that of the next file that is opened.
+    Text to a stream that the shell has closed, as `>&-` does, is lost. Its descriptor is occupied:
+    the next open file would take it.
     """
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
             _open_on_nothing(number)
             setattr(sys, name, _text(number, "utf-8"))
         stream = getattr(sys, name)
-        # Without a descriptor there is nothing to write to, and what stands in for it is somebody
-        # else's.
+        # A stream without a descriptor belongs to someone else, and stays.
         if isinstance(stream, io.TextIOWrapper) and stream is getattr(sys, f"__{name}__"):
             by_line = stream.line_buffering or stream.write_through
             setattr(sys, name, _text(stream.fileno(), stream.encoding, line_buffering=by_line))
@@ -125,19 +119,14 @@ def _open_on_nothing(number: int) -> None:
 
 
 def _text(descriptor: int, encoding: str, *, line_buffering: bool = False) -> _PlainText:
-    """Text on a descriptor, which stays open when the text is closed.
-
-    A letter that the encoding lacks is escaped.
-    """
+    """Return text on a descriptor, which stays open; letters outside the encoding are escaped."""
     pipe = io.BufferedWriter(_Pipe(descriptor, "w", closefd=False))
     return _PlainText(pipe, encoding, "backslashreplace", line_buffering=line_buffering)
 
 
 @contextmanager
 def results_on_stdout() -> Iterator[TextIO]:
-    """The process's stdout for results alone: what anybody else prints, Python or not, goes to
-    stderr.
-    """
+    """Yield stdout for results alone; all other output of the process goes to stderr."""
     sys.stdout.flush()
     descriptor = os.dup(1)
     os.dup2(2, 1)
@@ -151,8 +140,9 @@ def results_on_stdout() -> Iterator[TextIO]:
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[int, "Scenario"], None]]:
-    """A function that is told the place of each scenario before it runs: it moves a bar on a
-    terminal, and prints a line elsewhere.
+    """Yield a function to call before each scenario, with its place.
+
+    It moves a bar on a terminal, and prints a line elsewhere.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

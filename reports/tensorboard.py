@@ -1,6 +1,4 @@
-"""TensorBoard: a run as event files, from its records alone: times as scalars, scenarios as
-HParams, pictures as images.
-"""
+"""TensorBoard: a run as event files: times as scalars, scenarios as HParams, pictures as images."""
 
 import struct
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +24,7 @@ METRICS: Mapping[str, str] = {
     "training/tokens_per_second": "tokens a second",
     "training/samples_per_second": "sequences or images a second",
 }
-_ASKED = (
+_FIELDS = (
     "model",
     "optimizer",
     "implementation",
@@ -43,12 +41,11 @@ _ASKED = (
 
 
 def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], folder: Path) -> Path:
-    """Write a folder that `tensorboard --logdir` opens: one run a scenario under `folder`, and the
-    pictures under `folder/report`.
+    """Write a folder for `tensorboard --logdir`: a run for each scenario, the pictures in `report`.
 
-    Earlier event files of those runs are replaced. ValueError when the package tensorboard is not
-    installed and for a symbolic link in the folder's parent, the run; OSError when the folder
-    cannot be written.
+    Earlier event files of those runs are replaced. ValueError without the package tensorboard, and
+    for a symbolic link in the folder's parent, the run; OSError for a folder that cannot be
+    written.
     """
     try:
         from tensorboard.plugins.hparams import summary_v2 as hparams
@@ -56,15 +53,15 @@ def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], fo
         raise ValueError(
             'the package tensorboard is not installed; pip install "optprof[tensorboard]"'
         ) from error
-    # The last record of a scenario is the one that stands.
+    # The last record of a scenario counts.
     standing = {file_name(record.scenario): record for record in records if record.outcome == "ok"}
     for name, record in standing.items():
         trial = hparams.hparams_pb(_hparams(record), trial_id=name, start_time_secs=_time(record))
         _write(folder / name, [(trial, 0), *_scalars(record)], _time(record))
     last = max(map(_time, records), default=0.0)
-    asked = dict.fromkeys(name for record in standing.values() for name in _hparams(record))
+    names = dict.fromkeys(name for record in standing.values() for name in _hparams(record))
     experiment = hparams.hparams_config_pb(
-        [hparams.HParam(name) for name in asked],
+        [hparams.HParam(name) for name in names],
         [hparams.Metric(name, description=text) for name, text in METRICS.items()],
         time_created_secs=last,
     )
@@ -75,10 +72,9 @@ def write_tensorboard(records: Sequence[Record], drawings: Iterable[Drawing], fo
 
 
 def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> None:
-    """Write an event file with these summaries, each with its step, in place of those that are
-    there.
+    """Write an event file of summaries and their steps, in place of earlier ones.
 
-    TensorBoard's own writer would follow links, and puts this machine's name into the file's.
+    TensorBoard's own writer follows links, and puts this machine's name into the file's.
     """
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -96,22 +92,22 @@ def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> N
 
 
 def _hparams(record: Record) -> dict[str, str | float | bool]:
-    """What was asked; an option that is no number and no truth is a text."""
+    """The scenario's fields and options as numbers, booleans and texts."""
     scenario = record.scenario
-    asked = {name: getattr(scenario, name) for name in _ASKED} | {
+    values = {name: getattr(scenario, name) for name in _FIELDS} | {
         f"options.{name}": value for name, value in scenario.options.items()
     }
-    asked["dtype"] = dtype_name(scenario, record.memory)
-    found = {
+    values["dtype"] = dtype_name(scenario, record.memory)
+    shown = {
         plain(name): value if isinstance(value, bool | int | float) else plain(str(value))
-        for name, value in asked.items()
+        for name, value in values.items()
         if value is not None
     }
-    return {**found, "origin": record.origin}
+    return {**shown, "origin": record.origin}
 
 
 def _scalars(record: Record) -> Iterable[tuple[Any, int]]:
-    """Every metric once, and every sample of every phase under its number."""
+    """Yield every metric once, and every sample of every phase with its number."""
     for name, value in metrics(record).items():
         yield _scalar(name, value), 0
     for phase, samples in (record.times or {}).items():
@@ -123,7 +119,7 @@ def _scalars(record: Record) -> Iterable[tuple[Any, int]]:
 
 
 def metrics(record: Record) -> dict[str, float]:
-    """The numbers by which TensorBoard sets scenarios side by side, those that the record has."""
+    """The numbers of a record by which TensorBoard compares scenarios."""
     step = (record.times or {}).get("step")
     values = (
         record.memory.optimizer_state if record.memory else None,
@@ -143,7 +139,7 @@ def _scalar(tag: str, value: float) -> Any:
 
 
 def _image(drawing: Drawing) -> Any:
-    # A PNG says its size in the first sixteen bytes of its first chunk, behind the signature.
+    # The first chunk of a PNG, behind its signature, begins with the size.
     width, height = struct.unpack(">II", drawing.png[16:24])
     summary = _message("summary_pb2", "Summary")
     image = summary.Image(
@@ -153,14 +149,12 @@ def _image(drawing: Drawing) -> Any:
 
 
 def _message(module: str, name: str) -> Any:
-    """A class of TensorBoard's protocol; protobuf makes them when they are loaded, where no type
-    checker sees it.
-    """
+    """Return a class of TensorBoard's protocol, which protobuf makes on import."""
     return getattr(import_module(f"tensorboard.compat.proto.{module}"), name)
 
 
 def _time(record: Record) -> float:
-    """When the record was made, in seconds since 1970; 0 where it does not say."""
+    """The record's time in seconds since 1970; 0 for none."""
     try:
         return datetime.fromisoformat(str(record.environment.get("time"))).timestamp()
     except ValueError:

@@ -1,6 +1,4 @@
-"""Words: what records, devices and phases are called, the same in pictures, pages and on the
-terminal.
-"""
+"""Words: names of records, devices and phases for pictures, pages and the terminal."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,7 +6,7 @@ from optprof.profiler.records.record import Outcome, Record
 
 from .units import percent_text
 
-# Whether a training step fits on a GPU, in a cell.
+# Signs for the answers to whether a training step fits on a GPU.
 FITS, TIGHT, UNSURE, FAILS = "✓", "≈", "?", "✗"
 DEVICES: Mapping[str, str] = {"sim": "simulated CUDA", "cpu": "CPU", "cuda": "CUDA"}
 PLACES: Mapping[str, str] = {"sim": "for CUDA", "cpu": "on CPU", "cuda": "on CUDA"}
@@ -36,7 +34,7 @@ def phase_name(phase: str | None) -> str:
 
 
 def origin_text(record: Record) -> str:
-    """The record's origin, and what an estimate stands on: estimated from 31.2 %."""
+    """The record's origin, and the share behind an estimate: estimated from 31.2 %."""
     share = record.measured_share
     return record.origin + (
         f" from {percent_text(share, 1)}" if record.origin == "estimated" and share else ""
@@ -44,20 +42,17 @@ def origin_text(record: Record) -> str:
 
 
 def warning_lines(records: Iterable[Record]) -> list[str]:
-    """List what spoils measurements and counts: adamw on gpt2 (CPU, loop): other processes took 40
-    % of ...
-    """
-    found: dict[str, list[str]] = {}
+    """The warnings of the records: adamw on gpt2 (CPU, loop): other processes took 40 % of ..."""
+    names: dict[str, list[str]] = {}
     for record in records:
         for warning in warnings_of(record):
-            found.setdefault(
-                f"{record.scenario.model} ({conditions(record)}): {warning}", []
-            ).append(record.scenario.optimizer)
-    return [f"{listed(list(dict.fromkeys(names)))} on {where}" for where, names in found.items()]
+            text = f"{record.scenario.model} ({conditions(record)}): {warning}"
+            names.setdefault(text, []).append(record.scenario.optimizer)
+    return [f"{listed(list(dict.fromkeys(each)))} on {text}" for text, each in names.items()]
 
 
 def warnings_of(record: Record) -> tuple[str, ...]:
-    """The record's warnings, of its counts and of what was watched, and what of it was not kept."""
+    """The warnings on the record's counts and times, and its data that was not kept."""
     watched = record.watched.warnings if record.watched else ()
     return record.warnings + watched + tuple(f"not kept: {lost}" for lost in record.lost)
 
@@ -68,23 +63,23 @@ def conditions(record: Record) -> str:
 
 
 def clock_name(clock: str) -> str:
-    """What tells a time: a device's clock, or an estimate for a GPU of that name."""
+    """The source of a time: a device's clock, or an estimate for a GPU of that name."""
     return f"on {DEVICES[clock]}" if clock in DEVICES else f"estimated for {clock}"
 
 
 def source_text(record: Record) -> str:
-    """Where a record comes from: simulated for CUDA; estimated from 31.2 % on CPU."""
+    """The source of a record: simulated for CUDA; estimated from 31.2 % on CPU."""
     return f"{origin_text(record)} {PLACES[record.scenario.device]}"
 
 
 def shared(texts: Iterable[str]) -> str | None:
-    """The text that all of them are, None where they differ."""
+    """The text that all of them equal; None where they differ."""
     different = set(texts)
     return different.pop() if len(different) == 1 else None
 
 
 def listed(words: Sequence[str], most: int = 4) -> str:
-    """A list in a sentence: a, b and c; a number of them where they are many."""
+    """A list in a sentence: a, b and c; from `most` on the number of the others."""
     if len(words) > most:
         words = [*words[: most - 1], f"{len(words) - most + 1} more"]
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -41,12 +41,6 @@ def test_a_frame_has_a_row_a_record_and_whole_bytes(run: Run):
     assert Run().frame().empty
 
 
-def test_a_frame_without_pandas_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ValueError, match="pip install pandas"):
-        run.frame()
-
-
 def test_a_notebook_shows_a_table_in_which_names_stay_text(run: Run):
     html = run._repr_html_()
     assert html.count("<tr>") == 1 + 4

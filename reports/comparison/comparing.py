@@ -1,4 +1,4 @@
-"""Comparing two sides of runs: read, compare, hold to the gates, and show in one of four ways."""
+"""Comparing two sides of runs: read them, compare, judge by gates, and show in four media."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -12,20 +12,22 @@ from optprof.profiler.records.record import Record
 from optprof.profiler.safety.disk import write_text
 
 from ..arithmetic.ratios import Ratio
-from .compare import Change, Compared, Pair, compare_sides, read_side
+from ..document import Document, Medium
+from .compare import Compared, MetricChange, Pair, compare_sides
 from .gate import Gate, Offence, offences, per_cent
+from .sides import read_side
 
 SCHEMA = 1
-_CHANGE = tuple(each.name for each in fields(Change))
+_CHANGE = tuple(each.name for each in fields(MetricChange))
 _RATIO = tuple(each.name for each in fields(Ratio))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparing:
-    """A comparison, and what the gates stop of it.
+    """A comparison, and the offences against its gates.
 
-    Every gate is stopped by `unjudged`, lines that could not be read: one of them may be the newest
-    record of a scenario. Without gates there are none.
+    `unjudged` lists damage, which stops every gate: a line that cannot be read may be the newest
+    record of a scenario. It is empty without gates.
     """
 
     compared: Compared
@@ -43,72 +45,63 @@ class Comparing:
         across_machines: bool = False,
         anonymous: bool = False,
     ) -> "Comparing":
-        """Two runs, or two folders of runs; ValueError for a gate or threshold that cannot be read,
-        OSError for a folder without runs.
+        """Compare two runs, or two folders of runs.
+
+        ValueError for an invalid gate or threshold, OSError for a folder without runs.
         """
-        asked, share = [Gate.parse(text) for text in gates], per_cent(threshold)
+        limits, share = [Gate.parse(text) for text in gates], per_cent(threshold)
         compared = compare_sides(
             read_side(before), read_side(after), threshold=share, across_machines=across_machines
         )
         compared = _anonymous(compared) if anonymous else compared
         return cls(
             compared=compared,
-            stopped=offences(compared, asked),
-            unjudged=compared.damage if asked else (),
+            stopped=offences(compared, limits),
+            unjudged=compared.damage if limits else (),
         )
 
-    def render(self, output: TextIO, *, only_regressed: bool = False) -> None:
-        """Print it for a terminal."""
-        from .terminal import render_comparison
+    def render(
+        self, output: TextIO, *, only_regressed: bool = False, width: int | None = None
+    ) -> None:
+        """Print the comparison in `width` columns or the terminal's."""
+        from .. import terminal
 
-        render_comparison(self.compared, self.stopped, output, only_regressed=only_regressed)
+        terminal.render(self._document("terminal", only_regressed), output, width=width)
 
     def markdown(self, *, only_regressed: bool = False) -> str:
-        """The same for a pull request."""
-        from .markdown import comparison_markdown
+        """Return the comparison for a pull request."""
+        from .. import markdown
 
-        return comparison_markdown(self.compared, self.stopped, only_regressed=only_regressed)
+        return markdown.render(self._document("markdown", only_regressed))
 
     def write_page(
         self, page: Path, command: Sequence[str], *, only_regressed: bool = False
     ) -> None:
-        """Write it as one HTML file, over an older one; OSError when that cannot be written,
-        ValueError for a link.
-        """
-        from .page import render_comparison_page
+        """Write the comparison as one HTML file, over an older one.
 
-        write_text(
-            page,
-            render_comparison_page(
-                self.compared, self.stopped, command, only_regressed=only_regressed
-            ),
+        OSError where it cannot be written, ValueError for a link.
+        """
+        from .. import html
+
+        write_text(page, html.render(self._document("page", only_regressed, command)))
+
+    def _document(
+        self, medium: Medium, only_regressed: bool, command: Sequence[str] = ()
+    ) -> Document:
+        from .document import comparison_document
+
+        return comparison_document(
+            self.compared, self.stopped, medium, command=command, only_regressed=only_regressed
         )
 
-    def to_dict(self, *, only_regressed: bool = False) -> dict[str, Any]:
-        """The same as JSON-ready data, `schema` first: bytes whole, times in seconds, a ratio with
-        the ends of its interval.
-        """
-        members = self._members(only_regressed)
-        return {
-            name: list(value) if isinstance(value, Iterator) else value
-            for name, value in members.items()
-        }
-
     def write_json(self, output: TextIO, *, only_regressed: bool = False) -> None:
-        """Write the same as JSON, item by item: that of 100,000 scenarios has 250 MB."""
-        lead = "{"
-        for name, value in self._members(only_regressed).items():
-            output.write(f"{lead}\n {json.dumps(name)}: ")
-            lead = ","
-            if isinstance(value, Iterator):
-                _write_items(value, output)
-            else:
-                output.write(json.dumps(value, allow_nan=False))
-        output.write("\n}\n")
+        """Write the comparison as JSON, item by item: 100,000 scenarios take 250 MB.
 
-    def _members(self, only_regressed: bool) -> dict[str, Any]:
+        `schema` comes first; bytes are whole, times in seconds, a ratio has the ends of its
+        interval.
+        """
         pairs = (_pair(pair, only_regressed) for pair in self.compared.pairs)
-        return {
+        members = {
             "schema": SCHEMA,
             "threshold": float(self.compared.threshold),
             "superseded": self.compared.superseded,
@@ -122,10 +115,19 @@ class Comparing:
             "only_before": map(_outcome, self.compared.only_before),
             "only_after": map(_outcome, self.compared.only_after),
         }
+        lead = "{"
+        for name, value in members.items():
+            output.write(f"{lead}\n {json.dumps(name)}: ")
+            lead = ","
+            if isinstance(value, Iterator):
+                _write_items(value, output)
+            else:
+                output.write(json.dumps(value, allow_nan=False))
+        output.write("\n}\n")
 
 
 def _anonymous(compared: Compared) -> Compared:
-    """Leave machine and paths out of the records, once it is known which times may be compared."""
+    """Leave machine and paths out of the records, after the machines were compared."""
     show = partial(disclosed, anonymous=True)
     return replace(
         compared,
@@ -154,17 +156,17 @@ def _write_items(items: Iterator[Any], output: TextIO) -> None:
 
 def _stopped(offence: Offence) -> dict[str, Any]:
     change = _change(offence.change) if offence.change else None
-    outcome = offence.found.after.outcome if isinstance(offence.found, Pair) else None
+    outcome = offence.subject.after.outcome if isinstance(offence.subject, Pair) else None
     return {
         "gate": offence.gate.text,
-        "scenario": dict(vars(offence.found.scenario)),
+        "scenario": dict(vars(offence.subject.scenario)),
         "outcome": outcome,
         "change": change,
     }
 
 
 def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
-    kept: list[Change] = [
+    kept: list[MetricChange] = [
         change for change in pair.changes if change.verdict == "regressed" or not only_regressed
     ]
     return {
@@ -176,7 +178,7 @@ def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
     }
 
 
-def _change(change: Change) -> dict[str, Any]:
+def _change(change: MetricChange) -> dict[str, Any]:
     # `asdict` copies each value, and 100,000 scenarios have a million changes.
     ratio = change.ratio and {name: getattr(change.ratio, name) for name in _RATIO}
     return {**{name: getattr(change, name) for name in _CHANGE}, "ratio": ratio}

@@ -1,4 +1,4 @@
-"""Gates: what must not grow, as in state>0, peak>1% or step>5%, judged on a comparison."""
+"""Gates: limits on the growth of figures, as state>0, peak>1% or step>5%, in a comparison."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from optprof.scenarios.schema import shown
 
 from ..explain import METRICS, find
 from ..units import GIB, KIB, MIB
-from .compare import Change, Compared, Pair
+from .compare import Compared, MetricChange, Pair
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _EXPRESSION = re.compile(
@@ -21,7 +21,7 @@ _PER_CENT = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*%\s*", re.ASCII)
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """A figure, and how much more of it is allowed: whole bytes, or a share of what it was."""
+    """A figure and the growth that it is allowed: whole bytes, or a share of the earlier value."""
 
     text: str
     metric: str
@@ -30,13 +30,13 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> "Gate":
-        """The gate of a text such as state>0, peak>64 MiB or step>5%; ValueError for any other."""
-        found = _EXPRESSION.fullmatch(text)
-        if found is None:
+        """Return the gate of a text like state>0, peak>64 MiB or step>5%; else ValueError."""
+        match = _EXPRESSION.fullmatch(text)
+        if match is None:
             raise ValueError(
                 f"a gate reads METRIC>NUMBER, as state>0, peak>64MiB or step>5%, got {shown(text)}"
             )
-        metric, number, unit = found[1], Fraction(found[2]), found[3]
+        metric, number, unit = match[1], Fraction(match[2]), match[3]
         kind = find(metric).kind
         if unit == "%":
             return cls(text=text.strip(), metric=metric, allowed_share=number / 100)
@@ -51,8 +51,8 @@ class Gate:
             )
         return cls(text=text.strip(), metric=metric, allowed_bytes=number * UNITS[unit or "B"])
 
-    def stops(self, change: Change) -> bool:
-        """Whether this figure grew by more than the gate allows."""
+    def stops(self, change: MetricChange) -> bool:
+        """Return whether this figure grew by more than the gate allows."""
         if self.allowed_bytes is not None:
             return Fraction(change.after) - Fraction(change.before) > self.allowed_bytes
         assert self.allowed_share is not None
@@ -61,62 +61,60 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Offence:
-    """A scenario that a gate stops: the figure that grew, or None for one that no longer ends well.
+    """A scenario that a gate stops, and the figure that grew; no figure for a lost result.
 
-    `found` is its records, or the first side's alone where the second does not have the scenario.
+    `subject` is the scenario's pair, or the first side's record where the second side has none.
     """
 
     gate: Gate
-    found: Pair | Record
-    change: Change | None = None
+    subject: Pair | Record
+    change: MetricChange | None = None
 
 
 def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
-    """What the gates stop, gate by gate; a scenario that no longer ends well, or is no longer
-    there, is stopped by each.
+    """List the offences gate by gate; every gate stops a scenario that lost its result or is gone.
 
-    ValueError for a gate that nothing can be held to: a gate that judges nothing must not pass.
+    ValueError for a gate that has nothing to judge: it must not pass.
     """
     return [offence for gate in gates for offence in _stopped(compared, gate)]
 
 
 def per_cent(text: str) -> Fraction:
-    """The share of a text such as 5%; ValueError for any other."""
-    found = _PER_CENT.fullmatch(text)
-    if found is None:
+    """The share of a text like 5%; ValueError for any other."""
+    match = _PER_CENT.fullmatch(text)
+    if match is None:
         raise ValueError(f"a threshold reads NUMBER%, as 5%, got {shown(text)}")
-    return Fraction(found[1]) / 100
+    return Fraction(match[1]) / 100
 
 
 def _stopped(compared: Compared, gate: Gate) -> list[Offence]:
     lost = [
-        Offence(gate=gate, found=pair)
+        Offence(gate=gate, subject=pair)
         for pair in compared.pairs
         if pair.outcome_verdict == "regressed"
     ]
-    # An option with a new default is another scenario: what it costs must not pass for want of a
-    # counterpart.
+    # An option with a new default makes another scenario, whose costs must not pass unjudged.
     lost += [
-        Offence(gate=gate, found=record)
+        Offence(gate=gate, subject=record)
         for record in compared.only_before
         if record.outcome == "ok"
     ]
-    told = [
+    changes = [
         (pair, change)
         for pair in compared.pairs
         for change in pair.changes
         if change.metric == gate.metric
     ]
-    judged = [(pair, change) for pair, change in told if change.verdict != "not compared"]
+    judged = [(pair, change) for pair, change in changes if change.verdict != "not compared"]
     if not judged and not lost:
-        reasons = ", ".join(dict.fromkeys(change.note for _, change in told if change.note))
+        reasons = ", ".join(dict.fromkeys(change.note for _, change in changes if change.note))
         why = f" ({reasons})" if reasons else ""
         raise ValueError(
             f"{gate.text} has nothing to judge: no scenario has {METRICS[gate.metric].title} to"
             f" compare on both sides{why}"
         )
     return lost + [
-        Offence(gate=gate, found=pair, change=change)
+        Offence(gate=gate, subject=pair, change=change)
         for pair, change in judged
         if gate.stops(change)
     ]

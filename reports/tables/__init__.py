@@ -1,1 +1,1 @@
-"""The same numbers as rows and cells, for the page, the terminal and Markdown."""
+"""Numbers as rows and cells, for every medium."""

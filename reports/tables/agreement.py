@@ -1,6 +1,4 @@
-"""Agreement tables: what was simulated beside what was measured, with the residual of each
-figure.
-"""
+"""Agreement tables: simulated and measured figures, with the residual of each."""
 
 from collections.abc import Sequence
 
@@ -22,9 +20,9 @@ HEAD = (
 )
 
 
-def agreement_table(found: Sequence[Agreement]) -> Table:
-    """One row a figure that a run has both ways."""
-    return Table(head=HEAD, rows=tuple(map(_row, found)))
+def agreement_table(rows: Sequence[Agreement]) -> Table:
+    """A row for each figure that a run has both ways."""
+    return Table(head=HEAD, rows=tuple(map(_row, rows)))
 
 
 def _row(row: Agreement) -> tuple[Cell, ...]:
@@ -53,7 +51,7 @@ def _figure(row: Agreement, value: float) -> Cell:
 
 
 def _residual(row: Agreement) -> str:
-    """Bytes to the last one, as small residuals are what is looked for."""
+    """Bytes to the last one: small residuals matter here."""
     if not row.residual:
         return "0"
     size = (

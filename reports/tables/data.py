@@ -1,8 +1,7 @@
-"""Data tables: every number of a run: as tables that fit a page, and as plain rows for a
-spreadsheet or a program.
-"""
+"""Data tables: every number of a run, as tables for a page and as rows for a program."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from optprof.profiler.records.record import Record, StepEstimate
@@ -17,13 +16,13 @@ from ..phrases import interval_text, pace_text, throughput_text
 from ..units import NOTHING, per_parameter_text, range_text, seconds_text
 from ..words import phase_name, source_text
 from .overview import without_lone_model
-from .table import Cell, Table, gib_cell
+from .table import Cell, Table, filled, gib_cell, number_cell
 
 Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
 
 
 def memory_table(findings: Findings) -> Table:
-    """What each entry holds, and what has no result."""
+    """The bytes of each entry, then the records without a result."""
     columns: Columns = [
         *_names(findings),
         (
@@ -31,7 +30,10 @@ def memory_table(findings: Findings) -> Table:
             lambda entry: Cell(text=byte_options(entry.record) or NOTHING),
         ),
         ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
-        ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
+        (
+            "bytes a parameter",
+            lambda entry: number_cell(entry.bytes_per_parameter, per_parameter_text),
+        ),
         (
             "state as allocated, GiB",
             lambda entry: gib_cell(
@@ -49,19 +51,19 @@ def memory_table(findings: Findings) -> Table:
             lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING),
         ),
     ]
-    table = _filled(columns, findings.entries)
+    table = filled(columns, findings.entries)
     failed = tuple(_failed(findings, record, len(columns)) for record in failures(findings.records))
-    return without_lone_model(findings, Table(head=table.head, rows=table.rows + failed))
+    return _sortable(findings, replace(table, rows=table.rows + failed), "Memory")
 
 
 def step_table(findings: Findings) -> Table:
-    """How long the step of each entry takes, where it was timed."""
+    """The step times of each entry that was timed."""
     against = {id(entry): ratio for entry, ratio in findings.paces}
     columns: Columns = [
         *_names(findings, timed=True),
         (
             "step, median",
-            lambda entry: _number(entry.step.median if entry.step else None, seconds_text),
+            lambda entry: number_cell(entry.step.median if entry.step else None, seconds_text),
         ),
         ("95 % interval", _interval),
         ("quartiles", _quartiles),
@@ -76,18 +78,17 @@ def step_table(findings: Findings) -> Table:
             lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING),
         ),
     ]
-    return without_lone_model(
-        findings, _filled(columns, [entry for entry in findings.entries if entry.step])
-    )
+    table = filled(columns, [entry for entry in findings.entries if entry.step])
+    return _sortable(findings, table, "Time of the step")
 
 
 def estimate_table(findings: Findings) -> Table:
-    """What the step would take on the GPU that was asked for."""
+    """The estimated step times on the scenario's GPU."""
 
     def column(
         read: Callable[[StepEstimate], float], show: Callable[[Any], str]
     ) -> Callable[[Entry], Cell]:
-        return lambda entry: _number(read(entry.estimate) if entry.estimate else None, show)
+        return lambda entry: number_cell(read(entry.estimate) if entry.estimate else None, show)
 
     columns: Columns = [
         *_names(findings),
@@ -101,18 +102,19 @@ def estimate_table(findings: Findings) -> Table:
         ("launches", column(lambda estimate: estimate.launches, "{:,}".format)),
         ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),
     ]
-    return without_lone_model(
-        findings, _filled(columns, [entry for entry in findings.entries if entry.estimate])
-    )
+    table = filled(columns, [entry for entry in findings.entries if entry.estimate])
+    return _sortable(findings, table, "Time of the step on a GPU, estimated")
+
+
+def _sortable(findings: Findings, table: Table, title: str) -> Table:
+    return replace(without_lone_model(findings, table), title=title, sortable=True)
 
 
 def data_rows(findings: Findings) -> list[dict[str, Any]]:
-    """A row for each of `memory_table`'s, in its order: exact bytes, seconds that are not rounded,
-    None for what is not known.
-    """
-    found = [_data(entry) for entry in findings.entries]
-    names = dict.fromkeys(found[0] if found else ())
-    return found + [
+    """The rows of `memory_table` with exact bytes and unrounded seconds; None for unknown ones."""
+    rows = [_data(entry) for entry in findings.entries]
+    names = dict.fromkeys(rows[0] if rows else ())
+    return rows + [
         names | _data_of_failure(findings, record) for record in failures(findings.records)
     ]
 
@@ -123,12 +125,12 @@ def peak_reserved(entry: Entry) -> int | None:
 
 
 def peak_reserved_upper(entry: Entry) -> int | None:
-    """The upper end of that where it is a range."""
+    """The upper end of a range of reserved bytes."""
     return entry.peak.peak_reserved_upper if entry.peak else None
 
 
 def _names(findings: Findings, *, timed: bool = False) -> Columns:
-    """The columns that say what a row is about: of its bytes, or of its times."""
+    """The columns that name a row: by the record of its bytes, or of its times."""
 
     def origin(entry: Entry) -> str:
         return entry.times_from.origin if timed and entry.times_from else entry.origin
@@ -142,11 +144,6 @@ def _names(findings: Findings, *, timed: bool = False) -> Columns:
         ("model", lambda entry: Cell(text=findings.names[entry.setting])),
         ("implementation", lambda entry: Cell(text=implementation(entry))),
     ]
-
-
-def _filled(columns: Columns, entries: Sequence[Entry]) -> Table:
-    rows = [tuple(show(entry) for _, show in columns) for entry in entries]
-    return Table(head=tuple(name for name, _ in columns), rows=tuple(rows))
 
 
 def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
@@ -211,8 +208,9 @@ def _peak_phase(entry: Entry) -> str:
 
 
 def _interval(entry: Entry) -> Cell:
-    found = entry.step.interval if entry.step else None
-    return _sorted(interval_text(entry.step) if entry.step else "", found.lower if found else None)
+    interval = entry.step.interval if entry.step else None
+    text = interval_text(entry.step) if entry.step else ""
+    return _sorted(text, interval.lower if interval else None)
 
 
 def _quartiles(entry: Entry) -> Cell:
@@ -243,9 +241,5 @@ def _throughput(entry: Entry) -> Cell:
 
 
 def _sorted(text: str, value: float | None) -> Cell:
-    """Figures of more than one number, which are sorted by the first."""
+    """A text of several numbers, sorted by the first."""
     return Cell(text=text or NOTHING, number=True, value=value)
-
-
-def _number(value: float | None, show: Callable[[float], str]) -> Cell:
-    return Cell(text=NOTHING if value is None else show(value), number=True, value=value)

@@ -1,6 +1,4 @@
-"""Tables: the numbers of a run as rows of text, each cell with its exact bytes where it shows
-rounded ones.
-"""
+"""Overview tables: state by key, the largest blocks, published figures and failures."""
 
 from collections.abc import Sequence
 
@@ -21,7 +19,11 @@ def key_table(findings: Findings) -> Table:
     for entry in findings.entries:
         by_key = entry.memory.state_by_key_dtype if entry.memory else {}
         parts = sorted(
-            ((key, dtype, count) for key, held in by_key.items() for dtype, count in held.items()),
+            (
+                (key, dtype, count)
+                for key, by_dtype in by_key.items()
+                for dtype, count in by_dtype.items()
+            ),
             key=lambda part: -part[2],
         )
         for key, dtype, count in parts:
@@ -41,11 +43,11 @@ def key_table(findings: Findings) -> Table:
     return without_lone_model(findings, Table(head=head, rows=tuple(rows)))
 
 
-def block_tables(findings: Findings) -> list[tuple[Sized, Table]]:
-    """The largest blocks at each peak, under a line that names the optimizer and the moment."""
-    head = ("holds", "block", "asked for by", "operation", "line", "allocated in")
+def block_tables(findings: Findings) -> list[Table]:
+    """The largest blocks at each peak, folded under the optimizer and the moment."""
+    head = ("holds", "block", "requested by", "operation", "line", "allocated in")
     several = len({course.setting for course in findings.courses}) > 1
-    found = []
+    tables = []
     for course in findings.courses:
         where = f" on {findings.name_of(course.setting)}" if several else ""
         rows = [
@@ -61,17 +63,17 @@ def block_tables(findings: Findings) -> list[tuple[Sized, Table]]:
             )
             for block in course.timeline.largest
         ]
-        told = Sized.of(
+        fold = Sized.of(
             lambda units, course=course, where=where: (
                 f"{course.label}{where}: {course_text(course, units)}"
             )
         )
-        found.append((told, Table(head=head, rows=tuple(rows))))
-    return found
+        tables.append(Table(head=head, rows=tuple(rows), title=fold.binary, fold=fold))
+    return tables
 
 
 def reproduction_table(rows: Sequence[Reproduced]) -> Table:
-    """The published figures beside ours."""
+    """The published figures and ours."""
     head = (
         "model",
         "optimizer",
@@ -81,11 +83,12 @@ def reproduction_table(rows: Sequence[Reproduced]) -> Table:
         "difference",
         "origin",
     )
-    return Table(head=head, rows=tuple(_reproduced(row) for row in rows))
+    title = "Published figures and ours"
+    return Table(head=head, rows=tuple(_reproduced(row) for row in rows), title=title)
 
 
 def time_table(rows: Sequence[tuple[Published, Record]]) -> Table:
-    """The published step times beside our estimates."""
+    """The published step times and our estimates."""
     head = (
         "model",
         "optimizer",
@@ -98,11 +101,12 @@ def time_table(rows: Sequence[tuple[Published, Record]]) -> Table:
     return Table(
         head=head,
         rows=tuple(_timed(row, record.estimate, record) for row, record in rows if record.estimate),
+        title="Published step times and estimated ones",
     )
 
 
 def failure_table(findings: Findings) -> Table:
-    """What ended without a result, and why."""
+    """The scenarios without a result, and their errors."""
     rows = []
     for record in failures(findings.records):
         scenario = record.scenario
@@ -115,7 +119,7 @@ def failure_table(findings: Findings) -> Table:
 
 
 def without_lone_model(findings: Findings, table: Table) -> Table:
-    """The table without the column "model" where there is only one."""
+    """The table without the column "model" if the run has only one."""
     if len(findings.names) > 1:
         return table
     kept = [number for number, name in enumerate(table.head) if name != "model"]

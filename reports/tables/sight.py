@@ -1,16 +1,15 @@
 """Sight tables: state, allocated, reserved and the driver's figure of each optimizer side by side,
-and what hides a saving in words.
+and sentences on what hides a saving.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ..arithmetic.findings import Findings
 from ..arithmetic.visibility import Sight, sights
 from ..reasons import reasons
 from ..units import NOTHING, Sized
 from ..words import phase_name
-from .table import Cell, Table, gib_cell
+from .table import Cell, Facts, Table, gib_cell
 from .verdict import headline_groups
 
 HEAD = (
@@ -26,35 +25,30 @@ HEAD = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SightTable:
-    """The figures of one setting, and under each optimizer's label its sentences."""
-
-    table: Table
-    sentences: dict[str, Sized]
-
-
-def sight_tables(findings: Findings) -> dict[str, SightTable]:
-    """What is known of the settings that the verdict is about, by their names; those of which no
-    bytes are known are left out.
+def sight_tables(findings: Findings) -> dict[str, tuple[Table, Facts]]:
+    """The figures of each setting of the verdict by its name, and sentences by optimizer; a
+    setting without known bytes is left out.
     """
-    found = {name: sights(group) for name, group in headline_groups(findings).items()}
-    return {name: _sight_table(group) for name, group in found.items() if group}
-
-
-def _sight_table(group: Sequence[Sight]) -> SightTable:
-    sentences = {
-        sight.entry.label: Sized.of(lambda units, sight=sight: " ".join(reasons(sight, units)))
-        for sight in group
+    groups = {name: sights(group) for name, group in headline_groups(findings).items()}
+    return {
+        name: (_table(name, group), _sentences(group)) for name, group in groups.items() if group
     }
-    return SightTable(
-        table=_table(group),
-        sentences={label: told for label, told in sentences.items() if told.binary},
+
+
+def _sentences(group: Sequence[Sight]) -> Facts:
+    pairs = (
+        (
+            sight.entry.label,
+            Sized.of(lambda units, sight=sight: " ".join(reasons(sight, units))),
+        )
+        for sight in group
     )
+    return Facts(tuple((label, text) for label, text in pairs if text.binary))
 
 
-def _table(found: Sequence[Sight]) -> Table:
-    return Table(head=HEAD, rows=tuple(map(_row, found)))
+def _table(name: str, group: Sequence[Sight]) -> Table:
+    title = f"Counters side by side: {name}"
+    return Table(head=HEAD, rows=tuple(map(_row, group)), title=title)
 
 
 def _row(sight: Sight) -> tuple[Cell, ...]:

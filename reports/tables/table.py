@@ -1,18 +1,22 @@
-"""Table: heads and cells of text, for whoever shows them."""
+"""Table: cells of text in rows, cards and facts, for every medium."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
-from ..units import BINARY, DECIMAL, NOTHING, Units, bytes_text, exact_text, gib_text
+from ..units import BINARY, DECIMAL, NOTHING, Units, Words, bytes_text, exact_text, gib_text
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """The text of a cell; `exact` is the whole number of bytes behind it, `mark` the label whose
-    mark stands before it.
+    """The text of a cell, and what media add to it.
 
-    `decimal` is the text in powers of 1,000 where it is a size, `value` the number that the cell is
-    sorted by.
+    `exact` is the whole number of bytes behind a rounded text, `decimal` the same text in powers of
+    1,000, `value` the number that the cell sorts by. The mark of the label `mark` stands before the
+    text, `remark` below it. `shade` colours the cell, by up to 100 per cent: blue for a saving,
+    orange where it is negative.
     """
 
     text: str
@@ -22,20 +26,53 @@ class Cell:
     origin: str = ""
     number: bool = False
     value: float | None = None
+    remark: str = ""
+    shade: float | None = None
+    tone: Literal["", "good", "bad", "muted"] = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Column heads and rows; the first cell of a row names it."""
+    """Column heads and rows; the first cell of a row names it.
+
+    A page shows a table under the words `fold` only on request, and lets readers sort a `sortable`
+    one by any column.
+    """
 
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
+    title: str = ""
+    fold: Words = ""
+    sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Terms and their texts."""
+
+    pairs: tuple[tuple[str, Words], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """The costs of one optimizer in one setting; each line is a name and a value."""
+
+    label: str
+    origin: str
+    headline: Cell
+    lines: tuple[tuple[str, Cell], ...]
+
+
+def filled(columns: Sequence[tuple[str, Callable[[Row], Cell]]], rows: Iterable[Row]) -> Table:
+    """A table of these columns, each a head and the function that makes its cells."""
+    return Table(
+        head=tuple(head for head, _ in columns),
+        rows=tuple(tuple(cell(row) for _, cell in columns) for row in rows),
+    )
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Table:
-    """A table of bare texts, of which those that begin with a figure are numbers, and of cells as
-    they are.
-    """
+    """A table of cells and bare texts; a text that begins with a digit is a number."""
     cells = [
         tuple(
             Cell(text=each, number=each[:1].isdigit()) if isinstance(each, str) else each
@@ -44,6 +81,11 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Tab
         for row in rows
     ]
     return Table(head=tuple(head), rows=tuple(cells))
+
+
+def number_cell(value: float | None, show: Callable[[float], str]) -> Cell:
+    """A number as `show` writes it, sorted by its value."""
+    return Cell(text=NOTHING if value is None else show(value), number=True, value=value)
 
 
 def gib_cell(count: int | None, upper: int | None = None) -> Cell:

@@ -1,7 +1,7 @@
-"""Verdict: the run in a few lines: one sentence, and a card for each optimizer."""
+"""Verdict: a run in one sentence, and a card for each optimizer."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from optprof.profiler.records.record import Record
 
@@ -11,10 +11,8 @@ from ..arithmetic.savings import BASELINE, Saving
 from ..phrases import against_text, pace_text
 from ..units import (
     BINARY,
-    DECIMAL,
     Units,
     bytes_text,
-    exact_text,
     factor_text,
     gib_text,
     per_parameter_text,
@@ -22,37 +20,15 @@ from ..units import (
     seconds_text,
 )
 from ..words import PLACES, conditions, listed, origin_text, phase_name
+from .table import Card, Cell, bytes_cell
 
 RANGES = "peaks of convolutions and RNNs: from the least that cuDNN takes to the most"
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of a card: what, how much, a remark below it, and the same to the byte and in powers
-    of 1,000 where it is a size.
-    """
-
-    name: str
-    text: str
-    remark: str = ""
-    exact: str = ""
-    decimal: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What one optimizer costs in one setting."""
-
-    label: str
-    origin: str
-    headline: Line
-    lines: tuple[Line, ...]
-
-
 def verdict(findings: Findings, units: Units = BINARY) -> str:
-    """The lightest state of the largest model in one sentence; empty where no state is known."""
+    """The smallest state of the largest model in one sentence; empty without a known state."""
     entries = [entry for entry in _largest(findings) if entry.state_bytes is not None]
     if not entries:
         return ""
@@ -73,9 +49,7 @@ def verdict(findings: Findings, units: Units = BINARY) -> str:
 
 
 def headline_groups(findings: Findings) -> dict[str, Sequence[Entry]]:
-    """The entries of each setting, by its name; of many settings only the one with the largest
-    model.
-    """
+    """The entries of each setting by its name; of many settings only the largest model's."""
     groups = {
         findings.names[setting]: group for setting, group in by_setting(findings.entries).items()
     }
@@ -94,10 +68,8 @@ def cards(findings: Findings) -> dict[str, list[Card]]:
 
 
 def sources(findings: Findings) -> list[str]:
-    """Lines on where bytes and times come from, and why a peak is a range: a line each, none for
-    what the run does not have.
-    """
-    found = {
+    """Lines on the sources of bytes, times and estimates, and on peaks that are ranges."""
+    of_kind = {
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],
     }
@@ -113,7 +85,7 @@ def sources(findings: Findings) -> list[str]:
         else []
     )
     lines = [
-        f"{name}: {'; '.join(_sources(records))}" for name, records in found.items() if records
+        f"{name}: {'; '.join(_sources(records))}" for name, records in of_kind.items() if records
     ]
     return (
         lines
@@ -123,9 +95,7 @@ def sources(findings: Findings) -> list[str]:
 
 
 def _sources(records: Sequence[Record]) -> list[str]:
-    """Origin, device and implementation of the records, each said once, with the range of the
-    shares that estimates stand on.
-    """
+    """Origin, device and implementation of the records, with the shares behind estimates."""
     shares: dict[tuple[str, str, str], list[float]] = {}
     for record in records:
         source = record.origin, PLACES[record.scenario.device], record.scenario.implementation
@@ -133,8 +103,8 @@ def _sources(records: Sequence[Record]) -> list[str]:
             [record.measured_share] if record.measured_share else []
         )
     return [
-        f"{origin}{_share_range(found)} {place}, {implementation}"
-        for (origin, place, implementation), found in shares.items()
+        f"{origin}{_share_range(measured)} {place}, {implementation}"
+        for (origin, place, implementation), measured in shares.items()
     ]
 
 
@@ -146,7 +116,7 @@ def _share_range(shares: Sequence[float]) -> str:
 
 
 def _largest(findings: Findings) -> Sequence[Entry]:
-    """The entries of the setting with the largest model; of several, the first."""
+    """The entries of the first setting with the largest model."""
     groups = by_setting(findings.entries)
     sizes: dict[Setting, int] = {
         setting: max(entry.record.parameter_count or 0 for entry in group)
@@ -173,81 +143,61 @@ def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
 
 def _card(findings: Findings, entry: Entry) -> Card:
     state = entry.state_bytes
-    headline = Line(name="state", text="not known") if state is None else _size_line("state", state)
-    lines = (
-        _bytes_line(entry),
-        _saving_line(findings, entry),
-        _peak_line(entry),
-        _step_line(findings, entry),
-        _estimate_line(entry),
+    pairs = (
+        ("a parameter", _bytes_cell(entry)),
+        (f"against {BASELINE}", _saving_cell(findings, entry)),
+        ("peak", _peak_cell(entry)),
+        ("step", _step_cell(findings, entry)),
+        (f"step on {entry.estimate.gpu}" if entry.estimate else "", _estimate_cell(entry)),
     )
     return Card(
         label=entry.label,
         origin=entry.origin,
-        headline=headline,
-        lines=tuple(line for line in lines if line),
+        headline=Cell(text="not known") if state is None else bytes_cell(state),
+        lines=tuple((name, cell) for name, cell in pairs if cell),
     )
 
 
-def _size_line(name: str, count: int, remark: str = "", upper: int | None = None) -> Line:
-    return Line(
-        name=name,
-        text=bytes_text(count, upper=upper),
-        remark=remark,
-        exact=exact_text(count, upper),
-        decimal=bytes_text(count, DECIMAL, upper),
-    )
-
-
-def _bytes_line(entry: Entry) -> Line | None:
+def _bytes_cell(entry: Entry) -> Cell | None:
     value = entry.bytes_per_parameter
-    return (
-        None
-        if value is None
-        else Line(name="a parameter", text=f"{per_parameter_text(value)} bytes")
-    )
+    return None if value is None else Cell(text=f"{per_parameter_text(value)} bytes")
 
 
-def _saving_line(findings: Findings, entry: Entry) -> Line | None:
+def _saving_cell(findings: Findings, entry: Entry) -> Cell | None:
     saving = _saving(findings, entry)
     if saving is None:
         return None
-    share = (
-        ""
-        if saving.is_baseline
-        else f"{percent_text(saving.saved_bytes, saving.baseline_bytes)} saved"
-    )
-    return Line(name=f"against {BASELINE}", text=against_text(saving), remark=share)
+    share = percent_text(saving.saved_bytes, saving.baseline_bytes)
+    return Cell(text=against_text(saving), remark="" if saving.is_baseline else f"{share} saved")
 
 
-def _peak_line(entry: Entry) -> Line | None:
+def _peak_cell(entry: Entry) -> Cell | None:
     if entry.memory is None or entry.peak_bytes is None:
         return None
     phase = f"in {phase_name(entry.memory.peak_phase)}" if entry.memory.peak_phase else ""
-    return _size_line("peak", entry.peak_bytes, phase, entry.peak_upper)
+    return replace(bytes_cell(entry.peak_bytes, entry.peak_upper), remark=phase)
 
 
-def _step_line(findings: Findings, entry: Entry) -> Line | None:
-    if entry.step is None or entry.times_from is None:
+def _step_cell(findings: Findings, entry: Entry) -> Cell | None:
+    record = entry.times_from
+    if entry.step is None or record is None:
         return None
-    record, pace = (
-        entry.times_from,
-        next((ratio for timed, ratio in findings.paces if timed is entry), None),
-    )
+    pace = next((ratio for timed, ratio in findings.paces if timed is entry), None)
     against = f"{pace_text(pace)} {BASELINE}'s; " if pace else ""
-    return Line(
-        name="step",
+    return Cell(
         text=seconds_text(entry.step.median),
         remark=f"{against}{conditions(record)}, {origin_text(record)}",
     )
 
 
-def _estimate_line(entry: Entry) -> Line | None:
-    found = entry.estimate
-    if found is None:
+def _estimate_cell(entry: Entry) -> Cell | None:
+    estimate = entry.estimate
+    if estimate is None:
         return None
-    remark = (
-        f"estimated, {entry.scenario.implementation}; no step takes less than"
-        f" {seconds_text(found.floor_seconds)}"
+    return Cell(
+        text=seconds_text(estimate.seconds),
+        remark=(
+            f"estimated, {entry.scenario.implementation}; no step takes less than"
+            f" {seconds_text(estimate.floor_seconds)}"
+        ),
     )
-    return Line(name=f"step on {found.gpu}", text=seconds_text(found.seconds), remark=remark)

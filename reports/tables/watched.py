@@ -1,6 +1,4 @@
-"""Watched tables: what only real runs tell beside their times: memory by phase, the blocks of the
-state, the operations of a step.
-"""
+"""Watched tables: memory by phase, the blocks of the state and the operations of real steps."""
 
 from collections.abc import Sequence
 
@@ -17,9 +15,7 @@ Seen = tuple[Entry, Record, Watched]
 
 
 def watched_tables(findings: Findings) -> dict[str, Table]:
-    """The tables of the settings that the verdict is about, by what they show; those that no record
-    fills are left out.
-    """
+    """The tables of the verdict's settings by their titles; empty ones are left out."""
     groups = headline_groups(findings)
     tables: dict[str, Table] = {}
     for name, group in groups.items():
@@ -34,18 +30,18 @@ def watched_tables(findings: Findings) -> dict[str, Table]:
 
 
 def _seen(group: Sequence[Entry]) -> list[Seen]:
-    """The records behind the entries that have watched a real run, each once."""
-    found = {
+    """The records of watched real runs behind the entries, each once."""
+    pairs = {
         id(record): (entry, record)
         for entry in group
         for record in (entry.bytes_from, entry.times_from)
         if record
     }
-    return [(entry, record, record.watched) for entry, record in found.values() if record.watched]
+    return [(entry, record, record.watched) for entry, record in pairs.values() if record.watched]
 
 
 def _phases(seen: Sequence[Seen]) -> Table:
-    """What was held when each phase ended by the first counter, and the most by each."""
+    """The first counter at the end of each phase, and the most of each counter."""
     counters = list(
         dict.fromkeys(
             counter
@@ -84,7 +80,7 @@ def _phases(seen: Sequence[Seen]) -> Table:
 
 
 def _blocks(seen: Sequence[Seen]) -> Table:
-    """From the state's tensors to what memory_allocated rose by."""
+    """The steps from the state's tensors to the rise of memory_allocated."""
     head = (
         "optimizer",
         "run",
@@ -112,7 +108,7 @@ def _blocks(seen: Sequence[Seen]) -> Table:
 
 
 def _operations(seen: Sequence[Seen]) -> Table:
-    """What `--trace` found to take longest in one step."""
+    """The longest operations of one step, by `--trace`."""
     rows = [
         (
             *_named(entry, record),

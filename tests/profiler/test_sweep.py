@@ -7,7 +7,7 @@ import pytest
 from optprof.profiler.measuring.measurement import to_simulate
 from optprof.profiler.records.record import Record
 from optprof.profiler.running.sweep import forecast, sweep
-from optprof.reports.forecasts import render_forecasts
+from optprof.reports import print_forecasts
 from optprof.scenarios import Scenario
 from optprof.scenarios.suites import read
 
@@ -23,9 +23,9 @@ def test_a_forecast_adds_the_limits_of_what_is_measured_and_knows_no_end_of_a_co
     # Warm-up for ten seconds, samples for thirty, and the step alone for half of that.
     assert [each.seconds and round(each.seconds) for each in found] == [0, 55, None]
     told = StringIO()
-    render_forecasts(found, told)
+    print_forecasts(found, told)
     assert "unknown" in told.getvalue()
-    assert "3 scenarios, 55 s, and courses: 1" in told.getvalue()
+    assert "3 scenarios, 55 s, and training runs: 1" in told.getvalue()
 
 
 def test_what_is_simulated_of_a_measured_scenario_has_its_allocator():

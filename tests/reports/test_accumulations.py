@@ -7,16 +7,16 @@ from typing import Any
 import pytest
 
 from optprof.profiler.records.record import Course, HeldOut, Memory, Record, Watched
-from optprof.reports import terminal
+from optprof.reports import markdown, print_run
 from optprof.reports.arithmetic.accumulations import accumulations, common_loss
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.times import timings, tokens_per_second
-from optprof.reports.markdown import run_markdown
 from optprof.reports.page import render_page
 from optprof.reports.pictures import accumulation
 from optprof.reports.pictures.charts import Chart
 from optprof.reports.pictures.picture import Plot
+from optprof.reports.summary import run_summary
 from optprof.reports.tables.accumulation import accumulation_tables
 from optprof.reports.units import NOTHING
 from optprof.scenarios import Scenario
@@ -137,10 +137,10 @@ def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
 
 def test_the_terminal_and_markdown_have_a_short_table_of_them() -> None:
     output = StringIO()
-    terminal.render(RECORDS, output)
-    for text in (output.getvalue(), run_markdown(RECORDS)):
-        assert "When to step: tiny" in text
-        assert "3.200 (3.000 to 3.400)" in text
+    print_run(RECORDS, output)
+    for told in (output.getvalue(), markdown.render(run_summary(Findings.of(RECORDS)))):
+        assert "When to step: tiny" in told
+        assert "3.200 (3.000 to 3.400)" in told
 
 
 def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:

@@ -19,7 +19,7 @@ from optprof.profiler.records.store import RunStore
 from optprof.profiler.safety.plain import spreadsheet_text
 from optprof.reports import write_report
 from optprof.reports.comparison.compare import compare
-from optprof.reports.comparison.page import render_comparison_page
+from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.units import NOTHING
 
 HOSTILE = Path(__file__).parents[1] / "data" / "hostile.json"
@@ -422,9 +422,8 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
 
 def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
     path = tmp_path / "compare.html"
-    path.write_text(
-        render_comparison_page(compare(mixed, mixed), [], ["optprof", "compare"]), encoding="utf-8"
-    )
+    compared = compare(mixed, mixed)
+    Comparing(compared=compared, stopped=[]).write_page(path, ["optprof", "compare"])
     page = open_page(path)
     assert page.told == []
     assert faults(page) == []

@@ -94,19 +94,18 @@ def test_the_heat_map_has_factor_and_per_cent(simulated):
         simulated("prodigy", state=16_000),
         simulated("adamw", model="large"),
     ]
-    found = heat_map(Findings.of(records))
-    assert found.labels == ("adamw", "sgd-sai", "prodigy")
-    (tiny, cells), (large, alone) = found.rows
-    assert (tiny, large) == ("tiny", "large")
-    shown = [cell for cell in cells if cell]
-    assert [(cell.factor, cell.percent, cell.saves) for cell in shown] == [
+    table = heat_map(Findings.of(records))
+    assert table.head == ("model", "adamw", "sgd-sai", "prodigy")
+    (tiny, *cells), (large, *alone) = table.rows
+    assert (tiny.text, large.text) == ("tiny", "large")
+    assert [(cell.text, cell.remark, (cell.shade or 0) >= 0) for cell in cells] == [
         (f"1.00{TIMES}", "the baseline", True),
         (f"2.00{TIMES}", "50.0 %", True),
         (f"0.50{TIMES}", "\u2212100 %", False),
     ]
-    assert [cell.depth for cell in shown[1:]] == [pytest.approx(25.17, abs=0.01)] * 2
-    assert shown[1].exact == "4,000 bytes, 4,000 bytes less"
-    assert alone[1:] == (None, None)
+    assert [abs(cell.shade or 0) for cell in cells[1:]] == [pytest.approx(25.17, abs=0.01)] * 2
+    assert cells[1].exact == "4,000 bytes, 4,000 bytes less"
+    assert [cell.text for cell in alone[1:]] == [NOTHING, NOTHING]
     assert heat_map(Findings.of([simulated("adamw")])).rows == ()
 
 
@@ -353,10 +352,8 @@ def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
 
 
 def test_counters_stand_side_by_side(simulated):
-    (table,) = (
-        found.table
-        for found in sight_tables(Findings.of([simulated("adamw"), simulated("sgd-sai")])).values()
-    )
+    findings = Findings.of([simulated("adamw"), simulated("sgd-sai")])
+    ((table, _),) = sight_tables(findings).values()
     assert [cell.value for cell in table.rows[1][1:6]] == [
         4_000,
         4_512,

@@ -10,12 +10,13 @@ import pytest
 
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
-from optprof.reports.comparison.compare import Change, Compared, Pair, compare, read_side
+from optprof.reports.comparison.compare import Compared, MetricChange, Pair, compare
+from optprof.reports.comparison.sides import read_side
 
 SLOW, QUICK = (1.00, 1.01, 1.02, 1.03, 1.04), (0.50, 0.51, 0.52, 0.53, 0.54)
 
 
-def change(compared: Compared, metric: str) -> Change:
+def change(compared: Compared, metric: str) -> MetricChange:
     (pair,) = compared.pairs
     return next(found for found in pair.changes if found.metric == metric)
 

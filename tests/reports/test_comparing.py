@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,7 @@ from optprof.profiler.records.store import RunStore
 from optprof.reports import run_markdown
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
-from optprof.reports.comparison.tables import remarks
-from optprof.reports.comparison.terminal import render_comparison
+from optprof.reports.comparison.document import remarks
 
 NASTY = "<script>alert('x')</script> | *bold* @somebody\nnext"
 
@@ -55,19 +55,25 @@ def comparing(sides) -> Comparing:
 
 def terminal(comparing: Comparing, width: int = 80, **options: bool) -> str:
     output = io.StringIO()
-    render_comparison(comparing.compared, comparing.stopped, output, width=width, **options)
+    comparing.render(output, width=width, **options)
     return output.getvalue()
+
+
+def as_json(comparing: Comparing, **options: bool) -> Any:
+    output = io.StringIO()
+    comparing.write_json(output, **options)
+    return json.loads(output.getvalue())
 
 
 def test_the_terminal_shows_every_change_at_80_columns(comparing):
     shown = terminal(comparing)
-    assert max(map(len, shown.split("stopped by a gate")[0].splitlines())) <= 80
+    assert max(map(len, shown.split("Stopped by a gate")[0].splitlines())) <= 80
     # The third least and the third largest of 25 ratios: 1.02 / 0.54 and 1.08 / 0.51.
     for words in (
         "regressed: more",
         "[1.889, 2.118]",
         "regressed: slower",
-        "on one side only",
+        "On one side only",
         "+4 B",
         "1.0005\u00d7",
     ):
@@ -98,13 +104,13 @@ def test_only_what_regressed_is_shown_when_asked(comparing):
     shown = terminal(comparing, only_regressed=True)
     assert "sm3" not in shown
     assert "the same" not in shown
-    assert "on one side only" not in shown
-    kept = comparing.to_dict(only_regressed=True)["pairs"]
+    assert "On one side only" not in shown
+    kept = as_json(comparing, only_regressed=True)["pairs"]
     assert [pair["scenario"]["optimizer"] for pair in kept] == ["adamw", "lamb16", "adamw"]
 
 
 def test_what_the_gates_stop_is_named_with_its_gate(comparing):
-    lines = terminal(comparing, width=200).split("stopped by a gate")[1].splitlines()
+    lines = terminal(comparing, width=200).split("Stopped by a gate")[1].splitlines()
     stopped = [line.split(": ")[0] for line in lines if line]
     # More state, or a slower step; one that no longer ends well, and one that is gone, at both
     # gates.
@@ -112,7 +118,7 @@ def test_what_the_gates_stop_is_named_with_its_gate(comparing):
 
 
 def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
-    told = json.loads(json.dumps(comparing.to_dict(), allow_nan=False))
+    told = as_json(comparing)
     state, step = told["pairs"][0]["changes"][0], told["pairs"][3]["changes"][0]
     assert (state["metric"], state["before"], state["after"], state["verdict"]) == (
         "state",

@@ -160,7 +160,7 @@ def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
     with pytest.raises(
         ValueError,
         match=(
-            "the run has none of the states that sgd-sai-4 shows; this gives them: optprof profile"
+            "the run has no state that sgd-sai-4 shows; this command adds them: optprof profile"
             " vit-s16"
         ),
     ):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.running.resume import standing
-from optprof.reports import run_markdown, terminal, write_report
+from optprof.reports import print_run, run_markdown, write_report
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.frame import frame
 from optprof.reports.page import render_page
@@ -161,13 +161,13 @@ def test_every_table_is_made_of_extreme_records(
         store.append(record)
     store.close()
     records = standing(store.read())
-    terminal.render(records, StringIO())
+    print_run(records, StringIO())
     assert len(frame(records)) == len(records)
     assert run_markdown(folder)
     assert "</html>" in render_page(records)
     store.write_csv(records)
     comparing = Comparing.of(folder, folder, [], threshold="5%", across_machines=True)
-    json.dumps(comparing.to_dict(only_regressed=False), allow_nan=False)
+    comparing.write_json(StringIO())
     comparing.markdown(only_regressed=False)
     comparing.render(StringIO(), only_regressed=False)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from optprof.profiler.records.fits import Change, Fit
-from optprof.reports import write_fit_page
-from optprof.reports.fitting.fits import (
+from optprof.reports import print_fits, write_fit_page
+from optprof.reports.fit import (
     FitFindings,
     change_text,
     fit_table,
@@ -16,7 +16,6 @@ from optprof.reports.fitting.fits import (
     short_text,
     verdict,
 )
-from optprof.reports.fitting.terminal import render_fits
 from optprof.reports.units import NOTHING
 from optprof.scenarios.spec import Scenario
 
@@ -89,7 +88,7 @@ def test_a_change_is_told_in_words(fields: dict[str, object], text: str):
 
 
 def test_the_verdict_names_the_smallest_gpu():
-    assert verdict(FitFindings.of(FITS)) == "adamw fits none of them; sm3 fits from t4 on."
+    assert verdict(FitFindings.of(FITS)) == "adamw fits no GPU; sm3 fits from t4 on."
 
 
 def test_the_tables_have_a_row_a_gpu_and_a_row_an_answer():
@@ -122,9 +121,9 @@ def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
 
 def test_the_terminal_shows_the_table_and_the_cheapest_changes():
     stream = io.StringIO()
-    render_fits(FITS, stream, width=80)
+    print_fits(FITS, stream, width=80)
     text = stream.getvalue()
     assert "tiny & co · fp32 · batch 8 · 16 tokens" in text
     assert "t4 adamw: checkpointing + bf16 weights (1.000 GiB)" in text
     with pytest.raises(ValueError, match="no GPU or no optimizer"):
-        render_fits([], stream)
+        print_fits([], stream)

@@ -1,7 +1,9 @@
 """Gates: how they are read, what they stop, and that none passes for want of anything to judge."""
 
+import json
 import re
 from fractions import Fraction
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -93,7 +95,7 @@ def test_what_no_longer_ends_well_passes_no_gate(simulated):
         [simulated(), simulated("sm3", outcome="failed", error="boom")],
     )
     (offence,) = offences(compared, [Gate.parse("state>0")])
-    assert (offence.found.scenario.optimizer, offence.change) == ("sm3", None)
+    assert (offence.subject.scenario.optimizer, offence.change) == ("sm3", None)
 
 
 def test_a_new_option_with_a_default_does_not_slip_past_a_gate(simulated):
@@ -102,7 +104,10 @@ def test_a_new_option_with_a_default_does_not_slip_past_a_gate(simulated):
         [simulated(), simulated("mine:Sign", options={"ema": True}, state=9_000)],
     )
     (offence,) = offences(compare(before, after), [Gate.parse("state>0")])
-    assert (offence.found.scenario.optimizer, offence.found.scenario.options) == ("mine:Sign", {})
+    assert (offence.subject.scenario.optimizer, offence.subject.scenario.options) == (
+        "mine:Sign",
+        {},
+    )
     assert not offences(compare(before, [*before, simulated("sm3")]), [Gate.parse("state>0")])
 
 
@@ -135,10 +140,15 @@ def test_no_gate_passes_while_the_newest_record_may_be_one_that_cannot_be_read(
         store.close()
     with (tmp_path / damaged / "records.jsonl").open("a") as lines:
         lines.write(tail)
-    told = Comparing.of(tmp_path / "before", tmp_path / "after", ["state>0"])
-    assert (told.stopped, [each.partition(": ")[0] for each in told.unjudged]) == ([], [damaged])
-    assert f"{damaged}: records.jsonl, line 2: " in told.markdown().replace("\\", "")
-    assert told.to_dict()["damage"] == list(told.unjudged)
+    comparing = Comparing.of(tmp_path / "before", tmp_path / "after", ["state>0"])
+    stream = StringIO()
+    comparing.write_json(stream)
+    assert (comparing.stopped, [each.partition(": ")[0] for each in comparing.unjudged]) == (
+        [],
+        [damaged],
+    )
+    assert f"{damaged}: records.jsonl, line 2: " in comparing.markdown().replace("\\", "")
+    assert json.loads(stream.getvalue())["damage"] == list(comparing.unjudged)
     assert Comparing.of(tmp_path / "before", tmp_path / "after", []).unjudged == ()
     RunStore.open(tmp_path / damaged).repair()
     assert Comparing.of(tmp_path / "before", tmp_path / "after", ["state>0"]).unjudged == ()

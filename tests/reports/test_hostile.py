@@ -35,10 +35,8 @@ from optprof.profiler.records.record import (
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.records.timeline import Timeline
 from optprof.profiler.safety.plain import plain
-from optprof.reports import run_markdown, terminal, write_fit_page, write_report
+from optprof.reports import print_fits, print_run, run_markdown, write_fit_page, write_report
 from optprof.reports.comparison.comparing import Comparing
-from optprof.reports.comparison.terminal import render_comparison
-from optprof.reports.fitting.terminal import render_fits
 from optprof.reports.page import render_page
 from optprof.reports.run import Run
 from optprof.scenarios.spec import Scenario
@@ -235,9 +233,9 @@ def shown_texts() -> set[str]:
 
 def test_the_terminal_has_no_sequence_and_no_markup(records: list[Record], comparing: Comparing):
     stream = io.StringIO()
-    terminal.render(records, stream, width=4_000)
-    render_comparison(comparing.compared, comparing.stopped, stream, width=4_000)
-    render_fits(fits(), stream, width=4_000)
+    print_run(records, stream, width=4_000)
+    comparing.render(stream, width=4_000)
+    print_fits(fits(), stream, width=4_000)
     require_printed(stream.getvalue())
     for kept in (
         "[bold red]x[/bold red][link=http://evil.example]y[/link]",
@@ -342,7 +340,9 @@ def test_json_is_ascii_and_exact(run: Path, comparing: Comparing):
     text = (run / "records.json").read_text(encoding="ascii")
     found = {value for record in json.loads(text) for value in strings(record)}
     assert set(TEXTS) <= found
-    assert json.dumps(comparing.to_dict()).isascii()
+    stream = io.StringIO()
+    comparing.write_json(stream)
+    assert stream.getvalue().isascii()
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path):
 
 def test_reports_load_without_torch_and_matplotlib_waits_until_it_is_needed():
     code = """
-import sys, reports, optprof.reports.terminal
+import sys, optprof.reports.terminal
 assert "matplotlib" not in sys.modules
 import optprof.reports.page
 assert "torch" not in sys.modules

@@ -7,16 +7,16 @@ import pytest
 
 from optprof.profiler.records.fits import Fit
 from optprof.profiler.records.record import Record
-from optprof.reports import terminal
+from optprof.reports import markdown, print_run
 from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.peaks import peaks
-from optprof.reports.fitting.fits import FitFindings, fit_table, short_text
+from optprof.reports.fit import FitFindings, fit_table, short_text
 from optprof.reports.frame import COLUMNS
-from optprof.reports.markdown import run_markdown
 from optprof.reports.page import render_page
 from optprof.reports.phrases import peak_text
+from optprof.reports.summary import run_summary
 from optprof.reports.tables.data import data_rows, memory_table
 from optprof.reports.tables.verdict import RANGES, verdict
 from optprof.reports.units import DECIMAL, bytes_text, exact_text, gib_text
@@ -36,7 +36,7 @@ def ranged(record: Record, **upper: int) -> Record:
 
 def shown(records: list[Record], width: int = 80) -> str:
     stream = io.StringIO()
-    terminal.render(records, stream, width=width)
+    print_run(records, stream, width=width)
     return stream.getvalue()
 
 
@@ -76,7 +76,7 @@ def test_the_page_and_the_table_for_a_pull_request_show_it(simulated):
     assert "2.000 to 2.250 GiB in step · 3.000 to 3.500 reserved" in page
     assert 'title="2,147,483,648 to 2,415,919,104 bytes" data-decimal="2.147 to 2.416 GB"' in page
     assert RANGES in page
-    assert "| 2.000 to 2.250 GiB |" in run_markdown(records)
+    assert "| 2.000 to 2.250 GiB |" in markdown.render(run_summary(Findings.of(records)))
 
 
 def test_a_peak_without_a_range_reads_as_before(simulated):
@@ -103,7 +103,7 @@ def test_a_row_for_a_spreadsheet_has_both_ends(simulated):
     assert (row["peak_reserved_bytes"], row["peak_reserved_upper_bytes"]) == (3 * GIB, 7 * GIB // 2)
     cells = {cell.text for cell in memory_table(findings).rows[0]}
     assert {"2.000 to 2.250", "3.000 to 3.500"} <= cells
-    assert {"peak_allocated_upper_bytes", "peak_reserved_upper_bytes"} <= COLUMNS.keys()
+    assert {"peak_allocated_upper_bytes", "peak_reserved_upper_bytes"} <= set(COLUMNS)
 
 
 def test_a_gpu_that_the_upper_end_does_not_fit_is_not_said_to_fit(simulated):

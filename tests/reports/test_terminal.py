@@ -5,12 +5,12 @@ import io
 import pytest
 
 from optprof.profiler.records.record import StepEstimate, Watched
-from optprof.reports import terminal
+from optprof.reports import print_run
 
 
 def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
     stream = io.StringIO()
-    terminal.render(mixed, stream, width=80)
+    print_run(mixed, stream, width=80)
     lines = stream.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     adamw = next(line for line in lines if "adamw" in line and "GiB" not in line)
@@ -24,14 +24,14 @@ def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
 def test_a_wide_terminal_shows_the_per_cent_too_and_takes_brackets_as_they_are(simulated):
     stream = io.StringIO()
     records = [simulated("adamw", model="[red]m"), simulated("sm3", model="[red]m")]
-    terminal.render(records, stream, width=100)
+    print_run(records, stream, width=100)
     assert "[red]m" in stream.getvalue()
     assert "99.9 %" in stream.getvalue()
 
 
 def test_the_terminal_refuses_an_empty_run():
     with pytest.raises(ValueError, match="the run holds no records"):
-        terminal.render([], io.StringIO())
+        print_run([], io.StringIO())
 
 
 def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
@@ -45,7 +45,7 @@ def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
         synchronisations=0,
     )
     stream = io.StringIO()
-    terminal.render([simulated("adamw", estimate=estimate)], stream, width=80)
+    print_run([simulated("adamw", estimate=estimate)], stream, width=80)
     assert "on a100-80" in stream.getvalue()
     assert "~70.0 ms" in stream.getvalue()
     assert "step times on a100-80: estimated from the bytes" in stream.getvalue()
@@ -57,7 +57,7 @@ def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_th
         "adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",))
     )
     stream = io.StringIO()
-    terminal.render([record], stream, width=130)
+    print_run([record], stream, width=130)
     adamw = next(line for line in stream.getvalue().splitlines() if "100 ms" in line)
     assert "\u00b13.0 %" in adamw
     assert "64.0 tokens/s" in adamw
@@ -71,6 +71,6 @@ def test_a_failure_of_both_workloads_is_told_once(simulated):
         simulated("adamw"),
         *(simulated("sm3", workload=workload, **told) for workload in ("train", "state")),
     ]
-    terminal.render([*records, simulated("sm3", **told | {"error": "another"})], stream, width=200)
+    print_run([*records, simulated("sm3", **told | {"error": "another"})], stream, width=200)
     assert stream.getvalue().count("(mine.py, line 12)") == 1
     assert stream.getvalue().count("another") == 1

@@ -14,6 +14,7 @@ from optprof.reports.arithmetic.pareto import front, tradeoffs
 from optprof.reports.arithmetic.visibility import sights
 from optprof.reports.reasons import reasons
 from optprof.reports.tables.heat_map import heat_map
+from optprof.reports.units import NOTHING
 from optprof.scenarios import hardware
 
 GIB = 2**30
@@ -114,11 +115,11 @@ def test_the_heat_map_has_a_cell_for_every_optimizer_and_model_of_the_run(simula
         simulated("sgd-sai", model="large"),
     ]
     shown = heat_map(Findings.of(records))
-    assert shown.labels == ("adamw", "sm3", "sgd-sai")
-    factors = {name: [cell and cell.factor for cell in cells] for name, cells in shown.rows}
+    assert shown.head == ("model", "adamw", "sm3", "sgd-sai")
+    factors = {name.text: [cell.text for cell in cells] for name, *cells in shown.rows}
     assert factors == {
-        "tiny": ["1.00\u00d7", "1,000\u00d7", None],
-        "large": ["1.00\u00d7", None, "20.0\u00d7"],
+        "tiny": ["1.00\u00d7", "1,000\u00d7", NOTHING],
+        "large": ["1.00\u00d7", NOTHING, "20.0\u00d7"],
     }
 
 

@@ -536,8 +536,7 @@ def fit(
         from optprof.profiler.running.plan import Comparison, plan_fits
         from optprof.profiler.safety.disk import require_own_folder
         from optprof.profiler.simulating.fitting import Fitting
-        from optprof.reports import FITS, write_fit_page
-        from optprof.reports.fitting.terminal import render_fits
+        from optprof.reports import FITS, print_fits, write_fit_page
         from optprof.scenarios import hardware
         from optprof.scenarios.models import read_config
 
@@ -576,7 +575,7 @@ def fit(
                 file=stdout,
             )
         else:
-            render_fits(fits, stdout)
+            print_fits(fits, stdout)
     print(f"report: {page}", file=sys.stderr)
     failed = {found.scenario.optimizer for found in fits if found.error}
     if failed:
@@ -872,7 +871,7 @@ def _forecast(
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.runner import Runner
     from optprof.profiler.running.sweep import forecast
-    from optprof.reports.forecasts import render_forecasts
+    from optprof.reports import print_forecasts
 
     with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
         runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
@@ -883,7 +882,7 @@ def _forecast(
             ),
             started,
         )
-    render_forecasts(found, stdout)
+    print_forecasts(found, stdout)
 
 
 def _going_on(folder: Path) -> str:
@@ -912,7 +911,7 @@ def _show(
     """Print the records and where their page is; `logs` prints what failed scenarios have
     printed.
     """
-    from optprof.reports import terminal
+    from optprof.reports import print_run
 
     page = None
     if report:
@@ -927,7 +926,7 @@ def _show(
         }
         print(json.dumps(told, indent=1), file=stdout)
     else:
-        terminal.render(records, stdout)
+        print_run(records, stdout)
     print(
         (
             f"report: {page}"

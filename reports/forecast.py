@@ -1,0 +1,81 @@
+"""Forecasts: the memory of each scenario of a sweep, and the time that all of them take."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+from .arithmetic.labels import shortened
+from .document import Document, Note, Section
+from .tables.table import Cell, Table
+from .units import NOTHING, gib_text
+from .words import DEVICES
+
+if TYPE_CHECKING:
+    from optprof.profiler.running.sweep import Forecast
+    from optprof.scenarios import Scenario
+
+NOTES = (
+    "memory simulated for CUDA; times are those of these simulations and the harness's limits;",
+    "loading, watched iterations, traces and work in progress at a limit come on top",
+)
+# These have columns of their own, or none.
+_SHOWN = ("model", "optimizer", "options", "device")
+
+
+def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
+    """A row for each scenario, the scenarios that failed, and the sum of all times."""
+    varied = _varied([each.scenario for each in forecasts])
+    head = ("model", "optimizer", "device", *varied, "reserved GiB", "seconds")
+    table = Table(head=head, rows=tuple(_row(each, varied) for each in forecasts))
+    failed = (
+        Note(
+            f"{each.record.outcome}: {_optimizer(each)} on {each.scenario.model}:"
+            f" {each.record.error}",
+            "failed",
+        )
+        for each in forecasts
+        if each.record.outcome != "ok"
+    )
+    seconds = [each.seconds for each in forecasts if each.seconds is not None]
+    unknown = len(forecasts) - len(seconds)
+    runs = f", and training runs: {unknown}" if unknown else ""
+    total = f"{len(forecasts)} scenarios, {sum(seconds):.0f} s{runs}"
+    return Document(
+        sections=[
+            Section(blocks=[table, *failed]),
+            Section(blocks=[*map(Note, (total, *NOTES))]),
+        ]
+    )
+
+
+def _row(forecast: "Forecast", varied: Sequence[str]) -> tuple[Cell, ...]:
+    scenario, seconds = forecast.scenario, forecast.seconds
+    reserved = NOTHING
+    if forecast.peak_bytes is not None:
+        reserved = gib_text(forecast.peak_bytes, upper=forecast.peak_upper)
+    texts = (
+        scenario.model,
+        shortened(_optimizer(forecast), 32),
+        DEVICES[scenario.device],
+        *(str(getattr(scenario, name)) for name in varied),
+    )
+    return (
+        *(Cell(text=text) for text in texts),
+        Cell(text=reserved, number=True),
+        Cell(text="unknown" if seconds is None else f"{seconds:.1f}", number=True),
+    )
+
+
+def _varied(scenarios: "Sequence[Scenario]") -> list[str]:
+    """The fields by which the scenarios differ, except those with a column of their own."""
+    names = [field.name for field in fields(scenarios[0])] if scenarios else []
+    return [
+        name
+        for name in names
+        if name not in _SHOWN and len({str(getattr(each, name)) for each in scenarios}) > 1
+    ]
+
+
+def _optimizer(forecast: "Forecast") -> str:
+    options = ",".join(f"{name}={value}" for name, value in forecast.scenario.options.items())
+    return forecast.scenario.optimizer + (f":{options}" if options else "")
