@@ -45,8 +45,9 @@ def measure_course(scenario: Scenario) -> Record:
     keep_freed_memory()
     clock = clock_for(scenario.device)
     run = TrainingRun(scenario, clock.phase)
-    optimizer, reader, scheduler = run.optimizer, _Reader(scenario, run), _scheduler(scenario, run)
-    assert isinstance(optimizer, Accumulation)
+    accumulation = run.accumulation
+    assert accumulation is not None
+    reader, scheduler = _Reader(scenario, run), _scheduler(scenario, accumulation)
     warmup: defaultdict[str, list[float]] = defaultdict(list)
     times: defaultdict[str, list[float]] = defaultdict(list)
     draws, ended, losses, added = [], [], [], 0
@@ -63,9 +64,9 @@ def measure_course(scenario: Scenario) -> Record:
             kept["draw" if phase == "step" and not stepped else phase].append(seconds)
         losses.append(_finite(run.loss))
         if stepped:
-            draws.append(optimizer.last_num_draws or 0)
+            draws.append(accumulation.last_num_draws or 0)
             ended.append(number)
-        added = max(added, _added_bytes(run, optimizer))
+        added = max(added, _added_bytes(run, accumulation))
         if scheduler is not None:
             scheduler.step()
         if is_reading:
@@ -75,7 +76,7 @@ def measure_course(scenario: Scenario) -> Record:
         origin="measured",
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
-        memory=_memory(run),
+        memory=_memory(run, accumulation),
         times={phase: tuple(samples) for phase, samples in times.items()},
         warmup={phase: tuple(samples) for phase, samples in warmup.items()},
         watched=Watched(
@@ -87,7 +88,7 @@ def measure_course(scenario: Scenario) -> Record:
             losses=tuple(losses),
             held_out=tuple(held_out),
             added_bytes=added,
-            dropped=optimizer.num_dropped,
+            dropped=accumulation.num_dropped,
         ),
         environment=environment(scenario.seed),
     )
@@ -155,11 +156,10 @@ class _Watch:
         )
 
 
-def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
+def _scheduler(scenario: Scenario, accumulation: Accumulation) -> LambdaLR | None:
     """What drives the target from micro-batch to micro-batch; None where it stays."""
     schedule = target_schedule(scenario)
-    assert isinstance(run.optimizer, Accumulation)
-    return LambdaLR(run.optimizer.target, schedule) if schedule else None
+    return LambdaLR(accumulation.target, schedule) if schedule else None
 
 
 def _added_bytes(run: TrainingRun, accumulation: Accumulation) -> int:
@@ -174,10 +174,9 @@ def _finite(loss: float) -> float | None:
     return loss if abs(loss) <= MOST_LOSS else None
 
 
-def _memory(run: TrainingRun) -> Memory:
-    assert isinstance(run.optimizer, Accumulation)
-    # A sum that is pending is counted in `added_bytes`.
-    state = state_bytes(run.optimizer.optimizer, run.tensors)
+def _memory(run: TrainingRun, accumulation: Accumulation) -> Memory:
+    # A pending sum is counted in `added_bytes`.
+    state = state_bytes(accumulation.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),
         parameters_by_dtype=bytes_by_dtype(run.parameters),

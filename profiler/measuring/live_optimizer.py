@@ -7,7 +7,6 @@ momentum that is cycled.
 """
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,20 +15,17 @@ from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import (
-    Optimizer,
-    _default_to_fused_or_foreach,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch.optim.optimizer import Optimizer
 
 from optprof import optimizers
-from optprof.optimizers.multi_tensor import MultiTensorOptimizer
 from optprof.optimizers.sharded import local
+from optprof.optimizers.ways import SWITCHES, way_of_group
 from optprof.scenarios import schema
 from optprof.scenarios.spec import Implementation
 
 # The attributes in which wrappers keep what they wrap.
 _INSIDE = ("optimizer", "base_optimizer", "_optimizer", "optim", "inner_optimizer")
-# Entries of a group that are no options: torch's own, its schedulers', and those that `_way` reads.
+# Entries of a group that are no options: torch's own, its schedulers', and the ways to run a step.
 _OTHERS = {
     "params",
     "param_names",
@@ -39,8 +35,8 @@ _OTHERS = {
     "max_momentum",
     "base_momentum",
     "swa_lr",
+    *SWITCHES,
 }
-_OTHERS |= {"foreach", "fused", "compiled"}
 # Of an option; a table shows a few.
 _MOST_VALUES = 1_000
 # Lists and dicts in an option; a list may hold itself.
@@ -117,7 +113,7 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
         }
     # A group without parameters runs in no way.
     by_group["implementation"] = [
-        _way(optimizer, group) for group in optimizer.param_groups if group["params"]
+        way_of_group(optimizer, group) for group in optimizer.param_groups if group["params"]
     ]
     differing = {
         name for name, values in by_group.items() if any(value != values[0] for value in values)
@@ -148,7 +144,7 @@ def live_implementation(optimizer: Optimizer) -> Implementation:
     counts: Counter[Implementation] = Counter()
     for group in optimizer.param_groups:
         # One more, for a group whose parameters have no elements yet.
-        counts[_way(optimizer, group)] += 1 + elements(group["params"])
+        counts[way_of_group(optimizer, group)] += 1 + elements(group["params"])
     ((way, _),) = counts.most_common(1)
     return way
 
@@ -231,41 +227,6 @@ def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
             # A target that schedulers drive, or a member of an enumeration.
             found[name] = _plain(getattr(value, "value", value))
     return found
-
-
-def _way(optimizer: Optimizer, group: Mapping[str, Any]) -> Implementation:
-    """Return how the step of a group runs; torch settles it where the group leaves it open."""
-    if group.get("compiled"):
-        return "compiled"
-    if group.get("fused"):
-        return "fused"
-    foreach = group.get("foreach")
-    if foreach is None and "foreach" in group and _is_left_to_torch(optimizer, group):
-        _, foreach = _default_to_fused_or_foreach(
-            group["params"], bool(group.get("differentiable")), use_fused=False
-        )
-    return "foreach" if foreach else "loop"
-
-
-def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    if isinstance(optimizer, MultiTensorOptimizer):
-        return True
-    if group.get("fused") is not None:
-        # Torch takes fused=False for a choice.
-        return False
-    if (
-        isinstance(optimizer, torch.optim.Adam)
-        and isinstance(group.get("lr"), torch.Tensor)
-        and not group.get("capturable")
-    ):
-        return False
-    # Adafactor, whose module does not know torch's choice, is a loop unless foreach is True.
-    modules = [
-        sys.modules.get(kind.__module__)
-        for kind in type(optimizer).__mro__
-        if kind is not Optimizer
-    ]
-    return any(hasattr(module, _default_to_fused_or_foreach.__name__) for module in modules)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 
-from optprof.optimizers.accumulation import Accumulation, MetricHypothesisTest
 from optprof.scenarios import Scenario
 from optprof.scenarios.workpiece import DTYPES, Workpiece
 
@@ -21,9 +20,10 @@ class Iteration:
     """Forward, backward and clipping, then the optimizer's step.
 
     `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when
-    gradients are clipped or unscaled. `optimizer` owns the gradients; `device` is what autocast is
-    asked for. ValueError for an optimizer that needs a closure with a scaler or an accumulation,
-    which give it none, and for fp16 weights under a scaler.
+    gradients are clipped or unscaled. `optimizer` owns the gradients; `device` is that of autocast.
+    With `takes_loss` the step gets the micro-batch's loss, as an accumulation's does. ValueError
+    for an optimizer that needs a closure with a scaler or an accumulation, which give it none, and
+    for fp16 weights under a scaler.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ class Iteration:
         optimizer: torch.optim.Optimizer,
         phase: Callable[[str], AbstractContextManager[None]],
         device: str,
+        *,
+        takes_loss: bool = False,
     ) -> None:
         self.needs_closure = needs_closure(optimizer)
         if self.needs_closure:
@@ -44,6 +46,7 @@ class Iteration:
         self._workpiece = workpiece
         self._batch = batch
         self._optimizer = optimizer
+        self._takes_loss = takes_loss
         self._phase = phase
         self._autocast = (
             torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
@@ -74,7 +77,7 @@ class Iteration:
                 loss = self._loss()
             with self._phase("backward"):
                 self._scaler.scale(loss).backward()
-                if isinstance(self._optimizer, Accumulation) or self.needs_closure:
+                if self._takes_loss or self.needs_closure:
                     self.last_loss = loss.detach()
                 del loss
         if (
@@ -83,19 +86,19 @@ class Iteration:
             with self._phase("clip"):
                 self._clip()
 
-    def step(self) -> None:
-        """Take the optimizer's step; with a scaler this waits for the device, to learn whether a
-        gradient is infinite.
+    def step(self) -> Any:
+        """Take the optimizer's step and return its result, None with a closure.
+
+        With a scaler this waits for the device, which tells whether a gradient is infinite.
         """
         if self.needs_closure:
             self._step_with_closure()
-            return
+            return None
         with self._phase("step"):
-            if isinstance(self._optimizer, MetricHypothesisTest):
-                self._scaler.step(self._optimizer, self.last_loss)
-            else:
-                self._scaler.step(self._optimizer)
+            loss = {"loss": self.last_loss} if self._takes_loss else {}
+            result = self._scaler.step(self._optimizer, **loss)
             self._scaled = self._scaler.is_enabled()
+            return result
 
     def _step_with_closure(self) -> None:
         """Take a step in which what the closure does belongs to the phases of that, and not to the

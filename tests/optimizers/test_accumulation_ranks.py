@@ -132,7 +132,7 @@ def check_rules_that_gather() -> None:
     for error, wanted in ((0.17, True), (0.15, False)):
         wrapper = accumulation.create(f"mht:error={error},confidence=0.5", SGD([param]))
         (param * own).sum().backward()
-        assert wrapper.step(own) is wanted  # pyright: ignore[reportArgumentType]
+        assert wrapper.step(loss=own) is wanted
         param.grad = None
 
 

@@ -16,7 +16,6 @@ from optprof.optimizers import accumulation
 from optprof.optimizers.accumulation import (
     Accumulation,
     GradientNormThreshold,
-    MetricHypothesisTest,
 )
 
 SPECS = (
@@ -40,8 +39,7 @@ def drawn(spec: str, draws: range = range(3)) -> tuple[Accumulation, list[Parame
 def draw(wrapper: Accumulation, params: list[Parameter], draws: range) -> None:
     for seed in draws:
         torch.cat([param * (seed + 1.0) for param in params]).sum().backward()
-        metric: list[Any] = [seed + 1.0] if isinstance(wrapper, MetricHypothesisTest) else []
-        wrapper.step(*metric)
+        wrapper.step(loss=seed + 1.0)
 
 
 def changed(wrapper: Accumulation, **values: Any) -> dict[str, Any]:

@@ -347,7 +347,7 @@ def test_muon_follows_a_learning_rate_set_after_it_was_loaded() -> None:
 
 
 PLUGIN = """
-from optprof.optimizers import Description, Entry
+from optprof.optimizers import CatalogueEntry
 from torch.optim import SGD
 
 class Mine(SGD):
@@ -356,11 +356,9 @@ class Mine(SGD):
     More of it.
     '''
 
-entry = Entry(
+entry = CatalogueEntry(
     factory=Mine, options={"momentum": 0.5}, package="theirs",
-    description=Description(
-        summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",)
-    ),
+    summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",),
 )
 number = 3
 """

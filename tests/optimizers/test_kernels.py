@@ -364,7 +364,8 @@ def test_what_a_compiler_made_for_another_machine_is_not_kept(
     script = 'for last; do :; done\necho "no library" > "$last"'
     monkeypatch.setenv("CXX", str(compiler(tmp_path / "cxx", script)))
     with pytest.raises(
-        RuntimeError, match=r"what .*cxx made of sm3.cpp cannot be loaded: .*; set CXX to another"
+        RuntimeError,
+        match=r"the library that .*cxx made of sm3.cpp cannot be loaded: .*; set CXX to another",
     ):
         step_once()
     assert not list(folder.iterdir())

@@ -149,7 +149,7 @@ class Passing:
         # The sum of the gradients drawn since the last step is kept too.
         (
             lambda made: GradientNormThreshold(made, 1e-9, buffered=True, max_draws=3),
-            "optprof.optimizers.accumulation.wrappers:GradientNormThreshold",
+            "optprof.optimizers.accumulation:GradientNormThreshold",
             2 * 512,
         ),
     ],
