@@ -236,4 +236,4 @@ def test_every_entry_says_where_it_comes_from() -> None:
     for entry in zoo.ZOO.values():
         assert entry.package
         assert entry.installed_by
-        assert entry.description.paper.startswith("https://")
+        assert entry.paper.startswith("https://")
