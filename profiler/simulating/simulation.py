@@ -61,13 +61,14 @@ def run_simulation(scenario: Scenario) -> Simulation:
     """
     allocator = simulated_allocator(scenario)
     model = trace_model_of(scenario)
+    draws = simulated_draws(scenario)
 
     def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         inside = make_optimizer(scenario, parameters, model.names)
-        return accumulating(scenario, inside) or inside
+        return accumulating(scenario, inside, draws) or inside
 
     optimizer = trace_optimizer(model, make, scenario)
-    segments, places, draws = [model.build, optimizer.build], [], simulated_draws(scenario)
+    segments, places = [model.build, optimizer.build], []
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
         places.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer

@@ -18,17 +18,18 @@ WINDOW = 2
 _SCHEDULE = ("warmup_steps", "warmup_start", "final")
 
 
-def accumulating(scenario: Scenario, optimizer: torch.optim.Optimizer) -> Accumulation | None:
+def accumulating(
+    scenario: Scenario, optimizer: torch.optim.Optimizer, max_draws: int | None = None
+) -> Accumulation | None:
     """Return the scenario's wrapper around the optimizer, None if it has none.
 
-    Tensors without data have no norms to decide by: a simulated window has `simulated_draws`.
-    ValueError for options that do not fit.
+    A simulation sets `max_draws`, which alone decides for tensors without data. ValueError for
+    options that do not fit.
     """
     if scenario.accumulate is None:
         return None
     wrapper = _wrapped(scenario.accumulate, scenario, optimizer)
-    if scenario.device == "sim":
-        wrapper.max_draws = simulated_draws(scenario)
+    wrapper.max_draws = max_draws or wrapper.max_draws
     return wrapper
 
 

@@ -1,6 +1,4 @@
-"""Wrappers that decide when to step: sequences worked out by hand, and what never may happen to
-what was drawn.
-"""
+"""Accumulation wrappers against sequences by hand, and their promises in every case."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,9 +32,7 @@ MAKERS: dict[str, Callable[..., Accumulation]] = {
 
 
 def plain(*shape: int) -> tuple[Parameter, SGD]:
-    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the
-    negative gradient.
-    """
+    """Return a parameter of zeros and SGD with a rate of 1, which subtracts the mean gradient."""
     param = Parameter(torch.zeros(shape or (2,)))
     return param, SGD([param], lr=1.0)
 

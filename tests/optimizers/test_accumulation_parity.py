@@ -1,6 +1,4 @@
-"""Gradient quality control beside torch-gqc 0.10.4, where that is right: decisions, weights and
-statistics.
-"""
+"""Decisions, weights and statistics against torch-gqc 0.10.4, where that is right."""
 
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +102,7 @@ def test_decisions_weights_and_statistics_are_the_original_s(
     theirs_found = train(theirs, original(name, inner(theirs.parameters())), name)
     mine_found = train(mine, accumulation.create(CASES[name][0], inner(mine.parameters())), name)
     assert mine_found[0] == theirs_found[0]
-    # It waits, but for the rescaler, and not always for the same.
+    # It waits for varying numbers of draws; only the rescaler does not wait.
     assert name == "gnr" or 10 < sum(mine_found[0]) < 110
     # The rescaler multiplies by a norm, which the original rounds to float32.
     tolerance = 1e-7 if name == "gnr" else 1e-12

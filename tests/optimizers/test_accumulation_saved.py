@@ -1,6 +1,4 @@
-"""Checkpoints of the accumulation wrappers that hold other things than were saved: taken exactly or
-refused in one line.
-"""
+"""Checkpoints of wrappers with changed values: loaded exactly or refused in one line."""
 
 import copy
 from typing import Any
@@ -29,7 +27,7 @@ EACH = pytest.mark.parametrize("spec", SPECS)
 
 
 def drawn(spec: str, draws: range = range(3)) -> tuple[Accumulation, list[Parameter]]:
-    """A wrapper in the middle of a window."""
+    """Return a wrapper in the middle of a window."""
     params = [Parameter(torch.zeros(2)), Parameter(torch.zeros(3))]
     wrapper = accumulation.create(spec, SGD(params, lr=1.0))
     draw(wrapper, params, draws)

@@ -1,8 +1,7 @@
-"""Accumulation as an optimizer among torch's: schedulers, checkpoints, GradScaler, closures,
-micro-batches that are not finite.
+"""Accumulation with torch's schedulers, checkpoints, GradScaler, closures and infinite gradients.
 
-G1 to G12 are defects of torch-gqc 0.7 and 0.10, as tests name them that show their absence; G3 is
-in test_accumulation_schedules, G9 in test_accumulation_ranks.
+G1 to G12 are defects of torch-gqc 0.7 and 0.10; a test's name has the defect that it excludes. G3
+is in test_accumulation_schedules, G9 in test_accumulation_ranks.
 """
 
 import copy
@@ -42,9 +41,7 @@ BUFFERED = pytest.mark.parametrize("buffered", [False, True])
 
 
 def plain(*shape: int) -> tuple[Parameter, SGD]:
-    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the
-    negative gradient.
-    """
+    """Return a parameter of zeros and SGD with a rate of 1, which subtracts the mean gradient."""
     param = Parameter(torch.zeros(shape or (2,)))
     return param, SGD([param], lr=1.0)
 
@@ -455,7 +452,7 @@ def test_a_closure_s_loss_is_the_metric_of_a_hypothesis_test() -> None:
     assert wrapper.step(closure=closure)
     assert wrapper.running_mean == 2.0
     assert not MetricHypothesisTest(sgd, error=1e-9, max_draws=2).step(loss=torch.tensor(1.0))
-    # In the first place too, where torch's optimizers and accelerate have it.
+    # As the first argument too, as for torch's optimizers and in accelerate.
     other = MetricHypothesisTest(SGD([param], lr=0.0))
     assert other.step(closure)
     assert other.running_mean == float(other.loss)

@@ -1,6 +1,4 @@
-"""The implementation that somebody names is the one that runs, judged by the operations of a
-step.
-"""
+"""The named implementation is the one that runs, judged by the operations of a step."""
 
 import sys
 from collections import Counter
@@ -60,9 +58,7 @@ class Own(AdamW):
 
 
 class Counting(TorchDispatchMode):
-    """Operations by kind, and the most tensors that one of those on lists was handed; step counts
-    are none of them.
-    """
+    """Count operations by kind, and the most tensors of a list operation, without step counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,14 +77,14 @@ class Counting(TorchDispatchMode):
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's choice between loop and foreach, made as on CUDA."""
+    """Let torch choose between loop and foreach as it does on CUDA."""
     module = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(module, "_get_foreach_kernels_supported_devices", lambda: ["cpu"])
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Steps of ours by a kernel and by a compiled graph, which no dispatch mode sees."""
+    """Count our steps by a kernel and by compiled code, which no dispatch mode sees."""
     used: Counter[str] = Counter()
 
     def kernel(*_: Any) -> Any:

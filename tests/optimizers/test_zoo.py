@@ -1,5 +1,4 @@
-"""The zoo: optimizers of other packages, made from a list of parameters, costing what the catalogue
-says, imported when used.
+"""Optimizers of other packages, made from a list of parameters, with the bytes described.
 
 Which promises of the contract they do not hold is written in test_contract.py and
 test_gradients.py.
@@ -85,7 +84,7 @@ def take_steps(optimizer: Optimizer, params: list[Parameter], steps: int = 3) ->
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of the tensors in a state; a projector keeps its matrix in an attribute."""
+    """Return the bytes of a state's tensors; a projector keeps its matrix in an attribute."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, dict):
