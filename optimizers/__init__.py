@@ -1,8 +1,7 @@
-"""Optimizers that keep little memory, beside torch's own, in one catalogue."""
+"""Optimizers that keep little memory, torch's own and other packages', in one catalogue."""
 
 from . import accumulation
-from .catalogue import (
-    Implementation,
+from .creating import (
     available,
     create,
     default_implementation,
@@ -12,19 +11,19 @@ from .catalogue import (
     name_of,
     option_defaults,
 )
-from .entry import Description, Entry
+from .entries import CatalogueEntry
 from .lamb import LAMB
 from .lamb16 import LAMB16
 from .sgd_sai import SGDBoost, SGDSaI
 from .sm3 import SM3
 from .spec import parse, parse_list
+from .ways import Implementation
 
 __all__ = [
     "LAMB",
     "LAMB16",
     "SM3",
-    "Description",
-    "Entry",
+    "CatalogueEntry",
     "Implementation",
     "SGDBoost",
     "SGDSaI",

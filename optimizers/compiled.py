@@ -1,10 +1,9 @@
-"""Compiled updates: one tensor's update through torch.compile, compiled once for a kind of tensor
-and not once for a tensor.
+"""Compiled updates: one tensor's update through torch.compile, compiled once for a kind of tensor.
 
-Sizes are symbols, and where an update does not ask for axes a tensor is passed flat, so that all
-shapes are one kind. Numbers, which may change from step to step, come in as 0-dim tensors; only
-what an update branches on, names, switches and options of 0, makes a kind of its own. On a CPU
-torch.compile needs a C++ compiler.
+Sizes are symbols. A tensor is passed flat unless the update reads axes, so that all shapes are one
+kind. Numbers, which may change from step to step, are passed as 0-dim tensors. Only what an update
+branches on makes a kind of its own: names, switches and options of 0. On a CPU torch.compile needs
+a C++ compiler.
 """
 
 from __future__ import annotations
@@ -16,36 +15,41 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .multi_tensor import Bucket, MultiTensorOptimizer
+from .bucket import Bucket
 
-# To call a compiled function costs what the plain one takes for about as many elements.
+if TYPE_CHECKING:
+    from .multi_tensor import MultiTensorOptimizer
+
+# A call of a compiled function takes as long as the plain update of about this many elements.
 LEAST_ELEMENTS = 2**14
 BACKEND = "inductor"
 
 
-def suits(bucket: Bucket) -> bool:
-    """Return whether a bucket is one plain tensor large enough to be worth it.
+def run(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
+    """Update a bucket by compiled code if it is one plain tensor that is large enough.
 
     Under a dispatch mode, which watches single operations, torch compiles nothing.
     """
-    if len(bucket.params) != 1 or torch._C._len_torch_dispatch_stack():
-        return False
-    return (
-        is_plain(bucket.params[0], bucket.grads[0]) and bucket.params[0].numel() >= LEAST_ELEMENTS
-    )
+    if (
+        len(bucket.params) == 1
+        and not torch._C._len_torch_dispatch_stack()
+        and is_plain(bucket.params[0], bucket.grads[0])
+        and bucket.params[0].numel() >= LEAST_ELEMENTS
+    ):
+        update(optimizer, bucket)
+    else:
+        optimizer._update(bucket)
 
 
 def is_plain(param: Tensor, grad: Tensor) -> bool:
-    """Whether a tensor is dense and has data, in a step that is not being compiled as a whole."""
-    known = type(param) in (Tensor, torch.nn.Parameter) and not param.is_meta and not grad.is_sparse
-    return known and not torch.compiler.is_compiling()
+    """Return whether a tensor is dense and has data, outside a step that is compiled as a whole."""
+    is_plain_type = type(param) in (Tensor, torch.nn.Parameter)
+    has_data = not param.is_meta and not grad.is_sparse
+    return is_plain_type and has_data and not torch.compiler.is_compiling()
 
 
 def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
-    """The update of a bucket that suits, compiled with torch's inductor at the first of its
-    kind.
-    """
+    """Update a bucket of one plain tensor by code that is compiled for the first of its kind."""
     param, grad, state = bucket.params[0], bucket.grads[0], bucket.states[0]
     state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     shaped = {key: value for key, value in state.items() if value.shape == param.shape}
@@ -54,7 +58,7 @@ def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
     )
     param, grad = _plain(param, flat), _plain(grad, flat)
     state = {**state, **{key: _plain(value, flat) for key, value in shaped.items()}}
-    # Options of the optimizer alone: a scheduler's notes in the group would be looked at too.
+    # Only the optimizer's own options: torch.compile would guard a scheduler's entries as well.
     options = {
         name: _as_tensors(value, param.device)
         for name, value in bucket.options.items()
@@ -77,7 +81,7 @@ def update(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
 
 
 def note_changes(params: list[Tensor]) -> None:
-    """Tell autograd that parameters have changed; those of inference mode have no version."""
+    """Tell autograd that parameters have changed; inference tensors have no version."""
     torch.autograd.graph.increment_version([param for param in params if not param.is_inference()])
 
 
@@ -85,10 +89,8 @@ def note_changes(params: list[Tensor]) -> None:
 def _compiled(
     owner: type[MultiTensorOptimizer], kind: Hashable, backend: str
 ) -> Callable[..., None]:
-    from .multi_tensor import Bucket
-
-    # An update reads nothing but its bucket, so one instance without parameters stands for all.
-    anyone = owner.__new__(owner)
+    # An update reads only its bucket, so one instance without parameters serves all instances.
+    instance = owner.__new__(owner)
 
     def update(
         params: list[Tensor],
@@ -97,29 +99,27 @@ def _compiled(
         options: dict[str, Any],
         numbers: dict[str, Any],
     ) -> None:
-        anyone._update(
+        instance._update(
             Bucket(params=params, grads=grads, states=states, options=options, numbers=numbers)
         )
 
-    # A code object of its own: torch counts compilations by code object, and gives up after eight.
+    # Torch counts compilations by code object and stops after eight, so each kind gets its own.
     update.__code__ = update.__code__.replace(co_name=f"{owner.__name__}_{abs(hash(kind))}")
     return torch.compile(update, fullgraph=True, dynamic=True, backend=backend)
 
 
 def _plain(tensor: Tensor, flat: bool) -> Tensor:
-    """The same memory, as it is or along one axis.
+    """Return a tensor on the same memory, of the same shape or flat.
 
-    Not a parameter, whose sizes torch.compile never takes for symbols, and not a view, which it
-    follows to its base.
+    torch.compile makes no symbols of a parameter's sizes and follows a view to its base, so the
+    result is neither.
     """
     size, stride = ((tensor.numel(),), (1,)) if flat else (tensor.shape, tensor.stride())
     return tensor.new_empty(0).set_(tensor.untyped_storage(), tensor.storage_offset(), size, stride)
 
 
 def _as_tensors(option: Any, device: torch.device) -> Any:
-    """An option with its numbers as tensors, but for 0, which updates leave out what it would
-    scale.
-    """
+    """Return an option with nonzero numbers as tensors; an update skips what a 0 would scale."""
     if isinstance(option, (list, tuple)):
         return tuple(_as_tensors(each, device) for each in option)
     is_number = isinstance(option, (int, float)) and not isinstance(option, bool)
@@ -127,14 +127,14 @@ def _as_tensors(option: Any, device: torch.device) -> Any:
 
 
 def _kind(option: Any) -> Hashable:
-    """What is the same for all values of an option that are run by the same code."""
+    """Return a key that is equal for all values of an option that the same code serves."""
     if isinstance(option, tuple):
         return tuple(map(_kind, option))
     return Tensor if isinstance(option, Tensor) else option
 
 
 def _as_tensor(value: float | Tensor, device: torch.device) -> Tensor:
-    """A 0-dim tensor, filled on the device: to copy it there would wait."""
+    """Return a 0-dim tensor, filled on the device: a copy to the device would wait."""
     return (
         value
         if isinstance(value, Tensor)

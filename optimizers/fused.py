@@ -1,10 +1,7 @@
-"""Fused updates: a tensor's update by a kernel in C++ that goes over its memory as few times as the
-rule allows, on a CPU.
+"""Fused updates: C++ kernels that read a tensor's memory as few times as the rule allows, on a CPU.
 
-The source of a kernel stands beside the module whose rule it computes. It is compiled at its first
-use, for one dtype of parameters and for the instructions that torch has found on the machine, which
-takes two or three seconds, and is kept for later processes in TORCH_EXTENSIONS_DIR, else in
-~/.cache/torch_extensions (see `kernels`).
+A kernel's source is the .cpp file of its optimizer's name. `kernels` compiles it at its first use
+for one dtype of parameters, which takes two or three seconds, and keeps it for later processes.
 """
 
 from __future__ import annotations
@@ -16,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .compiled import is_plain
+from .bucket import Bucket, State
+from .compiled import is_plain, note_changes
 from .kernels import library
 
 if TYPE_CHECKING:
-    from .multi_tensor import Bucket, MultiTensorOptimizer, State
+    from .multi_tensor import MultiTensorOptimizer
 
 _TYPES = {
     torch.float32: "float",
@@ -28,41 +26,43 @@ _TYPES = {
     torch.bfloat16: "c10::BFloat16",
     torch.float16: "c10::Half",
 }
-# A thread more is worth it for so many elements.
+# A further thread pays off for this many elements.
 _SHARE = 2**14
 
 
-def divided(optimizer: MultiTensorOptimizer, bucket: Bucket) -> tuple[Bucket, list[Bucket]]:
-    """Those parameters of a bucket that a kernel takes, and each of the others.
+def run(optimizer: MultiTensorOptimizer, bucket: Bucket) -> None:
+    """Update a bucket, by the kernel where it takes a parameter, else one by one as the loop does.
 
-    A kernel takes what lies on a CPU in one piece, with a state as it was made for this parameter:
-    one that was turned into another dtype since, or is of another shape, goes where torch looks
-    after such things.
+    The kernel takes contiguous tensors on a CPU whose state is as this parameter would get it. A
+    state that was cast or has another shape goes to torch's operations, which check such things.
     """
-    chosen = [
+    suited = [
         _suits(optimizer, *each)
         for each in zip(bucket.params, bucket.grads, bucket.states, strict=True)
     ]
-    others = [bucket.chosen([index]) for index, is_chosen in enumerate(chosen) if not is_chosen]
-    return bucket.chosen(
-        [index for index, is_chosen in enumerate(chosen) if is_chosen]
-    ) if others else bucket, others
+    if any(suited):
+        by_kernel = bucket.select([index for index, suits in enumerate(suited) if suits])
+        optimizer._update_fused(by_kernel)
+        note_changes(by_kernel.params)
+    for index, suits in enumerate(suited):
+        if not suits:
+            optimizer._update(bucket.select([index]))
 
 
 def kernel(source: Path, name: str, dtype: torch.dtype) -> Any:
-    """A function of a source in C++, for parameters of a dtype; RuntimeError where it cannot be
+    """Return a function of a C++ source for parameters of a dtype; RuntimeError if it cannot be
     compiled.
     """
     return getattr(library(source, _TYPES[dtype]), name)
 
 
 def addresses(*tensors: Tensor | None) -> list[ctypes.c_void_p]:
-    """Where the memory of each tensor begins; null for none."""
+    """Return the address of each tensor's memory, null for None."""
     return [ctypes.c_void_p(None if tensor is None else tensor.data_ptr()) for tensor in tensors]
 
 
 def threads(param: Tensor) -> int:
-    """How many threads are worth it, of those that torch may use."""
+    """Return the number of threads to use, at most as many as torch may use."""
     return max(1, min(torch.get_num_threads(), param.numel() // _SHARE))
 
 
@@ -75,10 +75,10 @@ def _suits(optimizer: MultiTensorOptimizer, param: Tensor, grad: Tensor, state: 
         and grad.shape == param.shape
     ):
         return False
-    # A checkpoint may have brought something else beside the state.
-    held = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    whole = all(tensor.is_contiguous() for tensor in (param, grad, *held.values()))
-    known = all(
-        tensor.dtype == optimizer._state_dtype(name, param) for name, tensor in held.items()
+    # A checkpoint may have added values that are no tensors.
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    are_contiguous = all(tensor.is_contiguous() for tensor in (param, grad, *tensors.values()))
+    have_own_dtype = all(
+        tensor.dtype == optimizer._state_dtype(name, param) for name, tensor in tensors.items()
     )
-    return whole and known and optimizer._covers(param, state)
+    return are_contiguous and have_own_dtype and optimizer._fits_kernel(param, state)

@@ -1,9 +1,9 @@
-"""Kernels: sources in C++, compiled at their first use and kept, and checked before they are
-loaded.
+"""Kernels: C++ sources that are compiled at their first use, stored, and checked before loading.
 
-A kept kernel is code. Its folder and its file belong to this user or to root, nobody else may
-write to them, and its name carries the checksum of its content. A file that was cut, changed or
-put there by somebody else is never loaded; the kernel is compiled anew.
+A stored kernel is code. Its folder and file must belong to this user or root and be writable by
+nobody else, and its name has the checksum of its content. A truncated, changed or foreign file is
+never loaded; the kernel is compiled again. The folder is in TORCH_EXTENSIONS_DIR, else in
+~/.cache/torch_extensions. Flags are for the instructions that torch finds on the machine.
 """
 
 import ctypes
@@ -33,17 +33,13 @@ _FLAGS = (
     *("-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math"),
     *("-fopenmp", "-fPIC", "-shared"),
 )
-# Windows has neither flag, and no owners by number.
-_AS_IT_LIES = (
-    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-)
+# Windows has neither of the first two flags, nor numeric owners.
+_RAW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def library(source: Path, weight: str) -> ctypes.CDLL:
-    """Return the functions of a source for one type of weights; RuntimeError where there are
-    none.
-    """
+    """Return the functions of a source for one type of weights; RuntimeError if it fails."""
     return _library(source, weight, torch.backends.cpu.get_cpu_capability())
 
 
@@ -61,7 +57,7 @@ def _library(source: Path, weight: str, capability: str) -> ctypes.CDLL:
     folder = _folder()
     try:
         _make_private(folder)
-        return _kept(folder, stem) or _made(folder, stem, source, flags)
+        return _stored(folder, stem) or _compiled(folder, stem, source, flags)
     except OSError as error:
         raise RuntimeError(
             f"fused=True cannot keep its kernel in {folder}: {error}; set TORCH_EXTENSIONS_DIR"
@@ -69,8 +65,8 @@ def _library(source: Path, weight: str, capability: str) -> ctypes.CDLL:
 
 
 def _folder() -> Path:
-    if wanted := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(wanted).absolute() / "optprof"
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen).absolute() / "optprof"
     try:
         home = Path.home()
     except RuntimeError as error:
@@ -81,39 +77,39 @@ def _folder() -> Path:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the folder of kernels; RuntimeError where others could put code into it."""
+    """Make the folder of kernels; RuntimeError if other users may write to it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.mkdir()
     except FileExistsError:
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode):
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode):
             raise
-        if _is_private(found):
+        if _is_private(status):
             return
-        if found.st_uid != os.getuid():
+        if status.st_uid != os.getuid():
             raise RuntimeError(
                 f"fused=True loads no kernel from {folder}, to which another user may write (owner"
-                f" {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}); set TORCH_EXTENSIONS_DIR"
-                " to a folder of yours"
+                f" {status.st_uid}, mode {stat.S_IMODE(status.st_mode):o}); set"
+                " TORCH_EXTENSIONS_DIR to a folder of yours"
             ) from None
         for path in folder.glob("*.so"):
-            # Others may have written them.
+            # Other users may have written these.
             path.unlink()
     folder.chmod(0o700)
 
 
-def _is_private(found: os.stat_result) -> bool:
-    """Return whether a file or folder is this user's or root's, and no other's to write."""
+def _is_private(status: os.stat_result) -> bool:
+    """Return whether only this user or root owns and may write a file or folder."""
     if not hasattr(os, "getuid"):
         return True
-    return found.st_uid in (0, os.getuid()) and not found.st_mode & _BY_OTHERS
+    return status.st_uid in (0, os.getuid()) and not status.st_mode & _BY_OTHERS
 
 
-def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:
-    """Load a kept kernel that is intact; None where there is none."""
+def _stored(folder: Path, stem: str) -> ctypes.CDLL | None:
+    """Load a stored kernel that is intact; None if there is none."""
     for path in sorted(folder.glob(f"{glob.escape(stem)}-*.so")):
-        # An intact one may be of a machine with other system libraries, which shares the folder.
+        # An intact kernel may need system libraries of another machine that shares the folder.
         with suppress(OSError):
             if _is_intact(path):
                 return ctypes.CDLL(str(path))
@@ -121,11 +117,11 @@ def _kept(folder: Path, stem: str) -> ctypes.CDLL | None:
 
 
 def _is_intact(path: Path) -> bool:
-    """Return whether a regular file of ours holds what its name says; OSError for a link."""
-    descriptor = os.open(path, os.O_RDONLY | _AS_IT_LIES)
+    """Return whether a file is private and has its name's checksum; OSError for a link."""
+    descriptor = os.open(path, os.O_RDONLY | _RAW)
     with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or not _is_private(found):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or not _is_private(status):
             return False
         return path.stem.endswith(f"-{_checksum(file.read())}")
 
@@ -134,32 +130,32 @@ def _checksum(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _made(folder: Path, stem: str, source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
-    """Compile a kernel, keep it and load it."""
+def _compiled(folder: Path, stem: str, source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """Compile, store and load a kernel."""
     compiler = _compiler()
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         Path(temporary).chmod(0o700)
-        made = Path(temporary) / f"{stem}.so"
-        _compile([*compiler, *flags, str(source), "-o", str(made)], source, temporary)
-        made.chmod(0o600)
-        kept = folder / f"{stem}-{_checksum(made.read_bytes())}.so"
-        if kept.is_dir() and not kept.is_symlink():
-            shutil.rmtree(kept)
-        # At once, whatever another process does here at the same time.
-        made.replace(kept)
+        output = Path(temporary) / f"{stem}.so"
+        _compile([*compiler, *flags, str(source), "-o", str(output)], source, temporary)
+        output.chmod(0o600)
+        stored = folder / f"{stem}-{_checksum(output.read_bytes())}.so"
+        if stored.is_dir() and not stored.is_symlink():
+            shutil.rmtree(stored)
+        # Atomic, because another process may do the same at this time.
+        output.replace(stored)
     try:
-        loaded = ctypes.CDLL(str(kept))
+        loaded = ctypes.CDLL(str(stored))
     except OSError as error:
-        kept.unlink(missing_ok=True)
+        stored.unlink(missing_ok=True)
         raise RuntimeError(
-            f"fused=True: what {shlex.join(compiler)} made of {source.name} cannot be loaded:"
-            f" {error}; set CXX to another, or leave fused out"
+            f"fused=True: the library that {shlex.join(compiler)} made of {source.name} cannot be"
+            f" loaded: {error}; set CXX to another compiler, or leave fused out"
         ) from error
-    _remove_spoiled(folder, stem)
+    _remove_damaged(folder, stem)
     return loaded
 
 
-def _remove_spoiled(folder: Path, stem: str) -> None:
+def _remove_damaged(folder: Path, stem: str) -> None:
     for path in folder.glob(f"{glob.escape(stem)}-*.so"):
         with suppress(OSError):
             if path.is_symlink() or not _is_intact(path):
@@ -167,23 +163,23 @@ def _remove_spoiled(folder: Path, stem: str) -> None:
 
 
 def _compiler() -> list[str]:
-    """Return the compiler and its own options, as CXX has them: 'g++ -m64', 'ccache g++'."""
-    wanted = os.environ.get("CXX", "").strip()
-    if not wanted:
+    """Return the compiler with its options as CXX gives them: 'g++ -m64', 'ccache g++'."""
+    chosen = os.environ.get("CXX", "").strip()
+    if not chosen:
         candidates = [[name] for name in ("g++", "clang++", "c++")]
-    elif shutil.which(wanted):
-        # A path may hold a space.
-        candidates = [[wanted]]
+    elif shutil.which(chosen):
+        # A path may contain a space.
+        candidates = [[chosen]]
     else:
         try:
-            candidates = [shlex.split(wanted)]
+            candidates = [shlex.split(chosen)]
         except ValueError as error:
             raise RuntimeError(
-                f"fused=True: CXX={wanted!r} cannot be read: {error}; quote it as a shell does"
+                f"fused=True: CXX={chosen!r} cannot be read: {error}; quote it as a shell does"
             ) from error
     for name, *options in candidates:
-        if found := shutil.which(name):
-            return [found, *options]
+        if path := shutil.which(name):
+            return [path, *options]
     names = " or ".join(name for name, *_ in candidates)
     raise RuntimeError(
         f"fused=True needs a C++ compiler, and there is no {names}; install one, or leave fused out"
@@ -191,7 +187,7 @@ def _compiler() -> list[str]:
 
 
 def _compile(command: list[str], source: Path, temporary: str) -> None:
-    # What a compiler leaves on its way goes with the folder.
+    # The compiler's temporary files are removed with the folder.
     environment = {**os.environ, "TMPDIR": temporary}
     done = subprocess.run(
         command, capture_output=True, text=True, errors="replace", check=False, env=environment
@@ -200,11 +196,13 @@ def _compile(command: list[str], source: Path, temporary: str) -> None:
         return
     lines = [line for line in done.stderr.splitlines() if "error" in line]
     status = f"status {done.returncode}" if done.returncode else "it made nothing"
-    said = lines[0] if lines else " ".join(done.stderr.split()) or status
-    full = "No space left on device" in done.stderr
+    reason = lines[0] if lines else " ".join(done.stderr.split()) or status
+    is_full = "No space left on device" in done.stderr
     way_out = (
         "set TORCH_EXTENSIONS_DIR to a folder with room"
-        if full
-        else "set CXX to another, or leave fused out"
+        if is_full
+        else "set CXX to another compiler, or leave fused out"
     )
-    raise RuntimeError(f"fused=True: {command[0]} cannot compile {source.name}: {said}; {way_out}")
+    raise RuntimeError(
+        f"fused=True: {command[0]} cannot compile {source.name}: {reason}; {way_out}"
+    )

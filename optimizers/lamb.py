@@ -22,10 +22,21 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .checks import require_betas, require_not_negative, require_positive
-from .foreach import Tensors, add_number, add_squares, average, beside, descend, is_set
+from .arguments import require_betas, require_not_negative, require_positive
+from .bucket import (
+    Bucket,
+    Options,
+    State,
+    Tensors,
+    add_number,
+    add_squares,
+    average,
+    descend,
+    is_nonzero,
+    to_device,
+)
 from .loading import Shapes
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State, real
+from .multi_tensor import MultiTensorOptimizer, as_real
 from .reductions import l2_norms
 from .sharded import whole
 
@@ -49,16 +60,20 @@ class LAMB(MultiTensorOptimizer):
 
     `preset` names the lineage: "paper"; "cybertronai" (no bias correction, the weight norm clamped
     at 10); "nvidia" (the gradients of the whole optimizer clipped to a norm of 1 first, phi = 1 for
-    parameters without weight decay). What a preset chooses can be chosen apart; None leaves it to
-    the preset, and math.inf lifts a limit: `bias_correction`, whether m and v are divided as above;
-    `max_weight_norm`, the most that |w| counts for; `max_grad_norm`, for the gradients of all
-    parameters together; `trust_clip`, the most that phi may be (1 in NVLAMB);
-    `adapts_without_decay`, whether phi is taken where the weight decay is 0. Keeps `exp_avg` and
-    `exp_avg_sq`, shaped like the parameter, and where the bias is corrected `step`, a float32
-    scalar on the host. Moments, directions and norms are in float32 or wider: in bfloat16 0.999 v
-    rounds back to v, which would never go down, and in float16 the squares of small gradients are
-    0. A step holds one such temporary as large as the bucket's parameters, and where gradients are
-    clipped a copy of those.
+    parameters without weight decay). Each choice of a preset is also an option; None leaves it to
+    the preset, and math.inf lifts a limit:
+
+    - `bias_correction` divides m and v as above.
+    - `max_weight_norm` limits |w| in phi.
+    - `max_grad_norm` limits the norm of the gradients of all parameters together.
+    - `trust_clip` limits phi (1 in NVLAMB).
+    - `adapts_without_decay` uses phi for parameters without weight decay too.
+
+    The state is `exp_avg` and `exp_avg_sq`, shaped like the parameter, and with bias correction
+    `step`, a float32 scalar on the host. Moments, directions and norms are float32 or wider: in
+    bfloat16 0.999 v rounds back to v, which would never fall, and in float16 the squares of small
+    gradients are 0. A step needs one such temporary as large as the bucket's parameters, and a copy
+    of the gradients if it clips them.
     """
 
     def __init__(
@@ -126,19 +141,19 @@ class LAMB(MultiTensorOptimizer):
         del options
         return {"exp_avg": param.shape, "exp_avg_sq": param.shape, "step": ()}
 
-    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
-        del param, held
+    def _required(self, param: Tensor, options: Options, names: Collection[str]) -> set[str]:
+        del param, names
         moments = {"exp_avg", "exp_avg_sq"}
         return moments | {"step"} if _choices(options)["bias_correction"] else moments
 
     def _buckets(self) -> Iterator[Bucket]:
-        """The buckets, with gradients clipped where that is chosen."""
+        """Yield the buckets, with their gradients clipped if the options say so."""
         norm = None
         for bucket in super()._buckets():
             limit = _choices(bucket.options)["max_grad_norm"]
             if limit < inf:
                 norm = self._gradient_norm() if norm is None else norm
-                factor = beside((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(
+                factor = to_device((limit / norm).clamp(max=1.0), bucket.grads[0].device).to(
                     bucket.grads[0].dtype
                 )
                 bucket = replace(bucket, grads=torch._foreach_mul(bucket.grads, factor))
@@ -150,17 +165,17 @@ class LAMB(MultiTensorOptimizer):
             norm for param in params if param.grad is not None for norm in _norms([param.grad])
         ]
         return torch.linalg.vector_norm(
-            torch.stack([beside(norm, norms[0].device) for norm in norms])
+            torch.stack([to_device(norm, norms[0].device) for norm in norms])
         )
 
     def _prepare(self, bucket: Bucket) -> Bucket:
-        """Count the step, and work out what it divides the moments by."""
+        """Count the step, and compute the divisors of the bias correction."""
         if not _choices(bucket.options)["bias_correction"]:
             return bucket
         for state in bucket.states:
             if "step" not in state:
-                # On the host, as in torch's Adam: its value is read at every step, and that must
-                # not wait for the device.
+                # On the host, as in torch's Adam: every step reads the value and must not wait for
+                # the device.
                 state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         counts = bucket.state("step")
         torch._foreach_add_(counts, 1.0)
@@ -177,9 +192,9 @@ class LAMB(MultiTensorOptimizer):
     def _update(self, bucket: Bucket) -> None:
         weight_decay, choices = bucket.options["weight_decay"], _choices(bucket.options)
         directions = _adam_directions(bucket)
-        if is_set(weight_decay):
+        if is_nonzero(weight_decay):
             descend(directions, bucket.params, -weight_decay)
-        adapts = is_set(weight_decay) or choices["adapts_without_decay"]
+        adapts = is_nonzero(weight_decay) or choices["adapts_without_decay"]
         descend(
             bucket.params,
             directions,
@@ -189,7 +204,7 @@ class LAMB(MultiTensorOptimizer):
 
 
 def _choices(options: Options) -> dict[str, Any]:
-    """The preset, but for what was chosen apart."""
+    """Return the preset's choices, overridden by the options that are not None."""
     return {
         name: value if options[name] is None else options[name]
         for name, value in PRESETS[options["preset"]].items()
@@ -197,7 +212,7 @@ def _choices(options: Options) -> dict[str, Any]:
 
 
 def _adam_directions(bucket: Bucket) -> Tensors:
-    """Take the gradients into both moments; m^ / (sqrt(v^) + eps)."""
+    """Update both moments and return m^ / (sqrt(v^) + eps)."""
     (beta1, beta2), eps = bucket.options["betas"], bucket.options["eps"]
     moments, squares = bucket.state("exp_avg"), bucket.state("exp_avg_sq")
     average(moments, bucket.grads, 1 - beta1)
@@ -212,7 +227,7 @@ def _adam_directions(bucket: Bucket) -> Tensors:
     add_number(directions, eps)
     if bucket.numbers:
         torch._foreach_mul_(directions, bucket.numbers["first"])
-    # The quotient takes the place of its denominator, which saves a tensor.
+    # The quotient replaces its denominator, which saves a tensor.
     torch._foreach_reciprocal_(directions)
     torch._foreach_mul_(directions, moments)
     return directions
@@ -230,6 +245,6 @@ def _trust_ratios(params: Tensors, directions: Tensors, choices: dict[str, Any])
 
 
 def _norms(tensors: Tensors) -> list[Tensor]:
-    """In float32 or wider: a sum of squares overflows in half precision."""
-    dtype = torch.promote_types(real(tensors[0]).dtype, torch.float32)
-    return [whole(norm) for norm in l2_norms([real(tensor) for tensor in tensors], dtype)]
+    """Return the norms in float32 or wider: sums of squares overflow in half precision."""
+    dtype = torch.promote_types(as_real(tensors[0]).dtype, torch.float32)
+    return [whole(norm) for norm in l2_norms([as_real(tensor) for tensor in tensors], dtype)]

@@ -1,14 +1,15 @@
-"""Loading: a checkpoint's state, checked before any of it is taken up.
+"""Loading: a checkpoint's state is checked before any of it is used.
 
-A checkpoint may come from another version, from a converter or from a file format that knows no
-tensors. What would end in a KeyError or in wrong numbers some steps later is refused at once.
+A checkpoint may come from another version, a converter or a file format without tensors. A state
+that would end in a KeyError or in wrong numbers some steps later is refused at once.
 """
 
 # pyright: reportPrivateImportUsage=false
 
 import reprlib
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -17,44 +18,56 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from .lasting import lasting
 from .sharded import is_sharded
 
 State = dict[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-class Loading(Optimizer):
-    """An optimizer that knows what its state looks like, and loads no other.
+@contextmanager
+def lasting(changed: Iterable[Tensor] = ()) -> Iterator[None]:
+    """Make ordinary tensors in inference mode, whose own tensors cannot be changed outside of it.
 
-    A number becomes the tensor that a new state has in its place, and each tensor comes into the
-    dtype in which it is kept here; torch alone would cast all to their parameter's. What is kept
-    under other names stays as it is, on the parameter's device.
+    Inference mode stays on if one of the tensors that are `changed` inside is an inference tensor.
+    """
+    in_inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+    if not in_inference or any(tensor.is_inference() for tensor in changed):
+        yield
+        return
+    # Outside inference mode torch would record gradients.
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class Loading(Optimizer):
+    """An optimizer that loads only states of the form that it makes itself.
+
+    A number becomes a tensor if a new state has a tensor there, and each tensor is cast to the
+    dtype that a new state has; torch would cast all to the parameter's. Values under other names
+    are only moved to the parameter's device.
     """
 
     def _shapes(self, param: Tensor, options: dict[str, Any]) -> Shapes:
-        """Shapes of all that a real parameter's state may hold, by name."""
+        """Return the shapes of all tensors that a real parameter's state may have, by name."""
         raise NotImplementedError
 
-    def _needed(self, param: Tensor, options: dict[str, Any], held: Collection[str]) -> set[str]:
-        """Names without which a state that holds these others is not whole."""
+    def _required(self, param: Tensor, options: dict[str, Any], names: Collection[str]) -> set[str]:
+        """Return the names that a state with these names must have."""
         raise NotImplementedError
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
-        """Return the dtype in which a state of a real parameter is kept; a step count is
-        float32.
-        """
+        """Return the dtype of a real parameter's state; a step count is always float32."""
         raise NotImplementedError
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; ValueError, and nothing changed, where a part of it does not fit."""
+        """Load a state; ValueError if a part of it does not fit, and nothing is changed then."""
         require_form(state_dict)
         loaded: list[State] = []
 
-        def set_aside(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            require_form(given)
-            loaded.extend(self._checked(given))
-            return {**given, "state": {}}
+        def set_aside(_: Optimizer, incoming: dict[str, Any]) -> dict[str, Any]:
+            require_form(incoming)
+            loaded.extend(self._checked(incoming))
+            return {**incoming, "state": {}}
 
         def put_back(_: Optimizer) -> None:
             params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -62,8 +75,7 @@ class Loading(Optimizer):
                 (param, state) for param, state in zip(params, loaded, strict=True) if state
             )
 
-        # After every hook that may change what is loaded, before every hook that may look at what
-        # was.
+        # After all hooks that may change the state to load, and before all that may read it.
         hooks = (
             self.register_load_state_dict_pre_hook(set_aside),
             self.register_load_state_dict_post_hook(put_back, prepend=True),
@@ -74,13 +86,13 @@ class Loading(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def _checked(self, given: Mapping[str, Any]) -> list[State]:
-        """Return the states of all parameters in order; empty ones where there is none."""
-        groups, states = given["param_groups"], given["state"]
+    def _checked(self, incoming: Mapping[str, Any]) -> list[State]:
+        """Return the states of all parameters in order, empty for a parameter without one."""
+        groups, states = incoming["param_groups"], incoming["state"]
         if [len(group["params"]) for group in groups] != [
             len(group["params"]) for group in self.param_groups
         ]:
-            # Torch has words for this.
+            # Torch raises an error for this.
             return []
         for group in groups:
             self._require_options(group)
@@ -99,7 +111,7 @@ class Loading(Optimizer):
         ]
 
     def _require_options(self, group: Mapping[str, Any]) -> None:
-        """ValueError where an option that is a number, or a pair of them, is something else."""
+        """Raise ValueError if an option that is a number or a pair of numbers has another type."""
         for name, usual in self.defaults.items():
             value = group.get(name, usual)
             if is_number(usual) and not (
@@ -113,40 +125,43 @@ class Loading(Optimizer):
             else:
                 continue
             raise ValueError(
-                f"{type(self).__name__} cannot load the option {name!r}: found {found_as(value)},"
+                f"{type(self).__name__} cannot load the option {name!r}: found {brief(value)},"
                 f" expected {expected}"
             )
 
     def _checked_state(self, key: Any, param: Tensor, options: dict[str, Any], state: Any) -> State:
         if not isinstance(state, Mapping):
-            raise self._refusal("the state", key, found_as(state), "a dict of tensors")
+            raise self._refusal("the state", key, brief(state), "a dict of tensors")
         if not state:
             return {}
         param = param.detach()
-        seen = torch.view_as_real(param) if param.is_complex() else param
-        shapes, needed = self._shapes(seen, options), self._needed(seen, options, state.keys())
-        for name in needed - state.keys():
-            found = f"only {', '.join(map(repr, state))}"
+        as_seen = torch.view_as_real(param) if param.is_complex() else param
+        shapes, required = (
+            self._shapes(as_seen, options),
+            self._required(as_seen, options, state.keys()),
+        )
+        for name in required - state.keys():
+            names = f"only {', '.join(map(repr, state))}"
             raise self._refusal(
-                repr(name), key, found, described(shapes[name], self._kind(name, seen))
+                repr(name), key, names, described(shapes[name], self._dtype(name, as_seen))
             )
-        taken: State = {}
+        checked: State = {}
         with lasting():
             for name, value in state.items():
                 if name not in shapes:
-                    taken[name] = value.to(param.device) if isinstance(value, Tensor) else value
-                # Torch-SM3 keeps a 0 in the place of the buffer that it has not.
-                elif name in needed or not is_number(value) or value:
-                    taken[name] = self._taken(name, key, value, seen, shapes[name])
-        return taken
+                    checked[name] = value.to(param.device) if isinstance(value, Tensor) else value
+                # torch-SM3 stores a 0 in place of a missing buffer.
+                elif name in required or not is_number(value) or value:
+                    checked[name] = self._checked_tensor(name, key, value, as_seen, shapes[name])
+        return checked
 
-    def _taken(
+    def _checked_tensor(
         self, name: str, key: Any, value: Any, param: Tensor, shape: tuple[int, ...]
     ) -> Tensor:
-        dtype = self._kind(name, param)
+        dtype = self._dtype(name, param)
         tensor = as_tensor(value)
         if tensor is None or not _fits(tensor, param, shape):
-            raise self._refusal(repr(name), key, found_as(value), described(shape, dtype))
+            raise self._refusal(repr(name), key, brief(value), described(shape, dtype))
         if not shape and not is_sharded(tensor):
             tensor = tensor.reshape(())
         kept = _lasting_copy(
@@ -155,14 +170,12 @@ class Loading(Optimizer):
         if kept.is_meta:
             return kept
         if name == "step" and not (0 <= kept.item() < torch.inf and kept.item() % 1 == 0):
-            raise self._refusal(repr(name), key, found_as(value), "a count of steps")
+            raise self._refusal(repr(name), key, brief(value), "a count of steps")
         if not _keeps_values(tensor, kept):
-            raise self._refusal(
-                repr(name), key, found_as(value), f"numbers that {_name(dtype)} holds"
-            )
+            raise self._refusal(repr(name), key, brief(value), f"numbers that {_name(dtype)} holds")
         return kept
 
-    def _kind(self, name: str, param: Tensor) -> torch.dtype:
+    def _dtype(self, name: str, param: Tensor) -> torch.dtype:
         return torch.float32 if name == "step" else self._state_dtype(name, param)
 
     def _refusal(self, what: str, key: Any, found: str, expected: str) -> ValueError:
@@ -173,53 +186,53 @@ class Loading(Optimizer):
 
 
 def require_form(state_dict: Any) -> None:
-    """ValueError for what is not a `state_dict` of an optimizer."""
+    """Raise ValueError unless the argument has the form of an optimizer's `state_dict`."""
     if not isinstance(state_dict, Mapping):
-        raise ValueError(f"an optimizer's state_dict is a dict, got {found_as(state_dict)}")
+        raise ValueError(f"an optimizer's state_dict is a dict, got {brief(state_dict)}")
     states, groups = state_dict.get("state"), state_dict.get("param_groups")
     if not isinstance(states, Mapping):
-        raise ValueError(f"'state' of an optimizer's state_dict is a dict, got {found_as(states)}")
+        raise ValueError(f"'state' of an optimizer's state_dict is a dict, got {brief(states)}")
     if not isinstance(groups, list) or not all(
         isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups
     ):
         raise ValueError(
             "'param_groups' of an optimizer's state_dict is a list of dicts with 'params', got"
-            f" {found_as(groups)}"
+            f" {brief(groups)}"
         )
     for key in chain.from_iterable(group["params"] for group in groups):
         if not isinstance(key, Hashable):
             raise ValueError(
-                f"'params' of an optimizer's state_dict has numbers or names, got {found_as(key)}"
+                f"'params' of an optimizer's state_dict has numbers or names, got {brief(key)}"
             )
 
 
 def is_number(value: Any) -> bool:
-    """Return whether it is a real number of Python's or numpy's, True and False aside."""
+    """Return whether the value is a real number of Python or numpy, but no bool."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def as_tensor(value: Any) -> Tensor | None:
-    """A tensor, number or array of numpy as a tensor; None for anything else."""
+    """Return a tensor, number or numpy array as a tensor, None for anything else."""
     if isinstance(value, Tensor):
         return value.detach()
     if not is_number(value) and not isinstance(value, np.ndarray):
         return None
     try:
-        # A copy: an array's memory is its owner's.
+        # A copy: the array's owner may change its memory.
         return torch.tensor(value, dtype=None if isinstance(value, np.ndarray) else torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
 
 
 def described(shape: tuple[int, ...], dtype: torch.dtype) -> str:
-    """A tensor in words."""
+    """Describe a tensor in words."""
     return f"{_name(dtype)} tensor of shape {tuple(shape)}"
 
 
-def found_as(value: Any) -> str:
-    """Describe what a checkpoint holds, in a few words on one line."""
+def brief(value: Any) -> str:
+    """Describe a checkpoint's value in a few words on one line."""
     if isinstance(value, Tensor) and value.is_nested:
-        # It has no shape.
+        # A nested tensor has no shape.
         return f"nested {_name(value.dtype)} tensor"
     if isinstance(value, Tensor):
         kinds = (
@@ -244,7 +257,7 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def _fits(tensor: Tensor, param: Tensor, shape: tuple[int, ...]) -> bool:
-    """Return whether a tensor is one of real numbers, of this shape, where the parameter is."""
+    """Return whether a tensor has real numbers, this shape, and data if the parameter has."""
     if (
         tensor.is_nested
         or tensor.layout is not torch.strided
@@ -265,7 +278,10 @@ def _fits(tensor: Tensor, param: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _lasting_copy(tensor: Tensor, kept: Tensor) -> Tensor:
-    """A copy of what could not be changed in place: of inference mode, or expanded."""
+    """Return the tensor, or a copy of one that cannot be changed in place.
+
+    That is an inference tensor or one that overlaps itself, as an expanded one does.
+    """
     overlaps = not is_sharded(kept) and torch._debug_has_internal_overlap(kept) == 1
     return (
         kept.clone(memory_format=torch.contiguous_format)
@@ -275,9 +291,7 @@ def _lasting_copy(tensor: Tensor, kept: Tensor) -> Tensor:
 
 
 def _keeps_values(tensor: Tensor, kept: Tensor) -> bool:
-    """Return whether a dtype holds the numbers: exactly where it is float8, at least as finite ones
-    elsewhere.
-    """
+    """Return whether a cast kept the numbers: exactly for float8, finite ones finite otherwise."""
     if tensor.dtype == kept.dtype or tensor.is_meta:
         return True
     if kept.itemsize == 1:

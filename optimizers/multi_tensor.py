@@ -1,101 +1,52 @@
-"""Multi-tensor stepping: what our optimizers share, so that each of their files holds only its
-mathematics.
+"""Multi-tensor stepping: what our optimizers share, so that each of their files is only its rule.
 
-An update is written once, over lists of tensors, and run in one of three ways. The loop passes it
-one tensor at a time. Foreach passes buckets: parameters of one device and dtype, together no larger
-than the largest of them, so that the temporaries of an update never outgrow those of the loop.
-Compiled, the update of one tensor goes through torch.compile (see `compiled`). Some have kernels
-for a CPU as a fourth way (see `fused`).
+A rule is written once, over a bucket of tensors. The loop passes one tensor at a time. Foreach
+passes parameters of one device and dtype, together no larger than the largest of them, so that an
+update's temporaries never outgrow the loop's. `ways` has the table of what runs each way.
 """
 
 # pyright: reportPrivateImportUsage=false
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT, _default_to_fused_or_foreach
+from torch.optim.optimizer import ParamsT
 
-from . import compiled, fused
-from .foreach import beside
-from .lasting import lasting
-from .loading import Loading
+from . import ways
+from .bucket import Bucket, Options, State, to_device
+from .loading import Loading, lasting
 from .sharded import local
-
-Options = dict[str, Any]
-State = dict[str, Tensor]
-Numbers = dict[str, list[float] | list[Tensor]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bucket:
-    """Parameters that are updated together, with their gradients, their states and the options of
-    their group.
-
-    The learning rate in the options is a float or a 0-dim tensor beside the parameters. `numbers`
-    are those that change from step to step, one a parameter. In a compiled update all numbers are
-    0-dim tensors, options but those of 0 too, so that it is not compiled anew for each. `largest`
-    counts the elements of the largest parameter of the step, which temporaries are measured by; a
-    compiled update, which has none, is told 0.
-    """
-
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[State]
-    options: Options
-    numbers: Numbers = field(default_factory=dict)
-    largest: int = 0
-
-    def state(self, key: str) -> list[Tensor]:
-        """One state of every parameter."""
-        return [state[key] for state in self.states]
-
-    def chosen(self, indices: list[int]) -> "Bucket":
-        """The bucket of some of its parameters."""
-        lists: Any = {
-            name: [getattr(self, name)[index] for index in indices]
-            for name in ("params", "grads", "states")
-        }
-        return replace(
-            self,
-            **lists,
-            numbers={
-                name: [values[index] for index in indices] for name, values in self.numbers.items()
-            },
-        )
 
 
 class MultiTensorOptimizer(Loading):
-    """An optimizer whose options live in its parameter groups and whose update takes a bucket of
-    parameters.
+    """An optimizer with its options in its parameter groups and an update over buckets.
 
-    A learning rate may be a tensor of one element, in every way of running. A complex parameter is
-    seen as the real one that torch.view_as_real gives, and so is its state. `foreach=None` is
-    settled as torch settles it. There is no `capturable` and no `differentiable`: step counts stay
-    on the host, and a CUDA graph cannot hold a step.
+    A learning rate may be a tensor of one element, in every way. A complex parameter and its state
+    are updated as the real view of torch.view_as_real. `foreach=None` is settled as torch settles
+    it. There is no `capturable` and no `differentiable`: step counts stay on the host, and a CUDA
+    graph cannot hold a step.
     """
 
     takes_sparse = False
-    # Whether an update asks for the axes of a tensor; where it does not, every tensor can be passed
-    # as a flat one.
+    # An update that does not read a tensor's axes can be given every tensor flat.
     sees_axes = False
+    # For torch's optimizers fused=False chooses the loop; for ours it leaves foreach open.
+    ignores_unfused = True
 
     def __init__(self, params: ParamsT, defaults: Options) -> None:
-        ways = [f"{way}=True" for way in ("compiled", "foreach", "fused") if defaults.get(way)]
-        if len(ways) > 1:
+        chosen = [f"{way}=True" for way in ("compiled", "foreach", "fused") if defaults.get(way)]
+        if len(chosen) > 1:
             raise ValueError(
-                f"{' and '.join(ways)} are {'two' if len(ways) == 2 else 'three'} ways to run one"
-                " step; leave one in"
+                f"{' and '.join(chosen)} are {'two' if len(chosen) == 2 else 'three'} ways to run"
+                " one step; leave one in"
             )
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Take a group of parameters; RuntimeError where their step is to be fused on a device for
-        which there is no kernel.
-        """
+        """Add a group; RuntimeError if it is fused and a parameter's device has no kernel."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         elsewhere = [
@@ -109,22 +60,18 @@ class MultiTensorOptimizer(Loading):
             )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take a state, an older one too: options that it does not know are set to their
-        defaults.
-        """
+        """Restore a pickle; an older one gets the defaults of the options that it does not have."""
         super().__setstate__(state)
         for group in self.param_groups:
             for name, value in self.defaults.items():
                 group.setdefault(name, value)
 
     def _initial_state(self, param: Tensor, options: Options) -> State:
-        """The state of a parameter at its first gradient."""
+        """Return the state of a parameter at its first gradient."""
         raise NotImplementedError
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
-        """Return the parameter's dtype for a buffer of momentum, and float32 or wider for all
-        else.
-        """
+        """Return the parameter's dtype for a momentum buffer, float32 or wider for other states."""
         return (
             param.dtype
             if name == "momentum_buffer"
@@ -132,27 +79,29 @@ class MultiTensorOptimizer(Loading):
         )
 
     def _prepare(self, bucket: Bucket) -> Bucket:
-        """What the host does for a bucket before its update, such as counting steps."""
+        """Do the host's part before an update, such as counting steps."""
         return bucket
 
     def _update(self, bucket: Bucket) -> None:
-        """Update the parameters of a bucket and their states, in place; reads nothing else, and so
-        is compiled once for all instances.
+        """Update a bucket's parameters and states in place.
+
+        Reads nothing but the bucket, so that one compilation serves all instances.
         """
         raise NotImplementedError
 
-    def _covers(self, param: Tensor, state: State) -> bool:
-        """Whether a state has the shapes of a parameter's, as a kernel needs it."""
+    def _fits_kernel(self, param: Tensor, state: State) -> bool:
+        """Return whether a state has the shapes that the kernel needs."""
         raise NotImplementedError
 
     def _update_fused(self, bucket: Bucket) -> None:
-        """The same by a kernel, for parameters that `fused` takes."""
+        """Update parameters that fit the kernel, as `_update` does."""
         raise NotImplementedError
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; what `closure`, called once with gradients
-        enabled, returned.
+        """Update every parameter that has a gradient; return what `closure` returned.
+
+        The closure is called once, with gradients enabled.
         """
         loss = None
         if closure is not None:
@@ -161,17 +110,7 @@ class MultiTensorOptimizer(Loading):
         for bucket in self._buckets():
             with lasting():
                 prepared = self._prepare(bucket)
-            if prepared.options.get("compiled") and compiled.suits(prepared):
-                compiled.update(self, prepared)
-            elif prepared.options.get("fused"):
-                taken, others = fused.divided(self, prepared)
-                if taken.params:
-                    self._update_fused(taken)
-                    compiled.note_changes(taken.params)
-                for other in others:
-                    self._update(other)
-            else:
-                self._update(prepared)
+            ways.RUNNERS[ways.chosen_way(prepared.options) or "loop"](self, prepared)
         return loss
 
     def _buckets(self) -> Iterator[Bucket]:
@@ -183,26 +122,25 @@ class MultiTensorOptimizer(Loading):
         ]
         largest = max(sizes, default=0)
         for group in self.param_groups:
-            # A parameter without elements has nothing to update, and no largest element or mean to
-            # ask for.
+            # An empty parameter has nothing to update, and reductions over it would fail.
             params = [
                 param for param in group["params"] if param.grad is not None and param.numel()
             ]
             for param in params:
-                self._require_known_layout(param)
+                self._require_supported_layout(param)
                 if not self.state[param]:
                     with lasting():
-                        self.state[param] = self._initial_state(real(param), group)
-            for chosen in _partition(params, group):
+                        self.state[param] = self._initial_state(as_real(param), group)
+            for chosen in self._partition(params, group):
                 yield Bucket(
-                    params=[real(param) for param in chosen],
-                    grads=[gradient(param, group) for param in chosen],
+                    params=[as_real(param) for param in chosen],
+                    grads=[_direction(param, group) for param in chosen],
                     states=[self.state[param] for param in chosen],
                     options={**group, "lr": _scalar(group["lr"], chosen[0].device)},
                     largest=largest,
                 )
 
-    def _require_known_layout(self, param: Tensor) -> None:
+    def _require_supported_layout(self, param: Tensor) -> None:
         assert param.grad is not None
         if param.grad.layout is not torch.strided and not (
             self.takes_sparse and param.grad.is_sparse
@@ -212,59 +150,51 @@ class MultiTensorOptimizer(Loading):
                 f" {param.grad.layout}"
             )
 
+    def _partition(self, params: list[Tensor], group: Options) -> Iterator[list[Tensor]]:
+        """Yield the lists of parameters to update together."""
+        sparse = [param for param in params if param.grad is not None and param.grad.is_sparse]
+        dense = [param for param in params if param.grad is not None and not param.grad.is_sparse]
+        yield from ([param] for param in sparse)
+        way = ways.way_of_group(self, {**group, "params": dense})
+        if way == "compiled":
+            # The largest first: compiled code is tuned to the first tensor that it sees.
+            dense.sort(key=Tensor.numel, reverse=True)
+        if way in ("loop", "compiled"):
+            yield from ([param] for param in dense)
+            return
+        alike: defaultdict[tuple[type[Tensor], torch.device, torch.dtype], list[Tensor]] = (
+            defaultdict(list)
+        )
+        for param in dense:
+            kind = torch.nn.Parameter if type(param) is Tensor else type(param)
+            alike[kind, param.device, param.dtype].append(param)
+        for tensors in alike.values():
+            yield from _filled(tensors)
 
-def real(tensor: Tensor) -> Tensor:
-    """A view of a complex tensor as a real one, with an axis of two more; any other tensor
-    itself.
-    """
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as a real view with a further axis of two, any other unchanged."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def gradient(param: Tensor, options: Options) -> Tensor:
-    """The direction to descend, real: the gradient, or its negative in a new tensor under
-    `maximize`.
-    """
+def _direction(param: Tensor, options: Options) -> Tensor:
+    """Return the real gradient, or its negative in a new tensor under `maximize`."""
     assert param.grad is not None
-    return real(-param.grad if options["maximize"] else param.grad)
+    return as_real(-param.grad if options["maximize"] else param.grad)
 
 
 def _scalar(value: float | Tensor, device: torch.device) -> float | Tensor:
-    return beside(value.reshape(()), device) if isinstance(value, Tensor) else value
+    return to_device(value.reshape(()), device) if isinstance(value, Tensor) else value
 
 
-def _partition(params: list[Tensor], options: Options) -> Iterator[list[Tensor]]:
-    sparse = [param for param in params if param.grad is not None and param.grad.is_sparse]
-    dense = [param for param in params if param.grad is not None and not param.grad.is_sparse]
-    yield from ([param] for param in sparse)
-    if options.get("compiled"):
-        # The largest first: what is compiled is tuned to the first tensor that it sees.
-        yield from ([param] for param in sorted(dense, key=Tensor.numel, reverse=True))
-        return
-    # A kernel is handed all that it takes at once; fused=False leaves the choice where it was.
-    together = True if options.get("fused") else options["foreach"]
-    if together is None:
-        _, together = _default_to_fused_or_foreach(dense, differentiable=False, use_fused=False)
-    if not together:
-        yield from ([param] for param in dense)
-        return
-    alike: defaultdict[tuple[type[Tensor], torch.device, torch.dtype], list[Tensor]] = defaultdict(
-        list
-    )
-    for param in dense:
-        kind = torch.nn.Parameter if type(param) is Tensor else type(param)
-        alike[kind, param.device, param.dtype].append(param)
-    for tensors in alike.values():
-        yield from _fill(tensors)
-
-
-def _fill(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, in lists of together at most as many elements as the largest of all."""
-    room = max(tensor.numel() for tensor in tensors)
-    held, taken = [], 0
+def _filled(tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the tensors in order, in lists of at most as many elements as the largest has."""
+    limit = max(tensor.numel() for tensor in tensors)
+    bucket, count = [], 0
     for tensor in tensors:
-        if taken + tensor.numel() > room:
-            yield held
-            held, taken = [], 0
-        held.append(tensor)
-        taken += tensor.numel()
-    yield held
+        if count + tensor.numel() > limit:
+            yield bucket
+            bucket, count = [], 0
+        bucket.append(tensor)
+        count += tensor.numel()
+    yield bucket

@@ -1,8 +1,7 @@
-"""Muon for the matrices of a model and AdamW for the rest of it, as one optimizer.
+"""Muon for the matrices of a model and AdamW for all other parameters, as one optimizer.
 
-Torch's Muon takes matrices only, and a model has biases, norms and convolutions too. The usual
-remedy is two optimizers; this is the two in one, so that one state, one schedule and one
-measurement cover the model. https://kellerjordan.github.io/posts/muon/
+torch's Muon takes only matrices, and a model has biases, norms and convolutions too. One optimizer
+for both means one state, one schedule and one measurement. https://kellerjordan.github.io/posts/muon/
 """
 
 from collections.abc import Callable, Collection
@@ -14,18 +13,17 @@ from torch.optim import AdamW
 from torch.optim import Muon as TorchMuon
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .grouping import Group, groups_of, split
-from .lasting import lasting
-from .loading import Loading, Shapes
+from .arguments import Group, groups_of, split
+from .loading import Loading, Shapes, lasting
 
 
 class Muon(Loading):
-    """torch.optim.Muon on every 2-D parameter, torch.optim.AdamW on all others; neither is changed.
+    """torch.optim.Muon on every 2-D parameter, torch.optim.AdamW on all others, both unchanged.
 
-    Embeddings and output layers are matrices too. Who wants them under AdamW, as Muon's author
-    does, puts them into a group with `algorithm="adamw"`. By default Muon's steps are scaled to
-    AdamW's size (`adjust_lr_fn`), so that both go by one learning rate and one weight decay. A
-    group that is given becomes two, each with its `algorithm`.
+    Embeddings and output layers are matrices too. To train them with AdamW, as Muon's author does,
+    put them into a group with `algorithm="adamw"`. By default Muon's steps are scaled to AdamW's
+    size (`adjust_lr_fn`), so that one learning rate and one weight decay suit both. A group of both
+    kinds is split in two, each with its `algorithm`.
     """
 
     def __init__(
@@ -53,7 +51,7 @@ class Muon(Loading):
             "ns_steps": ns_steps,
         }
         of_muon["adjust_lr_fn"] = adjust_lr_fn
-        # Torch checks the values, on a parameter that is thrown away.
+        # torch checks the values, on dummy parameters.
         TorchMuon([torch.empty(0, 0)], **of_both, **of_muon)
         AdamW([torch.empty(0)], **of_both, betas=betas, eps=adamw_eps)
         super().__init__(
@@ -76,8 +74,9 @@ class Muon(Loading):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update every parameter that has a gradient; what `closure`, called once with gradients
-        enabled, returned.
+        """Update every parameter that has a gradient; return what `closure` returned.
+
+        The closure is called once, with gradients enabled.
         """
         loss = None
         if closure is not None:
@@ -97,8 +96,8 @@ class Muon(Loading):
             return {"momentum_buffer": param.shape}
         return {"exp_avg": param.shape, "exp_avg_sq": param.shape, "step": ()}
 
-    def _needed(self, param: Tensor, options: Group, held: Collection[str]) -> set[str]:
-        del held
+    def _required(self, param: Tensor, options: Group, names: Collection[str]) -> set[str]:
+        del names
         return {*self._shapes(param, options)}
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
@@ -106,7 +105,7 @@ class Muon(Loading):
         return param.dtype
 
     def _share(self) -> None:
-        """The two optimizers, over the very groups and the very state of this one."""
+        """Make the two optimizers, which share this one's groups and state."""
         self._inner: list[Optimizer] = []
         for kind, algorithm in _ALGORITHMS.items():
             groups = [group for group in self.param_groups if group["algorithm"] == kind]

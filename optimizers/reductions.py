@@ -1,7 +1,7 @@
-"""One number of each of many tensors: by few kernels on a device, and exactly on a CPU.
+"""Reductions of many tensors to one number each: few kernels on a device, exact on a CPU.
 
-torch's norm of float32 on a CPU adds element after element to a few sums, which round off more and
-more: of 4e7 normal numbers it misses 0.24 %. Its sum adds pairwise, and so does a compiled one.
+On a CPU torch's float32 norm adds all elements to a few sums, whose rounding errors grow: of 4e7
+normal numbers it misses 0.24 %. torch.sum and compiled sums add pairwise.
 """
 
 # pyright: reportPrivateImportUsage=false
@@ -9,19 +9,19 @@ more: of 4e7 normal numbers it misses 0.24 %. Its sum adds pairwise, and so does
 import torch
 from torch import Tensor
 
-from .foreach import Tensors
+from .bucket import Tensors
 from .sharded import is_sharded, local, over_ranks
 
-# Up to so many elements a CPU's norm is right to 1e-6; beyond, rows of so many are.
+# A CPU's norm of up to _FEW elements is right to 1e-6; larger tensors go by rows of _ROW.
 _FEW, _ROW = 2**16, 2**10
-# Elements that are widened at a time.
+# Elements that are widened at once.
 _PIECE = 2**20
-# A rounding for each level of a pairwise sum; no tensor has more levels.
+# A pairwise sum rounds once a level; no tensor has more levels.
 _LEVELS = 32
 
 
 def largest(tensors: Tensors) -> Tensors:
-    """The largest magnitude of each."""
+    """Return the largest magnitude of each."""
     if torch.compiler.is_compiling():
         return [tensor.abs().amax() for tensor in tensors]
     if len(tensors) > 1 and not tensors[0].is_cpu:
@@ -31,15 +31,16 @@ def largest(tensors: Tensors) -> Tensors:
 
 
 def sums(tensors: Tensors) -> Tensors:
-    """The sum of each, of which nothing is negative."""
+    """Return the sum of each tensor; no element may be negative."""
     if len(tensors) > 1 and not tensors[0].is_cpu:
         return torch._foreach_norm(tensors, 1)
     return [tensor.sum() for tensor in tensors]
 
 
 def l2_norms(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """The L2 norm of each, real and of one kind, summed up in a dtype; of a sharded one (DTensor)
-    as one.
+    """Return the L2 norm of each real tensor of one kind, summed in a dtype.
+
+    The norm of a sharded tensor (DTensor) is sharded too.
     """
     if torch.compiler.is_compiling():
         return [tensor.to(dtype).square().sum().sqrt() for tensor in tensors]
@@ -62,19 +63,19 @@ def _norm_on_cpu(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def deviation(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the unbiased standard deviation of two or more elements, in a dtype that holds theirs.
 
-    torch's has the dtype of the tensor: in float16 it is 0 below 3e-8, and in bfloat16 right to
+    torch.std has the tensor's dtype: in float16 it is 0 below 3e-8, in bfloat16 it is right to
     0.4 %. Half precision is widened in pieces of 4 MiB. A sharded tensor is not gathered.
     """
     if not is_sharded(tensor) and (tensor.dtype == dtype or torch.compiler.is_compiling()):
         return tensor.to(dtype).std()
-    held = local(tensor)
-    # Differences from one of the elements are exactly 0 where all are equal.
-    least = held.new_full((), -torch.inf, dtype=dtype)
-    first = held[(0,) * held.dim()].to(dtype) if held.numel() else least
+    shard = local(tensor)
+    # Differences from one of the elements are exactly 0 if all are equal.
+    least = shard.new_full((), -torch.inf, dtype=dtype)
+    first = shard[(0,) * shard.dim()].to(dtype) if shard.numel() else least
     origin = over_ranks(first, tensor, torch.amax)
     total, squares = torch.zeros_like(origin), torch.zeros_like(origin)
     moments: list[tuple[int, Tensor, Tensor]] = []
-    for piece in _pieces(held):
+    for piece in _pieces(shard):
         differences = piece.to(dtype, copy=True).sub_(origin)
         moments.append((piece.numel(), *torch.var_mean(differences, correction=0)))
         total += moments[-1][2] * piece.numel()
@@ -85,9 +86,9 @@ def deviation(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def resolution(tensor: Tensor) -> float:
-    """Return the deviation that equal elements of magnitude 1 may show in `deviation`, at most.
+    """Return the largest `deviation` that equal elements of magnitude 1 may have.
 
-    Their mean takes a rounding at each level of its sum. Half precision is summed exactly then.
+    Their mean is rounded at each level of its sum. In half precision that sum is exact.
     """
     if tensor.dtype in (torch.float16, torch.bfloat16) and not torch.compiler.is_compiling():
         return 0.0
@@ -95,7 +96,7 @@ def resolution(tensor: Tensor) -> float:
 
 
 def _pieces(tensor: Tensor) -> list[Tensor]:
-    """Return parts of a tensor, none of an empty one: whole rows where it is not contiguous."""
+    """Return a tensor in pieces, whole rows if not contiguous; an empty one has none."""
     if not tensor.numel():
         return []
     rows = tensor.view(-1) if tensor.is_contiguous() else tensor

@@ -1,12 +1,10 @@
-"""SGD-SaI: SGD with momentum, each tensor's learning rate scaled once by its first gradient's
-signal-to-noise ratio.
+"""SGD-SaI: SGD with momentum, each tensor's learning rate scaled once by its first gradient.
 
 "No More Adam: Learning Rate Scaling at Initialization is All You Need",
 https://arxiv.org/abs/2412.11768. For a parameter w of n elements with gradients g_t, counted from
 the first that is not zero:
 
-    r   = |g_1| / (std(g_1) + eps)                    taken once and kept; sqrt(n) where std(g_1) is
-0
+    r   = |g_1| / (std(g_1) + eps)                    taken once; sqrt(n) if std(g_1) is 0
     m_1 = g_1,  m_t = momentum m_{t-1} + (1 - momentum) g_t
     w   <- (1 - lr weight_decay) w - lr r m_t
 """
@@ -17,31 +15,29 @@ from collections.abc import Collection
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim.optimizer import ParamsT
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from .checks import require_fraction, require_not_negative
-from .foreach import average, descend, is_set
-from .lasting import lasting
-from .loading import Shapes
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
-from .readback import may_be_zero
+from .arguments import require_fraction, require_not_negative
+from .bucket import Bucket, Options, State, average, descend, is_nonzero
+from .loading import Shapes, lasting
+from .multi_tensor import MultiTensorOptimizer
 from .reductions import deviation, l2_norms, resolution
 from .sharded import is_sharded, whole
 
 
 class SGDSaI(MultiTensorOptimizer):
-    """SGD whose step is scaled, tensor by tensor, by the signal-to-noise ratio of the first
-    gradient (g-SNR).
+    """SGD whose step is scaled, tensor by tensor, by the first gradient's signal-to-noise ratio.
 
-    Keeps `gsnr`, a scalar in float32 or wider, and with momentum `momentum_buffer`, like the
-    parameter. A parameter's g-SNR is taken at its own first gradient that is not zero, however late
-    that comes, and never again; until then `gsnr` is 0 and the parameter only decays. The average
-    starts with that same gradient, so that a step with zero gradients before it leaves no trace.
-    The standard deviation is unbiased. Where it is 0, as for one element or for equal ones, the
-    ratio is sqrt(n): what a gradient of zero mean has, where the quotient would be |g| / eps. A
-    step allocates nothing once the ratios are taken. Where torch.compile takes in the whole of
-    `step`, the choice stays in the graph, which reads every gradient once more; `compiled=True`
-    does not.
+    The state is `gsnr`, the ratio as a scalar in float32 or wider, and with momentum
+    `momentum_buffer`, like the parameter. A parameter's ratio is taken once, at its own first
+    gradient that is not zero; until then `gsnr` is 0 and the parameter only decays. The average
+    starts with that same gradient, so earlier steps with zero gradients leave no trace. The
+    standard deviation is unbiased. If it is 0, as for one element or for equal ones, the ratio is
+    sqrt(n), that of a gradient of zero mean; the quotient would be |g| / eps. A step allocates
+    nothing once the ratios are taken. If torch.compile compiles the whole of `step`, the choice
+    stays in the graph, which then reads every gradient once more; `compiled=True` avoids that.
     """
 
     def __init__(
@@ -67,8 +63,9 @@ class SGDSaI(MultiTensorOptimizer):
 
     @torch.no_grad()
     def warmup_step(self) -> None:
-        """Take the g-SNR from the present gradients where there is none yet, as `step` does by
-        itself; any number of times.
+        """Take the missing ratios from the present gradients, as `step` does by itself.
+
+        May be called any number of times.
         """
         for bucket in self._buckets():
             with lasting():
@@ -82,8 +79,8 @@ class SGDSaI(MultiTensorOptimizer):
         del options
         return {"gsnr": (), "momentum_buffer": param.shape}
 
-    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
-        del param, held
+    def _required(self, param: Tensor, options: Options, names: Collection[str]) -> set[str]:
+        del param, names
         return {"gsnr", "momentum_buffer"} if options["momentum"] else {"gsnr"}
 
     def _prepare(self, bucket: Bucket) -> Bucket:
@@ -101,11 +98,11 @@ class SGDSaI(MultiTensorOptimizer):
             bucket.options[name] for name in ("lr", "momentum", "weight_decay")
         )
         directions = bucket.grads
-        if is_set(momentum):
+        if is_nonzero(momentum):
             directions = bucket.state("momentum_buffer")
-            # A new buffer holds this very gradient, which the average leaves as it is.
+            # A new buffer is a copy of this gradient, which the average leaves unchanged.
             average(directions, bucket.grads, 1 - momentum)
-        if is_set(weight_decay):
+        if is_nonzero(weight_decay):
             torch._foreach_mul_(bucket.params, 1 - lr * weight_decay)
         descend(bucket.params, directions, lr, bucket.state("gsnr"))
 
@@ -114,19 +111,17 @@ SGDBoost = SGDSaI
 
 
 def _take_ratios(bucket: Bucket) -> None:
-    """Take the g-SNR of every parameter that has none, and start its average with the gradient that
-    it is taken from.
-    """
+    """Take the missing ratios, and start the averages with the gradients that they come from."""
     for grad, state in zip(bucket.grads, bucket.states, strict=True):
         if "gsnr" not in state:
             state["gsnr"] = _signal_to_noise(grad, bucket.options["eps"])
-        # Every rank must decide alike for a sharded gradient, whose ratio they work out together.
-        elif may_be_zero(state["gsnr"], wait=is_sharded(grad)):
+        # All ranks compute the ratio of a sharded gradient together, so all must decide alike.
+        elif _may_be_zero(state["gsnr"], wait=is_sharded(grad)):
             _take_ratio_if_zero(grad, state, bucket.options["eps"])
 
 
 def _take_ratio_if_zero(grad: Tensor, state: State, eps: float) -> None:
-    """The same, with the choice made on the device."""
+    """Take a ratio if it is still 0; the device decides."""
     due = state["gsnr"] == 0
     if "momentum_buffer" in state:
         state["momentum_buffer"].copy_(torch.where(due, grad, state["momentum_buffer"]))
@@ -134,10 +129,34 @@ def _take_ratio_if_zero(grad: Tensor, state: State, eps: float) -> None:
 
 
 def _signal_to_noise(grad: Tensor, eps: float) -> Tensor:
-    """The g-SNR as a scalar; 0 for a gradient of zeros."""
+    """Return the ratio as a scalar, 0 for a gradient of zeros."""
     count, dtype = grad.numel(), torch.promote_types(grad.dtype, torch.float32)
     signal = whole(l2_norms([grad], dtype)[0])
     noise = deviation(grad, dtype) if count > 1 else torch.zeros_like(signal)
-    # Equal elements show a noise up to this, since their mean is rounded.
+    # Equal elements may show this much noise, because their mean is rounded.
     silent = noise <= resolution(grad) / count**0.5 * signal
     return torch.where(silent, count**0.5 * (signal != 0), signal / (noise + eps))
+
+
+# Copies of ratios on the host, 0 until they arrive.
+_host_copies = WeakTensorKeyDictionary()
+
+
+def _may_be_zero(ratio: Tensor, *, wait: bool = False) -> bool:
+    """Return False once the host has seen a nonzero ratio; it never returns to 0.
+
+    While the value is on its way from the device the answer is True. With `wait` the answer is
+    exact, as ranks that must decide alike need it. For a tensor without data it is False.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    if ratio.is_meta or isinstance(ratio, FakeTensor):
+        return False
+    if ratio.is_cpu:
+        return ratio.item() == 0
+    copy = _host_copies.get(ratio)
+    if copy is None or copy.item() == 0:
+        copy = torch.zeros_like(ratio, device="cpu", pin_memory=ratio.is_cuda)
+        copy.copy_(ratio, non_blocking=not wait and ratio.is_cuda)
+        _host_copies[ratio] = copy
+    return copy.item() == 0

@@ -1,7 +1,6 @@
-"""What an update asks of a tensor that is sharded over ranks (DTensor): one number of it all, and
-its largest elements along an axis.
+"""Reductions of tensors that are sharded over ranks (DTensor): to one number, and along an axis.
 
-Elementwise work needs no help: a DTensor does it shard by shard.
+Elementwise operations need no help here: a DTensor runs them shard by shard.
 """
 
 from collections.abc import Callable
@@ -13,19 +12,17 @@ from torch import Tensor
 
 
 def whole(scalar: Tensor) -> Tensor:
-    """A number worked out from a sharded tensor as one that every rank holds; any other as it
-    is.
-    """
+    """Return a sharded number as a plain one on every rank, any other tensor unchanged."""
     return scalar.full_tensor() if is_sharded(scalar) else scalar  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a sharded tensor, in the same memory; any other as it is."""
+    """Return this rank's shard, in the same memory; a tensor that is not sharded unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def first_element(tensor: Any) -> int:
-    """The place, row by row in the whole tensor, of the first element that this rank holds."""
+    """Return the flat index, in the whole tensor, of this rank's first element."""
     if not is_sharded(tensor):
         return 0
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -36,34 +33,36 @@ def first_element(tensor: Any) -> int:
     return sum(offset * prod(tensor.shape[axis + 1 :]) for axis, offset in enumerate(offsets))
 
 
-def over_ranks(found: Tensor, like: Any, combine: Callable[..., Tensor]) -> Tensor:
-    """What each rank found on its share of `like`, combined (torch.sum or torch.amax) and given to
-    every rank; of any other as it is.
+def over_ranks(number: Tensor, like: Any, combine: Callable[..., Tensor]) -> Tensor:
+    """Combine the ranks' numbers of their shards of `like` by torch.sum or torch.amax.
+
+    Every rank gets the result. If `like` is not sharded, the number is returned unchanged.
     """
     if not is_sharded(like):
-        return found
+        return number
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     share = Partial("sum" if combine is torch.sum else "max")
     parts = [
         placement if isinstance(placement, Replicate) else share for placement in like.placements
     ]
-    return DTensor.from_local(found, like.device_mesh, parts, run_check=False).full_tensor()
+    return DTensor.from_local(number, like.device_mesh, parts, run_check=False).full_tensor()
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, told without importing torch.distributed."""
+    """Return whether a tensor is a DTensor, without importing torch.distributed."""
     return hasattr(tensor, "full_tensor")
 
 
 def placed_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """A sharded tensor laid over the ranks as another is; any other as it is."""
+    """Return a sharded tensor redistributed as another is, any other tensor unchanged."""
     return tensor.redistribute(placements=other.placements) if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def largest_along(square: Tensor, axis: int) -> Tensor:
-    """The largest elements over every axis but one, the others left at a size of 1; of a shard each
-    rank holds what lies along it.
+    """Return the maximum over all axes except one, which keep a size of 1.
+
+    The result of a sharded tensor is sharded along with that axis.
     """
     others = [other for other in range(square.dim()) if other != axis]
     if not others:
@@ -79,7 +78,7 @@ def _largest_of_shards(square: Any, axis: int, others: list[int]) -> Tensor:
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
     local = square.to_local()
-    # A rank without rows has nothing above 0, the least that a square is; amax would not say so.
+    # A rank without rows contributes 0, the least that a square can be; amax would fail.
     shape = [size if other == axis else 1 for other, size in enumerate(local.shape)]
     largest = local.amax(others, keepdim=True) if local.numel() else local.new_zeros(shape)
     stays = [

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from . import fused
-from .checks import require_fraction, require_not_negative
-from .foreach import add_number, add_squares, average, descend, is_set
+from .arguments import require_fraction, require_not_negative
+from .bucket import Bucket, Options, State, add_number, add_squares, average, descend, is_nonzero
 from .loading import Shapes
-from .multi_tensor import Bucket, MultiTensorOptimizer, Options, State
+from .multi_tensor import MultiTensorOptimizer
 from .sharded import is_sharded, largest_along, placed_like
 
 _ROWS = 32
@@ -35,7 +35,7 @@ _KERNELS = Path(__file__).with_suffix(".cpp")
 
 
 class _Numbers(ctypes.Structure):
-    """What the kernel is told, by the names that it has there."""
+    """The kernel's numbers, by their names in the C++ source."""
 
     _fields_ = tuple((name, ctypes.c_double) for name in ("lr", "momentum", "kept", "taken", "eps"))
 
@@ -43,18 +43,18 @@ class _Numbers(ctypes.Structure):
 class SM3(MultiTensorOptimizer):
     """Adagrad with its sums of squares kept per row, per column, and so on, never per element.
 
-    Keeps `accumulator_0` .. `accumulator_{k-1}` of shape [1, .., d_i, .., 1], one scalar where
-    there is no axis; in float32 or wider, since sums of squares stop growing in half precision.
-    With momentum also `momentum_buffer`, like the parameter. With beta > 0 the accumulators forget,
-    as the authors define it; torch-SM3 takes the maximum with the old ones and never does. A square
-    that is not a number is left out of every maximum: the accumulators of others do not see it.
+    The state is `accumulator_0` .. `accumulator_{k-1}` of shape [1, .., d_i, .., 1], or one scalar
+    if there is no axis. They are float32 or wider: sums of squares stop growing in half precision.
+    With momentum there is also `momentum_buffer`, like the parameter. With beta > 0 the
+    accumulators forget, as the authors define it; those of torch-SM3 never do, because it takes the
+    maximum with the old ones. NaN never wins a maximum, so it stays in its coordinate.
 
-    A sparse gradient of rows, such as an embedding's, touches those rows alone: an absent row keeps
-    its weights and its accumulator, with beta > 0 too, and momentum is left out. A parameter whose
-    first gradient is sparse keeps the accumulator of its rows and no other; after a dense one, such
-    as the zeros of the step that torch.distributed.checkpoint makes before training, it has those
-    of all axes. A step holds one float32 temporary as large as the bucket's parameters, and for
-    half precision with momentum a copy of it in that; none where it is `fused`.
+    A sparse gradient of rows, such as an embedding's, updates only those rows: other rows keep
+    their weights and their accumulator, with beta > 0 too, and momentum is not applied. A parameter
+    whose first gradient is sparse has only the accumulator of its rows. After a dense one, such as
+    the zero gradients with which torch.distributed.checkpoint steps before training, it has those
+    of all axes. A step needs one float32 temporary as large as the bucket's parameters, and in half
+    precision with momentum a copy of it in that precision. A `fused` step needs none.
     """
 
     takes_sparse = True
@@ -102,10 +102,10 @@ class SM3(MultiTensorOptimizer):
             "momentum_buffer": param.shape,
         }
 
-    def _needed(self, param: Tensor, options: Options, held: Collection[str]) -> set[str]:
+    def _required(self, param: Tensor, options: Options, names: Collection[str]) -> set[str]:
         covers = {f"accumulator_{axis}" for axis in range(max(param.dim(), 1))}
-        if param.dim() < 2 or not covers & {*held} - {"accumulator_0"}:
-            # Its first gradient may have been sparse, and so may all have been.
+        if param.dim() < 2 or not covers & {*names} - {"accumulator_0"}:
+            # All its gradients may have been sparse.
             return {"accumulator_0"}
         return covers | {"momentum_buffer"} if options["momentum"] else covers
 
@@ -149,15 +149,17 @@ class SM3(MultiTensorOptimizer):
         torch._foreach_rsqrt_(squares)
         torch._foreach_mul_(squares, bucket.grads)
         directions = squares
-        if is_set(momentum):
+        if is_nonzero(momentum):
             directions = bucket.state("momentum_buffer")
             average(directions, squares, 1 - momentum)
         descend(bucket.params, directions, lr)
 
-    def _covers(self, param: Tensor, state: State) -> bool:
-        # A parameter whose first gradient was sparse has the accumulator of its rows alone.
-        all_axes = [each.numel() for each in _cover(state, param)] == list(param.shape or [1])
-        return all_axes and state.get("momentum_buffer", param).shape == param.shape
+    def _fits_kernel(self, param: Tensor, state: State) -> bool:
+        # A parameter whose first gradient was sparse has only the accumulator of its rows.
+        covers_all_axes = [each.numel() for each in _cover(state, param)] == list(
+            param.shape or [1]
+        )
+        return covers_all_axes and state.get("momentum_buffer", param).shape == param.shape
 
     def _update_fused(self, bucket: Bucket) -> None:
         lr, momentum, beta, eps = (
@@ -171,10 +173,9 @@ class SM3(MultiTensorOptimizer):
                 [each.data_ptr() for each in cover],
                 [each.numel() for each in cover],
             )
-            given = fused.addresses(param, grad, state["momentum_buffer"] if momentum else None)
             update = fused.kernel(_KERNELS, "update", param.dtype)
             update(
-                *given,
+                *fused.addresses(param, grad, state["momentum_buffer"] if momentum else None),
                 covers,
                 sizes,
                 ctypes.c_int64(len(cover)),
@@ -184,9 +185,7 @@ class SM3(MultiTensorOptimizer):
 
 
 def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Options) -> None:
-    """The update of the rows that a sparse gradient has: what the dense one does to them where the
-    others are 0.
-    """
+    """Update the rows of a sparse gradient as a dense one does whose other rows are 0."""
     if grad.sparse_dim() != 1:
         raise RuntimeError(
             "SM3 takes sparse gradients of rows, with one sparse dimension; got one with"
@@ -207,21 +206,22 @@ def _update_rows(param: Tensor, grad: Tensor, cover: list[Tensor], options: Opti
 
 
 def _take_in(squares: list[Tensor], grads: list[Tensor], beta: float) -> None:
-    """Add the squares of the gradients; those that are not numbers count as 0."""
-    if is_set(beta):
+    """Add the squares of the gradients, NaN as 0."""
+    if is_nonzero(beta):
         torch._foreach_mul_(squares, beta)
     add_squares(squares, grads, 1 - beta)
     for square in squares:
         if torch.compiler.is_compiling():
-            # Several times faster there than nan_to_num, and several times slower here.
+            # Several times faster than nan_to_num in compiled code, and several times slower here.
             square.masked_fill_(square != square, 0.0)
         else:
             square.nan_to_num_(nan=0.0, posinf=torch.inf)
 
 
 def _largest_in_columns(square: Tensor) -> Tensor:
-    """The largest elements along axis 1, of a matrix by blocks of rows: a compiler goes down each
-    column, through all of the memory.
+    """Return the maximum of each column, of a matrix by blocks of rows.
+
+    Compiled code would otherwise read each column through all of the memory.
     """
     rows = square.shape[0]
     blocks = rows // _ROWS
@@ -247,9 +247,7 @@ def _along(param: Tensor, axis: int) -> tuple[int, ...]:
 
 
 def _zeros_along(param: Tensor, axis: int) -> Tensor:
-    """An accumulator of zeros; of a sharded parameter (DTensor) each rank keeps what belongs to its
-    shard.
-    """
+    """Return an accumulator of zeros, sharded as the parameter is."""
     dtype = torch.promote_types(param.dtype, torch.float32)
     return torch.zeros_like(
         largest_along(param.detach(), axis), dtype=dtype, memory_format=torch.contiguous_format
@@ -257,7 +255,7 @@ def _zeros_along(param: Tensor, axis: int) -> Tensor:
 
 
 def _smallest(cover: list[Tensor], shape: torch.Size) -> Tensor:
-    """A new tensor: for each element the smallest accumulator that covers it."""
+    """Return a new tensor of the smallest accumulator that covers each element."""
     return reduce(
         torch.minimum, cover[1:], cover[0].expand(shape).clone() if len(cover) == 1 else cover[0]
     )

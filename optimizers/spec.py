@@ -1,24 +1,29 @@
-"""An optimizer as text: `sm3:momentum=0.9,betas=(0.9, 0.99)`, a name and its options, or
-`module:Class:lr=0.1`.
+"""An optimizer as text, `sm3:momentum=0.9,lr=0.1`, and its options checked against a signature.
+
+Before the first colon is a name of the catalogue; `module:Class:lr=0.1` names another class.
 """
 
 import ast
+import inspect
 import re
 import reprlib
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from typing import Any
 
-# Of one optimizer's text, and of a list of them.
+# Limits of one optimizer's text and of a list of them.
 MOST_LETTERS, MOST_LIST_LETTERS = 2_000, 100_000
+
+Parameters = Mapping[str, inspect.Parameter]
 
 _WORDS = {"true": True, "false": False, "none": None}
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """The name (`module:Class` for a class of one's own) and the options; ValueError for text that
-    does not read so.
+    """Return the name and the options; ValueError for text of another form.
 
-    Values are Python literals; true, false and none may be written in any case, and other plain
-    words are strings.
+    Values are Python literals; true, false and none may be in any case, and other plain words are
+    strings.
     """
     _require_letters(text, MOST_LETTERS, "an optimizer's text")
     name, _, rest = text.partition(":")
@@ -41,8 +46,9 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_list(text: str) -> tuple[str, ...]:
-    """The specs of a list such as `adamw,sm3:momentum=0.9,lr=0.1,lamb`; options go on over commas
-    until the next name.
+    """Return the texts of a list such as `adamw,sm3:momentum=0.9,lr=0.1,lamb`.
+
+    Options continue over commas until the next name.
     """
     _require_letters(text, MOST_LIST_LETTERS, "a list of optimizers")
     specs: list[str] = []
@@ -61,30 +67,81 @@ def parse_list(text: str) -> tuple[str, ...]:
     return tuple(specs)
 
 
-def _require_letters(text: str, most: int, what: str) -> None:
+def known_options(factory: Callable[..., Any]) -> tuple[dict[str, inspect.Parameter], bool]:
+    """Return the named options after the first parameter, and whether others are accepted too."""
+    options = dict(list(inspect.signature(factory).parameters.items())[1:])
+    named = {
+        key: value
+        for key, value in options.items()
+        if value.kind not in (value.VAR_POSITIONAL, value.VAR_KEYWORD)
+    }
+    return named, any(value.kind is value.VAR_KEYWORD for value in options.values())
+
+
+def require_known(name: str, options: Collection[str], known: Parameters) -> None:
+    """Raise ValueError for an option that the constructor does not have."""
+    for key in options:
+        if key not in known:
+            raise ValueError(unknown(f"option of {name}", key, known))
+
+
+def require_complete(name: str, options: Collection[str], known: Parameters) -> None:
+    """Raise ValueError if an option without a default is missing."""
+    missing = [
+        key
+        for key, value in known.items()
+        if value.default is inspect.Parameter.empty and key not in options
+    ]
+    if missing:
+        raise ValueError(f"{name} needs {', '.join(missing)}; write {name}:{missing[0]}=VALUE")
+
+
+def defaults(known: Parameters) -> dict[str, Any]:
+    """Return the defaults of the options that have one."""
+    return {
+        key: value.default
+        for key, value in known.items()
+        if value.default is not inspect.Parameter.empty
+    }
+
+
+def refusal(name: str, options: Mapping[str, Any], error: Exception) -> str:
+    """Return one line for options that the constructor rejected."""
+    written = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return f"{name} does not take {written or 'these parameters'}: {one_line(error)}"
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's type and message on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def unknown(kind: str, name: str, names: Collection[str]) -> str:
+    """Return one line for an unknown name, with the similar ones and all."""
+    near = get_close_matches(name.lower(), names)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"no {kind} is named {name!r}; {hint}there is {', '.join(names) or 'none'}"
+
+
+def _require_letters(text: str, most: int, subject: str) -> None:
     if len(text) > most:
-        raise ValueError(f"{what} has at most {most} letters, got {len(text)}")
+        raise ValueError(f"{subject} has at most {most} letters, got {len(text)}")
 
 
 def _shown(text: str) -> str:
-    """A text as an error tells it: on one line, and not all of a long one."""
-    return _Shown.repr(text)
+    """Return a text for an error, on one line and shortened."""
+    return _short.repr(text)
 
 
-_Shown = reprlib.Repr()
-_Shown.maxstring = 120
+_short = reprlib.Repr()
+_short.maxstring = 120
 
 
 def _value(text: str, whole: str) -> Any:
     try:
         return ast.literal_eval(text)
-    except (
-        ValueError,
-        SyntaxError,
-        TypeError,
-        MemoryError,
-        RecursionError,
-    ):  # what a literal in its form alone ends in
+    # ast.literal_eval raises all of these for text that only looks like a literal.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         if re.fullmatch(r"[\w./+-]+", text) is None:
             raise ValueError(
                 f"cannot read the value {_shown(text)} in {_shown(whole)}; write a Python literal"
@@ -94,7 +151,7 @@ def _value(text: str, whole: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """The pieces between those commas that stand outside brackets and quotes."""
+    """Return the pieces between commas outside brackets and quotes."""
     pieces, depth, quote, start = [], 0, "", 0
     for place, letter in enumerate(text):
         if quote:

@@ -1,22 +1,23 @@
-"""The zoo: optimizers of other packages, none of which is imported before one of its optimizers is
-made.
+"""Optimizers of other packages; none is imported before one of its optimizers is made.
 
-pytorch_optimizer comes with the extra `zoo`. It has an SM3, a Lamb, an SGDSaI and a Muon as well,
-under whose names the catalogue has ours and torch's; `pytorch_optimizer:SM3` asks for that one. The
-low-bit Adams of bitsandbytes and torchao are there where those are installed. Some constructors
-want more than a list of parameters; the functions here make do with one.
+pytorch_optimizer comes with the extra `zoo`. The names that it shares with ours and torch's, such
+as SM3, Lamb, SGDSaI and Muon, are ours and torch's here; `pytorch_optimizer:SM3` names its own. The
+low-bit Adams of bitsandbytes and torchao are offered if those are installed. The functions here
+make optimizers whose constructors need more than a list of parameters.
 """
 
 # pyright: reportMissingImports=false
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from .entry import Description, Entry
-from .grouping import groups_of, split
+from .arguments import Group, groups_of, split
+from .entries import CatalogueEntry
 
 _LOW_RANK = (
     "8 bytes a parameter in float32; for a matrix of m >= n > rank, 8 m rank bytes, and 4 n rank"
@@ -32,63 +33,37 @@ _HEADS = (
 )
 
 
-def galore(
-    params: ParamsT,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    eps: float = 1e-6,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: float = 0.25,
-    projection_type: str = "std",
-    *,
-    maximize: bool = False,
-    foreach: bool | None = None,
-) -> Optimizer:
-    """GaLore with every matrix projected whose smaller side exceeds `rank`."""
-    from pytorch_optimizer import GaLore
+def _low_rank(name: str) -> Callable[..., Optimizer]:
+    """Return a constructor that projects every matrix whose smaller side exceeds `rank`."""
 
-    options: dict[str, Any] = {
-        "lr": lr,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "eps": eps,
-        "maximize": maximize,
-        "foreach": foreach,
-    }
-    return GaLore(_projected(params, rank, update_proj_gap, scale, projection_type), **options)
+    def make(
+        params: ParamsT,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        eps: float = 1e-6,
+        rank: int = 128,
+        update_proj_gap: int = 200,
+        scale: float = 0.25,
+        projection_type: str = "std",
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+    ) -> Optimizer:
+        return getattr(import_module("pytorch_optimizer"), name)(
+            _projected(params, rank, update_proj_gap, scale, projection_type),
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            eps=eps,
+            maximize=maximize,
+            foreach=foreach,
+        )
 
-
-def fira(
-    params: ParamsT,
-    lr: float = 1e-3,
-    betas: tuple[float, float] = (0.9, 0.999),
-    weight_decay: float = 0.0,
-    eps: float = 1e-6,
-    rank: int = 128,
-    update_proj_gap: int = 200,
-    scale: float = 0.25,
-    projection_type: str = "std",
-    *,
-    maximize: bool = False,
-    foreach: bool | None = None,
-) -> Optimizer:
-    """Fira with every matrix projected whose smaller side exceeds `rank`."""
-    from pytorch_optimizer import Fira
-
-    options: dict[str, Any] = {
-        "lr": lr,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "eps": eps,
-        "maximize": maximize,
-        "foreach": foreach,
-    }
-    return Fira(_projected(params, rank, update_proj_gap, scale, projection_type), **options)
+    return make
 
 
-def apollo(
+def _apollo(
     params: ParamsT,
     lr: float = 1e-2,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -103,27 +78,38 @@ def apollo(
     maximize: bool = False,
     foreach: bool | None = None,
 ) -> Optimizer:
-    """APOLLO with every matrix projected, by random numbers, whose smaller side exceeds `rank`;
-    rank 1 and `tensor` are APOLLO-Mini.
-    """
-    from pytorch_optimizer import APOLLO
-
-    options: dict[str, Any] = {
-        "lr": lr,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "eps": eps,
-        "maximize": maximize,
-        "foreach": foreach,
-    }
-    return APOLLO(
+    """Make APOLLO with random projections; rank 1 with `tensor` is APOLLO-Mini."""
+    return import_module("pytorch_optimizer").APOLLO(
         _projected(params, rank, update_proj_gap, scale, projection_type),
+        lr=lr,
         scale_type=scale_type,
-        **options,
+        betas=betas,
+        weight_decay=weight_decay,
+        eps=eps,
+        maximize=maximize,
+        foreach=foreach,
     )
 
 
-def adam_mini(
+def _projected(
+    params: ParamsT, rank: int, update_proj_gap: int, scale: float, projection_type: str
+) -> list[Group]:
+    if rank < 1:
+        raise ValueError(f"Invalid rank: {rank}, must be >= 1")
+    projection = {
+        "rank": rank,
+        "update_proj_gap": update_proj_gap,
+        "scale": scale,
+        "projection_type": projection_type,
+    }
+    groups: list[Group] = []
+    for group in groups_of(params):
+        matrices, others = split(group, lambda param: param.ndim == 2 and min(param.shape) > rank)
+        groups += [each for each in ({**projection, **matrices}, others) if each["params"]]
+    return groups
+
+
+def _adam_mini(
     params: ParamsT,
     lr: float = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
@@ -136,104 +122,77 @@ def adam_mini(
     maximize: bool = False,
     foreach: bool | None = None,
 ) -> Optimizer:
-    """Adam-mini over `named_parameters()`, by whose names it finds embeddings and heads; a tensor
-    without a name is one block.
+    """Make Adam-mini over `named_parameters()`; a tensor without a name is one block.
 
-    ValueError where the names tell of attention heads and their number is not given, and for
-    parameter groups.
+    Embeddings and heads are recognised by their names. ValueError if there are attention heads
+    and their number is missing, and for parameter groups.
     """
-    from pytorch_optimizer import AdamMini
-
-    model = _Named(params)
-    heads = [name for name, _ in model.named_parameters() if any(known in name for known in _HEADS)]
+    named = _named(params)
+    heads = [name for name, _ in named if any(known in name for known in _HEADS)]
     if heads and (num_embeds is None or num_heads is None):
         raise ValueError(
             f"adam-mini needs the sizes of {heads[0]}; write"
             " adam-mini:num_embeds=WIDTH,num_heads=HEADS"
         )
-    options: dict[str, Any] = {
-        "lr": lr,
-        "betas": betas,
-        "weight_decay": weight_decay,
-        "eps": eps,
-        "maximize": maximize,
-        "foreach": foreach,
-    }
-    width: dict[str, Any] = {
-        "num_embeds": num_embeds or 1,
-        "num_heads": num_heads or 1,
-        "num_query_groups": num_query_groups,
-    }
-    return AdamMini(model, **width, **options)  # pyright: ignore[reportArgumentType]
+    return import_module("pytorch_optimizer").AdamMini(
+        # In place of the model, of which Adam-mini calls nothing else.
+        SimpleNamespace(named_parameters=lambda: iter(named)),
+        lr=lr,
+        betas=betas,
+        weight_decay=weight_decay,
+        eps=eps,
+        num_embeds=num_embeds or 1,
+        num_heads=num_heads or 1,
+        num_query_groups=num_query_groups,
+        maximize=maximize,
+        foreach=foreach,
+    )
 
 
-class _Named:
-    """Parameters that stand in for the model that Adam-mini asks for; it calls named_parameters and
-    nothing else.
-    """
-
-    def __init__(self, params: ParamsT) -> None:
-        groups = groups_of(params)
-        if len(groups) > 1 or any(key != "params" for group in groups for key in group):
-            raise ValueError(
-                "adam-mini makes its own groups, one a parameter; give it parameters, at best"
-                " named_parameters()"
-            )
-        given = [member for group in groups for member in group["params"]]
-        self._named = [
-            (f"parameter {place}", member) if isinstance(member, Tensor) else member
-            for place, member in enumerate(given)
-        ]
-
-    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter with its name."""
-        return iter(self._named)
-
-
-def _projected(
-    params: ParamsT, rank: int, update_proj_gap: int, scale: float, projection_type: str
-) -> list[dict[str, Any]]:
-    if rank < 1:
-        raise ValueError(f"Invalid rank: {rank}, must be >= 1")
-    projection = {
-        "rank": rank,
-        "update_proj_gap": update_proj_gap,
-        "scale": scale,
-        "projection_type": projection_type,
-    }
-    groups: list[dict[str, Any]] = []
-    for group in groups_of(params):
-        matrices, others = split(group, lambda param: param.ndim == 2 and min(param.shape) > rank)
-        groups += [each for each in ({**projection, **matrices}, others) if each["params"]]
-    return groups
+def _named(params: ParamsT) -> list[tuple[str, Tensor]]:
+    groups = groups_of(params)
+    if len(groups) > 1 or any(key != "params" for group in groups for key in group):
+        raise ValueError(
+            "adam-mini makes its own groups, one a parameter; give it parameters, at best"
+            " named_parameters()"
+        )
+    members = [member for group in groups for member in group["params"]]
+    return [
+        (f"parameter {index}", member) if isinstance(member, Tensor) else member
+        for index, member in enumerate(members)
+    ]
 
 
 def _of_pytorch_optimizer(
-    factory: Any,
+    factory: str | Callable[..., Optimizer],
     summary: str,
     paper: str,
     state: str,
     decided_by: tuple[str, ...] = (),
     **more: Any,
-) -> Entry:
-    return Entry(
+) -> CatalogueEntry:
+    return CatalogueEntry(
         factory=f"pytorch_optimizer:{factory}" if isinstance(factory, str) else factory,
-        description=Description(
-            summary=summary,
-            paper=paper if paper.startswith("https:") else f"https://arxiv.org/abs/{paper}",
-            state=state,
-            decided_by=decided_by,
-        ),
+        summary=summary,
+        paper=paper if paper.startswith("https:") else f"https://arxiv.org/abs/{paper}",
+        state=state,
+        decided_by=decided_by,
         package="pytorch_optimizer",
         installed_by="'optprof[zoo]'",
         **more,
     )
 
 
-def _low_bit(factory: str, summary: str, paper: str, state: str) -> Entry:
+def _low_bit(factory: str, summary: str, paper: str, state: str) -> CatalogueEntry:
     package = factory.partition(".")[0]
-    description = Description(summary=summary, paper=paper, state=state)
-    return Entry(factory=factory, description=description, package=package, installed_by=package)
+    return CatalogueEntry(
+        factory=factory,
+        summary=summary,
+        paper=paper,
+        state=state,
+        package=package,
+        installed_by=package,
+    )
 
 
 _PO = _of_pytorch_optimizer
@@ -242,9 +201,9 @@ _THREE = "three tensors like the parameter: 12 bytes a parameter in float32"
 _SMALL = "8 a parameter for tensors of less than 4096"
 _FOUR = "four tensors like the parameter: 16 bytes a parameter in float32"
 
-ZOO: dict[str, Entry] = {
+ZOO: dict[str, CatalogueEntry] = {
     "adam-mini": _PO(
-        adam_mini,
+        _adam_mini,
         "Adam with one second moment a block; the blocks are known by the parameters' names",
         "2406.16793",
         "one float32 tensor like the parameter and 8 bytes: 4 bytes a parameter, 8 for embeddings"
@@ -261,7 +220,7 @@ ZOO: dict[str, Entry] = {
         _FOUR,
     ),
     "apollo": _PO(
-        apollo,
+        _apollo,
         "AdamW's step, scaled by channel from a random projection",
         "2412.05270",
         _LOW_RANK,
@@ -275,7 +234,7 @@ ZOO: dict[str, Entry] = {
         " parameter in float32; 8 for a vector",
     ),
     "fira": _PO(
-        fira,
+        _low_rank("Fira"),
         "GaLore that keeps what the projection leaves out",
         "2410.01623",
         _LOW_RANK,
@@ -287,11 +246,11 @@ ZOO: dict[str, Entry] = {
         "2602.23349",
         "2 bytes a parameter and 4 for every 32 of them",
         fused_on=(),
-        # It batches what is not quantised, which is nothing.
+        # Its foreach batches tensors that are not quantised, and there are none.
         has_foreach=False,
     ),
     "galore": _PO(
-        galore,
+        _low_rank("GaLore"),
         "AdamW on a low-rank projection of the gradient",
         "2403.03507",
         _LOW_RANK,

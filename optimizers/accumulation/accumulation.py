@@ -1,13 +1,12 @@
-"""Steps that wait for a good gradient: what all wrappers share that decide after each micro-batch
-whether to step.
+"""Steps that wait for a good gradient: what the wrappers share that decide after each micro-batch.
 
     accumulation = GradientNormThreshold(torch.optim.AdamW(model.parameters()), threshold=0.8)
     for batch in batches:
         model(batch).backward()
         stepped = accumulation.step()
 
-A draw is a micro-batch whose gradient went into the sum, a window what is drawn between two steps
-of the optimizer inside. What each wrapper decides is in `rules`, where the sum is kept in `sums`.
+A draw is a micro-batch whose gradient went into the sum. A window is the draws between two steps of
+the optimizer inside. `rules` has the wrappers' decisions, `sums` where the sum is kept.
 """
 
 import math
@@ -20,14 +19,13 @@ from torch import Tensor
 from torch.optim import LBFGS
 from torch.optim.optimizer import Optimizer
 
-from ..lasting import lasting
+from ..loading import lasting
 from ..sharded import is_sharded
-from . import ranks, saved
-from .around import Around
-from .norms import total_norm
+from . import saved
+from .around import Aggregate, Around, group_statistics
+from .norms import norm_over_shards, on_host, rank_count, total_norm
 from .saved import Reader
-from .statistics import Aggregate, of_groups
-from .sums import SumInBuffers, SumInGradients, fresh
+from .sums import SumInBuffers, SumInGradients, gradients
 from .target import Target
 
 DistributedMode = Literal["replicated", "sharded"]
@@ -36,41 +34,42 @@ _COUNTS = ("num_batches", "num_steps", "num_dropped", "last_num_draws", "last_gr
 
 
 class Accumulation(Around):
-    """An optimizer around another, whose step adds a micro-batch's gradient to a sum and now and
-    then steps with the mean.
+    """An optimizer around another that adds micro-batches to a sum and steps with their mean.
 
-    `param_groups`, `state` and `defaults` are those of the optimizer inside; `target` is what
-    decides and what a scheduler may drive. The sum lies in `.grad`: it takes no memory. A
-    micro-batch whose gradient is not finite is never stepped with, but it has spoilt the sum, and
-    the whole window is dropped and counted in `num_dropped`. `buffered=True` keeps the sum in
-    buffers of float32 or wider, 4 bytes a parameter: such a micro-batch is then dropped alone, half
-    precision is rounded once a step, and .grad may be cleared, clipped or unscaled between draws.
-    After `max_draws` draws there is a step whatever the rule says. Each draw reads the gradients
-    once and waits once for the device, twice where a buffered rule asks for the norm of the sum.
-    With torch.distributed initialised every rank must call `step`, and all decide alike. DDP's
-    averaged gradients and FSDP2's DTensors are understood as they are; `distributed_mode="sharded"`
-    says that plain tensors are shards of whole ones (FSDP1, ZeRO). A rank without gradients of its
-    own calls `step` like the others. A GradScaler unscales once, at the step. Not supported: CUDA
-    graphs and torch.compile of `step`, which decides on the host, and LBFGS, which asks for many
-    gradients in one step.
+    `param_groups`, `state` and `defaults` are those of the optimizer inside; `target` is the number
+    that decides, which a scheduler may drive. After `max_draws` draws there is a step in any case.
+    Tensors without data have no norms to decide by: for them `max_draws` alone decides.
+
+    The sum lies in `.grad` and needs no memory. A gradient that is not finite is never stepped
+    with, but it spoils the sum, so the whole window is dropped and counted in `num_dropped`. With
+    `buffered=True` the sum is in buffers of float32 or wider, 4 bytes a parameter: then only that
+    micro-batch is dropped, half precision is rounded once a step, and .grad may be cleared, clipped
+    or unscaled between draws. Each draw reads the gradients once and waits once for the device,
+    twice if a buffered rule needs the norm of the sum. A GradScaler unscales once, at the step.
+
+    With torch.distributed every rank must call `step`, also one without gradients, and all decide
+    alike. DDP's averaged gradients and FSDP2's DTensors need no option; with
+    `distributed_mode="sharded"` plain tensors are shards of whole ones (FSDP1, ZeRO).
+
+    Not supported: CUDA graphs and torch.compile of `step`, which decides on the host, and LBFGS,
+    which needs many gradients in one step.
     """
 
     extra_key = "accumulation"
-    # The target's name in statistics, and what a checkpoint holds beside it and the sum.
+    # The target's name in statistics.
     target_name = "target"
+    # The attributes in a checkpoint, beside the target and the sum.
     _saved: Mapping[str, Reader] = {
         **dict.fromkeys(("num_batches", "num_steps", "num_dropped", "num_draws"), saved.count),
         "last_num_draws": saved.optional(saved.count),
         "last_grad_norm": saved.optional(saved.number),
         "history": saved.numbers,
-        "_weight": saved.not_negative,
-        "_scale": saved.positive,
     }
-    # Whether what is observed is the norm of the micro-batch's own gradient, which then tells
-    # whether that is finite.
+    _needs_loss = False
+    # Observe the norm of the micro-batch's own gradient, which also shows whether it is finite.
     _observes_gradient = False
-    # GradScaler then hands its scale over instead of dividing .grad by it, and with it the draws
-    # before, once more at every draw.
+    # GradScaler then passes its scale on. Otherwise it would divide .grad by it at every draw, and
+    # earlier draws again.
     _step_supports_amp_scaling = True
 
     def __init__(
@@ -93,51 +92,58 @@ class Accumulation(Around):
         self.last_num_draws: int | None = None
         self.last_grad_norm: float | None = None
         self.history: list[float] = []
-        self._heeds_rule = True
         self._sum = SumInBuffers() if buffered else SumInGradients()
-        # The sum is worth `weight` draws of gradients in units of `scale`.
-        self._weight, self._scale = 0.0, 1.0
         self._norm: float | None = None
         self._warned: set[str] = set()
 
     def _is_due(self) -> bool:
-        """Whether what was drawn is good enough to step with."""
+        """Return whether the draws are good enough to step with."""
         raise NotImplementedError
 
-    def _observe(self) -> Tensor | None:
-        """A number that the rule asks of each micro-batch beside its gradient, 0-dim."""
-        return None
+    def _observe(self, loss: Any) -> Tensor | None:
+        """Return the number that the rule needs of each micro-batch beside its norm, 0-dim."""
+        del loss
 
     def _record(self, observed: Sequence[float], norm: float, scale: float) -> None:
-        """Take what each rank observed of a micro-batch that counts; `norm` is of what lay in
-        .grad, the loss was scaled by `scale`.
+        """Record what each rank observed of a draw.
+
+        `norm` is that of the gradients in .grad; the loss was multiplied by `scale`.
         """
 
     def _factor(self) -> float:
-        """What the mean is multiplied by before the step."""
+        """Return the mean's factor in the step."""
         return 1.0
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Draw the micro-batch whose gradients are there, and step the optimizer inside if their
-        mean is now good enough; whether it did.
+    def most_draws(self) -> int:
+        """Return the most draws that a window can have while the target stays."""
+        return self.max_draws
 
-        `closure` is called once, with gradients enabled; what it returned is then in `loss`. Where
-        no rank has gradients nothing is drawn. Raises RuntimeError where something else has
-        cleared, replaced or unscaled the sum.
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Draw the micro-batch whose gradients are in .grad, and step if the mean is good enough.
+
+        Returns whether it stepped. `closure` is called once, with gradients enabled; its result is
+        kept in the attribute `loss`, and is the micro-batch's loss unless `loss` is given. If no
+        rank has gradients nothing is drawn. Raises RuntimeError if something else has cleared,
+        replaced or unscaled the sum, and ValueError if the rule needs a loss and there is none.
         """
+        if self._needs_loss and closure is None and loss is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the micro-batch's loss: step(loss=loss), or a closure"
+                " that returns it"
+            )
         if closure is not None:
             with torch.enable_grad():
-                loss = closure()
-            self.loss = loss.detach() if isinstance(loss, Tensor) else loss
+                result = closure()
+            self.loss = result.detach() if isinstance(result, Tensor) else result
+            loss = self.loss if loss is None else loss
         # A scheduler of the optimizer inside would warn that it steps before its optimizer.
         self.optimizer._opt_called = True  # pyright: ignore[reportAttributeAccessIssue]
         params = self._params()
-        if not fresh(params) and ranks.count() == 1:
+        if not gradients(params) and rank_count() == 1:
             return False
-        if isinstance(self._sum, SumInGradients) and self.num_draws:
-            self._sum.require_kept(params)
-        norm, observed, scale = self._read(params)
+        self._sum.require_intact(params)
+        norm, observed, scale = self._read(params, loss)
         if norm is None:
             return False
         self.num_batches += 1
@@ -146,58 +152,52 @@ class Accumulation(Around):
             return False
         self._draw(params, norm, scale)
         self._record(observed, norm, scale)
-        if self.num_draws < self.max_draws and not (self._heeds_rule and self._is_due()):
+        has_data = not params[0].is_meta
+        if self.num_draws < self.max_draws and not (has_data and self._is_due()):
             return False
         if not math.isfinite(self.mean_norm()):
-            # Finite gradients may have a sum that is not.
+            # The sum of finite gradients may overflow.
             self._drop_window(params)
             return False
         self._step_with_mean(params)
         return True
 
-    def step_every(self, draws: int) -> None:
-        """Step after so many draws from now on, whatever the rule says: for simulations, in which
-        numbers have no values.
-        """
-        self.max_draws, self._heeds_rule = draws, False
-
     def mean_norm(self) -> float:
-        """The norm of the mean of what was drawn since the last step."""
+        """Return the norm of the mean of the draws since the last step."""
         if self._norm is None:
-            norms = ranks.on_host([self._total_norm(self._sum.tensors(self._params()))])[0]
-            self._norm = _agreed(norms) / self._worth()
+            norms = on_host([self._total_norm(self._sum.tensors(self._params()))])[0]
+            self._norm = _agreed(norms) / self._sum.divisor
         return self._norm
 
     def _params(self) -> list[Tensor]:
         return [param for group in self.optimizer.param_groups for param in group["params"]]
 
-    def _worth(self) -> float:
-        """What the sum is divided by for the mean."""
-        return self._weight * self._scale
-
     def _total_norm(self, tensors: list[Tensor]) -> Tensor:
         if self.distributed_mode == "replicated":
             return self._norm_here(tensors)
-        # The norm of a DTensor is that of the whole already.
+        # The norm of a DTensor is already that of the whole.
         plain = self._norm_here([tensor for tensor in tensors if not is_sharded(tensor)])
-        return total_norm([ranks.norm_over_shards(plain), *filter(is_sharded, tensors)])
+        return total_norm([norm_over_shards(plain), *filter(is_sharded, tensors)])
 
     def _norm_here(self, tensors: list[Tensor]) -> Tensor:
         return total_norm(tensors) if tensors else torch.zeros((), device=self._params()[0].device)
 
-    def _read(self, params: Sequence[Tensor]) -> tuple[float | None, Sequence[float], float]:
-        """A norm of the gradients, infinite unless all ranks' are finite, None where none has any;
-        what each observed; the loss's scale.
+    def _read(
+        self, params: Sequence[Tensor], loss: Any
+    ) -> tuple[float | None, Sequence[float], float]:
+        """Return a norm of the gradients, the ranks' observations and the scale of the loss.
+
+        The norm is infinite unless all ranks' gradients are finite, and None if no rank has any.
         """
-        scale, observed = self._loss_scale(), self._observe()
+        scale, observed = self._loss_scale(), self._observe(loss)
         norm = (
             observed
             if observed is not None and self._observes_gradient
-            else self._total_norm(fresh(params))
+            else self._total_norm(gradients(params))
         )
-        # Alone, a rank without gradients has left before.
-        has_any = torch.full_like(norm, bool(fresh(params))) if ranks.count() > 1 else None
-        norms, *others = ranks.on_host(
+        # A single rank without gradients has returned before.
+        has_any = torch.full_like(norm, bool(gradients(params))) if rank_count() > 1 else None
+        norms, *others = on_host(
             [number for number in (norm, has_any, scale, observed) if number is not None]
         )
         if has_any is not None and not any(others.pop(0)):
@@ -209,7 +209,7 @@ class Accumulation(Around):
         )
 
     def _loss_scale(self) -> Tensor | None:
-        """The scale that a GradScaler left in .grad, None where there is none."""
+        """Return the scale that a GradScaler left in .grad, None without one."""
         if not self._under_scaler():
             return None
         scale: Tensor | None = getattr(self, "grad_scale", None)
@@ -225,24 +225,18 @@ class Accumulation(Around):
 
     def _draw(self, params: Sequence[Tensor], norm: float, scale: float) -> None:
         self.num_draws += 1
-        if isinstance(self._sum, SumInBuffers):
-            with lasting():
-                self._sum.add(params, scale)
-            self._weight, self._norm = float(self.num_draws), None
-            return
-        self._sum.mark(params)
-        # Where the scaler has changed its scale since, the draws before count in proportion.
-        self._weight, self._scale = self._weight * (self._scale / scale) + 1, scale
-        self._norm = None if self._observes_gradient else norm / self._worth()
+        with lasting():
+            self._sum.add(params, scale)
+        # A sum in .grad has the norm that was read, unless that was the micro-batch's own.
+        is_known = not self.buffered and not self._observes_gradient
+        self._norm = norm / self._sum.divisor if is_known else None
 
     def _drop(self, params: Sequence[Tensor]) -> None:
-        """Forget a micro-batch that is not finite, and without buffers the window that it was added
-        to.
-        """
+        """Drop a micro-batch that is not finite, and the window that it spoilt if not buffered."""
         if not self._under_scaler():
             self._warn(
                 "a micro-batch's gradient is not finite; it was dropped, and num_dropped counts"
-                " what was"
+                " the dropped ones"
             )
         self.num_dropped += 1
         for param in params:
@@ -257,7 +251,7 @@ class Accumulation(Around):
     def _step_with_mean(self, params: Sequence[Tensor]) -> None:
         factor = self._factor()
         self.last_grad_norm = self.mean_norm() * factor
-        self._sum.put_mean(params, self._worth() / factor if factor else math.inf)
+        self._sum.put_mean(params, self._sum.divisor / factor if factor else math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.num_steps += 1
@@ -266,36 +260,36 @@ class Accumulation(Around):
 
     def _begin_window(self, params: Sequence[Tensor]) -> None:
         self._sum.clear(params)
-        self.num_draws, self.history = 0, []
-        self._weight, self._scale, self._norm = 0.0, 1.0, None
+        self.num_draws, self.history, self._norm = 0, [], None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear gradients that hold no draws; those that do are kept, with a warning once, and
-        cleared by the step.
+        """Clear the gradients, unless they hold draws: those the step clears.
+
+        A call that keeps draws warns once.
         """
         if self.num_draws and not self.buffered:
             self._warn(
-                "zero_grad() keeps what was drawn since the last step; the step clears the"
-                " gradients, so leave the call out"
+                "zero_grad() keeps the draws since the last step; the step clears the gradients,"
+                " so leave the call out"
             )
         else:
             self.optimizer.zero_grad(set_to_none)
 
     def statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
-        """Counts, the target and every number of the parameter groups, for a log.
+        """Return counts, the target and every number of the parameter groups, for a log.
 
-        Where groups differ the name ends in `*` and the value is their mean, max or min. What is
-        not known yet is left out.
+        If groups differ the name ends in `*` and the value is their mean, max or min. Values that
+        are not known yet are left out.
         """
         return {"num_draws": self.num_draws, **self.vital_statistics(aggregate)}
 
     def vital_statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
-        """The same without what moves within a window, for a progress bar."""
-        known = {name: getattr(self, name) for name in _COUNTS if getattr(self, name) is not None}
+        """Return the statistics that do not change within a window, for a progress bar."""
+        counts = {name: getattr(self, name) for name in _COUNTS if getattr(self, name) is not None}
         return {
-            **known,
+            **counts,
             self.target_name: self.target.value,
-            **of_groups(self.optimizer.param_groups, aggregate),
+            **group_statistics(self.optimizer.param_groups, aggregate),
         }
 
     def _warn(self, message: str) -> None:
@@ -305,17 +299,23 @@ class Accumulation(Around):
 
     def _extra_state(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in self._saved}
-        pending = self._sum.save(self._params()) if self.num_draws else None
         return {
             **values,
             "history": list(self.history),
+            "_weight": self._sum.weight,
+            "_scale": self._sum.scale,
             "target": self.target.settings(),
-            "sum": pending,
+            "sum": self._sum.save(self._params()) if self.num_draws else None,
         }
 
     def _checked_extra(self, extra: Any) -> dict[str, Any]:
-        sums = saved.tensors_like(self._params())
-        readers = {**self._saved, "target": saved.settings, "sum": saved.optional(sums)}
+        readers = {
+            **self._saved,
+            "_weight": saved.not_negative,
+            "_scale": saved.positive,
+            "target": saved.settings,
+            "sum": saved.optional(saved.tensors_like(self._params())),
+        }
         checked = saved.read(f"{type(self).__name__} cannot load", self.extra_key, extra, readers)
         if checked["num_draws"] and checked["sum"] is None:
             raise ValueError(
@@ -333,36 +333,29 @@ class Accumulation(Around):
         for name in self._saved:
             setattr(self, name, extra[name])
         if extra["sum"] is not None:
-            self._load_sum(params, extra["sum"])
-
-    def _load_sum(self, params: Sequence[Tensor], tensors: Sequence[Tensor | None]) -> None:
-        with lasting():
-            self._sum.load(params, tensors)
-        if self.buffered and self._scale != 1:
-            for tensor in self._sum.tensors(params):
-                tensor.div_(self._scale)
-            self._scale = 1.0
+            with lasting():
+                self._sum.load(params, extra["sum"], extra["_weight"], extra["_scale"])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Every attribute, and the sum, which a parameter's copy would leave behind."""
-        return {
-            **super().__getstate__(),
-            "_sum": self._sum.save(self._params()) if self.num_draws else None,
-        }
+        """Return all attributes, with the sum's tensors, which copies of parameters lose."""
+        total = self._sum
+        tensors = total.save(self._params()) if self.num_draws else None
+        return {**super().__getstate__(), "_sum": (tensors, total.weight, total.scale)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up a pickle or a copy, its sum too."""
-        tensors = state["_sum"]
+        """Restore a pickle or a copy with its sum."""
+        tensors, weight, scale = state["_sum"]
         super().__setstate__(
             {**state, "_sum": SumInBuffers() if state["buffered"] else SumInGradients()}
         )
         if tensors is not None:
-            self._sum.load(self._params(), tensors)
+            self._sum.load(self._params(), tensors, weight, scale)
 
 
 def _agreed(norms: Sequence[float]) -> float:
-    """The norm that all ranks go by: they may differ in the last bit, or in whether they are
-    finite.
+    """Return the norm that all ranks use.
+
+    Ranks' norms may differ in the last bit, or in whether they are finite.
     """
     return max(norms) if all(map(math.isfinite, norms)) else math.inf
 
@@ -374,8 +367,7 @@ def _require_arguments(optimizer: Any, max_draws: Any, distributed_mode: Any) ->
         )
     if isinstance(optimizer, LBFGS):
         raise ValueError(
-            "LBFGS asks for many gradients in one step, which cannot be drawn; use another"
-            " optimizer"
+            "LBFGS needs many gradients in one step, which cannot be drawn; use another optimizer"
         )
     if not isinstance(max_draws, int) or isinstance(max_draws, bool) or max_draws < 1:
         raise ValueError(f"max_draws must be a whole number >= 1, got {max_draws!r}")

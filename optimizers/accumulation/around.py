@@ -1,25 +1,27 @@
-"""An optimizer around another that passes for it: the same groups, state and defaults, and hooks,
-pickles and checkpoints of its own.
-"""
+"""An optimizer around another that passes for it: same groups, state and defaults, own hooks."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any, Literal
 
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from ..loading import require_form
 
-# What torch.optim.Optimizer makes anew when it is unpickled, and the `step` that a scheduler puts
-# in its place.
-_MADE_ANEW = ("_optimizer_", "_zero_grad_profile_name", "_warned_", "step")
+Aggregate = Literal["mean", "max", "min"]
+_AGGREGATES = {"mean": fmean, "max": max, "min": min}
+# Attributes that torch.optim.Optimizer makes again when it is unpickled, and the `step` by which a
+# scheduler replaces the method.
+_MADE_AGAIN = ("_optimizer_", "_zero_grad_profile_name", "_warned_", "step")
 
 
 class Around(Optimizer):
-    """An optimizer whose groups, state and defaults are those of the `optimizer` inside, whoever
-    changes them.
+    """An optimizer with the groups, state and defaults of the `optimizer` inside.
 
-    Hooks on it run at each of its own calls, hooks on the optimizer inside at that one's.
-    Subclasses say in `_extra_state` and `_load_extra_state` what a checkpoint holds beside the
-    state of the optimizer inside, under the key `extra_key`.
+    Its hooks run at each of its own calls, those of the optimizer inside at that one's. A
+    checkpoint has the state of the optimizer inside and, under `extra_key`, what subclasses add by
+    `_extra_state` and `_load_extra_state`.
     """
 
     extra_key = "around"
@@ -30,7 +32,7 @@ class Around(Optimizer):
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The groups of the optimizer inside."""
+        """Return the groups of the optimizer inside."""
         return self._groups()
 
     @param_groups.setter
@@ -39,7 +41,7 @@ class Around(Optimizer):
 
     @property
     def state(self) -> Any:
-        """The state of the optimizer inside."""
+        """Return the state of the optimizer inside."""
         return self.optimizer.state
 
     @state.setter
@@ -48,7 +50,7 @@ class Around(Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The defaults of the optimizer inside."""
+        """Return the defaults of the optimizer inside."""
         return self.optimizer.defaults
 
     @defaults.setter
@@ -63,52 +65,72 @@ class Around(Optimizer):
         return self.optimizer.param_groups
 
     def _extra_state(self) -> dict[str, Any]:
-        """Plain data and tensors, none of which is the live one."""
+        """Return plain data and copies of tensors."""
         raise NotImplementedError
 
     def _checked_extra(self, extra: Any) -> dict[str, Any]:
-        """Return what a checkpoint holds under `extra_key` as it is to be taken up; ValueError
-        where it does not fit.
-        """
+        """Return a checkpoint's extra state, converted; ValueError if it does not fit."""
         raise NotImplementedError
 
     def _load_extra_state(self, extra: dict[str, Any] | None) -> None:
-        """Take up what `_extra_state` gave and `_checked_extra` found right; None for a checkpoint
-        of the optimizer inside alone.
-        """
+        """Load a checked extra state, None for a checkpoint of the optimizer inside alone."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the optimizer inside, which that one can load, with a key more for what is
-        kept around it.
-        """
+        """Return the state of the optimizer inside, which can load it, with one key more."""
         for hook in self._optimizer_state_dict_pre_hooks.values():
             hook(self)
-        found = {**self.optimizer.state_dict(), self.extra_key: self._extra_state()}
+        state_dict = {**self.optimizer.state_dict(), self.extra_key: self._extra_state()}
         for hook in self._optimizer_state_dict_post_hooks.values():
-            found = hook(self, found) or found
-        return found
+            state_dict = hook(self, state_dict) or state_dict
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state, of this or of the optimizer inside alone."""
+        """Load a state of this optimizer or of the one inside."""
         require_form(state_dict)
-        given = dict(state_dict)
+        incoming = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            given = hook(self, given) or given
-        extra = given.pop(self.extra_key, None)
+            incoming = hook(self, incoming) or incoming
+        extra = incoming.pop(self.extra_key, None)
         checked = None if extra is None else self._checked_extra(extra)
-        self.optimizer.load_state_dict(given)
+        self.optimizer.load_state_dict(incoming)
         self._load_extra_state(checked)
         for hook in self._optimizer_load_state_dict_post_hooks.values():
             hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Every attribute but those that torch makes anew."""
+        """Return all attributes except those that torch makes again."""
         return {
-            name: value for name, value in self.__dict__.items() if not name.startswith(_MADE_ANEW)
+            name: value for name, value in self.__dict__.items() if not name.startswith(_MADE_AGAIN)
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up a pickle or a copy."""
+        """Restore a pickle or a copy."""
         self.__dict__.update(state)
         super().__setstate__({})
+
+
+def group_statistics(groups: Sequence[Mapping[str, Any]], aggregate: Aggregate) -> dict[str, float]:
+    """Return every number that all groups have, such as `lr`, as one flat dictionary.
+
+    If groups differ the name ends in `*` and the value is their mean, max or min.
+    """
+    if aggregate not in _AGGREGATES:
+        raise ValueError(f"aggregate must be one of {', '.join(_AGGREGATES)}, got {aggregate!r}")
+    statistics: dict[str, float] = {}
+    for name in groups[0]:
+        values = [_number(group.get(name)) for group in groups]
+        numbers = [value for value in values if value is not None]
+        if len(numbers) < len(values):
+            continue
+        if all(value == numbers[0] for value in numbers):
+            statistics[name] = numbers[0]
+        else:
+            statistics[f"{name}*"] = _AGGREGATES[aggregate](numbers)
+    return statistics
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, Tensor):
+        return value.item() if value.dim() == 0 else None
+    return value if isinstance(value, int | float) else None

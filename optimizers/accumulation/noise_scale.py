@@ -1,4 +1,4 @@
-"""GNS: steps that wait until the batch is large beside the gradient noise scale."""
+"""GNS: steps that wait until the batch is large compared with the gradient noise scale."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -8,30 +8,30 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from ..checks import require_fraction, require_positive
+from ..arguments import require_fraction, require_positive
 from ..sharded import is_sharded
 from . import rules, saved
 from .accumulation import Accumulation, DistributedMode
-from .norms import FreshNorms
+from .around import Aggregate
+from .norms import MicroBatchNorms
 from .saved import Reader
-from .statistics import Aggregate
-from .sums import fresh
+from .sums import gradients
 
 Estimator = Literal["norms", "mccandlish"]
 
 
 class GradientNoiseScale(Accumulation):
-    """GNS: step once the noise scale of the gradients, in micro-batches, is at most `tolerance`
-    times those that were drawn.
+    """GNS: step once the noise scale, in micro-batches, is at most `tolerance` times the draws.
 
     `estimator` "norms" is torch-gqc's: the variance of the micro-batches' norms over their mean
     square. "mccandlish" estimates tr(Sigma) / |G|^2, the simple noise scale of
     https://arxiv.org/abs/1812.06162, from the norms of the micro-batches and of their mean. One
-    window tells little of either part, so both are averaged over steps, as that paper does, the
-    past with weight `decay`; statistics have the ratio as `noise_scale`. The norms of micro-batches
-    are taken by hooks as their gradients arrive, in one backward pass for each `step`, under DDP on
-    every rank; with `buffered=True` without hooks, which sharded parameters need. `close()` removes
-    the hooks; they also go with the wrapper.
+    window's estimates of both parts are noisy, so both are averaged over steps, as in that paper,
+    with weight `decay` for the past. Statistics have the ratio as `noise_scale`.
+
+    Hooks take the norms of a micro-batch as its gradients arrive, in one backward pass for each
+    `step`, under DDP on every rank. `close()` removes the hooks, and so does the wrapper's end.
+    `buffered=True` needs no hooks, and is required for sharded parameters.
     """
 
     target_name = "noise_tolerance"
@@ -66,26 +66,26 @@ class GradientNoiseScale(Accumulation):
         )
         self.estimator, self.decay = estimator, decay
         self._observes_gradient = not buffered
-        # Averages over steps of tr(Sigma) and |G|^2, None before the first.
+        # Averages over steps of tr(Sigma) and |G|^2, None before the first step.
         self._noise: float | None = None
         self._signal: float | None = None
         self._set_hooks()
 
     def _set_hooks(self) -> None:
-        self._fresh_norms = FreshNorms()
-        weakref.finalize(self, self._fresh_norms.close)
+        self._own_norms = MicroBatchNorms()
+        weakref.finalize(self, self._own_norms.close)
         self._watch()
 
     def _watch(self) -> None:
-        """Hook the parameters that are trained and have no hook yet."""
+        """Hook the trained parameters that have no hook yet."""
         if self.buffered:
             return
         if self.distributed_mode == "sharded" or any(map(is_sharded, self._params())):
             raise ValueError(
-                "GradientNoiseScale sees no micro-batch's own gradient of sharded parameters; pass"
-                " buffered=True"
+                "GradientNoiseScale cannot observe a micro-batch's own gradient of sharded"
+                " parameters; pass buffered=True"
             )
-        self._fresh_norms.watch(self._params())
+        self._own_norms.watch(self._params())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the optimizer inside, and hooks to its parameters."""
@@ -93,40 +93,37 @@ class GradientNoiseScale(Accumulation):
         self._watch()
 
     def close(self) -> None:
-        """Remove the hooks from the parameters; the wrapper is of no further use."""
-        self._fresh_norms.close()
-
-    def see_gradients(self) -> None:
-        """Take the norms of what lies in .grad as a micro-batch's own, as the hooks do, where no
-        backward pass has called them.
-        """
-        for param in self._params():
-            if param.grad is not None and not self.buffered:
-                self._fresh_norms.see(id(param), param.grad)
+        """Remove the hooks from the parameters; the wrapper cannot be used any more."""
+        self._own_norms.close()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As `Accumulation.zero_grad`; the norms of gradients that it clears are forgotten."""
+        """Clear the gradients as `Accumulation.zero_grad` does, and forget the norms of those."""
         super().zero_grad(set_to_none)
         if not self.num_draws:
-            self._fresh_norms.take()
+            self._own_norms.take()
 
     def _begin_window(self, params: Sequence[Tensor]) -> None:
         super()._begin_window(params)
-        self._fresh_norms.take()
+        self._own_norms.take()
 
-    def _observe(self) -> Tensor | None:
+    def _observe(self, loss: Any) -> Tensor | None:
+        del loss
         if self.buffered:
             return None
-        norm = self._fresh_norms.take()
-        # Some may have been frozen until now.
+        for param in self._params():
+            # No backward pass calls the hooks of a parameter without data.
+            if param.is_meta and param.grad is not None:
+                self._own_norms.see(id(param), param.grad)
+        norm = self._own_norms.take()
+        # Some parameters may have been frozen before.
         self._watch()
-        if norm is None and not fresh(self._params()):
-            # Other ranks have some.
+        if norm is None and not gradients(self._params()):
+            # Other ranks have gradients.
             return torch.zeros((), device=self._params()[0].device)
         if norm is None:
             raise RuntimeError(
-                "no gradient of this micro-batch came from backward(); pass buffered=True where"
-                " they are set by hand"
+                "no gradient of this micro-batch came from backward(); pass buffered=True if they"
+                " are set by hand"
             )
         return norm
 
@@ -145,7 +142,7 @@ class GradientNoiseScale(Accumulation):
         )
 
     def _averages(self) -> tuple[float, float]:
-        """tr(Sigma) and |G|^2, those of this window averaged with those of the steps before."""
+        """Return tr(Sigma) and |G|^2, this window's averaged with those of earlier steps."""
         noise, signal = rules.noise_and_signal(self.history, self.mean_norm())
         if self._noise is None or self._signal is None:
             return noise, signal
@@ -160,21 +157,19 @@ class GradientNoiseScale(Accumulation):
         super()._step_with_mean(params)
 
     def vital_statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
-        """Also McCandlish's noise scale in micro-batches, as of the last step, whichever estimator
-        decides.
-        """
-        found = super().vital_statistics(aggregate)
+        """Return also McCandlish's noise scale of the last step in micro-batches."""
+        statistics = super().vital_statistics(aggregate)
         if self._noise is not None and self._signal is not None and self._signal > 0:
-            found["noise_scale"] = rules.noise_scale(self._noise, self._signal)
-        return found
+            statistics["noise_scale"] = rules.noise_scale(self._noise, self._signal)
+        return statistics
 
     def __getstate__(self) -> dict[str, Any]:
-        """Every attribute but the hooks."""
+        """Return all attributes except the hooks."""
         return {
-            name: value for name, value in super().__getstate__().items() if name != "_fresh_norms"
+            name: value for name, value in super().__getstate__().items() if name != "_own_norms"
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up a pickle or a copy, with hooks on its own parameters."""
+        """Restore a pickle or a copy, with hooks on its own parameters."""
         super().__setstate__(state)
         self._set_hooks()

@@ -1,15 +1,17 @@
-"""The norm of many gradients at once, sharded ones too, and of each micro-batch's own gradient
-while autograd sums them.
+"""Norms of gradients: of many at once, of shards, and of each micro-batch while autograd sums.
+
+All ranks read the same numbers, so that they decide alike.
 """
 
 # pyright: reportPrivateImportUsage=false
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -18,11 +20,11 @@ from ..sharded import is_sharded, local, over_ranks
 
 
 def total_norm(tensors: Iterable[Tensor]) -> Tensor:
-    """The L2 norm of all elements of one or more tensors: a 0-dim tensor in float32 or wider, on
-    the first one's device.
+    """Return the L2 norm of all elements of one or more tensors, in float32 or wider.
 
-    Reads every tensor once and does not wait for the device. Half precision is summed in float32.
-    Of sharded tensors (DTensor) it is the norm of the whole ones, the same on every rank.
+    The result is a 0-dim tensor on the first one's device. Every tensor is read once, without a
+    wait for the device. Half precision is summed in float32. The norm of sharded tensors (DTensor)
+    is that of the whole ones, the same on every rank.
     """
     alike: defaultdict[Hashable, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -45,13 +47,13 @@ def _layout(tensor: Any) -> Hashable:
 
 
 def _norm_of_alike(tensors: list[Tensor]) -> Tensor:
-    held = [elements for elements in map(_elements, tensors) if elements.numel()]
+    elements = [each for each in map(_elements, tensors) if each.numel()]
     dtype = torch.promote_types(
         torch.float32, tensors[0].real.dtype if tensors[0].is_complex() else tensors[0].dtype
     )
     norm = (
-        torch.linalg.vector_norm(torch.stack(l2_norms(held, dtype)))
-        if held
+        torch.linalg.vector_norm(torch.stack(l2_norms(elements, dtype)))
+        if elements
         else torch.zeros((), dtype=dtype, device=tensors[0].device)
     )
     return (
@@ -60,20 +62,45 @@ def _norm_of_alike(tensors: list[Tensor]) -> Tensor:
 
 
 def _elements(tensor: Tensor) -> Tensor:
-    """What this rank holds, as a dense real tensor."""
-    held = local(tensor)
-    held = held.coalesce().values() if held.is_sparse else held
-    return torch.view_as_real(held) if held.is_complex() else held
+    """Return this rank's elements as a dense real tensor."""
+    shard = local(tensor)
+    shard = shard.coalesce().values() if shard.is_sparse else shard
+    return torch.view_as_real(shard) if shard.is_complex() else shard
 
 
-class FreshNorms:
-    """The norm of each micro-batch's own gradient, taken by hooks before autograd adds it to the
-    sum in `.grad`.
+def rank_count() -> int:
+    """Return the number of ranks that train together, 1 without torch.distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
-    A parameter counts from the first micro-batch that begins after it was watched. Under DDP a hook
-    sees this rank's gradient, before it is averaged. Gradients that do not come through autograd's
-    accumulation, as those of FSDP2's shards, are not seen. One backward pass makes a micro-batch:
-    of the sum of two only a sum would know the norm.
+
+def on_host(numbers: Sequence[Tensor]) -> list[list[float]]:
+    """Return every rank's value of each 0-dim tensor, by one exchange and one wait."""
+    mine = torch.stack([number.detach().to(numbers[0].device, torch.float64) for number in numbers])
+    if mine.is_meta:
+        # A simulation supports only item().
+        return [[number.item()] for number in mine]
+    table = mine.unsqueeze(0)
+    if rank_count() > 1:
+        table = mine.new_empty(rank_count(), len(numbers))
+        dist.all_gather(list(table.unbind()), mine)
+    return table.T.tolist()
+
+
+def norm_over_shards(norm: Tensor) -> Tensor:
+    """Return the norm of sharded tensors from the norms of the shards."""
+    square = norm.square()
+    if rank_count() > 1:
+        dist.all_reduce(square)
+    return square.sqrt()
+
+
+class MicroBatchNorms:
+    """The norm of a micro-batch's own gradient, taken by hooks before autograd adds it to `.grad`.
+
+    A parameter counts from the first micro-batch that starts after it was hooked. Under DDP a hook
+    gets this rank's gradient before it is averaged. Gradients that bypass autograd's accumulation,
+    as those of FSDP2's shards, are not seen. A micro-batch is one backward pass: the norm of a sum
+    of two does not follow from their norms.
     """
 
     def __init__(self) -> None:
@@ -81,25 +108,26 @@ class FreshNorms:
         self._norms: dict[int, Tensor] = {}
 
     def watch(self, params: Iterable[Tensor]) -> None:
-        """Hook every parameter that is trained and has no hook yet."""
+        """Hook every trained parameter that has no hook yet."""
         for param in params:
             if param.requires_grad and id(param) not in self._hooks:
                 self._hooks[id(param)] = param.register_hook(partial(self.see, id(param)))
 
     def see(self, key: int, gradient: Tensor) -> None:
-        """Take the norm of a gradient as this micro-batch's own of the parameter with this id;
-        RuntimeError where it has one.
+        """Take a gradient as this micro-batch's of the parameter with this id.
+
+        RuntimeError if the parameter has one already.
         """
         if key in self._norms:
             raise RuntimeError(
-                "a second backward pass before step(); take one for each step, clear what is not to"
-                " count by the wrapper's zero_grad(), or pass buffered=True"
+                "a second backward pass before step(); take one for each step, clear gradients that"
+                " shall not count by the wrapper's zero_grad(), or pass buffered=True"
             )
         with torch.no_grad():
             self._norms[key] = total_norm([gradient])
 
     def take(self) -> Tensor | None:
-        """The norm over all gradients seen since this was last asked; None where there was none."""
+        """Return the norm of all gradients since the last call, None if there were none."""
         norms, self._norms = self._norms, {}
         return total_norm(norms.values()) if norms else None
 

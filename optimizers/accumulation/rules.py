@@ -1,7 +1,6 @@
-"""When to step: what each wrapper decides, and nothing else.
+"""The wrappers' rules: pure functions of the draws since the last step.
 
-Every rule is a function of what was drawn since the last step: d micro-batches, whose gradients g_1
-.. g_d have the mean G.
+The draws are d micro-batches, whose gradients g_1 .. g_d have the mean G.
 """
 
 from collections.abc import Sequence
@@ -10,30 +9,32 @@ from statistics import fmean, stdev, variance
 
 
 def norm_is_low(norm: float, threshold: float) -> bool:
-    """|G| <= threshold: the noise of d independent gradients averages out, so the norm of their
-    mean falls as d grows.
+    """Return |G| <= threshold.
+
+    The noise of independent gradients averages out, so the norm of their mean falls with d.
     """
     return norm <= threshold
 
 
-def factor_to_norm(norm: float, wanted: float) -> float:
-    """What brings a gradient of this norm to the wanted one; 0 for a gradient of zeros."""
-    return wanted / norm if norm > 0 else 0.0
+def factor_to_norm(norm: float, target: float) -> float:
+    """Return the factor from a gradient's norm to the target, 0 for a gradient of zeros."""
+    return target / norm if norm > 0 else 0.0
 
 
 def batch_is_full(draws: int, micro_batch_size: float, batch_size: float) -> bool:
-    """d micro-batches hold at least `batch_size` samples."""
+    """Return whether d micro-batches have at least `batch_size` samples."""
     return draws * micro_batch_size >= batch_size
 
 
 def noise_is_low(noise: float, draws: int, tolerance: float) -> bool:
-    """The noise scale, in micro-batches, is at most tolerance times those that were drawn."""
+    """Return whether the noise scale, in micro-batches, is at most tolerance times the draws."""
     return noise <= draws * tolerance
 
 
 def spread_of_norms(norms: Sequence[float]) -> float:
-    """var(|g_i|) / mean(|g_i|^2), the variance unbiased: torch-gqc's noise scale; infinite for
-    fewer than two.
+    """Return torch-gqc's noise scale: the unbiased var(|g_i|) over mean(|g_i|^2).
+
+    It is infinite for fewer than two norms.
     """
     if len(norms) < 2:
         return inf
@@ -41,30 +42,29 @@ def spread_of_norms(norms: Sequence[float]) -> float:
 
 
 def noise_and_signal(norms: Sequence[float], mean_norm: float) -> tuple[float, float]:
-    """Unbiased estimates of tr(Sigma) of one micro-batch's gradient, and of |true gradient|^2,
-    which may come out below 0.
+    """Return unbiased estimates of tr(Sigma) of a micro-batch's gradient and |true gradient|^2.
 
-    From n >= 2 small batches of norms |g_i| and the large batch of them all, of norm |G|: equations
-    A.2 of McCandlish et al., https://arxiv.org/abs/1812.06162, with batches counted in
-    micro-batches, B_small = 1 and B_big = n.
+    The second may be below 0. They come from n >= 2 small batches of norms |g_i| and their large
+    batch of norm |G|: equations A.2 of McCandlish et al., https://arxiv.org/abs/1812.06162, counted
+    in micro-batches, so B_small = 1 and B_big = n.
     """
     count, small, big = len(norms), fmean(norm**2 for norm in norms), mean_norm**2
     return (small - big) / (1 - 1 / count), (count * big - small) / (count - 1)
 
 
 def noise_scale(noise: float, signal: float) -> float:
-    """tr(Sigma) / |true gradient|^2 in micro-batches, McCandlish's B_simple; infinite where no
-    signal is seen.
+    """Return McCandlish's B_simple, tr(Sigma) / |true gradient|^2, in micro-batches.
+
+    It is infinite without a signal.
     """
     return max(noise, 0.0) / signal if signal > 0 else inf
 
 
 def mean_is_known(values: Sequence[float], confidence: float, error: float) -> bool:
-    """Student's confidence interval of the mean of two values or more lies within `error` times the
-    mean around it.
+    """Return whether Student's confidence interval of the mean is within `error` times the mean.
 
-    The interval of coverage c reaches t_c standard errors out, so it lies inside where the coverage
-    of that distance is at least c.
+    False for fewer than two values. The interval at level c extends t_c standard errors, so it is
+    inside a distance if the coverage of that distance is at least c.
     """
     if len(values) < 2:
         return False
@@ -73,9 +73,9 @@ def mean_is_known(values: Sequence[float], confidence: float, error: float) -> b
 
 
 def coverage(distance: float, freedom: int) -> float:
-    """P(|T| <= distance) for Student's t with a whole number of degrees of freedom.
+    """Return P(|T| <= distance) for Student's t with a whole number of degrees of freedom.
 
-    The finite series of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and
+    By the finite series of Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and
     26.7.4.
     """
     angle = atan(distance / sqrt(freedom))

@@ -1,24 +1,30 @@
-"""The names and the ways of torch-gqc's description on PyPI, where a scheduler of the wrapper
-drives its target.
+"""The names and the use of torch-gqc's description on PyPI: a scheduler of the wrapper drives it.
 
     optimizer = OptimizerWrapperGNTS(torch.optim.AdamW(model.parameters()))
-    norm_scheduler = NormWarmupScheduler(CosineAnnealingLR(optimizer, T_max=10_000, eta_min=0.2),
-warmup_steps=500)
+    norm_scheduler = NormWarmupScheduler(
+        CosineAnnealingLR(optimizer, T_max=10_000, eta_min=0.2), warmup_steps=500
+    )
 
-New code is better served by the classes of `wrappers`, whose `lr` is a learning rate and whose
-`target` is scheduled.
+New code should use the package's own classes, whose `lr` is a learning rate and whose `target` is
+scheduled.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from .accumulation import Accumulation, DistributedMode
-from .hypothesis_test import MetricHypothesisTest
+from .around import Aggregate
 from .noise_scale import GradientNoiseScale
-from .schedules import NormWarmupScheduler
-from .statistics import Aggregate
-from .wrappers import GradientNormRescaler, GradientNormThreshold, ScheduledBatch
+from .target import NormWarmupScheduler
+from .wrappers import (
+    GradientNormRescaler,
+    GradientNormThreshold,
+    MetricHypothesisTest,
+    ScheduledBatch,
+)
 
 __all__ = [
     "NormWarmupScheduler",
@@ -31,19 +37,19 @@ __all__ = [
 
 
 class _AsDescribed(Accumulation):
-    """What passes for an optimizer with one group of all parameters, whose `lr` is the target."""
+    """A wrapper with one parameter group of all parameters, whose `lr` is the target."""
 
     def _groups(self) -> list[dict[str, Any]]:
         self.target.param_groups[0]["params"] = self._params()
         return self.target.param_groups
 
     def statistics(self, aggregate: Aggregate = "mean") -> dict[str, float]:
-        """Also `batches` and `steps`; `batches` and `num_draws` count the micro-batch under way,
-        for a call before `step`, as described.
+        """Return also `batches` and `steps`, for a call before `step`.
+
+        `batches` and `num_draws` count the micro-batch that `step` is going to draw.
         """
-        found = super().statistics(aggregate)
         return {
-            **found,
+            **super().statistics(aggregate),
             "batches": self.num_batches + 1,
             "steps": self.num_steps,
             "num_draws": self.num_draws + 1,
@@ -119,3 +125,15 @@ class OptimizerWrapperMHT(_AsDescribed, MetricHypothesisTest):
             max_draws=max_batch_draws,
             distributed_mode=distributed_mode or "replicated",
         )
+
+    def step(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self,
+        metric: float | Tensor | Callable[[], Any] | None = None,
+        closure: Callable[[], Any] | None = None,
+        *,
+        loss: Any = None,
+    ) -> bool:
+        """Draw as MetricHypothesisTest does, with torch-gqc's argument: the metric or a closure."""
+        if callable(metric):
+            metric, closure = None, metric
+        return super().step(closure, loss=loss if metric is None else metric)

@@ -41,8 +41,9 @@ def measure_accumulation_run(scenario: Scenario) -> Record:
     keep_freed_memory()
     clock = clock_for(scenario.device)
     run = Trainer(scenario, clock.phase)
-    optimizer, reader, scheduler = run.optimizer, _Reader(scenario, run), _scheduler(scenario, run)
-    assert isinstance(optimizer, Accumulation)
+    accumulation = run.accumulation
+    assert accumulation is not None
+    reader, scheduler = _Reader(scenario, run), _scheduler(scenario, accumulation)
     warmup: defaultdict[str, list[float]] = defaultdict(list)
     times: defaultdict[str, list[float]] = defaultdict(list)
     draws, ended, losses, added = [], [], [], 0
@@ -59,9 +60,9 @@ def measure_accumulation_run(scenario: Scenario) -> Record:
                 samples["draw" if phase == "step" and not stepped else phase].append(seconds)
             losses.append(_recordable(run.loss))
             if stepped:
-                draws.append(optimizer.last_num_draws or 0)
+                draws.append(accumulation.last_num_draws or 0)
                 ended.append(number)
-            added = max(added, _added_bytes(run, optimizer))
+            added = max(added, _added_bytes(run, accumulation))
             if scheduler is not None:
                 scheduler.step()
             if is_reading:
@@ -72,7 +73,7 @@ def measure_accumulation_run(scenario: Scenario) -> Record:
         deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
-        memory=_memory(run),
+        memory=_memory(run, accumulation),
         times={phase: tuple(samples) for phase, samples in times.items()},
         warmup={phase: tuple(samples) for phase, samples in warmup.items()},
         watched=Watched(
@@ -84,7 +85,7 @@ def measure_accumulation_run(scenario: Scenario) -> Record:
             losses=tuple(losses),
             held_out=tuple(held_out),
             added_bytes=added,
-            dropped=optimizer.num_dropped,
+            dropped=accumulation.num_dropped,
         ),
         environment=environment(scenario.seed),
     )
@@ -126,11 +127,10 @@ class _Reader:
         return _recordable(total / len(self._held_out))
 
 
-def _scheduler(scenario: Scenario, run: Trainer) -> LambdaLR | None:
+def _scheduler(scenario: Scenario, accumulation: Accumulation) -> LambdaLR | None:
     """Return a scheduler of the target; None if the target is constant."""
     schedule = target_schedule(scenario)
-    assert isinstance(run.optimizer, Accumulation)
-    return LambdaLR(run.optimizer.target, schedule) if schedule else None
+    return LambdaLR(accumulation.target, schedule) if schedule else None
 
 
 def _added_bytes(run: Trainer, accumulation: Accumulation) -> int:
@@ -145,10 +145,9 @@ def _recordable(loss: float) -> float | None:
     return loss if abs(loss) <= MOST_LOSS else None
 
 
-def _memory(run: Trainer) -> Memory:
-    assert isinstance(run.optimizer, Accumulation)
+def _memory(run: Trainer, accumulation: Accumulation) -> Memory:
     # `added_bytes` counts a pending sum.
-    state = state_bytes(run.optimizer.optimizer, run.tensors)
+    state = state_bytes(accumulation.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),
         parameters_by_dtype=bytes_by_dtype(run.parameters),

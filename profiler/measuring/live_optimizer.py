@@ -7,7 +7,6 @@ for a cycled momentum.
 """
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -16,20 +15,17 @@ from typing import Any
 
 import torch
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import (
-    Optimizer,
-    _default_to_fused_or_foreach,  # pyright: ignore[reportPrivateImportUsage]
-)
+from torch.optim.optimizer import Optimizer
 
 from optprof import optimizers
-from optprof.optimizers.multi_tensor import MultiTensorOptimizer
 from optprof.optimizers.sharded import local
+from optprof.optimizers.ways import SWITCHES, way_of_group
 from optprof.scenarios import schema
 from optprof.scenarios.spec import Implementation
 
 # The attributes in which wrappers keep the wrapped optimizer.
 _INSIDE = ("optimizer", "base_optimizer", "_optimizer", "optim", "inner_optimizer")
-# Entries of a group that are not options: torch's own, its schedulers', and those `_way` reads.
+# Entries of a group that are not options: torch's own, its schedulers', and the switches of ways.
 _NO_OPTIONS = {
     "params",
     "param_names",
@@ -39,8 +35,8 @@ _NO_OPTIONS = {
     "max_momentum",
     "base_momentum",
     "swa_lr",
+    *SWITCHES,
 }
-_NO_OPTIONS |= {"foreach", "fused", "compiled"}
 # Values of one option; a table shows a few.
 _MOST_VALUES = 1_000
 # Nested lists and dicts in an option; a list may contain itself.
@@ -118,7 +114,7 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
         }
     # A group without parameters runs nothing.
     by_group["implementation"] = [
-        _way(optimizer, group) for group in optimizer.param_groups if group["params"]
+        way_of_group(optimizer, group) for group in optimizer.param_groups if group["params"]
     ]
     differing = {
         name for name, values in by_group.items() if any(value != values[0] for value in values)
@@ -147,7 +143,7 @@ def live_implementation(optimizer: Optimizer) -> Implementation:
     counts: Counter[Implementation] = Counter()
     for group in optimizer.param_groups:
         # Plus one, for a group whose parameters have no elements yet.
-        counts[_way(optimizer, group)] += 1 + elements(group["params"])
+        counts[way_of_group(optimizer, group)] += 1 + elements(group["params"])
     ((way, _),) = counts.most_common(1)
     return way
 
@@ -232,41 +228,6 @@ def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
             # `value` of a target that schedulers drive, or of a member of an enumeration.
             arguments[name] = _plain(getattr(value, "value", value))
     return arguments
-
-
-def _way(optimizer: Optimizer, group: Mapping[str, Any]) -> Implementation:
-    """Return how the step of a group runs; torch decides if the group does not."""
-    if group.get("compiled"):
-        return "compiled"
-    if group.get("fused"):
-        return "fused"
-    foreach = group.get("foreach")
-    if foreach is None and "foreach" in group and _is_left_to_torch(optimizer, group):
-        _, foreach = _default_to_fused_or_foreach(
-            group["params"], bool(group.get("differentiable")), use_fused=False
-        )
-    return "foreach" if foreach else "loop"
-
-
-def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
-    if isinstance(optimizer, MultiTensorOptimizer):
-        return True
-    if group.get("fused") is not None:
-        # To torch, fused=False is a choice.
-        return False
-    if (
-        isinstance(optimizer, torch.optim.Adam)
-        and isinstance(group.get("lr"), torch.Tensor)
-        and not group.get("capturable")
-    ):
-        return False
-    # Adafactor's module does not import torch's choice: it is a loop unless foreach is True.
-    modules = [
-        sys.modules.get(kind.__module__)
-        for kind in type(optimizer).__mro__
-        if kind is not Optimizer
-    ]
-    return any(hasattr(module, _default_to_fused_or_foreach.__name__) for module in modules)
 
 
 def _plain(value: Any, depth: int = 0) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from optprof.optimizers.accumulation import Accumulation
 from optprof.scenarios import Scenario
 from optprof.scenarios.batches import map_tensors, tensors_in
 from optprof.scenarios.workpiece import build
@@ -31,9 +30,9 @@ class Trainer:
         self.model = workpiece.model
         self.parameters = list(workpiece.model.parameters())
         self.names = [name for name, _ in workpiece.model.named_parameters()]
-        self.optimizer = accumulating(
-            scenario, make_optimizer(scenario, self.parameters, self.names)
-        )
+        optimizer = make_optimizer(scenario, self.parameters, self.names)
+        self.accumulation = accumulating(scenario, optimizer)
+        self.optimizer = self.accumulation or optimizer
         moved: Mapping[str, Any] = map_tensors(
             lambda tensor: tensor.to(scenario.device), workpiece.batch
         )
@@ -42,7 +41,13 @@ class Trainer:
         self.loss = 0.0
         self._scenario, self._phase = scenario, phase
         self._iteration = Iteration(
-            scenario, workpiece, moved, self.optimizer, phase, scenario.device
+            scenario,
+            workpiece,
+            moved,
+            self.optimizer,
+            phase,
+            scenario.device,
+            takes_loss=self.accumulation is not None,
         )
         if scenario.workload == "state":
             require_step_alone(scenario, self.optimizer)
@@ -71,15 +76,13 @@ class Trainer:
         """Run one micro-batch of tokens, and return whether the accumulation stepped."""
         self.batch["input_ids"].copy_(tokens)
         self.batch["labels"].copy_(tokens)
-        assert isinstance(self.optimizer, Accumulation)
-        before = self.optimizer.num_steps
         with self._phase("iteration"):
             self._iteration.gradients()
             self.gradients = storage_bytes(p.grad for p in self.parameters)
-            self._iteration.step()
+            stepped = self._iteration.step()
         assert self._iteration.last_loss is not None
         self.loss = float(self._iteration.last_loss)
-        return self.optimizer.num_steps > before
+        return bool(stepped)
 
     @property
     def tensors(self) -> list[torch.Tensor]:

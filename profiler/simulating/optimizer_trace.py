@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from optprof.optimizers.accumulation import Accumulation
 from optprof.scenarios import Scenario
 from optprof.scenarios.settings import own_settings
 
@@ -18,7 +17,6 @@ from ..tracing.sparse import sparse_constructor
 from ..tracing.stream import Allocations, Segment
 from ..tracing.trace import Recorder
 from ..tracing.untraceable import UntraceableError
-from ..training.accumulating import simulated_draws, simulated_step
 from ..training.iteration import needs_closure
 from ..training.state import StateBytes, owned_state_tensors, state_bytes
 from .handover import Layout, adopted
@@ -191,8 +189,7 @@ def _trace_steps(
         samples.fix(parameter, constant)
     with recorder.phase("build"):
         optimizer = make(parameters)
-    # An accumulation gets its metric instead.
-    takes_closure = needs_closure(optimizer) and not isinstance(optimizer, Accumulation)
+    takes_closure = scenario.accumulate is None and needs_closure(optimizer)
     if takes_closure and scenario.workload == "train":
         raise ValueError(
             f"{scenario.optimizer} takes a closure in step, which a simulated training step does"
@@ -209,8 +206,11 @@ def _trace_steps(
             if takes_closure:
                 closure: Any = partial(_close, parameters, samples)
                 optimizer.step(closure)
+            elif scenario.accumulate is None:
+                optimizer.step()
             else:
-                simulated_step(optimizer, simulated_draws(scenario))
+                accumulation: Any = optimizer
+                accumulation.step(loss=1.0)
         steps.append(recorder.segments[-1:])
         for parameter in parameters:
             samples.settle(parameter)

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
+import torch
+
 from optprof.scenarios import Scenario, hardware, models
 from optprof.scenarios.schema import shortened
 
@@ -52,14 +54,14 @@ def run_simulation(scenario: Scenario) -> Simulation:
     """Simulate; return the record with the events up to the end or failure, and the timeline."""
     allocator = simulated_allocator(scenario)
     model = trace_model_of(scenario)
-    optimizer = trace_optimizer(
-        model,
-        lambda parameters: accumulating(
-            scenario, make_optimizer(scenario, parameters, model.names)
-        ),
-        scenario,
-    )
-    segments, places, draws = [model.build, optimizer.build], [], simulated_draws(scenario)
+    draws = simulated_draws(scenario)
+
+    def make(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        inside = make_optimizer(scenario, parameters, model.names)
+        return accumulating(scenario, inside, draws) or inside
+
+    optimizer = trace_optimizer(model, make, scenario)
+    segments, places = [model.build, optimizer.build], []
     for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
         places.append(range(len(segments), len(segments) + len(of_model) + len(of_optimizer)))
         segments += of_model + of_optimizer

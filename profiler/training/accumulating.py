@@ -1,46 +1,42 @@
-"""A scenario's accumulation around its optimizer, the schedule of its target, and the windows that
-stand for it without values.
-"""
+"""A scenario's accumulation around its optimizer, its target's schedule and simulated window."""
 
 from collections.abc import Mapping
-from math import ceil
 from typing import Any
 
 import torch
 
 from optprof import optimizers
 from optprof.optimizers import accumulation
-from optprof.optimizers.accumulation import (
-    Accumulation,
-    CosineTarget,
-    GradientNoiseScale,
-    MetricHypothesisTest,
-    ScheduledBatch,
-)
+from optprof.optimizers.accumulation import Accumulation, CosineTarget
 from optprof.scenarios import Scenario, schema
 
-# The draws of a simulated window: the first gradients are new, the second are added to what is
-# there, and so are all that follow.
+# The draws of a simulated window: the first gradients are new, the second and all later ones are
+# added to them.
 WINDOW = 2
-# What an accumulation's text may say beside the wrapper's own options: those of a CosineTarget over
-# the scenario's steps.
+# Options in an accumulation's text for a CosineTarget over the scenario's steps; all others are the
+# wrapper's.
 _SCHEDULE = ("warmup_steps", "warmup_start", "final")
 
 
-def accumulating(scenario: Scenario, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer in the wrapper that the scenario asks for, itself where it asks for none;
-    ValueError for options that do not fit.
+def accumulating(
+    scenario: Scenario, optimizer: torch.optim.Optimizer, max_draws: int | None = None
+) -> Accumulation | None:
+    """Return the scenario's wrapper around the optimizer, None if it has none.
+
+    A simulation sets `max_draws`, which alone decides for tensors without data. ValueError for
+    options that do not fit.
     """
-    return (
-        optimizer
-        if scenario.accumulate is None
-        else _wrapped(scenario.accumulate, scenario, optimizer)
-    )
+    if scenario.accumulate is None:
+        return None
+    wrapper = _wrapped(scenario.accumulate, scenario, optimizer)
+    wrapper.max_draws = max_draws or wrapper.max_draws
+    return wrapper
 
 
 def target_schedule(scenario: Scenario) -> CosineTarget | None:
-    """The factor on the target at each of the scenario's steps; None where the target stays.
-    ValueError for one that cannot be.
+    """Return the target's factor at each of the scenario's steps, None if the target is constant.
+
+    ValueError for a schedule that is not possible.
     """
     options = _read(scenario.accumulate)[2] if scenario.accumulate else {}
     for name, value in options.items():
@@ -50,69 +46,55 @@ def target_schedule(scenario: Scenario) -> CosineTarget | None:
 
 
 def require_possible(scenario: Scenario) -> None:
-    """ValueError for an accumulation that cannot be made; a schedule has to fit the steps of a
-    scenario that is measured.
+    """Raise ValueError for an accumulation that cannot be made.
+
+    A schedule must fit the steps of a scenario that is measured.
     """
     if scenario.accumulate is not None:
-        _over_nothing(scenario.accumulate, scenario)
+        _around_nothing(scenario.accumulate, scenario)
         if scenario.device != "sim":
             target_schedule(scenario)
 
 
 def simulated_draws(scenario: Scenario) -> int:
-    """The micro-batches of one simulated step: two, or one where the accumulation never draws
-    more.
-    """
+    """Return the micro-batches of a simulated step: two, or one if there are never more."""
     if scenario.accumulate is None:
         return 1
-    wrapper = _over_nothing(scenario.accumulate, scenario)
-    if isinstance(wrapper, ScheduledBatch) and not _read(scenario.accumulate)[2]:
-        return min(WINDOW, ceil(wrapper.target.value / wrapper.micro_batch_size))
-    return min(WINDOW, wrapper.max_draws)
+    wrapper = _around_nothing(scenario.accumulate, scenario)
+    has_schedule = bool(_read(scenario.accumulate)[2])
+    return min(WINDOW, wrapper.max_draws if has_schedule else wrapper.most_draws())
 
 
 def keeps_gradients(scenario: Scenario) -> bool:
-    """Whether what was drawn stays in .grad until the step."""
+    """Return whether the draws stay in .grad until the step."""
     return (
         scenario.accumulate is not None
-        and not _over_nothing(scenario.accumulate, scenario).buffered
+        and not _around_nothing(scenario.accumulate, scenario).buffered
     )
-
-
-def simulated_step(optimizer: torch.optim.Optimizer, draws: int) -> None:
-    """One micro-batch's `step`, in a window of so many draws if the optimizer accumulates."""
-    if isinstance(optimizer, GradientNoiseScale):
-        optimizer.see_gradients()
-    if isinstance(optimizer, Accumulation):
-        optimizer.step_every(draws)
-    if isinstance(optimizer, MetricHypothesisTest):
-        optimizer.step(1.0)
-    else:
-        optimizer.step()
 
 
 def _wrapped(spec: str, scenario: Scenario, optimizer: torch.optim.Optimizer) -> Accumulation:
     name, options, _ = _read(spec)
     if "micro_batch_size" in accumulation.option_defaults(name, **options):
-        given = options.setdefault("micro_batch_size", scenario.batch_size)
-        # A factory of one's own, module:factory, makes its batch as large as it likes.
-        if given != scenario.batch_size and ":" not in scenario.model:
+        size = options.setdefault("micro_batch_size", scenario.batch_size)
+        # A factory of the user's, module:factory, chooses its batch itself.
+        if size != scenario.batch_size and ":" not in scenario.model:
             raise ValueError(
-                f"micro_batch_size is the batch size, {scenario.batch_size}, got {given!r}; leave"
+                f"micro_batch_size is the batch size, {scenario.batch_size}, got {size!r}; leave"
                 " it out"
             )
     return accumulation.create(name, optimizer, **options)
 
 
-def _over_nothing(spec: str, scenario: Scenario) -> Accumulation:
-    """The scenario's wrapper with nothing to train in it."""
+def _around_nothing(spec: str, scenario: Scenario) -> Accumulation:
+    """Return the scenario's wrapper around an optimizer with nothing to train."""
     return _wrapped(
         spec, scenario, torch.optim.SGD([torch.nn.Parameter(torch.empty(1, device="meta"))])
     )
 
 
 def _read(spec: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """The wrapper's name, its options, and those of the schedule of its target."""
+    """Return the wrapper's name, its options, and those of its target's schedule."""
     name, options = optimizers.parse(spec)
     schema.check(Mapping[str, Any], options, name)
     return name, options, {option: options.pop(option) for option in _SCHEDULE if option in options}

@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import torch
 
-from optprof.optimizers.accumulation import Accumulation, MetricHypothesisTest
 from optprof.scenarios import Scenario
 from optprof.scenarios.workpiece import DTYPES, Workpiece
 
@@ -24,6 +23,7 @@ class Iteration:
     "clip" if gradients are clipped or unscaled. `optimizer` owns the gradients; `device` is that of
     autocast. Raises ValueError for fp16 weights with a scaler, and for an optimizer that needs a
     closure with a scaler or an accumulation, which cannot pass it on.
+    With `takes_loss` the step gets the micro-batch's loss, as an accumulation needs.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ class Iteration:
         optimizer: torch.optim.Optimizer,
         phase: Callable[[str], AbstractContextManager[None]],
         device: str,
+        *,
+        takes_loss: bool = False,
     ) -> None:
         self.needs_closure = needs_closure(optimizer)
         if self.needs_closure:
@@ -44,6 +46,7 @@ class Iteration:
         self._workpiece = workpiece
         self._batch = batch
         self._optimizer = optimizer
+        self._takes_loss = takes_loss
         self._phase = phase
         self._autocast = (
             torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
@@ -73,7 +76,7 @@ class Iteration:
                 loss = self._loss()
             with self._phase("backward"):
                 self._scaler.scale(loss).backward()
-                if isinstance(self._optimizer, Accumulation) or self.needs_closure:
+                if self._takes_loss or self.needs_closure:
                     self.last_loss = loss.detach()
                 del loss
         if (
@@ -86,13 +89,12 @@ class Iteration:
         """Take the optimizer's step; a scaler waits for the device, to look for infinities."""
         if self.needs_closure:
             self._step_with_closure()
-            return
+            return None
         with self._phase("step"):
-            if isinstance(self._optimizer, MetricHypothesisTest):
-                self._scaler.step(self._optimizer, self.last_loss)
-            else:
-                self._scaler.step(self._optimizer)
+            loss = {"loss": self.last_loss} if self._takes_loss else {}
+            result = self._scaler.step(self._optimizer, **loss)
             self._scaled = self._scaler.is_enabled()
+            return result
 
     def _step_with_closure(self) -> None:
         """Take a step; the closure runs in its own phases, outside the phase "step"."""

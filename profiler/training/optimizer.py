@@ -1,4 +1,4 @@
-"""The optimizer of a scenario, made over the parameters of its model."""
+"""A scenario's optimizer over the parameters of its model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,16 +13,17 @@ from optprof.scenarios.spec import Device, Implementation
 def make_optimizer(
     scenario: Scenario, parameters: Sequence[torch.nn.Parameter], names: Sequence[str] | None = None
 ) -> torch.optim.Optimizer:
-    """The optimizer over those `parameters` that are trained, ready to train them.
+    """Return the scenario's optimizer over the trained parameters, in training mode.
 
-    One that goes by their `names`, as Adam-mini does, gets them, and the model's width and heads.
-    Raises ValueError for options that do not fit, or a way to run it that its device does not have.
+    An optimizer that goes by `names`, as Adam-mini does, gets them and the model's width and heads.
+    Raises ValueError for options that do not fit, or for a way to run that the device does not
+    have.
     """
     require_implementation(scenario.optimizer, scenario.implementation, scenario.device)
-    given: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
+    trained: list[Any] = [parameter for parameter in parameters if parameter.requires_grad]
     options = dict(scenario.options)
     if names is not None and optimizers.goes_by_names(scenario.optimizer):
-        given = [
+        trained = [
             (name, parameter)
             for name, parameter in zip(names, parameters, strict=True)
             if parameter.requires_grad
@@ -33,7 +34,7 @@ def make_optimizer(
             **{name: value for name, value in attention.items() if options.get(name) is None},
         }
     made = optimizers.create(
-        scenario.optimizer, given, implementation=scenario.implementation, **options
+        scenario.optimizer, trained, implementation=scenario.implementation, **options
     )
     set_training(made, True)
     return made
@@ -52,9 +53,7 @@ def deciding_options(spec: str) -> dict[str, Any] | None:
 
 
 def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
-    """Call `train()` or `eval()` of an optimizer that has them, as schedule-free ones do, or of one
-    inside of it.
-    """
+    """Call `train()` or `eval()` of an optimizer or one inside it, as schedule-free ones have."""
     switch = getattr(optimizer, "train" if is_training else "eval", None)
     if callable(switch):
         switch()
@@ -65,9 +64,7 @@ def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
 
 
 def require_implementation(spec: str, implementation: Implementation, device: Device) -> None:
-    """ValueError for a way to run an optimizer's step that there is elsewhere, but not on the
-    device.
-    """
+    """Raise ValueError for a way to run an optimizer's step that the device does not have."""
     name, _ = optimizers.parse(spec)
     if implementation == "compiled" and device == "sim":
         raise ValueError(

@@ -42,10 +42,11 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def draw(wrapper: Accumulation) -> None:
-    """One draw, with what a hook does for each gradient."""
-    if isinstance(wrapper, GradientNoiseScale):
-        wrapper.see_gradients()
-    assert not (wrapper.step(10.0) if isinstance(wrapper, MetricHypothesisTest) else wrapper.step())
+    """Draw once, and do for each gradient what the noise scale's hook does."""
+    if isinstance(wrapper, GradientNoiseScale) and not wrapper.buffered:
+        for parameter in wrapper.param_groups[0]["params"]:
+            wrapper._own_norms.see(id(parameter), parameter.grad)
+    assert not wrapper.step(loss=10.0)
 
 
 def main(rounds: int = ROUNDS) -> None:
@@ -63,7 +64,7 @@ def main(rounds: int = ROUNDS) -> None:
         if isinstance(wrapper, GradientNoiseScale):
             # Hooks of several wrappers on one model would all run in the pass.
             wrapper.close()
-            wrapper._fresh_norms.watch = lambda params: None  # noqa: ARG005  # pyright: ignore[reportAttributeAccessIssue]
+            wrapper._own_norms.watch = lambda params: None  # noqa: ARG005  # pyright: ignore[reportAttributeAccessIssue]
     passes, draws = [], [[] for _ in wrappers]
     for index in range(WARM_UP + rounds):
         taken = seconds(lambda: workpiece.loss(workpiece.batch).backward())

@@ -1,4 +1,4 @@
-"""Our optimizers in the settings in which torch's conformance tests are run."""
+"""Our optimizers in the settings of torch's conformance tests."""
 
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ SETTINGS: dict[str, tuple[type[Optimizer], dict[str, Any]]] = {
 
 @pytest.fixture(params=SETTINGS)
 def setting(request: pytest.FixtureRequest) -> partial[Any]:
-    """One of ours with its options; called with parameters it makes the optimizer."""
+    """Return one of ours with its options; a call with parameters makes the optimizer."""
     factory, options = SETTINGS[request.param]
     return partial(factory, **options)
 
@@ -55,7 +55,7 @@ def _ways(factory: type[Optimizer]) -> list[str]:
     ]
 )
 def ours(request: pytest.FixtureRequest) -> partial[Any]:
-    """The same, in each way to run it."""
+    """Return one of ours with its options, in each way to run it."""
     name, way = request.param
     factory, options = SETTINGS[name]
     return partial(factory, **options, **WAYS[way])

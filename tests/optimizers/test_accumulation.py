@@ -1,6 +1,4 @@
-"""Wrappers that decide when to step: sequences worked out by hand, and what never may happen to
-what was drawn.
-"""
+"""Accumulation wrappers against sequences by hand, and their promises in every case."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,16 +32,14 @@ MAKERS: dict[str, Callable[..., Accumulation]] = {
 
 
 def plain(*shape: int) -> tuple[Parameter, SGD]:
-    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the
-    negative gradient.
-    """
+    """Return a parameter of zeros and SGD with a rate of 1, which subtracts the mean gradient."""
     param = Parameter(torch.zeros(shape or (2,)))
     return param, SGD([param], lr=1.0)
 
 
-def draw(wrapper: Accumulation, param: Tensor, gradient: Sequence[float], *args: Any) -> bool:
+def draw(wrapper: Accumulation, param: Tensor, gradient: Sequence[float], loss: Any = None) -> bool:
     (param * torch.tensor(gradient, dtype=param.dtype)).sum().backward()
-    return wrapper.step(*args)
+    return wrapper.step(loss=loss)
 
 
 def test_it_steps_once_the_mean_norm_is_low() -> None:
@@ -272,5 +268,5 @@ def test_what_is_no_optimizer_and_what_cannot_wait_is_refused() -> None:
 @pytest.mark.parametrize("metric", [None, "low", NAN, torch.ones(2)])
 def test_a_metric_that_is_missing_or_none_is_refused(metric: Any) -> None:
     param, sgd = plain()
-    with pytest.raises(ValueError, match="metric"):
+    with pytest.raises(ValueError, match="loss"):
         draw(MetricHypothesisTest(sgd), param, (1, 0), metric)

@@ -1,4 +1,4 @@
-"""The examples of docs/accumulation.md, run as they stand, and accelerate."""
+"""The examples of docs/accumulation.md, run unchanged, and accelerate."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ OURS, TRAINER, DESCRIBED, LOGGED = re.findall(r"```python\n(.*?)```", DOCS.read_
 
 
 def names() -> dict[str, Any]:
-    """What the examples leave to the reader."""
+    """Return what the examples leave to the reader."""
     torch.manual_seed(0)
     return {
         "torch": torch,

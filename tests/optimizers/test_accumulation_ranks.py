@@ -1,6 +1,4 @@
-"""Accumulation in two processes: DDP, FSDP2 and plain shards, against one process that sees all
-batches; G9 of torch-gqc's defects.
-"""
+"""Accumulation in two processes: DDP, FSDP2 and plain shards, against one process with all data."""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -48,7 +46,7 @@ def loss_of(model: nn.Module, batch: Tensor) -> Tensor:
 def train(
     model: nn.Module, wrapper: Accumulation, share: Callable[[Tensor], Tensor]
 ) -> tuple[list[bool], list[float]]:
-    """Whether each micro-batch stepped, and the norm of the mean that it was decided by."""
+    """Return whether each micro-batch stepped, and the mean's norm that decided."""
     stepped, norms = [], []
     for batch in batches():
         loss_of(model, share(batch)).backward()
@@ -81,7 +79,7 @@ def check_like_one_process(
 
 
 def one_process() -> tuple[nn.Module, list[bool], list[float]]:
-    """Trained on whole batches, with a wrapper that believes itself alone."""
+    """Train on whole batches, with a wrapper that sees one rank."""
     model = model_of()
     stepped, norms = train(model, make(model), lambda batch: batch)
     assert 2 < sum(stepped) < DRAWS
@@ -110,7 +108,7 @@ def check_replicated_and_sharded() -> None:
 
 
 def check_plain_shards() -> None:
-    """G9: a norm of shards is the root of the sum of their squares."""
+    """G9: the norm of shards is the root of the sum of their squares."""
     mine = Parameter(torch.tensor([3.0, 0.0] if dist.get_rank() == 0 else [0.0, 4.0]))
     wrapper = GradientNormThreshold(SGD([mine]), 1.0, distributed_mode="sharded")
     mine.square().sum().backward()
@@ -132,7 +130,7 @@ def check_rules_that_gather() -> None:
     for error, wanted in ((0.17, True), (0.15, False)):
         wrapper = accumulation.create(f"mht:error={error},confidence=0.5", SGD([param]))
         (param * own).sum().backward()
-        assert wrapper.step(own) is wanted  # pyright: ignore[reportArgumentType]
+        assert wrapper.step(loss=own) is wanted
         param.grad = None
 
 
@@ -142,7 +140,7 @@ def draw(wrapper: Accumulation, param: Tensor, own: float) -> bool:
 
 
 def check_a_bad_rank() -> None:
-    """What only one rank sees as bad, all drop."""
+    """All ranks drop a gradient that only one rank sees as not finite."""
     param = Parameter(torch.zeros(1))
     wrapper = ScheduledBatch(SGD([param]), 4)
     bad = dist.get_rank() == 1
@@ -156,9 +154,7 @@ def check_a_bad_rank() -> None:
 
 
 def check_a_rank_without_gradients() -> None:
-    """It waits for nobody and nobody for it, whatever the rule; where no rank has any nothing is
-    drawn.
-    """
+    """A rank without gradients blocks no other; if no rank has any, nothing is drawn."""
     for make in (
         lambda sgd: GradientNormThreshold(sgd, 1e-9),
         lambda sgd: GradientNormThreshold(sgd, 1e-9, distributed_mode="sharded"),
@@ -190,9 +186,7 @@ def check_refusals() -> None:
 
 
 def check_checkpoint(folder: str) -> None:
-    """torch.distributed.checkpoint takes the optimizer inside; the window is saved beside it, rank
-    by rank.
-    """
+    """torch.distributed.checkpoint saves the optimizer inside; each rank saves its window."""
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import (
         get_optimizer_state_dict,

@@ -1,4 +1,4 @@
-"""When to step, against sequences worked out by hand and scipy's t distribution."""
+"""The rules of accumulation against sequences by hand and scipy's t distribution."""
 
 from math import inf, sqrt
 

@@ -1,6 +1,4 @@
-"""Checkpoints of the accumulation wrappers that hold other things than were saved: taken exactly or
-refused in one line.
-"""
+"""Checkpoints of wrappers with changed values: loaded exactly or refused in one line."""
 
 import copy
 from typing import Any
@@ -16,7 +14,6 @@ from optprof.optimizers import accumulation
 from optprof.optimizers.accumulation import (
     Accumulation,
     GradientNormThreshold,
-    MetricHypothesisTest,
 )
 
 SPECS = (
@@ -30,7 +27,7 @@ EACH = pytest.mark.parametrize("spec", SPECS)
 
 
 def drawn(spec: str, draws: range = range(3)) -> tuple[Accumulation, list[Parameter]]:
-    """A wrapper in the middle of a window."""
+    """Return a wrapper in the middle of a window."""
     params = [Parameter(torch.zeros(2)), Parameter(torch.zeros(3))]
     wrapper = accumulation.create(spec, SGD(params, lr=1.0))
     draw(wrapper, params, draws)
@@ -40,8 +37,7 @@ def drawn(spec: str, draws: range = range(3)) -> tuple[Accumulation, list[Parame
 def draw(wrapper: Accumulation, params: list[Parameter], draws: range) -> None:
     for seed in draws:
         torch.cat([param * (seed + 1.0) for param in params]).sum().backward()
-        metric: list[Any] = [seed + 1.0] if isinstance(wrapper, MetricHypothesisTest) else []
-        wrapper.step(*metric)
+        wrapper.step(loss=seed + 1.0)
 
 
 def changed(wrapper: Accumulation, **values: Any) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""Accumulation as an optimizer among torch's: schedulers, checkpoints, GradScaler, closures,
-micro-batches that are not finite.
+"""Accumulation with torch's schedulers, checkpoints, GradScaler, closures and infinite gradients.
 
-G1 to G12 are defects of torch-gqc 0.7 and 0.10, as tests name them that show their absence; G3 is
-in test_accumulation_schedules, G9 in test_accumulation_ranks.
+G1 to G12 are defects of torch-gqc 0.7 and 0.10; a test's name has the defect that it excludes. G3
+is in test_accumulation_schedules, G9 in test_accumulation_ranks.
 """
 
 import copy
@@ -42,16 +41,14 @@ BUFFERED = pytest.mark.parametrize("buffered", [False, True])
 
 
 def plain(*shape: int) -> tuple[Parameter, SGD]:
-    """A parameter of zeros, and gradient descent with a learning rate of 1, which moves it by the
-    negative gradient.
-    """
+    """Return a parameter of zeros and SGD with a rate of 1, which subtracts the mean gradient."""
     param = Parameter(torch.zeros(shape or (2,)))
     return param, SGD([param], lr=1.0)
 
 
-def draw(wrapper: Accumulation, param: Tensor, gradient: Sequence[float], *args: Any) -> bool:
+def draw(wrapper: Accumulation, param: Tensor, gradient: Sequence[float], loss: Any = None) -> bool:
     (param * torch.tensor(gradient, dtype=param.dtype)).sum().backward()
-    return wrapper.step(*args)
+    return wrapper.step(loss=loss)
 
 
 def saved(state: dict[str, Any]) -> dict[str, Any]:
@@ -65,12 +62,11 @@ def saved(state: dict[str, Any]) -> dict[str, Any]:
 def test_g1_every_wrapper_is_saved_loaded_and_grows(spec: str) -> None:
     param, other = Parameter(torch.ones(3)), Parameter(torch.ones(2))
     wrapper = accumulation.create(spec, AdamW([param], lr=0.1))
-    metric = [1.0] if isinstance(wrapper, MetricHypothesisTest) else []
     wrapper.add_param_group({"params": [other], "lr": 0.2})
     twin_params = [param.detach().clone().requires_grad_(), other.detach().clone().requires_grad_()]
     for gradient in ((1, 2, 3), (3, 0, 1), (1, 1, 1)):
         other.grad = torch.ones(2) if other.grad is None else other.grad.add_(1)
-        draw(wrapper, param, gradient, *metric)
+        draw(wrapper, param, gradient, 1.0)
     twin = accumulation.create(
         spec, AdamW([{"params": [twin_params[0]]}, {"params": [twin_params[1]]}])
     )
@@ -80,9 +76,7 @@ def test_g1_every_wrapper_is_saved_loaded_and_grows(spec: str) -> None:
     twin.load_state_dict(saved(wrapper.state_dict()))
     assert twin.statistics() == wrapper.statistics()
     for gradient in ((2, 2, 2), (0, 1, 0), (5, 5, 5)):
-        assert draw(wrapper, param, gradient, *metric) == draw(
-            twin, twin_params[0], gradient, *metric
-        )
+        assert draw(wrapper, param, gradient, 1.0) == draw(twin, twin_params[0], gradient, 1.0)
     assert torch.equal(twin_params[0], param)
     assert torch.equal(twin_params[1], other)
     assert twin.statistics() == wrapper.statistics()
@@ -153,9 +147,8 @@ def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -
     inner = AdamW([param], lr=0.1)
     wrapper = ORIGINAL[name](inner) if name in ORIGINAL else accumulation.create(name, inner)
     wrapper.target.value *= 0.9
-    metric = [1.0] if isinstance(wrapper, MetricHypothesisTest) else []
     for gradient in ((1, 2, 3), (3, 0, 1), (1, 1, 1)):
-        draw(wrapper, param, gradient, *metric)
+        draw(wrapper, param, gradient, 1.0)
     for twin_param, twin in (
         copy.deepcopy((param, wrapper)),
         pickle.loads(pickle.dumps((param, wrapper))),
@@ -165,7 +158,7 @@ def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -
         assert twin.param_groups[0]["params"][0] is twin_param
         torch.testing.assert_close(twin_param.grad, param.grad)
     for gradient in ((2, 2, 2), (0, 1, 0), (5, 5, 5)):
-        assert draw(wrapper, param, gradient, *metric) == draw(twin, twin_param, gradient, *metric)
+        assert draw(wrapper, param, gradient, 1.0) == draw(twin, twin_param, gradient, 1.0)
     assert torch.equal(twin_param, param)
 
 
@@ -186,9 +179,8 @@ def test_a_scaler_changes_no_decision(spec: str) -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
         stepped = []
         for gradient in ((2.0, 0.0), (3.0, 1.0), (1.0, 0.0), (4.0, 1.0), (2.0, 1.0), (2.0, 0.5)):
-            metric = [sum(gradient)] if isinstance(wrapper, MetricHypothesisTest) else []
             scaler.scale((param * torch.tensor(gradient)).sum()).backward()
-            stepped.append(scaler.step(wrapper, *metric))
+            stepped.append(scaler.step(wrapper, loss=sum(gradient)))
             scaler.update()
         found.append((stepped, param.tolist()))
     assert found[0] == found[1]
@@ -459,8 +451,8 @@ def test_a_closure_s_loss_is_the_metric_of_a_hypothesis_test() -> None:
 
     assert wrapper.step(closure=closure)
     assert wrapper.running_mean == 2.0
-    assert not MetricHypothesisTest(sgd, error=1e-9, max_draws=2).step(torch.tensor(1.0))
-    # In the first place too, where torch's optimizers and accelerate have it.
+    assert not MetricHypothesisTest(sgd, error=1e-9, max_draws=2).step(loss=torch.tensor(1.0))
+    # As the first argument too, as for torch's optimizers and in accelerate.
     other = MetricHypothesisTest(SGD([param], lr=0.0))
     assert other.step(closure)
     assert other.running_mean == float(other.loss)
@@ -576,7 +568,6 @@ def test_the_names_of_the_original_drive_the_target_by_lr() -> None:
 def test_every_name_of_the_original_takes_its_arguments(name: str) -> None:
     param, sgd = plain()
     made = ORIGINAL[name](sgd)
-    metric = [1.0] if isinstance(made, MetricHypothesisTest) else []
-    draw(made, param, (1, 0), *metric)
-    assert draw(made, param, (1, 0), *metric)
+    draw(made, param, (1, 0), 1.0)
+    assert draw(made, param, (1, 0), 1.0)
     assert made.max_draws == (1 if isinstance(made, torch_gqc.OptimizerWrapperGNR) else 32)

@@ -1,6 +1,4 @@
-"""Optimizers by name: what text means, what is made of it, and one clear line for what does not
-fit.
-"""
+"""Optimizers by name: texts, what they make, and one clear line for each mistake."""
 
 import subprocess
 import sys
@@ -276,6 +274,14 @@ def test_what_a_module_raises_goes_on_with_its_line() -> None:
     assert Path(caught.traceback[-1].path).name == "broken.py"
 
 
+def test_our_classes_keep_their_names_wherever_their_code_is() -> None:
+    sgd = torch.optim.SGD(params())
+    gnts = optimizers.accumulation.GradientNormThreshold(sgd)
+    names = [optimizers.name_of(each) for each in (optimizers.SM3(params()), sgd, gnts)]
+    assert names == ["sm3", "sgd", "optprof.optimizers.accumulation:GradientNormThreshold"]
+    assert optimizers.name_of(torch.optim.NAdam(params())) == "torch.optim.nadam:NAdam"
+
+
 def test_an_unknown_name_has_no_description() -> None:
     with pytest.raises(ValueError, match="did you mean lamb"):
         optimizers.describe("lanb")
@@ -347,7 +353,7 @@ def test_muon_follows_a_learning_rate_set_after_it_was_loaded() -> None:
 
 
 PLUGIN = """
-from optprof.optimizers import Description, Entry
+from optprof.optimizers import CatalogueEntry
 from torch.optim import SGD
 
 class Mine(SGD):
@@ -356,11 +362,9 @@ class Mine(SGD):
     More of it.
     '''
 
-entry = Entry(
+entry = CatalogueEntry(
     factory=Mine, options={"momentum": 0.5}, package="theirs",
-    description=Description(
-        summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",)
-    ),
+    summary="described", paper="https://example.org", state="4 bytes", decided_by=("momentum",),
 )
 number = 3
 """
@@ -385,9 +389,7 @@ def package(folder: Path, name: str, points: str) -> None:
 
 @pytest.fixture
 def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two packages, of which the first adds optimizers and the second one more of a name that the
-    first has.
-    """
+    """Install two packages: one adds optimizers, the other repeats one of its names."""
     (tmp_path / "theirs.py").write_text(PLUGIN)
     package(tmp_path, "theirs", POINTS)
     package(tmp_path, "others", "[optprof.optimizers]\ntwice = others:Twice\n")

@@ -1,6 +1,4 @@
-"""The compiled way to run a step: the numbers of the loop, from one compilation a kind of
-tensor.
-"""
+"""The compiled way: the numbers of the loop, from one compilation for each kind of tensor."""
 
 from collections.abc import Iterator
 from itertools import accumulate
@@ -63,9 +61,7 @@ CYCLED: list[Any] = [
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """The graphs that torch.compile makes in the test, run as they are: to compile them takes
-    seconds.
-    """
+    """Collect the graphs of torch.compile and run them uncompiled: compiling takes seconds."""
     made: list[Any] = []
 
     def keep(graph: Any, _: Any) -> Any:
@@ -250,7 +246,7 @@ def test_a_compiled_step_holds_few_temporaries(factory: Any, tensors: float) -> 
 
 
 def most_held(found: Any) -> int:
-    """The bytes that lived at most among those that torch's allocator gave."""
+    """Count the most bytes alive at once that torch's allocator gave."""
     changes = [
         event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"
     ]

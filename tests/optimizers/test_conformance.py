@@ -1,6 +1,4 @@
-"""torch's conformance tests of a step, under the names that they have in its test_optim.py, for
-each of ours.
-"""
+"""torch's conformance tests of a step, by their names in its test_optim.py, for each of ours."""
 
 import copy
 import itertools
@@ -147,7 +145,7 @@ def test_rosenbrock_sparse_with_lrsched(schedule: str | None, options: dict[str,
                 *([1.0] if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau) else [])
             )
         if "beta" not in options:
-            # With beta an absent row keeps its average, where a dense gradient of 0 lets it fade.
+            # With beta an absent row keeps its average, and a dense gradient of 0 lets it fade.
             torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10)
     # By its value: in the valley the way to the solution is long.
     assert rosenbrock(sparse) < rosenbrock(start)

@@ -1,6 +1,4 @@
-"""torch's conformance tests of states, hooks and errors, under the names that they have in its
-test_optim.py, for each of ours.
-"""
+"""torch's conformance tests of states, hooks and errors, by their names in its test_optim.py."""
 
 import copy
 import io
@@ -75,7 +73,7 @@ def test_state_dict_deterministic(ours: partial[Any], is_named: tuple[bool, bool
     for param, twin in zip(params, twins, strict=True):
         assert param.grad is not None
         twin.grad = param.grad.clone()
-    # Named or not does not matter, and neither does who else looks at the state.
+    # Neither names nor other readers of the state matter.
     other = ours(list(zip(("weight", "bias"), twins, strict=True)) if is_named[1] else twins)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for _ in range(3):

@@ -1,8 +1,7 @@
-"""What holds for every optimizer of the catalogue, and for some in other settings: a new one is
-tested from the day it has a name.
+"""The promises of every optimizer of the catalogue, so that a new one is tested from its first day.
 
-Where an optimizer of others does not hold a promise, that is written here by name and reason, and
-tested too: a failure that goes away fails the test.
+Broken promises of other packages' optimizers are listed here by name and reason, and tested too: a
+failure that goes away fails the test.
 """
 
 import copy
@@ -33,8 +32,7 @@ ZOO, LOW_BIT = (
     optimizers.available("pytorch_optimizer"),
     optimizers.available("bitsandbytes", "torchao"),
 )
-# Of rank 128, as they are unless asked, they would project none of the small matrices of these
-# tests.
+# With their default rank of 128 they would project none of the small matrices of these tests.
 LOW_RANK = tuple(f"{name}:rank=2" for name in ("apollo", "fira", "galore") if name in ZOO)
 SPECS = (*optimizers.available(), *SETTINGS, *LOW_RANK)
 EACH_DTYPE = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -45,7 +43,7 @@ Reasons = dict[str, str]
 
 
 def because(reason: str, *names: str) -> Reasons:
-    """The same reason for several."""
+    """Return the same reason for several names."""
     return dict.fromkeys(names, reason)
 
 
@@ -81,19 +79,15 @@ BY_GROUP = because(
 )
 
 
-def every(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
-    """Every optimizer in every setting; `lacking` and `more` tell which are known not to hold a
-    point, and why.
-    """
+def every(*failing: Reasons, **more: str) -> pytest.MarkDecorator:
+    """Parametrize over all optimizers and settings; `failing` and `more` give known failures."""
     return pytest.mark.parametrize(
-        "spec", [pytest.param(spec, marks=_marks(spec, *lacking, more)) for spec in SPECS]
+        "spec", [pytest.param(spec, marks=_marks(spec, *failing, more)) for spec in SPECS]
     )
 
 
-def every_way(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
-    """Every optimizer in every setting, by its loop, by its foreach and fused where it has them; a
-    reason may be of "racs loop" alone.
-    """
+def every_way(*failing: Reasons, **more: str) -> pytest.MarkDecorator:
+    """Parametrize over all optimizers' loop, foreach and fused; a failure may name "racs loop"."""
     ways = [
         (spec, way)
         for spec in SPECS
@@ -101,7 +95,7 @@ def every_way(*lacking: Reasons, **more: str) -> pytest.MarkDecorator:
         if way in optimizers.implementations(spec, "cpu")
     ]
     marks = {
-        pair: _marks(pair[0], *lacking, more) or _marks(" ".join(pair), *lacking) for pair in ways
+        pair: _marks(pair[0], *failing, more) or _marks(" ".join(pair), *failing) for pair in ways
     }
     given = [pytest.param(*pair, marks=[*marks[pair], *_needing(pair[1])]) for pair in ways]
     return pytest.mark.parametrize(("spec", "implementation"), given)
@@ -111,10 +105,10 @@ def _needing(way: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.compiler] if way == "fused" else []
 
 
-def _marks(name: str, *lacking: Reasons) -> list[pytest.MarkDecorator]:
+def _marks(name: str, *failing: Reasons) -> list[pytest.MarkDecorator]:
     return [
         pytest.mark.xfail(reason=reasons[name], strict=True)
-        for reasons in lacking
+        for reasons in failing
         if name in reasons
     ]
 
@@ -224,7 +218,7 @@ def test_a_state_that_is_loaded_beside_another_dtype_is_kept_as_one_made_there(
 
 
 def layout(state: Any) -> Any:
-    """Dtype, shape and device of every tensor in a state, and whatever else it holds."""
+    """Return dtype, shape and device of every tensor in a state, and all other values."""
     if isinstance(state, Tensor):
         return state.dtype, state.shape, state.device
     if isinstance(state, dict):

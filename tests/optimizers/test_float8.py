@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(params=["by itself", "compiled"])
 def _each_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The code that is run, and that which is compiled."""
+    """Run the eager code and the code for torch.compile."""
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "compiled")
 
 

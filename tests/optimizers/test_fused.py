@@ -1,6 +1,4 @@
-"""The fused way to run a step: the numbers of the loop from kernels in C++, what they take, and how
-they are compiled.
-"""
+"""The fused way: the loop's numbers from C++ kernels, what they take, how they are compiled."""
 
 from collections.abc import Callable
 from typing import Any
@@ -40,7 +38,7 @@ def descend(
     steps: int = 4,
     **options: Any,
 ) -> Any:
-    """An optimizer after some steps, and its parameters."""
+    """Return an optimizer after some steps, and its parameters."""
     generator = torch.Generator().manual_seed(0)
     params = [
         Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype))
@@ -321,7 +319,7 @@ def test_a_scale_without_a_kernel_is_refused() -> None:
 
 
 class Elsewhere(Parameter):
-    """A parameter that says to be on a device that a test may not have."""
+    """A parameter that claims to be on a device that a test may not have."""
 
     is_cpu = False  # pyright: ignore[reportAssignmentType]
 

@@ -1,4 +1,4 @@
-"""What comes in: parameters and gradients of every dtype, layout and value, over the catalogue."""
+"""Parameters and gradients of every dtype, layout and value, over the catalogue."""
 
 import copy
 from typing import Any
@@ -24,8 +24,7 @@ ZOO, LOW_BIT = (
     optimizers.available("pytorch_optimizer"),
     optimizers.available("bitsandbytes", "torchao"),
 )
-# Of rank 128, as they are unless asked, they would project none of the small matrices of these
-# tests.
+# With their default rank of 128 they would project none of the small matrices of these tests.
 LOW_RANK = tuple(f"{name}:rank=2" for name in ("apollo", "fira", "galore") if name in ZOO)
 SPECS = (*optimizers.available("torch"), *OURS, *ZOO, *LOW_BIT, *LOW_RANK)
 TORCHS_FUSED = tuple(
@@ -39,24 +38,22 @@ EMPTY = {
 }
 
 
-def every(lacking: dict[str, str]) -> pytest.MarkDecorator:
-    """Every optimizer; `lacking` tells which are known not to hold a point, and why."""
+def every(failing: dict[str, str]) -> pytest.MarkDecorator:
+    """Parametrize over every optimizer; `failing` gives known failures with reasons."""
     return pytest.mark.parametrize(
-        "spec", [pytest.param(spec, marks=_marks(spec, lacking)) for spec in SPECS]
+        "spec", [pytest.param(spec, marks=_marks(spec, failing)) for spec in SPECS]
     )
 
 
-def every_way(lacking: dict[str, str]) -> pytest.MarkDecorator:
-    """Every optimizer, by its loop, by its foreach and fused where it has them; a reason may be of
-    "racs foreach" alone.
-    """
+def every_way(failing: dict[str, str]) -> pytest.MarkDecorator:
+    """Parametrize over all optimizers' loop, foreach and fused; a failure may name "racs loop"."""
     ways = [
         (spec, way)
         for spec in SPECS
         for way in ("loop", "foreach", "fused")
         if way in optimizers.implementations(spec, "cpu")
     ]
-    marks = {pair: _marks(pair[0], lacking) or _marks(" ".join(pair), lacking) for pair in ways}
+    marks = {pair: _marks(pair[0], failing) or _marks(" ".join(pair), failing) for pair in ways}
     given = [pytest.param(*pair, marks=[*marks[pair], *_needing(pair[1])]) for pair in ways]
     return pytest.mark.parametrize(("spec", "implementation"), given)
 
@@ -65,8 +62,8 @@ def _needing(way: str) -> list[pytest.MarkDecorator]:
     return [pytest.mark.compiler] if way == "fused" else []
 
 
-def _marks(name: str, lacking: dict[str, str]) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xfail(reason=lacking[name], strict=True)] if name in lacking else []
+def _marks(name: str, failing: dict[str, str]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xfail(reason=failing[name], strict=True)] if name in failing else []
 
 
 SHAPES = [(), (1,), (0,), (5,), (1, 1), (3, 4), (4, 0), (2, 3, 2, 2)]

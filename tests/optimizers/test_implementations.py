@@ -1,11 +1,9 @@
-"""The implementation that somebody names is the one that runs, judged by the operations of a
-step.
-"""
+"""The named implementation is the one that runs, judged by the operations of a step."""
 
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from optprof import optimizers
 from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled, fused
 from optprof.profiler.running.plan import Comparison, plan
 from optprof.profiler.training.optimizer import make_optimizer
-from optprof.scenarios import Scenario
+from optprof.scenarios import Scenario, spec
 
 # Alike, so that several of them make one bucket of ours; a parameter this large is worth compiling.
 SHAPES = [(128, 128), (16, 8), (16, 8), (16, 8), (8,), (8,)]
@@ -60,9 +58,7 @@ class Own(AdamW):
 
 
 class Counting(TorchDispatchMode):
-    """Operations by kind, and the most tensors that one of those on lists was handed; step counts
-    are none of them.
-    """
+    """Count operations by kind, and the most tensors of a list operation, without step counts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,14 +77,14 @@ class Counting(TorchDispatchMode):
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's choice between loop and foreach, made as on CUDA."""
+    """Let torch choose between loop and foreach as it does on CUDA."""
     module = sys.modules["torch.optim.optimizer"]
     monkeypatch.setattr(module, "_get_foreach_kernels_supported_devices", lambda: ["cpu"])
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Steps of ours by a kernel and by a compiled graph, which no dispatch mode sees."""
+    """Count our steps by a kernel and by compiled code, which no dispatch mode sees."""
     used: Counter[str] = Counter()
 
     def kernel(*_: Any) -> Any:
@@ -103,9 +99,9 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     return used
 
 
-def ran(spec: str, kernels: Counter[str], **options: Any) -> str:
-    """The implementation that a step used, of an optimizer that `create` makes."""
-    return ran_by(lambda params: optimizers.create(spec, params, **options), kernels)
+def ran(text: str, kernels: Counter[str], **options: Any) -> str:
+    """Return the implementation that a step of a created optimizer used."""
+    return ran_by(lambda params: optimizers.create(text, params, **options), kernels)
 
 
 def ran_by(make: Any, kernels: Counter[str]) -> str:
@@ -129,26 +125,31 @@ def ran_by(make: Any, kernels: Counter[str]) -> str:
 
 @pytest.mark.usefixtures("on_cuda")
 @pytest.mark.parametrize(
-    ("spec", "way"),
+    ("text", "way"),
     [
-        (spec, way)
-        for spec in NAMES
-        for way in optimizers.implementations(spec, "cpu")
-        if (spec, way) != (SETTINGS[0], "fused")
+        (text, way)
+        for text in NAMES
+        for way in optimizers.implementations(text, "cpu")
+        if (text, way) != (SETTINGS[0], "fused")
     ],
 )
 def test_an_implementation_that_is_named_is_the_one_that_runs(
-    spec: str, way: Any, kernels: Counter[str]
+    text: str, way: Any, kernels: Counter[str]
 ) -> None:
-    assert ran(spec, kernels, implementation=way) == way
+    assert ran(text, kernels, implementation=way) == way
     scenario = Scenario(
         model="gpt2",
-        optimizer=spec.partition(":")[0],
-        options=optimizers.parse(spec)[1],
+        optimizer=text.partition(":")[0],
+        options=optimizers.parse(text)[1],
         implementation=way,
         device="cpu",
     )
     assert ran_by(lambda params: make_optimizer(scenario, params), kernels) == way
+
+
+def test_scenarios_and_optimizers_name_the_same_ways() -> None:
+    # Neither imports the other.
+    assert get_args(spec.Implementation) == get_args(optimizers.Implementation)
 
 
 CHOICES: list[tuple[dict[str, Any], str]] = [

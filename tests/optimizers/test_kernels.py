@@ -1,4 +1,4 @@
-"""Kernels in C++: how they are compiled, kept and checked before they are loaded."""
+"""C++ kernels: compiled, stored, and checked before they are loaded."""
 
 import ctypes
 import os
@@ -20,9 +20,7 @@ pytestmark = pytest.mark.compiler
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
-    """The name and the content of a kernel as it is kept, by a compiler with an option; it takes
-    two seconds.
-    """
+    """Return the name and content of a kernel that is compiled with an option, in two seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path_factory.mktemp("kernels")))
         patch.setenv("CXX", f"{kernels._compiler()[0]} -g0")
@@ -35,7 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder for kernels that is not there yet, and nothing loaded."""
+    """Return a folder for kernels that does not exist yet, with nothing loaded."""
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     kernels._library.cache_clear()
@@ -45,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def kept(folder: Path, built: tuple[str, bytes]) -> Path:
-    """A kernel in that folder."""
+    """Return a kernel in that folder."""
     folder.mkdir(mode=0o700)
     path = folder / built[0]
     path.write_bytes(built[1])
@@ -54,7 +52,7 @@ def kept(folder: Path, built: tuple[str, bytes]) -> Path:
 
 
 def step_once() -> float:
-    """A first step of SM3 moves a weight by the learning rate."""
+    """Take a first step of SM3, which moves a weight by the learning rate."""
     param = Parameter(torch.ones(4, 3))
     param.grad = torch.ones(4, 3)
     SM3([param], lr=0.25, fused=True).step()
@@ -63,7 +61,7 @@ def step_once() -> float:
 
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch, built: tuple[str, bytes]) -> list[list[str]]:
-    """Every command that would compile a kernel; it puts one there in no time."""
+    """Record every command that would compile a kernel, and write a kernel without compiling."""
     commands: list[list[str]] = []
 
     def compile_(command: list[str], source: Path, temporary: str) -> None:
@@ -103,7 +101,7 @@ def longer(path: Path) -> None:
 
 
 def another(path: Path) -> None:
-    """A library, but another one: of what Python is made of."""
+    """Return another library that is not a kernel: one of Python's own."""
     path.write_bytes(Path(ctypes.__file__).read_bytes())
 
 
@@ -364,7 +362,8 @@ def test_what_a_compiler_made_for_another_machine_is_not_kept(
     script = 'for last; do :; done\necho "no library" > "$last"'
     monkeypatch.setenv("CXX", str(compiler(tmp_path / "cxx", script)))
     with pytest.raises(
-        RuntimeError, match=r"what .*cxx made of sm3.cpp cannot be loaded: .*; set CXX to another"
+        RuntimeError,
+        match=r"the library that .*cxx made of sm3.cpp cannot be loaded: .*; set CXX to another",
     ):
         step_once()
     assert not list(folder.iterdir())

@@ -1,6 +1,4 @@
-"""LAMB16: what its two bytes keep, its steps by hand, and the original's numbers against a float64
-transcription.
-"""
+"""LAMB16: its state, its steps by hand, and the original's numbers against a float64 rule."""
 
 import copy
 import io
@@ -20,9 +18,7 @@ from optprof.profiler.tracing.trace import Recorder
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from a second thread, and lose much where others want the
-    processor.
-    """
+    """Use one thread: tensors this small gain nothing from a second one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -30,7 +26,7 @@ def one_thread() -> Iterator[None]:
 
 
 def student(n: int, steps: int, seed: int = 0) -> Iterator[Tensor]:
-    """Student's t with 3 degrees of freedom, the scales of the coordinates log-normal."""
+    """Return samples of Student's t with 3 degrees of freedom and log-normal scales."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.randn(n, generator=generator).exp_()
     for _ in range(steps):
@@ -265,7 +261,7 @@ def test_small_tensors_packed_together_are_updated_bit_for_bit_as_one_by_one(
 
 
 class Operations(TorchDispatchMode):
-    """Counts what runs on tensors with data; a view is none."""
+    """Count the operations on tensors with data; a view is none."""
 
     count = 0
 
@@ -321,7 +317,7 @@ def test_gradients_of_zero_leave_zero_moments() -> None:
 def original(
     w: Tensor, grads: list[Tensor], lr: float, weight_decay: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The rule in float64, and the codes of its moments."""
+    """Apply the rule in float64 and return the codes of its moments."""
     eps, n = 1e-6, w.numel()
     q_m, q_v, s_m, s_v = (
         torch.zeros_like(w),

@@ -1,6 +1,4 @@
-"""Loaded states: what a checkpoint may hold either goes on bit for bit or is refused at once, in
-one line.
-"""
+"""Loaded states: each is resumed bit for bit or refused at once, in one line."""
 
 import copy
 import functools
@@ -55,7 +53,7 @@ def places(state_dict: dict[str, Any]) -> list[tuple[int, str]]:
 
 
 def assert_goes_on(spec: str, state_dict: dict[str, Any]) -> None:
-    """Load a state and train on, as bit for bit as one that was never saved."""
+    """Load a state and train on, bit for bit as one that was never saved."""
     wanted, references = trained(spec)
     optimizer, params = trained(spec)
     optimizer.load_state_dict(state_dict)

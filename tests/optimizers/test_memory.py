@@ -1,6 +1,4 @@
-"""The bytes of every optimizer of the catalogue: what its state keeps, by hand, and what a step
-holds on top.
-"""
+"""The bytes of every optimizer of the catalogue: its state by hand, and a step's temporaries."""
 
 import weakref
 from collections.abc import Callable
@@ -220,7 +218,7 @@ def test_low_bit_state_has_these_keys_dtypes_and_bytes(spec: str) -> None:
 
 
 class Peak(TorchDispatchMode):
-    """Counts the bytes that live at most among the tensors made inside."""
+    """Count the most bytes alive at once in tensors made inside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""SGD-SaI and SM3 beside the packages that they come from, where those are right."""
+"""SGD-SaI and SM3 against their original packages, where those are right."""
 
 import io
 from contextlib import redirect_stdout

@@ -1,6 +1,4 @@
-"""Optimizers that read values back while they step: simulated, their state is that of real steps on
-the CPU.
-"""
+"""Optimizers that read values back: their simulated state is that of real steps on the CPU."""
 
 # pyright: reportPrivateImportUsage=false
 
@@ -64,7 +62,7 @@ def _model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Rule(torch.optim.Optimizer):
-    """Steps each parameter as the test says."""
+    """An optimizer that steps each parameter by a rule of the test."""
 
     step_of: Callable[[dict[str, Any], Tensor, Tensor], None] | None = None
 
@@ -88,7 +86,7 @@ SCENARIO = Scenario(
 
 
 def simulated_and_real(scenario: Scenario) -> tuple[dict[str, int], dict[str, int]]:
-    """The state's bytes by key: simulated, and after as many real steps on the CPU."""
+    """Return the state's bytes by key: simulated, and after as many real steps on the CPU."""
     memory = simulate(scenario).memory
     assert memory is not None
     return dict(memory.state_by_key), real(replace(scenario, device="cpu"))
@@ -316,7 +314,7 @@ def test_the_state_of_every_optimizer_of_the_catalogue_is_that_of_real_steps(nam
 
 
 CAPTURABLE = ("ASGD", "Adadelta", "Adam", "AdamW", "Adamax", "NAdam", "RAdam", "RMSprop", "Rprop")
-# Numbers on the device beside the moments: step counts, NAdam's product of momenta, ASGD's eta and
+# Numbers on the device other than moments: step counts, NAdam's product of momenta, ASGD's eta and
 # mu.
 NUMBERS = {"ASGD": 3, "NAdam": 2}
 MOMENTS = {"ASGD": 1, "RMSprop": 1}

@@ -1,6 +1,4 @@
-"""Norms of large float32 tensors on a CPU, of which torch's own misses a thousandth, against
-float64.
-"""
+"""Norms of large float32 tensors on a CPU, which torch's own miss by a thousandth."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +26,7 @@ def exact(tensor: Tensor) -> float:
 
 
 def test_torch_s_own_norm_is_what_this_is_about(large: Tensor) -> None:
-    """Where this fails, torch has become exact, and l2_norms can go."""
+    """If this fails, torch has become exact, and l2_norms can go."""
     assert abs(torch.linalg.vector_norm(large).item() / exact(large) - 1) > 1e-4
 
 

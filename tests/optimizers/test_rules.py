@@ -1,6 +1,4 @@
-"""Each optimizer against its paper's rule, written out again here in float64, one tensor at a
-time.
-"""
+"""Each optimizer against its paper's rule, written here in float64, one tensor at a time."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""SM3's learning-rate advice, worked out by hand, and as torch's schedulers run it."""
+"""SM3's learning-rate schedules, by hand and under torch's schedulers."""
 
 import pickle
 from typing import Any

@@ -1,6 +1,4 @@
-"""SGD-SaI where its original goes wrong: g-SNR belongs to a parameter, and is taken at its first
-gradient that is not zero.
-"""
+"""SGD-SaI's fixes of its original: a parameter's ratio comes from its first nonzero gradient."""
 
 import copy
 from typing import Any

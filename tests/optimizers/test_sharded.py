@@ -1,6 +1,4 @@
-"""Sharded parameters (FSDP2's DTensor) and torch.distributed.checkpoint, in two processes on the
-CPU.
-"""
+"""Sharded parameters (FSDP2's DTensor) and torch.distributed.checkpoint in two CPU processes."""
 
 # pyright: reportPrivateImportUsage=false
 

@@ -1,4 +1,4 @@
-"""SM3 where its original goes wrong: sparse gradients, NaN, and options that change on the way."""
+"""SM3's fixes of its original: sparse gradients, NaN, and options that change during training."""
 
 import copy
 from typing import Any
@@ -12,9 +12,7 @@ from optprof.optimizers import SM3
 
 
 def embed(param: Parameter, rows: list[int]) -> Tensor:
-    """The sparse gradient of an embedding whose rows were looked up, with a weight of their own for
-    each column.
-    """
+    """Return an embedding's sparse gradient of some rows, with a weight for each column."""
     looked_up = torch.nn.functional.embedding(
         torch.tensor(rows, dtype=torch.long), param, sparse=True
     )

@@ -1,5 +1,4 @@
-"""The zoo: optimizers of other packages, made from a list of parameters, costing what the catalogue
-says, imported when used.
+"""Optimizers of other packages, made from a list of parameters, with the bytes described.
 
 Which promises of the contract they do not hold is written in test_contract.py and
 test_gradients.py.
@@ -85,7 +84,7 @@ def take_steps(optimizer: Optimizer, params: list[Parameter], steps: int = 3) ->
 
 
 def nbytes(value: Any) -> int:
-    """Bytes of the tensors in a state; a projector keeps its matrix in an attribute."""
+    """Return the bytes of a state's tensors; a projector keeps its matrix in an attribute."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, dict):
@@ -211,7 +210,7 @@ def test_nothing_of_the_zoo_is_imported_before_it_is_used() -> None:
 def test_a_name_whose_package_is_absent_says_what_to_install(
     name: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optprof.optimizers.entry.find_spec", lambda package: None)  # noqa: ARG005
+    monkeypatch.setattr("optprof.optimizers.entries.find_spec", lambda package: None)  # noqa: ARG005
     assert name not in optimizers.available()
     assert optimizers.describe(name).summary
     with pytest.raises(ValueError, match=command.replace("[", r"\[")) as caught:
@@ -236,4 +235,4 @@ def test_every_entry_says_where_it_comes_from() -> None:
     for entry in zoo.ZOO.values():
         assert entry.package
         assert entry.installed_by
-        assert entry.description.paper.startswith("https://")
+        assert entry.paper.startswith("https://")

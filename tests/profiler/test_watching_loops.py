@@ -149,7 +149,7 @@ class Passing:
         # It also keeps the sum of the gradients since the last step.
         (
             lambda made: GradientNormThreshold(made, 1e-9, buffered=True, max_draws=3),
-            "optprof.optimizers.accumulation.wrappers:GradientNormThreshold",
+            "optprof.optimizers.accumulation:GradientNormThreshold",
             2 * 512,
         ),
     ],

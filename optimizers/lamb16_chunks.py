@@ -1,6 +1,4 @@
-"""The parts that LAMB16 works on: slices of a large parameter, or small parameters packed
-together.
-"""
+"""The chunks that LAMB16 works on: slices of a large parameter, or small parameters together."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,15 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .bucket import Bucket, Tensors
 from .float8 import PERIOD, dither_e4m3, dither_e5m2
-from .foreach import Tensors
-from .multi_tensor import Bucket
 from .sharded import first_element, is_sharded, local
 
 FORMATS = {"exp_avg": torch.float8_e4m3fn, "exp_avg_sq": torch.float8_e5m2}
 
-# Elements worked on at a time: with their temporaries they take less than two float32 tensors of
-# the largest parameter's size, or half a MiB, and in a processor's cache they stay.
+# Elements of a chunk. A chunk with its temporaries takes less than two float32 tensors of the
+# largest parameter's size, or half a MiB, and stays in a processor's cache.
 _SHARE = 4
 _LEAST_ELEMENTS = 2**14
 _MOST_ON_CPU = 2**17
@@ -24,12 +21,12 @@ _DITHERS = (dither_e4m3, dither_e5m2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
-    """Some rows of a parameter, or several small ones, with their gradients, and one after the
-    other the codes of their moments.
+class Chunk:
+    """Some rows of a parameter, or several small parameters, with gradients and moments' codes.
 
-    `thresholds` are those of their rounding. `room` is float32 of that size, for both moments and
-    for what is on the way, and `views` the same memory parameter by parameter.
+    The codes of several parameters are concatenated. `thresholds` round them. `room` is three
+    float32 tensors of the same size, for both moments and temporaries, and `views` the same memory
+    parameter by parameter.
     """
 
     params: list[Tensor]
@@ -40,7 +37,7 @@ class Part:
     views: tuple[Tensors, Tensors, Tensors]
 
     def spread(self, numbers: Tensor) -> Tensor:
-        """Numbers of the parameters as factors of the room."""
+        """Return numbers, one a parameter, as factors of `room`."""
         if len(self.params) == 1:
             return numbers
         return torch.cat(
@@ -52,25 +49,23 @@ class Part:
 
 
 def packs(bucket: Bucket) -> Iterator[Bucket]:
-    """The parameters of a bucket one by one, but small ones together, as many as a slice has room
-    for.
-    """
+    """Yield large parameters one by one, and small ones together up to the size of a slice."""
     most = _most_elements(bucket)
-    held: list[int] = []
-    taken = 0
+    pack: list[int] = []
+    total = 0
     for index, tensors in enumerate(zip(*tensors_of(bucket), strict=True)):
         count = tensors[0].numel()
         alone = is_sharded(tensors[0]) or not all(tensor.is_contiguous() for tensor in tensors)
         if alone or count > most or torch.compiler.is_compiling():
-            yield bucket.chosen([index])
+            yield bucket.select([index])
             continue
-        if taken + count > most:
-            yield bucket.chosen(held)
-            held, taken = [], 0
-        held.append(index)
-        taken += count
-    if held:
-        yield bucket.chosen(held)
+        if total + count > most:
+            yield bucket.select(pack)
+            pack, total = [], 0
+        pack.append(index)
+        total += count
+    if pack:
+        yield bucket.select(pack)
 
 
 def _most_elements(bucket: Bucket) -> int:
@@ -79,12 +74,12 @@ def _most_elements(bucket: Bucket) -> int:
 
 
 def tensors_of(bucket: Bucket) -> list[list[Tensor]]:
-    """The parameters, the gradients, and the codes of both moments."""
+    """Return the parameters, the gradients, and the codes of both moments."""
     return [bucket.params, bucket.grads, *(bucket.state(key) for key in FORMATS)]
 
 
-def together(bucket: Bucket) -> Part:
-    """All of a bucket of several parameters, each of them contiguous."""
+def combined(bucket: Bucket) -> Chunk:
+    """Return several contiguous parameters as one chunk."""
     params, grads, *moments = (
         [tensor.view(-1) for tensor in tensors] for tensors in tensors_of(bucket)
     )
@@ -94,14 +89,14 @@ def together(bucket: Bucket) -> Part:
         for each in moments
     ]
     thresholds: list[Tensor] = []
-    # The scale upstream rounds to nearest, and has no phases.
+    # The scale "upstream" rounds to nearest and has no phases.
     for dither, phases in zip(_DITHERS, bucket.numbers.values(), strict=False):
         turned = {phase: dither(max(counts), phase, params[0].device) for phase in set(phases)}
         thresholds.append(
             torch.cat([turned[phase][:count] for phase, count in zip(phases, counts, strict=True)])
         )
     room = [params[0].new_empty(sum(counts), dtype=torch.float32) for _ in range(3)]
-    return Part(
+    return Chunk(
         params=params,
         grads=grads,
         codes=(codes[0], codes[1]),
@@ -111,12 +106,11 @@ def together(bucket: Bucket) -> Part:
     )
 
 
-def slices(bucket: Bucket) -> Iterator[Part]:
-    """Slices of a parameter, whole rows where not all is contiguous; one where a compiler needs no
-    temporaries.
+def slices(bucket: Bucket) -> Iterator[Chunk]:
+    """Yield slices of a parameter, of whole rows unless all is contiguous.
 
-    They work in the same room, one after the other. A shard is rounded like the same rows
-    elsewhere.
+    All share the same `room`, one after the other. Compiled code, which has no temporaries, gets
+    one slice. A shard is rounded as its rows are in the whole tensor.
     """
     first = first_element(bucket.params[0])
     tensors = [local(each) for (each,) in tensors_of(bucket)]
@@ -135,17 +129,17 @@ def slices(bucket: Bucket) -> Iterator[Part]:
         dither(min(first + count, PERIOD + length * row), phase, device)
         for dither, phase in zip(_DITHERS, phases, strict=False)
     ]
-    whole = [
+    rooms = [
         tensors[0].new_empty((min(length, rows), *tensors[0].shape[1:]), dtype=torch.float32)
         for _ in range(3)
     ]
-    # Not a range of one, for which a compiler would take the size as a constant.
+    # Not range(0, rows, rows), which would make the compiler treat the size as a constant.
     for start in (0,) if compiling else range(0, rows, length):
         param, grad, exp_avg, exp_avg_sq = (tensor[start : start + length] for tensor in tensors)
         place = (first + start * row) % PERIOD
         chosen = [each[place : place + param.numel()].view(param.shape) for each in thresholds]
-        room = [each if len(each) == len(param) else each[: len(param)] for each in whole]
-        yield Part(
+        room = [each if len(each) == len(param) else each[: len(param)] for each in rooms]
+        yield Chunk(
             params=[param],
             grads=[grad],
             codes=(exp_avg, exp_avg_sq),
