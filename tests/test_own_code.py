@@ -174,9 +174,9 @@ def test_a_module_that_the_command_line_names_is_found_behind_what_is_installed(
 def test_code_is_told_from_options(
     names: str, is_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from optprof.cli import app
+    from optprof.cli.running import see_own_code
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    app._see_own_code(names)
+    see_own_code(names)
     assert (sys.path[-1] == str(tmp_path)) == is_code

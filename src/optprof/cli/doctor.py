@@ -1,0 +1,17 @@
+"""optprof doctor: look at this machine."""
+
+
+def doctor() -> None:
+    """Say what is installed, which devices there are, what can be measured here, and what to
+    install for more.
+    """
+    from optprof.profiler.machine.doctor import diagnose
+
+    section = ""
+    for finding in diagnose():
+        if finding.section != section:
+            print(f"{finding.section}:")
+            section = finding.section
+        print(f"  {'+' if finding.good else '-'} {finding.name:<18} {finding.found}")
+        if finding.advice:
+            print(f"    {'':<18} {finding.advice}")
