@@ -28,8 +28,8 @@ _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
 # A pipe holds no more; who goes on printing after the end is not waited for.
 _MOST_LEFT_BYTES = 1 << 20
-# The zygote imports from the places that this process imports from, and knows its command. With -m it
-# would need PYTHONPATH for that, which the user's code and its children would inherit.
+# The zygote imports from the places that this process imports from, and knows its command. With -m
+# it would need PYTHONPATH for that, which the user's code and its children would inherit.
 _BOOTSTRAP = (
     "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from"
     " optprof.profiler.running.zygote import main; main()"
