@@ -151,7 +151,7 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
         if ":" in name and name not in allowed:
             raise ValueError(
                 f"a suite runs no code of its own, got {name!r}; if you trust it, give --allow"
-                f" {name} beside the suite"
+                f" {name}"
             )
 
 
@@ -165,17 +165,17 @@ def _devices(device: str | None) -> tuple[str, ...]:
 
 
 def _scenario(question: Question, device: Any) -> Scenario:
-    given = {name: value for name, value in question.items() if value is not None}
-    sizes = _sizes(given)
-    spec = given.get("optimizer", "adamw")
+    values = {name: value for name, value in question.items() if value is not None}
+    sizes = _sizes(values)
+    spec = values.get("optimizer", "adamw")
     name, written = optimizers.parse(spec)
-    implementation = given.get("implementation") or optimizers.default_implementation(
+    implementation = values.get("implementation") or optimizers.default_implementation(
         spec, "cpu" if device == "cpu" else "cuda"
     )
     # Options that the optimizer refuses are reported now, before anything runs.
     optimizers.create(spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation)
     require_implementation(spec, implementation, device)
-    alloc_conf = given.get("alloc_conf", from_environment())
+    alloc_conf = values.get("alloc_conf", from_environment())
     AllocatorSettings.parse(alloc_conf)
     settled = {
         "optimizer": name,
@@ -185,19 +185,19 @@ def _scenario(question: Question, device: Any) -> Scenario:
         "device": device,
     }
     steps = SIMULATED_STEPS if device == "sim" else MEASURED_STEPS
-    return Scenario(**{"steps": steps, **given, **sizes, **settled})
+    return Scenario(**{"steps": steps, **values, **sizes, **settled})
 
 
-def _sizes(given: Mapping[str, Any]) -> dict[str, Any]:
+def _sizes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the batch size and the sequence length; a factory has its own defaults for them."""
-    model, config = given["model"], given.get("config", {})
+    model, config = values["model"], values.get("config", {})
     defaults: dict[str, Any] = {}
     if models.describe(model) is None:
         names = ("batch_size", "sequence_length")
         # A configuration may set them too.
         defaults = {name: factories.own_size(model, name) for name in names} | dict(config)
-    length = given.get("sequence_length", defaults.get("sequence_length"))
-    batch_size = given.get("batch_size", defaults.get("batch_size"))
+    length = values.get("sequence_length", defaults.get("sequence_length"))
+    batch_size = values.get("batch_size", defaults.get("batch_size"))
     return {
         "batch_size": 1 if batch_size is None else batch_size,
         "sequence_length": models.sequence_length(model, length, config),

@@ -43,11 +43,11 @@ def compare(
     markdown: Markdown = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say what changed from one run to another: bytes exactly, times beyond their noise."""
+    """Show what changed from one run to another: bytes exactly, times beyond their noise."""
     if only not in (None, "regressed"):
         raise ValueError(f"--only takes regressed, got {only!r}")
     if markdown and as_json:
-        raise ValueError("--markdown and --json both want stdout; ask for one of them")
+        raise ValueError("--markdown and --json both write to stdout; ask for one of them")
     from optprof.profiler.records.privacy import disclosed_command
     from optprof.reports.comparison.comparing import Comparing
 

@@ -2,9 +2,7 @@
 
 
 def doctor() -> None:
-    """Say what is installed, which devices there are, what can be measured here, and what to
-    install for more.
-    """
+    """Show what is installed, what can be measured here, and what to install for more."""
     from optprof.profiler.machine.doctor import diagnose
 
     section = ""

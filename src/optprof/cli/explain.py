@@ -10,7 +10,7 @@ def explain(
         str | None, typer.Argument(metavar="METRIC", help="state, peak, step, ...; all by default.")
     ] = None,
 ) -> None:
-    """Say what a figure means, how it was obtained, and what it leaves out."""
+    """Explain a figure: its meaning, its origin, and what it leaves out."""
     from optprof.reports import explain as explanations
 
     names = [metric] if metric else explanations.FIGURES

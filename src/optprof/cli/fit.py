@@ -38,9 +38,7 @@ def fit(
     anonymous: Anonymous = False,
     **fields: Any,
 ) -> None:
-    """Say on which GPUs a training step fits, how large the batch can be, and what would make it
-    fit.
-    """
+    """Show on which GPUs a training step fits, with which batch, and what would make it fit."""
     with results_on_stdout() as stdout:
         see_own_code(f"{model},{optimizers}")
         from optprof.optimizers import parse_list

@@ -5,9 +5,7 @@ from .running import run_folder
 
 
 def repair(run: RunFolder) -> None:
-    """Set aside what cannot be read of a run: lines in records.damaged, timelines beside
-    themselves.
-    """
+    """Set aside the unreadable parts of a run: lines in records.damaged, timelines as *.damaged."""
     from optprof.profiler.records.store import RunStore
 
     print("\n".join(RunStore.open(run_folder(run)).repair()) or "nothing is damaged")

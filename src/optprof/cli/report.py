@@ -20,8 +20,7 @@ def report(
         str | None,
         typer.Option(
             help=(
-                "Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure beside these"
-                " records."
+                "Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure with these records."
             )
         ),
     ] = None,
