@@ -29,11 +29,11 @@ from .html import styled_page
 from .phrases import missing_text, unlike_text
 from .tables.accumulation import AccumulationPart, accumulation_tables
 from .tables.agreement import agreement_table
+from .tables.capacity import LEGEND as CAPACITY_LEGEND
+from .tables.capacity import capacity_tables
 from .tables.data import data_rows, estimate_table, memory_table, step_table
 from .tables.heat_map import heat_map
 from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
-from .tables.room import LEGEND as ROOMS_LEGEND
-from .tables.room import room_tables
 from .tables.sight import sight_tables
 from .tables.verdict import cards, sources, verdict
 from .tables.watched import watched_tables
@@ -89,8 +89,8 @@ def render_page(
         charts=[[chart for chart in found if chart.kind in kinds] for kinds in CHART_PLACES],
         heat=heat_map(findings),
         accumulations=parts,
-        rooms=room_tables(findings),
-        rooms_legend=ROOMS_LEGEND,
+        rooms=capacity_tables(findings),
+        rooms_legend=CAPACITY_LEGEND,
         sights=sight_tables(findings),
         watched=watched_tables(findings),
         agreement=_agreement(records),

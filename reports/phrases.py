@@ -7,8 +7,8 @@ from optprof.profiler.records.record import Record
 from .arithmetic.courses import Course
 from .arithmetic.entries import Setting, failures
 from .arithmetic.findings import Findings
-from .arithmetic.paces import Pace
 from .arithmetic.peaks import Peak
+from .arithmetic.ratios import Ratio
 from .arithmetic.savings import BASELINE, Saving, without_baseline
 from .arithmetic.times import Spread, Timing, samples_per_second, tokens_per_second
 from .units import (
@@ -108,16 +108,11 @@ def against_text(row: Saving) -> str:
     )
 
 
-def pace_text(row: Pace) -> str:
-    """The time of the step against the baseline's, and the 95 % interval of that: 0.50 times (0.48
-    to 0.53 times).
-    """
-    if row.ratio.low is None or row.ratio.high is None:
-        return factor_text(row.ratio.value)
-    return (
-        f"{factor_text(row.ratio.value)} ({factor_text(row.ratio.low)} {DASH}"
-        f" {factor_text(row.ratio.high)})"
-    )
+def pace_text(ratio: Ratio) -> str:
+    """Return a ratio of step times with its 95 % interval: 0.50 times (0.48 to 0.53 times)."""
+    if ratio.low is None or ratio.high is None:
+        return factor_text(ratio.value)
+    return f"{factor_text(ratio.value)} ({factor_text(ratio.low)} {DASH} {factor_text(ratio.high)})"
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:

@@ -1,6 +1,4 @@
-"""Units: the one place where bytes become GiB, seconds become ms and ratios become text for human
-eyes.
-"""
+"""Units: the one place where bytes, seconds and ratios become text for human eyes."""
 
 import math
 from collections.abc import Callable
@@ -14,16 +12,14 @@ MINUS, TIMES, INFINITE = "\u2212", "\u00d7", "\u221e"
 
 @dataclass(frozen=True)
 class Units:
-    """Names for sizes, each `base` times the one before: KiB, MiB and GiB by 1,024, or kB, MB and
-    GB by 1,000.
-    """
+    """Names for sizes: KiB, MiB and GiB with base 1,024, or kB, MB and GB with base 1,000."""
 
     base: int
     names: tuple[str, str, str]
 
     @property
     def giga(self) -> str:
-        """The name of the largest: GiB."""
+        """The name of the largest size: GiB."""
         return self.names[2]
 
 
@@ -33,36 +29,35 @@ DECIMAL = Units(10**3, ("kB", "MB", "GB"))
 
 @dataclass(frozen=True, kw_only=True)
 class Sized:
-    """A text that names sizes, as it reads in binary and in decimal units."""
+    """A text with sizes, in binary and in decimal units."""
 
     binary: str
     decimal: str
 
     @classmethod
     def of(cls, write: Callable[[Units], str]) -> "Sized":
-        """Both readings of what `write` writes."""
+        """Call `write` for both units."""
         return cls(binary=write(BINARY), decimal=write(DECIMAL))
 
 
-# Text for a page: the same in all units, or as it reads in either.
+# Text for a page: the same in all units, or in both.
 Words = str | Sized
 
 
 def gib(count: float) -> float:
-    """Bytes as GiB (2**30), not rounded."""
+    """Return bytes in GiB (2**30), not rounded."""
     return count / GIB
 
 
 def gib_in(value: float, units: Units) -> float:
-    """GiB in the largest of those units, not rounded."""
+    """Return GiB in the largest of the units, not rounded."""
     return value * GIB / units.base**3
 
 
 def gib_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
-    """Bytes as GiB (or GB) without the unit, for a column: 11.605, and 0.00853 where three decimals
-    would hide the value.
+    """Return bytes in GiB or GB without the unit, for a column: 11.605, 0.00853.
 
-    With `upper` a range, 11.605 to 11.842, unless both ends read the same.
+    With `upper`, return a range, 11.605 to 11.842, unless both ends read the same.
     """
     if upper is not None:
         return _span(gib_text(count, units), gib_text(upper, units))
@@ -75,14 +70,14 @@ def gib_text(count: int, units: Units = BINARY, upper: int | None = None) -> str
 
 
 def bytes_text(count: int, units: Units = BINARY, upper: int | None = None) -> str:
-    """Bytes in the unit that suits them: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B.
+    """Return bytes in a suitable unit: 11.605 GiB, 8.68 MiB, 2.27 KiB, 512 B.
 
-    With `upper` a range, 11.605 to 11.842 GiB, unless both ends read the same.
+    With `upper`, return a range, 11.605 to 11.842 GiB, unless both ends read the same.
     """
     if upper is not None:
         return _span(bytes_text(count, units), bytes_text(upper, units))
     size = abs(count)
-    # Four digits in the unit below say more than 0.0something in the one above.
+    # A size below 1 of a unit reads better in the next smaller unit.
     for power, name in ((3, units.names[2]), (2, units.names[1]), (1, units.names[0])):
         unit = units.base**power
         if size >= unit:
@@ -92,23 +87,21 @@ def bytes_text(count: int, units: Units = BINARY, upper: int | None = None) -> s
 
 
 def exact_text(count: int, upper: int | None = None) -> str:
-    """Every byte of it: 12,460,891,920 bytes; with `upper` a range."""
+    """Return the exact count, 12,460,891,920 bytes; with `upper`, a range."""
     if upper is not None:
         return _span(exact_text(count), exact_text(upper))
     return _signed(f"{count:,} {'byte' if abs(count) == 1 else 'bytes'}")
 
 
 def per_parameter_text(value: float) -> str:
-    """Bytes a parameter: 8.00, and 0.00584 where two decimals would hide the value."""
+    """Return bytes a parameter: 8.00, 0.00584."""
     if value == 0 or value >= 1:
         return f"{value:.2f}"
     return _significant(value, 3)
 
 
 def factor_text(value: float) -> str:
-    """How many times: 2.00 times, 13.4 times, 1,366 times, with the sign for times; infinite
-    against nothing.
-    """
+    """Return a factor with the sign for times: 2.00, 13.4, 1,366, or the sign for infinity."""
     if math.isinf(value):
         return INFINITE
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
@@ -120,9 +113,7 @@ def factor_text(value: float) -> str:
 
 
 def percent_text(part: float, whole: float) -> str:
-    """A share with as many digits as keep it from reading as all or nothing: 50.0 %, 99.9 %, 99.998
-    %; 100 % is all of it.
-    """
+    """Return a share, 50.0 %, with more digits if it would read as 0 or 100 %: 99.998 %."""
     if whole == 0:
         return NOTHING
     if part in (0, whole, -whole):
@@ -134,7 +125,7 @@ def percent_text(part: float, whole: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """A duration with three digits: 850 µs, 62.7 ms, 2.92 s."""
+    """Return a duration with three digits: 850 µs, 62.7 ms, 2.92 s."""
     if seconds <= 0:
         return "0 s"
     for unit, name in ((1.0, "s"), (1e-3, "ms")):
@@ -145,17 +136,17 @@ def seconds_text(seconds: float) -> str:
 
 
 def rate_text(rate: float, what: str) -> str:
-    """How many in a second, with three digits: 231 tokens/s."""
+    """Return a rate with three digits: 231 tokens/s."""
     return f"{three_digits(rate)} {what}/s"
 
 
 def around_text(lower: float, middle: float, upper: float) -> str:
-    """How far an interval reaches from its middle, on its longer side: \u00b12.1 %."""
+    """Return how far an interval reaches from its middle, on its longer side: \u00b12.1 %."""
     return f"\u00b1{percent_text(max(upper - middle, middle - lower), middle)}"
 
 
 def range_text(low: float, high: float) -> str:
-    """From one duration to another, the unit said once where it is one: 455 to 471 ms."""
+    """Return two durations, with a common unit only once: 455 to 471 ms."""
     first, last = seconds_text(low), seconds_text(high)
     if first.split()[-1] == last.split()[-1]:
         first = first.split()[0]
@@ -163,7 +154,7 @@ def range_text(low: float, high: float) -> str:
 
 
 def time_unit(longest: float) -> tuple[float, str]:
-    """The unit for an axis up to that many seconds: its length in seconds, and its name."""
+    """Return the unit of an axis up to that many seconds: its seconds and its name."""
     return (
         (1.0, "seconds")
         if longest >= 2
@@ -174,7 +165,7 @@ def time_unit(longest: float) -> tuple[float, str]:
 
 
 def count_text(count: int) -> str:
-    """Parameters in words of the field: 124 M, 1.56 B."""
+    """Return a number of parameters: 124 M, 1.56 B."""
     for unit, name in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " K")):
         if count >= 0.9995 * unit:
             return three_digits(count / unit) + name
@@ -182,20 +173,20 @@ def count_text(count: int) -> str:
 
 
 def three_digits(value: float) -> str:
-    """A number with three digits, more where it has more before the point: 1.56, 10.9, 1,234."""
+    """Return a number with three digits, or more before the point: 1.56, 10.9, 1,234."""
     if value >= 99.95:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
 def difference_text(value: float, digits: int = 2) -> str:
-    """A difference with its sign, +0.01 or -0.28; one that rounds to nothing has none."""
+    """Return a difference with its sign: +0.01, -0.28; one that rounds to 0 has none."""
     text = f"{value:+.{digits}f}"
     return _signed(text) if float(text) else text[1:]
 
 
 def _span(low: str, high: str) -> str:
-    """A range of two texts, the unit said once where it is one."""
+    """Return a range of two texts, with a common unit only once."""
     if low == high:
         return low
     number, _, unit = low.partition(" ")
@@ -203,7 +194,7 @@ def _span(low: str, high: str) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    """The value in plain notation with that many significant digits, zeros at the end kept."""
+    """Return the value in plain notation with so many significant digits, also zeros."""
     decimals = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:.{decimals}f}"
 

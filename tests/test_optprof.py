@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import commands
 import psutil
 import pytest
 import torch
@@ -22,15 +23,7 @@ HERE = Path(__file__).resolve().parent.parent
 
 def optprof(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", "optprof", *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    return commands.run(arguments, cwd=folder, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +294,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
         "interrupted; what is finished is in runs/tiny.build; to go on:",
         f"  {going_on}",
     ]
-    assert psutil.Process().children(recursive=True) == before
+    assert {*psutil.Process().children(recursive=True)} <= {*before}
 
     (tmp_path / "quick").touch()
     with (tmp_path / "runs/tiny.build/records.jsonl").open("a") as lines:
@@ -559,7 +552,7 @@ def test_doctor_and_help_do_without_torch(tmp_path: Path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (
-        "- torch              missing, for everything that is found\n                       pip"
+        "- torch              missing, for simulating and measuring\n                       pip"
         " install torch\n" in done.stdout
     )
     assert "- measure            nothing" in done.stdout

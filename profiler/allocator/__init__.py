@@ -1,3 +1,1 @@
-"""The CUDA caching allocator of PyTorch as a model, without torch: settings, segments, blocks, and
-a device that runs out.
-"""
+"""A model of PyTorch's CUDA caching allocator, which works without torch."""

@@ -1,6 +1,4 @@
-"""Blocks of the caching allocator and the pools that hold the free ones, in the order of best
-fit.
-"""
+"""Blocks of the caching allocator, and pools of the free ones in the order of best fit."""
 
 from bisect import bisect_left, insort
 
@@ -8,10 +6,10 @@ from bisect import bisect_left, insort
 class Block:
     """A run of bytes inside a segment.
 
-    `size` is what the statistics count, `requested` what was asked for. `segment` is the number of
-    the segment: its age, or its address. `mapped` is False for a run of addresses in an expandable
-    segment that no memory stands behind. `inserted` counts the searches of its pool that came
-    before the block was last set free.
+    The statistics count `size`; `requested` are the bytes of the request. `segment` is the number
+    of the segment: its age, or its address. `mapped` is False for a run of addresses without memory
+    in an expandable segment. `inserted` is the number of searches of the pool before the block was
+    last freed.
     """
 
     __slots__ = (
@@ -41,11 +39,11 @@ class Block:
 
     @property
     def is_split(self) -> bool:
-        """Whether the segment holds other blocks too."""
+        """True if the segment holds other blocks too."""
         return self.previous is not None or self.next is not None
 
     def split(self, size: int) -> "Block":
-        """Cut the block to `size`; the rest, as a block behind it."""
+        """Cut the block to `size`, and return the rest as the block after it."""
         rest = Block(self.pool, self.segment, self.offset + size, self.size - size)
         rest.previous, rest.next = self, self.next
         if self.next is not None:
@@ -55,23 +53,21 @@ class Block:
         return rest
 
     def join_next(self) -> None:
-        """Take in the block behind this one."""
-        taken = self.next
-        assert taken is not None
-        self.size += taken.size
-        self.next = taken.next
-        if taken.next is not None:
-            taken.next.previous = self
+        """Merge the block after this one into it."""
+        following = self.next
+        assert following is not None
+        self.size += following.size
+        self.next = following.next
+        if following.next is not None:
+            following.next.previous = self
 
 
 class Pool:
-    """The free blocks of one size class: smallest first, then the lowest segment, then the lowest
-    offset.
+    """The free blocks of one size class, in the order of size, segment and offset.
 
-    A block is cut when the rest is at least `least_rest` and the request smaller than
-    `split_below`. `idle` are the bytes of segments that are free as a whole. `unmapped` holds the
-    runs of addresses without memory, the lowest first; `handle` is the size in which memory is
-    mapped into them.
+    A block is split if the rest is at least `least_rest` and the request smaller than
+    `split_below`. `idle` counts the bytes of wholly free segments. `unmapped` holds the runs of
+    addresses without memory, the lowest first; memory is mapped into them in units of `handle`.
     """
 
     __slots__ = ("blocks", "handle", "idle", "least_rest", "searches", "split_below", "unmapped")
@@ -86,26 +82,26 @@ class Pool:
         self.idle = 0
 
     def add(self, block: Block) -> None:
-        """Hold a block that is free."""
+        """Add a free block."""
         block.inserted = self.searches
         if block.previous is None and block.next is None:
             self.idle += block.size
         insort(self.blocks, (block.size, block.segment, block.offset, block))
 
     def add_unmapped(self, block: Block) -> None:
-        """Hold a run of addresses without memory."""
+        """Add a run of addresses without memory."""
         insort(self.unmapped, (block.segment, block.offset, block))
 
     def remove(self, block: Block) -> None:
-        """Let go of a block."""
+        """Remove a free block."""
         self.pop(bisect_left(self.blocks, (block.size, block.segment, block.offset)))
 
     def place(self, size: int) -> int:
-        """Where the best fit for `size` stands; behind the last block when none is as large."""
+        """Return the place of the best fit for `size`; the end if no block is large enough."""
         return bisect_left(self.blocks, (size,))
 
     def pop(self, place: int) -> Block:
-        """Let go of the block at a place."""
+        """Remove and return the block at a place."""
         block = self.blocks.pop(place)[3]
         if block.previous is None and block.next is None:
             self.idle -= block.size

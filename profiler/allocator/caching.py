@@ -1,7 +1,6 @@
-"""The CUDA caching allocator of PyTorch 2.13, as a model: which block a request gets, and what the
-statistics then say.
+"""A model of the CUDA caching allocator of PyTorch 2.13: the block of each request, and statistics.
 
-One device and one stream; docs/allocator.md lists what is modelled, what is not, and the sources.
+It has one device and one stream; docs/allocator.md lists the rules, the omissions and the sources.
 """
 
 from collections.abc import Iterable
@@ -26,18 +25,18 @@ _DEFAULT = AllocatorSettings()
 
 
 class CachingAllocator:
-    """Bytes in use and in hand on one simulated device.
+    """Allocates and frees blocks on one simulated device, and counts bytes.
 
-    `total` are the bytes of the device, None for one without end; `occupied` those that others
-    hold, such as the CUDA context. `addresses` orders free blocks of equal size: by the age of
-    their segment, as from torch 2.13 on, or by address, as up to 2.11.
+    `total` is the size of the device, None for an unlimited one; `occupied` are bytes outside of
+    the allocator, such as the CUDA context. `addresses` orders free blocks of equal size: by the
+    age of their segment, as torch does from 2.13 on, or by address, as up to 2.11.
 
-    All counts are exact bytes: `allocated_bytes` counts blocks with their unsplit tails
-    (torch.cuda.memory_allocated), `requested_bytes` what was asked for, `reserved_bytes` whole
-    segments (torch.cuda.memory_reserved), `inactive_split_bytes` free blocks beside others in their
-    segment; active bytes are the allocated ones, as there is one stream. Peaks are since the
-    beginning, and `total_allocated_bytes` are the bytes of all blocks ever handed out. `retries`
-    counts the requests for which everything idle had to be given back.
+    All counts are exact bytes. `allocated_bytes` counts blocks with their unsplit tails
+    (torch.cuda.memory_allocated), `requested_bytes` the requests, `reserved_bytes` whole segments
+    (torch.cuda.memory_reserved), and `inactive_split_bytes` free blocks in segments that hold other
+    blocks too. Active bytes equal allocated bytes, since there is one stream. Peaks cover the whole
+    life of the allocator, and `total_allocated_bytes` sums all blocks ever allocated. `retries`
+    counts the requests for which all idle segments were released.
     """
 
     def __init__(
@@ -62,8 +61,8 @@ class CachingAllocator:
             if expandable
             else WholeSegments(self._device, addresses, large)
         )
-        # The rest of a block stays a block of its own when it is worth keeping: 512 B in the small
-        # pool, more than 1 MiB in the large one.
+        # The rest of a block is split off from 512 B on in the small pool, and above 1 MiB in the
+        # large one.
         unsplit = UNLIMITED if expandable else settings.max_split_size
         self._small = Pool(least_rest=MIN_BLOCK, split_below=UNLIMITED, handle=SMALL_SEGMENT)
         self._large = Pool(
@@ -84,29 +83,26 @@ class CachingAllocator:
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes of all segments; of expandable ones what is mapped."""
+        """Bytes of all segments; of expandable segments only mapped bytes."""
         return self._device.reserved
 
     @property
     def peak_reserved_bytes(self) -> int:
-        """The most bytes that were reserved."""
+        """The largest number of reserved bytes so far."""
         return self._device.peak
 
     @property
     def inactive_split_bytes(self) -> int:
-        """Free bytes that cannot be given back; in expandable segments, whose pages can, none are
-        counted.
-        """
+        """Free bytes that cannot be released: 0 with expandable segments, whose pages can be."""
         if self._settings.expandable_segments:
             return 0
         return self._device.reserved - self.allocated_bytes - self._small.idle - self._large.idle
 
     def adopt(self, segments: Iterable[SegmentState]) -> list[Block]:
-        """Take over segments as they stand, such as a snapshot's, and return the blocks in use, in
-        order.
+        """Take over existing segments, such as a snapshot's; return the blocks in use, in order.
 
-        Each counts as taken from the device now and lies where `addresses` puts it. Raises
-        ValueError where the device has no room for it, or where addresses lack memory without
+        Each segment is taken from the device now, at the address that `addresses` chooses. Raise
+        ValueError if the device is too small, or if a segment has unmapped addresses without
         expandable segments.
         """
         expandable = self._settings.expandable_segments
@@ -114,13 +110,13 @@ class CachingAllocator:
         for state in segments:
             if state.mapped < state.size and not expandable:
                 raise ValueError(
-                    f"{state.size - state.mapped} bytes of a segment lack memory; that needs"
+                    f"{state.size - state.mapped} bytes of a segment are not mapped; this needs"
                     " expandable_segments:True"
                 )
             if not self._device.take(state.mapped):
                 raise ValueError(
-                    f"a segment of {state.mapped} bytes has no room on the device beside"
-                    f" {self.reserved_bytes} reserved"
+                    f"a segment of {state.mapped} bytes does not fit on the device with"
+                    f" {self.reserved_bytes} bytes reserved"
                 )
             blocks = state.lay_out(
                 self._small if state.pool == "small" else self._large,
@@ -140,10 +136,10 @@ class CachingAllocator:
         return used
 
     def malloc(self, nbytes: int) -> Block:
-        """The block that a request of `nbytes` gets.
+        """Return the block that a request of `nbytes` gets.
 
-        Raises OutOfMemoryError when the device is full, ValueError when nbytes < 1 (such a request
-        never reaches CUDA's allocator).
+        Raise OutOfMemoryError if the device is full, ValueError if nbytes < 1 (such a request never
+        reaches CUDA's allocator).
         """
         if nbytes < 1:
             raise ValueError(f"nbytes must be >= 1, got {nbytes}")
@@ -167,7 +163,7 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Give a block back, merged with its free neighbours; ValueError when it is not in use."""
+        """Free a block and merge it with its free neighbours; ValueError if it is not in use."""
         if not block.allocated:
             raise ValueError(
                 f"block at offset {block.offset} of segment {block.segment} is not allocated"
@@ -188,14 +184,12 @@ class CachingAllocator:
             self._note_inactive()
 
     def empty_cache(self) -> None:
-        """Give everything that is idle back to the device, as torch.cuda.empty_cache does."""
+        """Release all idle segments to the device, as torch.cuda.empty_cache does."""
         self._segments.release_idle(self._large)
         self._segments.release_idle(self._small)
 
     def statistics(self) -> dict[str, int]:
-        """What torch.cuda.memory_stats would say, by its names, of the statistics that are kept
-        here.
-        """
+        """Return the statistics under the names of torch.cuda.memory_stats."""
         return {
             "allocated_bytes.all.current": self.allocated_bytes,
             "allocated_bytes.all.peak": self.peak_allocated_bytes,
@@ -219,8 +213,9 @@ class CachingAllocator:
             self.peak_inactive_split_bytes = inactive
 
     def rounded(self, nbytes: int) -> int:
-        """The request, rounded up to a fraction of the power of two below it where the settings say
-        so.
+        """Return the size of the block for a request: a multiple of 512 B, or of a division.
+
+        With `divisions` a request is rounded up to a fraction of the power of two below it.
         """
         power = 1 << (nbytes.bit_length() - 1)
         divisions = self._settings.divisions[
@@ -231,7 +226,7 @@ class CachingAllocator:
         return -(-nbytes // MIN_BLOCK) * MIN_BLOCK
 
     def _search(self, pool: Pool, size: int) -> Block | None:
-        """The free block that fits best, taken out of the pool; None when none does."""
+        """Take the free block that fits best out of the pool; None if none fits."""
         place = pool.place(size)
         if self._plain:
             return pool.pop(place) if place < len(pool.blocks) else None
@@ -241,17 +236,15 @@ class CachingAllocator:
             return None
         if self._settings.expandable_segments:
             place = _least_expandable(pool, place)
-        found, oversize = pool.blocks[place][0], self._settings.max_split_size
-        if size < oversize <= found:
+        best, oversize = pool.blocks[place][0], self._settings.max_split_size
+        if size < oversize <= best:
             return None
-        if size >= oversize and found >= size + self._settings.max_non_split_rounding:
+        if size >= oversize and best >= size + self._settings.max_non_split_rounding:
             return None
         return pool.pop(place)
 
     def _obtain(self, pool: Pool, size: int, nbytes: int) -> Block:
-        """A block from the device, which idle segments are given back to as far as that is
-        needed.
-        """
+        """Return a block from the device, after releasing idle segments if necessary."""
         if self._collects:
             self._collect()
         block = self._ask_device(pool, size)
@@ -303,9 +296,7 @@ class CachingAllocator:
 
 
 def _least_expandable(pool: Pool, place: int) -> int:
-    """The place of the best fit where a block in an expandable segment counts with the addresses
-    that it could grow into.
-    """
+    """Return the best fit if each block counts with the addresses that it can grow into."""
     while place + 1 < len(pool.blocks) and _reach(pool.blocks[place + 1][3]) < _reach(
         pool.blocks[place][3]
     ):
@@ -314,5 +305,5 @@ def _least_expandable(pool: Pool, place: int) -> int:
 
 
 def _reach(block: Block) -> int:
-    """Bytes of a block and of the addresses without memory behind it."""
+    """Bytes of a block and of the unmapped addresses after it."""
     return block.size + (block.next.size if block.next is not None and not block.next.mapped else 0)

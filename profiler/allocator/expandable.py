@@ -1,16 +1,16 @@
-"""Expandable segments: ranges of addresses into which memory is mapped as it is needed."""
+"""Expandable segments: ranges of addresses into which memory is mapped on demand."""
 
 from bisect import bisect_left
 
 from .blocks import Block, Pool
-from .segments import ENDLESS, Addresses, DeviceMemory
+from .segments import UNLIMITED_RANGE, Addresses, DeviceMemory
 
 
 class ExpandableSegments:
-    """One range of addresses a pool, an eighth larger than the device, into which memory is mapped
-    in handles of one size.
+    """A range of addresses for each pool, an eighth larger than the device.
 
-    Where no run of a range is long enough any more, a further range is taken.
+    Memory is mapped into it in handles of one size. Another range is taken if no run of free
+    addresses is long enough.
     """
 
     def __init__(self, device: DeviceMemory, addresses: Addresses) -> None:
@@ -18,8 +18,9 @@ class ExpandableSegments:
         self._addresses = addresses
 
     def obtain(self, pool: Pool, size: int) -> Block | None:
-        """A block of at least `size`, free ones grown by fresh memory; None when the device is
-        full. What was mapped till then stays.
+        """Return a block of at least `size`, a free one grown by new memory.
+
+        None if the device is full; memory that was mapped until then stays mapped.
         """
         block = self._lowest_room(pool, size)
         if not block.mapped:
@@ -28,9 +29,9 @@ class ExpandableSegments:
                 return None
             block = grown
         while block.size < size:
-            behind = block.next
-            assert behind is not None
-            grown = self._map(behind, min(size - block.size, behind.size))
+            following = block.next
+            assert following is not None
+            grown = self._map(following, min(size - block.size, following.size))
             if grown is None:
                 return None
             block = grown
@@ -43,17 +44,15 @@ class ExpandableSegments:
             self._unmap(block)
 
     def release_oversize(self, pool: Pool, size: int, oversize: int) -> bool:
-        """Nothing: `max_split_size` releases whole segments only."""
+        """Return False: `max_split_size` releases only whole segments."""
         del pool, size, oversize
         return False
 
     def collect(self, pool: Pool, target: int) -> None:
-        """Nothing: garbage collection passes expandable segments over."""
+        """Do nothing: garbage collection skips expandable segments."""
 
     def _lowest_room(self, pool: Pool, size: int) -> Block:
-        """The first of the free and unmapped blocks, at the lowest address, that together have room
-        for `size`.
-        """
+        """Return the first block of the lowest run of free and unmapped blocks that fits `size`."""
         for *_, block in pool.unmapped:
             first = (
                 block.previous
@@ -72,7 +71,7 @@ class ExpandableSegments:
         handle = pool.handle
         total = self._device.total
         nbytes = (
-            ENDLESS // handle * handle
+            UNLIMITED_RANGE // handle * handle
             if total is None
             else -(-(total + total // 8) // handle) * handle
         )
@@ -82,8 +81,9 @@ class ExpandableSegments:
         return block
 
     def _map(self, block: Block, size: int) -> Block | None:
-        """Put memory behind the first `size` bytes of an unmapped block; the free block that holds
-        them then, None without memory.
+        """Map memory into the first `size` bytes of an unmapped block.
+
+        Return the free block that then holds them, or None if the device is full.
         """
         handle = block.pool.handle
         nbytes = -(-size // handle) * handle
@@ -108,9 +108,7 @@ class ExpandableSegments:
         return block
 
     def _unmap(self, block: Block) -> None:
-        """Take the memory from all handles that lie wholly inside a free block; its ends stay
-        mapped.
-        """
+        """Unmap all handles that lie wholly inside a free block; its ends stay mapped."""
         handle = block.pool.handle
         start = -(-block.offset // handle) * handle
         end = (block.offset + block.size) // handle * handle
@@ -124,7 +122,7 @@ class ExpandableSegments:
             low, block = block, block.split(start - block.offset)
             pool.add(low)
         block.mapped = False
-        self._device.give_back(block.size)
+        self._device.release(block.size)
         self._addresses.unmap(block.segment + block.offset, block.size)
         self._merge_unmapped(block)
 

@@ -1,14 +1,12 @@
-"""What a simulated device says when it runs out of memory, with the figures of torch's own
-message.
-"""
+"""The error of a simulated device that runs out of memory, with the figures of torch's message."""
 
 
 class OutOfMemoryError(MemoryError):
-    """The device cannot give what a request needs, even after all that is idle was given back.
+    """The device cannot serve a request, even after all idle segments were released.
 
-    `requested` bytes were asked for, `tried` is the segment that they need; `total`, `free`,
-    `allocated` and `reserved` describe the device at that moment, and `limit` is what the process
-    may take, None without `per_process_memory_fraction`.
+    `requested` are the bytes of the request, `tried` those of the segment that it needs. `total`,
+    `free`, `allocated` and `reserved` describe the device at that moment. `limit` is the most that
+    the process may take, None without `per_process_memory_fraction`.
     """
 
     def __init__(
@@ -34,7 +32,7 @@ class OutOfMemoryError(MemoryError):
 
 
 def format_bytes(nbytes: int) -> str:
-    """Bytes as torch's error messages write them: `1.46 GiB`."""
+    """Return bytes as torch's error messages write them: `1.46 GiB`."""
     for unit, shift in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if nbytes > 1 << shift:
             return f"{nbytes / (1 << shift):.2f} {unit}"

@@ -1,6 +1,4 @@
-"""Segments of the caching allocator: memory taken from the device piece by piece, and given back
-only whole.
-"""
+"""Segments of the caching allocator: memory that is taken from the device and released whole."""
 
 from bisect import bisect_left, insort
 from typing import Protocol
@@ -11,11 +9,12 @@ SMALL_REQUEST = 1 << 20
 SMALL_SEGMENT = 2 << 20
 OWN_SEGMENT = 10 << 20
 SEGMENT_MULTIPLE = 2 << 20
-ENDLESS = 1 << 50
+# The range of addresses of an expandable segment on an unlimited device.
+UNLIMITED_RANGE = 1 << 50
 
 
 def segment_bytes(size: int, large_segment_size: int) -> int:
-    """Bytes of the segment that a request of `size` asks the device for."""
+    """Return the bytes of the segment that a request of `size` takes from the device."""
     if size <= SMALL_REQUEST:
         return SMALL_SEGMENT
     if size < OWN_SEGMENT:
@@ -24,11 +23,10 @@ def segment_bytes(size: int, large_segment_size: int) -> int:
 
 
 class DeviceMemory:
-    """What a device has and what is taken of it.
+    """The memory of a device, and the bytes that the allocator has reserved of it.
 
-    `total` are its bytes, None for a device without end; `occupied` are bytes that are not the
-    allocator's, such as the CUDA context. `limit` is the most that the process may take, None
-    without one.
+    `total` is the size of the device, None for an unlimited one; `occupied` are bytes outside of
+    the allocator, such as the CUDA context. `limit` is the most that the process may take, or None.
     """
 
     __slots__ = ("allocations", "limit", "occupied", "peak", "releases", "reserved", "total")
@@ -43,7 +41,7 @@ class DeviceMemory:
         self.releases = 0
 
     def take(self, nbytes: int) -> bool:
-        """Reserve bytes; False when the device does not have them."""
+        """Reserve bytes; return False if the device does not have them."""
         if self.total is not None and self.reserved + self.occupied + nbytes > self.total:
             return False
         self.reserved += nbytes
@@ -52,70 +50,50 @@ class DeviceMemory:
             self.peak = self.reserved
         return True
 
-    def give_back(self, nbytes: int) -> None:
-        """Let the device have bytes back."""
+    def release(self, nbytes: int) -> None:
+        """Return bytes to the device."""
         self.reserved -= nbytes
         self.releases += 1
 
 
 class Addresses(Protocol):
-    """Says where segments lie; their addresses then order blocks of equal size, as they do up to
-    torch 2.11.
-    """
+    """Gives segments their addresses, which order free blocks of equal size."""
 
     def take(self, nbytes: int) -> int:
-        """The address of a new segment."""
+        """Return the address of a new segment."""
         ...
 
     def give_back(self, address: int, nbytes: int) -> None:
-        """Let the addresses of a segment be used again."""
-        ...
+        """Make the addresses of a segment available again."""
 
     def map(self, address: int, nbytes: int) -> None:
-        """Learn that memory stands behind a run of addresses of an expandable segment."""
-        ...
+        """Note that a run of addresses in an expandable segment has memory."""
 
     def unmap(self, address: int, nbytes: int) -> None:
-        """Learn that no memory stands behind it any more."""
-        ...
+        """Note that a run of addresses has no memory any more."""
 
 
-class _Unheeding:
-    """What does not care where memory stands behind addresses."""
-
-    def map(self, address: int, nbytes: int) -> None:
-        """Nothing."""
-
-    def unmap(self, address: int, nbytes: int) -> None:
-        """Nothing."""
-
-
-class Ages(_Unheeding):
-    """Numbers segments in the order in which they are taken, which orders blocks of equal size from
-    torch 2.13 on.
-    """
+class Ages(Addresses):
+    """Numbers in the order in which segments are taken, as torch orders blocks from 2.13 on."""
 
     def __init__(self) -> None:
         self._count = 0
 
     def take(self, nbytes: int) -> int:
-        """The number of a new segment."""
+        """Return the number of a new segment; none is used twice."""
         del nbytes
         self._count += 1
         return self._count
 
-    def give_back(self, address: int, nbytes: int) -> None:
-        """A number is never used again."""
 
-
-class LowestAddresses(_Unheeding):
-    """Addresses as a driver that always takes the lowest gap would give them out."""
+class LowestAddresses(Addresses):
+    """Addresses of a driver that always takes the lowest gap, as torch orders blocks up to 2.11."""
 
     def __init__(self) -> None:
         self._gaps = [(0, 1 << 62)]
 
     def take(self, nbytes: int) -> int:
-        """The lowest address with `nbytes` free behind it."""
+        """Return the lowest address with `nbytes` free behind it."""
         place = next(
             place for place, (start, end) in enumerate(self._gaps) if end - start >= nbytes
         )
@@ -124,7 +102,7 @@ class LowestAddresses(_Unheeding):
         return start
 
     def give_back(self, address: int, nbytes: int) -> None:
-        """Let the addresses of a segment be used again."""
+        """Make the addresses of a segment available again."""
         start, end = address, address + nbytes
         place = bisect_left(self._gaps, (start,))
         if place < len(self._gaps) and self._gaps[place][0] == end:
@@ -135,9 +113,7 @@ class LowestAddresses(_Unheeding):
 
 
 class WholeSegments:
-    """Segments taken from the device one by one, and given back only when they are free as a
-    whole.
-    """
+    """Segments that are taken from the device one by one, and released only if wholly free."""
 
     def __init__(self, device: DeviceMemory, addresses: Addresses, large_segment_size: int) -> None:
         self._device = device
@@ -145,30 +121,28 @@ class WholeSegments:
         self._large_segment_size = large_segment_size
 
     def obtain(self, pool: Pool, size: int) -> Block | None:
-        """A new segment as one block of at least `size`; None when the device is full."""
+        """Return a new segment as one block of at least `size`; None if the device is full."""
         nbytes = segment_bytes(size, self._large_segment_size)
         if not self._device.take(nbytes):
             return None
         return Block(pool, self._addresses.take(nbytes), 0, nbytes)
 
     def release(self, block: Block) -> None:
-        """Give a segment back; `block`, all of it, is free and leaves its pool."""
+        """Release a wholly free segment, whose only block leaves its pool."""
         block.pool.remove(block)
         self._addresses.give_back(block.segment, block.size)
-        self._device.give_back(block.size)
+        self._device.release(block.size)
 
     def release_idle(self, pool: Pool) -> None:
-        """Give every segment of the pool back that is free as a whole."""
+        """Release every wholly free segment of the pool."""
         for *_, block in list(pool.blocks):
             if not block.is_split:
                 self.release(block)
 
     def release_oversize(self, pool: Pool, size: int, oversize: int) -> bool:
-        """Give back the smallest segment of at least `oversize` bytes that covers `size`, or else
-        the largest until together they do.
+        """Release oversize segments, which are never split, until they cover `size`.
 
-        Whether they cover it; only segments that are never split are looked at, and without an
-        `oversize` there are none.
+        That is the smallest one that covers it, or else the largest ones. Return whether they do.
         """
         needed = max(size, oversize)
         place = pool.place(needed)
@@ -184,10 +158,9 @@ class WholeSegments:
         return released >= needed
 
     def collect(self, pool: Pool, target: int) -> None:
-        """Give back idle segments that are at least of average age, again and again, until `target`
-        bytes are reached.
+        """Release idle segments of at least average age, in rounds, up to `target` bytes.
 
-        The age is the number of searches in the pool since the segment fell idle.
+        The age is the number of searches in the pool since the segment became idle.
         """
         idle = [block for *_, block in pool.blocks if not block.is_split]
         total_age = sum(pool.searches - block.inserted for block in idle)

@@ -1,7 +1,6 @@
-"""What PYTORCH_CUDA_ALLOC_CONF says, as data: the settings of the caching allocator that change how
-much memory it takes.
+"""PYTORCH_CUDA_ALLOC_CONF as data: the settings that change how much memory the allocator takes.
 
-The text is a list such as `max_split_size_mb:128,expandable_segments:True`, as the same variable or
+The text is a list such as `max_split_size_mb:128,expandable_segments:True`, as that variable or
 PYTORCH_ALLOC_CONF takes it. Rules and defaults are those of c10/core/AllocatorConfig.h of PyTorch
 2.13.
 """
@@ -16,12 +15,12 @@ from typing import Any
 
 from optprof.scenarios.schema import shown
 
-# What torch reads them from when it is loaded, the first that is set.
+# The variables that torch reads when it is loaded; the first one that is set counts.
 VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 MIB = 1 << 20
 UNLIMITED = sys.maxsize
-# Divisions are set for sizes from 1 MiB on, one entry for each power of two; the first holds below
-# it too, the last above it.
+# Divisions have one entry for each power of two from 1 MiB on. The first also covers smaller sizes,
+# and the last also larger ones.
 SIZE_CLASSES = 16
 _MOST_DIGITS = 20
 
@@ -30,13 +29,13 @@ _MOST_DIGITS = 20
 class AllocatorSettings:
     """Settings of the allocator, in bytes.
 
-    `large_segment_size` is the segment taken for requests between 1 and 10 MiB. A free block of
-    `max_split_size` or more serves only requests of that size or more, unsplit, and then wastes
-    less than `max_non_split_rounding`. `divisions` rounds a request up to that fraction of the
-    power of two below it, by size class from 1 MiB on (0: not at all). `memory_fraction` of the
-    device is all that the process may take; only under such a limit does
-    `garbage_collection_threshold`, a fraction of it, release idle segments. `expandable_segments`
-    takes addresses once and maps memory into them as it is needed.
+    `large_segment_size` is the segment for requests between 1 and 10 MiB. A free block of
+    `max_split_size` or more serves only requests of at least that size, unsplit, and wastes less
+    than `max_non_split_rounding`. `divisions` rounds a request up to that fraction of the power of
+    two below it, by size class from 1 MiB on (0: no rounding). `memory_fraction` of the device is
+    the most that the process may take. Only under such a limit are idle segments released from
+    `garbage_collection_threshold`, a fraction of it, on. `expandable_segments` reserves addresses
+    once and maps memory into them on demand.
     """
 
     large_segment_size: int = 20 * MIB
@@ -49,10 +48,8 @@ class AllocatorSettings:
 
     @classmethod
     def parse(cls, text: str) -> "AllocatorSettings":
-        """The settings that a text asks for; ValueError names what in it is unknown or out of
-        bounds.
-        """
-        found: dict[str, Any] = {}
+        """Return the settings of a text; ValueError names an unknown or invalid one."""
+        settings: dict[str, Any] = {}
         for key, value in _pairs(text):
             if key not in _KEYS:
                 near = get_close_matches(key, _KEYS, n=3)
@@ -62,33 +59,33 @@ class AllocatorSettings:
                     else f"known are {', '.join(sorted(_KEYS))}"
                 )
                 raise ValueError(f"alloc_conf has no setting {shown(key)}; {hint}")
-            found |= _KEYS[key](key, value)
-        large = found.get("large_segment_size", cls.large_segment_size)
-        found.setdefault("max_non_split_rounding", large)
+            settings |= _KEYS[key](key, value)
+        large = settings.get("large_segment_size", cls.large_segment_size)
+        settings.setdefault("max_non_split_rounding", large)
         for name, key in (
             ("max_split_size", "max_split_size_mb"),
             ("max_non_split_rounding", "max_non_split_rounding_mb"),
         ):
-            if found.get(name, UNLIMITED) < large:
+            if settings.get(name, UNLIMITED) < large:
                 raise ValueError(
                     f"{key} must be >= large_segment_size_mb, which is {large // MIB}, got"
-                    f" {found[name] // MIB}"
+                    f" {settings[name] // MIB}"
                 )
-        return cls(**found)
+        return cls(**settings)
 
 
 def from_environment() -> str:
-    """The text that torch finds in the environment; empty where there is none."""
+    """Return the text that torch reads from the environment; empty if there is none."""
     return next((os.environ[name] for name in VARIABLES if os.environ.get(name)), "")
 
 
 def names(text: str) -> set[str]:
-    """The settings that a text gives; ValueError for a text that is no such list."""
+    """Return the names of the settings in a text; ValueError if it is not a valid list."""
     return {key for key, _ in _pairs(text)}
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    """The keys and values of the text; commas inside brackets belong to a value."""
+    """Return the keys and values of the text; commas inside brackets belong to a value."""
     compact = re.sub(r"\s", "", text).removesuffix(",")
     if not compact:
         return []
@@ -107,7 +104,7 @@ def _pairs(text: str) -> list[tuple[str, str]]:
 def _whole(key: str, value: str) -> int:
     if not value.isascii() or not value.isdecimal():
         raise ValueError(f"{key} must be a whole number, got {shown(value)}")
-    # torch reads it into 64 bits; Python reads no number of more than 4,300 digits.
+    # torch reads it into 64 bits, and Python reads no more than 4,300 digits.
     if len(value) > _MOST_DIGITS or int(value) > UNLIMITED:
         raise ValueError(f"{key} is at most {UNLIMITED}, got {shown(value)}")
     return int(value)
@@ -154,34 +151,31 @@ def _expandable_segments(key: str, value: str) -> dict[str, bool]:
 
 def _backend(key: str, value: str) -> dict[str, Any]:
     if value != "native":
-        raise ValueError(
-            f"{key} must be native, the allocator that is modelled here, got {shown(value)}"
-        )
+        raise ValueError(f"{key} must be native, the simulated allocator, got {shown(value)}")
     return {}
 
 
 def _must_be_off(key: str, value: str) -> dict[str, Any]:
     if _flag(key, value):
-        raise ValueError(f"{key}:True is not modelled; leave it out")
+        raise ValueError(f"{key}:True is not simulated; leave it out")
     return {}
 
 
 def _without_effect(_key: str, _value: str) -> dict[str, Any]:
-    """Settings of pinned host memory, locks and CUDA graphs: they change no byte on the device that
-    is modelled here.
-    """
+    """Return nothing: pinned memory, locks and CUDA graphs do not change the simulated memory."""
     return {}
 
 
 def _divisions(key: str, value: str) -> dict[str, tuple[int, ...]]:
-    """One number for all sizes, or a list such as [256:1,512:2,>:4]: boundaries in MiB, `>` for all
-    sizes above the last.
+    """Return the divisions of one number for all sizes, or of a list such as [256:1,512:2,>:4].
+
+    Boundaries are MiB; `>` stands for all sizes above the last one.
     """
     if not value.startswith("["):
         number = _power_of_two(key, value)
         return {"divisions": (number,) * SIZE_CLASSES}
     if not value.endswith("]"):
-        raise ValueError(f"{key} lacks a closing bracket, got {shown(value)}")
+        raise ValueError(f"{key} needs a closing bracket, got {shown(value)}")
     divisions = [0] * SIZE_CLASSES
     last, first = 0, True
     for item in value[1:-1].removesuffix(",").split(",") if value != "[]" else []:

@@ -1,4 +1,4 @@
-"""Segments as they stand at some moment, as data: the state in which an allocator can begin."""
+"""The state of segments at one moment as data, from which an allocator can start."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,10 +8,9 @@ from .blocks import Block, Pool
 
 @dataclass(frozen=True, kw_only=True)
 class BlockState:
-    """A block of a segment: its bytes, and those that were requested where it is in use (0 where it
-    is free).
+    """A block of a segment: its bytes, and the requested ones if it is in use (0 if it is free).
 
-    Blocks that are not `mapped` are addresses of an expandable segment without memory.
+    A block that is not `mapped` is a run of addresses without memory in an expandable segment.
     """
 
     size: int
@@ -21,18 +20,15 @@ class BlockState:
     def __post_init__(self) -> None:
         if not 0 <= self.requested <= self.size or self.size < 1:
             raise ValueError(
-                f"a block must hold what is requested of it, got {self.requested} in {self.size}"
-                " bytes"
+                f"a block must hold its requested bytes, got {self.requested} in {self.size} bytes"
             )
         if self.requested and not self.mapped:
-            raise ValueError(f"a block in use must be mapped, got {self.size} bytes that are not")
+            raise ValueError(f"a block in use must be mapped, got {self.size} bytes unmapped")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentState:
-    """A segment of the pool for small or for large requests, as its blocks in the order of
-    addresses.
-    """
+    """A segment of the small or the large pool: its blocks in the order of addresses."""
 
     pool: Literal["small", "large"]
     blocks: tuple[BlockState, ...]
@@ -43,8 +39,7 @@ class SegmentState:
         for before, block in zip(self.blocks, self.blocks[1:], strict=False):
             if not before.requested and not block.requested and before.mapped == block.mapped:
                 raise ValueError(
-                    f"free blocks side by side must be one, got {before.size} and {block.size}"
-                    " bytes"
+                    f"adjacent free blocks must be merged, got {before.size} and {block.size} bytes"
                 )
 
     @property
@@ -58,20 +53,15 @@ class SegmentState:
         return sum(block.size for block in self.blocks if block.mapped)
 
     def lay_out(self, pool: Pool, address: int) -> list[Block]:
-        """Make the allocator's own blocks of them at an address; the pool holds those that are
-        free.
-        """
+        """Return the allocator's blocks for this segment; the free ones are added to the pool."""
         blocks: list[Block] = []
         rest = Block(pool, address, 0, self.size)
         for state in self.blocks:
             block = rest
             if state.size < block.size:
                 rest = block.split(state.size)
-            block.mapped, block.requested, block.allocated = (
-                state.mapped,
-                state.requested,
-                state.requested > 0,
-            )
+            block.mapped, block.requested = state.mapped, state.requested
+            block.allocated = state.requested > 0
             blocks.append(block)
         for block in blocks:
             if not block.mapped:

@@ -1,8 +1,7 @@
-"""What this machine can do: what is installed, which devices there are, what is measured and what
-is simulated here, what more would take.
+"""Doctor: what is installed on this machine, its devices, what optprof can do, and how to fix it.
 
-Nothing that is looked for is required: each finding stands alone, and torch is loaded only where it
-is there.
+Nothing here requires a package: each finding is independent, and torch is loaded only if it is
+installed.
 """
 
 import importlib
@@ -18,13 +17,13 @@ from typing import Literal
 Section = Literal["installed", "devices", "here"]
 LEAST_TORCH = (2, 11)
 
-# Each package, the module that it is imported as, what it is for, and what installs it.
+# Each package, its module, its purpose, and the command that installs it.
 _PACKAGES = (
-    ("torch", "torch", "everything that is found", "pip install torch"),
-    ("transformers", "transformers", "the models that have a name", "pip install transformers"),
+    ("torch", "torch", "simulating and measuring", "pip install torch"),
+    ("transformers", "transformers", "the models of the catalogue", "pip install transformers"),
     ("typer", "typer", "the command line", "pip install typer"),
     ("rich", "rich", "progress and tables", "pip install rich"),
-    ("psutil", "psutil", "what is free on this machine", "pip install psutil"),
+    ("psutil", "psutil", "this machine's free memory", "pip install psutil"),
     ("jinja2", "jinja2", "the page of a report", "pip install jinja2"),
     ("matplotlib", "matplotlib", "the figures of a report", "pip install matplotlib"),
     ("plotly", "plotly", "the graphs of a report", "pip install plotly"),
@@ -48,43 +47,37 @@ _PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One line of the diagnosis; `advice` says what to do about what is not there, and is empty
-    where nothing is to be done.
-    """
+    """One line of the diagnosis; `advice` says how to fix a problem, and may be empty."""
 
     section: Section
     name: str
-    found: str
+    text: str
     good: bool = True
     advice: str = ""
 
 
 def diagnose() -> list[Finding]:
-    """All findings, section by section; nothing is measured, and what is broken is a finding
-    too.
-    """
+    """Return all findings, section by section; a broken installation is a finding too."""
     return [*_installed(), *_devices(), *_abilities()]
 
 
 def installed_by(module: str) -> str | None:
-    """What installs the package that is imported as `module`; None where optprof does not ask for
-    it.
-    """
+    """Return the command that installs a module's package; None if optprof does not need it."""
     return next((advice for _, imported, _, advice in _PACKAGES if imported == module), None)
 
 
 def _installed() -> Iterator[Finding]:
-    yield Finding(section="installed", name="optprof", found=_version("optprof") or "from a folder")
-    yield Finding(section="installed", name="Python", found=platform.python_version())
+    yield Finding(section="installed", name="optprof", text=_version("optprof") or "from a folder")
+    yield Finding(section="installed", name="Python", text=platform.python_version())
     for package, module, purpose, advice in _PACKAGES:
-        there = _there(module)
-        found = (_version(package) or "there") if there else "missing"
+        is_installed = _is_installed(module)
+        state = (_version(package) or "installed") if is_installed else "missing"
         yield Finding(
             section="installed",
             name=package,
-            found=f"{found}, for {purpose}",
-            good=there,
-            advice="" if there else advice,
+            text=f"{state}, for {purpose}",
+            good=is_installed,
+            advice="" if is_installed else advice,
         )
     yield _compiler()
     old = _version("torch")
@@ -93,19 +86,21 @@ def _installed() -> Iterator[Finding]:
         yield Finding(
             section="installed",
             name="torch",
-            found=f"{old} is older than {least}",
+            text=f"{old} is older than {least}",
             good=False,
             advice=f'pip install "torch>={least}"',
         )
 
 
 def _compiler() -> Finding:
-    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
-    found = next(filter(None, map(shutil.which, wanted)), None)
-    text = f"{found or 'missing'}, for fused and compiled steps of ours on a CPU"
-    advice = "" if found else "install g++ or clang++, or set CXX"
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++", "c++"]
+    path = next(filter(None, map(shutil.which, names)), None)
     return Finding(
-        section="installed", name="C++ compiler", found=text, good=found is not None, advice=advice
+        section="installed",
+        name="C++ compiler",
+        text=f"{path or 'missing'}, for optprof's fused and compiled steps on a CPU",
+        good=path is not None,
+        advice="" if path else "install g++ or clang++, or set CXX",
     )
 
 
@@ -115,13 +110,13 @@ def _devices() -> Iterator[Finding]:
         if hasattr(os, "sched_getaffinity")
         else f"{os.cpu_count()}"
     )
-    free = f", {_free_memory()}" if _there("psutil") else ""
-    yield Finding(section="devices", name="CPU", found=f"{cores} cores{free}")
-    if not _there("torch"):
+    free = f", {_free_memory()}" if _is_installed("psutil") else ""
+    yield Finding(section="devices", name="CPU", text=f"{cores} cores{free}")
+    if not _is_installed("torch"):
         yield Finding(
             section="devices",
             name="CUDA",
-            found="cannot be looked for without torch",
+            text="unknown without torch",
             good=False,
             advice="pip install torch",
         )
@@ -129,13 +124,12 @@ def _devices() -> Iterator[Finding]:
     try:
         yield from _gpus()
     except Exception as error:
-        # Broken installations break in ways of their own, and this is where one looks for the
-        # reason.
+        # A broken installation may raise anything, and its user looks here for the reason.
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         yield Finding(
             section="devices",
             name="CUDA",
-            found=reason[:300],
+            text=reason[:300],
             good=False,
             advice="reinstall torch for this machine's driver",
         )
@@ -148,7 +142,7 @@ def _gpus() -> Iterator[Finding]:
         yield Finding(
             section="devices",
             name="CUDA",
-            found="this torch is built for the CPU alone",
+            text="this torch is built for the CPU only",
             good=False,
             advice=advice,
         )
@@ -158,73 +152,69 @@ def _gpus() -> Iterator[Finding]:
         yield Finding(
             section="devices",
             name="CUDA",
-            found=f"torch is built for {built}, and sees no device",
+            text=f"torch is built for {built}, and finds no device",
             good=False,
             advice=advice,
         )
     else:
         for number in range(torch.cuda.device_count()):
-            found = torch.cuda.get_device_properties(number)
-            kinds = "bf16" if found.major >= 8 else "no bf16"
+            gpu = torch.cuda.get_device_properties(number)
+            bf16 = "bf16" if gpu.major >= 8 else "no bf16"
             text = (
-                f"{found.name}, {found.total_memory / 2**30:.2f} GiB, compute capability"
-                f" {found.major}.{found.minor}, {kinds}"
+                f"{gpu.name}, {gpu.total_memory / 2**30:.2f} GiB, compute capability"
+                f" {gpu.major}.{gpu.minor}, {bf16}"
             )
-            yield Finding(section="devices", name=f"cuda:{number}", found=text)
+            yield Finding(section="devices", name=f"cuda:{number}", text=text)
             yield _nvml(number)
 
 
 def _nvml(number: int) -> Finding:
-    """Whether the management library tells of this GPU."""
+    """Return the finding on the management library's readings of this GPU."""
     with (
         importlib.import_module("torch").cuda.device(number),
-        importlib.import_module("optprof.profiler.measuring.nvml").reading_gpu() as read,
+        importlib.import_module("optprof.profiler.machine.nvml").reading_gpu() as read,
     ):
         reading = read()
     if reading is None:
-        advice = "" if _there("pynvml") else 'pip install "optprof[gpu]"'
+        advice = "" if _is_installed("pynvml") else 'pip install "optprof[gpu]"'
         return Finding(
             section="devices",
             name="NVML",
-            found=f"does not tell of cuda:{number}",
+            text=f"no readings of cuda:{number}",
             good=False,
             advice=advice,
         )
     return Finding(
         section="devices",
         name="NVML",
-        found=f"tells of cuda:{number}: {reading.clock_mhz} MHz, {reading.temperature_celsius} °C",
+        text=f"reads cuda:{number}: {reading.clock_mhz} MHz, {reading.temperature_celsius} °C",
     )
 
 
 def _abilities() -> Iterator[Finding]:
-    torch, own = _there("torch"), _there("torch") and not _there("transformers")
-    models = "module:factory models alone" if own else "all models"
-    needs = "" if torch else "pip install torch"
+    torch = _is_installed("torch")
+    models = "all models" if _is_installed("transformers") else "only models of module:factory"
+    advice = "" if torch else "pip install torch"
     yield Finding(
         section="here",
         name="simulate",
-        found=f"CUDA's memory, {models}" if torch else "nothing",
+        text=f"CUDA's memory, {models}" if torch else "nothing",
         good=torch,
-        advice=needs,
+        advice=advice,
     )
     yield Finding(
         section="here",
         name="measure",
-        found=_measurable() if torch else "nothing",
+        text=_measurable() if torch else "nothing",
         good=torch,
-        advice=needs,
+        advice=advice,
     )
-    missing = [name for name in ("jinja2", "matplotlib", "plotly") if not _there(name)]
-    found = (
-        f"measure with --no-report: {', '.join(missing)} missing"
-        if missing
-        else "pages and figures"
-    )
+    missing = [name for name in ("jinja2", "matplotlib", "plotly") if not _is_installed(name)]
+    without = f"measure with --no-report: {', '.join(missing)} missing"
     yield Finding(
         section="here",
         name="report",
-        found=found,
+        text=without if missing else "pages and figures",
         good=not missing,
         advice=f"pip install {' '.join(missing)}" if missing else "",
     )
@@ -250,7 +240,7 @@ def _free_memory() -> str:
     )
 
 
-def _there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except (ImportError, ValueError):

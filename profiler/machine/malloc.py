@@ -1,7 +1,6 @@
-"""The C library's memory, kept once it was taken: without this a step pays for the pages of its
-temporaries again and again.
+"""Let the C library keep freed memory, so that steps do not pay for new pages.
 
-glibc maps a large temporary and gives it back when it is freed, so that the kernel hands out, and
+glibc maps each large temporary, and unmaps it when it is freed. The kernel then provides, and
 clears, the same pages in every step.
 """
 
@@ -15,15 +14,12 @@ _keeps = False
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, for good; False where the C library is not glibc and
-    nothing was changed.
-    """
+    """Let this process keep freed memory from now on; return False, unchanged, without glibc."""
     global _keeps
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # Nothing is mapped by itself, nothing at the end of the heap is given back, and all threads
-    # share that heap.
+    # No separate mappings, no trimming of the heap's end, and one heap for all threads.
     _keeps = all(
         mallopt(option, value) == 1
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1))
@@ -32,5 +28,5 @@ def keep_freed_memory() -> bool:
 
 
 def keeps_freed_memory() -> bool:
-    """Whether this process was told to keep what it frees."""
+    """Return whether this process keeps freed memory."""
     return _keeps

@@ -1,4 +1,4 @@
-"""The border between a watcher and the training: no exception of the watcher crosses it."""
+"""The border between a watcher and the training loop: no exception of the watcher crosses it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,24 +9,24 @@ from ..records.outcome import one_line
 
 
 class Border:
-    """Keeps what a watcher could not do, each thing once, and lets the training go on."""
+    """Notes each failure of the watcher once, and lets the training go on."""
 
     def __init__(self) -> None:
         self._reasons: dict[str, str] = {}
 
     @contextmanager
     def within(self, task: str) -> Iterator[None]:
-        """Do what is inside, and note where it cannot be done; `task` is "count the gradients"."""
+        """Run the code inside and note its exception; `task` reads like "count the gradients"."""
         try:
             yield
         except Exception as error:
             self._reasons.setdefault(f"could not {task}", one_line(error))
 
     def note(self, fact: str) -> None:
-        """Note something that spoils the record."""
+        """Note a fact that makes the record less exact."""
         self._reasons.setdefault(fact, "")
 
     def notes(self) -> tuple[str, ...]:
-        """Return what was noted, in order, a line each."""
-        told = (f"{fact}: {reason}" if reason else fact for fact, reason in self._reasons.items())
-        return tuple(map(schema.shortened, told))
+        """Return the notes in order, one line each."""
+        lines = (f"{fact}: {reason}" if reason else fact for fact, reason in self._reasons.items())
+        return tuple(map(schema.shortened, lines))

@@ -1,6 +1,4 @@
-"""CUDA's caching allocator while training really runs: its counters by phase, the state's blocks,
-its settings and snapshots.
-"""
+"""CUDA's caching allocator during a measurement: counters by phase, blocks, settings, snapshots."""
 
 import pickle
 from collections.abc import Iterable, Iterator
@@ -11,33 +9,36 @@ from typing import Any
 
 import torch
 
+from optprof.scenarios import Scenario
+
+from ..allocator.out_of_memory import format_bytes
 from ..allocator.settings import AllocatorSettings, from_environment, names
 from ..records.outcome import outcome_of
 from ..records.places import short_name
-from ..records.record import Level, StateBlocks
+from ..records.record import Level, Record, StateBlocks
 from ..safety import disk
 from ..training.state import Tensors, storages_of_state
 from .files import Files
 from .phases import Counters, PhaseWatch
 
 COUNTERS = ("allocated", "reserved", "requested", "active")
-# Events of memory that a snapshot goes back; each takes a few hundred bytes, with its lines of
-# Python a few thousand.
+# Events in a snapshot's history. One takes a few hundred bytes, with its Python stack a few
+# thousand.
 MOST_EVENTS = 200_000
 
-# What torch read from the environment when it was loaded, or was told here since.
+# The settings applied here; None while those that torch read from the environment are in force.
 _applied: str | None = None
 
 
 def apply_alloc_conf(conf: str) -> None:
-    """Give CUDA's allocator the scenario's settings, all of them and no others.
+    """Give CUDA's allocator exactly the scenario's settings.
 
-    ValueError where CUDA has started with others, torch does not take them, or it was told a
-    setting before that is none of these.
+    Raises ValueError if CUDA has started with others, if torch does not accept them, or if torch
+    would keep an earlier setting that they do not name.
     """
     global _applied
-    told = from_environment() if _applied is None else _applied
-    if conf == told:
+    before = from_environment() if _applied is None else _applied
+    if conf == before:
         return
     if torch.cuda.is_initialized():
         raise ValueError(
@@ -45,25 +46,49 @@ def apply_alloc_conf(conf: str) -> None:
             " process of its own"
         )
     AllocatorSettings.parse(conf)
-    # torch leaves some settings as they are when it is told others.
-    if left := names(told) - names(conf):
+    # torch keeps some settings that a later call does not name.
+    if left := names(before) - names(conf):
         raise ValueError(
-            f"torch was told {told!r}, and would keep {', '.join(sorted(left))} of it; say that in"
-            f" alloc_conf {conf!r} too"
+            f"torch has the settings {before!r} and would keep {', '.join(sorted(left))}; set that"
+            f" in alloc_conf {conf!r} too"
         )
     try:
         torch._C._accelerator_setAllocatorSettings(conf)
     except RuntimeError as error:
         raise ValueError(
-            f"torch {torch.__version__} does not take alloc_conf {conf!r}:"
+            f"torch {torch.__version__} does not accept alloc_conf {conf!r}:"
             f" {str(error).splitlines()[0]}"
         ) from error
     _applied = conf
 
 
+class DoesNotFitError(MemoryError):
+    """By its simulation, a scenario needs more than the free memory."""
+
+
+def require_room(scenario: Scenario, simulated: Record | None) -> None:
+    """Raise DoesNotFitError if a CUDA scenario allocates more at once than its device has free.
+
+    Only the allocated peak counts: the allocator releases the rest of what it reserved when memory
+    runs short. On the CPU `measure` reduces the scenario. Without a simulation nothing is raised.
+    """
+    memory = simulated.memory if simulated else None
+    if scenario.device != "cuda" or memory is None or memory.peak_allocated is None:
+        return
+    # `mem_get_info` starts CUDA, which reads the allocator's settings. It counts the context.
+    apply_alloc_conf(scenario.alloc_conf)
+    free, total = torch.cuda.mem_get_info()
+    if memory.peak_allocated > free:
+        raise DoesNotFitError(
+            f"needs {format_bytes(memory.peak_allocated)} by simulation, and {format_bytes(free)}"
+            f" of {format_bytes(total)} are free; --force runs it all the same"
+        )
+
+
 class AllocatorWatch(PhaseWatch):
-    """The allocator's counters on the current device by phase, and what the first step leaves
-    allocated.
+    """The allocator's counters on the current device, by phase.
+
+    `allocated_by_step` is the number of bytes by which the first step raised them.
     """
 
     def __init__(self) -> None:
@@ -72,12 +97,12 @@ class AllocatorWatch(PhaseWatch):
         self.allocated_by_step: int | None = None
 
     def allocated(self) -> int:
-        """Return the bytes that are allocated now."""
+        """Return the bytes allocated now."""
         return torch.cuda.memory_allocated(self._device)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Watch what runs inside."""
+        """Watch the code inside; an exception discards the phase."""
         with super().phase(name):
             before = self.allocated()
             yield
@@ -88,25 +113,23 @@ class AllocatorWatch(PhaseWatch):
 def state_blocks(
     optimizer: torch.optim.Optimizer, delta: int, model: Tensors | None = None
 ) -> StateBlocks:
-    """The state's tensors set against the blocks that hold them, and against what the first step
-    left allocated.
-    """
+    """Return the bytes of the state's tensors, of their blocks, and `delta`, the first step's."""
     sizes = _block_sizes()
     storages = storages_of_state(optimizer, model)
     on_device = [storage for storage in storages if storage.device.type == "cuda"]
     blocks = sum(sizes[storage.data_ptr()] for storage in on_device if storage.data_ptr() in sizes)
-    held = sum(storage.nbytes() for storage in on_device)
+    nbytes = sum(storage.nbytes() for storage in on_device)
     total = sum(storage.nbytes() for storage in storages)
-    return StateBlocks(tensors=total, on_host=total - held, rounding=blocks - held, delta=delta)
+    return StateBlocks(tensors=total, on_host=total - nbytes, rounding=blocks - nbytes, delta=delta)
 
 
 def begin_history() -> None:
-    """Record what is allocated from now on, with the lines of Python that ask for it."""
+    """Start recording allocations, each with its Python stack."""
     torch.cuda.memory._record_memory_history(max_entries=MOST_EVENTS, stacks="python")
 
 
 def end_history(files: Files, snapshot: Path | None) -> None:
-    """Record no more; what there is goes into `snapshot`, one of the files, for memory_viz."""
+    """Stop recording; write the history to `snapshot`, one of `files`, for memory_viz."""
     if snapshot is not None:
         with files.writing(snapshot), disk.writing(snapshot, below=files.run) as file:
             pickle.dump(_without_folders(torch.cuda.memory._snapshot()), file)
@@ -114,9 +137,7 @@ def end_history(files: Files, snapshot: Path | None) -> None:
 
 
 def _without_folders(value: Any) -> Any:
-    """Return a snapshot whose stacks name files as `short_name` does, and no folder of this
-    machine.
-    """
+    """Return the snapshot with short file names, which contain no folder of this machine."""
     if isinstance(value, dict):
         parts = {key: _without_folders(part) for key, part in value.items()}
         return (
@@ -129,13 +150,11 @@ def _without_folders(value: Any) -> Any:
 
 @contextmanager
 def snapshot_when_full(files: Files) -> Iterator[None]:
-    """Write a snapshot where memory runs out inside, and let the exception go on, whatever it is;
-    history ends with it.
-    """
+    """Stop recording at an exception, and write a snapshot if memory ran out. Raise it again."""
     try:
         yield
     except BaseException as error:
-        # A device in trouble may refuse this as well, and is not to hide what the trouble was.
+        # A device in trouble may refuse this too; that must not hide the first exception.
         with suppress(RuntimeError):
             end_history(files, files.when_full if outcome_of(error) == "out-of-memory" else None)
         raise
@@ -143,7 +162,7 @@ def snapshot_when_full(files: Files) -> Iterator[None]:
 
 @cache
 def _counters_of(device: int) -> Counters:
-    return Counters(read=partial(_read, device), forget=partial(_forget, device))
+    return Counters(read=partial(_read, device), reset=partial(_reset, device))
 
 
 def _read(device: int) -> dict[str, Level]:
@@ -156,13 +175,13 @@ def _read(device: int) -> dict[str, Level]:
     }
 
 
-def _forget(device: int) -> bool:
+def _reset(device: int) -> bool:
     torch.cuda.reset_peak_memory_stats(device)
     return True
 
 
 def _block_sizes() -> dict[int, int]:
-    """The bytes of every block in use, by its address."""
+    """Return the bytes of each block in use by its address."""
     return {
         address: size
         for segment in torch.cuda.memory_snapshot()

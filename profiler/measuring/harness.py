@@ -1,10 +1,8 @@
-"""The harness around real steps: first it watches memory, then it warms up, then it times, and
-nothing else runs while it times.
-"""
+"""Harness for real iterations: watch their memory, then warm up, then time them."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from statistics import median
 from typing import Any
 
@@ -12,44 +10,40 @@ import torch
 
 from ..records.confidence import median_interval
 from ..records.record import GpuReading
-from .contention import Contention
-from .nvml import reading_gpu
-from .nvml import warnings as gpu_warnings
-from .timing import clock_for
+from .clock import clock_for
+from .disturbances import Disturbances, disturbances
 
-# Iterations that are watched and not timed: the first makes the state, the second is like all that
-# follow.
+# Iterations whose memory is watched and that are not timed: the first makes the state, the second
+# is like all later ones.
 WATCHED = 2
 WARM_UP_SECONDS = 1.0
 WARM_UP_LIMIT = 10.0
-# Warm-up is over when the medians of the last three times and of the three before them are this
-# close.
+# Warm-up ends when the median of the last three times is this close to that of the three before.
 STABLE, WINDOW = 0.05, 3
-# The last iterations of a warm-up that are kept, or up to twice as many: some take microseconds.
+# Warm-up iterations to keep, the last ones, or up to twice as many: some take microseconds.
 MOST_WARM_UP = 10_000
-# Of the seconds for samples, those that a step may take alone once more.
+# Share of the sampling time that the step may then take alone.
 ALONE = 0.5
-# Samples are enough when the confidence interval of their median is this narrow on both sides; with
-# six there first is one.
+# Sampling ends when the median's confidence interval is this narrow on both sides. The interval
+# needs at least six samples.
 NARROW = 0.02
 LEAST_SAMPLES = 3
-# The GPU is read beside the first samples, and then beside each tenth.
+# The GPU is read with each of the first samples, then with every tenth.
 GPU_EVERY = 10
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
 
 def require_cuda() -> None:
-    """ValueError on a machine without a CUDA device."""
+    """Raise ValueError on a machine without a CUDA device."""
     if not torch.cuda.is_available():
-        raise ValueError("no CUDA device on this machine; ask for --device sim or cpu")
+        raise ValueError("no CUDA device on this machine; use --device sim or cpu")
 
 
 class Harness:
-    """Runs one iteration again and again and keeps what it found.
+    """Repeats an iteration and keeps its raw seconds by phase in `warmup` and `times`.
 
-    `times` and `warmup` hold raw seconds by phase. `gpu` is what its management library told while
-    samples ran, and `warnings` what has spoiled them.
+    `gpu` has the readings of the GPU during the samples, `warnings` a line for each disturbance.
     """
 
     def __init__(self, device: str) -> None:
@@ -62,12 +56,12 @@ class Harness:
         self._phase: Phase = self._clock.phase
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Do with what runs inside what is being done: watch it, or time it."""
+        """Time the code inside, or pass it to the current watch."""
         return self._phase(name)
 
     @contextmanager
     def handing_phases_to(self, watch: Phase) -> Iterator[None]:
-        """Let `watch` have the phases that come inside; none of them is timed."""
+        """Pass the phases inside to `watch` instead of timing them."""
         self._phase = watch
         try:
             yield
@@ -82,32 +76,29 @@ class Harness:
         seconds: float,
         alone: Callable[[], AbstractContextManager[Callable[[], None]]] | None = None,
     ) -> None:
-        """Warm up, then run until the medians are known well enough, there are `samples`, or
-        `seconds` are over, three times at least.
+        """Warm up, then sample until the medians are known to 2 %, at least three times.
 
-        Where the step's median is not known by then, `alone` lets it run by itself, for half of the
-        time once more.
+        Sampling also ends after `samples` iterations or `seconds`. If the step's median is still
+        not known, `alone` runs the step by itself for half of that time.
         """
-        warnings, contention = self._warm_up(iterate), Contention()
-        with reading_gpu() if self._device == "cuda" else nullcontext(lambda: None) as read:
-            self._collect(iterate, samples, seconds, ("step", "iteration"), read)
-        missing = samples - len(self.times["step"])
-        if alone is not None and missing > 0 and not self._known_well("step"):
-            with alone() as step:
-                # What led to the gradients is no sample.
-                self._clock.collect()
-                self._collect(step, missing, seconds * ALONE, ("step",), lambda: None)
-        found = [*warnings, contention.warning(), *gpu_warnings(self.gpu)]
-        self.warnings = tuple(warning for warning in found if warning)
+        warnings = self._warm_up(iterate)
+        with disturbances(self._device) as machine:
+            self._collect(iterate, samples, seconds, ("step", "iteration"), machine)
+            missing = samples - len(self.times["step"])
+            if alone is not None and missing > 0 and not self._is_known("step"):
+                with alone() as step:
+                    # Drop the times of the pass that made the gradients.
+                    self._clock.collect()
+                    self._collect(step, missing, seconds * ALONE, ("step",), None)
+        self.gpu = machine.gpu
+        self.warnings = (*warnings, *machine.warnings())
 
     def keep_sample(self) -> None:
-        """Keep the phases that were timed since the last sample as one more."""
+        """Keep the phases timed since the last sample as one sample."""
         _keep(self.times, self._clock.collect())
 
     def _warm_up(self, iterate: Callable[[], None]) -> list[str]:
-        """Iterate for a second and until times are stable, ten seconds at most; a warning where
-        they were not.
-        """
+        """Iterate for a second and until times are stable, ten seconds at most; return warnings."""
         start = time.monotonic()
         while True:
             iterate()
@@ -128,26 +119,26 @@ class Harness:
         samples: int,
         seconds: float,
         phases: Sequence[str],
-        read: Callable[[], GpuReading | None],
+        machine: Disturbances | None,
     ) -> None:
         end = time.monotonic() + seconds
         for count in range(samples):
-            if count >= LEAST_SAMPLES and (time.monotonic() > end or self._known_well(*phases)):
+            if count >= LEAST_SAMPLES and (time.monotonic() > end or self._is_known(*phases)):
                 break
             iterate()
-            # The device is at work on what was launched, and the events that end its phases are
-            # behind it already.
-            reading = read() if count < LEAST_SAMPLES or count % GPU_EVERY == 0 else None
-            self.gpu += (reading,) if reading else ()
+            # Before the clock waits for the device: the GPU still works on the iteration. The
+            # events that end its phases are on the stream already.
+            if machine is not None and (count < LEAST_SAMPLES or count % GPU_EVERY == 0):
+                machine.look()
             self.keep_sample()
 
-    def _known_well(self, *phases: str) -> bool:
-        """Whether those of the phases that run have medians with narrow intervals."""
+    def _is_known(self, *phases: str) -> bool:
+        """Return whether the medians of all these phases that ran have narrow intervals."""
         return all(is_narrow(self.times[phase]) for phase in phases if phase in self.times)
 
 
 def is_narrow(samples: Sequence[float]) -> bool:
-    """Whether the 95 % confidence interval of the median lies within 2 % of it on both sides."""
+    """Return whether the median's 95 % confidence interval is within 2 % of it on both sides."""
     interval = median_interval(samples)
     middle = median(samples)
     return (
@@ -157,8 +148,9 @@ def is_narrow(samples: Sequence[float]) -> bool:
 
 
 def _change(times: Sequence[float]) -> float | None:
-    """How far the last three times are from the three before them, by their medians; None while
-    there are fewer.
+    """Return the relative change from the median of three times to that of the next three.
+
+    None with fewer than six times.
     """
     if len(times) < 2 * WINDOW:
         return None

@@ -1,4 +1,4 @@
-"""A model in use: its name and what makes it another question, whatever is wrapped around it."""
+"""A model in use: its name and configuration, whatever wraps it."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ _DTYPES: Mapping[torch.dtype, DType] = {
     torch.float16: "fp16",
     torch.float64: "fp64",
 }
-# The one child of a module that wraps another: of DataParallel, torch.compile, FSDP1 and others.
+# Names of the only child of a wrapper: DataParallel, torch.compile, FSDP1 and others.
 _WRAPPED = {
     "module",
     "_orig_mod",
@@ -32,7 +32,7 @@ _WRAPPED = {
 
 
 def model_name(model: nn.Module | str | None) -> str:
-    """Return the class inside of all wrappers, or the given name; with a colon."""
+    """Return "module:Class" of the model inside all wrappers, or the given name with a colon."""
     if isinstance(model, nn.Module):
         return _full_name(_class_of(_unwrapped(model)[-1]))
     return shortened(model if model and ":" in model else f"own:{model or 'model'}", MOST_NAME)
@@ -43,15 +43,13 @@ def model_config(
     parameters: Sequence[nn.Parameter],
     stepped: Iterable[nn.Parameter],
 ) -> dict[str, Any]:
-    """Return what tells models of one name apart: size, the part trained, dtypes, wrappers,
-    ranks.
-    """
+    """Return what distinguishes models of one name: size, trained part, dtypes, wrappers, ranks."""
     config: dict[str, Any] = {"parameters": elements(parameters)}
     trained = elements(parameter for parameter in stepped if parameter.requires_grad)
     if trained != config["parameters"]:
         config["trained"] = trained
     if frozen := elements(parameter for parameter in parameters if not parameter.requires_grad):
-        # What is neither trained nor frozen has gradients that nobody steps on.
+        # The rest is trained by no optimizer, but has gradients.
         config["frozen"] = frozen
     if parameters_dtype(parameters) is None:
         config["dtypes"] = _dtypes(parameters)
@@ -63,11 +61,10 @@ def model_config(
             for name in _wrapper_names(module, module is not inside)
         ]
         config |= {"wrapped_by": wrappers} if wrappers else {}
-        if _is_torch_s(_class_of(inside)):
-            # The name of nn.Sequential says nothing of its layers.
-            config["layers"] = sha256(re.sub(r" at 0x\w+", "", repr(inside)).encode()).hexdigest()[
-                :8
-            ]
+        if _is_from_torch(_class_of(inside)):
+            # The name of nn.Sequential does not describe its layers.
+            layers = re.sub(r" at 0x\w+", "", repr(inside))
+            config["layers"] = sha256(layers.encode()).hexdigest()[:8]
     if (
         torch.distributed.is_available()
         and torch.distributed.is_initialized()
@@ -78,13 +75,13 @@ def model_config(
 
 
 def parameters_dtype(parameters: Sequence[nn.Parameter]) -> DType | None:
-    """Return the dtype of all parameters, None where they differ or no scenario has it."""
-    found = {parameter.dtype for parameter in parameters}
-    return _DTYPES.get(found.pop()) if len(found) == 1 else None
+    """Return the dtype of all parameters; None if they differ or no scenario has that dtype."""
+    dtypes = {parameter.dtype for parameter in parameters}
+    return _DTYPES.get(dtypes.pop()) if len(dtypes) == 1 else None
 
 
 def _dtypes(parameters: Sequence[nn.Parameter]) -> str:
-    """The number of elements of each dtype, in words."""
+    """Return the number of elements of each dtype, in words."""
     counts: Counter[torch.dtype] = Counter()
     for parameter in parameters:
         counts[parameter.dtype] += elements([parameter])
@@ -94,18 +91,18 @@ def _dtypes(parameters: Sequence[nn.Parameter]) -> str:
 
 
 def _unwrapped(model: nn.Module) -> list[nn.Module]:
-    """The model and the modules inside of it, down to the first that wraps no other."""
-    found = [model]
-    while (inside := _inside(found[-1])) is not None:
-        found.append(inside)
-    return found
+    """Return the model and the modules it wraps, down to the first that wraps none."""
+    modules = [model]
+    while (inside := _inside(modules[-1])) is not None:
+        modules.append(inside)
+    return modules
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
     children = dict(model.named_children())
     base: Any = getattr(model, "get_base_model", None)
     if "base_model" in children and callable(base):
-        # A model of peft's.
+        # A model of peft.
         return cast(nn.Module, base())
     is_wrapper = children.keys() <= _WRAPPED and not dict(model.named_parameters(recurse=False))
     return next(iter(children.values()), None) if is_wrapper else None
@@ -114,8 +111,8 @@ def _inside(model: nn.Module) -> nn.Module | None:
 def _wrapper_names(module: nn.Module, is_around: bool) -> Iterator[str]:
     kind = type(module)
     if is_around:
-        yield kind.__qualname__ if _is_torch_s(kind) else _full_name(kind)
-    # fully_shard and replicate put a class of theirs before the module's own.
+        yield kind.__qualname__ if _is_from_torch(kind) else _full_name(kind)
+    # fully_shard and replicate put their class before the module's own.
     yield from (
         base.__qualname__
         for base in kind.__bases__
@@ -126,19 +123,19 @@ def _wrapper_names(module: nn.Module, is_around: bool) -> Iterator[str]:
 
 
 def _class_of(model: nn.Module) -> type:
-    """The class that somebody wrote, behind one that torch made, as parametrize does."""
+    """Return the user's class, behind a class that torch made, as parametrize does."""
     return next(
         kind for kind in type(model).__mro__ if issubclass(kind, nn.Module) and not _is_made(kind)
     )
 
 
 def _is_made(kind: type) -> bool:
-    return _is_torch_s(kind) and not hasattr(
+    return _is_from_torch(kind) and not hasattr(
         sys.modules.get(kind.__module__), kind.__qualname__.partition(".")[0]
     )
 
 
-def _is_torch_s(kind: type) -> bool:
+def _is_from_torch(kind: type) -> bool:
     return kind.__module__.partition(".")[0] == "torch"
 
 

@@ -1,9 +1,9 @@
-"""An optimizer in use: what it is inside of wrappers, its options and how its step runs.
+"""An optimizer in use: the one inside its wrappers, its options and how its step runs.
 
-Options are those of the parameter groups when watching begins. The learning rate is that of before
-any scheduler, which torch's schedulers keep in the group as `initial_lr`: a scheduler changes it at
-every step, and one training would be a scenario of its own at every epoch. The same holds for a
-momentum that is cycled.
+Options are those of the parameter groups when the watch begins. A scheduler changes the learning
+rate at every step, and each epoch would become a scenario of its own. So the learning rate is the
+one before any scheduler, which torch's schedulers keep in the group as `initial_lr`. The same holds
+for a cycled momentum.
 """
 
 import inspect
@@ -27,10 +27,10 @@ from optprof.optimizers.sharded import local
 from optprof.scenarios import schema
 from optprof.scenarios.spec import Implementation
 
-# The attributes in which wrappers keep what they wrap.
+# The attributes in which wrappers keep the wrapped optimizer.
 _INSIDE = ("optimizer", "base_optimizer", "_optimizer", "optim", "inner_optimizer")
-# Entries of a group that are no options: torch's own, its schedulers', and those that `_way` reads.
-_OTHERS = {
+# Entries of a group that are not options: torch's own, its schedulers', and those `_way` reads.
+_NO_OPTIONS = {
     "params",
     "param_names",
     "initial_lr",
@@ -40,24 +40,25 @@ _OTHERS = {
     "base_momentum",
     "swa_lr",
 }
-_OTHERS |= {"foreach", "fused", "compiled"}
-# Of an option; a table shows a few.
+_NO_OPTIONS |= {"foreach", "fused", "compiled"}
+# Values of one option; a table shows a few.
 _MOST_VALUES = 1_000
-# Lists and dicts in an option; a list may hold itself.
+# Nested lists and dicts in an option; a list may contain itself.
 _MOST_DEPTH = 6
 
 
-def counted_optimizer(given: Any) -> Optimizer:
-    """Return the optimizer whose groups and state count, inside wrappers that only pass steps on.
+def counted_optimizer(wrapper: Any) -> Optimizer:
+    """Return the optimizer whose groups and state count, inside wrappers that only forward steps.
 
-    Such are accelerate's, and objects that are no optimizers but have one. ValueError for others.
+    Examples are accelerate's wrapper and an object that is not an optimizer but has one. Raises
+    ValueError for an object without an optimizer.
     """
-    optimizer = given
-    while not isinstance(optimizer, Optimizer) or _passes_on(optimizer):
+    optimizer = wrapper
+    while not isinstance(optimizer, Optimizer) or _forwards(optimizer):
         optimizer = _inside(optimizer)
         if optimizer is None:
             raise ValueError(
-                f"watch takes a torch.optim.Optimizer, got {type(given).__name__}; give it the"
+                f"watch takes a torch.optim.Optimizer, got {type(wrapper).__name__}; pass the"
                 " optimizer itself"
             )
     if not hasattr(optimizer, "param_groups"):
@@ -69,16 +70,16 @@ def counted_optimizer(given: Any) -> Optimizer:
 
 
 def hooked_optimizer(optimizer: Optimizer) -> Optimizer:
-    """Return the outermost optimizer whose steps run hooks; ValueError where none does."""
-    found: Any = optimizer
-    while not _runs_hooks(found):
-        found = _inside(found)
-        if found is None:
+    """Return the outermost optimizer whose steps run hooks; raise ValueError without one."""
+    hooked: Any = optimizer
+    while not _runs_hooks(hooked):
+        hooked = _inside(hooked)
+        if hooked is None:
             name = type(optimizer).__name__
             raise ValueError(
                 f"{name}.step runs no hooks; call torch.optim.Optimizer.__init__ in its constructor"
             )
-    return found
+    return hooked
 
 
 def stepped_parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
@@ -87,15 +88,15 @@ def stepped_parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
 
 
 def elements(parameters: Iterable[torch.Tensor]) -> int:
-    """Return how many elements of the parameters this rank has."""
+    """Return the number of elements of the parameters on this rank."""
     return sum(local(parameter).numel() for parameter in parameters if not is_lazy(parameter))
 
 
 def live_options(optimizer: Optimizer) -> dict[str, Any]:
-    """Return the hyper-parameters as plain data, each group's in a list where they differ.
+    """Return the hyper-parameters as plain data, as a list by group if they differ.
 
-    The options of an optimizer around another are those of that one, its name, and the arguments
-    of its own constructor that it has kept.
+    A wrapper has the options of the wrapped optimizer, its name, and the arguments of its own
+    constructor that it keeps.
     """
     inside = _inside(optimizer)
     if isinstance(inside, Optimizer):
@@ -115,7 +116,7 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
             for name in values
             if name not in by_group
         }
-    # A group without parameters runs in no way.
+    # A group without parameters runs nothing.
     by_group["implementation"] = [
         _way(optimizer, group) for group in optimizer.param_groups if group["params"]
     ]
@@ -129,32 +130,30 @@ def live_options(optimizer: Optimizer) -> dict[str, Any]:
         del options["implementation"]
     if differing:
         options["elements"] = [elements(group["params"]) for group in optimizer.param_groups]
-    return {schema.shortened(str(name), 100): _told(value) for name, value in options.items()}
+    return {schema.shortened(str(name), 100): _limited(value) for name, value in options.items()}
 
 
-def _told(value: Any) -> Any:
-    """The value, and of a group for each of thousands of layers a text that tells it from
-    others.
-    """
+def _limited(value: Any) -> Any:
+    """Return the value, or a text with the hash of a list as long as thousands of groups."""
     if not isinstance(value, list) or len(value) <= _MOST_VALUES:
         return value
     return f"{len(value):,} values, {sha256(repr(value).encode()).hexdigest()[:8]}"
 
 
 def live_implementation(optimizer: Optimizer) -> Implementation:
-    """Return how the step runs; of most elements, where groups differ."""
+    """Return how the step runs; if groups differ, for most elements."""
     while isinstance(inside := _inside(optimizer), Optimizer):
         optimizer = inside
     counts: Counter[Implementation] = Counter()
     for group in optimizer.param_groups:
-        # One more, for a group whose parameters have no elements yet.
+        # Plus one, for a group whose parameters have no elements yet.
         counts[_way(optimizer, group)] += 1 + elements(group["params"])
     ((way, _),) = counts.most_common(1)
     return way
 
 
 def _inside(optimizer: Any) -> Any:
-    """The optimizer, or another wrapper of it, that an object keeps; None where it keeps none."""
+    """Return the optimizer, or another wrapper, in an attribute of the object; else None."""
     kept = (getattr(optimizer, name, None) for name in _INSIDE)
     return next(
         (one for one in kept if isinstance(one, Optimizer) or _inside_of_wrapper(one)), None
@@ -165,7 +164,8 @@ def _inside_of_wrapper(kept: Any) -> bool:
     return any(isinstance(getattr(kept, name, None), Optimizer) for name in _INSIDE)
 
 
-def _passes_on(optimizer: Optimizer) -> bool:
+def _forwards(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer is a wrapper that shares state and hooks with the wrapped."""
     inside = _inside(optimizer)
     if not isinstance(inside, Optimizer) or optimizer.state is not inside.state:
         return False
@@ -181,37 +181,38 @@ def _runs_hooks(optimizer: Any) -> bool:
 
 def _options_by_group(optimizer: Optimizer) -> dict[str, list[Any]]:
     groups = [_before_schedulers(group) for group in optimizer.param_groups]
-    defaults, known_as = optimizer.defaults, optimizers.name_of(optimizer)
-    is_foreign = ":" in known_as
-    arguments = _arguments(optimizer) if is_foreign else set(optimizers.option_defaults(known_as))
-    found: dict[str, list[Any]] = {}
+    defaults, name_of = optimizer.defaults, optimizers.name_of(optimizer)
+    is_foreign = ":" in name_of
+    arguments = _arguments(optimizer) if is_foreign else set(optimizers.option_defaults(name_of))
+    options: dict[str, list[Any]] = {}
     for name in dict.fromkeys(name for entries in (defaults, *groups) for name in entries):
-        if name in _OTHERS:
+        if name in _NO_OPTIONS:
             continue
         values = [_plain(group.get(name, defaults.get(name))) for group in groups]
         if name in defaults and name not in arguments:
-            # What is no argument may change with every step: Prodigy's `d`, schedule-free's `k`.
+            # An entry that is no argument may change at every step: Prodigy's `d`, schedule-free's
+            # `k`.
             values = [_plain(defaults[name])] * len(groups) if is_foreign else []
         elif name not in defaults and defaults and all(value == values[0] for value in values):
             values = []
         if values:
-            found[name] = values
-    return found
+            options[name] = values
+    return options
 
 
 def _before_schedulers(group: Mapping[str, Any]) -> dict[str, Any]:
-    found = dict(group)
-    if "initial_lr" in found:
-        found["lr"] = found["initial_lr"]
-    if "max_momentum" in found and "momentum" in found:
-        found["momentum"] = found["max_momentum"]
-    elif "max_momentum" in found and "betas" in found:
-        found["betas"] = (found["max_momentum"], *found["betas"][1:])
-    return found
+    entries = dict(group)
+    if "initial_lr" in entries:
+        entries["lr"] = entries["initial_lr"]
+    if "max_momentum" in entries and "momentum" in entries:
+        entries["momentum"] = entries["max_momentum"]
+    elif "max_momentum" in entries and "betas" in entries:
+        entries["betas"] = (entries["max_momentum"], *entries["betas"][1:])
+    return entries
 
 
 def _arguments(optimizer: Optimizer) -> set[str]:
-    """The names of all arguments of the constructors of its classes."""
+    """Return the names of the arguments of the constructors of all its classes."""
     kinds = [
         kind
         for kind in type(optimizer).__mro__
@@ -221,20 +222,20 @@ def _arguments(optimizer: Optimizer) -> set[str]:
 
 
 def _kept_arguments(optimizer: Optimizer) -> dict[str, Any]:
-    """The arguments of its constructor that are attributes of it, or entries of its groups."""
-    found: dict[str, Any] = {}
-    for name in sorted(_arguments(optimizer) - _OTHERS - {*_INSIDE, "defaults"}):
+    """Return the arguments of its constructor that are attributes or entries of its groups."""
+    arguments: dict[str, Any] = {}
+    for name in sorted(_arguments(optimizer) - _NO_OPTIONS - {*_INSIDE, "defaults"}):
         value = getattr(
             optimizer, name, getattr(optimizer, f"_{name}", optimizer.param_groups[0].get(name))
         )
         if value is not None:
-            # A target that schedulers drive, or a member of an enumeration.
-            found[name] = _plain(getattr(value, "value", value))
-    return found
+            # `value` of a target that schedulers drive, or of a member of an enumeration.
+            arguments[name] = _plain(getattr(value, "value", value))
+    return arguments
 
 
 def _way(optimizer: Optimizer, group: Mapping[str, Any]) -> Implementation:
-    """Return how the step of a group runs; torch settles it where the group leaves it open."""
+    """Return how the step of a group runs; torch decides if the group does not."""
     if group.get("compiled"):
         return "compiled"
     if group.get("fused"):
@@ -251,7 +252,7 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
     if isinstance(optimizer, MultiTensorOptimizer):
         return True
     if group.get("fused") is not None:
-        # Torch takes fused=False for a choice.
+        # To torch, fused=False is a choice.
         return False
     if (
         isinstance(optimizer, torch.optim.Adam)
@@ -259,7 +260,7 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
         and not group.get("capturable")
     ):
         return False
-    # Adafactor, whose module does not know torch's choice, is a loop unless foreach is True.
+    # Adafactor's module does not import torch's choice: it is a loop unless foreach is True.
     modules = [
         sys.modules.get(kind.__module__)
         for kind in type(optimizer).__mro__
@@ -269,7 +270,7 @@ def _is_left_to_torch(optimizer: Optimizer, group: Mapping[str, Any]) -> bool:
 
 
 def _plain(value: Any, depth: int = 0) -> Any:
-    """The value as data that a record can hold, or a text that names what it is."""
+    """Return the value as data that a record can store, or the name of its class."""
     if depth < _MOST_DEPTH and isinstance(value, Mapping):
         return {
             schema.shortened(str(name), 100): _plain(item, depth + 1)
@@ -279,15 +280,15 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return [_plain(item, depth + 1) for item in value]
     number: Any = value
     with suppress(ValueError, TypeError, RuntimeError):
-        # Tensors and numpy's numbers.
+        # Tensors and NumPy's numbers.
         number = value.item() if hasattr(value, "item") else value
     kind = next((kind for kind in (bool, int, float, str) if isinstance(number, kind)), None)
     if kind is None and value is not None:
-        # No error that would print it: a tensor of CUDA takes a wait for the device.
+        # Without printing it: a CUDA tensor would wait for the device.
         return getattr(value, "__qualname__", type(value).__qualname__)[:100]
     try:
         return schema.check(Any, kind(number) if kind else number, "an option")
     except ValueError:
-        # Python writes no number of more than 4,300 digits.
+        # Python refuses to print a number of more than 4,300 digits.
         is_long = isinstance(number, int) and number.bit_length() > 300
         return schema.shown(number) if is_long else ascii(number)[:100]

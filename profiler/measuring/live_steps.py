@@ -1,4 +1,4 @@
-"""The steps that an optimizer takes in somebody's own training loop, seen by hooks around them."""
+"""The steps that an optimizer takes in a user's training loop, watched by hooks."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,23 +13,23 @@ from torch.utils.hooks import RemovableHandle
 
 from ..training.state import storage_bytes
 from .border import Border
+from .clock import Clock
 from .harness import WATCHED
-from .moments import Moments
 
-# Steps whose times are kept; those of a long training are more than a median needs.
+# Steps whose times are kept; a median needs no more.
 MOST_SAMPLES = 10_000
 BETWEEN, STEP, CLOSURE = "between_steps", "step", "closure"
 
-# Torch puts one wrapper around every class's step, which runs the hooks.
+# The wrapper that torch puts around every class's step, which runs the hooks.
 _HOOKING = Optimizer.profile_hook_step(lambda: None).__code__
 
 
 class LiveSteps:
-    """Times of an optimizer's steps, their gradients, and what the first leaves allocated.
+    """Times of an optimizer's steps, their gradients, and the bytes that the first step allocates.
 
-    A closure given to a step runs forward and backward passes: its time is no part of the step's,
-    and its memory another phase. `enter` is given each phase that begins; `allocated` reads the
-    device's allocator where there is one.
+    A closure runs forward and backward passes. Its time does not count as the step's, and its
+    memory is another phase. `enter` is called with each phase that begins. `allocated` reads the
+    device's allocator, if there is one.
     """
 
     def __init__(
@@ -37,53 +37,52 @@ class LiveSteps:
         optimizer: Optimizer,
         *,
         parameters: Callable[[], Iterable[torch.nn.Parameter]],
-        moments: Moments,
+        clock: Clock,
         border: Border,
         enter: Callable[[str], None],
         allocated: Callable[[], int] | None,
     ) -> None:
         self.taken = 0
-        # Steps that no hook has seen run.
+        # Some steps ran without their hooks.
         self.is_hidden = False
-        # The loop hands the step to torch.compile, of which the optimizer's groups know nothing.
+        # The loop compiles the step, which the optimizer's groups do not show.
         self.is_compiled = False
         self.gradients: int | None = 0
         self.left_allocated: int | None = None
-        self._optimizer, self._parameters, self._moments = optimizer, parameters, moments
+        self._optimizer, self._parameters, self._clock = optimizer, parameters, clock
         self._border, self._enter, self._allocated = border, enter, allocated
         self._hooks: list[RemovableHandle] = []
-        # A step that torch.compile runs leaves its graph for these.
+        # A compiled step leaves its graph for these.
         disable: Any = torch.compiler.disable
         self._open, self._close = disable(self._open_step), disable(self._close_step)
-        # Of each step the moments at which it began, its closures began and ended, and it ended.
+        # The moments of each step: its begin, the begin and end of its closures, its end.
         self._samples: list[Sequence[Any]] = []
         self._current: list[Any] = []
-        # A step of super() has run inside of the current one.
+        # A step of super() has run inside the current one.
         self._has_inner = False
         self._rise = 0
 
     def begin(self) -> None:
-        """Start to watch."""
+        """Start watching."""
         self._hooks = [
             self._optimizer.register_step_pre_hook(self._before_step),
             self._optimizer.register_step_post_hook(self._after_step),
         ]
         # The first iteration starts here.
-        self._samples.append([self._moments.now()])
+        self._samples.append([self._clock.now()])
 
     def end(self) -> None:
-        """Leave the optimizer as it was."""
+        """Remove the hooks from the optimizer."""
         for hook in self._hooks:
             if hook.id not in (hook.hooks_dict_ref() or ()):
                 self._border.note(
-                    "the loop removed the hooks that watch steps: those that followed are not in"
-                    " the record"
+                    "the loop removed the hooks that watch steps: later steps are not in the record"
                 )
             hook.remove()
 
     def seconds(self) -> dict[str, list[float]]:
-        """Seconds of each step and each iteration: from the end of one step to that of the next."""
-        between = self._moments.seconds
+        """Return the seconds of each step, and from the end of each step to that of the next."""
+        between = self._clock.seconds
         return {
             "step": [
                 sum(
@@ -111,7 +110,7 @@ class LiveSteps:
         self._close()
 
     def _open_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Begin a step; returns its arguments where one of them is a closure."""
+        """Begin a step; return its new arguments if one of them is a closure."""
         with self._border.within("watch a step"):
             if self._current and self._is_inner():
                 self._has_inner = True
@@ -129,16 +128,17 @@ class LiveSteps:
         return None
 
     def _is_closure(self, argument: Sequence[Any]) -> bool:
-        """Return whether a step is given a function, which can be replaced by another; notes what
-        cannot.
+        """Return whether the argument is a function, which a wrapper can replace.
+
+        Note another callable, which it cannot.
         """
-        for given in argument:
-            if isinstance(given, FunctionType | MethodType | partial):
+        for closure in argument:
+            if isinstance(closure, FunctionType | MethodType | partial):
                 return True
-            if callable(given) and not isinstance(given, torch.nn.Module):
+            if callable(closure) and not isinstance(closure, torch.nn.Module):
                 self._border.note(
-                    f"a step was given a {type(given).__name__}: what it called it for is in the"
-                    " step's time"
+                    f"a step got a {type(closure).__name__} as its closure: the step's time"
+                    " includes the closure's"
                 )
         return False
 
@@ -154,7 +154,7 @@ class LiveSteps:
         self._current.append(ended)
         self._count_allocated(1)
         if self.gradients == 0:
-            # The step has run the backward pass itself.
+            # The step ran the backward pass itself.
             self._count_gradients()
         if len(self._samples) > MOST_SAMPLES:
             self._border.note(f"times are those of the first {MOST_SAMPLES:,} steps")
@@ -167,7 +167,7 @@ class LiveSteps:
         self._change_phase(BETWEEN)
 
     def _aside(self, closure: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the closure, with its time and its memory kept apart from the step's."""
+        """Return the closure, wrapped so that its time and memory do not count as the step's."""
 
         @wraps(closure)
         def apart(*args: Any, **kwargs: Any) -> Any:
@@ -189,11 +189,11 @@ class LiveSteps:
 
     def _moment(self) -> Any:
         with self._border.within("read the clock"):
-            return self._moments.now()
+            return self._clock.now()
 
     def _count_allocated(self, sign: int) -> None:
         if self.taken == 0 and self._allocated is not None:
-            with self._border.within("read what the first step allocates"):
+            with self._border.within("read the bytes that the first step allocates"):
                 self._rise += sign * self._allocated()
 
     def _change_phase(self, phase: str) -> None:
@@ -201,14 +201,14 @@ class LiveSteps:
             self._enter(phase)
 
     def _count_gradients(self) -> None:
-        """Count what the step is about to be taken on."""
+        """Count the gradients that the step is about to use."""
         if self.taken < WATCHED:
             self.gradients = None
             with self._border.within("count the bytes of the gradients"):
                 self.gradients = storage_bytes(parameter.grad for parameter in self._parameters())
 
     def _is_inner(self) -> bool:
-        """Return whether this step is part of another, which calls the one of super()."""
+        """Return whether this is the step of super(), called by another step."""
         frame: FrameType | None = sys._getframe(1)
         around = 0
         while frame is not None and around < 2:
@@ -219,8 +219,8 @@ class LiveSteps:
 
 @torch.compiler.assume_constant_result
 def _is_in_one_graph() -> bool:
-    """Return whether torch.compile, which traces the caller, has to keep one graph."""
+    """Return whether torch.compile, which traces the caller, must keep one graph."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
-    # A compiler that does not tell may refuse to break it.
+    # Without the attribute, the compiler may refuse to break the graph.
     return getattr(InstructionTranslator.current_tx(), "one_graph", True)

@@ -1,4 +1,4 @@
-"""One optimizer of somebody's own training loop, with its model and the scenario that both make."""
+"""One optimizer of a user's training loop, with its model and the scenario of both."""
 
 import json
 from collections import Counter
@@ -27,7 +27,7 @@ Model = nn.Module | str | None
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One optimizer of the loop, and what its record will say."""
+    """One optimizer of the loop, its model and its scenario."""
 
     optimizer: Optimizer
     model: Model
@@ -37,7 +37,7 @@ class Subject:
 
     @property
     def tensors(self) -> list[torch.Tensor] | None:
-        """The model's tensors, which are no state of the optimizer; None where it is not known."""
+        """The model's tensors, which are not the optimizer's state; None without the model."""
         return (
             [*self.model.parameters(), *self.model.buffers()]
             if isinstance(self.model, nn.Module)
@@ -46,31 +46,31 @@ class Subject:
 
     @property
     def fingerprint(self) -> str:
-        """Its name, and what tells its options from others."""
-        asked = self.scenario
-        text = json.dumps([asked.options, asked.implementation], sort_keys=True)
-        return f"{asked.optimizer} {sha256(text.encode()).hexdigest()[:6]}"
+        """The optimizer's name and a hash of its options."""
+        scenario = self.scenario
+        text = json.dumps([scenario.options, scenario.implementation], sort_keys=True)
+        return f"{scenario.optimizer} {sha256(text.encode()).hexdigest()[:6]}"
 
     def has_no_state(self) -> bool:
-        """Return whether the optimizer holds nothing yet."""
+        """Return whether the optimizer has no state yet."""
         with self.border.within("read the state before training"):
             return not any(True for _ in state_tensors(self.optimizer, self.tensors))
         return False
 
 
-def subjects(
-    given: Sequence[Any],
+def subjects_of(
+    wrappers: Sequence[Any],
     model: Model | Sequence[Model],
     batch_size: int | None,
     sequence_length: int | None,
 ) -> list[Subject]:
-    """The optimizers with their models and scenarios; ValueError for what cannot be watched."""
-    counted = [counted_optimizer(optimizer) for optimizer in given]
+    """Return the optimizers with their models; raise ValueError if one cannot be watched."""
+    counted = [counted_optimizer(wrapper) for wrapper in wrappers]
     if len(set(map(id, counted))) < len(counted):
-        raise ValueError("watch takes each optimizer once; one of them is given twice")
+        raise ValueError("watch takes each optimizer once; one of them is passed twice")
     models = _models(model, len(counted))
     uses = Counter(map(id, models))
-    found: list[Subject] = []
+    subjects: list[Subject] = []
     for optimizer, own in zip(counted, models, strict=True):
         parameters = partial(_parameters, optimizer, own if uses[id(own)] == 1 else None)
         scenario = Scenario(
@@ -82,16 +82,16 @@ def subjects(
             device=_device(optimizer),
         )
         subject = Subject(optimizer=optimizer, model=own, parameters=parameters, scenario=scenario)
-        found.append(replace(subject, scenario=_with_options(subject)))
-    if len({subject.scenario.device for subject in found}) > 1:
+        subjects.append(replace(subject, scenario=_with_options(subject)))
+    if len({subject.scenario.device for subject in subjects}) > 1:
         raise ValueError(
             "watch reads one device, got optimizers on the CPU and on CUDA; watch them one by one"
         )
-    return found
+    return subjects
 
 
 def _with_options(subject: Subject) -> Scenario:
-    """The scenario with the options of the groups, as far as they can be read."""
+    """Return the scenario with the options of the groups, as far as they can be read."""
     scenario = replace(subject.scenario, implementation="loop")
     with subject.border.within("read the options of the groups"):
         scenario = replace(scenario, options=live_options(subject.optimizer))
@@ -101,7 +101,7 @@ def _with_options(subject: Subject) -> Scenario:
 
 
 def _models(model: Any, count: int) -> list[Model]:
-    """A model for each optimizer."""
+    """Return one model for each optimizer."""
     models = list(model) if isinstance(model, list | tuple) else [model] * count
     if len(models) != count:
         raise ValueError(

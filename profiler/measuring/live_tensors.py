@@ -1,9 +1,8 @@
-"""Memory of tensors on the CPU while training really runs, by what it is for.
+"""Memory of tensors on the CPU during a measurement, by category.
 
-torch.profiler tells each allocation and each free with its address, also those that kernels make
-for themselves. It needs no dispatch mode, under which steps that call torch.compile(fullgraph=True)
-would fail. What lies at an address is known at the end of each phase, from the model and its
-optimizer.
+torch.profiler reports the address of each allocation and each free, including those inside kernels.
+It needs no dispatch mode, in which steps that call torch.compile(fullgraph=True) would fail. At the
+end of each phase, the model and its optimizer give the category of each address.
 """
 
 import os
@@ -18,38 +17,37 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ..records.record import Level
 from ..training.reachable import plain_tensors, tensors_in
 from ..training.state import state_tensors
-from .resident_watch import ResidentWatch
+from .resident import resident_watch
 
 _MARK, _BUILD = "optprof phase ", "build"
-# The time, the address, and the bytes; negative for a free.
+# The time, the address and the bytes, negative for a free.
 _Event = tuple[int, int, int]
 
 
 class LiveTensors:
-    """Watches training on the CPU: bytes of living tensors, by category, and of the process that
-    holds them.
+    """Watches training on the CPU: bytes of living tensors by category, and of the process.
 
-    What is to be trained is built inside of `watching` and told to `begin`: torch does not report
-    the free of what it has not seen allocated. `warning` says why nothing is known of tensors,
-    where a profiler of the user's own is at work, or what steps have left where nobody finds it.
+    Build the model inside `watching` and pass it to `begin`: torch does not report the free of a
+    tensor whose allocation it did not see. `warning` says why there is no memory of tensors, if the
+    user's code runs a profiler, or how many bytes steps left that no optimizer refers to.
     """
 
     def __init__(self) -> None:
         self.warning: str | None = None
-        self._process = ResidentWatch()
-        self._history = _History()
+        self._process = resident_watch()
+        self._history = _TensorHistory()
         self._phases: list[str] = []
-        # What lies at which address when each phase ends.
-        self._named: list[dict[int, str]] = []
+        # The category at each address when each phase ends.
+        self._categories: list[dict[int, str]] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the phases that come inside."""
+        """Watch the phases inside."""
         if torch.autograd._profiler_enabled():  # pyright: ignore[reportPrivateImportUsage]
-            self.warning = "a profiler was at work already; memory of tensors was not watched"
+            self.warning = "a profiler was running already; memory of tensors was not watched"
             yield
             return
-        # Without it, Kineto writes to the terminal whenever it starts and stops.
+        # Otherwise Kineto writes to the terminal whenever it starts and stops.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             yield
@@ -57,29 +55,29 @@ class LiveTensors:
         events, ends = _read(results.experimental_event_tree()) if results is not None else ([], [])
         if len(ends) < len(self._phases):
             self.warning = (
-                "a profiler inside of the training took over; memory of tensors was not watched"
+                "a profiler inside the training took over; memory of tensors was not watched"
             )
             return
-        self._history.play(events, zip(self._phases, ends, self._named, strict=True))
+        self._history.play(events, zip(self._phases, ends, self._categories, strict=True))
         if unreached := self._history.unreached():
             self.warning = (
-                f"steps have left {unreached:,} B where the optimizer does not reach; they are not"
-                " in its state"
+                f"steps left {unreached:,} B that the optimizer does not refer to; they are not in"
+                " its state"
             )
 
     def begin(
         self, model: torch.nn.Module, batch: Mapping[str, Any], optimizer: torch.optim.Optimizer
     ) -> None:
-        """Count from here on, and what there is of these already."""
+        """Count from here on, including the existing tensors of these objects."""
         self._model, self._optimizer = model, optimizer
         with self._marked(_BUILD):
-            self._history.hold("input", tensors_in(batch))
+            self._history.add("input", tensors_in(batch))
             for category, tensors in self._lasting():
-                self._history.hold(category, tensors)
+                self._history.add(category, tensors)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Watch what runs inside."""
+        """Watch the code inside."""
         with self._process.phase(name), self._marked(name):
             yield
 
@@ -88,7 +86,7 @@ class LiveTensors:
         with record_function(f"{_MARK}{len(self._phases)}"):
             self._phases.append(name)
             yield
-        self._named.append(
+        self._categories.append(
             {
                 address: category
                 for category, tensors in self._lasting()
@@ -97,8 +95,9 @@ class LiveTensors:
         )
 
     def levels(self) -> dict[str, dict[str, Level]]:
-        """By phase, bytes of living tensors ("tensors") and of the process ("resident"); the last
-        time counts for the ends.
+        """Return by phase the bytes of living tensors, "tensors", and of the process, "resident".
+
+        A repeated phase has its last end and its highest peak.
         """
         tensors = self._history.levels()
         return {
@@ -107,11 +106,11 @@ class LiveTensors:
         }
 
     def at_peak(self) -> dict[str, int]:
-        """What the tensors are for at their highest point, which the bytes sum to."""
+        """Return the bytes by category at the peak of tensors."""
         return self._history.at_peak()
 
     def _lasting(self) -> Iterator[tuple[str, Iterable[torch.Tensor]]]:
-        """Yield what training keeps, by category."""
+        """Yield the categories of tensors that outlive an iteration, with their tensors."""
         parameters, buffers = list(self._model.parameters()), list(self._model.buffers())
         yield (
             "optimizer_state",
@@ -122,20 +121,20 @@ class LiveTensors:
         yield "buffer", buffers
 
 
-class _History:
-    """Allocations and frees in the order in which they came, each phase's by itself."""
+class _TensorHistory:
+    """Allocations and frees in order, phase by phase."""
 
     def __init__(self) -> None:
         self._nbytes: list[int] = []
         self._categories: list[str] = []
-        # The allocation that is at an address now.
+        # The allocation at each address now.
         self._numbers: dict[int, int] = {}
-        # Of each phase the events: n >= 0 allocates number n, ~n frees it. Before the first stands
-        # what was there.
+        # The events of each phase: n >= 0 allocates number n, ~n frees it. The first segment has
+        # the tensors from before the watch.
         self._segments: list[tuple[str, list[int]]] = [(_BUILD, [])]
 
-    def hold(self, category: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Count tensors that are there before anything is watched."""
+    def add(self, category: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Count tensors that exist before the watch."""
         for address, nbytes in _places(tensors):
             if address not in self._numbers:
                 self._allocate(address, nbytes, category)
@@ -143,24 +142,22 @@ class _History:
     def play(
         self, events: list[_Event], phases: Iterable[tuple[str, int, Mapping[int, str]]]
     ) -> None:
-        """Take what happened: the events, and of each phase its name, the time of its end and what
-        lay where.
-        """
+        """Add the events; each phase has a name, the time of its end and categories by address."""
         rest = iter(events)
         event = next(rest, None)
-        for phase, end, named in phases:
+        for phase, end, categories in phases:
             self._segments.append((phase, []))
             first = len(self._nbytes)
             while event is not None and event[0] <= end:
                 if phase != _BUILD:
                     self._take(event, "activation" if phase == "forward" else "temporary", first)
                 event = next(rest, None)
-            for address, category in named.items():
+            for address, category in categories.items():
                 if address in self._numbers:
                     self._categories[self._numbers[address]] = category
 
     def levels(self) -> dict[str, Level]:
-        """By phase, the bytes at the end of its last time and the most of all its times."""
+        """Return by phase the bytes at its last end and at its highest peak."""
         levels: dict[str, Level] = {}
         total = 0
         for phase, events in self._segments:
@@ -173,22 +170,22 @@ class _History:
         return levels
 
     def at_peak(self) -> dict[str, int]:
-        """The bytes of each category where their sum is highest; none where nothing was played."""
+        """Return the bytes of each category when their sum is highest; empty before `play`."""
         if len(self._segments) == 1:
             return {}
-        held: Counter[str] = Counter()
+        live: Counter[str] = Counter()
         highest, total, best = -1, 0, {}
         for event in (event for _, events in self._segments for event in events):
             number = event if event >= 0 else ~event
             nbytes = self._nbytes[number] if event >= 0 else -self._nbytes[number]
-            held[self._categories[number]] += nbytes
+            live[self._categories[number]] += nbytes
             total += nbytes
             if total > highest:
-                highest, best = total, dict(held)
+                highest, best = total, dict(live)
         return {category: count for category, count in best.items() if count}
 
     def unreached(self) -> int:
-        """The bytes that steps have left and nothing has a name for, as in a global table."""
+        """Return the bytes that steps left without a category, as in a global table."""
         made = {
             event
             for phase, events in self._segments
@@ -204,12 +201,12 @@ class _History:
 
     def _take(self, event: _Event, category: str, first: int) -> None:
         _, address, nbytes = event
-        # An address that is given away again was freed where the profiler does not look.
+        # An address that is allocated again was freed without an event.
         number = self._numbers.pop(address, None)
         if number is not None:
             self._segments[-1][1].append(~number)
             if number >= first and self._categories[number] == "activation":
-                # An activation is kept for the backward pass.
+                # Activations are kept for the backward pass; this one was freed in its own phase.
                 self._categories[number] = "temporary"
         if nbytes > 0:
             self._allocate(address, nbytes, category)
@@ -222,7 +219,7 @@ class _History:
 
 
 def _places(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
-    """Yield the address and the bytes of each storage that has some."""
+    """Yield the address and the bytes of each storage that is not empty."""
     for tensor in tensors:
         for plain in plain_tensors(tensor):
             if torch._C._has_storage(plain) and (nbytes := plain.untyped_storage().nbytes()):
@@ -230,7 +227,7 @@ def _places(tensors: Iterable[torch.Tensor]) -> Iterator[tuple[int, int]]:
 
 
 def _read(tree: list[Any]) -> tuple[list[_Event], list[int]]:
-    """The memory events of a profile, and the ends of its phases, each in order."""
+    """Return the memory events of a profile and the ends of its phases, both in order."""
     events: list[_Event] = []
     ends: dict[int, int] = {}
     stack = tree[::-1]

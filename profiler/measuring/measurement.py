@@ -1,6 +1,4 @@
-"""Training measured for real on the CPU or on CUDA: bytes in iterations that are watched, then
-seconds in iterations that are not.
-"""
+"""Measure training on the CPU or on CUDA: bytes in watched iterations, then seconds in others."""
 
 import gc
 import sys
@@ -21,9 +19,9 @@ from ..machine.memory import free_bytes
 from ..records.record import Memory, Record, StateBlocks, StepOperation, Watched
 from ..simulating.simulation import simulate
 from ..tracing.kernel_trace import trace_step
-from ..training.optimizer import make_optimizer
+from ..training.optimizer import deciding_options, make_optimizer
 from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
-from .course import measure_course
+from .accumulation_run import measure_accumulation_run
 from .cuda_memory import (
     AllocatorWatch,
     apply_alloc_conf,
@@ -35,9 +33,9 @@ from .cuda_memory import (
 from .files import Files
 from .harness import ALONE, WARM_UP_LIMIT, WATCHED, Harness, require_cuda
 from .live_tensors import LiveTensors
-from .slice_timing import measure_slices
+from .slices import measure_slices
 from .torch_profile import record_trace, with_bytes
-from .training_run import TrainingRun, has_sparse_layers
+from .trainer import Trainer, has_sparse_layers
 
 TIME_LIMIT = 30.0
 SLICE_BUDGET = 384 << 20
@@ -47,114 +45,105 @@ SLICE_BUDGET = 384 << 20
 def measure(
     scenario: Scenario, simulated: Record | None = None, files: Files | None = None
 ) -> Record:
-    """Real steps on the scenario's device: two that are watched, a warm-up, and at most
-    `scenario.steps` that are timed.
+    """Run two watched iterations, a warm-up, and at most `scenario.steps` timed iterations.
 
-    Times end early when the 95 % confidence intervals of the medians of step and iteration are
-    within 2 %, or after 30 seconds; then the step goes on alone for another 15 if its median is not
-    known so well. `simulated` is the record of `to_simulate(scenario)`, one of a failure too;
-    without it, it is asked here where it is needed.
+    Timing ends early when the 95 % confidence intervals of the medians of step and iteration are
+    within 2 %, or after 30 seconds. If the step's median is not known by then, the step runs alone
+    for up to 15 more seconds. `simulated` is the record of `to_simulate(scenario)`, of a failure
+    too; without it, `measure` simulates if it needs to.
 
-    On the CPU, what would not fit in half of the free memory is reduced: without room for
-    activations only the optimizer's step runs, without room for its state the step is timed on
-    slices of the model and scaled by parameters (origin "estimated"). The record keeps the scenario
-    as it was asked; its `times` tell which phases ran. What cannot be simulated is taken to fit.
-    The process keeps the memory that it frees from then on (`malloc`). `files` has what could not
-    be written beside the record. Raises ValueError when the device is not there or CUDA's allocator
-    has started with other settings, torch.OutOfMemoryError or MemoryError when memory does not
-    suffice.
+    On the CPU, a scenario that would take more than half of the free memory is reduced. If its
+    activations are too large, only the optimizer's step runs. If the state is too large as well,
+    the step is timed on slices of the model and scaled up by parameters (origin "estimated"). The
+    record keeps the scenario unchanged; its `times` show which phases ran. A scenario that cannot
+    be simulated is assumed to fit.
+
+    From then on, this process keeps the memory that it frees (`malloc`). `files.lost` has the files
+    that could not be written. Raises ValueError if the device is missing or CUDA's allocator has
+    started with other settings, and torch.OutOfMemoryError or MemoryError if memory runs out.
     """
     files = files or Files()
     if scenario.device == "cuda":
         require_cuda()
         apply_alloc_conf(scenario.alloc_conf)
-        # What an earlier scenario of this process has left in the cache would count as reserved by
-        # this one.
+        # The cache of an earlier scenario in this process would count as reserved by this one.
         gc.collect()
         torch.cuda.empty_cache()
         with snapshot_when_full(files):
-            return (
-                _measure_whole(scenario, files)
-                if scenario.accumulate is None
-                else measure_course(scenario)
-            )
-    room = free_bytes() // 2
+            return _measure_whole(scenario, files)
+    usable = free_bytes() // 2
     simulated = simulated or _simulated(scenario)
-    _let_compile_anew()
+    _forget_compiled()
     memory = simulated.memory if simulated else None
-    if memory is None or (memory.peak_allocated is not None and memory.peak_allocated <= room):
-        return (
-            _measure_whole(scenario, files)
-            if scenario.accumulate is None
-            else measure_course(scenario)
-        )
+    if memory is None or (memory.peak_allocated is not None and memory.peak_allocated <= usable):
+        return _measure_whole(scenario, files)
     if scenario.accumulate is not None:
         raise MemoryError(
-            f"a course needs {memory.peak_allocated} bytes, and half of what is free is {room};"
-            " nothing of it can be left out"
+            f"a training run with {scenario.accumulate} needs {memory.peak_allocated} bytes, and"
+            f" half of the free memory is {usable}; no part of the run can be left out"
         )
-    if memory.resident <= room:
+    if memory.resident <= usable:
         return replace(
-            _measure_whole(replace(scenario, workload="state"), files), scenario=scenario
+            _measure_iterations(replace(scenario, workload="state"), files), scenario=scenario
         )
     assert simulated is not None
     assert simulated.parameter_count is not None
-    held = memory.resident / simulated.parameter_count
     return measure_slices(
-        scenario, budget=min(room, SLICE_BUDGET), bytes_per_parameter=held, seconds=TIME_LIMIT
+        scenario,
+        budget=min(usable, SLICE_BUDGET),
+        bytes_per_parameter=memory.resident / simulated.parameter_count,
+        seconds=TIME_LIMIT,
     )
 
 
 def to_simulate(scenario: Scenario) -> Scenario:
-    """The simulated scenario that tells what a measured one needs, on a device that never runs out.
+    """Return the simulated scenario, on an unlimited device, that says what this one needs.
 
-    A step that is compiled, or fused on the CPU alone, is simulated as a loop, which holds a little
-    more.
+    A compiled step, or one that is fused only on the CPU, is simulated as a loop, which needs a
+    little more.
     """
-    there = {*optimizers.implementations(scenario.optimizer, "cuda")} - {"compiled"}
-    how = scenario.implementation if scenario.implementation in there else "loop"
-    return replace(scenario, device="sim", gpu=None, steps=2, implementation=how)
+    possible = {*optimizers.implementations(scenario.optimizer, "cuda")} - {"compiled"}
+    implementation = scenario.implementation if scenario.implementation in possible else "loop"
+    return replace(scenario, device="sim", gpu=None, steps=2, implementation=implementation)
 
 
 def most_seconds(scenario: Scenario) -> float | None:
-    """The harness's limits on warm-up and samples, one after another; None for a course, which ends
-    with its micro-batches.
+    """Return the sum of the harness's time limits; None for an accumulation, which has none.
 
-    On top come loading, the watched iterations, a trace, and what is under way when a limit is
-    reached.
+    Loading, the watched iterations, a trace, and the iteration under way at a limit add to it.
     """
-    # Slices warm up one after the other, two at most, and share the seconds for samples: that is
-    # less.
+    # Two slices warm up one after the other and share the sampling time, which takes less.
     return None if scenario.accumulate is not None else WARM_UP_LIMIT + TIME_LIMIT * (1 + ALONE)
 
 
 def _simulated(scenario: Scenario) -> Record | None:
-    """What the simulation says; None of models and optimizers that do not run without data,
-    whatever they raise.
-    """
+    """Return the simulation's record; None if the model or optimizer does not run without data."""
     try:
         return simulate(to_simulate(scenario))
     except Exception:
         return None
 
 
-def _let_compile_anew() -> None:
-    """Let torch.compile forget what it passed over in a simulation of this process; it would never
-    compile it again.
-    """
+def _forget_compiled() -> None:
+    """Reset torch.compile, which would never compile again what it skipped in a simulation."""
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
 
 
 def _measure_whole(scenario: Scenario, files: Files) -> Record:
-    """All of the model: whole training steps, or the optimizer's step alone."""
+    if scenario.accumulate is not None:
+        return measure_accumulation_run(scenario)
+    return _measure_iterations(scenario, files)
+
+
+def _measure_iterations(scenario: Scenario, files: Files) -> Record:
+    """Measure whole training iterations or, for the workload "state", the optimizer's step."""
     harness = Harness(scenario.device)
-    found = (
+    run, memory, watched = (
         _watch_on_cuda(scenario, harness, files)
         if scenario.device == "cuda"
         else _watch_on_cpu(scenario, harness)
     )
-    run, memory, watched = found
     harness.sample(run.whole, samples=scenario.steps, seconds=TIME_LIMIT, alone=run.alone)
     operations = (
         _trace(scenario, harness, run, files, files.trace) if files.trace is not None else ()
@@ -162,6 +151,7 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
     return Record(
         scenario=scenario,
         origin="measured",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
         memory=memory,
@@ -177,18 +167,18 @@ def _measure_whole(scenario: Scenario, files: Files) -> Record:
     )
 
 
-_Found = tuple[TrainingRun, Memory, Watched]
+_Watching = tuple[Trainer, Memory, Watched]
 
 
-def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
+def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Watching:
     watch = LiveTensors()
     with watch.watching():
-        run = TrainingRun(scenario, harness.phase)
+        run = Trainer(scenario, harness.phase)
         watch.begin(run.model, run.batch, run.optimizer)
         with harness.handing_phases_to(watch.phase):
             for _ in range(WATCHED):
                 run.iterate()
-    # From here on, and not before: what was resident was so in a process as anybody runs it.
+    # Not before: the resident bytes should be those of an ordinary process.
     keep_freed_memory()
     watched = Watched(
         samples=run.samples,
@@ -200,9 +190,9 @@ def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Found:
     return run, _memory(run, {}, None), watched
 
 
-def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found:
+def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Watching:
     begin_history()
-    run, watch = TrainingRun(scenario, harness.phase), AllocatorWatch()
+    run, watch = Trainer(scenario, harness.phase), AllocatorWatch()
     made_before = state_blocks(run.optimizer, 0).allocated
     with harness.handing_phases_to(watch.phase):
         for _ in range(WATCHED):
@@ -222,7 +212,7 @@ def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Found
     )
 
 
-def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | None) -> Memory:
+def _memory(run: Trainer, peaks: Mapping[str, int], blocks: StateBlocks | None) -> Memory:
     state = state_bytes(run.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),
@@ -240,22 +230,20 @@ def _memory(run: TrainingRun, peaks: Mapping[str, int], blocks: StateBlocks | No
 
 
 def _trace(
-    scenario: Scenario, harness: Harness, run: TrainingRun, files: Files, folder: Path
+    scenario: Scenario, harness: Harness, run: Trainer, files: Files, folder: Path
 ) -> tuple[StepOperation, ...]:
-    """The operations of a step, timed by torch.profiler, with the bytes that the same step moves on
-    tensors without data.
-    """
+    """Return a step's operations: times from torch.profiler, bytes from a step on meta tensors."""
     operations = record_trace(
         harness, run.iterate, scenario.optimizer, files, folder, scenario.device
     )
     return with_bytes(operations, _bytes_by_operation(scenario, run))
 
 
-def _bytes_by_operation(scenario: Scenario, run: TrainingRun) -> Mapping[str, int]:
-    """Count what the operations of a step move, without data; empty for an optimizer that does not
-    run so.
+def _bytes_by_operation(scenario: Scenario, run: Trainer) -> Mapping[str, int]:
+    """Return the bytes that each operation of a step on meta tensors moves.
 
-    Sparse gradients are left out: without data nobody knows how many rows they have.
+    Empty for an optimizer that does not run on meta tensors, and for sparse gradients, whose number
+    of rows depends on the data.
     """
     if has_sparse_layers(run.model):
         return {}
@@ -269,7 +257,7 @@ def _bytes_by_operation(scenario: Scenario, run: TrainingRun) -> Mapping[str, in
         )
     except Exception:
         return {}
-    counted: Counter[str] = Counter()
+    nbytes: Counter[str] = Counter()
     for kernel in step.kernels:
-        counted[kernel.name] += kernel.bytes
-    return counted
+        nbytes[kernel.name] += kernel.bytes
+    return nbytes

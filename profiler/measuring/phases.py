@@ -1,69 +1,63 @@
 """Memory by phase, for any number of watches at once.
 
-The system keeps one peak of a counter. Whoever starts it afresh would take it from all others
-who watch, so each interval that is open first takes in what the peak was.
+The system keeps one peak per counter. Resetting it for one watch would lose the peak of the others,
+so before each reset every open interval takes over the peak so far.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import RLock
-from weakref import WeakSet
 
 from ..records.record import Level
 
 
-class Interval:
-    """A stretch of time under way, and the most that each counter has shown in it."""
-
-    def __init__(self) -> None:
-        self.peaks: dict[str, int] = {}
-
-
 class Counters:
-    """Counters of memory that everybody in this process shares.
+    """Memory counters of this process, shared by all its watches.
 
-    `read` returns their levels, with the peaks since `forget` was last called; `forget` returns
-    False where the system keeps the peaks as they are. Nothing else may forget them.
+    `read` returns their levels, with the peaks since the last call of `reset`. `reset` returns
+    False if the system does not allow it. Nothing else may reset the peaks.
     """
 
-    def __init__(self, read: Callable[[], Mapping[str, Level]], forget: Callable[[], bool]) -> None:
-        self._read, self._forget = read, forget
-        self._is_fresh = False
-        # An interval that nobody holds any more is over.
-        self._open: WeakSet[Interval] = WeakSet()
+    def __init__(self, read: Callable[[], Mapping[str, Level]], reset: Callable[[], bool]) -> None:
+        self._read, self._reset = read, reset
+        self._was_reset = False
+        # The peaks of each open interval.
+        self._open: dict[int, dict[str, int]] = {}
         self._lock = RLock()
 
-    def begin(self) -> Interval:
-        """Return an interval that starts now."""
+    @contextmanager
+    def interval(self) -> Iterator[dict[str, Level]]:
+        """Yield a dictionary that receives the levels at the end, with the peaks inside."""
+        levels: dict[str, Level] = {}
+        peaks: dict[str, int] = {}
         with self._lock:
             if self._open:
-                self._take_in()
-            self._is_fresh = self._forget()
-            interval = Interval()
-            self._open.add(interval)
-            return interval
+                self._take_peaks()
+            self._was_reset = self._reset()
+            self._open[id(peaks)] = peaks
+        try:
+            yield levels
+            with self._lock:
+                for name, level in self._take_peaks().items():
+                    levels[name] = Level(end=level.end, peak=peaks[name])
+        finally:
+            # Also when a generator that trains is dropped halfway.
+            with self._lock:
+                del self._open[id(peaks)]
 
-    def end(self, interval: Interval) -> dict[str, Level]:
-        """Return the levels at the end of an interval, with the peaks within it."""
-        with self._lock:
-            levels = self._take_in()
-            self._open.discard(interval)
-        return {
-            name: Level(end=level.end, peak=interval.peaks[name]) for name, level in levels.items()
-        }
-
-    def _take_in(self) -> Mapping[str, Level]:
+    def _take_peaks(self) -> Mapping[str, Level]:
+        """Read the levels and raise the peaks of all open intervals to them."""
         levels = self._read()
         for name, level in levels.items():
-            # A peak that was not forgotten is that of the process.
-            peak = max(level.end, level.peak if self._is_fresh else 0)
-            for interval in self._open:
-                interval.peaks[name] = max(interval.peaks.get(name, 0), peak)
+            # Without a reset the system's peak is that of the whole process.
+            peak = max(level.end, level.peak if self._was_reset else 0)
+            for peaks in self._open.values():
+                peaks[name] = max(peaks.get(name, 0), peak)
         return levels
 
 
 class PhaseWatch:
-    """Levels of counters at the end of each phase, and their peaks within it."""
+    """Levels of counters at the end of each phase, and the peaks inside it."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -71,18 +65,18 @@ class PhaseWatch:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Watch what runs inside."""
-        interval = self._counters.begin()
-        yield
-        self._levels[name] = merged(self._levels.get(name, {}), self._counters.end(interval))
+        """Watch the code inside; an exception discards the phase."""
+        with self._counters.interval() as levels:
+            yield
+        self._levels[name] = merged(self._levels.get(name, {}), levels)
 
     def levels(self) -> dict[str, dict[str, Level]]:
-        """Levels by phase and counter; the last time counts for the ends, all for the peaks."""
+        """Return levels by phase and counter: the last end, the highest peak."""
         return self._levels
 
 
 def merged(before: Mapping[str, Level], after: Mapping[str, Level]) -> dict[str, Level]:
-    """Return the levels of two stretches of one phase: the ends of the second, the higher peaks."""
+    """Return the levels of two passes of one phase: the later ends, the higher peaks."""
     peaks = {
         name: max(level.peak, before[name].peak if name in before else 0)
         for name, level in after.items()

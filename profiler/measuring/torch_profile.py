@@ -1,6 +1,4 @@
-"""A few iterations under torch.profiler: a trace that Perfetto and TensorBoard open, and what the
-operations of a step take.
-"""
+"""A few iterations under torch.profiler: a trace file, and the time of the step's operations."""
 
 import errno
 import gzip
@@ -8,6 +6,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,11 +18,10 @@ from ..safety import disk
 from .files import Files
 from .harness import Harness
 
-# Iterations that the profiler sees and forgets, because its own first calls are slow, and those
-# that it keeps.
-FORGOTTEN, KEPT = 1, 2
+# Iterations under the profiler: the first is dropped, because the profiler's first calls are slow.
+DROPPED, KEPT = 1, 2
 MOST_OPERATIONS = 10
-# What torch says of the machine: its name in a line of its own, and the folders of files.
+# The parts of a trace that describe the machine: its name, on one line, and the folders of files.
 _HOST = re.compile(rb'\s*"host_name": "[^"]*",?\s*')
 _FOLDERS = re.compile(rb'(": ")/(?:[^"\\]|\\.)*/([^"/]*")')
 
@@ -36,13 +34,14 @@ def record_trace(
     folder: Path,
     device: str,
 ) -> list[StepOperation]:
-    """Run iterations, write their trace into the folder, and return what takes longest in a step,
-    without bytes.
+    """Run iterations, write their trace for Perfetto and TensorBoard into the folder.
+
+    Return the step's longest operations, without bytes.
     """
-    step, found = f"Optimizer.step#{optimizer}", []
+    step, operations = f"Optimizer.step#{optimizer}", []
 
     def finished(profiler: profile) -> None:
-        found.extend(_operations(profiler.events() or (), step, on_device=device == "cuda"))
+        operations.extend(_operations(profiler.events() or (), step, on_device=device == "cuda"))
         path = (
             folder / f"{re.sub('[^A-Za-z0-9.]+', '-', optimizer)}.{time.time_ns()}.pt.trace.json.gz"
         )
@@ -50,7 +49,7 @@ def record_trace(
             _write(profiler, path, files.run)
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-    plan = schedule(wait=0, warmup=FORGOTTEN, active=KEPT, repeat=1)
+    plan = schedule(wait=0, warmup=DROPPED, active=KEPT, repeat=1)
     with (
         harness.handing_phases_to(lambda name: record_function(step if name == "step" else name)),
         profile(
@@ -61,18 +60,16 @@ def record_trace(
             profile_memory=True,
         ) as profiler,
     ):
-        for _ in range(FORGOTTEN + KEPT):
+        for _ in range(DROPPED + KEPT):
             iterate()
             profiler.step()
-    return found
+    return operations
 
 
 def _write(profiler: profile, path: Path, run: Path | None) -> None:
-    """Write the trace under the name that TensorBoard's plugin looks for; OSError where it is not
-    whole.
-    """
+    """Write the trace as gzip; raise OSError if it is not whole."""
     with TemporaryDirectory() as folder:
-        # torch writes many times the packed bytes, and does not say that a disk was full.
+        # torch writes many times the packed bytes, and does not report a full disk.
         raw = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(raw))
         with (
@@ -83,9 +80,7 @@ def _write(profiler: profile, path: Path, run: Path | None) -> None:
 
 
 def _without_machine(trace: Path) -> Iterator[bytes]:
-    """The lines of a trace without the machine's name and its folders; OSError for a trace that was
-    cut.
-    """
+    """Yield a trace's lines without the machine's name and folders; raise OSError if it was cut."""
     line = b""
     with trace.open("rb") as lines:
         for line in lines:
@@ -96,8 +91,9 @@ def _without_machine(trace: Path) -> Iterator[bytes]:
 
 
 def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[StepOperation]:
-    """The operations inside the ranges named `step`, longest first, per iteration; a closure cuts a
-    step into several ranges.
+    """Return the operations inside the ranges named `step`, longest first, per iteration.
+
+    A closure divides one step into several ranges.
     """
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -125,12 +121,7 @@ def _operations(events: Iterable[Any], step: str, *, on_device: bool) -> list[St
 
 
 def with_bytes(
-    operations: Iterable[StepOperation], counted: Mapping[str, int]
+    operations: Iterable[StepOperation], nbytes: Mapping[str, int]
 ) -> tuple[StepOperation, ...]:
-    """The operations with the bytes that are `counted` for each name in one step."""
-    return tuple(
-        StepOperation(
-            name=one.name, calls=one.calls, seconds=one.seconds, bytes=counted.get(one.name)
-        )
-        for one in operations
-    )
+    """Return the operations with `nbytes`, the bytes of each name in one step."""
+    return tuple(replace(one, bytes=nbytes.get(one.name)) for one in operations)

@@ -1,8 +1,8 @@
-"""Watching anybody's own training loop inside a `with` block, and a record of each optimizer.
+"""Watch a user's training loop inside a `with` block, and make a record of each optimizer.
 
-Hooks around the steps do it. Until each optimizer has taken two steps, its warm-up, memory is
-watched phase by phase, and as a whole from then on. Nothing waits for the device before the end.
-What the watcher cannot do is noted in the record; it never ends the training.
+Hooks around the steps measure them. Memory is watched by phase until each optimizer has taken two
+steps, its warm-up, and as a whole after that. Nothing waits for the device before the end. A
+failure of the watcher is noted in the record and never ends the training.
 """
 
 import warnings
@@ -20,34 +20,35 @@ from torch.optim.optimizer import Optimizer
 from ..machine.environment import environment
 from ..records.outcome import one_line, outcome_of
 from ..records.record import Level, Memory, Record, StateBlocks, Watched
+from ..training.optimizer import deciding_options
 from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
+from .clock import clock_for
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED
 from .live_model import model_config
 from .live_optimizer import hooked_optimizer, stepped_parameters
 from .live_steps import BETWEEN, STEP, LiveSteps
-from .live_subject import Model, Subject, subjects
-from .moments import moments_for
+from .live_subject import Model, Subject, subjects_of
 from .phases import PhaseWatch, merged
-from .resident_watch import ResidentWatch
+from .resident import resident_watch
 
 LATER, OTHER_STEPS = "later_steps", "other_steps"
 
 
 class Watch:
-    """A context manager around a training loop; `records` has one of each optimizer when it ends.
+    """A context manager around a training loop; at its end `records` has one for each optimizer.
 
-    `model` is the module that is trained or a name for it, or a list with one for each optimizer.
-    A record counts the parameters of its module; those that the optimizer steps where it has a name
-    alone, or shares the module with other optimizers. `batch_size` and `sequence_length` are what
-    the records are to say of the batch; `keep` is given each record.
+    `model` is the trained module, a name for it, or a list with one for each optimizer. A record
+    counts the parameters of its module; if there is only a name, or if optimizers share the module,
+    it counts those that the optimizer steps. `batch_size` and `sequence_length` go into the
+    records. `keep` is called with each record.
 
-    On CUDA the peaks are the allocator's, and start afresh here for everybody but other watches. On
-    the CPU, where no allocator counts, they are the process's resident set.
+    On CUDA the peaks are the allocator's. The watch resets them, for other code too except for
+    other watches. On the CPU they are those of the process's resident set.
 
-    An exception inside ends the watching, is the records' outcome and goes on to the caller.
-    ValueError for what is no optimizer or no model, and for parameters on another device than the
-    CPU or the current CUDA device.
+    An exception inside ends the watch, becomes the outcome of the records and reaches the caller.
+    Raises ValueError for an object that is not an optimizer or a model, and for parameters on
+    another device than the CPU or the current CUDA device.
     """
 
     records: tuple[Record, ...]
@@ -62,16 +63,16 @@ class Watch:
         keep: Callable[[Record], None] | None = None,
     ) -> None:
         self._keep, self._is_used = keep, False
-        self._subjects = subjects([optimizer, *others], model, batch_size, sequence_length)
+        self._subjects = subjects_of([optimizer, *others], model, batch_size, sequence_length)
         device = self._subjects[0].scenario.device
         on_cuda = AllocatorWatch() if device == "cuda" else None
-        self._memory: PhaseWatch = on_cuda or ResidentWatch()
+        self._memory: PhaseWatch = on_cuda or resident_watch()
         self._phase, self._is_later = ExitStack(), False
         self._steps = [
             LiveSteps(
                 hooked_optimizer(subject.optimizer),
                 parameters=subject.parameters,
-                moments=moments_for(device),
+                clock=clock_for(device),
                 border=subject.border,
                 enter=partial(self._enter, place),
                 allocated=on_cuda and on_cuda.allocated,
@@ -82,7 +83,7 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self._is_used:
-            raise ValueError("a watch is of one block; make another for the next")
+            raise ValueError("a watch is for one `with` block; make a new one")
         self._is_used = True
         for place, (subject, steps) in enumerate(zip(self._subjects, self._steps, strict=True)):
             with subject.border.within("watch the steps"):
@@ -97,7 +98,7 @@ class Watch:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        # Closing a generator that trains ends the loop as it should.
+        # Closing a generator that trains is a normal end of the loop.
         error = None if isinstance(error, GeneratorExit) else error
         for steps in self._steps:
             steps.end()
@@ -105,21 +106,21 @@ class Watch:
             self._phase.close()
         self.records = tuple(self._record(place, error) for place in range(len(self._subjects)))
         for record in self.records if self._keep is not None else ():
-            self._hand_over(record)
+            self._pass_on(record)
 
-    def _hand_over(self, record: Record) -> None:
+    def _pass_on(self, record: Record) -> None:
         assert self._keep is not None
         try:
             self._keep(record)
         except Exception as error:
-            # The loop has ended well; what follows it may save the model.
+            # The loop has succeeded, and the code after it may save the model.
             warnings.warn(
                 f"the record of {record.scenario.optimizer} was not kept: {one_line(error)}",
                 stacklevel=5,
             )
 
     def _enter(self, place: int, phase: str) -> None:
-        """Begin a phase of the loop; steps of each optimizer are a phase of their own."""
+        """Begin a phase of the loop; the steps of each optimizer are one phase."""
         if self._is_later:
             return
         if phase == BETWEEN and all(steps.taken >= WATCHED for steps in self._steps):
@@ -128,13 +129,13 @@ class Watch:
         self._phase.enter_context(self._memory.phase(f"{STEP} {place}" if phase == STEP else phase))
 
     def _levels(self, place: int) -> dict[str, dict[str, Level]]:
-        """The loop's levels as one optimizer's record has them: its steps, and those of others."""
-        found: dict[str, dict[str, Level]] = {}
+        """Return the loop's levels for one optimizer's record: its steps, and those of others."""
+        by_phase: dict[str, dict[str, Level]] = {}
         for phase, levels in self._memory.levels().items():
             name, _, stepped = phase.partition(" ")
             name = OTHER_STEPS if stepped and int(stepped) != place else name
-            found[name] = merged(found.get(name, {}), levels)
-        return found
+            by_phase[name] = merged(by_phase.get(name, {}), levels)
+        return by_phase
 
     def _record(self, place: int, error: BaseException | None) -> Record:
         subject, steps, levels = self._subjects[place], self._steps[place], self._levels(place)
@@ -149,7 +150,7 @@ class Watch:
         with border.within("read the times"):
             seconds = steps.seconds()
         if error is None and steps.left_allocated is not None:
-            with border.within("find the state's blocks"):
+            with border.within("find the blocks of the state"):
                 blocks = state_blocks(subject.optimizer, steps.left_allocated, subject.tensors)
         memory = None
         with border.within("count the bytes of parameters and state"):
@@ -162,6 +163,7 @@ class Watch:
             origin="measured",
             outcome=outcome_of(error) if error else "failed" if failure else "ok",
             error=failure,
+            deciding_options=deciding_options(scenario.optimizer),
             parameter_count=config.get("parameters"),
             memory=memory,
             times={
@@ -183,7 +185,7 @@ class Watch:
         )
 
     def _around(self, place: int) -> dict[str, Any]:
-        """Name the loop's other optimizers, and the place of this one among several alike."""
+        """Return the loop's other optimizers, and this one's place if another one is equal."""
         others = [subject for number, subject in enumerate(self._subjects) if number != place]
         is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
         counts = sorted(Counter(subject.fingerprint for subject in others).items())
@@ -196,12 +198,12 @@ class Watch:
 
 
 def _failure(subject: Subject, steps: LiveSteps) -> str | None:
-    """Why a loop that ended well is no measurement; notes what spoils one."""
+    """Return why a loop without an exception is not a measurement; note what spoils one."""
     name = type(subject.optimizer).__name__
     if steps.is_hidden:
         subject.border.note(
-            "steps in a CUDA graph or in one graph of torch.compile run no hooks: neither they nor"
-            " gradients are counted"
+            "steps in a CUDA graph or in one graph of torch.compile run no hooks: neither these"
+            " steps nor their gradients are counted"
         )
     elif not steps.taken:
         return (
@@ -220,8 +222,9 @@ def _failure(subject: Subject, steps: LiveSteps) -> str | None:
 
 
 def _foreign(subject: Subject) -> int:
-    """The parameters that the optimizer steps outside of its model: copies, or those of before a
-    swap.
+    """Return the number of parameters that the optimizer steps and its model does not have.
+
+    They are copies, or parameters that the model has replaced since.
     """
     if not isinstance(subject.model, torch.nn.Module):
         return 0
@@ -235,7 +238,7 @@ def _memory(
     levels: Mapping[str, Mapping[str, Level]],
     blocks: StateBlocks | None,
 ) -> Memory | None:
-    """The bytes that are held now; None where the gradients could not be counted."""
+    """Return the bytes in use now; None if the gradients could not be counted."""
     if steps.gradients is None:
         return None
     state, parameters = state_bytes(subject.optimizer, subject.tensors), subject.parameters()

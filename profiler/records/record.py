@@ -220,8 +220,10 @@ class Record:
     `measured_share` of the parameters and its samples divided by that share. `estimate` is there
     where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is
     what real iterations showed beside their times, `course` is there where the scenario asks to
-    accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step. `error`
-    is one line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that
+    accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step.
+    `deciding_options` names the options that decide the bytes of the optimizer's state, each with
+    its usual value; None in older records and for optimizers outside the catalogue. `error` is one
+    line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that
     the scenario's process has printed. `warnings` are lines on counts that could not be known, as
     where a simulated step depends on values. `lost` names what belongs to this record and is not
     kept, with the reason, as a timeline that did not fit on the disk.
@@ -239,6 +241,7 @@ class Record:
     estimate: StepEstimate | None = None
     watched: Watched | None = None
     course: Course | None = None
+    deciding_options: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     error: str | None = None

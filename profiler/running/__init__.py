@@ -1,3 +1,1 @@
-"""Runs that survive: a process for each scenario, and what goes on when one of them ends
-otherwise.
-"""
+"""Runs: a process for each scenario, and a run that survives the end of any of them."""

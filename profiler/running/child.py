@@ -1,22 +1,22 @@
-"""The work of a child: a job in, an answer with a record out, whatever the user's code does on the
-way.
-"""
+"""The work of a child: a job in, an answer with a record out, whatever the user's code does."""
 
 import ast
+import os
+import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from optprof.scenarios import Scenario
 
-from ..measuring.files import Files
+from ..measuring.files import Files, files_for
 from ..records.outcome import one_line, outcome_of
 from ..records.record import SCHEMA, Outcome, Record
 from ..records.store import RunStore
-from .beside import files_beside
+from .forks import flush, send
 
 if TYPE_CHECKING:
     from ..simulating.simulation import Simulation
@@ -26,11 +26,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """The work of a child: a scenario, and the run's folder for what is kept beside the record.
+    """The work of a child: a scenario, and the run's folder for the files next to the record.
 
-    Without `folder` nothing is kept; `snapshots` and `traces` ask for more to keep. `simulated` is
-    the simulation's record of a scenario that is to be measured; `force` measures it even if it
-    needs more than is free. `path` is where its modules are found, as in `sys.path`.
+    Without `folder` no files are written; `snapshots` and `traces` request more of them. For a
+    scenario to measure, `simulated` is the record of its simulation; `force` measures it even if it
+    needs more than the free memory. `path` is its `sys.path`.
     """
 
     scenario: Scenario
@@ -42,22 +42,53 @@ class Job:
     path: tuple[str, ...] = ()
 
     def to_line(self) -> bytes:
-        """The job as one line; a literal keeps tuples apart from lists, which JSON would not."""
+        """Return the job as one line; a literal distinguishes tuples from lists, unlike JSON."""
         return f"{asdict(self)!r}\n".encode()
 
     @classmethod
     def from_line(cls, line: bytes) -> "Job":
-        """The job that `to_line` wrote."""
+        """Return the job that `to_line` wrote."""
         data = ast.literal_eval(line.decode())
         simulated = data["simulated"] and Record.from_dict({"schema": SCHEMA, **data["simulated"]})
         return cls(**{**data, "scenario": Scenario(**data["scenario"]), "simulated": simulated})
 
 
+def prepare(job: Job) -> None:
+    """Search for modules where the parent does; hide GPUs from a catalogue model's simulation."""
+    sys.path[:] = job.path
+    if job.scenario.device == "sim" and ":" not in job.scenario.model:
+        # Autograd would start a thread for each visible GPU.
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def do(job: Job, writer: int) -> None:
+    """Do the job in this process and write its answer."""
+    prepare(job)
+    with ending_copies():
+        result = work(job)
+    send(writer, result)
+
+
+@contextmanager
+def ending_copies() -> Iterator[None]:
+    """End the forks of this process that the user's code makes inside: only one may answer."""
+    pid = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != pid:
+            flush()
+            os._exit(0)
+
+
 def work(job: Job) -> dict[str, Any]:
-    """Return the answer to a job; what belongs beside the record is in the run's folder by then."""
+    """Return the answer to a job, after writing the files next to its record."""
     store = RunStore(Path(job.folder)) if job.folder is not None else None
-    asked = {"snapshots": job.snapshots, "traces": job.traces}
-    files = files_beside(store, job.scenario, **asked) if store else Files()
+    files = (
+        files_for(store, job.scenario, snapshots=job.snapshots, traces=job.traces)
+        if store
+        else Files()
+    )
     record, simulation = attempt(job, files)
     if store and simulation:
         _keep(job, store, simulation, files)
@@ -66,7 +97,7 @@ def work(job: Job) -> dict[str, Any]:
 
 
 def answer(record: Record) -> dict[str, Any]:
-    """Return the answer that a record is."""
+    """Return the answer with a record."""
     return {"record": record.to_dict()}
 
 
@@ -94,9 +125,7 @@ def _keep(job: Job, store: RunStore, simulation: "Simulation", files: Files) -> 
 
 
 def trace_ahead(scenario: Scenario) -> Record | None:
-    """Trace the model for all simulations of this process and its forks; the record of a failure
-    where it raises.
-    """
+    """Trace the model for the simulations of this process and its forks; return a failure."""
     from ..simulating.simulation import trace_model_of
 
     def trace() -> None:
@@ -106,44 +135,44 @@ def trace_ahead(scenario: Scenario) -> Record | None:
 
 
 def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
-    """The job's record, whatever happens, and the simulation that it was read off."""
+    """Return the job's record, whatever happens, and the simulation behind it, if there is one."""
+    from ..measuring.cuda_memory import require_room
     from ..measuring.measurement import measure
     from ..simulating.simulation import run_simulation
-    from .preflight import require_room
 
     scenario = job.scenario
 
-    def find() -> "tuple[Record, Simulation | None]":
+    def run() -> "tuple[Record, Simulation | None]":
         if scenario.device == "sim":
-            found = run_simulation(scenario)
-            return found.record, found
+            simulation = run_simulation(scenario)
+            return simulation.record, simulation
         if not job.force:
             require_room(scenario, job.simulated)
         return measure(scenario, job.simulated, files), None
 
-    found = _or_failure(scenario, find)
-    return (found, None) if isinstance(found, Record) else found
+    result = _or_failure(scenario, run)
+    return (result, None) if isinstance(result, Record) else result
 
 
-def _or_failure(scenario: Scenario, find: Callable[[], T]) -> T | Record:
-    """Return what `find` returns, or the record of what it raises; that is printed whole."""
+def _or_failure(scenario: Scenario, run: Callable[[], T]) -> T | Record:
+    """Return the result of `run`, or the record of its exception, whose traceback is printed."""
     try:
-        return find()
+        return run()
     except BaseException as error:
-        # Other people's models and optimizers run here: whatever they raise, SystemExit too, is
-        # this scenario's result.
+        # The user's models and optimizers run here: any exception, even SystemExit, is this
+        # scenario's result.
         _print_traceback()
         return without_result(scenario, outcome_of(error), one_line(error))
 
 
 def _print_traceback() -> None:
-    # A stream that the user's code has closed or put in place may raise anything.
+    # A stream that the user's code has closed or replaced may raise anything.
     with suppress(Exception):
         traceback.print_exc()
 
 
 def without_result(scenario: Scenario, outcome: Outcome, error: str) -> Record:
-    """The record of a scenario that came to nothing; `error` is one line."""
+    """Return the record of a scenario without a result; `error` is one line."""
     from ..machine.environment import environment
 
     return Record(

@@ -1,21 +1,19 @@
-"""Log: the first and the last of what a scenario prints, in a file that cannot fill the disk."""
+"""Log: the beginning and the end of a scenario's output, in a file that cannot fill the disk."""
 
 import os
 from pathlib import Path
-from types import TracebackType
 
 from ..safety import disk
 
-# Of what is printed, the bytes that are kept from its beginning and from its end.
+# Bytes to keep from the beginning and from the end of the output.
 HEAD = TAIL = 1 << 20
-_LAST = 64 << 10
+_LAST_WORDS = 64 << 10
 
 
 class Log:
-    """A file below a run's folder; it is made with the first word, and a disk that does not take it
-    costs the log alone.
+    """A file below a run's folder, made with the first output; a full disk costs only the log.
 
-    `error` says why there is none although something was printed.
+    `error` is the reason if the output could not be written.
     """
 
     def __init__(self, path: Path, *, below: Path) -> None:
@@ -29,28 +27,21 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     @property
     def is_there(self) -> bool:
-        """Return whether there is a file with what was printed."""
+        """Return whether there is a file with output."""
         return self._seen > 0 and self.error is None
 
     @property
     def last_words(self) -> str:
-        """The last that was printed, as text."""
-        return self._tail[-_LAST:].decode(errors="replace")
+        """The end of the output, as text."""
+        return self._tail[-_LAST_WORDS:].decode(errors="replace")
 
     def write(self, printed: bytes) -> None:
-        """Keep what was printed: at once as long as it belongs to the beginning, else for the
-        end.
-        """
+        """Write output that belongs to the beginning, and keep the rest for the end."""
         head = printed[: max(0, HEAD - self._seen)]
         self._seen += len(printed)
         self._tail += printed
@@ -59,7 +50,7 @@ class Log:
         self._put(head)
 
     def close(self) -> None:
-        """Write the end behind the beginning; a second time does nothing."""
+        """Write the end of the output; a second call does nothing."""
         behind = self._seen - HEAD
         if self._descriptor is not None and behind > 0:
             left_out = max(0, behind - TAIL)
@@ -87,7 +78,7 @@ class Log:
             self._give_up(error)
 
     def _give_up(self, error: OSError | ValueError) -> None:
-        """Leave the room to the record."""
+        """Remove the log, which leaves its space to the record."""
         self.error = error
         if self._descriptor is not None:
             os.close(self._descriptor)

@@ -1,7 +1,7 @@
-"""Processes: whatever a scenario has started ends with it, and with the process that asked for it.
+"""Processes: end all that a scenario has started, when it ends or its parent does.
 
-On Linux the kernel helps: it ends a child with its parent, and hands orphans to a subreaper. What a
-scenario has started then stays below the zygote, also in a session of its own, and can be found.
+On Linux the kernel helps: it ends a child with its parent, and gives orphans to a subreaper. All
+processes of a scenario then stay below the zygote, even in their own sessions.
 """
 
 import ctypes
@@ -12,59 +12,57 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# A fork of a process that has threads, or has used a GPU, is not safe everywhere.
+# Elsewhere a fork of a process that has loaded torch is not safe.
 ON_LINUX = sys.platform == "linux"
-# Names what the zygote has started, for the case that it is killed itself.
+# An environment variable of all processes of a zygote, in case the zygote is killed.
 MARK = "OPTPROF_WORKER"
 
 # From Linux's prctl.h.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-# A process that is killed inside a system call of a dead disk stays for as long as the disk does.
+# A killed process that waits for a dead disk does not end.
 _PATIENCE = 5.0
 _PAUSE = 0.002
 
 
 def adopt_orphans() -> None:
-    """Have the kernel make this process the parent of every descendant whose own parent ends."""
+    """Let the kernel make this process the parent of each descendant whose own parent ends."""
     if ON_LINUX:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def end_with(parent: int) -> None:
-    """Have the kernel end this process when the one that has forked it is gone, also if that is so
-    already.
-    """
+    """Let the kernel end this process with its parent, or end it now if the parent is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
 
 
 def end_descendants(*kept: int) -> None:
-    """Kill what this process has started, and what that has, until none is left but the `kept`."""
+    """Kill all descendants of this process except the `kept`, until none is left."""
     until = time.monotonic() + _PATIENCE
     while ON_LINUX and time.monotonic() < until:
         parents = _parents()
-        found = [pid for pid in _below(os.getpid(), parents) if pid not in kept]
-        # A kept process takes the status of its own children.
-        if all(parents[pid] in kept and _is_dead(pid) for pid in found):
+        pids = [pid for pid in _below(os.getpid(), parents) if pid not in kept]
+        # A kept process reaps its own children.
+        if all(parents[pid] in kept and _is_dead(pid) for pid in pids):
             return
-        for pid in found:
+        for pid in pids:
             _kill(pid)
-        for pid in found:
+        for pid in pids:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         time.sleep(_PAUSE)
 
 
 def end_marked(mark: str) -> None:
-    """Kill every process whose environment bears the mark: what a killed zygote has left."""
-    wanted = f"{MARK}={mark}".encode()
+    """Kill every process with the mark in its environment: those of a killed zygote."""
+    variable = f"{MARK}={mark}".encode()
     until = time.monotonic() + _PATIENCE
     while ON_LINUX and time.monotonic() < until:
-        found = [pid for pid in _parents() if wanted in _environment(pid) and not _is_dead(pid)]
-        if not found:
+        pids = [pid for pid in _parents() if variable in _environment(pid) and not _is_dead(pid)]
+        if not pids:
             return
-        for pid in found:
+        for pid in pids:
             _kill(pid)
         time.sleep(_PAUSE)
 
@@ -83,22 +81,22 @@ def _below(root: int, parents: dict[int, int]) -> list[int]:
     children: dict[int, list[int]] = {}
     for pid, parent in parents.items():
         children.setdefault(parent, []).append(pid)
-    found, waiting = [], [root]
+    descendants, waiting = [], [root]
     while waiting:
         started = children.get(waiting.pop(), [])
-        found += started
+        descendants += started
         waiting += started
-    return found
+    return descendants
 
 
 def _parents() -> dict[int, int]:
-    """The parent of every process of this machine."""
-    found = {}
+    """Return the parent of each process of this machine."""
+    parents = {}
     for name in filter(str.isdecimal, os.listdir("/proc")):  # noqa: PTH208
-        # It may end meanwhile.
+        # The process may end in between.
         with suppress(OSError, IndexError):
-            found[int(name)] = int(_status(name)[1])
-    return found
+            parents[int(name)] = int(_status(name)[1])
+    return parents
 
 
 def _is_dead(pid: int) -> bool:
@@ -109,9 +107,7 @@ def _is_dead(pid: int) -> bool:
 
 
 def _status(pid: int | str) -> list[str]:
-    """Fields that the kernel prints of a process behind its name, which may hold blanks: state,
-    parent, ...
-    """
+    """Return the fields after a process's name, which may have blanks: state, parent, ..."""
     return (
         Path(f"/proc/{pid}/stat")
         .read_text(encoding="utf-8", errors="replace")

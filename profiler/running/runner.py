@@ -1,6 +1,4 @@
-"""A run: each scenario in a process of its own, its record on disk before the next begins. What
-fails is a record too.
-"""
+"""A run: a process per scenario, its record on disk before the next. A failure is a record."""
 
 import errno
 import os
@@ -13,26 +11,25 @@ from dataclasses import dataclass, replace
 from optprof.scenarios import Scenario
 
 from ..machine.memory import kernel_kills
+from ..measuring.files import files_of
 from ..records.record import Outcome, Record
 from ..records.store import RunStore
 from ..safety import disk
-from .beside import written_beside
 from .child import Job, without_result
 from .log import Log
 from .worker import ChildEndedError, Worker
 
+# The last lines of a log, and their letters, in an error.
 _LAST_LINES = 3
-_MOST_TOLD = 600
-# Of the disk, for the record of the next scenario: those with many samples have half as much.
-_ROOM_BYTES = 64 << 10
+_MOST_LETTERS = 600
+# Free space on disk for the next record; one with many samples takes half of it.
+_FREE_BYTES = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runner:
-    """What holds for all scenarios of a run; `timeout` is the seconds that one may take, its
-    simulation included where it is measured.
-    """
+    """The settings of a run; `timeout` is the most seconds per scenario, with its simulation."""
 
     worker: Worker
     store: RunStore
@@ -42,9 +39,8 @@ class Runner:
     force: bool = False
 
     def find(self, scenario: Scenario) -> Record:
-        """The scenario's record, not yet stored; it says what of it could not be written."""
-        # The run may be named by a relative path, and a scenario's code may change the directory
-        # that it runs in.
+        """Return the scenario's record, not yet stored; `lost` has the files not written."""
+        # The path may be relative, and a scenario's code may change the working directory.
         folder = self.store.folder.absolute()
         job = Job(
             scenario=scenario,
@@ -66,7 +62,7 @@ class Runner:
         )
 
     def _measured(self, job: Job, log: Log) -> Record:
-        """The record of a measurement, for which the simulation has said what it needs."""
+        """Return the record of a measurement, after a simulation of what it needs."""
         from ..measuring.measurement import to_simulate
 
         start = time.monotonic()
@@ -77,7 +73,7 @@ class Runner:
         return self._record(replace(job, simulated=simulated), log, left)
 
     def _record(self, job: Job, log: Log, timeout: float | None) -> Record:
-        """The answer to the job, or the record of how its process ended."""
+        """Return the record that answers the job, or one that says how its process ended."""
         kills = kernel_kills()
         try:
             answer = self.worker.ask(job, log, timeout)
@@ -86,7 +82,7 @@ class Runner:
             return without_result(job.scenario, "timeout", f"no result after {self.timeout:g} s")
         except ValueError as error:
             return without_result(
-                job.scenario, "failed", f"the process answered with no record: {error}"
+                job.scenario, "failed", f"the process answered without a record: {error}"
             )
         except ChildEndedError as error:
             by_kernel = error.status == -signal.SIGKILL and kernel_kills() > kills
@@ -94,8 +90,7 @@ class Runner:
                 "out-of-memory" if by_kernel else "killed" if error.status < 0 else "failed"
             )
             words = (
-                "the kernel ended the process: the machine, or its control group, had no memory"
-                " left"
+                "the kernel ended the process: the machine, or its control group, ran out of memory"
                 if by_kernel
                 else str(error)
             )
@@ -115,19 +110,19 @@ def run(
     timeout: float | None = None,
     force: bool = False,
 ) -> list[Record]:
-    """The records of all scenarios, appended to `store` one by one; `started` is told the place of
-    each scenario before it runs.
+    """Run all scenarios and append their records to `store`, one by one.
 
-    `snapshots` leaves a pickle for memory_viz beside the record of every training step that is
-    simulated or runs on CUDA, `traces` one of torch.profiler's traces beside every measured one.
-    `timeout` is seconds for each scenario; `force` measures what would not fit. A `worker` is used
-    and not ended. OSError when the run's folder cannot be written: before a scenario for whose
-    record there is no room, or after a record of which something was lost.
+    `started` is called with the place of each scenario before it runs. `snapshots` writes a pickle
+    for memory_viz for each training step that is simulated or runs on CUDA, `traces` a trace of
+    torch.profiler for each measured one. `timeout` is in seconds per scenario; `force` measures
+    scenarios that would not fit. A given `worker` is not ended. Raises OSError if the run's folder
+    cannot be written: before a scenario without space for its record, or after a record with lost
+    files.
     """
     records = []
-    with nullcontext(worker) if worker else Worker() as asked:
+    with nullcontext(worker) if worker else Worker() as run_worker:
         runner = Runner(
-            worker=asked,
+            worker=run_worker,
             store=store,
             snapshots=snapshots,
             traces=traces,
@@ -135,41 +130,42 @@ def run(
             force=force,
         )
         for place, scenario in enumerate(scenarios):
-            _require_room(store)
+            _require_space(store)
             started(place, scenario)
             record = append(store, runner.find(scenario))
             records.append(record)
             if record.lost:
                 raise OSError(
-                    f"{store.folder}/{record.lost[0]}; its record is kept: mend that, and go on"
+                    f"{store.folder}/{record.lost[0]}; its record is kept: repair that, and go on"
                     " with --resume"
                 )
     return records
 
 
-def _require_room(store: RunStore) -> None:
-    """OSError where the disk has no room for another record: what takes hours is not begun then."""
+def _require_space(store: RunStore) -> None:
+    """Raise OSError if the disk has no space for another record, before hours of measuring."""
     if not hasattr(os, "statvfs"):
         return
-    found = os.statvfs(store.folder)
-    # Some file systems tell nothing.
-    if found.f_blocks and found.f_bavail * found.f_frsize < _ROOM_BYTES:
+    disk_state = os.statvfs(store.folder)
+    # Some file systems report 0 blocks.
+    if disk_state.f_blocks and disk_state.f_bavail * disk_state.f_frsize < _FREE_BYTES:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(store.records_path))
 
 
 def append(store: RunStore, record: Record) -> Record:
-    """Append the record and return it; on a full disk what lies beside it gives way, the largest
-    first.
+    """Append the record and return it; on a full disk, remove its files until it fits.
+
+    The largest file goes first, and the record's `lost` names it.
     """
-    beside = written_beside(store, record)
+    files = files_of(store, record)
     while True:
         try:
             store.append(record)
             return record
         except OSError as error:
-            if error.errno not in _FULL or not beside:
+            if error.errno not in _FULL or not files:
                 raise
-            path = beside.pop(0)
+            path = files.pop(0)
             disk.remove(path)
             name = path.relative_to(store.folder).as_posix()
             lost = f"{name}: removed for the record, {reason_of(error)}"
@@ -184,11 +180,11 @@ def reason_of(error: OSError | ValueError) -> str:
 
 
 def _last_lines(text: str) -> str:
-    """The last lines of a log as one line; what a terminal would take for orders is left out."""
+    """Return the last lines of a log as one line, without control characters."""
     lines = [
         "".join(filter(str.isprintable, line)).strip()
         for line in text.splitlines()
         if any(map(str.isalnum, line))
     ]
-    told = " | ".join(lines[-_LAST_LINES:])
-    return told if len(told) <= _MOST_TOLD else f"...{told[-_MOST_TOLD:]}"
+    words = " | ".join(lines[-_LAST_LINES:])
+    return words if len(words) <= _MOST_LETTERS else f"...{words[-_MOST_LETTERS:]}"

@@ -1,6 +1,4 @@
-"""Worker: the parent's side of the zygote. Jobs go in one after another, and what they print is
-emptied into logs.
-"""
+"""Worker: the parent's side of the zygote. It sends jobs and writes their output into logs."""
 
 import os
 import selectors
@@ -13,7 +11,6 @@ from contextlib import suppress
 from dataclasses import replace
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from optprof.scenarios import schema
@@ -26,7 +23,7 @@ from .zygote import END, MOST_ANSWER_BYTES
 
 _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
-# A pipe holds no more; who goes on printing after the end is not waited for.
+# A pipe holds no more, so later output of a process that goes on printing is not read.
 _MOST_LEFT_BYTES = 1 << 20
 # The zygote imports from the places that this process imports from, and knows its command. With -m
 # it would need PYTHONPATH for that, which the user's code and its children would inherit.
@@ -37,9 +34,7 @@ _BOOTSTRAP = (
 
 
 class ChildEndedError(Exception):
-    """A process has ended without an answer; `status` is its exit status, or minus the signal that
-    ended it.
-    """
+    """A process ended without an answer; `status` is its exit status, or minus a signal."""
 
     def __init__(self, status: int) -> None:
         super().__init__(
@@ -51,60 +46,21 @@ class ChildEndedError(Exception):
 
 
 class Worker:
-    """Does jobs one after another, each in a process of its own; torch loads while nobody waits for
-    it.
+    """The zygote and the pipes to it: does jobs one after another, each in its own process.
 
-    The zygote that has loaded torch is started again where it is gone.
+    The zygote loads torch while the caller goes on. If it has ended, the next job starts a new one.
     """
 
     def __init__(self) -> None:
-        self._zygote: _Zygote | None = _Zygote()
+        self._start()
 
     def __enter__(self) -> "Worker":
         return self
 
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.end()
 
-    @property
-    def pid(self) -> int | None:
-        """The process number of the zygote, None where there is none."""
-        return self._zygote.pid if self._zygote else None
-
-    def ask(self, job: Job, log: Log, timeout: float | None = None) -> dict[str, Any]:
-        """The answer to a job, when all that it has started is gone and all that it has printed is
-        in the log.
-
-        ChildEndedError when its process ends first, TimeoutError after `timeout` seconds,
-        ValueError for no answer at all. The seconds count from when torch is loaded.
-        """
-        if self._zygote is None or not self._zygote.is_alive:
-            self.end()
-            self._zygote = _Zygote()
-        try:
-            return self._zygote.ask(job, log, timeout)
-        except BaseException:
-            # Ctrl-C: nobody waits for the answer that may still come.
-            if self._zygote.is_busy:
-                self.end()
-            raise
-
-    def end(self) -> None:
-        """End every process; a second time does nothing."""
-        if self._zygote is not None:
-            self._zygote.end()
-            self._zygote = None
-
-
-class _Zygote:
-    """The process, and the pipes to it."""
-
-    def __init__(self) -> None:
+    def _start(self) -> None:
         self._mark = uuid.uuid4().hex
         theirs, self._jobs = _pipe()
         self._answers, to_answers = _pipe()
@@ -117,34 +73,70 @@ class _Zygote:
                 stdout=to_answers,
                 stderr=to_output,
                 env=self._environment(),
-                # Ctrl-C on the terminal is the parent's to answer.
+                # The parent handles Ctrl-C on the terminal.
                 start_new_session=True,
             )
         finally:
             for descriptor in (theirs, to_answers, to_output):
                 os.close(descriptor)
-        self.pid = self._process.pid
-        self.is_busy = False
+        self._is_busy = self._is_ready = self._has_ended = False
         self._selector = selectors.DefaultSelector()
         for descriptor in (self._answers, self._output):
             self._selector.register(descriptor, selectors.EVENT_READ)
         self._buffer = bytearray()
-        self._is_ready = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process number of the zygote; None after `end`."""
+        return None if self._has_ended else self._process.pid
+
+    def ask(self, job: Job, log: Log, timeout: float | None = None) -> dict[str, Any]:
+        """Return the answer to a job, once all its processes are gone and its output is in the log.
+
+        Raises ChildEndedError if its process ends without an answer, TimeoutError after `timeout`
+        seconds, and ValueError for an invalid answer. The seconds start when torch is loaded.
+        """
+        if self._has_ended or not self._is_alive:
+            self.end()
+            self._start()
+        try:
+            return self._ask(job, log, timeout)
+        except BaseException:
+            # After Ctrl-C, nobody waits for the answer that may still come.
+            if self._is_busy:
+                self.end()
+            raise
+
+    def end(self) -> None:
+        """End the zygote and all that it has started; a second call does nothing."""
+        if self._has_ended:
+            return
+        self._has_ended = True
+        os.close(self._jobs)
+        with suppress(subprocess.TimeoutExpired):
+            # The zygote ends its descendants; before it is ready it has none.
+            self._process.wait(_GRACE_SECONDS if self._is_ready else 0)
+        if self._process.poll() != 0 or not ON_LINUX:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            end_marked(self._mark)
+        self._selector.close()
+        os.close(self._answers)
+        os.close(self._output)
 
     def _environment(self) -> dict[str, str]:
-        # Each scenario tells CUDA's allocator all of its settings; torch would keep others that it
-        # has found here.
+        # Each scenario gives CUDA's allocator all its settings; torch would keep those from here.
         kept = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-        # The question for a device would else start CUDA, and no fork could use it.
+        # Otherwise the search for devices would start CUDA, and no fork could use it.
         return kept | {MARK: self._mark, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 
     @property
-    def is_alive(self) -> bool:
-        """Return whether the process is still there."""
+    def _is_alive(self) -> bool:
         return self._process.poll() is None
 
-    def ask(self, job: Job, log: Log, timeout: float | None) -> dict[str, Any]:
-        self.is_busy = True
+    def _ask(self, job: Job, log: Log, timeout: float | None) -> dict[str, Any]:
+        self._is_busy = True
         if not self._is_ready:
             self._line(log, None)
             self._is_ready = True
@@ -167,11 +159,11 @@ class _Zygote:
         return answer
 
     def _finish(self, log: Log) -> None:
-        """Take what was printed before the answer; who printed it is gone."""
+        """Log the output from before the answer; its processes are gone."""
         left = _MOST_LEFT_BYTES
         while left > 0 and (taken := self._pump(log)):
             left -= taken
-        self.is_busy = False
+        self._is_busy = False
 
     def _read(self, line: bytes) -> dict[str, Any]:
         answer = schema.parse_json(line)
@@ -202,8 +194,8 @@ class _Zygote:
                 self._pump(log)
             if self._answers in ready:
                 self._take(log)
-            elif not self.is_alive:
-                # A process that it has started may hold the pipe open.
+            elif not self._is_alive:
+                # Another process may keep the pipe open.
                 self._finish(log)
                 raise ChildEndedError(self._status())
             elif end is not None and time.monotonic() >= end:
@@ -213,7 +205,7 @@ class _Zygote:
         return line
 
     def _pump(self, log: Log) -> int:
-        """Move what was printed into the log, and return how much there was."""
+        """Move output into the log, and return the number of bytes."""
         try:
             printed = os.read(self._output, 1 << 16)
         except BlockingIOError:
@@ -234,30 +226,12 @@ class _Zygote:
         if len(self._buffer) > MOST_ANSWER_BYTES + (1 << 16):
             raise ValueError(f"the process answered more than {MOST_ANSWER_BYTES} bytes")
 
-    def end(self) -> None:
-        """End the process and all that it has started; a second time does nothing."""
-        if self._jobs < 0:
-            return
-        os.close(self._jobs)
-        self._jobs = -1
-        with suppress(subprocess.TimeoutExpired):
-            # It ends what is below it; before it is ready there is nothing.
-            self._process.wait(_GRACE_SECONDS if self._is_ready else 0)
-        if self._process.poll() != 0 or not ON_LINUX:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self._process.wait()
-            end_marked(self._mark)
-        self._selector.close()
-        os.close(self._answers)
-        os.close(self._output)
-
     def _status(self) -> int:
         try:
             return self._process.wait(_GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            # It has closed its pipe and lives on: there is nothing more to wait for.
-            os.killpg(self.pid, signal.SIGKILL)
+            # It has closed its pipe but not ended.
+            os.killpg(self._process.pid, signal.SIGKILL)
             return self._process.wait()
 
 
@@ -266,9 +240,7 @@ def _path() -> tuple[str, ...]:
 
 
 def _pipe() -> tuple[int, int]:
-    """A pipe on none of the first three descriptors, which a parent whose streams are closed has
-    free.
-    """
+    """Return a pipe's ends, not on descriptors 0 to 2, which are free if the streams are closed."""
     ends = []
     for descriptor in os.pipe():
         ends.append(fcntl(descriptor, F_DUPFD_CLOEXEC, 3))

@@ -1,10 +1,9 @@
-"""The events of a training step at any batch size: traced at a few, and worked out from those where
-sizes grow in proportion.
+"""The events of a training step at any batch size, from traces at a few sizes.
 
-In a model whose code does the same whatever the batch, an allocation is a constant and a multiple
-of the batch. So are the numbers that a kernel's own requests are worked out from. A third trace
-must come out as the two before it foretell, event by event and byte by byte; otherwise every size
-is traced.
+If a model's code does not depend on the batch size, each allocation is a constant plus a multiple
+of it, and so are the numbers that decide a kernel's own requests. Two traces then predict every
+other size. A third trace must match the prediction, event by event and byte by byte; otherwise each
+size is traced.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from functools import cached_property, lru_cache
 
 from optprof.scenarios import Scenario
 
-from ..tracing.attention_backend import Call, Settings, depends_on
+from ..tracing.attention_backend import AttentionCall, depends_on
 from ..tracing.kernel_memory import sized_for
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.stream import Allocations, Segment
@@ -21,14 +20,15 @@ from .handover import Layout
 from .optimizer_trace import OptimizerTrace, trace_optimizer
 from .training import ModelTrace, trace_model, without_optimizer
 
-# One image or sequence often takes another path: a view where many take a copy.
+# A batch of one often runs other code: a view instead of a copy.
 _ALONE, _FEW, _MORE, _MANY = 1, 2, 3, 7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """The events of all phases in order, the place where the last step begins, and the allocations
-    that they name.
+    """The events of all phases in order, with their allocations.
+
+    `last_step` is the place of the segment that begins the last step.
     """
 
     segments: list[Segment]
@@ -36,22 +36,19 @@ class Stream:
     allocations: Allocations
 
 
-class Streams:
-    """The streams of scenarios on a device without end, each model and each optimizer traced as
-    seldom as can be.
-    """
+class StreamCache:
+    """Streams of scenarios on an unlimited device; keeps the traces of models and optimizers."""
 
     def __init__(self) -> None:
-        self._models: dict[str, list[_Batches]] = {}
+        self._models: dict[str, list[_BatchTraces]] = {}
         self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
 
     def of(self, scenario: Scenario, *, optional: bool = False) -> Stream:
-        """The stream of one scenario; ValueError as `simulate` raises it.
+        """Return the stream of one scenario; raise ValueError as `simulate` does.
 
-        `optional` counts what a kernel may take or not, at its largest.
+        `optional` counts the optional workspaces of kernels, at their largest.
         """
-        asked = replace(without_optimizer(scenario), batch_size=1)
-        model = self._batches(asked).model(scenario.batch_size)
+        model = self._model(scenario)
         optimizer = self._optimizer(model, scenario)
         segments, last_step = [model.build, optimizer.build], 0
         for of_model, of_optimizer in zip(model.steps, optimizer.steps, strict=True):
@@ -63,25 +60,23 @@ class Streams:
         return Stream(segments=segments, last_step=last_step, allocations=allocations)
 
     def dtypes(self, scenario: Scenario) -> frozenset[str]:
-        """Torch's names of the dtypes of the scenario's parameters."""
-        asked = replace(without_optimizer(scenario), batch_size=1)
-        layouts = self._batches(asked).model(scenario.batch_size).parameters
+        """Return torch's names of the dtypes of the scenario's parameters."""
+        layouts = self._model(scenario).parameters
         return frozenset(str(layout.dtype).removeprefix("torch.") for layout, _ in layouts)
 
-    def _batches(self, asked: Scenario) -> "_Batches":
-        """The model's traces, taken once for all GPUs on which attention takes the same kernels."""
-        known = self._models.setdefault(repr(replace(asked, gpu=None)), [])
-        for batches in known:
-            if batches.hold_for(asked.gpu):
-                return batches
-        known.append(_Batches(asked))
-        return known[-1]
+    def _model(self, scenario: Scenario) -> ModelTrace:
+        """Return the model's trace, shared by all GPUs on which attention uses the same kernels."""
+        single = replace(without_optimizer(scenario), batch_size=1)
+        by_gpu = self._models.setdefault(repr(replace(single, gpu=None)), [])
+        traces = next((traces for traces in by_gpu if traces.are_valid_for(single.gpu)), None)
+        if traces is None:
+            traces = _BatchTraces(single)
+            by_gpu.append(traces)
+        return traces.at(scenario.batch_size)
 
     def _optimizer(self, model: ModelTrace, scenario: Scenario) -> OptimizerTrace:
-        """The optimizer's trace, taken once for all models that hand it parameters and gradients
-        that lie alike.
-        """
-        asked = repr(
+        """Return the optimizer's trace, shared by models whose tensors have equal layouts."""
+        key = repr(
             (
                 scenario.optimizer,
                 scenario.options,
@@ -90,41 +85,40 @@ class Streams:
                 scenario.set_to_none,
             )
         )
-        known = self._optimizers.setdefault(asked, [])
-        for other, trace in known:
-            if _lie(model) == _lie(other):
+        traces = self._optimizers.setdefault(key, [])
+        for other, trace in traces:
+            if _layout_key(model) == _layout_key(other):
                 return _renumbered(trace, other, model)
         trace = trace_optimizer(
             model, lambda parameters: make_optimizer(scenario, parameters, model.names), scenario
         )
-        known.append((model, trace))
+        traces.append((model, trace))
         return trace
 
 
-class _Batches:
-    """The traces of one scenario's model at any batch size."""
+class _BatchTraces:
+    """The traces of one scenario's model at all batch sizes."""
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
-        self._asked: set[int] = set()
-        self._attention: set[tuple[Call, Settings]] = set()
+        self._sizes: set[int] = set()
+        self._attention: set[AttentionCall] = set()
         self._traced = lru_cache(maxsize=8)(self._trace)
 
-    def model(self, batch: int) -> ModelTrace:
-        """The trace at this batch size."""
-        self._asked.add(batch)
-        # To trace the batch itself is the shorter way until there are more of them than a forecast
-        # needs.
+    def at(self, batch: int) -> ModelTrace:
+        """Return the trace at this batch size."""
+        self._sizes.add(batch)
+        # The prediction takes three traces: for one or two sizes it is faster to trace them.
         if (
             batch in (_ALONE, _FEW, _MORE, _MANY)
-            or len(self._asked) <= 2
+            or len(self._sizes) <= 2
             or not self._is_proportional
         ):
             return self._traced(batch)
-        return _foretold(self._traced(_FEW), self._traced(_MORE), batch)
+        return _predicted(self._traced(_FEW), self._traced(_MORE), batch)
 
-    def hold_for(self, gpu: str | None) -> bool:
-        """Return whether the traces that were taken would be the same on this GPU."""
+    def are_valid_for(self, gpu: str | None) -> bool:
+        """Return whether the traces so far would be the same on this GPU."""
         return not depends_on(self._attention, device_of(gpu).compute_capability)
 
     def _trace(self, batch: int) -> ModelTrace:
@@ -137,7 +131,7 @@ class _Batches:
         try:
             few, more, many = map(self._traced, (_FEW, _MORE, _MANY))
         except Exception:
-            # A factory may refuse sizes that nobody asked for.
+            # A factory may refuse these sizes.
             if ":" not in self._scenario.model:
                 raise
             return False
@@ -146,15 +140,15 @@ class _Batches:
             for other in (more, many)
         ):
             return False
-        foretold = _foretold(few, more, _MANY).allocations
-        return (foretold.nbytes, foretold.requests) == (
+        predicted = _predicted(few, more, _MANY).allocations
+        return (predicted.nbytes, predicted.requests) == (
             many.allocations.nbytes,
             many.allocations.requests,
         )
 
 
-def _foretold(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
-    """The trace at `batch`, on the line through those of two and three."""
+def _predicted(few: ModelTrace, more: ModelTrace, batch: int) -> ModelTrace:
+    """Return the trace at `batch`, on the line through those at batch sizes two and three."""
     pairs = zip(few.allocations.nbytes, more.allocations.nbytes, strict=True)
     sizes = [low + (batch - _FEW) * (high - low) for low, high in pairs]
     requests = {
@@ -170,8 +164,8 @@ def _events(model: ModelTrace) -> list[Segment]:
     return [model.build, *(segment for step in model.steps for segment in step)]
 
 
-def _handed(model: ModelTrace) -> list[Layout | None]:
-    """The parameters and every step's gradients, as an optimizer gets them."""
+def _layouts(model: ModelTrace) -> list[Layout | None]:
+    """Return the layouts of the parameters and of each step's gradients."""
     return [
         *(layout for layout, _ in model.parameters),
         *(layout for gradients in model.gradients for layout in gradients),
@@ -179,31 +173,31 @@ def _handed(model: ModelTrace) -> list[Layout | None]:
 
 
 def _numbers(model: ModelTrace) -> list[int]:
-    """The allocations that hold them, in the order in which they come."""
+    """Return the allocations of these layouts, in order."""
     return list(
         dict.fromkeys(
-            part.number for layout in _handed(model) if layout is not None for part in layout.parts
+            part.number for layout in _layouts(model) if layout is not None for part in layout.parts
         )
     )
 
 
-def _lie(model: ModelTrace) -> tuple[object, ...]:
-    """All that an optimizer's trace depends on, whatever the numbers of the allocations."""
+def _layout_key(model: ModelTrace) -> tuple[object, ...]:
+    """Return all that an optimizer's trace depends on, except the numbers of the allocations."""
     places = {number: place for place, number in enumerate(_numbers(model))}
-    layouts = [layout and layout.renumbered(places) for layout in _handed(model)]
+    layouts = [layout and layout.renumbered(places) for layout in _layouts(model)]
     return model.names, model.workspaces, [trained for _, trained in model.parameters], layouts
 
 
 def _renumbered(trace: OptimizerTrace, old: ModelTrace, new: ModelTrace) -> OptimizerTrace:
-    """The trace as if it had been taken behind another model's."""
+    """Return the optimizer's trace after another model's trace."""
     first, shift = (
         len(old.allocations.nbytes),
         len(new.allocations.nbytes) - len(old.allocations.nbytes),
     )
-    adopted = dict(zip(_numbers(old), _numbers(new), strict=True))
+    of_model = dict(zip(_numbers(old), _numbers(new), strict=True))
 
     def now(number: int) -> int:
-        return number + shift if number >= first else adopted[number]
+        return number + shift if number >= first else of_model[number]
 
     def moved(segment: Segment) -> Segment:
         return replace(

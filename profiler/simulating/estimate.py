@@ -1,9 +1,8 @@
-"""The time of an optimizer's step on a GPU that is not there: a roofline over its kernels, fed by a
-host that launches one after another.
+"""Estimate the time of an optimizer's step on a GPU: a roofline over its kernels and launches.
 
-The host runs ahead and the device works through what it was sent, so a step of large tensors takes
-what the memory takes, and one of many small tensors what the launches take. docs/step-time.md sets
-the estimates beside what was measured.
+The host launches kernels ahead of the device. So the memory bandwidth limits a step on large
+tensors, and the launches limit a step on many small tensors. docs/step-time.md compares estimates
+with measurements.
 """
 
 import torch
@@ -13,16 +12,15 @@ from optprof.scenarios.hardware import Gpu
 from ..records.record import StepEstimate
 from ..tracing.kernel_trace import Kernel, StepTrace
 
-# Seconds of the host for one operation in Python with its launch: AdamW's loop over ten matrices of
-# 4 MiB, 80 kernels, took 647 us on an A100 (https://github.com/pytorch/pytorch/issues/120308).
+# Host seconds for one operation in Python with its launch: AdamW's loop over ten matrices of 4 MiB,
+# 80 kernels, took 647 us on an A100 (https://github.com/pytorch/pytorch/issues/120308).
 LAUNCH_SECONDS = 8e-6
-# Seconds from the end of a kernel until the host that waits for it goes on: 9.6 us a kernel with a
-# wait after each where the kernel alone takes 2.9 us (V100,
-# https://developer.nvidia.com/blog/cuda-graphs/). Reading a number back is a copy, launched as any
-# kernel, and a wait.
+# Seconds from the end of a kernel until the waiting host continues: a kernel of 2.9 us takes 9.6 us
+# with a wait (V100, https://developer.nvidia.com/blog/cuda-graphs/). To read a number back is a
+# copy, launched like a kernel, and a wait.
 WAIT_SECONDS = 6.7e-6
-# What of the peak bandwidth a kernel reaches that reads and writes streams: NVIDIA-STREAM 24.3.0
-# copies 1,774 GB/s of the 2,039 of an A100-SXM4-80GB.
+# Share of the peak bandwidth that a streaming kernel reaches: NVIDIA-STREAM 24.3.0 copies
+# 1,774 GB/s of the 2,039 of an A100-SXM4-80GB.
 ACHIEVED_BANDWIDTH = 0.87
 
 _RATES = {
@@ -34,8 +32,9 @@ _RATES = {
 
 
 def estimate(step: StepTrace, gpu: Gpu) -> StepEstimate:
-    """The step as this GPU would take it; ValueError where it multiplies matrices in a dtype that
-    the GPU has no hardware for.
+    """Return the estimate of the step on this GPU.
+
+    Raises ValueError if the step multiplies matrices in a dtype that the GPU does not support.
     """
     host = device = 0.0
     for kernel in step.kernels:
@@ -57,13 +56,13 @@ def estimate(step: StepTrace, gpu: Gpu) -> StepEstimate:
 
 
 def _busy_seconds(kernel: Kernel, gpu: Gpu) -> float:
-    """The longer of moving the kernel's bytes and doing its matrix product."""
+    """Return the longer of the times for the kernel's bytes and for its matrix product."""
     moving = kernel.bytes / (ACHIEVED_BANDWIDTH * gpu.bandwidth)
     return max(moving, kernel.flops / _rate(kernel, gpu)) if kernel.flops else moving
 
 
 def _rate(kernel: Kernel, gpu: Gpu) -> float:
-    # In fp32 torch leaves the tensor cores' TF32 alone unless it is told otherwise.
+    # By default torch does not use the tensor cores' TF32 for fp32.
     name = _RATES.get(kernel.dtype, "fp32")
     if name not in gpu.rates:
         raise ValueError(

@@ -1,14 +1,12 @@
-"""The search for what fits: every answer is a simulated training step on the GPU's own memory, none
-a formula.
+"""The search for what fits: every answer is a simulated training step on the GPU's own memory.
 
-A step fits where it has room for the most that cuDNN may take.
-
-Batches are bisected, for more memory never fits less. Where a step does not fit, changes are tried
-in the order of what they cost.
+A step fits if it has memory for the largest workspaces that cuDNN may take. The largest batch is
+found by bisection, as a larger batch never needs less memory. If a step does not fit, changes are
+tried in the order of their cost to the user.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -25,7 +23,8 @@ from ..records.fits import LARGEST_BATCH, Change, Fit
 from ..records.outcome import is_ours, one_line
 from ..tracing.requests import device_of
 from ..tracing.stream import Segment
-from .batches import Stream, Streams
+from ..training.optimizer import deciding_options
+from .batches import Stream, StreamCache
 from .replay import play
 
 MOST_CHANGES = 3
@@ -34,33 +33,20 @@ MOST_REPEATS = 6
 EXPANDABLE = "expandable_segments:True"
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Peaks:
-    """Of training on a device without end, the most that was reserved and the most that was asked
-    for at once.
-    """
-
-    reserved: int
-    requested: int
-
-
 class Fitting:
-    """Answers for scenarios on GPUs, each model traced once for all GPUs and optimizers that it is
-    asked about with.
-    """
+    """Answers for scenarios on GPUs; a model is traced once for all GPUs and optimizers."""
 
     def __init__(self) -> None:
-        self._streams = Streams()
-        self._peaks: dict[str, _Peaks] = {}
+        self._streams = StreamCache()
+        self._peaks: dict[str, tuple[int, int]] = {}
 
     def fit_all(
         self, scenarios: Sequence[Scenario], started: Callable[[int, Scenario], None]
     ) -> list[Fit]:
-        """Answer for all scenarios; `started` is called with each one's place before it is
-        simulated.
+        """Answer for all scenarios; `started` gets the place of each before it is simulated.
 
-        An optimizer whose code raises is simulated no further, and its answers say why. ValueError
-        where every optimizer has raised something.
+        After an optimizer's code has raised an error, the optimizer is not simulated again, and its
+        answers hold the error. ValueError if every optimizer has raised one.
         """
         fits: list[Fit] = []
         errors: dict[tuple[str, str], Exception] = {}
@@ -85,44 +71,46 @@ class Fitting:
         return fits
 
     def fit(self, scenario: Scenario, others: Sequence[Scenario] = ()) -> Fit:
-        """Whether the scenario runs on the GPU that it names, with what it leaves, the largest
-        batch and what would make it fit.
+        """Answer for the scenario on the GPU that it names, with the largest batch and the changes.
 
-        `others` are the same question to other optimizers, which may be the change that it takes.
-        ValueError for an unknown GPU and for what cannot be simulated.
+        `others` are the same scenario with other optimizers, any of which may be a change that
+        makes it fit. ValueError for an unknown GPU and for a scenario that cannot be simulated.
         """
         assert scenario.gpu is not None
         gpu = hardware.describe(scenario.gpu)
+        answer = Fit(
+            scenario=scenario,
+            usable=gpu.usable_bytes,
+            deciding_options=deciding_options(scenario.optimizer),
+        )
         dtypes = self._streams.dtypes(scenario) if scenario.dtype is None else frozenset[str]()
         reason = hardware.lacking(gpu, scenario, dtypes)
         if reason is not None:
-            return Fit(scenario=scenario, usable=gpu.usable_bytes, reason=reason)
+            return replace(answer, reason=reason)
         left = self._left(scenario, gpu)
-        may_fit = left is None and self._left(scenario, gpu, optional=False) is not None
-        largest = self._largest_batch(scenario, gpu)
-        return Fit(
-            scenario=scenario,
-            usable=gpu.usable_bytes,
-            needed=self._peaks_of(scenario).reserved,
+        batch = self._largest_batch(scenario, gpu)
+        changes = () if left is not None else self._changes(scenario, others, batch, gpu, dtypes)
+        return replace(
+            answer,
+            needed=self._peaks_of(scenario)[0],
             left=left,
-            may_fit=may_fit,
-            largest_batch=largest,
-            changes=()
-            if left is not None
-            else tuple(self._changes(scenario, others, largest or 0, gpu, dtypes)),
+            may_fit=left is None and self._left(scenario, gpu, optional=False) is not None,
+            largest_batch=batch,
+            failing_batch=None if batch is None or batch >= LARGEST_BATCH else batch + 1,
+            changes=tuple(changes),
         )
 
     def _left(self, scenario: Scenario, gpu: Gpu, *, optional: bool = True) -> int | None:
-        """Bytes that torch has not reserved when the step is at its peak; None where it runs out.
+        """Return the bytes not reserved at the step's peak; None if it runs out of memory.
 
-        `optional` counts what a kernel may take or not, at its largest.
+        `optional` counts optional workspaces of kernels at their largest.
         """
-        peaks = self._peaks_of(scenario, optional=optional)
-        if peaks.reserved <= gpu.usable_bytes:
-            return gpu.usable_bytes - peaks.reserved
-        if peaks.requested > gpu.usable_bytes:
+        reserved, requested = self._peaks_of(scenario, optional=optional)
+        if reserved <= gpu.usable_bytes:
+            return gpu.usable_bytes - reserved
+        if requested > gpu.usable_bytes:
             return None
-        # In between it depends on what the allocator can give back in time.
+        # In between, the answer depends on what the allocator can give back in time.
         allocator = CachingAllocator(
             AllocatorSettings.parse(scenario.alloc_conf),
             total=gpu.memory_bytes,
@@ -134,20 +122,19 @@ class Fitting:
             return None
         return gpu.usable_bytes - allocator.peak_reserved_bytes
 
-    def _peaks_of(self, scenario: Scenario, *, optional: bool = True) -> _Peaks:
+    def _peaks_of(self, scenario: Scenario, *, optional: bool = True) -> tuple[int, int]:
+        """Return the peaks of reserved and of requested bytes on an unlimited device."""
         key = repr((replace(scenario, gpu=None), device_of(scenario.gpu), optional))
         if key not in self._peaks:
             allocator = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf))
             _run(self._streams.of(scenario, optional=optional), allocator)
-            self._peaks[key] = _Peaks(
-                reserved=allocator.peak_reserved_bytes, requested=allocator.peak_requested_bytes
-            )
+            self._peaks[key] = allocator.peak_reserved_bytes, allocator.peak_requested_bytes
         return self._peaks[key]
 
     def _largest_batch(self, scenario: Scenario, gpu: Gpu) -> int | None:
-        """The largest batch that fits, found by doubling and bisection; 0 for none.
+        """Return the largest batch that fits, 0 for none.
 
-        None for a factory that takes no batch size, or not every one.
+        None if the model's factory takes no batch size, or refuses some sizes.
         """
         if ":" in scenario.model and not factories.takes(scenario.model, "batch_size"):
             return None
@@ -167,35 +154,32 @@ class Fitting:
         self,
         scenario: Scenario,
         others: Sequence[Scenario],
-        batch: int,
+        batch: int | None,
         gpu: Gpu,
         dtypes: Collection[str],
     ) -> Iterator[Change]:
-        """The cheapest changes under which it fits; none that holds another that is enough by
-        itself.
-        """
-        found: list[Mapping[str, Any]] = []
-        for change in candidates(scenario, others, batch, gpu, dtypes):
-            if any(enough.items() <= change.items() for enough in found):
+        """Yield the cheapest changes that make the step fit, none that contains another of them."""
+        enough: list[Mapping[str, Any]] = []
+        for change in candidates(scenario, others, batch or 0, gpu, dtypes):
+            if any(smaller.items() <= change.items() for smaller in enough):
                 continue
             try:
                 left = self._left(replace(scenario, **change), gpu)
             except Exception:
-                # Not every model can be checkpointed, not every optimizer run another way or
-                # traced.
+                # Some models cannot be checkpointed, some optimizers cannot be traced.
                 continue
             if left is not None:
-                found.append(change)
+                enough.append(change)
                 yield Change(fields=change, left=left)
-            if len(found) == MOST_CHANGES:
+            if len(enough) == MOST_CHANGES:
                 return
 
 
 def largest(fits: Callable[[int], bool], start: int) -> int:
-    """The largest number for which `fits` holds, 0 for none: doubled from `start`, or halved, and
-    bisected between.
+    """Return the largest number for which `fits` holds, 0 for none.
 
-    LARGEST_BATCH, or a `start` above it, where that fits: the search ends there.
+    The number is doubled from `start`, or halved, and bisected between. The search ends at
+    LARGEST_BATCH, or at a larger `start`, if that fits.
     """
     low, high = (start, 2 * start) if fits(start) else (0, start)
     while 0 < low < LARGEST_BATCH:
@@ -218,70 +202,59 @@ def candidates(
     gpu: Gpu,
     dtypes: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """Changes of a scenario, up to three together, the cheapest for its user first.
+    """Return changes of a scenario, up to three together, the cheapest for its user first.
 
-    `dtypes` are torch's names of those that a factory of the user's gave its parameters.
+    `batch` is the largest that fits, 0 for none; `dtypes` are torch's names of the dtypes that a
+    factory gave its parameters.
 
-    Nothing is lost by another setting of the allocator, which is tried by itself, nor by a fused
-    optimizer where there is one. A loop in place of foreach makes the optimizer's step slower, a
-    smaller batch whose gradients are accumulated the whole step, and recomputing activations by
-    about a third. Another optimizer asks for a learning rate of its own, and bf16 for weights
-    rounds what they learn.
+    Another setting of the allocator costs nothing and is tried alone. A fused optimizer is faster.
+    A loop in place of foreach slows the optimizer's step, accumulating smaller batches slows the
+    whole step, and recomputing activations slows it by about a third. Another optimizer needs
+    another learning rate, and bf16 weights round what they learn.
     """
     parts: list[tuple[int, dict[str, Any]]] = []
     if scenario.implementation == "foreach":
-        known = optimizers.implementations(scenario.optimizer, "cuda")
+        ways = optimizers.implementations(scenario.optimizer, "cuda")
         parts += [
-            (cost, {"implementation": how})
-            for cost, how in ((1, "fused"), (2, "loop"))
-            if how in known
+            (cost, {"implementation": way})
+            for cost, way in ((1, "fused"), (2, "loop"))
+            if way in ways
         ]
     micro_batches = scenario.micro_batches * -(-scenario.batch_size // batch) if batch else 0
     if 0 < batch < scenario.batch_size and micro_batches <= MOST_MICRO_BATCHES:
         parts.append((4, {"batch_size": batch, "micro_batches": micro_batches}))
     if not scenario.checkpointing:
         parts.append((8, {"checkpointing": True}))
-    for other in others:
-        if _optimizer_of(other) != _optimizer_of(scenario):
-            parts.append(
-                (
-                    16,
-                    {
-                        name: getattr(other, name)
-                        for name in ("optimizer", "options", "implementation")
-                    },
-                )
-            )
-    if (
-        (scenario.dtype == "fp32" or set(dtypes) == {"float32"})
-        and scenario.amp is None
-        and gpu.has_bf16
-    ):
+    fields = ("optimizer", "options", "implementation")
+    parts += [
+        (16, {name: getattr(other, name) for name in fields})
+        for other in others
+        if _optimizer_of(other) != _optimizer_of(scenario)
+    ]
+    is_fp32 = scenario.dtype == "fp32" or set(dtypes) == {"float32"}
+    if is_fp32 and scenario.amp is None and gpu.has_bf16:
         parts.append((32, {"dtype": "bf16"}))
-    together = (
-        chosen for count in range(1, MOST_TOGETHER + 1) for chosen in combinations(parts, count)
-    )
-    apart = [
-        chosen
-        for chosen in together
-        if len({name for _, part in chosen for name in part})
-        == sum(len(part) for _, part in chosen)
-    ]
-    apart.sort(key=lambda chosen: sum(cost for cost, _ in chosen))
+    costs: list[tuple[int, dict[str, Any]]] = []
+    for count in range(1, MOST_TOGETHER + 1):
+        for chosen in combinations(parts, count):
+            change = {name: value for _, part in chosen for name, value in part.items()}
+            # Two parts that set the same field exclude each other.
+            if len(change) == sum(len(part) for _, part in chosen):
+                costs.append((sum(cost for cost, _ in chosen), change))
+    costs.sort(key=lambda pair: pair[0])
     free = [] if scenario.alloc_conf else [{"alloc_conf": EXPANDABLE}]
-    return free + [
-        {name: value for _, part in chosen for name, value in part.items()} for chosen in apart
-    ]
+    return free + [change for _, change in costs]
 
 
 def _optimizer_of(scenario: Scenario) -> tuple[str, str]:
-    """What makes two scenarios ask for the same optimizer."""
+    """Return a key that two scenarios share if they name one optimizer with the same options."""
     return scenario.optimizer, repr(scenario.options)
 
 
 def _run(stream: Stream, allocator: CachingAllocator) -> None:
-    """Run the stream, and its last step again until the allocator has no more to learn: a full
-    device may run out in a later step.
+    """Run the stream, and repeat its last step until the allocator's peak stays the same.
+
+    On a full device a later step may run out of memory although the earlier ones did not.
     """
     blocks: dict[int, Block] = {}
 
@@ -291,13 +264,13 @@ def _run(stream: Stream, allocator: CachingAllocator) -> None:
                 pass
 
     run(stream.segments[: stream.last_step])
-    held = set(blocks)
+    before = set(blocks)
     run(stream.segments[stream.last_step :])
     for _ in range(MOST_REPEATS):
-        seen = allocator.peak_reserved_bytes, allocator.retries
-        # A step that leaves something behind is not the step that follows.
-        if set(blocks) != held:
+        peak = allocator.peak_reserved_bytes, allocator.retries
+        # A step that leaves blocks behind is not the step that follows.
+        if set(blocks) != before:
             return
         run(stream.segments[stream.last_step :])
-        if (allocator.peak_reserved_bytes, allocator.retries) == seen:
+        if (allocator.peak_reserved_bytes, allocator.retries) == peak:
             return

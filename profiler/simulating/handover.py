@@ -1,4 +1,4 @@
-"""Layouts of tensors, by which another recording takes them over under their allocation numbers."""
+"""Layouts of tensors, with which a second recording adopts them under their allocation numbers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ class TensorLayout:
 
     @classmethod
     def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "TensorLayout":
-        """The layout of a recorded tensor."""
+        """Return the layout of a recorded tensor."""
         return cls(
             number=recorder.number(tensor),
             nbytes=tensor.untyped_storage().nbytes(),
@@ -35,11 +35,11 @@ class TensorLayout:
 
     @property
     def parts(self) -> tuple["TensorLayout", ...]:
-        """The layouts of the tensors that hold the data: this one."""
+        """The layouts of the tensors with the data: this one."""
         return (self,)
 
     def renumbered(self, numbers: Mapping[int, int]) -> "TensorLayout":
-        """Return the layout in the allocation that has another number now."""
+        """Return the layout with the allocation's new number."""
         return replace(self, number=numbers[self.number])
 
 
@@ -47,8 +47,8 @@ class TensorLayout:
 class SparseLayout:
     """The layouts of a sparse tensor's indices and values.
 
-    `entries` are the indices themselves, as bytes of the host, where they are known. Indices that
-    are the batch's are `lent`: they outlive the gradient.
+    `entries` are the values of the indices as bytes of the host, or None if they are unknown. The
+    indices are `lent` if they belong to the batch: they outlive the gradient.
     """
 
     indices: TensorLayout
@@ -60,7 +60,7 @@ class SparseLayout:
 
     @classmethod
     def of(cls, tensor: torch.Tensor, recorder: Recorder) -> "SparseLayout":
-        """The layout of a recorded tensor."""
+        """Return the layout of a recorded tensor."""
         entries = entries_of(tensor)
         indices, values = (TensorLayout.of(part, recorder) for part in data_of(tensor))
         return cls(
@@ -74,11 +74,11 @@ class SparseLayout:
 
     @property
     def parts(self) -> tuple[TensorLayout, ...]:
-        """The layouts of the tensors that hold the data."""
+        """The layouts of the tensors with the data."""
         return self.indices, self.values
 
     def renumbered(self, numbers: Mapping[int, int]) -> "SparseLayout":
-        """Return the layout in the allocations that have other numbers now."""
+        """Return the layout with the allocations' new numbers."""
         return replace(
             self, indices=self.indices.renumbered(numbers), values=self.values.renumbered(numbers)
         )
@@ -95,8 +95,9 @@ def layout_of(gradient: torch.Tensor, recorder: Recorder) -> Layout:
 def adopted(
     recorder: Recorder, layout: Layout, storages: dict[int, torch.UntypedStorage]
 ) -> torch.Tensor:
-    """Return a tensor that lies as the layout says, known to the recorder; `storages` lets tensors
-    share what they shared.
+    """Return a meta tensor with the layout, adopted by the recorder.
+
+    Tensors that shared an allocation share a storage; `storages` keeps these by allocation number.
     """
     if isinstance(layout, TensorLayout):
         return _adopt(recorder, layout, storages)

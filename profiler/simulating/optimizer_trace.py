@@ -1,4 +1,4 @@
-"""The optimizer's part of a training, traced on the gradients that the model's part left."""
+"""The optimizer's part of a training step, traced on the gradients of the model's trace."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +27,11 @@ from .training import ModelTrace
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerTrace:
-    """The optimizer's part: its construction, and each `step` with the `zero_grad` behind it.
+    """The optimizer's part: its construction, then each `step` and the `zero_grad` after it.
 
-    `state_numbers` are the allocations that hold the state when the last step ends. `warnings` say
-    what depends on values that a trace does not have. An optimizer that takes a closure was given
-    one without the model's forward pass.
+    `state_numbers` are the state's allocations at the end of the last step. `warnings` name counts
+    that depend on values, which a trace does not have. If `takes_closure`, the optimizer stepped
+    with a closure that does not run the model.
     """
 
     allocations: Allocations
@@ -43,36 +43,34 @@ class OptimizerTrace:
     warnings: tuple[str, ...] = ()
 
 
-# Peaks that differ by no more are not spoken of: a number more or less among tensors.
+# A smaller difference of peaks is not reported: it is a few numbers among tensors.
 _SLIGHT = 0.001
 _Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 @own_settings()
 def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> OptimizerTrace:
-    """Record the optimizer that `make` builds over the model's parameters, stepping on the
-    gradients of the model's trace.
+    """Trace the optimizer that `make` builds, stepping on the gradients of the model's trace.
 
-    zero_grad follows each step of the workload "train"; gradients that it leaves in place are there
-    in the next step. For an accumulation each step of the model's trace is a draw, and it clears
-    the gradients itself.
+    For the workload "train", zero_grad follows each step. Gradients that it keeps are in place in
+    the next step. For an accumulation each step of the model's trace is a draw, and the
+    accumulation clears the gradients itself.
 
-    A step that reads values back is answered by Samples. Where these do not agree, it is traced
-    with other answers too.
+    If a step reads values back, Samples provides them. If the bytes may depend on these values, the
+    step is traced with other values too.
     """
     model.settings.apply()
     try:
         return _trace_optimizer(model, make, scenario, Samples(None))
     except ReadBackError:
         pass
-    first, samples = _trace_answered(model, make, scenario)
+    first, samples = _trace_sampled(model, make, scenario)
     trainings, lines, number = (
         samples.others(),
         sorted(samples.unknown),
         len(model.allocations.nbytes),
     )
-    # Two parameters of a kind show as well as all of them that nothing depends on what is not
-    # known.
+    # Two parameters of a kind are enough to show that nothing depends on the unknown values.
     tried = (samples.training or 0, *trainings) if trainings else ()
     few = [
         _traced_or_none(_with_few_gradients(model), make, scenario, training) for training in tried
@@ -83,19 +81,17 @@ def trace_optimizer(model: ModelTrace, make: _Make, scenario: Scenario) -> Optim
     return replace(first, warnings=_differences([first, *others], lines, number))
 
 
-def _trace_answered(
+def _trace_sampled(
     model: ModelTrace, make: _Make, scenario: Scenario
 ) -> tuple[OptimizerTrace, Samples]:
-    """Return the trace with the answers of the first training whose values the step takes, and
-    those answers.
-    """
+    """Return the trace with the first sampled values that the step accepts, and these values."""
     first_error: Exception | None = None
     for training in range(TRAININGS):
         samples = Samples(training)
         try:
             return _trace_optimizer(model, make, scenario, samples), samples
         except Exception as error:
-            # A value that was made up may be none that a function takes.
+            # A function may refuse an invented value.
             if isinstance(error, UntraceableError) or not samples.unknown:
                 raise
             first_error = first_error or error
@@ -105,9 +101,7 @@ def _trace_answered(
 def _traced_or_none(
     model: ModelTrace, make: _Make, scenario: Scenario, training: int
 ) -> OptimizerTrace | None:
-    """Return a trace with the answers of a training; None where these are no values that the step
-    takes.
-    """
+    """Return a trace with the sampled values of a training; None if the step refuses them."""
     try:
         return _trace_optimizer(model, make, scenario, Samples(training))
     except Exception:
@@ -115,7 +109,7 @@ def _traced_or_none(
 
 
 def _with_few_gradients(model: ModelTrace) -> ModelTrace:
-    """Return the model with gradients for no more than two parameters of a kind."""
+    """Return the model with gradients for at most two parameters of a kind."""
     seen: Counter[Any] = Counter()
     few: list[bool] = []
     for place, (layout, _) in enumerate(model.parameters):
@@ -132,8 +126,9 @@ def _with_few_gradients(model: ModelTrace) -> ModelTrace:
 def _differences(
     traces: Sequence[OptimizerTrace | None], lines: list[str], first: int
 ) -> tuple[str, ...]:
-    """Return a line on the bytes that differ between the traces; `lines` are those that read a
-    value back.
+    """Return a line on the bytes that differ between the traces, if any.
+
+    `lines` are the lines of code that read a value back.
     """
     state = sorted({trace.state.total for trace in traces if trace})
     peaks = sorted({_peak(trace, first) for trace in traces if trace})
@@ -158,9 +153,7 @@ def _differences(
 
 
 def _peak(trace: OptimizerTrace, first: int) -> int:
-    """Return the most bytes that the optimizer's own allocations, those from number `first` on,
-    hold at once.
-    """
+    """Return the peak of the optimizer's own allocations, those from number `first` on."""
     total = peak = 0
     for segment in (trace.build, *(segment for step in trace.steps for segment in step)):
         for event in segment.events:
@@ -178,9 +171,7 @@ def _peak(trace: OptimizerTrace, first: int) -> int:
 def _trace_optimizer(
     model: ModelTrace, make: _Make, scenario: Scenario, samples: Samples
 ) -> OptimizerTrace:
-    """Record the optimizer with answers from `samples`. Random numbers of the host are the same
-    each time.
-    """
+    """Trace the optimizer with values from `samples` and the same random numbers each time."""
     with torch.random.fork_rng(devices=[]):
         return _trace_steps(model, make, scenario, samples)
 
@@ -200,12 +191,12 @@ def _trace_steps(
         samples.fix(parameter, constant)
     with recorder.phase("build"):
         optimizer = make(parameters)
-    # Accumulations are given their metric.
+    # An accumulation gets its metric instead.
     takes_closure = needs_closure(optimizer) and not isinstance(optimizer, Accumulation)
     if takes_closure and scenario.workload == "train":
         raise ValueError(
-            f"{scenario.optimizer} takes a closure in step, which a simulated training step has"
-            " not; use --workload state, or --device cpu or cuda"
+            f"{scenario.optimizer} takes a closure in step, which a simulated training step does"
+            " not have; use --workload state, or --device cpu or cuda"
         )
     steps = []
     numbers: set[int] = set()
@@ -239,7 +230,7 @@ def _trace_steps(
 
 
 def _close(parameters: list[torch.nn.Parameter], samples: Samples) -> torch.Tensor:
-    """Return a loss as a closure would, and leave new gradients where there were any."""
+    """Act as a closure: make new gradients and return a loss."""
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = (
@@ -252,8 +243,9 @@ def _close(parameters: list[torch.nn.Parameter], samples: Samples) -> torch.Tens
 def _name_state(
     recorder: Recorder, optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]
 ) -> set[int]:
-    """Name the allocations that hold the state now as "exp_avg of h.0.mlp.weight"; `names` has the
-    paths of the model's parameters.
+    """Name the state's allocations, as "exp_avg of h.0.mlp.weight", and return their numbers.
+
+    `names` has the paths of the model's parameters.
     """
     numbers = set()
     for owner, key, tensor in owned_state_tensors(optimizer, names):
@@ -268,13 +260,13 @@ def _name_state(
 def _set_gradients(
     recorder: Recorder, parameters: list[torch.nn.Parameter], layouts: list[Layout | None]
 ) -> None:
-    """Give each parameter its gradient, but for one that a zero_grad has left where it is to be."""
+    """Give each parameter its gradient, unless zero_grad has kept it in the same allocation."""
     storages: dict[int, torch.UntypedStorage] = {}
     for parameter, layout in zip(parameters, layouts, strict=True):
-        held = (
+        is_kept = (
             parameter.grad is not None
             and layout is not None
             and recorder.number(parameter.grad) == layout.parts[-1].number
         )
-        if layout is not None and not held:
+        if layout is not None and not is_kept:
             parameter.grad = adopted(recorder, layout, storages)

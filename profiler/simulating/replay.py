@@ -1,6 +1,4 @@
-"""A stream of events replayed through the allocator: peaks, whose phase they fall in, and what they
-are made of.
-"""
+"""Replay a stream of events through the allocator: peaks, with their phase and categories."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,18 +14,17 @@ Moment = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What the allocator's statistics say about a stream; all counts are exact bytes of blocks,
-    tails included.
+    """The allocator's statistics for a stream; counts are exact bytes of whole blocks.
 
-    `peak_by_category` splits `peak_allocated` at the first moment it is reached, in `peak_phase`:
-    just after event `peak_moment[1]` of segment `peak_moment[0]`. `kept` is what the allocations
-    that were asked about occupy when the last "step" ends, None when none does. When the device
-    runs out of memory, `error` says so in one line, and everything else tells what came before:
-    `last` is the last event that was done.
+    `peak_by_category` divides `peak_allocated` at the first moment of the peak, in `peak_phase`:
+    just after event `peak_moment[1]` of segment `peak_moment[0]`. `kept` is the bytes of the chosen
+    allocations at the end of the last "step", None without a step. If the device runs out of
+    memory, `error` says so in one line, and the other fields cover the events before it. `last` is
+    the last event.
 
-    For a timeline: `segment_peaks` is the most that was allocated in each segment, `block_bytes`
-    the block of each allocation by number, and `reserved_changes` the reserved bytes after those
-    events that changed them, by place of the segment and index of the event.
+    For a timeline, `segment_peaks` is the peak of each segment, and `block_bytes` the block of each
+    allocation by number. `reserved_changes` has the reserved bytes after each event that changed
+    them, by place of the segment and index of the event.
     """
 
     peak_allocated: int
@@ -50,11 +47,10 @@ def play(
     allocator: CachingAllocator,
     blocks: dict[int, Block],
 ) -> Iterator[tuple[int, Block]]:
-    """Run one segment through the allocator and yield each event with its block when it is done.
+    """Run one segment through the allocator and yield each event with its block.
 
-    `blocks` holds the blocks in use by allocation number and is kept up to date; the allocator's
-    counters say what the device holds. A block keeps its size and place while it is in use; one
-    that was given back may be part of a larger one already.
+    `blocks` is the blocks in use by allocation number, which this updates. A block in use keeps its
+    size and place; a free one may already be part of a larger one.
     """
     nbytes = allocations.nbytes
     for event in segment.events:
@@ -72,8 +68,9 @@ def replay(
     keep: Iterable[int],
     allocator: CachingAllocator | None = None,
 ) -> Replay:
-    """Run the segments through a fresh allocator, by default one on a device without end; `keep`
-    names what `kept` counts.
+    """Run the segments through a fresh allocator, by default of an unlimited device.
+
+    `keep` has the allocations that `Replay.kept` counts.
     """
     allocator = allocator or CachingAllocator()
     blocks: dict[int, Block] = {}
@@ -124,13 +121,13 @@ def replay(
 
 
 def until(segments: list[Segment], moment: Moment) -> list[Segment]:
-    """The segments up to one event and with it."""
+    """Return the segments up to and including one event."""
     place, index = moment
     return [*segments[:place], Segment(segments[place].phase, segments[place].events[: index + 1])]
 
 
 def live_at(segments: list[Segment], moment: Moment) -> set[int]:
-    """The allocations that are in use just after one event."""
+    """Return the allocations in use just after one event."""
     live: set[int] = set()
     for segment in until(segments, moment):
         for event in segment.events:
@@ -144,10 +141,10 @@ def live_at(segments: list[Segment], moment: Moment) -> set[int]:
 def _by_category(
     live: set[int], sizes: Mapping[int, int], allocations: Allocations
 ) -> dict[str, int]:
-    found: Counter[str] = Counter()
+    nbytes: Counter[str] = Counter()
     for number in live:
-        found[allocations.categories[number]] += sizes[number]
-    return dict(found.most_common())
+        nbytes[allocations.categories[number]] += sizes[number]
+    return dict(nbytes.most_common())
 
 
 def _describe(
@@ -157,9 +154,7 @@ def _describe(
     number: int,
     allocations: Allocations,
 ) -> str:
-    """One line: in which phase of which step the device ran out, what asked for how much, and
-    torch's figures.
-    """
+    """Return one line with the phase and step, the request and its source, and torch's figures."""
     phase = segments[place].phase
     step = f"step {1 + sum(segment.phase == 'step' for segment in segments[:place])}"
     where = {"build": "build", "step": step}.get(phase, f"{phase} of {step}")

@@ -1,6 +1,4 @@
-"""A replay sampled as a timeline: steps from event to event, thinned without losing a summit or a
-valley.
-"""
+"""Sample a replay as a timeline: fewer events than the stream, with every maximum and minimum."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
@@ -10,30 +8,28 @@ from ..records.timeline_file import MOST
 from ..tracing.stream import Allocations, Segment
 from .replay import Moment, Replay, live_at
 
-# Stretches of the shown steps that each keep their extremes; a picture has fewer pixels.
+# The shown steps have this many stretches, each with its extremes; a picture has fewer pixels.
 STRETCHES = 4096
 LARGEST = 10
 
 
 def sample(
-    segments: list[Segment], steps: Sequence[range], allocations: Allocations, found: Replay
+    segments: list[Segment], steps: Sequence[range], allocations: Allocations, replayed: Replay
 ) -> Timeline:
-    """The timeline of a replay; `steps` has the places of each step's segments, `found` what the
-    replay says of them.
-    """
+    """Return the timeline of a replay; `steps` has the places of each step's segments."""
     highest = max(
         range(len(steps)),
-        key=lambda number: max(found.segment_peaks[place] for place in steps[number]),
+        key=lambda number: max(replayed.segment_peaks[place] for place in steps[number]),
     )
     shown = sorted({0, highest, len(steps) - 1})
     if sum(len(steps[number]) for number in shown) > MOST["phases"]:
-        # Each of thousands of micro-batches is two phases.
+        # A step may have thousands of micro-batches, with two phases each.
         shown = [highest]
     stretches = max(STRETCHES // sum(len(steps[number]) for number in shown), 1)
-    samples = _Samples(_Held(allocations.categories, found.block_bytes))
+    samples = _Samples(allocations.categories, replayed.block_bytes)
     for place, segment in enumerate(segments):
         step = next((number for number in shown if place in steps[number]), None)
-        changes = found.reserved_changes.get(place, {})
+        changes = replayed.reserved_changes.get(place, {})
         if step is None:
             samples.pass_over(segment, changes)
         else:
@@ -47,57 +43,30 @@ def sample(
         reserved=tuple(samples.reserved),
         peak=peak,
         largest=tuple(
-            _largest(segments, steps, allocations, found.block_bytes, samples.moments[peak])
+            _largest(segments, steps, allocations, replayed.block_bytes, samples.moments[peak])
         ),
     )
 
 
-class _Held:
-    """Bytes in use by category, as events go by."""
+class _Samples:
+    """The columns of a timeline, filled as the events go by."""
 
     def __init__(self, categories: Sequence[str], block_bytes: Mapping[int, int]) -> None:
-        self.bytes = dict.fromkeys(categories, 0)
-        self._categories = categories
-        self._block_bytes = block_bytes
-
-    def pass_over(self, events: Iterable[int]) -> None:
-        """Let these events happen."""
-        held, categories, block_bytes = self.bytes, self._categories, self._block_bytes
-        for event in events:
-            if event < 0:
-                held[categories[~event]] -= block_bytes[~event]
-            else:
-                held[categories[event]] += block_bytes[event]
-
-    def allocated_after(self, events: Iterable[int]) -> list[int]:
-        """The bytes of all categories now, and after each of these events if they were to
-        happen.
-        """
-        course = [sum(self.bytes.values())]
-        for event in events:
-            course.append(
-                course[-1] + (-self._block_bytes[~event] if event < 0 else self._block_bytes[event])
-            )
-        return course
-
-
-class _Samples:
-    """The columns of a timeline, as they grow."""
-
-    def __init__(self, held: _Held) -> None:
         self.phases: list[Stretch] = []
         self.moments: list[Moment] = []
         self.allocated: list[int] = []
         self.reserved: list[int] = []
         self._by_category: list[dict[str, int]] = []
-        self._held = held
-        self._reserved_now = 0
+        self._categories, self._block_bytes = categories, block_bytes
+        # The bytes in use now, by category, and reserved.
+        self._used = dict.fromkeys(categories, 0)
+        self._reserved = 0
 
     def pass_over(self, segment: Segment, reserved_changes: Mapping[int, int]) -> None:
-        """Let a segment happen that is not shown."""
-        self._held.pass_over(segment.events)
+        """Apply the events of a segment that is not shown."""
+        self._apply(segment.events)
         for reserved in reserved_changes.values():
-            self._reserved_now = reserved
+            self._reserved = reserved
 
     def add(
         self,
@@ -107,42 +76,54 @@ class _Samples:
         place: int,
         stretches: int,
     ) -> None:
-        """Sample the segment at `place`, a phase of a step, at the extremes of so many stretches of
-        it.
-        """
-        allocated = self._held.allocated_after(segment.events)
+        """Sample the segment at `place`, a phase of a step, at the extremes of its stretches."""
+        allocated = self._allocated_after(segment.events)
         kept = sorted(
             {0, *_extremes(allocated, stretches), *(index + 1 for index in reserved_changes)}
         )
         done = 0
         for count in kept:
-            self._held.pass_over(segment.events[done:count])
+            self._apply(segment.events[done:count])
             done = count
-            self._reserved_now = reserved_changes.get(count - 1, self._reserved_now)
+            self._reserved = reserved_changes.get(count - 1, self._reserved)
             self.moments.append((place, count))
             self.allocated.append(allocated[count])
-            self.reserved.append(self._reserved_now)
-            self._by_category.append(dict(self._held.bytes))
+            self.reserved.append(self._reserved)
+            self._by_category.append(dict(self._used))
         self.phases.append(
             Stretch(step=step, phase=segment.phase, events=len(segment.events), samples=len(kept))
         )
 
     def by_category(self) -> dict[str, tuple[int, ...]]:
-        """The bytes of each category that ever holds any."""
-        names = [name for name in self._held.bytes if any(held[name] for held in self._by_category)]
-        return {name: tuple(held[name] for held in self._by_category) for name in names}
+        """Return the samples of each category that ever has any bytes."""
+        names = [name for name in self._used if any(used[name] for used in self._by_category)]
+        return {name: tuple(used[name] for used in self._by_category) for name in names}
+
+    def _apply(self, events: Iterable[int]) -> None:
+        used, categories, block_bytes = self._used, self._categories, self._block_bytes
+        for event in events:
+            if event < 0:
+                used[categories[~event]] -= block_bytes[~event]
+            else:
+                used[categories[event]] += block_bytes[event]
+
+    def _allocated_after(self, events: Iterable[int]) -> list[int]:
+        """Return the bytes of all categories now, and after each of these events."""
+        allocated = [sum(self._used.values())]
+        for event in events:
+            change = -self._block_bytes[~event] if event < 0 else self._block_bytes[event]
+            allocated.append(allocated[-1] + change)
+        return allocated
 
 
-def _extremes(course: Sequence[int], stretches: int) -> set[int]:
-    """The places of the highest and the lowest value of each of so many stretches, and the last
-    place.
-    """
-    size = -(-len(course) // stretches)
-    kept = {len(course) - 1}
-    for first in range(0, len(course), size):
-        stretch = range(first, min(first + size, len(course)))
-        kept |= {max(stretch, key=course.__getitem__), min(stretch, key=course.__getitem__)}
-    return kept
+def _extremes(values: Sequence[int], stretches: int) -> set[int]:
+    """Return the places of each stretch's maximum and minimum, and the last place."""
+    size = -(-len(values) // stretches)
+    places = {len(values) - 1}
+    for first in range(0, len(values), size):
+        stretch = range(first, min(first + size, len(values)))
+        places |= {max(stretch, key=values.__getitem__), min(stretch, key=values.__getitem__)}
+    return places
 
 
 def _largest(
@@ -152,19 +133,17 @@ def _largest(
     block_bytes: Mapping[int, int],
     moment: Moment,
 ) -> list[HeldBlock]:
-    """The largest blocks in use when so many events of a segment are done, and where they come
-    from.
-    """
+    """Return the largest blocks in use after some events of a segment, with their sources."""
     place, count = moment
     numbers = nlargest(
         LARGEST, sorted(live_at(segments, (place, count - 1))), key=block_bytes.__getitem__
     )
-    wanted = set(numbers)
+    largest = set(numbers)
     made = {
         event: place
         for place, segment in enumerate(segments)
         for event in segment.events
-        if event in wanted
+        if event in largest
     }
     return [
         HeldBlock(

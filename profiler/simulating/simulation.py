@@ -1,6 +1,4 @@
-"""Training simulated without a GPU: traced on tensors without data, replayed through the
-allocator's model.
-"""
+"""Simulate training without a GPU: trace it on meta tensors, replay it through the allocator."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ from ..tracing.kernel_memory import sized_for
 from ..tracing.kernel_trace import trace_step
 from ..tracing.stream import Allocations, Segment
 from ..training.accumulating import accumulating, simulated_draws
-from ..training.optimizer import make_optimizer
+from ..training.optimizer import deciding_options, make_optimizer
 from .estimate import estimate
 from .handover import SparseLayout
 from .optimizer_trace import OptimizerTrace, trace_optimizer
@@ -30,9 +28,7 @@ from .training import ModelTrace, trace_model, without_optimizer
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """A record and what it was read off: the stream of events, and the timeline of a whole training
-    step where there is one.
-    """
+    """A record, the stream of events behind it, and a training step's timeline, if there is one."""
 
     record: Record
     segments: list[Segment]
@@ -41,22 +37,19 @@ class Simulation:
 
 
 def simulate(scenario: Scenario) -> Record:
-    """What training would hold on a CUDA device, exact to the byte; nothing of the model's size is
-    allocated.
+    """Return a record with the memory of training on a CUDA device, exact to the byte.
 
-    The model's part is traced once for scenarios that differ in their optimizer only. A device that
-    runs out of memory makes a record with that outcome: tensors are counted as training would need
-    them, allocated and reserved bytes up to that moment. Raises ValueError for a scenario that
-    cannot be built, and trace.UntraceableError when the model's code needs the values of its
-    activations.
+    It allocates nothing of the model's size. The model is traced once for scenarios that differ
+    only in their optimizer. If the device runs out of memory, that is the record's outcome: tensors
+    are counted as training would need them, allocated and reserved bytes up to that moment. Raises
+    ValueError for a scenario that cannot be built, and UntraceableError if the model's code needs
+    the values of its activations.
     """
     return run_simulation(scenario).record
 
 
 def run_simulation(scenario: Scenario) -> Simulation:
-    """As `simulate`, with the events up to the end or the failure and the timeline beside the
-    record.
-    """
+    """Simulate; return the record with the events up to the end or failure, and the timeline."""
     allocator = simulated_allocator(scenario)
     model = trace_model_of(scenario)
     optimizer = trace_optimizer(
@@ -79,8 +72,8 @@ def run_simulation(scenario: Scenario) -> Simulation:
     segments, allocations = sized_for(
         segments, model.allocations + optimizer.allocations, scenario.gpu
     )
-    found = replay(segments, allocations, optimizer.state_numbers, allocator)
-    segments = until(segments, found.last)
+    replayed = replay(segments, allocations, optimizer.state_numbers, allocator)
+    segments = until(segments, replayed.last)
     steps = [
         range(places.start, min(places.stop, len(segments)))
         for places in steps
@@ -89,17 +82,18 @@ def run_simulation(scenario: Scenario) -> Simulation:
     record = Record(
         scenario=scenario,
         origin="simulated",
-        outcome="out-of-memory" if found.error else "ok",
+        outcome="out-of-memory" if replayed.error else "ok",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
-        memory=_memory(model, optimizer, found, None if found.error else upper),
+        memory=_memory(model, optimizer, replayed, None if replayed.error else upper),
         estimate=None if optimizer.takes_closure else _estimate(scenario, model),
         warnings=tuple(map(shortened, optimizer.warnings)),
-        error=found.error and shortened(found.error),
+        error=replayed.error and shortened(replayed.error),
         environment=environment(scenario.seed),
     )
     timeline = (
-        sample(segments, steps, allocations, found)
+        sample(segments, steps, allocations, replayed)
         if scenario.workload == "train" and steps
         else None
     )
@@ -107,8 +101,9 @@ def run_simulation(scenario: Scenario) -> Simulation:
 
 
 def simulated_allocator(scenario: Scenario, addresses: Addresses | None = None) -> CachingAllocator:
-    """The allocator of the scenario's device, which a process enters with its CUDA context;
-    `addresses` says where segments lie.
+    """Return the allocator of the scenario's device, on which the CUDA context takes its share.
+
+    `addresses` gives segments their addresses.
     """
     settings = AllocatorSettings.parse(scenario.alloc_conf)
     if scenario.gpu is None:
@@ -133,9 +128,7 @@ class _Question:
 
 
 def trace_model_of(scenario: Scenario) -> ModelTrace:
-    """Return the trace of a scenario's model, which is made once for scenarios that differ in their
-    optimizer only.
-    """
+    """Return the trace of a scenario's model, shared by scenarios that differ in the optimizer."""
     return _model_trace(_Question(without_optimizer(scenario)))
 
 
@@ -145,9 +138,7 @@ def _model_trace(question: _Question) -> ModelTrace:
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
-    """The time of the optimizer's step on the GPU that the scenario names; None for one on sparse
-    gradients.
-    """
+    """Return the estimate of the step on the scenario's GPU; None with sparse gradients."""
     if scenario.gpu is None or any(
         isinstance(layout, SparseLayout) for layout in model.gradients[-1]
     ):
@@ -164,10 +155,10 @@ def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
 def _upper_peaks(
     segments: list[Segment], allocations: Allocations, scenario: Scenario
 ) -> tuple[int, int] | None:
-    """Return the allocated and reserved peaks with every optional request at its largest; None
-    without one.
+    """Return the allocated and reserved peaks with every optional request at its largest.
 
-    They are those of an unlimited device: on a full one kernels make do with less.
+    None without optional requests. The peaks are those of an unlimited device: on a full one
+    kernels use smaller workspaces.
     """
     if not any(request.optional for request in allocations.requests.values()):
         return None
@@ -180,7 +171,7 @@ def _upper_peaks(
 
 
 def _memory(
-    model: ModelTrace, optimizer: OptimizerTrace, found: Replay, upper: tuple[int, int] | None
+    model: ModelTrace, optimizer: OptimizerTrace, replayed: Replay, upper: tuple[int, int] | None
 ) -> Memory:
     last = {
         part.number: part.nbytes
@@ -198,13 +189,13 @@ def _memory(
         optimizer_state=optimizer.state.total,
         state_by_key=optimizer.state.by_key,
         state_by_key_dtype=optimizer.state.by_key_dtype,
-        optimizer_state_allocated=found.kept,
-        peak_allocated=found.peak_allocated,
-        peak_reserved=found.peak_reserved,
-        # A block that is not split can make the peak without workspaces the higher one.
-        peak_allocated_upper=None if upper is None else max(upper[0], found.peak_allocated),
-        peak_reserved_upper=None if upper is None else max(upper[1], found.peak_reserved),
-        peak_phase=found.peak_phase,
-        peak_by_category=found.peak_by_category,
-        peak_by_phase=found.peak_by_phase,
+        optimizer_state_allocated=replayed.kept,
+        peak_allocated=replayed.peak_allocated,
+        peak_reserved=replayed.peak_reserved,
+        # A block that is not split can make the peak without workspaces higher.
+        peak_allocated_upper=None if upper is None else max(upper[0], replayed.peak_allocated),
+        peak_reserved_upper=None if upper is None else max(upper[1], replayed.peak_reserved),
+        peak_phase=replayed.peak_phase,
+        peak_by_category=replayed.peak_by_category,
+        peak_by_phase=replayed.peak_by_phase,
     )

@@ -1,9 +1,8 @@
-"""A simulation as a snapshot such as torch.cuda.memory._snapshot() gives, for
-https://pytorch.org/memory_viz.
+"""Write a simulation as a snapshot like torch.cuda.memory._snapshot()'s, for memory_viz.
 
-Sizes of events are the bytes that were asked for, as they are in torch's own; "block_bytes" in an
-event's "user_metadata" is what `torch.cuda.memory_allocated` counts. Nothing has a time: no clock
-ran. A snapshot is only ever written here, never read.
+The page is https://pytorch.org/memory_viz. As in torch's snapshots, an event's size is the
+requested bytes; "block_bytes" in its "user_metadata" is what `torch.cuda.memory_allocated` counts.
+Events have no times, as no clock ran. This code writes snapshots and never reads one.
 """
 
 import pickle
@@ -24,7 +23,7 @@ from ..tracing.stream import Allocations, Segment
 from .replay import play
 from .simulation import simulated_allocator
 
-# Where a 64-bit driver puts device memory, more or less.
+# Roughly the address at which a 64-bit driver puts device memory.
 FIRST_ADDRESS = 0x7F00_0000_0000
 # The newest protocol that the page reads.
 PROTOCOL = 4
@@ -40,11 +39,9 @@ def write_snapshot(
     *,
     below: Path | None = None,
 ) -> None:
-    """Replay the stream on the scenario's device and write its snapshot as a pickle, whole or not
-    at all.
+    """Replay the stream on the scenario's device and write its snapshot as a pickle, atomically.
 
-    `below` is the folder under which no link is followed, as in `disk.writing`, which says what is
-    raised.
+    No link is followed below the folder `below`. Raises what `disk.writing` raises.
     """
     with disk.writing(path, below=below) as file:
         pickle.dump(snapshot(scenario, segments, allocations), file, protocol=PROTOCOL)
@@ -53,8 +50,10 @@ def write_snapshot(
 def snapshot(
     scenario: Scenario, segments: Sequence[Segment], allocations: Allocations
 ) -> dict[str, Any]:
-    """Every event of the stream, and the segments as they are when it ends."""
-    history = _History(expandable=AllocatorSettings.parse(scenario.alloc_conf).expandable_segments)
+    """Return every event of the stream, and the segments at its end."""
+    history = DeviceHistory(
+        expandable=AllocatorSettings.parse(scenario.alloc_conf).expandable_segments
+    )
     allocator = simulated_allocator(scenario, history)
     blocks: dict[int, Block] = {}
     for segment in segments:
@@ -72,25 +71,26 @@ def snapshot(
     }
 
 
-class _History:
-    """The entries of a device's trace, and what it holds; it also says where segments lie, each
-    behind the last, none twice.
+class DeviceHistory:
+    """The entries of a device's trace, and its memory now.
+
+    As the allocator's `addresses`, it puts each new segment behind the last one.
     """
 
     def __init__(self, *, expandable: bool) -> None:
         self.entries: list[dict[str, Any]] = []
         self._expandable = expandable
         self._next = FIRST_ADDRESS
-        # Bytes of each run of memory and the block of each allocation that is in use, by address;
-        # the addresses of those by number.
+        # The bytes of each contiguous run of memory, by address.
         self._runs: dict[int, int] = {}
-        # Where the pool of small requests got memory; it is always given that size at a time.
+        # Addresses of memory for the pool of small requests, which always gets this size.
         self._small: set[int] = set()
+        # The blocks in use by address, and the entries of their allocations by number.
         self._blocks: dict[int, dict[str, Any]] = {}
         self._alive: dict[int, dict[str, Any]] = {}
 
     def take(self, nbytes: int) -> int:
-        """The address of a new segment."""
+        """Return the address of a new segment."""
         address = self._next
         self._next += nbytes
         if not self._expandable:
@@ -101,13 +101,13 @@ class _History:
         return address
 
     def give_back(self, address: int, nbytes: int) -> None:
-        """Let a segment go."""
+        """Remove a segment."""
         if not self._expandable:
             del self._runs[address]
             self._note("segment_free", address, nbytes)
 
     def map(self, address: int, nbytes: int) -> None:
-        """Put memory behind addresses, joined with what stands behind their neighbours."""
+        """Map memory at the address, joined with the runs next to it."""
         self._note("segment_map", address, nbytes)
         if nbytes == SMALL_SEGMENT:
             self._small.add(address)
@@ -118,7 +118,7 @@ class _History:
         self._runs[before] = self._runs.get(before, 0) + nbytes
 
     def unmap(self, address: int, nbytes: int) -> None:
-        """Take memory from addresses, out of the run that they lie in."""
+        """Unmap memory at the address, inside a run."""
         self._note("segment_unmap", address, nbytes)
         start, size = next(
             (start, size) for start, size in self._runs.items() if start <= address < start + size
@@ -131,21 +131,21 @@ class _History:
     def allocate(
         self, number: int, block: Block, category: str, frames: list[_Frame], phase: str
     ) -> None:
-        """Note that a block was handed out."""
+        """Note the allocation of a block."""
         address = block.segment + block.offset
-        known = {
+        common = {
             "frames": frames,
             "category": category,
             "user_metadata": _metadata(phase, block.size),
         }
-        entry = {"action": "alloc", "addr": address, "size": block.requested, "stream": 0, **known}
+        entry = {"action": "alloc", "addr": address, "size": block.requested, "stream": 0, **common}
         self.entries.append(entry)
         self._alive[number] = entry
         sizes = {"size": block.size, "requested_size": block.requested}
-        self._blocks[address] = {"address": address, **sizes, "state": "active_allocated", **known}
+        self._blocks[address] = {"address": address, **sizes, "state": "active_allocated", **common}
 
     def free(self, number: int) -> None:
-        """Note that the block of an allocation came back."""
+        """Note the free of an allocation's block."""
         entry = self._alive.pop(number)
         del self._blocks[entry["addr"]]
         self.entries += [
@@ -153,18 +153,18 @@ class _History:
         ]
 
     def segments(self) -> list[dict[str, Any]]:
-        """The segments as they are now, in the order of their addresses."""
-        held = [self._blocks[address] for address in sorted(self._blocks)]
-        starts = [block["address"] for block in held]
-        found = []
+        """Return the segments now, in the order of their addresses."""
+        blocks = [self._blocks[address] for address in sorted(self._blocks)]
+        starts = [block["address"] for block in blocks]
+        segments = []
         for address, nbytes in sorted(self._runs.items()):
-            inside = held[bisect_left(starts, address) : bisect_left(starts, address + nbytes)]
+            inside = blocks[bisect_left(starts, address) : bisect_left(starts, address + nbytes)]
             pool = "small" if address in self._small else "large"
-            found.append(_segment(address, nbytes, inside, pool, expandable=self._expandable))
-        return found
+            segments.append(_segment(address, nbytes, inside, pool, expandable=self._expandable))
+        return segments
 
     def _note(self, action: str, address: int, nbytes: int) -> None:
-        # The page stops at a snapshot that has categories and "unknown" not among them.
+        # The page fails on a snapshot with categories unless "unknown" is one of them.
         entry = {
             "action": action,
             "addr": address,
@@ -183,9 +183,7 @@ def _metadata(phase: str, block_bytes: int) -> Mapping[str, Any]:
 
 @cache
 def _frames(source: Source, phase: str) -> list[_Frame]:
-    """What memory_viz shows as the stack, the innermost first: operation, module, and the line or
-    else the phase.
-    """
+    """Return the stack for memory_viz, innermost first: operation, module, and line or phase."""
     file, _, line = source.line.rpartition(":")
     stack = [
         ("operation", 0, source.op),
@@ -200,11 +198,11 @@ def _frames(source: Source, phase: str) -> list[_Frame]:
 
 
 def _segment(
-    address: int, nbytes: int, held: list[dict[str, Any]], pool: str, *, expandable: bool
+    address: int, nbytes: int, used: list[dict[str, Any]], pool: str, *, expandable: bool
 ) -> dict[str, Any]:
-    """A segment with its blocks in use and what is free between them."""
+    """Return a segment with its blocks in use and the free ones between them."""
     blocks, reached = [], address
-    for block in [*held, None]:
+    for block in [*used, None]:
         start = address + nbytes if block is None else block["address"]
         if start > reached:
             free = {
@@ -218,14 +216,14 @@ def _segment(
         if block is not None:
             blocks.append(block)
             reached = start + block["size"]
-    allocated = sum(block["size"] for block in held)
+    allocated = sum(block["size"] for block in used)
     return {
         "device": 0,
         "address": address,
         "total_size": nbytes,
         "allocated_size": allocated,
         "active_size": allocated,
-        "requested_size": sum(block["requested_size"] for block in held),
+        "requested_size": sum(block["requested_size"] for block in used),
         "stream": 0,
         "segment_type": pool,
         "segment_pool_id": (0, 0),

@@ -1,8 +1,8 @@
-"""The model's part of a training, traced once for all optimizers.
+"""The model's part of a training step, traced once for all optimizers.
 
-A step is forward, backward, clipping, `step`, `zero_grad`. This recording stops where gradients
-stand; the optimizer's (optimizer_trace.py) takes them over by their allocation numbers, so that
-laid end to end the two are the stream of one run.
+A step is forward, backward, clipping, `step`, `zero_grad`. This recording ends with the gradients.
+The optimizer's recording (optimizer_trace.py) adopts them under their allocation numbers, so the
+two together are the stream of one run.
 """
 
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ from optprof.scenarios.settings import TorchSettings, own_settings
 from optprof.scenarios.without_data import replace_tensors
 from optprof.scenarios.workpiece import Workpiece, build
 
-from ..tracing.attention_backend import Call, Settings
+from ..tracing.attention_backend import AttentionCall
 from ..tracing.autocast import cuda_autocast
 from ..tracing.kernels import cuda_kernels
-from ..tracing.recurrent_weights import flatten_parameters
+from ..tracing.recurrent_layers import flatten_parameters
 from ..tracing.requests import USUAL_DEVICE, device_of
 from ..tracing.samples import InitialValues
 from ..tracing.stream import Allocations, Phase, Segment
@@ -35,15 +35,13 @@ from .handover import Layout, SparseLayout, TensorLayout, layout_of
 
 @dataclass(frozen=True, kw_only=True)
 class ModelTrace:
-    """The model's part: allocations, what happens before the first step, and each step up to its
-    gradients.
+    """The model's part: its allocations, the build, and each step up to its gradients.
 
-    `parameters` pairs each parameter's layout with whether it is trained, `names` has their paths
-    in the model; `gradients` holds, step by step, the layout of each parameter's gradient or None.
-    `workspaces` are the threads that hold one for cuBLAS. `attention` are the calls for which a
-    kernel was chosen, which may depend on the GPU. `constants` has the number that every element of
-    a parameter is at first, as of a bias that begins at 0, or None. `settings` are torch's as the
-    model's factory left them.
+    `parameters` pairs each parameter's layout with whether it is trained; `names` has their paths
+    in the model. `gradients` has, for each step, the layout of each parameter's gradient or None.
+    `workspaces` are the threads that have a workspace for cuBLAS. `attention` has the calls whose
+    kernel may depend on the GPU. `constants` has a parameter's initial value if all its elements
+    are equal, like the 0 of a bias, else None. `settings` are torch's, as the factory left them.
     """
 
     allocations: Allocations
@@ -53,14 +51,14 @@ class ModelTrace:
     names: list[str]
     gradients: list[list[Layout | None]]
     workspaces: frozenset[str]
-    attention: frozenset[tuple[Call, Settings]]
+    attention: frozenset[AttentionCall]
     parameter_count: int
     constants: list[float | None]
     settings: TorchSettings
 
 
 def without_optimizer(scenario: Scenario) -> Scenario:
-    """The scenario with every field at its default that the model's trace does not depend on."""
+    """Return the scenario with defaults in all fields that do not affect the model's trace."""
     usual = Scenario(model=scenario.model)
     names = ("optimizer", "options", "implementation", "device", "alloc_conf")
     defaults = {name: getattr(usual, name) for name in names}
@@ -68,13 +66,11 @@ def without_optimizer(scenario: Scenario) -> Scenario:
 
 
 def _first_alike(gpu: str | None) -> str | None:
-    """Return the first GPU with this one's compute capability; None for what is assumed without
-    one.
-    """
-    wanted = _capability(gpu)
-    if wanted == USUAL_DEVICE.compute_capability:
+    """Return the first GPU with this compute capability; None for that of the usual device."""
+    capability = _capability(gpu)
+    if capability == USUAL_DEVICE.compute_capability:
         return None
-    return next(name for name in hardware.available() if _capability(name) == wanted)
+    return next(name for name in hardware.available() if _capability(name) == capability)
 
 
 def _capability(gpu: str | None) -> tuple[int, int]:
@@ -83,12 +79,12 @@ def _capability(gpu: str | None) -> tuple[int, int]:
 
 @own_settings()
 def trace_model(scenario: Scenario) -> ModelTrace:
-    """Build the scenario's model without data and record what the optimizer does not decide."""
+    """Build the scenario's model on meta tensors and trace its part of each step."""
     initial = InitialValues()
     with initial:
         workpiece = build(scenario, "meta")
         require_modules_followed(workpiece.model)
-        # What a model keeps of whole numbers steers it as the batch's do.
+        # A model's integer tensors may control its code, like the batch's.
         replace_tensors(workpiece.model, with_value)
     recorder = Recorder(workpiece.model, workspaces=())
     parameters = list(workpiece.model.parameters())
@@ -100,7 +96,7 @@ def trace_model(scenario: Scenario) -> ModelTrace:
         steps = (
             _train(recorder, scenario, workpiece, batch)
             if batch
-            else [_hold_gradients(recorder, parameters)]
+            else [_make_gradients(recorder, parameters)]
         )
     return ModelTrace(
         allocations=recorder.allocations,
@@ -132,7 +128,7 @@ def _place(recorder: Recorder, model: torch.nn.Module) -> None:
 _Step = tuple[list[Segment], list[Layout | None]]
 
 
-def _hold_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> _Step:
+def _make_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> _Step:
     with recorder.phase("backward"):
         for parameter in parameters:
             if parameter.requires_grad:
@@ -141,7 +137,7 @@ def _hold_gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) ->
 
 
 def _enter(recorder: Recorder, workpiece: Workpiece) -> Mapping[str, Any]:
-    """Put the model's buffers and the batch on the recorded device; the batch as it is there."""
+    """Put the model's buffers and the batch on the recorded device; return that batch."""
     for buffer in workpiece.model.buffers():
         recorder.allocate(buffer, "buffer")
 
@@ -158,7 +154,7 @@ def _train(
     recorder: Recorder, scenario: Scenario, workpiece: Workpiece, batch: Mapping[str, Any]
 ) -> list[_Step]:
     parameters = list(workpiece.model.parameters())
-    # It owns the gradients and is never stepped: what it would do is the other recording's.
+    # It owns the gradients and never steps: the step is in the optimizer's recording.
     owner = torch.optim.SGD(
         [parameter for parameter in parameters if parameter.requires_grad], lr=0.0
     )
@@ -170,18 +166,18 @@ def _train(
             else recorder.phase(cast(Phase, name))
         )
 
-    found = []
+    steps = []
     with cuda_autocast():
         iteration = Iteration(scenario, workpiece, batch, owner, phase, "cuda")
         draws = simulated_draws(scenario)
         for number in range(1, scenario.steps * draws + 1):
             seen = len(recorder.segments)
             iteration.gradients()
-            found.append((recorder.segments[seen:], _gradients(recorder, parameters)))
+            steps.append((recorder.segments[seen:], _gradients(recorder, parameters)))
             if not (keeps_gradients(scenario) and number % draws):
-                # What is kept keeps its memory, but a sparse gradient of zeros has no entries.
+                # Kept gradients keep their memory, but a sparse gradient of zeros has no entries.
                 owner.zero_grad(scenario.set_to_none)
-    return found
+    return steps
 
 
 def _gradients(recorder: Recorder, parameters: list[torch.nn.Parameter]) -> list[Layout | None]:

@@ -1,3 +1,1 @@
-"""What a program would allocate on a device, traced on meta tensors with the kernels that CUDA
-would pick.
-"""
+"""Traces of what a program would allocate on a device, on meta tensors with CUDA's kernels."""

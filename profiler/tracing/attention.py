@@ -1,6 +1,6 @@
 """CUDA's path through `scaled_dot_product_attention` on meta tensors, forward and backward.
 
-After scaled_dot_product_attention in aten/src/ATen/native/transformers/attention.cpp of torch 2.13.
+From aten/src/ATen/native/transformers/attention.cpp of torch 2.13.
 """
 
 import math
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from .attention_backend import Call, Capability, Operand, Settings, choose
+from .attention_backend import AttentionCall, Capability, choose
+from .requests import HALF_DTYPES
 
 aten = torch.ops.aten
-_HALF = (torch.bfloat16, torch.float16)
 # The rows of a mask in memory are multiples of this: mem_eff_alignment in preprocess_mask.
 _MASK_ALIGNMENT = 8
 _NO_KERNEL = "every backend that torch may use refuses this attention; allow SDPBackend.MATH"
@@ -20,7 +20,7 @@ _NO_KERNEL = "every backend that torch may use refuses this attention; allow SDP
 
 def attend(
     capability: Capability,
-    seen: set[tuple[Call, Settings]],
+    calls: set[AttentionCall],
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -33,22 +33,21 @@ def attend(
 ) -> torch.Tensor:
     """Run the operations that CUDA would run on a GPU of this compute capability.
 
-    `seen` is told what the choice of a kernel depended on.
+    The call is added to `calls`.
     """
     _validate(query, key, value, attn_mask)
-    call = Call(
-        query=Operand.of(query),
-        key=Operand.of(key),
-        value=Operand.of(value),
-        mask=None if attn_mask is None else Operand.of(attn_mask),
+    call = AttentionCall.now(
+        query,
+        key,
+        value,
+        attn_mask,
+        capability=capability,
         dropout=dropout_p,
         is_causal=is_causal,
         enable_gqa=enable_gqa,
-        grad_enabled=torch.is_grad_enabled(),
     )
-    settings = Settings.current(capability)
-    seen.add((call, settings))
-    backend = choose(call, settings)
+    calls.add(call)
+    backend = choose(call)
     if backend == "error":
         raise RuntimeError(_NO_KERNEL)
     mask = _additive(attn_mask, query.dtype)
@@ -60,7 +59,7 @@ def attend(
     if backend == "efficient":
         mask = None if mask is None else _aligned(mask, query, key)
         kernel = aten._scaled_dot_product_efficient_attention
-    # The sums' logarithms are for the backward pass: should_compute_logsumexp.
+    # should_compute_logsumexp: the backward pass needs the logarithms of the sums.
     return kernel(query, key, value, mask, call.trains, dropout_p, is_causal, scale=scale)[0]
 
 
@@ -78,12 +77,12 @@ def cudnn_attention(
 ) -> tuple[Any, ...]:
     """Return the outputs of cuDNN's kernel: run_cudnn_SDP_fprop in native/cudnn/MHA.cpp.
 
-    torch's own meta kernel makes the logarithms of the sums even where nothing asks for them.
+    torch's own meta kernel makes the logarithms of the sums even if they are not requested.
     """
     del attn_bias, dropout_p, is_causal, return_debug_mask, scale
     batch, heads, queries, _ = query.shape
     sums = (batch, heads, queries, 1) if compute_log_sumexp else (0,)
-    # alloc_with_matching_layout: the axes lie in the query's order, broadcast ones outermost.
+    # alloc_with_matching_layout: the axes have the query's order, broadcast ones outermost.
     inner_to_outer = sorted(range(4), key=lambda axis: query.stride(axis) or math.inf)
     shape = (batch, heads, queries, value.size(-1))
     output = torch.empty_permuted(shape, inner_to_outer[::-1], dtype=query.dtype, device="meta")
@@ -94,7 +93,7 @@ def cudnn_attention(
         None,
         queries,
         key.size(2),
-        # The seed and the offset lie on the device.
+        # The seed and the offset, on the device.
         torch.empty((), dtype=torch.int64, device="meta"),
         torch.empty((), dtype=torch.int64, device="meta"),
         None,
@@ -107,24 +106,24 @@ def _validate(
     value: torch.Tensor,
     mask: torch.Tensor | None,
 ) -> None:
-    """Refuse what validate_sdpa_input refuses and no operation behind it would."""
+    """Raise RuntimeError for inputs that only validate_sdpa_input refuses."""
     dtypes = [tensor.dtype for tensor in (query, key, value)]
     if len(set(dtypes)) > 1:
-        found = ", ".join(map(str, dtypes))
-        raise RuntimeError(f"query, key and value must have one dtype, got {found}")
+        names = ", ".join(map(str, dtypes))
+        raise RuntimeError(f"query, key and value must have one dtype, got {names}")
     if mask is not None and mask.dtype not in (torch.bool, torch.float32, query.dtype):
         raise RuntimeError(f"attn_mask must be bool, float32 or {query.dtype}, got {mask.dtype}")
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """Return a boolean mask as numbers to add: convert_boolean_attn_mask."""
+    """Return the mask as numbers to add: convert_boolean_attn_mask."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.where(mask, 0.0, torch.scalar_tensor(-math.inf, dtype=dtype, device=mask.device))
 
 
 def _aligned(mask: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Return the mask of the efficient kernel: preprocess_mask, pad_bias."""
+    """Return the mask as the efficient kernel takes it: preprocess_mask, pad_bias."""
     if mask.dtype != query.dtype:
         # _efficient_attention_forward
         raise RuntimeError(f"attn_mask must be bool or {query.dtype}, got {mask.dtype}")
@@ -165,13 +164,13 @@ def _math(
 ) -> torch.Tensor:
     """Run _scaled_dot_product_attention_math.
 
-    Not by torch's own code: under a dispatch mode that adds the mask out of place, and it hides
-    what the softmax holds.
+    torch's own code would add the mask out of place under a dispatch mode, and hide the
+    temporaries of the softmax.
     """
     dtype = query.dtype
     wide = query, key, value
-    if dtype in _HALF and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
-        # They are there until the end, as are the expanded ones.
+    if dtype in HALF_DTYPES and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed():
+        # These copies live until the end, as do the expanded keys and values.
         wide = query.float(), key.float(), value.float()
     factor = math.sqrt(query.size(-1) ** -0.5 if scale is None else abs(scale))
     scaled = wide[0] * (-factor if scale is not None and scale < 0 else factor)
@@ -180,45 +179,44 @@ def _math(
     if is_causal:
         square = (query.size(-2), key.size(-2))
         mask = _additive(torch.ones(square, dtype=torch.bool, device="meta").tril(), scaled.dtype)
-    expanded = (_repeated(tensor, query) for tensor in wide[1:]) if enable_gqa else wide[1:]
-    keys, values = expanded
+    keys, values = (_repeated(tensor, query) if enable_gqa else tensor for tensor in wide[1:])
     weights = torch.matmul(scaled, keys.transpose(-2, -1) * factor)
     if mask is not None:
         weights.add_(mask)
     weights = _SafeSoftmax.apply(weights)
     if dropout > 0:
         weights = torch.dropout(weights, dropout, True)
-    # The second output, which nothing takes, is made first.
+    # The second output is made first, and nothing uses it.
     _unused = weights.to(dtype)
     return torch.matmul(weights, values).to(dtype)
 
 
 def _repeated(tensor: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """Return a key or value for each head: pre_process_group_query_attention_input."""
-    heads, wanted = tensor.size(-3), query.size(-3)
-    if wanted % heads:
-        raise RuntimeError(f"{heads} heads of keys or values do not divide {wanted} of queries")
-    return tensor if heads == wanted else tensor.repeat_interleave(wanted // heads, -3)
+    heads, queries = tensor.size(-3), query.size(-3)
+    if queries % heads:
+        raise RuntimeError(f"{heads} heads of keys or values do not divide {queries} of queries")
+    return tensor if heads == queries else tensor.repeat_interleave(queries // heads, -3)
 
 
 class _SafeSoftmax(torch.autograd.Function):
-    """The operations inside _safe_softmax, a row of zeros where everything is masked."""
+    """The operations inside _safe_softmax, which returns zeros for rows that are wholly masked."""
 
     @staticmethod
     def forward(ctx: Any, scores: torch.Tensor) -> torch.Tensor:
-        """Return the weights, which alone are kept for the backward pass."""
+        """Return the weights, the only tensor kept for the backward pass."""
         weights = torch.softmax(scores, -1)
         masked = torch.isneginf(scores)
         masked_rows = masked.all(-1, keepdim=True)
         zero = torch.scalar_tensor(0.0, dtype=weights.dtype, device=weights.device)
         torch.where(masked_rows, zero, weights, out=weights)
-        # C++ frees the last first.
+        # C++ frees the last one first.
         del zero, masked_rows, masked
         ctx.save_for_backward(weights)
         return weights
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
-        """Return the scores' gradient."""
+        """Return the gradient of the scores."""
         (weights,) = ctx.saved_tensors
         return aten._softmax_backward_data(gradients[0], weights, -1, weights.dtype)

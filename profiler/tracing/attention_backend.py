@@ -6,175 +6,174 @@ one here names its function there. Nested tensors, float8 and FlashAttention 3 a
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
+
+from .requests import AMD, HALF_DTYPES
 
 Backend = Literal["cudnn", "flash", "efficient", "math"]
 Capability = tuple[int, int]
 
-# A ROCm build gives this for an MI300X.
-_AMD = (9, 4)
-_HALF = (torch.bfloat16, torch.float16)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Operand:
+class AttentionInput(NamedTuple):
     """The properties of a tensor that the choice depends on."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
-    requires_grad: bool = False
+    requires_grad: bool
 
     @classmethod
-    def of(cls, tensor: torch.Tensor) -> "Operand":
-        """Return the operand that stands for a tensor."""
-        return cls(
-            shape=tuple(tensor.shape),
-            stride=tensor.stride(),
-            dtype=tensor.dtype,
-            requires_grad=tensor.requires_grad,
-        )
+    def of(cls, tensor: torch.Tensor) -> "AttentionInput":
+        """Return the properties of a tensor."""
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
-    """One call of `scaled_dot_product_attention`: sdp_params, and the mode of autograd."""
+class AttentionCall:
+    """All that the choice depends on: a call, autograd's mode, torch's settings and the GPU.
 
-    query: Operand
-    key: Operand
-    value: Operand
-    mask: Operand | None = None
+    `enabled` are the backends that the user allows, and `order` is the user's own order or None.
+    """
+
+    query: AttentionInput
+    key: AttentionInput
+    value: AttentionInput
+    mask: AttentionInput | None
     dropout: float = 0.0
     is_causal: bool = False
     enable_gqa: bool = False
-    grad_enabled: bool = True
-
-    @property
-    def trains(self) -> bool:
-        """Return whether a backward pass will follow: input_requires_grad."""
-        return self.grad_enabled and any(operand.requires_grad for operand in self.operands)
-
-    @property
-    def operands(self) -> tuple[Operand, Operand, Operand]:
-        """The query, the key and the value."""
-        return self.query, self.key, self.value
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The GPU, and what the user has switched on; `order` is the user's own, or None."""
-
-    capability: Capability = (9, 0)
-    enabled: frozenset[Backend] = frozenset(("cudnn", "flash", "efficient", "math"))
-    order: tuple[Backend, ...] | None = None
-    deterministic: bool = False
+    grad_enabled: bool
+    enabled: frozenset[Backend]
+    order: tuple[Backend, ...] | None
+    deterministic: bool
+    capability: Capability
 
     @classmethod
-    def current(cls, capability: Capability) -> "Settings":
-        """Return torch's settings as they are now, for a GPU of this compute capability."""
+    def now(
+        cls,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        *,
+        capability: Capability,
+        **options: Any,
+    ) -> "AttentionCall":
+        """Return a call under torch's current settings, for a GPU of this compute capability."""
         order = tuple(_get_order())
         return cls(
-            capability=capability,
+            query=AttentionInput.of(query),
+            key=AttentionInput.of(key),
+            value=AttentionInput.of(value),
+            mask=None if mask is None else AttentionInput.of(mask),
+            grad_enabled=torch.is_grad_enabled(),
             enabled=frozenset(name for name, is_on in _SWITCHES.items() if is_on()),
             order=None if order == _USUAL_ORDER else tuple(_NAMES[n] for n in order if n in _NAMES),
             # "warn_only" is 1.
             deterministic=torch.get_deterministic_debug_mode() == 2,
+            capability=capability,
+            **options,
         )
 
+    @property
+    def trains(self) -> bool:
+        """True if a backward pass will follow: input_requires_grad."""
+        return self.grad_enabled and any(tensor.requires_grad for tensor in self.inputs)
 
-def choose(call: Call, settings: Settings) -> Backend | Literal["error"]:
+    @property
+    def inputs(self) -> tuple[AttentionInput, AttentionInput, AttentionInput]:
+        """The query, the key and the value."""
+        return self.query, self.key, self.value
+
+
+def choose(call: AttentionCall) -> Backend | Literal["error"]:
     """Return the first backend in order that takes the call, or "error": select_sdp_backend."""
-    for backend in settings.order or _preference(settings.capability):
-        if backend in settings.enabled and _TAKES[backend](call, settings):
+    for backend in call.order or _preference(call.capability):
+        if backend in call.enabled and _TAKES[backend](call):
             return backend
     return "error"
 
 
-def depends_on(seen: Iterable[tuple[Call, Settings]], capability: Capability) -> bool:
-    """Return whether a GPU of this compute capability would choose otherwise for one of the
-    calls.
-    """
-    return any(
-        choose(call, settings) != choose(call, replace(settings, capability=capability))
-        for call, settings in seen
-    )
+def depends_on(calls: Iterable[AttentionCall], capability: Capability) -> bool:
+    """Return whether a GPU of this compute capability chooses another backend for any call."""
+    return any(choose(call) != choose(replace(call, capability=capability)) for call in calls)
 
 
 def _preference(capability: Capability) -> tuple[Backend, ...]:
-    """check_prefer_cudnn_attention: cuDNN above 9.15.0 goes first on Hopper and on B200 and B300.
+    """check_prefer_cudnn_attention: cuDNN above 9.15.0 comes first on Hopper, B200 and B300.
 
-    torch has the rule since 2.10; the wheels bring a cuDNN that is new enough since 2.11 (9.19).
-    Elsewhere cuDNN comes last, behind math: Context::sDPPriorityOrder.
+    torch has this rule since 2.10; its wheels bring a recent enough cuDNN since 2.11 (9.19). On
+    other GPUs cuDNN comes last, after math: Context::sDPPriorityOrder.
     """
     if capability[0] in (9, 10) and capability[1] in (0, 3):
         return "cudnn", "flash", "efficient", "math"
     return "flash", "efficient", "math", "cudnn"
 
 
-def _can_use_cudnn(call: Call, settings: Settings) -> bool:
-    """can_use_cudnn_attention, of a cuDNN above 9.15.0."""
+def _can_use_cudnn(call: AttentionCall) -> bool:
+    """can_use_cudnn_attention, with a cuDNN above 9.15.0."""
     return (
-        settings.capability != _AMD
+        call.capability != AMD
         and _is_four_dimensional(call)
-        and not settings.deterministic
-        and _shares_dtype(call, _low_precision(settings.capability))
+        and not call.deterministic
+        and _shares_dtype(call, _low_precision(call.capability))
         and _fits_mask(call)
-        and (8, 0) <= settings.capability <= (12, 1)
-        # check_cudnn_dropout: its probabilities are multiples of 1/16. Torch 2.11 has no such rule.
+        and (8, 0) <= call.capability <= (12, 1)
+        # check_cudnn_dropout: a probability is a multiple of 1/16. torch 2.11 has no such rule.
         and (16 * call.dropout).is_integer()
         and _has_tokens(call)
         and _has_dense_rows(call, ignore_width_of_one=True)
         and _fits_heads(call, supports_gqa=True, same_key_and_value=False)
-        and _fits_cudnn(call, settings.capability)
+        and _fits_cudnn(call)
     )
 
 
-def _can_use_flash(call: Call, settings: Settings) -> bool:
+def _can_use_flash(call: AttentionCall) -> bool:
     """can_use_flash_attention."""
     width = call.query.shape[-1]
     return (
         _is_four_dimensional(call)
         and call.mask is None
         # check_head_dim_size_flash, aotriton_max_hdim
-        and all(operand.shape[-1] == width for operand in call.operands)
-        and width <= (512 if settings.capability == _AMD else 256)
+        and all(tensor.shape[-1] == width for tensor in call.inputs)
+        and width <= (512 if call.capability == AMD else 256)
         # check_flash_attention_hardware_support
-        and (8, 0) <= settings.capability <= (12, 1)
-        and _has_flash_backward(call, settings.capability)
+        and (8, 0) <= call.capability <= (12, 1)
+        and _has_flash_backward(call)
         # check_flash_causal_non_square_seqlens
         and not (call.is_causal and call.query.shape[-2] != call.key.shape[-2])
-        and _shares_dtype(call, _low_precision(settings.capability))
+        and _shares_dtype(call, _low_precision(call.capability))
         and _fits_heads(call, supports_gqa=True, same_key_and_value=True)
         and _has_tokens(call)
         and _has_dense_rows(call, ignore_width_of_one=True)
     )
 
 
-def _can_use_efficient(call: Call, settings: Settings) -> bool:
+def _can_use_efficient(call: AttentionCall) -> bool:
     """can_use_mem_efficient_attention."""
-    old = settings.capability[0] < 8
+    old = call.capability[0] < 8
     return (
         # check_mem_efficient_hardware_support
-        (5, 0) <= settings.capability <= (12, 1)
+        (5, 0) <= call.capability <= (12, 1)
         and _is_four_dimensional(call)
-        and _fits_efficient(call, settings.capability)
+        and _fits_efficient(call)
         and _has_tokens(call)
         and _has_dense_rows(call, ignore_width_of_one=False)
-        # Grouped heads are refused even where enable_gqa asks for them.
+        # Grouped heads are refused even with enable_gqa.
         and _fits_heads(call, supports_gqa=False, same_key_and_value=True)
         and _shares_dtype(call, (torch.float16, torch.float32, *(() if old else (torch.bfloat16,))))
     )
 
 
-def _can_use_math(call: Call, settings: Settings) -> bool:
-    """Math takes everything."""
-    del call, settings
+def _can_use_math(call: AttentionCall) -> bool:
+    """Return True: the math kernel takes every call."""
+    del call
     return True
 
 
-_TAKES: Mapping[Backend, Callable[[Call, Settings], bool]] = {
+_TAKES: Mapping[Backend, Callable[[AttentionCall], bool]] = {
     "cudnn": _can_use_cudnn,
     "flash": _can_use_flash,
     "efficient": _can_use_efficient,
@@ -182,38 +181,38 @@ _TAKES: Mapping[Backend, Callable[[Call, Settings], bool]] = {
 }
 
 
-def _is_four_dimensional(call: Call) -> bool:
+def _is_four_dimensional(call: AttentionCall) -> bool:
     """check_tensor_shapes."""
-    return all(len(operand.shape) == 4 for operand in call.operands)
+    return all(len(tensor.shape) == 4 for tensor in call.inputs)
 
 
-def _shares_dtype(call: Call, allowed: tuple[torch.dtype, ...]) -> bool:
+def _shares_dtype(call: AttentionCall, allowed: tuple[torch.dtype, ...]) -> bool:
     """check_tensor_dtype."""
-    return {operand.dtype for operand in call.operands} <= {call.query.dtype} & set(allowed)
+    return {tensor.dtype for tensor in call.inputs} <= {call.query.dtype} & set(allowed)
 
 
 def _low_precision(capability: Capability) -> tuple[torch.dtype, ...]:
     """check_dtypes_low_precision."""
-    return _HALF if capability[0] >= 8 else (torch.float16,)
+    return HALF_DTYPES if capability[0] >= 8 else (torch.float16,)
 
 
-def _has_tokens(call: Call) -> bool:
+def _has_tokens(call: AttentionCall) -> bool:
     """check_nonzero_sequence_lengths_dense."""
     return call.query.shape[-2] != 0 and call.key.shape[-2] != 0
 
 
-def _has_dense_rows(call: Call, *, ignore_width_of_one: bool) -> bool:
+def _has_dense_rows(call: AttentionCall, *, ignore_width_of_one: bool) -> bool:
     """check_last_dim_stride_equals_1_dense."""
-    dense = all(operand.stride[-1] == 1 for operand in call.operands)
+    dense = all(tensor.stride[-1] == 1 for tensor in call.inputs)
     dense = dense or (ignore_width_of_one and call.query.shape[-1] == 1)
     return dense and (call.mask is None or call.mask.stride[-1] == 1)
 
 
-def _fits_heads(call: Call, *, supports_gqa: bool, same_key_and_value: bool) -> bool:
+def _fits_heads(call: AttentionCall, *, supports_gqa: bool, same_key_and_value: bool) -> bool:
     """check_batch_size_and_num_heads_dense, check_grouped_query_attention."""
-    if len({operand.shape[0] for operand in call.operands}) > 1:
+    if len({tensor.shape[0] for tensor in call.inputs}) > 1:
         return False
-    queries, keys, values = (operand.shape[-3] for operand in call.operands)
+    queries, keys, values = (tensor.shape[-3] for tensor in call.inputs)
     if not (call.enable_gqa and supports_gqa):
         return queries == keys == values
     if same_key_and_value:
@@ -221,7 +220,7 @@ def _fits_heads(call: Call, *, supports_gqa: bool, same_key_and_value: bool) -> 
     return queries % keys == 0 and queries % values == 0
 
 
-def _fits_mask(call: Call) -> bool:
+def _fits_mask(call: AttentionCall) -> bool:
     """check_attn_mask_shape."""
     if call.mask is None:
         return True
@@ -233,11 +232,11 @@ def _fits_mask(call: Call) -> bool:
     return all(size in (1, whole) for size, whole in zip(shape, full[-len(shape) :], strict=True))
 
 
-def _fits_cudnn(call: Call, capability: Capability) -> bool:
+def _fits_cudnn(call: AttentionCall) -> bool:
     """check_cudnn_tensor_shapes."""
     width, value_width = call.query.shape[-1], call.value.shape[-1]
-    limit = 256 if capability == (9, 0) else 128
-    if capability[0] == 10 and (width, value_width) == (192, 128):
+    limit = 256 if call.capability == (9, 0) else 128
+    if call.capability[0] == 10 and (width, value_width) == (192, 128):
         limit = 192
     return (
         max(width, value_width) <= limit
@@ -248,22 +247,26 @@ def _fits_cudnn(call: Call, capability: Capability) -> bool:
     )
 
 
-def _has_flash_backward(call: Call, capability: Capability) -> bool:
+def _has_flash_backward(call: AttentionCall) -> bool:
     """check_requires_grad_and_head_dim_gt192_constraints_on_sm86_89_or_120."""
-    if not call.trains or not ((8, 6) <= capability <= (8, 9) or capability in ((12, 0), (12, 1))):
+    if not call.trains or not (
+        (8, 6) <= call.capability <= (8, 9) or call.capability in ((12, 0), (12, 1))
+    ):
         return True
     width = call.query.shape[-1]
     return width <= 192 or (width > 224 and not call.dropout)
 
 
-def _fits_efficient(call: Call, capability: Capability) -> bool:
+def _fits_efficient(call: AttentionCall) -> bool:
     """check_head_dim_size_mem_efficient, minimum_gemm_alignment."""
-    width, key_width, value_width = (operand.shape[-1] for operand in call.operands)
-    if capability == _AMD and (value_width != width or width > 512):
+    width, key_width, value_width = (tensor.shape[-1] for tensor in call.inputs)
+    if call.capability == AMD and (value_width != width or width > 512):
         return False
-    half = call.query.dtype in _HALF
-    # Tensor cores take rows of 16 bytes: those of Volta and Turing in half precision alone.
-    alignment = (8 if half else 4) if capability[0] >= 8 or (half and capability[0] == 7) else 1
+    half = call.query.dtype in HALF_DTYPES
+    # Tensor cores take rows of 16 bytes; those of Volta and Turing only in half precision.
+    alignment = (
+        (8 if half else 4) if call.capability[0] >= 8 or (half and call.capability[0] == 7) else 1
+    )
     if width != key_width or 0 in (width, value_width):
         return False
     return width % alignment == 0 and value_width % alignment == 0
@@ -272,7 +275,7 @@ def _fits_efficient(call: Call, capability: Capability) -> bool:
 # at::SDPBackend; 4 is for other devices.
 _NAMES: Mapping[int, Backend] = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn"}
 _USUAL_ORDER = (1, 2, 0, 3, 4)
-# The stubs of torch do not have it.
+# Missing from torch's stubs.
 _get_order: Callable[[], list[int]] = getattr(torch._C, "_get_sdp_priority_order")  # noqa: B009
 _SWITCHES: Mapping[Backend, Callable[[], bool]] = {
     "cudnn": torch.backends.cuda.cudnn_sdp_enabled,

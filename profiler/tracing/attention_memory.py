@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .requests import OUTPUT, Device, Kernel, after_outputs
+from .requests import HALF_DTYPES, OUTPUT, Device, KernelMemory, after_outputs, copied_bytes
 
 aten = torch.ops.aten
-_HALVES = (torch.float16, torch.bfloat16)
-# Compute capabilities whose blocks may take more than 99 KiB of shared memory: wide kernels do.
+# Compute capabilities whose blocks may take more than 99 KiB of shared memory, as wide kernels do.
 _LARGE_SHARED_MEMORY = ((8, 0), (9, 0), (10, 0))
 
 
@@ -23,7 +22,7 @@ def _rounded(number: int, multiple: int) -> int:
 
 
 class _Blocks(NamedTuple):
-    """Queries and keys of a block; `in_registers` where registers hold the gradients of keys."""
+    """Queries and keys of a block; `in_registers` if registers hold the gradients of keys."""
 
     queries: int
     keys: int
@@ -51,10 +50,10 @@ def _efficient_backward(
     is_half: bool,
     copied: int,
 ) -> list[int]:
-    """The gradient laid out anew; output times gradient, its sum, that laid out anew; a workspace.
+    """A copy of the gradient; output times gradient, its sum, a copy of the sum; the workspace.
 
-    In half precision the kernel works the sums out itself. The workspace has the queries' gradients
-    in float32, in whole blocks with four ints each, and those of keys and values where registers do
+    In half precision the kernel computes the sums itself. The workspace has the queries' gradients
+    in float32, in whole blocks with four ints each, and those of keys and values if registers do
     not hold them.
     """
     batch, heads, queries, width = shape
@@ -92,16 +91,12 @@ def _of_efficient_backward(
     *__: Any,
     **___: Any,
 ) -> tuple[Any, ...]:
-    copied = (
-        0
-        if grad_out.transpose(1, 2).is_contiguous()
-        else grad_out.numel() * grad_out.element_size()
-    )
-    return tuple(query.shape), key.size(2), value.size(3), query.dtype in _HALVES, copied
+    copied = copied_bytes(grad_out.transpose(1, 2))
+    return tuple(query.shape), key.size(2), value.size(3), query.dtype in HALF_DTYPES, copied
 
 
 def _efficient_forward(_: Device, rows: int, width: int, is_half: bool) -> list[int]:
-    """The output in float32, for heads wider than 128 in half precision: no block holds a row."""
+    """The output in float32 if heads in half precision are too wide for a block to hold a row."""
     return [4 * rows * width if is_half and width > 128 else 0]
 
 
@@ -109,7 +104,7 @@ def _of_efficient_forward(
     _: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__: Any, **___: Any
 ) -> tuple[int, int, bool]:
     del key
-    return query.numel() // query.size(-1), value.size(-1), query.dtype in _HALVES
+    return query.numel() // query.size(-1), value.size(-1), query.dtype in HALF_DTYPES
 
 
 def _splits(device: Device, blocks: int, key_blocks: int) -> int:
@@ -118,7 +113,7 @@ def _splits(device: Device, blocks: int, key_blocks: int) -> int:
     if blocks >= 0.8 * places:
         return 1
     most = min(128, places, key_blocks)
-    # More parts of as many blocks leave some of them empty.
+    # A count with parts as large as the count before would leave one of them empty.
     counts = [
         n for n in range(1, most + 1) if n == 1 or -(-key_blocks // n) != -(-key_blocks // (n - 1))
     ]
@@ -130,7 +125,7 @@ def _splits(device: Device, blocks: int, key_blocks: int) -> int:
 def _flash_forward(
     device: Device, heads: int, queries: int, keys: int, width: int, drops: bool
 ) -> list[int]:
-    """set_params_splitkv: sums of exponentials and outputs of each part of the keys, in float32."""
+    """set_params_splitkv: float32 sums of exponentials and outputs for each part of the keys."""
     key_block = 256 if width <= 64 else 128 if width <= 128 else 64
     parts = 1 if drops else _splits(device, heads * -(-queries // 64), -(-keys // key_block))
     rows = 4 * parts * heads * queries if parts > 1 else 0
@@ -175,34 +170,35 @@ def _of_flash_backward(
 
 
 def _cudnn_backward(_: Device, heads: int, queries: int, width: int, repeated: int) -> list[int]:
-    """The workspace that cuDNN's frontend asks for in one: as flash, without rounding to blocks.
+    """The single workspace of cuDNN's frontend: as flash, without rounding to blocks.
 
-    The backward node's softmax_sum, dQ_accum, dK_fullhead and dV_fullhead; kernels may need more.
+    It holds the backward node's softmax_sum, dQ_accum, dK_fullhead and dV_fullhead; kernels may
+    need more.
     """
     return [4 * heads * queries * (1 + width) + 2 * repeated]
 
 
-_KERNELS = {
-    "_scaled_dot_product_efficient_attention": Kernel(
+_MEMORY = {
+    "_scaled_dot_product_efficient_attention": KernelMemory(
         rule=_efficient_forward,
         numbers=_of_efficient_forward,
         order=(OUTPUT, OUTPUT, 0, OUTPUT, ~0),
     ),
-    "_scaled_dot_product_efficient_attention_backward": Kernel(
+    "_scaled_dot_product_efficient_attention_backward": KernelMemory(
         rule=_efficient_backward,
         numbers=_of_efficient_backward,
         order=(0, OUTPUT, 1, 2, 3, ~2, ~1, 4, ~3, ~4, ~0),
     ),
-    "_scaled_dot_product_flash_attention": Kernel(
+    "_scaled_dot_product_flash_attention": KernelMemory(
         rule=_flash_forward, numbers=_of_flash_forward, order=(OUTPUT, OUTPUT, 0, 1, OUTPUT, ~1, ~0)
     ),
-    "_scaled_dot_product_flash_attention_backward": Kernel(
+    "_scaled_dot_product_flash_attention_backward": KernelMemory(
         rule=_flash_backward, numbers=_of_flash_backward, order=after_outputs(4)
     ),
-    "_scaled_dot_product_cudnn_attention_backward": Kernel(
+    "_scaled_dot_product_cudnn_attention_backward": KernelMemory(
         rule=_cudnn_backward, numbers=_of_flash_backward, order=after_outputs(1)
     ),
 }
-ATTENTION: Mapping[Any, Kernel] = {
-    getattr(aten, name).default: kernel for name, kernel in _KERNELS.items()
+ATTENTION: Mapping[Any, KernelMemory] = {
+    getattr(aten, name).default: memory for name, memory in _MEMORY.items()
 }

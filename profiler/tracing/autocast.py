@@ -1,10 +1,9 @@
-"""CUDA's autocast on meta tensors, which torch leaves as they are: the same lists of operations,
-the same copies of the weights.
+"""CUDA's autocast for meta tensors, which torch's own autocast ignores.
 
-torch registers what autocast does with an operation under the dispatch key AutocastCUDA, for
-tensors on CUDA alone. Inside `cuda_autocast` the key holds for every tensor, and these kernels
-stand in its place; `torch.autocast("cuda")` then switches them on and off as ever, in a model's own
-code and in the recomputation of a checkpoint too. The lists: aten/src/ATen/autocast_mode.h and
+torch registers what autocast does with an operation under the dispatch key AutocastCUDA, only for
+CUDA tensors. Inside `cuda_autocast` the key applies to every tensor, and these kernels replace
+torch's. `torch.autocast("cuda")` switches them on and off as usual, in a model's own code and when
+a checkpoint recomputes. The lists of operations are those of aten/src/ATen/autocast_mode.h and
 "Autocast Op Reference" in PyTorch's documentation.
 """
 
@@ -22,11 +21,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from optprof.scenarios.factories import autocast_can_be_made
 
-from .recurrent_weights import halved
+from .recurrent_layers import Layers, halved
+from .requests import HALF_DTYPES
 
 
 def _names(text: str) -> tuple[str, ...]:
-    """Those names whose operations this version of torch changes under autocast."""
+    """Return the names whose operations this version of torch changes under autocast."""
     return tuple(
         name
         for name in text.split()
@@ -56,12 +56,12 @@ FULL = _names("""
     upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d upsample_bicubic2d
     _upsample_bicubic2d_aa
     """)
-# They accumulate in float32 where the caller asks for no dtype.
+# They accumulate in float32 if the caller gives no dtype.
 FULL_BY_DTYPE = _names("""
     prod prod.dim_int softmax.int log_softmax.int cumprod cumsum sum sum.dim_IntList
     linalg_vector_norm linalg_matrix_norm linalg_matrix_norm.str_ord
     """)
-# The same, by an overload with a dtype.
+# The same, through an overload with a dtype.
 NORMS = {"norm.Scalar": "norm.ScalarOpt_dtype", "norm.ScalarOpt_dim": "norm.ScalarOpt_dim_dtype"}
 # They run in the widest dtype among their tensors.
 PROMOTE = _names("""
@@ -69,8 +69,8 @@ PROMOTE = _names("""
     """)
 
 
-# Functions that take a device's type.
-_OF_A_DEVICE: tuple[tuple[Any, str], ...] = (
+# Functions that take a device type.
+_TAKING_DEVICE_TYPES: tuple[tuple[Any, str], ...] = (
     (torch.autocast, "__init__"),
     (torch, "is_autocast_enabled"),
     (torch, "set_autocast_enabled"),
@@ -83,13 +83,11 @@ _OF_A_DEVICE: tuple[tuple[Any, str], ...] = (
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """Inside, `torch.autocast("cuda")` works on meta tensors, whether the machine has CUDA or
-    not.
-    """
+    """Inside, `torch.autocast("cuda")` works on meta tensors, with or without CUDA."""
     casts = _Casts()
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
-        # Taking torch's place is what these are for, until the end.
+        # torch warns that its kernels are replaced, which is the intention.
         warnings.filterwarnings("ignore", message="Warning only once for all operators")
         for name, kernel in casts.kernels():
             library.impl(name, kernel, "AutocastCUDA")
@@ -106,20 +104,20 @@ def cuda_autocast() -> Iterator[None]:
 
 
 def _patches(casts: "_Casts") -> Iterator[AbstractContextManager[Any]]:
-    """What stands between autocast and a machine without CUDA, or between a meta tensor and the
-    word "cuda".
+    """Yield the patches that let autocast run without CUDA, and take "meta" for "cuda".
+
+    They use plain functions, since mock's own objects would keep the tensors they are called with.
     """
-    # Functions, as mock's own stand-ins would keep the tensors that they are called with.
     yield autocast_can_be_made()
-    # Models ask for the autocast of a tensor's device, which is "meta" here.
-    for owner, name in _OF_A_DEVICE:
+    # Models name the device of a tensor, which is "meta" here.
+    for owner, name in _TAKING_DEVICE_TYPES:
         yield mock.patch.object(owner, name, new=_to_cuda(getattr(owner, name)))
-    # custom_fwd casts the tensors that are on the device that it names.
+    # custom_fwd casts the tensors on the device that it names.
     yield mock.patch.object(
         torch.amp.autocast_mode, "_cast", new=_to_meta(torch.amp.autocast_mode._cast)
     )
     yield mock.patch.object(torch, "clear_autocast_cache", new=casts.clear)
-    # A checkpoint notes the autocast of its tensors' device, to run again under the same.
+    # A checkpoint saves the autocast state of its tensors' device for the recomputation.
     yield mock.patch.object(torch.utils.checkpoint, "_infer_device_type", new=_cuda)
     # transformers switches autocast off around rotary embeddings, but not for meta tensors.
     for module in list(sys.modules.values()):
@@ -132,15 +130,15 @@ def _patches(casts: "_Casts") -> Iterator[AbstractContextManager[Any]]:
 
 
 def _to_cuda(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which takes "meta" for "cuda"."""
+    """Return the function with "cuda" in place of every "meta" argument."""
 
-    def asked(*args: Any, **kwargs: Any) -> Any:
+    def replaced(*args: Any, **kwargs: Any) -> Any:
         return function(
             *map(_cuda_for_meta, args),
             **{name: _cuda_for_meta(value) for name, value in kwargs.items()},
         )
 
-    return asked
+    return replaced
 
 
 def _cuda_for_meta(value: Any) -> Any:
@@ -148,12 +146,12 @@ def _cuda_for_meta(value: Any) -> Any:
 
 
 def _to_meta(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of a value, a device's type and a dtype, which takes "cuda" for "meta"."""
+    """Return the function of a value, a device type and a dtype, with "meta" for "cuda"."""
 
-    def asked(value: Any, device_type: str, dtype: torch.dtype) -> Any:
+    def replaced(value: Any, device_type: str, dtype: torch.dtype) -> Any:
         return function(value, "meta" if device_type == "cuda" else device_type, dtype)
 
-    return asked
+    return replaced
 
 
 def _cuda(*tensors: object) -> str:
@@ -164,27 +162,24 @@ def _cuda(*tensors: object) -> str:
 def _maybe_autocast(
     device_type: str, dtype: torch.dtype | None = None, enabled: bool = True, **options: Any
 ) -> AbstractContextManager[Any]:
-    """As transformers' own, for the simulated device."""
+    """Do as transformers' maybe_autocast, for the simulated device."""
     del device_type
     on = enabled or torch.is_autocast_enabled("cuda")
     return torch.autocast("cuda", dtype=dtype, enabled=enabled, **options) if on else nullcontext()
 
 
-Kernel = Callable[..., Any]
-
-
 class _Casts:
-    """The kernels of autocast, and the copies of weights that it keeps until it ends."""
+    """Autocast's kernels, and the copies of weights that it keeps until it ends."""
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[weakref.ref[torch.Tensor], torch.Tensor]] = {}
 
     def clear(self) -> None:
-        """Drop the copies; those that the backward pass needs live on in its graph."""
+        """Drop the copies; autograd's graph keeps those that the backward pass needs."""
         self._kept.clear()
 
-    def kernels(self) -> Iterator[tuple[str, Kernel]]:
-        """The kernel of each operation that autocast changes, by its name."""
+    def kernels(self) -> Iterator[tuple[str, Callable[..., Any]]]:
+        """Yield the name and the kernel of each operation that autocast changes."""
         for name in LOWER:
             yield name, self._casting(_overload(name), lambda _: torch.get_autocast_dtype("cuda"))
         for name in FULL:
@@ -205,15 +200,12 @@ class _Casts:
         buffer: torch.Tensor | None,
         *arguments: Any,
     ) -> Any:
-        """Run cuDNN's recurrent layers in float16, whatever autocast's dtype:
-        cudnn/AutocastRNN.cpp.
-        """
+        """Run cuDNN's recurrent layers in float16 for any autocast dtype: cudnn/AutocastRNN.cpp."""
         with _off():
             hx, cx, mode, hidden, projection, count, _, _, _, bidirectional, *_ = arguments
             if _is_castable(weights[0]) and weights[0].dtype != torch.float16:
-                weights, buffer = halved(
-                    weights, stride, tensor.size(-1), mode, hidden, projection, count, bidirectional
-                )
+                layers = Layers.of(tensor.size(-1), mode, hidden, projection, count, bidirectional)
+                weights, buffer = halved(weights, stride, layers)
             cx = self._cast(cx, torch.float16) if cx is not None and _is_castable(cx) else cx
             hx = self._cast(hx, torch.float16) if _is_castable(hx) else hx
             tensor = self._cast(tensor, torch.float16) if _is_castable(tensor) else tensor
@@ -221,10 +213,8 @@ class _Casts:
                 tensor, weights, stride, buffer, hx, cx, *arguments[2:]
             )
 
-    def _full_by_dtype(self, func: Any) -> Kernel:
-        """A kernel that lets `func` make float32 of lower precision, where the caller asks for no
-        dtype.
-        """
+    def _full_by_dtype(self, func: Any) -> Callable[..., Any]:
+        """Return a kernel in which `func` returns float32, unless the caller gives a dtype."""
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with _off():
@@ -238,8 +228,8 @@ class _Casts:
 
         return kernel
 
-    def _norm(self, func: Any, with_dtype: Any) -> Kernel:
-        """As `_full_by_dtype`, for a `func` whose dtype is another overload's."""
+    def _norm(self, func: Any, with_dtype: Any) -> Callable[..., Any]:
+        """Return the same for a `func` whose dtype is an argument of another overload."""
 
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with _off():
@@ -249,7 +239,9 @@ class _Casts:
 
         return kernel
 
-    def _casting(self, func: Any, dtype_of: Callable[[list[torch.Tensor]], torch.dtype]) -> Kernel:
+    def _casting(
+        self, func: Any, dtype_of: Callable[[list[torch.Tensor]], torch.dtype]
+    ) -> Callable[..., Any]:
         def kernel(*args: Any, **kwargs: Any) -> Any:
             with _off():
                 dtype = dtype_of(
@@ -258,8 +250,7 @@ class _Casts:
                 kwargs = {
                     name: self._cast_all(value, dtype) for name, value in reversed(kwargs.items())
                 }
-                # The compiler of torch's Linux builds evaluates arguments from the last to the
-                # first.
+                # The compiler of torch's Linux builds evaluates the last argument first.
                 last_to_first = [self._cast_all(value, dtype) for value in reversed(args)]
                 return func(*reversed(last_to_first), **kwargs)
 
@@ -271,9 +262,7 @@ class _Casts:
         )
 
     def _cast(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor in `dtype`; a float32 weight is cast to the lower precision once for all that
-        use it.
-        """
+        """Return the tensor in `dtype`; all uses of a float32 weight share one lower copy."""
         if tensor.dtype == dtype:
             return tensor
         keeps = (
@@ -288,9 +277,9 @@ class _Casts:
             or not torch.is_autocast_cache_enabled()
         ):
             return tensor.to(dtype)
-        held = self._kept.get(id(tensor))
-        if held is not None and held[0]() is tensor:
-            return held[1]
+        weight, copy = self._kept.get(id(tensor), (None, None))
+        if weight is not None and copy is not None and weight() is tensor:
+            return copy
         copy = tensor.to(dtype)
         self._kept[id(tensor)] = (weakref.ref(tensor), copy)
         return copy
@@ -302,7 +291,7 @@ def _overload(name: str) -> Any:
 
 
 def _off() -> AbstractContextManager[None]:
-    """Inside, operations are as they are without autocast."""
+    """Inside, operations run as without autocast."""
     return torch._C._ExcludeDispatchKeyGuard(
         torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA)
     )
@@ -318,7 +307,7 @@ def _is_castable(leaf: Any) -> bool:
 
 
 def _is_low(leaf: Any) -> bool:
-    return _is_castable(leaf) and leaf.dtype in (torch.float16, torch.bfloat16)
+    return _is_castable(leaf) and leaf.dtype in HALF_DTYPES
 
 
 def _widest(tensors: list[torch.Tensor]) -> torch.dtype:
@@ -327,6 +316,6 @@ def _widest(tensors: list[torch.Tensor]) -> torch.dtype:
 
 
 def _place_of_dtype(func: Any) -> int:
-    """How many arguments stand before the dtype, which a caller may give by place."""
+    """Return the position of the dtype among the arguments."""
     names = [argument.name for argument in func._schema.arguments]
     return names.index("dtype")

@@ -1,7 +1,7 @@
-"""Code that torch.compile would compile, found at the moment when it is about to run.
+"""Detection of code that torch.compile would compile, at the moment when it is about to run.
 
-A trace sees the operations that Python runs. What a compiler makes of them holds other memory, and
-torch itself runs compiled code uncompiled, without a word, while a dispatch mode is active.
+A trace sees the operations that Python runs; compiled code holds other memory. torch silently runs
+compiled code uncompiled while a dispatch mode is active.
 """
 
 import inspect
@@ -18,33 +18,33 @@ import torch
 from ..records.places import short_name
 from .untraceable import UntraceableError, running_line
 
-# What transformers compiles for attn_implementation="flex_attention".
+# The functions that transformers compiles for attn_implementation="flex_attention".
 _FLEX_ATTENTION = ("flex_attention", "create_block_mask")
 _TORCH = str(Path(torch.__file__).parent)
 
 
 @contextmanager
 def refused() -> Iterator[None]:
-    """Inside, what is compiled raises UntraceableError when it is called."""
+    """Inside, compiled code raises UntraceableError when it is called."""
     eval_frame: Any = import_module("torch._dynamo.eval_frame")
     of_stance = getattr(eval_frame, "_callback_from_stance", lambda callback: callback)
     set_eval_frame = eval_frame.set_eval_frame
-    # By the ids of dynamo's code objects: every operation under a dispatch mode comes here.
-    holds: dict[int, bool] = {}
+    # By id of the code: every operation under a dispatch mode comes here, and few are wrappers.
+    is_wrapper: dict[int, bool] = {}
 
     def guarded(callback: Any) -> Any:
-        # Compiled functions call this first of all. torch.compiler.set_stance may turn it off.
+        # Compiled functions call this first. torch.compiler.set_stance may turn compilation off.
         caller = sys._getframe(1)
         code = id(caller.f_code)
-        if code not in holds:
-            holds[code] = {"callback", "fn"} <= set(caller.f_code.co_freevars)
-        if holds[code]:
+        if code not in is_wrapper:
+            is_wrapper[code] = {"callback", "fn"} <= set(caller.f_code.co_freevars)
+        if is_wrapper[code]:
             closure = caller.f_locals
             if callable(of_stance(closure["callback"])):
                 _refuse(*_described(closure["fn"]))
         return set_eval_frame(callback)
 
-    # A compiled module warns about the hooks that a trace has on all modules.
+    # A compiled module would warn about the hooks that a trace registers on all modules.
     quiet = mock.patch.object(eval_frame.OptimizedModule, "__call__", new=torch.nn.Module.__call__)
     with quiet, mock.patch.object(eval_frame, "set_eval_frame", new=guarded):
         yield
@@ -61,7 +61,7 @@ def _refuse(name: str, place: str) -> None:
 
 
 def _described(compiled: Any) -> tuple[str, str]:
-    """The name of a function or module, and where its code begins."""
+    """Return the name of a function or module, and the line where its code begins."""
     # A module of torch's own classes is wrapped in a function.
     compiled = inspect.unwrap(compiled)
     owner = getattr(compiled, "__self__", compiled)

@@ -1,7 +1,7 @@
-"""Operations that every device runs as several others, which torch's meta tensors run as one.
+"""Operations that CUDA runs as several others, but meta tensors as one.
 
-Their results in between are allocations too: the exponentials of a logsumexp are as large as its
-operand.
+Their intermediate results are allocations too: the exponentials of a logsumexp are as large as its
+operand. Each function here runs the steps of one operation.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ _NONE, _MEAN = 0, 1
 
 
 def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> torch.Tensor:
-    """The steps of logsumexp_out_impl in ATen/native/ReduceOps.cpp."""
+    """Run the steps of logsumexp_out_impl in ATen/native/ReduceOps.cpp."""
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.get_default_dtype())
     largest = tensor.amax(dim, keepdim=True)
@@ -28,13 +28,13 @@ def _logsumexp(tensor: torch.Tensor, dim: list[int], keepdim: bool = False) -> t
     sizes = shift.abs()
     infinite = sizes == torch.inf
     shift.masked_fill_(infinite, 0)
-    # As temporaries of C++ go: the last first.
+    # C++ frees the last temporary first.
     del infinite, sizes
     return (tensor - largest).exp_().sum(dim, keepdim=keepdim).log_().add_(shift)
 
 
 def _median(tensor: torch.Tensor) -> torch.Tensor:
-    """The steps of median_impl in ATen/native/cuda/Sorting.cpp."""
+    """Run the steps of median_impl in ATen/native/cuda/Sorting.cpp."""
     numbers = tensor.flatten().sort()[0]
     return torch.where(numbers[-1].isnan(), numbers[-1], numbers[(tensor.numel() - 1) // 2])
 
@@ -44,16 +44,16 @@ def _count_nonzero(tensor: torch.Tensor, dim: int | None = None) -> torch.Tensor
 
 
 def _count_nonzero_in(tensor: torch.Tensor, dim: list[int]) -> torch.Tensor:
-    """The steps of count_nonzero_cuda in ATen/native/TensorAdvancedIndexing.cpp."""
+    """Run the steps of count_nonzero_cuda in ATen/native/TensorAdvancedIndexing.cpp."""
     return (tensor if tensor.dtype == torch.bool else tensor != 0).sum(dim)
 
 
 def _multinomial(
     tensor: torch.Tensor, num_samples: int, replacement: bool = False, *, generator: Any = None
 ) -> torch.Tensor:
-    """The steps of multinomial_out in ATen/native/Distributions.cpp, without the checks of values.
+    """Run the steps of multinomial_out in ATen/native/Distributions.cpp except its checks.
 
-    Samples with replacement, of which the kernel draws several, follow MultinomialKernel.cu.
+    Several samples with replacement follow MultinomialKernel.cu.
     """
     del generator
     result = torch.empty((*tensor.shape[:-1], num_samples), dtype=torch.int64, device=tensor.device)
@@ -73,10 +73,10 @@ def _multinomial(
 def _binary_loss(
     tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, *_: Any, **__: Any
 ) -> torch.Tensor:
-    """The steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
+    """Run the steps of mse_loss_out and smooth_l1_loss_out in ATen/native/Loss.cpp.
 
-    The output is made as large as the losses and given its shape of one number after that, which
-    leaves it all the memory.
+    The output is allocated as large as the losses and then resized to one number, which keeps all
+    the memory.
     """
     output = tensor - target
     if reduction == _NONE:
@@ -88,7 +88,7 @@ def _binary_loss(
 def _huber_loss(
     tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1, delta: float = 1.0
 ) -> torch.Tensor:
-    """The steps of huber_loss in ATen/native/Loss.cpp."""
+    """Run the steps of huber_loss in ATen/native/Loss.cpp."""
     del target, delta
     losses = torch.empty_like(tensor)
     return losses if reduction == _NONE else losses.mean() if reduction == _MEAN else losses.sum()
@@ -100,9 +100,9 @@ def _binary_cross_entropy(
     weight: torch.Tensor | None = None,
     reduction: int = 1,
 ) -> torch.Tensor:
-    """The steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
+    """Run the steps of binary_cross_entropy_out_cuda in ATen/native/cuda/Loss.cu.
 
-    The output keeps the memory of the losses here too.
+    The output keeps the memory of all losses here too.
     """
     del target, weight
     return _reduced_in_place(torch.empty_like(tensor), reduction)
@@ -111,7 +111,7 @@ def _binary_cross_entropy(
 def _soft_margin_loss(
     tensor: torch.Tensor, target: torch.Tensor, reduction: int = 1
 ) -> torch.Tensor:
-    """The steps of soft_margin_loss_out in ATen/native/Loss.cpp, which keeps that memory too."""
+    """Run the steps of soft_margin_loss_out in ATen/native/Loss.cpp, which also keeps memory."""
     del target
     return _reduced_in_place(-tensor, reduction)
 
@@ -119,7 +119,7 @@ def _soft_margin_loss(
 def _soft_margin_loss_backward(
     grad: torch.Tensor, tensor: torch.Tensor, target: torch.Tensor, reduction: int
 ) -> torch.Tensor:
-    """The steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
+    """Run the steps of soft_margin_loss_backward_out in ATen/native/Loss.cpp."""
     del grad, reduction
     negated = -target
     product = negated * tensor
@@ -135,13 +135,14 @@ def _reduced_in_place(losses: torch.Tensor, reduction: int) -> torch.Tensor:
     return losses.resize_(()).copy_(reduced)
 
 
-def _own_parts(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..., Any]:
+def _decomposed(func: Any, key: str = "CompositeExplicitAutograd") -> Callable[..., Any]:
+    """Return torch's own decomposition of an operation."""
     return partial(func._op_dk, getattr(torch._C.DispatchKey, key))
 
 
-# Below autograd nothing else takes it apart.
-_SPARSE_BACKWARD = _own_parts(aten.embedding_sparse_backward.default, "CompositeImplicitAutograd")
-# A bag of an embedding that is averaged.
+# Below autograd, torch does not decompose it by itself.
+_SPARSE_BACKWARD = _decomposed(aten.embedding_sparse_backward.default, "CompositeImplicitAutograd")
+# The mode of an embedding bag that averages.
 _AVERAGED = 1
 
 
@@ -159,8 +160,9 @@ def _embedding_bag_backward(
     weights: torch.Tensor | None,
     padding_idx: int = -1,
 ) -> Any:
-    """The steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp; a dense gradient
-    is made in one.
+    """Run the steps of _embedding_bag_sparse_backward in ATen/native/EmbeddingBag.cpp.
+
+    A dense gradient is one operation.
     """
     del offsets, largest
     if not sparse:
@@ -174,7 +176,7 @@ def _embedding_bag_backward(
 
 
 def _masked_select(tensor: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The steps of masked_select_out_cuda_impl in ATen/native/cuda/IndexKernel.cpp."""
+    """Run the steps of masked_select_out_cuda_impl in ATen/native/cuda/IndexKernel.cpp."""
     shape = torch.broadcast_shapes(tensor.shape, mask.shape) or (1,)
     return tensor.expand(shape)[mask.expand(shape)]
 
@@ -186,7 +188,7 @@ def _im2col(
     padding: list[int],
     stride: list[int],
 ) -> torch.Tensor:
-    """The steps of im2col_cuda in ATen/native/cuda/Im2Col.cu."""
+    """Run the steps of im2col_cuda in ATen/native/cuda/Im2Col.cu."""
     along = zip(tensor.shape[-2:], kernel_size, dilation, padding, stride, strict=True)
     places = [
         (size + 2 * pad - gap * (kernel - 1) - 1) // step + 1
@@ -199,15 +201,15 @@ def _im2col(
 def _col2im(
     tensor: torch.Tensor, output_size: list[int], kernel_size: list[int], *_: list[int]
 ) -> torch.Tensor:
-    """The steps of col2im_cuda in ATen/native/cuda/Col2Im.cu."""
+    """Run the steps of col2im_cuda in ATen/native/cuda/Col2Im.cu."""
     channels = tensor.shape[-2] // prod(kernel_size)
     return _resized(tensor, (*tensor.shape[:-2], channels, *output_size))
 
 
 def _resized(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """Return an output made like the operand and given its own shape after that.
+    """Return an output that is allocated like the operand and then resized.
 
-    A smaller one keeps all the memory: what folds columns is as large as they are.
+    A smaller output keeps all the memory: folded columns are as large as the columns.
     """
     output = torch.empty_like(tensor, memory_format=torch.contiguous_format)
     _contiguous = tensor.contiguous()
@@ -219,14 +221,12 @@ def _resized(tensor: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _like_second(_: torch.Tensor, tensor: torch.Tensor, *__: Any, **___: Any) -> torch.Tensor:
-    """The gradient of a margin loss, or of what torch samples, which has no meta kernel: its
-    operand's shape.
-    """
+    """Return a gradient like the second operand, for operations without a meta kernel."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
 
 
 def _sample_dirichlet(concentration: torch.Tensor, generator: Any = None) -> torch.Tensor:
-    """The steps of _s_dirichlet_cuda in ATen/native/cuda/Distributions.cpp."""
+    """Run the steps of _s_dirichlet_cuda in ATen/native/cuda/Distributions.cpp."""
     del generator
     result = torch.empty_like(concentration, memory_format=torch.contiguous_format)
     _sums = result.sum(-1, keepdim=True)
@@ -234,12 +234,12 @@ def _sample_dirichlet(concentration: torch.Tensor, generator: Any = None) -> tor
 
 
 def _equal(tensor: torch.Tensor, other: torch.Tensor) -> bool:
-    """The steps of cuda_equal in ATen/native/cuda/Equal.cpp."""
+    """Run the steps of cuda_equal in ATen/native/cuda/Equal.cpp."""
     if tensor.shape != other.shape or not tensor.numel():
         return tensor.shape == other.shape
     alike = tensor.stride() == other.stride() and tensor.dtype == other.dtype
-    same_place = tensor.storage_offset() == other.storage_offset()
-    if alike and same_place and tensor.untyped_storage()._cdata == other.untyped_storage()._cdata:
+    same_offset = tensor.storage_offset() == other.storage_offset()
+    if alike and same_offset and tensor.untyped_storage()._cdata == other.untyped_storage()._cdata:
         return True
     return aten._local_scalar_dense((tensor == other).all())
 
@@ -273,11 +273,11 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     aten._standard_gamma_grad.default: _like_second,
     aten._dirichlet_grad.default: _like_second,
     aten._sample_dirichlet.default: _sample_dirichlet,
-    # Below autograd nothing else takes it apart.
-    aten.matmul.default: _own_parts(aten.matmul.default, "CompositeImplicitAutograd"),
-    aten.linear.default: _own_parts(aten.linear.default, "CompositeImplicitAutograd"),
+    # Below autograd, torch does not decompose them by itself.
+    aten.matmul.default: _decomposed(aten.matmul.default, "CompositeImplicitAutograd"),
+    aten.linear.default: _decomposed(aten.linear.default, "CompositeImplicitAutograd"),
     **{
-        func: _own_parts(func)
+        func: _decomposed(func)
         for func in (
             aten.binary_cross_entropy_with_logits.default,
             aten._euclidean_dist.default,
@@ -287,8 +287,8 @@ _PARTS: Mapping[Any, Callable[..., Any]] = {
     },
 }
 PARTS = {id(func): run for func, run in _PARTS.items()}
-"""Functions that run the parts of an operation, by its identity; to be called where each of
-them is recorded.
+"""Functions that run an operation as its parts, by the operation's id.
 
-NotImplemented says that these arguments do not take it apart.
+They run inside a recorder, which records each part. NotImplemented means that the operation is one
+for these arguments.
 """

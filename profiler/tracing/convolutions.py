@@ -1,11 +1,11 @@
-"""The most memory that cuDNN takes as the workspace of one convolution.
+"""The largest workspace that cuDNN takes for one convolution.
 
-cuDNN's code is closed and its choice of a kernel changes with its version and the GPU, so the
-workspace is a range from nothing to the most that one of two kinds of kernels needs. Kernels for
-the tensor cores copy the operands into their own layout. Winograd's kernels keep all transformed
-tiles at once. tests/profiler/test_convolutions.py holds both to what a V100 has allocated in
-training steps of ResNet-50. Kernels by FFT may need more and are not counted: none of those steps
-has one.
+cuDNN is closed source, and its choice of a kernel changes with its version and the GPU. The
+workspace is therefore a range, from nothing to the most that two kinds of kernels need: kernels for
+tensor cores copy the operands into their own layout, and Winograd's kernels keep all transformed
+tiles at once. tests/profiler/test_convolutions.py compares both with the allocations of a V100 in
+training steps of ResNet-50. FFT kernels may need more; they are not counted, since none of those
+steps uses one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,15 @@ from typing import Any
 
 import torch
 
-from .requests import Device, Kernel, after_outputs
+from .requests import KernelMemory, after_outputs, fixed
 
-# Offsets that a kernel works out before it runs; the recorded ones take 44,544 bytes at most.
+# Offsets that a kernel computes before it runs; the recorded ones take 44,544 bytes at most.
 _OFFSETS = 64 << 10
-# Tensor cores read 16 bytes of channels at once; cuDNN fills channels up to that with zeros.
+# Tensor cores read 16 bytes of channels at once; cuDNN pads channels with zeros to that.
 _CHANNEL_BYTES = 16
-# The side of a tile of outputs by that of the kernel: cuDNN's winograd_nonfused, which has
-# winogradForwardData4x4 for kernels of 3 x 3 and winogradForwardData9x9_5x5 for those of 5 x 5.
+# The side of a tile of outputs by the side of the kernel, in cuDNN's winograd_nonfused:
+# winogradForwardData4x4 for 3 x 3 kernels and winogradForwardData9x9_5x5 for 5 x 5 kernels.
 _TILES = {3: 4, 5: 9}
-
-
-def _most(_: Device, nbytes: int) -> tuple[int]:
-    return (nbytes,)
 
 
 def _of_forward(
@@ -42,17 +38,15 @@ def _of_backward(
     __: Any,
     *options: Any,
 ) -> tuple[int] | None:
-    """The gradients of input and weight are worked out one after the other, within the same
-    bound.
-    """
-    wanted = options[-1]
-    return _of_convolution(source, weight, gradient, options[:-1]) if any(wanted[:2]) else None
+    """Return the bound of both gradients, which are computed one after the other."""
+    output_mask = options[-1]
+    return _of_convolution(source, weight, gradient, options[:-1]) if any(output_mask[:2]) else None
 
 
 def _of_convolution(
     source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor, options: Sequence[Any]
 ) -> tuple[int] | None:
-    """Bytes that cuDNN takes at most while this convolution runs; None where it does not run it."""
+    """Return the most bytes that cuDNN takes for this convolution; None if it does not run it."""
     stride, _, dilation, transposed, output_padding, groups = options
     if any(more >= step for more, step in zip(output_padding, stride, strict=False)):
         return None
@@ -64,10 +58,10 @@ def _of_convolution(
 
 
 def _is_native(source: torch.Tensor, weight: torch.Tensor, groups: int, transposed: bool) -> bool:
-    """Return whether ATen runs it by itself (_select_conv_backend in native/Convolution.cpp).
+    """Return whether ATen runs it without cuDNN: _select_conv_backend in native/Convolution.cpp.
 
-    Depthwise convolutions reach cuDNN in half precision and in the layout channels_last alone. In
-    half precision further conditions may still keep them from it, which the range allows for.
+    Depthwise convolutions reach cuDNN only in half precision or the layout channels_last. In half
+    precision further conditions may still keep them from it; the range covers both cases.
     """
     if not torch.backends.cudnn.enabled:
         return True
@@ -79,20 +73,22 @@ def _is_native(source: torch.Tensor, weight: torch.Tensor, groups: int, transpos
 
 
 def _copies(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> int:
-    """Input, output and weight in another layout, and sums of the weight's size in float32."""
+    """Bytes of input, output and weight in another layout, and of float32 sums for each weight."""
     sums = max(source.element_size(), 4) * weight.numel()
     return sum(map(_copied, (source, weight, result))) + sums + _OFFSETS
 
 
 def _copied(tensor: torch.Tensor) -> int:
-    channels, together = tensor.size(1), _CHANNEL_BYTES // tensor.element_size()
-    filled = -(-channels // together) * together
-    return tensor.numel() // channels * filled * tensor.element_size()
+    channels, multiple = tensor.size(1), _CHANNEL_BYTES // tensor.element_size()
+    padded = -(-channels // multiple) * multiple
+    return tensor.numel() // channels * padded * tensor.element_size()
 
 
 def _winograd(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> int:
-    """Input, output and weight transformed: a tile of m x m outputs and an n x n kernel become
-    m + n - 1 numbers squared, for each channel of the input, of the output, and for each pair.
+    """Bytes of the transformed input, output and weight.
+
+    A tile of m x m outputs with an n x n kernel has (m + n - 1)^2 numbers for each input channel
+    and for each output channel; the weight has as many for each pair of channels.
     """
     side = weight.size(-1)
     if weight.dim() != 4 or weight.size(-2) != side or side not in _TILES:
@@ -100,7 +96,7 @@ def _winograd(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) 
     if source.element_size() > 4:
         return 0
     tile = _TILES[side]
-    # The gradient of the input has the input's size, which is the larger one without padding.
+    # The gradient of the input has the input's size, the larger one if there is no padding.
     areas = zip(source.shape[2:], result.shape[2:], strict=True)
     high, wide = (-(-max(sizes) // tile) for sizes in areas)
     tiles, channels = source.size(0) * high * wide, source.size(1) + result.size(1)
@@ -108,9 +104,9 @@ def _winograd(source: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) 
     return (tile + side - 1) ** 2 * numbers * source.element_size()
 
 
-CONVOLUTIONS: Mapping[Any, Kernel] = {
-    func: Kernel(rule=_most, numbers=numbers, order=after_outputs(1), optional=True)
-    for func, numbers in (
+CONVOLUTIONS: Mapping[Any, KernelMemory] = {
+    operation: KernelMemory(rule=fixed, numbers=numbers, order=after_outputs(1), optional=True)
+    for operation, numbers in (
         (torch.ops.aten.convolution.default, _of_forward),
         (torch.ops.aten.convolution_backward.default, _of_backward),
     )

@@ -1,6 +1,6 @@
-"""ctc_loss as CUDA runs it, for lengths that are known: LossCTC.cu in ATen/native/cuda.
+"""ctc_loss as CUDA runs it if the lengths are known: LossCTC.cu in ATen/native/cuda.
 
-ATen's own kernels; cuDNN's, which needs targets of 32 bits in one row, is left out.
+These are ATen's own kernels. cuDNN's, which needs 32-bit targets in one row, is left out.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,7 @@ import torch
 from .values import UnknownError, value_of
 
 aten = torch.ops.aten
-# From this on a sum over labels is taken before the kernel, by the rule of
-# ctc_loss_backward_gpu_template.
+# Above this size the gradient sums over labels before its kernel: ctc_loss_backward_gpu_template.
 _LARGE = 450
 
 
@@ -26,7 +25,7 @@ def _longest(lengths: torch.Tensor | Sequence[int]) -> int:
 
 
 def _lengths(log_probs: torch.Tensor) -> list[torch.Tensor]:
-    """The lengths of targets and of inputs on the device, and where each target begins."""
+    """Return device tensors for the lengths of targets and inputs and the targets' offsets."""
     return [
         torch.empty(log_probs.size(1), dtype=torch.int64, device=log_probs.device) for _ in range(3)
     ]
@@ -35,11 +34,9 @@ def _lengths(log_probs: torch.Tensor) -> list[torch.Tensor]:
 def _forward(
     log_probs: torch.Tensor, targets: Any, input_lengths: Any, target_lengths: Any, *_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the loss of each sample and its forward variables, over targets with blanks in
-    between.
-    """
+    """Return each sample's loss and forward variables, over targets with blanks in between."""
     del targets, input_lengths
-    _held = _lengths(log_probs)
+    _lengths_on_device = _lengths(log_probs)
     steps, batch, _labels = log_probs.shape
     log_alpha = log_probs.new_empty(batch, steps, 2 * _longest(target_lengths) + 1)
     return log_probs.new_empty(batch), log_alpha
@@ -56,9 +53,9 @@ def _backward(
     blank: int,
     zero_infinity: bool = False,
 ) -> torch.Tensor:
-    """Return the gradient, worked out in place of the probabilities."""
+    """Return the gradient of the probabilities."""
     del targets, input_lengths, target_lengths
-    _held = _lengths(log_probs)
+    _lengths_on_device = _lengths(log_probs)
     log_beta = torch.empty_like(log_alpha)
     result = torch.empty_like(log_probs, memory_format=torch.contiguous_format)
     steps, batch, labels = log_probs.shape

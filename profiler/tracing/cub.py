@@ -1,7 +1,7 @@
-"""Storage that cub's algorithms ask for: sorts, scans, selections and sums over a whole device.
+"""Storage that cub's algorithms need: sorts, scans, selections and sums over a whole device.
 
-After the dispatch_*.cuh and tuning_*.cuh files of cub 3.0, in CUDA 13.0. The sizes of blocks are
-those of compute capability 8.0 and of 9.0, whichever the GPU has reached.
+After the dispatch_*.cuh and tuning_*.cuh files of cub 3.0, in CUDA 13.0. Blocks have the sizes of
+compute capability 8.0, or of 9.0 for GPUs from 9.0 on.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,20 @@ _DIGIT_BITS = 8
 _PADDING = 32
 _BLOCKS_FOR_EACH_PLACE = 5
 
-# A block sorts so many numbers of 4 bytes a thread by itself, and so many where it is one of many.
-_ALONE = (256, 19)
+# Threads, and numbers of 4 bytes for each, of a block that sorts everything by itself.
+_SINGLE_BLOCK = (256, 19)
+# Threads of one of many blocks.
 _THREADS = 384
-# Keys of 1 and 2 bytes from compute capability 9.0 on, by the bytes of key and value.
+# The same for keys of 1 and 2 bytes from compute capability 9.0 on, by bytes of key and value.
 _SMALL_KEYS = {(1, 0): (512, 19), (1, 8): (384, 18), (2, 0): (512, 19), (2, 8): (512, 23)}
-# The blocks of the older sort of small keys that a multiprocessor holds. The compiler's use of
-# registers decides; no recording has it.
+# Blocks of the older sort of small keys that a multiprocessor holds. The compiler's use of
+# registers decides; no recording shows it.
 _OLDER_OCCUPANCY = 2
 
 
 def sort_bytes(device: Device, count: int, key: int, value: int, bits: int) -> int:
-    """Bytes of DeviceRadixSort, by the bytes of a key and of a value, which is 0 without values."""
-    if count <= _items(*_ALONE, key, value):
+    """Bytes of DeviceRadixSort; `key` and `value` are bytes of one, 0 without values."""
+    if count <= _items(*_SINGLE_BLOCK, key, value):
         return 1
     is_new = device.compute_capability >= (9, 0)
     if key < _INT and not is_new:
@@ -42,57 +43,57 @@ def sort_bytes(device: Device, count: int, key: int, value: int, bits: int) -> i
         second * value,
         passes * _INT,
     )
-    return in_one(parts)
+    return _aligned(parts)
 
 
 def segmented_sort_bytes(count: int, key: int, value: int) -> int:
     """Bytes of DeviceSegmentedRadixSort: a second buffer of keys and values."""
-    return in_one((count * key, count * value))
+    return _aligned((count * key, count * value))
 
 
 def scan_bytes(count: int, item: int) -> int:
-    """Bytes of DeviceScan: a state of each block."""
+    """Bytes of DeviceScan: a state for each block."""
     state = _INT if item < _INT else 2 * item
     block = 128 * min(15 * _INT // item, 30)
-    return in_one((state * (-(-count // block) + _PADDING) + _ALIGNMENT - 1,))
+    return _aligned((state * (-(-count // block) + _PADDING) + _ALIGNMENT - 1,))
 
 
 def keyed_scan_bytes(count: int) -> int:
-    """Bytes of DeviceScan::InclusiveSumByKey over ints: a state and the last key of each block."""
+    """Bytes of DeviceScan::InclusiveSumByKey over ints: a state and a last key for each block."""
     blocks = -(-count // 4032)
-    return in_one((16 * (blocks + _PADDING), _INT * (blocks + 1)))
+    return _aligned((16 * (blocks + _PADDING), _INT * (blocks + 1)))
 
 
 def select_bytes(count: int) -> int:
     """Bytes of DeviceSelect::Flagged over longs."""
-    return in_one((_LONG * (-(-count // 4224) + _PADDING) + _ALIGNMENT - 1,))
+    return _aligned((_LONG * (-(-count // 4224) + _PADDING) + _ALIGNMENT - 1,))
 
 
 def unique_by_key_bytes(count: int) -> int:
-    """Bytes of DeviceSelect::UniqueByKey: a state of each block."""
-    return in_one((16 * (-(-count // 4928) + _PADDING) + _ALIGNMENT - 1,))
+    """Bytes of DeviceSelect::UniqueByKey: a state for each block."""
+    return _aligned((16 * (-(-count // 4928) + _PADDING) + _ALIGNMENT - 1,))
 
 
 def sum_bytes(device: Device, count: int) -> int:
-    """Bytes of DeviceReduce::Sum over ints: a sum of each block, as many as are in flight."""
+    """Bytes of DeviceReduce::Sum over ints: a sum for each block in flight."""
     if count <= 256 * 16:
         return 1
     blocks = device.multiprocessors * (device.threads_per_multiprocessor // 256)
-    return in_one((_INT * blocks * _BLOCKS_FOR_EACH_PLACE,))
+    return _aligned((_INT * blocks * _BLOCKS_FOR_EACH_PLACE,))
 
 
-def in_one(parts: Sequence[int]) -> int:
-    """AliasTemporaries: each part begins at a multiple of 256 bytes, wherever all begins."""
+def _aligned(parts: Sequence[int]) -> int:
+    """AliasTemporaries: bytes of all parts, each of which begins at a multiple of 256 bytes."""
     return sum(-(-part // _ALIGNMENT) * _ALIGNMENT for part in parts) + _ALIGNMENT - 1
 
 
 def _items(threads: int, each: int, key: int, value: int) -> int:
-    """RegBoundScaling: numbers that a block takes, when a thread takes `each` of 4 bytes."""
+    """RegBoundScaling: numbers that a block takes if a thread takes `each` of 4 bytes."""
     return threads * (each * _INT // max(_INT, key, value))
 
 
 def _block(key: int, value: int, *, is_new: bool) -> int:
-    """Numbers that one of many blocks sorts: OnesweepPolicy, with offsets of 64 bits."""
+    """OnesweepPolicy, with offsets of 64 bits: numbers that one of many blocks sorts."""
     if not is_new:
         return _items(_THREADS, 17 if key == _INT and value else 21, key, value)
     if key < _INT:
@@ -102,8 +103,8 @@ def _block(key: int, value: int, *, is_new: bool) -> int:
 
 
 def _older_sort_bytes(device: Device, count: int, key: int, value: int) -> int:
-    """InvokePasses: counts of digits in the blocks of a full GPU; a second buffer."""
+    """InvokePasses: digit counts in the blocks of a full GPU; a second buffer."""
     digits = 1 << (7 if key > 1 else 5)
     blocks = device.multiprocessors * _OLDER_OCCUPANCY * _BLOCKS_FOR_EACH_PLACE
     counts = blocks * digits + _items(512, 23, _LONG, 0)
-    return in_one((_LONG * counts, count * key, count * value))
+    return _aligned((_LONG * counts, count * key, count * value))

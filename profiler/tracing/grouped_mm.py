@@ -1,8 +1,8 @@
-"""Grouped matrix products, one for each expert of a mixture, as CUDA lays their outputs out.
+"""Grouped matrix products, as of the experts of a mixture, with the output layout of CUDA.
 
-After aten/src/ATen/native/GroupedMMUtils.h of torch 2.13. The sizes of the groups are values on the
-device; none of them changes what is allocated: the fallback, for other dtypes than bf16 and for
-GPUs other than Hopper and B200, writes each group into its part of the one output.
+From aten/src/ATen/native/GroupedMMUtils.h of torch 2.13. The sizes of the groups are values on the
+device, but do not change what is allocated: the fallback, for dtypes other than bf16 and for GPUs
+other than Hopper and B200, writes each group into its part of the one output.
 """
 
 from typing import NoReturn
@@ -22,7 +22,7 @@ def grouped_mm(
 ) -> torch.Tensor:
     """Return the output of `_grouped_mm`, whose rows begin on multiples of 16 bytes.
 
-    torch's own meta kernel takes bf16 alone, and pads rows in a build for CUDA alone.
+    torch's own meta kernel takes only bf16, and pads rows only in CUDA builds.
     """
     _validate(self, mat2, offs, bias, out_dtype)
     *outer, width = _shape(self, mat2, offs)
@@ -61,17 +61,17 @@ def _validate(
     if (left.dim() == 3 or right.dim() == 3) and left.size(-1) != right.size(-2):
         _refuse(f"cannot multiply {tuple(left.shape)} by {tuple(right.shape)}")
     if (offsets is None) != (left.dim() == right.dim() == 3):
-        _refuse("takes offs where a matrix has 2 dimensions, and there alone")
+        _refuse("takes offs if and only if a tensor has 2 dimensions")
     if offsets is not None and (offsets.dim() != 1 or offsets.dtype != torch.int32):
         _refuse(f"takes int32 offsets of one dimension, got {offsets.dtype}, {offsets.dim()}")
     if bias is not None:
         _refuse("takes no bias yet")
     if out_dtype not in (None, left.dtype):
-        _refuse(f"returns its first tensor's dtype, {left.dtype}; {out_dtype} was asked for")
-    counted = [tensor for tensor in (left, right) if tensor.dim() == 3]
-    groups = {tensor.size(0) for tensor in (*counted, *(() if offsets is None else (offsets,)))}
+        _refuse(f"returns its first tensor's dtype, {left.dtype}, got out_dtype={out_dtype}")
+    stacked = [tensor for tensor in (left, right) if tensor.dim() == 3]
+    groups = {tensor.size(0) for tensor in (*stacked, *(() if offsets is None else (offsets,)))}
     if len(groups) > 1:
-        _refuse(f"found different numbers of groups: {sorted(groups)}")
+        _refuse(f"takes one number of groups, got {sorted(groups)}")
     for tensor in (left, right):
         _check_strides(tensor)
 
@@ -81,13 +81,15 @@ def _check_strides(tensor: torch.Tensor) -> None:
     row = _ALIGNMENT // tensor.element_size()
     (rows, columns), (outer, inner) = tensor.shape[-2:], tensor.stride()[-2:]
     if outer == 1 and inner >= max(1, rows):
-        long = inner
+        stride = inner
     elif inner == 1 and outer >= max(1, columns):
-        long = outer
+        stride = outer
     else:
         _refuse(f"takes rows or columns without gaps, got strides {tensor.stride()}")
-    if long % row:
-        _refuse(f"takes rows that begin on multiples of {_ALIGNMENT} bytes, got a stride of {long}")
+    if stride % row:
+        _refuse(
+            f"takes rows that begin on multiples of {_ALIGNMENT} bytes, got a stride of {stride}"
+        )
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -1,7 +1,7 @@
-"""Values of device tensors that a program reads on the host.
+"""Answers for values of device tensors that a program reads on the host.
 
-Known values are told. In an optimizer's step others are answered from samples; elsewhere they are
-refused, with the line that reads.
+Known values are returned. In an optimizer's step, samples give the others; elsewhere a read of an
+unknown value is refused, with the line that reads it.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,22 +20,21 @@ _COPY = torch.ops.aten._to_copy.default
 _WRITE = torch.ops.aten.copy_.default
 READS = frozenset((_ITEM, _COPY, _WRITE))
 """The operations that may read a value."""
-# Elements of a tensor whose sampled values are put on the host; larger ones would take its memory.
+# The most sampled elements that are copied to the host; larger tensors would fill its memory.
 _LARGEST_COPY = 1 << 22
 
 
 class HostReads:
-    """Answers the reads of a traced program; `running` names what runs where no line of code
-    does.
+    """Answers the reads of a traced program.
+
+    `running` names what is running if no line of the program is.
     """
 
     def __init__(self, samples: Samples | None, running: Callable[[], str]) -> None:
         self._samples, self._running = samples, running
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what one of READS gives; NotImplemented where it does not bring values to the
-        host.
-        """
+        """Return the result of one of READS, NotImplemented if it copies nothing to the host."""
         if func is _ITEM:
             return self._item(args[0])
         if func is _COPY and args[0].is_meta and _is_host(kwargs.get("device")):
@@ -55,7 +54,7 @@ class HostReads:
         return self._sampled(tensor, self._samples).item()
 
     def _copy(self, tensor: torch.Tensor, kwargs: Any) -> torch.Tensor:
-        """Return a tensor on the host."""
+        """Return a copy of a device tensor on the host."""
         value = value_of(tensor)
         if value is None:
             if self._samples is None or tensor.numel() > _LARGEST_COPY:
@@ -67,7 +66,7 @@ class HostReads:
         try:
             return samples.copy(tensor, reading_line)
         except EndlessError:
-            raise refusal("reads values back again and again") from None
+            raise refusal("reads values back without end") from None
 
 
 def reading_line() -> str:
@@ -77,14 +76,14 @@ def reading_line() -> str:
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """Inside, an optimizer's code finds two functions as they are on CUDA.
+    """Inside, `torch.tensor` and `tensor.type` work on meta tensors as on CUDA.
 
-    `torch.tensor` copies to the device what it makes; of a meta tensor that it makes itself no
-    dispatch mode hears. `tensor.type` takes the name of a type that it has given.
+    `torch.tensor` copies from the host, since no dispatch mode sees a meta tensor that it makes
+    itself. `tensor.type` takes the type names that it returns.
     """
     make, cast = torch.tensor, torch.Tensor.type
 
-    def made(
+    def copied(
         *args: Any, device: Any = None, requires_grad: bool = False, **kwargs: Any
     ) -> torch.Tensor:
         is_meta = device is not None and torch.device(device).type == "meta"
@@ -96,7 +95,7 @@ def as_on_cuda() -> Iterator[None]:
             dtype = getattr(torch, dtype.removeprefix("torch.meta.")).dtype
         return cast(tensor, dtype, *args, **kwargs)
 
-    with mock.patch.object(torch, "tensor", made), mock.patch.object(torch.Tensor, "type", typed):
+    with mock.patch.object(torch, "tensor", copied), mock.patch.object(torch.Tensor, "type", typed):
         yield
 
 

@@ -1,11 +1,10 @@
-"""Autograd's writes in place, which it replaces by copies while a dispatch mode or a meta tensor is
-in use.
+"""In-place writes of autograd, which it replaces by copies under dispatch modes or on meta tensors.
 
-A tensor that may be a subclass must not lose its type, so autograd makes a new tensor for it where
-it writes into an existing one on a GPU (isTensorSubclassLike in ATen/TensorSubclassLikeUtils.h):
-where it sums the gradients of a tensor with several consumers, and in the backward pass of gather,
-index, max and some others, and in a linear layer over a tensor that is not contiguous. These
-functions find such a copy, so that a recorder can write in place instead.
+A tensor that may be a subclass must not lose its type, so autograd makes a new tensor instead of
+writing in place as on a GPU (isTensorSubclassLike in ATen/TensorSubclassLikeUtils.h). It does so
+for the sum of gradients of a tensor with several consumers, in the backward pass of gather, index,
+max and some others, and in a linear layer over a non-contiguous tensor. These functions detect such
+a copy, so that a recorder can write in place instead.
 """
 
 import sys
@@ -23,12 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .layouts import data_of
 
 aten = torch.ops.aten
-# The name under which backward() and grad() find the engine; it is not exported.
+# backward() and grad() look the engine up in this module; the name is not exported.
 _autograd: Any = torch.autograd
 
 _ADD = aten.add.Tensor
 _ZEROS = frozenset(map(id, (aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)))
-# What a node of the graph writes into zeros of its own: value_selecting_reduction_backward in
+# Writes of a graph node into zeros that it makes: value_selecting_reduction_backward in
 # ATen/native/ReduceOps.cpp, cummaxmin_backward, gather_backward, index_select_backward,
 # take_backward, index_backward, masked_select_backward and trace_backward.
 _INTO_ZEROS = {
@@ -40,11 +39,10 @@ _INTO_ZEROS = {
     aten.masked_scatter.default: aten.masked_scatter_.default,
     aten.put.default: aten.put_.default,
 }
-# scatter_reduce_backward and index_reduce_backward count into zeros by a copy.
+# scatter_reduce_backward and index_reduce_backward add to zeros by a copy.
 _COPYING = ("ScatterReduceBackward0", "IndexReduceBackward0")
-# What a node writes into a result of its own in between, by the node's name: binary_cross_entropy_-
-# with_logits_backward in ATen/native/Loss.cpp; the others in
-# torch/csrc/autograd/FunctionsManual.cpp.
+# Writes of a node into its intermediate results, by the node's name. The first is in
+# ATen/native/Loss.cpp, the others are in torch/csrc/autograd/FunctionsManual.cpp.
 _INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
     "BinaryCrossEntropyWithLogitsBackward0": {
         aten.sub.Tensor: aten.sub_.Tensor,
@@ -55,12 +53,12 @@ _INTO_TEMPORARIES: Mapping[str, Mapping[Any, Any]] = {
     "ClampBackward1": {aten.logical_and.default: aten.logical_and_.default},
     "Atan2Backward0": {aten.masked_fill.Scalar: aten.masked_fill_.Scalar},
 }
-# A linear layer adds its bias in place to a product of three dimensions or more that it could not
+# A linear layer adds its bias in place to a product of three or more dimensions that it cannot
 # flatten.
 _LINEAR = partial(aten.linear.default._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 # accumulateGrad in torch/csrc/autograd/functions/accumulate_grad.h copies a parameter's first
-# sparse gradient where others refer to its parts, as a dispatch mode does; else it takes the parts
-# as they are.
+# sparse gradient if something else refers to its parts, as a dispatch mode does; else it keeps
+# them.
 _COPY = aten.clone.default
 _CANDIDATES = frozenset(
     map(
@@ -76,18 +74,18 @@ _CANDIDATES = frozenset(
 
 
 class InPlace:
-    """Follows a backward pass and finds the operations that autograd would have run in place."""
+    """Follows a backward pass and detects operations that autograd would have run in place."""
 
     def __init__(self) -> None:
-        self._ended: int | None = None
+        # The sequence number of the last node that ran; until the next one, the engine sums what
+        # the node returned.
+        self._last_node: int | None = None
         self._zeros: weakref.ref[torch.Tensor] | None = None
 
     @contextmanager
     def followed(self) -> Iterator[None]:
-        """Follow every backward pass that begins inside, and let linear layers of meta tensors add
-        their bias in place.
-        """
-        _alone()
+        """Follow each backward pass inside; linear layers of meta tensors add biases in place."""
+        _engine_references()
         library = torch.library.Library("aten", "IMPL")
         library.impl("linear", _linear, "AutogradMeta")
         begin = _autograd._engine_run_backward
@@ -105,45 +103,45 @@ class InPlace:
             library._destroy()
 
     def instead_of(self, func: Any, args: Any) -> tuple[Any, Any] | None:
-        """Return the operation that runs in place of `func`, with its arguments: it writes the
-        first.
+        """Return the in-place operation for `func` and its arguments, of which it writes the first.
 
-        None where autograd itself takes a new tensor.
+        None if autograd makes a new tensor on a GPU too.
         """
         if id(func) not in _CANDIDATES or torch.is_grad_enabled():
             return None
         node = torch._C._current_autograd_node()
         if node is None:
             return None
-        if func is _ADD and node._sequence_nr() == self._ended:
+        if func is _ADD and node._sequence_nr() == self._last_node:
             return self._accumulated(args)
         name = node.name()
         if func is _COPY:
-            taken = (
+            is_kept = (
                 "AccumulateGrad" in name
                 and args[0].is_sparse
                 and all(part.is_contiguous() for part in data_of(args[0]))
             )
-            return (aten.detach.default, args[:1]) if taken else None
+            return (aten.detach.default, args[:1]) if is_kept else None
         if func in _INTO_ZEROS and self._zeros is not None and self._zeros() is args[0]:
-            # Autograd hands its zeros on by value: only Python's references tell whose they are.
-            owned = _references(args[0]).python == _alone().python and name not in _COPYING
+            # Autograd passes its zeros by value: only Python's references show that no other use.
+            owned = (
+                _references(args[0]).python == _engine_references().python and name not in _COPYING
+            )
             return (_INTO_ZEROS[func], args) if owned else None
         in_place = _INTO_TEMPORARIES.get(name, {}).get(func)
         if in_place is None:
             return None
-        # What an earlier write of this node returned shares the storage of its operand.
-        owned = _references(args[0])._replace(storage=0) == _alone()._replace(storage=0)
+        # The result of an earlier in-place write of this node shares its operand's storage.
+        owned = _references(args[0])._replace(storage=0) == _engine_references()._replace(storage=0)
         return (in_place, args) if owned else None
 
     def note(self, func: Any, result: Any) -> None:
-        """See what an operation has made."""
+        """Remember the last zeros that an operation has made."""
         if id(func) in _ZEROS:
             self._zeros = weakref.ref(result)
 
     def _accumulated(self, args: Any) -> tuple[Any, Any] | None:
-        """The sum of two gradients of one tensor, written into the older one if nothing else uses
-        it.
+        """Return the in-place sum of two gradients of one tensor if nothing else uses the older.
 
         As `accumulate` in torch/csrc/autograd/input_buffer.cpp decides.
         """
@@ -152,27 +150,27 @@ class InPlace:
             and args[0].shape == args[1].shape
             and args[0].layout is args[1].layout is torch.strided
         )
-        # No local name for the operand: it would be one more reference.
-        if same and _references(args[0]) == _alone() and is_dense(args[0]):
+        # The operand gets no local name, which would be one more reference.
+        if same and _references(args[0]) == _engine_references() and is_dense(args[0]):
             return aten.add_.Tensor, args
         return None
 
     def _end(self, number: int, *_: object) -> None:
-        """Note that a node has run: until the next one, the engine hands on what it returned."""
-        self._ended = number
+        """Note that a node has run."""
+        self._last_node = number
 
 
 def _linear(
     tensor: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """linear in ATen/native/Linear.cpp, which asks only here whether it may write in place."""
+    """Run linear of ATen/native/Linear.cpp, adding the bias in place as on a GPU."""
     if bias is None or tensor.dim() < 3 or tensor.is_contiguous():
         return _LINEAR(tensor, weight, bias)
     return torch.matmul(tensor, weight.t()).add_(bias)
 
 
 def _adding_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
-    """Nodes of the graph whose gradients are added to those of others."""
+    """Yield the nodes of the graph whose gradients are added to those of other nodes."""
     nodes = [getattr(output, "node", None) or output.grad_fn for output in outputs]
     edges: dict[Any, Any] = {}
     while nodes:
@@ -187,9 +185,7 @@ def _adding_nodes(outputs: Iterable[Any]) -> Iterator[Any]:
 
 
 class _References(NamedTuple):
-    """Counts of references: to the tensor from C++, to its storage from C++, and to the tensor from
-    Python.
-    """
+    """Counts of references to a tensor and its storage from C++, and to the tensor from Python."""
 
     tensor: int
     storage: int
@@ -204,33 +200,33 @@ def _references(tensor: Any) -> _References:
 
 
 @cache
-def _alone() -> _References:
-    """The references of a gradient that the engine alone holds, as a dispatch mode sees it.
+def _engine_references() -> _References:
+    """Return the references that a dispatch mode sees of a gradient that only the engine holds.
 
-    The mode's own references depend on the version of torch, so they are read off a small graph.
+    The mode's own references depend on the version of torch, so a small graph is run to count them.
     """
     probe = _Probe()
     x = torch.ones(2, requires_grad=True).exp()
     loss = (x.exp() + x.exp()).sum()
     with probe:
         loss.backward()
-    return probe.found
+    return probe.references
 
 
 class _Probe(TorchDispatchMode):
-    """Reads the references of the first operand of the only sum of a backward pass."""
+    """Counts the references of the first operand of the only sum in a backward pass."""
 
-    found: _References
+    references: _References
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         if func is _ADD:
-            self.found = _references(args[0])
+            self.references = _references(args[0])
         return func(*args, **(kwargs or {}))
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Return whether the elements fill their part of the storage, none of them twice."""
+    """Return whether the elements fill a part of the storage without gaps or repetitions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size == 1:

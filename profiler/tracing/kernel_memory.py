@@ -1,4 +1,4 @@
-"""Memory that CUDA's kernels take for themselves, which no output of an operation shows.
+"""The memory that CUDA's kernels take for themselves, which no output of an operation shows.
 
 Sizes are from ATen's CUDA sources, each named where it is used; docs/simulator.md lists what is
 left out.
@@ -6,38 +6,23 @@ left out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
 
 from .attention_memory import ATTENTION
 from .convolutions import CONVOLUTIONS
-from .masks import MASKS
+from .indexing import INDEXING
 from .matrix_products import PRODUCTS
 from .normalization import NORMS
-from .ordering import ORDERING
 from .reducing_operations import REDUCTIONS
-from .requests import USUAL_DEVICE, Device, Kernel, Request, before_outputs, device_of
-from .scans import SCANS
+from .requests import USUAL_DEVICE, KernelMemory, device_of
 from .sorting import SORTING
 from .stream import Allocations, Segment
 
-# parseChosenWorkspaceSize in ATen/cuda/CublasHandlePool.cpp, by the major compute capability;
-# cublasLt uses the same memory.
-_WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
-_LARGE_WORKSPACE = 32 << 20
-_AMD_WORKSPACE = 128 << 20
-
-aten = torch.ops.aten
-
-
-def _workspace(device: Device) -> tuple[int]:
-    if device.is_amd:
-        return (_AMD_WORKSPACE,)
-    return (_LARGE_WORKSPACE if device.compute_capability[0] >= 9 else _WORKSPACE,)
-
-
-WORKSPACE = Request(_workspace, (), 0)
+KERNEL_MEMORY: Mapping[int, KernelMemory] = {
+    # By identity: hashing an operation takes longer than looking its id up.
+    id(operation): memory
+    for table in (ATTENTION, CONVOLUTIONS, INDEXING, PRODUCTS, NORMS, REDUCTIONS, SORTING)
+    for operation, memory in table.items()
+}
 
 
 def sized_for(
@@ -47,9 +32,9 @@ def sized_for(
     *,
     optional: bool = False,
 ) -> tuple[list[Segment], Allocations]:
-    """The stream as it is on this GPU, without the requests that its kernels do not make.
+    """Return the stream with the bytes of this GPU, without requests that its kernels do not make.
 
-    `optional` counts those that a kernel may make or not at their largest, not at their least.
+    Optional requests count at their largest with `optional`, else at their least.
     """
     device = device_of(gpu)
     nbytes = list(allocations.nbytes)
@@ -66,39 +51,3 @@ def sized_for(
         for segment in segments
     ]
     return present, allocations
-
-
-def _foreach_norm(_: Device, tensors: int, longest: int, item: int) -> list[int]:
-    """foreach_tensor_norm_cuda (ForeachReduceOp.cu): a partial sum for each chunk of the
-    longest.
-    """
-    return [item * tensors * -(-longest // 65_536)]
-
-
-def _of_foreach_norm(
-    _: Any, tensors: Sequence[torch.Tensor], *__: Any, **___: Any
-) -> tuple[int, int, int]:
-    return (
-        len(tensors),
-        max(tensor.numel() for tensor in tensors),
-        max(4, tensors[0].element_size()),
-    )
-
-
-KERNELS: Mapping[Any, Kernel] = {
-    **REDUCTIONS,
-    **ATTENTION,
-    **CONVOLUTIONS,
-    **PRODUCTS,
-    **NORMS,
-    **SORTING,
-    **ORDERING,
-    **SCANS,
-    **MASKS,
-    aten._foreach_norm.Scalar: Kernel(
-        rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)
-    ),
-}
-
-# Operations by identity: to hash one takes longer than to look its number up.
-TAKING = frozenset(map(id, KERNELS))

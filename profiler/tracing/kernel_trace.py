@@ -1,8 +1,8 @@
-"""The kernels of an optimizer's step, with the bytes that each must move, from its own code run on
-meta tensors.
+"""The kernels of an optimizer's step and the bytes that each must move.
 
-An operation reads each tensor that it is given once and writes each that it makes or changes once.
-A view moves nothing, memory that is only taken neither, and what lives on the host does not count.
+The optimizer's own code runs on meta tensors. An operation reads each tensor argument once, and
+writes each tensor that it makes or changes once. Views and allocations move nothing, and host
+tensors do not count.
 """
 
 from collections import Counter
@@ -19,43 +19,37 @@ from torch.utils.flop_counter import flop_registry
 from ..training.state import state_tensors
 from .kernels import fused_on_meta
 from .metacache import MetaCache
-from .multi_tensor import launches
 from .samples import ReadBackError, Samples
 
 _READ_BACK = torch.ops.aten._local_scalar_dense.default
-# They take memory and leave it as it is.
+# They allocate memory and do not write it.
 _NOT_RUN = {
-    "empty",
-    "empty_like",
-    "empty_strided",
-    "new_empty",
-    "new_empty_strided",
-    "resize_",
-    "set_",
-    "lift",
-    "lift_fresh",
-}
-# They write what they change without reading it.
+    "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_", "set_",
+    "lift", "lift_fresh",
+}  # fmt: skip
+# They overwrite a tensor without reading it.
 _OVERWRITING = {
-    "copy_",
-    "_foreach_copy_",
-    "zero_",
-    "_foreach_zero_",
-    "fill_",
-    "normal_",
-    "uniform_",
-    "bernoulli_",
-    "exponential_",
-    "random_",
-}
+    "copy_", "_foreach_copy_", "zero_", "_foreach_zero_", "fill_", "normal_", "uniform_",
+    "bernoulli_", "exponential_", "random_",
+}  # fmt: skip
+
+
+# ATen/native/cuda/MultiTensorApply.cuh in torch 2.13 built for CUDA 13: the limits of one launch.
+# Builds for CUDA 12 and for ROCm take a seventh of the tensors and of the blocks, so they launch up
+# to seven times as often.
+_CHUNK_ELEMENTS = 65_536
+_MOST_BLOCKS = 2_240
+# By the number of lists that the kernel walks, from one to five.
+_MOST_TENSORS = (770, 448, 336, 252, 210)
+_MOST_TENSORS_WITH_SCALARS = (672, 448, 336, 252, 210)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One operation on the device: its launches, the bytes that it reads and writes, and the
-    arithmetic of a matrix product in `dtype`.
+    """One operation on the device: its launches and the bytes that it reads and writes.
 
-    `waits` marks a number that is read back: the host stands still until the device has come to it.
+    `flops` is the arithmetic of a matrix product in `dtype`. `waits` marks a value that is read
+    back: the host waits until the device has computed it.
     """
 
     name: str
@@ -68,10 +62,10 @@ class Kernel:
 
 @dataclass(frozen=True, kw_only=True)
 class StepTrace:
-    """The kernels of one step in order, and the bytes that no step could do without.
+    """The kernels of one step in order, and the bytes that every implementation must move.
 
-    `needed_bytes` counts each tensor of parameters, gradients and state that the step reads once
-    and each that it writes once, not the temporaries between.
+    `needed_bytes` counts each parameter, gradient and state tensor once if the step reads it and
+    once if the step writes it; temporaries do not count.
     """
 
     kernels: list[Kernel]
@@ -82,8 +76,9 @@ _Make = Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer]
 
 
 def trace_step(tensors: Iterable[tuple[tuple[int, ...], torch.dtype]], make: _Make) -> StepTrace:
-    """The second step, when the state is there, of the optimizer that `make` builds over trained
-    parameters of these shapes and dtypes.
+    """Return the second step of the optimizer that `make` builds, when the state exists.
+
+    Its parameters have these shapes and dtypes.
     """
     tensors = list(tensors)
     try:
@@ -114,13 +109,11 @@ def _trace_step(
             ]
         )
         optimizer.step()
-    return recorder.found()
+    return recorder.trace()
 
 
 class KernelRecorder(TorchDispatchMode):
-    """Records what runs on meta tensors as kernels, from its beginning; samples answer for numbers
-    that are read back.
-    """
+    """Records operations on meta tensors as kernels after `begin`; samples answer read-backs."""
 
     def __init__(self, samples: Samples | None = None) -> None:
         super().__init__()
@@ -130,7 +123,7 @@ class KernelRecorder(TorchDispatchMode):
         self._kernels: list[Kernel] = []
 
     def begin(self, lasting: Iterable[torch.Tensor]) -> None:
-        """Record from here on; `lasting` are the tensors whose bytes a step cannot do without."""
+        """Record from here on; `lasting` are the tensors that `needed_bytes` counts."""
         self._begun = True
         self._kernels.clear()
         storages = (tensor.untyped_storage() for tensor in lasting if tensor.is_meta)
@@ -138,8 +131,8 @@ class KernelRecorder(TorchDispatchMode):
         self._read: Counter[int] = Counter()
         self._written: Counter[int] = Counter()
 
-    def found(self) -> StepTrace:
-        """What was recorded since the beginning."""
+    def trace(self) -> StepTrace:
+        """Return the kernels since `begin`."""
         needed = (
             min(count, self._lasting[storage])
             for moved in (self._read, self._written)
@@ -184,8 +177,9 @@ class KernelRecorder(TorchDispatchMode):
         )
 
     def _move(self, tensors: list[torch.Tensor], moved: Counter[int]) -> int:
-        """Bytes of the tensors, those that look at the same elements counted once; told to `moved`
-        where they outlast the step.
+        """Return the bytes of the tensors, views of the same elements counted once.
+
+        Those of lasting tensors are added to `moved`.
         """
         total = 0
         for tensor, storage in _once(tensors):
@@ -198,8 +192,9 @@ class KernelRecorder(TorchDispatchMode):
 
 @dataclass(frozen=True, kw_only=True)
 class _Operation:
-    """What an operation's schema says once for all its calls: which arguments it reads and
-    writes.
+    """The properties of an operation that all its calls share, from its schema.
+
+    `arguments` has the place and name of each tensor argument, and if it is read and written.
     """
 
     name: str
@@ -210,33 +205,29 @@ class _Operation:
 
     @property
     def is_multi_tensor(self) -> bool:
-        """Whether it takes lists of tensors, many of them in one launch."""
+        """True if it takes lists of tensors, many of them in one launch."""
         return self.name.startswith(("_foreach_", "_fused_"))
 
     def operands(self, args: Any, kwargs: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The tensors on the device that a call reads, and those of its arguments that it
-        writes.
-        """
+        """Return the device tensors that a call reads, and its arguments that it writes."""
         read: list[torch.Tensor] = []
         written: list[torch.Tensor] = []
         for place, name, reads, writes in self.arguments:
             tensors = _on_device(args[place] if place < len(args) else kwargs.get(name))
-            # A fused kernel changes the gradients only where it unscales them.
+            # A fused kernel changes the gradients only if it unscales them.
             unscaled = name == "grads" and kwargs.get("grad_scale") is None
             written += tensors if writes and not unscaled else []
             read += tensors if reads else []
         return read, written
 
     def launches(self, args: Any, made: list[torch.Tensor]) -> int:
-        """Launches of a call of a multi-tensor operation, which walks its lists, and one that it
-        makes, side by side.
-        """
+        """Return the launches of a multi-tensor call, which walks its lists and outputs at once."""
         lists = [
             tensors
             for argument in args
             if isinstance(argument, list | tuple) and (tensors := _on_device(argument))
         ]
-        # Step counts lie beside the lists of a fused kernel, not among them.
+        # Step counts of a fused kernel are not among the lists that it walks.
         walked = len(lists) - self.name.startswith("_fused_ada")
         return launches(
             (tensor.numel() for tensor in lists[0]),
@@ -265,18 +256,20 @@ def _operation(func: Any) -> _Operation:
 
 
 def _argument(name: str, place: int, argument: Any) -> tuple[int, str, bool, bool]:
-    """An argument's place and name, and whether its tensors are read and written."""
+    """Return an argument's place and name, and if its tensors are read and written."""
     writes = argument.alias_info is not None and argument.alias_info.is_write
     overwritten = writes and (argument.kwarg_only or name in _OVERWRITING)
-    # What is made like another tensor asks for its shape alone.
+    # A tensor made like another one needs only its shape.
     only_shape = place == 0 and (name.endswith("_like") or name.startswith("new_"))
     return place, argument.name, not overwritten and not only_shape, writes
 
 
 def _made(result: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The outputs with memory of their own; one that shares an operand's is a view of it."""
-    known = {tensor.untyped_storage()._cdata for tensor in operands}
-    return [tensor for tensor in _on_device(result) if tensor.untyped_storage()._cdata not in known]
+    """Return the outputs that are no views of an operand."""
+    storages = {tensor.untyped_storage()._cdata for tensor in operands}
+    return [
+        tensor for tensor in _on_device(result) if tensor.untyped_storage()._cdata not in storages
+    ]
 
 
 def _on_device(value: Any) -> list[torch.Tensor]:
@@ -288,9 +281,7 @@ def _on_device(value: Any) -> list[torch.Tensor]:
 
 
 def _once(tensors: list[torch.Tensor]) -> Iterable[tuple[torch.Tensor, int]]:
-    """The tensors, each with its storage, without those that look at the same elements as
-    another.
-    """
+    """Return the tensors, each with its storage, without views of the same elements."""
     storages = [tensor.untyped_storage()._cdata for tensor in tensors]
     pairs = list(zip(tensors, storages, strict=True))
     if len(set(storages)) == len(storages):
@@ -302,8 +293,30 @@ def _once(tensors: list[torch.Tensor]) -> Iterable[tuple[torch.Tensor, int]]:
 
 
 def _footprint(tensor: torch.Tensor) -> int:
-    """Bytes of the elements that the tensor looks at; along an expanded axis there is one."""
+    """Bytes of the elements that the tensor views; an expanded axis has one."""
     count = tensor.element_size()
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         count *= size if stride else min(size, 1)
     return count
+
+
+def launches(sizes: Iterable[int], *, lists: int, scalars: bool = False) -> int:
+    """Return the launches over tensors with these numbers of elements, `lists` lists at once.
+
+    With `scalars` the kernel takes a number for each tensor.
+    """
+    most_tensors = (_MOST_TENSORS_WITH_SCALARS if scalars else _MOST_TENSORS)[
+        min(lists, len(_MOST_TENSORS)) - 1
+    ]
+    count = tensors = blocks = 0
+    for size in sizes:
+        if not size:
+            continue
+        tensors += 1
+        filled, blocks = divmod(blocks + -(-size // _CHUNK_ELEMENTS), _MOST_BLOCKS)
+        if filled:
+            # The next launch begins with the rest of this tensor.
+            count, tensors = count + filled, min(blocks, 1)
+        if tensors == most_tensors:
+            count, tensors, blocks = count + 1, 0, 0
+    return count + (blocks > 0)

@@ -1,4 +1,4 @@
-"""The tensors that a sparse or a jagged tensor is made of, with data or without."""
+"""The plain tensors inside sparse and jagged tensors, on the host or on the meta device."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from ..training.reachable import plain_tensors
 
 
 def data_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Return the tensors that hold the data, the values last: of a strided tensor itself."""
+    """Return the tensors with the data, the values last; a strided tensor is its own."""
     if tensor.layout is torch.strided:
         return (tensor,)
     if tensor.layout is torch.jagged:
@@ -19,7 +19,7 @@ def data_of(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def is_sparse(value: Any) -> bool:
-    """Return whether a value is a sparse tensor without data."""
+    """Return whether a value is a sparse meta tensor."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout not in (torch.strided, torch.jagged)
@@ -37,7 +37,7 @@ def made(
 
 
 def compressed(parts: Sequence[torch.Tensor], shape: Any, layout: torch.layout) -> torch.Tensor:
-    """Return the tensor of compressed rows or columns that is made of these parts."""
+    """Return the tensor of compressed rows or columns with these parts."""
     pointers, places, values = parts
     return torch.sparse_compressed_tensor(
         pointers, places, values, shape, layout=layout, check_invariants=False

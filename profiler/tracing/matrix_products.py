@@ -1,9 +1,8 @@
-"""Copies of operands that cuBLAS cannot read where they lie: expanded ones, and those with gaps in
-both directions.
+"""Memory of matrix products on CUDA: cuBLAS's workspace, and copies of operands it cannot read.
 
-prepare_matrix_for_cublas in ATen/native/cuda/cuBlasCommonArgs.h, and
-prepare_batch_matrix_for_cublas and addmv_out_cuda in Blas.cpp beside it. The gradient of `sum()` is
-such an operand: one number, expanded.
+cuBLAS cannot read expanded operands, nor operands with gaps in both directions. The gradient of
+`sum()` is such an operand: one number, expanded. From ATen/native/cuda: cuBlasCommonArgs.h
+(prepare_matrix_for_cublas) and Blas.cpp (prepare_batch_matrix_for_cublas, addmv_out_cuda).
 """
 
 from collections.abc import Mapping
@@ -13,13 +12,23 @@ from typing import Any
 import torch
 
 from .in_place import is_dense
-from .requests import Device, Kernel, after_outputs
+from .requests import Device, KernelMemory, Request, after_outputs, fixed
 
 aten = torch.ops.aten
+# parseChosenWorkspaceSize in ATen/cuda/CublasHandlePool.cpp, by the major compute capability;
+# cublasLt uses the same memory.
+_WORKSPACE = 2 * 4096 * 1024 + 8 * 16 * 1024
+_LARGE_WORKSPACE = 32 << 20
+_AMD_WORKSPACE = 128 << 20
 
 
-def _copies(_: Device, *nbytes: int) -> tuple[int, ...]:
-    return nbytes
+def _workspace(device: Device) -> tuple[int]:
+    if device.is_amd:
+        return (_AMD_WORKSPACE,)
+    return (_LARGE_WORKSPACE if device.compute_capability[0] >= 9 else _WORKSPACE,)
+
+
+WORKSPACE = Request(_workspace, (), 0)
 
 
 def _of_product(first: int, result: Any, *operands: Any, **__: Any) -> tuple[int, int] | None:
@@ -35,9 +44,7 @@ def _copied(tensor: torch.Tensor) -> int:
 
 
 def _is_readable(tensor: torch.Tensor) -> bool:
-    """Return whether the rows or the columns of each matrix are dense, with a stride between
-    them.
-    """
+    """Return whether the rows or the columns of each matrix are dense, at a fixed stride."""
     if tensor.dim() == 1:
         return tensor.stride(0) != 0
     (down, across), (rows, columns) = tensor.stride()[-2:], tensor.shape[-2:]
@@ -48,9 +55,9 @@ def _is_readable(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() and down != 0 and across != 0
 
 
-PRODUCTS: Mapping[Any, Kernel] = {
-    func: Kernel(rule=_copies, numbers=partial(_of_product, first), order=after_outputs(2))
-    for func, first in (
+PRODUCTS: Mapping[Any, KernelMemory] = {
+    operation: KernelMemory(rule=fixed, numbers=partial(_of_product, first), order=after_outputs(2))
+    for operation, first in (
         (aten.mm.default, 0),
         (aten.addmm.default, 1),
         (aten.bmm.default, 0),

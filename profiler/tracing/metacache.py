@@ -1,8 +1,7 @@
-"""Operations on meta tensors, run once for each combination of shapes: a model repeats its layers,
-an optimizer its parameters.
+"""A cache of operations on meta tensors, which run once for each combination of shapes.
 
-Working out an output's shape takes torch up to half a millisecond; making a tensor of a known shape
-takes microseconds.
+Models repeat their layers, and optimizers their parameters. torch needs up to half a millisecond to
+derive the shape of an output; making a tensor of a known shape takes microseconds.
 """
 
 from typing import Any
@@ -13,7 +12,7 @@ _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
 
 
 class MetaCache:
-    """Runs operations and remembers the layouts of what they make."""
+    """Runs operations and remembers the layouts of their outputs."""
 
     def __init__(self) -> None:
         self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
@@ -21,16 +20,11 @@ class MetaCache:
         self._kinds: dict[int, tuple[bool, bool, bool]] = {}
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What `func` returns for these arguments, possibly without running it."""
-        # Operations by identity: to hash one takes longer than to look its number up, and they live
-        # as long as torch does.
+        """Return what `func` returns for these arguments, possibly without running it."""
+        # By id: hashing an operation takes longer, and operations live as long as torch does.
         kind = self._kinds.get(id(func))
         if kind is None:
-            kind = self._kinds[id(func)] = (
-                _makes_its_outputs(func),
-                _only_writes(func),
-                _fills_out(func),
-            )
+            kind = self._kinds[id(func)] = _kind(func)
         makes, writes, fills = kind
         if not makes and not writes and not fills:
             return func(*args, **kwargs)
@@ -49,8 +43,7 @@ class MetaCache:
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
         if writes or fills:
-            # An output of another shape was given the right one, and is of another kind than the
-            # key says.
+            # An `out` of the wrong shape was resized, and no longer matches the key.
             if writes or key[-1] == ("out", _key(kwargs["out"])):
                 self._written.add(key)
         else:
@@ -68,7 +61,7 @@ class MetaCache:
 
 
 class _NotCacheableError(Exception):
-    """An argument decides more than shapes."""
+    """An argument decides more than the layouts of outputs."""
 
 
 def _key(argument: Any) -> Any:
@@ -78,12 +71,12 @@ def _key(argument: Any) -> Any:
         return argument.shape, argument.stride(), argument.dtype
     if isinstance(argument, list | tuple):
         return tuple(map(_key, argument))
-    # 1, 1.0 and True are equal, and lead to different dtypes.
+    # 1, 1.0 and True are equal but lead to different dtypes.
     return type(argument), argument
 
 
 def _is_fresh(output: Any) -> bool:
-    """Whether the tensor is all there is in its storage, as `empty_strided` would make it."""
+    """Return whether the tensor fills its storage as one made by `empty_strided` does."""
     if (
         not isinstance(output, torch.Tensor)
         or output.device.type != "meta"
@@ -103,52 +96,33 @@ def _is_fresh(output: Any) -> bool:
     return output.untyped_storage().nbytes() == span * output.element_size()
 
 
-def _makes_its_outputs(func: Any) -> bool:
-    """Whether the operation writes nothing and returns new tensors only."""
-    schema = func._schema
-    written = any(
-        argument.alias_info is not None for argument in (*schema.arguments, *schema.returns)
-    )
-    return (
-        func.namespace == "aten" and not written and schema.returns and schema.name not in _SHARING
-    )
+def _kind(func: Any) -> tuple[bool, bool, bool]:
+    """Return whether an operation makes all its outputs, only writes its first argument, or `out`.
 
-
-def _only_writes(func: Any) -> bool:
-    """Whether the operation changes the values of its first argument and nothing else."""
-    schema = func._schema
-    if func.namespace != "aten" or torch.Tag.inplace_view in func.tags or schema.name in _RESIZING:
-        return False
-    written = [
-        argument.alias_info is not None and argument.alias_info.is_write
-        for argument in schema.arguments
-    ]
-    return (
-        written[:1] == [True]
-        and not any(written[1:])
-        and schema.name.endswith("_")
-        and len(schema.returns) <= 1
-    )
-
-
-def _fills_out(func: Any) -> bool:
-    """Whether the operation writes what it works out into a tensor that it is given as `out`, and
-    nothing else.
+    At most one holds: it returns only new tensors and writes nothing; it changes the values of its
+    first argument and nothing else; or it writes its `out` argument and nothing else.
     """
     schema = func._schema
+    if func.namespace != "aten":
+        return False, False, False
+    arguments = schema.arguments
+    has_aliases = any(value.alias_info is not None for value in (*arguments, *schema.returns))
     written = [
-        argument.name
-        for argument in schema.arguments
+        place
+        for place, argument in enumerate(arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
-    return (
-        func.namespace == "aten"
-        and written == ["out"]
-        and schema.arguments[-1].name == "out"
-        and len(schema.returns) == 1
+    keeps_layout = torch.Tag.inplace_view not in func.tags and schema.name not in _RESIZING
+    makes = not has_aliases and bool(schema.returns) and schema.name not in _SHARING
+    writes = (
+        written == [0] and keeps_layout and schema.name.endswith("_") and len(schema.returns) <= 1
     )
+    fills = (
+        written == [len(arguments) - 1] and arguments[-1].name == "out" and len(schema.returns) == 1
+    )
+    return makes, writes, fills
 
 
-# They return their argument's storage without saying so in their schema.
+# They return their argument's storage, but their schema does not say so.
 _SHARING = {"aten::_unsafe_view", "aten::_reshape_alias", "aten::lift_fresh", "aten::lift"}
 _RESIZING = {"aten::resize_", "aten::resize_as_", "aten::set_"}

@@ -1,7 +1,7 @@
-"""Memory that norms take on CUDA besides their outputs, and softmax, which norms by a sum.
+"""Memory of layer norm, RMS norm, group norm and softmax on CUDA besides their outputs.
 
-Operands laid out anew, sums in parts, statistics of groups. From ATen/native/cuda
-(layer_norm_kernel.cu, group_norm_kernel.cu, SoftMax.cu).
+Contiguous copies of operands, partial sums, and statistics of groups. From ATen/native/cuda:
+layer_norm_kernel.cu, group_norm_kernel.cu and SoftMax.cu.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,16 @@ from typing import Any
 
 import torch
 
-from .masks import copied_bytes
 from .reducing_operations import column_sums
-from .requests import OUTPUT, Device, Kernel, after_outputs, before_outputs
+from .requests import (
+    OUTPUT,
+    Device,
+    KernelMemory,
+    after_outputs,
+    before_outputs,
+    copied_bytes,
+    fixed,
+)
 
 aten = torch.ops.aten
 _ROWS_IN_ONE_PASS = 65_536
@@ -28,7 +35,7 @@ def _layer_norm_backward(
     weight: torch.dtype | None,
     gradients: int,
 ) -> list[int]:
-    """Tensor and gradient laid out anew; sums over many short rows are made in two passes.
+    """Copies of tensor and gradient; partial sums of many short rows, which take two passes.
 
     LaunchGammaBetaBackwardCUDAKernel.
     """
@@ -66,25 +73,16 @@ def _of_layer_norm_backward(
     )
 
 
-def _copies(_: Device, *copied: int) -> tuple[int, ...]:
-    return copied
-
-
 def _of_layer_norm(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int] | None:
-    """layer_norm_cuda: the tensor laid out anew."""
+    """layer_norm_cuda, host_softmax: a contiguous copy of the tensor."""
     copied = copied_bytes(tensor)
     return (copied,) if copied else None
-
-
-def _of_softmax(_: Any, tensor: torch.Tensor, *__: Any, **___: Any) -> tuple[int] | None:
-    """host_softmax in SoftMax.cu: the tensor laid out anew."""
-    return _of_layer_norm(_, tensor)
 
 
 def _of_softmax_backward(
     _: Any, grad: torch.Tensor, output: torch.Tensor, *__: Any, **___: Any
 ) -> tuple[int, ...] | None:
-    """host_softmax_backward: gradient and output laid out anew."""
+    """host_softmax_backward: contiguous copies of gradient and output."""
     copied = (copied_bytes(grad), copied_bytes(output))
     return copied if any(copied) else None
 
@@ -92,24 +90,14 @@ def _of_softmax_backward(
 def _group_norm(
     _: Device, batch: int, channels: int, groups: int, pixels: int, is_half: bool, scaled: bool
 ) -> list[int]:
-    """GroupNormKernelImplInternal: statistics in float32; each channel's factor and offset."""
+    """GroupNormKernelImplInternal: float32 statistics; a factor and an offset for each channel."""
     statistics = 4 * batch * groups if is_half else 0
     factors = 4 * batch * channels if pixels > 1 and scaled else 0
     return [statistics, statistics, factors, factors]
 
 
-def _of_group_norm(
-    _: Any,
-    tensor: torch.Tensor,
-    weight: Any,
-    bias: Any,
-    batch: int,
-    channels: int,
-    pixels: int,
-    groups: int,
-    *__: Any,
-    **___: Any,
-) -> tuple[Any, ...]:
+def _of_group_norm(_: Any, tensor: torch.Tensor, *arguments: Any, **__: Any) -> tuple[Any, ...]:
+    weight, bias, batch, channels, pixels, groups, *_ = arguments
     scaled = weight is not None or bias is not None
     return batch, channels, groups, pixels, tensor.element_size() == 2, scaled
 
@@ -122,45 +110,32 @@ def _group_norm_backward(
     return [sums, sums, 4 * batch * groups, 4 * batch * groups, sums if scaled else 0]
 
 
-def _of_group_norm_backward(
-    _: Any,
-    grad_out: Any,
-    tensor: Any,
-    mean: Any,
-    rstd: Any,
-    weight: Any,
-    batch: int,
-    channels: int,
-    pixels: int,
-    groups: int,
-    *__: Any,
-    **___: Any,
-) -> tuple[Any, ...]:
-    del grad_out, tensor, mean, rstd
+def _of_group_norm_backward(_: Any, *arguments: Any, **__: Any) -> tuple[Any, ...]:
+    weight, batch, channels, pixels, groups = arguments[4:9]
     return batch, channels, groups, pixels, weight is not None
 
 
-_LAYER_NORM = Kernel(
+_LAYER_NORM = KernelMemory(rule=fixed, numbers=_of_layer_norm, order=before_outputs(1))
+_LAYER_NORM_BACKWARD = KernelMemory(
     rule=_layer_norm_backward,
     numbers=_of_layer_norm_backward,
     order=(0, OUTPUT, 1, 2, 3, 4, 5, ~5, ~4, ~3, ~2, ~1, ~0),
 )
-_LAYER_NORM_FORWARD = Kernel(rule=_copies, numbers=_of_layer_norm, order=before_outputs(1))
-_SOFTMAX = Kernel(rule=_copies, numbers=_of_softmax, order=after_outputs(1))
-_SOFTMAX_BACKWARD = Kernel(rule=_copies, numbers=_of_softmax_backward, order=after_outputs(2))
-NORMS: Mapping[Any, Kernel] = {
+_SOFTMAX = KernelMemory(rule=fixed, numbers=_of_layer_norm, order=after_outputs(1))
+_SOFTMAX_BACKWARD = KernelMemory(rule=fixed, numbers=_of_softmax_backward, order=after_outputs(2))
+NORMS: Mapping[Any, KernelMemory] = {
     aten._softmax.default: _SOFTMAX,
     aten._log_softmax.default: _SOFTMAX,
     aten._softmax_backward_data.default: _SOFTMAX_BACKWARD,
     aten._log_softmax_backward_data.default: _SOFTMAX_BACKWARD,
-    aten.native_layer_norm.default: _LAYER_NORM_FORWARD,
-    aten._fused_rms_norm.default: _LAYER_NORM_FORWARD,
-    aten.native_layer_norm_backward.default: _LAYER_NORM,
-    aten._fused_rms_norm_backward.default: _LAYER_NORM,
-    aten.native_group_norm.default: Kernel(
+    aten.native_layer_norm.default: _LAYER_NORM,
+    aten._fused_rms_norm.default: _LAYER_NORM,
+    aten.native_layer_norm_backward.default: _LAYER_NORM_BACKWARD,
+    aten._fused_rms_norm_backward.default: _LAYER_NORM_BACKWARD,
+    aten.native_group_norm.default: KernelMemory(
         rule=_group_norm, numbers=_of_group_norm, order=after_outputs(4)
     ),
-    aten.native_group_norm_backward.default: Kernel(
+    aten.native_group_norm_backward.default: KernelMemory(
         rule=_group_norm_backward, numbers=_of_group_norm_backward, order=after_outputs(5)
     ),
 }

@@ -1,16 +1,24 @@
-"""The operations that reduce on CUDA, and what each gives to the rule of Reduce.cuh's kernels.
+"""The operations that reduce on CUDA, and the numbers each gives to the rule in reductions.py.
 
-A kernel is compiled for the dtypes of its input, output and partial results; each file of
-ATen/native/cuda is named where its operation is.
+A kernel is compiled for the dtypes of its input, output and partial results. Each function names
+its file of ATen/native/cuda.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 
 from .reductions import Arithmetic, staging
-from .requests import Device, Kernel, after_outputs
+from .requests import (
+    HALF_DTYPES,
+    Device,
+    KernelMemory,
+    after_outputs,
+    before_outputs,
+    copied_bytes,
+)
 
 _MAX_THREADS = 512
 _MAX_THREADS_COMPLEX_DOUBLE = 256
@@ -25,27 +33,26 @@ def _arithmetic(
     vector: int = 4,
     in_output: bool = True,
 ) -> Arithmetic:
-    in_half = item == output and item in _HALVES
+    stays_half = item == output and item in HALF_DTYPES
     return Arithmetic(
         item=item.itemsize,
         accumulator=accumulator,
         output=output.itemsize,
         input_vector=vector,
         max_threads=_MAX_THREADS_COMPLEX_DOUBLE if item == torch.complex128 else _MAX_THREADS,
-        accumulates_in_output=in_output and not in_half,
+        accumulates_in_output=in_output and not stays_half,
     )
 
 
-_HALVES = (torch.float16, torch.bfloat16)
 _INDEX_PAIR = 16
 aten = torch.ops.aten
 
 
 def _dims(tensor: torch.Tensor, dim: Any) -> tuple[int, ...]:
-    """The reduced dimensions, counted from 0; none given are all."""
-    dimensions = tensor.dim()
-    given = (dim,) if isinstance(dim, int) else dim or range(dimensions)
-    return tuple([place % dimensions if dimensions else 0 for place in given])
+    """Return the reduced dimensions, counted from 0; without `dim` all of them."""
+    count = tensor.dim()
+    dims = (dim,) if isinstance(dim, int) else dim or range(count)
+    return tuple([place % count if count else 0 for place in dims])
 
 
 def _numbers(tensor: torch.Tensor, dim: Any, arithmetic: Arithmetic) -> tuple[Any, ...]:
@@ -59,13 +66,13 @@ def _numbers(tensor: torch.Tensor, dim: Any, arithmetic: Arithmetic) -> tuple[An
 
 
 def _with_cast(device: Device, cast: int, *numbers: Any) -> tuple[int, ...]:
-    """The input in the output's dtype, where the kernel cannot cast it, then the reduction's."""
+    """The input in the output's dtype if the kernel cannot cast it, then the reduction's own."""
     return cast, *staging(device, *numbers)
 
 
 def _in_output_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> tuple[int, torch.Tensor]:
-    """make_reduction_from_out_ty (ReduceOpsUtils.h): bytes of the input's copy; what is reduced."""
-    if tensor.dtype == dtype or (tensor.dtype in _HALVES and dtype == torch.float32):
+    """make_reduction_from_out_ty (ReduceOpsUtils.h): bytes of the cast input, and that input."""
+    if tensor.dtype == dtype or (tensor.dtype in HALF_DTYPES and dtype == torch.float32):
         return 0, tensor
     return tensor.numel() * dtype.itemsize, torch.empty_like(tensor, dtype=dtype)
 
@@ -77,23 +84,26 @@ def _first(result: Any) -> torch.Tensor:
 def _summed(
     result: torch.Tensor, tensor: torch.Tensor, dim: Any = None, *_: Any, **__: Any
 ) -> tuple[Any, ...]:
-    """sum and mean (ReduceSumProdKernel.cu, ReduceMomentKernel.cu): halves in float32, eight a
-    load.
+    """sum and mean (ReduceSumProdKernel.cu, ReduceMomentKernel.cu).
+
+    Half precision is summed in float32, and eight elements are loaded at once.
     """
     cast, tensor = _in_output_dtype(tensor, result.dtype)
-    half = tensor.dtype in _HALVES
-    accumulator = 4 if half else tensor.dtype.itemsize
+    is_half = tensor.dtype in HALF_DTYPES
+    accumulator = 4 if is_half else tensor.dtype.itemsize
     return cast, *_numbers(
-        tensor, dim, _arithmetic(tensor.dtype, result.dtype, accumulator, vector=8 if half else 4)
+        tensor,
+        dim,
+        _arithmetic(tensor.dtype, result.dtype, accumulator, vector=8 if is_half else 4),
     )
 
 
 def _multiplied(
     result: torch.Tensor, tensor: torch.Tensor, dim: Any = None, *_: Any, **__: Any
 ) -> tuple[Any, ...]:
-    """prod: as sum, four loaded at once."""
+    """prod: as sum, but four elements are loaded at once."""
     cast, tensor = _in_output_dtype(tensor, result.dtype)
-    accumulator = 4 if tensor.dtype in _HALVES else tensor.dtype.itemsize
+    accumulator = 4 if tensor.dtype in HALF_DTYPES else tensor.dtype.itemsize
     return cast, *_numbers(tensor, dim, _arithmetic(tensor.dtype, result.dtype, accumulator))
 
 
@@ -108,8 +118,8 @@ def _norm(
 def _moments(
     result: Any, tensor: torch.Tensor, dim: Any = None, *_: Any, **__: Any
 ) -> tuple[Any, ...]:
-    """std, var and both with the mean (ReduceMomentKernel.cu): WelfordData, two a load."""
-    # Mean, sum of squares and count as floating point, and the count as an int.
+    """std, var and both with the mean (ReduceMomentKernel.cu): WelfordData, two at once."""
+    # A mean, a sum of squares, and the count as a floating-point number and as an int.
     output = _first(result).dtype
     cast, tensor = _in_output_dtype(tensor, output)
     accumulator = 32 if tensor.dtype == torch.float64 else 16
@@ -127,8 +137,8 @@ def _extreme(
 
 
 def _extreme_of_all(result: torch.Tensor, tensor: torch.Tensor) -> tuple[Any, ...]:
-    """max and min of everything, in a contiguous copy if need be (ReduceAllOps.cpp)."""
-    copied = 0 if tensor.is_contiguous() else tensor.numel() * tensor.element_size()
+    """max and min of all elements, of a contiguous copy if necessary (ReduceAllOps.cpp)."""
+    copied = copied_bytes(tensor)
     return copied, *_extreme(
         result,
         tensor if not copied else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"),
@@ -138,7 +148,7 @@ def _extreme_of_all(result: torch.Tensor, tensor: torch.Tensor) -> tuple[Any, ..
 def _extreme_with_index(
     result: Any, tensor: torch.Tensor, dim: int, *_: Any, **__: Any
 ) -> tuple[Any, ...]:
-    """max and min with indices (TensorCompare.cu): a value and an index of 64 bits."""
+    """max and min with indices (TensorCompare.cu): pairs of a value and an index of 64 bits."""
     del result
     return 0, *_numbers(
         tensor, dim, _arithmetic(tensor.dtype, tensor.dtype, _INDEX_PAIR, in_output=False)
@@ -148,10 +158,10 @@ def _extreme_with_index(
 def _index(
     result: torch.Tensor, tensor: torch.Tensor, dim: Any = None, *_: Any, **__: Any
 ) -> tuple[Any, ...]:
-    """argmax and argmin (ReduceArgMaxKernel.cu): all numbers in a row without a dimension."""
+    """argmax and argmin (ReduceArgMaxKernel.cu); without a dimension of the flat tensor."""
     copied = 0
     if dim is None:
-        copied = 0 if tensor.is_contiguous() else tensor.numel() * tensor.element_size()
+        copied = copied_bytes(tensor)
         tensor, dim = torch.empty(tensor.numel(), dtype=tensor.dtype, device="meta"), 0
     return copied, *_numbers(
         tensor, dim, _arithmetic(tensor.dtype, result.dtype, _INDEX_PAIR, in_output=False)
@@ -166,9 +176,10 @@ def _logical(
 
 
 def column_sums(device: Device, rows: int, columns: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that `sum(0)` of a contiguous matrix stages, and of its semaphores."""
-    half = dtype in _HALVES
-    arithmetic = _arithmetic(dtype, dtype, 4 if half else dtype.itemsize, vector=8 if half else 4)
+    """Return the bytes of the staging buffer and semaphores of `sum(0)` of a contiguous matrix."""
+    is_half = dtype in HALF_DTYPES
+    accumulator = 4 if is_half else dtype.itemsize
+    arithmetic = _arithmetic(dtype, dtype, accumulator, vector=8 if is_half else 4)
     return staging(device, (rows, columns), (columns, 1), 0, (0,), arithmetic)[1:]
 
 
@@ -208,8 +219,27 @@ _BY_NUMBERS = {
         aten.all.dims,
     ),
 }
-REDUCTIONS = {
-    operation: Kernel(rule=_with_cast, numbers=numbers, order=after_outputs(4))
-    for numbers, operations in _BY_NUMBERS.items()
-    for operation in operations
+
+
+def _foreach_norm(_: Device, tensors: int, longest: int, item: int) -> list[int]:
+    """foreach_tensor_norm_cuda (ForeachReduceOp.cu): for each tensor the chunks of the longest."""
+    return [item * tensors * -(-longest // 65_536)]
+
+
+def _of_foreach_norm(
+    _: Any, tensors: Sequence[torch.Tensor], *__: Any, **___: Any
+) -> tuple[int, int, int]:
+    item = max(4, tensors[0].element_size())
+    return len(tensors), max(tensor.numel() for tensor in tensors), item
+
+
+REDUCTIONS: Mapping[Any, KernelMemory] = {
+    **{
+        operation: KernelMemory(rule=_with_cast, numbers=numbers, order=after_outputs(4))
+        for numbers, operations in _BY_NUMBERS.items()
+        for operation in operations
+    },
+    aten._foreach_norm.Scalar: KernelMemory(
+        rule=_foreach_norm, numbers=_of_foreach_norm, order=before_outputs(1)
+    ),
 }

@@ -1,7 +1,7 @@
-"""Requests that a kernel makes besides its outputs, kept so that a GPU and a batch size give bytes.
+"""Requests that a kernel makes besides its outputs, as rules that give bytes for any GPU.
 
-A trace is taken once for every GPU, and at a few batch sizes for all of them. Sizes that depend on
-the GPU, or that do not grow in proportion, are recorded as a rule and the numbers that it needs.
+A model is traced once for all GPUs, and at a few batch sizes for all of them. Sizes that depend on
+the GPU, or that do not grow in proportion to the batch, are kept as a rule and its numbers.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,9 +9,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import torch
+
 from optprof.scenarios import hardware
 
-_AMD = (9, 4)
+# The compute capability that a ROCm build reports for an MI300X.
+AMD = (9, 4)
+HALF_DTYPES = (torch.float16, torch.bfloat16)
 
 
 class Device(NamedTuple):
@@ -23,8 +27,8 @@ class Device(NamedTuple):
 
     @property
     def is_amd(self) -> bool:
-        """True where torch is built for ROCm."""
-        return self.compute_capability == _AMD
+        """True if torch is built for ROCm."""
+        return self.compute_capability == AMD
 
     @property
     def warp(self) -> int:
@@ -37,22 +41,35 @@ USUAL_DEVICE = Device((9, 0), 132, 2048)
 
 
 def device_of(gpu: str | None) -> Device:
-    """The device of the catalogue's name; without a name, the usual one."""
+    """Return the device that the catalogue has under this name; without a name, the usual one."""
     if gpu is None:
         return USUAL_DEVICE
-    found = hardware.describe(gpu)
-    return Device(found.compute_capability, found.multiprocessors, found.threads_per_multiprocessor)
+    entry = hardware.describe(gpu)
+    return Device(entry.compute_capability, entry.multiprocessors, entry.threads_per_multiprocessor)
 
 
 Rule = Callable[..., Sequence[int]]
-"""Bytes of each request of a kernel: `rule(device, *numbers)`, always as many; 0 is no request."""
+"""Bytes of each request of a kernel: `rule(device, *numbers)`.
+
+A rule always gives the same number of requests; 0 bytes mean that the request is not made.
+"""
+
+
+def fixed(_: Device, *nbytes: int) -> tuple[int, ...]:
+    """Return the numbers themselves: the rule of requests that do not depend on the device."""
+    return nbytes
+
+
+def copied_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of the copy that `contiguous` makes; 0 if the tensor is contiguous already."""
+    return 0 if tensor.is_contiguous() else tensor.numel() * tensor.element_size()
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request of a kernel: number `place` of those that the rule gives.
+    """One request of a kernel: entry `place` of what the rule returns.
 
-    A kernel may do without an `optional` one, or with less, down to `least` bytes.
+    A kernel may leave out an `optional` request, or take less, down to `least` bytes.
     """
 
     rule: Rule
@@ -66,18 +83,14 @@ class Request:
         return _apply(self.rule, device, self.numbers)[self.place]
 
     def at(self, step: int, other: "Request") -> "Request":
-        """The request so many steps further on the line to another, which is one step away."""
+        """Return the request `step` steps along the line to `other`, which is one step away."""
         numbers = _on_line(self.numbers, other.numbers, step)
         return replace(self, numbers=numbers, least=_on_line(self.least, other.least, step))
 
 
 def between(least: int, most: int) -> Request:
-    """A request of a size that is not known."""
-    return Request(_most, (most,), 0, optional=True, least=least)
-
-
-def _most(_: Device, nbytes: int) -> tuple[int]:
-    return (nbytes,)
+    """Return a request of a size that is only known as a range."""
+    return Request(fixed, (most,), 0, optional=True, least=least)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -85,11 +98,12 @@ def _apply(rule: Rule, device: Device, numbers: tuple[Any, ...]) -> tuple[int, .
     return tuple(rule(device, *numbers))
 
 
-def _on_line(here: Any, there: Any, step: int) -> Any:
-    if isinstance(here, tuple) and len(here) == len(there):
-        found = (_on_line(low, high, step) for low, high in zip(here, there, strict=True))
-        return tuple(found) if type(here) is tuple else type(here)(*found)
-    return here + step * (there - here) if type(here) is type(there) is int else here
+def _on_line(start: Any, end: Any, step: int) -> Any:
+    """Return the value `step` steps from start towards end; only whole numbers change."""
+    if isinstance(start, tuple) and len(start) == len(end):
+        values = (_on_line(low, high, step) for low, high in zip(start, end, strict=True))
+        return tuple(values) if type(start) is tuple else type(start)(*values)
+    return start + step * (end - start) if type(start) is type(end) is int else start
 
 
 @lru_cache(maxsize=1 << 16)
@@ -100,17 +114,17 @@ def _requests(
     return tuple(Request(rule, numbers, place, optional) for place in range(len(nbytes))), nbytes
 
 
-# In the order of a kernel's requests: the place where its outputs are requested.
+# Stands for an output in the order of a kernel's requests.
 OUTPUT = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernel:
-    """The requests of one operation.
+class KernelMemory:
+    """The requests that the kernel of one operation makes besides its outputs.
 
-    `numbers(result, *args, **kwargs)` gives what the rule needs, None where nothing is requested.
-    `order` has a place for each request, its complement for when it is given back, and OUTPUT for
-    each output in turn; the last OUTPUT stands for all that are left.
+    `numbers(result, *args, **kwargs)` returns what the rule needs, or None if nothing is requested.
+    `order` lists allocations and frees: `n` makes request n, `~n` frees it, and each OUTPUT makes
+    the next output; the last OUTPUT stands for all that remain.
     """
 
     rule: Rule
@@ -121,30 +135,30 @@ class Kernel:
     def requests(
         self, result: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Request, ...], tuple[int, ...]]:
-        """The requests for these arguments, by place, and their bytes on the usual device."""
+        """Return the requests for these arguments, and their bytes on the usual device."""
         numbers = self.numbers(result, *args, **kwargs)
         return ((), ()) if numbers is None else _requests(self.rule, numbers, self.optional)
 
-    def events(self, outputs: Sequence[int], taken: Sequence[int]) -> list[int]:
-        """The events of the outputs and the requests, by the numbers of their allocations."""
+    def events(self, outputs: Sequence[int], requests: Sequence[int]) -> list[int]:
+        """Return the events of outputs and requests, both given as numbers of allocations."""
         events: list[int] = []
-        left, marks = list(outputs), self.order.count(OUTPUT)
+        remaining, marks = list(outputs), self.order.count(OUTPUT)
         for step in self.order:
             if step is not None:
-                events.append(taken[step] if step >= 0 else ~taken[~step])
+                events.append(requests[step] if step >= 0 else ~requests[~step])
                 continue
             marks -= 1
-            count = 1 if marks else len(left)
-            events += left[:count]
-            del left[:count]
+            count = 1 if marks else len(remaining)
+            events += remaining[:count]
+            del remaining[:count]
         return events
 
 
 def after_outputs(count: int) -> tuple[int | None, ...]:
-    """The outputs, then so many requests, given back in reverse."""
+    """Return the order: the outputs, then `count` requests, freed in reverse."""
     return (OUTPUT, *range(count), *(~place for place in reversed(range(count))))
 
 
 def before_outputs(count: int) -> tuple[int | None, ...]:
-    """So many requests, then the outputs; the requests are given back in reverse."""
+    """Return the order: `count` requests, then the outputs; the requests are freed in reverse."""
     return (*range(count), OUTPUT, *(~place for place in reversed(range(count))))

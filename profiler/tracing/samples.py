@@ -1,14 +1,15 @@
 """Values that a step's tensors may have: a few numbers of each, in sixteen imagined trainings.
 
 A trace has shapes and no data, yet optimizers ask whether a parameter is zero, or a norm finite.
-Every operation is remembered with its operands. When a value is read back, they are run on a few
-numbers of each tensor, in trainings whose parameters and gradients differ in size and sign. What
-all trainings agree on is known: a step count, any(gradient), isnan(state).any(). Anything else
-is answered as in one of the trainings, and noted as unknown.
+Every operation is remembered with its operands. When a value is read back, the operations run on a
+few numbers of each tensor, in trainings whose parameters and gradients differ in size and sign. A
+value on which all trainings agree is known: a step count, any(gradient), isnan(state).any(). Any
+other value is that of one of the trainings, and is noted as unknown.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,31 +18,31 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .layouts import data_of
-from .sampled import MOST, TRAININGS, WRITTEN, Operand, Value, of_kind, rule_of, sampled
+from .sample_rules import MOST, TRAININGS, WRITTEN, Operand, Value, of_kind, rule_of, sampled
 
-# In the later trainings half of the numbers of a parameter or gradient are 0, as rows of an
-# embedding are.
+# In these trainings half of the numbers of a parameter or gradient are 0, as in embeddings.
 _SPARSE = slice(TRAININGS // 2, None)
 _MOST_OTHERS = 3
-# In one step.
+# The most read-backs of one step.
 _MOST_READ_BACKS = 20_000
 
 
 class EndlessError(Exception):
-    """A program reads values back again and again."""
+    """A program reads back values without end."""
 
 
 class ReadBackError(BaseException):
-    """A value was read back, and none was followed. No Exception, so that the program that is
-    traced does not catch it.
+    """A value was read back although values are not followed.
+
+    It is a BaseException, so that the traced program does not catch it.
     """
 
 
 class Samples:
-    """Follows the values of a trace's tensors and answers for one of the trainings.
+    """Follows the values of a trace's tensors and answers for one imagined training.
 
-    `unknown` has, by the line that read, the trainings in which what it read is not as in this one,
-    and how often. With no training nothing is followed, which is faster, and a read-back raises
+    `unknown` counts, for each line that reads values, the trainings in which it would read others.
+    If `training` is None, values are not followed, which is faster, and a read-back raises
     ReadBackError.
     """
 
@@ -52,22 +53,20 @@ class Samples:
         self._generator = torch.Generator().manual_seed(1)
 
     def others(self) -> list[int]:
-        """Return a few trainings in which values are read back that are not as in this one, for
-        every line that reads any.
-        """
-        lines, found = list(self.unknown.values()), []
-        while lines and len(found) < _MOST_OTHERS:
-            found.append(
-                max(range(TRAININGS), key=lambda training: sum(line[training] for line in lines))
+        """Return a few trainings that read other values at every line that reads unknown ones."""
+        lines, others = list(self.unknown.values()), []
+        while lines and len(others) < _MOST_OTHERS:
+            others.append(
+                max(range(TRAININGS), key=lambda other: sum(line[other] for line in lines))
             )
-            lines = [line for line in lines if found[-1] not in line]
-        return found
+            lines = [line for line in lines if others[-1] not in line]
+        return others
 
     def note(self, func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Any]) -> None:
-        """Remember what an operation on meta tensors has made or written."""
+        """Remember how an operation made or wrote its meta tensors."""
         written = None if self.training is None else _written(func)
         if written is None:
-            # A view shares its storage, whose value is as it was.
+            # A view shares its operand's storage, whose value is unchanged.
             return
         changed = _written_tensors(written, args, kwargs) if written else outputs
         if not any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in changed):
@@ -91,29 +90,27 @@ class Samples:
             _remember(tensor, value, bool(written))
 
     def renew(self, tensor: Tensor) -> None:
-        """Take new values for a tensor, as for a gradient that is computed again."""
+        """Give a tensor new values, as to a gradient that is computed again."""
         storage: Any = data_of(tensor)[-1].untyped_storage()
         storage._sampled = None
         self._read_backs = 0
 
     def settle(self, tensor: Tensor) -> None:
-        """Forget how the values of a parameter came about, if it was written."""
+        """Treat a parameter that was written as a trained one with values of its own."""
         if _value_of(tensor).func is not None:
             self.renew(tensor)
 
     def read(self, tensor: Tensor, line: Callable[[], str]) -> Any:
-        """Return the value of a tensor of one element; `line` tells who reads it."""
+        """Return the value of a tensor of one element; `line` returns the line that reads it."""
         return self.copy(tensor, line).item()
 
     def copy(self, tensor: Tensor, line: Callable[[], str]) -> Tensor:
-        """Return a meta tensor's values on the host, those that are not followed like those that
-        are.
-        """
+        """Return a meta tensor's values on the host; those not followed resemble the others."""
         numbers = self._numbers(tensor, line)
         if tensor.numel() > len(numbers):
             picked = torch.randint(len(numbers), tensor.shape, generator=self._generator)
             is_constant = bool((numbers == numbers[0]).all()) or not numbers.is_floating_point()
-            # A matrix of a few numbers again and again would be singular.
+            # A matrix that repeats a few numbers would be singular.
             sizes = (
                 1.0 if is_constant else 0.5 + torch.rand(tensor.shape, generator=self._generator)
             )
@@ -121,28 +118,28 @@ class Samples:
         return numbers.reshape(tensor.shape).to(tensor.dtype)
 
     def true_count(self, tensor: Tensor, line: Callable[[], str]) -> int:
-        """Return how many elements of a tensor are not 0."""
+        """Return the estimated number of nonzero elements."""
         shares = (self._numbers(tensor, line) != 0).double()
         return round(float(shares.mean()) * tensor.numel())
 
     def fix(self, tensor: Tensor, number: float | None) -> None:
-        """Take the number for every element of a tensor; None for the values of a trained one."""
+        """Set every element of a tensor to a number; with None it keeps those of a trained one."""
         if number is not None:
             value = _value_of(tensor)
             value.numbers = sampled(of_kind(torch.full((1, 1), number), value.dtype), value.numel)
 
     def constant(self, tensor: Tensor) -> float | None:
-        """Return the number that all elements are in every training; None where there is none."""
+        """Return the number that all elements have in every training, or None."""
         value = _value_of(tensor)
         if value.numbers is None and rule_of(value.func) is None:
-            # Anything, as random numbers are.
+            # Its numbers can be any, as random ones.
             return None
         numbers = self._work_out(value)
         first = numbers[0, 0]
         return first.item() if bool((numbers == first).all()) else None
 
     def _numbers(self, tensor: Tensor, line: Callable[[], str]) -> Tensor:
-        """Return a tensor's numbers in this training, and note where others have other ones."""
+        """Return a tensor's numbers in this training, and note the trainings that have others."""
         if self.training is None:
             raise ReadBackError
         self._read_backs += 1
@@ -164,9 +161,7 @@ class Samples:
         return own
 
     def _work_out(self, value: Value) -> Tensor:
-        """Return the numbers of a value, a row for each training; what it was made of is worked out
-        first.
-        """
+        """Return the numbers of a value, a row for each training, after those of its operands."""
         waiting = [value]
         while waiting:
             last = waiting[-1]
@@ -178,27 +173,24 @@ class Samples:
                 continue
             waiting.pop()
             if last.numbers is None:
-                last.numbers = self._run(last)
+                last.numbers = self._evaluate(last)
                 last.args, last.kwargs = (), {}
         assert value.numbers is not None
         return value.numbers
 
-    def _run(self, value: Value) -> Tensor:
+    def _evaluate(self, value: Value) -> Tensor:
         rule = rule_of(value.func)
         try:
             numbers = rule(value) if rule else None
         except (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError):
-            # What an operation does with a few numbers only is of no interest; its result is
-            # unknown.
+            # An operation that does not take a few numbers has an unknown result.
             numbers = None
         if numbers is None:
-            numbers = self._any(value)
+            numbers = self._unknown(value)
         return sampled(of_kind(numbers, value.dtype), value.count)
 
-    def _any(self, value: Value) -> Tensor:
-        """Return numbers of which nothing is known but that they are finite and, where there are
-        many, of both signs.
-        """
+    def _unknown(self, value: Value) -> Tensor:
+        """Return random numbers: finite, and of both signs if there are many."""
 
         def normal(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=self._generator, dtype=torch.float64)
@@ -210,13 +202,13 @@ class Samples:
         numbers = normal(TRAININGS, value.count)
         if value.dtype == torch.bool:
             numbers = numbers > 0
-            # A condition on values is mostly a guard.
+            # Conditions on values are mostly guards, which are false in the first training.
             numbers[0], numbers[1] = False, True
             return numbers
-        # No number is 0 by chance.
+        # No number is close to 0 by chance.
         numbers = numbers + 0.1 * numbers.sign()
-        # In the first training most are small and positive, so that few functions refuse what is
-        # made of them. The second is its opposite, tensor for tensor.
+        # In the first training most numbers are small and positive, so that few functions refuse
+        # them. The second is its opposite, tensor by tensor.
         numbers[0], numbers[1] = numbers[0].abs(), -numbers[1].abs()
         if value.count == MOST:
             numbers[:, 0], numbers[:, 1] = numbers[:, 0].abs(), -numbers[:, 1].abs()
@@ -232,9 +224,7 @@ class Samples:
 
 
 class InitialValues(TorchDispatchMode):
-    """Follows what the operations inside write into meta tensors, as a model does that is built
-    without data.
-    """
+    """Follows what the operations inside write into meta tensors, as a model built without data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -248,14 +238,12 @@ class InitialValues(TorchDispatchMode):
         return result
 
     def constant(self, tensor: Tensor) -> float | None:
-        """Return the number that all elements of a tensor are in every training; None where there
-        is none.
-        """
+        """Return the number that all elements of a tensor have in every training, or None."""
         return self._samples.constant(tensor)
 
 
 def _written_tensors(written: Any, args: Any, kwargs: Mapping[str, Any]) -> list[Any]:
-    """Return the arguments that an operation writes; `written` has their places and names."""
+    """Return the arguments that an operation writes; `written` has their places or names."""
     places = [place for place in written if not isinstance(place, int) or place < len(args)]
     return tree_leaves(
         [args[place] if isinstance(place, int) else kwargs.get(place) for place in places]
@@ -273,7 +261,7 @@ def _value_of(tensor: Tensor) -> Value:
 
 
 def _operand(arg: Any) -> Any:
-    """An argument without its memory: tensors as operands, lists of them too."""
+    """Return an argument with tensors, in lists too, as operands, which keep no memory."""
     if isinstance(arg, Tensor):
         value = _value_of(arg) if arg.is_meta else _of_host(arg)
         return Operand(value, arg.numel(), _places(arg, value) if value.numel <= MOST else None)
@@ -283,7 +271,7 @@ def _operand(arg: Any) -> Any:
 
 
 def _places(tensor: Tensor, value: Value) -> Tensor | None:
-    """Which numbers of a short storage a tensor looks at; None for all of them in their order."""
+    """Return the places of a short storage that a tensor views; None for all in order."""
     if not tensor.is_meta or (tensor.numel() == value.numel and tensor.is_contiguous()):
         return None
     return (
@@ -299,7 +287,7 @@ def _member(arg: Any, place: int) -> Any:
 
 def _of_host(tensor: Tensor) -> Value:
     value = Value(tensor.numel(), tensor.dtype)
-    # From all over the tensor: the first row of an embedding may be 0.
+    # Taken from the whole tensor: the first row of an embedding may be 0.
     few = (
         tensor.detach().reshape(-1)[:: max(1, tensor.numel() // MOST)][:MOST]
         if tensor.numel()
@@ -311,20 +299,20 @@ def _of_host(tensor: Tensor) -> Value:
 
 def _remember(tensor: Tensor, value: Value, writes: bool) -> None:
     storage: Any = tensor.untyped_storage()
-    held = getattr(storage, "_sampled", None) if writes else None
-    if held is not None and held.numel > value.numel:
+    before: Value | None = getattr(storage, "_sampled", None) if writes else None
+    if before is not None and before.numel > value.numel:
         # A part of the storage was written.
-        places = _places(tensor, held) if held.numel <= MOST else None
+        places = _places(tensor, before) if before.numel <= MOST else None
         value = Value(
-            held.numel,
-            held.dtype,
+            before.numel,
+            before.dtype,
             WRITTEN,
-            (Operand(value, value.numel), Operand(held, held.numel), places),
+            (Operand(value, value.numel), Operand(before, before.numel), places),
         )
     storage._sampled = value
 
 
-# They change no number, and do not say so in their schema.
+# They change no number, but their schema does not say so.
 _SHARING = (
     "aten::_unsafe_view",
     "aten::_reshape_alias",
@@ -333,23 +321,21 @@ _SHARING = (
     "aten::resize_",
     "aten::resize_as_",
 )
-_found_written: dict[int, tuple[int | str, ...] | None] = {}
 
 
+@cache
 def _written(func: Any) -> tuple[int | str, ...] | None:
-    """Places and names of the arguments that an operation writes, () where it makes its outputs,
-    None for a view.
+    """Return the places or names of the arguments that an operation writes.
+
+    () if it makes new outputs, None for a view.
     """
-    if id(func) not in _found_written:
-        schema = func._schema
-        aliases = [
-            (argument.name if argument.kwarg_only else place, argument.alias_info)
-            for place, argument in enumerate(schema.arguments)
-        ]
-        written = tuple(place for place, alias in aliases if alias is not None and alias.is_write)
-        if torch.Tag.inplace_view in func.tags or schema.name in _SHARING:
-            found = None
-        else:
-            found = written or (None if any(alias is not None for _, alias in aliases) else ())
-        _found_written[id(func)] = found
-    return _found_written[id(func)]
+    schema = func._schema
+    if torch.Tag.inplace_view in func.tags or schema.name in _SHARING:
+        return None
+    aliases = [
+        (argument.name if argument.kwarg_only else place, argument.alias_info)
+        for place, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None
+    ]
+    written = tuple(place for place, alias in aliases if alias.is_write)
+    return written or (None if aliases else ())

@@ -1,8 +1,8 @@
-"""Who asks for memory: the module, the operation and the line of Python behind an allocation.
+"""Sources of allocations: the module, the operation and the line of Python that request memory.
 
-In the forward pass the modules that are running are known from their hooks. In the backward pass
-the autograd node that is running has the sequence number that it got in the forward pass, and the
-modules that ran between those numbers are known.
+In the forward pass, hooks show which modules are running. In the backward pass, the running
+autograd node has the sequence number of its forward operation, which shows the module that was
+running then.
 """
 
 import sys
@@ -25,8 +25,10 @@ _PROFILER = str(Path(__file__).parent.parent)
 
 
 class Source(NamedTuple):
-    """Who asked: the path of a module or tensor in the model, an operation ("aten::addmm"), a line
-    ("file.py:12"); "" is not known.
+    """The source of an allocation; an empty text is unknown.
+
+    `module` is the path of a module or tensor in the model, `op` an operation ("aten::addmm"),
+    `line` a line of Python ("file.py:12").
     """
 
     module: str = ""
@@ -35,9 +37,7 @@ class Source(NamedTuple):
 
 
 class Sources:
-    """Tells who asks for memory while a program runs; `model` gives the names, and none are known
-    without it.
-    """
+    """Finds the sources of allocations while a program runs; `model` gives names to modules."""
 
     def __init__(self, model: torch.nn.Module | None = None) -> None:
         named = (
@@ -50,13 +50,14 @@ class Sources:
         # The module that was innermost from each autograd sequence number on.
         self._numbers: list[int] = []
         self._modules: list[str] = []
-        self._known: dict[Any, Source] = {}
+        self._cache: dict[Any, Source] = {}
         self._outermost: CodeType | None = None
 
     @contextmanager
     def followed(self, outermost: CodeType) -> Iterator[None]:
-        """Follow the modules that run inside; lines are looked for in what the function with the
-        code `outermost` calls.
+        """Follow the modules that run inside.
+
+        Lines are those of functions below the one with the code `outermost`.
         """
         self._outermost = outermost
         handles = [
@@ -71,15 +72,16 @@ class Sources:
             self._running.clear()
 
     def of(self, func: Any) -> Source:
-        """Who runs the operation `func` at this moment; to be asked by what `__torch_dispatch__`
-        calls.
+        """Return the source of the operation `func`, which is running.
+
+        The caller must be a function that `__torch_dispatch__` calls.
         """
         node = None if self._running else torch._C._current_autograd_node()
         if node is not None:
             module, frame, place = self._module_of(node), None, ()
         else:
-            # The recorder's own frames are passed by: a frame that is looked at gets an object,
-            # which costs more than all the rest.
+            # The recorder's own frames are skipped: Python makes an object for each frame that is
+            # looked at, which costs more than everything else here.
             module, frame = (
                 self._running[-1] if self._running else "",
                 self._innermost(sys._getframe(3)),
@@ -89,17 +91,17 @@ class Sources:
                 if frame
                 else ()
             )
-        # The number of a line takes long to work out, and operations repeat; they live as long as
-        # torch does.
+        # Finding the number of a line is slow, and operations repeat. An id stays valid, since
+        # operations live as long as torch does.
         key = module, id(func), place
-        source = self._known.get(key)
+        source = self._cache.get(key)
         if source is None:
             line = f"{short_name(frame.f_code.co_filename)}:{frame.f_lineno}" if frame else ""
-            source = self._known[key] = Source(module, func._schema.name, line)
+            source = self._cache[key] = Source(module, func._schema.name, line)
         return source
 
     def running(self) -> str:
-        """Return what runs where no line of the program does: the backward pass of a module."""
+        """Return the name of what runs if no line of the program does: a backward pass."""
         node = torch._C._current_autograd_node()
         if node is None:
             return "the program"
@@ -107,7 +109,7 @@ class Sources:
         return f"the backward pass of {module}" if module else "the backward pass"
 
     def holding(self, tensor: torch.Tensor) -> Source:
-        """The source of a tensor that the model holds: the path of the parameter or buffer."""
+        """Return the source of a tensor of the model: the path of the parameter or buffer."""
         return Source(self._paths.get(id(tensor), ""))
 
     def _enter(self, module: torch.nn.Module, _: Any) -> None:
@@ -126,24 +128,25 @@ class Sources:
         self._modules.append(self._running[-1] if self._running else "")
 
     def _module_of(self, node: Any) -> str:
-        # The node that hands a parameter its gradient belongs to no module, and has the highest
-        # number.
+        # The node that accumulates a parameter's gradient belongs to no module, and has the
+        # highest number.
         if isinstance(parameter := getattr(node, "variable", None), torch.Tensor):
             return self._paths.get(id(parameter), "")
         place = bisect_right(self._numbers, node._sequence_nr())
         return self._modules[place - 1] if place else ""
 
     def _innermost(self, frame: FrameType | None) -> FrameType | None:
-        """The frame, or the first that called it, that is outside of torch (its optimizers aside)
-        and of the profiler.
+        """Return the innermost frame outside of torch and the profiler.
+
+        torch's optimizers count as outside.
         """
         while frame is not None and frame.f_code is not self._outermost:
-            if not _passed_over(frame.f_code.co_filename):
+            if not _is_skipped(frame.f_code.co_filename):
                 return frame
             frame = frame.f_back
         return None
 
 
 @cache
-def _passed_over(file: str) -> bool:
+def _is_skipped(file: str) -> bool:
     return file.startswith((_TORCH, _PROFILER)) and not file.startswith(_OPTIMIZERS)

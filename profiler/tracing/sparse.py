@@ -1,9 +1,8 @@
-"""Sparse tensors in a trace: an operation on one runs as those that CUDA runs on its indices and
-values.
+"""Sparse tensors in a trace: operations on their indices and values, as CUDA runs them.
 
-torch has meta tensors of these layouts and next to no operations on them. The number of entries
-that `coalesce` leaves hangs on values; what follows from the batch's whole numbers is known here.
-From ATen/native/sparse (SparseTensor.cpp, SparseTensorMath.cpp) and native/sparse/cuda
+torch has sparse meta tensors but hardly any operations on them. The number of entries that
+`coalesce` leaves depends on values; it is known if it follows from the batch's integers. From
+ATen/native/sparse (SparseTensor.cpp, SparseTensorMath.cpp) and native/sparse/cuda
 (SparseCUDATensor.cu, SparseCUDATensorMath.cu, SparseBlasLegacy.cpp).
 """
 
@@ -16,7 +15,7 @@ from unittest import mock
 import torch
 
 from .layouts import compressed, data_of, is_sparse, made
-from .values import entries_of, remember_entries
+from .values import UnknownError, entries_of, remember_entries
 
 aten = torch.ops.aten
 MAKING = {
@@ -25,15 +24,7 @@ MAKING = {
     id(aten.sparse_coo_tensor.indices): 0,
     id(aten.sparse_coo_tensor.indices_size): 0,
 }
-"""Operations that make a sparse tensor of its parts, by identity: the place of the indices
-among their arguments.
-"""
-
-
-class UnknownCountError(Exception):
-    """The entries of a sparse tensor are not known, and so neither is how many of them are left
-    when they are merged.
-    """
+"""The place of the indices among the arguments of operations that make sparse tensors, by id."""
 
 
 def _like(
@@ -43,7 +34,7 @@ def _like(
     *,
     coalesced: bool | None = None,
 ) -> torch.Tensor:
-    """Return a sparse tensor with the same entries and other values."""
+    """Return a sparse tensor with the entries of another and new values."""
     result = made(
         indices,
         values,
@@ -71,14 +62,14 @@ def _flat(sparse: torch.Tensor) -> torch.Tensor:
 def _coalesce(sparse: torch.Tensor) -> torch.Tensor:
     """Sort the entries and add up the values of equal ones.
 
-    The sort is thrust's merge sort, which holds keys and places twice. The flat indices keep the
-    memory of all entries when they are cut to those that are left.
+    thrust's merge sort holds keys and places twice. The flat indices keep the memory of all entries
+    when they are cut to the distinct ones. UnknownError means that the entries are unknown.
     """
     if sparse._nnz() < 2:
         return _like(sparse, sparse._indices().clone(), sparse._values().clone(), coalesced=True)
     entries, dimensions = entries_of(sparse), sparse.sparse_dim()
     if entries is None:
-        raise UnknownCountError
+        raise UnknownError
     distinct = torch.unique(entries, dim=1)
     values = sparse._values()
     flat = _flat(sparse).clone() if dimensions == 1 else _flat(sparse)
@@ -106,7 +97,7 @@ def _add(tensor: torch.Tensor, other: torch.Tensor, *, alpha: Any = 1) -> torch.
 
 
 def _add_(tensor: torch.Tensor, other: torch.Tensor, *, alpha: Any = 1) -> torch.Tensor:
-    """Add in place: to a dense tensor row by row, to a sparse one by joining their entries."""
+    """Add in place: to a dense tensor by rows, to a sparse one by joining the entries."""
     if tensor.layout is torch.strided:
         return _add_to_dense(tensor, other, alpha)
     _replace(tensor, _joined(tensor, other, alpha))
@@ -156,7 +147,7 @@ def _replace(tensor: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def _mul(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Multiply by numbers or by a dense tensor: _mul_dense_sparse_out."""
+    """Multiply by a number or a dense tensor: _mul_dense_sparse_out."""
     sparse, dense = (tensor, other) if is_sparse(tensor) else (other, tensor)
     if is_sparse(dense) or (
         isinstance(dense, torch.Tensor)
@@ -178,9 +169,7 @@ def _mul_(tensor: torch.Tensor, other: Any) -> torch.Tensor:
 def _on_values(
     run: Callable[..., torch.Tensor], *, merged: bool = False
 ) -> Callable[..., torch.Tensor]:
-    """Return the operation that works out each value from the old one; some add up equal entries
-    first.
-    """
+    """Return the operation that maps each value; `merged` adds up equal entries first."""
 
     def applied(sparse: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if merged and not sparse.is_coalesced():
@@ -209,7 +198,7 @@ def _converted(sparse: torch.Tensor, *, dtype: torch.dtype | None = None, **_: A
 def _mask(
     dense: torch.Tensor, mask: torch.Tensor, accumulate_matches: bool = False
 ) -> torch.Tensor:
-    """sparse_mask of a dense tensor: its values where the mask has entries, times ones."""
+    """sparse_mask of a dense tensor: its values at the mask's entries, times ones."""
     del accumulate_matches
     if is_sparse(dense):
         raise NotImplementedError
@@ -242,7 +231,7 @@ def _zero_(sparse: torch.Tensor) -> torch.Tensor:
 
 
 def _t(sparse: torch.Tensor) -> torch.Tensor:
-    """transpose_sparse_: the rows of indices of a copy change places."""
+    """transpose_sparse_: a copy with its rows of indices swapped."""
     if sparse.layout is not torch.sparse_coo:
         layout = torch.sparse_csc if sparse.layout is torch.sparse_csr else torch.sparse_csr
         shape = tuple(reversed(sparse.shape))
@@ -267,9 +256,9 @@ def _mm(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 def _addmm(
     added: torch.Tensor, sparse: torch.Tensor, dense: torch.Tensor, **_: Any
 ) -> torch.Tensor:
-    """s_addmm_out_sparse_dense_cuda: indices of 4 bytes by row, and the product laid out by column.
+    """s_addmm_out_sparse_dense_cuda: indices of 4 bytes, and the product by columns.
 
-    cuSPARSE's own buffer is left out. A compressed matrix is taken as it is.
+    cuSPARSE's own buffer is left out. A compressed matrix needs no conversion.
     """
     result = torch.empty(sparse.size(0), dense.size(1), dtype=added.dtype, device=added.device)
     if sparse.layout is not torch.sparse_coo:
@@ -314,8 +303,9 @@ _RUN: Mapping[Any, Callable[..., Any]] = {
     aten.addmm.default: _addmm,
 }
 RUN = {id(func): run for func, run in _RUN.items()}
-"""Functions that run the parts of an operation on sparse tensors, by its identity; to be
-called where each of them is recorded.
+"""Functions that run an operation on sparse tensors as its parts, by the operation's id.
+
+They run inside a recorder, which records each part.
 """
 
 _PLAIN = (
@@ -324,20 +314,21 @@ _PLAIN = (
     "alias", "_has_compatible_shallow_copy_type", "set_data",
 )  # fmt: skip
 PLAIN = frozenset(id(getattr(aten, name).default) for name in _PLAIN)
-"""Operations that ask a sparse tensor for what it holds."""
+"""Operations that only read a sparse tensor's parts or properties, by id."""
 
 
 @contextmanager
 def sparse_constructor() -> Iterator[None]:
-    """Inside, `new` of a sparse meta tensor makes one of indices and values, which SparseAdam asks
-    for and torch refuses.
+    """Inside, `new` of a sparse meta tensor takes indices and values, as SparseAdam calls it.
+
+    torch itself refuses this.
     """
     new = torch.Tensor.new
 
-    def of_parts(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def new_sparse(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if is_sparse(tensor) and len(args) == 3:
             return made(*args, coalesced=False)
         return new(tensor, *args, **kwargs)
 
-    with mock.patch.object(torch.Tensor, "new", of_parts):
+    with mock.patch.object(torch.Tensor, "new", new_sparse):
         yield

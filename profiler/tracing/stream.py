@@ -1,4 +1,4 @@
-"""A stream of alloc and free events, as data: what a program allocates, phase by phase."""
+"""A stream of alloc and free events as data: what a program allocates, phase by phase."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -29,10 +29,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Allocations:
-    """Allocations by number: bytes as requested, what they were for, and who asked for them.
+    """Allocations by number: requested bytes, category, and the code that requested them.
 
-    `requests` are those of kernels, whose bytes depend on the GPU: `nbytes` has them as on the
-    usual one.
+    `requests` holds those that kernels make for themselves, whose bytes depend on the GPU; `nbytes`
+    has their bytes on the usual one.
     """
 
     nbytes: list[int] = field(default_factory=list)

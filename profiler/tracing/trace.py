@@ -1,9 +1,8 @@
-"""What a program would allocate on a device, recorded from meta tensors: a stream of alloc and free
-events.
+"""Record what a program would allocate on a device: a stream of alloc and free events.
 
-Every operation runs on tensors that have shapes but no data, at full size. A storage that appears
-is an allocation; the moment when Python and autograd drop the last reference to it is its free, in
-the order in which a real run would free it.
+Every operation runs at full size on meta tensors, which have shapes but no data. A new storage is
+an allocation. Its free is the moment when Python and autograd drop the last reference to it, as in
+a real run.
 """
 
 import sys
@@ -21,15 +20,15 @@ from . import compiled
 from .composed import PARTS
 from .host_reads import READS, HostReads, as_on_cuda, reading_line
 from .in_place import InPlace
-from .kernel_memory import KERNELS, TAKING, WORKSPACE
+from .kernel_memory import KERNEL_MEMORY
 from .layouts import data_of, is_sparse
-from .matrix_products import PRODUCTS
+from .matrix_products import PRODUCTS, WORKSPACE
 from .metacache import MetaCache
 from .recurrent import SPACE
-from .requests import USUAL_DEVICE, Request, between
+from .requests import USUAL_DEVICE, KernelMemory, Request, between
 from .samples import Samples
 from .sources import Source, Sources
-from .sparse import MAKING, PLAIN, RUN, UnknownCountError
+from .sparse import MAKING, PLAIN, RUN
 from .stream import Allocations, Category, Phase, Segment
 from .untraceable import REGISTER, refusal, require_followed, translated
 from .values import (
@@ -45,29 +44,24 @@ from .values import (
 )
 
 _NONZERO = torch.ops.aten.nonzero.default
-_INDEXING = frozenset(
-    map(
-        id,
-        (
-            torch.ops.aten.index.Tensor,
-            torch.ops.aten.index_put.default,
-            torch.ops.aten.index_put_.default,
-        ),
-    )
-)
-# The random seed and offset that these operations return live on the host, unless a CUDA graph is
-# being captured.
+_INDEXING = {
+    id(torch.ops.aten.index.Tensor),
+    id(torch.ops.aten.index_put.default),
+    id(torch.ops.aten.index_put_.default),
+}
+# Places of outputs that live on the host: the random seed and offset, outside of CUDA graphs.
 _HOST_OUTPUTS = {id(torch.ops.aten._scaled_dot_product_efficient_attention.default): (2, 3)}
 
 
 class Recorder(TorchDispatchMode):
     """Records the allocations of everything that runs inside its phases.
 
-    `model` gives the names of modules, parameters and buffers; `first` is the number of the first
-    allocation, so that a second recording can go on where another ended. `samples` answer for
-    `.item()` on a device tensor, instead of raising UntraceableError; no values are followed then.
-    `workspaces`, the threads ("main", "autograd") that have one for cuBLAS already, asks for what
-    CUDA's kernels take for themselves; without it there are the operations' outputs alone.
+    `model` gives the names of modules, parameters and buffers. `first` is the number of the first
+    allocation, so that a recording can continue another one. With `samples`, values of device
+    tensors are read from them instead of raising UntraceableError, and no values are followed.
+    With `workspaces`, the threads ("main", "autograd") that already have a cuBLAS workspace, the
+    memory that CUDA's kernels take for themselves is recorded too; without it only the outputs of
+    operations are.
     """
 
     def __init__(
@@ -97,13 +91,14 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
-        """Record what runs inside as one segment; its allocations are of `category` until something
-        names them better.
+        """Record what runs inside as one segment.
+
+        Its allocations have this category until `name` gives them another.
         """
         segment = Segment(phase)
         self.segments.append(segment)
         self._events, self._category = segment.events, category
-        # Two frames up is the function whose `with` this is.
+        # Two frames up is the function that contains the `with` statement.
         outermost = sys._getframe(2).f_code
         try:
             with (
@@ -116,22 +111,23 @@ class Recorder(TorchDispatchMode):
             ):
                 yield
         except Exception as error:
-            refused = translated(error)
-            if refused is None or refused is error:
+            untraceable = translated(error)
+            if untraceable is None or untraceable is error:
                 raise
-            raise refused from error
+            raise untraceable from error
         finally:
             self._events = None
         self._name_short_lived(segment)
 
     def number(self, tensor: torch.Tensor) -> int:
-        """The number of the allocation that holds the tensor, or a sparse one's values; KeyError
-        for one that was never seen.
+        """Return the number of the allocation with the tensor's data, or a sparse tensor's values.
+
+        Raise KeyError for a tensor that was never recorded.
         """
         return self._numbers[data_of(tensor)[-1].untyped_storage()._cdata]
 
     def allocate(self, tensor: torch.Tensor, category: Category) -> int:
-        """Record a tensor that exists already as an allocation of the current phase; its number."""
+        """Record an existing tensor as an allocation of the current phase; return its number."""
         source = self._sources.holding(tensor)
         require_followed(tensor, source.module)
         self._see(tensor, source)
@@ -140,51 +136,45 @@ class Recorder(TorchDispatchMode):
         return self.number(tensor)
 
     def adopt(self, tensor: torch.Tensor, number: int, *, freed: bool = True) -> None:
-        """Know a tensor whose allocation another recording holds under `number`; only its free is
-        recorded here.
+        """Take over a tensor that another recording allocated as `number`.
 
-        Without `freed` the other recording keeps it.
+        Its free is recorded here if `freed`.
         """
         self._follow(tensor.untyped_storage(), number, freed=freed)
 
     def expect_sparse(self) -> None:
-        """Look for sparse tensors among what operations are given; without any this takes too
-        long.
-        """
+        """Look for sparse tensors among the arguments of operations, which takes time."""
         self._is_sparse = True
 
     def name(self, number: int, category: Category, owner: str = "") -> None:
-        """Say what an allocation was for, and the path of what in the model it belongs to, if there
-        is one.
-        """
-        place = number - self._first
-        if place >= 0:
-            self.allocations.categories[place] = category
+        """Set an allocation's category, and the path of the module that owns it if there is one."""
+        index = number - self._first
+        if index >= 0:
+            self.allocations.categories[index] = category
             if owner:
-                self.allocations.sources[place] = self.allocations.sources[place]._replace(
-                    module=owner
-                )
+                source = self.allocations.sources[index]
+                self.allocations.sources[index] = source._replace(module=owner)
 
     def holds(self, tensor: torch.Tensor) -> bool:
-        """Whether the tensor lives on the recorded device; host tensors do not."""
+        """Return whether the tensor lives on the recorded device; host tensors do not."""
         return data_of(tensor)[-1].untyped_storage()._cdata in self._numbers
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(map(_unwraps_itself, types)):
-            # It runs the operation on what it is made of, which comes here again.
+            # The subclass runs the operation on its inner tensors, which come here again.
             return NotImplemented
         if (
             func in READS
-            and (read := self._host_reads.run(func, args, kwargs)) is not NotImplemented
+            and (value := self._host_reads.run(func, args, kwargs)) is not NotImplemented
         ):
-            return read
+            return value
         if self._is_sparse and any(map(is_sparse, tree_leaves((args, kwargs)))):
             return self._run_sparse(func, args, kwargs)
         if func is SPACE:
-            return self._take(*args)
+            return self._allocate_range(*args)
         func, args, result = self._operate(func, args, kwargs)
-        seen = len(self._events or ())
+        first_output = len(self._events or ())
         outputs = [result] if isinstance(result, torch.Tensor) else tree_leaves(result)
         on_host = _HOST_OUTPUTS.get(id(func), ())
         for place, output in enumerate(outputs):
@@ -195,12 +185,15 @@ class Recorder(TorchDispatchMode):
             ):
                 self._see(output, func)
         self._note_values(func, args, kwargs, outputs)
-        if self.workspaces is not None and id(func) in TAKING and self._events is not None:
-            self._run_kernel(func, args, kwargs, result, self._events, seen, self.workspaces)
+        memory = KERNEL_MEMORY.get(id(func))
+        if memory is not None and self.workspaces is not None and self._events is not None:
+            if func in PRODUCTS:
+                self._take_workspace(func, self._events, self.workspaces)
+            self._add_requests(memory, func, args, kwargs, result, self._events, first_output)
         return result
 
     def _note_values(self, func: Any, args: Any, kwargs: Any, outputs: list[Any]) -> None:
-        """Keep what is needed to know the values of the outputs."""
+        """Keep what is needed to know the values of the outputs later."""
         if self._samples is not None:
             if id(func) not in PARTS:
                 self._samples.note(func, args, kwargs, outputs)
@@ -208,14 +201,14 @@ class Recorder(TorchDispatchMode):
             compute_values(func, args, kwargs, outputs)
 
     def _operate(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
-        """Run the operation, in place where autograd would; return what ran, its arguments and its
-        result.
+        """Run the operation, in place if autograd would.
+
+        Return the operation that ran, its arguments and its result.
         """
         written = self._in_place.instead_of(func, args)
         func, args = written or (func, args)
         if id(func) in _INDEXING and not _fills(args):
-            # They are held until the operation's outputs are there, as the caller of this holds its
-            # arguments.
+            # `args` keeps the indices alive until the outputs exist, as the caller of C++ does.
             args = (args[0], self._without_masks(args[1]), *args[2:])
         result = self._run(func, args, kwargs)
         if id(func) in MAKING and is_sparse(result):
@@ -224,7 +217,7 @@ class Recorder(TorchDispatchMode):
         return func, args, result if written is None else args[0].detach()
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what the operation makes: on meta tensors the layouts are looked up."""
+        """Return the operation's result on meta tensors; repeated layouts come from a cache."""
         try:
             if id(func) in SIZED_BY_VALUES and args[0].is_meta:
                 return run_on_values(func, args, kwargs)
@@ -245,15 +238,13 @@ class Recorder(TorchDispatchMode):
         except NotImplementedError:
             return self._run_without_kernel(func, args, kwargs)
         except RuntimeError as error:
-            # What a kernel reads back itself.
+            # The kernel itself reads a value back.
             if "meta tensors" not in str(error):
                 raise
             return self._run_without_kernel(func, args, kwargs)
 
     def _run_without_kernel(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Return what an operation makes that torch cannot follow without data: it is run on values
-        that are known.
-        """
+        """Run an operation without a meta kernel on its operands' values, if all are known."""
         try:
             if func._schema.is_mutable:
                 raise UnknownError
@@ -271,7 +262,7 @@ class Recorder(TorchDispatchMode):
             ) from None
 
     def _run_sparse(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """Run an operation on sparse tensors by its parts, each of which is recorded."""
+        """Run an operation on sparse tensors as its parts, each of which is recorded."""
         written = self._in_place.instead_of(func, args)
         if id(func) in PLAIN or written:
             result = args[0].detach() if written else func(*args, **kwargs)
@@ -289,61 +280,61 @@ class Recorder(TorchDispatchMode):
             raise refusal(
                 action, "use --device cpu or cuda", otherwise=self._sources.running()
             ) from None
-        except UnknownCountError:
+        except UnknownError:
             action = "merges equal entries of a sparse tensor, whose number depends on values"
             raise refusal(action, otherwise=self._sources.running()) from None
 
     def _without_masks(self, indices: Any) -> Any:
-        """Return the indices with each mask as the places where it is true: expandTensors in
-        ATen/native/IndexingUtils.h.
+        """Replace masks by the indices of their true places.
+
+        As expandTensors in ATen/native/IndexingUtils.h.
         """
         if not any(
             isinstance(index, torch.Tensor) and index.is_meta and index.dtype == torch.bool
             for index in indices
         ):
             return indices
-        found = []
+        expanded = []
         with self:
             for index in indices:
                 is_mask = isinstance(index, torch.Tensor) and index.dtype == torch.bool
-                found += index.nonzero().unbind(1) if is_mask else [index]
-        return found
+                expanded += index.nonzero().unbind(1) if is_mask else [index]
+        return expanded
 
-    def _run_kernel(
+    def _add_requests(
         self,
+        memory: KernelMemory,
         func: Any,
         args: Any,
         kwargs: Any,
         result: Any,
         events: list[int],
-        seen: int,
-        workspaces: set[str],
+        first_output: int,
     ) -> None:
-        """Record what the operation's kernel requests; its outputs are the events from `seen`
-        on.
+        """Record what the operation's kernel requests before, between and after its outputs.
+
+        The events from `first_output` on are those of the outputs.
         """
-        if func in PRODUCTS:
-            self._take_workspace(func, events, workspaces)
-        requests, nbytes = KERNELS[func].requests(result, args, kwargs)
+        requests, nbytes = memory.requests(result, args, kwargs)
         if requests:
-            outputs = events[seen:]
+            outputs = events[first_output:]
             first = self._first + len(self.allocations.nbytes)
             self._add(requests, nbytes, "temporary", self._sources.of(func))
-            events[seen:] = KERNELS[func].events(outputs, range(first, first + len(requests)))
+            events[first_output:] = memory.events(outputs, range(first, first + len(requests)))
 
-    def _take(self, least: int, most: int) -> torch.Tensor:
-        """Return memory of a size between two, recorded as a range where kernels' requests are."""
-        ranges = self.workspaces is not None
-        tensor = torch.empty(most if ranges else least, dtype=torch.uint8, device="meta")
+    def _allocate_range(self, least: int, most: int) -> torch.Tensor:
+        """Allocate between two sizes: a range if kernels' requests are recorded, else the least."""
+        has_range = self.workspaces is not None
+        tensor = torch.empty(most if has_range else least, dtype=torch.uint8, device="meta")
         self._see(tensor, SPACE)
-        if ranges and self._events is not None:
+        if has_range and self._events is not None:
             self.allocations.requests[self.number(tensor) - self._first] = between(least, most)
         return tensor
 
     def _take_workspace(self, func: Any, events: list[int], workspaces: set[str]) -> None:
-        """Record cuBLAS's workspace where this thread has none yet."""
-        # Autograd runs the backward pass in a thread of its own for the device, and each thread has
-        # its own handle of cuBLAS.
+        """Record cuBLAS's workspace if this thread has none yet."""
+        # Autograd runs the backward pass in its own thread for the device, and each thread has its
+        # own cuBLAS handle.
         thread = "autograd" if self.segments[-1].phase == "backward" else "main"
         if thread not in workspaces:
             workspaces.add(thread)
@@ -355,14 +346,14 @@ class Recorder(TorchDispatchMode):
     def _add(
         self, requests: Sequence[Request], nbytes: Sequence[int], category: Category, source: Source
     ) -> None:
-        """Number the requests of a kernel."""
+        """Number the requests of a kernel as allocations."""
         self.allocations.requests.update(enumerate(requests, len(self.allocations.nbytes)))
         self.allocations.nbytes.extend(nbytes)
         self.allocations.categories.extend(category for _ in nbytes)
         self.allocations.sources.extend([source] * len(nbytes))
 
     def _request(self, nbytes: int, category: Category, source: Any) -> int:
-        """Number a new allocation; `source` is the operation that asks for it, or a Source."""
+        """Number a new allocation; `source` is the operation that requests it, or a Source."""
         allocations = self.allocations
         number = self._first + len(allocations.nbytes)
         allocations.nbytes.append(nbytes)
@@ -370,15 +361,13 @@ class Recorder(TorchDispatchMode):
         allocations.sources.append(
             source if isinstance(source, Source) else self._sources.of(source)
         )
-        # A request for nothing never reaches the allocator.
+        # A request for 0 bytes never reaches the allocator.
         if nbytes and self._events is not None:
             self._events.append(number)
         return number
 
     def _see(self, tensor: torch.Tensor, source: Any) -> None:
-        """Number the tensor's storage where it is new; `source` is the operation that made it, or a
-        Source.
-        """
+        """Record the tensor's storage if it is new; `source` is its operation, or a Source."""
         if tensor.layout is not torch.strided:
             self._is_sparse = True
             for part in data_of(tensor):
@@ -393,8 +382,9 @@ class Recorder(TorchDispatchMode):
         self._follow(storage, self._request(storage.nbytes(), self._category, source))
 
     def _name_short_lived(self, segment: Segment) -> None:
-        """An activation is kept for the backward pass; what the forward pass frees itself was
-        temporary.
+        """Make activations that their own phase frees temporaries.
+
+        Activations are kept for the backward pass.
         """
         freed = {~event for event in segment.events if event < 0}
         for number in freed.intersection(segment.events):
@@ -403,7 +393,7 @@ class Recorder(TorchDispatchMode):
 
     def _follow(self, storage: torch.UntypedStorage, number: int, *, freed: bool = True) -> None:
         key, holds_bytes = storage._cdata, storage.nbytes() > 0
-        # What has no bytes yet may be given some, by an operation that fills it.
+        # A storage without bytes may get some from an operation that fills it.
         (self._empty.discard if holds_bytes else self._empty.add)(key)
 
         def ended(_: weakref.ref[torch.UntypedStorage]) -> None:
@@ -418,15 +408,16 @@ class Recorder(TorchDispatchMode):
 
 @cache
 def _unwraps_itself(kind: type) -> bool:
-    """Return whether a tensor of this class is made of others, by torch's protocol for such."""
+    """Return whether tensors of this class are made of others, by torch's protocol."""
     return hasattr(kind, "__tensor_flatten__")
 
 
 def _fills(args: Any) -> bool:
-    """Return whether values are written where a mask is set without the places' being needed.
+    """Return whether values are written at a mask's places without looking the places up.
 
-    One number is, by canDispatchToMaskedFill in ATen/native/TensorAdvancedIndexing.cpp. Of others
-    the trace does not know the places; how many there are follows from the values (masks.py).
+    A single number is, by canDispatchToMaskedFill in ATen/native/TensorAdvancedIndexing.cpp. For
+    other values the trace may not know the places; their count follows from the values
+    (indexing.py).
     """
     if len(args) < 3:
         return False

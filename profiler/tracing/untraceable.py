@@ -1,4 +1,4 @@
-"""Programs that a trace cannot follow, reported in one line with the place in the user's code."""
+"""Errors for programs that a trace cannot follow: one line, with the line of the user's code."""
 
 import sys
 import traceback
@@ -26,15 +26,15 @@ _SEE = "use --device cpu or cuda"
 ADVICE = f"a simulation does not have the values; {_SEE}"
 
 REGISTER = f"give it one by torch.library.register_fake, or {_SEE}"
-_NO_CUDA = "calls CUDA, which is not there while a step is simulated"
-_AVAILABLE = "use --device cuda, or ask torch.cuda.is_available() first"
+_NO_CUDA = "calls CUDA, which a simulation does not have"
+_CHECK_CUDA = "use --device cuda, or check torch.cuda.is_available() first"
 _TRITON = "starts a Triton kernel, which a simulation cannot run"
 _MIXED = "mixes tensors of the CPU with the device's"
 _NESTED = "makes a nested tensor of strided layout, which a simulation does not follow"
 _FLEX = "runs flex_attention, which a simulation does not follow"
 
-# Texts of torch and of others who come upon a tensor without data, or find no GPU, outside of any
-# operation that a recorder sees; and what to say instead.
+# Texts of errors outside of the operations that a recorder sees, raised by torch and others for a
+# tensor without data or a missing GPU, with the action and the advice to report instead.
 _TEXTS = (
     ("to numpy", "turns a tensor into a numpy array", ADVICE),
     (
@@ -42,26 +42,20 @@ _TEXTS = (
         _MIXED,
         "make them on one device, as device=x.device does",
     ),
-    ("Torch not compiled with CUDA enabled", _NO_CUDA, _AVAILABLE),
-    ("Found no NVIDIA driver", _NO_CUDA, _AVAILABLE),
-    ("dummy base class", _NO_CUDA, _AVAILABLE),
+    ("Torch not compiled with CUDA enabled", _NO_CUDA, _CHECK_CUDA),
+    ("Found no NVIDIA driver", _NO_CUDA, _CHECK_CUDA),
+    ("dummy base class", _NO_CUDA, _CHECK_CUDA),
     ("no fake impl", "runs an operation of its own without a fake kernel", REGISTER),
     ("NestedTensorImpl", _NESTED, "use layout=torch.jagged or --device cpu"),
     ("FlexAttention is only", _FLEX, "use scaled_dot_product_attention, or --device cuda"),
     ("active drivers", _TRITON, "use --device cuda"),
     ("cannot be accessed from Triton", _TRITON, "use --device cuda"),
 )
-# What else torch says of them.
+# Other texts of torch about tensors without data.
 _META = (
-    "meta tensor",
-    "Meta tensor",
-    "meta device",
-    "'meta'",
-    "Meta' backend",
-    "device type meta",
-    "on meta",
-    "device meta",
-)
+    "meta tensor", "Meta tensor", "meta device", "'meta'", "Meta' backend", "device type meta",
+    "on meta", "device meta",
+)  # fmt: skip
 
 
 class UntraceableError(ValueError):
@@ -71,21 +65,17 @@ class UntraceableError(ValueError):
 def refusal(
     action: str, advice: str = ADVICE, *, otherwise: str = "the program"
 ) -> UntraceableError:
-    """Return the error for what the code that is running now does; `otherwise` names it where no
-    line does.
-    """
+    """Return the error for an action of the running code; `otherwise` names it without a line."""
     return UntraceableError(f"{running_line() or otherwise} {action}; {advice}")
 
 
 def running_line() -> str:
-    """Return the line of the program that is running, as "model.py, line 12,", or ""."""
+    """Return the running line of the program, as "model.py, line 12,", or ""."""
     return _place(_running())
 
 
 def translated(error: Exception) -> UntraceableError | None:
-    """Return the error to report for one that the program ended with, None where it is not about
-    missing data.
-    """
+    """Return the error to report instead of the program's, None if no missing data caused it."""
     if isinstance(error, UntraceableError):
         return error
     text = text_of(error)
@@ -96,14 +86,12 @@ def translated(error: Exception) -> UntraceableError | None:
         if words in text:
             return UntraceableError(f"{place} {action}; {advice}")
     if any(words in text for words in _META):
-        return UntraceableError(f"{place} does what needs a tensor's values; {ADVICE}")
+        return UntraceableError(f"{place} needs a tensor's values; {ADVICE}")
     return None
 
 
 def require_modules_followed(model: torch.nn.Module) -> None:
-    """Raise UntraceableError for a module that on CUDA holds other memory than its operations
-    show.
-    """
+    """Raise UntraceableError for a module whose memory on CUDA its operations do not show."""
     for path, module in model.named_modules():
         name = path or "the model"
         if isinstance(module, torch.nn.parallel.DistributedDataParallel):
@@ -115,7 +103,7 @@ def require_modules_followed(model: torch.nn.Module) -> None:
 
 
 def require_followed(tensor: torch.Tensor, path: str) -> None:
-    """Raise UntraceableError for a tensor of the model or the batch that a trace cannot hold."""
+    """Raise UntraceableError for a tensor of the model or batch that a trace does not support."""
     name = path or "a tensor of the batch"
     if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         raise UntraceableError(
@@ -136,10 +124,10 @@ def require_followed(tensor: torch.Tensor, path: str) -> None:
 
 
 def checked_argument() -> bool | None:
-    """Return what torch reads where its own code checks arguments that fit; None where no such code
-    runs.
+    """Return the value that torch's own checks of arguments read if they pass, or None.
 
-    Distributions ask whether all are valid, `gaussian_nll_loss` whether any variance is not.
+    None means that no check is running. Distributions read whether all arguments are valid,
+    `gaussian_nll_loss` whether any variance is invalid.
     """
     if any(_DISTRIBUTIONS in file for file, _ in islice(_running(), 8)):
         return True
@@ -151,7 +139,7 @@ def checked_argument() -> bool | None:
 
 
 def _running() -> Iterator[tuple[str, int]]:
-    """Files and lines of the frames that are running, the innermost first."""
+    """Yield the files and lines of the running frames, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame.f_code.co_filename, frame.f_lineno
@@ -163,10 +151,10 @@ def _raised(error: Exception) -> list[tuple[FrameType, int]]:
 
 
 def _place(frames: Iterable[tuple[str, int]]) -> str:
-    """Return the innermost line outside of torch, and the user's line that led to a library's.
+    """Return the innermost line outside of torch, and the user's line that called a library's.
 
-    What called the profiler is not part of the program. Of torch's code its optimizers count, where
-    no other does.
+    The caller of the profiler is not part of the program. A line of torch's optimizers counts if
+    there is no other.
     """
     program = list(takewhile(lambda frame: not _is_profiler(frame[0]), frames))
     outside = [

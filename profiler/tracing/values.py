@@ -1,8 +1,7 @@
-"""The values of small tensors beside a trace, so that code that branches on them takes its real
-branch.
+"""Real values of small tensors during a trace, so that code takes the branches of a real run.
 
-What follows from the inputs and from constants alone (token ids, positions, masks) is computed on
-the host, operation by operation, while its meta tensor is traced.
+Values that follow from the inputs and from constants alone (token ids, positions, masks) are
+computed on the host, operation by operation, while their meta tensors are traced.
 """
 
 import math
@@ -18,34 +17,29 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .layouts import compressed, data_of, made
 
 _LARGEST_VALUE = 1 << 22
-# A mask is often made of floating-point ones; images are larger, and steer nothing.
+# Masks are often made of floating-point ones. Images are larger, and no branch depends on them.
 _LARGEST_FLOATING = 1 << 16
-_CONSTANTS = frozenset(
-    map(
-        id, (torch.ops.aten.ones.default, torch.ops.aten.zeros.default, torch.ops.aten.full.default)
-    )
-)
-# Their outputs have as many elements as their operands' values say.
-SIZED_BY_VALUES = frozenset(
-    map(
-        id,
-        (
-            torch.ops.aten.nonzero.default,
-            torch.ops.aten._unique2.default,
-            torch.ops.aten.unique_consecutive.default,
-            torch.ops.aten.repeat_interleave.Tensor,
-            torch.ops.aten.bincount.default,
-        ),
-    )
-)
+_CONSTANTS = {
+    id(torch.ops.aten.ones.default),
+    id(torch.ops.aten.zeros.default),
+    id(torch.ops.aten.full.default),
+}
+# The size of their outputs depends on the values of their operands.
+SIZED_BY_VALUES = {
+    id(torch.ops.aten.nonzero.default),
+    id(torch.ops.aten._unique2.default),
+    id(torch.ops.aten.unique_consecutive.default),
+    id(torch.ops.aten.repeat_interleave.Tensor),
+    id(torch.ops.aten.bincount.default),
+}
 
-# Along no axis they are made for as many as there could be and then cut, which leaves them all
+# Without an axis their outputs are allocated for the most elements and then cut, which keeps all
 # the memory: UniqueCub.cu.
 _UNIQUE, _CONSECUTIVE = torch.ops.aten._unique2.default, torch.ops.aten.unique_consecutive.default
 
 
 def with_value(tensor: torch.Tensor) -> torch.Tensor:
-    """A meta tensor like this CPU tensor; whole numbers and small tensors remember their values."""
+    """Return a meta tensor like this CPU tensor, with its values if they are integers or few."""
     if tensor.layout is torch.jagged:
         offsets, values = data_of(tensor)
         return torch.nested.nested_tensor_from_jagged(with_value(values), with_value(offsets))
@@ -58,7 +52,7 @@ def with_value(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _sparse_twin(sparse: torch.Tensor) -> torch.Tensor:
-    """Return a sparse meta tensor like this sparse tensor, whose entries it remembers."""
+    """Return a sparse meta tensor like this sparse CPU tensor, with its entries."""
     *indices, values = data_of(sparse)
     if sparse.layout is not torch.sparse_coo:
         return compressed(
@@ -72,22 +66,23 @@ def _sparse_twin(sparse: torch.Tensor) -> torch.Tensor:
 
 
 def entries_of(sparse: torch.Tensor) -> torch.Tensor | None:
-    """Return the indices of a sparse tensor on the host, None where they are not known."""
+    """Return the indices of a sparse tensor on the host, None if they are unknown."""
     return getattr(sparse, "_traced_entries", None)
 
 
 def remember_entries(sparse: Any, entries: torch.Tensor | None) -> None:
-    """Note the indices of a sparse meta tensor as they are on the host."""
+    """Attach the indices on the host to a sparse meta tensor."""
     sparse._traced_entries = entries
 
 
 class UnknownError(Exception):
-    """An operand has no value."""
+    """The value of an operand, or the entries of a sparse one, are unknown."""
 
 
 def has_values(func: Any, args: Any, outputs: list[Any]) -> bool:
-    """Return whether an operation's outputs may have values: whole numbers, constants, and what is
-    made of values.
+    """Return whether an operation's outputs may have values.
+
+    They may if they are integers or constants, or if an operand has a value.
     """
     for output in outputs:
         if (
@@ -103,21 +98,20 @@ def has_values(func: Any, args: Any, outputs: list[Any]) -> bool:
 
 
 def run_on_values(func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Return what an operation makes, as meta tensors that remember it; UnknownError where a value
-    is missing.
+    """Run an operation on the host and return meta tensors that remember the results.
+
+    Raise UnknownError if a value is missing.
     """
-    found = func(*tree_map(_known, args), **tree_map(_known, dict(kwargs)))
+    result = func(*tree_map(_on_host, args), **tree_map(_on_host, dict(kwargs)))
     if func is _UNIQUE or (func is _CONSECUTIVE and len(args) < 4 and kwargs.get("dim") is None):
-        values, inverse, counts = found
+        values, inverse, counts = result
         most = args[0].numel()
         return _remembered(values, most), _remembered(inverse), _remembered(counts, most)
-    return tree_map(_remembered, found)
+    return tree_map(_remembered, result)
 
 
 def _remembered(value: Any, most: int = 0) -> Any:
-    """Return a meta tensor that remembers a value; of one with elements the memory is for as many
-    as `most`.
-    """
+    """Return a meta tensor that remembers a value; if not empty, it has memory for `most`."""
     if not isinstance(value, torch.Tensor):
         return value
     twin = value.to("meta")
@@ -128,9 +122,7 @@ def _remembered(value: Any, most: int = 0) -> Any:
 
 
 def value_of(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The tensor on the host: itself, or the value that a meta tensor remembers; None where there
-    is none.
-    """
+    """Return a CPU tensor itself, or the value that a meta tensor remembers, or None."""
     if tensor.device.type == "cpu":
         return tensor
     value = getattr(tensor, "_traced_value", None)
@@ -146,9 +138,7 @@ def _remember(tensor: Any, value: torch.Tensor | None) -> None:
 
 
 def _forget(tensor: Any) -> None:
-    """Drop the value of a tensor into which something unknown was written, and of all that share
-    its memory.
-    """
+    """Drop the value of a tensor that was overwritten, and of all tensors that share its memory."""
     value: Any = getattr(tensor, "_traced_value", None)
     if value is not None:
         value.untyped_storage()._is_overwritten = True
@@ -156,9 +146,7 @@ def _forget(tensor: Any) -> None:
 
 
 def compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: list[Any]) -> None:
-    """Do on the host what `func` did on meta tensors, when the values of all operands are known and
-    small.
-    """
+    """Repeat an operation on the host if the values of all operands are known and small."""
     on_device = [
         output
         for output in outputs
@@ -167,10 +155,10 @@ def compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: lis
     try:
         if any(output.numel() > _LARGEST_VALUE for output in on_device):
             raise UnknownError
-        values = func(*tree_map(_known, args), **tree_map(_known, dict(kwargs)))
+        values = func(*tree_map(_on_host, args), **tree_map(_on_host, dict(kwargs)))
     except (UnknownError, RuntimeError):
         # RuntimeError: the host has no kernel for some operations in half precision.
-        # An output that had a value was written in place with something unknown.
+        # An output that had a value was overwritten in place with unknown ones.
         for output in on_device:
             _forget(output)
         return
@@ -179,8 +167,8 @@ def compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: lis
             _remember(output, value)
 
 
-def _known(operand: Any) -> Any:
-    """An operand as it is on the host; UnknownError for a device tensor without a value."""
+def _on_host(operand: Any) -> Any:
+    """Return an operand on the host; raise UnknownError for a meta tensor without a value."""
     if isinstance(operand, torch.device):
         return torch.device("cpu")
     if not isinstance(operand, torch.Tensor):
@@ -195,14 +183,14 @@ _GENERATOR = torch.Generator
 
 
 class _AnyGenerator(type):
-    """Takes every generator for an instance, those too that were made before the class stood in."""
+    """Makes `isinstance` true for every generator, also for those made before the replacement."""
 
     def __instancecheck__(cls, instance: object) -> bool:
         return isinstance(instance, _GENERATOR)
 
 
 class _HostGenerator(metaclass=_AnyGenerator):
-    """Makes the generators that a device has on the host: tensors without data take those."""
+    """Makes host generators in place of a meta device's: meta tensors accept those."""
 
     def __new__(cls, device: Any = "cpu") -> Any:
         return _GENERATOR("cpu" if torch.device(device).type == "meta" else device)
@@ -210,16 +198,15 @@ class _HostGenerator(metaclass=_AnyGenerator):
 
 @contextmanager
 def host_values() -> Iterator[None]:
-    """Inside, a meta tensor that is made of numbers remembers them, and one that is formatted shows
-    its value or nan.
+    """Inside, meta tensors made of numbers remember them, and format as their value or as nan.
 
     Random generators for "meta" can be made.
     """
-    form = torch.Tensor.__format__
+    plain_format = torch.Tensor.__format__
 
     def formatted(tensor: torch.Tensor, spec: str) -> str:
         if not tensor.is_meta or tensor.dim() or not spec:
-            return form(tensor, spec)
+            return plain_format(tensor, spec)
         value = value_of(tensor)
         unknown = math.nan if tensor.is_floating_point() else 0
         return format(unknown if value is None else value.item(), spec)
@@ -229,16 +216,17 @@ def host_values() -> Iterator[None]:
         patches.enter_context(mock.patch.object(torch, "Generator", _HostGenerator))
         for name in ("tensor", "as_tensor"):
             patches.enter_context(
-                mock.patch.object(torch, name, partial(_moved, getattr(torch, name)))
+                mock.patch.object(torch, name, partial(_made_on_host, getattr(torch, name)))
             )
         yield
 
 
-def _moved(
+def _made_on_host(
     make: Callable[..., torch.Tensor], data: Any, *args: Any, device: Any = None, **kwargs: Any
 ) -> torch.Tensor:
-    """Make a tensor of numbers on the host and move it to the device, as is done for a GPU: torch
-    drops the numbers of a meta tensor.
+    """Make a tensor of numbers on the host and move it to the device, as on a GPU.
+
+    torch itself would drop the numbers of a meta tensor.
     """
     if (
         device is None

@@ -1,6 +1,6 @@
-"""One training step as a scenario asks for it, the same code whether it is traced or measured.
+"""One training step of a scenario, by the same code for tracing and measuring.
 
-An optimizer that cannot step without a closure gets one, which runs the micro-batches.
+An optimizer that needs a closure gets one that runs the micro-batches.
 """
 
 import ast
@@ -20,10 +20,10 @@ from optprof.scenarios.workpiece import DTYPES, Workpiece
 class Iteration:
     """Forward, backward and clipping, then the optimizer's step.
 
-    `phase` opens a phase by its name ("forward", "backward", "clip", "step"); "clip" is there when
-    gradients are clipped or unscaled. `optimizer` owns the gradients; `device` is what autocast is
-    asked for. ValueError for an optimizer that needs a closure with a scaler or an accumulation,
-    which give it none, and for fp16 weights under a scaler.
+    `phase` opens a phase by its name ("forward", "backward", "clip", "step"). There is a phase
+    "clip" if gradients are clipped or unscaled. `optimizer` owns the gradients; `device` is that of
+    autocast. Raises ValueError for fp16 weights with a scaler, and for an optimizer that needs a
+    closure with a scaler or an accumulation, which cannot pass it on.
     """
 
     def __init__(
@@ -48,21 +48,20 @@ class Iteration:
         self._autocast = (
             torch.autocast(device, dtype=DTYPES[scenario.amp]) if scenario.amp else nullcontext()
         )
-        # A scaler for "cuda" would refuse to scale a simulation's tensors; the name decides nothing
-        # else. A course trains, and finds its scale itself; elsewhere values do not matter, and no
-        # step may be left out because the first scale was too large.
+        # A scaler for "cuda" would refuse a simulation's tensors; the name affects nothing else. A
+        # training run with accumulation needs a real scale. Otherwise values do not matter, and no
+        # step may be skipped because the first scale was too large.
         scale = 1.0 if scenario.accumulate is None else 2.0**16
         self._scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scenario.amp == "fp16")
         self._scaled = False
-        # Of the last micro-batch.
+        # The loss of the last micro-batch.
         self.last_loss: torch.Tensor | None = None
 
     def gradients(self) -> None:
-        """Run every micro-batch forward and backward and leave the gradients that the optimizer is
-        to step on.
+        """Run every micro-batch forward and backward, which leaves the gradients for the step.
 
-        LBFGS and whatever else insists on a closure takes all gradients from it; SAM perturbs the
-        weights by gradients that are there before.
+        LBFGS and other optimizers that require a closure take all gradients from it. SAM needs
+        gradients before the step too, to perturb the weights.
         """
         if not (self.needs_closure and _requires_closure(self._optimizer)):
             self._gradients()
@@ -84,9 +83,7 @@ class Iteration:
                 self._clip()
 
     def step(self) -> None:
-        """Take the optimizer's step; with a scaler this waits for the device, to learn whether a
-        gradient is infinite.
-        """
+        """Take the optimizer's step; a scaler waits for the device, to look for infinities."""
         if self.needs_closure:
             self._step_with_closure()
             return
@@ -98,9 +95,7 @@ class Iteration:
             self._scaled = self._scaler.is_enabled()
 
     def _step_with_closure(self) -> None:
-        """Take a step in which what the closure does belongs to the phases of that, and not to the
-        step's.
-        """
+        """Take a step; the closure runs in its own phases, outside the phase "step"."""
         with ExitStack() as step:
 
             def closure() -> torch.Tensor:
@@ -116,11 +111,11 @@ class Iteration:
                 return self.last_loss
 
             step.enter_context(self._phase("step"))
-            # torch's own types have closures return numbers, its documentation tensors.
+            # In torch's annotations closures return numbers, in its documentation tensors.
             self._optimizer.step(cast(Any, closure))
 
     def _update_scale(self) -> None:
-        """Forget whether the last step's gradients were infinite, and scale accordingly."""
+        """Update the scale after a step, by whether its gradients were infinite."""
         if self._scaled:
             self._scaler.update()
             self._scaled = False
@@ -144,10 +139,9 @@ class Iteration:
 
 
 def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer's step, or that of one inside of it, cannot run without a
-    closure.
+    """Return whether the step of the optimizer, or of one inside it, needs a closure.
 
-    LBFGS says so in its signature, SAM and its kin in their code: `assert closure is not None`.
+    LBFGS shows it in its signature, SAM in its code: `assert closure is not None`.
     """
     step = inspect.unwrap(type(optimizer).step)
     if _requires_closure(optimizer) or (
@@ -158,18 +152,16 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def require_step_alone(scenario: Scenario, optimizer: torch.optim.Optimizer) -> None:
-    """ValueError for an optimizer whose step runs the model, where there is nothing but the
-    step.
-    """
+    """Raise ValueError for an optimizer whose step runs the model, and so cannot run alone."""
     if needs_closure(optimizer):
         raise ValueError(
             f"{scenario.optimizer} steps with a closure that runs the model; it cannot step alone,"
-            " ask for workload train"
+            " use workload train"
         )
 
 
 def _require_scalable(model: torch.nn.Module) -> None:
-    """ValueError for a model that torch's GradScaler refuses to train."""
+    """Raise ValueError for a model that torch's GradScaler refuses to train."""
     halves = [
         name
         for name, parameter in model.named_parameters()
@@ -178,17 +170,17 @@ def _require_scalable(model: torch.nn.Module) -> None:
     if halves:
         are = f" and {len(halves) - 1} more are" if halves[1:] else " is"
         raise ValueError(
-            f"amp fp16 scales no gradients in fp16, and {halves[0]}{are} fp16; say --dtype fp32, or"
+            f"amp fp16 scales no gradients in fp16, and {halves[0]}{are} fp16; use --dtype fp32, or"
             " leave amp out"
         )
 
 
 def _require_closure_possible(scenario: Scenario) -> None:
-    for asked, option in (
+    for is_set, option in (
         (scenario.amp == "fp16", "fp16 autocast"),
         (scenario.accumulate is not None, "accumulate"),
     ):
-        if asked:
+        if is_set:
             raise ValueError(
                 f"{scenario.optimizer} steps with a closure, which {option} cannot give it; leave"
                 f" out {option}"
@@ -196,7 +188,7 @@ def _require_closure_possible(scenario: Scenario) -> None:
 
 
 def _requires_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the signature of a step, here or inside, says that there must be a closure."""
+    """Return whether the signature of the step, or of one inside, requires a closure."""
     parameters = inspect.signature(inspect.unwrap(type(optimizer).step)).parameters.values()
     required = any(one.name == "closure" and one.default is one.empty for one in parameters)
     return required or any(map(_requires_closure, _inside(optimizer)))
@@ -207,7 +199,7 @@ def _inside(optimizer: torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
 
 
 def _insists_on(name: str, step: Callable[..., Any]) -> bool:
-    """Return whether a function raises, or calls the argument unseen, where it is None."""
+    """Return whether a function raises or calls the argument, without a check, if it is None."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(step)))
     except (OSError, TypeError, SyntaxError):
@@ -223,7 +215,7 @@ def _insists_on(name: str, step: Callable[..., Any]) -> bool:
 
 
 def _always_run(block: ast.AST) -> Iterator[ast.stmt]:
-    """Yield the statements of a function that run whatever is true, in order."""
+    """Yield the statements of a function that always run, in order."""
     for statement in getattr(block, "body", ()):
         if isinstance(statement, ast.With):
             yield from _always_run(statement)
@@ -232,14 +224,14 @@ def _always_run(block: ast.AST) -> Iterator[ast.stmt]:
 
 
 def _is_about(name: str, condition: ast.expr) -> bool:
-    """Return whether a condition is on the argument and on nothing else."""
+    """Return whether a condition depends only on the argument."""
     return {one.id for one in ast.walk(condition) if isinstance(one, ast.Name)} - {"callable"} == {
         name
     }
 
 
 def _calls(name: str, statement: ast.stmt) -> bool:
-    """Return whether a statement calls the argument, and not only under a condition."""
+    """Return whether a statement calls the argument unconditionally."""
     nodes = list(ast.walk(statement))
     called = any(
         isinstance(one, ast.Call) and isinstance(one.func, ast.Name) and one.func.id == name

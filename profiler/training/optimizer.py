@@ -39,6 +39,18 @@ def make_optimizer(
     return made
 
 
+def deciding_options(spec: str) -> dict[str, Any] | None:
+    """Return the options that decide the bytes of its state, each with its usual value.
+
+    None for an optimizer outside the catalogue.
+    """
+    name, _ = optimizers.parse(spec)
+    if ":" in name:
+        return None
+    usual = optimizers.option_defaults(name)
+    return {option: usual[option] for option in optimizers.describe(name).decided_by}
+
+
 def set_training(optimizer: torch.optim.Optimizer, is_training: bool) -> None:
     """Call `train()` or `eval()` of an optimizer that has them, as schedule-free ones do, or of one
     inside of it.

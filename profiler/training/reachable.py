@@ -1,7 +1,7 @@
-"""Tensors that can be reached from an object, and the plain tensors that each is made of.
+"""Tensors that are reachable from an object, and the plain tensors that each is made of.
 
-Containers, attributes and what functions enclose are searched, in cycles too. NumPy's arrays and
-torch's storages come as tensors that share their memory. Weak references are not followed.
+The search covers containers, attributes and closures of functions, and handles cycles. NumPy arrays
+and torch's storages appear as tensors that share their memory. Weak references are not followed.
 """
 
 import gc
@@ -18,7 +18,7 @@ import torch
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-# The accessors of the plain tensors that a sparse tensor is made of, by its layout.
+# The accessors of a sparse tensor's plain tensors, by layout.
 _PARTS: Mapping[torch.layout, tuple[str, ...]] = {
     torch.sparse_coo: ("_indices", "_values"),
     torch.sparse_csr: ("crow_indices", "col_indices", "values"),
@@ -26,7 +26,7 @@ _PARTS: Mapping[torch.layout, tuple[str, ...]] = {
     torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
     torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
 }
-# A scaler belongs to the training loop, also where a wrapped optimizer knows it.
+# A scaler belongs to the training loop, even if a wrapped optimizer refers to it.
 _NOT_SEARCHED = (
     type,
     ModuleType,
@@ -35,9 +35,9 @@ _NOT_SEARCHED = (
     torch.amp.GradScaler,
     weakref.WeakValueDictionary,
 )
-# Where Python's own objects are from that hold others and have no attributes for them: generators,
-# iterators, caches, bound methods and partial functions.
-_PYTHON_S = ("builtins", "itertools", "functools", "collections")
+# Modules of Python's objects that refer to others without attributes: generators, iterators,
+# caches, bound methods and partial functions.
+_PYTHON_MODULES = ("builtins", "itertools", "functools", "collections")
 _KEPT_BY_CLASSES = (torch.Tensor, Mapping, list, tuple, set, deque)
 # The attributes of parameters in which Megatron, FSDP and Opacus keep gradients.
 _GRADIENTS = {
@@ -49,17 +49,17 @@ _GRADIENTS = {
     "_cpu_grad",
 }
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-# They hold nothing, or pass for what they refer to.
-_PASSED_BY = frozenset((int, float, complex, bool, str, bytes, type(None), *weakref.ProxyTypes))
-# The owner, the first text on the way, and what was found there.
-Found = tuple[Any, str, Any]
+# Objects without references, or proxies that act as the object they refer to.
+_SKIPPED = frozenset((int, float, complex, bool, str, bytes, type(None), *weakref.ProxyTypes))
+# The owner, the first text key on the way, and the object itself.
+Reached = tuple[Any, str, Any]
 
 
 def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the tensors that hold the data of a tensor, those that it is made of or itself.
+    """Yield the tensors with the data of a tensor: those it is made of, or itself.
 
-    A sparse tensor is made of its indices and values, a DTensor of the local shard, torchao's
-    low-bit states of codes and scales. All have storages except those of an opaque layout.
+    A sparse tensor is made of indices and values, a DTensor of the local shard, torchao's low-bit
+    states of codes and scales. All have storages except tensors of an opaque layout.
     """
     if type(tensor) in _PLAIN and tensor.layout is torch.strided:
         yield tensor
@@ -70,20 +70,20 @@ def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         for accessor in parts:
             yield from plain_tensors(getattr(tensor, accessor)())
     elif is_traceable_wrapper_subclass(tensor):
-        # A DTensor names its mesh too.
+        # A DTensor lists its mesh too.
         parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
         for part in parts:
             if isinstance(part, torch.Tensor):
                 yield from plain_tensors(part)
     elif _is_hollow(tensor):
-        # MaskedTensor and its like do not say what they are made of.
+        # MaskedTensor, for one, does not list its parts.
         yield from tensors_in(vars(tensor))
     else:
         yield tensor
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """Every tensor in containers and in attributes of objects, except modules."""
+    """Yield every tensor in containers and in attributes of objects, except modules."""
     for _, _, tensor in _reachable([(None, "", value)], in_modules=False):
         yield tensor
 
@@ -91,18 +91,17 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
 def tensors_of_optimizer(
     optimizer: torch.optim.Optimizer, *, in_modules: bool
 ) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """Yield every tensor that an optimizer reaches: its owner, the first text on the way, and
-    itself.
+    """Yield the owner, the first text key on the way and the tensor, for each reachable tensor.
 
-    The owner is what a state is filed under, or the key of a dict of tensors: nearly always a
-    parameter. Parameters and their gradients are among the tensors; so are parameters and buffers
-    of modules that the optimizer keeps, where `in_modules` says so. Any of those may be the model.
+    The owner is the key of a state, or of a dict of tensors: nearly always a parameter. The tensors
+    include parameters and gradients and, if `in_modules`, the parameters and buffers of modules
+    that the optimizer keeps. Any of these may be the model's.
     """
     return _reachable([(None, "", optimizer)], in_modules=in_modules)
 
 
 def _is_hollow(tensor: torch.Tensor) -> bool:
-    """Return whether a subclass has a shape of its own and no memory behind it."""
+    """Return whether the tensor is of a subclass that has a shape and no memory."""
     if (
         type(tensor) in (torch.Tensor, torch.nn.Parameter)
         or tensor.is_meta
@@ -117,20 +116,18 @@ def _is_hollow(tensor: torch.Tensor) -> bool:
 
 
 def _reachable(
-    roots: Iterable[Found], *, in_modules: bool
+    roots: Iterable[Reached], *, in_modules: bool
 ) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """Search depth first. A stack, because objects of others may be nested deeper than Python
-    recurses.
-    """
-    # Values are kept, so that no id is given away a second time.
+    """Search depth first, with a stack: objects may be nested deeper than Python can recurse."""
+    # Values stay alive, so that no id is used twice.
     seen: dict[int, Any] = {}
     stack = [iter(roots)]
     while stack:
-        if (found := next(stack[-1], None)) is None:
+        if (reached := next(stack[-1], None)) is None:
             stack.pop()
             continue
-        owner, key, value = found
-        if type(value) in _PASSED_BY:
+        owner, key, value = reached
+        if type(value) in _SKIPPED:
             continue
         if isinstance(value, torch.Tensor):
             yield from ((owner, key, plain) for plain in plain_tensors(value))
@@ -138,14 +135,14 @@ def _reachable(
             tensors = [*value.parameters(), *value.buffers()] if in_modules else []
             stack.append(iter([(owner, key, tensor) for tensor in tensors]))
         elif id(value) not in seen:
-            # The tensor too, whose storage would else be taken for the next one in its place.
+            # The tensor too, or a later storage at its address would be taken for the same.
             seen[id(value)] = value, (tensor := _sharing(value))
             if tensor is not None:
                 yield owner, key, tensor
             stack.append(_inside(owner, key, value))
 
 
-def _inside(owner: Any, key: str, value: Any) -> Iterator[Found]:
+def _inside(owner: Any, key: str, value: Any) -> Iterator[Reached]:
     if isinstance(value, torch.optim.Optimizer):
         yield from _inside_optimizer(value)
         return
@@ -156,15 +153,13 @@ def _inside(owner: Any, key: str, value: Any) -> Iterator[Found]:
             yield owner, key, name
 
 
-def _inside_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Found]:
-    """Yield what names its tensors best first: the state, groups, attributes, and optimizers
-    inside.
-    """
-    for owner, held in _members(optimizer.state):
-        yield owner, owner if isinstance(owner, str) else "", held
+def _inside_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Reached]:
+    """Yield the parts with the best keys first: state, groups, attributes, optimizers inside."""
+    for owner, state in _members(optimizer.state):
+        yield owner, owner if isinstance(owner, str) else "", state
     for group in optimizer.param_groups:
         yield from ((None, name, value) for name, value in group.items() if name != "params")
-    members = [*_members(optimizer), *_class_s_containers(type(optimizer))]
+    members = [*_members(optimizer), *_class_containers(type(optimizer))]
     attributes = [(name, value) for name, value in members if not _is_of_torch(name)]
     for is_inner in (False, True):
         yield from (
@@ -173,11 +168,11 @@ def _inside_optimizer(optimizer: torch.optim.Optimizer) -> Iterator[Found]:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             yield None, "params", parameter
-            yield from ((parameter, name, value) for name, value in _hung_on(parameter))
+            yield from ((parameter, name, value) for name, value in _attributes_of(parameter))
 
 
-def _class_s_containers(kind: type) -> Iterator[tuple[str, Any]]:
-    """Yield what the classes of an optimizer keep for all their instances."""
+def _class_containers(kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the containers and tensors in class attributes of an optimizer."""
     for base in kind.__mro__:
         if base.__module__.partition(".")[0] != "torch":
             yield from (
@@ -188,9 +183,7 @@ def _class_s_containers(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _is_of_torch(name: str) -> bool:
-    """Return whether an attribute is one that torch gives every optimizer; hooks belong to the
-    training loop.
-    """
+    """Return whether torch gives every optimizer this attribute; hooks belong to the loop."""
     return name in ("state", "param_groups") or name.startswith("_optimizer_")
 
 
@@ -199,10 +192,8 @@ def _holds_optimizer(value: Any) -> bool:
     return any(isinstance(item, torch.optim.Optimizer) for item in items)
 
 
-def _hung_on(parameter: torch.Tensor) -> Iterator[tuple[str, Any]]:
-    """Yield the attributes that an optimizer gave a parameter. A subclass has its own, which are
-    the model's.
-    """
+def _attributes_of(parameter: torch.Tensor) -> Iterator[tuple[str, Any]]:
+    """Yield attributes that an optimizer gave a parameter; those of a subclass are the model's."""
     if type(parameter) in (torch.Tensor, torch.nn.Parameter):
         yield from (
             (name, value) for name, value in vars(parameter).items() if name not in _GRADIENTS
@@ -210,7 +201,7 @@ def _hung_on(parameter: torch.Tensor) -> Iterator[tuple[str, Any]]:
 
 
 def gradients_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Yield the gradient of a tensor, and those that Megatron, FSDP and Opacus hang beside it."""
+    """Yield a tensor's gradient, and those that Megatron, FSDP and Opacus keep as attributes."""
     if tensor.grad is not None:
         yield tensor.grad
     yield from tensors_in(
@@ -219,9 +210,9 @@ def gradients_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def _members(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield what a container or an object holds, with its names."""
+    """Yield the names and members of a container or an object."""
     if type(value) is dict:
-        # Most are: a parameter's state. They have nothing else.
+        # The most frequent case, a parameter's state, has no attributes.
         yield from list(value.items())
         return
     if isinstance(value, _NOT_SEARCHED):
@@ -232,7 +223,7 @@ def _members(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from (("", item) for item in list(value))
     elif isinstance(value, FunctionType):
         yield from (("", item) for item in _contents(value))
-    elif type(value).__module__ in _PYTHON_S:
+    elif type(value).__module__ in _PYTHON_MODULES:
         yield from (("", item) for item in gc.get_referents(value))
     elif _is_array(value):
         yield from (
@@ -250,9 +241,7 @@ def _members(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _contents(function: FunctionType) -> Iterator[Any]:
-    """Yield the defaults of a function and what it has enclosed, except names without a value
-    yet.
-    """
+    """Yield the defaults and the closure of a function, except names without a value yet."""
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     for cell in function.__closure__ or ():
@@ -261,18 +250,16 @@ def _contents(function: FunctionType) -> Iterator[Any]:
 
 
 def _sharing(value: Any) -> torch.Tensor | None:
-    """Return a tensor over the memory of a storage, or of an array that owns its; None for all
-    else.
-    """
+    """Return a tensor that shares the memory of a storage, or of an array that owns its memory."""
     if isinstance(value, torch.UntypedStorage):
         return torch.empty(0, dtype=torch.uint8, device=value.device).set_(value)
     if _is_array(value) and not value.dtype.hasobject and value.flags.owndata and value.size:
         flat = value.ravel(order="K")
         with warnings.catch_warnings(action="ignore"):
-            # Of an array that may not be written to.
+            # torch warns of a read-only array.
             with suppress(TypeError, ValueError):
                 return torch.from_numpy(flat)
-            # A dtype that torch does not have.
+            # A dtype that torch does not support.
             return torch.from_numpy(flat.view("uint8"))
     return None
 

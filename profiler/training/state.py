@@ -1,4 +1,4 @@
-"""Bytes of tensors of any kind, and of an optimizer's state from the tensors that it holds."""
+"""Bytes of tensors of any kind, and of an optimizer's state, tensor by tensor."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,14 +12,15 @@ from optprof.scenarios import schema
 from .reachable import gradients_of, plain_tensors, tensors_of_optimizer
 
 Tensors = Iterable[torch.Tensor | None]
-# An optimizer may file its state under the name of each parameter.
+# An optimizer may use each parameter's name as a key of its state.
 _MOST_KEYS, _OTHERS = 1_000, "others"
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateBytes:
-    """Exact bytes of the state's tensors by key and dtype, host tensors included; storage shared by
-    two tensors counts once.
+    """Exact bytes of the state's tensors by key and dtype, tensors on the host included.
+
+    A storage that tensors share counts once.
     """
 
     by_key_dtype: Mapping[str, Mapping[str, int]]
@@ -36,29 +37,29 @@ class StateBytes:
 
 
 def storage_bytes(tensors: Tensors) -> int:
-    """Bytes of the tensors' storages, each counted once; None counts nothing."""
+    """Return the bytes of the tensors' storages, each counted once; None counts nothing."""
     return sum(nbytes for _, nbytes in _sizes(tensors).values())
 
 
 def bytes_by_dtype(tensors: Tensors) -> dict[str, int]:
-    """The same by torch's names of the dtypes that hold the data, as {"float32": 512}."""
-    found: Counter[str] = Counter()
+    """Return `storage_bytes` by torch's names of the data's dtypes, as {"float32": 512}."""
+    by_dtype: Counter[str] = Counter()
     for dtype, nbytes in _sizes(tensors).values():
-        found[_name(dtype)] += nbytes
-    return dict(found)
+        by_dtype[_name(dtype)] += nbytes
+    return dict(by_dtype)
 
 
 def state_tensors(
     optimizer: torch.optim.Optimizer, model: Tensors | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor that the optimizer keeps, with the first text on the way to it: "exp_avg",
-    "masters".
+    """Yield every tensor of the optimizer's state with the first text key on the way to it.
 
-    It may be in the optimizer's state, groups or attributes, in an optimizer inside, or hang on a
-    parameter. Parameters, gradients and whatever shares their memory are not state. `model` has the
-    model's tensors, frozen ones and buffers too; without it they are the parameters in the groups,
-    and modules that the optimizer keeps are left out. A tensor made of others (DTensor, torchao's
-    low-bit states) counts as those.
+    Examples of keys are "exp_avg" and "masters". The tensor may be in the optimizer's state, groups
+    or attributes, in an optimizer inside, or an attribute of a parameter. Parameters, gradients and
+    tensors that share their memory are not state. `model` has the model's tensors, including frozen
+    parameters and buffers. Without it, they are the parameters of the groups, and modules that the
+    optimizer keeps are skipped. A tensor made of others (DTensor, torchao's low-bit states) counts
+    as those.
     """
     for _, key, tensor in owned_state_tensors(optimizer, model):
         yield key, tensor
@@ -67,12 +68,10 @@ def state_tensors(
 def owned_state_tensors(
     optimizer: torch.optim.Optimizer, model: Tensors | None = None
 ) -> Iterator[tuple[Any, str, torch.Tensor]]:
-    """As `state_tensors`, each with what its state is filed under: a parameter, in nearly every
-    optimizer.
-    """
+    """Yield `state_tensors`, each with its owner: in nearly every optimizer, a parameter."""
     trained = [param for group in optimizer.param_groups for param in group["params"]]
     excluded = set(_sizes(_with_gradients(trained if model is None else model)))
-    # Where an optimizer's own copies are trained, their gradients are gradients too.
+    # An optimizer may train its own copies; their gradients are not state either.
     excluded |= set(_sizes(param.grad for param in trained))
     for owner, key, tensor in tensors_of_optimizer(optimizer, in_modules=model is not None):
         if _key(tensor) not in excluded:
@@ -80,23 +79,23 @@ def owned_state_tensors(
 
 
 def state_bytes(optimizer: torch.optim.Optimizer, model: Tensors | None = None) -> StateBytes:
-    """The bytes of the optimizer's state as it is now."""
-    found: dict[str, Counter[str]] = {}
+    """Return the bytes of the optimizer's state now."""
+    by_key: dict[str, Counter[str]] = {}
     seen: set[int] = set()
     for key, tensor in state_tensors(optimizer, model):
         for storage, (dtype, nbytes) in _sizes([tensor]).items():
             if storage not in seen:
                 seen.add(storage)
                 name = schema.shortened(key, schema.MOST_NAME)
-                name = name if name in found or len(found) < _MOST_KEYS else _OTHERS
-                found.setdefault(name, Counter())[_name(dtype)] += nbytes
-    return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in found.items()})
+                name = name if name in by_key or len(by_key) < _MOST_KEYS else _OTHERS
+                by_key.setdefault(name, Counter())[_name(dtype)] += nbytes
+    return StateBytes(by_key_dtype={key: dict(by_dtype) for key, by_dtype in by_key.items()})
 
 
 def storages_of_state(
     optimizer: torch.optim.Optimizer, model: Tensors | None = None
 ) -> list[torch.UntypedStorage]:
-    """The storages that hold the state, each once."""
+    """Return the storages of the state, each once."""
     storages = {_key(tensor): tensor for _, tensor in state_tensors(optimizer, model)}
     return [
         tensor.untyped_storage() for tensor in storages.values() if torch._C._has_storage(tensor)
@@ -112,19 +111,19 @@ def _with_gradients(tensors: Tensors) -> Iterator[torch.Tensor | None]:
 
 
 def _sizes(tensors: Tensors) -> dict[int, tuple[torch.dtype, int]]:
-    """The dtype and bytes of each storage."""
-    found: dict[int, tuple[torch.dtype, int]] = {}
+    """Return the dtype and bytes of each storage."""
+    sizes: dict[int, tuple[torch.dtype, int]] = {}
     for tensor in tensors:
         for plain in () if tensor is None else plain_tensors(tensor):
-            # A layout of oneDNN's own has no storage, and may pad this.
+            # A tensor in oneDNN's layout has no storage, and may be padded.
             has_storage = torch._C._has_storage(plain)
             nbytes = (
                 plain.untyped_storage().nbytes()
                 if has_storage
                 else plain.numel() * plain.element_size()
             )
-            found.setdefault(_key(plain), (plain.dtype, nbytes))
-    return found
+            sizes.setdefault(_key(plain), (plain.dtype, nbytes))
+    return sizes
 
 
 def _key(plain: torch.Tensor) -> int:

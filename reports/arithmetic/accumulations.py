@@ -1,6 +1,4 @@
-"""Accumulations: courses of training on text side by side, those that differ by their seed alone as
-one.
-"""
+"""Accumulations: training runs on text side by side, joined if they differ by their seed only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,53 +8,40 @@ from statistics import fmean, median, stdev
 
 from optprof.profiler.records.record import Course, Record
 
-# Student's t of two-sided 95 % intervals of the mean of 2, 3, ... 10 values; of more the last is a
-# little wide.
+# Student's t of two-sided 95 % intervals of the mean of 2, 3, ... 10 values. For more values, the
+# last makes the interval a little wide.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The mean over seeds, and the lowest and the highest of them."""
-
-    mean: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Range":
-        """The range of one value or more."""
-        return cls(mean=fmean(values), lowest=min(values), highest=max(values))
-
-    @classmethod
-    def of_finite(cls, values: Sequence[float | None]) -> "Range | None":
-        """The range of one value or more; None where one is not finite: the mean of the others
-        would say less than it seems to.
-        """
-        known = [value for value in values if value is not None]
-        return cls.of(known) if len(known) == len(values) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Difference:
-    """The mean over seeds of what one way has more than another at the same seed, and its 95 % t
-    interval.
-    """
+    """A mean over seeds, with the lowest and highest value or with its 95 % t interval."""
 
     mean: float
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Range":
+        """Return the mean of one value or more, with the lowest and the highest."""
+        return cls(mean=fmean(values), low=min(values), high=max(values))
+
+    @classmethod
+    def of_finite(cls, values: Sequence[float | None]) -> "Range | None":
+        """Return the range of one value or more; None if one is not finite."""
+        finite = [value for value in values if value is not None]
+        return cls.of(finite) if len(finite) == len(values) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Accumulated:
-    """One way to accumulate, over its seeds; each record has a course and times."""
+    """One accumulation over its seeds; each record has a course and times."""
 
     records: tuple[Record, ...]
 
     @property
     def spec(self) -> str:
-        """The accumulation, as it was asked for."""
+        """The accumulation and its options, as the scenario has them."""
         return self.records[0].scenario.accumulate or ""
 
     @property
@@ -66,17 +51,18 @@ class Accumulated:
 
     @property
     def tokens(self) -> int:
-        """The tokens that a course has read."""
+        """The tokens that a training run reads."""
         return _tokens(self.records[0]) * len(_course(self.records[0]).losses)
 
     @property
     def steps(self) -> Range:
-        """The optimizer's steps in a course."""
+        """The optimizer's steps in a training run."""
         return Range.of([len(_course(record).draws) for record in self.records])
 
     def draws(self, parts: int) -> tuple[float | None, ...]:
-        """The mean micro-batches of the steps that ended in each of so many parts of the course;
-        None where none did.
+        """Return the mean micro-batches of a step in each of equal parts of the training run.
+
+        None for a part in which no step ended.
         """
         return tuple(
             _mean(
@@ -91,35 +77,33 @@ class Accumulated:
 
     @property
     def final_loss(self) -> Range | None:
-        """The loss on held-out text at the end; None where one is not finite."""
+        """The loss on held-out text at the end, None if one is not finite."""
         return Range.of_finite([_course(record).held_out[-1].loss for record in self.records])
 
     @property
     def best_loss(self) -> Range | None:
-        """The lowest loss on held-out text; None where a seed never had a finite one."""
-        found = (
+        """The lowest loss on held-out text, None if a seed never had a finite one."""
+        finite = (
             [reading.loss for reading in _course(record).held_out if reading.loss is not None]
             for record in self.records
         )
-        return Range.of_finite([min(losses, default=None) for losses in found])
+        return Range.of_finite([min(losses, default=None) for losses in finite])
 
     @property
     def losses(self) -> dict[int, Range]:
-        """The loss on held-out text, over the seeds, by the tokens read until then; without
-        readings that are not finite at every seed.
-        """
+        """The loss on held-out text by the tokens read, if it is finite at every seed."""
         readings = zip(*(_course(record).held_out for record in self.records), strict=False)
-        found = {
-            taken[0].micro_batches * _tokens(self.records[0]): Range.of_finite(
-                [each.loss for each in taken]
+        losses = {
+            reading[0].micro_batches * _tokens(self.records[0]): Range.of_finite(
+                [of_seed.loss for of_seed in reading]
             )
-            for taken in readings
+            for reading in readings
         }
-        return {tokens: loss for tokens, loss in found.items() if loss is not None}
+        return {tokens: loss for tokens, loss in losses.items() if loss is not None}
 
     @property
     def is_finite(self) -> bool:
-        """Whether every loss of its courses is."""
+        """Return whether every loss of its training runs is finite."""
         courses = [_course(record) for record in self.records]
         return not any(
             loss is None
@@ -127,42 +111,39 @@ class Accumulated:
             for loss in (*course.losses, *(each.loss for each in course.held_out))
         )
 
-    def against(self, other: "Accumulated") -> Difference | None:
-        """The final loss less the other's at the same seed; None where fewer than two seeds have
-        both.
-        """
+    def against(self, other: "Accumulated") -> Range | None:
+        """Return the final loss less the other's at the same seed, None for a single seed."""
         finals = [
             {record.scenario.seed: _course(record).held_out[-1].loss for record in way.records}
             for way in (self, other)
         ]
         pairs = [(mine, finals[1].get(seed)) for seed, mine in finals[0].items()]
-        found = [mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None]
-        if len(found) < 2:
+        losses = [
+            mine - theirs for mine, theirs in pairs if mine is not None and theirs is not None
+        ]
+        if len(losses) < 2:
             return None
-        reach = _STUDENT[min(len(found), len(_STUDENT) + 1) - 2] * stdev(found) / sqrt(len(found))
-        return Difference(mean=fmean(found), low=fmean(found) - reach, high=fmean(found) + reach)
+        student = _STUDENT[min(len(losses), len(_STUDENT) + 1) - 2]
+        mean, reach = fmean(losses), student * stdev(losses) / sqrt(len(losses))
+        return Range(mean=mean, low=mean - reach, high=mean + reach)
 
     def tokens_to(self, loss: float) -> int | None:
-        """The tokens until the held-out loss, averaged over the seeds, is first at most this; None
-        where it never is.
-        """
+        """Return the tokens until the mean held-out loss is first at most this, None if never."""
         return next(
             (tokens for tokens, reached in self.losses.items() if reached.mean <= loss), None
         )
 
     @property
     def micro_batches_per_second(self) -> float:
-        """Micro-batches a second over all courses, their warm-up, text and losses on held-out text
-        apart.
-        """
+        """Micro-batches a second, without the warm-up, loading of text and held-out losses."""
         samples = self._seconds("iteration")
         seconds = sum(samples)
-        # A clock may be too coarse for what it timed.
+        # A coarse clock may read 0.
         return len(samples) / seconds if seconds > 0 else 0.0
 
     @property
     def steps_per_second(self) -> float:
-        """Optimizer steps a second, at the steps that a micro-batch led to over whole courses."""
+        """Optimizer steps a second, at the share of micro-batches that ended in a step."""
         micro_batches = sum(len(_course(record).losses) for record in self.records)
         return (
             self.micro_batches_per_second
@@ -177,18 +158,18 @@ class Accumulated:
 
     @property
     def draw_seconds(self) -> float | None:
-        """The median time of a decision not to step; None where every one was to step."""
+        """The median time of a decision not to step, None if every micro-batch led to a step."""
         samples = self._seconds("draw")
         return median(samples) if samples else None
 
     @property
     def added_bytes(self) -> int:
-        """The most that the accumulation's own tensors have held."""
+        """The most bytes of the accumulation's own tensors."""
         return max(_course(record).added_bytes for record in self.records)
 
     @property
     def dropped(self) -> int:
-        """The micro-batches lost for not being finite, in all courses."""
+        """The micro-batches that were dropped because they were not finite."""
         return sum(_course(record).dropped for record in self.records)
 
     def _seconds(self, phase: str) -> list[float]:
@@ -196,9 +177,7 @@ class Accumulated:
 
 
 def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
-    """The ways to accumulate in groups of equal model, optimizer and tokens, in the order of the
-    run.
-    """
+    """Return the accumulations, grouped by model, optimizer and tokens, in the order of the run."""
     groups: dict[str, dict[str, list[Record]]] = {}
     for record in records:
         if record.course and record.times and record.watched and record.watched.tokens:
@@ -206,15 +185,14 @@ def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
             ways = groups.setdefault(repr(replace(scenario, accumulate=None)), {})
             ways.setdefault(repr(scenario), []).append(record)
     return [
-        [Accumulated(records=tuple(found)) for found in ways.values()] for ways in groups.values()
+        [Accumulated(records=tuple(seeds)) for seeds in ways.values()] for ways in groups.values()
     ]
 
 
 def common_loss(group: Sequence[Accumulated]) -> float | None:
-    """The lowest loss that every way of a group has reached on average over its seeds: what tokens
-    are counted to.
+    """Return the lowest mean loss that every accumulation of a group has reached.
 
-    None where one has no loss that is finite.
+    None if one of them has no finite loss.
     """
     lowest = [min((reached.mean for reached in way.losses.values()), default=None) for way in group]
     return None if None in lowest else max(loss for loss in lowest if loss is not None)
@@ -231,8 +209,8 @@ def _tokens(record: Record) -> int:
 
 
 def _draws_in(course: Course, part: int, parts: int) -> list[int]:
-    """The draws of the steps that ended in this one of the parts of the course's micro-batches."""
-    # Records of before do not say where steps ended: there, as if nothing had been dropped.
+    """Return the draws of the steps that ended in one of equal parts of a training run."""
+    # Older records do not say where steps ended. For them, nothing counts as dropped.
     ends = course.ended or accumulate(course.draws)
     return [
         draws

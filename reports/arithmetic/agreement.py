@@ -1,10 +1,8 @@
-"""Agreement: what was simulated beside what was measured, wherever a run has both for the same
-question.
+"""Agreement: simulated figures and measured ones, if a run has both for the same question.
 
 Bytes of state are the same on every device and for every implementation. Peaks and blocks are
-compared on CUDA alone, and only where both records ran the step the same way under the same
-settings of the allocator, on the memory of the same GPU where there is such a simulation; an
-estimated step time is set beside samples that were taken on the GPU that it is for.
+compared on CUDA only, for equal implementations and allocator settings. A simulation on the memory
+of the measured GPU is preferred. An estimated step time is compared with samples from its own GPU.
 """
 
 import json
@@ -22,7 +20,7 @@ from .labels import labels, optimizer_key
 
 Unit = Literal["bytes", "seconds"]
 _DIFFERING = ("device", "gpu", "implementation", "steps", "seed", "alloc_conf")
-BYTES = {
+_FIELDS = {
     "state": "optimizer_state",
     "state-allocated": "optimizer_state_allocated",
     "peak": "peak_allocated",
@@ -32,9 +30,7 @@ BYTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One figure of one question, simulated (or estimated) and measured; `metric` is a name of
-    `explain.METRICS`.
-    """
+    """One figure, simulated or estimated, and measured; `metric` is a name of `explain.METRICS`."""
 
     label: str
     metric: str
@@ -46,40 +42,41 @@ class Agreement:
 
     @property
     def residual(self) -> float:
-        """What was simulated less what was measured, in bytes or seconds."""
+        """The simulated figure less the measured one, in bytes or seconds."""
         return self.simulated - self.measured
 
     @property
     def percent(self) -> float | None:
-        """The residual in per cent of what was measured; None where that is nothing."""
+        """The residual in per cent of the measured figure, None if that is 0."""
         return 100 * self.residual / self.measured if self.measured else None
 
 
 def agreements(records: Sequence[Record]) -> list[Agreement]:
-    """The figures that a run has both ways, in the order of the run; a measured record is set
-    beside its first simulated one.
+    """Return the figures that a run has both ways, in the order of its measured records.
+
+    A measured record is compared with its first simulated one.
     """
-    names, found = labels(records), []
-    held = [record for record in records if record.outcome == "ok"]
+    names = labels(records)
+    ok = [record for record in records if record.outcome == "ok"]
     simulated: dict[str, list[Record]] = {}
-    for record in held:
+    for record in ok:
         if record.scenario.device == "sim":
             simulated.setdefault(_question(record.scenario), []).append(record)
-    for record in held:
-        if record.scenario.device != "sim" and record.origin == "measured":
-            found += _agreements(
-                names[optimizer_key(record.scenario)],
-                record,
-                simulated.get(_question(record.scenario), ()),
-            )
-    return found
+    return [
+        agreement
+        for record in ok
+        if record.scenario.device != "sim" and record.origin == "measured"
+        for agreement in _agreements(
+            names[optimizer_key(record.scenario)],
+            record,
+            simulated.get(_question(record.scenario), ()),
+        )
+    ]
 
 
-def summary(found: Sequence[Agreement]) -> str:
-    """In a sentence, how many figures of bytes agree to the byte, and how far off the others are at
-    most; empty for none.
-    """
-    exact = [agreement for agreement in found if agreement.unit == "bytes"]
+def summary(agreements: Sequence[Agreement]) -> str:
+    """Count the figures of bytes that agree exactly, and name the worst other; empty for none."""
+    exact = [agreement for agreement in agreements if agreement.unit == "bytes"]
     if not exact:
         return ""
     equal = sum(not agreement.residual for agreement in exact)
@@ -94,105 +91,65 @@ def summary(found: Sequence[Agreement]) -> str:
 
 
 def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
-    """The figures of a measured record that one of the simulated ones tells."""
-    alike = [
-        record
-        for record in simulated
-        if record.scenario.implementation == measured.scenario.implementation
-    ]
-    placed = [
-        record for record in alike if record.scenario.alloc_conf == measured.scenario.alloc_conf
-    ]
-    if _device_name(measured):
-        # A card that the catalogue does not have is none of those that it has.
-        placed = [record for record in placed if record.scenario.gpu in (None, gpu_of(measured))]
-    placed.sort(key=lambda record: record.scenario.gpu != measured.scenario.gpu)
-    found = []
-    for metric, field in BYTES.items():
-        candidates = simulated if metric == "state" else placed
-        value = getattr(measured.memory, field, None)
-        other = next(
-            (record for record in candidates if getattr(record.memory, field, None) is not None),
-            None,
-        )
-        if (
-            value is None
-            or other is None
-            or (metric in ("peak", "reserved") and measured.scenario.workload != "train")
-        ):
+    """Return the figures that a measured record shares with one of the simulated ones."""
+    own = measured.scenario
+    alike = [record for record in simulated if record.scenario.implementation == own.implementation]
+    placed = [record for record in alike if record.scenario.alloc_conf == own.alloc_conf]
+    name, gpu = _gpu(measured)
+    if name:
+        # Simulations of the catalogue's GPUs say nothing of a GPU that it does not have.
+        placed = [record for record in placed if record.scenario.gpu in (None, gpu)]
+    placed.sort(key=lambda record: record.scenario.gpu != own.gpu)
+    agreements = []
+    for metric, field in _FIELDS.items():
+        if metric in ("peak", "reserved") and own.workload != "train":
             continue
-        found.append(
-            _agreement(label, metric, "bytes", getattr(other.memory, field), value, other, measured)
-        )
-    return [*found, *_times(label, measured, alike)]
-
-
-def _times(label: str, measured: Record, simulated: Sequence[Record]) -> list[Agreement]:
-    """The measured step beside its estimate, where the GPU that was asked for is the one that it
-    ran on.
-    """
-    samples = (measured.times or {}).get("step")
-    for record in simulated:
-        if (
-            samples
-            and record.estimate
-            and record.estimate.gpu == measured.scenario.gpu == gpu_of(measured)
-        ):
-            return [
-                _agreement(
-                    label,
-                    "estimate",
-                    "seconds",
-                    record.estimate.seconds,
-                    median(samples),
-                    record,
-                    measured,
+        nbytes = getattr(measured.memory, field, None)
+        for record in simulated if metric == "state" else placed:
+            other = getattr(record.memory, field, None)
+            if nbytes is not None and other is not None:
+                agreements.append(
+                    Agreement(
+                        label=label,
+                        metric=metric,
+                        unit="bytes",
+                        simulated=other,
+                        measured=nbytes,
+                        simulated_from=record,
+                        measured_from=measured,
+                    )
                 )
-            ]
-    return []
+                break
+    samples = (measured.times or {}).get("step")
+    for record in alike:
+        if samples and record.estimate and record.estimate.gpu == own.gpu == gpu:
+            agreements.append(
+                Agreement(
+                    label=label,
+                    metric="estimate",
+                    unit="seconds",
+                    simulated=record.estimate.seconds,
+                    measured=median(samples),
+                    simulated_from=record,
+                    measured_from=measured,
+                )
+            )
+            break
+    return agreements
 
 
-def gpu_of(record: Record) -> str | None:
-    """The catalogue's name of the GPU that the record was measured on, None where it has none or
-    none is known.
-    """
-    memory = _machine(record).get("gpu_memory_bytes")
-    return hardware.name_of_device(
-        _device_name(record), memory if isinstance(memory, int) else None
-    )
-
-
-def _device_name(record: Record) -> str:
-    """Return the name that the GPU gives itself; empty where none was at work or none is told."""
-    return str(_machine(record).get("gpu") or "") if record.scenario.device == "cuda" else ""
-
-
-def _machine(record: Record) -> Mapping[str, Any]:
+def _gpu(record: Record) -> tuple[str, str | None]:
+    """Return the names that the record's GPU has for itself and in the catalogue, if any."""
     machine = record.environment.get("machine")
-    return machine if isinstance(machine, Mapping) else {}
-
-
-def _agreement(
-    label: str,
-    metric: str,
-    unit: Unit,
-    simulated: float,
-    measured: float,
-    simulated_from: Record,
-    measured_from: Record,
-) -> Agreement:
-    return Agreement(
-        label=label,
-        metric=metric,
-        unit=unit,
-        simulated=simulated,
-        measured=measured,
-        simulated_from=simulated_from,
-        measured_from=measured_from,
-    )
+    if record.scenario.device != "cuda" or not isinstance(machine, Mapping):
+        return "", None
+    name, memory = str(machine.get("gpu") or ""), machine.get("gpu_memory_bytes")
+    return name, hardware.name_of_device(name, memory if isinstance(memory, int) else None)
 
 
 def _question(scenario: Scenario) -> str:
-    """What a simulated and a measured scenario of the same question share."""
-    shared = {name: value for name, value in vars(scenario).items() if name not in _DIFFERING}
+    """Return a text that a simulated and a measured scenario of the same question share."""
+    shared: dict[str, Any] = {
+        name: value for name, value in vars(scenario).items() if name not in _DIFFERING
+    }
     return json.dumps(shared, sort_keys=True, default=str)

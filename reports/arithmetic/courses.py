@@ -1,5 +1,6 @@
-"""Courses: what each optimizer's training steps hold from event to event, laid out along a step and
-thinned to a picture's columns.
+"""Courses: the bytes of each optimizer's training steps from event to event.
+
+They are laid out along a step and thinned to a picture's columns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,13 @@ from optprof.profiler.records.timeline import Stretch, Timeline
 from .entries import Entry, Setting, question
 from .labels import OptimizerKey, optimizer_key
 
-# Events have no duration: a phase is as wide as reads well, the same for every optimizer.
+# Events have no duration. Phases get widths that read well, the same for every optimizer.
 WIDTHS = {"forward": 3.0, "backward": 3.0, "step": 3.0, "clip": 1.0, "zero_grad": 0.6}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """A record under its label, and its timeline; that of a device that ran out of memory ends
-    where it did.
-    """
+    """A record with its label and timeline, which ends early if the device ran out of memory."""
 
     label: str
     record: Record
@@ -29,30 +28,22 @@ class Course:
 
     @property
     def setting(self) -> Setting:
-        """The setting that it is a course of."""
+        """The setting of the record."""
         return Setting.of(self.record.scenario, self.record.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """A phase's place along a picture, from `left` to `right` of 0 to 1, and the numbers of its
-    samples.
+    """A phase with its place along a picture and its highest bytes.
+
+    The phase reaches from `left` to `right`, between 0 and 1. `samples` are the numbers of its
+    samples. `fragmentation` is the most that was reserved and not allocated.
     """
 
     stretch: Stretch
     left: float
     right: float
     samples: range
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhaseHeld:
-    """The most that a phase of a step held, in exact bytes; `fragmentation` is what was reserved
-    and not allocated.
-    """
-
-    course: Course
-    stretch: Stretch
     allocated: int
     reserved: int
     fragmentation: int
@@ -64,10 +55,10 @@ def courses(
     labels: Mapping[OptimizerKey, str],
     timelines: Mapping[str, Timeline],
 ) -> list[Course]:
-    """A course for each entry, and for each record that ran out of memory, that has a timeline
-    under the name of a scenario's files.
+    """Return a course for each entry, and for each record that ran out of memory, with a timeline.
 
-    An entry whose bytes were measured has the timeline of the simulation that asked the same.
+    Timelines are looked up by the file names of scenarios. An entry whose bytes were measured gets
+    the timeline of a simulation of the same question.
     """
     if not timelines:
         return []
@@ -81,28 +72,38 @@ def courses(
         for record, timeline in reversed(traced)
         if record.outcome == "ok"
     }
-    found = [
+    labelled = [
         (entry.label, simulated[question(entry.bytes_from)])
         for entry in entries
         if entry.bytes_from and question(entry.bytes_from) in simulated
     ]
-    found += [
+    labelled += [
         (labels[optimizer_key(record.scenario)], (record, timeline))
         for record, timeline in traced
         if record.outcome == "out-of-memory"
     ]
     return [
-        Course(label=label, record=record, timeline=timeline) for label, (record, timeline) in found
+        Course(label=label, record=record, timeline=timeline)
+        for label, (record, timeline) in labelled
     ]
 
 
 def bands(timeline: Timeline) -> list[Band]:
-    """The phases side by side."""
+    """Lay the phases side by side."""
     widths = [WIDTHS.get(stretch.phase, 1.0) for stretch in timeline.phases]
     edges = [edge / sum(widths) for edge in accumulate(widths, initial=0.0)]
-    ends = list(accumulate((stretch.samples for stretch in timeline.phases), initial=0))
+    ends = accumulate((stretch.samples for stretch in timeline.phases), initial=0)
+    fragmentation = timeline.fragmentation
     return [
-        Band(stretch=stretch, left=left, right=right, samples=range(first, last))
+        Band(
+            stretch=stretch,
+            left=left,
+            right=right,
+            samples=range(first, last),
+            allocated=max(timeline.allocated[first:last], default=0),
+            reserved=max(timeline.reserved[first:last], default=0),
+            fragmentation=max(fragmentation[first:last], default=0),
+        )
         for stretch, (left, right), (first, last) in zip(
             timeline.phases, pairwise(edges), pairwise(ends), strict=True
         )
@@ -110,8 +111,9 @@ def bands(timeline: Timeline) -> list[Band]:
 
 
 def thinned(timeline: Timeline, columns: int) -> list[tuple[float, int]]:
-    """Samples and their places of 0 to 1: the highest and the lowest of each of so many columns,
-    and the last of each phase.
+    """Return the places, from 0 to 1, and the numbers of the samples that a picture shows.
+
+    These are the highest and the lowest sample of each column, and the last one of each phase.
     """
     points = []
     for band in bands(timeline):
@@ -128,25 +130,13 @@ def thinned(timeline: Timeline, columns: int) -> list[tuple[float, int]]:
     return points
 
 
-def phases_held(course: Course) -> list[PhaseHeld]:
-    """The most that each phase held."""
-    timeline = course.timeline
-    fragmentation = timeline.fragmentation
-    return [
-        PhaseHeld(
-            course=course,
-            stretch=band.stretch,
-            allocated=max(timeline.allocated[number] for number in band.samples),
-            reserved=max(timeline.reserved[number] for number in band.samples),
-            fragmentation=max(fragmentation[number] for number in band.samples),
-        )
-        for band in bands(timeline)
-        if band.samples
-    ]
+def phases_held(course: Course) -> list[Band]:
+    """Return the phases that have samples."""
+    return [band for band in bands(course.timeline) if band.samples]
 
 
 def _place(timeline: Timeline, band: Band, number: int) -> float:
-    """Where a sample stands, from 0 to 1."""
+    """Return the place of a sample, from 0 to 1."""
     return band.left + (band.right - band.left) * timeline.places[number] / max(
         band.stretch.events, 1
     )

@@ -1,32 +1,40 @@
-"""Curves: bytes of state against parameters, one series per optimizer and model family."""
+"""Curves: bytes of state and seconds of the step against parameters."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from optprof.profiler.records.record import Record
 
 from .labels import dtype_name, labels, model_traits, optimizer_key
+from .times import Spread
 
-# Two series closer than this at every model they share would be drawn one over the other.
+# Two series that are closer than this at every model they share would cover each other.
 COINCIDENT = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """The state that one optimizer keeps for one model."""
+    """One model on a curve: the bytes of its state, or the seconds of its step.
+
+    `lower` and `upper` are the 95 % interval of the seconds, None for too few samples.
+    """
 
     model: str
     parameters: int
-    state_bytes: int
     origin: str
+    state_bytes: int = 0
+    seconds: float = 0.0
+    lower: float | None = None
+    upper: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """Points of one optimizer that a line may join: one model family, or a model that stands alone.
+    """Points of one optimizer that a line may join: one model family, or one model without family.
 
-    `lane` counts the earlier series that this one coincides with, so that a picture can keep both
-    legible.
+    `lane` counts the earlier series that coincide with this one, so that a picture can show both.
+    A series of times has an implementation and a clock: "cpu" or "cuda" for samples, a GPU's name
+    for estimates.
     """
 
     label: str
@@ -34,49 +42,88 @@ class Series:
     family: str | None
     points: tuple[Point, ...]
     lane: int = 0
+    implementation: str = ""
+    clock: str = ""
+
+
+# Label, dtype, family, the model and its trained part if it has no family, implementation, clock.
+_Key = tuple[str, str, str | None, str, str, str]
 
 
 def curves(records: Sequence[Record]) -> list[Series]:
-    """The series of a run, each sorted by parameters; a state of no bytes is a point too."""
+    """Return the series of states, each sorted by parameters; a state of 0 bytes is a point too."""
     names = labels(records)
-    groups: dict[tuple[str, str, str | None, str], dict[str, Point]] = {}
+    groups: dict[_Key, dict[str, Point]] = {}
     for record in records:
-        point = _point(record)
-        if point is None:
+        if record.outcome != "ok" or record.memory is None or not record.parameter_count:
             continue
-        # A model without a family is a group of its own, and so is each part of it that is trained.
-        group = (
-            names[optimizer_key(record.scenario)],
-            dtype_name(record.scenario, record.memory),
-            record.model_family,
-            " ".join(("" if record.model_family else point.model, *model_traits(record.scenario))),
-        )
-        points = groups.setdefault(group, {})
-        # What was measured is drawn before what was simulated.
+        point = _point(record, record.origin, state_bytes=record.memory.optimizer_state)
+        points = groups.setdefault(_key(names, record), {})
+        # A measured state is drawn in place of a simulated one.
         if point.model not in points or point.origin == "measured":
             points[point.model] = point
-    return _in_lanes([_series(group, points.values()) for group, points in groups.items()])
+    return _in_lanes([_series(key, points.values()) for key, points in groups.items()])
 
 
-def _point(record: Record) -> Point | None:
-    if record.outcome != "ok" or record.memory is None or not record.parameter_count:
-        return None
-    state = record.memory.optimizer_state
+def time_curves(records: Sequence[Record]) -> list[Series]:
+    """Return the series of step times, each sorted by parameters.
+
+    Of several records of one model, the first is used.
+    """
+    names = labels(records)
+    groups: dict[_Key, dict[str, Point]] = {}
+    for record in records:
+        for clock, point in _times(record):
+            key = _key(names, record, record.scenario.implementation, clock)
+            groups.setdefault(key, {}).setdefault(point.model, point)
+    return [_series(key, points.values()) for key, points in groups.items()]
+
+
+def _key(
+    names: Mapping[tuple[str, str], str], record: Record, implementation: str = "", clock: str = ""
+) -> _Key:
+    scenario, family = record.scenario, record.model_family
+    alone = " ".join(("" if family else scenario.model, *model_traits(scenario)))
+    dtype = dtype_name(scenario, record.memory)
+    return names[optimizer_key(scenario)], dtype, family, alone, implementation, clock
+
+
+def _times(record: Record) -> list[tuple[str, Point]]:
+    """Return the points of the record's samples and of its estimate, each with its clock."""
+    points = []
+    samples = (record.times or {}).get("step")
+    if not record.parameter_count:
+        return []
+    if record.outcome == "ok" and samples:
+        spread = Spread.of(samples)
+        point = _point(record, record.origin, seconds=spread.median)
+        if interval := spread.interval:
+            point = replace(point, lower=interval.lower, upper=interval.upper)
+        points.append((record.scenario.device, point))
+    if estimate := record.estimate:
+        points.append((estimate.gpu, _point(record, "estimated", seconds=estimate.seconds)))
+    return points
+
+
+def _point(record: Record, origin: str, *, state_bytes: int = 0, seconds: float = 0.0) -> Point:
     return Point(
         model=record.scenario.model,
-        parameters=record.parameter_count,
-        state_bytes=state,
-        origin=record.origin,
+        parameters=record.parameter_count or 0,
+        origin=origin,
+        state_bytes=state_bytes,
+        seconds=seconds,
     )
 
 
-def _series(group: tuple[str, str, str | None, str], points: Iterable[Point]) -> Series:
-    label, dtype, family, _ = group
+def _series(key: _Key, points: Iterable[Point]) -> Series:
+    label, dtype, family, _, implementation, clock = key
     return Series(
         label=label,
         dtype=dtype,
         family=family,
         points=tuple(sorted(points, key=lambda point: point.parameters)),
+        implementation=implementation,
+        clock=clock,
     )
 
 

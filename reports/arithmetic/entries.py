@@ -1,4 +1,4 @@
-"""Entries: the records of a run, joined into one line per optimizer and setting."""
+"""Entries: the records of a run, joined into one line for each optimizer and setting."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from .times import Spread
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What an optimizer is set to work on; only entries of one setting are compared."""
+    """The model and the training that an optimizer works on; only equal settings are compared."""
 
     model: str
     dtype: DType | None
@@ -25,7 +25,7 @@ class Setting:
 
     @classmethod
     def of(cls, scenario: Scenario, memory: Memory | None = None) -> "Setting":
-        """The setting that a scenario asks for; `memory` knows the dtypes that a factory chose."""
+        """Return the setting of a scenario; `memory` has the dtypes that a factory chose."""
         return cls(
             model=scenario.model,
             dtype=scenario.dtype,
@@ -38,18 +38,16 @@ class Setting:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """The setting but for its model, in words."""
+        """The setting in words, without its model."""
         length = () if self.sequence_length is None else (f"{self.sequence_length:,} tokens",)
-        # A factory that takes no batch size makes its batch as large as it likes.
+        # A factory that takes no batch size chooses its own.
         batch = () if ":" in self.model and self.batch_size == 1 else (f"batch {self.batch_size}",)
         return *self.model_traits, self.dtype_name, *batch, *length, *self.training_traits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One optimizer in one setting: the record that tells its bytes and the record that tells its
-    times, where there are such.
-    """
+    """One optimizer in one setting, with the records of its bytes and of its times."""
 
     setting: Setting
     label: str
@@ -58,7 +56,7 @@ class Entry:
 
     @property
     def record(self) -> Record:
-        """The record that the entry stands on: that of its bytes if it has one."""
+        """The record of its bytes, or else that of its times."""
         record = self.bytes_from or self.times_from
         assert record is not None, "an entry is made from a record"
         return record
@@ -75,7 +73,7 @@ class Entry:
 
     @property
     def memory(self) -> Memory | None:
-        """The bytes, None where no record tells them."""
+        """The bytes, None without a record of them."""
         return self.bytes_from.memory if self.bytes_from else None
 
     @property
@@ -85,29 +83,26 @@ class Entry:
 
     @property
     def bytes_per_parameter(self) -> float | None:
-        """Bytes of state that the optimizer keeps for one parameter of the model."""
+        """Bytes of state for one parameter of the model."""
         count = self.bytes_from.parameter_count if self.bytes_from else None
         return self.state_bytes / count if count and self.state_bytes is not None else None
 
     @property
+    def peak(self) -> Memory | None:
+        """The bytes if they are those of a training step, with its peak."""
+        memory = self.memory
+        has_peak = memory is not None and memory.peak_allocated is not None
+        return memory if has_peak and self.scenario.workload == "train" else None
+
+    @property
     def peak_bytes(self) -> int | None:
-        """The most that was allocated in a training step; the workload "state" has none to
-        tell of.
-        """
-        return (
-            self.memory.peak_allocated
-            if self.memory and self.scenario.workload == "train"
-            else None
-        )
+        """The most that was allocated in a training step."""
+        return self.peak.peak_allocated if self.peak else None
 
     @property
     def peak_upper(self) -> int | None:
-        """The upper end of that peak where it is a range, for what cuDNN may take."""
-        return (
-            self.memory.peak_allocated_upper
-            if self.memory and self.peak_bytes is not None
-            else None
-        )
+        """The upper end of that peak if it is a range, because of cuDNN's workspaces."""
+        return self.peak.peak_allocated_upper if self.peak else None
 
     @cached_property
     def step(self) -> Spread | None:
@@ -117,22 +112,21 @@ class Entry:
 
     @property
     def estimate(self) -> StepEstimate | None:
-        """What a step would take on the GPU that the scenario names, None where it names none."""
+        """The estimated step on the GPU that the scenario names, None if it names no GPU."""
         return self.bytes_from.estimate if self.bytes_from else None
 
 
 def entries(records: Sequence[Record]) -> list[Entry]:
-    """One entry for each optimizer, setting and implementation whose bytes are known, in the order
-    of the run.
+    """Return an entry for each optimizer, setting and implementation, in the order of the run.
 
-    Records of whole training steps make entries; the smaller records of workload "state" do so only
-    in a run that has no others. A time is set beside bytes of its own implementation if there are
-    any, else beside the others. Failed records make none.
+    Entries are made from records of whole training steps, or from records of workload "state" in a
+    run without others; never from failed records. A time joins bytes of its own implementation if
+    there are any, else any other bytes.
     """
     names = labels(records)
-    found = [record for record in records if record.outcome == "ok"]
+    ok = [record for record in records if record.outcome == "ok"]
     subjects: dict[tuple[Setting, OptimizerKey], list[Record]] = {}
-    for record in [record for record in found if record.scenario.workload == "train"] or found:
+    for record in [record for record in ok if record.scenario.workload == "train"] or ok:
         subjects.setdefault((_setting(record), optimizer_key(record.scenario)), []).append(record)
     order = {
         setting: number
@@ -147,7 +141,7 @@ def entries(records: Sequence[Record]) -> list[Entry]:
 
 
 def question(record: Record) -> tuple[Setting, OptimizerKey, str]:
-    """What a simulation and a measurement have in common that ask the same."""
+    """Return a key that a simulation and a measurement of the same question share."""
     return _setting(record), optimizer_key(record.scenario), record.scenario.implementation
 
 
@@ -156,12 +150,12 @@ def _setting(record: Record) -> Setting:
 
 
 def failures(records: Iterable[Record]) -> list[Record]:
-    """The records whose outcome is not ok."""
+    """Return the records whose outcome is not ok."""
     return [record for record in records if record.outcome != "ok"]
 
 
 def by_setting(entries: Iterable[Entry]) -> dict[Setting, list[Entry]]:
-    """The entries of each setting, in the order of the run."""
+    """Return the entries of each setting, in the order of the run."""
     groups: dict[Setting, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.setting, []).append(entry)
@@ -169,36 +163,29 @@ def by_setting(entries: Iterable[Entry]) -> dict[Setting, list[Entry]]:
 
 
 def setting_names(settings: Iterable[Setting]) -> dict[Setting, str]:
-    """A name for each setting: its model, and what differs between settings of that model."""
+    """Name each setting by its model, and by the traits that differ between its settings."""
     traits = {setting: setting.traits for setting in dict.fromkeys(settings)}
     common: dict[str, set[str]] = {}
-    for setting, found in traits.items():
-        common.setdefault(setting.model, set(found)).intersection_update(found)
+    for setting, own in traits.items():
+        common.setdefault(setting.model, set(own)).intersection_update(own)
     return {
         setting: " · ".join(
-            (setting.model, *(trait for trait in found if trait not in common[setting.model]))
+            (setting.model, *(trait for trait in own if trait not in common[setting.model]))
         )
-        for setting, found in traits.items()
+        for setting, own in traits.items()
     }
 
 
 def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Entry]:
-    holding = [record for record in records if record.memory]
-    # A CPU tells no peaks: its bytes are used only where nothing else is known.
+    counted = [record for record in records if record.memory]
+    # The bytes of a CPU have no peak. They are used only without others.
     peaking = [
-        record for record in holding if record.memory and record.memory.peak_allocated is not None
+        record for record in counted if record.memory and record.memory.peak_allocated is not None
     ]
-    with_bytes = _by_implementation(peaking or holding, lambda record: record.origin == "measured")
+    with_bytes = _by_implementation(peaking or counted, lambda record: record.origin == "measured")
     timed = [record for record in records if record.times and record.course is None]
     with_times = _by_implementation(timed, lambda record: record.scenario.device == "cuda")
-    stray = next(
-        (
-            record
-            for implementation, record in with_times.items()
-            if implementation not in with_bytes
-        ),
-        None,
-    )
+    stray = next((record for how, record in with_times.items() if how not in with_bytes), None)
     return [
         Entry(
             setting=setting,
@@ -213,10 +200,10 @@ def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Ent
 def _by_implementation(
     records: Iterable[Record], preferred: Callable[[Record], bool]
 ) -> dict[str, Record]:
-    """The first preferred record of each implementation, or its first."""
+    """Return the first preferred record of each implementation, or else its first."""
     chosen: dict[str, Record] = {}
     for record in records:
-        held = chosen.get(record.scenario.implementation)
-        if held is None or (preferred(record) and not preferred(held)):
+        earlier = chosen.get(record.scenario.implementation)
+        if earlier is None or (preferred(record) and not preferred(earlier)):
             chosen[record.scenario.implementation] = record
     return chosen

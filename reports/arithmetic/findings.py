@@ -1,4 +1,4 @@
-"""Findings: what a run found, worked out once for every table, picture and page that shows it."""
+"""Findings: all that is derived from a run's records, once for every table and picture."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +13,16 @@ from ..units import count_text
 from ..words import conditions, shared
 from .accumulations import accumulations
 from .courses import Course, courses
-from .curves import Series, curves
+from .curves import Series, curves, time_curves
 from .entries import Entry, Setting, entries, failures, setting_names
 from .labels import OptimizerKey, labels, optimizer_key
-from .paces import Pace, paces
 from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
-from .savings import Saving, savings
-from .time_curves import TimeSeries, time_curves
+from .ratios import Ratio
+from .savings import Saving, paces, savings
 from .times import Timing, timings
 
-# A picture with more rows is no longer looked at.
+# A picture with more rows is hard to read.
 MOST_ROWS = 16
 
 Item = TypeVar("Item")
@@ -40,8 +39,7 @@ class Findings:
     def of(
         cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None
     ) -> "Findings":
-        """Findings of these records, and the timelines of their scenarios by the names of their
-        files.
+        """Return the findings of these records; timelines go by the file names of scenarios.
 
         ValueError for a run without records.
         """
@@ -85,12 +83,13 @@ class Findings:
     @cached_property
     def names(self) -> dict[Setting, str]:
         """A name for each setting that the run is about."""
-        # What failed is asked for too; the small records that only stand on the curve are not what
-        # the run is about.
-        asked = [entry.setting for entry in self.entries]
-        asked += [Setting.of(record.scenario, record.memory) for record in failures(self.records)]
+        # A run is about what failed, too, but not about small records that only extend a curve.
+        settings = [entry.setting for entry in self.entries]
+        settings += [
+            Setting.of(record.scenario, record.memory) for record in failures(self.records)
+        ]
         return setting_names(
-            asked or [Setting.of(record.scenario, record.memory) for record in self.records]
+            settings or [Setting.of(record.scenario, record.memory) for record in self.records]
         )
 
     @cached_property
@@ -101,13 +100,13 @@ class Findings:
     @cached_property
     def marks(self) -> dict[str, Mark]:
         """A mark for each label."""
-        # Ways to accumulate have marks of their own: no picture shows them beside optimizers.
+        # Accumulations may share marks with optimizers, as no picture shows both.
         ways = marks(way.spec for group in accumulations(self.records) for way in group)
         return ways | marks([*self.labels.values(), *(entry.label for entry in self.entries)])
 
     @cached_property
-    def paces(self) -> list[Pace]:
-        """The time of each step against the baseline's."""
+    def paces(self) -> list[tuple[Entry, Ratio]]:
+        """The ratio of each entry's step time to the baseline's."""
         return paces(self.entries)
 
     @cached_property
@@ -116,27 +115,25 @@ class Findings:
         return tradeoffs(self.entries)
 
     @cached_property
-    def time_curves(self) -> list[TimeSeries]:
+    def time_curves(self) -> list[Series]:
         """Times of the step against parameters."""
         return time_curves(self.records)
 
     @property
     def models(self) -> list[str]:
-        """The models that were asked for, in the order of the run."""
+        """The models of the settings, in the order of the run."""
         return list(dict.fromkeys(setting.model for setting in self.names))
 
     def name_of(self, setting: Setting) -> str:
-        """The name of a setting; of one on the curve alone, its model."""
+        """Return the name of a setting; for one that is only on a curve, its model."""
         return self.names.get(setting, setting.model)
 
     def setting_of(self, timing: Timing) -> str:
-        """The name of the setting that a timing was taken in."""
+        """Return the name of a timing's setting."""
         return self.name_of(Setting.of(timing.record.scenario))
 
     def timing_label(self, timing: Timing) -> str:
-        """The optimizer of a timing; with device and implementation where the run's timings differ
-        in them.
-        """
+        """Return a timing's optimizer, with device and implementation if timings differ in them."""
         label = self.labels[optimizer_key(timing.record.scenario)]
         return label if self._alike else f"{label} · {conditions(timing.record)}"
 
@@ -146,7 +143,7 @@ class Findings:
         return shared(conditions(timing.record) for timing in self.timings) is not None
 
     def colour_name(self, label: str) -> str:
-        """The name of a label's colour among those of a page: mark-3."""
+        """Return the name of a label's colour on a page: mark-3."""
         return f"mark-{self._places[label]}"
 
     @cached_property
@@ -155,9 +152,7 @@ class Findings:
 
     @property
     def context(self) -> str:
-        """The settings in words: the model and its size if there is one, then what all settings
-        share.
-        """
+        """The settings in words: a single model and its size, then the traits that all share."""
         traits = [setting.traits for setting in self.names]
         common = set(traits[0]).intersection(*traits)
         shared = [trait for trait in traits[0] if trait in common]
@@ -171,9 +166,7 @@ class Findings:
 def pictured(
     rows: Sequence[Item], group: Callable[[Item], Hashable]
 ) -> tuple[list[Item], tuple[str, ...]]:
-    """The rows that a picture shows, whole groups of them and never none of many; and a note where
-    it leaves some to the table.
-    """
+    """Return the whole groups of rows that a picture shows, and a note if some are left out."""
     groups: dict[Hashable, list[Item]] = {}
     for row in rows:
         groups.setdefault(group(row), []).append(row)

@@ -1,21 +1,18 @@
-"""Labels: what an optimizer is called in a table or a picture, so that two that differ never share
-a name.
-"""
+"""Labels: one name for each optimizer of a run, the same in every table and picture."""
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from optprof.profiler.records.fits import Fit
 from optprof.profiler.records.record import Memory, Record
 from optprof.profiler.safety.plain import plain
 from optprof.scenarios.spec import DType, Scenario
 
-# Options that decide how many bytes an optimizer keeps; a table shows them, whatever their value.
-BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")
-# Without an entry, the usual momentum is none.
-USUAL_MOMENTUM = {"muon": 0.95, "scion": 0.1, "sgd": 0.9, "sgd-sai": 0.9}
+# Older records do not say which options decide the bytes; these do where an optimizer has them.
+_OLDER_BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")
 
-# Torch's names of dtypes and ours, in the order in which a mixed model's are told.
+# Torch's names of dtypes and ours, in the order in which a label lists those of a mixed model.
 _SHORT_DTYPES: Mapping[str, DType] = {
     "float64": "fp64",
     "float32": "fp32",
@@ -28,31 +25,34 @@ _ENCODER = json.JSONEncoder(sort_keys=True, default=str)
 
 
 def optimizer_key(scenario: Scenario) -> OptimizerKey:
-    """What makes two scenarios ask for the same optimizer: its name and all its options."""
+    """Return a key that two scenarios share if they name one optimizer with the same options."""
     return scenario.optimizer, _ENCODER.encode(scenario.options)
 
 
-def labels(records: Iterable[Record]) -> dict[OptimizerKey, str]:
-    """A label for each optimizer of a run: its name, then the options that change its bytes or tell
-    it from its namesakes.
+def labels(records: Iterable[Record | Fit]) -> dict[OptimizerKey, str]:
+    """Label each optimizer of a run with its name and the options that set it apart.
+
+    These are the options that give its state unusual bytes, and those in which optimizers of the
+    same name differ.
     """
-    return scenario_labels(record.scenario for record in records)
-
-
-def scenario_labels(scenarios: Iterable[Scenario]) -> dict[OptimizerKey, str]:
-    """The same for scenarios that have no records."""
-    options = {optimizer_key(scenario): scenario.options for scenario in scenarios}
+    options: dict[OptimizerKey, Mapping[str, Any]] = {}
+    unusual: dict[OptimizerKey, list[str]] = {}
+    for record in records:
+        key = optimizer_key(record.scenario)
+        options.setdefault(key, record.scenario.options)
+        # A failed record does not say which options decide, another of the same optimizer may.
+        unusual[key] = unusual.get(key) or unusual_options(record)
     namesakes: dict[str, list[Mapping[str, Any]]] = {}
     for (name, _), own in options.items():
         namesakes.setdefault(name, []).append(own)
     differing = {name: _differing(alike) for name, alike in namesakes.items()}
-    return {key: _label(key[0], own, differing[key[0]]) for key, own in options.items()}
+    return {
+        key: _label(key[0], own, unusual[key], differing[key[0]]) for key, own in options.items()
+    }
 
 
 def model_traits(scenario: Scenario) -> tuple[str, ...]:
-    """What the scenario trains of its model, where that is not all of the published one:
-    n_layer=24, LoRA of rank 8.
-    """
+    """Return the changes to the published model: n_layer=24, LoRA of rank 8."""
     rank = scenario.lora_rank
     return (
         *(f"{key}={_plain(value)}" for key, value in scenario.config.items()),
@@ -61,9 +61,7 @@ def model_traits(scenario: Scenario) -> tuple[str, ...]:
 
 
 def training_traits(scenario: Scenario) -> tuple[str, ...]:
-    """How the scenario trains, where that is not torch's usual way: bf16 autocast, checkpointed, 4
-    micro-batches.
-    """
+    """Return the differences from torch's default training: bf16 autocast, 4 micro-batches."""
     named = (
         (scenario.amp, f"{scenario.amp} autocast"),
         (scenario.checkpointing, "checkpointed"),
@@ -79,32 +77,41 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
 
 
 def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:
-    """The dtypes of the scenario's parameters, as a record counted them: "bf16", "fp32+bf16".
+    """Return the dtypes of the parameters as a record counted them: "bf16", "fp32+bf16".
 
-    Without a record the one that was asked for, "own" where a factory chooses.
+    Without a record, return the scenario's dtype, or "own" for a factory that chooses.
     """
-    held = dict(memory.parameters_by_dtype) if memory else {}
-    names = [short for name, short in _SHORT_DTYPES.items() if held.pop(name, None) is not None]
-    return "+".join((*names, *sorted(held))) or scenario.dtype or "own"
+    nbytes = dict(memory.parameters_by_dtype) if memory else {}
+    names = [short for name, short in _SHORT_DTYPES.items() if nbytes.pop(name, None) is not None]
+    return "+".join((*names, *sorted(nbytes))) or scenario.dtype or "own"
 
 
-def byte_options(options: Mapping[str, Any]) -> str:
-    """The options that decide the bytes of the state: "momentum=0.9"; empty where there are
-    none.
-    """
-    return ", ".join(f"{name}={_plain(options[name])}" for name in BYTE_OPTIONS if name in options)
+def byte_options(record: Record) -> str:
+    """Return the options that decide the bytes of the state: "momentum=0.9", or empty."""
+    options = record.scenario.options
+    return ", ".join(f"{name}={_plain(options[name])}" for name in _usual_options(record))
 
 
-def unusual_bytes(name: str, options: Mapping[str, Any]) -> list[str]:
-    """The options that make this optimizer keep more or less than it is known for."""
-    unusual = [option for option in ("amsgrad", "centered") if options.get(option)]
-    if (options.get("momentum", USUAL_MOMENTUM.get(name)) or 0) != USUAL_MOMENTUM.get(name, 0):
-        unusual.append("momentum")
-    return unusual
+def unusual_options(record: Record | Fit) -> list[str]:
+    """Return the options whose values give the state other bytes than the optimizer usually has."""
+    options, usual = record.scenario.options, _usual_options(record)
+    return [name for name, value in usual.items() if options[name] != value]
+
+
+def _usual_options(record: Record | Fit) -> dict[str, Any]:
+    """Return the usual value of each option that decides the bytes of the state."""
+    options, usual = record.scenario.options, record.deciding_options
+    if usual is None:
+        # A flag is usually off. Nothing is known of the usual value of a number.
+        usual = {
+            name: False if options.get(name) is True else options.get(name)
+            for name in _OLDER_BYTE_OPTIONS
+        }
+    return {name: value for name, value in usual.items() if name in options}
 
 
 def shortened(label: str, length: int = 40) -> str:
-    """Return the label on one line, cut in its middle where it would not fit a picture."""
+    """Return the label on one line, its middle cut out if it is too long for a picture."""
     label = " ".join(plain(label).split())
     if len(label) <= length:
         return label
@@ -112,7 +119,7 @@ def shortened(label: str, length: int = 40) -> str:
 
 
 def _differing(namesakes: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the options in which optimizers of one name are not all alike."""
+    """Return the options in which optimizers of one name differ."""
     missing = object()
     named = {option for own in namesakes for option in own}
     first = {option: namesakes[0].get(option, missing) for option in named}
@@ -123,9 +130,10 @@ def _differing(namesakes: Sequence[Mapping[str, Any]]) -> set[str]:
     }
 
 
-def _label(name: str, own: Mapping[str, Any], differing: Collection[str]) -> str:
-    asked = (*unusual_bytes(name, own), *(option for option in own if option in differing))
-    shown = dict.fromkeys(option for option in asked if option in own)
+def _label(
+    name: str, own: Mapping[str, Any], unusual: Sequence[str], differing: Collection[str]
+) -> str:
+    shown = dict.fromkeys((*unusual, *(option for option in own if option in differing)))
     text = ", ".join(f"{option}={_plain(own[option])}" for option in shown)
     return f"{name} ({text})" if text else name
 
@@ -135,7 +143,7 @@ def _plain(value: Any) -> str:
 
 
 def columns(models: Iterable[tuple[int, str]]) -> dict[int, str]:
-    """Return the names of the models that have each number of parameters; one may have several."""
+    """Return, for each number of parameters, the names of the models that have it."""
     names: dict[int, dict[str, None]] = {}
     for count, model in models:
         names.setdefault(count, {})[model] = None

@@ -2,42 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .entries import Entry, Setting
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tradeoff:
-    """One entry as a point: seconds of its step, with the 95 % interval where there is one, and
-    exact bytes.
+    """One entry as a point: the seconds of its step, with their 95 % interval, and exact bytes.
 
-    `clock` is what the seconds come from: "cpu" or "cuda" for samples, a GPU's name for an
-    estimate; `origin` is that of the seconds. `is_peak` tells whether the bytes are the peak of a
-    training step, or the state where not every entry of the setting has a peak.
+    `clock` is the source of the seconds: "cpu" or "cuda" for samples, a GPU's name for an estimate;
+    `origin` is that of the seconds. The bytes are the peak of a training step if `is_peak`, else
+    the state, if some entry of the setting has no peak.
     """
-
-    entry: Entry
-    clock: str
-    origin: str
-    seconds: float
-    lower: float | None
-    upper: float | None
-    bytes: int
-    is_peak: bool
-    on_front: bool
-
-    @property
-    def shown_origin(self) -> str:
-        """The origin that the point's mark tells: that of the seconds, unless the bytes were not
-        measured.
-        """
-        return self.origin if self.entry.origin == "measured" else self.entry.origin
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Clocked:
-    """The seconds of an entry by one clock."""
 
     entry: Entry
     clock: str
@@ -45,11 +22,20 @@ class _Clocked:
     seconds: float
     lower: float | None = None
     upper: float | None = None
+    bytes: int = 0
+    is_peak: bool = False
+    on_front: bool = False
+
+    @property
+    def shown_origin(self) -> str:
+        """The origin of the seconds, or that of the bytes if these were not measured."""
+        return self.origin if self.entry.origin == "measured" else self.entry.origin
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other point beats: none is as good in both coordinates and better in one.
-    Less is better; twins share their fate.
+    """Return for each point whether no other is as good in both coordinates and better in one.
+
+    Less is better. Equal points have the same answer.
     """
     lowest: dict[float, float] = {}
     for first, second in points:
@@ -62,64 +48,42 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def tradeoffs(entries: Sequence[Entry]) -> list[Tradeoff]:
-    """A point for each entry with bytes and seconds; only those of one setting and one clock are
-    held against each other.
-    """
-    groups: dict[tuple[Setting, str], list[_Clocked]] = {}
+    """Return a point for each entry with bytes and seconds, in groups of one setting and clock."""
+    groups: dict[tuple[Setting, str], list[Tradeoff]] = {}
     for entry in entries:
-        for clocked in _clocked(entry):
-            groups.setdefault((entry.setting, clocked.clock), []).append(clocked)
-    return [point for group in groups.values() for point in _points(group)]
+        for point in _timed(entry):
+            groups.setdefault((entry.setting, point.clock), []).append(point)
+    return [point for group in groups.values() for point in _with_bytes(group)]
 
 
-def _points(group: Sequence[_Clocked]) -> list[Tradeoff]:
-    is_peak = all(clocked.entry.peak_bytes is not None for clocked in group)
-    sizes = [
-        clocked.entry.peak_bytes if is_peak else clocked.entry.state_bytes for clocked in group
-    ]
-    known = [
-        (clocked, size) for clocked, size in zip(group, sizes, strict=True) if size is not None
-    ]
-    best = front([(clocked.seconds, size) for clocked, size in known])
-    return [
-        Tradeoff(
-            entry=clocked.entry,
-            clock=clocked.clock,
-            origin=clocked.origin,
-            seconds=clocked.seconds,
-            lower=clocked.lower,
-            upper=clocked.upper,
-            bytes=size,
-            is_peak=is_peak,
-            on_front=on_front,
-        )
-        for (clocked, size), on_front in zip(known, best, strict=True)
-    ]
-
-
-def _clocked(entry: Entry) -> list[_Clocked]:
-    found = []
+def _timed(entry: Entry) -> list[Tradeoff]:
+    """Return the points of the entry's samples and of its estimate, still without bytes."""
+    points = []
     if entry.step is not None and entry.times_from is not None:
-        interval, record = entry.step.interval, entry.times_from
-        lower, upper = (interval.lower, interval.upper) if interval else (None, None)
-        clock = record.scenario.device
-        found.append(
-            _Clocked(
+        record, interval = entry.times_from, entry.step.interval
+        points.append(
+            Tradeoff(
                 entry=entry,
-                clock=clock,
+                clock=record.scenario.device,
                 origin=record.origin,
                 seconds=entry.step.median,
-                lower=lower,
-                upper=upper,
+                lower=interval.lower if interval else None,
+                upper=interval.upper if interval else None,
             )
         )
-    if entry.estimate is not None:
-        found.append(
-            _Clocked(
-                entry=entry,
-                clock=entry.estimate.gpu,
-                origin="estimated",
-                seconds=entry.estimate.seconds,
-            )
+    if (estimate := entry.estimate) is not None:
+        points.append(
+            Tradeoff(entry=entry, clock=estimate.gpu, origin="estimated", seconds=estimate.seconds)
         )
-    return found
+    return points
+
+
+def _with_bytes(group: Sequence[Tradeoff]) -> list[Tradeoff]:
+    is_peak = all(point.entry.peak_bytes is not None for point in group)
+    sizes = [point.entry.peak_bytes if is_peak else point.entry.state_bytes for point in group]
+    pairs = [(point, size) for point, size in zip(group, sizes, strict=True) if size is not None]
+    best = front([(point.seconds, size) for point, size in pairs])
+    return [
+        replace(point, bytes=size, is_peak=is_peak, on_front=on_front)
+        for (point, size), on_front in zip(pairs, best, strict=True)
+    ]

@@ -1,8 +1,7 @@
-"""Peaks: what a training step holds at its highest moment, by category, and which phase owns that
-moment.
+"""Peaks: the bytes of a training step at its highest moment, by category, and the phase then.
 
-CUDA's allocator does not tell what its bytes are for: a peak that was measured there has the parts
-of the simulation that asked the same.
+CUDA's allocator does not know what its bytes are for. A peak measured there gets the parts of a
+simulation of the same question.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +11,7 @@ from optprof.profiler.records.record import Record
 
 from .entries import Entry, question
 
-# The order of a stack: what the model brings first, then the optimizer's, then what comes and goes.
+# The order of a stack: the model's bytes, the optimizer's, then short-lived ones.
 CATEGORIES = (
     "parameter",
     "buffer",
@@ -27,11 +26,11 @@ CATEGORIES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """One entry's peak in exact bytes, split by category; `parts_origin` is where the parts come
-    from, which may be a simulation.
+    """One entry's peak in exact bytes, split by category.
 
-    `allocated_upper` and `reserved_upper` are the upper ends of a simulated peak that is a range;
-    the parts are those of its lower end.
+    `parts_origin` is the origin of the parts, which may be a simulation. `allocated_upper` and
+    `reserved_upper` are the upper ends of a simulated range, whose parts are those of its lower
+    end.
     """
 
     entry: Entry
@@ -46,42 +45,37 @@ class Peak:
     @property
     def split(self) -> int:
         """The sum of the parts."""
-        return sum(count for _, count in self.parts)
+        return sum(nbytes for _, nbytes in self.parts)
 
     @property
     def residual(self) -> int:
-        """The peak less its parts: 0 unless they come from elsewhere, below zero where those are
-        more.
-        """
+        """The peak less its parts: 0 unless they come from another record."""
         return self.allocated - self.split
 
 
 def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:
-    """The peak of every entry that has one, its parts in the order of a stack and none of them
-    empty.
-    """
+    """Return the peak of every entry that has one, with its nonzero parts in stack order."""
     simulated = {question(record): record for record in reversed(records) if _is_split(record)}
     rows = []
     for entry in entries:
-        if entry.memory is None or entry.peak_bytes is None:
+        memory = entry.peak
+        if memory is None or memory.peak_allocated is None:
             continue
-        source = (
-            entry.record
-            if entry.memory.peak_by_category
-            else simulated.get(question(entry.record), entry.record)
-        )
+        source = entry.record
+        if not memory.peak_by_category:
+            source = simulated.get(question(source), source)
         parts = source.memory.peak_by_category if source.memory else {}
         rows.append(
             Peak(
                 entry=entry,
-                allocated=entry.peak_bytes,
-                reserved=entry.memory.peak_reserved,
-                allocated_upper=entry.peak_upper,
-                reserved_upper=entry.memory.peak_reserved_upper,
-                phase=entry.memory.peak_phase,
-                # Without a simulation it is a peak of one part.
+                allocated=memory.peak_allocated,
+                reserved=memory.peak_reserved,
+                allocated_upper=memory.peak_allocated_upper,
+                reserved_upper=memory.peak_reserved_upper,
+                phase=memory.peak_phase,
+                # Without a simulation the peak is one part.
                 parts=tuple((name, parts[name]) for name in in_stack_order(parts) if parts[name])
-                or (("allocated", entry.peak_bytes),),
+                or (("allocated", memory.peak_allocated),),
                 parts_origin=source.origin,
             )
         )
@@ -89,16 +83,13 @@ def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:
 
 
 def _is_split(record: Record) -> bool:
-    """Whether the record is a simulated training step whose peak has parts."""
-    is_step = (
-        record.outcome == "ok"
-        and record.origin == "simulated"
-        and record.scenario.workload == "train"
-    )
-    return is_step and record.memory is not None and bool(record.memory.peak_by_category)
+    """Return whether the record is a simulated training step whose peak has parts."""
+    is_step = record.outcome == "ok" and record.scenario.workload == "train"
+    has_parts = record.memory is not None and bool(record.memory.peak_by_category)
+    return record.origin == "simulated" and is_step and has_parts
 
 
 def in_stack_order(categories: Iterable[str]) -> list[str]:
-    """The categories as a stack shows them, unknown ones last."""
-    known = {category: number for number, category in enumerate(CATEGORIES)}
-    return sorted(categories, key=lambda category: (known.get(category, len(known)), category))
+    """Return the categories in the order of a stack, unknown ones last."""
+    places = {category: number for number, category in enumerate(CATEGORIES)}
+    return sorted(categories, key=lambda category: (places.get(category, len(places)), category))

@@ -1,6 +1,4 @@
-"""Provenance: what it takes to find the same again: command, versions, machine, commit, seed, time,
-samples.
-"""
+"""Provenance: command, versions, machine, commit, seed, time and samples of a run."""
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,23 +22,21 @@ ORIGINS = {
         " move, their launches and the host's waits."
     ),
 }
-
-
 ANONYMOUS = "machine, platform, commit and paths are left out"
 
 
 def commands(records: Sequence[Record]) -> list[str]:
-    """The command lines that made these records, ready for a shell."""
-    found = (record.environment.get("command") for record in records)
+    """Return the command lines that made these records, ready for a shell."""
+    commands = (record.environment.get("command") for record in records)
     return _distinct(
         shell(map(str, words)) if isinstance(words, list | tuple) else str(words)
-        for words in found
+        for words in commands
         if words
     )
 
 
 def shell(words: Iterable[str]) -> str:
-    """Return the words as a line for a shell, which finds the home folder behind a bare ~."""
+    """Return the words as a line for a shell; a leading ~ is not quoted."""
     return " ".join(
         f"~/{shlex.quote(word[2:])}" if word[:2] == "~/" and word[2:] else shlex.quote(word)
         for word in words
@@ -48,9 +44,7 @@ def shell(words: Iterable[str]) -> str:
 
 
 def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[str, str]]:
-    """Names and values of what the records say about where they come from; what no record tells is
-    left out.
-    """
+    """Return names and values of the records' provenance, without those that no record has."""
     fields: list[tuple[str, Callable[[Record], str]]] = [
         ("machine", lambda record: _machine(record.environment.get("machine"), units)),
         ("threads", lambda record: _plain(record.environment.get("threads"))),
@@ -89,8 +83,8 @@ def _plain(value: Any) -> str:
 
 
 def _times(records: Sequence[Record]) -> str:
-    found = sorted(_distinct(_plain(record.environment.get("time")) for record in records))
-    return f"{found[0]} to {found[-1]}" if len(found) > 1 else "".join(found)
+    times = sorted(_distinct(_plain(record.environment.get("time")) for record in records))
+    return f"{times[0]} to {times[-1]}" if len(times) > 1 else "".join(times)
 
 
 def _machine(machine: Any, units: Units) -> str:
@@ -112,12 +106,10 @@ def _versions(versions: Any) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str:
-    """How many samples of each phase a record holds: step 9, forward 3 to 5, a sample being one
-    pass.
-    """
+def _sample_counts(times: Sequence[Mapping[str, Sequence[float]] | None]) -> str:
+    """Return the number of samples of each phase in a record: step 9, forward 3 to 5."""
     counts: dict[str, list[int]] = {}
-    for samples in found:
+    for samples in times:
         for phase, values in (samples or {}).items():
             counts.setdefault(phase, []).append(len(values))
     spans = {phase: dict.fromkeys((min(many), max(many))) for phase, many in counts.items()}
@@ -125,9 +117,7 @@ def _sample_counts(found: Sequence[Mapping[str, Sequence[float]] | None]) -> str
 
 
 def _noise(records: Sequence[Record]) -> str:
-    """How far the 95 % intervals of the medians of the step reach, from the narrowest to the
-    widest.
-    """
+    """Return how far the 95 % intervals of the step's medians reach, narrowest to widest."""
     steps = [(record.times or {}).get("step") for record in records if record.course is None]
     spreads = [Spread.of(samples) for samples in steps if samples]
     known = [
@@ -138,7 +128,7 @@ def _noise(records: Sequence[Record]) -> str:
     if not known:
         return ""
     reaches = sorted(
-        max(found.upper - middle, middle - found.lower) / middle for middle, found in known
+        max(interval.upper - middle, middle - interval.lower) / middle for middle, interval in known
     )
     span = dict.fromkeys(percent_text(reach, 1) for reach in (reaches[0], reaches[-1]))
     return f"95 % intervals of the step's median reach {' to '.join(span)} to the longer side"

@@ -1,11 +1,10 @@
-"""Ratios of two lists of times, with an interval that asks nothing of how the times are
-distributed.
+"""Ratios of two lists of times, with an interval for any distribution of the times.
 
-The estimate is Hodges and Lehmann's (1963): the median of all ratios of a later sample to an
-earlier one. Its interval is read off the same sorted ratios at the ranks that the Mann-Whitney
-statistic gives (Moses). It holds where the two lists differ by a factor and their samples are
-independent of each other. Of two long trainings all ratios would be 100 million, so the few ranks
-are found without the others.
+The estimate is that of Hodges and Lehmann (1963): the median of all ratios of a later sample to an
+earlier one. Its interval lies between the sorted ratios at the ranks that the Mann-Whitney
+statistic gives (Moses). It holds if the two lists differ by a factor and their samples are
+independent. Two long trainings have 100 million ratios, so the few ranks are found without the
+others.
 """
 
 import math
@@ -15,18 +14,16 @@ from functools import lru_cache
 from statistics import NormalDist
 
 CONFIDENCE = 0.95
-# Up to so many samples together, or on one side, the Mann-Whitney distribution is counted out;
-# beyond that it is as good as normal.
+# The Mann-Whitney distribution is counted up to so many samples in all, or on one side. Beyond, the
+# normal distribution is as good.
 COUNTED, COUNTED_SIDE = 60, 8
-# So many ratios are soon sorted, and so many more by numpy.
-FEW, ALL_AT_ONCE = 1_000, 100_000
+# Up to so many ratios, numpy sorts them all.
+ALL_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """How many times as long: the estimate, and the ends of its 95 % interval, None where there are
-    too few samples for one.
-    """
+    """An estimated ratio, and the ends of its 95 % interval, None for too few samples."""
 
     value: float
     low: float | None = None
@@ -34,8 +31,9 @@ class Ratio:
 
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> "Ratio":
-        """The ratio of `after` to `before`, seconds of which each list has one or more; ValueError
-        for none, or for one that is not > 0.
+        """Return the ratio of `after` to `before`, two lists of seconds.
+
+        ValueError for an empty list, or for seconds that are not > 0.
         """
         if not before or not after:
             raise ValueError(
@@ -44,117 +42,69 @@ class Ratio:
         if (least := min(min(before), min(after))) <= 0:
             raise ValueError(f"a ratio needs times > 0, got {least}")
         count, outside = len(before) * len(after), ratios_outside(len(before), len(after))
-        ranks = [
-            (count - 1) // 2,
-            count // 2,
-            *([] if outside is None else [outside, count - 1 - outside]),
-        ]
-        found = _ratios_of_ranks(before, after, ranks)
-        return cls(
-            value=(found[0] + found[1]) / 2,
-            low=found[2] if found[2:] else None,
-            high=found[3] if found[2:] else None,
-        )
+        ranks = [(count - 1) // 2, count // 2]
+        if outside is None:
+            first, second = _ratios_of_ranks(before, after, ranks)
+            return cls(value=(first + second) / 2)
+        ranks += [outside, count - 1 - outside]
+        first, second, low, high = _ratios_of_ranks(before, after, ranks)
+        return cls(value=(first + second) / 2, low=low, high=high)
 
 
 def _ratios_of_ranks(
     before: Sequence[float], after: Sequence[float], ranks: Sequence[int]
 ) -> list[float]:
-    """The ratios of these ranks, from 0, among all ratios of `after` to `before`."""
+    """Return the ratios of these ranks, from 0, among all ratios of `after` to `before`."""
     if len(before) * len(after) > ALL_AT_ONCE:
-        ratios = _Ratios(before=sorted(before), after=sorted(after))
-        return [ratios[rank] for rank in ranks]
-    # Only what compares times loads numpy, which takes a moment.
+        ordered = sorted(before), sorted(after)
+        return [_ratio_of_rank(*ordered, rank) for rank in ranks]
+    # numpy loads slowly, and only a comparison of times needs it.
     import numpy as np
 
-    found = np.divide.outer(
+    ratios = np.divide.outer(
         np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
     ).ravel()
-    # Four ranks are found in a third of the time that sorting takes.
-    found.partition(ranks)
-    return [float(found[rank]) for rank in ranks]
+    # A partition by four ranks takes a third of the time of sorting.
+    ratios.partition(ranks)
+    return [float(ratios[rank]) for rank in ranks]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ratios:
-    """All ratios of `after` to `before`, which are sorted, as one sorted list that is never
-    made.
+def _ratio_of_rank(before: Sequence[float], after: Sequence[float], rank: int) -> float:
+    """Return the ratio of a rank among all ratios of two sorted lists, by bisection of its value.
+
+    `low` and `high` are always ratios themselves.
     """
-
-    before: Sequence[float]
-    after: Sequence[float]
-
-    def __len__(self) -> int:
-        return len(self.before) * len(self.after)
-
-    def __getitem__(self, rank: int) -> float:
-        """The ratio of that rank, from 0: it lies from `low` to `high`, two ratios that come nearer
-        until few are between them.
-        """
-        low, high = self.after[0] / self.before[-1], self.after[-1] / self.before[0]
-        # For each of `after`, how many of `before`, from the first, make a ratio from `low` on, and
-        # how many one above `high`.
-        from_low, above_high = [len(self.before)] * len(self.after), [0] * len(self.after)
-        while sum(from_low) - sum(above_high) > FEW and low < high:
-            # Of two neighbouring numbers the middle is one of them.
-            middle = (low + high) / 2 if (low + high) / 2 < high else low
-            above = self._above(middle)
-            if len(self) - sum(above) > rank:
-                high, above_high = self._last_within(above), above
-            else:
-                low, from_low = self._first_beyond(above), above
-        if low == high:
-            return high
-        places = zip(self.after, above_high, from_low, strict=True)
-        between = sorted(
-            late / early for late, first, last in places for early in self.before[first:last]
-        )
-        return between[rank - (len(self) - sum(from_low))]
-
-    def _above(self, value: float) -> list[int]:
-        """For each of `after`, how many of `before`, from the first, make a ratio above the
-        value.
-        """
-        found, place = [], 0
-        for late in self.after:
-            while place < len(self.before) and late / self.before[place] > value:
+    low, high = after[0] / before[-1], after[-1] / before[0]
+    while low < high:
+        # The middle of two neighbouring floats may round up to `high`.
+        middle = (low + high) / 2 if (low + high) / 2 < high else low
+        # For each of `after`, how many of `before`, from the first, have a ratio above the middle.
+        above, place = [], 0
+        for late in after:
+            while place < len(before) and late / before[place] > middle:
                 place += 1
-            found.append(place)
-        return found
-
-    def _last_within(self, above: Sequence[int]) -> float:
-        """The largest ratio that is not above the value."""
-        return max(
-            late / self.before[place]
-            for late, place in zip(self.after, above, strict=True)
-            if place < len(self.before)
-        )
-
-    def _first_beyond(self, above: Sequence[int]) -> float:
-        """The smallest ratio that is."""
-        return min(
-            late / self.before[place - 1]
-            for late, place in zip(self.after, above, strict=True)
-            if place
-        )
+            above.append(place)
+        places = zip(after, above, strict=True)
+        if len(before) * len(after) - sum(above) > rank:
+            high = max(late / before[place] for late, place in places if place < len(before))
+        else:
+            low = min(late / before[place - 1] for late, place in places if place)
+    return low
 
 
 @lru_cache
 def ratios_outside(first: int, second: int) -> int | None:
-    """How many of the sorted ratios lie outside the interval at either end; None where all of them
-    cover less than 95 %.
+    """Return the number of sorted ratios outside the interval at either end.
+
+    None if even all ratios cover less than 95 %.
     """
     most = (1 - CONFIDENCE) / 2
     if first + second > COUNTED and min(first, second) > COUNTED_SIDE:
         deviation = math.sqrt(first * second * (first + second + 1) / 12)
-        # Half a rank for the step from a count to a continuous distribution.
+        # Half a rank corrects for the continuous distribution.
         return math.floor(first * second / 2 + NormalDist().inv_cdf(most) * deviation - 0.5)
-    ways, total, covered = (
-        mann_whitney_ways(min(first, second), max(first, second)),
-        math.comb(first + second, first),
-        0,
-    )
-    for outside, count in enumerate(ways):
+    total, covered = math.comb(first + second, first), 0
+    for outside, count in enumerate(mann_whitney_ways(min(first, second), max(first, second))):
         covered += count
         if covered > most * total:
             return outside - 1 if outside else None
@@ -162,8 +112,9 @@ def ratios_outside(first: int, second: int) -> int | None:
 
 
 def mann_whitney_ways(first: int, second: int) -> list[int]:
-    """In how many orders of both lists the statistic U takes each value from 0 to first * second: a
-    Gaussian binomial coefficient.
+    """Count the orders of both lists for each value of the statistic U, from 0 to first * second.
+
+    They are the coefficients of a Gaussian binomial.
     """
     ways = [1] + [0] * (first * second)
     for step in range(1, first + 1):

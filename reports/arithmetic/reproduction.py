@@ -1,9 +1,8 @@
-"""Reproduction: the published figures of the SGD-SaI paper beside ours.
+"""Reproduction: the published figures of the SGD-SaI paper and ours.
 
-Its figure "speed_memory_growth" (arXiv 2412.11768) shows what the allocator holds for the state
-after one fp32 step on a fresh device: our `optimizer_state_allocated` under the workload "state".
-Beside it stands the time of a step, which its authors took with a host clock that did not wait for
-the device.
+Its figure "speed_memory_growth" (arXiv 2412.11768) shows the allocator's bytes for the state after
+one fp32 step on a fresh device: our `optimizer_state_allocated` with the workload "state". It also
+shows the time of a step, by a host clock that did not wait for the device.
 """
 
 import csv
@@ -15,10 +14,10 @@ from importlib.resources import files
 from optprof.profiler.records.record import Record
 
 from ..units import difference_text, gib
-from .labels import unusual_bytes
+from .labels import unusual_options
 
-# What gives our side of the figure, and the published optimizers that it runs; the last two come
-# with the extra "zoo".
+# This command gives our side of the figure, for these optimizers; the last two come with the extra
+# "zoo".
 COMMAND = (
     "optprof profile vit-s16 vit-h14 gpt2-xl llama2-7b -o adamw,sgd-sai,adam-mini,prodigy"
     " --workload state --device sim"
@@ -30,9 +29,7 @@ COMMAND_GIVES = ("adamw", "sgd-sai", "adam-mini", "prodigy")
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """One mark of the paper's figure; `extrapolated` ones were drawn dashed, not measured by its
-    authors.
-    """
+    """One mark of the paper's figure; its authors did not measure the `extrapolated` ones."""
 
     model: str
     parameters: float
@@ -63,7 +60,7 @@ class Reproduced:
 
 @cache
 def published() -> tuple[Published, ...]:
-    """The paper's figures, in the order of the file that ships with the package."""
+    """Return the paper's figures, in the order of the file that ships with the package."""
     text = (files("optprof.reports") / "data" / "sgd_sai_figure4.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     return tuple(
@@ -80,7 +77,7 @@ def published() -> tuple[Published, ...]:
 
 
 def reproduction(records: Sequence[Record]) -> list[Reproduced]:
-    """The published figures that this run has a record for."""
+    """Return the published figures for which this run has a record."""
     ours = {
         (record.scenario.model, record.scenario.optimizer): record
         for record in reversed(records)
@@ -101,11 +98,10 @@ def reproduction(records: Sequence[Record]) -> list[Reproduced]:
 
 
 def reproduced_times(records: Sequence[Record]) -> list[tuple[Published, Record]]:
-    """The published step times that this run has an estimate for, of any implementation, on the GPU
-    of the figure.
+    """Return the published step times for which this run has an estimate on the figure's GPU.
 
-    A step that the GPU has no memory for has an estimate too, as the figure has marks that are
-    extrapolated.
+    Any implementation counts, and also a step that does not fit into the GPU's memory: the figure
+    has extrapolated marks too.
     """
     return [
         (row, record)
@@ -115,12 +111,12 @@ def reproduced_times(records: Sequence[Record]) -> list[tuple[Published, Record]
         and record.scenario.dtype == "fp32"
         and record.estimate is not None
         and record.estimate.gpu == PUBLISHED_GPU
-        and not unusual_bytes(record.scenario.optimizer, record.scenario.options)
+        and not unusual_options(record)
     ]
 
 
 def not_reproduced(rows: Sequence[Reproduced]) -> dict[str, list[str]]:
-    """The published figures that have no row: the models, by optimizer."""
+    """Return the models of the published figures that have no row, by optimizer."""
     done = [row.published for row in rows]
     missing: dict[str, list[str]] = {}
     for row in published():
@@ -130,9 +126,7 @@ def not_reproduced(rows: Sequence[Reproduced]) -> dict[str, list[str]]:
 
 
 def residuals(rows: Sequence[Reproduced]) -> str:
-    """In a sentence, how far ours are from the published figures that its authors measured; empty
-    where the run has none of them.
-    """
+    """Return a sentence on the differences from the measured figures, empty without any."""
     measured = [row for row in rows if not row.published.extrapolated]
     if not measured:
         return ""
@@ -153,9 +147,8 @@ def _comparable(record: Record) -> bool:
     scenario, memory = record.scenario, record.memory
     return (
         record.outcome == "ok"
-        and scenario.workload == "state"
-        and scenario.dtype == "fp32"
+        and (scenario.workload, scenario.dtype) == ("state", "fp32")
         and memory is not None
         and memory.optimizer_state_allocated is not None
-        and not unusual_bytes(scenario.optimizer, scenario.options)
+        and not unusual_options(record)
     )

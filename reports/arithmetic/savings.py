@@ -1,23 +1,25 @@
-"""Savings: the state of each optimizer against the state of a baseline on the same model and dtype.
+"""Savings and paces: each optimizer's state and step against a baseline's in the same setting.
 
-The baseline is one that runs its step the same way, as a loop, foreach, fused or compiled, where
-the run has it; else another, which is said.
+The baseline runs its step the same way, as a loop, foreach, fused or compiled, if the run has such
+a result. Otherwise it runs another way, and the report says so.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .entries import Entry, Setting, by_setting
-from .labels import unusual_bytes
+from .labels import unusual_options
+from .ratios import Ratio
 
 BASELINE = "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Saving:
-    """One optimizer's state beside the baseline's, in exact bytes; `baseline` is the entry that it
-    is set against, or the entry itself.
+    """One optimizer's state and the baseline's, in exact bytes.
+
+    `baseline` is the baseline's entry, which for the baseline itself is `entry`.
     """
 
     entry: Entry
@@ -27,24 +29,22 @@ class Saving:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the entry is what the others of its implementation are set against."""
+        """Return whether the entry is a baseline of others."""
         return self.entry is self.baseline
 
     @property
     def is_alike(self) -> bool:
-        """Whether both run their step the same way."""
+        """Return whether both run their step the same way."""
         return self.entry.scenario.implementation == self.baseline.scenario.implementation
 
     @property
     def saved_bytes(self) -> int:
-        """Bytes less than the baseline keeps; below zero for an optimizer that keeps more."""
+        """Bytes less than the baseline keeps, negative for an optimizer that keeps more."""
         return self.baseline_bytes - self.state_bytes
 
     @property
     def factor(self) -> float:
-        """How many times this state fits into the baseline's; infinite for an optimizer that keeps
-        none.
-        """
+        """The baseline's state as a multiple of this one, infinite for a state of 0 bytes."""
         return self.baseline_bytes / self.state_bytes if self.state_bytes else math.inf
 
     @property
@@ -54,7 +54,7 @@ class Saving:
 
 
 def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
-    """A saving for each entry whose setting has the baseline, the baseline's own among them."""
+    """Return a saving for each entry whose setting has the baseline, also for the baseline."""
     rows = []
     for group in by_setting(entries).values():
         standards = references(group, baseline)
@@ -72,20 +72,50 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
     return rows
 
 
+def paces(entries: Sequence[Entry], baseline: str = BASELINE) -> list[tuple[Entry, Ratio]]:
+    """Return the ratio of each entry's step time to the baseline's.
+
+    An entry needs a baseline whose step was timed on the same device with the same implementation.
+    """
+    ratios = []
+    for group in by_setting(entries).values():
+        timed = [(entry, clock) for entry in group if (clock := _clock(entry))]
+        alike: dict[tuple[str, str], list[Entry]] = {}
+        for entry, clock in timed:
+            alike.setdefault(clock, []).append(entry)
+        standards = {clock: references(others, baseline) for clock, others in alike.items()}
+        for entry, clock in timed:
+            standard = standards[clock].get(entry.scenario.implementation)
+            if standard and entry is not standard and entry.step and standard.step:
+                ratios.append((entry, Ratio.of(standard.step.samples, entry.step.samples)))
+    return ratios
+
+
+def _clock(entry: Entry) -> tuple[str, str] | None:
+    """Return the device and the implementation of the timed step.
+
+    None without times, and for a clock too coarse for them, whose 0 has no ratio.
+    """
+    if entry.times_from is None or entry.step is None or entry.step.smallest <= 0:
+        return None
+    return entry.times_from.scenario.device, entry.times_from.scenario.implementation
+
+
 def without_baseline(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Setting]:
-    """The settings whose entries have bytes but no baseline to be compared with."""
+    """Return the settings whose entries have bytes, but no baseline to compare with."""
     groups = by_setting([entry for entry in entries if entry.state_bytes is not None])
     return [setting for setting, group in groups.items() if not _candidates(group, baseline)]
 
 
 def references(group: Sequence[Entry], baseline: str) -> dict[str, Entry]:
-    """The baseline's entry that those of a group are set against, by the way that they run their
-    step.
+    """Return the baseline's entry for each way in which a step of the group is run.
 
-    Of several it is one with its usual bytes, of those one run alike. Empty for a group without a
-    baseline.
+    Of several entries, one with the usual bytes is preferred, and then one that is run the same
+    way. Empty for a group without a baseline.
     """
-    candidates = [(other, _is_unusual(other)) for other in _candidates(group, baseline)]
+    candidates = [
+        (other, bool(unusual_options(other.record))) for other in _candidates(group, baseline)
+    ]
     if not candidates:
         return {}
     ways = dict.fromkeys(entry.scenario.implementation for entry in group)
@@ -97,28 +127,3 @@ def references(group: Sequence[Entry], baseline: str) -> dict[str, Entry]:
 
 def _candidates(group: Sequence[Entry], baseline: str) -> list[Entry]:
     return [entry for entry in group if entry.scenario.optimizer == baseline and entry.state_bytes]
-
-
-def _is_unusual(entry: Entry) -> bool:
-    return bool(unusual_bytes(entry.scenario.optimizer, entry.scenario.options))
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavingsMatrix:
-    """Savings as a map: a row a label, a column a setting; a cell that no record tells is not
-    there.
-    """
-
-    labels: tuple[str, ...]
-    settings: tuple[Setting, ...]
-    cells: Mapping[tuple[str, Setting], Saving]
-
-
-def savings_matrix(savings: Sequence[Saving]) -> SavingsMatrix:
-    """The savings by label and setting, both in the order of the run."""
-    cells = {(saving.entry.label, saving.entry.setting): saving for saving in savings}
-    return SavingsMatrix(
-        labels=tuple(dict.fromkeys(label for label, _ in cells)),
-        settings=tuple(dict.fromkeys(setting for _, setting in cells)),
-        cells=cells,
-    )

@@ -1,6 +1,4 @@
-"""Times: medians and spreads of raw samples, and the share of an iteration that the optimizer's
-step takes.
-"""
+"""Times: medians and spreads of raw samples, of the optimizer's step and of whole iterations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +8,17 @@ from optprof.profiler.records.confidence import Interval, median_interval
 from optprof.profiler.records.record import Record
 
 PHASES = ("forward", "backward", "step")
+# More marks along a row would only cover each other.
+MOST_SHOWN = 200
+THINNED = (
+    f"Of more than {MOST_SHOWN} samples {MOST_SHOWN} are drawn, at even ranks from the fastest to"
+    " the slowest."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """Raw samples in seconds, with their median and quartiles (inclusive method; a single sample is
-    its own quartiles).
-    """
+    """Raw samples in seconds, with their median and their quartiles by the inclusive method."""
 
     samples: tuple[float, ...]
     median: float
@@ -25,7 +27,7 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> "Spread":
-        """The spread of at least one sample; ValueError for none."""
+        """Return the spread of the samples; ValueError for none. One is its own quartiles."""
         if not samples:
             raise ValueError("a spread needs at least one sample, got none")
         lower, _, upper = (
@@ -51,9 +53,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """How long one optimizer's step took on one device, and the passes around it where they were
-    timed.
-    """
+    """The times of one optimizer's step on one device, and of the passes around it if timed."""
 
     record: Record
     phases: Mapping[str, Spread]
@@ -65,9 +65,7 @@ class Timing:
 
     @property
     def iteration(self) -> float | None:
-        """Seconds of a whole iteration, or the medians of its passes and step together; None where
-        one of those was not timed.
-        """
+        """Median seconds of an iteration, or the sum of its passes and step; None without them."""
         if any(phase not in self.phases for phase in PHASES):
             return None
         if "iteration" in self.phases:
@@ -76,34 +74,43 @@ class Timing:
 
 
 def tokens_per_second(record: Record) -> float | None:
-    """Tokens that training reads in a second, by the median iteration; None where that is not
-    known.
-    """
+    """Return the tokens read in a second of the median iteration, None if unknown."""
     return _rate(record, record.watched.tokens if record.watched else None)
 
 
 def samples_per_second(record: Record) -> float | None:
-    """Sequences or images in a second, by the median iteration; None where that is not known."""
+    """Return the sequences or images in a second of the median iteration, None if unknown."""
     return _rate(record, record.watched.samples if record.watched else None)
 
 
 def _rate(record: Record, count: int | None) -> float | None:
-    # Few of a course's iterations step, and what its rates are is told with it.
+    # Few iterations of an accumulation step. Its own tables show its rates.
     seconds = (record.times or {}).get("iteration") if record.course is None else None
     middle = median(seconds) if seconds else 0.0
-    # Nothing is known of what took no time by a coarse clock.
+    # A coarse clock may read 0.
     return count / middle if count and middle > 0 else None
 
 
 def timings(records: Sequence[Record]) -> list[Timing]:
-    """The timings of every record whose step was timed, in the order of the run; a course of
-    training has other times.
-    """
-    found = []
+    """Return the timings of every record whose step was timed; an accumulation has other times."""
+    rows = []
     for record in records:
         phases = {
             phase: Spread.of(samples) for phase, samples in (record.times or {}).items() if samples
         }
         if record.outcome == "ok" and record.course is None and "step" in phases:
-            found.append(Timing(record=record, phases=phases))
-    return found
+            rows.append(Timing(record=record, phases=phases))
+    return rows
+
+
+def at_even_ranks(samples: Sequence[float], most: int = MOST_SHOWN) -> tuple[float, ...]:
+    """Return the samples, thinned to `most` at even ranks from the fastest to the slowest."""
+    if len(samples) <= most:
+        return tuple(samples)
+    ordered = sorted(samples)
+    return tuple(ordered[round(number * (len(ordered) - 1) / (most - 1))] for number in range(most))
+
+
+def thinning_notes(rows: Sequence[Sequence[float]]) -> tuple[str, ...]:
+    """Return the note on thinned rows if there are any."""
+    return (THINNED,) if any(len(samples) > MOST_SHOWN for samples in rows) else ()

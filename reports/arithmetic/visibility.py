@@ -1,6 +1,4 @@
-"""Visibility: how much of a saving of state is seen where people look for it: allocated, reserved,
-and the driver's figure.
-"""
+"""Visibility: a saving of state as allocated bytes, reserved bytes and the driver's show it."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,14 +13,13 @@ from .savings import BASELINE, savings
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
-    """One entry's bytes as each counter shows them, and its setting's baseline, None for the
-    baseline itself and where there is none.
+    """One entry's bytes by each counter; unknown ones are None.
 
-    `state` counts tensors, `state_allocated` the blocks that hold them, `allocated` and `reserved`
-    are the peaks of a training step, `allocated_upper` and `reserved_upper` the upper ends of peaks
-    that are ranges. `driver` is what the driver counts for the process, CUDA's context too: read on
-    a GPU, or else (`driver_is_read` False) the reserved peak and the context that
-    `optprof.scenarios.hardware` reckons with. What no record tells is None.
+    `state` counts tensors, `state_allocated` the blocks that hold them. `allocated` and `reserved`
+    are the peaks of a training step, `allocated_upper` and `reserved_upper` the upper ends of
+    ranges. `driver` is the driver's count for the process, with CUDA's context: read on a GPU if
+    `driver_is_read`, else the reserved peak and a usual context. `baseline` is the sight of the
+    setting's baseline, None for the baseline itself and without one.
     """
 
     entry: Entry
@@ -46,18 +43,19 @@ class Sight:
 
     @property
     def allocated_saved(self) -> int | None:
-        """Bytes that the allocated peak is lower than the baseline's."""
+        """Bytes by which the allocated peak is lower than the baseline's."""
         return self._less("allocated")
 
     @property
     def reserved_saved(self) -> int | None:
-        """Bytes that the reserved peak is lower than the baseline's."""
+        """Bytes by which the reserved peak is lower than the baseline's."""
         return self._less("reserved")
 
     @property
     def driver_saved(self) -> int | None:
-        """Bytes that the driver's figure is lower than the baseline's; None where one of them was
-        read and the other was not.
+        """Bytes by which the driver's figure is lower than the baseline's.
+
+        None if one was read and the other was not.
         """
         if self.baseline is None or self.baseline.driver_is_read != self.driver_is_read:
             return None
@@ -65,42 +63,34 @@ class Sight:
 
     @property
     def driver_upper(self) -> int | None:
-        """The upper end of the driver's figure where it is reckoned from a reserved peak that is a
-        range.
-        """
+        """The upper end of the driver's figure if it is computed from a range."""
         if self.reserved_upper is None or self.driver_is_read:
             return None
         return self.reserved_upper + CONTEXT_BYTES
 
     @property
     def rounding(self) -> int | None:
-        """Bytes that the state's blocks are larger than its tensors; below zero where tensors are
-        on the host, which has no blocks.
-        """
+        """Bytes of the state's blocks beyond its tensors, negative if tensors are on the host."""
         return None if self.state_allocated is None else self.state_allocated - self.state
 
     @property
     def fragmentation(self) -> int | None:
         """Bytes between the reserved peak and the allocated one."""
-        return (
-            None
-            if self.reserved is None or self.allocated is None
-            else self.reserved - self.allocated
-        )
+        if self.reserved is None or self.allocated is None:
+            return None
+        return self.reserved - self.allocated
 
     @property
     def moved(self) -> tuple[tuple[str, int], ...]:
-        """What this peak holds more of than the baseline's, category by category (below zero:
-        less); none where either is not split.
+        """Bytes of this peak beyond the baseline's by category, negative for fewer.
 
-        The parts sum to what this peak is higher; they are there for an optimizer whose peak falls
-        by more or less than its state does.
+        They sum to the difference of the peaks. Empty if either peak is not split.
         """
         if self.baseline is None or not self.parts or not self.baseline.parts:
             return ()
         more = Counter(dict(self.parts))
         more.subtract(dict(self.baseline.parts))
-        return tuple((name, count) for name, count in more.items() if count)
+        return tuple((name, nbytes) for name, nbytes in more.items() if nbytes)
 
     def _less(self, counter: str) -> int | None:
         own, theirs = getattr(self, counter), getattr(self.baseline, counter, None)
@@ -108,42 +98,44 @@ class Sight:
 
 
 def sights(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Sight]:
-    """A sight for each entry whose state is known, in the order of the run."""
+    """Return a sight for each entry whose state is known, in the order of the run."""
     references = {
         id(saving.entry): id(saving.baseline)
         for saving in savings(entries, baseline)
         if not saving.is_baseline
     }
-    plain = {
+    alone = {
         id(entry): _sight(entry, group) for group in by_setting(entries).values() for entry in group
     }
-    known = ((sight, references.get(key)) for key, sight in plain.items() if sight is not None)
     return [
-        sight if reference is None else replace(sight, baseline=plain[reference])
-        for sight, reference in known
+        replace(sight, baseline=alone[references[key]]) if key in references else sight
+        for key, sight in alone.items()
+        if sight is not None
     ]
 
 
 def foreach_costs(entry: Entry, group: Sequence[Entry]) -> int | None:
-    """Bytes that the entry's peak, run as foreach, is above that of its loop; None where the group
-    has not both.
+    """Return the bytes by which the entry's foreach peak is above that of its loop.
+
+    None if the group does not have both.
     """
     if entry.scenario.implementation != "foreach" or entry.peak_bytes is None:
         return None
+    optimizer = _optimizer_of(entry)
     loops = (
-        other
+        other.peak_bytes
         for other in group
-        if other.scenario.implementation == "loop" and _optimizer_of(other) == _optimizer_of(entry)
+        if other.scenario.implementation == "loop" and _optimizer_of(other) == optimizer
     )
-    loop = next((other.peak_bytes for other in loops if other.peak_bytes is not None), None)
+    loop = next((nbytes for nbytes in loops if nbytes is not None), None)
     return None if loop is None else entry.peak_bytes - loop
 
 
 def _sight(entry: Entry, group: Sequence[Entry]) -> Sight | None:
-    memory = entry.memory
+    memory, peak = entry.memory, entry.peak
     if memory is None:
         return None
-    reserved = memory.peak_reserved if entry.peak_bytes is not None else None
+    reserved = peak.peak_reserved if peak else None
     read = _driver_bytes(entry)
     return Sight(
         entry=entry,
@@ -156,23 +148,17 @@ def _sight(entry: Entry, group: Sequence[Entry]) -> Sight | None:
         reserved_upper=None if reserved is None else memory.peak_reserved_upper,
         driver=read if read is not None or reserved is None else reserved + CONTEXT_BYTES,
         driver_is_read=read is not None,
-        phase=memory.peak_phase if entry.peak_bytes is not None else None,
-        parts=tuple(memory.peak_by_category.items()) if entry.peak_bytes is not None else (),
+        phase=peak.peak_phase if peak else None,
+        parts=tuple(peak.peak_by_category.items()) if peak else (),
         foreach_costs=foreach_costs(entry, group),
     )
 
 
 def _driver_bytes(entry: Entry) -> int | None:
-    """The most that the driver was seen to count for the process that measured the entry's
-    bytes.
-    """
+    """Return the most that the driver counted for the process that measured the entry's bytes."""
     watched = entry.bytes_from.watched if entry.bytes_from else None
-    found = (
-        [reading.process_bytes for reading in watched.gpu if reading.process_bytes is not None]
-        if watched
-        else []
-    )
-    return max(found, default=None)
+    readings = (reading.process_bytes for reading in (watched.gpu if watched else ()))
+    return max((nbytes for nbytes in readings if nbytes is not None), default=None)
 
 
 def _optimizer_of(entry: Entry) -> tuple[tuple[str, str], str]:

@@ -54,12 +54,12 @@ def _losses(findings: Findings, ways: Sequence[Accumulated]) -> Graph:
 def _loss_trace(findings: Findings, way: Accumulated) -> dict[str, Any]:
     readings = way.losses
     hover = [
-        f"<b>{text(way.spec)}</b><br>{tokens:,} tokens<br>{loss.mean:.3f} ({loss.lowest:.3f} to"
-        f" {loss.highest:.3f})"
+        f"<b>{text(way.spec)}</b><br>{tokens:,} tokens<br>{loss.mean:.3f} ({loss.low:.3f} to"
+        f" {loss.high:.3f})"
         for tokens, loss in readings.items()
     ]
     bars = error_bars(
-        [(loss.lowest, loss.mean, loss.highest) for loss in readings.values()],
+        [(loss.low, loss.mean, loss.high) for loss in readings.values()],
         f"@{findings.colour_name(way.spec)}",
     )
     return _trace(

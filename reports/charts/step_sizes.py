@@ -7,9 +7,9 @@ from typing import Any
 
 from optprof.profiler.safety.plain import plain
 
+from ..arithmetic.curves import Point, Series
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import columns, shortened
-from ..arithmetic.time_curves import TimePoint, TimeSeries
 from ..tables.table import Cell, Table
 from ..units import NOTHING, count_text, range_text, seconds_text
 from ..words import clock_name
@@ -29,7 +29,7 @@ DASH_NOTE = (
 
 def step_size_chart(findings: Findings) -> Chart | None:
     """A graph for each clock that has timed models of two sizes; None where there is none."""
-    clocks: dict[str, list[TimeSeries]] = {}
+    clocks: dict[str, list[Series]] = {}
     for series in findings.time_curves:
         clocks.setdefault(series.clock, []).append(series)
     clocks = {clock: found for clock, found in clocks.items() if len(_models(found)) > 1}
@@ -53,7 +53,7 @@ def step_size_chart(findings: Findings) -> Chart | None:
     )
 
 
-def _graph(findings: Findings, clock: str, found: Sequence[TimeSeries]) -> Graph:
+def _graph(findings: Findings, clock: str, found: Sequence[Series]) -> Graph:
     models = _models(found)
     seconds = [point.seconds for series in found for point in series.points]
     return Graph(
@@ -80,7 +80,7 @@ def _graph(findings: Findings, clock: str, found: Sequence[TimeSeries]) -> Graph
     )
 
 
-def _trace(findings: Findings, series: TimeSeries) -> dict[str, Any]:
+def _trace(findings: Findings, series: Series) -> dict[str, Any]:
     colour, points = f"@{findings.colour_name(series.label)}", series.points
     return {
         "label": plain(series.label),
@@ -106,16 +106,16 @@ def _trace(findings: Findings, series: TimeSeries) -> dict[str, Any]:
     }
 
 
-def _models(found: Sequence[TimeSeries]) -> dict[int, str]:
+def _models(found: Sequence[Series]) -> dict[int, str]:
     return columns((point.parameters, point.model) for series in found for point in series.points)
 
 
-def _spoken(series: TimeSeries) -> str:
+def _spoken(series: Series) -> str:
     points = ", ".join(f"{point.model} {seconds_text(point.seconds)}" for point in series.points)
     return f"{series.label} in {series.dtype}, {series.implementation}: {points}"
 
 
-def _table(found: Sequence[TimeSeries]) -> Table:
+def _table(found: Sequence[Series]) -> Table:
     head = (
         "optimizer",
         "implementation",
@@ -150,7 +150,7 @@ def _table(found: Sequence[TimeSeries]) -> Table:
     return Table(head=head, rows=tuple(rows))
 
 
-def _interval(point: TimePoint) -> str:
+def _interval(point: Point) -> str:
     return (
         NOTHING
         if point.lower is None or point.upper is None

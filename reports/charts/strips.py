@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.labels import optimizer_key
-from ..arithmetic.ranks import at_even_ranks
-from ..arithmetic.times import Timing
+from ..arithmetic.times import Timing, at_even_ranks
 from ..phrases import step_text
 from ..units import Sized
 from .bars import grouped

@@ -9,7 +9,7 @@ from itertools import groupby, islice
 from optprof.profiler.records.record import Record
 
 from ..arithmetic.entries import Setting
-from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
+from ..arithmetic.labels import OptimizerKey, labels, optimizer_key
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
 from ..tables.table import Cell, Table
@@ -53,10 +53,9 @@ class Names:
     @classmethod
     def of(cls, records: Sequence[Record]) -> "Names":
         """Names for the scenarios of these records, a different one for each."""
-        labels = scenario_labels(record.scenario for record in records)
         common = set(_traits(records[0])).intersection(*map(_traits, records)) if records else set()
         shared = [trait for trait in _traits(records[0]) if trait in common] if records else []
-        return cls(labels=labels, traits=frozenset(common), common=" · ".join(shared))
+        return cls(labels=labels(records), traits=frozenset(common), common=" · ".join(shared))
 
     def __getitem__(self, record: Record) -> str:
         # Made when it is shown, which few of many are.

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..arithmetic.findings import Findings, pictured
-from ..arithmetic.ranks import at_even_ranks, thinning_notes
-from ..arithmetic.times import Spread, Timing
+from ..arithmetic.times import Spread, Timing, at_even_ranks, thinning_notes
 from ..phrases import step_text
 from ..style import INK, TRACK
 from ..units import time_unit

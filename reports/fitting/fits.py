@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from optprof.profiler.records.fits import LARGEST_BATCH, Change, Fit
+from optprof.profiler.records.fits import Change, Fit
 from optprof.scenarios.spec import Scenario
 
-from ..arithmetic.capacity import SPARE
 from ..arithmetic.entries import Setting
-from ..arithmetic.labels import OptimizerKey, optimizer_key, scenario_labels
+from ..arithmetic.labels import OptimizerKey, labels, optimizer_key
 from ..style import Mark, marks
+from ..tables.capacity import fit_cell
 from ..tables.table import Cell, Table
 from ..units import NOTHING, bytes_text, exact_text, gib_text
 from ..words import FAILS, FITS, TIGHT, UNSURE
@@ -22,10 +22,10 @@ LEGEND = (
 
 
 _ANSWERS = {
-    FITS: "yes",
-    TIGHT: "yes, with less than 2 % to spare",
-    UNSURE: "perhaps, with less memory for cuDNN",
-    FAILS: "no",
+    "fits": "yes",
+    "tight": "yes, with less than 2 % to spare",
+    "unsure": "perhaps, with less memory for cuDNN",
+    "fails": "no",
 }
 
 
@@ -46,8 +46,8 @@ class FitFindings:
             raise ValueError(
                 "there is no GPU or no optimizer to answer for; name one with --gpu or --optimizers"
             )
-        labels = scenario_labels([fit.scenario for fit in fits])
-        return cls(fits=fits, labels=labels, marks=marks(labels.values()))
+        names = labels(fits)
+        return cls(fits=fits, labels=names, marks=marks(names.values()))
 
     @property
     def gpus(self) -> list[str]:
@@ -75,24 +75,16 @@ class FitFindings:
 
 
 def short_text(fit: Fit) -> str:
-    """Whether it fits, in a cell: what is left or lacking, and the largest batch."""
-    if fit.error is not None:
-        return f"{FAILS} not simulated"
-    if fit.reason is not None:
-        return f"{FAILS} {fit.reason}"
-    size = gib_text(fit.left) if fit.left is not None else gib_text((fit.needed or 0) - fit.usable)
-    batch = "" if fit.largest_batch is None else f", {_batch_text(fit.largest_batch)}"
-    return f"{_sign(fit)} {size}{batch}"
+    """Return an answer for a cell: the bytes left, or short, and the largest batch."""
+    batch = _batch_text(fit)
+    return fit_cell(fit, f", {batch}" if batch else "").text
 
 
-def _batch_text(batch: int) -> str:
-    return f"{'≥ ' if batch >= LARGEST_BATCH else ''}{batch:,}"
-
-
-def _sign(fit: Fit) -> str:
-    if fit.left is None:
-        return UNSURE if fit.may_fit else FAILS
-    return FITS if fit.left >= SPARE * (fit.usable - fit.left) else TIGHT
+def _batch_text(fit: Fit) -> str:
+    """Return the largest batch that the search found, or the one at which it ended."""
+    if fit.largest_batch is None:
+        return ""
+    return f"{'' if fit.is_batch_settled else '≥ '}{fit.largest_batch:,}"
 
 
 def change_text(change: Change, scenario: Scenario) -> str:
@@ -167,14 +159,11 @@ def _row(findings: FitFindings, fit: Fit) -> tuple[Cell, ...]:
     return (
         Cell(text=findings.label(fit), mark=findings.label(fit), origin="simulated"),
         Cell(text=fit.scenario.gpu or NOTHING),
-        Cell(text="not simulated" if fit.error else fit.reason or _ANSWERS[_sign(fit)]),
+        Cell(text="not simulated" if fit.error else fit.reason or _ANSWERS[fit.answer]),
         _gib(fit.needed),
         _gib(fit.usable),
         _gib(fit.left),
-        Cell(
-            text=NOTHING if fit.largest_batch is None else _batch_text(fit.largest_batch),
-            number=True,
-        ),
+        Cell(text=_batch_text(fit) or NOTHING, number=True),
         Cell(
             text=changes or (NOTHING if fit.fits or fit.reason or fit.error else "none was found")
         ),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from optprof.profiler.records.record import Record
 
-from ..arithmetic.accumulations import Accumulated, Difference, Range, accumulations, common_loss
+from ..arithmetic.accumulations import Accumulated, Range, accumulations, common_loss
 from ..arithmetic.labels import model_traits
 from ..units import NOTHING, seconds_text, three_digits
 from .table import Cell, Table, bytes_cell
@@ -177,10 +177,10 @@ def _mean(found: Range | None) -> Cell:
 def _range(found: Range | None) -> Cell:
     if found is None:
         return _number(None, NOTHING)
-    return _number(found.mean, f"{found.mean:.3f} ({found.lowest:.3f} to {found.highest:.3f})")
+    return _number(found.mean, f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})")
 
 
-def _difference(found: Difference | None) -> Cell:
+def _difference(found: Range | None) -> Cell:
     if found is None:
         return _number(None, NOTHING)
     return _number(found.mean, f"{found.mean:+.3f} ({found.low:+.3f} to {found.high:+.3f})")

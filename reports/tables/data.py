@@ -10,7 +10,7 @@ from optprof.profiler.records.record import Record, StepEstimate
 from ..arithmetic.entries import Entry, Setting, failures
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import byte_options, optimizer_key
-from ..arithmetic.paces import Pace
+from ..arithmetic.ratios import Ratio
 from ..arithmetic.savings import BASELINE
 from ..arithmetic.times import samples_per_second, tokens_per_second
 from ..phrases import interval_text, pace_text, throughput_text
@@ -28,7 +28,7 @@ def memory_table(findings: Findings) -> Table:
         *_names(findings),
         (
             "options for the bytes",
-            lambda entry: Cell(text=byte_options(entry.scenario.options) or NOTHING),
+            lambda entry: Cell(text=byte_options(entry.record) or NOTHING),
         ),
         ("state, GiB", lambda entry: gib_cell(entry.state_bytes)),
         ("bytes a parameter", lambda entry: _number(entry.bytes_per_parameter, per_parameter_text)),
@@ -56,7 +56,7 @@ def memory_table(findings: Findings) -> Table:
 
 def step_table(findings: Findings) -> Table:
     """How long the step of each entry takes, where it was timed."""
-    against = {id(pace.entry): pace for pace in findings.paces}
+    against = {id(entry): ratio for entry, ratio in findings.paces}
     columns: Columns = [
         *_names(findings, timed=True),
         (
@@ -119,14 +119,12 @@ def data_rows(findings: Findings) -> list[dict[str, Any]]:
 
 def peak_reserved(entry: Entry) -> int | None:
     """The most bytes that a training step reserved."""
-    return entry.memory.peak_reserved if entry.memory and entry.peak_bytes is not None else None
+    return entry.peak.peak_reserved if entry.peak else None
 
 
 def peak_reserved_upper(entry: Entry) -> int | None:
     """The upper end of that where it is a range."""
-    return (
-        entry.memory.peak_reserved_upper if entry.memory and entry.peak_bytes is not None else None
-    )
+    return entry.peak.peak_reserved_upper if entry.peak else None
 
 
 def _names(findings: Findings, *, timed: bool = False) -> Columns:
@@ -160,7 +158,7 @@ def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...
         Cell(text=scenario.implementation),
     )
     unknown = (
-        Cell(text=byte_options(scenario.options) or NOTHING),
+        Cell(text=byte_options(record) or NOTHING),
         *[Cell(text=NOTHING, number=True)] * (columns - 6),
     )
     return (*named, *unknown, Cell(text=NOTHING), Cell(text=record.outcome))
@@ -209,9 +207,7 @@ def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
 
 
 def _peak_phase(entry: Entry) -> str:
-    return (
-        phase_name(entry.memory.peak_phase) if entry.memory and entry.peak_bytes is not None else ""
-    )
+    return phase_name(entry.peak.peak_phase) if entry.peak else ""
 
 
 def _interval(entry: Entry) -> Cell:
@@ -228,11 +224,11 @@ def _quartiles(entry: Entry) -> Cell:
     )
 
 
-def _pace(pace: Pace | None) -> Cell:
+def _pace(ratio: Ratio | None) -> Cell:
     return Cell(
-        text=pace_text(pace) if pace else NOTHING,
+        text=pace_text(ratio) if ratio else NOTHING,
         number=True,
-        value=pace.ratio.value if pace else None,
+        value=ratio.value if ratio else None,
     )
 
 

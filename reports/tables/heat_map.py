@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..arithmetic.findings import Findings
-from ..arithmetic.savings import Saving, savings_matrix
+from ..arithmetic.savings import Saving
 from ..units import exact_text, factor_text, percent_text
 
 # The deepest colour is of a state this many times smaller, or larger, than the baseline's.
@@ -42,13 +42,14 @@ def heat_map(findings: Findings) -> HeatMap:
     """
     if all(saving.is_baseline for saving in findings.savings):
         return HeatMap(labels=(), rows=())
-    matrix = savings_matrix(findings.savings)
-    cells = {key: _heat(saving) for key, saving in matrix.cells.items()}
+    cells = {(saving.entry.label, saving.entry.setting): saving for saving in findings.savings}
+    heats = {key: _heat(saving) for key, saving in cells.items()}
+    labels = tuple(dict.fromkeys(label for label, _ in cells))
     rows = [
-        (findings.names[setting], tuple(cells.get((label, setting)) for label in matrix.labels))
-        for setting in matrix.settings
+        (findings.names[setting], tuple(heats.get((label, setting)) for label in labels))
+        for setting in dict.fromkeys(setting for _, setting in cells)
     ]
-    return HeatMap(labels=matrix.labels, rows=tuple(rows))
+    return HeatMap(labels=labels, rows=tuple(rows))
 
 
 def _heat(row: Saving) -> Heat:

@@ -232,7 +232,7 @@ def _step_line(findings: Findings, entry: Entry) -> Line | None:
         return None
     record, pace = (
         entry.times_from,
-        next((pace for pace in findings.paces if pace.entry is entry), None),
+        next((ratio for timed, ratio in findings.paces if timed is entry), None),
     )
     against = f"{pace_text(pace)} {BASELINE}'s; " if pace else ""
     return Line(

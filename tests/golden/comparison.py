@@ -1,4 +1,4 @@
-"""Simulated against recorded: a recording's figures beside those of its scenario from nothing."""
+"""Comparison of a recording with the simulation of its scenario."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from optprof.scenarios import Scenario
 # The most that a simulated peak may differ from a recorded one: the median of all, and the worst.
 MEDIAN_OFF = {"allocated": 0.002, "reserved": 0.005}
 WORST_OFF = {"allocated": 0.01, "reserved": 0.02}
-# The most that it may be too low.
+# The most that a simulated peak may be too low.
 MOST_LOW = 0.005
 
 
@@ -28,22 +28,22 @@ class Peak:
 
     @property
     def off(self) -> float:
-        """The deviation as a share of what was recorded; negative where the simulation is low."""
+        """The deviation as a share of the recorded bytes; negative if the simulation is low."""
         return self.simulated / self.recorded - 1
 
     @property
     def is_met(self) -> bool:
-        """Return whether the deviation is within the worst that is allowed."""
+        """True if the deviation is within the allowed limits."""
         difference = self.simulated - self.recorded
         return -MOST_LOW * self.recorded <= difference <= WORST_OFF[self.name] * self.recorded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A recording beside its simulation.
+    """A recording and its simulation.
 
-    `events` were replayed exactly; `replay` is the line that says where the replay differs, or
-    None. Where the GPU ran out of memory there are no peaks to compare, and `same_end` says that
+    `events` counts the events that were replayed exactly; `replay` is a line on the first one that
+    differs, or None. If the GPU ran out of memory, no peaks are compared, and `same_end` is true if
     the simulation ran out too.
     """
 
@@ -56,23 +56,23 @@ class Comparison:
 
     @property
     def is_met(self) -> bool:
-        """Return whether everything is as it must be."""
+        """True if replay, state, end and peaks all agree."""
         exact = self.replay is None and self.same_state and self.same_end
         return exact and all(peak.is_met for peak in self.peaks)
 
 
-def compare(name: str, found: Recording) -> Comparison:
-    """Replay a recording and simulate its scenario; whatever the simulation raises goes on."""
+def compare(name: str, recording: Recording) -> Comparison:
+    """Replay a recording and simulate its scenario; errors of the simulation propagate."""
     try:
-        events, replayed = replay_exactly(found), None
+        events, replayed = replay_exactly(recording), None
     except (DeviatesError, ValueError) as error:
         events, replayed = 0, str(error)
-    simulated = simulate(simulated_scenario(found))
+    simulated = simulate(simulated_scenario(recording))
     memory = simulated.memory
     assert memory is not None
     assert memory.peak_allocated is not None
     assert memory.peak_reserved is not None
-    recorded = found.phases[-1].statistics
+    recorded = recording.phases[-1].statistics
     peaks = (
         Peak(
             name="allocated",
@@ -89,26 +89,24 @@ def compare(name: str, found: Recording) -> Comparison:
         name=name,
         events=events,
         replay=replayed,
-        same_state=found.ran_out or dict(memory.state_by_key) == dict(found.state_bytes),
-        same_end=found.ran_out == (simulated.outcome == "out-of-memory"),
-        peaks=() if found.ran_out else peaks,
+        same_state=recording.ran_out or dict(memory.state_by_key) == dict(recording.state_bytes),
+        same_end=recording.ran_out == (simulated.outcome == "out-of-memory"),
+        peaks=() if recording.ran_out else peaks,
     )
 
 
-def simulated_scenario(found: Recording) -> Scenario:
-    """Return the recorded scenario as a simulator is asked for it."""
-    scenario = dict(found.scenario)
-    if scenario.get("gpu") is None and found.ran_out:
+def simulated_scenario(recording: Recording) -> Scenario:
+    """Return the recorded scenario for the simulator."""
+    scenario = dict(recording.scenario)
+    if scenario.get("gpu") is None and recording.ran_out:
         raise ValueError(
-            f"{found.gpu} is not in the catalogue, so nothing can run out of its memory"
+            f"{recording.gpu} is not in the catalogue, so nothing can run out of its memory"
         )
     return replace(Scenario(**scenario), device="sim")
 
 
 def marks(compared: Sequence[Comparison]) -> list[dict[str, Any]]:
-    """Return for each peak's name the median and worst deviation, the lowest, and whether they
-    do.
-    """
+    """Return the median, worst and lowest deviation of each peak, and whether they are met."""
     rows = []
     for name in MEDIAN_OFF:
         offs = [peak.off for one in compared for peak in one.peaks if peak.name == name]

@@ -1,12 +1,12 @@
-"""Record what CUDA's caching allocator does while this machine's GPU trains, for the tests in
-tests/profiler/test_golden.py.
+"""Record the CUDA caching allocator while this machine's GPU trains, for test_golden.py.
 
     python tests/golden/record.py                    every scenario that is not recorded yet
     python tests/golden/record.py --only gpt2-xl     those whose name holds the text
     python tests/golden/record.py --list             their names
 
-One child process a scenario; a small file each under tests/data/golden. What does not fit on the
-GPU is passed over. `make gpu` takes the most telling ones in eight minutes (docs/gpu.md).
+Each scenario runs in its own child process and writes a small file under tests/data/golden. Those
+that do not fit on the GPU are skipped. `make gpu` takes the most useful ones in eight minutes
+(docs/gpu.md).
 """
 
 import argparse
@@ -28,7 +28,7 @@ from optprof.scenarios import Scenario, hardware
 FOLDER = Path(__file__).parent.parent / "data" / "golden"
 MOST_SECONDS = 1800
 DOES_NOT_FIT = 3
-# How the names of scenarios end that are to run out of memory.
+# The suffix of scenarios that are meant to run out of memory.
 RUNS_OUT = "_out-of-memory"
 OPTIMIZERS: tuple[dict[str, Any], ...] = (
     *({"optimizer": "adamw", "implementation": how} for how in ("loop", "foreach", "fused")),
@@ -47,8 +47,8 @@ SETUPS: tuple[dict[str, Any], ...] = (
     # Four layers of Llama2-7B hold 1.07 billion parameters.
     {"model": "llama2-7b", "config": {"num_hidden_layers": 4}, "dtype": "bf16"},
 )
-# What the setups have not: settings of the allocator, ways of training, and memory that runs out on
-# every GPU of the catalogue.
+# Scenarios beyond the setups: settings of the allocator, ways of training, and models that run out
+# of memory on every GPU of the catalogue.
 OTHERS: dict[str, dict[str, Any]] = {
     "gpt2_fp32_adamw_foreach_expandable_segments-True": {
         "model": "gpt2",
@@ -73,15 +73,15 @@ OTHERS: dict[str, dict[str, Any]] = {
 
 
 def listed() -> dict[str, Scenario]:
-    """The scenarios by the names of their files."""
-    found = [
+    """Return the scenarios by the names of their files."""
+    scenarios = [
         Scenario(device="cuda", checkpointing=checkpointing, **setup, **optimizer)
         for setup in SETUPS
         for checkpointing in (False, True)
         if not (checkpointing and setup["model"] == "resnet50")
         for optimizer in OPTIMIZERS
     ]
-    return {_name(scenario): scenario for scenario in found} | {
+    return {_name(scenario): scenario for scenario in scenarios} | {
         name: Scenario(device="cuda", **other) for name, other in OTHERS.items()
     }
 
@@ -98,20 +98,20 @@ def _name(scenario: Scenario) -> str:
 
 
 class PhaseRecorder:
-    """Notes at the end of each phase what torch says, and how long its history is by then."""
+    """Keeps torch's statistics and the length of its history at the end of each phase."""
 
     def __init__(self) -> None:
         self.ends: list[PhaseEnd] = []
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Record what runs inside as one phase; one that runs out of memory is kept up to there."""
+        """Record what runs inside as one phase, also if it runs out of memory."""
         import torch
 
         try:
             yield
         except torch.OutOfMemoryError:
-            # Here, and not later: the exception still holds the tensors of the code that raised it.
+            # Not later: now the exception still holds the tensors of the code that raised it.
             self._end(name)
             raise
         self._end(name)
@@ -130,9 +130,7 @@ class PhaseRecorder:
 
 
 class PhaseEnd(NamedTuple):
-    """A phase when it has ended: its statistics, the driver's free bytes, and the length of the
-    history.
-    """
+    """The end of a phase: statistics, the driver's free bytes and the length of the history."""
 
     name: str
     statistics: dict[str, int]
@@ -147,11 +145,10 @@ def _history(snapshot: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def record(scenario: Scenario, device: str = "cuda") -> Recording:
-    """Train the scenario in this process, which must not have used the GPU before, until it has
-    ended or memory runs out.
+    """Train the scenario in this process until it ends or memory runs out.
 
-    `device` is where the tensors are. ValueError where torch's allocator has not taken the
-    scenario's settings.
+    The process must not have used the GPU before. `device` is the device of the tensors. Raise
+    ValueError if torch's allocator does not have the scenario's settings.
     """
     import torch
 
@@ -171,7 +168,7 @@ def record(scenario: Scenario, device: str = "cuda") -> Recording:
     capability = torch.cuda.get_device_capability()
     properties = torch.cuda.get_device_properties(0)
     versions = {
-        name: found for name in ("torch", "transformers", "optprof") if (found := _version(name))
+        name: number for name in ("torch", "transformers", "optprof") if (number := _version(name))
     }
     return Recording(
         scenario={**asdict(scenario), "gpu": catalogue_name(capability, properties.total_memory)},
@@ -199,7 +196,7 @@ def record(scenario: Scenario, device: str = "cuda") -> Recording:
 
 
 def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[str, int]:
-    """Train from nothing, phase by phase; the bytes of the optimizer's state by key."""
+    """Train phase by phase; return the bytes of the optimizer's state by key."""
     import torch
 
     from optprof.profiler.training.iteration import Iteration
@@ -225,20 +222,18 @@ def _train(scenario: Scenario, device: str, recorder: PhaseRecorder) -> Mapping[
 
 
 def _require_settings(scenario: Scenario, snapshot: Mapping[str, Any]) -> None:
-    """ValueError where the allocator ran with other segments than the scenario asks for."""
-    asked = "expandable_segments:True" in scenario.alloc_conf
-    found = snapshot.get("allocator_settings", {}).get("expandable_segments", asked)
-    if bool(found) != asked:
+    """Raise ValueError if the allocator ran without the segments of the scenario."""
+    expected = "expandable_segments:True" in scenario.alloc_conf
+    actual = snapshot.get("allocator_settings", {}).get("expandable_segments", expected)
+    if bool(actual) != expected:
         raise ValueError(
-            f"alloc_conf {scenario.alloc_conf!r} was asked for, and torch's allocator has"
-            f" expandable_segments {found}"
+            f"alloc_conf is {scenario.alloc_conf!r}, but torch's allocator has"
+            f" expandable_segments {actual}"
         )
 
 
 def catalogue_name(capability: tuple[int, int], total_memory: int) -> str | None:
-    """The GPU of the catalogue that this one is: the same compute capability, and memory within 5
-    %.
-    """
+    """Return the GPU of the catalogue with this compute capability and memory within 5 %."""
     alike = [
         gpu
         for gpu in map(hardware.describe, hardware.available())
@@ -253,7 +248,7 @@ def catalogue_name(capability: tuple[int, int], total_memory: int) -> str | None
 
 
 def _version(package: str) -> str | None:
-    """Return the package's version; None where it runs from a folder, or is missing."""
+    """Return the package's version; None if it runs from a folder or is missing."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -261,9 +256,7 @@ def _version(package: str) -> str | None:
 
 
 def _driver() -> str | None:
-    """Return the driver's version, from NVML or, without nvidia-ml-py, from nvidia-smi, which takes
-    longer.
-    """
+    """Return the driver's version from NVML, or without nvidia-ml-py from the slower nvidia-smi."""
     try:
         import pynvml  # pyright: ignore[reportMissingImports]
 
@@ -284,32 +277,30 @@ def _driver_of_smi() -> str | None:
 
 
 def _nvml_used() -> int | None:
-    """Bytes of the device in use by all processes, as NVML counts them; None without
-    nvidia-ml-py.
-    """
+    """Bytes in use on the device by all processes, from NVML; None without nvidia-ml-py."""
     import torch
 
     try:
         return torch.cuda.device_memory_used()
     except Exception:
-        # NVML's errors are of its own kind, and none of them is worth a recording.
+        # NVML raises its own kinds of errors, and none may cost a recording.
         return None
 
 
-def run_child(asked: str, path: Path) -> int:
-    """Record the scenario that the JSON text names, in this process; the exit status."""
-    found = record(Scenario(**json.loads(asked)))
-    if found.ran_out and not path.name.removesuffix(SUFFIX).endswith(RUNS_OUT):
+def run_child(text: str, path: Path) -> int:
+    """Record the scenario of a JSON text in this process; return the exit status."""
+    recording = record(Scenario(**json.loads(text)))
+    if recording.ran_out and not path.name.removesuffix(SUFFIX).endswith(RUNS_OUT):
         return DOES_NOT_FIT
-    # Written under another name first: a file that is there is whole.
+    # It is written under another name first, so that every existing file is complete.
     draft = path.with_suffix(".part")
-    found.write(draft)
+    recording.write(draft)
     draft.rename(path)
     return 0
 
 
 def record_in_child(name: str, scenario: Scenario) -> str:
-    """Record one scenario in a fresh process; one word or line on what came of it."""
+    """Record one scenario in a fresh process; return a word or line on the outcome."""
     path = FOLDER / f"{name}{SUFFIX}"
     environment = {
         key: value
@@ -344,9 +335,7 @@ def record_in_child(name: str, scenario: Scenario) -> str:
 
 
 def main() -> int:
-    """Record what is asked for and is not there yet; 1 when a scenario failed or there is no
-    GPU.
-    """
+    """Record the selected scenarios that are missing; return 1 if one failed or without a GPU."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -354,12 +343,12 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the names and end")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.child:
-        return run_child(asked.child, asked.path)
-    wanted = {name: scenario for name, scenario in listed().items() if asked.only in name}
-    if asked.list:
-        print(*wanted, sep="\n")
+    arguments = parser.parse_args()
+    if arguments.child:
+        return run_child(arguments.child, arguments.path)
+    selected = {name: scenario for name, scenario in listed().items() if arguments.only in name}
+    if arguments.list:
+        print(*selected, sep="\n")
         return 0
     import torch
 
@@ -368,7 +357,7 @@ def main() -> int:
         return 1
     FOLDER.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for name, scenario in wanted.items():
+    for name, scenario in selected.items():
         outcome = (
             "there already"
             if (FOLDER / f"{name}{SUFFIX}").exists()

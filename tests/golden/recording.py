@@ -1,9 +1,8 @@
-"""Golden recordings: what CUDA's caching allocator did in a run on a real GPU, as a small file, and
-how its history is read.
+"""Golden recordings: small files with the history of CUDA's caching allocator on a real GPU.
 
 The history is that of torch.cuda.memory._snapshot: entries with an action, an address and a size,
-cut into phases by the history's length at the end of each. A recording keeps these three columns as
-torch gave them; what they mean is worked out by `stream`.
+cut into phases by the length of the history at the end of each. A recording keeps these three
+columns unchanged; `Stream` turns them into events.
 """
 
 import json
@@ -30,10 +29,10 @@ ACTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One phase: the columns of its history, and torch.cuda.memory_stats and the driver's free
-    bytes at its end.
+    """One phase: the columns of its history, and statistics and the driver's free bytes at its end.
 
-    `actions` has a digit for each entry, its place in ACTIONS.
+    `actions` has a digit for each entry, its place in ACTIONS. The statistics are those of
+    torch.cuda.memory_stats.
     """
 
     name: str
@@ -44,7 +43,7 @@ class Phase:
     device_free: int
 
     def entries(self) -> Iterator[tuple[str, int, int]]:
-        """Action, address and size of each entry."""
+        """Yield action, address and size of each entry."""
         for digit, address, size in zip(self.actions, self.addresses, self.sizes, strict=True):
             yield ACTIONS[int(digit)], address, size
 
@@ -53,9 +52,9 @@ class Phase:
 class Recording:
     """A run of a scenario on a GPU.
 
-    `total` and `free_before` are the driver's figures before the first allocation, with the CUDA
-    context there already; `nvml_used` is what NVML said of the device at the end, None without it.
-    `state_bytes` are the optimizer's tensors by key.
+    `total` and `free_before` are the driver's figures before the first allocation, when the CUDA
+    context exists already. `nvml_used` are the bytes in use at the end by NVML, None without it.
+    `state_bytes` are those of the optimizer's tensors by key.
     """
 
     scenario: Mapping[str, Any]
@@ -72,7 +71,7 @@ class Recording:
 
     @property
     def ran_out(self) -> bool:
-        """Return whether the device ran out of memory, which ends the last phase."""
+        """True if the device ran out of memory, which ends the last phase."""
         return any(str(ACTIONS.index("oom")) in phase.actions for phase in self.phases)
 
     def write(self, path: Path) -> None:
@@ -86,13 +85,14 @@ class Recording:
 
     @classmethod
     def read(cls, path: Path) -> "Recording":
-        """The recording that `write` wrote; ValueError when it has another format."""
+        """Return the recording that `write` wrote; ValueError if it has another format."""
         return cls.unpack(path.read_bytes(), str(path))
 
     @classmethod
     def unpack(cls, packed: bytes, path: str) -> "Recording":
-        """Return the recording that `pack` made; `path` is its name in the ValueError for another
-        format.
+        """Return the recording that `pack` made.
+
+        Raise ValueError with the `path` if it has another format.
         """
         data = json.loads(lzma.decompress(packed))
         if data.get("format") != FORMAT:
@@ -100,9 +100,9 @@ class Recording:
                 f"{path} has format {data.get('format')!r}, {FORMAT} is read here; record it again"
             )
         phases = tuple(_phase(phase) for phase in data["phases"])
-        found = {item.name: data[item.name] for item in fields(cls)}
+        values = {item.name: data[item.name] for item in fields(cls)}
         return cls(
-            **{**found, "phases": phases, "compute_capability": tuple(data["compute_capability"])}
+            **{**values, "phases": phases, "compute_capability": tuple(data["compute_capability"])}
         )
 
 
@@ -114,13 +114,11 @@ Columns = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 def cut(history: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[Columns]:
-    """Return the columns of each phase; `ends` are the lengths of the history when the phases
-    ended.
+    """Return the columns of each phase; `ends` are the lengths of the history at their ends.
 
-    What follows the last end is left out, and so are the marks of the snapshots by which the
-    lengths were found: torch leaves one in the history for some. ValueError where the history is
-    not that of one stream and the usual pool, which is all that a replay follows, or shorter than
-    it was.
+    Entries after the last end are left out, as are torch's marks of the snapshots that gave the
+    lengths. Raise ValueError if the history is shorter than it was, or has several streams or a
+    private pool, which a replay does not follow.
     """
     if ends and len(history) < ends[-1]:
         raise ValueError(
@@ -152,16 +150,14 @@ def _columns(entries: Iterable[Mapping[str, Any]]) -> Columns:
                 f"history has an unknown action {action!r}; known are {', '.join(ACTIONS)}"
             )
         actions.append(str(ACTIONS.index(action)))
-        # Where memory ran out there is no address; torch tells what the device had left.
+        # An entry for running out of memory has the device's free bytes instead of an address.
         addresses.append(entry["device_free"] if action == "oom" else entry["addr"])
         sizes.append(entry["size"])
     return "".join(actions), tuple(addresses), tuple(sizes)
 
 
 class Event(NamedTuple):
-    """What happened to an allocation: its number in order of time, what was asked for, where it
-    lies, and bytes reserved by then.
-    """
+    """An event of an allocation: number, requested bytes, address, and reserved bytes so far."""
 
     kind: Literal["alloc", "free", "oom"]
     number: int
@@ -176,15 +172,14 @@ class Stream:
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
         self._count = 0
-        self._leaving: int | None = None
+        self._freed: int | None = None
         self._reserved = 0
 
     def read(self, entries: Iterable[tuple[str, int, int]]) -> Iterator[Event]:
-        """The events of one phase; ValueError when a block was freed late, as it is after use on
-        another stream.
+        """Yield the events of one phase.
 
-        Segments are taken before the block that needs them is handed out, so that `reserved` is
-        what torch says after each event.
+        Segments are taken before the block that needs them, so `reserved` equals torch's count
+        after each event. Raise ValueError if a block was freed late, as another stream's are.
         """
         for action, address, size in entries:
             if action in ("segment_alloc", "segment_map"):
@@ -196,9 +191,9 @@ class Stream:
                 yield Event("alloc", self._count, size, address, self._reserved)
                 self._count += 1
             elif action == "free_requested":
-                self._leaving = address
+                self._freed = address
             elif action == "free_completed":
-                if address != self._leaving:
+                if address != self._freed:
                     raise ValueError(
                         f"the block at {address:#x} was freed late; record a run on one stream"
                     )
@@ -208,6 +203,6 @@ class Stream:
 
 
 def segment_addresses(phases: Iterable[Phase]) -> Iterator[int]:
-    """Where segments were taken, in order of time."""
+    """Yield the addresses of new segments, in order of time."""
     for phase in phases:
         yield from (address for action, address, _ in phase.entries() if action == "segment_alloc")

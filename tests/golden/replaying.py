@@ -1,4 +1,4 @@
-"""A recording's stream, given to our allocator and compared with torch's after every event."""
+"""Replay of a recording's stream on our allocator, compared with torch's after every event."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +13,11 @@ from optprof.profiler.allocator.settings import AllocatorSettings
 
 
 class DeviatesError(AssertionError):
-    """Torch's allocator did at some event what ours does not do."""
+    """Our allocator behaves unlike torch's at an event."""
 
 
 class RecordedAddresses(LowestAddresses):
-    """The addresses that the driver gave: up to torch 2.12 they order free blocks of equal size."""
+    """The driver's addresses, which order free blocks of equal size up to torch 2.12."""
 
     def __init__(self, addresses: Iterator[int]) -> None:
         super().__init__()
@@ -29,25 +29,25 @@ class RecordedAddresses(LowestAddresses):
         return next(self._addresses)
 
     def give_back(self, address: int, nbytes: int) -> None:
-        """Do nothing: the driver knows itself what it may give again."""
+        """Do nothing: the recorded driver chooses the addresses."""
 
 
-def allocator_of(found: Recording) -> CachingAllocator:
+def allocator_of(recording: Recording) -> CachingAllocator:
     """Return the allocator of the recorded process, on a device as full as it was."""
-    settings = AllocatorSettings.parse(found.scenario.get("alloc_conf", ""))
-    version = tuple(map(int, found.torch.split(".")[:2]))
+    settings = AllocatorSettings.parse(recording.scenario.get("alloc_conf", ""))
+    version = tuple(map(int, recording.torch.split(".")[:2]))
     by_address = version < (2, 13) and not settings.expandable_segments
-    addresses = RecordedAddresses(segment_addresses(found.phases)) if by_address else None
-    occupied = found.total - found.free_before
-    return CachingAllocator(settings, total=found.total, occupied=occupied, addresses=addresses)
+    addresses = RecordedAddresses(segment_addresses(recording.phases)) if by_address else None
+    occupied = recording.total - recording.free_before
+    return CachingAllocator(settings, total=recording.total, occupied=occupied, addresses=addresses)
 
 
 class Replayed:
-    """Our allocator on its way through a recording; `count` is the number of events so far."""
+    """A replay of a recording on our allocator; `count` is the number of events so far."""
 
-    def __init__(self, found: Recording) -> None:
+    def __init__(self, recording: Recording) -> None:
         self.count = 0
-        self._allocator = allocator_of(found)
+        self._allocator = allocator_of(recording)
         self._stream = Stream()
         self._live: dict[int, Block] = {}
         self._bases: dict[int, int] = {}
@@ -65,8 +65,10 @@ class Replayed:
                 )
         for name, ours in self._allocator.statistics().items():
             if ours != phase.statistics[name]:
-                told = f"{name} is {ours}, recorded {phase.statistics[name]}"
-                raise DeviatesError(f"at the end of {phase.name}: {told}")
+                raise DeviatesError(
+                    f"at the end of {phase.name}: {name} is {ours},"
+                    f" recorded {phase.statistics[name]}"
+                )
 
     def _take(self, event: Event, where: str) -> None:
         if event.kind == "free":
@@ -86,14 +88,14 @@ class Replayed:
             raise DeviatesError(f"{where}: block at another place")
 
 
-def replay_exactly(found: Any) -> int:
-    """Replay a whole recording and return the number of its events; DeviatesError where it differs.
+def replay_exactly(recording: Any) -> int:
+    """Replay a whole recording and return the number of its events.
 
-    Torch's history tells the address of each block and what was reserved, not the sizes of blocks:
-    those are compared through the statistics at each phase's end, which hold the bytes of all
-    blocks so far, their peak, and what lies free between them.
+    Raise DeviatesError at the first difference. torch's history has the address of each block and
+    the reserved bytes, but not the sizes of blocks. Those are compared through the statistics at
+    the end of each phase: the bytes of all blocks so far, their peak, and the free bytes between.
     """
-    replayed = Replayed(found)
-    for phase in found.phases:
+    replayed = Replayed(recording)
+    for phase in recording.phases:
         replayed.run(phase)
     return replayed.count

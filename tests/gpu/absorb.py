@@ -2,10 +2,10 @@
 
     python tests/gpu/absorb.py FOLDER
 
-Recordings in which each mechanism is there once go to tests/data/golden, records and their report
-to docs/results/GPU, where GPU is the name in the catalogue, with constants.json and comparison.md
-beside them. A folder that was cut off gives what it has. Where a deviation is looked into, run it
-with the torch and transformers of the recording, which the journal names: both change.
+Recordings that together have each mechanism go to tests/data/golden. Records and their report go to
+docs/results/GPU, where GPU is the name in the catalogue, with constants.json and comparison.md. A
+folder of an interrupted campaign is absorbed too. To look into a deviation, use the versions of
+torch and transformers in the journal: both change.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from result import Result  # noqa: E402
 
 
 def keep(recordings: Iterable[tuple[str, Recording]], folder: Path, *, everything: bool) -> None:
-    """Write the recordings that have each mechanism once, or all of them."""
+    """Write the recordings that together have each mechanism, or all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     count = nbytes = 0
     for name, recording in recordings:
@@ -42,7 +42,7 @@ def keep(recordings: Iterable[tuple[str, Recording]], folder: Path, *, everythin
 
 
 def compare_all(recordings: dict[str, Recording], say: Callable[[str], None]) -> list[Comparison]:
-    """Compare each recording with its simulation, one line each; those of one model in a row."""
+    """Compare each recording with its simulation, one line each, model by model."""
     compared = []
     for name in sorted(recordings):
         try:
@@ -65,7 +65,7 @@ def compare_all(recordings: dict[str, Recording], say: Callable[[str], None]) ->
 def compare_records(
     records: Iterable[Record], gpu: str | None, bandwidth: float | None, say: Callable[[str], None]
 ) -> list[against.Row]:
-    """Set what was measured beside what is simulated and estimated, one line each."""
+    """Compare each measured record with its simulation and estimate, one line each."""
     rows = []
     for record in sorted(records, key=against.label):
         row = against.row(record, gpu)
@@ -99,12 +99,12 @@ def write_records(records: list[Record], folder: Path) -> None:
     except ImportError as error:
         print(f"{len(records)} records, no report: {error}; optprof report {folder} writes it")
     for again in ("records.csv", "records.json"):
-        # The same once more; `optprof report` writes them at any time.
+        # Not these: `optprof report` can write them at any time.
         (folder / again).unlink(missing_ok=True)
 
 
 def main() -> int:
-    """Absorb a folder; 1 when something deviates by more than it may."""
+    """Absorb a folder; return 1 if something deviates by more than its mark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -114,26 +114,28 @@ def main() -> int:
     parser.add_argument(
         "--all", action="store_true", help="keep all recordings, not only the telling ones"
     )
-    asked = parser.parse_args()
-    result = Result(asked.folder)
+    arguments = parser.parse_args()
+    result = Result(arguments.folder)
     try:
         was_rehearsed, constants = result.was_rehearsed, derive(result.constants)
         recordings, records = dict(result.recordings()), result.records
     except FileNotFoundError as error:
         parser.error(str(error))
     except (KeyError, TypeError, ValueError, LZMAError) as error:
-        # Lines that were cut off are passed over; these are whole.
-        found = f"{type(error).__name__}: {error}"
-        parser.error(f"{asked.folder} has a line that no campaign writes ({found}); take it out")
-    if was_rehearsed and (asked.golden.is_relative_to(ROOT) or asked.results.is_relative_to(ROOT)):
+        # The line is whole: incomplete lines are skipped.
+        reason = f"{type(error).__name__}: {error}"
+        parser.error(f"{arguments.folder} has a line that no campaign writes ({reason}); remove it")
+    if was_rehearsed and (
+        arguments.golden.is_relative_to(ROOT) or arguments.results.is_relative_to(ROOT)
+    ):
         print("this is a rehearsal: name folders outside of the repository", file=sys.stderr)
         return 2
-    folder = asked.results / (result.gpu or "unknown-gpu")
+    folder = arguments.results / (result.gpu or "unknown-gpu")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "constants.json").write_text(json.dumps(constants, indent=1) + "\n", encoding="utf-8")
     peak = hardware.describe(result.gpu).bandwidth if result.gpu else None
     print(*catalogue_lines(constants, peak), sep="\n")
-    keep(recordings.items(), asked.golden, everything=asked.all)
+    keep(recordings.items(), arguments.golden, everything=arguments.all)
     write_records(records, folder)
     met = write_comparison(
         result, recordings, constants.get("copy_bandwidth"), folder / "comparison.md"
@@ -158,7 +160,7 @@ def write_comparison(
     say("|---|---|---|---|---|---|---|")
     rows = compare_records(result.records, result.gpu, bandwidth, say)
     say("\n## Marks\n")
-    # Nothing to judge meets no mark.
+    # Without comparisons no mark is met.
     met = bool(compared) and len(compared) == len(recordings)
     met = met and all(one.is_met for one in compared)
     say(f"- {sum(one.is_met for one in compared)} of {len(recordings)} recordings meet theirs")

@@ -1,4 +1,4 @@
-"""Against: what the harness measured on a GPU beside what is simulated and estimated for it."""
+"""Compare the harness's measurements on a GPU with its simulations and estimates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,13 +8,13 @@ from optprof.profiler import simulate
 from optprof.profiler.measuring.measurement import to_simulate
 from optprof.profiler.records.record import Record
 
-# The most that an estimated step may be off: the median of all, and the worst.
+# The largest deviations of estimated steps: of the median, and of the worst.
 MEDIAN_TIME, WORST_TIME = 0.05, 0.10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One measured scenario; None where the GPU or the simulation has no figure."""
+    """One measured scenario; a number is None if the GPU or the simulation does not have it."""
 
     name: str
     outcome: str
@@ -29,13 +29,13 @@ class Row:
 
     @property
     def time_off(self) -> float | None:
-        """The estimate's deviation as a share of the measured median."""
+        """Deviation of the estimate as a share of the measured median."""
         if self.seconds is None or self.estimated is None:
             return None
         return self.estimated / self.seconds - 1
 
     def share(self, copy_bandwidth: float | None, *, moved: bool = False) -> float | None:
-        """Return the step's bytes a second as a share of the copy bandwidth.
+        """Return the step's bytes per second as a share of the copy bandwidth.
 
         Needed bytes are those that any step with these results moves; moved ones, those of its
         kernels.
@@ -47,7 +47,7 @@ class Row:
 
 
 def row(record: Record, gpu: str | None) -> Row:
-    """Return a record's row; what the simulation raises becomes its problem."""
+    """Return a record's row; an exception of the simulation becomes its problem."""
     name = label(record)
     if record.memory is None:
         return Row(name=name, outcome=record.outcome, problem=record.error)
@@ -73,10 +73,16 @@ def row(record: Record, gpu: str | None) -> Row:
 
 def label(record: Record) -> str:
     """Return the scenario in few words."""
-    asked = record.scenario
-    words = [asked.model, asked.dtype, asked.optimizer, asked.implementation, asked.workload]
-    words += ["checkpointing"] if asked.checkpointing else []
-    words += [str(asked.sequence_length)] if asked.sequence_length else []
+    scenario = record.scenario
+    words = [
+        scenario.model,
+        scenario.dtype,
+        scenario.optimizer,
+        scenario.implementation,
+        scenario.workload,
+    ]
+    words += ["checkpointing"] if scenario.checkpointing else []
+    words += [str(scenario.sequence_length)] if scenario.sequence_length else []
     return " ".join(words)
 
 

@@ -1,6 +1,6 @@
-"""Attention: which kernel torch picks on this device, and what the picked one allocates.
+"""Attention: the kernel that torch chooses on this device, and the bytes that it allocates.
 
-`_fused_sdp_choice` answers with a number of torch.nn.attention.SDPBackend.
+`_fused_sdp_choice` returns a number of torch.nn.attention.SDPBackend.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from place import PLACE
 from torch.nn.functional import scaled_dot_product_attention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# torch exports it under a private name alone.
+# torch exports it only under a private name.
 _choose: Any = torch._fused_sdp_choice  # pyright: ignore
 # Batch, heads, heads of keys and values, queries, keys, width of queries and keys, of values.
 SHAPES = (
@@ -37,7 +37,7 @@ MASKS = ("none", "causal", "bool", "float", "float broadcast", "float needs grad
 
 
 def table(say: Any) -> None:
-    """Note the choice for each case, and for some the bytes of forward and backward."""
+    """Note the choice for each case, and the bytes of forward and backward for some."""
     for shape in SHAPES if PLACE.device == "cuda" else SHAPES[12:14]:
         say.attempt(f"choices {'x'.join(map(str, shape))}", lambda shape=shape: list(_rows(shape)))
     cuda = PLACE.device == "cuda"
@@ -48,7 +48,7 @@ def table(say: Any) -> None:
 
 
 def _rows(shape: tuple[int, ...]) -> Iterator[list[Any]]:
-    """Yield the case and its choice, or in place of the choice what torch says against it."""
+    """Yield the case and its choice, or torch's error in place of the choice."""
     heads = ("as they are", "flag", "expanded") if shape[1] != shape[2] else ("as they are",)
     for case in product(DTYPES, MASKS, (0.0, 0.1), (False, True), heads):
         dtype, mask, dropout, gradients, gqa = case
@@ -69,7 +69,7 @@ def _inputs(
     k = torch.zeros(batch, few, keys, width, requires_grad=gradients, **options)
     v = torch.zeros(batch, few, keys, values, requires_grad=gradients, **options)
     if gqa == "expanded":
-        # As transformers' repeat_kv does: a copy for each head of a group.
+        # Like transformers' repeat_kv: a copy for each head of a group.
         k, v = (x[:, :, None].expand(-1, -1, heads // few, -1, -1).flatten(1, 2) for x in (k, v))
     return [q, k, v], {
         "is_causal": mask == "causal",
@@ -105,8 +105,8 @@ def _bytes(shape: tuple[int, ...], dtype: str, mask: str, dropout: float) -> dic
 
     forward()
     results.clear()
-    there = peak(forward)
+    forward_bytes = peak(forward)
     gradient = torch.ones_like(results[0])
-    # The graph lets go of what it has saved; the results themselves stay.
+    # The graph frees its saved tensors; the results stay.
     back = peak(lambda: results[0].backward(gradient))
-    return {"forward": there, "backward": back}
+    return {"forward": forward_bytes, "backward": back}

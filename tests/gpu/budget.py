@@ -1,15 +1,15 @@
-"""The campaign's time: an end for the whole, and of what is left a share for each stage."""
+"""The campaign's time: an end for the whole, and for each stage a share of the rest."""
 
 import time
 from collections.abc import Mapping
 
-# Seconds at the end that no stage gets: to end children, and to bring the result back.
+# Seconds after the last stage, to end children and to bring the result back.
 MARGIN_SHARE = 0.03
 LEAST_MARGIN = 3.0
 
 
 class Budget:
-    """Seconds from `start`, shared out by weights; what a stage leaves goes to the later ones."""
+    """Seconds from `start`, divided by weights; later stages get the time that a stage leaves."""
 
     def __init__(self, seconds: float, shares: Mapping[str, float], start: float) -> None:
         self._start = start
@@ -27,6 +27,6 @@ class Budget:
         return self._end - time.monotonic()
 
     def deadline(self, stage: str) -> float:
-        """Return when the stage must end, by the monotonic clock; it has begun with this call."""
+        """Begin a stage and return its end, by the monotonic clock."""
         share, rest = self._shares.pop(stage), sum(self._shares.values())
         return time.monotonic() + max(0.0, self.left) * share / (share + rest)

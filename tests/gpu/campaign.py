@@ -1,11 +1,11 @@
-"""Do all that needs a GPU, in the order of its worth, within a time limit.
+"""Campaign: do everything that needs a GPU, the most valuable first, within a time limit.
 
     python3 tests/gpu/campaign.py --out FOLDER --seconds 480
     python3 tests/gpu/campaign.py --out FOLDER --seconds 60 --rehearse     without a GPU
 
-From a plain checkout: nothing needs to be installed but torch, transformers and what they bring.
-The folder then holds journal.jsonl, records.jsonl and recordings-N.jsonl; absorb.py reads it.
-A stage that fails leaves its traceback in the journal and the next begins.
+It runs from a plain checkout and needs only torch and transformers. The folder then has
+journal.jsonl, records.jsonl and recordings-N.jsonl, which absorb.py reads. The traceback of a
+failed stage goes into the journal, and the next stage begins.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from budget import Budget  # noqa: E402
 from children import Children, Job, NoDeviceError  # noqa: E402
 from journal import Journal  # noqa: E402
 
-# Of the seconds that are left, what a stage gets beside those that follow it.
+# The weight of each stage, against those after it, in the seconds that are left.
 SHARES = {
     "constants": 60,
     "recordings": 140,
@@ -36,12 +36,12 @@ SHARES = {
     "steps": 60,
     "other recordings": 40,
 }
-# With less than this a job is not begun.
+# Seconds below which no job begins.
 LEAST_SECONDS = 2.0
 
 
 class Campaign:
-    """One run: its journal, its children, its time."""
+    """One run: its journal, children and time."""
 
     def __init__(
         self,
@@ -62,26 +62,26 @@ class Campaign:
         print(f"{self.budget.elapsed:7.1f} s  {words}", flush=True)
 
     def load(self) -> None:
-        """Load torch before any stage's time begins."""
+        """Load torch before the time of the first stage begins."""
         self.children.probe()
         way = "forks a child for each job" if self.children.forks else "loads torch for each job"
         self.say(f"loaded torch; {way}")
 
     def stage(self, name: str, run: Callable[["Campaign", float], None]) -> None:
-        """Run one stage until its deadline, whatever it raises."""
+        """Run one stage until its deadline; note any exception."""
         end = self.budget.deadline(name)
         self.say(f"== {name}: {end - time.monotonic():.0f} s")
         self.journal.note("stage", name=name, at=self.budget.elapsed)
         try:
             run(self, end)
         except Exception:
-            told = traceback.format_exc()
-            self.say(f"{name} failed: {told.strip().splitlines()[-1]}")
-            self.journal.note("failed", name=name, traceback=told[-4000:])
+            text = traceback.format_exc()
+            self.say(f"{name} failed: {text.strip().splitlines()[-1]}")
+            self.journal.note("failed", name=name, traceback=text[-4000:])
         self.journal.note("stage ended", name=name, at=self.budget.elapsed)
 
     def run_jobs(self, jobs: Iterable[Job], end: float) -> None:
-        """Run jobs until the deadline; those for which no time is left are noted by number."""
+        """Run jobs until the deadline, and note the number of jobs without time."""
         left_out = 0
         for job in islice(jobs, self.most):
             seconds = min(job.limit, end - time.monotonic())
@@ -112,7 +112,7 @@ STAGES: dict[str, Callable[[Campaign, float], None]] = {
 
 
 def main() -> int:
-    """Run the stages and leave the folder; 0 even where some of them failed, 1 without a device."""
+    """Run the stages; return 1 without a device, else 0, even if stages failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -125,26 +125,32 @@ def main() -> int:
     )
     parser.add_argument("--most", type=int, metavar="N", help="jobs of each stage; all unless said")
     parser.add_argument("--rehearse", action="store_true", help="tiny scenarios on a stand-in")
-    asked = parser.parse_args()
-    wanted = [name.strip() for name in asked.only.split(",")] if asked.only else list(STAGES)
-    if unknown := set(wanted) - set(STAGES):
+    arguments = parser.parse_args()
+    stages = (
+        [name.strip() for name in arguments.only.split(",")] if arguments.only else list(STAGES)
+    )
+    if unknown := set(stages) - set(STAGES):
         parser.error(
             f"no stage is named {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}"
         )
     try:
-        asked.out.mkdir(parents=True, exist_ok=True)
-        journal = Journal(asked.out)
-        journal.note("campaign", seconds=asked.seconds, rehearsed=asked.rehearse)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        journal = Journal(arguments.out)
+        journal.note("campaign", seconds=arguments.seconds, rehearsed=arguments.rehearse)
     except OSError as error:
-        parser.error(f"nothing can be written to --out {asked.out}: {error.strerror}")
+        parser.error(f"nothing can be written to --out {arguments.out}: {error.strerror}")
     with TemporaryDirectory() as scratch:
         campaign = Campaign(
-            journal, asked.seconds, Path(scratch), rehearse=asked.rehearse, most=asked.most
+            journal,
+            arguments.seconds,
+            Path(scratch),
+            rehearse=arguments.rehearse,
+            most=arguments.most,
         )
         try:
             campaign.load()
             for name, run in STAGES.items():
-                if name in wanted:
+                if name in stages:
                     campaign.stage(name, run)
         except NoDeviceError as error:
             print(error, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Children: the campaign's end of the zygote. Each job has a child and a time limit."""
+"""Children: the campaign's side of the zygote. Each job has a child and a time limit."""
 
 import json
 import os
@@ -16,18 +16,18 @@ from typing import Any
 from journal import Journal
 from zygote import NO_RESULT
 
-# Seconds for a first kernel, with the time in which torch loads from a cold disk.
+# Seconds for a first kernel, including loading torch from a cold disk.
 PROBE_SECONDS = 120.0
-# Seconds for a child that was killed to be gone, and for a fork.
+# Seconds for a killed child to end, and for a fork.
 GRACE_SECONDS = 10.0
 _LOG_TAIL = 3000
-# Read by torch when it is loaded or when CUDA starts; a caller's would change what is measured.
+# torch reads these when it is loaded or CUDA starts; they would change the measurements.
 _ENVIRONMENT = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "CUDA_LAUNCH_BLOCKING")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One child's job: a function of tasks.py, its arguments, and the most seconds it may take."""
+    """The job of a child: a function of tasks.py, its arguments, and its time limit."""
 
     name: str
     task: str
@@ -36,13 +36,13 @@ class Job:
 
 
 class NoDeviceError(RuntimeError):
-    """CUDA cannot be used on this machine."""
+    """This machine cannot use CUDA."""
 
 
 class Children:
-    """Runs jobs one after another; a zygote that is gone is started again.
+    """Runs jobs one after another, and starts a new zygote if the last one has ended.
 
-    `forks` is false where a fork cannot use CUDA: each job then has a process that loads torch.
+    `forks` is false if a fork cannot use CUDA: each job then has a process that loads torch.
     """
 
     def __init__(self, journal: Journal, scratch: Path, *, rehearse: bool) -> None:
@@ -60,7 +60,7 @@ class Children:
             return
         self.end()
         kept = {key: value for key, value in os.environ.items() if key not in _ENVIRONMENT}
-        # The question for a device would else start CUDA, and no fork could use it.
+        # Otherwise the search for devices would start CUDA, and no fork could use it.
         environment = {
             **kept,
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
@@ -78,7 +78,7 @@ class Children:
         self._loaded, self._buffer = False, b""
 
     def run(self, job: Job, seconds: float) -> str:
-        """Run one job for at most so many seconds; one word or line on how it ended."""
+        """Run one job for at most `seconds`; return a word or line on how it ended."""
         start = time.monotonic()
         self.probe()
         ended = self._run(job, seconds)
@@ -87,9 +87,9 @@ class Children:
         return ended
 
     def probe(self) -> None:
-        """Find out, once, whether a fork can use CUDA; if not, load torch for each job instead.
+        """Test whether a fork can use CUDA; otherwise load torch for each job.
 
-        NoDeviceError where no process can.
+        Raises NoDeviceError if no process can.
         """
         if self._probed or not self.forks:
             return
@@ -102,7 +102,7 @@ class Children:
         self.end()
         self.forks = False
         for _ in range(2):
-            # Twice: a device that is refused by mistake would cost all that could come of it.
+            # Twice, because a device refused by mistake would cost the whole campaign.
             ended = self._run(probe, PROBE_SECONDS)
             if ended == "ok":
                 return
@@ -110,7 +110,7 @@ class Children:
         raise NoDeviceError(f"no process can use CUDA: {last[0]}")
 
     def end(self) -> None:
-        """End the zygote and whatever child it has; a second time does nothing."""
+        """End the zygote and its child; a second call does nothing."""
         if self._process is None:
             return
         self._process.kill()
@@ -132,7 +132,7 @@ class Children:
             status = self._answer(end - time.monotonic())["status"]
         except TimeoutError:
             if not self._loaded:
-                # It goes on loading, for the next job.
+                # The zygote goes on loading, for the next job.
                 return "did not start"
             self._kill(pid)
             return f"killed after {seconds:.0f} s"
@@ -145,7 +145,7 @@ class Children:
         return words.get(status, f"status {status}")
 
     def _send(self, job: Job) -> int:
-        """Hand the job over and return its child's process id."""
+        """Send the job and return its child's process id."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._log.unlink(missing_ok=True)
@@ -160,7 +160,7 @@ class Children:
         return self._answer(GRACE_SECONDS)["pid"]
 
     def _kill(self, pid: int) -> None:
-        """End a child that takes too long, and the zygote where the child does not go."""
+        """Kill a child that takes too long, and the zygote if the child does not end."""
         if pid and self.forks:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -170,7 +170,7 @@ class Children:
         self.end()
 
     def _answer(self, seconds: float) -> dict[str, Any]:
-        """Return the zygote's next line; TimeoutError, or EOFError when it is gone."""
+        """Return the zygote's next line; raise TimeoutError, or EOFError if it has ended."""
         assert self._process is not None
         assert self._process.stdout is not None
         end = time.monotonic() + seconds

@@ -1,4 +1,4 @@
-"""The campaign's modules import each other by their plain names, as scripts do."""
+"""Let the campaign's modules import each other by their plain names, as scripts do."""
 
 import sys
 from pathlib import Path

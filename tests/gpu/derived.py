@@ -1,6 +1,6 @@
-"""Derived: the constants of estimates and of the catalogue, from a campaign's raw samples.
+"""Derive the constants of estimates and of the catalogue from a campaign's raw samples.
 
-What a campaign did not come to is left out.
+Constants without samples are left out.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,19 +9,19 @@ from statistics import median
 from typing import Any
 
 MIB = 1 << 20
-# Tensors from this size on are beyond any cache.
+# Tensors of this size are larger than any cache.
 LARGE_BYTES = 256 * MIB
 
 _Groups = Mapping[str, Mapping[str, Any]]
 
 
 def derive(groups: _Groups) -> dict[str, Any]:
-    """Return the constants by name; times in seconds, memory in bytes."""
-    found: dict[str, Any] = {}
+    """Return the constants by name, times in seconds and memory in bytes."""
+    constants: dict[str, Any] = {}
     for name, rule in _RULES.items():
         with suppress(KeyError, IndexError, ValueError, ZeroDivisionError):
-            found[name] = rule(groups)
-    return found
+            constants[name] = rule(groups)
+    return constants
 
 
 def _copy_bandwidth(groups: _Groups) -> float:
@@ -34,7 +34,7 @@ def _bandwidths(groups: _Groups) -> dict[str, float]:
 
 
 def _rates(groups: _Groups, kind: str) -> Iterator[float]:
-    """Yield bytes a second that one kind of kernel moves of large tensors, by size."""
+    """Yield bytes per second of one kind of kernel on each size of large tensors."""
     streams = [streams[kind] for streams in groups["bandwidth"].values()]
     large = [stream for stream in streams if stream["bytes"] >= LARGE_BYTES]
     return (stream["bytes"] / median(stream["seconds"]) for stream in large or streams)
@@ -67,16 +67,16 @@ def _contexts(groups: _Groups) -> dict[str, int]:
 
 
 def _small_steps(groups: _Groups) -> dict[str, dict[str, float]]:
-    """Return, by optimizer, the host's seconds for a step and for each tensor more."""
-    found = {}
+    """Return the host's seconds for a step and for each further tensor, by optimizer."""
+    seconds = {}
     for name, times in groups["small-steps"].items():
         few, many = (median(times[count]["host"]) for count in ("16", "128"))
-        found[name] = {"step_of_16": few, "each_tensor": (many - few) / 112}
-    return found
+        seconds[name] = {"step_of_16": few, "each_tensor": (many - few) / 112}
+    return seconds
 
 
 def _staging(groups: _Groups) -> dict[str, int]:
-    """Return what a reduction holds beside its result."""
+    """Return the bytes that a reduction allocates in addition to its result."""
     cases = groups["reductions"].items()
     return {name: value["peak"] - value["result"] for name, value in cases}
 
@@ -112,26 +112,30 @@ _RULES: dict[str, Callable[[_Groups], Any]] = {
 }
 
 
-def catalogue_lines(found: Mapping[str, Any], peak_bandwidth: float | None) -> list[str]:
-    """Return the constants as scenarios/hardware.py and simulating/estimate.py have them."""
+def catalogue_lines(constants: Mapping[str, Any], peak_bandwidth: float | None) -> list[str]:
+    """Return the constants as lines for scenarios/hardware.py and simulating/estimate.py."""
     lines = [
-        f"{name}={found[name]:_}," if isinstance(found[name], int) else f"{name}={found[name]},"
+        f"{name}={constants[name]:_},"
+        if isinstance(constants[name], int)
+        else f"{name}={constants[name]},"
         for name in ("memory_bytes", "multiprocessors", "threads_per_multiprocessor")
-        if name in found
+        if name in constants
     ]
-    if "compute_capability" in found:
-        lines.append(f"compute_capability={tuple(found['compute_capability'])},")
-    if "copy_bandwidth" in found and peak_bandwidth:
-        lines.append(f"ACHIEVED_BANDWIDTH = {found['copy_bandwidth'] / peak_bandwidth:.3f}")
+    if "compute_capability" in constants:
+        lines.append(f"compute_capability={tuple(constants['compute_capability'])},")
+    if "copy_bandwidth" in constants and peak_bandwidth:
+        lines.append(f"ACHIEVED_BANDWIDTH = {constants['copy_bandwidth'] / peak_bandwidth:.3f}")
     names = {
         "LAUNCH_SECONDS": "launch_seconds",
         "SMALLEST_KERNEL_SECONDS": "smallest_kernel_seconds",
         "KERNEL_GAP_SECONDS": "kernel_gap_seconds",
         "ITEM_SECONDS": "item_seconds",
     }
-    lines += [f"{title} = {found[name]:.2e}" for title, name in names.items() if name in found]
-    if found.get("context_bytes"):
-        lines.append(f"CONTEXT_BYTES = {max(found['context_bytes'].values()):_}")
-    if "workspace_bytes" in found:
-        lines.append(f"cuBLAS workspace: {found['workspace_bytes']:_} bytes")
+    lines += [
+        f"{title} = {constants[name]:.2e}" for title, name in names.items() if name in constants
+    ]
+    if constants.get("context_bytes"):
+        lines.append(f"CONTEXT_BYTES = {max(constants['context_bytes'].values()):_}")
+    if "workspace_bytes" in constants:
+        lines.append(f"cuBLAS workspace: {constants['workspace_bytes']:_} bytes")
     return lines

@@ -1,4 +1,4 @@
-"""Footprint: bytes that are no tensor of the user's: context, workspaces, temporaries."""
+"""Footprint: bytes that are not tensors of the user: context, workspaces, temporaries."""
 
 import subprocess
 from collections.abc import Callable
@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 def device(say: Any) -> None:
-    """Note versions and what torch says of the device."""
+    """Note versions and torch's properties of the device."""
     say("torch", {"version": torch.__version__, "cuda": torch.version.cuda})
     say.attempt("environment", environment, 0)
     say.attempt("cudnn", torch.backends.cudnn.version)
@@ -25,9 +25,9 @@ def device(say: Any) -> None:
 
 
 def _properties() -> dict[str, Any]:
-    found = torch.cuda.get_device_properties(0)
-    names = [name for name in dir(found) if not name.startswith("_")]
-    return {name: str(getattr(found, name)) for name in names}
+    properties = torch.cuda.get_device_properties(0)
+    names = [name for name in dir(properties) if not name.startswith("_")]
+    return {name: str(getattr(properties, name)) for name in names}
 
 
 def _nvidia_smi() -> str:
@@ -36,7 +36,7 @@ def _nvidia_smi() -> str:
 
 
 def context(say: Any) -> None:
-    """Note what the driver counts beside torch's pool, as more and more of CUDA is loaded."""
+    """Note the driver's bytes outside torch's pool while more and more of CUDA is loaded."""
     say.attempt("used before", _used_by_all)
     torch.cuda.init()
     say.attempt("context", _outside)
@@ -56,7 +56,7 @@ def context(say: Any) -> None:
 
 
 def _used_by_all() -> int:
-    """Bytes of the device in use, by NVML, without a context of our own."""
+    """Return the used bytes of the device by NVML, without a CUDA context."""
     import pynvml  # pyright: ignore[reportMissingImports]
 
     pynvml.nvmlInit()
@@ -71,7 +71,7 @@ def _outside() -> dict[str, int]:
 
 
 def workspaces(say: Any) -> None:
-    """Note the bytes that first products leave allocated, on this thread and on another."""
+    """Note the bytes that first products leave allocated, on this and another thread."""
     a, b, out = (torch.ones(512, 512, device=PLACE.device) for _ in range(3))
     half = a.to(torch.bfloat16)
     bias = torch.ones(512, device=PLACE.device)
@@ -97,20 +97,20 @@ def _in_thread(call: Callable[[], Any]) -> None:
 
 
 def peak(run: Callable[[], Any]) -> dict[str, int]:
-    """Return what a call has allocated at its peak and leaves allocated, without its result."""
+    """Return the bytes of a call's peak, of its result, and those that it leaves allocated."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     result = run()
     torch.cuda.synchronize()
-    highest, held = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated()
+    highest, now = torch.cuda.max_memory_allocated() - before, torch.cuda.memory_allocated()
     del result
     after = torch.cuda.memory_allocated()
-    return {"peak": highest, "result": held - after, "kept": after - before}
+    return {"peak": highest, "result": now - after, "kept": after - before}
 
 
 def reductions(say: Any) -> None:
-    """Note the staging of sums down the rows and of maxima; (reduced rows, outputs)."""
+    """Note the staging of sums over rows and of maxima by (reduced rows, outputs)."""
     rows = (512, 1024, 2048, 4096, 8192, 10_000, 16_384)
     outputs = (512, 768, 1024, 1280, 1600, 2560, 4096, 6400, 10_000, 11_008)
     for count in rows if PLACE.device == "cuda" else rows[:1]:
@@ -128,7 +128,7 @@ def reductions(say: Any) -> None:
 
 
 def temporaries(say: Any) -> None:
-    """Note the peaks of backward passes and kernels for which the simulator has rules."""
+    """Note the peaks of backward passes and kernels with rules in the simulator."""
     counts = (512, 1024, 3072, 4096, 8192) if PLACE.device == "cuda" else (64,)
     for count in counts:
         for width in (768, 1600):
@@ -154,8 +154,8 @@ def temporaries(say: Any) -> None:
 
 def _embedding(count: int, width: int) -> dict[str, int]:
     table = torch.nn.Embedding(50_257, width).to(PLACE.device)
-    found = table(torch.randint(50_257, (count,), device=PLACE.device))
-    return _backward(found)
+    rows = table(torch.randint(50_257, (count,), device=PLACE.device))
+    return _backward(rows)
 
 
 def _norm(norm: Any, count: int, width: int) -> dict[str, int]:
@@ -170,7 +170,7 @@ def _cross_entropy(count: int) -> dict[str, int]:
     return _backward(functional.cross_entropy(logits, labels))
 
 
-def _backward(found: torch.Tensor) -> dict[str, int]:
-    """The peak of the backward pass alone; what it leaves are the gradients of the leaves."""
-    gradient = torch.ones_like(found)
-    return peak(lambda: found.backward(gradient))
+def _backward(result: torch.Tensor) -> dict[str, int]:
+    """Return the peak of the backward pass alone; it leaves the gradients of the leaves."""
+    gradient = torch.ones_like(result)
+    return peak(lambda: result.backward(gradient))

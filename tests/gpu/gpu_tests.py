@@ -1,4 +1,4 @@
-"""The tests marked `gpu`, in a pytest of their own."""
+"""Run the tests marked `gpu` in a separate pytest."""
 
 import os
 import re
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TAIL = 20_000
-# Of a line of the summary: "FAILED tests/a.py::test_b - words".
+# A line of the summary: "FAILED tests/a.py::test_b - words".
 _OUTCOME = re.compile(r"^(PASSED|FAILED|ERROR|SKIPPED)\b.*", re.MULTILINE)
 
 
 def run(campaign: "Campaign", end: float) -> None:
-    """Run them until the deadline and note the end of what pytest says, cut off or not.
+    """Run them until the deadline and note the end of pytest's output.
 
-    Its warnings are no errors here: they are another day's work.
+    Warnings are not errors here: they can wait.
     """
     command = [
         sys.executable,

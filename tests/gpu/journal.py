@@ -1,6 +1,6 @@
-"""A campaign's folder: JSON lines that are only appended, so that a cut leaves what there was.
+"""A campaign's folder: JSON lines, which are only appended, so that an interruption loses none.
 
-Several processes append to it, one at a time. A line that was cut off is left out when it is read.
+Several processes append to it, one at a time. A reader skips an incomplete line.
 """
 
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# What a folder may hold, with room for the last line.
+# The most bytes of the files, with space for the last line.
 MOST_FILES = 8
 MOST_BYTES = 16 << 20
 FULL_BYTES = 12 << 20
@@ -24,7 +24,7 @@ class Journal:
     folder: Path
 
     def append(self, file: str, **line: Any) -> None:
-        """Append one line and see it onto the disk; ValueError where the file has no room."""
+        """Append one line and sync it to disk; raise ValueError if the file is full."""
         data = json.dumps(line, default=str).encode() + b"\n"
         descriptor = os.open(self.folder / file, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -32,7 +32,7 @@ class Journal:
             if length + len(data) > MOST_BYTES:
                 raise ValueError(f"{file} has {length} bytes, and no room for {len(data)} more")
             if length and os.pread(descriptor, 1, length - 1) != b"\n":
-                # A process was killed while it wrote.
+                # A process was killed during a write.
                 data = b"\n" + data
             while data:
                 data = data[os.write(descriptor, data) :]
@@ -41,11 +41,11 @@ class Journal:
             os.close(descriptor)
 
     def note(self, kind: str, **data: Any) -> None:
-        """Append to the journal itself."""
+        """Append to the journal."""
         self.append("journal.jsonl", kind=kind, **data)
 
     def recordings(self) -> str:
-        """Return the file that takes the next recording; ValueError when all are full."""
+        """Return the file for the next recording; raise ValueError if all are full."""
         for number in range(1, MOST_RECORDING_FILES + 1):
             path = self.folder / f"recordings-{number}.jsonl"
             if not path.exists() or path.stat().st_size < FULL_BYTES:

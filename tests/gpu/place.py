@@ -1,4 +1,4 @@
-"""The device that a campaign runs on: CUDA, or what a rehearsal puts in its place."""
+"""The device of a campaign: CUDA, or the CPU in a rehearsal."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from optprof.scenarios import Scenario
 
 
 class Place:
-    """`device` is where tensors are made; `prepare` is called with each scenario before it runs."""
+    """The device of tensors, and a function that prepares each scenario."""
 
     def __init__(self) -> None:
         self.device = "cuda"

@@ -1,4 +1,4 @@
-"""Plan: the jobs of each stage, in the order of their worth."""
+"""Plan: the jobs of each stage, the most valuable first."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -20,7 +20,7 @@ CONSTANTS = (
     "recurrent",
     "temporaries",
 )
-# Of the recordings, those in which each mechanism is there once, the short ones first.
+# Recordings that together have each mechanism, the short ones first.
 CORE = (
     "gpt2_fp32_adamw_foreach",
     "gpt2_fp32_adamw_loop",
@@ -69,7 +69,7 @@ _OPTIMIZERS: tuple[dict[str, Any], ...] = (
     *({"optimizer": "adamw", "implementation": how} for how in ("foreach", "loop", "fused")),
     *({"optimizer": name} for name in OURS),
 )
-# The paper's claim: in float32 on 80 GB. Shorter sequences follow in case the longer do not fit.
+# The paper's claim: float32 on 80 GB. Shorter sequences follow in case the long ones do not fit.
 _CLAIMS: tuple[dict[str, Any], ...] = tuple(
     {
         "model": "llama2-7b",
@@ -88,7 +88,7 @@ def constants() -> Iterator[Job]:
 
 
 def core_recordings() -> Iterator[Job]:
-    """Yield the recordings that have each mechanism once."""
+    """Yield the recordings that together have each mechanism."""
     scenarios = listed()
     for name in CORE:
         yield _recording(name, scenarios[name])
@@ -109,7 +109,7 @@ def _recording(name: str, scenario: Scenario) -> Job:
 
 
 def harness() -> Iterator[Job]:
-    """Yield whole training steps, measured; the paper's claim early, since it is one scenario."""
+    """Yield measured training steps; the paper's claim, a single scenario, comes early."""
     yield from (_measured({"model": "gpt2", **how}) for how in _OPTIMIZERS)
     yield from (_measured(claim, limit=60, steps=5) for claim in _CLAIMS)
     models: tuple[dict[str, Any], ...] = ({"model": "gpt2-xl"}, _ONE_BILLION)
@@ -118,49 +118,49 @@ def harness() -> Iterator[Job]:
             yield from (_measured({**model, **how, "dtype": dtype}) for how in _OPTIMIZERS)
 
 
-def _measured(scenario: dict[str, Any], *, limit: float = 30, steps: int = 30) -> Job:
-    asked = Scenario(device="cuda", steps=steps, **scenario)
-    return _measuring(asked, seconds=1.0, limit=limit)
+def _measured(fields: dict[str, Any], *, limit: float = 30, steps: int = 30) -> Job:
+    scenario = Scenario(device="cuda", steps=steps, **fields)
+    return _measuring(scenario, seconds=1.0, limit=limit)
 
 
-def _measuring(asked: Scenario, *, seconds: float, limit: float, trace: bool = False) -> Job:
+def _measuring(scenario: Scenario, *, seconds: float, limit: float, trace: bool = False) -> Job:
     parts = (
-        asked.model,
-        asked.optimizer,
-        asked.implementation,
-        asked.dtype or "own",
-        asked.workload,
+        scenario.model,
+        scenario.optimizer,
+        scenario.implementation,
+        scenario.dtype or "own",
+        scenario.workload,
     )
-    length = () if asked.sequence_length is None else (str(asked.sequence_length),)
+    length = () if scenario.sequence_length is None else (str(scenario.sequence_length),)
     return Job(
         name=" ".join((*parts, *length)),
         task="measure",
-        arguments={"scenario": asdict(asked), "seconds": seconds, "trace": trace},
+        arguments={"scenario": asdict(scenario), "seconds": seconds, "trace": trace},
         limit=limit,
     )
 
 
 def optimizer_steps() -> Iterator[Job]:
-    """Yield optimizer steps alone, then some of them with the times of their kernels."""
+    """Yield optimizer steps alone, then some with the times of their kernels."""
     ways: tuple[dict[str, Any], ...] = (
         *_OPTIMIZERS,
         *({"optimizer": name, "implementation": "loop"} for name in OURS),
         *({"optimizer": "sgd", "implementation": how} for how in ("foreach", "loop", "fused")),
         {"optimizer": "adafactor"},
     )
-    # So that no step is measured in a process that ran at other clocks, each has one of its own.
+    # Each step has its own process, so that none runs at the clocks of another.
     for model in ("gpt2-xl", "gpt2"):
         for how in ways:
-            asked = Scenario(device="cuda", workload="state", steps=50, model=model, **how)
-            yield _measuring(asked, seconds=1.0, limit=25)
+            scenario = Scenario(device="cuda", workload="state", steps=50, model=model, **how)
+            yield _measuring(scenario, seconds=1.0, limit=25)
     for how in _OPTIMIZERS:
-        asked = Scenario(device="cuda", workload="state", steps=6, model="gpt2", **how)
-        yield _measuring(asked, seconds=0.5, limit=25, trace=True)
+        scenario = Scenario(device="cuda", workload="state", steps=6, model="gpt2", **how)
+        yield _measuring(scenario, seconds=0.5, limit=25, trace=True)
 
 
 def mechanisms() -> dict[str, set[str]]:
-    """Return, by the mechanism, the core recordings that have it; a test wants none empty."""
-    found: dict[str, set[str]] = {}
+    """Return the core recordings of each mechanism; a test requires at least one."""
+    by_mechanism: dict[str, set[str]] = {}
     for name in CORE:
         scenario = listed()[name]
         tags = [scenario.model, scenario.dtype, scenario.optimizer, scenario.implementation]
@@ -169,5 +169,5 @@ def mechanisms() -> dict[str, set[str]]:
         tags += [scenario.alloc_conf] if scenario.alloc_conf else []
         tags += [name.rpartition("_")[2]] if name in OTHERS else []
         for tag in tags:
-            found.setdefault(tag, set()).add(name)
-    return found
+            by_mechanism.setdefault(tag, set()).add(name)
+    return by_mechanism

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from attention import DTYPES
 from footprint import peak
-from optprof.profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
+from optprof.profiler.tracing.recurrent_layers import Layers, Mode, reserve, workspace
 from place import PLACE
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Result: a campaign's folder, read; one that was cut off has less in it."""
+"""Result: the contents of a campaign's folder; an interrupted campaign has less."""
 
 import base64
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class Result:
 
     @cached_property
     def lines(self) -> list[dict[str, Any]]:
-        """The journal's lines; FileNotFoundError for a folder that is no campaign's."""
+        """The journal's lines; raises FileNotFoundError if the folder is not a campaign's."""
         if not (self.folder / "journal.jsonl").is_file():
             raise FileNotFoundError(f"no journal.jsonl in {self.folder}; name a campaign's folder")
         return list(Journal(self.folder).lines("journal.jsonl"))
@@ -33,13 +33,13 @@ class Result:
     @cached_property
     def constants(self) -> dict[str, dict[str, Any]]:
         """The constants by group and name."""
-        found: dict[str, dict[str, Any]] = {}
+        constants: dict[str, dict[str, Any]] = {}
         for line in self.of_kind("constant"):
-            found.setdefault(line["job"], {})[line["name"]] = line["value"]
-        return found
+            constants.setdefault(line["job"], {})[line["name"]] = line["value"]
+        return constants
 
     def recordings(self) -> Iterator[tuple[str, Recording]]:
-        """Yield the recordings by name, in the order in which they were taken."""
+        """Yield the recordings with their names, in order."""
         for line in Journal(self.folder).lines("recordings-*.jsonl"):
             packed = base64.b64decode(line["xz"])
             yield line["name"], Recording.unpack(packed, line["name"])
@@ -51,26 +51,26 @@ class Result:
 
     @property
     def gpu(self) -> str | None:
-        """The GPU's name in the catalogue; None where it has none, or nothing was found of it."""
+        """The GPU's name in the catalogue; None if it is unknown."""
         of_device = self.constants.get("device", {})
         properties, capability = of_device.get("properties"), of_device.get("capability")
         if properties and capability:
             return catalogue_name(tuple(capability), int(properties["total_memory"]))
-        return next((found.scenario["gpu"] for _, found in self.recordings()), None)
+        return next((recording.scenario["gpu"] for _, recording in self.recordings()), None)
 
     @property
     def was_rehearsed(self) -> bool:
-        """Return whether a stand-in took the GPU's place."""
+        """Return whether a stand-in replaced the GPU."""
         return any(line.get("rehearsed") for line in self.of_kind("campaign"))
 
     def failures(self) -> list[str]:
-        """Return a line for each thing that failed, did not end well, or was not begun."""
-        told = [
+        """Return a line for each failure, and for the jobs without time."""
+        lines = [
             f"{line['name']}: {line['traceback'].strip().splitlines()[-1]}"
             for line in self.of_kind("failed")
         ]
         failed = {line["name"] for line in self.of_kind("failed")}
         ended = [line for line in self.of_kind("ended") if line["how"] != "ok"]
-        told += [f"{line['name']}: {line['how']}" for line in ended if line["name"] not in failed]
-        told += [f"no time for {line['count']} more" for line in self.of_kind("left out")]
-        return told
+        lines += [f"{line['name']}: {line['how']}" for line in ended if line["name"] not in failed]
+        lines += [f"no time for {line['count']} more" for line in self.of_kind("left out")]
+        return lines

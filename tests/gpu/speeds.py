@@ -1,6 +1,6 @@
-"""Speeds: the copy bandwidth, and what it costs to launch, to run and to wait for small kernels.
+"""Speeds: the copy bandwidth, and the times to launch, run and wait for small kernels.
 
-Raw samples in seconds, which absorb.py reads; nothing is rounded or averaged here.
+The samples are raw seconds, which absorb.py reads.
 """
 
 import time
@@ -13,13 +13,13 @@ from place import PLACE
 from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsage]
 
 MIB = 1 << 20
-# torch exports them under private names alone.
+# torch exports these only under private names.
 _foreach_add_: Callable[..., None] = torch._foreach_add_  # pyright: ignore
 _foreach_sqrt: Callable[..., Any] = torch._foreach_sqrt  # pyright: ignore
 REPEATS = 7
-# A host may have a thousand kernels or so under way before it must wait for the device.
+# A host can launch about a thousand kernels before it must wait for the device.
 BATCH = 500
-# Cycles that keep the device busy while a host launches a batch, or one kernel: 20 ms and 10 us
+# Cycles that keep the device busy while the host launches a batch or one kernel: 20 ms and 10 us
 # at 2 GHz.
 AHEAD_CYCLES = 40_000_000
 LAUNCH_CYCLES = 20_000
@@ -35,7 +35,7 @@ def bandwidth(say: Any) -> None:
 def _streams(mebibytes: int) -> dict[str, Any]:
     nbytes = mebibytes * MIB
     source, other, target = (torch.ones(nbytes // 4, device=PLACE.device) for _ in range(3))
-    # At least some milliseconds between two events.
+    # A few milliseconds at least between two events.
     inner = max(3, min(200, (8 << 30) // nbytes)) if PLACE.device == "cuda" else 1
     runs: dict[str, tuple[int, Callable[[], Any]]] = {
         "copy": (2, lambda: target.copy_(source)),
@@ -55,9 +55,9 @@ def _streams(mebibytes: int) -> dict[str, Any]:
 
 
 def _device_seconds(run: Callable[[], Any], inner: int) -> list[float]:
-    """Seconds of the device for one call, some samples of so many calls each."""
+    """Return samples of the device's seconds per call, each over `inner` calls."""
     run()
-    found = []
+    seconds = []
     for _ in range(REPEATS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
@@ -67,12 +67,12 @@ def _device_seconds(run: Callable[[], Any], inner: int) -> list[float]:
             run()
         end.record()
         torch.cuda.synchronize()
-        found.append(start.elapsed_time(end) / 1000 / inner)
-    return found
+        seconds.append(start.elapsed_time(end) / 1000 / inner)
+    return seconds
 
 
 def launches(say: Any) -> None:
-    """Time the host and the device on kernels of next to no work."""
+    """Time the host and the device on kernels with almost no work."""
     x, y = (torch.ones(16, device=PLACE.device) for _ in range(2))
     calls: dict[str, Callable[[], Any]] = {
         "add_": lambda: x.add_(1.0),
@@ -97,18 +97,20 @@ def launches(say: Any) -> None:
 
 
 def _launch(call: Callable[[], Any], batch: int) -> dict[str, list[float]]:
-    """Seconds of one call: of a host that runs ahead, with a wait after each, and of the device."""
+    """Return seconds per call: of the host running ahead, with a wait, and of the device."""
     batch = batch if PLACE.device == "cuda" else 2
     for _ in range(min(20, batch)):
         call()
-    found: dict[str, list[float]] = {"host": [], "waited": [], "device": []}
+    seconds: dict[str, list[float]] = {"host": [], "waited": [], "device": []}
     for _ in range(REPEATS):
         torch.cuda.synchronize()
-        found["host"].append(_seconds(call, batch))
+        seconds["host"].append(_seconds(call, batch))
         torch.cuda.synchronize()
-        found["waited"].append(_seconds(lambda: (call(), torch.cuda.synchronize()), min(50, batch)))
-        found["device"].append(_behind_work(call, batch))
-    return found
+        seconds["waited"].append(
+            _seconds(lambda: (call(), torch.cuda.synchronize()), min(50, batch))
+        )
+        seconds["device"].append(_behind_work(call, batch))
+    return seconds
 
 
 def _seconds(call: Callable[[], Any], count: int) -> float:
@@ -119,7 +121,7 @@ def _seconds(call: Callable[[], Any], count: int) -> float:
 
 
 def _behind_work(call: Callable[[], Any], batch: int) -> float:
-    """Seconds from one kernel to the next where all are launched before the first runs."""
+    """Return seconds between kernels that are all launched before the first runs."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda._sleep(AHEAD_CYCLES)
     start.record()
@@ -131,39 +133,39 @@ def _behind_work(call: Callable[[], Any], batch: int) -> float:
 
 
 def _graph() -> dict[str, list[float]]:
-    """Seconds for a kernel in a graph that the host launches once, by the number of elements."""
-    found = {}
+    """Return seconds per kernel of a graph, which the host launches once, by elements."""
+    by_count = {}
     for count in (16, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22):
         x = torch.ones(count, device=PLACE.device)
         graph, kernels = torch.cuda.CUDAGraph(), 200
         with torch.cuda.graph(graph):
             for _ in range(kernels):
                 x.add_(1.0)
-        found[str(count)] = [seconds / kernels for seconds in _device_seconds(graph.replay, 5)]
-    return found
+        by_count[str(count)] = [seconds / kernels for seconds in _device_seconds(graph.replay, 5)]
+    return by_count
 
 
 def _kernels() -> dict[str, list[float]]:
-    """Microseconds of single kernels and of the gaps between them, as CUPTI sees them."""
+    """Return microseconds of single kernels and of the gaps between them, from CUPTI."""
     from torch.profiler import ProfilerActivity, profile
 
     x = torch.ones(16, device=PLACE.device)
     cuda = PLACE.device == "cuda"
     activities = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
-    with profile(activities=activities) as seen:
+    with profile(activities=activities) as profiler:
         torch.cuda._sleep(AHEAD_CYCLES)
         for _ in range(200):
             x.add_(1.0)
         torch.cuda.synchronize()
     kind = DeviceType.CUDA if cuda else DeviceType.CPU
-    events = [event for event in seen.events() or () if event.device_type == kind]
+    events = [event for event in profiler.events() or () if event.device_type == kind]
     ranges = sorted((event.time_range.start, event.time_range.end) for event in events)[-200:]
     gaps = [after[0] - before[1] for before, after in pairwise(ranges)]
     return {"microseconds": [end - start for start, end in ranges], "gaps": gaps}
 
 
 def _waits() -> dict[str, list[float]]:
-    """Seconds of one wait or one number read back."""
+    """Return seconds of one wait and of one number read back."""
     x = torch.ones(1, device=PLACE.device)
     event = torch.cuda.Event(enable_timing=True)
     calls: dict[str, Callable[[], Any]] = {
@@ -174,8 +176,8 @@ def _waits() -> dict[str, list[float]]:
         "record_event": event.record,
         "from_host": lambda: torch.tensor(1.0, device=PLACE.device),
     }
-    found: dict[str, list[float]] = {}
+    by_call: dict[str, list[float]] = {}
     for name, call in calls.items():
         torch.cuda.synchronize()
-        found[name] = [_seconds(call, 100) for _ in range(REPEATS)]
-    return found
+        by_call[name] = [_seconds(call, 100) for _ in range(REPEATS)]
+    return by_call

@@ -1,7 +1,7 @@
 """A stand-in for CUDA, for rehearsals: training runs on the CPU, at a tiny size.
 
-What the allocator would have done comes from our own simulation of the same scenario, so that a
-recording taken here replays and compares like a real one. It proves nothing about a GPU.
+The allocator's events come from our simulation of the same scenario, so that a recording replays
+and compares like a real one. It proves nothing about a GPU.
 """
 
 import time
@@ -16,10 +16,10 @@ from optprof.profiler.allocator.caching import CachingAllocator
 from optprof.profiler.allocator.out_of_memory import OutOfMemoryError
 from optprof.profiler.allocator.settings import AllocatorSettings
 from optprof.profiler.measuring import measurement, torch_profile
-from optprof.profiler.measuring.training_run import TrainingRun
+from optprof.profiler.measuring.trainer import Trainer
 from optprof.profiler.simulating.replay import play
 from optprof.profiler.simulating.simulation import run_simulation, simulated_allocator
-from optprof.profiler.simulating.snapshot import _History  # pyright: ignore[reportPrivateUsage]
+from optprof.profiler.simulating.snapshot import DeviceHistory
 from optprof.scenarios import Scenario, hardware, models, workpiece
 from place import PLACE
 
@@ -43,12 +43,12 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "resnet": {"depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8},
 }
-# More than this many sequences are asked for where memory is to run out.
+# A batch of more sequences than this runs out of memory.
 FITS = 16
 
 
 class Event:
-    """An event that is over as soon as it is recorded."""
+    """An event that the device reaches at once."""
 
     def __init__(self, *, enable_timing: bool = False) -> None:
         assert enable_timing
@@ -58,30 +58,33 @@ class Event:
         """Note the time."""
         self._at = time.perf_counter()
 
+    def synchronize(self) -> None:
+        """Wait for nothing."""
+
     def elapsed_time(self, end: "Event") -> float:
-        """Return the milliseconds until another event; never none, as no kernel takes none."""
+        """Return the milliseconds until another event, at least a nanosecond."""
         return max(1e-6, 1000 * (end._at - self._at))
 
 
 class Graph:
-    """A graph that has nothing to replay."""
+    """A graph without kernels."""
 
     def replay(self) -> None:
         """Do nothing."""
 
 
 class Script:
-    """Answers of torch about the allocator, phase by phase, as our simulation of it goes."""
+    """torch's answers about the allocator, phase by phase, from our simulation."""
 
     def __init__(self, scenario: Scenario) -> None:
-        asked = replace(scenario, device="sim", gpu=GPU.name)
-        simulation = run_simulation(asked)
+        simulated = replace(scenario, device="sim", gpu=GPU.name)
+        simulation = run_simulation(simulated)
         self._expandable = AllocatorSettings.parse(scenario.alloc_conf).expandable_segments
-        self._history = _History(expandable=self._expandable)
-        allocator = simulated_allocator(asked, self._history)
+        self._history = DeviceHistory(expandable=self._expandable)
+        allocator = simulated_allocator(simulated, self._history)
         blocks: dict[int, Block] = {}
         allocations = simulation.allocations
-        # Model and optimizer are built in one phase.
+        # A recording has one phase for the model and the optimizer.
         self._ends: list[tuple[int, dict[str, int]]] = []
         for place, segment in enumerate(simulation.segments):
             if scenario.batch_size > FITS and segment.phase == "forward":
@@ -98,7 +101,7 @@ class Script:
         self._phase = 0
 
     def _run_out(self, allocator: CachingAllocator) -> None:
-        """Ask for more than there is, as the first thing in a phase, which ends with it."""
+        """Request more memory than there is, which ends the phase."""
         try:
             allocator.malloc(1 << 50)
         except OutOfMemoryError:
@@ -107,11 +110,11 @@ class Script:
         self._ends.append((len(self._history.entries), allocator.statistics()))
 
     def statistics(self) -> dict[str, int]:
-        """Return the statistics at the end of the phase that is under way."""
+        """Return the statistics at the end of the current phase."""
         return self._ends[self._phase][1]
 
     def snapshot(self) -> dict[str, Any]:
-        """Return the history until the end of the phase under way, and go on to the next."""
+        """Return the history until the end of the current phase, and go to the next phase."""
         at = min(self._phase, len(self._ends) - 1)
         self._phase += 1
         return {
@@ -124,7 +127,7 @@ _script: list[Script] = []
 
 
 def prepare(scenario: Scenario) -> Scenario:
-    """Return the scenario at a tiny size, and have its script at hand."""
+    """Return the scenario at a tiny size, and prepare its script."""
     entry = models.describe(scenario.model)
     assert entry is not None
     reads_text = entry.positions is not None
@@ -139,7 +142,7 @@ def prepare(scenario: Scenario) -> Scenario:
 
 
 def install() -> None:
-    """Put the stand-in where torch.cuda's functions are, for this process and its forks."""
+    """Replace torch.cuda's functions in this process and its forks."""
     PLACE.device, PLACE.prepare = "cpu", prepare
     for name, fake in _fakes().items():
         setattr(torch.cuda, name, fake)
@@ -147,7 +150,7 @@ def install() -> None:
     torch.cuda.memory._snapshot = lambda *_, **__: _script[0].snapshot()  # pyright: ignore
     torch.cuda.memory._dump_snapshot = lambda *_: None
     torch._C._accelerator_setAllocatorSettings = lambda *_: None
-    measurement.TrainingRun = lambda scenario, phase: TrainingRun(  # pyright: ignore
+    measurement.Trainer = lambda scenario, phase: Trainer(  # pyright: ignore
         replace(scenario, device="cpu"), phase
     )
     torch_profile.profile = _profile_on_the_cpu  # pyright: ignore
@@ -160,10 +163,10 @@ def _profile_on_the_cpu(*, activities: Any, **options: Any) -> Any:
 
 
 def _loss_until_full(loss: Any) -> Any:
-    """Return the loss's function, which runs out of memory for a batch that asks for it."""
+    """Wrap the loss function, which runs out of memory with a large batch."""
 
     def limited(self: workpiece.Workpiece, batch: Any) -> torch.Tensor:
-        # While its own script is made, a scenario fits: nothing limits a trace.
+        # Without a limit while the scenario's own script is made.
         if _script and len(next(iter(batch.values()))) > FITS:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1024.00 TiB")
         return loss(self, batch)
@@ -206,7 +209,7 @@ def _no_bytes(*_: Any) -> int:
 
 
 def _statistics(*_: Any) -> dict[str, int]:
-    """Return the script's statistics; without one, zeros for all that a watch reads."""
+    """Return the script's statistics, or zeros without a script."""
     names = ("allocated", "reserved", "requested", "active")
     none = {f"{name}_bytes.all.{end}": 0 for name in names for end in ("current", "peak")}
     return {**none, **(_script[0].statistics() if _script else {})}

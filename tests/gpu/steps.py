@@ -1,4 +1,4 @@
-"""Steps over many small tensors, in which the device has next to nothing to do: Python's cost."""
+"""Steps over many small tensors, on which the device has almost no work: Python's cost."""
 
 import time
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from optprof import optimizers
 from place import PLACE
 
-# By the catalogue's names; torch's are here because the estimate needs one rule for all.
+# Names of the catalogue, torch's too: the estimate needs one rule for all.
 WAYS: tuple[tuple[str, Any], ...] = (
     *(("adamw", way) for way in ("loop", "foreach", "fused")),
     *(("sgd", way) for way in ("loop", "foreach", "fused")),
@@ -19,7 +19,7 @@ WARM_UP, SAMPLES = 2, 9
 
 
 def small_steps(say: Any) -> None:
-    """Note seconds of the host, and with a wait, for a step over matrices of 8 x 8 and vectors."""
+    """Note the seconds of a step over small tensors, for the host alone and with a wait."""
     for name, way in WAYS:
         say.attempt(f"step {name} {way}", _by_count, name, way)
 
@@ -34,7 +34,7 @@ def _times(name: str, way: Any, count: int) -> dict[str, list[float]]:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer = optimizers.create(name, parameters, implementation=way)
-    found: dict[str, list[float]] = {"host": [], "waited": []}
+    seconds: dict[str, list[float]] = {"host": [], "waited": []}
     samples = SAMPLES if PLACE.device == "cuda" else 1
     for sample in range(WARM_UP + samples):
         torch.cuda.synchronize()
@@ -43,6 +43,6 @@ def _times(name: str, way: Any, count: int) -> dict[str, list[float]]:
         launched = time.perf_counter()
         torch.cuda.synchronize()
         if sample >= WARM_UP:
-            found["host"].append(launched - start)
-            found["waited"].append(time.perf_counter() - start)
-    return found
+            seconds["host"].append(launched - start)
+            seconds["waited"].append(time.perf_counter() - start)
+    return seconds

@@ -1,4 +1,4 @@
-"""Tasks: what the children of a campaign do, given the journal, a job's name and arguments."""
+"""Tasks: the jobs of a campaign's children, by the journal, a job's name and arguments."""
 
 import base64
 import traceback
@@ -27,7 +27,7 @@ WARM_UP_SECONDS, WARM_UP_LIMIT = 0.5, 1.5
 
 @dataclass(frozen=True)
 class Say:
-    """Notes constants one by one, so that what came before a failure is kept."""
+    """Notes constants one by one, so that a failure loses no earlier one."""
 
     journal: Journal
     job: str
@@ -37,37 +37,37 @@ class Say:
         self.journal.note("constant", job=self.job, name=name, value=value)
 
     def attempt(self, name: str, find: Callable[..., Any], *arguments: Any) -> None:
-        """Note what a function finds, or its traceback."""
+        """Note the result of a function, or its traceback."""
         try:
             self(name, find(*arguments))
         except Exception:
-            told = traceback.format_exc()[-2000:]
-            self.journal.note("failed", name=f"{self.job}, {name}", traceback=told)
+            text = traceback.format_exc()[-2000:]
+            self.journal.note("failed", name=f"{self.job}, {name}", traceback=text)
 
 
 def probe(journal: Journal, name: str) -> float:
-    """Return what a kernel computes: in a forked process, it shows that the fork can use CUDA."""
+    """Return the result of a kernel, which shows that this process can use CUDA."""
     del journal, name
     torch.cuda.init()
     return float(torch.ones(2, device=PLACE.device).sum())
 
 
 def constants(journal: Journal, name: str) -> None:
-    """Measure the constants of the group that the job is named after."""
+    """Measure the group of constants with the job's name."""
     GROUPS[name](Say(journal, name))
 
 
 def take_recording(journal: Journal, name: str, scenario: dict[str, Any]) -> dict[str, Any]:
-    """Record a scenario; a line of its own holds the recording, compressed and in base64."""
-    found = record(PLACE.prepare(Scenario(**scenario)), PLACE.device)
-    packed = found.pack(preset=6)
+    """Record a scenario; the recording is one line, compressed and in base64."""
+    recording = record(PLACE.prepare(Scenario(**scenario)), PLACE.device)
+    packed = recording.pack(preset=6)
     journal.append(journal.recordings(), name=name, xz=base64.b64encode(packed).decode())
-    statistics = found.phases[-1].statistics
+    statistics = recording.phases[-1].statistics
     peak, reserved = statistics["allocated_bytes.all.peak"], statistics["reserved_bytes.all.peak"]
     return {
         "peak_allocated": peak,
         "peak_reserved": reserved,
-        "ran_out": found.ran_out,
+        "ran_out": recording.ran_out,
         "bytes": len(packed),
     }
 
@@ -77,19 +77,19 @@ def measure(
 ) -> dict[str, Any]:
     """Measure a scenario as `optprof profile` does, in less time, and keep the record."""
     del name
-    # The harness's own limits are for a run that has minutes.
+    # The harness's own limits are for a run of minutes.
     measurement.TIME_LIMIT = seconds
     harness.WARM_UP_SECONDS, harness.WARM_UP_LIMIT = WARM_UP_SECONDS, WARM_UP_LIMIT
-    asked = PLACE.prepare(Scenario(**scenario))
+    prepared = PLACE.prepare(Scenario(**scenario))
     with TemporaryDirectory() as folder:
         files = Files(trace=Path(folder)) if trace else Files()
-        found, _ = attempt(Job(scenario=asked, force=True), files)
-    journal.append("records.jsonl", **found.to_dict())
-    step = (found.times or {}).get("step", ())
-    memory = found.memory
+        measured, _ = attempt(Job(scenario=prepared, force=True), files)
+    journal.append("records.jsonl", **measured.to_dict())
+    step = (measured.times or {}).get("step", ())
+    memory = measured.memory
     return {
-        "outcome": found.outcome,
-        "error": found.error,
+        "outcome": measured.outcome,
+        "error": measured.error,
         "samples": len(step),
         "step": sorted(step)[len(step) // 2] if step else None,
         "peak_allocated": memory.peak_allocated if memory else None,

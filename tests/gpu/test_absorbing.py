@@ -1,4 +1,4 @@
-"""Constants and comparisons, judged on samples written by hand."""
+"""Constants and comparisons from samples written by hand."""
 
 from typing import Any
 
@@ -13,24 +13,24 @@ def stream(mebibytes: int, seconds: float) -> dict[str, Any]:
     return {"copy": {"bytes": 2 * mebibytes * MIB, "seconds": [seconds, seconds, 9.0]}}
 
 
-def test_the_copy_bandwidth_is_that_of_tensors_beyond_the_caches():
-    # 2 x 512 MiB in a quarter of a millisecond; the small one is faster, out of the cache.
+def test_the_copy_bandwidth_is_that_of_tensors_larger_than_the_caches():
+    # 2 x 512 MiB in a quarter of a millisecond; the small tensor is in the cache and faster.
     groups = {"bandwidth": {"a": stream(1, 1e-9), "b": stream(512, 0.25e-3)}}
-    found = derive(groups)
-    assert found["copy_bandwidth"] == pytest.approx((1 << 30) / 0.25e-3)
-    assert found.keys() == {"copy_bandwidth", "bandwidths"}
-    assert catalogue_lines(found, (1 << 30) / 0.2e-3) == ["ACHIEVED_BANDWIDTH = 0.800"]
+    constants = derive(groups)
+    assert constants["copy_bandwidth"] == pytest.approx((1 << 30) / 0.25e-3)
+    assert constants.keys() == {"copy_bandwidth", "bandwidths"}
+    assert catalogue_lines(constants, (1 << 30) / 0.2e-3) == ["ACHIEVED_BANDWIDTH = 0.800"]
 
 
-def test_python_s_cost_is_what_each_tensor_more_takes():
+def test_python_s_cost_is_the_time_of_each_further_tensor():
     times = {"16": {"host": [1e-4, 1e-4]}, "128": {"host": [1e-4 + 112 * 3e-6]}}
     launches = {f"launch foreach_add_ {n}": {"host": [1e-5 + n * 2e-7]} for n in (8, 512)}
-    found = derive({"small-steps": {"step adamw loop": times}, "launches": launches})
-    assert found["small_steps"]["step adamw loop"]["each_tensor"] == pytest.approx(3e-6)
-    assert found["foreach_seconds_per_tensor"] == pytest.approx(2e-7)
+    constants = derive({"small-steps": {"step adamw loop": times}, "launches": launches})
+    assert constants["small_steps"]["step adamw loop"]["each_tensor"] == pytest.approx(3e-6)
+    assert constants["foreach_seconds_per_tensor"] == pytest.approx(2e-7)
 
 
-def test_staging_is_what_a_sum_holds_beside_its_result():
+def test_staging_is_the_memory_of_a_sum_without_its_result():
     # Recorded on 132 multiprocessors: 1,024 outputs of 4,096 rows take 33,554,432 bytes.
     case = {"peak": 33_554_432 + 4096, "result": 4096, "kept": 0}
     assert derive({"reductions": {"sum 4096x1024": case}})["staging_bytes"] == {
@@ -38,7 +38,7 @@ def test_staging_is_what_a_sum_holds_beside_its_result():
     }
 
 
-def test_a_campaign_that_came_to_nothing_gives_no_constants():
+def test_a_campaign_without_samples_gives_no_constants():
     assert derive({}) == {}
     assert catalogue_lines({}, None) == []
 
@@ -66,11 +66,11 @@ def compared(*, allocated: int, reserved: int = 1000, **changes: Any) -> Compari
         ({"allocated": 100_000, "same_end": False}, False),
     ],
 )
-def test_a_recording_is_met_within_its_marks_and_not_beyond(changes: dict[str, Any], met: bool):
+def test_a_simulation_meets_a_recording_only_within_its_marks(changes: dict[str, Any], met: bool):
     assert compared(**changes).is_met == met
 
 
-def test_the_median_is_held_to_less_than_the_worst():
+def test_the_median_s_mark_is_smaller_than_that_of_the_worst():
     near, far = compared(allocated=100_100), compared(allocated=100_900)
     allocated, reserved = marks([near, near, far])
     assert (allocated["median"], allocated["worst"]) == (pytest.approx(0.001), pytest.approx(0.009))

@@ -1,4 +1,4 @@
-"""The campaign, rehearsed: the CPU and a stand-in take CUDA's place, all else runs as on a GPU."""
+"""Rehearsals of the campaign: the CPU and a stand-in replace CUDA, and all else is the same."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a campaign of one job a stage."""
+    """Return the folder of a campaign with one job per stage."""
     folder = tmp_path_factory.mktemp("campaign") / "out"
     done = run("campaign.py", "--out", folder, "--seconds", 200, "--most", 1, "--rehearse")
     assert done.returncode == 0, done.stderr
@@ -49,7 +49,7 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_stage_is_entered_and_all_of_its_jobs_end_well(rehearsed: Path):
+def test_every_stage_runs_and_all_of_its_jobs_succeed(rehearsed: Path):
     result = Result(rehearsed)
     assert [line["name"] for line in result.of_kind("stage")] == list(STAGES)
     assert [line["name"] for line in result.of_kind("stage ended")] == list(STAGES)
@@ -63,14 +63,14 @@ def test_every_stage_is_entered_and_all_of_its_jobs_end_well(rehearsed: Path):
     assert result.gpu == "h100-80"
 
 
-def test_the_folder_has_few_files_of_plain_names(rehearsed: Path):
+def test_the_folder_has_a_few_files_with_plain_names(rehearsed: Path):
     files = list(rehearsed.iterdir())
     assert len(files) <= MOST_FILES
     assert all(path.is_file() and path.stat().st_size <= MOST_BYTES for path in files)
     assert all(set(path.name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for path in files)
 
 
-def test_what_cannot_be_written_or_read_is_one_line(tmp_path: Path):
+def test_a_folder_that_cannot_be_written_or_read_is_one_line(tmp_path: Path):
     file = tmp_path / "file"
     file.write_text("no folder")
     for done in (
@@ -103,7 +103,7 @@ def test_a_whole_line_that_no_campaign_writes_is_named(
     assert "has a line that no campaign writes" in done.stderr.strip().splitlines()[-1]
 
 
-def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
+def test_without_cuda_the_campaign_ends_at_once_and_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
     tried: list[str] = []
@@ -120,10 +120,10 @@ def test_where_no_process_can_use_cuda_the_campaign_ends_at_once_and_says_why(
     assert Result(tmp_path).of_kind("stage") == []
 
 
-def test_a_rehearsal_is_absorbed_and_meets_its_own_simulation(rehearsed: Path, tmp_path: Path):
+def test_a_rehearsal_is_absorbed_and_meets_its_simulation(rehearsed: Path, tmp_path: Path):
     places = ("--golden", tmp_path / "golden", "--results", tmp_path / "results")
     done = run("absorb.py", rehearsed, *places, "--all")
-    # The step times of a CPU are none of the GPU's.
+    # The step times are a CPU's, not the GPU's.
     assert done.returncode == 1, done.stderr
     names = {name for name, _ in Result(rehearsed).recordings()}
     assert {path.name.removesuffix(".json.xz") for path in (tmp_path / "golden").iterdir()} == names
@@ -137,7 +137,7 @@ def test_a_rehearsal_is_absorbed_and_meets_its_own_simulation(rehearsed: Path, t
     assert "multiprocessors=132," in done.stdout
 
 
-def test_a_campaign_that_was_cut_off_at_once_is_absorbed_and_meets_nothing(
+def test_a_campaign_interrupted_at_once_is_absorbed_and_meets_no_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     Journal(tmp_path).note("campaign", seconds=480, rehearsed=False)
@@ -151,7 +151,7 @@ def test_a_campaign_that_was_cut_off_at_once_is_absorbed_and_meets_nothing(
     assert list((tmp_path / "golden").iterdir()) == []
 
 
-def test_a_rehearsal_never_goes_into_the_repository(
+def test_a_rehearsal_is_not_written_into_the_repository(
     rehearsed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(sys, "argv", ["absorb.py", str(rehearsed)])
@@ -159,7 +159,7 @@ def test_a_rehearsal_never_goes_into_the_repository(
     assert "this is a rehearsal" in capsys.readouterr().err
 
 
-def test_a_campaign_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: Path):
+def test_a_killed_campaign_leaves_its_results_and_no_process(tmp_path: Path):
     arguments = ("--out", tmp_path, "--seconds", 200, "--only", "recordings", "--rehearse")
     process = subprocess.Popen(command("campaign.py", *arguments), stdout=subprocess.DEVNULL)
     journal, end = Journal(tmp_path), time.monotonic() + 120
@@ -175,7 +175,7 @@ def test_a_campaign_that_is_killed_leaves_what_it_had_and_no_process(tmp_path: P
     assert not Path(f"/proc/{zygote['ready']}").exists()
 
 
-def test_a_stage_that_raises_leaves_its_traceback_and_the_next_begins(tmp_path: Path):
+def test_after_an_exception_in_a_stage_the_next_stage_begins(tmp_path: Path):
     entered = []
 
     def fails(run: Campaign, end: float) -> None:
@@ -193,14 +193,14 @@ def test_a_stage_that_raises_leaves_its_traceback_and_the_next_begins(tmp_path: 
 
 @pytest.fixture(scope="module")
 def children(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Children]:
-    """Children that share a zygote."""
+    """Yield children that share a zygote."""
     folder = tmp_path_factory.mktemp("children")
     made = Children(Journal(folder), folder, rehearse=True)
     yield made
     made.end()
 
 
-def test_a_job_that_fails_or_hangs_costs_only_itself(children: Children):
+def test_a_job_that_fails_or_hangs_affects_no_other(children: Children):
     unknown = {"scenario": {**TINY["scenario"], "optimizer": "no-such-thing"}}
     assert children.run(Job(name="fails", task="record", arguments=unknown), 60) == "status 1"
     slow = {**TINY, "seconds": 600.0}
@@ -212,18 +212,18 @@ def test_a_job_that_fails_or_hangs_costs_only_itself(children: Children):
     assert [name for name, _ in result.recordings()] == ["works"]
 
 
-def test_a_scenario_that_runs_out_of_memory_is_recorded_up_to_there(children: Children):
+def test_a_scenario_is_recorded_until_it_runs_out_of_memory(children: Children):
     (job,) = (job for job in plan.core_recordings() if job.name.endswith("out-of-memory"))
     assert children.run(job, 60) == "ok"
-    found = dict(Result(children.journal.folder).recordings())[job.name]
-    assert found.ran_out
-    assert [phase.name for phase in found.phases] == ["build", "forward"]
-    assert replay_exactly(found) > 1
-    # The tiny model that took its place fits on every GPU.
-    assert not compare(job.name, found).same_end
+    recording = dict(Result(children.journal.folder).recordings())[job.name]
+    assert recording.ran_out
+    assert [phase.name for phase in recording.phases] == ["build", "forward"]
+    assert replay_exactly(recording) > 1
+    # The tiny model in its place fits on every GPU.
+    assert not compare(job.name, recording).same_end
 
 
-def test_every_group_of_constants_is_measured_but_for_what_only_a_driver_knows(children: Children):
+def test_every_group_of_constants_is_measured_except_those_of_the_driver(children: Children):
     for job in plan.constants():
         assert children.run(job, 60) == "ok"
     result = Result(children.journal.folder)
@@ -231,12 +231,12 @@ def test_every_group_of_constants_is_measured_but_for_what_only_a_driver_knows(c
     failed = {line["name"] for line in result.of_kind("failed")} - {"fails"}
     assert failed <= {"device, cudnn", "device, nvidia-smi", "context, used before"}
     constants = derive(result.constants)
-    wanted = {"copy_bandwidth", "launch_seconds", "foreach_seconds_per_tensor", "item_seconds"}
-    wanted |= {"kernel_gap_seconds", "workspace_bytes", "small_steps", "staging_bytes", "attention"}
-    assert wanted <= set(constants)
+    needed = {"copy_bandwidth", "launch_seconds", "foreach_seconds_per_tensor", "item_seconds"}
+    needed |= {"kernel_gap_seconds", "workspace_bytes", "small_steps", "staging_bytes", "attention"}
+    assert needed <= set(constants)
 
 
-def test_where_a_fork_cannot_use_cuda_each_job_loads_torch(tmp_path: Path):
+def test_if_a_fork_cannot_use_cuda_each_job_loads_torch(tmp_path: Path):
     children = Children(Journal(tmp_path), tmp_path, rehearse=True)
     children.forks = False
     assert children.run(Job(name="works", task="record", arguments=TINY), 60) == "ok"
@@ -244,7 +244,7 @@ def test_where_a_fork_cannot_use_cuda_each_job_loads_torch(tmp_path: Path):
     assert [line["name"] for line in Result(tmp_path).of_kind("done")] == ["works"]
 
 
-def test_a_line_that_was_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path: Path):
+def test_an_incomplete_line_is_skipped_and_the_next_one_is_whole(tmp_path: Path):
     journal = Journal(tmp_path)
     journal.note("first", value=1)
     with (tmp_path / "journal.jsonl").open("ab") as file:
@@ -253,7 +253,7 @@ def test_a_line_that_was_cut_off_is_left_out_and_the_next_one_is_whole(tmp_path:
     assert [line["kind"] for line in journal.lines("journal.jsonl")] == ["first", "last"]
 
 
-def test_a_file_that_is_full_takes_no_more_and_recordings_go_on_in_the_next(tmp_path: Path):
+def test_recordings_continue_in_the_next_file_when_one_is_full(tmp_path: Path):
     journal = Journal(tmp_path)
     with (tmp_path / "recordings-1.jsonl").open("wb") as file:
         file.truncate(MOST_BYTES - 10)
@@ -262,7 +262,7 @@ def test_a_file_that_is_full_takes_no_more_and_recordings_go_on_in_the_next(tmp_
     assert journal.recordings() == "recordings-2.jsonl"
 
 
-def test_what_a_stage_leaves_of_its_time_goes_to_those_that_follow():
+def test_later_stages_get_the_time_that_a_stage_leaves():
     now = time.monotonic()
     budget = Budget(100, {"one": 1, "two": 3}, now)
     assert budget.deadline("one") - now == pytest.approx(97 / 4, abs=0.1)
@@ -270,28 +270,28 @@ def test_what_a_stage_leaves_of_its_time_goes_to_those_that_follow():
     assert budget.left == pytest.approx(97, abs=0.1)
 
 
-def test_the_core_has_every_mechanism_and_the_rest_has_all_else():
+def test_the_core_has_every_mechanism_and_the_rest_has_all_other_recordings():
     core = [job.name for job in plan.core_recordings()]
     rest = [job.name for job in plan.other_recordings()]
     assert len(set(core)) == len(core) == 40
     assert sorted(core + rest) == sorted(listed())
-    wanted = {"gpt2", "gpt2-medium", "gpt2-xl", "llama2-7b", "vit-b16", "resnet50"}
-    wanted |= {"fp32", "bf16", "amp bf16", "amp fp16", "checkpointing", "loop", "foreach", "fused"}
-    wanted |= {"sgd-sai", "sm3", "lamb16", "adafactor", "expandable_segments:True", "out-of-memory"}
-    assert wanted <= set(plan.mechanisms())
+    needed = {"gpt2", "gpt2-medium", "gpt2-xl", "llama2-7b", "vit-b16", "resnet50"}
+    needed |= {"fp32", "bf16", "amp bf16", "amp fp16", "checkpointing", "loop", "foreach", "fused"}
+    needed |= {"sgd-sai", "sm3", "lamb16", "adafactor", "expandable_segments:True", "out-of-memory"}
+    assert needed <= set(plan.mechanisms())
 
 
-def test_the_harness_asks_for_each_of_ours_in_both_dtypes_and_for_the_paper_s_claim():
-    asked = [job.arguments["scenario"] for job in plan.harness()]
+def test_the_harness_measures_each_of_ours_in_both_dtypes_and_the_paper_s_claim():
+    scenarios = [job.arguments["scenario"] for job in plan.harness()]
     for optimizer in plan.OURS:
         for dtype in ("fp32", "bf16"):
             models = {
                 one["model"]
-                for one in asked
+                for one in scenarios
                 if (one["optimizer"], one["dtype"]) == (optimizer, dtype)
             }
             assert models == {"gpt2", "gpt2-xl", "llama2-7b"}
-    claims = [one for one in asked if one["model"] == "llama2-7b" and not one["config"]]
+    claims = [one for one in scenarios if one["model"] == "llama2-7b" and not one["config"]]
     assert {(one["optimizer"], one["dtype"], one["batch_size"]) for one in claims} == {
         ("sgd-sai", "fp32", 1)
     }

@@ -1,8 +1,8 @@
-"""Zygote: has torch and transformers loaded, never touches CUDA, and forks a child for each job.
+"""Zygote: loads torch and transformers, never starts CUDA, and forks a child for each job.
 
-Started by children.py. Standard input brings a job a line, as JSON; standard output answers with
-the child's process id, and when it has ended with its status. With --alone the first job is run
-in this process: for a machine on which a fork cannot use CUDA.
+children.py starts it. Standard input brings one job per line, as JSON. Standard output answers with
+the child's process id and, when it has ended, with its status. With --alone this process runs the
+first job: on some machines a fork cannot use CUDA.
 """
 
 import argparse
@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE.parent.parent / "src"), str(HERE.parent / "golden")]
 
 from journal import Journal  # noqa: E402
 
-# What a child would load, a second or more each.
+# Modules that a child needs; each takes a second or more to load.
 LOADED = (
     "torch",
     "torch._dynamo",
@@ -32,17 +32,17 @@ LOADED = (
     "tasks",
 )
 _PR_SET_PDEATHSIG = 1
-# The status of a job whose record says that its scenario came to nothing.
+# The status of a job whose record has no result.
 NO_RESULT = 2
 
 
 def main() -> int:
-    """Load, say so, and work until the parent closes the pipe or is gone."""
+    """Load the modules, report it, and work until the parent closes the pipe or ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--alone", action="store_true")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     _die_with_parent()
     start = time.monotonic()
     jobs, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb", buffering=0)
@@ -50,14 +50,14 @@ def main() -> int:
     os.dup2(2, 1)
     for module in LOADED:
         import_module(module)
-    if asked.rehearse:
+    if arguments.rehearse:
         import_module("stand_in").install()
     gc.freeze()
     _answer(answers, {"ready": os.getpid(), "seconds": time.monotonic() - start, **_health()})
-    journal = Journal(asked.folder)
+    journal = Journal(arguments.folder)
     for line in jobs:
         job = json.loads(line)
-        if asked.alone:
+        if arguments.alone:
             _answer(answers, {"pid": os.getpid()})
             _answer(answers, {"status": work(job, journal)})
             return 0
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def _forked(job: dict[str, Any], journal: Journal, answers: Any) -> dict[str, int]:
-    """Run the job in a child and return its status, negative where a signal ended it."""
+    """Run the job in a child and return its status, minus the signal if one ended it."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -75,20 +75,20 @@ def _forked(job: dict[str, Any], journal: Journal, answers: Any) -> dict[str, in
             _die_with_parent()
             status = work(job, journal)
         finally:
-            # Nothing of the zygote's is to be cleaned up twice.
+            # Without the zygote's own cleanup.
             os._exit(status)
     _answer(answers, {"pid": pid})
     return {"status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}
 
 
 def work(job: dict[str, Any], journal: Journal) -> int:
-    """Run the job in this process, note what it found or how it failed, and return a status."""
+    """Run the job in this process, note its result or failure, and return a status."""
     import tasks
 
     _print_to(job["log"])
     try:
-        found = tasks.TASKS[job["task"]](journal, job["name"], **job["arguments"])
-        journal.note("done", name=job["name"], found=found)
+        result = tasks.TASKS[job["task"]](journal, job["name"], **job["arguments"])
+        journal.note("done", name=job["name"], found=result)
     except BaseException:
         traceback.print_exc()
         journal.note("failed", name=job["name"], traceback=traceback.format_exc()[-4000:])
@@ -96,7 +96,7 @@ def work(job: dict[str, Any], journal: Journal) -> int:
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    ok = not isinstance(found, dict) or found.get("outcome", "ok") == "ok"
+    ok = not isinstance(result, dict) or result.get("outcome", "ok") == "ok"
     return 0 if ok else NO_RESULT
 
 
@@ -112,7 +112,7 @@ def _answer(answers: Any, data: dict[str, Any]) -> None:
 
 
 def _health() -> dict[str, Any]:
-    """Return what makes a fork unsafe: more threads than one, or CUDA in use."""
+    """Return the facts that make a fork unsafe: further threads, or CUDA in use."""
     import torch
 
     threads = sum(1 for _ in Path("/proc/self/task").iterdir())
@@ -120,7 +120,7 @@ def _health() -> dict[str, Any]:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end this process when the one that started it is gone."""
+    """Let the kernel end this process with its parent."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

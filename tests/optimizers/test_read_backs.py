@@ -282,7 +282,7 @@ def test_a_step_that_reads_without_end_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(samples, "_MOST_READ_BACKS", 1000)
     with pytest.raises(
         ValueError,
-        match=r"test_read_backs\.py, line \d+, reads values back again and again; .* --device cpu",
+        match=r"test_read_backs\.py, line \d+, reads values back without end; .* --device cpu",
     ):
         simulate(SCENARIO)
 

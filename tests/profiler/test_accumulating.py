@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from optprof.profiler.measuring.files import require_iterations
 from optprof.profiler.measuring.measurement import measure
 from optprof.profiler.records.record import Memory, Record
-from optprof.profiler.running.beside import require_iterations
 from optprof.profiler.running.forecast import Forecast
 from optprof.profiler.running.plan import comparison, plan
 from optprof.profiler.simulating.simulation import run_simulation, simulate

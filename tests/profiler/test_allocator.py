@@ -1,6 +1,4 @@
-"""The allocator's model, judged by cases worked out by hand from PyTorch's rules and by what others
-measured on a device.
-"""
+"""The allocator's model, compared with PyTorch's rules by hand and with measurements of others."""
 
 import pytest
 
@@ -34,9 +32,7 @@ def fill(allocator: CachingAllocator, *sizes: int) -> list[Block]:
         (1600 * 6400 * 4, 40 * MIB, 40 * MIB),
     ],
 )
-def test_a_first_request_gets_the_block_and_segment_that_cuda_gives(
-    nbytes: int, block: int, segment: int
-):
+def test_a_first_request_gets_the_block_and_segment_of_cuda(nbytes: int, block: int, segment: int):
     allocator = CachingAllocator()
     assert allocator.malloc(nbytes).size == block
     assert (allocator.allocated_bytes, allocator.reserved_bytes) == (block, segment)
@@ -48,7 +44,7 @@ def test_two_attention_weights_of_gpt2_xl_share_a_segment_and_the_second_takes_i
     weight = 1600 * 1600 * 4  # 9.77 MiB
     first, second = allocator.malloc(weight), allocator.malloc(weight)
     assert first.size == weight
-    assert second.size == 20 * MIB - weight  # the rest, 0.47 MiB, is not worth a block
+    assert second.size == 20 * MIB - weight  # the rest, 0.47 MiB, is too small for a block
     assert allocator.reserved_bytes == 20 * MIB
 
 
@@ -63,7 +59,7 @@ def test_a_rest_of_one_mib_stays_a_tail_and_512_bytes_more_are_split_off(
     assert allocator.malloc(request_bytes).size == block
 
 
-def test_the_smallest_fitting_block_wins_then_the_oldest_segment_then_the_lowest_offset():
+def test_the_smallest_fitting_block_is_taken_then_the_oldest_segment_then_the_lowest_offset():
     allocator = CachingAllocator()
     old, _, _, young = (
         allocator.malloc(12 * MIB),
@@ -91,14 +87,14 @@ def test_free_neighbours_merge_and_segments_are_kept():
     assert allocator.reserved_bytes == 20 * MIB
 
 
-def test_peaks_stay_when_memory_is_freed():
+def test_peaks_remain_when_memory_is_freed():
     allocator = CachingAllocator()
     allocator.free(allocator.malloc(30 * MIB))
     allocator.malloc(512)
     assert (allocator.peak_allocated_bytes, allocator.peak_reserved_bytes) == (30 * MIB, 32 * MIB)
 
 
-def test_wrong_calls_say_what_is_wrong():
+def test_invalid_calls_raise_errors_with_a_reason():
     allocator = CachingAllocator()
     block = allocator.malloc(1)
     allocator.free(block)
@@ -111,9 +107,10 @@ def test_wrong_calls_say_what_is_wrong():
 # Every case below starts on an empty device; sizes in comments are MiB.
 
 
-def test_gpt2_xl_in_fp32_takes_what_the_paper_prints_and_not_what_a_calculator_says():
-    """1,557,611,200 parameters are 5.803 GiB, of `allocated_bytes` 5.934: arXiv 2412.11768 prints
-    5.93.
+def test_gpt2_xl_in_fp32_takes_the_bytes_that_the_paper_prints():
+    """1,557,611,200 parameters are 5.803 GiB; `allocated_bytes` are 5.934 GiB.
+
+    arXiv 2412.11768 prints 5.93.
     """
     width = 1600
     norm = [width, width]
@@ -137,17 +134,17 @@ def test_gpt2_xl_in_fp32_takes_what_the_paper_prints_and_not_what_a_calculator_s
     assert round(allocator.allocated_bytes / GIB, 3) == 5.934
 
 
-def test_inactive_split_bytes_are_free_blocks_beside_others():
+def test_inactive_split_bytes_are_free_blocks_in_segments_with_others():
     allocator = CachingAllocator()
     first, second = fill(allocator, 4 * MIB, 4 * MIB)  # 4 + 4 + 12 free
     assert allocator.inactive_split_bytes == 12 * MIB
     allocator.free(first)
     assert allocator.inactive_split_bytes == 16 * MIB
-    allocator.free(second)  # the segment is free as a whole
+    allocator.free(second)  # the segment is wholly free
     assert (allocator.inactive_split_bytes, allocator.peak_inactive_split_bytes) == (0, 16 * MIB)
 
 
-def test_a_full_device_gets_its_idle_segments_back_and_the_request_is_tried_again():
+def test_idle_segments_are_released_on_a_full_device_before_a_retry():
     allocator = allocator_with("", total=64 * MIB)
     big, _, small = fill(allocator, 30 * MIB, 20 * MIB, 1)  # 30 + 20 + 2 of 64
     allocator.free(big)
@@ -155,16 +152,16 @@ def test_a_full_device_gets_its_idle_segments_back_and_the_request_is_tried_agai
     assert allocator.reserved_bytes == 52 * MIB
     assert (
         allocator.malloc(40 * MIB).size == 40 * MIB
-    )  # 12 are free on the device; with the 30 and the 2 given back, 44
+    )  # 12 are free on the device; after releasing the 30 and the 2, 44
     assert (allocator.reserved_bytes, allocator.retries) == (60 * MIB, 1)
 
 
-def test_a_segment_in_use_by_one_block_stays_and_memory_runs_out_with_torchs_figures():
+def test_a_segment_in_use_stays_and_running_out_reports_torch_s_figures():
     allocator = CachingAllocator(total=64 * MIB, occupied=4 * MIB)
     first, _, third = fill(allocator, 9 * MIB, 3 * MIB, 30 * MIB)  # 9 + 3 + 8 free, 30
     allocator.free(first)
     with pytest.raises(OutOfMemoryError) as caught:
-        # 64 - 4 - 50 = 10 are free on the device; 17 are reserved and unused, as 9 and 8.
+        # 64 - 4 - 50 = 10 are free on the device; 17 are reserved and unused, 9 and 8.
         allocator.malloc(12 * MIB - 1)
     error = caught.value
     assert (error.requested, error.tried, error.total, error.free) == (
@@ -180,7 +177,7 @@ def test_a_segment_in_use_by_one_block_stays_and_memory_runs_out_with_torchs_fig
         " 10.00 MiB is free; 33.00 MiB is allocated, 17.00 MiB is reserved but unallocated"
     )
     allocator.free(third)
-    assert allocator.malloc(12 * MIB).size == 12 * MIB  # the allocator goes on: 30 given back
+    assert allocator.malloc(12 * MIB).size == 12 * MIB  # the allocator still works: 30 are released
 
 
 def test_a_small_request_needs_a_whole_small_segment_from_the_device():
@@ -191,7 +188,7 @@ def test_a_small_request_needs_a_whole_small_segment_from_the_device():
 
 
 @pytest.mark.parametrize("by_address", [False, True])
-def test_among_equals_the_older_segment_wins_and_up_to_torch_2_11_the_lower_address(
+def test_of_equal_blocks_the_older_segment_is_taken_and_up_to_torch_2_11_the_lower_address(
     by_address: bool,
 ):
     allocator = CachingAllocator(addresses=LowestAddresses() if by_address else None)
@@ -204,19 +201,19 @@ def test_among_equals_the_older_segment_wins_and_up_to_torch_2_11_the_lower_addr
     assert allocator.malloc(12 * MIB).segment == (younger if by_address else older).segment
 
 
-def test_blocks_of_the_split_limit_serve_large_requests_only_unsplit_and_with_little_waste():
+def test_blocks_above_the_split_limit_serve_only_large_requests_with_little_waste():
     allocator = allocator_with("max_split_size_mb:32")
     (block,) = fill(allocator, 60 * MIB)
     allocator.free(block)
     small = allocator.malloc(20 * MIB)  # below 32: not from the 60
     assert (small.size, allocator.reserved_bytes) == (20 * MIB, 80 * MIB)
-    wasteful = allocator.malloc(40 * MIB)  # 60 is 40 + 20 and more: too wasteful
+    wasteful = allocator.malloc(40 * MIB)  # 60 is at least 40 + 20: too wasteful
     assert (wasteful.size, allocator.reserved_bytes) == (40 * MIB, 120 * MIB)
     close = allocator.malloc(40 * MIB + 512)  # less than 20 too large, and not split
     assert (close.size, allocator.reserved_bytes) == (60 * MIB, 120 * MIB)
 
 
-def test_with_a_split_limit_a_full_device_first_gets_only_oversize_segments_back():
+def test_with_a_split_limit_oversize_segments_are_released_first():
     allocator = allocator_with("max_split_size_mb:32", total=128 * MIB)
     small, fit, large = fill(allocator, 20 * MIB, 34 * MIB, 66 * MIB)
     for block in (small, fit, large):
@@ -236,7 +233,7 @@ def test_with_a_split_limit_a_full_device_first_gets_only_oversize_segments_back
         ("roundup_power2_divisions:4", 2048, 2048),  # not above 4 * 512: multiples of 512
         ("roundup_power2_divisions:4", 2049, 2560),
         ("roundup_power2_divisions:1", 1200 * KIB + 1, 1200 * KIB + 512),
-        # torch's own tests ask these two of a GPU (test_allocator_settings in test_cuda.py).
+        # torch's own tests check these two on a GPU (test_allocator_settings in test_cuda.py).
         ("roundup_power2_divisions:[64:8,128:2,256:2,512:2,1024:1,>:1]", 84 * MIB, 88 * MIB),
         ("roundup_power2_divisions:[64:8,128:2,256:2,512:2,1024:1,>:1]", 400 * MIB, 512 * MIB),
         ("roundup_power2_divisions:[2:2,>:1]", 3 * MIB + 1, 4 * MIB),
@@ -245,17 +242,15 @@ def test_with_a_split_limit_a_full_device_first_gets_only_oversize_segments_back
             "roundup_power2_divisions:[2:2,>:1]",
             700 * KIB,
             768 * KIB,
-        ),  # the first entry holds for all that is smaller
+        ),  # the first entry covers all smaller sizes
     ],
 )
 def test_requests_are_rounded_up_to_divisions_of_a_power_of_two(text: str, nbytes: int, block: int):
     assert allocator_with(text).malloc(nbytes).size == block
 
 
-def test_garbage_collection_gives_back_the_segments_that_lay_idle_longer_than_the_average():
-    """Only under per_process_memory_fraction: of 600 MiB it may take 300, and above 150 idle
-    segments go.
-    """
+def test_garbage_collection_releases_segments_idle_for_longer_than_average():
+    """It needs per_process_memory_fraction: the limit is 300 of 600 MiB, and the threshold 150."""
     allocator = allocator_with(
         "per_process_memory_fraction:0.5,garbage_collection_threshold:0.5", total=600 * MIB
     )
@@ -263,8 +258,8 @@ def test_garbage_collection_gives_back_the_segments_that_lay_idle_longer_than_th
     allocator.free(old)
     allocator.malloc(46 * MIB)  # 120 are reserved, nothing is collected; 166 now
     allocator.free(young)
-    # 16 are too many. The 40 lay idle for two searches, this one included, the 30 for one: the 40
-    # are above the average, and enough.
+    # 16 are too many. The 40 were idle for two searches, with this one, the 30 for one: the 40 are
+    # above the average, and enough.
     allocator.malloc(60 * MIB)
     assert (allocator.reserved_bytes, allocator.retries) == (186 * MIB, 0)
     assert allocator.malloc(30 * MIB).segment == young.segment
@@ -277,7 +272,7 @@ def test_without_a_memory_fraction_the_threshold_collects_nothing():
     assert allocator.reserved_bytes == 100 * MIB
 
 
-def test_a_process_that_may_take_half_runs_out_at_half():
+def test_a_process_limited_to_half_the_device_runs_out_at_half():
     allocator = allocator_with("per_process_memory_fraction:0.5", total=80 * MIB)
     allocator.malloc(30 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"50\.00 MiB is free; 40\.00 MiB allowed"):
@@ -303,7 +298,7 @@ def test_an_expandable_segment_grows_by_handles_and_leaves_no_tails():
     )  # the small pool's handle has 2
 
 
-def test_an_expandable_segment_gives_back_the_handles_that_nothing_touches():
+def test_an_expandable_segment_releases_handles_without_blocks_in_use():
     allocator = allocator_with("expandable_segments:True", total=100 * MIB)
     first, second, _ = fill(
         allocator, 30 * MIB, 30 * MIB, 10 * MIB
@@ -311,18 +306,18 @@ def test_an_expandable_segment_gives_back_the_handles_that_nothing_touches():
     allocator.free(first)
     allocator.free(second)
     assert allocator.reserved_bytes == 80 * MIB
-    # 0 to 60 are three whole handles; the fourth is in use, its free end stays mapped
+    # 0 to 60 are three whole handles; the fourth is in use, and its free end stays mapped
     allocator.empty_cache()
     assert allocator.reserved_bytes == 20 * MIB
     again = allocator.malloc(50 * MIB)  # the lowest addresses with room: 0 to 50
     assert (again.offset, allocator.reserved_bytes) == (0, 80 * MIB)
 
 
-def test_reserved_grows_as_measured_where_a_split_limit_meets_expandable_segments():
-    """Measured on a 16,304 MiB device with torch 2.12 and 2.13, retry and all:
+def test_reserved_bytes_grow_as_measured_with_a_split_limit_and_expandable_segments():
+    """Measured on a 16,304 MiB device with torch 2.12 and 2.13, with a retry:
     https://github.com/pytorch/pytorch/issues/123548.
 
-    64 MiB stay; each cycle takes 91 and 45.5 MiB and then 2 that stay, and frees the first two.
+    64 MiB stay; each cycle takes 91 and 45.5 MiB, then 2 that stay, and frees the first two.
     """
     allocator = CachingAllocator(
         AllocatorSettings.parse("max_split_size_mb:128,expandable_segments:True"),
@@ -330,13 +325,13 @@ def test_reserved_grows_as_measured_where_a_split_limit_meets_expandable_segment
         occupied=300 * MIB,
     )
     allocator.malloc(64 * MIB)
-    found = {}
+    reserved = {}
     for cycle in range(116):
         passing = fill(allocator, 91 * MIB, 91 * MIB // 2)
         allocator.malloc(2 * MIB)
         for block in passing:
             allocator.free(block)
-        found[cycle] = (allocator.allocated_bytes // MIB, allocator.reserved_bytes // MIB)
+        reserved[cycle] = (allocator.allocated_bytes // MIB, allocator.reserved_bytes // MIB)
     measured = {
         0: (66, 220),
         20: (106, 2980),
@@ -346,5 +341,5 @@ def test_reserved_grows_as_measured_where_a_split_limit_meets_expandable_segment
         100: (266, 14060),
         115: (296, 2680),
     }
-    assert {cycle: found[cycle] for cycle in measured} == measured
+    assert {cycle: reserved[cycle] for cycle in measured} == measured
     assert (allocator.peak_reserved_bytes // MIB, allocator.retries) == (16000, 1)

@@ -1,6 +1,4 @@
-"""The text of PYTORCH_CUDA_ALLOC_CONF, judged by torch's own parser: the one that its C++ library
-brings on every machine.
-"""
+"""The text of PYTORCH_CUDA_ALLOC_CONF, compared with the parser in torch's own C++ library."""
 
 import ctypes
 from collections.abc import Iterator
@@ -20,8 +18,9 @@ _CLASS = "_ZN3c1016CachingAllocator26AcceleratorAllocatorConfig"
 
 
 class TorchSettings:
-    """What torch keeps after reading a text, out of its shared library: see class
-    AcceleratorAllocatorConfig in AllocatorConfig.h.
+    """The settings that torch's shared library keeps after reading a text.
+
+    See class AcceleratorAllocatorConfig in AllocatorConfig.h.
     """
 
     def __init__(self) -> None:
@@ -36,8 +35,7 @@ class TorchSettings:
         torch._C._accelerator_setAllocatorSettings(text)
         address = self._instance()
         large, split, rounding = (ctypes.c_size_t * 3).from_address(address)
-        # Behind the three sizes: a vector, which is three pointers, then the threshold and the
-        # flag.
+        # After the three sizes come a vector of three pointers, the threshold and the flag.
         return AllocatorSettings(
             large_segment_size=large,
             max_split_size=UNLIMITED if split > UNLIMITED else split,
@@ -109,12 +107,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("text", ACCEPTED)
-def test_a_text_means_what_it_means_to_torch(text: str, theirs: TorchSettings):
+def test_a_text_has_the_meaning_that_torch_gives_it(text: str, theirs: TorchSettings):
     assert AllocatorSettings.parse(text) == theirs.parse(text)
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_torch_refuses_is_refused(text: str, theirs: TorchSettings):
+def test_a_text_that_torch_refuses_is_refused(text: str, theirs: TorchSettings):
     with pytest.raises((ValueError, RuntimeError)):
         theirs.parse(text)
     with pytest.raises(ValueError, match=r"^[^\n]+$"):
@@ -146,7 +144,7 @@ pairs = st.one_of(
 
 @given(
     st.lists(pairs, max_size=4, unique_by=lambda pair: pair[0]).map(
-        lambda found: ",".join(map(":".join, found))
+        lambda settings: ",".join(map(":".join, settings))
     )
 )
 @run_with(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -156,10 +154,10 @@ def test_any_list_of_settings_is_read_as_torch_reads_it(theirs: TorchSettings, t
     except (ValueError, RuntimeError):
         expected = None
     try:
-        found = AllocatorSettings.parse(text)
+        settings = AllocatorSettings.parse(text)
     except ValueError:
-        found = None
-    assert found == expected
+        settings = None
+    assert settings == expected
 
 
 @pytest.mark.parametrize(
@@ -198,22 +196,22 @@ def test_any_list_of_settings_is_read_as_torch_reads_it(theirs: TorchSettings, t
         ("expandable_segments:yes", "expandable_segments must be True or False, got 'yes'"),
         (
             "backend:cudaMallocAsync",
-            "backend must be native, the allocator that is modelled here, got 'cudaMallocAsync'",
+            "backend must be native, the simulated allocator, got 'cudaMallocAsync'",
         ),
         (
             "throw_on_cudamalloc_oom:True",
-            "throw_on_cudamalloc_oom:True is not modelled; leave it out",
+            "throw_on_cudamalloc_oom:True is not simulated; leave it out",
         ),
     ],
 )
-def test_an_error_says_what_was_wrong_and_what_to_write(text: str, message: str):
+def test_an_error_names_the_mistake_and_the_remedy(text: str, message: str):
     with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         AllocatorSettings.parse(text)
     assert str(caught.value).startswith(message)
 
 
-def test_settings_of_pinned_memory_and_of_the_whole_process_are_read_too():
-    found = AllocatorSettings.parse(
+def test_settings_of_pinned_memory_and_the_memory_fraction_are_read():
+    settings = AllocatorSettings.parse(
         "per_process_memory_fraction:0.9,pinned_num_register_threads:8,backend:native"
     )
-    assert found == AllocatorSettings(memory_fraction=0.9)
+    assert settings == AllocatorSettings(memory_fraction=0.9)

@@ -1,8 +1,7 @@
-"""The allocator's model beside a second one, written for plainness: lists that are scanned from end
-to end, nothing kept in order.
+"""The allocator's model, compared with a plain second model that scans unsorted lists.
 
-Both are given the same streams of requests under all settings, on devices that run out, and must
-agree after every event.
+Both get the same streams of requests under all settings, on devices that run out, and must agree
+after every event.
 """
 
 import random
@@ -26,18 +25,18 @@ KIB, MIB = 1 << 10, 1 << 20
 
 @dataclass
 class Run:
-    """Bytes in a row: in use, free, or addresses without memory."""
+    """Adjacent bytes: in use, free, or addresses without memory."""
 
     start: int
     size: int
     state: str
-    asked: int = 0
+    requested: int = 0
     since: int = 0
 
 
 @dataclass
 class Range:
-    """One segment: its number or address, its pool, and its runs by rising address."""
+    """A segment: its number or address, its pool, and its runs in the order of addresses."""
 
     number: int
     small: bool
@@ -45,7 +44,7 @@ class Range:
 
 
 class PlainAllocator:
-    """The rules again. What is in use is known by a number that malloc hands out."""
+    """The rules in their plainest form; `malloc` returns a number for each run in use."""
 
     def __init__(
         self, settings: AllocatorSettings, total: int | None, occupied: int, by_address: bool
@@ -75,7 +74,7 @@ class PlainAllocator:
 
     @property
     def requested(self) -> int:
-        return sum(run.asked for _, run in self.all_runs("used"))
+        return sum(run.requested for _, run in self.all_runs("used"))
 
     @property
     def reserved(self) -> int:
@@ -122,17 +121,17 @@ class PlainAllocator:
     def malloc(self, nbytes: int) -> int | MemoryError:
         size = self.rounded(nbytes)
         small = size <= MIB
-        found = self.search(small, size) or self.fetch(small, size)
-        if found is None:
+        place = self.search(small, size) or self.fetch(small, size)
+        if place is None:
             return MemoryError(self.segment(size), self.room(), self.allocated, self.reserved)
-        rng, run = found
+        rng, run = place
         rest = run.size - size
         splits = (
             rest >= 512
             if small or self.settings.expandable_segments
             else rest > MIB and size < self.settings.max_split_size
         )
-        run.state, run.asked = "used", nbytes
+        run.state, run.requested = "used", nbytes
         if splits:
             run.size = size
             rng.runs.insert(
@@ -145,7 +144,7 @@ class PlainAllocator:
 
     def free(self, number: int) -> None:
         rng, run = self.live.pop(number)
-        run.state, run.asked, run.since = "free", 0, self.searches[rng.small]
+        run.state, run.requested, run.since = "free", 0, self.searches[rng.small]
         self.merge(rng)
 
     def merge(self, rng: Range) -> None:
@@ -190,14 +189,14 @@ class PlainAllocator:
     def fetch(self, small: bool, size: int) -> tuple[Range, Run] | None:
         if self.collects:
             self.collect()
-        found = self.ask(small, size)
-        if found is None and self.release_oversize(small, size):
-            found = self.ask(small, size)
-        if found is None:
+        place = self.ask(small, size)
+        if place is None and self.release_oversize(small, size):
+            place = self.ask(small, size)
+        if place is None:
             self.empty_cache()
             self.retries += 1
-            found = self.ask(small, size)
-        return found
+            place = self.ask(small, size)
+        return place
 
     def room(self) -> int:
         return (1 << 80) if self.total is None else self.total - self.occupied - self.reserved
@@ -317,7 +316,7 @@ class PlainAllocator:
             return False
         free = sorted(
             self.all_runs("free", small),
-            key=lambda found: (found[1].size, found[0].number, found[1].start),
+            key=lambda place: (place[1].size, place[0].number, place[1].start),
         )
         needed = max(size, oversize)
         enough = [rng for rng, run in free if run.size >= needed]
@@ -354,10 +353,10 @@ class PlainAllocator:
 
 
 def segments_of(allocator: CachingAllocator, live: list[Block]) -> Iterator[list[Block]]:
-    """Every segment that the allocator knows of, as its blocks by rising offset."""
+    """Yield the blocks of each of the allocator's segments, by offset."""
     pools = (allocator._small, allocator._large)
-    known = [*live, *(block for pool in pools for *_, block in [*pool.blocks, *pool.unmapped])]
-    for block in known:
+    blocks = [*live, *(block for pool in pools for *_, block in [*pool.blocks, *pool.unmapped])]
+    for block in blocks:
         if block.previous is None:
             segment = [block]
             while segment[-1].next is not None:
@@ -367,7 +366,7 @@ def segments_of(allocator: CachingAllocator, live: list[Block]) -> Iterator[list
 
 
 def check_books(allocator: CachingAllocator, live: list[Block]) -> None:
-    """What must hold after every event, whatever the rules."""
+    """Check the invariants that hold after every event, under any rules."""
     segments = list(segments_of(allocator, live))
     blocks = [block for segment in segments for block in segment]
     for segment in segments:
@@ -386,12 +385,12 @@ def check_books(allocator: CachingAllocator, live: list[Block]) -> None:
     assert {id(block) for block in blocks if block.allocated} == {id(block) for block in live}
     for pool in (allocator._small, allocator._large):
         assert pool.blocks == sorted(pool.blocks, key=lambda entry: entry[:3])
-        held(
+        check_pool(
             pool,
             [entry[3] for entry in pool.blocks],
             [block for block in blocks if block.mapped and not block.allocated],
         )
-        held(
+        check_pool(
             pool,
             [entry[2] for entry in pool.unmapped],
             [block for block in blocks if not block.mapped],
@@ -408,8 +407,8 @@ def check_books(allocator: CachingAllocator, live: list[Block]) -> None:
     assert allocator.allocated_bytes <= allocator.peak_allocated_bytes
 
 
-def held(pool: Pool, found: list[Block], expected: list[Block]) -> None:
-    assert sorted(map(id, found)) == sorted(id(block) for block in expected if block.pool is pool)
+def check_pool(pool: Pool, members: list[Block], expected: list[Block]) -> None:
+    assert sorted(map(id, members)) == sorted(id(block) for block in expected if block.pool is pool)
 
 
 @dataclass(frozen=True)
@@ -421,8 +420,9 @@ class Device:
 
 
 def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
-    """Give both the stream: a size to allocate, or a live block to free when `choice` points at
-    one. How often memory ran out.
+    """Run a stream on both models; return how often memory ran out.
+
+    Each entry is a size to allocate, or frees a live block if `choice` points at one.
     """
     addresses = LowestAddresses() if device.by_address else None
     fast = CachingAllocator(
@@ -464,14 +464,14 @@ def run_both(device: Device, stream: list[tuple[int, int]]) -> int:
                     nbytes,
                 )
                 live.append((block, taken))
-        found = (
+        statistics = (
             fast.allocated_bytes,
             fast.requested_bytes,
             fast.reserved_bytes,
             fast.inactive_split_bytes,
             fast.retries,
         )
-        assert found == (
+        assert statistics == (
             plain.allocated,
             plain.requested,
             plain.reserved,
@@ -549,9 +549,7 @@ LONG = [
 @pytest.mark.parametrize("by_address", [False, True])
 @pytest.mark.parametrize("text", LONG)
 def test_two_models_agree_through_a_long_run_on_a_crowded_device(text: str, by_address: bool):
-    """Sizes as training has them: a few that come again and again, more and more in use until
-    memory runs out, then fewer.
-    """
+    """Use a few sizes repeatedly, as training does, until memory runs out; then free blocks."""
     draw = random.Random(text)
     common = [
         draw.choice(

@@ -1,4 +1,4 @@
-"""The bytes of attention's paths, judged by real steps of the same path on the CPU and by hand."""
+"""The bytes of attention's paths, compared with real steps of that path on the CPU and by hand."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from optprof.profiler.tracing.trace import Recorder
 
 BATCH, HEADS, TOKENS, WIDTH = 2, 4, 128, 32
 A100 = (8, 0)
-# What Python's numbers become on the CPU, and a scalar on the device: 512 bytes each at most.
+# Scalars of at most 512 bytes: Python's numbers on the CPU, and scalars on the device.
 SMALL = 64
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Make = Callable[[], tuple[Tensors, torch.Tensor | None]]
@@ -28,7 +28,7 @@ def operands(
     tokens: int = TOKENS,
     dtype: torch.dtype = torch.float32,
 ) -> Tensors:
-    """Query, key and value as leaves, on the device that is set."""
+    """Return query, key and value as leaves on the default device."""
 
     def leaf(count: int, width: int) -> torch.Tensor:
         return torch.zeros(BATCH, count, tokens, width, dtype=dtype, requires_grad=True)
@@ -36,14 +36,14 @@ def operands(
     return leaf(HEADS, WIDTH), leaf(heads, WIDTH), leaf(heads, value_width)
 
 
-def step(tensors: Tensors, mask: torch.Tensor | None, **asked: Any) -> None:
-    output = attention(*tensors, mask, **asked)
-    # Dense, as a projection's is: the CPU's bmm copies a broadcast gradient.
+def step(tensors: Tensors, mask: torch.Tensor | None, **options: Any) -> None:
+    output = attention(*tensors, mask, **options)
+    # A dense gradient, as a projection's is: the CPU's bmm copies a broadcast one.
     output.backward(torch.ones_like(output))
 
 
-def recorded(make: Make, capability: tuple[int, int] = (9, 0), **asked: Any) -> list[int]:
-    """Bytes of each event of a step on meta tensors, negative for a free."""
+def recorded(make: Make, capability: tuple[int, int] = (9, 0), **options: Any) -> list[int]:
+    """Return the bytes of each event of a step on meta tensors, negative for a free."""
     recorder = Recorder()
     with torch.device("meta"), recorder.phase("build"):
         tensors, mask = make()
@@ -51,18 +51,18 @@ def recorded(make: Make, capability: tuple[int, int] = (9, 0), **asked: Any) -> 
             recorder.allocate(tensor, "input")
     recorder.segments.clear()
     with cuda_kernels(capability), recorder.phase("forward"):
-        step(tensors, mask, **asked)
+        step(tensors, mask, **options)
     sizes, (segment,) = recorder.allocations.nbytes, recorder.segments
     return [sizes[event] if event >= 0 else -sizes[~event] for event in segment.events]
 
 
-def measured(make: Make, **asked: Any) -> list[int]:
-    """Bytes of each event of a step on the CPU by the math kernel, as torch.profiler sees them."""
+def measured(make: Make, **options: Any) -> list[int]:
+    """Return the events of the math kernel's step on the CPU, as torch.profiler sees them."""
     tensors, mask = make()
     activities = [torch.profiler.ProfilerActivity.CPU]
     real = torch.profiler.profile(activities=activities, profile_memory=True)
     with sdpa_kernel(SDPBackend.MATH), real:
-        step(tensors, mask, **asked)
+        step(tensors, mask, **options)
     assert real.profiler is not None
     assert real.profiler.kineto_results is not None
     events: list[Any] = real.profiler.kineto_results.events()
@@ -70,14 +70,14 @@ def measured(make: Make, **asked: Any) -> list[int]:
 
 
 def large(events: list[int]) -> list[int]:
-    """The events that are no scalar's; frees that follow each other come by size."""
+    """Return the events without scalars, successive frees sorted by size."""
     kept = (nbytes for nbytes in events if abs(nbytes) > SMALL)
     runs = groupby(kept, key=lambda nbytes: nbytes < 0)
     return [nbytes for freed, run in runs for nbytes in (sorted(run) if freed else run)]
 
 
 @pytest.mark.parametrize(
-    ("shapes", "mask", "asked"),
+    ("shapes", "mask", "options"),
     [
         ({"heads": 1}, None, {}),
         ({"heads": 1}, None, {"is_causal": True}),
@@ -88,15 +88,15 @@ def large(events: list[int]) -> list[int]:
     ],
 )
 def test_the_math_kernel_has_the_events_that_torch_profiler_saw_on_the_cpu(
-    shapes: dict[str, Any], mask: torch.dtype | None, asked: dict[str, Any]
+    shapes: dict[str, Any], mask: torch.dtype | None, options: dict[str, Any]
 ):
     def make() -> tuple[Tensors, torch.Tensor | None]:
         return operands(**shapes), None if mask is None else torch.zeros(TOKENS, TOKENS, dtype=mask)
 
-    assert large(recorded(make, **asked)) == large(measured(make, **asked))
+    assert large(recorded(make, **options)) == large(measured(make, **options))
 
 
-def test_half_precision_is_widened_for_the_math_kernel_unless_torch_is_told_not_to():
+def test_half_precision_is_widened_for_the_math_kernel_unless_switched_off():
     def make() -> tuple[Tensors, torch.Tensor | None]:
         return operands(heads=1, dtype=torch.bfloat16), None
 
@@ -127,7 +127,7 @@ SUMS = 4 * BATCH * HEADS * TOKENS
 @pytest.mark.parametrize(
     ("mask", "dtype", "capability", "kernel_bytes"),
     [
-        # A boolean mask becomes numbers, the scalars two of them; its numbers outlive the kernel.
+        # A boolean mask becomes numbers, which outlive the kernel, with two scalars.
         (torch.bool, torch.float32, (9, 0), [4, 4, 4 * TOKENS**2, -4, -4, 4 * OUTPUT, SUMS]),
         (torch.float32, torch.float32, (9, 0), [4 * OUTPUT, SUMS]),
         # cuDNN has a seed and an offset on the device.
@@ -152,7 +152,7 @@ def test_a_boolean_mask_is_kept_as_numbers(
     assert (-in_numbers in events) is (mask == torch.bool)
 
 
-def test_a_mask_with_odd_rows_is_padded_to_eight_numbers_a_row():
+def test_a_mask_with_odd_rows_is_padded_to_a_multiple_of_eight():
     tokens, padded = 119, 120
 
     def make() -> tuple[Tensors, torch.Tensor | None]:
@@ -163,11 +163,11 @@ def test_a_mask_with_odd_rows_is_padded_to_eight_numbers_a_row():
     def boolean() -> tuple[Tensors, torch.Tensor | None]:
         return operands(tokens=tokens), torch.zeros(tokens, tokens, dtype=torch.bool)
 
-    # The numbers, then those in rows of 120, and the first are gone before the kernel runs.
+    # The numbers, then a copy in rows of 120; the first are freed before the kernel runs.
     assert large(recorded(boolean))[:3] == [4 * tokens**2, 4 * tokens * padded, -4 * tokens**2]
 
 
-def test_a_mask_that_is_trained_gets_its_gradient_at_full_size():
+def test_a_trained_mask_gets_a_gradient_of_full_size():
     def make() -> tuple[Tensors, torch.Tensor | None]:
         return operands(), torch.zeros(1, HEADS, TOKENS, TOKENS, requires_grad=True)
 
@@ -175,7 +175,7 @@ def test_a_mask_that_is_trained_gets_its_gradient_at_full_size():
     assert {full, full // BATCH} <= set(recorded(make))
 
 
-def test_values_of_another_width_go_to_the_efficient_kernel():
+def test_the_efficient_kernel_takes_values_of_another_width():
     def make() -> tuple[Tensors, torch.Tensor | None]:
         return operands(value_width=WIDTH // 2), None
 
@@ -206,13 +206,13 @@ def test_a_forward_pass_alone_keeps_no_sums():
 @pytest.mark.parametrize(
     ("query", "strides"),
     [
-        # As the query lies: whole heads, or tokens that hold all heads.
+        # The layout of the query: whole heads, or tokens with all heads.
         (lambda: torch.empty(2, 4, 8, 16), (256, 64, 8, 1)),
         (lambda: torch.empty(2, 8, 4, 16).transpose(1, 2), (256, 8, 32, 1)),
         (lambda: torch.empty(1, 4, 8, 16).expand(2, 4, 8, 16), (256, 64, 8, 1)),
     ],
 )
-def test_cudnn_s_output_lies_as_the_query_does(
+def test_cudnn_s_output_has_the_layout_of_the_query(
     query: Callable[[], torch.Tensor],
     strides: tuple[int, ...],
 ):
@@ -223,7 +223,7 @@ def test_cudnn_s_output_lies_as_the_query_does(
         assert attention(rows, columns, value).stride() == strides
 
 
-def test_what_torch_refuses_is_refused_in_a_line():
+def test_a_call_that_torch_refuses_is_refused_in_one_line():
     with torch.device("meta"):
         query, key, value = operands()
         three_heads = operands(heads=3)

@@ -1,10 +1,11 @@
-"""The choice of attention's kernel, judged by torch's own choice where CPU and CUDA have one rule.
+"""The choice of attention's kernel, compared with torch's own choice on the CPU.
 
-Elsewhere by rows worked out by hand from sdp_utils.cpp. For tensors on the CPU torch has the same
-checks of shapes, strides, heads and masks, and one fused kernel.
+For CPU tensors torch has the same checks of shapes, strides, heads and masks, and one fused kernel.
+Rules that only CUDA has are judged by rows derived by hand from sdp_utils.cpp.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from optprof.profiler.tracing.attention_backend import Backend, Call, Operand, Settings, choose
+from optprof.profiler.tracing.attention_backend import AttentionCall, Backend, choose
 
 HALF, SINGLE, DOUBLE = torch.bfloat16, torch.float32, torch.float64
 FUSED_ON_CPU = 1
@@ -28,7 +29,7 @@ def operand(
     layout: str = "dense",
     trains: bool = True,
 ) -> torch.Tensor:
-    """A tensor on the CPU: "heads last" as projections make it, "width first" with no dense row."""
+    """Return a CPU tensor: "heads last" as projections make it, "width first" with no dense row."""
     if layout == "heads last":
         batch, heads, tokens, width = shape
         tensor = torch.empty(batch, tokens, heads, width, dtype=dtype).transpose(1, 2)
@@ -44,23 +45,22 @@ def call(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    **asked: Any,
-) -> Call:
-    return Call(
-        query=Operand.of(query),
-        key=Operand.of(key),
-        value=Operand.of(value),
-        mask=None if mask is None else Operand.of(mask),
-        **asked,
-    )
+    *,
+    capability: tuple[int, int] = (9, 0),
+    **options: Any,
+) -> AttentionCall:
+    """Return a call under torch's default settings; options replace them."""
+    arguments = {"dropout": 0.0, "is_causal": False, "enable_gqa": False}
+    usual = AttentionCall.now(query, key, value, mask, capability=capability, **arguments)
+    return replace(usual, **options)
 
 
-def is_fused_on_cpu(*tensors: torch.Tensor | None, **asked: Any) -> bool:
-    return torch.ops.aten._fused_sdp_choice(*tensors, **asked) == FUSED_ON_CPU
+def is_fused_on_cpu(*tensors: torch.Tensor | None, **options: Any) -> bool:
+    return torch.ops.aten._fused_sdp_choice(*tensors, **options) == FUSED_ON_CPU
 
 
 def shapes() -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
-    """Query, key and value: grouped, broadcast and unlike heads, batches, lengths and widths."""
+    """Yield queries, keys and values with grouped, broadcast and different sizes."""
     heads_of_both = (4, 4), (2, 2), (1, 1), (2, 1), (4, 2), (3, 3)
     for heads, batch, tokens, width in product(heads_of_both, (2, 1), (16, 0), (16, 8)):
         yield (2, 4, 16, 16), (batch, heads[0], tokens, 16), (batch, heads[1], tokens, width)
@@ -81,8 +81,8 @@ def shapes() -> Iterator[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]
 def test_shapes_and_strides_are_taken_where_torch_takes_them(
     backend: Backend, dtype: torch.dtype, gpu: tuple[int, int], layout: str, gqa: bool
 ):
-    settings = Settings(capability=gpu, enabled=frozenset((backend, "math")))
-    seen = set()
+    options: Any = {"capability": gpu, "enabled": frozenset((backend, "math")), "enable_gqa": gqa}
+    outcomes = set()
     for query, key, value in shapes():
         if len(query) == 3 and layout == "heads last":
             continue
@@ -90,10 +90,10 @@ def test_shapes_and_strides_are_taken_where_torch_takes_them(
             continue  # The efficient kernel takes it, torch on the CPU does not.
         q, k, v = (operand(*shape, dtype=dtype, layout=layout) for shape in (query, key, value))
         expected = is_fused_on_cpu(q, k, v, None, enable_gqa=gqa)
-        found = choose(call(q, k, v, None, enable_gqa=gqa), settings)
-        assert (found == backend) is expected, (query, key, value)
-        seen.add(expected)
-    assert seen == ({True, False} if layout != "width first" else {False})
+        chosen = choose(call(q, k, v, None, **options))
+        assert (chosen == backend) is expected, (query, key, value)
+        outcomes.add(expected)
+    assert outcomes == ({True, False} if layout != "width first" else {False})
 
 
 @pytest.mark.parametrize(
@@ -102,14 +102,15 @@ def test_shapes_and_strides_are_taken_where_torch_takes_them(
 )
 def test_cudnn_takes_the_masks_that_torch_takes_on_the_cpu(dtype: torch.dtype, trains: bool):
     query, key, value = (operand(2, 4, 16, 16, dtype=HALF) for _ in range(3))
-    settings = Settings(enabled=frozenset(("cudnn", "math")))
-    seen = set()
+    enabled = frozenset(("cudnn", "math"))
+    outcomes = set()
     for shape in MASKS:
         mask = torch.empty(shape, dtype=dtype).requires_grad_(trains)
         expected = is_fused_on_cpu(query, key, value, mask)
-        assert (choose(call(query, key, value, mask), settings) == "cudnn") is expected, shape
-        seen.add(expected)
-    assert seen == ({False} if trains else {True, False})
+        chosen = choose(call(query, key, value, mask, enabled=enabled))
+        assert (chosen == "cudnn") is expected, shape
+        outcomes.add(expected)
+    assert outcomes == ({False} if trains else {True, False})
 
 
 def plain(
@@ -121,13 +122,13 @@ def plain(
     tokens: tuple[int, int] = (128, 128),
     mask: torch.dtype | None = None,
     trains: bool = True,
-    **asked: Any,
-) -> Call:
+    **options: Any,
+) -> AttentionCall:
     query = operand(2, 4, tokens[0], width, dtype=dtype, trains=trains)
     key = operand(2, heads[0], tokens[1], width, dtype=dtype, trains=trains)
     value = operand(2, heads[1], tokens[1], value_width or width, dtype=dtype, trains=trains)
     bias = None if mask is None else torch.empty(1, 1, *tokens, dtype=mask)
-    return call(query, key, value, bias, **asked)
+    return call(query, key, value, bias, **options)
 
 
 P40, V100, T4, A100, RTX3090, ADA = (6, 1), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9)
@@ -140,7 +141,7 @@ ROWS: list[tuple[tuple[int, int], dict[str, Any], str]] = [
     # cuDNN takes a mask, flash does not.
     *((gpu, {"mask": torch.bool}, "cudnn") for gpu in (H100, B200)),
     *((gpu, {"mask": mask}, "efficient") for gpu in (A100, RTX5090) for mask in (torch.bool, HALF)),
-    # float32 is the efficient kernel's, with a mask or without, causal or not.
+    # The efficient kernel takes float32, with a mask or without, causal or not.
     *((gpu, {"dtype": SINGLE}, "efficient") for gpu in (T4, A100, H100)),
     *((gpu, {"dtype": SINGLE, "mask": torch.bool}, "efficient") for gpu in (T4, A100, H100)),
     (H100, {"dtype": SINGLE, "is_causal": True}, "efficient"),
@@ -150,7 +151,7 @@ ROWS: list[tuple[tuple[int, int], dict[str, Any], str]] = [
     (V100, {"dtype": torch.float16}, "efficient"),
     (T4, {"dtype": HALF}, "math"),
     (P40, {"dtype": torch.float16}, "efficient"),
-    # check_batch_size_and_num_heads_dense: broadcast heads are math's without enable_gqa.
+    # check_batch_size_and_num_heads_dense: without enable_gqa, math takes broadcast heads.
     *((gpu, {"heads": (1, 1)}, "math") for gpu in (A100, H100)),
     (A100, {"heads": (2, 2), "enable_gqa": True}, "flash"),
     (H100, {"heads": (2, 2), "enable_gqa": True}, "cudnn"),
@@ -160,7 +161,7 @@ ROWS: list[tuple[tuple[int, int], dict[str, Any], str]] = [
     (H100, {"dtype": SINGLE, "heads": (2, 2), "enable_gqa": True}, "math"),
     (H100, {"dtype": SINGLE, "enable_gqa": True}, "efficient"),
     (A100, {"heads": (2, 2), "enable_gqa": True, "mask": torch.bool}, "math"),
-    # Widths: flash wants equal ones, the efficient kernel and cuDNN do not.
+    # Flash needs equal widths, the efficient kernel and cuDNN do not.
     (A100, {"value_width": 32}, "efficient"),
     (H100, {"value_width": 32}, "cudnn"),
     (H100, {"dtype": SINGLE, "value_width": 32}, "efficient"),
@@ -199,49 +200,51 @@ ROWS: list[tuple[tuple[int, int], dict[str, Any], str]] = [
     (H100, {"tokens": (128, 1)}, "flash"),
     (H100, {"tokens": (1, 128)}, "cudnn"),
     (H100, {"tokens": (1, 128), "dropout": 0.5}, "flash"),
-    # Nothing to attend to
+    # No keys
     (H100, {"tokens": (128, 0)}, "math"),
     # An MI300X has no cuDNN; its flash takes 512.
     ((9, 4), {"width": 512}, "flash"),
 ]
 
 
-@pytest.mark.parametrize(("gpu", "asked", "expected"), ROWS)
-def test_the_rules_of_sdp_utils(gpu: tuple[int, int], asked: dict[str, Any], expected: str):
-    assert choose(plain(**asked), Settings(capability=gpu)) == expected
+@pytest.mark.parametrize(("gpu", "options", "expected"), ROWS)
+def test_the_rules_of_sdp_utils(gpu: tuple[int, int], options: dict[str, Any], expected: str):
+    assert choose(plain(capability=gpu, **options)) == expected
 
 
-def test_a_backend_that_is_switched_off_gives_way_to_the_next():
+def test_the_next_backend_replaces_one_that_is_switched_off():
     def chosen(*enabled: Backend) -> str:
-        return choose(plain(), Settings(enabled=frozenset(enabled)))
+        return choose(plain(enabled=frozenset(enabled)))
 
     assert chosen("flash", "efficient", "math") == "flash"
     assert chosen("efficient", "math") == "efficient"
     assert chosen("math") == "math"
-    assert choose(plain(mask=HALF), Settings(enabled=frozenset(("flash",)))) == "error"
+    assert choose(plain(mask=HALF, enabled=frozenset(("flash",)))) == "error"
     assert chosen() == "error"
 
 
-def test_cudnn_gives_way_where_results_must_be_deterministic():
-    assert choose(plain(), Settings(deterministic=True)) == "flash"
+def test_flash_replaces_cudnn_if_results_must_be_deterministic():
+    assert choose(plain(deterministic=True)) == "flash"
 
 
-def test_torch_s_switches_are_followed():
-    usual = Settings.current((9, 0))
-    assert usual == Settings()
+def test_torch_s_switches_are_respected():
+    usual = plain()
+    assert usual.enabled == {"cudnn", "flash", "efficient", "math"}
+    assert usual.order is None
+    assert not usual.deterministic
     with sdpa_kernel([SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION], set_priority=True):
-        found = Settings.current((9, 0))
-    assert found.enabled == {"math", "efficient"}
-    assert found.order is not None
-    assert found.order[:2] == ("math", "efficient")
-    assert choose(plain(), found) == "math"
-    assert Settings.current((9, 0)) == usual
+        switched = plain()
+    assert switched.enabled == {"math", "efficient"}
+    assert switched.order is not None
+    assert switched.order[:2] == ("math", "efficient")
+    assert choose(switched) == "math"
+    assert plain() == usual
 
 
 @pytest.mark.parametrize(("warn_only", "expected"), [(False, True), (True, False)])
-def test_determinism_that_only_warns_decides_nothing(warn_only: bool, expected: bool):
+def test_determinism_that_only_warns_has_no_effect(warn_only: bool, expected: bool):
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
     try:
-        assert Settings.current((9, 0)).deterministic is expected
+        assert plain().deterministic is expected
     finally:
         torch.use_deterministic_algorithms(False)

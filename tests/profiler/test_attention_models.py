@@ -1,7 +1,7 @@
-"""Models whose attention or experts once went astray, against real steps on the CPU.
+"""Models whose attention or experts were once simulated wrongly, compared with steps on the CPU.
 
-A real step holds what its path holds, whatever the device: where CUDA runs the math kernel, the CPU
-is made to. The fused kernels' outputs are alike on both.
+A path of attention holds the same memory on every device. If CUDA runs the math kernel, the CPU is
+set to it too; fused kernels have the same outputs on both.
 """
 
 from dataclasses import replace
@@ -31,11 +31,11 @@ Factory = tuple[torch.nn.Module, dict[str, torch.Tensor]]
 
 
 class Layers(torch.nn.Module):
-    """Attention between two projections, four times; keys and values have `heads` heads."""
+    """Four layers of attention between two projections; keys and values have `heads` heads."""
 
-    def __init__(self, heads: int = HEADS, **asked: Any) -> None:
+    def __init__(self, heads: int = HEADS, **options: Any) -> None:
         super().__init__()
-        self.heads, self.asked = heads, asked
+        self.heads, self.options = heads, options
         sizes = WIDTH, heads * WIDTH // HEADS
         self.queries = torch.nn.ModuleList(torch.nn.Linear(WIDTH, sizes[0]) for _ in range(4))
         self.rest = torch.nn.ModuleList(torch.nn.Linear(WIDTH, 2 * sizes[1]) for _ in range(4))
@@ -48,7 +48,7 @@ class Layers(torch.nn.Module):
             query = queries(x).view(batch, tokens, HEADS, -1).transpose(1, 2)
             both = rest(x).view(batch, tokens, 2 * self.heads, -1).transpose(1, 2)
             key, value = both.chunk(2, 1)
-            attended = attention(query, key, value, mask, **self.asked)
+            attended = attention(query, key, value, mask, **self.options)
             x = outputs(attended.transpose(1, 2).reshape(batch, tokens, WIDTH))
         return x.square().mean()
 
@@ -130,7 +130,7 @@ def deepseek(batch_size: int = 1, sequence_length: int = TOKENS) -> Factory:
 
 
 class ByMath(torch.nn.Module):
-    """A model that asks for the math kernel."""
+    """A model that selects the math kernel."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -152,17 +152,17 @@ def deepseek_by_math(batch_size: int = 1, sequence_length: int = TOKENS) -> Fact
     return ByMath(model), batch
 
 
-def simulated(factory: str, **asked: Any) -> int:
-    """Bytes of tensors at the peak, without what CUDA's kernels request for themselves."""
-    scenario = Scenario(model=f"{__name__}:{factory}", sequence_length=TOKENS, **asked)
-    found = run_simulation(scenario)
-    requests = {event for number in found.allocations.requests for event in (number, ~number)}
+def simulated(factory: str, **options: Any) -> int:
+    """Return the bytes of tensors at the peak, without requests of CUDA's kernels."""
+    scenario = Scenario(model=f"{__name__}:{factory}", sequence_length=TOKENS, **options)
+    simulation = run_simulation(scenario)
+    requests = {event for number in simulation.allocations.requests for event in (number, ~number)}
     return replay(
         [
             replace(each, events=[event for event in each.events if event not in requests])
-            for each in found.segments
+            for each in simulation.segments
         ],
-        found.allocations,
+        simulation.allocations,
         keep=(),
     ).peak_allocated
 
@@ -172,7 +172,7 @@ def loss_of(outputs: Any) -> torch.Tensor:
 
 
 def measured(factory: str) -> int:
-    """Bytes of the highest moment of two real steps, as torch.profiler sees them."""
+    """Return the peak bytes of two real steps, as torch.profiler sees them."""
     model, batch = load(f"{__name__}:{factory}")()
     optimizer = torch.optim.AdamW(model.parameters(), foreach=True)
     activities = [torch.profiler.ProfilerActivity.CPU]
@@ -181,13 +181,13 @@ def measured(factory: str) -> int:
             loss_of(model(**batch)).backward()
             optimizer.step()
             optimizer.zero_grad()
-    held = {
+    resident = {
         tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
         for tensor in (*model.parameters(), *model.buffers(), *batch.values())
     }
     assert real.profiler is not None
     assert real.profiler.kineto_results is not None
-    live = top = sum(held.values())
+    live = top = sum(resident.values())
     for event in real.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
@@ -196,26 +196,26 @@ def measured(factory: str) -> int:
 
 
 @pytest.mark.parametrize("factory", ["masked", "biased", "mistral"])
-def test_a_fused_kernel_s_model_peaks_as_on_the_cpu(factory: str):
+def test_a_model_with_a_fused_kernel_peaks_as_on_the_cpu(factory: str):
     assert simulated(factory) == pytest.approx(measured(factory), rel=0.02)
 
 
 @pytest.mark.parametrize("factory", ["broadcast", "grouped", "falcon", "mixtral", "qwen3_moe"])
-def test_the_math_kernel_s_model_peaks_as_on_the_cpu(factory: str):
+def test_a_model_with_the_math_kernel_peaks_as_on_the_cpu(factory: str):
     with sdpa_kernel(SDPBackend.MATH):
         real = measured(factory)
     assert simulated(factory) == pytest.approx(real, rel=0.01)
 
 
 @pytest.mark.parametrize("factory", ["masked", "deepseek"])
-def test_a_model_that_asks_for_the_math_kernel_peaks_as_on_the_cpu(factory: str):
-    found = simulated(f"{factory}_by_math")
-    assert found == pytest.approx(measured(f"{factory}_by_math"), rel=0.01)
-    assert simulated(factory) < found
+def test_a_model_that_selects_the_math_kernel_peaks_as_on_the_cpu(factory: str):
+    peak = simulated(f"{factory}_by_math")
+    assert peak == pytest.approx(measured(f"{factory}_by_math"), rel=0.01)
+    assert simulated(factory) < peak
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"amp": "bf16"},
         {"dtype": "bf16"},
@@ -223,5 +223,5 @@ def test_a_model_that_asks_for_the_math_kernel_peaks_as_on_the_cpu(factory: str)
     ],
 )
 @pytest.mark.parametrize("factory", ["mixtral", "qwen3_moe", "deepseek"])
-def test_they_all_train_in_half_precision(factory: str, asked: dict[str, Any]):
-    assert simulated(factory, **asked) > 0
+def test_all_models_train_in_half_precision(factory: str, options: dict[str, Any]):
+    assert simulated(factory, **options) > 0

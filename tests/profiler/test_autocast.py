@@ -1,5 +1,6 @@
-"""CUDA's autocast on meta tensors, judged by torch's own lists and by hand; test_iteration.py sets
-it beside a real run.
+"""CUDA's autocast on meta tensors, compared with torch's own lists and by hand.
+
+test_iteration.py compares it with a real run.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ def test_every_operation_that_torch_casts_on_cuda_is_cast():
         *autocast.NORMS,
         *autocast.PROMOTE,
     }
-    # torch refuses it under autocast, and goes on refusing it.
+    # torch refuses it under autocast.
     assert registered - ours == {"binary_cross_entropy"}
     assert ours <= registered
 
@@ -65,7 +66,7 @@ def test_an_operation_of_torch_s_own_test_has_the_dtype_that_torch_expects(
     assert (result[0] if isinstance(result, tuple) else result).dtype == dtype
 
 
-def test_it_goes_off_where_a_model_switches_it_off_and_when_it_ends():
+def test_autocast_is_off_where_a_model_switches_it_off_and_after_its_end():
     layer, x = torch.nn.Linear(8, 8, device="meta"), torch.empty(4, 8, device="meta")
     with cuda_autocast():
         assert layer(x).dtype == FP32
@@ -80,8 +81,8 @@ def test_it_goes_off_where_a_model_switches_it_off_and_when_it_ends():
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_a_gpt2_of_one_layer_holds_a_copy_of_every_weight_that_is_multiplied(amp: str):
-    asked = {"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 1}, "amp": amp}
-    trace = trace_model(Scenario(**asked))  # pyright: ignore[reportArgumentType]
+    fields = {"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 1}, "amp": amp}
+    trace = trace_model(Scenario(**fields))  # pyright: ignore[reportArgumentType]
     width, words = 768, 50257
     matrices = [3 * width * width, width * width, 4 * width * width, 4 * width * width]
     biases = [3 * width, width, 4 * width, width]
@@ -117,15 +118,13 @@ def test_parameters_gradients_and_state_stay_in_float32():
 
 
 def test_a_scaler_keeps_its_scale_and_a_count_on_the_device():
-    """fp16 adds, for good, a float32 scale and an int32 count of steps without an infinity; each
-    takes 4 bytes.
-    """
+    """fp16 adds a float32 scale and an int32 count of steps without an infinity, 4 bytes each."""
     plain, scaled = (
         trace_model(Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, amp=amp))
         for amp in ("bf16", "fp16")
     )
 
-    def left(trace: Any) -> list[int]:
+    def lasting(trace: Any) -> list[int]:
         events = [
             event for segments in trace.steps for segment in segments for event in segment.events
         ]
@@ -135,14 +134,14 @@ def test_a_scaler_keeps_its_scale_and_a_count_on_the_device():
         }
         return sorted(trace.allocations.nbytes[number] for number in live - gradients)
 
-    found = left(scaled)
-    for size in left(plain):
-        found.remove(size)
+    remaining = lasting(scaled)
+    for size in lasting(plain):
+        remaining.remove(size)
     # The flag of the last step, whether a gradient was infinite, is dropped at the next update.
-    assert found == [4, 4, 4]
+    assert remaining == [4, 4, 4]
 
 
-def test_rotary_embeddings_of_llama_stay_in_float32_as_transformers_asks():
+def test_rotary_embeddings_of_llama_stay_in_float32_as_transformers_requires():
     config = {
         "num_hidden_layers": 1,
         "hidden_size": 64,

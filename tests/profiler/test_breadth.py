@@ -1,6 +1,4 @@
-"""Twenty of the configurations that tests/bench/breadth.py runs, and how it judges and lists
-them.
-"""
+"""Twenty of the configurations in tests/bench/breadth.py, and the script's verdicts and list."""
 
 import os
 import sys
@@ -38,7 +36,7 @@ TWENTY = (
 
 
 def load() -> Any:
-    """The script as a module, by the name that its scenarios give."""
+    """Return the script as a module, under the name that its scenarios use."""
     spec = spec_from_file_location("breadth", BENCH)
     assert spec is not None
     assert spec.loader is not None
@@ -57,16 +55,16 @@ def test_a_small_model_of_transformers_is_simulated_as_it_trains(name: str):
 
 
 def test_every_name_of_the_list_is_a_configuration_with_a_reason():
-    known = breadth.known()
-    assert set(known) <= {*breadth.LANGUAGE, *breadth.VISION}
-    assert all(known.values())
-    assert not set(known) & set(TWENTY)
+    reasons = breadth.known()
+    assert set(reasons) <= {*breadth.LANGUAGE, *breadth.VISION}
+    assert all(reasons.values())
+    assert not set(reasons) & set(TWENTY)
 
 
 def listing(
     monkeypatch: pytest.MonkeyPatch, reasons: dict[str, str | None], listed: dict[str, str]
 ) -> int:
-    """The status of a run that finds these reasons, with this list."""
+    """Return the exit status for these reasons of failure and this list of known ones."""
     monkeypatch.setattr(breadth, "alone", lambda name, _: reasons[name])
     monkeypatch.setattr(breadth, "known", lambda: listed)
     monkeypatch.setattr(sys, "argv", ["breadth.py", *reasons])
@@ -85,7 +83,7 @@ def test_a_failure_outside_of_the_list_fails_the_run(
     assert "1 of 2 pass (50.0 %)" in capsys.readouterr().out
 
 
-def test_a_name_on_the_list_that_passes_is_to_be_taken_off(
+def test_a_name_on_the_list_that_passes_must_be_removed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     assert listing(monkeypatch, {"llama": None}, {"llama": "peak"}) == 1
@@ -93,7 +91,7 @@ def test_a_name_on_the_list_that_passes_is_to_be_taken_off(
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_configuration_that_crashes_or_never_ends_is_a_reason_and_the_run_goes_on(
+def test_a_configuration_that_crashes_or_hangs_fails_with_a_reason(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(breadth, "failure", lambda _: os._exit(3))
@@ -102,7 +100,7 @@ def test_a_configuration_that_crashes_or_never_ends_is_a_reason_and_the_run_goes
     assert breadth.alone("llama", 0.2) == "not done in 0.2 seconds"
 
 
-def test_a_peak_that_is_off_by_more_than_1_percent_is_a_reason(monkeypatch: pytest.MonkeyPatch):
+def test_a_peak_that_deviates_by_more_than_1_percent_is_a_failure(monkeypatch: pytest.MonkeyPatch):
     counts = {"parameters": 8, "state": 16}
     monkeypatch.setattr(breadth, "simulated", lambda _: (breadth.Counts(**counts, peak=990), set()))
     for peak, reason in (
@@ -120,10 +118,8 @@ def test_a_peak_that_is_off_by_more_than_1_percent_is_a_reason(monkeypatch: pyte
     assert breadth.failure("llama") == "state with adamw: 16 bytes, really 12"
 
 
-def test_what_a_kernel_takes_for_itself_is_no_tensor_of_the_program():
-    """A convolution on the CPU takes buffers of its own; the highest sum outside of it is that of
-    its output.
-    """
+def test_buffers_inside_a_kernel_are_not_tensors_of_the_program():
+    """A convolution on the CPU allocates buffers inside; the peak outside is that of its output."""
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:

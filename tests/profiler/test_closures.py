@@ -1,4 +1,4 @@
-"""Optimizers that ask more of a training loop than `step()`: a closure, or `train()` before it."""
+"""Optimizers that need more than `step()`: a closure, or `train()` before it."""
 
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
-def asked(optimizer: str, **changes: Any) -> Scenario:
+def scenario(optimizer: str, **changes: Any) -> Scenario:
     usual: dict[str, Any] = {
         "model": "closing:slow",
         "implementation": "loop",
@@ -80,31 +80,29 @@ def asked(optimizer: str, **changes: Any) -> Scenario:
 @pytest.mark.parametrize(
     ("optimizer", "passes"), [("closing:Searching", 3), ("closing:Perturbing", 2)]
 )
-def test_what_a_closure_does_is_not_the_steps(optimizer: str, passes: int) -> None:
-    found = measure(asked(optimizer))
-    assert found.times is not None
+def test_the_passes_of_a_closure_are_not_in_the_step_s_phase(optimizer: str, passes: int) -> None:
+    record = measure(scenario(optimizer))
+    assert record.times is not None
     for forward, step, iteration in zip(
-        found.times["forward"], found.times["step"], found.times["iteration"], strict=True
+        record.times["forward"], record.times["step"], record.times["iteration"], strict=True
     ):
         assert forward >= passes * 0.01
         assert step < 0.01
         assert iteration >= forward + step
-    assert found.memory is not None
-    assert found.memory.gradients == 20
+    assert record.memory is not None
+    assert record.memory.gradients == 20
 
 
 def test_the_history_of_lbfgs_is_measured() -> None:
-    """After two steps of two iterations each there are pairs of 20-byte differences, and one number
-    for each.
-    """
-    found = measure(asked("torch.optim:LBFGS", options={"max_iter": 2, "lr": 1e-3})).memory
-    assert found is not None
+    """Two steps of two iterations leave pairs of 20-byte differences, and a number per pair."""
+    memory = measure(scenario("torch.optim:LBFGS", options={"max_iter": 2, "lr": 1e-3})).memory
+    assert memory is not None
     assert (
-        found.state_by_key["old_dirs"]
-        == found.state_by_key["old_stps"]
-        == 5 * found.state_by_key["ro"]
+        memory.state_by_key["old_dirs"]
+        == memory.state_by_key["old_stps"]
+        == 5 * memory.state_by_key["ro"]
     )
-    assert {key: found.state_by_key[key] for key in ("d", "prev_flat_grad")} == {
+    assert {key: memory.state_by_key[key] for key in ("d", "prev_flat_grad")} == {
         "d": 20,
         "prev_flat_grad": 20,
     }
@@ -115,10 +113,7 @@ def test_the_history_of_lbfgs_is_measured() -> None:
     [
         (
             {"workload": "state"},
-            (
-                "steps with a closure that runs the model; it cannot step alone, ask for workload"
-                " train"
-            ),
+            ("steps with a closure that runs the model; it cannot step alone, use workload train"),
         ),
         (
             {"amp": "fp16"},
@@ -130,24 +125,26 @@ def test_the_history_of_lbfgs_is_measured() -> None:
         ),
     ],
 )
-def test_a_closure_that_cannot_be_given_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_options_that_exclude_a_closure_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        measure(asked("closing:Perturbing", **changes))
+        measure(scenario("closing:Perturbing", **changes))
 
 
 @pytest.mark.parametrize("workload", ["train", "state"])
-def test_an_optimizer_that_has_modes_is_told_to_train(workload: str) -> None:
-    found = measure(asked("closing:Scheduled", options={"momentum": 0.9}, workload=workload)).memory
-    assert found is not None
-    assert found.optimizer_state == 20
+def test_an_optimizer_with_modes_is_in_training_mode(workload: str) -> None:
+    memory = measure(
+        scenario("closing:Scheduled", options={"momentum": 0.9}, workload=workload)
+    ).memory
+    assert memory is not None
+    assert memory.optimizer_state == 20
 
 
-def test_a_course_evaluates_with_the_weights_that_are_meant_for_it() -> None:
-    found = measure(
-        asked("closing:Scheduled", model="tiny", accumulate="gnr", steps=4, sequence_length=32)
+def test_a_training_run_evaluates_in_evaluation_mode() -> None:
+    record = measure(
+        scenario("closing:Scheduled", model="tiny", accumulate="gnr", steps=4, sequence_length=32)
     )
-    assert found.course is not None
+    assert record.course is not None
     import closing  # pyright: ignore[reportMissingImports]
 
-    readings = len(found.course.held_out)
+    readings = len(record.course.held_out)
     assert closing.Scheduled.modes[-2 * readings :] == ["eval", "train"] * readings

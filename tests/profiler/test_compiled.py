@@ -1,6 +1,4 @@
-"""Models and optimizers that torch.compile would compile are refused, with the line of their
-code.
-"""
+"""Models and optimizers that torch.compile would compile are refused with their line."""
 
 import inspect
 from collections.abc import Callable
@@ -27,7 +25,7 @@ class Block(nn.Module):
 
 
 class Net(nn.Module):
-    """Two blocks and a function at their end."""
+    """Two blocks and a final function."""
 
     def __init__(self, end: Callable[[torch.Tensor], torch.Tensor] = torch.sin) -> None:
         super().__init__()
@@ -38,7 +36,7 @@ class Net(nn.Module):
         return self.end(self.blocks(x)).mean()
 
 
-# Not inductor, torch's own choice, which takes seconds to load.
+# Not inductor, torch's default, which takes seconds to load.
 compile_eagerly: Any = partial(torch.compile, backend="eager")
 
 
@@ -122,7 +120,7 @@ def _line(function: Any) -> int:
         ("whole", "whole_sine", _line(whole_sine)),
     ],
 )
-def test_what_is_compiled_is_named_with_its_line(model: str, name: str, line: int):
+def test_compiled_code_is_named_with_its_line(model: str, name: str, line: int):
     with pytest.raises(UntraceableError) as error:
         simulate(Scenario(model=f"{__name__}:{model}"))
     assert f"{short_name(__file__)}, line {line}, {name} is compiled by torch.compile" in str(
@@ -137,7 +135,7 @@ def of_torch() -> Any:
     return model, _batch()
 
 
-def test_code_of_torch_s_own_is_named_with_the_line_that_calls_it():
+def test_torch_s_own_code_is_named_with_the_line_that_calls_it():
     with pytest.raises(
         UntraceableError, match=rf"line {_line(Net.forward) + 1}, Sequential is compiled"
     ):
@@ -147,11 +145,11 @@ def test_code_of_torch_s_own_is_named_with_the_line_that_calls_it():
 
 
 @pytest.mark.parametrize("model", ["plain", "eager"])
-def test_what_is_kept_from_the_compiler_is_traced(model: str):
+def test_code_excluded_from_the_compiler_is_traced(model: str):
     assert simulate(Scenario(model=f"{__name__}:{model}")).outcome == "ok"
 
 
-def test_a_trace_that_was_refused_leaves_torch_compile_as_it_was():
+def test_a_refused_trace_leaves_torch_compile_unchanged():
     with pytest.raises(UntraceableError):
         simulate(Scenario(model=f"{__name__}:function"))
     calls = []

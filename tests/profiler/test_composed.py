@@ -1,6 +1,4 @@
-"""Operations that meta tensors run as one: what a trace allocates for them, by hand and by the
-CPU.
-"""
+"""Allocations of operations that meta tensors run as one, by hand and compared with the CPU."""
 
 from collections.abc import Callable
 
@@ -13,7 +11,7 @@ from optprof.profiler.tracing.values import with_value
 
 
 def recorded(run: Callable[[torch.Tensor], object], tensor: torch.Tensor) -> list[int]:
-    """Bytes of each event of a program with a tensor, negative for a free."""
+    """Return the bytes of each event of a program with a tensor, negative for a free."""
     recorder = Recorder()
     twin = with_value(tensor.detach()).requires_grad_(tensor.requires_grad)
     with recorder.phase("build"):
@@ -27,7 +25,7 @@ def recorded(run: Callable[[torch.Tensor], object], tensor: torch.Tensor) -> lis
     ]
 
 
-def held(tensor: torch.Tensor) -> int:
+def memory_of(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage().nbytes()
 
 
@@ -35,10 +33,10 @@ def folded(columns: torch.Tensor) -> torch.Tensor:
     return functional.fold(columns, (5, 5), 2)
 
 
-def test_what_folds_columns_keeps_their_memory():
+def test_folded_columns_keep_their_memory():
     # 12 rows of 16 places become 3 channels of 25: 600 bytes of 1536.
     columns = torch.rand(2, 12, 16)
-    assert held(folded(columns)) == columns.nbytes == 1536
+    assert memory_of(folded(columns)) == columns.nbytes == 1536
     assert recorded(folded, columns) == [1536]
 
 
@@ -60,16 +58,16 @@ def test_columns_and_their_gradient_are_as_large_as_on_the_cpu(
 
 
 @pytest.mark.parametrize("find", [torch.unique, torch.unique_consecutive])
-def test_what_is_cut_to_the_number_that_was_found_keeps_its_memory(
+def test_an_output_cut_to_the_distinct_numbers_keeps_its_memory(
     find: Callable[..., tuple[torch.Tensor, ...]],
 ):
-    # On CUDA both; on the CPU, where equal ones stand together, too.
+    # Both keep it on CUDA; on the CPU unique_consecutive does too.
     ids = torch.tensor([3, 3, 3, 1, 1, 7, 7, 7])
-    assert held(torch.unique_consecutive(ids)) == 8 * 8
+    assert memory_of(torch.unique_consecutive(ids)) == 8 * 8
     with Recorder().phase("forward"):
         values, inverse, counts = find(with_value(ids), return_inverse=True, return_counts=True)
     assert (values.shape, inverse.shape, counts.shape) == ((3,), (8,), (3,))
-    assert [held(tensor) for tensor in (values, inverse, counts)] == [64, 64, 64]
+    assert [memory_of(tensor) for tensor in (values, inverse, counts)] == [64, 64, 64]
     rows = torch.tensor([[1, 2], [1, 2], [3, 4]])
     with Recorder().phase("forward"):
-        assert held(torch.unique(with_value(rows), dim=0)) == 2 * 2 * 8
+        assert memory_of(torch.unique(with_value(rows), dim=0)) == 2 * 2 * 8

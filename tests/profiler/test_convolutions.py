@@ -1,4 +1,4 @@
-"""The most that cuDNN takes for a convolution, judged by what a V100 has allocated and by hand."""
+"""The most that cuDNN takes for a convolution, compared with a V100's allocations and by hand."""
 
 import json
 from dataclasses import replace
@@ -14,10 +14,10 @@ from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
 
 MIB = 1 << 20
-# What cudnn_convolution, its backward_input and backward_weight allocated and freed in training
-# steps of ResNet-50, float32, batch 32, on a Tesla V100: channels in, channels out, side of the
-# input, of the kernel, stride, and bytes, the larger of what two versions took. Read off the traces
-# in tb_plugin/samples of github.com/pytorch/kineto at commit f329bb5f (memory events of a profile).
+# Workspaces of cudnn_convolution, its backward_input and backward_weight in training steps of
+# ResNet-50, float32, batch 32, on a Tesla V100: channels in, channels out, side of the input, side
+# of the kernel, stride, and the larger number of bytes of two versions. From the memory events of
+# the traces in tb_plugin/samples of github.com/pytorch/kineto at commit f329bb5f.
 FORWARD = [
     (3, 64, 224, 7, 2, 114_176),
     (64, 64, 56, 1, 1, 36_352),
@@ -65,7 +65,7 @@ RECORDED += [("backward", *row) for row in INPUT + WEIGHT]
 def workspaces(
     layer: torch.nn.Module, *shape: int, dtype: torch.dtype = torch.float32
 ) -> dict[str, list[int]]:
-    """The largest workspaces of a layer's forward and backward pass on an input of this shape."""
+    """Return the largest workspaces of a layer's forward and backward pass for this input."""
     layer, x = (
         layer.to("meta", dtype),
         torch.empty(shape, device="meta", dtype=dtype, requires_grad=True),
@@ -81,7 +81,7 @@ def workspaces(
 
 
 def optional_bytes(events: list[int], allocations: Allocations) -> list[int]:
-    """Bytes of what the kernels of these events may request or not."""
+    """Return the bytes of the optional requests among these events."""
     requests = allocations.requests
     return [
         allocations.nbytes[event]
@@ -90,10 +90,10 @@ def optional_bytes(events: list[int], allocations: Allocations) -> list[int]:
     ]
 
 
-def memory(**asked: object) -> Memory:
-    found = simulate(Scenario(**asked)).memory  # pyright: ignore[reportArgumentType]
-    assert found is not None
-    return found
+def memory(**fields: object) -> Memory:
+    record_memory = simulate(Scenario(**fields)).memory  # pyright: ignore[reportArgumentType]
+    assert record_memory is not None
+    return record_memory
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_no_recorded_workspace_is_larger(
 ):
     layer = torch.nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
     (most,) = workspaces(layer, 32, inputs, side, side)[phase]
-    # A profile tells blocks: one of a segment of its own has up to 1 MiB that was not split off.
+    # A profile shows blocks: one with its own segment has up to 1 MiB that was not split off.
     segment = -(-most // (2 * MIB)) * 2 * MIB
     assert nbytes <= (segment if segment - most <= MIB else most)
 
@@ -120,15 +120,15 @@ def test_no_recorded_workspace_is_larger(
         ),
         # 6 x 6 numbers for each of 32 x 14 x 14 tiles and 64 + 64 channels, and 64 x 64 pairs.
         (torch.nn.Conv2d(64, 64, 3, padding=1), (32, 64, 56, 56), 36 * (6_272 * 128 + 4_096) * 4),
-        # 7 x 7 has 2 x 2 tiles of 4 x 4, half of them beyond the edge.
+        # 7 x 7 has 2 x 2 tiles of 4 x 4, which reach beyond the edge.
         (
             torch.nn.Conv2d(512, 512, 3, padding=1),
             (32, 512, 7, 7),
             36 * (128 * 1_024 + 262_144) * 4,
         ),
-        # A kernel of 5 x 5 has tiles of 9 x 9, 13 x 13 when transformed: one tile an image here.
+        # A 5 x 5 kernel has tiles of 9 x 9, 13 x 13 when transformed: one tile for each image here.
         (torch.nn.Conv2d(8, 16, 5, padding=2), (2, 8, 9, 9), 169 * (2 * 24 + 128) * 4),
-        # ViT's patches: 3 channels are filled to 4, in the input and in the weight.
+        # ViT's patches: 3 channels are padded to 4, in the input and in the weight.
         (
             torch.nn.Conv2d(3, 384, 16, stride=16),
             (8, 3, 224, 224),
@@ -142,13 +142,13 @@ def test_no_recorded_workspace_is_larger(
         ),
     ],
 )
-def test_the_most_is_what_the_shapes_say(
+def test_the_largest_workspace_follows_from_the_shapes(
     layer: torch.nn.Module, shape: tuple[int, ...], nbytes: int
 ):
     assert workspaces(layer, *shape) == {"forward": [nbytes], "backward": [nbytes]}
 
 
-def test_half_precision_fills_channels_to_eight_and_sums_weights_in_float32():
+def test_half_precision_pads_channels_to_eight_and_sums_weights_in_float32():
     (most,) = workspaces(
         torch.nn.Conv2d(3, 64, 7, stride=2, padding=3), 32, 3, 224, 224, dtype=torch.float16
     )["forward"]
@@ -156,10 +156,10 @@ def test_half_precision_fills_channels_to_eight_and_sums_weights_in_float32():
     assert most == copies + 4 * 64 * 3 * 49 + 65_536
 
 
-def test_what_atens_own_kernels_run_takes_no_workspace(monkeypatch: pytest.MonkeyPatch):
+def test_convolutions_of_aten_s_own_kernels_take_no_workspace(monkeypatch: pytest.MonkeyPatch):
     depthwise = torch.nn.Conv2d(64, 64, 3, groups=64, padding=1)
     assert workspaces(depthwise, 2, 64, 8, 8) == {"forward": [], "backward": []}
-    # cuDNN may run it in half precision.
+    # In half precision cuDNN may run it.
     assert all(workspaces(depthwise, 2, 64, 8, 8, dtype=torch.float16).values())
     assert workspaces(torch.nn.Linear(8, 8), 4, 8) == {"forward": [], "backward": []}
     monkeypatch.setattr(type(torch.backends.cudnn), "enabled", False)
@@ -168,15 +168,17 @@ def test_what_atens_own_kernels_run_takes_no_workspace(monkeypatch: pytest.Monke
 
 def test_the_recorded_resnet_lies_within_the_range():
     """On the V100 of the traces the peak was 0.31 % above the simulated one without workspaces."""
-    found = memory(model="resnet50", optimizer="sgd", batch_size=32)
-    assert found.peak_allocated is not None
-    assert found.peak_allocated_upper is not None
-    assert found.peak_reserved is not None
-    assert found.peak_reserved_upper is not None
+    simulated = memory(model="resnet50", optimizer="sgd", batch_size=32)
+    assert simulated.peak_allocated is not None
+    assert simulated.peak_allocated_upper is not None
+    assert simulated.peak_reserved is not None
+    assert simulated.peak_reserved_upper is not None
     assert (
-        1.0031 * found.peak_allocated <= found.peak_allocated_upper <= 1.05 * found.peak_allocated
+        1.0031 * simulated.peak_allocated
+        <= simulated.peak_allocated_upper
+        <= 1.05 * simulated.peak_allocated
     )
-    assert found.peak_reserved <= found.peak_reserved_upper
+    assert simulated.peak_reserved <= simulated.peak_reserved_upper
     scenario = Scenario(model="resnet50", optimizer="sgd", batch_size=32)
     allocations = run_simulation(scenario).allocations
     most = max(
@@ -188,22 +190,22 @@ def test_the_recorded_resnet_lies_within_the_range():
 
 
 def test_a_model_without_convolutions_has_no_range():
-    asked = Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=8)
-    found = run_simulation(asked)
-    assert not any(request.optional for request in found.allocations.requests.values())
-    assert found.record.memory is not None
-    assert found.record.memory.peak_allocated_upper is None
-    assert found.record.memory.peak_reserved_upper is None
+    scenario = Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=8)
+    simulation = run_simulation(scenario)
+    assert not any(request.optional for request in simulation.allocations.requests.values())
+    assert simulation.record.memory is not None
+    assert simulation.record.memory.peak_allocated_upper is None
+    assert simulation.record.memory.peak_reserved_upper is None
 
 
 def test_a_device_that_runs_out_has_no_upper_peak():
-    found = simulate(Scenario(model="resnet18", optimizer="adamw", gpu="t4", batch_size=2_048))
-    assert found.outcome == "out-of-memory"
-    assert found.memory is not None
-    assert found.memory.peak_allocated_upper is None
+    record = simulate(Scenario(model="resnet18", optimizer="adamw", gpu="t4", batch_size=2_048))
+    assert record.outcome == "out-of-memory"
+    assert record.memory is not None
+    assert record.memory.peak_allocated_upper is None
 
 
-def test_a_range_is_read_as_it_was_written_and_older_records_have_none():
+def test_a_range_is_read_as_written_and_older_records_leave_it_empty():
     record = simulate(Scenario(model="resnet18", optimizer="sgd", batch_size=4))
     line = json.loads(record.to_json())
     assert Record.from_dict(line) == record

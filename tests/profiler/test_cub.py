@@ -1,7 +1,7 @@
-"""Storage of cub's algorithms, as cub answers for it.
+"""Storage of cub's algorithms, compared with cub's own answers.
 
-The sizes are those that cub 3.0 of CUDA 13.0 gives, compiled for a GPU's compute capability and
-asked with the GPU's properties.
+The sizes are those of cub 3.0 in CUDA 13.0, compiled for a GPU's compute capability and called with
+the GPU's properties.
 """
 
 import pytest
@@ -18,7 +18,7 @@ from optprof.profiler.tracing.cub import (
 from optprof.profiler.tracing.requests import device_of
 
 
-# Bytes of a key, of a value, bits; what cub answers for an H100 (9.0) and an A100 (8.0).
+# Bytes of a key, of a value, bits; cub's answers for an H100 (9.0) and an A100 (8.0).
 @pytest.mark.parametrize(
     ("count", "key", "value", "bits", "h100", "a100"),
     [
@@ -33,14 +33,14 @@ from optprof.profiler.tracing.requests import device_of
         (1_000_000, 8, 0, 64, 8_195_071, 8_284_159),
     ],
 )
-def test_a_sort_takes_what_cub_answers(
+def test_a_sort_takes_as_much_as_cub_answers(
     count: int, key: int, value: int, bits: int, h100: int, a100: int
 ):
     assert sort_bytes(device_of("h100-80"), count, key, value, bits) == h100
     assert sort_bytes(device_of("a100-80"), count, key, value, bits) == a100
 
 
-def test_a_sort_of_small_keys_takes_what_cub_answers_from_9_0_on():
+def test_a_sort_of_small_keys_takes_as_much_as_cub_answers_from_9_0_on():
     assert sort_bytes(device_of("h100-80"), 8192, 2, 8, 16) == 88_575
     assert sort_bytes(device_of("h100-80"), 1_000_000, 2, 8, 16) == 10_187_007
 
@@ -49,11 +49,11 @@ def test_a_sort_of_small_keys_takes_what_cub_answers_from_9_0_on():
     ("count", "item", "nbytes"),
     [(1, 8, 1279), (1_000_000, 8, 18_943), (1_000_000, 4, 5119), (1_000_000, 2, 1791)],
 )
-def test_a_scan_takes_what_cub_answers(count: int, item: int, nbytes: int):
+def test_a_scan_takes_as_much_as_cub_answers(count: int, item: int, nbytes: int):
     assert scan_bytes(count, item) == nbytes
 
 
-def test_selections_segments_and_sums_take_what_cub_answers():
+def test_selections_segments_and_sums_take_as_much_as_cub_answers():
     assert segmented_sort_bytes(1_048_576, 4, 8) == 12_583_167
     assert [select_bytes(count) for count in (100, 1_000_000, 100_000_000)] == [1023, 2815, 190_207]
     assert [unique_by_key_bytes(count) for count in (100, 1_000_000, 100_000_000)] == [

@@ -1,6 +1,4 @@
-"""CUDA measured without a GPU: the whole path runs on the CPU, and the test's own counters stand
-for the device's.
-"""
+"""CUDA measured without a GPU: the code runs on the CPU, with fake counters and events."""
 
 import pickle
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ from optprof.profiler.measuring import (
     cuda_memory,
     measurement,
     torch_profile,
-    training_run,
+    trainer,
     watching,
 )
 from optprof.profiler.measuring.cuda_memory import apply_alloc_conf, state_blocks
@@ -45,7 +43,7 @@ SNAPSHOT = {
 
 
 class Event:
-    """An event that is recorded 2 ms after the one before."""
+    """An event, recorded 2 ms after the last one."""
 
     def __init__(self, ticks: Iterator[int], *, enable_timing: bool) -> None:
         assert enable_timing
@@ -62,7 +60,7 @@ class Event:
 
 
 class Device:
-    """Counters that rise by one MiB in each step, 2 ms long, whose peak is another MiB higher."""
+    """Counters that rise by one MiB in each step; their peak is one MiB higher."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps = 0
@@ -90,16 +88,16 @@ class Device:
         monkeypatch.setattr(
             torch.cuda.memory, "_snapshot", lambda: {"segments": [{"blocks": [{"frames": frames}]}]}
         )
-        monkeypatch.setattr(measurement, "TrainingRun", self.run)
+        monkeypatch.setattr(measurement, "Trainer", self.run)
         monkeypatch.setattr(
-            "optprof.profiler.measuring.harness.reading_gpu", lambda: nullcontext(self.reading)
+            "optprof.profiler.machine.nvml.reading_gpu", lambda: nullcontext(self.reading)
         )
 
     def wait(self) -> None:
         self.idle = True
 
     def reading(self) -> GpuReading:
-        """Clocks at work and at rest."""
+        """Return the clock of a busy or an idle GPU."""
         clock = 210 if self.idle else 1980
         return GpuReading(
             clock_mhz=clock,
@@ -110,8 +108,8 @@ class Device:
             process_bytes=None,
         )
 
-    def run(self, scenario: Scenario, phase: Any) -> training_run.TrainingRun:
-        made = training_run.TrainingRun(replace(scenario, device="cpu"), phase)
+    def run(self, scenario: Scenario, phase: Any) -> trainer.Trainer:
+        made = trainer.Trainer(replace(scenario, device="cpu"), phase)
         step = made.optimizer.step
 
         def counted() -> None:
@@ -123,19 +121,19 @@ class Device:
         return made
 
     def stats(self, _: int) -> dict[str, int]:
-        held = {
+        levels = {
             "allocated": self.steps << 20,
             "reserved": 20 << 20,
             "requested": (self.steps << 20) - 100,
             "active": self.steps << 20,
         }
-        found = {}
-        for name, held_bytes in held.items():
-            found |= {
-                f"{name}_bytes.all.current": held_bytes,
-                f"{name}_bytes.all.peak": held_bytes + (1 << 20),
+        stats = {}
+        for name, nbytes in levels.items():
+            stats |= {
+                f"{name}_bytes.all.current": nbytes,
+                f"{name}_bytes.all.peak": nbytes + (1 << 20),
             }
-        return found
+        return stats
 
     def history(self, enabled: Any = "all", **_: Any) -> None:
         self.calls.append("history" if enabled else "no history")
@@ -147,36 +145,38 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return Device(monkeypatch)
 
 
-def test_memory_is_watched_in_two_steps_and_then_left_alone(device: Device, tmp_path: Path):
-    found = measure(SCENARIO, files=Files(snapshot=tmp_path / "snapshot.pickle"))
+def test_memory_is_watched_in_two_steps_only(device: Device, tmp_path: Path):
+    record = measure(SCENARIO, files=Files(snapshot=tmp_path / "snapshot.pickle"))
     assert device.calls == ["history", "reset", "reset", "no history"]
     assert pickle.loads((tmp_path / "snapshot.pickle").read_bytes()) == SNAPSHOT
-    assert found.watched is not None
-    levels = found.watched.memory["step"]
+    assert record.watched is not None
+    levels = record.watched.memory["step"]
     assert {name: (level.end >> 20, level.peak >> 20) for name, level in levels.items()} == {
         "allocated": (2, 3),
         "reserved": (20, 21),
         "requested": (1, 2),
         "active": (2, 3),
     }
-    assert found.memory is not None
-    assert (found.memory.peak_allocated, found.memory.peak_phase, found.memory.peak_reserved) == (
+    assert record.memory is not None
+    assert (
+        record.memory.peak_allocated,
+        record.memory.peak_phase,
+        record.memory.peak_reserved,
+    ) == (
         3 << 20,
         "step",
         21 << 20,
     )
-    assert found.watched.state_blocks is not None
-    assert found.watched.state_blocks.delta == 1 << 20
+    assert record.watched.state_blocks is not None
+    assert record.watched.state_blocks.delta == 1 << 20
 
 
 @pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(("optimizer", "delta"), [("sgd", 1 << 20), ("adagrad", 2 << 20)])
-def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes(
+def test_state_made_by_the_constructor_counts_like_that_of_the_first_step(
     optimizer: str, delta: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Whatever the state, it is in one block of one MiB, from when there is any; the first step
-    allocates one MiB.
-    """
+    """As soon as there is state, it is one block of one MiB; the first step allocates one MiB."""
     storage = SimpleNamespace(
         device=torch.device("cuda"), data_ptr=lambda: 4096, nbytes=lambda: 1 << 20
     )
@@ -187,32 +187,32 @@ def test_state_that_the_constructor_has_made_counts_as_what_the_first_step_makes
     monkeypatch.setattr(
         torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}]
     )
-    found = measure(replace(SCENARIO, optimizer=optimizer)).watched
-    assert found is not None
-    assert found.state_blocks is not None
-    assert (found.state_blocks.delta, found.state_blocks.allocated) == (delta, 1 << 20)
+    watched = measure(replace(SCENARIO, optimizer=optimizer)).watched
+    assert watched is not None
+    assert watched.state_blocks is not None
+    assert (watched.state_blocks.delta, watched.state_blocks.allocated) == (delta, 1 << 20)
 
 
 def test_whole_steps_have_peaks_by_phase(device: Device):
-    found = measure(replace(SCENARIO, workload="train"))
-    assert found.memory is not None
-    # In the second iteration, which has the higher peaks, one step is behind it and its own is in
-    # the phases from "step" on.
+    record = measure(replace(SCENARIO, workload="train"))
+    assert record.memory is not None
+    # The second iteration has the higher peaks: with one step before it, and with its own step from
+    # the phase "step" on.
     peaks = {"forward": 2, "backward": 2, "step": 3, "zero_grad": 3}
-    assert (found.memory.peak_by_phase, found.memory.peak_phase) == (
+    assert (record.memory.peak_by_phase, record.memory.peak_phase) == (
         {phase: peak << 20 for phase, peak in peaks.items()},
         "step",
     )
-    assert found.times is not None
-    assert set(found.times) == {*peaks, "iteration"}
+    assert record.times is not None
+    assert set(record.times) == {*peaks, "iteration"}
     assert device.calls.count("reset") == 2 * len(peaks)
 
 
 @pytest.mark.parametrize("gives_closure", [False, True])
-def test_a_loop_of_somebody_s_own_is_watched_on_the_device(
+def test_a_user_s_loop_is_watched_on_the_device(
     device: Device, gives_closure: bool, monkeypatch: pytest.MonkeyPatch
 ):
-    """A closure leaves three MiB allocated: they are no part of what the first step does."""
+    """The three MiB that the closure allocates do not count as the first step's."""
     monkeypatch.setattr("optprof.profiler.measuring.live_subject._device", lambda _: "cuda")
 
     class Counted(torch.optim.SGD):
@@ -226,38 +226,38 @@ def test_a_loop_of_somebody_s_own_is_watched_on_the_device(
 
     model = torch.nn.Linear(2, 2)
     optimizer = Counted(model.parameters(), lr=0.1)
-    with watching.Watch(optimizer, model=model) as seen:
+    with watching.Watch(optimizer, model=model) as watch:
         for _ in range(4):
             optimizer.step(closure if gives_closure else None)
-    (record,) = seen.records
+    (record,) = watch.records
     assert record.watched is not None
     assert record.watched.warnings == ("no parameter had a gradient when Counted stepped",)
     assert record.watched.state_blocks is not None
     assert record.watched.state_blocks.delta == 1 << 20
     assert record.memory is not None
-    # The end of the fourth step, and a MiB more.
+    # The level at the end of the fourth step, plus one MiB.
     assert (record.memory.peak_allocated, record.memory.peak_phase) == (
         (17 if gives_closure else 5) << 20,
         "later_steps",
     )
-    # Two ms from event to event: a closure has one before and one behind it.
+    # Two ms between events; a closure has one before and one after it.
     steps, iterations = (0.004, 0.008) if gives_closure else (0.002, 0.004)
     assert record.times == {"step": (steps,) * 2, "iteration": (iterations,) * 2}
 
 
 def test_times_are_those_between_events_on_the_stream(device: Device):
     assert device.steps == 0
-    found = measure(SCENARIO)
-    assert found.times == {"step": (0.002, 0.002, 0.002)}
+    record = measure(SCENARIO)
+    assert record.times == {"step": (0.002, 0.002, 0.002)}
 
 
 def test_the_gpu_is_read_while_it_works(device: Device):
     assert device.idle
-    found = measure(replace(SCENARIO, steps=30)).watched
-    assert found is not None
-    # Beside the first three samples; times that are all alike need no more than six.
-    assert [reading.clock_mhz for reading in found.gpu] == [1980] * 3
-    assert not any("clock" in warning for warning in found.warnings)
+    watched = measure(replace(SCENARIO, steps=30)).watched
+    assert watched is not None
+    # With the first three samples; equal times need only six.
+    assert [reading.clock_mhz for reading in watched.gpu] == [1980] * 3
+    assert not any("clock" in warning for warning in watched.warnings)
 
 
 @pytest.fixture(
@@ -267,21 +267,21 @@ def test_the_gpu_is_read_while_it_works(device: Device):
     ]
 )
 def full(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Exception]:
-    """What is raised by a device that is full when the first iteration comes."""
+    """Let the first iteration raise an error of a full device, and return its type."""
 
-    class Full(training_run.TrainingRun):
+    class Full(trainer.Trainer):
         def iterate(self) -> None:
             raise request.param
 
     monkeypatch.setattr(
         measurement,
-        "TrainingRun",
+        "Trainer",
         lambda scenario, phase: Full(replace(scenario, device="cpu"), phase),
     )
     return type(request.param)
 
 
-def test_a_snapshot_is_written_where_memory_runs_out(
+def test_a_snapshot_is_written_when_memory_runs_out(
     device: Device, full: type[Exception], tmp_path: Path
 ):
     path = tmp_path / "snapshots" / "full.pickle"
@@ -293,9 +293,7 @@ def test_a_snapshot_is_written_where_memory_runs_out(
 
 
 @pytest.mark.usefixtures("device")
-def test_a_snapshot_that_cannot_be_written_hides_no_lack_of_memory(
-    full: type[Exception], tmp_path: Path
-):
+def test_a_failed_snapshot_does_not_hide_that_memory_ran_out(full: type[Exception], tmp_path: Path):
     (tmp_path / "file").touch()
     files = Files(when_full=tmp_path / "file" / "full.pickle")
     with pytest.raises(full, match="out of memory"):
@@ -303,7 +301,7 @@ def test_a_snapshot_that_cannot_be_written_hides_no_lack_of_memory(
     assert files.lost == [(tmp_path / "file" / "full.pickle", "Not a directory")]
 
 
-def test_a_snapshot_that_cannot_be_written_costs_no_measurement(device: Device, tmp_path: Path):
+def test_a_failed_snapshot_does_not_end_the_measurement(device: Device, tmp_path: Path):
     (tmp_path / "file").touch()
     files = Files(snapshot=tmp_path / "file" / "snapshot.pickle")
     assert measure(SCENARIO, files=files).times
@@ -312,47 +310,44 @@ def test_a_snapshot_that_cannot_be_written_costs_no_measurement(device: Device, 
 
 
 @pytest.mark.usefixtures("device")
-def test_a_trace_asks_for_kernels_and_tells_their_times(
+def test_a_trace_on_cuda_records_kernels_and_their_times(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    """Without CUDA torch can record no kernels; here each operation's take 7 us."""
-    asked: list[ProfilerActivity] = []
+    """Without CUDA torch records no kernels; here those of each operation take 7 us."""
+    recorded: list[ProfilerActivity] = []
 
     def on_the_cpu(*, activities: list[ProfilerActivity], **options: Any) -> profile:
-        asked.extend(activities)
+        recorded.extend(activities)
         return profile(activities=[ProfilerActivity.CPU], **options)
 
     monkeypatch.setattr(torch_profile, "profile", on_the_cpu)
     monkeypatch.setattr(FunctionEvent, "self_device_time_total", property(lambda _: 7.0))
-    found = measure(SCENARIO, files=Files(trace=tmp_path / "trace"))
-    assert asked == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
-    assert found.watched is not None
-    assert found.watched.operations
-    assert all(one.seconds == pytest.approx(one.calls * 7e-6) for one in found.watched.operations)
+    record = measure(SCENARIO, files=Files(trace=tmp_path / "trace"))
+    assert recorded == [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+    assert record.watched is not None
+    assert record.watched.operations
+    assert all(one.seconds == pytest.approx(one.calls * 7e-6) for one in record.watched.operations)
     assert [file.suffixes[-2:] for file in (tmp_path / "trace").iterdir()] == [[".json", ".gz"]]
 
 
 def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pytest.MonkeyPatch):
-    told: list[str] = []
+    settings: list[str] = []
     started = False
     monkeypatch.delenv("PYTORCH_ALLOC_CONF", raising=False)
     monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
     monkeypatch.setattr(cuda_memory, "_applied", None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
-    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", told.append)
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", settings.append)
     apply_alloc_conf("")
     apply_alloc_conf("expandable_segments:True")
     with pytest.raises(
         ValueError,
-        match=(
-            "would keep expandable_segments of it; say that in alloc_conf"
-            " 'max_split_size_mb:64' too"
-        ),
+        match=("would keep expandable_segments; set that in alloc_conf 'max_split_size_mb:64' too"),
     ):
         apply_alloc_conf("max_split_size_mb:64")
     started = True
     apply_alloc_conf("expandable_segments:True")
-    assert told == ["expandable_segments:True"]
+    assert settings == ["expandable_segments:True"]
     with pytest.raises(
         ValueError,
         match="must be set before CUDA starts; measure this scenario in a process of its own",
@@ -360,29 +355,27 @@ def test_the_allocator_is_set_before_cuda_starts_and_not_after(monkeypatch: pyte
         apply_alloc_conf("max_split_size_mb:64")
 
 
-def test_what_the_environment_has_said_already_is_not_said_again(monkeypatch: pytest.MonkeyPatch):
+def test_settings_of_the_environment_are_not_applied_again(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setattr(cuda_memory, "_applied", None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     apply_alloc_conf("expandable_segments:True")
 
 
-def test_what_the_environment_alone_has_said_is_not_passed_over(monkeypatch: pytest.MonkeyPatch):
-    """The scenario would run, and be recorded, with settings that it does not have."""
+def test_settings_of_only_the_environment_are_refused(monkeypatch: pytest.MonkeyPatch):
+    """The scenario would run with settings that its record does not have."""
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     monkeypatch.setattr(cuda_memory, "_applied", None)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     with pytest.raises(
         ValueError,
-        match="torch was told 'expandable_segments:True', and would keep expandable_segments of it",
+        match="torch has the settings 'expandable_segments:True' and would keep expandable_seg",
     ):
         apply_alloc_conf("")
 
 
 def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.MonkeyPatch):
-    """Two moments of 1,000 bytes in blocks of 1,024, the second behind a free one; a step count of
-    4 bytes stays on the host.
-    """
+    """Two moments of 1,000 bytes are in blocks of 1,024; a step count of 4 bytes is on the host."""
     first, second, steps = (
         SimpleNamespace(
             device=torch.device(kind), data_ptr=lambda at=at: at, nbytes=lambda size=size: size
@@ -398,7 +391,7 @@ def test_blocks_of_the_state_are_found_by_their_addresses(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         torch.cuda, "memory_snapshot", lambda: [{"address": 4096, "blocks": blocks}]
     )
-    found = state_blocks(torch.optim.SGD([torch.zeros(1)]), delta=2048 + 8192)
-    assert found == StateBlocks(tensors=2004, on_host=4, rounding=48, delta=10_240)
-    # What is neither: a workspace of 8 KiB.
-    assert (found.allocated, found.other) == (2048, 8192)
+    blocks = state_blocks(torch.optim.SGD([torch.zeros(1)]), delta=2048 + 8192)
+    assert blocks == StateBlocks(tensors=2004, on_host=4, rounding=48, delta=10_240)
+    # `other` is a workspace of 8 KiB.
+    assert (blocks.allocated, blocks.other) == (2048, 8192)

@@ -1,4 +1,4 @@
-"""What the doctor says of GPUs, with GPUs of the test's own."""
+"""Findings of the doctor, with fake GPUs and compilers."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,14 +21,14 @@ READING = GpuReading(
 
 
 @pytest.mark.parametrize(
-    ("read", "found", "good"),
+    ("read", "text", "good"),
     [
-        (lambda: READING, "tells of cuda:0: 1980 MHz, 41 °C", True),
-        (lambda: None, "does not tell of cuda:0", False),
+        (lambda: READING, "reads cuda:0: 1980 MHz, 41 °C", True),
+        (lambda: None, "no readings of cuda:0", False),
     ],
 )
-def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
-    read: Callable[[], GpuReading | None], found: str, good: bool, monkeypatch: pytest.MonkeyPatch
+def test_each_gpu_is_followed_by_nvmls_reading_of_it(
+    read: Callable[[], GpuReading | None], text: str, good: bool, monkeypatch: pytest.MonkeyPatch
 ):
     properties = SimpleNamespace(name="H200", major=9, minor=0, total_memory=140 << 30)
     fakes = {
@@ -40,25 +40,25 @@ def test_beside_each_gpu_stands_whether_nvml_tells_of_it(
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr("optprof.profiler.measuring.nvml.reading_gpu", lambda: nullcontext(read))
+    monkeypatch.setattr("optprof.profiler.machine.nvml.reading_gpu", lambda: nullcontext(read))
     gpu, nvml = (
         finding for finding in diagnose() if finding.section == "devices" and finding.name != "CPU"
     )
-    assert gpu.found.startswith("H200, 140.00 GiB")
-    assert (nvml.found, nvml.good) == (found, good)
+    assert gpu.text.startswith("H200, 140.00 GiB")
+    assert (nvml.text, nvml.good) == (text, good)
 
 
 @pytest.mark.parametrize(
-    ("compiler", "found", "advice"),
+    ("compiler", "text", "advice"),
     [
-        ("true", "/true, for fused", ""),
-        ("no-such-compiler", "missing, for fused", "install g++ or clang++, or set CXX"),
+        ("true", "/true, for optprof's fused", ""),
+        ("no-such-compiler", "missing, for optprof's fused", "install g++ or clang++, or set CXX"),
     ],
 )
-def test_a_compiler_is_looked_for_where_a_fused_step_would(
-    compiler: str, found: str, advice: str, monkeypatch: pytest.MonkeyPatch
+def test_the_compiler_is_the_one_that_a_fused_step_would_use(
+    compiler: str, text: str, advice: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("CXX", compiler)
     (finding,) = (finding for finding in diagnose() if finding.name == "C++ compiler")
-    assert found in finding.found
+    assert text in finding.text
     assert (finding.good, finding.advice) == (not advice, advice)

@@ -1,6 +1,4 @@
-"""What fits, judged by the simulator itself, asked one scenario at a time: streams that were worked
-out, batches and changes.
-"""
+"""The search for what fits, checked by simulating single scenarios: streams, batches, changes."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +6,7 @@ from typing import Any
 import pytest
 
 from optprof.profiler import simulate
-from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.batches import StreamCache
 from optprof.profiler.simulating.fitting import Fitting, candidates, largest
 from optprof.profiler.simulating.simulation import run_simulation
 from optprof.scenarios import Scenario, hardware
@@ -26,31 +24,31 @@ GPT2 = Scenario(model="gpt2", config={"n_layer": 2}, sequence_length=64)
         Scenario(model="vit-s16"),
     ],
 )
-def test_a_stream_that_is_worked_out_is_the_one_that_is_traced(scenario: Scenario):
-    streams = Streams()
+def test_a_computed_stream_equals_the_traced_one(scenario: Scenario):
+    streams = StreamCache()
     for optimizer in ("adamw", "sgd"):
         for batch in (2, 1, 4, 5, 23):
-            asked = replace(scenario, optimizer=optimizer, batch_size=batch)
-            found, traced = streams.of(asked), run_simulation(asked)
-            assert found.segments == traced.segments
-            assert found.allocations.nbytes == traced.allocations.nbytes
+            changed = replace(scenario, optimizer=optimizer, batch_size=batch)
+            computed, traced = streams.of(changed), run_simulation(changed)
+            assert computed.segments == traced.segments
+            assert computed.allocations.nbytes == traced.allocations.nbytes
 
 
 @pytest.mark.parametrize("start", [1, 3, 64, 1_000])
 @pytest.mark.parametrize("most", [0, 1, 2, 63, 64, 65, 999])
 def test_the_largest_batch_is_the_last_that_fits(most: int, start: int):
-    asked: list[int] = []
+    tried: list[int] = []
 
     def fits(batch: int) -> bool:
-        asked.append(batch)
+        tried.append(batch)
         return batch <= most
 
     assert largest(fits, start) == most
-    assert len(asked) <= 22
+    assert len(tried) <= 22
 
 
 @pytest.mark.parametrize(
-    ("start", "most", "found"),
+    ("start", "most", "result"),
     [
         (1, 1 << 30, 1 << 20),
         (1000, 1 << 30, 1 << 20),
@@ -59,98 +57,100 @@ def test_the_largest_batch_is_the_last_that_fits(most: int, start: int):
         (1 << 21, 1 << 30, 1 << 21),
     ],
 )
-def test_the_search_ends_at_a_batch_that_was_tried(start: int, most: int, found: int):
-    asked: list[int] = []
-    assert largest(lambda batch: asked.append(batch) or batch <= most, start) == found
-    assert found in asked
+def test_the_search_ends_at_a_batch_that_was_tried(start: int, most: int, result: int):
+    tried: list[int] = []
+    assert largest(lambda batch: tried.append(batch) or batch <= most, start) == result
+    assert result in tried
 
 
 def test_the_largest_batch_fits_and_the_next_does_not():
-    asked = replace(GPT2, gpu="t4", batch_size=512)
-    found = Fitting().fit(asked)
-    assert found.largest_batch is not None
-    assert found.largest_batch > 1
-    at, above = (simulate(replace(asked, batch_size=found.largest_batch + more)) for more in (0, 1))
+    scenario = replace(GPT2, gpu="t4", batch_size=512)
+    fit = Fitting().fit(scenario)
+    assert fit.largest_batch is not None
+    assert fit.largest_batch > 1
+    at, above = (
+        simulate(replace(scenario, batch_size=fit.largest_batch + more)) for more in (0, 1)
+    )
     assert (at.outcome, above.outcome) == ("ok", "out-of-memory")
 
 
 def test_the_largest_batch_has_room_for_the_workspaces_of_convolutions():
-    """A batch that runs with smaller workspaces alone may fit, and is not said to fit."""
-    found = Fitting().fit(RESNET)
-    assert found.fits
-    assert found.largest_batch is not None
-    assert found.largest_batch > 512
-    next_one = replace(RESNET, batch_size=found.largest_batch + 1)
+    """A batch that runs only with smaller workspaces may fit, but does not count as fitting."""
+    fit = Fitting().fit(RESNET)
+    assert fit.fits
+    assert fit.largest_batch is not None
+    assert fit.largest_batch > 512
+    next_one = replace(RESNET, batch_size=fit.largest_batch + 1)
     assert simulate(next_one).outcome == "ok"
-    asked = Fitting().fit(next_one)
-    assert (asked.fits, asked.may_fit) == (False, True)
+    next_fit = Fitting().fit(next_one)
+    assert (next_fit.fits, next_fit.may_fit) == (False, True)
     too_large = Fitting().fit(replace(RESNET, batch_size=1_024))
     assert (too_large.fits, too_large.may_fit) == (False, False)
 
 
 def test_a_device_that_is_full_in_the_third_step_is_too_small():
-    """Two steps run in what a third has too little of, for what the second left lies in the way."""
-    asked = Scenario(
+    """Two steps run, the third does not: blocks that the second left are in its way."""
+    scenario = Scenario(
         model="llama2-7b",
         optimizer="sgd-sai",
         sequence_length=2048,
         checkpointing=True,
         gpu="a100-80",
     )
-    assert simulate(asked).outcome == "ok"
-    assert simulate(replace(asked, steps=3)).outcome == "out-of-memory"
-    assert not Fitting().fit(asked).fits
+    assert simulate(scenario).outcome == "ok"
+    assert simulate(replace(scenario, steps=3)).outcome == "out-of-memory"
+    assert not Fitting().fit(scenario).fits
 
 
-def test_what_is_left_is_what_torch_has_not_reserved():
-    found = Fitting().fit(RESNET)
+def test_the_bytes_left_are_those_that_torch_has_not_reserved():
+    fit = Fitting().fit(RESNET)
     memory = simulate(RESNET).memory
     assert memory is not None
     assert memory.peak_reserved_upper is not None
     assert (
-        found.left
+        fit.left
         == hardware.describe("t4").memory_bytes
         - hardware.CONTEXT_BYTES
         - memory.peak_reserved_upper
     )
-    assert found.changes == ()
+    assert fit.changes == ()
 
 
 def test_every_change_that_is_named_makes_it_fit():
     too_large = replace(RESNET, batch_size=1_024)
-    found = Fitting().fit(too_large, [too_large, replace(too_large, optimizer="sgd")])
-    assert not found.fits
+    fit = Fitting().fit(too_large, [too_large, replace(too_large, optimizer="sgd")])
+    assert not fit.fits
     assert simulate(too_large).outcome == "out-of-memory"
-    assert found.changes
-    for change in found.changes:
+    assert fit.changes
+    for change in fit.changes:
         assert simulate(replace(too_large, **change.fields)).outcome == "ok"
-    smaller = next(change.fields for change in found.changes if "batch_size" in change.fields)
+    smaller = next(change.fields for change in fit.changes if "batch_size" in change.fields)
     assert smaller["batch_size"] * smaller["micro_batches"] >= 1_024
 
 
 def test_changes_come_in_the_order_of_what_they_cost():
-    asked = Scenario(model="gpt2", batch_size=8)
-    found = candidates(
-        asked, [asked, replace(asked, optimizer="sm3")], 3, hardware.describe("a100-80")
+    scenario = Scenario(model="gpt2", batch_size=8)
+    changes = candidates(
+        scenario, [scenario, replace(scenario, optimizer="sm3")], 3, hardware.describe("a100-80")
     )
-    names = ["+".join(change) for change in found]
-    assert found[:3] == [
+    names = ["+".join(change) for change in changes]
+    assert changes[:3] == [
         {"alloc_conf": "expandable_segments:True"},
         {"implementation": "fused"},
         {"implementation": "loop"},
     ]
-    assert found[3] == {"batch_size": 3, "micro_batches": 3}
+    assert changes[3] == {"batch_size": 3, "micro_batches": 3}
     assert names[4] == "implementation+batch_size+micro_batches"
     order = [
         names.index(name) for name in ("checkpointing", "optimizer+options+implementation", "dtype")
     ]
     assert order == sorted(order)
-    assert not any(len(change) > 6 for change in found)
+    assert not any(len(change) > 6 for change in changes)
 
 
-def test_a_gpu_without_bf16_is_told_apart_from_a_full_one():
-    found = Fitting().fit(replace(RESNET, dtype="bf16"))
-    assert (found.fits, found.reason, found.changes) == (False, "t4 has no hardware for bf16", ())
+def test_a_gpu_without_bf16_has_a_reason_in_place_of_changes():
+    fit = Fitting().fit(replace(RESNET, dtype="bf16"))
+    assert (fit.fits, fit.reason, fit.changes) == (False, "t4 has no hardware for bf16", ())
     assert not any(
         "dtype" in change for change in candidates(RESNET, [], 0, hardware.describe("t4"))
     )
@@ -163,13 +163,11 @@ def test_an_unknown_gpu_is_an_error():
 
 @pytest.mark.parametrize(("dtype", "traces"), [("fp32", 1), ("bf16", 2)])
 def test_gpus_share_a_trace_where_attention_takes_the_same_kernels(dtype: Any, traces: int):
-    """In half precision flash on cards from 8.0 on and the math on a T4; in float32 the
-    memory-efficient kernel everywhere.
-    """
-    streams = Streams()
+    """Half precision: flash from capability 8.0 on, math on a T4. Float32: memory-efficient."""
+    streams = StreamCache()
     for gpu in ("h100-80", "a100-80", "rtx4090", "t4", "h200"):
         streams.of(
             Scenario(model="gpt2", config={"n_layer": 1}, sequence_length=16, dtype=dtype, gpu=gpu)
         )
-    ((*found,),) = streams._models.values()
-    assert len(found) == traces
+    ((*traced,),) = streams._models.values()
+    assert len(traced) == traces

@@ -1,4 +1,4 @@
-"""Fused kernels of CUDA in a trace: RMS norm and log sigmoid, by sizes worked out by hand."""
+"""CUDA's fused RMS norm and log sigmoid in a trace, compared with sizes by hand."""
 
 from collections.abc import Callable, Iterator
 
@@ -17,7 +17,7 @@ HALF = torch.bfloat16
 
 @pytest.fixture(autouse=True)
 def cuda() -> Iterator[None]:
-    """Let meta tensors take CUDA's kernels."""
+    """Give meta tensors CUDA's kernels."""
     with cuda_kernels():
         yield
 
@@ -29,7 +29,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def streams(
     run: Callable[..., torch.Tensor], *tensors: torch.Tensor
 ) -> tuple[list[int], list[int]]:
-    """Bytes of each event of `run` and of its output's backward pass, negative for a free."""
+    """Return the bytes of each event of `run` and of its backward pass, negative for a free."""
     recorder = Recorder(workspaces=())
     with recorder.phase("build"):
         for tensor in tensors:
@@ -49,7 +49,7 @@ def streams(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, HALF])
-def test_an_rms_norm_keeps_one_number_a_row(dtype: torch.dtype):
+def test_an_rms_norm_keeps_one_number_for_each_row(dtype: torch.dtype):
     tensor = 50 * 16 * dtype.itemsize
     forward, backward = streams(
         lambda x, w: functional.rms_norm(x, (16,), w),
@@ -58,7 +58,7 @@ def test_an_rms_norm_keeps_one_number_a_row(dtype: torch.dtype):
     )
     # The output, a float32 for each row, the seed.
     assert forward == [tensor, 4 * 50, tensor]
-    # The gradients of tensor and weight; the saved numbers of the rows are let go.
+    # The gradients of tensor and weight; the saved numbers of the rows are freed.
     assert sorted(backward) == sorted([tensor, 16 * dtype.itemsize, -4 * 50])
 
 
@@ -88,7 +88,7 @@ def test_autocast_normalizes_in_float32():
 
 def test_a_checkpoint_keeps_no_numbers_of_the_rows():
     def run(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-        # Twice, so that something is saved inside.
+        # Two norms, so that one saves its input inside the checkpoint.
         return checkpoint(
             lambda x: functional.rms_norm(functional.rms_norm(x, (16,), w), (16,), w),
             x,
@@ -100,7 +100,7 @@ def test_a_checkpoint_keeps_no_numbers_of_the_rows():
     assert backward[:3] == [3200, 200, 3200]
 
 
-def test_an_rms_norm_outside_a_graph_keeps_its_output_alone():
+def test_an_rms_norm_outside_a_graph_keeps_only_its_output():
     recorder = Recorder(workspaces=())
     with recorder.phase("forward"), torch.no_grad():
         output = functional.rms_norm(torch.empty(50, 16, device="meta"), (16,))

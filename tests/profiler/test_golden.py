@@ -1,8 +1,8 @@
-"""The simulator against recordings of real GPUs in tests/data/golden: the allocator event by event,
-and whole scenarios from nothing.
+"""The simulator compared with recordings of real GPUs in tests/data/golden.
 
-How the recordings are read is tested on a history written by hand in the form that
-torch.cuda.memory._snapshot documents.
+The allocator is compared event by event, and whole scenarios by their peaks. The reading of
+recordings is tested on a history written by hand, in the form that torch.cuda.memory._snapshot
+documents.
 """
 
 import sys
@@ -19,7 +19,7 @@ MIB = 1 << 20
 
 
 def load(name: str) -> Any:
-    """A module of tests/golden, which is no package."""
+    """Return a module of tests/golden, which is not a package."""
     spec = spec_from_file_location(name, TESTS / "golden" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -57,19 +57,19 @@ def compared(path: Path) -> Any:
 
 
 @golden
-def test_a_scenario_simulated_from_nothing_meets_the_recorded_peaks(path: Path):
+def test_a_simulated_scenario_meets_the_recorded_peaks(path: Path):
     assert compared(path).is_met, compared(path)
 
 
 @pytest.mark.skipif(not FILES, reason="no GPU has recorded yet; run `make gpu` on one")
-def test_the_medians_of_all_recordings_meet_their_marks():
+def test_the_medians_of_all_recordings_meet_their_targets():
     assert [
         row for row in comparison.marks([compared(path) for path in FILES]) if not row["met"]
     ] == []
 
 
 def entry(action: str, size: int, addr: int | None = None, **more: int) -> dict[str, object]:
-    """One entry as torch.cuda.memory._snapshot documents it."""
+    """Return one entry as torch.cuda.memory._snapshot documents it."""
     place = {} if addr is None else {"addr": addr}
     return {
         "action": action,
@@ -85,9 +85,9 @@ def entry(action: str, size: int, addr: int | None = None, **more: int) -> dict[
 
 BASE = 0x7F00_0000_0000
 LARGE = BASE + 64 * MIB
-# Worked out by hand: 1000 bytes get 1024 of a small segment; 9 MiB and then 11 of a segment of 20,
-# of which 10.5 were asked for, the rest being too small to split off; a segment of 30 is too large
-# for the device.
+# By hand: 1000 bytes get 1024 of a small segment. 9 MiB and 10.5 MiB get a segment of 20, in which
+# the second takes 11, as the rest is too small to split off. A segment of 30 is too large for the
+# device.
 HISTORY = [
     entry("segment_alloc", 2 * MIB, BASE),
     entry("alloc", 1000, BASE),
@@ -104,12 +104,12 @@ HISTORY = [
     entry("snapshot", 0, 0),
     entry("alloc", 512, BASE),
 ]
-# How long it was when each of two phases ended; torch has left a mark of the snapshot that told so.
+# Its lengths at the ends of two phases; torch left a mark of the snapshot that gave the length.
 ENDS = (4, 12)
 
 
 def by_hand() -> Any:
-    """A recording such as record.py makes of the history above, on a device with 40 MiB."""
+    """Return the recording of the history above that record.py makes on a device of 40 MiB."""
     of_build = {
         "allocated_bytes.all.current": 9 * MIB + 1024,
         "allocated_bytes.all.peak": 9 * MIB + 1024,
@@ -172,10 +172,10 @@ def by_hand() -> Any:
 
 
 def test_a_history_is_cut_into_phases_and_read_as_events():
-    found = by_hand()
-    assert [phase.actions for phase in found.phases] == ["3030", "0124712"]
+    recorded = by_hand()
+    assert [phase.actions for phase in recorded.phases] == ["3030", "0124712"]
     stream = recording.Stream()
-    build, forward = (list(stream.read(phase.entries())) for phase in found.phases)
+    build, forward = (list(stream.read(phase.entries())) for phase in recorded.phases)
     assert build == [("alloc", 0, 1000, BASE, 2 * MIB), ("alloc", 1, 9 * MIB, LARGE, 22 * MIB)]
     assert forward == [
         ("alloc", 2, 10 * MIB + MIB // 2, LARGE + 9 * MIB, 22 * MIB),
@@ -183,26 +183,24 @@ def test_a_history_is_cut_into_phases_and_read_as_events():
         ("oom", -1, 30 * MIB, 0, 20 * MIB),
         ("free", 1, 9 * MIB, LARGE, 20 * MIB),
     ]
-    assert list(recording.segment_addresses(found.phases)) == [BASE, LARGE]
+    assert list(recording.segment_addresses(recorded.phases)) == [BASE, LARGE]
 
 
-def test_a_recording_comes_back_from_its_file_as_it_was(tmp_path: Path):
-    found = by_hand()
-    found.write(tmp_path / "one.json.xz")
-    assert recording.Recording.read(tmp_path / "one.json.xz") == found
+def test_a_recording_is_read_as_it_was_written(tmp_path: Path):
+    recorded = by_hand()
+    recorded.write(tmp_path / "one.json.xz")
+    assert recording.Recording.read(tmp_path / "one.json.xz") == recorded
 
 
 @pytest.mark.parametrize("version", ["2.13.0+cu130", "2.11.0+cu126"])
 def test_the_history_written_by_hand_replays(version: str):
-    found = by_hand()
-    object.__setattr__(found, "torch", version)
-    assert replaying.replay_exactly(found) == 6
+    recorded = by_hand()
+    object.__setattr__(recorded, "torch", version)
+    assert replaying.replay_exactly(recorded) == 6
 
 
 def test_a_history_of_expandable_segments_replays():
-    """Handles of 2 and 20 MiB; 9, 10.5 and 5 MiB lie one behind the other, and the last one needs a
-    second handle.
-    """
+    """Handles have 2 and 20 MiB; of 9, 10.5 and 5 MiB in a row the last needs a second handle."""
     history = [
         entry("segment_map", 2 * MIB, BASE),
         entry("alloc", 1000, BASE),
@@ -214,14 +212,18 @@ def test_a_history_of_expandable_segments_replays():
         entry("snapshot", 0, 0),
     ]
     ((actions, addresses, sizes),) = recording.cut(history, [7])
-    held, asked, reserved = 24 * MIB + MIB // 2 + 1024, 24 * MIB + MIB // 2 + 1000, 42 * MIB
+    allocated, requested, reserved = (
+        24 * MIB + MIB // 2 + 1024,
+        24 * MIB + MIB // 2 + 1000,
+        42 * MIB,
+    )
     statistics = {
-        **{f"allocated_bytes.all.{name}": held for name in ("current", "peak", "allocated")},
-        **{f"requested_bytes.all.{name}": asked for name in ("current", "peak")},
+        **{f"allocated_bytes.all.{name}": allocated for name in ("current", "peak", "allocated")},
+        **{f"requested_bytes.all.{name}": requested for name in ("current", "peak")},
         **{f"reserved_bytes.all.{name}": reserved for name in ("current", "peak")},
         **{f"inactive_split_bytes.all.{name}": 0 for name in ("current", "peak")},
         "allocated_bytes.all.freed": 0,
-        "active_bytes.all.current": held,
+        "active_bytes.all.current": allocated,
         "num_alloc_retries": 0,
         "num_device_alloc": 3,
         "num_device_free": 0,
@@ -234,26 +236,26 @@ def test_a_history_of_expandable_segments_replays():
         statistics=statistics,
         device_free=0,
     )
-    found = by_hand()
+    recorded = by_hand()
     object.__setattr__(
-        found, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
+        recorded, "scenario", {"model": "gpt2", "alloc_conf": "expandable_segments:True"}
     )
-    object.__setattr__(found, "total", 85 * MIB)
-    object.__setattr__(found, "free_before", 80 * MIB)
-    object.__setattr__(found, "phases", (build,))
-    assert replaying.replay_exactly(found) == 4
+    object.__setattr__(recorded, "total", 85 * MIB)
+    object.__setattr__(recorded, "free_before", 80 * MIB)
+    object.__setattr__(recorded, "phases", (build,))
+    assert replaying.replay_exactly(recorded) == 4
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [("place", "block at another place"), ("reserved", "event 2"), ("sizes", "at the end of")],
 )
-def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, message: str):
-    found = by_hand()
-    build = found.phases[0]
+def test_a_recording_that_deviates_from_the_rules_is_detected(change: str, message: str):
+    recorded = by_hand()
+    build = recorded.phases[0]
     if change == "place":
         object.__setattr__(
-            found.phases[1], "addresses", (LARGE + 8 * MIB, *found.phases[1].addresses[1:])
+            recorded.phases[1], "addresses", (LARGE + 8 * MIB, *recorded.phases[1].addresses[1:])
         )
     elif change == "reserved":
         object.__setattr__(build, "sizes", (2 * MIB, 1000, 22 * MIB, 9 * MIB))
@@ -262,7 +264,7 @@ def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, messa
             build, "statistics", {**build.statistics, "allocated_bytes.all.peak": 10 * MIB}
         )
     with pytest.raises(AssertionError, match=message):
-        replaying.replay_exactly(found)
+        replaying.replay_exactly(recorded)
 
 
 @pytest.mark.parametrize(
@@ -276,14 +278,14 @@ def test_a_recording_that_the_rules_do_not_explain_is_noticed(change: str, messa
         ([entry("workspace_snapshot", 1, BASE)], "unknown action 'workspace_snapshot'"),
     ],
 )
-def test_a_history_that_no_replay_could_follow_is_refused(
+def test_a_history_that_a_replay_cannot_follow_is_refused(
     spoiled: list[dict[str, object]], message: str
 ):
     with pytest.raises(ValueError, match=message):
         recording.cut(spoiled, [len(spoiled)])
 
 
-def test_a_history_that_has_lost_its_end_is_refused():
+def test_a_history_without_its_end_is_refused():
     with pytest.raises(ValueError, match="history has 14 entries, and had 15"):
         recording.cut(HISTORY, (4, 15))
 
@@ -299,9 +301,9 @@ def test_a_block_that_waits_for_another_stream_is_refused():
         list(recording.Stream().read(entries))
 
 
-def test_the_list_to_record_covers_what_the_simulator_is_asked_for():
+def test_the_list_of_scenarios_covers_the_simulator_s_options():
     listed = load("record").listed()
-    # Thirteen setups with seven optimizers each, twice but for the ResNet, and eight others.
+    # Thirteen setups with seven optimizers each, twice except for the ResNet, and eight others.
     assert len(listed) == 13 * 7 * 2 - 7 + 8
     assert {scenario.device for scenario in listed.values()} == {"cuda"}
     precisions = {
@@ -322,7 +324,7 @@ def test_without_a_gpu_nothing_is_recorded(
     assert "recordings are made by a GPU" in capsys.readouterr().err
 
 
-def test_a_gpu_is_found_in_the_catalogue_by_what_torch_says_of_it():
+def test_a_gpu_is_found_in_the_catalogue_by_torch_s_properties():
     record = load("record")
     assert record.catalogue_name((9, 0), 84_942_979_072 - 10 * MIB) == "h100-80"
     assert record.catalogue_name((9, 0), 150_109_880_320) == "h200"

@@ -1,4 +1,4 @@
-"""When warm-up and sampling end, with a clock that the test sets: no real time decides."""
+"""The end of warm-up and sampling, on a clock that the test sets."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,9 +11,7 @@ from optprof.profiler.measuring.harness import Harness, is_narrow
 
 
 class Steps:
-    """An iteration that takes the given seconds one after another, the last for ever, on a clock of
-    its own.
-    """
+    """An iteration that takes these seconds in turn, then the last ones, on a fake clock."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
         self.now, self.count = 0.0, 0
@@ -34,13 +32,12 @@ class Steps:
             yield seconds[-1]
 
 
-def test_warm_up_lasts_a_second_and_until_three_times_are_like_the_three_before(
+def test_warm_up_takes_a_second_and_ends_when_times_are_stable(
     monkeypatch: pytest.MonkeyPatch,
 ):
     steps = Steps(monkeypatch, 0.9, 0.5, 0.3, 0.2, 0.2, 0.2, 0.1)
     steps.harness.sample(steps, samples=3, seconds=10)
-    # The medians of threes beside each other: 0.5 0.2, 0.3 0.2, 0.2 0.1 three times, and after the
-    # eleventh 0.1 0.1.
+    # Pairs of medians of three: 0.5 0.2, 0.3 0.2, 0.2 0.1 three times, then 0.1 0.1.
     assert steps.harness.warmup["step"] == pytest.approx([0.9, 0.5, 0.3, 0.2, 0.2, 0.2, *[0.1] * 5])
     assert steps.harness.times["step"] == pytest.approx([0.1] * 3)
 
@@ -57,7 +54,7 @@ def test_warm_up_that_never_settles_ends_after_ten_seconds_and_says_so(
     )
 
 
-def test_warm_up_that_was_too_short_to_tell_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_a_warm_up_of_fewer_than_six_iterations_says_so(monkeypatch: pytest.MonkeyPatch):
     steps = Steps(monkeypatch, 3.0)
     steps.harness.sample(steps, samples=2, seconds=1)
     # Four steps of 3 s fill the ten seconds.
@@ -74,19 +71,21 @@ def test_sampling_ends_when_the_median_is_known_to_two_per_cent(monkeypatch: pyt
     assert len(steps.harness.times["step"]) == 6
 
 
-def test_sampling_ends_with_the_time_but_not_before_three_samples(monkeypatch: pytest.MonkeyPatch):
+def test_sampling_ends_at_the_time_limit_but_not_before_three_samples(
+    monkeypatch: pytest.MonkeyPatch,
+):
     steps = Steps(monkeypatch, 50.0)
     steps.harness.sample(steps, samples=100, seconds=1)
     assert len(steps.harness.times["step"]) == 3
 
 
-def test_noise_is_sampled_until_the_count_that_was_asked_for(monkeypatch: pytest.MonkeyPatch):
+def test_noisy_times_are_sampled_up_to_the_limit(monkeypatch: pytest.MonkeyPatch):
     steps = Steps(monkeypatch, *[0.2, 0.21, 0.2, 0.21, 0.2, 0.21] * 20)
     steps.harness.sample(steps, samples=9, seconds=1_000)
     assert len(steps.harness.times["step"]) == 9
 
 
-def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_known(
+def test_a_step_whose_median_is_unknown_runs_alone_until_it_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ):
     steps = Steps(monkeypatch, *[1.0, 1.2, 1.4] * 4, 1.0)
@@ -115,7 +114,7 @@ def test_a_step_that_long_iterations_leave_unknown_goes_on_alone_until_it_is_kno
     }
 
 
-def test_a_step_that_is_known_is_not_run_alone(monkeypatch: pytest.MonkeyPatch):
+def test_a_step_whose_median_is_known_does_not_run_alone(monkeypatch: pytest.MonkeyPatch):
     steps = Steps(monkeypatch, 0.25)
     steps.harness.sample(steps, samples=100, seconds=1_000, alone=nullcontext)  # pyright: ignore[reportArgumentType]
     assert len(steps.harness.times["step"]) == 6

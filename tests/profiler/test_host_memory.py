@@ -1,4 +1,4 @@
-"""What the kernel grants, read from files as its documentation lays them out."""
+"""The kernel's memory limits, read from files as its documentation describes them."""
 
 from pathlib import Path
 
@@ -10,9 +10,7 @@ from optprof.profiler.machine.memory import free_bytes, free_in_group, kernel_ki
 
 
 def place(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
-    """The two trees that are read: one with the groups of a process, one with the groups' own
-    files.
-    """
+    """Write the two trees that are read: the groups of a process, and the groups' files."""
     for name, text in {"proc/self/cgroup": groups, **files}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -29,7 +27,7 @@ def place(folder: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]
         ("", "proc/vmstat"),
     ],
 )
-def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: str):
+def test_processes_killed_by_the_kernel_are_counted(tmp_path: Path, groups: str, file: str):
     assert kernel_kills(*place(tmp_path, groups, {})) == 0
     assert (
         kernel_kills(
@@ -47,7 +45,7 @@ def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: 
             {"cgroup/job/memory.max": "4096\n", "cgroup/job/memory.current": "1024\n"},
             3072,
         ),
-        # Files that nobody has open for long are given up before a process is ended.
+        # The kernel reclaims pages of inactive files before it kills a process.
         (
             "0::/job\n",
             {
@@ -57,7 +55,7 @@ def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: 
             },
             1096,
         ),
-        # The tightest of the groups around it rules.
+        # The smallest limit of the group and its parents counts.
         (
             "0::/slice/job\n",
             {
@@ -82,14 +80,14 @@ def test_the_kernel_tells_whom_it_has_killed(tmp_path: Path, groups: str, file: 
         ("", {}, None),
     ],
 )
-def test_a_control_group_may_take_what_its_limits_leave(
+def test_the_free_memory_of_a_control_group_is_its_limit_less_its_use(
     tmp_path: Path, groups: str, files: dict[str, str], free: int | None
 ):
     assert free_in_group(*place(tmp_path, groups, files)) == free
 
 
 @pytest.mark.parametrize(("granted", "free"), [(None, 1000), (300, 300), (5000, 1000)])
-def test_the_less_of_machine_and_group_is_free(
+def test_free_memory_is_the_smaller_of_the_machine_s_and_the_group_s(
     monkeypatch: pytest.MonkeyPatch, granted: int | None, free: int
 ):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("Memory", (), {"available": 1000}))

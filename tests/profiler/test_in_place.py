@@ -1,7 +1,7 @@
-"""Autograd's writes in place, over all operations of torch's own test database.
+"""In-place writes of autograd, over all operations of torch's own test database.
 
-An operation runs forward and backward on the CPU: without a dispatch mode, and under one that does
-nothing but write in place where InPlace says so. Both must allocate and free the same bytes.
+Each operation runs forward and backward on the CPU twice: without a dispatch mode, and under one
+that only writes in place when InPlace says so. Both must allocate and free the same bytes.
 """
 
 from bisect import bisect_right
@@ -49,7 +49,7 @@ SAMPLES = 2
 
 
 class Undoing(TorchDispatchMode):
-    """Runs each operation as it is, or in place."""
+    """Runs each operation unchanged, or in place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,24 +77,24 @@ class Undoing(TorchDispatchMode):
 
 
 def samples() -> list[tuple[Any, Any]]:
-    """Operations with gradients, each with its first inputs that are no scalars."""
-    found = []
+    """Return operations with gradients, each with its first inputs that are not scalars."""
+    pairs = []
     for op in op_db:
-        # Gradients of eigenvectors need a loss of their own, and sparse tensors have no storage.
+        # Gradients of eigenvectors need a special loss, and sparse tensors have no storage.
         if torch.float32 not in op.dtypes or op.name in ("linalg.eig", "to_sparse"):
             continue
-        # The function behind op.sample_inputs, which walks the whole stack for each sample.
+        # The inner function of op.sample_inputs, which itself walks the whole stack each time.
         make = partial(op.sample_inputs_func, op, "cpu", torch.float32, requires_grad=True)
         inputs = make() if op.supports_autograd else ()
         for sample in islice(inputs, SAMPLES):
             tensors = [leaf for leaf in tree_leaves(sample.input) if isinstance(leaf, torch.Tensor)]
             if all(tensor.numel() > 2 for tensor in tensors):
-                found.append((op, sample))
-    return found
+                pairs.append((op, sample))
+    return pairs
 
 
 def allocations(pairs: list[tuple[Any, Any]], mode: Callable[[], Any]) -> list[list[int]]:
-    """Bytes of each event of each operation, scalars aside, negative for a free."""
+    """Return the bytes of each event of each operation without scalars, negative for a free."""
     cpu = torch.profiler.ProfilerActivity.CPU
     with torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
         for op, sample in pairs:
@@ -128,10 +128,10 @@ def _between_allocations(stream: list[int]) -> list[int]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_mode_that_writes_in_place_allocates_what_no_mode_does():
+def test_a_mode_that_writes_in_place_allocates_as_without_a_mode():
     pairs = samples()
     assert len(pairs) > 500
-    # A first run fills caches; what two runs do not share is drawn at random.
+    # The first run fills caches. Operations that differ between two runs draw random numbers.
     _, first, second = (allocations(pairs, nullcontext) for _ in range(3))
     with_mode = allocations(pairs, Undoing)
     different = {

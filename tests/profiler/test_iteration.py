@@ -1,6 +1,4 @@
-"""A training step as people write it, judged by what torch.profiler saw when the same step ran for
-real on the CPU.
-"""
+"""A training step, compared with torch.profiler's events of a real step on the CPU."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -21,7 +19,7 @@ from optprof.scenarios.workpiece import Workpiece
 
 
 class Network(torch.nn.Module):
-    """Three layers, each of which may be recomputed in the backward pass."""
+    """Three layers, with or without checkpointing."""
 
     def __init__(self, checkpointing: bool) -> None:
         super().__init__()
@@ -42,7 +40,7 @@ class Network(torch.nn.Module):
 def iterate(
     scenario: Scenario, model: torch.nn.Module, batch: Mapping[str, Any], phase: Any, device: str
 ) -> None:
-    """Two whole training steps; SGD without momentum allocates nothing of its own."""
+    """Run two whole training steps; SGD without momentum allocates nothing itself."""
     optimizer = torch.optim.SGD(model.parameters(), foreach=False)
     iteration = Iteration(
         scenario, Workpiece(model=model, batch=batch), batch, optimizer, phase, device
@@ -55,7 +53,7 @@ def iterate(
 
 
 def measured(scenario: Scenario) -> list[int]:
-    """Bytes of the CPU's allocations, negative for a free, but for what a device would not hold."""
+    """Return the bytes of allocations, negative for a free, without those not on a device."""
     model, x = Network(scenario.checkpointing), torch.randn(16, 64)
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -64,28 +62,24 @@ def measured(scenario: Scenario) -> list[int]:
     assert real.profiler is not None
     assert real.profiler.kineto_results is not None
     events = real.profiler.kineto_results.events()
-    found = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
+    sizes = [event.nbytes() for event in events if event.name() == "[memory]"]  # pyright: ignore[reportAttributeAccessIssue]
     random_state = torch.get_rng_state().nbytes
-    return on_a_device([size for size in found if abs(size) != random_state])
+    return on_a_device([size for size in sizes if abs(size) != random_state])
 
 
 def on_a_device(stream: list[int]) -> list[int]:
-    """The stream without scalars: on the CPU an operation with a Python number makes a tensor of
-    it.
-    """
+    """Return the stream without scalars: on the CPU a Python number becomes a tensor."""
     return in_order([size for size in stream if abs(size) > 8])
 
 
 def in_order(stream: list[int]) -> list[int]:
-    """Frees that nothing stands between, by size: when autocast ends, it drops its copies in the
-    order of a hash table.
-    """
+    """Sort consecutive frees by size: autocast frees its copies in the order of a hash table."""
     runs = groupby(stream, key=lambda size: size < 0)
     return [size for is_free, run in runs for size in (sorted(run) if is_free else run)]
 
 
 def traced(scenario: Scenario) -> list[int]:
-    """The same from a recording."""
+    """Return the same events from a recording."""
     with torch.device("meta"):
         model, x = Network(scenario.checkpointing), torch.empty(16, 64)
     recorder = Recorder(samples=Samples())
@@ -105,7 +99,7 @@ def traced(scenario: Scenario) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {},
         {"micro_batches": 3},
@@ -122,13 +116,13 @@ def traced(scenario: Scenario) -> list[int]:
     ],
 )
 @pytest.mark.usefixtures("without_onednn")
-def test_the_events_are_those_of_a_real_run(asked: dict[str, Any]):
-    scenario = Scenario(model="gpt2", **asked)
+def test_the_events_are_those_of_a_real_run(options: dict[str, Any]):
+    scenario = Scenario(model="gpt2", **options)
     assert traced(scenario) == measured(scenario)
 
 
 class Step(torch.optim.SGD):
-    """An optimizer to give other steps."""
+    """A base for optimizers with other steps."""
 
     def __init__(self) -> None:
         super().__init__([torch.nn.Parameter(torch.zeros(1))])
@@ -191,7 +185,7 @@ def test_a_step_that_fails_without_a_closure_needs_one(kind: type[Step]) -> None
     assert needs_closure(kind())
 
 
-def test_lbfgs_says_in_its_signature_that_it_needs_a_closure() -> None:
+def test_the_signature_of_lbfgs_shows_that_it_needs_a_closure() -> None:
     assert needs_closure(torch.optim.LBFGS([torch.nn.Parameter(torch.zeros(1))]))
 
 
@@ -200,10 +194,10 @@ def test_a_step_that_runs_without_a_closure_needs_none(kind: type[Step]) -> None
     assert not needs_closure(kind())
 
 
-def test_fp16_weights_are_refused_where_a_scaler_would():
+def test_fp16_weights_are_refused_with_a_scaler():
     model = Network(checkpointing=False)
     model.layers[0].requires_grad_(False).half()
-    # Frozen ones have no gradients to scale.
+    # Frozen weights have no gradients to scale.
     iterate(
         Scenario(model="tiny", amp="fp16"),
         model,
@@ -214,6 +208,6 @@ def test_fp16_weights_are_refused_where_a_scaler_would():
     model.layers[1].half()
     with pytest.raises(
         ValueError,
-        match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; say",
+        match=r"amp fp16 scales no gradients in fp16, and layers.1.weight and 1 more are fp16; use",
     ):
         iterate(Scenario(model="tiny", amp="fp16"), model, {}, lambda _: nullcontext(), "cpu")

@@ -1,12 +1,11 @@
-"""What CUDA's kernels take for themselves, judged by sizes worked out by hand from ATen's
-sources.
-"""
+"""Memory that CUDA's kernels take for themselves, compared with sizes from ATen's sources."""
 
 import pytest
 import torch
 
 from optprof.profiler import simulate
-from optprof.profiler.tracing.kernel_memory import WORKSPACE, sized_for
+from optprof.profiler.tracing.kernel_memory import sized_for
+from optprof.profiler.tracing.matrix_products import WORKSPACE
 from optprof.profiler.tracing.requests import device_of
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
@@ -15,7 +14,7 @@ MIB = 1 << 20
 
 
 def stream(recorder: Recorder) -> list[int]:
-    """Bytes of each event in order, negative for a free."""
+    """Return the bytes of each event in order, negative for a free."""
     segments, allocations = sized_for(recorder.segments, recorder.allocations, None)
     nbytes = allocations.nbytes
     return [
@@ -38,13 +37,13 @@ def stream(recorder: Recorder) -> list[int]:
 )
 def test_a_workspace_has_the_size_of_the_gpu_s_generation(gpu: str, nbytes: int):
     assert WORKSPACE.nbytes(device_of(gpu)) == nbytes
-    found = simulate(
+    memory = simulate(
         Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1}, gpu=gpu)
     ).memory
-    assert found is not None
-    # One for the forward pass and one for autograd's thread; a small one takes up to a MiB more,
-    # when the block's rest is not split off.
-    assert 2 * nbytes <= found.peak_by_category["workspace"] <= 2 * (nbytes + MIB)
+    assert memory is not None
+    # One for the forward pass and one for autograd's thread. The block of a small one is up to a
+    # MiB larger, if its rest is not split off.
+    assert 2 * nbytes <= memory.peak_by_category["workspace"] <= 2 * (nbytes + MIB)
 
 
 def test_a_workspace_is_taken_by_the_first_product_of_a_thread_and_kept():
@@ -103,7 +102,7 @@ def test_the_norms_of_a_list_take_a_number_for_each_chunk_of_its_longest_tensor(
     assert stream(recorder) == [partial_sums, 4, 4, 4, -partial_sums, -4, -4, -4]
 
 
-def test_without_being_asked_a_recording_holds_outputs_alone():
+def test_without_workspaces_a_recording_holds_only_outputs():
     recorder = Recorder()
     with recorder.phase("forward"):
         x = torch.empty(4, 4, device="meta")

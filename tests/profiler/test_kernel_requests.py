@@ -1,5 +1,6 @@
-"""Requests of the kernels of attention, sorting, norms and products, judged by recordings and by
-sizes worked out from ATen's sources.
+"""Requests of the kernels of attention, indexing, norms and products.
+
+They are compared with recordings and with sizes from ATen's sources.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ MIB = 1 << 20
 
 
 def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None = None) -> list[int]:
-    """Bytes of each event of what `run` does to tensors on this GPU, negative for a free."""
+    """Return the bytes of each event of `run` on this GPU, negative for a free."""
     recorder = Recorder(workspaces=(), samples=Samples())
     with recorder.phase("build"):
         for tensor in tensors:
@@ -37,8 +38,7 @@ def tokens(*shape: int) -> torch.Tensor:
     return meta(*shape, dtype=torch.int64)
 
 
-# Recorded on GPUs: a gradient of 10,000 rows is summed by index_put, and its storage for sorting 14
-# bits.
+# Recorded on GPUs: index_put sums a gradient of 10,000 rows; the storage of its sort of 14 bits.
 @pytest.mark.parametrize(
     ("batch", "length", "storage"),
     [(4, 128, 1), (4, 256, 1), (4, 1024, 72_191), (32, 256, 138_751)],
@@ -47,7 +47,7 @@ def test_adding_to_indexed_rows_takes_the_six_buffers_that_were_recorded(
     batch: int, length: int, storage: int
 ):
     indices = 8 * batch * length
-    found = stream(
+    events = stream(
         lambda rows, index, values: aten._index_put_impl_(rows, [index], values, True, True),
         meta(10_000, 64),
         tokens(batch, length),
@@ -55,18 +55,18 @@ def test_adding_to_indexed_rows_takes_the_six_buffers_that_were_recorded(
         gpu="a100-80",
     )
     sort = [indices, indices, indices, storage, -storage, -indices, -indices, -indices]
-    assert found == [indices, indices, -indices, *sort, -indices]
+    assert events == [indices, indices, -indices, *sort, -indices]
 
 
-def test_values_that_are_repeated_for_each_index_are_laid_out_anew():
-    found = stream(
+def test_values_that_are_repeated_for_each_index_are_copied():
+    events = stream(
         lambda rows, index, value: aten.index_put_(rows, [index], value, True),
         meta(100, 16),
         tokens(40),
         meta(16),
     )
-    assert 40 * 16 * 4 in found
-    assert sum(found) == 0
+    assert 40 * 16 * 4 in events
+    assert sum(events) == 0
 
 
 def test_setting_indexed_rows_takes_nothing():
@@ -94,29 +94,29 @@ def test_few_indices_of_an_embedding_are_not_sorted():
     assert embedding_backward(3072) == [50_257 * 1600 * 4]
 
 
-def test_many_indices_of_an_embedding_are_sorted_before_the_gradient_and_summed_in_parts_after_it():
-    found = embedding_backward(8192)
+def test_many_indices_of_an_embedding_are_sorted_and_their_rows_summed_in_parts():
+    events = embedding_backward(8192)
     longs = 8 * 8192
     # 8 x 256 x 8, 3 blocks' counts of 1,024 bytes, keys and values, 256 and 255.
     sort = 16_384 + 3_072 + 2 * longs + 256 + 255
-    assert found[:8] == [longs, longs, longs, sort, -sort, -longs, 50_257 * 1600 * 4, longs]
-    # Parts of ten rows, and one for each of at most 8,192 different indices.
-    assert 4 * (819 + 8192) * 1600 in found
-    assert sum(found) == 50_257 * 1600 * 4
+    assert events[:8] == [longs, longs, longs, sort, -sort, -longs, 50_257 * 1600 * 4, longs]
+    # Parts of ten rows, and one for each of at most 8,192 distinct indices.
+    assert 4 * (819 + 8192) * 1600 in events
+    assert sum(events) == 50_257 * 1600 * 4
 
 
-def test_few_indices_of_bags_are_sorted_too_by_the_bits_of_a_row():
+def test_few_indices_of_bags_are_sorted_by_the_bits_of_a_row():
     def run(weight: torch.Tensor, indices: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         output = torch.nn.functional.embedding_bag(indices, weight, offsets, mode="sum")
         (gradient,) = torch.autograd.grad(output, weight, torch.empty_like(output))
         return gradient
 
-    found = stream(run, meta(1000, 64).requires_grad_(), tokens(2560), tokens(100), gpu="a100-80")
+    events = stream(run, meta(1000, 64).requires_grad_(), tokens(2560), tokens(100), gpu="a100-80")
     longs = 8 * 2560
     # Ten bits: two histograms of 256 longs, one block's counts, keys and values, 256 and 255.
     sort = 4096 + 1024 + 2 * longs + 256 + 255
-    start = found.index(sort) - 3
-    assert found[start : start + 8] == [
+    start = events.index(sort) - 3
+    assert events[start : start + 8] == [
         longs,
         longs,
         longs,
@@ -126,8 +126,8 @@ def test_few_indices_of_bags_are_sorted_too_by_the_bits_of_a_row():
         1000 * 64 * 4,
         longs,
     ]
-    # Parts of ten rows, and one for each of at most 1,000 different indices.
-    assert 4 * (256 + 1000) * 64 in found
+    # Parts of ten rows, and one for each of at most 1,000 distinct indices.
+    assert 4 * (256 + 1000) * 64 in events
 
 
 HEADS = (2, 4, 100, 48)
@@ -153,12 +153,12 @@ def attention_backward(dtype: torch.dtype, shape: tuple[int, ...], gpu: str) -> 
             True,
         )
 
-    found = stream(run, meta(*shape, dtype=dtype), meta(batch, heads, length), tokens(), gpu=gpu)
-    # Without the gradient that was handed in, and those that came out.
+    events = stream(run, meta(*shape, dtype=dtype), meta(batch, heads, length), tokens(), gpu=gpu)
+    # Without the incoming gradient and the outgoing ones.
     nbytes = batch * heads * length * width * dtype.itemsize
-    assert found[:4] == [nbytes] * 4
-    assert found[-1] == -nbytes
-    return found[4:-1]
+    assert events[:4] == [nbytes] * 4
+    assert events[-1] == -nbytes
+    return events[4:-1]
 
 
 def test_efficient_attention_in_float32_sums_output_times_gradient_and_keeps_gradients_in_blocks():
@@ -169,7 +169,7 @@ def test_efficient_attention_in_float32_sums_output_times_gradient_and_keeps_gra
     assert attention_backward(torch.float32, HEADS, "h100-80") == expected
 
 
-def test_efficient_attention_in_half_precision_works_its_sums_out_itself():
+def test_efficient_attention_in_half_precision_computes_its_sums_itself():
     rows, workspace = 2 * 4 * 100 * 4, 2 * 4 * 2 * (64 * 64 + 4) * 4
     assert attention_backward(torch.bfloat16, HEADS, "h100-80") == [
         rows,
@@ -186,7 +186,7 @@ def test_wide_heads_on_a_small_multiprocessor_keep_the_keys_gradients_in_float32
     queries, keys = 4 * 2 * (64 * 64 + 4), 4 * 64 * 128
     small = 2 * 4 * (queries + 2 * keys) * 4
     assert attention_backward(torch.float16, (2, 4, 256, 128), "rtx4090")[1] == small
-    # Blocks of 128 x 128 hold them in registers: 2 blocks of queries by one of columns.
+    # Blocks of 128 x 128 keep them in registers: 2 blocks of queries by one of columns.
     large = 2 * 4 * 2 * (128 * 128 + 4) * 4
     assert attention_backward(torch.float16, (2, 4, 256, 128), "a100-80") == [
         rows,
@@ -198,22 +198,22 @@ def test_wide_heads_on_a_small_multiprocessor_keep_the_keys_gradients_in_float32
 
 def flash_forward(batch: int, heads: int, length: int, gpu: str, dropout: float = 0.0) -> list[int]:
     query = meta(batch, heads, length, 64, dtype=torch.bfloat16)
-    found = stream(
+    events = stream(
         lambda q: aten._scaled_dot_product_flash_attention(q, q, q, dropout, True), query, gpu=gpu
     )
     return [
         size
-        for size in found
+        for size in events
         if abs(size) > 2 * query.nbytes or abs(size) == 4 * 4 * heads * length
     ]
 
 
 def test_flash_attention_with_few_heads_splits_the_keys():
     # 12 heads of 16 blocks of 64 queries on 132 x 2 places: 0.73 of a wave. Two parts fill 1.45 of
-    # 2 as well, three are as many blocks of 256 keys as two, four fill 2.91 of 3.
+    # 2 waves, three have as many blocks of 256 keys as two, four fill 2.91 of 3 waves.
     sums, outputs = 4 * 4 * 12 * 1024, 4 * 4 * 12 * 1024 * 64
     assert flash_forward(1, 12, 1024, "h100-80") == [sums, outputs, -outputs, -sums]
-    # On 108 x 2 places 192 blocks fill more than 0.8 of a wave; and no kernel drops what it splits.
+    # On 108 x 2 places 192 blocks fill more than 0.8 of a wave. A split kernel has no dropout.
     assert flash_forward(1, 12, 1024, "a100-80") == []
     assert flash_forward(1, 12, 1024, "h100-80", 0.1) == []
 
@@ -226,13 +226,13 @@ def test_the_layer_norm_of_many_short_rows_sums_its_gradients_in_two_passes():
             grad, grad, [width], mean, mean, weight, weight, [True, True, True]
         )
 
-    found = stream(run, meta(rows, width), meta(rows, 1), meta(width), gpu="h100-80")
-    # 24 blocks of 32 columns, and so 32,768 / 24 rows of blocks.
+    events = stream(run, meta(rows, width), meta(rows, 1), meta(width), gpu="h100-80")
+    # 24 blocks of 32 columns, so 32,768 / 24 rows of blocks.
     part = 1365 * width * 4
     # The rest is their sum: 1,365 rows, 768 outputs: 342 values a thread, 22 blocks of 16 values, 6
     # blocks across.
     staged = 4 * 768 * 22 * 32 * 4
-    assert found == [
+    assert events == [
         rows * width * 4,
         width * 4,
         width * 4,
@@ -256,7 +256,7 @@ def test_the_layer_norm_of_fewer_rows_takes_nothing():
     assert len(stream(run, meta(65_536, 768), meta(65_536, 1), meta(768))) == 3
 
 
-def test_norms_and_softmax_lay_anew_what_is_not_contiguous():
+def test_norms_and_softmax_copy_operands_that_are_not_contiguous():
     nbytes = 2 * 8 * 25 * 4
 
     def norm(x: torch.Tensor) -> object:
@@ -286,31 +286,31 @@ def test_norms_and_softmax_lay_anew_what_is_not_contiguous():
     assert stream(lambda x: x.transpose(1, 2).softmax(-1), x) == [nbytes, nbytes, -nbytes]
     assert stream(lambda x: x.softmax(-1), x) == [nbytes]
     # The gradient of a sum is one number, expanded.
-    found = stream(
+    events = stream(
         lambda g, y: aten._log_softmax_backward_data(g.expand(2, 8, 25), y, -1, torch.float32),
         meta(1),
         x,
     )
-    assert found == [nbytes, nbytes, -nbytes]
+    assert events == [nbytes, nbytes, -nbytes]
 
 
 def test_a_group_norm_takes_a_factor_and_an_offset_for_each_channel():
-    found = stream(
+    events = stream(
         lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5),
         meta(8, 64, 16, 16),
         meta(64),
     )
-    assert found[3:] == [8 * 64 * 4] * 2 + [-8 * 64 * 4] * 2
+    assert events[3:] == [8 * 64 * 4] * 2 + [-8 * 64 * 4] * 2
 
 
 def test_a_group_norm_in_half_precision_takes_float32_statistics():
     half = torch.bfloat16
-    found = stream(
+    events = stream(
         lambda x, w: aten.native_group_norm(x, w, w, 8, 64, 256, 4, 1e-5),
         meta(8, 64, 16, 16, dtype=half),
         meta(64, dtype=half),
     )
-    assert found[3:7] == [8 * 4 * 4] * 2 + [8 * 64 * 4] * 2
+    assert events[3:7] == [8 * 4 * 4] * 2 + [8 * 64 * 4] * 2
 
 
 def test_the_backward_pass_of_a_group_norm_takes_sums_of_channels_and_groups():
@@ -319,16 +319,14 @@ def test_the_backward_pass_of_a_group_norm_takes_sums_of_channels_and_groups():
             x, x, mean, mean, weight, 8, 64, 256, 4, [True, True, True]
         )
 
-    found = stream(run, meta(8, 64, 16, 16), meta(8, 4), meta(64))
+    events = stream(run, meta(8, 64, 16, 16), meta(8, 4), meta(64))
     channels, groups = 8 * 64 * 4, 8 * 4 * 4
-    assert found[3:8] == [channels, channels, groups, groups, channels]
-    assert found[8:] == [-size for size in reversed(found[3:8])]
+    assert events[3:8] == [channels, channels, groups, groups, channels]
+    assert events[8:] == [-size for size in reversed(events[3:8])]
 
 
 def copies(product: Callable[..., object], *operands: torch.Tensor) -> list[int]:
-    """Bytes of each event of a product, without its result and cuBLAS's workspace, which are
-    first.
-    """
+    """Return the bytes of each event of a product after its result and cuBLAS's workspace."""
     return stream(product, *operands)[2:]
 
 
@@ -343,7 +341,7 @@ def copies(product: Callable[..., object], *operands: torch.Tensor) -> list[int]
         meta(64, 1, 32)[:, 0],
     ],
 )
-def test_a_product_reads_rows_or_columns_that_are_dense_where_they_lie(readable: torch.Tensor):
+def test_a_product_reads_dense_rows_or_columns_without_a_copy(readable: torch.Tensor):
     assert copies(torch.mm, readable, meta(32, 16)) == []
     assert copies(torch.mv, readable, meta(32)) == []
 
@@ -365,7 +363,7 @@ def test_a_product_copies_the_second_operand_first():
     assert copies(torch.mm, left, right) == [2048, 8192, -8192, -2048]
 
 
-def test_a_product_of_batches_reads_a_matrix_again_and_again_but_not_a_row():
+def test_a_batched_product_reads_an_expanded_matrix_but_copies_an_expanded_row():
     other = meta(8, 32, 16)
     for readable in (
         meta(64, 32).expand(8, 64, 32),

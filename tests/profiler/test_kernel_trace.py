@@ -1,6 +1,4 @@
-"""The kernels of a step, judged by counts worked out by hand: bytes a parameter, launches and
-waits.
-"""
+"""The kernels of a step: bytes for each parameter, launches and waits, as counted by hand."""
 
 from collections import Counter
 
@@ -8,13 +6,12 @@ import pytest
 import torch
 
 from optprof import optimizers
-from optprof.profiler.tracing.kernel_trace import KernelRecorder, StepTrace, trace_step
-from optprof.profiler.tracing.multi_tensor import launches
+from optprof.profiler.tracing.kernel_trace import KernelRecorder, StepTrace, launches, trace_step
 
 SHAPES = [(512, 256), (256,), (300, 70)]
 COUNT = sum(torch.Size(shape).numel() for shape in SHAPES)
 
-# Bytes a parameter in float32. Of 4 each, a step in place reads and writes what it changes:
+# Bytes for each float32 parameter. Each r or w reads or writes 4 bytes; a step in place does both:
 # momentum m = 0.9 m (r w), m += g (r r w), p -= lr m (r r w)
 SGD = 4 * (2 + 3 + 3)
 # p *= 1 - lr wd (r w), m lerp g (r r w), v *= b (r w), v += g g (r r w), d = sqrt v (r w), d /= (r
@@ -40,7 +37,7 @@ def moved(trace: StepTrace) -> int:
 @pytest.mark.parametrize(
     ("spec", "a_parameter", "needed"), [("sgd", SGD, SGD_NEEDED), ("adamw", ADAMW, ADAMW_NEEDED)]
 )
-def test_a_step_moves_what_its_operations_read_and_write(
+def test_a_step_moves_the_bytes_that_its_operations_read_and_write(
     spec: str, how: optimizers.Implementation, a_parameter: int, needed: int
 ):
     trace = traced(spec, how)
@@ -53,14 +50,14 @@ def test_a_fused_step_moves_each_tensor_once():
     trace = traced("adamw", "fused")
     steps = (
         2 * 4 * len(SHAPES)
-    )  # the step counts live on the device and are counted up by a kernel of their own
+    )  # the step counts live on the device, and one more kernel increments them
     fused = next(kernel for kernel in trace.kernels if kernel.name == "_fused_adamw_")
     assert fused.bytes == ADAMW_FUSED * COUNT + steps // 2
     assert moved(trace) == fused.bytes + steps
     assert [kernel.launches for kernel in trace.kernels] == [1, 1]
 
 
-def test_fused_momentum_moves_three_tensors_in_and_two_out():
+def test_fused_momentum_reads_three_tensors_and_writes_two():
     trace = traced("sgd", "fused")
     assert [(kernel.name, kernel.bytes) for kernel in trace.kernels] == [
         ("_fused_sgd_", SGD_NEEDED * COUNT)
@@ -72,7 +69,7 @@ def test_the_loop_launches_for_each_tensor_and_foreach_for_all():
     assert sum(kernel.launches for kernel in traced("adamw", "foreach").kernels) == 8
 
 
-def test_bf16_moves_half():
+def test_bf16_moves_half_the_bytes():
     trace = trace_step(
         [(shape, torch.bfloat16) for shape in SHAPES],
         lambda params: torch.optim.SGD(params, momentum=0.9, foreach=True),
@@ -85,7 +82,7 @@ def recorded(function: object, *tensors: torch.Tensor) -> list[tuple[str, int]]:
     recorder.begin(tensors)
     with recorder:
         function(*tensors)  # pyright: ignore[reportCallIssue]
-    return [(kernel.name, kernel.bytes) for kernel in recorder.found().kernels]
+    return [(kernel.name, kernel.bytes) for kernel in recorder.trace().kernels]
 
 
 def meta(*shape: int) -> torch.Tensor:
@@ -132,10 +129,10 @@ def test_a_matrix_product_counts_its_arithmetic():
     recorder.begin([])
     with recorder:
         torch.mm(meta(8, 16), meta(16, 32))
-    assert [kernel.flops for kernel in recorder.found().kernels] == [2 * 8 * 16 * 32]
+    assert [kernel.flops for kernel in recorder.trace().kernels] == [2 * 8 * 16 * 32]
 
 
-def test_a_number_that_is_read_back_makes_the_host_wait():
+def test_a_read_back_makes_the_host_wait():
     trace = traced("adafactor", "loop", [(6, 4), (3,)])
     assert (
         Counter(kernel.waits for kernel in trace.kernels)[True] == 4
@@ -163,7 +160,7 @@ def test_a_number_that_is_read_back_makes_the_host_wait():
         ([65_536 * 2_240 + 1, *[1] * 770], 1, False, 3),
     ],
 )
-def test_a_launch_takes_so_many_tensors_and_so_many_chunks(
+def test_a_launch_has_limits_of_tensors_and_chunks(
     sizes: list[int], lists: int, scalars: bool, expected: int
 ):
     assert (
@@ -174,7 +171,7 @@ def test_a_launch_takes_so_many_tensors_and_so_many_chunks(
 
 
 def chunk_by_chunk(sizes: list[int], lists: int, scalars: bool) -> int:
-    """ATen's loop, one chunk at a time."""
+    """Return the launches of ATen's loop, one chunk at a time."""
     most = ((672, 448, 336, 252, 210) if scalars else (770, 448, 336, 252, 210))[lists - 1]
     count = tensors = blocks = 0
     for size in filter(None, sizes):

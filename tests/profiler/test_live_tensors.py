@@ -99,61 +99,61 @@ def measured(optimizer: str, model: str = "line") -> Record:
 
 
 def test_a_step_that_is_compiled_as_one_graph_is_measured() -> None:
-    found = measured("live_models:Compiled")
-    assert found.memory is not None
-    assert found.watched is not None
-    assert found.memory.optimizer_state == WEIGHT
-    step = found.watched.memory["step"]["tensors"]
+    record = measured("live_models:Compiled")
+    assert record.memory is not None
+    assert record.watched is not None
+    assert record.memory.optimizer_state == WEIGHT
+    step = record.watched.memory["step"]["tensors"]
     assert step.end == 3 * WEIGHT + BUFFER + BATCH
-    assert found.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
-    assert found.watched.tensors_at_peak["optimizer_state"] == WEIGHT
+    assert record.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
+    assert record.watched.tensors_at_peak["optimizer_state"] == WEIGHT
 
 
-def test_state_that_is_there_before_the_first_step_is_counted() -> None:
-    found = measured("live_models:Early").watched
-    assert found is not None
-    assert found.tensors_at_peak["optimizer_state"] == 2 * WEIGHT
-    assert found.memory["zero_grad"]["tensors"].end == 3 * WEIGHT + BUFFER + BATCH
+def test_state_from_before_the_first_step_is_counted() -> None:
+    watched = measured("live_models:Early").watched
+    assert watched is not None
+    assert watched.tensors_at_peak["optimizer_state"] == 2 * WEIGHT
+    assert watched.memory["zero_grad"]["tensors"].end == 3 * WEIGHT + BUFFER + BATCH
 
 
-def test_state_where_the_optimizer_does_not_reach_is_told() -> None:
-    found = measured("live_models:Hiding")
-    assert found.watched is not None
-    assert found.memory is not None
-    assert found.memory.optimizer_state == 0
-    told = "steps have left 40,000 B where the optimizer does not reach; they are not in its state"
-    assert told in found.watched.warnings
-    assert found.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
+def test_state_that_the_optimizer_does_not_refer_to_is_a_warning() -> None:
+    record = measured("live_models:Hiding")
+    assert record.watched is not None
+    assert record.memory is not None
+    assert record.memory.optimizer_state == 0
+    warning = "steps left 40,000 B that the optimizer does not refer to; they are not in its state"
+    assert warning in record.watched.warnings
+    assert record.watched.memory["zero_grad"]["tensors"].end == 2 * WEIGHT + BUFFER + BATCH
 
 
 @pytest.mark.parametrize(
     "optimizer", ["adamw", "sm3", "lamb16", "torch.optim:LBFGS", "live_models:Compiled"]
 )
 def test_steps_that_keep_all_in_their_state_leave_nothing_else(optimizer: str) -> None:
-    found = measured(optimizer).watched
-    assert found is not None
-    assert not any("does not reach" in warning for warning in found.warnings)
+    watched = measured(optimizer).watched
+    assert watched is not None
+    assert not any("does not refer to" in warning for warning in watched.warnings)
 
 
-def test_what_a_kernel_takes_for_itself_is_counted() -> None:
+def test_a_kernel_s_own_memory_is_counted() -> None:
     """The median is one number, and its kernel sorts a copy of the weight."""
-    found = measured("live_models:Wasteful").watched
-    assert found is not None
-    step = found.memory["step"]["tensors"]
+    watched = measured("live_models:Wasteful").watched
+    assert watched is not None
+    step = watched.memory["step"]["tensors"]
     assert step.end + WEIGHT <= step.peak < step.end + WEIGHT + 64
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_profiler_of_ones_own_goes_before_ours() -> None:
+def test_a_profiler_of_the_user_has_precedence() -> None:
     with profile(activities=[ProfilerActivity.CPU]) as own:
         outside = measured("sgd").watched
     assert any(event.key == "aten::mul" for event in own.key_averages())
     inside = measured("sgd", "profiled").watched
-    for found, reason in (
-        (outside, "a profiler was at work already"),
-        (inside, "a profiler inside of the training"),
+    for watched, reason in (
+        (outside, "a profiler was running already"),
+        (inside, "a profiler inside the training"),
     ):
-        assert found is not None
-        assert found.tensors_at_peak == {}
-        assert set(found.memory["step"]) == {"resident"}
-        assert reason in found.warnings[0]
+        assert watched is not None
+        assert watched.tensors_at_peak == {}
+        assert set(watched.memory["step"]) == {"resident"}
+        assert reason in watched.warnings[0]

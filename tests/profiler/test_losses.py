@@ -1,4 +1,4 @@
-"""Memory of losses in a trace, judged by the same losses run on the CPU."""
+"""Memory of losses in a trace, compared with the same losses on the CPU."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ LOSSES = (
 
 
 def recorded(loss: Callable[..., torch.Tensor], reduction: str) -> list[int]:
-    """Bytes of each event of a loss over 50 x 8 numbers and its gradient, negative for a free."""
+    """Return the bytes of each event of a loss over 50 x 8 numbers and its gradient."""
     recorder = Recorder(workspaces=())
     tensor, target = (torch.empty(50, 8, device="meta") for _ in range(2))
     with recorder.phase("build"):
@@ -45,13 +45,13 @@ def differentiate(
 
 
 def large(events: list[int]) -> list[int]:
-    """Without numbers alone, of which the CPU's mean takes more."""
+    """Return the events without scalars, of which the CPU's mean takes more."""
     return [size for size in events if abs(size) > 8]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
-def test_a_loss_takes_and_holds_what_it_does_on_the_cpu(
+def test_a_loss_takes_and_holds_as_much_as_on_the_cpu(
     loss: Callable[..., torch.Tensor],
     reduction: str,
     cpu_events: Callable[[Callable[[], object]], list[int]],
@@ -62,7 +62,7 @@ def test_a_loss_takes_and_holds_what_it_does_on_the_cpu(
     assert large(recorded(loss, reduction)) == large(real)
 
 
-def test_the_mean_of_squares_holds_as_much_as_the_squares():
+def test_the_mean_of_squares_holds_as_much_as_all_squares():
     loss, gradient = differentiate(
         functional.mse_loss, "mean", torch.rand(50, 8), torch.rand(50, 8)
     )

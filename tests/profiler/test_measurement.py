@@ -1,6 +1,4 @@
-"""Real steps on the CPU: what is kept, what is reduced when memory is short, and what becomes of a
-scenario that fails.
-"""
+"""Measurements on the CPU: whole, and reduced when memory is short."""
 
 import sys
 from collections import namedtuple
@@ -28,13 +26,13 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One iteration warms up."""
+    """Let one iteration be the warm-up."""
     monkeypatch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], int]:
-    """Writes a module of the user's own where it is found, by a name that no other test has."""
+    """Return a function that writes a user module, under a name that no other test has."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     return lambda name, text: (tmp_path / f"{name}.py").write_text(text)
 
@@ -46,47 +44,45 @@ def with_free_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> None:
 
 
 def test_a_model_that_fits_is_trained_and_every_phase_timed():
-    found = measure(Scenario(**TINY))
-    assert (found.origin, found.scenario.workload) == ("measured", "train")
-    assert found.times is not None
+    record = measure(Scenario(**TINY))
+    assert (record.origin, record.scenario.workload) == ("measured", "train")
+    assert record.times is not None
     phases = ("forward", "backward", "step", "zero_grad", "iteration")
-    assert {phase: len(samples) for phase, samples in found.times.items()} == dict.fromkeys(
+    assert {phase: len(samples) for phase, samples in record.times.items()} == dict.fromkeys(
         phases, 3
     )
-    assert found.warmup is not None
-    assert set(found.warmup) == set(found.times)
-    assert all(seconds > 0 for samples in found.times.values() for seconds in samples)
+    assert record.warmup is not None
+    assert set(record.warmup) == set(record.times)
+    assert all(seconds > 0 for samples in record.times.values() for seconds in samples)
 
 
-def test_on_the_cpu_living_tensors_are_counted_by_what_they_are_for():
-    """SGD with momentum steps without a temporary larger than one tensor; the state is as large as
-    the parameters.
-    """
-    found = measure(Scenario(**{**TINY, "options": {"momentum": 0.9}})).watched
-    assert found is not None
-    assert (found.samples, found.tokens) == (1, None)
-    held = 4 * 11_689_512
+def test_on_the_cpu_living_tensors_are_counted_by_category():
+    """SGD with momentum has a state as large as the weights, and temporaries of one tensor."""
+    watched = measure(Scenario(**{**TINY, "options": {"momentum": 0.9}})).watched
+    assert watched is not None
+    assert (watched.samples, watched.tokens) == (1, None)
+    parameters = 4 * 11_689_512
     buffers = sum(b.nbytes for b in build(Scenario(model="resnet18"), "meta").model.buffers())
     batch = 4 * 3 * 224 * 224 + 8
-    ends = {phase: counters["tensors"].end for phase, counters in found.memory.items()}
-    # The loss is gone with the forward and backward passes; what the step ends with are parameters,
-    # gradients, state, buffers and batch.
-    assert ends["backward"] == ends["step"] == 3 * held + buffers + batch
-    assert ends["zero_grad"] == 2 * held + buffers + batch
-    at_peak = found.tensors_at_peak
+    ends = {phase: counters["tensors"].end for phase, counters in watched.memory.items()}
+    # The loss is gone after the backward pass. The step ends with parameters, gradients, state,
+    # buffers and batch.
+    assert ends["backward"] == ends["step"] == 3 * parameters + buffers + batch
+    assert ends["zero_grad"] == 2 * parameters + buffers + batch
+    at_peak = watched.tensors_at_peak
     assert sum(at_peak.values()) == max(
-        counters["tensors"].peak for counters in found.memory.values()
+        counters["tensors"].peak for counters in watched.memory.values()
     )
     assert (
         at_peak["parameter"],
         at_peak["optimizer_state"],
         at_peak["buffer"],
         at_peak["input"],
-    ) == (held, held, buffers, batch)
-    # The process holds all of it and more.
+    ) == (parameters, parameters, buffers, batch)
+    # The process has all of these bytes and more.
     assert all(
         counters["resident"].peak >= counters["resident"].end > counters["tensors"].end
-        for counters in found.memory.values()
+        for counters in watched.memory.values()
     )
 
 
@@ -105,65 +101,63 @@ def build():
 """
 
 
-def test_under_fp16_the_first_step_is_taken_however_steep_the_loss(own: Callable[[str, str], int]):
-    """100 for each of two rows is no number of fp16 any more once it is multiplied by GradScaler's
-    usual 65,536.
-    """
+def test_under_fp16_a_steep_loss_does_not_skip_the_first_step(own: Callable[[str, str], int]):
+    """Gradients of 100 overflow fp16 if GradScaler multiplies them by its usual 65,536."""
     own("steep_model", STEEP)
-    found = measure(
+    memory = measure(
         Scenario(**{**TINY, "model": "steep_model:build", "optimizer": "adamw", "amp": "fp16"})
     ).memory
-    assert found is not None
-    assert found.optimizer_state == 2 * 4 * (8 * 8 + 8) + 2 * 4
+    assert memory is not None
+    assert memory.optimizer_state == 2 * 4 * (8 * 8 + 8) + 2 * 4
 
 
-def test_where_the_peak_cannot_be_forgotten_no_phase_has_that_of_the_process(
+def test_without_a_reset_of_the_peak_no_phase_has_that_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr("optprof.profiler.measuring.resident_watch.forget_peak", lambda: False)
-    monkeypatch.setattr("optprof.profiler.measuring.resident_watch.peak_bytes", lambda: 1 << 60)
-    found = measure(Scenario(**{**TINY, "workload": "state"})).watched
-    assert found is not None
-    assert found.memory["step"]["resident"].peak < 1 << 60
+    monkeypatch.setattr("optprof.profiler.measuring.resident.reset_peak", lambda: False)
+    monkeypatch.setattr("optprof.profiler.measuring.resident.peak_bytes", lambda: 1 << 60)
+    watched = measure(Scenario(**{**TINY, "workload": "state"})).watched
+    assert watched is not None
+    assert watched.memory["step"]["resident"].peak < 1 << 60
 
 
-def test_without_room_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):
+def test_without_memory_for_activations_only_the_step_is_timed(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 2 * 3 * 11_689_512 * 4 + 1000)
-    found = measure(Scenario(**TINY))
-    assert (found.origin, found.scenario) == ("measured", Scenario(**TINY))
-    assert found.times is not None
-    assert set(found.times) == {"step"}
-    assert found.memory is not None
-    assert found.memory.optimizer_state == 11_689_512 * 4
+    record = measure(Scenario(**TINY))
+    assert (record.origin, record.scenario) == ("measured", Scenario(**TINY))
+    assert record.times is not None
+    assert set(record.times) == {"step"}
+    assert record.memory is not None
+    assert record.memory.optimizer_state == 11_689_512 * 4
 
 
-def test_without_room_for_the_state_slices_are_timed_and_scaled(monkeypatch: pytest.MonkeyPatch):
+def test_without_memory_for_the_state_slices_are_timed_and_scaled(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 2 * GIB)
-    found = measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
-    assert found.origin == "estimated"
-    assert found.memory is None
+    record = measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
+    assert record.origin == "estimated"
+    assert record.memory is None
     layer, room = 12 * 1600**2 + 13 * 1600, (384 << 20) / 12
     rows = int(50257 * room / ((50257 + 1024 + 2) * 1600))
     rest = rows * 1600 + int(1024 * rows / 50257) * 1600
-    assert found.measured_share == pytest.approx((layer + rest) / 1_557_611_200, rel=1e-3)
-    assert found.times is not None
-    assert set(found.times) == {"step"}
+    assert record.measured_share == pytest.approx((layer + rest) / 1_557_611_200, rel=1e-3)
+    assert record.times is not None
+    assert set(record.times) == {"step"}
 
 
 @pytest.mark.compiler
-def test_a_step_that_is_fused_on_the_cpu_alone_is_known_to_have_no_room_too(
+def test_a_step_that_is_fused_only_on_the_cpu_is_reduced_too(
     monkeypatch: pytest.MonkeyPatch,
 ):
     with_free_memory(monkeypatch, 2 * GIB)
-    found = measure(
+    record = measure(
         Scenario(**{**TINY, "model": "gpt2-xl", "optimizer": "lamb16", "implementation": "fused"})
     )
-    assert (found.origin, found.scenario.implementation) == ("estimated", "fused")
-    assert found.measured_share is not None
-    assert found.measured_share < 0.1
+    assert (record.origin, record.scenario.implementation) == ("estimated", "fused")
+    assert record.measured_share is not None
+    assert record.measured_share < 0.1
 
 
-def test_without_room_for_one_layer_memory_has_run_out(monkeypatch: pytest.MonkeyPatch):
+def test_without_memory_for_one_layer_it_runs_out(monkeypatch: pytest.MonkeyPatch):
     with_free_memory(monkeypatch, 100 << 20)
     with pytest.raises(
         MemoryError, match="a slice of gpt2-xl with sgd needs 351 MiB, 100 MiB are free"
@@ -171,7 +165,7 @@ def test_without_room_for_one_layer_memory_has_run_out(monkeypatch: pytest.Monke
         measure(Scenario(**{**TINY, "model": "gpt2-xl"}))
 
 
-def test_a_slice_has_whole_layers_within_the_budget_and_one_at_least():
+def test_a_slice_has_whole_layers_within_the_budget_and_at_least_one():
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
     layer = 12 * 768**2 + 13 * 768
     for budget, layers in ((0, 1), (16 * layer * 5, 5), (16 * layer * 6 - 1, 5), (1 << 40, 12)):
@@ -179,7 +173,7 @@ def test_a_slice_has_whole_layers_within_the_budget_and_one_at_least():
         assert (part.count, part.scale) == (layers * layer, 12 / layers)
 
 
-def test_what_is_in_no_layer_has_a_slice_of_its_own_with_as_many_rows_as_fit():
+def test_parameters_outside_layers_are_a_slice_with_as_many_rows_as_fit():
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
     outside = (50257 + 1024 + 2) * 768
     whole, half = (
@@ -202,19 +196,17 @@ def test_slices_scaled_up_are_the_whole_model():
 
 def test_cuda_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(
-        ValueError, match="no CUDA device on this machine; ask for --device sim or cpu"
-    ):
+    with pytest.raises(ValueError, match="no CUDA device on this machine; use --device sim or cpu"):
         measure(Scenario(model="gpt2", device="cuda"))
 
 
 @pytest.mark.gpu
 def test_cuda_measures_what_the_simulator_says_of_the_tensors():
-    found = measure(Scenario(model="gpt2", device="cuda", sequence_length=64)).memory
-    assert found is not None
-    assert found.optimizer_state == sum(
+    memory = measure(Scenario(model="gpt2", device="cuda", sequence_length=64)).memory
+    assert memory is not None
+    assert memory.optimizer_state == sum(
         8 * p.numel() + 4
         for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters()
     )
-    assert found.peak_allocated is not None
-    assert found.peak_allocated > found.resident
+    assert memory.peak_allocated is not None
+    assert memory.peak_allocated > memory.resident

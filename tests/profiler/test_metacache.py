@@ -1,4 +1,4 @@
-"""The cache of output layouts, judged by the same operations without it."""
+"""The cache of output layouts, compared with the same operations without it."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def layout(value: object) -> object:
         (aten.split.Tensor, (torch.empty(6, 4, device="meta"), 2)),
     ],
 )
-def test_a_remembered_operation_makes_what_the_operation_itself_makes(
+def test_a_cached_operation_returns_the_same_layouts(
     func: torch._ops.OpOverload, args: tuple[object, ...]
 ):
     cache = MetaCache()
@@ -50,7 +50,7 @@ def test_a_remembered_operation_makes_what_the_operation_itself_makes(
         assert layout(cache.run(func, args, {})) == layout(func(*args))
 
 
-def test_remembered_outputs_are_new_tensors_and_views_still_share_storage():
+def test_cached_outputs_are_new_tensors_and_views_share_storage():
     cache = MetaCache()
     x = torch.empty(3, 4, device="meta")
     made = [cache.run(aten.add.Tensor, (x, x), {}) for _ in range(3)]
@@ -60,7 +60,7 @@ def test_remembered_outputs_are_new_tensors_and_views_still_share_storage():
         assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
 
 
-def test_what_is_written_in_place_is_returned_and_a_change_of_shape_is_made():
+def test_an_operation_in_place_returns_its_operand_and_resizes_it():
     cache = MetaCache()
     x = torch.empty(3, 4, device="meta")
     for _ in range(2):
@@ -77,7 +77,7 @@ def test_what_is_written_in_place_is_returned_and_a_change_of_shape_is_made():
         assert cache.run(aten.resize_.default, (x, [length]), {}).shape == (length,)
 
 
-def test_what_does_not_fit_is_refused_as_ever():
+def test_operands_that_do_not_fit_are_refused_as_without_the_cache():
     cache = MetaCache()
     for _ in range(2):
         with pytest.raises(RuntimeError):
@@ -86,7 +86,7 @@ def test_what_does_not_fit_is_refused_as_ever():
             )
 
 
-def test_numbers_on_the_host_are_counted_for_real():
+def test_operations_on_host_tensors_run_for_real():
     cache = MetaCache()
     step = torch.zeros(())
     for _ in range(3):

@@ -1,6 +1,4 @@
-"""What the GPU's management library tells, with a library of the test's own: no GPU is needed to
-have its answers read.
-"""
+"""Readings of the GPU's management library, with a fake library."""
 
 import os
 import sys
@@ -12,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from optprof.profiler.measuring.nvml import reading_gpu, warnings
+from optprof.profiler.machine.nvml import reading_gpu, warnings
 from optprof.profiler.records.record import GpuReading
 
 Process = namedtuple("Process", "pid usedGpuMemory")
@@ -27,7 +25,7 @@ QUIET = GpuReading(
 
 
 class NVMLError(Exception):
-    """The library's own."""
+    """The error of the fake library."""
 
 
 def read_gpu() -> GpuReading | None:
@@ -38,17 +36,17 @@ def read_gpu() -> GpuReading | None:
 def library(
     monkeypatch: pytest.MonkeyPatch, processes: list[Process], reasons: int = 0
 ) -> dict[str, Any]:
-    asked: dict[str, Any] = {}
+    calls: dict[str, Any] = {}
 
     def handle(uuid: str) -> str:
-        asked["uuid"] = uuid
+        calls["uuid"] = uuid
         return "handle"
 
     def temperature(*_: Any) -> int:
         raise NVMLError("not supported")
 
     def shut_down() -> None:
-        asked["ended"] = True
+        calls["ended"] = True
 
     fake = SimpleNamespace(
         NVMLError=NVMLError,
@@ -71,39 +69,39 @@ def library(
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda place: SimpleNamespace(uuid=f"0000-{place}")
     )
-    return asked
+    return calls
 
 
-def test_the_device_of_torch_is_read_and_the_library_ended(monkeypatch: pytest.MonkeyPatch):
-    asked = library(monkeypatch, [Process(os.getpid(), 3 << 30)], reasons=0x1)
+def test_torch_s_device_is_read_and_the_library_shut_down(monkeypatch: pytest.MonkeyPatch):
+    calls = library(monkeypatch, [Process(os.getpid(), 3 << 30)], reasons=0x1)
     assert read_gpu() == replace(QUIET, temperature_celsius=None)
-    assert asked == {"uuid": "GPU-0000-1", "ended": True}
+    assert calls == {"uuid": "GPU-0000-1", "ended": True}
 
 
-def test_others_on_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):
+def test_other_processes_on_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):
     library(
         monkeypatch,
         [Process(os.getpid(), 3 << 30), Process(1, 1 << 30), Process(2, None)],
         reasons=0x4 | 0x8,
     )
-    found = read_gpu()
-    assert found is not None
-    assert (found.other_processes, found.slowed_by) == (
+    reading = read_gpu()
+    assert reading is not None
+    assert (reading.other_processes, reading.slowed_by) == (
         2,
         ("a hardware slowdown", "its power limit"),
     )
 
 
-def test_a_process_whose_bytes_are_not_told_is_this_one_all_the_same(
+def test_a_process_without_known_bytes_may_be_this_one(
     monkeypatch: pytest.MonkeyPatch,
 ):
     library(monkeypatch, [Process(os.getpid(), None), Process(1, 1 << 30)])
-    found = read_gpu()
-    assert found is not None
-    assert (found.other_processes, found.process_bytes) == (1, None)
+    reading = read_gpu()
+    assert reading is not None
+    assert (reading.other_processes, reading.process_bytes) == (1, None)
 
 
-def test_without_the_right_to_see_processes_clocks_are_read_all_the_same(
+def test_clocks_are_read_without_permission_to_list_processes(
     monkeypatch: pytest.MonkeyPatch,
 ):
     library(monkeypatch, [])
@@ -117,7 +115,7 @@ def test_without_the_right_to_see_processes_clocks_are_read_all_the_same(
     )
 
 
-def test_a_library_that_speaks_of_throttling_is_understood(monkeypatch: pytest.MonkeyPatch):
+def test_an_older_library_with_throttle_reasons_is_read(monkeypatch: pytest.MonkeyPatch):
     library(monkeypatch, [], reasons=0x4)
     old = sys.modules["pynvml"]
     for name in ("nvmlDeviceGetCurrentClocks{}Reasons", "nvmlClocks{}ReasonSwPowerCap"):
@@ -125,9 +123,9 @@ def test_a_library_that_speaks_of_throttling_is_understood(monkeypatch: pytest.M
             old, name.format("Throttle"), getattr(old, name.format("Event")), raising=False
         )
         monkeypatch.delattr(old, name.format("Event"))
-    found = read_gpu()
-    assert found is not None
-    assert found.slowed_by == ("its power limit",)
+    reading = read_gpu()
+    assert reading is not None
+    assert reading.slowed_by == ("its power limit",)
 
 
 def test_the_library_is_started_once_for_many_readings(monkeypatch: pytest.MonkeyPatch):
@@ -141,23 +139,23 @@ def test_the_library_is_started_once_for_many_readings(monkeypatch: pytest.Monke
 
 def test_in_a_container_the_only_process_is_this_one(monkeypatch: pytest.MonkeyPatch):
     library(monkeypatch, [Process(0, 3 << 30)])
-    found = read_gpu()
-    assert found is not None
-    assert (found.other_processes, found.process_bytes) == (0, 3 << 30)
+    reading = read_gpu()
+    assert reading is not None
+    assert (reading.other_processes, reading.process_bytes) == (0, 3 << 30)
 
 
-def test_without_the_library_or_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_without_the_library_or_a_driver_there_are_no_readings(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
     assert read_gpu() is None
 
 
-def test_what_spoils_a_timing_is_said():
+def test_disturbances_of_a_timing_are_warnings():
     assert warnings((QUIET, QUIET)) == []
     assert warnings((QUIET, replace(QUIET, clock_mhz=1890))) == []
-    found = warnings(
+    lines = warnings(
         (QUIET, replace(QUIET, clock_mhz=1500, slowed_by=("its temperature",), other_processes=1))
     )
-    assert found == [
+    assert lines == [
         "the GPU was slowed down by its temperature",
         "1 other process had memory on the GPU",
         "the GPU's clock went from 1980 to 1500 MHz",

@@ -12,6 +12,7 @@ from optprof.profiler.measuring.measurement import measure
 from optprof.profiler.running.plan import comparison, plan
 from optprof.profiler.simulating.simulation import simulate
 from optprof.profiler.training.optimizer import make_optimizer
+from optprof.reports.arithmetic.labels import labels
 from optprof.reports.arithmetic.reproduction import reproduction
 from optprof.scenarios import Scenario
 from optprof.scenarios.workpiece import build
@@ -131,3 +132,13 @@ def test_whoever_does_not_ask_for_names_gets_plain_parameters() -> None:
         Scenario(model="gpt2", optimizer="adamw"), [torch.nn.Parameter(torch.zeros(2))], ["weight"]
     )
     assert "param_names" not in optimizer.param_groups[0]
+
+
+@pytest.mark.parametrize(
+    "label", ["lamb16 (scale=upstream)", "lamb (preset=cybertronai)", "apollo (rank=4)"]
+)
+def test_a_simulated_optimizer_is_labelled_with_the_options_that_decide_its_bytes(label: str):
+    name, _, option = label.rstrip(")").partition(" (")
+    options = optimizers.option_defaults(f"{name}:{option}")
+    scenario = Scenario(model="tiny", optimizer=name, options=options, workload="state")
+    assert list(labels([simulate(scenario)]).values()) == [label]

@@ -1,6 +1,4 @@
-"""A simulated device that runs out: a record that says when and what for, with true figures up to
-then, and never a traceback.
-"""
+"""A simulated device that runs out of memory: its record, with exact bytes up to that moment."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,59 +24,64 @@ def stream(*sizes: int) -> Allocations:
     )
 
 
-def test_figures_are_those_up_to_the_request_that_failed():
+def test_counts_are_those_up_to_the_failed_request():
     segments = [
         Segment("build", [0]),
         Segment("forward", [1, ~1, 2]),
         Segment("backward", [~2, 3, 4]),
     ]
     allocations = stream(10 * MIB, 30 * MIB, 12 * MIB, 16 * MIB, 22 * MIB)
-    found = replay(segments, allocations, [0], CachingAllocator(total=64 * MIB, occupied=4 * MIB))
-    # 10 and 30 are reserved. 12 and then 16 come out of the free 30; 22 fit neither into the 14
-    # behind them nor into the device's last 20.
+    replayed = replay(
+        segments, allocations, [0], CachingAllocator(total=64 * MIB, occupied=4 * MIB)
+    )
+    # 10 and 30 are reserved. 12 and then 16 are allocated in the free 30. 22 fit neither into the
+    # remaining 14 nor into the device's last 20.
     assert (
-        found.error
+        replayed.error
         == "out of memory in backward of step 1, for activation of 22.00 MiB (aten::mul, h.0):"
         " tried to allocate 22.00 MiB; the device has a total capacity of 64.00 MiB of which"
         " 20.00 MiB is free; 26.00 MiB is allocated, 14.00 MiB is reserved but unallocated"
     )
-    assert (found.peak_allocated, found.peak_phase, found.peak_reserved) == (
+    assert (replayed.peak_allocated, replayed.peak_phase, replayed.peak_reserved) == (
         40 * MIB,
         "forward",
         40 * MIB,
     )
-    assert found.peak_by_phase == {"build": 10 * MIB, "forward": 40 * MIB, "backward": 26 * MIB}
-    assert found.peak_by_category == {"activation": 40 * MIB}
-    assert found.kept is None
+    assert replayed.peak_by_phase == {"build": 10 * MIB, "forward": 40 * MIB, "backward": 26 * MIB}
+    assert replayed.peak_by_category == {"activation": 40 * MIB}
+    assert replayed.kept is None
 
 
-def test_what_the_last_whole_step_kept_is_told_although_a_later_one_fails():
+def test_kept_bytes_are_those_of_the_last_whole_step_before_a_failure():
     segments = [Segment("step", [0]), Segment("step", [1])]
-    found = replay(segments, stream(10 * MIB, 30 * MIB), [0, 1], CachingAllocator(total=32 * MIB))
-    assert found.error is not None
-    assert found.error.startswith("out of memory in step 2, for")
-    assert found.kept == 10 * MIB
+    replayed = replay(
+        segments, stream(10 * MIB, 30 * MIB), [0, 1], CachingAllocator(total=32 * MIB)
+    )
+    assert replayed.error is not None
+    assert replayed.error.startswith("out of memory in step 2, for")
+    assert replayed.kept == 10 * MIB
 
 
-def test_a_device_too_small_for_the_first_allocation_has_held_nothing():
-    found = replay([Segment("build", [0])], stream(10 * MIB), [0], CachingAllocator(total=8 * MIB))
-    assert found.error is not None
-    assert found.error.startswith("out of memory in build, for ")
+def test_a_device_too_small_for_the_first_allocation_has_counts_of_0():
+    replayed = replay(
+        [Segment("build", [0])], stream(10 * MIB), [0], CachingAllocator(total=8 * MIB)
+    )
+    assert replayed.error is not None
+    assert replayed.error.startswith("out of memory in build, for ")
     assert (
-        found.peak_allocated,
-        found.peak_reserved,
-        found.peak_by_category,
-        found.peak_by_phase,
+        replayed.peak_allocated,
+        replayed.peak_reserved,
+        replayed.peak_by_category,
+        replayed.peak_by_phase,
     ) == (0, 0, {}, {"build": 0})
 
 
-def on_gpu(monkeypatch: pytest.MonkeyPatch, memory_bytes: int, **asked: object) -> Record:
-    # Of the compute capability that is assumed where no GPU is named, on which cuBLAS's workspaces
-    # depend.
+def on_gpu(monkeypatch: pytest.MonkeyPatch, memory_bytes: int, **fields: object) -> Record:
+    # The compute capability is the default one, which decides the size of cuBLAS's workspaces.
     monkeypatch.setitem(
         hardware._CATALOGUE, "h200", replace(hardware.describe("h200"), memory_bytes=memory_bytes)
     )
-    return simulate(Scenario(model="gpt2", sequence_length=64, gpu="h200", **asked))  # pyright: ignore[reportArgumentType]
+    return simulate(Scenario(model="gpt2", sequence_length=64, gpu="h200", **fields))  # pyright: ignore[reportArgumentType]
 
 
 def memory_of(record: Record) -> Memory:
@@ -93,18 +96,18 @@ def test_a_scenario_that_fits_is_the_same_with_and_without_a_gpu(monkeypatch: py
     assert (just_enough.outcome, just_enough.error, just_enough.memory) == ("ok", None, endless)
 
 
-def test_below_its_peak_a_step_runs_out_and_the_record_counts_what_it_would_need(
+def test_a_step_that_runs_out_has_a_record_with_the_bytes_that_it_needs(
     monkeypatch: pytest.MonkeyPatch,
 ):
     endless = memory_of(simulate(Scenario(model="gpt2", sequence_length=64)))
     assert endless.peak_allocated is not None
     total = endless.peak_allocated - 1 + hardware.CONTEXT_BYTES
-    found = on_gpu(monkeypatch, total)
-    memory = memory_of(found)
-    assert found.outcome == "out-of-memory"
-    assert found.error is not None
-    assert found.error.startswith("out of memory in step 1, for ")
-    assert "\n" not in found.error
+    record = on_gpu(monkeypatch, total)
+    memory = memory_of(record)
+    assert record.outcome == "out-of-memory"
+    assert record.error is not None
+    assert record.error.startswith("out of memory in step 1, for ")
+    assert "\n" not in record.error
     assert (memory.parameters, memory.optimizer_state) == (
         endless.parameters,
         endless.optimizer_state,
@@ -118,10 +121,10 @@ def test_below_its_peak_a_step_runs_out_and_the_record_counts_what_it_would_need
     )
     assert set(memory.peak_by_phase) == {"build", "forward", "backward", "step"}
     assert memory.optimizer_state_allocated is None
-    assert Record.from_dict(found.to_dict()) == found
+    assert Record.from_dict(record.to_dict()) == record
 
 
-def test_expandable_segments_let_a_step_through_that_runs_out_without(
+def test_a_step_may_fit_only_with_expandable_segments(
     monkeypatch: pytest.MonkeyPatch,
 ):
     expandable = memory_of(
@@ -133,19 +136,19 @@ def test_expandable_segments_let_a_step_through_that_runs_out_without(
     assert on_gpu(monkeypatch, total).outcome == "out-of-memory"
 
 
-def test_a_run_goes_on_after_a_device_that_ran_out(tmp_path: Path):
-    asked = [
+def test_a_run_continues_after_a_device_that_ran_out(tmp_path: Path):
+    scenarios = [
         Scenario(model="gpt2-xl", optimizer="sgd", workload="state", dtype="fp32", gpu=gpu)
         for gpu in ("rtx3060", "rtx3090")
     ]
-    found = run(asked, RunStore.create(tmp_path / "run"), lambda _place, _scenario: None)
+    records = run(scenarios, RunStore.create(tmp_path / "run"), lambda _place, _scenario: None)
     # Parameters, gradients and momentum are 3 times 5.93 GiB: too much for 12 GB, not for 24.
-    assert [record.outcome for record in found] == ["out-of-memory", "ok"]
-    assert RunStore(tmp_path / "run").read() == found
+    assert [record.outcome for record in records] == ["out-of-memory", "ok"]
+    assert RunStore(tmp_path / "run").read() == records
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("fields", "message"),
     [
         ({"gpu": "rtx3009"}, "no GPU is named 'rtx3009'; did you mean rtx3090"),
         (
@@ -154,8 +157,6 @@ def test_a_run_goes_on_after_a_device_that_ran_out(tmp_path: Path):
         ),
     ],
 )
-def test_a_device_that_nobody_knows_is_refused_before_anything_is_traced(
-    asked: dict[str, str], message: str
-):
+def test_an_unknown_device_is_refused_before_a_trace(fields: dict[str, str], message: str):
     with pytest.raises(ValueError, match=message):
-        simulate(Scenario(model="llama2-13b", **asked))  # pyright: ignore[reportArgumentType]
+        simulate(Scenario(model="llama2-13b", **fields))  # pyright: ignore[reportArgumentType]

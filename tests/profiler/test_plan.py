@@ -171,7 +171,7 @@ def of_width(width: int):
             "LBFGS has no foreach implementation",
         ),
         ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
-        ({"device": "cuda"}, "no CUDA device on this machine; ask for --device sim or cpu"),
+        ({"device": "cuda"}, "no CUDA device on this machine; use --device sim or cpu"),
         ({"device": "tpu"}, "device must be one of sim, cpu, cuda, got 'tpu'"),
         ({"gpu": "rtx4080"}, "no GPU is named 'rtx4080'; did you mean"),
         ({"gpu": "t4", "dtype": "bf16"}, "t4 has no hardware for bf16; ask for fp32"),

@@ -1,8 +1,8 @@
-"""The simulator against snapshots that others recorded on GPUs: the allocator event by event, and
-whole training steps.
+"""The simulator compared with snapshots that others recorded on GPUs.
 
-They lie in ../shared/gpu-snapshots, or where OPTPROF_SNAPSHOTS says; every file there is tried. How
-they are read and taken back to their start is tested on snapshots of our own, which everybody has.
+The allocator is compared event by event, and training steps as a whole. The snapshots are the files
+in ../shared/gpu-snapshots or in the folder OPTPROF_SNAPSHOTS. Reading them and undoing their events
+is tested on simulated snapshots, which need no files.
 """
 
 import gzip
@@ -38,7 +38,7 @@ EXPANDABLE = "expandable_segments:True"
 
 
 def load(name: str) -> Any:
-    """A module of tests/recordings, which is no package."""
+    """Return a module of tests/recordings, which is not a package."""
     spec = spec_from_file_location(name, TESTS / "recordings" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -63,19 +63,18 @@ recorded = pytest.mark.parametrize(
 
 @recorded
 def test_a_recorded_snapshot_replays_exactly(path: Path):
-    found = snapshots.read(path)
+    snapshot = snapshots.read(path)
     try:
-        assert snapshots.replay(found).events == len(found.entries) > 0
+        assert snapshots.replay(snapshot).events == len(snapshot.entries) > 0
     except snapshots.UnsupportedError as reason:
         pytest.skip(f"{path.name} is not replayed: {reason}")
 
 
 def weds(length: int, steps: int, **more: Any) -> dict[str, Any]:
-    """The author's script: it makes batches for six steps, and lets go of the logits before the
-    last, the recorded one.
+    """Return the scenario of the author's script, which records the sixth step.
 
-    In float32 the second step is as all that follow; under autocast blocks go on changing places
-    until the sixth.
+    It makes batches for six steps, and drops the logits before the last. In float32 all steps from
+    the second on are alike; under autocast blocks change places until the sixth.
     """
     return {
         "model": "decoder:training",
@@ -93,8 +92,7 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "weds_128_training": weds(128, steps=2),
     "weds_256_training": weds(256, steps=2),
     "weds_1024_training": weds(1024, steps=6, amp="bf16"),
-    # Gradients are summed up in place and never stepped on: the step of SGD without momentum takes
-    # nothing.
+    # Gradients are accumulated in place without a step: SGD without momentum takes nothing.
     "magma27": {
         "model": "decoder:training",
         "config": {"width": 768, "layers": 12, "heads": 12, "inner": 3072},
@@ -124,29 +122,31 @@ def simulated(name: str) -> Simulation:
     return run_simulation(Scenario(**STEPS[name], implementation="loop", gpu="a100-80"))
 
 
-def last_step(found: Simulation) -> tuple[list[Segment], list[Segment]]:
-    """The segments before the last step, and its own up to the optimizer's step."""
-    first = max(place for place, segment in enumerate(found.segments) if segment.phase == "forward")
-    return found.segments[:first], [
-        segment for segment in found.segments[first:] if segment.phase != "zero_grad"
+def last_step(simulation: Simulation) -> tuple[list[Segment], list[Segment]]:
+    """Return the segments before the last step, and those of that step."""
+    first = max(
+        place for place, segment in enumerate(simulation.segments) if segment.phase == "forward"
+    )
+    return simulation.segments[:first], [
+        segment for segment in simulation.segments[first:] if segment.phase != "zero_grad"
     ]
 
 
 @steps
 def test_a_whole_step_meets_the_recorded_peaks(name: str):
     recorded = snapshots.replay(snapshots.read(FOLDER / f"{name}{snapshots.SUFFIX}"))
-    found = simulated(name)
+    simulation = simulated(name)
     # Up to torch 2.11 blocks of equal size are taken in the order of addresses.
-    allocator = simulated_allocator(found.record.scenario, LowestAddresses())
+    allocator = simulated_allocator(simulation.record.scenario, LowestAddresses())
     blocks: dict[int, Block] = {}
-    before, step = last_step(found)
+    before, step = last_step(simulation)
     for segment in before:
-        for _ in play(segment, found.allocations, allocator, blocks):
+        for _ in play(segment, simulation.allocations, allocator, blocks):
             pass
     allocated = max(
         allocator.allocated_bytes
         for segment in step
-        for _ in play(segment, found.allocations, allocator, blocks)
+        for _ in play(segment, simulation.allocations, allocator, blocks)
     )
     reserved = allocator.reserved_bytes
     print(
@@ -158,15 +158,13 @@ def test_a_whole_step_meets_the_recorded_peaks(name: str):
 
 
 @steps
-def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
-    """Requests and frees by their sizes; a failure shows each place that differs, as recorded and
-    as simulated.
-    """
+def test_a_whole_step_makes_the_recorded_requests_in_their_order(name: str):
+    """Compare the sizes of requests and frees; a failure shows each place that differs."""
     entries = snapshots.read(FOLDER / f"{name}{snapshots.SUFFIX}").entries
     recorded = [entry.size if entry.action == "alloc" else -entry.size for entry in entries]
-    found = simulated(name)
-    nbytes = found.allocations.nbytes
-    _, step = last_step(found)
+    simulation = simulated(name)
+    nbytes = simulation.allocations.nbytes
+    _, step = last_step(simulation)
     if name == "magma27":
         step = [segment for segment in step if segment.phase != "step"]
     ours = [
@@ -175,7 +173,7 @@ def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
         for event in segment.events
     ]
     if name.startswith("weds"):
-        # The logits and the loss of the step before, which the author's script let go of before
+        # The logits and the loss of the step before, which the author's script dropped before the
         # recording began.
         assert ours[1] == -4
         del ours[:2]
@@ -189,18 +187,16 @@ def test_a_whole_step_asks_for_what_was_recorded_in_the_same_order(name: str):
 @pytest.mark.skipif(
     not (FOLDER / "charan.pickle.gz").exists(), reason=f"no charan.pickle.gz in {FOLDER}"
 )
-def test_the_order_by_age_does_not_explain_what_torch_2_11_did(monkeypatch: pytest.MonkeyPatch):
-    found = snapshots.read(FOLDER / "charan.pickle.gz")
-    assert snapshots.replay(found).peak_reserved == 937_426_944
+def test_the_order_by_age_does_not_explain_torch_2_11(monkeypatch: pytest.MonkeyPatch):
+    snapshot = snapshots.read(FOLDER / "charan.pickle.gz")
+    assert snapshots.replay(snapshot).peak_reserved == 937_426_944
     monkeypatch.setattr(snapshots, "Driver", Aged)
     with pytest.raises(AssertionError, match="block at"):
-        snapshots.replay(found)
+        snapshots.replay(snapshot)
 
 
 class Aged(snapshots.Driver):
-    """Lets the allocator order segments by age, and keeps the recorded addresses for comparing
-    alone.
-    """
+    """Orders segments by age, and uses the recorded addresses only for the comparison."""
 
     def __init__(self, *, expandable: bool) -> None:
         super().__init__(expandable=expandable)
@@ -215,9 +211,7 @@ class Aged(snapshots.Driver):
 
 
 def random_snapshot(seed: int, alloc_conf: str = "", events: int = 600) -> dict[str, Any]:
-    """A snapshot as our simulator would record it of a random program that holds some 40 blocks
-    from 1 B to 40 MiB.
-    """
+    """Return a simulated snapshot of a random program with some 40 blocks of 1 B to 40 MiB."""
     rng = random.Random(seed)
     sizes: list[int] = []
     live: list[int] = []
@@ -236,7 +230,7 @@ def random_snapshot(seed: int, alloc_conf: str = "", events: int = 600) -> dict[
 
 
 def cut(data: Mapping[str, Any], first: int) -> dict[str, Any]:
-    """The snapshot as it is when recording begins at an event."""
+    """Return the snapshot as if recording began at an event."""
     return {**data, "device_traces": [[], data["device_traces"][0][first:]]} | {
         "segments": [{**segment, "device": 1} for segment in data["segments"]]
     }
@@ -246,7 +240,7 @@ def cut(data: Mapping[str, Any], first: int) -> dict[str, Any]:
     "alloc_conf", ["", EXPANDABLE, "roundup_power2_divisions:4", "max_split_size_mb:24"]
 )
 @pytest.mark.parametrize("seed", range(4))
-def test_a_simulated_snapshot_replays_wherever_its_recording_begins(seed: int, alloc_conf: str):
+def test_a_simulated_snapshot_replays_from_any_event_on(seed: int, alloc_conf: str):
     data = random_snapshot(seed, alloc_conf)
     whole = snapshots.replay(snapshots.Snapshot.of(cut(data, 0)))
     assert whole.peak_reserved > 100 * MIB
@@ -262,7 +256,7 @@ def test_a_simulated_snapshot_replays_wherever_its_recording_begins(seed: int, a
         )
 
 
-def test_streams_that_share_a_device_are_replayed_each_by_itself():
+def test_streams_that_share_a_device_are_replayed_separately():
     data, other = random_snapshot(1), random_snapshot(2)
     away = 1 << 44
     for entry in other["device_traces"][0]:
@@ -272,7 +266,7 @@ def test_streams_that_share_a_device_are_replayed_each_by_itself():
         for block in segment["blocks"]:
             block["address"] += away
     queues = [data["device_traces"][0], other["device_traces"][0]]
-    # A request keeps the segment that was taken for it in front of it.
+    # The segment that was taken for a request stays in front of it.
     merged = []
     rng = random.Random(3)
     while any(queues):
@@ -296,8 +290,9 @@ BASE = 0x7F00_0000_0000
 
 
 def with_tail() -> dict[str, Any]:
-    """A block of 11.5 MiB that kept a tail of 0.5 MiB, which only what is placed behind it shows,
-    in a segment of 20 MiB.
+    """Return a snapshot of a 20 MiB segment with a block of 11.5 MiB and a tail of 0.5 MiB.
+
+    Only the block that is placed after it shows the tail.
     """
     trace = [
         entry("alloc", BASE + 12 * MIB, 2 * MIB),
@@ -319,22 +314,20 @@ def with_tail() -> dict[str, Any]:
     return {"segments": [segment], "device_traces": [trace]}
 
 
-def test_a_tail_that_no_snapshot_shows_is_read_off_what_is_placed_behind_it():
-    found = snapshots.Snapshot.of(with_tail())
-    start = snapshots.start_of(found)
-    sizes = snapshots.block_sizes(found, start, snapshots.ends_shown(found, start))
-    (laid,) = snapshots.laid_out(found, start, sizes)
+def test_a_tail_is_derived_from_the_block_that_is_placed_after_it():
+    snapshot = snapshots.Snapshot.of(with_tail())
+    start = snapshots.start_of(snapshot)
+    sizes = snapshots.block_sizes(snapshot, start, snapshots.ends_shown(snapshot, start))
+    (laid,) = snapshots.laid_out(snapshot, start, sizes)
     assert laid.state.blocks == (
         BlockState(size=12 * MIB, requested=11 * MIB + 512 * KIB),
         BlockState(size=8 * MIB),
     )
-    assert snapshots.replay(found).peak_allocated == 14 * MIB
+    assert snapshots.replay(snapshot).peak_allocated == 14 * MIB
 
 
-def test_a_tail_that_nothing_is_placed_behind_shows_where_a_request_passes_over_it():
-    """11.5 MiB kept a tail of 0.5 MiB, and 4 MiB are free behind; a request of 4.25 goes to the
-    larger of two places, not there.
-    """
+def test_a_tail_is_derived_from_a_request_that_skips_its_place():
+    """11.5 MiB kept a tail of 0.5 MiB before 4 free MiB, so 4.25 MiB go to a larger place."""
     blocks = [
         {"size": 16 * MIB, "requested_size": 0, "state": "inactive"},
         {"size": 4 * MIB, "requested_size": 4 * MIB, "state": "active_allocated"},
@@ -372,7 +365,7 @@ def test_a_tail_that_nothing_is_placed_behind_shows_where_a_request_passes_over_
         snapshots.replay(snapshots.Snapshot.of({"segments": segments, "device_traces": [trace]}))
 
 
-def test_memory_that_is_given_back_goes_back_in_the_replay():
+def test_memory_that_was_released_is_released_in_the_replay():
     idle = BASE + 64 * MIB
     trace = [*freed(idle, 30 * MIB), entry("segment_free", idle, 30 * MIB)]
     blocks = [{"size": 20 * MIB, "requested_size": 20 * MIB, "state": "active_allocated"}]
@@ -406,7 +399,7 @@ def test_memory_that_is_given_back_goes_back_in_the_replay():
         ({"size": 9 * MIB}, "is taken where CUDA's allocator took none"),
     ],
 )
-def test_a_trace_that_the_rules_do_not_explain_is_noticed(
+def test_a_trace_that_deviates_from_the_rules_is_detected(
     change: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ):
     data = with_tail()
@@ -418,7 +411,7 @@ def test_a_trace_that_the_rules_do_not_explain_is_noticed(
         snapshots.replay(snapshots.Snapshot.of(data))
 
 
-def test_a_block_of_another_size_at_the_end_is_noticed():
+def test_a_block_of_another_size_at_the_end_is_detected():
     data = with_tail()
     data["segments"][0]["blocks"][1:] = [
         {"size": 3 * MIB, "requested_size": 2 * MIB, "state": "active_allocated"},
@@ -428,14 +421,14 @@ def test_a_block_of_another_size_at_the_end_is_noticed():
         snapshots.replay(snapshots.Snapshot.of(data))
 
 
-def test_an_action_that_nobody_knows_is_unsupported():
+def test_an_unknown_action_is_unsupported():
     data = {"segments": [], "device_traces": [[entry("teleport", BASE, 1)]]}
     with pytest.raises(snapshots.UnsupportedError, match="'teleport'"):
         snapshots.replay(snapshots.Snapshot.of(data))
 
 
 class Hostile:
-    """Runs code where a pickle of it is loaded."""
+    """Runs code when its pickle is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.system, ("false",)
@@ -472,7 +465,7 @@ class Hostile:
         ),
     ],
 )
-def test_what_is_no_snapshot_is_refused_and_nothing_runs(
+def test_a_file_without_a_snapshot_is_refused_and_runs_no_code(
     data: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(os, "system", lambda _: pytest.fail("the pickle ran code"))
@@ -498,17 +491,15 @@ def test_a_file_that_is_not_compressed_or_unpacks_to_too_much_is_refused(tmp_pat
 
 
 @pytest.mark.parametrize("action", ["alloc", "free_completed", "segment_alloc"])
-def test_events_that_do_not_lead_to_what_the_snapshot_holds_are_refused(action: str):
+def test_events_that_do_not_lead_to_the_snapshot_s_state_are_refused(action: str):
     entry = {"action": action, "stream": 0, "addr": 1 << 30, "size": 512}
     snapshot = snapshots.Snapshot.of({"device_traces": [[entry]], "segments": []})
     with pytest.raises(snapshots.UnsupportedError, match="do not belong together"):
         snapshots.replay(snapshot)
 
 
-def test_an_allocator_goes_on_from_the_state_of_another():
-    """Two blocks of 4 MiB with 12 MiB free between them, and one of 512 B: the next 12 MiB go
-    between, and then nothing is left.
-    """
+def test_an_allocator_continues_from_the_state_of_another():
+    """The next 12 MiB go between two blocks of 4 MiB, and then no memory is left."""
     large = SegmentState(
         pool="large",
         blocks=(
@@ -533,16 +524,16 @@ def test_an_allocator_goes_on_from_the_state_of_another():
     assert (allocator.allocated_bytes, allocator.reserved_bytes) == (0, 0)
 
 
-def test_a_state_without_room_or_of_another_kind_is_refused():
+def test_a_state_that_does_not_fit_or_needs_expandable_segments_is_refused():
     state = SegmentState(
         pool="large", blocks=(BlockState(size=20 * MIB), BlockState(size=20 * MIB, mapped=False))
     )
     with pytest.raises(
         ValueError,
-        match="20971520 bytes of a segment lack memory; that needs expandable_segments:True",
+        match="20971520 bytes of a segment are not mapped; this needs expandable_segments:True",
     ):
         CachingAllocator().adopt([state])
-    with pytest.raises(ValueError, match="a segment of 20971520 bytes has no room"):
+    with pytest.raises(ValueError, match="a segment of 20971520 bytes does not fit"):
         CachingAllocator(AllocatorSettings.parse(EXPANDABLE), total=10 * MIB).adopt([state])
 
 
@@ -550,12 +541,12 @@ def test_a_state_without_room_or_of_another_kind_is_refused():
     "change",
     [{"size": 0}, {"size": 1, "requested": 2}, {"size": 2, "requested": 1, "mapped": False}],
 )
-def test_a_block_s_state_that_cannot_be_is_refused(change: dict[str, Any]):
+def test_an_impossible_state_of_a_block_is_refused(change: dict[str, Any]):
     with pytest.raises(ValueError, match="a block "):
         BlockState(**change)
 
 
 @pytest.mark.parametrize("blocks", [(), (BlockState(size=1), BlockState(size=2))])
-def test_a_segment_s_state_that_cannot_be_is_refused(blocks: tuple[BlockState, ...]):
-    with pytest.raises(ValueError, match=r"at least one block|must be one"):
+def test_an_impossible_state_of_a_segment_is_refused(blocks: tuple[BlockState, ...]):
+    with pytest.raises(ValueError, match=r"at least one block|must be merged"):
         SegmentState(pool="large", blocks=blocks)

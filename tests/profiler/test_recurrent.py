@@ -1,8 +1,8 @@
-"""Recurrent layers as CUDA runs them, judged by hand, by a real CPU and by what others printed.
+"""Recurrent layers as CUDA runs them, compared by hand, with a real CPU and with published sizes.
 
-Sizes that cuDNN answered: issue 2895 of pytorch/pytorch (Tesla P100: four layers of 320, 123 inputs
+Sizes from cuDNN: issue 2895 of pytorch/pytorch (Tesla P100: four layers of 320, 123 inputs
 and 25,000 tokens, which both reserves imply), issue 172 of SeanNaren/deepspeech.pytorch (a GRU of
-800 in two directions, float32) and pull request 30889 of tensorflow/tensorflow. Where weights lie:
+800 in two directions, float32) and pull request 30889 of tensorflow/tensorflow. Offsets of weights:
 issue 57632 of pytorch/pytorch.
 """
 
@@ -14,14 +14,19 @@ import torch
 from torch import nn
 
 from optprof.profiler import simulate
-from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.batches import StreamCache
 from optprof.profiler.simulating.training import trace_model
 from optprof.profiler.tracing.autocast import cuda_autocast
 from optprof.profiler.tracing.kernel_memory import sized_for
 from optprof.profiler.tracing.kernels import cuda_kernels
 from optprof.profiler.tracing.recurrent import SPACE
-from optprof.profiler.tracing.recurrent_memory import Layers, Mode, reserve, workspace
-from optprof.profiler.tracing.recurrent_weights import flatten_parameters
+from optprof.profiler.tracing.recurrent_layers import (
+    Layers,
+    Mode,
+    flatten_parameters,
+    reserve,
+    workspace,
+)
 from optprof.profiler.tracing.stream import Segment
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
@@ -32,7 +37,7 @@ STEPS, BATCH, INPUTS, HIDDEN = 5, 3, 6, 8
 def factory(
     kind: str, batch_size: int = 2, dropout: float = 0.0
 ) -> tuple[nn.Module, dict[str, torch.Tensor]]:
-    """A model of two layers and its batch, as a user's `module:factory`."""
+    """Return a model of two layers and its batch, as a user's `module:factory` does."""
     return Net(getattr(nn, kind)(INPUTS, HIDDEN, 2, batch_first=True, dropout=dropout)), {
         "x": torch.randn(batch_size, STEPS, INPUTS)
     }
@@ -56,7 +61,7 @@ class Net(nn.Module):
 
 
 class Trace:
-    """A forward and a backward pass of a layer over inputs of the shape (steps, batch, numbers)."""
+    """The trace of a layer's forward and backward pass over inputs of this shape."""
 
     def __init__(
         self, layer: nn.Module, dtype: torch.dtype = torch.float32, amp: bool = False
@@ -81,7 +86,7 @@ class Trace:
                 self.output[0].backward(gradient)
 
     def bytes(self, phase: int, *, optional: bool = False) -> list[int]:
-        """Bytes of each event of a phase, negative for a free."""
+        """Return the bytes of each event of a phase, negative for a free."""
         segments, allocations = sized_for(
             self.recorder.segments, self.recorder.allocations, None, optional=optional
         )
@@ -105,7 +110,7 @@ def layers(mode: Mode, inputs: int, hidden: int, count: int, directions: int = 1
         (layers("gru", 672, 800, 1, 2), 326, 64, 801_177_600),
     ],
 )
-def test_what_cudnn_was_seen_to_keep_lies_within_the_range(
+def test_published_reserves_of_cudnn_lie_within_the_range(
     stack: Layers, steps: int, batch: int, seen: int
 ):
     least, most = reserve(stack, steps, batch, steps * batch, 4)
@@ -123,7 +128,7 @@ def test_what_cudnn_was_seen_to_keep_lies_within_the_range(
         (layers("gru", 123, 320, 4), 500, 50, 13_169_920),
     ],
 )
-def test_a_workspace_that_was_seen_is_not_larger_than_the_most(
+def test_published_workspaces_are_not_above_the_range(
     stack: Layers, steps: int, batch: int, seen: int
 ):
     least, most = workspace(stack, steps, batch, 4)
@@ -131,7 +136,7 @@ def test_a_workspace_that_was_seen_is_not_larger_than_the_most(
     assert seen <= most
 
 
-def test_the_weights_of_an_lstm_lie_where_a_gpu_showed_them():
+def test_the_weights_of_an_lstm_have_the_offsets_that_a_gpu_showed():
     layer = nn.LSTM(512, 100, device="meta")
     flatten_parameters(layer)
     places = [
@@ -142,18 +147,18 @@ def test_the_weights_of_an_lstm_lie_where_a_gpu_showed_them():
     assert len({weight.untyped_storage()._cdata for weight in layer.parameters()}) == 1
 
 
-def test_an_lstm_takes_what_the_code_of_torch_requests_in_its_order():
+def test_an_lstm_makes_torch_s_requests_in_their_order():
     trace = Trace(nn.LSTM(INPUTS, HIDDEN, 2))
     state, output = 4 * 2 * BATCH * HIDDEN, 4 * STEPS * BATCH * HIDDEN
     # Four gates and the cell of both layers, and the outputs of the first.
     kept = 4 * STEPS * BATCH * HIDDEN * (2 * 5 + 1)
     gradient = 4 * STEPS * BATCH * INPUTS
     weights = 4 * 4 * HIDDEN * (INPUTS + 3 * HIDDEN + 4)
-    # Two states of zeros, then the outputs; hy and cy are held by the test.
+    # Two states of zeros, then the outputs; the test keeps hy and cy.
     assert trace.bytes(1) == [state, state, output, state, state, kept]
-    # The gradient of the output; zeros for those of hy and cy; gradients of the input and both
-    # states; those of all weights. Then the zeros go, the three gradients, the states of the
-    # forward pass, and what was kept.
+    # The gradient of the output; zeros for those of hy and cy; gradients of the input, of both
+    # states and of all weights. Then the zeros are freed, the three gradients, the states of the
+    # forward pass, and the reserve.
     begins = [output, state, state, gradient, state, state, weights]
     assert trace.bytes(2) == [
         *begins,
@@ -168,7 +173,7 @@ def test_an_lstm_takes_what_the_code_of_torch_requests_in_its_order():
     ]
 
 
-def test_gradients_lie_in_one_buffer_as_the_weights_do():
+def test_gradients_share_one_buffer_as_the_weights_do():
     layer = Trace(nn.GRU(INPUTS, HIDDEN, 2, bidirectional=True)).layer
     gradients = [weight.grad for weight in layer.parameters() if weight.grad is not None]
     assert len(gradients) == 16
@@ -178,7 +183,7 @@ def test_gradients_lie_in_one_buffer_as_the_weights_do():
     ]
 
 
-def test_without_biases_each_gradient_is_a_copy_and_the_buffer_has_them_still():
+def test_without_biases_each_gradient_is_a_copy_but_the_buffer_has_room_for_biases():
     layer = Trace(nn.RNN(INPUTS, HIDDEN, bias=False)).layer
     weights = list(layer.parameters())
     assert weights[0].untyped_storage().nbytes() == 4 * (HIDDEN * (INPUTS + HIDDEN) + 2 * HIDDEN)
@@ -188,14 +193,14 @@ def test_without_biases_each_gradient_is_a_copy_and_the_buffer_has_them_still():
     )
 
 
-def test_weights_of_bfloat16_are_laid_together_at_every_call():
+def test_bfloat16_weights_are_copied_together_at_every_call():
     trace = Trace(nn.LSTM(INPUTS, HIDDEN), torch.bfloat16)
     weights = 2 * 4 * HIDDEN * (INPUTS + HIDDEN + 2)
     assert trace.bytes(1).count(weights) == 1
     assert -weights in trace.bytes(2)
 
 
-def test_autocast_makes_one_buffer_of_half_weights_and_gradients_of_float32():
+def test_autocast_makes_one_buffer_of_float16_weights_and_float32_gradients():
     trace = Trace(nn.LSTM(INPUTS, HIDDEN), amp=True)
     assert trace.output[0].dtype == torch.float16
     assert trace.bytes(1).count(2 * 4 * HIDDEN * (INPUTS + HIDDEN + 2)) == 1
@@ -227,7 +232,7 @@ def test_an_lstm_cell_is_two_products_and_one_kernel():
     trace = Trace(Cell(nn.LSTMCell(INPUTS, HIDDEN)))
     gates, state = 4 * BATCH * 4 * HIDDEN, 4 * BATCH * HIDDEN
     forward = [size for size in trace.bytes(1) if size != 32 << 20]
-    # Zeros for both states are one tensor; the products are kept for the second derivative.
+    # Both states share one tensor of zeros; the products are kept for the second derivative.
     assert forward == [state, gates, gates, state, state, gates]
 
 
@@ -240,18 +245,18 @@ def test_a_gru_cell_keeps_five_numbers_for_each_of_its_state():
 
 
 class Cell(nn.Module):
-    """One time step."""
+    """A model that runs one time step of a cell."""
 
     def __init__(self, cell: nn.Module) -> None:
         super().__init__()
         self.cell = cell
 
     def forward(self, x: torch.Tensor) -> Any:
-        found = self.cell(x[0])
-        return found if isinstance(found, tuple) else (found,)
+        outputs = self.cell(x[0])
+        return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def test_packing_and_padding_take_what_they_take_on_the_cpu(
+def test_packing_and_padding_take_as_much_as_on_the_cpu(
     cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
     lengths, kept = torch.tensor([5, 3, 3]), []
@@ -304,19 +309,19 @@ def test_the_peak_of_a_recurrent_model_is_a_range():
     assert memory.optimizer_state == 2 * memory.parameters + 4 * 8
 
 
-def test_without_cudnn_a_trace_goes_step_by_step_and_knows_its_peak():
+def test_without_cudnn_a_trace_runs_step_by_step_and_has_an_exact_peak():
     with torch.backends.cudnn.flags(enabled=False):
         memory = simulate(Scenario(model=f"{__name__}:lstm", optimizer="sgd", seed=1)).memory
     assert memory is not None
     assert memory.peak_allocated_upper is None
 
 
-def test_the_range_grows_with_the_batch_as_traces_of_it_do():
-    def of(streams: Streams, batch: int) -> tuple[list[Segment], list[int]]:
+def test_the_range_at_any_batch_is_that_of_a_trace():
+    def of(streams: StreamCache, batch: int) -> tuple[list[Segment], list[int]]:
         stream = streams.of(Scenario(model=f"{__name__}:lstm", optimizer="sgd", batch_size=batch))
         return stream.segments, stream.allocations.nbytes
 
-    streams = Streams()
+    streams = StreamCache()
     for batch in (1, 2, 3, 7):
         of(streams, batch)
-    assert of(streams, 12) == of(Streams(), 12)
+    assert of(streams, 12) == of(StreamCache(), 12)

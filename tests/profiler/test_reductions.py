@@ -1,6 +1,4 @@
-"""Staging buffers of reductions: bytes that GPUs were recorded to take, and bytes worked out by
-hand from Reduce.cuh.
-"""
+"""Staging buffers of reductions, compared with recordings and with sizes from Reduce.cuh."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from optprof.profiler.simulating.batches import Streams
+from optprof.profiler.simulating.batches import StreamCache
 from optprof.profiler.tracing.kernel_memory import sized_for
 from optprof.profiler.tracing.trace import Recorder
 from optprof.scenarios import Scenario
@@ -19,7 +17,7 @@ from optprof.scenarios import Scenario
 def stream(
     run: Callable[[torch.Tensor], object], tensor: torch.Tensor, gpu: str | None = None
 ) -> list[int]:
-    """Bytes of each event of what `run` does to a tensor on this GPU, negative for a free."""
+    """Return the bytes of each event of `run` on this GPU, negative for a free."""
     recorder = Recorder(workspaces=())
     with recorder.phase("forward"):
         kept = run(tensor)
@@ -58,10 +56,10 @@ MAXIMA = [(512, 10000, 164_626_432), (1024, 10000, 329_252_864), (2048, 10000, 5
 
 @pytest.mark.parametrize(("outputs", "rows", "staged"), SUMS)
 def test_a_sum_over_rows_takes_the_recorded_staging_buffer(outputs: int, rows: int, staged: int):
-    found = stream(lambda x: x.sum(0), meta(rows, outputs))
+    events = stream(lambda x: x.sum(0), meta(rows, outputs))
     # A semaphore of 4 bytes for each block of 32 threads with 4 outputs each.
     flags = 4 * outputs // 128
-    assert found == [4 * outputs, *([staged, flags, -flags, -staged] if staged else [])]
+    assert events == [4 * outputs, *([staged, flags, -flags, -staged] if staged else [])]
 
 
 @pytest.mark.parametrize(("outputs", "rows", "staged"), MAXIMA)
@@ -73,15 +71,15 @@ def test_a_maximum_with_indices_takes_the_recorded_staging_buffer(
     assert stream(lambda x: x.max(0), meta(rows, outputs)) == expected
 
 
-# GPT-2 XL's c_fc: 6,400 outputs, 1,024 rows a sequence. Blocks of 32 x 4 threads with 4 outputs
-# each: a grid of 50. Blocks for an output: at batch 1 16 (256 values a thread, 16 of them each), at
-# batch 8 the most that a GPU fills: 108 x 16 / 50 rounded up is 35, 132 x 16 / 50 is 43. Staged: 4
-# bytes x 6,400 x blocks x 32 x 4.
+# GPT-2 XL's c_fc: 6,400 outputs, 1,024 rows for each sequence. Blocks of 32 x 4 threads with 4
+# outputs each: a grid of 50. Blocks for each output: 16 at batch 1 (256 values for each thread, 16
+# values for each block); at batch 8 as many as fill the GPU: 108 x 16 / 50 rounded up is 35,
+# 132 x 16 / 50 is 43. Staged: 4 bytes x 6,400 x blocks x 32 x 4.
 @pytest.mark.parametrize(
     ("gpu", "batch", "blocks"),
     [("a100-80", 1, 16), ("a100-80", 8, 35), ("h100-80", 1, 16), ("h100-80", 8, 43)],
 )
-def test_the_bias_of_gpt2_xl_s_widest_layer_takes_what_the_gpu_s_multiprocessors_fill(
+def test_the_bias_of_gpt2_xl_s_widest_layer_takes_blocks_that_fill_the_gpu(
     gpu: str, batch: int, blocks: int
 ):
     staged = 4 * 6400 * blocks * 32 * 4
@@ -94,19 +92,19 @@ def test_the_bias_of_gpt2_xl_s_widest_layer_takes_what_the_gpu_s_multiprocessors
     ]
 
 
-def test_three_dimensions_in_a_row_reduce_as_the_two_that_they_are():
+def test_adjacent_dimensions_are_reduced_as_one():
     two = stream(lambda x: x.sum(0), meta(4096, 1024))
     assert stream(lambda x: x.sum((0, 1), keepdim=True), meta(4, 1024, 1024)) == two
 
 
 def test_a_sum_along_the_rows_of_a_matrix_stages_a_number_for_each_block():
-    # 1 output of 2^24: 512 threads across, vectors of 4, 32,768 values a thread. 132 x 4 blocks
-    # fill the GPU; 32,768 / 16 = 2,048 and 32,768 / 256 = 128 bound the blocks from above and
-    # below: 528. 4 bytes each, one semaphore.
+    # One output of 2^24 numbers: 512 threads, vectors of 4, 32,768 values for each thread. 132 x 4
+    # = 528 blocks fill the GPU, between the bounds 32,768 / 256 = 128 and 32,768 / 16 = 2,048.
+    # 4 bytes for each block, one semaphore.
     assert stream(lambda x: x.sum(), meta(1 << 24)) == [4, 4 * 528, 4, -4, -4 * 528]
 
 
-def test_halves_are_summed_in_float32():
+def test_half_precision_is_summed_in_float32():
     # As 1,024 x 1,024 in float32: the accumulator is as wide, and 4 outputs are loaded at once.
     assert stream(lambda x: x.sum(0), meta(1024, 1024, dtype=torch.bfloat16)) == [
         2048,
@@ -117,15 +115,15 @@ def test_halves_are_summed_in_float32():
     ]
 
 
-def test_whole_numbers_are_summed_in_a_copy_of_64_bits():
+def test_integers_are_summed_in_a_copy_of_64_bits():
     assert stream(lambda x: x.sum(), meta(100, dtype=torch.bool)) == [8, 800, -800]
 
 
 def test_an_odd_number_of_outputs_is_not_loaded_in_vectors():
-    # 1,023 outputs: 1 at once, blocks of 32 x 16, 64 values a thread: too few to cut.
+    # 1,023 outputs: one at once, blocks of 32 x 16, 64 values for each thread: too few to split.
     assert stream(lambda x: x.sum(0), meta(1024, 1023)) == [4 * 1023]
-    # 8,192 rows: 512 values a thread, a grid of 32, 132 x 4 / 32 = 17 blocks (512 / 16 = 32 at
-    # most).
+    # 8,192 rows: 512 values for each thread, a grid of 32, 132 x 4 / 32 = 17 blocks (at most
+    # 512 / 16 = 32).
     staged = 4 * 1023 * 17 * 32
     assert stream(lambda x: x.sum(0), meta(8192, 1023)) == [
         4 * 1023,
@@ -137,7 +135,7 @@ def test_an_odd_number_of_outputs_is_not_loaded_in_vectors():
 
 
 def test_the_variance_of_a_column_keeps_sixteen_bytes_for_each_thread():
-    # A mean, a sum of squares and two counts; else as the sum.
+    # A mean, a sum of squares and two counts; otherwise as the sum.
     assert stream(lambda x: x.var(0), meta(1024, 1024)) == [
         4096,
         4 * 8_388_608,
@@ -149,21 +147,21 @@ def test_the_variance_of_a_column_keeps_sixteen_bytes_for_each_thread():
 
 def test_a_tensor_beyond_32_bits_is_reduced_in_pieces():
     # 2^30 float32 numbers reach 4 GiB: two pieces of 2^20 rows, whose last byte has an offset below
-    # 2^31. Each: 2^18 values a thread and a grid of 4. 132 x 16 / 4 = 528 blocks would fill the
-    # GPU, but no thread takes more than 256 values: 1,024.
-    found = stream(lambda x: x.sum(0), meta(1 << 21, 512))
+    # 2^31. Each: 2^18 values for each thread and a grid of 4. 132 x 16 / 4 = 528 blocks would fill
+    # the GPU, but no thread takes more than 256 values: 1,024.
+    events = stream(lambda x: x.sum(0), meta(1 << 21, 512))
     staged = 4 * 512 * 1024 * 32 * 4
-    assert found == [2048, staged, 16, -16, -staged]
+    assert events == [2048, staged, 16, -16, -staged]
 
 
-def test_sizes_at_any_batch_are_worked_out_from_shapes_that_grow_with_it():
+def test_sizes_at_any_batch_follow_from_shapes_that_grow_with_it():
     scenario = Scenario(model="gpt2", sequence_length=256, config={"n_layer": 1}, gpu="a100-80")
-    streams, alone = Streams(), {}
+    streams, alone = StreamCache(), {}
     for batch in (2, 5, 12, 13):
-        found = streams.of(Scenario(**{**vars(scenario), "batch_size": batch}))
-        alone[batch] = found
+        streamed = streams.of(Scenario(**{**vars(scenario), "batch_size": batch}))
+        alone[batch] = streamed
     for batch in (12, 13):
-        fresh = Streams().of(Scenario(**{**vars(scenario), "batch_size": batch}))
+        fresh = StreamCache().of(Scenario(**{**vars(scenario), "batch_size": batch}))
         assert (fresh.segments, fresh.allocations.nbytes) == (
             alone[batch].segments,
             alone[batch].allocations.nbytes,
@@ -179,18 +177,19 @@ RESULTS = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/consta
     "path",
     RESULTS or [pytest.param(None, marks=pytest.mark.skip(reason="no GPU has run make gpu"))],
 )
-def test_sums_take_what_a_campaign_s_gpu_was_seen_to_take(path: Path):
-    """`make gpu` notes what a sum over rows holds beside its result; a block may be up to a MiB
-    larger than the request.
+def test_sums_take_the_memory_that_a_campaign_recorded(path: Path):
+    """`make gpu` records the memory of a sum over rows without its result.
+
+    A block may be up to a MiB larger than the request.
     """
     cases = json.loads(path.read_text())["staging_bytes"]
-    sums = {name: held for name, held in cases.items() if name.startswith("sum ")}
+    sums = {name: nbytes for name, nbytes in cases.items() if name.startswith("sum ")}
     assert sums
-    for name, held in sums.items():
+    for name, nbytes in sums.items():
         shape, dtype = name.removeprefix("sum ").split()
-        found = stream(
+        events = stream(
             lambda x: x.sum(0),
             meta(*map(int, shape.split("x")), dtype=getattr(torch, dtype)),
             path.parent.name,
         )
-        assert 0 <= held - (max(accumulate(found)) - found[0]) < 2 << 20, name
+        assert 0 <= nbytes - (max(accumulate(events)) - events[0]) < 2 << 20, name

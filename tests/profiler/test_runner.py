@@ -1,6 +1,4 @@
-"""A run survives what runs in it: optimizers that fail, hang, die and print, and the death of
-either process.
-"""
+"""A run survives optimizers that fail, hang, die and print, and the death of each process."""
 
 import os
 import pickle
@@ -19,12 +17,12 @@ import psutil
 import pytest
 import torch
 
+from optprof.profiler.measuring.cuda_memory import DoesNotFitError, require_room
 from optprof.profiler.records.outcome import outcome_of
 from optprof.profiler.records.record import Memory, Outcome, Record
 from optprof.profiler.records.store import RunStore, file_name
 from optprof.profiler.running.child import Job
 from optprof.profiler.running.log import HEAD, TAIL
-from optprof.profiler.running.preflight import DoesNotFitError, require_room
 from optprof.profiler.running.resume import pending, standing
 from optprof.profiler.running.runner import append, run
 from optprof.profiler.running.worker import Worker
@@ -207,9 +205,7 @@ def writes_a_part():
 
 @pytest.fixture(scope="module", autouse=True)
 def own(tmp_path_factory: pytest.TempPathFactory):
-    """A module of the user's own, where the children find it, and a Python that buffers what they
-    print.
-    """
+    """Write a user module where the children find it, and let their Python buffer its output."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "owned.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
@@ -221,9 +217,9 @@ def own(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def worker(own: Path):
-    """One for all tests that end no zygote.
+    """Return one worker for all tests that do not end the zygote.
 
-    It is started where the environment speaks to the allocator, and by who ignores SIGCHLD.
+    It starts with settings for the allocator in the environment, and with SIGCHLD ignored.
     """
     del own
     with pytest.MonkeyPatch.context() as patch:
@@ -248,11 +244,11 @@ def scenario(optimizer: str = "sgd", **changes: object) -> Scenario:
 
 
 def quietly(_place: int, _scenario: Scenario) -> None:
-    """Nobody is told."""
+    """Ignore the progress."""
 
 
 def read_pids(path: Path) -> list[int]:
-    """Wait until the numbers of two processes are written, with a point behind them."""
+    """Wait until the numbers of two processes are written, followed by a point."""
     end = time.monotonic() + 60
     while not (path.exists() and path.read_text().endswith(".")):
         assert time.monotonic() < end
@@ -274,11 +270,13 @@ def troubled(
     tmp_path_factory: pytest.TempPathFactory, worker: Worker
 ) -> tuple[RunStore, list[Record]]:
     store = RunStore.create(tmp_path_factory.mktemp("troubled") / "run")
-    asked = [scenario(name) for name in ("Talks", "Fails", "Leaves", "sgd", "Dies", "Quits", "sgd")]
-    return store, run(asked, store, quietly, worker=worker)
+    scenarios = [
+        scenario(name) for name in ("Talks", "Fails", "Leaves", "sgd", "Dies", "Quits", "sgd")
+    ]
+    return store, run(scenarios, store, quietly, worker=worker)
 
 
-def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunStore, list[Record]]):
+def test_every_scenario_is_recorded_whatever_another_does(troubled: tuple[RunStore, list[Record]]):
     store, records = troubled
     assert [record.outcome for record in records] == [
         "ok",
@@ -298,7 +296,7 @@ def test_whatever_a_scenario_does_the_others_are_recorded(troubled: tuple[RunSto
     assert records[5].error == "the process ended with status 7"
 
 
-def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore, list[Record]]):
+def test_each_scenario_has_a_log_of_its_output(troubled: tuple[RunStore, list[Record]]):
     store, records = troubled
     logs = {record.scenario.optimizer: record.log for record in records}
     assert logs["sgd"] is None, (store.folder / logs["sgd"]).read_text()
@@ -310,7 +308,7 @@ def test_what_a_scenario_prints_is_in_a_log_of_its_own(troubled: tuple[RunStore,
     assert failed.endswith("RuntimeError: no luck today\n")
 
 
-def test_what_a_scenario_prints_does_not_reach_the_terminal(
+def test_the_output_of_a_scenario_does_not_reach_the_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], worker: Worker
 ):
     run(
@@ -323,24 +321,22 @@ def test_what_a_scenario_prints_does_not_reach_the_terminal(
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
-def test_a_scenario_that_changes_the_directory_is_in_nobody_s_way(
+def test_a_scenario_that_changes_the_directory_affects_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker, device: str
 ):
-    """As hydra does; the run was named by a relative path, and both scenarios find the directory as
-    it was.
-    """
+    """The run has a relative path, and both scenarios start in the same directory."""
     here = Path.cwd()
     monkeypatch.chdir(tmp_path)
     store = RunStore.create(Path("run"))
-    asked = [scenario("Wanders", device=device, seed=seed) for seed in range(2)]
-    records = run(asked, store, quietly, snapshots=True, worker=worker)
+    scenarios = [scenario("Wanders", device=device, seed=seed) for seed in range(2)]
+    records = run(scenarios, store, quietly, snapshots=True, worker=worker)
     assert [record.outcome for record in records] == ["ok", "ok"]
     assert all(
         Path("run", str(record.log)).read_text().startswith(f"in {here}\n") for record in records
     )
 
 
-def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(
+def test_a_child_does_not_get_the_allocator_s_settings_of_the_environment(
     tmp_path: Path, worker: Worker
 ):
     store = RunStore.create(tmp_path / "run")
@@ -348,32 +344,32 @@ def test_a_child_does_not_see_what_the_environment_says_to_the_allocator(
     assert (store.folder / str(record.log)).read_text().startswith("[]\n")
 
 
-def test_a_snapshot_that_was_asked_for_lies_beside_the_record(tmp_path: Path, worker: Worker):
+def test_a_requested_snapshot_is_written(tmp_path: Path, worker: Worker):
     store = RunStore.create(tmp_path / "run")
     run([scenario(device="sim")], store, quietly, snapshots=True, worker=worker)
     (path,) = (store.folder / "snapshots").iterdir()
-    told = pickle.loads(path.read_bytes())
-    assert {"segments", "device_traces"} <= told.keys()
-    assert any(entry["action"] == "alloc" for entry in told["device_traces"][0])
+    snapshot = pickle.loads(path.read_bytes())
+    assert {"segments", "device_traces"} <= snapshot.keys()
+    assert any(entry["action"] == "alloc" for entry in snapshot["device_traces"][0])
 
 
 @pytest.mark.parametrize(("device", "folder"), [("sim", "timelines"), ("cpu", "tensorboard")])
 def test_a_file_that_cannot_be_written_costs_no_record(
     tmp_path: Path, worker: Worker, device: str, folder: str
 ):
-    """Where a folder ought to be made, there is a file."""
+    """A file is in the place of a folder."""
     store = RunStore.create(tmp_path / "run")
     (store.folder / folder).touch()
-    asked = scenario(device=device)
+    one = scenario(device=device)
     with pytest.raises(OSError, match=rf"/{folder}.*: Not a directory; its record is kept"):
-        run([asked] * 2, store, quietly, traces=True, worker=worker)
+        run([one] * 2, store, quietly, traces=True, worker=worker)
     (record,) = store.read()
     assert record.outcome == "ok"
     assert [line.startswith(folder) for line in record.lost] == [True]
-    assert pending([asked], [record], record.environment) == [asked]
+    assert pending([one], [record], record.environment) == [one]
 
 
-def test_a_scenario_without_end_is_ended_with_all_that_it_started(
+def test_a_scenario_that_hangs_is_ended_with_all_that_it_started(
     tmp_path: Path, worker: Worker, pids: Path
 ):
     store = RunStore.create(tmp_path / "run")
@@ -382,37 +378,37 @@ def test_a_scenario_without_end_is_ended_with_all_that_it_started(
     assert [record.outcome for record in records] == ["timeout", "ok"]
     assert records[0].error == "no result after 5 s"
     assert all(gone(pid) for pid in read_pids(pids))
-    # Torch is not loaded again.
+    # torch is not loaded again.
     assert worker.pid == zygote
 
 
-def test_each_scenario_has_a_process_of_its_own_and_a_killed_one_is_one_record(
+def test_each_scenario_has_its_own_process_and_a_killed_one_costs_one_record(
     tmp_path: Path, worker: Worker
 ):
     store = RunStore.create(tmp_path / "run")
-    asked = [
+    scenarios = [
         scenario(name, device=device)
         for device in ("sim", "cpu")
         for name in ("Tells", "Killed", "Tells")
     ]
-    records = run(asked, store, quietly, worker=worker)
+    records = run(scenarios, store, quietly, worker=worker)
     assert [record.outcome for record in records] == ["ok", "killed", "ok"] * 2
     assert records[1].error == records[4].error == "the process was ended by SIGKILL"
     logs = [(store.folder / record.log).read_text() for record in records if record.log]
-    told = [line for log in logs for line in log.split() if line.isdecimal()]
-    # A measurement has a simulation before it.
-    assert len(set(told)) == 2 + 2 * 2
+    pids = [line for log in logs for line in log.split() if line.isdecimal()]
+    # Each measurement follows a simulation.
+    assert len(set(pids)) == 2 + 2 * 2
     assert records[3].times is not None
     assert {child.pid for child in psutil.Process().children()} == {worker.pid}
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
-def test_what_a_model_leaves_in_its_process_changes_no_other_record(
+def test_settings_that_a_model_changes_affect_no_other_record(
     tmp_path: Path, worker: Worker, device: str
 ):
     usual = scenario(device=device, workload="state")
-    asked = [usual, replace(usual, model="owned:doubles"), usual]
-    first, double, last = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
+    scenarios = [usual, replace(usual, model="owned:doubles"), usual]
+    first, double, last = run(scenarios, RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert first.memory is not None
     assert double.memory is not None
     assert double.memory.parameters == 2 * first.memory.parameters
@@ -421,15 +417,13 @@ def test_what_a_model_leaves_in_its_process_changes_no_other_record(
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
-def test_a_copy_that_a_model_makes_of_its_process_answers_nothing(
-    tmp_path: Path, worker: Worker, device: str
-):
-    asked = [replace(scenario(device=device), model="owned:copied"), scenario()]
-    records = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
+def test_a_fork_made_by_a_model_does_not_answer(tmp_path: Path, worker: Worker, device: str):
+    scenarios = [replace(scenario(device=device), model="owned:copied"), scenario()]
+    records = run(scenarios, RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert [(record.outcome, record.error) for record in records] == [("ok", None), ("ok", None)]
 
 
-def test_an_error_that_cannot_be_printed_is_told_with_its_place(tmp_path: Path, worker: Worker):
+def test_an_error_that_cannot_be_printed_is_recorded_with_its_line(tmp_path: Path, worker: Worker):
     (record,) = run([scenario("Mute")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert record.outcome == "failed"
     assert record.error is not None
@@ -439,28 +433,32 @@ def test_an_error_that_cannot_be_printed_is_told_with_its_place(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("factory", ["writes_a_word", "writes_a_status", "writes_a_part"])
-def test_who_writes_into_our_pipes_fails_alone(tmp_path: Path, worker: Worker, factory: str):
+def test_a_model_that_writes_into_the_pipes_fails_alone(
+    tmp_path: Path, worker: Worker, factory: str
+):
     before = worker.pid
-    asked = [replace(scenario(), model=f"owned:{factory}"), scenario()]
-    records = run(asked, RunStore.create(tmp_path / "run"), quietly, worker=worker)
+    scenarios = [replace(scenario(), model=f"owned:{factory}"), scenario()]
+    records = run(scenarios, RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert [record.outcome != "ok" for record in records] == [True, False]
     assert worker.pid == before
 
 
 @pytest.mark.parametrize("factory", ["parallel", "threaded"])
-def test_a_model_that_has_threads_stops_no_optimizer(tmp_path: Path, worker: Worker, factory: str):
-    """A fork has none of the threads that OpenMP has counted, and would wait for them without
-    end.
-    """
-    asked = [replace(scenario("Parallel", seed=seed), model=f"owned:{factory}") for seed in (0, 0)]
-    records = run(asked, RunStore.create(tmp_path / "run"), quietly, timeout=30, worker=worker)
+def test_a_model_with_threads_does_not_block_its_optimizers(
+    tmp_path: Path, worker: Worker, factory: str
+):
+    """A fork would wait forever for the threads of OpenMP, which it does not have."""
+    scenarios = [
+        replace(scenario("Parallel", seed=seed), model=f"owned:{factory}") for seed in (0, 0)
+    ]
+    records = run(scenarios, RunStore.create(tmp_path / "run"), quietly, timeout=30, worker=worker)
     assert [record.outcome for record in records] == ["ok", "ok"]
 
 
-def test_a_child_that_the_kernel_has_killed_for_its_memory_is_out_of_memory(
+def test_a_child_killed_by_the_kernel_for_its_memory_is_out_of_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worker: Worker
 ):
-    """The kill is real; the kernel's count of its kills, which grows with it, is the test's."""
+    """The kill is real; the kernel's count of kills, which grows with it, is fake."""
     monkeypatch.setattr("optprof.profiler.running.runner.kernel_kills", count().__next__)
     (record,) = run([scenario("Killed")], RunStore.create(tmp_path / "run"), quietly, worker=worker)
     assert record.outcome == "out-of-memory"
@@ -490,14 +488,14 @@ def test_a_killed_zygote_costs_one_record_and_leaves_nothing(tmp_path: Path, pid
 @pytest.mark.parametrize(
     ("model", "optimizer"), [("owned:looks", "sgd"), ("owned:model", "Counts")]
 )
-def test_what_cannot_be_simulated_is_measured(
+def test_a_scenario_that_cannot_be_simulated_is_measured(
     tmp_path: Path, worker: Worker, model: str, optimizer: str
 ):
-    """A model that looks at its loss, and an optimizer that leaves torch: neither runs on tensors
-    without data.
-    """
-    asked = [replace(scenario(optimizer, device=device), model=model) for device in ("sim", "cpu")]
-    records = run(asked, RunStore.create(tmp_path / "run"), quietly, traces=True, worker=worker)
+    """A model that reads its loss, and an optimizer that leaves torch, cannot be simulated."""
+    scenarios = [
+        replace(scenario(optimizer, device=device), model=model) for device in ("sim", "cpu")
+    ]
+    records = run(scenarios, RunStore.create(tmp_path / "run"), quietly, traces=True, worker=worker)
     assert [record.outcome for record in records] == ["failed", "ok"]
     assert records[1].memory is not None
     assert records[1].memory.parameters == 4 * (8 * 8 + 8)
@@ -512,36 +510,36 @@ from optprof.profiler.records.store import RunStore
 from optprof.scenarios import Scenario
 if __name__ == "__main__":
     sys.path.append(sys.argv[2])
-    asked = [
+    scenarios = [
         Scenario(model=model, optimizer=name, implementation="loop")
         for model, name in (("owned:model", "sgd"), sys.argv[3:])
     ]
-    run(asked, RunStore.create(Path(sys.argv[1])), lambda *_: None)
+    run(scenarios, RunStore.create(Path(sys.argv[1])), lambda *_: None)
 """
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "arguments",
     [("owned:model", "owned:Hangs"), ("owned:model", "owned:Escapes"), ("owned:stuck", "sgd")],
 )
-def test_a_killed_parent_leaves_what_was_finished_and_no_child(
-    tmp_path: Path, own: Path, pids: Path, asked: tuple[str, str]
+def test_a_killed_parent_leaves_finished_records_and_no_child(
+    tmp_path: Path, own: Path, pids: Path, arguments: tuple[str, str]
 ):
     here = str(Path(__file__).resolve().parent.parent.parent / "src")
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), *asked],
+        [sys.executable, "-c", PARENT, str(tmp_path / "run"), str(own), *arguments],
         env={**os.environ, "PYTHONPATH": here},
     )
-    found = read_pids(pids)
+    numbers = read_pids(pids)
     parent.kill()
     parent.wait()
-    assert all(gone(pid) for pid in found)
+    assert all(gone(pid) for pid in numbers)
     store = RunStore.resume(tmp_path / "run")
     assert [record.outcome for record in store.read()] == ["ok"]
 
 
-def test_a_run_without_a_disk_ends_in_one_error_and_keeps_its_records(tmp_path: Path):
-    """A limit on the size of files stands in for the disk: the second record does not fit."""
+def test_a_run_on_a_full_disk_ends_with_one_error_and_keeps_its_records(tmp_path: Path):
+    """A limit on the size of files stands for a full disk: the second record does not fit."""
     code = """
 import resource, signal, sys
 from pathlib import Path
@@ -590,7 +588,7 @@ def small_disk(folder: Path, kib: int) -> Iterator[Path]:
         subprocess.run(["umount", folder], check=True)
 
 
-def test_a_flood_of_words_takes_a_record_s_room_on_no_disk(tmp_path: Path, worker: Worker):
+def test_a_flood_of_output_leaves_space_for_the_record(tmp_path: Path, worker: Worker):
     with (
         small_disk(tmp_path / "disk", 2048) as disk,
         closing(RunStore.create(disk / "run")) as store,
@@ -602,7 +600,7 @@ def test_a_flood_of_words_takes_a_record_s_room_on_no_disk(tmp_path: Path, worke
     assert record.lost == ("logs/001.log: No space left on device",)
 
 
-def test_of_a_flood_of_words_the_first_and_the_last_are_kept(tmp_path: Path, worker: Worker):
+def test_the_beginning_and_the_end_of_a_flood_of_output_are_kept(tmp_path: Path, worker: Worker):
     store = RunStore.create(tmp_path / "run")
     (record,) = run([scenario("Floods")], store, quietly, worker=worker)
     kept = (store.folder / str(record.log)).read_bytes()
@@ -615,20 +613,20 @@ def test_of_a_flood_of_words_the_first_and_the_last_are_kept(tmp_path: Path, wor
 
 
 @pytest.mark.parametrize("kib", [64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104])
-def test_a_small_disk_keeps_the_record_of_each_scenario_that_was_begun(
+def test_a_small_disk_keeps_the_record_of_each_scenario_that_began(
     tmp_path: Path, worker: Worker, kib: int
 ):
-    asked, begun = [scenario("Talks", seed=seed) for seed in range(40)], list[int]()
+    scenarios, begun = [scenario("Talks", seed=seed) for seed in range(40)], list[int]()
 
-    def started(_place: int, asked: Scenario) -> None:
-        begun.append(asked.seed)
+    def started(_place: int, scenario: Scenario) -> None:
+        begun.append(scenario.seed)
 
     with (
         small_disk(tmp_path / "disk", kib) as disk,
         closing(RunStore.create(disk / "run")) as store,
     ):
         with pytest.raises(OSError, match="No space left on device"):
-            run(asked, store, started, snapshots=True, worker=worker)
+            run(scenarios, store, started, snapshots=True, worker=worker)
         records = store.read()
         parts = [path for path in disk.rglob("*") if path.name.endswith(".part")]
     assert [record.scenario.seed for record in records] == begun
@@ -636,13 +634,13 @@ def test_a_small_disk_keeps_the_record_of_each_scenario_that_was_begun(
     assert not parts
 
 
-def test_what_lies_beside_a_record_gives_way_to_it(tmp_path: Path):
-    """The record has 20 kB, and the disk room for half of that."""
+def test_files_of_a_record_are_removed_if_it_does_not_fit(tmp_path: Path):
+    """The record has 20 kB, and the disk space for half of that."""
     with (
         small_disk(tmp_path / "disk", 128) as disk,
         closing(RunStore.create(disk / "run")) as store,
     ):
-        record = found(scenario(), padding="x" * 19_000)
+        record = made(scenario(), padding="x" * 19_000)
         name = file_name(record.scenario)
         for place, nbytes in (
             (f"timelines/{name}.json.gz", 20_000),
@@ -664,12 +662,12 @@ def test_what_lies_beside_a_record_gives_way_to_it(tmp_path: Path):
         }
 
 
-def test_a_job_comes_over_the_pipe_as_it_was():
-    asked = Scenario(
+def test_a_job_is_the_same_after_the_pipe():
+    scenario = Scenario(
         model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu"
     )
-    simulated = Record(scenario=asked, origin="simulated", environment={})
-    job = Job(scenario=asked, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
+    simulated = Record(scenario=scenario, origin="simulated", environment={})
+    job = Job(scenario=scenario, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
     assert job.to_line().count(b"\n") == 1
     assert Job.from_line(job.to_line()) == job
 
@@ -700,17 +698,15 @@ def test_a_job_comes_over_the_pipe_as_it_was():
         (SystemExit(3), "failed"),
     ],
 )
-def test_memory_that_runs_out_is_an_outcome_of_its_own(error: BaseException, outcome: str):
+def test_running_out_of_memory_is_an_outcome(error: BaseException, outcome: str):
     assert outcome_of(error) == outcome
 
 
 def test_a_cpu_without_the_memory_for_a_step_is_out_of_memory():
-    """A real refusal by torch's allocator: a simulated model is as large as you like, a measured
-    one is not.
-    """
-    with pytest.raises(RuntimeError) as told:
+    """torch's allocator really refuses the allocation."""
+    with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 50, dtype=torch.uint8)
-    assert outcome_of(told.value) == "out-of-memory"
+    assert outcome_of(error.value) == "out-of-memory"
 
 
 def simulated(peak: int) -> Record:
@@ -729,18 +725,18 @@ def simulated(peak: int) -> Record:
     )
 
 
-def test_a_gpu_without_room_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
-    """The only figure that is made up is what CUDA says is free."""
+def test_a_gpu_without_enough_free_memory_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
+    """Only the free memory of CUDA is fake."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4 << 30, 8 << 30))
-    asked = Scenario(model="gpt2", device="cuda")
-    require_room(asked, simulated(4 << 30))
-    require_room(asked, None)
+    scenario = Scenario(model="gpt2", device="cuda")
+    require_room(scenario, simulated(4 << 30))
+    require_room(scenario, None)
     require_room(Scenario(model="gpt2", device="cpu"), simulated(5 << 30))
     with pytest.raises(
         DoesNotFitError,
         match=r"needs 5.00 GiB by simulation, and 4.00 GiB of 8.00 GiB are free; --force runs it",
     ):
-        require_room(asked, simulated(5 << 30))
+        require_room(scenario, simulated(5 << 30))
 
 
 HERE = {
@@ -749,29 +745,31 @@ HERE = {
 }
 
 
-def found(asked: Scenario, outcome: Outcome = "ok", **environment: object) -> Record:
-    known = HERE | environment
-    return Record(scenario=asked, origin="simulated", outcome=outcome, environment=known)
+def made(scenario: Scenario, outcome: Outcome = "ok", **environment: object) -> Record:
+    facts = HERE | environment
+    return Record(scenario=scenario, origin="simulated", outcome=outcome, environment=facts)
 
 
-def test_going_on_skips_what_is_ok_with_the_same_scenario_and_environment():
-    asked = [Scenario(model="gpt2", seed=seed, options={"betas": (0.9, 0.99)}) for seed in range(4)]
+def test_resuming_skips_records_that_are_ok_with_the_same_scenario_and_environment():
+    scenarios = [
+        Scenario(model="gpt2", seed=seed, options={"betas": (0.9, 0.99)}) for seed in range(4)
+    ]
     written = [
-        found(asked[0]),
-        found(asked[1], "killed"),
-        found(asked[2], versions={**HERE["versions"], "torch": "2.12"}),
+        made(scenarios[0]),
+        made(scenarios[1], "killed"),
+        made(scenarios[2], versions={**HERE["versions"], "torch": "2.12"}),
     ]
     records = [Record.from_dict(record.to_dict()) for record in written]
-    assert pending(asked, records, HERE) == asked[1:]
+    assert pending(scenarios, records, HERE) == scenarios[1:]
 
 
-def test_a_measurement_on_another_processor_is_taken_again_and_a_simulation_is_not():
-    asked = [Scenario(model="gpt2", device="cpu"), Scenario(model="gpt2", device="sim")]
-    records = [found(each, machine={"cpu": "slow", "gpu": None}) for each in asked]
-    assert pending(asked, records, HERE) == asked[:1]
+def test_a_measurement_on_another_processor_is_repeated_and_a_simulation_is_not():
+    scenarios = [Scenario(model="gpt2", device="cpu"), Scenario(model="gpt2", device="sim")]
+    records = [made(each, machine={"cpu": "slow", "gpu": None}) for each in scenarios]
+    assert pending(scenarios, records, HERE) == scenarios[:1]
 
 
-def test_the_last_record_of_a_scenario_stands():
+def test_the_last_record_of_a_scenario_counts():
     first, other = Scenario(model="gpt2"), Scenario(model="gpt2-xl")
-    records = [found(first, "failed"), found(other), found(first)]
+    records = [made(first, "failed"), made(other), made(first)]
     assert standing(records) == [records[2], records[1]]

@@ -1,6 +1,4 @@
-"""The simulator's bytes, judged by formulas worked out by hand, by the SGD-SaI paper, and by real
-tensors on the CPU.
-"""
+"""The simulator's bytes, compared with formulas, the SGD-SaI paper, and real tensors on the CPU."""
 
 from dataclasses import replace
 
@@ -18,10 +16,10 @@ from optprof.scenarios.workpiece import build
 MIB, GIB = 1 << 20, 1 << 30
 
 
-def memory(**asked: object) -> Memory:
-    found = simulate(Scenario(**asked)).memory  # pyright: ignore[reportArgumentType]
-    assert found is not None
-    return found
+def memory(**fields: object) -> Memory:
+    memory = simulate(Scenario(**fields)).memory  # pyright: ignore[reportArgumentType]
+    assert memory is not None
+    return memory
 
 
 def shapes(model: str) -> list[torch.Size]:
@@ -59,8 +57,8 @@ def test_every_optimizer_has_a_formula():
 @pytest.mark.parametrize("model", ["gpt2-xl", "llama2-7b", "vit-s16", "resnet18"])
 def test_state_bytes_are_those_of_the_formula(model: str, optimizer: str):
     expected = sum(STATE_BYTES[optimizer](shape) for shape in shapes(model))
-    found = memory(model=model, optimizer=optimizer, workload="state")
-    assert found.optimizer_state == sum(found.state_by_key.values()) == expected
+    counted = memory(model=model, optimizer=optimizer, workload="state")
+    assert counted.optimizer_state == sum(counted.state_by_key.values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -74,7 +72,7 @@ def test_state_bytes_are_those_of_the_formula(model: str, optimizer: str):
         ("llama2-7b", "sm3", 0.0106),
     ],
 )
-def test_state_of_the_large_models_is_what_is_known(model: str, optimizer: str, gib: float):
+def test_the_state_of_large_models_is_as_published(model: str, optimizer: str, gib: float):
     digits = 4 if optimizer == "sm3" else 3
     assert (
         round(
@@ -93,23 +91,23 @@ def test_state_of_the_large_models_is_what_is_known(model: str, optimizer: str, 
         ("llama2-7b", "sgd-sai", 25.10),
     ],
 )
-def test_state_as_allocated_on_a_fresh_device_is_what_the_paper_prints(
+def test_the_allocated_state_on_a_fresh_device_is_the_paper_s(
     model: str, optimizer: str, gib: float
 ):
-    """arXiv 2412.11768 has 5.93, 11.86, 2.42 and 25.15, read off a figure."""
+    """arXiv 2412.11768 has 5.93, 11.86, 2.42 and 25.15, read from a figure."""
     allocated = memory(model=model, optimizer=optimizer, workload="state").optimizer_state_allocated
     assert allocated is not None
     assert round(allocated / GIB, 2) == gib
 
 
 @pytest.mark.parametrize(("optimizer", "gib"), [("sgd-sai", 5.93), ("adamw", 11.87)])
-def test_state_that_reuses_the_blocks_of_activations_takes_as_much(optimizer: str, gib: float):
+def test_state_in_reused_blocks_of_activations_has_the_same_size(optimizer: str, gib: float):
     allocated = memory(model="gpt2-xl", optimizer=optimizer).optimizer_state_allocated
     assert allocated is not None
     assert round(allocated / GIB, 2) == gib
 
 
-def test_foreach_adamw_holds_a_temporary_for_every_parameter_and_its_loop_two_for_the_largest():
+def test_foreach_adamw_has_a_temporary_per_parameter_and_its_loop_two_for_the_largest():
     foreach, loop = (
         memory(model="gpt2", workload="state", implementation=how).peak_by_category
         for how in ("foreach", "loop")
@@ -123,17 +121,17 @@ def test_foreach_adamw_holds_a_temporary_for_every_parameter_and_its_loop_two_fo
 @pytest.mark.parametrize("workload", ["train", "state"])
 @pytest.mark.parametrize("optimizer", STATE_BYTES)
 def test_the_peak_is_the_sum_of_its_categories_and_the_highest_phase(optimizer: str, workload: str):
-    found = memory(model="resnet18", optimizer=optimizer, workload=workload, batch_size=2)
-    assert found.peak_allocated is not None
+    counted = memory(model="resnet18", optimizer=optimizer, workload=workload, batch_size=2)
+    assert counted.peak_allocated is not None
     assert (
-        found.peak_allocated
-        == sum(found.peak_by_category.values())
-        == max(found.peak_by_phase.values())
+        counted.peak_allocated
+        == sum(counted.peak_by_category.values())
+        == max(counted.peak_by_phase.values())
     )
-    assert found.peak_phase is not None
-    assert found.peak_by_phase[found.peak_phase] == found.peak_allocated
-    assert found.peak_reserved is not None
-    assert found.peak_reserved >= found.peak_allocated
+    assert counted.peak_phase is not None
+    assert counted.peak_by_phase[counted.peak_phase] == counted.peak_allocated
+    assert counted.peak_reserved is not None
+    assert counted.peak_reserved >= counted.peak_allocated
 
 
 def test_bf16_halves_parameters_and_gradients():
@@ -144,7 +142,7 @@ def test_bf16_halves_parameters_and_gradients():
     assert (half.parameters, half.gradients) == (full.parameters // 2, full.gradients // 2)
 
 
-def test_more_steps_change_nothing_once_the_state_is_there():
+def test_more_steps_change_nothing_after_the_first():
     assert memory(model="gpt2", sequence_length=8) == memory(
         model="gpt2", sequence_length=8, steps=4
     )
@@ -170,11 +168,11 @@ def test_the_model_is_traced_once_for_all_optimizers(monkeypatch: pytest.MonkeyP
         *(("resnet18", name) for name in sorted(STATE_BYTES)),
     ],
 )
-def test_bytes_equal_what_real_tensors_occupy_on_the_cpu(model: str, optimizer: str):
+def test_bytes_equal_those_of_real_tensors_on_the_cpu(model: str, optimizer: str):
     shorter = {"config": {"n_layer": 2}, "sequence_length": 16} if model == "gpt2" else {}
-    asked = Scenario(model=model, optimizer=optimizer, implementation="loop", steps=2, **shorter)
-    simulated = simulate(asked).memory
-    real = measure(replace(asked, device="cpu")).memory
+    scenario = Scenario(model=model, optimizer=optimizer, implementation="loop", steps=2, **shorter)
+    simulated = simulate(scenario).memory
+    real = measure(replace(scenario, device="cpu")).memory
     assert simulated is not None
     assert real is not None
     for field in (
@@ -188,33 +186,31 @@ def test_bytes_equal_what_real_tensors_occupy_on_the_cpu(model: str, optimizer: 
 
 
 def test_optimizers_that_read_values_back_can_be_simulated():
-    found = memory(model="gpt2", optimizer="torch.optim:NAdam", sequence_length=8)
-    assert found.optimizer_state == sum(8 * shape.numel() + 8 for shape in shapes("gpt2"))
+    counted = memory(model="gpt2", optimizer="torch.optim:NAdam", sequence_length=8)
+    assert counted.optimizer_state == sum(8 * shape.numel() + 8 for shape in shapes("gpt2"))
 
 
 @pytest.mark.parametrize("model", models.available())
 def test_every_model_of_the_catalogue_trains_in_simulation(model: str):
     entry = models.describe(model)
     assert entry is not None
-    found = simulate(
+    record = simulate(
         Scenario(model=model, optimizer="sgd", batch_size=2, sequence_length=entry.positions and 64)
     )
-    assert found.parameter_count == entry.parameter_count
-    assert found.memory is not None
-    assert found.memory.parameters == found.memory.gradients == 4 * entry.parameter_count
+    assert record.parameter_count == entry.parameter_count
+    assert record.memory is not None
+    assert record.memory.parameters == record.memory.gradients == 4 * entry.parameter_count
 
 
-def test_a_gradient_that_is_a_view_counts_the_storage_that_it_keeps_alive():
-    """With one image, autograd gives ViT's class token a slice of the gradient of all 197 tokens,
-    and keeps that whole.
-    """
-    found = memory(model="vit-s16", optimizer="sgd")
-    assert found.gradients - found.parameters == 196 * 384 * 4
+def test_a_gradient_that_is_a_view_counts_its_whole_storage():
+    """With one image, the gradient of ViT's class token is a slice of that of all 197 tokens."""
+    counted = memory(model="vit-s16", optimizer="sgd")
+    assert counted.gradients - counted.parameters == 196 * 384 * 4
 
 
-def test_a_scenario_that_names_a_gpu_is_told_the_time_of_a_step():
-    found = simulate(Scenario(model="resnet18", optimizer="adamw", gpu="a100-80")).estimate
-    assert found is not None
-    assert found.needed_bytes == 28 * 11_689_512
-    assert found.floor_seconds == pytest.approx(28 * 11_689_512 / 2.039e12)
+def test_a_scenario_with_a_gpu_has_an_estimate_of_its_step():
+    estimate = simulate(Scenario(model="resnet18", optimizer="adamw", gpu="a100-80")).estimate
+    assert estimate is not None
+    assert estimate.needed_bytes == 28 * 11_689_512
+    assert estimate.floor_seconds == pytest.approx(28 * 11_689_512 / 2.039e12)
     assert simulate(Scenario(model="resnet18", optimizer="adamw")).estimate is None

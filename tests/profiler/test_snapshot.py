@@ -1,4 +1,4 @@
-"""Snapshots, judged by torch's own tools for them and by the record of the same simulation."""
+"""Snapshots, compared with the record of the same simulation and read by torch's tools."""
 
 import pickle
 import pickletools
@@ -16,7 +16,7 @@ from optprof.scenarios import Scenario
 
 MIB = 1 << 20
 TAKEN = ("segment_alloc", "segment_map")
-# What the page's own reader of pickles knows, from torch/utils/viz/MemoryViz.js.
+# The opcodes that the page's reader supports, from torch/utils/viz/MemoryViz.js.
 OPCODES = {
     "APPEND",
     "APPENDS",
@@ -66,7 +66,7 @@ def written(simulation: Simulation, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def found(written: Path) -> dict[str, Any]:
+def taken(written: Path) -> dict[str, Any]:
     return pickle.loads(written.read_bytes())
 
 
@@ -76,10 +76,10 @@ def test_a_stream_counted_by_hand():
         ["parameter", "temporary"],
         [Source("w"), Source("layer", "aten::mm", "model.py:3")],
     )
-    found = snapshot(
+    taken = snapshot(
         Scenario(model="gpt2"), [Segment("build", [0]), Segment("forward", [1, ~1])], allocations
     )
-    (entries,) = found["device_traces"]
+    (entries,) = taken["device_traces"]
     assert [(entry["action"], entry["size"]) for entry in entries] == [
         ("segment_alloc", 20 * MIB),
         ("alloc", 4 * MIB),
@@ -91,30 +91,30 @@ def test_a_stream_counted_by_hand():
     assert [entry["addr"] - base for entry in entries] == [0, 0, 4 * MIB, 4 * MIB, 4 * MIB]
     assert [frame["name"] for frame in entries[2]["frames"]] == ["aten::mm", "layer", "forward"]
     assert (entries[2]["frames"][2]["filename"], entries[2]["frames"][2]["line"]) == ("model.py", 3)
-    (segment,) = found["segments"]
+    (segment,) = taken["segments"]
     assert [(block["state"], block["size"]) for block in segment["blocks"]] == [
         ("active_allocated", 4 * MIB),
         ("inactive", 16 * MIB),
     ]
 
 
-def test_its_totals_are_the_record_s(simulation: Simulation, found: dict[str, Any]):
+def test_its_totals_are_the_record_s(simulation: Simulation, taken: dict[str, Any]):
     memory = simulation.record.memory
     assert memory is not None
     allocated = reserved = peak_allocated = peak_reserved = 0
-    for entry in found["device_traces"][0]:
+    for entry in taken["device_traces"][0]:
         change = {"alloc": 1, "free_completed": -1}.get(entry["action"], 0)
         allocated += change * entry.get("user_metadata", {}).get("block_bytes", 0)
         reserved += entry["size"] if entry["action"] in TAKEN else 0
         peak_allocated, peak_reserved = max(peak_allocated, allocated), max(peak_reserved, reserved)
     assert (peak_allocated, peak_reserved) == (memory.peak_allocated, memory.peak_reserved)
-    assert sum(segment["total_size"] for segment in found["segments"]) == reserved
-    assert sum(segment["allocated_size"] for segment in found["segments"]) == allocated
+    assert sum(segment["total_size"] for segment in taken["segments"]) == reserved
+    assert sum(segment["allocated_size"] for segment in taken["segments"]) == allocated
 
 
-def test_segments_are_filled_without_gap_and_apart(found: dict[str, Any]):
+def test_segments_are_full_and_do_not_overlap(taken: dict[str, Any]):
     end = 0
-    for segment in found["segments"]:
+    for segment in taken["segments"]:
         assert segment["address"] >= end
         reached = segment["address"]
         for block in segment["blocks"]:
@@ -124,12 +124,12 @@ def test_segments_are_filled_without_gap_and_apart(found: dict[str, Any]):
         assert reached == end
 
 
-def test_a_block_is_handed_out_inside_a_segment_and_beside_all_others(found: dict[str, Any]):
+def test_a_block_is_inside_a_segment_and_overlaps_no_other(taken: dict[str, Any]):
     segments, alive = {}, {}
-    for entry in found["device_traces"][0]:
+    for entry in taken["device_traces"][0]:
         start, end = entry["addr"], entry["addr"] + entry["size"]
         if entry["action"] in TAKEN:
-            # What is mapped behind a run makes it longer.
+            # Memory mapped after a run extends it.
             before = next((low for low, high in segments.items() if high == start), start)
             segments[before] = segments.pop(end, end)
         elif entry["action"] == "alloc":
@@ -140,26 +140,24 @@ def test_a_block_is_handed_out_inside_a_segment_and_beside_all_others(found: dic
             assert alive.pop(start) == end
 
 
-def test_torch_s_own_tools_take_it(simulation: Simulation, found: dict[str, Any]):
+def test_torch_s_tools_read_it(simulation: Simulation, taken: dict[str, Any]):
     memory = simulation.record.memory
     assert memory is not None
     assert memory.peak_reserved is not None
-    summary = _memory_viz.segsum(found)
+    summary = _memory_viz.segsum(taken)
     assert f"total_reserved: {_memory_viz.Bytes(memory.peak_reserved)}" in summary
-    assert _memory_viz.trace(found).count("\n") >= len(found["device_traces"][0])
-    flames = _memory_viz.memory(found, format_flamegraph=lambda lines: lines)
-    held = [int(line.rpartition(" ")[2]) for line in flames.splitlines()]
-    assert sum(held) == memory.peak_reserved
+    assert _memory_viz.trace(taken).count("\n") >= len(taken["device_traces"][0])
+    flames = _memory_viz.memory(taken, format_flamegraph=lambda lines: lines)
+    nbytes = [int(line.rpartition(" ")[2]) for line in flames.splitlines()]
+    assert sum(nbytes) == memory.peak_reserved
     assert "exp_avg of resnet.embedder.embedder.convolution.weight" in flames
     for plot in (_memory_viz.trace_plot, _memory_viz.segment_plot):
-        assert "MemoryViz.js" in plot(found)
-    assert "MemoryViz.js" in _memory_viz.trace_plot(found, filter_freed=True)
+        assert "MemoryViz.js" in plot(taken)
+    assert "MemoryViz.js" in _memory_viz.trace_plot(taken, filter_freed=True)
 
 
 def test_the_page_can_read_it(written: Path):
-    """The page has a reader of its own, which knows a part of the opcodes, and one mistake that
-    "unknown" keeps it from.
-    """
+    """The page supports some of the opcodes, and fails without a category "unknown"."""
     used = {
         opcode.name: argument for opcode, argument, _ in pickletools.genops(written.read_bytes())
     }
@@ -169,12 +167,12 @@ def test_the_page_can_read_it(written: Path):
     assert "unknown" in {entry["category"] for entry in entries}
 
 
-def test_a_full_device_gives_segments_back_before_it_ends():
-    """Of a T4's 15 GiB three segments of 4 are taken; one of 5 finds room when those went back."""
+def test_a_full_device_releases_segments_before_it_runs_out():
+    """On a T4 with 15 GiB, a segment of 5 fits after three segments of 4 are released."""
     allocations = Allocations([4 << 30] * 3 + [5 << 30], ["temporary"] * 4, [Source()] * 4)
     segments = [Segment("forward", [0, 1, 2, ~0, ~1, ~2, 3])]
-    found = snapshot(Scenario(model="gpt2", gpu="t4"), segments, allocations)
-    actions = [entry["action"] for entry in found["device_traces"][0]]
+    taken = snapshot(Scenario(model="gpt2", gpu="t4"), segments, allocations)
+    actions = [entry["action"] for entry in taken["device_traces"][0]]
     assert actions.count("segment_alloc") == 4
     assert actions[-5:] == ["segment_free"] * 3 + ["segment_alloc", "alloc"]
-    assert [segment["total_size"] for segment in found["segments"]] == [5 << 30]
+    assert [segment["total_size"] for segment in taken["segments"]] == [5 << 30]

@@ -1,4 +1,4 @@
-"""Who asked for memory, judged by small models whose every tensor has a size of its own."""
+"""Sources of allocations in small models, in which every tensor has a different size."""
 
 import torch
 from torch.utils.checkpoint import checkpoint
@@ -30,10 +30,10 @@ class Network(torch.nn.Module):
 
 
 def sources(recorder: Recorder, place: int) -> list[tuple[int, Source]]:
-    """Bytes and source of each allocation of a segment, in order."""
-    found = recorder.allocations
+    """Return the bytes and source of each allocation of a segment, in order."""
+    allocations = recorder.allocations
     return [
-        (found.nbytes[event], found.sources[event])
+        (allocations.nbytes[event], allocations.sources[event])
         for event in recorder.segments[place].events
         if event >= 0
     ]
@@ -57,7 +57,7 @@ def network(*, recomputing: bool = False) -> Network:
         return Network(recomputing=recomputing)
 
 
-def test_parameters_are_called_by_their_path():
+def test_parameters_have_their_path_as_source():
     assert [source.module for _, source in sources(train(network()), 0)][1:] == [
         "first.weight",
         "first.bias",
@@ -67,8 +67,8 @@ def test_parameters_are_called_by_their_path():
 
 
 def test_the_forward_pass_names_module_operation_and_line():
-    found = [(nbytes, source.module, source.op) for nbytes, source in sources(train(network()), 1)]
-    assert found == [
+    named = [(nbytes, source.module, source.op) for nbytes, source in sources(train(network()), 1)]
+    assert named == [
         (16 * 128 * 4, "first", "aten::addmm"),
         (16 * 128 * 4, "act", "aten::tanh"),
         (16 * 32 * 4, "second", "aten::addmm"),
@@ -82,25 +82,25 @@ def test_the_forward_pass_names_module_operation_and_line():
     assert lines == {"test_sources.py"}
 
 
-def test_the_backward_pass_names_the_module_whose_gradient_it_works_out():
-    found = {(nbytes, source.module) for nbytes, source in sources(train(network()), 2)}
+def test_the_backward_pass_names_the_module_of_the_gradient():
+    named = {(nbytes, source.module) for nbytes, source in sources(train(network()), 2)}
     assert {
         (128 * 64 * 4, "first"),
         (128 * 4, "first"),
         (32 * 128 * 4, "second"),
         (32 * 4, "second"),
-    } <= found
-    assert (16 * 128 * 4, "act") in found
+    } <= named
+    assert (16 * 128 * 4, "act") in named
     assert not {source.line for _, source in sources(train(network()), 2)} - {""}
 
 
-def test_what_the_backward_pass_computes_again_is_named_as_in_the_forward_pass():
-    found = [source for _, source in sources(train(network(recomputing=True)), 2)]
-    assert "first" in {source.module for source in found if source.op == "aten::addmm"}
-    assert {source.module for source in found if source.op == "aten::tanh_backward"} == {"act"}
+def test_recomputed_tensors_have_the_sources_of_the_forward_pass():
+    recomputed = [source for _, source in sources(train(network(recomputing=True)), 2)]
+    assert "first" in {source.module for source in recomputed if source.op == "aten::addmm"}
+    assert {source.module for source in recomputed if source.op == "aten::tanh_backward"} == {"act"}
 
 
-def test_a_module_that_raises_leaves_no_trace():
+def test_a_module_that_raises_is_not_running_afterwards():
     class Failing(torch.nn.Module):
         def forward(self, _: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no")
@@ -116,16 +116,18 @@ def test_a_module_that_raises_leaves_no_trace():
     assert [source.module for _, source in sources(recorder, 0)] == [""]
 
 
-def test_state_is_called_by_its_key_and_its_parameter():
+def test_state_is_named_by_its_key_and_parameter():
     model = trace_model(Scenario(model="gpt2", sequence_length=8))
-    found = trace_optimizer(
+    traced = trace_optimizer(
         model,
         lambda parameters: optimizers.create("adamw", parameters, implementation="foreach"),
         Scenario(model="gpt2"),
     )
     state = [
         source
-        for source, of in zip(found.allocations.sources, found.allocations.categories, strict=True)
+        for source, of in zip(
+            traced.allocations.sources, traced.allocations.categories, strict=True
+        )
         if of == "optimizer_state"
     ]
     assert {source.module for source in state} == {
@@ -135,7 +137,7 @@ def test_state_is_called_by_its_key_and_its_parameter():
     assert all(source.line.startswith("torch/optim/adam.py:") for source in state)
 
 
-def test_no_source_names_a_folder_of_this_machine():
+def test_no_source_contains_a_folder_of_this_machine():
     model = trace_model(Scenario(model="resnet18"))
     assert not [
         source for source in model.allocations.sources if source.line.startswith(("/", ".."))

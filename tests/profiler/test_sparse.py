@@ -1,6 +1,4 @@
-"""Sparse gradients and sparse matrices under simulation, judged by real steps on the CPU and by
-hand.
-"""
+"""Simulated sparse gradients and matrices, compared with real steps on the CPU and by hand."""
 
 import sys
 from collections.abc import Callable
@@ -20,7 +18,7 @@ from optprof.profiler.training.state import state_bytes
 from optprof.scenarios import Scenario
 
 ROWS, WIDTH, TOKENS = 300, 16, 40
-# Every third row twice.
+# Every third row occurs twice.
 IDS = torch.arange(TOKENS, device="cpu") % 30 * 3
 
 
@@ -71,7 +69,7 @@ def own(
     name: str,
     build: Callable[[], tuple[nn.Module, dict[str, torch.Tensor]]],
 ) -> str:
-    """The name of a factory for scenarios, another one for each model: traces are kept by it."""
+    """Return the name of a new factory for scenarios: traces are kept by that name."""
     module = ModuleType(f"sparse_models_{name}")
     module.build = build  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -83,7 +81,7 @@ def of_ids(kind: type[nn.Module]) -> Callable[[], tuple[nn.Module, dict[str, tor
 
 
 def data(tensor: torch.Tensor) -> int:
-    """Bytes of a gradient's numbers, and of a sparse one's indices."""
+    """Return the bytes of a gradient's numbers, and of the indices of a sparse one."""
     parts = (tensor._indices(), tensor._values()) if tensor.is_sparse else (tensor,)
     return sum(part.numel() * part.element_size() for part in parts)
 
@@ -101,7 +99,7 @@ def data(tensor: torch.Tensor) -> int:
     ],
 )
 @pytest.mark.filterwarnings("ignore:Sparse invariant")
-def test_gradients_and_state_are_those_of_a_real_step(
+def test_gradients_and_state_equal_those_of_a_real_step(
     monkeypatch: pytest.MonkeyPatch, kind: type[nn.Module], optimizer: str
 ):
     scenario = Scenario(
@@ -125,7 +123,7 @@ def test_gradients_and_state_are_those_of_a_real_step(
 
 
 def events(recorder: Recorder) -> list[int]:
-    """Bytes of each event, negative for a free."""
+    """Return the bytes of each event, negative for a free."""
     nbytes = recorder.allocations.nbytes
     return [
         nbytes[event] if event >= 0 else -nbytes[~event]
@@ -135,13 +133,13 @@ def events(recorder: Recorder) -> list[int]:
 
 
 def of_tensors(stream: list[int]) -> list[int]:
-    """The stream without scalars, of which the CPU makes tensors."""
+    """Return the stream without scalars, which are tensors on the CPU."""
     return [nbytes for nbytes in stream if abs(nbytes) > 8]
 
 
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("kind", [Rows, Only])
-def test_the_events_of_gradients_that_are_added_up_are_those_of_a_real_step(
+def test_the_events_of_accumulated_gradients_equal_those_of_a_real_step(
     kind: type[nn.Module],
     set_to_none: bool,
     cpu_events: Callable[[Callable[[], object]], list[int]],
@@ -171,14 +169,14 @@ def test_the_events_of_gradients_that_are_added_up_are_those_of_a_real_step(
 
 
 def entries(ids: torch.Tensor, *, values: torch.Tensor | None = None) -> torch.Tensor:
-    """A sparse tensor of rows, without data but for its entries."""
+    """Return a sparse meta tensor of rows, with known entries."""
     values = torch.empty(len(ids), WIDTH, device="meta") if values is None else values
     return torch.sparse_coo_tensor(
         with_value(ids[None]), values, (ROWS, WIDTH), check_invariants=False
     )
 
 
-def test_merged_entries_have_the_rows_that_the_batch_knows():
+def test_merged_entries_have_the_distinct_rows_of_the_batch():
     recorder = Recorder()
     with recorder.phase("backward"):
         gradient = entries(IDS)
@@ -190,7 +188,7 @@ def test_merged_entries_have_the_rows_that_the_batch_knows():
     assert again._values().shape == (30, WIDTH)
 
 
-def test_merging_holds_the_places_twice_while_it_sorts_and_keeps_the_memory_of_all_indices():
+def test_merging_sorts_with_two_buffers_and_keeps_the_memory_of_all_indices():
     recorder = Recorder()
     with recorder.phase("build"):
         gradient = entries(IDS)
@@ -203,7 +201,7 @@ def test_merging_holds_the_places_twice_while_it_sorts_and_keeps_the_memory_of_a
     assert merged._indices().untyped_storage().nbytes() == flat
 
 
-def test_entries_that_nobody_knows_are_refused_with_the_line_that_merges_them():
+def test_merging_unknown_entries_is_refused_with_its_line():
     recorder = Recorder()
     words = r"test_sparse\.py, line \d+, merges equal entries of a sparse tensor"
     with recorder.phase("backward"):
@@ -216,7 +214,7 @@ def test_entries_that_nobody_knows_are_refused_with_the_line_that_merges_them():
             gradient.coalesce()
 
 
-def test_an_operation_on_sparse_tensors_that_is_not_followed_is_refused_with_its_line():
+def test_an_unsupported_operation_on_sparse_tensors_is_refused_with_its_line():
     recorder = Recorder()
     with (
         recorder.phase("clip"),
@@ -227,16 +225,16 @@ def test_an_operation_on_sparse_tensors_that_is_not_followed_is_refused_with_its
         torch.sin(entries(IDS))
 
 
-@pytest.mark.parametrize("asked", [{"micro_batches": 3}, {"set_to_none": False}, {"amp": "fp16"}])
+@pytest.mark.parametrize("fields", [{"micro_batches": 3}, {"set_to_none": False}, {"amp": "fp16"}])
 def test_ways_of_training_on_sparse_gradients_are_followed(
-    monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any]
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
 ):
     memory = simulate(
-        Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", steps=3, **asked)
+        Scenario(model=own(monkeypatch, "Rows", of_ids(Rows)), optimizer="sm3", steps=3, **fields)
     ).memory
     assert memory is not None
-    draws = asked.get("micro_batches", 1)
-    # The head's gradient is dense; the batch holds the indices of a single draw.
+    draws = fields.get("micro_batches", 1)
+    # The head's gradient is dense, and the batch holds the indices of one draw.
     assert memory.gradients == draws * TOKENS * (4 * WIDTH + 8) + 4 * (WIDTH + 1)
     assert memory.optimizer_state == 4 * (ROWS + 1 + WIDTH + 1)
 
@@ -267,8 +265,8 @@ def test_a_product_with_a_sparse_matrix_of_the_batch_is_followed(
     ).memory
     assert memory is not None
     assert memory.gradients == 4 * WIDTH * (WIDTH + 1)
-    # The dense input, 8 bytes for each index, 4 for each value; of 150 different entries where they
-    # are merged.
+    # The dense input, 8 bytes for each index and 4 for each value, of 150 distinct entries if
+    # they are merged.
     stored = {
         "coalesced": 150 * (2 * 8 + 4),
         "as it came": 200 * (2 * 8 + 4),
@@ -278,7 +276,7 @@ def test_a_product_with_a_sparse_matrix_of_the_batch_is_followed(
     assert memory.peak_by_category["input"] == pytest.approx(4 * 50 * WIDTH + stored, abs=3 * 512)
 
 
-def test_the_step_of_sparse_gradients_has_no_estimate_made_for_dense_ones(
+def test_a_step_of_sparse_gradients_has_no_time_estimate(
     monkeypatch: pytest.MonkeyPatch,
 ):
     record = simulate(

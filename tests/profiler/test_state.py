@@ -1,6 +1,4 @@
-"""Bytes of tensors of every kind, and of a state wherever an optimizer hides it; counted by
-hand.
-"""
+"""Bytes of tensors of every kind and of state wherever an optimizer keeps it, counted by hand."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -34,9 +32,7 @@ from optprof.scenarios.workpiece import build
 
 
 class Slotted:
-    """An object that keeps its tensors in slots, one under a private name, and leaves one slot
-    empty.
-    """
+    """An object with tensors in slots, one under a private name, and an empty slot."""
 
     __slots__ = ("__basis", "never_set", "vector")
 
@@ -46,7 +42,7 @@ class Slotted:
 
 
 class LowBit(Tensor):
-    """A float32 tensor to look at, that is made of a byte an element and one scale."""
+    """A tensor that appears as float32 and is made of one byte per element and a scale."""
 
     codes: Tensor
     scale: Tensor
@@ -73,7 +69,7 @@ class LowBit(Tensor):
 
 
 def ragged(layout: torch.layout) -> Tensor:
-    """Six rows of three numbers, two of one sample and four of another."""
+    """Return six rows of three numbers, two of one sample and four of another."""
     return torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)], layout=layout)
 
 
@@ -82,9 +78,9 @@ def ragged(layout: torch.layout) -> Tensor:
     [
         # Four numbers with two int64 indices each.
         (lambda: torch.eye(4).to_sparse(), 4 * 4 + 2 * 4 * 8),
-        # Twice as many, before equal places are added up.
+        # Twice as many, before duplicates are added up.
         (lambda: torch.eye(4).to_sparse() + torch.eye(4).to_sparse(), 2 * (4 * 4 + 2 * 4 * 8)),
-        # One index a number, and one place more than there are rows or columns.
+        # One index per number, and one more offset than rows or columns.
         (
             lambda: torch.sparse_csr_tensor([0, 1, 2, 3], [0, 1, 2], torch.ones(3), (3, 3)),
             3 * 4 + 3 * 8 + 4 * 8,
@@ -102,7 +98,7 @@ def ragged(layout: torch.layout) -> Tensor:
             lambda: torch.sparse_bsc_tensor([0, 1, 2], [0, 1], torch.ones(2, 2, 2), (4, 4)),
             2 * 4 * 4 + 2 * 8 + 3 * 8,
         ),
-        # A (2, 2) tensor of sizes is no storage of a nested tensor; offsets of jagged ones are.
+        # The (2, 2) sizes of a nested tensor are not data; the offsets of a jagged one are.
         (lambda: ragged(torch.strided), 18 * 4),
         (lambda: ragged(torch.jagged), 18 * 4 + 3 * 8),
         (lambda: torch.ones(4, 4).to_mkldnn(), 16 * 4),
@@ -114,7 +110,7 @@ def ragged(layout: torch.layout) -> Tensor:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_tensor_of_any_kind_costs_the_memory_behind_it(
+def test_a_tensor_of_any_kind_counts_the_memory_behind_it(
     make: Callable[[], Tensor | None], nbytes: int
 ) -> None:
     tensor = make()
@@ -132,7 +128,7 @@ def test_a_shared_storage_counts_once_under_one_dtype() -> None:
 
 
 def holding(**entries: Any) -> torch.optim.Optimizer:
-    """An optimizer of one (4, 6) parameter whose state has these entries."""
+    """Return an optimizer of one (4, 6) parameter whose state has these entries."""
     param = Parameter(torch.zeros(4, 6))
     optimizer = torch.optim.SGD([param])
     optimizer.state[param].update(entries)
@@ -143,28 +139,28 @@ def test_tensors_in_attributes_and_slots_of_objects_are_state() -> None:
     projector = SimpleNamespace(
         rank=2, bases=(torch.zeros(4, 2), [torch.zeros(2, 6)]), kind=Slotted
     )
-    found = state_bytes(holding(projector=projector, slotted=Slotted(), exp_avg=torch.zeros(4, 2)))
-    assert found.by_key_dtype == {
+    state = state_bytes(holding(projector=projector, slotted=Slotted(), exp_avg=torch.zeros(4, 2)))
+    assert state.by_key_dtype == {
         "projector": {"float32": 4 * 8 + 4 * 12},
         "slotted": {"float16": 30, "float32": 28},
         "exp_avg": {"float32": 32},
     }
 
 
-def test_a_tensor_made_of_others_costs_the_bytes_of_those() -> None:
+def test_a_tensor_made_of_others_counts_their_bytes() -> None:
     moment = LowBit(torch.zeros(4, 6, dtype=torch.uint8), torch.zeros(1))
     assert state_bytes(holding(moment=moment)).by_key_dtype == {
         "moment": {"uint8": 24, "float32": 4}
     }
 
 
-def test_an_object_that_holds_itself_is_walked_once() -> None:
+def test_an_object_that_contains_itself_is_searched_once() -> None:
     ring = SimpleNamespace(tensor=torch.zeros(5))
     ring.again = [ring, {"tensor": ring.tensor}]
     assert state_bytes(holding(ring=ring, twin=ring)).total == 20
 
 
-def test_parameters_views_of_them_and_models_are_no_state() -> None:
+def test_parameters_their_views_and_models_are_not_state() -> None:
     optimizer = holding(model=Linear(3, 3), package=torch)
     (param,) = optimizer.param_groups[0]["params"]
     optimizer.state[param].update(
@@ -174,7 +170,7 @@ def test_parameters_views_of_them_and_models_are_no_state() -> None:
 
 
 def two_layers() -> list[Parameter]:
-    """Weights of 24 and 5 numbers in bfloat16: 96 and 20 bytes in float32."""
+    """Return weights of 24 and 5 numbers in bfloat16: 96 and 20 bytes in float32."""
     return [
         Parameter(torch.ones(4, 6, dtype=torch.bfloat16)),
         Parameter(torch.ones(5, dtype=torch.bfloat16)),
@@ -185,7 +181,7 @@ MASTERS = 96 + 20
 
 
 class Plain(torch.optim.SGD):
-    """An optimizer without state, to which one of the functions below adds some."""
+    """An optimizer without state; a function below adds some."""
 
     kept: Any
     optim: Any
@@ -261,7 +257,7 @@ def in_the_keys_of_a_dict(optimizer: Plain) -> None:
 
 
 def in_numpy_arrays(optimizer: Plain) -> None:
-    # A view keeps the array alive that it looks at.
+    # A view keeps its array alive.
     optimizer.kept = [master.numpy().copy()[:1] for master in masters_of(optimizer)]
 
 
@@ -285,7 +281,7 @@ class Keeper:
         """Do nothing after a step."""
 
 
-def hung_on_the_parameters(optimizer: Plain) -> None:
+def as_attributes_of_the_parameters(optimizer: Plain) -> None:
     for param, master in zip(
         optimizer.param_groups[0]["params"], masters_of(optimizer), strict=True
     ):
@@ -309,7 +305,7 @@ def hung_on_the_parameters(optimizer: Plain) -> None:
         in_numpy_arrays,
         in_an_array_of_tensors,
         in_the_object_of_a_method,
-        hung_on_the_parameters,
+        as_attributes_of_the_parameters,
     ],
 )
 def test_copies_of_the_weights_are_state_wherever_they_are_kept(
@@ -320,7 +316,7 @@ def test_copies_of_the_weights_are_state_wherever_they_are_kept(
     assert state_bytes(optimizer).by_key_dtype == {"kept": {"float32": MASTERS}}
 
 
-def test_arrays_of_dtypes_that_torch_does_not_have_are_counted_in_bytes() -> None:
+def test_arrays_of_dtypes_unknown_to_torch_are_counted() -> None:
     optimizer = Plain(two_layers())
     optimizer.kept = (
         numpy.zeros((3, 5), "datetime64[s]"),
@@ -332,7 +328,7 @@ def test_arrays_of_dtypes_that_torch_does_not_have_are_counted_in_bytes() -> Non
     }
 
 
-def test_an_array_on_the_memory_of_a_parameter_is_no_state() -> None:
+def test_an_array_that_shares_a_parameter_s_memory_is_not_state() -> None:
     param = Parameter(torch.zeros(5))
     optimizer = Plain([param])
     optimizer.kept = [param.detach().numpy()[1:], param.untyped_storage()]
@@ -343,14 +339,14 @@ def test_a_storage_is_state() -> None:
     assert state_bytes(holding(kept=torch.zeros(5).untyped_storage())).by_key == {"kept": 20}
 
 
-def test_what_a_class_keeps_for_its_optimizers_is_state() -> None:
+def test_tensors_in_class_attributes_are_state() -> None:
     class Sharing(Plain):
         masters: ClassVar[list[Tensor]] = [torch.zeros(5)]
 
     assert state_bytes(Sharing(two_layers())).by_key == {"masters": 20}
 
 
-def test_a_module_is_state_where_it_is_known_not_to_be_the_model() -> None:
+def test_a_module_that_is_not_the_model_is_state() -> None:
     model, average = Linear(3, 3), torch.nn.BatchNorm1d(5)
     optimizer = Plain(model.parameters())
     optimizer.kept = [model, average]
@@ -359,7 +355,7 @@ def test_a_module_is_state_where_it_is_known_not_to_be_the_model() -> None:
     assert state_bytes(optimizer, model.parameters()).by_key == {"kept": 4 * 20 + 8}
 
 
-def test_locals_of_functions_that_led_to_a_kept_exception_are_no_state() -> None:
+def test_locals_in_the_traceback_of_a_kept_exception_are_not_state() -> None:
     optimizer = Plain(two_layers())
     batch = torch.zeros(5)
     try:
@@ -369,7 +365,7 @@ def test_locals_of_functions_that_led_to_a_kept_exception_are_no_state() -> None
     assert list(state_tensors(optimizer)) == []
 
 
-def test_the_state_of_an_optimizer_inside_keeps_its_names() -> None:
+def test_the_state_of_a_wrapped_optimizer_keeps_its_keys() -> None:
     optimizer = Plain(two_layers())
     optimizer.optim = inner = torch.optim.SGD(optimizer.param_groups[0]["params"], momentum=0.9)
     for param in optimizer.param_groups[0]["params"]:
@@ -378,7 +374,7 @@ def test_the_state_of_an_optimizer_inside_keeps_its_names() -> None:
     assert state_bytes(optimizer).by_key_dtype == {"momentum_buffer": {"bfloat16": MASTERS // 2}}
 
 
-def test_copies_that_an_optimizer_inside_trains_are_state() -> None:
+def test_copies_that_a_wrapped_optimizer_trains_are_state() -> None:
     optimizer = Plain(two_layers())
     optimizer.optim = inner = torch.optim.SGD(map(Parameter, masters_of(optimizer)), momentum=0.9)
     for param in inner.param_groups[0]["params"]:
@@ -387,14 +383,14 @@ def test_copies_that_an_optimizer_inside_trains_are_state() -> None:
     assert state_bytes(optimizer).by_key == {"momentum_buffer": MASTERS, "params": MASTERS}
 
 
-def test_copies_in_place_of_the_models_parameters_are_state_where_the_model_is_known() -> None:
+def test_copies_in_the_groups_are_state_if_the_model_is_known() -> None:
     params = two_layers()
     optimizer = torch.optim.SGD([Parameter(param.detach().float()) for param in params])
     assert state_bytes(optimizer).total == 0
     assert state_bytes(optimizer, params).by_key == {"params": MASTERS}
 
 
-def test_frozen_parameters_and_buffers_of_a_known_model_are_no_state() -> None:
+def test_frozen_parameters_and_buffers_of_a_known_model_are_not_state() -> None:
     model = torch.nn.BatchNorm1d(5)
     model.bias.requires_grad_(False)
     optimizer = Plain([model.weight])
@@ -403,7 +399,7 @@ def test_frozen_parameters_and_buffers_of_a_known_model_are_no_state() -> None:
     assert state_bytes(optimizer, [*model.parameters(), *model.buffers()]).total == 0
 
 
-def test_a_flat_buffer_is_no_state_while_gradients_lie_in_it() -> None:
+def test_a_flat_buffer_is_not_state_while_gradients_are_in_it() -> None:
     param = Parameter(torch.zeros(5))
     optimizer = Plain([param])
     optimizer.kept = torch.zeros(8)
@@ -413,7 +409,7 @@ def test_a_flat_buffer_is_no_state_while_gradients_lie_in_it() -> None:
     assert state_bytes(optimizer).by_key == {"kept": 32}
 
 
-def test_gradients_that_hang_on_a_parameter_are_no_state() -> None:
+def test_gradients_in_attributes_of_a_parameter_are_not_state() -> None:
     param: Any = Parameter(torch.zeros(5))
     param.main_grad = torch.zeros(5)
     param.prev_grad = torch.zeros(5)
@@ -426,7 +422,7 @@ def test_a_tensor_learning_rate_is_state() -> None:
     assert state_bytes(torch.optim.SGD(two_layers(), lr=torch.tensor(0.1))).by_key == {"lr": 4}
 
 
-def test_what_the_training_loop_hangs_on_an_optimizer_is_no_state() -> None:
+def test_hooks_and_scalers_of_the_training_loop_are_not_state() -> None:
     tensor = torch.zeros(5)
     optimizer = Plain(two_layers())
     optimizer.register_step_post_hook(Keeper([tensor]).hook)
@@ -448,12 +444,12 @@ def test_the_pending_sum_of_an_accumulation_is_state() -> None:
     assert state_bytes(wrapper).by_key == {"_sum": MASTERS}
 
 
-def test_objects_nested_deeper_than_python_recurses_are_searched() -> None:
+def test_objects_nested_deeper_than_python_can_recurse_are_searched() -> None:
     chain: list[Any] = [torch.zeros(5)]
     for _ in range(100_000):
         chain = [chain]
     assert state_bytes(holding(chain=chain)).total == 20
-    # Freed link by link, since freeing a chain at once recurses as well.
+    # Free link by link: freeing a chain at once recurses too.
     while isinstance(chain[0], list):
         chain = chain.pop()
 
@@ -480,20 +476,22 @@ def test_the_shard_of_a_zero_redundancy_optimizer_is_state(tmp_path: Path) -> No
 
 
 def galore_state(shapes: Iterator[torch.Size], rank: int) -> dict[str, int]:
-    """Two moments: like the parameter, or of rank columns for the longer side of a matrix; a basis
-    of rank rows for its shorter side.
+    """Return the bytes of two moments and a basis for each shape.
+
+    A matrix has moments of `rank` columns for its longer side, and a basis of `rank` rows for its
+    shorter one. Other parameters have moments of their own shape.
     """
-    found = {"exp_avg": 0, "exp_avg_sq": 0, "projector": 0}
+    nbytes = {"exp_avg": 0, "exp_avg_sq": 0, "projector": 0}
     for shape in shapes:
         projected = len(shape) == 2 and min(shape) > rank
         moment = 4 * (max(shape) * rank if projected else shape.numel())
         basis = 4 * min(shape) * rank if projected else 0
-        found = {
-            "exp_avg": found["exp_avg"] + moment,
-            "exp_avg_sq": found["exp_avg_sq"] + moment,
-            "projector": found["projector"] + basis,
+        nbytes = {
+            "exp_avg": nbytes["exp_avg"] + moment,
+            "exp_avg_sq": nbytes["exp_avg_sq"] + moment,
+            "projector": nbytes["projector"] + basis,
         }
-    return found
+    return nbytes
 
 
 @pytest.mark.skipif(find_spec("pytorch_optimizer") is None, reason="needs the extra zoo")
@@ -503,7 +501,7 @@ def test_the_projection_of_galore_is_counted_on_real_tensors() -> None:
     for param in params:
         param.grad = torch.randn_like(param)
     optimizer.step()
-    # 12 x 2 and 5 numbers a moment, and the 2 x 8 of the projection.
+    # A moment has 12 x 2 and 5 numbers, the projection 2 x 8.
     assert state_bytes(optimizer).by_key == {
         "exp_avg": 4 * (24 + 5),
         "exp_avg_sq": 4 * (24 + 5),
@@ -524,5 +522,5 @@ def test_the_projection_is_counted_in_simulation(name: str) -> None:
         p.shape for p in build(Scenario(model="gpt2", workload="state"), "meta").model.parameters()
     )
     assert memory is not None
-    wanted = galore_state(shapes, rank=128)
-    assert {key: memory.state_by_key[key] for key in wanted} == wanted
+    expected = galore_state(shapes, rank=128)
+    assert {key: memory.state_by_key[key] for key in expected} == expected

@@ -1,6 +1,6 @@
-"""The recorded stream of whole training steps, judged by what torch.profiler saw of real ones.
+"""The recorded stream of whole training steps, compared with torch.profiler on real ones.
 
-The real steps run on the CPU without any dispatch mode, which would change what autograd does.
+The real steps run on the CPU without a dispatch mode, which would change autograd's behaviour.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from optprof.profiler.tracing.values import with_value
 
 
 class Branches(nn.Module):
-    """Tensors with two, three and four consumers, shared by addition and by reuse."""
+    """Tensors with two, three and four consumers, by addition and by reuse."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Branches(nn.Module):
 
 
 class Gathered(nn.Module):
-    """A cross entropy written with gather, as teaching code does."""
+    """A cross entropy written with gather."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Gathered(nn.Module):
 
 
 class Indexed(nn.Module):
-    """An embedding by indexing, rows picked out by index_select and by a list."""
+    """An embedding by indexing; rows selected by index_select and by a list."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Views(nn.Module):
 
 
 class Checkpointed(nn.Module):
-    """Residual blocks that are run again in the backward pass."""
+    """Residual blocks that are recomputed in the backward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Tied(nn.Module):
 
 
 class Chosen(nn.Module):
-    """Several labels a sample, weighted, with values kept between two bounds."""
+    """Several weighted labels for each sample, with clamped values."""
 
     weight: torch.Tensor
 
@@ -164,7 +164,7 @@ class Chosen(nn.Module):
 
 
 class Swapped(nn.Module):
-    """Layers over a batch whose dimensions are swapped, as nn.MultiheadAttention's are, or cut."""
+    """Layers over a transposed batch, as in nn.MultiheadAttention, or a sliced one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -177,7 +177,7 @@ class Swapped(nn.Module):
 
 
 class Losses(nn.Module):
-    """Losses that are worked out for each element first."""
+    """Losses that are first computed for each element."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Regression(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Convolutions down and up again, held to their input."""
+    """Convolutions that encode and decode their input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,9 +231,7 @@ class Autoencoder(nn.Module):
 
 
 class Folded(nn.Module):
-    """A picture taken apart into patches and put together again, which keeps the patches'
-    memory.
-    """
+    """An image that is unfolded into patches and folded again, which keeps the patches' memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -245,7 +243,7 @@ class Folded(nn.Module):
 
 
 def transformer(name: str) -> nn.Module:
-    """A model of transformers with two layers."""
+    """Return a model of transformers with two layers."""
     import transformers
 
     sizes: dict[str, dict[str, Any]] = {
@@ -299,9 +297,7 @@ def batch_of(module: type[nn.Module]) -> dict[str, torch.Tensor]:
 
 
 def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, set_to_none: bool) -> None:
-    """Forward and backward, each loss half of the gradient: two are added up before they are
-    dropped.
-    """
+    """Run forward and backward passes; two gradients are accumulated before they are dropped."""
     for step in range(steps):
         output = model(**batch)
         loss = output if isinstance(output, torch.Tensor) else output.loss
@@ -312,7 +308,7 @@ def train(model: nn.Module, batch: dict[str, torch.Tensor], steps: int, set_to_n
 
 
 def recorded(model: nn.Module, batch: dict[str, torch.Tensor], set_to_none: bool) -> list[int]:
-    """Bytes of each event of two accumulated steps on meta tensors."""
+    """Return the bytes of each event of two accumulated steps on meta tensors."""
     recorder = Recorder()
     with recorder.phase("build"):
         for tensor in (*model.parameters(), *model.buffers()):
@@ -337,9 +333,7 @@ def recorded(model: nn.Module, batch: dict[str, torch.Tensor], set_to_none: bool
 
 
 def of_tensors(stream: list[int]) -> list[int]:
-    """The stream without scalars, of which the CPU makes tensors, and without the host's random
-    state.
-    """
+    """Return the stream without the host's random state and scalars, which are CPU tensors."""
     random_state = torch.get_rng_state().nbytes
     return [nbytes for nbytes in stream if abs(nbytes) > 8 and abs(nbytes) != random_state]
 
@@ -367,7 +361,7 @@ MODULES = (
 @pytest.mark.parametrize(
     "name", [*(module.__name__ for module in MODULES), "gpt2", "llama", "vit", "resnet"]
 )
-def test_the_recorded_events_are_those_of_a_real_step(
+def test_the_recorded_events_equal_those_of_a_real_step(
     name: str, set_to_none: bool, cpu_events: Callable[[Callable[[], object]], list[int]]
 ):
     own = {module.__name__: module for module in MODULES}
@@ -404,7 +398,7 @@ def test_a_squared_error_peaks_as_it_does_on_the_cpu(
 
 
 class Reused(nn.Module):
-    """A tensor whose gradients are added up at the peak."""
+    """A tensor whose gradients are summed at the peak."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -415,7 +409,7 @@ class Reused(nn.Module):
         return (x * 2).sum() + (x * 3).sum()
 
 
-def test_a_watched_step_holds_what_an_unwatched_one_does(
+def test_a_watched_step_holds_as_much_as_an_unwatched_one(
     cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
     model = Reused()

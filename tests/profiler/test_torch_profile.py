@@ -1,6 +1,4 @@
-"""Traces of real iterations: what torch.profiler wrote, and what the record says of a step's
-operations.
-"""
+"""Traces of real iterations: torch.profiler's file, and the record's operations of a step."""
 
 import gzip
 import json
@@ -26,7 +24,7 @@ PARAMETERS = 11_689_512
 
 @pytest.fixture(scope="module")
 def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Record, Path]:
-    """A measurement with a trace, and the folder that TensorBoard is given."""
+    """Return a measurement with a trace, and the folder for TensorBoard."""
     folder = tmp_path_factory.mktemp("tensorboard")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("optprof.profiler.measuring.harness.WARM_UP_LIMIT", 0.0)
@@ -52,16 +50,18 @@ def test_the_trace_names_neither_the_machine_nor_its_folders(traced: tuple[Recor
     assert json.loads(text)["schemaVersion"] == 1
 
 
-def test_a_trace_that_torch_has_cut_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """torch's own writer goes on silently where its disk is full."""
+def test_a_truncated_trace_is_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """torch's writer does not report a full disk."""
 
     def cut(_profiler: profile, path: str) -> None:
         Path(path).write_text('{\n"traceEvents": [\n{"ph": "X"')
 
     monkeypatch.setattr(profile, "export_chrome_trace", cut)
     files = Files(run=tmp_path, trace=tmp_path / "trace")
-    found = record_trace(Harness("cpu"), lambda: None, "adamw", files, tmp_path / "trace", "cpu")
-    assert found == []
+    operations = record_trace(
+        Harness("cpu"), lambda: None, "adamw", files, tmp_path / "trace", "cpu"
+    )
+    assert operations == []
     ((path, reason),) = files.lost
     assert path.parent == tmp_path / "trace"
     assert reason.startswith("torch's trace was cut in ")
@@ -73,14 +73,14 @@ def test_the_operations_of_a_step_have_times_and_the_bytes_of_their_tensors(
 ):
     record, _ = traced
     assert record.watched is not None
-    found = {operation.name: operation for operation in record.watched.operations}
-    # AdamW's loop, by tensor: weight decay and the second moment are multiplied in place, reading
-    # and writing fp32 twice each.
-    assert (found["mul_"].calls, found["mul_"].bytes) == (2 * 62, 2 * 8 * PARAMETERS)
+    operations = {operation.name: operation for operation in record.watched.operations}
+    # AdamW's loop: for each tensor, weight decay and the second moment are multiplied in place;
+    # each reads and writes fp32 once.
+    assert (operations["mul_"].calls, operations["mul_"].bytes) == (2 * 62, 2 * 8 * PARAMETERS)
     # The square root reads the second moment and makes a tensor.
-    assert (found["sqrt"].calls, found["sqrt"].bytes) == (62, 8 * PARAMETERS)
-    # The second moment is read and written, the gradient read twice but there once.
-    assert found["addcmul_"].bytes == 3 * 4 * PARAMETERS
+    assert (operations["sqrt"].calls, operations["sqrt"].bytes) == (62, 8 * PARAMETERS)
+    # The second moment is read and written, and the gradient counts once though it is read twice.
+    assert operations["addcmul_"].bytes == 3 * 4 * PARAMETERS
     seconds = [operation.seconds for operation in record.watched.operations]
     assert seconds == sorted(seconds, reverse=True)
     assert Record.from_dict(json.loads(record.to_json())) == record

@@ -1,6 +1,4 @@
-"""The recorder, judged by hand-counted programs and by what torch.profiler saw when the same
-program ran for real.
-"""
+"""The recorder, compared with programs counted by hand and with torch.profiler on real runs."""
 
 from collections.abc import Callable
 
@@ -15,7 +13,7 @@ from optprof.profiler.tracing.values import with_value
 
 
 def stream(recorder: Recorder) -> list[int]:
-    """Bytes of each event in order, negative for a free."""
+    """Return the bytes of each event in order, negative for a free."""
     nbytes = recorder.allocations.nbytes
     return [
         nbytes[event] if event >= 0 else -nbytes[~event]
@@ -24,7 +22,7 @@ def stream(recorder: Recorder) -> list[int]:
     ]
 
 
-def test_allocations_and_frees_come_in_the_order_of_the_program():
+def test_allocations_and_frees_have_the_order_of_the_program():
     recorder = Recorder()
     with recorder.phase("forward"):
         a = torch.empty(256, device="meta")
@@ -67,7 +65,7 @@ def test_a_training_step_has_the_events_that_torch_profiler_saw_on_the_cpu():
     assert stream(recorder) == measured
 
 
-def test_a_tensor_without_elements_is_known_and_takes_nothing():
+def test_a_tensor_without_elements_is_recorded_and_takes_nothing():
     recorder = Recorder()
     with recorder.phase("build"):
         empty = torch.nn.Parameter(torch.empty(0, 4, device="meta"))
@@ -76,7 +74,7 @@ def test_a_tensor_without_elements_is_known_and_takes_nothing():
     assert stream(recorder) == []
 
 
-def test_what_the_backward_pass_needs_is_an_activation_and_the_rest_of_the_forward_is_temporary():
+def test_tensors_kept_for_the_backward_pass_are_activations_and_others_temporaries():
     x = torch.empty(1024, device="meta", requires_grad=True)
     recorder = Recorder()
     with recorder.phase("build"):
@@ -103,7 +101,7 @@ def test_code_that_branches_on_positions_takes_its_real_branch():
         assert int(positions.sum()) == 56 - 6
 
 
-def test_what_a_known_mask_picks_has_its_real_size():
+def test_a_selection_by_a_known_mask_has_its_real_size():
     recorder = Recorder()
     x = torch.empty(8, 100, device="meta", requires_grad=True)
     places = with_value(torch.arange(8))
@@ -115,12 +113,11 @@ def test_what_a_known_mask_picks_has_its_real_size():
         picked = x[mask]
         assert picked.shape == (3, 100)
         assert mask.nonzero().tolist() == [[0], [3], [6]]
-    # The remainder, the mask, where it is true, and what is picked; then where it is true once
-    # more.
+    # The remainder, the mask, its true places, and the selection; then the true places again.
     assert stream(recorder) == [64, 8, -64, 24, 1200, -24, 24, -24]
 
 
-def test_masks_of_ones_are_known_until_something_unknown_is_written_into_them():
+def test_masks_of_ones_are_known_until_they_are_overwritten_with_unknown_values():
     recorder = Recorder()
     with recorder.phase("forward"):
         mask = torch.ones(2, 4, device="meta")
@@ -140,7 +137,7 @@ def test_masks_of_ones_are_known_until_something_unknown_is_written_into_them():
         (lambda x: x.cpu(), "copies a tensor's values to the host"),
     ],
 )
-def test_what_depends_on_activations_is_refused_in_one_line(
+def test_sizes_that_depend_on_activations_are_refused_in_one_line(
     read: Callable[[torch.Tensor], object], words: str
 ):
     recorder = Recorder()
@@ -151,7 +148,7 @@ def test_what_depends_on_activations_is_refused_in_one_line(
         read(torch.empty(4, device="meta"))
 
 
-def test_reading_back_an_activation_is_refused_with_the_line_that_does_it():
+def test_reading_back_an_activation_is_refused_with_its_line():
     recorder = Recorder()
     with (
         recorder.phase("forward"),
@@ -162,18 +159,18 @@ def test_reading_back_an_activation_is_refused_with_the_line_that_does_it():
         torch.empty(4, device="meta").sum().item()
 
 
-def test_reading_back_in_an_optimizer_is_answered():
+def test_samples_answer_the_read_backs_of_an_optimizer():
     recorder = Recorder(samples=Samples())
     with recorder.phase("step"):
-        # The square root of four ones' sum.
+        # The square root of the sum of four ones.
         assert torch.ones(4, device="meta").norm().item() == 2
 
 
 @pytest.mark.parametrize(
     ("dtype", "kernel_bytes"),
     [
-        # Memory-efficient attention: the output and 4 bytes a query for the backward pass. Its seed
-        # and offset are on the host.
+        # Memory-efficient attention: the output and 4 bytes for each query for the backward pass.
+        # Its seed and offset are on the host.
         (torch.float32, [2 * 4 * 64 * 32 * 4, 2 * 4 * 64 * 4]),
         # Flash attention: the same in half precision, then the random state (16 B) and an unused
         # number (8 B).
@@ -193,7 +190,7 @@ def test_attention_takes_cuda_s_fused_kernel_and_never_holds_the_scores(
     assert [size for size in stream(recorder)[1:] if size > 0] == kernel_bytes
 
 
-def test_dropout_keeps_one_byte_an_element():
+def test_dropout_keeps_one_byte_for_each_element():
     x = torch.empty(1000, device="meta", requires_grad=True)
     recorder = Recorder()
     with recorder.phase("build"):
@@ -204,7 +201,7 @@ def test_dropout_keeps_one_byte_an_element():
     assert y.requires_grad
 
 
-def test_kernels_are_as_before_once_the_tracing_is_over():
+def test_torch_s_own_kernels_are_back_after_tracing():
     x = torch.empty(8, device="meta")
     with cuda_kernels():
         pass

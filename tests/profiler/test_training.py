@@ -1,4 +1,4 @@
-"""Ways of training, judged by bytes worked out by hand."""
+"""Options of training, compared with bytes worked out by hand."""
 
 from dataclasses import replace
 
@@ -13,19 +13,19 @@ from optprof.scenarios import Scenario
 MIB = 1 << 20
 
 
-def memory(**asked: object) -> Memory:
-    found = simulate(
-        Scenario(**{"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 2}, **asked})
+def memory(**fields: object) -> Memory:
+    memory = simulate(
+        Scenario(**{"model": "gpt2", "sequence_length": 8, "config": {"n_layer": 2}, **fields})
     ).memory  # pyright: ignore[reportArgumentType]
-    assert found is not None
-    return found
+    assert memory is not None
+    return memory
 
 
-def test_the_state_of_adapters_is_all_that_lora_keeps():
-    found = memory(lora_rank=8)
+def test_lora_has_state_only_for_its_adapters():
+    counted = memory(lora_rank=8)
     tensors = [8 * 768, 8 * 3 * 768] * 2
-    assert found.gradients == sum(4 * count for count in tensors)
-    assert found.optimizer_state == sum(8 * count + 4 for count in tensors)
+    assert counted.gradients == sum(4 * count for count in tensors)
+    assert counted.optimizer_state == sum(8 * count + 4 for count in tensors)
 
 
 @pytest.mark.parametrize(("implementation", "steps_on_device"), [("foreach", 0), ("fused", 1)])
@@ -33,23 +33,23 @@ def test_the_state_of_adapters_is_all_that_lora_keeps():
 def test_the_fused_kernel_keeps_its_step_counts_on_the_device(
     optimizer: str, implementation: str, steps_on_device: int
 ):
-    found = memory(optimizer=optimizer, implementation=implementation, workload="state")
-    parameters = found.parameters // 4
+    counted = memory(optimizer=optimizer, implementation=implementation, workload="state")
+    parameters = counted.parameters // 4
     count = 28  # tensors: two layers of 12, two embeddings, the last norm's two
     moments = 1 if optimizer == "adagrad" else 2
-    assert found.optimizer_state == 4 * moments * parameters + 4 * count
-    assert found.optimizer_state_allocated is not None
+    assert counted.optimizer_state == 4 * moments * parameters + 4 * count
+    assert counted.optimizer_state_allocated is not None
     on_host = memory(
         optimizer=optimizer, workload="state", implementation="foreach"
     ).optimizer_state_allocated
     assert on_host is not None
-    assert found.optimizer_state_allocated == on_host + steps_on_device * count * 512
+    assert counted.optimizer_state_allocated == on_host + steps_on_device * count * 512
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_fused_kernel_needs_no_temporaries(optimizer: str):
-    found = memory(optimizer=optimizer, implementation="fused", workload="state")
-    assert "temporary" not in found.peak_by_category
+    counted = memory(optimizer=optimizer, implementation="fused", workload="state")
+    assert "temporary" not in counted.peak_by_category
 
 
 def test_an_optimizer_without_a_fused_kernel_says_so():
@@ -57,26 +57,24 @@ def test_an_optimizer_without_a_fused_kernel_says_so():
         memory(optimizer="sm3", implementation="fused")
 
 
-def test_gradients_that_are_kept_are_there_in_the_next_forward_pass():
+def test_kept_gradients_are_in_memory_in_the_next_forward_pass():
     dropped, kept = memory(), memory(set_to_none=False)
     more = kept.peak_by_phase["forward"] - dropped.peak_by_phase["forward"]
     assert dropped.gradients <= more < dropped.gradients + 30 * MIB  # in blocks with tails
 
 
-def test_gradients_of_earlier_micro_batches_are_there_in_the_next_forward_pass():
+def test_gradients_of_earlier_micro_batches_are_in_memory_in_the_next_forward_pass():
     one, two = memory(), memory(micro_batches=2)
     assert two.peak_by_phase["forward"] - one.peak_by_phase["forward"] >= one.gradients
     assert two.gradients == one.gradients
 
 
 def test_checkpointing_keeps_the_input_of_each_layer_and_little_else():
-    """What the forward pass holds grows by a layer's input, 4 bytes x 512 tokens x 768, instead of
-    by all that the layer computes.
-    """
-    asked = {"sequence_length": 512, "optimizer": "sgd"}
+    """Each layer adds only its input to the forward pass, 4 bytes x 512 tokens x 768."""
+    fields = {"sequence_length": 512, "optimizer": "sgd"}
 
     def grown(**more: object) -> int:
-        small, large = (memory(**asked, config={"n_layer": layers}, **more) for layers in (2, 4))
+        small, large = (memory(**fields, config={"n_layer": layers}, **more) for layers in (2, 4))
         return (large.peak_by_phase["forward"] - large.parameters * 2) - (
             small.peak_by_phase["forward"] - small.parameters * 2
         )
@@ -94,14 +92,12 @@ def test_checkpointing_keeps_the_input_of_each_layer_and_little_else():
         ("sgd", "gelu_new", 20.9, 26.1),
     ],
 )
-def test_gpt2_xl_peaks_where_an_earlier_trial_found_it(
+def test_the_peak_of_gpt2_xl_is_that_of_an_earlier_trial(
     optimizer: str, activation: str, allocated: float, reserved: float
 ):
-    """The trial counted tensors and blocks, not what kernels request for themselves; its AdamW was
-    the loop.
-    """
+    """The trial ran AdamW's loop, and did not count the memory that kernels request."""
     config = {"activation_function": activation}
-    found = run_simulation(
+    simulation = run_simulation(
         Scenario(
             model="gpt2-xl",
             optimizer=optimizer,
@@ -110,27 +106,29 @@ def test_gpt2_xl_peaks_where_an_earlier_trial_found_it(
             implementation="loop",
         )
     )
-    requests = {event for number in found.allocations.requests for event in (number, ~number)}
+    requests = {event for number in simulation.allocations.requests for event in (number, ~number)}
     tensors = [
         replace(segment, events=[event for event in segment.events if event not in requests])
-        for segment in found.segments
+        for segment in simulation.segments
     ]
-    counted = replay(tensors, found.allocations, keep=())
+    counted = replay(tensors, simulation.allocations, keep=())
     assert counted.peak_allocated / 2**30 == pytest.approx(allocated, rel=0.01)
     assert counted.peak_reserved / 2**30 == pytest.approx(reserved, rel=0.02)
-    whole = found.record.memory
+    whole = simulation.record.memory
     assert whole is not None
     assert whole.peak_allocated is not None
     assert counted.peak_allocated <= whole.peak_allocated <= 1.005 * counted.peak_allocated
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [("h100-80", True), ("h200", True), ("t4", False)])
-def test_a_gpu_of_the_usual_capability_shares_the_trace_that_has_none(gpu: str, expected: bool):
-    asked = Scenario(model="gpt2", gpu=gpu)
-    assert (without_optimizer(asked) == without_optimizer(replace(asked, gpu=None))) is expected
+def test_a_gpu_of_the_usual_capability_shares_the_trace_without_a_gpu(gpu: str, expected: bool):
+    scenario = Scenario(model="gpt2", gpu=gpu)
+    assert (
+        without_optimizer(scenario) == without_optimizer(replace(scenario, gpu=None))
+    ) is expected
 
 
-def test_flash_attention_keeps_a_random_state_and_a_t4_has_none_of_it():
+def test_flash_attention_keeps_a_random_state_and_a_t4_does_not_use_it():
     flash, efficient = (
         memory(amp="fp16", sequence_length=32, gpu=gpu) for gpu in ("a100-40", "t4")
     )

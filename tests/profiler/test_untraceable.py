@@ -26,9 +26,7 @@ _LIBRARY.impl("twice", lambda x: 2 * x, "CPU")
 
 
 class Refusing(nn.Module):
-    """A module whose gradient goes through an operation without a fake kernel, without a line of
-    Python.
-    """
+    """A module whose backward pass runs an operation without a fake kernel, from no Python line."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x * 1
@@ -37,7 +35,7 @@ class Refusing(nn.Module):
 
 
 class NumpyGradient(torch.autograd.Function):
-    """A function whose gradient is worked out by numpy."""
+    """A function whose gradient is computed by numpy."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -51,16 +49,14 @@ class NumpyGradient(torch.autograd.Function):
 
 
 def tokens() -> torch.Tensor:
-    """Whole numbers, 8 rows of 6, the last two of each padding."""
+    """Return 8 rows of 6 integers; the last two of each are padding."""
     ids = torch.arange(48, device="cpu").view(8, 6) % 9 + 1
     ids[:, 4:] = 0
     return ids
 
 
 def traced(run: Callable[[torch.Tensor, torch.Tensor], object]) -> tuple[Recorder, object]:
-    """Run a program on an activation of 8 by 16 and on known whole numbers of 8 by 6, two of them 0
-    in each row.
-    """
+    """Run a program on an 8 x 16 activation and on known 8 x 6 integers with two zeros a row."""
     x = torch.empty(8, 16, device="meta", requires_grad=True)
     recorder = Recorder()
     with recorder.phase("build"):
@@ -87,10 +83,16 @@ def traced(run: Callable[[torch.Tensor, torch.Tensor], object]) -> tuple[Recorde
         ),
         (
             lambda x, _: x.cuda(),
-            "calls CUDA, which is not there while a step is simulated; use --device cuda",
+            "calls CUDA, which a simulation does not have; use --device cuda",
         ),
-        (lambda x, _: torch.cuda.synchronize() or x, "calls CUDA, which is not there"),
-        (lambda x, _: torch.cuda.Event().record() or x, "calls CUDA, which is not there"),
+        (
+            lambda x, _: torch.cuda.synchronize() or x,
+            "calls CUDA, which a simulation does not have",
+        ),
+        (
+            lambda x, _: torch.cuda.Event().record() or x,
+            "calls CUDA, which a simulation does not have",
+        ),
         (
             lambda x, _: x + torch.ones(16, device="cpu"),
             "mixes tensors of the CPU with the device's",
@@ -103,7 +105,7 @@ def traced(run: Callable[[torch.Tensor, torch.Tensor], object]) -> tuple[Recorde
     ],
 )
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can be called")
-def test_what_needs_values_is_told_in_one_line_of_the_user_s(
+def test_code_that_needs_values_is_refused_with_the_user_s_line(
     run: Callable[..., object], words: str
 ):
     with pytest.raises(UntraceableError) as raised:
@@ -115,7 +117,7 @@ def test_what_needs_values_is_told_in_one_line_of_the_user_s(
     assert "--device" in text or "device=x.device" in text
 
 
-def test_an_operation_of_a_library_is_told_with_the_user_s_line_that_led_to_it(
+def test_an_operation_in_a_library_is_refused_with_the_user_s_line_too(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ):
     folder = tmp_path / "site-packages"
@@ -149,7 +151,7 @@ def test_random_numbers_of_a_generator_of_the_device_are_followed():
 
 
 class WithoutRanks(DistributedDataParallel):
-    """As DistributedDataParallel, made without the ranks that it asks for."""
+    """DistributedDataParallel without the process group that it needs."""
 
     def __init__(self, module: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -166,7 +168,7 @@ class WithoutRanks(DistributedDataParallel):
     ],
 )
 @pytest.mark.parametrize("workload", ["train", "state"])
-def test_a_module_whose_memory_is_not_its_operations_is_refused(
+def test_a_module_whose_operations_do_not_show_its_memory_is_refused(
     wrap: Callable[[nn.Module], nn.Module],
     words: str,
     workload: Any,
@@ -197,7 +199,7 @@ def test_a_nested_batch_of_strided_layout_is_refused(monkeypatch: pytest.MonkeyP
         simulate(Scenario(model="nested_model:build"))
 
 
-def test_an_error_of_the_user_s_own_is_not_taken_for_a_missing_value():
+def test_the_user_s_own_error_is_not_taken_for_a_missing_value():
     def run(_: torch.Tensor, __: torch.Tensor) -> None:
         raise NotImplementedError("override me")
 
@@ -208,7 +210,7 @@ def test_an_error_of_the_user_s_own_is_not_taken_for_a_missing_value():
     assert not isinstance(raised.value, UntraceableError)
 
 
-def test_a_module_whose_backward_pass_is_not_followed_is_named(monkeypatch: pytest.MonkeyPatch):
+def test_a_module_with_an_untraceable_backward_pass_is_named(monkeypatch: pytest.MonkeyPatch):
     module = ModuleType("refusing_model")
     model = nn.Sequential(nn.Linear(16, 16, device="meta"), Refusing())
     vars(module)["build"] = lambda: (model, {"input": torch.empty(4, 16, device="meta")})
@@ -238,14 +240,16 @@ def test_a_module_whose_backward_pass_is_not_followed_is_named(monkeypatch: pyte
         ),
     ],
 )
-def test_sizes_that_follow_from_the_batch_are_those_of_a_real_run(run: Callable[..., torch.Tensor]):
+def test_sizes_that_follow_from_the_batch_equal_those_of_a_real_run(
+    run: Callable[..., torch.Tensor],
+):
     _, result = traced(run)
     assert isinstance(result, torch.Tensor)
     assert result.is_meta
     assert result.shape == run(torch.randn(8, 16, device="cpu"), tokens()).shape
 
 
-def test_printing_formatting_and_logging_a_tensor_just_works(
+def test_tensors_can_be_printed_formatted_and_logged(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ):
     def run(x: torch.Tensor, ids: torch.Tensor) -> str:
@@ -264,7 +268,7 @@ def test_printing_formatting_and_logging_a_tensor_just_works(
 def test_a_loss_that_checks_its_arguments_is_followed():
     _, loss = traced(lambda x, _: functional.gaussian_nll_loss(x, x, x.exp()))
     assert isinstance(loss, torch.Tensor)
-    # Code of the user's that such a function calls is no check.
+    # User code that such a function calls is not a check.
     with pytest.raises(UntraceableError, match="reads a tensor's value back"):
         traced(
             lambda x, _: functional.triplet_margin_with_distance_loss(
@@ -279,7 +283,7 @@ def test_distributions_that_check_their_arguments_are_followed():
     assert sample.shape == (8, 16)
 
 
-def test_ctc_holds_its_forward_variables_over_the_longest_target_with_blanks_in_between():
+def test_ctc_holds_forward_variables_for_the_longest_target_with_blanks():
     steps, batch, labels = 12, 2, 16
     recorder = Recorder()
     with recorder.phase("build"):
@@ -333,7 +337,7 @@ def test_a_strided_nested_tensor_and_flex_attention_are_refused_in_one_line():
         )
 
 
-def test_tensors_that_a_recording_cannot_hold_are_refused_by_name():
+def test_unsupported_tensors_are_refused_by_name():
     layer = nn.LazyLinear(4, device="meta")
     recorder = Recorder(layer)
     with (

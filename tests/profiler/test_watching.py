@@ -1,6 +1,4 @@
-"""Watching somebody's own training: bytes counted by hand, times that a clock of the test's own has
-seen, and nothing left behind.
-"""
+"""Watching a user's training: bytes counted by hand, times on a test clock, and no leftovers."""
 
 import gc
 import subprocess
@@ -29,18 +27,18 @@ def train(
 
 
 def layers() -> torch.nn.Module:
-    """Weights of 8 x 16 and 16 x 2, without biases: 160 parameters, 640 bytes."""
+    """Return layers of 8 x 16 and 16 x 2, without biases: 160 parameters, 640 bytes."""
     return torch.nn.Sequential(
         torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 2, bias=False)
     )
 
 
-def test_a_loop_s_state_is_counted_to_the_byte():
+def test_the_state_of_a_loop_is_exact_to_the_byte():
     model = layers()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with Watch(optimizer, model=model, batch_size=4) as seen:
+    with Watch(optimizer, model=model, batch_size=4) as watch:
         train(model, optimizer, 5)
-    record, memory = seen.records[0], seen.records[0].memory
+    record, memory = watch.records[0], watch.records[0].memory
     assert memory is not None
     # Two moments of 640 bytes, and a float32 step count for each of the two weights.
     assert (memory.optimizer_state, memory.state_by_key) == (
@@ -63,7 +61,7 @@ def test_a_loop_s_state_is_counted_to_the_byte():
     )
 
 
-def test_ours_and_strangers_go_by_their_names():
+def test_optimizers_are_recorded_by_their_names():
     model = layers()
     with Watch(SM3(model.parameters())) as ours:
         pass
@@ -74,14 +72,14 @@ def test_ours_and_strangers_go_by_their_names():
     assert theirs.records[0].scenario.optimizer == f"{__name__}:Mine"
 
 
-def test_the_first_two_steps_are_the_warm_up_and_an_iteration_holds_what_the_loop_does():
+def test_two_steps_are_the_warm_up_and_an_iteration_includes_the_loop_s_code():
     model = layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     start = time.perf_counter()
-    with Watch(optimizer) as seen:
+    with Watch(optimizer) as watch:
         train(model, optimizer, 6, pause=0.01)
     passed = time.perf_counter() - start
-    times, warmup = seen.records[0].times, seen.records[0].warmup
+    times, warmup = watch.records[0].times, watch.records[0].warmup
     assert times is not None
     assert warmup is not None
     assert {name: len(samples) for name, samples in times.items()} == {"step": 4, "iteration": 4}
@@ -93,12 +91,12 @@ def test_the_first_two_steps_are_the_warm_up_and_an_iteration_holds_what_the_loo
     assert sum(times["iteration"]) + sum(warmup["iteration"]) <= passed
 
 
-def test_two_steps_are_a_warm_up_alone_and_none_are_a_record_too():
+def test_two_steps_are_only_a_warm_up_and_no_steps_are_a_record_too():
     model = layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with Watch(optimizer) as seen:
+    with Watch(optimizer) as watch:
         train(model, optimizer, 2)
-    assert (seen.records[0].times, list(seen.records[0].warmup or {})) == (
+    assert (watch.records[0].times, list(watch.records[0].warmup or {})) == (
         None,
         ["step", "iteration"],
     )
@@ -113,15 +111,15 @@ def test_two_steps_are_a_warm_up_alone_and_none_are_a_record_too():
     assert idle.records[0].memory.optimizer_state == 640
 
 
-def test_a_process_that_grows_between_steps_is_seen_to():
+def test_memory_that_the_process_takes_between_steps_is_recorded():
     model = layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with Watch(optimizer) as seen:
+    with Watch(optimizer) as watch:
         for _ in range(3):
-            held = torch.ones(32 << 20, dtype=torch.uint8)
+            buffer = torch.ones(32 << 20, dtype=torch.uint8)
             train(model, optimizer, 1)
-            del held
-    watched = seen.records[0].watched
+            del buffer
+    watched = watch.records[0].watched
     assert watched is not None
     levels = {phase: counters["resident"] for phase, counters in watched.memory.items()}
     assert list(levels) == ["between_steps", "step", "later_steps"]
@@ -130,13 +128,13 @@ def test_a_process_that_grows_between_steps_is_seen_to():
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_nothing_is_left_behind(fails: bool):
+def test_the_optimizer_has_no_hooks_after_the_watch(fails: bool):
     model = layers()
     optimizer = torch.optim.AdamW(model.parameters())
     before = dict(vars(optimizer))
-    seen = Watch(optimizer)
+    watch = Watch(optimizer)
     try:
-        with seen:
+        with watch:
             train(model, optimizer, 3)
             if fails:
                 raise KeyError("mine")
@@ -146,14 +144,14 @@ def test_nothing_is_left_behind(fails: bool):
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
     train(model, optimizer, 2)
-    assert len((seen.records[0].times or {})["step"]) == 1
+    assert len((watch.records[0].times or {})["step"]) == 1
     gone = weakref.ref(optimizer)
-    del optimizer, seen, before
+    del optimizer, watch, before
     gc.collect()
     assert gone() is None
 
 
-def test_an_exception_goes_on_and_is_a_record(tmp_path: Path):
+def test_an_exception_reaches_the_caller_and_is_a_record(tmp_path: Path):
     model = layers()
     optimizer = torch.optim.AdamW(model.parameters())
 
@@ -175,7 +173,7 @@ def test_an_exception_goes_on_and_is_a_record(tmp_path: Path):
     assert lost.memory is not None
     assert lost.watched is not None
     assert lost.memory.optimizer_state == 1_288
-    # What was seen until then stays.
+    # The results so far stay.
     assert {phase: len(samples) for phase, samples in (lost.times or {}).items()} == {
         "step": 2,
         "iteration": 2,
@@ -183,7 +181,7 @@ def test_an_exception_goes_on_and_is_a_record(tmp_path: Path):
     assert list(lost.watched.memory) == ["between_steps", "step", "later_steps"]
 
 
-def test_sizes_of_one_class_are_scenarios_of_their_own_and_lengths_of_a_loop_are_not(
+def test_sizes_of_a_model_are_different_scenarios_and_lengths_of_a_loop_are_not(
     tmp_path: Path,
 ):
     for width, steps in ((8, 3), (16, 3), (16, 5)):
@@ -196,7 +194,7 @@ def test_sizes_of_one_class_are_scenarios_of_their_own_and_lengths_of_a_loop_are
     assert len((large.times or {})["step"]) == 3
 
 
-def test_ranks_of_a_training_may_write_into_one_folder(tmp_path: Path):
+def test_the_ranks_of_a_training_may_write_into_one_folder(tmp_path: Path):
     code = (
         "import sys, torch, optprof\n"
         "optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(int(sys.argv[1])))], lr=0.1)\n"
@@ -220,44 +218,44 @@ def test_ranks_of_a_training_may_write_into_one_folder(tmp_path: Path):
     ]
 
 
-def test_a_step_that_raises_and_is_caught_does_not_stop_the_watching():
+def test_a_step_that_raises_and_is_caught_does_not_end_the_watch():
     model = layers()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
     def closure() -> float:
         raise ValueError("no loss")
 
-    with Watch(optimizer) as seen:
+    with Watch(optimizer) as watch:
         with pytest.raises(ValueError, match="no loss"):
             optimizer.step(closure)
         train(model, optimizer, 4)
-    assert len((seen.records[0].times or {})["step"]) == 2
+    assert len((watch.records[0].times or {})["step"]) == 2
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "told"),
+    ("optimizer", "error"),
     [
         (torch.nn.Linear(2, 2), "watch takes a torch.optim.Optimizer, got Linear"),
         (torch.optim.SGD([torch.zeros(2, device="meta")], lr=0.1), "got parameters on meta"),
     ],
 )
-def test_what_cannot_be_watched_is_refused_before_training(
-    optimizer: torch.optim.Optimizer, told: str
+def test_an_optimizer_that_cannot_be_watched_is_refused_before_training(
+    optimizer: torch.optim.Optimizer, error: str
 ):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=error):
         Watch(optimizer)
 
 
 @pytest.mark.gpu
-def test_on_cuda_the_state_s_blocks_and_the_allocator_s_peaks_are_seen():
+def test_on_cuda_the_state_s_blocks_and_the_allocator_s_peaks_are_recorded():
     model = torch.nn.Linear(1024, 1024, bias=False, device="cuda")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with Watch(optimizer, model=model) as seen:
+    with Watch(optimizer, model=model) as watch:
         for _ in range(5):
             model(torch.ones(4, 1024, device="cuda")).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    memory, watched = seen.records[0].memory, seen.records[0].watched
+    memory, watched = watch.records[0].memory, watch.records[0].watched
     assert memory is not None
     assert watched is not None
     assert (memory.optimizer_state, memory.optimizer_state_allocated) == (4 << 20, 4 << 20)
@@ -265,5 +263,5 @@ def test_on_cuda_the_state_s_blocks_and_the_allocator_s_peaks_are_seen():
     assert memory.peak_allocated >= 12 << 20
     assert memory.peak_reserved is not None
     assert memory.peak_reserved >= memory.peak_allocated
-    assert seen.records[0].scenario.implementation == "foreach"
-    assert len((seen.records[0].times or {})["step"]) == 3
+    assert watch.records[0].scenario.implementation == "foreach"
+    assert len((watch.records[0].times or {})["step"]) == 3

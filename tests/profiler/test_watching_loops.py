@@ -1,4 +1,4 @@
-"""Loops of many kinds under watch: closures, wrapped and compiled steps, no steps, errors."""
+"""Watched loops of many kinds: closures, wrapped and compiled steps, no steps, errors."""
 
 import os
 import time
@@ -19,7 +19,7 @@ from optprof.profiler.records.record import Record
 
 
 def layer() -> torch.nn.Linear:
-    """512 bytes of weights."""
+    """Return a layer with 512 bytes of weights."""
     return torch.nn.Linear(8, 16, bias=False)
 
 
@@ -35,29 +35,29 @@ def train(model: torch.nn.Module, optimizer: Any, steps: int = 4) -> None:
 
 
 def watched(optimizer: Any, model: torch.nn.Module, loop: Callable[..., Any] = train) -> Record:
-    with Watch(optimizer, model=model) as seen:
+    with Watch(optimizer, model=model) as watch:
         loop(model, optimizer)
-    return seen.records[0]
+    return watch.records[0]
 
 
 @pytest.mark.parametrize("is_keyword", [False, True])
-def test_a_closure_s_forward_and_backward_are_no_part_of_the_step(is_keyword: bool):
+def test_a_closure_s_forward_and_backward_do_not_count_as_the_step(is_keyword: bool):
     model = layer()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         time.sleep(0.02)
-        found = loss(model)
-        found.backward()
-        return found
+        value = loss(model)
+        value.backward()
+        return value
 
-    with Watch(optimizer, model=model) as seen:
+    with Watch(optimizer, model=model) as watch:
         losses = [
             optimizer.step(closure=closure) if is_keyword else optimizer.step(closure)
             for _ in range(5)
         ]
-    (record,) = seen.records
+    (record,) = watch.records
     assert losses[0] is not None
     assert record.times is not None
     assert record.memory is not None
@@ -80,9 +80,9 @@ def test_a_step_that_calls_its_closure_again_and_again_is_timed_without_it():
         calls += 1
         time.sleep(0.02)
         optimizer.zero_grad()
-        found = loss(model)
-        found.backward()
-        return found
+        value = loss(model)
+        value.backward()
+        return value
 
     record = watched(optimizer, model, lambda *_: [optimizer.step(closure) for _ in range(4)])
     assert calls == 4 * 5
@@ -90,7 +90,7 @@ def test_a_step_that_calls_its_closure_again_and_again_is_timed_without_it():
     assert median(record.times["step"]) < 0.02 < 5 * 0.02 <= median(record.times["iteration"])
 
 
-def test_a_step_that_calls_the_one_it_overrides_is_one_step():
+def test_a_step_that_calls_super_s_step_is_one_step():
     class Mine(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
             time.sleep(0.01)
@@ -98,11 +98,11 @@ def test_a_step_that_calls_the_one_it_overrides_is_one_step():
 
     def closure() -> torch.Tensor:
         time.sleep(0.05)
-        found = loss(model)
-        found.backward()
-        return found
+        value = loss(model)
+        value.backward()
+        return value
 
-    # Torch hooks a class's step when the first optimizer of it is made.
+    # torch hooks a class's step when its first optimizer is made.
     torch.optim.SGD([torch.zeros(1)], lr=0.1)
     model = layer()
     optimizer = Mine(model.parameters(), lr=0.1)
@@ -113,7 +113,7 @@ def test_a_step_that_calls_the_one_it_overrides_is_one_step():
 
 
 class Lookahead(torch.optim.Optimizer):
-    """An optimizer with state of its own around another, without torch's constructor."""
+    """A wrapper with its own state that does not call torch's constructor."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer, self.param_groups, self.defaults = (
@@ -133,7 +133,7 @@ class Lookahead(torch.optim.Optimizer):
 
 
 class Passing:
-    """No optimizer, but it has one."""
+    """An object that is not an optimizer and has one."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
@@ -146,7 +146,7 @@ class Passing:
         (Lookahead, f"{__name__}:Lookahead", 2 * 512),
         (Passing, "sgd", 512),
         (lambda made: Passing(Passing(made)), "sgd", 512),  # pyright: ignore[reportArgumentType]
-        # The sum of the gradients drawn since the last step is kept too.
+        # It also keeps the sum of the gradients since the last step.
         (
             lambda made: GradientNormThreshold(made, 1e-9, buffered=True, max_draws=3),
             "optprof.optimizers.accumulation.wrappers:GradientNormThreshold",
@@ -163,7 +163,7 @@ def test_wrapped_optimizers_are_watched(wrap: Callable[..., Any], name: str, sta
     assert len(record.times["step"]) == 2
 
 
-def test_accelerate_s_steps_are_those_that_it_takes():
+def test_with_accelerate_only_real_steps_are_counted():
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
     model, optimizer = accelerator.prepare(layer(), SM3(layer().parameters()))
@@ -178,13 +178,13 @@ def test_accelerate_s_steps_are_those_that_it_takes():
     record = watched(optimizer, model, loop)
     assert record.memory is not None
     assert record.times is not None
-    # An accumulator for each of 16 rows and 8 columns; four steps, of which two are the warm-up.
+    # An accumulator for each of 16 rows and 8 columns; two of four steps are the warm-up.
     assert (record.scenario.optimizer, record.memory.optimizer_state) == ("sm3", 4 * (16 + 8))
     assert len(record.times["step"]) == 2
 
 
 class Calling(torch.optim.SGD):
-    """A step that is given a model or an object with attributes and calls it."""
+    """A step that gets a model or another object with attributes, and calls it."""
 
     def step(self, judge: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         assert isinstance(judge, torch.nn.Module | Judge)
@@ -194,7 +194,7 @@ class Calling(torch.optim.SGD):
 
 
 class Judge:
-    """A callable that is no function."""
+    """A callable that is not a function."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -204,7 +204,7 @@ class Judge:
 
 
 @pytest.mark.parametrize("is_module", [True, False])
-def test_a_step_gets_the_very_object_that_the_loop_gives_it(is_module: bool):
+def test_a_step_gets_the_same_object_that_the_loop_passes(is_module: bool):
     model = layer()
     optimizer = Calling(model.parameters())
     judge = model if is_module else Judge(model)
@@ -212,8 +212,8 @@ def test_a_step_gets_the_very_object_that_the_loop_gives_it(is_module: bool):
     assert record.times is not None
     assert record.watched is not None
     assert len(record.times["step"]) == 2
-    told = "a step was given a Judge: what it called it for is in the step's time"
-    assert (told in record.watched.warnings) is not is_module
+    note = "a step got a Judge as its closure: the step's time includes the closure's"
+    assert (note in record.watched.warnings) is not is_module
 
 
 class BackwardItself(torch.optim.SGD):
@@ -225,7 +225,7 @@ class BackwardItself(torch.optim.SGD):
         super().step()
 
 
-def test_gradients_that_a_step_makes_itself_are_counted():
+def test_gradients_made_by_the_step_itself_are_counted():
     model = layer()
     optimizer = BackwardItself(model.parameters())
     record = watched(optimizer, model, lambda *_: [optimizer.step(loss(model)) for _ in range(3)])
@@ -234,7 +234,7 @@ def test_gradients_that_a_step_makes_itself_are_counted():
     assert (record.memory.gradients, record.watched.warnings) == (512, ())
 
 
-def test_hooks_that_the_loop_removes_are_told():
+def test_hooks_that_the_loop_removes_are_noted():
     model = layer()
     optimizer = torch.optim.AdamW(model.parameters())
 
@@ -250,7 +250,7 @@ def test_hooks_that_the_loop_removes_are_told():
     ]
 
 
-def test_parameters_that_are_no_longer_the_models_are_told():
+def test_parameters_that_the_model_has_replaced_are_noted():
     model = layer()
     optimizer = torch.optim.SGD(model.parameters())
 
@@ -269,13 +269,13 @@ def test_parameters_that_are_no_longer_the_models_are_told():
     )
 
 
-def test_a_generator_that_is_closed_has_trained_well():
+def test_closing_a_generator_that_trains_is_a_success():
     model = layer()
     optimizer = torch.optim.AdamW(model.parameters())
-    seen = Watch(optimizer, model=model)
+    watch = Watch(optimizer, model=model)
 
     def steps() -> Generator[int]:
-        with seen:
+        with watch:
             for number in range(100):
                 train(model, optimizer, 1)
                 yield number
@@ -283,20 +283,20 @@ def test_a_generator_that_is_closed_has_trained_well():
     training = steps()
     assert [next(training) for _ in range(4)] == [0, 1, 2, 3]
     training.close()
-    assert [(record.outcome, record.error) for record in seen.records] == [("ok", None)]
+    assert [(record.outcome, record.error) for record in watch.records] == [("ok", None)]
 
 
 def test_a_watch_is_used_once():
     model = layer()
-    seen = Watch(torch.optim.AdamW(model.parameters()), model=model)
-    with seen:
+    watch = Watch(torch.optim.AdamW(model.parameters()), model=model)
+    with watch:
         pass
-    with pytest.raises(ValueError, match="make another"), seen:
+    with pytest.raises(ValueError, match="make a new one"), watch:
         pass
 
 
 class Plain(torch.optim.Optimizer):
-    """A step that torch.compile takes as one graph."""
+    """A step that torch.compile compiles to one graph."""
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -305,7 +305,7 @@ class Plain(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("is_one_graph", [False, True])
-def test_a_compiled_step_is_watched_as_far_as_its_graph_allows(is_one_graph: bool):
+def test_a_compiled_step_is_watched_unless_it_is_one_graph(is_one_graph: bool):
     model = layer()
     optimizer = Plain(model.parameters(), {})
     step = torch.compile(optimizer.step, backend="eager", fullgraph=is_one_graph)
@@ -328,7 +328,7 @@ def test_a_compiled_step_is_watched_as_far_as_its_graph_allows(is_one_graph: boo
 
 
 def skipped(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Gradients that are infinite, so that the scaler takes no step."""
+    """Make infinite gradients, so that the scaler skips the step."""
     scaler = torch.amp.GradScaler("cpu")
     for _ in range(3):
         scaler.scale(loss(model) * float("inf")).backward()
@@ -338,7 +338,7 @@ def skipped(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 @pytest.mark.parametrize("loop", [skipped, lambda *_: None])
-def test_a_loop_without_a_step_is_no_measurement(loop: Callable[..., None], tmp_path: Path):
+def test_a_loop_without_a_step_is_a_failure(loop: Callable[..., None], tmp_path: Path):
     model = layer()
     optimizer = torch.optim.AdamW(model.parameters())
     with optprof.watch(optimizer, model=model, out=tmp_path) as run:
@@ -353,7 +353,7 @@ def test_a_loop_without_a_step_is_no_measurement(loop: Callable[..., None], tmp_
     assert record.error in run.report(tmp_path).read_text(encoding="utf-8")
 
 
-def test_steps_that_change_nothing_are_told():
+def test_steps_without_gradients_are_noted():
     model = layer()
     optimizer = torch.optim.AdamW(model.parameters())
     record = watched(optimizer, model, lambda *_: [optimizer.step() for _ in range(3)])
@@ -362,7 +362,7 @@ def test_steps_that_change_nothing_are_told():
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "note"),
     [
         (
             "optprof.profiler.measuring.live_steps.storage_bytes",
@@ -373,15 +373,15 @@ def test_steps_that_change_nothing_are_told():
             "could not count the bytes of parameters and state: KeyError: 'by hand'",
         ),
         (
-            "optprof.profiler.measuring.resident_watch.resident_bytes",
+            "optprof.profiler.measuring.resident.resident_bytes",
             "could not watch the memory of each phase: KeyError: 'by hand'",
         ),
         (
-            "optprof.profiler.measuring.moments.HostMoments.now",
+            "optprof.profiler.measuring.clock.Clock.now",
             "could not read the clock: KeyError: 'by hand'",
         ),
         (
-            "optprof.profiler.measuring.moments.HostMoments.seconds",
+            "optprof.profiler.measuring.clock.Clock.seconds",
             "could not read the times: KeyError: 'by hand'",
         ),
         (
@@ -394,8 +394,8 @@ def test_steps_that_change_nothing_are_told():
         ),
     ],
 )
-def test_what_goes_wrong_in_the_watcher_is_noted_and_ends_no_training(
-    place: str, told: str, monkeypatch: pytest.MonkeyPatch
+def test_a_failure_of_the_watcher_is_noted_and_does_not_end_the_training(
+    place: str, note: str, monkeypatch: pytest.MonkeyPatch
 ):
     def fails(*_: Any) -> None:
         raise KeyError("by hand")
@@ -407,12 +407,12 @@ def test_what_goes_wrong_in_the_watcher_is_noted_and_ends_no_training(
     assert not torch.equal(before, model.weight)
     assert record.outcome == "ok"
     assert record.watched is not None
-    # The place in the code stands behind it.
-    assert any(warning.startswith(told) for warning in record.watched.warnings)
+    # The line of code follows.
+    assert any(warning.startswith(note) for warning in record.watched.warnings)
     assert Record.from_dict(record.to_dict()).scenario.optimizer == "adamw"
 
 
-def test_a_record_that_cannot_be_written_is_a_warning_and_stays_in_hand(tmp_path: Path):
+def test_a_record_that_cannot_be_written_is_a_warning_and_is_not_lost(tmp_path: Path):
     model = layer()
     optimizer = torch.optim.AdamW(model.parameters())
     watching = optprof.watch(optimizer, out=tmp_path / "run")
@@ -437,11 +437,11 @@ def test_sparse_gradients_count_their_values_and_indices():
 
     record = watched(optimizer, model, loop)
     assert record.memory is not None
-    # Three rows of 16 floats and three indices of eight bytes; an accumulator for each row alone.
+    # Three rows of 16 floats, three indices of eight bytes, and one accumulator per row.
     assert (record.memory.gradients, record.memory.optimizer_state) == (3 * 16 * 4 + 3 * 8, 4 * 50)
 
 
-def test_a_sharded_model_counts_what_this_rank_has(tmp_path: Path):
+def test_a_sharded_model_counts_the_bytes_of_this_rank(tmp_path: Path):
     distributed = torch.distributed
     if not distributed.is_available():
         pytest.skip("torch has no distributed package")
@@ -457,13 +457,13 @@ def test_a_sharded_model_counts_what_this_rank_has(tmp_path: Path):
             distribute_tensor(torch.ones(8, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
         )
         optimizer = torch.optim.AdamW([parameter])
-        with Watch(optimizer) as seen:
+        with Watch(optimizer) as watch:
             for _ in range(3):
                 parameter.grad = torch.ones_like(parameter)
                 optimizer.step()
     finally:
         distributed.destroy_process_group()
-    memory, watch = seen.records[0].memory, seen.records[0].watched
+    memory, watch = watch.records[0].memory, watch.records[0].watched
     assert memory is not None
     assert watch is not None
     assert (memory.parameters, memory.gradients, memory.optimizer_state) == (128, 128, 2 * 128 + 4)
@@ -471,7 +471,7 @@ def test_a_sharded_model_counts_what_this_rank_has(tmp_path: Path):
 
 
 class Unmade(torch.optim.Optimizer):
-    """An optimizer that has not called torch's constructor and has none inside."""
+    """An optimizer that did not call torch's constructor and wraps no other."""
 
     def __init__(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""The scenario of a training loop at hand: its groups' options, its model inside of wrappers."""
+"""The scenario of a watched loop: its groups' options, its model inside wrappers."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -24,24 +24,22 @@ def net(kind: type[nn.Module] = nn.ReLU) -> nn.Sequential:
 
 
 def scenario_of(optimizer: torch.optim.Optimizer, model: Any = None) -> Scenario:
-    with Watch(optimizer, model=model) as seen:
+    with Watch(optimizer, model=model) as watch:
         pass
-    assert seen.records[0].watched is not None
-    assert seen.records[0].watched.warnings == ()
-    return seen.records[0].scenario
+    assert watch.records[0].watched is not None
+    assert watch.records[0].watched.warnings == ()
+    return watch.records[0].scenario
 
 
 def in_groups(
     kind: Callable[..., torch.optim.Optimizer], model: nn.Sequential, **options: Any
 ) -> torch.optim.Optimizer:
-    """An optimizer whose first group, of two, has these options."""
+    """Return an optimizer of two groups, the first with these options."""
     return kind([{"params": [model[0].weight], **options}, {"params": [model[2].weight]}])
 
 
 class Together(TorchDispatchMode):
-    """The most tensors that one operation has taken in a list: ours run their loop by lists of
-    one.
-    """
+    """Records the longest list of tensors of an operation; our loop uses lists of one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +82,7 @@ MADE: dict[str, Made] = {
 }
 
 
-def test_what_was_made_differently_is_another_record(tmp_path: Path):
+def test_optimizers_with_other_options_are_other_records(tmp_path: Path):
     for make in MADE.values():
         model = net()
         with optprof.watch(make(model), model=model, out=tmp_path):
@@ -107,10 +105,10 @@ def test_what_was_made_differently_is_another_record(tmp_path: Path):
     ],
 )
 def test_options_are_those_of_the_groups(made: str, options: dict[str, Any], implementation: str):
-    found = scenario_of(MADE[made](net()))
-    assert {name: found.options[name] for name in options} == options
-    assert found.implementation == implementation
-    assert not found.options.keys() & {"foreach", "fused", "params"}
+    scenario = scenario_of(MADE[made](net()))
+    assert {name: scenario.options[name] for name in options} == options
+    assert scenario.implementation == implementation
+    assert not scenario.options.keys() & {"foreach", "fused", "params"}
 
 
 @pytest.mark.parametrize(
@@ -129,14 +127,14 @@ def test_options_are_those_of_the_groups(made: str, options: dict[str, Any], imp
         (partial(SM3, foreach=False), "loop"),
     ],
 )
-def test_what_is_left_to_torch_is_settled_as_torch_does(
+def test_an_implementation_left_open_is_the_one_that_torch_chooses(
     make: Callable[..., Any], on_cuda: str, monkeypatch: pytest.MonkeyPatch
 ):
-    # Two small weights, which ours take together because they are no larger than the third.
+    # Our foreach puts the two small weights together: they are not larger than the third.
     model = nn.Sequential(nn.Linear(4, 4, bias=False), *net().children())
     optimizer = make(model.parameters())
     assert scenario_of(optimizer).implementation == "loop"
-    # As if the CPU were one of the devices on which torch takes foreach.
+    # As if the CPU were a device on which torch chooses foreach.
     monkeypatch.setattr(
         sys.modules["torch.optim.optimizer"],
         "_get_foreach_kernels_supported_devices",
@@ -144,9 +142,9 @@ def test_what_is_left_to_torch_is_settled_as_torch_does(
     )
     assert scenario_of(optimizer).implementation == on_cuda
     model(torch.ones(1, 4)).sum().backward()
-    with Together() as seen:
+    with Together() as together:
         optimizer.step()
-    assert (seen.most > 1) == (on_cuda == "foreach")
+    assert (together.most > 1) == (on_cuda == "foreach")
 
 
 @pytest.mark.parametrize(
@@ -156,7 +154,7 @@ def test_what_is_left_to_torch_is_settled_as_torch_does(
         ({"lr": torch.tensor(0.1), "capturable": True}, "foreach"),
     ],
 )
-def test_what_the_cpu_cannot_step_is_settled_too(
+def test_groups_that_the_cpu_cannot_step_have_an_implementation_too(
     options: dict[str, Any], on_cuda: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
@@ -179,7 +177,7 @@ SCHEDULERS: list[Callable[[Any], Any]] = [
 @pytest.mark.parametrize("schedule", SCHEDULERS)
 @pytest.mark.parametrize("make", [partial(SGD, momentum=0.9), partial(torch.optim.AdamW, lr=0.1)])
 @pytest.mark.filterwarnings("ignore:Detected call of")
-def test_a_schedule_does_not_make_another_scenario_of_each_epoch(
+def test_a_schedule_does_not_change_the_scenario(
     schedule: Callable[[Any], Any], make: Callable[..., Any]
 ):
     model = net()
@@ -193,13 +191,13 @@ def test_a_schedule_does_not_make_another_scenario_of_each_epoch(
 
 
 class Odd(torch.optim.Optimizer):
-    """Options that JSON has no word for, and one that counts."""
+    """An optimizer with options that are not JSON, and one that changes with each step."""
 
     def __init__(self, params: Iterable[Any], **options: Any) -> None:
         super().__init__(params, {"lr": 0.1, "k": 0, **options})
 
 
-def test_values_that_are_no_plain_data_are_named():
+def test_options_that_are_not_plain_data_are_recorded_as_texts():
     options = {
         "tensor": torch.tensor(0.5),
         "number": np.float32(0.25),
@@ -210,8 +208,8 @@ def test_values_that_are_no_plain_data_are_named():
         "nested": {"pair": (1, torch.tensor(2))},
         "thing": object(),
     }
-    found = scenario_of(Odd(net().parameters(), **options)).options
-    told = {
+    recorded = scenario_of(Odd(net().parameters(), **options)).options
+    texts = {
         "tensor": 0.5,
         "number": 0.25,
         "endless": "inf",
@@ -219,11 +217,11 @@ def test_values_that_are_no_plain_data_are_named():
         "function": "max",
         "many": "Tensor",
     }
-    assert {name: found[name] for name in told} == told
-    assert (found["nested"], found["thing"]) == ({"pair": [1, 2]}, "object")
+    assert {name: recorded[name] for name in texts} == texts
+    assert (recorded["nested"], recorded["thing"]) == ({"pair": [1, 2]}, "object")
 
 
-def test_what_a_group_counts_is_no_option():
+def test_a_group_s_counter_is_not_an_option():
     model = net()
     optimizer = Odd(model.parameters())
     before = scenario_of(optimizer)
@@ -231,7 +229,7 @@ def test_what_a_group_counts_is_no_option():
     assert scenario_of(optimizer) == before
 
 
-def test_groups_may_have_entries_of_their_own():
+def test_entries_of_a_group_that_are_not_defaults_are_options():
     """Without defaults, as Muon with an inner Adam is often written."""
     model = net()
     groups = [
@@ -264,23 +262,23 @@ WRAPPERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize(
     "names", [[], *([name] for name in WRAPPERS), ["DataParallel", "OptimizedModule"]]
 )
-def test_a_model_has_its_name_inside_of_wrappers_which_are_told(names: list[str]):
-    found: list[Scenario] = []
+def test_a_wrapped_model_has_its_own_name_and_its_wrappers_are_recorded(names: list[str]):
+    scenarios: list[Scenario] = []
     for model in (Wide(), Deep()):
         wrapped = model
         for name in reversed(names):
             wrapped = WRAPPERS[name](wrapped)
-        found.append(scenario_of(torch.optim.AdamW(model.parameters()), wrapped))
-    assert [scenario.model for scenario in found] == [f"{__name__}:Wide", f"{__name__}:Deep"]
-    assert [scenario.config for scenario in found] == [
+        scenarios.append(scenario_of(torch.optim.AdamW(model.parameters()), wrapped))
+    assert [scenario.model for scenario in scenarios] == [f"{__name__}:Wide", f"{__name__}:Deep"]
+    assert [scenario.config for scenario in scenarios] == [
         {"parameters": 20} | ({"wrapped_by": names} if names else {})
     ] * 2
 
 
-def test_the_part_of_a_model_that_is_trained_makes_scenarios_apart():
+def test_other_trained_parts_of_a_model_are_other_scenarios():
     whole, head, frozen = Wide(), Wide(), Wide()
     frozen.layer.weight.requires_grad_(False)
-    found = [
+    configs = [
         scenario_of(torch.optim.AdamW(parameters), model).config
         for parameters, model in (
             (whole.parameters(), whole),
@@ -288,7 +286,7 @@ def test_the_part_of_a_model_that_is_trained_makes_scenarios_apart():
             (frozen.parameters(), frozen),
         )
     ]
-    assert found == [
+    assert configs == [
         {"parameters": 20},
         {"parameters": 20, "trained": 4},
         {"parameters": 20, "trained": 4, "frozen": 16},
@@ -296,25 +294,25 @@ def test_the_part_of_a_model_that_is_trained_makes_scenarios_apart():
 
 
 class Ranked(torch.optim.SGD):
-    """An optimizer with options that are in none of its groups."""
+    """An optimizer with options that are not in its groups."""
 
     def __init__(self, params: Iterable[nn.Parameter], rank: int, decay: float = 0.5) -> None:
         super().__init__(params, lr=0.1)
         self.rank, self._decay = rank, decay
 
 
-def test_options_that_an_optimizer_keeps_in_attributes_make_scenarios_apart():
-    found = [
+def test_options_in_attributes_of_an_optimizer_are_part_of_the_scenario():
+    by_optimizer = [
         scenario_of(Ranked(net().parameters(), **options)).options
         for options in ({"rank": 4}, {"rank": 8, "decay": 0.25})
     ]
-    assert [(options["lr"], options["rank"], options["decay"]) for options in found] == [
+    assert [(options["lr"], options["rank"], options["decay"]) for options in by_optimizer] == [
         (0.1, 4, 0.5),
         (0.1, 8, 0.25),
     ]
 
 
-def test_classes_that_torch_makes_of_a_module_s_own_are_looked_through():
+def test_a_class_that_torch_derives_from_the_user_s_has_the_user_s_name():
     model = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
     assert type(model).__name__ == "ParametrizedLinear"
     assert (
@@ -323,17 +321,17 @@ def test_classes_that_torch_makes_of_a_module_s_own_are_looked_through():
     )
 
 
-def test_containers_of_other_layers_are_other_models():
-    found = [
+def test_containers_with_other_layers_are_other_models():
+    configs = [
         scenario_of(torch.optim.AdamW(model.parameters()), model)
         for model in (net(), net(nn.Tanh), net(nn.Tanh))
     ]
-    assert found[0] != found[1] == found[2]
+    assert configs[0] != configs[1] == configs[2]
 
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize(
-    ("dtypes", "told"),
+    ("dtypes", "common"),
     [
         ((torch.float16, torch.float16), "fp16"),
         ((torch.float64, torch.float64), "fp64"),
@@ -341,18 +339,18 @@ def test_containers_of_other_layers_are_other_models():
         ((torch.bfloat16, torch.float32), None),
     ],
 )
-def test_a_mixed_model_has_no_dtype_and_says_which_it_has(
-    dtypes: tuple[torch.dtype, torch.dtype], told: str | None
+def test_a_model_of_mixed_dtypes_has_no_dtype_and_lists_them(
+    dtypes: tuple[torch.dtype, torch.dtype], common: str | None
 ):
     model = net()
     model[0].to(dtypes[0])
     model[2].to(dtypes[1])
     optimizer = SGD(model.parameters())
-    with Watch(optimizer, model=model) as seen:
+    with Watch(optimizer, model=model) as watch:
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-    memory = seen.records[0].memory
+    memory = watch.records[0].memory
     assert memory is not None
     expected: dict[str, int] = {}
     for dtype, elements in zip(dtypes, (16, 32), strict=True):
@@ -360,10 +358,10 @@ def test_a_mixed_model_has_no_dtype_and_says_which_it_has(
         expected[name] = expected.get(name, 0) + elements * dtype.itemsize
     assert memory.parameters_by_dtype == expected
     assert memory.gradients == memory.parameters == sum(expected.values())
-    assert seen.records[0].scenario.dtype == told
+    assert watch.records[0].scenario.dtype == common
 
 
-def test_no_parameter_or_option_is_printed_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_and_options_are_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     from optprof.profiler.measuring.live_optimizer import live_options
 
     def refuse(_: object) -> str:
@@ -376,7 +374,7 @@ def test_no_parameter_or_option_is_printed_to_be_named(monkeypatch: pytest.Monke
     assert live_options(optimizer)
 
 
-def test_an_option_that_holds_itself_leaves_the_others() -> None:
+def test_an_option_that_contains_itself_is_cut() -> None:
     from optprof.profiler.measuring.live_optimizer import live_options
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)

@@ -1,4 +1,4 @@
-"""Several optimizers in one loop, and several watches at once: whose steps, and whose peaks."""
+"""Several optimizers in one loop, and several watches at once: their steps and peaks."""
 
 import threading
 from mmap import PAGESIZE, mmap
@@ -17,15 +17,13 @@ SPIKE = 64 << 20
 
 
 def spike() -> None:
-    """Fill and free 64 MiB, behind malloc's back: another test may have told it to keep what is
-    freed.
-    """
+    """Fill and free 64 MiB without malloc, which may keep freed memory after another test."""
     with mmap(-1, SPIKE) as pages:
         pages[::PAGESIZE] = bytes(SPIKE // PAGESIZE)
 
 
 def gan() -> tuple[torch.nn.Module, torch.nn.Module]:
-    """A generator of 8 x 16 and a discriminator of 16 x 2: 512 and 128 bytes."""
+    """Return a generator of 8 x 16 and a discriminator of 16 x 2: 512 and 128 bytes."""
     return torch.nn.Linear(8, 16, bias=False), torch.nn.Linear(16, 2, bias=False)
 
 
@@ -35,7 +33,7 @@ def play(
     *optimizers: torch.optim.Optimizer,
     rounds: int = 4,
 ) -> None:
-    """Step the first optimizer, take much memory for a moment, and step the second."""
+    """Step the first optimizer, use much memory for a moment, and step the second."""
     for _ in range(rounds):
         for place, optimizer in enumerate(optimizers):
             discriminator(generator(torch.ones(4, 8))).square().mean().backward()
@@ -50,7 +48,7 @@ def peaks(record: Record) -> dict[str, int]:
     return {phase: counters["resident"].peak for phase, counters in record.watched.memory.items()}
 
 
-def test_one_watch_of_two_optimizers_gives_each_its_record_and_the_loop_s_memory(tmp_path: Path):
+def test_a_watch_of_two_optimizers_makes_two_records_with_the_loop_s_memory(tmp_path: Path):
     generator, discriminator = gan()
     first, second = (
         torch.optim.AdamW(generator.parameters()),
@@ -77,13 +75,13 @@ def test_one_watch_of_two_optimizers_gives_each_its_record_and_the_loop_s_memory
     } == {2}
     assert peaks(one)["between_steps"] == peaks(other)["between_steps"]
     assert peaks(one)["later_steps"] == peaks(other)["later_steps"]
-    # Each one's steps are the other's other steps.
+    # The steps of one are the other steps of the other.
     assert peaks(one)["step"] == peaks(other)["other_steps"]
     assert peaks(one)["other_steps"] == peaks(other)["step"]
     assert len(optprof.read_run(tmp_path).records) == 2
 
 
-def test_the_order_in_which_optimizers_are_named_makes_no_other_scenario():
+def test_the_order_of_optimizers_does_not_change_the_scenario():
     parameters = [torch.nn.Parameter(torch.ones(4)) for _ in range(4)]
     for parameter in parameters:
         parameter.grad = torch.ones(4)
@@ -91,27 +89,27 @@ def test_the_order_in_which_optimizers_are_named_makes_no_other_scenario():
         torch.optim.SGD([parameter], lr=rate)
         for parameter, rate in zip(parameters, (0.1, 0.2, 0.3, 0.2), strict=True)
     )
-    found: list[Any] = []
+    scenarios: list[Any] = []
     for order in (others, others[::-1]):
-        with Watch(first, *order) as seen:
+        with Watch(first, *order) as watch:
             for optimizer in (first, *order):
                 optimizer.step()
-        found.append(seen.records[0].scenario)
-    assert found[0] == found[1]
-    # Those that are alike are counted.
-    assert sorted(name[:-7] for name in found[0].config["beside"]) == ["2 of sgd", "sgd"]
+        scenarios.append(watch.records[0].scenario)
+    assert scenarios[0] == scenarios[1]
+    # Equal optimizers are counted.
+    assert sorted(name[:-7] for name in scenarios[0].config["beside"]) == ["2 of sgd", "sgd"]
 
 
-def test_a_module_that_optimizers_share_is_divided_among_them():
+def test_a_shared_module_is_divided_among_its_optimizers():
     model = torch.nn.Linear(8, 16)
     first, second = torch.optim.SGD([model.weight], lr=0.1), torch.optim.SGD([model.bias], lr=0.1)
-    with Watch(first, second, model=model) as seen:
+    with Watch(first, second, model=model) as watch:
         play(model, torch.nn.Identity(), first, second)
-    assert [record.memory.parameters for record in seen.records if record.memory] == [512, 64]
-    assert {record.scenario.model for record in seen.records} == {"torch.nn.modules.linear:Linear"}
+    assert [record.memory.parameters for record in watch.records if record.memory] == [512, 64]
+    assert {record.scenario.model for record in watch.records} == {"torch.nn.modules.linear:Linear"}
 
 
-def test_optimizers_alike_in_everything_are_records_of_their_own(tmp_path: Path):
+def test_equal_optimizers_have_separate_records(tmp_path: Path):
     critics = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)]
     optimizers = [torch.optim.AdamW(critic.parameters()) for critic in critics]
     with optprof.watch(*optimizers, model=critics, out=tmp_path):
@@ -122,7 +120,7 @@ def test_optimizers_alike_in_everything_are_records_of_their_own(tmp_path: Path)
 
 
 @pytest.mark.parametrize("outer", [0, 1])
-def test_nested_watches_leave_each_other_s_peaks(outer: int):
+def test_nested_watches_do_not_reset_each_other_s_peaks(outer: int):
     generator, discriminator = gan()
     models = (generator, discriminator)
     optimizers = tuple(torch.optim.AdamW(model.parameters()) for model in models)
@@ -131,12 +129,12 @@ def test_nested_watches_leave_each_other_s_peaks(outer: int):
     for (record,) in (one.records, other.records):
         highest = peaks(record)
         assert highest["between_steps"] >= max(highest["step"], SPIKE)
-        # The spike lies between the steps of either.
+        # The spike is between the steps of both.
         assert highest["between_steps"] - highest["step"] > SPIKE // 2
 
 
-def test_each_interval_has_the_peak_of_its_own_stretch():
-    """Levels by hand: the counter keeps one peak, which begins anew from the level."""
+def test_each_interval_has_its_own_peak():
+    """The counter has one peak, which a reset sets to the level."""
     level = peak = 10
 
     def go_to(*levels: int) -> None:
@@ -144,26 +142,26 @@ def test_each_interval_has_the_peak_of_its_own_stretch():
         for level in levels:
             peak = max(peak, level)
 
-    def forget() -> bool:
+    def reset() -> bool:
         nonlocal peak
         peak = level
         return True
 
-    counters = Counters(read=lambda: {"held": Level(end=level, peak=peak)}, forget=forget)
+    counters = Counters(read=lambda: {"used": Level(end=level, peak=peak)}, reset=reset)
     go_to(99, 10)
-    whole = counters.begin()
-    go_to(70, 20)
-    first = counters.begin()
-    go_to(30, 25)
-    assert counters.end(first) == {"held": Level(end=25, peak=30)}
-    second = counters.begin()
-    go_to(15)
-    assert counters.end(second) == {"held": Level(end=15, peak=25)}
-    assert counters.end(whole) == {"held": Level(end=15, peak=70)}
+    with counters.interval() as whole:
+        go_to(70, 20)
+        with counters.interval() as first:
+            go_to(30, 25)
+        assert first == {"used": Level(end=25, peak=30)}
+        with counters.interval() as second:
+            go_to(15)
+        assert second == {"used": Level(end=15, peak=25)}
+    assert whole == {"used": Level(end=15, peak=70)}
 
 
-def test_a_phase_that_ends_in_an_exception_is_forgotten():
-    counters = Counters(read=lambda: {"held": Level(end=1, peak=1)}, forget=lambda: True)
+def test_a_phase_that_ends_in_an_exception_is_discarded():
+    counters = Counters(read=lambda: {"used": Level(end=1, peak=1)}, reset=lambda: True)
     watch = PhaseWatch(counters)
     with pytest.raises(KeyError), watch.phase("step"):
         raise KeyError
@@ -174,7 +172,7 @@ def test_a_phase_that_ends_in_an_exception_is_forgotten():
 
 
 def test_threads_may_watch_their_own_training():
-    seen: list[Record] = []
+    records: list[Record] = []
 
     def train() -> None:
         models = gan()
@@ -183,29 +181,29 @@ def test_threads_may_watch_their_own_training():
             for _ in range(20):
                 models[0](torch.ones(4, 8)).sum().backward()
                 optimizer.step()
-        seen.extend(watch.records)
+        records.extend(watch.records)
 
     threads = [threading.Thread(target=train) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [(record.outcome, record.watched.warnings) for record in seen if record.watched] == [
+    assert [(record.outcome, record.watched.warnings) for record in records if record.watched] == [
         ("ok", ())
     ] * 4
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "error"),
     [
         (["one"], "one for each; got 1 for 2"),
         (3, "a torch.nn.Module or a name, got int"),
         ([object(), None], "or a name, got object"),
     ],
 )
-def test_a_model_that_fits_no_optimizer_is_refused(model: Any, told: str):
+def test_a_model_of_the_wrong_kind_or_number_is_refused(model: Any, error: str):
     optimizers = [torch.optim.SGD([torch.zeros(1)], lr=0.1) for _ in range(2)]
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=error):
         Watch(*optimizers, model=model)
 
 

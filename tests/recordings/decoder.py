@@ -1,11 +1,10 @@
-"""The decoder whose training on GPUs others recorded, and its optimizer, written by hand from
-separate tensor operations.
+"""The decoder of training steps that others recorded on GPUs, and its optimizer, written by hand.
 
-The model of Stanford's CS336 course (github.com/stanford-cs336/assignment2-systems) as two of its
-students ran it: Linear layers without bias as einsum, RMSNorm in float32, rotary positions of
-interleaved pairs, attention with its own mask and softmax, SwiGLU, an untied head and a cross
-entropy of its own. What lives how long follows their code: the logits and the loss of a step stay
-until the next step has its own.
+It is the model of Stanford's CS336 course (github.com/stanford-cs336/assignment2-systems) as two of
+its students ran it: linear layers without bias as einsum, RMSNorm in float32, rotary positions of
+interleaved pairs, attention with its own mask and softmax, SwiGLU, an untied head and its own cross
+entropy. Lifetimes follow their code: the logits and the loss of a step live until the next step has
+new ones.
 """
 
 import math
@@ -28,7 +27,7 @@ class Projection(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm, in float32 whatever comes in."""
+    """RMSNorm in float32 for any input dtype."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -43,7 +42,7 @@ class Norm(nn.Module):
 
 
 class Rotation(nn.Module):
-    """Rotary positions: pairs of neighbours turned by angles that are kept for every position."""
+    """Rotary positions: adjacent pairs rotated by angles from a table of all positions."""
 
     table: Tensor
 
@@ -61,14 +60,14 @@ class Rotation(nn.Module):
 
 
 def softmax(x: Tensor) -> Tensor:
-    """The softmax over the last dimension."""
+    """Return the softmax over the last dimension."""
     shifted = x - torch.max(x, dim=-1, keepdim=True)[0]
     powers = torch.exp(shifted)
     return powers / torch.sum(powers, dim=-1, keepdim=True)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attention with the scores as a tensor."""
+    """Return attention, with the scores as a tensor."""
     scores = torch.einsum("...qd,...kd->...qk", query, key) / math.sqrt(key.shape[-1])
     scores = torch.where(mask, scores, float("-inf"))
     weights = softmax(scores)
@@ -121,12 +120,12 @@ class FeedForward(nn.Module):
 
 
 def silu(x: Tensor) -> Tensor:
-    """A number times its sigmoid."""
+    """Return x times its sigmoid."""
     return x * torch.sigmoid(x)
 
 
 class Layer(nn.Module):
-    """Attention and a feed-forward network, each behind a norm and added to what came in."""
+    """Attention and a feed-forward network, each after a norm and with a residual."""
 
     def __init__(self, width: int, heads: int, inner: int, rotation: Rotation) -> None:
         super().__init__()
@@ -143,10 +142,10 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The language model; `forward` gives the loss, and keeps it and the logits until it has the
-    next.
+    """The language model; `forward` returns the loss.
 
-    Before its call number `forgets_at` it lets go of both.
+    It keeps the loss and the logits until the next call has new ones, but drops both before call
+    number `forgets_at`.
     """
 
     def __init__(
@@ -179,7 +178,7 @@ class Decoder(nn.Module):
         return self.loss
 
     def predict(self, tokens: Tensor) -> Tensor:
-        """The logits."""
+        """Return the logits."""
         embedded = self.embedding[tokens, :]
         x = embedded
         for layer in self.layers:
@@ -189,14 +188,14 @@ class Decoder(nn.Module):
 
 
 def log_softmax(x: Tensor) -> Tensor:
-    """The logarithm of the softmax over the last dimension."""
+    """Return the logarithm of the softmax over the last dimension."""
     most = torch.max(x, dim=-1, keepdim=True)[0]
     x = x - most
     return x - torch.log(torch.sum(torch.exp(x), dim=-1, keepdim=True))
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean surprise at the targets."""
+    """Return the mean surprise at the targets."""
     surprise = -log_softmax(logits)
     return torch.mean(torch.gather(surprise, -1, targets.unsqueeze(-1)))
 
@@ -212,7 +211,7 @@ def training(
     forgets_at: int = 0,
     earlier: int = 0,
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model and a batch, for a scenario; those of as many `earlier` steps lie beside it."""
+    """Return the model and a batch, with the batches of `earlier` steps."""
     model = Decoder(
         vocabulary=vocabulary,
         positions=sequence_length,
@@ -233,9 +232,7 @@ def training(
 
 
 class PlainAdamW(torch.optim.Optimizer):
-    """AdamW from separate operations, one parameter after the other; every step makes its moments
-    anew.
-    """
+    """AdamW from separate operations on each parameter; every step allocates new moments."""
 
     def __init__(self, params: Iterable[Any], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": 0.01})
@@ -251,8 +248,8 @@ class PlainAdamW(torch.optim.Optimizer):
                 count = state.get("count", 1)
                 rate = group["lr"] * (math.sqrt(1 - 0.999**count) / (1 - 0.9**count))
                 p.data -= group["lr"] * group["weight_decay"] * p.data
-                # The zeros are made at every step, and the old moments are variables until the next
-                # parameter's take their place.
+                # The zeros are made at every step. The old moments live until those of the next
+                # parameter replace them.
                 old_mean = state.get("mean", torch.zeros_like(grad))
                 old_square = state.get("square", torch.zeros_like(grad))
                 mean = 0.9 * old_mean + (1 - 0.9) * grad

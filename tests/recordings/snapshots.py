@@ -1,9 +1,8 @@
-"""Snapshots of torch.cuda.memory as others recorded them: read, taken back to their first event,
-and replayed.
+"""Replays of torch.cuda.memory snapshots that others recorded.
 
-A snapshot has the segments and blocks at its end and the events that led there. Undoing the events
-gives the start, from which our allocator is given the same requests; after each event it must have
-done what CUDA's did.
+A snapshot has the segments and blocks at its end and the events before it. Undoing the events gives
+the start, from which our allocator gets the same requests; after each event it must agree with
+CUDA's.
 """
 
 import gzip
@@ -19,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 from optprof.profiler.allocator.blocks import Block
 from optprof.profiler.allocator.caching import MIN_BLOCK, CachingAllocator
 from optprof.profiler.allocator.segments import (
-    ENDLESS,
     SMALL_REQUEST,
     SMALL_SEGMENT,
+    UNLIMITED_RANGE,
     LowestAddresses,
 )
 from optprof.profiler.allocator.settings import AllocatorSettings
@@ -35,33 +34,32 @@ IGNORED_ACTIONS = ("free_requested", "snapshot", "user_defined")
 
 
 class UnreadableError(ValueError):
-    """A file that holds no snapshot of containers, text and numbers alone."""
+    """The file is not a snapshot of only containers, text and numbers."""
 
 
 class UnsupportedError(Exception):
-    """A snapshot that no replay here can follow, with the reason."""
+    """A replay cannot follow the snapshot; the message has the reason."""
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Builds containers, text and numbers; anything else has to be found by name, and no name is
-    looked up.
-    """
+    """Builds containers, text and numbers; everything else needs a name, and none is looked up."""
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         """Refuse."""
         raise UnreadableError(
-            f"the pickle asks for {module_name}.{global_name}; only containers, text and numbers"
+            f"the pickle names {module_name}.{global_name}; only containers, text and numbers"
             " are read"
         )
 
 
 def read(path: Path, most_bytes: int = MOST_BYTES) -> "Snapshot":
-    """The snapshot of a gzip'd pickle; UnreadableError where the file is something else or larger
-    than `most_bytes`.
+    """Return the snapshot of a gzipped pickle.
+
+    Raise UnreadableError if the file is something else or larger than `most_bytes`.
     """
     try:
         with gzip.open(path) as file:
-            # A pickle may claim any length; what it can read is limited by what is there.
+            # A pickle may claim any length, but can read only the data that exists.
             data = file.read(most_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UnreadableError(f"{path.name} is not a gzip'd file: {error}") from error
@@ -71,9 +69,7 @@ def read(path: Path, most_bytes: int = MOST_BYTES) -> "Snapshot":
 
 
 def loads(data: bytes) -> Any:
-    """The containers, text and numbers of a pickle; UnreadableError for one that holds or does
-    anything else.
-    """
+    """Return the data of a pickle; UnreadableError if it holds or does anything else."""
     try:
         return _PlainUnpickler(io.BytesIO(data)).load()
     except UnreadableError:
@@ -87,14 +83,14 @@ def loads(data: bytes) -> Any:
 
 
 class Lane(NamedTuple):
-    """A place that shares no block with another: the segments of one stream and one pool."""
+    """The segments of one stream and one pool, which share no block with others."""
 
     stream: int
     pool: tuple[int, int]
 
 
 class Entry(NamedTuple):
-    """An event of the trace; an address of 0 where it has none."""
+    """An event of the trace; its address is 0 if it has none."""
 
     action: str
     address: int
@@ -103,8 +99,8 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
-    """A block in use: what was requested, and its size where the snapshot shows it."""
+class UsedBlock:
+    """A block in use: its requested bytes, and its size if the snapshot shows it."""
 
     requested: int
     size: int | None = None
@@ -112,7 +108,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run of memory: a segment, or the mapped part of an expandable one."""
+    """A run of memory: a segment, or a mapped part of an expandable one."""
 
     size: int
     lane: Lane
@@ -121,17 +117,18 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """One device's events, and what it held at their end, by address."""
+    """The events of one device, and its memory and blocks in use at their end, by address."""
 
     settings: AllocatorSettings
     entries: Sequence[Entry]
     runs: Mapping[int, Run]
-    held: Mapping[int, Held]
+    used: Mapping[int, UsedBlock]
 
     @classmethod
     def of(cls, data: Any) -> "Snapshot":
-        """The device of `torch.cuda.memory._snapshot()` that has events; UnreadableError where the
-        data has another form.
+        """Return the one device with events of a `torch.cuda.memory._snapshot()`.
+
+        Raise UnreadableError if the data has another form.
         """
         try:
             traces = [
@@ -150,7 +147,11 @@ class Snapshot:
                     _entry(entry) for entry in trace if entry["action"] not in IGNORED_ACTIONS
                 ],
                 runs={segment["address"]: _run(segment) for segment in segments},
-                held={address: held for segment in segments for address, held in _held(segment)},
+                used={
+                    address: block
+                    for segment in segments
+                    for address, block in _used_blocks(segment)
+                },
             )
         except UnreadableError:
             raise
@@ -170,35 +171,35 @@ def _run(segment: Mapping[str, Any]) -> Run:
     return Run(size=int(segment["total_size"]), lane=lane, small=segment["segment_type"] == "small")
 
 
-def _held(segment: Mapping[str, Any]) -> Iterator[tuple[int, Held]]:
+def _used_blocks(segment: Mapping[str, Any]) -> Iterator[tuple[int, UsedBlock]]:
     address = segment["address"]
     for block in segment["blocks"]:
         if block["state"] != "inactive":
             yield (
                 int(address),
-                Held(requested=int(block["requested_size"]), size=int(block["size"])),
+                UsedBlock(requested=int(block["requested_size"]), size=int(block["size"])),
             )
         address += block["size"]
 
 
 @dataclass
 class State:
-    """Memory of the device at some moment: runs of memory and blocks in use, by address."""
+    """The memory of the device at one moment: runs and blocks in use, by address."""
 
     runs: dict[int, Run]
-    held: dict[int, Held]
+    used: dict[int, UsedBlock]
     starts: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         self.starts = sorted(self.runs)
 
     def add_run(self, address: int, run: Run) -> None:
-        """Put memory behind addresses; joined with neighbours only when it is laid out."""
+        """Add a run; neighbours are joined only when blocks are laid out."""
         self.runs[address] = run
         insort(self.starts, address)
 
     def cut_run(self, address: int, size: int) -> None:
-        """Take memory from addresses that lie in one run."""
+        """Remove memory from inside one run."""
         start = self.starts.pop(bisect_right(self.starts, address) - 1)
         run = self.runs.pop(start)
         for low, high in ((start, address), (address + size, start + run.size)):
@@ -206,7 +207,7 @@ class State:
                 self.add_run(low, Run(size=high - low, lane=run.lane, small=run.small))
 
     def run_at(self, address: int) -> tuple[int, Run]:
-        """The run that holds an address, with its own; KeyError where none does."""
+        """Return the address and the run that contain an address; KeyError if there is none."""
         place = bisect_right(self.starts, address) - 1
         start = self.starts[place] if place >= 0 else address
         if place < 0 or address >= start + self.runs[start].size:
@@ -215,13 +216,13 @@ class State:
 
 
 def start_of(snapshot: Snapshot) -> State:
-    """The state before the first event: the events undone from the last to the first."""
-    state = State(dict(snapshot.runs), dict(snapshot.held))
+    """Return the state before the first event, by undoing all events."""
+    state = State(dict(snapshot.runs), dict(snapshot.used))
     for action, address, size, lane in reversed(snapshot.entries):
         if action == "free_completed":
-            state.held[address] = Held(requested=size)
+            state.used[address] = UsedBlock(requested=size)
         elif action == "alloc":
-            del state.held[address]
+            del state.used[address]
         elif action in ("segment_alloc", "segment_map"):
             state.cut_run(address, size)
         elif action in ("segment_free", "segment_unmap"):
@@ -232,14 +233,14 @@ def start_of(snapshot: Snapshot) -> State:
 
 
 def ends_shown(snapshot: Snapshot, start: State) -> dict[int, int]:
-    """The ends of blocks older than the trace that a later event shows, by the block's address.
+    """Return the ends of blocks older than the trace that a later event shows, by address.
 
-    A free block begins where the block in use before it ends, and a request gets the beginning of a
-    free block. So whatever is placed behind a block that is still in use tells its end, with the
-    tail that it had kept.
+    A free block begins where the used block before it ends, and a request gets the beginning of a
+    free block. So a block that is placed after one still in use shows the end of that one, with the
+    tail that it kept.
     """
-    in_use = sorted(start.held)
-    unknown = {address for address, held in start.held.items() if held.size is None}
+    in_use = sorted(start.used)
+    unknown = {address for address, block in start.used.items() if block.size is None}
     runs = {address: start.run_at(address) for address in unknown}
     limits = {address: base + run.size for address, (base, run) in runs.items()}
     ends: dict[int, int] = {}
@@ -258,7 +259,7 @@ def ends_shown(snapshot: Snapshot, start: State) -> dict[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Laid:
-    """A segment for the allocator, where it lies, and what its blocks in use are known by."""
+    """A segment for the allocator, its address, and the addresses of its blocks in use."""
 
     address: int
     lane: Lane
@@ -267,15 +268,15 @@ class Laid:
 
 
 def laid_out(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[Laid]:
-    """The segments at the start, block by block, in the order of addresses."""
+    """Return the segments at the start with their blocks, in the order of addresses."""
     if snapshot.settings.expandable_segments:
         return _ranges(snapshot, start, sizes)
-    found = []
+    segments = []
     for address in start.starts:
         run = start.runs[address]
         blocks, used = _blocks(address, address + run.size, start, sizes)
         pool: Literal["small", "large"] = "small" if run.small else "large"
-        found.append(
+        segments.append(
             Laid(
                 address=address,
                 lane=run.lane,
@@ -283,26 +284,25 @@ def laid_out(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list
                 used=used,
             )
         )
-    return found
+    return segments
 
 
 def block_sizes(snapshot: Snapshot, start: State, ends: Mapping[int, int]) -> dict[int, int]:
-    """The size of each block in use at the start; `ends` has those that events show.
+    """Return the size of each block in use at the start; `ends` are those that events show.
 
-    In the pool of large requests up to 1 MiB behind a block is not worth a block of its own and
-    stays with it as a tail.
+    In the large pool, up to 1 MiB after a block is too small for its own block and stays as a tail.
     """
     settings = snapshot.settings
     rounding = CachingAllocator(settings)
-    in_use = sorted(start.held)
+    in_use = sorted(start.used)
     sizes = {}
     for place, address in enumerate(in_use):
-        held = start.held[address]
+        block = start.used[address]
         base, run = start.run_at(address)
-        if held.size is not None:
-            sizes[address] = held.size
+        if block.size is not None:
+            sizes[address] = block.size
             continue
-        size = rounding.rounded(held.requested)
+        size = rounding.rounded(block.requested)
         limit = min([base + run.size, *in_use[place + 1 : place + 2]])
         rest = limit - address - size
         if not run.small and not settings.expandable_segments:
@@ -318,7 +318,7 @@ def block_sizes(snapshot: Snapshot, start: State, ends: Mapping[int, int]) -> di
 def _blocks(
     address: int, end: int, start: State, sizes: Mapping[int, int]
 ) -> tuple[list[BlockState], list[int]]:
-    """The blocks of a run from one address to another, and the addresses of those in use."""
+    """Return the blocks of a run between two addresses, and the addresses of those in use."""
     used = sorted(sizes)
     used = used[bisect_left(used, address) : bisect_left(used, end)]
     blocks: list[BlockState] = []
@@ -327,23 +327,24 @@ def _blocks(
         if place > reached:
             blocks.append(BlockState(size=place - reached))
         if place < end:
-            blocks.append(BlockState(size=sizes[place], requested=start.held[place].requested))
+            blocks.append(BlockState(size=sizes[place], requested=start.used[place].requested))
             reached = place + sizes[place]
     return blocks, used
 
 
 def _ranges(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[Laid]:
-    """One range of addresses for each pool of each lane, from the lowest that is ever mapped; what
-    is not mapped lies between.
+    """Return one range of addresses for each pool of each lane, from the lowest mapped one on.
+
+    Unmapped addresses lie between.
     """
-    found = []
+    segments = []
     mapped = [
         (entry.address, entry.lane, entry.size == SMALL_SEGMENT)
         for entry in snapshot.entries
         if entry.action == "segment_map"
     ]
-    known = {(run.lane, run.small) for run in start.runs.values()}
-    for lane, small in sorted(known):
+    pools = {(run.lane, run.small) for run in start.runs.values()}
+    for lane, small in sorted(pools):
         runs = _joined(
             (address, run.size)
             for address, run in start.runs.items()
@@ -353,14 +354,14 @@ def _ranges(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[
         blocks: list[BlockState] = []
         used: list[int] = []
         reached = base
-        for address, size in [*runs, (base + ENDLESS, 0)]:
+        for address, size in [*runs, (base + UNLIMITED_RANGE, 0)]:
             if address > reached:
                 blocks.append(BlockState(size=address - reached, mapped=False))
             if size:
                 more, places = _blocks(address, address + size, start, sizes)
                 blocks, used, reached = [*blocks, *more], [*used, *places], address + size
         pool: Literal["small", "large"] = "small" if small else "large"
-        found.append(
+        segments.append(
             Laid(
                 address=base,
                 lane=lane,
@@ -368,11 +369,11 @@ def _ranges(snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> list[
                 used=used,
             )
         )
-    return found
+    return segments
 
 
 def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Runs in the order of addresses, those that touch as one."""
+    """Return runs in the order of addresses, adjacent ones joined."""
     joined: list[tuple[int, int]] = []
     for address, size in sorted(runs):
         if joined and sum(joined[-1]) == address:
@@ -383,9 +384,7 @@ def _joined(runs: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 class Driver(LowestAddresses):
-    """Puts segments where the recorded driver put them, and notes what the allocator does with
-    memory.
-    """
+    """Gives segments their recorded addresses, and records what the allocator does with memory."""
 
     def __init__(self, *, expandable: bool) -> None:
         super().__init__()
@@ -394,7 +393,7 @@ class Driver(LowestAddresses):
         self._expandable = expandable
 
     def take(self, nbytes: int) -> int:
-        """The address that the driver gave."""
+        """Return the recorded address of the next segment."""
         if not self.coming:
             raise AssertionError(
                 f"a segment of {nbytes} bytes is taken where CUDA's allocator took none"
@@ -405,28 +404,26 @@ class Driver(LowestAddresses):
         return address
 
     def address_of(self, segment: int) -> int:
-        """The address of a segment by what `take` said of it."""
+        """Return the address of a segment from the result of `take`."""
         return segment
 
     def give_back(self, address: int, nbytes: int) -> None:
-        """Note that a segment went back."""
+        """Record that a segment was released."""
         if not self._expandable:
             self.done.append(("segment_free", address, nbytes))
 
     def map(self, address: int, nbytes: int) -> None:
-        """Note that memory was put behind addresses."""
+        """Record that addresses were mapped."""
         self.done.append(("segment_map", address, nbytes))
 
     def unmap(self, address: int, nbytes: int) -> None:
-        """Note that memory was taken from addresses."""
+        """Record that addresses were unmapped."""
         self.done.append(("segment_unmap", address, nbytes))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Replayed:
-    """Totals of a replay: events that were compared, and the most bytes allocated and reserved at
-    once.
-    """
+    """Totals of a replay: compared events, and peaks of allocated and reserved bytes."""
 
     events: int
     peak_allocated: int
@@ -434,8 +431,9 @@ class Replayed:
 
 
 class MisplacedError(AssertionError):
-    """A block lies elsewhere than recorded: where it came to lie, and how much more was free there
-    than it needed.
+    """A block is not at its recorded address.
+
+    `address` is its address in the replay, and `rest` the free bytes there beyond its size.
     """
 
     def __init__(self, message: str, address: int, rest: int) -> None:
@@ -445,14 +443,14 @@ class MisplacedError(AssertionError):
 
 
 def replay(snapshot: Snapshot) -> Replayed:
-    """Replay a snapshot from its start; AssertionError names the first event that our allocator
-    does not explain.
+    """Replay a snapshot from its start.
 
-    UnsupportedError for one whose events do not lead to what it held at their end.
+    Raise AssertionError for the first event in which our allocator differs, and UnsupportedError if
+    the events do not lead to the state at their end.
 
-    Where nothing is ever placed behind an older block while it is in use, its tail is unknown. That
-    CUDA's allocator passed the place over shows one: so large that what was free behind it did not
-    do for the request.
+    The tail of an older block is unknown if nothing is placed after the block while it is in use.
+    If CUDA's allocator skips the place, there is a tail, so large that the rest is too small for
+    the request.
     """
     try:
         start = start_of(snapshot)
@@ -470,7 +468,7 @@ def replay(snapshot: Snapshot) -> Replayed:
                 (address for address, size in sizes.items() if address + size == error.address),
                 None,
             )
-            if before is None or before in shown or start.held[before].size is not None:
+            if before is None or before in shown or start.used[before].size is not None:
                 raise
             ends[before] = error.address + error.rest + MIN_BLOCK
             if ends[before] > before + least[before] + SMALL_REQUEST:
@@ -478,7 +476,7 @@ def replay(snapshot: Snapshot) -> Replayed:
 
 
 class Replay:
-    """Our allocators, one a lane, in the state before the first event of a snapshot."""
+    """Our allocators, one for each lane, in the state before the first event of a snapshot."""
 
     def __init__(self, snapshot: Snapshot, start: State, sizes: Mapping[int, int]) -> None:
         self._snapshot = snapshot
@@ -497,8 +495,9 @@ class Replay:
         self._reserved = sum(run.size for run in start.runs.values())
 
     def run(self) -> Replayed:
-        """Give the allocators every request, and compare after every event; AssertionError names
-        the first that differs.
+        """Make every request, and compare after every event.
+
+        Raise AssertionError for the first event that differs.
         """
         segment_events: list[Entry] = []
         allocated = reserved = 0
@@ -529,9 +528,7 @@ class Replay:
             self._allocators[lane] = CachingAllocator(self._snapshot.settings, addresses=driver)
 
     def _react(self, segment_events: list[Entry], entry: Entry | None, where: str) -> None:
-        """Do what led to the segment events: cached memory given back before a retry or on demand,
-        then the request itself.
-        """
+        """Do what caused the segment events: release cached memory, then make the request."""
         expected: dict[Lane, list[tuple[str, int, int]]] = {}
         for action, address, size, lane in segment_events:
             expected.setdefault(lane, []).append((action, address, size))
@@ -580,7 +577,7 @@ class Replay:
             address: (block.requested, block.size) for address, (_, block) in self._live.items()
         }
         assert ours == {
-            address: (held.requested, held.size) for address, held in self._snapshot.held.items()
+            address: (block.requested, block.size) for address, block in self._snapshot.used.items()
         }
 
 

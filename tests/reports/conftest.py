@@ -23,6 +23,14 @@ ENVIRONMENT = {
 }
 STATE_BYTES = {"adamw": 8_000, "sgd-sai": 4_000, "lamb16": 2_000, "sm3": 8}
 
+# The options that decide the bytes of the state, with their usual values.
+DECIDING_OPTIONS: dict[str, dict[str, Any]] = {
+    "adamw": {"amsgrad": False},
+    "sgd-sai": {"momentum": 0.9},
+    "lamb16": {"scale": "max"},
+    "sm3": {"momentum": 0.0},
+}
+
 Make = Callable[..., Record]
 GIB = 2**30
 
@@ -76,6 +84,7 @@ def simulated() -> Make:
         held = memory(STATE_BYTES.get(optimizer, 6_000) if state is None else state)
         found = {
             "origin": "simulated",
+            "deciding_options": DECIDING_OPTIONS.get(optimizer),
             "model_family": "tiny",
             "parameter_count": 1_000,
             "memory": held,
@@ -106,6 +115,7 @@ def timed() -> Make:
         )
         found = {
             "origin": "estimated" if share else "measured",
+            "deciding_options": DECIDING_OPTIONS.get(optimizer),
             "measured_share": share,
             "times": {"step": step},
             "warmup": {"step": (0.9,)},

@@ -67,7 +67,7 @@ def test_seeds_of_one_accumulation_are_one_row() -> None:
     assert waiting.draws(4) == (None, 4.0, pytest.approx((1 + 1 + 2) / 3), 2.0)
     assert waiting.steps.mean == 3
     assert fixed.final_loss is not None
-    assert (fixed.final_loss.mean, fixed.final_loss.lowest, fixed.final_loss.highest) == (
+    assert (fixed.final_loss.mean, fixed.final_loss.low, fixed.final_loss.high) == (
         pytest.approx(3.2),
         3.0,
         3.4,
@@ -136,9 +136,9 @@ def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
 def test_the_terminal_and_markdown_have_a_short_table_of_them() -> None:
     output = StringIO()
     terminal.render(RECORDS, output)
-    for told in (output.getvalue(), run_markdown(RECORDS)):
-        assert "When to step: tiny" in told
-        assert "3.200 (3.000 to 3.400)" in told
+    for text in (output.getvalue(), run_markdown(RECORDS)):
+        assert "When to step: tiny" in text
+        assert "3.200 (3.000 to 3.400)" in text
 
 
 def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
@@ -153,7 +153,7 @@ def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
         400: pytest.approx(3.1),
         800: pytest.approx(2.6),
     }
-    assert (group[1].losses[400].lowest, group[1].losses[400].highest) == (3.0, 3.2)
+    assert (group[1].losses[400].low, group[1].losses[400].high) == (3.0, 3.2)
 
 
 def test_rates_are_of_all_courses_together() -> None:

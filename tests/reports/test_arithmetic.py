@@ -1,6 +1,4 @@
-"""Arithmetic on records: entries, savings, curves, peaks, times and labels, against numbers worked
-out by hand.
-"""
+"""Arithmetic on records, checked by hand: entries, savings, curves, peaks, times and labels."""
 
 import math
 from dataclasses import replace
@@ -8,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from optprof import optimizers
 from optprof.profiler.records.record import Watched
 from optprof.reports.arithmetic.curves import curves
 from optprof.reports.arithmetic.entries import entries, failures, setting_names
 from optprof.reports.arithmetic.findings import Findings, pictured
-from optprof.reports.arithmetic.labels import USUAL_MOMENTUM, dtype_name, labels
+from optprof.reports.arithmetic.labels import dtype_name, labels
 from optprof.reports.arithmetic.peaks import peaks
 from optprof.reports.arithmetic.savings import savings, without_baseline
 from optprof.reports.arithmetic.times import Spread, samples_per_second, timings, tokens_per_second
@@ -45,18 +42,39 @@ def test_a_momentum_that_costs_bytes_stands_in_the_label(simulated):
     assert names_of([simulated("sgd-sai", options={"momentum": 0.9})]) == ["sgd-sai"]
 
 
-def test_the_usual_momentum_is_that_of_the_catalogue(simulated):
-    usual = {
-        name: optimizers.option_defaults(name).get("momentum") or 0
-        for name in optimizers.available()
-    }
-    assert {name: momentum for name, momentum in usual.items() if momentum} == {
-        name: USUAL_MOMENTUM[name] for name in usual if name in USUAL_MOMENTUM
-    }
-    assert names_of([simulated("muon", options={"momentum": 0.95})]) == ["muon"]
+def test_every_option_that_decides_the_bytes_stands_in_the_label_at_an_unusual_value(simulated):
+    alone = [
+        simulated("lamb16", options={"scale": "upstream"}),
+        simulated("apollo", options={"rank": 4}, deciding_options={"rank": 256}),
+        simulated(
+            "lamb",
+            options={"preset": "cybertronai", "bias_correction": None},
+            deciding_options={"preset": None, "bias_correction": None},
+        ),
+    ]
+    assert names_of(alone) == [
+        "lamb16 (scale=upstream)",
+        "apollo (rank=4)",
+        "lamb (preset=cybertronai)",
+    ]
 
 
-def test_namesakes_are_told_apart_by_what_differs(simulated):
+def test_an_older_record_is_labelled_with_its_flags(simulated):
+    options = {"amsgrad": True, "momentum": 0.9}
+    assert names_of([simulated("adamw", options=options, deciding_options=None)]) == [
+        "adamw (amsgrad=True)"
+    ]
+
+
+def test_a_failed_record_shares_the_label_of_its_optimizer(simulated):
+    options = {"scale": "upstream"}
+    failed = simulated(
+        "lamb16", options=options, deciding_options=None, memory=None, outcome="failed", error="no"
+    )
+    assert names_of([failed, simulated("lamb16", options=options)]) == ["lamb16 (scale=upstream)"]
+
+
+def test_namesakes_are_labelled_with_the_options_that_differ(simulated):
     records = [simulated("adamw", options={"lr": lr, "betas": [0.9, 0.999]}) for lr in (0.1, 0.2)]
     assert names_of(records) == ["adamw (lr=0.1)", "adamw (lr=0.2)"]
 
@@ -72,8 +90,8 @@ def test_bytes_and_times_of_one_question_make_one_entry(simulated, timed):
 
 def test_two_implementations_make_two_entries_and_a_time_joins_its_own(simulated, timed):
     records = [simulated("adamw"), simulated("adamw", implementation="loop"), timed("adamw")]
-    found = {entry.label: entry.step is not None for entry in entries(records)}
-    assert found == {"adamw, foreach": False, "adamw, loop": True}
+    timed_labels = {entry.label: entry.step is not None for entry in entries(records)}
+    assert timed_labels == {"adamw, foreach": False, "adamw, loop": True}
 
 
 def test_bytes_measured_on_a_gpu_go_before_simulated_ones(simulated):
@@ -82,19 +100,19 @@ def test_bytes_measured_on_a_gpu_go_before_simulated_ones(simulated):
     assert entry.bytes_from is measured
 
 
-def test_bytes_of_a_cpu_that_tells_no_peak_do_not_hide_the_simulated_peak(simulated, timed):
+def test_bytes_of_a_cpu_without_a_peak_do_not_hide_the_simulated_peak(simulated, timed):
     plain = simulated("adamw")
-    held = replace(
+    without_peak = replace(
         plain.memory, peak_allocated=None, peak_reserved=None, peak_phase=None, peak_by_category={}
     )
-    (entry,) = entries([plain, timed("adamw", memory=held, parameter_count=1_000)])
+    (entry,) = entries([plain, timed("adamw", memory=without_peak, parameter_count=1_000)])
     assert entry.peak_bytes == 20_000
     assert entry.step is not None
 
 
 def test_the_family_on_the_curve_makes_no_entries_of_its_own(simulated):
-    found = entries([simulated("adamw"), simulated("adamw", model="small", workload="state")])
-    assert [entry.setting.model for entry in found] == ["tiny"]
+    rows = entries([simulated("adamw"), simulated("adamw", model="small", workload="state")])
+    assert [entry.setting.model for entry in rows] == ["tiny"]
 
 
 def test_a_run_of_states_alone_makes_entries_without_a_training_peak(simulated):
@@ -103,15 +121,15 @@ def test_a_run_of_states_alone_makes_entries_without_a_training_peak(simulated):
     assert entry.peak_bytes is None
 
 
-def test_settings_are_named_by_what_tells_them_apart(simulated):
-    found = entries(
+def test_settings_are_named_by_the_traits_that_differ(simulated):
+    rows = entries(
         [
             simulated("adamw"),
             simulated("adamw", dtype="bf16"),
             simulated("adamw", model="other", sequence_length=None),
         ]
     )
-    assert list(setting_names([entry.setting for entry in found]).values()) == [
+    assert list(setting_names([entry.setting for entry in rows]).values()) == [
         "tiny · fp32",
         "tiny · bf16",
         "other",
@@ -119,7 +137,7 @@ def test_settings_are_named_by_what_tells_them_apart(simulated):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("changes", "trait"),
     [
         ({"amp": "bf16"}, "bf16 autocast"),
         ({"checkpointing": True}, "checkpointed"),
@@ -133,20 +151,20 @@ def test_settings_are_named_by_what_tells_them_apart(simulated):
         ({"alloc_conf": "expandable_segments:True"}, "expandable_segments:True"),
     ],
 )
-def test_one_way_of_training_is_never_joined_with_another_and_is_told(
-    simulated, asked: dict[str, object], told: str
+def test_different_ways_of_training_are_never_joined_and_are_named(
+    simulated, changes: dict[str, object], trait: str
 ):
-    found = entries([simulated("adamw"), simulated("adamw", **asked)])
-    assert list(setting_names([entry.setting for entry in found]).values()) == [
+    rows = entries([simulated("adamw"), simulated("adamw", **changes)])
+    assert list(setting_names([entry.setting for entry in rows]).values()) == [
         "tiny",
-        f"tiny · {told}",
+        f"tiny · {trait}",
     ]
-    assert told in found[1].setting.traits
+    assert trait in rows[1].setting.traits
 
 
 def test_a_model_trained_in_part_has_a_curve_of_its_own(simulated):
-    found = curves([simulated("adamw"), simulated("adamw", lora_rank=8, state=80)])
-    assert [[point.state_bytes for point in one.points] for one in found] == [[8_000], [80]]
+    series = curves([simulated("adamw"), simulated("adamw", lora_rank=8, state=80)])
+    assert [[point.state_bytes for point in one.points] for one in series] == [[8_000], [80]]
 
 
 def test_savings_are_bytes_factor_and_share(simulated):
@@ -215,11 +233,11 @@ def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(
 
 
 @pytest.mark.parametrize(
-    ("asked", "held", "told"),
+    ("dtype", "nbytes", "name"),
     [
         (None, {"float32": 4, "bfloat16": 2}, "fp32+bf16"),
         (None, {"complex64": 8, "int8": 1, "float16": 2}, "fp16+complex64+int8"),
-        # What has no counterpart in the dtype that was asked for stays as it is.
+        # Dtypes without a counterpart of the requested one stay as they are.
         ("bf16", {"bfloat16": 2, "complex64": 8}, "bf16+complex64"),
         ("bf16", {"bfloat16": 2}, "bf16"),
         ("bf16", {}, "bf16"),
@@ -227,16 +245,16 @@ def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(
     ],
 )
 def test_a_model_s_dtypes_are_those_that_a_record_counted(
-    simulated, asked: Any, held: dict[str, int], told: str
+    simulated, dtype: Any, nbytes: dict[str, int], name: str
 ):
-    record = simulated("adamw", model="mine:build", dtype=asked)
-    assert dtype_name(record.scenario, replace(record.memory, parameters_by_dtype=held)) == told
+    record = simulated("adamw", model="mine:build", dtype=dtype)
+    assert dtype_name(record.scenario, replace(record.memory, parameters_by_dtype=nbytes)) == name
 
 
 def test_only_what_shares_model_and_dtype_is_compared(simulated):
-    found = entries([simulated("adamw"), simulated("sm3", dtype="bf16")])
-    assert [row.entry.label for row in savings(found)] == ["adamw"]
-    assert [setting.dtype for setting in without_baseline(found)] == ["bf16"]
+    rows = entries([simulated("adamw"), simulated("sm3", dtype="bf16")])
+    assert [row.entry.label for row in savings(rows)] == ["adamw"]
+    assert [setting.dtype for setting in without_baseline(rows)] == ["bf16"]
 
 
 def test_a_curve_joins_one_family_and_leaves_loners_alone(simulated):
@@ -245,11 +263,11 @@ def test_a_curve_joins_one_family_and_leaves_loners_alone(simulated):
         simulated("adamw"),
         simulated("adamw", model="loner", model_family=None, parameter_count=2_000, state=16_000),
     ]
-    found = {
+    points = {
         series.family: [(point.parameters, point.state_bytes) for point in series.points]
         for series in curves(records)
     }
-    assert found == {"tiny": [(1_000, 8_000), (4_000, 32_000)], None: [(2_000, 16_000)]}
+    assert points == {"tiny": [(1_000, 8_000), (4_000, 32_000)], None: [(2_000, 16_000)]}
 
 
 def test_a_measured_state_takes_the_place_of_a_simulated_one_on_the_curve(simulated):
@@ -260,7 +278,7 @@ def test_a_measured_state_takes_the_place_of_a_simulated_one_on_the_curve(simula
 
 
 def test_series_that_coincide_get_lanes_of_their_own(simulated):
-    found = curves(
+    lanes = curves(
         [
             simulated("sgd-sai"),
             simulated("lion", state=4_000),
@@ -268,7 +286,7 @@ def test_series_that_coincide_get_lanes_of_their_own(simulated):
             simulated("adam-mini", state=4_050),
         ]
     )
-    assert [(series.label, series.lane) for series in found] == [
+    assert [(series.label, series.lane) for series in lanes] == [
         ("sgd-sai", 0),
         ("lion", 1),
         ("sm3", 0),
@@ -289,7 +307,7 @@ def test_a_peak_is_split_in_the_order_of_a_stack_and_sums_up(simulated):
     assert peak.phase == "step"
 
 
-def test_a_peak_whose_parts_nobody_told_is_one_part(simulated):
+def test_a_peak_without_parts_is_one_part(simulated):
     record = simulated("adamw")
     records = [replace(record, memory=replace(record.memory, peak_by_category={}))]
     (peak,) = peaks(entries(records), records)

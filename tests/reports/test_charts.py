@@ -10,8 +10,8 @@ import pytest
 from optprof.profiler.records.record import Level, StateBlocks, StepOperation, Watched
 from optprof.profiler.records.store import file_name
 from optprof.reports.arithmetic.findings import Findings
-from optprof.reports.arithmetic.paces import paces
 from optprof.reports.arithmetic.provenance import provenance
+from optprof.reports.arithmetic.savings import paces
 from optprof.reports.charts.bars import peak_chart, savings_chart
 from optprof.reports.charts.chart import Chart, count_ticks, giga_ticks, second_ticks
 from optprof.reports.charts.sizes import size_chart
@@ -19,9 +19,9 @@ from optprof.reports.charts.step_sizes import step_size_chart
 from optprof.reports.charts.strips import Scale
 from optprof.reports.charts.timelines import timeline_chart
 from optprof.reports.charts.tradeoffs import tradeoff_chart
+from optprof.reports.tables.capacity import capacity_tables
 from optprof.reports.tables.data import data_rows, memory_table, step_table
 from optprof.reports.tables.heat_map import heat_map
-from optprof.reports.tables.room import room_tables
 from optprof.reports.tables.sight import sight_tables
 from optprof.reports.tables.table import Table, gib_cell
 from optprof.reports.tables.watched import watched_tables
@@ -62,8 +62,8 @@ def test_a_step_is_set_against_the_baselines(simulated, timed):
         timed("adamw", step=(0.1, 0.2, 0.4)),
         timed("sm3", step=(0.2, 0.4, 0.8)),
     ]
-    (pace,) = paces(Findings.of(records).entries)
-    assert (pace.entry.label, pace.ratio.value, pace.ratio.low) == ("sm3", 2.0, None)
+    ((entry, ratio),) = paces(Findings.of(records).entries)
+    assert (entry.label, ratio.value, ratio.low) == ("sm3", 2.0, None)
     other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
     assert paces(Findings.of(records[:3] + other).entries) == []
     ways = [
@@ -72,7 +72,7 @@ def test_a_step_is_set_against_the_baselines(simulated, timed):
         for way in ("foreach", "loop")
     ]
     found = paces(Findings.of([*ways, *records[2:], *other]).entries)
-    assert [(pace.entry.label, pace.ratio.value) for pace in found] == [("sm3, loop", 2.0)]
+    assert [(entry.label, ratio.value) for entry, ratio in found] == [("sm3, loop", 2.0)]
     enough = [
         simulated("adamw"),
         timed("adamw", step=(1.0,) * 6),
@@ -328,13 +328,13 @@ def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
     assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 
-def test_rooms_say_what_is_left_or_short(simulated):
+def test_capacity_tables_say_what_is_left_or_short(simulated):
     record = simulated("adamw")
     assert record.memory is not None
     large = replace(
         record, memory=replace(record.memory, peak_allocated=30 * GIB, peak_reserved=31 * GIB)
     )
-    table = room_tables(Findings.of([large]))["tiny"]
+    table = capacity_tables(Findings.of([large]))["tiny"]
     cells = {row[0].text: row[2] for row in table.rows}
     # What the catalogue's memory leaves beside 512 MiB, less 31 GiB.
     assert cells["a100-40"].text == "\u2713 7.894"
@@ -352,7 +352,7 @@ def test_the_largest_batch_is_told_or_the_largest_that_was_tried(simulated):
             replace(each, memory=replace(each.memory, peak_allocated=size, peak_reserved=size))
             for each, size in sizes
         ]
-        table = next(iter(room_tables(Findings.of(held)).values()))
+        table = next(iter(capacity_tables(Findings.of(held)).values()))
         return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
 
     assert told(b1=GIB) == ""

@@ -24,24 +24,31 @@ GIB = 2**30
 COMMAND = ["optprof", "fit", "tiny & co"]
 
 
-def answer(optimizer: str, gpu: str, **found: object) -> Fit:
+def answer(optimizer: str, gpu: str, batch: int | None = None, **fields: object) -> Fit:
     scenario = Scenario(
         model="tiny & co", optimizer=optimizer, batch_size=8, sequence_length=16, gpu=gpu
     )
-    return Fit(scenario=scenario, usable=14 * GIB, **found)  # pyright: ignore[reportArgumentType]
+    failing = None if batch is None else batch + 1
+    return Fit(
+        scenario=scenario,
+        usable=14 * GIB,
+        largest_batch=batch,
+        failing_batch=failing,
+        **fields,  # pyright: ignore[reportArgumentType]
+    )
 
 
 FITS = [
     answer(
         "adamw",
         "t4",
+        batch=5,
         needed=20 * GIB,
-        largest_batch=5,
         changes=(Change(fields={"checkpointing": True, "dtype": "bf16"}, left=GIB),),
     ),
-    answer("sm3", "t4", needed=12 * GIB, left=2 * GIB, largest_batch=1_024),
+    answer("sm3", "t4", batch=1_024, needed=12 * GIB, left=2 * GIB),
     answer("adamw", "v100-16", reason="v100-16 has no hardware for bf16"),
-    answer("sm3", "v100-16", needed=15 * GIB, left=0, largest_batch=8),
+    answer("sm3", "v100-16", batch=8, needed=15 * GIB, left=0),
 ]
 
 
@@ -54,9 +61,11 @@ def test_a_cell_says_what_is_left_or_lacking_and_the_largest_batch():
     ]
 
 
-def test_a_batch_at_which_the_search_ended_is_told_as_the_least():
-    assert short_text(replace(FITS[1], largest_batch=1 << 20)) == "✓ 2.000, ≥ 1,048,576"
-    assert short_text(replace(FITS[1], largest_batch=(1 << 20) - 1)) == "✓ 2.000, 1,048,575"
+def test_a_batch_at_which_the_search_ended_is_shown_as_a_lower_bound():
+    ended = replace(FITS[1], largest_batch=1 << 20, failing_batch=None)
+    assert short_text(ended) == "✓ 2.000, ≥ 1,048,576"
+    settled = replace(FITS[1], largest_batch=(1 << 20) - 1, failing_batch=1 << 20)
+    assert short_text(settled) == "✓ 2.000, 1,048,575"
 
 
 @pytest.mark.parametrize(

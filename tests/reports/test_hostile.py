@@ -10,8 +10,6 @@ import json
 import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -21,6 +19,7 @@ from typing import Any
 from unicodedata import category
 from xml.etree import ElementTree
 
+import commands
 import pytest
 
 from optprof.profiler.records.fits import Change, Fit
@@ -120,7 +119,8 @@ def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Re
     def words() -> dict[str, Any]:
         options = {some(): some(), "momentum": some()}
         known = {"model": model, "model_family": family, "environment": environment}
-        return known | {"options": options, "warnings": (some(),), "lost": (some(),)}
+        texts = {"options": options, "warnings": (some(),), "lost": (some(),)}
+        return known | texts | {"deciding_options": {"momentum": 0.0}}
 
     times = {"step": (0.1, 0.2), some(): (0.1, 0.2)}
     asked = {"alloc_conf": some(), "config": {some(): some()}}
@@ -357,9 +357,6 @@ def test_json_is_ascii_and_exact(run: Path, comparing: Comparing):
     ],
 )
 def test_a_command_writes_no_sequence_but_colours(run: Path, arguments: tuple[str, ...]):
-    command = [sys.executable, "-m", "optprof", *arguments]
     environment = os.environ | {"FORCE_COLOR": "1"}
-    done = subprocess.run(
-        command, cwd=run.parent, env=environment, capture_output=True, timeout=60, check=False
-    )
-    require_printed(COLOUR.sub("", (done.stdout + done.stderr).decode()))
+    done = commands.run(arguments, cwd=run.parent, env=environment)
+    require_printed(COLOUR.sub("", done.stdout + done.stderr))

@@ -1,4 +1,4 @@
-"""Peaks that are ranges, for cuDNN's workspaces, wherever a peak is shown."""
+"""Peaks that are ranges, because of cuDNN's workspaces, in all that shows a peak."""
 
 import io
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from optprof.profiler.records.fits import Fit
 from optprof.profiler.records.record import Record
 from optprof.reports import terminal
-from optprof.reports.arithmetic.capacity import rooms
+from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.peaks import peaks
@@ -28,11 +28,11 @@ GIB, MIB = 2**30, 2**20
 
 
 def ranged(record: Record, **upper: int) -> Record:
-    """The record with peaks of 2 and 3 GiB, whose upper ends are 2.25 and 3.5 GiB unless given."""
+    """The record with peaks of 2 and 3 GiB, usually with upper ends of 2.25 and 3.5 GiB."""
     assert record.memory is not None
-    given = {"peak_allocated_upper": 9 * GIB // 4, "peak_reserved_upper": 7 * GIB // 2} | upper
-    held = replace(record.memory, peak_allocated=2 * GIB, peak_reserved=3 * GIB, **given)
-    return replace(record, memory=held)
+    ends = {"peak_allocated_upper": 9 * GIB // 4, "peak_reserved_upper": 7 * GIB // 2} | upper
+    memory = replace(record.memory, peak_allocated=2 * GIB, peak_reserved=3 * GIB, **ends)
+    return replace(record, memory=memory)
 
 
 def shown(records: list[Record], width: int = 80) -> str:
@@ -112,13 +112,21 @@ def test_a_gpu_that_the_upper_end_does_not_fit_is_not_said_to_fit(simulated):
     answers = []
     for upper in (usable // 2, usable, usable + 1):
         record = ranged(simulated("adamw"), peak_reserved_upper=upper)
-        answers += [room.answer for room in rooms([record], ["t4"])]
+        (group,) = fits_by_setting([record], ["t4"]).values()
+        answers += [fit.answer for _, fit in group]
     assert answers == ["fits", "tight", "unsure"]
 
 
 def test_what_fits_without_workspaces_alone_may_fit():
     scenario = Scenario(model="tiny", batch_size=8, gpu="t4")
-    fit = Fit(scenario=scenario, usable=14 * GIB, needed=15 * GIB, may_fit=True, largest_batch=7)
+    fit = Fit(
+        scenario=scenario,
+        usable=14 * GIB,
+        needed=15 * GIB,
+        may_fit=True,
+        largest_batch=7,
+        failing_batch=8,
+    )
     assert not fit.fits
     assert short_text(fit) == "? 1.000, 7"
     (row,) = fit_table(FitFindings.of([fit])).rows

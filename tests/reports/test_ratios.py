@@ -1,4 +1,4 @@
-"""The ratio of two lists of times, held to sums on paper, to printed tables and to scipy."""
+"""The ratio of two lists of times, checked by sums on paper, printed tables and scipy."""
 
 import itertools
 import math
@@ -129,7 +129,7 @@ def test_the_interval_holds_the_true_factor_95_times_in_100():
     def times(factor: float) -> list[float]:
         return [factor * math.exp(chance.gauss(0, 0.1)) for _ in range(9)]
 
-    held = [Ratio.of(times(1), times(1.1)) for _ in range(1000)]
-    covered = sum((ratio.low or 0) <= 1.1 <= (ratio.high or 0) for ratio in held)
+    ratios = [Ratio.of(times(1), times(1.1)) for _ in range(1000)]
+    covered = sum((ratio.low or 0) <= 1.1 <= (ratio.high or 0) for ratio in ratios)
     # 96.0 % by the counted orders; of 1,000 draws, 19 more or less in three standard deviations.
     assert 941 <= covered <= 979

@@ -1,4 +1,4 @@
-"""Reproduction: the published figures that ship with the package, beside ours."""
+"""Reproduction: the published figures that ship with the package, compared with ours."""
 
 from dataclasses import replace
 
@@ -21,7 +21,7 @@ def test_all_sixteen_published_figures_ship_with_the_package():
     assert [row.model for row in published() if row.extrapolated] == ["llama2-7b", "llama2-7b"]
 
 
-def test_a_published_figure_is_set_beside_the_allocated_state(simulated):
+def test_a_published_figure_is_compared_with_the_allocated_state(simulated):
     record = simulated("sgd-sai", model="gpt2-xl", workload="state")
     record = replace(record, memory=replace(record.memory, optimizer_state_allocated=6 * 2**30))
     (row,) = reproduction([record])
@@ -41,11 +41,11 @@ def test_a_published_figure_is_set_beside_the_allocated_state(simulated):
     ],
 )
 def test_only_plain_fp32_states_on_a_fresh_device_are_comparable(simulated, change):
-    asked = {"model": "gpt2-xl", "workload": "state"} | change
-    assert reproduction([simulated("adamw", **asked)]) == []
+    fields = {"model": "gpt2-xl", "workload": "state"} | change
+    assert reproduction([simulated("adamw", **fields)]) == []
 
 
-def test_what_has_no_record_is_listed_by_optimizer(simulated):
+def test_figures_without_a_record_are_listed_by_optimizer(simulated):
     rows = reproduction(
         [simulated("adamw", model=model, workload="state") for model in ("gpt2-xl", "vit-h14")]
     )
@@ -55,7 +55,7 @@ def test_what_has_no_record_is_listed_by_optimizer(simulated):
     assert set(missing) == {"adamw", "sgd-sai", "adam-mini", "prodigy"}
 
 
-def test_a_published_step_time_is_set_beside_an_estimate_for_its_gpu(simulated):
+def test_a_published_step_time_is_compared_with_an_estimate_for_its_gpu(simulated):
     def estimate(gpu):
         return StepEstimate(
             gpu=gpu,
@@ -79,7 +79,7 @@ def test_a_published_step_time_is_set_beside_an_estimate_for_its_gpu(simulated):
     ]
 
 
-def test_the_residuals_are_told_for_what_the_authors_measured(simulated):
+def test_the_residuals_are_those_of_the_figures_that_the_authors_measured(simulated):
     def ours(model, gib):
         record = simulated("adamw", model=model, workload="state")
         return replace(

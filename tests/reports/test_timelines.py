@@ -31,44 +31,44 @@ def run(tmp_path, simulated, timeline):
 
 
 def test_phases_stand_side_by_side_and_fill_the_width(timeline):
-    found = bands(timeline)
-    assert [(band.left, band.right) for band in found] == [
+    placed = bands(timeline)
+    assert [(band.left, band.right) for band in placed] == [
         (0, pytest.approx(1 / 3)),
         (pytest.approx(1 / 3), pytest.approx(2 / 3)),
         (pytest.approx(2 / 3), pytest.approx(1)),
     ]
-    assert [list(band.samples) for band in found] == [[0, 1, 2], [3, 4], [5]]
+    assert [list(band.samples) for band in placed] == [[0, 1, 2], [3, 4], [5]]
 
 
 def test_a_picture_keeps_the_highest_and_the_lowest_of_a_column(timeline):
     assert [number for _, number in thinned(timeline, 1_000)] == [0, 1, 2, 3, 4, 5]
     assert [number for _, number in thinned(timeline, 1)] == [0, 2, 3, 4, 5]
     noise = random.Random(0)
-    held = tuple(noise.randrange(GIB) for _ in range(5_000))
+    nbytes = tuple(noise.randrange(GIB) for _ in range(5_000))
     long = replace(
         timeline,
         phases=(Stretch(step=1, phase="forward", events=4_999, samples=5_000),),
         places=tuple(range(5_000)),
-        categories={"temporary": held},
+        categories={"temporary": nbytes},
         reserved=(2 * GIB,) * 5_000,
-        peak=held.index(max(held)),
+        peak=nbytes.index(max(nbytes)),
     )
     shown = [number for _, number in thinned(long, 100)]
     assert len(shown) <= 2 * 101
     for column in range(100):
         of_column = range(-(-column * 4_999 // 100), min(-(-(column + 1) * 4_999 // 100), 5_000))
-        kept = [held[number] for number in shown if number in of_column]
+        kept = [nbytes[number] for number in shown if number in of_column]
         assert {
-            max(held[number] for number in of_column),
-            min(held[number] for number in of_column),
+            max(nbytes[number] for number in of_column),
+            min(nbytes[number] for number in of_column),
         } <= set(kept)
 
 
-def test_what_a_phase_held_at_most(timeline, simulated):
+def test_a_phase_has_its_highest_bytes(timeline, simulated):
     course = Course(label="adamw", record=simulated("adamw"), timeline=timeline)
     assert [
-        (held.stretch.phase, held.allocated, held.reserved, held.fragmentation)
-        for held in phases_held(course)
+        (band.stretch.phase, band.allocated, band.reserved, band.fragmentation)
+        for band in phases_held(course)
     ] == [
         ("forward", 3 * GIB, 4 * GIB, GIB),
         ("backward", 6 * GIB, 7 * GIB, 6 * GIB),

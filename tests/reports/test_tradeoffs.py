@@ -1,6 +1,4 @@
-"""Arithmetic of the newer sections: Pareto front, savings matrix, room on GPUs, visibility and
-agreement, worked out by hand.
-"""
+"""Pareto front, heat map, capacity of GPUs, visibility and agreement, checked by hand."""
 
 from dataclasses import replace
 
@@ -8,13 +6,14 @@ import pytest
 
 from optprof.profiler.records.record import GpuReading, StepEstimate, Watched
 from optprof.reports.arithmetic.agreement import agreements, summary
-from optprof.reports.arithmetic.capacity import rooms
+from optprof.reports.arithmetic.capacity import fits_by_setting
+from optprof.reports.arithmetic.curves import time_curves
 from optprof.reports.arithmetic.entries import entries
+from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.pareto import front, tradeoffs
-from optprof.reports.arithmetic.savings import savings, savings_matrix
-from optprof.reports.arithmetic.time_curves import time_curves
 from optprof.reports.arithmetic.visibility import sights
 from optprof.reports.reasons import reasons
+from optprof.reports.tables.heat_map import heat_map
 from optprof.scenarios import hardware
 
 GIB = 2**30
@@ -32,6 +31,10 @@ def estimate(gpu: str, seconds: float) -> StepEstimate:
         launches=1,
         synchronisations=0,
     )
+
+
+def fits(records, gpus=None):
+    return [fit for group in fits_by_setting(records, gpus).values() for _, fit in group]
 
 
 def holding(record, **memory):
@@ -63,29 +66,31 @@ def test_time_is_set_against_the_peak_within_one_setting(simulated, timed):
         timed("adamw", step=(0.2,)),
         timed("sgd-sai", step=(0.1,)),
     ]
-    found = tradeoffs(entries([*records, timed("sm3", step=(0.3,))]))
-    assert [(point.entry.label, point.seconds, point.bytes, point.on_front) for point in found] == [
+    points = tradeoffs(entries([*records, timed("sm3", step=(0.3,))]))
+    assert [
+        (point.entry.label, point.seconds, point.bytes, point.on_front) for point in points
+    ] == [
         ("adamw", 0.2, 20_000, False),
         ("sgd-sai", 0.1, 16_000, True),
         ("sm3", 0.3, 12_008, True),
     ]
-    assert {(point.clock, point.origin, point.is_peak) for point in found} == {
+    assert {(point.clock, point.origin, point.is_peak) for point in points} == {
         ("cpu", "measured", True)
     }
 
 
 def test_samples_bring_their_interval_and_estimates_are_another_clock(simulated, timed):
     step = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-    found = tradeoffs(
+    points = tradeoffs(
         entries(
             [simulated("adamw", gpu=None, estimate=estimate("t4", 0.05)), timed("adamw", step=step)]
         )
     )
-    assert [(point.clock, point.lower, point.upper) for point in found] == [
+    assert [(point.clock, point.lower, point.upper) for point in points] == [
         ("cpu", 0.1, 0.6),
         ("t4", None, None),
     ]
-    assert all(point.on_front for point in found)
+    assert all(point.on_front for point in points)
 
 
 def test_without_a_peak_everywhere_the_state_is_the_memory(simulated, timed):
@@ -101,33 +106,29 @@ def test_without_a_peak_everywhere_the_state_is_the_memory(simulated, timed):
     ]
 
 
-def test_the_savings_matrix_has_a_cell_for_every_optimizer_and_model_that_was_recorded(simulated):
+def test_the_heat_map_has_a_cell_for_every_optimizer_and_model_of_the_run(simulated):
     records = [
         simulated("adamw"),
         simulated("sm3"),
         simulated("adamw", model="large", state=80_000),
         simulated("sgd-sai", model="large"),
     ]
-    matrix = savings_matrix(savings(entries(records)))
-    assert matrix.labels == ("adamw", "sm3", "sgd-sai")
-    assert [setting.model for setting in matrix.settings] == ["tiny", "large"]
-    assert {
-        (label, setting.model): cell.factor for (label, setting), cell in matrix.cells.items()
-    } == {
-        ("adamw", "tiny"): 1,
-        ("sm3", "tiny"): 1_000,
-        ("adamw", "large"): 1,
-        ("sgd-sai", "large"): 20,
+    shown = heat_map(Findings.of(records))
+    assert shown.labels == ("adamw", "sm3", "sgd-sai")
+    factors = {name: [cell and cell.factor for cell in cells] for name, cells in shown.rows}
+    assert factors == {
+        "tiny": ["1.00\u00d7", "1,000\u00d7", None],
+        "large": ["1.00\u00d7", None, "20.0\u00d7"],
     }
 
 
-def test_a_peak_of_a_device_without_end_is_set_against_what_torch_can_take(simulated):
+def test_a_peak_on_an_unlimited_device_is_compared_with_what_torch_can_take(simulated):
     def answer(allocated: int, reserved: int) -> tuple[str, int | None]:
-        (room,) = rooms(
+        (fit,) = fits(
             [holding(simulated("adamw"), peak_allocated=allocated, peak_reserved=reserved)], ["t4"]
         )
-        assert room.usable == T4
-        return room.answer, room.left
+        assert fit.usable == T4
+        return fit.answer, fit.spare
 
     assert answer(9 * GIB, 10 * GIB) == ("fits", T4 - 10 * GIB)
     assert answer(9 * GIB, T4) == ("tight", 0)
@@ -139,28 +140,27 @@ def test_a_peak_of_a_device_without_end_is_set_against_what_torch_can_take(simul
 
 
 def test_a_record_on_the_gpu_s_own_memory_decides_for_that_gpu_alone(simulated):
-    endless = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
+    unlimited = holding(simulated("adamw"), peak_allocated=14 * GIB, peak_reserved=15 * GIB)
     own = holding(simulated("adamw", gpu="t4"), peak_allocated=13 * GIB, peak_reserved=14 * GIB)
     lost = simulated("adamw", gpu="v100-16", outcome="out-of-memory", error="needs more")
-    found = {
-        room.gpu: (room.answer, room.is_own, room.left)
-        for room in rooms([endless, own, lost], ["t4", "v100-16", "a100-40"])
-    }
-    assert found == {
-        "t4": ("tight", True, T4 - 14 * GIB),
-        "v100-16": ("fails", True, None),
-        "a100-40": ("fits", False, hardware.describe("a100-40").usable_bytes - 15 * GIB),
+    (group,) = fits_by_setting([unlimited, own, lost], ["t4", "v100-16", "a100-40"]).values()
+    assert {gpu: (fit.answer, fit.spare) for gpu, fit in group} == {
+        "t4": ("tight", T4 - 14 * GIB),
+        "v100-16": ("fails", None),
+        "a100-40": ("fits", hardware.describe("a100-40").usable_bytes - 15 * GIB),
     }
 
 
-def test_a_gpu_without_the_dtype_is_lacking_and_states_and_cpus_tell_nothing(simulated, timed):
-    (room,) = rooms([simulated("adamw", dtype="bf16")], ["t4"])
-    assert (room.answer, room.fits) == ("lacking", False)
-    assert "bf16" in room.reason
-    assert rooms([simulated("adamw", workload="state"), timed("adamw")], ["t4"]) == []
-    assert len(rooms([simulated("adamw")])) == len(hardware.available())
+def test_a_gpu_without_the_dtype_is_unsupported_and_states_and_cpus_have_no_answer(
+    simulated, timed
+):
+    (fit,) = fits([simulated("adamw", dtype="bf16")], ["t4"])
+    assert (fit.answer, fit.fits) == ("unsupported", False)
+    assert fit.reason == "t4 has no hardware for bf16"
+    assert fits([simulated("adamw", workload="state"), timed("adamw")], ["t4"]) == []
+    assert len(fits([simulated("adamw")])) == len(hardware.available())
     with pytest.raises(ValueError, match="no GPU is named"):
-        rooms([], ["t5"])
+        fits([], ["t5"])
 
 
 def test_recorded_batches_bracket_the_largest(simulated):
@@ -168,30 +168,30 @@ def test_recorded_batches_bracket_the_largest(simulated):
         records = [
             holding(
                 simulated("adamw", batch_size=int(batch[1:])),
-                peak_allocated=held,
-                peak_reserved=held,
+                peak_allocated=nbytes,
+                peak_reserved=nbytes,
             )
-            for batch, held in reserved.items()
+            for batch, nbytes in reserved.items()
         ]
-        known = rooms(records, ["t4"])[0].batches
-        return known.fits, known.fails, known.largest
+        fit = fits(records, ["t4"])[0]
+        return fit.largest_batch, fit.failing_batch, fit.is_batch_settled
 
-    assert batches(b1=GIB) == (1, None, None)
-    assert batches(b1=GIB, b4=2 * GIB, b16=16 * GIB) == (4, 16, None)
-    assert batches(b4=2 * GIB, b5=16 * GIB) == (4, 5, 4)
-    assert batches(b1=16 * GIB) == (None, 1, 0)
+    assert batches(b1=GIB) == (1, None, False)
+    assert batches(b1=GIB, b4=2 * GIB, b16=16 * GIB) == (4, 16, False)
+    assert batches(b4=2 * GIB, b5=16 * GIB) == (4, 5, True)
+    assert batches(b1=16 * GIB) == (None, 1, True)
 
 
 def test_batches_of_other_optimizers_and_settings_say_nothing(simulated):
     small, large = (
-        holding(simulated("adamw", batch_size=size), peak_allocated=held, peak_reserved=held)
-        for size, held in ((1, 1), (2, T4))
+        holding(simulated("adamw", batch_size=size), peak_allocated=nbytes, peak_reserved=nbytes)
+        for size, nbytes in ((1, 1), (2, T4))
     )
     others = [simulated("sm3", batch_size=4), simulated("adamw", batch_size=8, dtype="bf16")]
-    assert rooms([small, large, *others], ["t4"])[0].batches.fits == 2
+    assert fits([small, large, *others], ["t4"])[0].largest_batch == 2
 
 
-def test_a_sight_has_every_counter_beside_its_baseline_s(simulated):
+def test_a_sight_has_every_counter_and_those_of_its_baseline(simulated):
     lean = holding(simulated("sgd-sai"), peak_reserved=2**21 - 512, peak_phase="backward")
     base, own = sights(entries([simulated("adamw"), lean]))
     assert base.baseline is None
@@ -217,16 +217,16 @@ def test_the_parts_that_moved_sum_to_what_the_peak_is_higher(simulated):
     assert sum(count for _, count in own.moved) == 17_000 - 20_000 == -(own.allocated_saved or 0)
 
 
-def test_a_sight_stands_beside_the_baseline_that_runs_its_step_the_same_way(simulated):
+def test_a_sight_is_compared_with_the_baseline_that_runs_its_step_the_same_way(simulated):
     loop = holding(simulated("adamw", implementation="loop"), peak_allocated=16_500)
-    found = sights(entries([simulated("adamw"), loop, simulated("sgd-sai", implementation="loop")]))
-    assert [sight.allocated_saved for sight in found] == [None, None, 500]
+    rows = sights(entries([simulated("adamw"), loop, simulated("sgd-sai", implementation="loop")]))
+    assert [sight.allocated_saved for sight in rows] == [None, None, 500]
 
 
-def test_foreach_is_held_against_its_own_loop(simulated):
+def test_foreach_is_compared_with_its_own_loop(simulated):
     loop = holding(simulated("adamw", implementation="loop"), peak_allocated=16_500)
-    found = sights(entries([simulated("adamw"), loop, simulated("sgd-sai")]))
-    assert [(sight.entry.label, sight.foreach_costs) for sight in found] == [
+    rows = sights(entries([simulated("adamw"), loop, simulated("sgd-sai")]))
+    assert [(sight.entry.label, sight.foreach_costs) for sight in rows] == [
         ("adamw, foreach", 3_500),
         ("adamw, loop", None),
         ("sgd-sai", None),
@@ -234,14 +234,14 @@ def test_foreach_is_held_against_its_own_loop(simulated):
 
 
 def test_the_driver_s_figure_is_the_most_that_was_read(simulated):
-    def reading(held: int | None) -> GpuReading:
+    def reading(nbytes: int | None) -> GpuReading:
         return GpuReading(
             clock_mhz=None,
             memory_clock_mhz=None,
             temperature_celsius=None,
             slowed_by=(),
             other_processes=0,
-            process_bytes=held,
+            process_bytes=nbytes,
         )
 
     watched = Watched(gpu=(reading(None), reading(3 * 2**20), reading(2**20)))
@@ -282,7 +282,7 @@ def test_the_reasons_are_sentences_from_the_records(simulated):
     assert any("(estimated)" in sentence for sentence in reasons(base))
 
 
-def test_what_a_cpu_does_not_tell_makes_no_sentence(simulated):
+def test_counters_that_a_cpu_does_not_have_make_no_sentence(simulated):
     bare = simulated("adamw", device="cpu", origin="measured")
     bare = holding(
         bare,
@@ -296,23 +296,23 @@ def test_what_a_cpu_does_not_tell_makes_no_sentence(simulated):
     assert reasons(sights(entries([bare]))[0]) == []
 
 
-def test_the_same_question_simulated_and_measured_agrees_or_tells_by_how_much(simulated):
+def test_the_same_question_simulated_and_measured_agrees_or_has_a_residual(simulated):
     measured = holding(
         simulated("adamw", device="cuda", origin="measured", steps=100), peak_allocated=25_000
     )
-    found = agreements([simulated("adamw"), measured])
-    assert [(one.metric, one.simulated, one.measured, one.residual) for one in found] == [
+    rows = agreements([simulated("adamw"), measured])
+    assert [(one.metric, one.simulated, one.measured, one.residual) for one in rows] == [
         ("state", 8_000, 8_000, 0),
         ("state-allocated", 8_512, 8_512, 0),
         ("peak", 20_000, 25_000, -5_000),
         ("reserved", 2**21, 2**21, 0),
     ]
-    assert found[2].percent == -20
+    assert rows[2].percent == -20
     assert (
-        summary(found)
+        summary(rows)
         == "3 of 4 figures agree to the byte; the furthest off is peak of adamw, by \u221220.0 %."
     )
-    assert summary(found[:2]) == "2 of 2 figures agree to the byte."
+    assert summary(rows[:2]) == "2 of 2 figures agree to the byte."
     assert summary([]) == ""
 
 
@@ -334,9 +334,9 @@ def test_another_implementation_agrees_on_the_state_alone_and_another_question_o
     )
 
 
-def test_blocks_are_held_against_a_simulation_under_the_same_settings_of_the_same_gpu(simulated):
-    asked = {"device": "cuda", "origin": "measured", "gpu": "t4"}
-    other, endless, own = (
+def test_blocks_are_compared_with_a_simulation_under_the_same_settings_of_the_same_gpu(simulated):
+    conditions = {"device": "cuda", "origin": "measured", "gpu": "t4"}
+    other, unlimited, own = (
         holding(simulated("adamw", **where), peak_allocated=peak)
         for where, peak in (
             ({"gpu": "t4", "alloc_conf": "expandable_segments:True"}, 1),
@@ -346,24 +346,26 @@ def test_blocks_are_held_against_a_simulation_under_the_same_settings_of_the_sam
     )
     peaks = [
         one.simulated
-        for one in agreements([other, endless, own, simulated("adamw", **asked)])
+        for one in agreements([other, unlimited, own, simulated("adamw", **conditions)])
         if one.metric == "peak"
     ]
     assert peaks == [3]
     assert [
         one.simulated
-        for one in agreements([endless, simulated("adamw", **asked)])
+        for one in agreements([unlimited, simulated("adamw", **conditions)])
         if one.metric == "peak"
     ] == [2]
-    assert [one.metric for one in agreements([other, simulated("adamw", **asked)])] == ["state"]
+    assert [one.metric for one in agreements([other, simulated("adamw", **conditions)])] == [
+        "state"
+    ]
 
 
-def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
-    def found(gpu: str, device: str, memory: int | None = None):
+def test_an_estimate_is_compared_with_samples_of_its_own_gpu_only(simulated):
+    def times(gpu: str, device: str, memory: int | None = None):
         environment = {
             "machine": {"gpu": device, **({"gpu_memory_bytes": memory} if memory else {})}
         }
-        asked = {
+        conditions = {
             "device": "cuda",
             "gpu": gpu,
             "times": {"step": (0.3, 0.1, 0.2)},
@@ -371,15 +373,15 @@ def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
         }
         records = [
             simulated("adamw", gpu=gpu, estimate=estimate(gpu, 0.25)),
-            simulated("adamw", origin="measured", **asked),
+            simulated("adamw", origin="measured", **conditions),
         ]
         return [
             (one.simulated, one.measured) for one in agreements(records) if one.unit == "seconds"
         ]
 
-    assert found("a100-80", "NVIDIA A100-SXM4-80GB") == [(0.25, 0.2)]
-    assert found("rtx3060", "NVIDIA GeForce RTX 3060", 12_587_106_304) == [(0.25, 0.2)]
-    assert found("rtx3060", "NVIDIA GeForce RTX 3060", 8 * 2**30) == []
+    assert times("a100-80", "NVIDIA A100-SXM4-80GB") == [(0.25, 0.2)]
+    assert times("rtx3060", "NVIDIA GeForce RTX 3060", 12_587_106_304) == [(0.25, 0.2)]
+    assert times("rtx3060", "NVIDIA GeForce RTX 3060", 8 * 2**30) == []
     for gpu, device in (
         ("a100-80", "NVIDIA GeForce RTX 3090"),
         ("a10", "NVIDIA A100-SXM4-80GB"),
@@ -387,10 +389,10 @@ def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
         ("a100-40", "NVIDIA A100-SXM4-80GB"),
         ("rtx3060", "NVIDIA GeForce RTX 3060 Ti"),
     ):
-        assert found(gpu, device) == []
+        assert times(gpu, device) == []
 
 
-def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_another(simulated):
+def test_blocks_on_a_gpu_that_is_known_are_not_compared_with_a_simulation_of_another(simulated):
     environment = {"machine": {"gpu": "NVIDIA A100-SXM4-80GB"}}
     measured = simulated(
         "adamw", device="cuda", origin="measured", gpu="t4", environment=environment
@@ -406,16 +408,16 @@ def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_anot
 
 
 @pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100 80GB PCIe"])
-def test_blocks_on_a_gpu_that_the_catalogue_lacks_are_held_against_no_gpu_of_it(simulated, device):
+def test_blocks_on_a_gpu_outside_the_catalogue_are_compared_with_no_gpu_of_it(simulated, device):
     environment = {"machine": {"gpu": device}}
     measured = simulated("adamw", device="cuda", origin="measured", environment=environment)
     named = [
         holding(simulated("adamw", gpu=gpu), peak_allocated=1) for gpu in ("rtx3090", "a100-80")
     ]
-    endless = holding(simulated("adamw"), peak_allocated=2)
+    unlimited = holding(simulated("adamw"), peak_allocated=2)
     assert [one.metric for one in agreements([*named, measured])] == ["state"]
     assert [
-        one.simulated for one in agreements([*named, endless, measured]) if one.metric == "peak"
+        one.simulated for one in agreements([*named, unlimited, measured]) if one.metric == "peak"
     ] == [2]
 
 
@@ -433,7 +435,7 @@ def test_times_against_size_are_joined_within_family_and_clock(timed, simulated)
         simulated("adamw", estimate=estimate("t4", 0.05)),
         timed("adamw", model="loner", parameter_count=2_000, step=(1.0,)),
     ]
-    found = [
+    curves = [
         (
             series.clock,
             series.family,
@@ -441,7 +443,7 @@ def test_times_against_size_are_joined_within_family_and_clock(timed, simulated)
         )
         for series in time_curves(records)
     ]
-    assert found == [
+    assert curves == [
         ("cpu", "tiny", [(1_000, pytest.approx(0.35)), (4_000, 0.4)]),
         ("t4", "tiny", [(1_000, 0.05)]),
         ("cpu", None, [(2_000, 1.0)]),

@@ -10,6 +10,6 @@ def doctor() -> None:
         if finding.section != section:
             print(f"{finding.section}:")
             section = finding.section
-        print(f"  {'+' if finding.good else '-'} {finding.name:<18} {finding.found}")
+        print(f"  {'+' if finding.good else '-'} {finding.name:<18} {finding.text}")
         if finding.advice:
             print(f"    {'':<18} {finding.advice}")

@@ -78,7 +78,7 @@ def run_all(
     stdout: TextIO,
 ) -> None:
     """Run the scenarios that are not recorded yet, and show the records of all."""
-    from optprof.profiler.running.beside import require_iterations
+    from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.resume import standing
     from optprof.profiler.running.runner import run
 

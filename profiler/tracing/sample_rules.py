@@ -1,24 +1,26 @@
-"""Numbers of a traced tensor, and how each operation makes those of its outputs from its operands'.
+"""Rules by which an operation makes the sampled numbers of its outputs from its operands'.
 
-A tensor has a row of at most eight numbers for each of sixteen trainings (`samples`).
+A tensor has a row of at most eight numbers for each of sixteen imagined trainings (samples.py).
 """
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 TRAININGS = 16
-# Numbers of a tensor that are followed; of smaller tensors all are.
+# Followed numbers of a tensor; of smaller tensors all are followed.
 MOST = 8
 
 aten = torch.ops.aten
 
 
 class Operand(NamedTuple):
-    """A tensor as an operation sees it: the value of its storage, and how many numbers it looks at;
-    of a short storage also which.
+    """A tensor as an operation sees it: the value of its storage, and its number of elements.
+
+    `places` are the tensor's elements in a short storage, None for all in order.
     """
 
     value: "Value"
@@ -26,7 +28,7 @@ class Operand(NamedTuple):
     places: Tensor | None = None
 
     def numbers(self) -> Tensor:
-        """The numbers that are followed, a row for each training."""
+        """Return the followed numbers, a row for each training."""
         assert self.value.numbers is not None
         return (
             sampled(self.value.numbers, self.numel)
@@ -36,8 +38,9 @@ class Operand(NamedTuple):
 
 
 class Value:
-    """The numbers of a storage as one operation left them; without an operation, a parameter's or a
-    gradient's.
+    """The numbers of a storage after one operation; without one, a parameter's or a gradient's.
+
+    They are computed when something reads them; until then the operation's arguments are kept.
     """
 
     __slots__ = ("args", "dtype", "func", "kwargs", "numbers", "numel", "place")
@@ -61,20 +64,20 @@ class Value:
 
     @property
     def count(self) -> int:
-        """Numbers that are followed."""
+        """Number of followed numbers."""
         return max(1, min(self.numel, MOST))
 
     def operands(self) -> list[Operand]:
-        """The tensors that the operation was given, in lists too."""
-        found = []
+        """Return the tensors among the operation's arguments, in lists too."""
+        operands = []
         for arg in (*self.args, *self.kwargs.values()):
             members = arg if isinstance(arg, list) else (arg,)
-            found += [member for member in members if isinstance(member, Operand)]
-        return found
+            operands += [member for member in members if isinstance(member, Operand)]
+        return operands
 
 
 def of_kind(numbers: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers as the widest dtype of their kind: float64, int64 or bool."""
+    """Return the numbers in the widest dtype of their kind: float64, int64 or bool."""
     if dtype == torch.bool:
         return numbers != 0
     if numbers.is_complex():
@@ -88,26 +91,24 @@ def of_kind(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def sampled(numbers: Tensor, numel: int) -> Tensor:
-    """As many of the numbers as are followed of a tensor with `numel`.
+    """Return as many of the numbers as are followed of a tensor with `numel` elements.
 
-    Trainings choose others, so that a tensor whose numbers are not alike is not taken for one of
-    them.
+    Each training chooses others, so that a tensor of different numbers does not seem constant.
     """
-    count, there = max(1, min(numel, MOST)), numbers.shape[-1]
+    count, width = max(1, min(numel, MOST)), numbers.shape[-1]
     if numbers.shape[0] != TRAININGS:
         numbers = numbers.expand(TRAININGS, -1)
-    if there == count:
+    if width == count:
         return numbers
     first = (
         torch.arange(TRAININGS)[:, None]
-        if count < there
+        if count < width
         else torch.zeros(TRAININGS, 1, dtype=torch.int64)
     )
-    return numbers.gather(1, (first + torch.arange(count)) % there)
+    return numbers.gather(1, (first + torch.arange(count)) % width)
 
 
-# The rules: how an operation makes the numbers of its output.
-
+# A rule returns the numbers of an operation's output, or None if they are unknown.
 Rule = Callable[[Value], Tensor | None]
 WRITTEN = object()
 
@@ -119,7 +120,7 @@ def _numbers_of(arg: Any, count: int) -> Any:
 
 
 def _partly_written(value: Value) -> Tensor:
-    """The numbers of a storage of which a part was written."""
+    """Return the numbers of a storage after a part of it was written."""
     new, old, places = value.args
     if places is None:
         return torch.cat([sampled(operand.numbers(), MOST // 2) for operand in (new, old)], 1)
@@ -129,37 +130,34 @@ def _partly_written(value: Value) -> Tensor:
 
 
 def _elementwise(value: Value) -> Tensor:
-    """The operation on the numbers themselves."""
-    name = _name(value.func)
-    args, kwargs = (
-        value.args,
-        {
-            name: arg
-            for name, arg in value.kwargs.items()
-            if name not in ("out", "dtype", "device", "layout")
-        },
-    )
+    """Run the operation on the numbers themselves."""
+    name, args = _name(value.func), value.args
+    kwargs = {
+        key: arg
+        for key, arg in value.kwargs.items()
+        if key not in ("out", "dtype", "device", "layout")
+    }
     if name in ("addcmul", "addcdiv") and len(args) > 3:
-        # Lists of tensors are given the factor by its place.
+        # Operations on lists take the factor by position.
         args, kwargs = args[:3], {"value": args[3]}
     arguments = [_numbers_of(arg, value.count) for arg in args]
     return getattr(aten, name)(
-        *arguments, **{name: _numbers_of(arg, value.count) for name, arg in kwargs.items()}
+        *arguments, **{key: _numbers_of(arg, value.count) for key, arg in kwargs.items()}
     )
 
 
 def _passed(value: Value) -> Tensor | None:
-    """The numbers of the first operand, or of the second where the first is written."""
+    """Return the numbers of the first operand, or of the second if the first is written."""
     place = 1 if _name(value.func) == "copy" else 0
     source = value.args[place]
     if value.place:
-        # The places that a sort has found.
+        # The indices of a sort.
         return None
     return _mixed(value) if isinstance(source, list) else _numbers_of(source, value.count)
 
 
 def _mixed(value: Value) -> Tensor:
-    """Some numbers of each member of a list."""
+    """Return some numbers of each tensor in a list."""
     return torch.cat([member.numbers() for member in value.args[0][:MOST]], 1)
 
 
@@ -172,22 +170,22 @@ def _constant(value: Value) -> Tensor | None:
 
 
 def _reduced(value: Value) -> Tensor | None:
-    """One reduction of all the numbers, for each element of the output."""
+    """Return the reduction of all followed numbers, for every element of the output."""
     name, args = _name(value.func), value.args
     operand = args[0]
     numbers = operand.numbers()
-    # How many numbers of the tensor one that is followed stands for.
+    # The number of reduced elements that one followed number stands for.
     share = operand.numel / max(1, value.numel) / numbers.shape[1]
     if name in ("norm", "linalg_vector_norm"):
         order = args[1] if len(args) > 1 and args[1] is not None else value.kwargs.get("ord", 2)
         return torch.linalg.vector_norm(numbers, order, -1, keepdim=True) * share ** (1 / order)
     if value.place:
-        # The places of the largest.
+        # The indices of the largest.
         return None
-    found = _REDUCTIONS[name](numbers)[:, None]
+    reduced = _REDUCTIONS[name](numbers)[:, None]
     if name not in ("sum", "nansum"):
-        return found
-    return found * share if value.dtype.is_floating_point else (found * share).round()
+        return reduced
+    return reduced * share if value.dtype.is_floating_point else (reduced * share).round()
 
 
 _REDUCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -215,9 +213,7 @@ def _dot(value: Value) -> Tensor:
 
 
 def _product(value: Value) -> Tensor:
-    """A matrix product: numbers of both factors times each other, those of one with others of the
-    second.
-    """
+    """Return products of numbers of both factors, at different places, for a matrix product."""
     bias = (
         []
         if _name(value.func) in ("mm", "bmm", "mv")
@@ -235,9 +231,7 @@ def _uniform(value: Value) -> Tensor:
 
 
 def _decomposed(value: Value) -> Tensor | None:
-    """Of a decomposition by singular or eigenvalues those, which are positive for what optimizers
-    decompose.
-    """
+    """Return singular values or eigenvalues, which are positive in optimizers' decompositions."""
     if value.place != (1 if "svd" in _name(value.func) else 0):
         return None
     numbers = _numbers_of(value.args[0], value.count)
@@ -246,37 +240,12 @@ def _decomposed(value: Value) -> Tensor | None:
 
 _RULES: Mapping[Rule, tuple[str, ...]] = {
     _passed: (
-        "copy",
-        "_to_copy",
-        "clone",
-        "lift_fresh",
-        "cat",
-        "stack",
-        "index_select",
-        "gather",
-        "index",
-        "flip",
-        "roll",
-        "repeat",
-        "sort",
-        "topk",
-        "take",
-        "view_copy",
-        "expand_copy",
+        "copy", "_to_copy", "clone", "lift_fresh", "cat", "stack", "index_select", "gather",
+        "index", "flip", "roll", "repeat", "sort", "topk", "take", "view_copy", "expand_copy",
     ),
     _constant: (
-        "zeros",
-        "zeros_like",
-        "new_zeros",
-        "zero",
-        "ones",
-        "ones_like",
-        "new_ones",
-        "full",
-        "full_like",
-        "new_full",
-        "fill",
-        "scalar_tensor",
+        "zeros", "zeros_like", "new_zeros", "zero", "ones", "ones_like", "new_ones", "full",
+        "full_like", "new_full", "fill", "scalar_tensor",
     ),
     _reduced: ("norm", "linalg_vector_norm", *_REDUCTIONS),
     _dot: ("dot", "vdot"),
@@ -284,7 +253,7 @@ _RULES: Mapping[Rule, tuple[str, ...]] = {
     _elementwise: ("bitwise_and", "bitwise_or"),
     _uniform: ("rand", "rand_like", "uniform"),
     _decomposed: ("_linalg_svd", "_linalg_eigh"),
-}
+}  # fmt: skip
 _BY_NAME: Mapping[str, Rule] = {name: rule for rule, names in _RULES.items() for name in names}
 _OPERATORS = {
     "__iand__": "bitwise_and",
@@ -292,25 +261,22 @@ _OPERATORS = {
     "__ior__": "bitwise_or",
     "__or__": "bitwise_or",
 }
-_found_rules: dict[int, Rule | None] = {}
 
 
 def _name(func: Any) -> str:
-    """An operation's name without what says that it writes, or takes lists."""
+    """Return an operation's name without the marks of in-place and multi-tensor variants."""
     name = func._schema.name.removeprefix("aten::")
     return _OPERATORS.get(name) or name.removeprefix("_foreach_").removesuffix("_")
 
 
+@cache
 def rule_of(func: Any) -> Rule | None:
-    """Return the rule that makes an operation's numbers; None where nothing is known of them."""
+    """Return the rule that makes an operation's numbers, or None if they are unknown."""
     if func is None:
         return None
     if func is WRITTEN:
         return _partly_written
-    rule = _found_rules.get(id(func))
-    if rule is None:
-        rule = _BY_NAME.get(_name(func)) if func.namespace == "aten" else None
-        if rule is None and (torch.Tag.pointwise in func.tags or "_foreach_" in func._schema.name):
-            rule = _elementwise
-        _found_rules[id(func)] = rule
+    rule = _BY_NAME.get(_name(func)) if func.namespace == "aten" else None
+    if rule is None and (torch.Tag.pointwise in func.tags or "_foreach_" in func._schema.name):
+        return _elementwise
     return rule

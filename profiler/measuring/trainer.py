@@ -1,6 +1,4 @@
-"""Training at hand: a scenario's model, batch and optimizer on a real device, and one iteration
-with them.
-"""
+"""Trainer: a scenario's model, batch and optimizer on a real device, and one iteration of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -19,12 +17,11 @@ from ..training.optimizer import make_optimizer
 from ..training.state import storage_bytes
 
 
-class TrainingRun:
-    """What a scenario trains, built on its device; `phase` opens each phase of an iteration by its
-    name.
+class Trainer:
+    """Model, batch and optimizer of a scenario, built on its device.
 
-    `gradients` is the bytes of the gradients that the last step was taken on, `loss` that of the
-    last micro-batch drawn.
+    `phase` opens each phase of an iteration by its name. `gradients` is the bytes of gradients at
+    the last step, `loss` the loss of the last micro-batch that `draw` ran.
     """
 
     def __init__(
@@ -50,13 +47,13 @@ class TrainingRun:
         if scenario.workload == "state":
             require_step_alone(scenario, self.optimizer)
             if has_sparse_layers(self.model):
-                # Which rows have gradients, the batch decides.
+                # The batch decides which rows have gradients.
                 self._iteration.gradients()
             else:
                 fill_gradients(self.parameters)
 
     def iterate(self) -> None:
-        """One iteration, phase by phase; of the workload "state" the optimizer's step alone."""
+        """Run one iteration in its phases; for the workload "state" only the optimizer's step."""
         if self._scenario.workload == "state":
             self.gradients = storage_bytes(p.grad for p in self.parameters)
             with self._phase("step"):
@@ -71,7 +68,7 @@ class TrainingRun:
             self.optimizer.zero_grad(self._scenario.set_to_none)
 
     def draw(self, tokens: torch.Tensor) -> bool:
-        """One micro-batch of these tokens, and the accumulation's decision; whether it stepped."""
+        """Run one micro-batch of tokens, and return whether the accumulation stepped."""
         self.batch["input_ids"].copy_(tokens)
         self.batch["labels"].copy_(tokens)
         assert isinstance(self.optimizer, Accumulation)
@@ -86,13 +83,11 @@ class TrainingRun:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """The tensors of the model, which are no state wherever an optimizer keeps them."""
+        """The model's tensors, which are not state even if the optimizer holds them."""
         return [*self.parameters, *self.model.buffers()]
 
     def whole(self) -> None:
-        """One iteration as a phase of its own around the others; of the workload "state" there is
-        nothing around the step.
-        """
+        """Run one iteration in a phase "iteration"; for the workload "state" without that phase."""
         if self._scenario.workload == "state":
             self.iterate()
             return
@@ -101,27 +96,26 @@ class TrainingRun:
 
     @property
     def alone(self) -> Callable[[], AbstractContextManager[Callable[[], None]]] | None:
-        """Opens the step by itself; None where it always is, and where by itself it cannot be, or
-        is not, what it is in an iteration.
+        """A context for repeated steps without forward and backward; None if it would be wrong.
 
-        A scaler refuses to step twice on the same gradients, and a closure takes new ones. On CUDA
-        a step is launched while the backward pass still runs; behind nothing, the device would wait
-        for the host.
+        The workload "state" has no other steps. A scaler refuses to step twice on the same
+        gradients, and a closure computes new ones. On CUDA an iteration launches the step while the
+        backward pass still runs; alone, the device would wait for the host.
         """
-        asked = self._scenario
-        never = asked.workload == "state" or asked.amp == "fp16" or asked.device == "cuda"
+        scenario = self._scenario
+        never = scenario.workload == "state" or scenario.amp == "fp16" or scenario.device == "cuda"
         return None if never or self._iteration.needs_closure else self._step_alone
 
     @contextmanager
     def _step_alone(self) -> Iterator[Callable[[], None]]:
-        """The step, to be taken again and again on the gradients of one forward and backward."""
+        """Yield the step, to repeat on the gradients of one forward and backward pass."""
         self._iteration.gradients()
         yield self._iteration.step
         self.optimizer.zero_grad(self._scenario.set_to_none)
 
     @property
     def samples(self) -> int | None:
-        """The sequences or images that one iteration reads; None where the step runs alone."""
+        """Sequences or images in one iteration; None for the workload "state"."""
         sizes = [tensor.shape[0] for tensor in tensors_in(self.batch) if tensor.dim()]
         return (
             sizes[0] * self._scenario.micro_batches
@@ -131,24 +125,20 @@ class TrainingRun:
 
     @property
     def tokens(self) -> int | None:
-        """The tokens that one iteration reads; None where the step runs alone, and for models that
-        read no text.
-        """
-        found = self.batch.get("input_ids")
-        if not isinstance(found, torch.Tensor) or self._scenario.workload != "train":
+        """Tokens in one iteration; None for the workload "state" and for models without text."""
+        tokens = self.batch.get("input_ids")
+        if not isinstance(tokens, torch.Tensor) or self._scenario.workload != "train":
             return None
-        return found.numel() * self._scenario.micro_batches
+        return tokens.numel() * self._scenario.micro_batches
 
 
 def has_sparse_layers(model: torch.nn.Module) -> bool:
-    """Return whether a layer of the model leaves sparse gradients, as Embedding(sparse=True)
-    does.
-    """
+    """Return whether a layer has sparse gradients, as Embedding(sparse=True) does."""
     return any(getattr(module, "sparse", False) is True for module in model.modules())
 
 
 def fill_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Give every parameter that is trained a random gradient."""
+    """Give every trained parameter a random gradient."""
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)

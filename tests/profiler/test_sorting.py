@@ -1,4 +1,4 @@
-"""Requests of CUDA's kernels that sort, scan and look up masks, by sizes worked out by hand."""
+"""Requests of CUDA's kernels that sort, scan and look up masks, compared with sizes by hand."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None = None) -> list[int]:
-    """Bytes of each event of what `run` does to tensors on this GPU, negative for a free."""
+    """Return the bytes of each event of `run` on this GPU, negative for a free."""
     recorder = Recorder(workspaces=(), samples=Samples())
     with recorder.phase("build"):
         for tensor in tensors:
@@ -34,8 +34,8 @@ def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None =
     return [nbytes[event] if event >= 0 else -nbytes[~event] for event in segments[0].events]
 
 
-def held(*nbytes: int) -> list[int]:
-    """Requests that are given back in reverse."""
+def nested(*nbytes: int) -> list[int]:
+    """Return requests that are freed in reverse."""
     return [*nbytes, *(-size for size in reversed(nbytes))]
 
 
@@ -43,30 +43,30 @@ def test_a_short_row_is_sorted_in_place_after_its_places_are_counted():
     assert stream(lambda x: x.sort(), meta(3, 4096)) == [
         3 * 4096 * 4,
         3 * 4096 * 8,
-        *held(8 * 4096),
+        *nested(8 * 4096),
     ]
 
 
-def test_one_long_row_is_sorted_by_its_storage_and_a_row_of_places():
+def test_one_long_row_is_sorted_with_storage_and_a_row_of_places():
     # 16,384 + 15 blocks of 4,608 x 1,024 + two buffers of 524,288 + 256 + 255.
     storage = 16_384 + 15 * 1024 + 2 * 524_288 + 256 + 255
     places = 8 * 65_536
     assert stream(lambda x: x.argsort(), meta(65_536, dtype=LONG)) == [
         places,
         places,
-        *held(places, storage),
+        *nested(places, storage),
         -places,
     ]
 
 
-def test_a_few_long_rows_are_sorted_at_once_and_then_by_their_row():
+def test_a_few_long_rows_are_sorted_at_once_and_then_by_row():
     count = 8 * 5000
     # Four digits of 2,048 bytes, 8 blocks of 5,376; one digit of a row's number, 7 blocks of 5,760.
     by_value = 4 * 2048 + 8 * 1024 + 160_000 + 320_000 + 256 + 255
     by_row = 2048 + 7 * 1024 + 256 + 255
-    found = stream(lambda x: x.sort(stable=True), meta(8, 5000))
+    events = stream(lambda x: x.sort(stable=True), meta(8, 5000))
     pairs = 8 * count
-    assert found == [
+    assert events == [
         4 * count,
         8 * count,
         pairs,
@@ -88,86 +88,86 @@ def test_many_long_rows_are_sorted_as_segments():
     assert stream(lambda x: x.sort(), meta(128, 5000)) == [
         4 * count,
         8 * count,
-        *held(8 * count, storage),
+        *nested(8 * count, storage),
     ]
 
 
-def test_rows_that_lie_across_are_laid_side_by_side_with_their_outputs():
+def test_transposed_rows_and_their_outputs_are_copied():
     count = 5000 * 128
-    found = stream(lambda x: x.sort(0), meta(5000, 128))
-    assert found[:5] == [4 * count, 8 * count, 4 * count, 4 * count, 8 * count]
-    assert sum(found) == 12 * count
+    events = stream(lambda x: x.sort(0), meta(5000, 128))
+    assert events[:5] == [4 * count, 8 * count, 4 * count, 4 * count, 8 * count]
+    assert sum(events) == 12 * count
 
 
-def test_rows_with_gaps_are_copied_and_their_outputs_are_not():
-    found = stream(lambda x: x[:, :5000].sort(), meta(128, 6000))
+def test_rows_with_gaps_are_copied_but_not_their_outputs():
+    events = stream(lambda x: x[:, :5000].sort(), meta(128, 6000))
     count = 128 * 5000
-    assert found[:4] == [4 * count, 8 * count, 4 * count, 8 * count]
+    assert events[:4] == [4 * count, 8 * count, 4 * count, 8 * count]
 
 
-def test_the_largest_of_few_numbers_are_found_without_memory():
+def test_topk_of_few_numbers_takes_no_memory():
     assert stream(lambda x: x.topk(2), meta(8192, 8)) == [8192 * 2 * 4, 8192 * 2 * 8]
 
 
-def test_the_largest_of_a_long_row_are_found_by_several_blocks():
+def test_topk_of_a_long_row_runs_on_several_blocks():
     # 202,752 threads on 132 multiprocessors: four numbers each, 1,024 a block, 126 blocks.
-    found = stream(lambda x: x.topk(50), meta(1, 128_256), gpu="h100-80")
+    events = stream(lambda x: x.topk(50), meta(1, 128_256), gpu="h100-80")
     scan = 1279
-    assert found[2:7] == [4, 4, 8, 8, 126 * 256 * 2]
-    assert found[7:13] == [126 * 4, 126 * 4, scan, -scan, scan, -scan]
-    assert sum(found) == 50 * 12
+    assert events[2:7] == [4, 4, 8, 8, 126 * 256 * 2]
+    assert events[7:13] == [126 * 4, 126 * 4, scan, -scan, scan, -scan]
+    assert sum(events) == 50 * 12
 
 
-def test_more_than_4096_of_the_largest_are_sorted_aside():
-    found = stream(lambda x: x.topk(5000), meta(1, 6000))
+def test_topk_sorts_more_than_4096_results_with_memory():
+    events = stream(lambda x: x.topk(5000), meta(1, 6000))
     storage = sort_bytes(device_of(None), 5000, 4, 8, 32)
     inner = [8 * 5000, storage, -storage, -8 * 5000]
-    assert found == [
+    assert events == [
         4 * 5000,
         8 * 5000,
         8 * 5000,
         4 * 5000,
         *inner,
-        *held(8 * 5000),
+        *nested(8 * 5000),
         -4 * 5000,
         -8 * 5000,
     ]
     assert stream(lambda x: x.topk(5000, sorted=False), meta(1, 6000)) == [4 * 5000, 8 * 5000]
 
 
-def test_a_median_along_a_dimension_lays_its_input_out_anew():
+def test_a_median_along_a_dimension_copies_its_input():
     assert stream(lambda x: x.t().median(1), meta(30, 40)) == [4800, 160, 320, -4800]
     assert stream(lambda x: x.kthvalue(3), meta(30, 40)) == [120, 240]
 
 
-def test_a_mode_copies_rows_beyond_two_thousand():
+def test_a_mode_copies_rows_of_more_than_2048_numbers():
     assert stream(lambda x: x.mode(), meta(3, 2048)) == [12, 24]
-    assert stream(lambda x: x.mode(), meta(3, 2049)) == [12, 24, *held(3 * 2049 * 4)]
-    assert stream(lambda x: x.mode(0), meta(3, 40)) == [160, 320, *held(480)]
+    assert stream(lambda x: x.mode(), meta(3, 2049)) == [12, 24, *nested(3 * 2049 * 4)]
+    assert stream(lambda x: x.mode(0), meta(3, 40)) == [160, 320, *nested(480)]
 
 
-# Keys of 32 bits are different often enough while log2(n + (6 n^2 + 1) / 1.264) is at most 32.
+# Keys of 32 bits are distinct often enough while log2(n + (6 n^2 + 1) / 1.264) is at most 32.
 @pytest.mark.parametrize(("count", "key"), [(30_000, 4), (31_000, 8)])
 def test_a_permutation_is_a_sort_by_random_keys(count: int, key: int):
     bits = 32 if key == 4 else 33
     storage = sort_bytes(device_of(None), count, key, 8, bits)
-    expected = [8 * count, *held(8 * count, key * count, key * count, storage)]
+    expected = [8 * count, *nested(8 * count, key * count, key * count, storage)]
     assert stream(lambda: torch.randperm(count, device="meta")) == expected
 
 
-def test_rows_are_summed_up_without_memory_and_one_row_with_a_state_for_each_block():
+def test_cumulative_sums_take_memory_only_for_a_single_row():
     assert stream(lambda x: x.cumsum(1), meta(4, 5000)) == [80_000]
-    assert stream(lambda x: x.cumsum(0), meta(1_000_000)) == [4_000_000, *held(5119)]
-    assert stream(lambda x: x.cumprod(-1), meta(1, 1000)) == [4000, *held(1023)]
-    assert stream(lambda x: x.logcumsumexp(0), meta(1000)) == [4000, *held(1023)]
-    assert stream(lambda x: x.cumsum_(0), meta(1000)) == held(1023)
+    assert stream(lambda x: x.cumsum(0), meta(1_000_000)) == [4_000_000, *nested(5119)]
+    assert stream(lambda x: x.cumprod(-1), meta(1, 1000)) == [4000, *nested(1023)]
+    assert stream(lambda x: x.logcumsumexp(0), meta(1000)) == [4000, *nested(1023)]
+    assert stream(lambda x: x.cumsum_(0), meta(1000)) == nested(1023)
 
 
 def test_the_requests_of_a_third_batch_size_follow_from_two():
     def requests(batch: int) -> list[Request]:
         recorder = Recorder(workspaces=())
         with recorder.phase("forward"):
-            # One row alone has storage; few rows are sorted in another way than many.
+            # Only a single row has storage, and few rows are sorted in another way than many.
             meta(batch, 5000).cumsum(1)
             meta(100 * batch, 5000).sort()
         return list(recorder.allocations.requests.values())
@@ -179,65 +179,65 @@ def test_the_requests_of_a_third_batch_size_follow_from_two():
     ]
 
 
-def test_booleans_are_cast_before_they_are_summed_up():
+def test_booleans_are_cast_before_cumulative_sums():
     assert stream(lambda x: x.cumsum(1), meta(4, 5000, dtype=torch.bool)) == [
         160_000,
-        *held(160_000),
+        *nested(160_000),
     ]
 
 
-def test_what_is_transposed_is_laid_out_anew_before_its_sums():
-    assert stream(lambda x: x.t().cumsum(1), meta(40, 30)) == [4800, *held(4800)]
-    assert stream(lambda x: x.t().cumsum_(1), meta(40, 30)) == held(4800, 4800)
-    assert stream(lambda x: x.t().cummax(1), meta(40, 30)) == [4800, 9600, *held(4800)]
+def test_transposed_tensors_are_copied_before_cumulative_sums():
+    assert stream(lambda x: x.t().cumsum(1), meta(40, 30)) == [4800, *nested(4800)]
+    assert stream(lambda x: x.t().cumsum_(1), meta(40, 30)) == nested(4800, 4800)
+    assert stream(lambda x: x.t().cummax(1), meta(40, 30)) == [4800, 9600, *nested(4800)]
 
 
 def counted(numbers: int) -> list[int]:
-    """The counter and the storage of counting."""
+    """Return the counter and the storage of counting."""
     return [4, sum_bytes(device_of(None), numbers), -sum_bytes(device_of(None), numbers)]
 
 
 def test_the_places_of_a_mask_are_counted_written_and_used():
     mask = torch.zeros(10, 100, dtype=torch.bool)
     mask[:4] = True
-    known = with_value(mask)
-    places = stream(lambda mask: mask.nonzero(), known)
-    chosen = stream(lambda x, mask: x[mask], meta(10, 100, 6), known)
+    valued = with_value(mask)
+    places = stream(lambda mask: mask.nonzero(), valued)
+    chosen = stream(lambda x, mask: x[mask], meta(10, 100, 6), valued)
     # Few enough for one block to count; 400 places of two dimensions.
-    assert places == [4, 1, -1, 6400, *held(1023), -4]
+    assert places == [4, 1, -1, 6400, *nested(1023), -4]
     assert chosen == [*places, 9600, -6400]
 
 
-def test_one_number_is_written_where_a_mask_is_set_without_memory():
+def test_writing_one_number_at_a_mask_takes_no_memory_for_places():
     def run(x: torch.Tensor, mask: torch.Tensor) -> None:
         x[mask] = 0.0
 
-    assert stream(run, meta(10, 100), meta(10, 100, dtype=torch.bool)) == held(4)
+    assert stream(run, meta(10, 100), meta(10, 100, dtype=torch.bool)) == nested(4)
 
 
-def test_rows_are_written_where_a_mask_is_set_after_its_places_are_looked_up():
-    found = stream(
+def test_writing_rows_at_a_mask_looks_its_places_up():
+    events = stream(
         lambda x, m, v: aten.index_put_(x, [m], v),
         meta(1000, 6),
         meta(1000, dtype=torch.bool),
         meta(40, 6),
     )
-    # Forty places of one dimension; the last is given back when the rows are written.
-    assert found == [*counted(1000), 320, *held(1023), -4, -320]
+    # Forty places of one dimension; they are freed after the rows are written.
+    assert events == [*counted(1000), 320, *nested(1023), -4, -320]
 
 
-def test_the_gradient_of_a_mask_is_added_at_its_places():
-    found = stream(
+def test_the_gradient_of_a_selection_is_added_at_the_mask_s_places():
+    events = stream(
         lambda x, m, v: aten.index_put_(x, [m], v, True),
         meta(1000, 6),
         meta(1000, dtype=torch.bool),
         meta(40, 6),
     )
     # Few enough for one block.
-    assert found == [
+    assert events == [
         *counted(1000),
         320,
-        *held(1023),
+        *nested(1023),
         -4,
         320,
         320,
@@ -255,26 +255,26 @@ def test_the_gradient_of_a_mask_is_added_at_its_places():
     ]
 
 
-def test_features_are_scattered_by_sums_over_the_expanded_mask():
+def test_masked_scatter_sums_over_the_expanded_mask():
     def run(x: torch.Tensor, mask: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
         return x.masked_scatter(mask.unsqueeze(-1).expand_as(x), source)
 
     numbers = 2 * 100 * 64
-    found = stream(run, meta(2, 100, 64), meta(2, 100, dtype=torch.bool), meta(50, 64))
-    assert found == [4 * numbers, *held(8 * numbers, numbers, scan_bytes(numbers, 8))]
+    events = stream(run, meta(2, 100, 64), meta(2, 100, dtype=torch.bool), meta(50, 64))
+    assert events == [4 * numbers, *nested(8 * numbers, numbers, scan_bytes(numbers, 8))]
 
 
-def test_the_gradient_of_scattered_features_looks_their_places_up():
+def test_the_gradient_of_masked_scatter_looks_places_up():
     grad, mask = meta(2, 100, 64), meta(2, 100, 1, dtype=torch.bool)
-    found = stream(
+    events = stream(
         lambda g, m: aten.masked_scatter_backward(g, m.expand_as(g), [50, 64]), grad, mask
     )
     numbers, places = 2 * 100 * 64, 8 * 3 * 50 * 64
-    assert found == [
+    assert events == [
         numbers,
         *counted(numbers),
         places,
-        *held(1023),
+        *nested(1023),
         -4,
         -numbers,
         4 * 50 * 64,
@@ -282,28 +282,28 @@ def test_the_gradient_of_scattered_features_looks_their_places_up():
     ]
 
 
-def test_a_distance_is_a_product_of_norms_beside_the_numbers():
-    found = stream(lambda a, b: torch.cdist(a, b), meta(50, 8), meta(60, 8))
-    # Squares and their sums, ones; both operands with two more columns; distances; the workspace.
+def test_pairwise_distances_are_a_product_with_the_norms():
+    events = stream(lambda a, b: torch.cdist(a, b), meta(50, 8), meta(60, 8))
+    # Squares, their sums and ones; both operands with two more columns; distances; the workspace.
     operands = {4 * 50 * 10, 4 * 60 * 10}
-    assert operands <= set(found)
-    assert found.count(4 * 50) == 2
-    assert found.count(4 * 60) == 2
-    assert [size for size in found if size > 0 and -size not in found] == [4 * 50 * 60, 32 << 20]
+    assert operands <= set(events)
+    assert events.count(4 * 50) == 2
+    assert events.count(4 * 60) == 2
+    assert [size for size in events if size > 0 and -size not in events] == [4 * 50 * 60, 32 << 20]
 
 
-def test_counting_what_is_not_zero_compares_casts_and_sums():
-    # One byte a number, and eight for the sum's own copy.
-    assert stream(lambda x: x.count_nonzero(), meta(30, 40)) == [1200, 8, *held(9600), -1200]
-    assert stream(lambda x: x.count_nonzero(1), meta(30, 40)) == [1200, 240, *held(9600), -1200]
+def test_counting_nonzero_numbers_compares_casts_and_sums():
+    # One byte for each number, and eight for the copy of the sum.
+    assert stream(lambda x: x.count_nonzero(), meta(30, 40)) == [1200, 8, *nested(9600), -1200]
+    assert stream(lambda x: x.count_nonzero(1), meta(30, 40)) == [1200, 240, *nested(9600), -1200]
 
 
-def test_the_median_of_all_is_a_sort():
-    found = stream(lambda x: x.median(), meta(30, 40))
-    assert found == [4800, 9600, *held(9600), -9600, 1, 4, -1, -4800]
+def test_the_median_of_all_numbers_is_a_sort():
+    events = stream(lambda x: x.median(), meta(30, 40))
+    assert events == [4800, 9600, *nested(9600), -9600, 1, 4, -1, -4800]
 
 
-def test_looking_for_infinity_takes_the_sizes_of_the_numbers():
+def test_isinf_takes_absolute_values():
     assert stream(lambda x: x.isinf(), meta(30, 40)) == [4800, 1200, -4800]
 
 
@@ -311,22 +311,22 @@ def test_the_distance_of_two_tensors_takes_their_difference():
     assert stream(lambda x, y: torch.dist(x, y), meta(30, 40), meta(30, 40)) == [4800, 4, -4800]
 
 
-def test_the_norms_of_many_columns_are_staged_as_sums_are():
+def test_the_norms_of_many_columns_are_staged_like_sums():
     norms = stream(lambda x: torch.ops.aten.norm.ScalarOpt_dim(x, 2, [0]), meta(10_000, 1024))
     assert norms == stream(lambda x: x.sum(0), meta(10_000, 1024))
     assert len(norms) > 1
 
 
-def test_one_sample_is_where_noise_is_largest():
-    assert stream(lambda x: x.multinomial(1), meta(4, 500)) == [32, *held(8000)]
+def test_one_sample_is_the_argmax_of_noise():
+    assert stream(lambda x: x.multinomial(1), meta(4, 500)) == [32, *nested(8000)]
 
 
-def test_several_samples_are_the_largest_of_the_noise():
-    assert stream(lambda x: x.multinomial(3), meta(4, 500)) == [96, *held(8000, 48)]
+def test_several_samples_are_the_topk_of_noise():
+    assert stream(lambda x: x.multinomial(3), meta(4, 500)) == [96, *nested(8000, 48)]
 
 
-def test_samples_with_replacement_take_the_shares_and_their_sums():
+def test_samples_with_replacement_take_shares_and_their_sums():
     assert stream(lambda x: x.multinomial(3, replacement=True), meta(4, 500)) == [
         96,
-        *held(8000, 8000),
+        *nested(8000, 8000),
     ]

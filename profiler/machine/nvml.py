@@ -1,7 +1,6 @@
-"""What NVIDIA's management library tells of the GPU: clocks, temperature, what throttles it, and
-the processes on it.
+"""NVIDIA's management library: the GPU's clocks, temperature, slowdowns and processes.
 
-The package nvidia-ml-py is optional: without it, or without a driver, nothing is told.
+The package nvidia-ml-py is optional. Without it, or without a driver, there are no readings.
 """
 
 import os
@@ -13,9 +12,9 @@ import torch
 
 from ..records.record import GpuReading
 
-# A clock that falls further than this between two readings under load has changed what was timed.
+# A larger fall of the clock between two readings under load has changed the times.
 STEADY_CLOCK = 0.05
-# Reasons that spoil a timing; an idle GPU, a clock that the user has set and the like do not.
+# Slowdowns that spoil a timing, unlike an idle GPU or a clock set by the user.
 _SPOILING = {
     "SwPowerCap": "its power limit",
     "SwThermalSlowdown": "its temperature",
@@ -27,38 +26,39 @@ _SPOILING = {
 
 @contextmanager
 def reading_gpu() -> Iterator[Callable[[], GpuReading | None]]:
-    """A function that reads the current CUDA device as it is then; it gives None without
-    nvidia-ml-py, a driver, or rights to ask.
+    """Yield a function that reads the current CUDA device.
+
+    It returns None without nvidia-ml-py, without a driver, or without permission.
     """
     with _library() as nvml:
-        handle = _ask(nvml, _handle, nvml) if nvml else None
+        handle = _query(nvml, _handle, nvml) if nvml else None
         yield (lambda: _read(nvml, handle)) if handle is not None else lambda: None
 
 
 def warnings(readings: tuple[GpuReading, ...]) -> list[str]:
-    """What in these readings, taken under load and in order, has spoiled the times between them."""
-    found = [
+    """Return a line for each disturbance in these readings, taken under load and in order."""
+    lines = [
         f"the GPU was slowed down by {reason}"
         for reason in dict.fromkeys(r for reading in readings for r in reading.slowed_by)
     ]
     others = max((reading.other_processes or 0 for reading in readings), default=0)
     if others:
-        found.append(f"{others} other process{'es' if others > 1 else ''} had memory on the GPU")
+        lines.append(f"{others} other process{'es' if others > 1 else ''} had memory on the GPU")
     clocks = [reading.clock_mhz for reading in readings if reading.clock_mhz]
     if clocks and min(clocks) < (1 - STEADY_CLOCK) * max(clocks):
-        found.append(f"the GPU's clock went from {clocks[0]} to {clocks[-1]} MHz")
-    return found
+        lines.append(f"the GPU's clock went from {clocks[0]} to {clocks[-1]} MHz")
+    return lines
 
 
 @contextmanager
 def _library() -> Iterator[Any]:
-    """The library, started and ended; None where it is not there."""
+    """Yield the library, started; None if it is missing."""
     try:
         import pynvml  # pyright: ignore[reportMissingImports]
 
         pynvml.nvmlInit()
     except Exception:
-        # Without the package an ImportError, without a driver the library's own.
+        # Without the package an ImportError, without a driver an error of the library.
         yield None
         return
     try:
@@ -68,24 +68,24 @@ def _library() -> Iterator[Any]:
 
 
 def _handle(nvml: Any) -> Any:
-    """The device that torch runs on: CUDA_VISIBLE_DEVICES renumbers devices, their UUIDs stay."""
+    """Return the device that torch uses; CUDA_VISIBLE_DEVICES renumbers devices, UUIDs stay."""
     return nvml.nvmlDeviceGetHandleByUUID(
         f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
     )
 
 
 def _read(nvml: Any, handle: Any) -> GpuReading:
-    reasons = _ask(nvml, _named(nvml, "nvmlDeviceGetCurrentClocks{}Reasons"), handle) or 0
+    reasons = _query(nvml, _attribute(nvml, "nvmlDeviceGetCurrentClocks{}Reasons"), handle) or 0
     slowed = {
         words
         for name, words in _SPOILING.items()
-        if reasons & (_named(nvml, f"nvmlClocks{{}}Reason{name}") or 0)
+        if reasons & (_attribute(nvml, f"nvmlClocks{{}}Reason{name}") or 0)
     }
     others, own = _processes(nvml, handle)
     return GpuReading(
-        clock_mhz=_ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
-        memory_clock_mhz=_ask(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
-        temperature_celsius=_ask(
+        clock_mhz=_query(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+        memory_clock_mhz=_query(nvml, nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_MEM),
+        temperature_celsius=_query(
             nvml, nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU
         ),
         slowed_by=tuple(sorted(slowed)),
@@ -95,30 +95,26 @@ def _read(nvml: Any, handle: Any) -> GpuReading:
 
 
 def _processes(nvml: Any, handle: Any) -> tuple[int | None, int | None]:
-    """How many other processes are on the GPU, and the bytes of this one."""
-    listed = _ask(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    """Return the number of other processes on the GPU, and the bytes of this process."""
+    listed = _query(nvml, nvml.nvmlDeviceGetComputeRunningProcesses, handle)
     if listed is None:
         return None, None
     processes = {process.pid: process.usedGpuMemory for process in listed}
     if os.getpid() in processes:
         return len(processes) - 1, processes[os.getpid()]
-    # In a container every process, this one too, may have another number outside: then one of those
-    # that are there is this one.
-    return max(0, len(processes) - 1), next(iter(processes.values())) if len(
-        processes
-    ) == 1 else None
+    # A container may number its processes differently: then one of those listed is this one.
+    own = next(iter(processes.values())) if len(processes) == 1 else None
+    return max(0, len(processes) - 1), own
 
 
-def _ask(nvml: Any, question: Any, *arguments: Any) -> Any:
-    """The answer; None where this GPU has none, or does not give it to everybody."""
+def _query(nvml: Any, function: Any, *arguments: Any) -> Any:
+    """Call a function of the library; return None if this GPU or this user has no answer."""
     try:
-        return question(*arguments)
+        return function(*arguments)
     except nvml.NVMLError:
         return None
 
 
-def _named(nvml: Any, name: str) -> Any:
-    """What the library calls so since drivers speak of clock events, or as it did when they spoke
-    of throttling; None where neither.
-    """
+def _attribute(nvml: Any, name: str) -> Any:
+    """Return an attribute by its new name, with "Event", or its old one, with "Throttle"."""
     return getattr(nvml, name.format("Event"), None) or getattr(nvml, name.format("Throttle"), None)

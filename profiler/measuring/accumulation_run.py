@@ -1,10 +1,8 @@
-"""A course: real training on text, micro-batch by micro-batch, in which an accumulation decides
-when to step.
+"""A training run on text, in which an accumulation decides after each micro-batch whether to step.
 
-Every micro-batch is other text, drawn by the seed: courses of one seed read the same. The last
-tenth of the text is held out, and its loss taken some twenty times, between micro-batches and
-outside their times. Nothing is run twice, so the times of the first tenth of the course are its
-warm-up.
+The seed draws each micro-batch's text, so runs of one seed read the same. The last tenth of the
+text is held out. Its loss is computed about twenty times, between micro-batches and outside their
+times. Nothing is repeated, so the first tenth of the run is the warm-up.
 """
 
 from collections import defaultdict
@@ -19,67 +17,66 @@ from optprof.scenarios.schema import MOST_LOSS
 
 from ..machine.environment import environment
 from ..machine.malloc import keep_freed_memory
-from ..records.record import Course, GpuReading, HeldOut, Memory, Record, Watched
+from ..records.record import Course, HeldOut, Memory, Record, Watched
 from ..training.accumulating import target_schedule
-from ..training.optimizer import set_training
+from ..training.optimizer import deciding_options, set_training
 from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
-from .contention import Contention
-from .nvml import reading_gpu
-from .nvml import warnings as gpu_warnings
-from .timing import clock_for
-from .training_run import TrainingRun
+from .clock import clock_for
+from .disturbances import disturbances
+from .trainer import Trainer
 
 READINGS = 20
 WARM_UP_SHARE = 10
-# Tokens of held-out text that the model reads at once, where a micro-batch is smaller.
+# Tokens of held-out text in one forward pass, if a micro-batch has fewer.
 AT_ONCE = 1024
 
 
-def measure_course(scenario: Scenario) -> Record:
-    """`scenario.steps` micro-batches of text, each timed in its phases: "draw" is a decision not to
-    step, "step" one to step and the step.
+def measure_accumulation_run(scenario: Scenario) -> Record:
+    """Train on `scenario.steps` micro-batches of text and time each one's phases.
 
-    A loss that is not finite, or so in a sum, is None. Raises ValueError for a model that does not
+    The phase "draw" is a decision not to step, "step" a decision to step and the step. A loss that
+    is not finite, or too large for a record, is None. Raises ValueError for a model that does not
     read text of this length.
     """
     keep_freed_memory()
     clock = clock_for(scenario.device)
-    run = TrainingRun(scenario, clock.phase)
+    run = Trainer(scenario, clock.phase)
     optimizer, reader, scheduler = run.optimizer, _Reader(scenario, run), _scheduler(scenario, run)
     assert isinstance(optimizer, Accumulation)
     warmup: defaultdict[str, list[float]] = defaultdict(list)
     times: defaultdict[str, list[float]] = defaultdict(list)
     draws, ended, losses, added = [], [], [], 0
     held_out = [HeldOut(micro_batches=0, loss=reader.held_out_loss())]
-    watch = _Watch(scenario)
-    for number in range(1, scenario.steps + 1):
-        stepped = run.draw(reader.draw())
-        is_reading = number * READINGS // scenario.steps > (number - 1) * READINGS // scenario.steps
-        if is_reading:
-            # While the device is at work on what was launched.
-            watch.look()
-        for phase, seconds in clock.collect().items():
-            kept = warmup if number <= max(1, scenario.steps // WARM_UP_SHARE) else times
-            kept["draw" if phase == "step" and not stepped else phase].append(seconds)
-        losses.append(_finite(run.loss))
-        if stepped:
-            draws.append(optimizer.last_num_draws or 0)
-            ended.append(number)
-        added = max(added, _added_bytes(run, optimizer))
-        if scheduler is not None:
-            scheduler.step()
-        if is_reading:
-            held_out.append(HeldOut(micro_batches=number, loss=reader.held_out_loss()))
+    with disturbances(scenario.device) as machine:
+        for number in range(1, scenario.steps + 1):
+            stepped = run.draw(reader.draw())
+            share = number * READINGS // scenario.steps
+            is_reading = share > (number - 1) * READINGS // scenario.steps
+            if is_reading:
+                machine.look()
+            for phase, seconds in clock.collect().items():
+                samples = warmup if number <= max(1, scenario.steps // WARM_UP_SHARE) else times
+                samples["draw" if phase == "step" and not stepped else phase].append(seconds)
+            losses.append(_recordable(run.loss))
+            if stepped:
+                draws.append(optimizer.last_num_draws or 0)
+                ended.append(number)
+            added = max(added, _added_bytes(run, optimizer))
+            if scheduler is not None:
+                scheduler.step()
+            if is_reading:
+                held_out.append(HeldOut(micro_batches=number, loss=reader.held_out_loss()))
     return Record(
         scenario=scenario,
         origin="measured",
+        deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
         memory=_memory(run),
         times={phase: tuple(samples) for phase, samples in times.items()},
         warmup={phase: tuple(samples) for phase, samples in warmup.items()},
         watched=Watched(
-            samples=run.samples, tokens=run.tokens, gpu=watch.gpu, warnings=watch.warnings()
+            samples=run.samples, tokens=run.tokens, gpu=machine.gpu, warnings=machine.warnings()
         ),
         course=Course(
             draws=tuple(draws),
@@ -94,9 +91,9 @@ def measure_course(scenario: Scenario) -> Record:
 
 
 class _Reader:
-    """Text in micro-batches, and the loss on what is held out."""
+    """Text in micro-batches, and the loss on the held-out text."""
 
-    def __init__(self, scenario: Scenario, run: TrainingRun) -> None:
+    def __init__(self, scenario: Scenario, run: Trainer) -> None:
         shape = getattr(run.batch.get("input_ids"), "shape", None)
         train, held_out = (torch.tensor(list(part)) for part in texts.split())
         if shape is None or shape[1] > len(held_out):
@@ -110,16 +107,14 @@ class _Reader:
         self._generator = torch.Generator().manual_seed(scenario.seed)
 
     def draw(self) -> Tensor:
-        """Tokens of one micro-batch, (batch, length)."""
+        """Return the tokens of one micro-batch, (batch, length)."""
         return self._windows[
             torch.randint(len(self._windows), (self._batch_size,), generator=self._generator)
         ]
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The mean loss over all of the held-out text, without dropout; None where it is not
-        finite.
-        """
+        """Return the mean loss over the held-out text, without dropout."""
         model = self._run.model.eval()
         set_training(self._run.optimizer, False)
         parts = self._held_out.to(self._run.parameters[0].device).split(
@@ -128,55 +123,31 @@ class _Reader:
         total = sum(float(model(input_ids=part, labels=part).loss) * len(part) for part in parts)
         model.train()
         set_training(self._run.optimizer, True)
-        return _finite(total / len(self._held_out))
+        return _recordable(total / len(self._held_out))
 
 
-class _Watch:
-    """What disturbs a course: other processes, from its making on, and on CUDA what the GPU tells
-    at each look.
-    """
-
-    def __init__(self, scenario: Scenario) -> None:
-        self.gpu: tuple[GpuReading, ...] = ()
-        self._on_cuda, self._contention = scenario.device == "cuda", Contention()
-
-    def look(self) -> None:
-        """Read the GPU, where there is one that tells."""
-        if not self._on_cuda:
-            return
-        with reading_gpu() as read:
-            reading = read()
-        self.gpu += (reading,) if reading else ()
-
-    def warnings(self) -> tuple[str, ...]:
-        """What has spoiled the times."""
-        return tuple(
-            warning for warning in (self._contention.warning(), *gpu_warnings(self.gpu)) if warning
-        )
-
-
-def _scheduler(scenario: Scenario, run: TrainingRun) -> LambdaLR | None:
-    """What drives the target from micro-batch to micro-batch; None where it stays."""
+def _scheduler(scenario: Scenario, run: Trainer) -> LambdaLR | None:
+    """Return a scheduler of the target; None if the target is constant."""
     schedule = target_schedule(scenario)
     assert isinstance(run.optimizer, Accumulation)
     return LambdaLR(run.optimizer.target, schedule) if schedule else None
 
 
-def _added_bytes(run: TrainingRun, accumulation: Accumulation) -> int:
-    """Bytes that the accumulation keeps beside the optimizer inside."""
+def _added_bytes(run: Trainer, accumulation: Accumulation) -> int:
+    """Return the bytes that the accumulation keeps in addition to the wrapped optimizer's state."""
     return (
         state_bytes(accumulation, run.tensors).total
         - state_bytes(accumulation.optimizer, run.tensors).total
     )
 
 
-def _finite(loss: float) -> float | None:
+def _recordable(loss: float) -> float | None:
     return loss if abs(loss) <= MOST_LOSS else None
 
 
-def _memory(run: TrainingRun) -> Memory:
+def _memory(run: Trainer) -> Memory:
     assert isinstance(run.optimizer, Accumulation)
-    # A sum that is pending is counted in `added_bytes`.
+    # `added_bytes` counts a pending sum.
     state = state_bytes(run.optimizer.optimizer, run.tensors)
     return Memory(
         parameters=storage_bytes(run.parameters),

@@ -1,0 +1,79 @@
+"""Capacity tables: the GPUs that a training step fits on, a row a GPU and a column an optimizer."""
+
+from collections.abc import Sequence
+
+from optprof.profiler.records.fits import Fit
+
+from ..arithmetic.capacity import fits_by_setting
+from ..arithmetic.entries import setting_names
+from ..arithmetic.findings import Findings
+from ..arithmetic.labels import optimizer_key
+from ..units import DECIMAL, NOTHING, Sized, exact_text, gib_text
+from ..words import FAILS, FITS, TIGHT, UNSURE
+from .table import Cell, Table, gib_cell
+
+SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "unsupported": FAILS}
+LEGEND = Sized.of(
+    lambda units: (
+        f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga}"
+        f" short; {UNSURE} {units.giga} short of what was reserved, with room for what was in use,"
+        " so that the allocator would have to give some back in time, or cuDNN to make do with"
+        " less memory for cuDNN. The largest batch stands where the run settles it, else the"
+        " largest that it tried where it fits, as at least that."
+    )
+)
+# A page with more tables is no longer read.
+MOST_TABLES = 4
+
+
+def capacity_tables(findings: Findings) -> dict[str, Table]:
+    """Return a table for each of the first settings whose peaks are known, by its name."""
+    groups = fits_by_setting(findings.records)
+    names = list(setting_names(groups).items())[:MOST_TABLES]
+    return {name: _table(findings, groups[setting]) for setting, name in names}
+
+
+def _table(findings: Findings, group: Sequence[tuple[str, Fit]]) -> Table:
+    several = len({fit.scenario.implementation for _, fit in group}) > 1
+
+    def column(fit: Fit) -> str:
+        label = findings.labels[optimizer_key(fit.scenario)]
+        return f"{label}, {fit.scenario.implementation}" if several else label
+
+    cells = {(gpu, column(fit)): fit_cell(fit, _batch(fit)) for gpu, fit in group}
+    columns = dict.fromkeys(label for _, label in cells)
+    rows = [
+        (
+            Cell(text=gpu),
+            gib_cell(nbytes),
+            *(cells.get((gpu, label), Cell(text=NOTHING)) for label in columns),
+        )
+        for gpu, nbytes in {gpu: fit.usable for gpu, fit in group}.items()
+    ]
+    return Table(head=("GPU", "usable, GiB", *columns), rows=tuple(rows))
+
+
+def fit_cell(fit: Fit, batch: str) -> Cell:
+    """Return a cell with the answer's sign, the bytes left or short, and the text on the batch."""
+    sign, spare = SIGNS[fit.answer], fit.spare
+    if fit.error is not None:
+        return Cell(text=f"{sign} not simulated")
+    if fit.reason is not None:
+        return Cell(text=f"{sign} {fit.reason}")
+    if spare is None:
+        return Cell(text=f"{sign} ran out{batch}")
+    return Cell(
+        text=f"{sign} {gib_text(abs(spare))}{batch}",
+        exact=f"{exact_text(abs(spare))} {'to spare' if spare >= 0 else 'short'}",
+        decimal=f"{sign} {gib_text(abs(spare), DECIMAL)}{batch}",
+    )
+
+
+def _batch(fit: Fit) -> str:
+    """Return the largest batch, or the largest that was tried; the sign covers a batch of 1."""
+    largest, failing = fit.largest_batch, fit.failing_batch
+    if largest and fit.is_batch_settled:
+        return f", batch {largest:,}"
+    if largest in (None, 0, 1):
+        return ""
+    return f", batch at least {largest:,}" + (f", below {failing:,}" if failing else "")
