@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from optprof.profiler.records.fits import Fit
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
-    from optprof.profiler.running.sweep import Forecast
+    from optprof.profiler.running.forecast import Forecast
 
 __all__ = [
     "print_fits",

@@ -11,7 +11,7 @@ from .units import NOTHING, gib_text
 from .words import DEVICES
 
 if TYPE_CHECKING:
-    from optprof.profiler.running.sweep import Forecast
+    from optprof.profiler.running.forecast import Forecast
     from optprof.scenarios import Scenario
 
 NOTES = (

@@ -1,4 +1,4 @@
-"""What is asked: a scenario as data, and the models that it can name."""
+"""Scenarios as data, and what they name: models, batches, GPUs and suites."""
 
 from .spec import Scenario
 

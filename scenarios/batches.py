@@ -1,4 +1,4 @@
-"""Batches: what a model's `forward` is called with, nested as its author likes."""
+"""Batches: the arguments of a model's `forward`, nested in any way."""
 
 import copy
 import dataclasses
@@ -12,15 +12,15 @@ from torch.utils.data import DataLoader
 
 
 def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) -> Any:
-    """A copy of a batch, or of a part of it, with `function` of each tensor in the tensor's place.
+    """Return a copy of a batch, or of a part of it, with `function` applied to each tensor.
 
-    Tensors are found in mappings, lists, tuples, sets, dataclasses and objects that have a `to` of
-    their own, as batches of graphs have. What holds no tensor is returned as it is.
+    Tensors may be in mappings, lists, tuples, sets, dataclasses and objects with a method `to`,
+    such as batches of graphs. Other values are returned as they are.
     """
     if isinstance(value, torch.Tensor):
         return function(value)
     if isinstance(value, PackedSequence):
-        # The lengths of its steps stay on the host.
+        # The batch sizes stay on the host.
         return PackedSequence(
             function(value.data),
             value.batch_sizes,
@@ -39,23 +39,23 @@ def map_tensors(function: Callable[[torch.Tensor], torch.Tensor], value: Any) ->
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """Every tensor of a batch, in order."""
-    found: list[torch.Tensor] = []
+    """Return every tensor of a batch, in order."""
+    tensors: list[torch.Tensor] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        found.append(tensor)
+        tensors.append(tensor)
         return tensor
 
     map_tensors(note, value)
-    return found
+    return tensors
 
 
 def by_name(model: torch.nn.Module, batch: Any) -> Mapping[str, Any]:
-    """The batch as keyword arguments of the model's `forward`; ValueError, "must be ...", for one
-    that cannot be that.
+    """Return the batch as keyword arguments of the model's `forward`.
 
-    A tensor or an object of tensors is forward's first argument. A list or tuple, as a DataLoader
-    gives it, is the first ones, or all of it the only one.
+    A tensor or an object of tensors is the first argument. The items of a list or tuple, as a
+    DataLoader yields it, are the first arguments; a model with one argument gets the whole list.
+    Raises ValueError, "must be ...", for any other batch.
     """
     if isinstance(batch, Mapping):
         return cast(Mapping[str, Any], batch)
@@ -103,7 +103,7 @@ def _with_items(
     items = {key: map_tensors(function, item) for key, item in value.items()}
     if type(value) is dict or not hasattr(value, "__setitem__"):
         return items
-    # A transformers' output and a BatchEncoding are mappings with methods that models call.
+    # Outputs of transformers and BatchEncoding are mappings with methods that models call.
     made: Any = copy.copy(value)
     for key, item in items.items():
         made[key] = item
@@ -118,6 +118,6 @@ def _with_attributes(function: Callable[[torch.Tensor], torch.Tensor], value: An
         else list(vars(value))
     )
     for name in names:
-        # A frozen dataclass lets nobody else set it.
+        # A frozen dataclass refuses setattr.
         object.__setattr__(made, name, map_tensors(function, getattr(value, name)))
     return made

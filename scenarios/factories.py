@@ -1,6 +1,4 @@
-"""Factories: `module:factory`, code of the user's that returns a model, or a model and its
-batch.
-"""
+"""Factories: `module:factory`, the user's code that returns a model, or a model and a batch."""
 
 import importlib
 import importlib.util
@@ -24,22 +22,21 @@ from .batches import by_name, map_tensors
 from .spec import Scenario
 from .without_data import ModulesOn, is_for_want_of_data, replace_tensors
 
-# What a factory is given where it takes an argument without a default and nobody asked for a value.
-_USUAL: Mapping[str, Any] = {
+# Values for arguments of a factory that have no default, if the scenario sets none.
+_DEFAULTS: Mapping[str, Any] = {
     "batch_size": 1,
     "sequence_length": None,
     "attention": "sdpa",
     "dtype": torch.float32,
 }
-# Elements of a model's tensor of whole numbers that keeps its values.
+# The most elements of an integer tensor of a model that keeps its values.
 _MOST_STEERING = 1 << 22
 
 
 def load(name: str) -> Callable[..., Any]:
-    """The function or class that `module:factory` or `path/file.py:factory` names; ValueError when
-    there is none.
+    """Import the function or class named `module:factory` or `path/file.py:factory`.
 
-    What the code of the module raises is the user's, and goes on.
+    Raises ValueError if there is none. Exceptions of the module's own code pass through.
     """
     place, _, attribute = name.rpartition(":")
     with autocast_can_be_made(), _without_arguments():
@@ -49,14 +46,14 @@ def load(name: str) -> Callable[..., Any]:
             else _module(name, place)
         )
     try:
-        found = reduce(getattr, attribute.split("."), module)
+        factory = reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
-    if not callable(found) or isinstance(found, torch.nn.Module):
+    if not callable(factory) or isinstance(factory, torch.nn.Module):
         raise ValueError(
-            f"model {name!r} must be a function that returns a model, got {type(found).__name__}"
+            f"model {name!r} must be a function that returns a model, got {type(factory).__name__}"
         )
-    return found
+    return factory
 
 
 def _module(name: str, place: str) -> ModuleType:
@@ -68,16 +65,14 @@ def _module(name: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(place)
     except ModuleNotFoundError as error:
-        # A module that it imports may be missing, too.
+        # A module that it imports may be the missing one.
         if not f"{place}.".startswith(f"{error.name}."):
             raise
         raise ValueError(f"model {name!r} cannot be loaded: {error}") from error
 
 
 def _module_of_file(name: str, path: Path) -> ModuleType:
-    """The module in a file, which finds its neighbours as a script does, or as a module of its
-    package.
-    """
+    """Import the module in a file, as part of its package or as a script with its neighbours."""
     path = path.resolve()
     if not path.is_file():
         raise ValueError(f"model {name!r} cannot be loaded: there is no file {path}")
@@ -85,10 +80,10 @@ def _module_of_file(name: str, path: Path) -> ModuleType:
         folder = str(path.parents[dotted.count(".")])
         if folder not in sys.path:
             sys.path.append(folder)
-        found = importlib.util.find_spec(dotted)
-        if found is not None and found.origin == str(path):
+        spec = importlib.util.find_spec(dotted)
+        if spec is not None and spec.origin == str(path):
             return importlib.import_module(dotted)
-    # Another module has the name.
+    # Another module has this name.
     if str(path) not in sys.modules:
         spec = importlib.util.spec_from_file_location(str(path), path)
         assert spec is not None
@@ -100,7 +95,7 @@ def _module_of_file(name: str, path: Path) -> ModuleType:
 
 
 def _names_of(path: Path) -> list[str]:
-    """The names under which a file may be imported: in its packages, and alone."""
+    """Return the names under which a file may be imported: in its packages, and alone."""
     parts = [path.stem]
     for folder in path.parents:
         if not (folder / "__init__.py").is_file():
@@ -114,17 +109,16 @@ def _names_of(path: Path) -> list[str]:
 
 
 def _without_arguments() -> AbstractContextManager[Any]:
-    """Inside, code finds no arguments on the command line: ours are not its own."""
+    """Hide the arguments of the command line, which are not for the user's code."""
     return mock.patch.object(sys, "argv", sys.argv[:1])
 
 
 @contextmanager
 def autocast_can_be_made() -> Iterator[None]:
-    """Inside, `torch.autocast("cuda")` may be made on a machine without CUDA, to be entered in a
-    simulation.
+    """Allow code to create `torch.autocast("cuda")` on a machine without CUDA.
 
-    Models keep it as an attribute or decorate their `forward` with it; torch would switch it off
-    for good.
+    Models keep it as an attribute or decorate their `forward` with it, and a simulation enters it.
+    Torch would disable it permanently.
     """
     missing = mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", new=_never)
     supported = mock.patch.object(torch.cuda, "is_bf16_supported", new=_always)
@@ -142,10 +136,10 @@ def _always(including_emulation: bool = True) -> bool:
 
 
 def own_size(name: str, size: str) -> int | None:
-    """The default of `size` ("batch_size") in a factory's signature; None where it has none."""
+    """Return the default of `size` ("batch_size") in a factory's signature, if it has one."""
     parameter = _parameters(load(name)).get(size)
-    usual = None if parameter is None else parameter.default
-    return usual if isinstance(usual, int) and not isinstance(usual, bool) and usual > 0 else None
+    value = None if parameter is None else parameter.default
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def takes(name: str, argument: str) -> bool:
@@ -156,11 +150,11 @@ def takes(name: str, argument: str) -> bool:
 def call(
     scenario: Scenario, device: str, dtype: torch.dtype | None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
-    """The model and the batch of the scenario's factory, the model on `device`.
+    """Call the scenario's factory; return the model on `device`, and the batch.
 
-    The model's tensors have no data on "meta", except small ones of whole numbers: as with those of
-    the batch, their values steer model code, and a caller moves them. A factory that needs values
-    while it builds is called once more, on the CPU. ValueError for what a factory may not return.
+    On "meta" the model's tensors have no data, except small integer tensors: their values steer
+    model code, as those of the batch do, and the caller moves them. A factory that needs values
+    while it builds is called again on the CPU. Raises ValueError for a wrong return value.
     """
     factory = load(scenario.model)
     arguments = arguments_of(scenario, dtype)
@@ -183,16 +177,16 @@ def call(
 
 
 def _seed(seed: int) -> None:
-    """Seed all that a factory and its model may draw from."""
+    """Seed every random generator that a factory and its model may use."""
     torch.manual_seed(seed)
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
-        # It takes 32 bits, and torch 64.
+        # numpy takes 32 bits, and torch 64.
         numpy.random.seed(seed % (1 << 32))
 
 
 def _line_of(error: Exception) -> str:
-    """The innermost line outside of torch that an error was raised from."""
+    """Return the innermost line outside torch and optprof that raised an error."""
     frames = traceback.extract_tb(error.__traceback__)
     others = str(Path(torch.__file__).parent), str(Path(__file__).parent)
     own = [frame for frame in frames if not frame.filename.startswith(others)]
@@ -203,51 +197,50 @@ def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(factory).parameters
     except (TypeError, ValueError):
-        # Some functions that are written in C have no signature.
+        # Some functions written in C have no signature.
         return {}
 
 
 def arguments_of(scenario: Scenario, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """The arguments of the scenario's factory: sizes that it takes and the scenario has, and the
-    configuration.
+    """Return the arguments of the scenario's factory: sizes, dtype and configuration.
 
-    ValueError for what it does not take, and for what it needs and is not given.
+    Raises ValueError for an argument that it does not take, and for a missing one.
     """
     takes = _parameters(load(scenario.model))
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
-    asked = {
+    sizes = {
         "batch_size": scenario.batch_size,
         "sequence_length": scenario.sequence_length,
         "attention": scenario.attention,
     }
-    given: dict[str, Any] = {}
-    for name, value in {**asked, "dtype": dtype}.items():
+    arguments: dict[str, Any] = {}
+    for name, value in {**sizes, "dtype": dtype}.items():
         if name in takes:
             required = takes[name].default is inspect.Parameter.empty
             if value is not None or required:
-                given[name] = _USUAL[name] if value is None else value
-        elif name in asked and value not in (None, _USUAL[name]):
+                arguments[name] = _DEFAULTS[name] if value is None else value
+        elif name in sizes and value not in (None, _DEFAULTS[name]):
             if not takes_all:
                 raise ValueError(
                     f"model {scenario.model!r} takes no {name}, got {value}; leave it out"
                 )
-            given[name] = value
+            arguments[name] = value
     for key in scenario.config:
         if key not in takes and not takes_all:
             raise ValueError(
                 f"{unknown_key(key, list(takes))} among the arguments of model {scenario.model!r}"
             )
-    given |= scenario.config
-    _require_all(scenario.model, takes, given)
-    return given
+    arguments |= scenario.config
+    _require_all(scenario.model, takes, arguments)
+    return arguments
 
 
 def _require_all(
-    model: str, takes: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
+    model: str, takes: Mapping[str, inspect.Parameter], arguments: Mapping[str, Any]
 ) -> None:
     for name, parameter in takes.items():
         by_keyword = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if by_keyword and parameter.default is parameter.empty and name not in given:
+        if by_keyword and parameter.default is parameter.empty and name not in arguments:
             if name == "self":
                 raise ValueError(
                     f"model {model!r} is a method; name a function, a class or a static method"
@@ -258,7 +251,7 @@ def _require_all(
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """Words for a key that is none of the known ones, with those that are near."""
+    """Return words for an unknown key, with the known keys that are near."""
     near = get_close_matches(key, known, n=3)
     return f"no {key!r}{' (near: ' + ', '.join(near) + ')' if near else ''}"
 
@@ -300,7 +293,7 @@ def _made(
 
 
 def _give_shapes(name: str, model: torch.nn.Module, batch: Mapping[str, Any]) -> None:
-    """Run a lazy model once, as its users do before they make an optimizer."""
+    """Run a lazy model once, as its users do before they create the optimizer."""
     lazy = next(filter(is_lazy, model.parameters()), None)
     if lazy is None:
         return
@@ -315,8 +308,8 @@ def _give_shapes(name: str, model: torch.nn.Module, batch: Mapping[str, Any]) ->
 
 
 def _without_data(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on "meta", or itself where its values may steer the model."""
+    """Return the tensor on "meta", or itself if its values may steer the model."""
     is_whole = not tensor.is_floating_point() and not tensor.is_complex()
     steers = is_whole and tensor.numel() <= _MOST_STEERING
-    # Only a trace knows how to follow a sparse one.
+    # Only a trace can follow a sparse tensor.
     return tensor if steers or tensor.layout is not torch.strided else tensor.to("meta")

@@ -1,6 +1,4 @@
-"""The catalogue of GPUs: memory as the driver reports it, bandwidth and peak rates, as data with
-sources; torch is not needed.
-"""
+"""The catalogue of GPUs as data with sources: memory, bandwidth and peak rates, without torch."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,9 +7,9 @@ from itertools import dropwhile
 
 from .spec import Scenario
 
-# What a process occupies beside torch's memory pool: the CUDA context and the modules that a
-# training step loads. An estimate, not part of any catalogue: 426 MiB were seen after the first
-# CUDA call alone (torch 2.10 for CUDA 13 on compute capability 8.9,
+# Memory of a process outside torch's pool: the CUDA context and the modules that a training step
+# loads. An estimate, not a catalogue's figure: 426 MiB were seen after the first CUDA call alone
+# (torch 2.10 for CUDA 13 on compute capability 8.9,
 # https://github.com/unslothai/unsloth-zoo/pull/1053), "around 400 MB" is the rule since CUDA 11.7
 # loads kernels one by one (https://github.com/pytorch/pytorch/issues/109888), and the kernels of a
 # step come on top.
@@ -22,16 +20,15 @@ CONTEXT_BYTES = 512 << 20
 class Gpu:
     """One GPU as a program sees it.
 
-    `device_names` is what `torch.cuda.get_device_name()` may say, without the maker's name before
-    it. `memory_bytes` is what `torch.cuda.get_device_properties().total_memory` says on Linux: less
-    than the card's label, and by some MiB different from driver to driver; `memory_source` tells
-    where this figure was printed. `bandwidth` is the peak of the device's memory in bytes a second.
-    `rates` are peak operations a second of dense matrix products by dtype, without sparsity and
-    accumulated in fp32: "fp32" is the ordinary arithmetic units', the others are the tensor cores';
-    a dtype without hardware has none. `source` names where bandwidth and rates stand.
-    `compute_capability` of an AMD device is what torch reports for its gfx number.
-    `multiprocessors` is what `multi_processor_count` says, compute units on AMD;
-    `multiprocessors_source` tells who counted.
+    `device_names` are values of `torch.cuda.get_device_name()`, without the maker's name.
+    `memory_bytes` is `torch.cuda.get_device_properties().total_memory` on Linux: less than the
+    card's label, and some MiB different from driver to driver. `bandwidth` is the memory's peak in
+    bytes a second. `rates` are peak operations a second of dense matrix products by dtype, without
+    sparsity and accumulated in fp32: "fp32" by the ordinary arithmetic units, others by the tensor
+    cores; a dtype without hardware has no rate. `compute_capability` of an AMD device is torch's
+    for its gfx number. `multiprocessors` is `multi_processor_count`, compute units on AMD.
+
+    Each `..._source` names the source of its figure, `source` that of bandwidth and rates.
     """
 
     name: str
@@ -48,22 +45,22 @@ class Gpu:
 
     @property
     def threads_per_multiprocessor(self) -> int:
-        """The most threads that a multiprocessor holds at once."""
+        """The most threads that are resident on a multiprocessor."""
         return _THREADS[self.compute_capability]
 
     @property
     def usable_bytes(self) -> int:
-        """Bytes that torch's memory pool can grow to: all but the context's."""
+        """The most bytes of torch's memory pool: all without the context's."""
         return self.memory_bytes - CONTEXT_BYTES
 
     @property
     def has_bf16(self) -> bool:
-        """Whether matrix products in bf16 have hardware."""
+        """True if there is hardware for matrix products in bf16."""
         return "bf16" in self.rates
 
     @property
     def has_fp8(self) -> bool:
-        """Whether matrix products in fp8 have hardware."""
+        """True if there is hardware for matrix products in fp8."""
         return "fp8" in self.rates
 
 
@@ -80,7 +77,7 @@ _THREADS = {
     (10, 0): 2048,
     (12, 0): 1536,
 }
-# Drivers before 2021 left out NVIDIA, and wrote Tesla before a data centre's cards.
+# Drivers before 2021 left out NVIDIA, and wrote Tesla before the names of data centre cards.
 _MAKERS = ("nvidia", "tesla", "amd")
 _TERA = 1e12
 _XLA = "openxla/xla, xla/backends/gpu/target_config/specs"
@@ -93,7 +90,7 @@ _V100 = "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-dat
 
 
 def _tera(**rates: float) -> dict[str, float]:
-    """Rates by dtype, given in units of 10**12 operations a second."""
+    """Return rates by dtype, from units of 10**12 operations a second."""
     return {dtype: rate * _TERA for dtype, rate in rates.items()}
 
 
@@ -356,11 +353,11 @@ _CATALOGUE = {
 
 
 def name_of_device(device_name: str, total_bytes: int | None = None) -> str | None:
-    """The catalogue's name of the device that calls itself so, None for any other.
+    """Return the catalogue's name of a device, None for a device that it does not list.
 
-    Each word of the name counts: an A100 80GB PCIe, an RTX 4090 D and a MIG slice are devices of
-    their own. Where the memory is known it must fit too, since an RTX 3060 of 8 GB has the name of
-    one of 12.
+    Each word of the name counts: an A100 80GB PCIe, an RTX 4090 D and a MIG slice are other
+    devices. The memory must match too if it is known: an RTX 3060 of 8 GB has the name of one of
+    12 GB.
     """
     words = _words(device_name)
     return next(
@@ -374,27 +371,23 @@ def name_of_device(device_name: str, total_bytes: int | None = None) -> str | No
 
 
 def _words(device_name: str) -> list[str]:
-    """The words of a device's name, in small letters, without the maker's before them: a100, sxm4,
-    40gb.
-    """
+    """Return the words of a device's name without the maker's: a100, sxm4, 40gb."""
     words = device_name.lower().replace("-", " ").split()
     return list(dropwhile(_MAKERS.__contains__, words))
 
 
 def _fits(gpu: Gpu, total_bytes: int | None) -> bool:
-    """Return whether a device with so much memory may be this GPU; error correction takes up to a
-    sixteenth.
-    """
+    """Return whether the memory is this GPU's; error correction takes up to a sixteenth."""
     return total_bytes is None or abs(total_bytes - gpu.memory_bytes) < 0.1 * gpu.memory_bytes
 
 
 def available() -> tuple[str, ...]:
-    """The names of the catalogue, from a desktop's cards to a data centre's."""
+    """Return the names of the catalogue, from desktop to data centre cards."""
     return tuple(_CATALOGUE)
 
 
 def describe(name: str) -> Gpu:
-    """The catalogue's entry; ValueError with near names when there is none."""
+    """Return the catalogue's entry; raise ValueError with near names if there is none."""
     if name not in _CATALOGUE:
         text = name.lower().replace(" ", "")
         begun = [known for known in _CATALOGUE if text and known.startswith(text)]
@@ -404,9 +397,9 @@ def describe(name: str) -> Gpu:
 
 
 def lacking(gpu: Gpu, scenario: Scenario, dtypes: Collection[str] = ()) -> str | None:
-    """Why the GPU is not one to run the scenario on, whatever its memory; None where it is.
+    """Return why the GPU cannot run the scenario, whatever its memory; None if it can.
 
-    `dtypes` are torch's names of those that a factory of the user's gave its parameters.
+    `dtypes` are torch's names of the dtypes of the parameters.
     """
     if ("bf16" in (scenario.dtype, scenario.amp) or "bfloat16" in dtypes) and not gpu.has_bf16:
         return f"{gpu.name} has no hardware for bf16"

@@ -1,8 +1,6 @@
-"""The catalogue of models: names, families and configurations, as data; nothing is built here and
-torch is not needed.
+"""The catalogue of models as data: names, families and configurations, without torch.
 
-The configurations are those of the published checkpoints; everything else is the default of
-transformers.
+The configurations are those of the published checkpoints; everything else is transformers' default.
 """
 
 import ast
@@ -14,18 +12,18 @@ from typing import Any, Literal
 from .schema import MOST_LETTERS
 
 DEFAULT_SEQUENCE_LENGTH = 1024
-# The layers that get adapters, by architecture: those that peft chooses for GPT-2 and Llama, and
-# the same for ViT.
+# The layers that get adapters, by architecture: peft's choice for GPT-2 and Llama, and Llama's for
+# ViT.
 ADAPTED = {"gpt2": ("c_attn",), "llama": ("q_proj", "v_proj"), "vit": ("q_proj", "v_proj")}
-# Each layer is a module to be made, and so is an item of a list such as ResNet's depths.
+# Limits of a configuration: each layer, and each item of a list like ResNet's depths, is a module.
 MOST_LAYERS, MOST_SIZES, MOST_SIZE = 1 << 10, 1 << 6, 1 << 20
-# What the architectures call the longest sequence.
+# The architectures' names for the longest sequence.
 _POSITIONS = ("n_positions", "max_position_embeddings")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelEntry:
-    """One model: its family, the transformers architecture and what its configuration sets.
+    """A model: its family, its architecture in transformers and its configuration.
 
     `positions` is the longest sequence in tokens, None for a model that reads images (3 x 224 x
     224). `parameter_count` counts tied weights once.
@@ -58,7 +56,7 @@ def _gpt2(name: str, parameter_count: int, *, width: int, layers: int, heads: in
 
 
 def _tiny(name: str, parameter_count: int) -> ModelEntry:
-    """A GPT-2 that reads bytes, trained by nobody: everything that a run does, in seconds."""
+    """Return a small GPT-2 over bytes, which goes through a whole run in seconds."""
     config = {
         "n_embd": 64,
         "n_layer": 2,
@@ -156,13 +154,14 @@ _CATALOGUE = {
 
 
 def available() -> tuple[str, ...]:
-    """The names of the catalogue, by family and size."""
+    """Return the names of the catalogue, by family and size."""
     return tuple(_CATALOGUE)
 
 
 def describe(name: str) -> ModelEntry | None:
-    """The catalogue's entry, or None for `module:factory`; ValueError with near names for a name
-    that is neither.
+    """Return the catalogue's entry, or None for `module:factory`.
+
+    Raises ValueError with near names for any other name.
     """
     if ":" in name:
         return None
@@ -176,25 +175,23 @@ def describe(name: str) -> ModelEntry | None:
 
 
 def family_name(name: str, config: Mapping[str, Any] | None = None) -> str | None:
-    """The family that a catalogue's model belongs to; None for `module:factory`, and for a model
-    with a configuration of its own.
+    """Return the family of a catalogue's model.
+
+    None for `module:factory`, and for a model with a changed configuration.
     """
     entry = describe(name)
     return entry.family if entry and not config else None
 
 
 def family(name: str) -> tuple[str, ...]:
-    """The names of the model's family, the model itself among them, by size; just the name for
-    `module:factory`.
-    """
+    """Return the names of the model's family, by size; for `module:factory` the name alone."""
     entry = describe(name)
     if entry is None:
         return (name,)
     return tuple(other.name for other in _CATALOGUE.values() if other.family == entry.family)
 
 
-# What an architecture's configuration calls the width of its hidden state and the number of its
-# attention heads.
+# The architectures' names for the width of the hidden state and the number of attention heads.
 _ATTENTION = {
     "gpt2": ("n_embd", "n_head"),
     "llama": ("hidden_size", "num_attention_heads"),
@@ -203,10 +200,9 @@ _ATTENTION = {
 
 
 def attention(name: str, config: Mapping[str, Any]) -> dict[str, int]:
-    """The model's width and number of attention heads, as `num_embeds` and `num_heads`, where
-    `config` does not say otherwise.
+    """Return the model's width and number of attention heads, as `num_embeds` and `num_heads`.
 
-    Empty for a model without attention and for `module:factory`.
+    `config` overrides the model's own. Empty for models without attention and `module:factory`.
     """
     entry = describe(name)
     if entry is None or entry.architecture not in _ATTENTION:
@@ -218,10 +214,10 @@ def attention(name: str, config: Mapping[str, Any]) -> dict[str, int]:
 def sequence_length(
     name: str, requested: int | None, config: Mapping[str, Any] | None = None
 ) -> int | None:
-    """Tokens in a sequence: what was asked for, else 1024; ValueError when the model, with `config`
-    laid over its own, has fewer positions.
+    """Return the tokens in a sequence: the requested number, by default 1024.
 
-    None for images, and for `module:factory` unless it was asked for.
+    `config` overrides the model's own. None for images, and by default for `module:factory`. Raises
+    ValueError if the model has fewer positions.
     """
     entry = describe(name)
     if entry is None:
@@ -244,11 +240,10 @@ def sequence_length(
 
 
 def read_config(pairs: Iterable[str]) -> dict[str, Any]:
-    """What a configuration is to say instead, from texts such as `n_layer=24`; ValueError for one
-    that does not read so.
+    """Return the changes to a configuration from texts like `n_layer=24`.
 
     Values are Python literals; true, false and none may be written in any case, and other words are
-    strings.
+    strings. Raises ValueError for a text of another form.
     """
     config: dict[str, Any] = {}
     for pair in pairs:
@@ -268,23 +263,21 @@ def read_config(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def require_size(config: Mapping[str, Any], where: str, source: str = "") -> None:
-    """Raise ValueError for a model that is too large to be made; its modules are, before anything
-    runs.
-    """
+    """Raise ValueError for a model that is too large to build, as is done before anything runs."""
     for key, value in config.items():
         values = value if isinstance(value, list | tuple) else [value]
         numbers = [each for each in values if isinstance(each, int | float)]
         is_depth = "layer" in key or "depth" in key
-        most, found = MOST_LAYERS if is_depth else MOST_SIZE, max(numbers, default=0)
-        if is_depth and found <= most:
-            # The layers of all of a model's stages.
-            found = sum(numbers)
+        most, size = MOST_LAYERS if is_depth else MOST_SIZE, max(numbers, default=0)
+        if is_depth and size <= most:
+            # The layers of all stages together.
+            size = sum(numbers)
         if len(values) > MOST_SIZES:
             raise ValueError(
                 f"{where}.{key[:40]}{source} has at most {MOST_SIZES} items, got {len(values)}"
             )
-        if found > most:
-            raise ValueError(f"{where}.{key[:40]}{source} is at most {most}, got {found}")
+        if size > most:
+            raise ValueError(f"{where}.{key[:40]}{source} is at most {most}, got {size}")
 
 
 def _value(text: str) -> Any:

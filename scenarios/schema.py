@@ -206,7 +206,8 @@ def _checker(annotation: Any) -> _Check:
     """The check of one annotation, made once: a run has up to a hundred thousand records."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _limited(arguments[0], arguments[1])
+        limits = [each for each in arguments[1:] if isinstance(each, Between | Letters)]
+        return _limited(arguments[0], limits[0]) if limits else _checker(arguments[0])
     if origin is Literal:
         return _one_of(arguments)
     if origin in (Union, UnionType):

@@ -1,6 +1,4 @@
-"""Torch's settings of a whole process: those of a factory hold for its training, and end with
-it.
-"""
+"""Torch's process-wide settings: a factory's hold during its training and end with it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +8,7 @@ from typing import Any
 import torch
 from torch.backends import cuda
 
-# How each setting is read and written.
+# The functions that read and write each setting.
 _SETTINGS: tuple[tuple[Any, Any], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (torch.is_grad_enabled, torch.set_grad_enabled),
@@ -20,7 +18,7 @@ _SETTINGS: tuple[tuple[Any, Any], ...] = (
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.math_sdp_enabled, cuda.enable_math_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
-    # Torch's own testing tools forbid to write them by their names.
+    # Torch's own testing tools forbid writing these by their public names.
     (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
     (torch._C._get_cudnn_benchmark, torch._C._set_cudnn_benchmark),
 )
@@ -28,7 +26,7 @@ _SETTINGS: tuple[tuple[Any, Any], ...] = (
 
 @dataclass(frozen=True)
 class TorchSettings:
-    """The values of torch's settings, but for the default device."""
+    """The values of torch's settings, without the default device."""
 
     values: tuple[Any, ...]
 
@@ -40,14 +38,14 @@ class TorchSettings:
     def apply(self) -> None:
         """Put these settings in force."""
         for (read, write), value in zip(_SETTINGS, self.values, strict=True):
-            # Some warn whenever they are written.
+            # Some settings warn whenever they are written.
             if read() != value:
                 write(value)
 
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Inside, code may change torch's settings; outside they are as before."""
+    """Restore torch's settings after the code inside."""
     before, device = TorchSettings.now(), _default_device()
     try:
         yield
@@ -58,7 +56,7 @@ def own_settings() -> Iterator[None]:
 
 
 def _default_device() -> torch.device | None:
-    """Return the default device that was set, None where none was."""
+    """Return the default device, None if none was set."""
     from torch.utils import _device
 
     return _device.CURRENT_DEVICE

@@ -31,6 +31,22 @@ MOST_RANK = 1 << 16
 LEAST_NORM, MOST_NORM = 2.0**-126, 2.0**127
 
 
+@dataclass(frozen=True)
+class Option:
+    """Describe the option that the command line makes of a field.
+
+    `names` are the option's names; without a long one it has the field's. `unset` says in --help
+    what holds without the option; else `default` does, or the field's own default. `variables` are
+    environment variables that set the option too.
+    """
+
+    help: str
+    names: tuple[str, ...] = ()
+    unset: str | None = None
+    default: str | None = None
+    variables: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scenario(Checked):
     """What is asked: a model, an optimizer and how the step is run.
@@ -59,27 +75,105 @@ class Scenario(Checked):
     """
 
     model: Name
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Annotated[
+        Mapping[str, Any],
+        Option("An entry of the model's configuration, as n_layer=24.", ("--model-config", "-c")),
+    ] = field(default_factory=dict)
     optimizer: Name = "adamw"
     options: Mapping[str, Any] = field(default_factory=dict)
-    implementation: Implementation = "foreach"
-    workload: Workload = "train"
-    dtype: DType | None = None
-    amp: AutocastDType | None = None
-    batch_size: Annotated[int, Between(1, MOST_IN_BATCH)] = 1
-    sequence_length: Annotated[int, Between(1, MOST_TOKENS)] | None = None
-    micro_batches: Annotated[int, Between(1, MOST_MICRO_BATCHES)] = 1
-    accumulate: Name | None = None
-    max_grad_norm: Annotated[float, Between(LEAST_NORM, MOST_NORM)] | None = None
-    set_to_none: bool = True
-    checkpointing: bool = False
-    attention: Attention | None = None
-    lora_rank: Annotated[int, Between(1, MOST_RANK)] | None = None
-    device: Device = "sim"
-    gpu: Name | None = None
-    alloc_conf: Name = ""
-    seed: Annotated[int, Between(0, schema.MOST_WHOLE)] = 0
-    steps: Annotated[int, Between(2, MOST_STEPS)] = 2
+    implementation: Annotated[
+        Implementation,
+        Option(
+            "loop, foreach, fused or compiled (measured only).",
+            unset="what torch chooses on the device",
+        ),
+    ] = "foreach"
+    workload: Annotated[
+        Workload,
+        Option(
+            "train (whole steps) or state (parameters, gradients, the optimizer's step, nothing"
+            " else)."
+        ),
+    ] = "train"
+    dtype: Annotated[
+        DType | None,
+        Option(
+            "fp32, bf16, fp16 or fp64, for parameters and batch.",
+            unset="fp32, or what the factory made",
+        ),
+    ] = None
+    amp: Annotated[
+        AutocastDType | None,
+        Option("bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.", unset="off"),
+    ] = None
+    batch_size: Annotated[
+        int,
+        Between(1, MOST_IN_BATCH),
+        Option("Sequences or images in a batch.", ("-B",), unset="1, or the factory's own"),
+    ] = 1
+    sequence_length: Annotated[
+        Annotated[int, Between(1, MOST_TOKENS)] | None,
+        Option("Tokens in a sequence.", ("--seq-len", "-T"), unset="1024, or the factory's own"),
+    ] = None
+    micro_batches: Annotated[
+        int, Between(1, MOST_MICRO_BATCHES), Option("Batches whose gradients one step accumulates.")
+    ] = 1
+    accumulate: Annotated[
+        Name | None,
+        Option(
+            "Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts,"
+            " gns, gnr, sbc, mht.",
+            unset="off",
+        ),
+    ] = None
+    max_grad_norm: Annotated[
+        Annotated[float, Between(LEAST_NORM, MOST_NORM)] | None,
+        Option("Clip the gradients to this norm.", ("--clip-grad-norm",), unset="off"),
+    ] = None
+    set_to_none: Annotated[
+        bool,
+        Option(
+            "zero_grad(set_to_none=False): gradients are zeroed, not dropped.",
+            ("--keep-gradients",),
+        ),
+    ] = True
+    checkpointing: Annotated[
+        bool, Option("Recompute each layer's activations in the backward pass.")
+    ] = False
+    attention: Annotated[
+        Attention | None,
+        Option(
+            "sdpa (the fused kernel that CUDA picks) or eager.", unset="sdpa, or the factory's own"
+        ),
+    ] = None
+    lora_rank: Annotated[
+        Annotated[int, Between(1, MOST_RANK)] | None,
+        Option("Freeze the model, train LoRA adapters of this rank.", ("--lora",), unset="off"),
+    ] = None
+    device: Annotated[
+        Device,
+        Option(
+            "auto (simulate CUDA, and measure this machine), sim, cpu or cuda.",
+            ("-d",),
+            default="auto",
+        ),
+    ] = "sim"
+    gpu: Annotated[Name | None, Option("The GPU to simulate.", unset="one that never runs out")] = (
+        None
+    )
+    alloc_conf: Annotated[
+        Name,
+        Option(
+            "The allocator's options, as torch reads them.",
+            variables=("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+        ),
+    ] = ""
+    seed: Annotated[int, Between(0, schema.MOST_WHOLE), Option("Seed of weights and batch.")] = 0
+    steps: Annotated[
+        int,
+        Between(2, MOST_STEPS),
+        Option("Training steps, 2 or more.", unset="2 simulated, at most 100 measured"),
+    ] = 2
 
     def __post_init__(self) -> None:
         self._settle()

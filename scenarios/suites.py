@@ -1,5 +1,4 @@
-"""Suites: many scenarios in a few lines of TOML, by a name that comes with optprof or as a file of
-one's own.
+"""Suites: many scenarios in a few lines of TOML, in a file of your own or one of optprof's.
 
     description = "What bf16 saves, from small to large"
     [[scenarios]]
@@ -7,8 +6,8 @@ one's own.
     optimizer = ["adamw", "sm3:momentum=0.9"]
     dtype = ["fp32", "bf16"]
 
-The keys are the fields of `Scenario`; a list is an axis, and each combination a scenario. A file is
-data: it is checked against the fields, and runs nobody's code.
+The keys are the fields of `Scenario`. A list is an axis; each combination is a scenario. A file is
+data: it is checked against the fields and runs no code.
 """
 
 import re
@@ -19,7 +18,6 @@ from difflib import get_close_matches
 from itertools import product
 from math import prod
 from pathlib import Path
-from types import NoneType
 from typing import Any, Literal, get_args, get_type_hints
 
 from . import schema
@@ -31,29 +29,18 @@ MOST_SCENARIOS = 2_000
 MOST_LETTERS = 500
 
 _NAMED = Path(__file__).parent / "named"
-# The model's trace is shared by those that differ in these alone, so they follow each other.
+# Scenarios that differ only in these fields share the model's trace, so they follow each other.
 _LAST = ("alloc_conf", "implementation", "optimizer")
-_FIELDS: dict[str, Any] = {
-    **{
-        name: kind
-        for name, kind in get_type_hints(Scenario, include_extras=True).items()
-        if name not in (*_LAST, "options")
-    },
-    **{name: get_type_hints(Scenario, include_extras=True)[name] for name in _LAST},
-    "device": Literal["auto", *get_args(Device)],
-}
-# In a configuration from a file a text is a plain word: no path, no address, no name of something
-# to be fetched.
+_HINTS = get_type_hints(Scenario, include_extras=True)
+_NAMES = [name for name in _HINTS if name not in (*_LAST, "options")] + [*_LAST]
+_FIELDS = {name: _HINTS[name] for name in _NAMES} | {"device": Literal["auto", *get_args(Device)]}
+# A text in a file's configuration is a plain word: no path, no address, nothing to download.
 _WORD = re.compile(r"[A-Za-z0-9_.+-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A list of questions: for each the fields of a scenario that it sets, its optimizer as a text
-    with options (`sm3:momentum=0.9`).
-
-    `device` may be "auto" as well.
-    """
+    """A list of questions, as `optprof.profiler.running.plan` takes them."""
 
     name: str
     description: str
@@ -61,13 +48,14 @@ class Suite:
 
 
 def available() -> tuple[str, ...]:
-    """The names of the suites that come with optprof."""
+    """Return the names of the suites that come with optprof."""
     return tuple(sorted(path.stem for path in _NAMED.glob("*.toml")))
 
 
 def load(name: str) -> Suite:
-    """A suite by its name, or from a file whose name ends in .toml; ValueError says in one line
-    what is wrong with it.
+    """Return the suite with this name, or from a file whose name ends in .toml.
+
+    Raises ValueError with one line for whatever is wrong.
     """
     if name.endswith(".toml"):
         path = Path(name)
@@ -88,14 +76,14 @@ def load(name: str) -> Suite:
 
 
 def read(name: str, data: bytes) -> Suite:
-    """The suite that a file's bytes hold; ValueError for bytes that hold none."""
+    """Return the suite in a file's bytes; raise ValueError if there is none."""
     if len(data) > MOST_BYTES:
         raise ValueError(f"a suite has at most {MOST_BYTES} bytes, got more")
-    found = _parsed(data)
-    description, tables = found.pop("description", ""), found.pop("scenarios", None)
-    if found:
+    content = _parsed(data)
+    description, tables = content.pop("description", ""), content.pop("scenarios", None)
+    if content:
         raise ValueError(
-            f"a suite has description and [[scenarios]], got {schema.shown(next(iter(found)))}"
+            f"a suite has description and [[scenarios]], got {schema.shown(next(iter(content)))}"
         )
     if not isinstance(tables, list) or not tables:
         raise ValueError("a suite has one [[scenarios]] table or more, got none")
@@ -124,22 +112,18 @@ def _axes(number: int, table: Any) -> dict[str, list[Any]]:
         raise ValueError(f"{where} must be a table, got {schema.shown(table)}")
     for key in table:
         if key not in _FIELDS:
-            told = (
-                "; options are written into the optimizer's text, as in sm3:momentum=0.9"
-                if key == "options"
-                else ""
-            )
             near = get_close_matches(key, _FIELDS, n=1)
-            raise ValueError(
-                f"{where} has no field {key[:40]!r}{f'; did you mean {near[0]}?' if near else told}"
-            )
+            advice = f"; did you mean {near[0]}?" if near else ""
+            if key == "options":
+                advice = "; options are written into the optimizer's text, as in sm3:momentum=0.9"
+            raise ValueError(f"{where} has no field {key[:40]!r}{advice}")
     if "model" not in table:
         raise ValueError(f"{where} names no model")
     axes = {
         name: _values(name, table[name], f"{where}, {name}") for name in _FIELDS if name in table
     }
     for question in _combinations({name: values[:1] for name, values in axes.items()}):
-        # What no combination could be is told now, with the field's own words.
+        # Report a combination that cannot exist now, in the field's own words.
         Scenario(
             **{
                 name: value
@@ -158,7 +142,7 @@ def _values(name: str, value: Any, where: str) -> list[Any]:
 
 
 def _value(name: str, value: Any, where: str) -> Any:
-    if value == "none" and NoneType in get_args(_FIELDS[name]):
+    if value == "none" and getattr(Scenario, name, "") is None:
         return None
     if isinstance(value, str) and len(value) > MOST_LETTERS:
         raise ValueError(f"{where} has at most {MOST_LETTERS} letters, got {len(value)}")

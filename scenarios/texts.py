@@ -1,6 +1,4 @@
-"""The text that comes with optprof, as bytes: what a course of training reads, and what is kept
-from it.
-"""
+"""The text that comes with optprof, as bytes: one part to train on, one held out."""
 
 from functools import cache
 from pathlib import Path
@@ -10,11 +8,11 @@ _GENESIS = Path(__file__).parent / "data" / "genesis.txt"
 
 @cache
 def text() -> bytes:
-    """Genesis 1 to 9, King James Version: 28,851 letters of ASCII."""
+    """Return Genesis 1 to 9, King James Version: 28,851 letters of ASCII."""
     return _GENESIS.read_bytes()
 
 
 def split() -> tuple[bytes, bytes]:
-    """The text to train on, and its last tenth, held out."""
+    """Return the text to train on, and the last tenth, which is held out."""
     place = len(text()) * 9 // 10
     return text()[:place], text()[place:]

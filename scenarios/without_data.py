@@ -1,9 +1,9 @@
-"""Models built without data, in code that builds other things with data.
+"""Build models without data, in code that builds batches and masks with data.
 
-`torch.device("meta")` takes the data of masks, packed lengths and DataLoader batches too. Here what
-is made inside the `__init__` of a module is without data, unless it is small: small tables are
-often read while a model is built, as the rates of `torch.linspace(0, 0.1, depth)` are. Elsewhere
-only what is very large has none.
+`torch.device("meta")` drops the data of masks, packed lengths and DataLoader batches too. Here only
+tensors created in a module's `__init__` have no data, unless they are small: models often read
+small tables while they are built, such as the rates of `torch.linspace(0, 0.1, depth)`. Elsewhere
+only very large tensors have no data.
 """
 
 import sys
@@ -18,15 +18,15 @@ from torch.utils._device import _device_constructors
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-# Elements of a tensor that keeps its data inside `__init__`, and of one of whole numbers.
+# The most elements of a tensor that keeps its data in `__init__`, and of an integer tensor.
 _SMALL, _SMALL_WHOLE = 1 << 12, 1 << 16
-# Elements of a tensor that has data elsewhere: nobody reads so many, and a simulated batch may be
-# large.
+# Elsewhere, the most elements of one with data: no code reads so many, and a simulated batch may
+# be large.
 _LARGE = 1 << 24
-# They write random numbers, of which a tensor without data keeps none; on "meta" torch is slow to
-# do nothing.
+# They write random numbers, which a tensor without data does not keep. Torch is slow at that on
+# "meta".
 _FILLS = frozenset(("normal_", "uniform_", "trunc_normal_"))
-# They are given their data, which exists already.
+# Their data exists already.
 _FROM_DATA = ("tensor", "as_tensor", "asarray", "nested_tensor")
 
 # The assignment to `tensor.data`.
@@ -36,10 +36,9 @@ _HOLDERS = torch.Tensor, dict, list, tuple, set
 
 
 class ModulesOn(TorchFunctionMode):
-    """Inside, tensors that a module makes in its `__init__` are on `device`, unless it asks for
-    another.
+    """Put tensors that a module creates in its `__init__` on `device`, unless it names another.
 
-    On "meta" small ones keep their data. Operations on both kinds are run without data.
+    On "meta" small tensors keep their data. Operations on both kinds run without data.
     """
 
     def __init__(self, device: str) -> None:
@@ -66,7 +65,7 @@ class ModulesOn(TorchFunctionMode):
             if not is_for_want_of_data(error) or not _is_mixed(args, kwargs):
                 raise
             if func is _SET_DATA and not args[0].is_meta:
-                # What has data keeps it, whatever a copy of it is given.
+                # A tensor with data keeps it, even if code assigns a tensor without data.
                 raise
             args, kwargs = tree_map_only(torch.Tensor, _without_data, (args, kwargs))
             return func(*args, **kwargs)
@@ -78,14 +77,12 @@ class ModulesOn(TorchFunctionMode):
         return func(*args, **kwargs) if _keeps_data(made, in_init=in_init) else made
 
     def _decides(self, kwargs: Any) -> bool:
-        # A generator belongs to its device.
+        # A generator fixes the device.
         return all(kwargs.get(name) is None for name in ("device", "out", "generator"))
 
 
 def is_for_want_of_data(error: Exception) -> bool:
-    """Return whether an error comes from a tensor without data: torch names "meta" in all but
-    two.
-    """
+    """Return whether a tensor without data caused an error; all but two name "meta"."""
     text = str(error)
     return (
         "meta" in text.lower()
@@ -95,20 +92,19 @@ def is_for_want_of_data(error: Exception) -> bool:
 
 
 def replace_tensors(model: torch.nn.Module, twin: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Put `twin(tensor)` in the place of each tensor of the model that has data.
+    """Replace each tensor of the model that has data by `twin(tensor)`.
 
-    Each stays the same object, so that tied weights stay tied and lists of parameters hold what the
-    model holds. Modules' parameters, buffers and attributes are replaced, those in containers too.
+    Each stays the same object, so tied weights stay tied and lists of parameters stay valid.
+    Parameters, buffers and attributes of modules are replaced, also in containers.
     """
-    # Recurrent modules hold weak references to their weights, which stand in the way of a swap.
+    # Recurrent modules hold weak references to their weights, which prevent a swap.
     recurrent = [module for module in model.modules() if isinstance(module, torch.nn.RNNBase)]
     for module in recurrent:
         module._flat_weight_refs = []
     for tensor in _tensors_of(model):
-        # The data goes on in an object of its own.
-        held = tensor.detach()
-        made = twin(held)
-        if made is held:
+        detached = tensor.detach()
+        made = twin(detached)
+        if made is detached:
             continue
         if isinstance(tensor, torch.nn.Parameter) and not isinstance(made, torch.nn.Parameter):
             made = torch.nn.Parameter(made, requires_grad=tensor.requires_grad)
@@ -126,29 +122,27 @@ def _swap(model: torch.nn.Module, tensor: torch.Tensor, made: torch.Tensor) -> N
     try:
         torch.utils.swap_tensors(tensor, made)
     except RuntimeError:
-        # One that something refers to weakly cannot be swapped.
+        # Weak references prevent a swap.
         for module in model.modules():
             places: tuple[Any, ...] = (module._parameters, module._buffers, vars(module))
-            for held in places:
-                held.update({name: made for name, value in held.items() if value is tensor})
+            for place in places:
+                place.update({name: made for name, value in place.items() if value is tensor})
 
 
 def _tensors_of(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Every tensor with data that a module holds, each once; parameters without a shape have
-    none.
-    """
-    found: dict[int, torch.Tensor] = {}
+    """Return every tensor with data in the model, each once; lazy parameters have no data."""
+    tensors: dict[int, torch.Tensor] = {}
     seen: set[int] = set()
-    held = [
+    values = [
         value
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, _HOLDERS)
     ]
-    for tensor in _tensors_in(held, seen):
+    for tensor in _tensors_in(values, seen):
         if not tensor.is_meta and not is_lazy(tensor):
-            found[id(tensor)] = tensor
-    return list(found.values())
+            tensors[id(tensor)] = tensor
+    return list(tensors.values())
 
 
 def _tensors_in(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
@@ -167,7 +161,7 @@ def _has_data(func: Any) -> bool:
 
 
 def _in_init(frame: FrameType | None, outermost: FrameType) -> bool:
-    """Return whether a module's `__init__` is among the callers, up to the outermost frame."""
+    """Return whether a module's `__init__` is a caller, up to the outermost frame."""
     while frame is not None and frame is not outermost:
         code = frame.f_code
         if (
@@ -183,7 +177,7 @@ def _in_init(frame: FrameType | None, outermost: FrameType) -> bool:
 def _keeps_data(tensor: torch.Tensor, *, in_init: bool) -> bool:
     if not in_init:
         return tensor.numel() <= _LARGE
-    # A lazy parameter begins without elements, and grows on its device.
+    # A lazy parameter starts without elements and grows on its device.
     return (
         0
         < tensor.numel()

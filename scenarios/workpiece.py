@@ -1,6 +1,4 @@
-"""What a scenario trains: the model, one batch, and the loss, built from configuration alone on any
-device.
-"""
+"""Build a scenario's model, batch and loss, from configuration alone, on any device."""
 
 import logging
 import warnings
@@ -26,18 +24,19 @@ DTYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Workpiece:
-    """A model in training mode and the batch that it is trained on.
+    """A model in training mode and its batch.
 
-    `batch` holds keyword arguments of `model.forward`; it is empty when a `module:factory` gave
-    none, which does for the workload "state".
+    `batch` has keyword arguments of `model.forward`. It is empty if a `module:factory` returns
+    none, which is enough for the workload "state".
     """
 
     model: torch.nn.Module
     batch: Mapping[str, Any]
 
     def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
-        """The scalar loss of one forward pass; TypeError when the model's output has none,
-        ValueError for one that trains nothing.
+        """Return the scalar loss of one forward pass.
+
+        Raises TypeError if the output has none, ValueError if it depends on no trained parameter.
         """
         output = self.model(**batch)
         loss, name = _loss_in(output), type(self.model).__name__
@@ -70,12 +69,11 @@ def _loss_in(output: Any) -> Any:
 
 
 def build(scenario: Scenario, device: str) -> Workpiece:
-    """The scenario's model and batch on `device` ("meta" holds no data); weights and batch are
-    random from the scenario's seed.
+    """Build the scenario's model and batch on `device`, random from its seed; "meta" has no data.
 
-    Whole-number inputs (token ids, labels) are on the CPU and small: their values steer model code,
-    and a caller moves them, as all of a factory's batch and a model's small tensors of whole
-    numbers. Raises ValueError for what the model does not take: an unknown configuration key,
+    Integer inputs (token ids, labels) stay on the CPU, since their values steer model code. The
+    caller moves them, all of a factory's batch, and the model's small integer tensors. Raises
+    ValueError for options that the model does not support: an unknown configuration key,
     checkpointing, another attention.
     """
     torch.manual_seed(scenario.seed)
@@ -93,9 +91,7 @@ def build(scenario: Scenario, device: str) -> Workpiece:
 
 
 def load_code(scenario: Scenario) -> None:
-    """Import what building a catalogue's model takes seconds to import; nothing for a factory,
-    whose code is not ours.
-    """
+    """Import the code of a catalogue's model, which takes seconds; none for a factory."""
     entry = models.describe(scenario.model)
     if entry is not None:
         import transformers
@@ -113,11 +109,11 @@ def _from_configuration(
 
     models.require_size(scenario.config, "config")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    usual = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
+    unchanged = transformers.AutoConfig.for_model(entry.architecture, **entry.config)
     for key in scenario.config:
-        if not hasattr(usual, key):
+        if not hasattr(unchanged, key):
             raise ValueError(
-                f"{factories.unknown_key(key, list(usual.to_dict()))} in the configuration of"
+                f"{factories.unknown_key(key, list(unchanged.to_dict()))} in the configuration of"
                 f" {scenario.model}"
             )
     attention = (
@@ -137,12 +133,12 @@ def _from_configuration(
                 config, dtype=DTYPES[scenario.dtype or "fp32"], **attention
             ).train()
     except Exception as error:
-        # transformers raises many kinds for values that do not go together.
+        # transformers raises many kinds of errors for values that contradict each other.
         if not scenario.config:
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        told = shortened(f"{dict(scenario.config)}: {reason}", 400)
-        raise ValueError(f"{scenario.model} cannot be built with {told}") from error
+        failure = shortened(f"{dict(scenario.config)}: {reason}", 400)
+        raise ValueError(f"{scenario.model} cannot be built with {failure}") from error
 
 
 def _auto(transformers: Any, entry: models.ModelEntry) -> Any:
@@ -154,7 +150,7 @@ def _auto(transformers: Any, entry: models.ModelEntry) -> Any:
 
 
 def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Module:
-    """The model frozen, with LoRA adapters of that rank where its architecture has them."""
+    """Return the frozen model with LoRA adapters of this rank."""
     entry = models.describe(name)
     if entry is None or entry.architecture not in models.ADAPTED:
         raise ValueError(
@@ -168,16 +164,14 @@ def _with_adapters(model: torch.nn.Module, name: str, rank: int) -> torch.nn.Mod
         ) from error
     config = peft.LoraConfig(r=rank, target_modules=list(models.ADAPTED[entry.architecture]))
     with warnings.catch_warnings():
-        # peft finds out by itself that GPT-2 keeps its weights transposed, and asks transformers by
-        # an old name about checkpointing.
+        # peft warns that GPT-2 keeps its weights transposed, which it handles, and uses an old name
+        # for checkpointing.
         warnings.filterwarnings("ignore", message="fan_in_fan_out|.*is_gradient_checkpointing")
         return peft.get_peft_model(model, config).train()
 
 
 def _enable_checkpointing(name: str, model: torch.nn.Module) -> None:
-    """Recompute each layer in the backward pass, the way that does not re-enter autograd, as
-    transformers' Trainer asks for.
-    """
+    """Recompute each layer in the backward pass, without re-entering autograd, as Trainer does."""
     enable = getattr(model, "activation_checkpointing_enable", None) or getattr(
         model, "gradient_checkpointing_enable", None
     )
@@ -212,16 +206,16 @@ def _batch(entry: models.ModelEntry, scenario: Scenario, device: str) -> dict[st
 
 
 def _from_factory(scenario: Scenario, device: str) -> tuple[torch.nn.Module, Mapping[str, Any]]:
-    """The model and batch of `module:factory`, in the scenario's dtype where it has one.
+    """Return the model and batch of `module:factory`, in the scenario's dtype if it has one.
 
-    A factory that takes the dtype is trusted with it.
+    A factory that takes the dtype applies it itself.
     """
     dtype = DTYPES[scenario.dtype] if scenario.dtype else None
     model, batch = factories.call(scenario, device, dtype)
     if dtype is not None and not factories.takes(scenario.model, "dtype"):
 
         def converted(tensor: torch.Tensor) -> torch.Tensor:
-            # Complex numbers stay what they are: they have no counterpart in most of these dtypes.
+            # Complex tensors stay as they are: most of these dtypes have no complex counterpart.
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         model, batch = model._apply(converted), map_tensors(converted, batch)

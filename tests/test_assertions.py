@@ -1,4 +1,4 @@
-"""An assertion can fail: none in these tests is true whatever the code does."""
+"""Every assertion in these tests can fail."""
 
 import ast
 from pathlib import Path
@@ -9,9 +9,7 @@ TESTS = Path(__file__).parent
 
 
 def is_certain(test: ast.expr) -> bool:
-    """Return whether a condition, or one branch of it, is true whatever it is about: a literal,
-    say, or a function nobody calls.
-    """
+    """Return whether a condition, or a branch of it, is always true, as a literal is."""
     match test:
         case ast.Constant(value):
             return bool(value)
@@ -46,13 +44,13 @@ def is_certain(test: ast.expr) -> bool:
 
 
 def uncalled(tree: ast.Module) -> set[str]:
-    """The functions of a module that are no fixtures; a fixture's name stands for what it gives."""
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    return {node.name for node in found if not node.decorator_list}
+    """Return the functions of a module without fixtures, whose names stand for their values."""
+    result = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    return {node.name for node in result if not node.decorator_list}
 
 
 def certain_lines(text: str) -> list[int]:
-    """The lines of the assertions that cannot fail."""
+    """Return the lines of the assertions that cannot fail."""
     tree = ast.parse(text)
     functions = uncalled(tree)
     tests = [(node.lineno, node.test) for node in ast.walk(tree) if isinstance(node, ast.Assert)]
@@ -90,14 +88,14 @@ def test_no_assertion_is_true_whatever_the_code_does(path: Path) -> None:
         "helper",
     ],
 )
-def test_an_assertion_that_cannot_fail_is_found(condition: str) -> None:
+def test_an_assertion_that_cannot_fail_is_detected(condition: str) -> None:
     assert certain_lines(f"def helper(): pass\nassert {condition}") == [2]
 
 
 @pytest.mark.parametrize(
     "condition",
     [
-        "found",
+        "result",
         "found == ({1} if dense else {2})",
         "found > 1 if rises else found < 1",
         "not [each for each in found if each]",

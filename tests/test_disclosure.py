@@ -1,6 +1,4 @@
-"""Files of a run made as a user makes it, in a home and on a host with names: they disclose
-neither.
-"""
+"""The files of a user's run disclose neither the home folder nor the host."""
 
 import gzip
 import json
@@ -40,7 +38,7 @@ run.report(sys.argv[1])
 
 
 def alice(folder: Path) -> tuple[Path, dict[str, str]]:
-    """Return a home folder and an environment of hers; Python there finds the name of her host."""
+    """Return her home folder and environment, in which Python knows her host's name."""
     home = folder / "home" / USER
     site = folder / "site"
     site.mkdir(parents=True)
@@ -51,8 +49,8 @@ def alice(folder: Path) -> tuple[Path, dict[str, str]]:
     (home / "mine.py").write_text(MINE)
     (home / "train.py").write_text(TRAINING)
     path = f"{site}{os.pathsep}{HERE}"
-    told = {"HOME": str(home), "USER": USER, "LOGNAME": USER, "PYTHONPATH": path}
-    return home, {**os.environ, **told}
+    message = {"HOME": str(home), "USER": USER, "LOGNAME": USER, "PYTHONPATH": path}
+    return home, {**os.environ, **message}
 
 
 def run(home: Path, environment: dict[str, str], *words: str, status: int = 0) -> str:
@@ -70,22 +68,22 @@ def run(home: Path, environment: dict[str, str], *words: str, status: int = 0) -
 
 
 def leaks(run: Path, *words: str, but: tuple[str, ...] = ()) -> list[str]:
-    """Return the files of a run that hold one of the words, in their names or unpacked."""
-    found: list[str] = []
+    """Return the files of a run that contain one of the words, in their names or unpacked."""
+    result: list[str] = []
     for path in sorted(run.rglob("*")):
         name = path.relative_to(run).as_posix()
         if path.is_file() and not name.startswith(but):
             data = path.read_bytes()
             data = gzip.decompress(data) if name.endswith(".gz") else data
-            found += [
+            result += [
                 f"{word} in {name}" for word in words if word in name or word.encode() in data
             ]
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A run with all that may lie beside it, in `run` below a home."""
+    """Make a run with every optional file, in `run` below a home."""
     home, environment = alice(tmp_path_factory.mktemp("disclosed"))
     options = ["-c", f"api_key={SECRET}", "--steps", "2", f"--out={home}/run"]
     command = ["-m", "optprof", "profile", f"{home}/mine.py:build", "-o", "sgd:lr=0.1", *options]
@@ -116,9 +114,9 @@ def test_traces_and_event_files_name_no_host_and_no_folder(profiled: tuple[Path,
     folder = profiled[0] / "run/tensorboard"
     assert leaks(folder, SECRET, str(profiled[0]), USER, HOST) == []
     (trace,) = folder.rglob("*.pt.trace.json.gz")
-    told = json.loads(gzip.decompress(trace.read_bytes()))
-    assert not told.get("host_name")
-    assert "/" not in told["traceName"]
+    message = json.loads(gzip.decompress(trace.read_bytes()))
+    assert not message.get("host_name")
+    assert "/" not in message["traceName"]
 
 
 def test_an_anonymous_report_leaves_the_records_as_they_are(profiled: tuple[Path, dict[str, str]]):
@@ -153,9 +151,9 @@ def test_an_anonymous_run_names_no_machine_and_no_path_and_can_go_on(tmp_path: P
     run(home, environment, *command, *options)
     assert leaks(home / "secret-name", "private", "secret-name", str(home), but=("logs/",)) == []
     (line,) = (home / "secret-name/records.jsonl").read_text().splitlines()
-    found = json.loads(line)["environment"]
-    assert found["anonymous"] is True
-    assert not found.keys() & {"machine", "platform", "affinity", "git_commit"}
+    result = json.loads(line)["environment"]
+    assert result["anonymous"] is True
+    assert not result.keys() & {"machine", "platform", "affinity", "git_commit"}
     assert (
         "machine, platform, commit and paths are left out"
         in (home / "secret-name/report.html").read_text()
@@ -172,8 +170,8 @@ def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(
     home, environment = alice(tmp_path)
     more = ["--anonymous"] if anonymous else []
     run(home, environment, "train.py", "run", f"--hf-token={SECRET}", "positional-secret", *more)
-    found = json.loads((home / "run/records.jsonl").read_text())["environment"]
-    assert found["command"] == ([] if anonymous else ["train.py"])
+    result = json.loads((home / "run/records.jsonl").read_text())["environment"]
+    assert result["command"] == ([] if anonymous else ["train.py"])
     assert leaks(home / "run", SECRET, "positional-secret", str(home), USER, HOST) == []
     if anonymous:
         assert leaks(home / "run", "train.py") == []

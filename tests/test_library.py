@@ -1,4 +1,4 @@
-"""The library: what a notebook does with a run, from `import optprof` to a report in a folder."""
+"""The library in a notebook, from `import optprof` to a report in a folder."""
 
 import json
 import subprocess
@@ -101,17 +101,17 @@ def test_a_folder_in_which_a_run_is_refused_before_anything_is_trained(tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"batchsize": 2}, "no option is named 'batchsize'; did you mean batch_size"),
         ({"dtype": "fp8"}, "dtype must be one of fp32, bf16, fp16, fp64, got 'fp8'"),
         ({"device": "tpu"}, "device must be one of"),
     ],
 )
-def test_what_cannot_be_met_is_said_before_anything_runs(
-    options: dict[str, Any], told: str, tmp_path: Path
+def test_an_impossible_request_is_an_error_before_anything_runs(
+    options: dict[str, Any], message: str, tmp_path: Path
 ):
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         optprof.profile("resnet18", "adamw", out=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
 

@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: in a process of its own, in a folder of its own."""
+"""The command line as a user runs it: in its own process, in an empty folder."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(
 ):
     folder, done = profiled
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    message = json.loads(done.stdout)
     assert "hello from Python" in done.stderr
     run = folder / "runs" / "resnet18"
     assert [path.name for path in sorted(run.iterdir())] == [
@@ -70,9 +70,9 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(
         "report.html",
         "timelines",
     ]
-    assert "hello from C" in (run / told["records"][3]["log"]).read_text()
+    assert "hello from C" in (run / message["records"][3]["log"]).read_text()
     lines = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
-    assert told["records"] == lines
+    assert message["records"] == lines
     assert [
         (r["scenario"]["workload"], r["scenario"]["model"], r["scenario"]["optimizer"])
         for r in lines[:4]
@@ -109,7 +109,7 @@ def test_a_second_run_has_a_folder_of_its_own(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (("profile", "gpt3"), "optprof: no model named 'gpt3'; did you mean gpt2"),
         (
@@ -157,13 +157,13 @@ def test_a_second_run_has_a_folder_of_its_own(
         (("explain", "peek"), "optprof: no metric named 'peek'; did you mean peak?"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_status_2(
-    tmp_path: Path, arguments: tuple[str, ...], told: str
+def test_an_error_is_one_line_and_status_2(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
 ):
     (tmp_path / "file").touch()
     done = optprof(tmp_path, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
@@ -196,7 +196,7 @@ def test_fit_answers_for_the_optimizers_that_can_be_simulated(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (
             ("fit", "tiny", "--gpu", "t4", "-o", "broken:Early"),
@@ -208,12 +208,15 @@ def test_fit_answers_for_the_optimizers_that_can_be_simulated(tmp_path: Path):
         ),
     ],
 )
-def test_what_the_users_code_raises_is_one_line_and_with_traceback_the_whole(
-    tmp_path: Path, arguments: tuple[str, ...], told: str
+def test_an_exception_of_the_users_code_is_one_line_or_a_traceback(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
 ):
     (tmp_path / "broken.py").write_text(BROKEN)
     done = optprof(tmp_path, *arguments)
-    assert (done.returncode, done.stderr) == (2, f"optprof: {told}; --traceback shows the whole\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"optprof: {message}; --traceback shows the whole\n",
+    )
     whole = optprof(tmp_path, *arguments, "--traceback")
     assert whole.returncode == 2
     assert whole.stderr.startswith("Traceback (most recent call last):")
@@ -284,10 +287,10 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     while not (tmp_path / "stepping").exists() and time.monotonic() < end:
         time.sleep(0.05)
     cut_off.send_signal(signal.SIGINT)
-    _, told = cut_off.communicate(timeout=60)
+    _, message = cut_off.communicate(timeout=60)
     assert cut_off.returncode == 130
     going_on = f"optprof {' '.join(command)} --out runs/tiny.build --resume"
-    assert told.splitlines()[-2:] == [
+    assert message.splitlines()[-2:] == [
         "interrupted; what is finished is in runs/tiny.build; to go on:",
         f"  {going_on}",
     ]
@@ -296,8 +299,8 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
     (tmp_path / "quick").touch()
     with (tmp_path / "runs/tiny.build/records.jsonl").open("a") as lines:
         lines.write('{"schema": 1, "scen')
-    told = optprof(tmp_path, "report", "tiny.build", "--markdown")
-    assert (told.returncode, told.stderr.splitlines()) == (
+    message = optprof(tmp_path, "report", "tiny.build", "--markdown")
+    assert (message.returncode, message.stderr.splitlines()) == (
         0,
         [
             (
@@ -314,14 +317,14 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
         in done.stderr
     )
     assert "1 of 4 scenarios are recorded in runs/tiny.build" in done.stderr
-    found = json.loads(done.stdout)
-    assert found["report"] is None
+    result = json.loads(done.stdout)
+    assert result["report"] is None
     assert [
-        (record["scenario"]["optimizer"], record["outcome"]) for record in found["records"][:2]
+        (record["scenario"]["optimizer"], record["outcome"]) for record in result["records"][:2]
     ] == [("sgd", "ok"), ("tiny:Slow", "ok")]
 
 
-def test_a_damaged_run_is_reported_held_to_no_gate_gone_on_with_and_repaired(tmp_path: Path):
+def test_a_damaged_run_is_reported_passes_no_gate_is_resumed_and_repaired(tmp_path: Path):
     command = [
         "profile",
         "tiny",
@@ -404,12 +407,8 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-def test_measuring_wants_nothing_that_draws(tmp_path: Path):
-    """A GPU box has torch, transformers, typer, rich and psutil; whatever else is installed here
-    cannot be imported there.
-
-    numpy comes with transformers, which loads it.
-    """
+def test_measuring_needs_nothing_that_draws(tmp_path: Path):
+    """A GPU box may have only torch, transformers (which loads numpy), typer, rich and psutil."""
     (tmp_path / "site").mkdir()
     blocked = (
         "jinja2 matplotlib pandas plotly peft pynvml pytorch_optimizer scipy sklearn tensorboard"
@@ -438,7 +437,7 @@ def test_measuring_wants_nothing_that_draws(tmp_path: Path):
         cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    lacking = subprocess.run(
+    missing = subprocess.run(
         [sys.executable, "-m", "optprof", "report", "tiny"],
         cwd=tmp_path,
         env=environment,
@@ -446,7 +445,7 @@ def test_measuring_wants_nothing_that_draws(tmp_path: Path):
         text=True,
         check=False,
     )
-    assert (lacking.returncode, lacking.stderr) == (
+    assert (missing.returncode, missing.stderr) == (
         2,
         "optprof: matplotlib is not installed; pip install matplotlib\n",
     )
@@ -517,8 +516,8 @@ def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(t
     assert not (tmp_path / "runs").exists()
     done = optprof(tmp_path, *allowed, "--no-report", "--json")
     assert done.returncode == 0, done.stderr
-    found = [record["scenario"] for record in json.loads(done.stdout)["records"]]
-    assert [(each["micro_batches"], each["optimizer"]) for each in found] == [
+    result = [record["scenario"] for record in json.loads(done.stdout)["records"]]
+    assert [(each["micro_batches"], each["optimizer"]) for each in result] == [
         (1, "sgd"),
         (1, "tiny:Slow"),
         (2, "sgd"),
@@ -534,7 +533,7 @@ def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path):
 
 
 def test_doctor_and_help_do_without_torch(tmp_path: Path):
-    """Blocked as a package that is not installed is: nothing of it can be found."""
+    """The blocked packages behave as if they were not installed."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
         "import sys\nclass Missing:\n    def find_spec(self, name, path=None, target=None):\n      "
@@ -640,13 +639,13 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on
     end = time.monotonic() + 120
     while not (tmp_path / "stepping").exists() and time.monotonic() < end:
         time.sleep(0.05)
-    for more, told in (
+    for more, message in (
         ([], "run already holds a run"),
         (["--resume"], "another process is writing the run in run; wait for it"),
     ):
         second = optprof(tmp_path, *command, *more)
         assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-        assert second.stderr.startswith(f"optprof: {told}")
+        assert second.stderr.startswith(f"optprof: {message}")
     first.send_signal(signal.SIGINT)
     first.communicate(timeout=60)
     assert first.returncode == 130
@@ -772,19 +771,21 @@ def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
         "--json",
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert told["report"] == "runs/resnet18-fit/report.html"
-    assert (tmp_path / told["report"]).is_file()
+    message = json.loads(done.stdout)
+    assert message["report"] == "runs/resnet18-fit/report.html"
+    assert (tmp_path / message["report"]).is_file()
     assert [
-        (found["scenario"]["gpu"], found["scenario"]["optimizer"]) for found in told["fits"]
+        (result["scenario"]["gpu"], result["scenario"]["optimizer"]) for result in message["fits"]
     ] == [
         ("t4", "adamw"),
         ("t4", "sgd"),
         ("a100-80", "adamw"),
         ("a100-80", "sgd"),
     ]
-    assert not any(found["fits"] for found in told["fits"])
-    assert all(0 < found["largest_batch"] < 4096 and found["changes"] for found in told["fits"])
+    assert not any(result["fits"] for result in message["fits"])
+    assert all(
+        0 < result["largest_batch"] < 4096 and result["changes"] for result in message["fits"]
+    )
 
 
 def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(

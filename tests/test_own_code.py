@@ -1,4 +1,4 @@
-"""A file runs nobody's code: commands in a folder full of modules that report when they are run."""
+"""No file of the current folder runs unasked: commands in a folder full of traps."""
 
 import os
 import re
@@ -10,8 +10,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent.parent / "src"
 
-# What torch, transformers and the libraries that draw try to import and go without, found by a
-# finder at the end of sys.meta_path, and what is installed or ours.
+# Optional modules that torch, transformers and the drawing libraries try to import (recorded by a
+# finder at the end of sys.meta_path), then installed modules and our own plain names.
 TRIED = tuple(
     re.findall(
         r"\w+",
@@ -38,7 +38,7 @@ torch_tb_profiler tqdm transformers typer yaml
 """,
     )
 )
-# Of Python's own, what runpy has not loaded before the first line of ours.
+# Modules of Python that runpy has not loaded before our first line.
 STANDARD = (
     "argparse",
     "json",
@@ -64,7 +64,7 @@ MINE = "import torch\ndef build(): return torch.nn.Linear(4, 4)\nclass Own(torch
 
 
 def lay_traps(folder: Path, names: tuple[str, ...] = (*TRIED, *INSTALLED, *STANDARD)) -> None:
-    """Fill a folder with modules and packages that leave a file in `ran/` when they are run."""
+    """Fill a folder with modules and packages that write a file to `ran/` when they run."""
     (folder / "ran").mkdir()
     for name in names:
         trap = f"open({str(folder / 'ran' / name)!r}, 'w').close()\nraise ImportError('a trap')\n"
@@ -76,7 +76,7 @@ def lay_traps(folder: Path, names: tuple[str, ...] = (*TRIED, *INSTALLED, *STAND
 
 
 def lay_package(folder: Path) -> None:
-    """Leave what tells Python that a package is installed, which adds an optimizer and a device."""
+    """Add the metadata of an installed package that registers an optimizer and a device."""
     added = folder / "trap-1.0.dist-info"
     added.mkdir()
     (added / "METADATA").write_text("Metadata-Version: 2.1\nName: trap\nVersion: 1.0\n")
@@ -145,12 +145,12 @@ def test_a_relative_entry_of_pythonpath_is_a_folder_of_the_current_one(
     assert ran(tmp_path / entry) == []
 
 
-def test_a_module_that_the_command_line_names_is_found_behind_what_is_installed(tmp_path: Path):
+def test_a_module_named_on_the_command_line_is_looked_up_behind_installed_ones(tmp_path: Path):
     lay_traps(tmp_path, (*INSTALLED, *STANDARD))
     (tmp_path / "mine.py").write_text(MINE)
     state = ["--workload", "state", "-d", "sim", "--no-report"]
-    told = run(tmp_path, "-m", "profile", "mine:build", "-o", "sgd,mine:Own:lr=0.1", *state)
-    assert "mine:Own" in told
+    message = run(tmp_path, "-m", "profile", "mine:build", "-o", "sgd,mine:Own:lr=0.1", *state)
+    assert "mine:Own" in message
     assert ran(tmp_path) == []
 
 
@@ -171,12 +171,12 @@ def test_a_module_that_the_command_line_names_is_found_behind_what_is_installed(
         ("(1) 3: x,adamw", False),
     ],
 )
-def test_code_is_told_from_options(
+def test_code_is_distinguished_from_options(
     names: str, is_code: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from optprof.cli import app
+    from optprof.cli.running import see_own_code
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    app._see_own_code(names)
+    see_own_code(names)
     assert (sys.path[-1] == str(tmp_path)) == is_code

@@ -1,18 +1,22 @@
-"""Which scenarios a comparison takes: every name checked before anything runs, in an order that
-traces each model once.
+"""Plan scenarios: check every question before anything runs.
+
+A question is a mapping of `Scenario`'s fields. Its optimizer is a text with options
+(`sm3:momentum=0.9`), its `device` may be "auto", and None stands for a field's default.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, cast
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from itertools import product
+from typing import Annotated, Any
 
 import torch
 
 from optprof import optimizers
+from optprof.optimizers import parse_list
 from optprof.scenarios import Scenario, factories, hardware, models, schema
 from optprof.scenarios.settings import own_settings
-from optprof.scenarios.spec import Attention, AutocastDType, Device, DType, Implementation, Workload
-from optprof.scenarios.suites import MOST_SCENARIOS
+from optprof.scenarios.suites import MOST_SCENARIOS, Suite
 from optprof.scenarios.workpiece import build
 
 from ..allocator.settings import AllocatorSettings, from_environment
@@ -21,95 +25,208 @@ from ..simulating.training import without_optimizer
 from ..training.accumulating import require_possible
 from ..training.optimizer import require_implementation
 
+Question = Mapping[str, Any]
+
 SIMULATED_STEPS = 2
 MEASURED_STEPS = 100
-# The tokens of a batch are real where all else is simulated: 1 GB of them.
+# A simulated batch still has real tokens: 1 GB of them.
 MOST_TOKENS = 1 << 27
 # Four months.
 MOST_TIMEOUT = 1e7
+# An hour and a quarter of GPT-2, if no two scenarios share a trace of the model.
+MOST_SUITE_MICRO_BATCHES = 1 << 16
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """What a user asked for: models and optimizers to set side by side, and what holds for all of
-    them.
+def plan(questions: Iterable[Question]) -> list[Scenario]:
+    """Return the scenarios of some questions, each once.
 
-    `device` "auto" simulates CUDA and measures this machine (CUDA where there is one, else the
-    CPU). `implementation` None is what the optimizer's text says (sm3:fused=True), else torch's
-    default: foreach on CUDA and where it is simulated, the loop on the CPU. `alloc_conf` is what
-    PYTORCH_ALLOC_CONF says where it is not given. `steps` None is 2 simulated or at most 100
-    measured. `batch_size`, `sequence_length`, `attention` and `dtype` None are the defaults of a
-    factory of the user's; for a model of the catalogue they are 1, 1024 tokens, "sdpa" and "fp32".
+    Raises ValueError for the first model, optimizer, option, GPU or allocator setting that is
+    wrong.
     """
-
-    models: Sequence[str]
-    optimizers: Sequence[str]
-    device: str = "auto"
-    workload: str = "train"
-    config: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str | None = None
-    amp: str | None = None
-    batch_size: int | None = None
-    sequence_length: int | None = None
-    micro_batches: int = 1
-    accumulate: str | None = None
-    max_grad_norm: float | None = None
-    set_to_none: bool = True
-    checkpointing: bool = False
-    attention: str | None = None
-    lora_rank: int | None = None
-    gpu: str | None = None
-    alloc_conf: str = field(default_factory=from_environment)
-    implementation: str | None = None
-    steps: int | None = None
-    seed: int = 0
-
-
-def plan(comparison: Comparison) -> list[Scenario]:
-    """The scenarios of a comparison; ValueError names the first model, optimizer, option, GPU or
-    allocator setting that is wrong.
-
-    Where a simulation is asked for, the state alone is simulated too, for one model's whole family,
-    so that there is a curve over sizes; a model with a configuration of its own belongs to none.
-    """
-    _require_known(comparison)
-    found: list[Scenario] = []
-    for device in _devices(comparison.device):
-        for model in comparison.models:
-            found += _scenarios(comparison, model, device)
-        if device == "sim":
-            # The state of a model that the GPU has no room for is a point of the curve too.
-            alone = replace(comparison, workload="state", gpu=None, accumulate=None)
-            for model in comparison.models if comparison.config else _companions(comparison.models):
-                if comparison.workload == "train" or model not in comparison.models:
-                    # A smaller model of the family may have fewer positions; only a factory of the
-                    # user's needs the length.
-                    asked = (
-                        alone
-                        if models.describe(model) is None
-                        else replace(alone, sequence_length=None)
-                    )
-                    found += _scenarios(asked, model, device)
-    for scenario in found:
+    scenarios: dict[str, Scenario] = {}
+    for question in questions:
+        for device in _devices(question.get("device")):
+            scenario = _scenario(question, device)
+            scenarios.setdefault(repr(scenario), scenario)
+    for scenario in scenarios.values():
         _require_batch(scenario)
         require_possible(scenario)
-    _check(comparison, {(scenario.model, scenario.gpu): scenario for scenario in found}.values())
-    return [scenario for place, scenario in enumerate(found) if scenario not in found[:place]]
+    for scenario in scenarios.values():
+        _require_supported(scenario)
+    return list(scenarios.values())
 
 
-def _require_known(comparison: Comparison) -> None:
-    """Raise ValueError for too many questions, and for a name that nobody knows."""
-    count = len(comparison.models) * len(comparison.optimizers)
+def plan_suite(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
+    """Return the scenarios of a suite.
+
+    Of code named by the suite (`module:Class`, `module:factory`) only the `allowed` names run. A
+    suite whose simulations would take hours is refused.
+    """
+    for question in suite.questions:
+        _refuse_code(question, allowed)
+    scenarios = plan(suite.questions)
+    # Measured scenarios are simulated too, for two steps.
+    count = sum(
+        scenario.micro_batches * (scenario.steps if scenario.device == "sim" else SIMULATED_STEPS)
+        for scenario in scenarios
+    )
+    if count > MOST_SUITE_MICRO_BATCHES:
+        raise ValueError(
+            f"a suite has at most {MOST_SUITE_MICRO_BATCHES} micro-batches in all simulated steps,"
+            f" got {count}; make it several suites"
+        )
+    return scenarios
+
+
+def comparison(
+    models: str | Sequence[str], optimizers: str | Sequence[str], **options: Any
+) -> list[Question]:
+    """Return the questions that compare optimizers on models.
+
+    `models` and `optimizers` are lists, or texts as the command line takes them; `options` are
+    other fields of Scenario. A simulation adds the state alone, for the model's whole family: a
+    curve over sizes. A model with its own `config` belongs to no family.
+    """
+    _require_options(options)
+    names = [models] if isinstance(models, str) else models
+    specs = parse_list(optimizers) if isinstance(optimizers, str) else optimizers
+    count = len(names) * len(specs)
     if count > MOST_SCENARIOS:
         raise ValueError(
             f"a comparison has at most {MOST_SCENARIOS} models times optimizers, got {count}"
         )
-    for name in comparison.models:
-        if models.describe(name) is None:
-            factories.load(name)
-    if comparison.gpu is not None:
-        hardware.describe(comparison.gpu)
-    AllocatorSettings.parse(comparison.alloc_conf)
+    questions: list[Question] = []
+    for device in _devices(options.get("device")):
+        for name, spec in product(names, specs):
+            questions.append({**options, "device": device, "model": name, "optimizer": spec})
+        if device == "sim":
+            questions += _curve(names, specs, options)
+    return questions
+
+
+def _curve(
+    names: Sequence[str], specs: Sequence[str], options: Mapping[str, Any]
+) -> Iterator[Question]:
+    """Yield the questions about the state alone, unless the comparison already has them."""
+    is_family = len(names) == 1 and not options.get("config")
+    compared = names if options.get("workload") == "state" else ()
+    for name, spec in product(models.family(names[0]) if is_family else names, specs):
+        if name not in compared:
+            yield {
+                **options,
+                "device": "sim",
+                "workload": "state",
+                "model": name,
+                "optimizer": spec,
+                # A model that is too large for the GPU still belongs on the curve.
+                "gpu": None,
+                "accumulate": None,
+                # A smaller model of the family may have fewer positions; factories need a length.
+                "sequence_length": None
+                if models.describe(name)
+                else options.get("sequence_length"),
+            }
+
+
+def require_timeout(timeout: float | None) -> None:
+    """Raise ValueError unless the time limit is None or a reasonable number of seconds."""
+    if timeout is not None:
+        schema.check(Annotated[float, schema.Between(1.0, MOST_TIMEOUT)], timeout, "timeout")
+
+
+def _require_options(options: Mapping[str, Any]) -> None:
+    names = {field.name for field in fields(Scenario)} - {"model", "optimizer", "options"}
+    for name in options:
+        if name not in names:
+            near = get_close_matches(name, names) or sorted(names)
+            raise ValueError(f"no option is named {name!r}; did you mean {', '.join(near)}?")
+
+
+def _refuse_code(question: Question, allowed: Collection[str]) -> None:
+    try:
+        optimizer, _ = optimizers.parse(question.get("optimizer", "adamw"))
+    except (RecursionError, MemoryError):
+        raise ValueError(f"cannot read the optimizer {question['optimizer'][:40]!r}") from None
+    for name in (question["model"], optimizer):
+        if ":" in name and name not in allowed:
+            raise ValueError(
+                f"a suite runs no code of its own, got {name!r}; if you trust it, give --allow"
+                f" {name}"
+            )
+
+
+def _devices(device: str | None) -> tuple[str, ...]:
+    """Return the devices of a question: "auto" simulates CUDA and measures this machine."""
+    if device == "cuda":
+        require_cuda()
+    if device not in (None, "auto"):
+        return (device,)
+    return ("sim", "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _scenario(question: Question, device: Any) -> Scenario:
+    values = {name: value for name, value in question.items() if value is not None}
+    sizes = _sizes(values)
+    spec = values.get("optimizer", "adamw")
+    name, written = optimizers.parse(spec)
+    implementation = values.get("implementation") or optimizers.default_implementation(
+        spec, "cpu" if device == "cpu" else "cuda"
+    )
+    # Options that the optimizer refuses are reported now, before anything runs.
+    optimizers.create(spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation)
+    require_implementation(spec, implementation, device)
+    alloc_conf = values.get("alloc_conf", from_environment())
+    AllocatorSettings.parse(alloc_conf)
+    settled = {
+        "optimizer": name,
+        "options": _options(spec, written),
+        "implementation": implementation,
+        "alloc_conf": alloc_conf,
+        "device": device,
+    }
+    steps = SIMULATED_STEPS if device == "sim" else MEASURED_STEPS
+    return Scenario(**{"steps": steps, **values, **sizes, **settled})
+
+
+def _sizes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the batch size and the sequence length; a factory has its own defaults for them."""
+    model, config = values["model"], values.get("config", {})
+    defaults: dict[str, Any] = {}
+    if models.describe(model) is None:
+        names = ("batch_size", "sequence_length")
+        # A configuration may set them too.
+        defaults = {name: factories.own_size(model, name) for name in names} | dict(config)
+    length = values.get("sequence_length", defaults.get("sequence_length"))
+    batch_size = values.get("batch_size", defaults.get("batch_size"))
+    return {
+        "batch_size": 1 if batch_size is None else batch_size,
+        "sequence_length": models.sequence_length(model, length, config),
+    }
+
+
+def _options(spec: str, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of an optimizer.
+
+    Defaults that a record cannot hold are left to the optimizer: Prodigy's growth rate is infinite,
+    and JSON has no infinity.
+    """
+    options = optimizers.option_defaults(spec)
+    defaults = optimizers.option_defaults(optimizers.parse(spec)[0])
+    changed = {
+        key: value
+        for key, value in options.items()
+        if key in written and value != defaults.get(key)
+    }
+    schema.check(Mapping[str, Any], changed, optimizers.parse(spec)[0])
+    return {key: value for key, value in options.items() if key in changed or _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    try:
+        schema.check(Any, value, "")
+    except ValueError:
+        return False
+    return True
 
 
 def _require_batch(scenario: Scenario) -> None:
@@ -121,159 +238,41 @@ def _require_batch(scenario: Scenario) -> None:
         )
 
 
-def require_timeout(timeout: float | None) -> None:
-    """Raise ValueError for a time limit that is none."""
-    if timeout is not None:
-        schema.check(Annotated[float, schema.Between(1.0, MOST_TIMEOUT)], timeout, "timeout")
+def _require_supported(scenario: Scenario) -> None:
+    """Raise ValueError for options that the model or the GPU does not support."""
+    if models.describe(scenario.model) is None:
+        factories.arguments_of(scenario)
+    gpu = None if scenario.gpu is None else hardware.describe(scenario.gpu)
+    # Only a model built with these options, though without data, shows whether it supports them.
+    changed = scenario.config or scenario.lora_rank or scenario.checkpointing
+    needs_dtypes = gpu is not None and scenario.dtype is None and not gpu.has_bf16
+    is_built = changed or scenario.attention not in (None, "sdpa") or needs_dtypes
+    dtypes = _dtypes(scenario) if is_built else ()
+    if gpu and (reason := hardware.lacking(gpu, scenario, dtypes)):
+        raise ValueError(f"{reason}; ask for fp32, or for another GPU")
 
 
-def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
-    """Refuse what the GPU or one of the models, a scenario each, does not take."""
-    # What a model does not take is found out by making it, without its weights.
-    asked = comparison.config or comparison.lora_rank or comparison.checkpointing
-    makes = asked or comparison.attention not in (None, "sdpa")
-    for scenario in scenarios:
-        if models.describe(scenario.model) is None:
-            factories.arguments_of(scenario)
-        gpu = hardware.describe(scenario.gpu) if scenario.gpu else None
-        own = gpu is not None and scenario.dtype is None and not gpu.has_bf16
-        dtypes = _dtypes(scenario) if makes or own else ()
-        if gpu and (reason := hardware.lacking(gpu, scenario, dtypes)):
-            raise ValueError(f"{reason}; ask for fp32, or for another GPU")
-
-
-_made: dict[tuple[str, object], frozenset[str]] = {}
+_dtypes_of: dict[tuple[str, object], frozenset[str]] = {}
 
 
 def _dtypes(scenario: Scenario) -> frozenset[str]:
-    """Torch's names of the dtypes of the scenario's parameters; each model is made once for all
-    optimizers and GPUs.
+    """Return torch's names of the dtypes of the scenario's parameters.
+
+    A model is built once for all optimizers, devices and GPUs.
     """
-    asked = replace(without_optimizer(scenario), workload="state", gpu=None)
+    scenario = replace(scenario, accumulate=None, gpu=None, steps=SIMULATED_STEPS)
+    scenario = replace(without_optimizer(scenario), workload="state")
     factory = None
     if models.describe(scenario.model) is None:
         factory = factories.load(scenario.model)
     else:
-        # Its batch holds data, however large it is.
-        asked = replace(asked, batch_size=1)
-    key = repr(asked), factory
-    if key not in _made:
+        # The batch holds data, and the parameters do not depend on it.
+        scenario = replace(scenario, batch_size=1, sequence_length=None)
+    key = repr(scenario), factory
+    if key not in _dtypes_of:
         with own_settings():
-            parameters = build(asked, "meta").model.parameters()
-        _made[key] = frozenset(
+            parameters = build(scenario, "meta").model.parameters()
+        _dtypes_of[key] = frozenset(
             str(parameter.dtype).removeprefix("torch.") for parameter in parameters
         )
-    return _made[key]
-
-
-def plan_fits(comparison: Comparison, gpus: Sequence[str]) -> list[Scenario]:
-    """The training steps of a comparison on each of these GPUs; ValueError names the first name or
-    option that is wrong.
-    """
-    for gpu in gpus:
-        hardware.describe(gpu)
-    asked = [
-        scenario
-        for scenario in plan(comparison)
-        if scenario.workload == "train" and scenario.model in comparison.models
-    ]
-    return [replace(scenario, gpu=gpu) for gpu in dict.fromkeys(gpus) for scenario in asked]
-
-
-def _devices(asked: str) -> tuple[str, ...]:
-    if asked == "cuda":
-        require_cuda()
-    if asked != "auto":
-        return (asked,)
-    return ("sim", "cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _companions(names: Sequence[str]) -> Sequence[str]:
-    return models.family(names[0]) if len(names) == 1 else names
-
-
-def _scenarios(comparison: Comparison, model: str, device: str) -> Iterator[Scenario]:
-    batch_size, sequence_length = _sizes(comparison, model)
-    for spec in comparison.optimizers:
-        name, written = optimizers.parse(spec)
-        implementation = cast(
-            Implementation, comparison.implementation or _default_implementation(spec, device)
-        )
-        # An optimizer that refuses its options says so now, before anything has run.
-        optimizers.create(
-            spec, [torch.nn.Parameter(torch.ones(1, 1))], implementation=implementation
-        )
-        require_implementation(spec, implementation, cast(Device, device))
-        yield Scenario(
-            model=model,
-            config=comparison.config,
-            optimizer=name,
-            options=_options(spec, written),
-            implementation=implementation,
-            workload=cast(Workload, comparison.workload),
-            dtype=cast(DType | None, comparison.dtype),
-            amp=cast(AutocastDType | None, comparison.amp),
-            batch_size=batch_size,
-            sequence_length=sequence_length,
-            micro_batches=comparison.micro_batches,
-            accumulate=comparison.accumulate,
-            max_grad_norm=comparison.max_grad_norm,
-            set_to_none=comparison.set_to_none,
-            checkpointing=comparison.checkpointing,
-            attention=cast(Attention | None, comparison.attention),
-            lora_rank=comparison.lora_rank,
-            gpu=comparison.gpu,
-            alloc_conf=comparison.alloc_conf,
-            device=cast(Device, device),
-            seed=comparison.seed,
-            steps=_default_steps(device) if comparison.steps is None else comparison.steps,
-        )
-
-
-def _sizes(comparison: Comparison, model: str) -> tuple[int, int | None]:
-    """The batch size and the tokens in a sequence, those of a factory of the user's where nobody
-    asked.
-    """
-    batch_size, length = comparison.batch_size, comparison.sequence_length
-    if models.describe(model) is None:
-        # A configuration may set them too.
-        sizes = {
-            name: factories.own_size(model, name) for name in ("batch_size", "sequence_length")
-        } | dict(comparison.config)
-        batch_size = sizes["batch_size"] if batch_size is None else batch_size
-        length = sizes["sequence_length"] if length is None else length
-    return 1 if batch_size is None else batch_size, models.sequence_length(
-        model, length, comparison.config
-    )
-
-
-def _default_steps(device: str) -> int:
-    return SIMULATED_STEPS if device == "sim" else MEASURED_STEPS
-
-
-def _default_implementation(spec: str, device: str) -> str:
-    """As the optimizer's text says, else as torch chooses by itself."""
-    return optimizers.default_implementation(spec, "cpu" if device == "cpu" else "cuda")
-
-
-def _options(spec: str, written: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of an optimizer; a default that a record cannot hold is left to its
-    constructor.
-    """
-    found = optimizers.option_defaults(spec)
-    usual = optimizers.option_defaults(optimizers.parse(spec)[0])
-    # Prodigy's growth rate is infinite, which JSON has no number for, whether it is written or not.
-    chosen = {
-        key: value for key, value in found.items() if key in written and value != usual.get(key)
-    }
-    schema.check(Mapping[str, Any], chosen, optimizers.parse(spec)[0])
-    return {key: value for key, value in found.items() if key in chosen or is_plain(value)}
-
-
-def is_plain(value: object) -> bool:
-    """Return whether a record can hold the value."""
-    try:
-        schema.check(Any, value, "")
-    except ValueError:
-        return False
-    return True
+    return _dtypes_of[key]

@@ -25,8 +25,8 @@ _POLL_SECONDS = 0.5
 _GRACE_SECONDS = 10.0
 # A pipe holds no more, so later output of a process that goes on printing is not read.
 _MOST_LEFT_BYTES = 1 << 20
-# The zygote imports from the places that the parent imports from: its own folder, where a user may
-# have an `optimizers/`, is not put first.
+# The zygote imports from the places that this process imports from, and knows its command. With -m
+# it would need PYTHONPATH for that, which the user's code and its children would inherit.
 _BOOTSTRAP = (
     "import ast, sys; sys.path[:], sys.argv[:] = ast.literal_eval(sys.argv[1]); from"
     " optprof.profiler.running.zygote import main; main()"

@@ -28,22 +28,32 @@ def profile(
     anonymous: bool = False,
     **options: Any,
 ) -> "Run":
-    """Profile optimizers on models as the command does, and return the run; `out` is a folder to
-    keep it in.
+    """Profile optimizers on models as the command does, and return the run.
 
-    `models` and `optimizers` are names with options, in a list or as the command line takes them;
-    `options` are the other fields of `profiler.running.plan.Comparison`: device, dtype, batch_size
-    and so on.
-    What fails is a record with its outcome. ValueError for a request that cannot be met,
-    FileExistsError for a folder that holds a run, or other files unless `force` is given. What is
-    `anonymous` names no machine and no path.
+    `models` and `optimizers` are names with options, in a list or as the command line takes them.
+    `options` are other fields of `optprof.scenarios.Scenario`: device, dtype, batch_size and so on.
+    `out` is a folder for the run, `anonymous` leaves out the machine and every path.
+
+    A scenario that fails is a record with its outcome. Raises ValueError for a request that cannot
+    be met, FileExistsError for a folder that holds a run, or other files unless `force` is given.
     """
-    from .profiler.running.asking import ask, comparison
+    from .profiler.records.store import RunStore
+    from .profiler.running.plan import comparison, plan, require_timeout
+    from .profiler.running.runner import run as run_all
+    from .profiler.safety.disk import require_own_folder
     from .reports.run import Run
 
     run = Run.temporary() if out is None else Run(folder=Path(out))
-    asked = comparison(models, optimizers, options)
-    run.records = ask(asked, run.where, timeout=timeout, force=force, anonymous=anonymous)
+    require_timeout(timeout)
+    scenarios = plan(comparison(models, optimizers, **options))
+    require_own_folder(run.where, "records.jsonl", force=force)
+    store = RunStore.create(run.where)
+    store.anonymous = anonymous
+    try:
+        run_all(scenarios, store, lambda _place, _scenario: None, timeout=timeout, force=force)
+        run.records = store.read()
+    finally:
+        store.close()
     return run
 
 
@@ -58,17 +68,16 @@ def watch(
     anonymous: bool = False,
     force: bool = False,
 ) -> "Iterator[Run]":
-    """Watch the training loop inside a `with` block: bytes of state, times of steps, peaks of
-    memory.
+    """Watch the training loop in a `with` block: bytes of state, times of steps, peaks of memory.
 
-    A loop with several optimizers gives them all, and in a list the `model` of each where they are
-    different. `out` is a folder whose run the records are added to; one that holds other files and
-    no run is refused with FileExistsError unless `force` is given. What is `anonymous` names no
-    machine and no path.
+    A loop with several optimizers gives them all, and a list with the `model` of each if they
+    differ. `out` is a folder whose run gets the records; a folder with other files and no run is
+    refused with FileExistsError unless `force` is given. `anonymous` leaves out the machine and
+    every path.
 
-    The run that it gives has the records, one of each optimizer, when the block has ended, also by
-    an exception. `profiler.measuring.watching.Watch` says what is read and what is refused.
-    OSError when the folder cannot be written.
+    Yields a run, which has a record of each optimizer once the block has ended, also by an
+    exception. `optprof.profiler.measuring.watching.Watch` says what is read and what is refused.
+    Raises OSError if the folder cannot be written.
     """
     from .profiler.measuring.watching import Watch
     from .reports.run import Run
@@ -87,7 +96,7 @@ def watch(
 
 
 def read_run(folder: str | Path) -> "Run":
-    """The run in a folder, to go on with in a notebook; FileNotFoundError where there is none."""
+    """Read the run in a folder; raise FileNotFoundError if it holds none."""
     from .reports.run import Run
 
     return Run.read(folder)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from optprof.profiler.records.fits import Fit
-from optprof.profiler.running.plan import Comparison, plan_fits
+from optprof.profiler.running.plan import plan
 from optprof.profiler.simulating.fitting import EXPANDABLE, Fitting
 from optprof.scenarios import Scenario
 
@@ -18,11 +18,10 @@ GPT2 = [{"activation_function": name} for name in ("gelu_new", "gelu_pytorch_tan
 
 
 def asked(model: str, gpu: str, sequence_length: int, **changes: object) -> list[Scenario]:
-    """The question to each optimizer; batch 1, fp32."""
-    comparison = Comparison(
-        models=[model], optimizers=OPTIMIZERS, device="sim", sequence_length=sequence_length
-    )
-    return plan_fits(replace(comparison, **changes), [gpu])  # pyright: ignore[reportArgumentType]
+    """Return the scenario of each optimizer: batch 1, fp32."""
+    question = {"model": model, "device": "sim", "sequence_length": sequence_length, **changes}
+    scenarios = plan({**question, "optimizer": name} for name in OPTIMIZERS)
+    return [replace(scenario, gpu=gpu) for scenario in scenarios]
 
 
 def settings() -> list[list[Scenario]]:

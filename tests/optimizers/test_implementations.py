@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from optprof import optimizers
 from optprof.optimizers import LAMB, LAMB16, SM3, SGDSaI, compiled, fused
-from optprof.profiler.running.plan import Comparison, plan
+from optprof.profiler.running.plan import comparison, plan
 from optprof.profiler.training.optimizer import make_optimizer
 from optprof.scenarios import Scenario, spec
 
@@ -275,7 +275,7 @@ def test_a_way_that_cannot_be_is_refused_in_one_line(
     if text not in optimizers.available() and ":" not in text:
         pytest.skip(f"{text} is not installed")
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        plan(Comparison(models=["gpt2"], optimizers=[text], device="sim", implementation=asked))
+        plan(comparison(models=["gpt2"], optimizers=[text], device="sim", implementation=asked))
     for part in parts:
         assert part in str(caught.value)
 
@@ -295,7 +295,7 @@ def test_a_plan_takes_the_implementation_that_a_text_names(
     text: str, asked: str | None, way: str
 ) -> None:
     (scenario,) = plan(
-        Comparison(models=["gpt2"], optimizers=[text], device="cpu", implementation=asked)
+        comparison(models=["gpt2"], optimizers=[text], device="cpu", implementation=asked)
     )
     assert scenario.implementation == way
     assert not scenario.options.keys() & {"foreach", "fused", "compiled"}

@@ -11,8 +11,8 @@ import pytest
 from optprof.profiler.measuring.files import require_iterations
 from optprof.profiler.measuring.measurement import measure
 from optprof.profiler.records.record import Memory, Record
-from optprof.profiler.running.plan import Comparison, plan
-from optprof.profiler.running.sweep import Forecast
+from optprof.profiler.running.forecast import Forecast
+from optprof.profiler.running.plan import comparison, plan
 from optprof.profiler.simulating.simulation import run_simulation, simulate
 from optprof.profiler.training.accumulating import target_schedule
 from optprof.reports.page import render_page
@@ -93,12 +93,12 @@ def test_an_accumulation_that_cannot_be_is_refused_before_anything_runs(
     asked: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        plan(Comparison(models=["tiny"], optimizers=["adamw"], **{"device": "sim", **asked}))
+        plan(comparison(models=["tiny"], optimizers=["adamw"], **{"device": "sim", **asked}))
     assert said in str(caught.value)
 
 
 def test_the_states_that_a_plan_adds_accumulate_nothing() -> None:
-    found = plan(Comparison(models=["tiny"], optimizers=["adamw"], device="sim", accumulate="gnts"))
+    found = plan(comparison(models=["tiny"], optimizers=["adamw"], device="sim", accumulate="gnts"))
     assert [(scenario.workload, scenario.accumulate) for scenario in found] == [
         ("train", "gnts"),
         ("state", None),

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from optprof.profiler import simulate
 from optprof.profiler.running import plan
-from optprof.profiler.running.plan import Comparison
+from optprof.profiler.running.plan import comparison
 from optprof.profiler.simulating.fitting import Fitting
 from optprof.profiler.simulating.training import trace_model
 from optprof.profiler.training.accumulating import simulated_draws
@@ -382,7 +382,7 @@ def of_any_length(batch_size: int, sequence_length: int):
 
 def test_a_plan_says_the_sizes_that_the_factory_will_have():
     def sizes(**options: Any) -> set[tuple[int, int | None]]:
-        scenarios = plan.plan(Comparison(optimizers=["adamw"], device="sim", **options))
+        scenarios = plan.plan(comparison(optimizers=["adamw"], device="sim", **options))
         return {(scenario.batch_size, scenario.sequence_length) for scenario in scenarios}
 
     assert sizes(models=[f"{__name__}:of_eight"]) == {(8, 128)}
@@ -395,7 +395,7 @@ def test_a_plan_says_the_sizes_that_the_factory_will_have():
 
 def test_micro_batches_are_counted_by_the_factory_s_batch():
     scenario, *_ = plan.plan(
-        Comparison(
+        comparison(
             models=[f"{__name__}:of_eight"],
             optimizers=["adamw"],
             device="sim",
@@ -412,10 +412,10 @@ def test_each_model_is_made_once_for_all_optimizers(monkeypatch: pytest.MonkeyPa
         "build",
         lambda scenario, device: made.append(scenario.model) or build(scenario, device),
     )
-    monkeypatch.setattr(plan, "_made", {})
+    monkeypatch.setattr(plan, "_dtypes_of", {})
     for optimizer in ("adamw", "sm3", "sgd"):
         plan.plan(
-            Comparison(
+            comparison(
                 models=["tiny"], optimizers=[optimizer, "adam"], device="sim", checkpointing=True
             )
         )
@@ -427,7 +427,7 @@ def test_a_gpu_without_bf16_refuses_a_model_that_has_some():
         ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"
     ):
         plan.plan(
-            Comparison(models=[f"{__name__}:mixed"], optimizers=["adamw"], device="sim", gpu="t4")
+            comparison(models=[f"{__name__}:mixed"], optimizers=["adamw"], device="sim", gpu="t4")
         )
     assert Fitting().fit(asked("mixed", gpu="t4")).reason == "t4 has no hardware for bf16"
     assert Fitting().fit(asked("plain", gpu="t4")).reason is None

@@ -11,7 +11,7 @@ import optprof
 from optprof import optimizers
 from optprof.profiler.machine import environment
 from optprof.profiler.records.store import RunStore
-from optprof.profiler.running.plan import Comparison, plan, require_timeout
+from optprof.profiler.running.plan import comparison, plan, require_timeout
 from optprof.scenarios import schema, suites
 from optprof.scenarios.models import read_config
 
@@ -19,9 +19,9 @@ HUGE = "9" * 30
 
 
 def refusal(**asked: Any) -> str:
-    comparison = {"models": ["tiny"], "optimizers": ["adamw"], "device": "sim"} | asked
+    question: dict[str, Any] = {"models": ["tiny"], "optimizers": ["adamw"], "device": "sim"}
     with pytest.raises(ValueError, match=r"^[^\n]{10,500}$") as caught:
-        plan(Comparison(**comparison))
+        plan(comparison(**question | asked))
     return str(caught.value)
 
 
@@ -69,7 +69,7 @@ def test_an_infinite_default_may_be_written_and_is_left_to_the_optimizer():
     if "prodigy" not in optimizers.available():
         pytest.skip("prodigy is not installed")
     scenario, *_ = plan(
-        Comparison(models=["tiny"], optimizers=["prodigy:growth_rate=1e400"], device="sim")
+        comparison(models=["tiny"], optimizers=["prodigy:growth_rate=1e400"], device="sim")
     )
     assert "growth_rate" not in scenario.options
 

@@ -9,7 +9,7 @@ import torch
 
 from optprof import optimizers
 from optprof.profiler.measuring.measurement import measure
-from optprof.profiler.running.plan import Comparison, plan
+from optprof.profiler.running.plan import comparison, plan
 from optprof.profiler.simulating.simulation import simulate
 from optprof.profiler.training.optimizer import make_optimizer
 from optprof.reports.arithmetic.labels import labels
@@ -88,7 +88,7 @@ def test_the_sgd_sai_papers_figures_of_others_are_met_by_these_names(
     """Of arXiv 2412.11768; its Adam-mini holds up to 5 % more than pytorch_optimizer's, for a
     reason that the paper does not tell.
     """
-    asked = plan(Comparison(models=[model], optimizers=[optimizer], device="sim", workload="state"))
+    asked = plan(comparison(models=[model], optimizers=[optimizer], device="sim", workload="state"))
     (row,) = reproduction([simulate(next(each for each in asked if each.model == model))])
     assert (row.published.model, row.published.optimizer) == (model, optimizer)
     assert abs(row.difference_percent) < per_cent

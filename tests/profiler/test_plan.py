@@ -4,13 +4,12 @@ runs.
 
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from optprof.profiler.running.plan import Comparison, plan
+from optprof.profiler.running.plan import comparison, plan
 from optprof.scenarios import Scenario
 
 
@@ -24,7 +23,7 @@ def summary(scenarios: list[Scenario]) -> list[tuple[str, str, str, str]]:
 
 
 def test_one_model_is_simulated_and_measured_and_its_family_gives_the_curve():
-    scenarios = plan(Comparison(models=["vit-b16"], optimizers=["adamw", "sm3"]))
+    scenarios = plan(comparison(models=["vit-b16"], optimizers=["adamw", "sm3"]))
     assert summary(scenarios) == [
         *(("sim", "train", "vit-b16", name) for name in ("adamw", "sm3")),
         *(
@@ -52,13 +51,13 @@ class Remembering(torch.optim.SGD):
     (tmp_path / "remembering.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     (scenario,) = plan(
-        Comparison(models=["tiny"], optimizers=["remembering:Remembering"], device="cpu")
+        comparison(models=["tiny"], optimizers=["remembering:Remembering"], device="cpu")
     )
     assert (scenario.implementation, scenario.options) == ("loop", {"lr": 0.1})
 
 
 def test_several_models_are_their_own_curve():
-    scenarios = plan(Comparison(models=["gpt2", "vit-s16"], optimizers=["sgd"], device="sim"))
+    scenarios = plan(comparison(models=["gpt2", "vit-s16"], optimizers=["sgd"], device="sim"))
     assert summary(scenarios) == [
         ("sim", work, model, "sgd") for work in ("train", "state") for model in ("gpt2", "vit-s16")
     ]
@@ -66,7 +65,7 @@ def test_several_models_are_their_own_curve():
 
 def test_the_state_alone_is_not_simulated_twice():
     scenarios = plan(
-        Comparison(models=["resnet18"], optimizers=["sgd"], device="sim", workload="state")
+        comparison(models=["resnet18"], optimizers=["sgd"], device="sim", workload="state")
     )
     assert summary(scenarios) == [
         ("sim", "state", name, "sgd") for name in ("resnet18", "resnet50")
@@ -76,7 +75,7 @@ def test_the_state_alone_is_not_simulated_twice():
 @pytest.mark.parametrize("workload", ["train", "state"])
 def test_the_curve_is_not_cut_off_by_the_memory_of_a_gpu(workload: str):
     scenarios = plan(
-        Comparison(
+        comparison(
             models=["gpt2"], optimizers=["sgd"], device="sim", workload=workload, gpu="rtx3090"
         )
     )
@@ -91,7 +90,7 @@ def test_the_curve_is_not_cut_off_by_the_memory_of_a_gpu(workload: str):
 
 
 def test_a_scenario_says_every_hyper_parameter():
-    (scenario,) = plan(Comparison(models=["gpt2"], optimizers=["sm3:momentum=0.9"], device="cpu"))
+    (scenario,) = plan(comparison(models=["gpt2"], optimizers=["sm3:momentum=0.9"], device="cpu"))
     assert scenario.options == {
         "lr": 0.1,
         "momentum": 0.9,
@@ -104,7 +103,7 @@ def test_a_scenario_says_every_hyper_parameter():
 
 def test_an_option_that_only_cuda_takes_is_not_passed_over():
     (scenario,) = plan(
-        Comparison(models=["gpt2"], optimizers=["adamw:capturable=true"], device="cpu")
+        comparison(models=["gpt2"], optimizers=["adamw:capturable=true"], device="cpu")
     )
     assert (scenario.options["capturable"], scenario.options["differentiable"]) == (True, False)
 
@@ -121,7 +120,7 @@ def test_how_to_train_is_asked_of_every_scenario():
         "config": {"n_layer": 2},
         "alloc_conf": "expandable_segments:True",
     }
-    scenarios = plan(Comparison(models=["gpt2"], optimizers=["adamw"], **asked))  # pyright: ignore[reportArgumentType]
+    scenarios = plan(comparison(models=["gpt2"], optimizers=["adamw"], **asked))
     assert summary(scenarios) == [
         ("sim", "train", "gpt2", "adamw"),
         ("sim", "state", "gpt2", "adamw"),
@@ -134,11 +133,10 @@ def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    asked = Comparison(models=["resnet18"], optimizers=["sgd"], device="cpu")
-    assert [plan(each)[0].alloc_conf for each in (asked, replace(asked, alloc_conf=""))] == [
-        "expandable_segments:True",
-        "",
-    ]
+    (question,) = comparison("resnet18", "sgd", device="cpu")
+    assert [
+        scenario.alloc_conf for scenario in plan([question, {**question, "alloc_conf": ""}])
+    ] == ["expandable_segments:True", ""]
 
 
 def of_width(width: int):
@@ -213,7 +211,7 @@ def of_width(width: int):
 )
 def test_what_is_wrong_is_said_before_anything_runs(asked: dict[str, object], told: str):
     with pytest.raises(ValueError, match=told):
-        plan(Comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **asked}))  # pyright: ignore[reportArgumentType]
+        plan(comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **asked}))
 
 
 def test_options_that_json_cannot_hold_are_left_to_the_optimizer(
@@ -227,7 +225,7 @@ class Mine(torch.optim.SGD):
 """)
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     (scenario,) = plan(
-        Comparison(models=["gpt2"], optimizers=["mine_with_a_function:Mine"], device="cpu")
+        comparison(models=["gpt2"], optimizers=["mine_with_a_function:Mine"], device="cpu")
     )
     assert scenario.options == {"lr": 0.1}
 
@@ -237,15 +235,15 @@ def test_a_gpu_without_bf16_is_an_error_before_anything_runs():
         with pytest.raises(
             ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"
         ):
-            plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))  # pyright: ignore[reportArgumentType]
+            plan(comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))
     with pytest.raises(ValueError, match="no GPU is named 'tpu'"):
-        plan(Comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="tpu"))
+        plan(comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="tpu"))
 
 
 def test_an_option_that_json_has_no_number_for_is_left_to_the_optimizer():
     pytest.importorskip("pytorch_optimizer")
     (scenario,) = plan(
-        Comparison(
+        comparison(
             models=["vit-s16", "vit-b16"], optimizers=["prodigy"], device="sim", workload="state"
         )
     )[:1]

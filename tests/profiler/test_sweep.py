@@ -6,7 +6,8 @@ import pytest
 
 from optprof.profiler.measuring.measurement import to_simulate
 from optprof.profiler.records.record import Record
-from optprof.profiler.running.sweep import forecast, sweep
+from optprof.profiler.running.forecast import forecast
+from optprof.profiler.running.plan import plan_suite
 from optprof.reports import print_forecasts
 from optprof.scenarios import Scenario
 from optprof.scenarios.suites import read
@@ -68,7 +69,7 @@ def test_what_is_simulated_of_a_measured_scenario_has_its_allocator():
 def test_a_file_cannot_have_a_model_built_without_end(model: str, config: str, told: str):
     text = f'[[scenarios]]\nmodel = "{model}"\ndevice = "sim"\nconfig = {config}'
     with pytest.raises(ValueError, match=told):
-        sweep(read("mine", text.encode()), ())
+        plan_suite(read("mine", text.encode()), ())
 
 
 def test_a_suite_whose_forecast_would_not_end_is_refused():
@@ -80,13 +81,13 @@ def test_a_suite_whose_forecast_would_not_end_is_refused():
         ValueError,
         match=r"^a suite has at most 65536 micro-batches in all simulated steps, got 73728; ",
     ):
-        sweep(read("mine", text.encode()), ())
-    assert len(sweep(read("mine", text.replace(", 8", "").encode()), ())) == 8
+        plan_suite(read("mine", text.encode()), ())
+    assert len(plan_suite(read("mine", text.replace(", 8", "").encode()), ())) == 8
 
 
 def test_a_file_s_batch_is_not_made_to_check_its_configuration():
     text = (
         '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 100000\nconfig = {n_layer = 2}'
     )
-    (found,) = sweep(read("mine", text.encode()), ())
+    (found,) = plan_suite(read("mine", text.encode()), ())
     assert found.batch_size == 100_000

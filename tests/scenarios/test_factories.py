@@ -212,9 +212,11 @@ TWO = (torch.zeros(2, 64), torch.zeros(2, 64))
 def test_a_batch_without_names_is_the_arguments_in_order(
     module: type[nn.Module], batch: Any, names: list[str]
 ):
-    found = by_name(module(), batch)
-    assert list(found) == names
-    assert (list(found.values()) == list(batch)) if len(names) == 2 else (found[names[0]] is batch)
+    result = by_name(module(), batch)
+    assert list(result) == names
+    assert (
+        (list(result.values()) == list(batch)) if len(names) == 2 else (result[names[0]] is batch)
+    )
 
 
 def of_loader():
@@ -286,9 +288,9 @@ def test_a_model_without_data_is_the_model_that_the_factory_makes(name: str):
 def test_a_batch_has_the_data_that_the_factory_gave_it(name: str):
     without, real = made(name), made(name, "cpu")
     assert list(without.batch) == list(real.batch)
-    found = tensors_in(without.batch)
-    assert found
-    for tensor, expected in zip(found, tensors_in(real.batch), strict=True):
+    result = tensors_in(without.batch)
+    assert result
+    for tensor, expected in zip(result, tensors_in(real.batch), strict=True):
         assert tensor.shape == expected.shape
         assert tensor.device.type == "cpu"
 
@@ -345,7 +347,7 @@ def test_all_that_a_factory_draws_follows_the_seed():
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
-def test_sizes_are_the_factory_s_where_nobody_asked(device: str):
+def test_sizes_default_to_the_factory_s_own(device: str):
     assert factories.own_size(f"{__name__}:sized", "batch_size") == 8
     batch = made("sized", device, batch_size=8).batch
     assert batch["x"].shape == (8, 128, 64)
@@ -364,7 +366,7 @@ def test_a_size_is_read_from_any_signature(name: str, usual: int | None):
     assert factories.own_size(f"{__name__}:{name}", "batch_size") == usual
 
 
-def test_a_factory_that_takes_anything_is_given_what_was_asked():
+def test_a_factory_with_keyword_arguments_gets_every_option():
     assert made("anything").batch["x"].shape == (7, 64)
     assert made("anything", batch_size=3, config={"width": 32}).batch["x"].shape == (3, 32)
 
@@ -377,7 +379,7 @@ def test_a_class_is_a_factory():
     )
 
 
-def test_a_dtype_that_is_asked_for_is_that_of_model_and_batch():
+def test_a_requested_dtype_holds_for_model_and_batch():
     workpiece = made("nested", dtype="bf16")
     assert {parameter.dtype for parameter in workpiece.model.parameters()} == {BF16}
     assert {tensor.dtype for tensor in tensors_in(workpiece.batch)} == {BF16, torch.int64}
@@ -391,7 +393,7 @@ def test_a_factory_that_takes_the_dtype_is_trusted_with_it():
     assert {parameter.dtype for parameter in made("typed").model.parameters()} == {FP32}
 
 
-def test_every_tensor_of_a_nested_batch_is_found_and_copied():
+def test_every_tensor_of_a_nested_batch_is_copied():
     batch = made("nested").batch
     moved = map_tensors(lambda tensor: tensor.to("meta"), batch)
     assert [tensor.shape for tensor in tensors_in(moved)] == [(4,), (4, 16), (2,), (3,), (5,)]
@@ -417,7 +419,7 @@ def test_positions_become_the_names_of_forward():
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         (
             "on_cuda",
@@ -436,10 +438,10 @@ def test_positions_become_the_names_of_forward():
         ("model", "must be a function that returns a model, got Net"),
     ],
 )
-def test_a_factory_that_cannot_be_called_is_told_why(name: str, told: str):
+def test_a_factory_that_cannot_be_called_is_an_error(name: str, message: str):
     if name == "on_cuda" and torch.cuda.is_available():
         pytest.skip("there is CUDA")
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         made(name, workload="state")
 
 

@@ -1,4 +1,4 @@
-"""The catalogue of GPUs: every entry whole, sourced, and within what its label says."""
+"""The catalogue of GPUs: every entry is complete, has sources and matches the card's label."""
 
 import re
 import subprocess
@@ -43,7 +43,7 @@ CLOCK_AND_BUS = {
 }
 
 
-def test_every_gpu_that_was_asked_for_is_there():
+def test_the_catalogue_lists_these_gpus():
     assert set(hardware.available()) == set(LABEL)
 
 
@@ -71,8 +71,8 @@ def test_bandwidth_is_clock_times_bus(name: str):
 def test_rates_rise_as_the_dtype_narrows():
     for name in LABEL:
         rates = hardware.describe(name).rates
-        found = [rates[dtype] for dtype in ("fp32", "tf32", "bf16", "fp8") if dtype in rates]
-        assert found == sorted(found), name
+        result = [rates[dtype] for dtype in ("fp32", "tf32", "bf16", "fp8") if dtype in rates]
+        assert result == sorted(result), name
         assert rates.get("bf16", rates["fp16"]) == rates["fp16"], name
 
 
@@ -88,7 +88,7 @@ def test_what_a_chip_can_do_follows_its_compute_capability():
     ("wrong", "near"),
     [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("tpu", "rtx3060")],
 )
-def test_a_wrong_name_is_told_near_ones(wrong: str, near: str):
+def test_an_unknown_name_is_an_error_with_near_ones(wrong: str, near: str):
     with pytest.raises(
         ValueError, match=rf"no GPU is named {re.escape(repr(wrong))}; did you mean .*\b{near}"
     ):

@@ -1,4 +1,4 @@
-"""The catalogue's models, judged by the published parameter counts, and models of one's own."""
+"""The catalogue's models, judged by the published parameter counts, and the user's own models."""
 
 import sys
 from pathlib import Path
@@ -135,7 +135,7 @@ def test_a_configuration_entry_that_does_not_read_is_refused(pair: str):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("options", "message"),
     [
         (
             {"config": {"n_layers": 2}},
@@ -149,9 +149,9 @@ def test_a_configuration_entry_that_does_not_read_is_refused(pair: str):
         ({"model": "resnet18", "checkpointing": True}, "resnet18 cannot be checkpointed: "),
     ],
 )
-def test_what_a_model_does_not_take_is_told(asked: dict[str, object], told: str):
-    with pytest.raises(ValueError, match=told):
-        build(Scenario(**{"model": "gpt2", **asked}), "meta")  # pyright: ignore[reportArgumentType]
+def test_an_option_that_a_model_does_not_take_is_an_error(options: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        build(Scenario(**{"model": "gpt2", **options}), "meta")  # pyright: ignore[reportArgumentType]
 
 
 def test_the_seed_decides_weights_and_batch():
@@ -164,7 +164,7 @@ def test_the_seed_decides_weights_and_batch():
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_language_models_take_the_asked_for_tokens():
+def test_language_models_take_the_requested_tokens():
     batch = build(Scenario(model="gpt2", batch_size=3, sequence_length=7), "meta").batch
     assert batch["input_ids"].shape == batch["labels"].shape == (3, 7)
 
@@ -229,7 +229,7 @@ def test_a_factory_names_anybody_s_own_model(module_of_mine: str):
     assert build(Scenario(model=f"{module_of_mine}:bare", workload="state"), "meta").batch == {}
 
 
-def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(module_of_mine: str):
+def test_a_factory_gets_the_sizes_that_it_takes_and_refuses_others(module_of_mine: str):
     workpiece = build(
         Scenario(model=f"{module_of_mine}:sized", batch_size=3, sequence_length=4), "meta"
     )
@@ -239,7 +239,7 @@ def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(modul
 
 
 @pytest.mark.parametrize(
-    ("factory", "told"),
+    ("factory", "message"),
     [
         ("bare", "gave no batch to train on; return"),
         ("nothing", "must return a torch.nn.Module, or one and its batch, got int"),
@@ -250,23 +250,23 @@ def test_a_factory_that_takes_sizes_is_given_them_and_another_refuses_them(modul
         ("absent", "cannot be loaded: .*absent"),
     ],
 )
-def test_a_factory_that_does_not_fit_is_told_why(module_of_mine: str, factory: str, told: str):
-    with pytest.raises(ValueError, match=told):
+def test_a_factory_of_another_kind_is_an_error(module_of_mine: str, factory: str, message: str):
+    with pytest.raises(ValueError, match=message):
         build(Scenario(model=f"{module_of_mine}:{factory}"), "meta")
 
 
-def test_a_factory_is_given_the_configuration_and_refuses_what_it_does_not_take(
+def test_a_factory_gets_the_configuration_and_refuses_unknown_keys(
     module_of_mine: str,
 ):
     workpiece = build(Scenario(model=f"{module_of_mine}:wide", config={"width": 9}), "meta")
     assert sum(p.numel() for p in workpiece.model.parameters()) == 10
-    for asked, told in (
+    for options, message in (
         ({"config": {"widht": 9}}, r"no 'widht' \(near: width\) among the arguments of model"),
         ({"checkpointing": True}, "has no method gradient_checkpointing_enable"),
         ({"attention": "eager"}, "takes no attention, got eager"),
     ):
-        with pytest.raises(ValueError, match=told):
-            build(Scenario(**{"model": f"{module_of_mine}:wide", **asked}), "meta")
+        with pytest.raises(ValueError, match=message):
+            build(Scenario(**{"model": f"{module_of_mine}:wide", **options}), "meta")
 
 
 def test_a_module_that_is_not_there_is_named():
@@ -278,7 +278,7 @@ def test_a_module_that_is_not_there_is_named():
 
 
 class Returning(torch.nn.Module):
-    """Returns what it is given, next to a weight that is trained."""
+    """Return the input, next to a trained weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -289,7 +289,7 @@ class Returning(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("output", "told"),
+    ("output", "message"),
     [
         (torch.ones(4), r"Returning must return a scalar loss, .*, got Tensor of shape \(4,\)"),
         ({"loss": torch.ones(4)}, r"got Tensor of shape \(4,\)"),
@@ -302,9 +302,9 @@ class Returning(torch.nn.Module):
         (torch.ones(4).mean(), "the loss of Returning follows from no trained parameter"),
     ],
 )
-def test_an_output_without_a_loss_to_train_on_is_told(output: Any, told: str):
+def test_an_output_without_a_loss_is_an_error(output: Any, message: str):
     model = Returning()
-    with pytest.raises((TypeError, ValueError), match=told):
+    with pytest.raises((TypeError, ValueError), match=message):
         Workpiece(model=model, batch={}).loss({"result": output})
     loss = model.weight.mean()
     assert Workpiece(model=model, batch={}).loss({"result": {"loss": loss}}) is loss

@@ -1,6 +1,4 @@
-"""Scenarios: whatever can be made can be written and read again; the rest is refused in one
-line.
-"""
+"""Scenarios: every valid one is read back as written; any other is refused in one line."""
 
 import json
 import re
@@ -53,13 +51,13 @@ fields = st.fixed_dictionaries(
 @settings(max_examples=150, deadline=None)
 @given(asked=fields)
 def test_a_scenario_that_can_be_made_is_read_as_it_was_written(asked: dict[str, Any]):
-    made, told = None, ""
+    made, message = None, ""
     try:
         made = Scenario(**asked)
     except ValueError as error:
-        told = str(error)
-    assert len(told) < 500
-    assert "\n" not in told
+        message = str(error)
+    assert len(message) < 500
+    assert "\n" not in message
     assert (
         made is None or schema.read(Scenario, schema.parse_json(json.dumps(asdict(made)))) == made
     )
@@ -158,9 +156,7 @@ def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
     ],
 )
 def test_json_is_read_as_python_s_own_parser_reads_it(text: str):
-    """By a faster one, which must neither take nor change more; only NaN and Infinity are no JSON
-    to either.
-    """
+    """A faster parser must accept and return the same; neither accepts NaN and Infinity."""
     try:
         expected = json.loads(text)
     except (ValueError, RecursionError):

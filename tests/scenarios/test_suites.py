@@ -1,4 +1,4 @@
-"""Suites: lists are axes, and a file is read as data, however it is written."""
+"""Suites: lists are axes, and a file is only data, whatever it says."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def suite(text: str) -> Suite:
 
 
 def test_every_list_is_an_axis_and_optimizers_change_fastest():
-    found = suite("""
+    result = suite("""
         description = "what bf16 saves"
         [[scenarios]]
         optimizer = ["adamw", "sm3:momentum=0.9"]
@@ -27,26 +27,26 @@ def test_every_list_is_an_axis_and_optimizers_change_fastest():
         amp = ["none", "bf16"]
         config = {n_layer = 2}
     """)
-    assert found.description == "what bf16 saves"
-    assert [(q["model"], q["amp"], q["optimizer"]) for q in found.questions] == [
+    assert result.description == "what bf16 saves"
+    assert [(q["model"], q["amp"], q["optimizer"]) for q in result.questions] == [
         (model, amp, optimizer)
         for model in ("gpt2", "gpt2-xl")
         for amp in (None, "bf16")
         for optimizer in ("adamw", "sm3:momentum=0.9")
     ]
-    assert {q["config"]["n_layer"] for q in found.questions} == {2}
+    assert {q["config"]["n_layer"] for q in result.questions} == {2}
 
 
 @pytest.mark.parametrize("name", suites.available())
 def test_a_suite_that_comes_with_optprof_says_what_it_asks(name: str):
-    found = suites.load(name)
-    assert found.name == name
-    assert found.description
-    assert found.questions
+    result = suites.load(name)
+    assert result.name == name
+    assert result.description
+    assert result.questions
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", r"a suite has one \[\[scenarios\]\] table or more, got none"),
         ("scenarios = 3", r"a suite has one \[\[scenarios\]\] table"),
@@ -87,8 +87,8 @@ def test_a_suite_that_comes_with_optprof_says_what_it_asks(name: str):
         ("#" * (256 << 10) + "#", "at most 262144 bytes, got more"),
     ],
 )
-def test_what_is_wrong_with_a_suite_is_told_in_one_line(text: str, told: str):
-    with pytest.raises(ValueError, match=told) as error:
+def test_an_error_in_a_suite_is_one_line(text: str, message: str):
+    with pytest.raises(ValueError, match=message) as error:
         suite(text)
     assert "\n" not in str(error.value)
 
@@ -102,12 +102,12 @@ def test_what_is_wrong_with_a_suite_is_told_in_one_line(text: str, told: str):
         '{path = "/etc"}',
     ],
 )
-def test_a_file_s_configuration_reaches_for_nothing(config: str):
+def test_a_file_s_configuration_names_no_path_and_no_code(config: str):
     with pytest.raises(ValueError, match="from a file"):
         suite(f"[[scenarios]]\nmodel = 'gpt2'\nconfig = {config}")
 
 
-def test_a_suite_that_nobody_knows_is_told_with_near_names(tmp_path: Path):
+def test_an_unknown_suite_is_an_error_with_near_names(tmp_path: Path):
     with pytest.raises(ValueError, match="no suite is named 'papr'; did you mean paper"):
         suites.load("papr")
     (tmp_path / "mine.toml").write_bytes(b"\xff")
@@ -157,10 +157,10 @@ broken = st.builds(
     )
 )
 def test_a_malformed_suite_is_an_error_in_one_line_or_a_suite(data: bytes):
-    told, questions = "", ()
+    message, questions = "", ()
     try:
         questions = read("mine", data).questions
     except ValueError as error:
-        told = str(error)
-    assert len(told) < 2000
-    assert 0 < len(questions) <= suites.MOST_SCENARIOS or told
+        message = str(error)
+    assert len(message) < 2000
+    assert 0 < len(questions) <= suites.MOST_SCENARIOS or message

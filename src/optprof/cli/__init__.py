@@ -15,7 +15,7 @@ def main() -> None:
 def _leave_current_folder_out() -> None:
     """Remove relative entries of PYTHONPATH from `sys.path`.
 
-    They lie in the current folder, whose files a command does not run unasked.
+    They lie in the current folder, and a command runs no file of it unasked.
     """
     ours = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
     for entry in (os.environ.get("PYTHONPATH") or os.sep).split(os.pathsep):

@@ -1,29 +1,37 @@
-"""Listings: the names that a user can give, with a few words on each."""
+"""optprof list: the names that a user can give, with a few words on each."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
+from typing import Annotated
 
-from optprof import optimizers
+import typer
 
 Row = tuple[str, ...]
 
 
+def list_names(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list."),
+    ],
+) -> None:
+    """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
+    print("\n".join(listing(what)))
+
+
 def listing(what: str) -> Iterator[str]:
-    """The lines on the models, optimizers and so on that have a name here, in columns; ValueError
-    for anything else.
-    """
+    """Return the lines of a listing, in columns; raise ValueError for an unknown one."""
     if what not in _LISTINGS:
-        raise ValueError(
-            f"nothing to list under {what!r}; ask for {', '.join([*_LISTINGS][:-1])} or"
-            f" {[*_LISTINGS][-1]}"
-        )
+        *names, last = _LISTINGS
+        raise ValueError(f"nothing to list under {what!r}; ask for {', '.join(names)} or {last}")
     sides, rows = _LISTINGS[what]
     return _columns(sides, list(rows()))
 
 
 def _columns(sides: str, rows: Sequence[Row]) -> Iterator[str]:
-    """The rows as lines, each column as wide as its longest cell; `sides` has < for a column set
-    left, and > for right.
+    """Yield the rows as lines, each column as wide as its longest cell.
+
+    `sides` has < for each column set left, and > for each set right.
     """
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     for row in rows:
@@ -41,25 +49,26 @@ def _models() -> Iterator[Row]:
 
 
 def _optimizers() -> Iterator[Row]:
+    from optprof import optimizers
 
     for name in optimizers.available():
         try:
-            found = optimizers.describe(name)
+            entry = optimizers.describe(name)
         except ValueError as error:
-            # Another package adds it and cannot load it; the others are listed all the same.
+            # Another package adds it and cannot load it; the others are still listed.
             yield name, str(error)
             continue
-        yield name, found.summary
-        yield "", f"state: {found.state}"
+        yield name, entry.summary
+        yield "", f"state: {entry.state}"
 
 
 def _accumulations() -> Iterator[Row]:
     from optprof.optimizers import accumulation
 
     for name in accumulation.available():
-        found = accumulation.describe(name)
-        yield name, found.summary
-        yield "", f"state: {found.state}"
+        entry = accumulation.describe(name)
+        yield name, entry.summary
+        yield "", f"state: {entry.state}"
 
 
 def _gpus() -> Iterator[Row]:

@@ -1,0 +1,34 @@
+"""optprof profile: measure and simulate optimizers on models."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from optprof.library import OPTIMIZERS
+
+from .options import Optimizers, RunOptions
+from .running import run_all, session
+
+
+def profile(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Names from `optprof list models`, or module:factory."
+        ),
+    ],
+    optimizers: Optimizers = OPTIMIZERS,
+    *,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/MODEL")
+    ] = None,
+    options: RunOptions,
+    **fields: Any,
+) -> None:
+    """Profile optimizers on models, and write a report."""
+    with session(",".join([*models, optimizers]), options) as (worker, stdout):
+        from optprof.profiler.running.plan import comparison, plan
+
+        scenarios = plan(comparison(models, optimizers, **fields))
+        run_all(scenarios, "+".join(models), out, options, worker, stdout)

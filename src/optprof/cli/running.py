@@ -1,0 +1,199 @@
+"""Parts that commands share: runs by name, the user's code, and running scenarios."""
+
+import gc
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+import typer
+
+from optprof.reports.streams import progress, results_on_stdout
+
+from .options import RunOptions
+
+if TYPE_CHECKING:
+    from optprof.profiler.records.record import Record
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.worker import Worker
+    from optprof.scenarios import Scenario
+
+RUNS = Path("runs")
+SOME_FAILED = 4
+INTERRUPTED = 130
+
+# module:Class in a list of optimizers, in which options follow a colon too; no address and no text.
+_OWN_CODE = re.compile(r"(?:^|,)\s*(?:[^\W\d][\w.]*|[^:,=]+\.py):[^\W\d][\w.]*\s*(?:[:,]|$)")
+
+
+def see_own_code(names: str) -> None:
+    """Make module:Class and module:factory importable, behind everything that is installed.
+
+    The current folder may be a stranger's: nothing in it runs unless one of the `names` is code.
+    """
+    if _OWN_CODE.search(names):
+        places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        sys.path += [
+            str(Path(place).absolute()) for place in places if not Path(place).is_absolute()
+        ]
+        sys.path.append(str(Path.cwd()))
+
+
+def run_folder(name: Path) -> Path:
+    """Return the folder of a run, named by its path or by its name under runs/."""
+    return name if name.exists() else RUNS / name
+
+
+def expect_many_records() -> None:
+    """Let the garbage collector run more seldom: records hold no cycles."""
+    gc.set_threshold(100_000, 50, 100)
+
+
+@contextmanager
+def session(names: str, options: RunOptions) -> Iterator[tuple["Worker", TextIO]]:
+    """Yield a worker and the stream for results. `names` are the user's models and optimizers."""
+    from optprof.profiler.running.worker import Worker
+
+    # The worker loads torch while this process does.
+    with results_on_stdout() as stdout, Worker() as worker:
+        # After the worker's start: it imports our code alone, and each job brings its own path.
+        see_own_code(names)
+        from optprof.profiler.running.plan import require_timeout
+
+        require_timeout(options.timeout)
+        yield worker, stdout
+
+
+def run_all(
+    scenarios: "Sequence[Scenario]",
+    name: str,
+    out: Path | None,
+    options: RunOptions,
+    worker: "Worker",
+    stdout: TextIO,
+) -> None:
+    """Run the scenarios that are not recorded yet, and show the records of all."""
+    from optprof.profiler.measuring.files import require_iterations
+    from optprof.profiler.running.resume import standing
+    from optprof.profiler.running.runner import run
+
+    require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
+    store = _open_run(name, out, options)
+    waiting = _waiting(scenarios, store)
+    try:
+        with progress(len(waiting)) as started:
+            run(
+                waiting,
+                store,
+                started,
+                worker=worker,
+                snapshots=options.snapshot,
+                traces=options.trace,
+                timeout=options.timeout,
+                force=options.force,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"interrupted; what is finished is in {store.folder}; to go on:\n "
+            f" {_command_to_go_on(store.folder)}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    records = standing(store.read())
+    _show(records, store, options, stdout)
+    failed = sum(record.outcome != "ok" for record in records)
+    if failed:
+        print(f"{failed} of {len(records)} scenarios failed; the report lists why", file=sys.stderr)
+        raise typer.Exit(SOME_FAILED)
+
+
+def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
+    """Open the run to write into; clear what an interrupted run has left."""
+    from optprof.profiler.records.privacy import masked
+    from optprof.profiler.records.store import RunStore, last_folder
+    from optprof.profiler.safety.disk import require_own_folder
+
+    if out:
+        # A command copied from a page has ~ in it, which shells do not expand after --out=.
+        out = out.expanduser()
+        require_own_folder(out, "records.jsonl", force=options.force)
+
+    name = masked(name).replace("~/", "").replace(":", ".").replace("/", ".")
+    if options.resume:
+        store = RunStore.resume(out or last_folder(RUNS, name))
+        store.remove_parts()
+    elif out:
+        store = RunStore.create(out)
+    else:
+        store = RunStore.create_free(RUNS, name)
+    store.anonymous = options.anonymous
+    return store
+
+
+def _waiting(scenarios: "Sequence[Scenario]", store: "RunStore") -> "Sequence[Scenario]":
+    """Return the scenarios without a record; set aside their unreadable timelines."""
+    from optprof.profiler.machine.environment import environment
+    from optprof.profiler.records.store import file_name
+    from optprof.profiler.running.resume import pending, standing
+    from optprof.scenarios.schema import require_records
+
+    records = store.read()
+    lost = store.lost_timelines(standing(records))
+    store.warn()
+    if not records:
+        return scenarios
+    waiting = pending(scenarios, records, environment(seed=0), lost, anonymous=store.anonymous)
+    for name in lost & {file_name(scenario) for scenario in waiting}:
+        store.set_timeline_aside(name)
+    require_records(len(records) + len(waiting))
+    print(
+        f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in"
+        f" {store.folder}",
+        file=sys.stderr,
+    )
+    return waiting
+
+
+def _command_to_go_on(folder: Path) -> str:
+    has_out = any(word == "--out" or word.startswith("--out=") for word in sys.argv)
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return shlex.join(["optprof", *words, *([] if has_out else ["--out", str(folder)]), "--resume"])
+
+
+def _show(
+    records: "Sequence[Record]", store: "RunStore", options: RunOptions, stdout: TextIO
+) -> None:
+    """Print the records, the page's path, and the logs of failed scenarios."""
+    from optprof.reports import print_run
+
+    page = None
+    if not options.no_report:
+        from optprof.reports import write_report
+
+        page = write_report(store.folder, tensorboard=options.tensorboard, force=options.force)
+    if options.as_json:
+        content = {
+            "run": str(store.folder),
+            "report": page and str(page),
+            "records": [record.to_dict() for record in records],
+        }
+        print(json.dumps(content, indent=1), file=stdout)
+    else:
+        print_run(records, stdout)
+    drawing = f"records: {store.records_path}; draw them with: optprof report {store.folder}"
+    print(f"report: {page}" if page else drawing, file=sys.stderr)
+    for record in records:
+        if record.outcome == "ok" or not record.log:
+            continue
+        what = f"{record.outcome}: {record.scenario.model} {record.scenario.optimizer}"
+        print(*f"{what}, log in {store.folder / record.log}".split(), file=sys.stderr)
+        if options.traceback:
+            try:
+                print(store.read_log(record), file=sys.stderr)
+            except (OSError, ValueError) as error:
+                print(f"the log cannot be read: {error}", file=sys.stderr)

@@ -1,0 +1,77 @@
+"""optprof sweep: run the scenarios of a suite."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from optprof.reports.streams import progress
+
+from .options import RunOptions
+from .running import run_all, session
+
+if TYPE_CHECKING:
+    from optprof.profiler.running.worker import Worker
+    from optprof.scenarios import Scenario
+
+
+def sweep(
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE", help="A name from `optprof list suites`, or a file that ends in .toml."
+        ),
+    ],
+    *,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the scenarios, their memory and the time they take; run nothing.",
+        ),
+    ] = False,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:NAME", help="Code of your own that the suite may run; may be repeated."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the run.", show_default="runs/SUITE")
+    ] = None,
+    options: RunOptions,
+) -> None:
+    """Run a suite: models x optimizers x options, as a file lists them."""
+    with session(",".join(allow or ()), options) as (worker, stdout):
+        from optprof.profiler.running.plan import plan_suite
+        from optprof.scenarios import suites
+
+        loaded = suites.load(suite)
+        scenarios = plan_suite(loaded, allow or ())
+        if dry_run:
+            _forecast(scenarios, worker, stdout, options.timeout)
+        else:
+            run_all(scenarios, loaded.name, out, options, worker, stdout)
+
+
+def _forecast(
+    scenarios: "Sequence[Scenario]", worker: "Worker", stdout: TextIO, timeout: float | None
+) -> None:
+    from optprof.profiler.measuring.measurement import to_simulate
+    from optprof.profiler.records.store import RunStore
+    from optprof.profiler.running.forecast import forecast
+    from optprof.profiler.running.runner import Runner
+    from optprof.reports import print_forecasts
+
+    with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
+        runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
+        forecasts = forecast(
+            scenarios,
+            lambda scenario: runner.find(
+                scenario if scenario.device == "sim" else to_simulate(scenario)
+            ),
+            started,
+        )
+    print_forecasts(forecasts, stdout)
