@@ -117,9 +117,8 @@ def _standing(
     store: "RunStore", anonymous: bool, keep: "Callable[[Record], Record] | None" = None
 ) -> "list[Record]":
     from optprof.profiler.records.privacy import disclosed
-    from optprof.profiler.running.resume import standing
 
-    records = standing(store.read(keep))
+    records = store.read_standing(keep)
     return [disclosed(record, anonymous=True) for record in records] if anonymous else records
 
 
@@ -131,7 +130,6 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     another name or style, and for a run that has nothing to draw it from.
     """
     from optprof.profiler.records.store import RunStore
-    from optprof.profiler.running.resume import standing
 
     from .arithmetic.reproduction import COMMAND
     from .figures import draw_published, style_named, write_drawing
@@ -140,7 +138,7 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     if name != NAME:
         raise ValueError(f"no figure is named {name!r}; there is {NAME}")
     store, chosen = RunStore(folder), style_named(style)
-    records = standing(store.read())
+    records = store.read_standing()
     store.warn()
     drawing = draw_published(records, chosen)
     if drawing is None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Memory, Record
 from optprof.profiler.safety.plain import plain
 
 from .arithmetic.findings import Findings
@@ -43,7 +43,13 @@ def lean(record: Record) -> Record:
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS})
     times = {"step": samples} if samples else None
-    dropped = {"memory": memory, "times": times, "warmup": None, "watched": None, "environment": {}}
+    dropped = {
+        "memory": memory,
+        "times": times,
+        "warmup": None,
+        "watched": None,
+        "environment": Environment(),
+    }
     return Record(**{**vars(record), **dropped})
 
 

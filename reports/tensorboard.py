@@ -162,6 +162,6 @@ def _message(module: str, name: str) -> Any:
 def _time(record: Record) -> float:
     """When the record was made, in seconds since 1970; 0 where it does not say."""
     try:
-        return datetime.fromisoformat(str(record.environment.get("time"))).timestamp()
+        return datetime.fromisoformat(str(record.environment.time)).timestamp()
     except ValueError:
         return 0.0

@@ -8,10 +8,10 @@ estimated step time is set beside samples that were taken on the GPU that it is 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from optprof.profiler.records.record import Record
 from optprof.scenarios import hardware
@@ -156,20 +156,14 @@ def gpu_of(record: Record) -> str | None:
     """The catalogue's name of the GPU that the record was measured on, None where it has none or
     none is known.
     """
-    memory = _machine(record).get("gpu_memory_bytes")
-    return hardware.name_of_device(
-        _device_name(record), memory if isinstance(memory, int) else None
-    )
+    machine = record.environment.machine
+    return hardware.name_of_device(_device_name(record), machine and machine.gpu_memory_bytes)
 
 
 def _device_name(record: Record) -> str:
     """Return the name that the GPU gives itself; empty where none was at work or none is told."""
-    return str(_machine(record).get("gpu") or "") if record.scenario.device == "cuda" else ""
-
-
-def _machine(record: Record) -> Mapping[str, Any]:
-    machine = record.environment.get("machine")
-    return machine if isinstance(machine, Mapping) else {}
+    machine = record.environment.machine
+    return (machine and machine.gpu) or "" if record.scenario.device == "cuda" else ""
 
 
 def _agreement(

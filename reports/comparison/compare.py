@@ -17,9 +17,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from optprof.profiler.records.record import Memory, Record, Watched
-from optprof.profiler.records.store import RunStore
-from optprof.profiler.running.resume import scenario_key
+from optprof.profiler.records.record import Environment, Machine, Memory, Record, Watched
+from optprof.profiler.records.store import RunStore, scenario_key
 from optprof.scenarios import schema
 from optprof.scenarios.spec import Scenario
 
@@ -30,8 +29,6 @@ from ..units import percent_text
 
 Verdict = Literal["regressed", "improved", "same", "not compared"]
 THRESHOLD = Fraction(5, 100)
-# What is read of a record's environment.
-_READ = ("threads", "machine", "versions", "git_commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,21 +137,43 @@ def lean(record: Record, *, with_time: bool = False) -> Record:
     memory, watched, environment = record.memory, record.watched, record.environment
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS, "parameters_by_dtype": {}})
-    # A seed of None tells that somebody's own loop was watched.
-    names = (
-        *_READ,
-        *(("time",) if with_time else ()),
-        *(("seed",) if environment.get("seed", 0) is None else ()),
-    )
     dropped = {
         "memory": memory,
         "times": {phase: array("d", samples) for phase, samples in (record.times or {}).items()},
         "warmup": None,
         "watched": watched and Watched(warnings=watched.warnings),
         "course": None,
-        "environment": {name: environment[name] for name in names if name in environment},
+        "environment": _shared_environment(
+            environment.time if with_time else None,
+            # A seed of None marks the record of a user's training loop.
+            environment.seed and 0,
+            environment.threads,
+            environment.machine,
+            tuple(environment.versions.items()),
+            environment.git_commit,
+        ),
     }
     return Record(**{**vars(record), **dropped})
+
+
+@lru_cache(maxsize=1_000)
+def _shared_environment(
+    time: str | None,
+    seed: int | None,
+    threads: int | None,
+    machine: Machine | None,
+    versions: tuple[tuple[str, str], ...],
+    git_commit: str | None,
+) -> Environment:
+    """Return one environment for all records with these values."""
+    return Environment(
+        time=time,
+        seed=seed,
+        threads=threads,
+        machine=machine,
+        versions=dict(versions),
+        git_commit=git_commit,
+    )
 
 
 def compare_sides(
@@ -238,7 +257,7 @@ def _unreadable_times(runs: Mapping[str, Sequence[Record]]) -> Iterator[str]:
     """
     for name, records in runs.items():
         for record in records:
-            time = record.environment.get("time")
+            time = record.environment.time
             if time is not None and _moment(time) is None:
                 yield (
                     f"{name}/records.jsonl: the time of a record, {schema.shown(time)}, cannot be"
@@ -268,7 +287,7 @@ def _time(record: Record) -> float:
     """Seconds since 1970 until the record was made; a record without a time is older than any with
     one.
     """
-    moment = _moment(record.environment.get("time"))
+    moment = _moment(record.environment.time)
     if moment is None:
         return -math.inf
     return (
@@ -386,12 +405,7 @@ def _machine(record: Record) -> tuple[Any, ...] | None:
     """What makes two machines the same for a clock: processor, cores, GPU and the threads that
     torch uses; None where it is not told.
     """
-    machine = record.environment.get("machine")
-    if not isinstance(machine, dict) or not machine.get("cpu"):
+    machine = record.environment.machine
+    if machine is None or not machine.cpu:
         return None
-    return (
-        machine["cpu"],
-        machine.get("cores"),
-        machine.get("gpu"),
-        record.environment.get("threads"),
-    )
+    return machine.cpu, machine.cores, machine.gpu, record.environment.threads

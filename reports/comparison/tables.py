@@ -330,15 +330,10 @@ def _traits(record: Record) -> tuple[str, ...]:
 
 def sides(records: Sequence[Record]) -> str:
     """Where one side comes from: the commits and the versions of torch that its records tell."""
-    commits = dict.fromkeys(str(record.environment.get("git_commit") or "") for record in records)
-    versions = [record.environment.get("versions") for record in records]
-    torch = dict.fromkeys(
-        str(found.get("torch"))
-        for found in versions
-        if isinstance(found, dict) and found.get("torch")
-    )
+    commits = dict.fromkeys(record.environment.git_commit for record in records)
+    torch = dict.fromkeys(record.environment.versions.get("torch") for record in records)
     named = [
         *(f"optprof at {commit}" for commit in commits if commit),
-        *(f"torch {version}" for version in torch),
+        *(f"torch {version}" for version in torch if version),
     ]
     return ", ".join(named) or "environment unknown"
