@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, cast
 
 import torch
+from msgspec import Meta
 
 from optprof import optimizers
 from optprof.scenarios import Scenario, factories, hardware, models, schema
@@ -124,7 +125,7 @@ def _require_batch(scenario: Scenario) -> None:
 def require_timeout(timeout: float | None) -> None:
     """Raise ValueError for a time limit that is none."""
     if timeout is not None:
-        schema.check(Annotated[float, schema.Between(1.0, MOST_TIMEOUT)], timeout, "timeout")
+        schema.check(Annotated[float, Meta(ge=1.0, le=MOST_TIMEOUT)], timeout, "timeout")
 
 
 def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
@@ -142,7 +143,7 @@ def _check(comparison: Comparison, scenarios: Iterable[Scenario]) -> None:
             raise ValueError(f"{reason}; ask for fp32, or for another GPU")
 
 
-_made: dict[tuple[str, object], frozenset[str]] = {}
+_made: dict[tuple[Scenario, object], frozenset[str]] = {}
 
 
 def _dtypes(scenario: Scenario) -> frozenset[str]:
@@ -156,7 +157,7 @@ def _dtypes(scenario: Scenario) -> frozenset[str]:
     else:
         # Its batch holds data, however large it is.
         asked = replace(asked, batch_size=1)
-    key = repr(asked), factory
+    key = asked, factory
     if key not in _made:
         with own_settings():
             parameters = build(asked, "meta").model.parameters()
@@ -266,14 +267,14 @@ def _options(spec: str, written: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {
         key: value for key, value in found.items() if key in written and value != usual.get(key)
     }
-    schema.check(Mapping[str, Any], chosen, optimizers.parse(spec)[0])
+    schema.require_plain(chosen, optimizers.parse(spec)[0])
     return {key: value for key, value in found.items() if key in chosen or is_plain(value)}
 
 
 def is_plain(value: object) -> bool:
     """Return whether a record can hold the value."""
     try:
-        schema.check(Any, value, "")
+        schema.require_plain(value)
     except ValueError:
         return False
     return True

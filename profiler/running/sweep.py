@@ -22,7 +22,7 @@ def sweep(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
     `allowed` are the names `module:Class` and `module:factory` that the command line has given: no
     others run, whatever the suite says.
     """
-    found: dict[str, Scenario] = {}
+    found: dict[Scenario, Scenario] = {}
     for question in suite.questions:
         _refuse_code(question, allowed)
         given = {
@@ -34,7 +34,7 @@ def sweep(suite: Suite, allowed: Collection[str]) -> list[Scenario]:
         for scenario in plan(asked):
             # plan adds the family's states, for a curve that a suite asks for itself.
             if (scenario.model, scenario.workload) == (question["model"], asked.workload):
-                found.setdefault(repr(scenario), scenario)
+                found.setdefault(scenario, scenario)
     _require_end(found.values())
     return list(found.values())
 

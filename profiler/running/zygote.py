@@ -288,7 +288,7 @@ class _Zygote:
         self._jobs = _Inbox(jobs)
         self._answers = answers
         self._parent = parent
-        self._models: dict[str, _Model] = {}
+        self._models: dict[Scenario, _Model] = {}
 
     def serve(self) -> None:
         """Work until the parent is done or gone."""
@@ -385,14 +385,12 @@ class _Zygote:
             }
 
 
-def _model_of(scenario: Scenario) -> str | None:
-    """A name for what the trace of the scenario's model depends on; None where there is none to be
-    shared.
-    """
+def _model_of(scenario: Scenario) -> Scenario | None:
+    """Return what the trace of the scenario's model depends on; None if none can be shared."""
     from ..simulating.training import without_optimizer
 
     try:
-        return repr(without_optimizer(scenario)) if scenario.device == "sim" else None
+        return without_optimizer(scenario) if scenario.device == "sim" else None
     except Exception:
         # An unknown GPU; the scenario's own process says so.
         return None

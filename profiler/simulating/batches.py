@@ -42,7 +42,7 @@ class Streams:
     """
 
     def __init__(self) -> None:
-        self._models: dict[str, list[_Batches]] = {}
+        self._models: dict[Scenario, list[_Batches]] = {}
         self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
 
     def of(self, scenario: Scenario, *, optional: bool = False) -> Stream:
@@ -70,7 +70,7 @@ class Streams:
 
     def _batches(self, asked: Scenario) -> "_Batches":
         """The model's traces, taken once for all GPUs on which attention takes the same kernels."""
-        known = self._models.setdefault(repr(replace(asked, gpu=None)), [])
+        known = self._models.setdefault(replace(asked, gpu=None), [])
         for batches in known:
             if batches.hold_for(asked.gpu):
                 return batches
