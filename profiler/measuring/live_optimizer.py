@@ -286,7 +286,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
         # No error that would print it: a tensor of CUDA takes a wait for the device.
         return getattr(value, "__qualname__", type(value).__qualname__)[:100]
     try:
-        return schema.check(Any, kind(number) if kind else number, "an option")
+        number = kind(number) if kind else number
+        schema.require_plain(number, "an option")
+        return number
     except ValueError:
         # Python writes no number of more than 4,300 digits.
         is_long = isinstance(number, int) and number.bit_length() > 300

@@ -5,8 +5,7 @@ valley.
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 
-from ..records.timeline import HeldBlock, Stretch, Timeline
-from ..records.timeline_file import MOST
+from ..records.timeline import MOST_PHASES, HeldBlock, Stretch, Timeline
 from ..tracing.stream import Allocations, Segment
 from .replay import Moment, Replay, live_at
 
@@ -26,7 +25,7 @@ def sample(
         key=lambda number: max(found.segment_peaks[place] for place in steps[number]),
     )
     shown = sorted({0, highest, len(steps) - 1})
-    if sum(len(steps[number]) for number in shown) > MOST["phases"]:
+    if sum(len(steps[number]) for number in shown) > MOST_PHASES:
         # Each of thousands of micro-batches is two phases.
         shown = [highest]
     stretches = max(STRETCHES // sum(len(steps[number]) for number in shown), 1)

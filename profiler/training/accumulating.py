@@ -2,7 +2,6 @@
 stand for it without values.
 """
 
-from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
@@ -114,5 +113,5 @@ def _over_nothing(spec: str, scenario: Scenario) -> Accumulation:
 def _read(spec: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The wrapper's name, its options, and those of the schedule of its target."""
     name, options = optimizers.parse(spec)
-    schema.check(Mapping[str, Any], options, name)
+    schema.require_plain(options, name)
     return name, options, {option: options.pop(option) for option in _SCHEDULE if option in options}

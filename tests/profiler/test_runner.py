@@ -14,18 +14,19 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
 import torch
 
 from optprof.profiler.records.outcome import outcome_of
-from optprof.profiler.records.record import Memory, Outcome, Record
-from optprof.profiler.records.store import RunStore, file_name
+from optprof.profiler.records.record import Environment, Machine, Memory, Outcome, Record
+from optprof.profiler.records.store import RunStore, file_name, standing
 from optprof.profiler.running.child import Job
 from optprof.profiler.running.log import HEAD, TAIL
 from optprof.profiler.running.preflight import DoesNotFitError, require_room
-from optprof.profiler.running.resume import pending, standing
+from optprof.profiler.running.resume import pending
 from optprof.profiler.running.runner import append, run
 from optprof.profiler.running.worker import Worker
 from optprof.scenarios import Scenario
@@ -417,7 +418,7 @@ def test_what_a_model_leaves_in_its_process_changes_no_other_record(
     assert double.memory is not None
     assert double.memory.parameters == 2 * first.memory.parameters
     assert last.memory == first.memory
-    assert last.environment["threads"] == first.environment["threads"]
+    assert last.environment.threads == first.environment.threads
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
@@ -545,12 +546,16 @@ def test_a_run_without_a_disk_ends_in_one_error_and_keeps_its_records(tmp_path: 
     code = """
 import resource, signal, sys
 from pathlib import Path
-from optprof.profiler.records.record import Outcome, Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore
 from optprof.scenarios import Scenario
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-environment = {"padding": "x" * 3000}
-record = Record(scenario=Scenario(model="gpt2"), origin="simulated", environment=environment)
+record = Record(
+    scenario=Scenario(model="gpt2"),
+    origin="simulated",
+    error="x" * 3000,
+    environment=Environment(),
+)
 store = RunStore.create(Path(sys.argv[1]))
 store.append(record)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -668,7 +673,7 @@ def test_a_job_comes_over_the_pipe_as_it_was():
     asked = Scenario(
         model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu"
     )
-    simulated = Record(scenario=asked, origin="simulated", environment={})
+    simulated = Record(scenario=asked, origin="simulated", environment=Environment())
     job = Job(scenario=asked, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
     assert job.to_line().count(b"\n") == 1
     assert Job.from_line(job.to_line()) == job
@@ -725,7 +730,10 @@ def simulated(peak: int) -> Record:
         peak_allocated=peak,
     )
     return Record(
-        scenario=Scenario(model="gpt2"), origin="simulated", memory=memory, environment={}
+        scenario=Scenario(model="gpt2"),
+        origin="simulated",
+        memory=memory,
+        environment=Environment(),
     )
 
 
@@ -743,15 +751,14 @@ def test_a_gpu_without_room_is_not_loaded(monkeypatch: pytest.MonkeyPatch):
         require_room(asked, simulated(5 << 30))
 
 
-HERE = {
-    "versions": {"optprof": "1", "torch": "2.13", "transformers": "5"},
-    "machine": {"cpu": "fast", "gpu": None},
-}
+HERE = Environment(
+    versions={"optprof": "1", "torch": "2.13", "transformers": "5"}, machine=Machine(cpu="fast")
+)
 
 
-def found(asked: Scenario, outcome: Outcome = "ok", **environment: object) -> Record:
-    known = HERE | environment
-    return Record(scenario=asked, origin="simulated", outcome=outcome, environment=known)
+def found(asked: Scenario, outcome: Outcome = "ok", **changes: Any) -> Record:
+    environment = replace(HERE, **changes)
+    return Record(scenario=asked, origin="simulated", outcome=outcome, environment=environment)
 
 
 def test_going_on_skips_what_is_ok_with_the_same_scenario_and_environment():
@@ -759,7 +766,7 @@ def test_going_on_skips_what_is_ok_with_the_same_scenario_and_environment():
     written = [
         found(asked[0]),
         found(asked[1], "killed"),
-        found(asked[2], versions={**HERE["versions"], "torch": "2.12"}),
+        found(asked[2], versions={**HERE.versions, "torch": "2.12"}),
     ]
     records = [Record.from_dict(record.to_dict()) for record in written]
     assert pending(asked, records, HERE) == asked[1:]
@@ -767,7 +774,7 @@ def test_going_on_skips_what_is_ok_with_the_same_scenario_and_environment():
 
 def test_a_measurement_on_another_processor_is_taken_again_and_a_simulation_is_not():
     asked = [Scenario(model="gpt2", device="cpu"), Scenario(model="gpt2", device="sim")]
-    records = [found(each, machine={"cpu": "slow", "gpu": None}) for each in asked]
+    records = [found(each, machine=Machine(cpu="slow")) for each in asked]
     assert pending(asked, records, HERE) == asked[:1]
 
 

@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 
 from optprof.profiler.measuring.measurement import to_simulate
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.running.sweep import forecast, sweep
 from optprof.reports.forecasts import render_forecasts
 from optprof.scenarios import Scenario
@@ -13,7 +13,7 @@ from optprof.scenarios.suites import read
 
 
 def simulate(scenario: Scenario) -> Record:
-    return Record(scenario=scenario, origin="simulated", environment={})
+    return Record(scenario=scenario, origin="simulated", environment=Environment())
 
 
 def test_a_forecast_adds_the_limits_of_what_is_measured_and_knows_no_end_of_a_course():

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from optprof.profiler.records.record import GpuReading, StepEstimate, Watched
+from optprof.profiler.records.record import Environment, GpuReading, Machine, StepEstimate, Watched
 from optprof.reports.arithmetic.agreement import agreements, summary
 from optprof.reports.arithmetic.capacity import rooms
 from optprof.reports.arithmetic.entries import entries
@@ -360,9 +360,7 @@ def test_blocks_are_held_against_a_simulation_under_the_same_settings_of_the_sam
 
 def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
     def found(gpu: str, device: str, memory: int | None = None):
-        environment = {
-            "machine": {"gpu": device, **({"gpu_memory_bytes": memory} if memory else {})}
-        }
+        environment = Environment(machine=Machine(gpu=device, gpu_memory_bytes=memory))
         asked = {
             "device": "cuda",
             "gpu": gpu,
@@ -391,7 +389,7 @@ def test_an_estimate_is_held_against_samples_of_its_own_gpu_only(simulated):
 
 
 def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_another(simulated):
-    environment = {"machine": {"gpu": "NVIDIA A100-SXM4-80GB"}}
+    environment = Environment(machine=Machine(gpu="NVIDIA A100-SXM4-80GB"))
     measured = simulated(
         "adamw", device="cuda", origin="measured", gpu="t4", environment=environment
     )
@@ -407,7 +405,7 @@ def test_blocks_on_a_gpu_that_is_known_are_not_held_against_a_simulation_of_anot
 
 @pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100 80GB PCIe"])
 def test_blocks_on_a_gpu_that_the_catalogue_lacks_are_held_against_no_gpu_of_it(simulated, device):
-    environment = {"machine": {"gpu": device}}
+    environment = Environment(machine=Machine(gpu=device))
     measured = simulated("adamw", device="cuda", origin="measured", environment=environment)
     named = [
         holding(simulated("adamw", gpu=gpu), peak_allocated=1) for gpu in ("rtx3090", "a100-80")

@@ -809,8 +809,8 @@ def _run_all(
     how to go on and ends with 130.
     """
     from optprof.profiler.machine.environment import environment
-    from optprof.profiler.records.store import file_name
-    from optprof.profiler.running.resume import pending, standing
+    from optprof.profiler.records.store import file_name, standing
+    from optprof.profiler.running.resume import pending
     from optprof.profiler.running.runner import run
     from optprof.scenarios.schema import require_records
 
@@ -850,7 +850,7 @@ def _run_all(
             file=sys.stderr,
         )
         raise typer.Exit(INTERRUPTED) from None
-    return standing(store.read())
+    return store.read_standing()
 
 
 def _one_line(error: Exception) -> str:
