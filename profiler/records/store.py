@@ -11,13 +11,17 @@ import gc
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from io import TextIOWrapper
 from itertools import count, takewhile
 from pathlib import Path, PurePath
 from typing import Any
+
+import msgspec
 
 from optprof.scenarios import schema
 from optprof.scenarios.spec import Scenario
@@ -348,7 +352,9 @@ class RunStore:
         for line in self._read():
             # Older records hold what is masked now.
             records = map(disclosed, line.records)
-            yield from map(keep, records) if keep else records
+            for record in map(keep, records) if keep else records:
+                _share(record.scenario)
+                yield record
             if line.damage:
                 damaged.append(_line_text(line))
         self.damaged_lines = tuple(damaged)
@@ -428,6 +434,20 @@ def _is_taken(folder: Path) -> bool:
 
 def _folders(parent: Path, name: str) -> Iterator[Path]:
     return (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
+
+
+def _share(scenario: Scenario) -> None:
+    """Let a scenario that was read share equal parts with others: a run may have 100,000."""
+    values = vars(scenario)
+    for name in ("config", "options"):
+        values[name] = _decoded(msgspec.json.encode(values[name]))
+    for name in ("model", "optimizer"):
+        values[name] = sys.intern(values[name])
+
+
+@lru_cache(maxsize=1_000)
+def _decoded(text: bytes) -> Any:
+    return msgspec.json.decode(text)
 
 
 @contextmanager

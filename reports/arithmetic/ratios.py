@@ -67,10 +67,10 @@ def _ratios_of_ranks(
     # Only what compares times loads numpy, which takes a moment.
     import numpy as np
 
+    # Sorted samples make ratios in order, of which four ranks take two thirds of the time.
     found = np.divide.outer(
-        np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+        np.sort(np.asarray(after, dtype=np.float64)), np.sort(np.asarray(before, dtype=np.float64))
     ).ravel()
-    # Four ranks are found in a third of the time that sorting takes.
     found.partition(ranks)
     return [float(found[rank]) for rank in ranks]
 
