@@ -435,7 +435,7 @@ def test_an_error_that_cannot_be_printed_is_told_with_its_place(tmp_path: Path, 
     assert record.outcome == "failed"
     assert record.error is not None
     assert record.error.startswith(
-        "Unprintable: its text cannot be told, ZeroDivisionError (owned.py, line "
+        "Unprintable: its text cannot be printed, ZeroDivisionError (owned.py, line "
     )
 
 
