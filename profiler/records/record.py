@@ -41,7 +41,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where and when a record was made; None is unknown.
+    """Circumstances of a record: time, command, versions and machine; None is unknown.
 
     `seed` is the scenario's, and None if the record is of a watched training loop, which sets its
     own seeds. `threads` is torch's number of threads, `affinity` the processors that the process
