@@ -158,9 +158,8 @@ def _standing(
     store: "RunStore", anonymous: bool, keep: "Callable[[Record], Record] | None" = None
 ) -> "list[Record]":
     from optprof.profiler.records.privacy import disclosed
-    from optprof.profiler.running.resume import standing
 
-    records = standing(store.read(keep))
+    records = store.read_standing(keep)
     return [disclosed(record, anonymous=True) for record in records] if anonymous else records
 
 
@@ -172,7 +171,6 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     another name or style, and for a run without the states that it shows.
     """
     from optprof.profiler.records.store import RunStore
-    from optprof.profiler.running.resume import standing
 
     from .arithmetic.reproduction import COMMAND
     from .pictures.drawing import draw_published, style_named, write_drawing
@@ -181,7 +179,7 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
     if name != NAME:
         raise ValueError(f"no figure is named {name!r}; there is {NAME}")
     store, chosen = RunStore(folder), style_named(style)
-    records = standing(store.read())
+    records = store.read_standing()
     store.warn()
     drawing = draw_published(records, chosen)
     if drawing is None:

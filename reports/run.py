@@ -10,8 +10,7 @@ from weakref import finalize
 
 from optprof.profiler.records.privacy import disclosed
 from optprof.profiler.records.record import Record
-from optprof.profiler.records.store import RunStore, file_name
-from optprof.profiler.running.resume import standing
+from optprof.profiler.records.store import RunStore, file_name, standing
 from optprof.profiler.safety.disk import open_to_read, require_own_folder, write_bytes
 from optprof.scenarios.schema import require_records
 
@@ -49,7 +48,7 @@ class Run:
         A DamageWarning names lines that are no records.
         """
         store = RunStore(Path(folder))
-        records = standing(store.read())
+        records = store.read_standing()
         store.warn()
         return cls(records=records, folder=Path(folder))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Memory, Record
 
 from .arithmetic.entries import by_setting, failures
 from .arithmetic.findings import Findings
@@ -34,7 +34,13 @@ def lean(record: Record) -> Record:
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS})
     times = {"step": samples} if samples else None
-    dropped = {"memory": memory, "times": times, "warmup": None, "watched": None, "environment": {}}
+    dropped = {
+        "memory": memory,
+        "times": times,
+        "warmup": None,
+        "watched": None,
+        "environment": Environment(),
+    }
     return Record(**{**vars(record), **dropped})
 
 

@@ -156,6 +156,6 @@ def _message(module: str, name: str) -> Any:
 def _time(record: Record) -> float:
     """The record's time in seconds since 1970; 0 for none."""
     try:
-        return datetime.fromisoformat(str(record.environment.get("time"))).timestamp()
+        return datetime.fromisoformat(str(record.environment.time)).timestamp()
     except ValueError:
         return 0.0

@@ -1,21 +1,21 @@
-"""The schema: dataclasses whose annotations say what a field may hold, checked alike for what is
-made and what is read.
+"""Schema: the types and limits of fields, and how data are checked against them.
 
-A scenario is checked when it is made, a record before its line is written, and both again when
-they are read. Nothing of the data is executed or believed.
+msgspec reads the annotations of our dataclasses and refuses what does not fit; this module words
+the refusal. A scenario is checked when it is made, a record before its line is written and when it
+is read. Nothing of the data is executed.
 """
 
-import json
 import math
+import re
 import reprlib
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
 from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
     Literal,
+    NoReturn,
     TypeVar,
     Union,
     cast,
@@ -24,137 +24,111 @@ from typing import (
     get_type_hints,
 )
 
-# A value may have this much, many times what optprof writes.
+import msgspec
+from msgspec import Meta
+
+# The limits of a value, many times what optprof writes.
 MOST_LETTERS = 20_000
 MOST_ITEMS = 100_000
 MOST_DEPTH = 12
-# JSON has no limit, and pandas, numpy and TOML have this one.
+# JSON has no limit; pandas, numpy and TOML have this one.
 MOST_WHOLE = 2**63 - 1
-# A name stands in every table and picture. The longest path of a file is 4,096 letters.
+# A name stands in every table and picture. The longest path of a file has 4,096 letters.
 MOST_NAME = 1_000
-# A line of `records.jsonl`, and the lines of one: a record of gpt2-xl is 6 kB. A training of
-# MOST_ITEMS micro-batches, with a loss and the times of six phases each, takes 18 MB.
+# The limits of a line of `records.jsonl` and of the number of lines. A record of gpt2-xl has 6 kB.
+# A training of MOST_ITEMS micro-batches, with a loss and the times of six phases each, takes 18 MB.
 MOST_LINE_BYTES = 32 << 20
 MOST_RECORDS = 100_000
-# 31 years, and less than any clock tells: the ratio of two times stays finite.
+# 31 years, and less than any clock measures: the ratio of two times stays finite.
 LEAST_SECONDS, MOST_SECONDS = 1e-15, 1e9
-# Losses of a training that diverges; sums of all that a record holds stay finite.
+# Losses of a training that diverges; the sum of all losses of a record stays finite.
 MOST_LOSS = 1e100
 
-# The room for what stands in place of letters that are left out.
-_MARK = 48
+# Letters reserved for the note that replaces the middle of a long text.
+_NOTE_LETTERS = 48
 
-# A dictionary is known for a mapping at once, others by their abstract class.
-_MAPPINGS = (dict, Mapping)
+Whole = Annotated[int, Meta(ge=-MOST_WHOLE, le=MOST_WHOLE)]
+Count = Annotated[int, Meta(ge=0, le=MOST_WHOLE)]
+Number = Annotated[float, Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+Seconds = Annotated[float, Meta(ge=0.0, le=MOST_SECONDS)]
+Loss = Annotated[float, Meta(ge=-MOST_LOSS, le=MOST_LOSS)]
+Text = Annotated[str, Meta(max_length=MOST_LETTERS)]
+Name = Annotated[str, Meta(max_length=MOST_NAME)]
+Texts = Annotated[tuple[Text, ...], Meta(max_length=MOST_ITEMS)]
+Counts = Annotated[Mapping[Text, Count], Meta(max_length=MOST_ITEMS)]
+Samples = Annotated[tuple[Seconds, ...], Meta(max_length=MOST_ITEMS)]
+
+_NOUNS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "an object",
+}
+# As "Expected `int`, got `str` - at `$.memory.parameters`".
+_REFUSED = re.compile(r"(?s)(.*?)(?: - at `(key` in `)?\$([^`]*)`)?")
+_STEP = re.compile(r"\.([^.[]+)|\[(\d+|\.\.\.)\]")
+_BOUND = re.compile(r"Expected `(?P<kind>\w+)`.* (?P<sign>>=|<=) (?P<bound>\S+)")
 
 T = TypeVar("T")
-_Check = Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class Between:
-    """The least and the most that a number may be; both are allowed, and 0 where `or_zero`
-    says so.
-    """
-
-    least: float
-    most: float
-    or_zero: bool = False
-
-
-@dataclass(frozen=True)
-class Letters:
-    """The most letters that a text may have."""
-
-    most: int
-
-
-Count = Annotated[int, Between(0, MOST_WHOLE)]
-Seconds = Annotated[float, Between(LEAST_SECONDS, MOST_SECONDS, or_zero=True)]
-Loss = Annotated[float, Between(-MOST_LOSS, MOST_LOSS)]
-Name = Annotated[str, Letters(MOST_NAME)]
-
-
-class MisfitError(ValueError):
-    """A value that does not fit; its place is found on the way out of what holds it."""
-
-    def __init__(self, words: str, place: str = "", before: str = "") -> None:
-        super().__init__()
-        self.words, self.place, self.before = words, place, before
-
-    def inside(self, name: str) -> "MisfitError":
-        """The same, told from one level further out."""
-        self.place = f"{name}.{self.place}" if self.place else name
-        return self
-
-    def told(self, where: str) -> str:
-        """The line for an error; `where` is what was checked."""
-        return f"{self.before}{'.'.join(filter(None, (where, self.place)))}{self.words}"
 
 
 class NewerError(ValueError):
-    """Data of a schema that is newer than this optprof: whole, as far as can be told from here."""
+    """Data of a schema that is newer than this optprof; they may be whole."""
 
 
-def require_version(version: object, read: int, kind: str) -> None:
-    """Raise NewerError for a version above the one that is read here, ValueError for any other."""
-    if version != read:
-        newer = type(version) is int and version > read
-        raise (NewerError if newer else ValueError)(
-            f"{kind} {read} is read here, got {shown(version)}; use the optprof that wrote it"
+def require_version(version: object, supported: int, kind: str) -> None:
+    """Raise NewerError for a version above the supported one, ValueError for any other."""
+    if version != supported:
+        is_newer = type(version) is int and version > supported
+        raise (NewerError if is_newer else ValueError)(
+            f"{kind} {supported} is read here, got {shown(version)}; use the optprof that wrote it"
         )
 
 
-class Checked:
-    """A dataclass whose instances hold what their annotations allow, however they are made."""
-
-    def __post_init__(self) -> None:
-        values = vars(self)
-        for name, check_field, _ in _fields(type(self)):
-            try:
-                values[name] = check_field(values[name])
-            except MisfitError as misfit:
-                raise ValueError(misfit.told(name)) from None
-
-
 def parse_json(text: str | bytes) -> Any:
-    """The data of a JSON text; ValueError for one that is none, for NaN and Infinity, and for lists
-    in lists without end.
-    """
-    # Whoever reads no JSON need not wait for it.
-    import msgspec
-
+    """Return the data of a JSON text; ValueError for any other text."""
     try:
-        # Six times as fast as `json`, which says better what is wrong and takes more encodings.
         return msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError:
-        raise ValueError("lists or objects stand inside each other too deep") from None
+        raise ValueError("lists or objects are nested too deep") from None
+
+
+def check(annotation: Any, value: Any, where: str = "") -> Any:
+    """Return the value as the annotated type; ValueError names `where` it does not fit.
+
+    Fields that a dataclass does not have are left out.
+    """
+    try:
+        return msgspec.convert(value, annotation)
+    except msgspec.ValidationError as error:
+        words, is_name, path = cast(re.Match[str], _REFUSED.fullmatch(str(error))).groups()
+        _refuse(annotation, value, where, "a name" if is_name else words, _STEP.findall(path or ""))
 
 
 def read(kind: type[T], data: Any) -> T:
-    """The dataclass `kind` that `data`, a mapping, holds; ValueError names the first field that
-    does not fit. Others are left out.
-    """
-    try:
-        return _checker(kind)(data)
-    except MisfitError as misfit:
-        raise ValueError(misfit.told("" if misfit.place else kind.__name__.lower())) from None
+    """Return the dataclass `kind` that `data`, a mapping, holds; ValueError names the misfit."""
+    return check(kind, data)
 
 
-def check(annotation: Any, value: Any, where: str) -> Any:
-    """The value as the annotated type; ValueError says what `where` must be and what it is."""
+def require_plain(value: Any, where: str = "") -> None:
+    """Raise ValueError unless JSON can hold the value, within the limits; it names the misfit."""
     try:
-        return _checker(annotation)(value)
-    except MisfitError as misfit:
-        raise ValueError(misfit.told(where)) from None
+        _count_inside(value, MOST_DEPTH)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}".lstrip(" .")) from None
+
+
+def require_seconds(samples: Iterable[float], where: str) -> None:
+    """Raise ValueError for a time other than 0 that no clock measures."""
+    least = min(filter(None, samples), default=MOST_SECONDS)
+    if least < LEAST_SECONDS:
+        raise ValueError(f"{where} must be 0 or a number >= {LEAST_SECONDS}, got {least}")
 
 
 def shown(value: Any) -> str:
-    """The value as an error tells it: short, whatever it holds."""
+    """Return a short text of the value for an error."""
     if isinstance(value, int) and value.bit_length() > 64:
         # Python writes no number of more than 4,300 digits.
         return f"a number of {value.bit_length()} bits"
@@ -165,35 +139,34 @@ def shown(value: Any) -> str:
 
 
 def shortened(text: str, most: int = MOST_LETTERS) -> str:
-    """The text as a record can hold it, with bytes that are no UTF-8 as \\xff, and the middle of a
-    long one left out.
+    r"""Return the text as a record can hold it.
+
+    Bytes that are not UTF-8 are written as \xff, and the middle of a long text is left out.
     """
     try:
-        # The bytes of file names and arguments that are no UTF-8 come as surrogates.
+        # In file names and arguments, bytes that are not UTF-8 come as surrogates.
         data = text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         data = text.encode("utf-8", "backslashreplace")
     text = data.decode("utf-8", "backslashreplace")
     if len(text) <= most:
         return text
-    half = (most - _MARK) // 2
+    half = (most - _NOTE_LETTERS) // 2
     return f"{text[:half]} [... {len(text) - 2 * half:,} letters left out ...] {text[-half:]}"
 
 
 def shortened_all(texts: Iterable[str], most: int = 1_000) -> list[str]:
-    """Texts such as the arguments of a command, each shortened, and the middle of a long list left
-    out.
-    """
-    found = list(texts)
-    if len(found) > most:
+    """Return shortened texts, such as a command's arguments, without the middle of a long list."""
+    words = list(texts)
+    if len(words) > most:
         half = most // 2
-        left_out = f"[... {len(found) - 2 * half:,} left out ...]"
-        found = [*found[:half], left_out, *found[-half:]]
-    return [shortened(text, 2_000) for text in found]
+        left_out = f"[... {len(words) - 2 * half:,} left out ...]"
+        words = [*words[:half], left_out, *words[-half:]]
+    return [shortened(text, 2_000) for text in words]
 
 
 def require_records(count: int) -> None:
-    """Raise ValueError where a run would have more records than can be read."""
+    """Raise ValueError if a run would have more records than can be read."""
     if count > MOST_RECORDS:
         raise ValueError(
             f"a run has at most {MOST_RECORDS} records, and would have {count}; ask for fewer, or"
@@ -201,328 +174,118 @@ def require_records(count: int) -> None:
         )
 
 
-@cache
-def _checker(annotation: Any) -> _Check:
-    """The check of one annotation, made once: a run has up to a hundred thousand records."""
+def _refuse(
+    annotation: Any, value: Any, where: str, words: str, steps: Iterable[tuple[str, str]]
+) -> NoReturn:
+    """Raise ValueError in our words for what msgspec refuses at the end of these steps."""
+    for name, place in steps:
+        annotation, container = _bare(annotation), value
+        if name:
+            annotation = get_type_hints(annotation, include_extras=True)[name]
+            value, where = container[name], _within(where, name)
+        elif place == "...":
+            annotation = get_args(annotation)[1]
+            for key, item in container.items():
+                check(annotation, item, _within(where, shown(key)[1:-1]))
+            words = "a name"
+        else:
+            annotation, value = get_args(annotation)[0], container[int(place)]
+    raise ValueError(_refusal(_bare(annotation), value, where, words).strip())
+
+
+def _refusal(kind: Any, value: Any, where: str, words: str) -> str:
+    """Return our words for msgspec's."""
+    if words == "a name":
+        return f"{where} must have names that are texts of at most {MOST_LETTERS} letters"
+    bound = _BOUND.match(words)
+    if type(value) is float and not math.isfinite(value):
+        return f"{where} must be finite, got {value}"
+    if get_origin(kind) is Literal:
+        allowed = ", ".join(map(str, get_args(kind)))
+        return f"{where} must be one of {allowed}, got {shown(value)}"
+    if missing := re.match("Object missing required field `(.*)`", words):
+        return f"no {_within(where, missing[1])}"
+    if " of length " in words and bound:
+        noun = "letters" if bound["kind"] == "str" else "items"
+        return f"{where} has at most {bound['bound']} {noun}, got {len(value)}"  # pyright: ignore[reportArgumentType]
+    if bound and bound["sign"] == "<=":
+        return f"{where} is at most {bound['bound']}, got {shown(value)}"
+    if bound:
+        # A least number that is there for arithmetic would say little.
+        is_usual = value <= 0 < float(bound["bound"]) < 1
+        least = "> 0" if is_usual else f">= {bound['bound']}"
+        return f"{where} must be {_NOUNS[bound['kind']]} {least}, got {shown(value)}"
+    if expected := re.match(r"Expected `(\w+)", words):
+        return f"{where} must be {_NOUNS.get(expected[1], expected[1])}, got {shown(value)}"
+    # An error that a dataclass has raised begins with the name of one of its fields.
+    return _within(where, words)
+
+
+def _bare(annotation: Any) -> Any:
+    """Return the annotation without limits and without None."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        limits = [each for each in arguments[1:] if isinstance(each, Between | Letters)]
-        return _limited(arguments[0], limits[0]) if limits else _checker(arguments[0])
-    if origin is Literal:
-        return _one_of(arguments)
+        return _bare(arguments[0])
     if origin in (Union, UnionType):
-        return _either(arguments)
-    if origin is tuple:
-        return _items(arguments[0], tuple)
-    if origin in (list, Sequence):
-        return _items(arguments[0], list)
-    if origin in (dict, Mapping):
-        return _mapping(_checker(arguments[1]))
-    if is_dataclass(annotation) and isinstance(annotation, type):
-        return _object(annotation)
-    return _plain if annotation is Any else _scalar(annotation)
+        return _bare(next(kind for kind in arguments if kind is not NoneType))
+    return annotation
 
 
-@cache
-def _fields(kind: type) -> list[tuple[str, _Check, bool]]:
-    """Name, check and necessity of each field of a dataclass."""
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        (
-            each.name,
-            _checker(hints[each.name]),
-            each.default is MISSING and each.default_factory is MISSING,
-        )
-        for each in fields(kind)  # pyright: ignore[reportArgumentType]
-    ]
+def _within(where: str, name: str) -> str:
+    return f"{where}.{name[:80]}" if where else name[:500]
 
 
-def _object(kind: type[Any]) -> _Check:
-    # A class that checks itself is given the values as they are.
-    own = issubclass(kind, Checked)
-
-    def read_object(data: Any) -> Any:
-        if isinstance(data, kind):
-            if own:
-                return data
-            data = vars(data)
-        if not isinstance(data, _MAPPINGS):
-            raise MisfitError(f" must be an object, got {shown(data)}")
-        values: dict[str, Any] = {}
-        for name, check_field, is_needed in _fields(kind):
-            if name in data:
-                try:
-                    values[name] = data[name] if own else check_field(data[name])
-                except MisfitError as misfit:
-                    raise misfit.inside(name) from None
-            elif is_needed:
-                raise MisfitError("", place=name, before="no ")
-        return _made(kind, values)
-
-    return read_object
-
-
-def _made(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    try:
-        return kind(**values)
-    except ValueError as error:
-        # It begins with the name of a field.
-        place, _, words = str(error).partition(" ")
-        raise MisfitError(f" {words}", place=place) from None
-
-
-def _limited(kind: Any, limit: Between | Letters) -> _Check:
-    plain = _checker(kind)
-    if isinstance(limit, Letters):
-        return lambda value: plain(_within_letters(value, limit.most))
-    # A whole number too large for a float would be compared as infinite.
-    least, most = kind(limit.least), kind(limit.most)
-
-    def within(value: Any) -> Any:
-        if type(value) is kind and least <= value <= most:
-            return value
-        found = plain(value)
-        if least <= found <= most or (limit.or_zero and found == 0):
-            return found
-        if found < least:
-            noun = "a whole number" if kind is int else "a number"
-            # A least number that is there for arithmetic would say little.
-            usual = ">= 0" if limit.or_zero else "> 0"
-            bound = usual if 0 < least < 1 and found <= 0 else f">= {least}"
-            raise MisfitError(f" must be {noun} {bound}, got {shown(found)}")
-        raise MisfitError(f" is at most {most}, got {shown(found)}")
-
-    return within
-
-
-def _within_letters(text: Any, most: int) -> Any:
-    if isinstance(text, str) and len(text) > most:
-        raise MisfitError(f" has at most {most} letters, got {len(text)}")
-    return text
-
-
-def _one_of(allowed: tuple[Any, ...]) -> _Check:
-    def one_of(value: Any) -> Any:
-        if not isinstance(value, (str, int)) or value not in allowed:
-            raise MisfitError(f" must be one of {', '.join(map(str, allowed))}, got {shown(value)}")
-        return value
-
-    return one_of
-
-
-def _either(kinds: tuple[Any, ...]) -> _Check:
-    checks = [_checker(kind) for kind in kinds if kind is not NoneType]
-    allows_none = NoneType in kinds
-
-    *others, last = checks
-
-    def either(value: Any) -> Any:
-        if value is None and allows_none:
-            return None
-        for check_kind in others:
-            try:
-                return check_kind(value)
-            except MisfitError:
-                continue
-        return last(value)
-
-    return either
-
-
-def _items(annotation: Any, kind: Callable[[Sequence[Any]], Any]) -> _Check:
-    check_item, limit = _checker(annotation), _limit_of_numbers(annotation)
-
-    def items(value: Any) -> Any:
-        if not isinstance(value, (list, tuple)):
-            raise MisfitError(f" must be a list, got {shown(value)}")
-        _limit(len(value))
-        if limit is not None and _are_within(limit, value):
-            # Samples are most of what a run holds.
-            return kind(value)
-        return kind([check_item(item) for item in value])
-
-    return items
-
-
-def _are_within(limit: Between, values: Sequence[Any]) -> bool:
-    # NaN is in no order, so it is looked for first; a sum with one is one.
-    are_finite = {*map(type, values)} == {float} and math.isfinite(sum(values))
-    return are_finite and limit.least <= min(values) <= max(values) <= limit.most
-
-
-def _limit_of_numbers(annotation: Any) -> Between | None:
-    """The limit of an annotation that allows floats, None for others."""
-    if annotation is float:
-        return Between(-math.inf, math.inf)
-    arguments = get_args(annotation)
-    is_limited = get_origin(annotation) is Annotated and arguments[0] is float
-    return arguments[1] if is_limited else None
-
-
-def _mapping(check_item: _Check) -> _Check:
-    if check_item is _plain:
-        return _plain_mapping
-
-    def mapping(value: Any) -> dict[str, Any]:
-        if not isinstance(value, _MAPPINGS):
-            raise MisfitError(f" must be an object, got {shown(value)}")
-        _limit(len(value))
-        found: dict[str, Any] = {}
-        for key, item in value.items():
-            try:
-                found[_key(key)] = check_item(item)
-            except MisfitError as misfit:
-                raise misfit.inside(key[:80]) from None
-        return found
-
-    return mapping
-
-
-def _plain_mapping(value: Any) -> dict[str, Any]:
-    """A copy of a mapping of plain data, all of which counts as its items."""
-    if not isinstance(value, _MAPPINGS):
-        raise MisfitError(f" must be an object, got {shown(value)}")
-    found: dict[str, Any] = {}
-    count = 0
-    for key, item in value.items():
-        name = _key(key)
-        try:
-            found[name], inside = _plain_and_count(item)
-        except MisfitError as misfit:
-            raise misfit.inside(name[:80]) from None
-        count += 1 + inside
-        _limit(count)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    """The value as it is, when it is nothing but lists, objects, texts, numbers, truths and
-    nulls.
-    """
-    return _plain_and_count(value)[0]
-
-
-def _plain_and_count(value: Any) -> tuple[Any, int]:
-    """The value, and the number of values inside; equal ones, as every record's machine, are
-    one.
-    """
-    if not isinstance(value, (list, dict)):
-        return (
-            (_text(value), 0) if type(value) is str else (value, _require_plain(value, MOST_DEPTH))
-        )
-    try:
-        # To a text, 1, 1.0 and True are three.
-        text = repr(value)
-    except (RecursionError, ValueError):
-        text = ""
-    known = _PLAIN.get(text)
-    return known or _kept(_PLAIN, text, (value, _require_plain(value, MOST_DEPTH)))
-
-
-def _require_plain(value: Any, depth: int) -> int:
-    """Raise MisfitError for what JSON cannot hold; the number of values inside."""
-    kind = type(value)
-    if kind in _SCALARS:
-        _SCALARS[kind](value)
+def _count_inside(value: Any, depth: int) -> int:
+    """Return the number of values in a value that is plain data; errors begin behind its name."""
+    if require := _SCALARS.get(type(value)):
+        require(value)
         return 0
-    if value is None:
-        return 0
-    if not isinstance(value, Mapping | list | tuple):
-        raise MisfitError(f" must be plain data, got {shown(value)}")
+    if not isinstance(value, dict | list | tuple):
+        raise ValueError(f" must be plain data, got {shown(value)}")
     if depth == 0:
-        raise MisfitError(f" holds lists or objects more than {MOST_DEPTH} deep")
-    count = len(cast(Sequence[Any], value))
-    _limit(count)
-    if isinstance(value, Mapping):
-        for key in value:
-            _key(key)
-        value = value.values()
-    for item in value:
-        count += _require_plain(item, depth - 1)
-    _limit(count)
+        raise ValueError(f" holds lists or objects more than {MOST_DEPTH} deep")
+    items = cast(Sequence[Any], value)
+    count = len(items)
+    if not isinstance(value, dict):
+        count += sum(_count_inside(item, depth - 1) for item in items)
+    else:
+        for name, item in cast(dict[Any, Any], value).items():
+            if type(name) is not str:
+                raise ValueError(f" must have names that are texts, got {shown(name)}")
+            try:
+                _require_text(name)
+                count += _count_inside(item, depth - 1)
+            except ValueError as error:
+                raise ValueError(f".{name[:80]}{error}") from None
+    if count > MOST_ITEMS:
+        raise ValueError(f" has at most {MOST_ITEMS} items, got {count}")
     return count
 
 
-def _kept(known: dict[str, T], text: str, value: T) -> T:
-    """Keep what was checked, as long as it is small and there is room for it."""
-    if 0 < len(text) <= _MOST_KEPT_LETTERS:
-        if len(known) >= _MOST_KEPT:
-            known.clear()
-        known[text] = value
-    return value
-
-
-def _key(key: Any) -> str:
-    if type(key) is str and key in _TEXTS:
-        return _TEXTS[key]
-    if type(key) is not str:
-        raise MisfitError(f" must have names that are texts, got {shown(key)}")
-    return _text(key)
-
-
-def _scalar(kind: Any) -> _Check:
-    if kind not in _SCALARS:
-        raise TypeError(f"the schema has no {kind!r}")
-    return _SCALARS[kind]
-
-
-def _text(value: Any) -> str:
-    """The text; a parser makes the names that stand in every record anew for each of them."""
-    if type(value) is not str:
-        raise MisfitError(f" must be a text, got {shown(value)}")
-    known = _TEXTS.get(value)
-    if known is not None:
-        return known
-    _within_letters(value, MOST_LETTERS)
-    # The one kind of letter that UTF-8 cannot hold; most texts are ASCII, which is known at once.
+def _require_text(value: str) -> None:
+    if len(value) > MOST_LETTERS:
+        raise ValueError(f" has at most {MOST_LETTERS} letters, got {len(value)}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise MisfitError(
+            raise ValueError(
                 f" must be text that UTF-8 can hold, got {ascii(value)[:40]}"
             ) from None
-    return _kept(_TEXTS, value, value)
 
 
-def _truth(value: Any) -> bool:
-    if type(value) is not bool:
-        raise MisfitError(f" must be true or false, got {shown(value)}")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise MisfitError(f" must be a whole number, got {shown(value)}")
+def _require_number(value: float) -> None:
     if not -MOST_WHOLE <= value <= MOST_WHOLE:
-        # The sign is not worth two limits.
-        raise MisfitError(f" is at most {MOST_WHOLE}, got a number of {value.bit_length()} bits")
-    return value
-
-
-def _number(value: Any) -> float:
-    # numpy's float64 is a float.
-    if isinstance(value, float):
+        if type(value) is int:
+            raise ValueError(f" is at most {MOST_WHOLE}, got {shown(value)}")
         if not math.isfinite(value):
-            raise MisfitError(f" must be finite, got {value}")
-        return float(value)
-    if type(value) is not int:
-        raise MisfitError(f" must be a number, got {shown(value)}")
-    return float(_whole(value))
+            raise ValueError(f" must be finite, got {value}")
 
 
-# What was read lately, and is read again in the next record.
-_MOST_KEPT, _MOST_KEPT_LETTERS = 2_000, 1_000
-_TEXTS: dict[str, str] = {}
-_PLAIN: dict[str, tuple[Any, int]] = {}
-
-_SCALARS: dict[Any, _Check] = {str: _text, bool: _truth, int: _whole, float: _number}
-
-
-def _limit(count: int) -> None:
-    if count > MOST_ITEMS:
-        raise MisfitError(f" has at most {MOST_ITEMS} items, got {count}")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+_SCALARS: dict[type, Callable[[Any], object]] = {
+    str: _require_text,
+    int: _require_number,
+    float: _require_number,
+    bool: bool,
+    NoneType: bool,
+}

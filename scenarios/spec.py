@@ -1,14 +1,18 @@
-"""A scenario: one question to the profiler, as plain data.
+"""Scenario: one question to the profiler, as plain data.
 
 What does this optimizer cost on this model, with this batch and dtype, on this device?
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast
+from hashlib import sha256
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
+
+from msgspec import Meta
 
 from . import schema
-from .schema import Between, Checked, Name
+from .schema import Name
 
 Implementation = Literal["loop", "foreach", "fused", "compiled"]
 Workload = Literal["train", "state"]
@@ -17,9 +21,9 @@ AutocastDType = Literal["bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
 Device = Literal["sim", "cpu", "cuda"]
 
-# Every micro-batch is traced or run, at 25 ms and more. Gradients are summed over a few thousand.
+# Every micro-batch is traced or run, which takes 25 ms or more. A sum has a few thousand gradients.
 MOST_MICRO_BATCHES = 1 << 13
-# Those of all steps, where they are simulated: ten minutes of GPT-2.
+# The micro-batches of all steps of a simulation: ten minutes of GPT-2.
 MOST_SIMULATED = 1 << 14
 # A record keeps the times and the loss of each.
 MOST_STEPS = schema.MOST_ITEMS
@@ -48,30 +52,31 @@ class Option:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scenario(Checked):
-    """What is asked: a model, an optimizer and how the step is run.
+class Scenario:
+    """A question to the profiler: a model, an optimizer, and how a step runs.
 
-    `model` is a name of `scenarios.models` or `module:factory`, `config` what its configuration is
-    to say instead; `optimizer` a name of the optimizer catalogue or `module:Class`, `options` its
-    keyword arguments. `workload` "train" is whole training steps; "state" holds parameters and
-    gradients and takes one optimizer step on a fresh device, nothing else.
+    `model` is a name of `scenarios.models` or `module:factory`; `config` replaces entries of its
+    configuration. `optimizer` is a name of the optimizer catalogue or `module:Class`; `options` are
+    its keyword arguments. The `workload` "train" is whole training steps. "state" holds parameters
+    and gradients and takes one optimizer step on a fresh device, nothing else.
 
-    A step is `micro_batches` times forward and backward of `batch_size` sequences of
-    `sequence_length` tokens (None for models that read no text), gradients clipped to
-    `max_grad_norm` where that is given, the optimizer's step, and zero_grad, with `set_to_none` or
-    without. With `accumulate`, a name of `optprof.optimizers.accumulation` with its options, each
-    micro-batch is followed by the decision whether to step; a measured course is then `steps`
-    micro-batches of the text that comes with optprof. `dtype` is that of parameters and gradients:
-    fp32 for a model of the catalogue, and where it is None each parameter of `module:factory` keeps
-    the dtype that the factory gave it; `amp` runs the forward pass of fp32 parameters under
-    autocast, fp16 with a GradScaler. `attention` is "sdpa" for a model of the catalogue; None
-    leaves it to the factory. `checkpointing` recomputes a layer's activations in the backward pass;
-    `lora_rank` freezes the model and trains adapters of that rank.
+    A step runs forward and backward `micro_batches` times on `batch_size` sequences of
+    `sequence_length` tokens (None for models that read no text). It clips gradients to
+    `max_grad_norm` unless that is None, steps the optimizer, and runs zero_grad, with `set_to_none`
+    or without. With `accumulate`, a name of `optprof.optimizers.accumulation` with its options, the
+    wrapper decides after each micro-batch whether to step; a measured course is then `steps`
+    micro-batches of the text that comes with optprof.
 
-    `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out.
-    `alloc_conf` is a text as PYTORCH_CUDA_ALLOC_CONF takes it. Raises ValueError for a value
-    outside what a field allows. A list is the tuple of the same items where scenarios are compared,
-    as JSON has one of them alone.
+    `dtype` is that of parameters and gradients: fp32 for a model of the catalogue. With None, each
+    parameter of `module:factory` keeps the dtype that the factory gave it. `amp` runs the forward
+    pass of fp32 parameters under autocast, fp16 with a GradScaler. `attention` is "sdpa" for a
+    model of the catalogue; None leaves it to the factory. `checkpointing` recomputes a layer's
+    activations in the backward pass. `lora_rank` freezes the model and trains adapters of that
+    rank.
+
+    `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out of
+    memory. `alloc_conf` is a text that PYTORCH_CUDA_ALLOC_CONF takes. A value outside a field's
+    limits is a ValueError. Scenarios are equal if their `key` is.
     """
 
     model: Name
@@ -108,15 +113,17 @@ class Scenario(Checked):
     ] = None
     batch_size: Annotated[
         int,
-        Between(1, MOST_IN_BATCH),
+        Meta(ge=1, le=MOST_IN_BATCH),
         Option("Sequences or images in a batch.", ("-B",), unset="1, or the factory's own"),
     ] = 1
     sequence_length: Annotated[
-        Annotated[int, Between(1, MOST_TOKENS)] | None,
+        Annotated[int, Meta(ge=1, le=MOST_TOKENS)] | None,
         Option("Tokens in a sequence.", ("--seq-len", "-T"), unset="1024, or the factory's own"),
     ] = None
     micro_batches: Annotated[
-        int, Between(1, MOST_MICRO_BATCHES), Option("Batches whose gradients one step accumulates.")
+        int,
+        Meta(ge=1, le=MOST_MICRO_BATCHES),
+        Option("Batches whose gradients one step accumulates."),
     ] = 1
     accumulate: Annotated[
         Name | None,
@@ -127,7 +134,7 @@ class Scenario(Checked):
         ),
     ] = None
     max_grad_norm: Annotated[
-        Annotated[float, Between(LEAST_NORM, MOST_NORM)] | None,
+        Annotated[float, Meta(ge=LEAST_NORM, le=MOST_NORM)] | None,
         Option("Clip the gradients to this norm.", ("--clip-grad-norm",), unset="off"),
     ] = None
     set_to_none: Annotated[
@@ -147,7 +154,7 @@ class Scenario(Checked):
         ),
     ] = None
     lora_rank: Annotated[
-        Annotated[int, Between(1, MOST_RANK)] | None,
+        Annotated[int, Meta(ge=1, le=MOST_RANK)] | None,
         Option("Freeze the model, train LoRA adapters of this rank.", ("--lora",), unset="off"),
     ] = None
     device: Annotated[
@@ -168,16 +175,29 @@ class Scenario(Checked):
             variables=("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
         ),
     ] = ""
-    seed: Annotated[int, Between(0, schema.MOST_WHOLE), Option("Seed of weights and batch.")] = 0
+    seed: Annotated[int, Meta(ge=0, le=schema.MOST_WHOLE), Option("Seed of weights and batch.")] = 0
     steps: Annotated[
         int,
-        Between(2, MOST_STEPS),
+        Meta(ge=2, le=MOST_STEPS),
         Option("Training steps, 2 or more.", unset="2 simulated, at most 100 measured"),
     ] = 2
 
     def __post_init__(self) -> None:
-        self._settle()
-        super().__post_init__()
+        values = vars(self)
+        if len(values) < len(self.__dataclass_fields__):
+            # A decoder leaves defaults to the class.
+            values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+            vars(self).clear()
+        if ":" not in str(values["model"]):
+            # Models of the catalogue have these defaults.
+            values = {
+                **values,
+                "dtype": values["dtype"] or "fp32",
+                "attention": values["attention"] or "sdpa",
+            }
+        values = schema.check(_FIELDS, values)
+        vars(self).update(values)
+        schema.require_plain({name: values[name] for name in _FREE})
         if self.accumulate is not None:
             self._check_accumulate()
         if self.amp is not None and self.dtype not in (None, "fp32"):
@@ -192,43 +212,37 @@ class Scenario(Checked):
                 " or for --device cpu or cuda alone"
             )
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Scenario):
-            return NotImplemented
-        mine, theirs = vars(self), vars(other)
-        return all(_listed(mine[name]) == _listed(theirs[name]) for name in mine)
+    @property
+    def key(self) -> bytes:
+        """Digest of all fields; a list and a tuple of the same items have the same digest."""
+        return sha256(_ENCODER.encode(vars(self)).encode()).digest()
 
-    def _settle(self) -> None:
-        """Give a model of the catalogue what it has where None is asked for."""
-        for name, usual in _USUAL.items():
-            if (
-                getattr(self, name) is None
-                and isinstance(self.model, str)
-                and ":" not in self.model
-            ):
-                object.__setattr__(self, name, usual)
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Scenario) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     def _check_accumulate(self) -> None:
-        usual = {
+        required = {
             "workload": "train",
             "micro_batches": 1,
             "max_grad_norm": None,
             "set_to_none": True,
         }
-        for name, value in usual.items():
+        for name, value in required.items():
             if getattr(self, name) != value:
                 raise ValueError(
                     f"accumulate goes with {name} {value!r} alone, got {getattr(self, name)!r}"
                 )
 
 
-_USUAL = {"dtype": "fp32", "attention": "sdpa"}
-
-
-def _listed(value: Any) -> Any:
-    """The value with lists in place of tuples."""
-    if isinstance(value, Mapping):
-        return {key: _listed(item) for key, item in cast(Mapping[str, Any], value).items()}
-    if isinstance(value, list | tuple):
-        return [_listed(item) for item in cast(Sequence[Any], value)]
-    return value
+# The digest names the files of older runs too: their names need this text.
+_ENCODER = json.JSONEncoder(sort_keys=True)
+# Texts and mappings, whose contents msgspec does not check.
+_FREE = ("model", "config", "optimizer", "options", "accumulate", "gpu", "alloc_conf")
+# To check against the class itself would make another instance, and check that, without end.
+_FIELDS: Any = TypedDict(
+    "_FIELDS",
+    get_type_hints(Scenario, include_extras=True),  # pyright: ignore[reportArgumentType]
+)

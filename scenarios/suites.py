@@ -93,7 +93,9 @@ def read(name: str, data: bytes) -> Suite:
         raise ValueError(f"a suite has at most {MOST_SCENARIOS} scenarios, got {count}")
     questions = tuple(question for each in axes for question in _combinations(each))
     return Suite(
-        name=name, description=schema.check(str, description, "description"), questions=questions
+        name=name,
+        description=schema.check(schema.Text, description, "description"),
+        questions=questions,
     )
 
 

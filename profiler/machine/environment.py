@@ -1,6 +1,4 @@
-"""Where a record was found: versions, machine, command, commit and time, so that it can be found
-again.
-"""
+"""Environment of a record made now: versions, machine, command, commit and time."""
 
 import os
 import platform
@@ -17,6 +15,7 @@ import psutil
 from optprof.scenarios import schema
 
 from ..records.privacy import disclosed_command
+from ..records.record import Environment
 from .malloc import keeps_freed_memory
 
 _PACKAGES = ("optprof", "torch", "transformers", "numpy")
@@ -24,29 +23,28 @@ _PACKAGE = Path(__file__).absolute().parents[2]
 _CHECKOUT = _PACKAGE.parents[1]
 
 
-def environment(seed: int) -> dict[str, Any]:
-    """The environment of a record made now, as JSON-ready data.
-
-    `threads` is torch's, `affinity` the processors that this process may run on, `memory_bytes` the
-    machine's and `gpu_memory_bytes` the device's, which older records do not have.
-    """
+def environment(seed: int | None) -> Environment:
+    """Return the environment of a record made now; `seed` is None for a watched training loop."""
     import torch
 
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command(),
-        "seed": seed,
-        "threads": torch.get_num_threads(),
-        "affinity": _affinity(),
-        "keeps_freed_memory": keeps_freed_memory(),
-        **fixed(),
-    }
+    return schema.read(
+        Environment,
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": command(),
+            "seed": seed,
+            "threads": torch.get_num_threads(),
+            "affinity": _affinity(),
+            "keeps_freed_memory": keeps_freed_memory(),
+            **fixed(),
+        },
+    )
 
 
 def command(words: Sequence[str] | None = None) -> list[str]:
-    """Return what repeats a run: our command, without secrets and with home as ~.
+    """Return our command, so that a run can be repeated, without secrets and with home as ~.
 
-    Of another program, whose arguments are its own affair, it is the name alone: "train.py", or
+    For another program, whose arguments are private, return its name alone: "train.py", or
     "notebook". `words` are those of sys.argv.
     """
     program, *arguments = schema.shortened_all((sys.argv if words is None else words) or [""])
@@ -62,7 +60,7 @@ def _is_ours(program: str) -> bool:
 
 
 def _name(program: str) -> str:
-    """Return the name of a program, as far as it tells what was run."""
+    """Return the name of a program for its reader."""
     path = Path(program.replace("\\", "/"))
     name = path.parent.name if path.name == "__main__.py" else path.name
     if "ipykernel" in name or "colab" in name:
@@ -72,34 +70,33 @@ def _name(program: str) -> str:
     )[0]
 
 
-# Of this process's machine and versions.
-_known: dict[str, Any] = {}
+# The facts of this process's machine and versions, once they were looked up.
+_facts: dict[str, Any] = {}
 
 
 def fixed() -> dict[str, Any]:
-    """Return what holds for all records of a process; to find it out may start CUDA."""
-    if not _known:
-        know(_find())
-    return _known
+    """Return JSON-ready facts that hold for all records of a process; this may start CUDA."""
+    if not _facts:
+        know(_look_up())
+    return _facts
 
 
-def know(found: Mapping[str, Any]) -> None:
-    """Take over what another process of this machine has found."""
-    _known.update(found)
+def know(facts: Mapping[str, Any]) -> None:
+    """Take over the facts that another process of this machine has looked up."""
+    _facts.update(facts)
 
 
 def _affinity() -> list[int] | None:
-    """The numbers of the processors that this process may run on; None where the system does not
-    tell.
-    """
+    """Return the processors that this process may run on; None if the system does not say."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
 
-def _find() -> dict[str, Any]:
+def _look_up() -> dict[str, Any]:
+    versions = {name: _version(name) for name in _PACKAGES}
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
+        "versions": {name: number for name, number in versions.items() if number},
         "machine": {
             "cpu": _cpu_name(),
             "cores": os.cpu_count(),
@@ -138,13 +135,11 @@ def _gpu() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """The commit that optprof runs from, with "+" when files differ from it; None outside a
-    checkout.
-    """
+    """Return optprof's commit, with "+" if files differ from it; None outside a checkout."""
     if not (_CHECKOUT / ".git").exists():
         return None
     try:
-        found = subprocess.run(
+        described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
             cwd=_CHECKOUT,
             capture_output=True,
@@ -154,4 +149,4 @@ def _git_commit() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -248,7 +248,9 @@ def _plain(value: Any, depth: int = 0) -> Any:
         # Without printing it: a CUDA tensor would wait for the device.
         return getattr(value, "__qualname__", type(value).__qualname__)[:100]
     try:
-        return schema.check(Any, kind(number) if kind else number, "an option")
+        number = kind(number) if kind else number
+        schema.require_plain(number, "an option")
+        return number
     except ValueError:
         # Python refuses to print a number of more than 4,300 digits.
         is_long = isinstance(number, int) and number.bit_length() > 300

@@ -181,7 +181,7 @@ class Watch:
                 state_blocks=blocks if self._are_fresh[place] else None,
                 warnings=border.notes(),
             ),
-            environment={**environment(seed=0), "seed": None},
+            environment=environment(seed=None),
         )
 
     def _around(self, place: int) -> dict[str, Any]:

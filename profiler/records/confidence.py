@@ -1,9 +1,8 @@
-"""How sure a median is: the interval that holds the true one 95 times in 100, whatever the
-distribution.
+"""Confidence: the interval that holds the true median 95 times in 100, for any distribution.
 
-Between the k-th smallest and the k-th largest of n samples lies the true median unless fewer than k
-samples fall on one side of it, and how many do is binomial with one half (David and Nagaraja, Order
-Statistics, 7.1).
+The true median lies between the k-th smallest and the k-th largest of n samples unless fewer than k
+samples fall on one side of it. That number is binomial with probability one half (David and
+Nagaraja, Order Statistics, 7.1).
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """Two samples, and how likely the true median lies between them."""
+    """Two samples, and the probability that the true median lies between them."""
 
     lower: float
     upper: float
@@ -23,8 +22,9 @@ class Interval:
 
 
 def median_interval(samples: Sequence[float], level: float = LEVEL) -> Interval | None:
-    """The narrowest such interval of at least `level`; None where there are too few samples for
-    one: six make the first of 95 %.
+    """Return the narrowest interval of at least `level`; None for too few samples.
+
+    An interval of 95 % needs six.
     """
     rank, coverage = _rank(len(samples), level)
     if not rank:
@@ -35,12 +35,11 @@ def median_interval(samples: Sequence[float], level: float = LEVEL) -> Interval 
 
 @cache
 def _rank(count: int, level: float) -> tuple[int, float]:
-    """The largest k whose interval reaches the level, 0 for none, and what it covers."""
+    """Return the largest k whose interval reaches the level, 0 for none, and its coverage."""
     rank, coverage, outside, ways = 0, 0.0, 0, 1
     for k in range(1, count // 2 + 1):
         outside += ways
-        # Of so many samples, the ways to choose k; counted afresh for each k they would take
-        # seconds.
+        # The ways to choose k of the samples; computed anew for each k they would take seconds.
         ways = ways * (count - k + 1) // k
         covered = 1 - 2 * outside / 2**count
         if covered < level:

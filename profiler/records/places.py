@@ -1,4 +1,4 @@
-"""Lines of code in messages: whose a file is, and what it is called."""
+"""Places of code in messages: the owner and the short name of a file."""
 
 import site
 import sys
@@ -27,9 +27,7 @@ def owner(file: str) -> Owner:
 
 
 def short_name(file: str) -> str:
-    """Return the file as "package/file.py": no record names a folder of the machine that made
-    it.
-    """
+    """Return the file as "package/file.py", without folders of this machine."""
     for folder in sorted(filter(None, sys.path), key=len, reverse=True):
         if Path(file).is_relative_to(folder):
             return Path(file).relative_to(folder).as_posix()

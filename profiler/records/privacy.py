@@ -1,6 +1,7 @@
-"""Privacy: what a record discloses, since its pages are meant to be shared.
+"""Privacy: records and answers without secrets, since their pages are meant to be shared.
 
-Secrets are masked, home folders are ~. What is anonymous names no machine and no path either.
+Secrets are masked, and home folders are written as ~. Anonymous records name no machine and no
+path either.
 """
 
 import re
@@ -16,11 +17,9 @@ from optprof.scenarios.spec import Scenario
 from ..safety.secret import MASK, is_mask_needed, weight, without_secrets
 from ..safety.whereabouts import without_homes, without_host, without_paths
 from .fits import Fit
-from .record import Record
+from .record import OF_THE_MACHINE, Environment, Record
 
-# What an anonymous record leaves out of its environment.
-OF_THE_MACHINE = ("machine", "platform", "affinity", "git_commit")
-# Options of ours whose value is a place, also where it has no slash.
+# Our options whose value is a path, even without a slash.
 _PLACES = ("--out", "--html")
 # The value of an option that is masked already.
 _MASKED = re.compile(r"\*{3}(?:[0-9a-f]{4})?")
@@ -30,45 +29,45 @@ _MASKED = re.compile(r"\*{3}(?:[0-9a-f]{4})?")
 def masked(text: str, *, anonymous: bool = False) -> str:
     """Return a text without secrets, user names and the host's name; home folders are ~.
 
-    One that is `anonymous` has PATH where another path was.
+    An `anonymous` text has PATH in place of other paths.
     """
     text = without_host(without_homes(without_secrets(text)))
     return without_paths(text, _in_text) if anonymous else text
 
 
 def disclosed_command(words: Sequence[str], *, anonymous: bool = False) -> list[str]:
-    """Return the words of a command of ours that repeat it; `anonymous` leaves paths out too."""
-    found: list[str] = []
-    before = ""
+    """Return the words that repeat a command of ours; `anonymous` leaves paths out too."""
+    shown: list[str] = []
+    previous = ""
     for word in words:
-        is_value = bool(weight(before.lstrip("-"))) and before.startswith("-") and "=" not in before
-        is_masked = is_value and not word.startswith("--")
-        found.append(MASK if is_masked else _word(word, before, anonymous))
-        before = word
-    return found
+        is_secret = bool(weight(previous.lstrip("-"))) and previous.startswith("-")
+        is_masked = is_secret and "=" not in previous and not word.startswith("--")
+        shown.append(MASK if is_masked else _word(word, previous, anonymous))
+        previous = word
+    return shown
 
 
 def disclosed_scenario(scenario: Scenario, *, anonymous: bool = False) -> Scenario:
-    """Return the scenario as its record discloses it; once more, it stays the same."""
+    """Return the scenario as its record discloses it; a disclosed one stays the same."""
     changes: dict[str, Any] = {}
     if ":" in scenario.model and (model := _name(scenario.model, anonymous)) != scenario.model:
         changes["model"] = model
     for field in ("config", "options"):
         values: Mapping[str, Any] = getattr(scenario, field)
-        shown = (
-            {name: _value(name, value, anonymous) for name, value in values.items()}
-            if values
-            else values
-        )
-        if shown != values:
-            changes[field] = shown
+        masks = {
+            name: shown
+            for name, value in values.items()
+            if (shown := _value(name, value, anonymous)) is not value
+        }
+        if masks:
+            changes[field] = {**values, **masks}
     return replace(scenario, **changes) if changes else scenario
 
 
 def disclosed(record: Record, *, anonymous: bool = False) -> Record:
     """Return the record as it may be shared; `anonymous` makes it anonymous."""
     show = partial(masked, anonymous=anonymous)
-    found: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "scenario": disclosed_scenario(record.scenario, anonymous=anonymous),
         "environment": _environment(record.environment, anonymous),
         "error": record.error and show(record.error),
@@ -77,14 +76,14 @@ def disclosed(record: Record, *, anonymous: bool = False) -> Record:
     }
     if record.watched is not None and record.watched.warnings:
         shown = tuple(map(show, record.watched.warnings))
-        found["watched"] = replace(record.watched, warnings=shown)
-    # Most records are read as they were disclosed when they were written.
-    changes = {name: value for name, value in found.items() if value is not getattr(record, name)}
+        parts["watched"] = replace(record.watched, warnings=shown)
+    # Most records were disclosed when they were written, and stay the same.
+    changes = {name: value for name, value in parts.items() if value is not getattr(record, name)}
     return replace(record, **changes) if changes else record
 
 
 def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
-    """Return the answer as a page may show it."""
+    """Return the answer as a page may show it; `anonymous` leaves paths out too."""
     return replace(
         fit,
         scenario=disclosed_scenario(fit.scenario, anonymous=anonymous),
@@ -93,20 +92,16 @@ def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
     )
 
 
-def _environment(environment: Mapping[str, Any], anonymous: bool) -> Mapping[str, Any]:
-    left_out = OF_THE_MACHINE if anonymous else ()
-    found = {name: value for name, value in environment.items() if name not in left_out}
-    command = environment.get("command")
-    if isinstance(command, list | tuple):
-        words = [*_command(tuple(map(str, command)), anonymous)]
-        # A script's arguments are its own; older records have them.
-        is_ours = (
-            words[:1] in (["optprof"], ["optprof.py"]) and environment.get("seed", 0) is not None
-        )
-        found["command"] = words if is_ours else [] if anonymous else words[:1]
+def _environment(environment: Environment, anonymous: bool) -> Environment:
+    words = _command(environment.command, anonymous)
+    if words[:1] not in (("optprof",), ("optprof.py",)) or environment.seed is None:
+        # The arguments of a user's script are private; older records have them.
+        words = () if anonymous else words[:1]
     if anonymous:
-        return {**found, "anonymous": True}
-    return environment if found == environment else found
+        unknown = Environment()
+        left_out = {name: getattr(unknown, name) for name in OF_THE_MACHINE}
+        return replace(environment, command=words, anonymous=True, **left_out)
+    return environment if words == environment.command else replace(environment, command=words)
 
 
 @lru_cache(maxsize=256)
@@ -114,21 +109,23 @@ def _command(words: tuple[str, ...], anonymous: bool) -> tuple[str, ...]:
     return tuple(disclosed_command(words, anonymous=anonymous))
 
 
-def _word(word: str, before: str, anonymous: bool) -> str:
+def _word(word: str, previous: str, anonymous: bool) -> str:
     option, equals, _ = word.partition("=")
     if anonymous and option in _PLACES and equals:
         return f"{option}=PATH"
-    return "PATH" if anonymous and before in _PLACES else _name(word, anonymous)
+    return "PATH" if anonymous and previous in _PLACES else _name(word, anonymous)
 
 
 def _value(name: str, value: Any, anonymous: bool) -> Any:
-    """Return the value of an option; numbers stay, except behind the name of a secret."""
+    """Return the value of an option; numbers stay, except those of a secret's name."""
     if type(value) in (float, int):
         return MASK if weight(name) == 2 else value
-    if isinstance(value, (dict, Mapping)):
-        return {key: _value(key, item, anonymous) for key, item in value.items()}
+    if isinstance(value, dict):
+        shown = {key: _value(key, item, anonymous) for key, item in value.items()}
+        return value if shown == value else shown
     if isinstance(value, (list, tuple)):
-        return type(value)(_value(name, item, anonymous) for item in value)
+        shown = type(value)(_value(name, item, anonymous) for item in value)
+        return value if shown == value else shown
     if isinstance(value, str):
         return _text_value(name, value, anonymous)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -136,22 +133,22 @@ def _value(name: str, value: Any, anonymous: bool) -> Any:
 
 
 def _text_value(name: str, value: str, anonymous: bool) -> str:
-    """Return a text as the value of an option; one that is masked is still told from others.
+    """Return a text as the value of an option; masked texts that differ stay different.
 
     Scenarios that differ in `norm_key=`, or in the commit of `revision=`, have other results.
     """
     if _MASKED.fullmatch(value):
         return value
     shown = MASK if is_mask_needed(name, value) else _name(value, anonymous)
-    is_told_apart = shown == MASK and weight(name) < 2
-    return f"{MASK}{sha256(value.encode()).hexdigest()[:4]}" if is_told_apart else shown
+    has_digest = shown == MASK and weight(name) < 2
+    return f"{MASK}{sha256(value.encode()).hexdigest()[:4]}" if has_digest else shown
 
 
 @lru_cache(maxsize=4096)
 def _name(text: str, anonymous: bool) -> str:
-    """Return a name or a word without secrets; where paths are anonymous, their last part stays.
+    """Return a name or a word without secrets; of an anonymous path the last part stays.
 
-    A digest behind that keeps apart what lies in different folders.
+    A digest follows it, so that files of different folders stay different.
     """
     shown = without_homes(without_secrets(text, is_word=True))
     if not anonymous:
@@ -169,6 +166,6 @@ def _last(path: str) -> str:
 
 
 def _in_text(path: str) -> str:
-    """Return what takes the place of a path in a text: of a file of Python its name, else PATH."""
+    """Return the replacement of a path in a text: the name of a Python file, else PATH."""
     name = re.split(r"[\\/]", path)[-1]
     return name if name.endswith(".py") else "PATH"

@@ -1,41 +1,92 @@
-"""A record: what was found for one scenario, as plain data that JSON can hold.
+"""Record: the result for one scenario, as plain data that JSON can hold.
 
 The field names are a contract with every report, script and gate that reads `records.jsonl`.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
+
 from optprof.scenarios import schema
-from optprof.scenarios.schema import Between, Count, Loss, Name, Seconds
+from optprof.scenarios.schema import Count, Counts, Loss, Name, Samples, Seconds, Text, Texts, Whole
 from optprof.scenarios.spec import Scenario
 
 SCHEMA = 1
+# How every line of this schema begins.
+BEGINNING = f'{{"schema": {SCHEMA}, '.encode()
 # A slice of one parameter of the largest models.
 LEAST_SHARE = 1e-15
+# What an anonymous record leaves out of its environment.
+OF_THE_MACHINE = ("machine", "platform", "affinity", "git_commit")
 
 Origin = Literal["measured", "simulated", "estimated"]
 Outcome = Literal["ok", "out-of-memory", "failed", "killed", "timeout"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Bytes held while training; all counts are exact bytes.
+class Machine:
+    """Processor, memory and GPU of a machine; None is unknown, and no GPU for `gpu`."""
 
-    The first three count tensors (shared storage once). `optimizer_state_allocated` counts the
-    allocator's blocks that hold the state when the last step ends; host tensors such as Adam's step
-    counts have none. `peak_by_category` splits `peak_allocated` at its moment and sums to it;
-    `peak_by_phase` is the highest `allocated` seen in each phase. What a device does not tell is
-    None or empty. Where a simulated device ran out of memory, tensors are counted as training would
-    need them, and blocks as they were up to then.
+    cpu: Text | None = None
+    cores: Count | None = None
+    memory_bytes: Count | None = None
+    gpu: Text | None = None
+    gpu_memory_bytes: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Circumstances of a record: time, command, versions and machine; None is unknown.
+
+    `seed` is the scenario's, and None if the record is of a watched training loop, which sets its
+    own seeds. `threads` is torch's number of threads, `affinity` the processors that the process
+    could run on. `keeps_freed_memory` tells whether the C library kept the memory that it freed.
+    `versions` has those of optprof, torch, transformers and numpy. An `anonymous` environment
+    leaves OF_THE_MACHINE out.
+    """
+
+    time: Text | None = None
+    command: Texts = ()
+    seed: Whole | None = 0
+    threads: Count | None = None
+    affinity: Annotated[tuple[Count, ...], Meta(max_length=schema.MOST_ITEMS)] | None = None
+    keeps_freed_memory: bool | None = None
+    python: Text | None = None
+    platform: Text | None = None
+    versions: Mapping[str, Text] = field(default_factory=dict)
+    machine: Machine | None = None
+    git_commit: Text | None = None
+    anonymous: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the environment as JSON-ready data, without what an anonymous one leaves out."""
+        data = asdict(self)
+        for name in OF_THE_MACHINE if self.anonymous else ("anonymous",):
+            del data[name]
+        return data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes that training holds; all counts are exact bytes.
+
+    `parameters`, `gradients` and `optimizer_state` count tensors, shared storage once.
+    `optimizer_state_allocated` counts the allocator's blocks that hold the state when the last step
+    ends; tensors on the host, such as Adam's step counts, have no block. `peak_by_category` splits
+    `peak_allocated` at its moment and sums to it. `peak_by_phase` is the highest `allocated` of
+    each phase. Counts that a device does not report are None or empty. If a simulated device runs
+    out of memory, tensors are counted as training would need them, and blocks up to that moment.
 
     The simulated peaks of a model with convolutions or recurrent layers are ranges.
     `peak_allocated` and `peak_reserved` are their lower ends, the least that cuDNN takes;
-    `peak_allocated_upper` and `peak_reserved_upper` are the peaks on an unlimited device when each
-    workspace is as large as it may be. They are None in measured records, for models without such
-    layers, and where the device ran out of memory.
+    `peak_allocated_upper` and `peak_reserved_upper` are the peaks on an unlimited device if each
+    workspace is as large as it may be. The upper ends are None in measured records, for models
+    without such layers, and if the device ran out of memory.
 
     `parameters_by_dtype` splits `parameters` by torch's names of dtypes, as {"float32": 512}; older
     records leave it empty.
@@ -44,34 +95,33 @@ class Memory:
     parameters: Count
     gradients: Count
     optimizer_state: Count
-    state_by_key: Mapping[str, Count]
-    state_by_key_dtype: Mapping[str, Mapping[str, Count]]
+    state_by_key: Counts
+    state_by_key_dtype: Annotated[Mapping[Text, Counts], Meta(max_length=schema.MOST_ITEMS)]
     optimizer_state_allocated: Count | None = None
     peak_allocated: Count | None = None
     peak_reserved: Count | None = None
     peak_allocated_upper: Count | None = None
     peak_reserved_upper: Count | None = None
     peak_phase: Name | None = None
-    peak_by_category: Mapping[str, Count]
-    peak_by_phase: Mapping[str, Count]
-    parameters_by_dtype: Mapping[str, Count] = field(default_factory=dict)
+    peak_by_category: Counts
+    peak_by_phase: Counts
+    parameters_by_dtype: Counts = field(default_factory=dict)
 
     @property
     def resident(self) -> int:
-        """Bytes of the tensors that live from one step to the next."""
+        """Bytes of the tensors that stay from one step to the next."""
         return self.parameters + self.gradients + self.optimizer_state
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepEstimate:
-    """What the optimizer's step would take on a GPU of the catalogue, worked out from its kernels;
-    no clock has seen it.
+    """Time of the optimizer's step on a GPU of the catalogue, computed from its kernels.
 
-    `seconds` is the whole step; `floor_seconds` the least that any step with these results could
-    take: `needed_bytes`, each tensor of parameters, gradients and state that is read and each that
-    is written, once, at the peak of the memory's bandwidth. `moved_bytes` is what the kernels read
-    and write, `launches` how many there are, `synchronisations` how often the host waits for the
-    device.
+    `seconds` is the whole step; `floor_seconds` is the least that any step with these results could
+    take: it moves `needed_bytes` once, at the peak of the memory's bandwidth. `needed_bytes` counts
+    each tensor of parameters, gradients and state that is read and each that is written.
+    `moved_bytes` is what the kernels read and write, `launches` their number, `synchronisations`
+    how often the host waits for the device.
     """
 
     gpu: Name
@@ -82,10 +132,14 @@ class StepEstimate:
     launches: Count
     synchronisations: Count
 
+    def __post_init__(self) -> None:
+        schema.require_seconds((self.seconds,), "seconds")
+        schema.require_seconds((self.floor_seconds,), "floor_seconds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """Bytes by one counter: when a phase ended, and the most while it ran."""
+    """Bytes by one counter: at the end of a phase, and at its peak."""
 
     end: Count
     peak: Count
@@ -93,18 +147,17 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class StateBlocks:
-    """Why what making the state left allocated on CUDA is not what the state's tensors hold.
+    """Why CUDA's allocated bytes differ from those of the state's tensors.
 
-    `delta` is what `memory_allocated` rose by in the first step, and the blocks of state that was
-    there before it (Adagrad's). Of the tensors' bytes, `on_host` never reach the device; `rounding`
-    is what the blocks of the others are larger than their tensors. What is then left, `other`, is
-    no state: workspaces, and what the step has freed.
+    `delta` is the rise of `memory_allocated` in the first step, plus the blocks of state that
+    existed before it (Adagrad's). Of the tensors' bytes, `on_host` never reach the device;
+    `rounding` is how much larger the blocks of the others are than their tensors.
     """
 
     tensors: Count
     on_host: Count
-    rounding: int
-    delta: int
+    rounding: Whole
+    delta: Whole
 
     @property
     def allocated(self) -> int:
@@ -113,69 +166,73 @@ class StateBlocks:
 
     @property
     def other(self) -> int:
-        """Bytes of the delta that are no block of the state; negative where the step has freed more
-        than it left.
+        """Bytes of the delta that are not state, such as workspaces.
+
+        Negative if the step has freed more than it left.
         """
         return self.delta - self.allocated
 
 
 @dataclass(frozen=True, kw_only=True)
 class GpuReading:
-    """A GPU at one moment, as its management library tells it; None is what it does not tell.
+    """Readings of a GPU at one moment by its management library; None is not reported.
 
-    `slowed_by` says in words what holds its clock down. `process_bytes` is what the driver counts
-    for this process, CUDA's context too.
+    `slowed_by` names what holds its clock down. `process_bytes` is what the driver counts for this
+    process, with CUDA's context.
     """
 
     clock_mhz: Count | None
     memory_clock_mhz: Count | None
-    temperature_celsius: int | None
-    slowed_by: tuple[str, ...]
+    temperature_celsius: Whole | None
+    slowed_by: Texts
     other_processes: Count | None
     process_bytes: Count | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepOperation:
-    """What one kind of operation took in a single `step`, by torch.profiler: calls, and seconds of
-    the device or, on the CPU, its own.
+    """Calls and time of one kind of operation in a single `step`, by torch.profiler.
 
-    `bytes` is what its calls read and write if each tensor moves once, counted as for an estimate;
-    None where that cannot be told.
+    `seconds` are the device's or, on the CPU, the operation's own. `bytes` is what its calls read
+    and write if each tensor moves once, counted as for an estimate; None is unknown.
     """
 
-    name: str
+    name: Text
     calls: Count
     seconds: Seconds
     bytes: Count | None
 
+    def __post_init__(self) -> None:
+        schema.require_seconds((self.seconds,), "seconds")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Watched:
-    """What only a real run can tell, found in iterations that are not timed.
+    """Findings of real iterations that are not timed.
 
-    `samples` are the sequences or images of one iteration, `tokens` the tokens that it reads, None
-    for other models. `memory` has, by phase and counter, exact bytes: on CUDA the allocator's
-    "allocated", "reserved", "requested" and "active", on the CPU "tensors" (living tensors, and
-    what kernels take for themselves) and "resident" (the process). `tensors_at_peak` splits the
-    highest "tensors". `gpu` was read while the timed iterations ran. `warnings` say what has
-    spoiled the times, and what could not be watched.
+    `samples` are the sequences or images of one iteration. `tokens` are the tokens that it reads,
+    None for models that read none. `memory` has exact bytes by phase and counter: on CUDA the
+    allocator's "allocated", "reserved", "requested" and "active", on the CPU "tensors" (living
+    tensors and the memory that kernels take) and "resident" (the process). `tensors_at_peak` splits
+    the highest "tensors". `gpu` was read while the timed iterations ran. `warnings` name what
+    disturbed the times, and what could not be watched.
     """
 
     samples: Count | None = None
     tokens: Count | None = None
-    memory: Mapping[str, Mapping[str, Level]] = field(default_factory=dict)
-    tensors_at_peak: Mapping[str, Count] = field(default_factory=dict)
+    memory: Mapping[Text, Mapping[Text, Level]] = field(default_factory=dict)
+    tensors_at_peak: Counts = field(default_factory=dict)
     state_blocks: StateBlocks | None = None
     gpu: tuple[GpuReading, ...] = ()
     operations: tuple[StepOperation, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: Texts = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The mean loss on text that is never trained on, after so many micro-batches; None where it
-    was not finite.
+    """Mean loss after so many micro-batches, on text that is never trained on.
+
+    The loss is None if it was not finite.
     """
 
     micro_batches: Count
@@ -184,24 +241,24 @@ class HeldOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How training on text went under an accumulation.
+    """A training run on text under an accumulation.
 
-    `draws` has the micro-batches of each optimizer step, in order, `ended` the number, from 1, of
-    the micro-batch that each step followed; records of before have none. `losses` has the loss of
-    every micro-batch, None where it was not finite. `added_bytes` is the most that the tensors of
-    the accumulation's own have held between micro-batches, `dropped` the micro-batches that were
-    lost for not being finite.
+    `draws` has the micro-batches of each optimizer step, in order. `ended` has the number, from 1,
+    of the micro-batch that each step followed; older records leave it empty. `losses` has the loss
+    of every micro-batch, None if it was not finite. `added_bytes` is the most that the
+    accumulation's own tensors held between micro-batches. `dropped` counts the micro-batches that
+    were lost because they were not finite.
     """
 
-    draws: tuple[Count, ...]
-    ended: tuple[Count, ...] = ()
-    losses: tuple[Loss | None, ...]
-    held_out: tuple[HeldOut, ...]
+    draws: Annotated[tuple[Count, ...], Meta(max_length=schema.MOST_ITEMS)]
+    ended: Annotated[tuple[Count, ...], Meta(max_length=schema.MOST_ITEMS)] = ()
+    losses: Annotated[tuple[Loss | None, ...], Meta(max_length=schema.MOST_ITEMS)]
+    held_out: Annotated[tuple[HeldOut, ...], Meta(max_length=schema.MOST_ITEMS)]
     added_bytes: Count
     dropped: Count
 
     def __post_init__(self) -> None:
-        """Refuse parts that do not fit together, which a report would divide by or look up."""
+        # A report would divide by their number, or look them up.
         if not self.losses or not self.held_out:
             raise ValueError("losses and held_out have one number or more, got none")
         if self.ended and len(self.ended) != len(self.draws):
@@ -212,21 +269,22 @@ class Course:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was found: origin, outcome, bytes, seconds and the environment they were found in.
+    """Result of a scenario: origin, outcome, bytes, seconds and environment.
 
-    `model_family` is what a curve over model sizes may join ("gpt2"), None for a model that stands
-    alone. `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward", "step";
-    "iteration" is the whole of one). When `origin` is "estimated", the step was timed on
-    `measured_share` of the parameters and its samples divided by that share. `estimate` is there
-    where the scenario names a GPU to simulate, and is an estimate whatever the origin. `watched` is
-    what real iterations showed beside their times, `course` is there where the scenario asks to
+    `model_family` ("gpt2") names the models that a curve over sizes may join; it is None for other
+    models. `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward",
+    "step"; "iteration" is all of them). If `origin` is "estimated", the step was timed on
+    `measured_share` of the parameters and its samples divided by that share. A record has an
+    `estimate` if the scenario names a GPU to simulate, whatever the origin. `watched` has what real
+    iterations showed in addition to their times. A record has a `course` if the scenario asks to
     accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step.
-    `deciding_options` names the options that decide the bytes of the optimizer's state, each with
-    its usual value; None in older records and for optimizers outside the catalogue. `error` is one
-    line when `outcome` is not "ok"; `log` is the file, below the run's folder, with all that
-    the scenario's process has printed. `warnings` are lines on counts that could not be known, as
-    where a simulated step depends on values. `lost` names what belongs to this record and is not
-    kept, with the reason, as a timeline that did not fit on the disk.
+    `deciding_options` has the options that decide the bytes of the optimizer's state, each with its
+    default; it is None in older records and for optimizers outside the catalogue.
+
+    `error` is one line if `outcome` is not "ok". `log` is the file, below the run's folder, with
+    all that the scenario's process printed. `warnings` are lines on uncertain counts, such as a
+    simulated step that depends on values. `lost` names files of this record that could not be kept,
+    with the reason, such as a timeline that did not fit on the disk.
     """
 
     scenario: Scenario
@@ -235,65 +293,89 @@ class Record:
     model_family: Name | None = None
     parameter_count: Count | None = None
     memory: Memory | None = None
-    times: Mapping[str, tuple[Seconds, ...]] | None = None
-    warmup: Mapping[str, tuple[Seconds, ...]] | None = None
-    measured_share: Annotated[float, Between(LEAST_SHARE, 1.0)] | None = None
+    times: Mapping[Text, Samples] | None = None
+    warmup: Mapping[Text, Samples] | None = None
+    measured_share: Annotated[float, Meta(ge=LEAST_SHARE, le=1.0)] | None = None
     estimate: StepEstimate | None = None
     watched: Watched | None = None
     course: Course | None = None
-    deciding_options: Mapping[str, Any] | None = None
-    warnings: tuple[str, ...] = ()
-    lost: tuple[str, ...] = ()
-    error: str | None = None
-    log: str | None = None
-    environment: Mapping[str, Any]
+    deciding_options: Mapping[Text, Any] | None = None
+    warnings: Texts = ()
+    lost: Texts = ()
+    error: Text | None = None
+    log: Text | None = None
+    environment: Environment
 
     @property
     def is_of_own_loop(self) -> bool:
-        """Return whether somebody's own training loop was watched, which asks for no steps and no
-        seed.
-        """
-        return self.origin == "measured" and self.environment.get("seed", 0) is None
+        """Return whether the record is of a user's training loop, which sets its own seeds."""
+        return self.origin == "measured" and self.environment.seed is None
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as JSON-ready data, `schema` first."""
-        return {"schema": SCHEMA, **asdict(self)}
+        """Return the record as JSON-ready data, `schema` first."""
+        return {"schema": SCHEMA, **asdict(self), "environment": self.environment.to_dict()}
 
     def to_json(self) -> str:
-        """The record as one line of JSON."""
-        return json.dumps({"schema": SCHEMA, **vars(self)}, allow_nan=False, default=_fields)
+        """Return the record as one line of JSON."""
+        return json.dumps({"schema": SCHEMA, **_fields(self)}, allow_nan=False, default=_fields)
 
     def to_line(self) -> bytes:
-        """The record as a line of a run's file; ValueError, in one line, for one that could not be
-        read again.
+        """Return the record as a line of a run's file.
+
+        ValueError, in one line, for a record that could not be read again.
         """
         try:
-            schema.read(Record, self)
-        except ValueError as error:
+            schema.read(Record, self.to_dict())
+            line = self.to_json().encode() + b"\n"
+            Record.from_line(line)
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"a record of {schema.shown(self.scenario.optimizer)} cannot be kept: {error}"
             ) from error
-        line = self.to_json().encode() + b"\n"
-        if len(line) > schema.MOST_LINE_BYTES:
-            raise ValueError(
-                f"a record has at most {schema.MOST_LINE_BYTES} bytes, got {len(line)}"
-            )
         return line
 
     @classmethod
+    def from_line(cls, line: bytes) -> "Record":
+        """Return the record of a line; ValueError says in one line what is wrong."""
+        if len(line) > schema.MOST_LINE_BYTES:
+            raise ValueError(f"a record has at most {schema.MOST_LINE_BYTES} bytes, got more")
+        if line.startswith(BEGINNING):
+            try:
+                return _timed(_decoder().decode(line))
+            except (ValueError, RecursionError):
+                pass  # The data as a whole say where they are wrong.
+        return cls.from_dict(schema.parse_json(line))
+
+    @classmethod
     def from_dict(cls, data: Any) -> "Record":
-        """The record that `to_dict` wrote; ValueError names what does not fit the schema."""
+        """Return the record that `to_dict` wrote; ValueError names what does not fit the schema."""
         if not isinstance(data, dict):
             raise ValueError(f"a record is a JSON object, got {type(data).__name__}")
         schema.require_version(data.get("schema"), SCHEMA, "schema")
         try:
-            return schema.read(cls, data)
+            return _timed(schema.read(cls, data))
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The fields of a part of a record, for JSON; `asdict` would copy every sample before."""
-    if is_dataclass(value):
-        return vars(value)
-    raise TypeError(f"a record holds plain data, got {type(value).__name__}")
+    """Return the fields of a part of a record for JSON; `asdict` would copy every sample."""
+    if isinstance(value, Environment):
+        return value.to_dict()
+    if not is_dataclass(value):
+        raise TypeError(f"a record holds plain data, got {type(value).__name__}")
+    return {each.name: getattr(value, each.name) for each in fields(value)}
+
+
+@cache
+def _decoder() -> msgspec.json.Decoder[Record]:
+    return msgspec.json.Decoder(Record)
+
+
+def _timed(record: Record) -> Record:
+    for kind, phases in (("times", record.times), ("warmup", record.warmup)):
+        for phase, samples in (phases or {}).items():
+            # Most samples are not 0, and then their minimum tells.
+            if not samples or min(samples) < schema.LEAST_SECONDS:
+                schema.require_seconds(samples, f"{kind}.{phase}")
+    return record

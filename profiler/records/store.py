@@ -1,24 +1,27 @@
-"""A run folder: records as JSON lines, each on disk before the next scenario starts, with a CSV of
-the same and timelines beside them.
+"""Store: the folder of a run, with its records, timelines and logs.
 
-One process at a time writes into it, and holds a lock on `records.jsonl` while it does. A write
-that is cut off leaves at most one torn line at the end: reading leaves it out, going on sets it
-aside as `records.torn`. What else cannot be read is left out too and named, until `repair` sets it
-aside. Nothing is followed or read that is not a file or folder of the run itself.
+Each record is a line of `records.jsonl`, on the disk before the next scenario starts. One process
+at a time writes, and locks that file. An interrupted write leaves at most one torn line at the end:
+reading leaves it out, resuming moves it to `records.torn`. Other damage is left out too, and named,
+until `repair` moves it. Reading follows no link, and opens nothing outside the run.
 """
 
 import csv
+import gc
 import json
 import os
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from hashlib import sha256
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from io import TextIOWrapper
 from itertools import count, takewhile
 from pathlib import Path, PurePath
 from typing import Any
+
+import msgspec
 
 from optprof.scenarios import schema
 from optprof.scenarios.spec import Scenario
@@ -29,32 +32,28 @@ from ..safety.plain import plain, spreadsheet_text
 from .privacy import disclosed, disclosed_scenario
 from .record import Record
 from .record_lines import Line, read_lines
-from .timeline import Timeline
-from .timeline_file import MOST_BYTES, pack, unpack
+from .timeline import MOST_BYTES, Timeline, pack, unpack
 
-# What stands beside the records, each below a folder of its own.
+# Folders next to the records.
 FOLDERS = ("timelines", "logs", "snapshots", "tensorboard", "figures")
-# The end of a log is what tells why its scenario has failed.
+# The end of a log tells why its scenario has failed.
 MOST_LOG_BYTES = 1 << 20
 _MOST_WARNINGS = 10
 _TIMELINE = ".json.gz"
 _ASIDE = ".damaged"
+_NO_WORD = re.compile(r"[^A-Za-z0-9.]+")
 
 
 class DamageWarning(UserWarning):
     """A part of a run cannot be read, and is left out."""
 
 
-_ENCODER = json.JSONEncoder(sort_keys=True, default=str)
-_NO_WORD = re.compile(r"[^A-Za-z0-9.]+")
-
-
 class RunStore:
     """The records of one run, under `runs/NAME/`.
 
-    `damaged_lines` names what the last `read` could not read, a line each, and `damaged_timelines`
-    says the same of `read_timelines`, by the names of the scenarios' files. `torn_bytes` is how
-    much of a torn last line `resume` has set aside.
+    `damaged_lines` names what the last `read` could not read, a line each. `damaged_timelines` does
+    the same for `read_timelines`, by the names of the scenarios' files. `torn_bytes` is the length
+    of the torn last line that `resume` has moved.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,8 +72,9 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path) -> "RunStore":
-        """A new, empty run, locked; FileExistsError when the folder holds one already, OSError when
-        it cannot be written.
+        """Return a new, empty run, locked.
+
+        FileExistsError if the folder holds a run, OSError if it cannot be written.
         """
         store = cls(folder)
         disk.make_folder(folder)
@@ -89,22 +89,18 @@ class RunStore:
 
     @classmethod
     def create_free(cls, parent: Path, name: str) -> "RunStore":
-        """A new, empty run in the first of NAME, NAME-2, NAME-3, ... under `parent` that holds
-        none.
-        """
+        """Return a new, empty run in the first free one of NAME, NAME-2, NAME-3, ..."""
         while True:
-            # Another process may take the folder between the look and the make.
+            # Another process may take the folder in between.
             with suppress(FileExistsError):
                 return cls.create(free_folder(parent, name))
 
     @classmethod
     def resume(cls, folder: Path, *, patience: float = 0) -> "RunStore":
-        """The run in the folder, locked, to be gone on with, or a new one; a torn last line is set
-        aside as `records.torn`.
+        """Return the run in the folder, locked, or a new one; a torn last line is moved.
 
-        `patience` is how many seconds another process may hold it. BlockingIOError while another
-        process writes the run, OSError when it cannot be written, ValueError for a link or a pipe
-        in it.
+        BlockingIOError if another process still writes the run after `patience` seconds, OSError
+        if it cannot be written, ValueError for a link or a pipe in it.
         """
         store = cls(folder)
         disk.make_folder(folder)
@@ -114,8 +110,9 @@ class RunStore:
 
     @classmethod
     def open(cls, folder: Path) -> "RunStore":
-        """The run in the folder, locked, as it is; FileNotFoundError where there is none, and else
-        as for `resume`.
+        """Return the run in the folder, locked and unchanged; errors are those of `resume`.
+
+        FileNotFoundError for a folder without a run.
         """
         store = cls(folder)
         try:
@@ -125,20 +122,20 @@ class RunStore:
         return store
 
     def close(self) -> None:
-        """Give the lock back; the run can still be read."""
+        """Release the lock; the run can still be read."""
         if self._lines is not None:
             self._lines.close()
             self._lines = None
 
     def append(self, record: Record) -> None:
-        """Write one record as a line and see it onto the disk; OSError names the file when that
-        fails, and leaves no part of the line.
+        """Write one record as a line, and wait until it is on the disk.
 
-        ValueError for a record that could not be read again, and for one more than a run may have.
+        OSError names the file, which then has no part of the line. ValueError for a record that
+        could not be read again, and for one more than a run may have.
         """
         lines, line = self._writable(), disclosed(record, anonymous=self.anonymous).to_line()
         schema.require_records(lines.count + 1)
-        # What an append that failed could not take back would swallow this line.
+        # A part of a line that a failed append could not remove would damage this line.
         lines.set_torn_aside(self.torn_path)
         lines.append(line)
 
@@ -147,18 +144,17 @@ class RunStore:
         try:
             self._lines = LockedLines(self.records_path, how, patience=patience)
         except BlockingIOError:
-            told = (
+            raise BlockingIOError(
                 f"another process is writing the run in {self.folder}; wait for it, or name another"
                 " with --out"
-            )
-            raise BlockingIOError(told) from None
+            ) from None
 
     def _require_own_folders(self) -> None:
-        """ValueError where a link, or no folder, stands where the run's files go."""
+        """Raise ValueError for a link or a file in place of a folder of the run."""
         for path in (self.folder / name for name in FOLDERS):
             disk.require_no_link(path, below=self.folder)
             if path.exists() and not path.is_dir():
-                raise ValueError(f"{path} is no folder; remove it")
+                raise ValueError(f"{path} is not a folder; remove it")
 
     def _writable(self) -> LockedLines:
         if self._lines is None:
@@ -173,11 +169,10 @@ class RunStore:
         )
 
     def repair(self) -> list[str]:
-        """Set aside what cannot be read of an open run, and close it; returns what was done, a line
-        each.
+        """Move what cannot be read of an open run, and close it; return a line for each move.
 
-        The bytes of lines go to `records.damaged` and `records.torn`, a timeline beside itself.
-        What a newer optprof has written is whole, and left as it is.
+        The bytes of lines go to `records.damaged` and `records.torn`; a timeline is renamed. What a
+        newer optprof wrote is whole, and stays.
         """
         lines = self._writable()
         torn = lines.set_torn_aside(self.torn_path)
@@ -191,8 +186,8 @@ class RunStore:
         for line in self._read():
             records += line.records
             damaged += [line] if line.damage and not line.is_newer else []
-            done += [f"{_told(line)}; left as it is"] if line.is_newer else []
-        done += [f"{_told(line)}; set aside in {self.damaged_path.name}" for line in damaged]
+            done += [f"{_line_text(line)}; left as it is"] if line.is_newer else []
+        done += [f"{_line_text(line)}; set aside in {self.damaged_path.name}" for line in damaged]
         self.read_timelines(records, all_files=True)
         for name, reason in self.damaged_timelines.items():
             what = (
@@ -209,33 +204,25 @@ class RunStore:
         return done
 
     def remove_parts(self) -> None:
-        """Remove the parts of files that killed processes have left."""
+        """Remove the partly written files that killed processes have left."""
         for folder in (self.folder, *(self.folder / name for name in FOLDERS)):
             disk.remove_parts(folder)
 
     def write_timeline(self, scenario: Scenario, timeline: Timeline) -> None:
-        """Keep the timeline of a scenario's simulation as `timelines/NAME.json.gz`; OSError names
-        the file when that fails.
-        """
-        disk.write_bytes(
-            self._timeline_path(file_name(scenario)),
-            pack(timeline, file_name(scenario)),
-            below=self.folder,
-        )
+        """Write the timeline of a scenario's simulation as `timelines/NAME.json.gz`.
 
-    def read_timeline(self, scenario: Scenario) -> Timeline | None:
-        """The timeline of a scenario's simulation, None where there is none; ValueError names a
-        file that is none.
+        OSError names the file.
         """
-        return self._timeline(file_name(scenario))
+        name = file_name(scenario)
+        disk.write_bytes(self._timeline_path(name), pack(timeline, name), below=self.folder)
 
     def read_timelines(
         self, records: Iterable[Record], *, all_files: bool = False
     ) -> dict[str, Timeline]:
-        """The timelines that stand beside these records, by the `file_name` of their scenarios.
+        """Return the timelines of these records, by the `file_name` of their scenarios.
 
-        `damaged_timelines` has those that cannot be read, or are not of their record; with
-        `all_files` also of files that belong to no record.
+        `damaged_timelines` names those that cannot be read, or belong to another record. With
+        `all_files`, files that belong to no record are read too.
         """
         named = {
             file_name(record.scenario): record for record in records if record.origin == "simulated"
@@ -254,14 +241,14 @@ class RunStore:
         return timelines
 
     def lost_timelines(self, records: Iterable[Record]) -> set[str]:
-        """The names of timelines of these records that cannot be read, or were set aside."""
+        """Return the names of these records' timelines that cannot be read, or were renamed."""
         records = list(records)
         timelines = self.read_timelines(records)
         names = {file_name(record.scenario) for record in records} - timelines.keys()
         return {name for name in names if name in self.damaged_timelines or self._is_aside(name)}
 
     def set_timeline_aside(self, name: str) -> str:
-        """Rename a timeline that cannot be read, if it is there; returns its new name."""
+        """Rename a timeline that cannot be read, if it exists; return its new name."""
         path = self._timeline_path(name)
         names = (f"{path.name}{_ASIDE}{'' if number == 1 else f'-{number}'}" for number in count(1))
         aside = next(each for each in names if not os.path.lexists(path.with_name(each)))
@@ -305,7 +292,7 @@ class RunStore:
         )
 
     def _reason(self, error: OSError | ValueError, path: Path) -> str:
-        """Say what is wrong with a file, without the folder that it lies in."""
+        """Return what is wrong with a file, without the run's folder."""
         text = (
             error.strerror
             if isinstance(error, OSError)
@@ -314,7 +301,7 @@ class RunStore:
         return " ".join(str(text).replace(f"{self.folder}{os.sep}", "").split())
 
     def log_path(self) -> Path:
-        """A file that is not there yet, for what the next scenario prints."""
+        """Return the path of a new file for the output of the next scenario."""
         folder = self.folder / "logs"
         disk.require_no_link(folder, below=self.folder)
         last = max(
@@ -328,8 +315,9 @@ class RunStore:
         return folder / f"{last + 1:03}.log"
 
     def read_log(self, record: Record) -> str:
-        """The end of what the record's scenario has printed; ValueError for a log that lies
-        elsewhere.
+        """Return the end of the output of the record's scenario.
+
+        ValueError for a log outside the run's folder.
         """
         log = PurePath(record.log or "")
         if log.is_absolute() or ".." in log.parts:
@@ -339,58 +327,64 @@ class RunStore:
             return file.read(MOST_LOG_BYTES).decode(errors="replace")
 
     def snapshot_path(self, scenario: Scenario) -> Path:
-        """Where the snapshot of a scenario goes."""
+        """Return the path of the snapshot of a scenario."""
         return self.folder / "snapshots" / f"{file_name(scenario)}.pickle"
 
     def _timeline_path(self, name: str) -> Path:
         return self.timelines_path / f"{name}{_TIMELINE}"
 
     def read(self, keep: Callable[[Record], Record] | None = None) -> list[Record]:
-        """All whole records, in the order they were found; `damaged_lines` names what is none.
+        """Return all whole records, in the order of the file; `damaged_lines` names the others.
 
-        `keep` returns what to keep of each, for a reader who has no use for the samples of 100,000.
-        FileNotFoundError for a folder without a run, ValueError for a link, a pipe, and for more
-        lines than a run has.
+        `keep` returns the part of each record that stays in memory. FileNotFoundError for a folder
+        without a run, ValueError for a link, a pipe, and for more lines than a run may have.
         """
-        records: list[Record] = []
+        with _without_collections():
+            return list(self._records(keep))
+
+    def read_standing(self, keep: Callable[[Record], Record] | None = None) -> list[Record]:
+        """Return the last record of each scenario, as `read` does."""
+        with _without_collections():
+            return standing(self._records(keep))
+
+    def _records(self, keep: Callable[[Record], Record] | None) -> Iterator[Record]:
         damaged: list[str] = []
         for line in self._read():
             # Older records hold what is masked now.
-            shown = map(disclosed, line.records)
-            records += map(keep, shown) if keep else shown
+            records = map(disclosed, line.records)
+            for record in map(keep, records) if keep else records:
+                _share(record.scenario)
+                yield record
             if line.damage:
-                damaged.append(_told(line))
+                damaged.append(_line_text(line))
         self.damaged_lines = tuple(damaged)
-        return records
 
     @property
     def damage(self) -> tuple[str, ...]:
-        """Parts that could not be read, a line each, with the files' names below the folder."""
+        """Parts that could not be read, a line each, with the names of their files."""
         folder = self.timelines_path.name
         timelines = (
-            # What is wrong with the folder is said once.
+            # An error of the folder is named once.
             reason if reason.startswith(f"{folder} ") else f"{folder}/{name}{_TIMELINE}: {reason}"
             for name, reason in self.damaged_timelines.items()
         )
         return (*self.damaged_lines, *dict.fromkeys(timelines))
 
     def warn(self) -> None:
-        """Warn, in a line each, of a torn line that was set aside and of what could not be read."""
+        """Warn, in a line each, of a torn line that was moved and of what could not be read."""
         damage, torn = self.damage, self.torn_bytes
-        told = (
-            [f"the last line was torn: its {torn} bytes are set aside in {self.torn_path}"]
-            if torn
-            else []
-        )
-        told += [f"left out: {self.folder / each}" for each in damage[:_MOST_WARNINGS]]
-        told += (
-            [f"left out: {len(damage) - _MOST_WARNINGS} more"]
-            if len(damage) > _MOST_WARNINGS
-            else []
-        )
-        told += [f"optprof repair {self.folder} sets aside what cannot be read"] if damage else []
-        if told:
-            warnings.warn("\n".join(told), DamageWarning, stacklevel=3)
+        lines: list[str] = []
+        if torn:
+            lines.append(
+                f"the last line was torn: its {torn} bytes are set aside in {self.torn_path}"
+            )
+        lines += [f"left out: {self.folder / each}" for each in damage[:_MOST_WARNINGS]]
+        if len(damage) > _MOST_WARNINGS:
+            lines.append(f"left out: {len(damage) - _MOST_WARNINGS} more")
+        if damage:
+            lines.append(f"optprof repair {self.folder} sets aside what cannot be read")
+        if lines:
+            warnings.warn("\n".join(lines), DamageWarning, stacklevel=3)
 
     def _read(self) -> Iterator[Line]:
         try:
@@ -403,12 +397,11 @@ class RunStore:
             raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from error
 
     def write_csv(self, records: Iterable[Record]) -> None:
-        """Write the same records as a table: a row a record, a column a field, nested names joined
-        by dots.
+        """Write the records as a table: a row for a record, a column for a field.
 
-        None is an empty cell, a truth is true or false, and numbers in a list have blanks between
-        them, with nan for one that is missing. Every other list is JSON. Text is as
-        `spreadsheet_text` makes it.
+        Nested names are joined by dots. None is an empty cell, a truth is true or false. Numbers in
+        a list are separated by blanks, with nan for None; every other list is JSON. Text is escaped
+        by `spreadsheet_text`.
         """
         rows = [_flat(record.to_dict()) for record in records]
         columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -417,25 +410,23 @@ class RunStore:
             writer = csv.writer(table)
             writer.writerow(map(spreadsheet_text, columns))
             writer.writerows([row.get(column, "") for column in columns] for row in rows)
-            # Flushes; the file itself is closed by who opened it.
+            # Flush and leave the file open: `writing` closes it.
             table.detach()
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """The first of NAME, NAME-2, NAME-3, ... under `parent` that holds no run."""
+    """Return the first of NAME, NAME-2, NAME-3, ... under `parent` that holds no run."""
     return next(folder for folder in _folders(parent, name) if not _is_taken(folder))
 
 
 def last_folder(parent: Path, name: str) -> Path:
-    """The last of NAME, NAME-2, NAME-3, ... under `parent` that holds a run; NAME where none
-    does.
-    """
+    """Return the last of NAME, NAME-2, NAME-3, ... under `parent` that holds a run, else NAME."""
     taken = takewhile(_is_taken, _folders(parent, name))
     return max(enumerate(taken), default=(0, parent / name))[1]
 
 
 def _is_taken(folder: Path) -> bool:
-    """Return whether a folder holds a run, were it a broken link, or is none."""
+    """Return whether a folder holds a run, even a broken link, or is not a folder."""
     return os.path.lexists(folder / "records.jsonl") or (
         os.path.lexists(folder) and not folder.is_dir()
     )
@@ -445,20 +436,53 @@ def _folders(parent: Path, name: str) -> Iterator[Path]:
     return (parent / (name if number == 1 else f"{name}-{number}") for number in count(1))
 
 
-def file_name(scenario: Scenario) -> str:
-    """A name for what belongs to a scenario's record, the same for equal scenarios and no others:
-    gpt2-xl-adamw-0f3c5a7b9d1e.
+def _share(scenario: Scenario) -> None:
+    """Let a scenario that was read share equal parts with others: a run may have 100,000."""
+    values = vars(scenario)
+    for name in ("config", "options"):
+        values[name] = _decoded(msgspec.json.encode(values[name]))
+    for name in ("model", "optimizer"):
+        values[name] = sys.intern(values[name])
 
-    It is that of the anonymous scenario, whether the record is anonymous or not.
+
+@lru_cache(maxsize=1_000)
+def _decoded(text: bytes) -> Any:
+    return msgspec.json.decode(text)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause the garbage collector: it would look through all records again and again for cycles."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def standing(records: Iterable[Record]) -> list[Record]:
+    """Return the last record of each scenario, in the order of the first."""
+    return list({scenario_key(record.scenario): record for record in records}.values())
+
+
+def scenario_key(scenario: Scenario) -> bytes:
+    """Return the key of the anonymous scenario, which an anonymous record has too."""
+    return disclosed_scenario(scenario, anonymous=True).key
+
+
+def file_name(scenario: Scenario) -> str:
+    """Return the name of a scenario's files, as gpt2-xl-adamw-0f3c5a7b9d1e.
+
+    It is the same for equal scenarios, in an anonymous run too, and for no others.
     """
     scenario = disclosed_scenario(scenario, anonymous=True)
-    # `asdict` would copy every value before, and a comparison names 100,000 scenarios.
-    digest = sha256(_ENCODER.encode(vars(scenario)).encode()).hexdigest()[:12]
     words = _NO_WORD.sub("-", f"{scenario.model}-{scenario.optimizer}").strip("-.")
-    return f"{words[:80]}-{digest}"
+    return f"{words[:80]}-{scenario.key.hex()[:12]}"
 
 
-def _told(line: Line) -> str:
+def _line_text(line: Line) -> str:
     return f"records.jsonl, line {line.number}: {line.damage}"
 
 

@@ -1,41 +1,56 @@
-"""A timeline: what training steps hold from event to event, by category, thinned to a picture's
-resolution and exact where it samples.
+"""Timeline: bytes of training steps from event to event, by category, and its file.
 
-An event is an allocation or a free. The highest and the lowest moment of every stretch of events
-are among the samples, so a curve through them has every summit and valley of the whole; the peak is
-exact, with the largest blocks that stand at it.
+An event is an allocation or a free. A timeline keeps samples, which are exact. Among them are the
+highest and the lowest moment of every stretch of events, so a curve through them has every summit
+and valley. The file is JSON under gzip, its columns as differences.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, NotRequired, TypedDict, cast
+
+from msgspec import Meta
+
+from optprof.scenarios import schema
+from optprof.scenarios.schema import Count, Text, Whole
+
+SCHEMA = 1
+
+# The limits of a file, many times what a timeline has.
+MOST_BYTES = 16 << 20
+MOST_SAMPLES = 200_000
+MOST_PHASES = 20_000
+MOST_BLOCKS = 1_000
+MOST_CATEGORIES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldBlock:
-    """A block at the peak: its bytes and those that were asked for, when (step 0 is before the
-    first) and by whom.
+    """A block at the peak: its bytes, the bytes requested, and the request's time and source.
 
-    `module` is the path of a module or tensor of the model, `op` an operation such as
-    "aten::addmm", `line` a line such as "file.py:12"; what is not known is "".
+    Step 0 is before the first. `module` is the path of a module or tensor of the model, `op` an
+    operation such as "aten::addmm", `line` a line such as "file.py:12"; "" is unknown.
     """
 
-    block_bytes: int
-    requested_bytes: int
-    category: str
-    step: int
-    phase: str
-    module: str
-    op: str
-    line: str
+    block_bytes: Whole
+    requested_bytes: Whole
+    category: Text
+    step: Whole
+    phase: Text
+    module: Text
+    op: Text
+    line: Text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """A phase of a step (counted from 1): how many events it has and how many samples stand for
-    them.
-    """
+    """A phase of a step (counted from 1), with the number of its events and of its samples."""
 
     step: int
     phase: str
@@ -45,13 +60,12 @@ class Stretch:
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """The first and the last of the `steps` that were traced, and the one that holds most where
-    that is another.
+    """The first and the last of the `steps` that were traced, and the highest if it is another.
 
-    The samples of all phases stand one after another: `places` has the number of events of the
-    phase that are done (0 at its beginning), `categories` the bytes of the blocks that each
-    category holds then, `reserved` the bytes of all segments. `peak` is the number of the sample
-    that holds most, and `largest` the largest blocks at that moment.
+    The samples of all phases follow one another. `places` has the number of events of the phase
+    that precede the sample, `categories` the bytes of each category's blocks, `reserved` the bytes
+    of all segments. `peak` is the number of the highest sample, and `largest` has the largest
+    blocks at that moment.
     """
 
     steps: int
@@ -69,7 +83,7 @@ class Timeline:
 
     @property
     def fragmentation(self) -> tuple[int, ...]:
-        """Bytes at each sample that the allocator has in hand and no tensor uses."""
+        """Bytes at each sample that the allocator has reserved and no tensor uses."""
         return tuple(
             reserved - allocated
             for reserved, allocated in zip(self.reserved, self.allocated, strict=True)
@@ -77,13 +91,124 @@ class Timeline:
 
     @property
     def peak_allocated(self) -> int:
-        """The most bytes of blocks in use at any moment."""
+        """Most bytes of blocks in use at any moment."""
         return self.allocated[self.peak]
 
     @property
     def peak_stretch(self) -> Stretch:
-        """The phase that the peak falls in."""
+        """Phase of the peak."""
         ends = accumulate(stretch.samples for stretch in self.phases)
         return next(
             stretch for stretch, end in zip(self.phases, ends, strict=True) if self.peak < end
         )
+
+
+_Column = Annotated[list[Whole], Meta(max_length=MOST_SAMPLES)]
+
+
+class _File(TypedDict):
+    """Data of a file; older ones do not name the scenario's files in `of`."""
+
+    of: NotRequired[Text]
+    steps: Whole
+    phases: Annotated[list[tuple[Whole, Text, Count, Count]], Meta(max_length=MOST_PHASES)]
+    places: _Column
+    categories: Annotated[dict[Text, _Column], Meta(max_length=MOST_CATEGORIES)]
+    reserved: _Column
+    peak: Whole
+    largest: Annotated[tuple[HeldBlock, ...], Meta(max_length=MOST_BLOCKS)]
+
+
+def pack(timeline: Timeline, name: str = "") -> bytes:
+    """Return the bytes of the file, the same for the same timeline and `name` of the scenario."""
+    data = {
+        "schema": SCHEMA,
+        "of": name,
+        "steps": timeline.steps,
+        "phases": [list(asdict(stretch).values()) for stretch in timeline.phases],
+        "places": _differences(timeline.places),
+        "categories": {name: _differences(column) for name, column in timeline.categories.items()},
+        "reserved": _differences(timeline.reserved),
+        "peak": timeline.peak,
+        "largest": [asdict(block) for block in timeline.largest],
+    }
+    return gzip.compress(json.dumps(data, separators=(",", ":")).encode(), mtime=0)
+
+
+def unpack(packed: bytes, name: str = "", peak: int | None = None) -> Timeline:
+    """Return the timeline that `pack` wrote; ValueError says in one line what is wrong.
+
+    The timeline of another `name` is refused. An older file has no name; it must have the record's
+    `peak` of allocated bytes.
+    """
+    data = _parsed(packed)
+    if not isinstance(data, dict):
+        raise ValueError(
+            f"a timeline of schema {SCHEMA} is a JSON object, got {schema.shown(data)}"
+        )
+    schema.require_version(data.get("schema"), SCHEMA, "a timeline of schema")
+    try:
+        timeline = _timeline(schema.check(_File, data))
+        _require_consistent(timeline)
+    except ValueError as error:
+        raise ValueError(f"not a timeline: {error}") from error
+    of = data.get("of", "")
+    if name and of and of != name:
+        raise ValueError(f"the timeline of {schema.shown(of)}")
+    if not of and peak not in (None, timeline.peak_allocated):
+        raise ValueError(
+            f"the timeline of a record whose peak is {timeline.peak_allocated} bytes and not {peak}"
+        )
+    return timeline
+
+
+def _parsed(packed: bytes) -> Any:
+    if not packed:
+        raise ValueError("not a timeline: an empty file")
+    try:
+        with gzip.open(io.BytesIO(packed)) as file:
+            text = cast(bytes, file.read(MOST_BYTES + 1))
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"at most {MOST_BYTES} bytes of JSON, got more")
+        return schema.parse_json(text)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"not a timeline: {error}") from error
+
+
+def _timeline(data: _File) -> Timeline:
+    return Timeline(
+        steps=data["steps"],
+        phases=tuple(
+            Stretch(step=step, phase=phase, events=events, samples=samples)
+            for step, phase, events, samples in data["phases"]
+        ),
+        places=tuple(accumulate(data["places"])),
+        categories={name: tuple(accumulate(column)) for name, column in data["categories"].items()},
+        reserved=tuple(accumulate(data["reserved"])),
+        peak=data["peak"],
+        largest=data["largest"],
+    )
+
+
+def _require_consistent(timeline: Timeline) -> None:
+    """Raise ValueError unless the parts fit together."""
+    samples = sum(stretch.samples for stretch in timeline.phases)
+    columns = {"places": timeline.places, "reserved": timeline.reserved, **timeline.categories}
+    for name, column in columns.items():
+        if len(column) != samples:
+            raise ValueError(
+                f"its phases have {samples} samples, its column {schema.shown(name)} has"
+                f" {len(column)}"
+            )
+        if min(column, default=0) < 0:
+            raise ValueError(f"its column {schema.shown(name)} falls below 0")
+        if max(column, default=0) > schema.MOST_WHOLE:
+            raise ValueError(f"its column {schema.shown(name)} rises above {schema.MOST_WHOLE}")
+    if timeline.peak not in range(len(timeline.allocated)) or timeline.peak_allocated != max(
+        timeline.allocated
+    ):
+        raise ValueError(f"sample {timeline.peak} is not the highest")
+
+
+def _differences(column: Sequence[int]) -> list[int]:
+    return [after - before for before, after in pairwise((0, *column))]

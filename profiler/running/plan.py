@@ -11,6 +11,7 @@ from itertools import product
 from typing import Annotated, Any
 
 import torch
+from msgspec import Meta
 
 from optprof import optimizers
 from optprof.optimizers import parse_list
@@ -43,11 +44,11 @@ def plan(questions: Iterable[Question]) -> list[Scenario]:
     Raises ValueError for the first model, optimizer, option, GPU or allocator setting that is
     wrong.
     """
-    scenarios: dict[str, Scenario] = {}
+    scenarios: dict[Scenario, Scenario] = {}
     for question in questions:
         for device in _devices(question.get("device")):
             scenario = _scenario(question, device)
-            scenarios.setdefault(repr(scenario), scenario)
+            scenarios.setdefault(scenario, scenario)
     for scenario in scenarios.values():
         _require_batch(scenario)
         require_possible(scenario)
@@ -131,7 +132,7 @@ def _curve(
 def require_timeout(timeout: float | None) -> None:
     """Raise ValueError unless the time limit is None or a reasonable number of seconds."""
     if timeout is not None:
-        schema.check(Annotated[float, schema.Between(1.0, MOST_TIMEOUT)], timeout, "timeout")
+        schema.check(Annotated[float, Meta(ge=1.0, le=MOST_TIMEOUT)], timeout, "timeout")
 
 
 def _require_options(options: Mapping[str, Any]) -> None:
@@ -217,13 +218,13 @@ def _options(spec: str, written: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in options.items()
         if key in written and value != defaults.get(key)
     }
-    schema.check(Mapping[str, Any], changed, optimizers.parse(spec)[0])
+    schema.require_plain(changed, optimizers.parse(spec)[0])
     return {key: value for key, value in options.items() if key in changed or _is_plain(value)}
 
 
 def _is_plain(value: object) -> bool:
     try:
-        schema.check(Any, value, "")
+        schema.require_plain(value)
     except ValueError:
         return False
     return True
@@ -252,7 +253,7 @@ def _require_supported(scenario: Scenario) -> None:
         raise ValueError(f"{reason}; ask for fp32, or for another GPU")
 
 
-_dtypes_of: dict[tuple[str, object], frozenset[str]] = {}
+_dtypes_of: dict[tuple[Scenario, object], frozenset[str]] = {}
 
 
 def _dtypes(scenario: Scenario) -> frozenset[str]:
@@ -268,7 +269,7 @@ def _dtypes(scenario: Scenario) -> frozenset[str]:
     else:
         # The batch holds data, and the parameters do not depend on it.
         scenario = replace(scenario, batch_size=1, sequence_length=None)
-    key = repr(scenario), factory
+    key = scenario, factory
     if key not in _dtypes_of:
         with own_settings():
             parameters = build(scenario, "meta").model.parameters()

@@ -21,12 +21,12 @@ _MOST_STATUS_BYTES = 64
 _GRACE_SECONDS = 5.0
 
 
-def model_key(scenario: Scenario) -> str | None:
-    """Return a text for all that the model's trace depends on; None if the trace is not shared."""
+def model_key(scenario: Scenario) -> Scenario | None:
+    """Return what the model's trace depends on; None if the trace is not shared."""
     from ..simulating.training import without_optimizer
 
     try:
-        return repr(without_optimizer(scenario)) if scenario.device == "sim" else None
+        return without_optimizer(scenario) if scenario.device == "sim" else None
     except Exception:
         # An unknown GPU; the scenario's own process reports it.
         return None

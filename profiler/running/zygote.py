@@ -153,7 +153,7 @@ class _Zygote:
         self._jobs = Inbox(jobs)
         self._answers = answers
         self._parent = parent
-        self._models: dict[str, ModelFork] = {}
+        self._models: dict[Scenario, ModelFork] = {}
 
     def serve(self) -> None:
         """Work until the parent closes the pipe or ends."""

@@ -1,7 +1,7 @@
 """Disk: regular files, read through no link, written whole or not at all.
 
 A run's folder may come from a stranger. A link in it could lead anywhere on this machine, and a
-pipe would make its reader wait forever.
+pipe would block its reader forever.
 """
 
 import errno
@@ -14,10 +14,10 @@ from pathlib import Path
 from secrets import token_hex
 from typing import BinaryIO
 
-# Windows has none of them; reports are read and drawn there too.
+# Windows has neither flag; reports are read and drawn there too.
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 _BINARY = getattr(os, "O_BINARY", 0)
-# A file system that syncs no folders answers with one of these.
+# The errors of file systems that cannot sync folders.
 _NO_FOLDER_SYNC = {
     errno.EINVAL,
     errno.ENOTSUP,
@@ -27,30 +27,30 @@ _NO_FOLDER_SYNC = {
     errno.EISDIR,
 }
 _PART = re.compile(r"\..*\.[0-9a-f]{8}\.part", re.DOTALL)
-# A name has at most 255 bytes; the rest is for what stands around it in the name of its part.
+# A name has at most 255 bytes; the name of its part needs the rest.
 _MOST_NAME_BYTES = 200
 
 
 def open_to_read(path: Path, *, below: Path | None = None) -> BinaryIO:
     """Open a regular file; no link is followed under the folder `below`, by default the file's.
 
-    FileNotFoundError where there is none; ValueError for a link, a folder, a pipe or a device.
+    FileNotFoundError for a missing file; ValueError for a link, a folder, a pipe or a device.
     """
     return os.fdopen(_open(path, os.O_RDONLY, below), "rb")
 
 
-def open_to_append(path: Path, how: int = 0, *, below: Path | None = None) -> int:
-    """Return a descriptor that reads and appends to a regular file; `how` adds flags as O_CREAT.
+def open_to_append(path: Path, flags: int = 0, *, below: Path | None = None) -> int:
+    """Return a descriptor that reads and appends to a regular file; `flags` adds O_CREAT and such.
 
     OSError as os.open raises it; ValueError for a link, a folder, a pipe or a device.
     """
-    return _open(path, os.O_RDWR | os.O_APPEND | how, below)
+    return _open(path, os.O_RDWR | os.O_APPEND | flags, below)
 
 
 def append(descriptor: int, path: Path, chunks: Iterable[bytes]) -> None:
-    """Append to an open file and see it onto the disk.
+    """Append to an open file, and wait until the data are on the disk.
 
-    OSError names the file when that fails, and leaves no part of what was to be appended.
+    OSError names the file, which then has no part of the data.
     """
     length = os.fstat(descriptor).st_size
     try:
@@ -67,11 +67,11 @@ def append(descriptor: int, path: Path, chunks: Iterable[bytes]) -> None:
 
 @contextmanager
 def writing(path: Path, *, below: Path | None = None) -> Iterator[BinaryIO]:
-    """Write a file inside; it takes its name when all of it is on the disk.
+    """Yield a file to write, which takes its name once all of it is on the disk.
 
-    An older file is replaced, and keeps its permissions. The folders between `below` and the file
-    are made. Whatever is raised inside leaves no part of the file. OSError names the file when it
-    cannot be written; ValueError for a link on the way, and where no regular file has the name.
+    It replaces an older file, and keeps that one's permissions. The folders between `below` and the
+    file are made. An exception in the block leaves no part of the file. OSError names a file that
+    cannot be written; ValueError is for a link on the way, and for a name that is not a file's.
     """
     make_folder(path.parent, below=below)
     require_no_link(path, below=below)
@@ -112,9 +112,9 @@ def write_text(path: Path, text: str, *, below: Path | None = None) -> None:
 
 
 def make_folder(folder: Path, *, below: Path | None = None) -> None:
-    """Make a folder with its parents, and see their names onto the disk.
+    """Make a folder with its parents, and wait until their names are on the disk.
 
-    ValueError for a link below `below`, NotADirectoryError where something else has the name.
+    ValueError for a link below `below`, NotADirectoryError if something else has the name.
     """
     require_no_link(folder, below=below or folder)
     for each in reversed((folder, *folder.parents)):
@@ -123,7 +123,7 @@ def make_folder(folder: Path, *, below: Path | None = None) -> None:
         try:
             each.mkdir()
         except FileExistsError:
-            # Another process may have made it just now.
+            # Another process may have made it in between.
             if not each.is_dir():
                 raise NotADirectoryError(
                     errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder)
@@ -132,9 +132,9 @@ def make_folder(folder: Path, *, below: Path | None = None) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """See the names in a folder onto the disk.
+    """Wait until the names in a folder are on the disk.
 
-    A file that is new or renamed could else be gone after a power failure.
+    Otherwise a new or renamed file could be gone after a power failure.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -148,13 +148,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file if it is there and can be removed."""
+    """Remove a file if it exists and can be removed."""
     with suppress(OSError):
         path.unlink()
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove the parts that `writing` has left in a folder because its process was killed."""
+    """Remove the parts that killed processes have left in a folder."""
     with suppress(OSError):
         for part in [path for path in folder.iterdir() if _PART.fullmatch(path.name)]:
             with suppress(OSError, ValueError), open_to_read(part) as file:
@@ -164,11 +164,10 @@ def remove_parts(folder: Path) -> None:
 
 
 def require_no_link(path: Path, *, below: Path | None = None) -> None:
-    """ValueError where `path`, or a folder between `below` and it, is a symbolic link.
+    """Raise ValueError if `path`, or a folder between `below` and it, is a symbolic link.
 
-    `below` itself may be one, and lie behind others: its user has named it. By default it is the
-    folder of `path`. RuntimeError for a path that does not stay below it, which its caller has to
-    see to.
+    `below` itself may be a link, since the user has named it. By default it is the folder of
+    `path`. RuntimeError for a path outside of it, which is an error of the caller.
     """
     for each in _below(path, below) if below else (path,):
         if each.is_symlink():
@@ -179,10 +178,9 @@ def require_no_link(path: Path, *, below: Path | None = None) -> None:
 
 
 def require_own_folder(folder: Path, *markers: str, force: bool = False) -> None:
-    """FileExistsError for a folder that holds files but none of the `markers`: it belongs to
-    somebody else.
+    """Raise FileExistsError for a folder with files but without any of the `markers`.
 
-    Hidden files, such as a file manager's, make a folder nobody's.
+    It belongs to somebody else. Hidden files, such as a file manager's, do not count.
     """
     if force or not folder.exists():
         return
@@ -190,18 +188,18 @@ def require_own_folder(folder: Path, *markers: str, force: bool = False) -> None
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     holds_files = any(not each.name.startswith(".") for each in folder.iterdir())
     if holds_files and not any((folder / marker).exists() for marker in markers):
-        wanted = " or ".join(markers)
+        expected = " or ".join(markers)
         raise FileExistsError(
-            f"{folder} holds files and no {wanted}; name another folder, or give --force (in Python"
-            " force=True)"
+            f"{folder} holds files and no {expected}; name another folder, or give --force (in"
+            " Python force=True)"
         )
 
 
-def _open(path: Path, how: int, below: Path | None) -> int:
+def _open(path: Path, flags: int, below: Path | None) -> int:
     require_no_link(path, below=below)
-    # Looked at before it is opened: that alone would wake the writer of a pipe, or rewind a tape.
+    # Opening alone would wake the writer of a pipe, or rewind a tape.
     _regular(path)
-    descriptor = os.open(path, how | _NO_LINK | _BINARY, 0o666)
+    descriptor = os.open(path, flags | _NO_LINK | _BINARY, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _irregular(path)
@@ -209,7 +207,7 @@ def _open(path: Path, how: int, below: Path | None) -> int:
 
 
 def _below(path: Path, below: Path) -> list[Path]:
-    """The path and the folders between `below` and it."""
+    """Return the path and the folders between `below` and it."""
     if path.is_absolute() != below.is_absolute():
         path, below = path.absolute(), below.absolute()
     if not path.is_relative_to(below) or ".." in path.relative_to(below).parts:
@@ -218,7 +216,7 @@ def _below(path: Path, below: Path) -> list[Path]:
 
 
 def _regular(path: Path) -> os.stat_result | None:
-    """The status of a file, None where there is none; ValueError for what is no regular file."""
+    """Return the status of a file, None if it is missing; ValueError unless it is regular."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -229,7 +227,7 @@ def _regular(path: Path) -> os.stat_result | None:
 
 
 def _is_part(name: object) -> bool:
-    """Return whether an error names a part, or nothing, in which case it was written to."""
+    """Return whether an error names a part, or no file, as errors of writing do."""
     return name is None or bool(_PART.fullmatch(Path(str(name)).name))
 
 
@@ -238,12 +236,12 @@ def _irregular(path: Path) -> ValueError:
 
 
 def _new_part(path: Path) -> tuple[Path, int, int | None]:
-    """A new part of a file, a descriptor to write it, and one that locks it until it is closed."""
+    """Return a new part of a file, a descriptor to write it, and one that locks it while open."""
     stem = os.fsencode(path.name)[:_MOST_NAME_BYTES].decode(errors="ignore")
     while True:
         part = path.with_name(f".{stem}.{token_hex(4)}.part")
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | _BINARY, 0o666)
-        # Another process may take it for one that nobody writes, before it is locked.
+        # Until it is locked, another process may remove it as a killed process's.
         with suppress(BlockingIOError):
             lock = _lock(descriptor)
             if part.exists():
@@ -253,10 +251,10 @@ def _new_part(path: Path) -> tuple[Path, int, int | None]:
 
 
 def _lock(descriptor: int) -> int | None:
-    """Lock a part until the descriptor that is returned is closed or this process ends.
+    """Lock a part; return a descriptor that holds the lock until it is closed.
 
-    BlockingIOError where another process has locked it. None where nothing can be locked: there a
-    part of a killed process stays.
+    BlockingIOError if another process has locked it. None on a system without locks, where parts of
+    killed processes stay.
     """
     try:
         import fcntl

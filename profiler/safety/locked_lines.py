@@ -1,7 +1,7 @@
-"""Locked lines: a file of lines into which one process at a time writes.
+"""Locked lines: a file of lines that one process at a time writes.
 
-What `append` has returned from outlives a killed process and a power failure: a line is seen onto
-the disk, the file's name before its first line, and what is to be cut off when it is copied.
+A line survives a killed process and a power failure once `append` has returned. `append` waits
+until the line is on the disk, after the file's name; bytes are cut off only when their copy is.
 """
 
 import errno
@@ -17,38 +17,38 @@ _CHUNK_BYTES = 1 << 16
 
 
 class LockedLines:
-    """A file of lines, open and locked until it is closed or its process ends."""
+    """A file of lines, locked until it is closed or its process ends."""
 
-    def __init__(self, path: Path, how: int = 0, *, patience: float = 0) -> None:
-        """Open the file; `how` adds flags as O_CREAT, `patience` is the seconds to wait for a lock.
+    def __init__(self, path: Path, flags: int = 0, *, patience: float = 0) -> None:
+        """Open the file, with `flags` such as O_CREAT, and wait `patience` seconds for its lock.
 
-        BlockingIOError while another process holds it, OSError as os.open raises it, ValueError for
-        what is no regular file.
+        BlockingIOError if another process keeps the lock, OSError as os.open raises it, ValueError
+        unless the file is regular.
         """
         self.path = path
         self._count: int | None = None
-        self._descriptor = _locked(path, how, patience)
+        self._descriptor = _locked(path, flags, patience)
         if self._length == 0:
-            # Made by this process, or by one that was killed before it could see to that.
+            # The file is new, or its process was killed before this.
             disk.sync_folder(path.parent)
             disk.sync_folder(path.parent.parent)
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._descriptor)
 
     @property
     def count(self) -> int:
-        """The number of lines; they are counted once, and then as they are written."""
+        """Number of lines, counted once and then as they are written."""
         if self._count is None:
             self._count = sum(chunk.count(b"\n") for chunk in self._chunks(0, self._length))
         return self._count
 
     def append(self, line: bytes) -> None:
-        """Write a line and see it onto the disk.
+        """Write a line, and wait until it is on the disk.
 
-        OSError names the file when that fails, and leaves no part of the line. FileNotFoundError
-        where the name is no longer this file's: what is written would be gone with the process.
+        OSError names the file, which then has no part of the line. FileNotFoundError if the name is
+        no longer this file's: the line would be lost with the process.
         """
         self._require_name()
         count = self.count
@@ -56,7 +56,7 @@ class LockedLines:
         self._count = count + 1
 
     def set_torn_aside(self, path: Path) -> int:
-        """Move what stands behind the last end of line to another file; returns its bytes."""
+        """Move the bytes behind the last end of line to another file; return their number."""
         whole, length = self._end_of_last_line(), self._length
         if whole < length:
             self.copy_aside(path, [(whole, length)])
@@ -65,7 +65,7 @@ class LockedLines:
         return length - whole
 
     def copy_aside(self, path: Path, spans: Sequence[tuple[int, int]]) -> None:
-        """Append stretches to another file, each as lines, and see them onto the disk."""
+        """Append stretches of bytes to another file, each as lines, and sync it."""
         target = disk.open_to_append(path, os.O_CREAT)
         try:
             disk.append(target, path, self._as_lines(spans))
@@ -74,9 +74,9 @@ class LockedLines:
             os.close(target)
 
     def rewrite(self, changes: Iterable[tuple[int, int, bytes]]) -> None:
-        """Put a file in place of this one that has other bytes between `start` and `end` of each.
+        """Replace the bytes between `start` and `end` of each change, in a new file of the name.
 
-        The lock is on the old file, so nothing may be appended after that.
+        The lock is on the old file, so nothing may be appended afterwards.
         """
         with disk.writing(self.path) as file:
             place = 0
@@ -90,11 +90,11 @@ class LockedLines:
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._descriptor), self.path.lstat()):
                 return
-        told = (
+        message = (
             "it was removed or replaced while this run was written; put it back, and go on with"
             " --resume"
         )
-        raise FileNotFoundError(errno.ENOENT, told, str(self.path))
+        raise FileNotFoundError(errno.ENOENT, message, str(self.path))
 
     @property
     def _length(self) -> int:
@@ -124,17 +124,17 @@ class LockedLines:
         return 0
 
 
-def _locked(path: Path, how: int, patience: float) -> int:
-    """Return a descriptor of the file that has its name once the lock is held."""
-    # Windows has no fcntl, and reads runs all the same.
+def _locked(path: Path, flags: int, patience: float) -> int:
+    """Return a descriptor of the file that has the name once this process has the lock."""
+    # Windows has no fcntl; runs can be read there.
     import fcntl
 
     until = monotonic() + patience
     while True:
-        descriptor = disk.open_to_append(path, how)
+        descriptor = disk.open_to_append(path, flags)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it may have put another file in its place.
+            # The process that had the lock may have replaced the file.
             if os.path.samestat(os.fstat(descriptor), path.lstat()):
                 return descriptor
             os.close(descriptor)

@@ -1,17 +1,17 @@
-"""Plain text: what a terminal, a page or a spreadsheet would act on in text from elsewhere.
+"""Plain text: escapes for characters that a terminal, a page or a spreadsheet would act on.
 
-Names, options, errors and logs come from suites, models and records that others have written. They
-are shown as they are, except for characters that a font does not draw: those are written as Python
-writes them, `\\x1b` or `\\u202e`, so that nothing acts and nothing is hidden.
+Names, options, errors and logs come from suites, models and records that others have written.
+Characters that a font does not draw are written as Python writes them, `\\x1b` or `\\u202e`, so
+that nothing acts and nothing is hidden.
 """
 
 import re
 from unicodedata import category
 
-# Two of the invisible characters only join letters or keep them apart, in emoji and in Persian.
+# Two invisible characters only join letters or separate them, in emoji and in Persian.
 _KEPT = "\n\t\u200c\u200d"
 _UNUSUAL = re.compile(r"[^\n\t -~]+")
-# A formula begins a cell, or what a paste or a spreadsheet with another separator makes one.
+# A formula begins a cell, also one that a paste or another separator makes.
 _FORMULA = r"\s*[=+\-@\uff1d\uff0b\uff0d\uff20]"
 _BEGINS = re.compile(rf"[\t\n]|{_FORMULA}")
 _BEGINS_WITHIN = re.compile(rf"([;\t\n])(?={_FORMULA})")
@@ -41,8 +41,8 @@ def spreadsheet_text(text: str) -> str:
     return text
 
 
-def _printed(found: re.Match[str]) -> str:
-    run = found[0]
+def _printed(match: re.Match[str]) -> str:
+    run = match[0]
     return run if run.isprintable() else "".join(map(_character, run))
 
 

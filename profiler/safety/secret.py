@@ -1,7 +1,7 @@
-"""Secrets in texts and commands: what looks like one is masked.
+"""Secrets in texts and commands, and what looks like one, are masked.
 
-`MARKED` is the table of secrets that are known by their form, `_SECRET` and `_PERHAPS` are the
-names of options that hold one. A rule errs towards masking: a word too many costs a reader a guess.
+`MARKED` is the table of secrets that have a known form; `_SECRET` and `_PERHAPS` are the names of
+options that hold one. In doubt a rule masks: a word too many costs a reader only a guess.
 """
 
 import re
@@ -9,7 +9,7 @@ from functools import lru_cache
 
 MASK = "***"
 
-# Prefixes by which services mark their tokens; a digit or a capital tells these from words.
+# Prefixes of the tokens of services; a digit or a capital distinguishes tokens from words.
 _PREFIXES = (
     "hf_",  # Hugging Face
     "api_org_",
@@ -36,7 +36,7 @@ _PREFIXES = (
     "local-",  # Weights & Biases
 )
 
-# A secret's form, and what takes its place.
+# A secret's form and its replacement.
 MARKED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(form, re.DOTALL), replacement)
     for form, replacement in (
@@ -92,7 +92,7 @@ _SECRET = re.compile(
 )
 # The last word of names that may hold something else: token=, a key of the state.
 _PERHAPS = re.compile(r"token|key|pass|pin|otp|sid|session|signature|sig|cookie|dsn|webhook")
-# The word before it that says that it does: bos_token, sort_key, forward_pass.
+# The previous word says that it does not hold a secret: bos_token, sort_key, forward_pass.
 _HARMLESS = re.compile(
     r"bos|eos|pad|unk|cls|sep|mask|image|video|audio|start|end|special|prefix|suffix|by"
     r"|sort|group|state|cache|dict|batch|map|index|column|label|feature|input|output"
@@ -111,7 +111,7 @@ _NAMED = re.compile(
     r"(?P<between>\\?[\"']?\s{0,8}(?:[=-]>|=(?!=)|:(?![:/\\]))\s{0,8})"
 )
 # An option and its value as two words, or a name and its value in a list.
-_BESIDE = re.compile(
+_NEXT = re.compile(
     r"(?<![\w-])(?P<quote>['\"]?)--?(?P<name>[A-Za-z][\w-]{0,63})"
     r"(?P<between>(?P=quote)(?:,\s?|\s)(?P=quote))(?P<value>[^\s'\"=-][^\s'\"]*)"
 )
@@ -135,14 +135,14 @@ def without_secrets(text: str, *, is_word: bool = False) -> str:
         text = form.sub(replacement, text)
     text = _without_values(text, _IN_WORD if is_word else _IN_TEXT)
     if not is_word:
-        text = _BESIDE.sub(_without_beside, text)
+        text = _NEXT.sub(_without_next, text)
     return _RUN.sub(lambda match: MASK if _is_random(match[0]) else match[0], text)
 
 
 def is_mask_needed(name: str, value: str, *, is_text: bool = False, is_prose: bool = False) -> bool:
     """Return whether an option of this name and value holds a secret.
 
-    `is_text` is for what stands in a text, `is_prose` for "name: value" there.
+    `is_text` is for a value in a text, `is_prose` for "name: value" in a text.
     """
     if not weight(name) or _UNSET.fullmatch(value):
         return False
@@ -173,7 +173,7 @@ def weight(name: str) -> int:
 
 
 def _without_values(text: str, value: re.Pattern[str]) -> str:
-    """Mask the values beside the names of secrets, which may stand in another's value."""
+    """Mask the values of the names of secrets; a name may be part of another's value."""
     pieces, place = [], 0
     for match in _NAMED.finditer(text):
         between = match["between"]
@@ -181,19 +181,19 @@ def _without_values(text: str, value: re.Pattern[str]) -> str:
         # module:Class is a word of a command.
         if match.start() < place or not weight(match["name"]) or (is_prose and value is _IN_WORD):
             continue
-        if found := value.match(text, match.end()):
-            quote, inner = _unquoted(found[0])
+        if matched := value.match(text, match.end()):
+            quote, inner = _unquoted(matched[0])
             where = {"is_text": value is _IN_TEXT, "is_prose": is_prose}
             if is_mask_needed(match["name"], inner, **where):
-                pieces += [text[place : found.start()], f"{quote}{MASK}{quote}"]
-                place = found.end()
+                pieces += [text[place : matched.start()], f"{quote}{MASK}{quote}"]
+                place = matched.end()
     return "".join([*pieces, text[place:]])
 
 
-def _without_beside(found: re.Match[str]) -> str:
-    value = found["value"]
-    is_masked = is_mask_needed(found["name"], value)
-    return found[0][: len(found[0]) - len(value)] + (MASK if is_masked else value)
+def _without_next(match: re.Match[str]) -> str:
+    value = match["value"]
+    is_masked = is_mask_needed(match["name"], value)
+    return match[0][: len(match[0]) - len(value)] + (MASK if is_masked else value)
 
 
 def _unquoted(value: str) -> tuple[str, str]:
@@ -203,7 +203,7 @@ def _unquoted(value: str) -> tuple[str, str]:
 
 
 def _is_random(run: str) -> bool:
-    """Return whether a long run of letters and digits was drawn rather than written."""
+    """Return whether a long run of letters and digits is random rather than words."""
     run = run[:200]
     if re.fullmatch(r"[0-9a-fA-F_-]+", run) or not any(map(str.isdigit, run)):
         return False

@@ -13,7 +13,7 @@ HOME = "~"
 USER = "$USER"
 
 _END = r"(?![\w-]|\.\w)"
-# Anybody's home: another user's name is none of the reader's business either.
+# Any user's home: another user's name is private too.
 _POSIX_HOME = r"(?<![\w.~-])(?:/[\w.-]+){0,3}?/(?:home|Users)/[^\s/\\'\":,;)\]}]+"
 _WINDOWS_HOME = r"(?i:[a-z]:[\\/]+Users[\\/]+(?:[^\\/:*?'\"<>|\r\n]+(?=[\\/])|[^\s\\/:'\",;]+))"
 _ADDRESS = re.compile(r"\b[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s'\"<>)\]]+")
@@ -24,7 +24,7 @@ _PATH = re.compile(
     rf"|(?<![A-Za-z0-9])[A-Za-z]:[\\/]+{_WORD}"
     r"|(?<![\w.@+-])[\w.@+-]+(?:[\\/]+[\w.@+-]+)+"
 )
-# Words of errors and warnings that a host or a user may be named: gpt2, a100, sm3, model.
+# Words of errors and warnings that may also be the name of a host or a user: gpt2, a100, model.
 _ORDINARY = re.compile(
     r"(?i)(?:gpt|llama|vit|resnet|bert|t|v|a|h|l|b|mi|rtx|gtx|gb|gh|sm|lamb|fp|bf|int|float)-?\d+[a-z]{0,2}"
     r"(?:-(?:\d+|xl|small|medium|large))?|(?:cuda|gpu|cpu|node)(?:[-:]?\d{1,2})?|adamw?|lamb|sgd|tiny|model|optimizer"
@@ -52,7 +52,7 @@ def without_host(text: str) -> str:
 def without_paths(text: str, stand_in: Callable[[str], str]) -> str:
     """Return the text without addresses, paths, and the names of host and user.
 
-    `stand_in` gives what takes the place of a path.
+    `stand_in` returns the replacement of a path.
     """
     text = _ADDRESS.sub("URL", text)
     text = _PATH.sub(lambda match: _without_path(match[0], stand_in), text)
@@ -63,7 +63,7 @@ def without_paths(text: str, stand_in: Callable[[str], str]) -> str:
 
 
 def _is_ordinary(name: str) -> bool:
-    """Return whether a name says nothing of its bearer: "torch" stands in any text."""
+    """Return whether a name identifies nobody: "torch" may be part of any text."""
     return bool(_ORDINARY.fullmatch(name)) or name in sys.modules or name in sys.stdlib_module_names
 
 
@@ -83,7 +83,7 @@ def _without_word(text: str, word: str, other: str) -> str:
 
 @lru_cache(maxsize=8)
 def _people(*_names: str | None) -> tuple[re.Pattern[str], re.Pattern[str] | None]:
-    """Return patterns of everybody's home, and of this user's name in a path."""
+    """Return patterns of all users' homes, and of this user's name in a path."""
     own = sorted(_homes(), key=len, reverse=True)
     homes = re.compile("|".join([*map(_folder, own), _POSIX_HOME, _WINDOWS_HOME]))
     if not (name := _user()):
@@ -97,13 +97,13 @@ def _folder(home: str) -> str:
     joined = r"[\\/]+".join(parts)
     if re.match(r"[A-Za-z]:", home):
         return rf"(?i:{joined}){_END}"
-    # /root is a part of many a longer path.
+    # /root is a part of many longer paths.
     start = r"(?:(?<![\w.~/\\-])|(?<=://)|(?<=^-[A-Za-z]))" if len(parts) == 1 else ""
     return rf"{start}[\\/]{joined}{_END}"
 
 
 def _homes() -> set[str]:
-    """Return the names of this user's home folder, through links too."""
+    """Return the names of this user's home folder, also those through links."""
     named = {os.environ.get("HOME"), os.environ.get("USERPROFILE")}
     named |= {_answer(lambda: str(Path.home())), _answer(_listed_home)}
     folders = {name.rstrip("/\\") for name in named if name}
@@ -112,14 +112,14 @@ def _homes() -> set[str]:
 
 
 def _listed_home() -> str:
-    # Windows has no such list.
+    # Windows has no such module.
     import pwd
 
     return pwd.getpwuid(os.getuid()).pw_dir
 
 
 def _user() -> str | None:
-    """Return the user's name where it is nobody else's."""
+    """Return the user's name if it identifies a person."""
     shared = ("root", "user", "users", "home", "runner", "ubuntu", "data", "models", "runs", "work")
     name = _answer(getuser)
     return name if name and len(name) >= 3 and name not in shared else None
@@ -132,7 +132,7 @@ def _host() -> str | None:
 
 
 def _answer(ask: Callable[[], str]) -> str | None:
-    """Return the answer of a system that may have none."""
+    """Return the answer of the system, None if it has none."""
     try:
         return ask()
     except (ImportError, KeyError, OSError, RuntimeError, AttributeError):

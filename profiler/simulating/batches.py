@@ -40,7 +40,7 @@ class StreamCache:
     """Streams of scenarios on an unlimited device; keeps the traces of models and optimizers."""
 
     def __init__(self) -> None:
-        self._models: dict[str, list[_BatchTraces]] = {}
+        self._models: dict[Scenario, list[_BatchTraces]] = {}
         self._optimizers: dict[str, list[tuple[ModelTrace, OptimizerTrace]]] = {}
 
     def of(self, scenario: Scenario, *, optional: bool = False) -> Stream:
@@ -67,7 +67,7 @@ class StreamCache:
     def _model(self, scenario: Scenario) -> ModelTrace:
         """Return the model's trace, shared by all GPUs on which attention uses the same kernels."""
         single = replace(without_optimizer(scenario), batch_size=1)
-        by_gpu = self._models.setdefault(repr(replace(single, gpu=None)), [])
+        by_gpu = self._models.setdefault(replace(single, gpu=None), [])
         traces = next((traces for traces in by_gpu if traces.are_valid_for(single.gpu)), None)
         if traces is None:
             traces = _BatchTraces(single)

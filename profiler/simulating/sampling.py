@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from heapq import nlargest
 
-from ..records.timeline import HeldBlock, Stretch, Timeline
-from ..records.timeline_file import MOST
+from ..records.timeline import MOST_PHASES, HeldBlock, Stretch, Timeline
 from ..tracing.stream import Allocations, Segment
 from .replay import Moment, Replay, live_at
 
@@ -22,8 +21,8 @@ def sample(
         key=lambda number: max(replayed.segment_peaks[place] for place in steps[number]),
     )
     shown = sorted({0, highest, len(steps) - 1})
-    if sum(len(steps[number]) for number in shown) > MOST["phases"]:
-        # A step may have thousands of micro-batches, with two phases each.
+    if sum(len(steps[number]) for number in shown) > MOST_PHASES:
+        # Each of thousands of micro-batches is two phases.
         shown = [highest]
     stretches = max(STRETCHES // sum(len(steps[number]) for number in shown), 1)
     samples = _Samples(allocations.categories, replayed.block_bytes)

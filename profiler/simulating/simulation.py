@@ -116,27 +116,14 @@ def simulated_allocator(scenario: Scenario, addresses: Addresses | None = None) 
     )
 
 
-class _Question:
-    """A scenario that can be looked up: equal where every field is."""
-
-    def __init__(self, scenario: Scenario) -> None:
-        self.scenario = scenario
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Question) and self.scenario == other.scenario
-
-    def __hash__(self) -> int:
-        return hash(repr(self.scenario))
-
-
 def trace_model_of(scenario: Scenario) -> ModelTrace:
     """Return the trace of a scenario's model, shared by scenarios that differ in the optimizer."""
-    return _model_trace(_Question(without_optimizer(scenario)))
+    return _model_trace(without_optimizer(scenario))
 
 
 @lru_cache(maxsize=2)
-def _model_trace(question: _Question) -> ModelTrace:
-    return trace_model(question.scenario)
+def _model_trace(scenario: Scenario) -> ModelTrace:
+    return trace_model(scenario)
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:

@@ -1,6 +1,5 @@
 """A scenario's accumulation around its optimizer, its target's schedule and simulated window."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -96,5 +95,5 @@ def _around_nothing(spec: str, scenario: Scenario) -> Accumulation:
 def _read(spec: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Return the wrapper's name, its options, and those of its target's schedule."""
     name, options = optimizers.parse(spec)
-    schema.check(Mapping[str, Any], options, name)
+    schema.require_plain(options, name)
     return name, options, {option: options.pop(option) for option in _SCHEDULE if option in options}

@@ -7,6 +7,7 @@ from math import sqrt
 from statistics import fmean, median, stdev
 
 from optprof.profiler.records.record import Course, Record
+from optprof.scenarios.spec import Scenario
 
 # Student's t of two-sided 95 % intervals of the mean of 2, 3, ... 10 values. For more values, the
 # last makes the interval a little wide.
@@ -178,12 +179,12 @@ class Accumulated:
 
 def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
     """Return the accumulations, grouped by model, optimizer and tokens, in the order of the run."""
-    groups: dict[str, dict[str, list[Record]]] = {}
+    groups: dict[Scenario, dict[Scenario, list[Record]]] = {}
     for record in records:
         if record.course and record.times and record.watched and record.watched.tokens:
             scenario = replace(record.scenario, seed=0)
-            ways = groups.setdefault(repr(replace(scenario, accumulate=None)), {})
-            ways.setdefault(repr(scenario), []).append(record)
+            ways = groups.setdefault(replace(scenario, accumulate=None), {})
+            ways.setdefault(scenario, []).append(record)
     return [
         [Accumulated(records=tuple(seeds)) for seeds in ways.values()] for ways in groups.values()
     ]

@@ -6,7 +6,7 @@ of the measured GPU is preferred. An estimated step time is compared with sample
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
@@ -140,11 +140,11 @@ def _agreements(label: str, measured: Record, simulated: Sequence[Record]) -> li
 
 def _gpu(record: Record) -> tuple[str, str | None]:
     """Return the names that the record's GPU has for itself and in the catalogue, if any."""
-    machine = record.environment.get("machine")
-    if record.scenario.device != "cuda" or not isinstance(machine, Mapping):
+    machine = record.environment.machine
+    if record.scenario.device != "cuda" or machine is None:
         return "", None
-    name, memory = str(machine.get("gpu") or ""), machine.get("gpu_memory_bytes")
-    return name, hardware.name_of_device(name, memory if isinstance(memory, int) else None)
+    name = machine.gpu or ""
+    return name, hardware.name_of_device(name, machine.gpu_memory_bytes)
 
 
 def _question(scenario: Scenario) -> str:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import Machine, Record
 
 from ..units import BINARY, DASH, Units, bytes_text, percent_text
 from ..words import DEVICES, warning_lines
@@ -27,11 +27,8 @@ ANONYMOUS = "machine, platform, commit and paths are left out"
 
 def commands(records: Sequence[Record]) -> list[str]:
     """Return the command lines that made these records, ready for a shell."""
-    commands = (record.environment.get("command") for record in records)
     return _distinct(
-        shell(map(str, words)) if isinstance(words, list | tuple) else str(words)
-        for words in commands
-        if words
+        shell(record.environment.command) for record in records if record.environment.command
     )
 
 
@@ -46,14 +43,14 @@ def shell(words: Iterable[str]) -> str:
 def provenance(records: Sequence[Record], units: Units = BINARY) -> list[tuple[str, str]]:
     """Return names and values of the records' provenance, without those that no record has."""
     fields: list[tuple[str, Callable[[Record], str]]] = [
-        ("machine", lambda record: _machine(record.environment.get("machine"), units)),
-        ("threads", lambda record: _plain(record.environment.get("threads"))),
-        ("platform", lambda record: _plain(record.environment.get("platform"))),
-        ("Python", lambda record: _plain(record.environment.get("python"))),
-        ("versions", lambda record: _versions(record.environment.get("versions"))),
-        ("anonymous", lambda record: ANONYMOUS if record.environment.get("anonymous") else ""),
-        ("git commit", lambda record: _plain(record.environment.get("git_commit"))),
-        ("seed", lambda record: _plain(record.environment.get("seed", record.scenario.seed))),
+        ("machine", lambda record: _machine(record.environment.machine, units)),
+        ("threads", lambda record: _plain(record.environment.threads)),
+        ("platform", lambda record: _plain(record.environment.platform)),
+        ("Python", lambda record: _plain(record.environment.python)),
+        ("versions", lambda record: _versions(record.environment.versions)),
+        ("anonymous", lambda record: ANONYMOUS if record.environment.anonymous else ""),
+        ("git commit", lambda record: _plain(record.environment.git_commit)),
+        ("seed", lambda record: _plain(record.environment.seed)),
         (
             "steps",
             lambda record: (
@@ -83,26 +80,24 @@ def _plain(value: Any) -> str:
 
 
 def _times(records: Sequence[Record]) -> str:
-    times = sorted(_distinct(_plain(record.environment.get("time")) for record in records))
+    times = sorted(_distinct(_plain(record.environment.time) for record in records))
     return f"{times[0]} to {times[-1]}" if len(times) > 1 else "".join(times)
 
 
-def _machine(machine: Any, units: Units) -> str:
-    if not isinstance(machine, Mapping):
-        return _plain(machine)
-    memory = machine.get("memory_bytes")
+def _machine(machine: Machine | None, units: Units) -> str:
+    if machine is None:
+        return ""
+    memory = machine.memory_bytes
     parts = [
-        _plain(machine.get("cpu")),
-        f"{machine['cores']} cores" if machine.get("cores") else "",
-        f"{bytes_text(memory, units)} of memory" if isinstance(memory, int) else "",
-        _plain(machine.get("gpu") or "no GPU"),
+        machine.cpu,
+        f"{machine.cores} cores" if machine.cores else "",
+        f"{bytes_text(memory, units)} of memory" if memory is not None else "",
+        machine.gpu or "no GPU",
     ]
-    return ", ".join(part for part in parts if part)
+    return ", ".join(filter(None, parts))
 
 
-def _versions(versions: Any) -> str:
-    if not isinstance(versions, Mapping):
-        return _plain(versions)
+def _versions(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 

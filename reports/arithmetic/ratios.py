@@ -61,10 +61,10 @@ def _ratios_of_ranks(
     # numpy loads slowly, and only a comparison of times needs it.
     import numpy as np
 
+    # Partitioning is faster if the samples are sorted.
     ratios = np.divide.outer(
-        np.asarray(after, dtype=np.float64), np.asarray(before, dtype=np.float64)
+        np.sort(np.asarray(after, dtype=np.float64)), np.sort(np.asarray(before, dtype=np.float64))
     ).ravel()
-    # A partition by four ranks takes a third of the time of sorting.
     ratios.partition(ranks)
     return [float(ratios[rank]) for rank in ranks]
 

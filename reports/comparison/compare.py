@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any, Literal
 
 from optprof.profiler.records.record import Record
-from optprof.profiler.running.resume import scenario_key
+from optprof.profiler.records.store import scenario_key
 from optprof.scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
@@ -233,12 +233,7 @@ def _share(record: Record) -> str:
 
 def _machine(record: Record) -> tuple[Any, ...] | None:
     """The processor, cores, GPU and torch's threads, which decide times; None where unknown."""
-    machine = record.environment.get("machine")
-    if not isinstance(machine, dict) or not machine.get("cpu"):
+    machine = record.environment.machine
+    if machine is None or not machine.cpu:
         return None
-    return (
-        machine["cpu"],
-        machine.get("cores"),
-        machine.get("gpu"),
-        record.environment.get("threads"),
-    )
+    return machine.cpu, machine.cores, machine.gpu, record.environment.threads

@@ -169,14 +169,11 @@ def _warnings(compared: Compared) -> list[str]:
 
 def sides(records: Sequence[Record]) -> str:
     """The commits of optprof and the versions of torch that made the records of a side."""
-    commits = dict.fromkeys(str(record.environment.get("git_commit") or "") for record in records)
-    versions = [record.environment.get("versions") for record in records]
-    torch = dict.fromkeys(
-        str(each["torch"]) for each in versions if isinstance(each, dict) and each.get("torch")
-    )
+    commits = dict.fromkeys(record.environment.git_commit for record in records)
+    torch = dict.fromkeys(record.environment.versions.get("torch") for record in records)
     named = [
         *(f"optprof at {commit}" for commit in commits if commit),
-        *(f"torch {version}" for version in torch),
+        *(f"torch {version}" for version in torch if version),
     ]
     return ", ".join(named) or "environment unknown"
 

@@ -6,18 +6,14 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
-from optprof.profiler.records.record import Memory, Record, Watched
-from optprof.profiler.records.store import RunStore
-from optprof.profiler.running.resume import scenario_key
+from optprof.profiler.records.record import Environment, Machine, Memory, Record, Watched
+from optprof.profiler.records.store import RunStore, scenario_key
 from optprof.scenarios import schema
 
 from ..summary import NO_SPLITS
-
-# The parts of a record's environment that a comparison reads.
-_READ = ("threads", "machine", "versions", "git_commit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +53,43 @@ def lean(record: Record, *, with_time: bool = False) -> Record:
     memory, watched, environment = record.memory, record.watched, record.environment
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS, "parameters_by_dtype": {}})
-    # A seed of None marks a watched training loop.
-    names = (
-        *_READ,
-        *(("time",) if with_time else ()),
-        *(("seed",) if environment.get("seed", 0) is None else ()),
-    )
     dropped = {
         "memory": memory,
         "times": {phase: array("d", samples) for phase, samples in (record.times or {}).items()},
         "warmup": None,
         "watched": watched and Watched(warnings=watched.warnings),
         "course": None,
-        "environment": {name: environment[name] for name in names if name in environment},
+        "environment": _shared_environment(
+            environment.time if with_time else None,
+            # A seed of None marks the record of a user's training loop.
+            environment.seed and 0,
+            environment.threads,
+            environment.machine,
+            tuple(environment.versions.items()),
+            environment.git_commit,
+        ),
     }
     return Record(**{**vars(record), **dropped})
+
+
+@lru_cache(maxsize=1_000)
+def _shared_environment(
+    time: str | None,
+    seed: int | None,
+    threads: int | None,
+    machine: Machine | None,
+    versions: tuple[tuple[str, str], ...],
+    git_commit: str | None,
+) -> Environment:
+    """Return one environment for all records with these values."""
+    return Environment(
+        time=time,
+        seed=seed,
+        threads=threads,
+        machine=machine,
+        versions=dict(versions),
+        git_commit=git_commit,
+    )
 
 
 def _runs_under(path: Path) -> list[Path]:
@@ -101,7 +119,7 @@ def _unreadable_times(runs: Mapping[str, Sequence[Record]]) -> Iterator[str]:
     """Name the first record of each run with an invalid time: it may be the newest of all runs."""
     for name, records in runs.items():
         for record in records:
-            time = record.environment.get("time")
+            time = record.environment.time
             if time is not None and _moment(time) is None:
                 yield (
                     f"{name}/records.jsonl: the time of a record, {schema.shown(time)}, cannot be"
@@ -129,7 +147,7 @@ def _in_time(runs: Iterable[Sequence[Record]]) -> list[Record]:
 
 def _time(record: Record) -> float:
     """Seconds since 1970 of the record's time; a record without one is the oldest."""
-    moment = _moment(record.environment.get("time"))
+    moment = _moment(record.environment.time)
     if moment is None:
         return -math.inf
     return (

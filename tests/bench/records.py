@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Machine, Memory, Record
 from optprof.scenarios.spec import Scenario
 
 COUNT = 100_000
@@ -27,19 +27,17 @@ SAMPLES = 40
 REPEATS = 1_000
 KINDS = ("seeds", "batches", "options", "models", "repeats")
 TARGET_SECONDS, TARGET_MB = 20, 500
-ENVIRONMENT: dict[str, Any] = {
-    "time": "2026-01-01T00:00:00+00:00",
-    "command": ["optprof", "sweep", "made-up.toml", "--out", "runs/made-up"],
-    "seed": 0,
-    "threads": 2,
-    "affinity": [0, 1],
-    "keeps_freed_memory": True,
-    "python": "3.11.7",
-    "platform": "Linux-6.1-x86_64-with-glibc2.36",
-    "versions": {"optprof": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"},
-    "machine": {"cpu": "made up", "cores": 2, "memory_bytes": 25276510208, "gpu": None},
-    "git_commit": "0123456789ab",
-}
+ENVIRONMENT = Environment(
+    command=("optprof", "sweep", "made-up.toml", "--out", "runs/made-up"),
+    threads=2,
+    affinity=(0, 1),
+    keeps_freed_memory=True,
+    python="3.11.7",
+    platform="Linux-6.1-x86_64-with-glibc2.36",
+    versions={"optprof": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"},
+    machine=Machine(cpu="made up", cores=2, memory_bytes=25276510208),
+    git_commit="0123456789ab",
+)
 OPTIONS: dict[str, Any] = {"lr": 0.001, "betas": [0.9, 0.999], "eps": 1e-08, "weight_decay": 0.01}
 
 
@@ -100,7 +98,7 @@ def records(kind: str, count: int, *, seed: int = 0) -> Iterator[Record]:
                 phase: _samples(chance) for phase in ("forward", "backward", "step", "iteration")
             },
             warmup={phase: _samples(chance)[:3] for phase in ("forward", "backward", "step")},
-            environment={**ENVIRONMENT, "seed": asked.seed, "time": _time(number)},
+            environment=replace(ENVIRONMENT, seed=asked.seed, time=_time(number)),
         )
 
 

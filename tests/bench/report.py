@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Machine, Memory, Record
 from optprof.profiler.records.store import RunStore
 from optprof.scenarios.spec import Scenario
 
@@ -69,7 +69,7 @@ def records() -> list[Record]:
             told = {
                 "model_family": "model",
                 "parameter_count": parameters,
-                "environment": {"machine": {"cpu": "made up"}},
+                "environment": Environment(machine=Machine(cpu="made up")),
             }
             seconds = parameters * held * 1e-9
             step = tuple(seconds * chance.lognormvariate(0, 0.05) for _ in range(SAMPLES))

@@ -10,7 +10,7 @@ import pytest
 
 from optprof.profiler.measuring.files import require_iterations
 from optprof.profiler.measuring.measurement import measure
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Memory, Record
 from optprof.profiler.running.forecast import Forecast
 from optprof.profiler.running.plan import comparison, plan
 from optprof.profiler.simulating.simulation import run_simulation, simulate
@@ -103,7 +103,7 @@ def test_the_states_that_a_plan_adds_accumulate_nothing() -> None:
         ("train", "gnts"),
         ("state", None),
     ]
-    record = Record(scenario=found[0], origin="simulated", environment={})
+    record = Record(scenario=found[0], origin="simulated", environment=Environment())
     assert Record.from_dict(record.to_dict()) == record
 
 
@@ -218,7 +218,7 @@ def test_what_a_course_cannot_leave_is_refused_and_its_time_not_foretold() -> No
         require_iterations([simulated, COURSE], snapshots=False, traces=True)
     with pytest.raises(ValueError, match="leave out --snapshot"):
         require_iterations([replace(COURSE, device="cuda")], snapshots=True, traces=False)
-    record = Record(scenario=simulated, origin="simulated", environment={})
+    record = Record(scenario=simulated, origin="simulated", environment=Environment())
     known, unknown = (
         Forecast(scenario=asked, record=record, simulation_seconds=2.0)
         for asked in (simulated, COURSE)

@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_part(run: Path):
     code = """
 import resource, signal, sys
 from pathlib import Path
-from optprof.profiler import disk
+from optprof.profiler.safety import disk
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
 try:
@@ -249,7 +249,7 @@ def test_a_kill_leaves_the_old_file_and_its_part_is_removed_when_nobody_writes_i
     code = """
 import sys, time
 from pathlib import Path
-from optprof.profiler import disk
+from optprof.profiler.safety import disk
 with disk.writing(Path(sys.argv[1])) as file:
     file.write(b"new")
     file.flush()
@@ -282,7 +282,7 @@ def test_what_cannot_be_appended_is_taken_back(run: Path):
     code = """
 import os, resource, signal, sys
 from pathlib import Path
-from optprof.profiler import disk
+from optprof.profiler.safety import disk
 path = Path(sys.argv[1])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -325,7 +325,7 @@ def test_many_can_write_one_file_and_it_is_always_whole(run: Path):
     code = """
 import sys
 from pathlib import Path
-from optprof.profiler import disk
+from optprof.profiler.safety import disk
 for number in range(40):
     disk.write_bytes(Path(sys.argv[1]), bytes([65 + number]) * 200_000)
 """

@@ -10,6 +10,7 @@ import torch
 import optprof
 from optprof import optimizers
 from optprof.profiler.machine import environment
+from optprof.profiler.records.record import Environment
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.running.plan import comparison, plan, require_timeout
 from optprof.scenarios import schema, suites
@@ -121,7 +122,7 @@ def test_arguments_of_any_kind_make_a_record_that_is_read(
     ):
         pass
     (found,) = RunStore(tmp_path).read()
-    assert found.environment["command"] == ["optprof"]
+    assert found.environment.command == ("optprof",)
     assert len(found.scenario.model) <= schema.MOST_NAME
     command = environment.command()
     assert "run-\\xff" in command[1]
@@ -198,4 +199,5 @@ def test_a_run_that_is_full_is_told_before_the_training(
 
 
 def test_the_environment_fits_the_schema():
-    assert schema.check(dict[str, Any], environment.environment(seed=0), "environment")
+    made = environment.environment(seed=0)
+    assert schema.read(Environment, made.to_dict()) == made

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.records.timeline import Stretch, Timeline
 from optprof.scenarios import Scenario
@@ -287,7 +287,7 @@ def record(number: int) -> Record:
     return Record(
         scenario=Scenario(model="gpt2", seed=number),
         origin="simulated",
-        environment={"padding": "x" * 20},
+        environment=Environment(platform="x" * 20),
     )
 
 

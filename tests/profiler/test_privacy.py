@@ -1,5 +1,6 @@
 """Privacy: secrets, homes and hosts in texts, commands and records."""
 
+import json
 import re
 import sys
 from dataclasses import replace
@@ -15,7 +16,7 @@ from optprof.profiler.records.privacy import (
     disclosed_scenario,
     masked,
 )
-from optprof.profiler.records.record import Record, Watched
+from optprof.profiler.records.record import Environment, Machine, Record, Watched
 from optprof.profiler.running.resume import pending
 from optprof.profiler.safety import whereabouts
 from optprof.scenarios import Scenario
@@ -134,9 +135,16 @@ def alice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(**changes: object) -> Record:
-    known = {"time": "2026-01-01", "seed": 0, "threads": 1, "command": ["optprof"]}
-    machine = {"machine": {"cpu": "a"}, "platform": "b", "affinity": [0], "git_commit": "c"}
-    plain = Record(scenario=Scenario(model="gpt2"), origin="measured", environment=known | machine)
+    known = Environment(
+        time="2026-01-01",
+        threads=1,
+        command=("optprof",),
+        machine=Machine(cpu="a"),
+        platform="b",
+        affinity=(0,),
+        git_commit="c",
+    )
+    plain = Record(scenario=Scenario(model="gpt2"), origin="measured", environment=known)
     return replace(plain, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -282,7 +290,8 @@ def test_scenarios_that_differ_in_what_is_masked_stay_two(name: str) -> None:
     assert first != second
     for shown in (first, second):
         assert re.fullmatch(r"\*{3}[0-9a-f]{4}", str(shown))
-    assert pending(asked, [disclosed(record(scenario=asked[0], environment={}))], {}) == asked[1:]
+    known = disclosed(record(scenario=asked[0], environment=Environment()))
+    assert pending(asked, [known], Environment()) == asked[1:]
 
 
 def test_what_is_a_secret_by_its_name_leaves_no_digest() -> None:
@@ -312,7 +321,7 @@ def test_every_text_of_a_record_is_masked() -> None:
             warnings=(leak,),
             lost=(leak,),
             watched=Watched(warnings=(leak,)),
-            environment={"command": ["optprof", "--out", "/home/alice/x"], "seed": 0},
+            environment=Environment(command=("optprof", "--out", "/home/alice/x")),
         )
     )
     line = found.to_json()
@@ -320,24 +329,33 @@ def test_every_text_of_a_record_is_masked() -> None:
     assert "AbCd" not in line
     assert "abc" not in line
     assert found.scenario.options == {"lr": 0.1}
-    assert found.environment["command"] == ["optprof", "--out", "~/x"]
+    assert found.environment.command == ("optprof", "--out", "~/x")
     assert disclosed(found) == found
 
 
 def test_an_anonymous_record_keeps_its_figures_and_versions_and_no_machine() -> None:
-    command = ["optprof", "profile", "a/m.py:f", "--out=runs/x", "--html", "y", "-o", "sgd:lr=0.1"]
-    told = {**record().environment, "command": command, "versions": {"torch": "2"}}
-    found = disclosed(record(environment=told), anonymous=True)
-    known = {"time": "2026-01-01", "seed": 0, "threads": 1, "versions": {"torch": "2"}}
-    shown = found.environment["command"]
-    assert found.environment == known | {"command": shown, "anonymous": True}
+    command = ("optprof", "profile", "a/m.py:f", "--out=runs/x", "--html", "y", "-o", "sgd:lr=0.1")
+    known = replace(record().environment, command=command, versions={"torch": "2"})
+    found = disclosed(record(environment=known), anonymous=True)
+    shown = found.environment.command
+    data = json.loads(found.to_json())["environment"]
+    assert data == {
+        "time": "2026-01-01",
+        "command": list(shown),
+        "seed": 0,
+        "threads": 1,
+        "keeps_freed_memory": None,
+        "python": None,
+        "versions": {"torch": "2"},
+        "anonymous": True,
+    }
     words = r"optprof profile m-\w{4}\.py:f --out=PATH --html PATH -o sgd:lr=0.1"
     assert re.fullmatch(words, " ".join(shown))
 
 
 def test_a_run_that_goes_on_takes_anonymous_records_for_its_own_where_it_is_anonymous() -> None:
     asked = Scenario(model="a/m.py:f", device="cpu")
-    here = {"versions": {"torch": "2"}, "machine": {"cpu": "a"}}
+    here = Environment(versions={"torch": "2"}, machine=Machine(cpu="a"))
     open_record = record(scenario=asked, environment=here)
     hidden = disclosed(open_record, anonymous=True)
     assert pending([asked], [open_record], here) == []
@@ -351,9 +369,9 @@ def test_a_run_that_goes_on_takes_anonymous_records_for_its_own_where_it_is_anon
 
 
 def test_the_arguments_of_a_watched_script_are_left_out_of_older_records() -> None:
-    watched = record(environment={"command": ["train.py", "--name", "me"], "seed": None})
-    assert disclosed(watched).environment["command"] == ["train.py"]
-    assert disclosed(watched, anonymous=True).environment["command"] == []
+    watched = record(environment=Environment(command=("train.py", "--name", "me"), seed=None))
+    assert disclosed(watched).environment.command == ("train.py",)
+    assert disclosed(watched, anonymous=True).environment.command == ()
 
 
 @pytest.mark.usefixtures("alice")

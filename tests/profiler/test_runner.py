@@ -12,6 +12,7 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
@@ -19,11 +20,11 @@ import torch
 
 from optprof.profiler.measuring.cuda_memory import DoesNotFitError, require_room
 from optprof.profiler.records.outcome import outcome_of
-from optprof.profiler.records.record import Memory, Outcome, Record
-from optprof.profiler.records.store import RunStore, file_name
+from optprof.profiler.records.record import Environment, Machine, Memory, Outcome, Record
+from optprof.profiler.records.store import RunStore, file_name, standing
 from optprof.profiler.running.child import Job
 from optprof.profiler.running.log import HEAD, TAIL
-from optprof.profiler.running.resume import pending, standing
+from optprof.profiler.running.resume import pending
 from optprof.profiler.running.runner import append, run
 from optprof.profiler.running.worker import Worker
 from optprof.scenarios import Scenario
@@ -413,7 +414,7 @@ def test_settings_that_a_model_changes_affect_no_other_record(
     assert double.memory is not None
     assert double.memory.parameters == 2 * first.memory.parameters
     assert last.memory == first.memory
-    assert last.environment["threads"] == first.environment["threads"]
+    assert last.environment.threads == first.environment.threads
 
 
 @pytest.mark.parametrize("device", ["sim", "cpu"])
@@ -428,7 +429,7 @@ def test_an_error_that_cannot_be_printed_is_recorded_with_its_line(tmp_path: Pat
     assert record.outcome == "failed"
     assert record.error is not None
     assert record.error.startswith(
-        "Unprintable: its text cannot be told, ZeroDivisionError (owned.py, line "
+        "Unprintable: its text cannot be printed, ZeroDivisionError (owned.py, line "
     )
 
 
@@ -543,12 +544,16 @@ def test_a_run_on_a_full_disk_ends_with_one_error_and_keeps_its_records(tmp_path
     code = """
 import resource, signal, sys
 from pathlib import Path
-from optprof.profiler.records.record import Outcome, Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore
 from optprof.scenarios import Scenario
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-environment = {"padding": "x" * 3000}
-record = Record(scenario=Scenario(model="gpt2"), origin="simulated", environment=environment)
+record = Record(
+    scenario=Scenario(model="gpt2"),
+    origin="simulated",
+    error="x" * 3000,
+    environment=Environment(),
+)
 store = RunStore.create(Path(sys.argv[1]))
 store.append(record)
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
@@ -666,7 +671,7 @@ def test_a_job_is_the_same_after_the_pipe():
     scenario = Scenario(
         model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu"
     )
-    simulated = Record(scenario=scenario, origin="simulated", environment={})
+    simulated = Record(scenario=scenario, origin="simulated", environment=Environment())
     job = Job(scenario=scenario, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
     assert job.to_line().count(b"\n") == 1
     assert Job.from_line(job.to_line()) == job
@@ -721,7 +726,10 @@ def simulated(peak: int) -> Record:
         peak_allocated=peak,
     )
     return Record(
-        scenario=Scenario(model="gpt2"), origin="simulated", memory=memory, environment={}
+        scenario=Scenario(model="gpt2"),
+        origin="simulated",
+        memory=memory,
+        environment=Environment(),
     )
 
 
@@ -739,15 +747,14 @@ def test_a_gpu_without_enough_free_memory_is_not_loaded(monkeypatch: pytest.Monk
         require_room(scenario, simulated(5 << 30))
 
 
-HERE = {
-    "versions": {"optprof": "1", "torch": "2.13", "transformers": "5"},
-    "machine": {"cpu": "fast", "gpu": None},
-}
+HERE = Environment(
+    versions={"optprof": "1", "torch": "2.13", "transformers": "5"}, machine=Machine(cpu="fast")
+)
 
 
-def made(scenario: Scenario, outcome: Outcome = "ok", **environment: object) -> Record:
-    facts = HERE | environment
-    return Record(scenario=scenario, origin="simulated", outcome=outcome, environment=facts)
+def made(scenario: Scenario, outcome: Outcome = "ok", **changes: Any) -> Record:
+    environment = replace(HERE, **changes)
+    return Record(scenario=scenario, origin="simulated", outcome=outcome, environment=environment)
 
 
 def test_resuming_skips_records_that_are_ok_with_the_same_scenario_and_environment():
@@ -757,7 +764,7 @@ def test_resuming_skips_records_that_are_ok_with_the_same_scenario_and_environme
     written = [
         made(scenarios[0]),
         made(scenarios[1], "killed"),
-        made(scenarios[2], versions={**HERE["versions"], "torch": "2.12"}),
+        made(scenarios[2], versions={**HERE.versions, "torch": "2.12"}),
     ]
     records = [Record.from_dict(record.to_dict()) for record in written]
     assert pending(scenarios, records, HERE) == scenarios[1:]
@@ -765,7 +772,7 @@ def test_resuming_skips_records_that_are_ok_with_the_same_scenario_and_environme
 
 def test_a_measurement_on_another_processor_is_repeated_and_a_simulation_is_not():
     scenarios = [Scenario(model="gpt2", device="cpu"), Scenario(model="gpt2", device="sim")]
-    records = [made(each, machine={"cpu": "slow", "gpu": None}) for each in scenarios]
+    records = [made(each, machine=Machine(cpu="slow")) for each in scenarios]
     assert pending(scenarios, records, HERE) == scenarios[:1]
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from optprof.profiler.records.record import (
     SCHEMA,
     Course,
+    Environment,
     GpuReading,
     HeldOut,
     Memory,
@@ -26,8 +27,7 @@ from optprof.profiler.records.record import (
     Watched,
 )
 from optprof.profiler.records.store import RunStore, file_name, free_folder, last_folder
-from optprof.profiler.records.timeline import Stretch, Timeline
-from optprof.profiler.records.timeline_file import pack
+from optprof.profiler.records.timeline import Stretch, Timeline, pack
 from optprof.profiler.running.resume import pending
 from optprof.scenarios import Scenario, schema
 from optprof.scenarios.schema import MOST_LINE_BYTES
@@ -65,7 +65,7 @@ def record(**changes: object) -> Record:
         "scenario": Scenario(model="gpt2"),
         "origin": "simulated",
         "memory": MEMORY,
-        "environment": {"seed": 0},
+        "environment": Environment(),
     }
     return Record(**(values | changes))  # pyright: ignore[reportArgumentType]
 
@@ -143,12 +143,9 @@ def test_a_cell_of_the_table_is_plain(tmp_path: Path):
             "deep": [[1, 2], [3]],
         },
     )
-    environment = {
-        "command": ["optprof", "profile", "a b"],
-        "affinity": [0, 1],
-        "keeps_freed_memory": False,
-        "git_commit": None,
-    }
+    environment = Environment(
+        command=("optprof", "profile", "a b"), affinity=(0, 1), keeps_freed_memory=False
+    )
     store = RunStore.create(tmp_path)
     store.write_csv(
         [record(scenario=scenario, watched=watched, course=course, environment=environment)]
@@ -173,7 +170,7 @@ def test_a_cell_of_the_table_is_plain(tmp_path: Path):
         "2 1",
         "",
     )
-    assert json.loads(row["environment.command"]) == environment["command"]
+    assert json.loads(row["environment.command"]) == ["optprof", "profile", "a b"]
     assert (
         row["environment.affinity"],
         row["environment.keeps_freed_memory"],
@@ -192,10 +189,10 @@ def test_a_run_is_never_written_over(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("{", "line 2: Expecting"),
+        ("{", "line 2: Input data was truncated"),
         ("[]", "line 2: a record is a JSON object, got list"),
         ('{"schema": 9}', "line 2: schema 1 is read here, got 9"),
-        ('{"schema": 1, "origin": "guessed"}', "line 2: not a record: no scenario"),
+        ('{"schema": 1, "origin": "measured"}', "line 2: not a record: no scenario"),
         (
             '{"schema": 1, "scenario": {"model": "gpt2"}, "origin": "guessed"}',
             "line 2: not a record: origin must be one of measured, ",
@@ -206,9 +203,9 @@ def test_a_run_is_never_written_over(tmp_path: Path):
         ),
         (
             '{"schema": 1, "scenario": {"model": "a", "config": {"a": NaN}}}',
-            "line 2: NaN is no number of JSON",
+            "line 2: JSON is malformed",
         ),
-        ("[" * 100_000, "line 2: lists or objects stand inside each other too deep"),
+        ("[" * 100_000, "line 2: lists or objects are nested too deep"),
         ("", "line 2: blank"),
         (" \t\r", "line 2: blank"),
         ("\0" * 4096, "line 2: 4096 zero bytes"),
@@ -276,7 +273,7 @@ def test_a_full_disk_loses_no_record_and_leaves_no_part_of_one(tmp_path: Path):
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
         store = RunStore.create(disk / "run")
-        large = record(environment={"padding": "x" * 9000})
+        large = record(error="x" * 9000)
         for _ in range(written := 6):
             store.append(large)
         with pytest.raises(OSError, match=r"No space left on device: .*records.jsonl"):
@@ -396,7 +393,7 @@ def test_a_repair_keeps_the_damaged_bytes_and_the_whole_lines(tmp_path: Path):
     assert store.damaged_path.read_bytes() == b"\0\0\n" + b"\xff{\n" + b"\n"
     assert store.torn_path.read_bytes() == LINES[3][:40] + b"\n"
     assert (store.timelines_path / "other.json.gz.damaged").read_bytes() == b"\x1f\x8b"
-    assert store.read_timeline(record().scenario) == TIMELINE
+    assert store.read_timelines([record()]) == {file_name(record().scenario): TIMELINE}
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert RunStore.open(tmp_path).repair() == []
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -584,7 +581,7 @@ def test_a_file_of_the_name_is_no_run_and_passed_over(tmp_path: Path):
 
 
 def test_what_was_not_kept_is_done_again():
-    environment = {"versions": {"torch": "2"}, "machine": {}}
+    environment = Environment(versions={"torch": "2"})
     whole, lost, damaged = (
         record(scenario=Scenario(model="gpt2", seed=seed), environment=environment, lost=lost)
         for seed, lost in enumerate(((), ("timelines/a.json.gz: No space left on device",), ()))
@@ -599,6 +596,7 @@ def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path):
     store = RunStore.create(tmp_path)
     bad = (
         record(warnings=("x" * 20_001,)),
+        record(error="\ud800"),
         record(times={"step": (-1.0,)}),
         record(parameter_count=2**63),
     )

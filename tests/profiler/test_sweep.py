@@ -5,7 +5,7 @@ from io import StringIO
 import pytest
 
 from optprof.profiler.measuring.measurement import to_simulate
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.running.forecast import forecast
 from optprof.profiler.running.plan import plan_suite
 from optprof.reports import print_forecasts
@@ -14,7 +14,7 @@ from optprof.scenarios.suites import read
 
 
 def simulate(scenario: Scenario) -> Record:
-    return Record(scenario=scenario, origin="simulated", environment={})
+    return Record(scenario=scenario, origin="simulated", environment=Environment())
 
 
 def test_a_forecast_adds_the_limits_of_what_is_measured_and_knows_no_end_of_a_course():

@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Machine, Memory, Record
 from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline
 from optprof.scenarios.spec import Scenario
 
-ENVIRONMENT = {
-    "python": "3.11.7",
-    "platform": "Linux-6.1",
-    "machine": {"cpu": "A Processor", "cores": 2, "memory_bytes": 8 * 2**30, "gpu": None},
-    "versions": {"torch": "2.13.0", "optprof": "0.1.0"},
-    "command": ["optprof", "profile", "tiny", "-o", "adamw,sm3:momentum=0.0"],
-    "git_commit": "0123456789ab",
-    "seed": 7,
-    "time": "2025-11-21T01:32:05+00:00",
-    "threads": 2,
-}
+ENVIRONMENT = Environment(
+    python="3.11.7",
+    platform="Linux-6.1",
+    machine=Machine(cpu="A Processor", cores=2, memory_bytes=8 * 2**30),
+    versions={"torch": "2.13.0", "optprof": "0.1.0"},
+    command=("optprof", "profile", "tiny", "-o", "adamw,sm3:momentum=0.0"),
+    git_commit="0123456789ab",
+    seed=7,
+    time="2025-11-21T01:32:05+00:00",
+    threads=2,
+)
 STATE_BYTES = {"adamw": 8_000, "sgd-sai": 4_000, "lamb16": 2_000, "sm3": 8}
 
 # The options that decide the bytes of the state, with their usual values.

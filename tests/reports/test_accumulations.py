@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from optprof.profiler.records.record import Course, HeldOut, Memory, Record, Watched
+from optprof.profiler.records.record import Course, Environment, HeldOut, Memory, Record, Watched
 from optprof.reports import markdown, print_run
 from optprof.reports.arithmetic.accumulations import accumulations, common_loss
 from optprof.reports.arithmetic.entries import entries
@@ -47,7 +47,7 @@ def course(
             added_bytes=0,
             dropped=0,
         ),
-        environment={},
+        environment=Environment(),
         **more,
     )
 

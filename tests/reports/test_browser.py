@@ -14,7 +14,7 @@ from typing import NoReturn
 
 import pytest
 
-from optprof.profiler.records.record import Level, Watched
+from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.safety.plain import spreadsheet_text
 from optprof.reports import write_report
@@ -374,7 +374,7 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
     ]
     for record in records:
         store.append(
-            replace(record, environment={"command": ["optprof", wicked], "platform": wicked})
+            replace(record, environment=Environment(command=("optprof", wicked), platform=wicked))
         )
     store.write_timeline(
         records[0].scenario, replace(timeline, categories={wicked: timeline.allocated})

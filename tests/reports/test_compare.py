@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore
 from optprof.reports.comparison.compare import Compared, MetricChange, Pair, compare
 from optprof.reports.comparison.sides import read_side
@@ -76,20 +76,20 @@ def test_three_samples_are_too_few_to_judge(timed):
 
 def test_times_of_another_machine_are_refused_unless_told(timed):
     here = timed(step=QUICK)
-    machine = here.environment["machine"] | {"cpu": "Another"}
-    there = replace(timed(step=SLOW), environment={**here.environment, "machine": machine})
+    machine = replace(here.environment.machine, cpu="Another")
+    there = replace(timed(step=SLOW), environment=replace(here.environment, machine=machine))
     found = change(compare([here], [there]), "step")
     assert (found.verdict, found.note) == ("not compared", "different machines")
     assert change(compare([here], [there], across_machines=True), "step").verdict == "regressed"
 
 
 def test_times_of_machines_that_no_record_tells_are_refused(timed):
-    unknown = replace(timed(step=QUICK), environment={})
+    unknown = replace(timed(step=QUICK), environment=Environment())
     assert change(compare([unknown], [unknown]), "step").note == "the machine is not known"
 
 
 def test_bytes_are_compared_across_machines(simulated):
-    there = replace(simulated(state=4_000), environment={})
+    there = replace(simulated(state=4_000), environment=Environment())
     assert change(compare([simulated()], [there]), "state").verdict == "improved"
 
 
@@ -122,8 +122,8 @@ def test_the_workload_state_has_no_peak_to_compare(simulated):
     assert {found.metric for found in compared.pairs[0].changes} == {"state", "state-allocated"}
 
 
-def at(record: Record, time: object) -> Record:
-    return replace(record, environment={"time": time})
+def at(record: Record, time: str | None) -> Record:
+    return replace(record, environment=Environment(time=time))
 
 
 def test_within_a_run_the_last_record_of_a_scenario_counts_whatever_its_clock_said(simulated):

@@ -15,9 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from optprof.profiler.records.record import Record
-from optprof.profiler.records.store import RunStore
-from optprof.profiler.running.resume import standing
+from optprof.profiler.records.record import Environment, Record
+from optprof.profiler.records.store import RunStore, standing
 from optprof.reports import print_run, run_markdown, write_report
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.frame import frame
@@ -47,6 +46,8 @@ CHOSEN: dict[str, list[Any]] = {
     "gpu": [None, "t4", "nobody's"],
     "alloc_conf": ["", "expandable_segments:True"],
     "accumulate": [None],
+    # An anonymous environment leaves out what it holds.
+    "anonymous": [False],
     "origin": ["measured", "simulated", "estimated"],
 }
 
@@ -57,15 +58,15 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
         return draw.choice(CHOSEN[name])
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        limit = arguments[1]
-        if isinstance(limit, schema.Letters):
-            return draw.choice([text for text in TEXTS if len(text) <= limit.most])
-        ends = [arguments[0](limit.least), arguments[0](limit.most)]
-        inner = [
-            one
-            for one in (WHOLES if arguments[0] is int else NUMBERS)
-            if limit.least <= one <= limit.most
-        ]
+        kind, limit = arguments
+        if kind is str:
+            return draw.choice([text for text in TEXTS if len(text) <= limit.max_length])
+        if kind not in (int, float):
+            return extreme(draw, kind)
+        # A time other than 0 is one that a clock measures.
+        least = schema.LEAST_SECONDS if annotation is schema.Seconds else limit.ge
+        ends = [kind(least), kind(limit.le)]
+        inner = [one for one in (WHOLES if kind is int else NUMBERS) if least <= one <= limit.le]
         return draw.choice([*ends, *inner])
     if origin is Literal:
         return draw.choice(arguments)
@@ -94,7 +95,9 @@ def made(draw: random.Random, kind: type[Any]) -> Any:
     given_names = [name for name in hints if name in needed or draw.random() < 0.8]
     while True:
         values = {
-            name: extreme(draw, hints[name], name if kind in (Scenario, Record) else "")
+            name: extreme(
+                draw, hints[name], name if kind in (Scenario, Record, Environment) else ""
+            )
             for name in given_names
         }
         try:

@@ -24,8 +24,10 @@ import pytest
 
 from optprof.profiler.records.fits import Change, Fit
 from optprof.profiler.records.record import (
+    Environment,
     GpuReading,
     Level,
+    Machine,
     Memory,
     Record,
     StepEstimate,
@@ -72,16 +74,15 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Record]:
     """Four records that hold texts wherever a record can hold one."""
     some = texts.__next__
-    environment = {
-        "python": some(),
-        "platform": some(),
-        "machine": {"cpu": some(), "gpu": some()},
-        "versions": {"torch": some(), some(): some()},
-        "command": ["optprof", some(), some()],
-        "git_commit": some(),
-        "time": some(),
-        "threads": some(),
-    }
+    environment = Environment(
+        python=some(),
+        platform=some(),
+        machine=Machine(cpu=some(), gpu=some()),
+        versions={"torch": some(), some(): some()},
+        command=("optprof", some(), some()),
+        git_commit=some(),
+        time=some(),
+    )
     memory: Memory = simulated("sm3").memory
     peak = memory.peak_allocated or 0
     memory = replace(

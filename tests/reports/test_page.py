@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from optprof.profiler.records.record import Record
+from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore
 from optprof.reports import write_report
 from optprof.reports.page import render_page
@@ -156,14 +156,8 @@ def test_it_says_how_to_repeat_it(elements):
 
 
 def test_an_environment_with_nothing_in_it_is_no_obstacle(simulated):
-    bare = replace(simulated("adamw"), environment={})
-    odd = replace(
-        simulated("sm3"),
-        environment={"machine": "a toaster", "versions": None, "command": "by hand", "time": None},
-    )
-    text = Elements(render_page([bare, odd])).text
-    assert "a toaster" in text
-    assert "by hand" in text
+    bare = replace(simulated("adamw"), environment=Environment())
+    assert "adamw" in Elements(render_page([bare])).text
 
 
 def test_the_page_names_no_address_to_load_from(page, elements):
@@ -204,7 +198,7 @@ def test_markup_in_names_and_errors_stays_text(simulated, report):
         simulated("sm3", model=wicked, memory=None, outcome="failed", error=f"{wicked} & 'more'"),
     ]
     records = [
-        replace(record, environment={"command": ["optprof", wicked], "platform": wicked})
+        replace(record, environment=Environment(command=("optprof", wicked), platform=wicked))
         for record in records
     ]
     page, clean = report(records), render_page([simulated("adamw")])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from optprof.profiler.records.record import GpuReading, StepEstimate, Watched
+from optprof.profiler.records.record import Environment, GpuReading, Machine, StepEstimate, Watched
 from optprof.reports.arithmetic.agreement import agreements, summary
 from optprof.reports.arithmetic.capacity import fits_by_setting
 from optprof.reports.arithmetic.curves import time_curves
@@ -363,9 +363,7 @@ def test_blocks_are_compared_with_a_simulation_under_the_same_settings_of_the_sa
 
 def test_an_estimate_is_compared_with_samples_of_its_own_gpu_only(simulated):
     def times(gpu: str, device: str, memory: int | None = None):
-        environment = {
-            "machine": {"gpu": device, **({"gpu_memory_bytes": memory} if memory else {})}
-        }
+        environment = Environment(machine=Machine(gpu=device, gpu_memory_bytes=memory))
         conditions = {
             "device": "cuda",
             "gpu": gpu,
@@ -394,7 +392,7 @@ def test_an_estimate_is_compared_with_samples_of_its_own_gpu_only(simulated):
 
 
 def test_blocks_on_a_gpu_that_is_known_are_not_compared_with_a_simulation_of_another(simulated):
-    environment = {"machine": {"gpu": "NVIDIA A100-SXM4-80GB"}}
+    environment = Environment(machine=Machine(gpu="NVIDIA A100-SXM4-80GB"))
     measured = simulated(
         "adamw", device="cuda", origin="measured", gpu="t4", environment=environment
     )
@@ -410,7 +408,7 @@ def test_blocks_on_a_gpu_that_is_known_are_not_compared_with_a_simulation_of_ano
 
 @pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100 80GB PCIe"])
 def test_blocks_on_a_gpu_outside_the_catalogue_are_compared_with_no_gpu_of_it(simulated, device):
-    environment = {"machine": {"gpu": device}}
+    environment = Environment(machine=Machine(gpu=device))
     measured = simulated("adamw", device="cuda", origin="measured", environment=environment)
     named = [
         holding(simulated("adamw", gpu=gpu), peak_allocated=1) for gpu in ("rtx3090", "a100-80")

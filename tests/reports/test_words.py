@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from optprof.profiler.records.record import Origin, Outcome
+from optprof.profiler.records.record import Environment, Origin, Outcome
 from optprof.profiler.tracing.stream import Category, Phase
 from optprof.reports import words
 from optprof.reports.arithmetic.courses import WIDTHS
@@ -48,7 +48,7 @@ def test_a_baseline_that_nobody_asked_for_is_to_be_added(simulated):
 
 
 def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_ours(simulated):
-    environment = {"seed": None, "command": ["train.py"]}
+    environment = Environment(seed=None, command=("train.py",))
     watched = simulated(
         "sm3", model="train:Net", device="cpu", origin="measured", environment=environment
     )

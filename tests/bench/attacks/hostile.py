@@ -16,7 +16,7 @@ from typing import Any
 
 from records import memory, records
 
-from optprof.profiler.records.record import Memory, Record
+from optprof.profiler.records.record import Environment, Machine, Memory, Record
 from optprof.profiler.records.store import RunStore
 
 from .commands import optprof
@@ -263,9 +263,15 @@ def _filled(usual: Record, text: str, grown: int) -> Iterator[Record]:
         peak_phase=text,
         parameters_by_dtype={text: held.parameters},
     )
-    environment = dict.fromkeys(("time", "python", "platform", "git_commit"), text)
-    environment |= {"command": ["optprof", text], "versions": {text: text, "torch": text}}
-    environment |= {"machine": {"cpu": text, "gpu": text, text: text}, text: text}
+    environment = Environment(
+        time=text,
+        python=text,
+        platform=text,
+        git_commit=text,
+        command=("optprof", text),
+        versions={text: text, "torch": text},
+        machine=Machine(cpu=text, gpu=text),
+    )
     simulated = replace(
         asked, device="sim", options={text: text}, config={text: text}, alloc_conf=text
     )

@@ -14,8 +14,7 @@ from records import records
 
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import file_name
-from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline
-from optprof.profiler.records.timeline_file import pack, unpack
+from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline, pack, unpack
 from optprof.reports import run_markdown
 from optprof.reports.arithmetic.courses import thinned
 from optprof.reports.run import Run
