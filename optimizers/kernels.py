@@ -1,8 +1,8 @@
 """Kernels: C++ sources that are compiled at their first use, stored, and checked before loading.
 
-A stored kernel is code. Its folder and file must belong to this user or root and be writable by
-nobody else, and its name has the checksum of its content. A truncated, changed or foreign file is
-never loaded; the kernel is compiled again. The folder is in TORCH_EXTENSIONS_DIR, else in
+A stored kernel is code. Its folder and file must belong to this user or root, no other user may
+write to them, and the file's name has the checksum of its content. A truncated, changed or foreign
+file is never loaded; the kernel is compiled again. The folder is in TORCH_EXTENSIONS_DIR, else in
 ~/.cache/torch_extensions. Flags are for the instructions that torch finds on the machine.
 """
 

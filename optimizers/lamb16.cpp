@@ -1,5 +1,6 @@
-// LAMB16's update of one tensor on a CPU, in two passes over it: `measure` finds what its scales and its trust are made of, `advance` stores
-// the new moments and moves the weights. The rule is told in lamb16.py, the formats of the moments and their rounding in float8.py.
+// LAMB16's update of one tensor on a CPU, in two passes over it: `measure` computes the maxima and
+// sums for the scales and the trust ratio, `advance` stores the new moments and moves the weights.
+// lamb16.py explains the rule, float8.py the formats of the moments and their rounding.
 
 #include <algorithm>
 #include <bit>
@@ -14,8 +15,10 @@ using Weight = WEIGHT;
 using Wide = std::conditional_t<std::is_same_v<Weight, double>, double, float>;
 
 struct Numbers {
-    float first_kept, second_kept, least;  // of the old moments, and the least second one
-    float first_taken, second_taken;       // of the gradient and of its square
+    // Factors of the old moments, and the smallest second moment.
+    float first_kept, second_kept, least;
+    // Factors of the gradient and of its square.
+    float first_taken, second_taken;
     float eps, weight_decay;
 };
 
@@ -30,7 +33,7 @@ struct Format {
 constexpr Format e4m3{20, 8, 120, 0x80}, e5m2{21, 4, 112, 0};
 constexpr int64_t period = 1 << 13, block = 1 << 12;
 
-// Magnitudes are ordered as their bits are, and what is not a number comes last.
+// Magnitudes have the order of their bits; NaN is the largest.
 inline int32_t magnitude(float value) { return std::bit_cast<int32_t>(value) & 0x7fffffff; }
 
 template <Format format>
@@ -63,13 +66,14 @@ inline float direct(Moments moments, float weight, const Numbers& numbers) {
     return moments.first / (std::sqrt(std::max(moments.second, numbers.least)) + numbers.eps) + numbers.weight_decay * weight;
 }
 
-// What is not a number stays so.
+// NaN stays NaN.
 inline float clipped_square(float value, float least) { return std::max(std::min(value * value, 1.0f), least); }
 
-// found: the largest |m| and v, and the sums of the clipped squares of the weights and of the direction.
+// Writes the largest |m|, the largest v, and the sums of the clipped squares of the weights and of
+// the direction to `results`.
 extern "C" void measure(const Weight* weights, const Weight* gradients, const uint8_t* first, const uint8_t* second, int64_t count,
-                        const Numbers* given, int threads, float* found) {
-    const Numbers numbers = *given;
+                        const Numbers* shared_numbers, int threads, float* results) {
+    const Numbers numbers = *shared_numbers;
     int32_t most_first = 0, most_second = 0;
     double weight_size = 0, direction_size = 0;
 #pragma omp parallel for num_threads(threads) reduction(max : most_first, most_second) reduction(+ : weight_size, direction_size)
@@ -91,29 +95,31 @@ extern "C" void measure(const Weight* weights, const Weight* gradients, const ui
         weight_size += block_weight;
         direction_size += block_direction;
     }
-    found[0] = std::bit_cast<float>(most_first);
-    found[1] = std::bit_cast<float>(most_second);
-    found[2] = static_cast<float>(weight_size);
-    found[3] = static_cast<float>(direction_size);
+    results[0] = std::bit_cast<float>(most_first);
+    results[1] = std::bit_cast<float>(most_second);
+    results[2] = static_cast<float>(weight_size);
+    results[3] = static_cast<float>(direction_size);
 }
 
-// The moments are multiplied by the inverse of their scales; the phases in [0, 1) turn the thresholds of their rounding. found: the sums of
-// the squares of the second ones, as they went in and as they come out.
+// Multiplies the moments by the inverses of their scales; the phases in [0, 1) shift the thresholds
+// of their rounding. Writes two sums of squares of the second moments to `results`: before and
+// after rounding.
 extern "C" void advance(Weight* __restrict weights, const Weight* __restrict gradients, uint8_t* __restrict first,
-                        uint8_t* __restrict second, int64_t count, const Numbers* given, int threads, float first_inverse,
-                        float second_inverse, float trust, double first_phase, double second_phase, double lr, float* found) {
-    const Numbers numbers = *given;
+                        uint8_t* __restrict second, int64_t count, const Numbers* shared_numbers, int threads,
+                        float first_inverse, float second_inverse, float trust, double first_phase, double second_phase,
+                        double lr, float* results) {
+    const Numbers numbers = *shared_numbers;
     const int32_t first_turn = e4m3.turn(first_phase), second_turn = e5m2.turn(second_phase);
     const Wide rate = static_cast<Wide>(lr);
-    double had = 0, has = 0;
-#pragma omp parallel for num_threads(threads) reduction(+ : had, has)
+    double before = 0, after = 0;
+#pragma omp parallel for num_threads(threads) reduction(+ : before, after)
     for (int64_t start = 0; start < count; start += block) {
         const int32_t length = static_cast<int32_t>(std::min(block, count - start)), offset = start % period;
         Weight* const own_weights = weights + start;
         const Weight* const own_gradients = gradients + start;
         uint8_t *const own_first = first + start, *const own_second = second + start;
-        float block_had = 0, block_has = 0;
-#pragma omp simd reduction(+ : block_had, block_has)
+        float block_before = 0, block_after = 0;
+#pragma omp simd reduction(+ : block_before, block_after)
         for (int32_t i = 0; i < length; ++i) {
             const Wide weight = own_weights[i];
             const Moments moments = take_in(own_first[i], own_second[i], own_gradients[i], numbers);
@@ -121,13 +127,13 @@ extern "C" void advance(Weight* __restrict weights, const Weight* __restrict gra
             const float scaled = moments.second * second_inverse;
             own_second[i] = encode<e5m2>(scaled, offset + i, second_turn);
             const float stored = decode<e5m2>(own_second[i]);
-            block_had += scaled * scaled;
-            block_has += stored * stored;
+            block_before += scaled * scaled;
+            block_after += stored * stored;
             own_weights[i] = weight - rate * (direct(moments, weight, numbers) * trust);
         }
-        had += block_had;
-        has += block_has;
+        before += block_before;
+        after += block_after;
     }
-    found[0] = static_cast<float>(had);
-    found[1] = static_cast<float>(has);
+    results[0] = static_cast<float>(before);
+    results[1] = static_cast<float>(after);
 }

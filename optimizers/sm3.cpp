@@ -1,4 +1,4 @@
-// SM3's update of one tensor on a CPU, in one pass over it. The rule is told in sm3.py.
+// SM3's update of one tensor on a CPU, in one pass over it. sm3.py explains the rule.
 
 #include <algorithm>
 #include <cmath>
@@ -19,7 +19,8 @@ using Wide = std::conditional_t<std::is_same_v<Weight, double>, double, float>;
 constexpr int64_t block = 1 << 12;
 
 struct Numbers {
-    double lr, momentum, kept, taken, eps;  // kept of the accumulators, taken of the squares
+    // `kept` multiplies the old accumulators, `taken` the new squares.
+    double lr, momentum, kept, taken, eps;
 };
 
 struct Row {
@@ -31,10 +32,12 @@ struct Row {
     int64_t count;
 };
 
-// Updates a part of a row whose other axes are covered by `least`; what its squares come to at most.
+// Updates a part of a row and returns its largest square. `least` is the smallest accumulator of
+// the other axes.
 template <bool with_momentum>
-Wide update_row(Row row, Wide least, const Numbers& given) {
-    const Wide lr = given.lr, fraction = 1 - given.momentum, kept = given.kept, taken = given.taken, eps = given.eps;
+Wide update_row(Row row, Wide least, const Numbers& numbers) {
+    const Wide lr = numbers.lr, fraction = 1 - numbers.momentum;
+    const Wide kept = numbers.kept, taken = numbers.taken, eps = numbers.eps;
     Weight* __restrict const weights = row.weights;
     const Weight* __restrict const gradients = row.gradients;
     Weight* __restrict const buffer = row.buffer;
@@ -45,13 +48,14 @@ Wide update_row(Row row, Wide least, const Numbers& given) {
     for (int64_t j = 0; j < row.count; ++j) {
         const Wide gradient = gradients[j];
         const Wide square = std::min(least, old[j]) * kept + gradient * gradient * taken;
-        // What is not a number is less than nothing.
+        // NaN never wins the maximum.
         fresh[j] = fresh[j] < square ? square : fresh[j];
         most = most < square ? square : most;
         Wide direction = gradient / std::sqrt(square + eps);
         if constexpr (with_momentum) {
-            const Wide held = buffer[j];
-            buffer[j] = held + fraction * (static_cast<Wide>(static_cast<Weight>(direction)) - held);
+            const Wide average = buffer[j];
+            const Wide rounded = static_cast<Weight>(direction);
+            buffer[j] = average + fraction * (rounded - average);
             direction = buffer[j];
         }
         weights[j] = static_cast<Wide>(weights[j]) - lr * direction;
@@ -59,7 +63,8 @@ Wide update_row(Row row, Wide least, const Numbers& given) {
     return most;
 }
 
-// The accumulators of the axes are read, and at the end have the new ones. A `buffer` of momentum may be null.
+// Reads the accumulators of the axes and replaces them at the end. Without momentum, `buffer` is
+// null.
 extern "C" void update(Weight* weights, const Weight* gradients, Weight* buffer, Wide* const* accumulators, const int64_t* sizes,
                        int64_t axes, const Numbers* numbers, int threads) {
     const int64_t leading = axes - 1, columns = sizes[leading];
@@ -68,7 +73,7 @@ extern "C" void update(Weight* weights, const Weight* gradients, Weight* buffer,
 #pragma omp parallel num_threads(threads)
     {
         const int64_t parts = omp_get_num_threads(), part = omp_get_thread_num();
-        // Where there are few rows, each thread has some columns of every one, and goes down block by block.
+        // With fewer rows than threads, each thread takes some columns of every row, block by block.
         const bool by_rows = rows >= parts;
         const int64_t first = by_rows ? rows * part / parts : 0, last = by_rows ? rows * (part + 1) / parts : rows;
         const int64_t start = by_rows ? 0 : columns * part / parts, stop = by_rows ? columns : columns * (part + 1) / parts;
@@ -98,7 +103,7 @@ extern "C" void update(Weight* weights, const Weight* gradients, Weight* buffer,
                 for (int64_t axis = leading - 1; axis >= 0 && ++index[axis] == sizes[axis]; --axis) index[axis] = 0;
             }
             if (!by_rows) {
-                // No other thread reads them.
+                // No other thread reads these columns.
                 std::copy_n(fresh[leading].begin(), count, accumulators[leading] + from);
                 std::ranges::fill(fresh[leading], Wide{0});
             }

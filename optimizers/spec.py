@@ -54,7 +54,7 @@ def parse_list(text: str) -> tuple[str, ...]:
     specs: list[str] = []
     for piece in map(str.strip, _split(text)):
         if not piece:
-            raise ValueError(f"no optimizer is named beside a comma in {_shown(text)}")
+            raise ValueError(f"no optimizer before or after a comma in {_shown(text)}")
         if "=" not in piece.partition(":")[0]:
             specs.append(piece)
         elif specs and "=" in specs[-1]:

@@ -278,7 +278,7 @@ ZOO: dict[str, CatalogueEntry] = {
         "SOAP",
         "Adam in the eigenbasis of Shampoo's preconditioner",
         "2409.11321",
-        "two tensors like the parameter; but for vectors, two d x d more for each of its axes of"
+        "two tensors like the parameter; unless it is a vector, two d x d more for each axis of"
         " length d <= max_precondition_dim",
         ("max_precondition_dim", "precondition_1d"),
     ),

@@ -1,7 +1,6 @@
-"""How it is found: a scenario becomes a record, by simulation or by measurement.
+"""Profiler: turns a scenario into a record, by simulation or by measurement.
 
-`simulate` and `measure` load torch when they are first asked for; `record`, `store` and `allocator`
-do without it.
+The first access to `simulate` or `measure` loads torch; `records` and `allocator` do not need it.
 """
 
 from importlib import import_module

@@ -58,7 +58,7 @@ class Accumulation(Around):
     extra_key = "accumulation"
     # The target's name in statistics.
     target_name = "target"
-    # The attributes in a checkpoint, beside the target and the sum.
+    # The attributes in a checkpoint, apart from the target and the sum.
     _saved: Mapping[str, Reader] = {
         **dict.fromkeys(("num_batches", "num_steps", "num_dropped", "num_draws"), saved.count),
         "last_num_draws": saved.optional(saved.count),
@@ -101,7 +101,7 @@ class Accumulation(Around):
         raise NotImplementedError
 
     def _observe(self, loss: Any) -> Tensor | None:
-        """Return the number that the rule needs of each micro-batch beside its norm, 0-dim."""
+        """Return the 0-dim number that the rule needs of each micro-batch, apart from its norm."""
         del loss
 
     def _record(self, observed: Sequence[float], norm: float, scale: float) -> None:

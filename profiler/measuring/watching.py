@@ -189,12 +189,12 @@ class Watch:
         others = [subject for number, subject in enumerate(self._subjects) if number != place]
         is_alike = any(subject.scenario == self._subjects[place].scenario for subject in others)
         counts = sorted(Counter(subject.fingerprint for subject in others).items())
-        beside = (
+        neighbours = (
             {"beside": [name if count == 1 else f"{count} of {name}" for name, count in counts]}
             if others
             else {}
         )
-        return beside | ({"place": place + 1} if is_alike else {})
+        return neighbours | ({"place": place + 1} if is_alike else {})
 
 
 def _failure(subject: Subject, steps: LiveSteps) -> str | None:

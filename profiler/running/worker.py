@@ -102,7 +102,7 @@ class Worker:
         try:
             return self._ask(job, log, timeout)
         except BaseException:
-            # After Ctrl-C, nobody waits for the answer that may still come.
+            # After Ctrl-C, no caller waits for an answer that may still come.
             if self._is_busy:
                 self.end()
             raise

@@ -188,7 +188,7 @@ class _Zygote:
         try:
             return self._answer_of(task, reader)
         except EOFError:
-            # Nobody waits for its answer.
+            # No caller waits for its answer any longer.
             task.end()
             raise
         finally:

@@ -63,7 +63,7 @@ def without_paths(text: str, stand_in: Callable[[str], str]) -> str:
 
 
 def _is_ordinary(name: str) -> bool:
-    """Return whether a name identifies nobody: "torch" may be part of any text."""
+    """Return whether a name is an ordinary word, such as "torch", that identifies no person."""
     return bool(_ORDINARY.fullmatch(name)) or name in sys.modules or name in sys.stdlib_module_names
 
 

@@ -66,7 +66,7 @@ class HostReads:
         try:
             return samples.copy(tensor, reading_line)
         except EndlessError:
-            raise refusal("reads values back without end") from None
+            raise refusal("reads back too many values in one step") from None
 
 
 def reading_line() -> str:

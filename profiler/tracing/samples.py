@@ -28,7 +28,7 @@ _MOST_READ_BACKS = 20_000
 
 
 class EndlessError(Exception):
-    """A program reads back values without end."""
+    """A program reads back too many values in one step."""
 
 
 class ReadBackError(BaseException):

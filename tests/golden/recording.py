@@ -125,9 +125,9 @@ def cut(history: Sequence[Mapping[str, Any]], ends: Sequence[int]) -> list[Colum
             f"history has {len(history)} entries, and had {ends[-1]}; record with room for all of"
             " them"
         )
-    kept = history[: ends[-1]] if ends else []
-    if len({entry["stream"] for entry in kept if entry["action"] != "snapshot"}) > 1 or any(
-        map(_is_private, kept)
+    entries = history[: ends[-1]] if ends else []
+    if len({entry["stream"] for entry in entries if entry["action"] != "snapshot"}) > 1 or any(
+        map(_is_private, entries)
     ):
         raise ValueError("history has a second stream or a private pool; record a run without")
     return [_columns(history[start:end]) for start, end in pairwise([0, *ends])]

@@ -169,7 +169,7 @@ def test_the_sum_takes_no_tensor_of_its_own() -> None:
     assert not [name for name, value in vars(wrapper).items() if isinstance(value, Tensor)]
 
 
-def test_counts_are_of_what_was_done() -> None:
+def test_counts_say_how_many_steps_and_draws_were_made() -> None:
     param, sgd = plain()
     wrapper = ScheduledBatch(sgd, 3, max_draws=8)
     assert wrapper.statistics() == {
@@ -180,18 +180,22 @@ def test_counts_are_of_what_was_done() -> None:
     assert "last_num_draws" not in wrapper.statistics()
     for _ in range(5):
         draw(wrapper, param, (1, 0))
-    found = wrapper.statistics()
+    statistics = wrapper.statistics()
     assert (
-        found["num_batches"],
-        found["num_steps"],
-        found["num_draws"],
-        found["last_num_draws"],
+        statistics["num_batches"],
+        statistics["num_steps"],
+        statistics["num_draws"],
+        statistics["last_num_draws"],
     ) == (5, 1, 2, 3)
-    assert (found["logical_batch_size"], found["lr"], found["last_grad_norm"]) == (3, 1.0, 1.0)
+    assert (statistics["logical_batch_size"], statistics["lr"], statistics["last_grad_norm"]) == (
+        3,
+        1.0,
+        1.0,
+    )
     assert "num_draws" not in wrapper.vital_statistics()
 
 
-def test_numbers_in_which_groups_differ_are_marked() -> None:
+def test_options_that_differ_between_groups_are_marked() -> None:
     params = [Parameter(torch.zeros(2)), Parameter(torch.zeros(2))]
     wrapper = GradientNormThreshold(
         SGD([{"params": params[:1], "lr": 1.0}, {"params": params[1:], "lr": 3.0}])
@@ -230,7 +234,7 @@ def test_the_catalogue_describes_every_wrapper() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("gnst", "gnts"),
         ("gnts:treshold=1", "threshold"),
@@ -251,13 +255,13 @@ def test_the_catalogue_describes_every_wrapper() -> None:
         ("mht:confidence=1.0", "confidence: 1.0"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_line(text: str, said: str) -> None:
+def test_bad_arguments_are_refused_in_one_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=ONE_LINE) as caught:
         accumulation.create(text, plain()[1])
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_what_is_no_optimizer_and_what_cannot_wait_is_refused() -> None:
+def test_other_objects_and_optimizers_that_cannot_wait_are_refused() -> None:
     param, _ = plain()
     with pytest.raises(TypeError, match="got Linear"):
         GradientNormThreshold(nn.Linear(2, 2))  # pyright: ignore[reportArgumentType]

@@ -28,16 +28,16 @@ def names() -> dict[str, Any]:
         "get_constant_schedule_with_warmup": lambda optimizer, warmup_steps: LambdaLR(
             optimizer, lambda step: min(1.0, (step + 1) / warmup_steps)
         ),
-        # That of torch has no warm-up of its own.
+        # torch's own cosine schedule has no warm-up.
         "get_cosine_annealing_schedule": lambda optimizer, warmup_steps: CosineAnnealingLR(
             optimizer, T_max=40 - warmup_steps, eta_min=0.2
         ),
     }
 
 
-def run(code: str, known: dict[str, Any]) -> dict[str, Any]:
-    exec(compile(code, str(DOCS), "exec"), known)
-    return known
+def run(code: str, names: dict[str, Any]) -> dict[str, Any]:
+    exec(compile(code, str(DOCS), "exec"), names)
+    return names
 
 
 def test_our_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,8 +48,8 @@ def test_our_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_first_example_of_the_description_runs() -> None:
-    found = run(DESCRIBED, names())
-    optimizer = found["optimizer"]
+    results = run(DESCRIBED, names())
+    optimizer = results["optimizer"]
     assert 1 < optimizer.num_steps < optimizer.num_batches == 40
     # The learning rate went up by its own schedule, the threshold down to the end of the cosine's.
     assert optimizer.optimizer.param_groups[0]["lr"] == 0.01
@@ -58,9 +58,9 @@ def test_the_first_example_of_the_description_runs() -> None:
 
 def test_the_second_example_counts_the_micro_batches_of_each_step() -> None:
     setup = DESCRIBED.partition("for inputs")[0]
-    found = run(setup + LOGGED, names())
-    sampled, batches = found["num_batches_sampled"], found["step_batches"]
-    assert len(sampled) == found["optimizer"].num_steps > 1
+    results = run(setup + LOGGED, names())
+    sampled, batches = results["num_batches_sampled"], results["step_batches"]
+    assert len(sampled) == results["optimizer"].num_steps > 1
     assert batches == [sum(sampled[: index + 1]) for index in range(len(sampled))]
     assert max(sampled) > 1
 
@@ -71,18 +71,18 @@ def test_trainer_steps_through_the_wrapper(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=16, vocab_size=32)
     texts = torch.randint(32, (24, 8))
-    known = {
+    names_of_example = {
         "torch": torch,
         "GradientNormThreshold": accumulation.GradientNormThreshold,
         "model": transformers.GPT2LMHeadModel(config),
         "dataset": [{"input_ids": text, "labels": text} for text in texts],
         "folder": str(tmp_path),
     }
-    before = [param.detach().clone() for param in known["model"].parameters()]
-    optimizer = run(TRAINER, known)["optimizer"]
+    before = [param.detach().clone() for param in names_of_example["model"].parameters()]
+    optimizer = run(TRAINER, names_of_example)["optimizer"]
     assert optimizer.num_batches == 12
     assert 0 < optimizer.num_steps < 12
-    assert not all(map(torch.equal, before, known["model"].parameters()))
+    assert not all(map(torch.equal, before, names_of_example["model"].parameters()))
 
 
 def test_a_hypothesis_test_takes_its_closure_through_accelerate() -> None:

@@ -71,9 +71,9 @@ def check_like_one_process(
     model: nn.Module, alone: tuple[nn.Module, list[bool], list[float]], **options: Any
 ) -> None:
     twin, wanted, norms = alone
-    stepped, found = train(model, make(model, **options), my_half)
+    stepped, decisive_norms = train(model, make(model, **options), my_half)
     assert stepped == wanted
-    assert found == pytest.approx(norms, rel=1e-4)
+    assert decisive_norms == pytest.approx(norms, rel=1e-4)
     for param, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(whole(param), other.detach(), rtol=1e-4, atol=1e-5)
 
@@ -242,7 +242,7 @@ def run_rank(rank: int, folder: str) -> None:
         check_a_rank_without_gradients()
         check_refusals()
         check_checkpoint(f"{folder}/checkpoint")
-        # A rank that leaves while the other still talks to it would bring that one down.
+        # A rank that leaves during the other's communication would end that one too.
         dist.barrier()
         print("done", flush=True)
     finally:

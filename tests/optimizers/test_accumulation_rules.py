@@ -44,13 +44,13 @@ def test_the_estimated_noise_scale_is_that_of_gradients_of_known_noise() -> None
     generator = torch.Generator().manual_seed(0)
     truth = torch.zeros(50, dtype=torch.float64)
     truth[0] = 2.0
-    found = []
+    estimates = []
     for _ in range(2000):
         grads = truth + 0.3 * torch.randn(8, 50, generator=generator, dtype=torch.float64)
-        found.append(
+        estimates.append(
             rules.noise_and_signal(grads.norm(dim=1).tolist(), grads.mean(0).norm().item())
         )
-    noise, signal = torch.tensor(found).mean(0).tolist()
+    noise, signal = torch.tensor(estimates).mean(0).tolist()
     assert noise == pytest.approx(4.5, rel=0.01)
     assert signal == pytest.approx(4.0, rel=0.01)
 

@@ -87,7 +87,7 @@ OPTIONAL = ("last_num_draws", "last_grad_norm", "running_mean", "_noise", "_sign
 
 
 @EACH
-def test_what_does_not_fit_is_refused_and_nothing_is_changed(spec: str) -> None:
+def test_values_that_do_not_fit_are_refused_and_change_nothing(spec: str) -> None:
     wrapper, params = drawn(spec)
     before = wrapper.statistics()
     for name in wrapper.state_dict()["accumulation"]:
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_changed(spec: str) -> None:
         ("target", {"lr": "low"}),
     ],
 )
-def test_values_that_cannot_be_are_refused(name: str, value: Any) -> None:
+def test_impossible_values_are_refused(name: str, value: Any) -> None:
     wrapper, _ = drawn("gnts:threshold=0.001")
     with pytest.raises(
         ValueError,
@@ -135,7 +135,7 @@ def test_values_that_cannot_be_are_refused(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "state_dict", [None, [], {}, {"state": {}}, {"state": {}, "param_groups": None}]
 )
-def test_what_is_no_state_dict_is_refused(state_dict: Any) -> None:
+def test_other_objects_than_a_state_dict_are_refused(state_dict: Any) -> None:
     wrapper, _ = drawn("gnts")
     with pytest.raises(ValueError, match="an optimizer's state_dict is a"):
         wrapper.load_state_dict(state_dict)
@@ -148,7 +148,7 @@ def test_a_threshold_of_infinity_is_loaded() -> None:
 
 
 def test_a_window_begun_in_inference_mode_goes_on_outside_of_it() -> None:
-    found: list[Tensor] = []
+    weights: list[Tensor] = []
     for mode in (torch.inference_mode, torch.no_grad):
         param = Parameter(torch.zeros(2))
         wrapper = GradientNormThreshold(
@@ -159,6 +159,6 @@ def test_a_window_begun_in_inference_mode_goes_on_outside_of_it() -> None:
             wrapper.step()
         param.grad = torch.full((2,), 3.0)
         wrapper.step()
-        found.append(param.detach().clone())
-    assert torch.equal(*found)
-    assert found[0].tolist() == [-2.0, -2.0]
+        weights.append(param.detach().clone())
+    assert torch.equal(*weights)
+    assert weights[0].tolist() == [-2.0, -2.0]

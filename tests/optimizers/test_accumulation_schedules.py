@@ -25,7 +25,7 @@ def threshold(target: float = 1.0) -> GradientNormThreshold:
     return GradientNormThreshold(descent(), threshold=target)
 
 
-def test_g3_the_warm_up_leaves_the_scheduler_beneath_alone() -> None:
+def test_g3_the_warm_up_does_not_change_the_wrapped_scheduler() -> None:
     wrapper, alone = threshold(), descent()
     beneath = CosineAnnealingLR(alone, T_max=20)
     scheduler = NormWarmupScheduler(CosineAnnealingLR(wrapper.target, T_max=20), warmup_steps=5)
@@ -41,11 +41,11 @@ def test_g3_the_warm_up_leaves_the_scheduler_beneath_alone() -> None:
 def test_g3_the_trace_over_a_constant_is_the_original_s() -> None:
     wrapper = threshold(2.0)
     scheduler = NormWarmupScheduler(LambdaLR(wrapper.target, lambda _: 1.0), warmup_steps=5)
-    found = []
+    targets = []
     for _ in range(7):
-        found.append(wrapper.target.value)
+        targets.append(wrapper.target.value)
         scheduler.step()
-    assert found == pytest.approx([20, 16.4, 12.8, 9.2, 5.6, 2, 2])
+    assert targets == pytest.approx([20, 16.4, 12.8, 9.2, 5.6, 2, 2])
 
 
 def test_the_warm_up_passes_a_metric_on_and_goes_on_from_its_state() -> None:
@@ -82,7 +82,7 @@ def test_the_cosine_goes_from_high_over_one_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"total_steps": 4, "warmup_steps": 4}, "total_steps must be > warmup_steps, got 4 and 4"),
         ({"total_steps": 4, "final": 0.0}, "final must be > 0, got 0.0"),
@@ -90,6 +90,6 @@ def test_the_cosine_goes_from_high_over_one_to_its_end() -> None:
         ({"total_steps": 4, "warmup_start": 0.0}, "warmup_start must be > 0, got 0.0"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_impossible_schedule_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         CosineTarget(**options)

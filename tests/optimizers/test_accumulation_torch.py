@@ -132,7 +132,7 @@ def test_g4_it_is_an_optimizer_that_schedulers_copies_and_pickles_take(buffered:
         model(batch).square().mean().backward()
         wrapper.step()
     scheduler.step()
-    # In the middle of a window, with what was drawn.
+    # In the middle of a window, with its draws.
     copies = [copy.deepcopy((model, wrapper)), pickle.loads(pickle.dumps((model, wrapper)))]
     wanted = go_on(model, wrapper)
     assert wrapper.num_steps == 2
@@ -142,7 +142,7 @@ def test_g4_it_is_an_optimizer_that_schedulers_copies_and_pickles_take(buffered:
 
 
 @pytest.mark.parametrize("name", [*SPECS, *ORIGINAL])
-def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -> None:
+def test_every_wrapper_is_copied_and_pickled_with_its_draws(name: str) -> None:
     param, _ = plain(3)
     inner = AdamW([param], lr=0.1)
     wrapper = ORIGINAL[name](inner) if name in ORIGINAL else accumulation.create(name, inner)
@@ -172,7 +172,7 @@ def test_every_wrapper_is_copied_and_pickled_with_what_it_has_drawn(name: str) -
     ],
 )
 def test_a_scaler_changes_no_decision(spec: str) -> None:
-    found = []
+    runs = []
     for scale in (None, 1024.0):
         param, sgd = plain()
         wrapper = accumulation.create(spec, sgd)
@@ -182,9 +182,9 @@ def test_a_scaler_changes_no_decision(spec: str) -> None:
             scaler.scale((param * torch.tensor(gradient)).sum()).backward()
             stepped.append(scaler.step(wrapper, loss=sum(gradient)))
             scaler.update()
-        found.append((stepped, param.tolist()))
-    assert found[0] == found[1]
-    assert set(found[0][0]) == {False, True}
+        runs.append((stepped, param.tolist()))
+    assert runs[0] == runs[1]
+    assert set(runs[0][0]) == {False, True}
 
 
 @BUFFERED
@@ -254,7 +254,7 @@ def test_g6_a_bad_micro_batch_never_reaches_the_weights(bad: float) -> None:
     with pytest.warns(UserWarning, match="not finite"):
         assert not draw(wrapper, param, (1, bad))
     assert (wrapper.num_dropped, wrapper.num_draws, param.grad) == (2, 0, None)
-    # The next window is made of what comes after, and nothing more is said.
+    # The next window begins with the next micro-batch, without another warning.
     assert [draw(wrapper, param, g) for g in ((2, 0), (bad, 0), (4, 0), (6, 0))] == [
         False,
         False,
@@ -278,14 +278,14 @@ def test_g6_buffers_drop_a_bad_micro_batch_alone(bad: float) -> None:
 
 
 @BUFFERED
-def test_finite_gradients_with_a_sum_that_is_not_are_dropped(buffered: bool) -> None:
+def test_finite_gradients_with_an_infinite_sum_are_dropped(buffered: bool) -> None:
     param, sgd = plain(1)
     wrapper = GradientNoiseScale(sgd, tolerance=100, buffered=buffered)
     assert [draw(wrapper, param, (3e38,)) for _ in range(2)] == [False, False]
     assert (wrapper.num_dropped, wrapper.num_draws, param.item()) == (2, 0, 0.0)
 
 
-def test_g7_what_is_pending_is_in_the_checkpoint_and_the_checkpoint_is_not_alive() -> None:
+def test_g7_the_pending_sum_is_copied_into_the_checkpoint() -> None:
     param, sgd = plain()
     wrapper = ScheduledBatch(sgd, 2)
     draw(wrapper, param, (1, 0))
@@ -298,7 +298,7 @@ def test_g7_what_is_pending_is_in_the_checkpoint_and_the_checkpoint_is_not_alive
     wrapper.load_state_dict(state)
     draw(wrapper, param, (5, 0))
     assert param.tolist() == [-3.0, 0.0]
-    # What was loaded has not been added to.
+    # Nothing was added to the loaded sum.
     assert state["accumulation"]["sum"][0].tolist() == [1.0, 0.0]
 
 
@@ -317,7 +317,7 @@ def test_g7_a_scaled_sum_goes_on_in_buffers_too() -> None:
     assert param.tolist() == [-2.0, -2.0]
 
 
-def test_g8_hooks_skip_what_is_frozen_follow_what_is_thawed_and_can_be_removed() -> None:
+def test_g8_hooks_skip_frozen_parameters_follow_thawed_ones_and_can_be_removed() -> None:
     params = [Parameter(torch.zeros(1)) for _ in range(3)]
     params[1].requires_grad_(False)
     wrapper = GradientNoiseScale(SGD(params, lr=1.0), tolerance=1e-9)
@@ -458,7 +458,7 @@ def test_a_closure_s_loss_is_the_metric_of_a_hypothesis_test() -> None:
     assert other.running_mean == float(other.loss)
 
 
-def test_zero_grad_keeps_what_was_drawn_and_says_so_once() -> None:
+def test_zero_grad_keeps_the_draws_and_warns_once() -> None:
     param, sgd = plain()
     wrapper = ScheduledBatch(sgd, 3)
     wrapper.zero_grad()
@@ -490,7 +490,7 @@ def test_a_part_of_the_sum_that_is_cleared_is_missed_too() -> None:
     wrapper = ScheduledBatch(SGD(params, lr=1.0), 3)
     (params[0] + params[1]).sum().backward()
     wrapper.step()
-    # The third has its first gradient, which is no loss.
+    # The third has its first gradient, so it misses nothing.
     (params[0] + params[1] + params[2]).sum().backward()
     wrapper.step()
     params[1].grad = None

@@ -90,7 +90,7 @@ def test_text_is_read(text: str, name: str, options: dict[str, Any]) -> None:
         pytest.param(f"sm3:lr={'~' * 1_900}1", id="too deep"),
     ],
 )
-def test_text_that_reads_as_nothing_is_refused_with_the_text(text: str) -> None:
+def test_unreadable_text_is_refused_and_quoted(text: str) -> None:
     with pytest.raises(ValueError, match=ONE_LINE) as caught:
         optimizers.parse(text)
     assert repr(text)[:40] in str(caught.value)
@@ -98,16 +98,16 @@ def test_text_that_reads_as_nothing_is_refused_with_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("parse", [optimizers.parse, optimizers.parse_list])
-def test_a_text_without_end_is_refused_at_once(parse: Callable[[str], object]) -> None:
+def test_an_overlong_text_is_refused_at_once(parse: Callable[[str], object]) -> None:
     with pytest.raises(ValueError, match=r"has at most \d+ letters, got"):
         parse(f"adamw:lr={'9' * 1_000_000}")
 
 
 def test_a_list_is_split_between_names_not_between_options() -> None:
-    found = optimizers.parse_list(
+    specs = optimizers.parse_list(
         "adamw, sm3:momentum=0.9,lr=0.1,lamb:betas=(0.9, 0.99), lr=1,my:Class,my:Class:lr=1"
     )
-    assert found == (
+    assert specs == (
         "adamw",
         "sm3:momentum=0.9,lr=0.1",
         "lamb:betas=(0.9, 0.99),lr=1",
@@ -232,7 +232,7 @@ def test_an_optimizer_with_one_implementation_has_the_loop() -> None:
 
 
 @pytest.mark.usefixtures("mine")
-def test_a_class_of_ones_own_is_made_from_where_python_looks_for_modules() -> None:
+def test_a_users_class_is_imported_from_pythons_path() -> None:
     path = list(sys.path)
     made = optimizers.create("mine:Mine:lr=0.5", params(), implementation="foreach")
     assert type(made).__name__ == "Mine"
@@ -260,7 +260,7 @@ def test_a_class_of_ones_own_is_made_from_where_python_looks_for_modules() -> No
         ("./mine.py:Class", ["'./mine.py' is no module", "module:Class"]),
     ],
 )
-def test_what_does_not_fit_is_said_in_one_line(spec: str, parts: list[str]) -> None:
+def test_a_wrong_option_is_refused_in_one_line(spec: str, parts: list[str]) -> None:
     with pytest.raises(ValueError, match=ONE_LINE) as caught:
         optimizers.create(spec, params(), implementation="loop")
     for part in parts:
@@ -268,7 +268,7 @@ def test_what_does_not_fit_is_said_in_one_line(spec: str, parts: list[str]) -> N
 
 
 @pytest.mark.usefixtures("mine")
-def test_what_a_module_raises_goes_on_with_its_line() -> None:
+def test_an_error_of_a_users_module_propagates_with_its_line() -> None:
     with pytest.raises(ZeroDivisionError) as caught:
         optimizers.create("broken:Class", params())
     assert Path(caught.traceback[-1].path).name == "broken.py"
@@ -293,13 +293,13 @@ def test_a_wrong_list_of_parameters_is_torchs_own_error() -> None:
 
 
 def test_importing_prints_nothing() -> None:
-    found = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", "import optimizers"],
         capture_output=True,
         check=True,
         cwd=Path(optimizers.__file__).parents[1],
     )
-    assert (found.stdout, found.stderr) == (b"", b"")
+    assert (finished.stdout, finished.stderr) == (b"", b"")
 
 
 def test_muon_takes_the_matrices_and_adamw_the_rest_under_one_name() -> None:
@@ -328,18 +328,18 @@ def test_muon_takes_the_matrices_and_adamw_the_rest_under_one_name() -> None:
     ]
 
 
-def test_a_group_can_ask_for_adamw_where_muon_would_take_it() -> None:
+def test_a_group_can_select_adamw_for_a_matrix() -> None:
     embedding, weight = params() + params()
     groups: list[dict[str, Any]] = [
         {"params": [("embedding", embedding)], "algorithm": "adamw", "lr": 0.5},
         {"params": [("weight", weight)]},
     ]
     optimizer = optimizers.create("muon", groups)
-    found = [
+    options = [
         (group["algorithm"], group["param_names"], group["lr"], group["eps"])
         for group in optimizer.param_groups
     ]
-    assert found == [("adamw", ["embedding"], 0.5, 1e-8), ("muon", ["weight"], 1e-3, 1e-7)]
+    assert options == [("adamw", ["embedding"], 0.5, 1e-8), ("muon", ["weight"], 1e-3, 1e-7)]
 
 
 def test_muon_follows_a_learning_rate_set_after_it_was_loaded() -> None:
@@ -447,7 +447,7 @@ def test_another_package_adds_an_optimizer_by_an_entry_point() -> None:
         ),
     ],
 )
-def test_an_entry_point_that_is_broken_or_clashes_is_told_when_its_name_is_used(
+def test_a_broken_or_clashing_entry_point_is_an_error_when_its_name_is_used(
     name: str, message: str
 ) -> None:
     assert optimizers.available()
@@ -468,8 +468,8 @@ def test_a_name_that_clashes_is_not_offered() -> None:
     optimizers.create("torch.optim:AdamW", params())
 
 
-def test_parameters_that_are_none_are_told_as_torch_tells_them() -> None:
-    # The catalogue sets momentum, which nobody wrote.
+def test_other_objects_than_parameters_raise_torchs_own_error() -> None:
+    # The catalogue sets momentum, not the user.
     with pytest.raises(
         TypeError, match="params argument given to the optimizer should be an iterable"
     ):

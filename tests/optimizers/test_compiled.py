@@ -110,9 +110,9 @@ def descend(
 def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(
     graphs: list[Any], factory: Any, options: dict[str, Any], most: int
 ) -> None:
-    found = descend(factory, compiled=True, **options)
+    params = descend(factory, compiled=True, **options)
     assert 1 <= len(graphs) <= most
-    for param, reference in zip(found, descend(factory, foreach=False, **options), strict=True):
+    for param, reference in zip(params, descend(factory, foreach=False, **options), strict=True):
         torch.testing.assert_close(param, reference, rtol=1e-5, atol=1e-5)
     # Another optimizer of the class shares them.
     count = len(graphs)
@@ -121,7 +121,7 @@ def test_one_graph_serves_all_tensors_of_a_kind_at_every_step(
 
 
 @pytest.mark.parametrize(("factory", "cycled"), CYCLED)
-def test_no_value_of_an_option_is_compiled_for_itself(
+def test_a_new_value_of_an_option_needs_no_compilation(
     graphs: list[Any], factory: Any, cycled: Any
 ) -> None:
     # torch gives up at the ninth; OneCycleLR gives momentum another one at every step.
@@ -160,16 +160,16 @@ def test_momentum_that_a_scheduler_cycles_is_followed(graphs: list[Any]) -> None
     ("factory", "options"),
     [(SGDSaI, {"lr": 1e-3}), (SM3, {"momentum": 0.9}), (LAMB, {"lr": 0.1}), (LAMB16, {"lr": 0.1})],
 )
-def test_what_is_compiled_gives_the_numbers_of_the_loop_in_every_dtype(
+def test_compiled_steps_give_the_numbers_of_the_loop_in_every_dtype(
     graphs: list[Any], factory: Any, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
     shapes = [(256, 128)]
     (start,) = descend(factory, steps=0, shapes=shapes, dtype=dtype)
-    (found,) = descend(factory, shapes=shapes, dtype=dtype, compiled=True, **options)
+    (param,) = descend(factory, shapes=shapes, dtype=dtype, compiled=True, **options)
     (wanted,) = descend(factory, shapes=shapes, dtype=dtype, foreach=False, **options)
     assert len(graphs) == 1
     # A compiler rounds to half precision at other places.
-    assert distance(found, wanted) <= 0.005 * distance(wanted, start)
+    assert distance(param, wanted) <= 0.005 * distance(wanted, start)
 
 
 def distance(one: Parameter, other: Parameter) -> float:
@@ -212,16 +212,16 @@ def test_compiled_and_foreach_exclude_each_other(factory: Any) -> None:
 @pytest.mark.compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize(("factory", "options"), CYCLED)
-def test_what_is_compiled_gives_the_numbers_of_the_loop(factory: Any, options: Any) -> None:
+def test_compiled_steps_give_the_numbers_of_the_loop(factory: Any, options: Any) -> None:
     torch._dynamo.reset()
     shapes = [(256, 128), (160, 224)]
-    # The second time with other numbers, which the code of the first is to take.
+    # The second time with other numbers, for which the first compilation must serve.
     for chosen in (options(1), options(9)):
-        found = descend(factory, shapes=shapes, compiled=True, **chosen)
+        params = descend(factory, shapes=shapes, compiled=True, **chosen)
         wanted = descend(factory, shapes=shapes, foreach=False, **chosen)
         apart = sum(
             int((param - reference).abs().gt(1e-5 + 1e-5 * reference.abs()).sum())
-            for param, reference in zip(found, wanted, strict=True)
+            for param, reference in zip(params, wanted, strict=True)
         )
         # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as
         # either neighbour.
@@ -239,16 +239,16 @@ def test_a_compiled_step_holds_few_temporaries(factory: Any, tensors: float) -> 
         optimizer.step()
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as found:
+    ) as profile:
         optimizer.step()
     scalars = 4096
-    assert most_held(found) <= tensors * param.nbytes + scalars
+    assert peak_bytes(profile) <= tensors * param.nbytes + scalars
 
 
-def most_held(found: Any) -> int:
+def peak_bytes(profile: Any) -> int:
     """Count the most bytes alive at once that torch's allocator gave."""
     changes = [
-        event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
     ]
     return max(
         accumulate(
@@ -272,7 +272,7 @@ def assert_compiled_as_a_whole(factory: Any, shapes: Any, fullgraph: bool) -> No
         )
         for index in range(4):
             for param in params:
-                # What SGD-SaI's original gets wrong: it takes its ratio at each compiled step.
+                # SGD-SaI's original has a defect: it takes its ratio at each compiled step.
                 param.grad = torch.zeros_like(param) if index == 0 else torch.randn_like(param)
             step()
         results.append(params)
@@ -309,7 +309,7 @@ def test_a_step_that_is_compiled_as_a_whole_has_no_break_and_the_same_numbers(
     ],
 )
 def test_torch_s_own_steps_compiled_as_a_whole_have_the_same_numbers(name: str, way: Any) -> None:
-    # Most of them ask for a break in the graph themselves; Muon takes matrices alone.
+    # Most of them break the graph themselves; Muon takes only matrices.
     shapes = [(4, 3), (5, 5)] if name == "muon" else [(4, 3), (5,), ()]
     assert_compiled_as_a_whole(
         lambda params: optimizers.create(name, params, implementation=way),

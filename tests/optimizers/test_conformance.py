@@ -92,19 +92,19 @@ def test_param_group_with_lrscheduler_goes_right_direction(
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("dimensions", [0, 1, 2])
 def test_tensor_lr(factory: Any, foreach: bool, dimensions: int) -> None:
-    found, wanted = line(), line()
+    params, wanted = line(), line()
     tensor = torch.tensor(1e-3, dtype=torch.float64).reshape([1] * dimensions)
-    pair = [factory(found, lr=tensor, foreach=foreach), factory(wanted, lr=1e-3, foreach=foreach)]
+    pair = [factory(params, lr=tensor, foreach=foreach), factory(wanted, lr=1e-3, foreach=foreach)]
     closures = []
-    for optimizer, params in zip(pair, (found, wanted), strict=True):
+    for optimizer, point in zip(pair, (params, wanted), strict=True):
         torch.manual_seed(1)
-        closures.append(closure_for(optimizer, *params))
+        closures.append(closure_for(optimizer, *point))
     for _ in range(20):
         for optimizer, closure in zip(pair, closures, strict=True):
             optimizer.step(closure)
     # A float8 moment may round the other way at one ulp of float32.
     tolerance = 1e-4 if factory is LAMB16 else 1e-6
-    for param, reference in zip(found, wanted, strict=True):
+    for param, reference in zip(params, wanted, strict=True):
         torch.testing.assert_close(param, reference, rtol=tolerance, atol=tolerance)
 
 
@@ -147,7 +147,7 @@ def test_rosenbrock_sparse_with_lrsched(schedule: str | None, options: dict[str,
         if "beta" not in options:
             # With beta an absent row keeps its average, and a dense gradient of 0 lets it fade.
             torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-10)
-    # By its value: in the valley the way to the solution is long.
+    # The value is compared: in the valley the way to the solution is long.
     assert rosenbrock(sparse) < rosenbrock(start)
 
 

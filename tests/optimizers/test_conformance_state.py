@@ -35,8 +35,8 @@ def stepped(make: partial[Any], params: list[Parameter], steps: int = 3, **optio
     return optimizer
 
 
-def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
-    for param, reference in zip(found, wanted, strict=True):
+def assert_equal(params: list[Parameter], wanted: list[Parameter]) -> None:
+    for param, reference in zip(params, wanted, strict=True):
         torch.testing.assert_close(param, reference, rtol=0, atol=0)
 
 
@@ -73,7 +73,7 @@ def test_state_dict_deterministic(ours: partial[Any], is_named: tuple[bool, bool
     for param, twin in zip(params, twins, strict=True):
         assert param.grad is not None
         twin.grad = param.grad.clone()
-    # Neither names nor other readers of the state matter.
+    # Neither names nor other views of the state matter.
     other = ours(list(zip(("weight", "bias"), twins, strict=True)) if is_named[1] else twins)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for _ in range(3):
@@ -222,12 +222,12 @@ def test_load_state_dict_pre_hook_and_prepend(ours: partial[Any]) -> None:
 def test_load_state_dict_post_hook(ours: partial[Any]) -> None:
     saved = stepped(ours, params_of()).state_dict()
     optimizer = ours(params_of())
-    found: list[Any] = []
-    optimizer.register_load_state_dict_post_hook(lambda loaded: found.append(dict(loaded.state)))
+    states: list[Any] = []
+    optimizer.register_load_state_dict_post_hook(lambda loaded: states.append(dict(loaded.state)))
     optimizer.load_state_dict(saved)
     # The hook sees the states in place.
-    assert len(found[0]) == 2
-    assert all(found[0].values())
+    assert len(states[0]) == 2
+    assert all(states[0].values())
 
 
 def test_non_empty_state(ours: partial[Any]) -> None:

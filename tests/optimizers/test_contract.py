@@ -1,4 +1,4 @@
-"""The promises of every optimizer of the catalogue, so that a new one is tested from its first day.
+"""Promises of every optimizer of the catalogue, so a new one is tested at once.
 
 Broken promises of other packages' optimizers are listed here by name and reason, and tested too: a
 failure that goes away fails the test.
@@ -138,8 +138,8 @@ def take_steps(
         optimizer.step()
 
 
-def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
-    for param, reference in zip(found, wanted, strict=True):
+def assert_equal(params: list[Parameter], wanted: list[Parameter]) -> None:
+    for param, reference in zip(params, wanted, strict=True):
         torch.testing.assert_close(param, reference, rtol=0, atol=0)
 
 
@@ -148,7 +148,7 @@ def assert_equal(found: list[Parameter], wanted: list[Parameter]) -> None:
     scion="its foreach normalises with another eps",
 )
 def test_loop_and_foreach_agree(spec: str) -> None:
-    found = {}
+    tensors = {}
     for implementation in ("loop", "foreach"):
         if implementation not in optimizers.implementations(spec):
             pytest.skip(f"has no {implementation}")
@@ -156,8 +156,8 @@ def test_loop_and_foreach_agree(spec: str) -> None:
         optimizer = optimizers.create(spec, params, implementation=implementation)
         take_steps(optimizer, params)
         states = [tensor.double() for _, tensor in state_tensors(optimizer)]
-        found[implementation] = [*params, *states]
-    for loop, foreach in zip(*found.values(), strict=True):
+        tensors[implementation] = [*params, *states]
+    for loop, foreach in zip(*tensors.values(), strict=True):
         torch.testing.assert_close(loop, foreach, rtol=1e-12, atol=1e-12)
 
 
@@ -167,7 +167,7 @@ def test_loop_and_foreach_agree(spec: str) -> None:
     {"racs loop": "reads the norm of the update back"},
 )
 @EACH_DTYPE
-def test_it_runs_on_tensors_without_data_and_so_never_reads_one_back(
+def test_it_runs_on_meta_tensors_and_so_reads_none_back(
     spec: str, dtype: torch.dtype, implementation: Any
 ) -> None:
     params = parameters(dtype, device="meta")
@@ -201,7 +201,7 @@ def test_a_saved_state_goes_on_bit_for_bit(spec: str) -> None:
     ],
 )
 @pytest.mark.parametrize("spec", [*OURS, *SETTINGS])
-def test_a_state_that_is_loaded_beside_another_dtype_is_kept_as_one_made_there(
+def test_a_state_loaded_for_another_dtype_is_stored_as_if_made_for_it(
     spec: str, saved: torch.dtype, own: torch.dtype
 ) -> None:
     params, twins, others = parameters(saved), parameters(own), parameters(own)
@@ -322,7 +322,7 @@ def test_it_prints_nothing(spec: str, capfd: pytest.CaptureFixture[str]) -> None
 
 
 @EVERY
-def test_the_closure_is_called_once_with_gradients_on_even_where_they_are_off(spec: str) -> None:
+def test_the_closure_is_called_once_with_gradients_enabled(spec: str) -> None:
     params = parameters()
     optimizer = optimizers.create(spec, params)
     losses = []
@@ -389,7 +389,7 @@ def test_a_late_parameter_starts_as_if_it_were_alone(spec: str) -> None:
     adafactor="divides by the root of the number of elements",
     scion="reshapes to rows of a length that none has",
 )
-def test_an_empty_parameter_is_no_trouble(spec: str) -> None:
+def test_an_empty_parameter_is_stepped(spec: str) -> None:
     params = parameters(shapes=[(0,), (0, 3), (2, 3)])
     take_steps(optimizers.create(spec, params), params)
     assert params[-1].isfinite().all()

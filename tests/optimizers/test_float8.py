@@ -32,8 +32,10 @@ def test_every_code_is_decoded_as_torch_decodes_it() -> None:
     ):
         codes = torch.arange(count, dtype=torch.uint8).view(dtype)
         codes = codes[codes.float().isfinite()]
-        found = decode(codes, torch.empty(codes.shape), torch.empty(codes.shape, dtype=torch.int16))
-        assert torch.equal(found, codes.float())
+        decoded = decode(
+            codes, torch.empty(codes.shape), torch.empty(codes.shape, dtype=torch.int16)
+        )
+        assert torch.equal(decoded, codes.float())
 
 
 def as_e4m3(values: Tensor, thresholds: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def as_e5m2(values: Tensor, thresholds: Tensor) -> Tensor:
 
 
 @pytest.mark.usefixtures("_each_way")
-def test_what_a_format_holds_is_encoded_as_it_is_whatever_the_threshold() -> None:
+def test_a_value_of_the_format_is_encoded_exactly_at_any_threshold() -> None:
     codes = torch.arange(256, dtype=torch.uint8)
     signed = codes[codes.view(torch.float8_e4m3fn).float().isfinite()]
     positive = codes[:0x7C]
@@ -79,7 +81,7 @@ def test_what_a_format_holds_is_encoded_as_it_is_whatever_the_threshold() -> Non
         (2.0**-9 * 0.125, 0.0, 2.0**-9, 0.125),
     ],
 )
-def test_e4m3_rounds_up_as_often_as_the_remainder_asks(
+def test_e4m3_rounds_up_in_proportion_to_the_remainder(
     value: float, below: float, above: float, share: float
 ) -> None:
     rounded = as_e4m3(torch.full((PERIOD,), value), dither_e4m3(PERIOD, 0.3, CPU)).float()
@@ -97,7 +99,7 @@ def test_e4m3_rounds_up_as_often_as_the_remainder_asks(
         (2.0**-14 * 1.125, 2.0**-14, 2.0**-14 * 1.25, 0.5),
     ],
 )
-def test_e5m2_rounds_up_as_often_as_the_remainder_asks(
+def test_e5m2_rounds_up_in_proportion_to_the_remainder(
     value: float, below: float, above: float, share: float
 ) -> None:
     rounded = as_e5m2(torch.full((PERIOD,), value), dither_e5m2(PERIOD, 0.3, CPU)).float()
@@ -111,5 +113,5 @@ def test_every_element_is_rounded_without_bias_in_time() -> None:
     for step in range(4000):
         thresholds = dither_e5m2(512, step * (2**0.5 - 1) % 1, CPU)
         total += as_e5m2(values.clone(), thresholds).double()
-    # By chance 0.1 / sqrt(4000) = 0.0016 would be usual; taking turns does better.
+    # Random rounding would deviate by 0.1 / sqrt(4000) = 0.0016; turns deviate less.
     assert (total / 4000 - values).abs().max() < 0.0005

@@ -1,4 +1,4 @@
-"""The fused way: the loop's numbers from C++ kernels, what they take, how they are compiled."""
+"""Fused steps: C++ kernels give the loop's numbers, over every dtype, shape and layout."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ from optprof.optimizers import LAMB16, SM3, fused
 
 pytestmark = pytest.mark.compiler
 
-# Few rows and long ones, which threads share by columns, many short ones, several axes, and what is
-# no vector's length.
+# A few long rows, which threads share by columns, many short rows, several axes, and sizes that no
+# vector's length divides.
 SHAPES = [(256, 128), (3, 20_000), (20_000, 3), (70_001,), (24, 16, 3, 3), (7,), (1, 1), ()]
 WITH_KERNELS = pytest.mark.parametrize(
     ("factory", "options"),
@@ -54,9 +54,9 @@ def descend(
     return optimizer, params
 
 
-def apart(found: Tensor, wanted: Tensor, tolerance: float) -> int:
+def apart(values: Tensor, wanted: Tensor, tolerance: float) -> int:
     return int(
-        ((found.double() - wanted.double()).abs() > tolerance * (1 + wanted.double().abs())).sum()
+        ((values.double() - wanted.double()).abs() > tolerance * (1 + wanted.double().abs())).sum()
     )
 
 
@@ -69,25 +69,24 @@ def test_the_kernels_give_the_numbers_of_the_loop(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found, params = descend(factory, fused=True, **options)
+        optimizer, params = descend(factory, fused=True, **options)
     finally:
         torch.set_num_threads(before)
-    # Of LAMB16 a moment that lies a rounding of float32 from a threshold may be stored as either
-    # neighbour. How many do depends on the order of sums, and so on the instructions that there
-    # are.
+    # A moment of LAMB16 within float32's rounding of a threshold may be stored as either
+    # neighbour. Their number depends on the order of sums, and so on the CPU's instructions.
     flips = 40 if factory is LAMB16 else 0
     assert (
         sum(apart(param, other, 1e-5) for param, other in zip(params, reference, strict=True))
         <= flips
     )
     for param, other in zip(params, reference, strict=True):
-        for key, value in found.state[param].items():
-            held = wanted.state[other][key]
-            assert value.dtype == held.dtype
+        for key, value in optimizer.state[param].items():
+            expected = wanted.state[other][key]
+            assert value.dtype == expected.dtype
             if value.itemsize == 1:
-                assert (value.view(torch.uint8) != held.view(torch.uint8)).sum() <= flips
+                assert (value.view(torch.uint8) != expected.view(torch.uint8)).sum() <= flips
             else:
-                torch.testing.assert_close(value, held, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -98,10 +97,10 @@ def test_they_take_every_dtype(
     factory: Any, options: dict[str, Any], dtype: torch.dtype, tolerance: float
 ) -> None:
     _, wanted = descend(factory, dtype=dtype, foreach=False, **options)
-    _, found = descend(factory, dtype=dtype, fused=True, **options)
+    _, params = descend(factory, dtype=dtype, fused=True, **options)
     # Several roundings to half precision in a row, of which one may have gone the other way.
     assert (
-        sum(apart(param, other, tolerance) for param, other in zip(found, wanted, strict=True))
+        sum(apart(param, other, tolerance) for param, other in zip(params, wanted, strict=True))
         <= 40
     )
 
@@ -113,7 +112,7 @@ def test_they_take_every_dtype(
     seed=st.integers(0, 99),
 )
 def test_sm3_covers_any_axes_as_the_loop_does(shape: list[int], threads: int, seed: int) -> None:
-    found: list[list[Tensor]] = []
+    results: list[list[Tensor]] = []
     for way in ({"foreach": False}, {"fused": True}):
         torch.manual_seed(seed)
         param = Parameter(torch.randn(shape, dtype=torch.float64))
@@ -123,8 +122,8 @@ def test_sm3_covers_any_axes_as_the_loop_does(shape: list[int], threads: int, se
             for _ in range(3):
                 param.grad = torch.randn(shape, dtype=torch.float64)
                 optimizer.step()
-        found.append([param.detach(), *optimizer.state[param].values()])
-    for one, other in zip(*found, strict=True):
+        results.append([param.detach(), *optimizer.state[param].values()])
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -168,7 +167,7 @@ def test_every_code_is_read_and_written_as_the_loop_does() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("factory", [SM3, LAMB16])
-def test_what_is_no_number_goes_as_far_as_by_the_loop(factory: Any, value: float) -> None:
+def test_nan_spreads_as_far_as_in_the_loop(factory: Any, value: float) -> None:
     reached = []
     for way in ({"foreach": False}, {"fused": True}):
         torch.manual_seed(0)
@@ -199,7 +198,7 @@ def transposed_gradient(shape: tuple[int, ...]) -> tuple[Parameter, Tensor]:
 
 @pytest.mark.parametrize("make", [transposed, transposed_gradient])
 @pytest.mark.parametrize("factory", [SM3, LAMB16])
-def test_what_does_not_lie_in_one_piece_goes_by_the_loop_beside_the_others(
+def test_tensors_that_are_not_contiguous_are_stepped_by_the_loop(
     factory: Any, make: Callable[..., Any]
 ) -> None:
     results = []
@@ -219,7 +218,7 @@ def test_what_does_not_lie_in_one_piece_goes_by_the_loop_beside_the_others(
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-5)
 
 
-def test_sparse_gradients_are_taken_beside_it() -> None:
+def test_sparse_gradients_are_stepped_without_a_kernel() -> None:
     results = []
     for way in ({"foreach": False}, {"fused": True}):
         torch.manual_seed(0)
@@ -252,7 +251,7 @@ def test_a_parameter_with_the_accumulator_of_its_rows_alone_takes_dense_gradient
 
 @pytest.mark.parametrize("later", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize(("factory", "options"), [(SM3, {"momentum": 0.9}), (LAMB16, {})])
-def test_parameters_may_change_their_dtype_beside_their_state(
+def test_parameters_may_change_their_dtype_without_their_state(
     factory: Any, options: dict[str, Any], later: torch.dtype
 ) -> None:
     results = []
@@ -287,15 +286,15 @@ def test_a_fused_step_holds_no_temporaries_and_bumps_the_version_that_autograd_w
 ) -> None:
     optimizer, params = descend(factory, fused=True, shapes=[(512, 256)] * 3, steps=1)
     version = params[0]._version
-    found: Any
+    profile: Any
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as found:
+    ) as profile:
         optimizer.step()
     scalars = 1024
     changes = [
         event.nbytes()
-        for event in found.profiler.kineto_results.events()
+        for event in profile.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
     assert sum(change for change in changes if change > 0) <= scalars

@@ -120,7 +120,7 @@ def test_every_shape_moves_in_every_dtype(
 @pytest.mark.parametrize("implementation", ["loop", "foreach"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("spec", OURS)
-def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(
+def test_half_precision_takes_small_gradients_and_zeros(
     spec: str, dtype: torch.dtype, implementation: Any
 ) -> None:
     params = [Parameter(torch.ones(8, dtype=dtype)) for _ in range(3)]
@@ -147,7 +147,7 @@ def test_small_gradients_and_zeros_are_no_trouble_in_half_precision(
     }
 )
 def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any) -> None:
-    found = []
+    params = []
     for transposed in (False, True):
         torch.manual_seed(0)
         param = Parameter(torch.randn(3, 4))
@@ -160,8 +160,8 @@ def test_the_strides_of_a_gradient_do_not_matter(spec: str, implementation: Any)
         # A sum over all of one number's copies, as expand leaves them.
         param.grad = torch.ones(1, 1).expand(3, 4)
         optimizer.step()
-        found.append(param)
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+        params.append(param)
+    torch.testing.assert_close(params[1], params[0], rtol=1e-4, atol=1e-5)
 
 
 @every({"prodigy": "finds one learning rate from all gradients together"})
@@ -190,7 +190,7 @@ def test_a_gradient_that_is_not_finite_stays_with_its_tensor(spec: str, value: f
 
 
 @every(EMPTY)
-def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -> None:
+def test_a_scaler_skips_steps_that_are_not_finite_and_changes_nothing_else(spec: str) -> None:
     plain, scaled = parameters(), parameters()
     reference, optimizer = (
         optimizers.create(spec, plain),
@@ -217,7 +217,7 @@ def test_a_scaler_skips_what_is_not_finite_and_changes_nothing_else(spec: str) -
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 @every({})
-def test_torch_distributed_checkpoint_gives_a_state_back_also_before_the_first_step(
+def test_torch_distributed_checkpoint_restores_a_state_even_before_the_first_step(
     spec: str,
 ) -> None:
     from torch.distributed.checkpoint.state_dict import (
@@ -258,7 +258,7 @@ def test_a_learning_rate_in_a_tensor_is_followed_when_it_changes(spec: str) -> N
             scheduler.step()
         return params
 
-    for found, wanted in zip(
+    for tensor, wanted in zip(
         trained(torch.tensor(0.01, dtype=torch.float64)), trained(0.01), strict=True
     ):
-        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(tensor, wanted, rtol=1e-6, atol=1e-7)

@@ -26,8 +26,8 @@ SETTINGS = (
     "sm3:momentum=0.9,beta=0.9",
     "sgd-sai:momentum=0",
 )
-# Every matrix of these tests is smaller than the usual rank, and what is not projected is what
-# foreach takes.
+# Every matrix of these tests is smaller than the default rank, so none is projected, and foreach
+# takes all of them.
 NAMES = (*optimizers.available(), *SETTINGS)
 MINE = """
 from torch.optim import SGD, AdamW
@@ -235,7 +235,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("mine:Open:foreach=True", "foreach", "foreach"),
         ("mine:Settled", "foreach", "foreach"),
         ("mine:Fused", "fused", "fused"),
-        # Nobody can see whether a step of somebody's own hands the choice on.
+        # A user's own step hides whether it passes the choice on.
         ("mine:Own", "loop", "loop"),
     ],
 )
@@ -254,7 +254,7 @@ def test_a_class_that_hides_the_choice_runs_as_its_record_says(
 
 
 @pytest.mark.parametrize(
-    ("text", "asked", "parts"),
+    ("text", "implementation", "parts"),
     [
         ("sm3:fused=True", "loop", ["sm3 is given fused=True and implementation 'loop'"]),
         ("sm3:compiled=True", "foreach", ["compiled=True", "'foreach'"]),
@@ -269,19 +269,23 @@ def test_a_class_that_hides_the_choice_runs_as_its_record_says(
         ("sm3:fused=True", None, ["sm3 has no fused implementation on cuda"]),
     ],
 )
-def test_a_way_that_cannot_be_is_refused_in_one_line(
-    text: str, asked: str | None, parts: list[str]
+def test_an_impossible_way_is_refused_in_one_line(
+    text: str, implementation: str | None, parts: list[str]
 ) -> None:
     if text not in optimizers.available() and ":" not in text:
         pytest.skip(f"{text} is not installed")
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        plan(comparison(models=["gpt2"], optimizers=[text], device="sim", implementation=asked))
+        plan(
+            comparison(
+                models=["gpt2"], optimizers=[text], device="sim", implementation=implementation
+            )
+        )
     for part in parts:
         assert part in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "asked", "way"),
+    ("text", "implementation", "way"),
     [
         ("sm3:fused=True", None, "fused"),
         ("sm3:fused=True", "fused", "fused"),
@@ -292,10 +296,10 @@ def test_a_way_that_cannot_be_is_refused_in_one_line(
     ],
 )
 def test_a_plan_takes_the_implementation_that_a_text_names(
-    text: str, asked: str | None, way: str
+    text: str, implementation: str | None, way: str
 ) -> None:
     (scenario,) = plan(
-        comparison(models=["gpt2"], optimizers=[text], device="cpu", implementation=asked)
+        comparison(models=["gpt2"], optimizers=[text], device="cpu", implementation=implementation)
     )
     assert scenario.implementation == way
     assert not scenario.options.keys() & {"foreach", "fused", "compiled"}

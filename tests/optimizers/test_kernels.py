@@ -27,8 +27,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
         patch.setenv("TMPDIR", "/not/there")
         kernels._library.cache_clear()
         assert step_once() == 0.75
-        (kept,) = kernels._folder().iterdir()
-        return kept.name, kept.read_bytes()
+        (library,) = kernels._folder().iterdir()
+        return library.name, library.read_bytes()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def kept(folder: Path, built: tuple[str, bytes]) -> Path:
+def stored(folder: Path, built: tuple[str, bytes]) -> Path:
     """Return a kernel in that folder."""
     folder.mkdir(mode=0o700)
     path = folder / built[0]
@@ -73,13 +73,13 @@ def compilations(monkeypatch: pytest.MonkeyPatch, built: tuple[str, bytes]) -> l
     return commands
 
 
-def test_a_kept_kernel_is_loaded_where_there_is_no_compiler(
-    kept: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_stored_kernel_is_loaded_without_a_compiler(
+    stored: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert kept.name.startswith("sm3-")
+    assert stored.name.startswith("sm3-")
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert step_once() == 0.75
-    assert list(kept.parent.iterdir()) == [kept]
+    assert list(stored.parent.iterdir()) == [stored]
 
 
 def cut(path: Path) -> None:
@@ -149,16 +149,16 @@ DAMAGES = (
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_is_not_ours_or_not_whole_is_never_loaded_but_compiled_anew(
-    kept: Path, built: tuple[str, bytes], compilations: list[Any], damage: Callable[[Path], None]
+def test_a_foreign_or_damaged_kernel_is_compiled_again_and_never_loaded(
+    stored: Path, built: tuple[str, bytes], compilations: list[Any], damage: Callable[[Path], None]
 ) -> None:
-    damage(kept)
+    damage(stored)
     assert step_once() == 0.75
     assert len(compilations) == 1
-    assert kept.read_bytes() == built[1]
-    assert not kept.is_symlink()
-    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    assert stat.S_IMODE(kept.parent.stat().st_mode) == 0o700
+    assert stored.read_bytes() == built[1]
+    assert not stored.is_symlink()
+    assert stat.S_IMODE(stored.stat().st_mode) == 0o600
+    assert stat.S_IMODE(stored.parent.stat().st_mode) == 0o700
     kernels._library.cache_clear()
     step_once()
     assert len(compilations) == 1
@@ -167,34 +167,35 @@ def test_what_is_not_ours_or_not_whole_is_never_loaded_but_compiled_anew(
 @pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
 )
-def test_a_strangers_file_is_compiled_anew(kept: Path, compilations: list[Any]) -> None:
-    os.chown(kept, 65534, 65534)
+def test_another_users_kernel_is_compiled_again(stored: Path, compilations: list[Any]) -> None:
+    os.chown(stored, 65534, 65534)
     assert step_once() == 0.75
     assert len(compilations) == 1
-    assert kept.stat().st_uid == 0
+    assert stored.stat().st_uid == 0
 
 
 @pytest.mark.skipif(
     not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away"
 )
-def test_a_strangers_folder_is_refused_in_one_line(kept: Path, compilations: list[Any]) -> None:
-    os.chown(kept.parent, 65534, 65534)
-    told = (
-        f"loads no kernel from {kept.parent}, to which another user may write .owner 65534, mode"
+def test_another_users_folder_is_refused_in_one_line(stored: Path, compilations: list[Any]) -> None:
+    os.chown(stored.parent, 65534, 65534)
+    message = (
+        f"loads no kernel from {stored.parent}, to which another user may write .owner 65534, mode"
         " 700.; set TORCH_EXTENSIONS_DIR"
     )
-    with pytest.raises(RuntimeError, match=told):
+    with pytest.raises(RuntimeError, match=message):
         step_once()
     assert not compilations
 
 
 def test_a_link_in_the_place_of_the_folder_is_refused(
-    kept: Path, compilations: list[Any], tmp_path: Path
+    stored: Path, compilations: list[Any], tmp_path: Path
 ) -> None:
-    kept.parent.rename(tmp_path / "elsewhere")
-    kept.parent.symlink_to(tmp_path / "elsewhere")
+    stored.parent.rename(tmp_path / "elsewhere")
+    stored.parent.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(
-        RuntimeError, match=f"cannot keep its kernel in {kept.parent}: .*; set TORCH_EXTENSIONS_DIR"
+        RuntimeError,
+        match=f"cannot keep its kernel in {stored.parent}: .*; set TORCH_EXTENSIONS_DIR",
     ):
         step_once()
     assert not compilations
@@ -210,14 +211,14 @@ def test_files_are_this_users_alone_under_any_umask(
     finally:
         os.umask(before)
     assert compilations
-    (kept,) = folder.iterdir()
-    assert (stat.S_IMODE(kept.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (
+    (library,) = folder.iterdir()
+    assert (stat.S_IMODE(library.stat().st_mode), stat.S_IMODE(folder.stat().st_mode)) == (
         0o600,
         0o700,
     )
 
 
-def test_several_processes_may_compile_at_once_and_what_one_left_does_not_matter(
+def test_several_processes_may_compile_at_once_and_leftovers_do_no_harm(
     folder: Path,
 ) -> None:
     (folder / "tmp-left-by-one-that-was-killed").mkdir(parents=True)
@@ -296,7 +297,7 @@ def test_cxx_is_read_as_a_shell_reads_it(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("command", "message"),
     [
         (
             "no-such-compiler",
@@ -319,16 +320,16 @@ def test_cxx_is_read_as_a_shell_reads_it(
     ],
 )
 def test_a_compiler_that_fails_is_named(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, told: str
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str, message: str
 ) -> None:
-    monkeypatch.setenv("CXX", wanted)
-    with pytest.raises(RuntimeError, match=told):
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(RuntimeError, match=message):
         step_once()
     assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("output", "message"),
     [
         (
             "note: so far so good\nsm3.cpp:1: error: no C++20 here",
@@ -346,17 +347,17 @@ def test_a_compiler_that_fails_is_named(
 )
 @pytest.mark.usefixtures("folder")
 def test_a_compiler_that_complains_is_quoted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, told: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str, message: str
 ) -> None:
     monkeypatch.setenv(
-        "CXX", str(compiler(tmp_path / "cxx", f"cat >&2 <<'END'\n{said}\nEND\nexit 1"))
+        "CXX", str(compiler(tmp_path / "cxx", f"cat >&2 <<'END'\n{output}\nEND\nexit 1"))
     )
-    with pytest.raises(RuntimeError, match=f"cannot compile sm3.cpp: {told}") as refusal:
+    with pytest.raises(RuntimeError, match=f"cannot compile sm3.cpp: {message}") as refusal:
         step_once()
     assert "\n" not in str(refusal.value)
 
 
-def test_what_a_compiler_made_for_another_machine_is_not_kept(
+def test_a_library_that_cannot_be_loaded_is_not_stored(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     script = 'for last; do :; done\necho "no library" > "$last"'

@@ -36,14 +36,14 @@ UNIT = torch.tensor([-1.0, 1.0], dtype=torch.float64) / 2**0.5
         ({"preset": "nvidia", "adapts_without_decay": True}, 30.0),
     ],
 )
-def test_a_choice_made_apart_wins_over_the_preset(options: dict[str, Any], length: float) -> None:
+def test_an_explicit_choice_wins_over_the_preset(options: dict[str, Any], length: float) -> None:
     torch.testing.assert_close(step(W, G, lr=0.1, **options), 0.1 * length * UNIT)
 
 
 def test_without_bias_correction_the_first_direction_is_longer() -> None:
     # 0.1 / sqrt(0.001), and the step is not adapted.
-    found = step(W, G, lr=0.1, bias_correction=False, adapts_without_decay=False)
-    torch.testing.assert_close(found, 0.1 * 0.1 / 0.001**0.5 * 2**0.5 * UNIT)
+    change = step(W, G, lr=0.1, bias_correction=False, adapts_without_decay=False)
+    torch.testing.assert_close(change, 0.1 * 0.1 / 0.001**0.5 * 2**0.5 * UNIT)
 
 
 def test_gradients_of_all_groups_are_clipped_together() -> None:
@@ -58,9 +58,9 @@ def test_gradients_of_all_groups_are_clipped_together() -> None:
 
 
 def test_norms_of_half_precision_do_not_overflow() -> None:
-    found = step([300.0] * 100000, [1.0] * 100000, dtype=torch.float16, lr=0.01)
+    change = step([300.0] * 100000, [1.0] * 100000, dtype=torch.float16, lr=0.01)
     # |w| = 300 sqrt(n) is beyond float16, and phi is 300.
-    torch.testing.assert_close(found, torch.full_like(found, -3.0))
+    torch.testing.assert_close(change, torch.full_like(change, -3.0))
 
 
 @pytest.mark.parametrize("option", ["max_weight_norm", "max_grad_norm", "trust_clip"])
@@ -99,5 +99,5 @@ def test_the_second_moment_of_a_half_precision_parameter_fades() -> None:
 @pytest.mark.parametrize("small", [1e-4, 1e-7])
 def test_small_gradients_move_half_precision_as_large_ones_do(small: float, foreach: bool) -> None:
     # The squares of both are 0 in float16, and m / eps has no bound there.
-    found = step([1.0] * 4, [small] * 4, dtype=torch.float16, lr=0.125, foreach=foreach)
-    torch.testing.assert_close(found, torch.full_like(found, -0.125))
+    change = step([1.0] * 4, [small] * 4, dtype=torch.float16, lr=0.125, foreach=foreach)
+    torch.testing.assert_close(change, torch.full_like(change, -0.125))

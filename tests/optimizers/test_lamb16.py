@@ -45,11 +45,11 @@ def step_on(optimizer: torch.optim.Optimizer, param: Parameter, grad: Tensor) ->
     optimizer.step()
 
 
-# The marks.
+# The targets.
 
 
-# Of a hundred elements, or a thousand, a few make the norm of v, and float8_e5m2 has each of them
-# to a fifth.
+# With a hundred or a thousand elements, a few dominate the norm of v, and float8_e5m2 stores each
+# of them to a fifth.
 @pytest.mark.parametrize(("n", "seeds"), [(10**2, 12), (10**3, 6), (10**4, 2), (10**5, 1)])
 def test_the_stored_moments_stay_right_under_heavy_tailed_gradients(n: int, seeds: int) -> None:
     steps = 1000
@@ -95,7 +95,7 @@ def test_rounding_does_not_change_the_norm_of_the_second_moment(n: int) -> None:
         for param, square in zip(params, second, strict=True):
             _, v = decoded(optimizer.state[param])
             assert v.double().norm().item() == pytest.approx(square.norm().item(), rel=1e-5)
-            # What the next step begins from.
+            # The next step begins with these moments.
             square.copy_(v)
 
 
@@ -117,8 +117,8 @@ def test_an_outlier_freezes_no_coordinate() -> None:
 
 
 def test_a_moment_too_small_to_store_makes_no_giant_step() -> None:
-    # m / sqrt(v) cannot exceed 7.3 for any gradients at these betas; a v stored as 0 beside an m
-    # that is not would give up to m / eps.
+    # m / sqrt(v) cannot exceed 7.3 for any gradients at these betas; with v stored as 0 and a
+    # nonzero m it could reach m / eps.
     torch.manual_seed(0)
     grads = torch.full((4096,), 1e-5)
     grads[0] = 1.0
@@ -131,7 +131,7 @@ def test_a_moment_too_small_to_store_makes_no_giant_step() -> None:
 
 
 def test_moments_without_gradients_fade() -> None:
-    # Rounded to nearest, the smallest numbers would stay for ever: 0.9 of them is nearer to them
+    # Rounded to nearest, the smallest numbers would never fade: 0.9 of them is nearer to them
     # than to 0.
     param = Parameter(torch.zeros(1000))
     optimizer = LAMB16([param])
@@ -153,12 +153,12 @@ def test_a_second_moment_grows_by_increments_far_below_its_last_place() -> None:
     for step in range(3000):
         step_on(optimizer, param, grad if step < 1500 else torch.where(grad == 1, 2.0, grad))
     wanted = (1 - 0.999**1500) * 0.999**1500 + 4 * (1 - 0.999**1500)
-    # Taking turns is without bias for values that stay; for one that grows by what was rounded
-    # before, to a few percent.
+    # Rounding in turns has no bias for constant values, and a few percent for a value that grows by
+    # its own rounding.
     assert decoded(optimizer.state[param])[1][1:].mean() == pytest.approx(wanted, rel=0.05)
 
 
-# By hand, and the same again.
+# The first step is worked out by hand; the second repeats it.
 
 
 def test_the_largest_element_is_stored_at_a_power_of_two() -> None:

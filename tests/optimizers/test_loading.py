@@ -111,7 +111,7 @@ NEVER: dict[str, Any] = {
 
 @EACH
 @pytest.mark.parametrize("value", NEVER.values(), ids=NEVER)
-def test_what_is_no_such_tensor_is_refused_with_its_place(spec: str, value: Any) -> None:
+def test_a_wrong_tensor_is_refused_with_its_place(spec: str, value: Any) -> None:
     state_dict = saved(spec)
     wrong = [
         (
@@ -174,7 +174,7 @@ def test_a_count_of_steps_may_be_any_number(spec: str, turn: Callable[[Tensor], 
 @pytest.mark.parametrize(
     "count", [-1, 2.5, float("nan"), float("inf"), 10**400, torch.tensor(-1.0)]
 )
-def test_a_count_that_is_none_is_refused(spec: str, count: Any) -> None:
+def test_an_invalid_count_is_refused(spec: str, count: Any) -> None:
     state_dict = saved(spec)
     # Muon counts no steps of a matrix, which comes first there.
     state_dict["state"][1]["step"] = count
@@ -244,7 +244,7 @@ def test_each_part_that_is_missing_is_named(spec: str) -> None:
 
 
 @EACH
-def test_no_state_is_that_of_a_new_parameter_and_more_is_left_as_it_is(spec: str) -> None:
+def test_a_missing_state_is_that_of_a_new_parameter_and_other_keys_stay(spec: str) -> None:
     state_dict = saved(spec)
     del state_dict["state"][1]
     state_dict["state"][2] = {}
@@ -299,7 +299,7 @@ def test_the_order_of_the_keys_does_not_matter_and_the_groups_say_whose_they_are
         (lambda state_dict: doubled(state_dict), "parameter 0: found it 2 times"),
     ],
 )
-def test_what_is_no_state_dict_is_refused(
+def test_other_objects_than_a_state_dict_are_refused(
     spec: str, change: Callable[[Any], Any], words: str
 ) -> None:
     assert_refused(spec, [(change(saved(spec)), (words,))])
@@ -338,7 +338,7 @@ def test_numbers_that_a_dtype_does_not_hold_are_refused() -> None:
 
 
 def test_a_checkpoint_of_torch_sm3_is_taken() -> None:
-    # By its 0.1.0: a step count, and a 0 in the place of the buffer that there is without momentum.
+    # By its 0.1.0: a step count, and a 0 instead of a buffer if there is no momentum.
     state_dict = saved("sm3")
     for state in state_dict["state"].values():
         state.update(step=3, momentum_buffer=0.0)
@@ -354,19 +354,19 @@ def test_a_checkpoint_of_torch_sm3_is_taken() -> None:
 @pytest.mark.parametrize("change", [("upstream", "max"), ("max", "upstream")])
 def test_the_scale_of_lamb16_may_change_in_training(change: tuple[str, str]) -> None:
     optimizer, params = trained("lamb16", scale=change[0])
-    kept = [
+    moments = [
         optimizer.state[param]["exp_avg"].float() * optimizer.state[param]["exp_avg_scale"]
         for param in params
     ]
     optimizer.param_groups[0]["scale"] = change[1]
     take_steps(optimizer, params, range(3, 4))
     generator = torch.Generator().manual_seed(3)
-    for param, moment in zip(params, kept, strict=True):
+    for param, moment in zip(params, moments, strict=True):
         state = optimizer.state[param]
         # A large moment of the original is clipped; what is small is stored to a sixteenth.
         right = 0.9 * moment + 0.1 * torch.randn(param.shape, generator=generator)
-        found = state["exp_avg"].float() * state["exp_avg_scale"]
-        torch.testing.assert_close(found, right, rtol=0.13, atol=0.05)
+        decoded = state["exp_avg"].float() * state["exp_avg_scale"]
+        torch.testing.assert_close(decoded, right, rtol=0.13, atol=0.05)
 
 
 @pytest.mark.compiler
@@ -442,7 +442,7 @@ def test_a_refusal_says_what_was_found_and_what_was_expected() -> None:
 
 @EACH
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-def test_a_nested_tensor_is_refused_as_what_it_is(spec: str) -> None:
+def test_a_nested_tensor_is_named_in_its_refusal(spec: str) -> None:
     state_dict = saved(spec)
     states = state_dict["state"]
     key = next(key for key, state in states.items() if state)

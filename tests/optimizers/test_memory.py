@@ -176,8 +176,8 @@ def test_every_name_of_the_catalogue_has_its_bytes_written_here() -> None:
 def test_state_has_these_keys_dtypes_and_bytes(spec: str) -> None:
     skip_where_absent(spec)
     for place, shape in enumerate(SHAPES):
-        found = state_bytes(stepped(spec, [Parameter(torch.ones(shape))])).by_key_dtype
-        assert found == {
+        by_key_dtype = state_bytes(stepped(spec, [Parameter(torch.ones(shape))])).by_key_dtype
+        assert by_key_dtype == {
             key: {dtype: row[place]}
             for key, (dtype, row) in STATE_BY_KEY[spec].items()
             if row[place]
@@ -328,7 +328,7 @@ def test_the_transient_bytes_of_every_other_name_are_written_here() -> None:
     ("spec", "way"),
     [(spec, way) for spec, row in TRANSIENT.items() for way in ("loop", "foreach")[: len(row)]],
 )
-def test_a_step_of_others_holds_these_temporaries(spec: str, way: Any) -> None:
+def test_a_step_of_other_packages_holds_these_temporaries(spec: str, way: Any) -> None:
     skip_where_absent(spec)
     torch.manual_seed(0)
     params = [Parameter(torch.randn(shape)) for shape in [(128, 128), *[(64, 64)] * 9, (64,)]]

@@ -37,10 +37,10 @@ def assert_alike(ours: Any, theirs: Any, shapes: Any) -> None:
 )
 def test_sgd_sai_is_its_original(foreach: bool, options: dict[str, Any]) -> None:
     original = pytest.importorskip("sgd_sai").SGD_sai
-    given = {"lr": 1e-3, **options}
+    arguments = {"lr": 1e-3, **options}
     assert_alike(
-        lambda params: SGDSaI(params, foreach=foreach, **given),
-        lambda params: original(params, **given),
+        lambda params: SGDSaI(params, foreach=foreach, **arguments),
+        lambda params: original(params, **arguments),
         SHAPES,
     )
 

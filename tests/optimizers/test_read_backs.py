@@ -237,7 +237,7 @@ def compares_two_norms(state: dict[str, Any], parameter: Tensor, gradient: Tenso
     [keeps_above_a_threshold, takes_a_rank_from_values, compares_two_norms],
     ids=lambda rule: rule.__name__,
 )
-def test_a_state_that_depends_on_unknown_values_is_said_to(
+def test_a_state_that_depends_on_unknown_values_gives_a_warning(
     rule: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Rule, "step_of", staticmethod(rule))
@@ -251,7 +251,7 @@ def test_a_state_that_depends_on_unknown_values_is_said_to(
     assert f"{record.memory.optimizer_state:,} B" in warning
 
 
-def test_unknown_values_that_change_nothing_are_not_spoken_of(monkeypatch: pytest.MonkeyPatch):
+def test_unknown_values_that_change_nothing_give_no_warning(monkeypatch: pytest.MonkeyPatch):
     def clips(state: dict[str, Any], _: Tensor, gradient: Tensor) -> None:
         norm = gradient.norm().item()
         gradient.mul_(min(1.0, 1.0 / norm))
@@ -261,7 +261,7 @@ def test_unknown_values_that_change_nothing_are_not_spoken_of(monkeypatch: pytes
     assert simulate(SCENARIO).warnings == ()
 
 
-def test_a_peak_that_depends_on_unknown_values_is_said_to(monkeypatch: pytest.MonkeyPatch):
+def test_a_peak_that_depends_on_unknown_values_gives_a_warning(monkeypatch: pytest.MonkeyPatch):
     def copies(_: dict[str, Any], __: Tensor, gradient: Tensor) -> None:
         if gradient.sum() > 0:
             gradient.copy_(gradient.sin().cos())
@@ -271,7 +271,7 @@ def test_a_peak_that_depends_on_unknown_values_is_said_to(monkeypatch: pytest.Mo
     assert "the peak of the step's own allocations depends on it" in warning
 
 
-def test_a_step_that_reads_without_end_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_step_that_reads_values_endlessly_is_refused(monkeypatch: pytest.MonkeyPatch):
     def waits(_: dict[str, Any], __: Tensor, gradient: Tensor) -> None:
         while gradient.norm() > 0:
             pass
@@ -280,12 +280,13 @@ def test_a_step_that_reads_without_end_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(samples, "_MOST_READ_BACKS", 1000)
     with pytest.raises(
         ValueError,
-        match=r"test_read_backs\.py, line \d+, reads values back without end; .* --device cpu",
+        match=r"test_read_backs\.py, line \d+, reads back too many values in one step;"
+        r" .* --device cpu",
     ):
         simulate(SCENARIO)
 
 
-def test_a_value_that_a_function_does_not_take_is_not_the_simulations_end(
+def test_a_value_outside_a_functions_domain_does_not_end_the_simulation(
     monkeypatch: pytest.MonkeyPatch,
 ):
     def roots(state: dict[str, Any], _: Tensor, gradient: Tensor) -> None:

@@ -25,7 +25,7 @@ def exact(tensor: Tensor) -> float:
     return math.sqrt(tensor.double().square().sum().item())
 
 
-def test_torch_s_own_norm_is_what_this_is_about(large: Tensor) -> None:
+def test_torch_s_own_norm_is_inexact(large: Tensor) -> None:
     """If this fails, torch has become exact, and l2_norms can go."""
     assert abs(torch.linalg.vector_norm(large).item() / exact(large) - 1) > 1e-4
 
@@ -55,7 +55,7 @@ def test_half_precision_is_summed_in_float32(large: Tensor, dtype: torch.dtype) 
     assert norm.item() == pytest.approx(exact(tensor), rel=1e-6)
 
 
-def test_what_is_taken_from_norms_is_as_exact(large: Tensor) -> None:
+def test_results_from_norms_are_as_exact(large: Tensor) -> None:
     assert total_norm([large, large]).item() == pytest.approx(math.sqrt(2) * exact(large), rel=1e-6)
     param = Parameter(torch.zeros(MANY))
     param.grad = large.clone()

@@ -181,18 +181,18 @@ def test_lamb16_follows_its_original(foreach: bool, weight_decay: float, lr: flo
     # may store different ones. With other seeds such a flip can move its weight by 1e-5; without
     # one, as here, they agree to float32's precision.
     options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "trust_scale": 0.382}
-    found = trained(LAMB16, torch.float32, scale="upstream", foreach=foreach, **options)
+    weights = trained(LAMB16, torch.float32, scale="upstream", foreach=foreach, **options)
     wanted = expected(
-        lambda w, grads, **given: lamb16(
-            w.float().double(), [g.float().double() for g in grads], **given
+        lambda w, grads, **arguments: lamb16(
+            w.float().double(), [g.float().double() for g in grads], **arguments
         ),
         **options,
     )
-    assert_same([w.double() for w in found], wanted, tolerance=1e-5)
+    assert_same([w.double() for w in weights], wanted, tolerance=1e-5)
 
 
-def assert_same(found: list[Tensor], wanted: list[Tensor], tolerance: float = 1e-12) -> None:
-    for w, reference in zip(found, wanted, strict=True):
+def assert_same(weights: list[Tensor], wanted: list[Tensor], tolerance: float = 1e-12) -> None:
+    for w, reference in zip(weights, wanted, strict=True):
         torch.testing.assert_close(w, reference, rtol=tolerance, atol=tolerance)
 
 

@@ -21,7 +21,7 @@ def test_no_warm_up_is_none() -> None:
     assert QuadraticWarmUp(warm_up_steps=0)(0) == 1
 
 
-def test_the_decay_takes_the_last_tenth_and_ends_at_nought() -> None:
+def test_the_decay_takes_the_last_tenth_and_ends_at_zero() -> None:
     decay = FinalDecay(total_steps=40)
     assert [decay(step) for step in (0, 35, 36, 37, 38, 39, 40, 41)] == [
         1,
@@ -39,7 +39,7 @@ def test_the_decay_may_take_another_share() -> None:
     assert [FinalDecay(total_steps=8, fraction=0.5)(step) for step in (4, 6, 8)] == [1, 0.5, 0]
 
 
-def test_both_are_the_smaller_of_the_two() -> None:
+def test_together_they_give_the_smaller_factor() -> None:
     both = WarmUpAndDecay(warm_up_steps=2, total_steps=20)
     assert [both(step) for step in (0, 1, 2, 10, 18, 19, 20)] == [0, 0.25, 1, 1, 1, 0.5, 0]
     crossing = WarmUpAndDecay(warm_up_steps=8, total_steps=10, fraction=1.0)
@@ -54,12 +54,12 @@ def scheduled() -> tuple[torch.optim.Optimizer, LambdaLR]:
 
 
 def rates(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, steps: int) -> list[float]:
-    found = []
+    values = []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        values.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return values
 
 
 def test_an_optimizer_follows_its_schedule() -> None:
@@ -89,7 +89,7 @@ def test_a_scheduler_can_be_pickled_and_its_state_carries_the_schedule() -> None
         (WarmUpAndDecay, {"warm_up_steps": 10, "total_steps": 10}, "10 and 10"),
     ],
 )
-def test_a_schedule_that_cannot_be_is_refused_with_the_value(
+def test_an_impossible_schedule_is_refused_with_the_value(
     kind: Any, options: dict[str, Any], value: str
 ) -> None:
     with pytest.raises(ValueError, match=value):

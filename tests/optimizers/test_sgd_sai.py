@@ -96,9 +96,9 @@ def test_the_ratio_is_that_of_the_same_gradient_in_float64(dtype: torch.dtype, c
                 if deviation > 1e-12 * exact.mean()
                 else torch.tensor(count**0.5)
             )
-            found = descend(param, [grad]).state[param]["gsnr"]
-            assert found.dtype is wide
-            torch.testing.assert_close(found.double(), right.double(), rtol=2e-5, atol=0)
+            ratio = descend(param, [grad]).state[param]["gsnr"]
+            assert ratio.dtype is wide
+            torch.testing.assert_close(ratio.double(), right.double(), rtol=2e-5, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -106,8 +106,8 @@ def test_the_ratio_is_that_of_the_same_gradient_in_float64(dtype: torch.dtype, c
 def test_equal_elements_show_no_noise_at_any_number(dtype: torch.dtype, count: int) -> None:
     for value in (0.1, 1 / 3, 123.456):
         param = Parameter(torch.zeros(count, dtype=dtype))
-        found = descend(param, [torch.full_like(param, value)]).state[param]["gsnr"]
-        assert found.item() == pytest.approx(count**0.5, rel=1e-6)
+        ratio = descend(param, [torch.full_like(param, value)]).state[param]["gsnr"]
+        assert ratio.item() == pytest.approx(count**0.5, rel=1e-6)
 
 
 def test_one_element_that_differs_in_the_last_place_is_noise_in_half_precision() -> None:
@@ -131,8 +131,8 @@ def test_a_gradient_that_is_not_contiguous_has_the_ratio_of_its_copy() -> None:
     grad = (noise(1, 300, 70) + 5).bfloat16().t()
     param = Parameter(torch.zeros(70, 300, dtype=torch.bfloat16))
     other = Parameter(param.detach().clone())
-    found = descend(param, [grad]).state[param]["gsnr"]
-    torch.testing.assert_close(found, descend(other, [grad.contiguous()]).state[other]["gsnr"])
+    ratio = descend(param, [grad]).state[param]["gsnr"]
+    torch.testing.assert_close(ratio, descend(other, [grad.contiguous()]).state[other]["gsnr"])
 
 
 def test_without_momentum_no_buffer_is_kept_and_momentum_can_come_later() -> None:

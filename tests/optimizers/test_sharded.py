@@ -69,10 +69,10 @@ def whole(tensor: Tensor) -> Tensor:
     return getattr(tensor, "full_tensor", lambda: tensor)().clone()
 
 
-def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
+def assert_close(tensors: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     for name, tensor in wanted.items():
         torch.testing.assert_close(
-            found[name],
+            tensors[name],
             tensor,
             rtol=tolerance,
             atol=tolerance,
@@ -111,7 +111,7 @@ def check_checkpoint(factory: Any, options: dict[str, Any], folder: str) -> None
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
     fresh, fresh_optimizer = sharded(factory, options)
-    # Asked for before training, this makes a step with gradients of zero at a learning rate of 0.
+    # Before training, this call makes a step with gradients of zero at a learning rate of 0.
     get_state_dict(fresh, fresh_optimizer)
     assert_close(weights(fresh), weights(model_of()), 0.0)
 
@@ -209,7 +209,7 @@ def run_rank(rank: int, folder: str, name: str) -> None:
         else:
             for foreach in (False, True):
                 check_uneven_shards(OURS[name], {"foreach": foreach})
-        # A rank that leaves while the other still talks to it would bring that one down.
+        # A rank that leaves during the other's communication would end that one too.
         dist.barrier()
         print("done", flush=True)
     finally:

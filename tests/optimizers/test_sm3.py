@@ -109,9 +109,7 @@ def test_a_sparse_gradient_without_rows_is_refused() -> None:
 
 @pytest.mark.parametrize("shape", [(4,), (4, 3), (4, 3, 2)])
 @pytest.mark.parametrize("foreach", [False, True])
-def test_a_gradient_that_is_not_a_number_stays_where_it_is(
-    shape: tuple[int, ...], foreach: bool
-) -> None:
+def test_nan_in_a_gradient_stays_in_its_place(shape: tuple[int, ...], foreach: bool) -> None:
     torch.manual_seed(0)
     param = Parameter(torch.randn(shape))
     optimizer = SM3([param], foreach=foreach)

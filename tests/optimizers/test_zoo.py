@@ -1,7 +1,6 @@
 """Optimizers of other packages, made from a list of parameters, with the bytes described.
 
-Which promises of the contract they do not hold is written in test_contract.py and
-test_gradients.py.
+test_contract.py and test_gradients.py list the promises of the contract that they break.
 """
 
 import subprocess
@@ -121,7 +120,7 @@ def test_options_of_the_constructor_are_checked_not_swallowed(spec: str) -> None
 
 
 @EVERY
-def test_it_takes_groups_but_for_adam_mini(spec: str) -> None:
+def test_every_optimizer_except_adam_mini_takes_groups(spec: str) -> None:
     params = parameters()
     groups: list[dict[str, Any]] = [
         {"params": params[:3], "weight_decay": 0.5},
@@ -141,7 +140,7 @@ def test_it_takes_groups_but_for_adam_mini(spec: str) -> None:
     assert [decays[param] == 0.5 for param in params] == [True, True, True, False]
 
 
-def test_the_name_sm3_is_ours_which_keeps_no_momentum_unasked() -> None:
+def test_the_name_sm3_is_ours_which_has_no_momentum_by_default() -> None:
     params = parameters()
     ours, theirs = (
         optimizers.create("sm3", params),
@@ -155,7 +154,7 @@ def test_the_name_sm3_is_ours_which_keeps_no_momentum_unasked() -> None:
 
 
 @pytest.mark.parametrize("name", ["galore", "fira", "apollo"])
-def test_matrices_larger_than_the_rank_are_projected_and_all_else_is_not(name: str) -> None:
+def test_only_matrices_larger_than_the_rank_are_projected(name: str) -> None:
     params = [Parameter(torch.randn(shape)) for shape in [(5,), (4, 12), (6, 6), (2, 9, 2, 2)]]
     optimizer = optimizers.create(f"{name}:rank=4", params)
     take_steps(optimizer, params)
@@ -180,8 +179,10 @@ def test_adam_mini_knows_embeddings_and_heads_by_name() -> None:
         "adam-mini:num_embeds=8,num_heads=4", list(model.named_parameters())
     )
     take_steps(optimizer, list(model.parameters()))
-    found = {name: nbytes(optimizer.state[param]) for name, param in model.named_parameters()}
-    assert found == {
+    bytes_by_name = {
+        name: nbytes(optimizer.state[param]) for name, param in model.named_parameters()
+    }
+    assert bytes_by_name == {
         "embed.weight": 8 * 80,  # both moments
         "q_proj.weight": 4 * 64 + 4 * 4,  # one second moment a head
         "q_proj.bias": 4 * 8 + 8,
@@ -191,16 +192,16 @@ def test_adam_mini_knows_embeddings_and_heads_by_name() -> None:
 
 
 def test_nothing_of_the_zoo_is_imported_before_it_is_used() -> None:
-    asked = (
+    script = (
         "import sys; from optprof import optimizers; optimizers.available();"
         " optimizers.describe('lion');"
         " print(set(sys.modules) & {'pytorch_optimizer'})"
     )
     folder = Path(optimizers.__file__).parents[1]
-    found = subprocess.run(
-        [sys.executable, "-c", asked], capture_output=True, check=True, cwd=folder, text=True
+    finished = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, cwd=folder, text=True
     )
-    assert found.stdout == "set()\n"
+    assert finished.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +219,7 @@ def test_a_name_whose_package_is_absent_says_what_to_install(
     assert "\n" not in str(caught.value)
 
 
-def test_a_package_that_does_not_load_is_told_in_one_line(
+def test_a_package_that_does_not_load_is_named_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bitsandbytes").mkdir()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-# Kernels of the CPU that take memory of their own, which CUDA's kernels of the same name do not.
+# Kernels of the CPU that take temporary memory; CUDA's kernels of the same name do not.
 _TAKING = {
     "aten::native_layer_norm_backward",
     "aten::native_batch_norm",
@@ -20,10 +20,8 @@ _TAKING = {
 
 @pytest.fixture
 def without_onednn() -> Iterator[None]:
-    """Let the CPU multiply by torch's own kernels: oneDNN lays operands out anew, which no GPU
-    does.
-    """
-    # torch.backends refuses to once torch's own test tools have been imported.
+    """Multiply by torch's own kernels on the CPU: oneDNN copies operands, which no GPU does."""
+    # torch.backends refuses this once torch's own test tools are imported.
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     yield
@@ -32,9 +30,9 @@ def without_onednn() -> Iterator[None]:
 
 @pytest.fixture
 def cpu_events(without_onednn: None) -> Callable[[Callable[[], object]], list[int]]:
-    """A function that runs a program and returns the bytes of each event, negative for a free.
+    """Return a function that runs a program and returns the bytes of each event.
 
-    Left out is what a kernel of the CPU takes and gives back itself.
+    A free has negative bytes. Temporary memory of the CPU's kernels is left out.
     """
     del without_onednn
 
@@ -56,9 +54,7 @@ def _without_temporaries(events: Any) -> list[int]:
     )
 
     def time(event: Any) -> int:
-        """The time that it would have on a GPU: a convolution sums its bias's gradient at its
-        end.
-        """
+        """Return the time as on a GPU, where a convolution sums its bias's gradient at its end."""
         start = event.start_ns()
         ends = [end for begin, end in convolutions if begin <= start <= end]
         return ends[0] if ends and any(begin <= start <= end for begin, end in sums) else start

@@ -1,6 +1,4 @@
-"""Accumulation in the profiler: what it adds to simulated memory, which is nothing, and courses of
-real training.
-"""
+"""Accumulation in the profiler: the memory of simulated windows, and real training runs."""
 
 import json
 from dataclasses import replace
@@ -22,9 +20,9 @@ SMALL = Scenario(model="gpt2", sequence_length=8, config={"n_layer": 1})
 
 
 def memory(scenario: Scenario) -> Memory:
-    found = simulate(scenario).memory
-    assert found is not None
-    return found
+    memory_of_scenario = simulate(scenario).memory
+    assert memory_of_scenario is not None
+    return memory_of_scenario
 
 
 @pytest.mark.parametrize(
@@ -55,7 +53,7 @@ def test_a_rescaler_takes_the_memory_of_a_plain_step_and_buffers_a_gradient_more
 
 
 @pytest.mark.parametrize("spec", ["gnts:max_draws=1", "sbc:batch_size=1"])
-def test_what_never_draws_twice_takes_the_memory_of_a_plain_step(spec: str) -> None:
+def test_a_window_of_one_draw_takes_the_memory_of_a_plain_step(spec: str) -> None:
     assert memory(replace(SMALL, accumulate=spec)) == memory(replace(SMALL, accumulate="gnr"))
 
 
@@ -70,7 +68,7 @@ def test_the_draws_of_a_window_are_one_step_of_the_timeline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("question", "message"),
     [
         (
             {"accumulate": "sbc:batch_size=8,micro_batch_size=4"},
@@ -89,21 +87,23 @@ def test_the_draws_of_a_window_are_one_step_of_the_timeline() -> None:
         ({"accumulate": "gnts", "workload": "state"}, "workload 'train'"),
     ],
 )
-def test_an_accumulation_that_cannot_be_is_refused_before_anything_runs(
-    asked: dict[str, Any], said: str
+def test_an_impossible_accumulation_is_refused_before_anything_runs(
+    question: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=r"^[^\n]*$") as caught:
-        plan(comparison(models=["tiny"], optimizers=["adamw"], **{"device": "sim", **asked}))
-    assert said in str(caught.value)
+        plan(comparison(models=["tiny"], optimizers=["adamw"], **{"device": "sim", **question}))
+    assert message in str(caught.value)
 
 
 def test_the_states_that_a_plan_adds_accumulate_nothing() -> None:
-    found = plan(comparison(models=["tiny"], optimizers=["adamw"], device="sim", accumulate="gnts"))
-    assert [(scenario.workload, scenario.accumulate) for scenario in found] == [
+    scenarios = plan(
+        comparison(models=["tiny"], optimizers=["adamw"], device="sim", accumulate="gnts")
+    )
+    assert [(scenario.workload, scenario.accumulate) for scenario in scenarios] == [
         ("train", "gnts"),
         ("state", None),
     ]
-    record = Record(scenario=found[0], origin="simulated", environment=Environment())
+    record = Record(scenario=scenarios[0], origin="simulated", environment=Environment())
     assert Record.from_dict(record.to_dict()) == record
 
 
@@ -130,7 +130,7 @@ COURSE = Scenario(
         ("gns:tolerance=1e-9,max_draws=4", (4, 4, 4), 0),
     ],
 )
-def test_a_course_records_each_draw_and_what_it_took(
+def test_a_training_run_records_each_draw_and_its_time(
     spec: str, draws: tuple[int, ...], added: int
 ) -> None:
     record = measure(replace(COURSE, accumulate=spec))
@@ -165,9 +165,9 @@ def net_tensors() -> list[str]:
     return [name for name, _ in build(COURSE, "meta").model.named_parameters()]
 
 
-def test_a_course_learns_and_its_seed_decides_what_it_reads() -> None:
-    asked = replace(COURSE, steps=60, accumulate="mht:error=0.2")
-    first, again, other = (measure(replace(asked, seed=seed)).course for seed in (0, 0, 1))
+def test_a_training_run_learns_and_its_seed_selects_its_text() -> None:
+    scenario = replace(COURSE, steps=60, accumulate="mht:error=0.2")
+    first, again, other = (measure(replace(scenario, seed=seed)).course for seed in (0, 0, 1))
     assert first is not None
     assert again is not None
     assert other is not None
@@ -179,7 +179,7 @@ def test_a_course_learns_and_its_seed_decides_what_it_reads() -> None:
     assert len(first.held_out) == 21
 
 
-def test_a_schedule_drives_the_target_over_the_course() -> None:
+def test_a_schedule_drives_the_target_over_the_run() -> None:
     course = measure(replace(COURSE, accumulate="sbc:batch_size=2,final=3")).course
     assert course is not None
     # The batch goes from 2 to 6 samples in half a cosine: 2, 2.1, 2.3, 2.6, 3, 3.5, 4, 4.5, 5, 5.4,
@@ -189,7 +189,7 @@ def test_a_schedule_drives_the_target_over_the_course() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:a micro-batch's gradient")
-def test_a_course_that_diverges_is_recorded_and_shown() -> None:
+def test_a_training_run_that_diverges_is_recorded_and_shown() -> None:
     record = measure(replace(COURSE, options={"lr": 1e30}, accumulate="sbc:batch_size=2"))
     course = record.course
     assert course is not None
@@ -202,7 +202,7 @@ def test_a_course_that_diverges_is_recorded_and_shown() -> None:
     assert "Losses that are not finite are left out" in render_page([record])
 
 
-def test_a_record_of_before_is_read() -> None:
+def test_an_older_record_is_read() -> None:
     data = measure(replace(COURSE, steps=2)).to_dict()
     del data["course"]["ended"]
     course = Record.from_dict(data).course
@@ -210,7 +210,7 @@ def test_a_record_of_before_is_read() -> None:
     assert course.ended == ()
 
 
-def test_what_a_course_cannot_leave_is_refused_and_its_time_not_foretold() -> None:
+def test_snapshots_and_traces_of_a_training_run_are_refused_and_its_time_is_unknown() -> None:
     simulated = replace(COURSE, device="sim")
     require_iterations([simulated], snapshots=True, traces=True)
     require_iterations([COURSE], snapshots=True, traces=False)
@@ -220,20 +220,20 @@ def test_what_a_course_cannot_leave_is_refused_and_its_time_not_foretold() -> No
         require_iterations([replace(COURSE, device="cuda")], snapshots=True, traces=False)
     record = Record(scenario=simulated, origin="simulated", environment=Environment())
     known, unknown = (
-        Forecast(scenario=asked, record=record, simulation_seconds=2.0)
-        for asked in (simulated, COURSE)
+        Forecast(scenario=scenario, record=record, simulation_seconds=2.0)
+        for scenario in (simulated, COURSE)
     )
     assert (known.seconds, unknown.seconds) == (2.0, None)
 
 
-def test_a_model_that_reads_no_text_has_no_course() -> None:
+def test_a_model_that_reads_no_text_has_no_training_run() -> None:
     with pytest.raises(ValueError, match="resnet18 reads other batches"):
         measure(Scenario(model="resnet18", device="cpu", accumulate="gnts"))
 
 
-def test_a_scaler_s_course_is_unscaled_once() -> None:
+def test_a_training_run_with_a_scaler_is_unscaled_once() -> None:
     course = measure(replace(COURSE, amp="fp16", accumulate="sbc:batch_size=4")).course
     assert course is not None
-    # The scaler's first scale may be too large for fp16: what overflows is dropped.
+    # The scaler's first scale may be too large for fp16: micro-batches that overflow are dropped.
     assert sum(course.draws) + course.dropped >= 11
     assert set(course.draws) <= {2}

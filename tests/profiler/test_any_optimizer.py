@@ -1,6 +1,4 @@
-"""Any optimizer that steps on the CPU can be simulated: the bytes of its state are those of real
-steps.
-"""
+"""Any optimizer that steps on the CPU can be simulated, with the state of real steps."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,12 +23,12 @@ class Net(torch.nn.Module):
 
 def net(): return Net(), {"x": torch.ones(4, 24)}
 """
-# LBFGS wants a closure, SparseAdam sparse gradients.
+# LBFGS needs a closure, SparseAdam sparse gradients.
 TORCH = sorted(
     name
-    for name, found in vars(torch.optim).items()
-    if isinstance(found, type)
-    and issubclass(found, torch.optim.Optimizer)
+    for name, member in vars(torch.optim).items()
+    if isinstance(member, type)
+    and issubclass(member, torch.optim.Optimizer)
     and name not in ("Optimizer", "LBFGS", "SparseAdam")
 )
 ZOO = (
@@ -81,14 +79,14 @@ def test_torch_has_the_optimizers_that_are_known():
 )
 def test_the_simulated_state_is_that_of_real_steps(optimizer: str):
     options = {"num_iterations": 10} if optimizer.endswith("Ranger21") else {}
-    asked = Scenario(
+    scenario = Scenario(
         model="small_model:net",
         optimizer=optimizer,
         options=options,
         implementation="loop",
         steps=2,
     )
-    simulated, real = simulate(asked).memory, measure(replace(asked, device="cpu")).memory
+    simulated, real = simulate(scenario).memory, measure(replace(scenario, device="cpu")).memory
     assert simulated is not None
     assert real is not None
     assert simulated.state_by_key_dtype == real.state_by_key_dtype

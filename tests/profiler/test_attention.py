@@ -71,8 +71,8 @@ def measured(make: Make, **options: Any) -> list[int]:
 
 def large(events: list[int]) -> list[int]:
     """Return the events without scalars, successive frees sorted by size."""
-    kept = (nbytes for nbytes in events if abs(nbytes) > SMALL)
-    runs = groupby(kept, key=lambda nbytes: nbytes < 0)
+    tensors = (nbytes for nbytes in events if abs(nbytes) > SMALL)
+    runs = groupby(tensors, key=lambda nbytes: nbytes < 0)
     return [nbytes for freed, run in runs for nbytes in (sorted(run) if freed else run)]
 
 

@@ -88,7 +88,7 @@ def test_a_gpt2_of_one_layer_holds_a_copy_of_every_weight_that_is_multiplied(amp
     biases = [3 * width, width, 4 * width, width]
     expected = sorted(2 * count for count in (*matrices, *biases, words * width))
     forward = {event for event in trace.steps[0][0].events if event >= 0}
-    kept = [
+    copies = [
         nbytes
         for number, (nbytes, category, source) in enumerate(
             zip(
@@ -100,7 +100,7 @@ def test_a_gpt2_of_one_layer_holds_a_copy_of_every_weight_that_is_multiplied(amp
         )
         if number in forward and source.op == "aten::_to_copy" and nbytes in expected
     ]
-    assert sorted(kept) == expected
+    assert sorted(copies) == expected
 
 
 def test_parameters_gradients_and_state_stay_in_float32():

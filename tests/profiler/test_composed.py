@@ -17,8 +17,8 @@ def recorded(run: Callable[[torch.Tensor], object], tensor: torch.Tensor) -> lis
     with recorder.phase("build"):
         recorder.allocate(twin, "input")
     with recorder.phase("forward"):
-        kept = run(twin)
-    del kept
+        results = run(twin)
+    del results
     nbytes = recorder.allocations.nbytes
     return [
         nbytes[event] if event >= 0 else -nbytes[~event] for event in recorder.segments[1].events
@@ -52,8 +52,8 @@ def test_columns_and_their_gradient_are_as_large_as_on_the_cpu(
         return columns, *torch.autograd.grad(columns, image, torch.ones_like(columns))
 
     image = torch.rand(shape, requires_grad=True)
-    kept: list[object] = []
-    real = cpu_events(lambda: kept.append(differentiated(image)))
+    results: list[object] = []
+    real = cpu_events(lambda: results.append(differentiated(image)))
     assert recorded(differentiated, image) == real
 
 

@@ -25,10 +25,10 @@ from optprof.profiler.records.confidence import median_interval
 def test_the_interval_is_the_one_worked_out_by_hand(count: int, rank: int, coverage: float):
     samples = list(range(1, count + 1))
     random.Random(0).shuffle(samples)
-    found = median_interval(samples)
-    assert found is not None
-    assert (found.lower, found.upper) == (rank, count + 1 - rank)
-    assert found.coverage == pytest.approx(coverage, abs=1e-12)
+    interval = median_interval(samples)
+    assert interval is not None
+    assert (interval.lower, interval.upper) == (rank, count + 1 - rank)
+    assert interval.coverage == pytest.approx(coverage, abs=1e-12)
 
 
 def test_five_samples_have_no_interval_of_95_per_cent():
@@ -40,8 +40,8 @@ def test_five_samples_have_no_interval_of_95_per_cent():
 def test_the_true_median_lies_inside_as_often_as_the_interval_says():
     draw, inside = random.Random(1), 0
     for _ in range(4_000):
-        found = median_interval([draw.expovariate(1.0) for _ in range(15)])
-        assert found is not None
-        inside += found.lower <= 0.6931472 <= found.upper
+        interval = median_interval([draw.expovariate(1.0) for _ in range(15)])
+        assert interval is not None
+        inside += interval.lower <= 0.6931472 <= interval.upper
     # Of 15, four or more on both sides: 1 - 2 * 576 / 2**15.
     assert inside / 4_000 == pytest.approx(0.9648, abs=0.01)

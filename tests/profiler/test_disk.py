@@ -1,6 +1,4 @@
-"""Disk: what is no regular file of a run's own is neither read nor written, and a write is
-whole.
-"""
+"""Disk: only regular files inside the run are read and written, and a write is whole or absent."""
 
 import os
 import signal
@@ -36,7 +34,7 @@ WAYS = pytest.mark.parametrize("way", [read, append, write])
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder to stay in, beside one that holds what is nobody's business."""
+    """Return a folder to stay in, next to one with a private file."""
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret" / "file").write_bytes(b"secret")
     (tmp_path / "run").mkdir()
@@ -84,7 +82,7 @@ def test_links_above_the_folder_are_its_user_s_choice(run: Path, way: Callable[.
     latest = run.parent / "latest"
     for below in (latest, None):
         way(latest / "file", below)
-    # As where /tmp is a link, which nobody has named.
+    # For example /tmp may be a link.
     (run.parent.parent / f"{run.parent.name}-link").symlink_to(run.parent)
     way(
         run.parent.parent / f"{run.parent.name}-link" / "run" / "file",
@@ -141,12 +139,12 @@ def test_paths_may_be_relative_or_absolute(
 
 
 @pytest.mark.parametrize("path", ["secret/file", "run/../secret/file", "runs", "."])
-def test_a_path_that_leaves_its_folder_is_a_fault_of_ours(run: Path, path: str):
+def test_a_path_that_leaves_its_folder_is_our_own_error(run: Path, path: str):
     with pytest.raises(RuntimeError, match="does not lie below"):
         read(run.parent / path, run)
 
 
-def test_a_file_that_is_not_there_is_not_found(run: Path):
+def test_a_missing_file_is_not_found(run: Path):
     for way in (read, lambda path: disk.open_to_append(path)):
         with pytest.raises(FileNotFoundError):
             way(run / "nothing")
@@ -156,18 +154,16 @@ def test_a_written_file_replaces_the_old_one_with_its_permissions(run: Path):
     path = run / "deep" / "er" / "file"
     disk.write_text(path, "old …", below=run)
     path.chmod(0o640)
-    kept = path.open("rb")
+    old_file = path.open("rb")
     disk.write_bytes(path, b"new", below=run)
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", 0o640)
-    # Whoever has the old file open keeps it whole.
-    assert kept.read() == "old …".encode()
-    kept.close()
+    # An open descriptor still reads the whole old file.
+    assert old_file.read() == "old …".encode()
+    old_file.close()
     assert [each.name for each in path.parent.iterdir()] == ["file"]
 
 
-def test_what_its_owner_has_made_read_only_is_not_replaced(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_read_only_file_is_not_replaced(run: Path, monkeypatch: pytest.MonkeyPatch):
     path = run / "file"
     path.write_bytes(b"old")
     path.chmod(0o444)
@@ -193,7 +189,7 @@ def test_a_name_may_be_as_long_as_names_are(run: Path, name: str):
     "error",
     [KeyboardInterrupt(), SystemExit(3), ValueError("no"), OSError(28, "No space left on device")],
 )
-def test_whatever_is_raised_the_old_file_stays_and_no_part_does(run: Path, error: BaseException):
+def test_after_any_error_the_old_file_stays_and_no_part_is_left(run: Path, error: BaseException):
     path = run / "file"
     path.write_bytes(b"old")
 
@@ -243,7 +239,7 @@ def python(code: str, path: Path) -> "subprocess.Popen[str]":
     )
 
 
-def test_a_kill_leaves_the_old_file_and_its_part_is_removed_when_nobody_writes_it(run: Path):
+def test_a_kill_leaves_the_old_file_and_its_part_is_removed_once_unused(run: Path):
     (run / "file").write_bytes(b"old")
     (run / ".mine.part").touch()
     code = """
@@ -278,7 +274,7 @@ def test_a_link_or_a_pipe_that_looks_like_a_part_is_left_alone(run: Path):
     disk.remove_parts(run / "nothing")
 
 
-def test_what_cannot_be_appended_is_taken_back(run: Path):
+def test_a_failed_append_is_undone(run: Path):
     code = """
 import os, resource, signal, sys
 from pathlib import Path

@@ -38,7 +38,7 @@ def plain(batch_size: int = 8):
 
 
 class Mixed(nn.Module):
-    """A bf16 table below fp32 layers, and a fp64 norm."""
+    """A bf16 table under fp32 layers, and an fp64 norm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def quantized(batch_size: int = 2):
 
 
 class Masked(nn.Module):
-    """Takes the elements of a mask, which may be of floating-point ones, and a branch on it."""
+    """Selects the elements of a mask, which may be floating-point, and branches on it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def masked_by_position(batch_size: int = 3):
 
 
 class Steered(nn.Module):
-    """Goes as often through its layer as a buffer says."""
+    """Applies its layer as often as a buffer says."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ def bytes_of(tensors: Any) -> int:
     )
 
 
-def asked(name: str, **options: Any) -> Scenario:
+def scenario_of(name: str, **options: Any) -> Scenario:
     return Scenario(
         model=f"{__name__}:{name}", **{"optimizer": "adamw", "batch_size": 2, **options}
     )
@@ -197,9 +197,9 @@ def asked(name: str, **options: Any) -> Scenario:
 )
 @own_settings()
 def test_bytes_are_those_of_a_real_step(name: str):
-    found = simulate(asked(name)).memory
-    assert found is not None
-    work = build(asked(name), "cpu")
+    memory = simulate(scenario_of(name)).memory
+    assert memory is not None
+    work = build(scenario_of(name), "cpu")
     parameters = list(work.model.parameters())
     optimizer = torch.optim.AdamW(
         [parameter for parameter in parameters if parameter.requires_grad]
@@ -207,8 +207,8 @@ def test_bytes_are_those_of_a_real_step(name: str):
     work.loss(work.batch).backward()
     gradients = bytes_of(parameter.grad for parameter in parameters if parameter.grad is not None)
     optimizer.step()
-    state = bytes_of(tensor for held in optimizer.state.values() for tensor in held.values())
-    assert (found.parameters, found.gradients, found.optimizer_state) == (
+    state = bytes_of(tensor for tensors in optimizer.state.values() for tensor in tensors.values())
+    assert (memory.parameters, memory.gradients, memory.optimizer_state) == (
         bytes_of(parameters),
         gradients,
         state,
@@ -217,7 +217,7 @@ def test_bytes_are_those_of_a_real_step(name: str):
 
 def test_a_default_dtype_of_the_factory_s_own_is_that_of_its_training():
     # A table of 64 x 64 doubles and its cosine.
-    events = stream(asked("doubled"))
+    events = stream(scenario_of("doubled"))
     assert events.count(64 * 64 * 8) == events.count(-64 * 64 * 8) == 2 * 2
     assert torch.get_default_dtype() == torch.float32
 
@@ -235,7 +235,7 @@ def stream(scenario: Scenario) -> list[int]:
 
 
 def test_a_model_takes_the_branch_that_it_takes_with_data():
-    allocations = trace_model(asked("steered")).allocations
+    allocations = trace_model(scenario_of("steered")).allocations
     outputs = [
         nbytes
         for nbytes, source in zip(allocations.nbytes, allocations.sources, strict=True)
@@ -244,11 +244,11 @@ def test_a_model_takes_the_branch_that_it_takes_with_data():
     # Seven times forward, in each of two steps.
     assert outputs.count(2 * 64 * 4) == 2 * (3 + 4)
     # Eleven of sixteen positions in two sequences, 64 floats each.
-    assert stream(asked("masked")).count(2 * 11 * 64 * 4) > 0
+    assert stream(scenario_of("masked")).count(2 * 11 * 64 * 4) > 0
 
 
 class ByBlock(Net):
-    """Runs under an autocast of its own."""
+    """Runs under its own autocast."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", dtype=BF16):
@@ -256,7 +256,7 @@ class ByBlock(Net):
 
 
 class ByDevice(Net):
-    """Asks for the autocast of its tensor's device."""
+    """Selects autocast by its tensor's device."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, dtype=BF16):
@@ -264,7 +264,7 @@ class ByDevice(Net):
 
 
 class ByDecorator(Net):
-    """Its autocast is made when the class is."""
+    """Makes its autocast with the class, as a decorator."""
 
     with factories.autocast_can_be_made():
         decorator = torch.autocast("cuda", dtype=BF16)
@@ -275,7 +275,7 @@ class ByDecorator(Net):
 
 
 class ByAttribute(Net):
-    """Its autocast is made when the model is."""
+    """Makes its autocast with the model, as an attribute."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -316,18 +316,22 @@ def with_island():
 
 @pytest.mark.parametrize("name", ["by_block", "by_device", "by_decorator", "by_attribute"])
 def test_a_model_s_own_autocast_is_what_amp_does(name: str):
-    assert stream(asked(name, batch_size=1)) == stream(asked("plain", batch_size=32, amp="bf16"))
-    assert stream(asked("plain", batch_size=32)) != stream(
-        asked("plain", batch_size=32, amp="bf16")
+    assert stream(scenario_of(name, batch_size=1)) == stream(
+        scenario_of("plain", batch_size=32, amp="bf16")
+    )
+    assert stream(scenario_of("plain", batch_size=32)) != stream(
+        scenario_of("plain", batch_size=32, amp="bf16")
     )
 
 
 def test_an_island_without_autocast_is_in_full_precision():
-    assert stream(asked("with_island", batch_size=1)) == stream(asked("plain", batch_size=32))
+    assert stream(scenario_of("with_island", batch_size=1)) == stream(
+        scenario_of("plain", batch_size=32)
+    )
 
 
 class Cubed(torch.autograd.Function):
-    """A function of one's own that computes in float32 under autocast."""
+    """A user's autograd function that computes in float32 under autocast."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cuda", cast_inputs=torch.float32)
@@ -344,7 +348,7 @@ class Cubed(torch.autograd.Function):
 
 
 class Custom(Net):
-    """Hands bf16 to a function that wants float32."""
+    """Passes bf16 to a function that needs float32."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", dtype=BF16):
@@ -355,8 +359,8 @@ def custom():
     return Custom(), {"x": torch.randn(32, 64)}
 
 
-def test_a_function_of_ones_own_is_given_the_dtype_that_it_asks_for():
-    assert simulate(asked("custom", batch_size=1)).outcome == "ok"
+def test_a_users_autograd_function_gets_the_dtype_that_it_declares():
+    assert simulate(scenario_of("custom", batch_size=1)).outcome == "ok"
 
 
 def large():
@@ -368,7 +372,7 @@ def large():
 def test_building_a_model_without_data_allocates_next_to_nothing(
     cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
-    taken = cpu_events(lambda: build(asked("large", batch_size=1), "meta"))
+    taken = cpu_events(lambda: build(scenario_of("large", batch_size=1), "meta"))
     assert max(accumulate(taken), default=0) < 1 << 20
 
 
@@ -388,7 +392,7 @@ def test_a_plan_says_the_sizes_that_the_factory_will_have():
     assert sizes(models=[f"{__name__}:of_eight"]) == {(8, 128)}
     assert sizes(models=[f"{__name__}:of_eight"], batch_size=2) == {(2, 128)}
     assert sizes(models=[f"{__name__}:of_eight"], config={"batch_size": 3}) == {(3, 128)}
-    # The curve over sizes needs the length too, where the factory has none of its own.
+    # The curve over sizes needs the length too, if the factory has no default.
     assert sizes(models=[f"{__name__}:of_any_length"], sequence_length=5) == {(1, 5)}
     assert sizes(models=["gpt2"], workload="state") == {(1, 1024)}
 
@@ -429,8 +433,8 @@ def test_a_gpu_without_bf16_refuses_a_model_that_has_some():
         plan.plan(
             comparison(models=[f"{__name__}:mixed"], optimizers=["adamw"], device="sim", gpu="t4")
         )
-    assert Fitting().fit(asked("mixed", gpu="t4")).reason == "t4 has no hardware for bf16"
-    assert Fitting().fit(asked("plain", gpu="t4")).reason is None
+    assert Fitting().fit(scenario_of("mixed", gpu="t4")).reason == "t4 has no hardware for bf16"
+    assert Fitting().fit(scenario_of("plain", gpu="t4")).reason is None
 
 
 def of_even(batch_size: int = 8):
@@ -440,14 +444,16 @@ def of_even(batch_size: int = 8):
     return Net(), {"x": torch.randn(batch_size, 1000, 64)}
 
 
-def test_a_factory_may_refuse_sizes_that_nobody_asked_for():
-    found = Fitting().fit(asked("of_even", gpu="t4"))
-    assert found.fits
-    assert found.largest_batch is None
+def test_a_factory_may_refuse_some_batch_sizes():
+    fit = Fitting().fit(scenario_of("of_even", gpu="t4"))
+    assert fit.fits
+    assert fit.largest_batch is None
 
 
 def test_a_batch_that_cannot_be_chosen_has_no_largest():
     assert (
-        Fitting().fit(asked("large", batch_size=1, workload="state", gpu="a100-40")).largest_batch
+        Fitting()
+        .fit(scenario_of("large", batch_size=1, workload="state", gpu="a100-40"))
+        .largest_batch
         is None
     )

@@ -89,7 +89,7 @@ def test_the_largest_batch_has_room_for_the_workspaces_of_convolutions():
 
 
 def test_a_device_that_is_full_in_the_third_step_is_too_small():
-    """Two steps run, the third does not: blocks that the second left are in its way."""
+    """Two steps run, the third does not: blocks left by the second take its place."""
     scenario = Scenario(
         model="llama2-7b",
         optimizer="sgd-sai",

@@ -19,15 +19,15 @@ from optprof.scenarios.models import read_config
 HUGE = "9" * 30
 
 
-def refusal(**asked: Any) -> str:
+def refusal(**changes: Any) -> str:
     question: dict[str, Any] = {"models": ["tiny"], "optimizers": ["adamw"], "device": "sim"}
     with pytest.raises(ValueError, match=r"^[^\n]{10,500}$") as caught:
-        plan(comparison(**question | asked))
+        plan(comparison(**question | changes))
     return str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("changes", "message"),
     [
         ({"seed": 2**70}, "seed is at most"),
         ({"batch_size": 10**12}, "batch_size is at most"),
@@ -62,8 +62,8 @@ def refusal(**asked: Any) -> str:
         ({"models": ["m\udcff:net"]}, ""),
     ],
 )
-def test_a_comparison_that_cannot_be_is_refused_in_one_line(asked: dict[str, Any], told: str):
-    assert refusal(**asked).startswith(told)
+def test_an_impossible_comparison_is_refused_in_one_line(changes: dict[str, Any], message: str):
+    assert refusal(**changes).startswith(message)
 
 
 def test_an_infinite_default_may_be_written_and_is_left_to_the_optimizer():
@@ -76,7 +76,7 @@ def test_an_infinite_default_may_be_written_and_is_left_to_the_optimizer():
 
 
 @pytest.mark.parametrize("seconds", [0, -1, 0.5, float("nan"), float("inf"), 1e308])
-def test_a_time_limit_that_is_none_is_refused(seconds: float):
+def test_an_invalid_time_limit_is_refused(seconds: float):
     with pytest.raises(ValueError, match=r"^timeout [^\n]*$"):
         require_timeout(seconds)
     require_timeout(None)
@@ -86,7 +86,7 @@ def test_a_time_limit_that_is_none_is_refused(seconds: float):
 @pytest.mark.parametrize(
     "pair", [f"n_layer={'9' * 30_000}", f"n_layer={'(' * 5000}", f"n_layer={'-' * 5000}1"]
 )
-def test_a_configuration_s_text_has_an_end(pair: str):
+def test_a_configuration_s_text_has_a_limit(pair: str):
     try:
         assert isinstance(read_config([pair])["n_layer"], str)
     except ValueError as error:
@@ -121,9 +121,9 @@ def test_arguments_of_any_kind_make_a_record_that_is_read(
         torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), model="n" * 3000, out=tmp_path
     ):
         pass
-    (found,) = RunStore(tmp_path).read()
-    assert found.environment.command == ("optprof",)
-    assert len(found.scenario.model) <= schema.MOST_NAME
+    (record,) = RunStore(tmp_path).read()
+    assert record.environment.command == ("optprof",)
+    assert len(record.scenario.model) <= schema.MOST_NAME
     command = environment.command()
     assert "run-\\xff" in command[1]
     assert "left out" in command[2]
@@ -173,16 +173,16 @@ def test_a_loop_with_odd_options_state_and_errors_makes_a_record_that_is_read(tm
 
     with pytest.raises(RuntimeError, match="no luck"):
         train()
-    (found,) = RunStore(tmp_path).read()
-    assert found.outcome == "failed"
-    assert found.memory is not None
-    assert found.memory.optimizer_state == 1_100 * 8
-    assert len(found.memory.state_by_key) <= 1_001
-    assert found.error is not None
-    assert len(found.error) < 3_000
+    (record,) = RunStore(tmp_path).read()
+    assert record.outcome == "failed"
+    assert record.memory is not None
+    assert record.memory.optimizer_state == 1_100 * 8
+    assert len(record.memory.state_by_key) <= 1_001
+    assert record.error is not None
+    assert len(record.error) < 3_000
 
 
-def test_a_run_that_is_full_is_told_before_the_training(
+def test_a_full_run_is_an_error_before_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1)

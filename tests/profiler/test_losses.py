@@ -28,9 +28,9 @@ def recorded(loss: Callable[..., torch.Tensor], reduction: str) -> list[int]:
         for operand in (tensor, target):
             recorder.allocate(operand, "input")
     with recorder.phase("forward"):
-        kept = differentiate(loss, reduction, tensor, target)
+        results = differentiate(loss, reduction, tensor, target)
     segments, allocations = sized_for(recorder.segments[1:], recorder.allocations, None)
-    del kept
+    del results
     nbytes = allocations.nbytes
     return [nbytes[event] if event >= 0 else -nbytes[~event] for event in segments[0].events]
 
@@ -57,8 +57,8 @@ def test_a_loss_takes_and_holds_as_much_as_on_the_cpu(
     cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
     tensor, target = torch.rand(50, 8), torch.rand(50, 8)
-    kept: list[object] = []
-    real = cpu_events(lambda: kept.append(differentiate(loss, reduction, tensor, target)))
+    results: list[object] = []
+    real = cpu_events(lambda: results.append(differentiate(loss, reduction, tensor, target)))
     assert large(recorded(loss, reduction)) == large(real)
 
 

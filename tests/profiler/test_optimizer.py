@@ -1,6 +1,4 @@
-"""The optimizer that a scenario is given: Adam-mini gets the names that it goes by, and everybody
-else plain parameters.
-"""
+"""Optimizers of scenarios: Adam-mini gets named parameters, every other one plain parameters."""
 
 from importlib.util import find_spec
 
@@ -82,14 +80,16 @@ def test_adam_mini_keeps_little_more_than_four_bytes_a_parameter(
         ("vit-h14", "adam-mini", 5.0),
     ],
 )
-def test_the_sgd_sai_papers_figures_of_others_are_met_by_these_names(
+def test_these_names_meet_the_figures_of_the_sgd_sai_paper(
     model: str, optimizer: str, per_cent: float
 ) -> None:
     """Of arXiv 2412.11768; its Adam-mini holds up to 5 % more than pytorch_optimizer's, for a
     reason that the paper does not tell.
     """
-    asked = plan(comparison(models=[model], optimizers=[optimizer], device="sim", workload="state"))
-    (row,) = reproduction([simulate(next(each for each in asked if each.model == model))])
+    scenarios = plan(
+        comparison(models=[model], optimizers=[optimizer], device="sim", workload="state")
+    )
+    (row,) = reproduction([simulate(next(each for each in scenarios if each.model == model))])
     assert (row.published.model, row.published.optimizer) == (model, optimizer)
     assert abs(row.difference_percent) < per_cent
 
@@ -113,7 +113,7 @@ def test_adam_mini_goes_by_names_when_it_is_measured_too() -> None:
     assert "v" in measured.state_by_key
 
 
-def test_options_that_are_given_win_over_what_the_model_tells() -> None:
+def test_explicit_options_win_over_those_from_the_model() -> None:
     name, param = "q_proj.weight", torch.nn.Parameter(torch.zeros(384, 384))
     for options, blocks in (({}, 6), ({"num_heads": 3, "num_embeds": None}, 3)):
         optimizer = make_optimizer(
@@ -124,7 +124,7 @@ def test_options_that_are_given_win_over_what_the_model_tells() -> None:
         assert optimizer.state[param]["v_mean"].shape == (blocks,)
 
 
-def test_whoever_does_not_ask_for_names_gets_plain_parameters() -> None:
+def test_optimizers_that_need_no_names_get_plain_parameters() -> None:
     assert optimizers.goes_by_names("adam-mini:lr=1")
     assert not optimizers.goes_by_names("adamw")
     assert not optimizers.goes_by_names("torch.optim:SGD")

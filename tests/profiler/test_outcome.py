@@ -1,4 +1,4 @@
-"""One line for an exception: what, and where in the user's code."""
+"""One line for an exception: its message and its place in the user's code."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def leaves():
 
 @pytest.fixture
 def users(tmp_path: Path) -> dict[str, object]:
-    """The functions of a file of the user's."""
+    """Return the functions of a user's file."""
     file = tmp_path / "model.py"
     names: dict[str, object] = {}
     exec(compile(USERS, str(file), "exec"), names)
@@ -43,7 +43,7 @@ def error_of(call: object) -> BaseException:
 
 
 @pytest.mark.parametrize(
-    ("function", "told"),
+    ("function", "message"),
     [
         ("raises", r"KeyError: 'no such\nkey' (model.py, line 5)"),
         ("shapes", "cannot be multiplied (1x5 and 3x4) (model.py, line 8)"),
@@ -51,20 +51,20 @@ def error_of(call: object) -> BaseException:
         ("leaves", "SystemExit: 3 (model.py, line 14)"),
     ],
 )
-def test_an_exception_is_told_with_the_line_of_the_users_code(
-    users: dict[str, object], function: str, told: str
+def test_an_exception_is_reported_with_the_line_of_the_users_code(
+    users: dict[str, object], function: str, message: str
 ):
     line = one_line(error_of(users[function]))
-    assert line.endswith(told)
+    assert line.endswith(message)
     assert "\n" not in line
 
 
-def test_a_syntax_error_is_told_with_the_file_that_has_it(tmp_path: Path):
+def test_a_syntax_error_is_reported_with_its_file(tmp_path: Path):
     error = error_of(lambda: compile("def f(:", str(tmp_path / "model.py"), "exec"))
     assert one_line(error) == "SyntaxError: invalid syntax (model.py, line 1)"
 
 
-def test_what_we_refuse_is_told_without_a_place():
+def test_our_own_refusals_are_reported_without_a_place():
     error = error_of(lambda: Scenario(model="gpt2", batch_size=0))
     assert is_ours(error)
     assert one_line(error) == "ValueError: batch_size must be a whole number >= 1, got 0"
@@ -89,9 +89,7 @@ def test_a_users_line_is_found_below_our_own(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_line_of_torch_is_no_line_of_the_users():
-    """An error of torch's for a call of ours has no place in torch; the tests are the user's code
-    here.
-    """
+    """An error that torch raises for our call has no place in torch; here tests are users' code."""
     place = user_line(
         error_of(lambda: torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=-1.0))
     )

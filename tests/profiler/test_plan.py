@@ -1,6 +1,4 @@
-"""What a comparison takes: which scenarios, in which order, and what is refused before anything
-runs.
-"""
+"""Plans of comparisons: their scenarios in order, and mistakes refused before anything runs."""
 
 import json
 import sys
@@ -89,7 +87,7 @@ def test_the_curve_is_not_cut_off_by_the_memory_of_a_gpu(workload: str):
     }
 
 
-def test_a_scenario_says_every_hyper_parameter():
+def test_a_scenario_has_every_hyper_parameter():
     (scenario,) = plan(comparison(models=["gpt2"], optimizers=["sm3:momentum=0.9"], device="cpu"))
     assert scenario.options == {
         "lr": 0.1,
@@ -101,15 +99,15 @@ def test_a_scenario_says_every_hyper_parameter():
     assert scenario.sequence_length == 1024
 
 
-def test_an_option_that_only_cuda_takes_is_not_passed_over():
+def test_an_option_that_only_cuda_takes_is_not_ignored():
     (scenario,) = plan(
         comparison(models=["gpt2"], optimizers=["adamw:capturable=true"], device="cpu")
     )
     assert (scenario.options["capturable"], scenario.options["differentiable"]) == (True, False)
 
 
-def test_how_to_train_is_asked_of_every_scenario():
-    asked = {
+def test_training_options_apply_to_every_scenario():
+    options = {
         "amp": "bf16",
         "micro_batches": 4,
         "max_grad_norm": 1.0,
@@ -120,16 +118,18 @@ def test_how_to_train_is_asked_of_every_scenario():
         "config": {"n_layer": 2},
         "alloc_conf": "expandable_segments:True",
     }
-    scenarios = plan(comparison(models=["gpt2"], optimizers=["adamw"], **asked))
+    scenarios = plan(comparison(models=["gpt2"], optimizers=["adamw"], **options))
     assert summary(scenarios) == [
         ("sim", "train", "gpt2", "adamw"),
         ("sim", "state", "gpt2", "adamw"),
         ("cpu", "train", "gpt2", "adamw"),
     ]
-    assert all({name: getattr(scenario, name) for name in asked} == asked for scenario in scenarios)
+    assert all(
+        {name: getattr(scenario, name) for name in options} == options for scenario in scenarios
+    )
 
 
-def test_the_allocator_is_asked_for_what_the_environment_says_where_nothing_else_is(
+def test_allocator_settings_default_to_those_of_the_environment(
     monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
@@ -144,7 +144,7 @@ def of_width(width: int):
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("changes", "message"),
     [
         ({"models": ["gpt3"]}, "no model named 'gpt3'; did you mean gpt2"),
         (
@@ -209,9 +209,9 @@ def of_width(width: int):
         ),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_runs(asked: dict[str, object], told: str):
-    with pytest.raises(ValueError, match=told):
-        plan(comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **asked}))
+def test_a_mistake_is_named_before_anything_runs(changes: dict[str, object], message: str):
+    with pytest.raises(ValueError, match=message):
+        plan(comparison(**{"models": ["gpt2"], "optimizers": ["adamw"], **changes}))
 
 
 def test_options_that_json_cannot_hold_are_left_to_the_optimizer(
@@ -231,11 +231,15 @@ class Mine(torch.optim.SGD):
 
 
 def test_a_gpu_without_bf16_is_an_error_before_anything_runs():
-    for asked in ({"dtype": "bf16"}, {"amp": "bf16"}):
+    for precision in ({"dtype": "bf16"}, {"amp": "bf16"}):
         with pytest.raises(
             ValueError, match="t4 has no hardware for bf16; ask for fp32, or for another GPU"
         ):
-            plan(comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **asked))
+            plan(
+                comparison(
+                    models=["gpt2"], optimizers=["adamw"], device="sim", gpu="t4", **precision
+                )
+            )
     with pytest.raises(ValueError, match="no GPU is named 'tpu'"):
         plan(comparison(models=["gpt2"], optimizers=["adamw"], device="sim", gpu="tpu"))
 

@@ -1,9 +1,8 @@
-"""Power loss: every system call that changes the disk is logged, and the disk is cut off after
-each.
+"""Power loss: the disk is cut off after each logged system call that changes it.
 
-A disk that loses its power keeps what was synced. Of what was not, each file keeps the first of its
-changes and each folder the first of its names, any number of them; a last write may be half there,
-or be zeros. Whatever it keeps, the run can be read and has every record that was acknowledged.
+A disk that loses its power keeps synced data. Of later changes, each file keeps any number of the
+first ones, and each folder any number of its first names; the last write may be half done or zeros.
+In every case the run can be read and has every record that was acknowledged.
 """
 
 import os
@@ -33,35 +32,35 @@ TIMELINE = Timeline(
 
 @dataclass
 class Node:
-    """A file or a folder: what it was when it was last synced, and what was done to it since."""
+    """A file or a folder: its content at the last sync, and the changes since."""
 
     synced: Any
     changes: list[Callable[[Any], Any]] = field(default_factory=list)
 
     def now(self) -> Any:
-        """Return what a program sees."""
+        """Return the content that a program sees."""
         return self.after(len(self.changes))
 
     def after(self, count: int) -> Any:
-        """Return what is there once so many of the changes are."""
+        """Return the content after the first `count` changes."""
         value = self.synced
         for change in self.changes[:count]:
             value = change(value)
         return value
 
     def remnants(self) -> list[Any]:
-        """Yield what may be there when the power is back, each once."""
-        found = [self.after(count) for count in range(len(self.changes) + 1)]
+        """Return each distinct content that may be left after a power loss."""
+        contents = [self.after(count) for count in range(len(self.changes) + 1)]
         if isinstance(self.synced, bytes):
-            for before, after in pairwise(tuple(found)):
+            for before, after in pairwise(tuple(contents)):
                 if len(after) > len(before):
                     grown = len(after) - len(before)
-                    found += [
+                    contents += [
                         after[: len(before) + grown // 2],
                         before + bytes(grown),
                         before + bytes(grown // 2),
                     ]
-        return [each for number, each in enumerate(found) if each not in found[:number]]
+        return [each for number, each in enumerate(contents) if each not in contents[:number]]
 
 
 class Disk:
@@ -79,7 +78,7 @@ class Disk:
         self.note()
 
     def load(self, path: Path) -> int:
-        """Take in what is there, as if it were synced; returns its number."""
+        """Add a file or folder of the real disk as synced; return its number."""
         number = len(self.nodes)
         self.nodes.append(Node(None))
         self.nodes[number].synced = (
@@ -94,7 +93,7 @@ class Disk:
         return isinstance(path, str | os.PathLike) and Path(path).is_relative_to(self.root)
 
     def find(self, path: Any) -> int | None:
-        """The number of the node at a path, None where there is none."""
+        """Return the number of the node at a path, or None."""
         number = 0
         for name in Path(path).relative_to(self.root).parts:
             names = self.nodes[number].now()
@@ -104,7 +103,7 @@ class Disk:
         return number
 
     def make(self, path: Any, content: Any) -> int:
-        """Make a file or a folder; returns its number."""
+        """Make a file or a folder; return its number."""
         self.nodes.append(Node(content))
         self.rename(Path(path).parent, {Path(path).name: len(self.nodes) - 1})
         return len(self.nodes) - 1
@@ -129,7 +128,7 @@ class Disk:
         self.note()
 
     def sync(self, number: int) -> None:
-        """See a node onto the disk."""
+        """Sync a node to the disk."""
         self.nodes[number] = Node(self.nodes[number].now())
         self.note()
 
@@ -145,14 +144,14 @@ class Disk:
         self.note()
 
     def remnants(self) -> Iterator[tuple[Any, int]]:
-        """Every tree that may be left of every moment, and the records that were acknowledged."""
+        """Yield every tree that a power loss may leave, with the acknowledged records."""
         seen: list[tuple[Any, int]] = []
         for nodes, acknowledged in self.moments:
             for contents in product(*(node.remnants() for node in nodes)):
-                found = tree(contents), acknowledged
-                if found not in seen:
-                    seen.append(found)
-                    yield found
+                remnant = tree(contents), acknowledged
+                if remnant not in seen:
+                    seen.append(remnant)
+                    yield remnant
 
 
 def tree(contents: Sequence[Any], number: int = 0) -> Any:
@@ -260,7 +259,7 @@ class Written:
         return self.descriptor
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
     def write(self, data: Any) -> int:
         return self.log.write(self.descriptor, data)
@@ -272,7 +271,7 @@ class Written:
 
 @pytest.fixture
 def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Disk]:
-    """A function that begins to log the calls that change `tmp_path / "disk"`."""
+    """Return a function that begins to log the calls that change `tmp_path / "disk"`."""
 
     def begin(acknowledged: int = 0) -> Disk:
         disk = Disk(tmp_path / "disk", acknowledged)
@@ -309,16 +308,14 @@ def put(content: Any, path: Path) -> None:
 
 
 def logged_whole(disk: Disk) -> None:
-    """Fail where the log has missed a call: what it leads to is what is on the real disk."""
+    """Fail if the log missed a call: its tree must equal the real disk."""
     assert tree([node.now() for node in disk.nodes]) == on_disk(disk.root)
 
 
 def check_all(
     disk: Disk, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, evidence: bytes = b""
 ) -> int:
-    """Hold every remnant to the promise: records in order, evidence kept, and the run goes on;
-    returns how many there are.
-    """
+    """Check every remnant: records in order, evidence kept, the run resumes. Return the count."""
     monkeypatch.undo()
     count = 0
     for number, (left, acknowledged) in enumerate(disk.remnants()):
@@ -395,7 +392,7 @@ def test_a_repair_loses_nothing(
     assert (run / "records.jsonl").read_bytes() == b"".join(lines)
 
 
-def test_a_line_that_did_not_fit_takes_no_other_with_it(
+def test_a_line_that_did_not_fit_costs_no_other(
     watched: Callable[..., Disk], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     disk = watched()

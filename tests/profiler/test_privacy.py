@@ -21,7 +21,7 @@ from optprof.profiler.running.resume import pending
 from optprof.profiler.safety import whereabouts
 from optprof.scenarios import Scenario
 
-# Each with the part of it that nobody may read.
+# Each with the part that no reader may see.
 SECRETS = (
     ("--hf-token=abc", "abc"),
     ("--model-config=token=s3cr3t", "s3cr3t"),
@@ -135,7 +135,7 @@ def alice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def record(**changes: object) -> Record:
-    known = Environment(
+    environment_of_record = Environment(
         time="2026-01-01",
         threads=1,
         command=("optprof",),
@@ -144,7 +144,9 @@ def record(**changes: object) -> Record:
         affinity=(0,),
         git_commit="c",
     )
-    plain = Record(scenario=Scenario(model="gpt2"), origin="measured", environment=known)
+    plain = Record(
+        scenario=Scenario(model="gpt2"), origin="measured", environment=environment_of_record
+    )
     return replace(plain, **changes)  # pyright: ignore[reportArgumentType]
 
 
@@ -158,12 +160,12 @@ def test_a_secret_is_masked_in_a_text_and_in_a_command(text: str, secret: str) -
 
 
 @pytest.mark.parametrize("word", HARMLESS)
-def test_what_is_no_secret_stays_in_a_command(word: str) -> None:
+def test_other_words_stay_in_a_command(word: str) -> None:
     assert disclosed_command([word]) == [word]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_what_is_no_secret_stays_in_a_text(text: str) -> None:
+def test_ordinary_words_stay_in_a_text(text: str) -> None:
     assert masked(text) == text
 
 
@@ -264,7 +266,7 @@ def test_a_host_with_a_name_of_its_own_is_left_out(monkeypatch: pytest.MonkeyPat
 
 
 @given(st.text(alphabet="ak=:/\\~ .-_@,*0Zhome{}", max_size=40), st.booleans())
-def test_what_is_disclosed_once_more_stays_the_same(text: str, anonymous: bool) -> None:
+def test_a_second_disclosure_changes_nothing(text: str, anonymous: bool) -> None:
     once = masked(text)
     assert masked(once) == once
     command = disclosed_command([text], anonymous=anonymous)
@@ -273,9 +275,9 @@ def test_what_is_disclosed_once_more_stays_the_same(text: str, anonymous: bool) 
 
 @given(st.text(alphabet="ak/\\~ .-_@*0Z", min_size=1, max_size=30))
 def test_a_scenario_has_one_anonymous_name_before_and_after(path: str) -> None:
-    asked = Scenario(model=f"{path}.py:build", options={"name": path, "token": "abc"})
-    shown = disclosed_scenario(asked)
-    hidden = disclosed_scenario(asked, anonymous=True)
+    scenario = Scenario(model=f"{path}.py:build", options={"name": path, "token": "abc"})
+    shown = disclosed_scenario(scenario)
+    hidden = disclosed_scenario(scenario, anonymous=True)
     assert re.fullmatch(r"\*{3}[0-9a-f]{4}", shown.options["token"])
     assert disclosed_scenario(shown) == shown
     assert disclosed_scenario(shown, anonymous=True) == hidden
@@ -283,23 +285,23 @@ def test_a_scenario_has_one_anonymous_name_before_and_after(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["norm_key", "token", "revision"])
-def test_scenarios_that_differ_in_what_is_masked_stay_two(name: str) -> None:
+def test_scenarios_that_differ_in_masked_values_stay_distinct(name: str) -> None:
     commits = "3f786850e387550fdab836ed7e6dc881de23001b", "89e6c98d92887913cadf06b2adb97f26cde4849b"
-    asked = [Scenario(model="mine:build", config={name: commit}) for commit in commits]
-    first, second = (disclosed_scenario(scenario).config[name] for scenario in asked)
+    scenarios = [Scenario(model="mine:build", config={name: commit}) for commit in commits]
+    first, second = (disclosed_scenario(scenario).config[name] for scenario in scenarios)
     assert first != second
     for shown in (first, second):
         assert re.fullmatch(r"\*{3}[0-9a-f]{4}", str(shown))
-    known = disclosed(record(scenario=asked[0], environment=Environment()))
-    assert pending(asked, [known], Environment()) == asked[1:]
+    masked = disclosed(record(scenario=scenarios[0], environment=Environment()))
+    assert pending(scenarios, [masked], Environment()) == scenarios[1:]
 
 
-def test_what_is_a_secret_by_its_name_leaves_no_digest() -> None:
+def test_a_secret_by_its_name_leaves_no_digest() -> None:
     shown = disclosed_scenario(Scenario(model="mine:build", config={"api_key": "abc"}))
     assert shown.config == {"api_key": "***"}
 
 
-def test_models_of_one_name_in_two_folders_stay_two_when_anonymous() -> None:
+def test_models_of_one_name_in_two_folders_stay_distinct_when_anonymous() -> None:
     names = {
         disclosed_scenario(Scenario(model=model), anonymous=True).model
         for model in ("before/mine.py:build", "after/mine.py:build", "mine.py:build", "own:/x/mine")
@@ -312,7 +314,7 @@ def test_models_of_one_name_in_two_folders_stay_two_when_anonymous() -> None:
 @pytest.mark.usefixtures("alice")
 def test_every_text_of_a_record_is_masked() -> None:
     leak = "/home/alice/x: hf_AbCdEfGhIjKlMnOpQrSt"
-    found = disclosed(
+    masked = disclosed(
         record(
             scenario=Scenario(
                 model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}
@@ -324,21 +326,21 @@ def test_every_text_of_a_record_is_masked() -> None:
             environment=Environment(command=("optprof", "--out", "/home/alice/x")),
         )
     )
-    line = found.to_json()
+    line = masked.to_json()
     assert "alice" not in line
     assert "AbCd" not in line
     assert "abc" not in line
-    assert found.scenario.options == {"lr": 0.1}
-    assert found.environment.command == ("optprof", "--out", "~/x")
-    assert disclosed(found) == found
+    assert masked.scenario.options == {"lr": 0.1}
+    assert masked.environment.command == ("optprof", "--out", "~/x")
+    assert disclosed(masked) == masked
 
 
 def test_an_anonymous_record_keeps_its_figures_and_versions_and_no_machine() -> None:
     command = ("optprof", "profile", "a/m.py:f", "--out=runs/x", "--html", "y", "-o", "sgd:lr=0.1")
-    known = replace(record().environment, command=command, versions={"torch": "2"})
-    found = disclosed(record(environment=known), anonymous=True)
-    shown = found.environment.command
-    data = json.loads(found.to_json())["environment"]
+    machine_environment = replace(record().environment, command=command, versions={"torch": "2"})
+    anonymous = disclosed(record(environment=machine_environment), anonymous=True)
+    shown = anonymous.environment.command
+    data = json.loads(anonymous.to_json())["environment"]
     assert data == {
         "time": "2026-01-01",
         "command": list(shown),
@@ -353,16 +355,16 @@ def test_an_anonymous_record_keeps_its_figures_and_versions_and_no_machine() -> 
     assert re.fullmatch(words, " ".join(shown))
 
 
-def test_a_run_that_goes_on_takes_anonymous_records_for_its_own_where_it_is_anonymous() -> None:
-    asked = Scenario(model="a/m.py:f", device="cpu")
+def test_only_an_anonymous_run_resumes_from_anonymous_records() -> None:
+    scenario = Scenario(model="a/m.py:f", device="cpu")
     here = Environment(versions={"torch": "2"}, machine=Machine(cpu="a"))
-    open_record = record(scenario=asked, environment=here)
+    open_record = record(scenario=scenario, environment=here)
     hidden = disclosed(open_record, anonymous=True)
-    assert pending([asked], [open_record], here) == []
-    assert pending([asked], [open_record], here, anonymous=True) == []
-    assert pending([asked], [hidden], here, anonymous=True) == []
-    # For all that is known, its times are of another machine.
-    assert pending([asked], [hidden], here) == [asked]
+    assert pending([scenario], [open_record], here) == []
+    assert pending([scenario], [open_record], here, anonymous=True) == []
+    assert pending([scenario], [hidden], here, anonymous=True) == []
+    # Its times may be of another machine.
+    assert pending([scenario], [hidden], here) == [scenario]
     simulated = Scenario(model="a/m.py:f")
     hidden = disclosed(record(scenario=simulated, environment=here), anonymous=True)
     assert pending([simulated], [hidden], here) == []
@@ -402,5 +404,5 @@ def test_an_argument_of_any_length_leaves_a_record_that_can_be_read(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["optprof", "fit", "x" * 30_000])
-    found = record(environment=environment.environment(seed=0))
-    assert Record.from_dict(found.to_dict()) == found
+    long_record = record(environment=environment.environment(seed=0))
+    assert Record.from_dict(long_record.to_dict()) == long_record

@@ -1,4 +1,4 @@
-"""Records from elsewhere: whatever a line holds, it is a record, or an error that says so."""
+"""Records from elsewhere: any line is read as a record or refused with a clear error."""
 
 import json
 import os
@@ -49,7 +49,7 @@ WHOLE = Record(
 
 
 def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path to every value in the data."""
+    """Return the path to every value in the data."""
     items = (
         data.items()
         if isinstance(data, dict)
@@ -57,7 +57,7 @@ def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         if isinstance(data, list | tuple)
         else ()
     )
-    return [path, *(found for key, value in items for found in places(value, (*path, key)))]
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
 
 
 def changed(path: tuple[Any, ...], value: Any) -> Any:
@@ -76,7 +76,7 @@ def test_a_whole_record_is_read_as_it_was_written():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         (
             ("origin",),
@@ -105,8 +105,8 @@ def test_a_whole_record_is_read_as_it_was_written():
         ),
     ],
 )
-def test_what_does_not_fit_is_named(path: tuple[Any, ...], value: Any, told: str):
-    with pytest.raises(ValueError, match=f"^not a record: {told}"):
+def test_a_wrong_value_is_named(path: tuple[Any, ...], value: Any, message: str):
+    with pytest.raises(ValueError, match=f"^not a record: {message}"):
         Record.from_dict(changed(path, value))
 
 
@@ -167,12 +167,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 @given(data=lines)
 def test_a_malformed_line_is_an_error_in_one_line_or_records(store: RunStore, data: bytes):
     store.records_path.write_bytes(data + b"\n")
-    found = store.read()
+    records = store.read()
     assert all(
-        told.startswith("records.jsonl, line ") and len(told) < 2000 for told in store.damage
+        message.startswith("records.jsonl, line ") and len(message) < 2000
+        for message in store.damage
     )
-    assert found or store.damage
-    assert all(Record.from_dict(json.loads(record.to_json())) == record for record in found)
+    assert records or store.damage
+    assert all(Record.from_dict(json.loads(record.to_json())) == record for record in records)
 
 
 def test_a_line_says_what_the_data_say():

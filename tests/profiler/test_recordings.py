@@ -382,13 +382,17 @@ def test_memory_that_was_released_is_released_in_the_replay():
         ).peak_reserved
         == 50 * MIB
     )
-    kept = {**segment, "address": BASE + 32 * MIB, "blocks": [{**blocks[0], "state": "inactive"}]}
+    inactive = {
+        **segment,
+        "address": BASE + 32 * MIB,
+        "blocks": [{**blocks[0], "state": "inactive"}],
+    }
     with pytest.raises(
         AssertionError,
         match=r"segments .*segment_free 0x7f0002000000.*, recorded were segment_free",
     ):
         snapshots.replay(
-            snapshots.Snapshot.of({"segments": [segment, kept], "device_traces": [trace]})
+            snapshots.Snapshot.of({"segments": [segment, inactive], "device_traces": [trace]})
         )
 
 

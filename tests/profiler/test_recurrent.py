@@ -61,7 +61,7 @@ class Net(nn.Module):
 
 
 class Trace:
-    """The trace of a layer's forward and backward pass over inputs of this shape."""
+    """Return the trace of a layer's forward and backward pass over inputs of this shape."""
 
     def __init__(
         self, layer: nn.Module, dtype: torch.dtype = torch.float32, amp: bool = False
@@ -151,11 +151,11 @@ def test_an_lstm_makes_torch_s_requests_in_their_order():
     trace = Trace(nn.LSTM(INPUTS, HIDDEN, 2))
     state, output = 4 * 2 * BATCH * HIDDEN, 4 * STEPS * BATCH * HIDDEN
     # Four gates and the cell of both layers, and the outputs of the first.
-    kept = 4 * STEPS * BATCH * HIDDEN * (2 * 5 + 1)
+    reserve = 4 * STEPS * BATCH * HIDDEN * (2 * 5 + 1)
     gradient = 4 * STEPS * BATCH * INPUTS
     weights = 4 * 4 * HIDDEN * (INPUTS + 3 * HIDDEN + 4)
     # Two states of zeros, then the outputs; the test keeps hy and cy.
-    assert trace.bytes(1) == [state, state, output, state, state, kept]
+    assert trace.bytes(1) == [state, state, output, state, state, reserve]
     # The gradient of the output; zeros for those of hy and cy; gradients of the input, of both
     # states and of all weights. Then the zeros are freed, the three gradients, the states of the
     # forward pass, and the reserve.
@@ -169,7 +169,7 @@ def test_an_lstm_makes_torch_s_requests_in_their_order():
         -state,
         -state,
         -state,
-        -kept,
+        -reserve,
     ]
 
 
@@ -259,12 +259,12 @@ class Cell(nn.Module):
 def test_packing_and_padding_take_as_much_as_on_the_cpu(
     cpu_events: Callable[[Callable[[], object]], list[int]],
 ):
-    lengths, kept = torch.tensor([5, 3, 3]), []
+    lengths, results = torch.tensor([5, 3, 3]), []
 
     def run(x: torch.Tensor) -> None:
         packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
         padded, _ = nn.utils.rnn.pad_packed_sequence(packed)
-        kept.append(padded)
+        results.append(padded)
 
     recorder, x = Recorder(), torch.empty(STEPS, BATCH, INPUTS, device="meta")
     with recorder.phase("build"):

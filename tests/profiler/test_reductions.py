@@ -20,9 +20,9 @@ def stream(
     """Return the bytes of each event of `run` on this GPU, negative for a free."""
     recorder = Recorder(workspaces=())
     with recorder.phase("forward"):
-        kept = run(tensor)
+        results = run(tensor)
     segments, allocations = sized_for(recorder.segments, recorder.allocations, gpu)
-    del kept
+    del results
     nbytes = allocations.nbytes
     return [
         nbytes[event] if event >= 0 else -nbytes[~event]

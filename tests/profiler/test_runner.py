@@ -608,13 +608,13 @@ def test_a_flood_of_output_leaves_space_for_the_record(tmp_path: Path, worker: W
 def test_the_beginning_and_the_end_of_a_flood_of_output_are_kept(tmp_path: Path, worker: Worker):
     store = RunStore.create(tmp_path / "run")
     (record,) = run([scenario("Floods")], store, quietly, worker=worker)
-    kept = (store.folder / str(record.log)).read_bytes()
-    assert kept.startswith(b"first wordsxxx")
-    assert kept.endswith(b"xxxlast words")
+    log = (store.folder / str(record.log)).read_bytes()
+    assert log.startswith(b"first wordsxxx")
+    assert log.endswith(b"xxxlast words")
     # Two steps, of 32 MiB and 21 letters each.
     left_out = 2 * ((32 << 20) + 21) - HEAD - TAIL
-    assert kept.count(b"\n[optprof: %d bytes are left out here]\n" % left_out) == 1
-    assert len(kept) < HEAD + TAIL + 100
+    assert log.count(b"\n[optprof: %d bytes are left out here]\n" % left_out) == 1
+    assert len(log) < HEAD + TAIL + 100
 
 
 @pytest.mark.parametrize("kib", [64, 68, 72, 76, 80, 84, 88, 92, 96, 100, 104])
@@ -656,11 +656,11 @@ def test_files_of_a_record_are_removed_if_it_does_not_fit(tmp_path: Path):
             (store.folder / place).write_bytes(b"x" * nbytes)
         free = os.statvfs(disk)
         (disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_frsize - 8_192))
-        kept = append(store, record)
-        assert kept.lost == (
+        appended = append(store, record)
+        assert appended.lost == (
             f"timelines/{name}.json.gz: removed for the record, No space left on device",
         )
-        assert store.read() == [kept]
+        assert store.read() == [appended]
         assert {path.name for path in (store.folder / "timelines").iterdir()} == {
             f"{name}0",
             "other",

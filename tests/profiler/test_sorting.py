@@ -27,9 +27,9 @@ def stream(run: Callable[..., object], *tensors: torch.Tensor, gpu: str | None =
         for tensor in tensors:
             recorder.allocate(tensor, "input")
     with recorder.phase("forward"):
-        kept = run(*tensors)
+        results = run(*tensors)
     segments, allocations = sized_for(recorder.segments[1:], recorder.allocations, gpu)
-    del kept
+    del results
     nbytes = allocations.nbytes
     return [nbytes[event] if event >= 0 else -nbytes[~event] for event in segments[0].events]
 

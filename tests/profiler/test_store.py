@@ -1,4 +1,4 @@
-"""A run folder: lines that can be read back, a table beside them, and nothing overwritten."""
+"""A run folder: lines are read back, a table goes with them, and nothing is overwritten."""
 
 import csv
 import gzip
@@ -187,7 +187,7 @@ def test_a_run_is_never_written_over(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("{", "line 2: Input data was truncated"),
         ("[]", "line 2: a record is a JSON object, got list"),
@@ -212,7 +212,7 @@ def test_a_run_is_never_written_over(tmp_path: Path):
         ("x" * (MOST_LINE_BYTES + 5), "line 2: a record has at most 33554432 bytes, got more"),
     ],
 )
-def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str):
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, message: str):
     store = RunStore.create(tmp_path)
     store.append(record())
     with store.records_path.open("a") as lines:
@@ -220,7 +220,7 @@ def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: str, told: str)
     store.append(record(error="after it"))
     assert store.read() == [record(), record(error="after it")]
     (damage,) = store.damage
-    assert damage.startswith(f"records.jsonl, {told}")
+    assert damage.startswith(f"records.jsonl, {message}")
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path):
@@ -228,7 +228,7 @@ def test_a_folder_without_a_run_is_named(tmp_path: Path):
         RunStore(tmp_path).read()
 
 
-def test_a_torn_last_line_is_left_out_by_readers_and_set_aside_by_who_goes_on(tmp_path: Path):
+def test_a_torn_last_line_is_skipped_by_readers_and_set_aside_on_resume(tmp_path: Path):
     store = RunStore.create(tmp_path)
     store.append(record())
     store.close()
@@ -292,7 +292,7 @@ def test_an_open_run_is_written_and_a_read_one_is_not(tmp_path: Path):
         RunStore(tmp_path).append(record())
 
 
-def test_names_of_folders_are_counted_on_and_the_last_is_found_again(tmp_path: Path):
+def test_folders_are_numbered_on_and_the_last_is_found(tmp_path: Path):
     assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2"
     made = [RunStore.create_free(tmp_path, "gpt2").folder.name for _ in range(11)]
     assert made[:2] + made[-1:] == ["gpt2", "gpt2-2", "gpt2-11"]
@@ -304,7 +304,7 @@ LINES = [record(error=f"number {number}").to_json().encode() + b"\n" for number 
 
 @st.composite
 def mutations(draw: st.DrawFn) -> tuple[int, int, bytes]:
-    """A stretch of a run's bytes, and what stands there instead."""
+    """A range of a run's bytes, and the bytes that replace it."""
     length = sum(map(len, LINES))
     ends = [sum(map(len, LINES[: number + 1])) for number in range(5)]
     start = draw(st.integers(0, length) | st.sampled_from(ends).map(lambda end: end - 1))
@@ -328,20 +328,20 @@ def test_a_malformed_run_keeps_every_record_whose_line_is_whole(
     start, end, put = mutation
     whole = b"".join(LINES)
     fuzzed.records_path.write_bytes(whole[:start] + put + whole[end:])
-    found = fuzzed.read()
+    records = fuzzed.read()
     place = 0
     for number, line in enumerate(LINES):
         touched = place <= start < place + len(line) or start < place < end
         place += len(line)
-        assert touched or record(error=f"number {number}") in found, fuzzed.damage
-    assert found == sorted(found, key=lambda each: str(each.error)) or put
+        assert touched or record(error=f"number {number}") in records, fuzzed.damage
+    assert records == sorted(records, key=lambda each: str(each.error)) or put
     # A repair waits for the disk.
     if fuzzed.damage and start % 4 == 0:
         assert RunStore.open(fuzzed.folder).repair()
-        assert (fuzzed.read(), fuzzed.damage) == (found, ())
+        assert (fuzzed.read(), fuzzed.damage) == (records, ())
 
 
-def test_lines_that_lost_the_end_between_them_are_told_apart(tmp_path: Path):
+def test_lines_that_lost_the_newline_between_them_are_separated(tmp_path: Path):
     (tmp_path / "records.jsonl").write_bytes(
         LINES[0][:-1] + LINES[1][:-1] + b"\x0b" + LINES[2] + LINES[3][:70] + LINES[4]
     )
@@ -359,10 +359,10 @@ def test_lines_that_lost_the_end_between_them_are_told_apart(tmp_path: Path):
     )
 
 
-def test_a_line_without_end_is_passed_over_in_little_memory(tmp_path: Path):
+def test_an_overlong_line_is_skipped_in_little_memory(tmp_path: Path):
     with (tmp_path / "records.jsonl").open("wb") as lines:
         lines.write(LINES[0])
-        # A hole, which takes no room on the disk.
+        # A hole in the file takes no space on the disk.
         lines.seek(300 << 20, os.SEEK_CUR)
         lines.write(b"\n" + LINES[1])
     tracemalloc.start()
@@ -399,7 +399,7 @@ def test_a_repair_keeps_the_damaged_bytes_and_the_whole_lines(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_repair_leaves_what_a_newer_optprof_has_written(tmp_path: Path):
+def test_a_repair_keeps_the_lines_of_a_newer_optprof(tmp_path: Path):
     newer = LINES[1].replace(b'{"schema": 1,', b'{"schema": 2,')
     glued = LINES[2][:60] + newer
     (tmp_path / "records.jsonl").write_bytes(LINES[0] + newer + glued + LINES[3])
@@ -439,7 +439,7 @@ def test_a_record_is_not_written_into_a_file_that_lost_its_name(
     assert (tmp_path / "moved").read_bytes().count(b"\n") == 1
 
 
-def test_a_repair_waits_for_nobody_and_makes_no_run(tmp_path: Path):
+def test_a_repair_waits_for_no_writer_and_makes_no_run(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no records\.jsonl in"):
         RunStore.open(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -463,7 +463,7 @@ def test_a_writer_that_waited_for_a_repair_writes_into_the_repaired_file(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "not a timeline: an empty file"),
         (b"no", "not a timeline: Not a gzipped file"),
@@ -475,7 +475,7 @@ def test_a_writer_that_waited_for_a_repair_writes_into_the_repaired_file(tmp_pat
         (b"\0" * ((16 << 20) + 1), "a timeline has at most 16777216 bytes, got more"),
     ],
 )
-def test_a_timeline_that_cannot_be_read_costs_itself_alone(tmp_path: Path, data: bytes, told: str):
+def test_an_unreadable_timeline_costs_no_record(tmp_path: Path, data: bytes, message: str):
     store = RunStore.create(tmp_path)
     damaged, whole = (
         record(
@@ -488,14 +488,14 @@ def test_a_timeline_that_cannot_be_read_costs_itself_alone(tmp_path: Path, data:
     name = file_name(damaged.scenario)
     (store.timelines_path / f"{name}.json.gz").write_bytes(data)
     assert store.read_timelines([damaged, whole]) == {file_name(whole.scenario): TIMELINE}
-    assert store.damage[0].startswith(f"timelines/{name}.json.gz: {told}")
+    assert store.damage[0].startswith(f"timelines/{name}.json.gz: {message}")
     assert store.lost_timelines([damaged, whole]) == {name}
     store.set_timeline_aside(name)
     assert (store.read_timelines([damaged, whole]).keys(), store.damage) == (
         {file_name(whole.scenario)},
         (),
     )
-    # Until it is made again.
+    # It is read once it is written again.
     assert store.lost_timelines([damaged, whole]) == {name}
     store.write_timeline(damaged.scenario, TIMELINE)
     assert store.lost_timelines([damaged, whole]) == set()
@@ -551,7 +551,7 @@ def test_nothing_of_a_run_is_read_through_a_link_or_from_a_pipe(tmp_path: Path):
 @pytest.mark.parametrize(
     "log", ["/etc/passwd", "../secret.log", "logs/../../secret.log", "logs/link.log"]
 )
-def test_a_log_is_read_in_its_run_alone_and_its_end_at_most(tmp_path: Path, log: str):
+def test_a_log_is_read_only_inside_its_run_and_only_its_end(tmp_path: Path, log: str):
     store = RunStore.create(tmp_path / "run")
     (tmp_path / "secret.log").write_text("secret")
     (store.folder / "logs").mkdir()
@@ -559,11 +559,11 @@ def test_a_log_is_read_in_its_run_alone_and_its_end_at_most(tmp_path: Path, log:
     (store.folder / "logs" / "001.log").write_bytes(b"x" * (2 << 20) + b"the end \xff")
     with pytest.raises(ValueError, match=r"in its folder|symbolic link"):
         store.read_log(record(log=log))
-    told = store.read_log(record(log="logs/001.log"))
-    assert (len(told), told[-9:]) == (1 << 20, "the end \ufffd")
+    text = store.read_log(record(log="logs/001.log"))
+    assert (len(text), text[-9:]) == (1 << 20, "the end \ufffd")
 
 
-def test_a_log_s_number_is_counted_on_whatever_else_lies_there(tmp_path: Path):
+def test_log_numbers_continue_whatever_other_files_exist(tmp_path: Path):
     store = RunStore.create(tmp_path)
     assert store.log_path().name == "001.log"
     (tmp_path / "logs").mkdir()
@@ -572,7 +572,7 @@ def test_a_log_s_number_is_counted_on_whatever_else_lies_there(tmp_path: Path):
     assert store.log_path().name == "008.log"
 
 
-def test_a_file_of_the_name_is_no_run_and_passed_over(tmp_path: Path):
+def test_a_file_with_the_name_of_a_run_is_skipped(tmp_path: Path):
     (tmp_path / "gpt2").touch()
     assert RunStore.create_free(tmp_path, "gpt2").folder == tmp_path / "gpt2-2"
     assert last_folder(tmp_path, "gpt2") == tmp_path / "gpt2-2"
@@ -580,19 +580,19 @@ def test_a_file_of_the_name_is_no_run_and_passed_over(tmp_path: Path):
         RunStore.create(tmp_path / "gpt2")
 
 
-def test_what_was_not_kept_is_done_again():
+def test_lost_and_damaged_records_are_made_again():
     environment = Environment(versions={"torch": "2"})
     whole, lost, damaged = (
         record(scenario=Scenario(model="gpt2", seed=seed), environment=environment, lost=lost)
         for seed, lost in enumerate(((), ("timelines/a.json.gz: No space left on device",), ()))
     )
-    asked = [each.scenario for each in (whole, lost, damaged)]
+    scenarios = [each.scenario for each in (whole, lost, damaged)]
     records = [whole, lost, damaged]
-    assert pending(asked, records, environment, {file_name(damaged.scenario)}) == asked[1:]
-    assert pending(asked, [*records, replace(lost, lost=())], environment) == []
+    assert pending(scenarios, records, environment, {file_name(damaged.scenario)}) == scenarios[1:]
+    assert pending(scenarios, [*records, replace(lost, lost=())], environment) == []
 
 
-def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path):
+def test_a_record_that_no_reader_takes_is_not_written(tmp_path: Path):
     store = RunStore.create(tmp_path)
     bad = (
         record(warnings=("x" * 20_001,)),
@@ -606,7 +606,7 @@ def test_a_record_that_could_not_be_read_again_is_not_written(tmp_path: Path):
     assert store.read() == []
 
 
-def test_a_run_takes_no_more_records_than_it_is_read_with(
+def test_writers_and_readers_of_a_run_have_the_same_limit_of_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(schema, "MOST_RECORDS", 2)

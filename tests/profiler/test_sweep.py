@@ -1,4 +1,4 @@
-"""What a sweep would take: the limits of what is measured, and no number where there is none."""
+"""Forecasts of a sweep: limits of its measurements, and no number for unknown times."""
 
 from io import StringIO
 
@@ -17,27 +17,27 @@ def simulate(scenario: Scenario) -> Record:
     return Record(scenario=scenario, origin="simulated", environment=Environment())
 
 
-def test_a_forecast_adds_the_limits_of_what_is_measured_and_knows_no_end_of_a_course():
+def test_a_forecast_adds_the_limits_of_measurements_and_leaves_out_training_runs():
     course = Scenario(model="tiny", device="cpu", accumulate="gnts:threshold=0.8")
-    asked = [Scenario(model="tiny"), Scenario(model="tiny", device="cpu"), course]
-    found = forecast(asked, simulate, lambda *_: None)
+    scenarios = [Scenario(model="tiny"), Scenario(model="tiny", device="cpu"), course]
+    forecasts = forecast(scenarios, simulate, lambda *_: None)
     # Warm-up for ten seconds, samples for thirty, and the step alone for half of that.
-    assert [each.seconds and round(each.seconds) for each in found] == [0, 55, None]
-    told = StringIO()
-    print_forecasts(found, told)
-    assert "unknown" in told.getvalue()
-    assert "3 scenarios, 55 s, and training runs: 1" in told.getvalue()
+    assert [each.seconds and round(each.seconds) for each in forecasts] == [0, 55, None]
+    output = StringIO()
+    print_forecasts(forecasts, output)
+    assert "unknown" in output.getvalue()
+    assert "3 scenarios, 55 s, and training runs: 1" in output.getvalue()
 
 
-def test_what_is_simulated_of_a_measured_scenario_has_its_allocator():
-    asked = Scenario(
+def test_the_simulation_of_a_measured_scenario_keeps_its_allocator_settings():
+    scenario = Scenario(
         model="tiny", device="cuda", gpu="a100-80", alloc_conf="expandable_segments:True", steps=100
     )
-    assert to_simulate(asked) == Scenario(model="tiny", alloc_conf="expandable_segments:True")
+    assert to_simulate(scenario) == Scenario(model="tiny", alloc_conf="expandable_segments:True")
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "told"),
+    ("model", "config", "message"),
     [
         (
             "gpt2",
@@ -66,9 +66,9 @@ def test_what_is_simulated_of_a_measured_scenario_has_its_allocator():
         ),
     ],
 )
-def test_a_file_cannot_have_a_model_built_without_end(model: str, config: str, told: str):
+def test_a_suite_file_has_limits_on_the_size_of_a_model(model: str, config: str, message: str):
     text = f'[[scenarios]]\nmodel = "{model}"\ndevice = "sim"\nconfig = {config}'
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         plan_suite(read("mine", text.encode()), ())
 
 
@@ -89,5 +89,5 @@ def test_a_file_s_batch_is_not_made_to_check_its_configuration():
     text = (
         '[[scenarios]]\nmodel = "gpt2"\ndevice = "sim"\nbatch_size = 100000\nconfig = {n_layer = 2}'
     )
-    (found,) = plan_suite(read("mine", text.encode()), ())
-    assert found.batch_size == 100_000
+    (scenario,) = plan_suite(read("mine", text.encode()), ())
+    assert scenario.batch_size == 100_000

@@ -1,6 +1,4 @@
-"""Timelines, judged by a hand-counted stream, by a second way to add up the events, and by the
-record of the same simulation.
-"""
+"""Timelines, compared with a stream by hand, a second count, and the simulation's record."""
 
 import gzip
 import json
@@ -35,9 +33,7 @@ def timeline(simulation: Simulation) -> Timeline:
 
 
 def by_hand() -> Timeline:
-    """A parameter of 4 MiB, an activation of 3 and temporaries of 12 and 14 in a step of two
-    phases.
-    """
+    """Return a step of a 4 MiB parameter, a 3 MiB activation, and 12 and 14 MiB temporaries."""
     allocations = Allocations(
         [4 * MIB, 3 * MIB, 12 * MIB, 14 * MIB],
         ["parameter", "activation", "temporary", "temporary"],
@@ -48,21 +44,21 @@ def by_hand() -> Timeline:
 
 
 def test_a_stream_counted_by_hand():
-    found = by_hand()
-    assert found.phases == (
+    timeline = by_hand()
+    assert timeline.phases == (
         Stretch(step=1, phase="forward", events=1, samples=2),
         Stretch(step=1, phase="step", events=5, samples=6),
     )
-    assert found.places == (0, 1, 0, 1, 2, 3, 4, 5)
-    assert found.categories == {
+    assert timeline.places == (0, 1, 0, 1, 2, 3, 4, 5)
+    assert timeline.categories == {
         "parameter": (4 * MIB,) * 8,
         "activation": (0, *(3 * MIB,) * 6, 0),
         # 12 MiB get the 13 that are left of the segment: a rest of 1 MiB is not split off.
         "temporary": (0, 0, 0, 13 * MIB, 0, 14 * MIB, 0, 0),
     }
-    # 4, 3 and 12 MiB lie in one segment of 20; 14 MiB have one of their own.
-    assert found.reserved == (*(20 * MIB,) * 5, *(34 * MIB,) * 3)
-    assert found.fragmentation == (
+    # 4, 3 and 12 MiB lie in one segment of 20; 14 MiB have their own segment.
+    assert timeline.reserved == (*(20 * MIB,) * 5, *(34 * MIB,) * 3)
+    assert timeline.fragmentation == (
         16 * MIB,
         13 * MIB,
         13 * MIB,
@@ -72,16 +68,20 @@ def test_a_stream_counted_by_hand():
         27 * MIB,
         30 * MIB,
     )
-    assert (found.peak, found.peak_allocated, found.peak_stretch.phase) == (5, 21 * MIB, "step")
+    assert (timeline.peak, timeline.peak_allocated, timeline.peak_stretch.phase) == (
+        5,
+        21 * MIB,
+        "step",
+    )
     assert [
-        (block.category, block.block_bytes, block.phase, block.step) for block in found.largest
+        (block.category, block.block_bytes, block.phase, block.step) for block in timeline.largest
     ] == [
         ("temporary", 14 * MIB, "step", 1),
         ("parameter", 4 * MIB, "build", 0),
         ("activation", 3 * MIB, "forward", 1),
     ]
-    assert found.largest[2].module == "layer"
-    assert found.largest[2].op == "aten::mm"
+    assert timeline.largest[2].module == "layer"
+    assert timeline.largest[2].op == "aten::mm"
 
 
 def test_the_peak_is_the_record_s(simulation: Simulation, timeline: Timeline):
@@ -101,9 +101,7 @@ def test_the_peak_is_the_record_s(simulation: Simulation, timeline: Timeline):
 def test_every_sample_is_what_the_allocator_holds_at_that_event(
     simulation: Simulation, timeline: Timeline
 ):
-    """The replay once more, from the first event to the last, with nothing but the allocator's own
-    counters.
-    """
+    """Replay every event again and compare with the allocator's own counters."""
     allocator, blocks, course = CachingAllocator(), {}, {}
     for place, segment in enumerate(simulation.segments):
         course[place, 0] = allocator.allocated_bytes, allocator.reserved_bytes
@@ -123,35 +121,35 @@ def test_every_sample_is_what_the_allocator_holds_at_that_event(
     )
     for place in dict.fromkeys(segments):
         whole = [allocated for (at, _), (allocated, _) in course.items() if at == place]
-        kept = [
+        sampled = [
             allocated
             for at, allocated in zip(segments, timeline.allocated, strict=True)
             if at == place
         ]
-        assert (max(kept), min(kept)) == (max(whole), min(whole))
+        assert (max(sampled), min(sampled)) == (max(whole), min(whole))
 
 
 def test_a_thinned_timeline_keeps_the_summit_and_the_valley_of_every_stretch():
-    """100,000 events: a saw whose teeth are 1 MiB but for one of 7, and one gap."""
+    """100,000 events: teeth of 1 MiB, except one of 7 MiB, and one gap."""
     sizes = [MIB + 512] * 50_000
     sizes[31_234] = 7 * MIB
     categories: list[Category] = ["temporary"] * 50_001
     allocations = Allocations([2 * MIB, *sizes], categories, [Source()] * 50_001)
     teeth = [event for number in range(1, 50_001) for event in (number, ~number)]
     segments = [Segment("build", [0]), Segment("step", teeth)]
-    found = sample(segments, [range(1, 2)], allocations, replay(segments, allocations, ()))
-    assert len(found.places) < 3 * STRETCHES
-    assert found.peak_allocated == 9 * MIB
-    assert found.places[found.peak] == 2 * 31_234 + 1
-    assert min(found.allocated) == 2 * MIB
+    timeline = sample(segments, [range(1, 2)], allocations, replay(segments, allocations, ()))
+    assert len(timeline.places) < 3 * STRETCHES
+    assert timeline.peak_allocated == 9 * MIB
+    assert timeline.places[timeline.peak] == 2 * 31_234 + 1
+    assert min(timeline.allocated) == 2 * MIB
     size = 100_001 // STRETCHES + 1
     for first in range(0, 100_001, size):
-        kept = {
-            held
-            for place, held in zip(found.places, found.allocated, strict=True)
+        levels = {
+            nbytes
+            for place, nbytes in zip(timeline.places, timeline.allocated, strict=True)
             if first <= place < first + size
         }
-        assert len(kept) >= 2 or first + size > 100_000
+        assert len(levels) >= 2 or first + size > 100_000
 
 
 def test_the_first_and_the_last_step_are_shown_and_the_highest_one():
@@ -159,13 +157,13 @@ def test_the_first_and_the_last_step_are_shown_and_the_highest_one():
     allocations = Allocations(sizes, ["temporary"] * 4, [Source()] * 4)
     segments = [Segment("build", []), *(Segment("step", [number, ~number]) for number in range(4))]
     steps = [range(place, place + 1) for place in range(1, 5)]
-    found = sample(segments, steps, allocations, replay(segments, allocations, ()))
-    assert [stretch.step for stretch in found.phases] == [1, 2, 4]
-    assert found.peak_stretch.step == 2
-    assert found.reserved[-1] == 20 * MIB
+    timeline = sample(segments, steps, allocations, replay(segments, allocations, ()))
+    assert [stretch.step for stretch in timeline.phases] == [1, 2, 4]
+    assert timeline.peak_stretch.step == 2
+    assert timeline.reserved[-1] == 20 * MIB
 
 
-def test_the_largest_blocks_say_who_asked_for_them(timeline: Timeline):
+def test_the_largest_blocks_name_their_sources(timeline: Timeline):
     blocks = timeline.largest
     assert len(blocks) == 10
     assert [block.block_bytes for block in blocks] == sorted(
@@ -208,7 +206,7 @@ def test_a_run_folder_keeps_a_timeline_for_each_scenario(
     assert [path.name for path in store.timelines_path.iterdir()] == [
         f"{file_name(scenario)}.json.gz"
     ]
-    # No name of a file tells the folders of a factory.
+    # No file name reveals the folders of a factory.
     assert re.match("a-c-[0-9a-f]{4}-sm3-", file_name(scenario))
 
 
@@ -228,7 +226,7 @@ BROKEN = {
     "a column below zero": (packed(places=[0, 1, -1, 1, 1, 1, 1, -5]), "below 0"),
     "a number that is none": (packed(peak=True), "whole number"),
     "a fraction": (packed(reserved=[0.5] * 8), "whole number"),
-    "a peak beside the highest sample": (packed(peak=0), "is not the highest"),
+    "a peak that is not the highest sample": (packed(peak=0), "is not the highest"),
     "a peak out of range": (packed(peak=99), "is not the highest"),
     "phases that are none": (packed(phases=[["forward"]]), "not a timeline"),
     "too many phases": (
@@ -244,9 +242,9 @@ BROKEN = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_file_that_is_no_timeline_is_one_clear_line(name: str):
     broken, words = BROKEN[name]
-    with pytest.raises(ValueError, match=words) as found:
+    with pytest.raises(ValueError, match=words) as caught:
         unpack(broken)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_block_that_holds_no_texts_is_refused():

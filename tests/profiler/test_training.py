@@ -58,8 +58,8 @@ def test_an_optimizer_without_a_fused_kernel_says_so():
 
 
 def test_kept_gradients_are_in_memory_in_the_next_forward_pass():
-    dropped, kept = memory(), memory(set_to_none=False)
-    more = kept.peak_by_phase["forward"] - dropped.peak_by_phase["forward"]
+    dropped, retained = memory(), memory(set_to_none=False)
+    more = retained.peak_by_phase["forward"] - dropped.peak_by_phase["forward"]
     assert dropped.gradients <= more < dropped.gradients + 30 * MIB  # in blocks with tails
 
 

@@ -133,7 +133,7 @@ class Lookahead(torch.optim.Optimizer):
 
 
 class Passing:
-    """An object that is not an optimizer and has one."""
+    """An object with an optimizer that is not one itself."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
