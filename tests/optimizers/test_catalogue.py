@@ -294,7 +294,7 @@ def test_a_wrong_list_of_parameters_is_torchs_own_error() -> None:
 
 def test_importing_prints_nothing() -> None:
     finished = subprocess.run(
-        [sys.executable, "-c", "import optimizers"],
+        [sys.executable, "-c", "import optprof.optimizers"],
         capture_output=True,
         check=True,
         cwd=Path(optimizers.__file__).parents[1],
