@@ -458,7 +458,7 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('decoy')")
     console_script = Path(sys.executable).with_name("optprof")
     if not console_script.exists():
-        pytest.skip("optprof is not installed beside this interpreter; make test installs it")
+        pytest.skip("optprof is not installed next to this interpreter; make test installs it")
     done = subprocess.run(
         [console_script, "list", "optimizers"],
         cwd=tmp_path,

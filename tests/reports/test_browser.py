@@ -301,9 +301,9 @@ def test_filtered_rows_are_copied_and_saved_with_exact_numbers(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("#filter").fill("adam-mini simulated")
     assert set(column(page, 0, 1)) == {"adam-mini"}
-    assert page.locator("#told").text_content() == f"2 of {page.evaluate('rows.length')} rows"
+    assert page.locator("#message").text_content() == f"2 of {page.evaluate('rows.length')} rows"
     page.get_by_role("button", name="Copy as CSV").click()
-    until(page, "document.getElementById('told').textContent === '2 rows copied'")
+    until(page, "document.getElementById('message').textContent === '2 rows copied'")
     copied = list(csv.DictReader(io.StringIO(page.evaluate("navigator.clipboard.readText()"))))
     assert sorted(row["state_bytes"] for row in copied) == ["4000", "40000"]
     with page.expect_download() as download:

@@ -32,7 +32,7 @@ def test_a_gate_is_read(text, metric, allowed_bytes, allowed_share):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "a gate reads METRIC>NUMBER"),
         ("state", "a gate reads METRIC>NUMBER"),
