@@ -43,7 +43,7 @@ SM3_NOTE = (
 )
 TIMES_NOTE = (
     "The time of a step in the same figure, which its authors took with a host clock that did not"
-    " wait for the device, beside the estimate for that GPU."
+    " wait for the device, next to the estimate for that GPU."
 )
 NO_AGREEMENT = (
     "This run has no figure both ways. A run with --device auto measures on this machine what it"
@@ -259,7 +259,7 @@ def _reproduction(records: Sequence[Record]) -> Section:
         blocks,
         "reproduction",
         "State as the SGD-SaI paper draws it (“No More Adam”, arXiv 2412.11768, memory figure;"
-        " A100, fp32) beside ours: the allocator's blocks after one step on a fresh device. The"
+        " A100, fp32) next to ours: the allocator's blocks after one step on a fresh device. The"
         " figure's “GB” are GiB; extrapolated values were not measured by its authors.",
     )
 

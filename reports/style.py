@@ -106,7 +106,7 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
 
 
 def _free(candidates: Sequence[Mark], taken: Collection[Mark]) -> Mark:
-    """Return the first mark with a free shape and a free colour, or one that nobody has."""
+    """Return the first mark with a free shape and colour, else the first unused mark."""
     shapes, colours = {mark.shape for mark in taken}, {mark.colour for mark in taken}
     unlike = [
         mark for mark in candidates if mark.shape not in shapes and mark.colour not in colours

@@ -172,7 +172,7 @@ def call(
             raise
         advice = "this machine has no CUDA; leave the device out, the model is moved to it"
         raise ValueError(
-            f"model {scenario.model!r} asks for CUDA ({_line_of(error)}); {advice}"
+            f"model {scenario.model!r} needs CUDA ({_line_of(error)}); {advice}"
         ) from error
 
 

@@ -396,8 +396,8 @@ def describe(name: str) -> Gpu:
     return _CATALOGUE[name]
 
 
-def lacking(gpu: Gpu, scenario: Scenario, dtypes: Collection[str] = ()) -> str | None:
-    """Return why the GPU cannot run the scenario, whatever its memory; None if it can.
+def unsupported(gpu: Gpu, scenario: Scenario, dtypes: Collection[str] = ()) -> str | None:
+    """Return why the GPU cannot run the scenario at any memory size; None if it can.
 
     `dtypes` are torch's names of the dtypes of the parameters.
     """

@@ -239,9 +239,9 @@ class Scenario:
 
 # The digest names the files of older runs too: their names need this text.
 _ENCODER = json.JSONEncoder(sort_keys=True)
-# Texts and mappings, whose contents msgspec does not check.
+# Texts and mappings: msgspec does not check their contents.
 _FREE = ("model", "config", "optimizer", "options", "accumulate", "gpu", "alloc_conf")
-# To check against the class itself would make another instance, and check that, without end.
+# Checking against the class itself would make another instance, whose check would make another.
 _FIELDS: Any = TypedDict(
     "_FIELDS",
     get_type_hints(Scenario, include_extras=True),  # pyright: ignore[reportArgumentType]

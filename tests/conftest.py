@@ -1,6 +1,4 @@
-"""What holds for every test: those marked `gpu` or `compiler` are skipped, with the reason, where
-there is none.
-"""
+"""Skip the tests marked `gpu` or `compiler` on a machine that has none, with the reason."""
 
 import shutil
 import signal
@@ -8,16 +6,15 @@ import signal
 import pytest
 import torch
 
-# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them whatever
-# they start.
+# Under a shell that runs the tests in the background, they and their children would ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    lacking = {"gpu": "a CUDA device"} if not torch.cuda.is_available() else {}
+    missing = {"gpu": "a CUDA device"} if not torch.cuda.is_available() else {}
     if not any(map(shutil.which, ("g++", "clang++"))):
-        lacking["compiler"] = "a C++ compiler"
+        missing["compiler"] = "a C++ compiler"
     for item in items:
-        for marker, what in lacking.items():
+        for marker, name in missing.items():
             if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=f"needs {what}"))
+                item.add_marker(pytest.mark.skip(reason=f"needs {name}"))

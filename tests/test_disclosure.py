@@ -12,7 +12,7 @@ import pytest
 HERE = Path(__file__).resolve().parent.parent / "src"
 HOST, USER, SECRET = "box-of-alice-7", "alice-the-user", "hf_AbCdEfGhIjKlMnOpQrSt"
 
-# The second model raises what holds a secret and a path.
+# The second model raises an exception with a secret and a path.
 MINE = f"""
 import os, torch
 class Net(torch.nn.Module):
@@ -83,12 +83,12 @@ def leaks(run: Path, *words: str, but: tuple[str, ...] = ()) -> list[str]:
 
 @pytest.fixture(scope="module")
 def profiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """Make a run with every optional file, in `run` below a home."""
+    """Make a run with every optional file, in `run` below the home folder."""
     home, environment = alice(tmp_path_factory.mktemp("disclosed"))
     options = ["-c", f"api_key={SECRET}", "--steps", "2", f"--out={home}/run"]
     command = ["-m", "optprof", "profile", f"{home}/mine.py:build", "-o", "sgd:lr=0.1", *options]
     run(home, environment, *command, "--trace", "--snapshot", "--tensorboard")
-    # It goes on, and finds all that it has done.
+    # Resumed, it finds every scenario finished.
     run(home, environment, *command, "--resume", "--no-report")
     return home, environment
 
@@ -97,15 +97,15 @@ def test_a_run_discloses_no_secret_no_home_no_user_and_no_host(
     profiled: tuple[Path, dict[str, str]],
 ):
     home, _ = profiled
-    # Logs hold what the user's own code has printed; docs/report.md says so.
+    # Logs have the text that the user's own code printed; docs/report.md says so.
     aside = "logs/", "tensorboard/"
     assert leaks(home / "run", SECRET, str(home), USER, HOST, but=aside) == []
     lines = (home / "run/records.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["outcome"] for record in records] == ["ok"] * 3
     words = ["optprof", "profile", "~/mine.py:build", "-o", "sgd:lr=0.1", "-c", "api_key=***"]
-    kept = ["--steps", "2", "--out=~/run", "--trace", "--snapshot", "--tensorboard"]
-    assert records[0]["environment"]["command"] == [*words, *kept]
+    options = ["--steps", "2", "--out=~/run", "--trace", "--snapshot", "--tensorboard"]
+    assert records[0]["environment"]["command"] == [*words, *options]
     page = (home / "run/report.html").read_text()
     assert "optprof profile ~/mine.py:build -o sgd:lr=0.1" in page
 
@@ -122,15 +122,15 @@ def test_traces_and_event_files_name_no_host_and_no_folder(profiled: tuple[Path,
 def test_an_anonymous_report_leaves_the_records_as_they_are(profiled: tuple[Path, dict[str, str]]):
     home, environment = profiled
     before = (home / "run/records.jsonl").read_bytes()
-    known = json.loads(before.splitlines()[0])["environment"]
-    words = known["machine"]["cpu"], known["platform"]
+    recorded = json.loads(before.splitlines()[0])["environment"]
+    words = recorded["machine"]["cpu"], recorded["platform"]
     assert leaks(home / "run", *words, but=("records.jsonl",))
     run(home, environment, "-m", "optprof", "report", "run", "--tensorboard", "--anonymous")
     assert leaks(home / "run", *words, but=("records.jsonl", "logs/")) == []
     assert (home / "run/records.jsonl").read_bytes() == before
 
 
-def test_what_a_model_raises_is_recorded_without_secrets_and_folders(tmp_path: Path):
+def test_a_model_s_exception_is_recorded_without_secrets_and_folders(tmp_path: Path):
     home, environment = alice(tmp_path)
     command = ["-m", "optprof", "profile", "mine:broken", "-o", "sgd:lr=0.1", "-d", "sim"]
     run(home, environment, *command, "--out", "run", "--workload", "state", status=4)
@@ -164,9 +164,7 @@ def test_an_anonymous_run_names_no_machine_and_no_path_and_can_go_on(tmp_path: P
 
 
 @pytest.mark.parametrize("anonymous", [False, True])
-def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(
-    anonymous: bool, tmp_path: Path
-):
+def test_a_watched_script_is_recorded_without_its_arguments(anonymous: bool, tmp_path: Path):
     home, environment = alice(tmp_path)
     more = ["--anonymous"] if anonymous else []
     run(home, environment, "train.py", "run", f"--hf-token={SECRET}", "positional-secret", *more)
@@ -177,7 +175,7 @@ def test_a_watched_script_leaves_its_name_and_none_of_its_arguments(
         assert leaks(home / "run", "train.py") == []
 
 
-def test_pages_of_what_fits_and_of_what_changed_mask_their_commands(tmp_path: Path):
+def test_pages_of_fits_and_comparisons_mask_their_commands(tmp_path: Path):
     home, environment = alice(tmp_path)
     state = ["-o", "sgd:lr=0.1", "--workload", "state", "-d", "sim", "--no-report"]
     run(home, environment, "-m", "optprof", "profile", "tiny", *state, "--out", "run")

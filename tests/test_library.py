@@ -32,7 +32,7 @@ def test_a_profile_has_the_records_that_the_command_makes(run: Run):
     assert first.optimizer_state == 8 * 11_689_512 + 4 * 62
 
 
-def test_a_frame_has_a_row_a_record_and_whole_bytes(run: Run):
+def test_a_frame_has_a_row_per_record_and_whole_bytes(run: Run):
     frame = run.frame()
     assert list(frame["optimizer"]) == ["adamw", "sm3"] * 2
     assert str(frame.dtypes["state_bytes"]) == "Int64"
@@ -47,10 +47,10 @@ def test_a_notebook_shows_a_table_in_which_names_stay_text(run: Run):
     assert "adamw" in html
     assert "89.2 MiB" in html
     model = torch.nn.Linear(2, 2)
-    with optprof.watch(torch.optim.SGD(model.parameters(), lr=0.1), model="<script>") as seen:
-        assert seen._repr_html_() == "<p>The run holds no records yet.</p>"
-    assert "<script>" not in seen._repr_html_()
-    assert "own:&lt;script&gt;" in seen._repr_html_()
+    with optprof.watch(torch.optim.SGD(model.parameters(), lr=0.1), model="<script>") as watched:
+        assert watched._repr_html_() == "<p>The run holds no records yet.</p>"
+    assert "<script>" not in watched._repr_html_()
+    assert "own:&lt;script&gt;" in watched._repr_html_()
 
 
 def test_a_report_is_a_run_folder_that_the_command_reads(run: Run, tmp_path: Path):
@@ -66,7 +66,7 @@ def test_a_report_is_a_run_folder_that_the_command_reads(run: Run, tmp_path: Pat
         Run().report(tmp_path / "empty")
 
 
-def test_a_temporary_run_goes_with_its_folder():
+def test_a_temporary_run_is_deleted_with_its_folder():
     run = Run.temporary()
     folder = run.where.parent
     assert folder.is_dir()
@@ -74,7 +74,7 @@ def test_a_temporary_run_goes_with_its_folder():
     assert not folder.exists()
 
 
-def test_watches_add_to_one_folder_and_the_latest_of_a_scenario_stands(tmp_path: Path):
+def test_watches_add_to_one_folder_and_the_latest_of_a_scenario_is_shown(tmp_path: Path):
     def watched(factory: Callable[..., torch.optim.Optimizer]) -> Run:
         model = torch.nn.Linear(4, 4, bias=False)
         optimizer = factory(model.parameters())
@@ -93,7 +93,7 @@ def test_watches_add_to_one_folder_and_the_latest_of_a_scenario_stands(tmp_path:
     assert run.report(tmp_path / "mine").is_file()
 
 
-def test_a_folder_in_which_a_run_is_refused_before_anything_is_trained(tmp_path: Path):
+def test_a_folder_of_another_run_is_refused_before_any_training(tmp_path: Path):
     (tmp_path / "file").touch()
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     with pytest.raises(OSError, match="file"), optprof.watch(optimizer, out=tmp_path / "file"):
@@ -116,13 +116,13 @@ def test_an_impossible_request_is_an_error_before_anything_runs(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_is_there_is_not_written_over(tmp_path: Path):
+def test_an_existing_run_is_not_overwritten(tmp_path: Path):
     RunStore.create(tmp_path).close()
     with pytest.raises(FileExistsError, match="already holds a run"):
         optprof.profile("resnet18", "adamw", device="sim", out=tmp_path)
 
 
-def test_importing_loads_neither_torch_nor_what_draws():
+def test_importing_loads_neither_torch_nor_drawing_libraries():
     heavy = ("torch", "numpy", "pandas", "matplotlib", "jinja2")
     code = (
         f"import sys, json, optprof; print(json.dumps([name for name in {heavy} if name in"

@@ -53,7 +53,7 @@ class Chatty(torch.optim.SGD):
     )
 
 
-def test_profile_leaves_a_run_and_prints_nothing_but_json(
+def test_profile_writes_a_run_and_prints_only_json(
     profiled: tuple[Path, subprocess.CompletedProcess[str]],
 ):
     folder, done = profiled
@@ -80,14 +80,14 @@ def test_profile_leaves_a_run_and_prints_nothing_but_json(
     assert {r["outcome"] for r in lines} == {"ok"}
 
 
-def test_progress_says_what_runs_and_how_far(
+def test_progress_names_the_scenario_and_its_number(
     profiled: tuple[Path, subprocess.CompletedProcess[str]],
 ):
     _, done = profiled
     assert "[2/12] resnet18 sm3 train on sim" in done.stderr
 
 
-def test_report_draws_again_without_measuring(
+def test_report_draws_a_run_again_without_measuring(
     profiled: tuple[Path, subprocess.CompletedProcess[str]],
 ):
     folder, _ = profiled
@@ -98,7 +98,7 @@ def test_report_draws_again_without_measuring(
     assert "resnet18" in page.read_text()
 
 
-def test_a_second_run_has_a_folder_of_its_own(
+def test_a_second_run_has_another_folder(
     profiled: tuple[Path, subprocess.CompletedProcess[str]],
 ):
     folder, _ = profiled
@@ -186,7 +186,7 @@ def build():
 """
 
 
-def test_fit_answers_for_the_optimizers_that_can_be_simulated(tmp_path: Path):
+def test_fit_lists_the_optimizers_that_can_be_simulated(tmp_path: Path):
     (tmp_path / "broken.py").write_text(BROKEN)
     done = optprof(tmp_path, "fit", "tiny", "-T", "16", "--gpu", "t4", "-o", "broken:Numpy,sgd")
     assert done.returncode == 4
@@ -265,7 +265,7 @@ class Slow(torch.optim.SGD):
 """
 
 
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
+def test_ctrl_c_keeps_finished_scenarios_and_prints_how_to_go_on(tmp_path: Path):
     (tmp_path / "tiny.py").write_text(TINY)
     command = [
         "profile",
@@ -278,7 +278,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path: Path):
         "train",
         "--no-report",
     ]
-    # Other tests may have left the workers of torch.compile.
+    # Workers of torch.compile may remain from other tests.
     before = psutil.Process().children(recursive=True)
     cut_off = subprocess.Popen(
         [sys.executable, "-m", "optprof", *command], cwd=tmp_path, stderr=subprocess.PIPE, text=True
@@ -407,7 +407,7 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_children_s_way(tmp_pat
     assert done.returncode == 0, done.stderr
 
 
-def test_measuring_needs_nothing_that_draws(tmp_path: Path):
+def test_measuring_needs_no_drawing_library(tmp_path: Path):
     """A GPU box may have only torch, transformers (which loads numpy), typer, rich and psutil."""
     (tmp_path / "site").mkdir()
     blocked = (
@@ -458,7 +458,7 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
         (tmp_path / name / "__init__.py").write_text("raise SystemExit('decoy')")
     console_script = Path(sys.executable).with_name("optprof")
     if not console_script.exists():
-        pytest.skip("optprof is not installed beside this interpreter; make test installs it")
+        pytest.skip("optprof is not installed next to this interpreter; make test installs it")
     done = subprocess.run(
         [console_script, "list", "optimizers"],
         cwd=tmp_path,
@@ -492,7 +492,7 @@ def test_a_user_s_own_folders_of_our_names_are_not_in_the_way(tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(tmp_path: Path):
+def test_a_sweep_runs_its_file_s_scenarios_but_no_code_that_only_the_file_names(tmp_path: Path):
     (tmp_path / "tiny.py").write_text(TINY)
     (tmp_path / "quick").touch()
     (tmp_path / "mine.toml").write_text("""
@@ -525,14 +525,14 @@ def test_a_sweep_runs_what_its_file_lists_and_no_code_that_only_the_file_names(t
     ]
 
 
-def test_doctor_says_what_is_there_and_what_is_not(tmp_path: Path):
+def test_doctor_lists_packages_and_devices(tmp_path: Path):
     done = optprof(tmp_path, "doctor")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"torch              {torch.__version__}" in done.stdout
     assert "devices:" in done.stdout
 
 
-def test_doctor_and_help_do_without_torch(tmp_path: Path):
+def test_doctor_and_help_need_no_torch(tmp_path: Path):
     """The blocked packages behave as if they were not installed."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(
@@ -579,7 +579,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path):
         subprocess.run(["umount", disk], check=True)
 
 
-def test_a_disk_that_is_full_is_one_line_and_what_is_recorded_stays(tmp_path: Path):
+def test_a_full_disk_is_one_line_and_keeps_the_records(tmp_path: Path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
@@ -602,20 +602,20 @@ def test_a_disk_that_is_full_is_one_line_and_what_is_recorded_stays(tmp_path: Pa
         str(disk / "run"),
     ]
     try:
-        # Room for a record or two, but not for four and their timelines.
+        # Leave room for one or two records and their timelines, not for four.
         (disk / "others").write_bytes(bytes((1 << 20) - 6 * 4096))
         done = optprof(tmp_path, *command)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1].endswith(
             ": No space left on device; make room, and go on with --resume"
         )
-        kept = (disk / "run" / "records.jsonl").read_bytes()
-        assert kept == b"" or kept.endswith(b"\n")
+        records = (disk / "run" / "records.jsonl").read_bytes()
+        assert records == b"" or records.endswith(b"\n")
         (disk / "others").unlink()
         done = optprof(tmp_path, *command, "--resume", "--json")
         assert done.returncode == 0, done.stderr
         assert [record["outcome"] for record in json.loads(done.stdout)["records"]] == ["ok"] * 8
-        assert (disk / "run" / "records.jsonl").read_bytes().startswith(kept)
+        assert (disk / "run" / "records.jsonl").read_bytes().startswith(records)
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -653,19 +653,19 @@ def test_of_two_runs_into_one_folder_the_second_is_refused_and_the_first_goes_on
     assert json.loads(record)["outcome"] == "ok"
 
 
-def test_names_are_listed_with_what_they_mean(tmp_path: Path):
+def test_names_are_listed_with_descriptions(tmp_path: Path):
     assert optprof(tmp_path, "list", "gpus").stdout == "".join(
         f"{line}\n" for line in listing("gpus")
     )
     models, optimizers, gpus, ways = (
-        list(listing(what)) for what in ("models", "optimizers", "gpus", "accumulations")
+        list(listing(kind)) for kind in ("models", "optimizers", "gpus", "accumulations")
     )
     assert "gpt2-xl       1,557,611,200  parameters" in models
     assert (
         "rtx3090  GeForce RTX 3090          23.69 GiB    936 GB/s  fp32, tf32, bf16, fp16" in gpus
     )
     assert "gnts  steps once the norm of the mean gradient is below a threshold" in ways
-    # No name runs into its description: what stands behind the names begins in one column.
+    # Descriptions begin in one column, so no name runs into its own.
     for listed in (optimizers, gpus, ways):
         assert len({re.match(r"(\S+ +| +)\S", line).end() for line in listed}) == 1  # pyright: ignore[reportOptionalMemberAccess]
 
@@ -673,7 +673,7 @@ def test_names_are_listed_with_what_they_mean(tmp_path: Path):
 @pytest.mark.parametrize(
     "arguments", [("list", "gpus"), ("explain",), ("--help",), ("list", "datasets")]
 )
-def test_a_reader_that_leaves_changes_neither_status_nor_stderr(
+def test_a_closed_pipe_changes_neither_status_nor_stderr(
     tmp_path: Path, arguments: tuple[str, ...]
 ):
     whole = optprof(tmp_path, *arguments)
@@ -697,7 +697,7 @@ def test_a_reader_that_leaves_changes_neither_status_nor_stderr(
     os.close(writer)
 
 
-def test_a_run_goes_on_when_the_reader_of_its_results_leaves(tmp_path: Path):
+def test_a_run_goes_on_after_the_reader_of_its_results_has_left(tmp_path: Path):
     code = """
 from optprof.reports.streams import results_on_stdout, guard_streams
 guard_streams()
@@ -722,7 +722,7 @@ print("behind")
 
 
 @pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_command_ends_well_where_the_shell_has_closed_a_stream(tmp_path: Path, closed: str):
+def test_a_command_succeeds_if_the_shell_has_closed_a_stream(tmp_path: Path, closed: str):
     code = """
 from optprof.reports.streams import results_on_stdout, guard_streams
 guard_streams()
@@ -741,7 +741,7 @@ with open("file.txt", "w") as file:
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path):
-    """Under half a second: torch alone would take longer to load."""
+    """Help takes less than half a second, and loading torch alone takes longer."""
     start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "optprof", "--help"],
@@ -757,7 +757,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path):
     )
 
 
-def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
+def test_fit_lists_the_gpus_of_each_optimizer_and_writes_a_page(tmp_path: Path):
     done = optprof(
         tmp_path,
         "fit",
@@ -788,7 +788,7 @@ def test_fit_says_what_runs_where_and_leaves_a_page(tmp_path: Path):
     )
 
 
-def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(
+def test_compare_lists_changes_and_a_gate_ends_with_status_3(
     profiled: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ):
     folder, _ = profiled
@@ -818,7 +818,7 @@ def test_compare_tells_what_changed_and_a_gate_ends_with_status_3(
     assert (done.returncode, done.stdout.splitlines()[1][:5]) == (0, "| ---")
 
 
-def test_explain_says_what_a_figure_means(tmp_path: Path):
+def test_explain_describes_a_figure(tmp_path: Path):
     assert (
         "Storage that two tensors share counts once" in optprof(tmp_path, "explain", "state").stdout
     )

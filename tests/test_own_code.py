@@ -1,4 +1,4 @@
-"""No file of the current folder runs unasked: commands in a folder full of traps."""
+"""No file of the current folder runs unrequested: commands in a folder full of traps."""
 
 import os
 import re
@@ -10,8 +10,8 @@ import pytest
 
 HERE = Path(__file__).resolve().parent.parent / "src"
 
-# Optional modules that torch, transformers and the drawing libraries try to import (recorded by a
-# finder at the end of sys.meta_path), then installed modules and our own plain names.
+# Optional modules that torch, transformers and the drawing libraries try to import, as a finder at
+# the end of sys.meta_path recorded them; then installed modules and the names of our folders.
 TRIED = tuple(
     re.findall(
         r"\w+",
@@ -38,7 +38,7 @@ torch_tb_profiler tqdm transformers typer yaml
 """,
     )
 )
-# Modules of Python that runpy has not loaded before our first line.
+# Modules of the standard library that runpy does not load before our first line.
 STANDARD = (
     "argparse",
     "json",
@@ -107,7 +107,7 @@ def ran(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "ran").iterdir())
 
 
-# These load every library that optprof uses, in the command and in its children: it takes seconds.
+# Takes seconds: the command and its children load every library that optprof uses.
 def test_no_module_of_the_current_folder_is_run_by_a_suite_and_its_report(tmp_path: Path):
     lay_traps(tmp_path)
     lay_package(tmp_path)
@@ -139,13 +139,13 @@ def test_a_relative_entry_of_pythonpath_is_a_folder_of_the_current_one(
     style: str, entry: str, tmp_path: Path
 ):
     (tmp_path / "src").mkdir()
-    # Python looks for its own there before a line of ours is run.
+    # Python looks for its own modules there before our first line runs.
     lay_traps(tmp_path / entry, (*TRIED, *INSTALLED))
     run(tmp_path, style, "list", "gpus", path=f"{HERE}{os.pathsep}{entry}")
     assert ran(tmp_path / entry) == []
 
 
-def test_a_module_named_on_the_command_line_is_looked_up_behind_installed_ones(tmp_path: Path):
+def test_a_module_named_on_the_command_line_is_found_after_installed_ones(tmp_path: Path):
     lay_traps(tmp_path, (*INSTALLED, *STANDARD))
     (tmp_path / "mine.py").write_text(MINE)
     state = ["--workload", "state", "-d", "sim", "--no-report"]

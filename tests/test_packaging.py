@@ -35,7 +35,7 @@ print(run.records[0].memory.optimizer_state)
 
 
 def run(*words: str | Path, folder: Path = ROOT) -> str:
-    # PYTHONPATH may name this checkout, which the installed package must do without.
+    # PYTHONPATH may name this checkout, which the installed package must not need.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         [*map(str, words)],
@@ -102,7 +102,7 @@ def install(how: str, python: Path, dist: Path) -> None:
     run(*pip, "--no-index", "--no-deps", "--ignore-installed", *what)
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(dist: Path):
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(dist: Path):
     files = {
         Path(folder, name).relative_to(PACKAGE.parent).as_posix()
         for folder, _, names in os.walk(PACKAGE, followlinks=True)
@@ -135,7 +135,7 @@ def test_the_sdist_builds_the_same_wheel(dist: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("how", ["pip", "uv", "editable"])
-def test_an_installed_optprof_works_beside_a_user_s_folders_of_our_names(
+def test_an_installed_optprof_works_next_to_a_user_s_folders_of_our_names(
     how: str, dist: Path, tmp_path: Path
 ):
     python = environment(tmp_path / "env")
@@ -145,21 +145,21 @@ def test_an_installed_optprof_works_beside_a_user_s_folders_of_our_names(
     package = {"_optprof.pth"} if how == "editable" else {"optprof"}
     assert names - package == {only(site, "optprof-*.dist-info").name}
 
-    mine = tmp_path / "mine"
+    project = tmp_path / "mine"
     for name in (*PLAIN_NAMES - {"profiler"}, "datasets"):
-        (mine / name).mkdir(parents=True)
-        (mine / name / "__init__.py").write_text("OWN = True\n")
-    (mine / "profiler.py").write_text("OWN = True\n")
-    (mine / "train.py").write_text(TRAINING)
+        (project / name).mkdir(parents=True)
+        (project / name / "__init__.py").write_text("OWN = True\n")
+    (project / "profiler.py").write_text("OWN = True\n")
+    (project / "train.py").write_text(TRAINING)
     # One accumulator for each row and each column of the 4 x 4 weight, in float32.
-    assert run(python, "train.py", folder=mine) == f"{4 * (4 + 4)}\n"
+    assert run(python, "train.py", folder=project) == f"{4 * (4 + 4)}\n"
     command = tmp_path / "env" / "bin" / "optprof"
     for words in ([python, "-m", "optprof"], [command]):
-        assert "rtx3090" in run(*words, "list", "gpus", folder=mine)
+        assert "rtx3090" in run(*words, "list", "gpus", folder=project)
     if how == "pip":
         tiny = ["profile", "tiny", "-T", "8", "-o", "sm3", "-d", "sim", "--workload", "state"]
-        assert "sm3" in run(command, *tiny, "--out", "tiny", folder=mine)
-        assert (mine / "tiny" / "report.html").is_file()
+        assert "sm3" in run(command, *tiny, "--out", "tiny", folder=project)
+        assert (project / "tiny" / "report.html").is_file()
 
 
 def test_our_code_imports_optprof_by_its_only_name():

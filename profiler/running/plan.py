@@ -249,7 +249,7 @@ def _require_supported(scenario: Scenario) -> None:
     needs_dtypes = gpu is not None and scenario.dtype is None and not gpu.has_bf16
     is_built = changed or scenario.attention not in (None, "sdpa") or needs_dtypes
     dtypes = _dtypes(scenario) if is_built else ()
-    if gpu and (reason := hardware.lacking(gpu, scenario, dtypes)):
+    if gpu and (reason := hardware.unsupported(gpu, scenario, dtypes)):
         raise ValueError(f"{reason}; ask for fp32, or for another GPU")
 
 

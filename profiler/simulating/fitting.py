@@ -84,7 +84,7 @@ class Fitting:
             deciding_options=deciding_options(scenario.optimizer),
         )
         dtypes = self._streams.dtypes(scenario) if scenario.dtype is None else frozenset[str]()
-        reason = hardware.lacking(gpu, scenario, dtypes)
+        reason = hardware.unsupported(gpu, scenario, dtypes)
         if reason is not None:
             return replace(answer, reason=reason)
         left = self._left(scenario, gpu)

@@ -100,5 +100,5 @@ def _fit(records: Sequence[Record], gpu: Gpu) -> Fit:
         needed=reserved,
         left=None if reserved is None or reserved > usable else usable - reserved,
         may_fit=reserved is not None and (memory.peak_allocated or 0) <= usable < reserved,
-        reason=hardware.lacking(gpu, record.scenario, memory.parameters_by_dtype),
+        reason=hardware.unsupported(gpu, record.scenario, memory.parameters_by_dtype),
     )

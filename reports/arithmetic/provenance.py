@@ -17,9 +17,9 @@ ORIGINS = {
         " were replayed through a model of the CUDA caching allocator; no GPU was used."
     ),
     "estimated": (
-        "timed on a part of the model's parameters and scaled up to all of them, that share beside"
-        " it; or, for a GPU that was not there, worked out from the bytes that the step's kernels"
-        " move, their launches and the host's waits."
+        "timed on a noted share of the model's parameters and scaled up to all of them; or, for a"
+        " GPU that was not used, computed from the bytes that the step's kernels move, their"
+        " launches and the host's waits."
     ),
 }
 ANONYMOUS = "machine, platform, commit and paths are left out"

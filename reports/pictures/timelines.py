@@ -16,9 +16,9 @@ from .peaks import category_keys
 from .picture import ORIGINS, Areas, Key, Layer, Picture
 
 TITLE = "Memory along the training step"
-# Nobody looks at more pictures on a page, or at more rows in a picture.
+# The most pictures on a page and rows in a picture that a reader looks at.
 MOST_PICTURES, MOST_ROWS = 4, 8
-# More columns cannot be told apart.
+# More columns cannot be distinguished.
 COLUMNS = 150
 
 

@@ -1,4 +1,4 @@
-// Switches: theme and units, and the list of contents. Whoever draws listens for "redraw" on the document.
+// Switches: theme and units, and the list of contents. Graphs listen for "redraw" on the document.
 const root = document.documentElement;
 
 function chosen(name) {

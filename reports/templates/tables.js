@@ -95,7 +95,7 @@ function save(text, name, type) {
 }
 
 function tell(text) {
-  document.getElementById("told").textContent = text;
+  document.getElementById("message").textContent = text;
 }
 
 sortable.forEach(makeSortable);

@@ -1,11 +1,9 @@
-"""What does accumulation cost? A wrapper's draw on gpt2 on this CPU, beside the forward and
-backward pass that it follows.
+"""Time a wrapper's draw on gpt2 on this CPU, next to the forward and backward pass before it.
 
-The mark: a draw without buffers takes less than 3 % of forward and backward. They are timed in
-turns in one process: a pass, then a draw of each wrapper on the gradients that it left. No draw
-steps. What the noise scale's hooks do in a backward pass is done by hand, as part of its draw. The
-interval is that of the median over the rounds' ratios. Run `python tests/bench/accumulation.py
-[ROUNDS]`.
+The target: a draw without buffers takes less than 3 % of forward and backward. Both are timed in
+turns in one process: a pass, then a draw of each wrapper on its gradients. No draw steps. The work
+of the noise scale's hooks in a backward pass is done by hand, as part of its draw. The interval is
+that of the median of the rounds' ratios. Run `python tests/bench/accumulation.py [ROUNDS]`.
 """
 
 import sys
@@ -23,7 +21,7 @@ from optprof.scenarios import Scenario
 from optprof.scenarios.workpiece import build
 
 ROUNDS, WARM_UP, SEQUENCE_LENGTH = 11, 2, 256
-MARK = 0.03
+TARGET = 0.03
 SPECS = (
     "gnts:threshold=1e-9,max_draws=10000",
     "sbc:batch_size=10000,max_draws=10000",
@@ -35,14 +33,14 @@ SPECS = (
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """The time of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def draw(wrapper: Accumulation) -> None:
-    """Draw once, and do for each gradient what the noise scale's hook does."""
+    """Draw once, and do the work of the noise scale's hook for each gradient."""
     if isinstance(wrapper, GradientNoiseScale) and not wrapper.buffered:
         for parameter in wrapper.param_groups[0]["params"]:
             wrapper._own_norms.see(id(parameter), parameter.grad)
@@ -50,7 +48,7 @@ def draw(wrapper: Accumulation) -> None:
 
 
 def main(rounds: int = ROUNDS) -> None:
-    """Print, for each wrapper, the time of a draw and its share of forward and backward."""
+    """Print the time of each wrapper's draw, and its share of forward and backward."""
     keep_freed_memory()
     workpiece = build(
         Scenario(model="gpt2", batch_size=1, sequence_length=SEQUENCE_LENGTH, device="cpu"), "cpu"
@@ -59,40 +57,40 @@ def main(rounds: int = ROUNDS) -> None:
     wrappers = [accumulation.create(spec, torch.optim.SGD(parameters, lr=0.0)) for spec in SPECS]
     for wrapper in wrappers:
         if isinstance(wrapper, MetricHypothesisTest):
-            # Without one the first draw would step.
+            # Without a running mean the first draw would step.
             wrapper.running_mean = 1.0
         if isinstance(wrapper, GradientNoiseScale):
-            # Hooks of several wrappers on one model would all run in the pass.
+            # The hooks of all wrappers would run in the pass.
             wrapper.close()
             wrapper._own_norms.watch = lambda params: None  # noqa: ARG005  # pyright: ignore[reportAttributeAccessIssue]
     passes, draws = [], [[] for _ in wrappers]
     for index in range(WARM_UP + rounds):
         taken = seconds(lambda: workpiece.loss(workpiece.batch).backward())
         grads = [parameter.grad for parameter in parameters]
-        own = [seconds(lambda wrapper=wrapper: draw(wrapper)) for wrapper in wrappers]
-        # The last has buffers, and moves out of .grad what the others go on with.
+        draw_seconds = [seconds(lambda wrapper=wrapper: draw(wrapper)) for wrapper in wrappers]
+        # The last wrapper has buffers and moves gradients out of .grad, where the others need them.
         for parameter, grad in zip(parameters, grads, strict=True):
             parameter.grad = grad
         if index >= WARM_UP:
             passes.append(taken)
-            for samples, sample in zip(draws, own, strict=True):
+            for samples, sample in zip(draws, draw_seconds, strict=True):
                 samples.append(sample)
     print(
         f"gpt2, 1 x {SEQUENCE_LENGTH} tokens: forward and backward {median(passes) * 1e3:.0f} ms,"
         f" {torch.get_num_threads()} threads"
     )
     for spec, samples in zip(SPECS, draws, strict=True):
-        ratios = [own / taken for own, taken in zip(samples, passes, strict=True)]
+        ratios = [draw_seconds / taken for draw_seconds, taken in zip(samples, passes, strict=True)]
         interval = median_interval(ratios)
         assert interval is not None
         share = median(ratios)
         name = " ".join(
             [spec.partition(":")[0], *(word for word in ("mccandlish", "buffered") if word in spec)]
         )
-        seen = f"{share:.2%} ({interval.lower:.2%} to {interval.upper:.2%})"
+        text = f"{share:.2%} ({interval.lower:.2%} to {interval.upper:.2%})"
         print(
-            f"{name:<15} draw {median(samples) * 1e3:6.1f} ms = {seen} of it"
-            f" {'ok' if share < MARK else 'over 3 %'}",
+            f"{name:<15} draw {median(samples) * 1e3:6.1f} ms = {text} of it"
+            f" {'ok' if share < TARGET else 'over 3 %'}",
             flush=True,
         )
 

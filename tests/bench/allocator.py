@@ -1,8 +1,7 @@
-"""Events a second of the allocator's model, on the streams of two training steps, on one core. The
-mark: 300,000.
+"""Count events per second of the allocator's model on two training steps, on one core.
 
-Run `python tests/bench/allocator.py [MODEL]`. Seconds are those of the processor, the best of five
-runs.
+The target: 300,000. Run `python tests/bench/allocator.py [MODEL]`. Seconds are the processor's, the
+best of five runs.
 """
 
 import sys
@@ -20,13 +19,13 @@ SETTINGS = ("", "expandable_segments:True", "max_split_size_mb:64", "roundup_pow
 RUNS = 5
 
 
-def seconds(found: Simulation, settings: AllocatorSettings) -> float:
-    """Processor seconds of one run of all events through a fresh allocator."""
+def seconds(simulation: Simulation, settings: AllocatorSettings) -> float:
+    """Return the processor seconds of one run of all events through a fresh allocator."""
     allocator = CachingAllocator(settings)
     blocks: dict[int, Block] = {}
     start = time.process_time()
-    for segment in found.segments:
-        for _ in play(segment, found.allocations, allocator, blocks):
+    for segment in simulation.segments:
+        for _ in play(segment, simulation.allocations, allocator, blocks):
             pass
     return time.process_time() - start
 
@@ -36,10 +35,10 @@ def main() -> None:
     model = sys.argv[1] if len(sys.argv) > 1 else "gpt2-xl"
     print(f"{model}, two training steps through the allocator")
     for optimizer in OPTIMIZERS:
-        found = run_simulation(Scenario(model=model, optimizer=optimizer))
-        events = sum(len(segment.events) for segment in found.segments)
+        simulation = run_simulation(Scenario(model=model, optimizer=optimizer))
+        events = sum(len(segment.events) for segment in simulation.segments)
         for text in SETTINGS:
-            best = min(seconds(found, AllocatorSettings.parse(text)) for _ in range(RUNS))
+            best = min(seconds(simulation, AllocatorSettings.parse(text)) for _ in range(RUNS))
             print(
                 f"{optimizer:<8} {events:>8,} events {events / best:>10,.0f} a second  {text}",
                 flush=True,

@@ -1,12 +1,12 @@
-"""Every causal language model and image classifier of transformers, two layers and small, simulated
-and trained for real.
+"""Simulate every small causal language model and image classifier of transformers, and train it.
 
     python tests/bench/breadth.py [NAME ...] [--seconds 120]
 
-A configuration passes where the simulation with AdamW and with SM3 has the parameters and the state
-of a real step on the CPU, to the byte, and a peak within 1 % of it. What does not pass is a line of
-tests/data/breadth_failures.txt, a list that may only shrink: the run fails for a configuration
-outside of it, and says when one inside passes. Each has a process and a time limit of its own.
+Each has two layers. A configuration passes if the simulations with AdamW and with SM3 have the
+parameters and the state of a real step on the CPU, to the byte, and a peak within 1 % of it. The
+others are lines of tests/data/breadth_failures.txt, a list that may only shrink: the run fails for
+a configuration outside of it, and names those in it that pass. Each has its own process and time
+limit.
 """
 
 import argparse
@@ -48,11 +48,10 @@ VISION = tuple(
 BATCH, LENGTH, CLASSES = 2, 32, 10
 CLOSE = 0.01
 
-# How the reason of a type begins that cannot be built or trained here at all, so that there is
-# nothing to compare with.
+# The reason of a type begins so if it cannot be built or trained here: nothing can be compared.
 UNTRAINED = "not trained for real"
 
-# What a configuration's entries are set to where it has them, at any depth.
+# The values of a configuration's entries, at any depth.
 SMALL: Mapping[str, Any] = {
     **dict.fromkeys(("vocab_size", "vocab_size_per_layer_input"), 256),
     **dict.fromkeys(("pad_token_id", "bos_token_id"), 0),
@@ -149,10 +148,10 @@ SMALL: Mapping[str, Any] = {
     "image_size": 64,
 }
 HEAD: Mapping[str, Any] = {"head_dim": 16}
-# They read whether the first or last token is padding, where they get no mask, by a list of places
-# whose values a trace never sees.
+# Without a mask these read whether the first or last token is padding, by indices whose values a
+# trace never has.
 MASKED = ("big_bird", "megatron-bert", "reformer", "rembert", "roformer")
-# What some types need instead.
+# Entries that some types need instead.
 SPECIAL: Mapping[str, Mapping[str, Any]] = {
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
@@ -206,7 +205,7 @@ SPECIAL: Mapping[str, Mapping[str, Any]] = {
 
 
 def kind_of(name: str) -> Any:
-    """The class of a model type."""
+    """Return the class of a model type."""
     names: Any = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if name in VISION:
         names = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
@@ -214,8 +213,9 @@ def kind_of(name: str) -> Any:
 
 
 def small(name: str) -> Any:
-    """The configuration of a model type, small; of one that is more than a language model, that of
-    the language model.
+    """Return a small configuration of a model type.
+
+    Of a model that is more than a language model, it is the language model's.
     """
     usual: Any = CONFIG_MAPPING[name]()
     if not isinstance(usual, kind_of(name).config_class):
@@ -231,9 +231,7 @@ def small(name: str) -> Any:
 
 
 def _shrunk(usual: Any) -> dict[str, Any]:
-    """The entries of a configuration that are to be smaller, those of configurations inside it as
-    well.
-    """
+    """Return the smaller entries of a configuration and of those inside it."""
     entries = {key: value for key, value in vars(usual).items() if not isinstance(value, bool)}
     changed: dict[str, Any] = {}
     for key, value in entries.items():
@@ -252,7 +250,7 @@ def _shrunk(usual: Any) -> dict[str, Any]:
 
 
 def made(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """The model of a type and a batch, for a scenario."""
+    """Return a model of the type and a batch, for a scenario."""
     config, kind = small(name), kind_of(name)
     return kind(config), _batch(name, config, kind.main_input_name)
 
@@ -268,7 +266,7 @@ def _batch(name: str, config: Any, main_input: str) -> dict[str, torch.Tensor]:
             "pixel_values": torch.randn(BATCH, 3, 64, 64),
         }
     if name.startswith("musicgen"):
-        # A row for each of its codebooks.
+        # The model has a row per codebook.
         rows = tokens.repeat_interleave(config.num_codebooks, 0)
         return {"input_ids": rows, "labels": tokens[..., None].repeat(1, 1, config.num_codebooks)}
     if name not in VISION:
@@ -278,7 +276,7 @@ def _batch(name: str, config: Any, main_input: str) -> dict[str, torch.Tensor]:
     if main_input == "input_ids":
         return {"input_ids": tokens, "labels": tokens.clone() if name == "shieldgemma2" else labels}
     if name == "siglip2":
-        # Patches, and how many there are of them in each direction.
+        # Patches, and their number in each direction.
         return {
             "pixel_values": torch.randn(BATCH, 16, 3 * 16 * 16),
             "pixel_attention_mask": torch.ones(BATCH, 16, dtype=torch.long, device="cpu"),
@@ -293,9 +291,7 @@ def _batch(name: str, config: Any, main_input: str) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Bytes of parameters and of the optimizer's state, and the most bytes of tensors that lived at
-    once.
-    """
+    """Bytes of parameters and optimizer state, and the most bytes of tensors alive at once."""
 
     parameters: int
     state: int
@@ -303,7 +299,7 @@ class Counts:
 
 
 def scenario_of(name: str, optimizer: str) -> Scenario:
-    """Two steps of a model type, the optimizer one parameter after the other."""
+    """Return two steps of a model type, with the optimizer as a loop over the parameters."""
     return Scenario(
         model="breadth:made", config={"name": name}, optimizer=optimizer, implementation="loop"
     )
@@ -311,9 +307,7 @@ def scenario_of(name: str, optimizer: str) -> Scenario:
 
 @contextmanager
 def grouped_products(*_: Any) -> Iterator[set[Any]]:
-    """Inside, meta tensors have the grouped matrix products of every dtype, which torch gives them
-    in bfloat16 alone.
-    """
+    """Give meta tensors the grouped matrix products of every dtype; torch's are bfloat16 only."""
     library = torch.library.Library("aten", "IMPL")
     library.impl("_grouped_mm", grouped_mm, "Meta", allow_override=True)
     yield set()
@@ -322,9 +316,7 @@ def grouped_products(*_: Any) -> Iterator[set[Any]]:
 
 @contextmanager
 def as_on_the_cpu() -> Iterator[None]:
-    """Inside, a simulation leaves out what CUDA alone does: kernels of its own, their workspaces
-    and temporaries.
-    """
+    """Leave CUDA's own kernels, workspaces and temporaries out of simulations."""
 
     def recorder(*args: Any, workspaces: Any = None, **named: Any) -> Recorder:
         del workspaces
@@ -340,25 +332,24 @@ def as_on_the_cpu() -> Iterator[None]:
 
 
 def simulated(scenario: Scenario) -> tuple[Counts, set[str]]:
-    """Counts of a simulation, and the operations that it saw."""
-    found = run_simulation(scenario)
-    memory, nbytes = found.record.memory, found.allocations.nbytes
+    """Return the counts of a simulation, and the operations that it recorded."""
+    result = run_simulation(scenario)
+    memory, nbytes = result.record.memory, result.allocations.nbytes
     assert memory is not None
     total = peak = 0
-    for segment in found.segments:
+    for segment in result.segments:
         for event in segment.events:
             total += nbytes[event] if event >= 0 else -nbytes[~event]
             peak = max(peak, total)
     counts = Counts(parameters=memory.parameters, state=memory.optimizer_state, peak=peak)
-    return counts, {source.op for source in found.allocations.sources}
+    return counts, {source.op for source in result.allocations.sources}
 
 
 def measured(scenario: Scenario, operations: set[str]) -> Counts:
-    """Counts of real steps on the CPU, as torch.profiler sees the allocator; no mode that could
-    change them is active.
+    """Count real steps on the CPU by torch.profiler's allocator events, without any dispatch mode.
 
-    The bytes are counted between `operations`: what a kernel of the CPU takes and gives back itself
-    is no tensor of the program.
+    The bytes are counted between `operations`: memory that a CPU kernel allocates and frees is not
+    a tensor of the program.
     """
     workpiece = build(scenario, "cpu")
     parameters = list(workpiece.model.parameters())
@@ -366,7 +357,7 @@ def measured(scenario: Scenario, operations: set[str]) -> Counts:
         scenario, parameters, [name for name, _ in workpiece.model.named_parameters()]
     )
     batch = {name: value.clone() for name, value in workpiece.batch.items()}
-    # Adagrad makes its state before the first step.
+    # Adagrad allocates its state before the first step.
     state = [
         value
         for own in optimizer.state.values()
@@ -374,8 +365,8 @@ def measured(scenario: Scenario, operations: set[str]) -> Counts:
         if isinstance(value, torch.Tensor)
     ]
     tensors = (*parameters, *workpiece.model.buffers(), *batch.values(), *state)
-    held = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
-    start = sum(tensor.untyped_storage().nbytes() for tensor in held.values())
+    by_storage = {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
+    start = sum(tensor.untyped_storage().nbytes() for tensor in by_storage.values())
     iteration = Iteration(scenario, workpiece, batch, optimizer, lambda _: nullcontext(), "cpu")
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
@@ -393,14 +384,14 @@ def measured(scenario: Scenario, operations: set[str]) -> Counts:
 
 
 def _peak(profile: Any, operations: set[str]) -> int:
-    """The highest sum of the allocator's events outside of operations."""
+    """Return the highest sum of the allocator's events outside of operations."""
     events = sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     total = peak = inside_until = 0
     for event in events:
         if event.start_ns() > inside_until:
             peak = max(peak, total)
-            # In place it makes no tensor. Between dtypes a CPU casts into temporaries of its own,
-            # where CUDA's kernels cast what they read.
+            # An operation in place makes no tensor. Between dtypes a CPU casts into temporaries,
+            # and CUDA's kernels cast each value that they read.
             if event.name() in operations or event.name().endswith("_"):
                 inside_until = event.end_ns()
         if event.name() == "[memory]":
@@ -409,35 +400,33 @@ def _peak(profile: Any, operations: set[str]) -> int:
 
 
 def failure(name: str) -> str | None:
-    """The reason why a model type does not pass, in one line; None where it does."""
+    """Return in one line why a model type does not pass; None if it does."""
     scenarios = [scenario_of(name, optimizer) for optimizer in OPTIMIZERS]
     try:
         workpiece = build(scenarios[0], "cpu")
         workpiece.loss(workpiece.batch).backward()
-    except (
-        Exception
-    ) as error:  # any, for a model that is built or fed in a wrong way raises what it likes
+    except Exception as error:  # A wrong configuration or batch may raise anything.
         return f"{UNTRAINED}: {_line(error)}"
     try:
-        # First as anybody would, for CUDA.
+        # For CUDA first, as users do.
         for scenario in scenarios:
             simulated(scenario)
         with as_on_the_cpu():
             ours = [simulated(scenario) for scenario in scenarios]
     except Exception as error:
         return f"not simulated: {_line(error)}"
-    for scenario, (found, operations) in zip(scenarios, ours, strict=True):
+    for scenario, (counts, operations) in zip(scenarios, ours, strict=True):
         real = measured(scenario, operations)
-        for what in ("parameters", "state"):
-            if getattr(found, what) != getattr(real, what):
+        for field in ("parameters", "state"):
+            if getattr(counts, field) != getattr(real, field):
                 return (
-                    f"{what} with {scenario.optimizer}: {getattr(found, what)} bytes, really"
-                    f" {getattr(real, what)}"
+                    f"{field} with {scenario.optimizer}: {getattr(counts, field)} bytes, really"
+                    f" {getattr(real, field)}"
                 )
-        if abs(found.peak - real.peak) > CLOSE * real.peak:
+        if abs(counts.peak - real.peak) > CLOSE * real.peak:
             return (
                 f"peak with {scenario.optimizer}:"
-                f" {100 * (found.peak - real.peak) / real.peak:+.1f} %"
+                f" {100 * (counts.peak - real.peak) / real.peak:+.1f} %"
             )
     return None
 
@@ -455,7 +444,7 @@ def _answer(name: str, answers: Any) -> None:
 
 
 def alone(name: str, seconds: float) -> str | None:
-    """As `failure`, in a process that may die and has a time limit."""
+    """Return `failure` from a process that may die and has a time limit."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(name, theirs))
@@ -473,8 +462,8 @@ def alone(name: str, seconds: float) -> str | None:
         process.join()
 
 
-def known() -> dict[str, str]:
-    """The list of failures: reasons by name."""
+def listed_failures() -> dict[str, str]:
+    """Return the reasons of the listed failures by name."""
     lines = [
         line for line in FAILURES.read_text().splitlines() if line and not line.startswith("#")
     ]
@@ -482,9 +471,7 @@ def known() -> dict[str, str]:
 
 
 def main() -> int:
-    """Run what is asked, or everything; 1 where something fails that is not on the list, or passes
-    that is.
-    """
+    """Run some model types, or all; return 1 unless exactly the listed ones fail."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -492,7 +479,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120.0, help="time limit of each")
     options = parser.parse_args()
     names = options.names or [*LANGUAGE, *VISION]
-    listed = known()
+    listed = listed_failures()
     reasons: dict[str, str | None] = {}
     for name in names:
         start = time.monotonic()
@@ -515,7 +502,7 @@ def main() -> int:
     return 1 if failed or passed else 0
 
 
-# A scenario finds the factory by the name of this module, which a script has not.
+# A scenario finds the factory by this module's name, which a script does not have.
 sys.modules.setdefault("breadth", sys.modules[__name__])
 if __name__ == "__main__":
     sys.exit(main())

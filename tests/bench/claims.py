@@ -1,15 +1,14 @@
-"""What the originals claim, run on the real data: LAMB16 on MNIST, and SGD-SaI's grid of ResNet-18
-on CIFAR-10.
+"""Test the originals' claims on the real data: LAMB16 on MNIST, SGD-SaI's grid on CIFAR-10.
 
-    python tests/bench/claims.py mnist FOLDER       99.2 % of the test images after 10 epochs of
-batches of 1024, without augmentation
-    python tests/bench/claims.py cifar10 FOLDER     the best of a grid of learning rates and weight
-decays, for each optimizer
+    python tests/bench/claims.py mnist FOLDER
+        99.2 % of the test images after 10 epochs of batches of 1024, without augmentation
+    python tests/bench/claims.py cifar10 FOLDER
+        the best of a grid of learning rates and weight decays for ResNet-18, for each optimizer
 
-Accuracies are those after the last epoch: to take the best epoch would be to choose it by the test
-images. FOLDER holds the data as published, MNIST as its four idx-ubyte files (.gz or not), CIFAR-10
-as its binary version; neither is unpickled. Where it does not, one line says what to download.
-`--epochs N` and `--device cuda` are taken by both.
+Accuracies are those after the last epoch, because the best epoch would be chosen by the test
+images. FOLDER has the data as published, MNIST as its four idx-ubyte files (.gz or not), CIFAR-10
+as its binary version; neither is unpickled. If data is missing, one line says what to download.
+Both take `--epochs N` and `--device cuda`.
 """
 
 import argparse
@@ -46,15 +45,13 @@ GRID = {
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """Normalised images (n, channels, height, width) and their labels, for training and for the
-    test.
-    """
+    """Normalised images (n, channels, height, width) and labels, for training and for the test."""
 
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
 
     def to(self, device: str) -> "Images":
-        """The same on a device."""
+        """Return the same images on a device."""
         (train, train_labels), (test, test_labels) = self.train, self.test
         return Images(
             train=(train.to(device), train_labels.to(device)),
@@ -63,7 +60,7 @@ class Images:
 
 
 def read_idx(content: bytes) -> Tensor:
-    """An idx file of unsigned bytes, as a tensor; ValueError for any other content."""
+    """Return an idx file of unsigned bytes as a tensor; raise ValueError for any other content."""
     try:
         zeros, kind, axes = struct.unpack(">HBB", content[:4])
         shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
@@ -78,7 +75,7 @@ def read_idx(content: bytes) -> Tensor:
 
 
 def read_mnist(folder: Path) -> Images:
-    """The 70,000 digits of 28 x 28 pixels; FileNotFoundError says what to download."""
+    """Return the 70,000 digits of 28 x 28 pixels; FileNotFoundError says what to download."""
 
     def part(names: tuple[str, str]) -> tuple[Tensor, Tensor]:
         images, labels = (
@@ -91,7 +88,7 @@ def read_mnist(folder: Path) -> Images:
 
 
 def read_cifar10(folder: Path) -> Images:
-    """The 60,000 pictures of 3 x 32 x 32 pixels; FileNotFoundError says what to download."""
+    """Return the 60,000 images of 3 x 32 x 32 pixels; FileNotFoundError says what to download."""
     mean, deviation = (
         torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1),
         torch.tensor([0.2470, 0.2435, 0.2616]).view(3, 1, 1),
@@ -137,7 +134,7 @@ def _content(path: Path) -> bytes:
 def batches(
     images: Tensor, labels: Tensor, size: int, augment: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch in a random order, of CIFAR-10 flipped and shifted by up to 4 pixels."""
+    """Yield one epoch in random order, with CIFAR-10 flipped and shifted by up to 4 pixels."""
     for chosen in torch.randperm(len(labels), device=labels.device).split(size):
         batch = images[chosen]
         if augment:
@@ -152,7 +149,7 @@ def batches(
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of the images whose label the model names."""
+    """Return the share of the images whose label the model predicts."""
     model.eval()
     with torch.no_grad():
         right = sum(
@@ -166,12 +163,13 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 def train(
     model: nn.Module, data: Images, spec: str, *, epochs: int, batch: int, augment: bool
 ) -> list[float]:
-    """The test accuracy after each epoch; the learning rate goes down along a cosine where images
-    are augmented.
+    """Return the test accuracy after each epoch.
+
+    With augmentation the learning rate follows a cosine down to 0.
     """
     optimizer = optimizers.create(spec, model.parameters())
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if augment else None
-    found: list[float] = []
+    accuracies: list[float] = []
     for epoch in range(epochs):
         for images, labels in batches(*data.train, batch, augment):
             optimizer.zero_grad()
@@ -179,13 +177,13 @@ def train(
             optimizer.step()
         if scheduler:
             scheduler.step()
-        found.append(accuracy(model, *data.test))
-        print(f"{spec:<48}epoch {epoch + 1:3}  {found[-1]:.2%}", flush=True)
-    return found
+        accuracies.append(accuracy(model, *data.test))
+        print(f"{spec:<48}epoch {epoch + 1:3}  {accuracies[-1]:.2%}", flush=True)
+    return accuracies
 
 
 def two_layers() -> nn.Module:
-    """Two convolutions and two linear layers, as in the seed's comparison on MNIST."""
+    """Return two convolutions and two linear layers, as in the seed's comparison on MNIST."""
     convolutions = (
         nn.Conv2d(1, 32, 3),
         nn.ReLU(),
@@ -205,7 +203,7 @@ def two_layers() -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    """ResNet-18 with a first layer for small pictures."""
+    """Return ResNet-18 with a first layer for small images."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     layers: dict[str, Any] = {
@@ -231,8 +229,9 @@ class _Logits(nn.Module):
 
 
 def mnist(data: Images, epochs: int, device: str) -> bool:
-    """LAMB16 beside Adam and LAMB, at the seed's learning rate and weight decay; whether LAMB16
-    reaches 99.2 %.
+    """Train with Adam, LAMB and LAMB16; return whether LAMB16 reaches 99.2 %.
+
+    The learning rate and weight decay are the seed's.
     """
     reached = {}
     for spec in (
@@ -249,7 +248,7 @@ def mnist(data: Images, epochs: int, device: str) -> bool:
 
 
 def cifar10(data: Images, epochs: int, device: str) -> bool:
-    """The grid; whether SGD-SaI's best beats the best of the others."""
+    """Train on the grid; return whether SGD-SaI's best is the best of all."""
     best: dict[str, tuple[float, str]] = {}
     for name, (rates, decays) in GRID.items():
         for rate, decay in product(rates, decays):
@@ -277,20 +276,20 @@ def _at_least_one(text: str) -> int:
 
 
 def main() -> None:
-    """Run a claim; status 1 where it does not hold, 2 where the data is not there."""
+    """Run a claim; exit with 1 if it does not hold, with 2 if data is missing."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--epochs", type=_at_least_one)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    asked = parser.parse_args()
-    read, run, epochs = CLAIMS[asked.claim]
+    options = parser.parse_args()
+    read, run, epochs = CLAIMS[options.claim]
     try:
-        data = read(asked.folder)
+        data = read(options.folder)
     except (FileNotFoundError, ValueError) as error:
         print(f"claims: {error}", file=sys.stderr)
         sys.exit(2)
-    sys.exit(0 if run(data.to(asked.device), asked.epochs or epochs, asked.device) else 1)
+    sys.exit(0 if run(data.to(options.device), options.epochs or epochs, options.device) else 1)
 
 
 if __name__ == "__main__":

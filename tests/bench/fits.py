@@ -1,7 +1,7 @@
-"""Where the SGD-SaI paper's claims hold: full-precision GPT-2 1.5B on one RTX 3090, Llama2-7B on
-one A100-80GB (arXiv 2412.11768).
+"""Show on which settings the SGD-SaI paper's claims of fitting hold (arXiv 2412.11768).
 
-Prints the table of docs/fit.md; takes a few minutes.
+The claims: full-precision GPT-2 1.5B on one RTX 3090, Llama2-7B on one A100-80GB. Prints the table
+of docs/fit.md; takes a few minutes.
 """
 
 from dataclasses import replace
@@ -17,38 +17,38 @@ OPTIMIZERS = ("adamw", "sgd-sai")
 GPT2 = [{"activation_function": name} for name in ("gelu_new", "gelu_pytorch_tanh")]
 
 
-def asked(model: str, gpu: str, sequence_length: int, **changes: object) -> list[Scenario]:
+def scenarios(model: str, gpu: str, sequence_length: int, **changes: object) -> list[Scenario]:
     """Return the scenario of each optimizer: batch 1, fp32."""
     question = {"model": model, "device": "sim", "sequence_length": sequence_length, **changes}
-    scenarios = plan({**question, "optimizer": name} for name in OPTIMIZERS)
-    return [replace(scenario, gpu=gpu) for scenario in scenarios]
+    per_optimizer = plan({**question, "optimizer": name} for name in OPTIMIZERS)
+    return [replace(scenario, gpu=gpu) for scenario in per_optimizer]
 
 
 def settings() -> list[list[Scenario]]:
-    """One group of questions a setting."""
+    """Return a group of scenarios for each setting."""
     small = [
-        asked("gpt2-xl", "rtx3090", length, config=config, checkpointing=checkpointing)
+        scenarios("gpt2-xl", "rtx3090", length, config=config, checkpointing=checkpointing)
         for length, config, checkpointing in product((512, 1024), GPT2, (False, True))
     ]
     large = [
-        asked("llama2-7b", "a100-80", length, checkpointing=on)
+        scenarios("llama2-7b", "a100-80", length, checkpointing=on)
         for length, on in product((512, 1024, 2048, 4096), (False, True))
     ]
     return small + large
 
 
-def row(found: Fit, expandable: Fit) -> str:
-    """One line of the table: as asked, and with expandable segments."""
-    scenario = found.scenario
+def row(usual: Fit, expandable: Fit) -> str:
+    """Return one line of the table: the requested setting, and with expandable segments."""
+    scenario = usual.scenario
     activation = scenario.config.get("activation_function", "silu")
-    needed = "" if found.needed is None else f"{found.needed / GIB:.2f}"
+    needed = "" if usual.needed is None else f"{usual.needed / GIB:.2f}"
     left = [
         (
             "does not fit"
             if fit.left is None
             else f"{fit.left / GIB:.2f} left, up to {fit.largest_batch}"
         )
-        for fit in (found, expandable)
+        for fit in (usual, expandable)
     ]
     checkpointing = "yes" if scenario.checkpointing else "no"
     cells = (
@@ -65,7 +65,7 @@ def row(found: Fit, expandable: Fit) -> str:
 
 
 def main() -> None:
-    """Print the table, a line as it is found."""
+    """Print the table, each line as soon as it is complete."""
     print(
         "| model | GPU | sequence | activation | checkpointing | optimizer | would reserve, GiB |"
         " batch 1 | with expandable segments |"

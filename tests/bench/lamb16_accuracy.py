@@ -1,18 +1,18 @@
-"""How well two bytes keep LAMB16's moments: scales and roundings side by side, against float32, at
-n = 1e2 ... 1e6 (1e7 with --up-to 7).
+"""Compare scales and roundings of LAMB16's two-byte moments with float32.
 
-Gradients are Student's t with 3 degrees of freedom, each coordinate with a scale of its own
-(log-normal, sigma 1): a few outliers make most of a norm. The marks: cosine of m at least 0.99,
-norm of m within 5 %, norm of v within 10 %, no coordinate stuck. Stuck is one that moved in none of
-the last twentieth of the steps, or whose v is not finite. The last two rows of a size are LAMB16
-itself, the others the same storage with other choices: LAMB16 dithers, and keeps the norm of v.
+n = 1e2 ... 1e6 (1e7 with --up-to 7). Gradients are Student's t with 3 degrees of freedom. Each
+coordinate has its own scale (log-normal, sigma 1), so that a few outliers make most of a norm. The
+targets: cosine of m at least 0.99, norm of m within 5 %, norm of v within 10 %, no coordinate
+stuck. A coordinate is stuck if it moved in none of the last twentieth of the steps, or if its v is
+not finite. The last two rows of a size are LAMB16 itself, the others the same storage with other
+choices: LAMB16 dithers, and keeps the norm of v.
 
-Found: the RMS leaves no room for outliers. Nearest rounding with the largest value is off by up to
-10 % in v, and what is small stays where it is. Random rounding is without bias, and its v differs
-from element to element by 31 %; dithering by 27 %, with a bias of up to 3 % on average. Of a
-thousand elements and less a few make the norm of v, so that with each of them some seeds are off by
-10 to 20 % (--seeds 12). To keep the norm takes that down to 5 %; then v is up to 5 % too small on
-average. docs/optimizers.md has the table.
+Results: with the RMS as scale, outliers do not fit. Nearest rounding with the largest value as
+scale deviates by up to 10 % in v, and small values do not change. Random rounding has no bias, and
+its v differs from element to element by 31 %; dithering by 27 %, with a bias of up to 3 % on
+average. If at most a thousand elements make the norm of v, some seeds deviate by 10 to 20 % with
+either (--seeds 12). Keeping the norm reduces that to 5 %; v is then up to 5 % too small on average.
+docs/optimizers.md has the table.
 """
 
 import argparse
@@ -35,9 +35,7 @@ STEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """What became of the moments: cosine of m, both norms over those in float32, and how many
-    coordinates are stuck.
-    """
+    """Accuracy of the moments: cosine of m, norms relative to float32, number of stuck ones."""
 
     cosine: float
     first_norm: float
@@ -46,7 +44,7 @@ class Accuracy:
 
     @property
     def passes(self) -> bool:
-        """Whether the marks are met."""
+        """Return whether the targets are met."""
         return (
             self.cosine >= 0.99
             and abs(self.first_norm - 1) <= 0.05
@@ -56,7 +54,7 @@ class Accuracy:
 
 
 def student(n: int, seed: int, steps: int = STEPS, spread: float = 1.0) -> Iterator[Tensor]:
-    """Gradients: Student's t with 3 degrees of freedom over coordinates of different scale."""
+    """Yield gradients: Student's t with 3 degrees of freedom, coordinates of different scales."""
     generator = torch.Generator().manual_seed(seed)
     scales = torch.randn(n, generator=generator).mul_(spread).exp_()
     for _ in range(steps):
@@ -65,10 +63,10 @@ def student(n: int, seed: int, steps: int = STEPS, spread: float = 1.0) -> Itera
 
 
 def compare(
-    first: Tensor, second: Tensor, wanted: tuple[Tensor, Tensor], stuck: Tensor
+    first: Tensor, second: Tensor, expected: tuple[Tensor, Tensor], stuck: Tensor
 ) -> Accuracy:
-    """The accuracy of decoded moments against those in float32."""
-    m, m_norm, v_norm = wanted[0], wanted[0].double().norm(), wanted[1].double().norm()
+    """Return the accuracy of decoded moments against those in float32."""
+    m, m_norm, v_norm = expected[0], expected[0].double().norm(), expected[1].double().norm()
     cosine = torch.dot(first.double(), m.double()) / (first.double().norm() * m_norm)
     norms = (first.double().norm() / m_norm).item(), (second.double().norm() / v_norm).item()
     return Accuracy(
@@ -77,7 +75,7 @@ def compare(
 
 
 class Moments:
-    """Both moments in float32, which every gradient goes into."""
+    """Both moments in float32, updated with every gradient."""
 
     def __init__(self, n: int) -> None:
         self.m, self.v = torch.zeros(n), torch.zeros(n)
@@ -91,7 +89,7 @@ Rounding = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 def nearest(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """What torch's casts make of it."""
+    """Round to the nearest number, as torch's casts do."""
     del step
     return first.to(torch.float8_e4m3fn).float(), second.to(torch.float8_e5m2).float()
 
@@ -109,7 +107,7 @@ def _rounded(
 
 
 def random(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Up or down by chance, independent of each other."""
+    """Round up or down at random, both moments independently."""
     generator = torch.Generator().manual_seed(step)
     bits = (
         torch.randint(2**places, first.shape, generator=generator, dtype=torch.int32)
@@ -119,7 +117,7 @@ def random(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 def dithered(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Up or down in turns, as LAMB16 does."""
+    """Round up or down in turns, as LAMB16 does."""
     phases = step * FIRST_TURN % 1, step * SECOND_TURN % 1
     return _rounded(
         first,
@@ -132,7 +130,7 @@ def dithered(first: Tensor, second: Tensor, step: int) -> tuple[Tensor, Tensor]:
 
 
 class Stored(Moments):
-    """Both moments as they come back from two bytes."""
+    """Both moments as read back from two bytes."""
 
     def __init__(self, n: int, scale: str, rounding: Rounding) -> None:
         super().__init__(n)
@@ -156,7 +154,7 @@ class Stored(Moments):
 def measure_storage(
     n: int, seed: int, scale: str, rounding: Rounding, steps: int = STEPS
 ) -> Accuracy:
-    """The storage alone, where only a v that is not finite is known to be stuck."""
+    """Return the accuracy of the storage alone, in which only a v that is not finite is stuck."""
     exact, stored = Moments(n), Stored(n, scale, rounding)
     for grad in student(n, seed, steps):
         exact.take(grad)
@@ -165,7 +163,7 @@ def measure_storage(
 
 
 def measure_optimizer(n: int, seed: int, scale: str, steps: int = STEPS) -> Accuracy:
-    """LAMB16 itself."""
+    """Return the accuracy of LAMB16 itself."""
     exact, param = Moments(n), Parameter(torch.zeros(n))
     optimizer = LAMB16([param], scale=scale, betas=(BETA1, BETA2))
     stuck = torch.ones(n, dtype=torch.bool)
@@ -202,22 +200,22 @@ def main() -> None:
         default=6,
         help="the largest power of ten; 7, LAMB16 alone, takes a quarter of an hour",
     )
-    parser.add_argument("--seeds", type=int, default=1, help="the worst of so many is shown")
-    asked = parser.parse_args()
+    parser.add_argument("--seeds", type=int, default=1, help="show the worst of so many seeds")
+    options = parser.parse_args()
     print(f"{'n':>9} {'scale':<9} {'rounding':<9} {'cos m':>7} {'|m|':>7} {'|v|':>7} {'stuck':>6}")
-    for exponent in range(2, asked.up_to + 1):
+    for exponent in range(2, options.up_to + 1):
         n = 10**exponent
         for scale, rounding, run in STORAGES[-1:] if exponent > 6 else STORAGES:
-            found = min(
-                (run(n, seed) for seed in range(asked.seeds)),
+            worst = min(
+                (run(n, seed) for seed in range(options.seeds)),
                 key=lambda each: (each.passes, -abs(each.second_norm - 1)),
             )
             values = (
-                f"{found.cosine:7.4f} {found.first_norm:7.3f} {found.second_norm:7.3f}"
-                f" {found.stuck:6d}"
+                f"{worst.cosine:7.4f} {worst.first_norm:7.3f} {worst.second_norm:7.3f}"
+                f" {worst.stuck:6d}"
             )
             print(
-                f"{n:9d} {scale:<9} {rounding:<9} {values} {'' if found.passes else '  fails'}",
+                f"{n:9d} {scale:<9} {rounding:<9} {values} {'' if worst.passes else '  fails'}",
                 flush=True,
             )
 

@@ -1,12 +1,11 @@
-"""Every operation of torch's test database, traced without data and run on the CPU: storages that
-both keep.
+"""Trace every operation of torch's test database, and compare its storages with the CPU's.
 
     python tests/bench/opinfo.py [NAME ...] [--samples 1000000]
 
-A sample passes where what its outputs, autograd and its gradients hold has the same bytes in both,
-storage by storage, numbers alone aside. What may differ is named below with the reason, as a rule
-a kernel that CUDA has and a CPU has not. The run fails for an operation that is not, and says when
-one that is passes.
+A sample passes if the storages of its outputs, of autograd and of its gradients have the same bytes
+in both, except single numbers. DIFFERENT lists the operations that may differ with the reason,
+usually a kernel that only CUDA has. The run fails for an unlisted operation, and names listed ones
+that pass.
 """
 
 import argparse
@@ -30,28 +29,28 @@ from optprof.profiler.tracing.values import with_value
 
 DIFFERENT = {
     "as_strided_partial_views": (
-        "its inputs see a part of a larger storage, which their twins have not"
+        "its inputs are parts of a larger storage, and those of the trace are not"
     ),
     "linalg_lstsq": "its solution is a view of a padded copy, which meta tensors cut",
     "linalg_lstsq_grad_oriented": "its solution is a view of a padded copy, which meta tensors cut",
-    "masked_prod": "without a dispatch mode autograd asks whether an element is zero",
+    "masked_prod": "without a dispatch mode autograd tests for a zero element",
     "nn_functional_ctc_loss": "on CUDA the sums of the paths have other sizes (LossCTC.cu)",
     "nn_functional_embedding_bag": "on CUDA the bag of each index is always kept (EmbeddingBag.cu)",
     "nn_functional_scaled_dot_product_attention": "CUDA takes another kernel than the CPU",
-    "unique": "on CUDA values and counts keep the memory for all, and along an axis none more",
-    "unique_consecutive": "on CUDA what is found along an axis keeps no more memory than it needs",
+    "unique": "on CUDA values and counts keep memory for all elements, except along an axis",
+    "unique_consecutive": "on CUDA a result along an axis keeps only the memory that it needs",
 }
-# What a CPU cannot run, or differentiate by ones.
+# Operations that a CPU cannot run, or whose outputs have no gradient for ones.
 NOT_RUN = ("to_sparse", "linalg_eig", "jiterator_")
 PARTS = ("outputs", "saved", "gradients")
-# Of numbers alone the CPU's kernels make more.
+# The CPU's kernels make more single numbers, of at most so many bytes.
 NUMBER = 8
 
-Held = tuple[list[int], list[int], list[int]]
+StorageBytes = tuple[list[int], list[int], list[int]]
 
 
 def samples(op: Any, most: int) -> Iterator[Any]:
-    """The inputs of an operation that torch's own tests have, without their call stacks."""
+    """Yield the operation's inputs in torch's own tests, without their call stacks."""
     make = partial(
         op.sample_inputs_func, op, "cpu", torch.float32, requires_grad=op.supports_autograd
     )
@@ -59,11 +58,9 @@ def samples(op: Any, most: int) -> Iterator[Any]:
     yield from islice(make(), most)
 
 
-def held(run: Callable[[], Any], leaves: list[Tensor]) -> Held:
-    """Bytes of the storages that a call's outputs keep, of those that autograd keeps, and of the
-    gradients.
-    """
-    given = {storage_of(leaf) for leaf in leaves}
+def bytes_kept(run: Callable[[], Any], leaves: list[Tensor]) -> StorageBytes:
+    """Return the bytes of the storages that the outputs, autograd and the gradients keep."""
+    inputs = {storage_of(leaf) for leaf in leaves}
     saved: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -71,20 +68,22 @@ def held(run: Callable[[], Any], leaves: list[Tensor]) -> Held:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        found = [leaf for leaf in tree_leaves(run()) if isinstance(leaf, Tensor)]
-    outputs = {key: size for key, size in sizes(found).items() if key not in given}
-    kept = {key: size for key, size in saved.items() if key not in given and key not in outputs}
-    ends = [output for output in found if output.requires_grad]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        results = [leaf for leaf in tree_leaves(run()) if isinstance(leaf, Tensor)]
+    outputs = {key: size for key, size in sizes(results).items() if key not in inputs}
+    by_autograd = {
+        key: size for key, size in saved.items() if key not in inputs and key not in outputs
+    }
+    ends = [output for output in results if output.requires_grad]
+    differentiated = [leaf for leaf in leaves if leaf.requires_grad]
     gradients: list[Tensor] = []
-    if ends and wanted:
+    if ends and differentiated:
         seeds = [torch.ones_like(end) for end in ends]
-        grads = torch.autograd.grad(ends, wanted, seeds, allow_unused=True)
+        grads = torch.autograd.grad(ends, differentiated, seeds, allow_unused=True)
         own = {storage_of(seed) for seed in seeds}
         gradients = [
-            grad for grad in grads if grad is not None and storage_of(grad) not in own | given
+            grad for grad in grads if grad is not None and storage_of(grad) not in own | inputs
         ]
-    return large(outputs), large(kept), large(sizes(gradients))
+    return large(outputs), large(by_autograd), large(sizes(gradients))
 
 
 def sizes(tensors: list[Tensor]) -> dict[int, int]:
@@ -96,37 +95,35 @@ def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else id(tensor)
 
 
-def large(found: dict[int, int]) -> list[int]:
-    return sorted(size for size in found.values() if size > NUMBER)
+def large(by_storage: dict[int, int]) -> list[int]:
+    return sorted(size for size in by_storage.values() if size > NUMBER)
 
 
-def run_with(op: Any, given: Any) -> Held:
-    leaves = [leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)]
-    first, args, kwargs = given
-    return held(lambda: op(first, *args, **kwargs), leaves)
+def run_with(op: Any, arguments: Any) -> StorageBytes:
+    leaves = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
+    first, args, kwargs = arguments
+    return bytes_kept(lambda: op(first, *args, **kwargs), leaves)
 
 
-def real(op: Any, sample: Any) -> Held:
+def real(op: Any, sample: Any) -> StorageBytes:
     torch.manual_seed(0)
     return run_with(op, (sample.input, sample.args, sample.kwargs))
 
 
-def traced(op: Any, sample: Any) -> Held:
-    """The same of a trace."""
+def traced(op: Any, sample: Any) -> StorageBytes:
+    """Return the bytes that a trace of the operation keeps."""
     recorder = Recorder(workspaces=())
-    given = (sample.input, sample.args, sample.kwargs)
+    arguments = (sample.input, sample.args, sample.kwargs)
     with recorder.phase("build"):
         twins = tree_map(
-            lambda leaf: without_data(leaf) if isinstance(leaf, Tensor) else leaf, given
+            lambda leaf: without_data(leaf) if isinstance(leaf, Tensor) else leaf, arguments
         )
     with recorder.phase("forward"):
         return run_with(op, twins)
 
 
 def without_data(tensor: Tensor) -> Tensor:
-    """A tensor like another on the recorded device, whose values a trace knows where it would in
-    training.
-    """
+    """Return the tensor on the recorded device, with values if a trace would know them."""
     with torch.no_grad():
         twin = with_value(tensor.detach())
         if tensor.layout is torch.strided and twin.stride() != tensor.stride():
@@ -137,15 +134,15 @@ def without_data(tensor: Tensor) -> Tensor:
 
 
 def compared(op: Any, most: int) -> tuple[Counter[str], list[str]]:
-    """Counts of comparisons and refusals, and in words what differs."""
+    """Count comparisons and refusals, and describe each difference."""
     counts: Counter[str] = Counter()
-    found: list[str] = []
+    differences: list[str] = []
     for place, sample in enumerate(samples(op, most)):
         try:
-            wanted = real(op, sample)
+            expected = real(op, sample)
         except Exception as error:
             counts["not run"] += 1
-            found.append(
+            differences.append(
                 f"run {place}: {type(error).__name__}: {' '.join(str(error).split())[:90]}"
             )
             continue
@@ -156,16 +153,16 @@ def compared(op: Any, most: int) -> tuple[Counter[str], list[str]]:
             continue
         except Exception as error:
             counts["failed"] += 1
-            found.append(
+            differences.append(
                 f"trace {place}: {type(error).__name__}: {' '.join(str(error).split())[:90]}"
             )
             continue
-        for part, one, other in zip(PARTS, wanted, counted, strict=True):
+        for part, one, other in zip(PARTS, expected, counted, strict=True):
             counts["compared"] += 1
             if one != other:
                 counts["different"] += 1
-                found.append(f"{part} {place}: CPU {one[:6]}, trace {other[:6]}")
-    return counts, found
+                differences.append(f"{part} {place}: CPU {one[:6]}, trace {other[:6]}")
+    return counts, differences
 
 
 def main() -> int:
@@ -175,29 +172,36 @@ def main() -> int:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     start, total = time.perf_counter(), Counter[str]()
-    unnamed, passed, refused = list[str](), list[str](), list[str]()
+    unlisted, passed, refused = list[str](), list[str](), list[str]()
     for op in op_db:
         name = op.formatted_name
         if (options.names and name not in options.names) or torch.float32 not in op.dtypes:
             continue
-        counts, found = compared(op, options.samples)
+        counts, differences = compared(op, options.samples)
         total.update(counts, operations=1)
-        if found:
-            print(name, DIFFERENT.get(name, ""), dict(counts), *found[:3], sep="\n    ", flush=True)
+        if differences:
+            print(
+                name,
+                DIFFERENT.get(name, ""),
+                dict(counts),
+                *differences[:3],
+                sep="\n    ",
+                flush=True,
+            )
         if counts["refused"]:
             refused.append(f"{name} {counts['refused']}")
         if counts["different"] + counts["failed"] and name not in DIFFERENT:
-            unnamed.append(name)
+            unlisted.append(name)
         if counts["not run"] and not name.startswith(NOT_RUN):
-            unnamed.append(name)
+            unlisted.append(name)
         if name in DIFFERENT and not counts["different"]:
             passed.append(name)
     print(dict(total), f"{time.perf_counter() - start:.0f} s")
     print(f"refused, since sizes depend on values: {', '.join(refused) or 'none'}")
-    print(f"different and not named: {', '.join(unnamed) or 'none'}")
+    print(f"different and not listed: {', '.join(unlisted) or 'none'}")
     if passed:
-        print(f"named and the same: {', '.join(passed)}; take them out of DIFFERENT")
-    return bool(unnamed)
+        print(f"listed and the same: {', '.join(passed)}; take them out of DIFFERENT")
+    return bool(unlisted)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
-"""What does the harness cost? Steps on gpt2 on this CPU, timed as `optprof profile` does and by a
-bare loop, in turns in one process.
+"""Time steps on gpt2 on this CPU in the harness and in a bare loop, in turns in one process.
 
-The mark: the step inside the harness takes less than 1 % longer, the harness's own work around it
-included. Two numbers are printed. The difference of medians says what is seen; on a machine that
-others use it is as uncertain as its interval. The harness alone, around a step that does nothing,
-says what it adds to any step.
+The target: the harness makes a step less than 1 % longer, with its own work around the step. Two
+numbers are printed. The observed one is the difference of medians, as uncertain as its interval on
+a machine with other work. The other is the time of the harness around a step that does nothing.
 """
 
 import time
@@ -25,7 +23,7 @@ NAMES = ("adamw", "sgd-sai", "sm3", "lamb16")
 
 
 def gpt2_step(name: str) -> torch.optim.Optimizer:
-    """The optimizer over tensors as gpt2's, its state made."""
+    """Return an optimizer over tensors like gpt2's, with its state allocated."""
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
     parameters = [torch.nn.Parameter(torch.randn(p.shape)) for p in model.parameters()]
     for parameter in parameters:
@@ -36,9 +34,7 @@ def gpt2_step(name: str) -> torch.optim.Optimizer:
 
 
 def seconds_around(harness: Harness, run: Callable[[], object]) -> float:
-    """The time of one sample, taken from outside: the phase, the step in it, and what keeps the
-    sample.
-    """
+    """Return the seconds of one sample with its phase and its bookkeeping."""
     start = time.perf_counter()
     with harness.phase("step"):
         run()
@@ -47,14 +43,14 @@ def seconds_around(harness: Harness, run: Callable[[], object]) -> float:
 
 
 def bare_seconds(run: Callable[[], object]) -> float:
-    """The time of the step alone."""
+    """Return the seconds of the step alone."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def harness_seconds() -> float:
-    """What the harness adds to one step, as the median of many around nothing."""
+    """Return the seconds that the harness adds to a step, as the median of many empty steps."""
     harness = Harness("cpu")
     around = [seconds_around(harness, lambda: None) for _ in range(EMPTY)]
     bare = [bare_seconds(lambda: None) for _ in range(EMPTY)]
@@ -62,9 +58,7 @@ def harness_seconds() -> float:
 
 
 def main() -> None:
-    """Print, for each optimizer, the step with and without the harness, and the harness alone as a
-    share of the step.
-    """
+    """Print each optimizer's step with and without the harness, and the harness's share of it."""
     keep_freed_memory()
     own = harness_seconds()
     for name in NAMES:
@@ -74,11 +68,13 @@ def main() -> None:
         ratios = [around / alone - 1 for alone, around in rounds]
         interval = median_interval(ratios)
         assert interval is not None
-        seen = f"seen {median(ratios):+.1%} ({interval.lower:+.1%} to {interval.upper:+.1%})"
-        mark = "ok" if own < 0.01 * bare else "over 1 %"
+        observed = (
+            f"observed {median(ratios):+.1%} ({interval.lower:+.1%} to {interval.upper:+.1%})"
+        )
+        verdict = "ok" if own < 0.01 * bare else "over 1 %"
         print(
             f"{name:<8} step {bare * 1e3:6.0f} ms, harness {own * 1e6:.1f} us = {own / bare:.5%}"
-            f" {mark}; {seen}",
+            f" {verdict}; {observed}",
             flush=True,
         )
 

@@ -1,11 +1,11 @@
-"""Time `report --markdown` and `compare` on 100,000 records, each in a process of its own.
+"""Time `report --markdown` and `compare` on 100,000 records, each in a new process.
 
     python tests/bench/records.py [--count 100000] [--kind seeds ...]
 
 The targets: 20 s and 500 MB for either command; a comparison has half of the records on each side.
-Records are made up here, 6 kB each, as measured on a CPU with 40 samples a phase. They differ by
-their seed, batch size, options or model, or are 1,000 records of each of 100 scenarios. Seconds are
-those of the processor, user and system together.
+Records are generated, 6 kB each, as measured on a CPU with 40 samples per phase. They differ by
+seed, batch size, options or model, or are 1,000 records of each of 100 scenarios. Seconds are the
+processor's, user and system together.
 """
 
 import argparse
@@ -41,10 +41,8 @@ ENVIRONMENT = Environment(
 OPTIONS: dict[str, Any] = {"lr": 0.001, "betas": [0.9, 0.999], "eps": 1e-08, "weight_decay": 0.01}
 
 
-def scenario(kind: str, number: int) -> Scenario:
-    """Return the scenario of a record; records of another number have another one, but for
-    repeats.
-    """
+def scenario_of(kind: str, number: int) -> Scenario:
+    """Return the scenario of a record; only repeats share scenarios."""
     usual = Scenario(
         model="tiny:build", options=OPTIONS, device="cpu", batch_size=1, sequence_length=128
     )
@@ -58,7 +56,7 @@ def scenario(kind: str, number: int) -> Scenario:
 
 
 def memory(parameters: int, grown: int) -> Memory:
-    """Return what training with AdamW holds, its peak larger by `grown`."""
+    """Return the memory of training with AdamW, with a peak larger by `grown`."""
     weights = 4 * parameters
     parts = {"parameter": weights, "gradient": weights, "optimizer_state": 2 * weights}
     parts |= {"activation": weights, "temporary": weights, "input": 1024 + grown}
@@ -87,10 +85,10 @@ def records(kind: str, count: int, *, seed: int = 0) -> Iterator[Record]:
     """Yield the records of a run; another seed has other times, and one peak in 1,000 is larger."""
     chance = random.Random(seed)
     for number in range(count):
-        asked, parameters = scenario(kind, number), 1_000 + number % 977
+        scenario, parameters = scenario_of(kind, number), 1_000 + number % 977
         grown = 512 if seed and number % 1_000 == 0 else 0
         yield Record(
-            scenario=asked,
+            scenario=scenario,
             origin="measured",
             parameter_count=parameters,
             memory=memory(parameters, grown),
@@ -98,7 +96,7 @@ def records(kind: str, count: int, *, seed: int = 0) -> Iterator[Record]:
                 phase: _samples(chance) for phase in ("forward", "backward", "step", "iteration")
             },
             warmup={phase: _samples(chance)[:3] for phase in ("forward", "backward", "step")},
-            environment=replace(ENVIRONMENT, seed=asked.seed, time=_time(number)),
+            environment=replace(ENVIRONMENT, seed=scenario.seed, time=_time(number)),
         )
 
 
@@ -111,12 +109,15 @@ def write(folder: Path, kind: str, count: int, *, seed: int = 0) -> Path:
 
 
 def measured(*words: str) -> tuple[float, float, int]:
-    """Run optprof; return its processor seconds, its most resident MB and the bytes it printed."""
+    """Run optprof; return its processor seconds, its peak resident MB and its bytes of output."""
     with tempfile.TemporaryFile() as printed:
-        # Only a child that has ended counts, so each has a parent of its own to count for it.
-        asked = json.dumps([sys.executable, "-P", "-m", "optprof", *words])
+        # rusage counts ended children together, so each command has its own parent.
+        command = json.dumps([sys.executable, "-P", "-m", "optprof", *words])
         done = subprocess.run(
-            [sys.executable, "-c", _ONE, asked], check=True, stdout=printed, stderr=subprocess.PIPE
+            [sys.executable, "-c", _ONE, command],
+            check=True,
+            stdout=printed,
+            stderr=subprocess.PIPE,
         )
         seconds, kib = map(float, done.stderr.split()[-2:])
         return seconds, kib * 1024 / 1e6, printed.seek(0, 2)
@@ -130,12 +131,12 @@ print(used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
 """
 
 
-def show(name: str, found: tuple[float, float, int]) -> None:
-    """Print a row: seconds and MB beside their targets."""
-    seconds, held, printed = found
-    verdict = "ok" if seconds < TARGET_SECONDS and held < TARGET_MB else "beyond the targets"
-    told = f"{seconds:6.1f} s of {TARGET_SECONDS}, {held:5.0f} MB of {TARGET_MB}"
-    print(f"{name:<34} {told}, {printed / 1e6:.2f} MB printed: {verdict}", flush=True)
+def show(name: str, measurement: tuple[float, float, int]) -> None:
+    """Print a row: seconds and MB with their targets."""
+    seconds, megabytes, printed = measurement
+    verdict = "ok" if seconds < TARGET_SECONDS and megabytes < TARGET_MB else "beyond the targets"
+    text = f"{seconds:6.1f} s of {TARGET_SECONDS}, {megabytes:5.0f} MB of {TARGET_MB}"
+    print(f"{name:<34} {text}, {printed / 1e6:.2f} MB printed: {verdict}", flush=True)
 
 
 def _samples(chance: random.Random) -> tuple[float, ...]:
@@ -156,13 +157,13 @@ def main() -> None:
     )
     parser.add_argument("--count", type=int, default=COUNT)
     parser.add_argument("--kind", nargs="+", choices=KINDS, default=KINDS)
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        for kind in asked.kind:
-            run = write(Path(place) / kind, kind, asked.count)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as runs:
+        for kind in options.kind:
+            run = write(Path(runs) / kind, kind, options.count)
             show(f"{kind}: report --markdown", measured("report", str(run), "--markdown"))
             sides = [
-                write(Path(place) / f"{kind}-{seed}", kind, asked.count // 2, seed=seed)
+                write(Path(runs) / f"{kind}-{seed}", kind, options.count // 2, seed=seed)
                 for seed in (0, 1)
             ]
             for form in ("--json", "--markdown"):

@@ -1,10 +1,10 @@
-"""Attack optprof, and count what it loses, runs or gets wrong.
+"""Attack optprof, and count lost records, executed code and wrong results.
 
     python tests/bench/reliability.py [NAME ...] [--seed 0] [--scale 1]
 
-NAMEs are signals, disks, runs, timelines, strings, models and optimizers; all of them run without
-one, and `--scale` multiplies what is tried. Prints a table in Markdown, as docs/reliability.md has
-it, and ends with 1 where anything was at fault.
+NAMEs are signals, disks, runs, timelines, strings, models and optimizers; without one, all of them
+run. `--scale` multiplies the number of attempts. Prints a table in Markdown, as docs/reliability.md
+has it, and ends with status 1 after any fault.
 """
 
 import argparse
@@ -29,23 +29,27 @@ ATTACKS: dict[str, tuple[Callable[[random.Random, int], Row], int]] = {
 
 
 def main() -> int:
-    """Run what is asked, print the table, and return 1 for a fault."""
+    """Run some attacks, or all; print the table, and return 1 after any fault."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="attacks; all without")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0)
-    asked = parser.parse_args()
-    if unknown := set(asked.names) - set(ATTACKS):
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(ATTACKS):
         parser.error(f"no attack is named {', '.join(unknown)}; there are {', '.join(ATTACKS)}")
     warnings.simplefilter("ignore")
     rows = []
-    for name in asked.names or ATTACKS:
+    for name in options.names or ATTACKS:
         attack, count = ATTACKS[name]
         begin = time.monotonic()
-        row = attack(random.Random(f"{name} {asked.seed}"), max(1, round(count * asked.scale)))
-        print(f"{name}: {row.tried} in {time.monotonic() - begin:.0f} s", *row.told, sep="\n  ")
+        row = attack(random.Random(f"{name} {options.seed}"), max(1, round(count * options.scale)))
+        print(
+            f"{name}: {row.tried} in {time.monotonic() - begin:.0f} s",
+            *row.descriptions,
+            sep="\n  ",
+        )
         rows.append(row)
         sys.stdout.flush()
     print("\n| tried | how often | of which | at fault |\n|---|---:|---|---|")

@@ -1,9 +1,8 @@
-"""How long does the report of 500 records take? `optprof report` in a process of its own, on
-records that are made up here.
+"""Time `optprof report` on 500 generated records, in a new process.
 
-The marks: 5 s and 500 MB. The records are those of 25 models, 10 optimizers and two origins,
-simulated and measured with 30 samples. Seconds are those of the processor, the middle of three
-runs; on a quiet machine as many pass.
+The targets: 5 s and 500 MB. The records are of 25 models, 10 optimizers and two origins, simulated
+and measured with 30 samples. Seconds are the processor's, the median of three runs, which on a
+quiet machine are about those of the clock.
 """
 
 import random
@@ -31,11 +30,11 @@ BYTES_PER_PARAMETER = {
     "muon": 4,
 }
 SM3 = 0.006
-MARK_SECONDS, MARK_MB = 5, 500
+TARGET_SECONDS, TARGET_MB = 5, 500
 
 
 def memory(parameters: int, state: int) -> Memory:
-    """What training holds whose step takes a temporary as large as the parameters."""
+    """Return the memory of training with one temporary as large as the parameters."""
     weights = 4 * parameters
     parts = {
         "parameter": weights,
@@ -60,44 +59,44 @@ def memory(parameters: int, state: int) -> Memory:
 
 
 def records() -> list[Record]:
-    """The records, in the order of a run."""
-    chance, found = random.Random(0), []
+    """Return the records, in the order of a run."""
+    chance, result = random.Random(0), []
     for size in range(MODELS):
         parameters = round(1e8 * 1.2**size)
-        for name, held in {**BYTES_PER_PARAMETER, "sm3": SM3}.items():
-            asked = {"model": f"model-{size}", "optimizer": name, "sequence_length": 1024}
-            told = {
+        for name, nbytes in {**BYTES_PER_PARAMETER, "sm3": SM3}.items():
+            settings = {"model": f"model-{size}", "optimizer": name, "sequence_length": 1024}
+            common = {
                 "model_family": "model",
                 "parameter_count": parameters,
                 "environment": Environment(machine=Machine(cpu="made up")),
             }
-            seconds = parameters * held * 1e-9
+            seconds = parameters * nbytes * 1e-9
             step = tuple(seconds * chance.lognormvariate(0, 0.05) for _ in range(SAMPLES))
-            found += [
+            result += [
                 Record(
-                    scenario=Scenario(**asked),
+                    scenario=Scenario(**settings),
                     origin="simulated",
-                    memory=memory(parameters, round(held * parameters)),
-                    **told,
+                    memory=memory(parameters, round(nbytes * parameters)),
+                    **common,
                 ),
                 Record(
-                    scenario=Scenario(**asked, device="cpu", implementation="loop"),
+                    scenario=Scenario(**settings, device="cpu", implementation="loop"),
                     origin="measured",
                     times={"step": step},
-                    **told,
+                    **common,
                 ),
             ]
-    return found
+    return result
 
 
 def processor_seconds() -> float:
-    """What the processes that this one has started have taken."""
+    """Return the processor seconds of all ended children."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
-    """Print the seconds and the most memory of the report, and the size of its page."""
+    """Print the seconds and the peak memory of the report, and the size of its page."""
     with tempfile.TemporaryDirectory() as folder:
         run, made = Path(folder) / "run", records()
         store = RunStore.create(run)
@@ -113,11 +112,11 @@ def main() -> None:
                 stdout=subprocess.DEVNULL,
             )
             taken.append(processor_seconds() - before)
-        page = (run / "report.html").stat().st_size
-    held = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
-    verdict = "ok" if median(taken) < MARK_SECONDS and held < MARK_MB else "beyond the marks"
+        size = (run / "report.html").stat().st_size
+    mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e6
+    verdict = "ok" if median(taken) < TARGET_SECONDS and mb < TARGET_MB else "beyond the targets"
     print(
-        f"{len(made)} records: {median(taken):.2f} s, {held:.0f} MB, a page of {page / 1e6:.2f} MB:"
+        f"{len(made)} records: {median(taken):.2f} s, {mb:.0f} MB, a page of {size / 1e6:.2f} MB:"
         f" {verdict}"
     )
 

@@ -1,10 +1,9 @@
-"""A long run under fire: 200 scenarios of a tiny model, the process at work killed in every tenth,
-and this process's memory watched.
+"""Run 200 scenarios of a tiny model and kill the working process in every tenth.
 
     python tests/bench/runs.py [--device cpu]
 
-The kill comes at a random moment of the work. Prints the outcomes, the records on disk, and the
-resident set after 20 scenarios and at the end.
+The kill comes at a random moment of the work. Prints the outcomes, the records on disk, and this
+process's resident memory after 20 scenarios and at the end.
 """
 
 import argparse
@@ -37,7 +36,7 @@ class Tiny(torch.nn.Module):
         super().__init__()
         self.layer = torch.nn.Linear(8, 8)
     def forward(self, x):
-        # Long enough to be killed in.
+        # Long enough to be killed meanwhile.
         time.sleep(0.1)
         return self.layer(x).square().mean()
 def build():
@@ -46,7 +45,7 @@ def build():
 
 
 def strike(zygote: int) -> None:
-    """Send SIGKILL to the process that works for the zygote: the last one below it."""
+    """Send SIGKILL to the process that works for the zygote: its newest descendant."""
     with suppress(psutil.NoSuchProcess, IndexError):
         at_work = max(
             psutil.Process(zygote).children(recursive=True), key=psutil.Process.create_time
@@ -59,7 +58,7 @@ doomed = {random.Random(ten).randrange(10) + 10 * ten for ten in range(COUNT // 
 
 
 def main() -> None:
-    """Run, and print what is left."""
+    """Run the scenarios, and print the results."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +67,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp())
     (folder / "tiny_bench.py").write_text(TINY)
     sys.path.append(str(folder))
-    asked = [
+    scenarios = [
         Scenario(
             model="tiny_bench:build",
             optimizer="sgd",
@@ -82,14 +81,14 @@ def main() -> None:
 
     worker = Worker()
 
-    def started(place: int, scenario: Scenario) -> None:
-        resident[place] = psutil.Process().memory_info().rss
+    def started(number: int, scenario: Scenario) -> None:
+        resident[number] = psutil.Process().memory_info().rss
         if scenario.seed in doomed:
             Timer(moments.uniform(0, 0.1), strike, (worker.pid,)).start()
 
     begin = time.monotonic()
     with worker:
-        run(asked, RunStore.create(folder / "run"), started, worker=worker)
+        run(scenarios, RunStore.create(folder / "run"), started, worker=worker)
     outcomes = Counter(record.outcome for record in RunStore(folder / "run").read())
     print(f"{dict(outcomes)} on disk of {COUNT} in {time.monotonic() - begin:.0f} s")
     print(

@@ -1,8 +1,7 @@
-"""Simulating one training step with each optimizer, against torch's MemTracker doing its part of
-the same, in one run.
+"""Time the simulation of a training step, against torch's MemTracker, in one run.
 
-MemTracker gives live tensor bytes of one optimizer; optprof gives those, and what CUDA's allocator
-makes of them. The mark: 12 times faster for each optimizer. Run `python tests/bench/simulator.py
+MemTracker gives the live tensor bytes of one optimizer; optprof gives those and the bytes of CUDA's
+allocator. The target: 12 times as fast for each optimizer. Run `python tests/bench/simulator.py
 [MODEL]`; MemTracker takes minutes on gpt2-xl.
 """
 
@@ -30,7 +29,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def track(model: str, optimizer_name: str) -> None:
-    """Two training steps under MemTracker, on fake tensors, as its documentation shows."""
+    """Run two training steps under MemTracker, on fake tensors, as its documentation shows."""
     with FakeTensorMode():
         workpiece = build(Scenario(model=model), "cpu")
         batch = {name: torch.zeros_like(value) for name, value in workpiece.batch.items()}
@@ -48,9 +47,7 @@ def track(model: str, optimizer_name: str) -> None:
 
 
 def print_layers() -> None:
-    """How the simulation's time grows with the layers of a model: linearly, so that seconds a layer
-    stay what they are.
-    """
+    """Print the simulation's time by the layers of a model; the time per layer stays constant."""
     for layers in (12, 24, 48, 96):
         taken = seconds(
             lambda layers=layers: simulate(
@@ -67,7 +64,8 @@ def print_layers() -> None:
 def main() -> None:
     """Print seconds for each optimizer and the ratios."""
     model = sys.argv[1] if len(sys.argv) > 1 else "gpt2-xl"
-    build(Scenario(model="gpt2"), "meta")  # both sides find transformers loaded
+    # Load transformers for both sides.
+    build(Scenario(model="gpt2"), "meta")
     print(f"{model}, two training steps, seconds")
     for name in OPTIMIZERS:
         ours = seconds(lambda name=name: simulate(Scenario(model=model, optimizer=name)))

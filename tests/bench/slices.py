@@ -1,8 +1,7 @@
-"""Do slices predict the optimizer's step on the whole model? gpt2 on this CPU, whole and slices in
-turns in one process.
+"""Time the optimizer's step on all of gpt2 and on slices of it, in turns in one process.
 
-The slices are those that `optprof profile` would take of a model that does not fit. The mark:
-medians within 15 %.
+The slices are those that `optprof profile` takes of a model that does not fit. The target: medians
+within 15 %.
 """
 
 import time
@@ -23,9 +22,7 @@ BYTES_PER_PARAMETER = {"adamw": 16.0, "sgd-sai": 12.0, "sm3": 8.01, "lamb16": 10
 
 
 def steps(name: str, shapes: list[torch.Size]) -> Callable[[], object]:
-    """The step of an optimizer over parameters of these shapes, its state made and its memory
-    touched.
-    """
+    """Return the step of an optimizer over parameters of these shapes, with its state allocated."""
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     for parameter in parameters:
         parameter.grad = torch.randn_like(parameter)
@@ -41,11 +38,11 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def main() -> None:
-    """Print medians of the whole and of the slices scaled up, and how far they are apart."""
+    """Print medians of the whole model and of the scaled slices, and their deviation."""
     keep_freed_memory()
     model = build(Scenario(model="gpt2", workload="state"), "meta").model
-    for name, held in BYTES_PER_PARAMETER.items():
-        parts = take_slices(model, bytes_per_parameter=held, budget=SLICE_BUDGET)
+    for name, nbytes in BYTES_PER_PARAMETER.items():
+        parts = take_slices(model, bytes_per_parameter=nbytes, budget=SLICE_BUDGET)
         whole = steps(name, [p.shape for p in model.parameters()])
         of_parts = [
             (steps(name, [shape for shape, _ in part.tensors]), part.scale) for part in parts
@@ -54,11 +51,11 @@ def main() -> None:
             (seconds(whole), sum(seconds(step) * scale for step, scale in of_parts))
             for _ in range(ROUNDS)
         ]
-        found, told = (median(column) for column in zip(*rounds, strict=True))
+        real, scaled = (median(column) for column in zip(*rounds, strict=True))
         share = sum(part.count for part in parts) / 124_439_808
         print(
-            f"{name:<8} whole {found * 1e3:6.0f} ms, from {share:.0%} of it {told * 1e3:6.0f} ms"
-            f" ({told / found - 1:+.1%})",
+            f"{name:<8} whole {real * 1e3:6.0f} ms, from {share:.0%} of it {scaled * 1e3:6.0f} ms"
+            f" ({scaled / real - 1:+.1%})",
             flush=True,
         )
 

@@ -1,12 +1,11 @@
-"""One step of ours against one of their originals: GPT-2 small's parameters in float32 on this CPU,
-all in turns in one process.
+"""Time our steps against their originals on GPT-2 small in float32 on this CPU.
 
-The marks: sgd-sai 1.2 times as fast as sgd_sai 1.0.3, sm3 5 times as torch-SM3 0.1.0, lamb 4 and
-lamb16 8 times as their originals, each in the best of its ways; and of the bandwidth floor, the
-time in which this machine copies the bytes that a step has to move at least, a share of 0.8, 0.5,
-0.4 and 0.25. The originals of LAMB and LAMB16 are on no index; in their place stand plain
-transcriptions of the order of operations that they are known by, written here. Run `python
-tests/bench/steps.py [ROUNDS] [NAME ...]`; `pip install --group parity` first.
+All run in turns in one process. The targets: sgd-sai 1.2 times as fast as sgd_sai 1.0.3, sm3 5
+times as torch-SM3 0.1.0, lamb 4 and lamb16 8 times as their originals, each in its fastest
+implementation. The bandwidth floor is the time in which this machine copies the bytes that a step
+must move; its share of the step is to be 0.8, 0.5, 0.4 and 0.25. The originals of LAMB and LAMB16
+are in no package index; plain transcriptions of their order of operations stand in for them. Run
+`python tests/bench/steps.py [ROUNDS] [NAME ...]`; `pip install --group parity` first.
 """
 
 import gc
@@ -28,27 +27,26 @@ from torch.optim.optimizer import Optimizer
 
 from optprof import optimizers
 
-COPIED = 2**28  # bytes
+COPIED_BYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """One of ours, its original, and what is asked of it."""
+    """One of our optimizers, its original, and the targets."""
 
     spec: str
     original: str
     make_original: Callable[[list[Parameter]], Any]
-    traffic: int  # bytes a parameter that a step moves at least
+    # Bytes per parameter that a step must move.
+    traffic: int
     times_faster: float
     share_of_floor: float
-    # the original, as it was once measured on a machine of two threads that copies at 58.5 GB/s
-    known: str
+    # The original as measured on a machine of two threads that copies at 58.5 GB/s.
+    reference: str
 
 
 class PlainLAMB(Optimizer):
-    """LAMB as cybertronai's is known to go: an operation a tensor at a time, the trust ratio read
-    by the host.
-    """
+    """LAMB in cybertronai's order: an operation per tensor, with a trust ratio read by the host."""
 
     def __init__(self, params: list[Parameter], lr: float = 1e-3) -> None:
         super().__init__(params, {"lr": lr, "betas": (0.9, 0.999), "eps": 1e-6})
@@ -72,9 +70,7 @@ class PlainLAMB(Optimizer):
 
 
 class PlainLAMB16(Optimizer):
-    """LAMB16 as vxst's is known to go: both moments decoded, updated, normed, clipped and cast, a
-    new tensor at every turn.
-    """
+    """LAMB16 in vxst's order: moments decoded, updated, normed, clipped and cast in new tensors."""
 
     def __init__(self, params: list[Parameter], lr: float = 1e-3) -> None:
         super().__init__(
@@ -117,14 +113,14 @@ def _with_state(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Any, dic
 
 
 def sgd_sai(params: list[Parameter]) -> Any:
-    """The original SGD-SaI, whose first step is quiet here."""
+    """Return the original SGD-SaI."""
     from sgd_sai import SGD_sai  # pyright: ignore[reportMissingImports]
 
     return SGD_sai(params, lr=1e-3)
 
 
 def torch_sm3(params: list[Parameter]) -> Any:
-    """The original SM3."""
+    """Return the original SM3."""
     from SM3 import SM3  # pyright: ignore[reportMissingImports]
 
     return SM3(params)
@@ -138,7 +134,7 @@ CONTESTS = (
         traffic=20,
         times_faster=1.2,
         share_of_floor=0.8,
-        known="74.4 ms, share 0.57",
+        reference="74.4 ms, share 0.57",
     ),
     Contest(
         spec="sm3",
@@ -147,7 +143,7 @@ CONTESTS = (
         traffic=12,
         times_faster=5,
         share_of_floor=0.5,
-        known="427 ms, share 0.06",
+        reference="427 ms, share 0.06",
     ),
     Contest(
         spec="lamb:preset=cybertronai",
@@ -156,7 +152,7 @@ CONTESTS = (
         traffic=40,
         times_faster=4,
         share_of_floor=0.4,
-        known="577 ms, share 0.15",
+        reference="577 ms, share 0.15",
     ),
     Contest(
         spec="lamb16",
@@ -165,7 +161,7 @@ CONTESTS = (
         traffic=26,
         times_faster=8,
         share_of_floor=0.25,
-        known="2917 ms, share 0.02",
+        reference="2917 ms, share 0.02",
     ),
 )
 
@@ -173,7 +169,7 @@ CONTESTS = (
 def shapes(
     width: int = 768, layers: int = 12, vocabulary: int = 50257, context: int = 1024
 ) -> list[tuple[int, ...]]:
-    """GPT-2 small's 148 parameters: 124,439,808 numbers."""
+    """Return the shapes of GPT-2 small's 148 parameters: 124,439,808 numbers."""
     norm = [(width,), (width,)]
     attention = [(width, 3 * width), (3 * width,), (width, width), (width,)]
     mlp = [(width, 4 * width), (4 * width,), (4 * width, width), (width,)]
@@ -181,7 +177,7 @@ def shapes(
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """The time that it takes."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
@@ -190,18 +186,16 @@ def seconds(run: Callable[[], object]) -> float:
 def contend(
     contest: Contest, params: list[Parameter], rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each step of each way, of the original and of a copy, taken in turns, and those of
-    each one's first step.
-    """
+    """Return the seconds of steps, original and copy, taken in turns, and of each first step."""
     ours: dict[str, Optimizer] = {}
     for way in optimizers.implementations(contest.spec):
         ours[way] = optimizers.create(contest.spec, params, implementation=way, lr=1e-5)
-        # The ways keep the same state, which is held once.
+        # All implementations keep the same state, which is allocated once.
         ours[way].state = next(iter(ours.values())).state
     original = contest.make_original(params)
     for group in original.param_groups:
         group["lr"] = 1e-5
-    source, target = torch.ones(COPIED // 4), torch.ones(COPIED // 4)
+    source, target = torch.ones(COPIED_BYTES // 4), torch.ones(COPIED_BYTES // 4)
     turns: dict[str, Callable[[], object]] = {
         name: optimizer.step for name, optimizer in ours.items()
     }
@@ -217,20 +211,20 @@ def contend(
 def report(
     contest: Contest, count: int, taken: dict[str, list[float]], first: dict[str, float]
 ) -> bool:
-    """Print a contest; whether its marks are met."""
-    times = {name: median(found) for name, found in taken.items()}
+    """Print a contest, and return whether its targets are met."""
+    times = {name: median(samples) for name, samples in taken.items()}
     # A copy reads and writes.
-    speed = 2 * COPIED / times.pop("copy")
+    speed = 2 * COPIED_BYTES / times.pop("copy")
     floor = contest.traffic * count / speed
     best = min((name for name in times if name != "original"), key=times.__getitem__)
-    print(f"\n{contest.spec} and {contest.original} (known: {contest.known})")
+    print(f"\n{contest.spec} and {contest.original} (reference: {contest.reference})")
     print(
         f"  copies at {speed / 1e9:.1f} GB/s: {contest.traffic} bytes a parameter take"
         f" {floor * 1e3:.1f} ms"
     )
-    for name, found in times.items():
+    for name, step_seconds in times.items():
         ratio, spread = (
-            times["original"] / found,
+            times["original"] / step_seconds,
             f"({min(taken[name]) * 1e3:.1f} to {max(taken[name]) * 1e3:.1f})",
         )
         compiling = (
@@ -239,23 +233,24 @@ def report(
             else ""
         )
         print(
-            f"  {name:<9}{found * 1e3:8.1f} ms {spread}  {ratio:5.2f} x  share of the floor"
-            f" {floor / found:.2f}{compiling}"
+            f"  {name:<9}{step_seconds * 1e3:8.1f} ms {spread}  {ratio:5.2f} x  share of the floor"
+            f" {floor / step_seconds:.2f}{compiling}"
         )
     ratio, share = times["original"] / times[best], floor / times[best]
     met = ratio >= contest.times_faster, share >= contest.share_of_floor
-    told = ["met" if each else "MISSED" for each in met]
-    marks = (
-        f"{ratio:.2f} x (mark {contest.times_faster}: {told[0]}), share {share:.2f} (mark"
-        f" {contest.share_of_floor}: {told[1]})"
+    verdicts = ["met" if each else "MISSED" for each in met]
+    targets = (
+        f"{ratio:.2f} x (target {contest.times_faster}: {verdicts[0]}), share {share:.2f} (target"
+        f" {contest.share_of_floor}: {verdicts[1]})"
     )
-    print(f"  best: {best}, {marks}", flush=True)
+    print(f"  best: {best}, {targets}", flush=True)
     return all(met)
 
 
 def main() -> None:
-    """Print every contest and the most memory that this process held; status 1 where a mark is
-    missed, 2 for a name that is none.
+    """Print every contest and this process's peak memory.
+
+    Exit with 1 if a target is missed, with 2 for an unknown name.
     """
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 7
     contests = {contest.spec.partition(":")[0]: contest for contest in CONTESTS}
@@ -282,7 +277,7 @@ def main() -> None:
     count = sum(map(Tensor.numel, params))
     print(f"{count:,} parameters, {torch.get_num_threads()} threads, torch {torch.__version__}")
     met: list[bool] = []
-    # What an earlier run has compiled would be found there, and the first step be told too short.
+    # With an earlier run's compiled code in the cache, the first step would be too short.
     with tempfile.TemporaryDirectory() as cache:
         os.environ.update(TORCHINDUCTOR_CACHE_DIR=cache, TORCH_EXTENSIONS_DIR=cache)
         for contest in (contests[name] for name in contests if name in chosen):

@@ -1,8 +1,7 @@
-"""Our optimizers train: a GPT that reads letters and an MLP on handwritten digits, each beside
-AdamW, from learning rates written here.
+"""Train a GPT on letters and an MLP on handwritten digits with our optimizers and AdamW.
 
-Run `python tests/bench/training.py` to draw the curves into docs/images/training.png;
-tests/optimizers/test_training.py asks for the marks.
+The learning rates are below. Run `python tests/bench/training.py` to draw the curves into
+docs/images/training.png; tests/optimizers/test_training.py checks the targets.
 """
 
 import math
@@ -29,7 +28,7 @@ PICTURE = ROOT / "docs" / "images" / "training.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A training as it went: the loss of every step, and the loss on all data at its end."""
+    """A training run: the loss of every step, and the final loss on all data."""
 
     losses: tuple[float, ...] = field(repr=False)
     final: float
@@ -37,8 +36,9 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A model, batches to train it and all data to judge it; `decay` is the share of the steps in
-    which the learning rate goes to 0.
+    """A model, its batches, and all data to judge it.
+
+    `decay` is the share of the steps in which the learning rate goes to 0.
     """
 
     build: Callable[[], nn.Module]
@@ -49,7 +49,7 @@ class Task:
     label_smoothing: float = 0.0
 
 
-# The best of a few tries each; AdamW's were eight on each task, from 1e-3 to 2e-2 on the text and
+# The best of a few attempts each. AdamW had eight on each task, from 1e-3 to 2e-2 on the text and
 # to 0.2 on the digits.
 SPECS = {
     "gpt": {
@@ -71,7 +71,7 @@ SEEDS = {"gpt": (0, 1), "digits": (0, 1, 2)}
 
 
 class Block(nn.Module):
-    """Attention to what came before, and two linear layers."""
+    """Causal attention and two linear layers."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Another hidden state of the same shape, (batch, length, width)."""
+        """Return a hidden state of the same shape, (batch, length, width)."""
         batch, length, width = hidden.shape
         split = self.attention(self.before(hidden)).view(
             batch, length, 3, self.heads, width // self.heads
@@ -104,16 +104,17 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, letters, bias=False)
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=0.1)  # GPT-2's 0.02 at width 768, for this width
+                # GPT-2's 0.02 at width 768, scaled to this width.
+                nn.init.normal_(module.weight, std=0.1)
 
     def forward(self, letters: Tensor) -> Tensor:
-        """Logits of the letter that follows each letter."""
+        """Return the logits of the letter that follows each letter."""
         hidden = self.letters(letters) + self.places.weight[: letters.shape[1]]
         return self.head(self.norm(self.blocks(hidden))).flatten(0, 1)
 
 
 def gpt(context: int = 32, batch: int = 32, steps: int = 500) -> Task:
-    """Genesis, letter by letter."""
+    """Return the task to learn Genesis letter by letter."""
     text = TEXT.read_text()
     alphabet = sorted(set(text))
     data = torch.tensor([alphabet.index(letter) for letter in text])
@@ -137,13 +138,14 @@ def gpt(context: int = 32, batch: int = 32, steps: int = 500) -> Task:
 
 
 def digits(width: int = 16, batch: int = 64, steps: int = 400) -> Task:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels, with smoothed labels: without, the loss on so
-    few goes to 0 and 5 % of it too.
+    """Return the task to learn scikit-learn's 1,797 digits of 8 x 8 pixels, with smoothed labels.
+
+    Without smoothing, the loss on so few goes to 0, and so does 5 % of it.
     """
     from sklearn.datasets import load_digits
 
-    found: Any = load_digits(return_X_y=True)
-    pixels, labels = torch.tensor(found[0] / 16.0, dtype=torch.float32), torch.tensor(found[1])
+    dataset: Any = load_digits(return_X_y=True)
+    pixels, labels = torch.tensor(dataset[0] / 16.0, dtype=torch.float32), torch.tensor(dataset[1])
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -179,12 +181,13 @@ TICKS = (0.5, 0.6, 0.8, 1, 1.2, 1.5, 2, 2.5, 3, 4)
 
 
 def train(task: Task, spec: str, *, seed: int = 0) -> Run:
-    """Train a fresh model; every optimizer finds the same weights, the same batches and the
-    schedule that SM3's authors advise.
+    """Train a fresh model with the schedule that SM3's authors advise.
+
+    Every optimizer gets the same initial weights and the same batches.
     """
     torch.manual_seed(seed)
     model = task.build()
-    # Of tensors so small most of a step is what each operation costs, and foreach needs the fewest.
+    # With tensors this small the number of operations decides the time, and foreach has the fewest.
     optimizer = optimizers.create(spec, model.parameters(), implementation="foreach")
     scheduler = LambdaLR(
         optimizer,
@@ -211,7 +214,7 @@ def train(task: Task, spec: str, *, seed: int = 0) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """The runs of one optimizer on one task, one a seed."""
+    """The runs of one optimizer on one task, one per seed."""
 
     optimizer: str
     spec: str
@@ -219,12 +222,12 @@ class Curve:
 
     @property
     def final(self) -> float:
-        """The loss on all data at the end, mean of the runs."""
+        """Return the final loss on all data, the mean of the runs."""
         return mean(run.final for run in self.runs)
 
     @property
     def smooth(self) -> list[float]:
-        """The mean loss of every WINDOW steps in a row, from step WINDOW on."""
+        """Return the mean loss of every WINDOW consecutive steps, from step WINDOW on."""
         return (
             torch.tensor([run.losses for run in self.runs])
             .mean(0)
@@ -235,7 +238,7 @@ class Curve:
 
 
 def train_all(name: str) -> list[Curve]:
-    """Every optimizer on one task, told as they go."""
+    """Train with every optimizer on one task, and print each result."""
     task, curves = TASKS[name](), []
     for optimizer, spec in SPECS[name].items():
         curve = Curve(
@@ -248,19 +251,17 @@ def train_all(name: str) -> list[Curve]:
     return curves
 
 
-def draw(found: dict[str, list[Curve]], path: Path) -> None:
-    """The losses of every task, one plot each, in the colours that the optimizers wear in every
-    report.
-    """
+def draw(curves_by_task: dict[str, list[Curve]], path: Path) -> None:
+    """Draw the losses of each task in a plot, in the colours of the optimizers in reports."""
     from matplotlib import pyplot
 
     from optprof.reports.pictures.drawing.figure import settings
 
     with settings():
         figure, plots = pyplot.subplots(
-            1, len(found), figsize=(11, 4.2), layout="constrained", facecolor=PAPER.light
+            1, len(curves_by_task), figsize=(11, 4.2), layout="constrained", facecolor=PAPER.light
         )
-        for plot, (name, curves) in zip(plots, found.items(), strict=True):
+        for plot, (name, curves) in zip(plots, curves_by_task.items(), strict=True):
             _draw_task(plot, name, curves)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130, metadata={"Software": None})
@@ -304,9 +305,7 @@ def _draw_task(plot: Any, name: str, curves: list[Curve]) -> None:
 
 
 def _label_lines(plot: Any, curves: list[Curve], worn: dict[str, Mark]) -> None:
-    """The name of each line at its end, with the loss on all data, moved apart where they would
-    overlap.
-    """
+    """Write each line's name and final loss at its end, moved apart if they would overlap."""
     low, high = (math.log(limit) for limit in plot.get_ylim())
     ends = [(math.log(curve.smooth[-1]) - low) / (high - low) for curve in curves]
     places = spaced(ends, 0.062)

@@ -30,7 +30,7 @@ from result import Result  # noqa: E402
 
 
 def keep(recordings: Iterable[tuple[str, Recording]], folder: Path, *, everything: bool) -> None:
-    """Write the recordings that together have each mechanism, or all of them."""
+    """Write the recordings that cover each mechanism, or all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     count = nbytes = 0
     for name, recording in recordings:
@@ -99,12 +99,12 @@ def write_records(records: list[Record], folder: Path) -> None:
     except ImportError as error:
         print(f"{len(records)} records, no report: {error}; optprof report {folder} writes it")
     for again in ("records.csv", "records.json"):
-        # Not these: `optprof report` can write them at any time.
+        # Leave these out: `optprof report` can write them at any time.
         (folder / again).unlink(missing_ok=True)
 
 
 def main() -> int:
-    """Absorb a folder; return 1 if something deviates by more than its mark."""
+    """Absorb a folder; return 1 if a deviation misses its target."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -146,7 +146,7 @@ def main() -> int:
 def write_comparison(
     result: Result, recordings: dict[str, Recording], bandwidth: float | None, path: Path
 ) -> bool:
-    """Print all comparisons and write them as Markdown; return whether every mark is met."""
+    """Print all comparisons and write them as Markdown; return whether all targets are met."""
     lines: list[str] = []
 
     def say(line: str) -> None:
@@ -160,7 +160,7 @@ def write_comparison(
     say("|---|---|---|---|---|---|---|")
     rows = compare_records(result.records, result.gpu, bandwidth, say)
     say("\n## Marks\n")
-    # Without comparisons no mark is met.
+    # Without comparisons no target is met.
     met = bool(compared) and len(compared) == len(recordings)
     met = met and all(one.is_met for one in compared)
     say(f"- {sum(one.is_met for one in compared)} of {len(recordings)} recordings meet theirs")

@@ -87,7 +87,7 @@ def label(record: Record) -> str:
 
 
 def time_marks(rows: Sequence[Row]) -> tuple[float, float, bool] | None:
-    """Return the median and worst deviation of estimated times, and whether they meet the marks."""
+    """Return median and worst deviation of estimated times, and whether they meet the targets."""
     offs = [abs(off) for row in rows if (off := row.time_off) is not None]
     if not offs:
         return None

@@ -59,10 +59,10 @@ class Children:
         if self._process is not None and self._process.poll() is None:
             return
         self.end()
-        kept = {key: value for key, value in os.environ.items() if key not in _ENVIRONMENT}
+        inherited = {key: value for key, value in os.environ.items() if key not in _ENVIRONMENT}
         # Otherwise the search for devices would start CUDA, and no fork could use it.
         environment = {
-            **kept,
+            **inherited,
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -20,7 +20,7 @@ CONSTANTS = (
     "recurrent",
     "temporaries",
 )
-# Recordings that together have each mechanism, the short ones first.
+# Recordings that together cover each mechanism, the short ones first.
 CORE = (
     "gpt2_fp32_adamw_foreach",
     "gpt2_fp32_adamw_loop",
@@ -88,7 +88,7 @@ def constants() -> Iterator[Job]:
 
 
 def core_recordings() -> Iterator[Job]:
-    """Yield the recordings that together have each mechanism."""
+    """Yield the recordings that together cover each mechanism."""
     scenarios = listed()
     for name in CORE:
         yield _recording(name, scenarios[name])

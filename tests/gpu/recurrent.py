@@ -1,6 +1,6 @@
 """Recurrent layers: what cuDNN keeps for the backward pass and takes while it runs.
 
-cuDNN is closed; the simulator has ranges for both, which are noted beside what is found.
+cuDNN is closed; the simulator has ranges for both, which are noted with the measurements.
 """
 
 from itertools import product
@@ -43,10 +43,10 @@ def _bytes(mode: Mode, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
     output, _ = module(x)
     # What cuDNN keeps is the only saved tensor of bytes.
     saved = [getattr(output.grad_fn, name) for name in dir(output.grad_fn) if "_saved_" in name]
-    kept = [each.numel() for each in saved if _is_bytes(each)]
+    sizes = [each.numel() for each in saved if _is_bytes(each)]
     gradient = torch.ones_like(output)
     return {
-        "reserve": kept[0] if kept else None,
+        "reserve": sizes[0] if sizes else None,
         "reserve simulated": reserve(layers, steps, batch, steps * batch, x.element_size()),
         "workspace simulated": workspace(layers, steps, batch, x.element_size()),
         "forward": forward,

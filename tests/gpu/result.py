@@ -15,7 +15,7 @@ from recording import Recording
 
 @dataclass(frozen=True)
 class Result:
-    """The findings of a campaign."""
+    """The results of a campaign."""
 
     folder: Path
 
@@ -32,7 +32,7 @@ class Result:
 
     @cached_property
     def constants(self) -> dict[str, dict[str, Any]]:
-        """The constants by group and name."""
+        """Return the constants by group and name."""
         constants: dict[str, dict[str, Any]] = {}
         for line in self.of_kind("constant"):
             constants.setdefault(line["job"], {})[line["name"]] = line["value"]
@@ -46,12 +46,12 @@ class Result:
 
     @cached_property
     def records(self) -> list[Record]:
-        """The harness's records."""
+        """Return the harness's records."""
         return [Record.from_dict(line) for line in Journal(self.folder).lines("records.jsonl")]
 
     @property
     def gpu(self) -> str | None:
-        """The GPU's name in the catalogue; None if it is unknown."""
+        """Return the GPU's name in the catalogue; None if it is unknown."""
         of_device = self.constants.get("device", {})
         properties, capability = of_device.get("properties"), of_device.get("capability")
         if properties and capability:

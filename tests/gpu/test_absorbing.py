@@ -66,11 +66,13 @@ def compared(*, allocated: int, reserved: int = 1000, **changes: Any) -> Compari
         ({"allocated": 100_000, "same_end": False}, False),
     ],
 )
-def test_a_simulation_meets_a_recording_only_within_its_marks(changes: dict[str, Any], met: bool):
+def test_a_simulation_agrees_with_a_recording_only_within_its_target(
+    changes: dict[str, Any], met: bool
+):
     assert compared(**changes).is_met == met
 
 
-def test_the_median_s_mark_is_smaller_than_that_of_the_worst():
+def test_the_median_s_target_is_smaller_than_that_of_the_worst():
     near, far = compared(allocated=100_100), compared(allocated=100_900)
     allocated, reserved = marks([near, near, far])
     assert (allocated["median"], allocated["worst"]) == (pytest.approx(0.001), pytest.approx(0.009))

@@ -137,7 +137,7 @@ def test_a_rehearsal_is_absorbed_and_meets_its_simulation(rehearsed: Path, tmp_p
     assert "multiprocessors=132," in done.stdout
 
 
-def test_a_campaign_interrupted_at_once_is_absorbed_and_meets_no_mark(
+def test_a_campaign_interrupted_at_once_is_absorbed_and_meets_no_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     Journal(tmp_path).note("campaign", seconds=480, rehearsed=False)

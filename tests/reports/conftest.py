@@ -1,4 +1,4 @@
-"""Records by hand: small, whole numbers whose sums can be checked on paper."""
+"""Records made by hand, of small whole numbers whose sums can be checked on paper."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,11 +36,9 @@ GIB = 2**30
 
 
 def memory(state: int, **changes: Any) -> Memory:
-    """A model of 1,000 fp32 parameters whose step peaks with one temporary as large as the
-    parameters.
-    """
+    """Memory of 1,000 fp32 parameters, whose step peaks with as many bytes of temporaries."""
     parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": state, "temporary": 4_000}
-    whole = Memory(
+    usual = Memory(
         parameters=4_000,
         gradients=4_000,
         optimizer_state=state,
@@ -53,7 +51,7 @@ def memory(state: int, **changes: Any) -> Memory:
         peak_by_category=parts,
         peak_by_phase={"step": 12_000 + state},
     )
-    return replace(whole, **changes)
+    return replace(usual, **changes)
 
 
 @pytest.fixture(scope="session")
@@ -67,7 +65,7 @@ def simulated() -> Make:
         state: int | None = None,
         **changes: Any,
     ) -> Record:
-        asked = {
+        settings = {
             name: changes.pop(name)
             for name in list(changes)
             if name in Scenario.__dataclass_fields__
@@ -79,25 +77,24 @@ def simulated() -> Make:
                 "options": options or {},
                 "sequence_length": 16,
             }
-            | asked
+            | settings
         )
-        held = memory(STATE_BYTES.get(optimizer, 6_000) if state is None else state)
-        found = {
+        results = {
             "origin": "simulated",
             "deciding_options": DECIDING_OPTIONS.get(optimizer),
             "model_family": "tiny",
             "parameter_count": 1_000,
-            "memory": held,
+            "memory": memory(STATE_BYTES.get(optimizer, 6_000) if state is None else state),
             "environment": ENVIRONMENT,
         }
-        return Record(scenario=scenario, **(found | changes))
+        return Record(scenario=scenario, **(results | changes))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def timed() -> Make:
-    """A record of step times on a CPU, whole or from a share of the parameters."""
+    """A record of step times on a CPU, of all parameters or of a share of them."""
 
     def make(
         optimizer: str = "adamw",
@@ -107,13 +104,13 @@ def timed() -> Make:
         **changes: Any,
     ) -> Record:
         names = ("model", "options", "dtype")
-        asked = {"model": "tiny", "options": {}} | {
+        settings = {"model": "tiny", "options": {}} | {
             name: changes.pop(name) for name in names if name in changes
         }
         scenario = Scenario(
-            optimizer=optimizer, device="cpu", implementation="loop", sequence_length=16, **asked
+            optimizer=optimizer, device="cpu", implementation="loop", sequence_length=16, **settings
         )
-        found = {
+        results = {
             "origin": "estimated" if share else "measured",
             "deciding_options": DECIDING_OPTIONS.get(optimizer),
             "measured_share": share,
@@ -121,22 +118,20 @@ def timed() -> Make:
             "warmup": {"step": (0.9,)},
             "environment": ENVIRONMENT,
         }
-        return Record(scenario=scenario, **(found | changes))
+        return Record(scenario=scenario, **(results | changes))
 
     return make
 
 
 @pytest.fixture(scope="session")
 def mixed(simulated: Make, timed: Make) -> list[Record]:
-    """A run with everything in it: simulated, measured, estimated and failed records, and two
-    records that the SGD-SaI paper has too.
-    """
-    two = [
+    """Simulated, measured, estimated and failed records; the SGD-SaI paper has some of them."""
+    published = [
         simulated(name, model=model, workload="state")
         for name in ("adamw", "sgd-sai")
         for model in ("gpt2-xl", "vit-h14")
     ]
-    lost = simulated(
+    too_large = simulated(
         "lamb16", memory=None, outcome="out-of-memory", error="needs 26.1 GiB of 24 GiB"
     )
     return [
@@ -144,17 +139,18 @@ def mixed(simulated: Make, timed: Make) -> list[Record]:
         simulated("sm3", options={"momentum": 0.0}),
         simulated("sm3", options={"momentum": 0.9}, state=4_008),
         simulated("sgd-sai", options={"momentum": 0.9}),
-        *two,
+        *published,
         timed("adamw", times={"forward": (0.1, 0.1), "backward": (0.2, 0.2), "step": (0.1, 0.1)}),
         timed("sgd-sai", options={"momentum": 0.9}, share=0.25),
-        lost,
+        too_large,
     ]
 
 
 @pytest.fixture(scope="session")
 def timeline() -> Timeline:
-    """One step of three phases: 1 GiB of parameters, up to 2 of activations, and 3 of temporaries
-    at the peak.
+    """One step of three phases, whose peak is 6 GiB.
+
+    It has 1 GiB of parameters, up to 2 of activations, and 3 of temporaries at the peak.
     """
     block = HeldBlock(
         block_bytes=3 * GIB,

@@ -1,4 +1,4 @@
-"""Courses of accumulation side by side: figures worked out by hand from records made up here."""
+"""Training runs with accumulation compared: figures worked out by hand from made-up records."""
 
 from collections.abc import Sequence
 from io import StringIO
@@ -30,7 +30,7 @@ def course(
     ended: Sequence[int] = (),
     **more: Any,
 ) -> Record:
-    """Eight micro-batches of 100 tokens, half a second each."""
+    """Record eight micro-batches of 100 tokens, half a second each."""
     readings = tuple(
         HeldOut(micro_batches=4 * place, loss=loss) for place, loss in enumerate(held_out)
     )
@@ -76,7 +76,7 @@ def test_seeds_of_one_accumulation_are_one_row() -> None:
     )
 
 
-def test_steps_stand_where_they_ended_though_micro_batches_were_dropped() -> None:
+def test_steps_are_placed_where_they_ended_even_if_micro_batches_were_dropped() -> None:
     ((way,),) = accumulations(
         [course("gnts:threshold=2", 0, (2, 2), (5.0, 4.0, 3.0), ended=(2, 8))]
     )
@@ -85,10 +85,10 @@ def test_steps_stand_where_they_ended_though_micro_batches_were_dropped() -> Non
 
 def test_differences_are_by_seed_with_a_t_interval() -> None:
     (group,) = accumulations(RECORDS)
-    found = group[1].against(group[0])
-    assert found is not None
+    difference = group[1].against(group[0])
+    assert difference is not None
     # -0.5 and -0.7: their mean, and 12.706 standard errors of 0.1.
-    assert (found.mean, found.low, found.high) == (
+    assert (difference.mean, difference.low, difference.high) == (
         pytest.approx(-0.6),
         pytest.approx(-1.8706),
         pytest.approx(0.6706),
@@ -97,7 +97,7 @@ def test_differences_are_by_seed_with_a_t_interval() -> None:
     assert alone[1].against(alone[0]) is None
 
 
-def test_losses_that_are_not_finite_are_left_out_with_the_mean_over_the_seeds() -> None:
+def test_a_loss_that_is_not_finite_is_left_out_and_so_is_the_mean_over_the_seeds() -> None:
     records = [*RECORDS[:3], course("gnts:threshold=2", 1, (4, 2), (5.0, 3.2, None))]
     (group,) = accumulations(records)
     assert group[1].final_loss is None
@@ -135,12 +135,12 @@ def test_a_course_s_times_are_not_those_of_an_optimizer_s_step() -> None:
     assert (entry.state_bytes, entry.step) == (8, None)
 
 
-def test_the_terminal_and_markdown_have_a_short_table_of_them() -> None:
+def test_terminal_and_markdown_have_a_short_table_of_accumulations() -> None:
     output = StringIO()
     print_run(RECORDS, output)
-    for told in (output.getvalue(), markdown.render(run_summary(Findings.of(RECORDS)))):
-        assert "When to step: tiny" in told
-        assert "3.200 (3.000 to 3.400)" in told
+    for text in (output.getvalue(), markdown.render(run_summary(Findings.of(RECORDS)))):
+        assert "When to step: tiny" in text
+        assert "3.200 (3.000 to 3.400)" in text
 
 
 def test_tokens_are_counted_to_a_loss_that_all_have_reached() -> None:
@@ -179,7 +179,7 @@ def test_the_tables_say_which_seeds_are_missing() -> None:
     assert not accumulation_tables([])
 
 
-def test_the_page_has_a_section_of_them() -> None:
+def test_the_page_has_a_section_on_accumulations() -> None:
     page = render_page(RECORDS)
     assert "When to step" in page
     assert "tokens to 3.200" in page
@@ -199,8 +199,8 @@ def test_the_graphs_show_losses_and_draws_by_tokens() -> None:
     ]
     assert fixed.points[2].interval == (3.0, 3.4)
     assert waiting.points[1].interval == (3.0, 3.2)
-    # The first steps ended with the fourth micro-batch of eight, the last that begins in the tenth
-    # of 24 parts.
+    # The axis has 24 parts. The first steps ended with the fourth of eight micro-batches, in the
+    # tenth part.
     first = draws.lines[1].points[0]
     assert (first.x, first.y) == (pytest.approx(800 * (3 * 24 // 8 + 0.5) / 24), 4)
     drawn = [graph.data["traces"] for graph in Chart.of(picture).graphs]

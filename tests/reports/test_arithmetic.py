@@ -35,14 +35,14 @@ def test_an_optimizer_alone_goes_by_its_name(simulated):
     ]
 
 
-def test_a_momentum_that_costs_bytes_stands_in_the_label(simulated):
+def test_a_momentum_that_costs_bytes_is_in_the_label(simulated):
     assert names_of([simulated("sm3", options={"momentum": 0.9, "lr": 0.1})]) == [
         "sm3 (momentum=0.9)"
     ]
     assert names_of([simulated("sgd-sai", options={"momentum": 0.9})]) == ["sgd-sai"]
 
 
-def test_every_option_that_decides_the_bytes_stands_in_the_label_at_an_unusual_value(simulated):
+def test_every_option_that_decides_the_bytes_is_in_the_label_at_an_unusual_value(simulated):
     alone = [
         simulated("lamb16", options={"scale": "upstream"}),
         simulated("apollo", options={"rank": 4}, deciding_options={"rank": 256}),
@@ -94,7 +94,7 @@ def test_two_implementations_make_two_entries_and_a_time_joins_its_own(simulated
     assert timed_labels == {"adamw, foreach": False, "adamw, loop": True}
 
 
-def test_bytes_measured_on_a_gpu_go_before_simulated_ones(simulated):
+def test_bytes_measured_on_a_gpu_take_precedence_over_simulated_ones(simulated):
     measured = simulated("adamw", device="cuda", origin="measured")
     (entry,) = entries([simulated("adamw"), measured])
     assert entry.bytes_from is measured
@@ -190,7 +190,7 @@ def test_an_optimizer_without_state_saves_by_an_infinite_factor(simulated):
     assert row.saved_bytes == 8_000
 
 
-def test_the_plain_adamw_is_the_baseline_beside_one_with_amsgrad(simulated):
+def test_the_plain_adamw_is_the_baseline_if_there_is_one_with_amsgrad_too(simulated):
     heavy = simulated("adamw", options={"amsgrad": True}, state=12_000)
     rows = savings(entries([heavy, simulated("adamw", options={"amsgrad": False})]))
     assert [(row.entry.label, row.is_baseline) for row in rows] == [
@@ -222,7 +222,7 @@ def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
     )
 
 
-def test_a_peak_falls_from_that_of_the_baseline_that_runs_its_step_the_same_way(simulated):
+def test_a_peak_is_compared_with_the_baseline_that_runs_its_step_the_same_way(simulated):
     loop = {"implementation": "loop"}
     low = replace(
         simulated("adamw", **loop),
@@ -251,13 +251,13 @@ def test_a_model_s_dtypes_are_those_that_a_record_counted(
     assert dtype_name(record.scenario, replace(record.memory, parameters_by_dtype=nbytes)) == name
 
 
-def test_only_what_shares_model_and_dtype_is_compared(simulated):
+def test_only_optimizers_of_the_same_model_and_dtype_are_compared(simulated):
     rows = entries([simulated("adamw"), simulated("sm3", dtype="bf16")])
     assert [row.entry.label for row in savings(rows)] == ["adamw"]
     assert [setting.dtype for setting in without_baseline(rows)] == ["bf16"]
 
 
-def test_a_curve_joins_one_family_and_leaves_loners_alone(simulated):
+def test_a_curve_joins_one_family_and_no_single_model(simulated):
     records = [
         simulated("adamw", model="large", parameter_count=4_000, state=32_000),
         simulated("adamw"),
@@ -315,7 +315,7 @@ def test_a_peak_without_parts_is_one_part(simulated):
     assert (peak.parts_origin, peak.residual) == ("simulated", 0)
 
 
-def test_a_peak_measured_on_cuda_has_the_parts_of_its_simulation_and_what_they_are_off_by(
+def test_a_peak_measured_on_cuda_has_the_parts_of_its_simulation_and_their_deviation(
     simulated,
 ):
     measured = simulated("adamw", device="cuda", origin="measured")
@@ -355,7 +355,7 @@ def test_a_spread_has_median_and_inclusive_quartiles():
     assert spread.samples == (5.0, 1.0, 2.0, 4.0, 3.0)
 
 
-def test_one_sample_is_its_own_quartiles_and_none_is_an_error():
+def test_one_sample_is_its_own_quartiles_and_no_sample_is_an_error():
     assert Spread.of((0.5,)).lower == 0.5
     with pytest.raises(ValueError, match="at least one sample"):
         Spread.of(())
@@ -375,18 +375,18 @@ def test_a_failed_record_is_listed_and_makes_no_entry(simulated):
     assert failures([simulated("adamw"), lost]) == [lost]
 
 
-def test_the_verdict_names_the_lightest_state_and_what_it_does_to_the_peak(simulated):
+def test_the_verdict_names_the_smallest_state_and_its_effect_on_the_peak(simulated):
     text = verdict(Findings.of([simulated("adamw"), simulated("sgd-sai"), simulated("sm3")]))
     assert text.startswith("sm3 keeps the least state: 8 B, 1,000")
     assert "the peak of a training step falls from" in text
 
 
-def test_the_verdict_does_without_a_baseline_and_without_bytes(simulated, timed):
+def test_the_verdict_needs_no_baseline_and_no_bytes(simulated, timed):
     assert verdict(Findings.of([simulated("sm3")])) == "sm3 keeps a state: 8 B."
     assert verdict(Findings.of([timed("adamw")])) == ""
 
 
-def test_where_numbers_come_from_is_said_once_with_the_range_of_shares(simulated, timed):
+def test_the_sources_of_numbers_are_listed_once_with_the_range_of_shares(simulated, timed):
     records = [
         simulated("adamw"),
         simulated("sm3"),
@@ -399,7 +399,7 @@ def test_where_numbers_come_from_is_said_once_with_the_range_of_shares(simulated
     ]
 
 
-def test_of_many_models_the_largest_gets_the_cards(simulated):
+def test_the_cards_are_of_the_largest_of_many_models(simulated):
     records = [simulated("adamw", model=f"m{size}", parameter_count=size) for size in (10, 30, 20)]
     (name,) = cards(Findings.of(records))
     assert name == "m30, the largest of 3"
@@ -414,7 +414,7 @@ def test_a_picture_shows_whole_groups_up_to_sixteen_rows_and_says_so():
     assert pictured([("a", 1)], lambda row: row[0]) == ([("a", 1)], ())
 
 
-def test_throughput_is_tokens_by_the_median_iteration(timed):
+def test_throughput_is_tokens_divided_by_the_median_iteration(timed):
     watched = Watched(samples=2, tokens=32)
     record = timed("adamw", times={"step": (0.1,), "iteration": (0.5, 4.0, 0.4)}, watched=watched)
     assert (tokens_per_second(record), samples_per_second(record)) == (64, 4)
@@ -422,7 +422,7 @@ def test_throughput_is_tokens_by_the_median_iteration(timed):
     assert tokens_per_second(timed("adamw", times={"iteration": (0.5,)})) is None
 
 
-def test_a_whole_iteration_that_was_timed_is_not_summed_up(timed):
+def test_a_timed_iteration_is_used_in_place_of_the_sum_of_its_phases(timed):
     times = {"forward": (0.1,), "backward": (0.2,), "step": (0.1,)}
     (summed,), (whole,) = (
         timings([timed(times=times)]),
@@ -447,7 +447,7 @@ def test_warnings_say_whose_times_they_spoil(timed):
     assert warning_lines(records) == ["adamw and sm3 on tiny (CPU, loop): others were there"]
 
 
-def test_warnings_of_counts_are_told_with_those_of_times(timed):
+def test_warnings_of_counts_are_listed_with_those_of_times(timed):
     unsure = timed(
         "adamw",
         watched=Watched(warnings=("others were there",)),
@@ -459,7 +459,7 @@ def test_warnings_of_counts_are_told_with_those_of_times(timed):
     ]
 
 
-def test_what_of_a_record_was_not_kept_is_told_as_well(timed):
+def test_files_that_a_record_lost_are_listed_too(timed):
     cut = replace(timed(), lost=("tensorboard/a: No space left on device",))
     assert warning_lines([cut]) == [
         "adamw on tiny (CPU, loop): not kept: tensorboard/a: No space left on device"

@@ -1,5 +1,6 @@
-"""The pages in a browser, Debian's chromium: offline, by keyboard, in light and dark, on a phone
-and on paper.
+"""The pages in a browser: offline, by keyboard, in light and dark, on a phone and on paper.
+
+The browser is Debian's chromium.
 """
 
 import csv
@@ -71,20 +72,20 @@ def browser():
 
 @pytest.fixture(scope="module")
 def open_page(browser):
-    """Open a file in a window of its own; the page's `told` lists what it has asked for, logged or
-    thrown.
-    """
+    """Open a file in a new window; `page.messages` lists its requests, log lines and errors."""
 
     def open_page(path, viewport=DESKTOP, **options):
         page = browser.new_context(viewport=viewport, **options).new_page()
-        page.told = []
+        page.messages = []
         page.on(
             "request",
-            lambda request: page.told.append(request.url) if request.url != path.as_uri() else None,
+            lambda request: (
+                page.messages.append(request.url) if request.url != path.as_uri() else None
+            ),
         )
-        page.on("console", lambda message: page.told.append(message.text))
-        page.on("pageerror", lambda error: page.told.append(str(error)))
-        page.on("dialog", lambda dialog: page.told.append(dialog.message))
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
+        page.on("dialog", lambda dialog: page.messages.append(dialog.message))
         page.goto(path.as_uri())
         until(
             page,
@@ -98,9 +99,7 @@ def open_page(browser):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, mixed, simulated, timed, timeline):
-    """A run with everything: two sizes of a family, optimizers that keep as much, and records of
-    every origin and outcome.
-    """
+    """A run of two model sizes, optimizers with equal states, and every origin and outcome."""
     store = RunStore.create(tmp_path_factory.mktemp("runs") / "everything")
     large = {"model": "tiny-large", "parameter_count": 10_000, "model_family": "tiny"}
     watched = Watched(memory={"step": {"allocated": Level(end=80_000, peak=90_000)}})
@@ -137,8 +136,9 @@ def page(open_page, folder):
 
 
 def until(page, condition, seconds=20):
-    """Wait for a condition; playwright's own way evaluates a string in the page, which the page
-    forbids.
+    """Wait for a condition.
+
+    Playwright's own wait evaluates a string in the page, which the page forbids.
     """
     end = time.monotonic() + seconds
     while not page.evaluate(condition):
@@ -147,12 +147,12 @@ def until(page, condition, seconds=20):
 
 
 def faults(page):
-    """What axe finds serious or critical: the rule and the elements that break it."""
+    """Return the rule and the elements of each serious or critical finding of axe."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(page).response["violations"]
+    violations = axe.run(page).response["violations"]
     return [
         (each["id"], [node["html"] for node in each["nodes"]])
-        for each in found
+        for each in violations
         if each["impact"] in ("serious", "critical")
     ]
 
@@ -163,11 +163,11 @@ def column(page, table, number):
     ).all_text_contents()
 
 
-def test_the_page_asks_for_nothing_and_complains_of_nothing(page):
-    assert page.told == []
+def test_the_page_requests_nothing_and_logs_nothing(page):
+    assert page.messages == []
 
 
-def test_every_section_is_there_and_says_what_it_shows(page):
+def test_every_section_is_present_and_explains_itself(page):
     assert page.locator("h2").all_text_contents() == list(SECTIONS)
     assert page.locator("section").count() == len(SECTIONS)
     assert all(len(text) > 20 for text in page.locator("section > h2 + p.says").all_text_contents())
@@ -208,21 +208,20 @@ def test_units_change_everywhere(page):
     assert column(page, 0, 5)[0] == "0.00000745"
 
 
-def test_in_gb_no_word_of_the_page_s_own_says_gib(page):
-    # The last words of a failure are quoted as they came, and so is what the published figure calls
-    # its unit.
+def test_with_units_of_gb_the_page_s_own_text_has_no_gib(page):
+    # Error messages and the unit of the published figure are quoted unchanged.
     page.evaluate(
         "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
     )
     page.get_by_label("GB", exact=True).check(force=True)
     until(page, "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state'")
-    kept = (
+    sections = (
         "[...document.querySelectorAll('section')].filter((each) =>"
         " !each.querySelector('#failures')).map((each) => each.innerText)"
     )
     lines = [
         line
-        for text in page.evaluate(kept)
+        for text in page.evaluate(sections)
         for line in text.splitlines()
         if re.search("[KMG]iB", line)
     ]
@@ -260,7 +259,7 @@ def test_axes_can_be_linear_and_optimizers_hidden(page):
     assert graph.evaluate("(graph) => graph.data.every((trace) => trace.visible)")
 
 
-def test_series_that_coincide_are_told_apart(page):
+def test_series_that_coincide_are_distinguishable(page):
     traces = page.evaluate(
         "document.querySelector('.graph').data.filter((trace) => trace.label).map((trace) =>"
         " [trace.label, trace])"
@@ -294,7 +293,7 @@ def test_tables_are_sorted_by_keyboard_and_say_so(page):
     falling = column(page, 0, 6)
     assert head.get_attribute("aria-sort") == "descending"
     assert [text for text in falling if text != NOTHING] == rising[::-1]
-    # What is not known stands last, whichever way.
+    # Unknown values come last in both directions.
     assert falling[-1] == NOTHING
 
 
@@ -302,9 +301,9 @@ def test_filtered_rows_are_copied_and_saved_with_exact_numbers(page):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.locator("#filter").fill("adam-mini simulated")
     assert set(column(page, 0, 1)) == {"adam-mini"}
-    assert page.locator("#told").text_content() == f"2 of {page.evaluate('rows.length')} rows"
+    assert page.locator("#message").text_content() == f"2 of {page.evaluate('rows.length')} rows"
     page.get_by_role("button", name="Copy as CSV").click()
-    until(page, "document.getElementById('told').textContent === '2 rows copied'")
+    until(page, "document.getElementById('message').textContent === '2 rows copied'")
     copied = list(csv.DictReader(io.StringIO(page.evaluate("navigator.clipboard.readText()"))))
     assert sorted(row["state_bytes"] for row in copied) == ["4000", "40000"]
     with page.expect_download() as download:
@@ -326,10 +325,10 @@ def test_dark_follows_the_system_and_is_as_accessible(open_page, folder):
     page = open_page(folder / "report.html", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 28)"
     assert faults(page) == []
-    assert page.told == []
+    assert page.messages == []
 
 
-def test_a_phone_shows_all_without_scrolling_sideways(open_page, folder):
+def test_a_phone_shows_everything_without_scrolling_sideways(open_page, folder):
     page = open_page(folder / "report.html", viewport=PHONE, has_touch=True)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert (
@@ -388,12 +387,12 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
     )
     page.locator("#filter").fill("alert")
     page.locator("table.sortable >> nth=0").get_by_role("button").first.click()
-    assert page.told == []
+    assert page.messages == []
     assert page.locator("img").count() == 0
     assert wicked in page.locator("body").text_content()
 
 
-def test_what_is_copied_runs_in_no_spreadsheet(open_page, tmp_path, simulated):
+def test_copied_cells_run_in_no_spreadsheet(open_page, tmp_path, simulated):
     texts = [
         text
         for text in json.loads(HOSTILE.read_text(encoding="utf-8")).values()
@@ -417,7 +416,7 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
     low, high = page.evaluate("document.querySelector('.graph')._fullLayout.xaxis.range")
     assert low + 0.1 < 3 < high - 0.1
     assert "No adamw to compare with on tiny" in page.locator("body").text_content()
-    assert page.told == []
+    assert page.messages == []
 
 
 def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
@@ -425,5 +424,5 @@ def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mi
     compared = compare(mixed, mixed)
     Comparing(compared=compared, stopped=[]).write_page(path, ["optprof", "compare"])
     page = open_page(path)
-    assert page.told == []
+    assert page.messages == []
     assert faults(page) == []

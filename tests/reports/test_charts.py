@@ -1,6 +1,4 @@
-"""Charts and tables of the page: the numbers that they show, from records whose sums can be checked
-on paper.
-"""
+"""Charts and tables of the page: their numbers, from records whose sums can be checked on paper."""
 
 import json
 from dataclasses import replace
@@ -48,7 +46,7 @@ def test_sizes_read_in_powers_of_1000_too():
     assert gib_cell(None).text == NOTHING
 
 
-def test_the_batch_of_ones_own_factory_is_not_claimed(simulated):
+def test_the_batch_of_the_user_s_factory_is_not_named(simulated):
     assert "batch 1" in Findings.of([simulated("adamw")]).context
     own = Findings.of([simulated("adamw", model="module:factory", sequence_length=None)])
     assert "batch" not in own.context
@@ -57,7 +55,7 @@ def test_the_batch_of_ones_own_factory_is_not_claimed(simulated):
     )
 
 
-def test_a_step_is_set_against_the_baselines(simulated, timed):
+def test_a_step_time_is_compared_with_the_baseline_s(simulated, timed):
     records = [
         simulated("adamw"),
         simulated("sm3"),
@@ -73,8 +71,8 @@ def test_a_step_is_set_against_the_baselines(simulated, timed):
         for name in ("adamw", "sm3")
         for way in ("foreach", "loop")
     ]
-    found = paces(Findings.of([*ways, *records[2:], *other]).entries)
-    assert [(entry.label, ratio.value) for entry, ratio in found] == [("sm3, loop", 2.0)]
+    ratios = paces(Findings.of([*ways, *records[2:], *other]).entries)
+    assert [(entry.label, ratio.value) for entry, ratio in ratios] == [("sm3, loop", 2.0)]
     enough = [
         simulated("adamw"),
         timed("adamw", step=(1.0,) * 6),
@@ -118,8 +116,8 @@ def test_bars_are_shares_of_the_baseline(simulated):
 def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
     chart = chart_of(peaks, Findings.of([simulated("adamw")]))
     (bar,) = chart.groups[0].bars
-    # 2 MiB reserved are the scale; 4,000 bytes each of parameters, gradients and temporaries, and
-    # 8,000 of state.
+    # The scale is 2 MiB reserved. Parameters, gradients and temporaries take 4,000 bytes each, the
+    # state 8,000.
     assert [part.width for part in bar.parts] == pytest.approx(
         [100 * count / 2**21 for count in (4_000, 4_000, 8_000, 4_000)]
     )
@@ -163,7 +161,7 @@ def test_a_measured_record_has_the_timeline_of_its_simulation(simulated, timelin
     assert [course.record.origin for course in findings.courses] == ["simulated"]
 
 
-def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simulated, timed):
+def test_time_is_drawn_against_size_and_memory_if_both_have_two_values(simulated, timed):
     timings = [
         replace(timed("adamw", model=name), parameter_count=count)
         for name, count in (("tiny", 1_000), ("large", 5_000))
@@ -179,7 +177,7 @@ def test_time_against_size_and_memory_is_drawn_where_there_are_two_of_each(simul
     assert front["y"] == {"bytes": [20_000, 12_008]}
 
 
-def test_a_state_of_no_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(simulated, timed):
+def test_a_state_of_0_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(simulated, timed):
     records = [
         simulated(name, state=state, workload="state")
         for name, state in (("adamw", 8_000), ("sgd", 0))
@@ -194,7 +192,7 @@ def test_a_state_of_no_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(sim
     assert pareto.describe(Findings.of(records[1::2])) == []
 
 
-def test_a_mark_is_filled_only_where_time_and_bytes_were_measured(simulated, timed):
+def test_a_mark_is_filled_only_if_time_and_bytes_were_measured(simulated, timed):
     def origins(*records):
         return [point.shown_origin for point in Findings.of(records).tradeoffs]
 
@@ -317,7 +315,7 @@ def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
     assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 
-def test_capacity_tables_say_what_is_left_or_short(simulated):
+def test_capacity_tables_show_the_bytes_left_or_short(simulated):
     record = simulated("adamw")
     assert record.memory is not None
     large = replace(
@@ -325,7 +323,7 @@ def test_capacity_tables_say_what_is_left_or_short(simulated):
     )
     table = capacity_tables(Findings.of([large]))["tiny"]
     cells = {row[0].text: row[2] for row in table.rows}
-    # What the catalogue's memory leaves next to 512 MiB, less 31 GiB.
+    # The catalogue's memory less 512 MiB and 31 GiB.
     assert cells["a100-40"].text == "\u2713 7.894"
     assert cells["rtx3090"].text == "\u2717 7.809"
     assert cells["v100-32"].text == "\u2248 0.233"
@@ -337,11 +335,11 @@ def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
     def largest(**reserved: int):
         records = [simulated("adamw", batch_size=int(batch[1:])) for batch in reserved]
         sizes = zip(records, reserved.values(), strict=True)
-        held = [
+        sized = [
             replace(each, memory=replace(each.memory, peak_allocated=size, peak_reserved=size))
             for each, size in sizes
         ]
-        table = next(iter(capacity_tables(Findings.of(held)).values()))
+        table = next(iter(capacity_tables(Findings.of(sized)).values()))
         return next(row[2].text for row in table.rows if row[0].text == "t4").partition(", ")[2]
 
     assert largest(b1=GIB) == ""
@@ -351,7 +349,7 @@ def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
     assert largest(b1=16 * GIB) == ""
 
 
-def test_counters_stand_side_by_side(simulated):
+def test_counters_are_shown_side_by_side(simulated):
     findings = Findings.of([simulated("adamw"), simulated("sgd-sai")])
     ((table, _),) = sight_tables(findings).values()
     assert [cell.value for cell in table.rows[1][1:6]] == [
@@ -364,7 +362,7 @@ def test_counters_stand_side_by_side(simulated):
     assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
 
 
-def test_what_a_real_run_showed_stands_in_tables(simulated):
+def test_the_measurements_of_a_real_run_are_in_tables(simulated):
     watched = Watched(
         memory={
             "forward": {
@@ -375,7 +373,7 @@ def test_what_a_real_run_showed_stands_in_tables(simulated):
         state_blocks=StateBlocks(tensors=8_004, on_host=4, rounding=192, delta=9_216),
         operations=(StepOperation(name="_foreach_mul_", calls=4, seconds=0.002, bytes=None),),
     )
-    found = watched_tables(
+    tables = watched_tables(
         Findings.of(
             [
                 simulated("adamw", device="cuda", origin="measured", watched=watched),
@@ -383,12 +381,12 @@ def test_what_a_real_run_showed_stands_in_tables(simulated):
             ]
         )
     )
-    assert list(found) == [
+    assert list(tables) == [
         "Memory by phase on CUDA",
         "What the first step left allocated",
         "The longest operations of a step",
     ]
-    phases, blocks, operations = found.values()
+    phases, blocks, operations = tables.values()
     assert phases.head[2:] == (
         "phase",
         "allocated at its end, GiB",

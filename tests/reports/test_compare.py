@@ -1,4 +1,4 @@
-"""What changed between two runs, on records whose sums can be checked on paper."""
+"""Changes between two runs, in records whose sums can be checked on paper."""
 
 import errno
 import os
@@ -18,13 +18,13 @@ SLOW, QUICK = (1.00, 1.01, 1.02, 1.03, 1.04), (0.50, 0.51, 0.52, 0.53, 0.54)
 
 def change(compared: Compared, metric: str) -> MetricChange:
     (pair,) = compared.pairs
-    return next(found for found in pair.changes if found.metric == metric)
+    return next(each for each in pair.changes if each.metric == metric)
 
 
-def test_bytes_are_compared_to_the_last_one(simulated):
+def test_bytes_are_compared_exactly(simulated):
     compared = compare([simulated(state=8_000)], [simulated(state=8_001)])
-    found = change(compared, "state")
-    assert (found.before, found.after, found.verdict) == (8_000, 8_001, "regressed")
+    state = change(compared, "state")
+    assert (state.before, state.after, state.verdict) == (8_000, 8_001, "regressed")
     assert (
         change(compare([simulated(state=8_001)], [simulated(state=8_000)]), "state").verdict
         == "improved"
@@ -32,7 +32,7 @@ def test_bytes_are_compared_to_the_last_one(simulated):
     assert change(compare([simulated()], [simulated()]), "state").verdict == "same"
 
 
-def test_scenarios_match_only_when_all_that_was_asked_is_equal(simulated):
+def test_scenarios_match_only_if_all_fields_are_equal(simulated):
     before = [simulated(), simulated(batch_size=2), simulated("sm3", options={"momentum": 0.0})]
     after = [
         simulated(seed=1),
@@ -65,41 +65,41 @@ def test_a_time_differs_when_its_whole_interval_is_beyond_the_threshold(timed):
 
 def test_a_noisy_time_does_not_differ_however_far_its_median_moved(timed):
     before, after = (1.0, 1.1, 1.2, 1.3, 9.0), (0.9, 1.0, 2.2, 2.3, 2.4)
-    found = change(compare([timed(step=before)], [timed(step=after)]), "step")
-    assert (found.before, found.after, found.verdict) == (1.2, 2.2, "same")
+    step = change(compare([timed(step=before)], [timed(step=after)]), "step")
+    assert (step.before, step.after, step.verdict) == (1.2, 2.2, "same")
 
 
 def test_three_samples_are_too_few_to_judge(timed):
-    found = change(compare([timed(step=(1, 1, 1))], [timed(step=(9, 9, 9))]), "step")
-    assert (found.verdict, found.note) == ("not compared", "too few samples")
+    step = change(compare([timed(step=(1, 1, 1))], [timed(step=(9, 9, 9))]), "step")
+    assert (step.verdict, step.note) == ("not compared", "too few samples")
 
 
-def test_times_of_another_machine_are_refused_unless_told(timed):
-    here = timed(step=QUICK)
-    machine = replace(here.environment.machine, cpu="Another")
-    there = replace(timed(step=SLOW), environment=replace(here.environment, machine=machine))
-    found = change(compare([here], [there]), "step")
-    assert (found.verdict, found.note) == ("not compared", "different machines")
-    assert change(compare([here], [there], across_machines=True), "step").verdict == "regressed"
+def test_times_of_another_machine_are_refused_unless_requested(timed):
+    own = timed(step=QUICK)
+    machine = replace(own.environment.machine, cpu="Another")
+    other = replace(timed(step=SLOW), environment=replace(own.environment, machine=machine))
+    step = change(compare([own], [other]), "step")
+    assert (step.verdict, step.note) == ("not compared", "different machines")
+    assert change(compare([own], [other], across_machines=True), "step").verdict == "regressed"
 
 
-def test_times_of_machines_that_no_record_tells_are_refused(timed):
+def test_times_of_unrecorded_machines_are_refused(timed):
     unknown = replace(timed(step=QUICK), environment=Environment())
     assert change(compare([unknown], [unknown]), "step").note == "the machine is not known"
 
 
 def test_bytes_are_compared_across_machines(simulated):
-    there = replace(simulated(state=4_000), environment=Environment())
-    assert change(compare([simulated()], [there]), "state").verdict == "improved"
+    other = replace(simulated(state=4_000), environment=Environment())
+    assert change(compare([simulated()], [other]), "state").verdict == "improved"
 
 
-def test_measured_and_estimated_times_do_not_stand_side_by_side(timed):
-    found = change(
+def test_measured_times_are_not_compared_with_estimated_ones(timed):
+    step = change(
         compare([timed(step=QUICK)], [timed(step=SLOW, share=0.5)], across_machines=True), "step"
     )
-    assert found.note == "measured against estimated"
-    found = change(compare([timed(step=QUICK, share=0.25)], [timed(step=SLOW, share=0.5)]), "step")
-    assert found.note == "timed on 25.0 % of the model against 50.0 %"
+    assert step.note == "measured against estimated"
+    step = change(compare([timed(step=QUICK, share=0.25)], [timed(step=SLOW, share=0.5)]), "step")
+    assert step.note == "timed on 25.0 % of the model against 50.0 %"
 
 
 def test_a_scenario_that_runs_out_of_memory_now_has_regressed(simulated):
@@ -119,14 +119,14 @@ def test_a_scenario_that_runs_out_of_memory_now_has_regressed(simulated):
 
 def test_the_workload_state_has_no_peak_to_compare(simulated):
     compared = compare([simulated(workload="state")], [simulated(workload="state")])
-    assert {found.metric for found in compared.pairs[0].changes} == {"state", "state-allocated"}
+    assert {each.metric for each in compared.pairs[0].changes} == {"state", "state-allocated"}
 
 
 def at(record: Record, time: str | None) -> Record:
     return replace(record, environment=Environment(time=time))
 
 
-def test_within_a_run_the_last_record_of_a_scenario_counts_whatever_its_clock_said(simulated):
+def test_within_a_run_the_last_record_of_a_scenario_counts_regardless_of_its_time(simulated):
     times = ("2025-11-21T09:00:00+00:00", "2025-11-21T07:00:00+00:00", "2025-11-21T08:00:00+00:00")
     records = [
         at(simulated(state=state), time) for state, time in zip((9, 7, 8), times, strict=True)
@@ -151,8 +151,8 @@ NOON = "2025-11-21T12:00:00+00:00"
         ),
         # Half past twelve in Berlin is before noon in London.
         ((None, NOON), (None, "2025-11-21T12:30:00+01:00"), 2),
-        # What says no time is older than what does; of the same time the run of the later name
-        # counts.
+        # A record without a time is older than one with a time. Of equal times the run whose name
+        # sorts last counts.
         ((None, NOON), (NOON, None), 2),
         ((None, NOON), (NOON, "zzz"), 2),
         ((None, NOON), (None, NOON.removesuffix("+00:00")), 4),
@@ -169,14 +169,14 @@ def test_between_runs_the_record_that_was_made_last_counts(
     assert change(compared, "state").before == newest
 
 
-def test_a_run_that_may_not_be_looked_into_passes_no_gate(simulated, tmp_path, monkeypatch):
+def test_a_run_that_cannot_be_read_passes_no_gate(simulated, tmp_path, monkeypatch):
     for name in ("a", "b"):
         RunStore.create(tmp_path / name).append(at(simulated(), NOON))
     closed = tmp_path / "b" / "records.jsonl"
     look = Path.lstat
 
     def refuse(path: Path) -> os.stat_result:
-        # The superuser may look into any folder.
+        # A mode would not keep the superuser out.
         if path == closed:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return look(path)
@@ -190,14 +190,14 @@ def test_a_run_that_may_not_be_looked_into_passes_no_gate(simulated, tmp_path, m
         read_side(tmp_path / "b")
 
 
-def test_between_runs_a_time_that_is_none_is_told_and_passes_no_gate(simulated, tmp_path):
+def test_between_runs_an_unreadable_time_is_reported_and_passes_no_gate(simulated, tmp_path):
     for name, time in (("a", NOON), ("b", "zzz"), ("c", None)):
         store = RunStore.create(tmp_path / name)
         store.append(at(simulated(), time))
     assert read_side(tmp_path).damage == (
         "b/records.jsonl: the time of a record, 'zzz', cannot be read",
     )
-    # Within a run the order of the file says what is newest.
+    # Within a run the last record in the file is the newest.
     assert read_side(tmp_path / "b").damage == ()
 
 
@@ -218,10 +218,10 @@ def test_a_damaged_line_of_any_run_of_a_side_is_named(simulated, tmp_path):
         read_side(tmp_path / "two")
 
 
-def test_a_state_of_nothing_has_no_ratio(simulated):
-    found = change(compare([simulated(state=0)], [simulated(state=4)]), "state")
-    assert (found.ratio, found.verdict) == (None, "regressed")
-    assert found.beyond(Fraction(10**9))
+def test_a_state_of_0_bytes_has_no_ratio(simulated):
+    state = change(compare([simulated(state=0)], [simulated(state=4)]), "state")
+    assert (state.ratio, state.verdict) == (None, "regressed")
+    assert state.beyond(Fraction(10**9))
 
 
 def test_a_side_without_records_is_one_clear_line(simulated):

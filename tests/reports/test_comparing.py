@@ -1,6 +1,4 @@
-"""A comparison shown: terminal, Markdown, JSON and page say the same, and text stays text in all of
-them.
-"""
+"""A comparison in terminal, Markdown, JSON and page: all say the same, and text stays text."""
 
 import io
 import json
@@ -33,11 +31,11 @@ def sides(simulated, timed, tmp_path) -> tuple[Path, Path]:
         timed(step=steps),
         simulated("sgd"),
     ]
-    lost = simulated("lamb16", outcome="failed", error=NASTY, memory=None)
+    failed = simulated("lamb16", outcome="failed", error=NASTY, memory=None)
     after = [
         simulated(state=8_004),
         simulated("sm3"),
-        lost,
+        failed,
         timed(step=tuple(2 * step for step in steps)),
         simulated(NASTY),
     ]
@@ -84,7 +82,7 @@ def test_the_terminal_shows_every_change_at_80_columns(comparing):
     )
 
 
-def test_what_has_spoiled_the_times_is_said_once(simulated, timed):
+def test_a_cause_of_unreliable_times_is_listed_once(simulated, timed):
     spoiled = replace(
         timed(), watched=Watched(warnings=("another process took 40 % of the processor",))
     )
@@ -94,32 +92,32 @@ def test_what_has_spoiled_the_times_is_said_once(simulated, timed):
     ]
 
 
-def test_what_a_count_depends_on_is_said_too(simulated):
+def test_a_warning_about_counts_is_listed_too(simulated):
     unsure = replace(simulated(), warnings=("<b>.py, line 3, reads a value back",))
     compared = compare([simulated()], [unsure])
     assert "after: <b>.py, line 3, reads a value back" in remarks(compared)
 
 
-def test_only_what_regressed_is_shown_when_asked(comparing):
+def test_the_option_only_regressed_leaves_out_the_rest(comparing):
     shown = terminal(comparing, only_regressed=True)
     assert "sm3" not in shown
     assert "the same" not in shown
     assert "On one side only" not in shown
-    kept = as_json(comparing, only_regressed=True)["pairs"]
-    assert [pair["scenario"]["optimizer"] for pair in kept] == ["adamw", "lamb16", "adamw"]
+    pairs = as_json(comparing, only_regressed=True)["pairs"]
+    assert [pair["scenario"]["optimizer"] for pair in pairs] == ["adamw", "lamb16", "adamw"]
 
 
-def test_what_the_gates_stop_is_named_with_its_gate(comparing):
+def test_each_stopped_scenario_is_named_with_its_gate(comparing):
     lines = terminal(comparing, width=200).split("Stopped by a gate")[1].splitlines()
     stopped = [line.split(": ")[0] for line in lines if line]
-    # More state, or a slower step; one that no longer ends well, and one that is gone, at both
+    # One scenario has more state and one a slower step. A failed and a missing one stop at both
     # gates.
     assert stopped == ["state>0"] * 3 + ["step>5%"] * 3
 
 
 def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
-    told = as_json(comparing)
-    state, step = told["pairs"][0]["changes"][0], told["pairs"][3]["changes"][0]
+    answer = as_json(comparing)
+    state, step = answer["pairs"][0]["changes"][0], answer["pairs"][3]["changes"][0]
     assert (state["metric"], state["before"], state["after"], state["verdict"]) == (
         "state",
         8_000,
@@ -127,15 +125,15 @@ def test_json_has_exact_bytes_and_the_ends_of_the_interval(comparing):
         "regressed",
     )
     assert step["ratio"]["low"] < step["ratio"]["value"] == 2 < step["ratio"]["high"]
-    assert [record["scenario"]["optimizer"] for record in told["only_before"]] == ["sgd"]
-    assert [(stopped["gate"], stopped["outcome"]) for stopped in told["stopped"][:3]] == [
+    assert [record["scenario"]["optimizer"] for record in answer["only_before"]] == ["sgd"]
+    assert [(stopped["gate"], stopped["outcome"]) for stopped in answer["stopped"][:3]] == [
         ("state>0", "failed"),
         ("state>0", None),
         ("state>0", "ok"),
     ]
 
 
-def test_markdown_keeps_its_columns_whatever_a_record_says(comparing):
+def test_markdown_keeps_its_columns_with_any_text_in_a_record(comparing):
     text = comparing.markdown()
     tables = [line for line in text.splitlines() if line.startswith("|")]
     for line in tables:
@@ -203,7 +201,7 @@ def test_comparing_and_explaining_load_no_torch_and_no_matplotlib(sides):
     )
 
 
-def test_markdown_shows_the_latest_record_of_a_scenario_alone(simulated, tmp_path):
+def test_markdown_shows_only_the_latest_record_of_a_scenario(simulated, tmp_path):
     store = RunStore.create(tmp_path)
     for record in (
         simulated(outcome="failed", error="by hand", memory=None),
@@ -216,7 +214,7 @@ def test_markdown_shows_the_latest_record_of_a_scenario_alone(simulated, tmp_pat
     assert shown.count("| adamw |") == 1
 
 
-def test_a_link_to_a_run_beside_it_is_no_second_run(simulated, tmp_path):
+def test_a_link_to_a_run_next_to_it_is_no_second_run(simulated, tmp_path):
     runs = tmp_path / "runs"
     RunStore.create(runs / "first").append(simulated())
     (runs / "latest").symlink_to(runs / "first")

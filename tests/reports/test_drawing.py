@@ -1,4 +1,4 @@
-"""Drawings: the files, their forms, and their limits. Their looks were judged by eye."""
+"""Pictures: their files, sizes and limits. Their looks were judged by eye."""
 
 import struct
 from dataclasses import replace
@@ -58,12 +58,12 @@ def test_every_picture_of_a_mixed_run_is_written_as_a_large_png(drawings, folder
         assert path.stat().st_size > 10_000
 
 
-def test_every_picture_has_a_form_whose_lines_are_sharp_in_any_size(drawings):
+def test_every_picture_is_written_as_vectors_too(drawings):
     for drawing in drawings.values():
         assert ElementTree.fromstring(drawing.svg).tag.endswith("svg")
 
 
-def test_exact_figures_stand_in_the_pictures(drawings):
+def test_pictures_have_exact_figures(drawings):
     assert "saves 0.00000744 GiB" in drawings["savings"].svg
     assert "99.9 %" in drawings["savings"].svg
     assert "in step" in drawings["peak"].svg
@@ -93,7 +93,7 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
     assert drawn(simulated("adamw", memory=None, outcome="failed", error="no")) == []
 
 
-def test_no_state_at_all_has_no_place_on_a_log_axis_and_the_note_says_so(simulated):
+def test_a_state_of_0_bytes_is_not_on_a_log_axis_and_a_note_says_so(simulated):
     def shown(*records):
         return {picture.name: picture for picture in pictures(Findings.of(records))}
 
@@ -145,7 +145,7 @@ def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen
         name: {size_of(drawing.png)[0] for drawing in drawings.values()}
         for name, drawings in shown.items()
     }
-    # 3.35 and 6.4 inches with a margin of 0.08 on both sides, at 300 pixels an inch.
+    # 3.35 and 6.4 inches and margins of 0.08, at 300 pixels an inch.
     assert widths == {"paper": {1_053}, "slides": {1_968}}
     assert shown["paper"].keys() == shown["slides"].keys()
     assert {'width="241.2pt"' in drawing.svg for drawing in shown["paper"].values()} == {True}
@@ -222,11 +222,11 @@ def test_time_against_memory_names_every_optimizer_and_its_front(simulated, time
     drawing = draw(picture, STYLES["paper"])
     assert ">sgd-sai<" in drawing.svg
     assert ">time of the step, on CPU<" in drawing.svg
-    # Their bytes are simulated: no mark is filled.
+    # No mark is filled, because the bytes are simulated.
     assert f"fill: {MARKS['sgd-sai'].colour.light}" not in drawing.svg
 
 
-def test_an_optimizer_without_state_has_its_place_next_to_the_others(simulated, timed):
+def test_an_optimizer_without_state_is_drawn_with_the_others(simulated, timed):
     records = [
         simulated(name, state=state, workload="state")
         for name, state in (("adamw", 8_000), ("sgd", 0))
@@ -240,18 +240,18 @@ def test_an_optimizer_without_state_has_its_place_next_to_the_others(simulated, 
     assert ">sgd<" in draw(picture, STYLES["paper"]).svg
 
 
-def test_a_report_writes_over_nothing_that_lies_outside_of_its_run(simulated, tmp_path):
-    run, mine = tmp_path / "run", tmp_path / "mine.txt"
+def test_a_report_overwrites_no_file_outside_its_run(simulated, tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "mine.txt"
     RunStore.create(run).append(simulated("adamw"))
-    mine.write_text("mine")
+    outside.write_text("mine")
     for name in ("report.html", "records.csv", "records.json", "figures", "figures/peak.png"):
         link = run / name
         link.parent.mkdir(exist_ok=True)
-        link.symlink_to(mine)
+        link.symlink_to(outside)
         with pytest.raises(ValueError, match=f"{name} is a symbolic link"):
             write_report(run)
         link.unlink()
-    assert mine.read_text() == "mine"
+    assert outside.read_text() == "mine"
     (tmp_path / "linked").symlink_to(run)
     assert write_report(tmp_path / "linked").is_file()
 
@@ -280,7 +280,7 @@ def test_no_name_is_wider_than_its_picture(simulated, timed, timeline):
     for picture in pictures(shown):
         drawing = draw(picture, STYLES["paper"])
         image = Image.open(BytesIO(drawing.png)).convert("L")
-        # Half of the margins.
+        # Half of the margins may be used.
         for left in (0, image.width - 12):
             assert image.crop((left, 0, left + 12, image.height)).getextrema() == (255, 255)
         assert image.height < 4_000

@@ -1,4 +1,4 @@
-"""The words on the figures, and that the page in the docs has the same."""
+"""The explanations of figures, and that docs/metrics.md has the same."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -18,17 +18,17 @@ def test_the_docs_say_what_the_command_says():
 
 
 def test_every_figure_names_a_field_of_the_record():
-    kept = {
+    names = {
         "memory": {item.name for item in fields(Memory)},
         "estimate": {item.name for item in fields(StepEstimate)},
     }
-    kept["times"] = {"forward", "backward", "step", "iteration"}
+    names["times"] = {"forward", "backward", "step", "iteration"}
     for metric in METRICS.values():
         part, _, name = metric.field.partition(".")
-        assert name in kept[part]
+        assert name in names[part]
 
 
-def test_a_figure_says_its_unit_where_it_comes_from_and_what_it_leaves_out():
+def test_a_figure_has_its_unit_origin_and_omissions():
     lines = explain("state").splitlines()
     assert lines[0] == "state: state"
     assert [line.split(":")[0] for line in lines[1:]] == [
@@ -40,7 +40,7 @@ def test_a_figure_says_its_unit_where_it_comes_from_and_what_it_leaves_out():
     ]
 
 
-def test_an_unknown_figure_names_a_near_one():
+def test_an_unknown_name_is_answered_with_a_near_one():
     with pytest.raises(ValueError, match="no metric named 'peek'; did you mean peak"):
         find("peek")
 
@@ -48,7 +48,7 @@ def test_an_unknown_figure_names_a_near_one():
 @pytest.mark.parametrize(
     ("name", "unit"), [("draws", "micro-batches"), ("driver", "exact bytes; GiB are 2**30 of them")]
 )
-def test_what_reports_show_beside_them_is_explained_and_not_compared_by(name, unit):
+def test_figures_that_are_no_metrics_are_explained_and_not_compared(name, unit):
     assert list(FIGURES)[: len(METRICS)] == list(METRICS)
     assert explain(name).splitlines()[1] == f"unit: {unit}"
     with pytest.raises(ValueError, match=f"no metric named '{name}'"):

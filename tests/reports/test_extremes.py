@@ -1,6 +1,4 @@
-"""Records at the ends of what the schema allows: each is read as it was written, and every report
-is drawn from it.
-"""
+"""Records at the limits of the schema: each is read back as written, and every report is made."""
 
 import json
 import random
@@ -46,14 +44,14 @@ CHOSEN: dict[str, list[Any]] = {
     "gpu": [None, "t4", "nobody's"],
     "alloc_conf": ["", "expandable_segments:True"],
     "accumulate": [None],
-    # An anonymous environment leaves out what it holds.
+    # An anonymous environment would leave out its other fields.
     "anonymous": [False],
     "origin": ["measured", "simulated", "estimated"],
 }
 
 
 def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
-    """A value of the annotation, one of its ends more often than not."""
+    """Return a value of the annotation, more often than not at one of its limits."""
     if name in CHOSEN:
         return draw.choice(CHOSEN[name])
     origin, arguments = get_origin(annotation), get_args(annotation)
@@ -63,7 +61,7 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
             return draw.choice([text for text in TEXTS if len(text) <= limit.max_length])
         if kind not in (int, float):
             return extreme(draw, kind)
-        # A time other than 0 is one that a clock measures.
+        # The least time other than 0 is the least that a clock measures.
         least = schema.LEAST_SECONDS if annotation is schema.Seconds else limit.ge
         ends = [kind(least), kind(limit.le)]
         inner = [one for one in (WHOLES if kind is int else NUMBERS) if least <= one <= limit.le]
@@ -87,46 +85,46 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
 
 def made(draw: random.Random, kind: type[Any]) -> Any:
     hints = get_type_hints(kind, include_extras=True)
-    needed = [
+    required = [
         each.name
         for each in fields(kind)
         if each.default is MISSING and each.default_factory is MISSING
     ]
-    given_names = [name for name in hints if name in needed or draw.random() < 0.8]
+    names = [name for name in hints if name in required or draw.random() < 0.8]
     while True:
         values = {
             name: extreme(
                 draw, hints[name], name if kind in (Scenario, Record, Environment) else ""
             )
-            for name in given_names
+            for name in names
         }
         try:
             return kind(**values)
         except ValueError:
-            # Fields of a scenario that do not go together.
-            given_names = [name for name in given_names if name in needed or draw.random() < 0.8]
+            # These fields of a scenario contradict each other.
+            names = [name for name in names if name in required or draw.random() < 0.8]
 
 
 def run_of(seed: int, count: int = 4) -> list[Record]:
-    """Records that share models and optimizers, so that there is something to compare."""
+    """Return records that share models and optimizers, so that reports have pairs to compare."""
     draw = random.Random(seed)
     records = [made(draw, Record) for _ in range(count)]
     for _ in range(count):
-        # Every field is one of the others', or one of its own.
+        # Take each field from one of two records.
         one, other = draw.sample(records, 2)
         parts = {
             name: getattr(draw.choice((one, other)), name)
             for name in ("memory", "times", "watched", "estimate", "course", "parameter_count")
         }
         origin = draw.choice(["measured", "simulated"])
-        asked = {
+        settings = {
             "device": "cpu" if origin == "measured" else "sim",
             "optimizer": draw.choice(["adamw", "sm3", other.scenario.optimizer]),
         }
         records.append(
             replace(
                 one,
-                scenario=replace(one.scenario, **asked, steps=2, micro_batches=1),
+                scenario=replace(one.scenario, **settings, steps=2, micro_batches=1),
                 outcome="ok",
                 origin=origin,
                 **parts,
@@ -148,7 +146,7 @@ def run_of(seed: int, count: int = 4) -> list[Record]:
 
 @settings(max_examples=100, deadline=None)
 @given(seed=st.integers(0, 2**32))
-def test_what_is_written_is_read_as_it_was(seed: int):
+def test_a_record_is_read_back_as_written(seed: int):
     for record in run_of(seed):
         assert Record.from_dict(json.loads(record.to_line())) == record
 

@@ -1,4 +1,4 @@
-"""What fits, shown: the cells, the words of a change, the page and the terminal."""
+"""The answer to "does it fit": cells, words of a change, page and terminal."""
 
 import io
 import json
@@ -51,7 +51,7 @@ FITS = [
 ]
 
 
-def test_a_cell_says_what_is_left_or_lacking_and_the_largest_batch():
+def test_a_cell_has_the_bytes_left_or_short_and_the_largest_batch():
     assert [short_text(fit) for fit in FITS] == [
         "✗ 6.000, 5",
         "✓ 2.000, 1,024",
@@ -83,7 +83,7 @@ def test_a_batch_at_which_the_search_ended_is_shown_as_a_lower_bound():
         ),
     ],
 )
-def test_a_change_is_told_in_words(fields: dict[str, object], text: str):
+def test_a_change_is_described_in_words(fields: dict[str, object], text: str):
     assert change_text(Change(fields=fields, left=0), FITS[0].scenario) == text
 
 
@@ -91,7 +91,7 @@ def test_the_verdict_names_the_smallest_gpu():
     assert verdict(FitFindings.of(FITS)) == "adamw fits no GPU; sm3 fits from t4 on."
 
 
-def test_the_tables_have_a_row_a_gpu_and_a_row_an_answer():
+def test_the_tables_have_a_row_per_gpu_and_a_row_per_answer():
     findings = FitFindings.of(FITS)
     assert [row[0].text for row in overview_table(findings).rows] == ["t4", "v100-16"]
     assert fit_table(findings).head[:2] == ("optimizer", "GPU")
@@ -109,7 +109,7 @@ def test_the_tables_have_a_row_a_gpu_and_a_row_an_answer():
     assert rows[1][2:] == ["yes", "12.000", "14.000", "2.000", "1,024", NOTHING]
 
 
-def test_the_page_stands_alone_and_escapes_what_it_shows(tmp_path):
+def test_the_page_loads_no_other_file_and_escapes_its_text(tmp_path):
     page = write_fit_page(FITS, tmp_path / "run", COMMAND)
     text = page.read_text()
     assert "tiny &amp; co" in text

@@ -1,4 +1,4 @@
-"""Gates: how they are read, what they stop, and that none passes for want of anything to judge."""
+"""Gates: how they are read, what they stop, and that none passes without a metric to judge."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_a_gate_is_read(text, metric, allowed_bytes, allowed_share):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "a gate reads METRIC>NUMBER"),
         ("state", "a gate reads METRIC>NUMBER"),
@@ -48,8 +48,8 @@ def test_a_gate_is_read(text, metric, allowed_bytes, allowed_share):
         ("step>5MiB", "step is a time and takes a per cent"),
     ],
 )
-def test_what_is_no_gate_is_one_clear_line(text, told):
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_a_malformed_gate_is_one_clear_line(text, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         Gate.parse(text)
 
 
@@ -70,7 +70,7 @@ def test_a_threshold_is_a_per_cent(text):
         ("state>1%", False),
     ],
 )
-def test_a_gate_stops_what_grew_by_more_than_it_allows(simulated, gate, stopped):
+def test_a_gate_stops_growth_beyond_its_limit(simulated, gate, stopped):
     compared = compare([simulated(state=8_000)], [simulated(state=8_080)])
     assert bool(offences(compared, [Gate.parse(gate)])) == stopped
 
@@ -80,7 +80,7 @@ def test_a_saving_passes(simulated):
     assert offences(compared, [Gate.parse("state>0"), Gate.parse("peak>0")]) == []
 
 
-def test_a_time_is_stopped_by_its_whole_interval(timed):
+def test_a_gate_stops_a_time_by_its_whole_interval(timed):
     # Every ratio lies between 1.00 / 0.54 and 1.04 / 0.50.
     compared = compare(
         [timed(step=(0.50, 0.51, 0.52, 0.53, 0.54))], [timed(step=(1.00, 1.01, 1.02, 1.03, 1.04))]
@@ -89,7 +89,7 @@ def test_a_time_is_stopped_by_its_whole_interval(timed):
     assert not offences(compared, [Gate.parse("step>100%")])
 
 
-def test_what_no_longer_ends_well_passes_no_gate(simulated):
+def test_a_scenario_that_fails_now_passes_no_gate(simulated):
     compared = compare(
         [simulated(), simulated("sm3")],
         [simulated(), simulated("sm3", outcome="failed", error="boom")],
@@ -98,7 +98,7 @@ def test_what_no_longer_ends_well_passes_no_gate(simulated):
     assert (offence.subject.scenario.optimizer, offence.change) == ("sm3", None)
 
 
-def test_a_new_option_with_a_default_does_not_slip_past_a_gate(simulated):
+def test_a_new_option_with_a_default_is_still_judged_by_a_gate(simulated):
     before, after = (
         [simulated(), simulated("mine:Sign")],
         [simulated(), simulated("mine:Sign", options={"ema": True}, state=9_000)],
@@ -131,7 +131,7 @@ def test_a_gate_with_nothing_to_judge_does_not_pass(simulated, timed):
     "tail", ['{"schema": 1, "scen', "\n", "\0" * 512 + "\n", '{"schema": 1}\n']
 )
 @pytest.mark.parametrize("damaged", ["before", "after"])
-def test_no_gate_passes_while_the_newest_record_may_be_one_that_cannot_be_read(
+def test_no_gate_passes_if_an_unreadable_record_may_be_the_newest(
     simulated, tmp_path, tail, damaged
 ):
     for name in ("before", "after"):
@@ -154,7 +154,7 @@ def test_no_gate_passes_while_the_newest_record_may_be_one_that_cannot_be_read(
     assert Comparing.of(tmp_path / "before", tmp_path / "after", ["state>0"]).unjudged == ()
 
 
-def test_a_side_of_which_nothing_can_be_read_says_so(simulated, tmp_path):
+def test_a_side_without_a_readable_record_is_an_error(simulated, tmp_path):
     RunStore.create(tmp_path / "run").append(simulated())
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "records.jsonl").write_text("{}\n")

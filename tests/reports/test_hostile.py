@@ -1,7 +1,7 @@
-"""Hostile text in every field of a record, through every output: it is shown, and acts nowhere.
+"""Hostile text in every field of a record, through every output: it is shown, and never acts.
 
 The strings of `tests/data/hostile.json` would act on a terminal, a browser, a spreadsheet, GitHub,
-matplotlib or a file system. Judges are parsers of HTML, XML, CSV, Markdown and event files.
+matplotlib or a file system. Parsers of HTML, XML, CSV, Markdown and event files judge.
 """
 
 import csv
@@ -46,11 +46,11 @@ from optprof.scenarios.spec import Scenario
 HOSTILE: Mapping[str, str] = json.loads(
     (Path(__file__).parents[1] / "data" / "hostile.json").read_text(encoding="utf-8")
 )
-# Half of a surrogate pair is refused where a record is read.
+# Reading a record refuses half of a surrogate pair.
 TEXTS = [text for text in HOSTILE.values() if category(text[-1]) != "Cs"]
-# Groups of four records, in which each text stands in a dozen fields or more.
+# So many groups of four records put each text into a dozen fields or more.
 GROUPS = 21
-# What the page of a run has of its own: its switches, marks and graphs.
+# Tags that could act; the page of a run has some itself, for its switches, marks and graphs.
 ACTIVE_TAGS = {
     "script",
     "style",
@@ -63,7 +63,7 @@ ACTIVE_TAGS = {
     "form",
     "base",
 }
-# GitHub makes links, mentions and pictures of these after Markdown, in what it left as text.
+# After Markdown, GitHub makes links, mentions and pictures of these in the remaining text.
 GITHUB = re.compile(
     r"\w://|(?:mailto|xmpp):[^\s\u200b]|www\.\w|@\w|#\d|!\d|GH-\d|[0-9a-f]{40}|:[a-z_]\w*:",
     re.IGNORECASE,
@@ -72,7 +72,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Record]:
-    """Four records that hold texts wherever a record can hold one."""
+    """Return four records with a text in each field that can hold one."""
     some = texts.__next__
     environment = Environment(
         python=some(),
@@ -117,15 +117,15 @@ def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Re
 
     def words() -> dict[str, Any]:
         options = {some(): some(), "momentum": some()}
-        known = {"model": model, "model_family": family, "environment": environment}
+        fields = {"model": model, "model_family": family, "environment": environment}
         texts = {"options": options, "warnings": (some(),), "lost": (some(),)}
-        return known | texts | {"deciding_options": {"momentum": 0.0}}
+        return fields | texts | {"deciding_options": {"momentum": 0.0}}
 
     times = {"step": (0.1, 0.2), some(): (0.1, 0.2)}
-    asked = {"alloc_conf": some(), "config": {some(): some()}}
+    settings = {"alloc_conf": some(), "config": {some(): some()}}
     return [
         simulated("adamw", **words()),
-        simulated(some(), memory=memory, estimate=estimate, **asked, **words()),
+        simulated(some(), memory=memory, estimate=estimate, **settings, **words()),
         timed(some(), times=times, warmup=times, watched=watched, **words()),
         simulated("sgd", memory=None, outcome="failed", error=some(), log=some(), **words()),
     ]
@@ -133,7 +133,7 @@ def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Re
 
 @pytest.fixture(scope="module")
 def records(timed: Any, simulated: Any) -> list[Record]:
-    """Records in which each text stands in several fields; no two have it in the same."""
+    """Records with each text in several fields, no two of them in the same fields."""
     texts = cycle(TEXTS)
     return [record for _ in range(GROUPS) for record in hostile_records(texts, timed, simulated)]
 
@@ -142,7 +142,7 @@ def records(timed: Any, simulated: Any) -> list[Record]:
 def run(
     tmp_path_factory: pytest.TempPathFactory, records: list[Record], timeline: Timeline
 ) -> Path:
-    """A run of all these records, with its whole report."""
+    """The folder of a run of all these records, with its whole report."""
     store = RunStore.create(tmp_path_factory.mktemp("hostile") / "run")
     for record in records:
         store.append(record)
@@ -153,9 +153,9 @@ def run(
             replace(each, phase=next(texts), module=next(texts), op=next(texts), line=next(texts))
             for each in timeline.largest
         )
-        held = {next(texts): timeline.allocated}
-        kept = replace(timeline, categories=held, phases=phases, largest=blocks)
-        store.write_timeline(record.scenario, kept)
+        categories = {next(texts): timeline.allocated}
+        changed = replace(timeline, categories=categories, phases=phases, largest=blocks)
+        store.write_timeline(record.scenario, changed)
     write_report(store.folder, tensorboard=True)
     return store.folder
 
@@ -185,7 +185,7 @@ def fits() -> list[Fit]:
 
 
 def require_printed(text: str) -> None:
-    """Every character is one that a font draws, a blank, a line's end or a joiner within a word."""
+    """Require that a font draws every character, or that it is a blank, line end or joiner."""
     hidden = {each for each in text if category(each)[0] == "C" or category(each) in ("Zl", "Zp")}
     assert hidden <= set("\n\t\u200c\u200d")
 
@@ -210,21 +210,22 @@ class Elements(HTMLParser):
 
 
 def require_inert(page: str, clean: str, shown: set[str]) -> None:
-    """The page has no tag, attribute or address that a page of harmless records has not, and shows
-    the texts.
+    """Require a page without active parts that shows the texts.
+
+    It may have no tag, attribute or address that a page of harmless records does not have.
     """
     require_printed(page)
-    found, usual = Elements(page), Elements(clean)
-    assert {tag: found.tags.count(tag) for tag in ACTIVE_TAGS} == {
+    elements, usual = Elements(page), Elements(clean)
+    assert {tag: elements.tags.count(tag) for tag in ACTIVE_TAGS} == {
         tag: usual.tags.count(tag) for tag in ACTIVE_TAGS
     }
-    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert not [name for name, _ in elements.attributes if name.startswith("on")]
     assert not [
         value
-        for name, value in found.attributes
+        for name, value in elements.attributes
         if name in ("href", "src", "action") and value[:1] != "#"
     ]
-    text = " ".join("".join(found.texts).split())
+    text = " ".join("".join(elements.texts).split())
     assert not {each for each in shown if each not in text}
 
 
@@ -238,13 +239,13 @@ def test_the_terminal_has_no_sequence_and_no_markup(records: list[Record], compa
     comparing.render(stream, width=4_000)
     print_fits(fits(), stream, width=4_000)
     require_printed(stream.getvalue())
-    for kept in (
+    for text in (
         "[bold red]x[/bold red][link=http://evil.example]y[/link]",
         "[/]",
         ":smile: :skull:",
     ):
-        assert kept in stream.getvalue()
-    # A line feed in a text begins no line of its own.
+        assert text in stream.getvalue()
+    # A line feed in a text begins no new line.
     assert not [
         line for line in stream.getvalue().splitlines() if line.startswith(("optprof:", "report:"))
     ]
@@ -268,7 +269,7 @@ def test_a_page_is_inert(run: Path, records: list[Record], simulated: Any):
 
 
 def strings(node: Any, name: str = "") -> Iterator[str]:
-    """The strings of JSON data, without those that only name what a button hides."""
+    """Yield the strings of JSON data, except the names of what a button hides."""
     if isinstance(node, str) and name != "label":
         yield node
     elif isinstance(node, dict):
@@ -305,7 +306,7 @@ def test_no_cell_of_a_table_is_a_formula(run: Path):
     assert len(rows) == 4 * GROUPS + 1
     assert {len(row) for row in rows} == {len(rows[0])}
     assert not {cell for row in rows for cell in row if cell[:1] in ("\t", "\n", "\r")}
-    # Pasted, or read with another separator, a cell falls apart.
+    # A cell that is pasted or read with another separator is split.
     cells = {part.strip() for row in rows for cell in row for part in re.split(r"[;\t\n]", cell)}
     assert not {cell for cell in cells if cell[:1] in tuple("=+-@\uff1d\uff0b\uff0d\uff20")}
     assert "'=1+1" in cells
@@ -316,11 +317,11 @@ def test_markdown_is_a_table_of_text(run: Path, comparing: Comparing):
     render = markdown_it.MarkdownIt("commonmark").enable(["table", "strikethrough"]).render
     for text in (run_markdown(run), comparing.markdown()):
         require_printed(text)
-        found = Elements(render(text))
-        assert set(found.tags) <= {"p", "table", "thead", "tbody", "tr", "th", "td", "strong"}
-        assert not GITHUB.findall("\0".join(found.texts))
+        elements = Elements(render(text))
+        assert set(elements.tags) <= {"p", "table", "thead", "tbody", "tr", "th", "td", "strong"}
+        assert not GITHUB.findall("\0".join(elements.texts))
         assert "\N{ZERO WIDTH SPACE}" not in text
-        shown = " ".join("".join(found.texts).replace("\N{ZERO WIDTH SPACE}", "").split())
+        shown = " ".join("".join(elements.texts).replace("\N{ZERO WIDTH SPACE}", "").split())
         assert not {each for each in shown_texts() if each not in shown}
 
 
@@ -339,8 +340,8 @@ def test_event_files_have_plain_tags_and_no_host(run: Path):
 
 def test_json_is_ascii_and_exact(run: Path, comparing: Comparing):
     text = (run / "records.json").read_text(encoding="ascii")
-    found = {value for record in json.loads(text) for value in strings(record)}
-    assert set(TEXTS) <= found
+    values = {value for record in json.loads(text) for value in strings(record)}
+    assert set(TEXTS) <= values
     stream = io.StringIO()
     comparing.write_json(stream)
     assert stream.getvalue().isascii()

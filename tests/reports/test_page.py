@@ -1,4 +1,4 @@
-"""The page and the run folder: whole reports from records alone."""
+"""The page and the run folder: whole reports made from records alone."""
 
 import json
 import re
@@ -17,17 +17,15 @@ from optprof.reports.units import TIMES
 
 
 class Elements(HTMLParser):
-    """Every element of a page with its attributes, and its text outside of style sheets and
-    scripts.
-    """
+    """The elements of a page with their attributes, and its visible text."""
 
     def __init__(self, page):
         super().__init__()
-        self.found, self.words, self._hidden = [], [], False
+        self.elements, self.words, self._hidden = [], [], False
         self.feed(page)
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
+        self.elements.append((tag, dict(attrs)))
         self._hidden = tag in ("style", "script")
 
     def handle_endtag(self, tag):
@@ -38,7 +36,7 @@ class Elements(HTMLParser):
             self.words.append(data.strip())
 
     def all(self, tag):
-        return [attributes for name, attributes in self.found if name == tag]
+        return [attributes for name, attributes in self.elements if name == tag]
 
     @property
     def text(self):
@@ -46,7 +44,7 @@ class Elements(HTMLParser):
 
 
 def write(folder, records):
-    """Write these records as a run and its report; returns the page's text."""
+    """Write these records as a run with its report, and return the page's text."""
     store = RunStore.create(folder)
     for record in records:
         store.append(record)
@@ -74,7 +72,7 @@ def elements(page):
 
 
 @pytest.mark.usefixtures("page")
-def test_a_report_is_a_page_pictures_and_a_table(run, mixed):
+def test_a_report_has_a_page_pictures_and_a_table(run, mixed):
     assert sorted(path.name for path in run.iterdir()) == [
         "figures",
         "records.csv",
@@ -118,13 +116,13 @@ def test_the_numbers_of_the_main_table_have_their_exact_bytes(elements):
     assert "estimated from 25.0 % on CPU" in elements.text
 
 
-def test_what_failed_is_listed_with_its_error(elements):
+def test_a_failure_is_listed_with_its_error(elements):
     text = elements.text
     assert "out-of-memory" in text
     assert "needs 26.1 GiB of 24 GiB" in text
 
 
-def test_the_note_on_momentum_is_there_for_sm3_and_for_nobody_else(simulated):
+def test_the_note_on_momentum_is_shown_for_sm3_alone(simulated):
     with_sm3, without = (
         render_page([simulated("adamw"), simulated(name)]) for name in ("sm3", "lamb16")
     )
@@ -132,7 +130,7 @@ def test_the_note_on_momentum_is_there_for_sm3_and_for_nobody_else(simulated):
     assert "SM3 saves" not in without
 
 
-def test_published_figures_stand_beside_ours_and_the_rest_has_its_command(elements):
+def test_published_figures_are_shown_with_ours_and_the_rest_with_a_command(elements):
     text = elements.text
     assert "-o adamw,sgd-sai,adam-mini,prodigy --workload state --device sim" in text
     assert "adamw for vit-s16, llama2-7b; sgd-sai for vit-s16, llama2-7b" in text
@@ -140,7 +138,7 @@ def test_published_figures_stand_beside_ours_and_the_rest_has_its_command(elemen
     assert "GiB" in text
 
 
-def test_it_says_how_to_repeat_it(elements):
+def test_the_page_says_how_to_repeat_the_run(elements):
     text = elements.text
     for words in (
         "optprof profile tiny -o adamw,sm3:momentum=0.0",
@@ -155,15 +153,15 @@ def test_it_says_how_to_repeat_it(elements):
         assert words in text
 
 
-def test_an_environment_with_nothing_in_it_is_no_obstacle(simulated):
+def test_an_empty_environment_is_no_obstacle(simulated):
     bare = replace(simulated("adamw"), environment=Environment())
     assert "adamw" in Elements(render_page([bare])).text
 
 
-def test_the_page_names_no_address_to_load_from(page, elements):
+def test_the_page_loads_from_no_address(page, elements):
     addresses = [
         attributes[name]
-        for _, attributes in elements.found
+        for _, attributes in elements.elements
         for name in ("src", "srcset", "href")
         if name in attributes
     ]
@@ -207,7 +205,7 @@ def test_markup_in_names_and_errors_stays_text(simulated, report):
     assert len(Elements(page).all("script")) == len(Elements(clean).all("script"))
 
 
-def test_without_the_baseline_the_page_says_what_to_add(simulated, report):
+def test_without_a_baseline_the_page_says_what_to_add(simulated, report):
     text = Elements(report([simulated("sm3"), simulated("sgd-sai")])).text
     assert "No adamw to compare with on tiny: add adamw to --optimizers." in text
     assert "State saved against AdamW" not in text
@@ -234,7 +232,7 @@ def test_500_records_are_a_page_of_less_than_6_mb(simulated, timed):
     assert memory.count("<tr>") == 1 + 250
 
 
-def test_long_trainings_make_no_long_page(simulated, timed):
+def test_many_samples_make_no_long_page(simulated, timed):
     names = ("adamw", "sgd-sai", "sm3", "lamb16")
     short, long = (
         [
@@ -253,7 +251,7 @@ def test_long_trainings_make_no_long_page(simulated, timed):
     assert "Of more than 200 samples" not in pages[0]
 
 
-def test_a_run_where_all_failed_still_says_why(simulated, report):
+def test_a_run_whose_scenarios_all_failed_still_says_why(simulated, report):
     text = Elements(
         report([simulated("adamw", memory=None, outcome="killed", error="killed by signal 9")])
     ).text
@@ -266,7 +264,7 @@ def test_an_empty_run_is_one_clear_line(report):
         report([])
 
 
-def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path):
+def test_a_folder_without_a_run_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no records\.jsonl"):
         write_report(tmp_path)
 

@@ -1,4 +1,4 @@
-"""Peaks that are ranges, because of cuDNN's workspaces, in all that shows a peak."""
+"""Peaks that are ranges because of cuDNN's workspaces, in every output that shows a peak."""
 
 import io
 from dataclasses import replace
@@ -27,7 +27,7 @@ GIB, MIB = 2**30, 2**20
 
 
 def ranged(record: Record, **upper: int) -> Record:
-    """The record with peaks of 2 and 3 GiB, usually with upper ends of 2.25 and 3.5 GiB."""
+    """Return the record with peaks of 2 and 3 GiB, by default up to 2.25 and 3.5 GiB."""
     assert record.memory is not None
     ends = {"peak_allocated_upper": 9 * GIB // 4, "peak_reserved_upper": 7 * GIB // 2} | upper
     memory = replace(record.memory, peak_allocated=2 * GIB, peak_reserved=3 * GIB, **ends)
@@ -49,7 +49,7 @@ def shown(records: list[Record], width: int = 80) -> str:
         (512, 900, "512 to 900 B"),
     ],
 )
-def test_a_range_says_its_unit_once_and_is_one_number_where_both_ends_read_the_same(
+def test_a_range_has_its_unit_once_and_is_one_number_if_both_ends_read_the_same(
     low: int, high: int, text: str
 ):
     assert bytes_text(low, upper=high) == text
@@ -70,7 +70,7 @@ def test_the_terminal_shows_a_range_in_eighty_columns_and_says_why(simulated):
     assert RANGES not in shown([simulated("adamw")])
 
 
-def test_the_page_and_the_table_for_a_pull_request_show_it(simulated):
+def test_the_page_and_the_markdown_table_show_a_range(simulated):
     records = [ranged(simulated("adamw")), ranged(simulated("sm3"))]
     page = render_page(records)
     assert "2.000 to 2.250 GiB in step · 3.000 to 3.500 reserved" in page
@@ -79,7 +79,7 @@ def test_the_page_and_the_table_for_a_pull_request_show_it(simulated):
     assert "| 2.000 to 2.250 GiB |" in markdown.render(run_summary(Findings.of(records)))
 
 
-def test_a_peak_without_a_range_reads_as_before(simulated):
+def test_a_peak_without_a_range_is_one_number(simulated):
     record = ranged(simulated("adamw"), peak_allocated_upper=2 * GIB, peak_reserved_upper=3 * GIB)
     (peak,) = peaks(entries([record]), [record])
     assert peak_text(peak) == "2.000 GiB in step · 3.000 reserved"
@@ -89,8 +89,8 @@ def test_the_verdict_compares_lower_ends_and_says_so(simulated):
     low = ranged(simulated("sm3"))
     assert low.memory is not None
     low = replace(low, memory=replace(low.memory, peak_allocated=GIB))
-    said = verdict(Findings.of([ranged(simulated("adamw")), low]))
-    assert said.endswith("falls from 2.000 to 1.000 GiB, both with the least that cuDNN takes.")
+    text = verdict(Findings.of([ranged(simulated("adamw")), low]))
+    assert text.endswith("falls from 2.000 to 1.000 GiB, both with the least that cuDNN takes.")
 
 
 def test_a_row_for_a_spreadsheet_has_both_ends(simulated):
@@ -106,7 +106,7 @@ def test_a_row_for_a_spreadsheet_has_both_ends(simulated):
     assert {"peak_allocated_upper_bytes", "peak_reserved_upper_bytes"} <= set(COLUMNS)
 
 
-def test_a_gpu_that_the_upper_end_does_not_fit_is_not_said_to_fit(simulated):
+def test_a_peak_whose_upper_end_is_too_large_is_unsure_to_fit(simulated):
     usable = hardware.describe("t4").usable_bytes
     answers = []
     for upper in (usable // 2, usable, usable + 1):
@@ -116,7 +116,7 @@ def test_a_gpu_that_the_upper_end_does_not_fit_is_not_said_to_fit(simulated):
     assert answers == ["fits", "tight", "unsure"]
 
 
-def test_what_fits_without_workspaces_alone_may_fit():
+def test_a_scenario_that_fits_only_without_workspaces_may_fit():
     scenario = Scenario(model="tiny", batch_size=8, gpu="t4")
     fit = Fit(
         scenario=scenario,

@@ -1,4 +1,4 @@
-"""Reproduction: the published figures that ship with the package, compared with ours."""
+"""The published figures that ship with the package, compared with ours."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_figures_without_a_record_are_listed_by_optimizer(simulated):
     assert set(missing) == {"adamw", "sgd-sai", "adam-mini", "prodigy"}
 
 
-def test_a_published_step_time_is_compared_with_an_estimate_for_its_gpu(simulated):
+def test_a_published_step_time_is_compared_with_the_estimate_for_its_gpu(simulated):
     def estimate(gpu):
         return StepEstimate(
             gpu=gpu,
@@ -79,14 +79,14 @@ def test_a_published_step_time_is_compared_with_an_estimate_for_its_gpu(simulate
     ]
 
 
-def test_the_residuals_are_those_of_the_figures_that_the_authors_measured(simulated):
+def test_residuals_are_only_of_figures_that_the_authors_measured(simulated):
     def ours(model, gib):
         record = simulated("adamw", model=model, workload="state")
         return replace(
             record, memory=replace(record.memory, optimizer_state_allocated=round(gib * 2**30))
         )
 
-    # Published: 4.86, 11.86, and 49.48 extrapolated.
+    # Published are 4.86 and 11.86; 49.48 is extrapolated.
     rows = reproduction([ours("vit-h14", 4.84), ours("gpt2-xl", 11.96), ours("llama2-7b", 60.0)])
     assert (
         residuals(rows)

@@ -1,4 +1,4 @@
-"""A run in TensorBoard, judged by a real server: what its tabs answer is what the records say."""
+"""A run in TensorBoard: a real server's answers are those of the records."""
 
 import json
 import os
@@ -32,13 +32,13 @@ OPEN = build_opener(ProxyHandler({}))
 
 
 class Server:
-    """A TensorBoard server, asked over HTTP."""
+    """A TensorBoard server, queried over HTTP."""
 
     def __init__(self, port: int) -> None:
         self._root = f"http://127.0.0.1:{port}/data"
 
-    def ask(self, path: str, body: dict[str, Any] | None = None, **query: str) -> Any:
-        """The answer as JSON, or bytes where it is none."""
+    def get(self, path: str, body: dict[str, Any] | None = None, **query: str) -> Any:
+        """Return the answer as JSON, or as bytes if it is not JSON."""
         request = Request(f"{self._root}/{path}{'?' + urlencode(query) if query else ''}")
         if body is not None:
             request.data, request.headers = (
@@ -49,20 +49,20 @@ class Server:
             data = answer.read()
         return json.loads(data) if data[:1] in b'{["' else data
 
-    def wait_for(self, path: str, wanted: Any, **query: str) -> Any:
-        """The first answer that `wanted` takes; files are read while the server answers."""
+    def wait_for(self, path: str, accept: Any, **query: str) -> Any:
+        """Return the first answer that satisfies `accept`; the server reads files meanwhile."""
         end = time.monotonic() + GIVE_UP_SECONDS
         while time.monotonic() < end:
-            found = self.ask(path, None, **query)
-            if wanted(found):
-                return found
+            answer = self.get(path, None, **query)
+            if accept(answer):
+                return answer
             time.sleep(0.5)
-        raise TimeoutError(f"{path} never answered what was wanted")
+        raise TimeoutError(f"{path} never gave the expected answer")
 
 
 @contextmanager
 def serving(folder: Path, log: Path) -> Iterator[Server]:
-    """A server over the folder on a port that it finds free itself, ended with all its children."""
+    """Run a server over the folder on a free port, and end it with all its children."""
     command = [
         sys.executable,
         "-m",
@@ -87,11 +87,11 @@ def serving(folder: Path, log: Path) -> Iterator[Server]:
 def _port(process: subprocess.Popen[bytes], log: Path) -> int:
     end = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < end and process.poll() is None:
-        _, found, rest = log.read_text(errors="replace").partition("http://127.0.0.1:")
-        if found and "/" in rest:
+        _, address, rest = log.read_text(errors="replace").partition("http://127.0.0.1:")
+        if address and "/" in rest:
             port = int(rest.partition("/")[0])
             try:
-                Server(port).ask("runs")
+                Server(port).get("runs")
             except URLError:
                 continue
             return port
@@ -114,7 +114,7 @@ def test_a_server_shows_scalars_hparams_and_pictures(tmp_path: Path, timed: Any,
     for record in records:
         store.append(record)
     write_report(store.folder, tensorboard=True)
-    # Once more: nothing is there twice.
+    # Writing again duplicates nothing.
     write_report(store.folder, tensorboard=True)
     adamw, sm3, _ = (file_name(record.scenario) for record in records)
     with serving(store.folder / "tensorboard", tmp_path / "log") as server:
@@ -126,41 +126,43 @@ def test_a_server_shows_scalars_hparams_and_pictures(tmp_path: Path, timed: Any,
             "step/median_seconds",
             "training/tokens_per_second",
         } <= set(tags[adamw])
-        steps = server.ask("plugin/scalars/scalars", run=adamw, tag="seconds/step")
+        steps = server.get("plugin/scalars/scalars", run=adamw, tag="seconds/step")
         assert [(step, value) for _, step, value in steps] == [(0, 0.25), (1, 0.5), (2, 0.125)]
-        ((_, _, state),) = server.ask("plugin/scalars/scalars", run=sm3, tag="state/bytes")
+        ((_, _, state),) = server.get("plugin/scalars/scalars", run=sm3, tag="state/bytes")
         assert state == 8
         _check_hparams(server)
         _check_pictures(server, store.folder)
 
 
 def _check_hparams(server: Server) -> None:
-    experiment = server.ask("plugin/hparams/experiment", {"experimentName": ""})
+    experiment = server.get("plugin/hparams/experiment", {"experimentName": ""})
     assert {"optimizer", "model", "options.momentum"} <= {
         info["name"] for info in experiment["hparamInfos"]
     }
-    asked = {
+    query = {
         "experimentName": "",
         "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
         "colParams": [],
         "startIndex": 0,
         "sliceSize": 10,
     }
-    groups = server.ask("plugin/hparams/session_groups", asked)["sessionGroups"]
-    found = {group["hparams"]["optimizer"]: group for group in groups}
-    assert set(found) == {"adamw", "sm3"}
-    assert found["sm3"]["hparams"]["options.note"] == "a <b>text</b>"
-    values = {value["name"]["tag"]: value["value"] for value in found["adamw"]["metricValues"]}
+    groups = server.get("plugin/hparams/session_groups", query)["sessionGroups"]
+    by_optimizer = {group["hparams"]["optimizer"]: group for group in groups}
+    assert set(by_optimizer) == {"adamw", "sm3"}
+    assert by_optimizer["sm3"]["hparams"]["options.note"] == "a <b>text</b>"
+    values = {
+        value["name"]["tag"]: value["value"] for value in by_optimizer["adamw"]["metricValues"]
+    }
     assert values["step/median_seconds"] == 0.25
     assert values["training/tokens_per_second"] == 32
 
 
 def _check_pictures(server: Server, folder: Path) -> None:
-    tags = server.ask("plugin/images/tags")["report"]
+    tags = server.get("plugin/images/tags")["report"]
     assert set(tags) == {path.stem for path in (folder / "figures").glob("*.png")}
-    (sample,) = server.ask("plugin/images/images", run="report", tag="step-time", sample="0")
+    (sample,) = server.get("plugin/images/images", run="report", tag="step-time", sample="0")
     assert (
-        server.ask(f"plugin/images/individualImage?{sample['query']}")
+        server.get(f"plugin/images/individualImage?{sample['query']}")
         == (folder / "figures" / "step-time.png").read_bytes()
     )
 
@@ -175,19 +177,19 @@ def test_the_profiler_plugin_shows_the_trace_of_real_iterations(
     )
     measure(scenario, files=Files(trace=tmp_path / "tensorboard" / "resnet18-adamw"))
     with serving(tmp_path / "tensorboard", tmp_path / "log") as server:
-        found = server.wait_for(
+        runs = server.wait_for(
             "plugin/pytorch_profiler/runs", lambda answer: answer["runs"] and not answer["loading"]
         )
-        assert found["runs"] == ["resnet18-adamw"]
-        (worker,) = server.ask(
+        assert runs["runs"] == ["resnet18-adamw"]
+        (worker,) = server.get(
             "plugin/pytorch_profiler/workers", run="resnet18-adamw", view="Overview"
         )
         assert worker == "adamw"
-        (span,) = server.ask("plugin/pytorch_profiler/spans", run="resnet18-adamw", worker="adamw")
-        asked = {"run": "resnet18-adamw", "worker": "adamw", "span": span}
-        assert "performance" in server.ask("plugin/pytorch_profiler/overview", **asked)
-        operations = server.ask(
-            "plugin/pytorch_profiler/operation/table", **asked, group_by="Operation"
+        (span,) = server.get("plugin/pytorch_profiler/spans", run="resnet18-adamw", worker="adamw")
+        query = {"run": "resnet18-adamw", "worker": "adamw", "span": span}
+        assert "performance" in server.get("plugin/pytorch_profiler/overview", **query)
+        operations = server.get(
+            "plugin/pytorch_profiler/operation/table", **query, group_by="Operation"
         )
         assert {"aten::sqrt", "aten::convolution"} <= {row["name"] for row in operations["data"]}
 

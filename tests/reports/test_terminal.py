@@ -21,7 +21,7 @@ def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
     assert "saved" not in stream.getvalue()
 
 
-def test_a_wide_terminal_shows_the_per_cent_too_and_takes_brackets_as_they_are(simulated):
+def test_a_wide_terminal_shows_the_per_cent_too_and_prints_brackets_unchanged(simulated):
     stream = io.StringIO()
     records = [simulated("adamw", model="[red]m"), simulated("sm3", model="[red]m")]
     print_run(records, stream, width=100)
@@ -34,7 +34,7 @@ def test_the_terminal_refuses_an_empty_run():
         print_run([], io.StringIO())
 
 
-def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
+def test_an_estimate_for_a_gpu_has_a_column_and_a_label(simulated):
     estimate = StepEstimate(
         gpu="a100-80",
         seconds=0.07,
@@ -51,7 +51,7 @@ def test_an_estimate_for_a_gpu_has_a_column_and_a_word(simulated):
     assert "step times on a100-80: estimated from the bytes" in stream.getvalue()
 
 
-def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_through(timed):
+def test_a_wide_terminal_shows_the_median_s_interval_and_the_throughput(timed):
     times = {"step": (0.098, 0.1, 0.1, 0.1, 0.1, 0.103), "iteration": (0.5,)}
     record = timed(
         "adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",))
@@ -64,13 +64,13 @@ def test_a_roomy_terminal_shows_how_sure_the_median_is_and_what_training_gets_th
     assert "adamw on tiny (CPU, loop): others were there" in stream.getvalue()
 
 
-def test_a_failure_of_both_workloads_is_told_once(simulated):
-    told = {"memory": None, "outcome": "failed", "error": "KeyError: 'lr' (mine.py, line 12)"}
+def test_a_failure_of_both_workloads_is_listed_once(simulated):
+    failure = {"memory": None, "outcome": "failed", "error": "KeyError: 'lr' (mine.py, line 12)"}
     stream = io.StringIO()
     records = [
         simulated("adamw"),
-        *(simulated("sm3", workload=workload, **told) for workload in ("train", "state")),
+        *(simulated("sm3", workload=workload, **failure) for workload in ("train", "state")),
     ]
-    print_run([*records, simulated("sm3", **told | {"error": "another"})], stream, width=200)
+    print_run([*records, simulated("sm3", **failure | {"error": "another"})], stream, width=200)
     assert stream.getvalue().count("(mine.py, line 12)") == 1
     assert stream.getvalue().count("another") == 1

@@ -1,6 +1,4 @@
-"""Timelines in reports: where a phase stands, which samples a picture shows, and what page and
-files say.
-"""
+"""Timelines in reports: places of phases, samples of pictures, and text of page and files."""
 
 import random
 import re
@@ -30,7 +28,7 @@ def run(tmp_path, simulated, timeline):
     return store
 
 
-def test_phases_stand_side_by_side_and_fill_the_width(timeline):
+def test_phases_are_side_by_side_and_fill_the_width(timeline):
     placed = bands(timeline)
     assert [(band.left, band.right) for band in placed] == [
         (0, pytest.approx(1 / 3)),
@@ -57,11 +55,11 @@ def test_a_picture_keeps_the_highest_and_the_lowest_of_a_column(timeline):
     assert len(shown) <= 2 * 101
     for column in range(100):
         of_column = range(-(-column * 4_999 // 100), min(-(-(column + 1) * 4_999 // 100), 5_000))
-        kept = [nbytes[number] for number in shown if number in of_column]
+        drawn = [nbytes[number] for number in shown if number in of_column]
         assert {
             max(nbytes[number] for number in of_column),
             min(nbytes[number] for number in of_column),
-        } <= set(kept)
+        } <= set(drawn)
 
 
 def test_a_phase_has_its_highest_bytes(timeline, simulated):
@@ -76,13 +74,13 @@ def test_a_phase_has_its_highest_bytes(timeline, simulated):
     ]
 
 
-def test_a_timeline_belongs_to_the_scenario_of_its_name(timeline, simulated):
+def test_a_timeline_belongs_to_the_scenario_that_it_is_named_after(timeline, simulated):
     records = [simulated("adamw"), simulated("sm3")]
     findings = Findings.of(records, {file_name(records[1].scenario): timeline})
     assert [course.label for course in findings.courses] == ["sm3"]
 
 
-def test_a_device_that_ran_out_of_memory_shows_what_filled_it(tmp_path, simulated, timeline):
+def test_after_running_out_of_memory_the_largest_blocks_are_shown(tmp_path, simulated, timeline):
     full = simulated(
         "lamb16", model="huge", outcome="out-of-memory", error="out of memory in backward of step 1"
     )
@@ -95,7 +93,7 @@ def test_a_device_that_ran_out_of_memory_shows_what_filled_it(tmp_path, simulate
     assert "Memory along the training step: huge" in page
 
 
-def test_a_value_is_kept_until_the_next_where_that_can_be_seen():
+def test_a_curve_has_steps_where_they_are_wide_enough_to_see():
     assert stairs([(0, 1), (0.5, 3), (0.501, 2)]) == [
         (0, 1),
         (0.5, 1),
@@ -105,7 +103,7 @@ def test_a_value_is_kept_until_the_next_where_that_can_be_seen():
     ]
 
 
-def test_the_report_shows_the_course_and_the_largest_blocks(run):
+def test_the_report_shows_the_timeline_and_the_largest_blocks(run):
     page = write_report(run.folder).read_text(encoding="utf-8")
     assert re.search(r"<h2 id=[^>]*>Memory along the training step", page)
     assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
@@ -126,7 +124,7 @@ def test_the_report_shows_the_course_and_the_largest_blocks(run):
     assert (run.folder / "figures" / "timeline.png").stat().st_size > 10_000
 
 
-def test_without_timelines_the_report_is_as_it_was(tmp_path, simulated):
+def test_without_timelines_the_report_is_unchanged(tmp_path, simulated):
     store = RunStore.create(tmp_path / "run")
     store.append(simulated("adamw"))
     page = write_report(store.folder).read_text(encoding="utf-8")
@@ -159,7 +157,7 @@ def test_rows_with_other_phases_name_their_own(simulated, timeline):
         assert draw(picture, STYLES["paper"]).svg.count(">training step 1<") == count
 
 
-def test_a_broken_timeline_costs_itself_alone_and_is_named(run):
+def test_a_broken_timeline_is_left_out_and_named(run):
     path = next(run.timelines_path.iterdir())
     path.write_bytes(b"\x80\x04.")
     with pytest.warns(DamageWarning, match=r"tiny-adamw-\w+\.json\.gz: not a timeline"):

@@ -18,7 +18,7 @@ from optprof.reports.units import NOTHING
 from optprof.scenarios import hardware
 
 GIB = 2**30
-# Bytes that torch can take of the catalogue's T4: 15,642,329,088 less 512 MiB.
+# Bytes that torch can use of the catalogue's T4: 15,642,329,088 less 512 MiB.
 T4 = 15_105_458_176
 
 
@@ -42,7 +42,7 @@ def holding(record, **memory):
     return replace(record, memory=replace(record.memory, **memory))
 
 
-def test_the_front_is_what_no_other_point_beats_in_both():
+def test_the_front_has_the_points_that_no_other_beats_in_both():
     assert front([(1, 9), (2, 5), (3, 5), (4, 1), (4, 2), (5, 1)]) == [
         True,
         True,
@@ -59,7 +59,7 @@ def test_twins_are_on_the_front_together_and_a_lone_point_is_the_front():
     assert front([]) == []
 
 
-def test_time_is_set_against_the_peak_within_one_setting(simulated, timed):
+def test_time_and_peak_are_paired_within_one_setting(simulated, timed):
     records = [
         simulated("adamw"),
         simulated("sgd-sai"),
@@ -80,7 +80,7 @@ def test_time_is_set_against_the_peak_within_one_setting(simulated, timed):
     }
 
 
-def test_samples_bring_their_interval_and_estimates_are_another_clock(simulated, timed):
+def test_samples_have_an_interval_and_estimates_are_another_clock(simulated, timed):
     step = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
     points = tradeoffs(
         entries(
@@ -123,7 +123,7 @@ def test_the_heat_map_has_a_cell_for_every_optimizer_and_model_of_the_run(simula
     }
 
 
-def test_a_peak_on_an_unlimited_device_is_compared_with_what_torch_can_take(simulated):
+def test_a_peak_on_an_unlimited_device_is_compared_with_the_bytes_that_torch_can_use(simulated):
     def answer(allocated: int, reserved: int) -> tuple[str, int | None]:
         (fit,) = fits(
             [holding(simulated("adamw"), peak_allocated=allocated, peak_reserved=reserved)], ["t4"]
@@ -133,7 +133,7 @@ def test_a_peak_on_an_unlimited_device_is_compared_with_what_torch_can_take(simu
 
     assert answer(9 * GIB, 10 * GIB) == ("fits", T4 - 10 * GIB)
     assert answer(9 * GIB, T4) == ("tight", 0)
-    # 2 % of what is reserved: 14_809_272_722 * 1.02 = 15_105_458_176.4, one byte less fits loosely.
+    # With 2 % of the reserved bytes: 14_809_272_722 * 1.02 = 15_105_458_176.4. One byte less fits.
     assert answer(9 * GIB, 14_809_272_722) == ("tight", 296_185_454)
     assert answer(9 * GIB, 14_809_272_721) == ("fits", 296_185_455)
     assert answer(T4, T4 + 1) == ("unsure", -1)
@@ -152,7 +152,7 @@ def test_a_record_on_the_gpu_s_own_memory_decides_for_that_gpu_alone(simulated):
     }
 
 
-def test_a_gpu_without_the_dtype_is_unsupported_and_states_and_cpus_have_no_answer(
+def test_a_gpu_without_the_dtype_is_unsupported_and_states_and_cpus_are_not_judged(
     simulated, timed
 ):
     (fit,) = fits([simulated("adamw", dtype="bf16")], ["t4"])
@@ -183,7 +183,7 @@ def test_recorded_batches_bracket_the_largest(simulated):
     assert batches(b1=16 * GIB) == (None, 1, True)
 
 
-def test_batches_of_other_optimizers_and_settings_say_nothing(simulated):
+def test_batches_of_other_optimizers_and_settings_do_not_count(simulated):
     small, large = (
         holding(simulated("adamw", batch_size=size), peak_allocated=nbytes, peak_reserved=nbytes)
         for size, nbytes in ((1, 1), (2, T4))
@@ -208,7 +208,7 @@ def test_a_sight_has_every_counter_and_those_of_its_baseline(simulated):
     assert own.moved == (("optimizer_state", -4_000),)
 
 
-def test_the_parts_that_moved_sum_to_what_the_peak_is_higher(simulated):
+def test_the_changed_parts_sum_to_the_difference_of_the_peaks(simulated):
     parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": 4_000, "activation": 5_000}
     lean = holding(
         simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts
@@ -234,7 +234,7 @@ def test_foreach_is_compared_with_its_own_loop(simulated):
     ]
 
 
-def test_the_driver_s_figure_is_the_most_that_was_read(simulated):
+def test_the_driver_s_figure_is_the_largest_reading(simulated):
     def reading(nbytes: int | None) -> GpuReading:
         return GpuReading(
             clock_mhz=None,
@@ -256,7 +256,7 @@ def test_the_driver_s_figure_is_the_most_that_was_read(simulated):
     )
 
 
-def test_the_reasons_are_sentences_from_the_records(simulated):
+def test_the_reasons_are_sentences_about_the_records(simulated):
     parts = {"parameter": 4_000, "gradient": 4_000, "optimizer_state": 4_000, "activation": 5_000}
     lean = holding(
         simulated("sgd-sai"), peak_allocated=17_000, peak_phase="backward", peak_by_category=parts
@@ -283,7 +283,7 @@ def test_the_reasons_are_sentences_from_the_records(simulated):
     assert any("(estimated)" in sentence for sentence in reasons(base))
 
 
-def test_counters_that_a_cpu_does_not_have_make_no_sentence(simulated):
+def test_a_missing_counter_makes_no_sentence(simulated):
     bare = simulated("adamw", device="cpu", origin="measured")
     bare = holding(
         bare,
@@ -297,7 +297,7 @@ def test_counters_that_a_cpu_does_not_have_make_no_sentence(simulated):
     assert reasons(sights(entries([bare]))[0]) == []
 
 
-def test_the_same_question_simulated_and_measured_agrees_or_has_a_residual(simulated):
+def test_one_scenario_simulated_and_measured_agrees_or_has_a_residual(simulated):
     measured = holding(
         simulated("adamw", device="cuda", origin="measured", steps=100), peak_allocated=25_000
     )
@@ -317,7 +317,7 @@ def test_the_same_question_simulated_and_measured_agrees_or_has_a_residual(simul
     assert summary([]) == ""
 
 
-def test_another_implementation_agrees_on_the_state_alone_and_another_question_on_nothing(
+def test_another_implementation_is_compared_by_state_alone_and_another_scenario_not_at_all(
     simulated,
 ):
     measured = simulated("adamw", device="cpu", origin="measured", implementation="loop")
@@ -391,7 +391,7 @@ def test_an_estimate_is_compared_with_samples_of_its_own_gpu_only(simulated):
         assert times(gpu, device) == []
 
 
-def test_blocks_on_a_gpu_that_is_known_are_not_compared_with_a_simulation_of_another(simulated):
+def test_blocks_on_one_gpu_of_the_catalogue_are_not_compared_with_another(simulated):
     environment = Environment(machine=Machine(gpu="NVIDIA A100-SXM4-80GB"))
     measured = simulated(
         "adamw", device="cuda", origin="measured", gpu="t4", environment=environment
@@ -407,7 +407,7 @@ def test_blocks_on_a_gpu_that_is_known_are_not_compared_with_a_simulation_of_ano
 
 
 @pytest.mark.parametrize("device", ["NVIDIA GeForce RTX 3090 Ti", "NVIDIA A100 80GB PCIe"])
-def test_blocks_on_a_gpu_outside_the_catalogue_are_compared_with_no_gpu_of_it(simulated, device):
+def test_blocks_on_a_gpu_outside_the_catalogue_are_compared_with_none_in_it(simulated, device):
     environment = Environment(machine=Machine(gpu=device))
     measured = simulated("adamw", device="cuda", origin="measured", environment=environment)
     named = [
@@ -420,7 +420,7 @@ def test_blocks_on_a_gpu_outside_the_catalogue_are_compared_with_no_gpu_of_it(si
     ] == [2]
 
 
-def test_times_against_size_are_joined_within_family_and_clock(timed, simulated):
+def test_times_by_size_are_joined_within_family_and_clock(timed, simulated):
     def at(model: str, count: int, step: tuple[float, ...], **changes: object):
         return timed(
             "adamw", model=model, parameter_count=count, step=step, model_family="tiny", **changes

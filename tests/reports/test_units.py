@@ -1,4 +1,4 @@
-"""Units: bytes, factors, shares and seconds as people read them."""
+"""Units: bytes, factors, shares and seconds as readable text."""
 
 import math
 
@@ -19,7 +19,7 @@ from optprof.reports import units
         (-(2**30), "\u22121.000"),
     ],
 )
-def test_gib_keep_the_digits_that_tell_small_states_apart(count, text):
+def test_gib_keep_the_digits_that_distinguish_small_states(count, text):
     assert units.gib_text(count) == text
 
 
@@ -39,7 +39,7 @@ def test_bytes_choose_their_own_unit(count, text):
     assert units.bytes_text(count) == text
 
 
-def test_the_exact_count_is_there_to_the_byte():
+def test_the_exact_count_has_every_byte():
     assert units.exact_text(12_460_891_920) == "12,460,891,920 bytes"
     assert units.exact_text(1) == "1 byte"
 
@@ -59,7 +59,7 @@ def test_the_exact_count_is_there_to_the_byte():
         (3, 0, units.NOTHING),
     ],
 )
-def test_a_share_reads_as_all_or_nothing_only_when_it_is(part, whole, text):
+def test_a_share_reads_as_0_or_100_per_cent_only_if_it_is_exactly_that(part, whole, text):
     assert units.percent_text(part, whole) == text
 
 
@@ -78,14 +78,14 @@ def test_a_factor_has_about_three_digits(value, text):
     assert units.factor_text(value) == text + units.TIMES
 
 
-def test_the_factor_against_nothing_is_infinite():
+def test_the_factor_against_0_bytes_is_infinite():
     assert units.factor_text(math.inf) == units.INFINITE
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(8.0000015, "8.00"), (0.005852, "0.00585"), (0.0, "0.00"), (2.0006, "2.00")]
 )
-def test_bytes_a_parameter_do_not_vanish_when_small(value, text):
+def test_small_counts_of_bytes_per_parameter_are_not_rounded_to_0(value, text):
     assert units.per_parameter_text(value) == text
 
 
@@ -101,11 +101,11 @@ def test_bytes_a_parameter_do_not_vanish_when_small(value, text):
         (0.0, "0 s"),
     ],
 )
-def test_seconds_have_three_digits_and_never_a_thousand_of_a_unit(seconds, text):
+def test_seconds_have_three_digits_and_stay_below_1000_of_a_unit(seconds, text):
     assert units.seconds_text(seconds) == text
 
 
-def test_a_range_says_its_unit_once_where_it_is_one():
+def test_a_range_has_its_unit_once_if_both_ends_share_it():
     assert units.range_text(0.455, 0.471) == f"455 {units.DASH} 471 ms"
     assert units.range_text(0.962, 1.02) == f"962 ms {units.DASH} 1.02 s"
 
@@ -118,7 +118,7 @@ def test_parameters_are_counted_in_millions_and_billions(count, text):
     assert units.count_text(count) == text
 
 
-def test_a_difference_that_rounds_to_nothing_has_no_sign():
+def test_a_difference_that_rounds_to_0_has_no_sign():
     assert units.difference_text(0.008) == "+0.01"
     assert units.difference_text(-0.28) == "\u22120.28"
     assert units.difference_text(-0.001) == "0.00"

@@ -1,4 +1,4 @@
-"""Whatever a record may hold has its word and its style in every report."""
+"""Every value that a record may have has its word and its style in every report."""
 
 from dataclasses import replace
 from typing import get_args
@@ -19,13 +19,13 @@ from optprof.reports.style import CATEGORY_COLOURS
 from optprof.scenarios.spec import Device, Implementation
 
 
-def test_every_implementation_has_a_dash_of_its_own():
+def test_every_implementation_has_a_different_dash():
     assert step_sizes.DASHES.keys() == set(get_args(Implementation))
     assert len({*step_sizes.DASHES.values()}) == len(step_sizes.DASHES)
     assert all(name in step_sizes.DASH_NOTE for name in get_args(Implementation))
 
 
-def test_every_category_has_a_place_and_a_colour_of_its_own():
+def test_every_category_has_a_place_and_a_different_colour():
     assert get_args(Category) == CATEGORIES
     assert CATEGORY_COLOURS.keys() == set(get_args(Category))
     assert len({*CATEGORY_COLOURS.values()}) == len(CATEGORY_COLOURS)
@@ -41,13 +41,13 @@ def test_every_origin_outcome_and_device_has_its_word():
     assert words.DEVICES.keys() == words.PLACES.keys() == set(get_args(Device))
 
 
-def test_a_baseline_that_nobody_asked_for_is_to_be_added(simulated):
-    found = Findings.of([simulated("sm3"), simulated("sgd-sai")])
-    assert missing_text(found) == "No adamw to compare with on tiny: add adamw to --optimizers."
+def test_without_a_baseline_the_advice_is_to_add_one(simulated):
+    findings = Findings.of([simulated("sm3"), simulated("sgd-sai")])
+    assert missing_text(findings) == "No adamw to compare with on tiny: add adamw to --optimizers."
     assert missing_text(Findings.of([simulated("adamw"), simulated("sm3")])) == ""
 
 
-def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_ours(simulated):
+def test_the_advice_for_a_watched_loop_is_to_watch_the_baseline_too(simulated):
     environment = Environment(seed=None, command=("train.py",))
     watched = simulated(
         "sm3", model="train:Net", device="cpu", origin="measured", environment=environment
@@ -67,22 +67,24 @@ def test_a_watched_loop_is_to_be_watched_with_the_baseline_and_has_no_steps_of_o
         ("timeout", "took too long"),
     ],
 )
-def test_a_baseline_that_came_to_nothing_is_not_to_be_added(simulated, outcome, verb):
-    found = Findings.of(
+def test_after_a_failed_baseline_the_advice_is_not_to_add_one(simulated, outcome, verb):
+    findings = Findings.of(
         [replace(simulated("adamw"), outcome=outcome, error="why"), simulated("sm3")]
     )
-    assert missing_text(found) == f"adamw {verb} on tiny, so that there is nothing to compare with."
+    assert (
+        missing_text(findings) == f"adamw {verb} on tiny, so that there is nothing to compare with."
+    )
 
 
-def test_each_setting_is_told_its_own_reason(simulated):
-    lost = replace(simulated("adamw"), outcome="out-of-memory", error="why")
-    text = missing_text(Findings.of([lost, simulated("sm3"), simulated("sm3", dtype="bf16")]))
+def test_each_setting_has_its_own_reason(simulated):
+    failed = replace(simulated("adamw"), outcome="out-of-memory", error="why")
+    text = missing_text(Findings.of([failed, simulated("sm3"), simulated("sm3", dtype="bf16")]))
     assert text == (
         "adamw ran out of memory on tiny · fp32, so that there is nothing to compare with. "
         "No adamw to compare with on tiny · bf16: add adamw to --optimizers."
     )
 
 
-def test_a_baseline_without_state_is_not_to_be_added(simulated):
+def test_for_a_baseline_without_state_the_advice_is_not_to_add_one(simulated):
     text = missing_text(Findings.of([simulated("adamw", state=0), simulated("sm3")]))
     assert text == "adamw kept no state on tiny, so that there is nothing to compare with."

@@ -1,4 +1,4 @@
-"""Reports write into their own folders, whole files or none, and through no link."""
+"""Reports write into their own folders, whole files or none, and never through a link."""
 
 import os
 import resource
@@ -33,8 +33,8 @@ def run(simulated: Any, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def mine(tmp_path: Path) -> Path:
-    """Somebody's own folder with a page in it."""
+def user_folder(tmp_path: Path) -> Path:
+    """The user's own folder with a page in it."""
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.html").write_text("<title>My report</title>", encoding="utf-8")
     return tmp_path / "mine"
@@ -50,28 +50,30 @@ def mine(tmp_path: Path) -> Path:
     ],
 )
 @pytest.mark.usefixtures("run")
-def test_a_folder_of_other_files_is_refused(mine: Path, write: Callable[[Path], Any]):
+def test_a_folder_of_other_files_is_refused(user_folder: Path, write: Callable[[Path], Any]):
     with pytest.raises(FileExistsError, match=r"mine holds files and no (records|fits)"):
-        write(mine)
-    assert [path.name for path in mine.iterdir()] == ["report.html"]
+        write(user_folder)
+    assert [path.name for path in user_folder.iterdir()] == ["report.html"]
 
 
-def test_a_folder_of_other_files_is_written_into_by_force(run: Path, mine: Path):
-    page = Run.read(run).report(mine, force=True)
+def test_force_allows_writing_into_a_folder_of_other_files(run: Path, user_folder: Path):
+    page = Run.read(run).report(user_folder, force=True)
     assert "What an optimizer costs on tiny" in page.read_text(encoding="utf-8")
-    (mine / "report.html").write_text("mine again", encoding="utf-8")
-    assert "What tiny fits on" in write_fit_page(FITS, mine, [], force=True).read_text("utf-8")
+    (user_folder / "report.html").write_text("mine again", encoding="utf-8")
+    assert "What tiny fits on" in write_fit_page(FITS, user_folder, [], force=True).read_text(
+        "utf-8"
+    )
 
 
-def test_hidden_files_do_not_make_a_folder_somebody_s(run: Path, tmp_path: Path):
+def test_hidden_files_do_not_make_a_folder_the_user_s(run: Path, tmp_path: Path):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / ".DS_Store").touch()
     assert Run.read(run).report(tmp_path / "new").is_file()
-    # A second time it is optprof's own.
+    # It is optprof's folder now.
     assert Run.read(run).report(tmp_path / "new").is_file()
 
 
-def test_a_page_of_somebody_s_stays_in_a_run(run: Path):
+def test_a_page_of_the_user_s_stays_in_a_run(run: Path):
     page = run / "report.html"
     page.write_text("<title>What I think of optimizers</title>", encoding="utf-8")
     with pytest.raises(FileExistsError, match=r"report\.html is not a page of optprof"):
@@ -84,7 +86,7 @@ def test_a_page_of_somebody_s_stays_in_a_run(run: Path):
 
 @contextmanager
 def most_bytes(limit: int) -> Iterator[None]:
-    """No file of this process may grow beyond the limit, as on a full disk."""
+    """Let no file of this process grow beyond the limit, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -99,7 +101,7 @@ def test_on_a_full_disk_the_old_report_stays_whole(run: Path):
     with most_bytes(1_000), pytest.raises(OSError, match="figures"):
         write_report(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    # The pictures find room, and the page does not.
+    # The pictures fit, and the page does not.
     with most_bytes(len(before[page]) - 1), pytest.raises(OSError, match=r"report\.html"):
         write_report(run)
     assert set(before) == {path for path in run.rglob("*") if path.is_file()}
@@ -113,7 +115,7 @@ def test_a_page_that_is_replaced_is_never_seen_half(run: Path, simulated: Any):
         store.append(simulated("sm3"))
         store.close()
         assert b"sm3" in write_report(run).read_bytes()
-        # Who has the old one open reads it to its end.
+        # A reader of the old page gets all of it.
         assert len(old.read()) == size
 
 
@@ -133,7 +135,7 @@ def test_event_files_are_neither_written_nor_deleted_through_a_link(run: Path, t
     assert [path.read_bytes() for path in outside.iterdir()] == [b"mine"]
 
 
-def test_a_copied_run_takes_no_timelines_through_a_link(run: Path, tmp_path: Path):
+def test_a_copied_run_follows_no_link_to_timelines(run: Path, tmp_path: Path):
     (tmp_path / "outside").mkdir()
     (run / "timelines").symlink_to(tmp_path / "outside")
     with pytest.warns(DamageWarning, match="timelines is a symbolic link"):
@@ -141,9 +143,7 @@ def test_a_copied_run_takes_no_timelines_through_a_link(run: Path, tmp_path: Pat
     assert not (tmp_path / "copy" / "timelines").exists()
 
 
-def test_a_link_and_a_pipe_in_the_place_of_a_page_are_refused(
-    run: Path, simulated: Any, tmp_path: Path
-):
+def test_a_link_or_a_pipe_in_place_of_a_page_is_refused(run: Path, simulated: Any, tmp_path: Path):
     target = tmp_path / "target.html"
     target.write_text("mine", encoding="utf-8")
     link = tmp_path / "link.html"
@@ -175,6 +175,6 @@ def test_a_full_disk_under_stdout_is_one_line_and_status_2(arguments: tuple[str,
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
         )
-        nobody = subprocess.run(command, stdout=full, stderr=full, timeout=60, check=False)
+        unheard = subprocess.run(command, stdout=full, stderr=full, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (2, "optprof: stdout: No space left on device\n")
-    assert nobody.returncode == 2
+    assert unheard.returncode == 2

@@ -1,4 +1,4 @@
-"""Factories of other people's, judged by what a plain call of the same factory makes on the CPU."""
+"""Users' factories, compared with a plain call of the same factory on the CPU."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 
 class Net(nn.Module):
-    """A large weight and small ones."""
+    """A model with a large weight and small ones."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ model = Net()
 
 
 def typed(dtype: torch.dtype, batch_size: int = 2):
-    # The scale keeps its own dtype, and the factory is trusted with that.
+    # The scale keeps its own dtype: the factory takes the dtype and decides.
     made = Net().to(dtype)
     made.register_buffer("scale", torch.ones(3, dtype=torch.float64))
     return made, {"x": torch.zeros(batch_size, 64, dtype=dtype)}
@@ -67,7 +67,7 @@ def by_default_dtype():
 
 
 class Read(nn.Module):
-    """Reads what it has just made, a little and a lot."""
+    """Read values just made, a few or many."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -88,9 +88,7 @@ def reads_much():
 
 
 class Mixed(nn.Module):
-    """Tables of known numbers meet weights without any; one weight has three names, and a list
-    holds it.
-    """
+    """Tables with known values, and weights without; one weight has three names and is listed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,13 +98,13 @@ class Mixed(nn.Module):
         self.first, self.second = nn.Linear(512, 512, bias=False), nn.Linear(512, 512, bias=False)
         self.second.weight = self.first.weight
         self.scale = nn.Parameter(torch.ones(512), requires_grad=False)
-        self.held = [self.scale, self.first.weight]
+        self.weights = [self.scale, self.first.weight]
         self.recurrent = nn.LSTM(8, 8)
         self.shift = torch.ones(512)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (
-            self.second(self.first(x) * self.held[0] + self.shift).mean()
+            self.second(self.first(x) * self.weights[0] + self.shift).mean()
             + self.recurrent(x[:, :8])[0].mean()
         )
 
@@ -116,7 +114,7 @@ def mixed():
 
 
 def assigned():
-    # A weight without data is given some, and a small one that has data a part of one without.
+    # A weight without data gets data; a small one with data becomes a part of one without.
     made = Net()
     made.first.weight.data = torch.from_numpy(np.ones((256, 64), dtype=np.float32))
     made.second.bias.data = made.first.weight.data[0]
@@ -180,14 +178,14 @@ def needs(width: int):
 
 
 class OfOne(nn.Module):
-    """Takes all of its batch as one argument."""
+    """Take all of its batch as one argument."""
 
     def forward(self, batch: Any) -> torch.Tensor:
         return torch.cat(list(batch)).sum()
 
 
 class OfAny(nn.Module):
-    """Takes its batch without naming anything."""
+    """Take any batch, without names."""
 
     def forward(self, *batch: Any) -> torch.Tensor:
         return torch.cat(list(batch)).sum()
@@ -236,19 +234,19 @@ def of_too_many():
 
 
 class Models:
-    """A class of factories."""
+    """A class whose method is a factory."""
 
     def build(self):
         return Net()
 
 
 @own_settings()
-def made(name: str, device: str = "meta", **asked: Any):
-    return build(Scenario(model=f"{__name__}:{name}", **asked), device)
+def made(name: str, device: str = "meta", **fields: Any):
+    return build(Scenario(model=f"{__name__}:{name}", **fields), device)
 
 
 def shapes(module: nn.Module) -> list[tuple[Any, ...]]:
-    """All that an optimizer and a trace can know of a model's tensors."""
+    """Return everything about a model's tensors that an optimizer or a trace can see."""
     tensors = [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -274,18 +272,18 @@ FACTORIES = (
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_a_model_without_data_is_the_model_that_the_factory_makes(name: str):
+def test_a_model_without_data_has_the_tensors_of_the_factory_s_model(name: str):
     without, real = made(name), made(name, "cpu")
     assert shapes(without.model) == shapes(real.model)
     assert {parameter.device.type for parameter in without.model.parameters()} == {"meta"}
-    # named_parameters gives one of them, where several names are one parameter.
+    # Of several names for one parameter named_parameters yields one.
     assert [name for name, _ in without.model.named_parameters()] == [
         name for name, _ in real.model.named_parameters()
     ]
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_a_batch_has_the_data_that_the_factory_gave_it(name: str):
+def test_a_batch_has_the_factory_s_data(name: str):
     without, real = made(name), made(name, "cpu")
     assert list(without.batch) == list(real.batch)
     result = tensors_in(without.batch)
@@ -295,15 +293,15 @@ def test_a_batch_has_the_data_that_the_factory_gave_it(name: str):
         assert tensor.device.type == "cpu"
 
 
-def test_a_model_s_lists_hold_what_the_model_holds():
+def test_a_model_s_lists_hold_the_model_s_own_tensors():
     module: Any = made("mixed").model
-    assert module.held[0] is module.scale
-    assert module.held[1] is module.first.weight
+    assert module.weights[0] is module.scale
+    assert module.weights[1] is module.first.weight
     assert module.first.weight is module.second.weight
     assert module.shift.is_meta
 
 
-def test_what_is_small_and_whole_keeps_its_values():
+def test_small_integer_tensors_keep_their_values():
     module: Any = made("mixed").model
     assert torch.equal(module.places, torch.arange(64))
 
@@ -314,17 +312,16 @@ def changes_settings():
     torch.set_grad_enabled(False)
     torch.use_deterministic_algorithms(True)
     torch.backends.cuda.enable_flash_sdp(False)
-    # As torch.backends.cudnn.enabled = False, which torch's own testing tools forbid in the whole
-    # process.
+    # Like torch.backends.cudnn.enabled = False, which torch's testing tools forbid.
     torch._C._set_cudnn_enabled(False)
     return Net()
 
 
-def test_settings_of_the_factory_s_own_hold_until_its_training_ends():
-    asked = Scenario(model=f"{__name__}:changes_settings", workload="state")
+def test_the_factory_s_torch_settings_hold_until_its_training_ends():
+    scenario = Scenario(model=f"{__name__}:changes_settings", workload="state")
     before = TorchSettings.now()
     with own_settings():
-        work = build(asked, "cpu")
+        work = build(scenario, "cpu")
         assert {parameter.dtype for parameter in work.model.parameters()} == {BF16}
         assert (torch.get_default_dtype(), torch.is_grad_enabled()) == (BF16, False)
     assert TorchSettings.now() == before
@@ -338,7 +335,7 @@ def draws():
     return Net(), {"x": torch.full((2, 64), random.random()), "y": float(np.random.rand())}
 
 
-def test_all_that_a_factory_draws_follows_the_seed():
+def test_every_random_number_of_a_factory_follows_the_seed():
     first, again, other = (made("draws", seed=seed).batch for seed in (1, 1, 2))
     assert torch.equal(first["x"], again["x"])
     assert first["y"] == again["y"]
@@ -351,11 +348,11 @@ def test_sizes_default_to_the_factory_s_own(device: str):
     assert factories.own_size(f"{__name__}:sized", "batch_size") == 8
     batch = made("sized", device, batch_size=8).batch
     assert batch["x"].shape == (8, 128, 64)
-    # Its own attention is none of ours, and stays.
+    # Its default attention is not one of ours and stays.
     assert batch["y"] == 1.0
-    asked = made("sized", device, batch_size=2, sequence_length=4, attention="eager").batch
-    assert asked["x"].shape == (2, 4, 64)
-    assert asked["y"] == 0.0
+    requested = made("sized", device, batch_size=2, sequence_length=4, attention="eager").batch
+    assert requested["x"].shape == (2, 4, 64)
+    assert requested["y"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -385,11 +382,11 @@ def test_a_requested_dtype_holds_for_model_and_batch():
     assert {tensor.dtype for tensor in tensors_in(workpiece.batch)} == {BF16, torch.int64}
 
 
-def test_a_factory_that_takes_the_dtype_is_trusted_with_it():
+def test_a_factory_that_takes_the_dtype_decides_the_dtypes():
     workpiece = made("typed", "cpu", dtype="bf16")
     assert {parameter.dtype for parameter in workpiece.model.parameters()} == {BF16}
     assert {buffer.dtype for buffer in workpiece.model.buffers()} == {torch.float64}
-    # It has to be given one, and nobody asked.
+    # The factory requires a dtype, and the scenario has none: it gets the default.
     assert {parameter.dtype for parameter in made("typed").model.parameters()} == {FP32}
 
 
@@ -424,7 +421,7 @@ def test_positions_become_the_names_of_forward():
         (
             "on_cuda",
             (
-                r"asks for CUDA \(.*test_factories.py, line \d+\); this machine has no CUDA; leave"
+                r"needs CUDA \(.*test_factories.py, line \d+\); this machine has no CUDA; leave"
                 r" the device out"
             ),
         ),
@@ -440,7 +437,7 @@ def test_positions_become_the_names_of_forward():
 )
 def test_a_factory_that_cannot_be_called_is_an_error(name: str, message: str):
     if name == "on_cuda" and torch.cuda.is_available():
-        pytest.skip("there is CUDA")
+        pytest.skip("needs a machine without CUDA")
     with pytest.raises(ValueError, match=message):
         made(name, workload="state")
 
@@ -452,11 +449,11 @@ def test_a_file_of_a_package_finds_its_neighbours(tmp_path: Path, monkeypatch: p
     (inner.parent / "width.py").write_text("WIDTH = 9")
     (inner / "__init__.py").write_text("")
     text = (
-        "import torch\nfrom ..width import WIDTH\nimport beside_of_mine\ndef build(): return"
+        "import torch\nfrom ..width import WIDTH\nimport sibling_of_mine\ndef build(): return"
         " torch.nn.Linear(WIDTH, 1)\n"
     )
     (inner / "json.py").write_text(text)
-    (inner / "beside_of_mine.py").write_text("")
+    (inner / "sibling_of_mine.py").write_text("")
     monkeypatch.setattr("sys.path", [*sys.path, str(inner)])
     module = build(Scenario(model=f"{inner}/json.py:build", workload="state"), "meta").model
     assert sum(parameter.numel() for parameter in module.parameters()) == 10
@@ -466,7 +463,7 @@ def test_a_file_of_a_package_finds_its_neighbours(tmp_path: Path, monkeypatch: p
     "text",
     ["import no_such_module", "raise ValueError('none')", "open('no_such_file')", "torch.nothing"],
 )
-def test_what_the_module_of_a_factory_raises_keeps_its_line(tmp_path: Path, text: str):
+def test_an_exception_of_a_factory_s_module_keeps_its_line(tmp_path: Path, text: str):
     file = tmp_path / "raising_of_mine.py"
     file.write_text(f"import torch\n{text}\n")
     with pytest.raises(Exception, match=r"^(?!model)") as raised:
@@ -498,7 +495,7 @@ def test_a_file_is_named_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "neighbour_of_mine.py").write_text("WIDTH = 9")
     monkeypatch.setattr("sys.path", ["."])
     monkeypatch.chdir(tmp_path)
-    # A module of Python's own has this name.
+    # A module of the standard library has this name.
     for name in (f"{tmp_path}/json.py:build", "./json.py:build", "json.py:build"):
         module = build(Scenario(model=name, workload="state"), "meta").model
         assert sum(parameter.numel() for parameter in module.parameters()) == 10

@@ -1,4 +1,4 @@
-"""The catalogue of GPUs: every entry is complete, has sources and matches the card's label."""
+"""The catalogue of GPUs: every entry is complete, has sources and agrees with the card's label."""
 
 import re
 import subprocess
@@ -9,8 +9,7 @@ import pytest
 from optprof.scenarios import hardware
 
 GIB = 2**30
-# The label on the box, in the units that vendors use for it: multiples of 2**30 bytes; HBM3E cards
-# print 10**9.
+# The memory on the box in the vendors' units: multiples of 2**30 bytes, 10**9 for HBM3E cards.
 LABEL = {
     "rtx3060": 12 * GIB,
     "rtx3090": 24 * GIB,
@@ -48,7 +47,7 @@ def test_the_catalogue_lists_these_gpus():
 
 
 @pytest.mark.parametrize("name", LABEL)
-def test_an_entry_says_where_each_figure_stands(name: str):
+def test_an_entry_has_the_source_of_each_figure(name: str):
     gpu = hardware.describe(name)
     assert gpu.name == name
     assert gpu.memory_source
@@ -56,7 +55,7 @@ def test_an_entry_says_where_each_figure_stands(name: str):
 
 
 @pytest.mark.parametrize("name", LABEL)
-def test_memory_is_the_label_less_what_driver_and_error_correction_keep(name: str):
+def test_memory_is_the_label_less_the_bytes_of_driver_and_error_correction(name: str):
     gpu = hardware.describe(name)
     assert 0.9 * LABEL[name] < gpu.memory_bytes < LABEL[name]
     assert gpu.memory_bytes - gpu.usable_bytes == 512 * 2**20
@@ -76,7 +75,7 @@ def test_rates_rise_as_the_dtype_narrows():
         assert rates.get("bf16", rates["fp16"]) == rates["fp16"], name
 
 
-def test_what_a_chip_can_do_follows_its_compute_capability():
+def test_dtypes_of_a_chip_follow_its_compute_capability():
     """bf16 came with 8.0, fp8 with 8.9."""
     for name in LABEL:
         gpu = hardware.describe(name)
@@ -106,8 +105,7 @@ def test_the_catalogue_needs_no_torch():
     )
 
 
-# Cores by the vendors' data sheets; a multiprocessor has 64 of them on T4, V100, A100 and MI300X,
-# else 128.
+# Cores by the vendors' data sheets. A multiprocessor has 64 on T4, V100, A100 and MI300X, else 128.
 CORES = {
     "rtx3060": 3_584,
     "rtx3090": 10_496,
@@ -129,7 +127,7 @@ CORES = {
 
 
 @pytest.mark.parametrize("name", hardware.available())
-def test_multiprocessors_are_as_many_as_the_cores_on_the_data_sheet_make(name: str):
+def test_the_count_of_multiprocessors_follows_the_cores_on_the_data_sheet(name: str):
     gpu = hardware.describe(name)
     few = gpu.compute_capability in ((7, 0), (7, 5), (8, 0), (9, 4))
     assert gpu.multiprocessors * (64 if few else 128) == CORES[name]
@@ -137,7 +135,7 @@ def test_multiprocessors_are_as_many_as_the_cores_on_the_data_sheet_make(name: s
     assert gpu.threads_per_multiprocessor in (1024, 1536, 2048)
 
 
-# Names as nvidia-smi and torch print them, of old and of new drivers.
+# Names as nvidia-smi and torch print them, with old and new drivers.
 CALLED = {
     "rtx3060": ("NVIDIA GeForce RTX 3060", "GeForce RTX 3060"),
     "rtx3090": ("NVIDIA GeForce RTX 3090", "GeForce RTX 3090"),
@@ -159,14 +157,14 @@ CALLED = {
 
 
 @pytest.mark.parametrize("name", LABEL)
-def test_a_device_is_known_by_the_name_that_it_gives_itself(name: str):
+def test_a_device_is_recognised_by_its_own_name(name: str):
     memory = hardware.describe(name).memory_bytes
-    for called in CALLED[name]:
-        assert hardware.name_of_device(called) == name
-        # Drivers differ by some MiB, and error correction that is off gives a sixteenth back.
+    for device in CALLED[name]:
+        assert hardware.name_of_device(device) == name
+        # Drivers differ by some MiB, and without error correction there is a sixteenth more.
         assert [
-            hardware.name_of_device(called, held)
-            for held in (memory, memory - 50 * 2**20, memory * 17 // 16)
+            hardware.name_of_device(device, nbytes)
+            for nbytes in (memory, memory - 50 * 2**20, memory * 17 // 16)
         ] == [name] * 3
 
 
@@ -240,7 +238,7 @@ def test_a_device_is_known_by_the_name_that_it_gives_itself(name: str):
         *("", "NVIDIA", "NVIDIA Graphics Device", "Tesla", "40GB"),
     ],
 )
-def test_a_device_of_another_kind_is_none_of_the_catalogue(called: str):
+def test_a_device_of_another_kind_is_not_in_the_catalogue(called: str):
     assert hardware.name_of_device(called) is None
 
 
@@ -254,5 +252,5 @@ def test_a_device_of_another_kind_is_none_of_the_catalogue(called: str):
         ("AMD Instinct MI300X", 24 * GIB),
     ],
 )
-def test_a_device_with_other_memory_is_none_of_the_catalogue(called: str, memory: int):
+def test_a_device_with_other_memory_is_not_in_the_catalogue(called: str, memory: int):
     assert hardware.name_of_device(called, memory) is None

@@ -1,4 +1,4 @@
-"""The catalogue's models, judged by the published parameter counts, and the user's own models."""
+"""The catalogue's models, against the published parameter counts, and the user's own models."""
 
 import sys
 from pathlib import Path
@@ -24,13 +24,13 @@ PUBLISHED = {
     "vit-h14": 632_045_800,
     "resnet18": 11_689_512,
     "resnet50": 25_557_032,
-    # Not published, counted by hand: embeddings (256 + 256) 64, two layers of 12 x 64^2 + 13 x 64,
-    # the last norm 2 x 64.
+    # Counted by hand: embeddings (256 + 256) 64, two layers of 12 x 64^2 + 13 x 64, the last norm
+    # 2 x 64.
     "tiny": 132_864,
 }
 
 
-def test_the_catalogue_is_what_is_promised():
+def test_the_catalogue_lists_these_models():
     assert models.available() == tuple(PUBLISHED)
 
 
@@ -42,7 +42,7 @@ def test_parameters_are_counted_exactly_with_tied_weights_once(name: str):
     assert sum(p.numel() for p in model.parameters()) == entry.parameter_count == PUBLISHED[name]
 
 
-def test_a_model_for_real_has_the_dtype_and_is_in_training_mode():
+def test_a_model_with_data_has_the_dtype_and_is_in_training_mode():
     workpiece = build(Scenario(model="resnet18", dtype="bf16", batch_size=2), "cpu")
     assert {p.dtype for p in workpiece.model.parameters()} == {torch.bfloat16}
     assert {p.device.type for p in workpiece.model.parameters()} == {"cpu"}
@@ -50,7 +50,7 @@ def test_a_model_for_real_has_the_dtype_and_is_in_training_mode():
     assert workpiece.loss(workpiece.batch).isfinite()
 
 
-def test_a_configuration_entry_takes_the_place_of_the_published_one():
+def test_a_configuration_entry_replaces_the_published_one():
     model = build(
         Scenario(
             model="gpt2",
@@ -71,7 +71,7 @@ def test_a_configuration_entry_takes_the_place_of_the_published_one():
         ("vit-s16", 2 * 12, 384, 384, "fp32"),
     ],
 )
-def test_adapters_of_a_rank_are_trained_and_nothing_else(
+def test_with_a_rank_only_adapters_are_trained(
     name: str, layers: int, width: int, made: int, dtype: str
 ):
     model = build(Scenario(model=name, lora_rank=8, dtype=dtype), "meta").model  # pyright: ignore[reportArgumentType]
@@ -149,7 +149,7 @@ def test_a_configuration_entry_that_does_not_read_is_refused(pair: str):
         ({"model": "resnet18", "checkpointing": True}, "resnet18 cannot be checkpointed: "),
     ],
 )
-def test_an_option_that_a_model_does_not_take_is_an_error(options: dict[str, object], message: str):
+def test_an_unsupported_option_of_a_model_is_an_error(options: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         build(Scenario(**{"model": "gpt2", **options}), "meta")  # pyright: ignore[reportArgumentType]
 
@@ -218,7 +218,7 @@ def wide(width=4): return torch.nn.Linear(width, 1), {"input": torch.ones(2, wid
     return "module_of_mine"
 
 
-def test_a_factory_names_anybody_s_own_model(module_of_mine: str):
+def test_a_factory_names_the_user_s_own_model(module_of_mine: str):
     workpiece = build(Scenario(model=f"{module_of_mine}:ready"), "meta")
     assert sum(p.numel() for p in workpiece.model.parameters()) == 10
     assert {p.device.type for p in workpiece.model.parameters()} == {"meta"}
@@ -269,7 +269,7 @@ def test_a_factory_gets_the_configuration_and_refuses_unknown_keys(
             build(Scenario(**{"model": f"{module_of_mine}:wide", **options}), "meta")
 
 
-def test_a_module_that_is_not_there_is_named():
+def test_a_missing_module_is_named():
     with pytest.raises(
         ValueError,
         match="model 'no_such_module:net' cannot be loaded: No module named 'no_such_module'",

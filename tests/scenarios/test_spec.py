@@ -49,17 +49,18 @@ fields = st.fixed_dictionaries(
 
 
 @settings(max_examples=150, deadline=None)
-@given(asked=fields)
-def test_a_scenario_that_can_be_made_is_read_as_it_was_written(asked: dict[str, Any]):
-    made, message = None, ""
+@given(values=fields)
+def test_a_valid_scenario_is_read_back_as_written(values: dict[str, Any]):
+    scenario, message = None, ""
     try:
-        made = Scenario(**asked)
+        scenario = Scenario(**values)
     except ValueError as error:
         message = str(error)
     assert len(message) < 500
     assert "\n" not in message
     assert (
-        made is None or schema.read(Scenario, schema.parse_json(json.dumps(asdict(made)))) == made
+        scenario is None
+        or schema.read(Scenario, schema.parse_json(json.dumps(asdict(scenario)))) == scenario
     )
 
 
@@ -74,10 +75,10 @@ def test_a_scenario_that_can_be_made_is_read_as_it_was_written(asked: dict[str, 
         ("lora_rank", 1 << 16),
     ],
 )
-def test_a_whole_number_has_an_upper_end(field: str, most: int):
-    most_of: dict[str, Any] = {"model": "mine:net", "device": "cpu", field: most}
-    beyond: dict[str, Any] = {**most_of, field: most + 1}
-    assert getattr(Scenario(**most_of), field) == most
+def test_a_whole_number_has_an_upper_limit(field: str, most: int):
+    values: dict[str, Any] = {"model": "mine:net", "device": "cpu", field: most}
+    beyond: dict[str, Any] = {**values, field: most + 1}
+    assert getattr(Scenario(**values), field) == most
     with pytest.raises(
         ValueError, match=f"^{field} is at most {2**63 - 1 if field == 'seed' else most}, got"
     ):
@@ -93,7 +94,7 @@ def test_a_simulation_follows_no_more_micro_batches_than_it_can():
     assert Scenario(model="gpt2", micro_batches=4096, steps=5, device="cpu")
 
 
-def test_a_list_and_a_tuple_are_one_question_and_stay_what_they_are():
+def test_a_list_and_a_tuple_are_one_scenario_and_keep_their_types():
     as_list, as_tuple = (
         Scenario(model="gpt2", options={"betas": kind((0.9, 0.99))}) for kind in (list, tuple)
     )
@@ -103,7 +104,7 @@ def test_a_list_and_a_tuple_are_one_question_and_stay_what_they_are():
 
 
 @pytest.mark.parametrize(
-    ("text", "kept"),
+    ("text", "expected"),
     [
         ("plain", "plain"),
         ("caf\xe9 \u540d", "caf\xe9 \u540d"),
@@ -112,8 +113,8 @@ def test_a_list_and_a_tuple_are_one_question_and_stay_what_they_are():
         ("a" * 20_000, "a" * 20_000),
     ],
 )
-def test_a_text_is_shortened_to_what_a_record_holds(text: str, kept: str):
-    assert schema.shortened(text) == kept
+def test_a_shortened_text_is_valid_in_a_record(text: str, expected: str):
+    assert schema.shortened(text) == expected
     assert schema.check(str, schema.shortened(text), "text")
 
 
@@ -155,7 +156,7 @@ def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
         "5e-324",
     ],
 )
-def test_json_is_read_as_python_s_own_parser_reads_it(text: str):
+def test_json_is_parsed_as_by_python_s_own_parser(text: str):
     """The faster parser refuses more: NaN, Infinity, 1e400 and halves of surrogate pairs."""
     try:
         expected = json.loads(text)

@@ -1,4 +1,4 @@
-"""Suites: lists are axes, and a file is only data, whatever it says."""
+"""Suites: lists are axes, and a file is only data."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optprof.scenarios import suites
 from optprof.scenarios.suites import Suite, read
 
-# 100,000 and more for a long night: OPTPROF_FUZZ=100000 pytest -k malformed
+# For a long run: OPTPROF_FUZZ=100000 pytest -k malformed
 EXAMPLES = int(os.environ.get("OPTPROF_FUZZ", "200"))
 
 
@@ -38,7 +38,7 @@ def test_every_list_is_an_axis_and_optimizers_change_fastest():
 
 
 @pytest.mark.parametrize("name", suites.available())
-def test_a_suite_that_comes_with_optprof_says_what_it_asks(name: str):
+def test_a_suite_of_optprof_s_own_has_a_title_and_scenarios(name: str):
     result = suites.load(name)
     assert result.name == name
     assert result.description

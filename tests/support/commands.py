@@ -1,8 +1,8 @@
-"""Commands run as a user runs them, each in a process of its own that has torch loaded already.
+"""Run commands as a user does, each in a new process that has torch loaded already.
 
 A server loads torch, transformers and optprof once for all tests of a worker. It forks a process
-for each command, and the command's zygote is a fork too. Loading torch twice takes a fresh
-command six seconds; tests of the start itself use `subprocess`.
+for each command, and the command's zygote is a fork too. A fresh command that loads torch twice
+takes six seconds; tests of the start itself use `subprocess`.
 """
 
 import atexit

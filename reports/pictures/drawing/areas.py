@@ -62,7 +62,7 @@ def _sums(one: Sequence[int], other: Sequence[int]) -> list[int]:
 
 
 def _curve(axes: Axes, places: Sequence[float], counts: Sequence[int]) -> Any:
-    """Return a curve in GiB without the corners that nobody can see."""
+    """Return a curve in GiB without the corners that are too small to see."""
     points = list(zip(places, map(gib, counts), strict=True))
     path = axes.transData.transform_path(Path(points))
     path.simplify_threshold = 2.0

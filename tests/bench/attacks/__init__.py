@@ -1,3 +1,1 @@
-"""Attacks on optprof, each a count of what was tried and of what it broke; `reliability.py` runs
-them.
-"""
+"""Attacks on optprof, which count attempts and faults; `reliability.py` runs them."""

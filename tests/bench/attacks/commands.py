@@ -1,6 +1,4 @@
-"""Commands: optprof run as a user runs it, with all of its processes marked so that they are
-found.
-"""
+"""Run optprof as a user does, and mark all of its processes so that none is missed."""
 
 import os
 import subprocess
@@ -40,15 +38,15 @@ class Command:
             )
 
     def said(self) -> str:
-        """Return what stands on stderr by now."""
+        """Return the current text of stderr."""
         return self.stderr.read_text(encoding="utf-8", errors="replace")
 
     def printed(self) -> str:
-        """Return what stands on stdout by now."""
+        """Return the current text of stdout."""
         return self.stdout.read_text(encoding="utf-8", errors="replace")
 
     def processes(self) -> Iterator[psutil.Process]:
-        """Yield every living process that descends from this command, whatever session it is in."""
+        """Yield every living process that descends from this command, in any session."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 marked = process.environ().get(MARK) == self.mark
@@ -56,11 +54,11 @@ class Command:
                     yield process
 
     def children(self) -> list[psutil.Process]:
-        """Return the living processes of this command without its first."""
+        """Return the living processes of this command except its first."""
         return [process for process in self.processes() if process.pid != self.process.pid]
 
     def remove(self) -> None:
-        """End what is left and remove the output."""
+        """End the remaining processes and remove the output."""
         for process in self.processes():
             with suppress(psutil.Error):
                 process.kill()
@@ -70,9 +68,7 @@ class Command:
 
 
 def optprof(words: Sequence[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:
-    """Run a command to its end; return its status, stdout and stderr. The status is -1 after the
-    timeout.
-    """
+    """Run a command; return its status (-1 after the timeout), stdout and stderr."""
     command = Command(words, folder)
     try:
         with suppress(subprocess.TimeoutExpired):

@@ -1,6 +1,4 @@
-"""Disks: runs with timelines, snapshots, traces and talkative models on file systems too small for
-them.
-"""
+"""Run with timelines, snapshots, traces and printing models on disks that are too small."""
 
 import os
 import random
@@ -19,7 +17,7 @@ from .signals import read
 
 COUNT = 12
 SCENARIOS = 4
-# KiB of the disks; the last holds the records and little else.
+# Sizes of the disks in KiB; the largest still has little more than the records.
 SIZES = (64, 96, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 ENOUGH = 256 << 10
 _PLACE = re.compile(r"^\[(\d+)/\d+\] ", re.MULTILINE)
@@ -63,13 +61,13 @@ def run(chance: random.Random, count: int) -> Row:
 def _one_disk(row: Row, chance: random.Random, folder: Path) -> None:
     (folder / "small.py").write_text(MODEL)
     size, model = chance.choice(SIZES), chance.choice(("quiet", "talkative", "talkative"))
-    beside = chance.choice((["--snapshot"], ["-d", "cpu", "--trace"], ["--tensorboard"], []))
-    device = [] if "-d" in beside else ["-d", "sim"]
+    extras = chance.choice((["--snapshot"], ["-d", "cpu", "--trace"], ["--tensorboard"], []))
+    device = [] if "-d" in extras else ["-d", "sim"]
     optimizers = ",".join(f"sgd:lr=0.{number + 1}" for number in range(SCENARIOS))
-    words = ["profile", f"small:{model}", "-o", optimizers, *device, *beside, "--steps", "2"]
+    words = ["profile", f"small:{model}", "-o", optimizers, *device, *extras, "--steps", "2"]
     words += ["--workload", "train", "--out", "disk/run", "--resume"]
-    words += [] if chance.random() < 0.5 or "--tensorboard" in beside else ["--no-report"]
-    what = f"{size} KiB, {model}, {' '.join(beside) or 'nothing beside'}"
+    words += [] if chance.random() < 0.5 or "--tensorboard" in extras else ["--no-report"]
+    what = f"{size} KiB, {model}, {' '.join(extras) or 'no extras'}"
     with _disk(folder / "disk", size):
         status, _, said = optprof(words, folder)
         row.tried += 1
@@ -95,7 +93,7 @@ def _judge(row: Row, what: str, run_folder: Path, said: str) -> None:
 
 
 def _judge_made_good(row: Row, what: str, run_folder: Path, status: int, said: str) -> None:
-    """A larger disk makes good all that was lost."""
+    """Judge whether the same command on a larger disk completes the run."""
     records = RunStore(run_folder).read() if (run_folder / "records.jsonl").exists() else []
     last = {file_name(record.scenario): record for record in records}
     good = [each for each in last.values() if each.outcome == "ok" and not each.lost]

@@ -1,6 +1,4 @@
-"""Hostile strings: in every field of a record, on the command line and in a suite; nothing of them
-may come to life.
-"""
+"""Put hostile strings into records, command lines and suites; none of them may act."""
 
 import csv
 import io
@@ -23,7 +21,7 @@ from .commands import optprof
 from .mutations import timeline
 from .row import Row
 
-# What each string calls itself, so that it is found wherever it stands.
+# Every string contains this name, by which its output is recognised.
 NAME = "zq7"
 STRINGS = (
     f"<script>{NAME}()</script>",
@@ -58,7 +56,7 @@ STRINGS = (
     f"%s%n{{0}}{NAME}",
 )
 COUNT = len(STRINGS)
-# Modules that something that we load looks for and may not find.
+# Optional modules that our dependencies try to import.
 TRAPS = ("dill", "pynvml", "nt", "cv2", "pandas", "triton", "tensorflow", "IPython", "colorama")
 TRAPS += (
     "sitecustomize",
@@ -140,7 +138,7 @@ def _outputs(row: Row, folder: Path) -> int:
 
 
 def _command_lines(row: Row, folder: Path, strings: Sequence[str], chance: random.Random) -> int:
-    """Give each string to a command, in a place of its own; it is refused in one line."""
+    """Give each string to a random command, which must refuse it in one line."""
     places = (
         lambda text: ["profile", text, "-d", "sim", "--out", "given"],
         lambda text: ["profile", "gpt2", "-o", text, "-d", "sim", "--out", "given"],
@@ -151,11 +149,11 @@ def _command_lines(row: Row, folder: Path, strings: Sequence[str], chance: rando
         lambda text: ["compare", "run", "other", "--fail-on", text],
     )
     for text in strings:
-        # An argument ends where a NUL would stand, and a first hyphen is an option's.
-        given = text.replace("\x00", "").lstrip("-")
-        words = chance.choice(places)(given)
+        # An argument cannot contain NUL, and a first hyphen would make it an option.
+        argument = text.replace("\x00", "").lstrip("-")
+        words = chance.choice(places)(argument)
         status, printed, said = optprof(words, folder)
-        name = f"{words[0]} {given[:40]!r}"
+        name = f"{words[0]} {argument[:40]!r}"
         if status not in (1, 2) or "Traceback" in said:
             row.fault("not one line", f"{name}: {status}: {said[-250:]}")
         for output in (printed, said):
@@ -166,31 +164,31 @@ def _command_lines(row: Row, folder: Path, strings: Sequence[str], chance: rando
 def _suite(folder: Path, text: str) -> str:
     quoted = "".join(letter if letter.isalnum() else f"\\u{ord(letter):04x}" for letter in text)
     path = folder / "given.toml"
-    asked = f'[[scenarios]]\nmodel = ["{quoted}"]\noptimizer = ["adamw", "sm3"]\ndevice = "sim"\n'
-    path.write_text(f'description = "{quoted}"\n{asked}', encoding="utf-8")
+    table = f'[[scenarios]]\nmodel = ["{quoted}"]\noptimizer = ["adamw", "sm3"]\ndevice = "sim"\n'
+    path.write_text(f'description = "{quoted}"\n{table}', encoding="utf-8")
     return path.name
 
 
 def _judge_text(row: Row, name: str, text: str) -> None:
-    if found := _CONTROL.search(text):
+    if match := _CONTROL.search(text):
         row.fault(
-            "control characters", f"{name}: {text[max(0, found.start() - 30) : found.end() + 20]!r}"
+            "control characters", f"{name}: {text[max(0, match.start() - 30) : match.end() + 20]!r}"
         )
-    if found := _BIDI.search(text):
+    if match := _BIDI.search(text):
         row.fault(
-            "control characters", f"{name}: {text[max(0, found.start() - 30) : found.end() + 20]!r}"
+            "control characters", f"{name}: {text[max(0, match.start() - 30) : match.end() + 20]!r}"
         )
 
 
 def _judge_markdown(row: Row, name: str, text: str) -> None:
-    """No link, no mention, no tag and no picture in what GitHub would draw."""
+    """Require text in which GitHub would draw no link, mention, tag or picture."""
     live = re.search(rf"(?<!\\)<[a-z!/]|(?<!\\)\]\(|(?<![\\\w])@\w|https?://[^\s|]*{NAME}", text)
     if live:
         row.fault("live Markdown", f"{name}: {text[max(0, live.start() - 30) : live.end() + 30]!r}")
 
 
 class _Tags(HTMLParser):
-    """Collect tags and attributes that a string of ours has come to life in."""
+    """Collect tags and attributes that contain one of our strings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,7 +212,7 @@ def _judge_page(row: Row, name: str, page: str) -> None:
     tags.feed(page)
     for live in tags.live:
         row.fault("live markup", f"{name}: {live}")
-    # A script of its own, not a text within one.
+    # A script that is our string alone, not a script's text that quotes it.
     for body in re.findall(r"<script[^>]*>(.*?)</script", page, re.DOTALL | re.IGNORECASE):
         if re.fullmatch(rf"\s*{NAME}\(\)\s*", body):
             row.fault("live markup", f"{name}: a script")
@@ -229,7 +227,7 @@ def _judge_table(row: Row, text: str) -> None:
 
 
 def _write_run(folder: Path, strings: Sequence[str], *, grown: int = 0) -> None:
-    """Write a record of each string in each field that takes it, with a timeline beside it."""
+    """Write a record for each string and field that takes it, and timelines."""
     store = RunStore.create(folder)
     usual = next(records("seeds", 1))
     for text in strings:
@@ -238,7 +236,7 @@ def _write_run(folder: Path, strings: Sequence[str], *, grown: int = 0) -> None:
                 Record.from_dict(record.to_dict())
                 store.append(record)
             except ValueError:
-                # Refused before it is written, as a suite or a command line would refuse it.
+                # A suite or a command line refuses it in the same way.
                 continue
             if number == 0:
                 store.write_timeline(record.scenario, replace(timeline(), largest=(_block(text),)))
@@ -252,16 +250,16 @@ def _block(text: str) -> Any:
 
 
 def _filled(usual: Record, text: str, grown: int) -> Iterator[Record]:
-    """Yield records with the text in every place where a text may stand."""
-    asked, held = usual.scenario, memory(1_000, grown)
+    """Yield records with the text in every place that can hold one."""
+    usual_scenario, usual_memory = usual.scenario, memory(1_000, grown)
     splits: Memory = replace(
-        held,
+        usual_memory,
         state_by_key={text: 8},
         state_by_key_dtype={text: {text: 8}},
-        peak_by_category={text: held.peak_allocated or 0},
-        peak_by_phase={text: held.peak_allocated or 0},
+        peak_by_category={text: usual_memory.peak_allocated or 0},
+        peak_by_phase={text: usual_memory.peak_allocated or 0},
         peak_phase=text,
-        parameters_by_dtype={text: held.parameters},
+        parameters_by_dtype={text: usual_memory.parameters},
     )
     environment = Environment(
         time=text,
@@ -273,21 +271,23 @@ def _filled(usual: Record, text: str, grown: int) -> Iterator[Record]:
         machine=Machine(cpu=text, gpu=text),
     )
     simulated = replace(
-        asked, device="sim", options={text: text}, config={text: text}, alloc_conf=text
+        usual_scenario, device="sim", options={text: text}, config={text: text}, alloc_conf=text
     )
     yield replace(
         usual, scenario=simulated, origin="simulated", memory=splits, times=None, warmup=None
     )
     named = {"warnings": (text,), "lost": (text,), "log": text, "environment": environment}
     for optimizer in ("adamw", text):
-        scenario = replace(asked, model=text, optimizer=optimizer)
+        scenario = replace(usual_scenario, model=text, optimizer=optimizer)
         yield replace(usual, scenario=scenario, memory=splits, model_family=text, **named)
-    failed = replace(asked, model=text, optimizer=text, seed=1)
+    failed = replace(usual_scenario, model=text, optimizer=text, seed=1)
     yield replace(
         usual, scenario=failed, outcome="failed", error=text, memory=None, times=None, **named
     )
     yield replace(
-        usual, scenario=replace(asked, accumulate=text, gpu=text, options={"lr": text}), **named
+        usual,
+        scenario=replace(usual_scenario, accumulate=text, gpu=text, options={"lr": text}),
+        **named,
     )
 
 
@@ -309,7 +309,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _is_ours(path: Path, folder: Path) -> bool:
-    """Return whether a file is one that the commands were asked for, or a command's own output."""
+    """Return whether a file is a requested output or a command's captured output."""
     inside = path.relative_to(folder.parent).parts[1:]
-    asked = bool(inside) and inside[0] in ("run", "given", "given.toml", "page.html", "__pycache__")
-    return asked or path.name.startswith((".", "sprung-"))
+    requested = bool(inside) and inside[0] in (
+        "run",
+        "given",
+        "given.toml",
+        "page.html",
+        "__pycache__",
+    )
+    return requested or path.name.startswith((".", "sprung-"))

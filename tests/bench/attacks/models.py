@@ -1,6 +1,4 @@
-"""Models: random small ones with random optimizers, simulated, and held to the bytes of real steps
-on the CPU.
-"""
+"""Simulate small random models with random optimizers, and compare with real steps on the CPU."""
 
 import gc
 import random
@@ -19,13 +17,13 @@ from .row import Row
 
 COUNT = 100
 OPTIMIZERS = ("adamw", "adam", "sgd", "sm3", "sgd-sai", "lamb", "lamb16", "adagrad", "rmsprop")
-# A peak may be so far from the real one.
+# The largest relative deviation of a peak.
 CLOSE = 0.01
 BATCH, LENGTH, WORDS, CHANNELS, SIDE = 3, 12, 40, 3, 16
 
 
 def run(chance: random.Random, count: int) -> Row:
-    """Simulate and really run so many models."""
+    """Simulate and run so many models."""
     row = Row(title="models held to real CPU runs").looks_for(
         "wrong state", "wrong peaks", "not simulated"
     )
@@ -45,7 +43,7 @@ def run(chance: random.Random, count: int) -> Row:
             simulated(scenario)
             with as_on_the_cpu():
                 ours, operations = simulated(scenario)
-        except Exception as error:  # any, for that is the fault
+        except Exception as error:  # Any exception is the fault.
             row.fault("not simulated", f"{what}: {error!r}")
             continue
         gc.collect()
@@ -76,7 +74,7 @@ def made(seed: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 class Made(nn.Module):
-    """A body of blocks that the chance picks, and a loss."""
+    """A body of random blocks, and a loss."""
 
     def __init__(self, kind: str, chance: random.Random) -> None:
         super().__init__()
@@ -89,15 +87,15 @@ class Made(nn.Module):
             blocks = [nn.Conv2d(CHANNELS, width, 3, padding=1), *self._image(width, chance)]
         else:
             blocks = [nn.Linear(24, width), *self._sequence(width, chance)]
-        # A wide head makes the loss the highest moment.
+        # A wide head puts the peak into the loss.
         classes = WORDS if self.kind == "words" else chance.choice((4, WORDS, 10 * WORDS))
         self.body, self.head = nn.Sequential(*blocks), nn.Linear(width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        found = self.body(inputs)
+        hidden = self.body(inputs)
         if self.kind == "images":
-            found = found.flatten(2).transpose(1, 2)
-        logits = self.head(found)
+            hidden = hidden.flatten(2).transpose(1, 2)
+        logits = self.head(hidden)
         if self.loss == "mean":
             return logits.square().mean()
         if self.loss == "cross_entropy":
@@ -139,7 +137,7 @@ class Made(nn.Module):
 
 
 class Residual(nn.Module):
-    """A feed-forward block beside its input."""
+    """A feed-forward block added to its input."""
 
     def __init__(self, width: int, chance: random.Random) -> None:
         super().__init__()
@@ -152,7 +150,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention written out, so that the CPU has no kernel of its own for it."""
+    """Attention in single operations, so that the CPU's fused kernel is not used."""
 
     def __init__(self, width: int, chance: random.Random) -> None:
         super().__init__()

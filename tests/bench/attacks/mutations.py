@@ -1,6 +1,4 @@
-"""Mutations: runs and timelines with bytes and lines damaged at random, and read as anybody reads
-them.
-"""
+"""Damage runs and timelines at random bytes and lines, and read them as users do."""
 
 import gzip
 import random
@@ -24,7 +22,7 @@ from .row import Row
 
 COUNT, TIMELINES = 600, 20_000
 RECORDS = 12
-# Every so many mutated runs are also given to the commands, which take seconds.
+# The commands, which take seconds, read one of so many mutated runs.
 EVERY = 100
 HOSTILE_VALUES = (
     b"NaN",
@@ -43,7 +41,7 @@ HOSTILE_VALUES = (
 
 
 def run(chance: random.Random, count: int) -> Row:
-    """Read so many mutated runs, and the commands some of them."""
+    """Read so many mutated runs, some of them with the commands too."""
     row = Row(title="mutated runs read").looks_for("raised", "records lost", "commands refused")
     with TemporaryDirectory() as place:
         whole = [record for kind in ("options", "models") for record in records(kind, RECORDS // 2)]
@@ -56,7 +54,7 @@ def run(chance: random.Random, count: int) -> Row:
 
 
 def run_timelines(chance: random.Random, count: int) -> Row:
-    """Read so many mutated timelines, and a report's summary beside some of them."""
+    """Read so many mutated timelines, and compute a report's figures of the readable ones."""
     row = Row(title="mutated timelines read").looks_for("raised")
     packed = pack(timeline())
     text, read = gzip.decompress(packed), 0
@@ -65,27 +63,27 @@ def run_timelines(chance: random.Random, count: int) -> Row:
         if chance.random() < 0.3:
             mutated = bytes(_mutated(bytearray(packed), chance))
         else:
-            # The sum of the file is right, and what it holds is not.
+            # The file's checksum is right and its contents are not.
             mutated = gzip.compress(_changed(text, chance), compresslevel=1)
         try:
-            found = unpack(mutated)
-            # What a report goes on to ask of it.
-            thinned(found, 200)
-            _ = found.peak_stretch, found.fragmentation
+            result = unpack(mutated)
+            # A report computes these.
+            thinned(result, 200)
+            _ = result.peak_stretch, result.fragmentation
             read += 1
         except ValueError as error:
             _require_one_line(row, error)
-        except Exception as error:  # any, for that is the fault
+        except Exception as error:  # Any exception is the fault.
             row.fault("raised", repr(error))
     row.notes["still timelines"] = read
     return row
 
 
 def _changed(text: bytes, chance: random.Random) -> bytes:
-    """Return JSON with bytes damaged, or with another value in place of a number or a text."""
+    """Return JSON with damaged bytes, or with a number or a text replaced."""
     if chance.random() < 0.4:
         return bytes(_mutated(bytearray(text), chance))
-    places = [found.span() for found in re.finditer(rb'-?\d+|"[a-z]+"', text)]
+    places = [match.span() for match in re.finditer(rb'-?\d+|"[a-z]+"', text)]
     start, end = chance.choice(places)
     number = str(chance.choice((-1, 0, 3, 10**6, 2**63, 10**30))).encode()
     return text[:start] + chance.choice((*HOSTILE_VALUES, number, number)) + text[end:]
@@ -109,24 +107,24 @@ def _one_run(
         file_name(whole[place].scenario) for place in range(len(whole)) if place not in touched
     }
     try:
-        found = {file_name(record.scenario) for record in Run.read(folder).records}
-        if found:
+        names = {file_name(record.scenario) for record in Run.read(folder).records}
+        if names:
             run_markdown(folder)
     except (ValueError, OSError) as error:
         _require_one_line(row, error)
         row.fault("records lost", f"{len(untouched)} untouched, {error}")
-        found = untouched
-    except Exception as error:  # any, for that is the fault
+        names = untouched
+    except Exception as error:  # Any exception is the fault.
         row.fault("raised", repr(error))
-        found = untouched
-    if missing := untouched - found:
+        names = untouched
+    if missing := untouched - names:
         row.fault("records lost", f"{len(missing)} of {len(untouched)} untouched")
     if commands and untouched:
         _commands(row, folder)
 
 
 def _commands(row: Row, folder: Path) -> None:
-    """Every command reads what is whole."""
+    """Require that every command reads the undamaged records."""
     other = folder.with_name("other")
     shutil.copytree(folder, other, dirs_exist_ok=True)
     for words in (["report", "run", "--markdown"], ["report", "run"], ["compare", "run", "other"]):
@@ -136,28 +134,28 @@ def _commands(row: Row, folder: Path) -> None:
 
 
 def _in_lines(lines: list[bytes], chance: random.Random) -> tuple[bytes, set[int]]:
-    """Damage one to three lines, each by itself."""
-    found, touched = list(lines), set[int]()
+    """Damage one to three lines separately."""
+    damaged, touched = list(lines), set[int]()
     for _ in range(chance.randint(1, 3)):
-        place = chance.randrange(len(found))
+        place = chance.randrange(len(damaged))
         if place not in touched:
-            found[place] = _damaged(found[place], chance)
+            damaged[place] = _damaged(damaged[place], chance)
             touched.add(place)
     if chance.random() < 0.3:
-        # A line of its own that is no record, between whole ones.
-        place = chance.randrange(len(found))
+        # Insert a line that is not a record between whole ones.
+        place = chance.randrange(len(damaged))
         junk = chance.choice(
             (b"\n", b"\x00" * 64 + b"\n", b"{}\n", b"[]\n", b"torn\n", b"\xff\xfe\n")
         )
-        found.insert(place, junk)
+        damaged.insert(place, junk)
         touched = {each + (each >= place) for each in touched}
-        order = [each for each in range(len(found)) if each != place]
+        order = [each for each in range(len(damaged)) if each != place]
         touched = {order.index(each) for each in touched}
-    return b"".join(found), touched
+    return b"".join(damaged), touched
 
 
 def _damaged(line: bytes, chance: random.Random) -> bytes:
-    """Damage a line that stays one line, or several that are no records."""
+    """Damage a line; it stays one line, or becomes several that are not records."""
     body = bytearray(line[:-1])
     kind = chance.randrange(4)
     if kind == 0:
@@ -175,7 +173,7 @@ def _damaged(line: bytes, chance: random.Random) -> bytes:
 
 
 def _as_bytes(lines: list[bytes], chance: random.Random) -> tuple[bytes, set[int]]:
-    """Cut the file off, or flip a byte anywhere, as a disk does."""
+    """Truncate the file, or flip a byte anywhere, as a disk does."""
     data = bytearray(b"".join(lines))
     starts = [sum(map(len, lines[:place])) for place in range(len(lines))]
     at = chance.randrange(len(data))
@@ -183,14 +181,14 @@ def _as_bytes(lines: list[bytes], chance: random.Random) -> tuple[bytes, set[int
     if chance.random() < 0.5:
         return bytes(data[:at]), set(range(place, len(lines)))
     data[at] ^= 1 << chance.randrange(8)
-    # Without its line break a line takes the next one with it.
+    # A line without its line break spoils the next one too.
     return bytes(data), {place, place + 1} if at == starts[place] + len(lines[place]) - 1 else {
         place
     }
 
 
 def _mutated(data: bytearray, chance: random.Random) -> bytearray:
-    """Flip, insert, cut out or double a few bytes."""
+    """Flip, insert, delete or repeat a few bytes."""
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         if not data:
             return data
@@ -215,7 +213,7 @@ def _require_one_line(row: Row, error: Exception) -> None:
 
 def timeline() -> Timeline:
     """Return a timeline of three phases."""
-    held = HeldBlock(
+    block = HeldBlock(
         block_bytes=512,
         requested_bytes=400,
         category="parameter",
@@ -238,5 +236,5 @@ def timeline() -> Timeline:
         categories={"parameter": parameters, "temporary": (0,) * 60},
         reserved=(2**21,) * 60,
         peak=59,
-        largest=(held,),
+        largest=(block,),
     )

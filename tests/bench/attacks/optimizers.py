@@ -1,6 +1,4 @@
-"""Optimizers: random configurations of ours, each way to run a step held to the loop, and the loop
-to float64.
-"""
+"""Compare random configurations of our optimizers with their loop, and the loop with float64."""
 
 import random
 from collections.abc import Callable
@@ -17,7 +15,7 @@ from .row import Row
 COUNT = 2_000
 STEPS = 4
 SHAPES = ((), (1,), (7,), (64,), (3, 5), (16, 8), (1, 9), (4, 3, 2), (2, 3, 3, 3), (33, 17))
-# Relative to the largest weight. A step in bfloat16 may round an update the other way.
+# Tolerance relative to the largest weight. A bfloat16 step may round an update the other way.
 CLOSE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2}
 TO_FLOAT64 = 1e-3
 
@@ -36,7 +34,7 @@ def run(chance: random.Random, count: int) -> Row:
         row.tried += 1
         try:
             _compare(row, ways, factory, options, shapes, dtype, chance.randrange(2**31), what)
-        except Exception as error:  # any, for that is the fault
+        except Exception as error:  # Any exception is the fault.
             row.fault("refused", f"{what}: {error!r}")
     row.notes |= {
         f"held to {way}" if way == "float64" else way: number for way, number in ways.items()
@@ -60,8 +58,8 @@ def _compare(
         others["fused"] = {"fused": True}
     for way, how in others.items():
         ways[way] += 1
-        found = _steps(factory, {**options, **how}, shapes, dtype, seed)
-        if off := _furthest(loop, found, CLOSE[dtype] if factory is not LAMB16 else 2e-2):
+        weights = _steps(factory, {**options, **how}, shapes, dtype, seed)
+        if off := _furthest(loop, weights, CLOSE[dtype] if factory is not LAMB16 else 2e-2):
             row.fault("wrong steps", f"{way}: {what}: {off}")
     if dtype == torch.float32 and factory is not LAMB16:
         ways["float64"] += 1
@@ -77,8 +75,9 @@ def _steps(
     dtype: torch.dtype,
     seed: int,
 ) -> list[Tensor]:
-    """Return the weights after a few steps; some gradients are zero or missing, some large or
-    small.
+    """Return the weights after a few steps.
+
+    Some gradients are zero or missing, some large or small.
     """
     draw, chance = torch.Generator().manual_seed(seed), random.Random(seed)
     weights = [Parameter(torch.randn(shape, generator=draw).to(dtype)) for shape in shapes]
@@ -87,14 +86,14 @@ def _steps(
         for weight in weights:
             size = chance.choice((0.0, 1e-3, 1.0, 1.0, 1.0, 100.0))
             grad = torch.randn(weight.shape, generator=draw) * size
-            # Through bfloat16, so that every dtype sees the same gradient.
+            # Rounded to bfloat16, every dtype gets the same gradient.
             weight.grad = None if chance.random() < 0.1 else grad.bfloat16().to(dtype)
         optimizer.step()
     return [weight.detach() for weight in weights]
 
 
 def _furthest(one: list[Tensor], other: list[Tensor], close: float) -> str:
-    """Return what is further apart than `close` of the largest weight; empty where nothing is."""
+    """Describe a difference larger than `close` of the largest weight; empty if there is none."""
     for number, (first, second) in enumerate(zip(one, other, strict=True)):
         first, second = first.double(), second.double()
         if first.isfinite().all() != second.isfinite().all():
@@ -108,7 +107,7 @@ def _furthest(one: list[Tensor], other: list[Tensor], close: float) -> str:
 
 
 def _configuration(chance: random.Random) -> tuple[Make, dict[str, Any]]:
-    """Return one of ours with options anywhere in their ranges."""
+    """Return one of our optimizers with random options."""
     factory = chance.choice((SGDSaI, SM3, LAMB, LAMB16))
     lr = 10 ** chance.uniform(-4, -1)
     options: dict[str, Any] = {"lr": chance.choice((lr, torch.tensor(lr)))}

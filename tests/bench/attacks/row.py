@@ -3,34 +3,33 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-# So many faults are told in words; the others are counted.
-MOST_TOLD = 10
+# So many faults are described; the others are counted.
+MOST_DESCRIBED = 10
 
 
 @dataclass(kw_only=True)
 class Row:
-    """A kind of attack: what was tried and how often, counts that say more, and faults by kind, of
-    which there must be none.
+    """A kind of attack: attempts, further counts, and faults by kind, which should all be 0.
 
-    `faults` begins with each kind that is looked for, at 0.
+    `faults` begins with 0 for each kind that the attack looks for.
     """
 
     title: str
     tried: int = 0
     notes: dict[str, int | str] = field(default_factory=dict)
     faults: Counter[str] = field(default_factory=Counter)
-    told: list[str] = field(default_factory=list)
+    descriptions: list[str] = field(default_factory=list)
 
     def looks_for(self, *kinds: str) -> "Row":
-        """Add kinds of fault that are counted even where there are none."""
+        """Add kinds of fault, which the row shows even with a count of 0."""
         self.faults.update(dict.fromkeys(kinds, 0))
         return self
 
     def fault(self, kind: str, detail: str) -> None:
-        """Count a fault, and keep the first few in words."""
+        """Count a fault, and keep the first few descriptions."""
         self.faults[kind] += 1
-        if len(self.told) < MOST_TOLD:
-            self.told.append(f"{kind}: {' '.join(detail.split())[:300]!r}")
+        if len(self.descriptions) < MOST_DESCRIBED:
+            self.descriptions.append(f"{kind}: {' '.join(detail.split())[:300]!r}")
 
     def markdown(self) -> str:
         """Return the row of the table."""

@@ -1,4 +1,4 @@
-"""Signals: runs hit at random moments, in the parent or in a child, and gone on with."""
+"""Send signals to runs at random moments, to the parent or a child, and resume them."""
 
 import random
 import re
@@ -19,7 +19,7 @@ from .row import Row
 
 COUNT = 30
 SCENARIOS = 8
-# Seconds: for a run to be over after its last signal, and for processes to end after their parent.
+# Seconds for a run to end after its last signal, and for processes to end after their parent.
 PATIENCE, LINGER = 120.0, 10.0
 SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGSTOP")
 _PLACE = re.compile(r"^\[(\d+)/\d+\] ", re.MULTILINE)
@@ -41,11 +41,11 @@ def slow():
     return Tiny(lambda: time.sleep(0.2)), {"x": torch.ones(2, 8)}
 
 def deaf():
-    """A C function that keeps the GIL, so that no thread and no handler of Python runs."""
+    """Call a C function that keeps the GIL, so that no thread or handler of Python runs."""
     return Tiny(lambda: ctypes.PyDLL(None).usleep(400_000)), {"x": torch.ones(2, 8)}
 
 def own_session():
-    """A child that leaves the session of its parent."""
+    """Leave the parent's session."""
     def leave():
         try:
             os.setsid()
@@ -71,7 +71,7 @@ def run(chance: random.Random, count: int) -> Row:
 
 
 def _one_run(row: Row, chance: random.Random, folder: Path, count: int) -> None:
-    """Hit one run a few times, going on with it after each, and let it end."""
+    """Hit one run a few times, resume it after each, and let it end."""
     (folder / "struck.py").write_text(MODELS)
     model, device = (
         chance.choice(("slow", "deaf", "own_session")),
@@ -92,7 +92,7 @@ def _one_run(row: Row, chance: random.Random, folder: Path, count: int) -> None:
 
 
 def _hit(row: Row, chance: random.Random, words: Sequence[str], folder: Path) -> None:
-    """Start the run, send one signal, and hold what is left to what was acknowledged."""
+    """Start the run, send one signal, and compare the records with the acknowledged ones."""
     path = folder / "run" / "records.jsonl"
     before = len(read(path)[0])
     command = Command(words, folder)
@@ -136,7 +136,7 @@ def _judge(row: Row, command: Command, what: str, path: Path, before: int) -> No
 
 
 def _wait_for_a_scenario(command: Command, chance: random.Random) -> None:
-    """Return at a random moment of the run, most often while scenarios are done."""
+    """Return at a random moment, most often after a scenario has begun."""
     early = chance.random() < 0.15
     until = time.monotonic() + (chance.uniform(0, 3) if early else 60)
     while command.process.poll() is None and time.monotonic() < until:
@@ -154,7 +154,7 @@ def _target(command: Command, chance: random.Random, *, child: bool) -> psutil.P
 
 
 def read(path: Path) -> tuple[list[Record], int]:
-    """Return the whole records of a file, and how many of its whole lines are none."""
+    """Return the records of a file, and the number of its whole lines that are not records."""
     records, damaged = [], 0
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
         try:
