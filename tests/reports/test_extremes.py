@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import Meta
 
 from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore, standing
@@ -56,16 +57,8 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
         return draw.choice(CHOSEN[name])
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        kind, limit = arguments
-        if kind is str:
-            return draw.choice([text for text in TEXTS if len(text) <= limit.max_length])
-        if kind not in (int, float):
-            return extreme(draw, kind)
-        # The least time other than 0 is the least that a clock measures.
-        least = schema.LEAST_SECONDS if annotation is schema.Seconds else limit.ge
-        ends = [kind(least), kind(limit.le)]
-        inner = [one for one in (WHOLES if kind is int else NUMBERS) if least <= one <= limit.le]
-        return draw.choice([*ends, *inner])
+        limits = [one for one in arguments if isinstance(one, Meta)]
+        return limited(draw, annotation, limits[0]) if limits else extreme(draw, arguments[0])
     if origin is Literal:
         return draw.choice(arguments)
     if NoneType in arguments:
@@ -81,6 +74,19 @@ def extreme(draw: random.Random, annotation: Any, name: str = "") -> Any:
     return draw.choice(
         {str: TEXTS, int: WHOLES, float: NUMBERS, bool: [False, True]}.get(annotation, PLAIN)
     )
+
+
+def limited(draw: random.Random, annotation: Any, limit: Any) -> Any:
+    kind = get_args(annotation)[0]
+    if kind is str:
+        return draw.choice([text for text in TEXTS if len(text) <= limit.max_length])
+    if kind not in (int, float):
+        return extreme(draw, kind)
+    # The least time other than 0 is the least that a clock measures.
+    least = schema.LEAST_SECONDS if annotation is schema.Seconds else limit.ge
+    ends = [kind(least), kind(limit.le)]
+    inner = [one for one in (WHOLES if kind is int else NUMBERS) if least <= one <= limit.le]
+    return draw.choice([*ends, *inner])
 
 
 def made(draw: random.Random, kind: type[Any]) -> Any:
