@@ -17,10 +17,10 @@ from optprof.scenarios.schema import MOST_LOSS
 
 from ..machine.environment import environment
 from ..machine.malloc import keep_freed_memory
-from ..records.record import Course, HeldOut, Memory, Record, Watched
+from ..records.record import Course, HeldOut, Record, Watched
 from ..training.accumulating import target_schedule
 from ..training.optimizer import deciding_options, set_training
-from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
+from ..training.state import bytes_by_dtype, state_bytes
 from .clock import clock_for
 from .disturbances import disturbances
 from .trainer import Trainer
@@ -73,7 +73,10 @@ def measure_accumulation_run(scenario: Scenario) -> Record:
         deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=sum(p.numel() for p in run.parameters),
-        memory=_memory(run, accumulation),
+        # The state of the wrapped optimizer; `added_bytes` counts a pending sum.
+        memory=state_bytes(accumulation.optimizer, run.tensors).memory(
+            bytes_by_dtype(run.parameters), run.gradients
+        ),
         times={phase: tuple(samples) for phase, samples in times.items()},
         warmup={phase: tuple(samples) for phase, samples in warmup.items()},
         watched=Watched(
@@ -143,18 +146,3 @@ def _added_bytes(run: Trainer, accumulation: Accumulation) -> int:
 
 def _recordable(loss: float) -> float | None:
     return loss if abs(loss) <= MOST_LOSS else None
-
-
-def _memory(run: Trainer, accumulation: Accumulation) -> Memory:
-    # `added_bytes` counts a pending sum.
-    state = state_bytes(accumulation.optimizer, run.tensors)
-    return Memory(
-        parameters=storage_bytes(run.parameters),
-        parameters_by_dtype=bytes_by_dtype(run.parameters),
-        gradients=run.gradients,
-        optimizer_state=state.total,
-        state_by_key=state.by_key,
-        state_by_key_dtype=state.by_key_dtype,
-        peak_by_category={},
-        peak_by_phase={},
-    )

@@ -16,11 +16,11 @@ from optprof.scenarios.settings import own_settings
 from ..machine.environment import environment
 from ..machine.malloc import keep_freed_memory
 from ..machine.memory import free_bytes
-from ..records.record import Memory, Record, StateBlocks, StepOperation, Watched
+from ..records.record import Memory, Record, StepOperation, Watched
 from ..simulating.simulation import simulate
 from ..tracing.kernel_trace import trace_step
 from ..training.optimizer import deciding_options, make_optimizer
-from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
+from ..training.state import bytes_by_dtype, state_bytes
 from .accumulation_run import measure_accumulation_run
 from .cuda_memory import (
     AllocatorWatch,
@@ -187,7 +187,10 @@ def _watch_on_cpu(scenario: Scenario, harness: Harness) -> _Watching:
         tensors_at_peak=watch.at_peak(),
         warnings=(watch.warning,) if watch.warning else (),
     )
-    return run, _memory(run, {}, None), watched
+    memory = state_bytes(run.optimizer, run.tensors).memory(
+        bytes_by_dtype(run.parameters), run.gradients
+    )
+    return run, memory, watched
 
 
 def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Watching:
@@ -202,31 +205,14 @@ def _watch_on_cuda(scenario: Scenario, harness: Harness, files: Files) -> _Watch
     levels = watch.levels()
     watched = Watched(samples=run.samples, tokens=run.tokens, memory=levels, state_blocks=blocks)
     peaks = {phase: counters["allocated"].peak for phase, counters in levels.items()}
-    memory = _memory(run, peaks, blocks)
-    return (
-        run,
-        replace(
-            memory, peak_reserved=max(counters["reserved"].peak for counters in levels.values())
-        ),
-        watched,
-    )
-
-
-def _memory(run: Trainer, peaks: Mapping[str, int], blocks: StateBlocks | None) -> Memory:
-    state = state_bytes(run.optimizer, run.tensors)
-    return Memory(
-        parameters=storage_bytes(run.parameters),
-        parameters_by_dtype=bytes_by_dtype(run.parameters),
-        gradients=run.gradients,
-        optimizer_state=state.total,
-        state_by_key=state.by_key,
-        state_by_key_dtype=state.by_key_dtype,
-        optimizer_state_allocated=None if blocks is None else blocks.allocated,
-        peak_allocated=max(peaks.values(), default=None),
-        peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
-        peak_by_category={},
+    memory = state_bytes(run.optimizer, run.tensors).memory(
+        bytes_by_dtype(run.parameters),
+        run.gradients,
+        allocated=blocks.allocated,
         peak_by_phase=peaks,
+        peak_reserved=max(counters["reserved"].peak for counters in levels.values()),
     )
+    return run, memory, watched
 
 
 def _trace(

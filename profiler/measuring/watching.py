@@ -21,7 +21,7 @@ from ..machine.environment import environment
 from ..records.outcome import one_line, outcome_of
 from ..records.record import Level, Memory, Record, StateBlocks, Watched
 from ..training.optimizer import deciding_options
-from ..training.state import bytes_by_dtype, state_bytes, storage_bytes
+from ..training.state import bytes_by_dtype, state_bytes
 from .clock import clock_for
 from .cuda_memory import AllocatorWatch, state_blocks
 from .harness import WATCHED
@@ -241,26 +241,18 @@ def _memory(
     """Return the bytes in use now; None if the gradients could not be counted."""
     if steps.gradients is None:
         return None
-    state, parameters = state_bytes(subject.optimizer, subject.tensors), subject.parameters()
     peaks = {
         phase: counters["allocated"].peak
         for phase, counters in levels.items()
         if "allocated" in counters
     }
-    return Memory(
-        parameters=storage_bytes(parameters),
-        parameters_by_dtype=bytes_by_dtype(parameters),
-        gradients=steps.gradients,
-        optimizer_state=state.total,
-        state_by_key=state.by_key,
-        state_by_key_dtype=state.by_key_dtype,
-        optimizer_state_allocated=None if blocks is None else blocks.allocated,
-        peak_allocated=max(peaks.values(), default=None),
+    return state_bytes(subject.optimizer, subject.tensors).memory(
+        bytes_by_dtype(subject.parameters()),
+        steps.gradients,
+        allocated=None if blocks is None else blocks.allocated,
+        peak_by_phase=peaks,
         peak_reserved=max(
             (counters["reserved"].peak for counters in levels.values() if "reserved" in counters),
             default=None,
         ),
-        peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
-        peak_by_category={},
-        peak_by_phase=peaks,
     )

@@ -54,13 +54,8 @@ def disclosed_scenario(scenario: Scenario, *, anonymous: bool = False) -> Scenar
         changes["model"] = model
     for field in ("config", "options"):
         values: Mapping[str, Any] = getattr(scenario, field)
-        masks = {
-            name: shown
-            for name, value in values.items()
-            if (shown := _value(name, value, anonymous)) is not value
-        }
-        if masks:
-            changes[field] = {**values, **masks}
+        if (shown := _values(values, anonymous)) is not values:
+            changes[field] = shown
     return replace(scenario, **changes) if changes else scenario
 
 
@@ -70,6 +65,7 @@ def disclosed(record: Record, *, anonymous: bool = False) -> Record:
     parts: dict[str, Any] = {
         "scenario": disclosed_scenario(record.scenario, anonymous=anonymous),
         "environment": _environment(record.environment, anonymous),
+        "deciding_options": record.deciding_options and _values(record.deciding_options, anonymous),
         "error": record.error and show(record.error),
         "warnings": tuple(map(show, record.warnings)),
         "lost": tuple(map(show, record.lost)),
@@ -89,6 +85,7 @@ def disclosed_fit(fit: Fit, *, anonymous: bool = False) -> Fit:
         scenario=disclosed_scenario(fit.scenario, anonymous=anonymous),
         reason=fit.reason and masked(fit.reason, anonymous=anonymous),
         error=fit.error and masked(fit.error, anonymous=anonymous),
+        deciding_options=fit.deciding_options and _values(fit.deciding_options, anonymous),
     )
 
 
@@ -114,6 +111,16 @@ def _word(word: str, previous: str, anonymous: bool) -> str:
     if anonymous and option in _PLACES and equals:
         return f"{option}=PATH"
     return "PATH" if anonymous and previous in _PLACES else _name(word, anonymous)
+
+
+def _values(values: Mapping[str, Any], anonymous: bool) -> Mapping[str, Any]:
+    """Return options without secrets, the same mapping if there are none."""
+    masks = {
+        name: shown
+        for name, value in values.items()
+        if (shown := _value(name, value, anonymous)) is not value
+    }
+    return {**values, **masks} if masks else values
 
 
 def _value(name: str, value: Any, anonymous: bool) -> Any:

@@ -339,12 +339,12 @@ class RunStore:
         `keep` returns the part of each record that stays in memory. FileNotFoundError for a folder
         without a run, ValueError for a link, a pipe, and for more lines than a run may have.
         """
-        with _without_collections():
+        with without_collections():
             return list(self._records(keep))
 
     def read_standing(self, keep: Callable[[Record], Record] | None = None) -> list[Record]:
         """Return the last record of each scenario, as `read` does."""
-        with _without_collections():
+        with without_collections():
             return standing(self._records(keep))
 
     def _records(self, keep: Callable[[Record], Record] | None) -> Iterator[Record]:
@@ -451,7 +451,7 @@ def _decoded(text: bytes) -> Any:
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """Pause the garbage collector: it would look through all records again and again for cycles."""
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,7 +1,7 @@
 """Simulate training without a GPU: trace it on meta tensors, replay it through the allocator."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -171,20 +171,19 @@ def _memory(
     by_dtype: Counter[str] = Counter()
     for layout in {layout.number: layout for layout, _ in model.parameters}.values():
         by_dtype[str(layout.dtype).removeprefix("torch.")] += layout.nbytes
-    return Memory(
-        parameters=by_dtype.total(),
-        parameters_by_dtype=dict(by_dtype),
-        gradients=sum(last.values()),
-        optimizer_state=optimizer.state.total,
-        state_by_key=optimizer.state.by_key,
-        state_by_key_dtype=optimizer.state.by_key_dtype,
-        optimizer_state_allocated=replayed.kept,
-        peak_allocated=replayed.peak_allocated,
+    memory = optimizer.state.memory(
+        dict(by_dtype),
+        sum(last.values()),
+        allocated=replayed.kept,
+        peak_by_phase=replayed.peak_by_phase,
         peak_reserved=replayed.peak_reserved,
+    )
+    return replace(
+        memory,
+        # A phase begins with the bytes of the one before it, so equal peaks do not tell the phase.
+        peak_phase=replayed.peak_phase,
+        peak_by_category=replayed.peak_by_category,
         # A block that is not split can make the peak without workspaces higher.
         peak_allocated_upper=None if upper is None else max(upper[0], replayed.peak_allocated),
         peak_reserved_upper=None if upper is None else max(upper[1], replayed.peak_reserved),
-        peak_phase=replayed.peak_phase,
-        peak_by_category=replayed.peak_by_category,
-        peak_by_phase=replayed.peak_by_phase,
     )

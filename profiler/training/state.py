@@ -1,4 +1,4 @@
-"""Bytes of tensors of any kind, and of an optimizer's state, tensor by tensor."""
+"""Bytes of tensors of any kind, of an optimizer's state, and of training in all."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -9,6 +9,7 @@ import torch
 
 from optprof.scenarios import schema
 
+from ..records.record import Memory
 from .reachable import gradients_of, plain_tensors, tensors_of_optimizer
 
 Tensors = Iterable[torch.Tensor | None]
@@ -34,6 +35,35 @@ class StateBytes:
     def total(self) -> int:
         """Bytes of every tensor in the state."""
         return sum(self.by_key.values())
+
+    def memory(
+        self,
+        parameters_by_dtype: Mapping[str, int],
+        gradients: int,
+        *,
+        allocated: int | None = None,
+        peak_by_phase: Mapping[str, int] | None = None,
+        peak_reserved: int | None = None,
+    ) -> Memory:
+        """Return the memory of training with this state, of which blocks hold `allocated` bytes.
+
+        The highest phase is the peak; of equal ones, the first.
+        """
+        peaks = peak_by_phase or {}
+        return Memory(
+            parameters=sum(parameters_by_dtype.values()),
+            parameters_by_dtype=parameters_by_dtype,
+            gradients=gradients,
+            optimizer_state=self.total,
+            state_by_key=self.by_key,
+            state_by_key_dtype=self.by_key_dtype,
+            optimizer_state_allocated=allocated,
+            peak_allocated=max(peaks.values(), default=None),
+            peak_reserved=peak_reserved,
+            peak_phase=max(peaks, key=lambda phase: peaks[phase], default=None),
+            peak_by_category={},
+            peak_by_phase=peaks,
+        )
 
 
 def storage_bytes(tensors: Tensors) -> int:

@@ -9,8 +9,10 @@ from optprof.profiler.records.record import Memory, Record
 from optprof.profiler.safety.plain import plain
 from optprof.scenarios.spec import DType, Scenario
 
-# Older records do not say which options decide the bytes; these do where an optimizer has them.
+# Older records do not say which options decide the bytes: these do, if an optimizer has them.
 _OLDER_BYTE_OPTIONS = ("momentum", "amsgrad", "centered", "beta1", "rank", "state_dtype")
+# The first three are usually off, except these momenta.
+_OLDER_MOMENTUM = {"muon": 0.95, "scion": 0.1, "sgd": 0.9, "sgd-sai": 0.9}
 
 # Torch's names of dtypes and ours, in the order in which a label lists those of a mixed model.
 _SHORT_DTYPES: Mapping[str, DType] = {
@@ -93,20 +95,19 @@ def byte_options(record: Record) -> str:
 
 
 def unusual_options(record: Record | Fit) -> list[str]:
-    """Return the options whose values give the state other bytes than the optimizer usually has."""
+    """Return the options whose values give the state unusual bytes, in alphabetical order."""
     options, usual = record.scenario.options, _usual_options(record)
-    return [name for name, value in usual.items() if options[name] != value]
+    return sorted(name for name, value in usual.items() if options[name] != value)
 
 
 def _usual_options(record: Record | Fit) -> dict[str, Any]:
     """Return the usual value of each option that decides the bytes of the state."""
     options, usual = record.scenario.options, record.deciding_options
     if usual is None:
-        # A flag is usually off. Nothing is known of the usual value of a number.
-        usual = {
-            name: False if options.get(name) is True else options.get(name)
-            for name in _OLDER_BYTE_OPTIONS
-        }
+        usual = {name: options.get(name) for name in _OLDER_BYTE_OPTIONS}
+        usual |= {name: False for name in _OLDER_BYTE_OPTIONS[:3] if usual[name]}
+        if record.scenario.optimizer in _OLDER_MOMENTUM:
+            usual["momentum"] = _OLDER_MOMENTUM[record.scenario.optimizer]
     return {name: value for name, value in usual.items() if name in options}
 
 

@@ -23,6 +23,9 @@ from .sides import Side
 
 Verdict = Literal["regressed", "improved", "same", "not compared"]
 THRESHOLD = Fraction(5, 100)
+_Bounds = tuple[float, float]
+# The last name of each figure's field.
+_NAMES = {name: metric.field.partition(".")[2] for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,9 +126,10 @@ def compare(
                 f"the {side} side of the comparison has no records; profile something there first"
             )
     old, new = _latest(before), _latest(after)
+    bounds = _bounds(threshold)
     return Compared(
         pairs=tuple(
-            _pair(old[key], new[key], threshold, across_machines) for key in new if key in old
+            _pair(old[key], new[key], bounds, across_machines) for key in new if key in old
         ),
         only_before=tuple(record for key, record in old.items() if key not in new),
         only_after=tuple(record for key, record in new.items() if key not in old),
@@ -139,29 +143,29 @@ def _latest(records: Iterable[Record]) -> dict[bytes, Record]:
     return {scenario_key(record.scenario): record for record in records}
 
 
-def _pair(before: Record, after: Record, threshold: Fraction, across_machines: bool) -> Pair:
+def _pair(before: Record, after: Record, bounds: _Bounds, across_machines: bool) -> Pair:
     changes: list[MetricChange] = []
     if before.outcome == after.outcome == "ok":
         reason = _refusal(before, after, across_machines)
         for metric in METRICS:
             pair = _figure(before, metric), _figure(after, metric)
             if pair[0] is not None and pair[1] is not None:
-                changes.append(_change(metric, pair[0], pair[1], threshold, reason))
+                changes.append(_change(metric, pair[0], pair[1], bounds, reason))
     return Pair(before=before, after=after, changes=tuple(changes))
 
 
-def _change(metric: str, before: Any, after: Any, threshold: Fraction, reason: str) -> MetricChange:
+def _change(metric: str, before: Any, after: Any, bounds: _Bounds, reason: str) -> MetricChange:
     if METRICS[metric].kind == "bytes":
         return _byte_change(metric, before, after)
     if metric == "estimate":
         ratio = Ratio(value=after / before) if before > 0 else None
-        verdict = _judged(ratio, threshold) if ratio else "not compared"
+        verdict = _judged(ratio, bounds) if ratio else "not compared"
         return MetricChange(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
     ratio = None if reason or min(min(before), min(after)) <= 0 else Ratio.of(before, after)
     note = reason or (
         "a time of 0" if ratio is None else "too few samples" if ratio.low is None else ""
     )
-    verdict = "not compared" if ratio is None or note else _judged(ratio, threshold)
+    verdict = "not compared" if ratio is None or note else _judged(ratio, bounds)
     return MetricChange(
         metric=metric,
         before=median(before),
@@ -180,14 +184,13 @@ def _byte_change(metric: str, before: int, after: int) -> MetricChange:
     return MetricChange(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
 
 
-def _judged(ratio: Ratio, threshold: Fraction) -> Verdict:
+def _judged(ratio: Ratio, bounds: _Bounds) -> Verdict:
     highest = ratio.value if ratio.high is None else ratio.high
-    slower, faster = _bounds(threshold)
+    slower, faster = bounds
     return "regressed" if _least(ratio) > slower else "improved" if highest < faster else "same"
 
 
-@lru_cache
-def _bounds(threshold: Fraction) -> tuple[float, float]:
+def _bounds(threshold: Fraction) -> _Bounds:
     """Return 1 plus and minus the threshold as floats, rounded so that comparisons stay exact."""
     slower, faster = float(1 + threshold), float(1 - threshold)
     return (
@@ -202,7 +205,7 @@ def _least(ratio: Ratio) -> float:
 
 def _figure(record: Record, metric: str) -> Any:
     """Bytes, one estimate, or samples in seconds; None for a record without the figure."""
-    memory, kept = record.memory, METRICS[metric].field.partition(".")[2]
+    memory, kept = record.memory, _NAMES[metric]
     if metric == "estimate":
         return record.estimate.seconds if record.estimate else None
     if METRICS[metric].kind == "seconds":

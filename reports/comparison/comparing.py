@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from optprof.profiler.records.privacy import disclosed
 from optprof.profiler.records.record import Record
+from optprof.profiler.records.store import without_collections
 from optprof.profiler.safety.disk import write_text
 
 from ..arithmetic.ratios import Ratio
@@ -35,6 +36,7 @@ class Comparing:
     unjudged: Sequence[str] = ()
 
     @classmethod
+    @without_collections()
     def of(
         cls,
         before: Path,
@@ -85,6 +87,7 @@ class Comparing:
 
         write_text(page, html.render(self._document("page", only_regressed, command)))
 
+    @without_collections()
     def _document(
         self, medium: Medium, only_regressed: bool, command: Sequence[str] = ()
     ) -> Document:
@@ -94,6 +97,7 @@ class Comparing:
             self.compared, self.stopped, medium, command=command, only_regressed=only_regressed
         )
 
+    @without_collections()
     def write_json(self, output: TextIO, *, only_regressed: bool = False) -> None:
         """Write the comparison as JSON, item by item: 100,000 scenarios take 250 MB.
 

@@ -319,6 +319,7 @@ def test_every_text_of_a_record_is_masked() -> None:
             scenario=Scenario(
                 model="/home/alice/m.py:f", config={"token": "abc"}, options={"lr": 0.1}
             ),
+            deciding_options={"token": "abc", "lr": 0.1},
             error=leak,
             warnings=(leak,),
             lost=(leak,),
@@ -331,6 +332,8 @@ def test_every_text_of_a_record_is_masked() -> None:
     assert "AbCd" not in line
     assert "abc" not in line
     assert masked.scenario.options == {"lr": 0.1}
+    assert masked.deciding_options is not None
+    assert masked.deciding_options["lr"] == 0.1
     assert masked.environment.command == ("optprof", "--out", "~/x")
     assert disclosed(masked) == masked
 

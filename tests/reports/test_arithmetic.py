@@ -59,11 +59,22 @@ def test_every_option_that_decides_the_bytes_is_in_the_label_at_an_unusual_value
     ]
 
 
-def test_an_older_record_is_labelled_with_its_flags(simulated):
-    options = {"amsgrad": True, "momentum": 0.9}
-    assert names_of([simulated("adamw", options=options, deciding_options=None)]) == [
-        "adamw (amsgrad=True)"
-    ]
+@pytest.mark.parametrize(
+    ("optimizer", "options", "label"),
+    [
+        ("adamw", {"amsgrad": True, "momentum": 0.9}, "adamw (amsgrad=True, momentum=0.9)"),
+        ("adamw", {"amsgrad": False, "momentum": None}, "adamw"),
+        ("sm3", {"momentum": 0.9}, "sm3 (momentum=0.9)"),
+        ("sm3", {"momentum": 0.0}, "sm3"),
+        ("sgd", {"momentum": 0.9}, "sgd"),
+        ("sgd", {"momentum": 0.0}, "sgd (momentum=0.0)"),
+        ("apollo", {"rank": 4}, "apollo"),
+    ],
+)
+def test_an_older_record_is_labelled_with_its_flags_and_momentum(
+    simulated, optimizer: str, options: dict[str, Any], label: str
+):
+    assert names_of([simulated(optimizer, options=options, deciding_options=None)]) == [label]
 
 
 def test_a_failed_record_shares_the_label_of_its_optimizer(simulated):
