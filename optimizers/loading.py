@@ -52,8 +52,9 @@ class Loading(Optimizer):
         raise NotImplementedError
 
     def _required(self, param: Tensor, options: dict[str, Any], names: Collection[str]) -> set[str]:
-        """Return the names that a state with these names must have."""
-        raise NotImplementedError
+        """Return the names that a state with these names must have, by default all in `_shapes`."""
+        del names
+        return {*self._shapes(param, options)}
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
         """Return the dtype of a real parameter's state; a step count is always float32."""

@@ -17,7 +17,7 @@ from torch.optim.optimizer import ParamsT
 
 from . import ways
 from .bucket import Bucket, Options, State, to_device
-from .loading import Loading, lasting
+from .loading import Loading, Shapes, lasting
 from .sharded import local
 
 
@@ -69,6 +69,11 @@ class MultiTensorOptimizer(Loading):
     def _initial_state(self, param: Tensor, options: Options) -> State:
         """Return the state of a parameter at its first gradient."""
         raise NotImplementedError
+
+    def _shapes(self, param: Tensor, options: Options) -> Shapes:
+        """Return the shapes of an initial state; override this if steps add tensors later."""
+        state = self._initial_state(torch.empty_like(param, device="meta"), options)
+        return {name: value.shape for name, value in state.items()}
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
         """Return the parameter's dtype for a momentum buffer, float32 or wider for other states."""

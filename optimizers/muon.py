@@ -4,7 +4,7 @@ torch's Muon takes only matrices, and a model has biases, norms and convolutions
 for both means one state, one schedule and one measurement. https://kellerjordan.github.io/posts/muon/
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -95,10 +95,6 @@ class Muon(Loading):
         if options["algorithm"] == "muon":
             return {"momentum_buffer": param.shape}
         return {"exp_avg": param.shape, "exp_avg_sq": param.shape, "step": ()}
-
-    def _required(self, param: Tensor, options: Group, names: Collection[str]) -> set[str]:
-        del names
-        return {*self._shapes(param, options)}
 
     def _state_dtype(self, name: str, param: Tensor) -> torch.dtype:
         del name

@@ -94,9 +94,8 @@ def _write(folder: Path, summaries: Iterable[tuple[Any, int]], time: float) -> N
 def _hparams(record: Record) -> dict[str, str | float | bool]:
     """The scenario's fields and options as numbers, booleans and texts."""
     scenario = record.scenario
-    values = {name: getattr(scenario, name) for name in _FIELDS} | {
-        f"options.{name}": value for name, value in scenario.options.items()
-    }
+    values = {name: getattr(scenario, name) for name in _FIELDS} | scenario.added
+    values |= {f"options.{name}": value for name, value in scenario.options.items()}
     values["dtype"] = dtype_name(scenario, record.memory)
     shown = {
         plain(name): value if isinstance(value, bool | int | float) else plain(str(value))

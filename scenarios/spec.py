@@ -5,7 +5,7 @@ What does this optimizer cost on this model, with this batch and dtype, on this 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
@@ -215,7 +215,15 @@ class Scenario:
     @property
     def key(self) -> bytes:
         """Digest of all fields; a list and a tuple of the same items have the same digest."""
-        return sha256(_ENCODER.encode(vars(self)).encode()).digest()
+        values = {name: value for name, value in vars(self).items() if name not in _LATER}
+        values |= self.added
+        return sha256(_ENCODER.encode(values).encode()).digest()
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """The fields added since the first records, those that differ from their defaults."""
+        values = vars(self)
+        return {name: values[name] for name, unset in _LATER.items() if values[name] != unset}
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Scenario) else NotImplemented
@@ -239,6 +247,14 @@ class Scenario:
 
 # The digest names the files of older runs too: their names need this text.
 _ENCODER = json.JSONEncoder(sort_keys=True)
+# The digests of older runs have exactly these fields, so no new field is listed here.
+_FIRST = (
+    "model config optimizer options implementation workload dtype amp batch_size sequence_length"
+    " micro_batches accumulate max_grad_norm set_to_none checkpointing attention lora_rank device"
+    " gpu alloc_conf seed steps"
+)
+# The other fields and their defaults.
+_LATER = {one.name: one.default for one in fields(Scenario) if one.name not in _FIRST.split()}
 # Texts and mappings: msgspec does not check their contents.
 _FREE = ("model", "config", "optimizer", "options", "accumulate", "gpu", "alloc_conf")
 # Checking against the class itself would make another instance, whose check would make another.

@@ -245,7 +245,7 @@ def _require_supported(scenario: Scenario) -> None:
         factories.arguments_of(scenario)
     gpu = None if scenario.gpu is None else hardware.describe(scenario.gpu)
     # Only a model built with these options, though without data, shows whether it supports them.
-    changed = scenario.config or scenario.lora_rank or scenario.checkpointing
+    changed = scenario.config or scenario.lora_rank or scenario.checkpointing or scenario.added
     needs_dtypes = gpu is not None and scenario.dtype is None and not gpu.has_bf16
     is_built = changed or scenario.attention not in (None, "sdpa") or needs_dtypes
     dtypes = _dtypes(scenario) if is_built else ()

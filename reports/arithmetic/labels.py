@@ -75,7 +75,8 @@ def training_traits(scenario: Scenario) -> tuple[str, ...]:
         (scenario.gpu, f"on {scenario.gpu}"),
         (scenario.alloc_conf, scenario.alloc_conf),
     )
-    return tuple(text for applies, text in named if applies)
+    added = (f"{name}={_plain(value)}" for name, value in scenario.added.items())
+    return (*(text for applies, text in named if applies), *added)
 
 
 def dtype_name(scenario: Scenario, memory: Memory | None = None) -> str:

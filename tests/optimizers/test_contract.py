@@ -21,7 +21,7 @@ from torch.optim.optimizer import Optimizer
 from optprof import optimizers
 from optprof.profiler.training.state import state_tensors
 
-OURS = ("lamb", "lamb16", "sgd-sai", "sm3")
+OURS = optimizers.available("optprof")
 SETTINGS = (
     "sgd-sai:momentum=0",
     "sm3:momentum=0.9,beta=0.9",

@@ -17,6 +17,7 @@ from optprof.reports.arithmetic.times import Spread, samples_per_second, timings
 from optprof.reports.phrases import interval_text, peak_text, unlike_text
 from optprof.reports.tables.verdict import cards, sources, verdict
 from optprof.reports.words import warning_lines
+from optprof.scenarios import spec
 
 
 def names_of(records):
@@ -171,6 +172,14 @@ def test_different_ways_of_training_are_never_joined_and_are_named(
         f"tiny · {trait}",
     ]
     assert trait in rows[1].setting.traits
+
+
+def test_a_field_without_words_of_its_own_is_named_as_well(
+    simulated, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(spec, "_LATER", {"seed": 0})
+    rows = entries([simulated("adamw"), simulated("adamw", seed=7)])
+    assert [entry.setting.training_traits for entry in rows] == [(), ("seed=7",)]
 
 
 def test_a_model_trained_in_part_has_a_curve_of_its_own(simulated):

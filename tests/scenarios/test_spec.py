@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from optprof.scenarios import Scenario, schema
+from optprof.scenarios import Scenario, schema, spec
 
 numbers = st.integers() | st.floats() | st.sampled_from([2**63 - 1, 2**63, 10**30, 1e308, 5e-324])
 values = st.recursive(
@@ -126,6 +126,21 @@ def test_the_middle_of_a_long_text_and_of_a_long_list_is_left_out():
     assert text.endswith("bbb")
     words = schema.shortened_all(map(str, range(5_000)))
     assert words[499:502] == ["499", "[... 4,000 left out ...]", "4500"]
+
+
+def test_a_later_field_counts_only_once_it_is_set(monkeypatch: pytest.MonkeyPatch):
+    """Else every new field would rename the scenarios, whose files older runs name by the key."""
+    full = {seed: Scenario(model="gpt2", seed=seed).key for seed in (0, 1)}
+    monkeypatch.setattr(spec, "_LATER", {"seed": 0})
+    unset, is_set = Scenario(model="gpt2"), Scenario(model="gpt2", seed=1)
+    assert (unset.added, is_set.added) == ({}, {"seed": 1})
+    assert unset.key not in full.values()
+    assert is_set.key == full[1]
+
+
+def test_files_of_older_runs_keep_their_names():
+    key = Scenario(model="gpt2", optimizer="sm3", options={"lr": 0.1}).key
+    assert key.hex()[:12] == "a6fc43d2bbc1"
 
 
 @pytest.mark.parametrize(
