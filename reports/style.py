@@ -102,7 +102,7 @@ def marks(labels: Iterable[str]) -> dict[str, Mark]:
         spare = [SPARE[(start + turn) % len(SPARE)] for turn in range(len(SPARE))]
         chosen[label] = _free([*([own] if own else []), *spare], taken)
         taken.add(chosen[label])
-    return chosen
+    return {label: chosen[label] for label in owned}
 
 
 def _free(candidates: Sequence[Mark], taken: Collection[Mark]) -> Mark:

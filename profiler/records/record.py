@@ -5,7 +5,7 @@ The field names are a contract with every report, script and gate that reads `re
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
@@ -341,7 +341,7 @@ class Record:
             raise ValueError(f"a record has at most {schema.MOST_LINE_BYTES} bytes, got more")
         if line.startswith(BEGINNING):
             try:
-                return _timed(_decoder().decode(line))
+                return _read(_decoder().decode(line))
             except (ValueError, RecursionError):
                 pass  # The data as a whole say where they are wrong.
         return cls.from_dict(schema.parse_json(line))
@@ -353,7 +353,7 @@ class Record:
             raise ValueError(f"a record is a JSON object, got {type(data).__name__}")
         schema.require_version(data.get("schema"), SCHEMA, "schema")
         try:
-            return _timed(schema.read(cls, data))
+            return _read(schema.read(cls, data))
         except ValueError as error:
             raise ValueError(f"not a record: {error}") from error
 
@@ -367,12 +367,21 @@ def _fields(value: Any) -> dict[str, Any]:
     return {each.name: getattr(value, each.name) for each in fields(value)}
 
 
+# Older releases named a watched accumulation by its module.
+_OLD_WRAPPERS = "optimizers.accumulation."
+
+
 @cache
 def _decoder() -> msgspec.json.Decoder[Record]:
     return msgspec.json.Decoder(Record)
 
 
-def _timed(record: Record) -> Record:
+def _read(record: Record) -> Record:
+    """Check the times of a record, and name our wrappers as this release does."""
+    if record.scenario.optimizer.startswith(_OLD_WRAPPERS):
+        name = record.scenario.optimizer.rpartition(":")[2]
+        scenario = replace(record.scenario, optimizer=f"optprof.optimizers.accumulation:{name}")
+        record = replace(record, scenario=scenario)
     for kind, phases in (("times", record.times), ("warmup", record.warmup)):
         for phase, samples in (phases or {}).items():
             # Most samples are not 0, and then their minimum tells.

@@ -74,8 +74,8 @@ def _draws(ways: Sequence[Accumulated]) -> Plot:
     )
     lines = [_draws_line(way) for way in ways]
     return Plot(
-        name=f"Draws per step: the mean of the steps that ended in each {PARTS}th of the course",
-        alt=f"Micro-batches a step against tokens. Tokens a step over the whole course: {ends}.",
+        name=f"Draws per step: the mean of the steps that ended in each {PARTS}th of the run",
+        alt=f"Micro-batches a step against tokens. Tokens a step over the whole run: {ends}.",
         x=_tokens(ways),
         y=_axis("micro-batches a step", lines, log=True),
         lines=lines,

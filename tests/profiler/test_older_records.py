@@ -48,3 +48,14 @@ def test_fields_that_an_older_record_does_not_have_are_empty(tmp_path: Path):
     assert record.environment.machine.gpu_memory_bytes is None
     assert record.memory is not None
     assert record.memory.parameters_by_dtype == {}
+
+
+def test_a_watched_accumulation_of_an_older_release_has_its_name_of_today() -> None:
+    data = {
+        "schema": 1,
+        "scenario": {"model": "m:N", "optimizer": "optimizers.accumulation.wrappers:Own"},
+        "origin": "measured",
+        "environment": {"seed": None},
+    }
+    optimizer = Record.from_dict(data).scenario.optimizer
+    assert optimizer == "optprof.optimizers.accumulation:Own"

@@ -118,9 +118,10 @@ class Pen:
             if isinstance(panel, Plot) and not names_points(panel):
                 for line in panel.lines:
                     labels.setdefault(line.label, set()).update(p.origin for p in line.points)
+        labels = {label: labels[label] for label in self.picture.marks if label in labels}
         handles = [self._line_handle(label, labels[label]) for label in labels]
         handles += [self._key_handle(key) for key in self.picture.keys]
-        texts = [shortened(label, 28) for label in labels] + [
+        texts = [shortened(label, 48) for label in labels] + [
             shortened(key.text, 48) for key in self.picture.keys
         ]
         for columns in range(min(len(handles), 6), 0, -1):
