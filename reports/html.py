@@ -40,7 +40,7 @@ def fragment(document: Document) -> str:
     return _filled("fragment.html.j2", document.marks, document=document)
 
 
-def _graphs(document: Document) -> dict[str, dict[str, Any]]:
+def _graphs(document: Document) -> dict[str, Mapping[str, Any]]:
     """The data of each graph by the id of its element."""
     blocks = (block for section in document.shown for block in section.shown)
     return {

@@ -9,7 +9,7 @@ from matplotlib.axis import Axis as Side
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from ...arithmetic.labels import shortened
-from ...style import INK, LINE, MUTED
+from ...style import INK, LINE, MUTED, PAPER
 from ...units import gib
 from ..picture import Axis, Line, Plot
 from ..scales import LOG_FROM, round_count_text, round_numbers, round_seconds_text
@@ -97,6 +97,8 @@ def _name_points(axes: Axes, plot: Plot, pen: Pen) -> None:
         across = "left" if left < 0.15 else "right" if left > 0.85 else "center"
         side, up = ("top", -1) if number % 2 else ("bottom", 1)
         look = {"ha": across, "va": side, "size": pen.size, "color": INK.light}
+        # The name covers the lines that run under it.
+        look["bbox"] = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 1}
         offset = (0, 0.75 * up * pen.size)
         pen.note(axes, shortened(line.label, 28), (x, y), axes.transData, offset, **look)
 
