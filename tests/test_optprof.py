@@ -447,7 +447,7 @@ def test_measuring_needs_no_drawing_library(tmp_path: Path):
     )
     assert (missing.returncode, missing.stderr) == (
         2,
-        "optprof: matplotlib is not installed; pip install matplotlib\n",
+        "optprof: jinja2 is not installed; pip install jinja2\n",
     )
     assert optprof(tmp_path, "report", "tiny").returncode == 0
 

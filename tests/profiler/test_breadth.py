@@ -66,7 +66,7 @@ def listing(
 ) -> int:
     """Return the exit status for these reasons of failure and this list of known ones."""
     monkeypatch.setattr(breadth, "alone", lambda name, _: reasons[name])
-    monkeypatch.setattr(breadth, "known", lambda: listed)
+    monkeypatch.setattr(breadth, "listed_failures", lambda: listed)
     monkeypatch.setattr(sys, "argv", ["breadth.py", *reasons])
     return breadth.main()
 

@@ -645,7 +645,7 @@ def test_files_of_a_record_are_removed_if_it_does_not_fit(tmp_path: Path):
         small_disk(tmp_path / "disk", 128) as disk,
         closing(RunStore.create(disk / "run")) as store,
     ):
-        record = made(scenario(), padding="x" * 19_000)
+        record = made(scenario(), command=("x" * 19_000,))
         name = file_name(record.scenario)
         for place, nbytes in (
             (f"timelines/{name}.json.gz", 20_000),
