@@ -1,7 +1,8 @@
 """Muon for the matrices of a model and AdamW for all other parameters, as one optimizer.
 
 torch's Muon takes only matrices, and a model has biases, norms and convolutions too. One optimizer
-for both means one state, one schedule and one measurement. https://kellerjordan.github.io/posts/muon/
+for both means one state, one schedule and one measurement.
+https://kellerjordan.github.io/posts/muon/
 """
 
 from collections.abc import Callable

@@ -135,7 +135,7 @@ def peak_text(row: Peak, units: Units = BINARY) -> str:
 
 
 def course_text(course: Course, units: Units = BINARY) -> str:
-    """The peak of a timeline: 29.656 GiB in step · 31.375 reserved, after "out of memory" if so."""
+    """The peak of a timeline, "out of memory" first: 29.656 GiB in step · 31.375 reserved."""
     timeline = course.timeline
     phase = phase_name(timeline.peak_stretch.phase)
     end = "out of memory: " if course.record.outcome == "out-of-memory" else ""

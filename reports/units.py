@@ -153,17 +153,6 @@ def range_text(low: float, high: float) -> str:
     return f"{first} {DASH} {last}"
 
 
-def time_unit(longest: float) -> tuple[float, str]:
-    """Return the unit of an axis up to that many seconds: its seconds and its name."""
-    return (
-        (1.0, "seconds")
-        if longest >= 2
-        else (1e-3, "milliseconds")
-        if longest >= 2e-3
-        else (1e-6, "microseconds")
-    )
-
-
 def count_text(count: int) -> str:
     """Return a number of parameters: 124 M, 1.56 B."""
     for unit, name in ((10**12, " T"), (10**9, " B"), (10**6, " M"), (10**3, " K")):

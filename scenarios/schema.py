@@ -207,7 +207,8 @@ def _refusal(kind: Any, value: Any, where: str, words: str) -> str:
         return f"no {_within(where, missing[1])}"
     if " of length " in words and bound:
         noun = "letters" if bound["kind"] == "str" else "items"
-        return f"{where} has at most {bound['bound']} {noun}, got {len(value)}"  # pyright: ignore[reportArgumentType]
+        count = len(value)  # pyright: ignore[reportArgumentType]
+        return f"{where} has at most {bound['bound']} {noun}, got {count}"
     if bound and bound["sign"] == "<=":
         return f"{where} is at most {bound['bound']}, got {shown(value)}"
     if bound:

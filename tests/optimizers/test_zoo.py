@@ -211,7 +211,7 @@ def test_nothing_of_the_zoo_is_imported_before_it_is_used() -> None:
 def test_a_name_whose_package_is_absent_says_what_to_install(
     name: str, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optprof.optimizers.entries.find_spec", lambda package: None)  # noqa: ARG005
+    monkeypatch.setattr("optprof.optimizers.entries.find_spec", lambda _: None)
     assert name not in optimizers.available()
     assert optimizers.describe(name).summary
     with pytest.raises(ValueError, match=command.replace("[", r"\[")) as caught:

@@ -542,7 +542,10 @@ LONG = [
         "roundup_power2_divisions:[1:8,>:2]",
         "per_process_memory_fraction:0.8,garbage_collection_threshold:0.5",
     ),
-    "per_process_memory_fraction:0.8,garbage_collection_threshold:0.5,max_split_size_mb:22,roundup_power2_divisions:2",
+    (
+        "per_process_memory_fraction:0.8,garbage_collection_threshold:0.5,max_split_size_mb:22"
+        ",roundup_power2_divisions:2"
+    ),
 ]
 
 

@@ -79,7 +79,6 @@ def run_all(
 ) -> None:
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
-    from optprof.profiler.running.resume import standing
     from optprof.profiler.running.runner import run
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
@@ -104,7 +103,7 @@ def run_all(
             file=sys.stderr,
         )
         raise typer.Exit(INTERRUPTED) from None
-    records = standing(store.read())
+    records = store.read_standing()
     _show(records, store, options, stdout)
     failed = sum(record.outcome != "ok" for record in records)
     if failed:
@@ -138,8 +137,8 @@ def _open_run(name: str, out: Path | None, options: RunOptions) -> "RunStore":
 def _waiting(scenarios: "Sequence[Scenario]", store: "RunStore") -> "Sequence[Scenario]":
     """Return the scenarios without a record; set aside their unreadable timelines."""
     from optprof.profiler.machine.environment import environment
-    from optprof.profiler.records.store import file_name
-    from optprof.profiler.running.resume import pending, standing
+    from optprof.profiler.records.store import file_name, standing
+    from optprof.profiler.running.resume import pending
     from optprof.scenarios.schema import require_records
 
     records = store.read()
