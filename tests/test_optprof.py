@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -668,76 +667,6 @@ def test_names_are_listed_with_descriptions(tmp_path: Path):
     # Descriptions begin in one column, so no name runs into its own.
     for listed in (optimizers, gpus, ways):
         assert len({re.match(r"(\S+ +| +)\S", line).end() for line in listed}) == 1  # pyright: ignore[reportOptionalMemberAccess]
-
-
-@pytest.mark.parametrize(
-    "arguments", [("list", "gpus"), ("explain",), ("--help",), ("list", "datasets")]
-)
-def test_a_closed_pipe_changes_neither_status_nor_stderr(
-    tmp_path: Path, arguments: tuple[str, ...]
-):
-    whole = optprof(tmp_path, *arguments)
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "optprof", *arguments]
-    alone = subprocess.run(
-        command,
-        cwd=tmp_path,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (alone.returncode, alone.stderr) == (whole.returncode, whole.stderr)
-    both = subprocess.run(
-        command, cwd=tmp_path, stdout=writer, stderr=writer, timeout=60, check=False
-    )
-    assert both.returncode == whole.returncode
-    os.close(writer)
-
-
-def test_a_run_goes_on_after_the_reader_of_its_results_has_left(tmp_path: Path):
-    code = """
-from optprof.reports.streams import results_on_stdout, guard_streams
-guard_streams()
-with results_on_stdout() as stdout:
-    print("result" * 9_999, file=stdout)
-print("behind")
-"""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_command_succeeds_if_the_shell_has_closed_a_stream(tmp_path: Path, closed: str):
-    code = """
-from optprof.reports.streams import results_on_stdout, guard_streams
-guard_streams()
-with open("file.txt", "w") as file:
-    with results_on_stdout() as stdout:
-        print("result", file=stdout)
-    print("behind")
-    file.write("alone")
-"""
-    command = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
-    done = subprocess.run(
-        command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / "file.txt").read_text() == "alone"
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path):
