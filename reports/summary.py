@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from optprof.profiler.records.record import Environment, Memory, Record
+from optprof.profiler.records.record import Environment, Memory, Record, Watched
 
 from .arithmetic.entries import by_setting, failures
 from .arithmetic.findings import Findings
@@ -34,11 +34,13 @@ def lean(record: Record) -> Record:
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS})
     times = {"step": samples} if samples else None
+    # The warnings tell noise.
+    watched = Watched(warnings=record.watched.warnings) if record.watched else None
     dropped = {
         "memory": memory,
         "times": times,
         "warmup": None,
-        "watched": None,
+        "watched": watched,
         "environment": Environment(),
     }
     return Record(**{**vars(record), **dropped})
