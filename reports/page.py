@@ -19,7 +19,8 @@ from .arithmetic.reproduction import (
     reproduction,
 )
 from .document import Block, Document, Note, Section
-from .phrases import missing_text, unlike_text
+from .failing import remedies, sentences, title
+from .phrases import missing_text, noise_note, unlike_text
 from .pictures import pictures
 from .pictures.charts import Chart
 from .tables.accumulation import accumulation_tables
@@ -34,7 +35,6 @@ from .tables.table import Facts
 from .tables.verdict import cards, sources, verdict
 from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
-from .words import listed
 
 SM3_NOTE = (
     "SM3 saves this much only without momentum, when it keeps one number for each row and each"
@@ -45,6 +45,7 @@ TIMES_NOTE = (
     "The time of a step in the same figure, which its authors took with a host clock that did not"
     " wait for the device, next to the estimate for that GPU."
 )
+FIT_HELPS = "This command finds the cheapest change that makes it fit:"
 NO_AGREEMENT = (
     "This run has no figure both ways. A run with --device auto measures on this machine what it"
     " simulates; peaks are compared on CUDA."
@@ -101,7 +102,7 @@ def run_page(
         _repeat(records),
     ]
     return Document(
-        title=f"What an optimizer costs on {listed(findings.models)}",
+        title=title(findings),
         context=context,
         notes=[f"Left out, because it cannot be read: {_damage(damage)}."] if damage else [],
         sections=sections,
@@ -120,20 +121,24 @@ def _headed(groups: Mapping[str, Iterable[Block]], *, always: bool = False) -> l
 
 
 def _verdict(findings: Findings) -> Section:
-    text = Sized.of(lambda units: verdict(findings, units))
+    text = Sized.of(
+        lambda units: " ".join([*sentences(findings, units), verdict(findings, units)]).strip()
+    )
+    commands = remedies(findings)
     notes = [missing_text(findings), unlike_text(findings.savings)]
     groups = {name: [tuple(group)] for name, group in cards(findings).items()}
     blocks = [
         Note(text, "verdict"),
+        *([Note(FIT_HELPS)] if commands else []),
+        *(Note(command, "code") for command in commands),
         *map(Note, notes),
         *_headed(groups, always=len(findings.names) > 1),
     ]
-    if not groups:
-        nothing = "No scenario of this run ended with a result; the failures are listed below."
-        blocks.append(Note(nothing, "plain"))
+    blocks.append(Note(noise_note(findings.records)))
     if any(entry.scenario.optimizer == "sm3" for entry in findings.entries):
         blocks.append(Note(SM3_NOTE))
-    return Section("Verdict", blocks, "verdict", "The costs of each optimizer, in one card.")
+    says = "The costs of each optimizer, in one card." if groups else ""
+    return Section("Verdict", blocks, "verdict", says)
 
 
 def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
@@ -269,9 +274,8 @@ def _failures(findings: Findings) -> Section:
         "Without a result",
         [failure_table(findings)],
         "failures",
-        "Scenarios that ran out of memory, failed or were ended. They have no state, peak or"
-        " measured time above; of a simulated GPU that ran out of memory the page shows the memory"
-        " until then, the answer to what fits and the estimate of the step.",
+        "Scenarios that ran out of memory, failed or were ended. After a simulated GPU ran out of"
+        " memory, the page still shows the exact state, the memory until then and what is missing.",
     )
 
 

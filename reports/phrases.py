@@ -1,6 +1,6 @@
 """Phrases: findings in a few words, the same for pictures, pages and the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from optprof.profiler.records.record import Record
 
@@ -10,7 +10,7 @@ from .arithmetic.findings import Findings
 from .arithmetic.peaks import Peak
 from .arithmetic.ratios import Ratio
 from .arithmetic.savings import BASELINE, Saving, without_baseline
-from .arithmetic.times import Spread, Timing, samples_per_second, tokens_per_second
+from .arithmetic.times import NOISY, Spread, Timing, noise, samples_per_second, tokens_per_second
 from .units import (
     BINARY,
     DASH,
@@ -25,6 +25,11 @@ from .units import (
     seconds_text,
 )
 from .words import OUTCOMES, listed, origin_text, phase_name
+
+NOISE = (
+    f"\u00b1 marks a noisy time: the 95 % interval of its median reaches further than"
+    f" {100 * NOISY:.0f} %, it has fewer than six samples (\u00b1?), or something disturbed it."
+)
 
 
 def saving_text(row: Saving, units: Units = BINARY) -> str:
@@ -185,6 +190,18 @@ def share_text(timing: Timing) -> str:
     return (
         f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
     )
+
+
+def noise_mark(spread: Spread) -> str:
+    """The mark of a noisy median: \u00b112 %, or \u00b1? for too few samples to know."""
+    if spread.reach is None:
+        return "\u00b1?"
+    return f"\u00b1{max(1, round(100 * spread.reach))} %"
+
+
+def noise_note(records: Iterable[Record]) -> str:
+    """The meaning of the marks of noisy step times, if there are any."""
+    return NOISE if any(record.course is None and noise(record) for record in records) else ""
 
 
 def interval_text(spread: Spread) -> str:

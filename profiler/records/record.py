@@ -80,7 +80,9 @@ class Memory:
     ends; tensors on the host, such as Adam's step counts, have no block. `peak_by_category` splits
     `peak_allocated` at its moment and sums to it. `peak_by_phase` is the highest `allocated` of
     each phase. Counts that a device does not report are None or empty. If a simulated device runs
-    out of memory, tensors are counted as training would need them, and blocks up to that moment.
+    out of memory, tensors are counted as training would need them, and blocks up to that moment;
+    `needed` is then the peak of reserved bytes that the steps would reach on an unlimited device.
+    Older records leave it empty.
 
     The simulated peaks of a model with convolutions or recurrent layers are ranges.
     `peak_allocated` and `peak_reserved` are their lower ends, the least that cuDNN takes;
@@ -105,6 +107,7 @@ class Memory:
     peak_phase: Name | None = None
     peak_by_category: Counts
     peak_by_phase: Counts
+    needed: Count | None = None
     parameters_by_dtype: Counts = field(default_factory=dict)
 
     @property

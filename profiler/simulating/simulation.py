@@ -75,6 +75,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         segments, model.allocations + optimizer.allocations, scenario.gpu
     )
     replayed = replay(segments, allocations, optimizer.state_numbers, allocator)
+    needed = _peaks(segments, allocations, scenario)[1] if replayed.error else None
     segments = until(segments, replayed.last)
     steps = [
         range(places.start, min(places.stop, len(segments)))
@@ -88,7 +89,9 @@ def run_simulation(scenario: Scenario) -> Simulation:
         deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
-        memory=_memory(model, optimizer, replayed, None if replayed.error else upper),
+        memory=replace(
+            _memory(model, optimizer, replayed, None if replayed.error else upper), needed=needed
+        ),
         estimate=None if optimizer.takes_closure else _estimate(scenario, model),
         warnings=tuple(map(shortened, optimizer.warnings)),
         error=replayed.error and shortened(replayed.error),
@@ -151,7 +154,13 @@ def _upper_peaks(
     """
     if not any(request.optional for request in allocations.requests.values()):
         return None
-    segments, allocations = sized_for(segments, allocations, scenario.gpu, optional=True)
+    return _peaks(*sized_for(segments, allocations, scenario.gpu, optional=True), scenario)
+
+
+def _peaks(
+    segments: list[Segment], allocations: Allocations, scenario: Scenario
+) -> tuple[int, int]:
+    """Return the allocated and reserved peaks on an unlimited device."""
     allocator, blocks = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf)), {}
     for segment in segments:
         for _ in play(segment, allocations, allocator, blocks):

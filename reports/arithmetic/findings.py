@@ -14,7 +14,7 @@ from ..words import conditions, shared
 from .accumulations import accumulations
 from .courses import Course, courses
 from .curves import Series, curves, time_curves
-from .entries import Entry, Setting, entries, failures, setting_names
+from .entries import Entry, Setting, entries, failures, requested, setting_names
 from .labels import OptimizerKey, labels, optimizer_key
 from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
@@ -83,14 +83,22 @@ class Findings:
     @cached_property
     def names(self) -> dict[Setting, str]:
         """A name for each setting that the run is about."""
-        # A run is about what failed, too, but not about small records that only extend a curve.
+        # A run is about what failed, too, but not about states that only extend a curve.
         settings = [entry.setting for entry in self.entries]
         settings += [
-            Setting.of(record.scenario, record.memory) for record in failures(self.records)
+            Setting.of(record.scenario, record.memory)
+            for record in failures(requested(self.records))
         ]
         return setting_names(
-            settings or [Setting.of(record.scenario, record.memory) for record in self.records]
+            settings
+            or [Setting.of(record.scenario, record.memory) for record in requested(self.records)]
         )
+
+    @cached_property
+    def unshown(self) -> list[Record]:
+        """The failures that no entry shows."""
+        shown = {entry.bytes_from.scenario for entry in self.entries if entry.bytes_from}
+        return [record for record in failures(self.records) if record.scenario not in shown]
 
     @cached_property
     def labels(self) -> dict[OptimizerKey, str]:

@@ -50,7 +50,8 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 def tradeoffs(entries: Sequence[Entry]) -> list[Tradeoff]:
     """Return a point for each entry with bytes and seconds, in groups of one setting and clock."""
     groups: dict[tuple[Setting, str], list[Tradeoff]] = {}
-    for entry in entries:
+    # A step that does not fit takes no time.
+    for entry in (entry for entry in entries if not entry.ran_out):
         for point in _timed(entry):
             groups.setdefault((entry.setting, point.clock), []).append(point)
     return [point for group in groups.values() for point in _with_bytes(group)]

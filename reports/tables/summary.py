@@ -19,7 +19,7 @@ from ..units import (
     seconds_text,
 )
 from ..words import phase_name
-from .table import Cell, Table, filled
+from .table import Cell, Table, filled, time_cell, unfit_cell
 
 # Narrower terminals leave the per cent to the page.
 WIDE = 96
@@ -38,6 +38,8 @@ def summary_table(findings: Findings) -> Table:
         return _text(None if entry.state_bytes is None else bytes_text(entry.state_bytes))
 
     def peak(entry: Entry) -> Cell:
+        if entry.ran_out:
+            return unfit_cell(entry)
         size = entry.peak_bytes
         return _text(None if size is None else bytes_text(size, upper=entry.peak_upper))
 
@@ -49,7 +51,7 @@ def summary_table(findings: Findings) -> Table:
         (f"smaller than {BASELINE}", _factors(findings)),
         ("peak", peak),
         ("in", lambda entry: Cell(text=_phase(entry) or NOTHING)),
-        ("step", lambda entry: _text(seconds_text(entry.step.median) if entry.step else None)),
+        ("step", _step),
     ]
     return replace(filled(columns, findings.entries), title="Summary")
 
@@ -79,7 +81,9 @@ def terminal_table(findings: Findings, group: Sequence[Entry], width: int) -> Ta
         columns.append(("95 %", _interval))
     if roomy and any(_throughput(entry).text != NOTHING for entry in group):
         columns.append(("training", _throughput))
-    gpu = next((entry.estimate.gpu for entry in group if entry.estimate), None)
+    gpu = next(
+        (entry.estimate.gpu for entry in group if entry.estimate and not entry.ran_out), None
+    )
     columns += [(f"on {gpu}", _estimate)] if gpu else []
     return filled(columns, group)
 
@@ -119,6 +123,8 @@ def _shares(findings: Findings) -> Callable[[Entry], Cell]:
 
 
 def _peak_gib(entry: Entry) -> Cell:
+    if entry.ran_out:
+        return unfit_cell(entry)
     if entry.memory is None or entry.peak_bytes is None:
         return _text(None)
     return _text(gib_text(entry.peak_bytes, upper=entry.peak_upper))
@@ -131,11 +137,7 @@ def _phase(entry: Entry) -> str:
 
 
 def _step(entry: Entry) -> Cell:
-    if entry.step is None or entry.times_from is None:
-        return _text(None)
-    # A tilde marks an estimate; a line below the tables says from what it is estimated.
-    mark = "" if entry.times_from.origin == "measured" else "~"
-    return _text(mark + seconds_text(entry.step.median))
+    return time_cell(entry.times_from) if entry.times_from else _text(None)
 
 
 def _interval(entry: Entry) -> Cell:
@@ -151,4 +153,7 @@ def _throughput(entry: Entry) -> Cell:
 
 
 def _estimate(entry: Entry) -> Cell:
-    return _text(f"~{seconds_text(entry.estimate.seconds)}" if entry.estimate else None)
+    # A step that does not fit takes no time.
+    if entry.estimate is None or entry.ran_out:
+        return _text(None)
+    return _text(f"~{seconds_text(entry.estimate.seconds)}")

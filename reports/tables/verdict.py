@@ -20,7 +20,7 @@ from ..units import (
     seconds_text,
 )
 from ..words import PLACES, conditions, listed, origin_text, phase_name
-from .table import Card, Cell, bytes_cell
+from .table import Card, Cell, bytes_cell, time_cell, unfit_cell
 
 RANGES = "peaks of convolutions and RNNs: from the least that cuDNN takes to the most"
 # With more settings than these, the verdict is about the largest model alone.
@@ -73,7 +73,9 @@ def sources(findings: Findings) -> list[str]:
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],
     }
-    gpus = dict.fromkeys(entry.estimate.gpu for entry in findings.entries if entry.estimate)
+    gpus = dict.fromkeys(
+        entry.estimate.gpu for entry in findings.entries if entry.estimate and not entry.ran_out
+    )
     estimated = (
         [
             (
@@ -172,6 +174,8 @@ def _saving_cell(findings: Findings, entry: Entry) -> Cell | None:
 
 
 def _peak_cell(entry: Entry) -> Cell | None:
+    if entry.ran_out:
+        return unfit_cell(entry)
     if entry.memory is None or entry.peak_bytes is None:
         return None
     phase = f"in {phase_name(entry.memory.peak_phase)}" if entry.memory.peak_phase else ""
@@ -184,15 +188,16 @@ def _step_cell(findings: Findings, entry: Entry) -> Cell | None:
         return None
     pace = next((ratio for timed, ratio in findings.paces if timed is entry), None)
     against = f"{pace_text(pace)} {BASELINE}'s; " if pace else ""
-    return Cell(
-        text=seconds_text(entry.step.median),
+    return replace(
+        time_cell(record),
         remark=f"{against}{conditions(record)}, {origin_text(record)}",
     )
 
 
 def _estimate_cell(entry: Entry) -> Cell | None:
     estimate = entry.estimate
-    if estimate is None:
+    # A step that does not fit takes no time.
+    if estimate is None or entry.ran_out:
         return None
     return Cell(
         text=seconds_text(estimate.seconds),

@@ -180,7 +180,9 @@ def test_the_page_has_its_sections_and_no_script(comparing, tmp_path):
 
 def test_a_run_is_a_markdown_table_for_a_pull_request(sides):
     text = run_markdown(sides[1])
-    assert "| adamw | tiny | 7.82 KiB | 8.00 | 1.00\u00d7 | 19.5 KiB | step | 1.04 s |" in text
+    assert (
+        "| adamw | tiny | 7.82 KiB | 8.00 | 1.00\u00d7 | 19.5 KiB | step | 1.04 s \u00b1? |" in text
+    )
     assert "\\<script\\>" in text
     assert "Without a result:" in text
 

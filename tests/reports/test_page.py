@@ -255,8 +255,8 @@ def test_a_run_whose_scenarios_all_failed_still_says_why(simulated, report):
     text = Elements(
         report([simulated("adamw", memory=None, outcome="killed", error="killed by signal 9")])
     ).text
-    assert "No scenario of this run ended with a result" in text
-    assert "killed by signal 9" in text
+    assert "What an optimizer costs on tiny: no scenario has a result" in text
+    assert "adamw was killed: killed by signal 9." in text
 
 
 def test_an_empty_run_is_one_clear_line(report):
