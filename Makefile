@@ -11,9 +11,9 @@ help: ## this list
 
 setup: $(VENV)/.installed-dev ## what profile, check and bench need
 
-profile: $(VENV)/.installed ## MODEL=gpt2-xl [OPTIMIZERS=adamw,sm3] [DEVICE=auto|sim|cpu|cuda] [OUT=folder]
+profile: $(VENV)/.installed ## MODEL=gpt2-xl [OPTIMIZERS=adamw,sm3] [DEVICE=auto|sim|cpu|cuda] [BASELINE=adamw] [OUT=folder]
 	@$(if $(strip $(MODEL)),,echo "profile needs a model, as in: make profile MODEL=gpt2-xl" >&2; exit 2)
-	@$(BIN)/optprof profile $(MODEL) $(if $(OPTIMIZERS),--optimizers '$(OPTIMIZERS)') $(if $(DEVICE),--device $(DEVICE)) $(if $(OUT),--out '$(OUT)')
+	@$(BIN)/optprof profile $(MODEL) $(if $(OPTIMIZERS),--optimizers '$(OPTIMIZERS)') $(if $(DEVICE),--device $(DEVICE)) $(if $(BASELINE),--baseline '$(BASELINE)') $(if $(OUT),--out '$(OUT)')
 
 report: $(VENV)/.installed ## RUN=runs/gpt2-xl, drawn again without measuring
 	@$(if $(strip $(RUN)),,echo "report needs a run, as in: make report RUN=runs/gpt2-xl" >&2; exit 2)
