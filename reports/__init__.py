@@ -51,19 +51,20 @@ def write_report(
     style: str = "paper",
     force: bool = False,
     anonymous: bool = False,
+    baseline: str | None = None,
 ) -> Path:
     """Write the report of a run into its folder; return the page's path.
 
     The report is `report.html`, `figures/`, `records.csv` and `records.json`. Of more than
     MOST_ON_PAGE records the page and the pictures show the first, and say so. `tensorboard` adds
     event files below `tensorboard/`, and needs the package of that name; `style` is "paper" or
-    "slides". An `anonymous` report leaves out machine and paths; the run's records keep them. Each
-    file takes its name when it is complete. The page and a DamageWarning name the parts of the run
-    that cannot be read.
+    "slides". `baseline` names the optimizer that the others are compared with. An `anonymous`
+    report leaves out machine and paths; the run's records keep them. Each file takes its name when
+    it is complete. The page and a DamageWarning name the parts of the run that cannot be read.
 
-    ValueError for a run without records, another style, and a symbolic link in the place of an
-    output; FileNotFoundError for a folder without a run; FileExistsError for a page that is not
-    optprof's, without `force`; another OSError for a folder that cannot be written.
+    ValueError for a run without records or that baseline, another style, and a symbolic link in
+    the place of an output; FileNotFoundError for a folder without a run; FileExistsError for a page
+    that is not optprof's, without `force`; another OSError for a folder that cannot be written.
     """
     from optprof.profiler.records.store import RunStore
 
@@ -83,8 +84,10 @@ def write_report(
     page, chosen = folder / "report.html", style_named(style)
     try:
         shown = records[:MOST_ON_PAGE]
-        drawings = draw_all(shown, folder / "figures", timelines, chosen)
-        text = render_page(shown, timelines, damage=store.damage, total=len(records))
+        drawings = draw_all(shown, folder / "figures", timelines, chosen, baseline=baseline)
+        text = render_page(
+            shown, timelines, damage=store.damage, total=len(records), baseline=baseline
+        )
         write_text(page, text, below=folder)
         store.write_csv(records)
         with writing(folder / "records.json", below=folder) as file:
@@ -107,10 +110,11 @@ def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
     yield b"\n]\n"
 
 
-def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
+def run_markdown(folder: Path, *, anonymous: bool = False, baseline: str | None = None) -> str:
     """Return the summary of a run as a Markdown table; a DamageWarning names damaged lines.
 
-    ValueError for a run without records, FileNotFoundError for a folder without a run.
+    ValueError for a run without records or that baseline, FileNotFoundError for a folder without a
+    run.
     """
     from optprof.profiler.records.store import RunStore
 
@@ -121,18 +125,25 @@ def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
     store = RunStore(folder)
     records = _standing(store, anonymous, lean)
     store.warn()
-    return markdown.render(run_summary(Findings.of(records)))
+    return markdown.render(run_summary(Findings.of(records, baseline=baseline)))
 
 
-def print_run(records: "Sequence[Record]", output: TextIO, *, width: int | None = None) -> None:
+def print_run(
+    records: "Sequence[Record]",
+    output: TextIO,
+    *,
+    width: int | None = None,
+    baseline: str | None = None,
+) -> None:
     """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run
-    without records.
+    without records or that baseline.
     """
     from . import terminal
     from .arithmetic.findings import Findings
     from .summary import terminal_summary
 
-    document = terminal_summary(Findings.of(records), terminal.columns(output, width))
+    findings = Findings.of(records, baseline=baseline)
+    document = terminal_summary(findings, terminal.columns(output, width))
     terminal.render(document, output, width=width)
 
 

@@ -27,7 +27,7 @@ from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import LEGEND as CAPACITY_LEGEND
 from .tables.capacity import capacity_tables
-from .tables.data import data_rows, estimate_table, memory_table, step_table
+from .tables.data import data_rows, memory_table, time_tables
 from .tables.heat_map import heat_map
 from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
 from .tables.sight import sight_tables
@@ -61,9 +61,10 @@ def render_page(
     damage: Sequence[str] = (),
     *,
     total: int | None = None,
+    baseline: str | None = None,
 ) -> str:
-    """Return the page of a run as HTML text."""
-    findings = Findings.of(records, timelines)
+    """Return the page of a run as HTML text; `baseline` is what optimizers are compared with."""
+    findings = Findings.of(records, timelines, baseline=baseline)
     return html.render(run_page(findings, damage, total=total))
 
 
@@ -148,8 +149,9 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             "Savings heat map",
             [heat_map(findings)],
             "heat",
-            "How many times smaller each state is than the baseline's, and the per cent saved; the"
-            " larger the saving the deeper the blue, orange is a larger state.",
+            f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
+            " Blue is a smaller state, orange a larger one; a deeper colour is a larger"
+            " difference.",
         )
     ]
     for chart in charts:
@@ -281,10 +283,9 @@ def _failures(findings: Findings) -> Section:
 
 def _numbers(findings: Findings) -> Section:
     memory = memory_table(findings)
-    times = [each for each in (step_table(findings), estimate_table(findings)) if each.rows]
     return Section(
         "All numbers",
-        _headed({table.title: [table] for table in (memory, *times)}, always=True),
+        _headed({table.title: [table] for table in (memory, *time_tables(findings))}, always=True),
         "table",
         "One row an optimizer; a rounded number has its exact bytes behind it (hover). State as"
         " allocated counts the allocator's blocks that hold the state, the peak the whole training"

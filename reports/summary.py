@@ -11,7 +11,7 @@ from .failing import FINDS, remedies, sentences, unfits
 from .phrases import missing_text, noise_note, unlike_text
 from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
-from .tables.summary import summary_table, terminal_table
+from .tables.summary import cpu_table, summary_table, terminal_table
 from .tables.verdict import sources
 from .words import conditions, warning_lines
 
@@ -65,8 +65,8 @@ def run_summary(findings: Findings) -> Document:
 
 
 def terminal_summary(findings: Findings, width: int) -> Document:
-    """One table a setting, ways to accumulate, remarks, and scenarios without a result, for a
-    terminal of this width.
+    """A table of bytes and one of CPU times for each setting, ways to accumulate, remarks, and
+    scenarios without a result, for a terminal of this width.
     """
     settings = by_setting(findings.entries)
     notes = [
@@ -81,10 +81,12 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     # The state alone fails for the same reason as whole steps.
     failed = dict.fromkeys(map(_failure, findings.unshown))
     tables = [
-        Section(
-            " · ".join((setting.model, *setting.traits)), [terminal_table(findings, group, width)]
-        )
+        Section(title, [table])
         for setting, group in settings.items()
+        for title, table in (
+            (" · ".join((setting.model, *setting.traits)), terminal_table(findings, group, width)),
+            (f"{findings.names[setting]}: step on the CPU", cpu_table(findings, group, width)),
+        )
     ]
     lines = Section(blocks=[*map(Note, notes), *unfit, *(Note(line, "failed") for line in failed)])
     return Document(sections=[*tables, *_accumulations(findings), lines], marks=findings.marks)

@@ -19,7 +19,7 @@ from .labels import OptimizerKey, labels, optimizer_key
 from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
 from .ratios import Ratio
-from .savings import Saving, paces, savings
+from .savings import Saving, baseline_of, paces, savings
 from .times import Timing, timings
 
 # A picture with more rows is hard to read.
@@ -30,25 +30,38 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The records of a run and all that is derived from them, each when it is first read."""
+    """The records of a run and all that is derived from them, each when it is first read.
+
+    `baseline` is the name of the optimizer that the others are compared with.
+    """
 
     records: Sequence[Record]
     timelines: Mapping[str, Timeline]
+    baseline: str
 
     @classmethod
     def of(
-        cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None
+        cls,
+        records: Sequence[Record],
+        timelines: Mapping[str, Timeline] | None = None,
+        *,
+        baseline: str | None = None,
     ) -> "Findings":
         """Return the findings of these records; timelines go by the file names of scenarios.
 
-        ValueError for a run without records.
+        Without a requested `baseline`, `baseline_of` chooses one. ValueError for a run without
+        records, and for a baseline that the run does not have.
         """
         if not records:
             raise ValueError(
                 "the run holds no records, so there is nothing to report; run `optprof profile"
                 " MODEL` again"
             )
-        return cls(records=records, timelines=timelines or {})
+        return cls(
+            records=records,
+            timelines=timelines or {},
+            baseline=baseline_of(records, baseline),
+        )
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -58,7 +71,12 @@ class Findings:
     @cached_property
     def savings(self) -> list[Saving]:
         """The state of each optimizer against the baseline's."""
-        return savings(self.entries)
+        return savings(self.entries, self.baseline)
+
+    @cached_property
+    def has_savings(self) -> bool:
+        """Return whether an optimizer is compared with the baseline."""
+        return any(not saving.is_baseline for saving in self.savings)
 
     @cached_property
     def curves(self) -> list[Series]:
@@ -115,7 +133,7 @@ class Findings:
     @cached_property
     def paces(self) -> list[tuple[Entry, Ratio]]:
         """The ratio of each entry's step time to the baseline's."""
-        return paces(self.entries)
+        return paces(self.entries, self.baseline)
 
     @cached_property
     def tradeoffs(self) -> list[Tradeoff]:
@@ -126,6 +144,14 @@ class Findings:
     def time_curves(self) -> list[Series]:
         """Times of the step against parameters."""
         return time_curves(self.records)
+
+    @cached_property
+    def estimated_gpus(self) -> list[str]:
+        """The GPUs with an estimate of a step that fits, in the order of the run."""
+        gpus = (
+            entry.estimate.gpu for entry in self.entries if entry.estimate and not entry.ran_out
+        )
+        return list(dict.fromkeys(gpus))
 
     @property
     def models(self) -> list[str]:

@@ -10,11 +10,10 @@ from ..arithmetic.entries import Entry, Setting
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import byte_options, optimizer_key
 from ..arithmetic.ratios import Ratio
-from ..arithmetic.savings import BASELINE
 from ..arithmetic.times import samples_per_second, tokens_per_second
 from ..phrases import interval_text, pace_text, throughput_text
 from ..units import NOTHING, per_parameter_text, range_text, seconds_text
-from ..words import phase_name, source_text
+from ..words import PLACES, listed, phase_name, source_text
 from .overview import without_lone_model
 from .table import Cell, Table, filled, gib_cell, number_cell, time_cell, unfit_cell
 
@@ -63,8 +62,23 @@ def memory_table(findings: Findings) -> Table:
     return _sortable(findings, replace(table, rows=table.rows + failed), "Memory")
 
 
-def step_table(findings: Findings) -> Table:
-    """The step times of each entry that was timed."""
+def time_tables(findings: Findings) -> list[Table]:
+    """The times of the step that the run has, a table for each clock, GPUs first."""
+    tables = [
+        estimate_table(findings),
+        step_table(findings, "cuda"),
+        step_table(findings, "cpu"),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def step_table(findings: Findings, device: str) -> Table:
+    """The step times of each entry that was timed on the device."""
+    timed = [
+        entry
+        for entry in findings.entries
+        if entry.step and entry.times_from and entry.times_from.scenario.device == device
+    ]
     against = {id(entry): ratio for entry, ratio in findings.paces}
     columns: Columns = [
         *_names(findings, timed=True),
@@ -76,10 +90,10 @@ def step_table(findings: Findings) -> Table:
         ),
         ("95 % interval", _interval),
         ("quartiles", _quartiles),
-        (f"against {BASELINE}", lambda entry: _pace(against.get(id(entry)))),
+        (f"against {findings.baseline}", lambda entry: _pace(against.get(id(entry)))),
         *(
             [("training", _throughput)]
-            if any(_throughput(entry).text != NOTHING for entry in findings.entries)
+            if any(_throughput(entry).text != NOTHING for entry in timed)
             else []
         ),
         (
@@ -87,12 +101,11 @@ def step_table(findings: Findings) -> Table:
             lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING),
         ),
     ]
-    table = filled(columns, [entry for entry in findings.entries if entry.step])
-    return _sortable(findings, table, "Time of the step")
+    return _sortable(findings, filled(columns, timed), f"Time of the step {PLACES[device]}")
 
 
 def estimate_table(findings: Findings) -> Table:
-    """The estimated step times on the scenario's GPU."""
+    """The estimated step times on the GPU of each record's estimate."""
 
     def column(
         read: Callable[[StepEstimate], float], show: Callable[[Any], str]
@@ -112,7 +125,9 @@ def estimate_table(findings: Findings) -> Table:
         ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),
     ]
     table = filled(columns, [entry for entry in findings.entries if entry.estimate])
-    return _sortable(findings, table, "Time of the step on a GPU, estimated")
+    return _sortable(
+        findings, table, f"Time of the step on {listed(findings.estimated_gpus)}, estimated"
+    )
 
 
 def _sortable(findings: Findings, table: Table, title: str) -> Table:

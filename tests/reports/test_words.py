@@ -41,8 +41,12 @@ def test_every_origin_outcome_and_device_has_its_word():
 
 
 def test_without_a_baseline_the_advice_is_to_add_one(simulated):
-    findings = Findings.of([simulated("sm3"), simulated("sgd-sai")])
-    assert missing_text(findings) == "No adamw to compare with on tiny: add adamw to --optimizers."
+    text = missing_text(Findings.of([simulated("sm3")]))
+    assert text == "Nothing to compare sm3 with: add adamw to --optimizers."
+    other = [simulated("sm3"), simulated("adamw", model="large")]
+    text = missing_text(Findings.of(other))
+    assert text == "No adamw to compare with on tiny: add adamw to --optimizers."
+    assert missing_text(Findings.of([simulated("sm3"), simulated("sgd-sai")])) == ""
     assert missing_text(Findings.of([simulated("adamw"), simulated("sm3")])) == ""
 
 
@@ -52,7 +56,7 @@ def test_the_advice_for_a_watched_loop_is_to_watch_the_baseline_too(simulated):
         "sm3", model="train:Net", device="cpu", origin="measured", environment=environment
     )
     text = missing_text(Findings.of([watched]))
-    assert text == "No adamw to compare with on train:Net: watch the loop with adamw, too."
+    assert text == "Nothing to compare sm3 with: watch the loop with adamw, too."
     assert not {"steps", "seed"} & dict(provenance([watched])).keys()
     assert Names.of([watched]).common == "own · 16 tokens · workload train · CPU · foreach"
 

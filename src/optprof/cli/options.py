@@ -43,6 +43,14 @@ Markdown = Annotated[
         "--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout."
     ),
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The optimizer that the report compares the others with.",
+        show_default="adamw, else adam, else the first",
+    ),
+]
 Traceback = Annotated[
     bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")
 ]
@@ -72,6 +80,7 @@ class RunOptions:
         ),
     ] = False
     tensorboard: TensorBoard = False
+    baseline: Baseline = None
     resume: Annotated[
         bool,
         typer.Option(

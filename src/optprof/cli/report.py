@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Anonymous, Markdown, Replace, RunFolder, TensorBoard
+from .options import Anonymous, Baseline, Markdown, Replace, RunFolder, TensorBoard
 from .running import expect_many_records, run_folder
 
 
@@ -24,6 +24,7 @@ def report(
             )
         ),
     ] = None,
+    baseline: Baseline = None,
     anonymous: Anonymous = False,
     force: Replace = False,
 ) -> None:
@@ -33,12 +34,17 @@ def report(
     expect_many_records()
     folder = run_folder(run)
     if markdown:
-        print(run_markdown(folder, anonymous=anonymous))
+        print(run_markdown(folder, anonymous=anonymous, baseline=baseline))
     elif figure:
         print(*write_figure(folder, figure, style=style), sep="\n")
     else:
         print(
             write_report(
-                folder, tensorboard=tensorboard, style=style, force=force, anonymous=anonymous
+                folder,
+                tensorboard=tensorboard,
+                style=style,
+                force=force,
+                anonymous=anonymous,
+                baseline=baseline,
             )
         )

@@ -80,8 +80,11 @@ def run_all(
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.runner import run
+    from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
+    if options.baseline is not None:
+        require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     store = _open_run(name, out, options)
     waiting = _waiting(scenarios, store)
     try:
@@ -174,7 +177,12 @@ def _show(
     if not options.no_report:
         from optprof.reports import write_report
 
-        page = write_report(store.folder, tensorboard=options.tensorboard, force=options.force)
+        page = write_report(
+            store.folder,
+            tensorboard=options.tensorboard,
+            force=options.force,
+            baseline=options.baseline,
+        )
     if options.as_json:
         content = {
             "run": str(store.folder),
@@ -183,7 +191,7 @@ def _show(
         }
         print(json.dumps(content, indent=1), file=stdout)
     else:
-        print_run(records, stdout)
+        print_run(records, stdout, baseline=options.baseline)
     drawing = f"records: {store.records_path}; draw them with: optprof report {store.folder}"
     print(f"report: {page}" if page else drawing, file=sys.stderr)
     for record in records:
