@@ -1,6 +1,7 @@
 """Reports: the records of a run as a page, pictures and tables."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -15,6 +16,7 @@ from optprof.profiler.safety.disk import (
 
 if TYPE_CHECKING:
     from optprof.profiler.records.fits import Fit
+    from optprof.profiler.records.planned import Unfinished
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.forecast import Forecast
@@ -60,7 +62,8 @@ def write_report(
     event files below `tensorboard/`, and needs the package of that name; `style` is "paper" or
     "slides". `baseline` names the optimizer that the others are compared with. An `anonymous`
     report leaves out machine and paths; the run's records keep them. Each file takes its name when
-    it is complete. The page and a DamageWarning name the parts of the run that cannot be read.
+    it is complete. The page and a DamageWarning name the parts of the run that cannot be read, the
+    page and an UnfinishedWarning the scenarios that are missing.
 
     ValueError for a run without records or that baseline, another style, and a symbolic link in
     the place of an output; FileNotFoundError for a folder without a run; FileExistsError for a page
@@ -72,6 +75,7 @@ def write_report(
     records = _standing(store, anonymous)
     timelines = store.read_timelines(records)
     store.warn()
+    unfinished = _unfinished(folder, records)
     # Checked before drawing, and again while writing.
     for path in (*(folder / name for name in OUTPUTS), *(folder / "figures").glob("*")):
         require_no_link(path)
@@ -86,7 +90,12 @@ def write_report(
         shown = records[:MOST_ON_PAGE]
         drawings = draw_all(shown, folder / "figures", timelines, chosen, baseline=baseline)
         text = render_page(
-            shown, timelines, damage=store.damage, total=len(records), baseline=baseline
+            shown,
+            timelines,
+            damage=store.damage,
+            total=len(records),
+            baseline=baseline,
+            unfinished=unfinished,
         )
         write_text(page, text, below=folder)
         store.write_csv(records)
@@ -125,7 +134,8 @@ def run_markdown(folder: Path, *, anonymous: bool = False, baseline: str | None 
     store = RunStore(folder)
     records = _standing(store, anonymous, lean)
     store.warn()
-    return markdown.render(run_summary(Findings.of(records, baseline=baseline)))
+    findings = Findings.of(records, baseline=baseline, unfinished=_unfinished(folder, records))
+    return markdown.render(run_summary(findings))
 
 
 def print_run(
@@ -163,6 +173,18 @@ def print_fits(fits: "Sequence[Fit]", output: TextIO, *, width: int | None = Non
     from .fit import fit_summary
 
     terminal.render(fit_summary(fits), output, width=width)
+
+
+def _unfinished(folder: Path, records: "Sequence[Record]") -> "Unfinished | None":
+    """Return what is missing from a run, after a warning in words."""
+    from optprof.profiler.records.planned import UnfinishedWarning, unfinished
+
+    from .failing import unfinished_text
+
+    missing = unfinished(folder, records)
+    if missing is not None:
+        warnings.warn(unfinished_text(missing), UnfinishedWarning, stacklevel=3)
+    return missing
 
 
 def _standing(

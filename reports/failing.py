@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from optprof.profiler.records.planned import Unfinished
 from optprof.profiler.records.record import Record
+from optprof.profiler.safety.plain import plain
 from optprof.scenarios.spec import Option, Scenario
 
 from .arithmetic.capacity import lacking
@@ -48,6 +50,20 @@ class Unfit:
         least, most = min(known.values()), max(known.values())
         size = bytes_text(least, units, most if len(known) > 1 else None)
         return f"{size} more needed"
+
+
+def unfinished_text(unfinished: Unfinished | None) -> str:
+    """The records that are still missing, and how to go on; empty for a finished run."""
+    if unfinished is None:
+        return ""
+    commands = [shell([*map(plain, command), "--resume"]) for command in unfinished.commands]
+    go_on = f" Go on with: {'; '.join(commands)}" if commands else ""
+    verb = "is" if unfinished.missing == 1 else "are"
+    share = f"{unfinished.missing:,} of {unfinished.planned:,}"
+    return (
+        f"Unfinished: {share} scenarios {verb} missing. The run was interrupted, or is still going"
+        f" on.{go_on}"
+    )
 
 
 def unfits(findings: Findings) -> list[Unfit]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from optprof.profiler.records.planned import Unfinished
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.timeline import Timeline
 
@@ -19,7 +20,7 @@ from .arithmetic.reproduction import (
     reproduction,
 )
 from .document import Block, Document, Note, Section
-from .failing import remedies, sentences, title
+from .failing import remedies, sentences, title, unfinished_text
 from .phrases import missing_text, noise_note, unlike_text
 from .pictures import pictures
 from .pictures.charts import Chart
@@ -62,9 +63,13 @@ def render_page(
     *,
     total: int | None = None,
     baseline: str | None = None,
+    unfinished: Unfinished | None = None,
 ) -> str:
-    """Return the page of a run as HTML text; `baseline` is what optimizers are compared with."""
-    findings = Findings.of(records, timelines, baseline=baseline)
+    """Return the page of a run as HTML text.
+
+    `baseline` is what optimizers are compared with, `unfinished` what is still missing.
+    """
+    findings = Findings.of(records, timelines, baseline=baseline, unfinished=unfinished)
     return html.render(run_page(findings, damage, total=total))
 
 
@@ -129,6 +134,7 @@ def _verdict(findings: Findings) -> Section:
     notes = [missing_text(findings), unlike_text(findings.savings)]
     groups = {name: [tuple(group)] for name, group in cards(findings).items()}
     blocks = [
+        Note(unfinished_text(findings.unfinished), "failed"),
         Note(text, "verdict"),
         *([Note(FIT_HELPS)] if commands else []),
         *(Note(command, "code") for command in commands),

@@ -8,6 +8,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from weakref import finalize
 
+from optprof.profiler.records.planned import unfinished
 from optprof.profiler.records.privacy import disclosed
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore, file_name, standing
@@ -142,4 +143,6 @@ class Run:
 
         if not self.records:
             return "<p>The run holds no records yet.</p>"
-        return html.fragment(run_summary(Findings.of(self.records, baseline=self.baseline)))
+        missing = unfinished(self.folder, self.records) if self.folder else None
+        findings = Findings.of(self.records, baseline=self.baseline, unfinished=missing)
+        return html.fragment(run_summary(findings))

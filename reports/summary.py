@@ -7,7 +7,7 @@ from optprof.profiler.records.record import Environment, Memory, Record, Watched
 from .arithmetic.entries import by_setting
 from .arithmetic.findings import Findings
 from .document import Document, Note, Section
-from .failing import FINDS, remedies, sentences, unfits
+from .failing import FINDS, remedies, sentences, unfinished_text, unfits
 from .phrases import missing_text, noise_note, unlike_text
 from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
@@ -54,6 +54,7 @@ def run_summary(findings: Findings) -> Document:
             Section(
                 blocks=[
                     summary_table(findings),
+                    Note(unfinished_text(findings.unfinished), "failed"),
                     *(Note(text, "failed") for text in sentences(findings)),
                     *map(Note, (*sources(findings), noise_note(findings.records))),
                 ]
@@ -70,6 +71,7 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     """
     settings = by_setting(findings.entries)
     notes = [
+        unfinished_text(findings.unfinished),
         *sources(findings),
         missing_text(findings),
         unlike_text(findings.savings),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from optprof.profiler.records.planned import Unfinished
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.timeline import Timeline
 
@@ -32,12 +33,14 @@ Item = TypeVar("Item")
 class Findings:
     """The records of a run and all that is derived from them, each when it is first read.
 
-    `baseline` is the name of the optimizer that the others are compared with.
+    `baseline` is the name of the optimizer that the others are compared with; `unfinished` tells
+    which records are still missing.
     """
 
     records: Sequence[Record]
     timelines: Mapping[str, Timeline]
     baseline: str
+    unfinished: Unfinished | None = None
 
     @classmethod
     def of(
@@ -46,6 +49,7 @@ class Findings:
         timelines: Mapping[str, Timeline] | None = None,
         *,
         baseline: str | None = None,
+        unfinished: Unfinished | None = None,
     ) -> "Findings":
         """Return the findings of these records; timelines go by the file names of scenarios.
 
@@ -61,6 +65,7 @@ class Findings:
             records=records,
             timelines=timelines or {},
             baseline=baseline_of(records, baseline),
+            unfinished=unfinished,
         )
 
     @cached_property

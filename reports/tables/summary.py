@@ -81,7 +81,7 @@ def terminal_table(findings: Findings, group: Sequence[Entry], width: int) -> Ta
     if findings.has_savings:
         columns.append((f"vs {shortened(findings.baseline, 16)}", _factors(findings)))
         columns += [("saved", _shares(findings))] if wide else []
-    if any(entry.peak_bytes is not None for entry in group):
+    if any(entry.ran_out or entry.peak_bytes is not None for entry in group):
         columns += [("peak GiB", _peak_gib), ("in", lambda entry: Cell(text=_phase(entry)))]
     gpu = next(
         (entry.estimate.gpu for entry in group if entry.estimate and not entry.ran_out), None
