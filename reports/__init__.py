@@ -84,7 +84,9 @@ def write_report(
     try:
         shown = records[:MOST_ON_PAGE]
         drawings = draw_all(shown, folder / "figures", timelines, chosen)
-        text = render_page(shown, timelines, damage=store.damage, total=len(records))
+        text = render_page(
+            shown, timelines, damage=store.damage, total=len(records), drawings=drawings
+        )
         write_text(page, text, below=folder)
         store.write_csv(records)
         with writing(folder / "records.json", below=folder) as file:

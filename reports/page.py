@@ -22,6 +22,7 @@ from .document import Block, Document, Note, Section
 from .phrases import missing_text, unlike_text
 from .pictures import pictures
 from .pictures.charts import Chart
+from .pictures.picture import Drawing
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import LEGEND as CAPACITY_LEGEND
@@ -60,10 +61,11 @@ def render_page(
     damage: Sequence[str] = (),
     *,
     total: int | None = None,
+    drawings: Iterable[Drawing] = (),
 ) -> str:
-    """Return the page of a run as HTML text."""
+    """Return the page of a run as HTML text; readers can save the drawings from it."""
     findings = Findings.of(records, timelines)
-    return html.render(run_page(findings, damage, total=total))
+    return html.render(run_page(findings, damage, total=total), drawings)
 
 
 def run_page(
