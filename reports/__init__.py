@@ -86,7 +86,12 @@ def write_report(
         shown = records[:MOST_ON_PAGE]
         drawings = draw_all(shown, folder / "figures", timelines, chosen, baseline=baseline)
         text = render_page(
-            shown, timelines, damage=store.damage, total=len(records), baseline=baseline
+            shown,
+            timelines,
+            damage=store.damage,
+            total=len(records),
+            baseline=baseline,
+            drawings=drawings,
         )
         write_text(page, text, below=folder)
         store.write_csv(records)
