@@ -73,11 +73,11 @@ class Recorder(TorchDispatchMode):
         workspaces: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
-        self.allocations = Allocations()
         self.segments: list[Segment] = []
         self._cache = MetaCache()
         self._in_place = InPlace()
         self._sources = Sources(model)
+        self.allocations = Allocations(classes=self._sources.classes)
         self._first = first
         self._samples = samples
         self._host_reads = HostReads(samples, self._sources.running)
