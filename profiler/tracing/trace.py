@@ -159,6 +159,11 @@ class Recorder(TorchDispatchMode):
         """Return whether the tensor lives on the recorded device; host tensors do not."""
         return data_of(tensor)[-1].untyped_storage()._cdata in self._numbers
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing compiled runs inside, and torch's guard would double the time of an operation.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if any(map(_unwraps_itself, types)):
