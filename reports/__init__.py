@@ -96,6 +96,7 @@ def write_report(
             total=len(records),
             baseline=baseline,
             unfinished=unfinished,
+            drawings=drawings,
         )
         write_text(page, text, below=folder)
         store.write_csv(records)

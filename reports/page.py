@@ -24,6 +24,7 @@ from .failing import remedies, sentences, title, unfinished_text
 from .phrases import missing_text, noise_note, unlike_text
 from .pictures import pictures
 from .pictures.charts import Chart
+from .pictures.picture import Drawing
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import LEGEND as CAPACITY_LEGEND
@@ -64,13 +65,15 @@ def render_page(
     total: int | None = None,
     baseline: str | None = None,
     unfinished: Unfinished | None = None,
+    drawings: Iterable[Drawing] = (),
 ) -> str:
     """Return the page of a run as HTML text.
 
-    `baseline` is what optimizers are compared with, `unfinished` what is still missing.
+    `baseline` is the optimizer that others are compared with, `unfinished` what is still missing;
+    readers can save the drawings from the page.
     """
     findings = Findings.of(records, timelines, baseline=baseline, unfinished=unfinished)
-    return html.render(run_page(findings, damage, total=total))
+    return html.render(run_page(findings, damage, total=total), drawings)
 
 
 def run_page(

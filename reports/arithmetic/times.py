@@ -111,8 +111,13 @@ def noise(record: Record, phase: str = "step") -> str:
     else:
         reach = spread.reach or 0.0
         reasons = [f"\u00b1{percent_text(reach, 1)}"] if reach > NOISY else []
+    return ", ".join([*reasons, *disturbances(record)])
+
+
+def disturbances(record: Record) -> list[str]:
+    """Return what disturbed the record's times: no interval of its samples knows of it."""
     warnings = record.watched.warnings if record.watched else ()
-    return ", ".join([*reasons, *filter(_DISTURBED.match, warnings)])
+    return [warning for warning in warnings if _DISTURBED.match(warning)]
 
 
 def tokens_per_second(record: Record) -> float | None:

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .options import Anonymous, Baseline, Markdown, Replace, RunFolder, TensorBoard
-from .running import expect_many_records, run_folder
+from .running import expect_many_records, run_folder, say_files
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
     anonymous: Anonymous = False,
     force: Replace = False,
 ) -> None:
-    """Draw the report of a run again, from its records alone."""
+    """Draw the report of a run again from its records."""
     from optprof.reports import run_markdown, write_figure, write_report
 
     expect_many_records()
@@ -48,3 +48,4 @@ def report(
                 baseline=baseline,
             )
         )
+        say_files(folder)
