@@ -144,7 +144,7 @@ def _verdict(findings: Findings) -> Section:
         *map(Note, notes),
         *_headed(groups, always=len(findings.names) > 1),
     ]
-    blocks.append(Note(noise_note(findings.records)))
+    blocks.append(Note(noise_note(findings)))
     if any(entry.scenario.optimizer == "sm3" for entry in findings.entries):
         blocks.append(Note(SM3_NOTE))
     says = "The costs of each optimizer, in one card." if groups else ""

@@ -1,6 +1,6 @@
 """Phrases: findings in a few words, the same for pictures, pages and the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from optprof.profiler.records.record import Record
 
@@ -10,7 +10,15 @@ from .arithmetic.findings import Findings
 from .arithmetic.peaks import Peak
 from .arithmetic.ratios import Ratio
 from .arithmetic.savings import USUAL, Saving, without_baseline
-from .arithmetic.times import NOISY, Spread, Timing, noise, samples_per_second, tokens_per_second
+from .arithmetic.times import (
+    NOISY,
+    PHASES,
+    Spread,
+    Timing,
+    noise,
+    samples_per_second,
+    tokens_per_second,
+)
 from .units import (
     BINARY,
     DASH,
@@ -27,8 +35,9 @@ from .units import (
 from .words import OUTCOMES, listed, origin_text, phase_name
 
 NOISE = (
-    f"\u00b1 marks a noisy time: the 95 % interval of its median reaches further than"
-    f" {100 * NOISY:.0f} %, it has fewer than six samples (\u00b1?), or something disturbed it."
+    f"± marks a noisy figure. A time is noisy if the 95 % interval of its median reaches"
+    f" further than {100 * NOISY:.0f} %, if it has fewer than six samples (±?), or if something"
+    " disturbed it; a ratio is noisy if its interval includes 1."
 )
 
 
@@ -119,7 +128,17 @@ def pace_text(ratio: Ratio) -> str:
     """Return a ratio of step times with its 95 % interval: 0.50 times (0.48 to 0.53 times)."""
     if ratio.low is None or ratio.high is None:
         return factor_text(ratio.value)
-    return f"{factor_text(ratio.value)} ({factor_text(ratio.low)} {DASH} {factor_text(ratio.high)})"
+    unclear = ", no clear difference" if ratio.includes_one else ""
+    span = f"{factor_text(ratio.low)} {DASH} {factor_text(ratio.high)}{unclear}"
+    return f"{factor_text(ratio.value)} ({span})"
+
+
+def short_pace_text(ratio: Ratio) -> str:
+    """Return a ratio of step times; one that may as well be 1 with its reach: 1.13 times ±20 %."""
+    if ratio.low is None or ratio.high is None or not ratio.includes_one:
+        return factor_text(ratio.value)
+    reach = max(ratio.high - ratio.value, ratio.value - ratio.low) / ratio.value
+    return f"{factor_text(ratio.value)} ±{_whole_percent(reach)}"
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:
@@ -185,29 +204,39 @@ def spread_text(spread: Spread) -> str:
 
 
 def step_text(timing: Timing) -> str:
-    """The step's time: 462 ms (455 to 471 ms), and its origin unless it was measured whole."""
+    """The step's time: 462 ms (455 to 471 ms), a mark of noise, and its origin unless measured."""
     note = "" if timing.record.origin == "measured" else f" · {origin_text(timing.record)}"
-    return spread_text(timing.step) + note
+    return spread_text(timing.step) + noise_mark(timing.record) + note
 
 
 def share_text(timing: Timing) -> str:
     """The step's share of an iteration: step 23.1 % of 1.95 s."""
     whole = timing.iteration
-    return (
-        f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
+    if not whole:
+        return ""
+    marks = (noise_mark(timing.record, phase) for phase in (*PHASES, "iteration"))
+    share = f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}"
+    return share + next(filter(None, marks), "")
+
+
+def noise_mark(record: Record, phase: str = "step") -> str:
+    """The mark behind a noisy median: ±12 %, or ±? for too few samples; empty for a sound one."""
+    if not noise(record, phase):
+        return ""
+    reach = Spread.of((record.times or {})[phase]).reach
+    return " ±?" if reach is None else f" ±{_whole_percent(reach)}"
+
+
+def _whole_percent(reach: float) -> str:
+    return f"{max(1, round(100 * reach))} %"
+
+
+def noise_note(findings: Findings) -> str:
+    """The meaning of the marks of noisy figures, if there are any."""
+    is_noisy = any(timing.noise() for timing in findings.timings) or any(
+        ratio.includes_one for _, ratio in findings.paces
     )
-
-
-def noise_mark(spread: Spread) -> str:
-    """The mark of a noisy median: \u00b112 %, or \u00b1? for too few samples to know."""
-    if spread.reach is None:
-        return "\u00b1?"
-    return f"\u00b1{max(1, round(100 * spread.reach))} %"
-
-
-def noise_note(records: Iterable[Record]) -> str:
-    """The meaning of the marks of noisy step times, if there are any."""
-    return NOISE if any(record.course is None and noise(record) for record in records) else ""
+    return NOISE if is_noisy else ""
 
 
 def interval_text(spread: Spread) -> str:

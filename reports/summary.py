@@ -56,7 +56,7 @@ def run_summary(findings: Findings) -> Document:
                     summary_table(findings),
                     Note(unfinished_text(findings.unfinished), "failed"),
                     *(Note(text, "failed") for text in sentences(findings)),
-                    *map(Note, (*sources(findings), noise_note(findings.records))),
+                    *map(Note, (*sources(findings), noise_note(findings))),
                 ]
             ),
             *_accumulations(findings),
@@ -75,7 +75,7 @@ def terminal_summary(findings: Findings, width: int) -> Document:
         *sources(findings),
         missing_text(findings),
         unlike_text(findings.savings),
-        noise_note(findings.records),
+        noise_note(findings),
         *warning_lines(findings.records),
     ]
     unfit = [Note(text, "failed") for text in sentences(findings) if unfits(findings)]

@@ -93,6 +93,10 @@ class Timing:
             return self.phases["iteration"].median
         return sum(self.phases[phase].median for phase in PHASES)
 
+    def noise(self, phase: str = "step") -> str:
+        """Why the median of a phase is noise; empty for a sound one."""
+        return noise(self.record, phase)
+
 
 def noise(record: Record, phase: str = "step") -> str:
     """Return why the median of a phase is noise, in a few words; empty for a sound one.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.labels import optimizer_key
 from ..arithmetic.times import PHASES, Timing, at_even_ranks, thinning_notes
-from ..phrases import share_text, spread_text, step_text
+from ..phrases import NOISE, noise_mark, share_text, spread_text, step_text
 from ..style import block_colour
 from ..tables.table import Table, text_table
 from ..units import Sized, range_text, seconds_text
@@ -47,7 +47,7 @@ def _steps(findings: Findings) -> list[Picture]:
             ((findings.setting_of(row), _strip(findings, row, scale), scale.ticks) for row in rows),
         ),
         marks=findings.marks,
-        notes=(*notes, *thinning_notes([row.step.samples for row in rows])),
+        notes=(*notes, *thinning_notes([row.step.samples for row in rows]), *_noise(rows, "step")),
         keys=(*SAMPLE_KEYS, *ORIGINS),
     )
     return [picture]
@@ -79,10 +79,15 @@ def _iterations(findings: Findings) -> list[Picture]:
         table=_table(findings, whole),
         panels=grouped(findings, bars),
         marks=findings.marks,
-        notes=notes,
+        notes=(*notes, *_noise(rows, *PHASES)),
         keys=(*(Key("block", phase, block_colour(phase).light) for phase in PHASES), *ORIGINS),
     )
     return [picture]
+
+
+def _noise(rows: Sequence[Timing], *phases: str) -> tuple[str, ...]:
+    """Return the note on noisy times if there are any."""
+    return (NOISE,) if any(row.noise(phase) for row in rows for phase in phases) else ()
 
 
 def _context(findings: Findings, rows: Sequence[Timing]) -> str:
@@ -129,7 +134,9 @@ def _table(findings: Findings, timings: Sequence[Timing]) -> Table:
             findings.timing_label(timing),
             findings.setting_of(timing),
             *(
-                spread_text(timing.phases[phase]) if phase in timing.phases else ""
+                spread_text(timing.phases[phase]) + noise_mark(timing.record, phase)
+                if phase in timing.phases
+                else ""
                 for phase in phases
             ),
             range_text(timing.step.smallest, timing.step.largest),

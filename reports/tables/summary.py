@@ -11,7 +11,7 @@ from ..arithmetic.entries import Entry
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import shortened
 from ..arithmetic.ratios import Ratio
-from ..phrases import throughput_text
+from ..phrases import short_pace_text, throughput_text
 from ..units import (
     NOTHING,
     around_text,
@@ -118,8 +118,8 @@ def _optimizer(wide: bool, origin: Callable[[Entry], str]) -> Column:
 
 
 def _precise(timed: Sequence[Entry]) -> list[Column]:
-    """The columns of the interval and of the throughput, as far as an entry has them."""
-    columns: list[Column] = [("95 %", _interval), ("training", _throughput)]
+    """The column of the throughput, if an entry has one."""
+    columns: list[Column] = [("training", _throughput)]
     return [
         (head, cell)
         for head, cell in columns
@@ -138,7 +138,7 @@ def _on(device: str) -> Callable[[Entry], bool]:
 
 def _pace(against: Mapping[int, Ratio], entry: Entry) -> Cell:
     ratio = against.get(id(entry))
-    return _text(factor_text(ratio.value) if ratio else None)
+    return _text(short_pace_text(ratio) if ratio else None)
 
 
 def _text(text: str | None) -> Cell:

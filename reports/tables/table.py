@@ -115,7 +115,7 @@ def time_cell(record: Record, phase: str = "step") -> Cell:
     spread, reasons = Spread.of(samples), noise(record, phase)
     text = f"{'' if record.origin == 'measured' else '~'}{seconds_text(spread.median)}"
     return Cell(
-        text=f"{text} {noise_mark(spread)}" if reasons else text,
+        text=text + noise_mark(record, phase),
         exact=f"noisy: {reasons}" if reasons else "",
         number=True,
         value=spread.median,

@@ -216,7 +216,7 @@ def test_time_against_memory_names_every_optimizer_and_its_front(simulated, time
     ]
     picture = pictures(Findings.of(records))[-1]
     assert alt_of(picture).endswith(
-        "sgd-sai: 100 ms and 15.6 KiB, on the Pareto front; adamw: 200 ms and 19.5 KiB."
+        "sgd-sai: 100 ms ±? and 15.6 KiB, on the Pareto front; adamw: 200 ms ±? and 19.5 KiB."
     )
     drawing = draw(picture, STYLES["paper"])
     assert ">sgd-sai<" in drawing.svg
@@ -235,7 +235,7 @@ def test_an_optimizer_without_state_is_drawn_with_the_others(simulated, timed):
         for name in ("adamw", "sgd")
     ]
     picture = pictures(Findings.of(records))[-1]
-    assert "sgd: 200 ms and 0 B" in alt_of(picture)
+    assert "sgd: 200 ms ±? and 0 B" in alt_of(picture)
     assert ">sgd<" in draw(picture, STYLES["paper"]).svg
 
 

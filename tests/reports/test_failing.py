@@ -139,7 +139,8 @@ def test_the_remedy_is_a_command_that_fit_takes(full, simulated):
     )
     group: Any = typer.main.get_command(app)
     _, _, *words = command.split()
-    values = group.commands["fit"].make_context("fit", words).params
+    parent = typer.Context(group, info_name="optprof")
+    values = group.commands["fit"].make_context("fit", words, parent=parent).params
     assert values["model"] == "gpt2"
     assert values["optimizers"] == "adamw,sm3:momentum=0.9"
     assert list(values["config"]) == ["n_layer=2"]

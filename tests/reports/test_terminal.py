@@ -1,6 +1,7 @@
 """The terminal: the summary of a run as text."""
 
 import io
+import re
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_an_estimate_for_a_gpu_has_a_column_and_a_label(simulated):
     assert "step times on a100-80: estimated from the bytes" in stream.getvalue()
 
 
-def test_a_wide_terminal_shows_the_median_s_interval_and_the_throughput(timed):
+def test_a_sound_median_has_no_mark_and_its_throughput_is_shown(timed):
     times = {"step": (0.098, 0.1, 0.1, 0.1, 0.1, 0.103), "iteration": (0.5,)}
     record = timed(
         "adamw", times=times, watched=Watched(tokens=32, warnings=("others were there",))
@@ -61,9 +62,25 @@ def test_a_wide_terminal_shows_the_median_s_interval_and_the_throughput(timed):
     stream = io.StringIO()
     print_run([record], stream, width=130)
     adamw = next(line for line in stream.getvalue().splitlines() if "100 ms" in line)
-    assert "\u00b13.0 %" in adamw
+    assert "\u00b1" not in stream.getvalue()
     assert "64.0 tokens/s" in adamw
     assert "adamw on tiny (CPU, loop): others were there" in stream.getvalue()
+
+
+def test_a_noisy_time_is_marked_and_so_is_a_ratio_that_may_be_1(simulated, timed):
+    adamw = (0.08, 0.092, 0.096, 0.1, 0.104, 0.108, 0.13)
+    stream = io.StringIO()
+    records = [
+        *map(simulated, ("adamw", "sm3")),
+        timed("adamw", step=adamw),
+        timed("sm3", step=(0.1, 0.101, 0.102, 0.1, 0.1, 0.1)),
+    ]
+    print_run(records, stream, width=80)
+    text = stream.getvalue()
+    # Of seven samples the interval reaches from the first to the last.
+    assert "100 ms \u00b130 %" in text
+    assert re.search("sm3 +100 ms +1.00\u00d7 \u00b1", text)
+    assert "\u00b1 marks a noisy figure" in text
 
 
 def test_a_failure_of_both_workloads_is_listed_once(simulated):
