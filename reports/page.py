@@ -219,10 +219,17 @@ def _capacity(findings: Findings) -> Section:
 def _sights(findings: Findings) -> Section:
     return Section(
         "Why you may not see the saving",
-        _headed(sight_tables(findings), always=len(findings.names) > 1),
+        _headed(
+            {
+                name: [Note(sentence, "plain"), table]
+                for name, (sentence, table) in sight_tables(findings).items()
+            },
+            always=len(findings.names) > 1,
+        ),
         "sights",
-        "The same memory as each counter shows it, and what stands between a smaller state and a"
-        " smaller figure.",
+        "A smaller state lowers the peak only if the peak's phase holds that state. The reserved"
+        " peak adds memory that the allocator holds and does not use. The driver's figure, which"
+        " nvidia-smi shows, adds the CUDA context.",
     )
 
 

@@ -349,15 +349,25 @@ def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
 
 def test_counters_are_shown_side_by_side(simulated):
     findings = Findings.of([simulated("adamw"), simulated("sgd-sai")])
-    ((table, _),) = sight_tables(findings).values()
-    assert [cell.value for cell in table.rows[1][1:6]] == [
-        4_000,
-        4_512,
-        16_000,
-        2**21,
-        2**21 + 2**29,
+    ((sentence, table),) = sight_tables(findings).values()
+    assert [(head, cell.value) for head, cell in zip(table.head, table.rows[1], strict=True)] == [
+        ("optimizer", None),
+        ("state, GiB", 4_000),
+        ("state as allocated, GiB", 4_512),
+        ("peak allocated, GiB", 16_000),
+        ("in", None),
+        ("peak reserved, GiB", 2**21),
+        ("driver, estimated, GiB", 2**21 + 2**29),
+        ("state saved, GiB", 4_000),
+        ("peak lower by, GiB", 4_000),
+        ("reserved lower by, GiB", 0),
+        ("foreach adds, GiB", 4_000),
     ]
-    assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
+    assert isinstance(sentence, Sized)
+    assert sentence.binary == (
+        "sgd-sai keeps 3.91 KiB less state than adamw: its allocated peak is 3.91 KiB lower, its"
+        " reserved peak as high; both peaks lie in step."
+    )
 
 
 def test_the_measurements_of_a_real_run_are_in_tables(simulated):
