@@ -14,6 +14,8 @@ from .spec import Scenario
 # loads kernels one by one (https://github.com/pytorch/pytorch/issues/109888), and the kernels of a
 # step come on top.
 CONTEXT_BYTES = 512 << 20
+# Steps are estimated for this GPU if a scenario names none. Its memory does not limit them.
+DEFAULT_GPU = "a100-80"
 
 
 @dataclass(frozen=True, kw_only=True)
