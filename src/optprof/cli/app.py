@@ -20,6 +20,7 @@ from .compare import compare
 from .doctor import doctor
 from .explain import explain
 from .fit import fit
+from .history import history
 from .listing import list_names
 from .options import arguments_of, parameters_of
 from .profile import profile
@@ -131,6 +132,7 @@ _add(fit, without=("accumulate", "device", "steps", "workload"))
 _add(report)
 _add(repair)
 _add(compare)
+_add(history)
 _add(explain)
 _add(list_names, "list")
 
