@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from optprof.profiler.records.privacy import disclosed
 from optprof.profiler.records.store import RunStore, file_name
 from optprof.profiler.records.traces import read_trace
 
@@ -97,13 +98,16 @@ def of_run(folder: Path, *, anonymous: bool = False) -> TraceFindings:
     ValueError for a run without traces, or with damaged ones alone.
     """
     store = RunStore(folder)
-    findings = Findings.of(store.read_standing())
+    records = store.read_standing()
     store.warn()
+    findings = Findings.of(
+        [disclosed(each, anonymous=True) for each in records] if anonymous else records
+    )
     traces: list[Trace] = []
     own: dict[str, Mark] = {}
     damage: list[str] = []
-    for record in findings.records:
-        below = folder / "tensorboard" / file_name(record.scenario)
+    for own_record, record in zip(records, findings.records, strict=True):
+        below = folder / "tensorboard" / file_name(own_record.scenario)
         paths = sorted(below.glob("*.pt.trace.json.gz"), key=lambda path: path.name)
         if not paths:
             continue
@@ -114,7 +118,7 @@ def of_run(folder: Path, *, anonymous: bool = False) -> TraceFindings:
         try:
             trace = Trace.of(read_trace(paths[-1], below=folder), label)
         except (OSError, ValueError) as error:
-            damage.append(str(error))
+            damage.append(str(error).replace(f"{folder}/", ""))
             continue
         traces.append(replace(trace, gpus=()) if anonymous else trace)
         own[label] = findings.marks[optimizer]
@@ -145,7 +149,7 @@ def trace_page(found: TraceFindings) -> Document:
     """The page of the traces."""
     traces = found.traces[:MOST_TRACES]
     charts = {chart.name: chart for chart in map(Chart.of, trace_pictures(found))}
-    notes = [f"Left out, because it cannot be read: {each}." for each in found.damage]
+    notes = [f"Left out: {each}." for each in found.damage]
     if len(found.traces) > MOST_TRACES:
         notes.append(f"This page shows the first {MOST_TRACES} of {len(found.traces)} traces.")
     return Document(

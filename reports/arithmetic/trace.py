@@ -191,7 +191,11 @@ class Trace:
 
 
 class _Calls:
-    """Operators and launches of the host, each below the operator that called it."""
+    """Operators and launches of the host, each below the operator that called it.
+
+    An operator that only calls itself, as for another dispatch key, is one call, as in torch's own
+    tables: `kept` has the number of the outer call of each.
+    """
 
     def __init__(self, host: Sequence[Event]) -> None:
         self.operators = [each for each in host if each.cat == "cpu_op"]
@@ -211,6 +215,20 @@ class _Calls:
                 self.parents.append(parent)
             elif event.cat in HOST_CALLS and event.details.correlation is not None:
                 self._launches.setdefault(_key(event), (event, parent))
+        self.kept = list(range(len(self.operators)))
+        self._join()
+
+    def _join(self) -> None:
+        children = Counter(parent for parent in self.parents if parent is not None)
+        for number, parent in enumerate(self.parents):
+            if parent is None:
+                continue
+            parent = self.parents[number] = self.kept[parent]
+            is_same = self.operators[number].name == self.operators[parent].name
+            if is_same and children[parent] == 1:
+                self.kept[number] = parent
+                self.inner[parent] = self.inner[number]
+                children[parent] = children[number]
 
     def launch_of(self, work: Event) -> tuple[float, int | None]:
         """Return the time of the launch of a kernel, and the operator that made it.
@@ -218,7 +236,7 @@ class _Calls:
         A kernel without a recorded launch counts as launched when it began.
         """
         launch, operator = self._launches.get(_key(work), (work, None))
-        return launch.ts, operator
+        return launch.ts, None if operator is None else self.kept[operator]
 
     def above(self, operator: int | None) -> Iterable[int]:
         """Yield an operator and all that called it."""
@@ -396,7 +414,9 @@ def _operators(
     own: defaultdict[str, float] = defaultdict(float)
     in_step: defaultdict[str, float] = defaultdict(float)
     shapes: defaultdict[str, Counter[bytes]] = defaultdict(Counter)
-    for event, inner in zip(calls.operators, calls.inner, strict=True):
+    for number, (event, inner) in enumerate(zip(calls.operators, calls.inner, strict=True)):
+        if calls.kept[number] != number:
+            continue
         count[event.name] += 1
         whole[event.name] += event.dur
         own[event.name] += max(event.dur - inner, 0.0)

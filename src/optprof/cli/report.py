@@ -60,6 +60,8 @@ def report(
 
     expect_many_records()
     folder = run_folder(run)
+    if folder.is_file() and not trace:
+        raise ValueError(f"{folder} is a file and no run; --trace draws a trace")
     if trace:
         found = read_traces(folder, anonymous=anonymous)
         print_trace(found, sys.stdout)
