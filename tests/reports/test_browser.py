@@ -19,7 +19,7 @@ from PIL import Image
 from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.safety.plain import spreadsheet_text
-from optprof.reports import write_report
+from optprof.reports import read_traces, write_report, write_trace
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.comparison.history import read_history
@@ -572,3 +572,36 @@ def test_a_history_is_drawn_and_has_no_serious_accessibility_fault(open_page, tm
     traces = page.evaluate("document.querySelector('.graph').data.map((each) => each.x.length)")
     assert traces == [1, 3]
     assert "1 regression: tiny · adamw in run-2" in page.locator("body").inner_text()
+
+
+def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_path):
+    events = [
+        {
+            "ph": "X",
+            "cat": "cpu_op",
+            "name": f"aten::{name}",
+            "ts": 10.0 * place,
+            "dur": 5.0 + place,
+        }
+        for place, name in enumerate(("mm", "mul", "<b>add</b>"))
+    ]
+    allocated = {"Total Allocated": 4096, "Device Type": 0}
+    events += [
+        {"ph": "i", "name": "[memory]", "ts": place, "args": allocated} for place in range(3)
+    ]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    written, *_ = write_trace(read_traces(path), path)
+    page = open_page(written)
+    assert page.locator(".sortable tbody tr").count() == 3
+    assert page.locator("b").count() == 0
+    page.get_by_label("Filter").fill("mul")
+    assert page.locator(".sortable tbody tr:visible").all_inner_texts()[0].startswith("aten::mul")
+    page.get_by_label("Filter").fill("")
+    page.get_by_role("button", name="self, host").press("Enter")
+    assert page.locator(".sortable tbody th").all_inner_texts()[0] == "aten::mm"
+    assert page.messages == []
+    assert faults(page) == []
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert faults(page) == []
