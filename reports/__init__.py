@@ -21,14 +21,19 @@ if TYPE_CHECKING:
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.forecast import Forecast
 
+    from .trace import TraceFindings
+
 __all__ = [
     "print_fits",
     "print_forecasts",
     "print_run",
+    "print_trace",
+    "read_traces",
     "run_markdown",
     "write_figure",
     "write_fit_page",
     "write_report",
+    "write_trace",
 ]
 
 # The files and folders that a report writes into a run's folder.
@@ -221,6 +226,53 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
             f"the run has no state that {NAME} shows; this command adds them: {COMMAND}"
         )
     return write_drawing(drawing, folder / "figures")
+
+
+def read_traces(path: Path, *, anonymous: bool = False) -> "TraceFindings":
+    """Return what the traces of a run say, or a trace that torch.profiler has written.
+
+    `anonymous` leaves out the names of GPUs. ValueError for a run without traces and a file that is
+    none, FileNotFoundError for a missing path.
+    """
+    from .trace import of_file, of_run
+
+    return (of_file if path.is_file() else of_run)(path, anonymous=anonymous)
+
+
+def write_trace(
+    found: "TraceFindings", path: Path, *, style: str = "paper", force: bool = False
+) -> list[Path]:
+    """Write a page about traces with its pictures; return the paths.
+
+    For a run these are `trace.html` and files in `figures/`. For a file they lie next to it: a page
+    of its name, and a folder of that name with `-figures`. FileExistsError for a page that is not
+    optprof's, without `force`.
+    """
+    from . import html
+    from .pictures.drawing import draw, style_named, write_drawing
+    from .trace import stem, trace_page, trace_pictures
+
+    if path.is_file():
+        name = stem(path)
+        folder, page, figures = path.parent, path.with_name(f"{name}.html"), f"{name}-figures"
+    else:
+        folder, page, figures = path, path / "trace.html", "figures"
+    chosen = style_named(style)
+    require_no_link(page)
+    require_no_link(folder / figures)
+    _require_our_page(page, force=force)
+    drawings = [draw(picture, chosen) for picture in trace_pictures(found)]
+    write_text(page, html.render(trace_page(found)), below=folder)
+    written = [each for drawing in drawings for each in write_drawing(drawing, folder / figures)]
+    return [page, *written]
+
+
+def print_trace(found: "TraceFindings", output: TextIO, *, width: int | None = None) -> None:
+    """Print the phases of an iteration in each trace, and what they recommend."""
+    from . import terminal
+    from .trace import trace_summary
+
+    terminal.render(trace_summary(found), output, width=width)
 
 
 def _require_our_page(page: Path, *, force: bool) -> None:

@@ -277,8 +277,9 @@ class Record:
     `model_family` ("gpt2") names the models that a curve over sizes may join; it is None for other
     models. `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward",
     "step"; "iteration" is all of them). If `origin` is "estimated", the step was timed on
-    `measured_share` of the parameters and its samples divided by that share. A record has an
-    `estimate` if the scenario names a GPU to simulate, whatever the origin. `watched` has what real
+    `measured_share` of the parameters and its samples divided by that share. A
+    simulated training step has an `estimate` for the scenario's GPU, or without one for
+    `hardware.DEFAULT_GPU`; older records have it only with a GPU. `watched` has what real
     iterations showed in addition to their times. A record has a `course` if the scenario asks to
     accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step.
     `deciding_options` has the options that decide the bytes of the optimizer's state, each with its

@@ -117,7 +117,7 @@ class Entry:
 
     @property
     def estimate(self) -> StepEstimate | None:
-        """The estimated step on the GPU that the scenario names, None if it names no GPU."""
+        """The estimated step on a GPU, which it names."""
         return self.bytes_from.estimate if self.bytes_from else None
 
 

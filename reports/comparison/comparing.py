@@ -238,7 +238,7 @@ def _write_items(items: Iterator[Any], output: TextIO) -> None:
 
 
 def _offence(offence: Offence) -> dict[str, Any]:
-    change = _change(offence.change) if offence.change else None
+    change = change_data(offence.change) if offence.change else None
     outcome = offence.subject.after.outcome if isinstance(offence.subject, Pair) else None
     return {
         "gate": offence.gate.text,
@@ -257,11 +257,12 @@ def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
         "outcome": pair.outcome_verdict,
         "before": pair.before.outcome,
         "after": pair.after.outcome,
-        "changes": [_change(change) for change in kept],
+        "changes": [change_data(change) for change in kept],
     }
 
 
-def _change(change: MetricChange) -> dict[str, Any]:
+def change_data(change: MetricChange) -> dict[str, Any]:
+    """Return a change as JSON-ready data."""
     # `asdict` copies each value, and 100,000 scenarios have a million changes.
     ratio = change.ratio and {name: getattr(change.ratio, name) for name in _RATIO}
     return {**{name: getattr(change, name) for name in _CHANGE}, "ratio": ratio}

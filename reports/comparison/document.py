@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from optprof.profiler.records.record import Record
@@ -161,11 +162,11 @@ def _page(
         context=[*filter(None, (names.common, *sides_of))],
         sections=sections,
         marks=run_marks(compared),
-        rows=_rows(figures) or None,
+        rows=rows_of(figures) or None,
     )
 
 
-def _rows(table: Table) -> list[dict[str, Any]]:
+def rows_of(table: Table) -> list[dict[str, Any]]:
     """The rows of the page's table as data: numbers are exact bytes, seconds and ratios."""
     return [
         {
@@ -207,7 +208,7 @@ def summary(compared: Compared) -> str:
     improved = sum(has_verdict(pair, "improved") for pair in compared.pairs)
     noisy = sum(has_verdict(pair, "not judged") for pair in compared.pairs)
     parts = [
-        f"{_many(len(compared.pairs), 'scenario')} on both sides",
+        f"{many(len(compared.pairs), 'scenario')} on both sides",
         f"{regressed} regressed",
         f"{improved} improved",
         *([f"{noisy} with noisy times that are not judged"] if noisy else []),
@@ -219,9 +220,14 @@ def summary(compared: Compared) -> str:
     return ", ".join(parts)
 
 
+def legend(threshold: Fraction) -> str:
+    """The meaning of ratios and verdicts."""
+    return LEGEND.format(threshold=percent_text(float(threshold), 1))
+
+
 def remarks(compared: Compared) -> list[str]:
     """The meaning of the verdicts, and the limits of this comparison."""
-    lines = [LEGEND.format(threshold=percent_text(float(compared.threshold), 1))]
+    lines = [legend(compared.threshold)]
     lines += _warnings(compared)
     if max(len(compared.pairs), len(compared.only_before) + len(compared.only_after)) > MOST_SHOWN:
         lines.append(
@@ -229,7 +235,7 @@ def remarks(compared: Compared) -> list[str]:
             " changed; --json and --fail-on look at all"
         )
     if compared.superseded:
-        older = _many(compared.superseded, "older record")
+        older = many(compared.superseded, "older record")
         lines.append(f"{older} of the same scenarios passed over: the last one of each side counts")
     damage = compared.damage
     lines += [f"left out, because it cannot be read: {each}" for each in damage[:MOST_DAMAGE]]
@@ -266,5 +272,6 @@ def sides(records: Sequence[Record]) -> str:
     return ", ".join(named) or "environment unknown"
 
 
-def _many(count: int, word: str) -> str:
+def many(count: int, word: str) -> str:
+    """A number of things: 1 run, 2 runs."""
     return f"{count} {word}{'' if count == 1 else 's'}"

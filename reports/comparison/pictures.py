@@ -18,7 +18,7 @@ from ..style import MARKS, SPARE, Mark
 from ..tables.table import Table
 from ..units import GIB, KIB, MIB, Sized, Units, bytes_text, seconds_text
 from .compare import NOISY, Compared, MetricChange, Pair, figure_of
-from .tables import Names, explained
+from .tables import Names, explained, figure_text
 
 # The other figures follow from these.
 PICTURED = ("state", "peak", "reserved", "step", "iteration", "estimate")
@@ -141,8 +141,7 @@ def _blocks(metric: str, first: str, row: _Row, marks: Sequence[str]) -> Bars:
     most = max(1 if is_size else 1e-12, *(value for _, _, value, _ in runs))
 
     def text(value: float, words: str, units: Units) -> str:
-        shown = bytes_text(int(value), units) if is_size else seconds_text(value)
-        return " · ".join(filter(None, (shown, words)))
+        return " · ".join(filter(None, (figure_text(metric, value, units), words)))
 
     bars = (
         Bar(

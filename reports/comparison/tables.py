@@ -13,7 +13,17 @@ from ..arithmetic.labels import OptimizerKey, labels, optimizer_key
 from ..arithmetic.ratios import Ratio
 from ..explain import METRICS
 from ..tables.table import Cell, Table, bytes_cell
-from ..units import MINUS, NOTHING, TIMES, factor_text, percent_text, seconds_text
+from ..units import (
+    BINARY,
+    MINUS,
+    NOTHING,
+    TIMES,
+    Units,
+    bytes_text,
+    factor_text,
+    percent_text,
+    seconds_text,
+)
 from ..words import DEVICES
 from .compare import BEFORE_AFTER, NOISY, Compared, MetricChange, Pair, Verdict
 from .gate import Offence
@@ -195,10 +205,9 @@ def _change_row(
     pair: Pair, change: MetricChange, names: Names, threshold: Fraction
 ) -> tuple[Cell, ...]:
     """One figure of one scenario."""
-    size = METRICS[change.metric].kind == "bytes"
-    before, after = (_figure_cell(value, size) for value in (change.before, change.after))
+    before, after = (figure_cell(change.metric, each) for each in (change.before, change.after))
     ratio = change.ratio
-    return _toned(
+    return toned(
         change.verdict,
         Cell(text=names[pair.after]),
         Cell(text=METRICS[change.metric].title),
@@ -206,7 +215,7 @@ def _change_row(
         after,
         Cell(text=NOTHING, number=True)
         if change.verdict == "not compared"
-        else _difference(change, size),
+        else _difference(change),
         Cell(text=ratio_text(ratio), number=True, value=ratio.value)
         if ratio
         else Cell(text=NOTHING, number=True),
@@ -222,8 +231,8 @@ def _outcome_row(pair: Pair, names: Names) -> tuple[Cell, ...]:
 
 def ratio_text(ratio: Ratio) -> str:
     """The ratio: 1.05 times; different bytes never read as 1."""
-    if ratio.value == 1:
-        return factor_text(1)
+    if ratio.value == 1 or ratio.low is not None:
+        return factor_text(ratio.value)
     digits = 2
     # A few bytes among gigabytes are a difference too.
     while digits < 12 and round(ratio.value, digits) == 1:
@@ -286,21 +295,21 @@ def _outcomes(
 ) -> tuple[Cell, ...]:
     figures = (Cell(text=text, number=True) for text in (*outcomes, NOTHING, NOTHING))
     last = Cell(text=f"{verdict}: {reason}" if reason else verdict)
-    return _toned(verdict, Cell(text=name), Cell(text="outcome"), *figures, last)
+    return toned(verdict, Cell(text=name), Cell(text="outcome"), *figures, last)
 
 
-def _toned(verdict: Verdict, *row: Cell) -> tuple[Cell, ...]:
+def toned(verdict: Verdict, *row: Cell) -> tuple[Cell, ...]:
     """The row in the tone of its verdict."""
     if verdict not in ("regressed", "improved"):
         return row
     return tuple(replace(cell, tone="bad" if verdict == "regressed" else "good") for cell in row)
 
 
-def _difference(change: MetricChange, size: bool) -> Cell:
+def _difference(change: MetricChange) -> Cell:
     difference = change.after - change.before
     if difference == 0:
         return Cell(text="0", number=True, value=0)
-    cell = _figure_cell(abs(difference), size)
+    cell = figure_cell(change.metric, abs(difference))
     sign = "+" if difference > 0 else MINUS
     return Cell(
         text=sign + cell.text,
@@ -311,8 +320,15 @@ def _difference(change: MetricChange, size: bool) -> Cell:
     )
 
 
-def _figure_cell(value: float, size: bool) -> Cell:
-    if size:
+def figure_text(metric: str, value: float, units: Units = BINARY) -> str:
+    """A figure in its unit: 1.01 MiB, 1.39 ms."""
+    is_size = METRICS[metric].kind == "bytes"
+    return bytes_text(int(value), units) if is_size else seconds_text(value)
+
+
+def figure_cell(metric: str, value: float) -> Cell:
+    """A figure that sorts by its value."""
+    if METRICS[metric].kind == "bytes":
         return bytes_cell(int(value))
     return Cell(text=seconds_text(value), number=True, value=value)
 

@@ -91,7 +91,7 @@ class Point:
 class Line:
     """The points of one label; `lane` counts the earlier lines that it coincides with.
 
-    `size` is that of the marks in pixels of the page.
+    `size` is that of the marks in pixels of the page; 0 draws none.
     """
 
     label: str

@@ -2,8 +2,10 @@
 
 import io
 import re
+from pathlib import Path
 
 import pytest
+from commands import run as command
 
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore
@@ -111,3 +113,13 @@ def test_one_optimizer_is_compared_with_nothing(simulated):
     stream = io.StringIO()
     print_run([simulated("sm3")], stream, width=100)
     assert "vs " not in stream.getvalue()
+
+
+def test_a_command_refuses_a_baseline_that_the_run_will_not_have(tmp_path: Path):
+    words = ["profile", "tiny", "-o", "adam,sm3", "-d", "sim", "--baseline", "adamw"]
+    ended = command(words, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1].endswith(
+        "no optimizer of this run is named 'adamw'; give --baseline one of adam, sm3"
+    )
+    assert not (tmp_path / "runs").exists()

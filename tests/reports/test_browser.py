@@ -19,9 +19,11 @@ from PIL import Image
 from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.safety.plain import spreadsheet_text
-from optprof.reports import write_report
+from optprof.reports import read_traces, write_report, write_trace
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.comparison.history import read_history
+from optprof.reports.comparison.history_document import write_page
 from optprof.reports.units import NOTHING
 
 HOSTILE = Path(__file__).parents[1] / "data" / "hostile.json"
@@ -526,10 +528,80 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
     assert page.messages == []
 
 
-def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
+def test_a_comparison_draws_filters_and_has_no_serious_accessibility_fault(
+    open_page, tmp_path, simulated, timed
+):
+    steps = (0.50, 0.51, 0.52, 0.53, 0.54)
+    before = [simulated(state=2**30), simulated("sm3"), timed(step=steps)]
+    after = [
+        simulated(state=2**31),
+        simulated("sm3"),
+        timed(step=tuple(step / 2 for step in steps)),
+    ]
     path = tmp_path / "compare.html"
-    compared = compare(mixed, mixed)
+    compared = compare(before, after)
     Comparing(compared=compared, stopped=[]).write_page(path, ["optprof", "compare"])
     page = open_page(path)
     assert page.messages == []
+    assert faults(page) == []
+    state = page.locator("section", has=page.locator("#changed-state"))
+    assert [bar.split("\n") for bar in state.locator(".row").all_inner_texts()] == [
+        ["before", "1.000 GiB"],
+        ["after", "2.000 GiB · 2.00 times as much"],
+    ]
+    page.locator("input[value=decimal]").check()
+    assert "2.147 GB · 2.00 times as much" in state.inner_text()
+    page.locator("#filter").fill("step")
+    rows = page.locator("table.sortable tbody tr:visible")
+    assert rows.count() == 1
+    assert "improved: takes 0.472 to 0.529 times as long" in rows.inner_text()
+
+
+def test_a_history_is_drawn_and_has_no_serious_accessibility_fault(open_page, tmp_path, simulated):
+    for number, state in enumerate((8_000, 8_000, 9_000)):
+        record = simulated(state=state)
+        environment = replace(record.environment, time=f"2025-11-2{number}T00:00:00+00:00")
+        store = RunStore.create(tmp_path / "runs" / f"run-{number}")
+        store.append(replace(record, environment=environment))
+    past = read_history([tmp_path / "runs"], "state")
+    write_page(past, tmp_path / "history.html", ["optprof", "history"])
+    page = open_page(tmp_path / "history.html")
+    assert page.messages == []
+    assert faults(page) == []
+    # A ring around the third run, and a line through all three.
+    traces = page.evaluate("document.querySelector('.graph').data.map((each) => each.x.length)")
+    assert traces == [1, 3]
+    assert "1 regression: tiny · adamw in run-2" in page.locator("body").inner_text()
+
+
+def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_path):
+    events = [
+        {
+            "ph": "X",
+            "cat": "cpu_op",
+            "name": f"aten::{name}",
+            "ts": 10.0 * place,
+            "dur": 5.0 + place,
+        }
+        for place, name in enumerate(("mm", "mul", "<b>add</b>"))
+    ]
+    allocated = {"Total Allocated": 4096, "Device Type": 0}
+    events += [
+        {"ph": "i", "name": "[memory]", "ts": place, "args": allocated} for place in range(3)
+    ]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    written, *_ = write_trace(read_traces(path), path)
+    page = open_page(written)
+    assert page.locator(".sortable tbody tr").count() == 3
+    assert page.locator("b").count() == 0
+    page.get_by_label("Filter").fill("mul")
+    assert page.locator(".sortable tbody tr:visible").all_inner_texts()[0].startswith("aten::mul")
+    page.get_by_label("Filter").fill("")
+    page.get_by_role("button", name="self, host").press("Enter")
+    assert page.locator(".sortable tbody th").all_inner_texts()[0] == "aten::mm"
+    assert page.messages == []
+    assert faults(page) == []
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert faults(page) == []

@@ -138,7 +138,11 @@ def test_a_graph_has_exact_bytes_and_is_json(simulated):
     assert adamw["x"] == [1_000, 2_000]
     assert adamw["y"] == {"bytes": [8_000, 16 * GIB]}
     named = [trace["text"][0] for trace in graph.data["traces"] if "text" in trace]
-    assert named == ["memory of rtx3060", "memory of l4", "memory of a100-40", "memory of h100-80"]
+    assert named == ["16 GB GPU", "24 GB GPU", "40 GB GPU", "80 GB GPU"]
+    # The least of the class, which is the L4.
+    (level,) = (each for each in graph.data["traces"] if each.get("text", [""])[0] == "24 GB GPU")
+    assert level["y"] == {"bytes": [23_612_293_120] * 2}
+    assert "rtx4090" in level["hovertext"]["binary"]
 
 
 def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
