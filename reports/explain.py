@@ -87,8 +87,8 @@ METRICS: Mapping[str, Metric] = {
         ),
         leaves_out=(
             "Memory reserved and not in use (reserved), the CUDA context, and memory that libraries"
-            " take past the allocator. A saving of state shows in the peak only as far as the phase"
-            " of the peak holds it. A CPU has no such count, nor has the workload state."
+            " take outside the allocator. A smaller state lowers the peak only if the peak's phase"
+            " holds that state. Neither a CPU nor the workload state has such a count."
         ),
     ),
     "reserved": Metric(
@@ -96,16 +96,17 @@ METRICS: Mapping[str, Metric] = {
         kind="bytes",
         field="memory.peak_reserved",
         meaning=(
-            "The most bytes that the allocator held from the driver: the peak and the fragmentation"
-            " around it. It decides what fits."
+            "The most bytes that the allocator held from the driver: those in use and those kept"
+            " for later use. It decides what fits."
         ),
         obtained=(
             "Simulated by the same replay, a range up to memory.peak_reserved_upper; on CUDA:"
-            " max_memory_reserved."
+            " max_memory_reserved. If a simulated GPU runs out of memory, memory.needed has the"
+            " peak that the steps would reach on an unlimited device."
         ),
         leaves_out=(
-            "The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU"
-            " has no such count."
+            "The CUDA context, about 0.5 GiB, and other processes; nvidia-smi shows those too. A"
+            " CPU has no such count."
         ),
     ),
     "step": Metric(
@@ -114,8 +115,9 @@ METRICS: Mapping[str, Metric] = {
         field="times.step",
         meaning="Time of one call of the optimizer's step.",
         obtained=(
-            f"{_STEPS}. Shown is the median. A step that was timed on a part of the model and"
-            " scaled up says estimated."
+            f"{_STEPS}. The median is shown. ± follows a noisy one: its 95 % interval reaches"
+            " further than 5 %, it has fewer than six samples, or something disturbed it. A step"
+            " that was timed on a part of the model and scaled up is marked as estimated."
         ),
         leaves_out=(
             "Forward and backward, clipping, zero_grad, and effects of a lower peak such as a"
@@ -127,10 +129,10 @@ METRICS: Mapping[str, Metric] = {
         kind="seconds",
         field="times.forward",
         meaning="Time of the forward pass and the loss, over all micro-batches of a step.",
-        obtained=f"{_STEPS}. Shown is the median.",
+        obtained=f"{_STEPS}. The median is shown.",
         leaves_out=(
-            "Loading data. The optimizer does not take part in it: where it differs, the machine"
-            " does."
+            "Loading data. The optimizer has no part in it: a difference between optimizers comes"
+            " from the machine."
         ),
     ),
     "backward": Metric(
@@ -138,10 +140,10 @@ METRICS: Mapping[str, Metric] = {
         kind="seconds",
         field="times.backward",
         meaning="Time of the backward pass, over all micro-batches of a step.",
-        obtained=f"{_STEPS}. Shown is the median.",
+        obtained=f"{_STEPS}. The median is shown.",
         leaves_out=(
-            "Communication between devices. The optimizer does not take part in it: where it"
-            " differs, the machine does."
+            "Communication between devices. The optimizer has no part in it: a difference between"
+            " optimizers comes from the machine."
         ),
     ),
     "iteration": Metric(
@@ -152,7 +154,7 @@ METRICS: Mapping[str, Metric] = {
             "Time of a whole training iteration: forward, backward, the optimizer's step and"
             " zero_grad."
         ),
-        obtained=f"{_STEPS}. Shown is the median.",
+        obtained=f"{_STEPS}. The median is shown.",
         leaves_out="Loading data, logging, and communication between devices.",
     ),
     "estimate": Metric(
@@ -248,9 +250,9 @@ FIGURES: Mapping[str, Metric] = {
         field="memory.peak_reserved and memory.peak_allocated of records of several batch sizes",
         meaning="The largest batch whose training step a GPU has room for.",
         obtained=(
-            "From the batches that a run tried: settled where one fits and the next does not, else"
-            " at least the largest that fits. `optprof fit` searches for it on the GPU's own"
-            " memory."
+            "The largest of the batches that a run tried and that fit; exact if the next larger"
+            " batch is known not to fit, else “at least”. `optprof fit` searches for it on the"
+            " GPU's own memory."
         ),
         leaves_out="Batches that were not tried.",
     ),
@@ -271,8 +273,8 @@ FIGURES: Mapping[str, Metric] = {
         field="course.held_out",
         meaning="The mean loss a byte on the last tenth of that text, which is not trained on.",
         obtained=(
-            f"{_TRAINING}. Taken some twenty times in a training run, outside its times. Shown is"
-            " the mean over seeds, with the extremes."
+            f"{_TRAINING}. Taken some twenty times in a training run, outside its times. The mean"
+            " over seeds is shown, with the extremes."
         ),
         leaves_out=(
             "Other text, other lengths of training and other sizes of model: it ranks ways to"

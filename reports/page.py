@@ -39,18 +39,18 @@ from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
 
 SM3_NOTE = (
-    "SM3 saves this much only without momentum, when it keeps one number for each row and each"
-    " column of a weight. With momentum 0.9 it also keeps a buffer as large as the parameters, 4"
-    " more bytes a parameter in fp32 and 2 in bf16, and most of the saving is gone."
+    "SM3 saves this much only without momentum: it then keeps one number for each row and each"
+    " column of a weight. With momentum it also keeps a buffer as large as the parameters, 4 bytes"
+    " a parameter in fp32 and 2 in bf16, and most of the saving is gone."
 )
 TIMES_NOTE = (
-    "The time of a step in the same figure, which its authors took with a host clock that did not"
-    " wait for the device, next to the estimate for that GPU."
+    "The time of a step in the same figure, next to the estimate for that GPU. Its authors used a"
+    " host clock that did not wait for the device."
 )
 FIT_HELPS = "This command finds the cheapest change that makes it fit:"
 NO_AGREEMENT = (
-    "This run has no figure both ways. A run with --device auto measures on this machine what it"
-    " simulates; peaks are compared on CUDA."
+    "This run has no figure that it both simulated and measured. With --device auto, a run also"
+    " measures what it simulates; peaks can be compared on CUDA only."
 )
 # Longer tables are shown on request.
 MOST_ROWS = 24
@@ -145,7 +145,10 @@ def _verdict(findings: Findings) -> Section:
         *_headed(groups, always=len(findings.names) > 1),
     ]
     blocks.append(Note(noise_note(findings)))
-    if any(entry.scenario.optimizer == "sm3" for entry in findings.entries):
+    if any(
+        entry.scenario.optimizer == "sm3" and not entry.scenario.options.get("momentum")
+        for entry in findings.entries
+    ):
         blocks.append(Note(SM3_NOTE))
     says = "The costs of each optimizer, in one card." if groups else ""
     return Section("Verdict", blocks, "verdict", says)
@@ -188,7 +191,7 @@ def _accumulations(findings: Findings, charts: Sequence[Chart]) -> list[Section]
 
 def _damaged_timelines(damage: Sequence[str]) -> list[Section]:
     damaged = [each for each in damage if each.startswith("timelines")]
-    text = f"No memory over a training step is drawn for what cannot be read: {_damage(damaged)}."
+    text = f"Not drawn, because the timeline cannot be read: {_damage(damaged)}."
     return [Section(blocks=[Note(text)])] if damaged else []
 
 
@@ -211,8 +214,9 @@ def _capacity(findings: Findings) -> Section:
             *([Note(CAPACITY_LEGEND)] if tables else []),
         ],
         "rooms",
-        "The reserved peak of a training step set against the memory that each GPU leaves to torch;"
-        " `optprof fit` simulates it on the GPU's own memory and finds what would make it fit.",
+        "The reserved peak of a training step, compared with the memory that torch can use on each"
+        " GPU. `optprof fit` simulates the step on the GPU's own memory and finds the changes that"
+        " make it fit.",
     )
 
 
@@ -245,8 +249,8 @@ def _watched(findings: Findings) -> Section:
         "What the real runs showed",
         blocks,
         "watched",
-        "Seen in iterations that were not timed: the memory in each phase, how the state's tensors"
-        " become what the allocator counts, and the longest operations of a traced step.",
+        "Iterations that were watched and not timed: the memory in each phase, the blocks that hold"
+        " the state's tensors, and the longest operations of a traced step.",
     )
 
 
@@ -258,8 +262,8 @@ def _agreement(records: Sequence[Record]) -> Section:
         if rows
         else [Note(NO_AGREEMENT)],
         "agreement",
-        "Every figure that this run has both ways, with the residual: the simulated figure less the"
-        " measured one.",
+        "Every figure that this run both simulated and measured. The residual is the simulated"
+        " figure less the measured one.",
     )
 
 
@@ -303,9 +307,9 @@ def _numbers(findings: Findings) -> Section:
         "All numbers",
         _headed({table.title: [table] for table in (memory, *time_tables(findings))}, always=True),
         "table",
-        "One row an optimizer; a rounded number has its exact bytes behind it (hover). State as"
-        " allocated counts the allocator's blocks that hold the state, the peak the whole training"
-        " step.",
+        "One row an optimizer; a rounded number has its exact bytes behind it (hover). “State as"
+        " allocated” counts the allocator's blocks that hold the state, “peak” all memory of a"
+        " training step.",
     )
 
 
@@ -328,8 +332,8 @@ def _largest_blocks(findings: Findings) -> Section:
         "The largest blocks at the peak",
         tables,
         "blocks",
-        "The largest blocks at the highest moment of the training steps, and their origin: the"
-        " module or tensor of the model, the operation, the line of Python.",
+        "The largest blocks at the peak of the training steps, and what requested each: the module"
+        " or tensor of the model, the operation, and the line of Python.",
     )
 
 
@@ -344,6 +348,5 @@ def _repeat(records: Sequence[Record]) -> Section:
         "How to repeat it",
         [*(Note(command, "code") for command in commands(records)), Facts((*facts, *origins))],
         "repeat",
-        "The command, the machine and versions that it ran on, and the meaning of the words for the"
-        " origin of a number.",
+        "The command, its machine and versions, and what the origin of a number means.",
     )

@@ -78,8 +78,7 @@ def _missing(records: Sequence[Record], baseline: str) -> str:
     # A failure says more than a success without bytes.
     if record := next(iter([*failures(tried), *tried]), None):
         return (
-            f"{baseline} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare"
-            " with."
+            f"{baseline} {OUTCOMES[record.outcome]} on {{}}, so there is nothing to compare with."
         )
     return f"No {baseline} to compare with on {{}}: {_advice(records, baseline)}."
 
@@ -99,11 +98,12 @@ def unlike_text(rows: Sequence[Saving]) -> str:
             ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
             labels.setdefault(ways, []).append(row.entry.label)
     pairs = [
-        f"{listed(list(dict.fromkeys(names)))} as {own} against {baseline} as {other}"
+        f"{listed(list(dict.fromkeys(names)))} ({own}) with {baseline} ({other})"
         for (own, other), names in labels.items()
     ]
     return (
-        f"The bytes of {'; '.join(pairs)}: the run has no result of {baseline} run the same way."
+        f"Compared across implementations: {'; '.join(pairs)}. The run has no result of {baseline}"
+        " with the same implementation."
         if pairs
         else ""
     )
@@ -185,15 +185,15 @@ def fragmentation_text(course: Course, units: Units = BINARY) -> str:
         f"{gib_text(timeline.peak_allocated, units)} {units.giga}",
     )
     return (
-        f"{course.label} holds most: {peak} in {phase_name(stretch.phase)} of training step"
-        f" {stretch.step}, where {bytes_text(spare, units)} ({share}) of what is reserved is not in"
-        " use."
+        f"{course.label} has the highest peak: {peak} in {phase_name(stretch.phase)} of training"
+        f" step {stretch.step}. There {bytes_text(spare, units)} ({share}) of the reserved memory"
+        " are not in use."
     )
 
 
 def nothing_text(labels: Sequence[str]) -> str:
     """A note on the optimizers that a logarithmic axis leaves out."""
-    return f"A state of 0 bytes has no place on a logarithmic axis: {listed(labels)}."
+    return f"Not on the logarithmic axis, because the state has 0 bytes: {listed(labels)}."
 
 
 def spread_text(spread: Spread) -> str:

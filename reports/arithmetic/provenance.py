@@ -11,14 +11,14 @@ from ..words import DEVICES, warning_lines
 from .times import Spread
 
 ORIGINS = {
-    "measured": "a clock or an allocator on this machine said so.",
+    "measured": "read from a clock or an allocator on the machine of the run.",
     "simulated": (
         "the optimizer's own step ran at full size on tensors without data, and its allocations"
         " were replayed through a model of the CUDA caching allocator; no GPU was used."
     ),
     "estimated": (
-        "timed on a noted share of the model's parameters and scaled up to all of them; or, for a"
-        " GPU that was not used, computed from the bytes that the step's kernels move, their"
+        "timed on a part of the model, whose share is noted, and scaled up to all parameters; or,"
+        " for a GPU that was not used, computed from the bytes that the step's kernels move, their"
         " launches and the host's waits."
     ),
 }

@@ -22,7 +22,9 @@ from ..units import (
 from ..words import PLACES, conditions, listed, origin_text, phase_name
 from .table import Card, Cell, bytes_cell, time_cell, unfit_cell
 
-RANGES = "peaks of convolutions and RNNs: from the least that cuDNN takes to the most"
+RANGES = (
+    "peaks with convolutions or RNNs are ranges, from cuDNN's smallest workspaces to its largest"
+)
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
@@ -132,7 +134,7 @@ def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
     before, after = (saving.baseline.peak_bytes if saving else None), entry.peak_bytes
     if before is None or after is None or after >= before:
         return ""
-    without = "" if entry.peak_upper is None else ", both with the least that cuDNN takes"
+    without = "" if entry.peak_upper is None else ", both with cuDNN's smallest workspaces"
     return (
         f"; the peak of a training step falls from {gib_text(before, units)} to"
         f" {gib_text(after, units)} {units.giga}{without}"

@@ -238,8 +238,8 @@ def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
     other = savings(entries([simulated("adamw"), simulated("sm3", implementation="loop")]), "adamw")
     assert (
         unlike_text(other)
-        == "The bytes of sm3 as loop against adamw as foreach: the run has no result of adamw run"
-        " the same way."
+        == "Compared across implementations: sm3 (loop) with adamw (foreach). The run has no result"
+        " of adamw with the same implementation."
     )
 
 

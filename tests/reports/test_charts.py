@@ -191,7 +191,7 @@ def test_a_state_of_0_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(simu
     ]
     chart = chart_of(pareto, Findings.of(records))
     assert [row[0].text for row in chart.table.rows] == ["adamw", "sgd"]
-    assert chart.notes[0] == "A state of 0 bytes has no place on a logarithmic axis: sgd."
+    assert chart.notes[0] == "Not on the logarithmic axis, because the state has 0 bytes: sgd."
     assert pareto.describe(Findings.of(records[1::2])) == []
 
 

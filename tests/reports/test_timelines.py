@@ -109,8 +109,8 @@ def test_the_report_shows_the_timeline_and_the_largest_blocks(run):
     assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
     assert "adamw: 6.000 GiB in backward · 7.000 reserved" in page
     assert (
-        "adamw holds most: 6.000 GiB in backward of training step 1, where 1.000 GiB (14.3 %) of"
-        " what is reserved is not in use." in page
+        "adamw has the highest peak: 6.000 GiB in backward of training step 1. There 1.000 GiB"
+        " (14.3 %) of the reserved memory are not in use." in page
     )
     for words in (
         "h.3.mlp.c_fc",

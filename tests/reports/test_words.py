@@ -74,20 +74,18 @@ def test_after_a_failed_baseline_the_advice_is_not_to_add_one(simulated, outcome
     findings = Findings.of(
         [simulated("adamw", memory=None, outcome=outcome, error="why"), simulated("sm3")]
     )
-    assert (
-        missing_text(findings) == f"adamw {verb} on tiny, so that there is nothing to compare with."
-    )
+    assert missing_text(findings) == f"adamw {verb} on tiny, so there is nothing to compare with."
 
 
 def test_each_setting_has_its_own_reason(simulated):
     failed = simulated("adamw", memory=None, outcome="out-of-memory", error="why")
     text = missing_text(Findings.of([failed, simulated("sm3"), simulated("sm3", dtype="bf16")]))
     assert text == (
-        "adamw ran out of memory on tiny · fp32, so that there is nothing to compare with. "
+        "adamw ran out of memory on tiny · fp32, so there is nothing to compare with. "
         "No adamw to compare with on tiny · bf16: add adamw to --optimizers."
     )
 
 
 def test_for_a_baseline_without_state_the_advice_is_not_to_add_one(simulated):
     text = missing_text(Findings.of([simulated("adamw", state=0), simulated("sm3")]))
-    assert text == "adamw kept no state on tiny, so that there is nothing to compare with."
+    assert text == "adamw kept no state on tiny, so there is nothing to compare with."
