@@ -25,8 +25,7 @@ def describe(findings: Findings) -> list[Picture]:
         context=findings.context,
         sentence=(
             f"The state of each optimizer as a share of {findings.baseline}'s for the same model."
-            " The numbers are its bytes, the bytes saved, how many times smaller it is, and the"
-            " share saved."
+            " Beside the name are its bytes, how many times smaller it is, and what it saves."
         ),
         table=_table(findings),
         panels=grouped(findings, bars),
