@@ -144,9 +144,9 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             "Savings heat map",
             [heat_map(findings)],
             "heat",
-            f"How many times smaller each state is than {findings.baseline}'s, and the share saved;"
-            " below 1.00 it is larger. Blue is a smaller state, orange a larger one; a deeper colour"
-            " is a larger difference.",
+            f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
+            " Below 1.00 it is larger. Blue is a smaller state, orange a larger one; a deeper"
+            " colour is a larger difference.",
         )
     ]
     for chart in charts:
