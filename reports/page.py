@@ -162,8 +162,8 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             [heat_map(findings)],
             "heat",
             f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
-            " Blue is a smaller state, orange a larger one; a deeper colour is a larger"
-            " difference.",
+            " Below 1.00 it is larger. Blue is a smaller state, orange a larger one; a deeper"
+            " colour is a larger difference.",
         )
     ]
     for chart in charts:

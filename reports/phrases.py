@@ -42,21 +42,16 @@ NOISE = (
 
 
 def saving_text(row: Saving, units: Units = BINARY) -> str:
-    """The saving: saves 5.803 GiB, 2.00 times, 50.0 %."""
+    """The saving: 2.00 times smaller, saves 5.803 GiB, 50.0 %."""
     if row.is_baseline:
         return "the baseline"
     size = f"{gib_text(abs(row.saved_bytes), units)} {units.giga}"
-    amount = (
-        f"saves {size}"
-        if row.saved_bytes > 0
-        else f"keeps {size} more"
-        if row.saved_bytes
-        else "saves nothing"
-    )
-    return (
-        f"{amount} · {factor_text(row.factor)} ·"
-        f" {percent_text(row.saved_bytes, row.baseline_bytes)}"
-    )
+    if not row.saved_bytes:
+        return "saves nothing"
+    if row.saved_bytes < 0:
+        return f"{against_text(row)} · keeps {size} more"
+    share = percent_text(row.saved_bytes, row.baseline_bytes)
+    return f"{against_text(row)} · saves {size}, {share}"
 
 
 def missing_text(findings: Findings) -> str:

@@ -6,8 +6,11 @@ from ..arithmetic.savings import Saving
 from ..phrases import saving_text
 from ..tables.table import Table, bytes_cell, text_table
 from ..units import Sized, factor_text, gib_text, per_parameter_text, percent_text
-from .bars import grouped
+from .bars import Ticks, grouped
 from .picture import ORIGINS, Bar, Key, Part, Picture
+
+# With a state larger than this many baselines, per cents would be long and 100 % lie on 0 %.
+MULTIPLES = 5
 
 
 def describe(findings: Findings) -> list[Picture]:
@@ -16,8 +19,7 @@ def describe(findings: Findings) -> list[Picture]:
         return []
     rows, notes = pictured(findings.savings, lambda row: row.entry.setting)
     most = max(1.0, *(row.share_kept for row in rows))
-    shares = (0, 0.25, 0.5, 0.75, 1) if most <= 1.5 else (0, 1, most)
-    ticks = tuple((100 * share / most, f"{100 * share:.0f} %") for share in shares)
+    ticks = _ticks(most)
     bars = ((findings.names[row.entry.setting], _bar(findings, row, most), ticks) for row in rows)
     picture = Picture(
         name="savings",
@@ -25,8 +27,7 @@ def describe(findings: Findings) -> list[Picture]:
         context=findings.context,
         sentence=(
             f"The state of each optimizer as a share of {findings.baseline}'s for the same model."
-            " The numbers are its bytes, the bytes saved, how many times smaller it is, and the"
-            " share saved."
+            " Beside the name are its bytes, how many times smaller it is, and what it saves."
         ),
         table=_table(findings),
         panels=grouped(findings, bars),
@@ -35,6 +36,14 @@ def describe(findings: Findings) -> list[Picture]:
         keys=(Key("block", f"the state of {shortened(findings.baseline)}", "@track"), *ORIGINS),
     )
     return [picture]
+
+
+def _ticks(most: float) -> Ticks:
+    """Return places and shares of the baseline; as multiples of it if it is the small one."""
+    if most > MULTIPLES:
+        return (0, "0"), (50, factor_text(most / 2)), (100, factor_text(most))
+    shares = (0, 0.25, 0.5, 0.75, 1) if most <= 1.5 else (0, 1, most)
+    return tuple((100 * share / most, f"{100 * share:.0f} %") for share in shares)
 
 
 def _bar(findings: Findings, row: Saving, most: float) -> Bar:

@@ -103,7 +103,9 @@ def cpu_table(findings: Findings, group: Sequence[Entry], width: int) -> Table:
     )
     columns = [name, ("step", partial(_step, device="cpu"))]
     if any(id(entry) in against for entry in timed):
-        columns.append((f"time vs {shortened(findings.baseline, 16)}", partial(_pace, against)))
+        columns.append(
+            (f"time vs {shortened(findings.baseline, 16)}", partial(_pace, findings, against))
+        )
     return filled([*columns, *_precise(timed)], timed)
 
 
@@ -136,8 +138,10 @@ def _on(device: str) -> Callable[[Entry], bool]:
     )
 
 
-def _pace(against: Mapping[int, Ratio], entry: Entry) -> Cell:
+def _pace(findings: Findings, against: Mapping[int, Ratio], entry: Entry) -> Cell:
     ratio = against.get(id(entry))
+    if ratio is None and entry.scenario.optimizer == findings.baseline:
+        return _text(factor_text(1))
     return _text(short_pace_text(ratio) if ratio else None)
 
 

@@ -110,6 +110,9 @@ def test_bars_are_shares_of_the_baseline(simulated):
     (group,) = chart_of(savings, Findings.of([simulated("adamw"), simulated("sgd-sai")])).groups
     assert [bar.parts[1].width for bar in group.bars] == [100, 50]
     assert [place for place, _ in group.ticks] == [0, 25, 50, 75, 100]
+    small = Findings.of([simulated("adamw"), simulated("sm3")], baseline="sm3")
+    (group,) = chart_of(savings, small).groups
+    assert [text for _, text in group.ticks] == ["0", f"500{TIMES}", f"1,000{TIMES}"]
 
 
 def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):

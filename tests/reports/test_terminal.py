@@ -7,6 +7,7 @@ import pytest
 
 from optprof.profiler.records.record import StepEstimate, Watched
 from optprof.reports import print_run
+from optprof.reports.units import TIMES
 
 
 def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
@@ -37,21 +38,51 @@ def test_the_terminal_refuses_an_empty_run():
         print_run([], io.StringIO())
 
 
-def test_an_estimate_for_a_gpu_has_a_column_and_a_label(simulated):
-    estimate = StepEstimate(
+def estimate(seconds: float) -> StepEstimate:
+    return StepEstimate(
         gpu="a100-80",
-        seconds=0.07,
+        seconds=seconds,
         floor_seconds=0.02,
         moved_bytes=80_000,
         needed_bytes=28_000,
         launches=8,
         synchronisations=0,
     )
+
+
+@pytest.mark.parametrize("gpu", [None, "a100-80"])
+def test_an_estimate_for_a_gpu_has_a_column_and_a_label(simulated, gpu: str | None):
     stream = io.StringIO()
-    print_run([simulated("adamw", estimate=estimate)], stream, width=80)
-    assert "on a100-80" in stream.getvalue()
-    assert "~70.0 ms" in stream.getvalue()
-    assert "step times on a100-80: estimated from the bytes" in stream.getvalue()
+    print_run([simulated("adamw", gpu=gpu, estimate=estimate(0.07))], stream, width=80)
+    text = " ".join(stream.getvalue().split())
+    assert "on a100-80" in text
+    assert "~70.0 ms" in text
+    assert "step times on a100-80: estimated from the bytes" in text
+    assert ("--gpu names another GPU" in text) == (gpu is None)
+
+
+def test_a_gpu_s_step_stands_beside_its_bytes_and_a_cpu_s_in_a_table_of_its_own(simulated, timed):
+    records = [
+        simulated("adamw", estimate=estimate(0.07)),
+        simulated("sm3", estimate=estimate(0.06)),
+        timed("adamw", step=(0.2,) * 6),
+        timed("sm3", step=(0.3,) * 6),
+    ]
+    stream = io.StringIO()
+    print_run(records, stream, width=80)
+    on_gpu, on_cpu, *_ = stream.getvalue().split("\n\n")
+    assert on_gpu.splitlines()[1].split()[-2:] == ["on", "a100-80"]
+    assert [line.split()[-2:] for line in on_gpu.splitlines()[2:]] == [
+        ["~70.0", "ms"],
+        ["~60.0", "ms"],
+    ]
+    title, head, *rows = on_cpu.splitlines()
+    assert title.strip() == "tiny: step on the CPU"
+    assert head.split() == ["optimizer", "step", "time", "vs", "adamw", "95", "%"]
+    assert [row.split()[:5] for row in rows] == [
+        ["\u25cf", "adamw", "200", "ms", f"1.00{TIMES}"],
+        ["\u25b2", "sm3", "300", "ms", f"1.50{TIMES}"],
+    ]
 
 
 def test_a_sound_median_has_no_mark_and_its_throughput_is_shown(timed):

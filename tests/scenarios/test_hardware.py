@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 
-from optprof.scenarios import hardware
+from optprof.scenarios import Scenario, hardware
+from optprof.scenarios.spec import Option
 
 GIB = 2**30
 # The memory on the box in the vendors' units: multiples of 2**30 bytes, 10**9 for HBM3E cards.
@@ -40,6 +42,12 @@ CLOCK_AND_BUS = {
     "h100-80": (2_619e6, 5120),
     "b200": (3_996e6, 7680),
 }
+
+
+def test_the_help_of_gpu_names_the_default_one():
+    hint = get_type_hints(Scenario, include_extras=True)["gpu"]
+    (option,) = (extra for extra in get_args(hint) if isinstance(extra, Option))
+    assert hardware.DEFAULT_GPU in (option.unset or "")
 
 
 def test_the_catalogue_lists_these_gpus():
