@@ -115,15 +115,8 @@ def _noise(records: Sequence[Record]) -> str:
     """Return how far the 95 % intervals of the step's medians reach, narrowest to widest."""
     steps = [(record.times or {}).get("step") for record in records if record.course is None]
     spreads = [Spread.of(samples) for samples in steps if samples]
-    known = [
-        (spread.median, spread.interval)
-        for spread in spreads
-        if spread.interval and spread.median > 0
-    ]
-    if not known:
+    reaches = sorted(spread.reach for spread in spreads if spread.reach is not None)
+    if not reaches:
         return ""
-    reaches = sorted(
-        max(interval.upper - middle, middle - interval.lower) / middle for middle, interval in known
-    )
     span = dict.fromkeys(percent_text(reach, 1) for reach in (reaches[0], reaches[-1]))
     return f"95 % intervals of the step's median reach {' to '.join(span)} to the longer side"

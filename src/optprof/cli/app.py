@@ -24,6 +24,7 @@ from .doctor import doctor
 from .explain import explain
 from .fit import fit
 from .help import Command, Group
+from .history import history
 from .listing import list_names
 from .options import arguments_of, check_early, parameters_of
 from .profile import profile
@@ -182,6 +183,7 @@ _add(fit, "Measure and simulate", without=("accumulate", "device", "steps", "wor
 _add(sweep, "Measure and simulate")
 _add(report, "Show runs")
 _add(compare, "Show runs")
+_add(history, "Show runs")
 _add(repair, "Show runs")
 _add(list_names, "Look up", "list")
 _add(explain, "Look up")

@@ -57,6 +57,14 @@ Markdown = Annotated[
         "--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout."
     ),
 ]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The optimizer that the report compares the others with.",
+        show_default="adamw, else adam, else the first",
+    ),
+]
 Traceback = Annotated[
     bool, typer.Option("--traceback", help="Print the whole traceback of an error.")
 ]
@@ -128,6 +136,7 @@ class RunOptions:
         ),
     ] = False
     tensorboard: TensorBoard = False
+    baseline: Baseline = None
     resume: Annotated[
         bool,
         typer.Option(

@@ -90,8 +90,11 @@ def run_all(
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.runner import run
+    from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
+    if options.baseline is not None:
+        require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     store = _open_run(name, out, options)
     waiting = _waiting(scenarios, store)
     try:
@@ -180,7 +183,12 @@ def _show(
     if not options.no_report:
         from optprof.reports import write_report
 
-        page = write_report(store.folder, tensorboard=options.tensorboard, force=options.force)
+        page = write_report(
+            store.folder,
+            tensorboard=options.tensorboard,
+            force=options.force,
+            baseline=options.baseline,
+        )
     failed = sum(record.outcome != "ok" for record in records)
     failure = f"{failed} of {len(records)} scenarios failed" if failed else None
     if options.as_json:
@@ -192,7 +200,7 @@ def _show(
         content |= {"error": failure, "status": SOME_FAILED} if failure else {}
         print(json.dumps(content, indent=1), file=stdout)
     else:
-        print_run(records, stdout)
+        print_run(records, stdout, baseline=options.baseline)
     say(f"report: {page}" if page else f"to draw the report: optprof report {store.folder}")
     say_files(store.folder)
     for record in records:
