@@ -63,8 +63,8 @@ $(VENV)/.pip: constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
-	@echo "setting up $(VENV): optprof, torch, transformers"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@echo "setting up $(VENV): optprof, torch, transformers, tensorboard"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tensorboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -74,8 +74,11 @@ def write_report(
     the place of an output; FileNotFoundError for a folder without a run; FileExistsError for a page
     that is not optprof's, without `force`; another OSError for a folder that cannot be written.
     """
+    from optprof.profiler.machine.doctor import require_installed
     from optprof.profiler.records.store import RunStore
 
+    if tensorboard:
+        require_installed("tensorboard=True", "tensorboard")
     store = RunStore(folder)
     records = _standing(store, anonymous)
     timelines = store.read_timelines(records)

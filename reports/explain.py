@@ -304,7 +304,7 @@ def find(name: str) -> Metric:
 
 def _named(name: str, figures: Mapping[str, Metric]) -> Metric:
     if name not in figures:
-        near = get_close_matches(name, figures, 1)
+        near = get_close_matches(name.lower(), figures, 1, cutoff=0.66)
         raise ValueError(
             f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are"
             f" {', '.join(figures)}"

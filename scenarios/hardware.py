@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import dropwhile
 
+from .schema import did_you_mean
 from .spec import Scenario
 
 # Memory of a process outside torch's pool: the CUDA context and the modules that a training step
@@ -409,10 +409,7 @@ def available() -> tuple[str, ...]:
 def describe(name: str) -> Gpu:
     """Return the catalogue's entry; raise ValueError with near names if there is none."""
     if name not in _CATALOGUE:
-        text = name.lower().replace(" ", "")
-        begun = [known for known in _CATALOGUE if text and known.startswith(text)]
-        near = begun or get_close_matches(text, _CATALOGUE, n=3, cutoff=0.5) or available()
-        raise ValueError(f"no GPU is named {name!r}; did you mean {', '.join(near)}?")
+        raise ValueError(f"no GPU is named {name!r}; {did_you_mean(name, _CATALOGUE)}")
     return _CATALOGUE[name]
 
 

@@ -6,10 +6,9 @@ The configurations are those of the published checkpoints; everything else is tr
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
-from .schema import MOST_LETTERS
+from .schema import MOST_LETTERS, did_you_mean
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 # The layers that get adapters, by architecture: peft's choice for GPT-2 and Llama, and Llama's for
@@ -198,9 +197,8 @@ def describe(name: str) -> ModelEntry | None:
     if ":" in name:
         return None
     if name not in _CATALOGUE:
-        near = get_close_matches(name.lower(), _CATALOGUE, n=3) or available()
         raise ValueError(
-            f"no model named {name!r}; did you mean {', '.join(near)}? (module:factory names your"
+            f"no model named {name!r}; {did_you_mean(name, _CATALOGUE)} (module:factory names your"
             " own)"
         )
     return _CATALOGUE[name]
@@ -274,6 +272,8 @@ def sequence_length(
     ValueError if the model has fewer positions.
     """
     entry = describe(name)
+    if type(requested) is int and requested < 1:
+        raise ValueError(f"sequence_length must be a whole number >= 1, got {requested}")
     if entry is None:
         return requested
     if entry.positions is None:
@@ -287,8 +287,8 @@ def sequence_length(
     )
     if requested is not None and requested > positions:
         raise ValueError(
-            f"{name} has {positions} positions, got a sequence length of {requested}; ask for at"
-            " most that"
+            f"{name} has {positions} positions, got a sequence length of {requested}; request at"
+            f" most {positions}"
         )
     return requested or min(DEFAULT_SEQUENCE_LENGTH, positions)
 

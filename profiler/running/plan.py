@@ -6,7 +6,6 @@ A question is a mapping of `Scenario`'s fields. Its optimizer is a text with opt
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from itertools import product
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from optprof import optimizers
 from optprof.optimizers import parse_list
 from optprof.scenarios import Scenario, factories, hardware, models, schema
 from optprof.scenarios.settings import own_settings
+from optprof.scenarios.spec import usual
 from optprof.scenarios.suites import MOST_SCENARIOS, Suite
 from optprof.scenarios.workpiece import build
 
@@ -150,8 +150,9 @@ def _require_options(options: Mapping[str, Any]) -> None:
     names = {field.name for field in fields(Scenario)} - {"model", "optimizer", "options"}
     for name in options:
         if name not in names:
-            near = get_close_matches(name, names) or sorted(names)
-            raise ValueError(f"no option is named {name!r}; did you mean {', '.join(near)}?")
+            raise ValueError(
+                f"no option is named {name!r}; {schema.did_you_mean(name, sorted(names))}"
+            )
 
 
 def _refuse_code(question: Question, allowed: Collection[str]) -> None:
@@ -169,6 +170,7 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
 
 def _devices(device: str | None) -> tuple[str, ...]:
     """Return the devices of a question: "auto" simulates CUDA and measures this machine."""
+    device = usual("device", device)
     if device == "cuda":
         require_cuda()
     if device not in (None, "auto"):

@@ -196,7 +196,7 @@ def of_width(width: int):
         ({"amp": "fp8"}, "amp must be one of bf16, fp16, got 'fp8'"),
         (
             {"amp": "bf16", "dtype": "bf16"},
-            "amp keeps its master weights in fp32, got dtype 'bf16' with amp 'bf16'",
+            "amp runs fp32 parameters under autocast, got dtype 'bf16' with amp 'bf16'",
         ),
         (
             {"implementation": "fused", "optimizers": ["sm3"]},

@@ -124,3 +124,17 @@ def test_a_failure_of_both_workloads_is_listed_once(simulated):
     print_run([*records, simulated("sm3", **failure | {"error": "another"})], stream, width=200)
     assert stream.getvalue().count("(mine.py, line 12)") == 1
     assert stream.getvalue().count("another") == 1
+
+
+def test_a_table_that_is_too_wide_continues_below_with_its_first_column(simulated):
+    stream = io.StringIO()
+    print_run([simulated("adamw"), simulated("sgd-sai")], stream, width=40)
+    lines = stream.getvalue().splitlines()
+    assert max(map(len, lines)) <= 40
+    # Every part names the rows again, and no word or number is broken.
+    heads = [line for line in lines if line.startswith("optimizer")]
+    assert len(heads) >= 2
+    assert sum("sgd-sai" in line for line in lines) == len(heads)
+    assert {"state GiB", "peak GiB", "step"} <= {
+        name for line in heads for name in ("state GiB", "peak GiB", "step") if name in line
+    }

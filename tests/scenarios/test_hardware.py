@@ -94,7 +94,7 @@ def test_dtypes_of_a_chip_follow_its_compute_capability():
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("tpu", "rtx3060")],
+    [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("H200x", "h200")],
 )
 def test_an_unknown_name_is_an_error_with_near_ones(wrong: str, near: str):
     with pytest.raises(

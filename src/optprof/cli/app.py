@@ -16,7 +16,7 @@ from warnings import catch_warnings
 
 import typer
 
-from optprof.reports.streams import STDOUT, guard_streams, set_verbosity
+from optprof.reports.streams import STDOUT, guard_streams
 from optprof.scenarios.schema import shortened
 
 from .compare import compare
@@ -26,7 +26,7 @@ from .fit import fit
 from .help import Command, Group
 from .history import history
 from .listing import list_names
-from .options import arguments_of, parameters_of, require_extras
+from .options import arguments_of, check_early, parameters_of
 from .profile import profile
 from .repair import repair
 from .report import report
@@ -88,9 +88,8 @@ def _add(
 
     @wraps(function)
     def run(**values: Any) -> None:
-        set_verbosity(values.get("verbose", False) - values.get("quiet", False))
         with _border(whole=values["traceback"], as_json=values.get("as_json", False)):
-            require_extras(values)
+            check_early(values)
             function(**arguments_of(function, values))
 
     run.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]

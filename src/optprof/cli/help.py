@@ -8,6 +8,8 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from optprof.reports.streams import set_verbosity
+
 from .standing import type_standing
 
 # The widest column of names.
@@ -18,10 +20,11 @@ class Command(TyperCommand):
     """A command that shows its options in groups, and takes standing options."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Return the arguments that are left over; standing options are put into `sys.argv`."""
+        """Return the arguments that are left over; put standing options into `sys.argv`."""
         given = list(args)
         rest = super().parse_args(ctx, args)
         if not ctx.resilient_parsing and "standing" in ctx.params:
+            set_verbosity(ctx.params["verbose"] - ctx.params["quiet"])
             type_standing(ctx, given)
         return rest
 

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 from typer.models import OptionInfo
 
+from optprof.reports.streams import say
 from optprof.scenarios import Scenario
-from optprof.scenarios.spec import Option
+from optprof.scenarios.spec import Option, usual
 
 from .names import accumulation_names, choices, gpu_names, optimizer_names, run_names
 from .standing import read_standing
@@ -267,8 +268,11 @@ def arguments_of(function: Callable[..., None], values: Mapping[str, Any]) -> di
     return arguments
 
 
-def require_extras(values: Mapping[str, Any]) -> None:
-    """Raise ValueError for an option whose package is missing, before anything is loaded."""
+def check_early(values: Mapping[str, Any]) -> None:
+    """Check the options of a command before anything is loaded.
+
+    Raises ValueError for an option whose package is missing; says what --dtype fp16 is not.
+    """
     from optprof.profiler.machine.doctor import require_installed
 
     if values.get("tensorboard"):
@@ -277,6 +281,10 @@ def require_extras(values: Mapping[str, Any]) -> None:
         require_installed("--lora", "peft")
     if values.get("no_report") is False:
         require_installed("a report", "jinja2", "matplotlib", "plotly")
+    if "model" in values:
+        require_installed("the page of fit", "jinja2")
+    if usual("dtype", values.get("dtype")) == "fp16" and not values.get("amp"):
+        say("--dtype fp16 trains fp16 parameters; for mixed precision use --amp fp16 instead")
 
 
 def _scenario_parameters(without: Collection[str]) -> Iterator[Parameter]:

@@ -74,12 +74,12 @@ def _defaults(
     group: Any = context.parent.command if context.parent else context.command
     options = {name: _options(command) for name, command in group.commands.items()}
     known = {key for each in options.values() for key in each} - {*_FOR_ONE_CALL}
-    own = content.get(context.info_name or "", {})
-    for table in (*filter(_is_table, content.values()), content):
-        for key in table:
-            if key.replace("_", "-") not in known and not (table is content and key in options):
-                raise ValueError(f"{where}: {_unknown(key, {*known, *options})}")
-    for key, value in {**content, **own}.items():
+    own = content.get(context.info_name or "")
+    own_tables = [content[name] for name in options if _is_table(content.get(name))]
+    for key in (key for table in (content, *own_tables) for key in table):
+        if key.replace("_", "-") not in known and content.get(key) not in own_tables:
+            raise ValueError(f"{where}: {_unknown(key, {*known, *options})}")
+    for key, value in {**content, **(own if _is_table(own) else {})}.items():
         parameter = options[context.info_name or ""].get(key.replace("_", "-"))
         if parameter is not None:
             yield parameter.name, _value(parameter, value, f"{where}: {key}")
