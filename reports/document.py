@@ -32,12 +32,16 @@ Block: TypeAlias = "Note | Table | Facts | tuple[Card, ...] | Chart"
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document; a page links to its `name`, and opens it with the sentence `says`."""
+    """A part of a document; a page links to its `name`, and opens it with the sentence `says`.
+
+    The blocks of `help` tell how to read it, on request.
+    """
 
     title: str = ""
     blocks: "Sequence[Block]" = ()
     name: str = ""
     says: str = ""
+    help: "Sequence[Block]" = ()
 
     @property
     def shown(self) -> "list[Block]":

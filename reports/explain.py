@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from optprof.scenarios.hardware import DEFAULT_GPU
+
 # Words that several figures share.
 _BYTES = "exact bytes; GiB are 2**30 of them"
 _STEPS = (
@@ -157,7 +159,9 @@ METRICS: Mapping[str, Metric] = {
         title="step on the GPU, estimated",
         kind="seconds",
         field="estimate.seconds",
-        meaning="Time of the optimizer's step on the GPU that the scenario names.",
+        meaning=(
+            f"Time of the optimizer's step on the GPU that --gpu names, {DEFAULT_GPU} by default."
+        ),
         obtained=(
             "Computed from the bytes that the step's kernels read and write, their launches and the"
             " host's waits. It is not measured; the same code gives the same figure on every"

@@ -3,7 +3,7 @@
 import base64
 import gzip
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,13 +17,15 @@ from optprof.profiler.safety.plain import plain
 from .document import Document
 from .icons import icon_path
 from .pictures.charts import Chart
+from .pictures.picture import Drawing
 from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_colour
 
 
-def render(document: Document) -> str:
+def render(document: Document, drawings: Iterable[Drawing] = ()) -> str:
     """Return a page that opens offline and loads nothing; all text is escaped.
 
-    ModuleNotFoundError for graphs without the package plotly.
+    Readers can save the `drawings` from the page. ModuleNotFoundError for graphs without the
+    package plotly.
     """
     graphs = _graphs(document)
     return _filled(
@@ -32,12 +34,13 @@ def render(document: Document) -> str:
         document=document,
         graphs=graphs,
         plotly=packed_plotly() if graphs else "",
+        figures={drawing.name: _packed(drawing.svg.encode()) for drawing in drawings},
     )
 
 
 def fragment(document: Document) -> str:
     """Return the document's sections alone, without style sheet and scripts."""
-    return _filled("fragment.html.j2", document.marks, document=document)
+    return _filled("fragment.html.j2", document.marks, document=document, figures={})
 
 
 def _graphs(document: Document) -> dict[str, Mapping[str, Any]]:
@@ -62,7 +65,12 @@ def packed_plotly() -> str:
             "the page's graphs need the package plotly; pip install plotly", name="plotly"
         )
     script = Path(package.origin).parent / "package_data" / "plotly.min.js"
-    return base64.b64encode(gzip.compress(script.read_bytes(), mtime=0)).decode()
+    return _packed(script.read_bytes())
+
+
+def _packed(content: bytes) -> str:
+    """Return content by gzip and in base64, which browsers unpack."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode()
 
 
 def _filled(template: str, marks: Mapping[str, Mark], **values: Any) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from optprof.profiler.records.planned import Unfinished
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.timeline import Timeline
 
@@ -19,14 +20,16 @@ from .arithmetic.reproduction import (
     reproduction,
 )
 from .document import Block, Document, Note, Section
-from .phrases import missing_text, unlike_text
+from .failing import remedies, sentences, title, unfinished_text
+from .phrases import missing_text, noise_note, unlike_text
 from .pictures import pictures
 from .pictures.charts import Chart
+from .pictures.picture import Drawing
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import LEGEND as CAPACITY_LEGEND
 from .tables.capacity import capacity_tables
-from .tables.data import data_rows, estimate_table, memory_table, step_table
+from .tables.data import data_rows, memory_table, time_tables
 from .tables.heat_map import heat_map
 from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
 from .tables.sight import sight_tables
@@ -34,7 +37,6 @@ from .tables.table import Facts
 from .tables.verdict import cards, sources, verdict
 from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
-from .words import listed
 
 SM3_NOTE = (
     "SM3 saves this much only without momentum, when it keeps one number for each row and each"
@@ -45,6 +47,7 @@ TIMES_NOTE = (
     "The time of a step in the same figure, which its authors took with a host clock that did not"
     " wait for the device, next to the estimate for that GPU."
 )
+FIT_HELPS = "This command finds the cheapest change that makes it fit:"
 NO_AGREEMENT = (
     "This run has no figure both ways. A run with --device auto measures on this machine what it"
     " simulates; peaks are compared on CUDA."
@@ -60,10 +63,17 @@ def render_page(
     damage: Sequence[str] = (),
     *,
     total: int | None = None,
+    baseline: str | None = None,
+    unfinished: Unfinished | None = None,
+    drawings: Iterable[Drawing] = (),
 ) -> str:
-    """Return the page of a run as HTML text."""
-    findings = Findings.of(records, timelines)
-    return html.render(run_page(findings, damage, total=total))
+    """Return the page of a run as HTML text.
+
+    `baseline` is the optimizer that others are compared with, `unfinished` what is still missing;
+    readers can save the drawings from the page.
+    """
+    findings = Findings.of(records, timelines, baseline=baseline, unfinished=unfinished)
+    return html.render(run_page(findings, damage, total=total), drawings)
 
 
 def run_page(
@@ -101,7 +111,7 @@ def run_page(
         _repeat(records),
     ]
     return Document(
-        title=f"What an optimizer costs on {listed(findings.models)}",
+        title=title(findings),
         context=context,
         notes=[f"Left out, because it cannot be read: {_damage(damage)}."] if damage else [],
         sections=sections,
@@ -120,20 +130,25 @@ def _headed(groups: Mapping[str, Iterable[Block]], *, always: bool = False) -> l
 
 
 def _verdict(findings: Findings) -> Section:
-    text = Sized.of(lambda units: verdict(findings, units))
+    text = Sized.of(
+        lambda units: " ".join([*sentences(findings, units), verdict(findings, units)]).strip()
+    )
+    commands = remedies(findings)
     notes = [missing_text(findings), unlike_text(findings.savings)]
     groups = {name: [tuple(group)] for name, group in cards(findings).items()}
     blocks = [
+        Note(unfinished_text(findings.unfinished), "failed"),
         Note(text, "verdict"),
+        *([Note(FIT_HELPS)] if commands else []),
+        *(Note(command, "code") for command in commands),
         *map(Note, notes),
         *_headed(groups, always=len(findings.names) > 1),
     ]
-    if not groups:
-        nothing = "No scenario of this run ended with a result; the failures are listed below."
-        blocks.append(Note(nothing, "plain"))
+    blocks.append(Note(noise_note(findings.records)))
     if any(entry.scenario.optimizer == "sm3" for entry in findings.entries):
         blocks.append(Note(SM3_NOTE))
-    return Section("Verdict", blocks, "verdict", "The costs of each optimizer, in one card.")
+    says = "The costs of each optimizer, in one card." if groups else ""
+    return Section("Verdict", blocks, "verdict", says)
 
 
 def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
@@ -143,8 +158,9 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             "Savings heat map",
             [heat_map(findings)],
             "heat",
-            "How many times smaller each state is than the baseline's, and the per cent saved; the"
-            " larger the saving the deeper the blue, orange is a larger state.",
+            f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
+            " Blue is a smaller state, orange a larger one; a deeper colour is a larger"
+            " difference.",
         )
     ]
     for chart in charts:
@@ -269,18 +285,16 @@ def _failures(findings: Findings) -> Section:
         "Without a result",
         [failure_table(findings)],
         "failures",
-        "Scenarios that ran out of memory, failed or were ended. They have no state, peak or"
-        " measured time above; of a simulated GPU that ran out of memory the page shows the memory"
-        " until then, the answer to what fits and the estimate of the step.",
+        "Scenarios that ran out of memory, failed or were ended. After a simulated GPU ran out of"
+        " memory, the page still shows the exact state, the memory until then and what is missing.",
     )
 
 
 def _numbers(findings: Findings) -> Section:
     memory = memory_table(findings)
-    times = [each for each in (step_table(findings), estimate_table(findings)) if each.rows]
     return Section(
         "All numbers",
-        _headed({table.title: [table] for table in (memory, *times)}, always=True),
+        _headed({table.title: [table] for table in (memory, *time_tables(findings))}, always=True),
         "table",
         "One row an optimizer; a rounded number has its exact bytes behind it (hover). State as"
         " allocated counts the allocator's blocks that hold the state, the peak the whole training"

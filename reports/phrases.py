@@ -1,6 +1,6 @@
 """Phrases: findings in a few words, the same for pictures, pages and the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from optprof.profiler.records.record import Record
 
@@ -9,8 +9,8 @@ from .arithmetic.entries import Setting, failures
 from .arithmetic.findings import Findings
 from .arithmetic.peaks import Peak
 from .arithmetic.ratios import Ratio
-from .arithmetic.savings import BASELINE, Saving, without_baseline
-from .arithmetic.times import Spread, Timing, samples_per_second, tokens_per_second
+from .arithmetic.savings import USUAL, Saving, without_baseline
+from .arithmetic.times import NOISY, Spread, Timing, noise, samples_per_second, tokens_per_second
 from .units import (
     BINARY,
     DASH,
@@ -25,6 +25,11 @@ from .units import (
     seconds_text,
 )
 from .words import OUTCOMES, listed, origin_text, phase_name
+
+NOISE = (
+    f"\u00b1 marks a noisy time: the 95 % interval of its median reaches further than"
+    f" {100 * NOISY:.0f} %, it has fewer than six samples (\u00b1?), or something disturbed it."
+)
 
 
 def saving_text(row: Saving, units: Units = BINARY) -> str:
@@ -48,42 +53,48 @@ def saving_text(row: Saving, units: Units = BINARY) -> str:
 def missing_text(findings: Findings) -> str:
     """The reasons why settings have no baseline to compare with; empty where all have one."""
     reasons: dict[str, list[str]] = {}
-    for setting in without_baseline(findings.entries):
+    if len(findings.labels) == 1 and findings.baseline != USUAL[0]:
+        return (
+            f"Nothing to compare {findings.baseline} with: {_advice(findings.records, USUAL[0])}."
+        )
+    for setting in without_baseline(findings.entries, findings.baseline):
         alike = [record for record in findings.records if Setting.of(record.scenario) == setting]
-        reasons.setdefault(_missing(alike), []).append(findings.names[setting])
+        reasons.setdefault(_missing(alike, findings.baseline), []).append(findings.names[setting])
     return " ".join(reason.format(listed(names)) for reason, names in reasons.items())
 
 
-def _missing(records: Sequence[Record]) -> str:
+def _missing(records: Sequence[Record], baseline: str) -> str:
     """The reason why one setting has no baseline; braces stand for the setting's name."""
-    tried = [record for record in records if record.scenario.optimizer == BASELINE]
+    tried = [record for record in records if record.scenario.optimizer == baseline]
     # A failure says more than a success without bytes.
     if record := next(iter([*failures(tried), *tried]), None):
         return (
-            f"{BASELINE} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare"
+            f"{baseline} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare"
             " with."
         )
-    advice = (
-        f"watch the loop with {BASELINE}, too"
-        if any(record.is_of_own_loop for record in records)
-        else f"add {BASELINE} to --optimizers"
-    )
-    return f"No {BASELINE} to compare with on {{}}: {advice}."
+    return f"No {baseline} to compare with on {{}}: {_advice(records, baseline)}."
+
+
+def _advice(records: Sequence[Record], baseline: str) -> str:
+    if any(record.is_of_own_loop for record in records):
+        return f"watch the loop with {baseline}, too"
+    return f"add {baseline} to --optimizers"
 
 
 def unlike_text(rows: Sequence[Saving]) -> str:
     """The optimizers that a baseline of another implementation is compared with; empty for none."""
+    baseline = rows[0].baseline.scenario.optimizer if rows else ""
     labels: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if not row.is_alike:
             ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
             labels.setdefault(ways, []).append(row.entry.label)
     pairs = [
-        f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}"
+        f"{listed(list(dict.fromkeys(names)))} as {own} against {baseline} as {other}"
         for (own, other), names in labels.items()
     ]
     return (
-        f"The bytes of {'; '.join(pairs)}: the run has no result of {BASELINE} run the same way."
+        f"The bytes of {'; '.join(pairs)}: the run has no result of {baseline} run the same way."
         if pairs
         else ""
     )
@@ -185,6 +196,18 @@ def share_text(timing: Timing) -> str:
     return (
         f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
     )
+
+
+def noise_mark(spread: Spread) -> str:
+    """The mark of a noisy median: \u00b112 %, or \u00b1? for too few samples to know."""
+    if spread.reach is None:
+        return "\u00b1?"
+    return f"\u00b1{max(1, round(100 * spread.reach))} %"
+
+
+def noise_note(records: Iterable[Record]) -> str:
+    """The meaning of the marks of noisy step times, if there are any."""
+    return NOISE if any(record.course is None and noise(record) for record in records) else ""
 
 
 def interval_text(spread: Spread) -> str:

@@ -1,6 +1,5 @@
 """Reasons: sentences on why a saving of state may not be seen, from the records alone."""
 
-from .arithmetic.savings import BASELINE
 from .arithmetic.visibility import Sight
 from .units import BINARY, Units, bytes_text, gib_text, percent_text
 from .words import category_name, listed, phase_name
@@ -22,7 +21,7 @@ def _saving(sight: Sight, units: Units) -> str:
     label = sight.entry.label
     if sight.allocated is None:
         return ""
-    if sight.state_saved is None:
+    if sight.baseline is None or sight.state_saved is None:
         share, other = (
             percent_text(sight.state, sight.allocated),
             bytes_text(sight.allocated - sight.state, units),
@@ -35,7 +34,7 @@ def _saving(sight: Sight, units: Units) -> str:
         f"the reserved peak {_falls(sight.reserved_saved, units)}",
     ]
     return (
-        f"{label} keeps {_less(sight.state_saved, units)} state than {BASELINE};"
+        f"{label} keeps {_less(sight.state_saved, units)} state than {_name(sight.baseline)};"
         f" {' and '.join(falls)}."
     )
 
@@ -48,7 +47,7 @@ def _phases(sight: Sight, units: Units) -> str:
         where = f"Both peaks lie in {phase_name(sight.phase)}."
     else:
         where = (
-            f"Its peak lies in {phase_name(sight.phase)}, that of {BASELINE} in"
+            f"Its peak lies in {phase_name(sight.phase)}, that of {_name(other)} in"
             f" {phase_name(other.phase)}."
         )
     least = TELLING * abs(sight.state_saved or 0)
@@ -123,6 +122,10 @@ def _driver(sight: Sight, units: Units) -> str:
         f"The driver would count about {whole}: CUDA's context takes some {more} more than is"
         " reserved (estimated)."
     )
+
+
+def _name(sight: Sight) -> str:
+    return sight.entry.scenario.optimizer
 
 
 def _than(more: int, units: Units) -> str:

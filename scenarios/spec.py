@@ -74,9 +74,10 @@ class Scenario:
     activations in the backward pass. `lora_rank` freezes the model and trains adapters of that
     rank.
 
-    `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out of
-    memory. `alloc_conf` is a text that PYTORCH_CUDA_ALLOC_CONF takes. A value outside a field's
-    limits is a ValueError. Scenarios are equal if their `key` is.
+    `gpu` names an entry of `scenarios.hardware`; without it a simulated device has unlimited
+    memory, and step times are estimated for `hardware.DEFAULT_GPU`. `alloc_conf` is a text that
+    PYTORCH_CUDA_ALLOC_CONF takes. A value outside a field's limits is a ValueError. Scenarios are
+    equal if their `key` is.
     """
 
     model: Name
@@ -165,9 +166,13 @@ class Scenario:
             default="auto",
         ),
     ] = "sim"
-    gpu: Annotated[Name | None, Option("The GPU to simulate.", unset="one that never runs out")] = (
-        None
-    )
+    gpu: Annotated[
+        Name | None,
+        Option(
+            "The GPU to simulate, with its memory and its speed.",
+            unset="unlimited memory, and the speed of a100-80",
+        ),
+    ] = None
     alloc_conf: Annotated[
         Name,
         Option(

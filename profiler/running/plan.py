@@ -85,8 +85,10 @@ def comparison(
     """Return the questions that compare optimizers on models.
 
     `models` and `optimizers` are lists, or texts as the command line takes them; `options` are
-    other fields of Scenario. A simulation adds the state alone, for the model's whole family: a
-    curve over sizes. A model with its own `config` belongs to no family.
+    other fields of Scenario. A simulation adds the state alone, for a plot over sizes: of language
+    models from GPT-2 to Llama 3, of other models for their families. Models with a `config` of
+    their own are shown alone. If only the state is asked for, a single model is shown with its
+    family, several models alone.
     """
     _require_options(options)
     names = [models] if isinstance(models, str) else models
@@ -109,9 +111,8 @@ def _curve(
     names: Sequence[str], specs: Sequence[str], options: Mapping[str, Any]
 ) -> Iterator[Question]:
     """Yield the questions about the state alone, unless the comparison already has them."""
-    is_family = len(names) == 1 and not options.get("config")
     compared = names if options.get("workload") == "state" else ()
-    for name, spec in product(models.family(names[0]) if is_family else names, specs):
+    for name, spec in product(_sizes_beside(names, options), specs):
         if name not in compared:
             yield {
                 **options,
@@ -127,6 +128,16 @@ def _curve(
                 if models.describe(name)
                 else options.get("sequence_length"),
             }
+
+
+def _sizes_beside(names: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
+    """Return the models of the plot over sizes."""
+    if options.get("config"):
+        return names
+    if options.get("workload") == "state":
+        # Every record of such a run is a result of its own, not a point of a plot.
+        return models.family(names[0]) if len(names) == 1 else names
+    return models.curve(names)
 
 
 def require_timeout(timeout: float | None) -> None:

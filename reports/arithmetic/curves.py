@@ -89,19 +89,19 @@ def _key(
 
 
 def _times(record: Record) -> list[tuple[str, ModelSize]]:
-    """Return the points of the record's samples and of its estimate, each with its clock."""
+    """Return the points of the record's estimate and of its samples, each with its clock."""
     points = []
     samples = (record.times or {}).get("step")
     if not record.parameter_count:
         return []
+    if estimate := record.estimate:
+        points.append((estimate.gpu, _point(record, "estimated", seconds=estimate.seconds)))
     if record.outcome == "ok" and samples:
         spread = Spread.of(samples)
         point = _point(record, record.origin, seconds=spread.median)
         if interval := spread.interval:
             point = replace(point, lower=interval.lower, upper=interval.upper)
         points.append((record.scenario.device, point))
-    if estimate := record.estimate:
-        points.append((estimate.gpu, _point(record, "estimated", seconds=estimate.seconds)))
     return points
 
 

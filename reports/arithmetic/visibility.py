@@ -8,7 +8,7 @@ from optprof.scenarios.hardware import CONTEXT_BYTES
 
 from .entries import Entry, by_setting
 from .labels import optimizer_key
-from .savings import BASELINE, savings
+from .savings import savings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Sight:
         return None if own is None or theirs is None else theirs - own
 
 
-def sights(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Sight]:
+def sights(entries: Sequence[Entry], baseline: str) -> list[Sight]:
     """Return a sight for each entry whose state is known, in the order of the run."""
     references = {
         id(saving.entry): id(saving.baseline)

@@ -13,7 +13,8 @@ from .picture import Bars, Key, Picture, Plot
 class Chart:
     """A picture as the page's template shows it.
 
-    `labels` are the optimizers that its graphs can show and hide, each with an origin.
+    `labels` are the optimizers that its graphs can show and hide, each with an origin. `files` are
+    the names of its drawings.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Chart:
     groups: tuple[Bars, ...]
     graphs: tuple[Graph, ...]
     labels: Mapping[str, str]
+    files: tuple[str, ...]
 
     @classmethod
     def of(cls, picture: Picture) -> "Chart":
@@ -47,4 +49,5 @@ class Chart:
                 if not isinstance(panel, Bars)
             ),
             labels={label: origins[label] for label in picture.marks if label in origins},
+            files=tuple(picture.files),
         )

@@ -25,6 +25,7 @@ SYMBOLS |= {"h": "hexagon2", "*": "star", "^": "triangle-up", "v": "triangle-dow
 SYMBOLS |= {"<": "triangle-left", ">": "triangle-right"}
 # Below this ratio 2 and 5 of each power of ten are too few ticks.
 FEW_TIMES = 4
+LINEAR = {"rangemode": "tozero", "tickformat": ",~r", "nticks": 7}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,9 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.kind == "number":
         return settings | ({"dtick": "D2", "tickformat": ",~r"} if axis.log else {})
     if axis.kind == "bytes":
-        return settings | giga_ticks(axis.values)
+        return settings | (giga_ticks(axis.values) if axis.log else LINEAR)
+    if axis.kind == "seconds" and not axis.log:
+        return settings | {"rangemode": "tozero", "tickformat": "~s", "ticksuffix": "s"}
     ticks = round_numbers(axis.values)
     if axis.kind == "seconds":
         texts = {"exponentformat": "SI", "ticksuffix": "s"}
@@ -136,7 +139,7 @@ def _trace(line: Line, number: int, plot: Plot, mark: Mark, colour: str) -> dict
     dash = f"5px,{5 * line.lane}px" if line.lane else line.dash
     trace = {
         "label": plain(line.label),
-        "mode": "markers+text" if single else "lines+markers",
+        "mode": "markers+text" if single else "lines+markers" if line.size else "lines",
         "x": [point.x for point in points],
         "y": _values([point.y for point in points], plot.y),
         "line": {"color": colour, "width": 1.8, "dash": dash},

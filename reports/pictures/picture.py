@@ -6,7 +6,7 @@ Sizes are exact bytes and times are seconds; a renderer converts them. A colour 
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..arithmetic.courses import Band
@@ -91,7 +91,7 @@ class Point:
 class Line:
     """The points of one label; `lane` counts the earlier lines that it coincides with.
 
-    `size` is that of the marks in pixels of the page.
+    `size` is that of the marks in pixels of the page; 0 draws none.
     """
 
     label: str
@@ -194,6 +194,22 @@ class Picture:
     across: int = 1
     apart: bool = False
     draws_table: bool = False
+
+    @property
+    def files(self) -> "dict[str, Picture]":
+        """The picture of each file by its name: one, or one of each panel if they are apart."""
+        if not self.apart:
+            return {self.name: self}
+        parts = [
+            replace(
+                self,
+                name=f"{self.name}-{number}" if number > 1 else self.name,
+                context=panel.name if isinstance(panel, Plot) else self.context,
+                panels=(panel,),
+            )
+            for number, panel in enumerate(self.panels, 1)
+        ]
+        return {part.name: part for part in parts}
 
     @property
     def kind(self) -> str:

@@ -1,7 +1,8 @@
 """The picture of savings: each optimizer's state as a share of the baseline's."""
 
 from ..arithmetic.findings import Findings, pictured
-from ..arithmetic.savings import BASELINE, Saving
+from ..arithmetic.labels import shortened
+from ..arithmetic.savings import Saving
 from ..phrases import saving_text
 from ..tables.table import Table, bytes_cell, text_table
 from ..units import Sized, factor_text, gib_text, per_parameter_text, percent_text
@@ -11,26 +12,27 @@ from .picture import ORIGINS, Bar, Key, Part, Picture
 
 def describe(findings: Findings) -> list[Picture]:
     """Return the picture if a setting has a baseline and an optimizer to compare with it."""
-    rows, notes = pictured(findings.savings, lambda row: row.entry.setting)
-    if all(row.is_baseline for row in rows):
+    if not findings.has_savings:
         return []
+    rows, notes = pictured(findings.savings, lambda row: row.entry.setting)
     most = max(1.0, *(row.share_kept for row in rows))
     shares = (0, 0.25, 0.5, 0.75, 1) if most <= 1.5 else (0, 1, most)
     ticks = tuple((100 * share / most, f"{100 * share:.0f} %") for share in shares)
     bars = ((findings.names[row.entry.setting], _bar(findings, row, most), ticks) for row in rows)
     picture = Picture(
         name="savings",
-        title="State saved against AdamW",
+        title=f"State kept, compared with {shortened(findings.baseline)}",
         context=findings.context,
         sentence=(
-            f"How much less state each optimizer keeps than {BASELINE} for the same model, in"
-            " bytes, as a factor and in per cent."
+            f"The state of each optimizer as a share of {findings.baseline}'s for the same model."
+            " The numbers are its bytes, the bytes saved, how many times smaller it is, and the"
+            " share saved."
         ),
         table=_table(findings),
         panels=grouped(findings, bars),
         marks=findings.marks,
         notes=notes,
-        keys=(Key("block", f"the state of {BASELINE}", "@track"), *ORIGINS),
+        keys=(Key("block", f"the state of {shortened(findings.baseline)}", "@track"), *ORIGINS),
     )
     return [picture]
 

@@ -9,7 +9,7 @@ from ..phrases import share_text, spread_text, step_text
 from ..style import block_colour
 from ..tables.table import Table, text_table
 from ..units import Sized, range_text, seconds_text
-from ..words import conditions, origin_text, shared
+from ..words import PLACES, conditions, origin_text, shared
 from .bars import grouped, largest, stacked
 from .picture import ORIGINS, Bar, Key, Picture
 from .scales import Scale, second_ticks
@@ -35,7 +35,7 @@ def _steps(findings: Findings) -> list[Picture]:
     scale = Scale.of(min(row.step.smallest for row in rows), max(row.step.largest for row in rows))
     picture = Picture(
         name="step-time",
-        title="Time of the optimizer's step",
+        title=f"Time of the optimizer's step{_where(rows)}",
         context=_context(findings, rows),
         sentence=(
             "How long one optimizer step takes: every sample as a mark, the quartiles as a band,"
@@ -70,7 +70,7 @@ def _iterations(findings: Findings) -> list[Picture]:
     )
     picture = Picture(
         name="iteration",
-        title="The step's share of an iteration",
+        title=f"The step's share of an iteration{_where(rows)}",
         context=_context(findings, rows),
         sentence=(
             "Forward, backward and the optimizer's step of one training iteration, by their"
@@ -89,6 +89,12 @@ def _context(findings: Findings, rows: Sequence[Timing]) -> str:
     """Return the context with the device and the implementation that all rows share."""
     common = shared(conditions(row.record) for row in rows)
     return f"{findings.context} · {common}" if common else findings.context
+
+
+def _where(rows: Sequence[Timing]) -> str:
+    """Return the device that all rows share: on CPU."""
+    place = shared(PLACES[row.record.scenario.device] for row in rows)
+    return f" {place}" if place else ""
 
 
 def _strip(findings: Findings, row: Timing, scale: Scale) -> Bar:

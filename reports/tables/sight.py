@@ -29,7 +29,9 @@ def sight_tables(findings: Findings) -> dict[str, tuple[Table, Facts]]:
     """The figures of each setting of the verdict by its name, and sentences by optimizer; a
     setting without known bytes is left out.
     """
-    groups = {name: sights(group) for name, group in headline_groups(findings).items()}
+    groups = {
+        name: sights(group, findings.baseline) for name, group in headline_groups(findings).items()
+    }
     return {
         name: (_table(name, group), _sentences(group)) for name, group in groups.items() if group
     }

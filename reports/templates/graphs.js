@@ -18,7 +18,8 @@ function drawn(element) {
   const axes = section.querySelector(".controls input:checked")?.value ?? "log";
   const hidden = new Set([...section.querySelectorAll('[aria-pressed="false"]')].map((button) => button.dataset.label));
   const colours = getComputedStyle(root);
-  const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, chosen("units"), colours);
+  const units = chosen("units");
+  const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, units, colours);
   traces.forEach((trace, number) => {
     trace.visible = !hidden.has(graph.traces[number].label);
   });
@@ -27,6 +28,8 @@ function drawn(element) {
     const plain = { type: "linear", rangemode: "tozero", range: undefined, tickvals: undefined, ticktext: undefined, dtick: undefined };
     for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, plain);
   }
+  // What the reader zoomed into stays, until units or axes change.
+  layout.uirevision = `${units} ${axes}`;
   return { traces, layout: framed(graph, layout, element.clientWidth, (name) => colours.getPropertyValue(`--${name}`).trim()) };
 }
 
@@ -107,7 +110,27 @@ function stepNames(graph, colour) {
 
 function draw(element) {
   const { traces, layout } = drawn(element);
+  const isNew = !element.layout;
   Plotly.react(element, traces, layout, { displayModeBar: false, doubleClick: "reset", showTips: false });
+  showReset(element);
+  if (isNew) element.on("plotly_relayout", () => showReset(element));
+}
+
+// The button that shows the whole graph again stands by a graph that was zoomed into.
+function showReset(element) {
+  const button = element.nextElementSibling;
+  const isZoomed = ["xaxis", "yaxis"].some((name) => {
+    const axis = element._fullLayout[name];
+    const whole = axis._rangeInitial0 === undefined ? axis.range : [axis._rangeInitial0, axis._rangeInitial1];
+    return axis.range.some((end, number) => Math.abs(end - whole[number]) > 1e-9 * Math.max(1, Math.abs(end)));
+  });
+  button.hidden = !isZoomed;
+}
+
+function resetZoom(element) {
+  const axes = ["xaxis", "yaxis"].map((name) => [name, element._fullLayout[name]]);
+  const ranges = axes.map(([name, axis]) => (axis._rangeInitial0 === undefined ? [`${name}.autorange`, true] : [`${name}.range`, [axis._rangeInitial0, axis._rangeInitial1]]));
+  Plotly.relayout(element, Object.fromEntries(ranges)).then(() => element.focus());
 }
 
 const elements = [...document.querySelectorAll(".graph")];
@@ -139,6 +162,8 @@ document.addEventListener("change", ({ target }) => {
   if (target.name.startsWith("axes-")) target.closest("section").querySelectorAll(".graph").forEach(draw);
 });
 document.addEventListener("click", ({ target }) => {
+  const reset = target.closest(".reset");
+  if (reset) resetZoom(reset.previousElementSibling);
   const button = target.closest("[aria-pressed]");
   if (!button) return;
   button.setAttribute("aria-pressed", button.getAttribute("aria-pressed") !== "true");
@@ -168,9 +193,8 @@ addEventListener("afterprint", () => {
 
 // plotly's script is packed; it is unpacked and run where there is a graph.
 async function loadPlotly() {
-  const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent), (letter) => letter.charCodeAt(0));
   const script = document.createElement("script");
-  script.textContent = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  script.textContent = await unpacked(document.getElementById("plotly").textContent);
   document.head.append(script);
 }
 

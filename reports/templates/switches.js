@@ -1,4 +1,4 @@
-// Switches: theme and units, and the list of contents. Graphs listen for "redraw" on the document.
+// Switches: theme and units, kept for the next visit. Graphs listen for "redraw" on the document.
 const root = document.documentElement;
 
 function chosen(name) {
@@ -19,27 +19,33 @@ function showUnits(units) {
   document.dispatchEvent(new Event("redraw"));
 }
 
+function keep(name, value) {
+  try {
+    localStorage.setItem(`optprof-${name}`, value);
+  } catch {
+    // The choice then holds for this visit only.
+  }
+}
+
+function kept(name) {
+  try {
+    return localStorage.getItem(`optprof-${name}`);
+  } catch {
+    return null;
+  }
+}
+
 document.querySelector(`input[name="theme"][value="${root.dataset.theme ?? "system"}"]`).checked = true;
+// Browsers restore a form that the reader left, so the switch is set even for the usual units.
+const units = kept("units") === "decimal" ? "decimal" : "binary";
+document.querySelector(`input[name="units"][value="${units}"]`).checked = true;
+if (units === "decimal") showUnits(units);
 
 document.addEventListener("change", ({ target }) => {
-  if (target.name === "theme") {
-    try {
-      localStorage.setItem("optprof-theme", target.value);
-    } catch {
-      // The choice then holds for this visit only.
-    }
-    showTheme(target.value);
-  }
-  if (target.name === "units") showUnits(target.value);
+  if (target.name !== "theme" && target.name !== "units") return;
+  keep(target.name, target.value);
+  if (target.name === "theme") showTheme(target.value);
+  else showUnits(target.value);
 });
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => document.dispatchEvent(new Event("redraw")));
-
-for (const heading of document.querySelectorAll("section > h2")) {
-  const link = document.createElement("a");
-  link.href = `#${heading.id}`;
-  link.textContent = heading.textContent;
-  const item = document.createElement("li");
-  item.append(link);
-  document.getElementById("contents").append(item);
-}

@@ -1,4 +1,4 @@
-// Tables: sorting by a column, filtering by words, and the rows that are left as CSV or JSON.
+// Tables: sorting, filtering, the rows that are left as CSV or JSON, and hints at hidden columns.
 const rows = JSON.parse(document.getElementById("rows").textContent);
 const sortable = [...document.querySelectorAll("table.sortable")];
 const bodies = sortable.map((table) => table.tBodies[0]);
@@ -66,10 +66,23 @@ function cellOf(value) {
   return /[",;\t\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
+function csvLines(lines) {
+  return lines.map((cells) => `${cells.map(cellOf).join(",")}\n`).join("");
+}
+
 function csvOf(found) {
   const names = Object.keys(rows[0] ?? {});
-  const lines = found.map((row) => names.map((name) => cellOf(row[name])).join(","));
-  return [names.map(cellOf).join(","), ...lines].join("\n") + "\n";
+  return csvLines([names, ...found.map((row) => names.map((name) => row[name]))]);
+}
+
+// A table as it is shown, with exact bytes for rounded sizes; a column of sizes says so.
+function csvOfTable(table) {
+  const body = [...table.tBodies[0].rows].map((row) => [...row.cells]);
+  const heads = [...table.tHead.rows[0].cells].map((head, column) => {
+    const isBytes = body.some((row) => "value" in row[column].dataset);
+    return isBytes ? `${head.textContent.trim().replace(/, Gi?B$/, "")}, bytes` : head.textContent.trim();
+  });
+  return csvLines([heads, ...body.map((row) => row.map((cell) => cell.dataset.value ?? cell.textContent.trim().replace(/\s+/g, " ")))]);
 }
 
 async function copyText(text) {
@@ -86,9 +99,9 @@ async function copyText(text) {
   }
 }
 
-function save(text, name, type) {
+function save(content, name, type) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.href = URL.createObjectURL(new Blob([content], { type }));
   link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
@@ -98,13 +111,23 @@ function tell(text) {
   document.getElementById("message").textContent = text;
 }
 
+// A table that is wider than its box fades at the edge behind which there is more.
+function hint(box) {
+  box.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+}
+
+const boxes = [...document.querySelectorAll(".scroll")];
+const widths = new ResizeObserver((entries) => entries.forEach(({ target }) => hint(target)));
+for (const box of boxes) {
+  widths.observe(box);
+  box.addEventListener("scroll", () => hint(box), { passive: true });
+}
+document.addEventListener("redraw", () => boxes.forEach(hint));
+
 sortable.forEach(makeSortable);
-document.getElementById("filter").addEventListener("input", ({ target }) => filterBy(target.value));
-document.getElementById("copy").addEventListener("click", async () => {
+document.getElementById("filter")?.addEventListener("input", ({ target }) => filterBy(target.value));
+document.getElementById("copy")?.addEventListener("click", async () => {
   const found = shownRows();
   await copyText(csvOf(found));
   tell(`${found.length} ${found.length === 1 ? "row" : "rows"} copied`);
-});
-document.getElementById("download").addEventListener("click", () => {
-  save(JSON.stringify(shownRows(), null, 1) + "\n", "optprof.json", "application/json");
 });

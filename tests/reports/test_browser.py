@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from PIL import Image
 
 from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
 from optprof.profiler.safety.plain import spreadsheet_text
-from optprof.reports import write_report
+from optprof.reports import read_traces, write_report, write_trace
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.comparison.history import read_history
@@ -309,11 +310,88 @@ def test_filtered_rows_are_copied_and_saved_with_exact_numbers(page):
     copied = list(csv.DictReader(io.StringIO(page.evaluate("navigator.clipboard.readText()"))))
     assert sorted(row["state_bytes"] for row in copied) == ["4000", "40000"]
     with page.expect_download() as download:
-        page.get_by_role("button", name="Download JSON").click()
+        page.get_by_role("button", name="Save as JSON").click()
     saved = json.loads(download.value.path().read_text(encoding="utf-8"))
     assert sorted(row["peak_allocated_bytes"] for row in saved) == [16_000, 52_000]
     page.locator("#filter").fill("")
     assert len(column(page, 0, 1)) == page.evaluate("rows.length")
+
+
+def test_the_contents_follow_and_mark_the_section_in_view(page):
+    page.locator("#contents a", has_text="All numbers").press("Enter")
+    marked = "document.querySelector('#contents [aria-current]').textContent"
+    until(page, f"{marked} === 'All numbers'")
+    top = "document.querySelector('nav').getBoundingClientRect().top"
+    assert page.evaluate(f"[scrollY > 1_000, {top}]") == [True, 0]
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    until(page, f"{marked} === 'How to repeat it'")
+    page.evaluate("scrollTo(0, 0)")
+    until(page, f"{marked} === 'Verdict'")
+
+
+def test_a_graph_that_was_zoomed_into_can_be_reset(page):
+    section = page.locator("section", has=page.locator("#state-by-size"))
+    ranges = "(graph) => [graph.layout.xaxis.range, graph.layout.yaxis.range]"
+    graph, button = section.locator(".graph"), section.get_by_role("button", name="Reset zoom")
+    graph.scroll_into_view_if_needed()
+    whole = graph.evaluate(ranges)
+    assert not button.is_visible()
+    box = graph.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.2 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.7 * box["height"], steps=5)
+    page.mouse.up()
+    button.wait_for(state="visible")
+    assert graph.evaluate(ranges) != whole
+    button.press("Enter")
+    button.wait_for(state="hidden")
+    assert graph.evaluate(ranges) == whole
+
+
+def test_graphs_and_their_numbers_are_saved_offline(page, folder):
+    section = page.locator("section", has=page.locator("#peak"))
+    saved = {}
+    for form in ("SVG", "PNG", "CSV"):
+        with page.expect_download() as download:
+            section.get_by_role("button", name=f"{form}: save", exact=False).first.click()
+        name = download.value.suggested_filename
+        saved[name] = download.value.path().read_bytes()
+    assert saved["peak.svg"] == (folder / "figures" / "peak.svg").read_bytes()
+    image = Image.open(io.BytesIO(saved["peak.png"])).convert("L")
+    # 241.2 points at 300 pixels an inch; a picture of nothing has one shade.
+    assert image.width == pytest.approx(1_005, abs=4)
+    assert image.getextrema()[0] < 60
+    rows = list(csv.DictReader(io.StringIO(saved["peak.csv"].decode())))
+    assert {row["optimizer"]: row["peak, bytes"] for row in rows}["sm3 (momentum=0.0)"] == "12008"
+    assert page.messages == []
+
+
+def test_all_numbers_are_saved_as_csv(page):
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as CSV").click()
+    assert download.value.suggested_filename == "records.csv"
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(encoding="utf-8"))))
+    assert len(rows) == page.evaluate("rows.length")
+    assert {"optimizer", "state_bytes", "peak_allocated_bytes"} <= rows[0].keys()
+
+
+def test_units_and_theme_are_kept_on_reload(page):
+    # Each context keeps its own choices; the shared page gets its usual ones back.
+    page.get_by_label("GB", exact=True).check(force=True)
+    page.get_by_label("dark").check(force=True)
+    page.reload()
+    until(page, "document.querySelector('.graph .main-svg')")
+    assert page.get_by_label("GB", exact=True).is_checked()
+    assert column(page, 0, 5)[0] == "0.00000800"
+    assert page.evaluate("document.querySelector('.graph').layout.yaxis.title.text").startswith(
+        "GB of state"
+    )
+    assert page.evaluate("root.dataset.theme") == "dark"
+    page.get_by_label("GiB", exact=True).check(force=True)
+    page.get_by_label("system").check(force=True)
+    page.reload()
+    until(page, "document.querySelector('.graph .main-svg')")
+    assert column(page, 0, 5)[0] == "0.00000745"
 
 
 def test_the_page_has_no_serious_accessibility_fault(page):
@@ -340,7 +418,36 @@ def test_a_phone_shows_everything_without_scrolling_sideways(open_page, folder):
         )
         <= PHONE["width"]
     )
+    _uses_the_menu(page)
+    _finds_the_hidden_columns(page)
     assert faults(page) == []
+
+
+def _uses_the_menu(page):
+    menu, link = page.locator("nav details"), page.locator("#contents a", has_text="All numbers")
+    assert not link.is_visible()
+    menu.locator("summary").press("Enter")
+    assert link.is_visible()
+    link.press("Escape")
+    assert not link.is_visible()
+    menu.locator("summary").press("Enter")
+    link.press("Enter")
+    until(page, "!document.querySelector('nav details').open")
+    until(
+        page,
+        "document.querySelector('nav summary').textContent.trim() === 'Contents: All numbers'",
+    )
+    heading, bar = (page.locator(name).bounding_box() for name in ("#table", "nav"))
+    assert heading["y"] >= bar["y"] + bar["height"]
+
+
+def _finds_the_hidden_columns(page):
+    box = page.locator(".scroll", has=page.locator("table.sortable")).first
+    hint = box.locator("xpath=following-sibling::p[1]").locator(".hint")
+    assert hint.is_visible()
+    box.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
+    until(page, "!document.querySelector('.scroll:has(table.sortable)').matches('.more')")
+    assert not hint.is_visible()
 
 
 def test_on_a_desktop_no_table_scrolls(page):
@@ -465,3 +572,36 @@ def test_a_history_is_drawn_and_has_no_serious_accessibility_fault(open_page, tm
     traces = page.evaluate("document.querySelector('.graph').data.map((each) => each.x.length)")
     assert traces == [1, 3]
     assert "1 regression: tiny · adamw in run-2" in page.locator("body").inner_text()
+
+
+def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_path):
+    events = [
+        {
+            "ph": "X",
+            "cat": "cpu_op",
+            "name": f"aten::{name}",
+            "ts": 10.0 * place,
+            "dur": 5.0 + place,
+        }
+        for place, name in enumerate(("mm", "mul", "<b>add</b>"))
+    ]
+    allocated = {"Total Allocated": 4096, "Device Type": 0}
+    events += [
+        {"ph": "i", "name": "[memory]", "ts": place, "args": allocated} for place in range(3)
+    ]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    written, *_ = write_trace(read_traces(path), path)
+    page = open_page(written)
+    assert page.locator(".sortable tbody tr").count() == 3
+    assert page.locator("b").count() == 0
+    page.get_by_label("Filter").fill("mul")
+    assert page.locator(".sortable tbody tr:visible").all_inner_texts()[0].startswith("aten::mul")
+    page.get_by_label("Filter").fill("")
+    page.get_by_role("button", name="self, host").press("Enter")
+    assert page.locator(".sortable tbody th").all_inner_texts()[0] == "aten::mm"
+    assert page.messages == []
+    assert faults(page) == []
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    assert faults(page) == []

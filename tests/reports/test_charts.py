@@ -9,7 +9,6 @@ from optprof.profiler.records.record import Level, StateBlocks, StepOperation, W
 from optprof.profiler.records.store import file_name
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.provenance import provenance
-from optprof.reports.arithmetic.savings import paces
 from optprof.reports.pictures import pareto, peaks, savings, sizes, step_sizes, timelines
 from optprof.reports.pictures.charts import Chart
 from optprof.reports.pictures.graphs import giga_ticks
@@ -62,16 +61,16 @@ def test_a_step_time_is_compared_with_the_baseline_s(simulated, timed):
         timed("adamw", step=(0.1, 0.2, 0.4)),
         timed("sm3", step=(0.2, 0.4, 0.8)),
     ]
-    ((entry, ratio),) = paces(Findings.of(records).entries)
+    ((entry, ratio),) = Findings.of(records).paces
     assert (entry.label, ratio.value, ratio.low) == ("sm3", 2.0, None)
     other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
-    assert paces(Findings.of(records[:3] + other).entries) == []
+    assert Findings.of(records[:3] + other).paces == []
     ways = [
         simulated(name, implementation=way)
         for name in ("adamw", "sm3")
         for way in ("foreach", "loop")
     ]
-    ratios = paces(Findings.of([*ways, *records[2:], *other]).entries)
+    ratios = Findings.of([*ways, *records[2:], *other]).paces
     assert [(entry.label, ratio.value) for entry, ratio in ratios] == [("sm3, loop", 2.0)]
     enough = [
         simulated("adamw"),
@@ -80,7 +79,7 @@ def test_a_step_time_is_compared_with_the_baseline_s(simulated, timed):
         timed("sm3", step=(3.0,) * 6),
     ]
     assert (
-        step_table(Findings.of(enough)).rows[1][5].text
+        step_table(Findings.of(enough), "cpu").rows[1][5].text
         == f"3.00{TIMES} (3.00{TIMES} {NOTHING} 3.00{TIMES})"
     )
 
@@ -139,7 +138,11 @@ def test_a_graph_has_exact_bytes_and_is_json(simulated):
     assert adamw["x"] == [1_000, 2_000]
     assert adamw["y"] == {"bytes": [8_000, 16 * GIB]}
     named = [trace["text"][0] for trace in graph.data["traces"] if "text" in trace]
-    assert named == ["memory of rtx3060", "memory of l4", "memory of a100-40", "memory of h100-80"]
+    assert named == ["16 GB GPU", "24 GB GPU", "40 GB GPU", "80 GB GPU"]
+    # The least of the class, which is the L4.
+    (level,) = (each for each in graph.data["traces"] if each.get("text", [""])[0] == "24 GB GPU")
+    assert level["y"] == {"bytes": [23_612_293_120] * 2}
+    assert "rtx4090" in level["hovertext"]["binary"]
 
 
 def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
@@ -302,16 +305,15 @@ def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
         timed("adamw", times=each, watched=Watched(tokens=32))
         for each in (times, {"step": (10.0, 9.0)})
     )
-    table = step_table(Findings.of([simulated("adamw"), long]))
+    table = step_table(Findings.of([simulated("adamw"), long]), "cpu")
     first = dict(zip(table.head, table.rows[0], strict=True))
     assert (first["95 % interval"].value, first["quartiles"].value, first["training"].value) == (
         0.9,
         pytest.approx(1.025),
         16.0,
     )
-    second = dict(
-        zip(table.head, step_table(Findings.of([simulated("adamw"), short])).rows[0], strict=False)
-    )
+    brief = step_table(Findings.of([simulated("adamw"), short]), "cpu")
+    second = dict(zip(table.head, brief.rows[0], strict=False))
     assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 

@@ -178,13 +178,15 @@ def test_the_page_has_its_sections_and_loads_nothing(comparing, tmp_path):
         "On one side only",
         "How to repeat it",
     ]
-    assert elements.links == ["#verdict"]
+    assert all(link.startswith("#") for link in elements.links)
     assert "optprof compare &#39;a b&#39; &#39;&lt;c&gt;&#39;" in page.read_text(encoding="utf-8")
 
 
 def test_a_run_is_a_markdown_table_for_a_pull_request(sides):
     text = run_markdown(sides[1])
-    assert "| adamw | tiny | 7.82 KiB | 8.00 | 1.00\u00d7 | 19.5 KiB | step | 1.04 s |" in text
+    assert (
+        "| adamw | tiny | 7.82 KiB | 8.00 | 1.00\u00d7 | 19.5 KiB | step | 1.04 s \u00b1? |" in text
+    )
     assert "\\<script\\>" in text
     assert "Without a result:" in text
 

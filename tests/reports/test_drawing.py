@@ -89,7 +89,6 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
 
     assert drawn(simulated("adamw")) == ["state-by-size", "peak"]
     assert drawn(timed("adamw")) == ["step-time"]
-    assert drawn(simulated("sm3"), simulated("sgd-sai")) == ["state-by-size", "peak"]
     assert drawn(simulated("adamw", memory=None, outcome="failed", error="no")) == []
 
 

@@ -15,7 +15,9 @@ def test_the_terminal_shows_the_summary_in_eighty_columns(mixed):
     assert max(map(len, lines)) <= 80
     adamw = next(line for line in lines if "adamw" in line and "GiB" not in line)
     assert "8.00" in adamw
-    assert "100 ms" in adamw
+    assert "100 ms" not in adamw
+    assert "tiny: step on the CPU" in stream.getvalue()
+    assert "100 ms" in stream.getvalue()
     assert "~200 ms" in stream.getvalue()
     assert "out-of-memory: lamb16 on tiny" in stream.getvalue()
     assert "saved" not in stream.getvalue()

@@ -58,6 +58,7 @@ def test_an_entry_has_the_source_of_each_figure(name: str):
 def test_memory_is_the_label_less_the_bytes_of_driver_and_error_correction(name: str):
     gpu = hardware.describe(name)
     assert 0.9 * LABEL[name] < gpu.memory_bytes < LABEL[name]
+    assert gpu.label_gb in (LABEL[name] / GIB, LABEL[name] / 10**9)
     assert gpu.memory_bytes - gpu.usable_bytes == 512 * 2**20
 
 

@@ -1,7 +1,6 @@
 """Drawing: pictures as PNG and SVG files in a folder."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from optprof.profiler.records.record import Record
@@ -10,7 +9,7 @@ from optprof.profiler.safety.disk import write_bytes, write_text
 
 from ...arithmetic.findings import Findings
 from .. import pictures
-from ..picture import Drawing, Picture, Plot
+from ..picture import Drawing
 from ..published import published_picture
 from .figure import Style, draw
 
@@ -33,12 +32,14 @@ def draw_all(
     folder: Path,
     timelines: Mapping[str, Timeline] | None = None,
     style: Style = FOR_PAPER,
+    *,
+    baseline: str | None = None,
 ) -> list[Drawing]:
     """Draw every picture of records and timelines, and write each into the folder."""
     drawings = [
         draw(part, style)
-        for picture in pictures(Findings.of(records, timelines))
-        for part in _parts(picture)
+        for picture in pictures(Findings.of(records, timelines, baseline=baseline))
+        for part in picture.files.values()
     ]
     for drawing in drawings:
         write_drawing(drawing, folder)
@@ -60,18 +61,3 @@ def write_drawing(drawing: Drawing, folder: Path) -> list[Path]:
     write_bytes(paths[0], drawing.png, below=folder.parent)
     write_text(paths[1], drawing.svg, below=folder.parent)
     return paths
-
-
-def _parts(picture: Picture) -> list[Picture]:
-    """Return a picture for each file: one of each panel if the panels are apart."""
-    if not picture.apart:
-        return [picture]
-    return [
-        replace(
-            picture,
-            name=f"{picture.name}-{number}" if number > 1 else picture.name,
-            context=panel.name if isinstance(panel, Plot) else picture.context,
-            panels=(panel,),
-        )
-        for number, panel in enumerate(picture.panels, 1)
-    ]

@@ -61,8 +61,8 @@ def draw(picture: Picture, style: Style) -> Drawing:
         layout = figure.get_layout_engine()
         assert layout is not None
         layout.execute(figure)
-        # Once is enough.
-        figure.set_layout_engine("none")
+        # Once is enough. With "none" each file would be drawn twice, as if the layout were unknown.
+        figure.set_layout_engine(None)
         box = figure.get_tightbbox()
         bounds = Bbox.from_extents(0, box.y0, style.width, box.y1)
         return Drawing(name=picture.name, png=_png(figure, bounds), svg=_svg(figure, bounds))

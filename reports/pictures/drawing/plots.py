@@ -84,6 +84,8 @@ def _draw_line(axes: Axes, line: Line, plot: Plot, pen: Pen) -> None:
                 axes.hlines(y[number], low, high, **look)
             else:
                 axes.vlines(x[number], low, high, **look)
+        if not size:
+            continue
         style = pen.mark(mark, point.origin, size)
         axes.plot(x[number], y[number], zorder=10 + lane, clip_on=False, **style)
 
