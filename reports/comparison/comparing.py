@@ -135,13 +135,15 @@ class Comparing:
         """Write the comparison as JSON, item by item: 100,000 scenarios take 250 MB.
 
         `schema` comes first; bytes are whole, times in seconds, a ratio has the ends of its
-        interval.
+        interval. `error` says that the runs have no scenario in common.
         """
+        error = {"error": self.disjoint} if self.disjoint else {}
         if not self.more:
-            _write_members(self._members(self.compared, only_regressed), output)
+            _write_members(self._members(self.compared, only_regressed) | error, output)
             output.write("\n")
             return
-        output.write(f'{{\n "schema": {SCHEMA},\n "comparisons": [')
+        lead = "".join(f"\n {json.dumps(name)}: {json.dumps(error[name])}," for name in error)
+        output.write(f'{{\n "schema": {SCHEMA},{lead}\n "comparisons": [')
         for number, each in enumerate(self.all):
             output.write("," if number else "")
             before, after = each.names

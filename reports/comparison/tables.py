@@ -86,7 +86,7 @@ _Named = tuple[Compared, Pair]
 
 def _by_scenario(compared: Sequence[Compared], *, only_regressed: bool) -> list[list[_Named]]:
     """The pairs of each scenario, of at most MOST_SHOWN scenarios."""
-    verdicts = ("regressed",) if only_regressed else ("regressed", "improved", "not judged")
+    verdicts = ("regressed",) if only_regressed else ("regressed", "improved")
     scenarios: dict[bytes, list[_Named]] = {}
     for each in compared:
         for pair in each.pairs:

@@ -324,6 +324,16 @@ def test_a_time_gate_that_noise_leaves_open_has_its_own_status(timed, simulated,
     assert command(*runs, "--fail-on", "step>5%", "--fail-on", "state>0")[0] == 3
 
 
+def test_several_runs_without_a_common_scenario_are_an_error_too(simulated, tmp_path):
+    for seed, name in enumerate(("one", "two", "three")):
+        RunStore.create(tmp_path / name).append(simulated(seed=seed))
+    runs = [tmp_path / name for name in ("one", "two", "three")]
+    status, shown, _ = command(*runs, "--json")
+    answer = json.loads(shown)
+    assert (status, len(answer["comparisons"])) == (2, 2)
+    assert "seed (0 against 1), seed (0 against 2)" in answer["error"]
+
+
 @pytest.mark.parametrize("gates", [(), ("--fail-on", "state>0")])
 def test_runs_without_a_common_scenario_say_so_first_and_fail(simulated, tmp_path, gates):
     for name, records in (
@@ -339,7 +349,8 @@ def test_runs_without_a_common_scenario_say_so_first_and_fail(simulated, tmp_pat
     assert status == 2
     assert " ".join(shown.split()).startswith(f"{said} (0 against 1 and 2)")
     status, shown, errors = command(*runs, *gates, "--json")
-    assert (status, json.loads(shown)["pairs"]) == (2, [])
+    answer = json.loads(shown)
+    assert (status, answer["pairs"], answer["error"][: len(said)]) == (2, [], said)
     assert errors.startswith(f"optprof: {said}")
 
 

@@ -23,7 +23,7 @@ def compare(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="A B...",
+            metavar="A B",
             help="Runs or folders of runs; each is compared with the first.",
         ),
     ],

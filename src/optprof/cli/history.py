@@ -15,7 +15,7 @@ def history(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FOLDER...", help="Folders of runs, or single runs.", show_default=str(RUNS)
+            metavar="FOLDER", help="Folders of runs, or single runs.", show_default=str(RUNS)
         ),
     ] = None,
     *,
