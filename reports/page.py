@@ -20,7 +20,7 @@ from .arithmetic.reproduction import (
 )
 from .document import Block, Document, Note, Section
 from .phrases import missing_text, unlike_text
-from .pictures import pictures
+from .pictures import icicle, pictures
 from .pictures.charts import Chart
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
@@ -28,7 +28,14 @@ from .tables.capacity import LEGEND as CAPACITY_LEGEND
 from .tables.capacity import capacity_tables
 from .tables.data import data_rows, estimate_table, memory_table, step_table
 from .tables.heat_map import heat_map
-from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
+from .tables.overview import (
+    block_tables,
+    failure_table,
+    group_tables,
+    key_table,
+    reproduction_table,
+    time_table,
+)
 from .tables.sight import sight_tables
 from .tables.table import Facts
 from .tables.verdict import cards, sources, verdict
@@ -147,8 +154,12 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             " larger the saving the deeper the blue, orange is a larger state.",
         )
     ]
+    explained_courses = {names["name"]: courses for courses, names in icicle.explained(findings)}
     for chart in charts:
         if chart.kind == "accumulation":
+            continue
+        if chart.kind == "icicle":
+            sections.append(_picture(chart, *group_tables(explained_courses[chart.name])))
             continue
         numbers = replace(chart.table, title=chart.title, fold="The numbers")
         place = 0 if chart.kind == "savings" else len(sections)

@@ -94,11 +94,8 @@ def test_the_groups_of_a_peak_counted_by_hand():
         Source("exp_avg of layers.0.w", "aten::zeros_like", "optimizer.py:9"),
         Source("", "aten::mul", "optimizer.py:10"),
     ]
-    categories: list[Category] = [
-        *(("parameter",) * 6),
-        *(("activation",) * 3),
-        *("optimizer_state", "temporary"),
-    ]
+    categories: list[Category] = ["parameter"] * 6
+    categories.extend(["activation", "activation", "activation", "optimizer_state", "temporary"])
     sizes = [4 * MIB, 100] * 3 + [2 * MIB] * 3 + [4 * MIB, 12 * MIB]
     classes = {"": "Model", "layers": "ModuleList", **{f"layers.{n}": "Linear" for n in range(3)}}
     allocations = Allocations(sizes, categories, sources, classes=classes)
@@ -161,7 +158,7 @@ def test_what_exceeds_the_groups_of_a_timeline_is_one_group_of_its_category(monk
 
 def test_the_groups_of_every_optimizer_add_up_to_its_peak():
     """The sums of each category too, to the byte."""
-    for name in available("optprof", "torch"):
+    for name in available():
         simulation = run_simulation(
             Scenario(model="tiny", optimizer=name, implementation="loop", sequence_length=16)
         )
@@ -362,7 +359,7 @@ BROKEN = {
         "at most",
     ),
     "blocks of another shape": (packed(largest=[{"module": "x"}]), "not a timeline"),
-    "groups that do not add up": (packed(groups=[[1, "build", 1, MIB]]), "its peak has 22020096"),
+    "groups that do not add up": (packed(groups=[[0, "build", 1, MIB]]), "groups have .* bytes of"),
     "a group of no source": (packed(groups=[[9, "build", 1, 21 * MIB]]), "names number 9"),
     "a count below zero": (packed(groups=[[0, "build", -1, 21 * MIB]]), ">= 0"),
     "too few events": (packed(events=[0, 1]), "8 samples and 2 events"),
