@@ -22,7 +22,7 @@ from .arithmetic.reproduction import (
 from .document import Block, Document, Note, Section
 from .failing import remedies, sentences, title, unfinished_text
 from .phrases import missing_text, noise_note, unlike_text
-from .pictures import pictures
+from .pictures import icicle, pictures
 from .pictures.charts import Chart
 from .pictures.picture import Drawing
 from .tables.accumulation import accumulation_tables
@@ -31,7 +31,14 @@ from .tables.capacity import LEGEND as CAPACITY_LEGEND
 from .tables.capacity import capacity_tables
 from .tables.data import data_rows, memory_table, time_tables
 from .tables.heat_map import heat_map
-from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
+from .tables.overview import (
+    block_tables,
+    failure_table,
+    group_tables,
+    key_table,
+    reproduction_table,
+    time_table,
+)
 from .tables.sight import sight_tables
 from .tables.table import Facts
 from .tables.verdict import cards, sources, verdict
@@ -166,8 +173,12 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             " colour is a larger difference.",
         )
     ]
+    explained_courses = {names["name"]: courses for courses, names in icicle.explained(findings)}
     for chart in charts:
         if chart.kind == "accumulation":
+            continue
+        if chart.kind == "icicle":
+            sections.append(_picture(chart, *group_tables(explained_courses[chart.name])))
             continue
         numbers = replace(chart.table, title=chart.title, fold="The numbers")
         place = 0 if chart.kind == "savings" else len(sections)

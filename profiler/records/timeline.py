@@ -316,12 +316,13 @@ def _require_explained(timeline: Timeline, samples: int) -> None:
         held: Counter[str] = Counter()
         for group in timeline.groups:
             held[group.source.category] += group.nbytes
-        peak = {name: column[timeline.peak] for name, column in timeline.categories.items()}
-        if held != Counter(peak):
-            raise ValueError(
-                f"its groups have {held.total()} bytes in {len(held)} categories, its peak has"
-                f" {timeline.peak_allocated}"
-            )
+        peak = Counter({name: each[timeline.peak] for name, each in timeline.categories.items()})
+        for name in held.keys() | peak.keys():
+            if held[name] != peak[name]:
+                raise ValueError(
+                    f"its groups have {held[name]} bytes of {schema.shown(name)}, its peak has"
+                    f" {peak[name]}"
+                )
     if not len(timeline.events) == len(timeline.layers) or len(timeline.events) not in (0, samples):
         raise ValueError(f"it has {samples} samples and {len(timeline.events)} events")
     if any(abs(event) > len(timeline.sources) for event in timeline.events):

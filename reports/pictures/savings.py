@@ -5,7 +5,7 @@ from ..arithmetic.labels import shortened
 from ..arithmetic.savings import Saving
 from ..phrases import saving_text
 from ..tables.table import Table, bytes_cell, text_table
-from ..units import Sized, factor_text, gib_text, per_parameter_text, percent_text
+from ..units import Sized, exact_text, factor_text, gib_text, per_parameter_text, percent_text
 from .bars import Ticks, grouped
 from .picture import ORIGINS, Bar, Key, Part, Picture
 
@@ -51,6 +51,7 @@ def _bar(findings: Findings, row: Saving, most: float) -> Bar:
         left=0,
         width=100 * row.share_kept / most,
         colour=f"@{findings.colour_name(row.entry.label)}",
+        words=f"{row.entry.label}: {exact_text(row.state_bytes)}",
     )
     return Bar(
         label=row.entry.label,
@@ -61,7 +62,15 @@ def _bar(findings: Findings, row: Saving, most: float) -> Bar:
                 f"{gib_text(row.state_bytes, units)} {units.giga} · {saving_text(row, units)}"
             )
         ),
-        parts=(Part(left=0, width=100 / most, colour="@track"), share),
+        parts=(
+            Part(
+                left=0,
+                width=100 / most,
+                colour="@track",
+                words=f"{BASELINE}: {exact_text(row.baseline_bytes)}",
+            ),
+            share,
+        ),
     )
 
 

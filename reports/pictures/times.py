@@ -124,7 +124,7 @@ def _stack(findings: Findings, row: Timing, scale: float) -> Bar:
         mark=findings.labels[optimizer_key(row.record.scenario)],
         origin=row.record.origin,
         value=Sized.of(lambda _: share_text(row)),
-        parts=stacked(parts, texts, scale),
+        parts=stacked(parts, texts, scale, [text.binary for text in texts]),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
+import torch
 
 from optprof.optimizers import available
 from optprof.profiler.allocator.caching import CachingAllocator
@@ -32,6 +33,18 @@ def simulation() -> Simulation:
 def timeline(simulation: Simulation) -> Timeline:
     assert simulation.timeline is not None
     return simulation.timeline
+
+
+class TwoLayers(torch.nn.Sequential):
+    """A model of two layers and their activation, whose forward returns a loss."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).square().mean()
+
+
+def two_layers(batch_size: int = 4) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    layers = torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)
+    return TwoLayers(*layers), {"input": torch.zeros(batch_size, 64)}
 
 
 def by_hand() -> Timeline:
@@ -94,11 +107,8 @@ def test_the_groups_of_a_peak_counted_by_hand():
         Source("exp_avg of layers.0.w", "aten::zeros_like", "optimizer.py:9"),
         Source("", "aten::mul", "optimizer.py:10"),
     ]
-    categories: list[Category] = [
-        *(("parameter",) * 6),
-        *(("activation",) * 3),
-        *("optimizer_state", "temporary"),
-    ]
+    categories: list[Category] = ["parameter"] * 6
+    categories.extend(["activation", "activation", "activation", "optimizer_state", "temporary"])
     sizes = [4 * MIB, 100] * 3 + [2 * MIB] * 3 + [4 * MIB, 12 * MIB]
     classes = {"": "Model", "layers": "ModuleList", **{f"layers.{n}": "Linear" for n in range(3)}}
     allocations = Allocations(sizes, categories, sources, classes=classes)
@@ -160,11 +170,13 @@ def test_what_exceeds_the_groups_of_a_timeline_is_one_group_of_its_category(monk
 
 
 def test_the_groups_of_every_optimizer_add_up_to_its_peak():
-    """The sums of each category too, to the byte."""
+    """The sums of each category too, to the byte.
+
+    Those of other packages are left out: their import takes longer than this file's tests.
+    """
     for name in available("optprof", "torch"):
-        simulation = run_simulation(
-            Scenario(model="tiny", optimizer=name, implementation="loop", sequence_length=16)
-        )
+        scenario = Scenario(model=f"{__name__}:two_layers", optimizer=name, implementation="loop")
+        simulation = run_simulation(scenario)
         timeline, memory = simulation.timeline, simulation.record.memory
         assert timeline is not None, name
         assert memory is not None, name
@@ -362,7 +374,7 @@ BROKEN = {
         "at most",
     ),
     "blocks of another shape": (packed(largest=[{"module": "x"}]), "not a timeline"),
-    "groups that do not add up": (packed(groups=[[1, "build", 1, MIB]]), "its peak has 22020096"),
+    "groups that do not add up": (packed(groups=[[0, "build", 1, MIB]]), "groups have .* bytes of"),
     "a group of no source": (packed(groups=[[9, "build", 1, 21 * MIB]]), "names number 9"),
     "a count below zero": (packed(groups=[[0, "build", -1, 21 * MIB]]), ">= 0"),
     "too few events": (packed(events=[0, 1]), "8 samples and 2 events"),

@@ -18,6 +18,7 @@ from PIL import Image
 
 from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
+from optprof.profiler.records.timeline import BlockSource, PeakGroup
 from optprof.profiler.safety.plain import spreadsheet_text
 from optprof.reports import read_traces, write_report, write_trace
 from optprof.reports.comparison.compare import compare
@@ -35,6 +36,7 @@ SECTIONS = (
     "Savings heat map",
     "Optimizer state against model size",
     "What the peak is made of",
+    "The peak by module and operation",
     "Memory along the training step",
     "Time of the optimizer's step",
     "The step's share of an iteration",
@@ -48,7 +50,6 @@ SECTIONS = (
     "Without a result",
     "All numbers",
     "What the state is made of",
-    "The largest blocks at the peak",
     "How to repeat it",
 )
 
@@ -217,7 +218,7 @@ def test_with_units_of_gb_the_page_s_own_text_has_no_gib(page):
         "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
     )
     page.get_by_label("GB", exact=True).check(force=True)
-    until(page, "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state'")
+    until(page, "!waiting.length")
     sections = (
         "[...document.querySelectorAll('section')].filter((each) =>"
         " !each.querySelector('#failures')).map((each) => each.innerText)"
@@ -470,6 +471,61 @@ def test_paper_is_light_and_has_the_graphs(open_page, folder, tmp_path):
     until(page, "document.querySelector('.graph').layout.xaxis.gridcolor === '#333a45'")
 
 
+def test_a_part_of_the_peak_is_enlarged_by_a_click_and_names_its_exact_bytes(page):
+    graph = page.locator("section", has=page.locator("#icicle")).locator(".graph")
+    graph.scroll_into_view_if_needed()
+    shown = "(graph) => [...graph.querySelectorAll('.slice')].map((each) => each.textContent)"
+    assert graph.evaluate("(graph) => graph.data[0].values.slice(0, 2)") == [6 * 2**30, 2**30]
+    part = graph.locator(".slice", has_text="temporaries")
+    part.hover(force=True)
+    until(page, "document.querySelector('#graph-icicle-1 .hoverlayer').textContent")
+    words = graph.locator(".hoverlayer").text_content()
+    assert words == "temporaries3.000 GiB, 50.00% of the peak3,221,225,472 bytes in 2 blocks"
+    part.click(force=True)
+    until(page, "document.querySelector('#graph-icicle-1').data[0].level")
+    assert not any(text.startswith("activations") for text in graph.evaluate(shown))
+    # The path above leads back.
+    graph.locator(".pathbar").first.click(force=True)
+    until(
+        page,
+        "[...document.querySelectorAll('#graph-icicle-1 .slice')].some((each) =>"
+        " each.textContent.startsWith('activations'))",
+    )
+    # Without a pointer, the table has the same: it ends with the peak.
+    table = page.locator("section", has=page.locator("#icicle")).locator("details table")
+    last = table.locator("tbody tr").last
+    assert last.locator("th").text_content() == "the peak"
+    assert last.locator("td[title]").get_attribute("title") == "6,442,450,944 bytes"
+
+
+def test_a_timeline_names_the_event_under_the_pointer(page):
+    graph = page.locator("section", has=page.locator("#timeline")).locator(".graph")
+    graph.scroll_into_view_if_needed()
+    plot = graph.locator(".nsewdrag").first.bounding_box()
+    assert plot is not None
+    # The peak is a quarter into the backward pass, which is the second of three phases.
+    page.mouse.move(plot["x"] + plot["width"] * (1 / 3 + 1 / 12), plot["y"] + plot["height"] / 2)
+    until(page, "document.querySelector('#graph-timeline-1 .hoverlayer').textContent")
+    words = graph.locator(".hoverlayer").text_content() or ""
+    event = (
+        "event 1 of backward, training step 1allocates temporariesh.11.mlp.c_fc · Linearaten::mm"
+    )
+    assert event in words
+    assert "temporaries 3.000 GiB" in words
+
+
+def test_every_part_of_a_bar_has_its_exact_bytes_under_the_pointer(page):
+    peak = page.locator("section", has=page.locator("#peak"))
+    titles = peak.locator(".part").evaluate_all("(parts) => parts.map((part) => part.title)")
+    assert titles[:2] == ["parameters: 4,000 bytes", "gradients: 4,000 bytes"]
+    assert all(re.fullmatch(r"[a-z ]+: [\d,]+ bytes?", title) for title in titles)
+    assert peak.locator(".outline").first.get_attribute("title") == "reserved: 2,097,152 bytes"
+    savings = page.locator("section", has=page.locator("#savings")).locator(".part")
+    assert savings.nth(1).get_attribute("title") == "adamw: 8,000 bytes"
+    phases = page.locator("section", has=page.locator("#iteration")).locator(".part")
+    assert (phases.first.get_attribute("title") or "").startswith("forward: ")
+
+
 def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline):
     wicked = (
         "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</script>${alert(3)}{{7*7}}%{x}"
@@ -484,8 +540,17 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
         store.append(
             replace(record, environment=Environment(command=("optprof", wicked), platform=wicked))
         )
+    source = BlockSource(wicked, wicked, wicked, wicked, wicked)
     store.write_timeline(
-        records[0].scenario, replace(timeline, categories={wicked: timeline.allocated})
+        records[0].scenario,
+        replace(
+            timeline,
+            categories={wicked: timeline.allocated},
+            groups=(PeakGroup(source=source, phase=wicked, blocks=1, nbytes=6 * 2**30),),
+            sources=(source,),
+            events=(0, 1, 1, 1, -1, 0),
+            layers=(wicked,) * 6,
+        ),
     )
     page = open_page(write_report(store.folder))
     page.mouse.move(

@@ -153,7 +153,7 @@ def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
     findings = Findings.of([record], {file_name(record.scenario): timeline})
     (graph,) = chart_of(timelines, findings).graphs
     traces = graph.data["traces"]
-    assert traces[-1]["y"] == {"bytes": [6 * GIB]}
+    assert traces[-2]["y"] == {"bytes": [6 * GIB]}
     assert [band["name"] for band in graph.data["bands"]] == ["forward", "backward", "step"]
     areas = [trace for trace in traces if trace.get("stackgroup")]
     assert {len(trace["x"]) for trace in areas} == {len(areas[0]["y"]["bytes"])}

@@ -15,7 +15,7 @@ from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.icons import OUTLINES, icon_path
 from optprof.reports.pictures import pictures
 from optprof.reports.pictures.drawing import STYLES, draw, draw_all, draw_published
-from optprof.reports.pictures.picture import Bars, Picture
+from optprof.reports.pictures.picture import Bars, Icicle, Picture
 from optprof.reports.style import MARKS, SPARE, marks
 
 
@@ -99,6 +99,23 @@ def test_a_state_of_0_bytes_is_not_on_a_log_axis_and_a_note_says_so(simulated):
     both = shown(simulated("adamw"), simulated("sgd", state=0))
     assert "sgd" in str(both["state-by-size"].notes[0])
     assert "state-by-size" not in shown(simulated("sgd", state=0))
+
+
+def test_an_icicle_has_every_category_and_the_names_that_have_room(simulated, timeline):
+    record = simulated("adamw")
+    findings = Findings.of([record], {file_name(record.scenario): timeline})
+    picture = next(each for each in pictures(findings) if each.name == "icicle")
+    (panel,) = picture.panels
+    assert isinstance(panel, Icicle)
+    assert "temporaries 50.0 %" in panel.alt
+    # The peak, three categories, their classes, modules and operations; the loss has no module.
+    assert len(panel.tiles) == 1 + 3 + 3 + 3 + 3
+    drawing = draw(picture, STYLES["paper"])
+    for name in ("temporaries", "Linear", "h.*.mlp.c_fc", "aten::mm"):
+        assert f">{name}<" in drawing.svg
+    # A part of 512 bytes is too thin for its name.
+    assert "nll_loss" not in drawing.svg
+    assert size_of(drawing.png)[0] > 1_000
 
 
 def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_path):

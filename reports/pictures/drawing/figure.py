@@ -20,9 +20,10 @@ from optprof.profiler.safety.plain import plain
 from ...arithmetic.labels import shortened
 from ...style import INK, MUTED, PAPER
 from ...tables.table import Table
-from ..picture import Areas, Bars, Drawing, Panel, Picture, Plot
+from ..picture import Areas, Bars, Drawing, Icicle, Panel, Picture, Plot
 from .areas import areas_height, draw_areas
 from .bars import bars_height, draw_bars
+from .icicle import draw_icicle, icicle_height
 from .pen import Pen
 from .plots import draw_plot, plot_height
 
@@ -120,6 +121,8 @@ def _height(panel: Panel, pen: Pen) -> float:
     """Return the inches of a panel with all that belongs to it."""
     if isinstance(panel, Bars):
         return bars_height(panel, pen)
+    if isinstance(panel, Icicle):
+        return icicle_height(panel, pen)
     return plot_height(panel, pen) if isinstance(panel, Plot) else areas_height(pen)
 
 
@@ -133,6 +136,8 @@ def _draw(axes: Axes, panel: Panel, pen: Pen, *, is_last: bool) -> None:
         draw_bars(axes, panel, pen)
     elif isinstance(panel, Plot):
         draw_plot(axes, panel, pen)
+    elif isinstance(panel, Icicle):
+        draw_icicle(axes, panel, pen)
     else:
         draw_areas(axes, panel, pen, named=is_last or not _is_alike(pen.picture.panels))
 

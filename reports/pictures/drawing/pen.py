@@ -13,7 +13,7 @@ from matplotlib.transforms import Transform, offset_copy
 
 from ...arithmetic.labels import shortened
 from ...style import INK, MUTED, PAPER, TRACK, Mark
-from ..picture import Areas, Bar, Bars, Key, Panel, Picture, Plot
+from ..picture import Areas, Bar, Bars, Icicle, Key, Panel, Picture, Plot
 
 # The mean width of a letter, in its size.
 LETTER = 0.56
@@ -35,7 +35,7 @@ class Pen:
         self._colours = NAMED | {f"@mark-{number}": mark.colour for number, mark in marks}
         self.is_wrapped = any(self._is_wide(each) for each in _headings(picture.panels))
 
-    def _is_wide(self, heading: Bar | Areas) -> bool:
+    def _is_wide(self, heading: Bar | Areas | Icicle) -> bool:
         letters = len(shortened(heading.label)) + len(heading.value.binary)
         return letters * LETTER * self.size / 72 > self.width - 0.5
 
@@ -64,7 +64,9 @@ class Pen:
             text = words.get_text()
             words.set_text(shortened(text, min(len(text) - 1, int(len(text) * inches / width))))
 
-    def heading(self, axes: Axes, y: float, place: Transform, heading: Bar | Areas) -> None:
+    def heading(
+        self, axes: Axes, y: float, place: Transform, heading: Bar | Areas | Icicle
+    ) -> None:
         """Write an optimizer with its mark on the left and its numbers on the right."""
         label = heading.mark if isinstance(heading, Bar) else heading.label
         style = self.mark(self.picture.marks[label], heading.origin, 0.75 * self.size)
@@ -174,6 +176,6 @@ def names_points(plot: Plot) -> bool:
     return plot.front is not None and len(plot.lines) <= MOST_NAMES
 
 
-def _headings(panels: Sequence[Panel]) -> list[Bar | Areas]:
+def _headings(panels: Sequence[Panel]) -> list[Bar | Areas | Icicle]:
     bars = [bar for panel in panels if isinstance(panel, Bars) for bar in panel.bars]
-    return [*bars, *(panel for panel in panels if isinstance(panel, Areas))]
+    return [*bars, *(panel for panel in panels if isinstance(panel, Areas | Icicle))]
