@@ -18,7 +18,7 @@ from .document import Document
 from .icons import icon_path
 from .pictures.charts import Chart
 from .pictures.picture import Drawing
-from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_colour
+from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_fill
 
 
 def render(document: Document, drawings: Iterable[Drawing] = ()) -> str:
@@ -109,7 +109,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "icon_path": icon_path,
         "place": "{:.2f}%".format,
-        "css": css_colour,
+        "fill": css_fill,
         "kind": lambda block: type(block).__name__,
         "code": _code,
     }
