@@ -38,9 +38,16 @@ def render(document: Document, drawings: Iterable[Drawing] = ()) -> str:
     )
 
 
-def fragment(document: Document) -> str:
-    """Return the document's sections alone, without style sheet and scripts."""
-    return _filled("fragment.html.j2", document.marks, document=document, figures={})
+def fragment(document: Document, drawn: Mapping[str, str] | None = None) -> str:
+    """Return the document's sections alone, without style sheet and scripts.
+
+    Below them stand the pictures `drawn`, SVG by title. Each is an image of its own, because the
+    names inside two SVGs would clash in one document.
+    """
+    images = {
+        title: base64.b64encode(svg.encode()).decode() for title, svg in (drawn or {}).items()
+    }
+    return _filled("fragment.html.j2", document.marks, document=document, images=images, figures={})
 
 
 def _graphs(document: Document) -> dict[str, Mapping[str, Any]]:

@@ -22,6 +22,7 @@ from optprof.profiler.safety.plain import spreadsheet_text
 from optprof.reports import write_report
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.run import Run
 from optprof.reports.units import NOTHING
 
 HOSTILE = Path(__file__).parents[1] / "data" / "hostile.json"
@@ -533,6 +534,22 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
     assert low + 0.1 < 3 < high - 0.1
     assert "No adamw to compare with on tiny" in page.locator("body").text_content()
     assert page.messages == []
+
+
+def test_a_notebook_shows_pictures_without_a_network(open_page, tmp_path, simulated):
+    path = tmp_path / "notebook.html"
+    run = Run(records=[simulated("adamw"), simulated("sm3")])
+    head = '<!DOCTYPE html><html lang="en"><title>a</title><meta charset="utf-8"><body><h3>a</h3>'
+    path.write_text(f"{head}<main>{run._repr_html_()}</main>", encoding="utf-8")
+    page = open_page(path)
+    sizes = page.evaluate(
+        "[...document.images].map((image) => [image.complete, image.naturalWidth, image.width])"
+    )
+    assert len(sizes) == 3
+    # 241.2 points are 321.6 pixels.
+    assert {natural for _, natural, _ in sizes} <= {321, 322}
+    assert all(complete and shown > 300 for complete, _, shown in sizes)
+    assert [message for message in page.messages if not message.startswith("data:")] == []
 
 
 def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):

@@ -45,7 +45,7 @@ def faults(svg: str) -> list[str]:
 def _written(element: ElementTree.Element) -> Written:
     """Return a text with its corners; matplotlib turns each text about its own place."""
     style, words = element.attrib["style"], element.text or ""
-    size = float(re.search(r"([\d.]+)px", style)[1])
+    (size,) = map(float, re.findall(r"([\d.]+)px", style))
     length = float(element.attrib.get("textLength", 0))
     anchor = (re.search(r"text-anchor: (\w+)", style) or ["", "start"])[1]
     start = -length * {"start": 0, "middle": 0.5, "end": 1}[anchor]

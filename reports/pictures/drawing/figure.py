@@ -60,6 +60,19 @@ class Style:
 
 def draw(picture: Picture, style: Style) -> Drawing:
     """Draw a picture in both forms; the same records give the same bytes."""
+    with _laid_out(picture, style) as (figure, bounds):
+        return Drawing(name=picture.name, png=_png(figure, bounds), svg=_svg(figure, bounds))
+
+
+def draw_svg(picture: Picture, style: Style) -> str:
+    """Draw a picture as SVG alone, in half the time."""
+    with _laid_out(picture, style) as (figure, bounds):
+        return _svg(figure, bounds)
+
+
+@contextmanager
+def _laid_out(picture: Picture, style: Style) -> Iterator[tuple[Figure, Bbox]]:
+    """Yield the figure with everything in its place, and its bounds."""
     with settings():
         pen = Pen(picture, style.width, style.size)
         figure = _figure(picture, style, pen)
@@ -73,7 +86,7 @@ def draw(picture: Picture, style: Style) -> Drawing:
                 name_lines(axes, panel, pen)
         box = figure.get_tightbbox()
         bounds = Bbox.from_extents(0, box.y0, style.width, box.y1)
-        return Drawing(name=picture.name, png=_png(figure, bounds), svg=_svg(figure, bounds))
+        yield figure, bounds
 
 
 @contextmanager

@@ -135,7 +135,8 @@ def _name_points(axes: Axes, plot: Plot, pen: Pen) -> None:
         look = {"ha": "center", "va": "center", "size": pen.size, "color": INK.light, "zorder": 20}
         look["bbox"] = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 0.5}
         middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
-        axes.text(*axes.transData.inverted().transform(middle), name, **look)
+        x, y = axes.transData.inverted().transform(middle)
+        axes.text(x, y, name, **look)
 
 
 def _places_of(line: Line, plot: Plot) -> tuple[float, float]:
