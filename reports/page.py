@@ -19,6 +19,7 @@ from .arithmetic.reproduction import (
     reproduction,
 )
 from .document import Block, Document, Note, Section
+from .help import explained
 from .phrases import missing_text, unlike_text
 from .pictures import pictures
 from .pictures.charts import Chart
@@ -106,7 +107,7 @@ def run_page(
         title=f"What an optimizer costs on {listed(findings.models)}",
         context=context,
         notes=[f"Left out, because it cannot be read: {_damage(damage)}."] if damage else [],
-        sections=sections,
+        sections=[replace(section, help=explained(section)) for section in sections],
         marks=findings.marks,
         rows=data_rows(findings),
     )
