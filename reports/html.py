@@ -18,7 +18,7 @@ from .document import Document
 from .icons import icon_path
 from .pictures.charts import Chart
 from .pictures.picture import Drawing
-from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_colour
+from .style import COSTS, INK, LINE, MUTED, ON_BLOCK, PAPER, SAVES, TRACK, Mark, css_fill
 
 
 def render(document: Document, drawings: Iterable[Drawing] = ()) -> str:
@@ -38,9 +38,16 @@ def render(document: Document, drawings: Iterable[Drawing] = ()) -> str:
     )
 
 
-def fragment(document: Document) -> str:
-    """Return the document's sections alone, without style sheet and scripts."""
-    return _filled("fragment.html.j2", document.marks, document=document, figures={})
+def fragment(document: Document, drawn: Mapping[str, str] | None = None) -> str:
+    """Return the document's sections alone, without style sheet and scripts.
+
+    Below them stand the pictures `drawn`, SVG by title. Each is an image of its own, because the
+    names inside two SVGs would clash in one document.
+    """
+    images = {
+        title: base64.b64encode(svg.encode()).decode() for title, svg in (drawn or {}).items()
+    }
+    return _filled("fragment.html.j2", document.marks, document=document, images=images, figures={})
 
 
 def _graphs(document: Document) -> dict[str, Mapping[str, Any]]:
@@ -109,7 +116,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "icon_path": icon_path,
         "place": "{:.2f}%".format,
-        "css": css_colour,
+        "fill": css_fill,
         "kind": lambda block: type(block).__name__,
         "code": _code,
     }

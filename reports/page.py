@@ -21,6 +21,7 @@ from .arithmetic.reproduction import (
 )
 from .document import Block, Document, Note, Section
 from .failing import remedies, sentences, title, unfinished_text
+from .help import explained
 from .phrases import missing_text, noise_note, unlike_text
 from .pictures import icicle, pictures
 from .pictures.charts import Chart
@@ -121,7 +122,7 @@ def run_page(
         title=title(findings),
         context=context,
         notes=[f"Left out, because it cannot be read: {_damage(damage)}."] if damage else [],
-        sections=sections,
+        sections=[replace(section, help=explained(section)) for section in sections],
         marks=findings.marks,
         rows=data_rows(findings),
     )

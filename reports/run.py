@@ -13,16 +13,26 @@ from optprof.profiler.records.privacy import disclosed
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore, file_name, standing
 from optprof.profiler.safety.disk import open_to_read, require_own_folder, write_bytes
+from optprof.profiler.safety.plain import plain
 from optprof.scenarios.schema import require_records
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from optprof.profiler.records.timeline import Timeline
+
+    from .arithmetic.findings import Findings
+    from .pictures.picture import Picture
+
 # Seconds to wait for other processes that write into the same run.
 PATIENCE = 10.0
 
 
-@dataclass(kw_only=True)
+# A notebook shows the first picture of each kind, up to so many; the report has all.
+MOST_PICTURES = 4
+
+
+@dataclass(kw_only=True, repr=False)
 class Run:
     """The records of a run, the latest of each scenario, and the folder that holds them.
 
@@ -135,8 +145,26 @@ class Run:
                 if timeline := timelines.get(file_name(record.scenario)):
                     target.write_timeline(record.scenario, timeline)
 
+    def __repr__(self) -> str:
+        """Return a line: the number of records, models, optimizers and the folder."""
+        scenarios = [record.scenario for record in self.records]
+        models, optimizers = (
+            ", ".join(dict.fromkeys(" ".join(plain(name).split()) for name in names))
+            for names in (
+                [scenario.model for scenario in scenarios],
+                [scenario.optimizer for scenario in scenarios],
+            )
+        )
+        count = f"{len(scenarios)} {'record' if len(scenarios) == 1 else 'records'}"
+        about = f"{count} of {models}; {optimizers}" if scenarios else "no records"
+        return f"Run({about}{f'; {plain(str(self.folder))}' if self.folder else ''})"
+
     def _repr_html_(self) -> str:
-        """Return the summary of the run, for a notebook."""
+        """Return the summary of the run and its pictures, for a notebook.
+
+        The pictures are SVG images in the text itself: a notebook shows them without a network and
+        without scripts, in Jupyter, VS Code and in what nbconvert makes of it.
+        """
         from . import html
         from .arithmetic.findings import Findings
         from .summary import run_summary
@@ -144,5 +172,25 @@ class Run:
         if not self.records:
             return "<p>The run holds no records yet.</p>"
         missing = unfinished(self.folder, self.records) if self.folder else None
-        findings = Findings.of(self.records, baseline=self.baseline, unfinished=missing)
-        return html.fragment(run_summary(findings))
+        findings = Findings.of(
+            self.records, self._timelines(), baseline=self.baseline, unfinished=missing
+        )
+        return html.fragment(run_summary(findings), _drawn(findings))
+
+    def _timelines(self) -> "dict[str, Timeline]":
+        """The timelines of the records; a damaged one is left to the report to name."""
+        if self.folder is None or not self.folder.is_dir():
+            return {}
+        return RunStore(self.folder).read_timelines(self.records)
+
+
+def _drawn(findings: "Findings") -> dict[str, str]:
+    """Return the first picture of each kind as SVG, by its title."""
+    from .pictures import pictures
+    from .pictures.drawing import STYLES, draw_svg
+
+    kinds: dict[str, Picture] = {}
+    for picture in pictures(findings):
+        kinds.setdefault(picture.kind, next(iter(picture.files.values())))
+    shown = list(kinds.values())[:MOST_PICTURES]
+    return {picture.title: draw_svg(picture, STYLES["paper"]) for picture in shown}

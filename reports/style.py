@@ -71,19 +71,41 @@ SPARE = (
 )
 
 # Greys for what every optimizer pays, a strong colour for its state; dark type reads well on all.
+# Neighbours in a stack differ in lightness too, for print in grey and for the colour-blind.
 ON_BLOCK = "#14171c"
 CATEGORY_COLOURS = {
-    "parameter": "#98a3af",
-    "buffer": "#e3e7ec",
-    "gradient": "#c3cbd4",
-    "optimizer_state": "#cc79a7",
-    "activation": "#8ccdf2",
-    "temporary": "#f2d95c",
-    "workspace": "#a893e3",
-    "input": "#4fc9a4",
+    "parameter": "#8792a0",
+    "buffer": "#cdb592",
+    "gradient": "#ced6df",
+    "optimizer_state": "#c76f9f",
+    "activation": "#86c8ef",
+    "temporary": "#f6e27f",
+    "workspace": "#9f89df",
+    "input": "#55cfa8",
 }
-PHASE_COLOURS = {"forward": "#c3cbd4", "backward": "#98a3af", "step": "#cc79a7"}
+PHASE_COLOURS = {"forward": "#ced6df", "backward": "#8792a0", "step": "#c76f9f"}
 OTHER_BLOCK = "#e69f00"
+# Blocks of equal lightness have unlike hatches, by the letters of matplotlib and plotly.
+HATCHES = {
+    CATEGORY_COLOURS["buffer"]: "|",
+    CATEGORY_COLOURS["optimizer_state"]: "/",
+    CATEGORY_COLOURS["activation"]: ".",
+    CATEGORY_COLOURS["temporary"]: "\\",
+    CATEGORY_COLOURS["workspace"]: "x",
+    CATEGORY_COLOURS["input"]: "-",
+    OTHER_BLOCK: "+",
+}
+HATCH_NAMES = {
+    "|": "upright",
+    "/": "rising",
+    ".": "dots",
+    "\\": "falling",
+    "x": "crossed",
+    "-": "level",
+    "+": "grid",
+}
+# How much of ON_BLOCK is in the lines of a hatch.
+HATCH_DEPTH = 0.38
 
 
 def marks(labels: Iterable[str]) -> dict[str, Mark]:
@@ -114,9 +136,21 @@ def _free(candidates: Sequence[Mark], taken: Collection[Mark]) -> Mark:
     return next(iter([*unlike, *(mark for mark in candidates if mark not in taken), *candidates]))
 
 
-def css_colour(name: str) -> str:
-    """Return the colour of a picture as a style sheet names it: var(--mark-3) for @mark-3."""
-    return f"var(--{name[1:]})" if name.startswith("@") else name
+def css_fill(name: str) -> str:
+    """Return a colour of a picture, and its hatch, as the value of a style sheet's `background`.
+
+    A colour of the page is var(--mark-3) for @mark-3.
+    """
+    if name.startswith("@"):
+        return f"var(--{name[1:]})"
+    return f"var(--hatch-{HATCH_NAMES[HATCHES[name]]}) {name}" if name in HATCHES else name
+
+
+def hatch_colour(colour: str) -> str:
+    """Return the colour of the lines of a hatch on a block of that colour."""
+    pairs = zip(bytes.fromhex(colour[1:]), bytes.fromhex(ON_BLOCK[1:]), strict=True)
+    mixed = (round((1 - HATCH_DEPTH) * one + HATCH_DEPTH * other) for one, other in pairs)
+    return f"#{bytes(mixed).hex()}"
 
 
 def block_colour(name: str) -> Colour:

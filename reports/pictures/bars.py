@@ -8,6 +8,7 @@ from ..style import block_colour
 from ..units import Sized, Words
 from ..words import category_name
 from .picture import Bar, Bars, Part
+from .scales import multiples
 
 # A part below this share of every peak is thinner than a line, and no key explains it.
 VISIBLE = 0.002
@@ -50,9 +51,9 @@ def stacked(
     )
 
 
-def largest(sizes: Iterable[tuple[Hashable, float]]) -> dict[Hashable, float]:
-    """Return the largest size of each key, never 0."""
+def row_scales(sizes: Iterable[tuple[Hashable, float]], unit: float = 1) -> dict[Hashable, float]:
+    """Return the length of each key's rows: the round number of units that its sizes end below."""
     most: dict[Hashable, float] = {}
     for key, size in sizes:
         most[key] = max(most.get(key, 1e-12), size)
-    return most
+    return {key: multiples(size / unit)[-1] * unit for key, size in most.items()}

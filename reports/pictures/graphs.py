@@ -13,12 +13,12 @@ from typing import Any
 
 from optprof.profiler.safety.plain import plain
 
-from ..style import ON_BLOCK, Mark
-from ..units import Sized, Words, bytes_text
+from ..style import HATCHES, ON_BLOCK, Mark, hatch_colour
+from ..units import GIB, Sized, Words, bytes_text
 from ..words import phase_name
 from .bars import VISIBLE
-from .picture import SHORT, Areas, Axis, Icicle, Level, Line, Plot, Tile
-from .scales import MANY_TIMES, round_count_text, round_numbers, round_seconds_text
+from .picture import SHORT, Areas, Axis, Icicle, Kind, Level, Line, Plot, Tile
+from .scales import TICK_TEXTS, framed, scale_name
 
 # plotly's names for matplotlib's shapes.
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "p": "pentagon"}
@@ -28,9 +28,14 @@ SYMBOLS |= {"<": "triangle-left", ">": "triangle-right"}
 LETTERS, PATH = 12, 20
 # The height of areas, in pixels: room for the lines under the pointer.
 AREAS = 250
-# Below this ratio 2 and 5 of each power of ten are too few ticks.
-FEW_TIMES = 4
-LINEAR = {"rangemode": "tozero", "tickformat": ",~r", "nticks": 7}
+# How plotly writes the ticks between ours when a reader zooms.
+BETWEEN: dict[Kind, dict[str, str]] = {
+    "bytes": {"tickformat": ",~r"},
+    "number": {"tickformat": ",~r"},
+    "tokens": {"tickformat": "~s"},
+    "seconds": {"exponentformat": "SI", "ticksuffix": "s"},
+    "parameters": {"exponentformat": "B"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,43 +104,38 @@ def _data(
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
-    title: Any = text(axis.title)
-    if axis.kind == "bytes":
-        title = {"binary": f"GiB {title}", "decimal": f"GB {title}"}
-    settings = {"title": {"text": title}, **({"type": "log"} if axis.log else {})}
-    if axis.kind == "tokens":
-        return settings | {"rangemode": "tozero", "tickformat": "~s"}
-    if axis.kind == "number":
-        return settings | ({"dtick": "D2", "tickformat": ",~r"} if axis.log else {})
-    if axis.kind == "bytes":
-        return settings | (giga_ticks(axis.values) if axis.log else LINEAR)
-    if axis.kind == "seconds" and not axis.log:
-        return settings | {"rangemode": "tozero", "tickformat": "~s", "ticksuffix": "s"}
-    ticks = round_numbers(axis.values)
-    if axis.kind == "seconds":
-        texts = {"exponentformat": "SI", "ticksuffix": "s"}
-        return (
-            settings | texts | {"tickvals": ticks, "ticktext": list(map(round_seconds_text, ticks))}
-        )
-    return settings | {
-        "range": [math.log10(min(axis.values) / 1.6), math.log10(1.6 * max(axis.values))],
-        "tickvals": ticks,
-        "ticktext": list(map(round_count_text, ticks)),
-        "exponentformat": "B",
+    """Return plotly's settings of an axis; a logarithmic one has those of a linear one too."""
+    if not axis.log:
+        return _scaled(axis, log=False)
+    return _scaled(axis, log=True) | {"linear": _scaled(axis, log=False)}
+
+
+def _scaled(axis: Axis, *, log: bool) -> dict[str, Any]:
+    """Return the title, which says the scale, and ticks that enclose all values."""
+    words = (*([text(axis.title)] if axis.title else []), scale_name(log=log))
+    title = ", ".join(words)
+    kind = {"type": "log" if log else "linear", **BETWEEN.get(axis.kind, {})}
+    if axis.kind != "bytes":
+        return {"title": {"text": title}, **kind, **_ticks(axis, axis.values, log=log)}
+    units = {"binary": ("GiB", GIB), "decimal": ("GB", 10**9)}
+    ticks = {
+        unit: _ticks(axis, [count / size for count in axis.values], log=log)
+        for unit, (_, size) in units.items()
+    }
+    return {
+        "title": {"text": {unit: f"{giga} {title}" for unit, (giga, _) in units.items()}},
+        **kind,
+        **{name: {unit: ticks[unit][name] for unit in units} for name in ticks["binary"]},
     }
 
 
-def giga_ticks(counts: Sequence[float]) -> dict[str, Any]:
-    """Return plotly's settings for ticks of sizes.
-
-    On many powers of ten they are those powers, on some 2 and 5 of each too, on less than one a
-    few.
-    """
-    positive = [count for count in counts if count > 0] or [1]
-    ratio = max(positive) / min(positive)
-    if 1 < ratio <= FEW_TIMES:
-        return {"tickformat": ",~r", "nticks": 7}
-    return {"tickformat": ",~r", "dtick": 1 if ratio > MANY_TIMES else "D2"}
+def _ticks(axis: Axis, values: Sequence[float], *, log: bool) -> dict[str, Any]:
+    ticks, ends = framed(values, log=log, from_zero=axis.kind != "number")
+    return {
+        "range": [math.log10(end) for end in ends] if log else list(ends),
+        "tickvals": ticks,
+        "ticktext": list(map(TICK_TEXTS[axis.kind], ticks)),
+    }
 
 
 def _trace(line: Line, number: int, plot: Plot, mark: Mark, colour: str) -> dict[str, Any]:
@@ -239,6 +239,7 @@ def areas_graph(areas: Areas) -> Graph:
                 "y": {"bytes": layer.values},
                 "line": {"width": 0},
                 "fillcolor": layer.colour,
+                **_hatched(layer.colour),
                 # A layer that is too thin to see takes no line under the pointer.
                 **(
                     {"hovertemplate": _template(text(layer.name))}
@@ -281,12 +282,7 @@ def areas_graph(areas: Areas) -> Graph:
             # The next line is the event.
             "unifiedhovertitle": {"text": "memory after"},
         },
-        "yaxis": {
-            "range": {"bytes": [0, 1.08 * areas.most]},
-            "title": {"text": {"binary": "GiB", "decimal": "GB"}},
-            "nticks": 5,
-            "tickformat": ",~r",
-        },
+        "yaxis": _scaled(Axis(title="", kind="bytes", values=[areas.most]), log=False),
         "hovermode": "x unified",
     }
     return Graph(
@@ -301,6 +297,14 @@ def _picked(texts: Sequence[str]) -> dict[str, Any]:
     """Return texts that repeat: each once, and the numbers of all."""
     numbers = {words: number for number, words in enumerate(dict.fromkeys(texts))}
     return {"texts": list(numbers), "picked": [numbers[words] for words in texts]}
+
+
+def _hatched(colour: str) -> dict[str, Any]:
+    """Return plotly's settings for the hatch of a block's colour."""
+    if colour not in HATCHES:
+        return {}
+    lines = {"shape": HATCHES[colour], "size": 6, "solidity": 0.16}
+    return {"fillpattern": lines | {"bgcolor": colour, "fgcolor": hatch_colour(colour)}}
 
 
 def _bands(areas: Areas) -> list[dict[str, Any]]:

@@ -7,9 +7,9 @@ from ..arithmetic.peaks import Peak, in_stack_order
 from ..phrases import peak_text
 from ..style import block_colour
 from ..tables.table import Table, bytes_cell, text_table
-from ..units import Sized, exact_text, gib_text
+from ..units import GIB, Sized, exact_text, gib_text
 from ..words import category_name, phase_name
-from .bars import VISIBLE, grouped, largest, stacked
+from .bars import VISIBLE, grouped, row_scales, stacked
 from .picture import ORIGINS, Bar, Key, Picture
 from .scales import gib_ticks
 
@@ -19,8 +19,9 @@ def describe(findings: Findings) -> list[Picture]:
     rows, notes = pictured(findings.peaks, lambda row: row.entry.setting)
     if not rows:
         return []
-    scale = largest(
-        (row.entry.setting, max(row.allocated, row.reserved or 0, row.split)) for row in rows
+    scale = row_scales(
+        ((row.entry.setting, max(row.allocated, row.reserved or 0, row.split)) for row in rows),
+        GIB,
     )
     bars = (
         (

@@ -67,7 +67,7 @@ def _bar(findings: Findings, row: Saving, most: float) -> Bar:
                 left=0,
                 width=100 / most,
                 colour="@track",
-                words=f"{BASELINE}: {exact_text(row.baseline_bytes)}",
+                words=f"{row.baseline.label}: {exact_text(row.baseline_bytes)}",
             ),
             share,
         ),

@@ -10,7 +10,7 @@ from ..style import block_colour
 from ..tables.table import Table, text_table
 from ..units import Sized, range_text, seconds_text
 from ..words import PLACES, conditions, origin_text, shared
-from .bars import grouped, largest, stacked
+from .bars import grouped, row_scales, stacked
 from .picture import ORIGINS, Bar, Key, Picture
 from .scales import Scale, second_ticks
 
@@ -59,7 +59,7 @@ def _iterations(findings: Findings) -> list[Picture]:
     rows, notes = pictured(whole, findings.setting_of)
     if not rows:
         return []
-    scale = largest((findings.setting_of(row), _seconds(row)) for row in rows)
+    scale = row_scales((findings.setting_of(row), _seconds(row)) for row in rows)
     bars = (
         (
             findings.setting_of(row),

@@ -24,10 +24,9 @@ function drawn(element) {
   traces.forEach((trace, number) => {
     trace.visible = !hidden.has(graph.traces[number].label);
   });
-  if (graph.logarithmic && axes === "linear") {
-    // Round numbers were chosen for logarithmic axes.
-    const plain = { type: "linear", rangemode: "tozero", range: undefined, tickvals: undefined, ticktext: undefined, dtick: undefined };
-    for (const axis of [layout.xaxis, layout.yaxis]) Object.assign(axis, plain);
+  for (const axis of [layout.xaxis, layout.yaxis]) {
+    if (axes === "linear") Object.assign(axis, axis.linear);
+    delete axis.linear;
   }
   // What the reader zoomed into stays, until units or axes change.
   layout.uirevision = `${units} ${axes}`;
@@ -35,7 +34,7 @@ function drawn(element) {
 }
 
 function framed(graph, layout, width, colour) {
-  const axis = { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, tickcolor: colour("line"), automargin: true };
+  const axis = { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, ticks: "outside", ticklen: 5, tickcolor: colour("muted"), automargin: true };
   const names = columnNames(graph, layout, width, colour);
   const axes = graph.traces[0].type === "icicle" ? {} : {
     xaxis: { ...axis, ...layout.xaxis, ...phaseTicks(graph, width) },
@@ -120,21 +119,28 @@ function draw(element) {
   if (isNew) element.on("plotly_relayout", () => showReset(element));
 }
 
-// The button that shows the whole graph again stands by a graph that was zoomed into.
+// A graph that was zoomed into has plotly's ticks, because ours may all lie outside, and a button
+// that shows the whole again.
 function showReset(element) {
-  const button = element.nextElementSibling;
-  const isZoomed = ["xaxis", "yaxis"].some((name) => {
+  const { layout } = drawn(element);
+  const changes = {};
+  let isZoomed = false;
+  for (const name of ["xaxis", "yaxis"]) {
     const axis = element._fullLayout[name];
-    const whole = axis._rangeInitial0 === undefined ? axis.range : [axis._rangeInitial0, axis._rangeInitial1];
-    return axis.range.some((end, number) => Math.abs(end - whole[number]) > 1e-9 * Math.max(1, Math.abs(end)));
-  });
-  button.hidden = !isZoomed;
+    const [low, high] = layout[name].range;
+    const isWhole = [low, high].every((end, number) => Math.abs(end - axis.range[number]) < 1e-6 * (high - low));
+    const mode = isWhole ? "array" : "auto";
+    if (!graphs[element.id].bands.length && axis.tickmode !== mode) changes[`${name}.tickmode`] = mode;
+    isZoomed ||= !isWhole;
+  }
+  element.nextElementSibling.hidden = !isZoomed;
+  if (Object.keys(changes).length) Plotly.relayout(element, changes);
 }
 
 function resetZoom(element) {
-  const axes = ["xaxis", "yaxis"].map((name) => [name, element._fullLayout[name]]);
-  const ranges = axes.map(([name, axis]) => (axis._rangeInitial0 === undefined ? [`${name}.autorange`, true] : [`${name}.range`, [axis._rangeInitial0, axis._rangeInitial1]]));
-  Plotly.relayout(element, Object.fromEntries(ranges)).then(() => element.focus());
+  const { layout } = drawn(element);
+  const ranges = ["xaxis", "yaxis"].map((name) => [`${name}.range`, [...layout[name].range]]);
+  Plotly.relayout(element, Object.fromEntries(ranges));
 }
 
 const elements = [...document.querySelectorAll(".graph")];

@@ -38,7 +38,7 @@ def timeline(simulation: Simulation) -> Timeline:
 class TwoLayers(torch.nn.Sequential):
     """A model of two layers and their activation, whose forward returns a loss."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
         return super().forward(input).square().mean()
 
 

@@ -1,6 +1,7 @@
 """Charts and tables of the page: their numbers, from records whose sums can be checked on paper."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,11 +12,11 @@ from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.provenance import provenance
 from optprof.reports.pictures import pareto, peaks, savings, sizes, step_sizes, timelines
 from optprof.reports.pictures.charts import Chart
-from optprof.reports.pictures.graphs import giga_ticks
 from optprof.reports.pictures.scales import (
     Scale,
+    linear_ticks,
+    log_ticks,
     round_count_text,
-    round_numbers,
     round_seconds_text,
 )
 from optprof.reports.tables.capacity import capacity_tables
@@ -118,12 +119,13 @@ def test_bars_are_shares_of_the_baseline(simulated):
 def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
     chart = chart_of(peaks, Findings.of([simulated("adamw")]))
     (bar,) = chart.groups[0].bars
-    # The scale is 2 MiB reserved. Parameters, gradients and temporaries take 4,000 bytes each, the
-    # state 8,000.
+    # 2 MiB are reserved, 0.00195 GiB, in rows of 0.002. Parameters, gradients and temporaries take
+    # 4,000 bytes each, the state 8,000.
     assert [part.width for part in bar.parts] == pytest.approx(
-        [100 * count / 2**21 for count in (4_000, 4_000, 8_000, 4_000)]
+        [100 * count / (0.002 * GIB) for count in (4_000, 4_000, 8_000, 4_000)]
     )
-    assert bar.outline == 100
+    assert bar.outline == pytest.approx(97.66, abs=0.01)
+    assert [place for place, _ in chart.groups[0].ticks] == pytest.approx([0, 25, 50, 75, 100])
     assert [key.text for key in chart.keys][-3] == "reserved, not allocated"
 
 
@@ -212,7 +214,7 @@ def test_a_mark_is_filled_only_if_time_and_bytes_were_measured(simulated, timed)
 
 
 def test_ticks_are_round():
-    counts = round_numbers([124_000_000, 1_560_000_000])
+    counts = log_ticks([124_000_000, 1_560_000_000])
     assert list(map(round_count_text, counts)) == [
         "100 M",
         "200 M",
@@ -220,7 +222,7 @@ def test_ticks_are_round():
         "1 B",
         "2 B",
     ]
-    assert list(map(round_seconds_text, round_numbers([0.003, 0.09]))) == [
+    assert list(map(round_seconds_text, log_ticks([0.003, 0.09]))) == [
         "2 ms",
         "5 ms",
         "10 ms",
@@ -228,11 +230,12 @@ def test_ticks_are_round():
         "50 ms",
         "100 ms",
     ]
-    assert round_numbers([0.001, 9]) == [0.001, 0.01, 0.1, 1.0, 10.0]
-    assert giga_ticks([1, 1_000])["dtick"] == 1
-    assert giga_ticks([1, 10])["dtick"] == giga_ticks([1])["dtick"] == "D2"
-    assert "dtick" not in giga_ticks([2, 3])
-    assert Scale.of(0.1, 0.3).ticks[1] == (pytest.approx(100 * 0.1 / 0.315), "100 ms")
+    assert log_ticks([0.001, 9]) == [0.001, 0.01, 0.1, 1.0, 10.0]
+    assert log_ticks([1.0]) == [0.5, 1.0, 2.0]
+    assert log_ticks([2.07, 3.0]) == [2.0, 2.2, 2.4, 2.6, 2.8, 3.0]
+    assert linear_ticks([0, 0.3]) == [0.0, 0.1, 0.2, 0.3]
+    assert linear_ticks([1.9, 7.1]) == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert Scale.of(0.1, 0.3).ticks[1] == (pytest.approx(100 / 3), "100 ms")
     assert [text for _, text in Scale.of(0.01, 2.0).ticks] == [
         "10 ms",
         "20 ms",
@@ -243,6 +246,39 @@ def test_ticks_are_round():
         "1 s",
         "2 s",
     ]
+
+
+def test_ticks_enclose_all_values():
+    for low, high in ((1e-6, 2e-6), (0.9, 31), (7, 7), (1.23e6, 7e10), (0.3, 0.31)):
+        for ticks in (log_ticks([low, high]), linear_ticks([low, high]), linear_ticks([0, high])):
+            assert ticks[0] <= low
+            assert ticks[-1] >= high
+            assert 2 <= len(ticks) <= 12
+
+
+def test_an_axis_says_its_scale_and_its_ticks_enclose_the_data(simulated):
+    records = [
+        simulated(name, model=model, parameter_count=count, state=state)
+        for model, count in (("small", 1_300), ("large", 77_000))
+        for name, state in (("adamw", 3 * GIB), ("sm3", 5_000))
+    ]
+    (graph,) = chart_of(sizes, Findings.of(records)).graphs
+    axes = [graph.data["layout"][name] for name in ("xaxis", "yaxis")]
+    x, y = axes
+    assert x["title"]["text"] == "parameters of the model, log scale"
+    assert y["title"]["text"] == {
+        "binary": "GiB of state, log scale",
+        "decimal": "GB of state, log scale",
+    }
+    assert x["linear"]["title"]["text"] == "parameters of the model, linear scale"
+    for ticks, low, high in (
+        (x["tickvals"], 1_300, 77_000),
+        (x["linear"]["tickvals"], 1_300, 77_000),
+        (y["tickvals"]["binary"], 5_000 / GIB, 3),
+        (y["tickvals"]["decimal"], 5_000 / 1e9, 3 * GIB / 1e9),
+        (y["linear"]["tickvals"]["decimal"], 0, 3 * GIB / 1e9),
+    ):
+        assert ticks[0] <= low < high <= ticks[-1]
 
 
 def test_data_rows_are_exact_and_drop_nothing(simulated, timed):
@@ -297,7 +333,7 @@ def test_models_of_one_name_and_several_sizes_are_all_within_the_axis(simulated)
     other = simulated("sm3", model="other", parameter_count=100, model_family=None)
     (graph,) = chart_of(sizes, Findings.of([*parts, other])).graphs
     low, high = graph.data["layout"]["xaxis"]["range"]
-    assert (round(10**low * 1.6), round(10**high / 1.6)) == (100, 9_000)
+    assert low < 2 < math.log10(9_000) < high
     assert graph.data["columns"] == [(9_000, "tiny"), (100, "tiny, other")]
 
 

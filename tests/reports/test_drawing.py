@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
+from tests.support import lettering
 
 from optprof.profiler.records.record import StepEstimate
 from optprof.profiler.records.store import RunStore, file_name
@@ -14,7 +15,7 @@ from optprof.reports import write_figure, write_report
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.icons import OUTLINES, icon_path
 from optprof.reports.pictures import pictures
-from optprof.reports.pictures.drawing import STYLES, draw, draw_all, draw_published
+from optprof.reports.pictures.drawing import STYLES, draw, draw_all, draw_published, figure
 from optprof.reports.pictures.picture import Bars, Icicle, Picture
 from optprof.reports.style import MARKS, SPARE, marks
 
@@ -56,6 +57,39 @@ def test_every_picture_of_a_mixed_run_is_written_as_a_large_png(drawings, folder
         assert width > 1_000
         assert height > 300
         assert path.stat().st_size > 10_000
+
+
+def test_no_text_of_a_picture_is_cut_or_stands_over_another(drawings):
+    for drawing in drawings.values():
+        assert lettering.faults(drawing.svg) == [], drawing.name
+
+
+def test_no_text_of_a_crowded_picture_is_cut_or_stands_over_another(crowded, timeline, monkeypatch):
+    monkeypatch.setattr(figure, "_png", lambda *_: b"")
+    timelines = {
+        file_name(record.scenario): timeline for record in crowded if record.origin == "simulated"
+    }
+    shown = pictures(Findings.of(crowded, timelines))
+    drawn = [part for picture in shown for part in picture.files.values()]
+    assert {picture.kind for picture in shown} >= {"savings", "state-by-size", "timeline", "pareto"}
+    for part in drawn:
+        assert lettering.faults(draw(part, STYLES["paper"]).svg) == [], part.name
+
+
+@pytest.fixture
+def crowded(simulated, timed):
+    """Records whose values are long ranges, tiny sizes and near each other."""
+    sizes = {"vit-s16": 22_050_664, "gpt2": 124_439_808, "gpt2-medium": 354_823_168}
+    records = []
+    for model, count in sizes.items():
+        for number, name in enumerate(("adamw", "sgd-sai", "lamb16", "sm3")):
+            record = simulated(name, model=model, parameter_count=count, state=8_000 + number)
+            assert record.memory is not None
+            ends = {"peak_allocated_upper": 25_000, "peak_reserved_upper": 2**21 + 2**20}
+            records.append(replace(record, memory=replace(record.memory, **ends)))
+            step = tuple(0.1 * (1 + 0.01 * number + 0.001 * turn) for turn in range(6))
+            records.append(replace(timed(name, model=model, step=step), parameter_count=count))
+    return records
 
 
 def test_every_picture_is_written_as_vectors_too(drawings):
@@ -212,15 +246,18 @@ def test_the_paper_s_figure_has_its_numbers_and_ours(simulated, tmp_path):
         "11.86 | 11.87",
         "49.48* | \u2013",
         "6.52 | \u2013",
-        "GiB of state",
     ):
         assert f">{words}<" in text
-    assert ">time of the step<" not in text
+    assert ">GiB of state" in text
+    assert ">time of the step" not in text
+    assert lettering.faults(text) == []
     timed = draw_published(
         [*store.read(), ours("gpt2-xl", "adamw", 11.871, gpu="a100-80", estimate=estimate)]
     )
     assert timed is not None
-    assert ">time of the step<" in timed.svg
+    # The narrowest form of the widest picture.
+    assert lettering.faults(timed.svg) == []
+    assert ">time of the step" in timed.svg
     assert draw_published([simulated("adamw")]) is None
 
 
@@ -237,7 +274,7 @@ def test_time_against_memory_names_every_optimizer_and_its_front(simulated, time
     )
     drawing = draw(picture, STYLES["paper"])
     assert ">sgd-sai<" in drawing.svg
-    assert ">time of the step, on CPU<" in drawing.svg
+    assert ">time of the step, on CPU, linear scale<" in drawing.svg
     # No mark is filled, because the bytes are simulated.
     assert f"fill: {MARKS['sgd-sai'].colour.light}" not in drawing.svg
 

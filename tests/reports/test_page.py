@@ -12,6 +12,8 @@ import pytest
 from optprof.profiler.records.record import Environment, Record
 from optprof.profiler.records.store import RunStore
 from optprof.reports import write_report
+from optprof.reports.explain import FIGURES, METRICS
+from optprof.reports.help import HELP
 from optprof.reports.page import render_page
 from optprof.reports.units import TIMES
 
@@ -277,3 +279,19 @@ import optprof.reports.page
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_named_section_of_the_page_has_help(page, elements):
+    names = [heading["id"] for heading in elements.all("h2")]
+    assert len(names) > 8
+    assert page.count('<details class="help">') == len(names)
+    assert "the shorter the bar, the more it saves" in elements.text
+    # The meaning of a figure is that of the command `explain`.
+    assert METRICS["state"].meaning in elements.text
+
+
+def test_help_is_written_for_every_section_and_names_figures_that_exist():
+    known = {**METRICS, **FIGURES}
+    assert all(name in known for entry in HELP.values() for name in entry.figures)
+    for entry in HELP.values():
+        assert len(re.findall(r"[.;:] |\.$", entry.text)) <= 6

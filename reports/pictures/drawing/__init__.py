@@ -11,9 +11,18 @@ from ...arithmetic.findings import Findings
 from .. import pictures
 from ..picture import Drawing
 from ..published import published_picture
-from .figure import Style, draw
+from .figure import Style, draw, draw_svg
 
-__all__ = ["STYLES", "Style", "draw", "draw_all", "draw_published", "style_named", "write_drawing"]
+__all__ = [
+    "STYLES",
+    "Style",
+    "draw",
+    "draw_all",
+    "draw_published",
+    "draw_svg",
+    "style_named",
+    "write_drawing",
+]
 
 # A paper's column is 3.35 inches wide. A slide is twice as wide as a picture for it.
 STYLES = {"paper": Style(width=3.35, size=7.5), "slides": Style(width=6.4, size=9.5)}

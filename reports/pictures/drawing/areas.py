@@ -6,7 +6,6 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.path import Path
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from optprof.profiler.safety.plain import plain
 
@@ -14,7 +13,9 @@ from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
 from ..picture import SHORT, Areas
-from .pen import LETTER, Pen
+from ..scales import framed, number_text
+from .lettering import width
+from .pen import SIDE, Pen, hatched
 
 # Inches of the areas.
 HEIGHT = 1.15
@@ -22,15 +23,16 @@ HEIGHT = 1.15
 
 def areas_height(pen: Pen) -> float:
     """Return the inches of the areas with their heading."""
-    return HEIGHT + (3.6 if pen.is_wrapped else 2.6) * pen.line
+    return HEIGHT + (1.7 + 0.9 * pen.heading_lines) * pen.line
 
 
 def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     """Draw the areas of one optimizer, and name their phases if they are to be `named`."""
     pen.heading(axes, 1, axes.transAxes, areas)
-    axes.set(xlim=(0, 1), ylim=(0, 1.06 * gib(areas.most)))
-    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+    ticks, ends = framed([gib(areas.most)], log=False)
+    axes.set(xlim=(0, 1), ylim=ends)
+    axes.set_yticks(ticks, list(map(number_text, ticks)))
+    axes.tick_params(axis="y", length=0.3 * pen.size)
     axes.grid(axis="y", color=LINE.light, linewidth=0.6)
     axes.set_ylabel("GiB", size=pen.small, color=MUTED.light)
     for band in areas.bands[1::2]:
@@ -41,7 +43,8 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     tops = list(accumulate((layer.values for layer in areas.layers), _sums))
     # The highest first: each hides the lower part of the one above it.
     for layer, top in reversed(list(zip(areas.layers, tops, strict=True))):
-        axes.fill_between(*_curve(axes, areas.places, top), color=layer.colour, linewidth=0)
+        look = {"facecolor": layer.colour, "linewidth": 0} | hatched(layer.colour)
+        axes.fill_between(*_curve(axes, areas.places, top), **look)
     reserved = _curve(axes, areas.places, areas.reserved)
     axes.plot(*reserved, color=INK.light, linewidth=0.9, zorder=3)
     place, peak = areas.peak
@@ -77,7 +80,7 @@ def _name_phases(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     if not named:
         return
     names = [
-        _fitting(phase_name(band.stretch.phase), (band.right - band.left) * (pen.width - 0.4), pen)
+        _fitting(phase_name(band.stretch.phase), (band.right - band.left) * (pen.width - SIDE), pen)
         for band in areas.bands
     ]
     axes.set_xticks([(band.left + band.right) / 2 for band in areas.bands], names)
@@ -92,4 +95,4 @@ def _fitting(name: str, inches: float, pen: Pen) -> str:
     """Return a name or its short form, whichever is narrow enough, or nothing."""
     # A tick's text is set anew when it is drawn.
     names = (plain(name), SHORT.get(name, plain(name)), "")
-    return next(each for each in names if len(each) * LETTER * pen.small / 72 <= inches)
+    return next(each for each in names if not each or width(each, pen.small) + 0.05 <= inches)

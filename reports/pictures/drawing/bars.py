@@ -1,11 +1,15 @@
 """Bars: rows of blocks or samples under the names of optimizers."""
 
+import math
+from itertools import pairwise
+
 from matplotlib.axes import Axes
 
 from ...style import INK, LINE, MUTED, ON_BLOCK, PAPER, TRACK
 from ...units import Words
 from ..picture import Bar, Bars
-from .pen import LETTER, Pen
+from .lettering import width
+from .pen import Pen, hatched
 
 # Inches of a bar, and of the space below it.
 BAR, BELOW = 0.16, 0.15
@@ -13,8 +17,8 @@ BAR, BELOW = 0.16, 0.15
 
 def bars_height(bars: Bars, pen: Pen) -> float:
     """Return the inches of the bars with their name and ticks."""
-    around = (1.8 if bars.name else 0.3) + (1.5 if bars.ticks else 0)
-    return len(bars.bars) * _pitch(pen) + around * pen.line
+    title = 0.5 + 1.3 * len(pen.title_lines(bars.name)) if bars.name else 0.3
+    return len(bars.bars) * _pitch(pen) + (title + (1.7 if bars.ticks else 0)) * pen.line
 
 
 def draw_bars(axes: Axes, bars: Bars, pen: Pen) -> None:
@@ -23,9 +27,7 @@ def draw_bars(axes: Axes, bars: Bars, pen: Pen) -> None:
         pen.title(axes, bars.name)
     axes.set(xlim=(0, 100), ylim=(len(bars.bars) * _pitch(pen), 0))
     axes.set_yticks([])
-    axes.set_xticks([place for place, _ in bars.ticks], [_words(text) for _, text in bars.ticks])
-    if bars.ticks and bars.ticks[0][0] == 0:
-        axes.get_xticklabels()[0].set_horizontalalignment("left")
+    _write_ticks(axes, bars, pen)
     for number, bar in enumerate(bars.bars):
         y = (number + 1) * _pitch(pen) - BELOW - BAR / 2
         pen.heading(axes, y - BAR / 2, axes.get_yaxis_transform(), bar)
@@ -44,14 +46,18 @@ def _draw_parts(axes: Axes, bar: Bar, y: float, pen: Pen) -> None:
         axes.barh(y, bar.outline, 0.7 * BAR, **outline)
     widths, lefts = [part.width for part in bar.parts], [part.left for part in bar.parts]
     colours = [pen.colour(part.colour) for part in bar.parts]
-    edge = {"edgecolor": PAPER.light, "linewidth": 0.5}
-    axes.barh([y] * len(widths), widths, BAR, lefts, color=colours, **edge)
+    for left, wide, colour in zip(lefts, widths, colours, strict=True):
+        axes.barh(y, wide, BAR, left, facecolor=colour, **hatched(colour))
+    # A line of paper between parts, above the hatches.
+    axes.vlines(lefts[1:], y - BAR / 2, y + BAR / 2, color=PAPER.light, linewidth=0.7)
     size = 0.83 * pen.size
     look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
-    for part in bar.parts:
+    for part, colour in zip(bar.parts, colours, strict=True):
         text = part.text.binary if part.text else ""
-        if part.width / 100 * (pen.width - 0.1) > len(text) * LETTER * size / 72 + 0.09:
-            axes.text(part.left + part.width / 2, y, text, **look)
+        if text and part.width / 100 * pen.width > width(text, size) + 0.07:
+            # No line of a hatch crosses a letter.
+            box = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
+            axes.text(part.left + part.width / 2, y, text, bbox=box, **look)
 
 
 def _draw_samples(axes: Axes, bar: Bar, y: float, pen: Pen) -> None:
@@ -70,7 +76,29 @@ def _draw_samples(axes: Axes, bar: Bar, y: float, pen: Pen) -> None:
 
 
 def _pitch(pen: Pen) -> float:
-    return (2.1 if pen.is_wrapped else 1.15) * pen.line + BAR + BELOW
+    return (0.25 + 0.9 * pen.heading_lines) * pen.line + BAR + BELOW
+
+
+def _write_ticks(axes: Axes, bars: Bars, pen: Pen) -> None:
+    """Mark every tick, and name as many as have room."""
+    texts = [_words(text) for _, text in bars.ticks]
+    if not texts:
+        return
+    places = [place / 100 * pen.width for place, _ in bars.ticks]
+    widest = 1.2 * max(width(text, pen.small) for text in texts)
+    closest = min((after - place for place, after in pairwise(places)), default=widest)
+    every = math.ceil(widest / closest)
+    # The last tick encloses the data, and is named with each so-manieth before it.
+    names = [
+        text if (len(texts) - 1 - number) % every == 0 else "" for number, text in enumerate(texts)
+    ]
+    axes.set_xticks([place for place, _ in bars.ticks], names)
+    axes.tick_params(axis="x", length=0.3 * pen.size)
+    labels = axes.get_xticklabels()
+    if places[0] < width(texts[0], pen.small) / 2:
+        labels[0].set_horizontalalignment("left")
+    if places[-1] > pen.width - width(texts[-1], pen.small) / 2:
+        labels[-1].set_horizontalalignment("right")
 
 
 def _words(words: Words) -> str:

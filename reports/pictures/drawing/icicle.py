@@ -8,19 +8,18 @@ from optprof.profiler.safety.plain import plain
 
 from ...style import ON_BLOCK, PAPER
 from ..picture import Icicle, Tile
-from .pen import LETTER, Pen
+from .lettering import fitted, width
+from .pen import Pen
 
 # Inches of a row of tiles, and the share of the width below which a tile has no edge.
 ROW, THIN = 0.17, 0.004
-# Words in fewer letters than these are rare: no text is tried where they have no room.
-FEWEST_LETTERS = 4
-# A name that is cut in its middle still says something in so many.
-ENOUGH_LETTERS = 12
+# Inches in which a name that is cut in its middle still says something, and of the two margins.
+ENOUGH, MARGIN = 0.5, 0.05
 
 
 def icicle_height(icicle: Icicle, pen: Pen) -> float:
     """Return the inches of the tiles with their heading."""
-    return _rows(icicle.tiles) * ROW + (2.4 if pen.is_wrapped else 1.4) * pen.line
+    return _rows(icicle.tiles) * ROW + (0.5 + 0.9 * pen.heading_lines) * pen.line
 
 
 def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
@@ -46,19 +45,13 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
 
 def _name(axes: Axes, tile: Tile, inches: float, pen: Pen) -> None:
     """Write the name of a tile, its short name, that name cut in its middle, or nothing."""
-    size = 0.83 * pen.size
-    if inches < FEWEST_LETTERS * LETTER * size / 72:
+    size, room = 0.83 * pen.size, inches - MARGIN
+    names = [name for name in (tile.name, tile.short) if width(name, size) <= room]
+    if not names and inches < ENOUGH:
         return
+    name = names[0] if names else fitted(tile.short, size, room)
     look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
-    words = axes.text(tile.start + tile.nbytes / 2, tile.depth - 0.5, "", **look)
-    for name in (tile.name, tile.short):
-        words.set_text(plain(name))
-        if words.get_window_extent().width / words.figure.dpi <= inches - 0.05:
-            return
-    if inches < ENOUGH_LETTERS * LETTER * size / 72:
-        words.remove()
-    else:
-        pen.fit(words, inches - 0.05)
+    axes.text(tile.start + tile.nbytes / 2, tile.depth - 0.5, plain(name), **look)
 
 
 def _rows(tiles: Sequence[Tile]) -> int:

@@ -1,22 +1,23 @@
 """Pen: the sizes, colours, marks and words that all drawings share."""
 
 from collections.abc import Collection, Sequence
-from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.text import Text
 from matplotlib.transforms import Transform, offset_copy
 
 from ...arithmetic.labels import shortened
-from ...style import INK, MUTED, PAPER, TRACK, Mark
+from ...style import HATCHES, INK, MUTED, PAPER, TRACK, Mark, hatch_colour
 from ..picture import Areas, Bar, Bars, Icicle, Key, Panel, Picture, Plot
+from .lettering import fitted, width, wrapped
 
-# The mean width of a letter, in its size.
-LETTER = 0.56
+# Inches of a heading's mark, and of the gap between its name and its numbers.
+MARK, BETWEEN = 0.17, 0.12
+# Inches that the ticks and the title of a vertical axis take at most.
+SIDE = 0.55
 # More points than this have no room for their names.
 MOST_NAMES = 8
 # Shapes of one size do not look equally large.
@@ -33,11 +34,20 @@ class Pen:
         self.picture = picture
         marks = enumerate(picture.marks.values())
         self._colours = NAMED | {f"@mark-{number}": mark.colour for number, mark in marks}
-        self.is_wrapped = any(self._is_wide(each) for each in _headings(picture.panels))
+        headings = _headings(picture.panels)
+        # Bars are as wide as the picture, areas have an axis on their left.
+        self.room = self.width - (SIDE if any(isinstance(each, Areas) for each in headings) else 0)
+        self.is_wrapped = any(self._is_wide(each) for each in headings)
+        lines = [len(self._numbers(each)) for each in headings] if self.is_wrapped else []
+        # Lines of a heading, its name included.
+        self.heading_lines = 1 + max(lines, default=0)
 
     def _is_wide(self, heading: Bar | Areas | Icicle) -> bool:
-        letters = len(shortened(heading.label)) + len(heading.value.binary)
-        return letters * LETTER * self.size / 72 > self.width - 0.5
+        name = width(shortened(heading.label), self.size, bold=True)
+        return MARK + name + BETWEEN + width(heading.value.binary, self.size) > self.room
+
+    def _numbers(self, heading: Bar | Areas | Icicle) -> list[str]:
+        return wrapped(heading.value.binary, self.small, self.room - MARK, most=2)
 
     def colour(self, name: str) -> str:
         """Return a picture's colour on white paper."""
@@ -55,15 +65,6 @@ class Pen:
             "linestyle": "none",
         }
 
-    def fit(self, words: Text, inches: float) -> None:
-        """Cut a text in its middle until it is no wider."""
-        text = words.get_text()
-        if len(text) > 200:
-            words.set_text(shortened(text, 200))
-        while (width := words.get_window_extent().width / words.figure.dpi) > inches:
-            text = words.get_text()
-            words.set_text(shortened(text, min(len(text) - 1, int(len(text) * inches / width))))
-
     def heading(
         self, axes: Axes, y: float, place: Transform, heading: Bar | Areas | Icicle
     ) -> None:
@@ -77,20 +78,19 @@ class Pen:
                 place, axes.get_figure(root=True), right, up * points, units="points"
             )
 
-        up = 1.2 if self.is_wrapped else 0.35
+        up = 0.35 + 0.9 * (self.heading_lines - 1)
         axes.add_artist(Line2D([0], [y], transform=moved(4, up + 0.22), clip_on=False, **style))
         look = {"size": self.size, "color": INK.light}
-        name = axes.text(
-            0, y, shortened(heading.label), transform=moved(12, up), weight="bold", **look
-        )
-        value = shortened(heading.value.binary, 200)
-        if self.is_wrapped:
-            look["size"] = self.small
-            numbers = axes.text(0, y, value, transform=moved(12, 0.3), **look)
-        else:
-            numbers = axes.text(1, y, value, transform=moved(0, up), ha="right", **look)
-        for words in (name, numbers):
-            self.fit(words, self.width - 0.3)
+        name = fitted(shortened(heading.label), self.size, self.room - MARK, bold=True)
+        left = 72 * MARK
+        axes.text(0, y, name, transform=moved(left, up), weight="bold", **look)
+        if not self.is_wrapped:
+            value = heading.value.binary
+            axes.text(1, y, value, transform=moved(0, up), ha="right", **look)
+            return
+        look["size"] = self.small
+        for number, line in enumerate(self._numbers(heading), 1):
+            axes.text(0, y, line, transform=moved(left, up - 0.9 * number), **look)
 
     def note(
         self,
@@ -107,11 +107,14 @@ class Pen:
 
     def title(self, axes: Axes, name: str, pad: float = 0) -> None:
         """Write the name of a panel above it, on several lines if need be."""
-        letters = int((self.width - 0.3) * 72 / (1.1 * LETTER * self.size))
         look = {"size": self.size, "weight": "bold", "color": MUTED.light}
-        name = fill(shortened(name, 2 * letters), letters)
-        words = axes.set_title(name, loc="left", pad=0.4 * self.size + pad, **look)
-        self.fit(words, self.width - 0.3)
+        lines = self.title_lines(name)
+        axes.set_title("\n".join(lines), loc="left", pad=0.4 * self.size + pad, **look)
+
+    def title_lines(self, name: str) -> list[str]:
+        """Return the lines of a panel's name."""
+        room = self.width / self.picture.across - SIDE
+        return wrapped(name, self.size, room, bold=True, most=2)
 
     def legend(self, figure: Figure) -> None:
         """Explain the lines and the keys below the panels."""
@@ -123,9 +126,10 @@ class Pen:
         labels = {label: labels[label] for label in self.picture.marks if label in labels}
         handles = [self._line_handle(label, labels[label]) for label in labels]
         handles += [self._key_handle(key) for key in self.picture.keys]
-        texts = [shortened(label, 48) for label in labels] + [
-            shortened(key.text, 48) for key in self.picture.keys
-        ]
+        names = [shortened(label, 48) for label in labels]
+        names += [key.text for key in self.picture.keys]
+        # The handle and the gap behind it are narrower than a name's own margin.
+        texts = [fitted(name, self.small, self.width - 2.5 * MARK) for name in names]
         for columns in range(min(len(handles), 6), 0, -1):
             legend = figure.legend(
                 handles,
@@ -145,7 +149,8 @@ class Pen:
             )
             for words, text in zip(legend.get_texts(), texts, strict=True):
                 words.set_text(text)
-            if columns == 1 or legend.get_window_extent().width <= self.width * figure.dpi:
+            # Letters of a file of vectors are up to a hundredth wider than pixels.
+            if columns == 1 or legend.get_window_extent().width <= 0.98 * self.width * figure.dpi:
                 return
             legend.remove()
 
@@ -156,7 +161,7 @@ class Pen:
     def _key_handle(self, key: Key) -> Line2D | Patch:
         ink, size = self.colour(key.colour or "@muted"), 0.72 * self.size
         if key.symbol == "block":
-            return Patch(facecolor=ink)
+            return Patch(facecolor=ink, **hatched(ink))
         if key.symbol == "empty":
             return Patch(facecolor=TRACK.light, edgecolor=ink, linewidth=0.7)
         if key.symbol == "quartiles":
@@ -169,6 +174,13 @@ class Pen:
         shape = {"marker": "v" if key.symbol == "peak" else "o", "markersize": size}
         face = PAPER.light if key.symbol == "sample" else ink
         return Line2D([], [], color=ink, markerfacecolor=face, linestyle="none", **shape)
+
+
+def hatched(colour: str) -> dict[str, Any]:
+    """Return matplotlib's arguments for the hatch of a block's colour."""
+    if colour not in HATCHES:
+        return {}
+    return {"hatch": 4 * HATCHES[colour], "edgecolor": hatch_colour(colour), "linewidth": 0}
 
 
 def names_points(plot: Plot) -> bool:

@@ -1,71 +1,81 @@
 """Plots: lines and points on two axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis as Side
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import Bbox
 
 from ...arithmetic.labels import shortened
 from ...style import INK, LINE, MUTED, PAPER
 from ...units import gib
 from ..picture import Axis, Line, Plot
-from ..scales import LOG_FROM, round_count_text, round_numbers, round_seconds_text
-from .pen import LETTER, Pen, names_points
+from ..scales import LOG_FROM, TICK_TEXTS, framed, scale_name
+from .lettering import fitted, width, wrapped
+from .pen import SIDE, Pen, names_points
 
 # Pixels of the page in an inch of a picture.
 PIXELS = 190
-# The height of a model's name over a plot, for its length.
-SLOPE = math.sin(math.radians(35))
+# The angle of a model's name over a plot, and its height for its length.
+ANGLE = 35
+SLOPE = math.sin(math.radians(ANGLE))
 DASHES = {"solid": "-", "dot": ":", "dash": "--", "dashdot": "-."}
-TEXTS = {
-    "bytes": lambda value: f"{value:,.6g}",
-    "number": lambda value: f"{value:,.6g}",
-    "seconds": round_seconds_text,
-    "parameters": round_count_text,
-    "tokens": round_count_text,
-}
+# Where a point's name may stand: right and up, in half its width and in lines.
+AROUND = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1))
 
 
 def plot_height(plot: Plot, pen: Pen) -> float:
     """Return the inches of a plot with its name and those of its columns."""
-    return (plot.height + 80) / PIXELS + (1.5 if plot.name else 0) * pen.line + _names(plot, pen)
+    name = 0.2 + 1.3 * len(pen.title_lines(plot.name)) if plot.name else 0
+    return (plot.height + 80) / PIXELS + name * pen.line + _names(plot, pen)
 
 
 def _names(plot: Plot, pen: Pen) -> float:
     """Return the inches that the names of the columns stand above the plot."""
     if not plot.columns:
         return 0.0
-    longest = max(map(len, plot.columns.values()))
-    return SLOPE * (longest + 3) * LETTER * pen.small / 72
+    longest = max(width(name, pen.small) for name in plot.columns.values())
+    return SLOPE * (longest + pen.small / 72) + 0.06
 
 
 def draw_plot(axes: Axes, plot: Plot, pen: Pen) -> None:
-    """Draw the axes, the lines and all that is written in between."""
+    """Draw the axes and the lines; `name_lines` writes the rest when their place is known."""
     if plot.name and not pen.picture.apart:
         pen.title(axes, plot.name, pad=72 * _names(plot, pen))
-    for side, axis in ((axes.xaxis, plot.x), (axes.yaxis, plot.y)):
-        _scale(axes, side, axis, pen, always_log=bool(plot.columns) or pen.picture.across > 1)
+    rooms = (pen.width / pen.picture.across - SIDE, plot.height / PIXELS)
+    for side, axis, room in zip((axes.xaxis, axes.yaxis), (plot.x, plot.y), rooms, strict=True):
+        always = bool(plot.columns) or pen.picture.across > 1
+        _scale(axes, side, axis, pen, always_log=always, room=room)
     axes.grid(axis="both" if not plot.columns else "y", color=LINE.light, linewidth=0.6)
     if plot.front:
         x, y = _places(plot, plot.front)
         look = {"color": MUTED.light, "linewidth": 0.9, "linestyle": (0, (3, 2))}
         axes.plot(x, y, drawstyle="steps-post", zorder=1, **look)
-    low, high = axes.get_ylim()
-    for level in plot.levels:
-        height = _shown(level.value, plot.y)
-        if not low <= height <= high:
-            continue
-        axes.axhline(height, color=MUTED.light, linewidth=0.6, linestyle=":", zorder=1)
-        place = axes.get_yaxis_transform()
-        pen.note(axes, level.name, (0, height), place, (2, 2), size=0.8 * pen.size)
     for line in sorted(plot.lines, key=lambda line: line.lane):
         _draw_line(axes, line, plot, pen)
+    _name_columns(axes, plot, pen)
+
+
+def name_lines(axes: Axes, plot: Plot, pen: Pen) -> None:
+    """Name levels and points inside the axes, none over another."""
+    low, high = axes.get_ylim()
+    last = -math.inf
+    for level in sorted(plot.levels, key=lambda level: level.value):
+        height = _shown(level.value, plot.y)
+        place = axes.transData.transform((1, height))[1] / axes.figure.dpi
+        # The name of a level too near to the one below would be written over it.
+        if not low <= height <= high or place - last < 1.2 * pen.small / 72:
+            continue
+        last = place
+        axes.axhline(height, color=MUTED.light, linewidth=0.6, linestyle=":", zorder=1)
+        side = axes.get_yaxis_transform()
+        pen.note(axes, level.name, (0, height), side, (2, 2), size=0.8 * pen.size)
     if names_points(plot):
         _name_points(axes, plot, pen)
-    _name_columns(axes, plot, pen)
 
 
 def _draw_line(axes: Axes, line: Line, plot: Plot, pen: Pen) -> None:
@@ -91,18 +101,48 @@ def _draw_line(axes: Axes, line: Line, plot: Plot, pen: Pen) -> None:
 
 
 def _name_points(axes: Axes, plot: Plot, pen: Pen) -> None:
-    """Name neighbours above and below by turns, and inside the picture."""
-    for number, line in enumerate(plot.lines):
-        point = line.points[0]
-        x, y = _shown(point.x, plot.x), _shown(point.y, plot.y)
-        left = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))[0]
-        across = "left" if left < 0.15 else "right" if left > 0.85 else "center"
-        side, up = ("top", -1) if number % 2 else ("bottom", 1)
-        look = {"ha": across, "va": side, "size": pen.size, "color": INK.light}
+    """Write each name next to its point, at the first place that is free."""
+    dpi = axes.figure.dpi
+    dot = 0.6 * pen.size / 72 * dpi
+    points = [axes.transData.transform(_places_of(line, plot)) for line in plot.lines]
+    taken = [Bbox.from_extents(x - dot, y - dot, x + dot, y + dot) for x, y in points]
+    inside = axes.get_window_extent()
+    for line, (x, y) in zip(plot.lines, points, strict=True):
+        name = shortened(line.label, 28)
+        half, tall = width(name, pen.size) / 2 * dpi, 1.15 * pen.size / 72 * dpi
+        places = [
+            Bbox.from_bounds(
+                x + right * (half + 1.5 * dot) - half,
+                y + up * (dot + tall / 2) - tall / 2 + far,
+                2 * half,
+                tall,
+            )
+            for steps in range(4)
+            for right, up in AROUND
+            for far in (up * steps * 0.8 * tall,)
+        ]
+        free = (
+            box
+            for box in places
+            if not any(box.overlaps(other) for other in taken)
+            and inside.x0 <= box.x0
+            and box.x1 <= inside.x1
+            and inside.y0 <= box.y0
+            and box.y1 <= inside.y1 + tall
+        )
+        if (box := next(free, None)) is None:
+            continue
+        taken.append(box)
         # The name covers the lines that run under it.
-        look["bbox"] = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 1}
-        offset = (0, 0.75 * up * pen.size)
-        pen.note(axes, shortened(line.label, 28), (x, y), axes.transData, offset, **look)
+        look = {"ha": "center", "va": "center", "size": pen.size, "color": INK.light, "zorder": 20}
+        look["bbox"] = {"facecolor": PAPER.light, "edgecolor": "none", "pad": 0.5}
+        middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+        x, y = axes.transData.inverted().transform(middle)
+        axes.text(x, y, name, **look)
+
+
+def _places_of(line: Line, plot: Plot) -> tuple[float, float]:
+    return _shown(line.points[0].x, plot.x), _shown(line.points[0].y, plot.y)
 
 
 def _places(plot: Plot, points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
@@ -113,24 +153,41 @@ def _shown(value: float, axis: Axis) -> float:
     return gib(value) if axis.kind == "bytes" else value
 
 
-def _scale(axes: Axes, side: Side, axis: Axis, pen: Pen, *, always_log: bool) -> None:
-    """Set a logarithmic scale, or one from zero if the values lie near each other or are zero."""
+def _scale(axes: Axes, side: Side, axis: Axis, pen: Pen, *, always_log: bool, room: float) -> None:
+    """Set a logarithmic scale, or a linear one if the values lie near each other or are zero.
+
+    The title says which, in lines of at most `room` inches.
+    """
     values = [_shown(value, axis) for value in axis.values] or [1.0]
     low, high = min(values), max(values)
     name = "x" if side is axes.xaxis else "y"
-    if axis.log and low > 0 and (always_log or high > LOG_FROM * low):
-        axes.set(**{f"{name}scale": "log", f"{name}lim": (low / 1.7, high * 1.7)})
-        side.set_major_locator(FixedLocator(round_numbers(values)))
-    elif axis.kind == "number" and high > low:
-        side.set_major_locator(MaxNLocator(5))
-    else:
-        axes.set(**{f"{name}lim": (0, 1.15 * high or 1)})
-        side.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    log = axis.log and low > 0 and (always_log or high > LOG_FROM * low)
+    ticks, ends = framed(values, log=log, from_zero=axis.kind != "number")
+    axes.set(**{f"{name}scale": "log" if log else "linear", f"{name}lim": ends})
+    side.set_major_locator(FixedLocator(ticks))
     side.set_minor_locator(NullLocator())
-    write = TEXTS[axis.kind]
-    side.set_major_formatter(FuncFormatter(lambda value, _: write(value)))
+    write = TICK_TEXTS[axis.kind]
+    names = {tick: write(tick) for tick in ticks}
+    if name == "x":
+        places = np.array([math.log(tick) if log else tick for tick in ticks])
+        inches = room * (places - places[0]) / (places[-1] - places[0])
+        names = _apart(names, list(inches), pen)
+    side.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
+    axes.tick_params(axis=name, length=0.3 * pen.size)
     title = f"GiB {axis.title}" if axis.kind == "bytes" else axis.title
-    side.set_label_text(title, size=pen.small, color=MUTED.light)
+    lines = wrapped(f"{title}, {scale_name(log=log)}", pen.small, room)
+    side.set_label_text("\n".join(lines), size=pen.small, color=MUTED.light)
+
+
+def _apart(names: Mapping[float, str], inches: Sequence[float], pen: Pen) -> dict[float, str]:
+    """Return the names of ticks that have room: the first, the last, powers of ten, others."""
+    places, kept = dict(zip(names, inches, strict=True)), {}
+    ends = (min(names), max(names))
+    for tick in sorted(names, key=lambda tick: (tick not in ends, f"{tick:e}"[0] != "1", tick)):
+        half = width(names[tick], pen.small) / 2 + 0.03
+        if all(abs(places[tick] - place) > half + other for place, other in kept.values()):
+            kept[tick] = places[tick], half
+    return {tick: names[tick] for tick in kept}
 
 
 def _name_columns(axes: Axes, plot: Plot, pen: Pen) -> None:
@@ -141,9 +198,11 @@ def _name_columns(axes: Axes, plot: Plot, pen: Pen) -> None:
     for count, name in sorted(plot.columns.items()):
         axes.axvline(count, color=LINE.light, linewidth=0.6, zorder=0)
         place = axes.transLimits.transform(axes.transScale.transform((count, 1)))[0]
-        place *= pen.width - 0.6
-        if place - last < 0.9 * pen.line:
+        place *= pen.width - SIDE
+        if place - last < 1.25 * pen.small / 72 / SLOPE:
             continue
         last = place
-        turn = {"rotation": 35, "rotation_mode": "anchor"}
+        turn = {"rotation": ANGLE, "rotation_mode": "anchor"}
+        # The layout makes the axes narrower by what a name needs beyond them.
+        name = fitted(name, pen.small, 0.4 * pen.width)
         pen.note(axes, name, (count, 1), axes.get_xaxis_transform(), (0, 3), **turn)
