@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from optprof.profiler.records.record import Environment, Memory, Record
 
-from .arithmetic.entries import by_setting, failures
+from .arithmetic.accumulations import is_about_accumulation
+from .arithmetic.entries import Entry, Setting, by_setting, failures
 from .arithmetic.findings import Findings
 from .document import Document, Note, Section
 from .phrases import missing_text, unlike_text
@@ -46,9 +47,10 @@ def lean(record: Record) -> Record:
 
 def run_summary(findings: Findings) -> Document:
     """One row an optimizer, then ways to accumulate and scenarios without a result."""
+    table = [summary_table(findings)] if _settings(findings) else []
     return Document(
         sections=[
-            Section(blocks=[summary_table(findings), *map(Note, sources(findings))]),
+            Section(blocks=[*table, *map(Note, sources(findings))]),
             *_accumulations(findings),
             Section("Without a result", [failure_table(findings)]),
         ]
@@ -59,7 +61,6 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     """One table a setting, ways to accumulate, remarks, and scenarios without a result, for a
     terminal of this width.
     """
-    settings = by_setting(findings.entries)
     notes = [
         *sources(findings),
         missing_text(findings),
@@ -72,15 +73,27 @@ def terminal_summary(findings: Findings, width: int) -> Document:
         Section(
             " · ".join((setting.model, *setting.traits)), [terminal_table(findings, group, width)]
         )
-        for setting, group in settings.items()
+        for setting, group in _settings(findings).items()
     ]
     lines = Section(blocks=[*map(Note, notes), *(Note(line, "failed") for line in failed)])
     return Document(sections=[*tables, *_accumulations(findings), lines], marks=findings.marks)
 
 
+def _settings(findings: Findings) -> dict[Setting, list[Entry]]:
+    """The entries by setting; ways to accumulate differ in no number but a peak."""
+    settings = by_setting(findings.entries)
+    if not is_about_accumulation(findings.records):
+        return settings
+    return {
+        setting: entries
+        for setting, entries in settings.items()
+        if any(entry.peak_bytes is not None for entry in entries)
+    }
+
+
 def _accumulations(findings: Findings) -> list[Section]:
     return [
-        Section(f"When to step: {name}", [part.summary])
+        Section(f"When to step: {name}", [part.summary, Note(part.verdict)])
         for name, part in accumulation_tables(findings.records).items()
     ]
 
