@@ -184,7 +184,7 @@ def rule_table(traces: Sequence[Trace]) -> Table:
         if any(each.found is not None for each in advice)
     ]
     labels = [trace.label for trace in traces]
-    return text_table(("number", *labels, "limit", "recommended from the limit on"), rows)
+    return text_table(("number", *labels, "limit", "recommended at the limit or above"), rows)
 
 
 def _found(advice: Advice) -> Cell:
