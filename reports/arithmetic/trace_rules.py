@@ -87,7 +87,7 @@ def _zero_grad(trace: Trace) -> Advice:
         limit=0.05,
         finding=f"zero_grad takes {_share(share)} of the iteration",
         advice=(
-            "zero_grad(set_to_none=True), torch's default, frees gradients instead of writing zeros."
+            "zero_grad(set_to_none=True), torch's default, frees gradients instead of filling them."
         ),
     )
 

@@ -126,6 +126,7 @@ def test_phases_of_host_and_device_add_up_to_the_iteration(trace_of: Callable[..
     # 40 ms of the forward pass; 6 + 6 ms of the step's kernels, which overlap for 2.
     assert busy.phases == pytest.approx({"forward": 0.04, "step": 0.01})
     assert busy.idle == pytest.approx(0.05)
+    assert trace_of(ON_GPU).step_on_device == pytest.approx(0.2)
 
 
 def test_a_kernel_belongs_to_the_operator_that_launched_it(trace_of: Callable[..., Trace]) -> None:
