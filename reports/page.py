@@ -8,6 +8,7 @@ from optprof.profiler.records.record import Record
 from optprof.profiler.records.timeline import Timeline
 
 from . import html
+from .arithmetic.accumulations import is_about_accumulation
 from .arithmetic.agreement import agreements
 from .arithmetic.agreement import summary as agreement_summary
 from .arithmetic.findings import Findings
@@ -102,6 +103,8 @@ def run_page(
             " records.json have all"
         )
     charts = [Chart.of(picture) for picture in pictures(findings)]
+    if is_about_accumulation(records):
+        return _accumulation_page(findings, charts, context, damage)
     sections = [
         _verdict(findings),
         *_pictures(findings, charts),
@@ -199,6 +202,39 @@ def _accumulations(findings: Findings, charts: Sequence[Chart]) -> list[Section]
         _picture(chart, part.learned, part.losses, part.pace)
         for part, chart in zip(parts, own, strict=True)
     ]
+
+
+def _accumulation_page(
+    findings: Findings, charts: Sequence[Chart], context: Sequence[str], damage: Sequence[str]
+) -> Document:
+    """The page of a run in which every scenario accumulates: when to step, not which optimizer."""
+    parts = accumulation_tables(findings.records)
+    verdict = Section(
+        "Verdict",
+        _headed(
+            {name: [Note(part.verdict, "verdict"), part.cards] for name, part in parts.items()}
+        ),
+        "verdict",
+        "The loss on held-out text that each way to step reached with the same micro-batches, and"
+        " what it costs.",
+    )
+    return Document(
+        title=f"When to step: accumulation on {listed(findings.models)}",
+        context=context,
+        notes=[f"Left out, because it cannot be read: {_damage(damage)}."] if damage else [],
+        sections=[
+            verdict,
+            *_accumulations(findings, charts),
+            *_pictures(findings, charts)[1:],
+            *_damaged_timelines(damage),
+            _watched(findings),
+            _failures(findings),
+            _numbers(findings),
+            _repeat(findings.records),
+        ],
+        marks=findings.marks,
+        rows=data_rows(findings),
+    )
 
 
 def _damaged_timelines(damage: Sequence[str]) -> list[Section]:

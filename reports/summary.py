@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from optprof.profiler.records.record import Environment, Memory, Record, Watched
 
-from .arithmetic.entries import by_setting
+from .arithmetic.accumulations import is_about_accumulation
+from .arithmetic.entries import Entry, Setting, by_setting
 from .arithmetic.findings import Findings
 from .document import Document, Note, Section
 from .failing import FINDS, remedies, sentences, unfinished_text, unfits
@@ -49,11 +50,12 @@ def lean(record: Record) -> Record:
 
 def run_summary(findings: Findings) -> Document:
     """One row an optimizer, then ways to accumulate and scenarios without a result."""
+    table = [summary_table(findings)] if _settings(findings) else []
     return Document(
         sections=[
             Section(
                 blocks=[
-                    summary_table(findings),
+                    *table,
                     Note(unfinished_text(findings.unfinished), "failed"),
                     *(Note(text, "failed") for text in sentences(findings)),
                     *map(Note, (*sources(findings), noise_note(findings))),
@@ -69,7 +71,6 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     """A table of bytes and one of CPU times for each setting, ways to accumulate, remarks, and
     scenarios without a result, for a terminal of this width.
     """
-    settings = by_setting(findings.entries)
     notes = [
         unfinished_text(findings.unfinished),
         *sources(findings),
@@ -84,7 +85,7 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     failed = dict.fromkeys(map(_failure, findings.unshown))
     tables = [
         Section(title, [table])
-        for setting, group in settings.items()
+        for setting, group in _settings(findings).items()
         for title, table in (
             (" · ".join((setting.model, *setting.traits)), terminal_table(findings, group, width)),
             (f"{findings.names[setting]}: step on the CPU", cpu_table(findings, group, width)),
@@ -94,9 +95,21 @@ def terminal_summary(findings: Findings, width: int) -> Document:
     return Document(sections=[*tables, *_accumulations(findings), lines], marks=findings.marks)
 
 
+def _settings(findings: Findings) -> dict[Setting, list[Entry]]:
+    """The entries by setting; ways to accumulate differ in no number but a peak."""
+    settings = by_setting(findings.entries)
+    if not is_about_accumulation(findings.records):
+        return settings
+    return {
+        setting: entries
+        for setting, entries in settings.items()
+        if any(entry.peak_bytes is not None for entry in entries)
+    }
+
+
 def _accumulations(findings: Findings) -> list[Section]:
     return [
-        Section(f"When to step: {name}", [part.summary])
+        Section(f"When to step: {name}", [part.summary, Note(part.verdict)])
         for name, part in accumulation_tables(findings.records).items()
     ]
 

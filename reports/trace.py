@@ -249,7 +249,8 @@ def _verdict(traces: Sequence[Trace]) -> str:
             f"{percent_text(seconds, trace.seconds)} {trace_phase_name(phase)}"
             for phase, seconds in trace.phases.items()
         ]
-        return f"An iteration takes {_mean(trace)}: {listed(phases, 9)}.{_most_saved(trace)}"
+        where = " on the host" if trace.kernels else ""
+        return f"An iteration takes {_mean(trace)}{where}: {listed(phases, 9)}.{_most_saved(trace)}"
     first, *others = traces
     parts = [
         f"{percent_text(first.share('step'), 1)} of an iteration with {first.label}",
@@ -259,8 +260,12 @@ def _verdict(traces: Sequence[Trace]) -> str:
 
 
 def _most_saved(trace: Trace) -> str:
+    """The least that an iteration could take with another step; on a GPU the step's kernels."""
     if "step" not in trace.phases:
         return ""
+    if trace.step_on_device is not None:
+        share = percent_text(trace.step_on_device, 1)
+        return f" The step's kernels take {share} of the time in which the device works."
     rest = (trace.seconds - trace.phases["step"]) / len(trace.iterations)
     return f" Without the step it would take {seconds_text(rest)}; no optimizer can save more."
 

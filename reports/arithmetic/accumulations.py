@@ -77,6 +77,14 @@ class Accumulated:
         )
 
     @property
+    def micro_batches_a_step(self) -> int | None:
+        """The micro-batches of every step if all have as many by plan, None for a rule."""
+        if self.spec.partition(":")[0] != "sbc":
+            return None
+        draws = {draw for record in self.records for draw in _course(record).draws}
+        return draws.pop() if len(draws) == 1 else None
+
+    @property
     def final_loss(self) -> Range | None:
         """The loss on held-out text at the end, None if one is not finite."""
         return Range.of_finite([_course(record).held_out[-1].loss for record in self.records])
@@ -127,6 +135,17 @@ class Accumulated:
         student = _STUDENT[min(len(losses), len(_STUDENT) + 1) - 2]
         mean, reach = fmean(losses), student * stdev(losses) / sqrt(len(losses))
         return Range(mean=mean, low=mean - reach, high=mean + reach)
+
+    def micro_batches_to(self, loss: float) -> int | None:
+        """Return the micro-batches until the mean held-out loss is first at most this."""
+        tokens = self.tokens_to(loss)
+        return None if tokens is None else tokens // max(_tokens(self.records[0]), 1)
+
+    def seconds_to(self, loss: float) -> float | None:
+        """Return the seconds of those micro-batches at the mean pace of the training runs."""
+        number = self.micro_batches_to(loss)
+        pace = self.micro_batches_per_second
+        return number / pace if number is not None and pace else None
 
     def tokens_to(self, loss: float) -> int | None:
         """Return the tokens until the mean held-out loss is first at most this, None if never."""
@@ -188,6 +207,35 @@ def accumulations(records: Sequence[Record]) -> list[list[Accumulated]]:
     return [
         [Accumulated(records=tuple(seeds)) for seeds in ways.values()] for ways in groups.values()
     ]
+
+
+def baseline(group: Sequence[Accumulated]) -> Accumulated:
+    """Return the way that others are compared with.
+
+    It steps after each micro-batch, else after the fewest that are fixed, else it is the first.
+    """
+    fixed = [way for way in group if way.micro_batches_a_step]
+    return min(fixed, key=lambda way: way.micro_batches_a_step or 0, default=group[0])
+
+
+def lowest(group: Sequence[Accumulated]) -> Accumulated | None:
+    """Return the way with the lowest mean loss at the end, None without a finite one."""
+    finite = [(way.final_loss.mean, way) for way in group if way.final_loss]
+    return min(finite, key=lambda each: each[0])[1] if finite else None
+
+
+def soonest(group: Sequence[Accumulated], loss: float | None) -> Accumulated | None:
+    """Return the way that reached the loss with the fewest micro-batches; the faster of equals."""
+    counts = [] if loss is None else [(way.micro_batches_to(loss), way) for way in group]
+    reached = [(count, way.seconds_to(loss or 0) or 0.0, way) for count, way in counts if count]
+    return min(reached, key=lambda each: each[:2])[2] if reached else None
+
+
+def is_about_accumulation(records: Sequence[Record]) -> bool:
+    """Return whether a run has training runs under accumulation, and nothing without one."""
+    return any(record.course for record in records) and all(
+        record.scenario.accumulate for record in records
+    )
 
 
 def common_loss(group: Sequence[Accumulated]) -> float | None:

@@ -160,6 +160,13 @@ class Trace:
         """The seconds of all kernels and copies."""
         return sum(kernel.seconds for kernel in self.kernels)
 
+    @property
+    def step_on_device(self) -> float | None:
+        """The share of the step's kernels in the time that devices worked, None without any."""
+        busy = [each for iteration in self.iterations for each in iteration.busy]
+        whole = sum(each.seconds for each in busy)
+        return sum(each.phases.get("step", 0.0) for each in busy) / whole if whole else None
+
     def an_iteration(self, counts: str, phase: str) -> float:
         """Return the mean number of `calls` or `launches` of a phase in an iteration."""
         total = sum(getattr(each, counts).get(phase, 0) for each in self.iterations)

@@ -49,9 +49,11 @@ def _step(trace: Trace) -> Advice:
     seconds = trace.phases.get("step", 0.0) / len(trace.iterations)
     names = {operator.name for operator in trace.operators}
     if any("_foreach_" in name for name in names):
-        helps = "fused=True, if the optimizer has it, makes them one for each group of tensors."
+        helps = (
+            "fused=True, if the optimizer has it, replaces them with one for each group of tensors."
+        )
     else:
-        helps = "foreach=True or fused=True, if the optimizer has it, makes them a few."
+        helps = "foreach=True or fused=True, if the optimizer has it, replaces them with a few."
     has_many = number >= FEW_CALLS and not any("_fused_" in name for name in names)
     word = "launches" if trace.kernels else "calls of operators"
     return Advice(
@@ -84,7 +86,9 @@ def _zero_grad(trace: Trace) -> Advice:
         found=share if "zero_grad" in trace.phases else None,
         limit=0.05,
         finding=f"zero_grad takes {_share(share)} of the iteration",
-        advice="zero_grad(set_to_none=True), torch's default, frees gradients and writes no 0.",
+        advice=(
+            "zero_grad(set_to_none=True), torch's default, frees gradients instead of filling them."
+        ),
     )
 
 
@@ -95,7 +99,7 @@ def _on_device(trace: Trace) -> list[Advice]:
     float32 = _device_share(trace, _FULL_FLOAT32.search)
     return [
         Advice(
-            rule="the device idle",
+            rule="time in which the device is idle",
             found=idle,
             limit=0.2,
             finding=f"the device is idle {_share(idle or 0)} of the iteration",

@@ -15,8 +15,10 @@ PARTS = 24
 def describe(findings: Findings) -> list[Picture]:
     """Return a picture for each model and optimizer that trained under accumulations."""
     parts = accumulation_tables(findings.records)
+    if len(parts) == 1:
+        return [_picture(findings, "accumulation", "", part) for part in parts.values()]
     return [
-        _picture(findings, f"accumulation-{number}", about if len(parts) > 1 else "", part)
+        _picture(findings, f"accumulation-{number}", about, part)
         for number, (about, part) in enumerate(parts.items(), 1)
     ]
 
@@ -34,6 +36,8 @@ def _picture(findings: Findings, name: str, about: str, part: AccumulationPart) 
         panels=(_losses(part.ways), _draws(part.ways)),
         marks=findings.marks,
         notes=(part.note,),
+        # Training runs are always measured.
+        keys=(),
     )
 
 

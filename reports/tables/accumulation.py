@@ -5,14 +5,30 @@ from dataclasses import dataclass, replace
 
 from optprof.profiler.records.record import Record
 
-from ..arithmetic.accumulations import Accumulated, Range, accumulations, common_loss
+from ..arithmetic.accumulations import (
+    Accumulated,
+    Range,
+    accumulations,
+    baseline,
+    common_loss,
+    lowest,
+    soonest,
+)
 from ..arithmetic.labels import model_traits
-from ..units import seconds_text, three_digits
-from .table import Cell, Table, bytes_cell, filled, number_cell
+from ..units import (
+    NOTHING,
+    bytes_text,
+    difference_text,
+    factor_text,
+    seconds_text,
+    three_digits,
+)
+from .table import Card, Cell, Table, bytes_cell, filled, number_cell
 
 EVERY = 4
 QUARTERS = 4
 LOSS = "{:.3f}".format
+ONE_SEED = " One seed proves little: add others with --seed 1, --seed 2 and --resume."
 
 Columns = Sequence[tuple[str, Callable[[Accumulated], Cell]]]
 WAY = ("accumulation", lambda way: Cell(text=way.spec))
@@ -21,9 +37,15 @@ STEPS = ("steps", lambda way: number_cell(way.steps.mean, "{:,.0f}".format))
 
 @dataclass(frozen=True, kw_only=True)
 class AccumulationPart:
-    """The tables of one model and optimizer, and a note on them."""
+    """The verdict on one model and optimizer, what else follows, a card for each way, and tables.
+
+    `note` says how to read the tables.
+    """
 
     ways: Sequence[Accumulated]
+    verdict: str
+    remarks: tuple[str, ...]
+    cards: tuple[Card, ...]
     summary: Table
     learned: Table
     losses: Table
@@ -75,12 +97,130 @@ def _part(name: str, group: Sequence[Accumulated]) -> AccumulationPart:
         note += f" {dropped} micro-batches were lost for not being finite."
     return AccumulationPart(
         ways=group,
+        verdict=_verdict(group),
+        remarks=_remarks(group, goal),
+        cards=tuple(_card(way, group, goal) for way in group),
         summary=_summary(group),
         learned=replace(_learned(group, goal), title=f"What was learned: {name}"),
         losses=replace(_losses(group), title=f"Held-out loss by tokens: {name}"),
         pace=replace(_pace(group), title=f"How fast it went: {name}"),
         note=note,
     )
+
+
+def _verdict(group: Sequence[Accumulated]) -> str:
+    """The way with the lowest loss, its distance to the baseline, and whether it may be chance."""
+    base, best = baseline(group), lowest(group)
+    if best is None or best.final_loss is None:
+        return "No way to step ends with a finite loss on held-out text."
+    ends = "ends with the lowest loss" if len(group) > 1 else "ends with a loss"
+    mean = "mean of " if len(best.seeds) > 1 else ""
+    loss = f"{best.final_loss.mean:.3f} ({mean}{_seeds_text(best)})"
+    return f"{best.spec} {ends} on held-out text of {loss}.{_against(best, base)}"
+
+
+def _remarks(group: Sequence[Accumulated], goal: float | None) -> tuple[str, ...]:
+    """The way that learns soonest, what the best costs, and a baseline that is missing."""
+    base, best, first = baseline(group), lowest(group), soonest(group, goal)
+    remarks: list[str] = []
+    if first is not None and goal is not None and len(group) > 1:
+        others = "" if first is base else f"; {base.spec} needs {_needs(base, goal)}"
+        remarks.append(
+            f"{first.spec} needs the fewest micro-batches to {goal:.3f}, the lowest loss that all"
+            f" have reached: {_needs(first, goal)}{others}."
+        )
+    if best is not None:
+        remarks.append(_cost(best, base))
+    if base.micro_batches_a_step != 1:
+        batch = base.records[0].scenario.batch_size
+        remarks.append(
+            f"No way steps after each micro-batch; --accumulate sbc:batch_size={batch} --resume"
+            " adds that baseline."
+        )
+    return tuple(remarks)
+
+
+def _against(best: Accumulated, base: Accumulated) -> str:
+    """The difference to the baseline, and whether seeds alone could explain it."""
+    if best is base or best.final_loss is None or base.final_loss is None:
+        return ONE_SEED if len(best.seeds) == 1 else ""
+    below = base.final_loss.mean - best.final_loss.mean
+    text = f" That is {below:.3f} below {base.spec}, {_steps_text(base)}."
+    interval = best.against(base)
+    if interval is None:
+        return text + ONE_SEED
+    mean, low, high = (
+        difference_text(each, 3) for each in (interval.mean, interval.low, interval.high)
+    )
+    by_seed = f"{mean} ({low} to {high})"
+    if interval.low <= 0 <= interval.high:
+        return f"{text} It may be chance: the difference by seed, {by_seed}, reaches 0."
+    return f"{text} Seeds alone do not explain it: the difference by seed is {by_seed}."
+
+
+def _steps_text(base: Accumulated) -> str:
+    """What the baseline does: which steps after each micro-batch."""
+    number = base.micro_batches_a_step
+    if number is None:
+        return "the first way that was named"
+    after = "each micro-batch" if number == 1 else f"every {number} micro-batches"
+    return f"which steps after {after}"
+
+
+def _needs(way: Accumulated, goal: float) -> str:
+    number, seconds = way.micro_batches_to(goal), way.seconds_to(goal)
+    return f"{number or 0:,} ({seconds_text(seconds or 0)})"
+
+
+def _cost(way: Accumulated, base: Accumulated) -> str:
+    """What a way costs in bytes and in time."""
+    draw = (
+        f"; a decision not to step takes {seconds_text(way.draw_seconds)}"
+        if way.draw_seconds
+        else ""
+    )
+    pace = ""
+    if way is not base and base.tokens_per_second and way.tokens_per_second:
+        share = way.tokens_per_second / base.tokens_per_second
+        pace = f"; its tokens/s are {factor_text(share)} those of {base.spec}"
+    return f"{way.spec} adds {bytes_text(way.added_bytes)} between micro-batches{draw}{pace}."
+
+
+def _card(way: Accumulated, group: Sequence[Accumulated], goal: float | None) -> Card:
+    base = baseline(group)
+    final = way.final_loss
+    headline = Cell(text="not finite" if final is None else f"{final.mean:.3f}")
+    lines = [
+        ("loss", Cell(text="on held-out text", remark=_seeds_text(way))),
+        (
+            f"against {base.spec}",
+            Cell(text="the baseline") if way is base else _plain_difference(way, base),
+        ),
+        ("steps", Cell(text=f"{way.steps.mean:,.0f}")),
+        ("bytes added", bytes_cell(way.added_bytes)),
+        ("tokens/s", Cell(text=three_digits(way.tokens_per_second))),
+    ]
+    if goal is not None:
+        number = way.micro_batches_to(goal)
+        reached = "never" if number is None else f"{number:,} micro-batches"
+        lines.insert(2, (f"to {goal:.3f}", Cell(text=reached)))
+    return Card(label=way.spec, origin="measured", headline=headline, lines=tuple(lines))
+
+
+def _plain_difference(way: Accumulated, base: Accumulated) -> Cell:
+    if way.final_loss is None or base.final_loss is None:
+        return Cell(text=NOTHING)
+    return Cell(text=difference_text(way.final_loss.mean - base.final_loss.mean, 3))
+
+
+def _seeds_text(way: Accumulated) -> str:
+    if len(way.seeds) == 1:
+        return "one seed"
+    return f"{len(way.seeds)} seeds" + (f", {_span(way.final_loss)}" if way.final_loss else "")
+
+
+def _span(span: Range) -> str:
+    return f"{span.low:.3f} to {span.high:.3f}"
 
 
 def _summary(group: Sequence[Accumulated]) -> Table:
@@ -95,6 +235,8 @@ def _summary(group: Sequence[Accumulated]) -> Table:
 
 
 def _learned(group: Sequence[Accumulated], goal: float | None) -> Table:
+    base = baseline(group)
+
     def quarter(number: int) -> Callable[[Accumulated], Cell]:
         return lambda way: _rate(way.draws(QUARTERS)[number])
 
@@ -104,8 +246,8 @@ def _learned(group: Sequence[Accumulated], goal: float | None) -> Table:
         *((f"draws, quarter {number + 1}", quarter(number)) for number in range(QUARTERS)),
         ("final loss", lambda way: _range(way.final_loss)),
         (
-            f"less {group[0].spec}'s",
-            lambda way: _difference(way.against(group[0]) if way is not group[0] else None),
+            f"less {base.spec}'s",
+            lambda way: _difference(way.against(base) if way is not base else None),
         ),
         ("lowest loss", lambda way: _range(way.best_loss)),
         (

@@ -14,6 +14,7 @@ from .table import Cell, Table, bytes_cell, number_cell, text_table
 MOST_LETTERS = 90
 # The rest of an operator's or kernel's rows have next to no time.
 MOST_ROWS = 500
+SHORT = {"zero_grad": "zero"}
 NAMES = {"data": "data loading", OTHER: "other"}
 
 
@@ -184,7 +185,7 @@ def rule_table(traces: Sequence[Trace]) -> Table:
         if any(each.found is not None for each in advice)
     ]
     labels = [trace.label for trace in traces]
-    return text_table(("number", *labels, "limit", "recommended from the limit on"), rows)
+    return text_table(("number", *labels, "limit", "recommended at the limit or above"), rows)
 
 
 def _found(advice: Advice) -> Cell:
@@ -259,7 +260,12 @@ def summary_table(traces: Sequence[Trace]) -> Table:
     """A row for each trace: the mean iteration, and the share of each phase."""
     phases = phases_of(traces)
     is_on_device = any(trace.kernels for trace in traces)
-    head = ("trace", "iteration", *map(trace_phase_name, phases), *(["idle"] * is_on_device))
+    head = (
+        "trace",
+        "time",
+        *(SHORT.get(each, each) for each in phases),
+        *(["idle"] * is_on_device),
+    )
     rows = [
         [
             _label(trace),

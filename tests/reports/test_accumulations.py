@@ -8,17 +8,17 @@ import pytest
 
 from optprof.profiler.records.record import Course, Environment, HeldOut, Memory, Record, Watched
 from optprof.reports import markdown, print_run
-from optprof.reports.arithmetic.accumulations import accumulations, common_loss
+from optprof.reports.arithmetic.accumulations import accumulations, baseline, common_loss
 from optprof.reports.arithmetic.entries import entries
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.times import timings, tokens_per_second
-from optprof.reports.page import render_page
-from optprof.reports.pictures import accumulation
+from optprof.reports.page import render_page, run_page
+from optprof.reports.pictures import accumulation, pictures
 from optprof.reports.pictures.charts import Chart
 from optprof.reports.pictures.picture import Plot
 from optprof.reports.summary import run_summary
 from optprof.reports.tables.accumulation import accumulation_tables
-from optprof.reports.units import NOTHING
+from optprof.reports.units import MINUS, NOTHING, TIMES
 from optprof.scenarios import Scenario
 
 
@@ -213,3 +213,76 @@ def test_the_graphs_show_losses_and_draws_by_tokens() -> None:
 def test_a_course_that_never_stepped_has_its_graphs() -> None:
     page = render_page([course("gnts:threshold=0.1", 0, (), (5.0, 5.0, 5.0))])
     assert "gnts:threshold=0.1: none" in page
+
+
+def test_the_baseline_steps_after_the_fewest_micro_batches_that_are_fixed() -> None:
+    every = course("sbc:batch_size=1", 0, (1,) * 8, (5.0, 4.0, 3.0))
+    fourth = course("sbc:batch_size=4", 0, (4, 4), (5.0, 4.0, 3.0))
+    waiting = course("gnts:threshold=2", 0, (4, 4), (5.0, 3.0, 2.0))
+    assert baseline(accumulations([waiting, fourth, every])[0]).spec == "sbc:batch_size=1"
+    assert baseline(accumulations([waiting, fourth])[0]).spec == "sbc:batch_size=4"
+    # A rule may happen to step as regularly, and is no baseline.
+    assert baseline(accumulations([waiting, RECORDS[1]])[0]).micro_batches_a_step is None
+
+
+def test_the_verdict_names_the_lowest_loss_its_chance_and_its_cost() -> None:
+    (part,) = accumulation_tables(RECORDS).values()
+    # 3.2 and 2.6 are the means of the seeds; test_differences_... has the interval.
+    assert part.verdict == (
+        "gnts:threshold=2 ends with the lowest loss on held-out text of 2.600 (mean of 2 seeds,"
+        " 2.500 to 2.700). That is 0.600 below sbc:batch_size=2, which steps after every 2"
+        f" micro-batches. It may be chance: the difference by seed, {MINUS}0.600 ({MINUS}1.871 to"
+        " +0.671), reaches 0."
+    )
+    # 4 and 8 of eight micro-batches, half a second each.
+    soonest, cost, missing = part.remarks
+    assert soonest == (
+        "gnts:threshold=2 needs the fewest micro-batches to 3.200, the lowest loss that all"
+        " have reached: 4 (2.00 s); sbc:batch_size=2 needs 8 (4.00 s)."
+    )
+    assert cost == (
+        "gnts:threshold=2 adds 0 B between micro-batches; a decision not to step takes 3.00 ms;"
+        f" its tokens/s are 1.00{TIMES} those of sbc:batch_size=2."
+    )
+    assert missing.startswith("No way steps after each micro-batch; --accumulate sbc:batch_size=1")
+    sure = [
+        *RECORDS,
+        course("sbc:batch_size=2", 2, (2, 2, 2, 2), (5.0, 4.0, 3.2)),
+        course("gnts:threshold=2", 2, (4, 2), (5.0, 3.2, 2.6)),
+    ]
+    (part,) = accumulation_tables(sure).values()
+    assert "Seeds alone do not explain it" in part.verdict
+
+
+def test_one_seed_proves_little() -> None:
+    (part,) = accumulation_tables(RECORDS[:2]).values()
+    assert "2.500 (one seed)." in part.verdict
+    assert part.verdict.endswith(
+        "One seed proves little: add others with --seed 1, --seed 2 and --resume."
+    )
+    lost = [course("gnts:threshold=2", 0, (), (None, None, None))]
+    (part,) = accumulation_tables(lost).values()
+    assert part.verdict == "No way to step ends with a finite loss on held-out text."
+
+
+def test_a_run_that_only_accumulates_is_about_accumulation(simulated: Any) -> None:
+    page = run_page(Findings.of(RECORDS))
+    assert page.title == "When to step: accumulation on tiny"
+    assert [section.title for section in page.shown[:2]] == ["Verdict", "When to step"]
+    (cards,) = (block for block in page.shown[0].shown if isinstance(block, tuple))
+    assert [(card.label, card.headline.text) for card in cards] == [
+        ("sbc:batch_size=2", "3.200"),
+        ("gnts:threshold=2", "2.600"),
+    ]
+    assert [cell.text for _, cell in cards[1].lines] == [
+        "on held-out text",
+        f"{MINUS}0.600",
+        "4 micro-batches",
+        "3",
+        "0 B",
+        "200",
+    ]
+    assert [picture.name for picture in pictures(Findings.of(RECORDS))] == ["accumulation"]
+    mixed = run_page(Findings.of([*RECORDS, simulated("adamw")]))
+    assert mixed.title == "What an optimizer costs on tiny"
+    assert "When to step" in [section.title for section in mixed.shown]

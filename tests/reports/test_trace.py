@@ -126,6 +126,7 @@ def test_phases_of_host_and_device_add_up_to_the_iteration(trace_of: Callable[..
     # 40 ms of the forward pass; 6 + 6 ms of the step's kernels, which overlap for 2.
     assert busy.phases == pytest.approx({"forward": 0.04, "step": 0.01})
     assert busy.idle == pytest.approx(0.05)
+    assert trace_of(ON_GPU).step_on_device == pytest.approx(0.2)
 
 
 def test_a_kernel_belongs_to_the_operator_that_launched_it(trace_of: Callable[..., Trace]) -> None:
@@ -172,7 +173,7 @@ def test_the_time_between_two_backward_passes_is_the_next_forward_pass(
 def test_rules_compare_a_number_with_its_limit(trace_of: Callable[..., Trace]) -> None:
     found = {advice.rule: advice for advice in rules(trace_of(ON_GPU))}
     assert {rule: advice.found for rule, advice in found.items() if advice.applies} == {
-        "the device idle": pytest.approx(0.5),
+        "time in which the device is idle": pytest.approx(0.5),
         "float32 products without tensor cores, of the device's time": pytest.approx(40 / 52),
         "kernels with fewer blocks than the GPU has processors, of the device's time": (
             pytest.approx(40 / 52)
@@ -317,6 +318,9 @@ def test_the_command_draws_a_run_or_a_file_and_refuses_others(
     assert file.with_name("adamw.1.html").is_file()
     refused = report(run / "records.jsonl", "--trace")
     assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    both = report("mine", "--trace", "--markdown")
+    assert both.exit_code == 2
+    assert both.stderr == "optprof: --trace draws a page of its own; leave out --markdown\n"
     without = report(file)
     assert without.exit_code == 2
     assert without.stderr == f"optprof: {file} is a file and no run; --trace draws a trace\n"

@@ -61,6 +61,10 @@ def report(
 
     expect_many_records()
     folder = run_folder(run)
+    others = {"--markdown": markdown, "--figure": figure, "--tensorboard": tensorboard}
+    if trace and any(others.values()):
+        chosen = ", ".join(name for name, value in others.items() if value)
+        raise ValueError(f"--trace draws a page of its own; leave out {chosen}")
     if folder.is_file() and not trace:
         raise ValueError(f"{folder} is a file and no run; --trace draws a trace")
     if trace:
