@@ -214,3 +214,15 @@ def test_a_scenario_with_a_gpu_has_an_estimate_of_its_step():
     assert estimate.needed_bytes == 28 * 11_689_512
     assert estimate.floor_seconds == pytest.approx(28 * 11_689_512 / 2.039e12)
     assert simulate(Scenario(model="resnet18", optimizer="adamw")).estimate is None
+
+
+def test_a_batch_of_eight_million_tokens_needs_memory_in_proportion():
+    # The model reads positions of the whole batch, more numbers than a value has otherwise.
+    peaks = []
+    for batch_size in (4096, 8192, 16384, 32768):
+        scenario = Scenario(model="tiny", sequence_length=256, batch_size=batch_size, steps=2)
+        memory = simulate(replace(scenario, device="sim")).memory
+        assert memory is not None
+        assert memory.peak_allocated is not None
+        peaks.append(memory.peak_allocated)
+    assert peaks[3] - peaks[2] == 4 * (peaks[1] - peaks[0])
