@@ -30,7 +30,8 @@ lint: $(VENV)/.installed-dev
 test: $(VENV)/.installed-parity ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
-bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, records, steps, breadth, opinfo
+bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a target: first commands, simulator, allocator, slices, runs, harness, accumulation, report, records, steps, breadth, opinfo
+	$(BIN)/python tests/bench/first_commands.py
 	$(BIN)/python tests/bench/simulator.py
 	$(BIN)/python tests/bench/allocator.py
 	$(BIN)/python tests/bench/slices.py
