@@ -1,13 +1,11 @@
-"""The catalogue's table: our optimizers, torch's, and those of other packages."""
+"""The catalogue's table: our optimizers, torch's, and those of other packages.
 
-import torch
+Names are looked up without loading torch, so that a wrong one is refused at once.
+"""
 
+from . import entries
 from .entries import CatalogueEntry
-from .lamb import LAMB
-from .lamb16 import LAMB16
-from .muon import Muon
-from .sgd_sai import SGDSaI
-from .sm3 import SM3
+from .spec import parse, unknown
 from .zoo import ZOO
 
 _TWO_AVERAGES = (
@@ -17,7 +15,7 @@ _TWO_AVERAGES = (
 
 CATALOGUE: dict[str, CatalogueEntry] = {
     "adafactor": CatalogueEntry(
-        factory=torch.optim.Adafactor,
+        factory="torch.optim:Adafactor",
         package="torch",
         # torch's default saves memory: its foreach needs one more tensor of every parameter's size.
         foreach_by_default=False,
@@ -32,7 +30,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
     ),
     "adagrad": CatalogueEntry(
-        factory=torch.optim.Adagrad,
+        factory="torch.optim:Adagrad",
         package="torch",
         summary=(
             "the sum of the gradient's squares, for every element; its state is there before"
@@ -44,7 +42,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
     ),
     "adam": CatalogueEntry(
-        factory=torch.optim.Adam,
+        factory="torch.optim:Adam",
         package="torch",
         summary="averages of the gradient and of its square, for every element",
         paper="https://arxiv.org/abs/1412.6980",
@@ -52,7 +50,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("amsgrad",),
     ),
     "adamw": CatalogueEntry(
-        factory=torch.optim.AdamW,
+        factory="torch.optim:AdamW",
         package="torch",
         summary="Adam with weight decay apart from the gradient",
         paper="https://arxiv.org/abs/1711.05101",
@@ -60,7 +58,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("amsgrad",),
     ),
     "muon": CatalogueEntry(
-        factory=Muon,
+        factory="optprof.optimizers.muon:Muon",
         package="torch",
         summary=(
             "torch's Muon, momentum made orthogonal, for matrices; torch's AdamW for all else"
@@ -72,7 +70,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         ),
     ),
     "rmsprop": CatalogueEntry(
-        factory=torch.optim.RMSprop,
+        factory="torch.optim:RMSprop",
         package="torch",
         summary="an average of the gradient's square, for every element",
         paper="https://www.cs.toronto.edu/~tijmen/csc321/slides/lecture_slides_lec6.pdf",
@@ -83,7 +81,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("momentum", "centered"),
     ),
     "sgd": CatalogueEntry(
-        factory=torch.optim.SGD,
+        factory="torch.optim:SGD",
         package="torch",
         options={"momentum": 0.9},
         summary="gradient descent with momentum (0.9 unless said)",
@@ -94,7 +92,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("momentum",),
     ),
     "lamb": CatalogueEntry(
-        factory=LAMB,
+        factory="optprof.optimizers.lamb:LAMB",
         summary="Adam's step, rescaled tensor by tensor to the norm of the weights",
         paper="https://arxiv.org/abs/1904.00962",
         state=(
@@ -104,7 +102,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("preset", "bias_correction"),
     ),
     "lamb16": CatalogueEntry(
-        factory=LAMB16,
+        factory="optprof.optimizers.lamb16:LAMB16",
         fused_on=("cpu",),
         summary="LAMB with both moments in float8",
         paper="https://github.com/vxst/LAMB16",
@@ -112,7 +110,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("scale",),
     ),
     "sgd-sai": CatalogueEntry(
-        factory=SGDSaI,
+        factory="optprof.optimizers.sgd_sai:SGDSaI",
         summary="SGD with momentum, scaled once by the first gradient's signal-to-noise ratio",
         paper="https://arxiv.org/abs/2412.11768",
         state=(
@@ -122,7 +120,7 @@ CATALOGUE: dict[str, CatalogueEntry] = {
         decided_by=("momentum",),
     ),
     "sm3": CatalogueEntry(
-        factory=SM3,
+        factory="optprof.optimizers.sm3:SM3",
         fused_on=("cpu",),
         summary="Adagrad with one accumulator an axis",
         paper="https://arxiv.org/abs/1901.11150",
@@ -134,3 +132,53 @@ CATALOGUE: dict[str, CatalogueEntry] = {
     ),
     **ZOO,
 }
+
+
+def available(*packages: str) -> tuple[str, ...]:
+    """Return the sorted names of all optimizers, or of these packages', such as "torch"."""
+    names = {name: entry.package for name, entry in CATALOGUE.items() if entry.is_installed}
+    added = entries.added_by_packages()
+    names |= {
+        name: entries.owner(points[0])
+        for name, points in added.items()
+        if len(points) == 1 and name not in CATALOGUE
+    }
+    clashing = CATALOGUE.keys() & added.keys()
+    return tuple(
+        sorted(
+            name
+            for name, package in names.items()
+            if name not in clashing and package in (packages or {package})
+        )
+    )
+
+
+def describe(name: str) -> CatalogueEntry:
+    """Return the entry of a name, even if its package is not installed; ValueError for others."""
+    entry = find(name)
+    if entry is None:
+        raise ValueError(unknown("optimizer", name, available()))
+    return entry
+
+
+def require_name(spec: str) -> None:
+    """Raise ValueError for an optimizer's text whose name is in no catalogue; code may be any."""
+    name = parse(spec)[0]
+    if ":" not in name and name not in entries.added_by_packages():
+        describe(name)
+
+
+def find(name: str) -> CatalogueEntry | None:
+    """Return a name's entry, None if it has none.
+
+    ValueError if two packages claim the name, or if its entry point cannot be loaded.
+    """
+    added = entries.added_by_packages().get(name, ())
+    if len(added) + (name in CATALOGUE) > 1:
+        ours = [CATALOGUE[name].package] if name in CATALOGUE else []
+        others = [f"{entries.owner(point)} ({point.value})" for point in added]
+        raise ValueError(
+            f"{name} is the name of several optimizers, by {', '.join([*ours, *others])}; write"
+            " module:Class for the one that you mean"
+        )
+    return entries.load_added(added[0]) if added else CATALOGUE.get(name)

@@ -5,18 +5,16 @@ names any other importable subclass of torch.optim.Optimizer; on the command lin
 in the current directory.
 """
 
-import importlib
 import inspect
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from . import entries
-from .catalogue import CATALOGUE
+from .catalogue import CATALOGUE, available, find
 from .entries import CatalogueEntry, Factory
 from .spec import (
     Parameters,
@@ -54,36 +52,9 @@ class _Request:
         return not self.entry.package
 
 
-def available(*packages: str) -> tuple[str, ...]:
-    """Return the sorted names of all optimizers, or of these packages', such as "torch"."""
-    names = {name: entry.package for name, entry in CATALOGUE.items() if entry.is_installed}
-    added = entries.added_by_packages()
-    names |= {
-        name: entries.owner(points[0])
-        for name, points in added.items()
-        if len(points) == 1 and name not in CATALOGUE
-    }
-    clashing = CATALOGUE.keys() & added.keys()
-    return tuple(
-        sorted(
-            name
-            for name, package in names.items()
-            if name not in clashing and package in (packages or {package})
-        )
-    )
-
-
-def describe(name: str) -> CatalogueEntry:
-    """Return the entry of a name, even if its package is not installed; ValueError for others."""
-    entry = _find(name)
-    if entry is None:
-        raise ValueError(unknown("optimizer", name, available()))
-    return entry
-
-
 def goes_by_names(spec: str) -> bool:
     """Return whether an optimizer needs `named_parameters()`: the names decide about its state."""
-    entry = _find(parse(spec)[0])
+    entry = find(parse(spec)[0])
     return entry is not None and entry.goes_by_names
 
 
@@ -125,9 +96,9 @@ def name_of(optimizer: Optimizer) -> str:
     """
     kind = type(optimizer)
     for name, entry in CATALOGUE.items():
-        if entry.factory is kind:
+        if entry.package in ("torch", "optprof") and entry.load() is kind:
             return name
-    public = [face for face in _FACES if getattr(sys.modules[face], kind.__name__, None) is kind]
+    public = [face for face in _FACES if getattr(import_module(face), kind.__name__, None) is kind]
     return f"{public[0] if public else kind.__module__}:{kind.__qualname__}"
 
 
@@ -175,7 +146,7 @@ def create(
 
 def _read(spec: str, options: Mapping[str, Any]) -> _Request:
     name, in_text = parse(spec)
-    entry = _find(name) or _own_class(name)
+    entry = find(name) or _own_class(name)
     factory = _factory(name, entry)
     # The first parameter takes the parameters to optimize.
     known, takes_others = known_options(factory)
@@ -261,22 +232,6 @@ def _switch_groups(made: Optimizer, request: _Request, implementation: Implement
         group.update({way: way == implementation for way in hidden if way in group})
 
 
-def _find(name: str) -> CatalogueEntry | None:
-    """Return a name's entry, None if it has none.
-
-    ValueError if two packages claim the name, or if its entry point cannot be loaded.
-    """
-    added = entries.added_by_packages().get(name, ())
-    if len(added) + (name in CATALOGUE) > 1:
-        ours = [CATALOGUE[name].package] if name in CATALOGUE else []
-        others = [f"{entries.owner(point)} ({point.value})" for point in added]
-        raise ValueError(
-            f"{name} is the name of several optimizers, by {', '.join([*ours, *others])}; write"
-            " module:Class for the one that you mean"
-        )
-    return entries.load_added(added[0]) if added else CATALOGUE.get(name)
-
-
 def _factory(name: str, entry: CatalogueEntry) -> Factory:
     if not entry.is_installed:
         raise ValueError(
@@ -302,7 +257,7 @@ def _own_class(name: str) -> CatalogueEntry:
             else f"{module!r} is no module; an optimizer is NAME or module:Class, got {name!r}"
         )
     try:
-        imported = importlib.import_module(module)
+        imported = import_module(module)
     except ModuleNotFoundError as error:
         # An error in the module's own code is the user's, even if it is a missing module.
         if not f"{module}.".startswith(f"{error.name}."):
@@ -311,7 +266,7 @@ def _own_class(name: str) -> CatalogueEntry:
             raise ValueError(no_value) from error
         raise ValueError(f"cannot import {module} for {name}: {one_line(error)}") from error
     if not hasattr(imported, attribute):
-        classes = [key for key, value in vars(imported).items() if _is_optimizer(value)]
+        classes = [key for key in dir(imported) if _is_optimizer(getattr(imported, key, None))]
         raise ValueError(unknown(f"class in {module}", attribute, classes))
     kind = getattr(imported, attribute)
     if not _is_optimizer(kind):

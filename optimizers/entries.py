@@ -18,8 +18,6 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import Any
 
-from torch.optim.optimizer import Optimizer
-
 from .spec import one_line
 
 GROUP = "optprof.optimizers"
@@ -95,6 +93,9 @@ def load_added(point: EntryPoint) -> CatalogueEntry:
         ) from error
     if isinstance(loaded, CatalogueEntry):
         return loaded
+    # Not before: names are checked without torch.
+    from torch.optim.optimizer import Optimizer
+
     if not (isinstance(loaded, type) and issubclass(loaded, Optimizer)):
         raise ValueError(
             f"{point.name}, which {owner(point)} adds as {point.value}, is {loaded!r}, not a"

@@ -8,16 +8,20 @@ make optimizers whose constructors need more than a list of parameters.
 
 # pyright: reportMissingImports=false
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT
-
-from .arguments import Group, groups_of, split
 from .entries import CatalogueEntry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.optimizer import Optimizer, ParamsT
+
+    from .arguments import Group
 
 _LOW_RANK = (
     "8 bytes a parameter in float32; for a matrix of m >= n > rank, 8 m rank bytes, and 4 n rank"
@@ -102,6 +106,8 @@ def _projected(
         "scale": scale,
         "projection_type": projection_type,
     }
+    from .arguments import groups_of, split
+
     groups: list[Group] = []
     for group in groups_of(params):
         matrices, others = split(group, lambda param: param.ndim == 2 and min(param.shape) > rank)
@@ -150,6 +156,8 @@ def _adam_mini(
 
 
 def _named(params: ParamsT) -> list[tuple[str, Tensor]]:
+    from .arguments import groups_of
+
     groups = groups_of(params)
     if len(groups) > 1 or any(key != "params" for group in groups for key in group):
         raise ValueError(
@@ -158,7 +166,7 @@ def _named(params: ParamsT) -> list[tuple[str, Tensor]]:
         )
     members = [member for group in groups for member in group["params"]]
     return [
-        (f"parameter {index}", member) if isinstance(member, Tensor) else member
+        member if isinstance(member, tuple) else (f"parameter {index}", member)
         for index, member in enumerate(members)
     ]
 

@@ -46,6 +46,7 @@ from .tables.table import Facts
 from .tables.verdict import cards, sources, verdict
 from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
+from .words import listed
 
 SM3_NOTE = (
     "SM3 saves this much only without momentum: it then keeps one number for each row and each"

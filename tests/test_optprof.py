@@ -690,6 +690,33 @@ def test_help_loads_nothing_heavy(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("profile gpt3 -d sim", "no model named 'gpt3'; did you mean gpt2"),
+        ("profile tiny -o adamw,adamww", "no optimizer is named 'adamww'; did you mean adamw"),
+        ("profile tiny --gpu a101-80", "a101-80"),
+        ("profile tiny --dtype fp17", "dtype"),
+        ("fit tiny --gpu a101-80", "a101-80"),
+        ("fit gpt3", "no model named 'gpt3'"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_torch_is_loaded(tmp_path: Path, words: str, message: str):
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-P", "-m", "optprof", *words.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    *imports, line = done.stderr.splitlines()
+    assert message in line
+    assert not any(each.endswith((" torch", " transformers", " numpy")) for each in imports)
+    assert not list(tmp_path.iterdir())
+
+
 def test_fit_lists_the_gpus_of_each_optimizer_and_writes_a_page(tmp_path: Path):
     done = optprof(
         tmp_path,

@@ -30,7 +30,8 @@ class Job:
 
     Without `folder` no files are written; `snapshots` and `traces` request more of them. For a
     scenario to measure, `simulated` is the record of its simulation; `force` measures it even if it
-    needs more than the free memory. `path` is its `sys.path`.
+    needs more than the free memory. `path` is its `sys.path`. `together` are further simulations
+    for the same process, which write no files.
     """
 
     scenario: Scenario
@@ -40,6 +41,7 @@ class Job:
     simulated: Record | None = None
     force: bool = False
     path: tuple[str, ...] = ()
+    together: tuple[Scenario, ...] = ()
 
     def to_line(self) -> bytes:
         """Return the job as one line; a literal distinguishes tuples from lists, unlike JSON."""
@@ -50,7 +52,11 @@ class Job:
         """Return the job that `to_line` wrote."""
         data = ast.literal_eval(line.decode())
         simulated = data["simulated"] and Record.from_dict({"schema": SCHEMA, **data["simulated"]})
-        return cls(**{**data, "scenario": Scenario(**data["scenario"]), "simulated": simulated})
+        scenarios = {
+            "scenario": Scenario(**data["scenario"]),
+            "together": tuple(Scenario(**each) for each in data["together"]),
+        }
+        return cls(**{**data, **scenarios, "simulated": simulated})
 
 
 def prepare(job: Job) -> None:
@@ -83,6 +89,9 @@ def ending_copies() -> Iterator[None]:
 
 def work(job: Job) -> dict[str, Any]:
     """Return the answer to a job, after writing the files next to its record."""
+    if job.together:
+        jobs = [replace(job, scenario=each) for each in (job.scenario, *job.together)]
+        return {"records": [attempt(each, Files())[0].to_dict() for each in jobs]}
     store = RunStore(Path(job.folder)) if job.folder is not None else None
     files = (
         files_for(store, job.scenario, snapshots=job.snapshots, traces=job.traces)

@@ -204,7 +204,7 @@ class _Zygote:
             leave()
             do(job, writer)
 
-        key = model_key(job.scenario)
+        key = None if job.together else model_key(job.scenario)
         if key is None:
             return Fork(alone)
         if key not in self._models:

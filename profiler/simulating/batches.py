@@ -87,6 +87,8 @@ class StreamCache:
         )
         traces = self._optimizers.setdefault(key, [])
         for other, trace in traces:
+            if _is_same_program(model, other):
+                return trace
             if _layout_key(model) == _layout_key(other):
                 return _renumbered(trace, other, model)
         trace = trace_optimizer(
@@ -104,6 +106,7 @@ class _BatchTraces:
         self._sizes: set[int] = set()
         self._attention: set[AttentionCall] = set()
         self._traced = lru_cache(maxsize=8)(self._trace)
+        self._predicted = lru_cache(maxsize=64)(self._predict)
 
     def at(self, batch: int) -> ModelTrace:
         """Return the trace at this batch size."""
@@ -115,6 +118,9 @@ class _BatchTraces:
             or not self._is_proportional
         ):
             return self._traced(batch)
+        return self._predicted(batch)
+
+    def _predict(self, batch: int) -> ModelTrace:
         return _predicted(self._traced(_FEW), self._traced(_MORE), batch)
 
     def are_valid_for(self, gpu: str | None) -> bool:
@@ -179,6 +185,11 @@ def _numbers(model: ModelTrace) -> list[int]:
             part.number for layout in _layouts(model) if layout is not None for part in layout.parts
         )
     )
+
+
+def _is_same_program(model: ModelTrace, other: ModelTrace) -> bool:
+    """Return whether two traces are predictions from one; their allocations have equal numbers."""
+    return model.gradients is other.gradients and model.parameters is other.parameters
 
 
 def _layout_key(model: ModelTrace) -> tuple[object, ...]:

@@ -142,8 +142,11 @@ class Fitting:
         def fits(batch: int) -> bool:
             return self._left(replace(scenario, batch_size=batch), gpu) is not None
 
+        def needed(batch: int) -> int:
+            return self._peaks_of(replace(scenario, batch_size=batch))[0] - gpu.usable_bytes
+
         try:
-            return largest(fits, scenario.batch_size)
+            return largest(fits, scenario.batch_size, needed)
         except Exception:
             # A factory may refuse a size, such as an odd one.
             if ":" not in scenario.model:
@@ -175,24 +178,42 @@ class Fitting:
                 return
 
 
-def largest(fits: Callable[[int], bool], start: int) -> int:
+def largest(
+    fits: Callable[[int], bool], start: int, excess: Callable[[int], int] | None = None
+) -> int:
     """Return the largest number for which `fits` holds, 0 for none.
 
     The number is doubled from `start`, or halved, and bisected between. The search ends at
-    LARGEST_BATCH, or at a larger `start`, if that fits.
+    LARGEST_BATCH, or at a larger `start`, if that fits. `excess`, which is near 0 at the answer and
+    nearly on a line, shortens the search: it is known for each number that was tried.
     """
     low, high = (start, 2 * start) if fits(start) else (0, start)
     while 0 < low < LARGEST_BATCH:
         high = min(high, LARGEST_BATCH)
         if not fits(high):
             break
-        low, high = high, 2 * high
+        before, low = low, high
+        high = 2 * low
+        if excess is not None:
+            # Just above the number at which the line through the last two is 0.
+            high = max(low + 1, min(_zero(excess, before, low) + 1, LARGEST_BATCH))
     if low >= LARGEST_BATCH:
         return low
+    guesses = True
     while high - low > 1:
         middle = (low + high) // 2
+        if excess is not None and guesses and low:
+            middle = min(max(_zero(excess, low, high), low + 1), high - 1)
+        # Every second step halves the rest, however wrong the line is.
+        guesses = not guesses
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def _zero(excess: Callable[[int], int], low: int, high: int) -> int:
+    """Return the number at which the line through two numbers is 0, rounded down."""
+    rise = excess(high) - excess(low)
+    return low - excess(low) * (high - low) // rise if rise > 0 else 2 * high
 
 
 def candidates(

@@ -99,7 +99,7 @@ class Samples:
 
     def settle(self, tensor: Tensor) -> None:
         """Treat a parameter that was written as a trained one with values of its own."""
-        if _value_of(tensor).func is not None:
+        if self.training is not None and _value_of(tensor).func is not None:
             self.renew(tensor)
 
     def read(self, tensor: Tensor, line: Callable[[], str]) -> Any:
@@ -126,7 +126,7 @@ class Samples:
 
     def fix(self, tensor: Tensor, number: float | None) -> None:
         """Set every element of a tensor to a number; with None it keeps those of a trained one."""
-        if number is not None:
+        if number is not None and self.training is not None:
             value = _value_of(tensor)
             value.numbers = sampled(of_kind(torch.full((1, 1), number), value.dtype), value.numel)
 

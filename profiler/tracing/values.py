@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .layouts import compressed, data_of, made
 
-_LARGEST_VALUE = 1 << 22
+# The most elements of a value. An operation may have integer outputs as large as its operands: a
+# batch of many sequences has values too.
+_LARGEST_VALUE, _LARGEST_WHOLE = 1 << 22, 1 << 28
 # Masks are often made of floating-point ones. Images are larger, and no branch depends on them.
 _LARGEST_FLOATING = 1 << 16
 _CONSTANTS = {
@@ -153,7 +155,7 @@ def compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: lis
         if isinstance(output, torch.Tensor) and output.device.type == "meta"
     ]
     try:
-        if any(output.numel() > _LARGEST_VALUE for output in on_device):
+        if any(output.numel() > _most_elements(output, args) for output in on_device):
             raise UnknownError
         values = func(*tree_map(_on_host, args), **tree_map(_on_host, dict(kwargs)))
     except (UnknownError, RuntimeError):
@@ -165,6 +167,16 @@ def compute_values(func: Any, args: Any, kwargs: Mapping[str, Any], outputs: lis
     for output, value in zip(outputs, tree_leaves(values), strict=True):
         if any(output is tensor for tensor in on_device):
             _remember(output, value)
+
+
+def _most_elements(output: torch.Tensor, args: Any) -> int:
+    """Return the most elements of an output whose value is computed."""
+    if output.numel() <= _LARGEST_VALUE or output.dtype.is_floating_point:
+        return _LARGEST_VALUE
+    # A view needs no memory of its own.
+    size = output.untyped_storage().nbytes() // output.element_size()
+    operands = sum(leaf.numel() for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor))
+    return _LARGEST_WHOLE if size <= max(_LARGEST_VALUE, operands) else _LARGEST_VALUE
 
 
 def _on_host(operand: Any) -> Any:

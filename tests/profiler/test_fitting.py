@@ -47,6 +47,23 @@ def test_the_largest_batch_is_the_last_that_fits(most: int, start: int):
     assert len(tried) <= 22
 
 
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_a_line_shortens_the_search_and_changes_no_answer(step: int):
+    # Memory grows on a line, in steps of an allocator's segments.
+    for most in (0, 1, 2, 63, 64, 65, 999, 77_777):
+        tried: list[int] = []
+
+        def fits(batch: int, tried: list[int] = tried, most: int = most) -> bool:
+            tried.append(batch)
+            return batch <= most
+
+        def excess(batch: int, most: int = most) -> int:
+            return (batch - most) * 5_000 // step * step
+
+        assert largest(fits, 1, excess) == most
+        assert len(tried) <= 8
+
+
 @pytest.mark.parametrize(
     ("start", "most", "result"),
     [

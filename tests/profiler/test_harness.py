@@ -1,5 +1,6 @@
 """The end of warm-up and sampling, on a clock that the test sets."""
 
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -40,6 +41,30 @@ def test_warm_up_takes_a_second_and_ends_when_times_are_stable(
     # Pairs of medians of three: 0.5 0.2, 0.3 0.2, 0.2 0.1 three times, then 0.1 0.1.
     assert steps.harness.warmup["step"] == pytest.approx([0.9, 0.5, 0.3, 0.2, 0.2, 0.2, *[0.1] * 5])
     assert steps.harness.times["step"] == pytest.approx([0.1] * 3)
+
+
+def test_warm_up_of_short_iterations_takes_twenty_of_them_and_a_fifth_of_a_second(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    for seconds, count in ((0.015, 20), (0.002, 101), (0.3, 6)):
+        steps = Steps(monkeypatch, seconds)
+        steps.harness.sample(steps, samples=3, seconds=10)
+        assert len(steps.harness.warmup["step"]) == pytest.approx(count, abs=1)
+
+
+def test_sampling_ends_when_more_samples_do_not_narrow_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    # A machine that grows more uneven: each sample is as far from the median as it is old.
+    growing = [1 + (-1) ** place * place / 100 for place in range(200)]
+    steps = Steps(monkeypatch, *[1.0] * 6, *growing)
+    steps.harness.sample(steps, samples=100, seconds=1_000)
+    assert len(steps.harness.times["step"]) == 40
+    # Steady noise narrows it, so that sampling goes on.
+    noise = random.Random(1)
+    steady = Steps(monkeypatch, *[1.0] * 6, *(noise.gauss(1, 0.1) for _ in range(200)))
+    steady.harness.sample(steady, samples=100, seconds=1_000)
+    assert len(steady.harness.times["step"]) > 40
 
 
 def test_warm_up_that_never_settles_ends_after_ten_seconds_and_says_so(

@@ -18,6 +18,7 @@ import psutil
 import pytest
 import torch
 
+from optprof.profiler import simulate
 from optprof.profiler.measuring.cuda_memory import DoesNotFitError, require_room
 from optprof.profiler.records.outcome import outcome_of
 from optprof.profiler.records.record import Environment, Machine, Memory, Outcome, Record
@@ -26,7 +27,7 @@ from optprof.profiler.running.child import Job
 from optprof.profiler.running.log import HEAD, TAIL
 from optprof.profiler.running.resume import pending
 from optprof.profiler.running.runner import append, run
-from optprof.profiler.running.worker import Worker
+from optprof.profiler.running.worker import ChildEndedError, Worker
 from optprof.scenarios import Scenario
 
 OWN = """
@@ -669,12 +670,47 @@ def test_files_of_a_record_are_removed_if_it_does_not_fit(tmp_path: Path):
         }
 
 
+@pytest.mark.parametrize("ends", [False, True])
+def test_one_process_simulates_the_states_of_a_model_and_each_its_own_if_it_ends(
+    tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch, *, ends: bool
+):
+    usual = Scenario(model="tiny", device="sim", workload="state", steps=2)
+    scenarios = [replace(usual, optimizer=name) for name in ("adamw", "sm3", "sgd-sai")]
+    scenarios.append(replace(usual, model="owned:model"))
+    asked: list[int] = []
+    ask = worker.ask
+
+    def counting(job: Job, *arguments: Any) -> dict[str, Any]:
+        asked.append(1 + len(job.together))
+        if ends and job.together:
+            raise ChildEndedError(-signal.SIGKILL)
+        return ask(job, *arguments)
+
+    monkeypatch.setattr(worker, "ask", counting)
+    store = RunStore.create(tmp_path / "run")
+    records = run(scenarios, store, quietly, worker=worker)
+    assert asked == ([3, 1, 1, 1, 1] if ends else [3, 1])
+    assert [record.outcome for record in records] == ["ok"] * 4
+    assert [record.scenario for record in store.read()] == scenarios
+    for record in records[:3]:
+        alone = simulate(record.scenario)
+        assert replace(record, environment=alone.environment) == alone
+    assert not list((store.folder).glob("logs/*"))
+
+
 def test_a_job_is_the_same_after_the_pipe():
     scenario = Scenario(
         model="gpt2", options={"betas": (0.9, 0.999), "names": ["a\n", "b'"]}, device="cpu"
     )
     simulated = Record(scenario=scenario, origin="simulated", environment=Environment())
-    job = Job(scenario=scenario, folder="run", simulated=simulated, force=True, path=("a'b", "c"))
+    job = Job(
+        scenario=scenario,
+        folder="run",
+        simulated=simulated,
+        force=True,
+        path=("a'b", "c"),
+        together=(replace(scenario, seed=1), replace(scenario, seed=2)),
+    )
     assert job.to_line().count(b"\n") == 1
     assert Job.from_line(job.to_line()) == job
 

@@ -233,3 +233,15 @@ def test_without_a_gpu_a_step_that_cannot_be_estimated_still_has_its_memory(monk
     assert (record.outcome, record.estimate) == ("ok", None)
     with pytest.raises(ValueError, match="no hardware"):
         simulate(Scenario(model="tiny", optimizer="adamw", gpu="a100-80"))
+
+
+def test_a_batch_of_eight_million_tokens_needs_memory_in_proportion():
+    # The model reads positions of the whole batch, more numbers than a value has otherwise.
+    peaks = []
+    for batch_size in (4096, 8192, 16384, 32768):
+        scenario = Scenario(model="tiny", sequence_length=256, batch_size=batch_size, steps=2)
+        memory = simulate(replace(scenario, device="sim")).memory
+        assert memory is not None
+        assert memory.peak_allocated is not None
+        peaks.append(memory.peak_allocated)
+    assert peaks[3] - peaks[2] == 4 * (peaks[1] - peaks[0])

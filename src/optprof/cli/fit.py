@@ -46,20 +46,24 @@ def fit(
     **fields: Any,
 ) -> None:
     """Show on which GPUs a training step fits, with which batch, and what would make it fit."""
+    from optprof.optimizers import parse_list
+    from optprof.profiler.running.names import require_names
+    from optprof.scenarios import hardware
+
+    gpus = list(dict.fromkeys(gpu.split(","))) if gpu else list(hardware.available())
+    for name in gpus:
+        hardware.describe(name)
+    # Before torch is loaded.
+    require_names([model], parse_list(optimizers), fields)
     with results_on_stdout() as stdout:
         see_own_code(f"{model},{optimizers}")
         with busy("loading torch"):
-            from optprof.optimizers import parse_list
             from optprof.profiler.running.plan import plan
         from optprof.profiler.records.privacy import disclosed_command, disclosed_fit
         from optprof.profiler.safety.disk import require_own_folder
         from optprof.profiler.simulating.fitting import Fitting
         from optprof.reports import FITS, print_fits, write_fit_page
-        from optprof.scenarios import hardware
 
-        gpus = list(dict.fromkeys(gpu.split(","))) if gpu else hardware.available()
-        for name in gpus:
-            hardware.describe(name)
         question = {**fields, "model": model, "device": "sim"}
         scenarios = plan({**question, "optimizer": spec} for spec in parse_list(optimizers))
         scenarios = [replace(scenario, gpu=name) for name in gpus for scenario in scenarios]

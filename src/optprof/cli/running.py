@@ -6,7 +6,8 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -97,6 +98,12 @@ def run_all(
         require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     store = _open_run(name, out, options)
     waiting = _waiting(scenarios, store)
+    if not options.no_report:
+        # While the worker loads torch: this takes a second, and disturbs no measurement yet. If a
+        # package is missing, the report says so after the run.
+        with suppress(ImportError):
+            import_module("optprof.reports.page")
+            import_module("optprof.reports.pictures.drawing")
     try:
         with progress(waiting) as started:
             run(
