@@ -33,14 +33,14 @@ CHROMIUM = Path("/usr/bin/chromium")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SECTIONS = (
     "Verdict",
-    "State saved against AdamW",
+    "State kept, compared with adamw",
     "Savings heat map",
     "Optimizer state against model size",
     "What the peak is made of",
     "The peak by module and operation",
     "Memory along the training step",
-    "Time of the optimizer's step",
-    "The step's share of an iteration",
+    "Time of the optimizer's step on CPU",
+    "The step's share of an iteration on CPU",
     "Time of the step against model size",
     "Time against memory",
     "What fits on which GPU",
@@ -600,7 +600,7 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
     page = open_page(write_report(store.folder))
     low, high = page.evaluate("document.querySelector('.graph')._fullLayout.xaxis.range")
     assert low + 0.1 < 3 < high - 0.1
-    assert "No adamw to compare with on tiny" in page.locator("body").text_content()
+    assert "Nothing to compare sm3 with" in page.locator("body").text_content()
     assert page.messages == []
 
 
