@@ -18,7 +18,7 @@ SAMPLE_KEYS = (
     Key("sample", "one sample"),
     Key("quartiles", "quartiles"),
     Key("tick", "median"),
-    Key("bracket", "95 % interval of the median"),
+    Key("bracket", "95 % interval of the median, ± if noisy"),
 )
 
 

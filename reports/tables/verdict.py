@@ -22,9 +22,7 @@ from ..units import (
 from ..words import PLACES, conditions, listed, origin_text, phase_name
 from .table import Card, Cell, bytes_cell, time_cell, unfit_cell
 
-RANGES = (
-    "peaks with convolutions or RNNs are ranges, from cuDNN's smallest workspaces to its largest"
-)
+RANGES = "peaks with convolutions or RNNs: from the least to the most that cuDNN may take"
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
