@@ -35,14 +35,18 @@ def progress(scenarios: "Sequence[Scenario]") -> Iterator[Callable[[int, "Scenar
     It moves a bar on a terminal, and prints a line elsewhere. Both say how long the rest takes.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     if is_quiet():
         yield lambda _place, _scenario: None
         return
     total, left = len(scenarios), TimeLeft(scenarios)
-    description = TextColumn("{task.description}", markup=False)
-    columns = (BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn(), description)
     terminal = console_on(sys.stderr)
+    # One line on any terminal: its end, the scenario, is cut.
+    one_line = Column(no_wrap=True, overflow="ellipsis")
+    description = TextColumn("{task.description}", markup=False, table_column=one_line)
+    bar_of = BarColumn(bar_width=min(20, terminal.width // 8))
+    columns = (bar_of, MofNCompleteColumn(), TimeElapsedColumn(), description)
     with Progress(
         *columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as bar:
@@ -59,9 +63,10 @@ def progress(scenarios: "Sequence[Scenario]") -> Iterator[Callable[[int, "Scenar
                 f"{scenario.model} {scenario.optimizer} {scenario.workload} on"
                 f" {scenario.device}{gpu}"
             )
-            words = " · ".join(filter(None, (" ".join(title.split()), left.text())))
-            bar.update(task, completed=place, description=words)
+            title, rest = " ".join(title.split()), left.text()
+            bar.update(task, completed=place, description=" · ".join(filter(None, (rest, title))))
             if not terminal.is_terminal:
+                words = " · ".join(filter(None, (title, rest)))
                 sys.stderr.write(f"[{place + 1}/{total}] {words}\n")
 
         yield started

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import commands
 import pytest
+from typer.testing import CliRunner
 
 from optprof import optimizers
 from optprof.cli import names
+from optprof.cli.app import app
 from optprof.optimizers import accumulation
 from optprof.profiler.machine import doctor
 from optprof.reports.progress import TimeLeft
 from optprof.scenarios import Scenario
 
 HERE = Path(__file__).resolve().parent.parent
-COMMANDS = ("profile", "fit", "sweep", "report", "compare", "repair", "list", "explain", "doctor")
+COMMANDS = [each.name or each.callback.__name__ for each in app.registered_commands]  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def optprof(
@@ -27,6 +29,16 @@ def optprof(
 ) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", **variables}
     return commands.run(arguments, cwd=folder, env=environment)
+
+
+def printed(*arguments: str, columns: int = 120, **variables: str) -> str:
+    """Return what a command prints that ends at once; it runs in this process."""
+    environment = {"COLUMNS": str(columns), **variables}
+    done = CliRunner().invoke(
+        app, [*arguments], prog_name="optprof", env=environment, terminal_width=columns
+    )
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def alone(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -43,17 +55,16 @@ def alone(folder: Path, *arguments: str, **variables: str) -> subprocess.Complet
 
 
 @pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)])
-def test_help_fits_sixty_columns_and_cuts_no_sentence(tmp_path: Path, arguments: tuple[str, ...]):
-    done = optprof(tmp_path, *arguments, "-h", columns=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert max(map(len, done.stdout.splitlines())) <= 60
-    assert not re.search(r"\w\.\.\.$", done.stdout.replace("MODEL...", ""), re.MULTILINE)
-    assert done.stdout == optprof(tmp_path, *arguments, "--help", columns=60).stdout
-    assert set(COMMANDS) <= {*done.stdout.split()} or arguments
+def test_help_fits_sixty_columns_and_cuts_no_sentence(arguments: tuple[str, ...]):
+    text = printed(*arguments, "-h", columns=60)
+    assert max(map(len, text.splitlines())) <= 60
+    assert not re.search(r"[a-z]\.\.\.$", text, re.MULTILINE)
+    assert text == printed(*arguments, "--help", columns=60)
+    assert arguments or set(COMMANDS) <= {*text.split()}
 
 
-def test_the_options_that_people_use_stand_first(tmp_path: Path):
-    text = optprof(tmp_path, "profile", "--help").stdout
+def test_the_options_that_people_use_stand_first():
+    text = printed("profile", "--help")
     first = (
         "-o,",
         "-d,",
@@ -69,10 +80,8 @@ def test_the_options_that_people_use_stand_first(tmp_path: Path):
     assert places == sorted(places)
 
 
-def test_the_version_is_that_of_optprof_and_torch(tmp_path: Path):
-    assert re.fullmatch(
-        r"optprof \S+, Python 3\.\S+, torch 2\.\S+\n", optprof(tmp_path, "--version").stdout
-    )
+def test_the_version_is_that_of_optprof_and_torch():
+    assert re.fullmatch(r"optprof \S+, Python 3\.\S+, torch 2\.\S+\n", printed("--version"))
 
 
 @pytest.mark.parametrize(
@@ -87,16 +96,18 @@ def test_the_version_is_that_of_optprof_and_torch(tmp_path: Path):
         (["report", "mi"], ["mine"]),
     ],
 )
-def test_a_shell_completes_names(tmp_path: Path, words: list[str], completed: list[str]):
+def test_a_shell_completes_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], completed: list[str]
+):
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "runs" / "mine" / "records.jsonl").touch()
-    done = optprof(
-        tmp_path,
+    monkeypatch.chdir(tmp_path)
+    text = printed(
         COMP_WORDS=" ".join(["optprof", *words]),
         COMP_CWORD=str(len(words)),
         _OPTPROF_COMPLETE="complete_bash",
     )
-    assert done.stdout.split() == completed
+    assert text.split() == completed
 
 
 def test_completion_knows_every_name_and_loads_no_torch(tmp_path: Path):
@@ -239,13 +250,14 @@ def test_a_failure_without_a_report_names_none(tmp_path: Path):
         "explain",
     ],
 )
-def test_lists_are_wrapped_at_sixty_columns(tmp_path: Path, arguments: str):
-    done = optprof(tmp_path, *arguments.split(), columns=60)
-    assert max(map(len, done.stdout.splitlines())) <= 60
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    whole = commands.run(arguments.split(), cwd=tmp_path, env=environment)
+def test_lists_are_wrapped_at_sixty_columns(monkeypatch: pytest.MonkeyPatch, arguments: str):
+    narrow = printed(*arguments.split(), columns=60)
+    assert max(map(len, narrow.splitlines())) <= 60
+    monkeypatch.delenv("COLUMNS", raising=False)
+    whole = CliRunner().invoke(app, arguments.split()).output
     # The free memory changes from one call to the next.
-    assert re.findall("[a-z]+", whole.stdout) == re.findall("[a-z]+", done.stdout)
+    assert re.findall("[a-z]+", whole) == re.findall("[a-z]+", narrow)
+    assert max(map(len, whole.splitlines())) > 60 or arguments == "list models"
 
 
 def scenario(model: str, device: str) -> Scenario:

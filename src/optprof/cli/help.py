@@ -77,7 +77,7 @@ def _group(parameter: Any) -> str:
 
 
 def _argument(parameter: Any) -> str:
-    name = f"{parameter.metavar}{'...' if parameter.nargs < 0 else ''}"
+    name = parameter.metavar.rstrip(".") + ("..." if parameter.nargs < 0 else "")
     return name if parameter.required else f"[{name}]"
 
 

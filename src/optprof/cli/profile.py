@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from optprof.library import OPTIMIZERS
+from optprof.reports.progress import busy
 
 from .names import model_names
 from .options import Optimizers, RunOptions
@@ -38,5 +39,6 @@ def profile(
     with session(",".join([*models, optimizers]), options) as (worker, stdout):
         from optprof.profiler.running.plan import comparison, plan
 
-        scenarios = plan(comparison(models, optimizers, **fields))
+        with busy("checking the scenarios"):
+            scenarios = plan(comparison(models, optimizers, **fields))
         run_all(scenarios, "+".join(dict.fromkeys(models)), out, options, worker, stdout)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .names import run_names
 from .options import Anonymous, Baseline, Markdown, Replace, TensorBoard
 from .running import expect_many_records, run_folder, say_files
 
@@ -16,9 +17,9 @@ def report(
         typer.Argument(
             metavar="RUN",
             help=(
-                "The folder of a run, or its name under runs/; with --trace also a file of"
-                " torch.profiler."
+                "Folder of a run, or its name in runs/; with --trace also a file of torch.profiler."
             ),
+            autocompletion=run_names,
         ),
     ],
     *,

@@ -190,12 +190,13 @@ def _show(
     if not options.no_report:
         from optprof.reports import write_report
 
-        page = write_report(
-            store.folder,
-            tensorboard=options.tensorboard,
-            force=options.force,
-            baseline=options.baseline,
-        )
+        with busy("drawing the report"):
+            page = write_report(
+                store.folder,
+                tensorboard=options.tensorboard,
+                force=options.force,
+                baseline=options.baseline,
+            )
     failed = sum(record.outcome != "ok" for record in records)
     failure = f"{failed} of {len(records)} scenarios failed" if failed else None
     if options.as_json:

@@ -30,7 +30,17 @@ from .names import names_code
 PROJECT = Path("pyproject.toml")
 _MOST_BYTES = 1 << 20
 # Options that are meant for one call; a stranger's file must not choose a folder to write into.
-_FOR_ONE_CALL = ("allow", "config", "dry-run", "force", "html", "out", "resume", "traceback")
+_FOR_ONE_CALL = (
+    "allow",
+    "config",
+    "dry-run",
+    "figures",
+    "force",
+    "html",
+    "out",
+    "resume",
+    "traceback",
+)
 
 
 def read_standing(context: typer.Context, path: Path | None) -> Path | None:
@@ -74,12 +84,12 @@ def _defaults(
     group: Any = context.parent.command if context.parent else context.command
     options = {name: _options(command) for name, command in group.commands.items()}
     known = {key for each in options.values() for key in each} - {*_FOR_ONE_CALL}
-    own = content.get(context.info_name or "")
+    own: Any = content.get(context.info_name or "")
     own_tables = [content[name] for name in options if _is_table(content.get(name))]
     for key in (key for table in (content, *own_tables) for key in table):
         if key.replace("_", "-") not in known and content.get(key) not in own_tables:
             raise ValueError(f"{where}: {_unknown(key, {*known, *options})}")
-    for key, value in {**content, **(own if _is_table(own) else {})}.items():
+    for key, value in {**content, **(own if own in own_tables else {})}.items():
         parameter = options[context.info_name or ""].get(key.replace("_", "-"))
         if parameter is not None:
             yield parameter.name, _value(parameter, value, f"{where}: {key}")
