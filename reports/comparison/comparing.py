@@ -112,8 +112,12 @@ class Comparing:
         OSError where it cannot be written, ValueError for a link.
         """
         from .. import html
+        from ..pictures.drawing import FOR_PAPER, draw
+        from .document import comparison_pictures
 
-        write_text(page, html.render(self._document("page", only_regressed, command)))
+        document = self._document("page", only_regressed, command)
+        drawings = [draw(picture, FOR_PAPER) for picture in comparison_pictures(self.all)]
+        write_text(page, html.render(document, drawings))
 
     @without_collections()
     def _document(
