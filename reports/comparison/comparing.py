@@ -25,7 +25,7 @@ _CHANGE = tuple(each.name for each in fields(MetricChange))
 _RATIO = tuple(each.name for each in fields(Ratio))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparing:
     """A comparison of two runs, those of `more` runs with the same first one, and the gates.
 
@@ -89,6 +89,17 @@ class Comparing:
     def disjoint(self) -> str:
         """The sentence that says that no run has a scenario of the first; empty otherwise."""
         return disjoint_text(self.all)
+
+    def __repr__(self) -> str:
+        from .document import summaries
+
+        return f"<{'; '.join(summaries(self.all))}>"
+
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        from .. import html
+
+        return html.fragment(self._document("markdown", only_regressed=False))
 
     def render(
         self, output: TextIO, *, only_regressed: bool = False, width: int | None = None
