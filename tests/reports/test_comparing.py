@@ -366,7 +366,8 @@ def test_a_program_compares_runs_and_sees_a_line_or_tables(three):
     assert repr(comparing) == (
         # Five samples from 0.50 to 0.54 do not settle a ratio to 5 %.
         "<two against one: 2 scenarios on both sides, 1 regressed, 0 improved, 1 with noisy times"
-        " that are not judged; three against one: 2 scenarios on both sides, 0 regressed, 1 improved, 1 only three>"
+        " that are not judged; three against one: 2 scenarios on both sides, 0 regressed,"
+        " 1 improved, 1 only three>"
     )
     shown = comparing._repr_html_()
     assert "regressed: 1.0005 times as much" in shown
