@@ -25,7 +25,7 @@ _CHANGE = tuple(each.name for each in fields(MetricChange))
 _RATIO = tuple(each.name for each in fields(Ratio))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparing:
     """A comparison of two runs, those of `more` runs with the same first one, and the gates.
 
@@ -90,6 +90,17 @@ class Comparing:
         """The sentence that says that no run has a scenario of the first; empty otherwise."""
         return disjoint_text(self.all)
 
+    def __repr__(self) -> str:
+        from .document import summaries
+
+        return f"<{'; '.join(summaries(self.all))}>"
+
+    def _repr_html_(self) -> str:
+        """Return the tables for a notebook."""
+        from .. import html
+
+        return html.fragment(self._document("markdown", only_regressed=False))
+
     def render(
         self, output: TextIO, *, only_regressed: bool = False, width: int | None = None
     ) -> None:
@@ -112,8 +123,12 @@ class Comparing:
         OSError where it cannot be written, ValueError for a link.
         """
         from .. import html
+        from ..pictures.drawing import FOR_PAPER, draw
+        from .document import comparison_pictures
 
-        write_text(page, html.render(self._document("page", only_regressed, command)))
+        document = self._document("page", only_regressed, command)
+        drawings = [draw(picture, FOR_PAPER) for picture in comparison_pictures(self.all)]
+        write_text(page, html.render(document, drawings))
 
     @without_collections()
     def _document(

@@ -10,6 +10,7 @@ from optprof.profiler.records.record import Record
 from ..arithmetic.provenance import shell
 from ..document import Document, Medium, Note, Section, Style
 from ..pictures.charts import Chart
+from ..pictures.picture import Picture
 from ..tables.table import Table
 from ..units import percent_text
 from ..words import warnings_of
@@ -126,7 +127,6 @@ def _page(
 ) -> Document:
     """The page: verdict, gates, pictures of what changed, and a table to sort and filter."""
     nothing = "Nothing regressed." if only_regressed else "No scenario has figures on both sides."
-    pictures = changes_pictures(compared, names)
     sections = [
         Section(
             "Verdict",
@@ -135,10 +135,7 @@ def _page(
             "Scenarios whose fields are all equal, from one run to another.",
         ),
         *gates,
-        *(
-            Section(picture.title, [Chart.of(picture)], picture.name, picture.sentence)
-            for picture in pictures
-        ),
+        *map(picture_section, changes_pictures(compared, names, figures)),
         Section(
             "What regressed" if only_regressed else "All figures",
             [
@@ -164,6 +161,18 @@ def _page(
         marks=run_marks(compared),
         rows=rows_of(figures) or None,
     )
+
+
+def comparison_pictures(compared: Sequence[Compared]) -> list[Picture]:
+    """The pictures of a comparison."""
+    names = Names.of([record for each in compared for record in each.records])
+    return changes_pictures(compared, names, Table(head=(), rows=()))
+
+
+def picture_section(picture: Picture) -> Section:
+    """A picture with its numbers, which readers can save."""
+    numbers = replace(picture.table, title=picture.title, fold="The numbers")
+    return Section(picture.title, [Chart.of(picture), numbers], picture.name, picture.sentence)
 
 
 def rows_of(table: Table) -> list[dict[str, Any]]:

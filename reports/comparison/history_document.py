@@ -10,13 +10,13 @@ from optprof.profiler.safety.disk import write_text
 from ..arithmetic.provenance import shell
 from ..document import Document, Medium, Note, Section
 from ..explain import METRICS
-from ..pictures.charts import Chart
+from ..pictures.picture import Drawing
 from ..tables.table import Cell, Table
 from ..units import NOTHING
 from ..words import listed
 from .compare import NOISY
 from .comparing import change_data
-from .document import MOST_DAMAGE, legend, many, rows_of
+from .document import MOST_DAMAGE, legend, many, picture_section, rows_of
 from .history import History, Point, Series
 from .history_pictures import history_pictures
 from .tables import Names, figure_cell, ratio_text, toned, verdict_text
@@ -50,10 +50,7 @@ def history_document(history: History, medium: Medium, *, command: Sequence[str]
     points = points_table(history, names)
     sections = [
         Section("Verdict", [Note(f"{verdict}.", "verdict")], "verdict"),
-        *(
-            Section(picture.title, [Chart.of(picture)], picture.name, picture.sentence)
-            for picture in pictures
-        ),
+        *map(picture_section, pictures),
         Section(
             "Scenarios",
             [series_table(history, names)],
@@ -259,7 +256,8 @@ def write_page(history: History, page: Path, command: Sequence[str]) -> None:
     """Write the history as one HTML file, over an older one; OSError if it cannot be written."""
     from .. import html
 
-    write_text(page, html.render(history_document(history, "page", command=command)))
+    document = history_document(history, "page", command=command)
+    write_text(page, html.render(document, _drawings(history)))
 
 
 def write_figures(history: History, folder: Path) -> list[Path]:
@@ -267,14 +265,18 @@ def write_figures(history: History, folder: Path) -> list[Path]:
 
     ValueError if no scenario has results in two runs.
     """
-    pictures = history_pictures(history, history_names(history))
-    if not pictures:
-        raise ValueError(
-            f"there is nothing to draw: {history_verdict(history, history_names(history))}"
-        )
-    # matplotlib loads slowly, and only a file needs it.
-    from ..pictures.drawing import FOR_PAPER, draw, write_drawing
+    from ..pictures.drawing import write_drawing
 
-    return [
-        path for picture in pictures for path in write_drawing(draw(picture, FOR_PAPER), folder)
-    ]
+    drawings = _drawings(history)
+    if not drawings:
+        verdict = history_verdict(history, history_names(history))
+        raise ValueError(f"there is nothing to draw: {verdict}")
+    return [path for drawing in drawings for path in write_drawing(drawing, folder)]
+
+
+def _drawings(history: History) -> list[Drawing]:
+    # matplotlib loads slowly, and only a page or a file needs it.
+    from ..pictures.drawing import FOR_PAPER, draw
+
+    pictures = history_pictures(history, history_names(history))
+    return [draw(picture, FOR_PAPER) for picture in pictures]

@@ -7,12 +7,12 @@ from ..arithmetic.labels import shortened
 from ..explain import METRICS
 from ..pictures.picture import ORIGINS, Axis, Line, Picture, Plot, Point
 from ..style import MARKS, SPARE, Colour, Mark
-from ..tables.table import Table
-from ..units import Sized
+from ..tables.table import Cell, Table
+from ..units import NOTHING, Sized
 from ..words import shared
 from .history import History, Series
 from .history import Point as PastPoint
-from .tables import Names, explained, figure_text
+from .tables import Names, explained, figure_cell, figure_text
 
 REGRESSED = "regressed"
 RING = Mark(Colour("#c92a2a", "#ff8787"), "o", "●", "○")
@@ -49,7 +49,7 @@ def history_pictures(history: History, names: Names) -> list[Picture]:
             f"{title.capitalize()} of each scenario in each run. A red ring marks a figure that is"
             " worse than before, by the rule of `optprof compare`."
         ),
-        table=Table(head=(), rows=()),
+        table=_numbers(history, drawn, names),
         panels=tuple(
             _plot(history, model if len(models) > 1 else "", group, names)
             for model, group in models.items()
@@ -59,6 +59,25 @@ def history_pictures(history: History, names: Names) -> list[Picture]:
         keys=ORIGINS,
     )
     return [picture]
+
+
+def _numbers(history: History, series: Sequence[Series], names: Names) -> Table:
+    """A row for each run, with a column for each line."""
+    figures = [{point.run: point.value for point in each.results} for each in series]
+    nothing = Cell(text=NOTHING, number=True)
+    rows = (
+        (
+            Cell(text=run.name),
+            *(
+                nothing
+                if (value := each.get(number)) is None
+                else figure_cell(history.metric, value)
+                for each in figures
+            ),
+        )
+        for number, run in enumerate(history.runs)
+    )
+    return Table(head=("run", *(names[each.record] for each in series)), rows=tuple(rows))
 
 
 def _marks(series: Sequence[Series], names: Names) -> dict[str, Mark]:

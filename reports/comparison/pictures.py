@@ -1,7 +1,7 @@
 """The pictures of a comparison: each figure that changed, with a bar or the samples of each run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log
 
@@ -24,7 +24,6 @@ from .tables import Names, explained, figure_text
 PICTURED = ("state", "peak", "reserved", "step", "iteration", "estimate")
 # A longer picture is no longer looked through.
 MOST_SCENARIOS = 12
-NO_TABLE = Table(head=(), rows=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +47,16 @@ def run_marks(compared: Sequence[Compared]) -> dict[str, Mark]:
     return {name: spare[number % len(spare)] for number, name in enumerate(names)}
 
 
-def changes_pictures(compared: Sequence[Compared], names: Names) -> list[Picture]:
-    """Return a picture for each figure that changed, or is not judged, in any scenario."""
+def changes_pictures(compared: Sequence[Compared], names: Names, figures: Table) -> list[Picture]:
+    """Return a picture for each figure that changed, or is not judged, in any scenario.
+
+    `figures` is the table of all figures, whose rows of the drawn scenarios are the numbers.
+    """
     pictures = []
     for metric in PICTURED:
         rows = _different([row for row in _rows(compared, names, metric) if row.change], metric)
         if rows:
-            pictures.append(_picture(compared, names, metric, rows))
+            pictures.append(_picture(compared, names, metric, rows, figures))
     return pictures
 
 
@@ -93,7 +95,11 @@ def _distance(change: MetricChange) -> float:
 
 
 def _picture(
-    compared: Sequence[Compared], names: Names, metric: str, rows: Sequence[_Row]
+    compared: Sequence[Compared],
+    names: Names,
+    metric: str,
+    rows: Sequence[_Row],
+    figures: Table,
 ) -> Picture:
     first, others = compared[0].names[0], [each.names[1] for each in compared]
     # Equal changes stay in the order of the run.
@@ -114,11 +120,20 @@ def _picture(
             f"{METRICS[metric].title.capitalize()} of each scenario whose figure changed or is"
             f" noisy, {first} and {against}; the largest change comes first."
         ),
-        table=NO_TABLE,
+        table=_numbers(drawn, metric, figures),
         panels=tuple(draw(metric, first, row, list(marks)) for row in drawn),
         marks=marks,
         notes=(*notes, *thinning_notes(samples)),
         keys=(*SAMPLE_KEYS, *ORIGINS) if samples else ORIGINS,
+    )
+
+
+def _numbers(rows: Sequence[_Row], metric: str, figures: Table) -> Table:
+    """The rows of the table for the drawn scenarios of a figure."""
+    names, title = {row.name for row in rows}, METRICS[metric].title
+    return replace(
+        figures,
+        rows=tuple(row for row in figures.rows if row[0].text in names and row[1].text == title),
     )
 
 

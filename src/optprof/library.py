@@ -1,4 +1,4 @@
-"""The library for programs and notebooks: profile, watch, read a run.
+"""The library for programs and notebooks: profile, watch, read and compare runs.
 
 Importing it loads neither torch nor anything that draws.
 """
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from .reports.comparison.comparing import Comparing
     from .reports.run import Run
 
-__all__ = ["profile", "read_run", "watch"]
+__all__ = ["compare", "profile", "read_run", "watch"]
 
 OPTIMIZERS = "adamw,sm3,lamb16,sgd-sai"
 
@@ -107,3 +108,27 @@ def read_run(folder: str | Path) -> "Run":
     from .reports.run import Run
 
     return Run.read(folder)
+
+
+def compare(
+    before: str | Path,
+    after: str | Path,
+    *more: str | Path,
+    threshold: str = "5%",
+    across_machines: bool = False,
+) -> "Comparing":
+    """Compare runs, or folders of runs, with the first one, as the command does.
+
+    A notebook shows the tables; `compared` and `more` have the changes of each scenario. Raises
+    ValueError for a run that cannot be read, FileNotFoundError for a folder without runs.
+    """
+    from .reports.comparison.comparing import Comparing
+
+    return Comparing.of(
+        Path(before),
+        Path(after),
+        [],
+        more=[Path(run) for run in more],
+        threshold=threshold,
+        across_machines=across_machines,
+    )

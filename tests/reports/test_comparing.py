@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+import optprof
 from optprof.cli.app import app
 from optprof.profiler.records.record import Watched
 from optprof.profiler.records.store import RunStore
@@ -358,3 +359,16 @@ def test_one_run_is_not_enough(tmp_path):
     status, _, errors = command(tmp_path)
     assert status == 2
     assert "a comparison needs two runs or more" in errors
+
+
+def test_a_program_compares_runs_and_sees_a_line_or_tables(three):
+    comparing = optprof.compare(*three)
+    assert repr(comparing) == (
+        # Five samples from 0.50 to 0.54 do not settle a ratio to 5 %.
+        "<two against one: 2 scenarios on both sides, 1 regressed, 0 improved, 1 with noisy times"
+        " that are not judged; three against one: 2 scenarios on both sides, 0 regressed,"
+        " 1 improved, 1 only three>"
+    )
+    shown = comparing._repr_html_()
+    assert "regressed: 1.0005 times as much" in shown
+    assert "<script" not in shown
