@@ -35,16 +35,20 @@ def timeline(simulation: Simulation) -> Timeline:
     return simulation.timeline
 
 
-class TwoLayers(torch.nn.Sequential):
+class TwoLayers(torch.nn.Module):
     """A model of two layers and their activation, whose forward returns a loss."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002
-        return super().forward(input).square().mean()
+    def __init__(self) -> None:
+        super().__init__()
+        layers = torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)
+        self.layers = torch.nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x).square().mean()
 
 
 def two_layers(batch_size: int = 4) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    layers = torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)
-    return TwoLayers(*layers), {"input": torch.zeros(batch_size, 64)}
+    return TwoLayers(), {"x": torch.zeros(batch_size, 64)}
 
 
 def by_hand() -> Timeline:
