@@ -124,11 +124,10 @@ def time_cell(record: Record, phase: str = "step") -> Cell:
 
 
 def unfit_cell(entry: Entry) -> Cell:
-    """The place of a peak whose simulated GPU ran out of memory, with what it lacks below."""
+    """The place of a peak whose simulated GPU ran out of memory, with the missing bytes (hover)."""
     lack, gpu = lacking(entry.bytes_from), entry.scenario.gpu
     return Cell(
         text="does not fit",
-        remark="" if lack is None else f"{bytes_text(lack)} more needed on {gpu}",
         exact="" if lack is None else f"{exact_text(lack)} more needed on {gpu}",
         tone="bad",
     )

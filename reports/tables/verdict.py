@@ -5,12 +5,14 @@ from dataclasses import replace
 
 from optprof.profiler.records.record import Record
 
+from ..arithmetic.capacity import lacking
 from ..arithmetic.entries import Entry, Setting, by_setting
 from ..arithmetic.findings import Findings
 from ..arithmetic.savings import Saving
 from ..phrases import against_text, pace_text
 from ..units import (
     BINARY,
+    Sized,
     Units,
     bytes_text,
     factor_text,
@@ -171,7 +173,11 @@ def _saving_cell(findings: Findings, entry: Entry) -> Cell | None:
 
 def _peak_cell(entry: Entry) -> Cell | None:
     if entry.ran_out:
-        return unfit_cell(entry)
+        lack, unfit = lacking(entry.bytes_from), unfit_cell(entry)
+        more = Sized.of(lambda units: f"{bytes_text(lack or 0, units)} more needed")
+        known = replace(unfit, text=more.binary, decimal=more.decimal)
+        gpu = entry.scenario.gpu
+        return unfit if lack is None else replace(known, remark=f"does not fit on {gpu}")
     if entry.memory is None or entry.peak_bytes is None:
         return None
     phase = f"in {phase_name(entry.memory.peak_phase)}" if entry.memory.peak_phase else ""

@@ -71,7 +71,7 @@ def test_a_state_is_known_although_the_step_does_not_fit(full):
     assert lacking(record) == GIB
     ((card,),) = cards(Findings.of([record])).values()
     cell = dict(card.lines)["peak"]
-    assert (cell.text, cell.remark) == ("does not fit", "1.000 GiB more needed on t4")
+    assert (cell.text, cell.remark) == ("1.000 GiB more needed", "does not fit on t4")
     assert "step on t4" not in dict(card.lines)
 
 
