@@ -356,15 +356,13 @@ def test_a_damaged_run_is_reported_passes_no_gate_is_resumed_and_repaired(tmp_pa
     report = optprof(tmp_path, "report", "run")
     assert (report.returncode, report.stdout) == (0, "run/report.html\n")
     (timeline,) = (path.name for path in (tmp_path / "run" / "timelines").glob("*-sgd-*"))
-    assert report.stderr.splitlines() == [
+    *left_out, files = report.stderr.splitlines()
+    assert left_out == [
         *(f"left out: run/{each}" for each in damage),
         f"left out: run/timelines/{timeline}: not a timeline: an empty file",
         "optprof repair run sets aside what cannot be read",
-        (
-            "also in run: records.jsonl, records.json, records.csv, figures/ (8 files), timelines/"
-            " (2 files)"
-        ),
     ]
+    assert files.startswith("also in run: records.jsonl, records.json, records.csv, figures/ (")
     gate = optprof(tmp_path, "compare", "run", "run", "--fail-on", "state>0")
     assert gate.returncode == 3
     assert (
