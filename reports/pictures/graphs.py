@@ -107,8 +107,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 def _scaled(axis: Axis, *, log: bool) -> dict[str, Any]:
     """Return the title, which says the scale, and ticks that enclose all values."""
-    words = (*([text(axis.title)] if axis.title else []), scale_name(log=log))
-    title = ", ".join(words)
+    title = f"{text(axis.title)}, {scale_name(log=log)}"
     kind = {"type": "log" if log else "linear", **BETWEEN.get(axis.kind, {})}
     if axis.kind != "bytes":
         return {"title": {"text": title}, **kind, **_ticks(axis, axis.values, log=log)}
@@ -118,7 +117,11 @@ def _scaled(axis: Axis, *, log: bool) -> dict[str, Any]:
         for unit, (_, size) in units.items()
     }
     return {
-        "title": {"text": {unit: f"{giga} {title}" for unit, (giga, _) in units.items()}},
+        "title": {
+            "text": {
+                unit: f"{giga} {title}".replace(" ,", ",") for unit, (giga, _) in units.items()
+            }
+        },
         **kind,
         **{name: {unit: ticks[unit][name] for unit in units} for name in ticks["binary"]},
     }
