@@ -4,16 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup profile report check lint test bench reliability gpu clean
+.PHONY: help setup profile report check lint test docs bench reliability gpu clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(VENV)/.installed-dev ## what profile, check and bench need
 
-profile: $(VENV)/.installed ## MODEL=gpt2-xl [OPTIMIZERS=adamw,sm3] [DEVICE=auto|sim|cpu|cuda] [OUT=folder]
+profile: $(VENV)/.installed ## MODEL=gpt2-xl [OPTIMIZERS=adamw,sm3] [DEVICE=auto|sim|cpu|cuda] [BASELINE=adamw] [OUT=folder]
 	@$(if $(strip $(MODEL)),,echo "profile needs a model, as in: make profile MODEL=gpt2-xl" >&2; exit 2)
-	@$(BIN)/optprof profile $(MODEL) $(if $(OPTIMIZERS),--optimizers '$(OPTIMIZERS)') $(if $(DEVICE),--device $(DEVICE)) $(if $(OUT),--out '$(OUT)')
+	@$(BIN)/optprof profile $(MODEL) $(if $(OPTIMIZERS),--optimizers '$(OPTIMIZERS)') $(if $(DEVICE),--device $(DEVICE)) $(if $(BASELINE),--baseline '$(BASELINE)') $(if $(OUT),--out '$(OUT)')
 
 report: $(VENV)/.installed ## RUN=runs/gpt2-xl, drawn again without measuring
 	@$(if $(strip $(RUN)),,echo "report needs a run, as in: make report RUN=runs/gpt2-xl" >&2; exit 2)
@@ -29,6 +29,9 @@ lint: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-parity ## the tests alone
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
+
+docs: $(VENV)/.installed-dev ## the documentation as a site, site/index.html; opens offline
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs site
 
 bench: $(VENV)/.installed-parity ## speed and closeness, each against a peer or a mark: simulator, allocator, slices, runs, harness, accumulation, report, records, steps, breadth, opinfo
 	$(BIN)/python tests/bench/simulator.py
@@ -50,7 +53,7 @@ gpu: ## [OUT=runs/gpu] [SECONDS=480], all that needs a CUDA device, in one run; 
 	@PYTHONPATH=src $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/campaign.py --out '$(or $(OUT),runs/gpu)' --seconds $(or $(SECONDS),480)
 
 clean: ## remove .venv and caches; runs/ stays
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
+	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 $(VENV)/.pip: constraints.txt
@@ -60,8 +63,8 @@ $(VENV)/.pip: constraints.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.pip pyproject.toml
-	@echo "setting up $(VENV): optprof, torch, transformers"
-	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@echo "setting up $(VENV): optprof, torch, transformers, tensorboard"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[tensorboard]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -294,9 +294,12 @@ def _own_class(name: str) -> CatalogueEntry:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ValueError(unknown("optimizer", name, available()))
+    no_value = f"option {attribute!r} of {module} has no value; write {module}:{attribute}=VALUE"
     if not all(map(str.isidentifier, module.split("."))):
         raise ValueError(
-            f"{module!r} is no module; an optimizer is NAME or module:Class, got {name!r}"
+            no_value
+            if module in CATALOGUE
+            else f"{module!r} is no module; an optimizer is NAME or module:Class, got {name!r}"
         )
     try:
         imported = importlib.import_module(module)
@@ -304,8 +307,9 @@ def _own_class(name: str) -> CatalogueEntry:
         # An error in the module's own code is the user's, even if it is a missing module.
         if not f"{module}.".startswith(f"{error.name}."):
             raise
-        hint = f"; an option is written {module}:{attribute}=VALUE" if module in CATALOGUE else ""
-        raise ValueError(f"cannot import {module} for {name}: {one_line(error)}{hint}") from error
+        if module in CATALOGUE:
+            raise ValueError(no_value) from error
+        raise ValueError(f"cannot import {module} for {name}: {one_line(error)}") from error
     if not hasattr(imported, attribute):
         classes = [key for key, value in vars(imported).items() if _is_optimizer(value)]
         raise ValueError(unknown(f"class in {module}", attribute, classes))

@@ -225,7 +225,7 @@ class LAMB16(MultiTensorOptimizer):
 
     def _update(self, bucket: Bucket) -> None:
         for pack in packs(bucket):
-            _update(pack)
+            update_pack(pack)
 
     def _fits_kernel(self, param: Tensor, state: State) -> bool:
         return all(state[key].shape == param.shape for key in FORMATS)
@@ -276,7 +276,8 @@ class LAMB16(MultiTensorOptimizer):
             torch._foreach_copy_(tensors, values.unbind())
 
 
-def _update(bucket: Bucket) -> None:
+def update_pack(bucket: Bucket) -> None:
+    """Update the parameters of one of `packs`, whose other packs may be alike."""
     options = bucket.options
     scales = [[local(scale) for scale in bucket.state(key)] for key in _SCALE_KEYS]
     old = _Scales(*map(torch.stack, scales))

@@ -118,7 +118,9 @@ def one_line(error: Exception) -> str:
 
 def unknown(kind: str, name: str, names: Collection[str]) -> str:
     """Return one line for an unknown name, with the similar ones and all."""
-    near = get_close_matches(name.lower(), names)
+    text = name.lower()
+    begun = [known for known in names if len(text) > 1 and known.startswith(text)]
+    near = begun[:3] or get_close_matches(text, names, cutoff=0.66)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"no {kind} is named {name!r}; {hint}there is {', '.join(names) or 'none'}"
 

@@ -1,6 +1,7 @@
 """Reports: the records of a run as a page, pictures and tables."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
@@ -15,18 +16,24 @@ from optprof.profiler.safety.disk import (
 
 if TYPE_CHECKING:
     from optprof.profiler.records.fits import Fit
+    from optprof.profiler.records.planned import Unfinished
     from optprof.profiler.records.record import Record
     from optprof.profiler.records.store import RunStore
     from optprof.profiler.running.forecast import Forecast
+
+    from .trace import TraceFindings
 
 __all__ = [
     "print_fits",
     "print_forecasts",
     "print_run",
+    "print_trace",
+    "read_traces",
     "run_markdown",
     "write_figure",
     "write_fit_page",
     "write_report",
+    "write_trace",
 ]
 
 # The files and folders that a report writes into a run's folder.
@@ -51,26 +58,32 @@ def write_report(
     style: str = "paper",
     force: bool = False,
     anonymous: bool = False,
+    baseline: str | None = None,
 ) -> Path:
     """Write the report of a run into its folder; return the page's path.
 
     The report is `report.html`, `figures/`, `records.csv` and `records.json`. Of more than
     MOST_ON_PAGE records the page and the pictures show the first, and say so. `tensorboard` adds
     event files below `tensorboard/`, and needs the package of that name; `style` is "paper" or
-    "slides". An `anonymous` report leaves out machine and paths; the run's records keep them. Each
-    file takes its name when it is complete. The page and a DamageWarning name the parts of the run
-    that cannot be read.
+    "slides". `baseline` names the optimizer that the others are compared with. An `anonymous`
+    report leaves out machine and paths; the run's records keep them. Each file takes its name when
+    it is complete. The page and a DamageWarning name the parts of the run that cannot be read, the
+    page and an UnfinishedWarning the scenarios that are missing.
 
-    ValueError for a run without records, another style, and a symbolic link in the place of an
-    output; FileNotFoundError for a folder without a run; FileExistsError for a page that is not
-    optprof's, without `force`; another OSError for a folder that cannot be written.
+    ValueError for a run without records or that baseline, another style, and a symbolic link in
+    the place of an output; FileNotFoundError for a folder without a run; FileExistsError for a page
+    that is not optprof's, without `force`; another OSError for a folder that cannot be written.
     """
+    from optprof.profiler.machine.doctor import require_installed
     from optprof.profiler.records.store import RunStore
 
+    if tensorboard:
+        require_installed("tensorboard=True", "tensorboard")
     store = RunStore(folder)
     records = _standing(store, anonymous)
     timelines = store.read_timelines(records)
     store.warn()
+    unfinished = _unfinished(folder, records)
     # Checked before drawing, and again while writing.
     for path in (*(folder / name for name in OUTPUTS), *(folder / "figures").glob("*")):
         require_no_link(path)
@@ -83,9 +96,15 @@ def write_report(
     page, chosen = folder / "report.html", style_named(style)
     try:
         shown = records[:MOST_ON_PAGE]
-        drawings = draw_all(shown, folder / "figures", timelines, chosen)
+        drawings = draw_all(shown, folder / "figures", timelines, chosen, baseline=baseline)
         text = render_page(
-            shown, timelines, damage=store.damage, total=len(records), drawings=drawings
+            shown,
+            timelines,
+            damage=store.damage,
+            total=len(records),
+            baseline=baseline,
+            unfinished=unfinished,
+            drawings=drawings,
         )
         write_text(page, text, below=folder)
         store.write_csv(records)
@@ -109,10 +128,11 @@ def _json_lines(records: "Sequence[Record]") -> Iterator[bytes]:
     yield b"\n]\n"
 
 
-def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
+def run_markdown(folder: Path, *, anonymous: bool = False, baseline: str | None = None) -> str:
     """Return the summary of a run as a Markdown table; a DamageWarning names damaged lines.
 
-    ValueError for a run without records, FileNotFoundError for a folder without a run.
+    ValueError for a run without records or that baseline, FileNotFoundError for a folder without a
+    run.
     """
     from optprof.profiler.records.store import RunStore
 
@@ -123,18 +143,26 @@ def run_markdown(folder: Path, *, anonymous: bool = False) -> str:
     store = RunStore(folder)
     records = _standing(store, anonymous, lean)
     store.warn()
-    return markdown.render(run_summary(Findings.of(records)))
+    findings = Findings.of(records, baseline=baseline, unfinished=_unfinished(folder, records))
+    return markdown.render(run_summary(findings))
 
 
-def print_run(records: "Sequence[Record]", output: TextIO, *, width: int | None = None) -> None:
+def print_run(
+    records: "Sequence[Record]",
+    output: TextIO,
+    *,
+    width: int | None = None,
+    baseline: str | None = None,
+) -> None:
     """Print the summary of a run, in `width` columns or the terminal's; ValueError for a run
-    without records.
+    without records or that baseline.
     """
     from . import terminal
     from .arithmetic.findings import Findings
     from .summary import terminal_summary
 
-    document = terminal_summary(Findings.of(records), terminal.columns(output, width))
+    findings = Findings.of(records, baseline=baseline)
+    document = terminal_summary(findings, terminal.columns(output, width))
     terminal.render(document, output, width=width)
 
 
@@ -154,6 +182,18 @@ def print_fits(fits: "Sequence[Fit]", output: TextIO, *, width: int | None = Non
     from .fit import fit_summary
 
     terminal.render(fit_summary(fits), output, width=width)
+
+
+def _unfinished(folder: Path, records: "Sequence[Record]") -> "Unfinished | None":
+    """Return what is missing from a run, after a warning in words."""
+    from optprof.profiler.records.planned import UnfinishedWarning, unfinished
+
+    from .failing import unfinished_text
+
+    missing = unfinished(folder, records)
+    if missing is not None:
+        warnings.warn(unfinished_text(missing), UnfinishedWarning, stacklevel=3)
+    return missing
 
 
 def _standing(
@@ -189,6 +229,53 @@ def write_figure(folder: Path, name: str, *, style: str = "paper") -> list[Path]
             f"the run has no state that {NAME} shows; this command adds them: {COMMAND}"
         )
     return write_drawing(drawing, folder / "figures")
+
+
+def read_traces(path: Path, *, anonymous: bool = False) -> "TraceFindings":
+    """Return what the traces of a run say, or a trace that torch.profiler has written.
+
+    `anonymous` leaves out the names of GPUs. ValueError for a run without traces and a file that is
+    none, FileNotFoundError for a missing path.
+    """
+    from .trace import of_file, of_run
+
+    return (of_file if path.is_file() else of_run)(path, anonymous=anonymous)
+
+
+def write_trace(
+    found: "TraceFindings", path: Path, *, style: str = "paper", force: bool = False
+) -> list[Path]:
+    """Write a page about traces with its pictures; return the paths.
+
+    For a run these are `trace.html` and files in `figures/`. For a file they lie next to it: a page
+    of its name, and a folder of that name with `-figures`. FileExistsError for a page that is not
+    optprof's, without `force`.
+    """
+    from . import html
+    from .pictures.drawing import draw, style_named, write_drawing
+    from .trace import stem, trace_page, trace_pictures
+
+    if path.is_file():
+        name = stem(path)
+        folder, page, figures = path.parent, path.with_name(f"{name}.html"), f"{name}-figures"
+    else:
+        folder, page, figures = path, path / "trace.html", "figures"
+    chosen = style_named(style)
+    require_no_link(page)
+    require_no_link(folder / figures)
+    _require_our_page(page, force=force)
+    drawings = [draw(picture, chosen) for picture in trace_pictures(found)]
+    write_text(page, html.render(trace_page(found)), below=folder)
+    written = [each for drawing in drawings for each in write_drawing(drawing, folder / figures)]
+    return [page, *written]
+
+
+def print_trace(found: "TraceFindings", output: TextIO, *, width: int | None = None) -> None:
+    """Print the phases of an iteration in each trace, and what they recommend."""
+    from . import terminal
+    from .trace import trace_summary
+
+    terminal.render(trace_summary(found), output, width=width)
 
 
 def _require_our_page(page: Path, *, force: bool) -> None:

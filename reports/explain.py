@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
+from optprof.scenarios.hardware import DEFAULT_GPU
+
 # Words that several figures share.
 _BYTES = "exact bytes; GiB are 2**30 of them"
 _STEPS = (
@@ -85,8 +87,8 @@ METRICS: Mapping[str, Metric] = {
         ),
         leaves_out=(
             "Memory reserved and not in use (reserved), the CUDA context, and memory that libraries"
-            " take past the allocator. A saving of state shows in the peak only as far as the phase"
-            " of the peak holds it. A CPU has no such count, nor has the workload state."
+            " take outside the allocator. A smaller state lowers the peak only if the peak's phase"
+            " holds that state. Neither a CPU nor the workload state has such a count."
         ),
     ),
     "reserved": Metric(
@@ -94,16 +96,17 @@ METRICS: Mapping[str, Metric] = {
         kind="bytes",
         field="memory.peak_reserved",
         meaning=(
-            "The most bytes that the allocator held from the driver: the peak and the fragmentation"
-            " around it. It decides what fits."
+            "The most bytes that the allocator held from the driver: those in use and those kept"
+            " for later use. It decides what fits."
         ),
         obtained=(
             "Simulated by the same replay, a range up to memory.peak_reserved_upper; on CUDA:"
-            " max_memory_reserved."
+            " max_memory_reserved. If a simulated GPU runs out of memory, memory.needed has the"
+            " peak that the steps would reach on an unlimited device."
         ),
         leaves_out=(
-            "The CUDA context, some 0.5 GiB, and other processes; nvidia-smi shows those too. A CPU"
-            " has no such count."
+            "The CUDA context, about 0.5 GiB, and other processes; nvidia-smi shows those too. A"
+            " CPU has no such count."
         ),
     ),
     "step": Metric(
@@ -112,8 +115,9 @@ METRICS: Mapping[str, Metric] = {
         field="times.step",
         meaning="Time of one call of the optimizer's step.",
         obtained=(
-            f"{_STEPS}. Shown is the median. A step that was timed on a part of the model and"
-            " scaled up says estimated."
+            f"{_STEPS}. The median is shown. ± follows a noisy one: its 95 % interval reaches"
+            " further than 5 %, it has fewer than six samples, or something disturbed it. A step"
+            " that was timed on a part of the model and scaled up is marked as estimated."
         ),
         leaves_out=(
             "Forward and backward, clipping, zero_grad, and effects of a lower peak such as a"
@@ -125,10 +129,10 @@ METRICS: Mapping[str, Metric] = {
         kind="seconds",
         field="times.forward",
         meaning="Time of the forward pass and the loss, over all micro-batches of a step.",
-        obtained=f"{_STEPS}. Shown is the median.",
+        obtained=f"{_STEPS}. The median is shown.",
         leaves_out=(
-            "Loading data. The optimizer does not take part in it: where it differs, the machine"
-            " does."
+            "Loading data. The optimizer has no part in it: a difference between optimizers comes"
+            " from the machine."
         ),
     ),
     "backward": Metric(
@@ -136,10 +140,10 @@ METRICS: Mapping[str, Metric] = {
         kind="seconds",
         field="times.backward",
         meaning="Time of the backward pass, over all micro-batches of a step.",
-        obtained=f"{_STEPS}. Shown is the median.",
+        obtained=f"{_STEPS}. The median is shown.",
         leaves_out=(
-            "Communication between devices. The optimizer does not take part in it: where it"
-            " differs, the machine does."
+            "Communication between devices. The optimizer has no part in it: a difference between"
+            " optimizers comes from the machine."
         ),
     ),
     "iteration": Metric(
@@ -150,14 +154,16 @@ METRICS: Mapping[str, Metric] = {
             "Time of a whole training iteration: forward, backward, the optimizer's step and"
             " zero_grad."
         ),
-        obtained=f"{_STEPS}. Shown is the median.",
+        obtained=f"{_STEPS}. The median is shown.",
         leaves_out="Loading data, logging, and communication between devices.",
     ),
     "estimate": Metric(
         title="step on the GPU, estimated",
         kind="seconds",
         field="estimate.seconds",
-        meaning="Time of the optimizer's step on the GPU that the scenario names.",
+        meaning=(
+            f"Time of the optimizer's step on the GPU that --gpu names, {DEFAULT_GPU} by default."
+        ),
         obtained=(
             "Computed from the bytes that the step's kernels read and write, their launches and the"
             " host's waits. It is not measured; the same code gives the same figure on every"
@@ -244,9 +250,9 @@ FIGURES: Mapping[str, Metric] = {
         field="memory.peak_reserved and memory.peak_allocated of records of several batch sizes",
         meaning="The largest batch whose training step a GPU has room for.",
         obtained=(
-            "From the batches that a run tried: settled where one fits and the next does not, else"
-            " at least the largest that fits. `optprof fit` searches for it on the GPU's own"
-            " memory."
+            "The largest of the batches that a run tried and that fit; exact if the next larger"
+            " batch is known not to fit, else “at least”. `optprof fit` searches for it on the"
+            " GPU's own memory."
         ),
         leaves_out="Batches that were not tried.",
     ),
@@ -267,8 +273,8 @@ FIGURES: Mapping[str, Metric] = {
         field="course.held_out",
         meaning="The mean loss a byte on the last tenth of that text, which is not trained on.",
         obtained=(
-            f"{_TRAINING}. Taken some twenty times in a training run, outside its times. Shown is"
-            " the mean over seeds, with the extremes."
+            f"{_TRAINING}. Taken some twenty times in a training run, outside its times. The mean"
+            " over seeds is shown, with the extremes."
         ),
         leaves_out=(
             "Other text, other lengths of training and other sizes of model: it ranks ways to"
@@ -298,7 +304,7 @@ def find(name: str) -> Metric:
 
 def _named(name: str, figures: Mapping[str, Metric]) -> Metric:
     if name not in figures:
-        near = get_close_matches(name, figures, 1)
+        near = get_close_matches(name.lower(), figures, 1, cutoff=0.66)
         raise ValueError(
             f"no metric named {name!r}; {f'did you mean {near[0]}? ' if near else ''}there are"
             f" {', '.join(figures)}"

@@ -18,15 +18,14 @@ from .units import NOTHING, bytes_text, exact_text, gib_text
 from .words import FAILS, FITS, TIGHT, UNSURE
 
 LEGEND = (
-    f"{FITS} GiB left, {TIGHT} the same with less than 2 % to spare, {FAILS} GiB short of what it"
-    f" would reserve, {UNSURE} the same, and may fit with less memory for cuDNN; then the largest"
-    " batch"
+    f"{FITS} fits, GiB left; {TIGHT} fits, less than 2 % left; {FAILS} does not fit, GiB missing;"
+    f" {UNSURE} may fit if cuDNN takes less, GiB missing; then the largest batch"
 )
 
 _ANSWERS = {
     "fits": "yes",
-    "tight": "yes, with less than 2 % to spare",
-    "unsure": "perhaps, with less memory for cuDNN",
+    "tight": "yes, less than 2 % left",
+    "unsure": "perhaps, if cuDNN takes less memory",
     "fails": "no",
 }
 
@@ -93,16 +92,16 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
                 [fit_table(findings)],
                 "table",
                 "One row a GPU and optimizer; a rounded number has its exact bytes behind it"
-                " (hover). The bytes that a step would reserve are its peak on an unlimited device;"
-                " on a full one the allocator gives back what it can, so that a step may run"
-                " although it would reserve more.",
+                " (hover). “Would reserve” is the peak on an unlimited device. On a full device the"
+                " allocator gives back what it can, so a step may run although it would reserve"
+                " more.",
             ),
             Section(
                 "The GPUs",
                 [_gpu_table(findings.gpus)],
                 "gpus",
-                f"Memory as the driver reports it. Of that {bytes_text(hardware.CONTEXT_BYTES)} are"
-                " left to the CUDA context, an estimate; the rest is usable.",
+                "Memory as the driver reports it. The CUDA context takes an estimated"
+                f" {bytes_text(hardware.CONTEXT_BYTES)} of it; the rest is usable.",
             ),
             Section(
                 "How to repeat it",
@@ -111,7 +110,7 @@ def fit_page(fits: Sequence[Fit], command: Sequence[str]) -> Document:
                     Facts((("simulated (hollow marks)", ORIGINS["simulated"]),)),
                 ],
                 "repeat",
-                "The command, and the meaning of the word for the origin of these numbers.",
+                "The command, and what the origin of these numbers means.",
             ),
         ],
         marks=findings.marks,
@@ -134,7 +133,7 @@ def fit_summary(fits: Sequence[Fit]) -> Document:
             Section(findings.title, [overview_table(findings, letters=24)]),
             Section(blocks=[*map(Note, notes), *(Note(line, "plain") for line in errors)]),
             Section(
-                "what makes a step fit, the cheapest change, and what it leaves",
+                "the cheapest change that makes a step fit, and the GiB that it leaves",
                 [Note(line, "plain") for line in changes],
             ),
         ]
@@ -224,7 +223,7 @@ def verdict(findings: FitFindings) -> str:
         fitting = [fit for fit in findings.fits if fit.fits and findings.label(fit) == label]
         smallest = min(fitting, key=lambda fit: fit.usable, default=None)
         answers.append(
-            f"{label} fits {f'from {smallest.scenario.gpu} on' if smallest else 'no GPU'}"
+            f"{label} fits {f'on {smallest.scenario.gpu} and larger' if smallest else 'on no GPU'}"
         )
     return f"{'; '.join(answers)}."
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from optprof.scenarios import Scenario
 
 NOTES = (
-    "memory simulated for CUDA; times are those of these simulations and the harness's limits;",
-    "loading, watched iterations, traces and work in progress at a limit come on top",
+    "Memory is simulated for CUDA. Times are those of the simulations and the limits of measuring;",
+    "loading, watched iterations, traces and work in progress at a limit add to them.",
 )
 # These have columns of their own, or none.
 _SHOWN = ("model", "optimizer", "options", "device")
@@ -38,8 +38,9 @@ def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
     )
     seconds = [each.seconds for each in forecasts if each.seconds is not None]
     unknown = len(forecasts) - len(seconds)
-    runs = f", and training runs: {unknown}" if unknown else ""
-    total = f"{len(forecasts)} scenarios, {sum(seconds):.0f} s{runs}"
+    plural = "" if unknown == 1 else "s"
+    runs = f", and {unknown} training run{plural} of unknown length" if unknown else ""
+    total = f"{len(forecasts)} scenarios, about {sum(seconds):.0f} s{runs}"
     return Document(
         sections=[
             Section(blocks=[table, *failed]),

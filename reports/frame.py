@@ -41,6 +41,7 @@ COLUMNS = (
     *MEMORY,
     "peak_resident_bytes",
     *SECONDS,
+    "estimated_gpu",
     "error",
 )
 # Nullable numbers: a missing value would make floats of whole numbers, and large ones inexact.
@@ -71,6 +72,7 @@ def _row(record: Record) -> dict[str, Any]:
         "peak_resident_bytes": _peak_resident(record),
         **_step(record),
         "estimated_step_seconds": record.estimate.seconds if record.estimate else None,
+        "estimated_gpu": record.estimate.gpu if record.estimate else None,
         "error": record.error,
     }
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from optprof.profiler.records.planned import Unfinished
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.timeline import Timeline
 
@@ -19,37 +20,45 @@ from .arithmetic.reproduction import (
     reproduction,
 )
 from .document import Block, Document, Note, Section
+from .failing import remedies, sentences, title, unfinished_text
 from .help import explained
-from .phrases import missing_text, unlike_text
-from .pictures import pictures
+from .phrases import missing_text, noise_note, unlike_text
+from .pictures import icicle, pictures
 from .pictures.charts import Chart
 from .pictures.picture import Drawing
 from .tables.accumulation import accumulation_tables
 from .tables.agreement import agreement_table
 from .tables.capacity import LEGEND as CAPACITY_LEGEND
 from .tables.capacity import capacity_tables
-from .tables.data import data_rows, estimate_table, memory_table, step_table
+from .tables.data import data_rows, memory_table, time_tables
 from .tables.heat_map import heat_map
-from .tables.overview import block_tables, failure_table, key_table, reproduction_table, time_table
+from .tables.overview import (
+    block_tables,
+    failure_table,
+    group_tables,
+    key_table,
+    reproduction_table,
+    time_table,
+)
 from .tables.sight import sight_tables
 from .tables.table import Facts
 from .tables.verdict import cards, sources, verdict
 from .tables.watched import watched_tables
 from .units import DECIMAL, Sized
-from .words import listed
 
 SM3_NOTE = (
-    "SM3 saves this much only without momentum, when it keeps one number for each row and each"
-    " column of a weight. With momentum 0.9 it also keeps a buffer as large as the parameters, 4"
-    " more bytes a parameter in fp32 and 2 in bf16, and most of the saving is gone."
+    "SM3 saves this much only without momentum: it then keeps one number for each row and each"
+    " column of a weight. With momentum it also keeps a buffer as large as the parameters, 4 bytes"
+    " a parameter in fp32 and 2 in bf16, and most of the saving is gone."
 )
 TIMES_NOTE = (
-    "The time of a step in the same figure, which its authors took with a host clock that did not"
-    " wait for the device, next to the estimate for that GPU."
+    "The time of a step in the same figure, next to the estimate for that GPU. Its authors used a"
+    " host clock that did not wait for the device."
 )
+FIT_HELPS = "This command finds the cheapest change that makes it fit:"
 NO_AGREEMENT = (
-    "This run has no figure both ways. A run with --device auto measures on this machine what it"
-    " simulates; peaks are compared on CUDA."
+    "This run has no figure that it both simulated and measured. With --device auto, a run also"
+    " measures what it simulates; peaks can be compared on CUDA only."
 )
 # Longer tables are shown on request.
 MOST_ROWS = 24
@@ -62,10 +71,16 @@ def render_page(
     damage: Sequence[str] = (),
     *,
     total: int | None = None,
+    baseline: str | None = None,
+    unfinished: Unfinished | None = None,
     drawings: Iterable[Drawing] = (),
 ) -> str:
-    """Return the page of a run as HTML text; readers can save the drawings from it."""
-    findings = Findings.of(records, timelines)
+    """Return the page of a run as HTML text.
+
+    `baseline` is the optimizer that others are compared with, `unfinished` what is still missing;
+    readers can save the drawings from the page.
+    """
+    findings = Findings.of(records, timelines, baseline=baseline, unfinished=unfinished)
     return html.render(run_page(findings, damage, total=total), drawings)
 
 
@@ -104,7 +119,7 @@ def run_page(
         _repeat(records),
     ]
     return Document(
-        title=f"What an optimizer costs on {listed(findings.models)}",
+        title=title(findings),
         context=context,
         notes=[f"Left out, because it cannot be read: {_damage(damage)}."] if damage else [],
         sections=[replace(section, help=explained(section)) for section in sections],
@@ -123,20 +138,28 @@ def _headed(groups: Mapping[str, Iterable[Block]], *, always: bool = False) -> l
 
 
 def _verdict(findings: Findings) -> Section:
-    text = Sized.of(lambda units: verdict(findings, units))
+    text = Sized.of(
+        lambda units: " ".join([*sentences(findings, units), verdict(findings, units)]).strip()
+    )
+    commands = remedies(findings)
     notes = [missing_text(findings), unlike_text(findings.savings)]
     groups = {name: [tuple(group)] for name, group in cards(findings).items()}
     blocks = [
+        Note(unfinished_text(findings.unfinished), "failed"),
         Note(text, "verdict"),
+        *([Note(FIT_HELPS)] if commands else []),
+        *(Note(command, "code") for command in commands),
         *map(Note, notes),
         *_headed(groups, always=len(findings.names) > 1),
     ]
-    if not groups:
-        nothing = "No scenario of this run ended with a result; the failures are listed below."
-        blocks.append(Note(nothing, "plain"))
-    if any(entry.scenario.optimizer == "sm3" for entry in findings.entries):
+    blocks.append(Note(noise_note(findings)))
+    if any(
+        entry.scenario.optimizer == "sm3" and not entry.scenario.options.get("momentum")
+        for entry in findings.entries
+    ):
         blocks.append(Note(SM3_NOTE))
-    return Section("Verdict", blocks, "verdict", "The costs of each optimizer, in one card.")
+    says = "The costs of each optimizer, in one card." if groups else ""
+    return Section("Verdict", blocks, "verdict", says)
 
 
 def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
@@ -146,12 +169,17 @@ def _pictures(findings: Findings, charts: Sequence[Chart]) -> list[Section]:
             "Savings heat map",
             [heat_map(findings)],
             "heat",
-            "How many times smaller each state is than the baseline's, and the per cent saved; the"
-            " larger the saving the deeper the blue, orange is a larger state.",
+            f"How many times smaller each state is than {findings.baseline}'s, and the share saved."
+            " Below 1.00 it is larger. Blue is a smaller state, orange a larger one; a deeper"
+            " colour is a larger difference.",
         )
     ]
+    explained_courses = {names["name"]: courses for courses, names in icicle.explained(findings)}
     for chart in charts:
         if chart.kind == "accumulation":
+            continue
+        if chart.kind == "icicle":
+            sections.append(_picture(chart, *group_tables(explained_courses[chart.name])))
             continue
         numbers = replace(chart.table, title=chart.title, fold="The numbers")
         place = 0 if chart.kind == "savings" else len(sections)
@@ -175,7 +203,7 @@ def _accumulations(findings: Findings, charts: Sequence[Chart]) -> list[Section]
 
 def _damaged_timelines(damage: Sequence[str]) -> list[Section]:
     damaged = [each for each in damage if each.startswith("timelines")]
-    text = f"No memory over a training step is drawn for what cannot be read: {_damage(damaged)}."
+    text = f"Not drawn, because the timeline cannot be read: {_damage(damaged)}."
     return [Section(blocks=[Note(text)])] if damaged else []
 
 
@@ -198,18 +226,26 @@ def _capacity(findings: Findings) -> Section:
             *([Note(CAPACITY_LEGEND)] if tables else []),
         ],
         "rooms",
-        "The reserved peak of a training step set against the memory that each GPU leaves to torch;"
-        " `optprof fit` simulates it on the GPU's own memory and finds what would make it fit.",
+        "The reserved peak of a training step, compared with the memory that torch can use on each"
+        " GPU. `optprof fit` simulates the step on the GPU's own memory and finds the changes that"
+        " make it fit.",
     )
 
 
 def _sights(findings: Findings) -> Section:
     return Section(
         "Why you may not see the saving",
-        _headed(sight_tables(findings), always=len(findings.names) > 1),
+        _headed(
+            {
+                name: [Note(sentence, "plain"), table]
+                for name, (sentence, table) in sight_tables(findings).items()
+            },
+            always=len(findings.names) > 1,
+        ),
         "sights",
-        "The same memory as each counter shows it, and what stands between a smaller state and a"
-        " smaller figure.",
+        "A smaller state lowers the peak only if the peak's phase holds that state. The reserved"
+        " peak adds memory that the allocator holds and does not use. The driver's figure, which"
+        " nvidia-smi shows, adds the CUDA context.",
     )
 
 
@@ -225,8 +261,8 @@ def _watched(findings: Findings) -> Section:
         "What the real runs showed",
         blocks,
         "watched",
-        "Seen in iterations that were not timed: the memory in each phase, how the state's tensors"
-        " become what the allocator counts, and the longest operations of a traced step.",
+        "Iterations that were watched and not timed: the memory in each phase, the blocks that hold"
+        " the state's tensors, and the longest operations of a traced step.",
     )
 
 
@@ -238,8 +274,8 @@ def _agreement(records: Sequence[Record]) -> Section:
         if rows
         else [Note(NO_AGREEMENT)],
         "agreement",
-        "Every figure that this run has both ways, with the residual: the simulated figure less the"
-        " measured one.",
+        "Every figure that this run both simulated and measured. The residual is the simulated"
+        " figure less the measured one.",
     )
 
 
@@ -272,22 +308,20 @@ def _failures(findings: Findings) -> Section:
         "Without a result",
         [failure_table(findings)],
         "failures",
-        "Scenarios that ran out of memory, failed or were ended. They have no state, peak or"
-        " measured time above; of a simulated GPU that ran out of memory the page shows the memory"
-        " until then, the answer to what fits and the estimate of the step.",
+        "Scenarios that ran out of memory, failed or were ended. After a simulated GPU ran out of"
+        " memory, the page still shows the exact state, the memory until then and what is missing.",
     )
 
 
 def _numbers(findings: Findings) -> Section:
     memory = memory_table(findings)
-    times = [each for each in (step_table(findings), estimate_table(findings)) if each.rows]
     return Section(
         "All numbers",
-        _headed({table.title: [table] for table in (memory, *times)}, always=True),
+        _headed({table.title: [table] for table in (memory, *time_tables(findings))}, always=True),
         "table",
-        "One row an optimizer; a rounded number has its exact bytes behind it (hover). State as"
-        " allocated counts the allocator's blocks that hold the state, the peak the whole training"
-        " step.",
+        "One row an optimizer; a rounded number has its exact bytes behind it (hover). “State as"
+        " allocated” counts the allocator's blocks that hold the state, “peak” all memory of a"
+        " training step.",
     )
 
 
@@ -310,8 +344,8 @@ def _largest_blocks(findings: Findings) -> Section:
         "The largest blocks at the peak",
         tables,
         "blocks",
-        "The largest blocks at the highest moment of the training steps, and their origin: the"
-        " module or tensor of the model, the operation, the line of Python.",
+        "The largest blocks at the peak of the training steps, and what requested each: the module"
+        " or tensor of the model, the operation, and the line of Python.",
     )
 
 
@@ -326,6 +360,5 @@ def _repeat(records: Sequence[Record]) -> Section:
         "How to repeat it",
         [*(Note(command, "code") for command in commands(records)), Facts((*facts, *origins))],
         "repeat",
-        "The command, the machine and versions that it ran on, and the meaning of the words for the"
-        " origin of a number.",
+        "The command, its machine and versions, and what the origin of a number means.",
     )

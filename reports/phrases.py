@@ -9,8 +9,16 @@ from .arithmetic.entries import Setting, failures
 from .arithmetic.findings import Findings
 from .arithmetic.peaks import Peak
 from .arithmetic.ratios import Ratio
-from .arithmetic.savings import BASELINE, Saving, without_baseline
-from .arithmetic.times import Spread, Timing, samples_per_second, tokens_per_second
+from .arithmetic.savings import USUAL, Saving, without_baseline
+from .arithmetic.times import (
+    NOISY,
+    PHASES,
+    Spread,
+    Timing,
+    noise,
+    samples_per_second,
+    tokens_per_second,
+)
 from .units import (
     BINARY,
     DASH,
@@ -26,64 +34,71 @@ from .units import (
 )
 from .words import OUTCOMES, listed, origin_text, phase_name
 
+NOISE = (
+    f"± marks a noisy figure. A time is noisy if the 95 % interval of its median reaches"
+    f" further than {100 * NOISY:.0f} %, if it has fewer than six samples (±?), or if something"
+    " disturbed it; a ratio is noisy if its interval includes 1."
+)
+
 
 def saving_text(row: Saving, units: Units = BINARY) -> str:
-    """The saving: saves 5.803 GiB, 2.00 times, 50.0 %."""
+    """The saving: 2.00 times smaller, saves 5.803 GiB, 50.0 %."""
     if row.is_baseline:
         return "the baseline"
     size = f"{gib_text(abs(row.saved_bytes), units)} {units.giga}"
-    amount = (
-        f"saves {size}"
-        if row.saved_bytes > 0
-        else f"keeps {size} more"
-        if row.saved_bytes
-        else "saves nothing"
-    )
-    return (
-        f"{amount} · {factor_text(row.factor)} ·"
-        f" {percent_text(row.saved_bytes, row.baseline_bytes)}"
-    )
+    if not row.saved_bytes:
+        return "saves nothing"
+    if row.saved_bytes < 0:
+        return f"{against_text(row)} · keeps {size} more"
+    share = percent_text(row.saved_bytes, row.baseline_bytes)
+    return f"{against_text(row)} · saves {size}, {share}"
 
 
 def missing_text(findings: Findings) -> str:
     """The reasons why settings have no baseline to compare with; empty where all have one."""
     reasons: dict[str, list[str]] = {}
-    for setting in without_baseline(findings.entries):
+    if len(findings.labels) == 1 and findings.baseline != USUAL[0]:
+        return (
+            f"Nothing to compare {findings.baseline} with: {_advice(findings.records, USUAL[0])}."
+        )
+    for setting in without_baseline(findings.entries, findings.baseline):
         alike = [record for record in findings.records if Setting.of(record.scenario) == setting]
-        reasons.setdefault(_missing(alike), []).append(findings.names[setting])
+        reasons.setdefault(_missing(alike, findings.baseline), []).append(findings.names[setting])
     return " ".join(reason.format(listed(names)) for reason, names in reasons.items())
 
 
-def _missing(records: Sequence[Record]) -> str:
+def _missing(records: Sequence[Record], baseline: str) -> str:
     """The reason why one setting has no baseline; braces stand for the setting's name."""
-    tried = [record for record in records if record.scenario.optimizer == BASELINE]
+    tried = [record for record in records if record.scenario.optimizer == baseline]
     # A failure says more than a success without bytes.
     if record := next(iter([*failures(tried), *tried]), None):
         return (
-            f"{BASELINE} {OUTCOMES[record.outcome]} on {{}}, so that there is nothing to compare"
-            " with."
+            f"{baseline} {OUTCOMES[record.outcome]} on {{}}, so there is nothing to compare with."
         )
-    advice = (
-        f"watch the loop with {BASELINE}, too"
-        if any(record.is_of_own_loop for record in records)
-        else f"add {BASELINE} to --optimizers"
-    )
-    return f"No {BASELINE} to compare with on {{}}: {advice}."
+    return f"No {baseline} to compare with on {{}}: {_advice(records, baseline)}."
+
+
+def _advice(records: Sequence[Record], baseline: str) -> str:
+    if any(record.is_of_own_loop for record in records):
+        return f"watch the loop with {baseline}, too"
+    return f"add {baseline} to --optimizers"
 
 
 def unlike_text(rows: Sequence[Saving]) -> str:
     """The optimizers that a baseline of another implementation is compared with; empty for none."""
+    baseline = rows[0].baseline.scenario.optimizer if rows else ""
     labels: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if not row.is_alike:
             ways = row.entry.scenario.implementation, row.baseline.scenario.implementation
             labels.setdefault(ways, []).append(row.entry.label)
     pairs = [
-        f"{listed(list(dict.fromkeys(names)))} as {own} against {BASELINE} as {other}"
+        f"{listed(list(dict.fromkeys(names)))} ({own}) with {baseline} ({other})"
         for (own, other), names in labels.items()
     ]
     return (
-        f"The bytes of {'; '.join(pairs)}: the run has no result of {BASELINE} run the same way."
+        f"Compared across implementations: {'; '.join(pairs)}. The run has no result of {baseline}"
+        " with the same implementation."
         if pairs
         else ""
     )
@@ -108,7 +123,17 @@ def pace_text(ratio: Ratio) -> str:
     """Return a ratio of step times with its 95 % interval: 0.50 times (0.48 to 0.53 times)."""
     if ratio.low is None or ratio.high is None:
         return factor_text(ratio.value)
-    return f"{factor_text(ratio.value)} ({factor_text(ratio.low)} {DASH} {factor_text(ratio.high)})"
+    unclear = ", no clear difference" if ratio.includes_one else ""
+    span = f"{factor_text(ratio.low)} {DASH} {factor_text(ratio.high)}{unclear}"
+    return f"{factor_text(ratio.value)} ({span})"
+
+
+def short_pace_text(ratio: Ratio) -> str:
+    """Return a ratio of step times; one that may as well be 1 with its reach: 1.13 times ±20 %."""
+    if ratio.low is None or ratio.high is None or not ratio.includes_one:
+        return factor_text(ratio.value)
+    reach = max(ratio.high - ratio.value, ratio.value - ratio.low) / ratio.value
+    return f"{factor_text(ratio.value)} ±{_whole_percent(reach)}"
 
 
 def peak_text(row: Peak, units: Units = BINARY) -> str:
@@ -155,15 +180,15 @@ def fragmentation_text(course: Course, units: Units = BINARY) -> str:
         f"{gib_text(timeline.peak_allocated, units)} {units.giga}",
     )
     return (
-        f"{course.label} holds most: {peak} in {phase_name(stretch.phase)} of training step"
-        f" {stretch.step}, where {bytes_text(spare, units)} ({share}) of what is reserved is not in"
-        " use."
+        f"{course.label} has the highest peak: {peak} in {phase_name(stretch.phase)} of training"
+        f" step {stretch.step}. There {bytes_text(spare, units)} ({share}) of the reserved memory"
+        " are not in use."
     )
 
 
 def nothing_text(labels: Sequence[str]) -> str:
     """A note on the optimizers that a logarithmic axis leaves out."""
-    return f"A state of 0 bytes has no place on a logarithmic axis: {listed(labels)}."
+    return f"Not on the logarithmic axis, because the state has 0 bytes: {listed(labels)}."
 
 
 def spread_text(spread: Spread) -> str:
@@ -174,17 +199,39 @@ def spread_text(spread: Spread) -> str:
 
 
 def step_text(timing: Timing) -> str:
-    """The step's time: 462 ms (455 to 471 ms), and its origin unless it was measured whole."""
+    """The step's time: 462 ms (455 to 471 ms), a mark of noise, and its origin unless measured."""
     note = "" if timing.record.origin == "measured" else f" · {origin_text(timing.record)}"
-    return spread_text(timing.step) + note
+    return spread_text(timing.step) + noise_mark(timing.record) + note
 
 
 def share_text(timing: Timing) -> str:
     """The step's share of an iteration: step 23.1 % of 1.95 s."""
     whole = timing.iteration
-    return (
-        f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}" if whole else ""
+    if not whole:
+        return ""
+    marks = (noise_mark(timing.record, phase) for phase in (*PHASES, "iteration"))
+    share = f"step {percent_text(timing.step.median, whole)} of {seconds_text(whole)}"
+    return share + next(filter(None, marks), "")
+
+
+def noise_mark(record: Record, phase: str = "step") -> str:
+    """The mark behind a noisy median: ±12 %, or ±? for too few samples; empty for a sound one."""
+    if not noise(record, phase):
+        return ""
+    reach = Spread.of((record.times or {})[phase]).reach
+    return " ±?" if reach is None else f" ±{_whole_percent(reach)}"
+
+
+def _whole_percent(reach: float) -> str:
+    return f"{max(1, round(100 * reach))} %"
+
+
+def noise_note(findings: Findings) -> str:
+    """The meaning of the marks of noisy figures, if there are any."""
+    is_noisy = any(timing.noise() for timing in findings.timings) or any(
+        ratio.includes_one for _, ratio in findings.paces
     )
+    return NOISE if is_noisy else ""
 
 
 def interval_text(spread: Spread) -> str:

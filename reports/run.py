@@ -8,6 +8,7 @@ from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 from weakref import finalize
 
+from optprof.profiler.records.planned import unfinished
 from optprof.profiler.records.privacy import disclosed
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import RunStore, file_name, standing
@@ -28,7 +29,7 @@ PATIENCE = 10.0
 
 
 # A notebook shows the first picture of each kind, up to so many; the report has all.
-MOST_PICTURES = 4
+MOST_PICTURES = 5
 
 
 @dataclass(kw_only=True, repr=False)
@@ -37,11 +38,14 @@ class Run:
 
     A run without a folder keeps its other files, such as timelines, in a temporary one, which is
     removed with it. An `anonymous` run leaves machine and paths out of the records that it adds.
+    Its reports compare optimizers with the `baseline`: without one with adamw, else adam, else the
+    first.
     """
 
     records: list[Record] = field(default_factory=list)
     folder: Path | None = None
     anonymous: bool = False
+    baseline: str | None = None
 
     @classmethod
     def temporary(cls) -> "Run":
@@ -108,18 +112,19 @@ class Run:
 
         return frame(self.records)
 
-    def report(self, path: Path | str, *, force: bool = False) -> Path:
+    def report(self, path: Path | str, *, baseline: str | None = None, force: bool = False) -> Path:
         """Write the records and their whole report into a folder; return the page's path.
 
-        It replaces an earlier report there. ValueError for a run without records; FileExistsError
-        for a folder of other records, and without `force` for a folder of other files.
+        It replaces an earlier report there. Without a `baseline` it uses the run's. ValueError for
+        a run without records or that baseline; FileExistsError for a folder of other records, and
+        without `force` for a folder of other files.
         """
         from . import write_report
 
         folder = Path(path)
         if self.folder is None or folder.resolve() != self.folder.resolve():
             self._copy_to(folder, force=force)
-        return write_report(folder, force=force)
+        return write_report(folder, force=force, baseline=baseline or self.baseline)
 
     def _copy_to(self, folder: Path, *, force: bool) -> None:
         """Write the records into the folder, and their timelines."""
@@ -166,7 +171,10 @@ class Run:
 
         if not self.records:
             return "<p>The run holds no records yet.</p>"
-        findings = Findings.of(self.records, self._timelines())
+        missing = unfinished(self.folder, self.records) if self.folder else None
+        findings = Findings.of(
+            self.records, self._timelines(), baseline=self.baseline, unfinished=missing
+        )
         return html.fragment(run_summary(findings), _drawn(findings))
 
     def _timelines(self) -> "dict[str, Timeline]":

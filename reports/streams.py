@@ -7,7 +7,8 @@ terminal. Only a console writes escape sequences, for its own colours and bars.
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,8 +16,6 @@ from optprof.profiler.safety.plain import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from optprof.scenarios import Scenario
 
 
 # The file that an OSError names for a full stdout.
@@ -138,29 +137,41 @@ def results_on_stdout() -> Iterator[TextIO]:
         os.close(descriptor)
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[int, "Scenario"], None]]:
-    """Yield a function to call before each scenario, with its place.
+def wrapped(text: str, indent: int = 0) -> str:
+    """Return a line of stdout, wrapped on a terminal, with further lines indented.
 
-    It moves a bar on a terminal, and prints a line elsewhere.
+    The width is the terminal's or COLUMNS. Into a pipe the line stays whole, for grep.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    columns = os.environ.get("COLUMNS", "")
+    if not columns.isdecimal() and not sys.stdout.isatty():
+        return text
+    width = int(columns) if columns.isdecimal() else os.get_terminal_size(1).columns
+    return textwrap.fill(
+        text,
+        max(width, indent + 20),
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+        replace_whitespace=False,
+        drop_whitespace=True,
+    )
 
-    description = TextColumn("{task.description}", markup=False)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), description)
-    terminal = console_on(sys.stderr)
-    with Progress(
-        *columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False
-    ) as bar:
-        task = bar.add_task("", total=total)
 
-        def started(place: int, scenario: "Scenario") -> None:
-            title = (
-                f"{scenario.model} {scenario.optimizer} {scenario.workload} on {scenario.device}"
-            )
-            title = " ".join(title.split())
-            bar.update(task, completed=place, description=title)
-            if not terminal.is_terminal:
-                sys.stderr.write(f"[{place + 1}/{total}] {title}\n")
+_verbosity = 0
 
-        yield started
+
+def set_verbosity(level: int) -> None:
+    """Let `say` print more (1), what people usually read (0), or nothing (-1)."""
+    global _verbosity
+    _verbosity = level
+
+
+def is_quiet() -> bool:
+    """Return whether the user wants results, warnings and errors alone."""
+    return _verbosity < 0
+
+
+def say(text: str, level: int = 0) -> None:
+    """Print a line on stderr, unless it is of a higher level than the user chose."""
+    if level <= _verbosity:
+        sys.stderr.write(f"{text}\n")

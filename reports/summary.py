@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping
 
-from optprof.profiler.records.record import Environment, Memory, Record
+from optprof.profiler.records.record import Environment, Memory, Record, Watched
 
-from .arithmetic.entries import by_setting, failures
+from .arithmetic.entries import by_setting
 from .arithmetic.findings import Findings
 from .document import Document, Note, Section
-from .phrases import missing_text, unlike_text
+from .failing import FINDS, remedies, sentences, unfinished_text, unfits
+from .phrases import missing_text, noise_note, unlike_text
 from .tables.accumulation import accumulation_tables
 from .tables.overview import failure_table
-from .tables.summary import summary_table, terminal_table
+from .tables.summary import cpu_table, summary_table, terminal_table
 from .tables.verdict import sources
 from .words import conditions, warning_lines
 
@@ -34,11 +35,13 @@ def lean(record: Record) -> Record:
     if memory is not None:
         memory = Memory(**{**vars(memory), **NO_SPLITS})
     times = {"step": samples} if samples else None
+    # The warnings tell noise.
+    watched = Watched(warnings=record.watched.warnings) if record.watched else None
     dropped = {
         "memory": memory,
         "times": times,
         "warmup": None,
-        "watched": None,
+        "watched": watched,
         "environment": Environment(),
     }
     return Record(**{**vars(record), **dropped})
@@ -48,7 +51,14 @@ def run_summary(findings: Findings) -> Document:
     """One row an optimizer, then ways to accumulate and scenarios without a result."""
     return Document(
         sections=[
-            Section(blocks=[summary_table(findings), *map(Note, sources(findings))]),
+            Section(
+                blocks=[
+                    summary_table(findings),
+                    Note(unfinished_text(findings.unfinished), "failed"),
+                    *(Note(text, "failed") for text in sentences(findings)),
+                    *map(Note, (*sources(findings), noise_note(findings))),
+                ]
+            ),
             *_accumulations(findings),
             Section("Without a result", [failure_table(findings)]),
         ]
@@ -56,25 +66,31 @@ def run_summary(findings: Findings) -> Document:
 
 
 def terminal_summary(findings: Findings, width: int) -> Document:
-    """One table a setting, ways to accumulate, remarks, and scenarios without a result, for a
-    terminal of this width.
+    """A table of bytes and one of CPU times for each setting, ways to accumulate, remarks, and
+    scenarios without a result, for a terminal of this width.
     """
     settings = by_setting(findings.entries)
     notes = [
+        unfinished_text(findings.unfinished),
         *sources(findings),
         missing_text(findings),
         unlike_text(findings.savings),
+        noise_note(findings),
         *warning_lines(findings.records),
     ]
+    unfit = [Note(text, "failed") for text in sentences(findings) if unfits(findings)]
+    unfit += [Note(f"{command}  {FINDS}", "plain") for command in remedies(findings)]
     # The state alone fails for the same reason as whole steps.
-    failed = dict.fromkeys(map(_failure, failures(findings.records)))
+    failed = dict.fromkeys(map(_failure, findings.unshown))
     tables = [
-        Section(
-            " · ".join((setting.model, *setting.traits)), [terminal_table(findings, group, width)]
-        )
+        Section(title, [table])
         for setting, group in settings.items()
+        for title, table in (
+            (" · ".join((setting.model, *setting.traits)), terminal_table(findings, group, width)),
+            (f"{findings.names[setting]}: step on the CPU", cpu_table(findings, group, width)),
+        )
     ]
-    lines = Section(blocks=[*map(Note, notes), *(Note(line, "failed") for line in failed)])
+    lines = Section(blocks=[*map(Note, notes), *unfit, *(Note(line, "failed") for line in failed)])
     return Document(sections=[*tables, *_accumulations(findings), lines], marks=findings.marks)
 
 

@@ -1,7 +1,13 @@
-"""Terminal: a document as text, readable at 80 columns."""
+"""Terminal: a document as text, readable at 60 columns.
 
+A table that is too wide continues below, with its first column again, as pandas prints frames.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TextIO
 
+from rich.cells import cell_len
 from rich.table import Table as Grid
 from rich.text import Text
 
@@ -13,6 +19,10 @@ from .units import Words
 STYLES = {"heading": "bold", "failed": "red", "stopped": "bold red", "plain": ""}
 # Columns of words up to this length stay on one line, as numbers do.
 SHORT = 9
+# Columns of longer words are wrapped at this width if the terminal is narrow.
+LONG = 20
+# Blanks between two columns.
+GAP = 2
 TONES = {"good": "green", "bad": "bold red", "muted": "dim", "": ""}
 
 
@@ -30,7 +40,10 @@ def render(document: Document, output: TextIO, *, width: int | None = None) -> N
         title = section.title
         for block in section.shown:
             if isinstance(block, Table):
-                console.print(_grid(document, block, block.title or title))
+                title = block.title or title
+                for part in _parts(document, block, console.width):
+                    console.print(_grid(document, part, title))
+                    title = ""
             elif isinstance(block, Note):
                 if title:
                     console.print(Text(title, style="bold"))
@@ -40,6 +53,41 @@ def render(document: Document, output: TextIO, *, width: int | None = None) -> N
                     soft_wrap=block.style in ("plain", "stopped"),
                 )
             title = ""
+
+
+def _parts(document: Document, table: Table, width: int) -> Iterator[Table]:
+    """Yield the table in parts of some columns, each as wide as the terminal at most."""
+    first, *others = (_least_width(document, table, place) for place in range(len(table.head)))
+    places, used = [0], first
+    for place, least in enumerate(others, start=1):
+        if used + GAP + least > width and len(places) > 1:
+            yield _columns_of(table, places)
+            places, used = [0], first
+        places.append(place)
+        used += GAP + least
+    yield _columns_of(table, places)
+
+
+def _least_width(document: Document, table: Table, place: int) -> int:
+    """Return the width in which a column reads well: numbers and short words on one line."""
+    widths = [cell_len(_text(document, row[place]).plain) for row in table.rows]
+    if _is_whole(table, place):
+        return max(cell_len(table.head[place]), *widths)
+    return max(min(cell_len(table.head[place]), LONG), *(min(each, LONG) for each in widths))
+
+
+def _is_whole(table: Table, place: int) -> bool:
+    """Return whether a column is never wrapped: numbers, and short words behind the first."""
+    is_short = place > 0 and all(len(row[place].text) <= SHORT for row in table.rows)
+    return is_short or (bool(table.rows) and table.rows[0][place].number)
+
+
+def _columns_of(table: Table, places: list[int]) -> Table:
+    return replace(
+        table,
+        head=tuple(table.head[place] for place in places),
+        rows=tuple(tuple(row[place] for place in places) for row in table.rows),
+    )
 
 
 def _grid(document: Document, table: Table, title: str) -> Grid:
@@ -54,11 +102,10 @@ def _grid(document: Document, table: Table, title: str) -> Grid:
     )
     for place, head in enumerate(table.head):
         is_number = bool(table.rows) and table.rows[0][place].number
-        is_short = place > 0 and all(len(row[place].text) <= SHORT for row in table.rows)
         grid.add_column(
             Text(head),
             justify="right" if is_number else "left",
-            no_wrap=is_number or is_short,
+            no_wrap=_is_whole(table, place),
             overflow="fold",
         )
     for row in table.rows:

@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import dropwhile
 
+from .schema import did_you_mean
 from .spec import Scenario
 
 # Memory of a process outside torch's pool: the CUDA context and the modules that a training step
@@ -14,6 +14,8 @@ from .spec import Scenario
 # loads kernels one by one (https://github.com/pytorch/pytorch/issues/109888), and the kernels of a
 # step come on top.
 CONTEXT_BYTES = 512 << 20
+# Steps are estimated for this GPU if a scenario names none. Its memory does not limit them.
+DEFAULT_GPU = "a100-80"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +23,13 @@ class Gpu:
     """One GPU as a program sees it.
 
     `device_names` are values of `torch.cuda.get_device_name()`, without the maker's name.
-    `memory_bytes` is `torch.cuda.get_device_properties().total_memory` on Linux: less than the
-    card's label, and some MiB different from driver to driver. `bandwidth` is the memory's peak in
-    bytes a second. `rates` are peak operations a second of dense matrix products by dtype, without
-    sparsity and accumulated in fp32: "fp32" by the ordinary arithmetic units, others by the tensor
-    cores; a dtype without hardware has no rate. `compute_capability` of an AMD device is torch's
-    for its gfx number. `multiprocessors` is `multi_processor_count`, compute units on AMD.
+    `label_gb` is the memory on the card's label. `memory_bytes` is
+    `torch.cuda.get_device_properties().total_memory` on Linux: less than the label, and some MiB
+    different from driver to driver. `bandwidth` is the memory's peak in bytes a second. `rates` are
+    peak operations a second of dense matrix products by dtype, without sparsity and accumulated in
+    fp32: "fp32" by the ordinary arithmetic units, others by the tensor cores; a dtype without
+    hardware has no rate. `compute_capability` of an AMD device is torch's for its gfx number.
+    `multiprocessors` is `multi_processor_count`, compute units on AMD.
 
     Each `..._source` names the source of its figure, `source` that of bandwidth and rates.
     """
@@ -35,6 +38,7 @@ class Gpu:
     title: str
     device_names: tuple[str, ...]
     compute_capability: tuple[int, int]
+    label_gb: int
     memory_bytes: int
     memory_source: str
     bandwidth: float
@@ -102,6 +106,7 @@ _CATALOGUE = {
             title="GeForce RTX 3060, 12 GB",
             device_names=("GeForce RTX 3060",),
             compute_capability=(8, 6),
+            label_gb=12,
             memory_bytes=12_587_106_304,
             memory_source=(
                 "deviceQuery under a driver for CUDA 12.4; older drivers gave up to 12,629,508,096,"
@@ -124,6 +129,7 @@ _CATALOGUE = {
             title="GeForce RTX 3090",
             device_names=("GeForce RTX 3090",),
             compute_capability=(8, 6),
+            label_gb=24,
             memory_bytes=25_438_126_080,
             memory_source=(
                 "torch 2.5 for CUDA 11.8, where nvidia-smi says 24,576 MiB; others 23.68 to 23.70"
@@ -141,6 +147,7 @@ _CATALOGUE = {
             title="GeForce RTX 4090",
             device_names=("GeForce RTX 4090",),
             compute_capability=(8, 9),
+            label_gb=24,
             memory_bytes=25_250_627_584,
             memory_source=(
                 "torch 2.11 under driver 580; 25,386,352,640 under a driver for CUDA 12.4"
@@ -156,6 +163,7 @@ _CATALOGUE = {
             title="GeForce RTX 5090",
             device_names=("GeForce RTX 5090",),
             compute_capability=(12, 0),
+            label_gb=32,
             memory_bytes=33_677_180_928,
             memory_source=(
                 "deviceQuery under driver 570,"
@@ -172,6 +180,7 @@ _CATALOGUE = {
             title="T4",
             device_names=("T4",),
             compute_capability=(7, 5),
+            label_gb=16,
             memory_bytes=15_642_329_088,
             memory_source=(
                 "deviceQuery under a driver for CUDA 12.5; 15,843,721,216 under one for CUDA 11.2"
@@ -187,6 +196,7 @@ _CATALOGUE = {
             title="V100 SXM2, 16 GB",
             device_names=("V100-SXM2-16GB",),
             compute_capability=(7, 0),
+            label_gb=16,
             memory_bytes=16_935_682_048,
             memory_source=f"{_XLA}/v100.txtpb",
             bandwidth=900e9,
@@ -200,6 +210,7 @@ _CATALOGUE = {
             title="V100 SXM2, 32 GB",
             device_names=("V100-SXM2-32GB",),
             compute_capability=(7, 0),
+            label_gb=32,
             memory_bytes=34_072_559_616,
             memory_source=(
                 "deviceQuery under a driver for CUDA 12.9; 34,089,730,048 under one for CUDA 11.4"
@@ -215,6 +226,7 @@ _CATALOGUE = {
             title="A10",
             device_names=("A10",),
             compute_capability=(8, 6),
+            label_gb=24,
             memory_bytes=23_696_375_808,
             memory_source="deviceQuery under a driver for CUDA 12.8, with ECC",
             bandwidth=600e9,
@@ -228,6 +240,7 @@ _CATALOGUE = {
             title="L4",
             device_names=("L4",),
             compute_capability=(8, 9),
+            label_gb=24,
             memory_bytes=23_612_293_120,
             memory_source=(
                 "deviceQuery under a driver for CUDA 12.0, with ECC; another says 22.03 GiB "
@@ -247,6 +260,7 @@ _CATALOGUE = {
             title="L40S",
             device_names=("L40S",),
             compute_capability=(8, 9),
+            label_gb=48,
             memory_bytes=47_576_711_168,
             memory_source=(
                 "cuda-device-query under a driver for CUDA 12.4, with ECC; another says 44.42 GiB "
@@ -263,6 +277,7 @@ _CATALOGUE = {
             title="A100 SXM4, 40 GB",
             device_names=("A100-SXM4-40GB",),
             compute_capability=(8, 0),
+            label_gb=40,
             memory_bytes=42_298_834_944,
             memory_source=(
                 "deviceQuery under a driver for CUDA 12.2,"
@@ -279,6 +294,7 @@ _CATALOGUE = {
             title="A100 SXM4, 80 GB",
             device_names=("A100-SXM4-80GB",),
             compute_capability=(8, 0),
+            label_gb=80,
             memory_bytes=85_100_068_864,
             memory_source=f"{_XLA}/a100_sxm_80.txtpb, and deviceQuery under a driver for CUDA 12.5",
             bandwidth=2039e9,
@@ -292,6 +308,7 @@ _CATALOGUE = {
             title="H100 SXM5, 80 GB",
             device_names=("H100 80GB HBM3",),
             compute_capability=(9, 0),
+            label_gb=80,
             memory_bytes=84_942_979_072,
             memory_source=f"{_XLA}/h100_sxm.txtpb; others differ by up to 14 MiB",
             bandwidth=3.35e12,
@@ -308,6 +325,7 @@ _CATALOGUE = {
             title="H200 SXM",
             device_names=("H200",),
             compute_capability=(9, 0),
+            label_gb=141,
             memory_bytes=150_109_880_320,
             memory_source="torch, total_memory=143,156 MB (rounded); the same bytes for H200 NVL",
             bandwidth=4.8e12,
@@ -321,6 +339,7 @@ _CATALOGUE = {
             title="B200 (HGX)",
             device_names=("B200",),
             compute_capability=(10, 0),
+            label_gb=192,
             memory_bytes=191_514_411_008,
             memory_source=(
                 f"{_XLA}/b200.txtpb; 178.35 GiB in https://github.com/pytorch/ao/pull/4002"
@@ -340,6 +359,7 @@ _CATALOGUE = {
             title="AMD Instinct MI300X",
             device_names=("Instinct MI300X", "Instinct MI300X VF"),
             compute_capability=(9, 4),
+            label_gb=192,
             memory_bytes=206_141_652_992,
             memory_source="torch for ROCm, total_memory=196,592 MB",
             bandwidth=5.3e12,
@@ -389,10 +409,7 @@ def available() -> tuple[str, ...]:
 def describe(name: str) -> Gpu:
     """Return the catalogue's entry; raise ValueError with near names if there is none."""
     if name not in _CATALOGUE:
-        text = name.lower().replace(" ", "")
-        begun = [known for known in _CATALOGUE if text and known.startswith(text)]
-        near = begun or get_close_matches(text, _CATALOGUE, n=3, cutoff=0.5) or available()
-        raise ValueError(f"no GPU is named {name!r}; did you mean {', '.join(near)}?")
+        raise ValueError(f"no GPU is named {name!r}; {did_you_mean(name, _CATALOGUE)}")
     return _CATALOGUE[name]
 
 

@@ -6,10 +6,9 @@ The configurations are those of the published checkpoints; everything else is tr
 import ast
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
-from .schema import MOST_LETTERS
+from .schema import MOST_LETTERS, did_you_mean
 
 DEFAULT_SEQUENCE_LENGTH = 1024
 # The layers that get adapters, by architecture: peft's choice for GPT-2 and Llama, and Llama's for
@@ -97,6 +96,36 @@ def _llama2(
     )
 
 
+def _llama3(
+    name: str, parameter_count: int, *, width: int, hidden: int, layers: int, heads: int
+) -> ModelEntry:
+    """Return a Llama 3: eight key-value heads, and an output layer of its own.
+
+    Its sizes are in table 3 of https://arxiv.org/abs/2407.21783, its parameters in the index of the
+    checkpoint on https://huggingface.co/meta-llama.
+    """
+    config = {
+        "vocab_size": 128_256,
+        "hidden_size": width,
+        "intermediate_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500_000.0,
+        "use_cache": False,
+    }
+    config |= {"bos_token_id": 128_000, "eos_token_id": 128_001}
+    return ModelEntry(
+        name=name,
+        family="llama3",
+        architecture="llama",
+        config=config,
+        positions=8192,
+        parameter_count=parameter_count,
+    )
+
+
 def _vit(
     name: str, parameter_count: int, *, width: int, layers: int, heads: int, patch: int
 ) -> ModelEntry:
@@ -135,6 +164,8 @@ _CATALOGUE = {
         _gpt2("gpt2-xl", 1_557_611_200, width=1600, layers=48, heads=25),
         _llama2("llama2-7b", 6_738_415_616, width=4096, hidden=11008, layers=32, heads=32),
         _llama2("llama2-13b", 13_015_864_320, width=5120, hidden=13824, layers=40, heads=40),
+        _llama3("llama3-8b", 8_030_261_248, width=4096, hidden=14336, layers=32, heads=32),
+        _llama3("llama3-70b", 70_553_706_496, width=8192, hidden=28672, layers=80, heads=64),
         _vit("vit-s16", 22_050_664, width=384, layers=12, heads=6, patch=16),
         _vit("vit-b16", 86_567_656, width=768, layers=12, heads=12, patch=16),
         _vit("vit-h14", 632_045_800, width=1280, layers=32, heads=16, patch=14),
@@ -166,9 +197,8 @@ def describe(name: str) -> ModelEntry | None:
     if ":" in name:
         return None
     if name not in _CATALOGUE:
-        near = get_close_matches(name.lower(), _CATALOGUE, n=3) or available()
         raise ValueError(
-            f"no model named {name!r}; did you mean {', '.join(near)}? (module:factory names your"
+            f"no model named {name!r}; {did_you_mean(name, _CATALOGUE)} (module:factory names your"
             " own)"
         )
     return _CATALOGUE[name]
@@ -189,6 +219,28 @@ def family(name: str) -> tuple[str, ...]:
     if entry is None:
         return (name,)
     return tuple(other.name for other in _CATALOGUE.values() if other.family == entry.family)
+
+
+# Few models that show how a state grows with a language model: the ends of GPT-2, then Llama.
+_LANGUAGE_CURVE = ("gpt2", "gpt2-xl", "llama2-7b", "llama3-8b", "llama3-70b")
+
+
+def curve(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the models of a plot over sizes for these ones, by family and size, then factories.
+
+    A published language model is shown with small and large ones of other families, any other model
+    with its own family.
+    """
+    shown: set[str] = set()
+    factories: list[str] = []
+    for name in names:
+        if (entry := describe(name)) is None:
+            factories.append(name)
+        elif any(entry.family == _CATALOGUE[other].family for other in _LANGUAGE_CURVE):
+            shown |= {name, *_LANGUAGE_CURVE}
+        else:
+            shown |= {*family(name)}
+    return *(name for name in _CATALOGUE if name in shown), *factories
 
 
 # The architectures' names for the width of the hidden state and the number of attention heads.
@@ -220,6 +272,8 @@ def sequence_length(
     ValueError if the model has fewer positions.
     """
     entry = describe(name)
+    if type(requested) is int and requested < 1:
+        raise ValueError(f"sequence_length must be a whole number >= 1, got {requested}")
     if entry is None:
         return requested
     if entry.positions is None:
@@ -233,8 +287,8 @@ def sequence_length(
     )
     if requested is not None and requested > positions:
         raise ValueError(
-            f"{name} has {positions} positions, got a sequence length of {requested}; ask for at"
-            " most that"
+            f"{name} has {positions} positions, got a sequence length of {requested}; request at"
+            f" most {positions}"
         )
     return requested or min(DEFAULT_SEQUENCE_LENGTH, positions)
 

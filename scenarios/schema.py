@@ -9,7 +9,8 @@ import math
 import re
 import reprlib
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -136,6 +137,15 @@ def shown(value: Any) -> str:
         return reprlib.repr(value)
     except ValueError:
         return f"a {type(value).__name__}"
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """Return a question about the names that are near, at most three, or else all names."""
+    text = name.lower().replace(" ", "").replace("_", "-")
+    plain = {known.replace("_", "-"): known for known in names}
+    begun = [known for known in plain if len(text) > 1 and known.startswith(text)]
+    near = [plain[each] for each in begun[:3] or get_close_matches(text, plain, 3, cutoff=0.66)]
+    return f"did you mean {', '.join(near)}?" if near else f"there is {', '.join(names)}"
 
 
 def shortened(text: str, most: int = MOST_LETTERS) -> str:

@@ -21,6 +21,22 @@ AutocastDType = Literal["bf16", "fp16"]
 Attention = Literal["sdpa", "eager"]
 Device = Literal["sim", "cpu", "cuda"]
 
+# Other names that people write for a value, by field; upper case and "torch." do not matter.
+_SYNONYMS: Mapping[str, Mapping[str, str]] = {
+    "device": {"gpu": "cuda"},
+    "dtype": {
+        "float32": "fp32",
+        "float": "fp32",
+        "single": "fp32",
+        "bfloat16": "bf16",
+        "float16": "fp16",
+        "half": "fp16",
+        "float64": "fp64",
+        "double": "fp64",
+    },
+}
+_FIELD_OF = {"amp": "dtype"}
+
 # Every micro-batch is traced or run, which takes 25 ms or more. A sum has a few thousand gradients.
 MOST_MICRO_BATCHES = 1 << 13
 # The micro-batches of all steps of a simulation: ten minutes of GPT-2.
@@ -33,6 +49,15 @@ MOST_IN_BATCH = MOST_TOKENS = 1 << 24
 MOST_RANK = 1 << 16
 # Gradients are clipped in float32: below its least normal number a factor would become 0.
 LEAST_NORM, MOST_NORM = 2.0**-126, 2.0**127
+
+
+def usual(name: str, value: Any) -> Any:
+    """Return the usual name of a field's value: "bf16" for "bfloat16", "cuda" for "gpu"."""
+    synonyms = _SYNONYMS.get(_FIELD_OF.get(name, name))
+    if synonyms is None or not isinstance(value, str):
+        return value
+    text = value.lower().removeprefix("torch.")
+    return synonyms.get(text, text if text in synonyms.values() else value)
 
 
 @dataclass(frozen=True)
@@ -74,9 +99,10 @@ class Scenario:
     activations in the backward pass. `lora_rank` freezes the model and trains adapters of that
     rank.
 
-    `gpu` names an entry of `scenarios.hardware`; without it a simulated device never runs out of
-    memory. `alloc_conf` is a text that PYTORCH_CUDA_ALLOC_CONF takes. A value outside a field's
-    limits is a ValueError. Scenarios are equal if their `key` is.
+    `gpu` names an entry of `scenarios.hardware`; without it a simulated device has unlimited
+    memory, and step times are estimated for `hardware.DEFAULT_GPU`. `alloc_conf` is a text that
+    PYTORCH_CUDA_ALLOC_CONF takes. A value outside a field's limits is a ValueError. Scenarios are
+    equal if their `key` is.
     """
 
     model: Name
@@ -96,20 +122,22 @@ class Scenario:
     workload: Annotated[
         Workload,
         Option(
-            "train (whole steps) or state (parameters, gradients, the optimizer's step, nothing"
-            " else)."
+            "train (whole steps) or state (only parameters, gradients and the optimizer's step)."
         ),
     ] = "train"
     dtype: Annotated[
         DType | None,
         Option(
-            "fp32, bf16, fp16 or fp64, for parameters and batch.",
+            "fp32, bf16, fp16 or fp64, for parameters and batch; --amp is mixed precision.",
             unset="fp32, or what the factory made",
         ),
     ] = None
     amp: Annotated[
         AutocastDType | None,
-        Option("bf16 or fp16: autocast over fp32 parameters, fp16 with a GradScaler.", unset="off"),
+        Option(
+            "Mixed precision: fp32 parameters, autocast to bf16 or fp16, fp16 with a GradScaler.",
+            unset="off",
+        ),
     ] = None
     batch_size: Annotated[
         int,
@@ -123,13 +151,13 @@ class Scenario:
     micro_batches: Annotated[
         int,
         Meta(ge=1, le=MOST_MICRO_BATCHES),
-        Option("Batches whose gradients one step accumulates."),
+        Option("Batches whose gradients are accumulated for one step."),
     ] = 1
     accumulate: Annotated[
         Name | None,
         Option(
-            "Decide after each batch whether to step, as in gnts:threshold=0.8, on text; gnts,"
-            " gns, gnr, sbc, mht.",
+            "Train on text and decide after each batch whether to step, as in gnts:threshold=0.8;"
+            " names: `optprof list accumulations`.",
             unset="off",
         ),
     ] = None
@@ -140,7 +168,7 @@ class Scenario:
     set_to_none: Annotated[
         bool,
         Option(
-            "zero_grad(set_to_none=False): gradients are zeroed, not dropped.",
+            "Call zero_grad(set_to_none=False), which zeroes gradients and keeps their memory.",
             ("--keep-gradients",),
         ),
     ] = True
@@ -155,23 +183,27 @@ class Scenario:
     ] = None
     lora_rank: Annotated[
         Annotated[int, Meta(ge=1, le=MOST_RANK)] | None,
-        Option("Freeze the model, train LoRA adapters of this rank.", ("--lora",), unset="off"),
+        Option("Freeze the model and train LoRA adapters of this rank.", ("--lora",), unset="off"),
     ] = None
     device: Annotated[
         Device,
         Option(
-            "auto (simulate CUDA, and measure this machine), sim, cpu or cuda.",
+            "auto (simulate CUDA and measure this machine), sim, cpu or cuda.",
             ("-d",),
             default="auto",
         ),
     ] = "sim"
-    gpu: Annotated[Name | None, Option("The GPU to simulate.", unset="one that never runs out")] = (
-        None
-    )
+    gpu: Annotated[
+        Name | None,
+        Option(
+            "The GPU to simulate, with its memory and its speed.",
+            unset="unlimited memory, and the speed of a100-80",
+        ),
+    ] = None
     alloc_conf: Annotated[
         Name,
         Option(
-            "The allocator's options, as torch reads them.",
+            "Options of the allocator, as in PYTORCH_CUDA_ALLOC_CONF.",
             variables=("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
         ),
     ] = ""
@@ -195,6 +227,7 @@ class Scenario:
                 "dtype": values["dtype"] or "fp32",
                 "attention": values["attention"] or "sdpa",
             }
+        values |= {name: usual(name, values[name]) for name in ("device", "dtype", "amp")}
         values = schema.check(_FIELDS, values)
         vars(self).update(values)
         schema.require_plain({name: values[name] for name in _FREE})
@@ -202,8 +235,8 @@ class Scenario:
             self._check_accumulate()
         if self.amp is not None and self.dtype not in (None, "fp32"):
             raise ValueError(
-                f"amp keeps its master weights in fp32, got dtype {self.dtype!r} with amp"
-                f" {self.amp!r}"
+                f"amp runs fp32 parameters under autocast, got dtype {self.dtype!r} with amp"
+                f" {self.amp!r}; leave one of them out"
             )
         if self.device == "sim" and self.steps * self.micro_batches > MOST_SIMULATED:
             raise ValueError(

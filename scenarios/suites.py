@@ -14,7 +14,6 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from . import schema
 from .models import require_size
-from .spec import Device, Scenario
+from .spec import Device, Scenario, usual
 
 MOST_BYTES = 256 << 10
 MOST_SCENARIOS = 2_000
@@ -62,10 +61,9 @@ def load(name: str) -> Suite:
     elif name in available():
         path = _NAMED / f"{name}.toml"
     else:
-        near = get_close_matches(name, available(), n=3) or available()
         raise ValueError(
-            f"no suite is named {name!r}; did you mean {', '.join(near)}? (a file of your own ends"
-            " in .toml)"
+            f"no suite is named {name!r}; {schema.did_you_mean(name, available())} (a file of your"
+            " own ends in .toml)"
         )
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
@@ -114,8 +112,7 @@ def _axes(number: int, table: Any) -> dict[str, list[Any]]:
         raise ValueError(f"{where} must be a table, got {schema.shown(table)}")
     for key in table:
         if key not in _FIELDS:
-            near = get_close_matches(key, _FIELDS, n=1)
-            advice = f"; did you mean {near[0]}?" if near else ""
+            advice = f"; {schema.did_you_mean(key, _FIELDS)}"
             if key == "options":
                 advice = "; options are written into the optimizer's text, as in sm3:momentum=0.9"
             raise ValueError(f"{where} has no field {key[:40]!r}{advice}")
@@ -148,7 +145,7 @@ def _value(name: str, value: Any, where: str) -> Any:
         return None
     if isinstance(value, str) and len(value) > MOST_LETTERS:
         raise ValueError(f"{where} has at most {MOST_LETTERS} letters, got {len(value)}")
-    checked = schema.check(_FIELDS[name], value, where)
+    checked = schema.check(_FIELDS[name], usual(name, value), where)
     if name == "config":
         _check_config(checked, where)
     return checked

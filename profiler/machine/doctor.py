@@ -17,31 +17,32 @@ from typing import Literal
 Section = Literal["installed", "devices", "here"]
 LEAST_TORCH = (2, 11)
 
-# Each package, its module, its purpose, and the command that installs it.
+# Each package, its module, its purpose, and the extra of optprof that installs it.
 _PACKAGES = (
-    ("torch", "torch", "simulating and measuring", "pip install torch"),
-    ("transformers", "transformers", "the models of the catalogue", "pip install transformers"),
-    ("typer", "typer", "the command line", "pip install typer"),
-    ("rich", "rich", "progress and tables", "pip install rich"),
-    ("psutil", "psutil", "this machine's free memory", "pip install psutil"),
-    ("jinja2", "jinja2", "the page of a report", "pip install jinja2"),
-    ("matplotlib", "matplotlib", "the figures of a report", "pip install matplotlib"),
-    ("plotly", "plotly", "the graphs of a report", "pip install plotly"),
+    ("torch", "torch", "simulating and measuring", ""),
+    ("transformers", "transformers", "the models of the catalogue", ""),
+    ("typer", "typer", "the command line", ""),
+    ("rich", "rich", "progress and tables", ""),
+    ("psutil", "psutil", "this machine's free memory", ""),
+    ("jinja2", "jinja2", "the page of a report", ""),
+    ("matplotlib", "matplotlib", "the figures of a report", ""),
+    ("plotly", "plotly", "the graphs of a report", ""),
+    ("pandas", "pandas", "a run as a data frame", ""),
     (
         "nvidia-ml-py",
         "pynvml",
         "the GPU's clock, temperature and other processes",
-        'pip install "optprof[gpu]"',
+        "gpu",
     ),
-    ("tensorboard", "tensorboard", "--tensorboard", 'pip install "optprof[tensorboard]"'),
+    ("tensorboard", "tensorboard", "--tensorboard", "tensorboard"),
     (
         "torch-tb-profiler",
         "torch_tb_profiler",
         "the traces of --trace in TensorBoard",
-        "pip install torch-tb-profiler",
+        "tensorboard",
     ),
-    ("peft", "peft", "--lora", 'pip install "optprof[lora]"'),
-    ("pytorch-optimizer", "pytorch_optimizer", "more optimizers", 'pip install "optprof[zoo]"'),
+    ("peft", "peft", "--lora", "lora"),
+    ("pytorch-optimizer", "pytorch_optimizer", "more optimizers", "zoo"),
 )
 
 
@@ -63,23 +64,53 @@ def diagnose() -> list[Finding]:
 
 def installed_by(module: str) -> str | None:
     """Return the command that installs a module's package; None if optprof does not need it."""
-    return next((advice for _, imported, _, advice in _PACKAGES if imported == module), None)
+    return next(
+        (
+            _installing(package, extra)
+            for package, imported, _, extra in _PACKAGES
+            if imported == module
+        ),
+        None,
+    )
+
+
+def _installing(package: str, extra: str) -> str:
+    return f'pip install "optprof[{extra}]"' if extra else f"pip install {package}"
+
+
+def require_installed(purpose: str, *modules: str) -> None:
+    """Raise ValueError if a module that the purpose needs is missing; nothing is imported."""
+    for module in modules:
+        if not _is_installed(module):
+            raise ValueError(
+                f"{purpose} needs {module}, which is not installed; {installed_by(module)}"
+            )
 
 
 def _installed() -> Iterator[Finding]:
     yield Finding(section="installed", name="optprof", text=_version("optprof") or "from a folder")
     yield Finding(section="installed", name="Python", text=platform.python_version())
-    for package, module, purpose, advice in _PACKAGES:
+    missing: list[str] = []
+    for package, module, purpose, extra in _PACKAGES:
         is_installed = _is_installed(module)
+        missing += [extra] if extra and not is_installed else []
         state = (_version(package) or "installed") if is_installed else "missing"
         yield Finding(
             section="installed",
             name=package,
             text=f"{state}, for {purpose}",
             good=is_installed,
-            advice="" if is_installed else advice,
+            advice="" if is_installed else _installing(package, extra),
         )
     yield _compiler()
+    if len(extras := dict.fromkeys(missing)) > 1:
+        yield Finding(
+            section="installed",
+            name="extras",
+            text="all that are missing at once",
+            good=False,
+            advice=_installing("", ",".join(extras)),
+        )
     old = _version("torch")
     if old and _numbers(old) < LEAST_TORCH:
         least = ".".join(map(str, LEAST_TORCH))
@@ -176,7 +207,7 @@ def _nvml(number: int) -> Finding:
     ):
         reading = read()
     if reading is None:
-        advice = "" if _is_installed("pynvml") else 'pip install "optprof[gpu]"'
+        advice = "" if _is_installed("pynvml") else installed_by("pynvml") or ""
         return Finding(
             section="devices",
             name="NVML",

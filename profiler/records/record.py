@@ -80,7 +80,9 @@ class Memory:
     ends; tensors on the host, such as Adam's step counts, have no block. `peak_by_category` splits
     `peak_allocated` at its moment and sums to it. `peak_by_phase` is the highest `allocated` of
     each phase. Counts that a device does not report are None or empty. If a simulated device runs
-    out of memory, tensors are counted as training would need them, and blocks up to that moment.
+    out of memory, tensors are counted as training would need them, and blocks up to that moment;
+    `needed` is then the peak of reserved bytes that the steps would reach on an unlimited device.
+    Older records leave it empty.
 
     The simulated peaks of a model with convolutions or recurrent layers are ranges.
     `peak_allocated` and `peak_reserved` are their lower ends, the least that cuDNN takes;
@@ -105,6 +107,7 @@ class Memory:
     peak_phase: Name | None = None
     peak_by_category: Counts
     peak_by_phase: Counts
+    needed: Count | None = None
     parameters_by_dtype: Counts = field(default_factory=dict)
 
     @property
@@ -274,8 +277,9 @@ class Record:
     `model_family` ("gpt2") names the models that a curve over sizes may join; it is None for other
     models. `times` and `warmup` hold raw samples in seconds by phase ("forward", "backward",
     "step"; "iteration" is all of them). If `origin` is "estimated", the step was timed on
-    `measured_share` of the parameters and its samples divided by that share. A record has an
-    `estimate` if the scenario names a GPU to simulate, whatever the origin. `watched` has what real
+    `measured_share` of the parameters and its samples divided by that share. A
+    simulated training step has an `estimate` for the scenario's GPU, or without one for
+    `hardware.DEFAULT_GPU`; older records have it only with a GPU. `watched` has what real
     iterations showed in addition to their times. A record has a `course` if the scenario asks to
     accumulate: its `times` are then by micro-batch, "draw" those of decisions not to step.
     `deciding_options` has the options that decide the bytes of the optimizer's state, each with its

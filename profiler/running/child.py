@@ -144,7 +144,7 @@ def attempt(job: Job, files: Files) -> "tuple[Record, Simulation | None]":
 
     def run() -> "tuple[Record, Simulation | None]":
         if scenario.device == "sim":
-            simulation = run_simulation(scenario)
+            simulation = run_simulation(scenario, estimated=job.folder is not None)
             return simulation.record, simulation
         if not job.force:
             require_room(scenario, job.simulated)

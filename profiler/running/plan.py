@@ -6,7 +6,6 @@ A question is a mapping of `Scenario`'s fields. Its optimizer is a text with opt
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from itertools import product
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ from optprof import optimizers
 from optprof.optimizers import parse_list
 from optprof.scenarios import Scenario, factories, hardware, models, schema
 from optprof.scenarios.settings import own_settings
+from optprof.scenarios.spec import usual
 from optprof.scenarios.suites import MOST_SCENARIOS, Suite
 from optprof.scenarios.workpiece import build
 
@@ -85,8 +85,10 @@ def comparison(
     """Return the questions that compare optimizers on models.
 
     `models` and `optimizers` are lists, or texts as the command line takes them; `options` are
-    other fields of Scenario. A simulation adds the state alone, for the model's whole family: a
-    curve over sizes. A model with its own `config` belongs to no family.
+    other fields of Scenario. A simulation adds the state alone, for a plot over sizes: of language
+    models from GPT-2 to Llama 3, of other models for their families. Models with a `config` of
+    their own are shown alone. If only the state is asked for, a single model is shown with its
+    family, several models alone.
     """
     _require_options(options)
     names = [models] if isinstance(models, str) else models
@@ -109,9 +111,8 @@ def _curve(
     names: Sequence[str], specs: Sequence[str], options: Mapping[str, Any]
 ) -> Iterator[Question]:
     """Yield the questions about the state alone, unless the comparison already has them."""
-    is_family = len(names) == 1 and not options.get("config")
     compared = names if options.get("workload") == "state" else ()
-    for name, spec in product(models.family(names[0]) if is_family else names, specs):
+    for name, spec in product(_sizes_beside(names, options), specs):
         if name not in compared:
             yield {
                 **options,
@@ -129,6 +130,16 @@ def _curve(
             }
 
 
+def _sizes_beside(names: Sequence[str], options: Mapping[str, Any]) -> Sequence[str]:
+    """Return the models of the plot over sizes."""
+    if options.get("config"):
+        return names
+    if options.get("workload") == "state":
+        # Every record of such a run is a result of its own, not a point of a plot.
+        return models.family(names[0]) if len(names) == 1 else names
+    return models.curve(names)
+
+
 def require_timeout(timeout: float | None) -> None:
     """Raise ValueError unless the time limit is None or a reasonable number of seconds."""
     if timeout is not None:
@@ -139,8 +150,9 @@ def _require_options(options: Mapping[str, Any]) -> None:
     names = {field.name for field in fields(Scenario)} - {"model", "optimizer", "options"}
     for name in options:
         if name not in names:
-            near = get_close_matches(name, names) or sorted(names)
-            raise ValueError(f"no option is named {name!r}; did you mean {', '.join(near)}?")
+            raise ValueError(
+                f"no option is named {name!r}; {schema.did_you_mean(name, sorted(names))}"
+            )
 
 
 def _refuse_code(question: Question, allowed: Collection[str]) -> None:
@@ -158,6 +170,7 @@ def _refuse_code(question: Question, allowed: Collection[str]) -> None:
 
 def _devices(device: str | None) -> tuple[str, ...]:
     """Return the devices of a question: "auto" simulates CUDA and measures this machine."""
+    device = usual("device", device)
     if device == "cuda":
         require_cuda()
     if device not in (None, "auto"):

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 
 from optprof.scenarios import Scenario
 
+from ..machine.environment import command
 from ..machine.memory import kernel_kills
 from ..measuring.files import files_of
+from ..records import planned
 from ..records.record import Outcome, Record
 from ..records.store import RunStore
 from ..safety import disk
@@ -129,6 +131,8 @@ def run(
             timeout=timeout,
             force=force,
         )
+        words = command()
+        planned.begin(store.folder, scenarios, words, anonymous=store.anonymous)
         for place, scenario in enumerate(scenarios):
             _require_space(store)
             started(place, scenario)
@@ -139,6 +143,7 @@ def run(
                     f"{store.folder}/{record.lost[0]}; its record is kept: repair that, and go on"
                     " with --resume"
                 )
+        planned.end(store.folder, words, anonymous=store.anonymous)
     return records
 
 

@@ -12,6 +12,7 @@ from optprof.scenarios import Scenario
 from optprof.scenarios.settings import own_settings
 
 from ..tracing.kernels import fused_on_meta
+from ..tracing.repeats import repeated_updates
 from ..tracing.samples import TRAININGS, ReadBackError, Samples
 from ..tracing.sparse import sparse_constructor
 from ..tracing.stream import Allocations, Segment
@@ -202,7 +203,8 @@ def _trace_steps(
         for parameter in parameters:
             if parameter.grad is not None:
                 samples.renew(parameter.grad)
-        with fused_on_meta(), sparse_constructor(), recorder.phase("step"):
+        updates = repeated_updates(recorder)
+        with fused_on_meta(), sparse_constructor(), updates, recorder.phase("step"):
             if takes_closure:
                 closure: Any = partial(_close, parameters, samples)
                 optimizer.step(closure)

@@ -126,20 +126,20 @@ def until(segments: list[Segment], moment: Moment) -> list[Segment]:
     return [*segments[:place], Segment(segments[place].phase, segments[place].events[: index + 1])]
 
 
-def live_at(segments: list[Segment], moment: Moment) -> set[int]:
-    """Return the allocations in use just after one event."""
-    live: set[int] = set()
-    for segment in until(segments, moment):
+def live_at(segments: list[Segment], moment: Moment) -> dict[int, int]:
+    """Return the allocations in use just after one event, with the places of their segments."""
+    live: dict[int, int] = {}
+    for place, segment in enumerate(until(segments, moment)):
         for event in segment.events:
             if event < 0:
-                live.remove(~event)
+                del live[~event]
             else:
-                live.add(event)
+                live[event] = place
     return live
 
 
 def _by_category(
-    live: set[int], sizes: Mapping[int, int], allocations: Allocations
+    live: Iterable[int], sizes: Mapping[int, int], allocations: Allocations
 ) -> dict[str, int]:
     nbytes: Counter[str] = Counter()
     for number in live:

@@ -5,6 +5,7 @@ from heapq import nlargest
 
 from ..records.timeline import MOST_PHASES, HeldBlock, Stretch, Timeline
 from ..tracing.stream import Allocations, Segment
+from .explaining import BlockSources, peak_groups
 from .replay import Moment, Replay, live_at
 
 # The shown steps have this many stretches, each with its extremes; a picture has fewer pixels.
@@ -25,7 +26,8 @@ def sample(
         # Each of thousands of micro-batches is two phases.
         shown = [highest]
     stretches = max(STRETCHES // sum(len(steps[number]) for number in shown), 1)
-    samples = _Samples(allocations.categories, replayed.block_bytes)
+    sources = BlockSources(allocations)
+    samples = _Samples(allocations.categories, replayed.block_bytes, sources)
     for place, segment in enumerate(segments):
         step = next((number for number in shown if place in steps[number]), None)
         changes = replayed.reserved_changes.get(place, {})
@@ -34,6 +36,8 @@ def sample(
         else:
             samples.add(segment, changes, step + 1, place, stretches)
     peak = max(range(len(samples.allocated)), key=samples.allocated.__getitem__)
+    place, count = samples.moments[peak]
+    live = live_at(segments, (place, count - 1))
     return Timeline(
         steps=len(steps),
         phases=tuple(samples.phases),
@@ -41,22 +45,29 @@ def sample(
         categories=samples.by_category(),
         reserved=tuple(samples.reserved),
         peak=peak,
-        largest=tuple(
-            _largest(segments, steps, allocations, replayed.block_bytes, samples.moments[peak])
-        ),
+        largest=tuple(_largest(live, segments, steps, allocations, replayed.block_bytes)),
+        groups=peak_groups(live, segments, sources, replayed.block_bytes),
+        sources=sources.all,
+        events=tuple(samples.events),
+        layers=tuple(samples.layers),
     )
 
 
 class _Samples:
     """The columns of a timeline, filled as the events go by."""
 
-    def __init__(self, categories: Sequence[str], block_bytes: Mapping[int, int]) -> None:
+    def __init__(
+        self, categories: Sequence[str], block_bytes: Mapping[int, int], sources: BlockSources
+    ) -> None:
         self.phases: list[Stretch] = []
         self.moments: list[Moment] = []
         self.allocated: list[int] = []
         self.reserved: list[int] = []
+        self.events: list[int] = []
+        self.layers: list[str] = []
         self._by_category: list[dict[str, int]] = []
         self._categories, self._block_bytes = categories, block_bytes
+        self._sources = sources
         # The bytes in use now, by category, and reserved.
         self._used = dict.fromkeys(categories, 0)
         self._reserved = 0
@@ -88,6 +99,7 @@ class _Samples:
             self.moments.append((place, count))
             self.allocated.append(allocated[count])
             self.reserved.append(self._reserved)
+            self._name(segment.events[count - 1] if count else None)
             self._by_category.append(dict(self._used))
         self.phases.append(
             Stretch(step=step, phase=segment.phase, events=len(segment.events), samples=len(kept))
@@ -97,6 +109,15 @@ class _Samples:
         """Return the samples of each category that ever has any bytes."""
         names = [name for name in self._used if any(used[name] for used in self._by_category)]
         return {name: tuple(used[name] for used in self._by_category) for name in names}
+
+    def _name(self, event: int | None) -> None:
+        """Keep the source of a sample's event; a sample at the start of a phase has no event."""
+        if event is None:
+            number, layers = 0, ""
+        else:
+            number, layers = self._sources.of(~event if event < 0 else event)
+        self.events.append(-number if event is not None and event < 0 else number)
+        self.layers.append(layers)
 
     def _apply(self, events: Iterable[int]) -> None:
         used, categories, block_bytes = self._used, self._categories, self._block_bytes
@@ -126,33 +147,23 @@ def _extremes(values: Sequence[int], stretches: int) -> set[int]:
 
 
 def _largest(
+    live: Mapping[int, int],
     segments: list[Segment],
     steps: Sequence[range],
     allocations: Allocations,
     block_bytes: Mapping[int, int],
-    moment: Moment,
 ) -> list[HeldBlock]:
-    """Return the largest blocks in use after some events of a segment, with their sources."""
-    place, count = moment
-    numbers = nlargest(
-        LARGEST, sorted(live_at(segments, (place, count - 1))), key=block_bytes.__getitem__
-    )
-    largest = set(numbers)
-    made = {
-        event: place
-        for place, segment in enumerate(segments)
-        for event in segment.events
-        if event in largest
-    }
+    """Return the largest blocks in use with their sources; `live` has the places of segments."""
+    numbers = nlargest(LARGEST, sorted(live), key=block_bytes.__getitem__)
     return [
         HeldBlock(
             block_bytes=block_bytes[number],
             requested_bytes=allocations.nbytes[number],
             category=allocations.categories[number],
             step=next(
-                (count for count, places in enumerate(steps, start=1) if made[number] in places), 0
+                (count for count, places in enumerate(steps, start=1) if live[number] in places), 0
             ),
-            phase=segments[made[number]].phase,
+            phase=segments[live[number]].phase,
             **allocations.sources[number]._asdict(),
         )
         for number in numbers

@@ -50,8 +50,11 @@ def simulate(scenario: Scenario) -> Record:
     return run_simulation(scenario).record
 
 
-def run_simulation(scenario: Scenario) -> Simulation:
-    """Simulate; return the record with the events up to the end or failure, and the timeline."""
+def run_simulation(scenario: Scenario, *, estimated: bool = True) -> Simulation:
+    """Simulate; return the record with the events up to the end or failure, and the timeline.
+
+    The record has an estimate of the step's time unless it is not `estimated`.
+    """
     allocator = simulated_allocator(scenario)
     model = trace_model_of(scenario)
     draws = simulated_draws(scenario)
@@ -75,6 +78,7 @@ def run_simulation(scenario: Scenario) -> Simulation:
         segments, model.allocations + optimizer.allocations, scenario.gpu
     )
     replayed = replay(segments, allocations, optimizer.state_numbers, allocator)
+    needed = _peaks(segments, allocations, scenario)[1] if replayed.error else None
     segments = until(segments, replayed.last)
     steps = [
         range(places.start, min(places.stop, len(segments)))
@@ -88,8 +92,10 @@ def run_simulation(scenario: Scenario) -> Simulation:
         deciding_options=deciding_options(scenario.optimizer),
         model_family=models.family_name(scenario.model, scenario.config),
         parameter_count=model.parameter_count,
-        memory=_memory(model, optimizer, replayed, None if replayed.error else upper),
-        estimate=None if optimizer.takes_closure else _estimate(scenario, model),
+        memory=replace(
+            _memory(model, optimizer, replayed, None if replayed.error else upper), needed=needed
+        ),
+        estimate=_estimate(scenario, model) if estimated and not optimizer.takes_closure else None,
         warnings=tuple(map(shortened, optimizer.warnings)),
         error=replayed.error and shortened(replayed.error),
         environment=environment(scenario.seed),
@@ -127,18 +133,30 @@ def _model_trace(scenario: Scenario) -> ModelTrace:
 
 
 def _estimate(scenario: Scenario, model: ModelTrace) -> StepEstimate | None:
-    """Return the estimate of the step on the scenario's GPU; None with sparse gradients."""
-    if scenario.gpu is None or any(
-        isinstance(layout, SparseLayout) for layout in model.gradients[-1]
-    ):
+    """Return the estimate of the step on the scenario's GPU; None with sparse gradients.
+
+    A training step without a GPU has an estimate for the default one if that can be made.
+    """
+    name = scenario.gpu or (hardware.DEFAULT_GPU if scenario.workload == "train" else None)
+    if name is None or any(isinstance(layout, SparseLayout) for layout in model.gradients[-1]):
         return None
+    try:
+        return _estimate_on(hardware.describe(name), scenario, model)
+    except Exception:
+        # The memory is what was asked for; an optimizer may refuse the values of another trace.
+        if scenario.gpu is None:
+            return None
+        raise
+
+
+def _estimate_on(gpu: hardware.Gpu, scenario: Scenario, model: ModelTrace) -> StepEstimate:
     triples = zip(model.names, model.parameters, model.gradients[-1], strict=True)
     stepped = [(name, layout) for name, (layout, _), gradient in triples if gradient is not None]
     step = trace_step(
         [(layout.shape, layout.dtype) for _, layout in stepped],
         lambda parameters: make_optimizer(scenario, parameters, [name for name, _ in stepped]),
     )
-    return estimate(step, hardware.describe(scenario.gpu))
+    return estimate(step, gpu)
 
 
 def _upper_peaks(
@@ -151,7 +169,13 @@ def _upper_peaks(
     """
     if not any(request.optional for request in allocations.requests.values()):
         return None
-    segments, allocations = sized_for(segments, allocations, scenario.gpu, optional=True)
+    return _peaks(*sized_for(segments, allocations, scenario.gpu, optional=True), scenario)
+
+
+def _peaks(
+    segments: list[Segment], allocations: Allocations, scenario: Scenario
+) -> tuple[int, int]:
+    """Return the allocated and reserved peaks on an unlimited device."""
     allocator, blocks = CachingAllocator(AllocatorSettings.parse(scenario.alloc_conf)), {}
     for segment in segments:
         for _ in play(segment, allocations, allocator, blocks):

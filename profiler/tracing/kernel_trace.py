@@ -140,6 +140,11 @@ class KernelRecorder(TorchDispatchMode):
         )
         return StepTrace(kernels=self._kernels, needed_bytes=sum(needed))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing compiled runs inside, and torch's guard would double the time of an operation.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}

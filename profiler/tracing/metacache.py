@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 _Layout = tuple[torch.Size, tuple[int, ...], torch.dtype]
+# Their lists hold one tensor or number for each parameter.
+_MULTI_TENSOR = "aten::_foreach_"
 
 
 class MetaCache:
@@ -18,6 +20,8 @@ class MetaCache:
         self._made: dict[Any, tuple[type | None, list[_Layout]]] = {}
         self._written: set[Any] = set()
         self._kinds: dict[int, tuple[bool, bool, bool]] = {}
+        # For multi-tensor operations, the layout of one output; None if they write in place.
+        self._members: dict[Any, _Layout | None] = {}
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Return what `func` returns for these arguments, possibly without running it."""
@@ -28,6 +32,8 @@ class MetaCache:
         makes, writes, fills = kind
         if not makes and not writes and not fills:
             return func(*args, **kwargs)
+        if not fills and not kwargs and func._schema.name.startswith(_MULTI_TENSOR):
+            return self._run_for_each(func, args)
         try:
             key = (id(func), _key(args), *((name, _key(value)) for name, value in kwargs.items()))
         except _NotCacheableError:
@@ -36,10 +42,7 @@ class MetaCache:
             return kwargs["out"] if fills else args[0] if func._schema.returns else None
         if key in self._made:
             container, layouts = self._made[key]
-            tensors = [
-                torch.empty_strided(shape, stride, dtype=dtype, device="meta")
-                for shape, stride, dtype in layouts
-            ]
+            tensors = [_made(layout) for layout in layouts]
             return tensors[0] if container is None else container(tensors)
         result = func(*args, **kwargs)
         if writes or fills:
@@ -50,18 +53,54 @@ class MetaCache:
             self._remember(key, result)
         return result
 
+    def _run_for_each(self, func: Any, args: Any) -> Any:
+        """Run a multi-tensor operation once for each combination of layouts in its lists.
+
+        On meta tensors it runs operations of single tensors, one after another.
+        """
+        lists = [arg for arg in args if isinstance(arg, list | tuple)]
+        if len({len(each) for each in lists}) != 1:
+            return func(*args)
+        try:
+            shared = tuple(_key(arg) for arg in args if not isinstance(arg, list | tuple))
+            members = [map(_key, each) for each in lists]
+            keys = [(id(func), shared, *key) for key in zip(*members, strict=True)]
+        except _NotCacheableError:
+            return func(*args)
+        new = {key: place for place, key in enumerate(keys) if key not in self._members}
+        if new:
+            few = [
+                [arg[place] for place in new.values()] if isinstance(arg, list | tuple) else arg
+                for arg in args
+            ]
+            made = func(*few)
+            if made is None:
+                self._members.update(dict.fromkeys(new))
+            elif all(map(_is_fresh, made)):
+                self._members.update(zip(new, map(_layout, made), strict=True))
+            else:
+                return func(*args)
+        layouts = [self._members[key] for key in keys]
+        return None if not func._schema.returns else [_made(layout) for layout in layouts if layout]
+
     def _remember(self, key: Any, result: Any) -> None:
         outputs = [result] if isinstance(result, torch.Tensor) else result
         if type(outputs) in (list, tuple) and all(map(_is_fresh, outputs)):
             container = None if isinstance(result, torch.Tensor) else type(result)
-            self._made[key] = (
-                container,
-                [(output.shape, output.stride(), output.dtype) for output in outputs],
-            )
+            self._made[key] = container, [_layout(output) for output in outputs]
 
 
 class _NotCacheableError(Exception):
     """An argument decides more than the layouts of outputs."""
+
+
+def _layout(tensor: torch.Tensor) -> _Layout:
+    return tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _made(layout: _Layout) -> torch.Tensor:
+    shape, stride, dtype = layout
+    return torch.empty_strided(shape, stride, dtype=dtype, device="meta")
 
 
 def _key(argument: Any) -> Any:

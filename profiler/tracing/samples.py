@@ -23,6 +23,8 @@ from .sample_rules import MOST, TRAININGS, WRITTEN, Operand, Value, of_kind, rul
 # In these trainings half of the numbers of a parameter or gradient are 0, as in embeddings.
 _SPARSE = slice(TRAININGS // 2, None)
 _MOST_OTHERS = 3
+# They write random numbers into their first argument.
+_RANDOM = {torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default}
 # The most read-backs of one step.
 _MOST_READ_BACKS = 20_000
 
@@ -230,10 +232,16 @@ class InitialValues(TorchDispatchMode):
         super().__init__()
         self._samples = Samples()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing compiled runs inside, and torch's guard would double the time of an operation.
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
         kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        # Random numbers change no layout, and torch's own code for meta tensors is slow.
+        result = args[0] if func in _RANDOM and args[0].is_meta else func(*args, **kwargs)
         self._samples.note(func, args, kwargs, tree_leaves(result))
         return result
 

@@ -46,6 +46,11 @@ class Sources:
             else ()
         )
         self._paths = {id(item): path for path, item in named}
+        self.classes = (
+            {path: type(module).__name__ for path, module in model.named_modules()}
+            if model is not None
+            else {}
+        )
         self._running: list[str] = []
         # The module that was innermost from each autograd sequence number on.
         self._numbers: list[int] = []

@@ -1,5 +1,6 @@
 """A stream of alloc and free events as data: what a program allocates, phase by phase."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,13 +33,14 @@ class Allocations:
     """Allocations by number: requested bytes, category, and the code that requested them.
 
     `requests` holds those that kernels make for themselves, whose bytes depend on the GPU; `nbytes`
-    has their bytes on the usual one.
+    has their bytes on the usual one. `classes` has the class of each module by its path.
     """
 
     nbytes: list[int] = field(default_factory=list)
     categories: list[Category] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
     requests: dict[int, Request] = field(default_factory=dict)
+    classes: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: "Allocations") -> "Allocations":
         first = len(self.nbytes)
@@ -50,4 +52,5 @@ class Allocations:
             self.categories + other.categories,
             self.sources + other.sources,
             requests,
+            {**self.classes, **other.classes},
         )

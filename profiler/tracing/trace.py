@@ -7,7 +7,7 @@ a real run.
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
@@ -73,11 +73,11 @@ class Recorder(TorchDispatchMode):
         workspaces: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
-        self.allocations = Allocations()
         self.segments: list[Segment] = []
         self._cache = MetaCache()
         self._in_place = InPlace()
         self._sources = Sources(model)
+        self.allocations = Allocations(classes=self._sources.classes)
         self._first = first
         self._samples = samples
         self._host_reads = HostReads(samples, self._sources.running)
@@ -88,6 +88,8 @@ class Recorder(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._empty: set[int] = set()
         self._is_sparse = False
+        # By key, the first and the next number of allocations that a part has made, and its events.
+        self._repeats: dict[Hashable, tuple[int, int, list[int]]] = {}
 
     @contextmanager
     def phase(self, phase: Phase, category: Category = "temporary") -> Iterator[None]:
@@ -142,6 +144,38 @@ class Recorder(TorchDispatchMode):
         """
         self._follow(tensor.untyped_storage(), number, freed=freed)
 
+    def repeat(self, key: Hashable, run: Callable[[], None]) -> None:
+        """Run a part of the program, or record again what an equal `key` has recorded.
+
+        That has the same events if the part ends with all its memory freed and none of before.
+        """
+        if key in self._repeats:
+            self._record_again(*self._repeats[key])
+            return
+        events, first = len(self._events or ()), self._first + len(self.allocations.nbytes)
+        workspaces = set(self.workspaces or ())
+        run()
+        if self._events is None or (self._samples and self._samples.training is not None):
+            return
+        recorded = self._events[events:]
+        made = {event for event in recorded if event >= 0}
+        if {~event for event in recorded if event < 0} == made and workspaces == self.workspaces:
+            last = self._first + len(self.allocations.nbytes)
+            if all(first <= number < last for number in made):
+                self._repeats[key] = first, last, recorded
+
+    def _record_again(self, first: int, last: int, recorded: list[int]) -> None:
+        allocations, events = self.allocations, self._events
+        assert events is not None
+        shift = self._first + len(allocations.nbytes) - first
+        events += [event + shift if event >= 0 else event - shift for event in recorded]
+        part = slice(first - self._first, last - self._first)
+        for column in (allocations.nbytes, allocations.categories, allocations.sources):
+            column += column[part]
+        for number in range(part.start, part.stop):
+            if number in allocations.requests:
+                allocations.requests[number + shift] = allocations.requests[number]
+
     def expect_sparse(self) -> None:
         """Look for sparse tensors among the arguments of operations, which takes time."""
         self._is_sparse = True
@@ -158,6 +192,11 @@ class Recorder(TorchDispatchMode):
     def holds(self, tensor: torch.Tensor) -> bool:
         """Return whether the tensor lives on the recorded device; host tensors do not."""
         return data_of(tensor)[-1].untyped_storage()._cdata in self._numbers
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing compiled runs inside, and torch's guard would double the time of an operation.
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -16,7 +16,7 @@ from optprof.profiler.records.record import Record
 from optprof.scenarios import hardware
 from optprof.scenarios.hardware import Gpu
 
-from .entries import Setting
+from .entries import Setting, ran_out
 from .labels import OptimizerKey, optimizer_key
 
 
@@ -50,6 +50,16 @@ def fits_by_setting(
         fit = replace(fit, largest_batch=largest, failing_batch=failing)
         by_setting.setdefault(setting, []).append((str(rest[-1]), fit))
     return by_setting
+
+
+def lacking(record: Record | None) -> int | None:
+    """Return the bytes that a simulated GPU lacks for the record's step; None if not known."""
+    if record is None or not ran_out(record) or record.memory is None:
+        return None
+    gpu, needed = record.scenario.gpu, record.memory.needed
+    if needed is None or gpu not in hardware.available():
+        return None
+    return max(needed - hardware.describe(gpu).usable_bytes, 0) or None
 
 
 def _batches(alike: Sequence[Fit]) -> tuple[int | None, int | None]:
@@ -89,7 +99,7 @@ def _fit(records: Sequence[Record], gpu: Gpu) -> Fit:
     memory, usable = record.memory, gpu.usable_bytes
     assert memory is not None, "a record that answers has its memory"
     # After running out of memory, what was reserved is only how far the step came.
-    reserved = None
+    reserved = memory.needed if lacking(record) else None
     if record.outcome == "ok":
         reserved = memory.peak_reserved_upper
         reserved = memory.peak_reserved if reserved is None else reserved
@@ -99,6 +109,8 @@ def _fit(records: Sequence[Record], gpu: Gpu) -> Fit:
         usable=usable,
         needed=reserved,
         left=None if reserved is None or reserved > usable else usable - reserved,
-        may_fit=reserved is not None and (memory.peak_allocated or 0) <= usable < reserved,
+        may_fit=record.outcome == "ok"
+        and reserved is not None
+        and (memory.peak_allocated or 0) <= usable < reserved,
         reason=hardware.unsupported(gpu, record.scenario, memory.parameters_by_dtype),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from optprof.profiler.records.record import Record
 
 from .labels import dtype_name, labels, model_traits, optimizer_key
-from .times import Spread
+from .times import Spread, noise
 
 # Two series that are closer than this at every model they share would cover each other.
 COINCIDENT = 0.03
@@ -16,7 +16,8 @@ COINCIDENT = 0.03
 class ModelSize:
     """One model on a curve: the bytes of its state, or the seconds of its step.
 
-    `lower` and `upper` are the 95 % interval of the seconds, None for too few samples.
+    `lower` and `upper` are the 95 % interval of the seconds, None for too few samples; `noisy` is
+    the record of samples whose median is noise.
     """
 
     model: str
@@ -26,6 +27,7 @@ class ModelSize:
     seconds: float = 0.0
     lower: float | None = None
     upper: float | None = None
+    noisy: Record | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +91,20 @@ def _key(
 
 
 def _times(record: Record) -> list[tuple[str, ModelSize]]:
-    """Return the points of the record's samples and of its estimate, each with its clock."""
+    """Return the points of the record's estimate and of its samples, each with its clock."""
     points = []
     samples = (record.times or {}).get("step")
     if not record.parameter_count:
         return []
+    if estimate := record.estimate:
+        points.append((estimate.gpu, _point(record, "estimated", seconds=estimate.seconds)))
     if record.outcome == "ok" and samples:
         spread = Spread.of(samples)
         point = _point(record, record.origin, seconds=spread.median)
         if interval := spread.interval:
             point = replace(point, lower=interval.lower, upper=interval.upper)
+        point = replace(point, noisy=record if noise(record) else None)
         points.append((record.scenario.device, point))
-    if estimate := record.estimate:
-        points.append((estimate.gpu, _point(record, "estimated", seconds=estimate.seconds)))
     return points
 
 

@@ -1,7 +1,7 @@
 """Entries: the records of a run, joined into one line for each optimizer and setting."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from optprof.profiler.records.record import Memory, Record, StepEstimate
@@ -104,6 +104,11 @@ class Entry:
         """The upper end of that peak if it is a range, because of cuDNN's workspaces."""
         return self.peak.peak_allocated_upper if self.peak else None
 
+    @property
+    def ran_out(self) -> bool:
+        """Return whether the simulated device had too little memory for a step."""
+        return self.bytes_from is not None and ran_out(self.bytes_from)
+
     @cached_property
     def step(self) -> Spread | None:
         """The times of the optimizer's step."""
@@ -112,21 +117,26 @@ class Entry:
 
     @property
     def estimate(self) -> StepEstimate | None:
-        """The estimated step on the GPU that the scenario names, None if it names no GPU."""
+        """The estimated step on a GPU, which it names."""
         return self.bytes_from.estimate if self.bytes_from else None
 
 
 def entries(records: Sequence[Record]) -> list[Entry]:
     """Return an entry for each optimizer, setting and implementation, in the order of the run.
 
-    Entries are made from records of whole training steps, or from records of workload "state" in a
-    run without others; never from failed records. A time joins bytes of its own implementation if
-    there are any, else any other bytes.
+    Entries are made from the results of what was requested. A simulated device that ran out of
+    memory gives a state and no peak; other failures give none. If no training step has a result,
+    the states of the models that should have been trained take their place. A time joins bytes of
+    its own implementation if there are any, else any other bytes.
     """
     names = labels(records)
-    ok = [record for record in records if record.outcome == "ok"]
+    asked = requested(records)
+    models = {record.scenario.model for record in asked}
+    results = [_counted(record) for record in asked if record.outcome == "ok" or ran_out(record)]
     subjects: dict[tuple[Setting, OptimizerKey], list[Record]] = {}
-    for record in [record for record in ok if record.scenario.workload == "train"] or ok:
+    for record in results or [
+        record for record in records if record.outcome == "ok" and record.scenario.model in models
+    ]:
         subjects.setdefault((_setting(record), optimizer_key(record.scenario)), []).append(record)
     order = {
         setting: number
@@ -138,6 +148,40 @@ def entries(records: Sequence[Record]) -> list[Entry]:
         for entry in _joined(setting, names[key], group)
     ]
     return sorted(unsorted, key=lambda entry: order[entry.setting])
+
+
+def requested(records: Sequence[Record]) -> list[Record]:
+    """Return the records that a run is about: its training steps, whatever became of them.
+
+    The states of a run with training steps extend a curve to models that nobody named. In a run
+    without any, the states were requested.
+    """
+    return [record for record in records if record.scenario.workload == "train"] or list(records)
+
+
+def ran_out(record: Record) -> bool:
+    """Return whether a simulated device ran out of memory; its record has the exact state."""
+    return (
+        record.outcome == "out-of-memory"
+        and record.origin == "simulated"
+        and record.memory is not None
+    )
+
+
+def _counted(record: Record) -> Record:
+    """Return the record without the counts of blocks that end where the memory did."""
+    if record.memory is None or record.outcome == "ok":
+        return record
+    memory = replace(
+        record.memory,
+        optimizer_state_allocated=None,
+        peak_allocated=None,
+        peak_reserved=None,
+        peak_phase=None,
+        peak_by_category={},
+        peak_by_phase={},
+    )
+    return replace(record, memory=memory)
 
 
 def question(record: Record) -> tuple[Setting, OptimizerKey, str]:
@@ -180,7 +224,9 @@ def _joined(setting: Setting, label: str, records: Sequence[Record]) -> list[Ent
     counted = [record for record in records if record.memory]
     # The bytes of a CPU have no peak. They are used only without others.
     peaking = [
-        record for record in counted if record.memory and record.memory.peak_allocated is not None
+        record
+        for record in counted
+        if ran_out(record) or (record.memory and record.memory.peak_allocated is not None)
     ]
     with_bytes = _by_implementation(peaking or counted, lambda record: record.origin == "measured")
     timed = [record for record in records if record.times and record.course is None]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
 
+from optprof.profiler.records.planned import Unfinished
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.timeline import Timeline
 
@@ -14,12 +15,12 @@ from ..words import conditions, shared
 from .accumulations import accumulations
 from .courses import Course, courses
 from .curves import Series, curves, time_curves
-from .entries import Entry, Setting, entries, failures, setting_names
+from .entries import Entry, Setting, entries, failures, requested, setting_names
 from .labels import OptimizerKey, labels, optimizer_key
 from .pareto import Tradeoff, tradeoffs
 from .peaks import Peak, peaks
 from .ratios import Ratio
-from .savings import Saving, paces, savings
+from .savings import Saving, baseline_of, paces, savings
 from .times import Timing, timings
 
 # A picture with more rows is hard to read.
@@ -30,25 +31,42 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """The records of a run and all that is derived from them, each when it is first read."""
+    """The records of a run and all that is derived from them, each when it is first read.
+
+    `baseline` is the name of the optimizer that the others are compared with; `unfinished` tells
+    which records are still missing.
+    """
 
     records: Sequence[Record]
     timelines: Mapping[str, Timeline]
+    baseline: str
+    unfinished: Unfinished | None = None
 
     @classmethod
     def of(
-        cls, records: Sequence[Record], timelines: Mapping[str, Timeline] | None = None
+        cls,
+        records: Sequence[Record],
+        timelines: Mapping[str, Timeline] | None = None,
+        *,
+        baseline: str | None = None,
+        unfinished: Unfinished | None = None,
     ) -> "Findings":
         """Return the findings of these records; timelines go by the file names of scenarios.
 
-        ValueError for a run without records.
+        Without a requested `baseline`, `baseline_of` chooses one. ValueError for a run without
+        records, and for a baseline that the run does not have.
         """
         if not records:
             raise ValueError(
                 "the run holds no records, so there is nothing to report; run `optprof profile"
                 " MODEL` again"
             )
-        return cls(records=records, timelines=timelines or {})
+        return cls(
+            records=records,
+            timelines=timelines or {},
+            baseline=baseline_of(records, baseline),
+            unfinished=unfinished,
+        )
 
     @cached_property
     def entries(self) -> list[Entry]:
@@ -58,7 +76,12 @@ class Findings:
     @cached_property
     def savings(self) -> list[Saving]:
         """The state of each optimizer against the baseline's."""
-        return savings(self.entries)
+        return savings(self.entries, self.baseline)
+
+    @cached_property
+    def has_savings(self) -> bool:
+        """Return whether an optimizer is compared with the baseline."""
+        return any(not saving.is_baseline for saving in self.savings)
 
     @cached_property
     def curves(self) -> list[Series]:
@@ -83,14 +106,22 @@ class Findings:
     @cached_property
     def names(self) -> dict[Setting, str]:
         """A name for each setting that the run is about."""
-        # A run is about what failed, too, but not about small records that only extend a curve.
+        # A run is about what failed, too, but not about states that only extend a curve.
         settings = [entry.setting for entry in self.entries]
         settings += [
-            Setting.of(record.scenario, record.memory) for record in failures(self.records)
+            Setting.of(record.scenario, record.memory)
+            for record in failures(requested(self.records))
         ]
         return setting_names(
-            settings or [Setting.of(record.scenario, record.memory) for record in self.records]
+            settings
+            or [Setting.of(record.scenario, record.memory) for record in requested(self.records)]
         )
+
+    @cached_property
+    def unshown(self) -> list[Record]:
+        """The failures that no entry shows."""
+        shown = {entry.bytes_from.scenario for entry in self.entries if entry.bytes_from}
+        return [record for record in failures(self.records) if record.scenario not in shown]
 
     @cached_property
     def labels(self) -> dict[OptimizerKey, str]:
@@ -107,7 +138,7 @@ class Findings:
     @cached_property
     def paces(self) -> list[tuple[Entry, Ratio]]:
         """The ratio of each entry's step time to the baseline's."""
-        return paces(self.entries)
+        return paces(self.entries, self.baseline)
 
     @cached_property
     def tradeoffs(self) -> list[Tradeoff]:
@@ -118,6 +149,14 @@ class Findings:
     def time_curves(self) -> list[Series]:
         """Times of the step against parameters."""
         return time_curves(self.records)
+
+    @cached_property
+    def estimated_gpus(self) -> list[str]:
+        """The GPUs with an estimate of a step that fits, in the order of the run."""
+        gpus = (
+            entry.estimate.gpu for entry in self.entries if entry.estimate and not entry.ran_out
+        )
+        return list(dict.fromkeys(gpus))
 
     @property
     def models(self) -> list[str]:

@@ -48,17 +48,31 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def tradeoffs(entries: Sequence[Entry]) -> list[Tradeoff]:
-    """Return a point for each entry with bytes and seconds, in groups of one setting and clock."""
+    """Return a point for each entry with bytes and seconds, in groups of one setting and clock.
+
+    A GPU's bytes are not set against a CPU's times if there are times of a GPU.
+    """
     groups: dict[tuple[Setting, str], list[Tradeoff]] = {}
-    for entry in entries:
+    # A step that does not fit takes no time.
+    for entry in (entry for entry in entries if not entry.ran_out):
         for point in _timed(entry):
             groups.setdefault((entry.setting, point.clock), []).append(point)
-    return [point for group in groups.values() for point in _with_bytes(group)]
+    on_gpu = {setting for setting, clock in groups if clock != "cpu"}
+    return [
+        point
+        for (setting, clock), group in groups.items()
+        if clock != "cpu" or setting not in on_gpu
+        for point in _with_bytes(group)
+    ]
 
 
 def _timed(entry: Entry) -> list[Tradeoff]:
-    """Return the points of the entry's samples and of its estimate, still without bytes."""
+    """Return the points of the entry's estimate and of its samples, still without bytes."""
     points = []
+    if (estimate := entry.estimate) is not None:
+        points.append(
+            Tradeoff(entry=entry, clock=estimate.gpu, origin="estimated", seconds=estimate.seconds)
+        )
     if entry.step is not None and entry.times_from is not None:
         record, interval = entry.times_from, entry.step.interval
         points.append(
@@ -70,10 +84,6 @@ def _timed(entry: Entry) -> list[Tradeoff]:
                 lower=interval.lower if interval else None,
                 upper=interval.upper if interval else None,
             )
-        )
-    if (estimate := entry.estimate) is not None:
-        points.append(
-            Tradeoff(entry=entry, clock=estimate.gpu, origin="estimated", seconds=estimate.seconds)
         )
     return points
 

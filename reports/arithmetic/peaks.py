@@ -1,13 +1,17 @@
 """Peaks: the bytes of a training step at its highest moment, by category, and the phase then.
 
+A simulated peak is known block by block. Its parts are a tree: category, class of the module,
+module, and operation with its line.
+
 CUDA's allocator does not know what its bytes are for. A peak measured there gets the parts of a
 simulation of the same question.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from optprof.profiler.records.record import Record
+from optprof.profiler.records.timeline import PeakGroup
 
 from .entries import Entry, question
 
@@ -22,6 +26,8 @@ CATEGORIES = (
     "workspace",
     "input",
 )
+# The name of a category's smallest groups, which a timeline has as one.
+SMALLER = "smaller groups"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,58 @@ class Peak:
     def residual(self) -> int:
         """The peak less its parts: 0 unless they come from another record."""
         return self.allocated - self.split
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakPart:
+    """Blocks at a peak that share a path: a category and what requested them, as far as is known.
+
+    `start` is the bytes of the parts to its left, of the same peak.
+    """
+
+    path: tuple[str, ...]
+    blocks: int
+    nbytes: int
+    start: int
+
+
+def peak_parts(groups: Sequence[PeakGroup]) -> list[PeakPart]:
+    """Return the parts of a peak, each before the parts of itself.
+
+    Categories are in stack order, all other parts by size. The part of the whole peak comes first
+    and has an empty path. Parts of a part add up to it, except for blocks whose path ends there.
+    """
+    return list(_parts((), [(_path(group), group) for group in groups], 0))
+
+
+def _parts(
+    path: tuple[str, ...], members: Sequence[tuple[tuple[str, ...], PeakGroup]], start: int
+) -> Iterator[PeakPart]:
+    yield PeakPart(
+        path=path,
+        blocks=sum(group.blocks for _, group in members),
+        nbytes=sum(group.nbytes for _, group in members),
+        start=start,
+    )
+    inner: dict[str, list[tuple[tuple[str, ...], PeakGroup]]] = {}
+    for names, group in members:
+        if len(names) > len(path):
+            inner.setdefault(names[len(path)], []).append((names, group))
+    sizes = {name: sum(group.nbytes for _, group in inner[name]) for name in inner}
+    order = sorted(inner, key=lambda name: -sizes[name]) if path else in_stack_order(inner)
+    for name in order:
+        yield from _parts((*path, name), inner[name], start)
+        start += sizes[name]
+
+
+def _path(group: PeakGroup) -> tuple[str, ...]:
+    """Return the names of a group from the category down, without unknown ones."""
+    source = group.source
+    if not group.phase:
+        return source.category, SMALLER
+    request = " · ".join(filter(None, (source.op, source.line)))
+    names = source.category, source.module_class, source.module, request
+    return tuple(filter(None, names))
 
 
 def peaks(entries: Sequence[Entry], records: Sequence[Record]) -> list[Peak]:

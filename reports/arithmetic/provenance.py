@@ -11,14 +11,14 @@ from ..words import DEVICES, warning_lines
 from .times import Spread
 
 ORIGINS = {
-    "measured": "a clock or an allocator on this machine said so.",
+    "measured": "read from a clock or an allocator on the machine of the run.",
     "simulated": (
         "the optimizer's own step ran at full size on tensors without data, and its allocations"
         " were replayed through a model of the CUDA caching allocator; no GPU was used."
     ),
     "estimated": (
-        "timed on a noted share of the model's parameters and scaled up to all of them; or, for a"
-        " GPU that was not used, computed from the bytes that the step's kernels move, their"
+        "timed on a part of the model, whose share is noted, and scaled up to all parameters; or,"
+        " for a GPU that was not used, computed from the bytes that the step's kernels move, their"
         " launches and the host's waits."
     ),
 }
@@ -115,15 +115,8 @@ def _noise(records: Sequence[Record]) -> str:
     """Return how far the 95 % intervals of the step's medians reach, narrowest to widest."""
     steps = [(record.times or {}).get("step") for record in records if record.course is None]
     spreads = [Spread.of(samples) for samples in steps if samples]
-    known = [
-        (spread.median, spread.interval)
-        for spread in spreads
-        if spread.interval and spread.median > 0
-    ]
-    if not known:
+    reaches = sorted(spread.reach for spread in spreads if spread.reach is not None)
+    if not reaches:
         return ""
-    reaches = sorted(
-        max(interval.upper - middle, middle - interval.lower) / middle for middle, interval in known
-    )
     span = dict.fromkeys(percent_text(reach, 1) for reach in (reaches[0], reaches[-1]))
     return f"95 % intervals of the step's median reach {' to '.join(span)} to the longer side"

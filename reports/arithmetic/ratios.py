@@ -29,6 +29,11 @@ class Ratio:
     low: float | None = None
     high: float | None = None
 
+    @property
+    def includes_one(self) -> bool:
+        """Return whether the interval includes 1: the two lists may not differ at all."""
+        return self.low is not None and self.high is not None and self.low <= 1 <= self.high
+
     @classmethod
     def of(cls, before: Sequence[float], after: Sequence[float]) -> "Ratio":
         """Return the ratio of `after` to `before`, two lists of seconds.

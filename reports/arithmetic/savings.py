@@ -5,14 +5,17 @@ a result. Otherwise it runs another way, and the report says so.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+from optprof.profiler.records.record import Record
 
 from .entries import Entry, Setting, by_setting
 from .labels import unusual_options
 from .ratios import Ratio
 
-BASELINE = "adamw"
+# The usual baselines; a run without them is compared with its first optimizer.
+USUAL = ("adamw", "adam")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,35 @@ class Saving:
         return self.state_bytes / self.baseline_bytes if self.baseline_bytes else math.inf
 
 
-def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
+def baseline_of(records: Sequence[Record], requested: str | None = None) -> str:
+    """Return the name of the optimizer that a run's others are compared with.
+
+    It is the requested one, else adamw, else adam, else the first that keeps a state. ValueError
+    for a requested one that the run does not have.
+    """
+    names = dict.fromkeys(record.scenario.optimizer for record in records)
+    if requested is not None:
+        require_baseline(requested, names)
+        return requested
+    with_state = (
+        record.scenario.optimizer
+        for record in records
+        if record.memory and record.memory.optimizer_state
+    )
+    usual = (name for name in USUAL if name in names)
+    return next(usual, None) or next(with_state, None) or next(iter(names))
+
+
+def require_baseline(name: str, optimizers: Collection[str]) -> None:
+    """Raise ValueError unless the baseline is one of these optimizers."""
+    if name not in optimizers:
+        raise ValueError(
+            f"no optimizer of this run is named {name!r}; give --baseline one of"
+            f" {', '.join(dict.fromkeys(optimizers))}"
+        )
+
+
+def savings(entries: Sequence[Entry], baseline: str) -> list[Saving]:
     """Return a saving for each entry whose setting has the baseline, also for the baseline."""
     rows = []
     for group in by_setting(entries).values():
@@ -72,7 +103,7 @@ def savings(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Saving]:
     return rows
 
 
-def paces(entries: Sequence[Entry], baseline: str = BASELINE) -> list[tuple[Entry, Ratio]]:
+def paces(entries: Sequence[Entry], baseline: str) -> list[tuple[Entry, Ratio]]:
     """Return the ratio of each entry's step time to the baseline's.
 
     An entry needs a baseline whose step was timed on the same device with the same implementation.
@@ -101,7 +132,7 @@ def _clock(entry: Entry) -> tuple[str, str] | None:
     return entry.times_from.scenario.device, entry.times_from.scenario.implementation
 
 
-def without_baseline(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Setting]:
+def without_baseline(entries: Sequence[Entry], baseline: str) -> list[Setting]:
     """Return the settings whose entries have bytes, but no baseline to compare with."""
     groups = by_setting([entry for entry in entries if entry.state_bytes is not None])
     return [setting for setting, group in groups.items() if not _candidates(group, baseline)]

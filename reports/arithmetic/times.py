@@ -1,5 +1,6 @@
-"""Times: medians and spreads of raw samples, of the optimizer's step and of whole iterations."""
+"""Times: medians, spreads and noise of raw samples, of the step and of whole iterations."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, quantiles
@@ -7,7 +8,16 @@ from statistics import median, quantiles
 from optprof.profiler.records.confidence import Interval, median_interval
 from optprof.profiler.records.record import Record
 
+from ..units import percent_text
+
 PHASES = ("forward", "backward", "step")
+# A median is noise if its interval reaches further than this: a comparison reports changes of 5 %.
+NOISY = 0.05
+# Warnings of the harness and of NVML about times; a record's other warnings are about its bytes.
+_DISTURBED = re.compile(
+    r"other processes took|times still changed by|the GPU was slowed down by"
+    r"|\d+ other process(?:es)? had memory on the GPU|the GPU's clock went from"
+)
 # More marks along a row would only cover each other.
 MOST_SHOWN = 200
 THINNED = (
@@ -41,6 +51,17 @@ class Spread:
         return median_interval(self.samples)
 
     @property
+    def reach(self) -> float | None:
+        """How far the interval reaches from the median on its longer side, as a share of it.
+
+        None for fewer than six samples, and for a clock that reads 0.
+        """
+        interval, middle = self.interval, self.median
+        if interval is None or middle <= 0:
+            return None
+        return max(interval.upper - middle, middle - interval.lower) / middle
+
+    @property
     def smallest(self) -> float:
         """The fastest sample, in seconds."""
         return min(self.samples)
@@ -71,6 +92,36 @@ class Timing:
         if "iteration" in self.phases:
             return self.phases["iteration"].median
         return sum(self.phases[phase].median for phase in PHASES)
+
+    def noise(self, phase: str = "step") -> str:
+        """Why the median of a phase is noise; empty for a sound one."""
+        return noise(self.record, phase)
+
+
+def noise(record: Record, phase: str = "step") -> str:
+    """Return why the median of a phase is noise, in a few words; empty for a sound one.
+
+    A median is noise if its 95 % interval reaches more than NOISY from it, if fewer than six
+    samples leave it without an interval, or if the record warns of a disturbance: other processes,
+    times that never settled, a GPU that was slowed down or shared. The ratio of two noisy medians
+    has an interval of its own (`Ratio`), which may still show a large difference.
+    """
+    samples = (record.times or {}).get(phase)
+    if not samples:
+        return ""
+    spread = Spread.of(samples)
+    if spread.interval is None:
+        reasons = [f"only {len(samples)} sample{'s' if len(samples) > 1 else ''}"]
+    else:
+        reach = spread.reach or 0.0
+        reasons = [f"\u00b1{percent_text(reach, 1)}"] if reach > NOISY else []
+    return ", ".join([*reasons, *disturbances(record)])
+
+
+def disturbances(record: Record) -> list[str]:
+    """Return what disturbed the record's times: no interval of its samples knows of it."""
+    warnings = record.watched.warnings if record.watched else ()
+    return [warning for warning in warnings if _DISTURBED.match(warning)]
 
 
 def tokens_per_second(record: Record) -> float | None:

@@ -8,7 +8,7 @@ from optprof.scenarios.hardware import CONTEXT_BYTES
 
 from .entries import Entry, by_setting
 from .labels import optimizer_key
-from .savings import BASELINE, savings
+from .savings import savings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +81,17 @@ class Sight:
         return self.reserved - self.allocated
 
     @property
+    def foreach_adds(self) -> int | None:
+        """Bytes that foreach adds to the peak: what it costs over the loop, if the run has both.
+
+        Else the temporaries at a peak in the step, which foreach takes for many tensors at once.
+        """
+        if self.foreach_costs is not None:
+            return self.foreach_costs
+        is_foreach = self.entry.scenario.implementation == "foreach" and self.phase == "step"
+        return dict(self.parts).get("temporary") if is_foreach else None
+
+    @property
     def moved(self) -> tuple[tuple[str, int], ...]:
         """Bytes of this peak beyond the baseline's by category, negative for fewer.
 
@@ -97,7 +108,7 @@ class Sight:
         return None if own is None or theirs is None else theirs - own
 
 
-def sights(entries: Sequence[Entry], baseline: str = BASELINE) -> list[Sight]:
+def sights(entries: Sequence[Entry], baseline: str) -> list[Sight]:
     """Return a sight for each entry whose state is known, in the order of the run."""
     references = {
         id(saving.entry): id(saving.baseline)

@@ -1,7 +1,8 @@
 """Comparison: the differences between two sets of records, scenario by scenario.
 
-Scenarios match when all their fields are equal. Bytes are compared exactly; a time differs only
-when the whole 95 % interval of its ratio lies beyond a threshold.
+Scenarios match when all their fields are equal. Bytes are compared exactly. A time differs if the
+whole 95 % interval of its ratio lies beyond a threshold, and is the same if the whole interval lies
+within it. Any other time is noise, and is not judged.
 """
 
 import math
@@ -17,13 +18,16 @@ from optprof.profiler.records.store import scenario_key
 from optprof.scenarios.spec import Scenario
 
 from ..arithmetic.ratios import Ratio
+from ..arithmetic.times import disturbances
 from ..explain import METRICS
 from ..units import percent_text
 from .sides import Side
 
-Verdict = Literal["regressed", "improved", "same", "not compared"]
+Verdict = Literal["regressed", "improved", "same", "not judged", "not compared"]
 THRESHOLD = Fraction(5, 100)
-_Bounds = tuple[float, float]
+NOISY = "noisy"
+BEFORE_AFTER = ("before", "after")
+Bounds = tuple[float, float]
 # The last name of each figure's field.
 _NAMES = {name: metric.field.partition(".")[2] for name, metric in METRICS.items()}
 
@@ -32,7 +36,8 @@ _NAMES = {name: metric.field.partition(".")[2] for name, metric in METRICS.items
 class MetricChange:
     """One figure of one scenario on both sides, in bytes or median seconds.
 
-    `note` says why the two were not compared.
+    `note` says why the two were not compared, or not judged: NOISY if the interval of the ratio
+    leaves the answer open, "noisy: ..." if something disturbed the measurement.
     """
 
     metric: str
@@ -44,11 +49,22 @@ class MetricChange:
 
     def beyond(self, share: Fraction) -> bool:
         """Return whether the figure, or a time's whole interval, grew by more than that share."""
-        if self.verdict == "not compared":
+        if self.verdict == "not compared" or self.is_disturbed:
             return False
         if METRICS[self.metric].kind == "bytes":
             return Fraction(self.after) - Fraction(self.before) > share * Fraction(self.before)
         return self.ratio is not None and _least(self.ratio) > 1 + share
+
+    def left_open(self, share: Fraction) -> str:
+        """Return why it is open whether the figure grew by more than that share; else empty."""
+        if self.verdict == "not compared" or self.is_disturbed or self.ratio is None:
+            return self.note
+        return NOISY if _least(self.ratio) <= 1 + share < _most(self.ratio) else ""
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Return whether something disturbed the measurement of a time."""
+        return self.verdict == "not judged" and self.note != NOISY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +91,8 @@ class Pair:
 class Compared:
     """Two sets of records: the scenarios of both and of one side, and the damage of either side.
 
-    `superseded` counts the older records of a scenario, which are passed over.
+    `superseded` counts the older records of a scenario, which are passed over. `names` are those of
+    the two sides in tables.
     """
 
     pairs: tuple[Pair, ...]
@@ -84,6 +101,7 @@ class Compared:
     threshold: Fraction
     superseded: int
     damage: tuple[str, ...] = ()
+    names: tuple[str, str] = BEFORE_AFTER
 
     @property
     def records(self) -> list[Record]:
@@ -92,7 +110,12 @@ class Compared:
 
 
 def compare_sides(
-    before: Side, after: Side, *, threshold: Fraction = THRESHOLD, across_machines: bool = False
+    before: Side,
+    after: Side,
+    *,
+    threshold: Fraction = THRESHOLD,
+    across_machines: bool = False,
+    names: tuple[str, str] = BEFORE_AFTER,
 ) -> Compared:
     """Compare the records of both sides as `compare` does, and list their damage."""
     for side in (before, after):
@@ -102,10 +125,11 @@ def compare_sides(
         before.records, after.records, threshold=threshold, across_machines=across_machines
     )
     damage = [
-        *(f"before: {each}" for each in before.damage),
-        *(f"after: {each}" for each in after.damage),
+        f"{name}: {each}"
+        for name, side in zip(names, (before, after), strict=True)
+        for each in side.damage
     ]
-    return replace(compared, damage=tuple(damage))
+    return replace(compared, damage=tuple(damage), names=names)
 
 
 def compare(
@@ -126,10 +150,10 @@ def compare(
                 f"the {side} side of the comparison has no records; profile something there first"
             )
     old, new = _latest(before), _latest(after)
-    bounds = _bounds(threshold)
+    bounds = bounds_of(threshold)
     return Compared(
         pairs=tuple(
-            _pair(old[key], new[key], bounds, across_machines) for key in new if key in old
+            pair_of(old[key], new[key], bounds, across_machines) for key in new if key in old
         ),
         only_before=tuple(record for key, record in old.items() if key not in new),
         only_after=tuple(record for key, record in new.items() if key not in old),
@@ -143,18 +167,34 @@ def _latest(records: Iterable[Record]) -> dict[bytes, Record]:
     return {scenario_key(record.scenario): record for record in records}
 
 
-def _pair(before: Record, after: Record, bounds: _Bounds, across_machines: bool) -> Pair:
+def pair_of(
+    before: Record,
+    after: Record,
+    bounds: Bounds,
+    across_machines: bool,
+    metrics: Iterable[str] = METRICS,
+) -> Pair:
+    """Return the pair of two records, with the changes of these figures."""
     changes: list[MetricChange] = []
     if before.outcome == after.outcome == "ok":
         reason = _refusal(before, after, across_machines)
-        for metric in METRICS:
-            pair = _figure(before, metric), _figure(after, metric)
+        noise = _disturbance(before, after)
+        for metric in metrics:
+            pair = figure_of(before, metric), figure_of(after, metric)
             if pair[0] is not None and pair[1] is not None:
-                changes.append(_change(metric, pair[0], pair[1], bounds, reason))
+                changes.append(_change(metric, pair[0], pair[1], bounds, reason, noise))
     return Pair(before=before, after=after, changes=tuple(changes))
 
 
-def _change(metric: str, before: Any, after: Any, bounds: _Bounds, reason: str) -> MetricChange:
+def _disturbance(before: Record, after: Record) -> str:
+    """The note on times that were disturbed on either side; empty for none."""
+    reasons = dict.fromkeys([*disturbances(before), *disturbances(after)])
+    return f"{NOISY}: {', '.join(reasons)}" if reasons else ""
+
+
+def _change(
+    metric: str, before: Any, after: Any, bounds: Bounds, reason: str, noise: str
+) -> MetricChange:
     if METRICS[metric].kind == "bytes":
         return _byte_change(metric, before, after)
     if metric == "estimate":
@@ -166,6 +206,8 @@ def _change(metric: str, before: Any, after: Any, bounds: _Bounds, reason: str) 
         "a time of 0" if ratio is None else "too few samples" if ratio.low is None else ""
     )
     verdict = "not compared" if ratio is None or note else _judged(ratio, bounds)
+    if verdict != "not compared" and (noise or verdict == "not judged"):
+        verdict, note = "not judged", noise or NOISY
     return MetricChange(
         metric=metric,
         before=median(before),
@@ -184,13 +226,17 @@ def _byte_change(metric: str, before: int, after: int) -> MetricChange:
     return MetricChange(metric=metric, before=before, after=after, ratio=ratio, verdict=verdict)
 
 
-def _judged(ratio: Ratio, bounds: _Bounds) -> Verdict:
-    highest = ratio.value if ratio.high is None else ratio.high
+def _judged(ratio: Ratio, bounds: Bounds) -> Verdict:
+    lowest, highest = _least(ratio), _most(ratio)
     slower, faster = bounds
-    return "regressed" if _least(ratio) > slower else "improved" if highest < faster else "same"
+    if lowest > slower:
+        return "regressed"
+    if highest < faster:
+        return "improved"
+    return "same" if lowest >= faster and highest <= slower else "not judged"
 
 
-def _bounds(threshold: Fraction) -> _Bounds:
+def bounds_of(threshold: Fraction) -> Bounds:
     """Return 1 plus and minus the threshold as floats, rounded so that comparisons stay exact."""
     slower, faster = float(1 + threshold), float(1 - threshold)
     return (
@@ -203,7 +249,11 @@ def _least(ratio: Ratio) -> float:
     return ratio.value if ratio.low is None else ratio.low
 
 
-def _figure(record: Record, metric: str) -> Any:
+def _most(ratio: Ratio) -> float:
+    return ratio.value if ratio.high is None else ratio.high
+
+
+def figure_of(record: Record, metric: str) -> Any:
     """Bytes, one estimate, or samples in seconds; None for a record without the figure."""
     memory, kept = record.memory, _NAMES[metric]
     if metric == "estimate":

@@ -1,21 +1,23 @@
-"""Comparing two sides of runs: read them, compare, judge by gates, and show in four media."""
+"""Comparing runs, each with the first: read, compare, judge by gates, and show in four media."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any, TextIO
 
-from optprof.profiler.records.privacy import disclosed
+from optprof.profiler.records.privacy import disclosed, masked
 from optprof.profiler.records.record import Record
 from optprof.profiler.records.store import without_collections
 from optprof.profiler.safety.disk import write_text
 
 from ..arithmetic.ratios import Ratio
 from ..document import Document, Medium
-from .compare import Compared, MetricChange, Pair, compare_sides
-from .gate import Gate, Offence, offences, per_cent
+from .compare import BEFORE_AFTER, Compared, MetricChange, Pair, compare_sides
+from .disjoint import disjoint_text
+from .gate import Gate, Offence, left_open, offences, per_cent
 from .sides import read_side
 
 SCHEMA = 1
@@ -25,14 +27,17 @@ _RATIO = tuple(each.name for each in fields(Ratio))
 
 @dataclass(frozen=True, kw_only=True)
 class Comparing:
-    """A comparison, and the offences against its gates.
+    """A comparison of two runs, those of `more` runs with the same first one, and the gates.
 
-    `unjudged` lists damage, which stops every gate: a line that cannot be read may be the newest
-    record of a scenario. It is empty without gates.
+    `stopped` are the offences against the gates. `left_open` are figures that a gate cannot judge,
+    such as noisy times. `unjudged` lists damage, which stops every gate: a line that cannot be read
+    may be the newest record of a scenario. All three are empty without gates.
     """
 
     compared: Compared
+    more: Sequence[Compared] = ()
     stopped: Sequence[Offence]
+    left_open: Sequence[Offence] = ()
     unjudged: Sequence[str] = ()
 
     @classmethod
@@ -43,24 +48,47 @@ class Comparing:
         after: Path,
         gates: Sequence[str],
         *,
+        more: Sequence[Path] = (),
         threshold: str = "5%",
         across_machines: bool = False,
         anonymous: bool = False,
     ) -> "Comparing":
-        """Compare two runs, or two folders of runs.
+        """Compare runs, or folders of runs, with the first one.
 
         ValueError for an invalid gate or threshold, OSError for a folder without runs.
         """
         limits, share = [Gate.parse(text) for text in gates], per_cent(threshold)
-        compared = compare_sides(
-            read_side(before), read_side(after), threshold=share, across_machines=across_machines
-        )
-        compared = _anonymous(compared) if anonymous else compared
+        first, names = read_side(before), _names([before, after, *more], anonymous=anonymous)
+        compared = [
+            compare_sides(
+                first,
+                read_side(path),
+                threshold=share,
+                across_machines=across_machines,
+                names=(names[0], name),
+            )
+            for path, name in zip((after, *more), names[1:], strict=True)
+        ]
+        compared = [_anonymous(each) if anonymous else each for each in compared]
         return cls(
-            compared=compared,
-            stopped=offences(compared, limits),
-            unjudged=compared.damage if limits else (),
+            compared=compared[0],
+            more=compared[1:],
+            stopped=[] if disjoint_text(compared) else _stopped(compared, limits),
+            left_open=[each for one in compared for each in left_open(one, limits)],
+            unjudged=tuple(dict.fromkeys(each for one in compared for each in one.damage))
+            if limits
+            else (),
         )
+
+    @property
+    def all(self) -> Sequence[Compared]:
+        """All comparisons."""
+        return (self.compared, *self.more)
+
+    @property
+    def disjoint(self) -> str:
+        """The sentence that says that no run has a scenario of the first; empty otherwise."""
+        return disjoint_text(self.all)
 
     def render(
         self, output: TextIO, *, only_regressed: bool = False, width: int | None = None
@@ -94,7 +122,12 @@ class Comparing:
         from .document import comparison_document
 
         return comparison_document(
-            self.compared, self.stopped, medium, command=command, only_regressed=only_regressed
+            self.all,
+            self.stopped,
+            self.left_open,
+            medium,
+            command=command,
+            only_regressed=only_regressed,
         )
 
     @without_collections()
@@ -102,32 +135,67 @@ class Comparing:
         """Write the comparison as JSON, item by item: 100,000 scenarios take 250 MB.
 
         `schema` comes first; bytes are whole, times in seconds, a ratio has the ends of its
-        interval.
+        interval. `error` says that the runs have no scenario in common.
         """
-        pairs = (_pair(pair, only_regressed) for pair in self.compared.pairs)
-        members = {
+        error = {"error": self.disjoint} if self.disjoint else {}
+        if not self.more:
+            _write_members(self._members(self.compared, only_regressed) | error, output)
+            output.write("\n")
+            return
+        lead = "".join(f"\n {json.dumps(name)}: {json.dumps(error[name])}," for name in error)
+        output.write(f'{{\n "schema": {SCHEMA},{lead}\n "comparisons": [')
+        for number, each in enumerate(self.all):
+            output.write("," if number else "")
+            before, after = each.names
+            members = self._members(each, only_regressed)
+            _write_members({"before": before, "after": after, **members}, output)
+        output.write("]\n}\n")
+
+    def _members(self, compared: Compared, only_regressed: bool) -> dict[str, Any]:
+        """Return the members of a comparison's JSON; long lists are iterators."""
+        pairs = (_pair(pair, only_regressed) for pair in compared.pairs)
+        return {
             "schema": SCHEMA,
-            "threshold": float(self.compared.threshold),
-            "superseded": self.compared.superseded,
-            "damage": list(self.compared.damage),
-            "stopped": map(_stopped, self.stopped),
+            "threshold": float(compared.threshold),
+            "superseded": compared.superseded,
+            "damage": list(compared.damage),
+            "stopped": (_offence(each) for each in self.stopped if each.names == compared.names),
+            "not_judged": (
+                {**_offence(each), "reason": each.reason}
+                for each in self.left_open
+                if each.names == compared.names
+            ),
             "pairs": (
                 pair
                 for pair in pairs
                 if not only_regressed or pair["changes"] or pair["outcome"] == "regressed"
             ),
-            "only_before": map(_outcome, self.compared.only_before),
-            "only_after": map(_outcome, self.compared.only_after),
+            "only_before": map(_outcome, compared.only_before),
+            "only_after": map(_outcome, compared.only_after),
         }
-        lead = "{"
-        for name, value in members.items():
-            output.write(f"{lead}\n {json.dumps(name)}: ")
-            lead = ","
-            if isinstance(value, Iterator):
-                _write_items(value, output)
-            else:
-                output.write(json.dumps(value, allow_nan=False))
-        output.write("\n}\n")
+
+
+def _stopped(compared: Sequence[Compared], gates: Sequence[Gate]) -> list[Offence]:
+    return [offence for each in compared for offence in offences(each, gates)]
+
+
+def _names(runs: Sequence[Path], *, anonymous: bool) -> Sequence[str]:
+    """The names of the runs in tables: two are before and after, more have those of their folders.
+
+    Letters stand for folders of equal names, and for those of an anonymous comparison.
+    """
+    if len(runs) == 2:
+        return BEFORE_AFTER
+    names = [masked(run.absolute().name) for run in runs]
+    if anonymous or len({*names}) < len(names):
+        return [_letters(number) for number in range(len(runs))]
+    return names
+
+
+def _letters(number: int) -> str:
+    """A, B, ... Z, AA, AB."""
+    rest, last = divmod(number, len(ascii_uppercase))
+    return (_letters(rest - 1) if rest else "") + ascii_uppercase[last]
 
 
 def _anonymous(compared: Compared) -> Compared:
@@ -144,6 +212,19 @@ def _anonymous(compared: Compared) -> Compared:
     )
 
 
+def _write_members(members: Mapping[str, Any], output: TextIO) -> None:
+    """Write an object member by member, and its lists item by item."""
+    lead = "{"
+    for name, value in members.items():
+        output.write(f"{lead}\n {json.dumps(name)}: ")
+        lead = ","
+        if isinstance(value, Iterator):
+            _write_items(value, output)
+        else:
+            output.write(json.dumps(value, allow_nan=False))
+    output.write("\n}")
+
+
 def _write_items(items: Iterator[Any], output: TextIO) -> None:
     """Write a list as `json.dumps` does with an indent of 1, two levels deep."""
     import msgspec
@@ -158,8 +239,8 @@ def _write_items(items: Iterator[Any], output: TextIO) -> None:
     output.write("[]" if lead == "[" else "\n ]")
 
 
-def _stopped(offence: Offence) -> dict[str, Any]:
-    change = _change(offence.change) if offence.change else None
+def _offence(offence: Offence) -> dict[str, Any]:
+    change = change_data(offence.change) if offence.change else None
     outcome = offence.subject.after.outcome if isinstance(offence.subject, Pair) else None
     return {
         "gate": offence.gate.text,
@@ -178,11 +259,12 @@ def _pair(pair: Pair, only_regressed: bool) -> dict[str, Any]:
         "outcome": pair.outcome_verdict,
         "before": pair.before.outcome,
         "after": pair.after.outcome,
-        "changes": [_change(change) for change in kept],
+        "changes": [change_data(change) for change in kept],
     }
 
 
-def _change(change: MetricChange) -> dict[str, Any]:
+def change_data(change: MetricChange) -> dict[str, Any]:
+    """Return a change as JSON-ready data."""
     # `asdict` copies each value, and 100,000 scenarios have a million changes.
     ratio = change.ratio and {name: getattr(change.ratio, name) for name in _RATIO}
     return {**{name: getattr(change, name) for name in _CHANGE}, "ratio": ratio}

@@ -10,7 +10,7 @@ from optprof.scenarios.schema import shown
 
 from ..explain import METRICS, find
 from ..units import GIB, KIB, MIB
-from .compare import Compared, MetricChange, Pair
+from .compare import BEFORE_AFTER, Compared, MetricChange, Pair
 
 UNITS = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB}
 _EXPRESSION = re.compile(
@@ -51,6 +51,12 @@ class Gate:
             )
         return cls(text=text.strip(), metric=metric, allowed_bytes=number * UNITS[unit or "B"])
 
+    def leaves_open(self, change: MetricChange) -> str:
+        """Return why this gate cannot judge the figure, a word or a line; empty if it can."""
+        if change.metric != self.metric or self.allowed_share is None:
+            return ""
+        return change.left_open(self.allowed_share)
+
     def stops(self, change: MetricChange) -> bool:
         """Return whether this figure grew by more than the gate allows."""
         if self.allowed_bytes is not None:
@@ -61,14 +67,17 @@ class Gate:
 
 @dataclass(frozen=True, kw_only=True)
 class Offence:
-    """A scenario that a gate stops, and the figure that grew; no figure for a lost result.
+    """A scenario that a gate stops or cannot judge, and the figure; none for a lost result.
 
     `subject` is the scenario's pair, or the first side's record where the second side has none.
+    `names` are those of the two sides, `reason` says why the gate cannot judge.
     """
 
     gate: Gate
     subject: Pair | Record
     change: MetricChange | None = None
+    names: tuple[str, str] = BEFORE_AFTER
+    reason: str = ""
 
 
 def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
@@ -77,6 +86,17 @@ def offences(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
     ValueError for a gate that has nothing to judge: it must not pass.
     """
     return [offence for gate in gates for offence in _stopped(compared, gate)]
+
+
+def left_open(compared: Compared, gates: Sequence[Gate]) -> list[Offence]:
+    """List the figures that a gate can neither pass nor stop, gate by gate: noisy times mostly."""
+    return [
+        Offence(gate=gate, subject=pair, change=change, names=compared.names, reason=reason)
+        for gate in gates
+        for pair in compared.pairs
+        for change in pair.changes
+        if (reason := gate.leaves_open(change))
+    ]
 
 
 def per_cent(text: str) -> Fraction:
@@ -88,14 +108,15 @@ def per_cent(text: str) -> Fraction:
 
 
 def _stopped(compared: Compared, gate: Gate) -> list[Offence]:
+    names = compared.names
     lost = [
-        Offence(gate=gate, subject=pair)
+        Offence(gate=gate, subject=pair, names=names)
         for pair in compared.pairs
         if pair.outcome_verdict == "regressed"
     ]
     # An option with a new default makes another scenario, whose costs must not pass unjudged.
     lost += [
-        Offence(gate=gate, subject=record)
+        Offence(gate=gate, subject=record, names=names)
         for record in compared.only_before
         if record.outcome == "ok"
     ]
@@ -114,7 +135,7 @@ def _stopped(compared: Compared, gate: Gate) -> list[Offence]:
             f" compare on both sides{why}"
         )
     return lost + [
-        Offence(gate=gate, subject=pair, change=change)
+        Offence(gate=gate, subject=pair, change=change, names=names)
         for pair, change in judged
         if gate.stops(change)
     ]

@@ -29,12 +29,12 @@ def read_side(path: Path) -> Side:
 
     A run that cannot be read at all raises ValueError or OSError; among other runs it is damage.
     """
-    if _may_hold_run(path):
+    if may_hold_run(path):
         store = RunStore(path)
         return Side(records=store.read(lean), damage=store.damage)
     runs: dict[str, list[Record]] = {}
     damage: list[str] = []
-    for folder in _runs_under(path):
+    for folder in runs_under(path):
         store = RunStore(folder)
         try:
             runs[folder.name] = store.read(partial(lean, with_time=True))
@@ -92,11 +92,11 @@ def _shared_environment(
     )
 
 
-def _runs_under(path: Path) -> list[Path]:
+def runs_under(path: Path) -> list[Path]:
     """The folders of runs directly in a folder, each once; FileNotFoundError for none."""
     folders = sorted(path.iterdir(), reverse=True) if path.is_dir() else []
     # A link to another run of the folder, as "latest", adds no run.
-    runs = {folder.resolve(): folder for folder in folders if _may_hold_run(folder)}
+    runs = {folder.resolve(): folder for folder in folders if may_hold_run(folder)}
     if not runs:
         raise FileNotFoundError(
             f"no run in {path}; name the folder of a run, such as runs/gpt2-xl, or a folder of runs"
@@ -104,7 +104,7 @@ def _runs_under(path: Path) -> list[Path]:
     return sorted(runs.values())
 
 
-def _may_hold_run(folder: Path) -> bool:
+def may_hold_run(folder: Path) -> bool:
     """Return False for a folder without a run; one without read permission may hold the newest."""
     try:
         (folder / "records.jsonl").lstat()
@@ -140,12 +140,12 @@ def _in_time(runs: Iterable[Sequence[Record]]) -> list[Record]:
                 record
             )
     groups = (
-        sorted(group.values(), key=lambda of_run: _time(of_run[-1])) for group in grouped.values()
+        sorted(group.values(), key=lambda of_run: time_of(of_run[-1])) for group in grouped.values()
     )
     return [record for group in groups for of_run in group for record in of_run]
 
 
-def _time(record: Record) -> float:
+def time_of(record: Record) -> float:
     """Seconds since 1970 of the record's time; a record without one is the oldest."""
     moment = _moment(record.environment.time)
     if moment is None:

@@ -4,13 +4,13 @@
 """
 
 from ..arithmetic.findings import Findings
-from . import accumulation, pareto, peaks, savings, sizes, step_sizes, timelines, times
+from . import accumulation, icicle, pareto, peaks, savings, sizes, step_sizes, timelines, times
 from .picture import Picture
 
 __all__ = ["Picture", "pictures"]
 
 # In the order of a report.
-MODULES = (savings, sizes, peaks, timelines, times, step_sizes, pareto, accumulation)
+MODULES = (savings, sizes, peaks, icicle, timelines, times, step_sizes, pareto, accumulation)
 
 
 def pictures(findings: Findings) -> list[Picture]:

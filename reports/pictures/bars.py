@@ -6,6 +6,7 @@ from itertools import accumulate, groupby
 from ..arithmetic.findings import Findings
 from ..style import block_colour
 from ..units import Sized, Words
+from ..words import category_name
 from .picture import Bar, Bars, Part
 from .scales import multiples
 
@@ -28,9 +29,15 @@ def grouped(findings: Findings, rows: Iterable[tuple[str, Bar, Ticks]]) -> tuple
 
 
 def stacked(
-    parts: Sequence[tuple[str, float]], texts: Sequence[Sized], scale: float
+    parts: Sequence[tuple[str, float]],
+    texts: Sequence[Sized],
+    scale: float,
+    exact: Sequence[str],
 ) -> tuple[Part, ...]:
-    """Return the parts side by side; `scale` is the size that fills the row."""
+    """Return the parts side by side; `scale` is the size that fills the row.
+
+    `exact` has the words under the pointer, after the names of the parts.
+    """
     lefts = accumulate((size for _, size in parts), initial=0.0)
     return tuple(
         Part(
@@ -38,8 +45,9 @@ def stacked(
             width=100 * size / scale,
             colour=block_colour(name).light,
             text=text,
+            words=f"{category_name(name)}: {words}",
         )
-        for (name, size), left, text in zip(parts, lefts, texts, strict=False)
+        for (name, size), left, text, words in zip(parts, lefts, texts, exact, strict=False)
     )
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from ..tables.table import Table
 from ..units import Words
-from .graphs import Graph, areas_graph, plot_graph
-from .picture import Bars, Key, Picture, Plot
+from .graphs import Graph, areas_graph, icicle_graph, plot_graph
+from .picture import Areas, Bars, Icicle, Key, Picture, Plot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +44,14 @@ class Chart:
             **{name: getattr(picture, name) for name in names},
             groups=tuple(panel for panel in picture.panels if isinstance(panel, Bars)),
             graphs=tuple(
-                plot_graph(panel, picture.marks) if isinstance(panel, Plot) else areas_graph(panel)
-                for panel in picture.panels
-                if not isinstance(panel, Bars)
+                _graph(panel, picture) for panel in picture.panels if not isinstance(panel, Bars)
             ),
             labels={label: origins[label] for label in picture.marks if label in origins},
             files=tuple(picture.files),
         )
+
+
+def _graph(panel: Plot | Areas | Icicle, picture: Picture) -> Graph:
+    if isinstance(panel, Plot):
+        return plot_graph(panel, picture.marks)
+    return areas_graph(panel) if isinstance(panel, Areas) else icicle_graph(panel)

@@ -1,8 +1,8 @@
-"""Graphs: plots and areas as plotly's traces in JSON.
+"""Graphs: plots, areas and icicles as plotly's traces in JSON.
 
 The page's script fills in three things when it draws: a colour "@ink" is the page's colour of that
-name, {"bytes": [...]} are exact bytes to show in the reader's unit, and {"binary": ..., "decimal":
-...} is one of the two by that unit.
+name, {"bytes": [...]} are exact bytes to show in the reader's unit, {"binary": ..., "decimal": ...}
+is one of the two by that unit, and {"texts": [...], "picked": [...]} are texts by their numbers.
 """
 
 import math
@@ -13,10 +13,11 @@ from typing import Any
 
 from optprof.profiler.safety.plain import plain
 
-from ..style import HATCHES, Mark, hatch_colour
-from ..units import GIB, Sized, Words
+from ..style import HATCHES, ON_BLOCK, Mark, hatch_colour
+from ..units import GIB, Sized, Words, bytes_text
 from ..words import phase_name
-from .picture import SHORT, Areas, Axis, Kind, Level, Line, Plot
+from .bars import VISIBLE
+from .picture import SHORT, Areas, Axis, Icicle, Kind, Level, Line, Plot, Tile
 from .scales import TICK_TEXTS, framed, scale_name
 
 # plotly's names for matplotlib's shapes.
@@ -31,6 +32,10 @@ BETWEEN: dict[Kind, dict[str, str]] = {
     "seconds": {"exponentformat": "SI", "ticksuffix": "s"},
     "parameters": {"exponentformat": "B"},
 }
+# Of an icicle, in pixels: the size of its letters, and the height of the path to what is enlarged.
+LETTERS, PATH = 12, 20
+# The height of areas, in pixels: room for the lines under the pointer.
+AREAS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +147,7 @@ def _trace(line: Line, number: int, plot: Plot, mark: Mark, colour: str) -> dict
     dash = f"5px,{5 * line.lane}px" if line.lane else line.dash
     trace = {
         "label": plain(line.label),
-        "mode": "markers+text" if single else "lines+markers",
+        "mode": "markers+text" if single else "lines+markers" if line.size else "lines",
         "x": [point.x for point in points],
         "y": _values([point.y for point in points], plot.y),
         "line": {"color": colour, "width": 1.8, "dash": dash},
@@ -238,7 +243,12 @@ def areas_graph(areas: Areas) -> Graph:
                 "line": {"width": 0},
                 "fillcolor": layer.colour,
                 **_hatched(layer.colour),
-                "hovertemplate": _template(text(layer.name)),
+                # A layer that is too thin to see takes no line under the pointer.
+                **(
+                    {"hovertemplate": _template(text(layer.name))}
+                    if max(layer.values) >= VISIBLE * peak
+                    else {"hoverinfo": "skip"}
+                ),
             }
             for layer in areas.layers
         ),
@@ -254,23 +264,34 @@ def areas_graph(areas: Areas) -> Graph:
             "x": [place],
             "y": {"bytes": [peak]},
             "marker": {"symbol": "triangle-down", "size": 9, "color": "@ink"},
-            "hovertemplate": _template("allocated at the peak"),
+            "hoverinfo": "skip",
             "cliponaxis": False,
+        },
+        # The last trace is the first line under the pointer. It draws nothing.
+        {
+            "mode": "lines",
+            "x": areas.places,
+            "y": {"bytes": areas.reserved},
+            "line": {"width": 0},
+            "customdata": areas.events,
+            "text": _picked([text(words).replace("\n", "<br>") for words in areas.words]),
+            "hovertemplate": "event %{customdata:,} of %{text}<extra></extra>",
         },
     ]
     layout = {
         "xaxis": {
             "range": [0, 1],
             "showgrid": False,
-            "unifiedhovertitle": {"text": "allocated at this event"},
+            # The next line is the event.
+            "unifiedhovertitle": {"text": "memory after"},
         },
         "yaxis": _scaled(Axis(title="", kind="bytes", values=[areas.most]), log=False),
         "hovermode": "x unified",
     }
     return Graph(
         alt=areas.alt,
-        height=230,
-        data=_data(traces, layout, 230, bands=_bands(areas)),
+        height=AREAS,
+        data=_data(traces, layout, AREAS, bands=_bands(areas)),
         heading=Heading(text=areas.label, origin=areas.origin, value=areas.value),
     )
 
@@ -281,6 +302,12 @@ def _hatched(colour: str) -> dict[str, Any]:
         return {}
     lines = {"shape": HATCHES[colour], "size": 6, "solidity": 0.16}
     return {"fillpattern": lines | {"bgcolor": colour, "fgcolor": hatch_colour(colour)}}
+
+
+def _picked(texts: Sequence[str]) -> dict[str, Any]:
+    """Return texts that repeat: each once, and the numbers of all."""
+    numbers = {words: number for number, words in enumerate(dict.fromkeys(texts))}
+    return {"texts": list(numbers), "picked": [numbers[words] for words in texts]}
 
 
 def _bands(areas: Areas) -> list[dict[str, Any]]:
@@ -303,3 +330,50 @@ def _template(name: str) -> dict[str, str]:
         unit: f"{name} %{{y:,.3f}} {giga}<extra></extra>"
         for unit, giga in (("binary", "GiB"), ("decimal", "GB"))
     }
+
+
+def icicle_graph(icicle: Icicle) -> Graph:
+    """Return the graph of an icicle, whose parts can be clicked to enlarge them."""
+    tiles = icicle.tiles
+    height = PATH + 8 + 36 * (1 + max(tile.depth for tile in tiles))
+    sizes = [Sized.of(lambda units, tile=tile: bytes_text(tile.nbytes, units)) for tile in tiles]
+    trace = {
+        "type": "icicle",
+        "ids": [str(number) for number in range(len(tiles))],
+        "labels": [text(tile.short) for tile in tiles],
+        "parents": ["" if tile.parent is None else str(tile.parent) for tile in tiles],
+        # Bytes as they are: plotly compares sums, which rounding would spoil.
+        "values": [tile.nbytes for tile in tiles],
+        "branchvalues": "total",
+        "sort": False,
+        "text": {unit: [getattr(size, unit) for size in sizes] for unit in ("binary", "decimal")},
+        "customdata": [[text(tile.name), _count(tile)] for tile in tiles],
+        "textinfo": "label+text",
+        "hovertemplate": (
+            "<b>%{customdata[0]}</b><br>%{text}, %{percentRoot:.2%} of the peak<br>%{value:,d}"
+            " bytes in %{customdata[1]}<extra></extra>"
+        ),
+        "marker": {
+            "colors": [tile.colour for tile in tiles],
+            "line": {"width": 1, "color": "@paper"},
+        },
+        "textfont": {"size": LETTERS, "color": ["@ink", *[ON_BLOCK for _ in tiles[1:]]]},
+        "leaf": {"opacity": 1},
+        "tiling": {"orientation": "v"},
+        "pathbar": {"thickness": PATH, "textfont": {"size": LETTERS}},
+    }
+    # A name that would have to be smaller is left out.
+    layout = {
+        "uniformtext": {"minsize": LETTERS, "mode": "hide"},
+        "margin": {"l": 0, "r": 0, "t": PATH + 4, "b": 4},
+    }
+    return Graph(
+        alt=icicle.alt,
+        height=height,
+        data=_data([trace], layout, height),
+        heading=Heading(text=icicle.label, origin=icicle.origin, value=icicle.value),
+    )
+
+
+def _count(tile: Tile) -> str:
+    return f"{tile.blocks:,} block{'s' if tile.blocks > 1 else ''}"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from ..arithmetic.curves import COINCIDENT
 from ..arithmetic.findings import Findings
 from ..arithmetic.pareto import Tradeoff
-from ..phrases import nothing_text
+from ..phrases import NOISE, noise_mark, nothing_text
 from ..tables.table import Cell, Table, bytes_cell
 from ..units import Sized, bytes_text, seconds_text
 from ..words import clock_name
@@ -65,6 +65,7 @@ def _notes(
         *((nothing_text(list(empty)),) if empty else ()),
         *((few,) if len(shown) < len(groups) else ()),
         *((many,) if any(len(points) > MOST_POINTS for points in shown.values()) else ()),
+        *((NOISE,) if any(_mark(point) for points in groups.values() for point in points) else ()),
     )
 
 
@@ -105,7 +106,7 @@ def _point(point: Tradeoff) -> Point:
         origin=point.shown_origin,
         words=Sized.of(
             lambda units: (
-                f"\n{seconds_text(point.seconds)}, {point.origin}"
+                f"\n{seconds_text(point.seconds)}{_mark(point)}, {point.origin}"
                 f"\n{bytes_text(point.bytes, units)}, {point.entry.origin}"
                 + ("\non the Pareto front" if point.on_front else "")
             )
@@ -126,8 +127,16 @@ def _by_time(points: Sequence[Tradeoff]) -> list[Tradeoff]:
 def _spoken(point: Tradeoff) -> str:
     front = ", on the Pareto front" if point.on_front else ""
     return (
-        f"{point.entry.label}: {seconds_text(point.seconds)} and {bytes_text(point.bytes)}{front}"
+        f"{point.entry.label}: {seconds_text(point.seconds)}{_mark(point)} and"
+        f" {bytes_text(point.bytes)}{front}"
     )
+
+
+def _mark(point: Tradeoff) -> str:
+    """Return the mark of a noisy time; an estimate for a GPU has none."""
+    record = point.entry.times_from
+    is_sampled = record is not None and record.scenario.device == point.clock
+    return noise_mark(record) if record and is_sampled else ""
 
 
 def _table(findings: Findings, points: Sequence[Tradeoff]) -> Table:
@@ -140,7 +149,7 @@ def _table(findings: Findings, points: Sequence[Tradeoff]) -> Table:
             Cell(text=point.entry.label, mark=point.entry.label, origin=point.shown_origin),
             Cell(text=findings.names[point.entry.setting]),
             Cell(text=clock_name(point.clock)),
-            Cell(text=seconds_text(point.seconds), number=True),
+            Cell(text=seconds_text(point.seconds) + _mark(point), number=True),
             Cell(text=point.origin),
             bytes_cell(point.bytes),
             Cell(text="peak" if point.is_peak else "state"),

@@ -7,7 +7,7 @@ from ..arithmetic.peaks import Peak, in_stack_order
 from ..phrases import peak_text
 from ..style import block_colour
 from ..tables.table import Table, bytes_cell, text_table
-from ..units import GIB, Sized, gib_text
+from ..units import GIB, Sized, exact_text, gib_text
 from ..words import category_name, phase_name
 from .bars import VISIBLE, grouped, row_scales, stacked
 from .picture import ORIGINS, Bar, Key, Picture
@@ -79,8 +79,11 @@ def _bar(row: Peak, scale: float) -> Bar:
         mark=row.entry.label,
         origin=row.parts_origin,
         value=Sized.of(lambda units: peak_text(row, units)),
-        parts=stacked(row.parts, texts, scale),
+        parts=stacked(row.parts, texts, scale, [exact_text(count) for _, count in row.parts]),
         outline=None if row.reserved is None else 100 * row.reserved / scale,
+        words=""
+        if row.reserved is None
+        else f"reserved: {exact_text(row.reserved, row.reserved_upper)}",
     )
 
 

@@ -25,12 +25,16 @@ Symbol = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A block of a bar; its place and width are in per cent of the row."""
+    """A block of a bar; its place and width are in per cent of the row.
+
+    The page shows `words` under the pointer: a name and the exact bytes.
+    """
 
     left: float
     width: float
     colour: str
     text: Sized | None = None
+    words: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +42,8 @@ class Bar:
     """A row: an optimizer with its mark and its numbers in words, over a bar or samples.
 
     Places are in per cent of the row. `mark` is the label that has the mark, `outline` the width of
-    a frame behind the parts, `band` the quartiles of the samples, `whisker` the confidence interval
-    of their median.
+    a frame behind the parts, `words` the frame's text under the pointer, `band` the quartiles of
+    the samples, `whisker` the confidence interval of their median.
     """
 
     label: str
@@ -48,6 +52,7 @@ class Bar:
     value: Sized
     parts: tuple[Part, ...] = ()
     outline: float | None = None
+    words: str = ""
     samples: tuple[float, ...] = ()
     band: tuple[float, float] | None = None
     whisker: tuple[float, float] | None = None
@@ -91,7 +96,7 @@ class Point:
 class Line:
     """The points of one label; `lane` counts the earlier lines that it coincides with.
 
-    `size` is that of the marks in pixels of the page.
+    `size` is that of the marks in pixels of the page; 0 draws none.
     """
 
     label: str
@@ -143,7 +148,8 @@ class Layer:
 class Areas:
     """Stacked areas along a training step, with the reserved bytes as a line over them.
 
-    Places are from 0 to 1; `most` is the largest number of bytes on the scale.
+    Places are from 0 to 1; `most` is the largest number of bytes on the scale. Each place has the
+    number of an event of its phase, and the lines of text that the page shows under the pointer.
     """
 
     label: str
@@ -154,11 +160,42 @@ class Areas:
     places: Sequence[float]
     layers: Sequence[Layer]
     reserved: Sequence[int]
+    events: Sequence[int]
+    words: Sequence[str]
     peak: tuple[float, int]
     most: int
 
 
-Panel = Bars | Plot | Areas
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """A part of an icicle, inside the tile of the number `parent`.
+
+    A tile without room for its name has the `short` one. `start` is the bytes to its left, `depth`
+    the number of tiles that it is inside of.
+    """
+
+    name: str
+    short: str
+    parent: int | None
+    depth: int
+    colour: str
+    start: int
+    nbytes: int
+    blocks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Icicle:
+    """Tiles below each other, each as wide as its bytes; the first one is the whole."""
+
+    label: str
+    origin: str
+    value: Sized
+    alt: str
+    tiles: Sequence[Tile]
+
+
+Panel = Bars | Plot | Areas | Icicle
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from .picture import Axis, Level, Line, Picture, Plot, Point
 
 # More lines only cover each other, and their names fill the page.
 MOST_LINES = 64
-# A GPU with less than APART times the memory of the line below has no line of its own. Lines more
-# than FAR times above all states are left out.
-APART, FAR = 1.7, 8
+# The memory on the labels of the GPUs that have a line, in GB. Lines more than FAR times above all
+# states are left out.
+CLASSES, FAR = (16, 24, 40, 80, 141), 8
 
 
 def describe(findings: Findings) -> list[Picture]:
@@ -34,8 +34,8 @@ def describe(findings: Findings) -> list[Picture]:
         title="Optimizer state against model size",
         context=_context(findings),
         sentence=(
-            "How the state grows with the model. Both axes are logarithmic; a line joins models of"
-            " one family only."
+            "The state of each optimizer by the size of the model, and the memory of GPUs as dotted"
+            " lines. Both axes are logarithmic. A line joins models of one family."
         ),
         table=_table(curves),
         panels=(_plot(shown[:MOST_LINES]),),
@@ -63,7 +63,7 @@ def _plot(series: Sequence[Series]) -> Plot:
         x=Axis(title="parameters of the model", kind="parameters", values=list(models)),
         y=Axis(title="of state", kind="bytes", values=[point.state_bytes for point in points]),
         lines=[_line(one) for one in series],
-        height=520,
+        height=600,
         columns={count: shortened(model, 24) for count, model in models.items()},
         levels=_levels(max(point.state_bytes for point in points)),
     )
@@ -98,26 +98,23 @@ def _words(series: Series, point: ModelSize, size: str) -> str:
 
 
 def _levels(most: int) -> list[Level]:
-    """Return a line for each size of GPU memory that the largest state comes near to."""
-    classes: list[list[hardware.Gpu]] = []
-    gpus = map(hardware.describe, hardware.available())
-    for gpu in sorted(gpus, key=lambda gpu: gpu.memory_bytes):
-        if classes and gpu.memory_bytes < APART * classes[-1][0].memory_bytes:
-            classes[-1].append(gpu)
-        else:
-            classes.append([gpu])
-    return [_level(members) for members in classes if most > members[0].memory_bytes / FAR]
+    """Return a line for each class of GPU memory that the largest state comes near to."""
+    gpus = list(map(hardware.describe, hardware.available()))
+    classes = {label: [gpu for gpu in gpus if gpu.label_gb == label] for label in CLASSES}
+    levels = [_level(label, members) for label, members in classes.items()]
+    return [level for level in levels if most > level.value / FAR]
 
 
-def _level(members: Sequence[hardware.Gpu]) -> Level:
-    least, names = members[0].memory_bytes, [gpu.name for gpu in members]
-    others = ", ".join(names[1:]) or "no other"
+def _level(label: int, members: Sequence[hardware.Gpu]) -> Level:
+    least = min(gpu.memory_bytes for gpu in members)
+    names = ", ".join(gpu.name for gpu in members)
     return Level(
         value=least,
-        name=f"memory of {names[0]}",
+        name=f"{label} GB GPU",
         words=Sized.of(
             lambda units: (
-                f"{gib_text(least, units)} {units.giga} ({names[0]}); at least as much: {others}"
+                f"GPUs of {label} GB: {names}\n"
+                f"{gib_text(least, units)} {units.giga} for a program, or a little more"
             )
         ),
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ..arithmetic.curves import ModelSize, Series
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import columns, shortened
+from ..phrases import NOISE, noise_mark
 from ..tables.table import Cell, Table
 from ..units import NOTHING, count_text, range_text, seconds_text
 from ..words import clock_name
@@ -35,6 +36,7 @@ def describe(findings: Findings) -> list[Picture]:
         return []
     shown = [series for group in clocks.values() for series in group]
     several = len({series.implementation for series in shown}) > 1
+    noisy = any(point.noisy for series in shown for point in series.points)
     picture = Picture(
         name="step-by-size",
         title="Time of the step against model size",
@@ -46,7 +48,7 @@ def describe(findings: Findings) -> list[Picture]:
         table=_table(shown),
         panels=tuple(_plot(clock, series) for clock, series in clocks.items()),
         marks=findings.marks,
-        notes=(DASH_NOTE,) if several else (),
+        notes=(*((DASH_NOTE,) if several else ()), *((NOISE,) if noisy else ())),
     )
     return [picture]
 
@@ -76,7 +78,7 @@ def _line(series: Series) -> Line:
             words=(
                 f" · {series.dtype}, {series.implementation}\n"
                 f"{point.model}, {count_text(point.parameters)} parameters\n"
-                f"{seconds_text(point.seconds)}, {point.origin}"
+                f"{_time(point)}, {point.origin}"
             ),
             interval=_ends(point),
         )
@@ -84,6 +86,10 @@ def _line(series: Series) -> Line:
     )
     dash = DASHES[series.implementation]
     return Line(label=series.label, points=tuple(points), dash=dash, size=11)
+
+
+def _time(point: ModelSize) -> str:
+    return seconds_text(point.seconds) + (noise_mark(point.noisy) if point.noisy else "")
 
 
 def _ends(point: ModelSize) -> tuple[float, float] | None:
@@ -97,7 +103,7 @@ def _models(series: Sequence[Series]) -> dict[int, str]:
 
 
 def _spoken(series: Series) -> str:
-    points = ", ".join(f"{point.model} {seconds_text(point.seconds)}" for point in series.points)
+    points = ", ".join(f"{point.model} {_time(point)}" for point in series.points)
     return f"{series.label} in {series.dtype}, {series.implementation}: {points}"
 
 
@@ -114,7 +120,7 @@ def _table(series: Sequence[Series]) -> Table:
             Cell(text=clock_name(one.clock)),
             Cell(text=point.model),
             Cell(text=count_text(point.parameters), number=True),
-            Cell(text=seconds_text(point.seconds), number=True),
+            Cell(text=_time(point), number=True),
             Cell(text=range_text(*ends) if (ends := _ends(point)) else NOTHING, number=True),
             Cell(text=point.origin),
         )

@@ -2,6 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import TypedDict
+
+from optprof.profiler.records.timeline import Stretch, Timeline
 
 from ..arithmetic.courses import Course, bands, phases_held, thinned
 from ..arithmetic.findings import Findings
@@ -22,36 +25,52 @@ MOST_PICTURES, MOST_ROWS = 4, 8
 COLUMNS = 150
 
 
+class Names(TypedDict):
+    """The name, the title and the context of a picture of one setting."""
+
+    name: str
+    title: str
+    context: str
+
+
 def describe(findings: Findings) -> list[Picture]:
     """Return a picture for each setting whose steps have timelines."""
-    settings = list(dict.fromkeys(course.setting for course in findings.courses))
-    pictures = []
+    return [
+        _picture(findings, courses, names)
+        for courses, names in by_setting(findings, findings.courses, "timeline", TITLE)
+    ]
+
+
+def by_setting(
+    findings: Findings, courses: Sequence[Course], name: str, title: str
+) -> list[tuple[list[Course], Names]]:
+    """Return the courses of each setting that has a picture, with its name, title and context."""
+    settings = list(dict.fromkeys(course.setting for course in courses))
+    groups = []
     for number, setting in enumerate(settings[:MOST_PICTURES], 1):
-        courses = [course for course in findings.courses if course.setting == setting]
         setting_name = findings.name_of(setting)
-        pictures.append(
-            _picture(
-                findings,
-                courses,
-                name=f"timeline-{number}" if number > 1 else "timeline",
-                title=f"{TITLE}: {setting_name}" if len(settings) > 1 else TITLE,
-                context=findings.context if list(findings.names) == [setting] else setting_name,
-            )
+        names = Names(
+            name=f"{name}-{number}" if number > 1 else name,
+            title=f"{title}: {setting_name}" if len(settings) > 1 else title,
+            context=findings.context if list(findings.names) == [setting] else setting_name,
         )
-    return pictures
+        groups.append(([course for course in courses if course.setting == setting], names))
+    return groups
 
 
-def _picture(
-    findings: Findings, courses: Sequence[Course], *, name: str, title: str, context: str
-) -> Picture:
+def few_note(shown: Sequence[Course], courses: Sequence[Course]) -> tuple[str, ...]:
+    """Return a sentence on the optimizers that a picture has no room for, if there are any."""
+    if len(shown) == len(courses):
+        return ()
+    return (f"The picture shows {len(shown)} of {len(courses)} optimizers; the table has all.",)
+
+
+def _picture(findings: Findings, courses: Sequence[Course], names: Names) -> Picture:
     shown = courses[:MOST_ROWS]
     most = max(max(course.timeline.reserved) for course in shown)
     highest = max(courses, key=lambda course: course.timeline.peak_allocated)
-    few = f"The picture shows {len(shown)} of {len(courses)} optimizers; the table has all."
     return Picture(
-        name=name,
-        title=title,
-        context=context,
+        **names,
         sentence=(
             "What is in use after each allocation and free, by what holds it, and what the"
             " allocator has reserved for it. Phases are drawn as wide as reads well: events have no"
@@ -62,7 +81,7 @@ def _picture(
         marks=findings.marks,
         notes=(
             Sized.of(lambda units: fragmentation_text(highest, units)),
-            *((few,) if len(shown) < len(courses) else ()),
+            *few_note(shown, courses),
         ),
         keys=(*_keys(shown), *ORIGINS),
     )
@@ -85,6 +104,7 @@ def _areas(course: Course, most: int) -> Areas:
     corners = stairs(points)
     numbers = [number for _, number in corners]
     peak = next(place for place, number in points if number == timeline.peak)
+    stretches = [band.stretch for band in bands(timeline) for _ in band.samples]
     return Areas(
         label=course.label,
         origin=course.record.origin,
@@ -101,9 +121,24 @@ def _areas(course: Course, most: int) -> Areas:
             for name in in_stack_order(timeline.categories)
         ],
         reserved=[timeline.reserved[number] for number in numbers],
+        events=[timeline.places[number] for number in numbers],
+        words=[_event(timeline, stretches[number], number) for number in numbers],
         peak=(round(peak, 4), timeline.peak_allocated),
         most=most,
     )
+
+
+def _event(timeline: Timeline, stretch: Stretch, number: int) -> str:
+    """Return the phase of a sample, and the block that its event allocates or frees."""
+    phase = f"{phase_name(stretch.phase)}, training step {stretch.step}"
+    source = timeline.source_at(number)
+    if source is None:
+        return phase
+    verb = "frees" if timeline.events[number] < 0 else "allocates"
+    module = " · ".join(filter(None, (source.module, source.module_class)))
+    request = " · ".join(filter(None, (source.op, source.line)))
+    block = f"{verb} {category_name(source.category)}"
+    return "\n".join(filter(None, (phase, block, module, request)))
 
 
 def stairs(points: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.labels import optimizer_key
 from ..arithmetic.times import PHASES, Timing, at_even_ranks, thinning_notes
-from ..phrases import share_text, spread_text, step_text
+from ..phrases import NOISE, noise_mark, share_text, spread_text, step_text
 from ..style import block_colour
 from ..tables.table import Table, text_table
 from ..units import Sized, range_text, seconds_text
-from ..words import conditions, origin_text, shared
+from ..words import PLACES, conditions, origin_text, shared
 from .bars import grouped, row_scales, stacked
 from .picture import ORIGINS, Bar, Key, Picture
 from .scales import Scale, second_ticks
@@ -35,7 +35,7 @@ def _steps(findings: Findings) -> list[Picture]:
     scale = Scale.of(min(row.step.smallest for row in rows), max(row.step.largest for row in rows))
     picture = Picture(
         name="step-time",
-        title="Time of the optimizer's step",
+        title=f"Time of the optimizer's step{_where(rows)}",
         context=_context(findings, rows),
         sentence=(
             "How long one optimizer step takes: every sample as a mark, the quartiles as a band,"
@@ -47,7 +47,7 @@ def _steps(findings: Findings) -> list[Picture]:
             ((findings.setting_of(row), _strip(findings, row, scale), scale.ticks) for row in rows),
         ),
         marks=findings.marks,
-        notes=(*notes, *thinning_notes([row.step.samples for row in rows])),
+        notes=(*notes, *thinning_notes([row.step.samples for row in rows]), *_noise(rows, "step")),
         keys=(*SAMPLE_KEYS, *ORIGINS),
     )
     return [picture]
@@ -70,7 +70,7 @@ def _iterations(findings: Findings) -> list[Picture]:
     )
     picture = Picture(
         name="iteration",
-        title="The step's share of an iteration",
+        title=f"The step's share of an iteration{_where(rows)}",
         context=_context(findings, rows),
         sentence=(
             "Forward, backward and the optimizer's step of one training iteration, by their"
@@ -79,16 +79,27 @@ def _iterations(findings: Findings) -> list[Picture]:
         table=_table(findings, whole),
         panels=grouped(findings, bars),
         marks=findings.marks,
-        notes=notes,
+        notes=(*notes, *_noise(rows, *PHASES)),
         keys=(*(Key("block", phase, block_colour(phase).light) for phase in PHASES), *ORIGINS),
     )
     return [picture]
+
+
+def _noise(rows: Sequence[Timing], *phases: str) -> tuple[str, ...]:
+    """Return the note on noisy times if there are any."""
+    return (NOISE,) if any(row.noise(phase) for row in rows for phase in phases) else ()
 
 
 def _context(findings: Findings, rows: Sequence[Timing]) -> str:
     """Return the context with the device and the implementation that all rows share."""
     common = shared(conditions(row.record) for row in rows)
     return f"{findings.context} · {common}" if common else findings.context
+
+
+def _where(rows: Sequence[Timing]) -> str:
+    """Return the device that all rows share: on CPU."""
+    place = shared(PLACES[row.record.scenario.device] for row in rows)
+    return f" {place}" if place else ""
 
 
 def _strip(findings: Findings, row: Timing, scale: Scale) -> Bar:
@@ -113,7 +124,7 @@ def _stack(findings: Findings, row: Timing, scale: float) -> Bar:
         mark=findings.labels[optimizer_key(row.record.scenario)],
         origin=row.record.origin,
         value=Sized.of(lambda _: share_text(row)),
-        parts=stacked(parts, texts, scale),
+        parts=stacked(parts, texts, scale, [text.binary for text in texts]),
     )
 
 
@@ -129,7 +140,9 @@ def _table(findings: Findings, timings: Sequence[Timing]) -> Table:
             findings.timing_label(timing),
             findings.setting_of(timing),
             *(
-                spread_text(timing.phases[phase]) if phase in timing.phases else ""
+                spread_text(timing.phases[phase]) + noise_mark(timing.record, phase)
+                if phase in timing.phases
+                else ""
                 for phase in phases
             ),
             range_text(timing.step.smallest, timing.step.largest),

@@ -15,11 +15,12 @@ from .table import Cell, Table, gib_cell
 SIGNS = {"fits": FITS, "tight": TIGHT, "unsure": UNSURE, "fails": FAILS, "unsupported": FAILS}
 LEGEND = Sized.of(
     lambda units: (
-        f"{FITS} {units.giga} to spare; {TIGHT} the same, and less than 2 %; {FAILS} {units.giga}"
-        f" short; {UNSURE} {units.giga} short of what was reserved, with room for what was in use,"
-        " so that the allocator would have to give some back in time, or cuDNN to make do with"
-        " less memory for cuDNN. The largest batch stands where the run settles it, else the"
-        " largest that it tried where it fits, as at least that."
+        f"{FITS} The step fits, and so many {units.giga} are left. {TIGHT} It fits, and less than"
+        f" 2 % is left. {FAILS} It does not fit: so many {units.giga} are missing. {UNSURE} It may"
+        f" fit: it would reserve so many {units.giga} more than there are, but never uses that"
+        " much at once; the allocator may give some back, or cuDNN may take less. The batch is the"
+        " largest that the run has tried and that fits; a larger one may fit where the table says"
+        " “at least”."
     )
 )
 # A page with more tables is no longer read.

@@ -6,17 +6,16 @@ from typing import Any
 
 from optprof.profiler.records.record import Record, StepEstimate
 
-from ..arithmetic.entries import Entry, Setting, failures
+from ..arithmetic.entries import Entry, Setting
 from ..arithmetic.findings import Findings
 from ..arithmetic.labels import byte_options, optimizer_key
 from ..arithmetic.ratios import Ratio
-from ..arithmetic.savings import BASELINE
 from ..arithmetic.times import samples_per_second, tokens_per_second
 from ..phrases import interval_text, pace_text, throughput_text
 from ..units import NOTHING, per_parameter_text, range_text, seconds_text
-from ..words import phase_name, source_text
+from ..words import PLACES, listed, phase_name, source_text
 from .overview import without_lone_model
-from .table import Cell, Table, filled, gib_cell, number_cell
+from .table import Cell, Table, filled, gib_cell, number_cell, time_cell, unfit_cell
 
 Columns = Sequence[tuple[str, Callable[[Entry], Cell]]]
 
@@ -40,7 +39,14 @@ def memory_table(findings: Findings) -> Table:
                 entry.memory.optimizer_state_allocated if entry.memory else None
             ),
         ),
-        ("peak allocated, GiB", lambda entry: gib_cell(entry.peak_bytes, entry.peak_upper)),
+        (
+            "peak allocated, GiB",
+            lambda entry: (
+                replace(unfit_cell(entry), number=True)
+                if entry.ran_out
+                else gib_cell(entry.peak_bytes, entry.peak_upper)
+            ),
+        ),
         (
             "peak reserved, GiB",
             lambda entry: gib_cell(peak_reserved(entry), peak_reserved_upper(entry)),
@@ -48,29 +54,46 @@ def memory_table(findings: Findings) -> Table:
         ("phase of the peak", lambda entry: Cell(text=_peak_phase(entry) or NOTHING)),
         (
             "origin",
-            lambda entry: Cell(text=source_text(entry.bytes_from) if entry.bytes_from else NOTHING),
+            lambda entry: Cell(text=_bytes_source(entry)),
         ),
     ]
     table = filled(columns, findings.entries)
-    failed = tuple(_failed(findings, record, len(columns)) for record in failures(findings.records))
+    failed = tuple(_failed(findings, record, len(columns)) for record in findings.unshown)
     return _sortable(findings, replace(table, rows=table.rows + failed), "Memory")
 
 
-def step_table(findings: Findings) -> Table:
-    """The step times of each entry that was timed."""
+def time_tables(findings: Findings) -> list[Table]:
+    """The times of the step that the run has, a table for each clock, GPUs first."""
+    tables = [
+        estimate_table(findings),
+        step_table(findings, "cuda"),
+        step_table(findings, "cpu"),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def step_table(findings: Findings, device: str) -> Table:
+    """The step times of each entry that was timed on the device."""
+    timed = [
+        entry
+        for entry in findings.entries
+        if entry.step and entry.times_from and entry.times_from.scenario.device == device
+    ]
     against = {id(entry): ratio for entry, ratio in findings.paces}
     columns: Columns = [
         *_names(findings, timed=True),
         (
             "step, median",
-            lambda entry: number_cell(entry.step.median if entry.step else None, seconds_text),
+            lambda entry: (
+                time_cell(entry.times_from) if entry.times_from else number_cell(None, str)
+            ),
         ),
         ("95 % interval", _interval),
         ("quartiles", _quartiles),
-        (f"against {BASELINE}", lambda entry: _pace(against.get(id(entry)))),
+        (f"against {findings.baseline}", lambda entry: _pace(against.get(id(entry)))),
         *(
             [("training", _throughput)]
-            if any(_throughput(entry).text != NOTHING for entry in findings.entries)
+            if any(_throughput(entry).text != NOTHING for entry in timed)
             else []
         ),
         (
@@ -78,12 +101,11 @@ def step_table(findings: Findings) -> Table:
             lambda entry: Cell(text=source_text(entry.times_from) if entry.times_from else NOTHING),
         ),
     ]
-    table = filled(columns, [entry for entry in findings.entries if entry.step])
-    return _sortable(findings, table, "Time of the step")
+    return _sortable(findings, filled(columns, timed), f"Time of the step {PLACES[device]}")
 
 
 def estimate_table(findings: Findings) -> Table:
-    """The estimated step times on the scenario's GPU."""
+    """The estimated step times on the GPU of each record's estimate."""
 
     def column(
         read: Callable[[StepEstimate], float], show: Callable[[Any], str]
@@ -103,7 +125,9 @@ def estimate_table(findings: Findings) -> Table:
         ("waits", column(lambda estimate: estimate.synchronisations, "{:,}".format)),
     ]
     table = filled(columns, [entry for entry in findings.entries if entry.estimate])
-    return _sortable(findings, table, "Time of the step on a GPU, estimated")
+    return _sortable(
+        findings, table, f"Time of the step on {listed(findings.estimated_gpus)}, estimated"
+    )
 
 
 def _sortable(findings: Findings, table: Table, title: str) -> Table:
@@ -114,9 +138,7 @@ def data_rows(findings: Findings) -> list[dict[str, Any]]:
     """The rows of `memory_table` with exact bytes and unrounded seconds; None for unknown ones."""
     rows = [_data(entry) for entry in findings.entries]
     names = dict.fromkeys(rows[0] if rows else ())
-    return rows + [
-        names | _data_of_failure(findings, record) for record in failures(findings.records)
-    ]
+    return rows + [names | _data_of_failure(findings, record) for record in findings.unshown]
 
 
 def peak_reserved(entry: Entry) -> int | None:
@@ -148,7 +170,7 @@ def _names(findings: Findings, *, timed: bool = False) -> Columns:
 
 def _failed(findings: Findings, record: Record, columns: int) -> tuple[Cell, ...]:
     label, scenario = findings.labels[optimizer_key(record.scenario)], record.scenario
-    name = findings.names[Setting.of(scenario, record.memory)]
+    name = findings.name_of(Setting.of(scenario, record.memory))
     named = (
         Cell(text=label, mark=label, origin=record.origin),
         Cell(text=name),
@@ -167,7 +189,7 @@ def _data(entry: Entry) -> dict[str, Any]:
         "optimizer": entry.label,
         "model": entry.setting.model,
         "setting": " · ".join(entry.setting.traits),
-        "outcome": "ok",
+        "outcome": entry.record.outcome,
         "parameters": entry.record.parameter_count,
         "implementation": entry.scenario.implementation,
         "bytes_origin": source_text(entry.bytes_from) if entry.bytes_from else None,
@@ -186,7 +208,7 @@ def _data(entry: Entry) -> dict[str, Any]:
         "step_samples": len(step.samples) if step else None,
         "gpu": estimate.gpu if estimate else None,
         "gpu_step_seconds": estimate.seconds if estimate else None,
-        "error": None,
+        "error": entry.record.error,
     }
 
 
@@ -201,6 +223,13 @@ def _data_of_failure(findings: Findings, record: Record) -> dict[str, Any]:
         "implementation": record.scenario.implementation,
         "error": record.error,
     }
+
+
+def _bytes_source(entry: Entry) -> str:
+    if entry.bytes_from is None:
+        return NOTHING
+    source = source_text(entry.bytes_from)
+    return f"{source}, {entry.bytes_from.outcome}" if entry.ran_out else source
 
 
 def _peak_phase(entry: Entry) -> str:

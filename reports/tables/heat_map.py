@@ -15,7 +15,7 @@ def heat_map(findings: Findings) -> Table:
     """A row for each setting, a column for each optimizer; no row where nothing is compared with a
     baseline.
     """
-    if all(saving.is_baseline for saving in findings.savings):
+    if not findings.has_savings:
         return Table(head=(), rows=())
     savings = {(saving.entry.label, saving.entry.setting): saving for saving in findings.savings}
     cells = {key: _cell(saving) for key, saving in savings.items()}

@@ -1,11 +1,14 @@
-"""Overview tables: state by key, the largest blocks, published figures and failures."""
+"""Overview tables: state by key, blocks at the peak, published figures and failures."""
 
 from collections.abc import Sequence
 
 from optprof.profiler.records.record import Record, StepEstimate
+from optprof.profiler.records.timeline import PeakGroup
 
+from ..arithmetic.courses import Course
 from ..arithmetic.entries import Setting, failures
 from ..arithmetic.findings import Findings
+from ..arithmetic.peaks import SMALLER, in_stack_order
 from ..arithmetic.reproduction import Published, Reproduced
 from ..phrases import course_text
 from ..units import NOTHING, Sized, difference_text, factor_text, gib_in, percent_text, seconds_text
@@ -43,12 +46,62 @@ def key_table(findings: Findings) -> Table:
     return without_lone_model(findings, Table(head=head, rows=tuple(rows)))
 
 
+GROUP_HEAD = (
+    *("holds", "module class", "module", "operation", "line", "allocated in", "blocks"),
+    *("bytes", "of the peak"),
+)
+
+
+def group_rows(course: Course) -> list[tuple[Cell, ...]]:
+    """The blocks at a peak in groups by category, the largest first; the last row is their sum."""
+    groups, peak = course.timeline.groups, course.timeline.peak_allocated
+    order = in_stack_order({group.source.category for group in groups})
+    rows = [
+        (
+            Cell(text=category_name(group.source.category)),
+            *(Cell(text=text or NOTHING) for text in _requester(group)),
+            *_sum_cells(group.blocks, group.nbytes, peak),
+        )
+        for group in sorted(
+            groups, key=lambda group: (order.index(group.source.category), -group.nbytes)
+        )
+    ]
+    blocks = sum(group.blocks for group in groups)
+    whole = (Cell(text="the peak"), *[Cell(text="")] * 5, *_sum_cells(blocks, peak, peak))
+    return [*rows, whole]
+
+
+def _requester(group: PeakGroup) -> tuple[str, ...]:
+    source = group.source
+    module = source.module if group.phase else SMALLER
+    return source.module_class, module, source.op, source.line, phase_name(group.phase)
+
+
+def _sum_cells(blocks: int, nbytes: int, peak: int) -> tuple[Cell, ...]:
+    share = Cell(text=percent_text(nbytes, peak), number=True)
+    return Cell(text=f"{blocks:,}", number=True, value=blocks), bytes_cell(nbytes), share
+
+
+def group_tables(courses: Sequence[Course]) -> list[Table]:
+    """The blocks at each peak in groups, folded under the optimizer and the moment."""
+    tables = []
+    for course in courses:
+        fold = Sized.of(
+            lambda units, course=course: f"{course.label}: {course_text(course, units)}"
+        )
+        rows = tuple(group_rows(course))
+        tables.append(Table(head=GROUP_HEAD, rows=rows, title=fold.binary, fold=fold))
+    return tables
+
+
 def block_tables(findings: Findings) -> list[Table]:
-    """The largest blocks at each peak, folded under the optimizer and the moment."""
+    """The largest blocks at each peak whose timeline has no groups, as older ones do not."""
     head = ("holds", "block", "requested by", "operation", "line", "allocated in")
     several = len({course.setting for course in findings.courses}) > 1
     tables = []
     for course in findings.courses:
+        if course.timeline.groups:
+            continue
         where = f" on {findings.name_of(course.setting)}" if several else ""
         rows = [
             (

@@ -4,7 +4,23 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from ..units import BINARY, DECIMAL, NOTHING, Units, Words, bytes_text, exact_text, gib_text
+from optprof.profiler.records.record import Record
+
+from ..arithmetic.capacity import lacking
+from ..arithmetic.entries import Entry
+from ..arithmetic.times import Spread, noise
+from ..phrases import noise_mark
+from ..units import (
+    BINARY,
+    DECIMAL,
+    NOTHING,
+    Units,
+    Words,
+    bytes_text,
+    exact_text,
+    gib_text,
+    seconds_text,
+)
 
 Row = TypeVar("Row")
 
@@ -86,6 +102,36 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> Tab
 def number_cell(value: float | None, show: Callable[[float], str]) -> Cell:
     """A number as `show` writes it, sorted by its value."""
     return Cell(text=NOTHING if value is None else show(value), number=True, value=value)
+
+
+def time_cell(record: Record, phase: str = "step") -> Cell:
+    """The median of a phase; noise is marked by its reach, with the reasons behind it (hover).
+
+    A tilde marks an estimate.
+    """
+    samples = (record.times or {}).get(phase)
+    if not samples:
+        return Cell(text=NOTHING, number=True)
+    spread, reasons = Spread.of(samples), noise(record, phase)
+    text = f"{'' if record.origin == 'measured' else '~'}{seconds_text(spread.median)}"
+    return Cell(
+        text=text + noise_mark(record, phase),
+        exact=f"noisy: {reasons}" if reasons else "",
+        number=True,
+        value=spread.median,
+        tone="muted" if reasons else "",
+    )
+
+
+def unfit_cell(entry: Entry) -> Cell:
+    """The place of a peak whose simulated GPU ran out of memory, with what it lacks below."""
+    lack, gpu = lacking(entry.bytes_from), entry.scenario.gpu
+    return Cell(
+        text="does not fit",
+        remark="" if lack is None else f"{bytes_text(lack)} more needed on {gpu}",
+        exact="" if lack is None else f"{exact_text(lack)} more needed on {gpu}",
+        tone="bad",
+    )
 
 
 def gib_cell(count: int | None, upper: int | None = None) -> Cell:

@@ -7,7 +7,7 @@ from optprof.profiler.records.record import Record
 
 from ..arithmetic.entries import Entry, Setting, by_setting
 from ..arithmetic.findings import Findings
-from ..arithmetic.savings import BASELINE, Saving
+from ..arithmetic.savings import Saving
 from ..phrases import against_text, pace_text
 from ..units import (
     BINARY,
@@ -20,9 +20,11 @@ from ..units import (
     seconds_text,
 )
 from ..words import PLACES, conditions, listed, origin_text, phase_name
-from .table import Card, Cell, bytes_cell
+from .table import Card, Cell, bytes_cell, time_cell, unfit_cell
 
-RANGES = "peaks of convolutions and RNNs: from the least that cuDNN takes to the most"
+RANGES = (
+    "peaks with convolutions or RNNs are ranges, from cuDNN's smallest workspaces to its largest"
+)
 # With more settings than these, the verdict is about the largest model alone.
 MOST_SETTINGS = 2
 
@@ -44,7 +46,7 @@ def verdict(findings: Findings, units: Units = BINARY) -> str:
         return f"{keeps}."
     return (
         f"{keeps}, {factor_text(saving.factor)} smaller than"
-        f" {BASELINE}'s{_peak_falls(findings, least, units)}."
+        f" {findings.baseline}'s{_peak_falls(findings, least, units)}."
     )
 
 
@@ -73,17 +75,7 @@ def sources(findings: Findings) -> list[str]:
         "bytes": [entry.bytes_from for entry in findings.entries if entry.bytes_from],
         "step times": [entry.times_from for entry in findings.entries if entry.times_from],
     }
-    gpus = dict.fromkeys(entry.estimate.gpu for entry in findings.entries if entry.estimate)
-    estimated = (
-        [
-            (
-                f"step times on {listed(list(gpus))}: estimated from the bytes, launches and waits"
-                " of the step's kernels"
-            )
-        ]
-        if gpus
-        else []
-    )
+    estimated = [_estimated(findings)] if findings.estimated_gpus else []
     lines = [
         f"{name}: {'; '.join(_sources(records))}" for name, records in of_kind.items() if records
     ]
@@ -91,6 +83,14 @@ def sources(findings: Findings) -> list[str]:
         lines
         + estimated
         + ([RANGES] if any(entry.peak_upper is not None for entry in findings.entries) else [])
+    )
+
+
+def _estimated(findings: Findings) -> str:
+    chosen = any(entry.estimate and entry.scenario.gpu is None for entry in findings.entries)
+    return (
+        f"step times on {listed(findings.estimated_gpus)}: estimated from the bytes, launches and"
+        f" waits of the step's kernels{'; --gpu names another GPU' if chosen else ''}"
     )
 
 
@@ -134,7 +134,7 @@ def _peak_falls(findings: Findings, entry: Entry, units: Units) -> str:
     before, after = (saving.baseline.peak_bytes if saving else None), entry.peak_bytes
     if before is None or after is None or after >= before:
         return ""
-    without = "" if entry.peak_upper is None else ", both with the least that cuDNN takes"
+    without = "" if entry.peak_upper is None else ", both with cuDNN's smallest workspaces"
     return (
         f"; the peak of a training step falls from {gib_text(before, units)} to"
         f" {gib_text(after, units)} {units.giga}{without}"
@@ -145,10 +145,10 @@ def _card(findings: Findings, entry: Entry) -> Card:
     state = entry.state_bytes
     pairs = (
         ("a parameter", _bytes_cell(entry)),
-        (f"against {BASELINE}", _saving_cell(findings, entry)),
+        (f"against {findings.baseline}", _saving_cell(findings, entry)),
         ("peak", _peak_cell(entry)),
-        ("step", _step_cell(findings, entry)),
         (f"step on {entry.estimate.gpu}" if entry.estimate else "", _estimate_cell(entry)),
+        (_clock(entry), _step_cell(findings, entry)),
     )
     return Card(
         label=entry.label,
@@ -172,10 +172,16 @@ def _saving_cell(findings: Findings, entry: Entry) -> Cell | None:
 
 
 def _peak_cell(entry: Entry) -> Cell | None:
+    if entry.ran_out:
+        return unfit_cell(entry)
     if entry.memory is None or entry.peak_bytes is None:
         return None
     phase = f"in {phase_name(entry.memory.peak_phase)}" if entry.memory.peak_phase else ""
     return replace(bytes_cell(entry.peak_bytes, entry.peak_upper), remark=phase)
+
+
+def _clock(entry: Entry) -> str:
+    return f"step {PLACES[entry.times_from.scenario.device]}" if entry.times_from else ""
 
 
 def _step_cell(findings: Findings, entry: Entry) -> Cell | None:
@@ -183,16 +189,17 @@ def _step_cell(findings: Findings, entry: Entry) -> Cell | None:
     if entry.step is None or record is None:
         return None
     pace = next((ratio for timed, ratio in findings.paces if timed is entry), None)
-    against = f"{pace_text(pace)} {BASELINE}'s; " if pace else ""
-    return Cell(
-        text=seconds_text(entry.step.median),
+    against = f"{pace_text(pace)} {findings.baseline}'s; " if pace else ""
+    return replace(
+        time_cell(record),
         remark=f"{against}{conditions(record)}, {origin_text(record)}",
     )
 
 
 def _estimate_cell(entry: Entry) -> Cell | None:
     estimate = entry.estimate
-    if estimate is None:
+    # A step that does not fit takes no time.
+    if estimate is None or entry.ran_out:
         return None
     return Cell(
         text=seconds_text(estimate.seconds),

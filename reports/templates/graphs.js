@@ -2,13 +2,14 @@
 const graphs = JSON.parse(document.getElementById("graphs").textContent);
 const UNITS = { binary: 2 ** 30, decimal: 1e9 };
 
-// What the JSON leaves open: colours by name, exact bytes, and what is written in either unit.
+// What the JSON leaves open: colours by name, exact bytes, texts by number, and what is written in either unit.
 function filledIn(node, units, colours) {
   if (typeof node === "string") return node.startsWith("@") ? colours.getPropertyValue(`--${node.slice(1)}`).trim() || node : node;
   if (Array.isArray(node)) return node.map((each) => filledIn(each, units, colours));
   if (node === null || typeof node !== "object") return node;
   if ("bytes" in node) return node.bytes.map((count) => count / UNITS[units]);
   if ("binary" in node) return node[units];
+  if ("picked" in node) return node.picked.map((number) => node.texts[number]);
   return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, filledIn(value, units, colours)]));
 }
 
@@ -23,7 +24,8 @@ function drawn(element) {
   traces.forEach((trace, number) => {
     trace.visible = !hidden.has(graph.traces[number].label);
   });
-  for (const axis of [layout.xaxis, layout.yaxis]) {
+  // An icicle has no axes.
+  for (const axis of [layout.xaxis, layout.yaxis].filter(Boolean)) {
     if (axes === "linear") Object.assign(axis, axis.linear);
     delete axis.linear;
   }
@@ -35,16 +37,19 @@ function drawn(element) {
 function framed(graph, layout, width, colour) {
   const axis = { gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, ticks: "outside", ticklen: 5, tickcolor: colour("muted"), automargin: true };
   const names = columnNames(graph, layout, width, colour);
-  return {
-    ...layout,
+  const axes = graph.traces[0].type === "icicle" ? {} : {
     xaxis: { ...axis, ...layout.xaxis, ...phaseTicks(graph, width) },
     // With a standoff the title makes room for the longest tick.
     yaxis: { ...axis, ...layout.yaxis, title: { standoff: 12, ...layout.yaxis.title } },
     annotations: [...names, ...stepNames(graph, colour)],
     shapes: [...columnLines(graph, colour), ...phaseShades(graph, colour)],
+    margin: { l: 56, r: 16, t: names.length ? 84 : 12, b: graph.bands.length ? 44 : 52 },
+  };
+  return {
+    ...layout,
+    ...axes,
     width,
     height: graph.height,
-    margin: { l: 56, r: 16, t: names.length ? 84 : 12, b: graph.bands.length ? 44 : 52 },
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("muted") },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
@@ -121,7 +126,7 @@ function showReset(element) {
   const { layout } = drawn(element);
   const changes = {};
   let isZoomed = false;
-  for (const name of ["xaxis", "yaxis"]) {
+  for (const name of ["xaxis", "yaxis"].filter((each) => layout[each]?.range)) {
     const axis = element._fullLayout[name];
     const [low, high] = layout[name].range;
     const isWhole = [low, high].every((end, number) => Math.abs(end - axis.range[number]) < 1e-6 * (high - low));

@@ -26,13 +26,16 @@ def profile(
     timeout: float | None = None,
     force: bool = False,
     anonymous: bool = False,
+    baseline: str | None = None,
     **options: Any,
 ) -> "Run":
     """Profile optimizers on models as the command does, and return the run.
 
     `models` and `optimizers` are names with options, in a list or as the command line takes them.
     `options` are other fields of `optprof.scenarios.Scenario`: device, dtype, batch_size and so on.
-    `out` is a folder for the run, `anonymous` leaves out the machine and every path.
+    `out` is a folder for the run, `anonymous` leaves out the machine and every path. `baseline`
+    names the optimizer that reports compare the others with: by default adamw, else adam, else the
+    first.
 
     A scenario that fails is a record with its outcome. Raises ValueError for a request that cannot
     be met, FileExistsError for a folder that holds a run, or other files unless `force` is given.
@@ -41,11 +44,15 @@ def profile(
     from .profiler.running.plan import comparison, plan, require_timeout
     from .profiler.running.runner import run as run_all
     from .profiler.safety.disk import require_own_folder
+    from .reports.arithmetic.savings import require_baseline
     from .reports.run import Run
 
     run = Run.temporary() if out is None else Run(folder=Path(out))
+    run.baseline = baseline
     require_timeout(timeout)
     scenarios = plan(comparison(models, optimizers, **options))
+    if baseline is not None:
+        require_baseline(baseline, [scenario.optimizer for scenario in scenarios])
     require_own_folder(run.where, "records.jsonl", force=force)
     store = RunStore.create(run.where)
     store.anonymous = anonymous

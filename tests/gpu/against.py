@@ -65,7 +65,8 @@ def row(record: Record, gpu: str | None) -> Row:
         allocated_off=_off(ours.peak_allocated, theirs.peak_allocated),
         reserved_off=_off(ours.peak_reserved, theirs.peak_reserved),
         seconds=median(record.times["step"]) if record.times and "step" in record.times else None,
-        estimated=estimate.seconds if estimate else None,
+        # Without a GPU of the catalogue the estimate is for another one.
+        estimated=estimate.seconds if estimate and gpu else None,
         needed_bytes=estimate.needed_bytes if estimate else None,
         moved_bytes=estimate.moved_bytes if estimate else None,
     )

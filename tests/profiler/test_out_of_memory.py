@@ -121,6 +121,8 @@ def test_a_step_that_runs_out_has_a_record_with_the_bytes_that_it_needs(
     )
     assert set(memory.peak_by_phase) == {"build", "forward", "backward", "step"}
     assert memory.optimizer_state_allocated is None
+    assert memory.needed == endless.peak_reserved
+    assert endless.needed is None
     assert Record.from_dict(record.to_dict()) == record
 
 

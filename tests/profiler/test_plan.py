@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from optprof.profiler.running.plan import comparison, plan
-from optprof.scenarios import Scenario
+from optprof.scenarios import Scenario, models
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +54,30 @@ class Remembering(torch.optim.SGD):
     assert (scenario.implementation, scenario.options) == ("loop", {"lr": 0.1})
 
 
-def test_several_models_are_their_own_curve():
-    scenarios = plan(comparison(models=["gpt2", "vit-s16"], optimizers=["sgd"], device="sim"))
+LANGUAGE = ("gpt2", "gpt2-xl", "llama2-7b", "llama3-8b", "llama3-70b")
+
+
+@pytest.mark.parametrize(
+    ("named", "curve"),
+    [
+        (["gpt2"], LANGUAGE),
+        (["llama2-13b"], (*LANGUAGE[:3], "llama2-13b", *LANGUAGE[3:])),
+        (["gpt2", "gpt2-xl", "llama2-7b"], LANGUAGE),
+        (["gpt2", "vit-s16"], (*LANGUAGE, "vit-s16", "vit-b16", "vit-h14")),
+        (["tiny"], ("tiny",)),
+    ],
+)
+def test_language_models_are_shown_from_gpt2_to_llama3_and_others_with_their_family(named, curve):
+    scenarios = plan(comparison(models=named, optimizers=["sgd"], device="sim"))
     assert summary(scenarios) == [
-        ("sim", work, model, "sgd") for work in ("train", "state") for model in ("gpt2", "vit-s16")
+        *(("sim", "train", model, "sgd") for model in named),
+        *(("sim", "state", model, "sgd") for model in curve),
     ]
+
+
+def test_of_several_models_the_state_alone_is_asked_for_the_named_ones():
+    scenarios = plan(comparison(["gpt2", "vit-s16"], "sgd", device="sim", workload="state"))
+    assert [scenario.model for scenario in scenarios] == ["gpt2", "vit-s16"]
 
 
 def test_the_state_alone_is_not_simulated_twice():
@@ -79,12 +98,9 @@ def test_the_curve_is_not_cut_off_by_the_memory_of_a_gpu(workload: str):
     )
     assert scenarios[0].gpu == "rtx3090"
     assert {s.gpu for s in scenarios[1:]} == {None}
-    assert {s.model for s in scenarios if s.workload == "state"} == {
-        "gpt2",
-        "gpt2-medium",
-        "gpt2-large",
-        "gpt2-xl",
-    }
+    assert {s.model for s in scenarios if s.workload == "state"} == (
+        {*models.family("gpt2")} if workload == "state" else {*LANGUAGE}
+    )
 
 
 def test_a_scenario_has_every_hyper_parameter():
@@ -180,7 +196,7 @@ def of_width(width: int):
         ({"amp": "fp8"}, "amp must be one of bf16, fp16, got 'fp8'"),
         (
             {"amp": "bf16", "dtype": "bf16"},
-            "amp keeps its master weights in fp32, got dtype 'bf16' with amp 'bf16'",
+            "amp runs fp32 parameters under autocast, got dtype 'bf16' with amp 'bf16'",
         ),
         (
             {"implementation": "fused", "optimizers": ["sm3"]},

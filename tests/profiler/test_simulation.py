@@ -10,7 +10,7 @@ from optprof.profiler import Memory, simulate
 from optprof.profiler.measuring.measurement import measure
 from optprof.profiler.simulating import simulation
 from optprof.profiler.simulating.training import ModelTrace, trace_model
-from optprof.scenarios import Scenario, models
+from optprof.scenarios import Scenario, hardware, models
 from optprof.scenarios.workpiece import build
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -208,9 +208,28 @@ def test_a_gradient_that_is_a_view_counts_its_whole_storage():
     assert counted.gradients - counted.parameters == 196 * 384 * 4
 
 
-def test_a_scenario_with_a_gpu_has_an_estimate_of_its_step():
+def test_a_training_step_has_an_estimate_for_its_gpu_or_the_default_one():
     estimate = simulate(Scenario(model="resnet18", optimizer="adamw", gpu="a100-80")).estimate
     assert estimate is not None
     assert estimate.needed_bytes == 28 * 11_689_512
     assert estimate.floor_seconds == pytest.approx(28 * 11_689_512 / 2.039e12)
-    assert simulate(Scenario(model="resnet18", optimizer="adamw")).estimate is None
+    assert estimate.gpu == hardware.DEFAULT_GPU
+    assert simulate(Scenario(model="resnet18", optimizer="adamw")).estimate == estimate
+    assert (
+        simulate(Scenario(model="resnet18", optimizer="adamw", batch_size=3)).estimate == estimate
+    )
+    # A curve of states has many large models and no need of times.
+    state = Scenario(model="resnet18", optimizer="adamw", workload="state")
+    assert simulate(state).estimate is None
+    assert simulate(replace(state, gpu="a100-80")).estimate == estimate
+
+
+def test_without_a_gpu_a_step_that_cannot_be_estimated_still_has_its_memory(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise ValueError("no hardware for that")
+
+    monkeypatch.setattr(simulation, "estimate", refuse)
+    record = simulate(Scenario(model="tiny", optimizer="adamw"))
+    assert (record.outcome, record.estimate) == ("ok", None)
+    with pytest.raises(ValueError, match="no hardware"):
+        simulate(Scenario(model="tiny", optimizer="adamw", gpu="a100-80"))

@@ -26,7 +26,7 @@ def test_a_forecast_adds_the_limits_of_measurements_and_leaves_out_training_runs
     output = StringIO()
     print_forecasts(forecasts, output)
     assert "unknown" in output.getvalue()
-    assert "3 scenarios, 55 s, and training runs: 1" in output.getvalue()
+    assert "3 scenarios, about 55 s, and 1 training run of unknown length" in output.getvalue()
 
 
 def test_the_simulation_of_a_measured_scenario_keeps_its_allocator_settings():

@@ -3,11 +3,14 @@
 import gzip
 import json
 import re
-from dataclasses import replace
+from collections import Counter
+from dataclasses import astuple, replace
 from typing import Any
 
 import pytest
+import torch
 
+from optprof.optimizers import available
 from optprof.profiler.allocator.caching import CachingAllocator
 from optprof.profiler.records.store import RunStore, file_name
 from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline, pack, unpack
@@ -30,6 +33,18 @@ def simulation() -> Simulation:
 def timeline(simulation: Simulation) -> Timeline:
     assert simulation.timeline is not None
     return simulation.timeline
+
+
+class TwoLayers(torch.nn.Sequential):
+    """A model of two layers and their activation, whose forward returns a loss."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input).square().mean()
+
+
+def two_layers(batch_size: int = 4) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    layers = torch.nn.Linear(64, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)
+    return TwoLayers(*layers), {"input": torch.zeros(batch_size, 64)}
 
 
 def by_hand() -> Timeline:
@@ -82,6 +97,122 @@ def test_a_stream_counted_by_hand():
     ]
     assert timeline.largest[2].module == "layer"
     assert timeline.largest[2].op == "aten::mm"
+
+
+def test_the_groups_of_a_peak_counted_by_hand():
+    """Three layers of two tensors and an activation each, an optimizer's state, and a workspace."""
+    sources = [
+        *(Source(f"layers.{number}.{tensor}") for number in range(3) for tensor in ("w", "b")),
+        *(Source(f"layers.{number}", "aten::mm", "model.py:3") for number in range(3)),
+        Source("exp_avg of layers.0.w", "aten::zeros_like", "optimizer.py:9"),
+        Source("", "aten::mul", "optimizer.py:10"),
+    ]
+    categories: list[Category] = ["parameter"] * 6
+    categories.extend(["activation", "activation", "activation", "optimizer_state", "temporary"])
+    sizes = [4 * MIB, 100] * 3 + [2 * MIB] * 3 + [4 * MIB, 12 * MIB]
+    classes = {"": "Model", "layers": "ModuleList", **{f"layers.{n}": "Linear" for n in range(3)}}
+    allocations = Allocations(sizes, categories, sources, classes=classes)
+    segments = [
+        Segment("build", [*range(6)]),
+        Segment("forward", [6, 7, 8]),
+        Segment("backward", [~7]),
+        Segment("step", [9, 10, ~10]),
+    ]
+    timeline = sample(segments, [range(1, 4)], allocations, replay(segments, allocations, ()))
+    linear = "Linear", "layers.*"
+    assert {
+        (*astuple(group.source), group.phase): (group.blocks, group.nbytes)
+        for group in timeline.groups
+    } == {
+        ("parameter", "Linear", "layers.*.w", "", "", "build"): (3, 12 * MIB),
+        # A block of 100 bytes is rounded to 512.
+        ("parameter", "Linear", "layers.*.b", "", "", "build"): (3, 3 * 512),
+        ("activation", *linear, "aten::mm", "model.py:3", "forward"): (2, 4 * MIB),
+        (
+            *("optimizer_state", "Linear", "exp_avg of layers.*.w", "aten::zeros_like"),
+            *("optimizer.py:9", "step"),
+        ): (1, 4 * MIB),
+        ("temporary", "", "", "aten::mul", "optimizer.py:10", "step"): (1, 12 * MIB),
+    }
+    assert [group.nbytes for group in timeline.groups] == sorted(
+        (group.nbytes for group in timeline.groups), reverse=True
+    )
+    # The moments of forward, backward and step: each begins without an event.
+    assert [(event > 0) - (event < 0) for event in timeline.events] == [
+        *(0, 1, 1, 1),
+        *(0, -1),
+        *(0, 1, 1, -1),
+    ]
+    modules = [(source and source.module) for source in map(timeline.source_at, range(10))]
+    assert modules[1:4] == ["layers.0", "layers.1", "layers.2"]
+    assert modules[5] == "layers.1"
+    assert modules[6:8] == [None, "exp_avg of layers.0.w"]
+    assert unpack(pack(timeline)) == timeline
+
+
+def test_what_exceeds_the_groups_of_a_timeline_is_one_group_of_its_category(monkeypatch: Any):
+    monkeypatch.setattr("optprof.profiler.simulating.explaining.GROUPS", 2)
+    categories: list[Category] = ["parameter", "parameter", "parameter", "input", "input"]
+    sizes = [(5 - number) * MIB for number in range(5)]
+    allocations = Allocations(sizes, categories, [Source(name) for name in "abcde"])
+    segments = [Segment("build", [0, 1, 2, 3, 4]), Segment("forward", [])]
+    timeline = sample(segments, [range(1, 2)], allocations, replay(segments, allocations, ()))
+    assert [
+        (group.source.category, group.source.module, group.phase, group.blocks, group.nbytes)
+        for group in timeline.groups
+    ] == [
+        ("parameter", "a", "build", 1, 5 * MIB),
+        ("parameter", "b", "build", 1, 4 * MIB),
+        ("parameter", "", "", 1, 3 * MIB),
+        ("input", "", "", 2, 3 * MIB),
+    ]
+    assert unpack(pack(timeline)) == timeline
+
+
+def test_the_groups_of_every_optimizer_add_up_to_its_peak():
+    """The sums of each category too, to the byte.
+
+    Those of other packages are left out: their import takes longer than this file's tests.
+    """
+    for name in available("optprof", "torch"):
+        scenario = Scenario(model=f"{__name__}:two_layers", optimizer=name, implementation="loop")
+        simulation = run_simulation(scenario)
+        timeline, memory = simulation.timeline, simulation.record.memory
+        assert timeline is not None, name
+        assert memory is not None, name
+        assert sum(group.nbytes for group in timeline.groups) == memory.peak_allocated, name
+        by_category: Counter[str] = Counter()
+        for group in timeline.groups:
+            by_category[group.source.category] += group.nbytes
+        assert by_category == memory.peak_by_category, name
+        assert all(group.blocks and group.nbytes for group in timeline.groups), name
+
+
+def test_a_sample_names_the_block_of_its_event(simulation: Simulation, timeline: Timeline):
+    sources, categories = simulation.allocations.sources, simulation.allocations.categories
+    segments = (
+        segment
+        for segment, stretch in zip(simulation.segments[2:], timeline.phases, strict=True)
+        for _ in range(stretch.samples)
+    )
+    for number, (segment, count) in enumerate(zip(segments, timeline.places, strict=True)):
+        source = timeline.source_at(number)
+        if not count:
+            assert source is None
+            continue
+        event = segment.events[count - 1]
+        allocation = ~event if event < 0 else event
+        assert (timeline.events[number] < 0) == (event < 0)
+        assert source is not None
+        assert (source.category, source.module, source.op, source.line) == (
+            categories[allocation],
+            *sources[allocation],
+        )
+    classes = {(source.module, source.module_class) for source in timeline.sources}
+    assert ("transformer.h.*.attn.c_attn", "Conv1D") in classes
+    assert ("exp_avg of transformer.h.*.ln_1.weight", "LayerNorm") in classes
+    # The loss belongs to no module, and neither does the step's arithmetic.
+    assert {kind for module, kind in classes if not module} == {""}
 
 
 def test_the_peak_is_the_record_s(simulation: Simulation, timeline: Timeline):
@@ -210,6 +341,15 @@ def test_a_run_folder_keeps_a_timeline_for_each_scenario(
     assert re.match("a-c-[0-9a-f]{4}-sm3-", file_name(scenario))
 
 
+def test_an_older_file_has_no_groups_and_no_events(timeline: Timeline):
+    data = json.loads(gzip.decompress(pack(timeline)))
+    for name in ("groups", "sources", "events", "numbers", "layers"):
+        del data[name]
+    older = unpack(gzip.compress(json.dumps(data).encode()))
+    assert older == replace(timeline, groups=(), sources=(), events=(), layers=())
+    assert older.source_at(1) is None
+
+
 def packed(**changes: Any) -> bytes:
     data = json.loads(gzip.decompress(pack(by_hand())))
     return gzip.compress(json.dumps(data | changes).encode())
@@ -234,6 +374,13 @@ BROKEN = {
         "at most",
     ),
     "blocks of another shape": (packed(largest=[{"module": "x"}]), "not a timeline"),
+    "groups that do not add up": (packed(groups=[[0, "build", 1, MIB]]), "groups have .* bytes of"),
+    "a group of no source": (packed(groups=[[9, "build", 1, 21 * MIB]]), "names number 9"),
+    "a count below zero": (packed(groups=[[0, "build", -1, 21 * MIB]]), ">= 0"),
+    "too few events": (packed(events=[0, 1]), "8 samples and 2 events"),
+    "an event of no source": (packed(events=[0, 9, 0, 0, 0, 0, 0, 0]), "names none"),
+    "layers of no text": (packed(layers=[7, 0, 0, 0, 0, 0, 0, 0]), "names number 7"),
+    "a source of four texts": (packed(sources=[["a", "b", "c", "d"]]), "not a timeline"),
     "no categories": (packed(categories={}), "is not the highest"),
     "a name that is none": (packed(phases=[[1, 7, 8, 8]]), "a text"),
 }

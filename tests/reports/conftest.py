@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from optprof.profiler.records.record import Environment, Machine, Memory, Record
-from optprof.profiler.records.timeline import HeldBlock, Stretch, Timeline
+from optprof.profiler.records.timeline import BlockSource, HeldBlock, PeakGroup, Stretch, Timeline
 from optprof.scenarios.spec import Scenario
 
 ENVIRONMENT = Environment(
@@ -152,6 +152,10 @@ def timeline() -> Timeline:
 
     It has 1 GiB of parameters, up to 2 of activations, and 3 of temporaries at the peak.
     """
+    weight = BlockSource("parameter", "Embedding", "<b>wte</b>.*.weight", "", "")
+    product = BlockSource("activation", "Linear", "h.*.mlp.c_fc", "aten::addmm", "model.py:12")
+    copy = BlockSource("temporary", "Linear", "h.*.mlp.c_fc", "aten::mm", "")
+    loss = BlockSource("activation", "", "", "aten::nll_loss", "model.py:20")
     block = HeldBlock(
         block_bytes=3 * GIB,
         requested_bytes=3 * GIB,
@@ -189,4 +193,14 @@ def timeline() -> Timeline:
                 module="<b>wte</b>",
             ),
         ),
+        groups=(
+            PeakGroup(source=copy, phase="backward", blocks=2, nbytes=3 * GIB),
+            PeakGroup(source=product, phase="forward", blocks=12, nbytes=2 * GIB - 512),
+            PeakGroup(source=weight, phase="build", blocks=4, nbytes=GIB),
+            PeakGroup(source=loss, phase="forward", blocks=1, nbytes=512),
+        ),
+        sources=(weight, product, copy, loss),
+        # Forward allocates twice; backward begins with a copy, and frees an activation last.
+        events=(0, 2, 4, 3, -2, 0),
+        layers=("", "3", "", "11", "0", ""),
     )

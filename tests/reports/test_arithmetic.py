@@ -196,7 +196,8 @@ def test_savings_are_bytes_factor_and_share(simulated):
                 simulated("sm3"),
                 simulated("huge", state=12_000),
             ]
-        )
+        ),
+        "adamw",
     )
     assert [row.saved_bytes for row in rows] == [0, 4_000, 7_992, -4_000]
     assert [row.factor for row in rows] == [1, 2, 1_000, 8 / 12]
@@ -205,14 +206,14 @@ def test_savings_are_bytes_factor_and_share(simulated):
 
 
 def test_an_optimizer_without_state_saves_by_an_infinite_factor(simulated):
-    row = savings(entries([simulated("adamw"), simulated("sgd", state=0)]))[1]
+    row = savings(entries([simulated("adamw"), simulated("sgd", state=0)]), "adamw")[1]
     assert row.factor == math.inf
     assert row.saved_bytes == 8_000
 
 
 def test_the_plain_adamw_is_the_baseline_if_there_is_one_with_amsgrad_too(simulated):
     heavy = simulated("adamw", options={"amsgrad": True}, state=12_000)
-    rows = savings(entries([heavy, simulated("adamw", options={"amsgrad": False})]))
+    rows = savings(entries([heavy, simulated("adamw", options={"amsgrad": False})]), "adamw")
     assert [(row.entry.label, row.is_baseline) for row in rows] == [
         ("adamw (amsgrad=True)", False),
         ("adamw (amsgrad=False)", True),
@@ -226,7 +227,7 @@ def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
         for name in ("adamw", "sm3")
         for way in ("foreach", "loop")
     ]
-    rows = savings(entries(records))
+    rows = savings(entries(records), "adamw")
     assert [(row.entry.label, row.baseline.label) for row in rows] == [
         ("adamw, foreach", "adamw, foreach"),
         ("adamw, loop", "adamw, loop"),
@@ -234,11 +235,11 @@ def test_the_baseline_is_the_one_that_runs_its_step_the_same_way(simulated):
         ("sm3, loop", "adamw, loop"),
     ]
     assert unlike_text(rows) == ""
-    other = savings(entries([simulated("adamw"), simulated("sm3", implementation="loop")]))
+    other = savings(entries([simulated("adamw"), simulated("sm3", implementation="loop")]), "adamw")
     assert (
         unlike_text(other)
-        == "The bytes of sm3 as loop against adamw as foreach: the run has no result of adamw run"
-        " the same way."
+        == "Compared across implementations: sm3 (loop) with adamw (foreach). The run has no result"
+        " of adamw with the same implementation."
     )
 
 
@@ -273,8 +274,8 @@ def test_a_model_s_dtypes_are_those_that_a_record_counted(
 
 def test_only_optimizers_of_the_same_model_and_dtype_are_compared(simulated):
     rows = entries([simulated("adamw"), simulated("sm3", dtype="bf16")])
-    assert [row.entry.label for row in savings(rows)] == ["adamw"]
-    assert [setting.dtype for setting in without_baseline(rows)] == ["bf16"]
+    assert [row.entry.label for row in savings(rows, "adamw")] == ["adamw"]
+    assert [setting.dtype for setting in without_baseline(rows, "adamw")] == ["bf16"]
 
 
 def test_a_curve_joins_one_family_and_no_single_model(simulated):

@@ -18,10 +18,13 @@ from PIL import Image
 
 from optprof.profiler.records.record import Environment, Level, Watched
 from optprof.profiler.records.store import RunStore
+from optprof.profiler.records.timeline import BlockSource, PeakGroup
 from optprof.profiler.safety.plain import spreadsheet_text
-from optprof.reports import write_report
+from optprof.reports import read_traces, write_report, write_trace
 from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
+from optprof.reports.comparison.history import read_history
+from optprof.reports.comparison.history_document import write_page
 from optprof.reports.run import Run
 from optprof.reports.units import NOTHING
 
@@ -34,6 +37,7 @@ SECTIONS = (
     "Savings heat map",
     "Optimizer state against model size",
     "What the peak is made of",
+    "The peak by module and operation",
     "Memory along the training step",
     "Time of the optimizer's step",
     "The step's share of an iteration",
@@ -47,7 +51,6 @@ SECTIONS = (
     "Without a result",
     "All numbers",
     "What the state is made of",
-    "The largest blocks at the peak",
     "How to repeat it",
 )
 
@@ -219,10 +222,7 @@ def test_with_units_of_gb_the_page_s_own_text_has_no_gib(page):
         "document.querySelectorAll('details').forEach((details) => { details.open = true; })"
     )
     page.get_by_label("GB", exact=True).check(force=True)
-    until(
-        page,
-        "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state, log scale'",
-    )
+    until(page, "!waiting.length")
     sections = (
         "[...document.querySelectorAll('section')].filter((each) =>"
         " !each.querySelector('#failures')).map((each) => each.innerText)"
@@ -489,6 +489,61 @@ def test_paper_is_light_and_has_the_graphs(open_page, folder, tmp_path):
     until(page, "document.querySelector('.graph').layout.xaxis.gridcolor === '#333a45'")
 
 
+def test_a_part_of_the_peak_is_enlarged_by_a_click_and_names_its_exact_bytes(page):
+    graph = page.locator("section", has=page.locator("#icicle")).locator(".graph")
+    graph.scroll_into_view_if_needed()
+    shown = "(graph) => [...graph.querySelectorAll('.slice')].map((each) => each.textContent)"
+    assert graph.evaluate("(graph) => graph.data[0].values.slice(0, 2)") == [6 * 2**30, 2**30]
+    part = graph.locator(".slice", has_text="temporaries")
+    part.hover(force=True)
+    until(page, "document.querySelector('#graph-icicle-1 .hoverlayer').textContent")
+    words = graph.locator(".hoverlayer").text_content()
+    assert words == "temporaries3.000 GiB, 50.00% of the peak3,221,225,472 bytes in 2 blocks"
+    part.click(force=True)
+    until(page, "document.querySelector('#graph-icicle-1').data[0].level")
+    assert not any(text.startswith("activations") for text in graph.evaluate(shown))
+    # The path above leads back.
+    graph.locator(".pathbar").first.click(force=True)
+    until(
+        page,
+        "[...document.querySelectorAll('#graph-icicle-1 .slice')].some((each) =>"
+        " each.textContent.startsWith('activations'))",
+    )
+    # Without a pointer, the table has the same: it ends with the peak.
+    table = page.locator("section", has=page.locator("#icicle")).locator("details table")
+    last = table.locator("tbody tr").last
+    assert last.locator("th").text_content() == "the peak"
+    assert last.locator("td[title]").get_attribute("title") == "6,442,450,944 bytes"
+
+
+def test_a_timeline_names_the_event_under_the_pointer(page):
+    graph = page.locator("section", has=page.locator("#timeline")).locator(".graph")
+    graph.scroll_into_view_if_needed()
+    plot = graph.locator(".nsewdrag").first.bounding_box()
+    assert plot is not None
+    # The peak is a quarter into the backward pass, which is the second of three phases.
+    page.mouse.move(plot["x"] + plot["width"] * (1 / 3 + 1 / 12), plot["y"] + plot["height"] / 2)
+    until(page, "document.querySelector('#graph-timeline-1 .hoverlayer').textContent")
+    words = graph.locator(".hoverlayer").text_content() or ""
+    event = (
+        "event 1 of backward, training step 1allocates temporariesh.11.mlp.c_fc · Linearaten::mm"
+    )
+    assert event in words
+    assert "temporaries 3.000 GiB" in words
+
+
+def test_every_part_of_a_bar_has_its_exact_bytes_under_the_pointer(page):
+    peak = page.locator("section", has=page.locator("#peak"))
+    titles = peak.locator(".part").evaluate_all("(parts) => parts.map((part) => part.title)")
+    assert titles[:2] == ["parameters: 4,000 bytes", "gradients: 4,000 bytes"]
+    assert all(re.fullmatch(r"[a-z ]+: [\d,]+ bytes?", title) for title in titles)
+    assert peak.locator(".outline").first.get_attribute("title") == "reserved: 2,097,152 bytes"
+    savings = page.locator("section", has=page.locator("#savings")).locator(".part")
+    assert savings.nth(1).get_attribute("title") == "adamw: 8,000 bytes"
+    phases = page.locator("section", has=page.locator("#iteration")).locator(".part")
+    assert (phases.first.get_attribute("title") or "").startswith("forward: ")
+
+
 def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline):
     wicked = (
         "<script>alert(1)</script><img src=x onerror=alert(2)>\"'</script>${alert(3)}{{7*7}}%{x}"
@@ -503,8 +558,17 @@ def test_markup_from_records_stays_text(open_page, tmp_path, simulated, timeline
         store.append(
             replace(record, environment=Environment(command=("optprof", wicked), platform=wicked))
         )
+    source = BlockSource(wicked, wicked, wicked, wicked, wicked)
     store.write_timeline(
-        records[0].scenario, replace(timeline, categories={wicked: timeline.allocated})
+        records[0].scenario,
+        replace(
+            timeline,
+            categories={wicked: timeline.allocated},
+            groups=(PeakGroup(source=source, phase=wicked, blocks=1, nbytes=6 * 2**30),),
+            sources=(source,),
+            events=(0, 1, 1, 1, -1, 0),
+            layers=(wicked,) * 6,
+        ),
     )
     page = open_page(write_report(store.folder))
     page.mouse.move(
@@ -563,10 +627,80 @@ def test_a_notebook_shows_pictures_without_a_network(open_page, tmp_path, simula
     assert [message for message in page.messages if not message.startswith("data:")] == []
 
 
-def test_a_comparison_has_no_serious_accessibility_fault(open_page, tmp_path, mixed):
+def test_a_comparison_draws_filters_and_has_no_serious_accessibility_fault(
+    open_page, tmp_path, simulated, timed
+):
+    steps = (0.50, 0.51, 0.52, 0.53, 0.54)
+    before = [simulated(state=2**30), simulated("sm3"), timed(step=steps)]
+    after = [
+        simulated(state=2**31),
+        simulated("sm3"),
+        timed(step=tuple(step / 2 for step in steps)),
+    ]
     path = tmp_path / "compare.html"
-    compared = compare(mixed, mixed)
+    compared = compare(before, after)
     Comparing(compared=compared, stopped=[]).write_page(path, ["optprof", "compare"])
     page = open_page(path)
     assert page.messages == []
+    assert faults(page) == []
+    state = page.locator("section", has=page.locator("#changed-state"))
+    assert [bar.split("\n") for bar in state.locator(".row").all_inner_texts()] == [
+        ["before", "1.000 GiB"],
+        ["after", "2.000 GiB · 2.00 times as much"],
+    ]
+    page.locator("input[value=decimal]").check()
+    assert "2.147 GB · 2.00 times as much" in state.inner_text()
+    page.locator("#filter").fill("step")
+    rows = page.locator("table.sortable tbody tr:visible")
+    assert rows.count() == 1
+    assert "improved: takes 0.472 to 0.529 times as long" in rows.inner_text()
+
+
+def test_a_history_is_drawn_and_has_no_serious_accessibility_fault(open_page, tmp_path, simulated):
+    for number, state in enumerate((8_000, 8_000, 9_000)):
+        record = simulated(state=state)
+        environment = replace(record.environment, time=f"2025-11-2{number}T00:00:00+00:00")
+        store = RunStore.create(tmp_path / "runs" / f"run-{number}")
+        store.append(replace(record, environment=environment))
+    past = read_history([tmp_path / "runs"], "state")
+    write_page(past, tmp_path / "history.html", ["optprof", "history"])
+    page = open_page(tmp_path / "history.html")
+    assert page.messages == []
+    assert faults(page) == []
+    # A ring around the third run, and a line through all three.
+    traces = page.evaluate("document.querySelector('.graph').data.map((each) => each.x.length)")
+    assert traces == [1, 3]
+    assert "1 regression: tiny · adamw in run-2" in page.locator("body").inner_text()
+
+
+def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_path):
+    events = [
+        {
+            "ph": "X",
+            "cat": "cpu_op",
+            "name": f"aten::{name}",
+            "ts": 10.0 * place,
+            "dur": 5.0 + place,
+        }
+        for place, name in enumerate(("mm", "mul", "<b>add</b>"))
+    ]
+    allocated = {"Total Allocated": 4096, "Device Type": 0}
+    events += [
+        {"ph": "i", "name": "[memory]", "ts": place, "args": allocated} for place in range(3)
+    ]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"traceEvents": events}))
+    written, *_ = write_trace(read_traces(path), path)
+    page = open_page(written)
+    assert page.locator(".sortable tbody tr").count() == 3
+    assert page.locator("b").count() == 0
+    page.get_by_label("Filter").fill("mul")
+    assert page.locator(".sortable tbody tr:visible").all_inner_texts()[0].startswith("aten::mul")
+    page.get_by_label("Filter").fill("")
+    page.get_by_role("button", name="self, host").press("Enter")
+    assert page.locator(".sortable tbody th").all_inner_texts()[0] == "aten::mm"
+    assert page.messages == []
+    assert faults(page) == []
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     assert faults(page) == []

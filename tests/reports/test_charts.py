@@ -10,7 +10,6 @@ from optprof.profiler.records.record import Level, StateBlocks, StepOperation, W
 from optprof.profiler.records.store import file_name
 from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.arithmetic.provenance import provenance
-from optprof.reports.arithmetic.savings import paces
 from optprof.reports.pictures import pareto, peaks, savings, sizes, step_sizes, timelines
 from optprof.reports.pictures.charts import Chart
 from optprof.reports.pictures.scales import (
@@ -63,16 +62,16 @@ def test_a_step_time_is_compared_with_the_baseline_s(simulated, timed):
         timed("adamw", step=(0.1, 0.2, 0.4)),
         timed("sm3", step=(0.2, 0.4, 0.8)),
     ]
-    ((entry, ratio),) = paces(Findings.of(records).entries)
+    ((entry, ratio),) = Findings.of(records).paces
     assert (entry.label, ratio.value, ratio.low) == ("sm3", 2.0, None)
     other = [replace(records[3], scenario=replace(records[3].scenario, implementation="foreach"))]
-    assert paces(Findings.of(records[:3] + other).entries) == []
+    assert Findings.of(records[:3] + other).paces == []
     ways = [
         simulated(name, implementation=way)
         for name in ("adamw", "sm3")
         for way in ("foreach", "loop")
     ]
-    ratios = paces(Findings.of([*ways, *records[2:], *other]).entries)
+    ratios = Findings.of([*ways, *records[2:], *other]).paces
     assert [(entry.label, ratio.value) for entry, ratio in ratios] == [("sm3, loop", 2.0)]
     enough = [
         simulated("adamw"),
@@ -81,7 +80,7 @@ def test_a_step_time_is_compared_with_the_baseline_s(simulated, timed):
         timed("sm3", step=(3.0,) * 6),
     ]
     assert (
-        step_table(Findings.of(enough)).rows[1][5].text
+        step_table(Findings.of(enough), "cpu").rows[1][5].text
         == f"3.00{TIMES} (3.00{TIMES} {NOTHING} 3.00{TIMES})"
     )
 
@@ -112,6 +111,9 @@ def test_bars_are_shares_of_the_baseline(simulated):
     (group,) = chart_of(savings, Findings.of([simulated("adamw"), simulated("sgd-sai")])).groups
     assert [bar.parts[1].width for bar in group.bars] == [100, 50]
     assert [place for place, _ in group.ticks] == [0, 25, 50, 75, 100]
+    small = Findings.of([simulated("adamw"), simulated("sm3")], baseline="sm3")
+    (group,) = chart_of(savings, small).groups
+    assert [text for _, text in group.ticks] == ["0", f"500{TIMES}", f"1,000{TIMES}"]
 
 
 def test_a_peak_is_stacked_in_the_scale_of_the_largest(simulated):
@@ -141,7 +143,11 @@ def test_a_graph_has_exact_bytes_and_is_json(simulated):
     assert adamw["x"] == [1_000, 2_000]
     assert adamw["y"] == {"bytes": [8_000, 16 * GIB]}
     named = [trace["text"][0] for trace in graph.data["traces"] if "text" in trace]
-    assert named == ["memory of rtx3060", "memory of l4", "memory of a100-40", "memory of h100-80"]
+    assert named == ["16 GB GPU", "24 GB GPU", "40 GB GPU", "80 GB GPU"]
+    # The least of the class, which is the L4.
+    (level,) = (each for each in graph.data["traces"] if each.get("text", [""])[0] == "24 GB GPU")
+    assert level["y"] == {"bytes": [23_612_293_120] * 2}
+    assert "rtx4090" in level["hovertext"]["binary"]
 
 
 def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
@@ -149,7 +155,7 @@ def test_a_timeline_keeps_its_peak_and_its_bands(simulated, timeline):
     findings = Findings.of([record], {file_name(record.scenario): timeline})
     (graph,) = chart_of(timelines, findings).graphs
     traces = graph.data["traces"]
-    assert traces[-1]["y"] == {"bytes": [6 * GIB]}
+    assert traces[-2]["y"] == {"bytes": [6 * GIB]}
     assert [band["name"] for band in graph.data["bands"]] == ["forward", "backward", "step"]
     areas = [trace for trace in traces if trace.get("stackgroup")]
     assert {len(trace["x"]) for trace in areas} == {len(areas[0]["y"]["bytes"])}
@@ -190,7 +196,7 @@ def test_a_state_of_0_bytes_is_in_the_table_and_not_on_the_logarithmic_axis(simu
     ]
     chart = chart_of(pareto, Findings.of(records))
     assert [row[0].text for row in chart.table.rows] == ["adamw", "sgd"]
-    assert chart.notes == ("A state of 0 bytes has no place on a logarithmic axis: sgd.",)
+    assert chart.notes[0] == "Not on the logarithmic axis, because the state has 0 bytes: sgd."
     assert pareto.describe(Findings.of(records[1::2])) == []
 
 
@@ -338,16 +344,15 @@ def test_columns_of_ranges_are_sorted_by_their_first_number(simulated, timed):
         timed("adamw", times=each, watched=Watched(tokens=32))
         for each in (times, {"step": (10.0, 9.0)})
     )
-    table = step_table(Findings.of([simulated("adamw"), long]))
+    table = step_table(Findings.of([simulated("adamw"), long]), "cpu")
     first = dict(zip(table.head, table.rows[0], strict=True))
     assert (first["95 % interval"].value, first["quartiles"].value, first["training"].value) == (
         0.9,
         pytest.approx(1.025),
         16.0,
     )
-    second = dict(
-        zip(table.head, step_table(Findings.of([simulated("adamw"), short])).rows[0], strict=False)
-    )
+    brief = step_table(Findings.of([simulated("adamw"), short]), "cpu")
+    second = dict(zip(table.head, brief.rows[0], strict=False))
     assert (second["95 % interval"].value, second["quartiles"].value) == (None, 9.25)
 
 
@@ -387,15 +392,25 @@ def test_the_largest_batch_that_fits_or_was_tried_is_named(simulated):
 
 def test_counters_are_shown_side_by_side(simulated):
     findings = Findings.of([simulated("adamw"), simulated("sgd-sai")])
-    ((table, _),) = sight_tables(findings).values()
-    assert [cell.value for cell in table.rows[1][1:6]] == [
-        4_000,
-        4_512,
-        16_000,
-        2**21,
-        2**21 + 2**29,
+    ((sentence, table),) = sight_tables(findings).values()
+    assert [(head, cell.value) for head, cell in zip(table.head, table.rows[1], strict=True)] == [
+        ("optimizer", None),
+        ("state, GiB", 4_000),
+        ("state as allocated, GiB", 4_512),
+        ("peak allocated, GiB", 16_000),
+        ("in", None),
+        ("peak reserved, GiB", 2**21),
+        ("driver, estimated, GiB", 2**21 + 2**29),
+        ("state saved, GiB", 4_000),
+        ("peak lower by, GiB", 4_000),
+        ("reserved lower by, GiB", 0),
+        ("foreach adds, GiB", 4_000),
     ]
-    assert [cell.value for cell in table.rows[1][-2:]] == [4_000, 4_000]
+    assert isinstance(sentence, Sized)
+    assert sentence.binary == (
+        "sgd-sai keeps 3.91 KiB less state than adamw: its allocated peak is 3.91 KiB lower, its"
+        " reserved peak as high; both peaks lie in step."
+    )
 
 
 def test_the_measurements_of_a_real_run_are_in_tables(simulated):

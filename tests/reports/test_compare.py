@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from optprof.profiler.records.record import Environment, Record
+from optprof.profiler.records.record import Environment, Record, Watched
 from optprof.profiler.records.store import RunStore
 from optprof.reports.comparison.compare import Compared, MetricChange, Pair, compare
 from optprof.reports.comparison.sides import read_side
@@ -63,10 +63,32 @@ def test_a_time_differs_when_its_whole_interval_is_beyond_the_threshold(timed):
     )
 
 
-def test_a_noisy_time_does_not_differ_however_far_its_median_moved(timed):
+def test_a_noisy_time_is_not_judged_however_far_its_median_moved(timed):
     before, after = (1.0, 1.1, 1.2, 1.3, 9.0), (0.9, 1.0, 2.2, 2.3, 2.4)
     step = change(compare([timed(step=before)], [timed(step=after)]), "step")
-    assert (step.before, step.after, step.verdict) == (1.2, 2.2, "same")
+    assert (step.before, step.after) == (1.2, 2.2)
+    assert (step.verdict, step.note) == ("not judged", "noisy")
+
+
+def test_a_time_is_the_same_only_if_its_whole_interval_is_within_the_threshold(timed):
+    # All ratios lie between 100 / 102 and 102 / 100.
+    steady = (1.00, 1.005, 1.01, 1.015, 1.02)
+    assert change(compare([timed(step=steady)], [timed(step=steady)]), "step").verdict == "same"
+    narrow = compare([timed(step=steady)], [timed(step=steady)], threshold=Fraction(1, 100))
+    assert change(narrow, "step").verdict == "not judged"
+
+
+def test_a_disturbed_time_is_not_judged_even_if_its_whole_interval_moved(timed):
+    warning = "other processes took 40% of the processors while times were taken"
+    busy = replace(timed(step=SLOW), watched=Watched(warnings=(warning,)))
+    for sides in ([timed(step=QUICK)], [busy]), ([busy], [timed(step=QUICK)]):
+        step = change(compare(*sides), "step")
+        assert (step.verdict, step.note) == ("not judged", f"noisy: {warning}")
+
+
+def test_a_warning_about_bytes_leaves_times_alone(timed):
+    unsure = replace(timed(step=SLOW), warnings=("line 3 reads a value back",))
+    assert change(compare([timed(step=QUICK)], [unsure]), "step").verdict == "regressed"
 
 
 def test_three_samples_are_too_few_to_judge(timed):

@@ -16,7 +16,7 @@ from optprof.reports.arithmetic.findings import Findings
 from optprof.reports.icons import OUTLINES, icon_path
 from optprof.reports.pictures import pictures
 from optprof.reports.pictures.drawing import STYLES, draw, draw_all, draw_published, figure
-from optprof.reports.pictures.picture import Bars, Picture
+from optprof.reports.pictures.picture import Bars, Icicle, Picture
 from optprof.reports.style import MARKS, SPARE, marks
 
 
@@ -123,7 +123,6 @@ def test_pictures_without_data_are_left_out(simulated, timed, tmp_path):
 
     assert drawn(simulated("adamw")) == ["state-by-size", "peak"]
     assert drawn(timed("adamw")) == ["step-time"]
-    assert drawn(simulated("sm3"), simulated("sgd-sai")) == ["state-by-size", "peak"]
     assert drawn(simulated("adamw", memory=None, outcome="failed", error="no")) == []
 
 
@@ -134,6 +133,23 @@ def test_a_state_of_0_bytes_is_not_on_a_log_axis_and_a_note_says_so(simulated):
     both = shown(simulated("adamw"), simulated("sgd", state=0))
     assert "sgd" in str(both["state-by-size"].notes[0])
     assert "state-by-size" not in shown(simulated("sgd", state=0))
+
+
+def test_an_icicle_has_every_category_and_the_names_that_have_room(simulated, timeline):
+    record = simulated("adamw")
+    findings = Findings.of([record], {file_name(record.scenario): timeline})
+    picture = next(each for each in pictures(findings) if each.name == "icicle")
+    (panel,) = picture.panels
+    assert isinstance(panel, Icicle)
+    assert "temporaries 50.0 %" in panel.alt
+    # The peak, three categories, their classes, modules and operations; the loss has no module.
+    assert len(panel.tiles) == 1 + 3 + 3 + 3 + 3
+    drawing = draw(picture, STYLES["paper"])
+    for name in ("temporaries", "Linear", "h.*.mlp.c_fc", "aten::mm"):
+        assert f">{name}<" in drawing.svg
+    # A part of 512 bytes is too thin for its name.
+    assert "nll_loss" not in drawing.svg
+    assert size_of(drawing.png)[0] > 1_000
 
 
 def test_names_with_markup_and_formulas_are_drawn_as_they_are(simulated, tmp_path):
@@ -254,7 +270,7 @@ def test_time_against_memory_names_every_optimizer_and_its_front(simulated, time
     ]
     picture = pictures(Findings.of(records))[-1]
     assert alt_of(picture).endswith(
-        "sgd-sai: 100 ms and 15.6 KiB, on the Pareto front; adamw: 200 ms and 19.5 KiB."
+        "sgd-sai: 100 ms ±? and 15.6 KiB, on the Pareto front; adamw: 200 ms ±? and 19.5 KiB."
     )
     drawing = draw(picture, STYLES["paper"])
     assert ">sgd-sai<" in drawing.svg
@@ -273,7 +289,7 @@ def test_an_optimizer_without_state_is_drawn_with_the_others(simulated, timed):
         for name in ("adamw", "sgd")
     ]
     picture = pictures(Findings.of(records))[-1]
-    assert "sgd: 200 ms and 0 B" in alt_of(picture)
+    assert "sgd: 200 ms ±? and 0 B" in alt_of(picture)
     assert ">sgd<" in draw(picture, STYLES["paper"]).svg
 
 

@@ -88,7 +88,7 @@ def test_a_change_is_described_in_words(fields: dict[str, object], text: str):
 
 
 def test_the_verdict_names_the_smallest_gpu():
-    assert verdict(FitFindings.of(FITS)) == "adamw fits no GPU; sm3 fits from t4 on."
+    assert verdict(FitFindings.of(FITS)) == "adamw fits on no GPU; sm3 fits on t4 and larger."
 
 
 def test_the_tables_have_a_row_per_gpu_and_a_row_per_answer():

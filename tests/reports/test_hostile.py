@@ -38,6 +38,7 @@ from optprof.profiler.records.store import RunStore
 from optprof.profiler.records.timeline import Timeline
 from optprof.profiler.safety.plain import plain
 from optprof.reports import print_fits, print_run, run_markdown, write_fit_page, write_report
+from optprof.reports.comparison.compare import compare
 from optprof.reports.comparison.comparing import Comparing
 from optprof.reports.page import render_page
 from optprof.reports.run import Run
@@ -280,7 +281,9 @@ def strings(node: Any, name: str = "") -> Iterator[str]:
             yield from strings(value, name)
 
 
-def test_pages_of_fits_and_comparisons_are_inert(comparing: Comparing, tmp_path: Path):
+def test_pages_of_fits_and_comparisons_are_inert(
+    comparing: Comparing, tmp_path: Path, simulated: Any
+):
     command = ["optprof", *HOSTILE.values()]
     page = write_fit_page(fits(), tmp_path / "fit", command).read_text(encoding="utf-8")
     answer = Fit(scenario=Scenario(model="tiny", gpu="t4"), usable=1, needed=2)
@@ -288,7 +291,10 @@ def test_pages_of_fits_and_comparisons_are_inert(comparing: Comparing, tmp_path:
     require_inert(page, usual, shown_texts())
     comparing.write_page(tmp_path / "a.html", command)
     page = (tmp_path / "a.html").read_text(encoding="utf-8")
-    require_inert(page, "<style></style>", shown_texts())
+    usual = tmp_path / "usual.html"
+    compared = compare([simulated(state=8)], [simulated(state=9)])
+    Comparing(compared=compared, stopped=[]).write_page(usual, [])
+    require_inert(page, usual.read_text(encoding="utf-8"), shown_texts())
 
 
 def test_pictures_are_xml_without_a_control_character(run: Path):

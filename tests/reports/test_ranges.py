@@ -90,7 +90,7 @@ def test_the_verdict_compares_lower_ends_and_says_so(simulated):
     assert low.memory is not None
     low = replace(low, memory=replace(low.memory, peak_allocated=GIB))
     text = verdict(Findings.of([ranged(simulated("adamw")), low]))
-    assert text.endswith("falls from 2.000 to 1.000 GiB, both with the least that cuDNN takes.")
+    assert text.endswith("falls from 2.000 to 1.000 GiB, both with cuDNN's smallest workspaces.")
 
 
 def test_a_row_for_a_spreadsheet_has_both_ends(simulated):
@@ -129,4 +129,4 @@ def test_a_scenario_that_fits_only_without_workspaces_may_fit():
     assert not fit.fits
     assert short_text(fit) == "? 1.000, 7"
     (row,) = fit_table(FitFindings.of([fit])).rows
-    assert row[2].text == "perhaps, with less memory for cuDNN"
+    assert row[2].text == "perhaps, if cuDNN takes less memory"

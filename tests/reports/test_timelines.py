@@ -11,9 +11,12 @@ from optprof.profiler.records.timeline import Stretch
 from optprof.reports import write_report
 from optprof.reports.arithmetic.courses import Course, bands, phases_held, thinned
 from optprof.reports.arithmetic.findings import Findings
+from optprof.reports.arithmetic.peaks import peak_parts
 from optprof.reports.pictures import pictures
 from optprof.reports.pictures.drawing import STYLES, draw
 from optprof.reports.pictures.timelines import stairs
+from optprof.reports.tables.overview import GROUP_HEAD, group_rows
+from optprof.reports.units import NOTHING
 
 GIB = 2**30
 
@@ -80,7 +83,9 @@ def test_a_timeline_belongs_to_the_scenario_that_it_is_named_after(timeline, sim
     assert [course.label for course in findings.courses] == ["sm3"]
 
 
-def test_after_running_out_of_memory_the_largest_blocks_are_shown(tmp_path, simulated, timeline):
+def test_after_running_out_of_memory_the_blocks_at_the_peak_are_shown(
+    tmp_path, simulated, timeline
+):
     full = simulated(
         "lamb16", model="huge", outcome="out-of-memory", error="out of memory in backward of step 1"
     )
@@ -89,7 +94,8 @@ def test_after_running_out_of_memory_the_largest_blocks_are_shown(tmp_path, simu
         store.append(record)
         store.write_timeline(record.scenario, timeline)
     page = write_report(store.folder).read_text(encoding="utf-8")
-    assert "lamb16 on huge: out of memory: 6.000 GiB in backward · 7.000 reserved" in page
+    assert "lamb16: out of memory: 6.000 GiB in backward · 7.000 reserved" in page
+    assert "The peak by module and operation: huge" in page
     assert "Memory along the training step: huge" in page
 
 
@@ -103,25 +109,79 @@ def test_a_curve_has_steps_where_they_are_wide_enough_to_see():
     ]
 
 
-def test_the_report_shows_the_timeline_and_the_largest_blocks(run):
+def test_the_report_shows_the_timeline_and_the_blocks_at_the_peak(run):
     page = write_report(run.folder).read_text(encoding="utf-8")
     assert re.search(r"<h2 id=[^>]*>Memory along the training step", page)
-    assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
+    assert re.search(r"<h2 id=[^>]*>The peak by module and operation", page)
     assert "adamw: 6.000 GiB in backward · 7.000 reserved" in page
     assert (
-        "adamw holds most: 6.000 GiB in backward of training step 1, where 1.000 GiB (14.3 %) of"
-        " what is reserved is not in use." in page
+        "adamw has the highest peak: 6.000 GiB in backward of training step 1. There 1.000 GiB"
+        " (14.3 %) of the reserved memory are not in use." in page
     )
     for words in (
         "h.3.mlp.c_fc",
         "aten::addmm",
         "model.py:12",
-        "backward, training step 1",
         'title="3,221,225,472 bytes"',
     ):
         assert words in page
     assert "<b>wte" not in page
     assert (run.folder / "figures" / "timeline.png").stat().st_size > 10_000
+
+
+def test_an_older_timeline_shows_its_largest_blocks(run, timeline, simulated):
+    older = replace(timeline, groups=(), sources=(), events=(), layers=())
+    run.write_timeline(simulated("adamw").scenario, older)
+    page = write_report(run.folder).read_text(encoding="utf-8")
+    assert re.search(r"<h2 id=[^>]*>The largest blocks at the peak", page)
+    assert "backward, training step 1" in page
+    assert "The peak by module and operation" not in page
+
+
+def test_groups_add_up_to_the_last_row_which_is_the_peak(timeline, simulated):
+    course = Course(label="adamw", record=simulated("adamw"), timeline=timeline)
+    *rows, peak = group_rows(course)
+    assert [[cell.text for cell in row] for row in rows] == [
+        [
+            *("parameters", "Embedding", "<b>wte</b>.*.weight", NOTHING, NOTHING, "build", "4"),
+            *("1.000 GiB", "16.7 %"),
+        ],
+        [
+            *("activations", "Linear", "h.*.mlp.c_fc", "aten::addmm", "model.py:12", "forward"),
+            *("12", "2.000 GiB", "33.3 %"),
+        ],
+        [
+            *("activations", NOTHING, NOTHING, "aten::nll_loss", "model.py:20", "forward"),
+            *("1", "512 B", "0.00001 %"),
+        ],
+        [
+            *("temporaries", "Linear", "h.*.mlp.c_fc", "aten::mm", NOTHING, "backward"),
+            *("2", "3.000 GiB", "50.0 %"),
+        ],
+    ]
+    assert [cell.text for cell in peak] == ["the peak", *[""] * 5, "19", "6.000 GiB", "100 %"]
+    for column in (6, 7):
+        assert sum(row[column].value or 0 for row in rows) == peak[column].value
+    assert {len(row) for row in [*rows, peak]} == {len(GROUP_HEAD)}
+
+
+def test_the_parts_of_a_peak_are_inside_each_other(timeline):
+    parts = {part.path: part for part in peak_parts(timeline.groups)}
+    assert [(path, part.start, part.nbytes) for path, part in parts.items() if len(path) < 3] == [
+        ((), 0, 6 * GIB),
+        (("parameter",), 0, GIB),
+        (("parameter", "Embedding"), 0, GIB),
+        (("activation",), GIB, 2 * GIB),
+        (("activation", "Linear"), GIB, 2 * GIB - 512),
+        # The loss belongs to no module.
+        (("activation", "aten::nll_loss · model.py:20"), 3 * GIB - 512, 512),
+        (("temporary",), 3 * GIB, 3 * GIB),
+        (("temporary", "Linear"), 3 * GIB, 3 * GIB),
+    ]
+    for path, part in parts.items():
+        inner = [each for each in parts.values() if each.path and each.path[:-1] == path]
+        assert not inner or sum(each.nbytes for each in inner) == part.nbytes
+        assert not inner or sum(each.blocks for each in inner) == part.blocks
 
 
 def test_without_timelines_the_report_is_unchanged(tmp_path, simulated):

@@ -1,6 +1,5 @@
 """Every value that a record may have has its word and its style in every report."""
 
-from dataclasses import replace
 from typing import get_args
 
 import pytest
@@ -42,8 +41,12 @@ def test_every_origin_outcome_and_device_has_its_word():
 
 
 def test_without_a_baseline_the_advice_is_to_add_one(simulated):
-    findings = Findings.of([simulated("sm3"), simulated("sgd-sai")])
-    assert missing_text(findings) == "No adamw to compare with on tiny: add adamw to --optimizers."
+    text = missing_text(Findings.of([simulated("sm3")]))
+    assert text == "Nothing to compare sm3 with: add adamw to --optimizers."
+    other = [simulated("sm3"), simulated("adamw", model="large")]
+    text = missing_text(Findings.of(other))
+    assert text == "No adamw to compare with on tiny: add adamw to --optimizers."
+    assert missing_text(Findings.of([simulated("sm3"), simulated("sgd-sai")])) == ""
     assert missing_text(Findings.of([simulated("adamw"), simulated("sm3")])) == ""
 
 
@@ -53,7 +56,7 @@ def test_the_advice_for_a_watched_loop_is_to_watch_the_baseline_too(simulated):
         "sm3", model="train:Net", device="cpu", origin="measured", environment=environment
     )
     text = missing_text(Findings.of([watched]))
-    assert text == "No adamw to compare with on train:Net: watch the loop with adamw, too."
+    assert text == "Nothing to compare sm3 with: watch the loop with adamw, too."
     assert not {"steps", "seed"} & dict(provenance([watched])).keys()
     assert Names.of([watched]).common == "own · 16 tokens · workload train · CPU · foreach"
 
@@ -69,22 +72,20 @@ def test_the_advice_for_a_watched_loop_is_to_watch_the_baseline_too(simulated):
 )
 def test_after_a_failed_baseline_the_advice_is_not_to_add_one(simulated, outcome, verb):
     findings = Findings.of(
-        [replace(simulated("adamw"), outcome=outcome, error="why"), simulated("sm3")]
+        [simulated("adamw", memory=None, outcome=outcome, error="why"), simulated("sm3")]
     )
-    assert (
-        missing_text(findings) == f"adamw {verb} on tiny, so that there is nothing to compare with."
-    )
+    assert missing_text(findings) == f"adamw {verb} on tiny, so there is nothing to compare with."
 
 
 def test_each_setting_has_its_own_reason(simulated):
-    failed = replace(simulated("adamw"), outcome="out-of-memory", error="why")
+    failed = simulated("adamw", memory=None, outcome="out-of-memory", error="why")
     text = missing_text(Findings.of([failed, simulated("sm3"), simulated("sm3", dtype="bf16")]))
     assert text == (
-        "adamw ran out of memory on tiny · fp32, so that there is nothing to compare with. "
+        "adamw ran out of memory on tiny · fp32, so there is nothing to compare with. "
         "No adamw to compare with on tiny · bf16: add adamw to --optimizers."
     )
 
 
 def test_for_a_baseline_without_state_the_advice_is_not_to_add_one(simulated):
     text = missing_text(Findings.of([simulated("adamw", state=0), simulated("sm3")]))
-    assert text == "adamw kept no state on tiny, so that there is nothing to compare with."
+    assert text == "adamw kept no state on tiny, so there is nothing to compare with."

@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 
-from optprof.scenarios import hardware
+from optprof.scenarios import Scenario, hardware
+from optprof.scenarios.spec import Option
 
 GIB = 2**30
 # The memory on the box in the vendors' units: multiples of 2**30 bytes, 10**9 for HBM3E cards.
@@ -42,6 +44,12 @@ CLOCK_AND_BUS = {
 }
 
 
+def test_the_help_of_gpu_names_the_default_one():
+    hint = get_type_hints(Scenario, include_extras=True)["gpu"]
+    (option,) = (extra for extra in get_args(hint) if isinstance(extra, Option))
+    assert hardware.DEFAULT_GPU in (option.unset or "")
+
+
 def test_the_catalogue_lists_these_gpus():
     assert set(hardware.available()) == set(LABEL)
 
@@ -58,6 +66,7 @@ def test_an_entry_has_the_source_of_each_figure(name: str):
 def test_memory_is_the_label_less_the_bytes_of_driver_and_error_correction(name: str):
     gpu = hardware.describe(name)
     assert 0.9 * LABEL[name] < gpu.memory_bytes < LABEL[name]
+    assert gpu.label_gb in (LABEL[name] / GIB, LABEL[name] / 10**9)
     assert gpu.memory_bytes - gpu.usable_bytes == 512 * 2**20
 
 
@@ -85,7 +94,7 @@ def test_dtypes_of_a_chip_follow_its_compute_capability():
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("tpu", "rtx3060")],
+    [("h100", "h100-80"), ("a100", "a100-80"), ("RTX 3090", "rtx3090"), ("H200x", "h200")],
 )
 def test_an_unknown_name_is_an_error_with_near_ones(wrong: str, near: str):
     with pytest.raises(

@@ -19,6 +19,10 @@ PUBLISHED = {
     "gpt2-xl": 1_557_611_200,
     "llama2-7b": 6_738_415_616,
     "llama2-13b": 13_015_864_320,
+    # Half of total_size, the bytes of the bf16 checkpoint, in model.safetensors.index.json:
+    # 16,060,522,496 of meta-llama/Meta-Llama-3-8B, 141,107,412,992 of Meta-Llama-3-70B.
+    "llama3-8b": 8_030_261_248,
+    "llama3-70b": 70_553_706_496,
     "vit-s16": 22_050_664,
     "vit-b16": 86_567_656,
     "vit-h14": 632_045_800,

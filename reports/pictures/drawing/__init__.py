@@ -41,11 +41,13 @@ def draw_all(
     folder: Path,
     timelines: Mapping[str, Timeline] | None = None,
     style: Style = FOR_PAPER,
+    *,
+    baseline: str | None = None,
 ) -> list[Drawing]:
     """Draw every picture of records and timelines, and write each into the folder."""
     drawings = [
         draw(part, style)
-        for picture in pictures(Findings.of(records, timelines))
+        for picture in pictures(Findings.of(records, timelines, baseline=baseline))
         for part in picture.files.values()
     ]
     for drawing in drawings:

@@ -20,9 +20,10 @@ from optprof.profiler.safety.plain import plain
 
 from ...style import INK, MUTED, PAPER
 from ...tables.table import Table
-from ..picture import Areas, Bars, Drawing, Panel, Picture, Plot
+from ..picture import Areas, Bars, Drawing, Icicle, Panel, Picture, Plot
 from .areas import areas_height, draw_areas
 from .bars import bars_height, draw_bars
+from .icicle import draw_icicle, icicle_height
 from .lettering import FONT, width, wrapped
 from .pen import Pen
 from .plots import draw_plot, name_lines, plot_height
@@ -79,8 +80,8 @@ def _laid_out(picture: Picture, style: Style) -> Iterator[tuple[Figure, Bbox]]:
         layout = figure.get_layout_engine()
         assert layout is not None
         layout.execute(figure)
-        # Once is enough.
-        figure.set_layout_engine("none")
+        # Once is enough. With "none" each file would be drawn twice, as if the layout were unknown.
+        figure.set_layout_engine(None)
         for axes, panel in zip(figure.axes, picture.panels, strict=False):
             if isinstance(panel, Plot):
                 name_lines(axes, panel, pen)
@@ -140,6 +141,8 @@ def _height(panel: Panel, pen: Pen) -> float:
     """Return the inches of a panel with all that belongs to it."""
     if isinstance(panel, Bars):
         return bars_height(panel, pen)
+    if isinstance(panel, Icicle):
+        return icicle_height(panel, pen)
     return plot_height(panel, pen) if isinstance(panel, Plot) else areas_height(pen)
 
 
@@ -153,6 +156,8 @@ def _draw(axes: Axes, panel: Panel, pen: Pen, *, is_last: bool) -> None:
         draw_bars(axes, panel, pen)
     elif isinstance(panel, Plot):
         draw_plot(axes, panel, pen)
+    elif isinstance(panel, Icicle):
+        draw_icicle(axes, panel, pen)
     else:
         draw_areas(axes, panel, pen, named=is_last or not _is_alike(pen.picture.panels))
 

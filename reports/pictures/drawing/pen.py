@@ -11,7 +11,7 @@ from matplotlib.transforms import Transform, offset_copy
 
 from ...arithmetic.labels import shortened
 from ...style import HATCHES, INK, MUTED, PAPER, TRACK, Mark, hatch_colour
-from ..picture import Areas, Bar, Bars, Key, Panel, Picture, Plot
+from ..picture import Areas, Bar, Bars, Icicle, Key, Panel, Picture, Plot
 from .lettering import fitted, width, wrapped
 
 # Inches of a heading's mark, and of the gap between its name and its numbers.
@@ -35,18 +35,19 @@ class Pen:
         marks = enumerate(picture.marks.values())
         self._colours = NAMED | {f"@mark-{number}": mark.colour for number, mark in marks}
         headings = _headings(picture.panels)
-        # Bars are as wide as the picture, areas have an axis on their left.
-        self.room = self.width - (SIDE if any(isinstance(each, Areas) for each in headings) else 0)
+        # The layout pads both sides; areas have an axis on their left.
+        side = SIDE if any(isinstance(each, Areas) for each in headings) else 0.1
+        self.room = self.width - side
         self.is_wrapped = any(self._is_wide(each) for each in headings)
         lines = [len(self._numbers(each)) for each in headings] if self.is_wrapped else []
         # Lines of a heading, its name included.
         self.heading_lines = 1 + max(lines, default=0)
 
-    def _is_wide(self, heading: Bar | Areas) -> bool:
+    def _is_wide(self, heading: Bar | Areas | Icicle) -> bool:
         name = width(shortened(heading.label), self.size, bold=True)
         return MARK + name + BETWEEN + width(heading.value.binary, self.size) > self.room
 
-    def _numbers(self, heading: Bar | Areas) -> list[str]:
+    def _numbers(self, heading: Bar | Areas | Icicle) -> list[str]:
         return wrapped(heading.value.binary, self.small, self.room - MARK, most=2)
 
     def colour(self, name: str) -> str:
@@ -65,7 +66,9 @@ class Pen:
             "linestyle": "none",
         }
 
-    def heading(self, axes: Axes, y: float, place: Transform, heading: Bar | Areas) -> None:
+    def heading(
+        self, axes: Axes, y: float, place: Transform, heading: Bar | Areas | Icicle
+    ) -> None:
         """Write an optimizer with its mark on the left and its numbers on the right."""
         label = heading.mark if isinstance(heading, Bar) else heading.label
         style = self.mark(self.picture.marks[label], heading.origin, 0.75 * self.size)
@@ -186,6 +189,6 @@ def names_points(plot: Plot) -> bool:
     return plot.front is not None and len(plot.lines) <= MOST_NAMES
 
 
-def _headings(panels: Sequence[Panel]) -> list[Bar | Areas]:
+def _headings(panels: Sequence[Panel]) -> list[Bar | Areas | Icicle]:
     bars = [bar for panel in panels if isinstance(panel, Bars) for bar in panel.bars]
-    return [*bars, *(panel for panel in panels if isinstance(panel, Areas))]
+    return [*bars, *(panel for panel in panels if isinstance(panel, Areas | Icicle))]

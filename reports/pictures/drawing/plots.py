@@ -94,6 +94,8 @@ def _draw_line(axes: Axes, line: Line, plot: Plot, pen: Pen) -> None:
                 axes.hlines(y[number], low, high, **look)
             else:
                 axes.vlines(x[number], low, high, **look)
+        if not size:
+            continue
         style = pen.mark(mark, point.origin, size)
         axes.plot(x[number], y[number], zorder=10 + lane, clip_on=False, **style)
 
@@ -192,11 +194,11 @@ def _name_columns(axes: Axes, plot: Plot, pen: Pen) -> None:
     """Write each model over its own line; of models too near to each other only the first."""
     if not plot.columns:
         return
-    low, high = map(math.log10, axes.get_xlim())
     last = -math.inf
     for count, name in sorted(plot.columns.items()):
         axes.axvline(count, color=LINE.light, linewidth=0.6, zorder=0)
-        place = (math.log10(count) - low) / (high - low) * (pen.width - SIDE)
+        place = axes.transLimits.transform(axes.transScale.transform((count, 1)))[0]
+        place *= pen.width - SIDE
         if place - last < 1.25 * pen.small / 72 / SLOPE:
             continue
         last = place

@@ -1,14 +1,17 @@
 """The commands' table, and their border: one line for an error, and an exit status."""
 
 import errno
+import json
+import platform
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial, wraps
+from importlib.metadata import PackageNotFoundError, version
 from inspect import Signature
-from typing import Any
+from typing import Annotated, Any
 from warnings import catch_warnings
 
 import typer
@@ -20,8 +23,10 @@ from .compare import compare
 from .doctor import doctor
 from .explain import explain
 from .fit import fit
+from .help import Command, Group
+from .history import history
 from .listing import list_names
-from .options import arguments_of, parameters_of
+from .options import arguments_of, check_early, parameters_of
 from .profile import profile
 from .repair import repair
 from .report import report
@@ -31,52 +36,101 @@ from .sweep import sweep
 BROKEN = 1
 REFUSED = 2
 
+# What typer raises for arguments that it cannot read.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help=(
-        "What an optimizer costs: the bytes of its state, the peak it leads to, the time of its"
-        " step."
-    ),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    *,
+    version: Annotated[
+        bool,
+        typer.Option("--version", "-V", help="Show the versions of optprof, Python and torch."),
+    ] = False,
+) -> None:
+    """Measure the cost of an optimizer: bytes of its state, peak memory, time of its step."""
+    if version:
+        print(_versions())
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _versions() -> str:
+    names = {"optprof": _version("optprof"), "Python": platform.python_version()}
+    return ", ".join(
+        f"{name} {each}" for name, each in (names | {"torch": _version("torch")}).items()
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def _add(
-    function: Callable[..., None], name: str | None = None, without: Collection[str] = ()
+    function: Callable[..., None],
+    panel: str,
+    name: str | None = None,
+    without: Collection[str] = (),
 ) -> None:
     """Add a command whose exceptions become one line, and which has the option --traceback."""
     parameters = parameters_of(function, without)
 
     @wraps(function)
     def run(**values: Any) -> None:
-        with _border(whole=values["traceback"]):
+        with _border(whole=values["traceback"], as_json=values.get("as_json", False)):
+            check_early(values)
             function(**arguments_of(function, values))
 
     run.__signature__ = Signature(parameters)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
-    app.command(name)(run)
+    app.command(name, cls=Command, rich_help_panel=panel)(run)
 
 
 @contextmanager
-def _border(*, whole: bool) -> Iterator[None]:
+def _border(*, whole: bool, as_json: bool) -> Iterator[None]:
     """Turn what a command raises into one line and a status; `whole` prints the traceback first."""
     try:
         with catch_warnings():
             warnings.showwarning = partial(_show_warning, set())
             yield
-    except (typer.Exit, GeneratorExit):
+    except GeneratorExit:
+        raise
+    except typer.Exit as end:
+        if as_json and end.exit_code == INTERRUPTED:
+            _print_json("interrupted", INTERRUPTED)
         raise
     except KeyboardInterrupt:
-        print("optprof: interrupted", file=sys.stderr)
+        _refuse("interrupted", INTERRUPTED, as_json=as_json)
         raise typer.Exit(INTERRUPTED) from None
     except BaseException as error:
         if whole:
             traceback.print_exc()
         message, status = _message_and_status(error)
-        print(f"optprof: {shortened(' '.join(message.splitlines()), 2_000)}", file=sys.stderr)
+        _refuse(message, status, as_json=as_json)
         raise typer.Exit(status) from None
+
+
+def _refuse(message: str, status: int, *, as_json: bool) -> None:
+    """Print one line on stderr; with --json, print an object on stdout too."""
+    line = shortened(" ".join(message.splitlines()), 2_000)
+    print(f"optprof: {line}", file=sys.stderr)
+    if as_json:
+        _print_json(line, status)
+
+
+def _print_json(error: str, status: int) -> None:
+    print(json.dumps({"error": error, "status": status}, indent=1))
 
 
 def _show_warning(
@@ -124,15 +178,16 @@ def _message(error: Exception) -> str:
     return f"{error.filename}: {error.strerror}{advice}"
 
 
-_add(profile)
-_add(sweep)
-_add(doctor)
-_add(fit, without=("accumulate", "device", "steps", "workload"))
-_add(report)
-_add(repair)
-_add(compare)
-_add(explain)
-_add(list_names, "list")
+_add(profile, "Measure and simulate")
+_add(fit, "Measure and simulate", without=("accumulate", "device", "steps", "workload"))
+_add(sweep, "Measure and simulate")
+_add(report, "Show runs")
+_add(compare, "Show runs")
+_add(history, "Show runs")
+_add(repair, "Show runs")
+_add(list_names, "Look up", "list")
+_add(explain, "Look up")
+_add(doctor, "Look up")
 
 
 def main() -> None:
@@ -140,12 +195,30 @@ def main() -> None:
     # `python -c` puts the current folder into sys.path as an empty text.
     sys.path[:] = [place for place in sys.path if place]
     guard_streams()
+    status = 0
     try:
         try:
-            app()
+            status = app(prog_name="optprof", standalone_mode=False)
+        except (_UsageError, ValueError) as error:
+            # Arguments and standing options that cannot be read.
+            status = REFUSED
+            _refuse(_usage(error), REFUSED, as_json="--json" in sys.argv)
         finally:
             # What waits in the buffer may meet a full disk.
             sys.stdout.flush()
     except OSError as error:
         print(f"optprof: {_message(error)}", file=sys.stderr)
-        sys.exit(REFUSED)
+        status = REFUSED
+    sys.exit(status or 0)
+
+
+def _usage(error: Any) -> str:
+    """Return one line for arguments that cannot be read, and the command that lists the right."""
+    if not isinstance(error, _UsageError):
+        return str(error)
+    command = error.ctx.command_path if error.ctx else "optprof"
+    parameter = getattr(error, "param", None)
+    if type(error) is typer.BadParameter and parameter is not None:
+        return f"{max(parameter.opts, key=len)} {error.message}"
+    words = error.format_message().rstrip(".").replace("'", "")
+    return f"{words[:1].lower()}{words[1:]}; {command} --help shows what it takes"

@@ -1,8 +1,10 @@
 """optprof doctor: look at this machine."""
 
+from optprof.reports.streams import wrapped
+
 
 def doctor() -> None:
-    """Show what is installed, what can be measured here, and what to install for more."""
+    """Show what is installed, what can be measured here, and how to install the rest."""
     from optprof.profiler.machine.doctor import diagnose
 
     section = ""
@@ -10,6 +12,7 @@ def doctor() -> None:
         if finding.section != section:
             print(f"{finding.section}:")
             section = finding.section
-        print(f"  {'+' if finding.good else '-'} {finding.name:<18} {finding.text}")
+        name = f"  {'+' if finding.good else '-'} {finding.name:<18}"
+        print(wrapped(f"{name} {finding.text}", len(name) + 1))
         if finding.advice:
-            print(f"    {'':<18} {finding.advice}")
+            print(wrapped(f"{'':<{len(name)}} {finding.advice}", len(name) + 1))

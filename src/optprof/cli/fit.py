@@ -9,8 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from optprof.library import OPTIMIZERS
-from optprof.reports.streams import progress, results_on_stdout
+from optprof.reports.progress import busy, progress
+from optprof.reports.streams import results_on_stdout, say
 
+from .names import gpu_names, model_names
 from .options import Anonymous, AsJson, Optimizers, Replace
 from .running import RUNS, SOME_FAILED, see_own_code
 
@@ -19,14 +21,19 @@ def fit(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A name from `optprof list models`, or module:factory."
+            metavar="MODEL",
+            help="A name from `optprof list models`, or module:factory.",
+            autocompletion=model_names,
         ),
     ],
     optimizers: Optimizers = OPTIMIZERS,
     gpu: Annotated[
         str | None,
         typer.Option(
-            help="Names from `optprof list gpus`, as in rtx3090,a100-80.", show_default="all"
+            metavar="NAMES",
+            help="Names from `optprof list gpus`, as in rtx3090,a100-80.",
+            show_default="all",
+            autocompletion=gpu_names,
         ),
     ] = None,
     *,
@@ -41,9 +48,10 @@ def fit(
     """Show on which GPUs a training step fits, with which batch, and what would make it fit."""
     with results_on_stdout() as stdout:
         see_own_code(f"{model},{optimizers}")
-        from optprof.optimizers import parse_list
+        with busy("loading torch"):
+            from optprof.optimizers import parse_list
+            from optprof.profiler.running.plan import plan
         from optprof.profiler.records.privacy import disclosed_command, disclosed_fit
-        from optprof.profiler.running.plan import plan
         from optprof.profiler.safety.disk import require_own_folder
         from optprof.profiler.simulating.fitting import Fitting
         from optprof.reports import FITS, print_fits, write_fit_page
@@ -57,18 +65,23 @@ def fit(
         scenarios = [replace(scenario, gpu=name) for name in gpus for scenario in scenarios]
         folder = out.expanduser() if out else RUNS / f"{model.replace(':', '.')}-fit"
         require_own_folder(folder, FITS, force=force)
-        with progress(len(scenarios)) as started:
+        with progress(scenarios) as started:
             fits = Fitting().fit_all(scenarios, started)
         fits = [disclosed_fit(each, anonymous=anonymous) for each in fits]
         words = disclosed_command(["optprof", *sys.argv[1:]], anonymous=anonymous)
         page = write_fit_page(fits, folder, words, force=force)
+        failed = sorted({each.scenario.optimizer for each in fits if each.error})
+        failure = f"not simulated: {', '.join(failed)}"
         if as_json:
-            content = {"report": str(page), "fits": [each.to_dict() for each in fits]}
+            content: dict[str, Any] = {
+                "report": str(page),
+                "fits": [each.to_dict() for each in fits],
+            }
+            content |= {"error": failure, "status": SOME_FAILED} if failed else {}
             print(json.dumps(content, indent=1), file=stdout)
         else:
             print_fits(fits, stdout)
-    print(f"report: {page}", file=sys.stderr)
-    failed = {each.scenario.optimizer for each in fits if each.error}
+    say(f"report: {page}\nalso in {folder}: {FITS}")
     if failed:
-        print(f"not simulated: {', '.join(sorted(failed))}; the report says why", file=sys.stderr)
+        print(f"{failure}; the report says why", file=sys.stderr)
         raise typer.Exit(SOME_FAILED)

@@ -6,23 +6,32 @@ from typing import Annotated
 
 import typer
 
+from optprof.reports.streams import wrapped
+
+from .names import choices
+
 Row = tuple[str, ...]
+# Columns that may stand before wrapped text.
+_MOST_INDENT = 24
+_KINDS = ("models", "optimizers", "accumulations", "gpus", "suites")
 
 
 def list_names(
     what: Annotated[
         str,
-        typer.Argument(metavar="models|optimizers|accumulations|gpus|suites", help="What to list."),
+        typer.Argument(
+            metavar="KIND", help=f"One of {', '.join(_KINDS)}.", autocompletion=choices(_KINDS)
+        ),
     ],
 ) -> None:
-    """List the models, optimizers, ways to accumulate, GPUs or suites that have a name here."""
+    """List the names of models, optimizers, ways to accumulate, GPUs or suites."""
     print("\n".join(listing(what)))
 
 
 def listing(what: str) -> Iterator[str]:
     """Return the lines of a listing, in columns; raise ValueError for an unknown one."""
     if what not in _LISTINGS:
-        *names, last = _LISTINGS
+        *names, last = _KINDS
         raise ValueError(f"nothing to list under {what!r}; ask for {', '.join(names)} or {last}")
     sides, rows = _LISTINGS[what]
     return _columns(sides, list(rows()))
@@ -31,13 +40,17 @@ def listing(what: str) -> Iterator[str]:
 def _columns(sides: str, rows: Sequence[Row]) -> Iterator[str]:
     """Yield the rows as lines, each column as wide as its longest cell.
 
-    `sides` has < for each column set left, and > for each set right.
+    `sides` has < for each column set left, and > for each set right. On a terminal the last column
+    is wrapped, below the first where the others leave no room.
     """
     widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
+    *others, _ = (width + 2 for width in widths)
+    indent = sum(others) if sum(others) <= _MOST_INDENT else widths[0] + 2
     for row in rows:
-        yield "  ".join(
+        line = "  ".join(
             f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)
-        ).rstrip()
+        )
+        yield wrapped(line.rstrip(), indent)
 
 
 def _models() -> Iterator[Row]:

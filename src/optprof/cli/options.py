@@ -1,6 +1,7 @@
 """Options that commands share, as typer reads them. Those of a scenario come from its fields."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import copy
 from dataclasses import Field, dataclass, fields
 from inspect import Parameter, signature
 from pathlib import Path
@@ -8,31 +9,44 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
+from optprof.reports.streams import say
 from optprof.scenarios import Scenario
-from optprof.scenarios.spec import Option
+from optprof.scenarios.spec import Option, usual
+
+from .names import accumulation_names, choices, gpu_names, optimizer_names, run_names
+from .standing import read_standing
 
 Optimizers = Annotated[
     str,
     typer.Option(
         "--optimizers",
         "-o",
+        metavar="NAMES",
         help="Names and options, as in adamw,sm3:momentum=0.9; or module:Class.",
+        autocompletion=optimizer_names,
     ),
 ]
 RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="The folder of a run, or its name under runs/.")
+    Path,
+    typer.Argument(
+        metavar="RUN", help="Folder of a run, or its name in runs/.", autocompletion=run_names
+    ),
 ]
 TensorBoard = Annotated[
     bool,
-    typer.Option("--tensorboard", help="Write scalars, HParams and pictures for TensorBoard, too."),
+    typer.Option("--tensorboard", help="Also write scalars, HParams and pictures for TensorBoard."),
 ]
 Replace = Annotated[
     bool,
     typer.Option("--force", help="Write over a page, or into a folder, that is not optprof's."),
 ]
 AsJson = Annotated[
-    bool, typer.Option("--json", help="Print only JSON on stdout; everything else goes to stderr.")
+    bool,
+    typer.Option(
+        "--json", help="Print only JSON on stdout, with an entry `error` if the command fails."
+    ),
 ]
 Anonymous = Annotated[
     bool, typer.Option("--anonymous", help="Leave out the machine and every path.")
@@ -43,9 +57,64 @@ Markdown = Annotated[
         "--markdown", help="Print a Markdown table for a pull request, and nothing else on stdout."
     ),
 ]
-Traceback = Annotated[
-    bool, typer.Option("--traceback", help="Print the whole traceback of what went wrong.")
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The optimizer that the report compares the others with.",
+        show_default="adamw, else adam, else the first",
+    ),
 ]
+Traceback = Annotated[
+    bool, typer.Option("--traceback", help="Print the whole traceback of an error.")
+]
+# Options of commands that write files.
+_WRITING: Mapping[str, Any] = {
+    "quiet": Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors alone.")
+    ],
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Print more: the seconds of each scenario, each file."
+        ),
+    ],
+    "standing": Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="TOML file with standing options.",
+            show_default="[tool.optprof] of ./pyproject.toml",
+            is_eager=True,
+            callback=read_standing,
+        ),
+    ],
+}
+# Completions of scenario fields other than their choices.
+_COMPLETIONS: Mapping[str, Any] = {"gpu": gpu_names, "accumulate": accumulation_names}
+
+
+def _whole_number(text: Any) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be a whole number, got {text!r}") from None
+
+
+def _number(text: Any) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise typer.BadParameter(f"must be a number, got {text!r}") from None
+
+
+# typer's own words for a wrong number do not say what was found.
+_PARSERS: Mapping[Any, Any] = {int: _whole_number, float: _number}
+# Options that stand first in --help, in this order.
+_MOST_USED = ("optimizers", "device", "gpu", "batch_size", "sequence_length", "dtype", "out")
+# Words for the value of an option that names none, by its type.
+_METAVARS = {int: "N", float: "NUMBER", Path: "PATH"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,39 +125,35 @@ class RunOptions:
         bool,
         typer.Option(
             "--snapshot",
-            help=(
-                "Write snapshots/*.pickle of steps simulated or on CUDA, for"
-                " pytorch.org/memory_viz."
-            ),
+            help="Write snapshots/*.pickle of simulated and CUDA steps for pytorch.org/memory_viz.",
         ),
     ] = False
     trace: Annotated[
         bool,
         typer.Option(
             "--trace",
-            help=(
-                "Write torch.profiler's trace of measured iterations, for Perfetto and TensorBoard."
-            ),
+            help="Write torch.profiler's trace of measured steps for Perfetto and TensorBoard.",
         ),
     ] = False
     tensorboard: TensorBoard = False
+    baseline: Baseline = None
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", help="Go on with the run that is there: skip what it has recorded as ok."
+            "--resume", help="Continue the existing run: skip scenarios that are recorded as ok."
         ),
     ] = False
     timeout: Annotated[
         float | None,
-        typer.Option(help="Seconds that a scenario may take.", show_default="no limit"),
+        typer.Option(metavar="SECONDS", help="Limit for one scenario.", show_default="no limit"),
     ] = None
     force: Annotated[
         bool,
         typer.Option(
             "--force",
             help=(
-                "Measure on CUDA even what needs more memory than is free, and write into a folder"
-                " that holds other files."
+                "Measure on CUDA although free memory is too small, and write into a folder that"
+                " holds other files."
             ),
         ),
     ] = False
@@ -96,7 +161,7 @@ class RunOptions:
         bool,
         typer.Option(
             "--no-report",
-            help="Only measure; `optprof report` draws the page later, here or elsewhere.",
+            help="Write records alone; `optprof report` draws the page later, here or elsewhere.",
         ),
     ] = False
     as_json: AsJson = False
@@ -105,25 +170,81 @@ class RunOptions:
 
 
 def parameters_of(function: Callable[..., None], without: Collection[str]) -> list[Parameter]:
-    """Return the parameters of a command, with one for each option.
+    """Return the parameters of a command, in the order of its help, one for each option.
 
-    `**fields` stands for an option for each field of Scenario but those `without` one, a parameter
-    that is a `RunOptions` for each of its fields. Every command has --traceback.
+    `**fields` stands for an option for each field of Scenario except those `without` one, a
+    parameter that is a `RunOptions` for each of its fields. Every command has --traceback; commands
+    that write files have -q, -v and --config.
     """
     parameters = signature(function).parameters.values()
     expanded = [each for each in parameters if each.kind is Parameter.POSITIONAL_OR_KEYWORD]
     if any(each.kind is Parameter.VAR_KEYWORD for each in parameters):
-        expanded += _scenario_parameters({*without, *(each.name for each in parameters)})
+        fields_of_step = _scenario_parameters({*without, *(each.name for each in parameters)})
+        expanded += [_in_panel(each, "Training step") for each in fields_of_step]
     for each in parameters:
         if each.annotation is RunOptions:
             expanded += [
-                _keyword(option.name, option.type, option.default) for option in fields(RunOptions)
+                _in_panel(_keyword(option.name, option.type, option.default), "Run")
+                for option in fields(RunOptions)
             ]
         elif each.kind is Parameter.KEYWORD_ONLY:
             expanded.append(each)
-    if all(each.name != "traceback" for each in expanded):
-        expanded.append(_keyword("traceback", Traceback, False))
-    return expanded
+    common = {"traceback": Traceback}
+    if any(each.name == "anonymous" for each in expanded):
+        common = {**_WRITING, **common}
+    for name, annotation in common.items():
+        if all(each.name != name for each in expanded):
+            default = None if name == "standing" else False
+            expanded.append(_in_panel(_keyword(name, annotation, default), "Other options"))
+    return sorted(map(_described, expanded), key=_rank)
+
+
+def _rank(parameter: Parameter) -> int:
+    """Return the place of a parameter: arguments, then the options that people use most."""
+    if parameter.name in _MOST_USED:
+        return _MOST_USED.index(parameter.name) + 1
+    return len(_MOST_USED) + 1 if parameter.kind is Parameter.KEYWORD_ONLY else 0
+
+
+def _described(parameter: Parameter) -> Parameter:
+    """Return an option with a word for its value; a flag also gets a name that turns it off."""
+    kind, described = _parts(parameter)
+    if not isinstance(described, OptionInfo):
+        return parameter
+    if parameter.name in _MOST_USED:
+        described.rich_help_panel = None
+    if kind is bool:
+        described.param_decls = tuple(
+            f"{name}/{_opposite(name)}" if name.startswith("--") else name
+            for name in described.param_decls or (f"--{parameter.name}",)
+        )
+    elif described.metavar is None:
+        is_folder = parameter.name == "out"
+        described.metavar = "FOLDER" if is_folder else _METAVARS.get(_kind(kind), "VALUE")
+    described.parser = _PARSERS.get(_kind(kind))
+    return parameter.replace(annotation=Annotated[kind, described], kind=Parameter.KEYWORD_ONLY)
+
+
+def _opposite(flag: str) -> str:
+    return f"--{flag.removeprefix('--no-')}" if flag.startswith("--no-") else f"--no-{flag[2:]}"
+
+
+def _in_panel(parameter: Parameter, panel: str) -> Parameter:
+    """Return the parameter, shown below this title in --help."""
+    kind, described = _parts(parameter)
+    described.rich_help_panel = panel
+    return parameter.replace(annotation=Annotated[kind, described])
+
+
+def _parts(parameter: Parameter) -> tuple[Any, Any]:
+    """Return the type of a parameter and a copy of its typer.Option or typer.Argument."""
+    kind, described = get_args(parameter.annotation)[:2]
+    described = copy(described)
+    if isinstance(described.default, str):
+        # typer keeps the first name of an annotated option there.
+        described.param_decls = (described.default, *(described.param_decls or ()))
+        described.default = ...
+    return kind, described
 
 
 def arguments_of(function: Callable[..., None], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,6 +268,25 @@ def arguments_of(function: Callable[..., None], values: Mapping[str, Any]) -> di
     return arguments
 
 
+def check_early(values: Mapping[str, Any]) -> None:
+    """Check the options of a command before anything is loaded.
+
+    Raises ValueError for an option whose package is missing; says what --dtype fp16 is not.
+    """
+    from optprof.profiler.machine.doctor import require_installed
+
+    if values.get("tensorboard"):
+        require_installed("--tensorboard", "tensorboard")
+    if values.get("lora_rank"):
+        require_installed("--lora", "peft")
+    if values.get("no_report") is False:
+        require_installed("a report", "jinja2", "matplotlib", "plotly")
+    if "model" in values:
+        require_installed("the page of fit", "jinja2")
+    if usual("dtype", values.get("dtype")) == "fp16" and not values.get("amp"):
+        say("--dtype fp16 trains fp16 parameters; for mixed precision use --amp fp16 instead")
+
+
 def _scenario_parameters(without: Collection[str]) -> Iterator[Parameter]:
     hints = get_type_hints(Scenario, include_extras=True)
     for field in fields(Scenario):
@@ -167,7 +307,12 @@ def _scenario_parameter(field: Field[Any], hint: Any, option: Option) -> Paramet
         names = (f"--{field.name.replace('_', '-')}", *names)
     shown = option.unset or True
     described = typer.Option(
-        *names, help=option.help, show_default=shown, envvar=[*option.variables] or None
+        *names,
+        help=option.help,
+        metavar="KEY=VALUE" if field.name == "config" else "NAME" if _kind(hint) is str else None,
+        show_default=shown,
+        envvar=[*option.variables] or None,
+        autocompletion=_COMPLETIONS.get(field.name) or choices(_literals(hint)),
     )
     return _keyword(field.name, Annotated[kind, described], default)
 
@@ -177,6 +322,13 @@ def _kind(hint: Any) -> Any:
     while get_origin(hint) in (Annotated, Union, UnionType):
         hint = get_args(hint)[0]
     return {Literal: str, Mapping: list[str]}.get(get_origin(hint), hint)
+
+
+def _literals(hint: Any) -> tuple[str, ...]:
+    """Return the texts that a field may have, none for a field of another type."""
+    while get_origin(hint) in (Annotated, Union, UnionType):
+        hint = get_args(hint)[0]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> Parameter:

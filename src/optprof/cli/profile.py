@@ -7,6 +7,7 @@ import typer
 
 from optprof.library import OPTIMIZERS
 
+from .names import model_names
 from .options import Optimizers, RunOptions
 from .running import run_all, session
 
@@ -15,7 +16,9 @@ def profile(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...", help="Names from `optprof list models`, or module:factory."
+            metavar="MODEL",
+            help="Names from `optprof list models`, or module:factory.",
+            autocompletion=model_names,
         ),
     ],
     optimizers: Optimizers = OPTIMIZERS,
@@ -31,4 +34,4 @@ def profile(
         from optprof.profiler.running.plan import comparison, plan
 
         scenarios = plan(comparison(models, optimizers, **fields))
-        run_all(scenarios, "+".join(models), out, options, worker, stdout)
+        run_all(scenarios, "+".join(dict.fromkeys(models)), out, options, worker, stdout)

@@ -1,16 +1,37 @@
 """optprof report: draw the report of a run."""
 
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import Anonymous, Markdown, Replace, RunFolder, TensorBoard
-from .running import expect_many_records, run_folder
+from .options import Anonymous, Baseline, Markdown, Replace, TensorBoard
+from .running import expect_many_records, run_folder, say_files
 
 
 def report(
-    run: RunFolder,
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help=(
+                "The folder of a run, or its name under runs/; with --trace also a file of"
+                " torch.profiler."
+            ),
+        ),
+    ],
     *,
+    trace: Annotated[
+        bool,
+        typer.Option(
+            "--trace",
+            help=(
+                "Draw a page about torch.profiler's traces: the time of each phase, operators,"
+                " kernels, memory and recommendations."
+            ),
+        ),
+    ] = False,
     markdown: Markdown = False,
     tensorboard: TensorBoard = False,
     style: Annotated[
@@ -24,21 +45,42 @@ def report(
             )
         ),
     ] = None,
+    baseline: Baseline = None,
     anonymous: Anonymous = False,
     force: Replace = False,
 ) -> None:
-    """Draw the report of a run again, from its records alone."""
-    from optprof.reports import run_markdown, write_figure, write_report
+    """Draw the report of a run again from its records."""
+    from optprof.reports import (
+        print_trace,
+        read_traces,
+        run_markdown,
+        write_figure,
+        write_report,
+        write_trace,
+    )
 
     expect_many_records()
     folder = run_folder(run)
-    if markdown:
-        print(run_markdown(folder, anonymous=anonymous))
+    if folder.is_file() and not trace:
+        raise ValueError(f"{folder} is a file and no run; --trace draws a trace")
+    if trace:
+        traces = read_traces(folder, anonymous=anonymous)
+        print_trace(traces, sys.stdout)
+        paths = write_trace(traces, folder, style=style, force=force)
+        print(f"\npage: {paths[0]}; pictures: {paths[1].parent}")
+    elif markdown:
+        print(run_markdown(folder, anonymous=anonymous, baseline=baseline))
     elif figure:
         print(*write_figure(folder, figure, style=style), sep="\n")
     else:
         print(
             write_report(
-                folder, tensorboard=tensorboard, style=style, force=force, anonymous=anonymous
+                folder,
+                tensorboard=tensorboard,
+                style=style,
+                force=force,
+                anonymous=anonymous,
+                baseline=baseline,
             )
         )
+        say_files(folder)

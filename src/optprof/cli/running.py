@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, TextIO
 
 import typer
 
-from optprof.reports.streams import progress, results_on_stdout
+from optprof.reports.progress import busy, progress
+from optprof.reports.streams import results_on_stdout, say
 
+from .names import names_code
 from .options import RunOptions
 
 if TYPE_CHECKING:
@@ -24,11 +25,19 @@ if TYPE_CHECKING:
     from optprof.scenarios import Scenario
 
 RUNS = Path("runs")
+# What a run's folder holds, its page aside.
+_FILES = (
+    "records.jsonl",
+    "records.json",
+    "records.csv",
+    "figures",
+    "timelines",
+    "snapshots",
+    "tensorboard",
+    "logs",
+)
 SOME_FAILED = 4
 INTERRUPTED = 130
-
-# module:Class in a list of optimizers, in which options follow a colon too; no address and no text.
-_OWN_CODE = re.compile(r"(?:^|,)\s*(?:[^\W\d][\w.]*|[^:,=]+\.py):[^\W\d][\w.]*\s*(?:[:,]|$)")
 
 
 def see_own_code(names: str) -> None:
@@ -36,7 +45,7 @@ def see_own_code(names: str) -> None:
 
     The current folder may be a stranger's: nothing in it runs unless one of the `names` is code.
     """
-    if _OWN_CODE.search(names):
+    if names_code(names):
         places = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         sys.path += [
             str(Path(place).absolute()) for place in places if not Path(place).is_absolute()
@@ -63,7 +72,8 @@ def session(names: str, options: RunOptions) -> Iterator[tuple["Worker", TextIO]
     with results_on_stdout() as stdout, Worker() as worker:
         # After the worker's start: it imports our code alone, and each job brings its own path.
         see_own_code(names)
-        from optprof.profiler.running.plan import require_timeout
+        with busy("loading torch"):
+            from optprof.profiler.running.plan import require_timeout
 
         require_timeout(options.timeout)
         yield worker, stdout
@@ -80,12 +90,15 @@ def run_all(
     """Run the scenarios that are not recorded yet, and show the records of all."""
     from optprof.profiler.measuring.files import require_iterations
     from optprof.profiler.running.runner import run
+    from optprof.reports.arithmetic.savings import require_baseline
 
     require_iterations(scenarios, snapshots=options.snapshot, traces=options.trace)
+    if options.baseline is not None:
+        require_baseline(options.baseline, [scenario.optimizer for scenario in scenarios])
     store = _open_run(name, out, options)
     waiting = _waiting(scenarios, store)
     try:
-        with progress(len(waiting)) as started:
+        with progress(waiting) as started:
             run(
                 waiting,
                 store,
@@ -107,7 +120,6 @@ def run_all(
     _show(records, store, options, stdout)
     failed = sum(record.outcome != "ok" for record in records)
     if failed:
-        print(f"{failed} of {len(records)} scenarios failed; the report lists why", file=sys.stderr)
         raise typer.Exit(SOME_FAILED)
 
 
@@ -150,11 +162,8 @@ def _waiting(scenarios: "Sequence[Scenario]", store: "RunStore") -> "Sequence[Sc
     for name in lost & {file_name(scenario) for scenario in waiting}:
         store.set_timeline_aside(name)
     require_records(len(records) + len(waiting))
-    print(
-        f"{len(scenarios) - len(waiting)} of {len(scenarios)} scenarios are recorded in"
-        f" {store.folder}",
-        file=sys.stderr,
-    )
+    done = len(scenarios) - len(waiting)
+    say(f"{done} of {len(scenarios)} scenarios are recorded in {store.folder}")
     return waiting
 
 
@@ -167,25 +176,33 @@ def _command_to_go_on(folder: Path) -> str:
 def _show(
     records: "Sequence[Record]", store: "RunStore", options: RunOptions, stdout: TextIO
 ) -> None:
-    """Print the records, the page's path, and the logs of failed scenarios."""
+    """Print the records, the files that were written, and the logs of failed scenarios."""
     from optprof.reports import print_run
 
     page = None
     if not options.no_report:
         from optprof.reports import write_report
 
-        page = write_report(store.folder, tensorboard=options.tensorboard, force=options.force)
+        page = write_report(
+            store.folder,
+            tensorboard=options.tensorboard,
+            force=options.force,
+            baseline=options.baseline,
+        )
+    failed = sum(record.outcome != "ok" for record in records)
+    failure = f"{failed} of {len(records)} scenarios failed" if failed else None
     if options.as_json:
         content = {
             "run": str(store.folder),
             "report": page and str(page),
             "records": [record.to_dict() for record in records],
         }
+        content |= {"error": failure, "status": SOME_FAILED} if failure else {}
         print(json.dumps(content, indent=1), file=stdout)
     else:
-        print_run(records, stdout)
-    drawing = f"records: {store.records_path}; draw them with: optprof report {store.folder}"
-    print(f"report: {page}" if page else drawing, file=sys.stderr)
+        print_run(records, stdout, baseline=options.baseline)
+    say(f"report: {page}" if page else f"to draw the report: optprof report {store.folder}")
+    say_files(store.folder)
     for record in records:
         if record.outcome == "ok" or not record.log:
             continue
@@ -196,3 +213,20 @@ def _show(
                 print(store.read_log(record), file=sys.stderr)
             except (OSError, ValueError) as error:
                 print(f"the log cannot be read: {error}", file=sys.stderr)
+    if failure:
+        where = "the report lists why" if page else "their records say why"
+        print(f"{failure}; {where}", file=sys.stderr)
+
+
+def say_files(folder: Path) -> None:
+    """Name the files of a run besides its page; with --verbose each on a line."""
+    names: list[str] = []
+    for path in map(folder.joinpath, _FILES):
+        inside = sorted(each for each in path.rglob("*") if each.is_file())
+        if path.is_file():
+            names.append(path.name)
+        elif inside:
+            names.append(f"{path.name}/ ({len(inside)} file{'s' if len(inside) > 1 else ''})")
+        for each in [path] if path.is_file() else inside:
+            say(f"  {each}", level=1)
+    say(f"also in {folder}: {', '.join(names)}")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from optprof.reports.streams import progress
+from optprof.reports.progress import progress
 
+from .names import suite_names
 from .options import RunOptions
 from .running import run_all, session
 
@@ -21,7 +22,9 @@ def sweep(
     suite: Annotated[
         str,
         typer.Argument(
-            metavar="SUITE", help="A name from `optprof list suites`, or a file that ends in .toml."
+            metavar="SUITE",
+            help="A name from `optprof list suites`, or a file that ends in .toml.",
+            autocompletion=suite_names,
         ),
     ],
     *,
@@ -65,7 +68,7 @@ def _forecast(
     from optprof.profiler.running.runner import Runner
     from optprof.reports import print_forecasts
 
-    with TemporaryDirectory() as folder, progress(len(scenarios)) as started:
+    with TemporaryDirectory() as folder, progress(scenarios) as started:
         runner = Runner(worker=worker, store=RunStore(Path(folder)), timeout=timeout)
         forecasts = forecast(
             scenarios,

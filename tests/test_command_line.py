@@ -1,0 +1,325 @@
+"""The command line's manners: help, completion, standing options, errors, narrow terminals."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import commands
+import pytest
+
+from optprof import optimizers
+from optprof.cli import names
+from optprof.optimizers import accumulation
+from optprof.profiler.machine import doctor
+from optprof.reports.progress import TimeLeft
+from optprof.scenarios import Scenario
+
+HERE = Path(__file__).resolve().parent.parent
+COMMANDS = ("profile", "fit", "sweep", "report", "compare", "repair", "list", "explain", "doctor")
+
+
+def optprof(
+    folder: Path, *arguments: str, columns: int = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": str(columns), "NO_COLOR": "1", **variables}
+    return commands.run(arguments, cwd=folder, env=environment)
+
+
+def alone(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process that has loaded nothing."""
+    return subprocess.run(
+        [sys.executable, "-P", "-X", "importtime", "-m", "optprof", *arguments],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [(), *((name,) for name in COMMANDS)])
+def test_help_fits_sixty_columns_and_cuts_no_sentence(tmp_path: Path, arguments: tuple[str, ...]):
+    done = optprof(tmp_path, *arguments, "-h", columns=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert max(map(len, done.stdout.splitlines())) <= 60
+    assert not re.search(r"\w\.\.\.$", done.stdout.replace("MODEL...", ""), re.MULTILINE)
+    assert done.stdout == optprof(tmp_path, *arguments, "--help", columns=60).stdout
+    assert set(COMMANDS) <= {*done.stdout.split()} or arguments
+
+
+def test_the_options_that_people_use_stand_first(tmp_path: Path):
+    text = optprof(tmp_path, "profile", "--help").stdout
+    first = (
+        "-o,",
+        "-d,",
+        "--gpu",
+        "-B,",
+        "-T,",
+        "--dtype",
+        "--out",
+        "\nTraining step:",
+        "\n  --amp",
+    )
+    places = [text.index(name) for name in first]
+    assert places == sorted(places)
+
+
+def test_the_version_is_that_of_optprof_and_torch(tmp_path: Path):
+    assert re.fullmatch(
+        r"optprof \S+, Python 3\.\S+, torch 2\.\S+\n", optprof(tmp_path, "--version").stdout
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        (["prof"], ["profile"]),
+        (["profile", "gpt2-"], ["gpt2-medium", "gpt2-large", "gpt2-xl"]),
+        (["profile", "tiny", "-o", "adamw,sgd"], ["adamw,sgd", "adamw,sgd-sai"]),
+        (["profile", "tiny", "--dtype", ""], ["fp32", "bf16", "fp16", "fp64"]),
+        (["fit", "tiny", "--gpu", "t4,a100"], ["t4,a100-40", "t4,a100-80"]),
+        (["list", "o"], ["optimizers"]),
+        (["report", "mi"], ["mine"]),
+    ],
+)
+def test_a_shell_completes_names(tmp_path: Path, words: list[str], completed: list[str]):
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "records.jsonl").touch()
+    done = optprof(
+        tmp_path,
+        COMP_WORDS=" ".join(["optprof", *words]),
+        COMP_CWORD=str(len(words)),
+        _OPTPROF_COMPLETE="complete_bash",
+    )
+    assert done.stdout.split() == completed
+
+
+def test_completion_knows_every_name_and_loads_no_torch(tmp_path: Path):
+    assert set(names.optimizer_names("")) == {*optimizers.available()}
+    assert set(names.accumulation_names("")) == {*accumulation.available()}
+    words = {"COMP_WORDS": "optprof profile tiny -o sm", "COMP_CWORD": "4"}
+    done = alone(tmp_path, _OPTPROF_COMPLETE="complete_bash", **words)
+    assert done.stdout.split() == ["sm3"]
+    assert not re.search(r"\| +(torch|numpy|rich)$", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("profile", "missing argument MODEL; optprof profile --help shows what it takes"),
+        ("profil tiny", "no such command profil. Did you mean profile?; optprof --help"),
+        ("profile tiny -B x", "--batch-size must be a whole number, got 'x'"),
+        ("profile tiny --timeout soon", "--timeout must be a number, got 'soon'"),
+        ("profile tiny --no-such-option", "no such option: --no-such-option"),
+        ("profile tiny -T 0", "sequence_length must be a whole number >= 1, got 0"),
+        ("profile tiny -o sm3:momentum", "option 'momentum' of sm3 has no value; write sm3:"),
+        ("profile bert", "no model named 'bert'; there is gpt2, gpt2-medium"),
+        ("profile vit", "no model named 'vit'; did you mean vit-s16, vit-b16, vit-h14?"),
+        ("fit tiny --gpu tpu", "no GPU is named 'tpu'; there is rtx3060"),
+        ("profile tiny --amp float16 --dtype half", "amp runs fp32 parameters under autocast, got"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, arguments: str, message: str):
+    done = optprof(tmp_path, *arguments.split(), "--json" if "fit" in arguments else "-q")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"optprof: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", ["profile gpt3", "profile tiny -B x", "fit gpt3", "sweep papr", "compare a b"]
+)
+def test_json_of_a_failure_is_an_object_with_its_error(tmp_path: Path, arguments: str):
+    done = optprof(tmp_path, *arguments.split(), "--json")
+    assert json.loads(done.stdout) == {
+        "error": done.stderr.removeprefix("optprof: ").rstrip("\n"),
+        "status": done.returncode,
+    }
+
+
+SMALL = ("-d", "sim", "-T", "8", "--workload", "state", "-q")
+STANDING = """
+[tool.optprof]
+optimizers = ["sgd", "sm3:momentum=0.9"]
+dtype = "bfloat16"
+no-report = true
+[tool.optprof.compare]
+fail-on = ["state>0"]
+"""
+
+
+def scenarios(folder: Path) -> list[tuple[str, str | None]]:
+    lines = (folder / "runs" / "tiny" / "records.jsonl").read_text().splitlines()
+    asked = [json.loads(line)["scenario"] for line in lines]
+    return [(each["optimizer"], each["dtype"]) for each in asked]
+
+
+def test_standing_options_hold_below_the_command_line_and_are_recorded_as_typed(tmp_path: Path):
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text(STANDING)
+    done = optprof(folder, "profile", "tiny", *SMALL, "--dtype", "fp32", "--report")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert scenarios(folder) == [("sgd", "fp32"), ("sm3", "fp32")]
+    assert (folder / "runs" / "tiny" / "report.html").is_file()
+
+    line = (folder / "runs" / "tiny" / "records.jsonl").read_text().splitlines()[0]
+    command = json.loads(line)["environment"]["command"]
+    (tmp_path / "elsewhere").mkdir()
+    again = optprof(tmp_path / "elsewhere", *command[1:])
+    assert again.returncode == 0, again.stderr
+    assert scenarios(tmp_path / "elsewhere") == scenarios(folder)
+
+    gate = optprof(folder, "compare", "tiny", "tiny")
+    assert gate.stderr.startswith("standing options from pyproject.toml: --fail-on state>0\n")
+
+
+def test_a_file_of_standing_options_replaces_the_project_s(tmp_path: Path):
+    (tmp_path / "pyproject.toml").write_text(STANDING)
+    (tmp_path / "mine.toml").write_text('dtype = "bfloat16"\noptimizers = "adamw"\nno-report=true')
+    done = optprof(tmp_path, "profile", "tiny", *SMALL, "--config", "mine.toml")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert scenarios(tmp_path) == [("adamw", "bf16")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gpus = 't4'", "no option is named 'gpus'; did you mean gpu?"),
+        ("xyz = 1", "no option is named 'xyz'; options are named as in --help"),
+        ("[profil]\ngpu = 't4'", "no option is named 'profil'; did you mean profile?"),
+        ("trace = 'yes'", "trace must be true or false, got 'yes'"),
+        ("gpu = {a = 1}", "gpu must be a text, a number or a list of them, got {'a': 1}"),
+        ("out = '/tmp'", "out is for one call; give --out on the command line"),
+        ("[profile]\nforce = true", "force is for one call; give --force on the command line"),
+        ("optimizers = 'mine:Class'", "optimizers names code, got 'mine:Class'"),
+        ("gpu = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_standing_option_is_one_line(tmp_path: Path, text: str, message: str):
+    (tmp_path / "mine.py").write_text("raise SystemExit('this code ran')")
+    (tmp_path / "my.toml").write_text(text)
+    done = optprof(tmp_path, "profile", "tiny", "--config", "my.toml")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"optprof: my.toml: {message}")
+
+
+def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
+    done = optprof(tmp_path, "profile", "tiny", "tiny", *SMALL[:-1], "-o", "sgd", "-v")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "tiny"
+    named = {line.strip() for line in done.stderr.splitlines() if line.startswith("  runs/")}
+    files = {f"{path.relative_to(tmp_path)}" for path in folder.rglob("*") if path.is_file()}
+    assert named | {"runs/tiny/report.html"} == files
+    assert "report: runs/tiny/report.html\n" in done.stderr
+    assert "also in runs/tiny: records.jsonl, records.json, records.csv, figures/" in done.stderr
+
+
+def test_a_failure_without_a_report_names_none(tmp_path: Path):
+    done = optprof(
+        tmp_path, "profile", "tiny", *SMALL, "-o", "torch.optim:SparseAdam", "--no-report", "--json"
+    )
+    assert done.returncode == 4
+    assert done.stderr.endswith("1 of 1 scenarios failed; their records say why\n")
+    message = json.loads(done.stdout)
+    assert (message["error"], message["status"]) == ("1 of 1 scenarios failed", 4)
+    assert len(message["records"]) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(f"list {kind}" for kind in ("models", "optimizers", "accumulations", "gpus", "suites")),
+        "doctor",
+        "explain",
+    ],
+)
+def test_lists_are_wrapped_at_sixty_columns(tmp_path: Path, arguments: str):
+    done = optprof(tmp_path, *arguments.split(), columns=60)
+    assert max(map(len, done.stdout.splitlines())) <= 60
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    whole = commands.run(arguments.split(), cwd=tmp_path, env=environment)
+    # The free memory changes from one call to the next.
+    assert re.findall("[a-z]+", whole.stdout) == re.findall("[a-z]+", done.stdout)
+
+
+def scenario(model: str, device: str) -> Scenario:
+    return Scenario(model=model, device=device)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_rest_takes_as_long_as_scenarios_of_its_kind_took():
+    left = TimeLeft([*(scenario("tiny", "sim"),) * 3, *(scenario("gpt2", "cpu"),) * 3])
+    assert left.start(0, 100.0) is None
+    assert left.text() == ""
+    assert left.start(1, 110.0) == 10.0
+    assert left.text() == "more than 20 s left"
+    left.start(2, 116.0)
+    assert left.text() == "more than 8 s left"
+    left.start(3, 124.0)
+    assert left.text() == ""
+    left.start(4, 174.0)
+    assert left.text() == "about 2 min left"
+
+
+BLOCKED = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {names!r}: raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing", "message"),
+    [
+        (
+            "profile tiny --tensorboard",
+            ("tensorboard",),
+            '--tensorboard needs tensorboard, which is not installed; pip install "optprof[tensor',
+        ),
+        (
+            "fit tiny --lora 4",
+            ("peft",),
+            '--lora needs peft, which is not installed; pip install "optprof[lora]"',
+        ),
+        (
+            "profile tiny",
+            ("matplotlib",),
+            "a report needs matplotlib, which is not installed; pip install matplotlib",
+        ),
+        ("report mine --tensorboard", ("tensorboard",), "--tensorboard needs tensorboard, which"),
+    ],
+)
+def test_a_missing_extra_is_refused_before_torch_is_loaded(
+    tmp_path: Path, arguments: str, missing: tuple[str, ...], message: str
+):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BLOCKED.format(names=(*missing, "torch")))
+    place = f"{tmp_path / 'site'}{os.pathsep}{HERE / 'src'}"
+    done = alone(tmp_path, *arguments.split(), PYTHONPATH=place)
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("import time:"))
+    assert done.returncode == 2
+    assert line.startswith(f"optprof: {message}")
+
+
+def test_the_extras_install_what_the_doctor_says():
+    extras = tomllib.loads((HERE / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    by_extra: dict[str, set[str]] = {}
+    for package, module, _, extra in doctor._PACKAGES:
+        if extra:
+            by_extra.setdefault(extra, set()).add(package)
+            assert doctor.installed_by(module) == f'pip install "optprof[{extra}]"'
+    assert {
+        extra: {re.split("[>=]", each)[0] for each in packages}
+        for extra, packages in extras.items()
+    } == by_extra
+    # Make's environment has what TensorBoard needs.
+    assert "--editable '.[tensorboard]'" in (HERE / "Makefile").read_text()
