@@ -29,7 +29,7 @@ PATIENCE = 10.0
 
 
 # A notebook shows the first picture of each kind, up to so many; the report has all.
-MOST_PICTURES = 4
+MOST_PICTURES = 5
 
 
 @dataclass(kw_only=True, repr=False)

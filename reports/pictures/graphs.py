@@ -24,10 +24,6 @@ from .scales import TICK_TEXTS, framed, scale_name
 SYMBOLS = {"o": "circle", "s": "square", "D": "diamond", "p": "pentagon"}
 SYMBOLS |= {"h": "hexagon2", "*": "star", "^": "triangle-up", "v": "triangle-down"}
 SYMBOLS |= {"<": "triangle-left", ">": "triangle-right"}
-# Of an icicle, in pixels: the size of its letters, and the height of the path to what is enlarged.
-LETTERS, PATH = 12, 20
-# The height of areas, in pixels: room for the lines under the pointer.
-AREAS = 250
 # How plotly writes the ticks between ours when a reader zooms.
 BETWEEN: dict[Kind, dict[str, str]] = {
     "bytes": {"tickformat": ",~r"},
@@ -36,6 +32,10 @@ BETWEEN: dict[Kind, dict[str, str]] = {
     "seconds": {"exponentformat": "SI", "ticksuffix": "s"},
     "parameters": {"exponentformat": "B"},
 }
+# Of an icicle, in pixels: the size of its letters, and the height of the path to what is enlarged.
+LETTERS, PATH = 12, 20
+# The height of areas, in pixels: room for the lines under the pointer.
+AREAS = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +112,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
 
 def _scaled(axis: Axis, *, log: bool) -> dict[str, Any]:
     """Return the title, which says the scale, and ticks that enclose all values."""
-    words = (*([text(axis.title)] if axis.title else []), scale_name(log=log))
-    title = ", ".join(words)
+    title = f"{text(axis.title)}, {scale_name(log=log)}"
     kind = {"type": "log" if log else "linear", **BETWEEN.get(axis.kind, {})}
     if axis.kind != "bytes":
         return {"title": {"text": title}, **kind, **_ticks(axis, axis.values, log=log)}
@@ -123,7 +122,11 @@ def _scaled(axis: Axis, *, log: bool) -> dict[str, Any]:
         for unit, (_, size) in units.items()
     }
     return {
-        "title": {"text": {unit: f"{giga} {title}" for unit, (giga, _) in units.items()}},
+        "title": {
+            "text": {
+                unit: f"{giga} {title}".replace(" ,", ",") for unit, (giga, _) in units.items()
+            }
+        },
         **kind,
         **{name: {unit: ticks[unit][name] for unit in units} for name in ticks["binary"]},
     }
@@ -293,18 +296,18 @@ def areas_graph(areas: Areas) -> Graph:
     )
 
 
-def _picked(texts: Sequence[str]) -> dict[str, Any]:
-    """Return texts that repeat: each once, and the numbers of all."""
-    numbers = {words: number for number, words in enumerate(dict.fromkeys(texts))}
-    return {"texts": list(numbers), "picked": [numbers[words] for words in texts]}
-
-
 def _hatched(colour: str) -> dict[str, Any]:
     """Return plotly's settings for the hatch of a block's colour."""
     if colour not in HATCHES:
         return {}
     lines = {"shape": HATCHES[colour], "size": 6, "solidity": 0.16}
     return {"fillpattern": lines | {"bgcolor": colour, "fgcolor": hatch_colour(colour)}}
+
+
+def _picked(texts: Sequence[str]) -> dict[str, Any]:
+    """Return texts that repeat: each once, and the numbers of all."""
+    numbers = {words: number for number, words in enumerate(dict.fromkeys(texts))}
+    return {"texts": list(numbers), "picked": [numbers[words] for words in texts]}
 
 
 def _bands(areas: Areas) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The picture of savings: each optimizer's state as a share of the baseline's."""
 
+import math
+
 from ..arithmetic.findings import Findings, pictured
 from ..arithmetic.labels import shortened
 from ..arithmetic.savings import Saving
@@ -11,6 +13,8 @@ from .picture import ORIGINS, Bar, Key, Part, Picture
 
 # With a state larger than this many baselines, per cents would be long and 100 % lie on 0 %.
 MULTIPLES = 5
+# Up to this many, each quarter has a tick.
+QUARTERS = 1.5
 
 
 def describe(findings: Findings) -> list[Picture]:
@@ -19,6 +23,9 @@ def describe(findings: Findings) -> list[Picture]:
         return []
     rows, notes = pictured(findings.savings, lambda row: row.entry.setting)
     most = max(1.0, *(row.share_kept for row in rows))
+    if most <= QUARTERS:
+        # The ticks enclose every bar.
+        most = math.ceil(4 * most) / 4
     ticks = _ticks(most)
     bars = ((findings.names[row.entry.setting], _bar(findings, row, most), ticks) for row in rows)
     picture = Picture(
@@ -42,7 +49,7 @@ def _ticks(most: float) -> Ticks:
     """Return places and shares of the baseline; as multiples of it if it is the small one."""
     if most > MULTIPLES:
         return (0, "0"), (50, factor_text(most / 2)), (100, factor_text(most))
-    shares = (0, 0.25, 0.5, 0.75, 1) if most <= 1.5 else (0, 1, most)
+    shares = [part / 4 for part in range(int(4 * most) + 1)] if most <= QUARTERS else [0, 1, most]
     return tuple((100 * share / most, f"{100 * share:.0f} %") for share in shares)
 
 

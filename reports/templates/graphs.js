@@ -24,7 +24,8 @@ function drawn(element) {
   traces.forEach((trace, number) => {
     trace.visible = !hidden.has(graph.traces[number].label);
   });
-  for (const axis of [layout.xaxis, layout.yaxis]) {
+  // An icicle has no axes.
+  for (const axis of [layout.xaxis, layout.yaxis].filter(Boolean)) {
     if (axes === "linear") Object.assign(axis, axis.linear);
     delete axis.linear;
   }
@@ -125,7 +126,7 @@ function showReset(element) {
   const { layout } = drawn(element);
   const changes = {};
   let isZoomed = false;
-  for (const name of ["xaxis", "yaxis"]) {
+  for (const name of ["xaxis", "yaxis"].filter((each) => layout[each]?.range)) {
     const axis = element._fullLayout[name];
     const [low, high] = layout[name].range;
     const isWhole = [low, high].every((end, number) => Math.abs(end - axis.range[number]) < 1e-6 * (high - low));

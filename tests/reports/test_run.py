@@ -31,9 +31,10 @@ def test_a_notebook_shows_the_pictures_of_a_run(tmp_path, simulated, timeline):
     html = Run.read(store.folder)._repr_html_()
     titles = re.findall(r'alt="([^"]+); the report has its numbers"', html)
     assert titles == [
-        "State saved against AdamW",
+        "State kept, compared with adamw",
         "Optimizer state against model size",
         "What the peak is made of",
+        "The peak by module and operation",
         "Memory along the training step",
     ]
     assert all(ElementTree.fromstring(image).tag.endswith("svg") for image in images(html))

@@ -13,8 +13,8 @@ from .pen import Pen
 
 # Inches of a row of tiles, and the share of the width below which a tile has no edge.
 ROW, THIN = 0.17, 0.004
-# Inches in which a name that is cut in its middle still says something, and of the two margins.
-ENOUGH, MARGIN = 0.5, 0.05
+# A name that is cut in its middle still says something if it has room for these letters.
+ENOUGH = "n" * 12
 
 
 def icicle_height(icicle: Icicle, pen: Pen) -> float:
@@ -45,13 +45,14 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
 
 def _name(axes: Axes, tile: Tile, inches: float, pen: Pen) -> None:
     """Write the name of a tile, its short name, that name cut in its middle, or nothing."""
-    size, room = 0.83 * pen.size, inches - MARGIN
-    names = [name for name in (tile.name, tile.short) if width(name, size) <= room]
-    if not names and inches < ENOUGH:
-        return
-    name = names[0] if names else fitted(tile.short, size, room)
-    look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
-    axes.text(tile.start + tile.nbytes / 2, tile.depth - 0.5, plain(name), **look)
+    size, room = 0.83 * pen.size, inches - 0.05
+    whole = (plain(name) for name in (tile.name, tile.short))
+    name = next((name for name in whole if width(name, size) <= room), "")
+    if not name and width(ENOUGH, size) <= room:
+        name = fitted(tile.short, size, room)
+    if name:
+        look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
+        axes.text(tile.start + tile.nbytes / 2, tile.depth - 0.5, name, **look)
 
 
 def _rows(tiles: Sequence[Tile]) -> int:

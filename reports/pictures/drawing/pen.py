@@ -35,8 +35,9 @@ class Pen:
         marks = enumerate(picture.marks.values())
         self._colours = NAMED | {f"@mark-{number}": mark.colour for number, mark in marks}
         headings = _headings(picture.panels)
-        # Bars are as wide as the picture, areas have an axis on their left.
-        self.room = self.width - (SIDE if any(isinstance(each, Areas) for each in headings) else 0)
+        # The layout pads both sides; areas have an axis on their left.
+        side = SIDE if any(isinstance(each, Areas) for each in headings) else 0.1
+        self.room = self.width - side
         self.is_wrapped = any(self._is_wide(each) for each in headings)
         lines = [len(self._numbers(each)) for each in headings] if self.is_wrapped else []
         # Lines of a heading, its name included.
