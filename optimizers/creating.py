@@ -266,7 +266,9 @@ def _own_class(name: str) -> CatalogueEntry:
             raise ValueError(no_value) from error
         raise ValueError(f"cannot import {module} for {name}: {one_line(error)}") from error
     if not hasattr(imported, attribute):
-        classes = [key for key in dir(imported) if _is_optimizer(getattr(imported, key, None))]
+        # In the order of the code, and then those that the module loads late.
+        names = dict.fromkeys([*vars(imported), *dir(imported)])
+        classes = [key for key in names if _is_optimizer(getattr(imported, key, None))]
         raise ValueError(unknown(f"class in {module}", attribute, classes))
     kind = getattr(imported, attribute)
     if not _is_optimizer(kind):
