@@ -35,7 +35,7 @@ from optprof.profiler.records.record import (
     Watched,
 )
 from optprof.profiler.records.store import RunStore
-from optprof.profiler.records.timeline import Timeline
+from optprof.profiler.records.timeline import BlockSource, PeakGroup, Timeline
 from optprof.profiler.safety.plain import plain
 from optprof.reports import print_fits, print_run, run_markdown, write_fit_page, write_report
 from optprof.reports.comparison.compare import compare
@@ -132,6 +132,16 @@ def hostile_records(texts: Iterator[str], timed: Any, simulated: Any) -> list[Re
     ]
 
 
+# Words under the pointer that name values of plotly, as no text from a record may.
+OWN_TEMPLATES = {
+    "event %{customdata:,} of %{text}<extra></extra>",
+    (
+        "<b>%{customdata[0]}</b><br>%{text}, %{percentRoot:.2%} of the peak<br>%{value:,d} bytes in"
+        " %{customdata[1]}<extra></extra>"
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def records(timed: Any, simulated: Any) -> list[Record]:
     """Records with each text in several fields, no two of them in the same fields."""
@@ -154,8 +164,19 @@ def run(
             replace(each, phase=next(texts), module=next(texts), op=next(texts), line=next(texts))
             for each in timeline.largest
         )
-        categories = {next(texts): timeline.allocated}
-        changed = replace(timeline, categories=categories, phases=phases, largest=blocks)
+        source = BlockSource(*(next(texts) for _ in range(5)))
+        group = PeakGroup(
+            source=source, phase=next(texts), blocks=1, nbytes=timeline.peak_allocated
+        )
+        changed = replace(
+            timeline,
+            categories={source.category: timeline.allocated},
+            phases=phases,
+            largest=blocks,
+            groups=(group,),
+            sources=(source,),
+            events=(0, 1, 1, 1, -1, 0),
+        )
         store.write_timeline(record.scenario, changed)
     write_report(store.folder, tensorboard=True)
     return store.folder
@@ -264,7 +285,8 @@ def test_a_page_is_inert(run: Path, records: list[Record], simulated: Any):
     assert not [
         text
         for text in written
-        if re.search(r"<(?!b>|/b>|br>|extra></extra>|/extra>)|%\{(?!y:,\.3f\})", text)
+        if text not in OWN_TEMPLATES
+        and re.search(r"<(?!b>|/b>|br>|extra></extra>|/extra>)|%\{(?!y:,\.3f\})", text)
     ]
     require_printed(Run(records=records)._repr_html_())
 
