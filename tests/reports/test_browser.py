@@ -33,13 +33,13 @@ CHROMIUM = Path("/usr/bin/chromium")
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 SECTIONS = (
     "Verdict",
-    "State saved against AdamW",
+    "State kept, compared with adamw",
     "Savings heat map",
     "Optimizer state against model size",
     "What the peak is made of",
     "The peak by module and operation",
     "Memory along the training step",
-    "Time of the optimizer's step",
+    "Time of the optimizer's step on CPU",
     "The step's share of an iteration",
     "Time of the step against model size",
     "Time against memory",
@@ -607,7 +607,6 @@ def test_a_single_record_is_drawn(open_page, tmp_path, simulated):
     page = open_page(write_report(store.folder))
     low, high = page.evaluate("document.querySelector('.graph')._fullLayout.xaxis.range")
     assert low + 0.1 < 3 < high - 0.1
-    assert "No adamw to compare with on tiny" in page.locator("body").text_content()
     assert page.messages == []
 
 
@@ -702,5 +701,5 @@ def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_pa
     assert page.messages == []
     assert faults(page) == []
     page.set_viewport_size(PHONE)
-    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    until(page, f"document.documentElement.scrollWidth === {PHONE['width']}")
     assert faults(page) == []
