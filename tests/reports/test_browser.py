@@ -40,7 +40,7 @@ SECTIONS = (
     "The peak by module and operation",
     "Memory along the training step",
     "Time of the optimizer's step on CPU",
-    "The step's share of an iteration",
+    "The step's share of an iteration on CPU",
     "Time of the step against model size",
     "Time against memory",
     "What fits on which GPU",
