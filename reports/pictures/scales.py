@@ -105,12 +105,14 @@ def number_text(value: float) -> str:
 def gib_ticks(most: float) -> tuple[tuple[float, Sized], ...]:
     """Return the places and texts of round sizes on a row as long as `most` bytes."""
     sizes = [round(size * GIB) for size in multiples(gib(most))]
-    return tuple((100 * size / most, _size_text(size)) for size in sizes)
+    # A row that is not as long as a round size ends behind its last tick.
+    return tuple((100 * size / most, _size_text(size)) for size in sizes if size <= most + 1)
 
 
 def second_ticks(most: float) -> tuple[tuple[float, str], ...]:
     """Return the places and texts of round times on a row as long as `most` seconds."""
-    return tuple((100 * time / most, round_seconds_text(time)) for time in multiples(most))
+    times = [time for time in multiples(most) if time <= most * (1 + 1e-9)]
+    return tuple((100 * time / most, round_seconds_text(time)) for time in times)
 
 
 def round_seconds_text(seconds: float) -> str:

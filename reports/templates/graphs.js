@@ -8,7 +8,8 @@ function filledIn(node, units, colours) {
   if (Array.isArray(node)) return node.map((each) => filledIn(each, units, colours));
   if (node === null || typeof node !== "object") return node;
   if ("bytes" in node) return node.bytes.map((count) => count / UNITS[units]);
-  if ("binary" in node) return node[units];
+  // plotly writes into what it is given.
+  if ("binary" in node) return structuredClone(node[units]);
   if ("picked" in node) return node.picked.map((number) => node.texts[number]);
   return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, filledIn(value, units, colours)]));
 }
@@ -29,8 +30,8 @@ function drawn(element) {
     if (axes === "linear") Object.assign(axis, axis.linear);
     delete axis.linear;
   }
-  // What the reader zoomed into stays, until units or axes change.
-  layout.uirevision = `${units} ${axes}`;
+  // What the reader zoomed into stays, until units or axes change or the zoom is reset.
+  layout.uirevision = `${units} ${axes} ${element.dataset.resets}`;
   return { traces, layout: framed(graph, layout, element.clientWidth, (name) => colours.getPropertyValue(`--${name}`).trim()) };
 }
 
@@ -139,9 +140,8 @@ function showReset(element) {
 }
 
 function resetZoom(element) {
-  const { layout } = drawn(element);
-  const ranges = ["xaxis", "yaxis"].map((name) => [`${name}.range`, [...layout[name].range]]);
-  Plotly.relayout(element, Object.fromEntries(ranges));
+  element.dataset.resets = Number(element.dataset.resets ?? 0) + 1;
+  draw(element);
 }
 
 const elements = [...document.querySelectorAll(".graph")];

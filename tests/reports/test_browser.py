@@ -702,5 +702,5 @@ def test_the_page_of_traces_is_offline_filtered_and_accessible(open_page, tmp_pa
     assert page.messages == []
     assert faults(page) == []
     page.set_viewport_size(PHONE)
-    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    until(page, f"document.documentElement.scrollWidth === {PHONE['width']}")
     assert faults(page) == []
