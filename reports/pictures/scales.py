@@ -88,6 +88,8 @@ def framed(
     values: Sequence[float], *, log: bool, from_zero: bool = True
 ) -> tuple[list[float], tuple[float, float]]:
     """Return the ticks of an axis, which enclose all values, and its ends just beyond them."""
+    # An axis without points, as of losses that are not finite, is drawn too.
+    values = values or [1.0]
     if log:
         ticks = log_ticks(values)
         pad = (ticks[-1] / ticks[0]) ** PAD

@@ -614,8 +614,8 @@ def test_the_beginning_and_the_end_of_a_flood_of_output_are_kept(tmp_path: Path,
     log = (store.folder / str(record.log)).read_bytes()
     assert log.startswith(b"first wordsxxx")
     assert log.endswith(b"xxxlast words")
-    # Two steps, of 32 MiB and 21 letters each.
-    left_out = 2 * ((32 << 20) + 21) - HEAD - TAIL
+    # Four steps, two of them for the estimate, of 32 MiB and 21 letters each.
+    left_out = 4 * ((32 << 20) + 21) - HEAD - TAIL
     assert log.count(b"\n[optprof: %d bytes are left out here]\n" % left_out) == 1
     assert len(log) < HEAD + TAIL + 100
 

@@ -7,14 +7,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.path import Path
 
-from optprof.profiler.safety.plain import plain
-
 from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
 from ..picture import SHORT, Areas
 from ..scales import framed, number_text
-from .lettering import width
+from .lettering import one_line, width
 from .pen import SIDE, Pen, hatched
 
 # Inches of the areas.
@@ -94,5 +92,6 @@ def _name_phases(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
 def _fitting(name: str, inches: float, pen: Pen) -> str:
     """Return a name or its short form, whichever is narrow enough, or nothing."""
     # A tick's text is set anew when it is drawn.
-    names = (plain(name), SHORT.get(name, plain(name)), "")
+    name = one_line(name)
+    names = (name, SHORT.get(name, name), "")
     return next(each for each in names if not each or width(each, pen.small) + 0.05 <= inches)

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from optprof.profiler.safety.plain import plain
-
 from ...style import ON_BLOCK, PAPER
 from ..picture import Icicle, Tile
-from .lettering import fitted, width
+from .lettering import fitted, one_line, width
 from .pen import Pen
 
 # Inches of a row of tiles, and the share of the width below which a tile has no edge.
@@ -46,7 +44,7 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
 def _name(axes: Axes, tile: Tile, inches: float, pen: Pen) -> None:
     """Write the name of a tile, its short name, that name cut in its middle, or nothing."""
     size, room = 0.83 * pen.size, inches - 0.05
-    whole = (plain(name) for name in (tile.name, tile.short))
+    whole = (one_line(name) for name in (tile.name, tile.short))
     name = next((name for name in whole if width(name, size) <= room), "")
     if not name and width(ENOUGH, size) <= room:
         name = fitted(tile.short, size, room)
