@@ -201,15 +201,21 @@ def test_a_file_of_standing_options_replaces_the_project_s(tmp_path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gpus = 't4'", "no option is named 'gpus'; did you mean gpu?"),
-        ("xyz = 1", "no option is named 'xyz'; options are named as in --help"),
-        ("[profil]\ngpu = 't4'", "no option is named 'profil'; did you mean profile?"),
-        ("trace = 'yes'", "trace must be true or false, got 'yes'"),
-        ("gpu = {a = 1}", "gpu must be a text, a number or a list of them, got {'a': 1}"),
-        ("out = '/tmp'", "out is for one call; give --out on the command line"),
-        ("[profile]\nforce = true", "force is for one call; give --force on the command line"),
-        ("optimizers = 'mine:Class'", "optimizers names code, got 'mine:Class'"),
-        ("gpu = ", "Invalid value"),
+        ("gpus = 't4'", ": no option is named 'gpus'; did you mean gpu?"),
+        ("xyz = 1", ": no option is named 'xyz'; options are named as in --help"),
+        ("[profil]\ngpu = 't4'", ": no option is named 'profil'; did you mean profile?"),
+        ("trace = 'yes'", ": trace must be true or false, got 'yes'"),
+        ("gpu = {a = 1}", ": gpu must be a text, a number or a list of them, got {'a': 1}"),
+        ("out = '/tmp'", ": out is for one call; give --out on the command line"),
+        ("[profile]\nforce = true", ": force is for one call; give --force on the command line"),
+        ("optimizers = 'mine:Class'", ": optimizers names code, got 'mine:Class'"),
+        ("gpu = ", ": Invalid value"),
+        ("report = 5", ": report is a command; its options are a table of their own, [report]"),
+        ("[report]\nfit = {}", ": fit is a command; its options are a table of their own, [fit]"),
+        ("[tool]\noptprof = 5", ": tool.optprof must be a table, got 5"),
+        ("[[tool.optprof]]\ngpu = 't4'", ": tool.optprof must be a table, got [{'gpu': 't4'}]"),
+        # Python's reader would take ten seconds for a key of 30,000 names, and an hour for more.
+        (f"{'a.' * 40_000}a = 1", " has more than 64 KiB; keep the options in a smaller file"),
     ],
 )
 def test_a_wrong_standing_option_is_one_line(tmp_path: Path, text: str, message: str):
@@ -217,7 +223,36 @@ def test_a_wrong_standing_option_is_one_line(tmp_path: Path, text: str, message:
     (tmp_path / "my.toml").write_text(text)
     done = optprof(tmp_path, "profile", "tiny", "--config", "my.toml")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert done.stderr.startswith(f"optprof: my.toml: {message}")
+    assert done.stderr.startswith(f"optprof: my.toml{message}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[tool.optprof]",
+        "[project]\ndependencies = ['optprof']",
+        "[tool.other]\ngpu = 5",
+        "this is not TOML",
+        "# " + "x" * 100_000,
+    ],
+)
+def test_a_project_without_standing_options_changes_nothing(tmp_path: Path, text: str):
+    (tmp_path / "pyproject.toml").write_text(text)
+    done = optprof(tmp_path, "report", "nothing")
+    assert done.stderr.startswith("optprof: no records.jsonl in runs/nothing; ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("missing.toml", "missing.toml: No such file or directory"), (".", ".: Is a directory")],
+)
+def test_standing_options_that_cannot_be_read_are_an_error_in_json_too(
+    tmp_path: Path, name: str, message: str
+):
+    done = optprof(tmp_path, "compare", "a", "b", "--json", "--config", name)
+    assert (done.returncode, done.stderr) == (2, f"optprof: {message}\n")
+    assert json.loads(done.stdout) == {"error": message, "status": 2}
 
 
 def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):

@@ -207,8 +207,9 @@ def main() -> None:
             # What waits in the buffer may meet a full disk.
             sys.stdout.flush()
     except OSError as error:
-        print(f"optprof: {_message(error)}", file=sys.stderr)
         status = REFUSED
+        as_json = "--json" in sys.argv and error.filename != STDOUT
+        _refuse(_message(error), REFUSED, as_json=as_json)
     sys.exit(status or 0)
 
 
