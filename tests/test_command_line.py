@@ -322,6 +322,15 @@ sys.meta_path.insert(0, Missing())
 """
 
 
+INTERRUPTED = """
+import sys
+class Interrupted:
+    def find_spec(self, name, path=None, target=None):
+        if name == 'typer': raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+"""
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing", "message"),
     [
@@ -370,3 +379,11 @@ def test_the_extras_install_what_the_doctor_says():
     } == by_extra
     # Make's environment has what TensorBoard needs.
     assert "--editable '.[tensorboard]'" in (HERE / "Makefile").read_text()
+
+
+def test_ctrl_c_while_modules_are_loaded_is_one_line(tmp_path: Path):
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    place = f"{tmp_path}{os.pathsep}{HERE / 'src'}"
+    done = alone(tmp_path, "list", "gpus", PYTHONPATH=place)
+    (line,) = (line for line in done.stderr.splitlines() if not line.startswith("import time:"))
+    assert (done.returncode, line, done.stdout) == (130, "optprof: interrupted", "")
