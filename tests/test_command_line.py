@@ -1,11 +1,13 @@
 """The command line's manners: help, completion, standing options, errors, narrow terminals."""
 
+import errno
 import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from inspect import signature
 from pathlib import Path
 
 import commands
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from optprof import optimizers
 from optprof.cli import names
-from optprof.cli.app import app
+from optprof.cli.app import _message, app
 from optprof.optimizers import accumulation
 from optprof.profiler.machine import doctor
 from optprof.reports.progress import TimeLeft
@@ -253,6 +255,29 @@ def test_standing_options_that_cannot_be_read_are_an_error_in_json_too(
     done = optprof(tmp_path, "compare", "a", "b", "--json", "--config", name)
     assert (done.returncode, done.stderr) == (2, f"optprof: {message}\n")
     assert json.loads(done.stdout) == {"error": message, "status": 2}
+
+
+@pytest.mark.parametrize(
+    ("error", "command", "advice"),
+    [
+        (errno.ENOSPC, "profile", "; make room, and go on with --resume"),
+        (errno.ENOSPC, "report", "; make room, and try again"),
+        (errno.EROFS, "fit", "; name another folder with --out"),
+        (errno.EROFS, "report", "; copy the run to a folder that can be written"),
+        (errno.EROFS, "compare", ""),
+        (errno.EACCES, "profile", ""),
+    ],
+)
+def test_the_advice_of_an_error_names_options_that_the_command_has(
+    error: int, command: str, advice: str
+):
+    (callback,) = (
+        each.callback
+        for each in app.registered_commands
+        if each.callback and each.callback.__name__ == command
+    )
+    message = _message(OSError(error, "Reason", "file"), signature(callback).parameters)
+    assert message == f"file: Reason{advice}"
 
 
 def test_one_model_twice_is_one_model_and_all_files_are_named(tmp_path: Path):
