@@ -239,7 +239,9 @@ def read_traces(path: Path, *, anonymous: bool = False) -> "TraceFindings":
     """
     from .trace import of_file, of_run
 
-    return (of_file if path.is_file() else of_run)(path, anonymous=anonymous)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is neither a run nor a file of torch.profiler")
+    return (of_run if path.is_dir() else of_file)(path, anonymous=anonymous)
 
 
 def write_trace(
