@@ -66,7 +66,7 @@ def history(
     expect_many_records()
     named = folders or [RUNS]
     past = read_history(
-        [run_folder(folder) for folder in folders] if folders else named,
+        [*map(run_folder, folders or [])] or [RUNS],
         metric,
         threshold=per_cent(threshold),
         across_machines=across_machines,
