@@ -170,7 +170,7 @@ def change_text(change: Change, scenario: Scenario) -> str:
         ),
         "micro_batches": lambda: "",
         "checkpointing": lambda: "checkpointing",
-        "optimizer": lambda: f"{change.fields['optimizer']} for {scenario.optimizer}",
+        "optimizer": lambda: f"{change.fields['optimizer']} instead of {scenario.optimizer}",
         "options": lambda: "",
         "dtype": lambda: f"{change.fields['dtype']} weights",
     }

@@ -125,7 +125,7 @@ def test_a_second_run_has_another_folder(
         ),
         (
             ("profile", "gpt2", "--device", "tpu"),
-            "optprof: device must be one of sim, cpu, cuda, got 'tpu'",
+            "optprof: device must be one of auto, sim, cpu, cuda, got 'tpu'",
         ),
         (
             ("profile", "resnet18", "-d", "sim", "--out", "file/run"),

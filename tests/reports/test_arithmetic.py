@@ -262,7 +262,7 @@ def test_a_peak_is_compared_with_the_baseline_that_runs_its_step_the_same_way(si
         ("bf16", {"bfloat16": 2, "complex64": 8}, "bf16+complex64"),
         ("bf16", {"bfloat16": 2}, "bf16"),
         ("bf16", {}, "bf16"),
-        (None, {}, "own"),
+        (None, {}, "own dtype"),
     ],
 )
 def test_a_model_s_dtypes_are_those_that_a_record_counted(

@@ -203,7 +203,7 @@ def test_a_paper_s_picture_is_a_column_wide_and_a_slide_s_is_as_wide_as_a_screen
 
 def test_another_style_or_figure_is_one_clear_line(simulated, tmp_path):
     RunStore.create(tmp_path).append(simulated("adamw"))
-    with pytest.raises(ValueError, match="no style is named 'poster'; there is paper and slides"):
+    with pytest.raises(ValueError, match="no style is named 'poster'; there are paper and slides"):
         write_report(tmp_path, style="poster")
     with pytest.raises(ValueError, match="no figure is named 'sgd-sai-5'; there is sgd-sai-4"):
         write_figure(tmp_path, "sgd-sai-5")

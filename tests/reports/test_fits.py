@@ -79,7 +79,7 @@ def test_a_batch_at_which_the_search_ended_is_shown_as_a_lower_bound():
         ({"batch_size": 2, "micro_batches": 4}, "batch 2, accumulated 4 times"),
         (
             {"optimizer": "sm3", "options": {}, "implementation": "foreach", "dtype": "bf16"},
-            "sm3 for adamw + bf16 weights",
+            "sm3 instead of adamw + bf16 weights",
         ),
     ],
 )

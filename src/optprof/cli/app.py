@@ -230,4 +230,7 @@ def _usage(error: Any) -> str:
     if type(error) is typer.BadParameter and parameter is not None:
         return f"{max(parameter.opts, key=len)} {error.message}"
     words = error.format_message().rstrip(".").replace("'", "")
-    return f"{words[:1].lower()}{words[1:]}; {command} --help shows what it takes"
+    words = words.replace(". Did you", "; did you").replace(" (Possible options:", "; did you mean")
+    words = f"{words.rstrip(')')}?" if words.endswith(")") else words
+    end = "" if words.endswith("?") else ";"
+    return f"{words[:1].lower()}{words[1:]}{end} {command} --help shows what it takes"

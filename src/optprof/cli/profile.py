@@ -30,7 +30,7 @@ def profile(
     options: RunOptions,
     **fields: Any,
 ) -> None:
-    """Profile optimizers on models, and write a report."""
+    """Simulate and measure optimizers on models, and write a report."""
     from optprof.optimizers import parse_list
     from optprof.profiler.running.names import require_names
 

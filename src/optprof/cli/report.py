@@ -36,14 +36,18 @@ def report(
     markdown: Markdown = False,
     tensorboard: TensorBoard = False,
     style: Annotated[
-        str, typer.Option(help="What pictures are for: paper (a column wide) or slides.")
+        str,
+        typer.Option(
+            metavar="STYLE", help="Size of the pictures: paper (a column wide) or slides."
+        ),
     ] = "paper",
     figure: Annotated[
         str | None,
         typer.Option(
             help=(
                 "Draw this picture alone: sgd-sai-4, the SGD-SaI paper's figure with these records."
-            )
+            ),
+            metavar="NAME",
         ),
     ] = None,
     baseline: Baseline = None,
