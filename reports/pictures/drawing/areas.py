@@ -5,6 +5,7 @@ from itertools import accumulate, groupby, pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.patches import Polygon, Rectangle
 from matplotlib.path import Path
 
 from ...style import INK, LINE, MUTED, TRACK
@@ -34,7 +35,9 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     axes.grid(axis="y", color=LINE.light, linewidth=0.6)
     axes.set_ylabel("GiB", size=pen.small, color=MUTED.light)
     for band in areas.bands[1::2]:
-        axes.axvspan(band.left, band.right, color=TRACK.light, linewidth=0, zorder=0)
+        look = {"transform": axes.get_xaxis_transform(), "linewidth": 0, "zorder": 0}
+        wide = band.right - band.left
+        axes.add_artist(Rectangle((band.left, 0), wide, 1, facecolor=TRACK.light, **look))
     for last, band in pairwise(areas.bands):
         if last.stretch.step != band.stretch.step:
             axes.axvline(band.left, color=MUTED.light, linewidth=0.7, zorder=4)
@@ -42,7 +45,9 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     # The highest first: each hides the lower part of the one above it.
     for layer, top in reversed(list(zip(areas.layers, tops, strict=True))):
         look = {"facecolor": layer.colour, "linewidth": 0} | hatched(layer.colour)
-        axes.fill_between(*_curve(axes, areas.places, top), **look)
+        corners = _curve(axes, areas.places, top).T.tolist()
+        corners = [(corners[0][0], 0), *corners, (corners[-1][0], 0)]
+        axes.add_artist(Polygon(corners, **look))
     reserved = _curve(axes, areas.places, areas.reserved)
     axes.plot(*reserved, color=INK.light, linewidth=0.9, zorder=3)
     place, peak = areas.peak

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from ...style import ON_BLOCK, PAPER
 from ..picture import Icicle, Tile
@@ -26,19 +27,23 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
     tiles = icicle.tiles[1:]
     axes.set(xlim=(0, whole), ylim=(_rows(icicle.tiles), 0), xticks=[], yticks=[])
     pen.heading(axes, 1, axes.transAxes, icicle)
-    for is_wide in (False, True):
-        some = [tile for tile in tiles if (tile.nbytes >= THIN * whole) == is_wide]
-        axes.barh(
-            [tile.depth - 0.5 for tile in some],
-            [tile.nbytes for tile in some],
-            1,
-            [tile.start for tile in some],
-            color=[pen.colour(tile.colour) for tile in some],
-            edgecolor=PAPER.light,
-            linewidth=0.5 if is_wide else 0,
-        )
+    # Wide tiles come last: their edges cover thin ones.
+    drawn = sorted(tiles, key=lambda tile: tile.nbytes >= THIN * whole)
+    blocks = PolyCollection(
+        list(map(_corners, drawn)),
+        facecolors=[pen.colour(tile.colour) for tile in drawn],
+        edgecolors=PAPER.light,
+        linewidths=[0.5 if tile.nbytes >= THIN * whole else 0 for tile in drawn],
+    )
+    axes.add_collection(blocks, autolim=False)
     for tile in tiles:
         _name(axes, tile, tile.nbytes / whole * (pen.width - 0.1), pen)
+
+
+def _corners(tile: Tile) -> list[tuple[int, int]]:
+    left, right = tile.start, tile.start + tile.nbytes
+    top, bottom = tile.depth - 1, tile.depth
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
 
 
 def _name(axes: Axes, tile: Tile, inches: float, pen: Pen) -> None:
