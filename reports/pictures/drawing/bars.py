@@ -9,7 +9,7 @@ from ...style import INK, LINE, MUTED, ON_BLOCK, PAPER, TRACK
 from ...units import Words
 from ..picture import Bar, Bars
 from .lettering import width
-from .pen import Pen, hatched
+from .pen import Pen
 
 # Inches of a bar, and of the space below it.
 BAR, BELOW = 0.16, 0.15
@@ -44,19 +44,18 @@ def _draw_parts(axes: Axes, bar: Bar, y: float, pen: Pen) -> None:
     if bar.outline is not None:
         outline = {"facecolor": TRACK.light, "edgecolor": MUTED.light, "linewidth": 0.7}
         axes.barh(y, bar.outline, 0.7 * BAR, **outline)
-    widths, lefts = [part.width for part in bar.parts], [part.left for part in bar.parts]
-    colours = [pen.colour(part.colour) for part in bar.parts]
-    for left, wide, colour in zip(lefts, widths, colours, strict=True):
-        axes.barh(y, wide, BAR, left, facecolor=colour, **hatched(colour))
+    lefts = [part.left for part in bar.parts]
+    for part in bar.parts:
+        axes.barh(y, part.width, BAR, part.left, **pen.fill(part.colour))
     # A line of paper between parts, above the hatches.
     axes.vlines(lefts[1:], y - BAR / 2, y + BAR / 2, color=PAPER.light, linewidth=0.7)
     size = 0.83 * pen.size
     look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
-    for part, colour in zip(bar.parts, colours, strict=True):
+    for part in bar.parts:
         text = part.text.binary if part.text else ""
         if text and part.width / 100 * pen.width > width(text, size) + 0.07:
             # No line of a hatch crosses a letter.
-            box = {"facecolor": colour, "edgecolor": "none", "pad": 0.6}
+            box = {"facecolor": pen.colour(part.colour), "edgecolor": "none", "pad": 0.6}
             axes.text(part.left + part.width / 2, y, text, bbox=box, **look)
 
 

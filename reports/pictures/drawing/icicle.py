@@ -9,7 +9,7 @@ from optprof.profiler.safety.plain import plain
 from ...style import ON_BLOCK, PAPER
 from ..picture import Icicle, Tile
 from .lettering import fitted, width
-from .pen import Pen
+from .pen import Pen, hatched
 
 # Inches of a row of tiles, and the share of the width below which a tile has no edge.
 ROW, THIN = 0.17, 0.004
@@ -30,7 +30,7 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
     pen.heading(axes, 1, axes.transAxes, icicle)
     for is_wide in (False, True):
         some = [tile for tile in tiles if (tile.nbytes >= THIN * whole) == is_wide]
-        axes.barh(
+        bars = axes.barh(
             [tile.depth - 0.5 for tile in some],
             [tile.nbytes for tile in some],
             1,
@@ -39,6 +39,10 @@ def draw_icicle(axes: Axes, icicle: Icicle, pen: Pen) -> None:
             edgecolor=PAPER.light,
             linewidth=0.5 if is_wide else 0,
         )
+        for tile, bar in zip(some, bars, strict=True):
+            # The first row only: lines would cross the names of all modules.
+            if tile.depth == 1 and is_wide:
+                bar.set(**hatched(pen.colour(tile.colour)))
     for tile in tiles:
         _name(axes, tile, tile.nbytes / whole * (pen.width - 0.1), pen)
 
@@ -52,6 +56,9 @@ def _name(axes: Axes, tile: Tile, inches: float, pen: Pen) -> None:
         name = fitted(tile.short, size, room)
     if name:
         look = {"size": size, "color": ON_BLOCK, "ha": "center", "va": "center_baseline"}
+        if tile.depth == 1:
+            box = {"facecolor": pen.colour(tile.colour), "edgecolor": "none", "pad": 0.6}
+            look |= {"bbox": box}
         axes.text(tile.start + tile.nbytes / 2, tile.depth - 0.5, name, **look)
 
 
