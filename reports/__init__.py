@@ -272,7 +272,7 @@ def write_trace(
     require_no_link(folder / figures)
     _require_our_page(page, force=force)
     drawings = [draw(picture, chosen) for picture in trace_pictures(found)]
-    write_text(page, html.render(trace_page(found)), below=folder)
+    write_text(page, html.render(trace_page(found), drawings), below=folder)
     written = [each for drawing in drawings for each in write_drawing(drawing, folder / figures)]
     return [page, *written]
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from .arithmetic.labels import shortened
 from .document import Document, Note, Section
 from .tables.table import Cell, Table
-from .units import NOTHING, gib_text
+from .units import NOTHING, bytes_text
 from .words import DEVICES
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _SHOWN = ("model", "optimizer", "options", "device")
 def forecast_document(forecasts: "Sequence[Forecast]") -> Document:
     """A row for each scenario, the scenarios that failed, and the sum of all times."""
     varied = _varied([each.scenario for each in forecasts])
-    head = ("model", "optimizer", "device", *varied, "reserved GiB", "seconds")
+    head = ("model", "optimizer", "device", *varied, "reserved", "seconds")
     table = Table(head=head, rows=tuple(_row(each, varied) for each in forecasts))
     failed = (
         Note(
@@ -53,7 +53,7 @@ def _row(forecast: "Forecast", varied: Sequence[str]) -> tuple[Cell, ...]:
     scenario, seconds = forecast.scenario, forecast.seconds
     reserved = NOTHING
     if forecast.peak_bytes is not None:
-        reserved = gib_text(forecast.peak_bytes, upper=forecast.peak_upper)
+        reserved = bytes_text(forecast.peak_bytes, upper=forecast.peak_upper)
     texts = (
         scenario.model,
         shortened(_optimizer(forecast), 32),

@@ -1,6 +1,7 @@
 // Graphs: drawn by plotly from the page's JSON, in the reader's theme, units and axes.
 const graphs = JSON.parse(document.getElementById("graphs").textContent);
 const UNITS = { binary: 2 ** 30, decimal: 1e9 };
+const SIZES = { binary: [1024, ["KiB", "MiB", "GiB"]], decimal: [1000, ["kB", "MB", "GB"]] };
 
 // What the JSON leaves open: colours by name, exact bytes, texts by number, and what is written in either unit.
 function filledIn(node, units, colours) {
@@ -14,6 +15,16 @@ function filledIn(node, units, colours) {
   return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, filledIn(value, units, colours)]));
 }
 
+// A size under the pointer, as `bytes_text` of reports/units.py writes it: three digits, or four in GiB.
+function sizeText(count, units) {
+  const [base, names] = SIZES[units];
+  const power = [3, 2, 1].find((each) => count >= base ** each);
+  if (!power) return `${count} B`;
+  const value = count / base ** power;
+  const digits = Math.max((power === 3 ? 4 : 3) - String(Math.floor(value)).length, 0);
+  return `${value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits })} ${names[power - 1]}`;
+}
+
 function drawn(element) {
   const graph = graphs[element.id];
   const section = element.closest("section");
@@ -23,7 +34,9 @@ function drawn(element) {
   const units = chosen("units");
   const { traces, layout } = filledIn({ traces: graph.traces, layout: graph.layout }, units, colours);
   traces.forEach((trace, number) => {
-    trace.visible = !hidden.has(graph.traces[number].label);
+    const { label, y } = graph.traces[number];
+    trace.visible = !hidden.has(label);
+    trace.text ??= y?.bytes?.map((count) => sizeText(count, units));
   });
   // An icicle has no axes.
   for (const axis of [layout.xaxis, layout.yaxis].filter(Boolean)) {
@@ -44,7 +57,7 @@ function framed(graph, layout, width, colour) {
     yaxis: { ...axis, ...layout.yaxis, title: { standoff: 12, ...layout.yaxis.title } },
     annotations: [...names, ...stepNames(graph, colour)],
     shapes: [...columnLines(graph, colour), ...phaseShades(graph, colour)],
-    margin: { l: 56, r: 16, t: names.length ? 84 : 12, b: graph.bands.length ? 44 : 52 },
+    margin: { l: 56, r: 16, t: names.length ? 24 + 5.4 * Math.max(...names.map(({ text }) => text.length)) : 12, b: graph.bands.length ? 44 : 52 },
   };
   return {
     ...layout,
@@ -69,12 +82,12 @@ function columnNames(graph, layout, width, colour) {
   return places
     .sort((one, other) => one[0] - other[0])
     .filter(([place]) => {
-      const room = !span || ((place - last) / span) * (width - 90) > 17;
+      const room = !span || ((place - last) / span) * (width - 90) > 20;
       if (room) last = place;
       return room;
     })
     .map(([x, text]) => ({
-      x, text, y: 1, yref: "paper", textangle: -35, xanchor: "left", yanchor: "bottom", showarrow: false,
+      x, text, y: 1, yref: "paper", textangle: -50, xanchor: "left", yanchor: "bottom", showarrow: false,
       font: { size: 12, color: colour("muted") },
     }));
 }

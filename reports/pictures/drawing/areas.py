@@ -12,7 +12,7 @@ from ...style import INK, LINE, MUTED, TRACK
 from ...units import gib
 from ...words import phase_name
 from ..picture import SHORT, Areas
-from ..scales import framed, number_text
+from ..scales import framed, number_text, scale_name
 from .lettering import one_line, width
 from .pen import SIDE, Pen, hatched
 
@@ -33,7 +33,7 @@ def draw_areas(axes: Axes, areas: Areas, pen: Pen, *, named: bool) -> None:
     axes.set_yticks(ticks, list(map(number_text, ticks)))
     axes.tick_params(axis="y", length=0.3 * pen.size)
     axes.grid(axis="y", color=LINE.light, linewidth=0.6)
-    axes.set_ylabel("GiB", size=pen.small, color=MUTED.light)
+    axes.set_ylabel(f"GiB, {scale_name(log=False)}", size=pen.small, color=MUTED.light)
     for band in areas.bands[1::2]:
         look = {"transform": axes.get_xaxis_transform(), "linewidth": 0, "zorder": 0}
         wide = band.right - band.left
