@@ -44,10 +44,9 @@ def test_a_report_draws_what_has_changed_and_writes_the_same_files(simulated, tm
     larger = simulated("adamw", model="gpt2", workload="state", parameter_count=10**8)
     run, plain = tmp_path / "run", tmp_path / "plain"
     store = RunStore.create(run)
+    for record in trained:
+        store.append(record)
     with Ahead(run, None) as ahead:
-        for record in trained:
-            ahead.start(record.scenario)
-            store.append(record)
         ahead.start(larger.scenario)
         wait_for(lambda: drawn == ["savings", "peak"] and len(ahead.drawn) == 2)
         store.append(larger)

@@ -22,6 +22,7 @@ from ...style import INK, MUTED, PAPER
 from ...tables.table import Table
 from ..picture import Areas, Bars, Drawing, Icicle, Panel, Picture, Plot
 from .areas import areas_height, draw_areas
+from .arranging import arrange
 from .bars import bars_height, draw_bars
 from .icicle import draw_icicle, icicle_height
 from .lettering import FONT, width, wrapped
@@ -89,17 +90,16 @@ def _laid_out(picture: Picture, style: Style) -> Iterator[tuple[Figure, Bbox]]:
     with settings():
         pen = Pen(picture, style.width, style.size)
         figure = _figure(picture, style, pen)
-        layout = figure.get_layout_engine()
-        assert layout is not None
-        layout.execute(figure)
-        # Once is enough. With "none" each file would be drawn twice, as if the layout were unknown.
-        figure.set_layout_engine(None)
+        # Names at the ends of a plot stick out further if it is narrower.
+        for _ in range(2 if any(isinstance(panel, Plot) for panel in picture.panels) else 1):
+            arrange(figure, gap=GAP)
         for axes, panel in zip(figure.axes, picture.panels, strict=False):
             if isinstance(panel, Plot):
                 name_lines(axes, panel, pen)
-        box = figure.get_tightbbox()
-        bounds = Bbox.from_extents(0, box.y0, style.width, box.y1)
-        yield figure, bounds
+        # Words stand above the panels, the legend below them.
+        top = figure.texts[-1].get_window_extent().y1 / figure.dpi
+        low = [legend.get_window_extent().y0 / figure.dpi for legend in figure.legends]
+        yield figure, Bbox.from_extents(0, min([GAP, *low]), style.width, top)
 
 
 @contextmanager
@@ -110,8 +110,6 @@ def settings() -> Iterator[None]:
         matplotlib.rcParams.update(SETTINGS)
         # A letter that the font lacks is drawn as a box; the tables have it right.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        # A picture whose words leave no room is drawn all the same.
-        warnings.filterwarnings("ignore", message="constrained_layout not applied")
         yield
 
 
@@ -129,8 +127,9 @@ def _figure(picture: Picture, style: Style, pen: Pen) -> Figure:
         facecolor=PAPER.light,
     )
     FigureCanvasAgg(figure)
-    figure.set_layout_engine("constrained", h_pad=GAP)
-    grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
+    # The first guess of `arrange`: words at the sides take little of the panels.
+    sides = {"left": 0.05, "right": 0.95, "bottom": 0.05, "top": 0.95}
+    grid = figure.add_gridspec(len(heights), across, height_ratios=heights, **sides)
     for place, row in enumerate(rows):
         for side, panel in enumerate(row):
             axes = figure.add_subplot(grid[place, side])
