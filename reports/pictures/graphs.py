@@ -13,7 +13,7 @@ from typing import Any
 
 from optprof.profiler.safety.plain import plain
 
-from ..style import HATCHES, ON_BLOCK, Mark, hatch_colour
+from ..style import HATCH_DEPTH, HATCHES, ON_BLOCK, Mark, hatch_colour
 from ..units import GIB, Sized, Words, bytes_text
 from ..words import phase_name
 from .bars import VISIBLE
@@ -376,8 +376,8 @@ def icicle_graph(icicle: Icicle) -> Graph:
 def _patterns(tiles: Sequence[Tile]) -> dict[str, Any]:
     """Return the hatches of the first row; lines would cross the names of all modules."""
     shown = [HATCHES.get(tile.colour, "") if tile.depth == 1 else "" for tile in tiles]
-    lines = [hatch_colour(tile.colour) if tile.depth == 1 else "@paper" for tile in tiles]
-    return {"shape": shown, "fgcolor": lines, "fillmode": "overlay", "size": 6, "solidity": 0.12}
+    lines = {"fgcolor": ON_BLOCK, "fgopacity": HATCH_DEPTH, "size": 6, "solidity": 0.12}
+    return {"shape": shown, "bgcolor": [tile.colour for tile in tiles]} | lines
 
 
 def _count(tile: Tile) -> str:

@@ -9,8 +9,8 @@ function filledIn(node, units, colours) {
   if (Array.isArray(node)) return node.map((each) => filledIn(each, units, colours));
   if (node === null || typeof node !== "object") return node;
   if ("bytes" in node) return node.bytes.map((count) => count / UNITS[units]);
-  // plotly writes into what it is given.
-  if ("binary" in node) return structuredClone(node[units]);
+  // A copy: plotly writes into the ranges that it is given.
+  if ("binary" in node) return filledIn(node[units], units, colours);
   if ("picked" in node) return node.picked.map((number) => node.texts[number]);
   return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, filledIn(value, units, colours)]));
 }
@@ -57,7 +57,7 @@ function framed(graph, layout, width, colour) {
     yaxis: { ...axis, ...layout.yaxis, title: { standoff: 12, ...layout.yaxis.title } },
     annotations: [...names, ...stepNames(graph, colour)],
     shapes: [...columnLines(graph, colour), ...phaseShades(graph, colour)],
-    margin: { l: 56, r: 16, t: names.length ? 24 + 5.4 * Math.max(...names.map(({ text }) => text.length)) : 12, b: graph.bands.length ? 44 : 52 },
+    margin: { l: 56, r: names.length ? 44 : 16, t: names.length ? 24 + 5.4 * Math.max(...names.map(({ text }) => text.length)) : 12, b: graph.bands.length ? 44 : 52 },
   };
   return {
     ...layout,

@@ -200,7 +200,7 @@ def test_what_failed_or_ran_out_of_memory_is_listed(page):
     assert "out-of-memory" in failures
     assert "needs 26.1 GiB of 24 GiB" in failures
     assert "ValueError: no" in failures
-    assert "out-of-memory" in column(page, 0, 11)
+    assert "out-of-memory" in column(page, 0, 10)
 
 
 def test_the_theme_can_be_chosen(page):
@@ -216,9 +216,9 @@ def test_the_theme_can_be_chosen(page):
 
 
 def test_units_change_everywhere(page):
-    assert column(page, 0, 5)[0] == "7.81 KiB"
+    assert column(page, 0, 4)[0] == "7.81 KiB"
     page.get_by_label("GB", exact=True).check(force=True)
-    assert column(page, 0, 5)[0] == "8.00 kB"
+    assert column(page, 0, 4)[0] == "8.00 kB"
     until(
         page,
         "document.querySelector('.graph').layout.yaxis.title.text === 'GB of state, log scale'",
@@ -227,7 +227,7 @@ def test_units_change_everywhere(page):
         "Math.max(...document.querySelector('.graph').data.at(-1).y)"
     ) == pytest.approx(4e-5)
     page.get_by_label("GiB", exact=True).check(force=True)
-    assert column(page, 0, 5)[0] == "7.81 KiB"
+    assert column(page, 0, 4)[0] == "7.81 KiB"
 
 
 def test_with_units_of_gb_the_page_s_own_text_has_no_gib(page):
@@ -311,11 +311,11 @@ def test_tables_are_sorted_by_keyboard_and_say_so(page):
     head = button.locator("xpath=..")
     assert head.get_attribute("aria-sort") == "none"
     button.press("Enter")
-    rising = [text for text in column(page, 0, 6) if text != NOTHING]
+    rising = [text for text in column(page, 0, 5) if text != NOTHING]
     assert head.get_attribute("aria-sort") == "ascending"
     assert rising == sorted(rising, key=float)
     button.press("Enter")
-    falling = column(page, 0, 6)
+    falling = column(page, 0, 5)
     assert head.get_attribute("aria-sort") == "descending"
     assert [text for text in falling if text != NOTHING] == rising[::-1]
     # Unknown values come last in both directions.
@@ -404,7 +404,7 @@ def test_units_and_theme_are_kept_on_reload(page):
     page.reload()
     until(page, "document.querySelector('.graph .main-svg')")
     assert page.get_by_label("GB", exact=True).is_checked()
-    assert column(page, 0, 5)[0] == "8.00 kB"
+    assert column(page, 0, 4)[0] == "8.00 kB"
     assert page.evaluate("document.querySelector('.graph').layout.yaxis.title.text").startswith(
         "GB of state"
     )
@@ -413,7 +413,7 @@ def test_units_and_theme_are_kept_on_reload(page):
     page.get_by_label("system").check(force=True)
     page.reload()
     until(page, "document.querySelector('.graph .main-svg')")
-    assert column(page, 0, 5)[0] == "7.81 KiB"
+    assert column(page, 0, 4)[0] == "7.81 KiB"
 
 
 def test_the_page_has_no_serious_accessibility_fault(page):
@@ -488,7 +488,8 @@ def test_paper_is_light_and_has_the_graphs(open_page, folder, tmp_path):
         " root.dataset.wide = Math.max(...[...all].map((graph) => graph.layout.width)); })"
     )
     page.pdf(path=tmp_path / "page.pdf", format="A4")
-    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    # Chromium wrote 6 kB of blank pages where the style sheet had container queries.
+    assert len((tmp_path / "page.pdf").read_bytes()) > 100_000
     assert page.evaluate("root.dataset.seen") == "#d9dee5"
     # A4 has 718 pixels between Chromium's margins.
     assert 500 < int(page.evaluate("root.dataset.wide")) <= 680
